@@ -1,0 +1,1 @@
+"""Configuration, free of torch: schema, checks, and the way from hydra to typed objects."""

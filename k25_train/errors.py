@@ -1,0 +1,17 @@
+"""Errors that a user can cause and mend: their text names the key or file, the value, the rule, the remedy."""
+
+
+class K25Error(Exception):
+    """Base of the errors below; entry points print its text without a traceback."""
+
+
+class ConfigError(K25Error):
+    """The configuration, or what it demands of this machine, breaks a rule."""
+
+
+class DataError(K25Error):
+    """A file of the training data is absent, cut short or not what the index says."""
+
+
+class CheckpointError(K25Error):
+    """A checkpoint is incomplete, does not fit the model, or cannot be written."""

@@ -1,0 +1,82 @@
+"""Sizes of the parallel layout, and `Problem`, in which every configuration section reports a broken rule.
+
+Only the standard library is imported, so that the launcher can use it on a machine without torch.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+
+class Problem(NamedTuple):
+    """One broken rule of the configuration."""
+
+    key: str
+    """Dotted path of the value, seen from the section that reports it."""
+    value: object
+    """The value as configured."""
+    rule: str
+    """What the value must satisfy, with the numbers it was held against."""
+    remedy: str
+    """What to change."""
+
+    def under(self, section: str) -> "Problem":
+        """The same problem seen from the section that holds this one."""
+        return self._replace(key=f"{section}.{self.key}")
+
+
+def not_positive(section: object, names: Iterable[str]) -> list[Problem]:
+    """Problems of the named fields that are not above zero."""
+    values = ((name, getattr(section, name)) for name in names)
+    return [
+        Problem(name, value, "must be positive", "use a value above 0")
+        for name, value in values
+        if value <= 0
+    ]
+
+
+class DepMode(Enum):
+    """Where the vision tower runs."""
+
+    coupled = "coupled"
+    """In the first pipeline stage, ahead of the embedding."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ParallelismConfig:
+    """How many ways each kind of parallelism cuts the model; the data-parallel size follows from the ranks."""
+
+    pp: int
+    """Pipeline stages (ranks). Source: 16 in the K2 report, section 2.4."""
+    vpp: int
+    """Model chunks per pipeline rank; above 1 the interleaved 1F1B schedule runs. Source: K2 report,
+    section 2.4, which does not disclose the degree."""
+    ep: int
+    """Ranks that share the routed experts of a layer. Source: 16 in the K2 report, section 2.4."""
+    layout: str | None
+    """Which layers each chunk holds, in megatron-core's pipeline layout language, e.g. `Et|(tt|)*30L`.
+    Null spreads the layers evenly. Source: not disclosed, our choice."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        found = not_positive(self, ("pp", "vpp", "ep"))
+        if self.vpp > 1 and self.pp == 1:
+            found.append(
+                Problem(
+                    "vpp", self.vpp, "needs a pipeline (pp > 1) to interleave", "raise pp, or set vpp to 1"
+                )
+            )
+        return found
+
+
+@dataclass(slots=True, kw_only=True)
+class DepConfig:
+    """The encoder's process (K2.5 report, section 4.5.1)."""
+
+    mode: DepMode
+    """Where the vision tower runs."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        return []

@@ -1,0 +1,60 @@
+"""Package metadata; tool settings stand in pyproject.toml.
+
+`parallel` and `launch` keep their folder names as import names, so a checkout, an editable install and a
+wheel all import the same modules. The YAML files of `conf/` travel as package data of `k25_train.conf`.
+"""
+
+from setuptools import find_packages, setup
+
+CODE = ["k25_train", "parallel", "launch"]
+
+setup(
+    name="k25-train",
+    version="0.1.0",
+    description="Open training system for Kimi-K2.5-class models (MLA + MoE + MoonViT-3D) on megatron-core",
+    packages=[*find_packages(include=[p for name in CODE for p in (name, f"{name}.*")]), "k25_train.conf"],
+    package_dir={"k25_train.conf": "conf"},
+    package_data={"k25_train.conf": ["**/*.yaml"]},
+    python_requires=">=3.12",
+    # Every range is one that was tried together; megatron-core is patched per version (parallel/megatron).
+    install_requires=[
+        "torch>=2.13,<2.14",
+        "megatron-core==0.19.2",
+        "emerging-optimizers==0.3.0",
+        "hydra-core>=1.3.8,<1.4",
+        "omegaconf>=2.3.1,<2.4",
+        "PyYAML>=6.0,<7",
+        "numpy>=2.5,<3",
+        "safetensors>=0.8,<0.9",
+        "nvidia-dali-cuda130>=2.4,<2.5",
+        "pillow>=13,<14",
+        "tokenizers>=0.23,<0.24",
+        "tiktoken>=0.14,<0.15",
+        "rich>=15,<16",
+        "tensorboard>=2.21,<2.22",
+        "matplotlib>=3.11,<3.12",
+    ],
+    extras_require={
+        "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21", "deepspeed>=0.19.8,<0.20"],
+        "dev": [
+            "pytest>=9.2,<10",
+            "hypothesis>=6.170,<7",
+            "ruff==0.17.6",
+            "mypy>=2.4,<2.5",
+            "types-PyYAML>=6.0,<7",
+            "pre-commit>=4,<5",
+            "transformers==5.23.0",
+            # The wheel test builds without isolation, so without a network.
+            "setuptools>=77",
+            "wheel>=0.45",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "k25-train=k25_train.train:main",
+            "k25-eval=k25_train.eval:main",
+            "k25-data=k25_train.data.__main__:main",
+            "k25-plan=k25_train.plan.__main__:main",
+        ]
+    },
+)
