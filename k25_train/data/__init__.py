@@ -1,0 +1,1 @@
+"""Reading, packing and batching of training data; building of shard sets."""
