@@ -136,7 +136,7 @@ def read_index(path: str) -> list[SampleRecord]:
     return records
 
 
-def _open_text(path: str) -> Any:  # noqa: ANN401  (fsspec's open files are untyped)
+def _open_text(path: str) -> Any:
     try:
         return fsspec.open(path, "r", encoding="utf-8").open()
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Shards: plain tar files of samples in native media formats, written in order, read at random by byte offset.
+"""Shards: plain tar files of samples in native media formats, written in order, read at random by offset.
 
 Members follow WebDataset's naming: those with the same stem are one sample. `<key>.json` holds kind, source,
 licence and the segments with their words; `<key>.<position>.<format>` holds a media file as it was found.
@@ -78,7 +78,7 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, tokenizer_sha256: str) -> None:
-        """`path` is the `.tar` to write; `tokenizer_sha256` identifies the tokenizer that counted the tokens."""
+        """`path`: the `.tar` to write; `tokenizer_sha256`: of the tokenizer that counted the tokens."""
         self.path = path
         self.index_path = index_path(path)
         self.tokenizer_sha256 = tokenizer_sha256
@@ -87,7 +87,7 @@ class ShardWriter:
         self._partial_path = path.with_name(path.name + ".partial")
 
     def __enter__(self) -> Self:
-        self._tar = tarfile.open(self._partial_path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._tar = tarfile.open(self._partial_path, "w", format=tarfile.USTAR_FORMAT)
         return self
 
     def __exit__(
@@ -210,8 +210,8 @@ class ShardReader:
         data = self._fs.cat_file(f"{self._root}/{shard}", start=offset, end=offset + num_bytes)
         if len(data) != num_bytes:
             raise DataError(
-                f"{self.directory}/{shard}: bytes {offset} to {offset + num_bytes} were asked for and {len(data)} "
-                "are there; the shard was cut short while in use. Copy or build it again."
+                f"{self.directory}/{shard}: bytes {offset} to {offset + num_bytes} were asked for and "
+                f"{len(data)} are there; the shard was cut short while in use. Copy or build it again."
             )
         return data
 
@@ -225,13 +225,13 @@ class ShardReader:
             texts = tuple(segment.get("text", "") for segment in json.loads(data)["segments"])
         except (ValueError, KeyError, AttributeError) as error:
             raise DataError(
-                f"{self.directory}/{record.shard}, sample {record.key}: no sample JSON at byte {record.offset} "
-                f"({error!r}); shard and index do not belong together. Build the shard set again."
+                f"{self.directory}/{record.shard}, sample {record.key}: no sample JSON at byte "
+                f"{record.offset} ({error!r}); shard and index do not belong together. Build the shard set again."
             ) from error
         if len(texts) != len(record.segments):
             raise DataError(
-                f"{self.directory}/{record.shard}, sample {record.key}: has {len(texts)} segments, the index says "
-                f"{len(record.segments)}. Build the shard set again."
+                f"{self.directory}/{record.shard}, sample {record.key}: has {len(texts)} segments, the index "
+                f"says {len(record.segments)}. Build the shard set again."
             )
         return texts
 
@@ -301,8 +301,8 @@ def _read_manifest(directory: str) -> dict[str, Any]:
         manifest = json.loads(fs.cat_file(f"{root}/{MANIFEST}"))
     except FileNotFoundError as error:
         raise DataError(
-            f"{path}: no such file, so data.dir={directory} is no (complete) shard set. Run {_BUILD}, or point "
-            "data.dir at one."
+            f"{path}: no such file, so data.dir={directory} is no (complete) shard set. Run {_BUILD}, or "
+            "point data.dir at one."
         ) from error
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}). Run {_BUILD} again.") from error
@@ -333,12 +333,12 @@ def _check_shard(
     if size != header.shard_bytes:
         what = "cut short" if size < header.shard_bytes else "not the one indexed"
         raise DataError(
-            f"{reader.directory}/{shard}: has {size} bytes but its index says {header.shard_bytes}; the shard is "
-            f"{what}. Copy it again from where it was built, or run {_BUILD} again."
+            f"{reader.directory}/{shard}: has {size} bytes but its index says {header.shard_bytes}; the shard "
+            f"is {what}. Copy it again from where it was built, or run {_BUILD} again."
         )
     if header.tokenizer_sha256 != tokenizer_sha256:
         raise DataError(
-            f"{reader.directory}/{index}: tokens were counted with tokenizer {header.tokenizer_sha256[:12]}… but "
-            f"{tokenizer_path} is {tokenizer_sha256[:12]}…. Use that tokenizer (data.tokenizer), or build the shard "
-            "set with this one."
+            f"{reader.directory}/{index}: tokens were counted with tokenizer {header.tokenizer_sha256[:12]}… "
+            f"but {tokenizer_path} is {tokenizer_sha256[:12]}…. Use that tokenizer (data.tokenizer), or build the "
+            "shard set with this one."
         )
