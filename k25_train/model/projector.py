@@ -1,0 +1,28 @@
+"""The patch-merger projector between the vision tower and the language model (K2.5 report, section 4.1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from k25_train.config.schema import VisionConfig
+
+
+class PatchMergerProjector(nn.Module):
+    """Norm each patch, join the merged patches, and map them to one text embedding.
+
+    Parameter names are those of the released checkpoint's `mm_projector.`.
+    """
+
+    def __init__(self, vision: VisionConfig, text_hidden_size: int) -> None:
+        super().__init__()
+        merged_size = vision.merge_size**2 * vision.hidden_size
+        self.pre_norm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
+        self.proj = nn.Sequential(
+            nn.Linear(merged_size, merged_size),
+            nn.GELU(),
+            nn.Linear(merged_size, text_hidden_size),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[V, merge_size², C] tower features -> [V, text_hidden_size] embeddings; V may be zero."""
+        return self.proj(self.pre_norm(features).flatten(1))
