@@ -1,0 +1,186 @@
+"""Multi-head latent attention over packed documents.
+
+Two subclasses of megatron-core's modules. `PackedLatentAttention` projects to queries, keys and values and
+applies rotary positions that restart with every document; `DocumentAttention` attends inside each document
+with torch's scaled-dot-product attention and can report the largest logit of every head.
+
+Shapes: T tokens of a micro-batch (all documents one after another), D hidden, H heads, Q query/key head
+size (nope + rope), R rope part of it, V value head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.transformer_config import MLATransformerConfig
+from torch import Tensor
+
+_LOGIT_BLOCK = 1024
+"""Queries whose logits are held at a time while maxima are taken."""
+
+
+@dataclass
+class PackedDocuments(PackedSeqParams):
+    """The documents of one micro-batch, as megatron-core passes them from layer to layer.
+
+    The lengths are kept as Python integers beside the device tensors of the base class, so that no layer
+    has to wait for the device to learn them.
+    """
+
+    lengths: tuple[int, ...] = ()
+    positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    """[T] int64, position of each token inside its document."""
+    rotary_table: tuple[Tensor, Tensor] | None = None
+    """Cosines and sines, each [T, 1, R] float32; the first layer that needs them fills them in."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> "PackedDocuments":
+        """Describe documents of these lengths, which follow one another without gaps."""
+        boundaries = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        torch.cumsum(torch.tensor(lengths), 0, out=boundaries[1:])
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        cu_seqlens = boundaries.to(device, non_blocking=True)
+        return cls(
+            qkv_format="thd",
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_kv=cu_seqlens,
+            max_seqlen_q=max(lengths),
+            max_seqlen_kv=max(lengths),
+            lengths=tuple(lengths),
+            positions=positions.to(device, non_blocking=True),
+        )
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `x` [T, heads, R], whose pairs are neighbours, by tables [T, 1, R] whose pairs are R/2 apart.
+
+    The result has its pairs R/2 apart too; queries and keys are permuted alike, so products are unchanged.
+    """
+    halves = torch.cat((x[..., 0::2], x[..., 1::2]), dim=-1)
+    first, second = halves.chunk(2, dim=-1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return halves * cos.to(x.dtype) + rotated * sin.to(x.dtype)
+
+
+class PackedLatentAttention(MLASelfAttention):
+    """MLA (K2 report, table 2) for packed documents.
+
+    Upstream applies rotary embeddings document by document, which launches a handful of kernels per document
+    and layer, and reads the lengths back from the device each time; here one table serves all layers.
+    """
+
+    def get_query_key_value_tensors(
+        self,
+        hidden_states: Tensor,
+        key_value_states: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        inference_context: Any = None,
+        *,
+        inference_params: Any = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Project `hidden_states` [T, 1, D] to query [T, H, Q], key [T, H, Q] and value [T, H, V].
+
+        Also returns the compressed query and key-value, as the base class does.
+        """
+        if not isinstance(packed_seq_params, PackedDocuments):
+            raise TypeError("PackedLatentAttention needs packed_seq_params=PackedDocuments.of(lengths, device)")
+        config, num_heads = self.config, self.num_attention_heads_per_partition
+        cos, sin = self._rotary_table(packed_seq_params)
+        q_compressed, kv_combined = self._qkv_down_projection(hidden_states.squeeze(1))
+        kv_compressed, k_rope = kv_combined.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], dim=-1)
+        q_compressed = self.q_layernorm(q_compressed)
+        kv_compressed = self.kv_layernorm(kv_compressed)
+
+        query, _ = self.linear_q_up_proj(q_compressed)
+        query = query.unflatten(-1, (num_heads, self.q_head_dim))
+        q_nope, q_rope = query.split([config.qk_head_dim, config.qk_pos_emb_head_dim], dim=-1)
+        key_value, _ = self.linear_kv_up_proj(kv_compressed)
+        key_value = key_value.unflatten(-1, (num_heads, config.qk_head_dim + config.v_head_dim))
+        k_nope, value = key_value.split([config.qk_head_dim, config.v_head_dim], dim=-1)
+
+        # One rotary key is shared by all heads.
+        k_rope = rotate(k_rope.unsqueeze(1), cos, sin).expand(-1, num_heads, -1)
+        query = torch.cat((q_nope, rotate(q_rope, cos, sin)), dim=-1)
+        key = torch.cat((k_nope, k_rope), dim=-1)
+        return query, key, value, q_compressed, kv_compressed
+
+    def _rotary_table(self, documents: PackedDocuments) -> tuple[Tensor, Tensor]:
+        if documents.rotary_table is None:
+            frequencies = self.rotary_pos_emb(documents.max_seqlen_q, packed_seq=True)
+            scale = 1.0
+            if isinstance(frequencies, tuple):
+                frequencies, scale = frequencies
+            angles = frequencies[:, 0][documents.positions]
+            documents.rotary_table = (angles.cos() * scale, angles.sin() * scale)
+        return documents.rotary_table
+
+    def _run_core_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_params: PackedSeqParams | None = None,
+        attn_mask_type: Any = None,
+        **_: Any,
+    ) -> Tensor:
+        # The base class pads values to the query's head size for Transformer Engine; ours needs no padding.
+        return self.core_attention(query, key, value, packed_seq_params)
+
+
+class DocumentAttention(MegatronModule):
+    """Causal attention inside each document; nothing attends across documents."""
+
+    def __init__(
+        self,
+        config: MLATransformerConfig,
+        layer_number: int,
+        softmax_scale: float | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__(config)
+        self.layer_number = layer_number
+        self.softmax_scale = softmax_scale
+        self.record_max_logits = False
+        self.max_logits: Tensor | None = None
+        """[H] float32: the largest q·k·scale of each head since it was last set to None, taken over allowed
+        pairs only. Stays None unless `record_max_logits` is set. Source: K2 report, section 2.1."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
+        """Attend: query and key [T, H, Q], value [T, H, V] -> [T, H * V]."""
+        outputs = []
+        pieces = (tensor.split(documents.lengths) for tensor in (query, key, value))
+        for q_LHQ, k_LHQ, v_LHV in zip(*pieces, strict=True):
+            q_HLQ, k_HLQ, v_HLV = (tensor.transpose(0, 1) for tensor in (q_LHQ, k_LHQ, v_LHV))
+            if self.record_max_logits:
+                self._keep_max(max_logits_per_head(q_HLQ, k_HLQ, self.softmax_scale))
+            attended_HLV = F.scaled_dot_product_attention(
+                q_HLQ.unsqueeze(0), k_HLQ.unsqueeze(0), v_HLV.unsqueeze(0), is_causal=True, scale=self.softmax_scale
+            ).squeeze(0)
+            outputs.append(attended_HLV.transpose(0, 1).flatten(1))
+        return torch.cat(outputs)
+
+    def _keep_max(self, logits_H: Tensor) -> None:
+        self.max_logits = logits_H if self.max_logits is None else torch.maximum(self.max_logits, logits_H)
+
+
+@torch.no_grad()
+def max_logits_per_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """The largest causal softmax input of each head: query and key [H, L, Q] -> [H] float32.
+
+    Works through blocks of queries, so that memory stays linear in the document's length.
+    """
+    length = query.shape[1]
+    largest = torch.full((query.shape[0],), -torch.inf, dtype=torch.float32, device=query.device)
+    for start in range(0, length, _LOGIT_BLOCK):
+        stop = min(start + _LOGIT_BLOCK, length)
+        logits = (query[:, start:stop] @ key[:, :stop].transpose(1, 2)).float() * scale
+        later = torch.arange(stop, device=query.device) > torch.arange(start, stop, device=query.device)[:, None]
+        largest = torch.maximum(largest, logits.masked_fill(later, -torch.inf).amax(dim=(1, 2)))
+    return largest

@@ -1,0 +1,117 @@
+"""The language model: megatron-core's GPTModel, assembled from a spec of its modules and three of ours."""
+
+from functools import partial
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
+from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from k25_train.config.schema import ModelConfig
+from k25_train.model.attention import DocumentAttention, PackedLatentAttention
+from k25_train.model.experts import GroupedExperts
+from k25_train.model.megatron_config import BackboneConfig
+from k25_train.model.router import SequenceBalancedRouter
+
+
+def linear_backend(*, transformer_engine: bool) -> BackendSpecProvider:
+    """Which linear layers and norms to build with: Transformer Engine's, or megatron-core's own.
+
+    Raises `RuntimeError` if Transformer Engine is asked for and not installed.
+    """
+    if not transformer_engine:
+        return LocalSpecProvider()
+    from megatron.core.extensions.transformer_engine import HAVE_TE
+    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+    if not HAVE_TE:
+        raise RuntimeError(
+            "train.transformer_engine=true, but transformer_engine cannot be imported: install it "
+            "(pip install 'k25-train[gpu]', or take it from the container), or set "
+            "train.transformer_engine=false"
+        )
+    return TESpecProvider()
+
+
+def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
+    """One decoder layer: pre-norm MLA, then a dense SwiGLU or the mixture of experts."""
+    norm = backend.layer_norm(rms_norm=True)
+    qk_norm = backend.layer_norm(rms_norm=True, for_qk=True)
+    column, row = backend.column_parallel_linear(), backend.row_parallel_linear()
+    swiglu = MLPSubmodules(linear_fc1=column, linear_fc2=row)
+    moe = MoESubmodules(
+        router=SequenceBalancedRouter,
+        experts=GroupedExperts,
+        shared_experts=partial(SharedExpertMLP, submodules=swiglu),
+    )
+    attention = ModuleSpec(
+        module=PackedLatentAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=MLASelfAttentionSubmodules(
+            linear_q_down_proj=column,
+            linear_q_up_proj=column,
+            linear_kv_down_proj=column,
+            linear_kv_up_proj=column,
+            core_attention=DocumentAttention,
+            linear_proj=row,
+            q_layernorm=qk_norm,
+            kv_layernorm=qk_norm,
+        ),
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=partial(MoELayer, submodules=moe) if is_moe else partial(MLP.as_mlp_submodule, submodules=swiglu),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def build_language_model(
+    model: ModelConfig,
+    config: BackboneConfig,
+    groups: ProcessGroupCollection,
+    layer_ids: range,
+    *,
+    pre_process: bool,
+    post_process: bool,
+    vp_stage: int | None,
+    transformer_engine: bool = False,
+) -> GPTModel:
+    """Build the part of the language model that holds the decoder layers `layer_ids`.
+
+    Args:
+        pre_process: whether it embeds tokens.
+        post_process: whether it has the final norm and the output head.
+        vp_stage: which virtual stage of its rank it is; None without virtual stages.
+    """
+    backend = linear_backend(transformer_engine=transformer_engine)
+    kinds = {is_moe: layer_spec(backend, is_moe=is_moe) for is_moe in (False, True)}
+    block = TransformerBlockSubmodules(
+        layer_specs=[kinds[layer >= model.num_dense_layers] for layer in layer_ids],
+        layer_norm=backend.layer_norm(rms_norm=True),
+    )
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=block,
+        vocab_size=model.vocab_size,
+        max_sequence_length=config.balance_sequence_tokens,
+        pre_process=pre_process,
+        post_process=post_process,
+        position_embedding_type="none",
+        share_embeddings_and_output_weights=False,
+        pg_collection=groups,
+        vp_stage=vp_stage,
+    )

@@ -1,0 +1,60 @@
+"""Build the model chunks that live on one rank."""
+
+import torch
+
+from k25_train.config.schema import Config
+from k25_train.model.backbone import build_language_model
+from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig
+from k25_train.model.moonvit import MoonViT3D
+from k25_train.model.multimodal import MultimodalModel
+from k25_train.model.projector import PatchMergerProjector
+from k25_train.model.weights import ChunkPlace, initialize
+from parallel.topology import Topology
+
+
+def chunk_place(config: Config, topology: Topology, vp_stage: int) -> ChunkPlace:
+    """Where one of this rank's chunks stands in the whole model."""
+    return ChunkPlace(
+        first_layer=topology.layout.layer_ids(topology.pp_rank, vp_stage).start,
+        first_expert=topology.ep_rank * (config.model.num_experts // topology.ep_size),
+    )
+
+
+def build_chunks(config: Config, backbone: BackboneConfig, topology: Topology) -> list[MultimodalModel]:
+    """Build and initialise every chunk of this rank, one per virtual stage, on its device.
+
+    The tower and the projector sit in the chunk that embeds tokens.
+    """
+    chunks = []
+    for vp_stage in range(topology.vpp_size):
+        chunk = _build_chunk(config, backbone, topology, vp_stage)
+        chunk.to(topology.device)
+        initialize(chunk, chunk_place(config, topology, vp_stage), config.train.seed, config.model.init_std)
+        chunks.append(chunk)
+    return chunks
+
+
+def _build_chunk(
+    config: Config, backbone: BackboneConfig, topology: Topology, vp_stage: int
+) -> MultimodalModel:
+    layout, pp_rank = topology.layout, topology.pp_rank
+    is_first = layout.is_first(pp_rank, vp_stage)
+    language_model = build_language_model(
+        config.model,
+        backbone,
+        topology.groups,
+        layout.layer_ids(pp_rank, vp_stage),
+        pre_process=is_first,
+        post_process=layout.is_last(pp_rank, vp_stage),
+        vp_stage=vp_stage if topology.vpp_size > 1 else None,
+        transformer_engine=config.train.transformer_engine,
+    )
+    tower, projector = None, None
+    if is_first:
+        dtype = TORCH_DTYPE[config.train.dtype]
+        with torch.random.fork_rng(devices=[]):
+            tower = MoonViT3D(config.model.vision).to(dtype)
+            projector = PatchMergerProjector(config.model.vision, config.model.hidden_size).to(dtype)
+    # torch norms are built in float32 whatever the configuration says; weights are of one dtype.
+    language_model.to(TORCH_DTYPE[config.train.dtype])
+    return MultimodalModel(backbone, language_model, tower, projector)

@@ -1,0 +1,122 @@
+"""Our short configuration, translated to megatron-core's: the one place that does."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import MLATransformerConfig
+
+from k25_train.config.schema import DType, ModelConfig, TrainConfig
+from parallel.config import ParallelismConfig
+from parallel.layout import PipelineLayout
+
+TORCH_DTYPE = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
+
+
+@dataclass
+class BackboneConfig(MLATransformerConfig):
+    """megatron-core's configuration plus what our subclasses of its modules read."""
+
+    balance_sequence_tokens: int = 0
+    """Tokens of one training sequence: the span of the router's sequence-wise balance loss."""
+
+
+def backbone_config(
+    model: ModelConfig, train: TrainConfig, sizes: ParallelismConfig, layout: PipelineLayout
+) -> BackboneConfig:
+    """Translate to megatron-core. The layout's chunks and `sizes.pp`, `sizes.vpp` must agree."""
+    return BackboneConfig(
+        **_architecture(model),
+        **_router(model),
+        **_rotary(model),
+        **_numerics(train),
+        **_pipeline(sizes, layout),
+        expert_model_parallel_size=sizes.ep,
+        balance_sequence_tokens=train.seq_len,
+    )
+
+
+def _architecture(model: ModelConfig) -> dict:
+    num_moe_layers = model.num_layers - model.num_dense_layers
+    return {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "multi_latent_attention": True,
+        "q_lora_rank": model.q_lora_rank,
+        "kv_lora_rank": model.kv_lora_rank,
+        "qk_head_dim": model.qk_nope_head_dim,
+        "qk_pos_emb_head_dim": model.qk_rope_head_dim,
+        "v_head_dim": model.v_head_dim,
+        "qk_layernorm": True,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": model.rms_norm_eps,
+        "add_bias_linear": False,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "bias_activation_fusion": False,
+        "ffn_hidden_size": model.dense_ffn_hidden_size,
+        "moe_layer_freq": [0] * model.num_dense_layers + [1] * num_moe_layers,
+        "num_moe_experts": model.num_experts,
+        "moe_ffn_hidden_size": model.expert_ffn_hidden_size,
+        "moe_shared_expert_intermediate_size": model.num_shared_experts * model.expert_ffn_hidden_size,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+
+
+def _router(model: ModelConfig) -> dict:
+    return {
+        "moe_router_topk": model.num_experts_per_token,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "moe_router_bias_update_rate": model.expert_bias_update_rate,
+        "moe_router_topk_scaling_factor": model.routed_scaling_factor,
+        "moe_router_load_balancing_type": "seq_aux_loss",
+        "moe_aux_loss_coeff": model.balance_loss_coeff,
+        "moe_router_dtype": "fp32",
+        "moe_token_dispatcher_type": "alltoall",
+    }
+
+
+def _rotary(model: ModelConfig) -> dict:
+    rope = model.rope
+    return {
+        "rope_type": "yarn" if rope.scaling_factor > 1 else "rope",
+        "rotary_base": rope.theta,
+        "rotary_scaling_factor": rope.scaling_factor,
+        "original_max_position_embeddings": rope.original_max_position,
+        "beta_fast": rope.beta_fast,
+        "beta_slow": rope.beta_slow,
+        "mscale": rope.mscale,
+        "mscale_all_dim": rope.mscale_all_dim,
+        "apply_rope_fusion": False,
+    }
+
+
+def _numerics(train: TrainConfig) -> dict:
+    dtype = TORCH_DTYPE[train.dtype]
+    return {
+        "bf16": dtype is torch.bfloat16,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        # Weights are set by name after the build (model/init.py), not by megatron-core's generators.
+        "perform_initialization": False,
+        # Masks differ from micro-batch to micro-batch, so a mean of means would depend on the cut.
+        "calculate_per_token_loss": True,
+    }
+
+
+def _pipeline(sizes: ParallelismConfig, layout: PipelineLayout) -> dict:
+    interleaved = sizes.vpp > 1
+    return {
+        "pipeline_model_parallel_size": sizes.pp,
+        "virtual_pipeline_model_parallel_size": sizes.vpp if interleaved else None,
+        "pipeline_model_parallel_layout": layout.to_megatron() if sizes.pp > 1 else None,
+        # With two pipeline ranks the peer before and the peer after are the same one, and the batched,
+        # untagged sends of the interleaved schedule swap activations with gradients, silently
+        # (p2p_communication.py, `_batched_p2p_ops`). The unbatched path keeps them apart by group.
+        # The plain schedule refuses that path.
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+    }

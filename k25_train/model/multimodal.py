@@ -1,0 +1,91 @@
+"""The multimodal model: vision features take the places of media placeholders among the token embeddings."""
+
+from collections.abc import Sequence
+
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor, nn
+
+from k25_train.model.attention import PackedDocuments
+from k25_train.model.megatron_config import BackboneConfig
+
+GridTHW = tuple[int, int, int]
+
+
+class MultimodalModel(MegatronModule):
+    """One pipeline chunk of the model: its decoder layers and, in the first chunk, tower and projector."""
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        language_model: GPTModel,
+        vision_tower: nn.Module | None = None,
+        mm_projector: nn.Module | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.language_model = language_model
+        self.vision_tower = vision_tower
+        self.mm_projector = mm_projector
+        # Read by megatron-core's pipeline schedules.
+        self.pre_process = language_model.pre_process
+        self.post_process = language_model.post_process
+        self.vp_stage = language_model.vp_stage
+        self.model_type = language_model.model_type
+        self.share_embeddings_and_output_weights = False
+
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
+        """Take the activations [T, 1, D] of the chunk before; called by the pipeline schedule."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: PackedDocuments,
+        labels: Tensor | None = None,
+        media_positions: Tensor | None = None,
+        pixels: Tensor | None = None,
+        grid_thw: Sequence[GridTHW] = (),
+    ) -> Tensor:
+        """Run the chunk on one micro-batch of T packed tokens.
+
+        Args:
+            tokens: [T] int64 token ids.
+            documents: where documents begin and end.
+            labels: [T] int64; with them the last chunk returns losses instead of logits.
+            media_positions: [V] int64, where the placeholders of vision features stand (first chunk only).
+            pixels: [P, 3*14*14] patches of all items, one after another (first chunk only).
+            grid_thw: (frames, rows, columns) in patches of every item, in placeholder order.
+
+        Returns activations [T, 1, D]; from the last chunk losses [T] float32, or logits [T, vocabulary].
+        Raises ValueError if the features do not fill the placeholders exactly.
+        """
+        embeddings = None
+        if self.pre_process:
+            embeddings = self.language_model.embedding(tokens.unsqueeze(0), position_ids=None)
+            if self.vision_tower is not None and pixels is not None and media_positions is not None:
+                features = self.encode(pixels, grid_thw)
+                embeddings = put_features(embeddings, features, media_positions)
+        output = self.language_model(
+            input_ids=tokens.unsqueeze(0),
+            position_ids=None,
+            attention_mask=None,
+            decoder_input=embeddings,
+            labels=None if labels is None else labels.unsqueeze(0),
+            packed_seq_params=documents,
+        )
+        return output.squeeze(0) if self.post_process else output
+
+    def encode(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
+        """Encode and project items: pixels [P, 588] -> features [V, D]. No item at all is legal."""
+        assert self.vision_tower is not None and self.mm_projector is not None, "only the first chunk has them"
+        return self.mm_projector(self.vision_tower(pixels, grid_thw))
+
+
+def put_features(embeddings: Tensor, features: Tensor, positions: Tensor) -> Tensor:
+    """Replace rows of `embeddings` [T, 1, D] at `positions` [V] by `features` [V, D]."""
+    if features.shape[0] != positions.shape[0]:
+        raise ValueError(
+            f"{features.shape[0]} vision features for {positions.shape[0]} media placeholders: each item "
+            "needs (h/2)(w/2) placeholders, whatever its number of frames"
+        )
+    return embeddings.index_copy(0, positions, features.unsqueeze(1).to(embeddings.dtype))

@@ -1,0 +1,39 @@
+"""The `noaux_tc` router of K2.5: megatron-core's top-k router with a balance loss per training sequence."""
+
+from megatron.core.transformer.moe.router import TopKRouter
+from torch import Tensor
+
+
+class SequenceBalancedRouter(TopKRouter):
+    """Sigmoid scores, a bias per expert that only steers the choice, and a balance loss per sequence.
+
+    A micro-batch reaches the layers as one row of packed tokens, and upstream's sequence-wise balance loss
+    would take that row for a single sequence, so that its value depended on the micro-batch size. Here it is
+    taken over the sequences of `config.balance_sequence_tokens` tokens that the row was made of.
+    """
+
+    def _apply_seq_aux_loss(
+        self,
+        probs: Tensor,
+        scores_for_aux_loss: Tensor,
+        routing_map: Tensor,
+        seq_length: int,
+        bsz: int,
+        with_padding_mask: bool = False,
+    ) -> Tensor:
+        """Attach the balance loss to `probs` [T, E]; scores and routing map are [T, E] too."""
+        tokens = self.config.balance_sequence_tokens
+        num_sequences = seq_length * bsz // tokens
+
+        def sequences_inside(per_token: Tensor) -> Tensor:
+            # Upstream expects the tokens of all sequences interleaved: position-major.
+            return per_token.unflatten(0, (num_sequences, tokens)).transpose(0, 1).flatten(0, 1)
+
+        return super()._apply_seq_aux_loss(
+            probs,
+            sequences_inside(scores_for_aux_loss),
+            sequences_inside(routing_map),
+            tokens,
+            num_sequences,
+            with_padding_mask,
+        )

@@ -1,0 +1,79 @@
+"""Global parameter names, and the initial value of each parameter from (seed, global name) alone.
+
+A pipeline chunk numbers its layers from 0 and a rank its experts from 0; globally both have one number each.
+Since the initial value depends on nothing but the seed and that name, every layout starts from the same model.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_LAYER = re.compile(r"^(language_model\.decoder\.layers\.)(\d+)\.")
+_EXPERTS = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlace:
+    """Where a chunk's layers and experts stand in the whole model."""
+
+    first_layer: int
+    first_expert: int
+
+    def global_tensors(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The global name and the tensor behind a chunk's parameter or buffer.
+
+        Stacked experts give one entry an expert, each a view into the stack.
+        """
+        name = _LAYER.sub(lambda match: f"{match[1]}{int(match[2]) + self.first_layer}.", name)
+        stacked = _EXPERTS.search(name)
+        if stacked is None:
+            yield name, tensor
+            return
+        stem = name[: stacked.start()]
+        for local, expert in enumerate(tensor.unbind(0)):
+            yield f"{stem}.mlp.experts.{self.first_expert + local}.{stacked[1]}", expert
+
+
+def global_state(chunk: nn.Module, place: ChunkPlace) -> Iterator[tuple[str, Tensor]]:
+    """Global name and tensor (a view, without gradient) of all parameters and persistent buffers."""
+    for name, tensor in chunk.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            yield from place.global_tensors(name, tensor.detach())
+
+
+def initialize(chunk: nn.Module, place: ChunkPlace, seed: int, std: float) -> None:
+    """Give every parameter and buffer of a chunk its initial value, in place."""
+    for name, tensor in global_state(chunk, place):
+        tensor.copy_(initial_value(name, tensor.shape, seed, std))
+
+
+def initial_value(name: str, shape: torch.Size, seed: int, std: float) -> Tensor:
+    """The initial value of the parameter `name`, float32 on the CPU.
+
+    Norm weights are one; biases, the router's included, are zero; matrices of the language model and the
+    tables are normal with `std` (checkpoint, `initializer_range`). Matrices of tower and projector are normal
+    with 1/sqrt(inputs): the report starts the tower from SigLIP, so its own values are not disclosed.
+    """
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if "norm" in name.rsplit(".", 2)[-2]:
+        return torch.ones(shape)
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+    is_vision_matrix = name.startswith(("vision_tower.", "mm_projector.")) and not name.endswith("pos_emb.weight")
+    if is_vision_matrix:
+        std = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
+
+
+def load_global_state(chunk: nn.Module, place: ChunkPlace, state: Mapping[str, Tensor]) -> None:
+    """Copy a whole model's tensors, by global name, into the chunk. Raises KeyError naming a missing one."""
+    for name, tensor in global_state(chunk, place):
+        if name not in state:
+            raise KeyError(f"no tensor named {name!r} among the {len(state)} given")
+        tensor.copy_(state[name])

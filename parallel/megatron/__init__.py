@@ -1,0 +1,1 @@
+"""The one seam to megatron-core: see README.md in this folder."""

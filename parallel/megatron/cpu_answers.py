@@ -1,0 +1,151 @@
+"""What torch.cuda answers when megatron-core runs on the CPU.
+
+megatron-core names CUDA in three ways: it calls `torch.cuda.*`, it passes `device="cuda"` (or pinned memory)
+to torch's factory functions, and it moves tensors with `.cuda()`. Each is answered here with the CPU
+equivalent. The factory functions are wrapped rather than intercepted by a `TorchFunctionMode`, because such
+a mode is switched off while autograd runs backward, and activations are recomputed there.
+
+Streams and events become no-ops: on the CPU every operation has finished when it returns, so there is
+nothing to order. `torch.cuda.is_available()` keeps answering False.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+
+_FACTORIES = (
+    "arange", "as_tensor", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace",
+    "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "tensor",
+    "zeros", "zeros_like",
+)  # fmt: skip
+
+
+class CpuStream:
+    """A CUDA stream on a machine without one: work is done when it is submitted."""
+
+    cuda_stream = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def wait_stream(self, stream: Any) -> None: ...
+
+    def wait_event(self, event: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def record_event(self, event: Any = None) -> Any:
+        return event if event is not None else CpuEvent()
+
+    @staticmethod
+    def priority_range() -> tuple[int, int]:
+        return 0, 0
+
+
+class CpuEvent:
+    """A CUDA event on a machine without one: always reached."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def record(self, stream: Any = None) -> None: ...
+
+    def wait(self, stream: Any = None) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+
+_CURRENT_STREAM = CpuStream()
+
+
+def names_cuda(device: Any) -> bool:
+    """Whether a `device=` argument asks for CUDA: "cuda", "cuda:1" or torch.device("cuda")."""
+    if isinstance(device, str):
+        return device.startswith("cuda")
+    return isinstance(device, torch.device) and device.type == "cuda"
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def create(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("device") is not None and names_cuda(kwargs["device"]):
+            kwargs["device"] = CPU
+        # Pinning needs the CUDA driver; pageable memory is all there is without it.
+        kwargs.pop("pin_memory", None)
+        return factory(*args, **kwargs)
+
+    return create
+
+
+def _redirecting_to(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(original)
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        args = tuple(CPU if names_cuda(argument) else argument for argument in args)
+        if names_cuda(kwargs.get("device")):
+            kwargs["device"] = CPU
+        return original(self, *args, **kwargs)
+
+    return to
+
+
+@contextlib.contextmanager
+def _stream_context(_stream: Any) -> Iterator[None]:
+    yield
+
+
+def _rng_state(*_: Any, **__: Any) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
+    torch.set_rng_state(state)
+
+
+def _nothing() -> Callable[..., None]:
+    """A function that does nothing; a new one each time, since torch._dynamo refuses one under two names."""
+
+    def nothing(*_: Any, **__: Any) -> None: ...
+
+    return nothing
+
+
+_INSTALLED = False
+
+
+def install() -> None:
+    """Answer torch.cuda with the CPU, in this process, for good. Idempotent."""
+    global _INSTALLED
+    if _INSTALLED:
+        return
+    _INSTALLED = True
+    answers: dict[str, Any] = {
+        "current_device": lambda: CPU,
+        "current_stream": lambda *_: _CURRENT_STREAM,
+        "is_current_stream_capturing": lambda: False,
+        "stream": _stream_context,
+        "Stream": CpuStream,
+        "Event": CpuEvent,
+        "get_rng_state": _rng_state,
+        "set_rng_state": _set_rng_state,
+        "manual_seed": torch.manual_seed,
+        "synchronize": _nothing(),
+        "empty_cache": _nothing(),
+        "set_device": _nothing(),
+    }
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer)
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    torch.Tensor.to = _redirecting_to(torch.Tensor.to)  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
+    torch.Tensor.pin_memory = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
+    torch.Tensor.record_stream = _nothing()  # type: ignore[method-assign, assignment]

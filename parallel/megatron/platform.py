@@ -1,0 +1,56 @@
+"""Choose the device megatron-core runs on, before any of its modules is imported.
+
+`use_platform("cuda")` takes the local GPU; `use_platform("cpu")` lets the very same megatron-core code run
+on host memory over gloo. Both check that the installed megatron-core is the version every patch of this
+folder was written against.
+"""
+
+import importlib.metadata
+import os
+
+import torch
+
+from parallel.megatron import cpu_answers, upstream_fixes
+
+MEGATRON_CORE_VERSION = "0.19.2"
+
+
+class MegatronVersionError(RuntimeError):
+    """The installed megatron-core is not the one that the patches of `parallel/megatron` were written for."""
+
+
+def check_megatron_version() -> None:
+    """Raise `MegatronVersionError` unless megatron-core is exactly `MEGATRON_CORE_VERSION`."""
+    installed = importlib.metadata.version("megatron-core")
+    if installed != MEGATRON_CORE_VERSION:
+        raise MegatronVersionError(
+            f"megatron-core is {installed}, but parallel/megatron patches {MEGATRON_CORE_VERSION}: "
+            f"install megatron-core=={MEGATRON_CORE_VERSION}, or move each patch and the tests in "
+            "tests/unit/parallel/test_megatron_seam.py to the new version"
+        )
+
+
+def use_platform(device_type: str) -> torch.device:
+    """Prepare this process for `"cpu"` or `"cuda"` and return the device tensors live on. Idempotent.
+
+    Raises `MegatronVersionError`, or `RuntimeError` if a GPU is asked for and none is visible.
+    """
+    check_megatron_version()
+    if device_type == "cuda":
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                "cluster.device=cuda, but torch sees no CUDA device: use a cluster with device=cpu "
+                "(cluster=local), or check the driver and CUDA_VISIBLE_DEVICES"
+            )
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        cpu_answers.install()
+    upstream_fixes.install(on_cpu=device.type == "cpu")
+    return device
+
+
+def backend_of(device: torch.device) -> str:
+    """The torch.distributed backend for `device`: nccl on CUDA, gloo on the CPU."""
+    return "nccl" if device.type == "cuda" else "gloo"

@@ -1,0 +1,195 @@
+"""Corrections to megatron-core 0.19.2, each small, named after what it repairs, and held by a test.
+
+`tests/unit/parallel/test_megatron_seam.py` shows the fault of each without its fix, so that an upgrade which
+repairs one upstream makes that test fail and the fix can go.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+_INSTALLED = False
+
+
+def install(*, on_cpu: bool) -> None:
+    """Apply the fixes to this process's megatron-core. Idempotent."""
+    global _INSTALLED
+    if _INSTALLED:
+        return
+    _INSTALLED = True
+    if on_cpu:
+        switch_off_compilation()
+        return_split_sizes_as_numpy()
+        accept_cpu_parameters_in_optimizers()
+        copy_rng_state_from_cpu()
+    from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
+
+    if not HAVE_APEX_OR_TE:
+        keep_adam_steps_apart()
+        read_adam_step_without_apex()
+        fill_adam_state_before_loading()
+    write_checkpoints_in_this_process()
+
+
+def switch_off_compilation() -> None:
+    """Leave megatron-core's small fused functions uncompiled: on the CPU a compile costs more than a run.
+
+    They are decorated when their modules are imported, so this comes before megatron-core's first import.
+    """
+
+    def leave_alone(function: Any = None, **_: Any) -> Any:
+        return leave_alone if function is None else function
+
+    torch.compile = leave_alone  # type: ignore[assignment]
+
+
+def return_split_sizes_as_numpy() -> None:
+    """Let `maybe_move_tensor_to_cpu` honour `as_numpy` for a tensor that already is on the CPU.
+
+    The token dispatcher calls `.tolist()`-free numpy arithmetic on its result, which is a tensor otherwise.
+    """
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+
+    original = moe_utils.maybe_move_tensor_to_cpu
+
+    @functools.wraps(original)
+    def move(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        moved = original(tensor, as_numpy=as_numpy, record_stream=record_stream)
+        return moved.numpy() if as_numpy and torch.is_tensor(moved) else moved
+
+    moe_utils.maybe_move_tensor_to_cpu = move
+    token_dispatcher.maybe_move_tensor_to_cpu = move
+
+
+@contextlib.contextmanager
+def cpu_tensors_named_cuda() -> Iterator[None]:
+    """Within: `tensor.type()` says "torch.cuda.FloatTensor" for a CPU float tensor, and so on."""
+    original = torch.Tensor.type
+
+    def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = original(self, *args, **kwargs)
+        if isinstance(answer, str) and not answer.startswith("torch.cuda."):
+            return answer.replace("torch.", "torch.cuda.", 1)
+        return answer
+
+    torch.Tensor.type = type_name  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.type = original  # type: ignore[method-assign]
+
+
+def _under_cuda_names(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with cpu_tensors_named_cuda():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def accept_cpu_parameters_in_optimizers() -> None:
+    """Get CPU parameters past the optimizers' comparisons with the string "torch.cuda.FloatTensor"."""
+    from megatron.core.optimizer import clip_grads, optimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    build = DistributedOptimizer._build_model_and_main_param_groups
+    DistributedOptimizer._build_model_and_main_param_groups = classmethod(_under_cuda_names(build.__func__))
+    half = optimizer.Float16OptimizerWithFloat16Params
+    half.__init__ = _under_cuda_names(half.__init__)  # type: ignore[method-assign]
+    clip = _under_cuda_names(clip_grads.clip_grad_by_total_norm_fp32)
+    clip_grads.clip_grad_by_total_norm_fp32 = clip
+    optimizer.clip_grad_by_total_norm_fp32 = clip
+
+
+def copy_rng_state_from_cpu() -> None:
+    """Let megatron-core's "CUDA" generator state be the CPU generator's, so that recompute replays it."""
+    from megatron.core.tensor_parallel import random
+
+    def get_state(*_: Any, **__: Any) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
+        torch.set_rng_state(state)
+
+    random._get_cuda_rng_state = get_state
+    random._set_cuda_rng_state = set_state
+
+
+def keep_adam_steps_apart() -> None:
+    """Give every parameter its own Adam `step` tensor after a checkpoint is loaded.
+
+    torch's AdamW keeps `step` as a tensor and adds to it in place. `DistributedOptimizer.load_state_dict`
+    puts one tensor object into the state of all N parameters, so that each step counts N times: the first
+    step after a resume looks right, and training is wrong from the second on. (Apex and Transformer Engine
+    keep `step` in the parameter group and are not affected.)
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    load = DistributedOptimizer.load_state_dict
+
+    @functools.wraps(load)
+    def load_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
+        load(self, *args, **kwargs)
+        for state in self.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+
+    DistributedOptimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]
+
+
+def read_adam_step_without_apex() -> None:
+    """Load a re-shardable checkpoint although torch's AdamW has a `step` tensor that the file does not hold.
+
+    `_set_main_param_and_optimizer_states` looks every tensor of the state up in the loaded ones (KeyError
+    'step'); a None there is skipped. The step itself arrives through the parameter groups.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    @functools.wraps(set_states)
+    def set_with_step(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, Any]) -> None:
+        tensors.setdefault("step", None)
+        set_states(self, model_param, tensors)
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_with_step  # type: ignore[method-assign]
+
+
+def fill_adam_state_before_loading() -> None:
+    """Allocate Adam's moments before `sharded_state_dict(is_loading=True)` asks for them.
+
+    A new torch AdamW has no state until its first step, and `state_dict` asserts that it has one.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    sharded_state_dict = DistributedOptimizer.sharded_state_dict
+
+    @functools.wraps(sharded_state_dict)
+    def with_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = self.optimizer.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return sharded_state_dict(self, *args, **kwargs)
+
+    DistributedOptimizer.sharded_state_dict = with_state  # type: ignore[method-assign]
+
+
+def write_checkpoints_in_this_process() -> None:
+    """Collect write results of a synchronous save in a plain queue.
+
+    Upstream starts a `multiprocessing.Manager` with "spawn" for it even when nothing is asynchronous, which
+    imports the main program a second time: half a minute per save, and a crash for an unguarded script.
+    """
+    import queue
+
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = queue.Queue()  # type: ignore[assignment]

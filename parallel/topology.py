@@ -1,0 +1,122 @@
+"""All process groups of a run, built once into a frozen object that is passed to whoever needs them.
+
+Dense parameters are replicated over `dp` ranks. Experts are spread over `ep` of these `dp` ranks and
+replicated over the remaining `expert_dp = dp / ep`. Rank order is the one of megatron-core
+(tp-cp-ep-dp-pp): ranks of one pipeline stage are neighbours.
+"""
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from parallel.config import ParallelismConfig
+from parallel.layout import PipelineLayout
+from parallel.megatron.platform import backend_of
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """Where this rank stands, and the groups it communicates in."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+    layout: PipelineLayout
+    pp_rank: int
+    dp_rank: int
+    dp_size: int
+    ep_rank: int
+    ep_size: int
+    groups: "ProcessGroupCollection"
+    """megatron-core's collection of process groups (pp, dp, ep, expt_dp, …)."""
+
+    @property
+    def pp_size(self) -> int:
+        return self.layout.pp
+
+    @property
+    def vpp_size(self) -> int:
+        return self.layout.vpp
+
+    @property
+    def holds_first_chunk(self) -> bool:
+        """Whether this rank embeds tokens and, with the coupled tower, encodes images."""
+        return self.pp_rank == 0
+
+    @property
+    def holds_last_chunk(self) -> bool:
+        """Whether this rank computes the loss."""
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def first_stage_rank(self) -> int:
+        """Global rank of this pipeline's first stage."""
+        return dist.get_global_rank(self.groups.pp, 0)
+
+    @property
+    def last_stage_rank(self) -> int:
+        """Global rank of this pipeline's last stage."""
+        return dist.get_global_rank(self.groups.pp, self.pp_size - 1)
+
+
+def start_process_group(device: torch.device, timeout_s: float) -> None:
+    """Join the job's process group from torchrun's environment; alone if there is none.
+
+    A rank that waits longer than `timeout_s` for a peer raises instead of hanging.
+    """
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    alone = os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ
+    dist.init_process_group(
+        backend=backend_of(device),
+        timeout=datetime.timedelta(seconds=timeout_s),
+        store=dist.HashStore() if alone else None,
+        rank=0 if alone else -1,
+        world_size=1 if alone else -1,
+    )
+
+
+def build_topology(sizes: ParallelismConfig, layout: PipelineLayout, device: torch.device) -> Topology:
+    """Fill megatron-core's parallel state, the only place that does, and read the groups back.
+
+    Needs a started process group whose size is a multiple of `pp`; `ep` must divide the rest.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    parallel_state.initialize_model_parallel(
+        pipeline_model_parallel_size=sizes.pp,
+        virtual_pipeline_model_parallel_size=sizes.vpp if sizes.vpp > 1 else None,
+        expert_model_parallel_size=sizes.ep,
+        create_gloo_process_groups=False,
+    )
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    return Topology(
+        device=device,
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        layout=layout,
+        pp_rank=groups.pp.rank(),
+        dp_rank=groups.dp.rank(),
+        dp_size=groups.dp.size(),
+        ep_rank=groups.ep.rank(),
+        ep_size=groups.ep.size(),
+        groups=groups,
+    )
+
+
+def stop_process_group() -> None:
+    """Leave the job: megatron-core's state first, then torch's."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
