@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend: their text names the key or file, the value, the rule, the remedy."""
+"""Errors that a user can cause and mend: the text names key or file, value, rule and remedy."""
 
 
 class K25Error(Exception):

@@ -45,7 +45,7 @@ class DepMode(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class ParallelismConfig:
-    """How many ways each kind of parallelism cuts the model; the data-parallel size follows from the ranks."""
+    """How many ways each kind of parallelism cuts the model; the data-parallel size is derived."""
 
     pp: int
     """Pipeline stages (ranks). Source: 16 in the K2 report, section 2.4."""

@@ -57,7 +57,7 @@ class RopeConfig:
     beta_fast: float
     """Rotations within the original context above which a frequency is kept as it is. Source: checkpoint."""
     beta_slow: float
-    """Rotations within the original context below which a frequency is fully stretched. Source: checkpoint."""
+    """Rotations within the original context below which a frequency is stretched. Source: checkpoint."""
     mscale: float
     """Attention temperature coefficient of the cos and sin tables. Source: checkpoint."""
     mscale_all_dim: float
@@ -116,9 +116,9 @@ class VisionConfig:
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
         sizes = (
-            "patch_size num_layers hidden_size ffn_hidden_size num_attention_heads pos_emb_height pos_emb_width "
-            "pos_emb_time merge_size rope_theta rope_max_grid layer_norm_eps image_patch_limit side_patch_limit "
-            "frame_patch_limit video_fps"
+            "patch_size num_layers hidden_size ffn_hidden_size num_attention_heads pos_emb_height "
+            "pos_emb_width pos_emb_time merge_size rope_theta rope_max_grid layer_norm_eps "
+            "image_patch_limit side_patch_limit frame_patch_limit video_fps"
         )
         found = not_positive(self, sizes.split())
         if found:
@@ -182,10 +182,10 @@ class ModelConfig:
     routed_scaling_factor: float
     """Factor on the renormalised weights of a token's experts. Source: checkpoint."""
     balance_loss_coeff: float
-    """Weight of the sequence-wise balance loss. Source: checkpoint, `aux_loss_alpha`; the reports are silent."""
+    """Weight of the sequence-wise balance loss. Source: checkpoint, `aux_loss_alpha`; reports are silent."""
     expert_bias_update_rate: float
-    """Step of the router's expert bias after each global batch. Source: Moonlight, appendix C; K2's own value is
-    not disclosed."""
+    """Step of the router's expert bias after each global batch. Source: Moonlight, appendix C;
+    K2's own value is not disclosed."""
     rms_norm_eps: float
     """Epsilon of every RMSNorm. Source: checkpoint."""
     vocab_size: int
@@ -205,9 +205,9 @@ class ModelConfig:
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken, those of its sub-sections included."""
         sizes = (
-            "num_layers hidden_size num_attention_heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim "
-            "v_head_dim dense_ffn_hidden_size expert_ffn_hidden_size num_experts num_experts_per_token "
-            "num_shared_experts routed_scaling_factor rms_norm_eps vocab_size init_std"
+            "num_layers hidden_size num_attention_heads q_lora_rank kv_lora_rank qk_nope_head_dim "
+            "qk_rope_head_dim v_head_dim dense_ffn_hidden_size expert_ffn_hidden_size num_experts "
+            "num_experts_per_token num_shared_experts routed_scaling_factor rms_norm_eps vocab_size init_std"
         )
         found = not_positive(self, sizes.split())
         found += not_negative(self, ("num_dense_layers", "balance_loss_coeff", "expert_bias_update_rate"))
@@ -223,7 +223,9 @@ class ModelConfig:
                 rule = "must be even: rotation works on pairs, and attention kernels want even heads"
                 found.append(Problem(name, dim, rule, f"use {dim + 1}"))
         if self.v_head_dim > self.q_head_dim:
-            rule = f"must not exceed qk_nope_head_dim + qk_rope_head_dim ({self.q_head_dim}): values are padded to it"
+            rule = (
+                f"must not exceed qk_nope_head_dim + qk_rope_head_dim ({self.q_head_dim}), its padded width"
+            )
             found.append(Problem("v_head_dim", self.v_head_dim, rule, f"use {self.q_head_dim} or less"))
         return found
 

@@ -1,0 +1,140 @@
+"""Rules that read more than one section of the configuration, one small function each.
+
+A rule names the sections that it reads as its parameters. It is skipped where one of them is broken by
+itself, since its arithmetic would mean nothing there.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from k25_train.config.schema import ClusterConfig, Device, ModelConfig, OptimConfig, TrainConfig
+from parallel.config import ParallelismConfig, Problem
+
+
+class Section(Protocol):
+    """A part of the configuration that can tell which of its rules are broken."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+
+
+def find_problems(sections: Mapping[str, Section]) -> list[Problem]:
+    """Every broken rule within and across the sections that could be built.
+
+    Args:
+        sections: name of a section -> the section; those that could not be built are left out.
+    """
+    found = {
+        name: [problem.under(name) for problem in section.problems()] for name, section in sections.items()
+    }
+    sound = {name: section for name, section in sections.items() if not found[name]}
+    problems = [problem for of_section in found.values() for problem in of_section]
+    for rule in RULES:
+        needed = inspect.signature(rule).parameters
+        if all(name in sound for name in needed):
+            problems += rule(**{name: sound[name] for name in needed})
+    return problems
+
+
+def pipeline_divides_ranks(cluster: ClusterConfig, parallelism: ParallelismConfig) -> list[Problem]:
+    """The ranks form whole pipelines."""
+    if cluster.world_size % parallelism.pp == 0:
+        return []
+    rule = f"must divide the {cluster.world_size} ranks (nodes {cluster.nodes} x {cluster.gpus_per_node})"
+    remedy = f"use one of {divisors(cluster.world_size)}, or change cluster.nodes and cluster.gpus_per_node"
+    return [Problem("parallelism.pp", parallelism.pp, rule, remedy)]
+
+
+def layers_fill_pipeline(model: ModelConfig, parallelism: ParallelismConfig) -> list[Problem]:
+    """Every chunk of a pipeline that is spread evenly holds a layer."""
+    chunks = parallelism.pp * parallelism.vpp
+    if parallelism.layout is not None or model.num_layers >= chunks:
+        return []
+    rule = f"cuts {model.num_layers} layers into pp x vpp = {chunks} chunks; each needs a layer"
+    remedy = f"keep pp x vpp at {model.num_layers} or below, or write parallelism.layout"
+    return [Problem("parallelism.pp", parallelism.pp, rule, remedy)]
+
+
+def experts_divide(
+    model: ModelConfig, cluster: ClusterConfig, parallelism: ParallelismConfig
+) -> list[Problem]:
+    """Expert groups hold whole experts and lie within the data-parallel ranks."""
+    found = []
+    if model.num_experts % parallelism.ep:
+        rule = f"must divide model.num_experts ({model.num_experts})"
+        remedy = f"use one of {divisors(model.num_experts)}"
+        found.append(Problem("parallelism.ep", parallelism.ep, rule, remedy))
+    dp = cluster.world_size // parallelism.pp
+    if dp % parallelism.ep:
+        rule = f"must divide the data-parallel size {dp} ({cluster.world_size} ranks / pp {parallelism.pp})"
+        remedy = f"use one of {divisors(dp)}, or change pp or the number of ranks"
+        found.append(Problem("parallelism.ep", parallelism.ep, rule, remedy))
+    return found
+
+
+def batches_divide(
+    train: TrainConfig, cluster: ClusterConfig, parallelism: ParallelismConfig
+) -> list[Problem]:
+    """Global and evaluation batches are cut into equal micro-batches that the pipeline schedule can take."""
+    found = []
+    dp = max(1, cluster.world_size // parallelism.pp)
+    unit = train.micro_batch_size * dp
+    terms = f"micro_batch_size {train.micro_batch_size} x data-parallel size {dp}"
+    if parallelism.vpp > 1:
+        # megatron-core's interleaved schedule works in groups of pp micro-batches and refuses a rest.
+        unit *= parallelism.pp
+        terms += f" x pp {parallelism.pp}, which vpp > 1 asks for"
+    for name in ("global_batch_size", "eval_sequences"):
+        size = getattr(train, name)
+        if size % unit:
+            rule = f"must be a multiple of {unit} ({terms})"
+            remedy = f"use {max(unit, size - size % unit)} or {size - size % unit + unit}"
+            found.append(Problem(f"train.{name}", size, rule, remedy))
+    return found
+
+
+def schedule_fits_run(optim: OptimConfig, train: TrainConfig) -> list[Problem]:
+    """Warm-up and decay do not overlap."""
+    if optim.warmup_steps + optim.decay_steps <= train.steps:
+        return []
+    rule = (
+        f"must leave room for optim.warmup_steps ({optim.warmup_steps}) + optim.decay_steps "
+        f"({optim.decay_steps})"
+    )
+    remedy = "train for more steps, or shorten warm-up and decay"
+    return [Problem("train.steps", train.steps, rule, remedy)]
+
+
+def context_fits_rope(model: ModelConfig, train: TrainConfig) -> list[Problem]:
+    """Positions stay within the context that the rotary embedding was stretched to."""
+    longest = int(model.rope.original_max_position * model.rope.scaling_factor)
+    if train.seq_len <= longest:
+        return []
+    rule = f"must not exceed rope.original_max_position x rope.scaling_factor ({longest})"
+    return [Problem("train.seq_len", train.seq_len, rule, f"use {longest} or less, or stretch model.rope")]
+
+
+def transformer_engine_has_cuda(train: TrainConfig, cluster: ClusterConfig) -> list[Problem]:
+    """Transformer Engine has kernels for CUDA only."""
+    if not train.transformer_engine or cluster.device is Device.cuda:
+        return []
+    rule = f"needs cluster.device=cuda, not {cluster.device.value}"
+    return [Problem("train.transformer_engine", True, rule, "use train.transformer_engine=false")]
+
+
+def divisors(number: int) -> str:
+    """The divisors of a number, for a remedy; the largest few of a number that has many."""
+    every = [str(n) for n in range(1, number + 1) if number % n == 0]
+    return ", ".join(every if len(every) <= 12 else ["...", *every[-12:]])
+
+
+RULES: tuple[Callable[..., list[Problem]], ...] = (
+    pipeline_divides_ranks,
+    layers_fill_pipeline,
+    experts_divide,
+    batches_divide,
+    schedule_fits_run,
+    context_fits_rope,
+    transformer_engine_has_cuda,
+)

@@ -1,0 +1,20 @@
+"""Sizes that follow from the configuration, for the printed and saved form of it."""
+
+from k25_train.config.schema import Config
+from k25_train.plan.parameters import count_parameters
+
+
+def derived_sizes(config: Config) -> dict[str, int]:
+    """Name -> value of every size that the configuration implies."""
+    tokens_per_step = config.train.global_batch_size * config.train.seq_len
+    counts = count_parameters(config.model)
+    return {
+        "world_size": config.world_size,
+        "dp": config.dp,
+        "expert_dp": config.expert_dp,
+        "num_micro_batches": config.num_micro_batches,
+        "tokens_per_step": tokens_per_step,
+        "tokens_total": tokens_per_step * config.train.steps,
+        "parameters_total": counts.total,
+        "parameters_active": counts.active,
+    }
