@@ -7,9 +7,9 @@ independent of ours.
 
 Where transformers 5.23.0 departs from the released modelling code or cannot serve as it stands:
 
-- The two latent norms of MLA (`q_a_layernorm`, `kv_a_layernorm`) take RMSNorm's default eps 1e-6, as
-  DeepSeek's and Moonshot's remote code does; vLLM, SGLang and megatron-core use the config's `rms_norm_eps`
-  (1e-5) for them too. `build_hf_reference` sets them to `rms_norm_eps`.
+- The two latent norms of MLA (`q_a_layernorm`, `kv_a_layernorm`) keep RMSNorm's default eps 1e-6 whatever
+  the config says; megatron-core uses the config's `rms_norm_eps` (1e-5) for them too. The facts published of
+  K2.5 give one eps. `build_hf_reference` sets them to `rms_norm_eps`.
 - `get_image_features` splits by t·h·w/4 although the merger pools time, so it raises for video chunks; and
   the merger concatenates index tensors whose width is t, so items of different t cannot share a call.
   `hf_image_features` therefore calls tower and projector once per item.
