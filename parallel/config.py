@@ -55,8 +55,8 @@ class ParallelismConfig:
     ep: int
     """Ranks that share the routed experts of a layer. Source: 16 in the K2 report, section 2.4."""
     layout: str | None
-    """Which layers each chunk holds, in megatron-core's pipeline layout language, e.g. `Et|(tt|)*30L`.
-    Null spreads the layers evenly. Source: not disclosed, our choice."""
+    """Layers of each chunk in pipeline order, e.g. `Ett|tt|tt|tL` (see `parallel.layout`). Null spreads the
+    layers evenly. Source: not disclosed, our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from k25_train.config.schema import ClusterConfig, Device, ModelConfig, OptimConfig, TrainConfig
 from parallel.config import ParallelismConfig, Problem
+from parallel.layout import LayoutError, parse_layout
 
 
 class Section(Protocol):
@@ -47,13 +48,20 @@ def pipeline_divides_ranks(cluster: ClusterConfig, parallelism: ParallelismConfi
 
 
 def layers_fill_pipeline(model: ModelConfig, parallelism: ParallelismConfig) -> list[Problem]:
-    """Every chunk of a pipeline that is spread evenly holds a layer."""
+    """There is a layer for every chunk, and a written layout adds up."""
     chunks = parallelism.pp * parallelism.vpp
-    if parallelism.layout is not None or model.num_layers >= chunks:
+    if model.num_layers < chunks:
+        rule = f"cuts {model.num_layers} layers into pp x vpp = {chunks} chunks; each needs a layer"
+        remedy = f"keep pp x vpp at {model.num_layers} or below"
+        return [Problem("parallelism.pp", parallelism.pp, rule, remedy)]
+    if parallelism.layout is None:
         return []
-    rule = f"cuts {model.num_layers} layers into pp x vpp = {chunks} chunks; each needs a layer"
-    remedy = f"keep pp x vpp at {model.num_layers} or below, or write parallelism.layout"
-    return [Problem("parallelism.pp", parallelism.pp, rule, remedy)]
+    try:
+        parse_layout(parallelism.layout, model.num_layers, parallelism.pp, parallelism.vpp)
+    except LayoutError as error:
+        remedy = "correct it, or use null to spread the layers evenly"
+        return [Problem("parallelism.layout", parallelism.layout, str(error), remedy)]
+    return []
 
 
 def experts_divide(

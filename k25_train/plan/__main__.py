@@ -1,0 +1,69 @@
+"""Print what a configuration amounts to, without torch and before a GPU hour is spent.
+
+    python -m k25_train.plan experiment=k25_pretrain_4k [SECTION.KEY=VALUE ...] [--json]
+
+So far: the model's parameters, total and active, by module.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from k25_train.config.command_line import exit_with
+from k25_train.config.resolve import compose
+from k25_train.errors import ConfigError
+from k25_train.plan.parameters import ParameterCount, count_parameters
+
+
+def main() -> None:
+    """Run the command with the process's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="k25-plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_intermixed_args()
+    try:
+        config = compose(arguments.overrides)
+    except ConfigError as error:
+        exit_with(error)
+    counts = count_parameters(config.model)
+    if arguments.json:
+        print(json.dumps({"model": config.model.name, "parameters": asdict(counts)}, indent=2))
+    else:
+        Console().print(parameter_table(config.model.name, counts))
+
+
+def parameter_table(name: str, counts: ParameterCount) -> Table:
+    """Parameters by module and in sum, active ones beside all."""
+    table = Table(title=f"Parameters of {name}", title_justify="left", show_footer=True)
+    num_tensors = sum(module.num_tensors for module in counts.modules)
+    table.add_column("module", footer="total", no_wrap=True)
+    table.add_column("tensors", footer=f"{num_tensors:,}", justify="right", no_wrap=True)
+    table.add_column("parameters", footer=f"{counts.total:,}", justify="right", no_wrap=True)
+    table.add_column("active", footer=f"{counts.active:,}", justify="right", no_wrap=True)
+    for module in counts.modules:
+        numbers = (module.num_tensors, module.total, module.active)
+        table.add_row(module.module, *(f"{number:,}" for number in numbers))
+    table.caption = (
+        f"language model {shorten(counts.total - counts.vision)}, vision {shorten(counts.vision)}\n"
+        f"a text token uses {shorten(counts.active)}, "
+        f"{shorten(counts.active_without_embedding)} without the input embedding"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def shorten(number: int) -> str:
+    """A count in three or more digits with its unit: 1026.4B, 471.1M, 14.9K."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+if __name__ == "__main__":
+    main()
