@@ -1,0 +1,37 @@
+"""Build the optimizer: megatron-core's ZeRO-1 distributed optimizer around AdamW."""
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+
+from k25_train.config.schema import OptimConfig
+
+
+def build_optimizer(
+    optim: OptimConfig, chunks: list[DistributedDataParallel], params_dtype: torch.dtype
+) -> MegatronOptimizer:
+    """AdamW with float32 masters and moments sharded over data-parallel ranks (ZeRO-1).
+
+    One-dimensional parameters (norms, biases) get no weight decay. The learning rate is set before each step
+    by `set_learning_rate`.
+    """
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=optim.lr,
+        min_lr=optim.min_lr,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_eps=optim.eps,
+        clip_grad=optim.grad_clip,
+        use_distributed_optimizer=True,
+        bf16=params_dtype is torch.bfloat16,
+        params_dtype=params_dtype,
+    )
+    return get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
+    """Use `rate` in the next step, for every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,124 @@
+"""One micro-batch through one chunk of the model, and its losses.
+
+Shapes: T tokens of a micro-batch, V vision tokens, P patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from k25_train.data.batch import MicroBatch
+from k25_train.model.attention import PackedDocuments
+from parallel.megatron.schedule import ForwardOutput, LossOutput
+from parallel.topology import Topology
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBatch:
+    """A micro-batch where the model is."""
+
+    tokens: Tensor
+    """[T] int64."""
+    labels: Tensor
+    """[T] int64."""
+    loss_mask: Tensor
+    """[T] float32, 0 or 1."""
+    is_caption: Tensor
+    """[T] bool, targets of samples with media."""
+    document_lengths: tuple[int, ...]
+    media_positions: Tensor
+    """[V] int64, where the vision placeholders stand."""
+    pixels: Tensor | None
+    """[P, 588] float32; None on ranks without the tower."""
+    grid_thw: tuple[tuple[int, int, int], ...]
+
+
+def to_device(batch: MicroBatch, media_pad: int, device: torch.device) -> DeviceBatch:
+    """Move a micro-batch to `device`; `media_pad` is the id of the vision placeholder."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return DeviceBatch(
+        tokens=move(batch.tokens),
+        labels=move(batch.labels),
+        loss_mask=move(batch.loss_mask),
+        is_caption=move(batch.is_caption),
+        document_lengths=batch.document_lengths,
+        media_positions=move((batch.tokens == media_pad).nonzero().squeeze(1)),
+        pixels=None if batch.pixels is None else move(batch.pixels),
+        grid_thw=batch.grid_thw,
+    )
+
+
+def forward_micro_batch(batch: DeviceBatch, chunk: torch.nn.Module) -> ForwardOutput:
+    """Run one chunk; the last one yields losses [T] and how to sum them."""
+    output = chunk(
+        tokens=batch.tokens,
+        documents=PackedDocuments.of(batch.document_lengths, batch.tokens.device),
+        labels=batch.labels,
+        media_positions=batch.media_positions,
+        pixels=batch.pixels,
+        grid_thw=batch.grid_thw,
+    )
+    return output, partial(sum_losses, batch)
+
+
+def sum_losses(batch: DeviceBatch, losses: Tensor) -> LossOutput:
+    """Sum the losses [T] of the tokens that count.
+
+    The sum goes backward; megatron-core divides its gradient by the global batch's number of such tokens.
+    """
+    counted = losses.float() * batch.loss_mask
+    num_tokens = batch.loss_mask.sum().to(torch.int)
+    return counted.sum(), num_tokens, LossSums.of(counted.detach(), batch.loss_mask, batch.is_caption)
+
+
+@dataclass(frozen=True, slots=True)
+class LossSums:
+    """Sums of losses and numbers of tokens, text apart from samples with media."""
+
+    values: Tensor
+    """[4] float64: text loss, text tokens, caption loss, caption tokens."""
+
+    @classmethod
+    def of(cls, losses: Tensor, loss_mask: Tensor, is_caption: Tensor) -> "LossSums":
+        """Sum masked `losses` [T] and `loss_mask` [T] by kind."""
+        caption = is_caption.double()
+        losses, mask = losses.double(), loss_mask.double()
+        caption_loss, caption_tokens = (losses * caption).sum(), (mask * caption).sum()
+        return cls(
+            torch.stack([losses.sum() - caption_loss, mask.sum() - caption_tokens, caption_loss, caption_tokens])
+        )
+
+    @classmethod
+    def over_all_ranks(cls, sums: Sequence["LossSums"], topology: Topology) -> "LossSums":
+        """Add up what the last stages report of their micro-batches; every rank gets the total."""
+        total = torch.zeros(4, dtype=torch.float64, device=topology.device)
+        for part in sums:
+            total += part.values
+        dist.all_reduce(total)
+        return cls(total.cpu())
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per token in nats."""
+        text, num_text, caption, num_caption = self.values.tolist()
+        return (text + caption) / max(num_text + num_caption, 1)
+
+    @property
+    def text_loss(self) -> float:
+        """Mean loss per token of text samples, in nats."""
+        return float(self.values[0] / self.values[1].clamp(min=1))
+
+    @property
+    def caption_loss(self) -> float:
+        """Mean loss per token of samples with media, in nats."""
+        return float(self.values[2] / self.values[3].clamp(min=1))
+
+

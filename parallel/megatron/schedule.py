@@ -1,0 +1,53 @@
+"""Run one pass of megatron-core's pipeline schedule over micro-batches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from parallel.topology import Topology
+
+LossOutput = tuple[Tensor, Tensor, Any]
+"""(sum of losses, number of tokens with a loss, what to report of this micro-batch)."""
+ForwardOutput = tuple[Tensor, Callable[[Tensor], LossOutput]]
+"""A chunk's output, and the function from the last chunk's output to its losses."""
+
+
+def run_schedule[Batch](
+    forward: Callable[[Batch, torch.nn.Module], ForwardOutput],
+    chunks: Sequence[torch.nn.Module],
+    micro_batches: Sequence[Batch],
+    topology: Topology,
+    *,
+    tokens_per_micro_batch: int,
+    forward_only: bool,
+) -> list[Any]:
+    """Forward (and backward) of all micro-batches through the pipeline: 1F1B, interleaved if vpp > 1.
+
+    Args:
+        forward: computes one micro-batch with one chunk; returns the chunk's output and, for the last chunk,
+            the function from that output to its losses.
+        chunks: this rank's model chunks.
+        micro_batches: this data-parallel rank's micro-batches; every chunk sees each of them.
+
+    Returns what the loss function reports for each micro-batch; empty except on the last stage.
+    """
+
+    def forward_step(iterator: Any, chunk: torch.nn.Module) -> ForwardOutput:
+        return forward(next(iterator), chunk)
+
+    schedule = get_forward_backward_func(
+        pp_size=topology.pp_size, vp_size=topology.vpp_size if topology.vpp_size > 1 else None
+    )
+    iterators = [iter(micro_batches) for _ in chunks]
+    return schedule(
+        forward_step_func=forward_step,
+        data_iterator=iterators if len(iterators) > 1 else iterators[0],
+        model=list(chunks) if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(micro_batches),
+        seq_length=tokens_per_micro_batch,
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
