@@ -17,14 +17,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 
+from k25_train.config.schema import SAMPLE_KINDS
 from k25_train.errors import DataError
 
 FORMAT_VERSION = 1
-KINDS = ("text", "caption", "ocr", "video")
-"""Kinds of samples; `text` has no media, the three others have at least one image or video."""
-
 MEDIA_TYPES = ("image", "video")
 
 
@@ -44,6 +42,8 @@ class MediaSegment:
 
     type: str
     """`image` or `video`."""
+    shard: str
+    """File name of the shard that holds it."""
     offset: int
     """First byte of the file inside the shard."""
     num_bytes: int
@@ -72,7 +72,7 @@ class SampleRecord:
     key: str
     """Name of the sample, unique in its shard."""
     kind: str
-    """One of `KINDS`."""
+    """One of `SAMPLE_KINDS`; all but `text` have at least one image or video."""
     source: str
     """Name of the source, as listed in `dataset.json`."""
     offset: int
@@ -163,25 +163,25 @@ def _parse_header(path: str, line: str) -> IndexHeader:
 def _parse_record(path: str, line_number: int, line: str, header: IndexHeader) -> SampleRecord:
     try:
         fields = json.loads(line)
-        segments = tuple(_parse_segment(segment) for segment in fields.pop("segments"))
+        segments = tuple(_parse_segment(segment, header.shard) for segment in fields.pop("segments"))
         record = SampleRecord(shard=header.shard, num_bytes=fields.pop("bytes"), segments=segments, **fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}, line {line_number}: not a sample record ({error!r}). Build the shard set again."
         ) from error
-    if record.kind not in KINDS:
+    if record.kind not in SAMPLE_KINDS:
         raise DataError(
-            f"{path}, line {line_number}: kind is {record.kind!r}, known kinds are {', '.join(KINDS)}."
+            f"{path}, line {line_number}: kind is {record.kind!r}, known kinds are {', '.join(SAMPLE_KINDS)}."
         )
     return record
 
 
-def _parse_segment(fields: dict[str, Any]) -> Segment:
+def _parse_segment(fields: dict[str, Any], shard: str) -> Segment:
     if fields["type"] == "text":
         return TextSegment(num_tokens=fields["num_tokens"], loss=fields["loss"])
     if fields["type"] not in MEDIA_TYPES:
         raise ValueError(f"segment type {fields['type']!r} is none of text, {', '.join(MEDIA_TYPES)}")
-    return MediaSegment(num_bytes=fields.pop("bytes"), **fields)
+    return MediaSegment(shard=shard, num_bytes=fields.pop("bytes"), **fields)
 
 
 def _record_to_json(record: SampleRecord) -> dict[str, Any]:
@@ -199,5 +199,6 @@ def _segment_to_json(segment: Segment) -> dict[str, Any]:
     if isinstance(segment, TextSegment):
         return {"type": "text", **asdict(segment)}
     fields = asdict(segment)
+    del fields["shard"]
     fields["bytes"] = fields.pop("num_bytes")
     return fields

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fsspec.core import url_to_fs
+from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
+from k25_train.config.schema import SAMPLE_KINDS
 from k25_train.data.index import (
     FORMAT_VERSION,
-    KINDS,
     IndexHeader,
     MediaSegment,
     SampleRecord,
@@ -121,9 +121,9 @@ class ShardWriter:
             raise DataError(
                 f"{self.path}: sample key {key!r} is taken or has characters other than [A-Za-z0-9_-]."
             )
-        if kind not in KINDS:
+        if kind not in SAMPLE_KINDS:
             raise DataError(
-                f"{self.path}: sample {key!r} has kind {kind!r}, known kinds are {', '.join(KINDS)}."
+                f"{self.path}: sample {key!r} has kind {kind!r}, known kinds are {', '.join(SAMPLE_KINDS)}."
             )
         segments: list[Segment] = []
         segments_json: list[dict[str, Any]] = []
@@ -153,6 +153,7 @@ class ShardWriter:
     def _add_media(self, name: str, part: MediaPart) -> MediaSegment:
         return MediaSegment(
             type=part.type,
+            shard=self.path.name,
             offset=self._add_member(name, part.data),
             num_bytes=len(part.data),
             format=part.format,
@@ -226,7 +227,8 @@ class ShardReader:
         except (ValueError, KeyError, AttributeError) as error:
             raise DataError(
                 f"{self.directory}/{record.shard}, sample {record.key}: no sample JSON at byte "
-                f"{record.offset} ({error!r}); shard and index do not belong together. Build the shard set again."
+                f"{record.offset} ({error!r}); shard and index do not belong together. Run "
+                f"{_BUILD} again."
             ) from error
         if len(texts) != len(record.segments):
             raise DataError(
@@ -333,12 +335,12 @@ def _check_shard(
     if size != header.shard_bytes:
         what = "cut short" if size < header.shard_bytes else "not the one indexed"
         raise DataError(
-            f"{reader.directory}/{shard}: has {size} bytes but its index says {header.shard_bytes}; the shard "
-            f"is {what}. Copy it again from where it was built, or run {_BUILD} again."
+            f"{reader.directory}/{shard}: has {size} bytes but its index says {header.shard_bytes}; it is "
+            f"{what}. Copy it again from where it was built, or run {_BUILD} again."
         )
     if header.tokenizer_sha256 != tokenizer_sha256:
         raise DataError(
             f"{reader.directory}/{index}: tokens were counted with tokenizer {header.tokenizer_sha256[:12]}… "
-            f"but {tokenizer_path} is {tokenizer_sha256[:12]}…. Use that tokenizer (data.tokenizer), or build the "
-            "shard set with this one."
+            f"but {tokenizer_path} is {tokenizer_sha256[:12]}…. Use that tokenizer (data.tokenizer), or "
+            "build the shard set with this one."
         )
