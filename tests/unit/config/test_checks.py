@@ -1,0 +1,157 @@
+"""Every rule of the configuration: broken by an override, reported with key, value, rule and remedy."""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+
+from k25_train.config import checks
+from k25_train.config.checks import divisors
+from k25_train.config.resolve import compose
+from k25_train.errors import ConfigError
+from parallel.config import Problem
+
+BROKEN_WITHIN = [
+    ("parallelism.pp=0", "parallelism.pp=0", "must be positive"),
+    ("parallelism.ep=-1", "parallelism.ep=-1", "must be positive"),
+    ("parallelism.pp=1", "parallelism.vpp=2", "needs a pipeline (pp > 1)"),
+    ("model.num_layers=0", "model.num_layers=0", "must be positive"),
+    ("model.vocab_size=-5", "model.vocab_size=-5", "must be positive"),
+    ("model.num_dense_layers=-1", "model.num_dense_layers=-1", "must not be negative"),
+    ("model.num_dense_layers=6", "model.num_dense_layers=6", "must not exceed num_layers (5)"),
+    ("model.num_experts_per_token=9", "model.num_experts_per_token=9", "must not exceed num_experts (8)"),
+    ("model.hidden_size=130", "model.hidden_size=130", "must be a multiple of 8"),
+    ("model.expert_ffn_hidden_size=100", "model.expert_ffn_hidden_size=100", "must be a multiple of 8"),
+    ("model.qk_nope_head_dim=17", "model.qk_nope_head_dim=17", "must be even"),
+    ("model.qk_rope_head_dim=15", "model.qk_rope_head_dim=15", "must be even"),
+    (
+        "model.v_head_dim=64",
+        "model.v_head_dim=64",
+        "must not exceed qk_nope_head_dim + qk_rope_head_dim (32)",
+    ),
+    ("model.rope.scaling_factor=0.5", "model.rope.scaling_factor=0.5", "must be 1.0 (plain RoPE) or more"),
+    ("model.rope.beta_fast=0.5", "model.rope.beta_fast=0.5", "must not lie below beta_slow (1.0)"),
+    (
+        "model.vision.hidden_size=100",
+        "model.vision.hidden_size=100",
+        "multiple of 4 x num_attention_heads (4)",
+    ),
+    ("model.vision.merge_size=3", "model.vision.merge_size=3", "must be 2"),
+    (
+        "model.vision.side_patch_limit=513",
+        "model.vision.side_patch_limit=513",
+        "must not exceed rope_max_grid",
+    ),
+    ("model.vision.frame_patch_limit=3", "model.vision.frame_patch_limit=3", "room for one merged token"),
+    ("model.vision.video_fps=0", "model.vision.video_fps=0.0", "must be positive"),
+    ("optim.min_lr=1", "optim.min_lr=1.0", "must not exceed lr"),
+    ("optim.beta2=1", "optim.beta2=1.0", "must lie in [0, 1)"),
+    ("optim.grad_clip=0", "optim.grad_clip=0.0", "must be positive"),
+    ("optim.warmup_steps=-1", "optim.warmup_steps=-1", "must not be negative"),
+    ("data.dir=''", "data.dir=", "must name a folder"),
+    ("data.limit_samples=0", "data.limit_samples=0", "must be positive"),
+    ("data.max_skipped_samples=-1", "data.max_skipped_samples=-1", "must not be negative"),
+    ("data.blend.text=0", "data.blend.text=0.0", "must be positive"),
+    ("data.blend.text=0.9", "data.blend={", "shares must sum to 1, not 1.5"),
+    ("data.blend.vidoe=0.1", "data.blend.vidoe=0.1", "known kinds: text, caption, ocr, video"),
+    ("train.seq_len=0", "train.seq_len=0", "must be positive"),
+    ("train.seed=-1", "train.seed=-1", "must not be negative"),
+    ("train.eval_sequences=7", "train.eval_sequences=7", "must be even"),
+    ("checkpoint.keep=0", "checkpoint.keep=0", "must be positive"),
+    ("run.dir=''", "run.dir=", "must name a folder"),
+    ("cluster.nodes=0", "cluster.nodes=0", "must be positive"),
+]
+BROKEN_ACROSS = [
+    ("parallelism.pp=3", "parallelism.pp=3", "must divide the 4 ranks (nodes 1 x 4)"),
+    ("parallelism.vpp=3", "parallelism.pp=2", "cuts 5 layers into pp x vpp = 6 chunks"),
+    ("parallelism.layout='Et|t|t|tL'", "parallelism.layout=Et|t|t|tL", "it has 4 layers"),
+    ("model.num_experts=9", "parallelism.ep=2", "must divide model.num_experts (9)"),
+    ("parallelism.ep=4", "parallelism.ep=4", "must divide the data-parallel size 2 (4 ranks / pp 2)"),
+    ("train.global_batch_size=18", "train.global_batch_size=18", "must be a multiple of 8"),
+    ("train.eval_sequences=36", "train.eval_sequences=36", "must be a multiple of 8"),
+    ("train.steps=119", "train.steps=119", "room for optim.warmup_steps (20) + optim.decay_steps (100)"),
+    ("train.seq_len=1025", "train.seq_len=1025", "rope.original_max_position x rope.scaling_factor (1024)"),
+    ("train.transformer_engine=true", "train.transformer_engine=True", "needs cluster.device=cuda, not cpu"),
+]
+SMOKE = [
+    "experiment=smoke",
+    "optim.warmup_steps=20",
+    "optim.decay_steps=100",
+    "train.micro_batch_size=2",
+    "data.blend.text=0.4",
+    "data.blend.caption=0.4",
+    "model.rope.original_max_position=256",
+]
+
+
+@pytest.mark.parametrize(("override", "shown", "rule"), BROKEN_WITHIN + BROKEN_ACROSS)
+def test_broken_rule_is_reported(override: str, shown: str, rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([*SMOKE, override])
+    lines = str(caught.value).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"  {shown}"))
+    assert rule in lines[at + 1]
+    assert lines[at + 2].startswith("      -> ")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            "parallelism=serial",
+            "cluster.gpus_per_node=1",
+            "parallelism.pp=1",
+            "parallelism.vpp=1",
+            "parallelism.ep=1",
+        ],
+        ["train.dtype=bfloat16"],
+        ["parallelism.vpp=1", "train.global_batch_size=4", "train.eval_sequences=4"],
+        ["train.steps=120"],
+        ["optim.min_lr=0", "optim.warmup_steps=0", "optim.decay_steps=0", "train.steps=1"],
+        ["model.rope.scaling_factor=1"],
+        ["model.num_dense_layers=5"],
+        ["parallelism.layout='Et|t|t|ttL'"],
+        ["data.prefetch_steps=0"],
+    ],
+)
+def test_legal_settings_pass(overrides: list[str]) -> None:
+    compose([*SMOKE, *overrides])
+
+
+def test_remedies_are_legal() -> None:
+    with pytest.raises(ConfigError, match="use 16 or 24"):
+        compose([*SMOKE, "train.global_batch_size=18"])
+    for size in (16, 24):
+        compose([*SMOKE, f"train.global_batch_size={size}"])
+
+
+def test_a_broken_section_silences_only_the_rules_that_read_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([*SMOKE, "cluster.nodes=0", "train.steps=5"])
+    assert "2 problems" in str(caught.value)
+    assert "must divide" not in str(caught.value)
+
+
+def test_every_rule_across_sections_is_broken_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: set[str] = set()
+
+    def watched(rule: Callable[..., list[Problem]]) -> Callable[..., list[Problem]]:
+        @functools.wraps(rule)
+        def call(**sections: object) -> list[Problem]:
+            problems = rule(**sections)
+            if problems:
+                broken.add(rule.__name__)
+            return problems
+
+        return call
+
+    monkeypatch.setattr(checks, "RULES", tuple(watched(rule) for rule in checks.RULES))
+    for override, _, _ in BROKEN_ACROSS:
+        with pytest.raises(ConfigError):
+            compose([*SMOKE, override])
+    assert broken == {rule.__name__ for rule in checks.RULES}
+
+
+def test_divisors_of_large_numbers_are_cut() -> None:
+    assert divisors(6) == "1, 2, 3, 6"
+    assert divisors(5040).startswith("..., ")

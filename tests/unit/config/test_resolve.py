@@ -1,0 +1,206 @@
+"""From overrides to typed sections: what is accepted, what is refused, and what the refusal says."""
+
+from dataclasses import is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from k25_train.config.resolve import CONF_DIR, compose, group_choices, load, resolve, to_yaml
+from k25_train.config.schema import Config, Device, DType
+from k25_train.errors import ConfigError
+from parallel.config import DepMode
+
+EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+
+
+def refusal(*overrides: str) -> str:
+    """The text with which the smoke experiment under these overrides is refused."""
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=smoke", *overrides])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_resolves(experiment: str) -> None:
+    config = compose([f"experiment={experiment}"])
+    assert config.run.dir == f"runs/{experiment}"
+
+
+@pytest.mark.parametrize("group", sorted(set(group_choices()) - {"experiment"}))
+def test_every_group_file_is_used_by_an_experiment(group: str) -> None:
+    used = "\n".join(path.read_text() for path in CONF_DIR.rglob("*.yaml"))
+    for choice in group_choices()[group]:
+        assert f"{group}: {choice}\n" in used, f"conf/{group}/{choice}.yaml"
+
+
+def test_every_yaml_says_where_its_numbers_come_from() -> None:
+    for path in CONF_DIR.rglob("*.yaml"):
+        comments = [line for line in path.read_text().splitlines()[:2] if line.startswith("# ")]
+        source = comments[-1].removeprefix("# ")
+        assert len(source) > 20, path
+        assert not source.startswith("@package"), path
+
+
+def test_sections_are_plain_typed_objects() -> None:
+    config = compose(["experiment=smoke"])
+    assert is_dataclass(config.model.rope)
+    assert type(config.train.steps) is int
+    assert type(config.data.blend) is dict
+    assert config.train.dtype is DType.float32
+    assert config.cluster.device is Device.cpu
+    assert config.dep.mode is DepMode.coupled
+
+
+def test_phantom_fields_cannot_be_set() -> None:
+    with pytest.raises(AttributeError):
+        compose(["experiment=smoke"]).train.stpes = 3  # type: ignore[attr-defined]
+
+
+def test_overrides_win_over_the_experiment() -> None:
+    config = compose(["experiment=smoke", "train.seed=7", "data.limit_samples=5", "+data.tokenizer=a/b.json"])
+    assert (config.train.seed, config.data.limit_samples, config.data.tokenizer) == (7, 5, "a/b.json")
+
+
+def test_blend_kinds_can_be_replaced() -> None:
+    overrides = ["data.blend.text=0.5", "data.blend.caption=0.5", "~data.blend.ocr", "~data.blend.video"]
+    assert compose(["experiment=smoke", *overrides]).data.blend == {"text": 0.5, "caption": 0.5}
+
+
+def test_a_layout_is_read_from_the_command_line() -> None:
+    config = compose(["experiment=smoke", "parallelism.layout='Et|t|t|ttL'"])
+    assert config.parallelism.layout == "Et|t|t|ttL"
+
+
+@pytest.mark.parametrize("override", ["foo=1", "+foo=1", "++foo=1", "foo={bar: 1}"])
+def test_unknown_section(override: str) -> None:
+    text = refusal(override)
+    assert "is not a key of the configuration" in text
+    assert "known keys: model, parallelism," in text
+
+
+@pytest.mark.parametrize("override", ["train.stpes=3", "+train.stpes=3", "train={stpes: 3}"])
+def test_unknown_key_names_the_closest(override: str) -> None:
+    text = refusal(override)
+    assert "train.stpes=3\n      is not a key of train" in text
+    assert "did you mean steps? known keys: steps, seq_len" in text
+
+
+def test_unknown_key_of_a_sub_section() -> None:
+    assert "model.vision.patchsize=3\n      is not a key of model.vision" in refusal(
+        "model.vision.patchsize=3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "shown", "rule"),
+    [
+        ("train.steps=abc", "train.steps=abc", "must be a whole number"),
+        ("train.steps=3.5", "train.steps=3.5", "must be a whole number"),
+        ("train.steps=null", "train.steps", "must be a whole number"),
+        ("train.steps=[1]", "train.steps=[1]", "must be a whole number"),
+        ("train.steps.x=1", "train.steps={'x': 1}", "must be a whole number"),
+        ("optim.lr=fast", "optim.lr=fast", "must be a finite number"),
+        ("optim.lr=nan", "optim.lr=nan", "must be a finite number"),
+        ("data.blend.text=inf", "data.blend={", "must be a mapping of names to finite numbers"),
+        ("data.limit_samples=all", "data.limit_samples=all", "must be a whole number or null"),
+        ("data.shuffle=perhaps", "data.shuffle=perhaps", "must be true or false"),
+        ("train.dtype=fp8", "train.dtype=fp8", "must be one of float32, bfloat16"),
+        ("cluster.device=tpu", "cluster.device=tpu", "must be one of cpu, cuda"),
+        ("train=3", "train=3", "is a section, not a value"),
+        ("~train.steps", "train.steps", "must be given"),
+        ("~run", "run.dir", "must be given"),
+        ("train.steps=???", "train.steps", "must be given"),
+    ],
+)
+def test_wrong_or_missing_value(override: str, shown: str, rule: str) -> None:
+    text = refusal(override)
+    assert f"  {shown}" in text
+    assert f"\n      {rule}" in text
+    assert "-> " in text
+
+
+def test_all_failures_stand_in_one_report() -> None:
+    text = refusal(
+        "foo=1",
+        "+train.bar=2",
+        "train.steps=abc",
+        "~run.dir",
+        "optim.eps=-1",
+        "parallelism.pp=3",
+        "model.rope.theta=0",
+    )
+    assert text.startswith("7 problems in the configuration\n")
+    for key in ("foo=1", "train.bar=2", "train.steps=abc", "run.dir", "optim.eps=-1", "model.rope.theta=0"):
+        assert f"\n  {key}" in text
+    assert "parallelism.pp=3\n      must divide the 4 ranks" in text
+
+
+def test_unknown_choices_list_the_known() -> None:
+    text = refusal("model=k25_tyni", "cluster=nowhere")
+    assert "did you mean k25_tiny? known choices: k25_1t, k25_tiny" in text
+    assert "cluster=nowhere\n      is not a choice of cluster" in text
+
+
+def test_experiment_must_be_chosen() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)experiment\n.*must be chosen.*k25_pretrain_4k, smoke"):
+        compose(["train.steps=3"])
+
+
+@pytest.mark.parametrize(
+    "override", ["train.steps=[1", "train.steps", "train.steps=1,2", "train.steps=${nope}"]
+)
+def test_unreadable_override(override: str) -> None:
+    with pytest.raises(ConfigError):
+        compose(["experiment=smoke", override])
+
+
+def test_values_are_never_rewritten() -> None:
+    composed = OmegaConf.create(yaml.safe_load(to_yaml(compose(["experiment=smoke"]))))
+    del composed["derived"]
+    before = OmegaConf.to_container(composed)
+    resolve(composed)
+    assert OmegaConf.to_container(composed) == before
+
+
+def test_yaml_holds_derived_sizes_and_reads_back(tmp_path: Path) -> None:
+    config = compose(["experiment=smoke"])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    derived = yaml.safe_load(path.read_text())["derived"]
+    assert derived["world_size"] == 4
+    assert derived["dp"] == 2
+    assert derived["expert_dp"] == 1
+    assert derived["num_micro_batches"] == config.train.global_batch_size // (
+        2 * config.train.micro_batch_size
+    )
+    assert derived["tokens_per_step"] == config.train.global_batch_size * config.train.seq_len
+    assert derived["tokens_total"] == derived["tokens_per_step"] * config.train.steps
+    assert derived["parameters_total"] > derived["parameters_active"] > 0
+    assert load(path) == config
+
+
+def test_the_report_plan_is_derived_as_the_reports_say() -> None:
+    config = compose(["experiment=k25_pretrain_4k"])
+    assert (config.world_size, config.dp, config.expert_dp) == (256, 16, 1)
+    derived = yaml.safe_load(to_yaml(config))["derived"]
+    assert derived["tokens_per_step"] == 67_108_864
+    assert round(derived["tokens_total"] / 1e11) == 155
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "No such file"), ("a: [", "cannot be read"), ("- 1", "is not a")]
+)
+def test_load_names_a_bad_file(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_config_has_no_defaults_of_its_own() -> None:
+    with pytest.raises(TypeError, match="missing"):
+        Config()  # type: ignore[call-arg]
