@@ -1,9 +1,9 @@
 """The independent Kimi K2.5 of transformers (`kimi_k25`), with random weights in the released checkpoint's
 names.
 
-Weights are drawn here, name by name from the checkpoint's listing, and loaded by transformers' own conversion
-(`from_pretrained(state_dict=…)`): its un-fusing of qkv, its RoPE permutation and its stacking of experts are
-independent of ours.
+Weights are drawn here, name by name from our listing of the checkpoint, and loaded by transformers' own
+conversion (`from_pretrained(state_dict=…)`), which refuses missing, unexpected and misshapen tensors: its
+un-fusing of qkv, its RoPE permutation and its stacking of experts are independent of ours.
 
 Where transformers 5.23.0 departs from the released modelling code or cannot serve as it stands:
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from k25_train.config.schema import ModelConfig, RopeConfig, VisionConfig
+from k25_train.plan.parameters import iterate_tensors
 
 MEDIA_PAD_OFFSET = 2
 """The media placeholder stands this many ids before the end of the tiny vocabulary."""
@@ -253,7 +254,8 @@ def random_checkpoint(model: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, shape in checkpoint_shapes(model).items():
+    for tensor in iterate_tensors(model):
+        name, shape = tensor.name, tensor.shape
         noise = torch.randn(shape, generator=generator)
         if name.endswith("pos_emb.weight") or name.endswith("embed_tokens.weight"):
             state[name] = noise
@@ -264,76 +266,3 @@ def random_checkpoint(model: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
         else:
             state[name] = noise / math.sqrt(math.prod(shape[1:]))
     return state
-
-
-def checkpoint_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the released checkpoint's tensors (before INT4 packing), for any dimensions."""
-    width, heads = model.hidden_size, model.num_attention_heads
-    query_key_dim = model.qk_nope_head_dim + model.qk_rope_head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "language_model.lm_head.weight": (model.vocab_size, width),
-        "language_model.model.embed_tokens.weight": (model.vocab_size, width),
-        "language_model.model.norm.weight": (width,),
-    }
-    for index in range(model.num_layers):
-        layer = f"language_model.model.layers.{index}"
-        shapes |= {
-            f"{layer}.input_layernorm.weight": (width,),
-            f"{layer}.post_attention_layernorm.weight": (width,),
-            f"{layer}.self_attn.q_a_proj.weight": (model.q_lora_rank, width),
-            f"{layer}.self_attn.q_a_layernorm.weight": (model.q_lora_rank,),
-            f"{layer}.self_attn.q_b_proj.weight": (heads * query_key_dim, model.q_lora_rank),
-            f"{layer}.self_attn.kv_a_proj_with_mqa.weight": (
-                model.kv_lora_rank + model.qk_rope_head_dim,
-                width,
-            ),
-            f"{layer}.self_attn.kv_a_layernorm.weight": (model.kv_lora_rank,),
-            f"{layer}.self_attn.kv_b_proj.weight": (
-                heads * (model.qk_nope_head_dim + model.v_head_dim),
-                model.kv_lora_rank,
-            ),
-            f"{layer}.self_attn.o_proj.weight": (width, heads * model.v_head_dim),
-        }
-        if index < model.num_dense_layers:
-            shapes |= _mlp_shapes(f"{layer}.mlp", width, model.dense_ffn_hidden_size)
-            continue
-        shapes |= {
-            f"{layer}.mlp.gate.weight": (model.num_experts, width),
-            f"{layer}.mlp.gate.e_score_correction_bias": (model.num_experts,),
-        }
-        shared_size = model.num_shared_experts * model.expert_ffn_hidden_size
-        shapes |= _mlp_shapes(f"{layer}.mlp.shared_experts", width, shared_size)
-        for expert in range(model.num_experts):
-            shapes |= _mlp_shapes(f"{layer}.mlp.experts.{expert}", width, model.expert_ffn_hidden_size)
-    return shapes | _vision_shapes(model.vision, width)
-
-
-def _mlp_shapes(prefix: str, width: int, ffn_size: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{prefix}.gate_proj.weight": (ffn_size, width),
-        f"{prefix}.up_proj.weight": (ffn_size, width),
-        f"{prefix}.down_proj.weight": (width, ffn_size),
-    }
-
-
-def _vision_shapes(vision: VisionConfig, text_width: int) -> dict[str, tuple[int, ...]]:
-    width, merged = vision.hidden_size, vision.merge_size**2 * vision.hidden_size
-
-    def affine(prefix: str, *shape: int) -> dict[str, tuple[int, ...]]:
-        return {f"{prefix}.weight": shape, f"{prefix}.bias": shape[:1]}
-
-    shapes = affine("vision_tower.patch_embed.proj", width, 3, vision.patch_size, vision.patch_size)
-    shapes["vision_tower.patch_embed.pos_emb.weight"] = (vision.pos_emb_height, vision.pos_emb_width, width)
-    for index in range(vision.num_layers):
-        block = f"vision_tower.encoder.blocks.{index}"
-        shapes |= affine(f"{block}.norm0", width) | affine(f"{block}.norm1", width)
-        shapes |= affine(f"{block}.wqkv", 3 * width, width) | affine(f"{block}.wo", width, width)
-        shapes |= affine(f"{block}.mlp.fc0", vision.ffn_hidden_size, width)
-        shapes |= affine(f"{block}.mlp.fc1", width, vision.ffn_hidden_size)
-    shapes |= affine("vision_tower.encoder.final_layernorm", width)
-    shapes |= affine("mm_projector.pre_norm", width)
-    return (
-        shapes
-        | affine("mm_projector.proj.0", merged, merged)
-        | affine("mm_projector.proj.2", text_width, merged)
-    )

@@ -1,0 +1,91 @@
+"""Floating-point operations that the model needs, counted from the configuration; torch-free.
+
+Counted are the matrix products, two operations a multiply-add; norms, softmax, activations and rotations
+are not. Attention is counted over what the masks leave: half the square of each document, the square of
+each image. A backward pass costs twice the forward; what is computed again to save memory is not counted,
+so these are the FLOPs of "model FLOPs utilisation" (MFU, arXiv 2204.02311, appendix B).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from k25_train.config.schema import ModelConfig, VisionConfig
+
+FORWARD_AND_BACKWARD = 3
+
+PEAK_BFLOAT16_FLOPS = {
+    "A100": 312e12,
+    "A800": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+"""Dense bfloat16 operations a second by a part of the device's name. Source: NVIDIA's data sheets."""
+
+
+def training_flops(
+    model: ModelConfig, document_lengths: Sequence[int], grid_thw: Sequence[tuple[int, int, int]]
+) -> int:
+    """Forward and backward of the language model over these documents and of the vision tower over these
+    items.
+
+    Args:
+        model: dimensions.
+        document_lengths: in tokens, vision tokens included; attention does not cross documents.
+        grid_thw: (t, h, w) in patches of each image or video chunk.
+    """
+    forward = text_forward_flops(model, document_lengths)
+    forward += vision_forward_flops(model.vision, model.hidden_size, grid_thw)
+    return FORWARD_AND_BACKWARD * forward
+
+
+def text_forward_flops(model: ModelConfig, document_lengths: Sequence[int]) -> int:
+    """One forward pass of the language model, output head included, over packed documents."""
+    num_pairs = sum(length * (length + 1) // 2 for length in document_lengths)
+    attention = model.num_layers * model.num_attention_heads * (model.q_head_dim + model.v_head_dim)
+    return 2 * (sum(document_lengths) * token_multiply_adds(model) + num_pairs * attention)
+
+
+def token_multiply_adds(model: ModelConfig) -> int:
+    """Multiply-adds that each token costs whatever its context: all matrices that it passes."""
+    hidden = model.hidden_size
+    num_moe_layers = model.num_layers - model.num_dense_layers
+    experts = model.num_experts_per_token + model.num_shared_experts
+    moe = hidden * model.num_experts + experts * 3 * hidden * model.expert_ffn_hidden_size
+    dense = 3 * hidden * model.dense_ffn_hidden_size
+    layers = model.num_layers * latent_attention_multiply_adds(model)
+    layers += num_moe_layers * moe + model.num_dense_layers * dense
+    return layers + hidden * model.vocab_size
+
+
+def latent_attention_multiply_adds(model: ModelConfig) -> int:
+    """Multiply-adds a token of one layer's five MLA projections."""
+    heads = model.num_attention_heads
+    query = model.hidden_size * model.q_lora_rank + model.q_lora_rank * heads * model.q_head_dim
+    key_value = model.hidden_size * (model.kv_lora_rank + model.qk_rope_head_dim)
+    key_value += model.kv_lora_rank * heads * (model.qk_nope_head_dim + model.v_head_dim)
+    return query + key_value + heads * model.v_head_dim * model.hidden_size
+
+
+def vision_forward_flops(
+    vision: VisionConfig, text_hidden_size: int, grid_thw: Sequence[tuple[int, int, int]]
+) -> int:
+    """One forward pass of tower and projector; all frames of an item attend jointly."""
+    width, merged = vision.hidden_size, vision.merge_size**2 * vision.hidden_size
+    lengths = [math.prod(grid) for grid in grid_thw]
+    num_tokens = sum(h * w // vision.merge_size**2 for _, h, w in grid_thw)
+    block = 4 * width**2 + 2 * width * vision.ffn_hidden_size
+    patch = 3 * vision.patch_size**2 * width + vision.num_layers * block
+    pair = vision.num_layers * 2 * width
+    token = merged**2 + merged * text_hidden_size
+    return 2 * (sum(lengths) * patch + sum(n * n for n in lengths) * pair + num_tokens * token)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Peak dense bfloat16 operations a second of one device; None where it is not known, as for a CPU."""
+    known = [name for name in PEAK_BFLOAT16_FLOPS if name.lower() in device_name.lower()]
+    return PEAK_BFLOAT16_FLOPS[max(known, key=len)] if known else None

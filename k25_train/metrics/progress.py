@@ -1,0 +1,72 @@
+"""The run as it goes: one live line on a terminal, plain lines anywhere else. Only rank 0 shows progress."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from k25_train.metrics.sinks import Row, number
+from k25_train.metrics.throughput import format_duration
+
+PLAIN_LINES = 60
+"""About how many plain lines a whole run prints, evaluations apart."""
+
+
+class Progress:
+    """Shows step, loss, gradient norm, tokens/s and time left; a context manager."""
+
+    def __init__(self, total_steps: int, console: Console) -> None:
+        self.console = console
+        self._total_steps = total_steps
+        self._plain_interval = max(1, total_steps // PLAIN_LINES)
+        self._live = RichProgress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._live.add_task("train", total=total_steps, status="")
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, row: Row, time_left_s: float) -> None:
+        """Show a finished step; held-out losses in the row get a line that stays."""
+        step = int(row["step"] or 0)
+        status = status_text(row, time_left_s)
+        if self.console.is_terminal:
+            self._live.update(self._task, completed=step, status=status)
+        elif "loss" in row and (step % self._plain_interval == 0 or step in (1, self._total_steps)):
+            self.note(f"step {step}/{self._total_steps}  {status}")
+        evaluation = evaluation_text(row)
+        if evaluation:
+            self.note(f"step {step}/{self._total_steps}  held-out  {evaluation}")
+
+    def note(self, text: str) -> None:
+        """Print a line that stays, above the live one."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def status_text(row: Row, time_left_s: float) -> str:
+    """The live line of one step."""
+    formats = {"loss": "loss {:.4f}", "grad_norm": "grad norm {:.3f}", "tokens_per_s": "{:,.0f} tokens/s"}
+    parts = [formats[key].format(number(row[key])) for key in formats if key in row]
+    return "  ".join([*parts, f"{format_duration(time_left_s)} left"])
+
+
+def evaluation_text(row: Row) -> str:
+    """The held-out losses of a row; empty where it has none."""
+    names = {"eval_text_loss": "text", "eval_caption_loss": "caption"}
+    return "  ".join(f"{name} {number(row[key]):.4f}" for key, name in names.items() if key in row)

@@ -1,0 +1,44 @@
+"""How fast the run goes and when it will end."""
+
+from __future__ import annotations
+
+SMOOTHING = 0.95
+"""Weight of the past in the smoothed step time: about the last 20 steps count."""
+
+
+class Throughput:
+    """Seconds a step and time left, smoothed over recent steps."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self._num_steps = 0
+        self._smoothed_step_s = 0.0
+
+    def add(self, step_time_s: float) -> None:
+        """Account for one finished step of this process."""
+        self._num_steps += 1
+        self._smoothed_step_s = SMOOTHING * self._smoothed_step_s + (1 - SMOOTHING) * step_time_s
+
+    @property
+    def step_time_s(self) -> float:
+        """Smoothed seconds a step; 0 before the first."""
+        if self._num_steps == 0:
+            return 0.0
+        # Exponential averages start at zero; this undoes the bias (as Adam does, arXiv 1412.6980, section 3).
+        return self._smoothed_step_s / (1 - SMOOTHING**self._num_steps)
+
+    def time_left_s(self, step: int) -> float:
+        """Seconds until the last step, when `step` steps are done, at the smoothed pace."""
+        return self.step_time_s * max(0, self.total_steps - step)
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people: 45s, 3m12s, 2h05m, 3d04h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 24 * 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"

@@ -1,0 +1,63 @@
+"""FLOPs from the configuration against those that torch counts in transformers' model, and by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from k25_train.metrics.flops import (
+    peak_flops,
+    text_forward_flops,
+    token_multiply_adds,
+    training_flops,
+    vision_forward_flops,
+)
+from tests.helpers.hf_reference import build_hf_reference, hf_image_features, hf_logits, tiny_model_config
+
+GRIDS = [(1, 8, 4), (3, 6, 4), (1, 2, 2)]
+
+
+def test_language_model_equals_torch_count() -> None:
+    model = tiny_model_config()
+    hf_model, _ = build_hf_reference(model)
+    documents = (13, 29)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        hf_logits(hf_model, torch.arange(42), documents)
+    # transformers' eager attention computes the masked half of each square too, and rotary angles by a
+    # product.
+    masked_pairs = sum(n * n - n * (n + 1) // 2 for n in documents)
+    head_dims = model.q_head_dim + model.v_head_dim
+    masked = 2 * masked_pairs * model.num_layers * model.num_attention_heads * head_dims
+    assert counter.get_total_flops() == text_forward_flops(model, documents) + masked
+
+
+def test_tower_and_projector_equal_torch_count() -> None:
+    model = tiny_model_config()
+    hf_model, _ = build_hf_reference(model)
+    pixels = torch.randn(sum(t * h * w for t, h, w in GRIDS), 588)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        hf_image_features(hf_model, pixels, GRIDS)
+    assert counter.get_total_flops() == vision_forward_flops(model.vision, model.hidden_size, GRIDS)
+
+
+def test_training_is_three_forward_passes() -> None:
+    model = tiny_model_config()
+    forward = text_forward_flops(model, [7]) + vision_forward_flops(model.vision, model.hidden_size, GRIDS)
+    assert training_flops(model, [7], GRIDS) == 3 * forward
+    assert training_flops(model, [7], []) == 3 * text_forward_flops(model, [7])
+
+
+def test_attention_counts_documents_apart() -> None:
+    model = tiny_model_config()
+    per_token = 2 * token_multiply_adds(model)
+    whole = text_forward_flops(model, [64]) - 64 * per_token
+    halves = text_forward_flops(model, [32, 32]) - 64 * per_token
+    assert whole / halves == (64 * 65) / (2 * 32 * 33)
+
+
+def test_peak_is_known_for_data_centre_gpus_only() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA H800") == 989e12
+    assert peak_flops("NVIDIA H20") is None
+    assert peak_flops("cpu") is None
