@@ -23,8 +23,7 @@ def test_language_model_equals_torch_count() -> None:
     documents = (13, 29)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         hf_logits(hf_model, torch.arange(42), documents)
-    # transformers' eager attention computes the masked half of each square too, and rotary angles by a
-    # product.
+    # transformers' eager attention computes the masked half of each square too.
     masked_pairs = sum(n * n - n * (n + 1) // 2 for n in documents)
     head_dims = model.q_head_dim + model.v_head_dim
     masked = 2 * masked_pairs * model.num_layers * model.num_attention_heads * head_dims
