@@ -1,0 +1,82 @@
+# Everything from set-up to a trained smoke model. `make help` lists the targets.
+
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+SMOKE  := datasets/smoke/dataset.json
+
+# The first Python of 3.12 or newer that can make a virtual environment, 3.12 before newer ones. pyenv's versions
+# are looked up by path, since its shims fail for a version that is not switched on. Override: make PYTHON=...
+PYTHON ?= $(shell $(FIND_PYTHON))
+CAN_RUN = -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1
+define FIND_PYTHON
+	pyenv="$${PYENV_ROOT:-$$HOME/.pyenv}/versions"; \
+	for python in python3.12 "$$pyenv"/3.12*/bin/python python3.13 python3.14 python3 "$$pyenv"/3.*/bin/python; do \
+		if "$$python" $(CAN_RUN); then command -v "$$python"; break; fi; \
+	done
+endef
+define NO_PYTHON
+No Python of 3.12 or newer with its venv module was found on PATH or in pyenv.
+  Debian, Ubuntu: apt install python3.12 python3.12-venv
+  pyenv:          pyenv install 3.12
+  or name one:    make PYTHON=/path/to/python3.12 ...
+endef
+export NO_PYTHON
+NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup data smoke test test-slow check lint types test-fast format python clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv and install everything into it; done once
+
+smoke: $(STAMP) $(SMOKE)  ## train the shrunk model on real text, images and video, into runs/smoke
+	rm -rf runs/smoke
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 4 -m k25_train.train experiment=smoke
+
+data: $(SMOKE)  ## build the smoke set into datasets/smoke, unless it is there
+
+test: $(STAMP)  ## run the whole test suite but the slow and the GPU tests
+	$(BIN)/pytest -m "not gpu and not slow"
+
+test-slow: $(STAMP)  ## run the slow tests
+	$(BIN)/pytest -m "slow and not gpu"
+
+check: lint types test-fast  ## format, lint, types, import rules and the fast tests
+
+lint: $(STAMP)  ## check format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## check types
+	$(BIN)/mypy k25_train parallel launch
+
+test-fast: $(STAMP)  ## run the tests that need one process
+	$(BIN)/pytest -q -m "not gpu and not slow and not distributed" tests/unit
+
+format: $(STAMP)  ## format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+python:  ## print the Python that set-up uses
+	@$(NEED_PYTHON); echo "$(PYTHON)"
+
+clean:  ## remove set-up, builds and caches; datasets and runs stay
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find k25_train parallel launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so a set-up that was interrupted is taken up again; a sound .venv is kept.
+$(STAMP): setup.py Makefile
+	@$(BIN)/python $(CAN_RUN) && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		$(NEED_PYTHON); \
+		echo "making .venv with $(PYTHON)"; \
+		"$(PYTHON)" -m venv --clear .venv; \
+	}
+	@echo "installing into .venv; the first time, several gigabytes are downloaded"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(SMOKE): | $(STAMP)
+	$(BIN)/python -m k25_train.data build

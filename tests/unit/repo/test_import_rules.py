@@ -1,0 +1,142 @@
+"""Who may import whom (read from the source, nothing is imported), and what may not need torch."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[3]
+CODE = ("k25_train", "parallel", "launch")
+EVERY_FILE = sorted(path for name in CODE for path in (REPO / name).rglob("*.py"))
+
+# Package or module -> what of this project it may not import.
+FORBIDDEN = {
+    "parallel": ["k25_train", "launch"],
+    "k25_train": ["launch"],
+    "launch": ["parallel", "k25_train.model", "k25_train.data", "k25_train.optim", "k25_train.checkpoint"],
+    "k25_train.model": ["k25_train.data", "k25_train.optim", "k25_train.checkpoint"],
+    "k25_train.data": ["k25_train.model", "k25_train.optim", "k25_train.checkpoint"],
+    "k25_train.optim": ["k25_train.model", "k25_train.data", "k25_train.checkpoint"],
+    "k25_train.checkpoint": ["k25_train.model", "k25_train.data", "k25_train.optim"],
+}
+# Package or module -> all that it may import.
+ALLOWED = {
+    "parallel.config": {"stdlib"},
+    "parallel.layout": {"stdlib"},
+    "k25_train.errors": {"stdlib"},
+    "k25_train.config": {
+        "stdlib",
+        "hydra",
+        "omegaconf",
+        "yaml",
+        "k25_train.config",
+        "k25_train.errors",
+        "k25_train.plan.parameters",
+        "parallel.config",
+        "parallel.layout",
+    },
+    "k25_train.plan": {
+        "stdlib",
+        "rich",
+        "k25_train.config",
+        "k25_train.errors",
+        "k25_train.plan",
+        "parallel.config",
+        "parallel.layout",
+    },
+}
+TORCH_FREE = [
+    "k25_train.config.resolve",
+    "k25_train.config.command_line",
+    "k25_train.plan.__main__",
+    "launch",
+]
+
+
+def module_name(path: Path) -> str:
+    """Dotted name of a file, `__init__` left out."""
+    parts = path.relative_to(REPO).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports anywhere, `from a import b` as `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide what is imported"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, package: str) -> bool:
+    """Whether a dotted name is the package or lies in it."""
+    return name == package or name.startswith(f"{package}.")
+
+
+def violations(name: str, imported: str) -> list[str]:
+    """What is wrong with a module's importing a name."""
+    found = []
+    for package, forbidden in FORBIDDEN.items():
+        if within(name, package) and any(within(imported, other) for other in forbidden):
+            found.append(f"{name} imports {imported}, which {package} may not")
+    for package, allowed in ALLOWED.items():
+        is_stdlib = imported.split(".")[0] in sys.stdlib_module_names
+        if within(name, package) and not is_stdlib and not any(within(imported, other) for other in allowed):
+            found.append(f"{name} imports {imported}; {package} may import {sorted(allowed)} only")
+    return found
+
+
+@pytest.mark.parametrize("path", EVERY_FILE, ids=lambda path: str(path.relative_to(REPO)))
+def test_imports_follow_the_rules(path: Path) -> None:
+    wrong = [text for imported in imports_of(path) for text in violations(module_name(path), imported)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "imported"),
+    [
+        ("parallel.topology", "k25_train.model"),
+        ("parallel.config", "torch"),
+        ("k25_train.model.moonvit", "k25_train.data.batch"),
+        ("k25_train.train", "launch.slurm"),
+        ("k25_train.plan.parameters", "torch.nn"),
+        ("k25_train.config.schema", "k25_train.model.moonvit"),
+    ],
+)
+def test_the_rules_catch(name: str, imported: str) -> None:
+    assert violations(name, imported)
+
+
+def test_rules_name_what_exists() -> None:
+    modules = {module_name(path) for path in EVERY_FILE}
+    for package in ALLOWED | FORBIDDEN:
+        assert any(within(module, package) for module in modules), package
+
+
+def test_package_files_hold_no_code() -> None:
+    """Code in `__init__.py` would run, and drag torch in, for every module below it."""
+    for path in EVERY_FILE:
+        if path.name == "__init__.py":
+            statements = ast.parse(path.read_text()).body
+            assert all(isinstance(node, ast.Expr | ast.Assign) for node in statements), path
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_runs_where_torch_is_absent(module: str) -> None:
+    code = f"import sys; sys.modules['torch'] = sys.modules['megatron'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_plan_runs_where_torch_is_absent() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv[1:] = ['experiment=k25_pretrain_4k', '--json']; "
+        "from k25_train.plan.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"total": 1026879353328' in done.stdout
