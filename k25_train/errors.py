@@ -15,3 +15,7 @@ class DataError(K25Error):
 
 class CheckpointError(K25Error):
     """A checkpoint is incomplete, does not fit the model, or cannot be written."""
+
+
+class TrainingError(K25Error):
+    """A step went wrong in a way that going on would only make worse."""

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
-from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
+
+from k25_train.model.megatron_config import BackboneConfig
 
 _LOGIT_BLOCK = 1024
 """Queries whose logits are held at a time while maxima are taken."""
@@ -73,6 +74,11 @@ class PackedLatentAttention(MLASelfAttention):
     Upstream applies rotary embeddings document by document, which launches a handful of kernels per document
     and layer, and reads the lengths back from the device each time; here one table serves all layers.
     """
+
+    def __init__(self, config: BackboneConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        for norm in (self.q_layernorm, self.kv_layernorm):
+            norm.eps = config.latent_norm_eps
 
     def get_query_key_value_tensors(
         self,
@@ -139,7 +145,7 @@ class DocumentAttention(MegatronModule):
 
     def __init__(
         self,
-        config: MLATransformerConfig,
+        config: BackboneConfig,
         layer_number: int,
         softmax_scale: float | None = None,
         **_: Any,

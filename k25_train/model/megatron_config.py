@@ -19,6 +19,8 @@ class BackboneConfig(MLATransformerConfig):
 
     balance_sequence_tokens: int = 0
     """Tokens of one training sequence: the span of the router's sequence-wise balance loss."""
+    latent_norm_eps: float = 1e-6
+    """Epsilon of the norms of the compressed query and key-value."""
 
 
 def backbone_config(

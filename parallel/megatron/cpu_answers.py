@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.utils._device
 
 CPU = torch.device("cpu")
 
@@ -143,6 +144,9 @@ def install() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
+    # `with torch.device("meta")` looks functions up in a set that torch fills at first use and keeps: fill it
+    # while it still names the originals, which is what the wrappers below call.
+    torch.utils._device._device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.to = _redirecting_to(torch.Tensor.to)  # type: ignore[method-assign, assignment]

@@ -7,9 +7,6 @@ un-fusing of qkv, its RoPE permutation and its stacking of experts are independe
 
 Where transformers 5.23.0 departs from the released modelling code or cannot serve as it stands:
 
-- The two latent norms of MLA (`q_a_layernorm`, `kv_a_layernorm`) keep RMSNorm's default eps 1e-6 whatever
-  the config says; megatron-core uses the config's `rms_norm_eps` (1e-5) for them too. The facts published of
-  K2.5 give one eps. `build_hf_reference` sets them to `rms_norm_eps`.
 - `get_image_features` splits by t·h·w/4 although the merger pools time, so it raises for video chunks; and
   the merger concatenates index tensors whose width is t, so items of different t cannot share a call.
   `hf_image_features` therefore calls tower and projector once per item.
@@ -125,9 +122,6 @@ def build_hf_reference(
     problems = {key: value for key, value in info.items() if value}
     if problems:
         raise AssertionError(f"transformers did not load the random checkpoint cleanly: {problems}")
-    for layer in hf_model.model.language_model.layers:
-        layer.self_attn.q_a_layernorm.variance_epsilon = model.rms_norm_eps
-        layer.self_attn.kv_a_layernorm.variance_epsilon = model.rms_norm_eps
     return hf_model.eval(), state
 
 
