@@ -55,8 +55,9 @@ def summary_lines(rows: Sequence[Row], peak_flops: float | None) -> list[tuple[s
     timed_s = total(timed, "step_time_s")
     if timed_s:
         lines.append(("speed", f"{total(timed, 'tokens') / timed_s:,.0f} tokens/s"))
-        if peak_flops is not None:
-            lines.append(("MFU", f"{total(timed, 'flops') / timed_s / peak_flops:.1%}"))
+        flops = total(timed, "flops")
+        if peak_flops is not None and flops:
+            lines.append(("MFU", f"{flops / timed_s / peak_flops:.1%}"))
     return lines
 
 

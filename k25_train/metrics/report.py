@@ -1,0 +1,92 @@
+"""All that a run tells: rows to the sinks, steps to the terminal, at the end the table and the picture."""
+
+Only rank 0 reports; on other ranks every method returns at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+
+from k25_train.config.resolve import to_yaml
+from k25_train.config.schema import Config
+from k25_train.metrics.flops import peak_flops
+from k25_train.metrics.plots import plot_losses
+from k25_train.metrics.progress import Progress
+from k25_train.metrics.sinks import JsonlSink, Row, Sink, TensorBoardSink, read_rows
+from k25_train.metrics.summary import summary_table
+from k25_train.metrics.throughput import Throughput
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Report:
+    """A context manager around training."""
+
+    def __init__(self, config: Config, *, is_main: bool, device_name: str) -> None:
+        self.config = config
+        self.is_main = is_main
+        self.device_name = device_name
+        self.folder = Path(config.run.dir)
+        self.console = Console(soft_wrap=True)
+        self.progress = Progress(config.train.steps, self.console)
+        self.throughput = Throughput(config.train.steps)
+        self.sinks: list[Sink] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.is_main:
+            return
+        if self.sinks:
+            self.progress.__exit__(kind, error, trace)
+        for sink in self.sinks:
+            sink.close()
+
+    def start(self, finished_steps: int) -> None:
+        """Print and save the configuration, open the sinks; `finished_steps` of them were done before."""
+        if not self.is_main:
+            return
+        text = to_yaml(self.config)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(text)
+        self.console.print(text, markup=False, highlight=False)
+        first = finished_steps + 1 if finished_steps else 0
+        self.sinks = [JsonlSink(self.folder / METRICS_FILE, first), TensorBoardSink(self.folder / "tensorboard", first)]
+        if finished_steps:
+            self.progress.note(f"resuming after step {finished_steps} of {self.config.train.steps}")
+        self.progress.__enter__()
+
+    def add(self, row: Row) -> None:
+        """One finished step, or the evaluation before the first."""
+        if not self.is_main:
+            return
+        for sink in self.sinks:
+            sink.write(row)
+        if "loss" in row:
+            self.throughput.add(float(row["step_time_s"] or 0), int(row["tokens"] or 0))
+        self.progress.show(row, self.throughput.time_left_s(int(row["step"] or 0)))
+
+    def stopped(self, step: int, signal_name: str) -> None:
+        """The run saved a checkpoint and ends because a signal asked it to."""
+        if self.is_main:
+            self.progress.note(f"{signal_name}: checkpoint of step {step} saved; the same command goes on from there")
+
+    def finish(self) -> None:
+        """Draw `loss.png` and print the summary."""
+        if not self.is_main:
+            return
+        self.progress.__exit__(None, None, None)
+        rows = read_rows(self.folder / METRICS_FILE)
+        name = f"{self.config.model.name}, {self.folder}"
+        plot_losses(rows, self.folder / "loss.png", name)
+        per_device = peak_flops(self.device_name)
+        all_devices = None if per_device is None else per_device * self.config.world_size
+        self.console.print(summary_table(rows, name, all_devices))
+        self.console.print(f"metrics, plot and checkpoints: {self.folder}", markup=False, highlight=False)
