@@ -1,0 +1,1 @@
+"""Sources of the smoke set: each module turns files of pinned packages into samples."""

@@ -1,0 +1,226 @@
+"""Text to token ids: a byte-level BPE trained on the data, or a real Kimi `tiktoken` vocabulary file.
+
+Both split text with the pattern that Moonshot publishes with Kimi K2 (`tokenization_kimi.py`): runs of Han
+characters, words with their contraction, digits in groups of at most three, punctuation, whitespace. Special
+tokens stand for themselves only where the code places their ids; written out in a text they are plain text.
+"""
+
+import base64
+import binascii
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from k25_train.errors import DataError
+
+_CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_BEFORE_WORD = r"[^\r\n\p{L}\p{N}]?"
+SPLIT_PATTERN = "|".join(
+    [
+        r"[\p{Han}]+",
+        f"{_BEFORE_WORD}{_UPPER}*{_LOWER}+{_CONTRACTION}",
+        f"{_BEFORE_WORD}{_UPPER}+{_LOWER}*{_CONTRACTION}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+"""Moonshot's `pat_str`, joined from the same parts."""
+
+SPECIAL_TOKENS = (
+    "[BOS]",
+    "[EOS]",
+    "[PAD]",
+    "<|media_begin|>",
+    "<|media_content|>",
+    "<|media_end|>",
+    "<|media_pad|>",
+)
+"""Special tokens of a trained vocabulary, its last ids in this order (Kimi's order of the media tokens)."""
+
+KIMI_NUM_SPECIAL_TOKENS = 256
+_KIMI_SPECIAL_OFFSETS = {
+    "[BOS]": 0,
+    "[EOS]": 1,
+    "<|im_end|>": 2,
+    "<|im_user|>": 3,
+    "<|im_assistant|>": 4,
+    "[EOT]": 9,
+    "<|im_system|>": 10,
+    "<|tool_calls_section_begin|>": 11,
+    "<|tool_calls_section_end|>": 12,
+    "<|tool_call_begin|>": 13,
+    "<|tool_call_argument_begin|>": 14,
+    "<|tool_call_end|>": 15,
+    "<|im_middle|>": 17,
+    "<|media_begin|>": 18,
+    "<|media_content|>": 19,
+    "<|media_end|>": 20,
+    "<|media_pad|>": 21,
+    "<think>": 22,
+    "</think>": 23,
+    "[UNK]": 254,
+    "[PAD]": 255,
+}
+"""Ids of Kimi K2.5's special tokens above its 163,584 ordinary ones ([BOS] is 163584); the rest are reserved."""
+
+
+class Tokenizer(ABC):
+    """Encodes text; knows the ids of the tokens that structure a sequence."""
+
+    def __init__(self, path: Path, special_ids: dict[str, int]) -> None:
+        """`path`: the vocabulary file; `special_ids`: special token -> id, at least `SPECIAL_TOKENS`."""
+        self.path = path
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        """Hex SHA-256 of the vocabulary file, by which a shard set recognises its tokenizer."""
+        self.bos = special_ids["[BOS]"]
+        self.eos = special_ids["[EOS]"]
+        self.pad = special_ids["[PAD]"]
+        self.media_begin = special_ids["<|media_begin|>"]
+        self.media_content = special_ids["<|media_content|>"]
+        self.media_end = special_ids["<|media_end|>"]
+        self.media_pad = special_ids["<|media_pad|>"]
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included; every id is smaller."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without any special token."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens written out."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without any special token."""
+        return self.encode_batch([text])[0]
+
+
+class TrainedTokenizer(Tokenizer):
+    """A byte-level BPE in the file format of the `tokenizers` library."""
+
+    def __init__(self, path: Path) -> None:
+        """Load a file that `train_tokenizer` wrote. Raises DataError if it is not one."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"{path}: not a tokenizer file ({error}). Build the shard set again.") from error
+        missing = [token for token in SPECIAL_TOKENS if self._tokenizer.token_to_id(token) is None]
+        if missing:
+            raise DataError(f"{path}: has no special token {', '.join(missing)}; it is not one of this project.")
+        self._tokenizer.encode_special_tokens = True
+        super().__init__(path, {token: self._tokenizer.token_to_id(token) for token in SPECIAL_TOKENS})
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Tokenizer.vocab_size`."""
+        return self._tokenizer.get_vocab_size()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Tokenizer.encode_batch`."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+class KimiTokenizer(Tokenizer):
+    """A `tiktoken.model` file as Moonshot ships it: base64 token and rank in every line."""
+
+    def __init__(self, path: Path) -> None:
+        """Load the file; special tokens take the ids above its own. Raises DataError if a line is malformed."""
+        ranks = _read_ranks(path)
+        special_ids = {f"<|reserved_token_{len(ranks) + i}|>": i for i in range(KIMI_NUM_SPECIAL_TOKENS)}
+        special_ids = {token: len(ranks) + i for token, i in special_ids.items()}
+        names = {len(ranks) + offset: token for token, offset in _KIMI_SPECIAL_OFFSETS.items()}
+        special_ids = {names.get(token_id, token): token_id for token, token_id in special_ids.items()}
+        self._encoding = tiktoken.Encoding(
+            name=path.name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special_ids
+        )
+        super().__init__(path, special_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Tokenizer.vocab_size`."""
+        return self._encoding.n_vocab
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Tokenizer.encode_batch`."""
+        return self._encoding.encode_ordinary_batch(list(texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        return self._encoding.decode(ids)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load a `tokenizer.json` (trained here) or a Kimi `*.model` file, told apart by the file's name.
+
+    Raises DataError if the file does not exist, has another suffix or is malformed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such tokenizer file. Set data.tokenizer, or build the shard set.")
+    if path.suffix == ".json":
+        return TrainedTokenizer(path)
+    if path.suffix == ".model":
+        return KimiTokenizer(path)
+    raise DataError(f"{path}: a tokenizer is a .json file (trained) or a .model file (Kimi's tiktoken).")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
+    """Train a byte-level BPE of exactly `vocab_size` ids, the special tokens last, and write it to `path`.
+
+    Equal texts give an equal file. Raises DataError if the texts do not yield that many tokens.
+    """
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    pre_tokenizer: Any = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise DataError(
+            f"vocabulary of {vocab_size} asked for, but the texts yield {tokenizer.get_vocab_size()} tokens "
+            f"(256 bytes and {len(SPECIAL_TOKENS)} special tokens are always among them). Set --vocab-size to that."
+        )
+    tokenizer.save(str(path), pretty=False)
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise DataError(f"{path}, line {number}: not `<base64 token> <rank>` ({error}).") from error
+    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < KIMI_NUM_SPECIAL_TOKENS:
+        raise DataError(f"{path}: ranks are not 0 … n-1 with each of the 256 bytes; the file is cut short.")
+    return ranks
