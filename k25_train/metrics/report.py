@@ -1,4 +1,4 @@
-"""All that a run tells: rows to the sinks, steps to the terminal, at the end the table and the picture."""
+"""What a run reports: files in the run folder, and lines on the terminal.
 
 Only rank 0 reports; on other ranks every method returns at once.
 """
@@ -58,7 +58,10 @@ class Report:
         (self.folder / "config.yaml").write_text(text)
         self.console.print(text, markup=False, highlight=False)
         first = finished_steps + 1 if finished_steps else 0
-        self.sinks = [JsonlSink(self.folder / METRICS_FILE, first), TensorBoardSink(self.folder / "tensorboard", first)]
+        self.sinks = [
+            JsonlSink(self.folder / METRICS_FILE, first),
+            TensorBoardSink(self.folder / "tensorboard", first),
+        ]
         if finished_steps:
             self.progress.note(f"resuming after step {finished_steps} of {self.config.train.steps}")
         self.progress.__enter__()
@@ -70,13 +73,15 @@ class Report:
         for sink in self.sinks:
             sink.write(row)
         if "loss" in row:
-            self.throughput.add(float(row["step_time_s"] or 0), int(row["tokens"] or 0))
+            self.throughput.add(float(row["step_time_s"] or 0))
         self.progress.show(row, self.throughput.time_left_s(int(row["step"] or 0)))
 
     def stopped(self, step: int, signal_name: str) -> None:
         """The run saved a checkpoint and ends because a signal asked it to."""
         if self.is_main:
-            self.progress.note(f"{signal_name}: checkpoint of step {step} saved; the same command goes on from there")
+            self.progress.note(
+                f"{signal_name}: checkpoint of step {step} saved; the same command goes on from there"
+            )
 
     def finish(self) -> None:
         """Draw `loss.png` and print the summary."""

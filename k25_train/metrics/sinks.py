@@ -36,7 +36,7 @@ class JsonlSink:
     """Appends one JSON object a step, flushed at once, so that a killed run keeps all it reached.
 
     Floats are written so that reading gives the same bits; infinities and NaN, which JSON lacks, as null.
-    What is said later of the same step (its evaluation) joins the object of that step.
+
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
@@ -44,29 +44,18 @@ class JsonlSink:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         drop_rows_from(path, first_step)
-        self._file = path.open("ab")
-        self._last_row: Row = {}
-        self._last_start = 0
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Append a row, or add to the last one if it is of the same step.
-
-        Raises K25Error where the disk does not take it.
-        """
+        """Append a row. Raises K25Error where the disk does not take it."""
         finite = {key: value if is_finite(value) else None for key, value in row.items()}
         try:
-            if finite["step"] == self._last_row.get("step"):
-                finite = {**self._last_row, **finite}
-                self._file.truncate(self._last_start)
-            else:
-                self._last_start = self._file.tell()
-            self._file.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
+            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise K25Error(
                 f"{self.path}: cannot write metrics ({error}); make room or set run.dir"
             ) from error
-        self._last_row = finite
 
     def close(self) -> None:
         """Close the file."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-from rich.console import Console
+import pytest
 
-from k25_train.config.resolve import compose
+from k25_train.config.resolve import compose, load
 from k25_train.config.schema import Config
 from k25_train.metrics.report import Report
-from k25_train.metrics.sinks import read_rows
+from k25_train.metrics.sinks import Row, read_rows
 
 
 def config_for(folder: Path) -> Config:
@@ -18,46 +17,54 @@ def config_for(folder: Path) -> Config:
     return compose(["experiment=smoke", f"run.dir={folder}", *schedule])
 
 
-def run_steps(folder: Path, start: int, stop: int, is_main: bool = True) -> str:
-    stream = io.StringIO()
-    config = config_for(folder)
-    with Report(config, is_main, Console(file=stream, width=100)) as report:
+def row_of(step: int) -> Row:
+    row = {"step": step, "loss": 8.0 - step, "tokens": 100, "step_time_s": 0.5, "tokens_per_s": 200.0}
+    return row | {"flops": 1e12} | ({"eval_text_loss": 4.0, "eval_caption_loss": 2.0} if step == 6 else {})
+
+
+def run_steps(config: Config, start: int, stop: int, is_main: bool = True, device_name: str = "CPU") -> None:
+    with Report(config, is_main=is_main, device_name=device_name) as report:
         report.start(start)
         if start == 0:
-            report.evaluation(0, text_loss=8.0, caption_loss=8.5)
+            report.add({"step": 0, "eval_text_loss": 8.0, "eval_caption_loss": 8.5})
         for step in range(start + 1, stop + 1):
-            report.step(step, {"loss": 8.0 - step, "tokens": 100, "step_time_s": 0.5, "tokens_per_s": 200.0})
+            report.add(row_of(step))
         if stop == config.train.steps:
-            report.evaluation(stop, text_loss=4.0, caption_loss=2.0)
             report.finish()
         else:
             report.stopped(stop, "SIGTERM")
-    return stream.getvalue()
 
 
-def test_whole_run(tmp_path: Path) -> None:
-    text = run_steps(tmp_path, start=0, stop=6)
+def test_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_for(tmp_path)
+    run_steps(config, start=0, stop=6)
     rows = read_rows(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(7))
-    assert rows[0] == {"step": 0, "eval_text_loss": 8.0, "eval_caption_loss": 8.5}
-    assert rows[6]["loss"] == 2.0
-    assert rows[6]["eval_caption_loss"] == 2.0
+    assert rows == [{"step": 0, "eval_text_loss": 8.0, "eval_caption_loss": 8.5}, *map(row_of, range(1, 7))]
+    assert load(tmp_path / "config.yaml") == config
     assert (tmp_path / "loss.png").stat().st_size > 10_000
     assert list((tmp_path / "tensorboard").glob("events.*"))
+    text = capsys.readouterr().out
     assert "step 2/6  loss 6.0000  200 tokens/s  2s left" in text
     assert "8.0000 -> 4.0000 (-50.0%)" in text
     assert "MFU" not in text
 
 
-def test_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    first = run_steps(tmp_path, start=0, stop=4)
-    assert "SIGTERM: stopped after step 4" in first
-    assert (tmp_path / "loss.png").exists()
-    second = run_steps(tmp_path, start=3, stop=6)
-    assert "resumes after step 3" in second
+def test_utilisation_is_of_all_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_steps(config_for(tmp_path), start=0, stop=6, device_name="NVIDIA H800")
+    mfu = 1e12 / 0.5 / (4 * 989e12)
+    assert f"{mfu:.1%}" in capsys.readouterr().out.split("MFU")[1].splitlines()[0]
+
+
+def test_stopped_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_for(tmp_path)
+    run_steps(config, start=0, stop=4)
+    assert "SIGTERM: checkpoint of step 4 saved" in capsys.readouterr().out
+    run_steps(config, start=3, stop=6)
+    assert "resuming after step 3 of 6" in capsys.readouterr().out
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == list(range(7))
 
 
-def test_other_ranks_are_silent(tmp_path: Path) -> None:
-    assert run_steps(tmp_path, start=0, stop=6, is_main=False) == ""
+def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_steps(config_for(tmp_path), start=0, stop=6, is_main=False)
+    assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
