@@ -153,8 +153,6 @@ def load_patches(data: bytes, segment: MediaSegment, vision: VisionConfig) -> Te
     (x/255 - 0.5)/0.5; padding is black, i.e. -1. Raises DataError with the reason if the file does not decode
     or is not of the size that the index says.
     """
-    if not data:
-        raise DataError("the file is empty")
     limit = patch_limit_of(segment, vision)
     size = resized_size(segment.width, segment.height, limit, vision)
     grid = grid_of(segment.width, segment.height, limit, vision)

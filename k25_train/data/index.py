@@ -59,6 +59,11 @@ class MediaSegment:
     duration_s: float
     """Length of the video in seconds; 0 for an image."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that no file has."""
+        if min(self.width, self.height, self.num_frames) < 1 or not 0 <= self.duration_s < float("inf"):
+            raise ValueError(f"impossible sizes: {self}")
+
 
 Segment = TextSegment | MediaSegment
 

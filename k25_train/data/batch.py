@@ -1,0 +1,204 @@
+"""What one step computes on: planned from the index alone (`StepPlan`), then assembled as tensors.
+
+Shapes: T = micro_batch_size * seq_len tokens, rows one after another; P patches of all items.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from k25_train.config.schema import VisionConfig
+from k25_train.data.documents import DocumentBuilder, media_segments
+from k25_train.data.images import VisionItem, load_patches, plan_items
+from k25_train.data.index import SampleRecord
+from k25_train.data.shards import ShardReader
+from k25_train.data.skips import SkipLog
+from k25_train.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedPiece:
+    """A document of a sequence: all tokens of a sample, or a stretch of a text sample's."""
+
+    record: SampleRecord
+    start: int
+    length: int
+    items: tuple[VisionItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequencePlan:
+    """One packed sequence; what its pieces leave of `seq_len` is padding."""
+
+    kind: str
+    pieces: tuple[PlannedPiece, ...]
+
+    @property
+    def items(self) -> tuple[VisionItem, ...]:
+        """Vision items in the order of their placeholders."""
+        return tuple(item for piece in self.pieces for item in piece.items)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(piece.length for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """All sequences of a step's global batch, the same on every rank."""
+
+    step: int
+    sequences: tuple[SequencePlan, ...]
+
+    @property
+    def items(self) -> tuple[VisionItem, ...]:
+        """Vision items of the whole batch, sequence by sequence."""
+        return tuple(item for sequence in self.sequences for item in sequence.items)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(sequence.num_tokens for sequence in self.sequences)
+
+    @property
+    def num_vision_tokens(self) -> int:
+        """Placeholders, i.e. tokens whose embedding comes from the vision tower."""
+        return sum(item.num_tokens for item in self.items)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches that the vision tower reads."""
+        return sum(item.num_patches for item in self.items)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """The sequences that a rank computes at once."""
+
+    tokens: Tensor
+    """[T] int64."""
+    labels: Tensor
+    """[T] int64, the next token of the document; 0 where `loss_mask` is 0."""
+    loss_mask: Tensor
+    """[T] float32, 0 or 1; 0 for padding, media tokens as targets, text without loss, a document's end."""
+    is_caption: Tensor
+    """[T] bool, True in documents with media: evaluation reports their loss apart."""
+    document_lengths: tuple[int, ...]
+    """Sum to T. Padding at a row's end is a document of its own; none crosses rows."""
+    grid_thw: tuple[tuple[int, int, int], ...]
+    """Patch grid of each item in placeholder order."""
+    item_documents: tuple[int, ...]
+    """For each item, the position of its document in `document_lengths`."""
+    pixels: Tensor | None
+    """[P, 3*p*p] float32, patches of all items; None where not asked for."""
+    failed_items: tuple[int, ...]
+    """Items whose file did not decode; their pixels are 0. Known only where pixels were asked for."""
+
+
+def mask_failed(batch: MicroBatch, failed_items: Sequence[int]) -> MicroBatch:
+    """The batch without the loss of the documents that hold `failed_items` (positions in `grid_thw`).
+
+    Already done where the pixels were decoded; other pipeline stages of the same replica are told of the
+    items and do it too. Doing it twice changes nothing.
+    """
+    if not failed_items:
+        return batch
+    ends = list(accumulate(batch.document_lengths))
+    loss_mask, labels = batch.loss_mask.clone(), batch.labels.clone()
+    for document in {batch.item_documents[item] for item in failed_items}:
+        span = slice(ends[document] - batch.document_lengths[document], ends[document])
+        loss_mask[span] = 0
+        labels[span] = 0
+    return replace(batch, loss_mask=loss_mask, labels=labels, failed_items=tuple(failed_items))
+
+
+class MicroBatchAssembler:
+    """Reads, tokenises and decodes planned sequences into tensors."""
+
+    def __init__(
+        self,
+        *,
+        reader: ShardReader,
+        documents: DocumentBuilder,
+        vision: VisionConfig,
+        seq_len: int,
+        pad_token: int,
+        skip_log: SkipLog,
+    ) -> None:
+        """`skip_log` is told of samples whose media do not decode, and may stop the run."""
+        self._reader = reader
+        self._documents = documents
+        self._vision = vision
+        self._seq_len = seq_len
+        self._pad_token = pad_token
+        self._skip_log = skip_log
+
+    def assemble(self, sequences: Sequence[SequencePlan], with_pixels: bool) -> MicroBatch:
+        """One micro-batch of the given sequences.
+
+        A sample whose media do not decode keeps its place: pixels 0, loss masked, `failed_items` set.
+        Raises DataError when those pass the limit, or when shard and index disagree.
+        """
+        num_tokens = len(sequences) * self._seq_len
+        tokens = np.full(num_tokens, self._pad_token, dtype=np.int64)
+        labels = np.zeros(num_tokens, dtype=np.int64)
+        loss_mask = np.zeros(num_tokens, dtype=np.float32)
+        is_caption = np.zeros(num_tokens, dtype=np.bool_)
+        lengths: list[int] = []
+        item_documents: list[int] = []
+        for row, sequence in enumerate(sequences):
+            position = row * self._seq_len
+            for piece in sequence.pieces:
+                span = slice(position, position + piece.length)
+                document = self._documents.tokens(piece.record)
+                tokens[span] = document.tokens[piece.start : piece.start + piece.length]
+                is_target = document.is_target[piece.start + 1 : piece.start + piece.length]
+                targets = slice(position, position + piece.length - 1)
+                labels[targets] = np.where(is_target, tokens[position + 1 : position + piece.length], 0)
+                loss_mask[targets] = is_target
+                is_caption[span] = piece.record.kind != "text"
+                item_documents += [len(lengths)] * len(piece.items)
+                lengths.append(piece.length)
+                position += piece.length
+            padding = (row + 1) * self._seq_len - position
+            if padding:
+                lengths.append(padding)
+        pixels, failed_items = self._load_pixels(sequences) if with_pixels else (None, ())
+        batch = MicroBatch(
+            tokens=torch.from_numpy(tokens),
+            labels=torch.from_numpy(labels),
+            loss_mask=torch.from_numpy(loss_mask),
+            is_caption=torch.from_numpy(is_caption),
+            document_lengths=tuple(lengths),
+            grid_thw=tuple(item.grid_thw for sequence in sequences for item in sequence.items),
+            item_documents=tuple(item_documents),
+            pixels=pixels,
+            failed_items=failed_items,
+        )
+        return mask_failed(batch, failed_items)
+
+    def _load_pixels(self, sequences: Sequence[SequencePlan]) -> tuple[Tensor, tuple[int, ...]]:
+        patches = [torch.zeros(0, 3 * self._vision.patch_size**2)]
+        failed_items: list[int] = []
+        num_items = 0
+        for piece in (piece for sequence in sequences for piece in sequence.pieces):
+            for segment in media_segments(piece.record):
+                data = self._reader.read(segment.shard, segment.offset, segment.num_bytes)
+                items = plan_items(segment, self._vision)
+                try:
+                    patches.append(load_patches(data, segment, self._vision))
+                except DataError as error:
+                    what = (
+                        f"its {segment.type} (.{segment.format} at byte {segment.offset} of {segment.shard})"
+                    )
+                    self._skip_log.add(piece.record, f"{what} {error}")
+                    num_patches = sum(item.num_patches for item in items)
+                    patches.append(torch.zeros(num_patches, 3 * self._vision.patch_size**2))
+                    failed_items += range(num_items, num_items + len(items))
+                num_items += len(items)
+        return torch.cat(patches), tuple(failed_items)

@@ -1,0 +1,176 @@
+"""Global batches that depend on (seed, step) alone.
+
+`plan(step)` names every sequence of the step from the index, the same on every rank; `micro_batches` reads
+and decodes a rank's share. Sequences go to data-parallel ranks in contiguous blocks, so the global batch is
+bitwise the same for any number of ranks and any micro-batch size, and resuming needs nothing but the step.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from k25_train.config.schema import DataConfig, TrainConfig, VisionConfig
+from k25_train.data.batch import MicroBatch, MicroBatchAssembler, SequencePlan, StepPlan
+from k25_train.data.blend import Blend
+from k25_train.data.documents import DocumentBuilder
+from k25_train.data.index import SampleRecord
+from k25_train.data.shards import load_dataset
+from k25_train.data.skips import SkipLog
+from k25_train.data.stream import KindStream, shuffle_media
+from k25_train.data.tokenizer import load_tokenizer
+from k25_train.errors import ConfigError, DataError
+
+_BatchKey = tuple[int, int, int, bool]
+
+
+class DataLoader:
+    """Train and held-out batches of one shard set. A context manager: leaving it ends the prefetching."""
+
+    def __init__(self, data: DataConfig, train: TrainConfig, vision: VisionConfig) -> None:
+        """Open and check the shard set. Raises DataError for what `load_dataset` or the samples get wrong."""
+        self._data = data
+        self._train = train
+        self._vision = vision
+        self.dataset = load_dataset(data.dir, data.tokenizer)
+        self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
+        self.skip_log = SkipLog(data.dir, data.max_skipped_samples)
+        self._documents = DocumentBuilder(self.dataset.reader, self.tokenizer, vision)
+        self._assembler = MicroBatchAssembler(
+            reader=self.dataset.reader,
+            documents=self._documents,
+            vision=vision,
+            seq_len=train.seq_len,
+            pad_token=self.tokenizer.pad,
+            skip_log=self.skip_log,
+        )
+        self._blend = Blend(data.blend)
+        self._streams = {
+            kind: self._build_stream(kind, self._records("train", kind), data.shuffle) for kind in data.blend
+        }
+        self._executor: ThreadPoolExecutor | None = None
+        self._pending: dict[_BatchKey, Future[list[MicroBatch]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the prefetching thread; batches under way are finished and dropped."""
+        self._pending.clear()
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def plan(self, step: int) -> StepPlan:
+        """The global batch of a step (counted from 0), without reading a shard."""
+        first = step * self._train.global_batch_size
+        numbers = range(first, first + self._train.global_batch_size)
+        return StepPlan(step=step, sequences=_draw(self._blend, self._streams, numbers))
+
+    def micro_batches(self, step: int, dp_rank: int, dp_size: int, with_pixels: bool) -> list[MicroBatch]:
+        """The micro-batches of one data-parallel rank at a step, in order.
+
+        Assembles the next `data.prefetch_steps` steps in a background thread meanwhile; what goes wrong there
+        is raised here, when its step is asked for. Raises DataError (see `MicroBatchAssembler.assemble`).
+        """
+        key = (step, dp_rank, dp_size, with_pixels)
+        ready = self._pending.pop(key, None)
+        ahead = range(step + 1, min(step + 1 + self._data.prefetch_steps, self._train.steps))
+        wanted = [(next_step, dp_rank, dp_size, with_pixels) for next_step in ahead]
+        for stale in self._pending.keys() - set(wanted):
+            self._pending.pop(stale).cancel()
+        for next_key in wanted:
+            if next_key not in self._pending:
+                self._pending[next_key] = self._thread().submit(self._assemble_step, next_key)
+        return ready.result() if ready is not None else self._assemble_step(key)
+
+    def eval_micro_batches(
+        self,
+        num_sequences: int,
+        dp_rank: int,
+        dp_size: int,
+        with_pixels: bool,
+        shuffle_media_seed: int | None = None,
+    ) -> list[MicroBatch]:
+        """One data-parallel rank's share of `num_sequences` fixed held-out sequences, the same every time.
+
+        Half are text and half have media, in the proportions of the blend; where the blend has only one of
+        the two, all are. With `data.limit_samples` they are the train samples, which are then to be learned
+        by heart. `shuffle_media_seed` gives every sample the image or video of another of its kind
+        (`stream.shuffle_media`); as lengths change, the samples may then be packed differently.
+        """
+        blend = Blend(_eval_shares(self._data.blend))
+        streams = {kind: self._eval_stream(kind, shuffle_media_seed) for kind in self._data.blend}
+        sequences = _draw(blend, streams, range(num_sequences))
+        return self._assemble_share(sequences, dp_rank, dp_size, with_pixels)
+
+    def _thread(self) -> ThreadPoolExecutor:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+        return self._executor
+
+    def _assemble_step(self, key: _BatchKey) -> list[MicroBatch]:
+        step, dp_rank, dp_size, with_pixels = key
+        return self._assemble_share(self.plan(step).sequences, dp_rank, dp_size, with_pixels)
+
+    def _assemble_share(
+        self, sequences: Sequence[SequencePlan], dp_rank: int, dp_size: int, with_pixels: bool
+    ) -> list[MicroBatch]:
+        size = self._train.micro_batch_size
+        if len(sequences) % (dp_size * size):
+            raise ConfigError(
+                f"{len(sequences)} sequences do not divide into micro-batches of train.micro_batch_size="
+                f"{size} on {dp_size} data-parallel ranks: train.global_batch_size and train.eval_sequences must be "
+                f"multiples of {dp_size * size}."
+            )
+        share = len(sequences) // dp_size
+        first = dp_rank * share
+        return [
+            self._assembler.assemble(sequences[i : i + size], with_pixels)
+            for i in range(first, first + share, size)
+        ]
+
+    def _eval_stream(self, kind: str, shuffle_media_seed: int | None) -> KindStream:
+        records = self._records("heldout" if self._data.limit_samples is None else "train", kind)
+        if shuffle_media_seed is not None:
+            records = shuffle_media(records, shuffle_media_seed)
+        return self._build_stream(kind, records, shuffle=False)
+
+    def _build_stream(self, kind: str, records: Sequence[SampleRecord], shuffle: bool) -> KindStream:
+        return KindStream(
+            kind,
+            records,
+            documents=self._documents,
+            vision=self._vision,
+            seq_len=self._train.seq_len,
+            seed=self._train.seed,
+            shuffle=shuffle,
+            skip_log=self.skip_log,
+        )
+
+    def _records(self, split: str, kind: str) -> list[SampleRecord]:
+        if split not in self.dataset.splits:
+            raise DataError(
+                f"{self.dataset.directory}: has no split {split!r}, only "
+                f"{', '.join(self.dataset.splits)}. Build the shard set again."
+            )
+        records = [record for record in self.dataset.splits[split] if record.kind == kind]
+        return records[: self._data.limit_samples]
+
+
+def _draw(
+    blend: Blend, streams: Mapping[str, KindStream], numbers: Sequence[int]
+) -> tuple[SequencePlan, ...]:
+    located = [blend.locate(number) for number in numbers]
+    return tuple(streams[kind].sequence(position) for kind, position in located)
+
+
+def _eval_shares(shares: Mapping[str, float]) -> dict[str, float]:
+    """Half for text, half shared by the media kinds; all for the one of the two that is there."""
+    media_total = sum(share for kind, share in shares.items() if kind != "text")
+    return {kind: 1.0 if kind == "text" else share / media_total for kind, share in shares.items()}
