@@ -97,13 +97,7 @@ def test_broken_rule_is_reported(override: str, shown: str, rule: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        [
-            "parallelism=serial",
-            "cluster.gpus_per_node=1",
-            "parallelism.pp=1",
-            "parallelism.vpp=1",
-            "parallelism.ep=1",
-        ],
+        ["parallelism=serial", "cluster.gpus_per_node=1"],
         ["train.dtype=bfloat16"],
         ["parallelism.vpp=1", "train.global_batch_size=4", "train.eval_sequences=4"],
         ["train.steps=120"],

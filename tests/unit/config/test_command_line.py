@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.source import REPO
+
 COMMAND = '''
 """Doubles the seed."""
 from k25_train.config.command_line import hydra_app
@@ -21,7 +23,6 @@ main = hydra_app(task)
 if __name__ == "__main__":
     main()
 '''
-REPO = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -43,6 +43,23 @@ def test_every_yaml_says_where_its_numbers_come_from() -> None:
         assert not source.startswith("@package"), path
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_choosing_a_group_is_never_undone_by_the_experiment(experiment: str) -> None:
+    """Where an experiment set a group's keys, `GROUP=CHOICE` on the command line would do nothing."""
+    body = yaml.safe_load((CONF_DIR / "experiment" / f"{experiment}.yaml").read_text())
+    # Pre-training at 4k leaves out the stretched context that is part of the released model.
+    body.get("model", {}).pop("rope", None)
+    for group, choices in group_choices().items():
+        for choice in choices if group != "experiment" else []:
+            of_group = yaml.safe_load((CONF_DIR / group / f"{choice}.yaml").read_text())
+            assert not set(body.get(group) or ()) & set(of_group), f"conf/{group}/{choice}.yaml"
+
+
+def test_a_group_can_be_chosen_over_the_experiments() -> None:
+    config = compose(["experiment=smoke", "parallelism=serial", "cluster=local_gpu"])
+    assert (config.parallelism.pp, config.parallelism.ep, config.world_size) == (1, 1, 1)
+
+
 def test_sections_are_plain_typed_objects() -> None:
     config = compose(["experiment=smoke"])
     assert is_dataclass(config.model.rope)

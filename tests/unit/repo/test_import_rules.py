@@ -3,14 +3,13 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[3]
-CODE = ("k25_train", "parallel", "launch")
-EVERY_FILE = sorted(path for name in CODE for path in (REPO / name).rglob("*.py"))
+from tests.helpers.source import CODE, REPO, imports_of, relative, source_files
+
+EVERY_FILE = source_files(*CODE)
 
 # Package or module -> what of this project it may not import.
 FORBIDDEN = {
@@ -62,16 +61,6 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Dotted names that a file imports anywhere, `from a import b` as `a.b`."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide what is imported"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
 def within(name: str, package: str) -> bool:
     """Whether a dotted name is the package or lies in it."""
     return name == package or name.startswith(f"{package}.")
@@ -90,7 +79,7 @@ def violations(name: str, imported: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", EVERY_FILE, ids=lambda path: str(path.relative_to(REPO)))
+@pytest.mark.parametrize("path", EVERY_FILE, ids=relative)
 def test_imports_follow_the_rules(path: Path) -> None:
     wrong = [text for imported in imports_of(path) for text in violations(module_name(path), imported)]
     assert not wrong, "\n".join(wrong)

@@ -1,6 +1,5 @@
 """The wheel holds the three packages and every YAML file, and the commands it installs exist."""
 
-import ast
 import configparser
 import re
 import shutil
@@ -13,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from k25_train.packages import check_packages
+from tests.helpers.source import CODE, REPO, imports_of, relative, source_files
 
-REPO = Path(__file__).resolve().parents[3]
-CODE = ("k25_train", "parallel", "launch")
 SETUP = (REPO / "setup.py").read_text()
 SOURCES = ("setup.py", "pyproject.toml", *CODE, "conf")
 
@@ -47,11 +45,11 @@ def test_top_level_names(wheel: zipfile.ZipFile) -> None:
 
 def test_every_module_and_yaml_is_inside(wheel: zipfile.ZipFile) -> None:
     inside = set(wheel.namelist())
-    yamls = {f"k25_train/{path.relative_to(REPO)}" for path in (REPO / "conf").rglob("*.yaml")}
+    yamls = {f"k25_train/{relative(path)}" for path in (REPO / "conf").rglob("*.yaml")}
     assert len(yamls) > 5
     assert yamls <= inside
     for package in CODE:
-        modules = {str(path.relative_to(REPO)) for path in (REPO / package).rglob("*.py")}
+        modules = {relative(path) for path in source_files(package)}
         assert modules <= inside, "a folder lacks __init__.py?"
 
 
@@ -86,26 +84,17 @@ def test_console_scripts_exist(wheel: zipfile.ZipFile) -> None:
 def test_every_import_is_a_declared_dependency() -> None:
     declared = {canonical(name) for name in re.findall(r'"([A-Za-z][\w-]*)(?:\[[\w,]+\])?[=<>]', SETUP)}
     distributions = packages_distributions()
-    for path in (path for package in CODE for path in (REPO / package).rglob("*.py")):
-        for name in top_level_imports(path) - sys.stdlib_module_names - set(CODE):
+    for path in source_files(*CODE):
+        imported = {name.split(".")[0] for name in imports_of(path)}
+        for name in imported - sys.stdlib_module_names - set(CODE):
             # Namespaces such as nvidia belong to many distributions; one of them has to be ours.
             owners = {canonical(owner) for owner in distributions.get(name, [name])}
-            assert owners & declared, f"{path.relative_to(REPO)} imports {name}, which setup.py does not name"
+            assert owners & declared, f"{relative(path)} imports {name}, which setup.py does not name"
 
 
 def canonical(distribution: str) -> str:
     """A distribution's name as indexes compare it."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def top_level_imports(path: Path) -> set[str]:
-    """First parts of the names that a file imports."""
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return {
-        name.split(".")[0]
-        for name in plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
-    }
 
 
 def test_our_packages_carry_the_mark() -> None:

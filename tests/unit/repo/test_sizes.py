@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[3]
+from tests.helpers.source import CODE, relative, source_files
+
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 100
-EVERY_FILE = sorted(
-    path for name in ("k25_train", "parallel", "launch", "tests") for path in (REPO / name).rglob("*.py")
-)
+EVERY_FILE = source_files(*CODE, "tests")
 
 
 def long_functions(source: str) -> list[str]:
@@ -24,7 +23,7 @@ def long_functions(source: str) -> list[str]:
     return [f"{name}: {length} lines" for name, length in lengths if length > MAX_FUNCTION_LINES]
 
 
-@pytest.mark.parametrize("path", EVERY_FILE, ids=lambda path: str(path.relative_to(REPO)))
+@pytest.mark.parametrize("path", EVERY_FILE, ids=relative)
 def test_file_and_functions_are_short(path: Path) -> None:
     source = path.read_text()
     assert source.count("\n") <= MAX_FILE_LINES, f"split {path.name}"
