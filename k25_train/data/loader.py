@@ -125,8 +125,8 @@ class DataLoader:
         if len(sequences) % (dp_size * size):
             raise ConfigError(
                 f"{len(sequences)} sequences do not divide into micro-batches of train.micro_batch_size="
-                f"{size} on {dp_size} data-parallel ranks: train.global_batch_size and train.eval_sequences must be "
-                f"multiples of {dp_size * size}."
+                f"{size} on {dp_size} data-parallel ranks: train.global_batch_size and train.eval_sequences must "
+                f"be multiples of {dp_size * size}."
             )
         share = len(sequences) // dp_size
         first = dp_rank * share
