@@ -73,11 +73,11 @@ def resolve(cfg: DictConfig) -> Config:
     return Config(**sections)
 
 
-def load(path: Path) -> Config:
-    """The configuration that `to_yaml` wrote into a file.
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that `to_yaml` wrote into a file, changed by `overrides` such as `train.seed=7`.
 
     Raises:
-        ConfigError: the file is absent, is not YAML, or breaks a rule.
+        ConfigError: the file is absent, is not YAML, or breaks a rule; an override cannot be read.
     """
     try:
         cfg = OmegaConf.load(path)
@@ -86,6 +86,14 @@ def load(path: Path) -> Config:
     if not isinstance(cfg, DictConfig):
         raise ConfigError(f"{path}: is not a configuration; expected the config.yaml of a run folder")
     cfg.pop("derived", None)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override}: is not an override; write SECTION.KEY=VALUE")
+        try:
+            OmegaConf.update(cfg, key, yaml.safe_load(value), force_add=True)
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{override}: cannot be read as an override: {error}") from error
     return resolve(cfg)
 
 

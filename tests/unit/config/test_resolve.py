@@ -198,6 +198,32 @@ def test_yaml_holds_derived_sizes_and_reads_back(tmp_path: Path) -> None:
     assert load(path) == config
 
 
+def test_a_loaded_configuration_can_be_changed(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose(["experiment=smoke"])))
+    changed = load(path, ["train.seed=7", "data.tokenizer=a.json", "parallelism.layout=Et|t|t|ttL"])
+    assert (changed.train.seed, changed.data.tokenizer) == (7, "a.json")
+    assert changed.parallelism.layout == "Et|t|t|ttL"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stpes=3", "did you mean steps"),
+        ("foo=1", "is not a key of the configuration"),
+        ("train.steps", "write SECTION.KEY=VALUE"),
+        ("train.steps=[1", "cannot be read"),
+        ("train.steps.x=1", "must be a whole number|cannot be read"),
+        ("optim.lr=-1", "must be positive"),
+    ],
+)
+def test_changes_to_a_loaded_configuration_are_checked(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose(["experiment=smoke"])))
+    with pytest.raises(ConfigError, match=message):
+        load(path, [override])
+
+
 def test_the_report_plan_is_derived_as_the_reports_say() -> None:
     config = compose(["experiment=k25_pretrain_4k"])
     assert (config.world_size, config.dp, config.expert_dp) == (256, 16, 1)
