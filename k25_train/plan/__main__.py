@@ -34,7 +34,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"model": config.model.name, "parameters": asdict(counts)}, indent=2))
     else:
-        Console().print(parameter_table(config.model.name, counts))
+        console = Console()
+        console.print(parameter_table(config.model.name, counts))
+        console.print(summary(counts), soft_wrap=True, highlight=False)
 
 
 def parameter_table(name: str, counts: ParameterCount) -> Table:
@@ -48,13 +50,16 @@ def parameter_table(name: str, counts: ParameterCount) -> Table:
     for module in counts.modules:
         numbers = (module.num_tensors, module.total, module.active)
         table.add_row(module.module, *(f"{number:,}" for number in numbers))
-    table.caption = (
+    return table
+
+
+def summary(counts: ParameterCount) -> str:
+    """The sums in short."""
+    return (
         f"language model {shorten(counts.total - counts.vision)}, vision {shorten(counts.vision)}\n"
         f"a text token uses {shorten(counts.active)}, "
         f"{shorten(counts.active_without_embedding)} without the input embedding"
     )
-    table.caption_justify = "left"
-    return table
 
 
 def shorten(number: int) -> str:
