@@ -33,6 +33,7 @@ setup(
         "fsspec>=2026.9",
         "tokenizers>=0.23,<0.24",
         "tiktoken>=0.14,<0.15",
+        "psutil>=7,<8",
         "rich>=15,<16",
         "tensorboard>=2.21,<2.22",
         "matplotlib>=3.11,<3.12",

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from k25_train.checkpoint import folders
 from k25_train.errors import CheckpointError
@@ -22,11 +23,13 @@ def sharded_state(
     chunks: list[torch.nn.Module], optimizer: MegatronOptimizer | None, *, is_loading: bool
 ) -> dict[str, Any]:
     """Describe this rank's part of the run's state: model chunks and, if given, the optimizer."""
-    models = [_unwrap(chunk).sharded_state_dict(metadata=_METADATA) for chunk in chunks]
-    state: dict[str, Any] = {f"model{index}": model for index, model in enumerate(models)}
+    state: dict[str, Any] = {
+        f"model{index}": _unwrap(chunk).sharded_state_dict(metadata=_METADATA)
+        for index, chunk in enumerate(chunks)
+    }
     if optimizer is not None:
-        together = {key: tensor for model in models for key, tensor in model.items()}
-        state["optimizer"] = optimizer.sharded_state_dict(together, is_loading=is_loading, metadata=_METADATA)
+        models = dict(state)
+        state["optimizer"] = optimizer.sharded_state_dict(models, is_loading=is_loading, metadata=_METADATA)
     return state
 
 
@@ -49,7 +52,7 @@ def save(
         if dist.get_rank() == 0:
             folders.publish(root, step)
         dist.barrier()
-    except OSError as error:
+    except (OSError, CheckpointException) as error:
         raise CheckpointError(
             f"{folders.partial_folder(root, step)}: could not be written ({error}); "
             f"{_what_is_safe(root)}; free space there or change run.dir, and start again"

@@ -1,0 +1,141 @@
+"""Everything a step needs, built once: groups, model chunks, optimizer, loader.
+
+Import this module only after `use_platform` has chosen the device: it imports megatron-core.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from k25_train.config.schema import Config
+from k25_train.data.batch import MicroBatch, mask_failed
+from k25_train.data.loader import DataLoader
+from k25_train.errors import ConfigError
+from k25_train.model.build import build_chunks
+from k25_train.model.megatron_config import TORCH_DTYPE, backbone_config
+from k25_train.optim.build import build_optimizer
+from k25_train.passes import DeviceBatch, to_device
+from parallel.layout import PipelineLayout, parse_layout, plan_layout
+from parallel.megatron.replicas import replicate
+from parallel.topology import Topology, build_topology, start_process_group
+
+COLLECTIVE_TIMEOUT_S = 600.0
+"""A rank that waits longer than this for its peers ends the job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One rank's share of a run."""
+
+    config: Config
+    topology: Topology
+    chunks: list[DistributedDataParallel]
+    """Model chunks of this rank, one per virtual stage."""
+    optimizer: MegatronOptimizer
+    loader: DataLoader
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run.dir)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are kept."""
+        return self.folder / "checkpoints"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes metrics and prints."""
+        return self.topology.rank == 0
+
+
+def layout_of(config: Config) -> PipelineLayout:
+    """The pipeline layout: the configured one, or layers spread evenly."""
+    sizes, num_layers = config.parallelism, config.model.num_layers
+    if sizes.layout is None:
+        return plan_layout(num_layers, sizes.pp, sizes.vpp)
+    return parse_layout(sizes.layout, num_layers, sizes.pp, sizes.vpp)
+
+
+def check_world_size(config: Config) -> None:
+    """Raise `ConfigError` unless as many processes were started as the configuration counts on."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started == config.world_size:
+        return
+    nodes, per_node = config.cluster.nodes, config.cluster.gpus_per_node
+    raise ConfigError(
+        f"{started} process(es) started, but cluster.nodes={nodes} x cluster.gpus_per_node={per_node} = "
+        f"{config.world_size} ranks are configured: start them with "
+        f"`torchrun --nnodes {nodes} --nproc-per-node {per_node} -m k25_train.train …`, or run alone with "
+        "`parallelism.pp=1 parallelism.vpp=1 parallelism.ep=1 cluster.nodes=1 cluster.gpus_per_node=1`"
+    )
+
+
+def check_vocabulary(config: Config, loader: DataLoader) -> None:
+    """Raise `ConfigError` if the tokenizer has ids that the embedding has no row for."""
+    if loader.tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer of {config.data.dir} has {loader.tokenizer.vocab_size} ids, but "
+            f"model.vocab_size={config.model.vocab_size}: raise model.vocab_size, or build the shard set with "
+            "a smaller --vocab-size"
+        )
+
+
+def build_run(config: Config, device: torch.device) -> Run:
+    """Join the job and build this rank's part of everything. Called by every rank."""
+    check_world_size(config)
+    loader = DataLoader(config.data, config.train, config.model.vision)
+    check_vocabulary(config, loader)
+    start_process_group(device, COLLECTIVE_TIMEOUT_S)
+    layout = layout_of(config)
+    topology = build_topology(config.parallelism, layout, device)
+    backbone = backbone_config(config.model, config.train, config.parallelism, layout)
+    chunks = replicate(build_chunks(config, backbone, topology), backbone, topology)
+    optimizer = build_optimizer(config.optim, chunks, TORCH_DTYPE[config.train.dtype])
+    return Run(config=config, topology=topology, chunks=chunks, optimizer=optimizer, loader=loader)
+
+
+def read_micro_batches(run: Run, step: int) -> list[DeviceBatch]:
+    """This data-parallel rank's micro-batches of `step` (from 1); pixels only in the first pipeline stage."""
+    place = run.topology
+    batches = run.loader.micro_batches(
+        step - 1, dp_rank=place.dp_rank, dp_size=place.dp_size, with_pixels=place.holds_first_chunk
+    )
+    return _ready(run, batches)
+
+
+def read_eval_micro_batches(run: Run, num_sequences: int) -> list[DeviceBatch]:
+    """This data-parallel rank's share of the first `num_sequences` held-out sequences."""
+    place = run.topology
+    batches = run.loader.eval_micro_batches(
+        num_sequences, dp_rank=place.dp_rank, dp_size=place.dp_size, with_pixels=place.holds_first_chunk
+    )
+    return _ready(run, batches)
+
+
+def _ready(run: Run, batches: Sequence[MicroBatch]) -> list[DeviceBatch]:
+    batches = share_failures(batches, run.topology)
+    return [to_device(batch, run.loader.tokenizer.media_pad, run.topology.device) for batch in batches]
+
+
+def share_failures(batches: Sequence[MicroBatch], topology: Topology) -> list[MicroBatch]:
+    """Mask samples that the first stage could not decode on all stages of the pipeline alike.
+
+    Only the first stage decodes; without this the last stage would learn from a blank image.
+    """
+    failed = [batch.failed_items for batch in batches]
+    if topology.pp_size > 1:
+        count = torch.tensor(sum(map(len, failed)), device=topology.device)
+        dist.broadcast(count, topology.first_stage_rank, group=topology.groups.pp)
+        if count.item():
+            box = [failed]
+            dist.broadcast_object_list(box, topology.first_stage_rank, group=topology.groups.pp)
+            failed = box[0]
+    return [mask_failed(batch, items) if items else batch for batch, items in zip(batches, failed, strict=True)]

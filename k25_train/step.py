@@ -1,0 +1,99 @@
+"""One training step, in the order of the K2.5 report (section 4.5.1), on one page.
+
+With the coupled tower, vision forward and backward happen inside the backbone's schedule, in the first
+pipeline stage.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from k25_train.errors import TrainingError
+from k25_train.optim.build import set_learning_rate
+from k25_train.optim.schedule import learning_rate
+from k25_train.passes import LossSums, forward_micro_batch
+from k25_train.run import Run, read_eval_micro_batches, read_micro_batches
+from parallel.megatron.schedule import run_schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one step did, the same on every rank."""
+
+    loss: float
+    """Mean loss per token of the global batch, in nats, before the update."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    learning_rate: float
+    step_time_s: float
+    """Wall-clock seconds on this rank."""
+
+
+def train_step(run: Run, step: int) -> StepResult:
+    """Train on the global batch of `step` (counted from 1).
+
+    Raises `TrainingError` if the loss or the gradient norm is not finite, on every rank alike: the run ends
+    there, and its last checkpoint is untouched.
+    """
+    started = time.perf_counter()
+    config, topology = run.config, run.topology
+
+    # 1. The plan of the global batch is the same on every rank; each reads its own micro-batches.
+    micro_batches = read_micro_batches(run, step)
+
+    # 2. Forward and backward of the pipeline: 1F1B, interleaved with virtual stages. It ends with the
+    #    gradients reduced over data-parallel ranks and divided by the number of tokens with a loss.
+    for chunk in run.chunks:
+        chunk.zero_grad_buffer()
+    run.optimizer.zero_grad()
+    sums = run_schedule(
+        forward_micro_batch,
+        run.chunks,
+        micro_batches,
+        topology,
+        tokens_per_micro_batch=config.train.micro_batch_size * config.train.seq_len,
+        forward_only=False,
+    )
+    loss = LossSums.over_all_ranks(sums, topology).loss
+    check_finite("loss", loss, step)
+
+    # 3. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard.
+    rate = learning_rate(config.optim, step, config.train.steps)
+    set_learning_rate(run.optimizer, rate)
+    _, grad_norm, _ = run.optimizer.step()
+    check_finite("gradient norm", float(grad_norm), step)
+    return StepResult(
+        loss=loss,
+        grad_norm=float(grad_norm),
+        learning_rate=rate,
+        step_time_s=time.perf_counter() - started,
+    )
+
+
+@torch.no_grad()
+def eval_losses(run: Run, num_sequences: int) -> LossSums:
+    """Losses on the first `num_sequences` held-out sequences; the same on every rank."""
+    for chunk in run.chunks:
+        chunk.eval()
+    sums = run_schedule(
+        forward_micro_batch,
+        run.chunks,
+        read_eval_micro_batches(run, num_sequences),
+        run.topology,
+        tokens_per_micro_batch=run.config.train.micro_batch_size * run.config.train.seq_len,
+        forward_only=True,
+    )
+    for chunk in run.chunks:
+        chunk.train()
+    return LossSums.over_all_ranks(sums, run.topology)
+
+
+def check_finite(name: str, value: float, step: int) -> None:
+    """Raise `TrainingError` for a NaN or an infinity."""
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"step {step}: the {name} is {value}; lower optim.lr or look at the data of this step, and start "
+            "again: the run resumes from its last checkpoint"
+        )

@@ -1,0 +1,31 @@
+"""`python -m k25_train.train experiment=… [overrides]`: train; under torchrun with as many ranks as configured."""
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from k25_train.config.command_line import hydra_app
+from k25_train.config.schema import Config
+from parallel.megatron.platform import use_platform
+
+
+@record
+def train(config: Config) -> None:
+    """Train the configured run from its newest checkpoint, or from the start."""
+    device = use_platform(config.cluster.device.value)
+    # The modules below import megatron-core, which must find the platform chosen.
+    from k25_train.metrics.report import Report
+    from k25_train.run import build_run
+    from k25_train.trainer import Trainer
+    from parallel.topology import stop_process_group
+
+    run = build_run(config, device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    with Report(config, is_main=run.is_main, device_name=name) as report, run.loader:
+        Trainer(run, report).fit()
+    stop_process_group()
+
+
+main = hydra_app(train)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The training loop: resume, cadence of logs, evaluations and checkpoints, signals. No parallel logic."""
+
+import signal
+import types
+
+import torch
+import torch.distributed as dist
+
+from k25_train.checkpoint import folders, state
+from k25_train.config.resolve import to_yaml
+from k25_train.metrics.flops import training_flops
+from k25_train.metrics.report import Report
+from k25_train.run import Run
+from k25_train.step import StepResult, eval_losses, train_step
+
+class StopRequest:
+    """Remembers SIGTERM and SIGUSR1, which schedulers send before they take a node away."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame: types.FrameType | None) -> None:
+        self.received = number
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any rank was asked to stop; every rank gets the same answer in the same step."""
+        flag = torch.tensor(self.received, device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        self.received = int(flag.item())
+        return self.received > 0
+
+
+class Trainer:
+    """Trains a run from its newest checkpoint, or from the start, to its last step."""
+
+    def __init__(self, run: Run, report: Report) -> None:
+        self.run = run
+        self.report = report
+        self.stop = StopRequest()
+
+    def fit(self) -> None:
+        """Train to `train.steps`, or to a checkpoint if a signal asks to stop."""
+        run, cadence = self.run, self.run.config.train
+        start = self.resume()
+        self.report.start(start)
+        if start == 0:
+            self.report.add({"step": 0} | self.evaluate())
+        for step in range(start + 1, cadence.steps + 1):
+            is_last = step == cadence.steps
+            row = self.row(step, train_step(run, step))
+            if is_last or step % cadence.eval_interval == 0:
+                row |= self.evaluate()
+            self.report.add(row)
+            stopping = self.stop.agreed(run.topology.device) and not is_last
+            if is_last or stopping or step % run.config.checkpoint.interval == 0:
+                self.save(step)
+            if stopping:
+                self.report.stopped(step, signal.Signals(self.stop.received).name)
+                return
+        self.report.finish()
+
+    def resume(self) -> int:
+        """Load the newest checkpoint, if there is one and `checkpoint.resume` allows; returns its step."""
+        newest = folders.newest_checkpoint(self.run.checkpoints)
+        if newest is None or not self.run.config.checkpoint.resume:
+            return 0
+        return state.load(newest, self.run.chunks, self.run.optimizer)
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out losses, text apart from samples with media."""
+        losses = eval_losses(self.run, self.run.config.train.eval_sequences)
+        return {"eval_text_loss": losses.text_loss, "eval_caption_loss": losses.caption_loss}
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint and drop the oldest beyond `checkpoint.keep`."""
+        run = self.run
+        state.save(run.checkpoints, step, run.chunks, run.optimizer, to_yaml(run.config))
+        if run.is_main:
+            folders.prune(run.checkpoints, run.config.checkpoint.keep)
+
+    def row(self, step: int, result: StepResult) -> dict[str, float]:
+        """What `metrics.jsonl` says of a step."""
+        plan = self.run.loader.plan(step - 1)
+        lengths = [piece.length for sequence in plan.sequences for piece in sequence.pieces]
+        grids = [item.grid_thw for item in plan.items]
+        return {
+            "step": step,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": result.learning_rate,
+            "tokens": plan.num_tokens,
+            "text_tokens": plan.num_tokens - plan.num_vision_tokens,
+            "vision_tokens": plan.num_vision_tokens,
+            "images": len(plan.items),
+            "patches": plan.num_patches,
+            "flops": training_flops(self.run.config.model, lengths, grids),
+            "step_time_s": result.step_time_s,
+            "tokens_per_s": plan.num_tokens / result.step_time_s,
+        }
