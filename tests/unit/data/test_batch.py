@@ -1,0 +1,225 @@
+"""Documents and micro-batches: layout, loss mask and labels, written out by hand for small samples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from k25_train.data.batch import MicroBatch, MicroBatchAssembler, PlannedPiece, SequencePlan, mask_failed
+from k25_train.data.documents import DocumentBuilder
+from k25_train.data.images import MediaInfo
+from k25_train.data.shards import load_dataset
+from k25_train.data.skips import SkipLog
+from k25_train.data.tokenizer import load_tokenizer
+from k25_train.errors import DataError
+from tests.helpers.shards import (
+    Media,
+    Prompt,
+    Sample,
+    make_image,
+    make_text,
+    make_video,
+    tiny_vision_config,
+    write_shard_set,
+)
+
+SEQ_LEN = 64
+IMAGE = make_image(40, 28, "png", seed=1)  # grid 2x4: 2 tokens
+VIDEO = make_video(
+    28, 28, "gif", num_frames=12, fps=4, seed=2
+)  # at 2 fps: chunks of 4 and 2 frames, 1 token each
+BROKEN = Media("video", "mp4", b"broken", MediaInfo(width=28, height=28, num_frames=8, duration_s=4.0))
+
+
+class Rig:
+    """A shard set of the given samples, and what assembles micro-batches from it."""
+
+    def __init__(self, directory: Path, samples: Sequence[Sample], max_skipped_samples: int = 0) -> None:
+        write_shard_set(directory, {"train": samples})
+        self.dataset = load_dataset(str(directory))
+        self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
+        self.documents = DocumentBuilder(self.dataset.reader, self.tokenizer, tiny_vision_config())
+        self.skip_log = SkipLog(str(directory), max_skipped_samples)
+        self.assembler = MicroBatchAssembler(
+            reader=self.dataset.reader,
+            documents=self.documents,
+            vision=tiny_vision_config(),
+            seq_len=SEQ_LEN,
+            pad_token=self.tokenizer.pad,
+            skip_log=self.skip_log,
+        )
+
+    def assemble(self, *rows: Sequence[int], with_pixels: bool = True) -> MicroBatch:
+        """A micro-batch with the samples of the given positions, one sequence a row."""
+        return self.assembler.assemble(
+            [SequencePlan(kind="caption", pieces=tuple(map(self.piece, row))) for row in rows], with_pixels
+        )
+
+    def piece(self, position: int) -> PlannedPiece:
+        record = self.dataset.splits["train"][position]
+        length = self.documents.num_tokens(record)
+        return PlannedPiece(record=record, start=0, length=length, items=self.documents.items(record))
+
+
+def test_caption_is_laid_out_as_kimi_writes_it(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, [Sample("a", "caption", [Prompt("say"), IMAGE, "red blue"])])
+    t = rig.tokenizer
+    prompt, words, name = t.encode("say"), t.encode("red blue"), t.encode("image")
+    media = [t.media_begin, *name, t.media_content, t.media_pad, t.media_pad, t.media_end]
+    document = [t.bos, *prompt, *media, *words, t.eos]
+
+    batch = rig.assemble([0])
+
+    num_padding = SEQ_LEN - len(document)
+    assert batch.tokens.tolist() == document + [t.pad] * num_padding
+    assert batch.document_lengths == (len(document), num_padding)
+    no_loss = len(prompt) + len(media)  # positions whose next token is prompt or media
+    targets = [*words, t.eos]
+    assert batch.loss_mask.tolist() == [0.0] * no_loss + [1.0] * len(targets) + [0.0] * (num_padding + 1)
+    assert batch.labels.tolist() == [0] * no_loss + targets + [0] * (num_padding + 1)
+    assert batch.is_caption.tolist() == [True] * len(document) + [False] * num_padding
+    assert batch.grid_thw == ((1, 2, 4),)
+    assert batch.item_documents == (0,)
+    assert batch.pixels is not None
+    assert batch.pixels.shape == (8, 588)
+
+
+def test_every_video_chunk_is_laid_out_after_its_timestamp(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, [Sample("a", "video", [VIDEO, "red"])])
+    t = rig.tokenizer
+    name = t.encode("video")
+    chunks = []
+    for timestamp in ("00:00:00.000", "00:00:02.000"):
+        chunks += [*t.encode(timestamp), t.media_begin, *name, t.media_content, t.media_pad, t.media_end]
+
+    batch = rig.assemble([0])
+
+    document = [t.bos, *chunks, *t.encode("red"), t.eos]
+    assert batch.tokens.tolist()[: len(document)] == document
+    assert batch.document_lengths[0] == len(document)
+    assert batch.grid_thw == ((4, 2, 2), (2, 2, 2))
+    assert batch.item_documents == (0, 0)
+    assert batch.pixels is not None
+    assert batch.pixels.shape == (4 * 4 + 2 * 4, 588)
+
+
+def test_pieces_of_a_text_are_documents_without_loss_across_the_cut(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, [Sample("a", "text", [make_text(100, seed=1)])])
+    record = rig.dataset.splits["train"][0]
+    whole = rig.documents.tokens(record).tokens
+    assert whole[0] == rig.tokenizer.bos
+    assert whole[-1] == rig.tokenizer.eos
+
+    first, second = (
+        PlannedPiece(record=record, start=0, length=SEQ_LEN, items=()),
+        PlannedPiece(record=record, start=SEQ_LEN, length=20, items=()),
+    )
+    batch = rig.assembler.assemble(
+        [SequencePlan(kind="text", pieces=(first,)), SequencePlan(kind="text", pieces=(second,))], True
+    )
+
+    assert batch.document_lengths == (SEQ_LEN, 20, SEQ_LEN - 20)
+    assert batch.tokens[: SEQ_LEN + 20].tolist() == whole[: SEQ_LEN + 20].tolist()
+    assert batch.loss_mask[: SEQ_LEN + 20].tolist() == [1.0] * 63 + [0.0] + [1.0] * 19 + [0.0]
+    assert batch.labels[:63].tolist() == whole[1:64].tolist()
+    assert not batch.is_caption.any()
+    assert batch.pixels is not None
+    assert batch.pixels.shape == (0, 588)
+
+
+def test_end_of_a_document_is_no_target_where_its_last_segment_is_none(tmp_path: Path) -> None:
+    rig = Rig(
+        tmp_path, [Sample("a", "caption", ["red", IMAGE]), Sample("b", "caption", [IMAGE, Prompt("red")])]
+    )
+
+    batch = rig.assemble([0], [1])
+
+    assert batch.loss_mask[:SEQ_LEN].sum() == len(rig.tokenizer.encode("red"))
+    assert batch.loss_mask[SEQ_LEN:].sum() == 0
+
+
+def test_pixels_are_read_only_where_asked_for(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, [Sample("a", "caption", [BROKEN, IMAGE, "red"])])
+
+    batch = rig.assemble([0], with_pixels=False)
+
+    assert batch.pixels is None
+    assert batch.failed_items == ()
+    assert batch.grid_thw == ((4, 2, 2), (4, 2, 2), (1, 2, 4))
+    assert rig.skip_log.skipped == {}
+
+
+def test_broken_file_masks_its_document_alone_and_zeroes_its_pixels(tmp_path: Path) -> None:
+    samples = [
+        Sample("good", "caption", [IMAGE, "red"]),
+        Sample("bad", "video", [BROKEN, "blue one"]),
+        Sample("after", "caption", [IMAGE, "green"]),
+    ]
+    rig = Rig(tmp_path, samples, max_skipped_samples=1)
+
+    batch = rig.assemble([0, 1], [2])
+
+    lengths = batch.document_lengths
+    assert len(lengths) == 5
+    assert batch.failed_items == (1, 2)
+    loss = [part.sum() > 0 for part in batch.loss_mask.split(list(lengths))]
+    assert loss == [True, False, False, True, False]
+    assert batch.labels.split(list(lengths))[1].sum() == 0
+    assert batch.pixels is not None
+    good, bad, after = batch.pixels.split([8, 32, 8])
+    assert not bad.any()
+    assert torch.equal(good, after)
+    (name, reason), *others = rig.skip_log.skipped.items()
+    assert others == []
+    assert name.endswith("train-00000.tar, sample bad")
+    assert "video (.mp4 at byte" in reason
+    assert "does not decode" in reason
+
+
+def test_other_ranks_get_the_same_mask_from_the_failed_items(tmp_path: Path) -> None:
+    samples = [Sample("a", "caption", [IMAGE, "red"]), Sample("b", "video", [BROKEN, "blue one"])]
+    rig = Rig(tmp_path, samples, max_skipped_samples=1)
+    decoded, told = rig.assemble([0, 1]), rig.assemble([0, 1], with_pixels=False)
+    assert not torch.equal(decoded.loss_mask, told.loss_mask)
+
+    masked = mask_failed(told, decoded.failed_items)
+
+    assert torch.equal(decoded.loss_mask, masked.loss_mask)
+    assert torch.equal(decoded.labels, masked.labels)
+    assert torch.equal(mask_failed(masked, decoded.failed_items).loss_mask, masked.loss_mask)
+    assert mask_failed(told, ()) is told
+
+
+def test_failures_past_the_limit_stop_with_all_names(tmp_path: Path) -> None:
+    samples = [Sample(key, "video", [BROKEN, "blue"]) for key in ("one", "two", "three")]
+    rig = Rig(tmp_path, samples, max_skipped_samples=2)
+    rig.assemble([0])
+    rig.assemble([0], [1])
+
+    with pytest.raises(DataError) as caught:
+        rig.assemble([2])
+
+    message = str(caught.value)
+    assert "3 samples cannot be used, data.max_skipped_samples=2 are allowed" in message
+    assert all(f"sample {key}" in message for key in ("one", "two", "three"))
+
+
+def test_skips_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig(tmp_path, [Sample("bad", "video", [BROKEN, "blue"])], max_skipped_samples=1)
+
+    rig.assemble([0])
+    rig.assemble([0])
+
+    assert [record.message.count("sample bad") for record in caplog.records] == [1]
+
+
+def test_words_that_do_not_fit_the_index_are_refused(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, [Sample("a", "text", ["red green blue"])])
+    index = tmp_path / "train-00000.index.jsonl"
+    num_tokens = rig.dataset.splits["train"][0].num_text_tokens
+    index.write_text(index.read_text().replace(f'"num_tokens": {num_tokens}', '"num_tokens": 1'))
+    record = load_dataset(str(tmp_path)).splits["train"][0]
+
+    with pytest.raises(DataError, match=rf"sample a: a text has {num_tokens} tokens, the index says 1"):
+        rig.documents.tokens(record)

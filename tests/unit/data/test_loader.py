@@ -1,0 +1,322 @@
+"""Global batches fixed by (seed, step): for any ranks, micro-batch size, prefetching, and after a resume."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from k25_train.data.batch import MicroBatch
+from k25_train.data.images import MediaInfo
+from k25_train.data.loader import DataLoader
+from k25_train.errors import ConfigError, DataError
+from tests.helpers.shards import (
+    Media,
+    Sample,
+    make_image,
+    make_text,
+    tiny_data_config,
+    tiny_samples,
+    tiny_train_config,
+    tiny_vision_config,
+    write_shard_set,
+    write_tiny_shard_set,
+)
+
+BROKEN = Media("image", "png", b"broken", MediaInfo(width=28, height=28, num_frames=1, duration_s=0.0))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_shard_set(tmp_path_factory.mktemp("tiny"))
+
+
+def open_loader(directory: Path, *, data: dict[str, Any] | None = None, **train: Any) -> DataLoader:
+    """A loader with the tiny configs; `data` and `train` replace fields of theirs."""
+    return DataLoader(
+        replace(tiny_data_config(directory), **(data or {})),
+        replace(tiny_train_config(), **train),
+        tiny_vision_config(),
+    )
+
+
+def joined(batches: Sequence[MicroBatch]) -> dict[str, Any]:
+    """Micro-batches laid end to end, by field."""
+    whole: dict[str, Any] = {}
+    for field in fields(MicroBatch):
+        values = [getattr(batch, field.name) for batch in batches]
+        if field.name in ("item_documents", "failed_items"):
+            continue  # positions inside their own micro-batch
+        whole[field.name] = torch.cat(values) if isinstance(values[0], torch.Tensor) else sum(values, ())
+    return whole
+
+
+def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        assert same, name
+
+
+@pytest.mark.parametrize("step", [0, 5])
+@pytest.mark.parametrize(("dp_size", "micro_batch_size"), [(1, 8), (2, 1), (2, 4), (4, 2), (8, 1)])
+def test_global_batch_does_not_depend_on_ranks_or_micro_batches(
+    tiny: Path, step: int, dp_size: int, micro_batch_size: int
+) -> None:
+    reference = joined(open_loader(tiny).micro_batches(step, 0, 1, True))
+    loader = open_loader(tiny, micro_batch_size=micro_batch_size)
+
+    batches = [b for rank in range(dp_size) for b in loader.micro_batches(step, rank, dp_size, True)]
+
+    assert len(batches) == 8 // micro_batch_size
+    assert_equal(joined(batches), reference)
+
+
+def test_resuming_needs_only_the_step(tiny: Path) -> None:
+    running = open_loader(tiny)
+    steps = [joined(running.micro_batches(step, 0, 1, True)) for step in range(12)]
+
+    resumed = open_loader(tiny)
+
+    for step in range(7, 12):
+        assert_equal(joined(resumed.micro_batches(step, 0, 1, True)), steps[step])
+
+
+def test_seed_alone_changes_the_order(tiny: Path) -> None:
+    one, same, other = (joined(open_loader(tiny, seed=s).micro_batches(0, 0, 1, True)) for s in (1, 1, 2))
+
+    assert torch.equal(one["tokens"], same["tokens"])
+    assert not torch.equal(one["tokens"], other["tokens"])
+
+
+def test_epochs_are_shuffled_anew_and_cover_every_sample(tiny: Path) -> None:
+    loader = open_loader(tiny, data={"blend": {"caption": 1.0}}, global_batch_size=1, micro_batch_size=1)
+    keys: list[str] = []
+    step = 0
+    while len(keys) < 24:
+        keys += [piece.record.key for piece in loader.plan(step).sequences[0].pieces]
+        step += 1
+
+    assert sorted(keys[:12]) == sorted(keys[12:24]) == sorted(f"caption-{i}" for i in range(12))
+    assert keys[:12] != keys[12:24]
+
+
+def test_without_shuffle_samples_come_in_file_order(tiny: Path) -> None:
+    blend = {"text": 1.0}
+    loader = open_loader(tiny, data={"blend": blend, "shuffle": False})
+
+    pieces = [piece for sequence in loader.plan(0).sequences for piece in sequence.pieces]
+
+    keys = [piece.record.key for piece in pieces]
+    assert list(dict.fromkeys(keys)) == [f"text-{i}" for i in range(len(set(keys)))]
+
+
+def test_plan_says_what_the_batches_hold(tiny: Path) -> None:
+    loader = open_loader(tiny)
+
+    for step in range(6):
+        plan = loader.plan(step)
+        batches = loader.micro_batches(step, 0, 1, True)
+        whole = joined(batches)
+        assert tuple(item.grid_thw for item in plan.items) == whole["grid_thw"]
+        assert plan.num_patches == len(whole["pixels"])
+        assert plan.num_vision_tokens == (whole["tokens"] == loader.tokenizer.media_pad).sum()
+        assert plan.num_tokens == (whole["tokens"] != loader.tokenizer.pad).sum()
+        for batch in batches:
+            assert sum(batch.document_lengths) == len(batch.tokens) == 2 * 128
+            ends = torch.tensor(batch.document_lengths).cumsum(0)
+            assert 128 in ends, "a document crosses rows"
+
+
+def test_kinds_follow_the_blend(tiny: Path) -> None:
+    loader = open_loader(tiny)
+
+    kinds = [sequence.kind for step in range(10) for sequence in loader.plan(step).sequences]
+
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "text": 32,
+        "caption": 24,
+        "ocr": 8,
+        "video": 16,
+    }
+
+
+def test_prefetched_batches_are_the_same_and_the_thread_ends(tiny: Path) -> None:
+    plain = open_loader(tiny)
+    with open_loader(tiny, data={"prefetch_steps": 2}, steps=5) as loader:
+        for step in (0, 1, 2, 4, 3):  # out of order too
+            expected = joined(plain.micro_batches(step, 0, 1, True))
+            assert_equal(joined(loader.micro_batches(step, 0, 1, True)), expected)
+        assert any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+
+    assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+
+
+def test_error_in_the_prefetch_thread_reaches_the_caller(tmp_path: Path) -> None:
+    directory = write_tiny_shard_set(tmp_path / "set")
+    with open_loader(directory, data={"prefetch_steps": 1, "blend": {"video": 1.0}}, steps=50) as loader:
+        loader.micro_batches(0, 0, 1, True)
+        for shard in directory.glob("train-*.tar"):
+            shard.write_bytes(b"")
+
+        with pytest.raises(DataError, match=r"train-0000\d.tar.*cut short while in use"):
+            for step in range(1, 50):
+                loader.micro_batches(step, 0, 1, True)
+
+
+def test_eval_is_the_same_every_time_and_half_text(tiny: Path) -> None:
+    loader = open_loader(tiny)
+
+    whole = joined(loader.eval_micro_batches(8, 0, 1, True))
+    by_rank = [batch for rank in (0, 1) for batch in loader.eval_micro_batches(8, rank, 2, True)]
+
+    assert_equal(joined(by_rank), whole)
+    rows = whole["is_caption"].view(8, 128).any(dim=1)
+    assert rows.sum() == 4
+    assert_equal(joined(open_loader(tiny, seed=99).eval_micro_batches(8, 0, 1, True)), whole)
+
+
+def test_eval_reads_held_out_samples_alone(tiny: Path) -> None:
+    loader = open_loader(tiny)
+    train, heldout = (
+        {loader.dataset.reader.read_texts(record)[-1] for record in loader.dataset.splits[split]}
+        for split in ("train", "heldout")
+    )
+    assert not train & heldout
+
+    tokens = torch.cat([batch.tokens for batch in loader.eval_micro_batches(8, 0, 1, False)])
+
+    text = loader.tokenizer.decode(tokens.tolist())
+    captions = [words for words in heldout if len(words.split()) < 20]
+    assert sum(words in text for words in captions) >= 4
+    assert not any(words in text for words in train if len(words.split()) > 5)
+
+
+def test_limit_samples_uses_the_same_few_for_train_and_eval(tiny: Path) -> None:
+    loader = open_loader(tiny, data={"blend": {"caption": 1.0}, "limit_samples": 3})
+
+    trained = {p.record.key for step in range(5) for s in loader.plan(step).sequences for p in s.pieces}
+    evaluated = loader.tokenizer.decode(
+        torch.cat([batch.tokens for batch in loader.eval_micro_batches(8, 0, 1, False)]).tolist()
+    )
+
+    assert trained == {"caption-0", "caption-1", "caption-2"}
+    records = [r for r in loader.dataset.splits["train"] if r.kind == "caption"]
+    words = [loader.dataset.reader.read_texts(record)[1] for record in records]
+    assert [text in evaluated for text in words[:3]] == [True] * 3
+    assert not any(text in evaluated for text in words[3:])
+
+
+def test_shuffled_media_keep_the_words_and_change_every_image(tiny: Path) -> None:
+    loader = open_loader(tiny, data={"blend": {"caption": 1.0}, "limit_samples": 5})
+
+    own, other, again = (
+        documents_of(loader.eval_micro_batches(8, 0, 1, True, shuffle_media_seed=seed), loader)
+        for seed in (None, 3, 3)
+    )
+
+    assert set(own) == set(other)
+    assert len(own) == 5
+    for words, pixels in own.items():
+        assert pixels.shape != other[words].shape or not torch.equal(pixels, other[words])
+        assert torch.equal(other[words], again[words])
+    sums = sorted(round(float(pixels.double().sum()), 3) for pixels in own.values())
+    assert sums == sorted(round(float(pixels.double().sum()), 3) for pixels in other.values())
+
+
+def documents_of(batches: Sequence[MicroBatch], loader: DataLoader) -> dict[str, torch.Tensor]:
+    """Caption -> pixels of its image."""
+    found = {}
+    for batch in batches:
+        assert batch.pixels is not None
+        tokens = batch.tokens.split(list(batch.document_lengths))
+        pixels = batch.pixels.split([t * h * w for t, h, w in batch.grid_thw])
+        for document, patches in zip(batch.item_documents, pixels, strict=True):
+            caption = loader.tokenizer.decode(tokens[document].tolist()).split("<|media_end|>")[1]
+            found[caption] = patches
+    return found
+
+
+def with_bad(samples: Sequence[Sample], tmp_path: Path) -> Path:
+    good = tiny_samples(4, seed=0)
+    return write_shard_set(tmp_path / "set", {"train": [*good, *samples], "heldout": tiny_samples(3, 1000)})
+
+
+BAD_SAMPLES = {
+    "caption without an image": (
+        Sample("bad", "caption", ["red"]),
+        "its kind is caption but it has no image and no video",
+    ),
+    "text with an image": (
+        Sample("bad", "text", [make_image(28, 28, "png", 1)]),
+        "its kind is text but it has media",
+    ),
+    "empty text": (Sample("bad", "text", [""]), "its text is empty"),
+    "empty file": (
+        Sample("bad", "caption", [replace(BROKEN, data=b""), "red"]),
+        "its image file is empty",
+    ),
+    "longer than the sequence": (
+        Sample("bad", "caption", [make_image(28, 28, "png", 1), make_text(200, 1)]),
+        r"it has \d\d\d tokens and is not cut, train.seq_len is 128",
+    ),
+    "beyond the limits": (
+        Sample("bad", "caption", [make_image(500, 1, "png", 1), "red"]),
+        "its image has 500x1 pixels: scaled to the limit of 32 patches a side",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sample", "reason"), BAD_SAMPLES.values(), ids=BAD_SAMPLES.keys())
+def test_sample_that_the_index_shows_to_be_bad_is_skipped_up_to_the_limit(
+    tmp_path: Path, sample: Sample, reason: str
+) -> None:
+    directory = with_bad([sample], tmp_path)
+
+    with pytest.raises(DataError, match=rf"train-\d+.tar, sample bad: {reason}"):
+        open_loader(directory)
+
+    loader = open_loader(directory, data={"max_skipped_samples": 1})
+    keys = {p.record.key for step in range(20) for s in loader.plan(step).sequences for p in s.pieces}
+    assert len(loader.skip_log.skipped) == 1
+    assert "bad" not in keys
+    assert len(keys) == 16
+
+
+def test_broken_image_stops_training_only_past_the_limit(tmp_path: Path) -> None:
+    directory = with_bad([Sample("bad", "caption", [BROKEN, "red"])], tmp_path)
+    caption_only = {"blend": {"caption": 1.0}}
+
+    with pytest.raises(DataError, match=r"sample bad: its image .* does not decode"):
+        for step in range(5):
+            open_loader(directory, data=caption_only).micro_batches(step, 0, 1, True)
+
+    loader = open_loader(directory, data={**caption_only, "max_skipped_samples": 1})
+    batches = [batch for step in range(5) for batch in loader.micro_batches(step, 0, 1, True)]
+    assert any(batch.failed_items for batch in batches)
+    assert len(loader.skip_log.skipped) == 1
+
+
+def test_kind_without_samples_is_refused(tmp_path: Path) -> None:
+    samples = [s for s in tiny_samples(2, seed=0) if s.kind != "video"]
+    directory = write_shard_set(tmp_path / "set", {"train": samples, "heldout": samples})
+
+    with pytest.raises(
+        DataError, match=r"a share to 'video', but .* no usable sample of it \(0 in this split"
+    ):
+        open_loader(directory)
+
+
+def test_set_without_a_held_out_split_is_refused(tmp_path: Path) -> None:
+    directory = write_shard_set(tmp_path / "set", {"train": tiny_samples(2, seed=0)})
+
+    with pytest.raises(DataError, match="has no split 'heldout', only train"):
+        open_loader(directory).eval_micro_batches(8, 0, 1, False)
+
+
+def test_batch_that_does_not_divide_is_refused(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match=r"8 sequences .*micro_batch_size=3 on 1 .*multiples of 3"):
+        open_loader(tiny, micro_batch_size=3).micro_batches(0, 0, 1, False)
