@@ -33,6 +33,8 @@ SMOKE_SOURCES = (
     clips.GAME_CLIPS,
 )
 SPLITS = ("train", "heldout")
+SPLIT_SALT = "d"
+"""Chosen so that every source has samples on both sides."""
 HELDOUT_FRACTION = {"text": 0.05, "caption": 0.05, "ocr": 0.05, "video": 0.15}
 """Share of the groups held out. Text and pages are equal since a page is held out with the text it shows."""
 MAX_SHARD_BYTES = 16 * 2**20
@@ -53,14 +55,12 @@ class BuildOptions:
     downloads: Path
     """Where archives are kept between builds."""
     vocab_size: int = 4096
-    """Size of the tokenizer trained on the train split, special tokens included; our choice for the smoke model."""
+    """Size of the tokenizer trained on the train split, special tokens included; 4096 is our choice."""
     force: bool = False
     """Build again although the set is there."""
 
 
-def build_dataset(
-    options: BuildOptions, report: Report, sources: Sequence[Source] = SMOKE_SOURCES
-) -> bool:
+def build_dataset(options: BuildOptions, report: Report, sources: Sequence[Source] = SMOKE_SOURCES) -> bool:
     """Build the shard set `options.out`; `report` gets a line for each stage. Returns False if it was there.
 
     Raises DataError if a download fails, or if `options.out` is something else than a shard set, which is
@@ -90,7 +90,7 @@ def build_dataset(
 
 def split_of(sample: Sample) -> str:
     """`train` or `heldout`, fixed by the sample's group alone."""
-    digest = hashlib.sha256(f"split {sample.group}".encode()).digest()
+    digest = hashlib.sha256(f"{SPLIT_SALT} {sample.group}".encode()).digest()
     share = int.from_bytes(digest[:8]) / 2**64
     return "heldout" if share < HELDOUT_FRACTION[sample.kind] else "train"
 
@@ -99,16 +99,16 @@ def _may_replace(options: BuildOptions) -> bool:
     """Whether an existing `out` is to be built again. Raises DataError if it must not or cannot stay."""
     if not options.out.is_dir() or (any(options.out.iterdir()) and not (options.out / MANIFEST).is_file()):
         raise DataError(
-            f"{options.out}: is there but is no shard set (no {MANIFEST}); it is not overwritten. Move it away or "
-            "choose another folder with --out."
+            f"{options.out}: is there but is no shard set (no {MANIFEST}); it is not overwritten. Move it "
+            "away, or choose another folder with --out."
         )
     if options.force or not (options.out / MANIFEST).is_file():
         return True
     vocab_size = load_tokenizer(options.out / TOKENIZER_FILE).vocab_size
     if vocab_size != options.vocab_size:
         raise DataError(
-            f"{options.out}: is there with a vocabulary of {vocab_size}, but --vocab-size={options.vocab_size} was "
-            "asked for. Add --force to build it again, or choose another folder with --out."
+            f"{options.out}: is there with a vocabulary of {vocab_size}, and {options.vocab_size} was asked for. "
+            "Add --force to build it again, or choose another folder with --out."
         )
     return False
 
@@ -211,9 +211,22 @@ def _source_info(source: Source, samples: Sequence[Sample]) -> SourceInfo:
 
 
 def _write_licences(path: Path, sources: Sequence[Source]) -> None:
-    lines = ["# Licences of this shard set", "", "Each sample's own licence stands in its `.json` member, too.", ""]
+    lines = [
+        "# Licences of this shard set",
+        "",
+        "Each sample's own licence stands in its `.json` member, too.",
+        "",
+    ]
     for source in sources:
-        lines += [f"## {source.name}", "", f"Licence: `{source.licence}`", "", source.attribution, "", "Packages:"]
+        lines += [
+            f"## {source.name}",
+            "",
+            f"Licence: `{source.licence}`",
+            "",
+            source.attribution,
+            "",
+            "Packages:",
+        ]
         lines += [f"- {a.package} {a.version}: `{a.file_name}`, sha256 `{a.sha256}`" for a in source.archives]
         lines.append("")
     path.write_text("\n".join(lines), encoding="utf-8")

@@ -72,7 +72,7 @@ _KIMI_SPECIAL_OFFSETS = {
     "[UNK]": 254,
     "[PAD]": 255,
 }
-"""Ids of Kimi K2.5's special tokens above its 163,584 ordinary ones ([BOS] is 163584); the rest are reserved."""
+"""Where Kimi K2.5's special tokens stand above its 163,584 ordinary ones; the other places are reserved."""
 
 
 class Tokenizer(ABC):
@@ -118,11 +118,14 @@ class TrainedTokenizer(Tokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"{path}: not a tokenizer file ({error}). Build the shard set again.") from error
-        missing = [token for token in SPECIAL_TOKENS if self._tokenizer.token_to_id(token) is None]
+        vocabulary = self._tokenizer.get_vocab()
+        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
         if missing:
-            raise DataError(f"{path}: has no special token {', '.join(missing)}; it is not one of this project.")
+            raise DataError(
+                f"{path}: has no special token {', '.join(missing)}; no vocabulary of this project."
+            )
         self._tokenizer.encode_special_tokens = True
-        super().__init__(path, {token: self._tokenizer.token_to_id(token) for token in SPECIAL_TOKENS})
+        super().__init__(path, {token: vocabulary[token] for token in SPECIAL_TOKENS})
 
     @property
     def vocab_size(self) -> int:
@@ -142,12 +145,11 @@ class KimiTokenizer(Tokenizer):
     """A `tiktoken.model` file as Moonshot ships it: base64 token and rank in every line."""
 
     def __init__(self, path: Path) -> None:
-        """Load the file; special tokens take the ids above its own. Raises DataError if a line is malformed."""
+        """Load the file; special tokens take the ids above its own. Raises DataError if it is malformed."""
         ranks = _read_ranks(path)
-        special_ids = {f"<|reserved_token_{len(ranks) + i}|>": i for i in range(KIMI_NUM_SPECIAL_TOKENS)}
-        special_ids = {token: len(ranks) + i for token, i in special_ids.items()}
         names = {len(ranks) + offset: token for token, offset in _KIMI_SPECIAL_OFFSETS.items()}
-        special_ids = {names.get(token_id, token): token_id for token, token_id in special_ids.items()}
+        ids = range(len(ranks), len(ranks) + KIMI_NUM_SPECIAL_TOKENS)
+        special_ids = {names.get(i, f"<|reserved_token_{i}|>"): i for i in ids}
         self._encoding = tiktoken.Encoding(
             name=path.name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special_ids
         )
@@ -206,7 +208,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     if tokenizer.get_vocab_size() != vocab_size:
         raise DataError(
             f"vocabulary of {vocab_size} asked for, but the texts yield {tokenizer.get_vocab_size()} tokens "
-            f"(256 bytes and {len(SPECIAL_TOKENS)} special tokens are always among them). Set --vocab-size to that."
+            f"(256 bytes and {len(SPECIAL_TOKENS)} special tokens always). Set --vocab-size to that."
         )
     tokenizer.save(str(path), pretty=False)
 

