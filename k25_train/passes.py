@@ -93,7 +93,9 @@ class LossSums:
         losses, mask = losses.double(), loss_mask.double()
         caption_loss, caption_tokens = (losses * caption).sum(), (mask * caption).sum()
         return cls(
-            torch.stack([losses.sum() - caption_loss, mask.sum() - caption_tokens, caption_loss, caption_tokens])
+            torch.stack(
+                [losses.sum() - caption_loss, mask.sum() - caption_tokens, caption_loss, caption_tokens]
+            )
         )
 
     @classmethod
@@ -120,5 +122,3 @@ class LossSums:
     def caption_loss(self) -> float:
         """Mean loss per token of samples with media, in nats."""
         return float(self.values[2] / self.values[3].clamp(min=1))
-
-

@@ -138,4 +138,6 @@ def share_failures(batches: Sequence[MicroBatch], topology: Topology) -> list[Mi
             box = [failed]
             dist.broadcast_object_list(box, topology.first_stage_rank, group=topology.groups.pp)
             failed = box[0]
-    return [mask_failed(batch, items) if items else batch for batch, items in zip(batches, failed, strict=True)]
+    return [
+        mask_failed(batch, items) if items else batch for batch, items in zip(batches, failed, strict=True)
+    ]

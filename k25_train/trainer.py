@@ -13,6 +13,7 @@ from k25_train.metrics.report import Report
 from k25_train.run import Run
 from k25_train.step import StepResult, eval_losses, train_step
 
+
 class StopRequest:
     """Remembers SIGTERM and SIGUSR1, which schedulers send before they take a node away."""
 

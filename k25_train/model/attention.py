@@ -95,7 +95,9 @@ class PackedLatentAttention(MLASelfAttention):
         Also returns the compressed query and key-value, as the base class does.
         """
         if not isinstance(packed_seq_params, PackedDocuments):
-            raise TypeError("PackedLatentAttention needs packed_seq_params=PackedDocuments.of(lengths, device)")
+            raise TypeError(
+                "PackedLatentAttention needs packed_seq_params=PackedDocuments.of(lengths, device)"
+            )
         config, num_heads = self.config, self.num_attention_heads_per_partition
         cos, sin = self._rotary_table(packed_seq_params)
         q_compressed, kv_combined = self._qkv_down_projection(hidden_states.squeeze(1))
@@ -161,15 +163,23 @@ class DocumentAttention(MegatronModule):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
         """Attend: query and key [T, H, Q], value [T, H, V] -> [T, H * V]."""
         outputs = []
+        v_channels = value.shape[-1]
+        if value.device.type == "cpu":
+            # torch's fused CPU kernel takes one head size; the unfused path costs more than the padding.
+            value = F.pad(value, (0, query.shape[-1] - v_channels))
         pieces = (tensor.split(documents.lengths) for tensor in (query, key, value))
         for q_LHQ, k_LHQ, v_LHV in zip(*pieces, strict=True):
             q_HLQ, k_HLQ, v_HLV = (tensor.transpose(0, 1) for tensor in (q_LHQ, k_LHQ, v_LHV))
             if self.record_max_logits:
                 self._keep_max(max_logits_per_head(q_HLQ, k_HLQ, self.softmax_scale))
             attended_HLV = F.scaled_dot_product_attention(
-                q_HLQ.unsqueeze(0), k_HLQ.unsqueeze(0), v_HLV.unsqueeze(0), is_causal=True, scale=self.softmax_scale
+                q_HLQ.unsqueeze(0),
+                k_HLQ.unsqueeze(0),
+                v_HLV.unsqueeze(0),
+                is_causal=True,
+                scale=self.softmax_scale,
             ).squeeze(0)
-            outputs.append(attended_HLV.transpose(0, 1).flatten(1))
+            outputs.append(attended_HLV[..., :v_channels].transpose(0, 1).flatten(1))
         return torch.cat(outputs)
 
     def _keep_max(self, logits_H: Tensor) -> None:
@@ -187,6 +197,8 @@ def max_logits_per_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
     for start in range(0, length, _LOGIT_BLOCK):
         stop = min(start + _LOGIT_BLOCK, length)
         logits = (query[:, start:stop] @ key[:, :stop].transpose(1, 2)).float() * scale
-        later = torch.arange(stop, device=query.device) > torch.arange(start, stop, device=query.device)[:, None]
+        later = (
+            torch.arange(stop, device=query.device) > torch.arange(start, stop, device=query.device)[:, None]
+        )
         largest = torch.maximum(largest, logits.masked_fill(later, -torch.inf).amax(dim=(1, 2)))
     return largest

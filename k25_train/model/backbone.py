@@ -73,7 +73,9 @@ def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm,
-            mlp=partial(MoELayer, submodules=moe) if is_moe else partial(MLP.as_mlp_submodule, submodules=swiglu),
+            mlp=partial(MoELayer, submodules=moe)
+            if is_moe
+            else partial(MLP.as_mlp_submodule, submodules=swiglu),
             mlp_bda=get_bias_dropout_add,
         ),
     )

@@ -77,7 +77,9 @@ class MultimodalModel(MegatronModule):
 
     def encode(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
         """Encode and project items: pixels [P, 588] -> features [V, D]. No item at all is legal."""
-        assert self.vision_tower is not None and self.mm_projector is not None, "only the first chunk has them"
+        assert self.vision_tower is not None and self.mm_projector is not None, (
+            "only the first chunk has them"
+        )
         return self.mm_projector(self.vision_tower(pixels, grid_thw))
 
 

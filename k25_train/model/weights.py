@@ -65,7 +65,9 @@ def initial_value(name: str, shape: torch.Size, seed: int, std: float) -> Tensor
         return torch.ones(shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-    is_vision_matrix = name.startswith(("vision_tower.", "mm_projector.")) and not name.endswith("pos_emb.weight")
+    is_vision_matrix = name.startswith(("vision_tower.", "mm_projector.")) and not name.endswith(
+        "pos_emb.weight"
+    )
     if is_vision_matrix:
         std = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).normal_(0.0, std, generator=generator)

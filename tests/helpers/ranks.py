@@ -62,7 +62,9 @@ def run_ranks[Result](
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(
-            target=_rank_main, args=(RankContext(rank, world_size, port), sender, function, arguments), daemon=True
+            target=_rank_main,
+            args=(RankContext(rank, world_size, port), sender, function, arguments),
+            daemon=True,
         )
         process.start()
         sender.close()
@@ -103,7 +105,9 @@ def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _rank_main(context: RankContext, sender: Connection, function: Callable[..., Any], arguments: Any) -> None:
+def _rank_main(
+    context: RankContext, sender: Connection, function: Callable[..., Any], arguments: Any
+) -> None:
     import torch
 
     os.environ.update(context.environment())

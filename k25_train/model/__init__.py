@@ -1,0 +1,1 @@
+"""The language model, the vision tower, and the two together."""

@@ -1,0 +1,72 @@
+"""Short training runs of a shrunk model on a tiny shard set, in any layout."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.ranks import RankContext, run_ranks
+
+SHRUNK = (
+    "experiment=smoke model.hidden_size=64 model.num_attention_heads=2 model.q_lora_rank=32 "
+    "model.kv_lora_rank=16 model.dense_ffn_hidden_size=96 model.expert_ffn_hidden_size=32 "
+    "model.num_layers=5 model.num_experts=4 model.vocab_size=320 model.init_std=0.05 "
+    "model.vision.hidden_size=32 model.vision.num_attention_heads=2 model.vision.ffn_hidden_size=64 "
+    "model.vision.num_layers=2 model.vision.image_patch_limit=64 model.vision.frame_patch_limit=16 "
+    "train.seq_len=128 train.global_batch_size=8 train.micro_batch_size=1 train.steps=20 "
+    "train.eval_interval=10 train.eval_sequences=8 optim.warmup_steps=4 optim.decay_steps=8 "
+    "checkpoint.interval=10 data.max_skipped_samples=0"
+).split()
+"""Overrides of `experiment=smoke` that make a step take a fraction of a second."""
+
+
+def layout(pp: int = 1, vpp: int = 1, ep: int = 1, dp: int = 1) -> list[str]:
+    """Overrides for a parallel layout of pp * dp ranks."""
+    sizes = {"pp": pp, "vpp": vpp, "ep": ep}
+    return [f"parallelism.{name}={size}" for name, size in sizes.items()] + [
+        f"cluster.gpus_per_node={pp * dp}"
+    ]
+
+
+def overrides(data: Path, run: Path, *more: str) -> list[str]:
+    """Overrides of a shrunk run on the shard set `data` that writes into `run`."""
+    return [*SHRUNK, f"data.dir={data}", f"run.dir={run}", *more]
+
+
+def start_run(context: RankContext, arguments: Sequence[str]) -> Any:
+    """Build the run of these overrides on a test rank."""
+    os.environ.update(context.environment())
+    from parallel.megatron.platform import use_platform
+
+    device = use_platform("cpu")
+    from k25_train.config.resolve import compose
+    from k25_train.run import build_run
+
+    return build_run(compose(arguments), device)
+
+
+def train(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step of a run without checkpoints."""
+    from k25_train.step import train_step
+
+    run = start_run(context, arguments)
+    with run.loader:
+        results = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
+    return [(result.loss, result.grad_norm) for result in results]
+
+
+def fit(context: RankContext, arguments: Sequence[str]) -> None:
+    """Train as the command does: metrics, evaluations, checkpoints, resume."""
+    from k25_train.metrics.report import Report
+    from k25_train.trainer import Trainer
+
+    run = start_run(context, arguments)
+    with Report(run.config, is_main=run.is_main, device_name="CPU") as report, run.loader:
+        Trainer(run, report).fit()
+
+
+def losses_of(arguments: Sequence[str], num_ranks: int) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step; the same on every rank, which is checked."""
+    by_rank = run_ranks(train, num_ranks, list(arguments), timeout_s=240.0)
+    assert all(losses == by_rank[0] for losses in by_rank), "ranks report different losses"
+    return by_rank[0]
