@@ -14,6 +14,7 @@ from k25_train.config.command_line import exit_with
 from k25_train.config.resolve import load
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
+from k25_train.quiet import quiet_libraries
 from parallel.megatron.platform import use_platform
 
 USAGE = "python -m k25_train.eval checkpoint=runs/…/checkpoints/step_N [dump=DIR] [key=value …]"
@@ -21,6 +22,7 @@ USAGE = "python -m k25_train.eval checkpoint=runs/…/checkpoints/step_N [dump=D
 
 def evaluate(config: Config, checkpoint: Path, dump: Path | None) -> tuple[float, float]:
     """Held-out losses (text, samples with media) of a checkpoint, in nats per token."""
+    quiet_libraries()
     device = use_platform(config.cluster.device.value)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.checkpoint import state

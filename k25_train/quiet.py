@@ -1,0 +1,35 @@
+"""Silences notices of libraries that a user of this project can do nothing about.
+
+Each is known and harmless here; everything else still shows.
+"""
+
+import logging
+import os
+import warnings
+
+_KNOWN_WARNINGS = (
+    # torch renamed collectives that megatron-core 0.19 calls by their old names.
+    ("`torch.distributed.*` is deprecated", FutureWarning),
+    # megatron-core looks at .grad of parameter shards, which are views.
+    ("The .grad attribute of a Tensor that is not a leaf", UserWarning),
+    # megatron-core 0.19 falls back to torch's norms and optimizers where Apex is absent, as intended here.
+    (".*[Aa]pex.*", UserWarning),
+    (".*Transformer Engine.*", UserWarning),
+)
+
+
+class _WithoutKnownNotices(logging.Filter):
+    """Drops megatron-core's advice to move to a model class that has no MLA with our modules."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "GPTModel IS DEPRECATED" not in record.getMessage()
+
+
+def quiet_libraries() -> None:
+    """Install the filters; call before torch and megatron-core are first used."""
+    for pattern, category in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=pattern, category=category)
+    logging.getLogger("megatron.core.models.gpt.gpt_model").addFilter(_WithoutKnownNotices())
+    # torch's extension builder reports a missing CUDA runtime as soon as it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
