@@ -15,6 +15,12 @@ _KNOWN_WARNINGS = (
     # megatron-core 0.19 falls back to torch's norms and optimizers where Apex is absent, as intended here.
     (".*[Aa]pex.*", UserWarning),
     (".*Transformer Engine.*", UserWarning),
+    # Features of megatron-core that are looked at on the way and not used.
+    ("full scope is deprecated", UserWarning),
+    ("MimoModelConfig is experimental", UserWarning),
+    # A single process reads a checkpoint that several wrote.
+    ("torch.distributed is disabled, unavailable or uninitialized", UserWarning),
+    ("The argument order of load has been changed", UserWarning),
 )
 
 
