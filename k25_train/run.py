@@ -111,11 +111,21 @@ def read_micro_batches(run: Run, step: int) -> list[DeviceBatch]:
     return _ready(run, batches)
 
 
-def read_eval_micro_batches(run: Run, num_sequences: int) -> list[DeviceBatch]:
-    """This data-parallel rank's share of the first `num_sequences` held-out sequences."""
+def read_eval_micro_batches(
+    run: Run, num_sequences: int, shuffle_media_seed: int | None = None
+) -> list[DeviceBatch]:
+    """This data-parallel rank's share of the first `num_sequences` held-out sequences.
+
+    With `shuffle_media_seed`, every sample gets another sample's images: what the loss then rises by is what
+    the model gets from seeing the right ones.
+    """
     place = run.topology
     batches = run.loader.eval_micro_batches(
-        num_sequences, dp_rank=place.dp_rank, dp_size=place.dp_size, with_pixels=place.holds_first_chunk
+        num_sequences,
+        dp_rank=place.dp_rank,
+        dp_size=place.dp_size,
+        with_pixels=place.holds_first_chunk,
+        shuffle_media_seed=shuffle_media_seed,
     )
     return _ready(run, batches)
 

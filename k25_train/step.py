@@ -73,14 +73,17 @@ def train_step(run: Run, step: int) -> StepResult:
 
 
 @torch.no_grad()
-def eval_losses(run: Run, num_sequences: int) -> LossSums:
-    """Losses on the first `num_sequences` held-out sequences; the same on every rank."""
+def eval_losses(run: Run, num_sequences: int, shuffle_media_seed: int | None = None) -> LossSums:
+    """Losses on the first `num_sequences` held-out sequences, the same on every rank.
+
+    `shuffle_media_seed` gives every sample the images of another one.
+    """
     for chunk in run.chunks:
         chunk.eval()
     sums = run_schedule(
         forward_micro_batch,
         run.chunks,
-        read_eval_micro_batches(run, num_sequences),
+        read_eval_micro_batches(run, num_sequences, shuffle_media_seed),
         run.topology,
         tokens_per_micro_batch=run.config.train.micro_batch_size * run.config.train.seq_len,
         forward_only=True,
