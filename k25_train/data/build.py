@@ -107,7 +107,7 @@ def _may_replace(options: BuildOptions) -> bool:
     vocab_size = load_tokenizer(options.out / TOKENIZER_FILE).vocab_size
     if vocab_size != options.vocab_size:
         raise DataError(
-            f"{options.out}: is there with a vocabulary of {vocab_size}, and {options.vocab_size} was asked for. "
+            f"{options.out}: has a vocabulary of {vocab_size}, and {options.vocab_size} was asked for. "
             "Add --force to build it again, or choose another folder with --out."
         )
     return False

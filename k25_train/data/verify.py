@@ -145,7 +145,7 @@ def _media_faults(
         return
     offset, data = members[name]
     if (offset, len(data)) != (segment.offset, segment.num_bytes):
-        yield f"{name} is {len(data)} bytes at {offset}, the index says {segment.num_bytes} at {segment.offset}"
+        yield f"{name}: {len(data)} bytes at {offset}; the index says {segment.num_bytes} at {segment.offset}"
         return
     if not data:
         yield f"{name} is empty"

@@ -33,6 +33,8 @@ EXCERPT_FRAME_MS = 500
 """Every frame of an excerpt counts where video is sampled at 2 frames a second, as Kimi K2.5 does."""
 MAX_EXCERPTS = 4
 MAX_KEPT_FRAMES = 96
+PALETTE_SAMPLE_PX = (128, 128)
+"""Size at which frames are looked at to choose the colours of their common palette."""
 MAX_ANIMATION_BYTES = 5_000_000
 
 FILMS = (
@@ -120,7 +122,11 @@ def cut_excerpts(animation: bytes) -> list[bytes]:
 
 def gif_of(frames: list[Image.Image]) -> bytes:
     """Frames as an endless GIF, one palette for all, `EXCERPT_FRAME_MS` each."""
-    palette = frames[-1].quantize(256)
+    width, height = PALETTE_SAMPLE_PX
+    samples = Image.new("RGB", (width, height * len(frames)))
+    for number, frame in enumerate(frames):
+        samples.paste(frame.resize((width, height), Image.Resampling.NEAREST), (0, number * height))
+    palette = samples.quantize(256)
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     for frame in indexed:
         frame.info.clear()  # what the frame was in its original file, such as its transparent colour
