@@ -134,15 +134,15 @@ def probe_media(data: bytes, media_type: str, file_format: str) -> MediaInfo:
         if media_type == "image":
             width, height = _decode_image(data).size
             return MediaInfo(width=width, height=height, num_frames=1, duration_s=0.0)
-        shapes_and_durations = [(frame.shape, seconds) for frame, seconds in _video_frames(data, file_format)]
-        if not shapes_and_durations:
+        sizes_and_durations = [(frame.size, seconds) for frame, seconds in _video_frames(data, file_format)]
+        if not sizes_and_durations:
             raise DataError("the video has no frames")
-        (height, width, _), _ = shapes_and_durations[0]
+        (width, height), _ = sizes_and_durations[0]
         return MediaInfo(
             width=width,
             height=height,
-            num_frames=len(shapes_and_durations),
-            duration_s=sum(seconds for _, seconds in shapes_and_durations),
+            num_frames=len(sizes_and_durations),
+            duration_s=sum(seconds for _, seconds in sizes_and_durations),
         )
 
 
@@ -161,13 +161,14 @@ def load_patches(data: bytes, segment: MediaSegment, vision: VisionConfig) -> Te
     num_frames = 0
     with _DecoderErrors():
         for frame in _decode_segment(data, segment):
-            if frame.shape != (segment.height, segment.width, 3):
+            if frame.size != (segment.width, segment.height):
                 raise DataError(
-                    f"decodes to {frame.shape[1]}x{frame.shape[0]} pixels, the index says "
+                    f"decodes to {frame.width}x{frame.height} pixels, the index says "
                     f"{segment.width}x{segment.height}"
                 )
             if num_frames in wanted:
-                patches.append(_patchify(_resize(frame, size), grid, vision.patch_size))
+                resized = frame.resize(size, Image.Resampling.BICUBIC) if size != frame.size else frame
+                patches.append(_patchify(np.asarray(resized), grid, vision.patch_size))
             num_frames += 1
     if num_frames != segment.num_frames:
         raise DataError(f"decodes to {num_frames} frame(s), the index says {segment.num_frames}")
@@ -194,10 +195,10 @@ class _DecoderErrors:
             raise DataError(f"does not decode ({type(error).__name__}: {error})") from error
 
 
-def _decode_segment(data: bytes, segment: MediaSegment) -> Iterator[np.ndarray]:
-    """Frames of the file, each [H, W, 3] uint8; one for an image."""
+def _decode_segment(data: bytes, segment: MediaSegment) -> Iterator[Image.Image]:
+    """Frames of the file as RGB; one for an image."""
     if segment.type == "image":
-        yield np.asarray(_decode_image(data))
+        yield _decode_image(data)
     else:
         for frame, _ in _video_frames(data, segment.format):
             yield frame
@@ -206,7 +207,8 @@ def _decode_segment(data: bytes, segment: MediaSegment) -> Iterator[np.ndarray]:
 def _decode_image(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -217,35 +219,31 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    rgb = Image.new("RGB", rgba.size, "white")
+    rgb.paste(rgba, mask=rgba.getchannel("A"))
+    return rgb
 
 
-def _video_frames(data: bytes, file_format: str) -> Iterator[tuple[np.ndarray, float]]:
-    """Frames ([H, W, 3] uint8) with the seconds each is shown."""
+def _video_frames(data: bytes, file_format: str) -> Iterator[tuple[Image.Image, float]]:
+    """Frames as RGB with the seconds each is shown."""
     return _pillow_frames(data) if file_format in PILLOW_VIDEO_FORMATS else _container_frames(data)
 
 
-def _pillow_frames(data: bytes) -> Iterator[tuple[np.ndarray, float]]:
+def _pillow_frames(data: bytes) -> Iterator[tuple[Image.Image, float]]:
     with Image.open(io.BytesIO(data)) as image:
         for frame in ImageSequence.Iterator(image):
             frame.load()
-            yield np.asarray(_to_rgb(frame)), frame.info.get("duration", 0) / 1000
+            yield _to_rgb(frame), frame.info.get("duration", 0) / 1000
 
 
-def _container_frames(data: bytes) -> Iterator[tuple[np.ndarray, float]]:
+def _container_frames(data: bytes) -> Iterator[tuple[Image.Image, float]]:
     with av.open(io.BytesIO(data), mode="r") as container:
         stream = container.streams.video[0]
         if stream.average_rate is None:
             raise DataError("the video stream states no frame rate")
         stream.thread_count = 1  # the ranks of a node share its cores
         for frame in container.decode(stream):
-            yield frame.to_ndarray(format="rgb24"), float(1 / stream.average_rate)
-
-
-def _resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if size == (frame.shape[1], frame.shape[0]):
-        return frame
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+            yield frame.to_image(), float(1 / stream.average_rate)
 
 
 def _patchify(frame: np.ndarray, grid: Sequence[int], patch: int) -> Tensor:
