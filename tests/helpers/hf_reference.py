@@ -18,7 +18,7 @@ Where transformers 5.23.0 departs from the released modelling code or cannot ser
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,15 +93,14 @@ def tiny_vision_config(**overrides: Any) -> VisionConfig:
 
 
 def build_hf_reference(
-    model: ModelConfig, seed: int = 0, attention: str = "eager", experts: str = "eager"
+    model: ModelConfig, state: Mapping[str, Tensor] | None = None, attention: str = "eager"
 ) -> tuple[torch.nn.Module, dict[str, Tensor]]:
     """Build transformers' model in float32 and the state dict that it was loaded from.
 
     Args:
         model: our model config.
-        seed: of the random weights.
+        state: weights in the released checkpoint's names; random ones if not given.
         attention: transformers' `attn_implementation`.
-        experts: transformers' `experts_implementation`.
 
     Returns:
         The model in eval mode (it has no dropout, so training works as well), and its weights in the released
@@ -109,20 +108,20 @@ def build_hf_reference(
     """
     from transformers import Kimi_K25ForConditionalGeneration
 
-    state = random_checkpoint(model, seed)
+    weights = random_checkpoint(model) if state is None else dict(state)
     hf_model, info = Kimi_K25ForConditionalGeneration.from_pretrained(
         None,
         config=hf_config(model),
-        state_dict={name: tensor.clone() for name, tensor in state.items()},
+        state_dict={name: tensor.clone() for name, tensor in weights.items()},
         dtype=torch.float32,
         attn_implementation=attention,
-        experts_implementation=experts,
+        experts_implementation="eager",
         output_loading_info=True,
     )
     problems = {key: value for key, value in info.items() if value}
     if problems:
         raise AssertionError(f"transformers did not load the random checkpoint cleanly: {problems}")
-    return hf_model.eval(), state
+    return hf_model.eval(), weights
 
 
 def hf_config(model: ModelConfig) -> Any:
