@@ -21,6 +21,9 @@ from k25_train.data.stream import KindStream, shuffle_media
 from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import ConfigError, DataError
 
+EVAL_SEED = 0
+"""Seed of the held-out order, the same in every run: shuffled, so that few sequences stand for all sources."""
+
 _BatchKey = tuple[int, int, int, bool]
 
 
@@ -46,7 +49,8 @@ class DataLoader:
         )
         self._blend = Blend(data.blend)
         self._streams = {
-            kind: self._build_stream(kind, self._records("train", kind), data.shuffle) for kind in data.blend
+            kind: self._build_stream(kind, self._records("train", kind), train.seed, data.shuffle)
+            for kind in data.blend
         }
         self._executor: ThreadPoolExecutor | None = None
         self._pending: dict[_BatchKey, Future[list[MicroBatch]]] = {}
@@ -139,16 +143,18 @@ class DataLoader:
         records = self._records("heldout" if self._data.limit_samples is None else "train", kind)
         if shuffle_media_seed is not None:
             records = shuffle_media(records, shuffle_media_seed)
-        return self._build_stream(kind, records, shuffle=False)
+        return self._build_stream(kind, records, EVAL_SEED, shuffle=True)
 
-    def _build_stream(self, kind: str, records: Sequence[SampleRecord], shuffle: bool) -> KindStream:
+    def _build_stream(
+        self, kind: str, records: Sequence[SampleRecord], seed: int, shuffle: bool
+    ) -> KindStream:
         return KindStream(
             kind,
             records,
             documents=self._documents,
             vision=self._vision,
             seq_len=self._train.seq_len,
-            seed=self._train.seed,
+            seed=seed,
             shuffle=shuffle,
             skip_log=self.skip_log,
         )

@@ -20,6 +20,9 @@ from k25_train.errors import DataError
 class KindStream:
     """Epoch after epoch over the samples of one kind, each packed anew in its own order.
 
+    Documents are shuffled before packing and sequences after it: a long document fills many sequences in a row,
+    which would make up a whole batch otherwise.
+
     Sequence k depends on (records, seq_len, seed, shuffle, k) alone. Epochs may differ in their number of
     sequences, so the first look-up packs every epoch before the one asked for; later ones are cached.
     """
@@ -82,11 +85,15 @@ class KindStream:
         return SequencePlan(kind=self.kind, pieces=tuple(planned))
 
     def _pack_epoch(self, epoch: int) -> PackedEpoch:
-        order = epoch_order(
-            len(self._records), self._seed, epoch, SAMPLE_KINDS.index(self.kind), self._shuffle
-        )
         pack = pack_cut if self.kind == "text" else pack_whole
-        return pack(self._lengths, order, self._seq_len)
+        packed = pack(self._lengths, self._order(len(self._records), epoch, "documents"), self._seq_len)
+        order = self._order(len(packed.sequences), epoch, "sequences")
+        return replace(packed, sequences=tuple(packed.sequences[i] for i in order))
+
+    def _order(self, count: int, epoch: int, of: str) -> list[int]:
+        # Every kind shuffles documents and sequences by streams of their own.
+        stream = SAMPLE_KINDS.index(self.kind) + (0 if of == "documents" else len(SAMPLE_KINDS))
+        return epoch_order(count, self._seed, epoch, stream, self._shuffle)
 
 
 def shuffle_media(records: Sequence[SampleRecord], seed: int) -> list[SampleRecord]:
