@@ -26,7 +26,6 @@ setup(
         "PyYAML>=6.0,<7",
         "numpy>=2.5,<3",
         "safetensors>=0.8,<0.9",
-        "nvidia-dali-cuda130>=2.4,<2.5",
         "pillow>=13,<14",
         "av>=19,<20",
         "resvg-py>=0.5,<0.6",
@@ -48,6 +47,7 @@ setup(
             "types-PyYAML>=6.0,<7",
             "pre-commit>=4,<5",
             "transformers==5.23.0",
+            "torchvision>=0.28,<0.29",
             # The wheel test builds without isolation, so without a network.
             "setuptools>=77",
             "wheel>=0.45",
