@@ -57,7 +57,7 @@ class PipelineLayout:
 
 
 def plan_layout(num_layers: int, pp: int, vpp: int) -> PipelineLayout:
-    """Spread `num_layers` evenly; the chunks that get one layer less are the last ones, then the first.
+    """Spread `num_layers` evenly; the last chunk is the first to get one less, then the first chunk.
 
     The last chunk also computes the output head and the first one the embedding, so they are the ones to
     relieve. Raises `LayoutError` if a chunk would stay empty.
@@ -77,15 +77,14 @@ def plan_layout(num_layers: int, pp: int, vpp: int) -> PipelineLayout:
 
 
 def parse_layout(text: str, num_layers: int, pp: int, vpp: int) -> PipelineLayout:
-    """Read an explicit layout such as `Ett|tt|tt|tL`.
+    """Read an explicit layout such as `Ett|tt|tt|tL`; a chunk may be without layers, e.g. a last one of `L`.
 
     Raises `LayoutError` naming what does not add up: the number of chunks, the number of layers, a letter
     other than E, t and L, or E and L out of place.
     """
     chunks = text.replace(" ", "").split("|")
     rule = f"parallelism.layout={text!r} must have pp*vpp = {pp * vpp} chunks separated by '|', "
-    rule += f"{num_layers} letters 't', one 'E' first and one 'L' last, like "
-    rule += repr(plan_layout(num_layers, pp, vpp).to_megatron())
+    rule += f"{num_layers} letters 't', one 'E' first and one 'L' last (7 in 4 chunks: 'Ett|tt|tt|tL')"
     body = "".join(chunks)
     if len(chunks) != pp * vpp:
         raise LayoutError(f"{rule}: it has {len(chunks)} chunks")

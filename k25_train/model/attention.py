@@ -149,7 +149,8 @@ class DocumentAttention(MegatronModule):
         self,
         config: BackboneConfig,
         layer_number: int,
-        softmax_scale: float | None = None,
+        *,
+        softmax_scale: float,
         **_: Any,
     ) -> None:
         super().__init__(config)

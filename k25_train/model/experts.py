@@ -40,7 +40,7 @@ class GroupedExperts(MegatronModule):
         for parameter in self.parameters():
             # Marks expert weights for megatron-core: reduced over the expert-data-parallel group only. Set
             # at EP=1 too, so that the optimizer has the same two parts in every layout.
-            parameter.allreduce = False  # type: ignore[attr-defined]
+            parameter.allreduce = False
 
     def forward(
         self, tokens: Tensor, tokens_per_expert: Tensor, weights: Tensor, **_: Any

@@ -1,7 +1,8 @@
 """Global parameter names, and the initial value of each parameter from (seed, global name) alone.
 
-A pipeline chunk numbers its layers from 0 and a rank its experts from 0; globally both have one number each.
-Since the initial value depends on nothing but the seed and that name, every layout starts from the same model.
+A pipeline chunk numbers its layers from 0 and a rank its experts from 0; globally both have one number
+each. Since the initial value depends on nothing but the seed and that name, every layout starts from the
+same model.
 """
 
 import hashlib

@@ -1,17 +1,17 @@
 """What torch.cuda answers when megatron-core runs on the CPU.
 
-megatron-core names CUDA in three ways: it calls `torch.cuda.*`, it passes `device="cuda"` (or pinned memory)
-to torch's factory functions, and it moves tensors with `.cuda()`. Each is answered here with the CPU
-equivalent. The factory functions are wrapped rather than intercepted by a `TorchFunctionMode`, because such
-a mode is switched off while autograd runs backward, and activations are recomputed there.
+megatron-core names CUDA in three ways: it calls `torch.cuda.*`, it passes `device="cuda"` to torch's factory
+functions, and it moves tensors with `.cuda()`. Each is answered here with the CPU equivalent. The factory
+functions are wrapped rather than intercepted by a `TorchFunctionMode`, because such a mode is switched off
+while autograd runs backward, and activations are recomputed there.
 
 Streams and events become no-ops: on the CPU every operation has finished when it returns, so there is
-nothing to order. `torch.cuda.is_available()` keeps answering False.
+nothing to order. `torch.cuda.is_available()` keeps answering False, and what torch itself answers without a
+GPU (`torch.cuda.stream`, `torch.cuda.empty_cache`) is left alone.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,17 +19,12 @@ import torch.utils._device
 
 CPU = torch.device("cpu")
 
-_FACTORIES = (
-    "arange", "as_tensor", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace",
-    "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "tensor",
-    "zeros", "zeros_like",
-)  # fmt: skip
+FACTORIES = ("empty", "empty_like", "ones", "tensor", "zeros")
+"""Those that megatron-core calls with a literal "cuda" in the parts that training uses."""
 
 
 class CpuStream:
     """A CUDA stream on a machine without one: work is done when it is submitted."""
-
-    cuda_stream = 0
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -37,17 +32,8 @@ class CpuStream:
 
     def wait_event(self, event: Any) -> None: ...
 
-    def synchronize(self) -> None: ...
-
-    def query(self) -> bool:
-        return True
-
     def record_event(self, event: Any = None) -> Any:
         return event if event is not None else CpuEvent()
-
-    @staticmethod
-    def priority_range() -> tuple[int, int]:
-        return 0, 0
 
 
 class CpuEvent:
@@ -61,9 +47,6 @@ class CpuEvent:
 
     def synchronize(self) -> None: ...
 
-    def query(self) -> bool:
-        return True
-
 
 _CURRENT_STREAM = CpuStream()
 
@@ -71,36 +54,18 @@ _CURRENT_STREAM = CpuStream()
 def names_cuda(device: Any) -> bool:
     """Whether a `device=` argument asks for CUDA: "cuda", "cuda:1" or torch.device("cuda")."""
     if isinstance(device, str):
-        return device.startswith("cuda")
+        return device == "cuda" or device.startswith("cuda:")
     return isinstance(device, torch.device) and device.type == "cuda"
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @functools.wraps(factory)
     def create(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if kwargs.get("device") is not None and names_cuda(kwargs["device"]):
+        if names_cuda(kwargs.get("device")):
             kwargs["device"] = CPU
-        # Pinning needs the CUDA driver; pageable memory is all there is without it.
-        kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
 
     return create
-
-
-def _redirecting_to(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    @functools.wraps(original)
-    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        args = tuple(CPU if names_cuda(argument) else argument for argument in args)
-        if names_cuda(kwargs.get("device")):
-            kwargs["device"] = CPU
-        return original(self, *args, **kwargs)
-
-    return to
-
-
-@contextlib.contextmanager
-def _stream_context(_stream: Any) -> Iterator[None]:
-    yield
 
 
 def _rng_state(*_: Any, **__: Any) -> torch.Tensor:
@@ -131,25 +96,19 @@ def install() -> None:
     answers: dict[str, Any] = {
         "current_device": lambda: CPU,
         "current_stream": lambda *_: _CURRENT_STREAM,
-        "is_current_stream_capturing": lambda: False,
-        "stream": _stream_context,
         "Stream": CpuStream,
         "Event": CpuEvent,
+        "synchronize": _nothing(),
         "get_rng_state": _rng_state,
         "set_rng_state": _set_rng_state,
         "manual_seed": torch.manual_seed,
-        "synchronize": _nothing(),
-        "empty_cache": _nothing(),
-        "set_device": _nothing(),
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     # `with torch.device("meta")` looks functions up in a set that torch fills at first use and keeps: fill it
     # while it still names the originals, which is what the wrappers below call.
     torch.utils._device._device_constructors()
-    for name in _FACTORIES:
+    for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
-    torch.Tensor.to = _redirecting_to(torch.Tensor.to)  # type: ignore[method-assign, assignment]
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
-    torch.Tensor.pin_memory = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
-    torch.Tensor.record_stream = _nothing()  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+    torch.Tensor.record_stream = _nothing()  # type: ignore[method-assign]

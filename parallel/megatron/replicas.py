@@ -1,5 +1,7 @@
 """Data-parallel replicas of model chunks, with the gradient buffers that ZeRO-1 shards."""
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
@@ -9,7 +11,7 @@ from parallel.topology import Topology
 
 
 def replicate(
-    chunks: list[torch.nn.Module], config: TransformerConfig, topology: Topology
+    chunks: Sequence[torch.nn.Module], config: TransformerConfig, topology: Topology
 ) -> list[DistributedDataParallel]:
     """Wrap each chunk so that its gradients are summed in float32 and sharded over data-parallel ranks.
 

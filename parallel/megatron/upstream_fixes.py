@@ -49,7 +49,8 @@ def switch_off_compilation() -> None:
 def return_split_sizes_as_numpy() -> None:
     """Let `maybe_move_tensor_to_cpu` honour `as_numpy` for a tensor that already is on the CPU.
 
-    The token dispatcher calls `.tolist()`-free numpy arithmetic on its result, which is a tensor otherwise.
+    The token dispatcher hands the result to `all_to_all_single`, which takes split sizes as a sequence of
+    numbers and refuses a tensor.
     """
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
@@ -98,25 +99,20 @@ def accept_cpu_parameters_in_optimizers() -> None:
 
     build = DistributedOptimizer._build_model_and_main_param_groups
     DistributedOptimizer._build_model_and_main_param_groups = classmethod(_under_cuda_names(build.__func__))
-    half = optimizer.Float16OptimizerWithFloat16Params
-    half.__init__ = _under_cuda_names(half.__init__)  # type: ignore[method-assign]
     clip = _under_cuda_names(clip_grads.clip_grad_by_total_norm_fp32)
     clip_grads.clip_grad_by_total_norm_fp32 = clip
     optimizer.clip_grad_by_total_norm_fp32 = clip
 
 
 def copy_rng_state_from_cpu() -> None:
-    """Let megatron-core's "CUDA" generator state be the CPU generator's, so that recompute replays it."""
+    """Let megatron-core's "CUDA" generator state be the CPU generator's, so that recompute replays it.
+
+    It reaches past `torch.cuda.get_rng_state`, which `cpu_answers` has redirected, to the driver.
+    """
     from megatron.core.tensor_parallel import random
 
-    def get_state(*_: Any, **__: Any) -> torch.Tensor:
-        return torch.get_rng_state()
-
-    def set_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
-        torch.set_rng_state(state)
-
-    random._get_cuda_rng_state = get_state
-    random._set_cuda_rng_state = set_state
+    random._get_cuda_rng_state = torch.cuda.get_rng_state
+    random._set_cuda_rng_state = torch.cuda.set_rng_state
 
 
 def keep_adam_steps_apart() -> None:
@@ -138,7 +134,7 @@ def keep_adam_steps_apart() -> None:
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
 
-    DistributedOptimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]
+    DistributedOptimizer.load_state_dict = load_state_dict
 
 
 def read_adam_step_without_apex() -> None:
@@ -156,7 +152,7 @@ def read_adam_step_without_apex() -> None:
         tensors.setdefault("step", None)
         set_states(self, model_param, tensors)
 
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_with_step  # type: ignore[method-assign]
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_with_step
 
 
 def fill_adam_state_before_loading() -> None:
@@ -179,7 +175,7 @@ def fill_adam_state_before_loading() -> None:
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
         return sharded_state_dict(self, *args, **kwargs)
 
-    DistributedOptimizer.sharded_state_dict = with_state  # type: ignore[method-assign]
+    DistributedOptimizer.sharded_state_dict = with_state
 
 
 def write_checkpoints_in_this_process() -> None:
@@ -192,4 +188,4 @@ def write_checkpoints_in_this_process() -> None:
 
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    filesystem_async._results_queue = queue.Queue()  # type: ignore[assignment]
+    filesystem_async._results_queue = queue.Queue()
