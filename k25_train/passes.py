@@ -115,10 +115,10 @@ class LossSums:
 
     @property
     def text_loss(self) -> float:
-        """Mean loss per token of text samples, in nats."""
-        return float(self.values[0] / self.values[1].clamp(min=1))
+        """Mean loss per token of text samples, in nats; NaN if there are none."""
+        return float(self.values[0] / self.values[1])
 
     @property
     def caption_loss(self) -> float:
-        """Mean loss per token of samples with media, in nats."""
-        return float(self.values[2] / self.values[3].clamp(min=1))
+        """Mean loss per token of samples with media, in nats; NaN if there are none."""
+        return float(self.values[2] / self.values[3])

@@ -1,5 +1,6 @@
 """The training loop: resume, cadence of logs, evaluations and checkpoints, signals. No parallel logic."""
 
+import math
 import signal
 import types
 
@@ -7,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from k25_train.checkpoint import folders, state
-from k25_train.config.resolve import to_yaml
+from k25_train.errors import ConfigError
 from k25_train.metrics.flops import training_flops
 from k25_train.metrics.report import Report
 from k25_train.run import Run
@@ -45,6 +46,9 @@ class Trainer:
         """Train to `train.steps`, or to a checkpoint if a signal asks to stop."""
         run, cadence = self.run, self.run.config.train
         start = self.resume()
+        if start == cadence.steps:
+            self.report.already_finished(start)
+            return
         self.report.start(start)
         if start == 0:
             self.report.add({"step": 0} | self.evaluate())
@@ -63,21 +67,40 @@ class Trainer:
         self.report.finish()
 
     def resume(self) -> int:
-        """Load the newest checkpoint, if there is one and `checkpoint.resume` allows; returns its step."""
-        newest = folders.newest_checkpoint(self.run.checkpoints)
-        if newest is None or not self.run.config.checkpoint.resume:
+        """Load the newest checkpoint, if there is one; returns its step, 0 for a new run.
+
+        Raises `ConfigError` if there is one that the configuration does not want to go on from, and
+        `CheckpointError` if it is incomplete or was trained with another configuration.
+        """
+        run, num_steps = self.run, self.run.config.train.steps
+        # Ranks on other nodes may see the folder otherwise for a moment: one looks for all.
+        newest = state.on_first_rank(lambda: folders.find_newest(run.checkpoints))
+        if newest is None:
             return 0
-        return state.load(newest, self.run.chunks, self.run.optimizer)
+        step = folders.step_of(newest)
+        if not run.config.checkpoint.resume:
+            raise ConfigError(
+                f"checkpoint.resume=false, but an earlier run left {newest}: choose another run.dir, delete "
+                f"{run.checkpoints}, or go on with checkpoint.resume=true"
+            )
+        if step > num_steps:
+            raise ConfigError(
+                f"train.steps={num_steps}, but the run has {newest}: raise train.steps, or choose another run.dir"
+            )
+        if step == num_steps:
+            return step
+        return state.load(newest, run.config, run.chunks, run.optimizer)
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out losses, text apart from samples with media."""
+        """Held-out losses, text apart from samples with media; a kind that the blend lacks has none."""
         losses = eval_losses(self.run, self.run.config.train.eval_sequences)
-        return {"eval_text_loss": losses.text_loss, "eval_caption_loss": losses.caption_loss}
+        row = {"eval_text_loss": losses.text_loss, "eval_caption_loss": losses.caption_loss}
+        return {name: loss for name, loss in row.items() if not math.isnan(loss)}
 
     def save(self, step: int) -> None:
         """Write a checkpoint and drop the oldest beyond `checkpoint.keep`."""
         run = self.run
-        state.save(run.checkpoints, step, run.chunks, run.optimizer, to_yaml(run.config))
+        state.save(run.checkpoints, step, run.chunks, run.optimizer, run.config)
         if run.is_main:
             folders.prune(run.checkpoints, run.config.checkpoint.keep)
 
