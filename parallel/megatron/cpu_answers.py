@@ -76,12 +76,7 @@ def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
     torch.set_rng_state(state)
 
 
-def _nothing() -> Callable[..., None]:
-    """A function that does nothing; a new one each time, since torch._dynamo refuses one under two names."""
-
-    def nothing(*_: Any, **__: Any) -> None: ...
-
-    return nothing
+def _do_nothing(*_: Any, **__: Any) -> None: ...
 
 
 _INSTALLED = False
@@ -98,7 +93,7 @@ def install() -> None:
         "current_stream": lambda *_: _CURRENT_STREAM,
         "Stream": CpuStream,
         "Event": CpuEvent,
-        "synchronize": _nothing(),
+        "synchronize": _do_nothing,
         "get_rng_state": _rng_state,
         "set_rng_state": _set_rng_state,
         "manual_seed": torch.manual_seed,
@@ -111,4 +106,4 @@ def install() -> None:
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
-    torch.Tensor.record_stream = _nothing()  # type: ignore[method-assign]
+    torch.Tensor.record_stream = _do_nothing  # type: ignore[method-assign]

@@ -120,8 +120,8 @@ def keep_adam_steps_apart() -> None:
 
     torch's AdamW keeps `step` as a tensor and adds to it in place. `DistributedOptimizer.load_state_dict`
     puts one tensor object into the state of all N parameters, so that each step counts N times: the first
-    step after a resume looks right, and training is wrong from the second on. (Apex and Transformer Engine
-    keep `step` in the parameter group and are not affected.)
+    loss after a resume is right and every later one is wrong. (Apex and Transformer Engine keep `step` in
+    the parameter group and are not affected.)
     """
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 

@@ -1,0 +1,247 @@
+"""The seam to megatron-core: each patch cures what it says, and stock megatron-core still needs it.
+
+When an upgrade repairs something upstream, the test that shows the fault fails, and the patch can go.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parallel.megatron import platform, upstream_fixes
+from parallel.megatron.cpu_answers import FACTORIES, names_cuda
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.runs import layout, losses_of, overrides, start_run
+from tests.helpers.seam_probes import CUDA_CALLS, FIXES, outcome, run_probe
+from tests.helpers.source import REPO
+
+CURED: dict[str, Any] = {
+    "switch_off_compilation": "as written",
+    "return_split_sizes_as_numpy": "ndarray",
+    "copy_rng_state_from_cpu": "equal",
+    "write_checkpoints_in_this_process": "Queue",
+    "accept_cpu_parameters_in_optimizers": "built",
+    "fill_adam_state_before_loading": "KeyError: 'step'",
+    "read_adam_step_without_apex": {"step tensors": 1, "steps are right": [False, False]},
+    "keep_adam_steps_apart": {"step tensors": 3, "steps are right": [True, True]},
+}
+"""What a probe gives once its fix and those before it are in; one Adam fix uncovers the next one's fault."""
+
+FAULTS: dict[str, Any] = {
+    "switch_off_compilation": "compiled",
+    "return_split_sizes_as_numpy": "Tensor",
+    "copy_rng_state_from_cpu": "RuntimeError",
+    "write_checkpoints_in_this_process": "AutoProxy[Queue]",
+    "accept_cpu_parameters_in_optimizers": "TypeError: Wrapped parameters must be",
+    "fill_adam_state_before_loading": "AssertionError",
+    "read_adam_step_without_apex": CURED["fill_adam_state_before_loading"],
+    "keep_adam_steps_apart": CURED["read_adam_step_without_apex"],
+}
+"""What a probe gives before."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Outcomes in a process that sees no GPU, patch by patch."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.helpers.seam_probes",
+            tmp_path_factory.mktemp("probes"),
+        ],
+        cwd=REPO,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def all_probes(_context: RankContext, folder: str) -> dict[str, Any]:
+    """Every probe in a process that `use_platform` has prepared."""
+    calls = {name: outcome(call) for name, (call, _) in CUDA_CALLS.items()}
+    return calls | {name: run_probe(name, folder) for name in FIXES}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_ranks(all_probes, 1, str(tmp_path_factory.mktemp("probes")))[0]
+
+
+# The platform ----------------------------------------------------------------------------------------------
+
+
+def test_another_version_of_megatron_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.20.0")
+    with pytest.raises(platform.MegatronVersionError, match=r"megatron-core is 0\.20\.0, .*==0\.19\.2"):
+        platform.use_platform("cpu")
+
+
+def test_cuda_without_a_gpu_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="torch sees no CUDA device: use a cluster with device=cpu"):
+        platform.use_platform("cuda")
+
+
+def test_the_backend_follows_the_device() -> None:
+    assert platform.backend_of(torch.device("cuda", 3)) == "nccl"
+    assert platform.backend_of(torch.device("cpu")) == "gloo"
+
+
+# What torch.cuda answers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", CUDA_CALLS)
+def test_a_call_for_cuda_is_answered_with_the_cpu(
+    found: dict[str, Any], installed: dict[str, Any], call: str
+) -> None:
+    _, expected = CUDA_CALLS[call]
+    stock = found["stock torch"][call]
+    assert "Error: " in str(stock) or stock == "does nothing", "torch answers by itself: the patch can go"
+    assert found["answered"][call] == expected
+    assert installed[call] == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "is_cuda"),
+    [
+        ("cuda", True),
+        ("cuda:1", True),
+        (torch.device("cuda"), True),
+        (torch.device("cuda", 1), True),
+        ("cpu", False),
+        ("meta", False),
+        (torch.device("cpu"), False),
+        (None, False),
+        (0, False),
+    ],
+)
+def test_devices_are_told_apart(device: Any, is_cuda: bool) -> None:
+    assert names_cuda(device) is is_cuda
+
+
+def test_the_meta_device_context_still_works(found: dict[str, Any]) -> None:
+    assert found["meta"] == found["stock meta"]
+    assert found["meta"]["zeros"] == "meta"
+    assert set(found["meta without care"].values()) == {"cpu"}, "torch copes by itself: the patch can go"
+    assert set(found["meta"]) == set(FACTORIES)
+
+
+def test_dynamo_can_be_imported(found: dict[str, Any]) -> None:
+    assert found["dynamo"] == "imported"
+    assert found["dynamo without care"].startswith("AssertionError: Duplicate torch object")
+
+
+def overlapped_node(_context: RankContext) -> tuple[list[float], list[float]]:
+    """A node of megatron-core's overlapped schedule, on its own stream, with tensors recorded there."""
+    from megatron.core.pipeline_parallel.utils import ScheduleNode
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.empty_cache()
+        node = ScheduleNode(lambda x: x * 2, torch.cuda.current_stream, torch.cuda.Event(), free_input=True)
+        x = torch.tensor([2.0, 3.0], requires_grad=True)
+        output = node.forward(x.clone()).tolist()
+        return output, node.backward(torch.ones(2)).tolist()
+
+
+def test_streams_and_events_carry_an_overlapped_schedule() -> None:
+    assert run_ranks(overlapped_node, 1)[0] == ([4.0, 6.0], [2.0, 2.0])
+
+
+# Faults of megatron-core -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fix", FIXES)
+def test_stock_megatron_core_has_the_fault(found: dict[str, Any], fix: str) -> None:
+    fault, expected = found["stock"][fix], FAULTS[fix]
+    if isinstance(expected, str):
+        assert fault.startswith(expected)
+    else:
+        assert fault == expected
+
+
+@pytest.mark.parametrize("fix", FIXES)
+def test_the_fix_cures_it(found: dict[str, Any], installed: dict[str, Any], fix: str) -> None:
+    assert found["fixed"][fix] == CURED[fix]
+    probe, _ = FIXES[fix]
+    assert installed[fix] == [CURED[name] for name in FIXES if FIXES[name][0] is probe][-1]
+
+
+def test_gradients_on_the_cpu_can_be_clipped(found: dict[str, Any]) -> None:
+    assert found["stock clip"].startswith("AssertionError")
+    assert found["fixed clip"] == 1.0
+
+
+def test_every_fix_is_shown() -> None:
+    module = vars(upstream_fixes)
+    fixes = {
+        name
+        for name, value in module.items()
+        if callable(value) and value.__module__ == upstream_fixes.__name__ and not name.startswith("_")
+    }
+    assert fixes - {"install", "cpu_tensors_named_cuda"} == set(FIXES)
+
+
+# Two pipeline ranks with virtual stages --------------------------------------------------------------------
+
+
+def gradient_norm_of_stock_communication(context: RankContext, arguments: list[str]) -> float:
+    """One step with the settings of point-to-point communication that megatron-core has by default."""
+    from k25_train.step import train_step
+
+    run = start_run(context, arguments)
+    config = run.chunks[0].config
+    config.overlap_p2p_comm, config.batch_p2p_comm = False, True
+    with run.loader:
+        return train_step(run, 1).grad_norm
+
+
+@pytest.mark.distributed
+def test_stock_communication_swaps_messages_of_two_ranks_and_ours_does_not(tmp_path: Path) -> None:
+    from tests.helpers.shards import write_tiny_shard_set
+
+    data = write_tiny_shard_set(tmp_path / "shards")
+    one_step = ["train.steps=1", "optim.warmup_steps=0", "optim.decay_steps=0"]
+    [(_, serial)] = losses_of(overrides(data, tmp_path / "a", *layout(), *one_step), num_ranks=1)
+    arguments = overrides(data, tmp_path / "b", *layout(pp=2, vpp=2), *one_step)
+    [(_, ours)] = losses_of(arguments, num_ranks=2)
+    assert ours == pytest.approx(serial, rel=1e-6)
+    stock = run_ranks(gradient_norm_of_stock_communication, 2, arguments)[0]
+    assert abs(stock / serial - 1) > 0.1, "megatron-core keeps the messages apart: `_pipeline` can be simpler"
+
+
+def communication_settings(_context: RankContext) -> dict[tuple[int, int], tuple[bool, bool]]:
+    """(pp, vpp) -> (overlap_p2p_comm, batch_p2p_comm) of the translated configuration."""
+    from k25_train.model.megatron_config import backbone_config
+    from parallel.config import ParallelismConfig
+    from parallel.layout import plan_layout
+    from tests.helpers.hf_reference import tiny_model_config
+    from tests.helpers.models import train_config
+
+    settings = {}
+    for pp in range(1, 17):
+        for vpp in range(1, 5 if pp > 1 else 2):
+            model = tiny_model_config(num_layers=pp * vpp)
+            sizes = ParallelismConfig(pp=pp, vpp=vpp, ep=1, layout=None)
+            config = backbone_config(model, train_config(), sizes, plan_layout(pp * vpp, pp, vpp))
+            settings[pp, vpp] = (config.overlap_p2p_comm, config.batch_p2p_comm)
+    return settings
+
+
+def test_no_layout_gets_the_communication_that_swaps_messages() -> None:
+    settings = run_ranks(communication_settings, 1)[0]
+    assert len(settings) == 1 + 15 * 4
+    for (_, vpp), setting in settings.items():
+        # The plain schedule refuses unbatched, overlapped communication.
+        assert setting == ((True, False) if vpp > 1 else (False, True))
