@@ -15,9 +15,9 @@ from k25_train.run import Run, read_eval_micro_batches
 def dump_batches(run: Run, folder: Path) -> None:
     """Write `batch_<rank>_<n>.safetensors` for each micro-batch of this rank.
 
-    Each holds tokens, labels, loss_mask and losses [T], document_lengths, media_positions [V], grid_thw [N, 3]
-    and pixels [P, 588]. Raises `ConfigError` if the pipeline has more than one stage: inputs and losses are
-    then on different ranks.
+    Each holds tokens, labels, loss_mask, is_caption and losses [T], document_lengths, media_positions [V],
+    grid_thw [N, 3] and pixels [P, 588]. Raises `ConfigError` if the pipeline has more than one stage: inputs
+    and losses are then on different ranks.
     """
     if run.topology.pp_size > 1:
         raise ConfigError(f"dump={folder} needs parallelism.pp=1, not {run.topology.pp_size}")
@@ -35,6 +35,7 @@ def contents(batch: DeviceBatch, losses: Tensor) -> dict[str, Tensor]:
         "tokens": batch.tokens,
         "labels": batch.labels,
         "loss_mask": batch.loss_mask,
+        "is_caption": batch.is_caption,
         "losses": losses.float(),
         "document_lengths": torch.tensor(batch.document_lengths),
         "media_positions": batch.media_positions,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from k25_train.checkpoint import folders
 from k25_train.config.command_line import exit_with
 from k25_train.config.resolve import load
 from k25_train.config.schema import Config
@@ -33,7 +34,7 @@ def evaluate(config: Config, checkpoint: Path, dump: Path | None) -> tuple[float
 
     run = build_run(config, device)
     with run.loader:
-        step = state.load(checkpoint, run.chunks, optimizer=None)
+        step = state.load(checkpoint, config, run.chunks, optimizer=None)
         losses = eval_losses(run, config.train.eval_sequences)
         if dump is not None:
             dump_batches(run, dump)
@@ -55,13 +56,15 @@ def tell(text: str) -> None:
 def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None]:
     """The checkpoint's configuration with overrides, the checkpoint, and where to dump.
 
-    Raises `ConfigError` for a missing checkpoint argument and for every broken rule of the configuration.
+    Raises `ConfigError` for a missing checkpoint argument and for every broken rule of the configuration,
+    `CheckpointError` for an incomplete checkpoint.
     """
     given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     strays = [argument for argument in arguments if "=" not in argument]
     if strays or "checkpoint" not in given:
         raise ConfigError(f"{strays or 'no checkpoint=…'}: usage is {USAGE}")
     checkpoint = Path(given.pop("checkpoint"))
+    folders.verify(checkpoint)
     dump = Path(given.pop("dump")) if "dump" in given else None
     one_replica_per_process = {
         "parallelism.pp": "1",
@@ -72,7 +75,7 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None]:
         "cluster.gpus_per_node": os.environ.get("WORLD_SIZE", "1"),
     }
     overrides = [f"{key}={value}" for key, value in (one_replica_per_process | given).items()]
-    return load(checkpoint / "config.yaml", overrides), checkpoint, dump
+    return load(checkpoint / folders.CONFIG, overrides), checkpoint, dump
 
 
 def main() -> None:

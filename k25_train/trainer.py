@@ -51,7 +51,7 @@ class Trainer:
             return
         self.report.start(start)
         if start == 0:
-            self.report.add({"step": 0} | self.evaluate())
+            self.report.add({"step": 0, **self.evaluate()})
         for step in range(start + 1, cadence.steps + 1):
             is_last = step == cadence.steps
             row = self.row(step, train_step(run, step))
@@ -74,7 +74,7 @@ class Trainer:
         """
         run, num_steps = self.run, self.run.config.train.steps
         # Ranks on other nodes may see the folder otherwise for a moment: one looks for all.
-        newest = state.on_first_rank(lambda: folders.find_newest(run.checkpoints))
+        newest = state.on_first_rank(lambda: folders.start_from(run.checkpoints))
         if newest is None:
             return 0
         step = folders.step_of(newest)
@@ -85,7 +85,8 @@ class Trainer:
             )
         if step > num_steps:
             raise ConfigError(
-                f"train.steps={num_steps}, but the run has {newest}: raise train.steps, or choose another run.dir"
+                f"train.steps={num_steps}, but the run has {newest}: raise train.steps, or choose another "
+                "run.dir to start anew"
             )
         if step == num_steps:
             return step

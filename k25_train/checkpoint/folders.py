@@ -1,8 +1,9 @@
 """Checkpoint folders: which are complete, how one becomes complete, and which may go.
 
 `checkpoints/step_<N>/` holds what the ranks wrote, `config.yaml`, and `manifest.json` with the size of every
-file. A checkpoint is written into `step_<N>.partial` and renamed when its manifest is on disk, so a folder
-with the final name is whole, whatever happened to the job that wrote it.
+file. A checkpoint is written into `step_<N>.partial` and renamed when its manifest is on disk; one that has
+to go is renamed back before it is deleted. So a folder with the final name is whole, whatever happened to the
+job, and a `.partial` is never read.
 """
 
 import json
@@ -15,6 +16,8 @@ from k25_train.errors import CheckpointError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+"""The configuration that the run had when it saved."""
 PARTIAL = ".partial"
 _STEP = re.compile(r"^step_(\d+)$")
 
@@ -41,13 +44,23 @@ def list_checkpoints(root: Path) -> list[Path]:
     """Checkpoint folders under `root`, oldest step first; empty if there is no such folder."""
     if not root.is_dir():
         return []
-    return sorted((path for path in root.iterdir() if _STEP.match(path.name)), key=step_of)
+    return sorted((path for path in root.iterdir() if path.is_dir() and _STEP.match(path.name)), key=step_of)
 
 
 def newest_checkpoint(root: Path) -> Path | None:
     """The folder to resume from, or None. It is not verified yet."""
     folders = list_checkpoints(root)
     return folders[-1] if folders else None
+
+
+def start_from(root: Path) -> Path | None:
+    """The folder to resume from, or None, after deleting what interrupted saves and deletions left behind.
+
+    Only for the start of a run, while no rank is saving.
+    """
+    for folder in root.glob(f"step_*{PARTIAL}"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return newest_checkpoint(root)
 
 
 def prepare_partial(root: Path, step: int) -> Path:
@@ -58,23 +71,25 @@ def prepare_partial(root: Path, step: int) -> Path:
     return folder
 
 
-def publish(root: Path, step: int) -> Path:
-    """Give the written checkpoint its manifest and its final name."""
+def publish(root: Path, step: int, config_yaml: str) -> Path:
+    """Give the written checkpoint its configuration, its manifest and its final name."""
     partial, final = partial_folder(root, step), step_folder(root, step)
+    _write_durably(partial / CONFIG, config_yaml)
     sizes = {
         str(path.relative_to(partial)): path.stat().st_size
         for path in sorted(partial.rglob("*"))
         if path.is_file()
     }
     manifest = {"format_version": FORMAT_VERSION, "step": step, "file_bytes": sizes}
-    with (partial / MANIFEST).open("w") as file:
-        json.dump(manifest, file, indent=1)
+    _write_durably(partial / MANIFEST, json.dumps(manifest, indent=1))
+    return partial.rename(final)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    # A checkpoint of this step from before a restart is the same state; the new one takes its place.
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    return final
 
 
 def verify(folder: Path) -> int:
@@ -84,13 +99,15 @@ def verify(folder: Path) -> int:
     format, and what to do.
     """
     others = [path.name for path in list_checkpoints(folder.parent) if path != folder]
-    remedy = f"delete {folder} to resume from {others[-1]}" if others else f"restore {folder} from a copy"
+    remedy = f"restore {folder} from a copy, or delete it to " + (
+        f"resume from {others[-1]}" if others else "start anew"
+    )
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint; {folder.parent} holds {others or 'none'}")
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         sizes, version = manifest["file_bytes"], manifest["format_version"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: missing or unreadable ({error}); {remedy}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{folder}: format {version}, but this version reads {FORMAT_VERSION}")
@@ -104,6 +121,7 @@ def verify(folder: Path) -> int:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
+    """Delete all but the newest `keep` checkpoints, oldest first."""
     for folder in list_checkpoints(root)[:-keep]:
-        shutil.rmtree(folder)
+        doomed = folder.rename(folder.with_name(folder.name + PARTIAL))
+        shutil.rmtree(doomed, ignore_errors=True)

@@ -4,6 +4,7 @@ Every tensor is stored under its place in the whole model, so a checkpoint loads
 state uses the format that can be re-sharded over pipeline, expert and data-parallel sizes.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from k25_train.checkpoint import folders
-from k25_train.errors import CheckpointError
+from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, check_continuity
+from k25_train.config.resolve import to_yaml
+from k25_train.config.schema import Config
+from k25_train.errors import CheckpointError, K25Error
 
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
@@ -34,48 +38,73 @@ def sharded_state(
 
 
 def save(
-    root: Path, step: int, chunks: list[torch.nn.Module], optimizer: MegatronOptimizer, config_yaml: str
+    root: Path, step: int, chunks: list[torch.nn.Module], optimizer: MegatronOptimizer, config: Config
 ) -> None:
     """Write `root/step_<step>`; called by every rank.
 
     Raises `CheckpointError` naming the folder if it cannot be written (a full disk, say); checkpoints already
     there stay untouched.
     """
+    partial = folders.partial_folder(root, step)
     try:
-        if dist.get_rank() == 0:
-            folder = folders.prepare_partial(root, step)
-            (folder / "config.yaml").write_text(config_yaml)
-        dist.barrier()
-        state = sharded_state(chunks, optimizer, is_loading=False)
-        dist_checkpointing.save(state, str(folders.partial_folder(root, step)))
-        dist.barrier()
-        if dist.get_rank() == 0:
-            folders.publish(root, step)
-        dist.barrier()
+        on_first_rank(lambda: folders.prepare_partial(root, step))
+        dist_checkpointing.save(sharded_state(chunks, optimizer, is_loading=False), str(partial))
+        on_first_rank(lambda: folders.publish(root, step, to_yaml(config)))
     except (OSError, CheckpointException) as error:
+        newest = folders.newest_checkpoint(root)
+        safe = f"{newest} is complete" if newest else "no earlier checkpoint exists"
         raise CheckpointError(
-            f"{folders.partial_folder(root, step)}: could not be written ({error}); "
-            f"{_what_is_safe(root)}; free space there or change run.dir, and start again"
+            f"{partial}: could not be written ({_reason(error)}); {safe}; make room there, or move the run "
+            "folder and set run.dir, and start again"
         ) from error
 
 
-def load(folder: Path, chunks: list[torch.nn.Module], optimizer: MegatronOptimizer | None) -> int:
-    """Load a checkpoint into the chunks and, if given, the optimizer; returns its step.
+def load(
+    folder: Path, config: Config, chunks: list[torch.nn.Module], optimizer: MegatronOptimizer | None
+) -> int:
+    """Load a checkpoint into the chunks and, to go on training, the optimizer; returns its step.
 
     The layout may differ from the one that saved. Raises `CheckpointError` if files are missing or cut short,
-    or if its tensors are not this model's.
+    or if the configuration contradicts the one it was trained with.
     """
     step = folders.verify(folder)
+    check_continuity(folder, config, SAME_MODEL if optimizer is None else SAME_RUN)
     state = sharded_state(chunks, optimizer, is_loading=True)
     try:
         loaded = dist_checkpointing.load(state, str(folder))
-    except dist_checkpointing.core.CheckpointingException as error:
-        raise CheckpointError(f"{folder}: holds another model than the configured one: {error}") from error
+    except (dist_checkpointing.core.CheckpointingException, CheckpointException) as error:
+        raise CheckpointError(f"{folder}: does not fit the configured model: {_reason(error)}") from error
     for index, chunk in enumerate(chunks):
         _unwrap(chunk).load_state_dict(loaded[f"model{index}"])
     if optimizer is not None:
-        optimizer.load_state_dict(loaded["optimizer"])
+        _load_optimizer(optimizer, loaded["optimizer"])
     return step
+
+
+def on_first_rank[T](action: Callable[[], T]) -> T:
+    """Do something to files on rank 0 alone; every rank gets its result, or raises its error."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = action()
+        except (OSError, K25Error) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return result
+
+
+def _load_optimizer(optimizer: MegatronOptimizer, loaded: Any) -> None:
+    """Take moments and step over; weight decay and the like are as configured now, not as saved."""
+    configured = [
+        {key: value for key, value in group.items() if key not in ("params", "step")}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(loaded)
+    for group, values in zip(optimizer.param_groups, configured, strict=True):
+        group.update(values)
 
 
 def _unwrap(chunk: torch.nn.Module) -> Any:
@@ -83,6 +112,9 @@ def _unwrap(chunk: torch.nn.Module) -> Any:
     return getattr(chunk, "module", chunk)
 
 
-def _what_is_safe(root: Path) -> str:
-    newest = folders.newest_checkpoint(root)
-    return f"{newest} is complete" if newest else "no earlier checkpoint exists"
+def _reason(error: BaseException) -> str:
+    """What went wrong; torch tells it on rank 0 for all ranks, and leaves it out on the others."""
+    if not isinstance(error, CheckpointException):
+        return str(error)
+    causes = [f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items()]
+    return "; ".join(causes) or "rank 0 tells why"

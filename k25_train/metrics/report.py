@@ -76,6 +76,14 @@ class Report:
             self.throughput.add(float(row["step_time_s"] or 0))
         self.progress.show(row, self.throughput.time_left_s(int(row["step"] or 0)))
 
+    def already_finished(self, steps: int) -> None:
+        """The run had all its steps when it was started; nothing is written."""
+        if self.is_main:
+            self.progress.note(
+                f"{self.folder}: all {steps} steps are done, nothing to train; raise train.steps to go on, "
+                "or choose another run.dir to start anew"
+            )
+
     def stopped(self, step: int, signal_name: str) -> None:
         """The run saved a checkpoint and ends because a signal asked it to."""
         if self.is_main:

@@ -17,8 +17,10 @@ def build_optimizer(
     """
     config = OptimizerConfig(
         optimizer="adam",
-        lr=optim.lr,
-        min_lr=optim.min_lr,
+        # By these megatron-core recognises the parameter groups of a checkpoint: with the configured rates a
+        # run could not go on with others.
+        lr=1.0,
+        min_lr=0.0,
         weight_decay=optim.weight_decay,
         adam_beta1=optim.beta1,
         adam_beta2=optim.beta2,

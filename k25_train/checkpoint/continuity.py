@@ -1,0 +1,56 @@
+"""Whether a configuration may go on from a checkpoint: keys that what was trained so far depends on."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from k25_train.checkpoint import folders
+from k25_train.config.resolve import to_yaml
+from k25_train.config.schema import Config
+from k25_train.errors import CheckpointError
+
+SAME_MODEL = ("model",)
+"""What must be as it was for the weights to mean the same."""
+SAME_RUN = (
+    *SAME_MODEL,
+    "optim.name",
+    "data.blend",
+    "data.shuffle",
+    "data.limit_samples",
+    "train.seq_len",
+    "train.global_batch_size",
+    "train.seed",
+    "train.dtype",
+)
+"""What must be as it was for the next step to be the one that an uninterrupted run would take, up to the
+learning rate and other hyperparameters of the optimizer, which may be changed on the way."""
+
+
+def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None:
+    """Compare the keys or sections `fixed` with the configuration that the checkpoint was written with.
+
+    Raises `CheckpointError` naming every key that differs, both values, and the remedy. Keys that the saved
+    configuration lacks are of a later version than the checkpoint and cannot contradict it.
+    """
+    saved = dict(leaves(yaml.safe_load((folder / folders.CONFIG).read_text())))
+    now = dict(leaves(yaml.safe_load(to_yaml(config))))
+    changed = [
+        f"  {key}={value} in the checkpoint, {now.get(key)} now"
+        for key, value in saved.items()
+        if f"{key}.".startswith(tuple(f"{name}." for name in fixed)) and now.get(key) != value
+    ]
+    if changed:
+        raise CheckpointError(
+            "\n".join([f"{folder} was trained with another configuration:", *changed])
+            + "\n  -> set them back to go on from it, or choose another run.dir to start anew"
+        )
+
+
+def leaves(values: dict[str, object], path: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted key and value of everything in nested mappings that is not a mapping itself."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
