@@ -103,7 +103,9 @@ def verify(folder: Path) -> int:
         f"resume from {others[-1]}" if others else "start anew"
     )
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such checkpoint; {folder.parent} holds {others or 'none'}")
+        raise CheckpointError(
+            f"{folder}: no such checkpoint; {folder.parent} holds {', '.join(others) or 'none'}"
+        )
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         sizes, version = manifest["file_bytes"], manifest["format_version"]

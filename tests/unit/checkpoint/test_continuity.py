@@ -1,0 +1,86 @@
+"""What may change between a checkpoint and the run that goes on from it, and what may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, check_continuity
+from k25_train.config.resolve import compose, to_yaml
+from k25_train.errors import CheckpointError
+
+BASE = (
+    "experiment=smoke train.seed=7 train.seq_len=256 train.dtype=float32 data.shuffle=true "
+    "data.limit_samples=null model.num_layers=5 model.vision.video_fps=2.0"
+).split()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "step_10"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(compose(BASE)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.seed=8", "train.seed=7 in the checkpoint, 8 now"),
+        ("train.seq_len=128", "train.seq_len=256 in the checkpoint, 128 now"),
+        ("train.dtype=bfloat16", "train.dtype=float32 in the checkpoint, bfloat16 now"),
+        ("data.shuffle=false", "data.shuffle=True in the checkpoint, False now"),
+        ("data.limit_samples=5", "data.limit_samples=None in the checkpoint, 5 now"),
+        ("model.num_layers=4", "model.num_layers=5 in the checkpoint, 4 now"),
+        ("model.vision.video_fps=1", "model.vision.video_fps=2.0 in the checkpoint, 1.0 now"),
+    ],
+)
+def test_a_contradiction_is_named_with_both_values(checkpoint: Path, override: str, told: str) -> None:
+    with pytest.raises(CheckpointError) as raised:
+        check_continuity(checkpoint, compose([*BASE, override]), SAME_RUN)
+
+    lines = str(raised.value).splitlines()
+    assert lines[0] == f"{checkpoint} was trained with another configuration:"
+    assert lines[1:-1] == [f"  {told}"]
+    assert "another run.dir" in lines[-1]
+
+
+def test_all_contradictions_stand_together(checkpoint: Path) -> None:
+    blend = [f"data.blend.{kind}={share}" for kind, share in {"text": 0.4, "video": 0.3}.items()]
+    blend += ["data.blend.caption=0.2", "data.blend.ocr=0.1"]
+    now = compose([*BASE, *blend, "train.global_batch_size=32", "model.hidden_size=64"])
+
+    with pytest.raises(CheckpointError) as raised:
+        check_continuity(checkpoint, now, SAME_RUN)
+
+    for key in ("data.blend.text", "data.blend.video", "train.global_batch_size", "model.hidden_size"):
+        assert f"  {key}=" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "parallelism.pp=1 parallelism.vpp=1 parallelism.ep=1 cluster.gpus_per_node=1",
+        "optim.lr=1e-4 optim.min_lr=1e-5 optim.weight_decay=0.3",
+        "train.steps=1000 train.eval_interval=7 train.micro_batch_size=1",
+        "checkpoint.interval=3 checkpoint.keep=9",
+        "data.prefetch_steps=0 data.max_skipped_samples=3 data.dir=elsewhere",
+    ],
+)
+def test_what_may_change_on_the_way(checkpoint: Path, override: str) -> None:
+    check_continuity(checkpoint, compose([*BASE, *override.split()]), SAME_RUN)
+
+
+def test_weights_alone_ask_for_the_same_model_only(checkpoint: Path) -> None:
+    check_continuity(checkpoint, compose([*BASE, "train.seed=8"]), SAME_MODEL)
+    with pytest.raises(CheckpointError, match=r"model\.init_std"):
+        check_continuity(checkpoint, compose([*BASE, "model.init_std=0.1"]), SAME_MODEL)
+
+
+def test_a_key_of_a_later_version_does_not_contradict(checkpoint: Path, tmp_path: Path) -> None:
+    config = compose(BASE)
+    lines = (checkpoint / "config.yaml").read_text().splitlines()
+    (tmp_path / "config.yaml").write_text("\n".join(line for line in lines if "num_layers" not in line))
+
+    check_continuity(tmp_path, config, SAME_RUN)
