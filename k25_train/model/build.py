@@ -49,12 +49,14 @@ def _build_chunk(
         vp_stage=vp_stage if topology.vpp_size > 1 else None,
         transformer_engine=config.train.transformer_engine,
     )
+    dtype = TORCH_DTYPE[config.train.dtype]
     tower, projector = None, None
     if is_first:
-        dtype = TORCH_DTYPE[config.train.dtype]
         with torch.random.fork_rng(devices=[]):
             tower = MoonViT3D(config.model.vision).to(dtype)
             projector = PatchMergerProjector(config.model.vision, config.model.hidden_size).to(dtype)
-    # torch norms are built in float32 whatever the configuration says; weights are of one dtype.
-    language_model.to(TORCH_DTYPE[config.train.dtype])
+    # torch's norms are built in float32 whatever the configuration says. Buffers stay as they are: bfloat16
+    # cannot count tokens beyond 256, nor hold the small steps of the expert biases.
+    for parameter in language_model.parameters():
+        parameter.data = parameter.data.to(dtype)
     return MultimodalModel(backbone, language_model, tower, projector)

@@ -43,7 +43,8 @@ class ChunkPlace:
 def global_state(chunk: nn.Module, place: ChunkPlace) -> Iterator[tuple[str, Tensor]]:
     """Global name and tensor (a view, without gradient) of all parameters and persistent buffers."""
     for name, tensor in chunk.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
+        # What modules keep beside their weights: None here, a tensor of bytes in Transformer Engine's.
+        if not name.endswith("_extra_state"):
             yield from place.global_tensors(name, tensor.detach())
 
 
