@@ -36,8 +36,8 @@ class PackedDocuments(PackedSeqParams):
     lengths: tuple[int, ...] = ()
     positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     """[T] int64, position of each token inside its document."""
-    rotary_table: tuple[Tensor, Tensor] | None = None
-    """Cosines and sines, each [T, 1, R] float32; the first layer that needs them fills them in."""
+    rotations: Tensor | None = None
+    """[T, 1, R/2] complex64, the turn of each token's rotary pairs; the first layer that needs it fills it in."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "PackedDocuments":
@@ -57,15 +57,10 @@ class PackedDocuments(PackedSeqParams):
         )
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `x` [T, heads, R], whose pairs are neighbours, by tables [T, 1, R] whose pairs are R/2 apart.
-
-    The result has its pairs R/2 apart too; queries and keys are permuted alike, so products are unchanged.
-    """
-    halves = torch.cat((x[..., 0::2], x[..., 1::2]), dim=-1)
-    first, second = halves.chunk(2, dim=-1)
-    rotated = torch.cat((-second, first), dim=-1)
-    return halves * cos.to(x.dtype) + rotated * sin.to(x.dtype)
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Turn each pair of neighbours in `x` [T, heads, R] by `rotations` [T, 1, R/2] complex64."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)
 
 
 class PackedLatentAttention(MLASelfAttention):
@@ -99,7 +94,7 @@ class PackedLatentAttention(MLASelfAttention):
                 "PackedLatentAttention needs packed_seq_params=PackedDocuments.of(lengths, device)"
             )
         config, num_heads = self.config, self.num_attention_heads_per_partition
-        cos, sin = self._rotary_table(packed_seq_params)
+        rotations = self._rotations(packed_seq_params)
         q_compressed, kv_combined = self._qkv_down_projection(hidden_states.squeeze(1))
         kv_compressed, k_rope = kv_combined.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], dim=-1)
         q_compressed = self.q_layernorm(q_compressed)
@@ -113,20 +108,21 @@ class PackedLatentAttention(MLASelfAttention):
         k_nope, value = key_value.split([config.qk_head_dim, config.v_head_dim], dim=-1)
 
         # One rotary key is shared by all heads.
-        k_rope = rotate(k_rope.unsqueeze(1), cos, sin).expand(-1, num_heads, -1)
-        query = torch.cat((q_nope, rotate(q_rope, cos, sin)), dim=-1)
+        k_rope = rotate(k_rope.unsqueeze(1), rotations).expand(-1, num_heads, -1)
+        query = torch.cat((q_nope, rotate(q_rope, rotations)), dim=-1)
         key = torch.cat((k_nope, k_rope), dim=-1)
         return query, key, value, q_compressed, kv_compressed
 
-    def _rotary_table(self, documents: PackedDocuments) -> tuple[Tensor, Tensor]:
-        if documents.rotary_table is None:
+    def _rotations(self, documents: PackedDocuments) -> Tensor:
+        if documents.rotations is None:
             frequencies = self.rotary_pos_emb(documents.max_seqlen_q, packed_seq=True)
             scale = 1.0
             if isinstance(frequencies, tuple):
                 frequencies, scale = frequencies
-            angles = frequencies[:, 0][documents.positions]
-            documents.rotary_table = (angles.cos() * scale, angles.sin() * scale)
-        return documents.rotary_table
+            # Upstream repeats the angles, once for each member of a pair.
+            angles = frequencies[:, 0, :, : frequencies.shape[-1] // 2][documents.positions]
+            documents.rotations = torch.polar(torch.full_like(angles, scale), angles)
+        return documents.rotations
 
     def _run_core_attention(
         self,

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -14,6 +15,7 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSub
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
 
 from k25_train.config.schema import ModelConfig
 from k25_train.model.attention import DocumentAttention, PackedLatentAttention
@@ -81,6 +83,18 @@ def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
     )
 
 
+class LanguageModel(GPTModel):
+    """megatron-core's GPTModel with torch's cross entropy.
+
+    Upstream's loss is cut over tensor-parallel ranks, which this project does not have; torch's is one kernel.
+    """
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Losses [B, S] float32 of logits [S, B, vocabulary] against labels [B, S]."""
+        losses = F.cross_entropy(logits.float().flatten(0, 1), labels.T.flatten(), reduction="none")
+        return losses.view(logits.shape[:2]).T
+
+
 def build_language_model(
     model: ModelConfig,
     config: BackboneConfig,
@@ -91,7 +105,7 @@ def build_language_model(
     post_process: bool,
     vp_stage: int | None,
     transformer_engine: bool = False,
-) -> GPTModel:
+) -> LanguageModel:
     """Build the part of the language model that holds the decoder layers `layer_ids`.
 
     Args:
@@ -105,7 +119,7 @@ def build_language_model(
         layer_specs=[kinds[layer >= model.num_dense_layers] for layer in layer_ids],
         layer_norm=backend.layer_norm(rms_norm=True),
     )
-    return GPTModel(
+    return LanguageModel(
         config=config,
         transformer_layer_spec=block,
         vocab_size=model.vocab_size,

@@ -30,7 +30,12 @@ def build_optimizer(
         bf16=params_dtype is torch.bfloat16,
         params_dtype=params_dtype,
     )
-    return get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
+    optimizer = get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
+    for group in optimizer.param_groups:
+        # torch's AdamW, which megatron-core takes where Apex and Transformer Engine are absent, fuses on request.
+        if "fused" in group:
+            group["fused"] = True
+    return optimizer
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from parallel.megatron.lone_groups import keep_lone_groups_local
+
 _INSTALLED = False
 
 
@@ -25,6 +27,7 @@ def install(*, on_cpu: bool) -> None:
         return_split_sizes_as_numpy()
         accept_cpu_parameters_in_optimizers()
         copy_rng_state_from_cpu()
+        keep_lone_groups_local()
     from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
 
     if not HAVE_APEX_OR_TE:
