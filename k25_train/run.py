@@ -74,7 +74,7 @@ def check_world_size(config: Config) -> None:
         f"{started} process(es) started, but cluster.nodes={nodes} x cluster.gpus_per_node={per_node} = "
         f"{config.world_size} ranks are configured: start them with "
         f"`torchrun --nnodes {nodes} --nproc-per-node {per_node} -m k25_train.train …`, or run alone with "
-        "`parallelism.pp=1 parallelism.vpp=1 parallelism.ep=1 cluster.nodes=1 cluster.gpus_per_node=1`"
+        "`parallelism=serial cluster.nodes=1 cluster.gpus_per_node=1`"
     )
 
 

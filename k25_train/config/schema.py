@@ -187,7 +187,10 @@ class ModelConfig:
     """Step of the router's expert bias after each global batch. Source: Moonlight, appendix C;
     K2's own value is not disclosed."""
     rms_norm_eps: float
-    """Epsilon of every RMSNorm. Source: checkpoint."""
+    """Epsilon of every RMSNorm but the latent ones. Source: checkpoint."""
+    latent_norm_eps: float
+    """Epsilon of the norms of the compressed query and key-value. Source: checkpoint's model code, which leaves
+    them at the default, whatever `rms_norm_eps` says; transformers does as well."""
     vocab_size: int
     """Rows of the embedding and of the untied output head. Source: checkpoint."""
     init_std: float
@@ -207,7 +210,8 @@ class ModelConfig:
         sizes = (
             "num_layers hidden_size num_attention_heads q_lora_rank kv_lora_rank qk_nope_head_dim "
             "qk_rope_head_dim v_head_dim dense_ffn_hidden_size expert_ffn_hidden_size num_experts "
-            "num_experts_per_token num_shared_experts routed_scaling_factor rms_norm_eps vocab_size init_std"
+            "num_experts_per_token num_shared_experts routed_scaling_factor rms_norm_eps latent_norm_eps "
+            "vocab_size init_std"
         )
         found = not_positive(self, sizes.split())
         found += not_negative(self, ("num_dense_layers", "balance_loss_coeff", "expert_bias_update_rate"))

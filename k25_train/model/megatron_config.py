@@ -19,7 +19,7 @@ class BackboneConfig(MLATransformerConfig):
 
     balance_sequence_tokens: int = 0
     """Tokens of one training sequence: the span of the router's sequence-wise balance loss."""
-    latent_norm_eps: float = 1e-6
+    latent_norm_eps: float = 0.0
     """Epsilon of the norms of the compressed query and key-value."""
 
 
@@ -53,6 +53,7 @@ def _architecture(model: ModelConfig) -> dict:
         "qk_layernorm": True,
         "normalization": "RMSNorm",
         "layernorm_epsilon": model.rms_norm_eps,
+        "latent_norm_eps": model.latent_norm_eps,
         "add_bias_linear": False,
         "gated_linear_unit": True,
         "activation_func": F.silu,

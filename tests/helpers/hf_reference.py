@@ -53,6 +53,7 @@ def tiny_model_config(**overrides: Any) -> ModelConfig:
         "balance_loss_coeff": 0.001,
         "expert_bias_update_rate": 0.001,
         "rms_norm_eps": 1e-5,
+        "latent_norm_eps": 1e-6,
         "vocab_size": 256,
         "init_std": 0.02,
         "rope": RopeConfig(

@@ -52,7 +52,7 @@ BROKEN_WITHIN = [
     ("data.limit_samples=0", "data.limit_samples=0", "must be positive"),
     ("data.max_skipped_samples=-1", "data.max_skipped_samples=-1", "must not be negative"),
     ("data.blend.text=0", "data.blend.text=0.0", "must be positive"),
-    ("data.blend.text=0.9", "data.blend={", "shares must sum to 1, not 1.5"),
+    ("data.blend.text=0.95", "data.blend={", "shares must sum to 1, not 1.5"),
     ("data.blend.vidoe=0.1", "data.blend.vidoe=0.1", "known kinds: text, caption, ocr, video"),
     ("train.seq_len=0", "train.seq_len=0", "must be positive"),
     ("train.seed=-1", "train.seed=-1", "must not be negative"),
@@ -78,7 +78,7 @@ SMOKE = [
     "optim.warmup_steps=20",
     "optim.decay_steps=100",
     "train.micro_batch_size=2",
-    "data.blend.text=0.4",
+    "data.blend.text=0.45",
     "data.blend.caption=0.4",
     "model.rope.original_max_position=256",
 ]
