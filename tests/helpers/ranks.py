@@ -11,6 +11,7 @@ picklable, comes back. If a rank fails, the others are ended and the traceback o
 import contextlib
 import multiprocessing
 import os
+import pickle
 import socket
 import time
 import traceback
@@ -89,7 +90,7 @@ def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
         ready = wait(list(waiting.values()), timeout=remaining)
         for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
             try:
-                succeeded, value = waiting.pop(rank).recv()
+                succeeded, value = pickle.loads(waiting.pop(rank).recv_bytes())
             except EOFError:
                 succeeded, value = False, "died without a traceback (killed, or a crash in native code)"
             if succeeded:
@@ -113,11 +114,12 @@ def _rank_main(
     os.environ.update(context.environment())
     torch.set_num_threads(1)
     try:
-        sender.send((True, function(context, *arguments)))
+        # Plain pickle copies tensors; the connection's own would leave them in the memory of this process.
+        sender.send_bytes(pickle.dumps((True, function(context, *arguments))))
     except BaseException:
         # The peers may be gone already; the parent then reads the end of the pipe.
         with contextlib.suppress(OSError):
-            sender.send((False, traceback.format_exc()))
+            sender.send_bytes(pickle.dumps((False, traceback.format_exc())))
     finally:
         sender.close()
         # Skips the destructors of process groups, which wait for peers that may have failed.

@@ -193,6 +193,34 @@ def test_every_fix_is_shown() -> None:
     assert fixes - {"install", "cpu_tensors_named_cuda"} == set(FIXES)
 
 
+class LoneGroup:
+    """A group of one rank that gloo knows nothing of."""
+
+    def size(self) -> int:
+        return 1
+
+
+def collectives_of_a_lone_group(_context: RankContext) -> dict[str, Any]:
+    from megatron.core.distributed import param_and_grad_buffer as buffers
+
+    group, source = LoneGroup(), torch.arange(4.0)
+    found = {}
+    for name in ("dist_reduce_scatter_func", "dist_all_gather_func"):
+        collective, output = getattr(buffers, name), torch.zeros(4)
+        with buffers._coalescing_manager(group, async_ops=True) as handle:
+            collective(output, source, group=group, async_op=True)
+        handle.wait()
+        stock = outcome(lambda: collective.__wrapped__(torch.zeros(4), source, group=group))  # noqa: B023
+        found[name] = (output.tolist(), stock)
+    return found
+
+
+def test_a_group_of_one_copies_without_asking_gloo() -> None:
+    for copied, stock in run_ranks(collectives_of_a_lone_group, 1)[0].values():
+        assert copied == [0.0, 1.0, 2.0, 3.0]
+        assert "Error: " in str(stock)
+
+
 # Two pipeline ranks with virtual stages --------------------------------------------------------------------
 
 

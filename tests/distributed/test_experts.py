@@ -1,0 +1,146 @@
+"""Experts and their balance against plain formulas."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.runs import layout, overrides, start_run
+from tests.helpers.tiny_model import build_random_model, modules_of
+
+pytestmark = pytest.mark.distributed
+
+
+def expert_loop(tokens: Tensor, counts: list[int], weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Reference: each token through its own expert, one expert after another."""
+    width = down.shape[2]
+    outputs = []
+    for expert, part in enumerate(tokens.split(counts)):
+        gate, up = part @ gate_up[expert, :width].T, part @ gate_up[expert, width:].T
+        scale = weights.split(counts)[expert][:, None]
+        outputs.append((F.silu(gate) * up * scale) @ down[expert].T)
+    return torch.cat(outputs)
+
+
+def compare_experts(context: RankContext, counts: list[int]) -> list[tuple[Tensor, Tensor]]:
+    """(grouped, loop) of the output and of every gradient."""
+    [experts, *_] = modules_of(build_random_model(context), "GroupedExperts")
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(sum(counts), 64, generator=generator, requires_grad=True)
+    weights = torch.rand(sum(counts), generator=generator, requires_grad=True)
+    weighting = torch.randn(sum(counts), 64, generator=generator)
+    inputs = [tokens, weights, experts.gate_up_proj, experts.down_proj]
+    grouped, no_bias = experts(tokens, torch.tensor(counts), weights)
+    assert no_bias is None
+    found = [grouped, *torch.autograd.grad((grouped * weighting).sum(), inputs, materialize_grads=True)]
+    loop = expert_loop(tokens, counts, weights, experts.gate_up_proj, experts.down_proj)
+    expected = [loop, *torch.autograd.grad((loop * weighting).sum(), inputs)]
+    return [(a.detach(), b.detach()) for a, b in zip(found, expected, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [5, 9, 1, 30, 4, 7, 2, 6],
+        [0, 0, 13, 0, 40, 1, 0, 0],
+        [64, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 64],
+        [0] * 8,
+    ],
+    ids=["all busy", "some empty", "only the first", "only the last", "no tokens"],
+)
+def test_grouped_experts_equal_a_loop_over_experts(counts: list[int]) -> None:
+    for grouped, loop in run_ranks(compare_experts, 1, counts)[0]:
+        assert grouped.shape == loop.shape
+        torch.testing.assert_close(
+            grouped, loop, rtol=1e-6, atol=1e-6 * max(1.0, float(loop.abs().sum() > 0))
+        )
+
+
+def balance_loss(logits: Tensor, num_chosen: int, coefficient: float) -> Tensor:
+    """Equations 17 to 20 of the DeepSeek-V3 report (arXiv 2412.19437) for one sequence's logits [T, E]."""
+    num_tokens, num_experts = logits.shape
+    affinity = logits.sigmoid()
+    chosen = torch.zeros_like(affinity).scatter(1, affinity.topk(num_chosen, dim=1).indices, 1.0)
+    frequency = num_experts / (num_chosen * num_tokens) * chosen.sum(0)
+    probability = (affinity / affinity.sum(1, keepdim=True)).mean(0)
+    return coefficient * (frequency * probability).sum()
+
+
+def router_gradients(context: RankContext) -> dict[str, Tensor]:
+    """Gradient of the balance loss alone, summed over 4 sequences cut into micro-batches in three ways."""
+    [router, *_] = modules_of(build_random_model(context, balance_loss_coeff=0.5), "SequenceBalancedRouter")
+    # The bias steers the choice of experts; the report's frequencies are those of the unbiased choice.
+    router.expert_bias.copy_(torch.linspace(-1, 1, 8))
+    tokens = router.config.balance_sequence_tokens
+    hidden = torch.randn(4 * tokens, 1, 64, generator=torch.Generator().manual_seed(1))
+    hidden = hidden + torch.linspace(0, 1, 4).repeat_interleave(tokens).view(-1, 1, 1)
+    found = {}
+    for num_sequences in (1, 2, 4):
+        router.weight.grad = None
+        for micro_batch in hidden.split(num_sequences * tokens):
+            probs, _ = router(micro_batch)
+            (probs * 0).sum().backward()
+        found[f"cut into {num_sequences}"] = router.weight.grad
+    weight = router.weight.detach().requires_grad_()
+    losses = [balance_loss(part.squeeze(1) @ weight.T, 3, 0.5) for part in hidden.split(tokens)]
+    # Each sequence weighs as many tokens as it has: the schedule divides by the tokens of the global batch.
+    (tokens * torch.stack(losses).sum()).backward()
+    return found | {"formula": weight.grad}
+
+
+def test_the_balance_loss_is_the_reports_whatever_the_micro_batch_size() -> None:
+    gradients = run_ranks(router_gradients, 1)[0]
+    formula = gradients.pop("formula")
+    assert formula.abs().max() > 0.1
+    for gradient in gradients.values():
+        torch.testing.assert_close(gradient, formula, rtol=1e-5, atol=1e-5)
+
+
+def count_tokens(router: torch.nn.Module) -> Tensor:
+    """Numbers of tokens [E] that every expert of a layer gets in training passes from here on."""
+    count = torch.zeros(4)
+
+    def add(module: torch.nn.Module, _arguments: Any, output: tuple[Tensor, Tensor]) -> None:
+        if module.training:
+            count.add_(output[1].sum(0))
+
+    router.register_forward_hook(add)
+    return count
+
+
+def biases_after_a_step(context: RankContext, arguments: list[str]) -> tuple[list[Tensor], list[Tensor]]:
+    """(expert biases, numbers of tokens that every expert got over all ranks) of each layer after a step."""
+    import torch.distributed as dist
+
+    from k25_train.step import eval_losses, train_step
+
+    run = start_run(context, arguments)
+    routers = [router for chunk in run.chunks for router in modules_of(chunk, "SequenceBalancedRouter")]
+    counts = [count_tokens(router) for router in routers]
+    with run.loader:
+        eval_losses(run, 4)
+        train_step(run, 1)
+        eval_losses(run, 4)
+    for count in counts:
+        dist.all_reduce(count)
+    assert all(router.local_tokens_per_expert.dtype is torch.float32 for router in routers)
+    return [router.expert_bias for router in routers], counts
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_expert_biases_move_against_the_load_of_the_global_batch(
+    dtype: str, data: Path, tmp_path: Path
+) -> None:
+    arguments = overrides(data, tmp_path, *layout(ep=2, dp=2), f"train.dtype={dtype}")
+    by_rank = run_ranks(biases_after_a_step, 2, arguments)
+    for biases, counts in by_rank:
+        assert len(biases) == 4
+        for bias, count in zip(biases, counts, strict=True):
+            assert count.sum() == 2 * 8 * 128, "every token of 8 sequences of 128 chooses 2 experts"
+            torch.testing.assert_close(bias, 0.001 * (count.mean() - count).sign(), rtol=1e-6, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(by_rank[0][0], by_rank[1][0], strict=True))
