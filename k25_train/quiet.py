@@ -24,18 +24,31 @@ _KNOWN_WARNINGS = (
 )
 
 
-class _WithoutKnownNotices(logging.Filter):
-    """Drops megatron-core's advice to move to a model class that has no MLA with our modules."""
+_KNOWN_NOTICES = {
+    # Advice to move to a model class that does not take our modules.
+    "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
+    # The layout of gradient buffers is computed where it is needed, as intended here.
+    "megatron.core.distributed.distributed_data_parallel": "full_param_layout not provided",
+}
+
+
+class _Without(logging.Filter):
+    """Drops records that contain a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "GPTModel IS DEPRECATED" not in record.getMessage()
+        return self.text not in record.getMessage()
 
 
 def quiet_libraries() -> None:
     """Install the filters; call before torch and megatron-core are first used."""
     for pattern, category in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern, category=category)
-    logging.getLogger("megatron.core.models.gpt.gpt_model").addFilter(_WithoutKnownNotices())
+    for logger, text in _KNOWN_NOTICES.items():
+        logging.getLogger(logger).addFilter(_Without(text))
     # torch's extension builder reports a missing CUDA runtime as soon as it is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -1,0 +1,47 @@
+"""How closely the implementation agrees: with transformers' `kimi_k25`, and every layout with one process.
+
+    python -m tests.bench.agreement
+
+Prints the figures that tests/distributed/test_against_transformers.py and test_parity.py hold to their bars.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.distributed.test_against_transformers import TOLERANCE as LOGIT_BAR
+from tests.distributed.test_against_transformers import compare
+from tests.distributed.test_parity import LAYOUTS, worst_difference
+from tests.distributed.test_parity import TOLERANCE as PARITY_BAR
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import layout, losses_of, overrides
+from tests.helpers.shards import write_tiny_shard_set
+
+
+def main() -> None:
+    """Measure both and print two tables."""
+    logits = Table(
+        "batch", "largest difference", "largest logit", "same experts", title=f"logits, bar {LOGIT_BAR:g}"
+    )
+    for name, result in run_ranks(compare, 1)[0].items():
+        difference, scale = f"{result['difference']:.1e}", f"{result['scale']:.1f}"
+        logits.add_row(name, difference, scale, f"{result['same_experts']:.0%}")
+    Console().print(logits)
+
+    layouts = Table("layout", "largest relative difference", title=f"20 steps, bar {PARITY_BAR:g}")
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_tiny_shard_set(Path(folder, "shards"))
+        serial = losses_of(overrides(data, Path(folder, "run"), *layout()), num_ranks=1)
+        for name, sizes in LAYOUTS.items():
+            num_ranks = sizes.get("pp", 1) * sizes.get("dp", 1)
+            found = losses_of(overrides(data, Path(folder, "run"), *layout(**sizes)), num_ranks)
+            layouts.add_row(name, f"{worst_difference(found, serial):.1e}")
+    Console().print(layouts)
+
+
+if __name__ == "__main__":
+    main()
