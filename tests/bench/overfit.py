@@ -1,4 +1,4 @@
-"""Whether the loss uses the pixels: 64 captioned images learned by heart, then asked with the images shuffled.
+"""Whether the loss uses the pixels: 64 captioned images learned by heart, then asked with images shuffled.
 
     python -m tests.bench.overfit [overrides …]
 
@@ -27,9 +27,8 @@ def main() -> None:
         checkpoint = max(Path(folder, "checkpoints").iterdir(), key=lambda path: int(path.name.split("_")[1]))
         right, shuffled = caption_losses(checkpoint)
     print(f"caption loss with the right images {right:.4f}, with shuffled ones {shuffled:.4f}")
-    print(
-        f"ratio {right / shuffled:.3f}, bar {MAX_RATIO}: {'kept' if right < MAX_RATIO * shuffled else 'MISSED'}"
-    )
+    verdict = "kept" if right < MAX_RATIO * shuffled else "MISSED"
+    print(f"ratio {right / shuffled:.3f}, bar {MAX_RATIO}: {verdict}")
     sys.exit(right >= MAX_RATIO * shuffled)
 
 
