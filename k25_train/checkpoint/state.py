@@ -4,7 +4,9 @@ Every tensor is stored under its place in the whole model, so a checkpoint loads
 state uses the format that can be re-sharded over pipeline, expert and data-parallel sizes.
 """
 
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +47,17 @@ def save(
     Raises `CheckpointError` naming the folder if it cannot be written (a full disk, say); checkpoints already
     there stay untouched.
     """
-    partial = folders.partial_folder(root, step)
+    folder = folders.partial_folder(root, step)
     try:
         on_first_rank(lambda: folders.prepare_partial(root, step))
-        dist_checkpointing.save(sharded_state(chunks, optimizer, is_loading=False), str(partial))
+        dist_checkpointing.save(sharded_state(chunks, optimizer, is_loading=False), str(folder))
         on_first_rank(lambda: folders.publish(root, step, to_yaml(config)))
-    except (OSError, CheckpointException) as error:
-        newest = folders.newest_checkpoint(root)
-        safe = f"{newest} is complete" if newest else "no earlier checkpoint exists"
-        raise CheckpointError(
-            f"{partial}: could not be written ({_reason(error)}); {safe}; make room there, or move the run "
-            "folder and set run.dir, and start again"
-        ) from error
+    except OSError as error:
+        raise CheckpointError(_not_written(folder, str(error))) from error
+    except CheckpointException as error:
+        # Every rank gets here at once, but torch tells the cause to rank 0 alone.
+        causes = on_first_rank(partial(_causes, error))
+        raise CheckpointError(_not_written(folder, causes)) from error
 
 
 def load(
@@ -72,8 +73,10 @@ def load(
     state = sharded_state(chunks, optimizer, is_loading=True)
     try:
         loaded = dist_checkpointing.load(state, str(folder))
-    except (dist_checkpointing.core.CheckpointingException, CheckpointException) as error:
-        raise CheckpointError(f"{folder}: does not fit the configured model: {_reason(error)}") from error
+    except dist_checkpointing.core.CheckpointingException as error:
+        raise CheckpointError(f"{folder}: does not fit the configured model: {error}") from error
+    except CheckpointException as error:
+        raise CheckpointError(f"{folder}: does not fit the configured model: {_causes(error)}") from error
     for index, chunk in enumerate(chunks):
         _unwrap(chunk).load_state_dict(loaded[f"model{index}"])
     if optimizer is not None:
@@ -112,9 +115,16 @@ def _unwrap(chunk: torch.nn.Module) -> Any:
     return getattr(chunk, "module", chunk)
 
 
-def _reason(error: BaseException) -> str:
-    """What went wrong; torch tells it on rank 0 for all ranks, and leaves it out on the others."""
-    if not isinstance(error, CheckpointException):
-        return str(error)
-    causes = [f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items()]
-    return "; ".join(causes) or "rank 0 tells why"
+def _causes(error: CheckpointException) -> str:
+    return "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())
+
+
+def _not_written(folder: Path, cause: str) -> str:
+    root = folder.parent
+    newest = folders.newest_checkpoint(root)
+    free = f"{shutil.disk_usage(root).free:,} bytes are free there, " if root.is_dir() else ""
+    safe = f"{newest} is complete" if newest else "no earlier checkpoint exists"
+    return (
+        f"{folder}: could not be written ({cause}); {free}{safe}; make room, or move the run folder and set "
+        "run.dir, and start again"
+    )

@@ -19,15 +19,6 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.helpers.shards import write_tiny_shard_set
-
-    folder = tmp_path_factory.mktemp("shards")
-    write_tiny_shard_set(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def serial(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, float]]:
     arguments = overrides(data, tmp_path_factory.mktemp("run"), *layout())
     return losses_of(arguments, num_ranks=1)

@@ -1,0 +1,32 @@
+"""What the multi-rank tests share: one tiny shard set, and uninterrupted runs to compare with."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.ranks import run_ranks
+from tests.helpers.resume import ALONE, AS_SMOKE, short
+from tests.helpers.runs import fit
+from tests.helpers.shards import write_tiny_shard_set
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny shard set."""
+    return write_tiny_shard_set(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def run_alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished short run of one process, with checkpoints at steps 10 and 20."""
+    folder = tmp_path_factory.mktemp("alone")
+    run_ranks(fit, 1, short(data, folder, *ALONE))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_as_smoke(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on 4 ranks with pp=2, vpp=2, ep=2, as `experiment=smoke`."""
+    folder = tmp_path_factory.mktemp("as_smoke")
+    run_ranks(fit, 4, short(data, folder, *AS_SMOKE))
+    return folder

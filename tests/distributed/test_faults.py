@@ -1,0 +1,184 @@
+"""Faults end a job soon, with their cause told, no process left and the last checkpoint whole."""
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from k25_train.checkpoint.folders import newest_checkpoint, verify
+from k25_train.config.resolve import compose
+from k25_train.data.index import MediaSegment, SampleRecord
+from k25_train.data.loader import DataLoader
+from tests.helpers.jobs import Job
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.resume import ALONE, AS_SMOKE, LAST, MIDDLE, cut_off, rows, short, without_times
+from tests.helpers.runs import fit, layout, start_run
+
+pytestmark = pytest.mark.distributed
+
+START_S = 120.0
+"""Most seconds that a job takes to start and train its first steps, on a machine that is busy otherwise."""
+END_S = 60.0
+"""Most seconds from a fault to the end of the job."""
+
+
+def has_row(run: Path, step: int) -> bool:
+    """Whether the metrics reach `step`."""
+    return (run / "metrics.jsonl").exists() and any(row["step"] >= step for row in rows(run))
+
+
+def test_a_terminated_and_a_killed_job_go_on_bitwise(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
+    """One command, started three times: SIGTERM to torchrun, SIGKILL to a rank, and to the end."""
+    run = tmp_path / "run"
+    command = short(data, run, *AS_SMOKE)
+
+    with Job(command, 4, tmp_path / "terminated.log") as job:
+        job.wait_until(lambda: has_row(run, 2), START_S)
+        job.signal(signal.SIGTERM)
+        job.wait(END_S)
+    stopped_at = rows(run)[-1]["step"]
+    assert f"SIGTERM: checkpoint of step {stopped_at} saved" in job.output
+    assert verify(newest_checkpoint(run / "checkpoints")) == stopped_at < MIDDLE
+
+    with Job(command, 4, tmp_path / "killed.log") as job:
+        job.wait_until(lambda: has_row(run, MIDDLE + 1), START_S)
+        time.sleep(0.1)
+        os.kill(job.rank(2), signal.SIGKILL)
+        assert job.wait(END_S) != 0
+    assert f"resuming after step {stopped_at} of {LAST}" in job.output
+    assert "Signal 9 (SIGKILL)" in job.output
+    assert verify(newest_checkpoint(run / "checkpoints")) == MIDDLE
+
+    run_ranks(fit, 4, command)
+    assert without_times(rows(run)) == without_times(rows(run_as_smoke))
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenSet:
+    """A shard set with one image that does not decode."""
+
+    folder: Path
+    sample: SampleRecord
+    step: int
+    """The first step that reads it, from 1; of two data-parallel ranks, rank 1 does."""
+
+
+@pytest.fixture(scope="module")
+def broken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> BrokenSet:
+    folder = shutil.copytree(data, tmp_path_factory.mktemp("broken") / "shards")
+    config = compose(short(data, folder / "run", *ALONE))
+    loader = DataLoader(config.data, config.train, config.model.vision)
+    step, sample = first_image_of_second_half(loader)
+    (media,) = [segment for segment in sample.segments if isinstance(segment, MediaSegment)]
+    with (folder / media.shard).open("r+b") as shard:
+        shard.seek(media.offset)
+        shard.write(bytes(media.num_bytes))
+    return BrokenSet(folder, sample, step)
+
+
+def first_image_of_second_half(loader: DataLoader) -> tuple[int, SampleRecord]:
+    """A step, and a sample with an image in the second half of its batch that no earlier sequence holds."""
+    seen: set[str] = set()
+    for step in range(1, LAST + 1):
+        sequences = loader.plan(step - 1).sequences
+        for number, sequence in enumerate(sequences):
+            for sample in (piece.record for piece in sequence.pieces):
+                is_new = sample.kind in ("caption", "ocr") and sample.key not in seen
+                if is_new and number >= len(sequences) // 2:
+                    return step, sample
+                seen.add(sample.key)
+    raise AssertionError("no image comes first in a second half")
+
+
+def test_a_rank_that_raises_ends_the_job_and_is_heard(broken: BrokenSet, tmp_path: Path) -> None:
+    command = short(broken.folder, tmp_path / "run", *layout(dp=2))
+
+    with Job(command, 2, tmp_path / "raised.log") as job:
+        assert job.wait(START_S + END_S) != 0
+
+    assert "rank 1: DataError: 1 samples cannot be used, data.max_skipped_samples=0 are allowed" in job.output
+    assert f"{broken.folder}/{broken.sample.shard}, sample {broken.sample.key}: its image" in job.output
+    assert rows(tmp_path / "run")[-1]["step"] == broken.step - 1
+
+
+def train_and_count(
+    context: RankContext, arguments: Sequence[str], num_steps: int
+) -> tuple[list[float], list[str], str]:
+    """Losses of the first steps, skipped samples, and what was logged of them."""
+    from k25_train.step import train_step
+
+    log = StringIO()
+    logging.getLogger("k25_train").addHandler(logging.StreamHandler(log))
+    run = start_run(context, arguments)
+    with run.loader:
+        losses = [train_step(run, step).loss for step in range(1, num_steps + 1)]
+    return losses, list(run.loader.skip_log.skipped), log.getvalue()
+
+
+def test_an_undecodable_image_within_the_limit_is_skipped_alike_in_every_layout(
+    broken: BrokenSet, run_alone: Path, tmp_path: Path
+) -> None:
+    name = f"{broken.folder}/{broken.sample.shard}, sample {broken.sample.key}"
+    losses = []
+    for pp in (1, 2):
+        command = short(broken.folder, tmp_path / str(pp), *layout(pp=pp), "data.max_skipped_samples=1")
+        by_rank = run_ranks(train_and_count, pp, command, broken.step)
+        assert [skipped for _, skipped, _ in by_rank] == [[name], []][:pp], "the first stage alone decodes"
+        assert f"skipped {name}: its image" in by_rank[0][2]
+        losses.append(by_rank[-1][0])
+    intact = [row["loss"] for row in rows(run_alone)[1 : broken.step + 1]]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][:-1] == pytest.approx(intact[:-1], rel=1e-5)
+    assert abs(losses[0][-1] - intact[-1]) > 1e-4, "the sample still counts"
+
+
+def saves_that_fail(context: RankContext, arguments: Sequence[str], file: str) -> list[str]:
+    """Where the run goes on, and what a disk that is full on rank 1 and a run.dir that is a file lead to."""
+    from k25_train.errors import CheckpointError
+    from k25_train.metrics.report import Report
+    from k25_train.trainer import Trainer
+
+    run = start_run(context, arguments)
+    trainer = Trainer(run, Report(run.config, is_main=run.is_main, device_name="CPU"))
+    outcomes = [f"resumed after step {trainer.resume()}"]
+    if context.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    for folder in (run.config.run.dir, file):
+        run.config.run.dir = folder
+        try:
+            trainer.save(MIDDLE + 2)
+        except CheckpointError as error:
+            outcomes.append(str(error))
+    return outcomes
+
+
+def test_a_full_disk_ends_all_ranks_and_costs_no_checkpoint(
+    data: Path, run_alone: Path, tmp_path: Path
+) -> None:
+    run, file = cut_off(run_alone, tmp_path / "run"), tmp_path / "file"
+    file.touch()
+    command = short(data, run, *layout(ep=2, dp=2))
+
+    by_rank = run_ranks(saves_that_fail, 2, command, str(file))
+
+    partial, good = run / "checkpoints/step_12.partial", run / "checkpoints/step_10"
+    for resumed, full_disk, no_folder in by_rank:
+        assert resumed == "resumed after step 10"
+        assert full_disk.startswith(f"{partial}: could not be written (")
+        assert "rank 1: Worker failure" in full_disk
+        assert f"bytes are free there, {good} is complete" in full_disk
+        assert no_folder.startswith(f"{file}/checkpoints/step_12.partial: could not be written ([Errno 20]")
+    assert partial.exists()
+    assert verify(good) == MIDDLE
+
+    run_ranks(fit, 2, [*command, "train.steps=11", "optim.warmup_steps=0", "optim.decay_steps=0"])
+
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_10", "step_11"]

@@ -1,0 +1,216 @@
+"""An interrupted run goes on as if nothing had happened: bitwise in its layout, to 1e-5 in another."""
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.resume import ALONE, AS_SMOKE, LAST, MIDDLE, cut_off, rows, short, without_times
+from tests.helpers.runs import fit, start_run
+
+pytestmark = pytest.mark.distributed
+
+TOLERANCE = 1e-5
+
+
+def assert_goes_on(resumed: Path, finished: Path, after: int) -> None:
+    """Rows up to step `after` are the ones of before; later ones were computed again, bitwise the same."""
+    found, expected = rows(resumed), rows(finished)
+    assert [row["step"] for row in found] == list(range(LAST + 1))
+    assert found[: after + 1] == expected[: after + 1], "rows of before the checkpoint were written again"
+    assert found[after + 1]["step_time_s"] != expected[after + 1]["step_time_s"], "nothing was trained"
+    assert without_times(found) == without_times(expected)
+
+
+def assert_close(resumed: Path, finished: Path, after: int) -> None:
+    """Losses and gradient norms after step `after` agree to the tolerance."""
+    for found, expected in zip(rows(resumed)[after + 1 :], rows(finished)[after + 1 :], strict=True):
+        for key in ("loss", "grad_norm", "eval_text_loss", "eval_caption_loss"):
+            if key in expected:
+                assert found[key] == pytest.approx(expected[key], rel=TOLERANCE), f"{key} at {found['step']}"
+
+
+def fit_and_signal(context: RankContext, arguments: Sequence[str], rank: int, step: int) -> None:
+    """Train; one rank gets SIGUSR1 while it works on `step`."""
+    from k25_train import trainer
+
+    train_step = trainer.train_step
+
+    def train_step_under_signal(run: Any, current: int) -> Any:
+        if (context.rank, current) == (rank, step):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return train_step(run, current)
+
+    trainer.train_step = train_step_under_signal
+    fit(context, arguments)
+
+
+def fit_and_listen(context: RankContext, arguments: Sequence[str]) -> str:
+    """Train; returns what is printed."""
+    printed = StringIO()
+    with redirect_stdout(printed):
+        fit(context, arguments)
+    return printed.getvalue()
+
+
+def outcomes_of_starts(
+    context: RankContext, arguments: Sequence[str], cases: Sequence[str]
+) -> dict[str, str]:
+    """For further overrides, separated by spaces: the step from which the run goes on, or its error."""
+    from k25_train.config.resolve import compose
+    from k25_train.errors import K25Error
+    from k25_train.metrics.report import Report
+    from k25_train.trainer import Trainer
+
+    run = start_run(context, arguments)
+    outcomes = {}
+    for case in cases:
+        config = compose([*arguments, *case.split()])
+        report = Report(config, is_main=run.is_main, device_name="CPU")
+        try:
+            step = Trainer(replace(run, config=config), report).resume()
+            outcomes[case] = f"step {step}, weight decay {run.optimizer.param_groups[0]['weight_decay']}"
+        except K25Error as error:
+            outcomes[case] = f"{type(error).__name__}: {error}"
+    return outcomes
+
+
+def evaluate_checkpoint(
+    _context: RankContext, checkpoint: str, dump: str, num_sequences: Sequence[int]
+) -> list[tuple[float, float]]:
+    """Held-out losses as `k25_train.eval` computes them; the first evaluation dumps its batches."""
+    from k25_train.eval import evaluate, read_arguments
+
+    arguments = [[f"checkpoint={checkpoint}", f"train.eval_sequences={number}"] for number in num_sequences]
+    arguments[0].append(f"dump={dump}")
+    return [evaluate(*read_arguments(each)) for each in arguments]
+
+
+def test_one_process_goes_on_bitwise(data: Path, run_alone: Path, tmp_path: Path) -> None:
+    resumed = cut_off(run_alone, tmp_path / "run")
+
+    run_ranks(fit, 1, short(data, resumed, *ALONE))
+
+    assert_goes_on(resumed, run_alone, after=MIDDLE)
+    assert sorted(path.name for path in (resumed / "checkpoints").iterdir()) == ["step_10", "step_20"]
+
+
+def test_a_signal_to_one_of_four_ranks_stops_all_and_they_go_on_bitwise(
+    data: Path, run_as_smoke: Path, tmp_path: Path
+) -> None:
+    resumed = cut_off(run_as_smoke, tmp_path / "run")
+
+    run_ranks(fit_and_signal, 4, short(data, resumed, *AS_SMOKE), 2, 13)
+
+    assert rows(resumed)[-1]["step"] == 13
+    assert sorted(path.name for path in (resumed / "checkpoints").iterdir()) == ["step_10", "step_13"]
+
+    run_ranks(fit, 4, short(data, resumed, *AS_SMOKE))
+
+    assert_goes_on(resumed, run_as_smoke, after=MIDDLE)
+
+
+def test_four_ranks_go_on_in_one_process(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
+    resumed = cut_off(run_as_smoke, tmp_path / "run")
+
+    run_ranks(fit, 1, short(data, resumed, *ALONE))
+
+    assert_close(resumed, run_as_smoke, after=MIDDLE)
+
+
+def test_one_process_goes_on_in_four_ranks(data: Path, run_alone: Path, tmp_path: Path) -> None:
+    resumed = cut_off(run_alone, tmp_path / "run")
+
+    run_ranks(fit, 4, short(data, resumed, *AS_SMOKE))
+
+    assert_close(resumed, run_alone, after=MIDDLE)
+
+
+def test_a_finished_run_says_so_and_touches_nothing(data: Path, run_alone: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run_alone.rglob("*")}
+
+    (printed,) = run_ranks(fit_and_listen, 1, short(data, run_alone, *ALONE))
+
+    assert f"{run_alone}: all 20 steps are done" in printed
+    assert {path: path.stat().st_mtime_ns for path in run_alone.rglob("*")} == before
+
+
+def test_eval_finds_the_losses_of_the_run_and_dumps_them(run_as_smoke: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    checkpoint = run_as_smoke / f"checkpoints/step_{LAST}"
+    ((all_four, only_two),) = run_ranks(
+        evaluate_checkpoint, 1, str(checkpoint), str(tmp_path / "dump"), [4, 2]
+    )
+
+    last = rows(run_as_smoke)[-1]
+    assert all_four == pytest.approx((last["eval_text_loss"], last["eval_caption_loss"]), rel=TOLERANCE)
+    batches = [load_file(file) for file in (tmp_path / "dump").iterdir()]
+    assert len(batches) == 4
+    for is_caption, expected in ((False, all_four[0]), (True, all_four[1])):
+        counted = [batch["loss_mask"] * (batch["is_caption"] == is_caption) for batch in batches]
+        losses = sum(
+            float((batch["losses"] * mask).sum()) for batch, mask in zip(batches, counted, strict=True)
+        )
+        assert losses / sum(float(mask.sum()) for mask in counted) == pytest.approx(expected, rel=TOLERANCE)
+    # Two sequences are one of text and one with media, the first of each kind.
+    assert all(1 < loss < 9 for loss in only_two)
+    assert only_two != all_four
+
+
+def test_eval_of_an_absent_checkpoint_names_those_that_exist(run_alone: Path) -> None:
+    from k25_train.errors import CheckpointError
+    from k25_train.eval import read_arguments
+
+    with pytest.raises(CheckpointError, match=r"step_15: no such checkpoint; .* holds step_10, step_20"):
+        read_arguments([f"checkpoint={run_alone}/checkpoints/step_15"])
+
+
+BLEND = "data.blend.text=0.31 data.blend.caption=0.3 data.blend.ocr=0.1 data.blend.video=0.29"
+SHORTER = "train.steps=9 optim.warmup_steps=0 optim.decay_steps=0"
+OUTCOMES = {
+    "": "step 10, weight decay 0.5",
+    "train.steps=30": "step 10, weight decay 0.5",
+    "train.seed=8": "CheckpointError: {checkpoint} was trained with another configuration:\n  train.seed=",
+    "model.hidden_size=128": "\n  model.hidden_size=64 in the checkpoint, 128 now\n",
+    "model.num_layers=4": "\n  model.num_layers=5 in the checkpoint, 4 now\n",
+    "train.global_batch_size=8 train.seq_len=64": "\n  train.global_batch_size=4 in the checkpoint, 8 now\n",
+    BLEND: "\n  data.blend.text=",
+    "checkpoint.resume=false": "ConfigError: checkpoint.resume=false, but an earlier run left {checkpoint}",
+    SHORTER: "ConfigError: train.steps=9, but the run has {checkpoint}: raise train.steps",
+    "run.dir={run}/no_file": "CheckpointError: {run}/no_file/checkpoints/step_10/__0_0.distcp is missing",
+    "run.dir={run}/cut": "CheckpointError: {run}/cut/checkpoints/step_10/__0_0.distcp has 1000 bytes instead",
+    "run.dir={run}/no_list": "CheckpointError: {run}/no_list/checkpoints/step_10/manifest.json: missing",
+}
+"""Overrides of a start with a checkpoint at step 10, where the optimizer is set otherwise than before -> what
+must be in the outcome."""
+
+
+@pytest.fixture(scope="module")
+def starts(
+    data: Path, run_alone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
+    run = cut_off(run_alone, tmp_path_factory.mktemp("starts") / "run")
+    for name in ("no_file", "cut", "no_list"):
+        cut_off(run_alone, run / name)
+    (run / "no_file/checkpoints/step_10/__0_0.distcp").unlink()
+    os.truncate(run / "cut/checkpoints/step_10/__0_0.distcp", 1000)
+    (run / "no_list/checkpoints/step_10/manifest.json").unlink()
+    cases = [case.format(run=run) for case in OUTCOMES]
+    other_optimizer = ["optim.lr=1e-3", "optim.weight_decay=0.5"]
+    (outcomes,) = run_ranks(outcomes_of_starts, 1, short(data, run, *ALONE, *other_optimizer), cases)
+    return run, outcomes
+
+
+@pytest.mark.parametrize("case", OUTCOMES)
+def test_a_start_goes_on_or_says_why_not(case: str, starts: tuple[Path, dict[str, str]]) -> None:
+    run, outcomes = starts
+    expected = OUTCOMES[case].format(run=run, checkpoint=run / "checkpoints/step_10")
+    assert expected in outcomes[case.format(run=run)]

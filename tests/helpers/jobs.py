@@ -1,0 +1,91 @@
+"""Real `torchrun` jobs, seen from outside: what they print, which processes they have, how they end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.helpers.source import REPO
+
+
+class Job:
+    """`torchrun -m k25_train.train …`; leaving the context kills whatever is left of it."""
+
+    def __init__(self, arguments: Sequence[str], num_ranks: int, log: Path) -> None:
+        """Start it; `arguments` must name a run.dir of its own, by which its processes are known."""
+        (self._mark,) = [argument for argument in arguments if argument.startswith("run.dir=")]
+        self._log = log
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        with log.open("w") as output:
+            self._torchrun = subprocess.Popen(
+                [*torchrun, f"--nproc-per-node={num_ranks}", "-m", "k25_train.train", *arguments],
+                cwd=REPO,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        self._torchrun.wait()
+
+    @property
+    def output(self) -> str:
+        """What torchrun and the ranks have printed so far."""
+        return self._log.read_text()
+
+    def processes(self) -> list[int]:
+        """Processes of the job, torchrun included, that have not ended."""
+        return [pid for pid in _living() if self._mark in _strings(pid, "cmdline")]
+
+    def rank(self, number: int) -> int:
+        """The process of a rank."""
+        marks = f"RANK={number}"
+        (pid,) = [pid for pid in self.processes() if marks in _strings(pid, "environ")]
+        return pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send torchrun a signal, as a scheduler does."""
+        self._torchrun.send_signal(number)
+
+    def wait_until(self, happened: Callable[[], bool], timeout_s: float) -> None:
+        """Return as soon as `happened()`. Raises AssertionError with the output if the job ends without."""
+        deadline = time.monotonic() + timeout_s
+        while not happened():
+            assert self._torchrun.poll() is None, f"the job ended:\n{self.output}"
+            assert time.monotonic() < deadline, f"not within {timeout_s:g} s:\n{self.output}"
+            time.sleep(0.02)
+
+    def wait(self, timeout_s: float) -> int:
+        """The job's exit status. Raises AssertionError if it does not end in time or leaves a process."""
+        try:
+            status = self._torchrun.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"still running after {timeout_s:g} s:\n{self.output}") from error
+        assert not self.processes(), f"processes outlive torchrun:\n{self.output}"
+        return status
+
+
+def _living() -> Iterator[int]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            yield int(entry.name)
+
+
+def _strings(pid: int, name: str) -> list[str]:
+    """The strings of /proc/<pid>/cmdline or environ; none where the process is gone or not ours."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
