@@ -1,7 +1,8 @@
-"""`python -m k25_train.eval checkpoint=runs/…/checkpoints/step_N [dump=DIR] [overrides]`: held-out loss.
+"""`python -m k25_train.eval checkpoint=runs/…/step_N [dump=DIR] [shuffle_media=SEED] [overrides]`: held-out loss.
 
 The run's own configuration is used, in any layout: by default every process is a data-parallel replica, so
 the command runs alone as it stands. `dump=DIR` writes each batch with its losses as safetensors.
+`shuffle_media=SEED` also tells the loss when every sample is shown another sample's images.
 """
 
 import os
@@ -18,11 +19,13 @@ from k25_train.errors import ConfigError, K25Error
 from k25_train.quiet import quiet_libraries
 from parallel.megatron.platform import use_platform
 
-USAGE = "python -m k25_train.eval checkpoint=runs/…/checkpoints/step_N [dump=DIR] [key=value …]"
+USAGE = "python -m k25_train.eval checkpoint=runs/…/step_N [dump=DIR] [shuffle_media=SEED] [key=value …]"
 
 
-def evaluate(config: Config, checkpoint: Path, dump: Path | None) -> tuple[float, float]:
-    """Held-out losses (text, samples with media) of a checkpoint, in nats per token."""
+def evaluate(
+    config: Config, checkpoint: Path, dump: Path | None = None, shuffle_media_seed: int | None = None
+) -> dict[str, float]:
+    """Held-out losses of a checkpoint by name, in nats per token; prints them."""
     quiet_libraries()
     device = use_platform(config.cluster.device.value)
     # The modules below import megatron-core, which must find the platform chosen.
@@ -35,17 +38,20 @@ def evaluate(config: Config, checkpoint: Path, dump: Path | None) -> tuple[float
     run = build_run(config, device)
     with run.loader:
         step = state.load(checkpoint, config, run.chunks, optimizer=None)
-        losses = eval_losses(run, config.train.eval_sequences)
+        losses = eval_losses(run, config.train.eval_sequences).held_out()
+        if shuffle_media_seed is not None:
+            shuffled = eval_losses(run, config.train.eval_sequences, shuffle_media_seed).held_out()
+            losses["eval_caption_loss_shuffled"] = shuffled["eval_caption_loss"]
         if dump is not None:
             dump_batches(run, dump)
     if run.is_main:
         tell(f"{checkpoint}: step {step}, {config.train.eval_sequences} held-out sequences")
-        tell(f"eval_text_loss     {losses.text_loss:.6f}")
-        tell(f"eval_caption_loss  {losses.caption_loss:.6f}")
+        for name, loss in losses.items():
+            tell(f"{name:26}  {loss:.6f}")
         if dump is not None:
             tell(f"batches and their losses: {dump}")
     stop_process_group()
-    return losses.text_loss, losses.caption_loss
+    return losses
 
 
 def tell(text: str) -> None:
@@ -53,8 +59,8 @@ def tell(text: str) -> None:
     Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 
-def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None]:
-    """The checkpoint's configuration with overrides, the checkpoint, and where to dump.
+def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None, int | None]:
+    """The checkpoint's configuration with overrides, the checkpoint, where to dump, the seed to shuffle by.
 
     Raises `ConfigError` for a missing checkpoint argument and for every broken rule of the configuration,
     `CheckpointError` for an incomplete checkpoint.
@@ -66,6 +72,9 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None]:
     checkpoint = Path(given.pop("checkpoint"))
     folders.verify(checkpoint)
     dump = Path(given.pop("dump")) if "dump" in given else None
+    shuffle_media_seed = given.pop("shuffle_media", None)
+    if shuffle_media_seed is not None and not shuffle_media_seed.isdecimal():
+        raise ConfigError(f"shuffle_media={shuffle_media_seed} must be a seed, a whole number from 0 on")
     one_replica_per_process = {
         "parallelism.pp": "1",
         "parallelism.vpp": "1",
@@ -75,7 +84,8 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None]:
         "cluster.gpus_per_node": os.environ.get("WORLD_SIZE", "1"),
     }
     overrides = [f"{key}={value}" for key, value in (one_replica_per_process | given).items()]
-    return load(checkpoint / folders.CONFIG, overrides), checkpoint, dump
+    config = load(checkpoint / folders.CONFIG, overrides)
+    return config, checkpoint, dump, None if shuffle_media_seed is None else int(shuffle_media_seed)
 
 
 def main() -> None:

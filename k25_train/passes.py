@@ -113,12 +113,7 @@ class LossSums:
         text, num_text, caption, num_caption = self.values.tolist()
         return (text + caption) / max(num_text + num_caption, 1)
 
-    @property
-    def text_loss(self) -> float:
-        """Mean loss per token of text samples, in nats; NaN if there are none."""
-        return float(self.values[0] / self.values[1])
-
-    @property
-    def caption_loss(self) -> float:
-        """Mean loss per token of samples with media, in nats; NaN if there are none."""
-        return float(self.values[2] / self.values[3])
+    def held_out(self) -> dict[str, float]:
+        """`eval_text_loss` and `eval_caption_loss` in nats per token, of the kinds that have tokens."""
+        kinds = {"eval_text_loss": self.values[:2], "eval_caption_loss": self.values[2:]}
+        return {name: float(loss / count) for name, (loss, count) in kinds.items() if count > 0}

@@ -1,6 +1,5 @@
 """The training loop: resume, cadence of logs, evaluations and checkpoints, signals. No parallel logic."""
 
-import math
 import signal
 import types
 
@@ -94,9 +93,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out losses, text apart from samples with media; a kind that the blend lacks has none."""
-        losses = eval_losses(self.run, self.run.config.train.eval_sequences)
-        row = {"eval_text_loss": losses.text_loss, "eval_caption_loss": losses.caption_loss}
-        return {name: loss for name, loss in row.items() if not math.isnan(loss)}
+        return eval_losses(self.run, self.run.config.train.eval_sequences).held_out()
 
     def save(self, step: int) -> None:
         """Write a checkpoint and drop the oldest beyond `checkpoint.keep`."""
