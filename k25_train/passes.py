@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
