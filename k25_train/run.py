@@ -83,8 +83,8 @@ def check_vocabulary(config: Config, loader: DataLoader) -> None:
     if loader.tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"the tokenizer of {config.data.dir} has {loader.tokenizer.vocab_size} ids, but "
-            f"model.vocab_size={config.model.vocab_size}: raise model.vocab_size, or build the shard set with "
-            "a smaller --vocab-size"
+            f"model.vocab_size={config.model.vocab_size}: raise it, or build the shard set with a smaller "
+            "--vocab-size"
         )
 
 

@@ -189,8 +189,8 @@ class ModelConfig:
     rms_norm_eps: float
     """Epsilon of every RMSNorm but the latent ones. Source: checkpoint."""
     latent_norm_eps: float
-    """Epsilon of the norms of the compressed query and key-value. Source: checkpoint's model code, which leaves
-    them at the default, whatever `rms_norm_eps` says; transformers does as well."""
+    """Epsilon of the norms of the compressed query and key-value. Source: checkpoint's model code, which
+    leaves them at the default, whatever `rms_norm_eps` says; transformers does as well."""
     vocab_size: int
     """Rows of the embedding and of the untied output head. Source: checkpoint."""
     init_std: float

@@ -22,7 +22,7 @@ from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import ConfigError, DataError
 
 EVAL_SEED = 0
-"""Seed of the held-out order, the same in every run: shuffled, so that few sequences stand for all sources."""
+"""Seed of the held-out order, the same in every run: shuffled, so that few sequences stand for all."""
 
 _BatchKey = tuple[int, int, int, bool]
 
@@ -129,8 +129,8 @@ class DataLoader:
         if len(sequences) % (dp_size * size):
             raise ConfigError(
                 f"{len(sequences)} sequences do not divide into micro-batches of train.micro_batch_size="
-                f"{size} on {dp_size} data-parallel ranks: train.global_batch_size and train.eval_sequences must "
-                f"be multiples of {dp_size * size}."
+                f"{size} on {dp_size} data-parallel ranks: train.global_batch_size and train.eval_sequences "
+                f"must be multiples of {dp_size * size}."
             )
         share = len(sequences) // dp_size
         first = dp_rank * share

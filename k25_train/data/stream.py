@@ -20,8 +20,8 @@ from k25_train.errors import DataError
 class KindStream:
     """Epoch after epoch over the samples of one kind, each packed anew in its own order.
 
-    Documents are shuffled before packing and sequences after it: a long document fills many sequences in a row,
-    which would make up a whole batch otherwise.
+    Documents are shuffled before packing and sequences after it: a long document fills many sequences in a
+    row, which would make up a whole batch otherwise.
 
     Sequence k depends on (records, seq_len, seed, shuffle, k) alone. Epochs may differ in their number of
     sequences, so the first look-up packs every epoch before the one asked for; later ones are cached.

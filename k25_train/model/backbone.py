@@ -86,7 +86,7 @@ def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
 class LanguageModel(GPTModel):
     """megatron-core's GPTModel with torch's cross entropy.
 
-    Upstream's loss is cut over tensor-parallel ranks, which this project does not have; torch's is one kernel.
+    Upstream's loss is cut over tensor-parallel ranks, which this project does not have; torch's is faster.
     """
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def build_optimizer(
     )
     optimizer = get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
     for group in optimizer.param_groups:
-        # torch's AdamW, which megatron-core takes where Apex and Transformer Engine are absent, fuses on request.
+        # torch's AdamW, which stands in for Apex's and Transformer Engine's fused ones, fuses on request.
         if "fused" in group:
             group["fused"] = True
     return optimizer

@@ -8,8 +8,8 @@ from k25_train.config.schema import OptimConfig
 def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:
     """Learning rate of update `step`, counted from 1 to `num_steps`.
 
-    Rises linearly to `lr` over `warmup_steps`, stays there, and falls along half a cosine to `min_lr` over the
-    last `decay_steps`.
+    Rises linearly to `lr` over `warmup_steps`, stays there, and falls along half a cosine to `min_lr` over
+    the last `decay_steps`.
     """
     if step <= optim.warmup_steps:
         return optim.lr * step / optim.warmup_steps

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_a_killed_rank_is_named() -> None:
         run_ranks(die_on_rank_one, 2)
 
 
-def test_hanging_ranks_are_named_and_none_outlives_the_call(tmp_path) -> None:
+def test_hanging_ranks_are_named_and_none_outlives_the_call(tmp_path: Path) -> None:
     with pytest.raises(RankError, match=r"ranks \[0, 1\] still running after 4 s"):
         run_ranks(note_pid_and_sleep, 2, str(tmp_path), timeout_s=4)
     pids = [int((tmp_path / str(rank)).read_text()) for rank in range(2)]
