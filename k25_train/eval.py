@@ -1,4 +1,4 @@
-"""`python -m k25_train.eval checkpoint=RUN/checkpoints/step_N [dump=DIR] [shuffle_media=SEED]`: losses.
+"""`python -m k25_train.eval checkpoint=RUN/checkpoints/step_N [overrides]`: held-out losses of a checkpoint.
 
 The run's own configuration is used, in any layout: by default every process is a data-parallel replica, so
 the command runs alone as it stands. `dump=DIR` writes each batch with its losses as safetensors.

@@ -1,4 +1,4 @@
-"""`python -m k25_train.train experiment=… [overrides]`: train; under torchrun, as many ranks as configured."""
+"""`python -m k25_train.train experiment=… [overrides]`: train, under torchrun for several ranks."""
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record

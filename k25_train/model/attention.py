@@ -37,7 +37,7 @@ class PackedDocuments(PackedSeqParams):
     positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     """[T] int64, position of each token inside its document."""
     rotations: Tensor | None = None
-    """[T, 1, R/2] complex64, the turn of each token's rotary pairs; filled in by the first layer to need it."""
+    """[T, 1, R/2] complex64, turns of the rotary pairs; filled in by the first layer that needs them."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "PackedDocuments":
