@@ -34,6 +34,7 @@ def install(*, on_cpu: bool) -> None:
         keep_adam_steps_apart()
         read_adam_step_without_apex()
         fill_adam_state_before_loading()
+    count_steps_without_parameters(torch_adam=not HAVE_APEX_OR_TE)
     write_checkpoints_in_this_process()
 
 
@@ -179,6 +180,42 @@ def fill_adam_state_before_loading() -> None:
         return sharded_state_dict(self, *args, **kwargs)
 
     DistributedOptimizer.sharded_state_dict = with_state
+
+
+def count_steps_without_parameters(*, torch_adam: bool) -> None:
+    """Let a rank save an optimizer of which it holds no parameter: the experts' in a stage of dense layers.
+
+    Upstream reads the number of steps from the parameters. Where there are none, torch's AdamW makes it fail
+    when saving; Transformer Engine's Adam leaves the number out, and if the rank is the first one, bias
+    correction starts anew on every rank after a resume. Such an optimizer counts in its parameter groups here.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    step, state_dict = DistributedOptimizer.step_with_ready_grads, DistributedOptimizer.state_dict
+
+    def holds_none(self: Any) -> bool:
+        return not any(group["params"] for group in self.optimizer.param_groups)
+
+    @functools.wraps(step)
+    def count_and_step(self: Any) -> bool:
+        if holds_none(self):
+            for group in self.optimizer.param_groups:
+                group["step"] = group.get("step", 0) + 1
+        return step(self)
+
+    @functools.wraps(state_dict)
+    def state_dict_with_step(self: Any) -> dict[str, Any]:
+        if not (torch_adam and holds_none(self)):
+            return state_dict(self)
+        steps = max((group.get("step", 0) for group in self.optimizer.param_groups), default=0)
+        self.optimizer.state["no parameter"] = {"step": torch.tensor(float(steps))}
+        try:
+            return state_dict(self)
+        finally:
+            del self.optimizer.state["no parameter"]
+
+    DistributedOptimizer.step_with_ready_grads = count_and_step
+    DistributedOptimizer.state_dict = state_dict_with_step
 
 
 def write_checkpoints_in_this_process() -> None:

@@ -17,7 +17,7 @@ import torch
 from parallel.megatron import platform, upstream_fixes
 from parallel.megatron.cpu_answers import FACTORIES, names_cuda
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.runs import layout, losses_of, overrides, start_run
+from tests.helpers.runs import fit, layout, losses_of, overrides, start_run
 from tests.helpers.seam_probes import CUDA_CALLS, FIXES, outcome, run_probe
 from tests.helpers.source import REPO
 
@@ -190,7 +190,8 @@ def test_every_fix_is_shown() -> None:
         for name, value in module.items()
         if callable(value) and value.__module__ == upstream_fixes.__name__ and not name.startswith("_")
     }
-    assert fixes - {"install", "cpu_tensors_named_cuda"} == set(FIXES)
+    shown_below = {"count_steps_without_parameters"}
+    assert fixes - {"install", "cpu_tensors_named_cuda"} == set(FIXES) | shown_below
 
 
 class LoneGroup:
@@ -219,6 +220,49 @@ def test_a_group_of_one_copies_without_asking_gloo() -> None:
     for copied, stock in run_ranks(collectives_of_a_lone_group, 1)[0].values():
         assert copied == [0.0, 1.0, 2.0, 3.0]
         assert "Error: " in str(stock)
+
+
+DENSE_STAGE = [*layout(pp=2), "parallelism.layout='Et|ttttL'"]
+"""The first of two stages holds the embedding and the dense layer, and no expert."""
+
+
+def steps_of_the_experts_optimizer(context: RankContext, arguments: list[str]) -> tuple[Any, Any]:
+    """(what stock megatron-core would save of it, what is saved) after a step."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    from k25_train.step import train_step
+
+    run = start_run(context, arguments)
+    with run.loader:
+        train_step(run, 1)
+    [_, experts] = run.optimizer.chained_optimizers
+    stock = outcome(DistributedOptimizer.state_dict.__wrapped__, experts)
+    saved = experts.state_dict()["optimizer"]["param_groups"]
+    return stock if isinstance(stock, str) else "saved", {group["step"] for group in saved}
+
+
+@pytest.mark.distributed
+def test_a_stage_without_experts_is_saved_and_resumed(tmp_path: Path) -> None:
+    from tests.helpers.shards import write_tiny_shard_set
+
+    data = write_tiny_shard_set(tmp_path / "shards")
+    arguments = overrides(data, tmp_path / "dense", *DENSE_STAGE)
+    assert run_ranks(steps_of_the_experts_optimizer, 2, arguments) == [
+        ("AssertionError: ", {1.0}),
+        ("saved", {1.0}),
+    ]
+    every_step = ["train.eval_interval=100", "optim.warmup_steps=1", "optim.decay_steps=1"]
+    resumed, serial = tmp_path / "resumed", tmp_path / "serial"
+    cut = ["checkpoint.interval=2", "optim.lr=2.0e-3", "optim.min_lr=2.0e-3", *every_step]
+    run_ranks(fit, 2, overrides(data, resumed, *DENSE_STAGE, *cut, "train.steps=2"))
+    run_ranks(fit, 2, overrides(data, resumed, *DENSE_STAGE, *cut, "train.steps=4"))
+    run_ranks(fit, 1, overrides(data, serial, *layout(), *cut, "train.steps=4"))
+    losses = [
+        [json.loads(row)["grad_norm"] for row in (run / "metrics.jsonl").read_text().splitlines()[1:]]
+        for run in (resumed, serial)
+    ]
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 # Two pipeline ranks with virtual stages --------------------------------------------------------------------
