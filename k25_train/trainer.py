@@ -1,6 +1,9 @@
 """The training loop: resume, cadence of logs, evaluations and checkpoints, signals. No parallel logic."""
 
+import ctypes
+import os
 import signal
+import sys
 import types
 
 import torch
@@ -13,14 +16,23 @@ from k25_train.metrics.report import Report
 from k25_train.run import Run
 from k25_train.step import StepResult, eval_losses, train_step
 
+_SIGNAL_WHEN_PARENT_DIES = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
+
 
 class StopRequest:
-    """Remembers SIGTERM and SIGUSR1, which schedulers send before they take a node away."""
+    """Remembers SIGTERM and SIGUSR1, which schedulers send before they take a node away.
+
+    Under torchrun, its death is a SIGTERM too: ranks would outlive a killed one, and write into the run
+    folder together with the job that is started again.
+    """
 
     def __init__(self) -> None:
         self.received = 0
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._remember)
+        if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGTERM)
 
     def _remember(self, number: int, _frame: types.FrameType | None) -> None:
         self.received = number

@@ -35,8 +35,8 @@ def has_row(run: Path, step: int) -> bool:
     return (run / "metrics.jsonl").exists() and any(row["step"] >= step for row in rows(run))
 
 
-def test_a_terminated_and_a_killed_job_go_on_bitwise(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
-    """One command, started three times: SIGTERM to torchrun, SIGKILL to a rank, and to the end."""
+def test_a_job_ended_from_outside_goes_on_bitwise(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
+    """One command, started four times: SIGTERM, SIGKILL to a rank, SIGKILL to torchrun, and to the end."""
     run = tmp_path / "run"
     command = short(data, run, *AS_SMOKE)
 
@@ -56,6 +56,13 @@ def test_a_terminated_and_a_killed_job_go_on_bitwise(data: Path, run_as_smoke: P
     assert f"resuming after step {stopped_at} of {LAST}" in job.output
     assert "Signal 9 (SIGKILL)" in job.output
     assert verify(newest_checkpoint(run / "checkpoints")) == MIDDLE
+
+    with Job(command, 4, tmp_path / "orphaned.log") as job:
+        job.wait_until(lambda: f"step {MIDDLE + 2}/" in job.output, START_S)
+        job.signal(signal.SIGKILL)
+        job.wait_until_gone(END_S)
+    stopped_at = rows(run)[-1]["step"]
+    assert verify(newest_checkpoint(run / "checkpoints")) == stopped_at < LAST
 
     run_ranks(fit, 4, command)
     assert without_times(rows(run)) == without_times(rows(run_as_smoke))

@@ -84,13 +84,13 @@ def outcomes_of_starts(
 
 def evaluate_checkpoint(
     _context: RankContext, checkpoint: str, dump: str, num_sequences: Sequence[int]
-) -> list[tuple[float, float]]:
-    """Held-out losses as `k25_train.eval` computes them; the first evaluation dumps its batches."""
+) -> list[tuple[float, ...]]:
+    """Text and caption loss as `k25_train.eval` computes them; the first evaluation dumps its batches."""
     from k25_train.eval import evaluate, read_arguments
 
     arguments = [[f"checkpoint={checkpoint}", f"train.eval_sequences={number}"] for number in num_sequences]
     arguments[0].append(f"dump={dump}")
-    return [evaluate(*read_arguments(each)) for each in arguments]
+    return [tuple(evaluate(*read_arguments(each)).values()) for each in arguments]
 
 
 def test_one_process_goes_on_bitwise(data: Path, run_alone: Path, tmp_path: Path) -> None:

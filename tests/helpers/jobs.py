@@ -67,6 +67,13 @@ class Job:
             assert time.monotonic() < deadline, f"not within {timeout_s:g} s:\n{self.output}"
             time.sleep(0.02)
 
+    def wait_until_gone(self, timeout_s: float) -> None:
+        """Return when no process is left, however torchrun ended. Raises AssertionError if some stay."""
+        deadline = time.monotonic() + timeout_s
+        while self.processes():
+            assert time.monotonic() < deadline, f"still running after {timeout_s:g} s:\n{self.output}"
+            time.sleep(0.1)
+
     def wait(self, timeout_s: float) -> int:
         """The job's exit status. Raises AssertionError if it does not end in time or leaves a process."""
         try:
