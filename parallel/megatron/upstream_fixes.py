@@ -187,7 +187,7 @@ def count_steps_without_parameters(*, torch_adam: bool) -> None:
 
     Upstream reads the number of steps from the parameters. Where there are none, torch's AdamW makes it fail
     when saving; Transformer Engine's Adam leaves the number out, and if the rank is the first one, bias
-    correction starts anew on every rank after a resume. Such an optimizer counts in its parameter groups here.
+    correction starts anew on every rank after a resume. Here its parameter groups count.
     """
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 

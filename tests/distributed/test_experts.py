@@ -5,25 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
-from tests.helpers.tiny_model import build_random_model, modules_of
+from tests.helpers.tiny_model import build_random_model, expert_loop, modules_of
 
 pytestmark = pytest.mark.distributed
-
-
-def expert_loop(tokens: Tensor, counts: list[int], weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Reference: each token through its own expert, one expert after another."""
-    width = down.shape[2]
-    outputs = []
-    for expert, part in enumerate(tokens.split(counts)):
-        gate, up = part @ gate_up[expert, :width].T, part @ gate_up[expert, width:].T
-        scale = weights.split(counts)[expert][:, None]
-        outputs.append((F.silu(gate) * up * scale) @ down[expert].T)
-    return torch.cat(outputs)
 
 
 def compare_experts(context: RankContext, counts: list[int]) -> list[tuple[Tensor, Tensor]]:

@@ -36,13 +36,14 @@ def overrides(data: Path, run: Path, *more: str) -> list[str]:
 def start_run(context: RankContext, arguments: Sequence[str]) -> Any:
     """Build the run of these overrides on a test rank."""
     os.environ.update(context.environment())
+    from k25_train.config.resolve import compose
     from parallel.megatron.platform import use_platform
 
-    device = use_platform("cpu")
-    from k25_train.config.resolve import compose
+    config = compose(arguments)
+    device = use_platform(config.cluster.device.value)
     from k25_train.run import build_run
 
-    return build_run(compose(arguments), device)
+    return build_run(config, device)
 
 
 def train(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, float]]:
@@ -61,7 +62,7 @@ def fit(context: RankContext, arguments: Sequence[str]) -> None:
     from k25_train.trainer import Trainer
 
     run = start_run(context, arguments)
-    with Report(run.config, is_main=run.is_main, device_name="CPU") as report, run.loader:
+    with Report(run.config, is_main=run.is_main, device_name=run.topology.device.type) as report, run.loader:
         Trainer(run, report).fit()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.helpers.ranks import RankContext
@@ -40,3 +41,14 @@ def documents(lengths: tuple[int, ...] = LENGTHS) -> Any:
 def modules_of(model: torch.nn.Module, name: str) -> Iterator[Any]:
     """The modules of the class called `name`."""
     return (module for module in model.modules() if type(module).__name__ == name)
+
+
+def expert_loop(tokens: Tensor, counts: list[int], weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Reference: each token through its own expert, one expert after another."""
+    width = down.shape[2]
+    outputs = []
+    for expert, part in enumerate(tokens.split(counts)):
+        gate, up = part @ gate_up[expert, :width].T, part @ gate_up[expert, width:].T
+        scale = weights.split(counts)[expert][:, None]
+        outputs.append((F.silu(gate) * up * scale) @ down[expert].T)
+    return torch.cat(outputs)
