@@ -6,6 +6,7 @@ loss (final norm, output head) to the last. megatron-core writes this as a strin
 `|` between chunks: `Ett|tt|tt|tL` is seven layers over four chunks.
 """
 
+import re
 from dataclasses import dataclass
 
 
@@ -82,7 +83,7 @@ def parse_layout(text: str, num_layers: int, pp: int, vpp: int) -> PipelineLayou
     Raises `LayoutError` naming what does not add up: the number of chunks, the number of layers, a letter
     other than E, t and L, or E and L out of place.
     """
-    chunks = text.replace(" ", "").split("|")
+    chunks = _expand(text.replace(" ", "")).split("|")
     rule = f"parallelism.layout={text!r} must have pp*vpp = {pp * vpp} chunks separated by '|', "
     rule += f"{num_layers} letters 't', one 'E' first and one 'L' last (7 in 4 chunks: 'Ett|tt|tt|tL')"
     body = "".join(chunks)
@@ -94,3 +95,9 @@ def parse_layout(text: str, num_layers: int, pp: int, vpp: int) -> PipelineLayou
     if sum(counts) != num_layers:
         raise LayoutError(f"{rule}: it has {sum(counts)} layers")
     return PipelineLayout(pp=pp, vpp=vpp, layers_per_chunk=counts)
+
+
+def _expand(text: str) -> str:
+    """Write repeats out, as megatron-core does: `(tt|)*2t*3` becomes `tt|tt|ttt`."""
+    expanded = re.sub(r"\(([^()]*)\)\*(\d+)", lambda match: match[1] * int(match[2]), text)
+    return re.sub(r"([A-Za-z])\*(\d+)", lambda match: match[1] * int(match[2]), expanded)

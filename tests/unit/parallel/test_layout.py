@@ -79,6 +79,12 @@ def test_an_explicit_layout_may_be_uneven() -> None:
     assert layout.layer_ids(pp_rank=1, vp_stage=1) == range(5, 5)
 
 
+def test_an_explicit_layout_may_repeat_chunks_and_layers() -> None:
+    recipe = parse_layout("Et|(tt|)*30L", num_layers=61, pp=16, vpp=2)
+    assert recipe.layers_per_chunk == (1, *[2] * 30, 0)
+    assert parse_layout("Et*2|(tt|)*2tL", num_layers=7, pp=2, vpp=2).to_megatron() == "Ett|tt|tt|tL"
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
