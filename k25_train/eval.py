@@ -16,8 +16,7 @@ from k25_train.config.command_line import exit_with
 from k25_train.config.resolve import load
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
-from k25_train.quiet import quiet_libraries
-from parallel.megatron.platform import use_platform
+from k25_train.start import prepare_device
 
 USAGE = "python -m k25_train.eval checkpoint=runs/…/step_N [dump=DIR] [shuffle_media=SEED] [key=value …]"
 
@@ -26,8 +25,7 @@ def evaluate(
     config: Config, checkpoint: Path, dump: Path | None = None, shuffle_media_seed: int | None = None
 ) -> dict[str, float]:
     """Held-out losses of a checkpoint by name, in nats per token; prints them."""
-    quiet_libraries()
-    device = use_platform(config.cluster.device.value)
+    device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.checkpoint import state
     from k25_train.dump import dump_batches

@@ -55,6 +55,15 @@ def to_device(batch: MicroBatch, media_pad: int, device: torch.device) -> Device
     )
 
 
+def share_with_loss(batches: Sequence[DeviceBatch], topology: Topology) -> float:
+    """Share of the global batch's tokens that have a loss; every rank gets the same."""
+    counted = [batch.loss_mask.sum(dtype=torch.float64) for batch in batches]
+    total = sum(batch.tokens.numel() for batch in batches)
+    counts = torch.stack([torch.stack(counted).sum(), torch.tensor(float(total)).to(counted[0])])
+    dist.all_reduce(counts, group=topology.groups.dp)
+    return float(counts[0] / counts[1])
+
+
 def forward_micro_batch(batch: DeviceBatch, chunk: torch.nn.Module) -> ForwardOutput:
     """Run one chunk; the last one yields losses [T] and how to sum them."""
     output = chunk(

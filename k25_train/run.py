@@ -18,7 +18,7 @@ from k25_train.data.batch import MicroBatch, mask_failed
 from k25_train.data.loader import DataLoader
 from k25_train.errors import ConfigError
 from k25_train.model.build import build_chunks
-from k25_train.model.megatron_config import TORCH_DTYPE, backbone_config
+from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig, backbone_config
 from k25_train.optim.build import build_optimizer
 from k25_train.passes import DeviceBatch, to_device
 from parallel.layout import PipelineLayout, parse_layout, plan_layout
@@ -35,6 +35,8 @@ class Run:
 
     config: Config
     topology: Topology
+    backbone: BackboneConfig
+    """megatron-core's configuration, which all chunks share and the pipeline schedule reads."""
     chunks: list[DistributedDataParallel]
     """Model chunks of this rank, one per virtual stage."""
     optimizer: MegatronOptimizer
@@ -99,7 +101,14 @@ def build_run(config: Config, device: torch.device) -> Run:
     backbone = backbone_config(config.model, config.train, config.parallelism, layout)
     chunks = replicate(build_chunks(config, backbone, topology), backbone, topology)
     optimizer = build_optimizer(config.optim, chunks, TORCH_DTYPE[config.train.dtype])
-    return Run(config=config, topology=topology, chunks=chunks, optimizer=optimizer, loader=loader)
+    return Run(
+        config=config,
+        topology=topology,
+        backbone=backbone,
+        chunks=chunks,
+        optimizer=optimizer,
+        loader=loader,
+    )
 
 
 def read_micro_batches(run: Run, step: int) -> list[DeviceBatch]:

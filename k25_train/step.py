@@ -13,7 +13,7 @@ import torch
 from k25_train.errors import TrainingError
 from k25_train.optim.build import set_learning_rate
 from k25_train.optim.schedule import learning_rate
-from k25_train.passes import LossSums, forward_micro_batch
+from k25_train.passes import LossSums, forward_micro_batch, share_with_loss
 from k25_train.run import Run, read_eval_micro_batches, read_micro_batches
 from parallel.megatron.schedule import run_schedule
 
@@ -48,6 +48,9 @@ def train_step(run: Run, step: int) -> StepResult:
     for chunk in run.chunks:
         chunk.zero_grad_buffer()
     run.optimizer.zero_grad()
+    # The balance loss is a mean over all tokens, but is divided with the gradients by those with a loss.
+    share = share_with_loss(micro_batches, topology)
+    run.backbone.moe_grad_scale_func = lambda: share
     sums = run_schedule(
         forward_micro_batch,
         run.chunks,

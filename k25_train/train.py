@@ -5,15 +5,13 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from k25_train.config.command_line import hydra_app
 from k25_train.config.schema import Config
-from k25_train.quiet import quiet_libraries
-from parallel.megatron.platform import use_platform
+from k25_train.start import prepare_device
 
 
 @record
 def train(config: Config) -> None:
     """Train the configured run from its newest checkpoint, or from the start."""
-    quiet_libraries()
-    device = use_platform(config.cluster.device.value)
+    device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.metrics.report import Report
     from k25_train.run import build_run

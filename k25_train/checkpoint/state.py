@@ -30,12 +30,14 @@ def sharded_state(
 ) -> dict[str, Any]:
     """Describe this rank's part of the run's state: model chunks and, if given, the optimizer."""
     state: dict[str, Any] = {
-        f"model{index}": _unwrap(chunk).sharded_state_dict(metadata=_METADATA)
+        f"model{index}": _weights(_unwrap(chunk).sharded_state_dict(metadata=dict(_METADATA)))
         for index, chunk in enumerate(chunks)
     }
     if optimizer is not None:
         models = dict(state)
-        state["optimizer"] = optimizer.sharded_state_dict(models, is_loading=is_loading, metadata=_METADATA)
+        state["optimizer"] = optimizer.sharded_state_dict(
+            models, is_loading=is_loading, metadata=dict(_METADATA)
+        )
     return state
 
 
@@ -78,7 +80,9 @@ def load(
     except CheckpointException as error:
         raise CheckpointError(f"{folder}: does not fit the configured model: {_causes(error)}") from error
     for index, chunk in enumerate(chunks):
-        _unwrap(chunk).load_state_dict(loaded[f"model{index}"])
+        missing, unexpected = _unwrap(chunk).load_state_dict(loaded[f"model{index}"], strict=False)
+        assert not unexpected, f"{folder} gave tensors that nobody asked for: {unexpected}"
+        assert not _weights(dict.fromkeys(missing)), f"{folder} left tensors out: {missing}"
     if optimizer is not None:
         _load_optimizer(optimizer, loaded["optimizer"])
     return step
@@ -108,6 +112,11 @@ def _load_optimizer(optimizer: MegatronOptimizer, loaded: Any) -> None:
     optimizer.load_state_dict(loaded)
     for group, values in zip(optimizer.param_groups, configured, strict=True):
         group.update(values)
+
+
+def _weights(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict without what Transformer Engine's modules add, so that runs go on with and without it."""
+    return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
 
 
 def _unwrap(chunk: torch.nn.Module) -> Any:

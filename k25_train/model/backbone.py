@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from k25_train.config.schema import ModelConfig
+from k25_train.errors import ConfigError
 from k25_train.model.attention import DocumentAttention, PackedLatentAttention
 from k25_train.model.experts import GroupedExperts
 from k25_train.model.megatron_config import BackboneConfig
@@ -27,7 +28,7 @@ from k25_train.model.router import SequenceBalancedRouter
 def linear_backend(*, transformer_engine: bool) -> BackendSpecProvider:
     """Which linear layers and norms to build with: Transformer Engine's, or megatron-core's own.
 
-    Raises `RuntimeError` if Transformer Engine is asked for and not installed.
+    Raises `ConfigError` if Transformer Engine is asked for and not installed.
     """
     if not transformer_engine:
         return LocalSpecProvider()
@@ -35,7 +36,7 @@ def linear_backend(*, transformer_engine: bool) -> BackendSpecProvider:
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
     if not HAVE_TE:
-        raise RuntimeError(
+        raise ConfigError(
             "train.transformer_engine=true, but transformer_engine cannot be imported: install it "
             "(pip install 'k25-train[gpu]', or take it from the container), or set "
             "train.transformer_engine=false"

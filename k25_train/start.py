@@ -1,0 +1,20 @@
+"""What every command does before it imports megatron-core: quiet the libraries and choose the device."""
+
+import torch
+
+from k25_train.config.schema import ClusterConfig
+from k25_train.errors import ConfigError
+from k25_train.quiet import quiet_libraries
+from parallel.megatron.platform import use_platform
+
+
+def prepare_device(cluster: ClusterConfig) -> torch.device:
+    """The device of this process, ready for megatron-core.
+
+    Raises `ConfigError` if the device is not there or megatron-core is of another version.
+    """
+    quiet_libraries()
+    try:
+        return use_platform(cluster.device.value)
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
