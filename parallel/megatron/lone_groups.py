@@ -59,10 +59,11 @@ def keep_lone_groups_local() -> None:
 
 def _skip_autograd_functions() -> None:
     from megatron.core.tensor_parallel import layers
-    from megatron.core.transformer.moe import token_dispatcher
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
-    for name in ("copy_to_tensor_model_parallel_region", "reduce_from_tensor_model_parallel_region"):
-        setattr(layers, name, _identity_if_alone(getattr(layers, name)))
+    copy_to, reduce_from = "copy_to_tensor_model_parallel_region", "reduce_from_tensor_model_parallel_region"
+    for module, name in ((layers, copy_to), (layers, reduce_from), (moe_utils, reduce_from)):
+        setattr(module, name, _identity_if_alone(getattr(module, name)))
     name = "linear_with_grad_accumulation_and_async_allreduce"
     setattr(layers, name, _plain_if_alone(getattr(layers, name)))
     token_dispatcher.all_to_all = _stay_if_alone(token_dispatcher.all_to_all)
