@@ -51,19 +51,9 @@ class Topology:
         return self.pp_rank == 0
 
     @property
-    def holds_last_chunk(self) -> bool:
-        """Whether this rank computes the loss."""
-        return self.pp_rank == self.pp_size - 1
-
-    @property
     def first_stage_rank(self) -> int:
         """Global rank of this pipeline's first stage."""
         return dist.get_global_rank(self.groups.pp, 0)
-
-    @property
-    def last_stage_rank(self) -> int:
-        """Global rank of this pipeline's last stage."""
-        return dist.get_global_rank(self.groups.pp, self.pp_size - 1)
 
 
 def start_process_group(device: torch.device, timeout_s: float) -> None:

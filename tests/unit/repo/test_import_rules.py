@@ -110,7 +110,12 @@ def test_package_files_hold_no_code() -> None:
     """Code in `__init__.py` would run, and drag torch in, for every module below it."""
     for path in EVERY_FILE:
         if path.name == "__init__.py":
-            statements = ast.parse(path.read_text()).body
+            statements = [
+                node
+                for node in ast.parse(path.read_text()).body
+                # The guard against a foreign `parallel`, which has to come before any import from it.
+                if ast.unparse(node) != "from k25_train.packages import check_packages"
+            ]
             assert all(isinstance(node, ast.Expr | ast.Assign) for node in statements), path
 
 
