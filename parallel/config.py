@@ -57,6 +57,18 @@ class ParallelismConfig:
     layout: str | None
     """Layers of each chunk in pipeline order, e.g. `Ett|tt|tt|tL` (see `parallel.layout`). Null spreads the
     layers evenly. Source: not disclosed, our choice."""
+    overlap_expert_comm: bool
+    """Whether the expert all-to-all of one micro-batch runs beside the computation of another, after one more
+    warm-up micro-batch. Source: K2 report, section 2.4."""
+    delay_wgrad: bool
+    """Whether weight gradients are computed apart from, and later than, the gradients that go on to the stage
+    before, beside the pipeline's communication. Source: K2 report, section 2.4."""
+    overlap_grad_reduce: bool
+    """Whether gradients are reduced over data-parallel ranks bucket by bucket, as they become ready. Source:
+    not disclosed, our choice."""
+    overlap_param_gather: bool
+    """Whether updated parameters are gathered from data-parallel ranks bucket by bucket, as the next forward
+    pass needs them. Source: not disclosed, our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

@@ -35,6 +35,15 @@ class OptimName(Enum):
     adamw = "adamw"
 
 
+class OptimizerOffload(Enum):
+    """Where optimizer state is kept and stepped."""
+
+    none = "none"
+    """On the device."""
+    cpu = "cpu"
+    """In host memory, by DeepSpeed's CPU Adam."""
+
+
 def not_negative(section: object, names: Iterable[str]) -> list[Problem]:
     """Problems of the named fields that are below zero."""
     values = ((name, getattr(section, name)) for name in names)
@@ -276,6 +285,8 @@ class OptimConfig:
     """Steps of linear warm-up. Source: 500 in K2, section 2.5."""
     decay_steps: int
     """Last steps of the run, in which the rate falls along a cosine. Source: K2, section 2.5."""
+    offload: OptimizerOffload
+    """Where moments and float32 masters live. Source: not disclosed, our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -358,6 +369,9 @@ class TrainConfig:
     """Held-out sequences of one evaluation: half text, half with media."""
     transformer_engine: bool
     """Whether layers of Transformer Engine replace megatron-core's own; CUDA only."""
+    stall_timeout_s: float
+    """Seconds without progress after which a rank reports where it waits and for whom, and ends the job.
+    Source: not disclosed, our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -369,7 +383,7 @@ class TrainConfig:
             "eval_interval",
             "eval_sequences",
         )
-        found = not_positive(self, sizes) + not_negative(self, ("seed",))
+        found = not_positive(self, (*sizes, "stall_timeout_s")) + not_negative(self, ("seed",))
         if self.eval_sequences % 2:
             rule = "must be even: half of them are text, half have media"
             found.append(

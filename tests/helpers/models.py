@@ -17,6 +17,7 @@ from parallel.layout import plan_layout
 from parallel.megatron.platform import use_platform
 from parallel.topology import Topology, build_topology, start_process_group
 from tests.helpers.ranks import RankContext
+from tests.helpers.sizes import parallel_sizes
 
 WHOLE_MODEL = ChunkPlace(first_layer=0, first_expert=0)
 
@@ -26,6 +27,7 @@ def train_config(**overrides: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "steps": 10, "seq_len": 64, "global_batch_size": 8, "micro_batch_size": 1, "seed": 7,
         "dtype": DType.float32, "eval_interval": 10, "eval_sequences": 2, "transformer_engine": False,
+        "stall_timeout_s": 60.0,
     }  # fmt: skip
     return TrainConfig(**values | overrides)
 
@@ -40,7 +42,7 @@ def start(context: RankContext, sizes: ParallelismConfig, num_layers: int) -> To
 
 def build_whole_model(model: ModelConfig, train: TrainConfig, topology: Topology) -> MultimodalModel:
     """The whole model on one rank, weights as allocated."""
-    sizes = ParallelismConfig(pp=1, vpp=1, ep=topology.ep_size, layout=None)
+    sizes = parallel_sizes(ep=topology.ep_size)
     backbone = backbone_config(model, train, sizes, topology.layout)
     language_model = build_language_model(
         model,
@@ -58,4 +60,4 @@ def build_whole_model(model: ModelConfig, train: TrainConfig, topology: Topology
     return MultimodalModel(backbone, language_model, tower, projector)
 
 
-SERIAL = ParallelismConfig(pp=1, vpp=1, ep=1, layout=None)
+SERIAL = parallel_sizes()
