@@ -25,7 +25,7 @@ def dump_batches(run: Run, folder: Path) -> None:
     (chunk,) = run.chunks
     chunk.eval()
     for index, batch in enumerate(read_eval_micro_batches(run, run.config.train.eval_sequences)):
-        losses, _ = forward_micro_batch(batch, chunk)
+        losses, _ = forward_micro_batch(batch, chunk, as_plan=False)
         save_file(contents(batch, losses), folder / f"batch_{run.topology.rank}_{index}.safetensors")
 
 

@@ -3,9 +3,10 @@
 Shapes: T tokens of a micro-batch, V vision tokens, P patches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -64,9 +65,13 @@ def share_with_loss(batches: Sequence[DeviceBatch], topology: Topology) -> float
     return float(counts[0] / counts[1])
 
 
-def forward_micro_batch(batch: DeviceBatch, chunk: torch.nn.Module) -> ForwardOutput:
-    """Run one chunk; the last one yields losses [T] and how to sum them."""
-    output = chunk(
+def forward_micro_batch(batch: DeviceBatch, chunk: torch.nn.Module, as_plan: bool) -> ForwardOutput:
+    """Run one chunk; the last one yields losses and how to sum them.
+
+    With `as_plan` the chunk does not run, but returns the plan that the overlapped schedule runs.
+    """
+    run = cast(Callable[..., Any], chunk.build_schedule_plan if as_plan else chunk)
+    output = run(
         tokens=batch.tokens,
         documents=PackedDocuments.of(batch.document_lengths, batch.tokens.device),
         labels=batch.labels,
@@ -78,11 +83,11 @@ def forward_micro_batch(batch: DeviceBatch, chunk: torch.nn.Module) -> ForwardOu
 
 
 def sum_losses(batch: DeviceBatch, losses: Tensor) -> LossOutput:
-    """Sum the losses [T] of the tokens that count.
+    """Sum the losses [T], or [1, T], of the tokens that count.
 
     The sum goes backward; megatron-core divides its gradient by the global batch's number of such tokens.
     """
-    counted = losses.float() * batch.loss_mask
+    counted = losses.float().flatten() * batch.loss_mask
     num_tokens = batch.loss_mask.sum().to(torch.int)
     return counted.sum(), num_tokens, LossSums.of(counted.detach(), batch.loss_mask, batch.is_caption)
 

@@ -23,6 +23,7 @@ from k25_train.model.attention import DocumentAttention, PackedLatentAttention
 from k25_train.model.experts import GroupedExperts
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.model.router import SequenceBalancedRouter
+from parallel.megatron.deferred_wgrad import delay_linear_wgrads
 
 
 def linear_backend(*, transformer_engine: bool) -> BackendSpecProvider:
@@ -120,7 +121,7 @@ def build_language_model(
         layer_specs=[kinds[layer >= model.num_dense_layers] for layer in layer_ids],
         layer_norm=backend.layer_norm(rms_norm=True),
     )
-    return LanguageModel(
+    language_model = LanguageModel(
         config=config,
         transformer_layer_spec=block,
         vocab_size=model.vocab_size,
@@ -132,3 +133,6 @@ def build_language_model(
         pg_collection=groups,
         vp_stage=vp_stage,
     )
+    if config.delay_wgrad_compute:
+        delay_linear_wgrads(language_model.decoder)
+    return language_model

@@ -14,6 +14,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from parallel.megatron.deferred_wgrad import defer_wgrads, grouped_linear_deferring_wgrad
+
 
 class GroupedExperts(MegatronModule):
     """The experts of one layer that live on this rank (SwiGLU, no bias).
@@ -41,6 +43,9 @@ class GroupedExperts(MegatronModule):
             # Marks expert weights for megatron-core: reduced over the expert-data-parallel group only. Set
             # at EP=1 too, so that the optimizer has the same two parts in every layout.
             parameter.allreduce = False
+        self.wgrads = (
+            defer_wgrads(self, self.gate_up_proj, self.down_proj) if config.delay_wgrad_compute else None
+        )
 
     def forward(
         self, tokens: Tensor, tokens_per_expert: Tensor, weights: Tensor, **_: Any
@@ -58,9 +63,14 @@ class GroupedExperts(MegatronModule):
             return self._no_tokens(tokens), None
         counts = torch.as_tensor(tokens_per_expert, device=tokens.device)
         ends = counts.cumsum(0).to(torch.int32)
-        gate, up = grouped_linear(tokens, self.gate_up_proj, ends).chunk(2, dim=-1)
+        gate, up = self._product(tokens, self.gate_up_proj, ends).chunk(2, dim=-1)
         hidden = F.silu(gate) * up * weights.unsqueeze(-1).to(tokens.dtype)
-        return grouped_linear(hidden, self.down_proj, ends), None
+        return self._product(hidden, self.down_proj, ends), None
+
+    def _product(self, tokens: Tensor, weights: nn.Parameter, ends: Tensor) -> Tensor:
+        if self.wgrads is None:
+            return grouped_linear(tokens, weights, ends)
+        return grouped_linear_deferring_wgrad(tokens, weights, ends, self.wgrads)
 
     def _no_tokens(self, tokens: Tensor) -> Tensor:
         """An empty output that still hangs on the weights, so that they get a (zero) gradient."""
@@ -68,7 +78,9 @@ class GroupedExperts(MegatronModule):
         return hidden @ self.down_proj[0].T
 
     def backward_dw(self) -> None:
-        """Nothing is left to do: weight gradients are computed in the backward pass itself."""
+        """Compute the weight gradients that backward has left pending, if they are delayed."""
+        if self.wgrads is not None:
+            self.wgrads.compute()
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

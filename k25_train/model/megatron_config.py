@@ -27,15 +27,21 @@ def backbone_config(
     model: ModelConfig, train: TrainConfig, sizes: ParallelismConfig, layout: PipelineLayout
 ) -> BackboneConfig:
     """Translate to megatron-core. The layout's chunks and `sizes.pp`, `sizes.vpp` must agree."""
-    return BackboneConfig(
+    config = BackboneConfig(
         **_architecture(model),
         **_router(model),
         **_rotary(model),
         **_numerics(train),
         **_pipeline(sizes, layout),
+        # Asserted with the overlap, which works in float32 just as well; only set back below is it true.
+        bf16=train.dtype is DType.bfloat16 or sizes.overlap_expert_comm,
         expert_model_parallel_size=sizes.ep,
+        overlap_moe_expert_parallel_comm=sizes.overlap_expert_comm,
+        delay_wgrad_compute=sizes.delay_wgrad,
         balance_sequence_tokens=train.seq_len,
     )
+    config.bf16 = train.dtype is DType.bfloat16
+    return config
 
 
 def _architecture(model: ModelConfig) -> dict:
@@ -100,7 +106,6 @@ def _rotary(model: ModelConfig) -> dict:
 def _numerics(train: TrainConfig) -> dict:
     dtype = TORCH_DTYPE[train.dtype]
     return {
-        "bf16": dtype is torch.bfloat16,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         # Weights are set by name after the build (model/init.py), not by megatron-core's generators.

@@ -1,8 +1,10 @@
 """The multimodal model: vision features take the places of media placeholders among the token embeddings."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.pipeline_parallel.utils import AbstractSchedulePlan
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
@@ -59,21 +61,49 @@ class MultimodalModel(MegatronModule):
         Returns activations [T, 1, D]; from the last chunk losses [T] float32, or logits [T, vocabulary].
         Raises ValueError if the features do not fill the placeholders exactly.
         """
+        inputs = self._language_model_inputs(tokens, documents, labels, media_positions, pixels, grid_thw)
+        output = self.language_model(**inputs)
+        return output.squeeze(0) if self.post_process else output
+
+    def build_schedule_plan(
+        self,
+        tokens: Tensor,
+        documents: PackedDocuments,
+        labels: Tensor,
+        media_positions: Tensor | None = None,
+        pixels: Tensor | None = None,
+        grid_thw: Sequence[GridTHW] = (),
+    ) -> AbstractSchedulePlan:
+        """The pass that `forward` makes, in pieces that megatron-core's overlapped schedule runs by itself.
+
+        Embeddings and vision features are computed at once; losses come out as [1, T].
+        """
+        inputs = self._language_model_inputs(tokens, documents, labels, media_positions, pixels, grid_thw)
+        return self.language_model.build_schedule_plan(**inputs)
+
+    def _language_model_inputs(
+        self,
+        tokens: Tensor,
+        documents: PackedDocuments,
+        labels: Tensor | None,
+        media_positions: Tensor | None,
+        pixels: Tensor | None,
+        grid_thw: Sequence[GridTHW],
+    ) -> dict[str, Any]:
         embeddings = None
         if self.pre_process:
             embeddings = self.language_model.embedding(tokens.unsqueeze(0), position_ids=None)
             if self.vision_tower is not None and pixels is not None and media_positions is not None:
                 features = self.encode(pixels, grid_thw)
                 embeddings = put_features(embeddings, features, media_positions)
-        output = self.language_model(
-            input_ids=tokens.unsqueeze(0),
-            position_ids=None,
-            attention_mask=None,
-            decoder_input=embeddings,
-            labels=None if labels is None else labels.unsqueeze(0),
-            packed_seq_params=documents,
-        )
-        return output.squeeze(0) if self.post_process else output
+        return {
+            "input_ids": tokens.unsqueeze(0),
+            "position_ids": None,
+            "attention_mask": None,
+            "decoder_input": embeddings,
+            "labels": None if labels is None else labels.unsqueeze(0),
+            "packed_seq_params": documents,
+        }
 
     def encode(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
         """Encode and project items: pixels [P, 588] -> features [V, D]. No item at all is legal."""

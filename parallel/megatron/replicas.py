@@ -22,6 +22,7 @@ def replicate(
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=False,
+        delay_wgrad_compute=config.delay_wgrad_compute,
     )
     config.finalize_model_grads_func = finalize_model_grads
     return [

@@ -5,18 +5,19 @@ from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.utils import AbstractSchedulePlan
 from torch import Tensor
 
 from parallel.topology import Topology
 
 LossOutput = tuple[Tensor, Tensor, Any]
 """(sum of losses, number of tokens with a loss, what to report of this micro-batch)."""
-ForwardOutput = tuple[Tensor, Callable[[Tensor], LossOutput]]
-"""A chunk's output, and the function from the last chunk's output to its losses."""
+ForwardOutput = tuple[Tensor | AbstractSchedulePlan, Callable[[Tensor], LossOutput]]
+"""A chunk's output or the plan of its pass, and the function from the last chunk's output to its losses."""
 
 
 def run_schedule[Batch](
-    forward: Callable[[Batch, torch.nn.Module], ForwardOutput],
+    forward: Callable[[Batch, torch.nn.Module, bool], ForwardOutput],
     chunks: Sequence[torch.nn.Module],
     micro_batches: Sequence[Batch],
     topology: Topology,
@@ -28,15 +29,19 @@ def run_schedule[Batch](
 
     Args:
         forward: computes one micro-batch with one chunk; returns the chunk's output and, for the last chunk,
-            the function from that output to its losses.
+            the function from that output to its losses. If its third argument is true, it returns the plan of
+            the pass instead of the output: the schedule runs it beside another micro-batch's backward
+            (`parallelism.overlap_expert_comm`).
         chunks: this rank's model chunks.
         micro_batches: this data-parallel rank's micro-batches; every chunk sees each of them.
 
     Returns what the loss function reports for each micro-batch; empty except on the last stage.
     """
 
-    def forward_step(iterator: Any, chunk: torch.nn.Module) -> ForwardOutput:
-        return forward(next(iterator), chunk)
+    def forward_step(
+        iterator: Any, chunk: torch.nn.Module, return_schedule_plan: bool = False
+    ) -> ForwardOutput:
+        return forward(next(iterator), chunk, return_schedule_plan)
 
     schedule = get_forward_backward_func(
         pp_size=topology.pp_size, vp_size=topology.vpp_size if topology.vpp_size > 1 else None
