@@ -21,7 +21,7 @@ from k25_train.model.build import build_chunks
 from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig, backbone_config
 from k25_train.optim.build import build_optimizer
 from k25_train.passes import DeviceBatch, to_device
-from parallel.layout import PipelineLayout, parse_layout, plan_layout
+from k25_train.plan.layout import layout_of
 from parallel.megatron.replicas import replicate
 from parallel.topology import Topology, build_topology, start_process_group
 
@@ -56,14 +56,6 @@ class Run:
     def is_main(self) -> bool:
         """Whether this rank writes metrics and prints."""
         return self.topology.rank == 0
-
-
-def layout_of(config: Config) -> PipelineLayout:
-    """The pipeline layout: the configured one, or layers spread evenly."""
-    sizes, num_layers = config.parallelism, config.model.num_layers
-    if sizes.layout is None:
-        return plan_layout(num_layers, sizes.pp, sizes.vpp)
-    return parse_layout(sizes.layout, num_layers, sizes.pp, sizes.vpp)
 
 
 def check_world_size(config: Config) -> None:

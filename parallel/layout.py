@@ -4,9 +4,13 @@ A pipeline of `pp` ranks with `vpp` virtual stages each has `pp * vpp` model chu
 chunk 0 of rank 0, chunk 0 of rank 1, …, chunk 1 of rank 0, … The embedding belongs to the first chunk and the
 loss (final norm, output head) to the last. megatron-core writes this as a string with `E`, `t` and `L` and a
 `|` between chunks: `Ett|tt|tt|tL` is seven layers over four chunks.
+
+`parallel.layout_plan` chooses the layout that balances what the chunks cost.
 """
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -57,26 +61,6 @@ class PipelineLayout:
         return "|".join(chunks)
 
 
-def plan_layout(num_layers: int, pp: int, vpp: int) -> PipelineLayout:
-    """Spread `num_layers` evenly; the last chunk is the first to get one less, then the first chunk.
-
-    The last chunk also computes the output head and the first one the embedding, so they are the ones to
-    relieve. Raises `LayoutError` if a chunk would stay empty.
-    """
-    num_chunks = pp * vpp
-    if num_layers < num_chunks:
-        raise LayoutError(
-            f"{num_layers} layers cannot fill pp={pp} x vpp={vpp} = {num_chunks} chunks: "
-            f"use pp * vpp <= {num_layers}"
-        )
-    base, extra = divmod(num_layers, num_chunks)
-    counts = [base] * num_chunks
-    by_spare_work = [*range(1, num_chunks - 1), 0, num_chunks - 1] if num_chunks > 1 else [0]
-    for chunk in by_spare_work[:extra]:
-        counts[chunk] += 1
-    return PipelineLayout(pp=pp, vpp=vpp, layers_per_chunk=tuple(counts))
-
-
 def parse_layout(text: str, num_layers: int, pp: int, vpp: int) -> PipelineLayout:
     """Read an explicit layout such as `Ett|tt|tt|tL`; a chunk may be without layers, e.g. a last one of `L`.
 
@@ -101,3 +85,24 @@ def _expand(text: str) -> str:
     """Write repeats out, as megatron-core does: `(tt|)*2t*3` becomes `tt|tt|ttt`."""
     expanded = re.sub(r"\(([^()]*)\)\*(\d+)", lambda match: match[1] * int(match[2]), text)
     return re.sub(r"([A-Za-z])\*(\d+)", lambda match: match[1] * int(match[2]), expanded)
+
+
+def most_chunks(num_layers: int) -> int:
+    """Chunks that so many layers fill: each needs one, but the first (embedding) and the last (loss)."""
+    return num_layers + 2
+
+
+def fitting_sizes(
+    num_layers: int, pp_choices: Iterable[int], pp: int, vpp: int, limit: int = 6
+) -> list[tuple[int, int]]:
+    """The (pp, vpp) with a legal layout, at most `limit` of them, those nearest to (`pp`, `vpp`) first.
+
+    Near means that few doublings and halvings of either size lie between.
+    """
+    most = most_chunks(num_layers)
+    pairs = [(p, v) for p in pp_choices for v in range(1, most // p + 1 if p > 1 else 2) if p * v <= most]
+    return sorted(pairs, key=lambda pair: _doublings(pair[0], pp) + _doublings(pair[1], vpp))[:limit]
+
+
+def _doublings(a: int, b: int) -> float:
+    return abs(math.log2(a / b))

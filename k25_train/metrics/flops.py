@@ -45,21 +45,36 @@ def training_flops(
 
 def text_forward_flops(model: ModelConfig, document_lengths: Sequence[int]) -> int:
     """One forward pass of the language model, output head included, over packed documents."""
+    layers = sum(layer_forward_flops(model, layer, document_lengths) for layer in range(model.num_layers))
+    return layers + head_forward_flops(model, sum(document_lengths))
+
+
+def layer_forward_flops(model: ModelConfig, layer: int, document_lengths: Sequence[int]) -> int:
+    """One forward pass of a decoder layer, counted from 0, over packed documents."""
     num_pairs = sum(length * (length + 1) // 2 for length in document_lengths)
-    attention = model.num_layers * model.num_attention_heads * (model.q_head_dim + model.v_head_dim)
-    return 2 * (sum(document_lengths) * token_multiply_adds(model) + num_pairs * attention)
+    attention = model.num_attention_heads * (model.q_head_dim + model.v_head_dim)
+    return 2 * (sum(document_lengths) * layer_multiply_adds(model, layer) + num_pairs * attention)
+
+
+def head_forward_flops(model: ModelConfig, num_tokens: int) -> int:
+    """One forward pass of the output head."""
+    return 2 * num_tokens * model.hidden_size * model.vocab_size
 
 
 def token_multiply_adds(model: ModelConfig) -> int:
     """Multiply-adds that each token costs whatever its context: all matrices that it passes."""
+    layers = sum(layer_multiply_adds(model, layer) for layer in range(model.num_layers))
+    return layers + model.hidden_size * model.vocab_size
+
+
+def layer_multiply_adds(model: ModelConfig, layer: int) -> int:
+    """Multiply-adds that each token costs in a decoder layer, but for attention's over the context."""
     hidden = model.hidden_size
-    num_moe_layers = model.num_layers - model.num_dense_layers
+    attention = latent_attention_multiply_adds(model)
+    if layer < model.num_dense_layers:
+        return attention + 3 * hidden * model.dense_ffn_hidden_size
     experts = model.num_experts_per_token + model.num_shared_experts
-    moe = hidden * model.num_experts + experts * 3 * hidden * model.expert_ffn_hidden_size
-    dense = 3 * hidden * model.dense_ffn_hidden_size
-    layers = model.num_layers * latent_attention_multiply_adds(model)
-    layers += num_moe_layers * moe + model.num_dense_layers * dense
-    return layers + hidden * model.vocab_size
+    return attention + hidden * model.num_experts + experts * 3 * hidden * model.expert_ffn_hidden_size
 
 
 def latent_attention_multiply_adds(model: ModelConfig) -> int:

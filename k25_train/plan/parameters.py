@@ -111,16 +111,21 @@ def iterate_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     table = (model.vocab_size, model.hidden_size)
     yield TensorSpec(f"{root}.embed_tokens.weight", table, EMBEDDING)
     for layer in range(model.num_layers):
-        prefix = f"{root}.layers.{layer}"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield TensorSpec(f"{prefix}.{norm}.weight", (model.hidden_size,), "norms")
-        yield from attention_tensors(model, f"{prefix}.self_attn")
-        if layer < model.num_dense_layers:
-            yield from swiglu_tensors(model, f"{prefix}.mlp", model.dense_ffn_hidden_size, "dense FFN")
-        else:
-            yield from moe_tensors(model, f"{prefix}.mlp")
+        yield from layer_tensors(model, layer)
     yield TensorSpec(f"{root}.norm.weight", (model.hidden_size,), "norms")
     yield TensorSpec("language_model.lm_head.weight", table, "output head")
+
+
+def layer_tensors(model: ModelConfig, layer: int) -> Iterator[TensorSpec]:
+    """Every tensor of one decoder layer, counted from 0."""
+    prefix = f"language_model.model.layers.{layer}"
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        yield TensorSpec(f"{prefix}.{norm}.weight", (model.hidden_size,), "norms")
+    yield from attention_tensors(model, f"{prefix}.self_attn")
+    if layer < model.num_dense_layers:
+        yield from swiglu_tensors(model, f"{prefix}.mlp", model.dense_ffn_hidden_size, "dense FFN")
+    else:
+        yield from moe_tensors(model, f"{prefix}.mlp")
 
 
 def attention_tensors(model: ModelConfig, prefix: str) -> Iterator[TensorSpec]:

@@ -13,11 +13,10 @@ from k25_train.model.multimodal import MultimodalModel
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.model.weights import ChunkPlace
 from parallel.config import ParallelismConfig
-from parallel.layout import plan_layout
 from parallel.megatron.platform import use_platform
 from parallel.topology import Topology, build_topology, start_process_group
 from tests.helpers.ranks import RankContext
-from tests.helpers.sizes import parallel_sizes
+from tests.helpers.sizes import even_layout, parallel_sizes
 
 WHOLE_MODEL = ChunkPlace(first_layer=0, first_expert=0)
 
@@ -37,7 +36,7 @@ def start(context: RankContext, sizes: ParallelismConfig, num_layers: int) -> To
     os.environ.update(context.environment())
     device = use_platform("cpu")
     start_process_group(device, timeout_s=60.0)
-    return build_topology(sizes, plan_layout(num_layers, sizes.pp, sizes.vpp), device)
+    return build_topology(sizes, even_layout(num_layers, sizes.pp, sizes.vpp), device)
 
 
 def build_whole_model(model: ModelConfig, train: TrainConfig, topology: Topology) -> MultimodalModel:

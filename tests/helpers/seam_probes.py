@@ -215,14 +215,13 @@ def topology() -> Any:
     """The groups of a process that is alone."""
     import torch.distributed as dist
 
-    from parallel.layout import plan_layout
     from parallel.topology import build_topology, start_process_group, stop_process_group
-    from tests.helpers.sizes import parallel_sizes
+    from tests.helpers.sizes import even_layout, parallel_sizes
 
     if dist.is_initialized():
         stop_process_group()
     start_process_group(torch.device("cpu"), timeout_s=30.0)
-    return build_topology(parallel_sizes(), plan_layout(1, 1, 1), torch.device("cpu"))
+    return build_topology(parallel_sizes(), even_layout(1), torch.device("cpu"))
 
 
 def resume(folder: str) -> dict[str, Any]:

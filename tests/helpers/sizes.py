@@ -1,8 +1,10 @@
-"""Parallel sizes of tests; imports neither torch nor megatron-core."""
+"""Parallel sizes and layouts of tests; imports neither torch nor megatron-core."""
 
 from typing import Any
 
 from parallel.config import ParallelismConfig
+from parallel.layout import PipelineLayout
+from parallel.layout_plan import StackCost, plan_layout
 
 
 def parallel_sizes(**overrides: Any) -> ParallelismConfig:
@@ -12,3 +14,19 @@ def parallel_sizes(**overrides: Any) -> ParallelismConfig:
         "overlap_grad_reduce": False, "overlap_param_gather": False,
     }  # fmt: skip
     return ParallelismConfig(**values | overrides)
+
+
+def even_cost(num_layers: int) -> StackCost:
+    """Layers that cost the same each, and nothing else costs anything."""
+    return StackCost(
+        layer_flops=(1,) * num_layers,
+        layer_bytes=(1,) * num_layers,
+        embedding_bytes=0,
+        head_flops=0,
+        head_bytes=0,
+    )
+
+
+def even_layout(num_layers: int, pp: int = 1, vpp: int = 1) -> PipelineLayout:
+    """Layers spread evenly."""
+    return plan_layout(even_cost(num_layers), pp, vpp)

@@ -129,23 +129,25 @@ class Twin(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def build_pair() -> tuple[Any, Any]:
     """The shrunk smoke model in bfloat16, with megatron-core's modules and with the twin's."""
     from k25_train.config.resolve import compose
-    from k25_train.model.build import build_chunks
+    from k25_train.model.build import build_chunks, initialize_chunks
     from k25_train.model.megatron_config import backbone_config
-    from parallel.layout import plan_layout
+    from k25_train.plan.layout import layout_of
     from parallel.megatron.platform import use_platform
     from parallel.topology import build_topology, start_process_group
     from tests.helpers.runs import SHRUNK, layout
 
     device = use_platform("cpu")
     config = compose([*SHRUNK, *layout(), "train.dtype=bfloat16"])
-    pipeline = plan_layout(config.model.num_layers, pp=1, vpp=1)
+    pipeline = layout_of(config)
     start_process_group(device, timeout_s=30.0)
     topology = build_topology(config.parallelism, pipeline, device)
     backbone = backbone_config(config.model, config.train, config.parallelism, pipeline)
     [ours] = build_chunks(config, backbone, topology)
+    initialize_chunks([ours], config, topology)
     # The configuration rightly refuses this on the CPU.
     config.train.transformer_engine = True
     [twin] = build_chunks(config, backbone, topology)
+    initialize_chunks([twin], config, topology)
     return ours, twin
 
 

@@ -298,17 +298,16 @@ def test_stock_communication_swaps_messages_of_two_ranks_and_ours_does_not(tmp_p
 def communication_settings(_context: RankContext) -> dict[tuple[int, int], tuple[bool, bool]]:
     """(pp, vpp) -> (overlap_p2p_comm, batch_p2p_comm) of the translated configuration."""
     from k25_train.model.megatron_config import backbone_config
-    from parallel.layout import plan_layout
     from tests.helpers.hf_reference import tiny_model_config
     from tests.helpers.models import train_config
-    from tests.helpers.sizes import parallel_sizes
+    from tests.helpers.sizes import even_layout, parallel_sizes
 
     settings = {}
     for pp in range(1, 17):
         for vpp in range(1, 5 if pp > 1 else 2):
             model = tiny_model_config(num_layers=pp * vpp)
             sizes = parallel_sizes(pp=pp, vpp=vpp)
-            config = backbone_config(model, train_config(), sizes, plan_layout(pp * vpp, pp, vpp))
+            config = backbone_config(model, train_config(), sizes, even_layout(pp * vpp, pp, vpp))
             settings[pp, vpp] = (config.overlap_p2p_comm, config.batch_p2p_comm)
     return settings
 

@@ -25,6 +25,7 @@ FORBIDDEN = {
 ALLOWED = {
     "parallel.config": {"stdlib"},
     "parallel.layout": {"stdlib"},
+    "parallel.layout_plan": {"stdlib", "parallel.layout"},
     "k25_train.errors": {"stdlib"},
     "k25_train.config": {
         "stdlib",
@@ -33,18 +34,21 @@ ALLOWED = {
         "yaml",
         "k25_train.config",
         "k25_train.errors",
-        "k25_train.plan.parameters",
+        "k25_train.plan",
         "parallel.config",
         "parallel.layout",
+        "parallel.layout_plan",
     },
     "k25_train.plan": {
         "stdlib",
         "rich",
         "k25_train.config",
         "k25_train.errors",
+        "k25_train.metrics.flops",
         "k25_train.plan",
         "parallel.config",
         "parallel.layout",
+        "parallel.layout_plan",
     },
 }
 TORCH_FREE = [
