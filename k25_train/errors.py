@@ -9,6 +9,10 @@ class ConfigError(K25Error):
     """The configuration, or what it demands of this machine, breaks a rule."""
 
 
+class DryRunError(K25Error):
+    """What the configuration leads to was built, without memory, and breaks a rule."""
+
+
 class DataError(K25Error):
     """A file of the training data is absent, cut short or not what the index says."""
 

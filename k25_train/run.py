@@ -17,7 +17,7 @@ from k25_train.config.schema import Config
 from k25_train.data.batch import MicroBatch, mask_failed
 from k25_train.data.loader import DataLoader
 from k25_train.errors import ConfigError
-from k25_train.model.build import build_chunks
+from k25_train.model.build import build_chunks, initialize_chunks
 from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig, backbone_config
 from k25_train.optim.build import build_optimizer
 from k25_train.passes import DeviceBatch, to_device
@@ -91,7 +91,9 @@ def build_run(config: Config, device: torch.device) -> Run:
     layout = layout_of(config)
     topology = build_topology(config.parallelism, layout, device)
     backbone = backbone_config(config.model, config.train, config.parallelism, layout)
-    chunks = replicate(build_chunks(config, backbone, topology), backbone, topology)
+    models = build_chunks(config, backbone, topology)
+    initialize_chunks(models, config, topology)
+    chunks = replicate(models, backbone, topology)
     optimizer = build_optimizer(config.optim, chunks, TORCH_DTYPE[config.train.dtype])
     return Run(
         config=config,

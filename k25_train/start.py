@@ -13,8 +13,13 @@ def prepare_device(cluster: ClusterConfig) -> torch.device:
 
     Raises `ConfigError` if the device is not there or megatron-core is of another version.
     """
+    return prepare_platform(cluster.device.value)
+
+
+def prepare_platform(device_type: str) -> torch.device:
+    """The same for "cpu", "cuda" or, in a dry run, "meta"."""
     quiet_libraries()
     try:
-        return use_platform(cluster.device.value)
+        return use_platform(device_type)
     except RuntimeError as error:
         raise ConfigError(str(error)) from error

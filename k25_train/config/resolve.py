@@ -220,10 +220,10 @@ def plain(value: object) -> object:
     return value.value if isinstance(value, Enum) else value
 
 
-def describe(problems: Sequence[Problem]) -> str:
+def describe(problems: Sequence[Problem], where: str = "the configuration") -> str:
     """All problems as one text."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = [f"{count} in the configuration"]
+    lines = [f"{count} in {where}"]
     for key, value, rule, remedy in problems:
         shown = key if value is None else f"{key}={plain(value)}"
         lines += [f"  {shown}", f"      {rule}", f"      -> {remedy}"]

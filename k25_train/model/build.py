@@ -1,5 +1,7 @@
 """Build the model chunks that live on one rank."""
 
+from collections.abc import Sequence
+
 import torch
 
 from k25_train.config.schema import Config
@@ -21,17 +23,18 @@ def chunk_place(config: Config, topology: Topology, vp_stage: int) -> ChunkPlace
 
 
 def build_chunks(config: Config, backbone: BackboneConfig, topology: Topology) -> list[MultimodalModel]:
-    """Build and initialise every chunk of this rank, one per virtual stage, on its device.
+    """Build every chunk of this rank, one per virtual stage, on its device; weights are as allocated.
 
     The tower and the projector sit in the chunk that embeds tokens.
     """
-    chunks = []
-    for vp_stage in range(topology.vpp_size):
-        chunk = _build_chunk(config, backbone, topology, vp_stage)
-        chunk.to(topology.device)
+    stages = range(topology.vpp_size)
+    return [_build_chunk(config, backbone, topology, stage).to(topology.device) for stage in stages]
+
+
+def initialize_chunks(chunks: Sequence[MultimodalModel], config: Config, topology: Topology) -> None:
+    """Give all weights of this rank's chunks their initial values, in place."""
+    for vp_stage, chunk in enumerate(chunks):
         initialize(chunk, chunk_place(config, topology, vp_stage), config.train.seed, config.model.init_std)
-        chunks.append(chunk)
-    return chunks
 
 
 def _build_chunk(

@@ -1,4 +1,4 @@
-"""What torch.cuda answers when megatron-core runs on the CPU.
+"""What torch.cuda answers when megatron-core runs on the CPU, or is only built, on meta tensors.
 
 megatron-core names CUDA in three ways: it calls `torch.cuda.*`, it passes `device="cuda"` to torch's factory
 functions, and it moves tensors with `.cuda()`. Each is answered here with the CPU equivalent. The factory
@@ -8,6 +8,8 @@ while autograd runs backward, and activations are recomputed there.
 Streams and events become no-ops: on the CPU every operation has finished when it returns, so there is
 nothing to order. `torch.cuda.is_available()` keeps answering False, and what torch itself answers without a
 GPU (`torch.cuda.stream`, `torch.cuda.empty_cache`) is left alone.
+
+In a dry run "meta" stands in for CUDA instead: tensors have shapes and no data, and take no memory.
 """
 
 import functools
@@ -58,11 +60,11 @@ def names_cuda(device: Any) -> bool:
     return isinstance(device, torch.device) and device.type == "cuda"
 
 
-def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _without_cuda(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @functools.wraps(factory)
     def create(*args: Any, **kwargs: Any) -> torch.Tensor:
         if names_cuda(kwargs.get("device")):
-            kwargs["device"] = CPU
+            kwargs["device"] = _STAND_IN
         return factory(*args, **kwargs)
 
     return create
@@ -79,17 +81,22 @@ def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
 def _do_nothing(*_: Any, **__: Any) -> None: ...
 
 
+_STAND_IN = CPU
 _INSTALLED = False
 
 
-def install() -> None:
-    """Answer torch.cuda with the CPU, in this process, for good. Idempotent."""
-    global _INSTALLED
+def install(stand_in: torch.device = CPU) -> None:
+    """Answer torch.cuda with the CPU, in this process, for good; tensors live on `stand_in`, CPU or meta.
+
+    Idempotent; called again, it changes the device.
+    """
+    global _INSTALLED, _STAND_IN
+    _STAND_IN = stand_in
     if _INSTALLED:
         return
     _INSTALLED = True
     answers: dict[str, Any] = {
-        "current_device": lambda: CPU,
+        "current_device": lambda: _STAND_IN,
         "current_stream": lambda *_: _CURRENT_STREAM,
         "Stream": CpuStream,
         "Event": CpuEvent,
@@ -104,6 +111,6 @@ def install() -> None:
     # while it still names the originals, which is what the wrappers below call.
     torch.utils._device._device_constructors()
     for name in FACTORIES:
-        setattr(torch, name, _on_cpu(getattr(torch, name)))
+        setattr(torch, name, _without_cuda(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
     torch.Tensor.record_stream = _do_nothing  # type: ignore[method-assign]

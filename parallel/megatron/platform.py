@@ -1,8 +1,8 @@
 """Choose the device megatron-core runs on, before any of its modules is imported.
 
 `use_platform("cuda")` takes the local GPU; `use_platform("cpu")` lets the very same megatron-core code run
-on host memory over gloo. Both check that the installed megatron-core is the version every patch of this
-folder was written against.
+on host memory over gloo; with `use_platform("meta")` it can only be built, without memory (dry run). Each
+checks that the installed megatron-core is the version every patch of this folder was written against.
 """
 
 import importlib.metadata
@@ -31,7 +31,7 @@ def check_megatron_version() -> None:
 
 
 def use_platform(device_type: str) -> torch.device:
-    """Prepare this process for `"cpu"` or `"cuda"` and return the device tensors live on. Idempotent.
+    """Prepare this process for "cpu", "cuda" or "meta" and return the device tensors live on. Idempotent.
 
     Raises `MegatronVersionError`, or `RuntimeError` if a GPU is asked for and none is visible.
     """
@@ -45,12 +45,12 @@ def use_platform(device_type: str) -> torch.device:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     else:
-        device = torch.device("cpu")
-        cpu_answers.install()
-    upstream_fixes.install(on_cpu=device.type == "cpu")
+        device = torch.device(device_type)
+        cpu_answers.install(device)
+    upstream_fixes.install(on_cpu=device.type != "cuda")
     return device
 
 
 def backend_of(device: torch.device) -> str:
-    """The torch.distributed backend for `device`: nccl on CUDA, gloo on the CPU."""
-    return "nccl" if device.type == "cuda" else "gloo"
+    """The torch.distributed backend for `device`: nccl on CUDA, gloo on the CPU, none that talks on meta."""
+    return {"cuda": "nccl", "cpu": "gloo", "meta": "fake"}[device.type]

@@ -71,13 +71,13 @@ def return_split_sizes_as_numpy() -> None:
 
 @contextlib.contextmanager
 def cpu_tensors_named_cuda() -> Iterator[None]:
-    """Within: `tensor.type()` says "torch.cuda.FloatTensor" for a CPU float tensor, and so on."""
+    """Within: `tensor.type()` says "torch.cuda.FloatTensor" for a float tensor on CPU or meta, and so on."""
     original = torch.Tensor.type
 
     def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         answer = original(self, *args, **kwargs)
         if isinstance(answer, str) and not answer.startswith("torch.cuda."):
-            return answer.replace("torch.", "torch.cuda.", 1)
+            return answer.replace("torch.meta.", "torch.").replace("torch.", "torch.cuda.", 1)
         return answer
 
     torch.Tensor.type = type_name  # type: ignore[method-assign, assignment]

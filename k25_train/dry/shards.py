@@ -1,0 +1,176 @@
+"""Gradient buffers, their buckets, and which part of them each data-parallel rank updates (ZeRO-1).
+
+The parts come from megatron-core's own function, asked once for every rank of a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import nn
+
+from k25_train.dry.rank import BuiltRank, bytes_of, gradient_buffers, masters_and_state, storage_bytes
+from parallel.config import Problem
+
+Shard = tuple[nn.Parameter, int, int]
+"""A parameter and the range of its elements that one rank updates."""
+
+CODE = "a fault of the code: compare megatron-core's distrib_optimizer.py with what this check expects"
+
+
+@dataclass(slots=True)
+class Owned:
+    """What one rank of a stage updates."""
+
+    elements: int = 0
+    tensors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StateCost:
+    """Bytes of masters and optimizer state, as the built rank's tensors have them."""
+
+    per_element: int
+    per_tensor: int
+
+    def bytes_of(self, owned: Owned) -> int:
+        return self.per_element * owned.elements + self.per_tensor * owned.tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A place in a data-parallel group, which is all that megatron-core asks the group for."""
+
+    index: int
+    num_seats: int
+
+    def rank(self) -> int:
+        return self.index
+
+    def size(self) -> int:
+        return self.num_seats
+
+
+def shards_of(buffer: Any, seat: Seat) -> Iterator[Shard]:
+    """What the rank on `seat` updates of a buffer's parameters."""
+    view = SimpleNamespace(
+        data_parallel_group=seat,
+        num_optimizer_shards=buffer.num_optimizer_shards,
+        buckets=buffer.buckets,
+        param_index_map=buffer.param_index_map,
+    )
+    for bucket in range(len(buffer.buckets)):
+        ranges = DistributedOptimizer._build_model_gbuf_range(view, bucket)["param_map"]
+        for parameter, of_rank in ranges.items():
+            yield parameter, of_rank["param"].start, of_rank["param"].end
+
+
+def owned_by_rank(built: BuiltRank) -> tuple[list[Owned], list[Problem]]:
+    """What every rank of a stage updates, by data-parallel rank, and parameters not updated exactly once."""
+    place = built.topology
+    owned = [Owned() for _ in range(place.dp_size)]
+    problems = []
+    for vp_stage, chunk in enumerate(built.chunks):
+        names = {parameter: name for name, parameter in chunk.module.named_parameters()}
+        for buffer, is_expert in gradient_buffers(chunk):
+            # Experts are shared out over every ep-th rank of the stage, and so is each one's state.
+            ranks_a_seat = place.ep_size if is_expert else 1
+            num_seats = place.dp_size // ranks_a_seat
+            parts: dict[nn.Parameter, list[tuple[int, int]]] = {parameter: [] for parameter in buffer.params}
+            for seat in range(num_seats):
+                for parameter, start, end in shards_of(buffer, Seat(seat, num_seats)):
+                    parts[parameter].append((start, end))
+                    for rank in range(seat * ranks_a_seat, (seat + 1) * ranks_a_seat):
+                        owned[rank].elements += end - start
+                        owned[rank].tensors += 1
+            problems += [
+                Problem(
+                    f"pipeline stage {place.pp_rank}, chunk {vp_stage}: {names[parameter]}",
+                    f"updated in ranges {ranges[:4]}",
+                    f"must have each of its {parameter.numel()} elements updated by one rank",
+                    CODE,
+                )
+                for parameter, ranges in parts.items()
+                if not tiles(ranges, parameter.numel())
+            ]
+    return owned, problems
+
+
+def tiles(ranges: list[tuple[int, int]], length: int) -> bool:
+    """Whether the ranges cover 0 … length once, without gap or overlap."""
+    position = 0
+    for start, end in sorted(ranges):
+        if start != position:
+            return False
+        position = end
+    return position == length
+
+
+def state_cost(built: BuiltRank) -> StateCost:
+    """Bytes that the built rank's optimizer keeps for an element and for a tensor."""
+    weights = [weight for chunk in built.chunks for weight in chunk.module.parameters()]
+    costs = set()
+    for master, kept in masters_and_state(built.optimizer):
+        per_element = 0 if storage_bytes([master], besides=weights) == 0 else master.element_size()
+        per_element += sum(tensor.element_size() for tensor in kept if tensor.shape == master.shape)
+        costs.add((per_element, sum(tensor.nbytes for tensor in kept if tensor.shape != master.shape)))
+    assert len(costs) == 1, f"optimizer state differs from parameter to parameter: {costs}"
+    return StateCost(*costs.pop())
+
+
+def check_built_state(built: BuiltRank, owned: list[Owned], cost: StateCost) -> list[Problem]:
+    """The built rank's optimizer against the arithmetic that stands for the other ranks of its stage."""
+    place = built.topology
+    masters = [master for master, _ in masters_and_state(built.optimizer)]
+    expected = owned[place.dp_rank]
+    real = Owned(sum(master.numel() for master in masters), len(masters))
+    state_bytes = bytes_of(built.chunks, built.optimizer).optimizer
+    if real == expected and state_bytes == cost.bytes_of(expected):
+        return []
+    rule = f"must be {expected}, {cost.bytes_of(expected)} bytes, as its shard ranges say"
+    return [Problem(f"optimizer of rank {place.rank}", f"{real}, {state_bytes} bytes", rule, CODE)]
+
+
+def check_buffers(built: BuiltRank) -> list[Problem]:
+    """Buckets that leave gaps, cannot be cut evenly, or do not hold each parameter once, in its own place."""
+    found = []
+    for vp_stage, chunk in enumerate(built.chunks):
+        where = f"pipeline stage {built.topology.pp_rank}, chunk {vp_stage}"
+        buffers = [buffer for buffer, _ in gradient_buffers(chunk)]
+        held = [parameter for buffer in buffers for parameter in buffer.param_index_map]
+        trained = [parameter for parameter in chunk.module.parameters() if parameter.requires_grad]
+        if len(held) != len(trained) or set(held) != set(trained):
+            rule = f"must be the {len(trained)} trained parameters, each once"
+            found.append(Problem(f"{where}: parameters with a gradient", len(held), rule, CODE))
+        for index, buffer in enumerate(buffers):
+            found += _buffer_problems(buffer, f"{where}, buffer {index}")
+    return found
+
+
+def _buffer_problems(buffer: Any, where: str) -> list[Problem]:
+    found = []
+    shards = buffer.data_parallel_group.size()
+    if not tiles(list(buffer.bucket_indices), buffer.grad_data.numel()):
+        rule = f"must follow one another without gaps up to {buffer.grad_data.numel()}"
+        found.append(Problem(f"{where}: buckets", buffer.bucket_indices[:4], rule, CODE))
+    uneven = [end - start for start, end in buffer.bucket_indices if (end - start) % shards]
+    if uneven:
+        rule = f"must be multiples of the {shards} ranks that share them"
+        found.append(Problem(f"{where}: bucket sizes", uneven[:4], rule, CODE))
+    position = 0
+    for parameter, (start, end, bucket) in sorted(buffer.param_index_map.items(), key=lambda item: item[1]):
+        low, high = buffer.bucket_indices[bucket]
+        fits = low <= start and end <= high and position <= start
+        if not fits or end - start != parameter.numel() or parameter.main_grad.shape != parameter.shape:
+            rule = (
+                f"must lie in its bucket {low}-{high}, behind {position}, {parameter.numel()} elements long"
+            )
+            found.append(
+                Problem(f"{where}: parameter of shape {tuple(parameter.shape)}", (start, end), rule, CODE)
+            )
+        position = end
+    return found
