@@ -78,6 +78,8 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None, int
         "parallelism.vpp": "1",
         "parallelism.ep": "1",
         "parallelism.layout": "null",
+        "parallelism.overlap_expert_comm": "false",
+        "parallelism.delay_wgrad": "false",
         "cluster.nodes": "1",
         "cluster.gpus_per_node": os.environ.get("WORLD_SIZE", "1"),
     }

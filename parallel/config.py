@@ -55,8 +55,8 @@ class ParallelismConfig:
     ep: int
     """Ranks that share the routed experts of a layer. Source: 16 in the K2 report, section 2.4."""
     layout: str | None
-    """Layers of each chunk in pipeline order, e.g. `Ett|tt|tt|tL` (see `parallel.layout`). Null spreads the
-    layers evenly. Source: not disclosed, our choice."""
+    """Layers of each chunk in pipeline order, e.g. `Ett|tt|tt|tL` (see `parallel.layout`). Null balances
+    what the ranks cost (see `parallel.layout_plan`). Source: not disclosed, our choice."""
     overlap_expert_comm: bool
     """Whether the expert all-to-all of one micro-batch runs beside the computation of another, after one more
     warm-up micro-batch. Source: K2 report, section 2.4."""
@@ -79,6 +79,30 @@ class ParallelismConfig:
                     "vpp", self.vpp, "needs a pipeline (pp > 1) to interleave", "raise pp, or set vpp to 1"
                 )
             )
+        return found + self._overlap_problems()
+
+    def _overlap_problems(self) -> list[Problem]:
+        found = []
+        if self.overlap_expert_comm:
+            off = "set overlap_expert_comm and delay_wgrad to false"
+            if self.ep == 1:
+                rule = "needs experts spread over ranks (ep > 1): at ep=1 no token is sent"
+                found.append(Problem("overlap_expert_comm", True, rule, f"raise ep, or {off}"))
+            if self.pp > 1 and self.vpp == 1:
+                rule = f"needs virtual stages in a pipeline (vpp > 1 at pp={self.pp}): only the interleaved "
+                rule += "schedule runs a forward pass beside another micro-batch's backward"
+                found.append(Problem("overlap_expert_comm", True, rule, f"raise vpp, or {off}"))
+        elif self.delay_wgrad:
+            rule = "needs overlap_expert_comm=true: its schedule is what computes weight gradients later"
+            remedy = "set overlap_expert_comm to true, or delay_wgrad to false"
+            found.append(Problem("delay_wgrad", True, rule, remedy))
+        if self.overlap_param_gather and not self.overlap_grad_reduce:
+            rule = (
+                "needs overlap_grad_reduce=true: without it all parameters are one bucket, with no next one "
+            )
+            rule += "to gather ahead"
+            remedy = "set overlap_grad_reduce to true, or overlap_param_gather to false"
+            found.append(Problem("overlap_param_gather", True, rule, remedy))
         return found
 
 

@@ -5,12 +5,15 @@ itself, since its arithmetic would mean nothing there.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from k25_train.config.schema import ClusterConfig, Device, ModelConfig, OptimConfig, TrainConfig
+from k25_train.plan.costs import stack_cost
 from parallel.config import ParallelismConfig, Problem
-from parallel.layout import LayoutError, parse_layout
+from parallel.layout import LayoutError, fitting_sizes, most_chunks, parse_layout
+from parallel.layout_plan import plan_layout
 
 
 class Section(Protocol):
@@ -47,21 +50,41 @@ def pipeline_divides_ranks(cluster: ClusterConfig, parallelism: ParallelismConfi
     return [Problem("parallelism.pp", parallelism.pp, rule, remedy)]
 
 
-def layers_fill_pipeline(model: ModelConfig, parallelism: ParallelismConfig) -> list[Problem]:
-    """There is a layer for every chunk, and a written layout adds up."""
-    chunks = parallelism.pp * parallelism.vpp
-    if model.num_layers < chunks:
-        rule = f"cuts {model.num_layers} layers into pp x vpp = {chunks} chunks; each needs a layer"
-        remedy = f"keep pp x vpp at {model.num_layers} or below"
-        return [Problem("parallelism.pp", parallelism.pp, rule, remedy)]
+def layers_fill_pipeline(
+    model: ModelConfig, train: TrainConfig, cluster: ClusterConfig, parallelism: ParallelismConfig
+) -> list[Problem]:
+    """There is a layer for every chunk that needs one, and a written layout adds up."""
+    pp, vpp = parallelism.pp, parallelism.vpp
+    try:
+        planned = plan_layout(stack_cost(model, train, cluster, parallelism), pp, vpp).to_megatron()
+    except LayoutError:
+        planned = None
+    if parallelism.layout is None and planned is None:
+        chunks, most = pp * vpp, most_chunks(model.num_layers)
+        rule = (
+            f"cuts {model.num_layers} layers into pp x vpp = {chunks} chunks; all but the first and the last "
+        )
+        rule += f"need a layer, so {most} are the most"
+        return [Problem("parallelism.pp", pp, rule, sizes_that_fit(model, cluster, parallelism))]
     if parallelism.layout is None:
         return []
     try:
-        parse_layout(parallelism.layout, model.num_layers, parallelism.pp, parallelism.vpp)
+        parse_layout(parallelism.layout, model.num_layers, pp, vpp)
     except LayoutError as error:
-        remedy = "correct it, or use null to spread the layers evenly"
+        remedy = sizes_that_fit(model, cluster, parallelism)
+        if planned is not None:
+            remedy = f"correct it, or use null, which gives {planned}"
         return [Problem("parallelism.layout", parallelism.layout, str(error), remedy)]
     return []
+
+
+def sizes_that_fit(model: ModelConfig, cluster: ClusterConfig, parallelism: ParallelismConfig) -> str:
+    """The pipeline sizes that these layers and ranks allow, those nearest to the configured ones first."""
+    # Ranks beside each other in a pipeline stage share the experts.
+    ranks = cluster.world_size // parallelism.ep or cluster.world_size
+    choices = [size for size in range(1, ranks + 1) if ranks % size == 0]
+    pairs = fitting_sizes(model.num_layers, choices, parallelism.pp, parallelism.vpp)
+    return "use one of (pp, vpp) = " + ", ".join(map(str, pairs))
 
 
 def experts_divide(
@@ -84,22 +107,35 @@ def experts_divide(
 def batches_divide(
     train: TrainConfig, cluster: ClusterConfig, parallelism: ParallelismConfig
 ) -> list[Problem]:
-    """Global and evaluation batches are cut into equal micro-batches that the pipeline schedule can take."""
+    """Global and evaluation batches are cut into equal micro-batches, as many as the schedule needs."""
     found = []
     dp = max(1, cluster.world_size // parallelism.pp)
     unit = train.micro_batch_size * dp
     terms = f"micro_batch_size {train.micro_batch_size} x data-parallel size {dp}"
-    if parallelism.vpp > 1:
-        # megatron-core's interleaved schedule works in groups of pp micro-batches and refuses a rest.
-        unit *= parallelism.pp
-        terms += f" x pp {parallelism.pp}, which vpp > 1 asks for"
     for name in ("global_batch_size", "eval_sequences"):
         size = getattr(train, name)
+        needed, reason = needed_micro_batches(name, parallelism)
+        # Half of the evaluation sequences are text, half have media.
+        step = math.lcm(unit, 2) if name == "eval_sequences" else unit
+        above = max(-(-needed * unit // step) * step, size - size % step + step)
         if size % unit:
             rule = f"must be a multiple of {unit} ({terms})"
-            remedy = f"use {max(unit, size - size % unit)} or {size - size % unit + unit}"
+            below = size - size % step
+            remedy = f"use {below} or {above}" if below >= needed * unit else f"use {above}"
             found.append(Problem(f"train.{name}", size, rule, remedy))
+        elif size < needed * unit:
+            rule = f"must be {needed * unit} or more ({needed} x {terms}): {reason}"
+            found.append(Problem(f"train.{name}", size, rule, f"use {above}, or smaller micro-batches"))
     return found
+
+
+def needed_micro_batches(name: str, parallelism: ParallelismConfig) -> tuple[int, str]:
+    """The fewest micro-batches of a step or of an evaluation on a data-parallel rank, and why."""
+    if parallelism.vpp > 1:
+        return parallelism.pp, "with vpp > 1 each of the pp ranks starts on a micro-batch of its own"
+    if parallelism.overlap_expert_comm and name == "global_batch_size":
+        return 2, "parallelism.overlap_expert_comm runs one micro-batch beside another"
+    return 1, ""
 
 
 def schedule_fits_run(optim: OptimConfig, train: TrainConfig) -> list[Problem]:

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.utils import AbstractSchedulePlan
+from megatron.core.utils import get_model_config
 from torch import Tensor
 
+from parallel.micro_batches import micro_batch_group_size
 from parallel.topology import Topology
 
 LossOutput = tuple[Tensor, Tensor, Any]
@@ -43,6 +45,10 @@ def run_schedule[Batch](
     ) -> ForwardOutput:
         return forward(next(iterator), chunk, return_schedule_plan)
 
+    if topology.vpp_size > 1:
+        # Read from the chunks' configuration at every call; an evaluation has another number than a step.
+        group_size = micro_batch_group_size(len(micro_batches), topology.pp_size)
+        get_model_config(chunks[0]).microbatch_group_size_per_vp_stage = group_size
     schedule = get_forward_backward_func(
         pp_size=topology.pp_size, vp_size=topology.vpp_size if topology.vpp_size > 1 else None
     )

@@ -1,6 +1,7 @@
 """Every rule of the configuration: broken by an override, reported with key, value, rule and remedy."""
 
 import functools
+import re
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,12 @@ BROKEN_WITHIN = [
     ("parallelism.pp=0", "parallelism.pp=0", "must be positive"),
     ("parallelism.ep=-1", "parallelism.ep=-1", "must be positive"),
     ("parallelism.pp=1", "parallelism.vpp=2", "needs a pipeline (pp > 1)"),
+    ("parallelism.delay_wgrad=true", "parallelism.delay_wgrad=True", "needs overlap_expert_comm=true"),
+    (
+        "parallelism.overlap_param_gather=true",
+        "parallelism.overlap_param_gather=True",
+        "needs overlap_grad_reduce=true",
+    ),
     ("model.num_layers=0", "model.num_layers=0", "must be positive"),
     ("model.vocab_size=-5", "model.vocab_size=-5", "must be positive"),
     ("model.num_dense_layers=-1", "model.num_dense_layers=-1", "must not be negative"),
@@ -63,12 +70,14 @@ BROKEN_WITHIN = [
 ]
 BROKEN_ACROSS = [
     ("parallelism.pp=3", "parallelism.pp=3", "must divide the 4 ranks (nodes 1 x 4)"),
-    ("parallelism.vpp=3", "parallelism.pp=2", "cuts 5 layers into pp x vpp = 6 chunks"),
+    ("parallelism.vpp=4", "parallelism.pp=2", "cuts 5 layers into pp x vpp = 8 chunks"),
     ("parallelism.layout='Et|t|t|tL'", "parallelism.layout=Et|t|t|tL", "it has 4 layers"),
     ("model.num_experts=9", "parallelism.ep=2", "must divide model.num_experts (9)"),
     ("parallelism.ep=4", "parallelism.ep=4", "must divide the data-parallel size 2 (4 ranks / pp 2)"),
-    ("train.global_batch_size=18", "train.global_batch_size=18", "must be a multiple of 8"),
-    ("train.eval_sequences=36", "train.eval_sequences=36", "must be a multiple of 8"),
+    ("train.global_batch_size=18", "train.global_batch_size=18", "must be a multiple of 4"),
+    ("train.eval_sequences=38", "train.eval_sequences=38", "must be a multiple of 4"),
+    ("train.global_batch_size=4", "train.global_batch_size=4", "must be 8 or more (2 x micro_batch_size 2"),
+    ("train.eval_sequences=4", "train.eval_sequences=4", "with vpp > 1 each of the pp ranks"),
     ("train.steps=119", "train.steps=119", "room for optim.warmup_steps (20) + optim.decay_steps (100)"),
     ("train.seq_len=1025", "train.seq_len=1025", "rope.original_max_position x rope.scaling_factor (1024)"),
     ("train.transformer_engine=true", "train.transformer_engine=True", "needs cluster.device=cuda, not cpu"),
@@ -105,6 +114,10 @@ def test_broken_rule_is_reported(override: str, shown: str, rule: str) -> None:
         ["model.rope.scaling_factor=1"],
         ["model.num_dense_layers=5"],
         ["parallelism.layout='Et|t|t|ttL'"],
+        ["parallelism.vpp=3"],
+        ["train.global_batch_size=12", "train.eval_sequences=20"],
+        ["parallelism.overlap_expert_comm=true", "parallelism.delay_wgrad=true"],
+        ["parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true"],
         ["data.prefetch_steps=0"],
     ],
 )
@@ -113,10 +126,60 @@ def test_legal_settings_pass(overrides: list[str]) -> None:
 
 
 def test_remedies_are_legal() -> None:
-    with pytest.raises(ConfigError, match="use 16 or 24"):
+    with pytest.raises(ConfigError, match="use 16 or 20"):
         compose([*SMOKE, "train.global_batch_size=18"])
-    for size in (16, 24):
+    for size in (16, 20):
         compose([*SMOKE, f"train.global_batch_size={size}"])
+    three_replicas = ["parallelism=serial", "cluster.gpus_per_node=3", "train.global_batch_size=12"]
+    with pytest.raises(ConfigError, match=r"eval_sequences=20\n.*multiple of 6 .*\n.*use 18 or 24"):
+        compose([*SMOKE, *three_replicas, "train.eval_sequences=20"])
+    odd = [*three_replicas, "train.micro_batch_size=1"]
+    with pytest.raises(ConfigError, match=r"eval_sequences=2\n.*multiple of 3 .*\n.*use 6$"):
+        compose([*SMOKE, *odd, "train.eval_sequences=2"])
+    compose([*SMOKE, *odd, "train.eval_sequences=6"])
+
+
+def test_sizes_that_fit_are_listed_and_legal() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=k25_pretrain_4k", "parallelism.vpp=4"])
+    [remedy] = [line for line in str(caught.value).splitlines() if "->" in line]
+    assert remedy.endswith("use one of (pp, vpp) = (16, 3), (8, 4), (16, 2), (8, 5), (8, 3), (8, 6)")
+    for pp, vpp in re.findall(r"\((\d+), (\d+)\)", remedy):
+        compose(["experiment=k25_pretrain_4k", f"parallelism.pp={pp}", f"parallelism.vpp={vpp}"])
+
+
+def test_a_wrong_layout_is_answered_with_the_planned_one() -> None:
+    with pytest.raises(ConfigError, match=r"correct it, or use null, which gives Ett\|t\|tt\|L$"):
+        compose([*SMOKE, "parallelism.layout='Et|t|t|tL'"])
+    with pytest.raises(ConfigError, match=r"has 4 chunks\n      -> use one of \(pp, vpp\) = \(2, 3\)"):
+        compose([*SMOKE, "parallelism.vpp=4", "parallelism.layout='Et|t|t|tL'"])
+
+
+def test_a_written_layout_may_leave_more_chunks_empty_than_a_planned_one() -> None:
+    config = compose([*SMOKE, "parallelism.vpp=4", "parallelism.layout='Et|t|t|t|t|||L'"])
+    assert config.parallelism.layout == "Et|t|t|t|t|||L"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rules"),
+    [
+        (["parallelism.ep=1"], ["needs experts spread over ranks (ep > 1)"]),
+        (["parallelism.vpp=1"], ["needs virtual stages in a pipeline (vpp > 1 at pp=16)"]),
+        (
+            ["parallelism.pp=1", "parallelism.vpp=1", "train.global_batch_size=256"],
+            ["must be 512 or more (2 x micro_batch_size 1 x data-parallel size 256)"],
+        ),
+        (["parallelism.overlap_expert_comm=false"], ["needs overlap_expert_comm=true"]),
+        (["parallelism.overlap_grad_reduce=false"], ["needs overlap_grad_reduce=true"]),
+    ],
+)
+def test_the_reports_plan_without_what_its_overlaps_need(overrides: list[str], rules: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=k25_pretrain_4k", *overrides])
+    told = str(caught.value).splitlines()
+    assert len(told) == 1 + 3 * len(rules)
+    for rule, line in zip(rules, told[2::3], strict=True):
+        assert rule in line
 
 
 def test_a_broken_section_silences_only_the_rules_that_read_it() -> None:

@@ -188,6 +188,7 @@ def test_yaml_holds_derived_sizes_and_reads_back(tmp_path: Path) -> None:
     derived = yaml.safe_load(path.read_text())["derived"]
     assert derived["world_size"] == 4
     assert derived["dp"] == 2
+    assert derived["layout"] == "Ett|t|tt|L"
     assert derived["expert_dp"] == 1
     assert derived["num_micro_batches"] == config.train.global_batch_size // (
         2 * config.train.micro_batch_size

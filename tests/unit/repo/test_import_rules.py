@@ -26,6 +26,7 @@ ALLOWED = {
     "parallel.config": {"stdlib"},
     "parallel.layout": {"stdlib"},
     "parallel.layout_plan": {"stdlib", "parallel.layout"},
+    "parallel.micro_batches": {"stdlib"},
     "k25_train.errors": {"stdlib"},
     "k25_train.config": {
         "stdlib",
