@@ -60,7 +60,7 @@ class GroupedExperts(MegatronModule):
         Returns the experts' outputs [T, D], and None where megatron-core expects a bias.
         """
         if tokens.shape[0] == 0:
-            return self._no_tokens(tokens), None
+            return self._no_tokens(tokens, weights), None
         counts = torch.as_tensor(tokens_per_expert, device=tokens.device)
         ends = counts.cumsum(0).to(torch.int32)
         gate, up = self._product(tokens, self.gate_up_proj, ends).chunk(2, dim=-1)
@@ -72,10 +72,14 @@ class GroupedExperts(MegatronModule):
             return grouped_linear(tokens, weights, ends)
         return grouped_linear_deferring_wgrad(tokens, weights, ends, self.wgrads)
 
-    def _no_tokens(self, tokens: Tensor) -> Tensor:
-        """An empty output that still hangs on the weights, so that they get a (zero) gradient."""
+    def _no_tokens(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """An empty output that hangs on all that the output of tokens hangs on.
+
+        The experts' weights get a (zero) gradient; and the router's weights one of no rows, without which this
+        rank would leave out the exchange in which all ranks send such gradients back.
+        """
         hidden = tokens @ self.gate_up_proj[0, : self.down_proj.shape[2]].T
-        return hidden @ self.down_proj[0].T
+        return (hidden * weights.unsqueeze(-1).to(tokens.dtype)) @ self.down_proj[0].T
 
     def backward_dw(self) -> None:
         """Compute the weight gradients that backward has left pending, if they are delayed."""
