@@ -16,7 +16,6 @@ from k25_train.config.command_line import exit_with
 from k25_train.config.resolve import compose, describe
 from k25_train.config.schema import Config
 from k25_train.errors import DryRunError, K25Error
-from k25_train.start import prepare_platform
 
 TABLE_WIDTH = 110
 """Characters of the widest row."""
@@ -38,6 +37,9 @@ def main() -> None:
 
 def run(config: Config, *, as_json: bool) -> None:
     """Print what the job would be; raises `DryRunError` with everything that is wrong with it."""
+    # Imported only for a sound configuration: torch takes seconds.
+    from k25_train.start import prepare_platform
+
     prepare_platform("meta")
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.dry.job import dry_run

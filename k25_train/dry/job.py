@@ -8,7 +8,7 @@ from megatron.core.pipeline_parallel.schedules import get_schedule_table
 from k25_train.config.schema import Config
 from k25_train.dry.groups import Sizes, check_groups
 from k25_train.dry.rank import BuiltRank, build_rank, bytes_of, gradient_buffers
-from k25_train.dry.shards import check_buffers, check_built_state, owned_by_rank, state_cost
+from k25_train.dry.shards import CODE, check_buffers, check_built_state, owned_by_rank, state_cost
 from k25_train.dry.tensors import (
     Held,
     check_layers,
@@ -95,13 +95,18 @@ def summarize(
     """A stage in numbers, and what is wrong with its buffers and optimizer shards."""
     place = built.topology
     owned, problems = owned_by_rank(built)
-    cost = state_cost(built)
+    cost, mixed = state_cost(built)
+    problems += mixed
     buckets = [
         (end - start) * buffer.grad_data.element_size()
         for chunk in built.chunks
         for buffer, _ in gradient_buffers(chunk)
         for start, end in buffer.bucket_indices
     ]
+    updated, counted = sum(of_one.elements for of_one in owned), sum(count_by_part(held, specs).values())
+    if updated != counted:
+        rule = f"must be {counted}, each of the stage's parameters by one of its ranks"
+        problems.append(Problem(f"parameters updated in stage {place.pp_rank}", updated, rule, CODE))
     of_rank = bytes_of(built.chunks, built.optimizer)
     summary = StageSummary(
         stage=place.pp_rank,
@@ -111,7 +116,7 @@ def summarize(
         gradients_bytes=of_rank.gradients,
         optimizer_bytes=tuple(cost.bytes_of(of_one) for of_one in owned),
         num_buckets=len(buckets),
-        largest_bucket_bytes=max(buckets),
+        largest_bucket_bytes=max(buckets, default=0),
         num_warmup_passes=built.num_warmup_passes,
     )
     return summary, problems + check_buffers(built) + check_built_state(built, owned, cost)
@@ -129,7 +134,7 @@ def check_micro_batches(config: Config, ranks: Sequence[BuiltRank]) -> list[Prob
         found.append(Problem("train.global_batch_size", train.global_batch_size, rule, remedy))
     passes = config.num_micro_batches * sizes.vpp
     if sizes.vpp > 1:
-        group_size = ranks[0].backbone.microbatch_group_size_per_vp_stage
+        group_size = ranks[0].micro_batch_group_size
         order = get_schedule_table(config.num_micro_batches, sizes.vpp, group_size)
         if len(order) != passes or len(set(order)) != passes:
             rule = (

@@ -17,11 +17,12 @@ from torch import Tensor
 from k25_train.config.schema import Config, OptimizerOffload
 from k25_train.dry.groups import KINDS
 from k25_train.model.build import build_chunks
-from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig, backbone_config
+from k25_train.model.megatron_config import TORCH_DTYPE, backbone_config
 from k25_train.optim.build import build_optimizer
 from parallel.fake_group import GroupsOfWorld, fake_rank
 from parallel.layout import PipelineLayout
 from parallel.megatron.replicas import replicate
+from parallel.micro_batches import micro_batch_group_size
 from parallel.topology import Topology, build_topology
 
 META = torch.device("meta")
@@ -44,12 +45,13 @@ class BuiltRank:
     """What one rank has built. Its process groups are gone; their members are in `groups`."""
 
     topology: Topology
-    backbone: BackboneConfig
     groups: dict[str, tuple[int, ...]]
     """Name of a group in megatron-core's collection -> global ranks."""
     groups_of_world: GroupsOfWorld
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
+    micro_batch_group_size: int
+    """Micro-batches that the interleaved schedule runs through one chunk before the next one's turn."""
     num_warmup_passes: int
     """Forward passes of a chunk that the schedule runs before the first backward pass."""
 
@@ -71,21 +73,24 @@ def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
         chunks = replicate(models, backbone, topology)
         optimizer = build_optimizer(optim, chunks, TORCH_DTYPE[train.dtype])
         make_state(optimizer)
+        group_size = config.num_micro_batches
+        if topology.vpp_size > 1:
+            group_size = micro_batch_group_size(config.num_micro_batches, topology.pp_size)
         _, _, num_warmup_passes, _ = get_pp_rank_microbatches(
             config.num_micro_batches,
             topology.vpp_size,
-            backbone.microbatch_group_size_per_vp_stage,
+            group_size,
             overlap_moe_expert_parallel_comm=backbone.overlap_moe_expert_parallel_comm,
         )
         return BuiltRank(
             topology=topology,
-            backbone=backbone,
             groups={
                 kind: tuple(dist.get_process_group_ranks(getattr(topology.groups, kind))) for kind in KINDS
             },
             groups_of_world=groups_of_world,
             chunks=chunks,
             optimizer=optimizer,
+            micro_batch_group_size=group_size,
             num_warmup_passes=num_warmup_passes,
         )
 

@@ -110,16 +110,22 @@ def tiles(ranges: list[tuple[int, int]], length: int) -> bool:
     return position == length
 
 
-def state_cost(built: BuiltRank) -> StateCost:
-    """Bytes that the built rank's optimizer keeps for an element and for a tensor."""
+def state_cost(built: BuiltRank) -> tuple[StateCost, list[Problem]]:
+    """Bytes that the built rank's optimizer keeps for an element and for a tensor of any parameter."""
     weights = [weight for chunk in built.chunks for weight in chunk.module.parameters()]
-    costs = set()
+    costs: set[StateCost] = set()
     for master, kept in masters_and_state(built.optimizer):
         per_element = 0 if storage_bytes([master], besides=weights) == 0 else master.element_size()
         per_element += sum(tensor.element_size() for tensor in kept if tensor.shape == master.shape)
-        costs.add((per_element, sum(tensor.nbytes for tensor in kept if tensor.shape != master.shape)))
-    assert len(costs) == 1, f"optimizer state differs from parameter to parameter: {costs}"
-    return StateCost(*costs.pop())
+        per_tensor = sum(tensor.nbytes for tensor in kept if tensor.shape != master.shape)
+        costs.add(StateCost(per_element, per_tensor))
+    # A stage without layers between others has no parameters at all.
+    most = max(costs, key=lambda cost: cost.per_element, default=StateCost(0, 0))
+    if len(costs) <= 1:
+        return most, []
+    where = f"optimizer state of rank {built.topology.rank}"
+    remedy = "build all parameters in train.dtype, or count state by parameter in k25_train/dry/shards.py"
+    return most, [Problem(where, sorted(map(str, costs)), "must cost the same for every parameter", remedy)]
 
 
 def check_built_state(built: BuiltRank, owned: list[Owned], cost: StateCost) -> list[Problem]:

@@ -1,0 +1,269 @@
+"""The dry run: the real model's totals, faults that are planted in it, and the bytes of real runs."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from k25_train.config.resolve import compose
+from k25_train.plan.parameters import EXPERTS, count_parameters
+from tests.helpers import dry_faults
+from tests.helpers.dry import dry_dict, dry_dict_with
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.runs import SHRUNK, layout, overrides, start_run
+from tests.helpers.source import REPO
+
+pytestmark = pytest.mark.distributed
+
+REAL = ["experiment=k25_pretrain_4k"]
+AS_SMOKE = [*SHRUNK, *layout(pp=2, vpp=2, ep=2, dp=2)]
+
+
+def dry(arguments: Sequence[str]) -> dict[str, Any]:
+    """The findings of a dry run without faults."""
+    return run_ranks(dry_dict, 1, list(arguments))[0]
+
+
+def check_totals(found: dict[str, Any], arguments: Sequence[str]) -> None:
+    """No problem, and parameters exactly as the configuration counts them, in sum and by part."""
+    counts = count_parameters(compose(arguments).model)
+    assert found["problems"] == []
+    assert found["parameters"] == counts.total
+    parts = [stage["parameters"] for stage in found["stages"]]
+    experts = sum(module.total for module in counts.modules if module.module == EXPERTS)
+    assert sum(part["experts"] for part in parts) == experts
+    assert [part["vision"] for part in parts] == [counts.vision] + [0] * (len(parts) - 1)
+
+
+@pytest.mark.parametrize(
+    "nodes", [pytest.param(32, id="256 ranks"), pytest.param(512, id="4096 ranks", marks=pytest.mark.slow)]
+)
+def test_the_real_model_is_whole_on_every_rank(nodes: int) -> None:
+    arguments = [*REAL, f"cluster.nodes={nodes}"]
+    found = dry(arguments)
+    check_totals(found, arguments)
+    assert found["parameters"] == 1_026_879_353_328
+    assert found["world_size"] == nodes * 8
+    layers = [layer for stage in found["stages"] for chunk in stage["layers"] for layer in chunk]
+    assert sorted(layers) == list(range(61))
+    # Float32 master and two moments for each parameter, once in the job, and a step count for each shard.
+    optimizer = sum(sum(stage["optimizer_bytes_by_dp_rank"]) for stage in found["stages"])
+    assert 12 * found["parameters"] < optimizer < 12.001 * found["parameters"]
+    for stage in found["stages"]:
+        # bfloat16 weights and float32 gradients of the same padded buffers; router biases come on top.
+        assert 0 <= stage["weights_bytes"] - stage["gradients_bytes"] / 2 < 1e5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        layout(),
+        layout(dp=3),
+        layout(pp=3, dp=1),
+        layout(pp=2, vpp=2, ep=2, dp=4),
+        layout(ep=4, dp=4),
+        [*layout(pp=4, dp=2, ep=2), "parallelism.layout=Et|tttt||L"],
+        [*layout(pp=2, vpp=2, ep=2, dp=2), "train.dtype=bfloat16", "parallelism.overlap_grad_reduce=true"],
+    ],
+    ids=" ".join,
+)
+def test_any_layout_adds_up(arguments: list[str]) -> None:
+    # 24 is a multiple of every data-parallel size above.
+    sizes = ["train.global_batch_size=24", "train.eval_sequences=24"]
+    check_totals(dry([*SHRUNK, *sizes, *arguments]), [*SHRUNK, *sizes, *arguments])
+
+
+FAULTS: dict[Callable[[], None], list[str]] = {
+    dry_faults.drop_a_layer: ["layers", "tensors that no rank holds"],
+    dry_faults.embed_in_every_first_chunk: ["tensors that several stages or expert ranks hold"],
+    dry_faults.share_experts_wrongly: [
+        "tensors that several stages or expert ranks hold",
+        "tensors that no rank holds",
+    ],
+    dry_faults.order_ranks_differently: [
+        "rank 2: dp group",
+        "rank 2: pp rank",
+        "PIPELINE_MODEL_PARALLEL_GROUP",
+    ],
+    dry_faults.form_groups_in_another_order: ["groups that rank 2 forms"],
+    dry_faults.widen_the_dense_layer: ["tensors of another shape", "parameters: dense"],
+    dry_faults.build_in_float32: ["tensors of another format"],
+    dry_faults.add_an_unknown_parameter: ["tensors of stage 0", "optimizer state of rank 0"],
+    dry_faults.freeze_a_parameter: ["parameters updated in stage 0"],
+    dry_faults.cut_buckets_unevenly: [
+        "pipeline stage 0, chunk 0, buffer 0: bucket sizes",
+        "pipeline stage 0, chunk 0, buffer 0: buckets",
+    ],
+    dry_faults.lay_parameters_over_each_other: ["pipeline stage 0, chunk 0, buffer 0: parameter of shape"],
+    dry_faults.leave_the_last_shard_to_nobody: [
+        "pipeline stage 0, chunk 0: vision_tower",
+        "parameters updated in stage 0",
+    ],
+    dry_faults.forget_a_master: ["optimizer of rank 0"],
+    dry_faults.skip_a_micro_batch: ["passes of the interleaved schedule"],
+    dry_faults.warm_up_late: ["warm-up passes of the stages"],
+    dry_faults.leave_sequences_over: ["train.global_batch_size"],
+}
+"""Fault -> how the keys of problems begin that it must lead to."""
+
+
+@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
+def test_a_planted_fault_is_found(plant: Callable[[], None]) -> None:
+    arguments = [*AS_SMOKE, "train.dtype=bfloat16"]
+    if plant is dry_faults.order_ranks_differently:
+        # megatron-core itself refuses that order with experts spread out.
+        arguments += ["parallelism.ep=1"]
+    problems = run_ranks(dry_dict_with, 1, arguments, plant)[0]["problems"]
+    keys = [problem["key"] for problem in problems]
+    for expected in FAULTS[plant]:
+        assert any(key.startswith(expected) for key in keys), keys
+    assert all(problem["rule"] and problem["remedy"] for problem in problems)
+
+
+def test_without_a_fault_nothing_is_found() -> None:
+    assert dry([*AS_SMOKE, "train.dtype=bfloat16"])["problems"] == []
+
+
+# Against real runs -----------------------------------------------------------------------------------------
+
+
+def storage_sizes(tensors: list[torch.Tensor]) -> dict[int, int]:
+    """Address -> bytes of the memory behind these tensors."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
+
+
+def bytes_after_a_step(context: RankContext, arguments: Sequence[str]) -> tuple[int, int, int, int, int]:
+    """Pipeline stage, data-parallel rank, and bytes of weights, gradients and optimizer of a real rank."""
+    from k25_train.step import train_step
+
+    run = start_run(context, arguments)
+    with run.loader:
+        train_step(run, 1)
+    models = [chunk.module for chunk in run.chunks]
+    weights = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    gradients = [parameter.main_grad for model in models for parameter in model.parameters()]
+    state = []
+    for part in run.optimizer.chained_optimizers:
+        for group in part.optimizer.param_groups:
+            for master in group["params"]:
+                state += [master, *part.optimizer.state[master].values()]
+    of_weights = storage_sizes(weights)
+    of_state = {address: size for address, size in storage_sizes(state).items() if address not in of_weights}
+    sums = (sum(of_weights.values()), sum(storage_sizes(gradients).values()), sum(of_state.values()))
+    return run.topology.pp_rank, run.topology.dp_rank, *sums
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        layout(pp=2, vpp=2, ep=2, dp=2),
+        [*layout(pp=2, ep=2, dp=2), "train.dtype=bfloat16"],
+        [
+            *layout(ep=2, dp=4),
+            "train.dtype=bfloat16",
+            "parallelism.overlap_grad_reduce=true",
+            "parallelism.overlap_param_gather=true",
+        ],
+    ],
+    ids=" ".join,
+)
+def test_bytes_are_those_of_a_real_run(data: Path, tmp_path: Path, arguments: list[str]) -> None:
+    arguments = overrides(data, tmp_path, *arguments)
+    stages = dry(arguments)["stages"]
+    for stage, dp_rank, *measured in run_ranks(bytes_after_a_step, 4, arguments):
+        expected = stages[stage]
+        assert measured == [
+            expected["weights_bytes"],
+            expected["gradients_bytes"],
+            expected["optimizer_bytes_by_dp_rank"][dp_rank],
+        ], f"stage {stage}, data-parallel rank {dp_rank}"
+
+
+# The command -----------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m k25_train.dryrun` on a machine that shows no GPU."""
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "k25_train.dryrun", *arguments]
+    return subprocess.run(line, cwd=REPO, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_a_table_and_says_what_it_replaced() -> None:
+    done = command("experiment=smoke_1gpu", "optim.offload=cpu")
+    assert done.returncode == 0, done.stderr
+    assert "k25_tiny on 1 ranks: pp 1, vpp 1, ep 1, dp 1 (experts 1)" in done.stdout
+    assert "train.transformer_engine=true: built with megatron-core's own layers" in done.stdout
+    assert "cluster.device=cuda: no GPU was used" in done.stdout
+    assert "optim.offload=cpu: the optimizer's GiB are in host memory." in done.stdout
+    assert "OK: 3,316,960 parameters, each built once, as the configuration counts" in done.stdout
+    assert "…" not in done.stdout, "a column is cut off"
+
+
+def test_the_command_prints_json() -> None:
+    done = command("experiment=smoke", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["parameters"] == 3_316_960
+    assert [stage["num_warmup_passes"] for stage in found["stages"]] == [4, 2]
+
+
+def test_a_bad_configuration_is_refused_before_anything_is_built() -> None:
+    done = command("experiment=k25_pretrain_4k", "parallelism.pp=7")
+    assert done.returncode == 2
+    assert done.stderr.startswith("ConfigError: ")
+    assert "parallelism.pp=7" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def report_a_fault(context: RankContext) -> str:
+    """What the command raises for a fault."""
+    from k25_train.dryrun import run
+
+    dry_faults.drop_a_layer()
+    try:
+        run(compose([*AS_SMOKE]), as_json=False)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("nothing was raised")
+
+
+def test_a_fault_is_an_error_with_rule_and_remedy() -> None:
+    text = run_ranks(report_a_fault, 1)[0]
+    assert text.startswith("DryRunError: ")
+    assert "problems in what the job would build\n  layers=[" in text
+    assert "-> correct the layout" in text
+
+
+# The fake process group ------------------------------------------------------------------------------------
+
+
+def be_two_ranks(context: RankContext) -> dict[str, Any]:
+    """Be rank 1 of 4, then the last of 4,096, in one process."""
+    import torch.distributed as dist
+
+    from parallel.fake_group import fake_rank
+
+    found: dict[str, Any] = {}
+    new_group = dist.new_group
+    for rank, size in ((1, 4), (4095, 4096)):
+        with fake_rank(rank, size) as groups:
+            mine = dist.new_group([0, rank], group_desc="MINE")
+            dist.new_group([0, 2], group_desc="OTHERS")
+            found[str(size)] = (dist.get_rank(), dist.get_world_size(), mine.size(), mine.rank(), groups)
+    found["left"] = not dist.is_initialized() and dist.new_group is new_group
+    return found
+
+
+def test_one_process_is_any_rank_and_learns_of_all_groups() -> None:
+    found = run_ranks(be_two_ranks, 1)[0]
+    assert found["4"] == (1, 4, 2, 1, {"MINE": [(0, 1)], "OTHERS": [(0, 2)]})
+    assert found["4096"] == (4095, 4096, 2, 1, {"MINE": [(0, 4095)], "OTHERS": [(0, 2)]})
+    assert found["left"]

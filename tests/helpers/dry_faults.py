@@ -1,0 +1,190 @@
+"""Faults for the dry run to find: each function breaks one thing that a rank builds, for good."""
+
+from typing import Any
+
+import torch
+
+from tests.helpers.dry import wrap
+
+
+def drop_a_layer() -> None:
+    """The second chunk begins a layer too late: one layer is nobody's, and all from there on shift."""
+    from parallel.layout import PipelineLayout
+
+    layer_ids = PipelineLayout.layer_ids
+
+    def shifted(self: PipelineLayout, pp_rank: int, vp_stage: int) -> range:
+        layers = layer_ids(self, pp_rank, vp_stage)
+        late = self.chunk_index(pp_rank, vp_stage) == 1
+        return range(layers.start + 1, layers.stop) if late else layers
+
+    PipelineLayout.layer_ids = shifted  # type: ignore[method-assign]
+
+
+def embed_in_every_first_chunk() -> None:
+    """Every stage's first chunk gets an embedding and a tower."""
+    from parallel.layout import PipelineLayout
+
+    PipelineLayout.is_first = lambda self, pp_rank, vp_stage: vp_stage == 0  # type: ignore[method-assign]
+
+
+def share_experts_wrongly() -> None:
+    """Every rank takes the first experts for its own."""
+    from k25_train.dry import tensors
+    from k25_train.model.weights import ChunkPlace
+
+    wrap(tensors, "chunk_place", lambda place: ChunkPlace(place.first_layer, first_expert=0))
+
+
+def order_ranks_differently() -> None:
+    """Pipeline neighbours become neighbours in rank."""
+    from megatron.core import parallel_state
+
+    initialize = parallel_state.initialize_model_parallel
+
+    def other_order(*args: Any, **kwargs: Any) -> None:
+        initialize(*args, order="tp-cp-pp-ep-dp", **kwargs)
+
+    parallel_state.initialize_model_parallel = other_order
+
+
+def form_groups_in_another_order() -> None:
+    """The last stage forms a group that the others do not."""
+    import torch.distributed as dist
+
+    from k25_train.dry import rank
+
+    build = rank.build_topology
+
+    def one_more(*args: Any) -> Any:
+        if dist.get_rank() > 0:
+            dist.new_group([0, 1], group_desc="SURPLUS")
+        return build(*args)
+
+    rank.build_topology = one_more
+
+
+def widen_the_dense_layer() -> None:
+    """The model is built with another width than the configuration has."""
+    from k25_train.dry import rank
+
+    original = rank.backbone_config
+
+    def wider(model: Any, *args: Any) -> Any:
+        config = original(model, *args)
+        config.ffn_hidden_size += 8
+        return config
+
+    rank.backbone_config = wider
+
+
+def build_in_float32() -> None:
+    """Weights are of another format than train.dtype."""
+    from k25_train.dry import rank
+
+    wrap(rank, "build_chunks", lambda chunks: [chunk.float() for chunk in chunks])
+
+
+def add_an_unknown_parameter() -> None:
+    """The model has a weight that the checkpoint has no name for, and of another format than the others."""
+    from k25_train.dry import rank
+
+    def with_scale(chunks: list[Any]) -> list[Any]:
+        for chunk in chunks:
+            chunk.language_model.scale = torch.nn.Parameter(torch.ones(4, device="meta"))
+        return chunks
+
+    wrap(rank, "build_chunks", with_scale)
+
+
+def freeze_a_parameter() -> None:
+    """A weight that should learn has no gradient."""
+    from k25_train.dry import rank
+
+    def freeze(chunks: list[Any]) -> list[Any]:
+        chunks[0].language_model.decoder.layers[0].input_layernorm.weight.requires_grad_(False)
+        return chunks
+
+    wrap(rank, "build_chunks", freeze)
+
+
+def _buffer_of(built: Any) -> Any:
+    return built.chunks[0].buffers[0]
+
+
+def cut_buckets_unevenly() -> None:
+    """A bucket ends one element too early for its ranks."""
+    from k25_train.dry import job
+
+    def cut(built: Any) -> Any:
+        start, end = _buffer_of(built).bucket_indices[-1]
+        _buffer_of(built).bucket_indices[-1] = (start, end - 1)
+        return built
+
+    wrap(job, "build_rank", cut)
+
+
+def lay_parameters_over_each_other() -> None:
+    """The place of one parameter in the buffer begins within another."""
+    from k25_train.dry import job
+
+    def shift(built: Any) -> Any:
+        places = _buffer_of(built).param_index_map
+        parameter = next(iter(reversed(places)))
+        start, end, bucket = places[parameter]
+        places[parameter] = (start - 100, end - 100, bucket)
+        return built
+
+    wrap(job, "build_rank", shift)
+
+
+def leave_the_last_shard_to_nobody() -> None:
+    """The last rank of each group updates nothing."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    original = DistributedOptimizer._build_model_gbuf_range.__func__
+
+    def without_last(cls: Any, buffer: Any, bucket: int) -> Any:
+        group = buffer.data_parallel_group
+        ranges = original(cls, buffer, bucket)
+        return {"param_map": {}} if group.rank() == group.size() - 1 > 0 else ranges
+
+    DistributedOptimizer._build_model_gbuf_range = classmethod(without_last)
+
+
+def forget_a_master() -> None:
+    """The optimizer does not update one of its shards."""
+    from k25_train.dry import rank
+
+    def forget(optimizer: Any) -> Any:
+        next(iter(rank.inner_optimizers(optimizer))).param_groups[0]["params"].pop()
+        return optimizer
+
+    wrap(rank, "build_optimizer", forget)
+
+
+def skip_a_micro_batch() -> None:
+    """The interleaved schedule leaves its last pass out."""
+    from k25_train.dry import job
+
+    wrap(job, "get_schedule_table", lambda order: order[:-1])
+
+
+def warm_up_late() -> None:
+    """Later stages run more forward passes ahead than earlier ones: they would wait for each other."""
+    import torch.distributed as dist
+
+    from k25_train.dry import rank
+
+    wrap(rank, "get_pp_rank_microbatches", lambda counts: (counts[0], counts[1], dist.get_rank(), counts[3]))
+
+
+def leave_sequences_over() -> None:
+    """A step has one sequence more than its micro-batches take."""
+    from k25_train.config import resolve
+
+    def one_more(config: Any) -> Any:
+        config.train.global_batch_size += 1
+        return config
+
+    wrap(resolve, "compose", one_more)
