@@ -22,11 +22,17 @@ from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig, backbon
 from k25_train.optim.build import build_optimizer
 from k25_train.passes import DeviceBatch, to_device
 from k25_train.plan.layout import layout_of
+from parallel.megatron.phases import announce_to
+from parallel.megatron.platform import has_work_left
 from parallel.megatron.replicas import replicate
-from parallel.topology import Topology, build_topology, start_process_group
+from parallel.topology import Topology, build_topology, job_store, start_process_group
+from parallel.watch.board import Board
+from parallel.watch.guard import StallGuard
+from parallel.watch.watch import Watch
 
-COLLECTIVE_TIMEOUT_S = 600.0
-"""A rank that waits longer than this for its peers ends the job."""
+COLLECTIVE_MARGIN_S = 600.0
+"""Communication fails so much later than `train.stall_timeout_s`: the stall guard, which can say where a job
+is stuck, speaks first, and only start-up and checkpoints, which it leaves alone, have this longer limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +47,8 @@ class Run:
     """Model chunks of this rank, one per virtual stage."""
     optimizer: MegatronOptimizer
     loader: DataLoader
+    watch: Watch
+    """What this rank is doing, for the report of a stall."""
 
     @property
     def folder(self) -> Path:
@@ -87,7 +95,7 @@ def build_run(config: Config, device: torch.device) -> Run:
     check_world_size(config)
     loader = DataLoader(config.data, config.train, config.model.vision)
     check_vocabulary(config, loader)
-    start_process_group(device, COLLECTIVE_TIMEOUT_S)
+    start_process_group(device, config.train.stall_timeout_s + COLLECTIVE_MARGIN_S)
     layout = layout_of(config)
     topology = build_topology(config.parallelism, layout, device)
     backbone = backbone_config(config.model, config.train, config.parallelism, layout)
@@ -95,6 +103,8 @@ def build_run(config: Config, device: torch.device) -> Run:
     initialize_chunks(models, config, topology)
     chunks = replicate(models, backbone, topology)
     optimizer = build_optimizer(config.optim, chunks, TORCH_DTYPE[config.train.dtype])
+    watch = Watch(topology.rank)
+    announce_to(watch)
     return Run(
         config=config,
         topology=topology,
@@ -102,16 +112,30 @@ def build_run(config: Config, device: torch.device) -> Run:
         chunks=chunks,
         optimizer=optimizer,
         loader=loader,
+        watch=watch,
+    )
+
+
+def stall_guard(run: Run) -> StallGuard:
+    """What ends the job if it makes no progress for `train.stall_timeout_s`; use it as a context manager."""
+    place = run.topology
+    return StallGuard(
+        run.watch,
+        Board(job_store(), place.rank, place.world_size),
+        timeout_s=run.config.train.stall_timeout_s,
+        folder=run.folder / "logs",
+        device_is_busy=lambda: has_work_left(place.device),
     )
 
 
 def read_micro_batches(run: Run, step: int) -> list[DeviceBatch]:
     """This data-parallel rank's micro-batches of `step` (from 1); pixels only in the first pipeline stage."""
     place = run.topology
-    batches = run.loader.micro_batches(
-        step - 1, dp_rank=place.dp_rank, dp_size=place.dp_size, with_pixels=place.holds_first_chunk
-    )
-    return _ready(run, batches)
+    with run.watch.phase("read data"):
+        batches = run.loader.micro_batches(
+            step - 1, dp_rank=place.dp_rank, dp_size=place.dp_size, with_pixels=place.holds_first_chunk
+        )
+        return _ready(run, batches)
 
 
 def read_eval_micro_batches(
@@ -123,14 +147,15 @@ def read_eval_micro_batches(
     the model gets from seeing the right ones.
     """
     place = run.topology
-    batches = run.loader.eval_micro_batches(
-        num_sequences,
-        dp_rank=place.dp_rank,
-        dp_size=place.dp_size,
-        with_pixels=place.holds_first_chunk,
-        shuffle_media_seed=shuffle_media_seed,
-    )
-    return _ready(run, batches)
+    with run.watch.phase("read data"):
+        batches = run.loader.eval_micro_batches(
+            num_sequences,
+            dp_rank=place.dp_rank,
+            dp_size=place.dp_size,
+            with_pixels=place.holds_first_chunk,
+            shuffle_media_seed=shuffle_media_seed,
+        )
+        return _ready(run, batches)
 
 
 def _ready(run: Run, batches: Sequence[MicroBatch]) -> list[DeviceBatch]:

@@ -65,7 +65,8 @@ def train_step(run: Run, step: int) -> StepResult:
     # 3. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard.
     rate = learning_rate(config.optim, step, config.train.steps)
     set_learning_rate(run.optimizer, rate)
-    _, grad_norm, _ = run.optimizer.step()
+    with run.watch.phase("optimizer"):
+        _, grad_norm, _ = run.optimizer.step()
     check_finite("gradient norm", float(grad_norm), step)
     return StepResult(
         loss=loss,

@@ -13,7 +13,7 @@ from k25_train.checkpoint import folders, state
 from k25_train.errors import ConfigError
 from k25_train.metrics.flops import training_flops
 from k25_train.metrics.report import Report
-from k25_train.run import Run
+from k25_train.run import Run, stall_guard
 from k25_train.step import StepResult, eval_losses, train_step
 
 _SIGNAL_WHEN_PARENT_DIES = 1
@@ -54,7 +54,14 @@ class Trainer:
         self.stop = StopRequest()
 
     def fit(self) -> None:
-        """Train to `train.steps`, or to a checkpoint if a signal asks to stop."""
+        """Train to `train.steps`, or to a checkpoint if a signal asks to stop.
+
+        A step or an evaluation that makes no progress for `train.stall_timeout_s` ends the process.
+        """
+        with stall_guard(self.run):
+            self._fit()
+
+    def _fit(self) -> None:
         run, cadence = self.run, self.run.config.train
         start = self.resume()
         if start == cadence.steps:
@@ -65,10 +72,12 @@ class Trainer:
             self.report.add({"step": 0, **self.evaluate()})
         for step in range(start + 1, cadence.steps + 1):
             is_last = step == cadence.steps
-            row = self.row(step, train_step(run, step))
+            with run.watch.training(step):
+                row = self.row(step, train_step(run, step))
             if is_last or step % cadence.eval_interval == 0:
                 row |= self.evaluate()
-            self.report.add(row)
+            with run.watch.phase("report"):
+                self.report.add(row)
             stopping = self.stop.agreed(run.topology.device) and not is_last
             if is_last or stopping or step % run.config.checkpoint.interval == 0:
                 self.save(step)
@@ -105,14 +114,17 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out losses, text apart from samples with media; a kind that the blend lacks has none."""
-        return eval_losses(self.run, self.run.config.train.eval_sequences).held_out()
+        with self.run.watch.phase("evaluate"):
+            return eval_losses(self.run, self.run.config.train.eval_sequences).held_out()
 
     def save(self, step: int) -> None:
         """Write a checkpoint and drop the oldest beyond `checkpoint.keep`."""
         run = self.run
-        state.save(run.checkpoints, step, run.chunks, run.optimizer, run.config)
-        if run.is_main:
-            folders.prune(run.checkpoints, run.config.checkpoint.keep)
+        # How long this takes depends on the file system, not on a step.
+        with run.watch.phase("checkpoint", may_be_long=True):
+            state.save(run.checkpoints, step, run.chunks, run.optimizer, run.config)
+            if run.is_main:
+                folders.prune(run.checkpoints, run.config.checkpoint.keep)
 
     def row(self, step: int, result: StepResult) -> dict[str, float]:
         """What `metrics.jsonl` says of a step."""

@@ -8,7 +8,7 @@ replicated over the remaining `expert_dp = dp / ep`. Rank order is the one of me
 import datetime
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -72,6 +72,12 @@ def start_process_group(device: torch.device, timeout_s: float) -> None:
         rank=0 if alone else -1,
         world_size=1 if alone else -1,
     )
+
+
+def job_store() -> dist.Store:
+    """A connection of its own to the store through which the ranks of the job have found each other."""
+    store: Any = dist.distributed_c10d._get_default_store()
+    return store.clone()
 
 
 def build_topology(sizes: ParallelismConfig, layout: PipelineLayout, device: torch.device) -> Topology:

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from parallel.megatron import cpu_answers, upstream_fixes
+from parallel.megatron import cpu_answers, phases, upstream_fixes
 
 MEGATRON_CORE_VERSION = "0.19.2"
 
@@ -47,10 +47,17 @@ def use_platform(device_type: str) -> torch.device:
     else:
         device = torch.device(device_type)
         cpu_answers.install(device)
+    phases.announce_collectives()
     upstream_fixes.install(on_cpu=device.type != "cuda")
+    phases.announce_megatron()
     return device
 
 
 def backend_of(device: torch.device) -> str:
     """The torch.distributed backend for `device`: nccl on CUDA, gloo on the CPU, none that talks on meta."""
     return {"cuda": "nccl", "cpu": "gloo", "meta": "fake"}[device.type]
+
+
+def has_work_left(device: torch.device) -> bool:
+    """Whether a GPU has not finished what this process gave it; a CPU finishes work when it is submitted."""
+    return device.type == "cuda" and not torch.cuda.default_stream(device).query()

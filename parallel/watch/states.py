@@ -1,0 +1,162 @@
+"""What a rank is doing, and who holds up ranks that wait for each other. Pure: no clock, no store."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import groupby
+
+BETWEEN_STEPS = "between steps"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankState:
+    """What one rank is doing."""
+
+    rank: int
+    step: int
+    """The training step that it works on, or did last; 0 before the first."""
+    phases: tuple[str, ...]
+    """Phases that it is in, outermost first; empty between steps."""
+    seconds: float
+    """Since it last entered or left a phase."""
+    waits_for: tuple[int, ...]
+    """Global ranks that it communicates with; empty for a rank that computes or reads."""
+    may_be_long: bool
+    """Whether it is in a phase that no time limit applies to."""
+
+    @property
+    def doing(self) -> str:
+        """Step and phases."""
+        return f"step {self.step}: {' > '.join(self.phases) or BETWEEN_STEPS}"
+
+    def __str__(self) -> str:
+        text = f"rank {self.rank}, {self.doing}, for {self.seconds:.1f} s"
+        return f"{text}, waits for {ranks_text(self.waits_for)}" if self.waits_for else text
+
+    def to_json(self) -> str:
+        """For the job's store; ranks as runs, since a collective may wait for thousands."""
+        return json.dumps(asdict(self) | {"waits_for": _runs(self.waits_for)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "RankState":
+        """Back from the job's store."""
+        fields = json.loads(text)
+        ranks = tuple(rank for first, last in fields["waits_for"] for rank in range(first, last + 1))
+        return cls(**fields | {"phases": tuple(fields["phases"]), "waits_for": ranks})
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Ranks from one that waits to those that hold it up."""
+
+    path: tuple[int, ...]
+    """Each waits for the next; the last one is a culprit, or waits for one that came before."""
+    culprits: tuple[int, ...]
+    """Ranks at the ends: they wait for nobody, or do not answer. Empty if all wait in a circle."""
+    circle: tuple[int, ...]
+    """Without culprits: the ranks that wait for each other."""
+
+
+def follow(states: Mapping[int, RankState], first: int) -> Chain:
+    """Go from rank `first` along "waits for" to the ranks that hold it up.
+
+    `states` has the ranks that answered; a rank that others wait for and that is not there counts as a
+    culprit. `path` is a shortest way to a culprit, the lowest of those that are equally near.
+    """
+    came_from: dict[int, int | None] = {first: None}
+    queue = [first]
+    for rank in queue:
+        for peer in sorted(_peers(states, rank)):
+            if peer not in came_from:
+                came_from[peer] = rank
+                queue.append(peer)
+    culprits = [rank for rank in queue if not _peers(states, rank)]
+    circle = [] if culprits else _circle(states, queue)
+    path: list[int] = []
+    step: int | None = culprits[0] if culprits else circle[0]
+    while step is not None:
+        path.insert(0, step)
+        step = came_from[step]
+    return Chain(tuple(path), tuple(sorted(culprits)), tuple(sorted(circle)))
+
+
+def _peers(states: Mapping[int, RankState], rank: int) -> tuple[int, ...]:
+    return states[rank].waits_for if rank in states else ()
+
+
+def _circle(states: Mapping[int, RankState], ranks: list[int]) -> list[int]:
+    """Those of `ranks`, which all wait for some of them, that are waited for by one that stays."""
+    num_waiting = Counter(peer for rank in ranks for peer in _peers(states, rank))
+    free = [rank for rank in ranks if not num_waiting[rank]]
+    for rank in free:
+        for peer in _peers(states, rank):
+            num_waiting[peer] -= 1
+            if not num_waiting[peer]:
+                free.append(peer)
+    return [rank for rank in ranks if num_waiting[rank]]
+
+
+def report(
+    answers: Mapping[int, RankState],
+    last_seen: Mapping[int, RankState],
+    first: int,
+    world_size: int,
+    *,
+    headline: str,
+    logs: str,
+) -> str:
+    """The one text that tells what a job is stuck in.
+
+    Args:
+        answers: the states of the ranks that answered, rank `first` among them.
+        last_seen: the states that ranks published last, for those that do not answer.
+        first: the rank that noticed.
+        headline: why the job ends.
+        logs: where the stacks are.
+    """
+    chain = follow(answers, first)
+    silent = [rank for rank in range(world_size) if rank not in answers]
+    lines = [headline, "who waits for whom:"]
+    lines += [f"  {_line(rank, answers, last_seen)}" for rank in chain.path]
+    if chain.circle:
+        lines.append(
+            f"likely culprit: none alone; {ranks_text(chain.circle)} wait for each other: a message is lost, "
+            "or they disagree about what comes next"
+        )
+    for rank in sorted({*chain.culprits, *silent}):
+        lines.append(f"likely culprit: {_line(rank, answers, last_seen)}")
+    lines.append("all ranks:")
+    by_doing = sorted(answers.values(), key=lambda state: (state.doing, state.rank))
+    for doing, group in groupby(by_doing, key=lambda state: state.doing):
+        lines.append(f"  {ranks_text(state.rank for state in group)}: {doing}")
+    if silent:
+        lines.append(f"  {ranks_text(silent)}: no answer")
+    lines.append(f"stacks: {logs}")
+    return "\n".join(lines)
+
+
+def _line(rank: int, answers: Mapping[int, RankState], last_seen: Mapping[int, RankState]) -> str:
+    if rank in answers:
+        return str(answers[rank])
+    seen = f" (last seen in {last_seen[rank].doing})" if rank in last_seen else ""
+    return f"rank {rank} does not answer: dead, stopped, or stuck in native code{seen}"
+
+
+def ranks_text(ranks: Iterable[int]) -> str:
+    """`rank 3`, or `ranks 0-3, 8`."""
+    runs = _runs(ranks)
+    texts = [f"{first}-{last}" if first < last else str(first) for first, last in runs]
+    is_one = len(runs) == 1 and runs[0][0] == runs[0][1]
+    return f"rank{'' if is_one else 's'} {', '.join(texts)}"
+
+
+def _runs(ranks: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of each run of neighbours."""
+    runs: list[tuple[int, int]] = []
+    for rank in sorted(ranks):
+        if runs and runs[-1][1] == rank - 1:
+            runs[-1] = (runs[-1][0], rank)
+        else:
+            runs.append((rank, rank))
+    return runs
