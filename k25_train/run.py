@@ -101,7 +101,13 @@ def build_run(config: Config, device: torch.device) -> Run:
     backbone = backbone_config(config.model, config.train, config.parallelism, layout)
     models = build_chunks(config, backbone, topology)
     initialize_chunks(models, config, topology)
-    chunks = replicate(models, backbone, topology)
+    chunks = replicate(
+        models,
+        backbone,
+        topology,
+        overlap_grad_reduce=config.parallelism.overlap_grad_reduce,
+        overlap_param_gather=config.parallelism.overlap_param_gather,
+    )
     optimizer = build_optimizer(config.optim, chunks, TORCH_DTYPE[config.train.dtype])
     watch = Watch(topology.rank)
     announce_to(watch)

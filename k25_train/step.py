@@ -15,6 +15,7 @@ from k25_train.optim.build import set_learning_rate
 from k25_train.optim.schedule import learning_rate
 from k25_train.passes import LossSums, forward_micro_batch, share_with_loss
 from k25_train.run import Run, read_eval_micro_batches, read_micro_batches
+from parallel.megatron.replicas import complete_parameters
 from parallel.megatron.schedule import run_schedule
 
 
@@ -82,6 +83,7 @@ def eval_losses(run: Run, num_sequences: int, shuffle_media_seed: int | None = N
 
     `shuffle_media_seed` gives every sample the images of another one.
     """
+    complete_parameters(run.chunks)
     for chunk in run.chunks:
         chunk.eval()
     sums = run_schedule(

@@ -1,7 +1,9 @@
 """Save and load the sharded state of a run with megatron-core's distributed checkpointing.
 
 Every tensor is stored under its place in the whole model, so a checkpoint loads into any layout. Optimizer
-state uses the format that can be re-sharded over pipeline, expert and data-parallel sizes.
+state uses the format that can be re-sharded over pipeline, expert and data-parallel sizes. Data-parallel
+ranks write about equal shares of what they all hold. Each reads what it needs itself: sharing the reading out
+as well would send every expert to every rank of a stage.
 """
 
 import shutil
@@ -13,6 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -21,6 +26,7 @@ from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, check_continui
 from k25_train.config.resolve import to_yaml
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError, K25Error
+from parallel.megatron.replicas import complete_parameters
 
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
@@ -42,7 +48,7 @@ def sharded_state(
 
 
 def save(
-    root: Path, step: int, chunks: list[torch.nn.Module], optimizer: MegatronOptimizer, config: Config
+    root: Path, step: int, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, config: Config
 ) -> None:
     """Write `root/step_<step>`; called by every rank.
 
@@ -50,9 +56,13 @@ def save(
     there stay untouched.
     """
     folder = folders.partial_folder(root, step)
+    complete_parameters(chunks)
+    # Else the first data-parallel rank writes all that it shares with the others.
+    shared_out = FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), chunks[0].dp_group)
     try:
         on_first_rank(lambda: folders.prepare_partial(root, step))
-        dist_checkpointing.save(sharded_state(chunks, optimizer, is_loading=False), str(folder))
+        state = sharded_state(chunks, optimizer, is_loading=False)
+        dist_checkpointing.save(state, str(folder), shared_out)
         on_first_rank(lambda: folders.publish(root, step, to_yaml(config)))
     except OSError as error:
         raise CheckpointError(_not_written(folder, str(error))) from error

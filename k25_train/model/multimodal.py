@@ -25,9 +25,10 @@ class MultimodalModel(MegatronModule):
         mm_projector: nn.Module | None = None,
     ) -> None:
         super().__init__(config)
-        self.language_model = language_model
+        # In the order of the forward pass: by it, gradients are reduced and updated parameters gathered.
         self.vision_tower = vision_tower
         self.mm_projector = mm_projector
+        self.language_model = language_model
         # Read by megatron-core's pipeline schedules.
         self.pre_process = language_model.pre_process
         self.post_process = language_model.post_process
@@ -92,9 +93,11 @@ class MultimodalModel(MegatronModule):
     ) -> dict[str, Any]:
         embeddings = None
         if self.pre_process:
-            embeddings = self.language_model.embedding(tokens.unsqueeze(0), position_ids=None)
-            if self.vision_tower is not None and pixels is not None and media_positions is not None:
+            features = None
+            if self.vision_tower is not None and pixels is not None:
                 features = self.encode(pixels, grid_thw)
+            embeddings = self.language_model.embedding(tokens.unsqueeze(0), position_ids=None)
+            if features is not None and media_positions is not None:
                 embeddings = put_features(embeddings, features, media_positions)
         return {
             "input_ids": tokens.unsqueeze(0),

@@ -27,6 +27,7 @@ def build_optimizer(
         adam_eps=optim.eps,
         clip_grad=optim.grad_clip,
         use_distributed_optimizer=True,
+        overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
         bf16=params_dtype is torch.bfloat16,
         params_dtype=params_dtype,
     )

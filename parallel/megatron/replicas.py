@@ -11,23 +11,75 @@ from parallel.topology import Topology
 
 
 def replicate(
-    chunks: Sequence[torch.nn.Module], config: TransformerConfig, topology: Topology
+    chunks: Sequence[torch.nn.Module],
+    config: TransformerConfig,
+    topology: Topology,
+    *,
+    overlap_grad_reduce: bool = False,
+    overlap_param_gather: bool = False,
+    bucket_parameters: int | None = None,
 ) -> list[DistributedDataParallel]:
     """Wrap each chunk so that its gradients are summed in float32 and sharded over data-parallel ranks.
 
     Also tells the pipeline schedule, through `config`, how to finish the gradients of a step: reduce them,
     update the routers' expert biases, and divide by the number of tokens with a loss in the global batch.
+
+    Args:
+        overlap_grad_reduce: reduce each bucket as soon as its gradients are complete, beside the backward
+            pass of the others.
+        overlap_param_gather: gather each bucket's updated parameters when the next forward pass comes to its
+            first module, and the bucket after it meanwhile. Between an update and that pass parameters are
+            stale: call `complete_parameters` before anything else reads them. Needs `overlap_grad_reduce`,
+            without which all parameters are one bucket.
+        bucket_parameters: parameters after which a bucket is full. None is megatron-core's choice,
+            max(40M, 1M x dp): large enough for the bandwidth of the network, not its latency, to count.
+
+    Only the first chunk of the first stage has buckets: elsewhere the reduction of a whole chunk runs beside
+    the passes of other chunks, or in the pipeline's bubble.
     """
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=False,
+        overlap_grad_reduce=overlap_grad_reduce,
+        overlap_param_gather=overlap_param_gather,
+        bucket_size=bucket_parameters,
         delay_wgrad_compute=config.delay_wgrad_compute,
     )
-    config.finalize_model_grads_func = finalize_model_grads
-    return [
+    replicas = [
         DistributedDataParallel(
-            config=config, ddp_config=ddp_config, module=chunk, pg_collection=topology.groups
+            config=config,
+            ddp_config=ddp_config,
+            module=chunk,
+            pg_collection=topology.groups,
+            disable_bucketing=index > 0,
         )
-        for chunk in chunks
+        for index, chunk in enumerate(chunks)
     ]
+    config.finalize_model_grads_func = finalize_model_grads
+    if overlap_grad_reduce:
+        _reduce_in_schedule(replicas, config)
+    return replicas
+
+
+def _reduce_in_schedule(replicas: list[DistributedDataParallel], config: TransformerConfig) -> None:
+    """Let the pipeline schedule start reductions: after a chunk's last micro-batch, on all stages at once.
+
+    A reduction slows the computation beside it down; started by all stages in the same slot, it does not
+    make one wait for another.
+    """
+    hold_back = [replica.no_sync for replica in replicas]
+    start = [replica.start_grad_sync for replica in replicas]
+    alone = len(replicas) == 1
+    config.no_sync_func = hold_back[0] if alone else hold_back
+    config.grad_sync_func = start[0] if alone else start
+
+
+@torch.no_grad()
+def complete_parameters(replicas: Sequence[DistributedDataParallel]) -> None:
+    """Gather what the last update left stale, before anything but a training pass reads parameters.
+
+    Called by every rank. Without overlap nothing is stale, and nothing is done.
+    """
+    for replica in replicas:
+        if replica.ddp_config.overlap_param_gather:
+            replica.start_param_sync(force_sync=True)

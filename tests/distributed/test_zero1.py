@@ -1,0 +1,296 @@
+"""ZeRO-1: overlap changes no number, the norm counts every parameter once, optimizer bytes fall with dp."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.gradients import CLASSES, gathered_gradients, named_once, scale_gradients, square_sums
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.runs import layout, overrides, start_run
+
+pytestmark = pytest.mark.distributed
+
+OVERLAP = ["parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true"]
+SHORT = "train.steps=3 train.global_batch_size=4 optim.warmup_steps=0 optim.decay_steps=0".split()
+UNCLIPPED = "optim.grad_clip=1e9"
+"""Otherwise the clipping factor carries the summation order of the norm into every parameter."""
+
+SMOKE = {"pp": 2, "vpp": 2, "ep": 2, "dp": 2}
+
+
+def num_ranks(sizes: dict[str, int]) -> int:
+    return sizes.get("pp", 1) * sizes.get("dp", 1)
+
+
+# Overlap ---------------------------------------------------------------------------------------------------
+
+
+def start_in_buckets(context: RankContext, arguments: Sequence[str], bucket_parameters: int) -> Any:
+    """Build a run whose buckets are full at `bucket_parameters` parameters: with 1, each holds one."""
+    from k25_train import run
+
+    run.replicate = partial(run.replicate, bucket_parameters=bucket_parameters)
+    return start_run(context, arguments)
+
+
+def train_in_buckets(context: RankContext, arguments: Sequence[str]) -> dict[str, Any]:
+    """Train with one parameter a bucket: losses, norms, and how many reductions began before the last step
+    of the schedule asked for all that were missing."""
+    from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as BucketGroup
+
+    from k25_train.step import train_step
+
+    run = start_in_buckets(context, arguments, bucket_parameters=1)
+    groups = [
+        group for chunk in run.chunks for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups
+    ]
+    finish = BucketGroup.finish_grad_sync
+    under_way = []
+
+    def finish_and_note(self: Any, *args: Any, **kwargs: Any) -> None:
+        under_way.append(self.grad_reduce_handle is not None)
+        finish(self, *args, **kwargs)
+
+    BucketGroup.finish_grad_sync = finish_and_note
+    with run.loader:
+        results = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
+    return {
+        "losses": [result.loss for result in results],
+        "norms": [result.grad_norm for result in results],
+        "num_buckets": len(groups),
+        "under way": under_way[-len(groups) :],
+    }
+
+
+def compare_overlap(data: Path, run: Path, sizes: dict[str, int], *more: str) -> tuple[list, list]:
+    """What ranks report without and with overlap."""
+    command = overrides(data, run, *layout(**sizes), *SHORT, UNCLIPPED, *more)
+    plain, overlapped = (
+        run_ranks(train_in_buckets, num_ranks(sizes), [*command, *flags], timeout_s=240.0)
+        for flags in ([], OVERLAP)
+    )
+    # A stage has one bucket for dense parameters and one for experts a chunk, or one a parameter.
+    assert all(rank["num_buckets"] == 2 * sizes.get("vpp", 1) for rank in plain)
+    assert overlapped[0]["num_buckets"] > 40
+    # From the second step on, when it is known which gradients complete a bucket.
+    assert not any(any(rank["under way"]) for rank in plain)
+    assert all(all(rank["under way"]) for rank in overlapped)
+    return plain, overlapped
+
+
+BITWISE = {
+    "dp2, float32": ({"dp": 2}, "train.dtype=float32"),
+    "as smoke, bfloat16": (SMOKE, "train.dtype=bfloat16"),
+}
+"""Sums over two ranks, whose order cannot differ."""
+
+
+@pytest.mark.parametrize("name", BITWISE)
+def test_overlap_changes_no_bit_of_two_replicas(name: str, data: Path, tmp_path: Path) -> None:
+    sizes, dtype = BITWISE[name]
+    plain, overlapped = compare_overlap(data, tmp_path, sizes, dtype)
+    assert overlapped[0]["losses"] == plain[0]["losses"]
+    assert overlapped[0]["norms"] == pytest.approx(plain[0]["norms"], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sizes", [{"dp": 4}, {"ep": 2, "dp": 4}, {"pp": 2, "dp": 2}, SMOKE], ids=str)
+def test_overlap_changes_nothing_in_any_layout(
+    sizes: dict[str, int], dtype: str, data: Path, tmp_path: Path
+) -> None:
+    plain, overlapped = compare_overlap(data, tmp_path, sizes, f"train.dtype={dtype}")
+    # Gloo adds four ranks' values in an order that depends on their place in the bucket.
+    for values in ("losses", "norms"):
+        assert overlapped[0][values] == pytest.approx(plain[0][values], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_overlap_goes_together_with_expert_overlap(data: Path, tmp_path: Path) -> None:
+    also = ["parallelism.overlap_expert_comm=true", "train.dtype=bfloat16"]
+    plain, overlapped = compare_overlap(data, tmp_path, SMOKE, *also)
+    assert overlapped[0]["losses"] == plain[0]["losses"]
+
+
+def parameters_around_completion(
+    context: RankContext, arguments: Sequence[str]
+) -> tuple[list[float], list[float], list[float]]:
+    """Sums of each parameter after an update, after its completion, and as an evaluation leaves it."""
+    from k25_train.step import eval_losses, train_step
+    from parallel.megatron.replicas import complete_parameters
+
+    run = start_in_buckets(context, arguments, bucket_parameters=1)
+
+    def sums() -> list[float]:
+        return [float(parameter.double().sum()) for chunk in run.chunks for parameter in chunk.parameters()]
+
+    with run.loader:
+        train_step(run, 1)
+        stale = sums()
+        complete_parameters(run.chunks)
+        complete = sums()
+        train_step(run, 2)
+        eval_losses(run, 2)
+        return stale, complete, sums()
+
+
+def test_parameters_are_stale_until_completed_and_evaluations_complete_them(
+    data: Path, tmp_path: Path
+) -> None:
+    command = overrides(data, tmp_path, *layout(dp=2), *SHORT, *OVERLAP)
+    (stale, complete, evaluated), (other_stale, other_complete, other_evaluated) = run_ranks(
+        parameters_around_completion, 2, command
+    )
+    assert stale != other_stale
+    assert complete == other_complete != stale
+    assert evaluated == other_evaluated != complete
+
+
+# The global norm -------------------------------------------------------------------------------------------
+
+
+def norms_by_class(
+    context: RankContext, arguments: Sequence[str]
+) -> dict[str, tuple[float, dict[str, float]]]:
+    """For each class of parameters, with its gradients enlarged so that they are nearly all of the norm: the
+    optimizer's norm, and the square sum of every gradient that this rank holds, by global name."""
+    from k25_train.step import train_step
+
+    run = start_run(context, arguments)
+    found = {}
+
+    def measure() -> tuple[bool, float, None]:
+        for name, chosen in CLASSES.items():
+            scale_gradients(run, chosen, 1024.0)
+            run.optimizer.prepare_grads()
+            found[name] = (float(run.optimizer.get_grad_norm()), square_sums(gathered_gradients(run)))
+            scale_gradients(run, chosen, 1 / 1024.0)
+        return True, 1.0, None
+
+    run.optimizer.step = measure
+    with run.loader:
+        train_step(run, 1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def serial_squares(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    command = overrides(data, tmp_path_factory.mktemp("run"), *layout(), *SHORT)
+    (by_class,) = run_ranks(norms_by_class, 1, command)
+    return {name: squares for name, (_, squares) in by_class.items()}
+
+
+NORM_LAYOUTS = {
+    "dp2": {"dp": 2},
+    "ep2": {"ep": 2, "dp": 2},
+    "pp2": {"pp": 2},
+    "pp2 x vpp2": {"pp": 2, "vpp": 2},
+    "ep2 x dp4, two replicas of each expert": {"ep": 2, "dp": 4},
+    "pp2 x vpp2 x ep2, as smoke": SMOKE,
+}
+
+
+@pytest.mark.parametrize("name", NORM_LAYOUTS)
+def test_the_norm_counts_each_parameter_once(
+    name: str, data: Path, serial_squares: dict[str, dict[str, float]], tmp_path: Path
+) -> None:
+    sizes = NORM_LAYOUTS[name]
+    command = overrides(data, tmp_path, *layout(**sizes), *SHORT)
+    by_rank = run_ranks(norms_by_class, num_ranks(sizes), command)
+
+    for kind, chosen in CLASSES.items():
+        reported = {rank[kind][0] for rank in by_rank}
+        squares = named_once([rank[kind][1] for rank in by_rank])
+        assert squares.keys() == serial_squares[kind].keys()
+        whole = sum(squares.values())
+        assert sum(square for key, square in squares.items() if chosen(key)) > 0.99 * whole, kind
+        assert len(reported) == 1
+        assert reported.pop() == pytest.approx(whole**0.5, rel=1e-6), kind
+        assert whole == pytest.approx(sum(serial_squares[kind].values()), rel=1e-5), kind
+
+
+# Bytes -----------------------------------------------------------------------------------------------------
+
+BYTES_PER_PARAMETER = 12
+"""Float32 master and two moments."""
+
+
+def optimizer_bytes(context: RankContext, arguments: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Bytes of masters and moments of dense parameters and of experts after a step, and sizes to hold them
+    against: parameters, their number and ranks that share them."""
+    from k25_train.step import train_step
+
+    run = start_run(context, arguments)
+    with run.loader:
+        train_step(run, 1)
+    found = {}
+    parts = zip(("dense", "experts"), run.optimizer.chained_optimizers, strict=True)
+    for kind, part in parts:
+        masters = [master for group in part.optimizer.param_groups for master in group["params"]]
+        state = [
+            value
+            for master in masters
+            for value in part.optimizer.state[master].values()
+            if torch.is_tensor(value) and value.dim() > 0
+        ]
+        parameters = [parameter for buffer in part.buffers for parameter in buffer.params]
+        found[kind] = {
+            "bytes": sum(tensor.numel() * tensor.element_size() for tensor in masters + state),
+            "elements": sum(parameter.numel() for parameter in parameters),
+            "tensors": len(parameters),
+            "buckets": sum(len(buffer.buckets) for buffer in part.buffers),
+            "shards": part.data_parallel_group.size(),
+        }
+    return found
+
+
+def most_padding(sizes: dict[str, int]) -> int:
+    """Elements that megatron-core adds at most: parameters start at multiples of 64, and buckets end at
+    multiples of lcm(shards, 128), which is 128 for up to 128 shards that are a power of two."""
+    return 63 * sizes["tensors"] + 127 * sizes["buckets"]
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"dp": 1}, {"dp": 2}, {"dp": 4}, {"ep": 2, "dp": 2}, {"ep": 2, "dp": 4}], ids=str
+)
+def test_optimizer_bytes_times_replicas_are_constant_within_padding(
+    sizes: dict[str, int], data: Path, tmp_path: Path
+) -> None:
+    # In bfloat16 masters are tensors of their own, in float32 they are the parameters.
+    command = overrides(data, tmp_path, *layout(**sizes), *SHORT, "train.dtype=bfloat16")
+    by_rank = run_ranks(optimizer_bytes, num_ranks(sizes), command)
+
+    dp, ep = sizes["dp"], sizes.get("ep", 1)
+    for kind, shards, copies in (("dense", dp, 1), ("experts", dp // ep, ep)):
+        ranks = [rank[kind] for rank in by_rank]
+        assert all(rank["shards"] == shards for rank in ranks)
+        most = [BYTES_PER_PARAMETER * (rank["elements"] + most_padding(rank)) for rank in ranks]
+        for rank, limit in zip(ranks, most, strict=True):
+            assert rank["bytes"] * shards <= limit, kind
+        # Padding has no state: all shards together hold each parameter exactly once.
+        held = sum(rank["bytes"] for rank in ranks)
+        assert held == copies * BYTES_PER_PARAMETER * ranks[0]["elements"], kind
+
+
+# Checkpoints -----------------------------------------------------------------------------------------------
+
+
+def written_bytes(checkpoint: Path) -> dict[int, int]:
+    """Rank -> bytes of the tensors' files that it wrote."""
+    sizes: dict[int, int] = {}
+    for file in checkpoint.glob("__*.distcp"):
+        rank = int(file.name.removeprefix("__").split("_")[0])
+        sizes[rank] = sizes.get(rank, 0) + file.stat().st_size
+    return sizes
+
+
+def test_replicas_write_equal_shares_of_a_checkpoint(run_as_smoke: Path) -> None:
+    sizes = written_bytes(run_as_smoke / "checkpoints/step_20")
+    assert sizes.keys() == {0, 1, 2, 3}
+    for stage in ((0, 1), (2, 3)):
+        shares = [sizes[rank] for rank in stage]
+        assert max(shares) / (sum(shares) / len(shares)) <= 1.1, sizes
