@@ -70,7 +70,13 @@ def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
         backbone = backbone_config(config.model, train, config.parallelism, layout)
         with META:
             models = build_chunks(config, backbone, topology)
-        chunks = replicate(models, backbone, topology)
+        chunks = replicate(
+            models,
+            backbone,
+            topology,
+            overlap_grad_reduce=config.parallelism.overlap_grad_reduce,
+            overlap_param_gather=config.parallelism.overlap_param_gather,
+        )
         optimizer = build_optimizer(optim, chunks, TORCH_DTYPE[train.dtype])
         make_state(optimizer)
         group_size = config.num_micro_batches

@@ -78,7 +78,7 @@ def notes(config: Config) -> Iterable[str]:
     if config.train.transformer_engine:
         yield (
             "train.transformer_engine=true: built with megatron-core's own layers, whose weights have "
-            "the same shapes; Transformer Engine's Adam saves 4 bytes a tensor, its step count."
+            "the same shapes; Transformer Engine's Adam keeps 4 bytes less a tensor."
         )
     if config.cluster.device is Device.cuda:
         yield "cluster.device=cuda: no GPU was used, nor any memory for tensors."

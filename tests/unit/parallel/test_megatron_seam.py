@@ -97,6 +97,28 @@ def test_cuda_without_a_gpu_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyP
 def test_the_backend_follows_the_device() -> None:
     assert platform.backend_of(torch.device("cuda", 3)) == "nccl"
     assert platform.backend_of(torch.device("cpu")) == "gloo"
+    assert platform.backend_of(torch.device("meta")) == "fake"
+
+
+def built_without_memory(_context: RankContext) -> dict[str, Any]:
+    """What stands in for CUDA in a dry run, and on the CPU before and after."""
+    found: dict[str, Any] = {}
+    for device in ("cpu", "meta", "cpu"):
+        platform.use_platform(device)
+        answers = {torch.cuda.current_device().type, torch.zeros(2, device="cuda").device.type}
+        found.setdefault(device, []).append(answers)
+    with upstream_fixes.cpu_tensors_named_cuda():
+        formats = [
+            torch.empty(1, dtype=dtype, device="meta").type() for dtype in (torch.float, torch.bfloat16)
+        ]
+    return found | {"formats": formats}
+
+
+def test_meta_tensors_stand_in_for_cuda_in_a_dry_run() -> None:
+    found = run_ranks(built_without_memory, 1)[0]
+    assert found["cpu"] == [{"cpu"}, {"cpu"}]
+    assert found["meta"] == [{"meta"}]
+    assert found["formats"] == ["torch.cuda.FloatTensor", "torch.cuda.BFloat16Tensor"]
 
 
 # What torch.cuda answers -----------------------------------------------------------------------------------
