@@ -1,0 +1,292 @@
+"""Legal configurations drawn at random, and every way to break one rule of one.
+
+A break takes a legal configuration and returns what to override, the key that is to blame, and words of the
+rule that is broken.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+Values = dict[str, Any]
+"""Override key -> value."""
+Broken = tuple[Values, str, str]
+"""(overrides, key that the report names, words of the rule)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Legal:
+    """A legal configuration of the shrunk model, and how to choose among wrong values."""
+
+    values: Values
+    pick: Callable[[Sequence[Any]], Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    @property
+    def world_size(self) -> int:
+        return self["cluster.nodes"] * self["cluster.gpus_per_node"]
+
+    @property
+    def dp(self) -> int:
+        return self.world_size // self["parallelism.pp"]
+
+    @property
+    def unit(self) -> int:
+        """Sequences of one micro-batch on every data-parallel rank."""
+        return self["train.micro_batch_size"] * self.dp
+
+
+def divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+@st.composite
+def legal_values(draw: st.DrawFn) -> Values:
+    """Overrides of `experiment=smoke` that break no rule: sizes, batches, overlaps and layouts vary."""
+    pp = draw(st.sampled_from([1, 2, 3, 4, 8, 16]))
+    vpp = draw(st.integers(1, 4)) if pp > 1 else 1
+    dp = draw(st.integers(1, 8))
+    ep = draw(st.sampled_from(divisors(dp)))
+    nodes = draw(st.sampled_from(divisors(pp * dp)))
+    num_layers = draw(st.integers(max(1, pp * vpp - 2), pp * vpp + 8))
+    micro_batch_size = draw(st.integers(1, 4))
+    unit = micro_batch_size * dp
+    fewest = pp if vpp > 1 else 1
+    num_micro_batches = draw(st.integers(fewest, 3 * pp + 1))
+    overlap = ep > 1 and (pp == 1 or vpp > 1) and num_micro_batches > 1 and draw(st.booleans())
+    reduce = draw(st.booleans())
+    warmup, decay = draw(st.integers(0, 20)), draw(st.integers(0, 20))
+    return {
+        "cluster.nodes": nodes,
+        "cluster.gpus_per_node": pp * dp // nodes,
+        "parallelism.pp": pp,
+        "parallelism.vpp": vpp,
+        "parallelism.ep": ep,
+        "parallelism.layout": draw(st.none() | written_layouts(num_layers, pp * vpp)),
+        "parallelism.overlap_expert_comm": overlap,
+        "parallelism.delay_wgrad": overlap and draw(st.booleans()),
+        "parallelism.overlap_grad_reduce": reduce,
+        "parallelism.overlap_param_gather": reduce and draw(st.booleans()),
+        "model.num_layers": num_layers,
+        "model.num_dense_layers": draw(st.integers(0, min(3, num_layers))),
+        "model.num_experts": ep * draw(st.integers(2, 4)),
+        "train.micro_batch_size": micro_batch_size,
+        "train.global_batch_size": num_micro_batches * unit,
+        "train.eval_sequences": 2 * fewest * unit,
+        "train.seq_len": draw(st.sampled_from([64, 256, 1024])),
+        "optim.warmup_steps": warmup,
+        "optim.decay_steps": decay,
+        "train.steps": max(1, warmup + decay + draw(st.integers(0, 5))),
+    }
+
+
+@st.composite
+def written_layouts(draw: st.DrawFn, num_layers: int, num_chunks: int) -> str:
+    """A layout string; chunks may be without layers."""
+    cuts = draw(
+        st.lists(st.integers(0, num_layers), min_size=num_chunks - 1, max_size=num_chunks - 1).map(sorted)
+    )
+    ends = [0, *cuts, num_layers]
+    chunks = ["t" * (ends[i + 1] - ends[i]) for i in range(num_chunks)]
+    return "E" + "|".join(chunks) + "L"
+
+
+def value(key: str, wrong: Sequence[Any], rule: str) -> Callable[[Legal], Broken]:
+    """A value that is wrong by itself."""
+    return lambda legal: ({key: legal.pick(wrong)}, key, rule)
+
+
+def values(rule: str, wrong: Sequence[Any], *keys: str) -> dict[str, Callable[[Legal], Broken]]:
+    """The same rule of several keys."""
+    return {f"{key} {rule}": value(key, wrong, rule) for key in keys}
+
+
+def interleaved_alone(legal: Legal) -> Broken:
+    changes = {"parallelism.pp": 1, "parallelism.vpp": legal.pick([2, 3, 4])}
+    return changes, "parallelism.vpp", "needs a pipeline"
+
+
+def overlap_without_experts(_legal: Legal) -> Broken:
+    changes = {"parallelism.overlap_expert_comm": True, "parallelism.ep": 1}
+    return changes, "parallelism.overlap_expert_comm", "needs experts spread over ranks"
+
+
+def overlap_without_virtual_stages(legal: Legal) -> Broken:
+    changes = {
+        "parallelism.overlap_expert_comm": True,
+        "parallelism.pp": legal.pick([2, 4]),
+        "parallelism.vpp": 1,
+    }
+    return changes, "parallelism.overlap_expert_comm", "needs virtual stages in a pipeline"
+
+
+def delay_without_overlap(_legal: Legal) -> Broken:
+    changes = {"parallelism.overlap_expert_comm": False, "parallelism.delay_wgrad": True}
+    return changes, "parallelism.delay_wgrad", "needs overlap_expert_comm=true"
+
+
+def gather_without_reduce(_legal: Legal) -> Broken:
+    changes = {"parallelism.overlap_grad_reduce": False, "parallelism.overlap_param_gather": True}
+    return changes, "parallelism.overlap_param_gather", "needs overlap_grad_reduce=true"
+
+
+def overlap_with_one_micro_batch(legal: Legal) -> Broken:
+    ranks = legal.pick([2, 4])
+    changes = {
+        "cluster.nodes": 1, "cluster.gpus_per_node": ranks, "parallelism.pp": 1, "parallelism.vpp": 1,
+        "parallelism.ep": ranks, "parallelism.layout": None, "parallelism.overlap_expert_comm": True,
+        "model.num_experts": 8, "train.global_batch_size": ranks * legal["train.micro_batch_size"],
+    }  # fmt: skip
+    return changes, "train.global_batch_size", "runs one micro-batch beside another"
+
+
+def too_few_micro_batches(name: str) -> Callable[[Legal], Broken]:
+    def broken(legal: Legal) -> Broken:
+        pp, dp = legal.pick([3, 4, 8]), legal.pick([1, 2])
+        changes = {
+            "cluster.nodes": 1, "cluster.gpus_per_node": pp * dp, "parallelism.pp": pp, "parallelism.vpp": 2,
+            "parallelism.ep": 1, "parallelism.layout": None, "parallelism.overlap_expert_comm": False,
+            "parallelism.delay_wgrad": False, "model.num_layers": 2 * pp, "train.micro_batch_size": 1,
+            "train.global_batch_size": pp * dp, "train.eval_sequences": 2 * pp * dp,
+        }  # fmt: skip
+        return changes | {name: 2 * dp}, name, "each of the pp ranks starts on a micro-batch of its own"
+
+    return broken
+
+
+def indivisible_batch(name: str) -> Callable[[Legal], Broken]:
+    def broken(legal: Legal) -> Broken:
+        size = 3 * legal.dp
+        wrong = legal[name] * size + legal.pick([2] if name == "train.eval_sequences" else range(1, size))
+        return {"train.micro_batch_size": 3, name: wrong}, name, f"must be a multiple of {size} "
+
+    return broken
+
+
+def pipeline_that_divides_nothing(legal: Legal) -> Broken:
+    wrong = [pp for pp in range(2, legal.world_size + 3) if legal.world_size % pp]
+    return {"parallelism.pp": legal.pick(wrong)}, "parallelism.pp", "must divide the"
+
+
+def layers_that_fill_nothing(legal: Legal) -> Broken:
+    pp, vpp = legal.pick([2, 4, 8]), legal.pick([3, 4])
+    changes = {
+        "cluster.nodes": 1, "cluster.gpus_per_node": pp * legal["parallelism.ep"], "parallelism.pp": pp,
+        "parallelism.vpp": vpp, "parallelism.layout": None, "model.num_dense_layers": 1,
+        "model.num_layers": legal.pick(range(1, pp * vpp - 2)),
+    }  # fmt: skip
+    return changes, "parallelism.pp", "need a layer, so"
+
+
+def layout_that_does_not_add_up(legal: Legal) -> Broken:
+    num_layers, num_chunks = legal["model.num_layers"], legal["parallelism.pp"] * legal["parallelism.vpp"]
+    layout = "E" + "t" * num_layers + "|" * (num_chunks - 1) + "L"
+    wrong = [
+        layout + "|", layout.replace("t", "", 1), "t" + layout, layout[1:], layout[:-1], f"{layout}m", "",
+    ]  # fmt: skip
+    return {"parallelism.layout": legal.pick(wrong)}, "parallelism.layout", "chunks separated by"
+
+
+def experts_that_do_not_divide(legal: Legal) -> Broken:
+    ep = legal.pick([2, 3, 4])
+    changes = {
+        "cluster.nodes": 1, "cluster.gpus_per_node": legal["parallelism.pp"] * ep, "parallelism.ep": ep,
+        "model.num_experts": ep * legal.pick([2, 3]) + legal.pick(range(1, ep)),
+    }  # fmt: skip
+    return changes, "parallelism.ep", "must divide model.num_experts"
+
+
+def expert_groups_beyond_replicas(legal: Legal) -> Broken:
+    wrong = [ep for ep in range(2, legal.dp + 4) if legal.dp % ep]
+    ep = legal.pick(wrong)
+    changes = {"parallelism.ep": ep, "model.num_experts": 2 * ep}
+    return changes, "parallelism.ep", f"must divide the data-parallel size {legal.dp}"
+
+
+def schedule_longer_than_the_run(legal: Legal) -> Broken:
+    changes = {"optim.warmup_steps": legal.pick([0, 5]), "optim.decay_steps": legal.pick([9, 12])}
+    changes["train.steps"] = legal.pick(range(1, sum(changes.values())))
+    return changes, "train.steps", "must leave room for optim.warmup_steps"
+
+
+def blend_off_one(legal: Legal) -> Broken:
+    changes = {"data.blend.text": legal.pick([0.5, 0.9])}
+    return changes, "data.blend", "shares must sum to 1"
+
+
+POSITIVE = (
+    "parallelism.pp parallelism.vpp parallelism.ep model.num_layers model.num_experts model.vocab_size "
+    "model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps train.seq_len "
+    "train.global_batch_size train.micro_batch_size train.eval_sequences train.eval_interval "
+    "train.stall_timeout_s checkpoint.interval checkpoint.keep cluster.nodes cluster.gpus_per_node "
+    "data.limit_samples data.blend.text"
+).split()
+NOT_NEGATIVE = (
+    "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "
+    "optim.weight_decay optim.warmup_steps optim.decay_steps data.max_skipped_samples data.prefetch_steps "
+    "train.seed"
+).split()
+
+BREAKS: dict[str, Callable[[Legal], Broken]] = {
+    **values("must be positive", [0, -1, -64], *POSITIVE),
+    **values("must not be negative", [-1, -7], *NOT_NEGATIVE),
+    **values("must be a whole number", ["many", 1.5, None, True], "train.steps", "parallelism.pp"),
+    **values("must be true or false", ["maybe", 2, None], "parallelism.delay_wgrad", "data.shuffle"),
+    **values("must be one of", ["float8", None], "train.dtype", "cluster.device", "optim.offload"),
+    **values("must be a finite number", [".nan", ".inf", "fast"], "optim.lr"),
+    **values("is not a key of", [1, "x"], "train.stpes", "parallelism.tp", "trian"),
+    **values("must be given", ["???"], "train.seq_len", "parallelism.ep"),
+    **values("is a section, not a value", [3, "x"], "model.rope", "checkpoint"),
+    **values("must name a folder", ["''"], "data.dir", "run.dir"),
+    **values("must be even", [15, 17], "model.qk_nope_head_dim", "model.qk_rope_head_dim"),
+    **values("must be even", [7, 31], "train.eval_sequences"),
+    **values("must be a multiple of 8", [100, 130], "model.hidden_size", "model.expert_ffn_hidden_size"),
+    **values("must lie in [0, 1)", [1, 2, -0.5], "optim.beta1", "optim.beta2"),
+    **values("room for one merged token", [1, 3], "model.vision.image_patch_limit"),
+    **values("is not a kind of sample", [0.1], "data.blend.vidoe"),
+    "v_head_dim": value("model.v_head_dim", [64, 48], "must not exceed qk_nope_head_dim"),
+    "experts of a token": value("model.num_experts_per_token", [99, 200], "must not exceed num_experts"),
+    "dense layers": value("model.num_dense_layers", [99, 500], "must not exceed num_layers"),
+    "rope scaling": value("model.rope.scaling_factor", [0.5, 0], "must be 1.0 (plain RoPE) or more"),
+    "rope frequencies": value("model.rope.beta_fast", [0.5, 0.9], "must not lie below beta_slow"),
+    "vision heads": value("model.vision.hidden_size", [100, 97], "must be a multiple of 4 x num_attention"),
+    "merge": value("model.vision.merge_size", [1, 3], "must be 2"),
+    "side limit": value("model.vision.side_patch_limit", [513, 900], "must not exceed rope_max_grid"),
+    "lowest rate": value("optim.min_lr", [1.0, 7.5], "must not exceed lr"),
+    "context": value("train.seq_len", [1025, 8192], "must not exceed rope.original_max_position"),
+    "Transformer Engine": value("train.transformer_engine", [True], "needs cluster.device=cuda"),
+    "blend": blend_off_one,
+    "interleaved alone": interleaved_alone,
+    "overlap without experts": overlap_without_experts,
+    "overlap without virtual stages": overlap_without_virtual_stages,
+    "overlap with one micro-batch": overlap_with_one_micro_batch,
+    "delay without overlap": delay_without_overlap,
+    "gather without reduce": gather_without_reduce,
+    "too few micro-batches": too_few_micro_batches("train.global_batch_size"),
+    "too few to evaluate": too_few_micro_batches("train.eval_sequences"),
+    "indivisible batch": indivisible_batch("train.global_batch_size"),
+    "indivisible evaluation": indivisible_batch("train.eval_sequences"),
+    "pipeline": pipeline_that_divides_nothing,
+    "layers": layers_that_fill_nothing,
+    "layout": layout_that_does_not_add_up,
+    "experts": experts_that_do_not_divide,
+    "expert groups": expert_groups_beyond_replicas,
+    "schedule": schedule_longer_than_the_run,
+}
+"""Name -> break; tests/unit/config/test_illegal_configs.py finds every rule of the configuration in it."""
+
+
+def as_arguments(overrides: Values) -> list[str]:
+    """Overrides as they stand on a command line."""
+    return [f"{key}={argument(key, given)}" for key, given in overrides.items()]
+
+
+def argument(key: str, given: Any) -> str:
+    """A value as hydra reads it."""
+    if given is None:
+        return "null"
+    return f"'{given}'" if key == "parallelism.layout" else str(given)
