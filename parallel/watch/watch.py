@@ -44,9 +44,9 @@ class Phase:
         watch._changed = watch._clock()
 
     def ranks(self) -> tuple[int, ...]:
-        """The ranks that it communicates with, this one left out."""
+        """The ranks that it communicates with, each once, this one left out."""
         ranks = self.peers() if callable(self.peers) else self.peers
-        return tuple(rank for rank in ranks if rank != self._watch.rank)
+        return tuple(sorted(set(ranks) - {self._watch.rank}))
 
 
 class Watch:

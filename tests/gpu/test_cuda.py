@@ -47,6 +47,21 @@ def on_gpu(data: Path, run: Path, *more: str) -> list[str]:
 # Platform --------------------------------------------------------------------------------------------------
 
 
+def work_left() -> tuple[bool, bool]:
+    """Whether the device is busy within a second's work, and after it."""
+    from parallel.megatron.platform import has_work_left, use_platform
+
+    device = use_platform("cuda")
+    torch.cuda._sleep(10**9)
+    within = has_work_left(device)
+    torch.cuda.synchronize()
+    return within, has_work_left(device)
+
+
+def test_a_busy_device_is_told_from_an_idle_one() -> None:
+    assert in_fresh_process(work_left) == (True, False)
+
+
 def platform_facts() -> dict[str, Any]:
     from parallel.megatron.platform import use_platform
 
