@@ -235,7 +235,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("must be positive", [0, -1, -64], *POSITIVE),
     **values("must not be negative", [-1, -7], *NOT_NEGATIVE),
     **values("must be a whole number", ["many", 1.5, None, True], "train.steps", "parallelism.pp"),
-    **values("must be true or false", ["maybe", 2, None], "parallelism.delay_wgrad", "data.shuffle"),
+    **values("must be true or false", ["maybe", 1.5, None], "parallelism.delay_wgrad", "data.shuffle"),
     **values("must be one of", ["float8", None], "train.dtype", "cluster.device", "optim.offload"),
     **values("must be a finite number", [".nan", ".inf", "fast"], "optim.lr"),
     **values("is not a key of", [1, "x"], "train.stpes", "parallelism.tp", "trian"),
