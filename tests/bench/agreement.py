@@ -15,10 +15,10 @@ from rich.table import Table
 
 from tests.distributed.test_against_transformers import TOLERANCE as LOGIT_BAR
 from tests.distributed.test_against_transformers import compare
-from tests.distributed.test_parity import LAYOUTS, worst_difference
-from tests.distributed.test_parity import TOLERANCE as PARITY_BAR
+from tests.helpers.parity import BFLOAT16_CASES, CASES, Parity
+from tests.helpers.parity import BFLOAT16_TOLERANCE as BFLOAT16_BAR
+from tests.helpers.parity import TOLERANCE as PARITY_BAR
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import layout, losses_of, overrides
 from tests.helpers.shards import write_tiny_shard_set
 
 
@@ -34,12 +34,12 @@ def main() -> None:
 
     layouts = Table("layout", "largest relative difference", title=f"20 steps, bar {PARITY_BAR:g}")
     with tempfile.TemporaryDirectory() as folder:
-        data = write_tiny_shard_set(Path(folder, "shards"))
-        serial = losses_of(overrides(data, Path(folder, "run"), *layout()), num_ranks=1)
-        for name, sizes in LAYOUTS.items():
-            num_ranks = sizes.get("pp", 1) * sizes.get("dp", 1)
-            found = losses_of(overrides(data, Path(folder, "run"), *layout(**sizes)), num_ranks)
-            layouts.add_row(name, f"{worst_difference(found, serial):.1e}")
+        parity = Parity(write_tiny_shard_set(Path(folder, "shards")), Path(folder, "run"))
+        for case in CASES:
+            layouts.add_row(case.name, f"{parity.difference(case):.1e}")
+        for case in BFLOAT16_CASES:
+            found = parity.difference(case, "train.dtype=bfloat16")
+            layouts.add_row(f"{case.name}, bfloat16, bar {BFLOAT16_BAR:g}", f"{found:.1e}")
     Console().print(layouts)
 
 

@@ -1,54 +1,100 @@
 """Parallel equals serial: any layout trains like one process, in float32 to 1e-5 over 20 steps."""
 
+import itertools
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, given, reject, settings
+from hypothesis import strategies as st
 
-from tests.helpers.runs import layout, losses_of, overrides
+from k25_train.config.resolve import compose
+from k25_train.errors import ConfigError
+from tests.helpers.parity import (
+    BFLOAT16_CASES,
+    BFLOAT16_TOLERANCE,
+    CASES,
+    DATA_OVERLAPS,
+    EVERYTHING_OVERLAPS,
+    TOLERANCE,
+    Case,
+    Parity,
+    sweep,
+)
 
 pytestmark = pytest.mark.distributed
 
-TOLERANCE = 1e-5
-LAYOUTS = {
-    "dp2": {"dp": 2},
-    "ep2": {"ep": 2, "dp": 2},
-    "pp2": {"pp": 2},
-    "pp2 x vpp2": {"pp": 2, "vpp": 2},
-    "pp2 x vpp2 x ep2, as smoke": {"pp": 2, "vpp": 2, "ep": 2, "dp": 2},
-}
-
 
 @pytest.fixture(scope="module")
-def serial(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, float]]:
-    arguments = overrides(data, tmp_path_factory.mktemp("run"), *layout())
-    return losses_of(arguments, num_ranks=1)
+def parity(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
+    return Parity(data, tmp_path_factory.mktemp("run"))
 
 
-def worst_difference(found: list[tuple[float, float]], expected: list[tuple[float, float]]) -> float:
-    """Largest relative difference of any loss or gradient norm."""
-    pairs = zip(sum(found, ()), sum(expected, ()), strict=True)
-    return max(abs(a - b) / abs(b) for a, b in pairs)
+def test_the_serial_run_learns(parity: Parity) -> None:
+    losses = parity.serial(5, 16)
+    assert len(losses) == 20
+    assert losses[-1][0] < 0.9 * losses[0][0]
 
 
-def test_the_serial_run_learns(serial: list[tuple[float, float]]) -> None:
-    assert serial[-1][0] < 0.9 * serial[0][0]
-    assert len(serial) == 20
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_layout_trains_like_one_process(case: Case, parity: Parity) -> None:
+    assert parity.difference(case) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_trains_like_one_process(
-    name: str, data: Path, serial: list[tuple[float, float]], tmp_path: Path
-) -> None:
-    sizes = LAYOUTS[name]
-    num_ranks = sizes.get("pp", 1) * sizes.get("dp", 1)
-    found = losses_of(overrides(data, tmp_path, *layout(**sizes)), num_ranks)
-    assert worst_difference(found, serial) <= TOLERANCE
+@pytest.mark.slow
+@pytest.mark.parametrize("case", sweep(), ids=lambda case: case.name)
+def test_every_layout_on_16_ranks_trains_like_one_process(case: Case, parity: Parity) -> None:
+    assert parity.difference(case) <= TOLERANCE
 
 
-@pytest.mark.parametrize("micro_batch_size", [2, 4])
-def test_the_micro_batch_size_does_not_matter(
-    micro_batch_size: int, data: Path, serial: list[tuple[float, float]], tmp_path: Path
-) -> None:
-    cut = f"train.micro_batch_size={micro_batch_size}"
-    found = losses_of(overrides(data, tmp_path, *layout(), cut), num_ranks=1)
-    assert worst_difference(found, serial) <= TOLERANCE
+@pytest.mark.parametrize("case", BFLOAT16_CASES, ids=lambda case: case.name)
+def test_layouts_agree_in_bfloat16_as_far_as_it_goes(case: Case, parity: Parity) -> None:
+    assert parity.difference(case, "train.dtype=bfloat16") <= BFLOAT16_TOLERANCE
+
+
+@st.composite
+def drawn_cases(draw: st.DrawFn, max_ranks: int) -> Case:
+    """A layout with a cut, a batch and overlaps of its own, mostly one that the configuration accepts."""
+    pp = draw(st.sampled_from([size for size in (1, 2, 3, 4, 8, 16) if size <= max_ranks]))
+    dp = draw(st.sampled_from([size for size in (1, 2, 4) if pp * size <= max_ranks]))
+    ep = draw(st.sampled_from([size for size in (1, 2, 4) if dp % size == 0]))
+    vpp = draw(st.integers(1, 4 if pp > 1 else 1))
+    num_layers = draw(st.sampled_from([depth for depth in (5, 16, 32, 64) if depth >= pp * vpp - 1][:2]))
+    micro_batch_size = draw(st.sampled_from([1, 2]))
+    num_micro_batches = draw(st.integers(pp if vpp > 1 else 1, 2 * pp + 1))
+    overlaps = EVERYTHING_OVERLAPS if ep > 1 and (vpp > 1 or pp == 1) else DATA_OVERLAPS
+    more = [f"train.micro_batch_size={micro_batch_size}", *draw(st.sampled_from([(), overlaps]))]
+    if draw(st.booleans()):
+        more.append(f"parallelism.layout='{draw(drawn_layouts(num_layers, pp * vpp))}'")
+    global_batch_size = num_micro_batches * micro_batch_size * dp
+    return Case({"pp": pp, "vpp": vpp, "ep": ep, "dp": dp}, num_layers, global_batch_size, tuple(more))
+
+
+@st.composite
+def drawn_layouts(draw: st.DrawFn, num_layers: int, num_chunks: int) -> str:
+    """Layers cut into chunks at random; each but the last has at least one."""
+    places, num_cuts = st.integers(1, num_layers), num_chunks - 1
+    cuts = draw(st.lists(places, min_size=num_cuts, max_size=num_cuts, unique=True))
+    bounds = [0, *sorted(cuts), num_layers]
+    return "E" + "|".join("t" * (end - start) for start, end in itertools.pairwise(bounds)) + "L"
+
+
+def check_drawn(case: Case, parity: Parity, *more: str) -> None:
+    """Compare a case with one process, unless the configuration refuses it."""
+    try:
+        compose([*parity.arguments(case), *more])
+    except ConfigError:
+        reject()
+    assert parity.difference(case, *more) <= TOLERANCE
+
+
+@settings(max_examples=8, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+@given(case=drawn_cases(max_ranks=4))
+def test_any_legal_layout_trains_like_one_process(case: Case, parity: Parity) -> None:
+    check_drawn(case, parity, "train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2")
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None, database=None, phases=[Phase.generate])
+@given(case=drawn_cases(max_ranks=16))
+def test_any_legal_layout_on_16_ranks_trains_like_one_process(case: Case, parity: Parity) -> None:
+    check_drawn(case, parity)

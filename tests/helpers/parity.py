@@ -1,0 +1,137 @@
+"""Layouts to compare with one process, and the runs that compare them."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import layout, overrides, train
+
+TOLERANCE = 1e-5
+"""Largest relative difference of a loss or a gradient norm over 20 steps in float32."""
+
+BFLOAT16_TOLERANCE = 0.02
+"""bfloat16 rounds a value by up to 0.4%, and layouts round sums at other places."""
+
+Losses = list[tuple[float, float]]
+"""Loss and gradient norm of each step."""
+
+NARROW = (
+    "model.hidden_size=32 model.q_lora_rank=16 model.qk_nope_head_dim=8 model.qk_rope_head_dim=8 "
+    "model.v_head_dim=8 model.dense_ffn_hidden_size=48 model.expert_ffn_hidden_size=16 "
+    "train.seq_len=96 train.eval_sequences=32 "
+    # At a higher rate training is chaotic: a token that chooses between two experts of nearly equal score
+    # makes 1e-7 into 1e-5 within 20 steps, whichever way the float32 sums are ordered.
+    "optim.lr=1e-3"
+).split()
+"""Overrides that make many layers cheap."""
+
+
+DATA_OVERLAPS = ("parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true")
+EVERYTHING_OVERLAPS = (
+    *DATA_OVERLAPS,
+    "parallelism.overlap_expert_comm=true",
+    "parallelism.delay_wgrad=true",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One layout of a model with `num_layers` layers."""
+
+    sizes: Mapping[str, int]
+    """pp, vpp, ep, dp; those left out are 1."""
+    num_layers: int = 5
+    global_batch_size: int = 16
+    more: tuple[str, ...] = field(default=())
+    """Further overrides that must not change the result, e.g. micro-batch size or overlap."""
+
+    @property
+    def num_ranks(self) -> int:
+        return self.sizes.get("pp", 1) * self.sizes.get("dp", 1)
+
+    @property
+    def name(self) -> str:
+        """Sizes above 1, e.g. `pp4 vpp2 ep4 dp4`, then what else is set."""
+        sizes = [f"{name}{size}" for name, size in self.sizes.items() if size > 1]
+        batch = f"{self.num_layers} layers, {self.global_batch_size} sequences"
+        return " ".join([*sizes, batch, *(key.partition(".")[2] for key in self.more)])
+
+
+class Parity:
+    """Losses of one process, computed once for each number of layers and set of changes, and of layouts."""
+
+    def __init__(self, data: Path, folder: Path) -> None:
+        self._data, self._folder = data, folder
+        self._serial: dict[tuple[object, ...], Losses] = {}
+
+    def serial(self, num_layers: int, global_batch_size: int, *changes: str) -> Losses:
+        """One process, up to 4 sequences a micro-batch."""
+        micro_batch = f"train.micro_batch_size={math.gcd(global_batch_size, 4)}"
+        key = (num_layers, global_batch_size, changes)
+        if key not in self._serial:
+            one = Case({}, num_layers, global_batch_size, (micro_batch, *changes))
+            self._serial[key] = self.losses(one)
+        return self._serial[key]
+
+    def losses(self, case: Case) -> Losses:
+        """The layout's losses, the same on every rank, which is checked."""
+        by_rank = run_ranks(train, case.num_ranks, self.arguments(case), timeout_s=900.0)
+        assert all(losses == by_rank[0] for losses in by_rank), "ranks report different losses"
+        return by_rank[0]
+
+    def arguments(self, case: Case) -> list[str]:
+        """The overrides of the layout's run."""
+        model, batch = (
+            f"model.num_layers={case.num_layers}",
+            f"train.global_batch_size={case.global_batch_size}",
+        )
+        return overrides(self._data, self._folder, *layout(**case.sizes), *NARROW, model, batch, *case.more)
+
+    def difference(self, case: Case, *changes: str) -> float:
+        """Largest relative difference from one process; `changes` are overrides that both get."""
+        found = self.losses(replace(case, more=(*case.more, *changes)))
+        return worst_difference(found, self.serial(case.num_layers, case.global_batch_size, *changes))
+
+
+CASES = (
+    Case({"dp": 2}),
+    Case({"dp": 4}),
+    Case({"ep": 2, "dp": 2}),
+    Case({"ep": 2, "dp": 4}),
+    Case({"ep": 4, "dp": 4}),
+    Case({"pp": 2}),
+    Case({"pp": 2, "dp": 2}),
+    Case({"pp": 4}),
+    Case({"pp": 2, "vpp": 2}),
+    Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}),
+    Case({}, more=("train.micro_batch_size=1",)),
+    Case({"pp": 2, "vpp": 2}, global_batch_size=20, more=("train.micro_batch_size=4",)),
+    Case({"pp": 2, "ep": 2, "dp": 2}, more=("parallelism.layout='E|tttttL'",)),
+    Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, more=("parallelism.layout='Et|ttt|t|L'",)),
+    Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, more=EVERYTHING_OVERLAPS),
+    Case({"pp": 4, "vpp": 2, "ep": 4, "dp": 4}, 16),
+    Case({"pp": 16, "vpp": 2}, 32),
+)
+"""What every run of the tests compares: each kind of parallelism alone, uneven layouts, all together, and two
+layouts of 16 ranks."""
+
+
+BFLOAT16_CASES = (Case({"pp": 2, "vpp": 2}), Case({"ep": 2, "dp": 2}))
+"""What is compared in bfloat16 as well, one process in bfloat16 too."""
+
+
+def sweep() -> Iterator[Case]:
+    """Every combination of pp 1 to 16, vpp 1 to 4, dp 1 to 4 and ep 1 to 4 on at most 16 ranks."""
+    for pp, vpp, dp, ep in itertools.product((1, 2, 4, 8, 16), (1, 2, 3, 4), (1, 2, 4), (1, 2, 4)):
+        if pp * dp <= 16 and dp % ep == 0 and (pp > 1 or vpp == 1):
+            num_layers = next(depth for depth in (5, 16, 32, 64) if depth >= pp * vpp)
+            yield Case({"pp": pp, "vpp": vpp, "ep": ep, "dp": dp}, num_layers)
+
+
+def worst_difference(found: Losses, expected: Losses) -> float:
+    """Largest relative difference of any loss or gradient norm."""
+    pairs = zip(sum(found, ()), sum(expected, ()), strict=True)
+    return max(abs(a - b) / abs(b) for a, b in pairs)
