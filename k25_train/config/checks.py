@@ -104,6 +104,19 @@ def experts_divide(
     return found
 
 
+def overlap_has_experts(model: ModelConfig, parallelism: ParallelismConfig) -> list[Problem]:
+    """The overlapped schedule runs models that end with experts.
+
+    After a dense last layer it leaves the final norm out, silently (megatron-core 0.19.2,
+    `models/gpt/fine_grained_callables.py`: only the experts' part of a layer applies it).
+    """
+    if not parallelism.overlap_expert_comm or model.num_dense_layers < model.num_layers:
+        return []
+    rule = f"needs layers with experts; all {model.num_layers} are dense (model.num_dense_layers)"
+    remedy = "set overlap_expert_comm and delay_wgrad to false, or make fewer layers dense"
+    return [Problem("parallelism.overlap_expert_comm", True, rule, remedy)]
+
+
 def batches_divide(
     train: TrainConfig, cluster: ClusterConfig, parallelism: ParallelismConfig
 ) -> list[Problem]:
@@ -177,6 +190,7 @@ RULES: tuple[Callable[..., list[Problem]], ...] = (
     pipeline_divides_ranks,
     layers_fill_pipeline,
     experts_divide,
+    overlap_has_experts,
     batches_divide,
     schedule_fits_run,
     context_fits_rope,

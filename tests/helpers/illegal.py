@@ -72,7 +72,7 @@ def legal_values(draw: st.DrawFn) -> Values:
         "parallelism.overlap_grad_reduce": reduce,
         "parallelism.overlap_param_gather": reduce and draw(st.booleans()),
         "model.num_layers": num_layers,
-        "model.num_dense_layers": draw(st.integers(0, min(3, num_layers))),
+        "model.num_dense_layers": draw(st.integers(0, min(3, num_layers - 1))),
         "model.num_experts": ep * draw(st.integers(2, 4)),
         "train.micro_batch_size": micro_batch_size,
         "train.global_batch_size": num_micro_batches * unit,

@@ -171,6 +171,7 @@ def test_a_written_layout_may_leave_more_chunks_empty_than_a_planned_one() -> No
         ),
         (["parallelism.overlap_expert_comm=false"], ["needs overlap_expert_comm=true"]),
         (["parallelism.overlap_grad_reduce=false"], ["needs overlap_grad_reduce=true"]),
+        (["model.num_dense_layers=61"], ["needs layers with experts; all 61 are dense"]),
     ],
 )
 def test_the_reports_plan_without_what_its_overlaps_need(overrides: list[str], rules: list[str]) -> None:
