@@ -7,6 +7,7 @@ wheel all import the same modules. The YAML files of `conf/` travel as package d
 from setuptools import find_packages, setup
 
 CODE = ["k25_train", "parallel", "launch"]
+DEEPSPEED = "deepspeed>=0.19.8,<0.20"
 
 setup(
     name="k25-train",
@@ -38,8 +39,11 @@ setup(
         "matplotlib>=3.11,<3.12",
     ],
     extras_require={
-        "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21", "deepspeed>=0.19.8,<0.20"],
+        "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21", DEEPSPEED],
+        # For optim.offload=cpu; compiles its kernel with g++ at first use.
+        "offload": [DEEPSPEED],
         "dev": [
+            DEEPSPEED,
             "pytest>=9.2,<10",
             "hypothesis>=6.170,<7",
             "ruff==0.17.6",

@@ -1,10 +1,12 @@
-"""Build the optimizer: megatron-core's ZeRO-1 distributed optimizer around AdamW."""
+"""Build the optimizer: megatron-core's ZeRO-1 distributed optimizer around AdamW, on device or host."""
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 
-from k25_train.config.schema import OptimConfig
+from k25_train.config.schema import OptimConfig, OptimizerOffload
+from k25_train.optim.cpu_adam import CpuAdamW
+from parallel.megatron.host_optimizer import step_on_host
 
 
 def build_optimizer(
@@ -13,7 +15,9 @@ def build_optimizer(
     """AdamW with float32 masters and moments sharded over data-parallel ranks (ZeRO-1).
 
     One-dimensional parameters (norms, biases) get no weight decay. The learning rate is set before each step
-    by `set_learning_rate`.
+    by `set_learning_rate`. With `optim.offload=cpu` masters and moments are in host memory and stepped there.
+
+    Raises `ConfigError` if that is asked for and DeepSpeed's kernel is not to be had.
     """
     config = OptimizerConfig(
         optimizer="adam",
@@ -36,6 +40,8 @@ def build_optimizer(
         # torch's AdamW, which stands in for Apex's and Transformer Engine's fused ones, fuses on request.
         if "fused" in group:
             group["fused"] = True
+    if optim.offload is OptimizerOffload.cpu:
+        return step_on_host(optimizer, CpuAdamW)
     return optimizer
 
 

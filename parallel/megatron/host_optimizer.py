@@ -1,0 +1,119 @@
+"""ZeRO-1 whose float32 masters, moments and update live in host memory.
+
+megatron-core offloads too (`optimizer/cpu_offloading/hybrid_optimizer.py`), but only from CUDA: it picks
+parameters by `is_cuda`, and on the CPU it stops at a KeyError, so nothing of it could be tested here. It also
+copies the moments' references anew in every step, and its masters after loading are other tensors than
+before. This one takes over a built `DistributedOptimizer`; what that does, checkpoints included, stays as
+it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor
+
+BuildOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+"""From parameter groups of host tensors to the optimizer that steps them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """This rank's part [N] of one parameter, on both sides of the bus."""
+
+    master: Tensor
+    """float32 on the host, what the optimizer updates."""
+    host_gradient: Tensor
+    """float32 on the host."""
+    gradient: Tensor
+    """float32 on the device, in the gradient buffer: reduced, and clipped there."""
+    parameter: Tensor
+    """In the run's dtype on the device, in the parameter buffer: what is gathered after the update."""
+
+
+class HostOptimizer(DistributedOptimizer):
+    """A `DistributedOptimizer` whose inner optimizer steps tensors in host memory.
+
+    Of a step, reduction, norm and clipping stay on the device. Then gradients go to the host, are applied to
+    the masters there, and updated masters come back, cast on the device. Per parameter of the shard the host
+    holds 16 bytes: master, gradient and two moments. What crosses the bus, 8 bytes, is pinned; moments never
+    cross it.
+    """
+
+    def __init__(self, resident: DistributedOptimizer, build: BuildOptimizer) -> None:
+        """Take over `resident`, which must not be used any more and has not made a step."""
+        self.__dict__.update(resident.__dict__)
+        self.shards: list[Shard] = []
+        groups = resident.optimizer.param_groups
+        for index, group in enumerate(groups):
+            float32, float16 = self.model_fp32_groups[index], self.model_float16_groups[index]
+            shards = [self._to_host(parameter) for parameter in [*float32, *float16]]
+            masters = [shard.master for shard in shards]
+            for parameter, master in zip(float16, masters[len(float32) :], strict=True):
+                parameter.main_param = master
+            self.shard_fp32_groups[index] = masters[: len(float32)]
+            self.shard_fp32_from_float16_groups[index] = masters[len(float32) :]
+            group["params"] = masters
+            self.shards += shards
+        self.optimizer = build(groups)
+        self._gradients = [_holder(shard.gradient) for shard in self.shards]
+
+    def _to_host(self, parameter: torch.nn.Parameter) -> Shard:
+        own = self._get_model_param_range_map(parameter)["param"]
+        shard = parameter.detach().view(-1)[own.start : own.end]
+        return Shard(
+            master=_pinned_for(shard).copy_(shard),
+            host_gradient=_pinned_for(shard),
+            gradient=parameter.main_grad.view(-1)[own.start : own.end],  # type: ignore[attr-defined]
+            parameter=shard,
+        )
+
+    def get_parameters(self) -> list[Tensor]:
+        """What norm and clipping look for gradients at: they work on the device."""
+        return self._gradients
+
+    def _copy_model_grads_to_main_grads(self) -> None:
+        """Nothing: gradients are used where the reduction left them."""
+
+    @torch.no_grad()
+    def step_with_ready_grads(self) -> bool:
+        """Take the clipped gradients to the host, step there, and bring the parameters back."""
+        for shard in self.shards:
+            shard.host_gradient.copy_(shard.gradient, non_blocking=True)
+        # Copies to pinned memory are under way when they return, and so are those of the step before, which
+        # read the masters that are about to change.
+        torch.cuda.synchronize()
+        for shard in self.shards:
+            shard.master.grad = shard.host_gradient
+        return super().step_with_ready_grads()
+
+    def _copy_main_params_to_model_params(self) -> None:
+        for shard in self.shards:
+            # Cast on the device: on the host it would go through memory that is not pinned.
+            shard.parameter.copy_(shard.master.to(shard.parameter.device, non_blocking=True))
+
+
+def step_on_host(optimizer: ChainedOptimizer, build: BuildOptimizer) -> ChainedOptimizer:
+    """Move the state of a new optimizer, dense part and experts' part, to the host, to be stepped there."""
+    return ChainedOptimizer([HostOptimizer(part, build) for part in optimizer.chained_optimizers])
+
+
+def _holder(gradient: Tensor) -> Tensor:
+    holder = gradient.detach()
+    holder.grad = gradient.detach()
+    return holder
+
+
+def _pinned_for(shard: Tensor) -> Tensor:
+    """Host memory for a float32 copy of `shard`; page-locked if that is on a GPU.
+
+    torch's own pinned allocator rounds sizes up to powers of two: up to twice the memory.
+    """
+    host = torch.zeros(shard.numel(), dtype=torch.float32)
+    if shard.is_cuda and host.numel():
+        status = torch.cuda.cudart().cudaHostRegister(host.data_ptr(), host.nbytes, 0)
+        torch.cuda.check_error(status)
+    return host

@@ -1,0 +1,142 @@
+"""The optimizer on the host trains like the one on the device, from and into the same checkpoints.
+
+By default torch's AdamW steps the host's tensors: the mechanism is then bitwise the resident one. With
+DeepSpeed's CPU Adam, whose kernel takes minutes to compile where no cache has it, tests are marked slow.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.test_resume import assert_close, assert_goes_on
+from tests.helpers.parity import worst_difference
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.resume import ALONE, AS_SMOKE, LAST, MIDDLE, cut_off, short
+from tests.helpers.runs import fit, layout, overrides, start_run
+
+pytestmark = pytest.mark.distributed
+
+ON_HOST = "optim.offload=cpu"
+ON_DEVICE = "optim.offload=none"
+COMPILE_S = 600.0
+TOLERANCE = 1e-6
+
+
+def use_torch_adam() -> None:
+    """Let torch's AdamW step on the host, in this rank."""
+    from k25_train.optim import build
+
+    build.CpuAdamW = partial(torch.optim.AdamW, fused=True)
+
+
+def fit_with_torch_adam(context: RankContext, arguments: Sequence[str]) -> None:
+    """Train as the command does, with torch's AdamW on the host."""
+    use_torch_adam()
+    fit(context, arguments)
+
+
+def train_and_look(
+    context: RankContext, arguments: Sequence[str], kernel: str
+) -> tuple[list[tuple[float, float]], dict[str, Any]]:
+    """Loss and norm of each step, and where the optimizer's tensors are."""
+    from k25_train.step import train_step
+
+    if kernel == "torch":
+        use_torch_adam()
+    run = start_run(context, arguments)
+    with run.loader:
+        results = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
+    weights = {
+        tensor.untyped_storage().data_ptr()
+        for chunk in run.chunks
+        for buffer in chunk.buffers + chunk.expert_parallel_buffers
+        for tensor in (buffer.param_data, buffer.grad_data)
+    }
+    masters = [master for group in run.optimizer.param_groups for master in group["params"]]
+    looks = {
+        "inner": {type(part.optimizer).__name__ for part in run.optimizer.chained_optimizers},
+        "apart": all(master.untyped_storage().data_ptr() not in weights for master in masters),
+        "dtypes": {str(master.dtype) for master in masters},
+        "rounding": max(
+            float((shard.master - shard.parameter).abs().max())
+            for part in run.optimizer.chained_optimizers
+            for shard in getattr(part, "shards", [])
+        )
+        if "offload=cpu" in " ".join(arguments)
+        else None,
+    }
+    return [(result.loss, result.grad_norm) for result in results], looks
+
+
+FEW = "train.steps=5 optim.warmup_steps=2 optim.decay_steps=2 optim.grad_clip=0.5".split()
+"""The gradient norm is above 1: every step clips."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_host_steps_as_the_device_does(dtype: str, data: Path, tmp_path: Path) -> None:
+    command = overrides(data, tmp_path, *layout(ep=2, dp=2), *FEW, f"train.dtype={dtype}")
+    ((resident, _), _), ((hosted, looks), _) = (
+        run_ranks(train_and_look, 2, [*command, place], "torch") for place in (ON_DEVICE, ON_HOST)
+    )
+    assert hosted == resident
+    assert looks["apart"]
+    assert looks["dtypes"] == {"torch.float32"}
+    # Parameters are their masters, rounded.
+    assert (looks["rounding"] == 0) == (dtype == "float32")
+
+
+def test_runs_go_on_with_and_without_offload_bitwise(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
+    """From the device to the host, and from there back to the device, in one process."""
+    hosted = cut_off(run_as_smoke, tmp_path / "hosted")
+    between = MIDDLE + 5
+
+    command = short(data, hosted, *AS_SMOKE, f"checkpoint.interval={between}", "checkpoint.keep=3")
+    run_ranks(fit_with_torch_adam, 4, [*command, ON_HOST])
+
+    assert_goes_on(hosted, run_as_smoke, after=MIDDLE)
+    resident = cut_off(hosted, tmp_path / "resident")
+    run_ranks(fit, 1, short(data, resident, *ALONE))
+    assert_close(resident, run_as_smoke, after=between)
+
+
+# DeepSpeed's kernel ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"dp": 2}, {"ep": 2, "dp": 2}], ids=str)
+def test_deepspeeds_adam_trains_as_torchs(sizes: dict[str, int], data: Path, tmp_path: Path) -> None:
+    command = overrides(data, tmp_path, *layout(**sizes))
+    resident, hosted = (
+        run_ranks(train_and_look, 2, [*command, place], "deepspeed", timeout_s=COMPILE_S)
+        for place in (ON_DEVICE, ON_HOST)
+    )
+    assert hosted[0][1]["inner"] == {"CpuAdamW"}
+    assert len(hosted[0][0]) == LAST
+    difference = worst_difference(hosted[0][0], resident[0][0])
+    assert 0 < difference <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_with_deepspeeds_adam_runs_go_on_bitwise_and_change_sides(
+    data: Path, run_alone: Path, tmp_path: Path
+) -> None:
+    finished = tmp_path / "finished"
+    command = [*layout(dp=2), ON_HOST]
+    run_ranks(fit, 2, short(data, finished, *command), timeout_s=COMPILE_S)
+    assert_close(finished, run_alone, after=0)
+
+    same = cut_off(finished, tmp_path / "same")
+    run_ranks(fit, 2, short(data, same, *command), timeout_s=COMPILE_S)
+    assert_goes_on(same, finished, after=MIDDLE)
+
+    to_device = cut_off(finished, tmp_path / "to_device")
+    run_ranks(fit, 1, short(data, to_device, *ALONE))
+    assert_close(to_device, run_alone, after=MIDDLE)
+
+    to_host = cut_off(run_alone, tmp_path / "to_host")
+    run_ranks(fit, 2, short(data, to_host, *command), timeout_s=COMPILE_S)
+    assert_close(to_host, run_alone, after=MIDDLE)
