@@ -35,6 +35,7 @@ def install(*, on_cpu: bool) -> None:
         read_adam_step_without_apex()
         fill_adam_state_before_loading()
     count_steps_without_parameters(torch_adam=not HAVE_APEX_OR_TE)
+    gather_parameters_once()
     write_checkpoints_in_this_process()
 
 
@@ -216,6 +217,26 @@ def count_steps_without_parameters(*, torch_adam: bool) -> None:
 
     DistributedOptimizer.step_with_ready_grads = count_and_step
     DistributedOptimizer.state_dict = state_dict_with_step
+
+
+def gather_parameters_once() -> None:
+    """After its step, let each optimizer of a chain gather the parameters that it has updated.
+
+    Dense weights and experts have an optimizer each, and each gathers the buckets of both: twice the bytes,
+    half of them stale.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    gather = DistributedOptimizer.start_param_sync_for_bucket_group_subset
+
+    @functools.wraps(gather)
+    def gather_own(self: Any) -> None:
+        for chunk in self.model_chunks:
+            for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
+                if any(parameter in self.model_param_gbuf_map for parameter in group.params):
+                    chunk._start_bucket_group_param_sync(group, force_sync=False)
+
+    DistributedOptimizer.start_param_sync_for_bucket_group_subset = gather_own
 
 
 def write_checkpoints_in_this_process() -> None:

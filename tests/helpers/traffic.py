@@ -1,0 +1,111 @@
+"""Count what a rank hands to its process groups, by kind of communication."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of one rank by kind; a group of one rank sends nothing and is not counted."""
+
+    payload_bytes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """What collectives work on: the whole buffer of a reduction or a gathering, all rows of an exchange."""
+    sent_bytes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """What of it leaves this rank: of a buffer over n ranks (n - 1) / n, as in a ring, of a reduction to all
+    twice as much; of an exchange the rows for others."""
+
+    def add(self, kind: str, payload: int, sent: float) -> None:
+        self.payload_bytes[kind] += payload
+        self.sent_bytes[kind] += sent
+
+
+def size_of(tensors: Sequence[Tensor]) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextmanager
+def counted_traffic() -> Iterator[Traffic]:
+    """Count while the context lasts, below torch's functions, whoever has imported or wrapped those."""
+    traffic = Traffic()
+    # Not by getattr, which unwraps them: what is put back would not be a method any more.
+    originals = {name: vars(dist.ProcessGroup)[name] for name in _COUNT}
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(dist.ProcessGroup, name)
+
+        def call(group: dist.ProcessGroup, *args: Any, **kwargs: Any) -> Any:
+            if group.size() > 1:
+                _COUNT[name](traffic, group, *args)
+            return original(group, *args, **kwargs)
+
+        return call
+
+    for name in _COUNT:
+        setattr(dist.ProcessGroup, name, counted(name))
+    try:
+        yield traffic
+    finally:
+        for name, original in originals.items():
+            setattr(dist.ProcessGroup, name, original)
+
+
+def _ring(kind: str, whole: Callable[..., Any], times: int = 1) -> Callable[..., None]:
+    """Count a collective that works on a buffer; `whole` finds it among the arguments."""
+
+    def count(traffic: Traffic, group: dist.ProcessGroup, *args: Any) -> None:
+        tensors = whole(*args)
+        tensors = [tensors] if isinstance(tensors, Tensor) else tensors
+        payload = size_of(tensors)
+        others = (group.size() - 1) / group.size()
+        # Whole numbers are counts of tokens, not weights.
+        name = kind if all(tensor.is_floating_point() for tensor in tensors) else "bookkeeping"
+        traffic.add(name, payload, times * payload * others)
+
+    return count
+
+
+def _exchange(
+    traffic: Traffic,
+    group: dist.ProcessGroup,
+    _output: Tensor,
+    rows: Tensor,
+    _output_splits: Sequence[int],
+    splits: Sequence[int],
+    *_: Any,
+) -> None:
+    of_row = size_of([rows]) / max(rows.shape[0], 1)
+    stays = int(splits[group.rank()]) if len(splits) else rows.shape[0] / group.size()
+    kind = "all-to-all" if rows.dim() > 1 else "all-to-all of weights"
+    traffic.add(kind, size_of([rows]), of_row * (rows.shape[0] - stays))
+
+
+def _send(traffic: Traffic, _group: dist.ProcessGroup, tensors: Sequence[Tensor], *_: Any) -> None:
+    traffic.add("pipeline", size_of(tensors), size_of(tensors))
+
+
+def _first(first: Any, *_: Any) -> Any:
+    return first
+
+
+def _second(_first: Any, second: Any, *_: Any) -> Any:
+    return second
+
+
+_COUNT: dict[str, Callable[..., None]] = {
+    "send": _send,
+    "all_to_all_single": _exchange,
+    "reduce_scatter_single": _ring("reduce-scatter", _second),
+    "reduce_scatter_single_coalesced": _ring("reduce-scatter", _second),
+    "all_gather_single": _ring("all-gather", _first),
+    "all_gather_single_coalesced": _ring("all-gather", _first),
+    "allreduce": _ring("bookkeeping", _first, times=2),
+    "broadcast": _ring("bookkeeping", _first),
+}
+"""Method of a process group -> how it is counted. Others are not used in a step."""
