@@ -1,0 +1,100 @@
+"""Bytes that all ranks of a job hand to each other in one training step, by kind; torch-free.
+
+Counted here is what the mechanisms need: megatron-core pads each tensor of a gradient buffer to 64 elements
+and the buffer to a multiple of 128 and of the ranks, and a few numbers a step (losses, token counts, the
+gradient norm) are reduced besides. tests/distributed/test_communication.py holds all of it against what real
+ranks send.
+"""
+
+from dataclasses import dataclass
+
+from k25_train.config.schema import Config
+from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
+from k25_train.plan.parameters import EXPERTS, count_parameters
+
+ROUTING_WEIGHT_BYTES = 4
+"""The router works in float32."""
+TOKEN_COUNT_BYTES = 8
+"""Numbers of tokens are exchanged as int64 ahead of the tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Bytes of one kind of communication in one step, all ranks together."""
+
+    payload_bytes: float
+    """What the calls work on: a message; the whole buffer of a reduction or a gathering, once for each rank
+    in it; all rows of an exchange, those that stay included."""
+    sent_bytes: float
+    """What leaves a rank. Of a buffer over n ranks each sends (n - 1) / n, as a ring does, and of a reduction
+    to all twice as much; of an exchange the expected value under balanced routing."""
+
+
+def communication(config: Config) -> dict[str, Volume]:
+    """Kind -> volume, of the kinds that the layout has.
+
+    `pipeline`: activations forward and their gradients backward, between stages. `all-to-all`: tokens to
+    their experts and back, forward and backward. `all-to-all of weights`: the router's weight of each of
+    these, forward and backward. `reduce-scatter`: gradients over data-parallel ranks, float32. `all-gather`:
+    updated parameters. `bookkeeping`: how many tokens each expert gets, and the update of the routers'
+    biases.
+    """
+    kinds = {
+        "pipeline": _pipeline(config),
+        **_expert_exchange(config),
+        "reduce-scatter": _over_replicas(config, GRADIENT_BYTES),
+        "all-gather": _over_replicas(config, WEIGHT_BYTES[config.train.dtype]),
+        "bookkeeping": _bookkeeping(config),
+    }
+    return {kind: volume for kind, volume in kinds.items() if volume.sent_bytes}
+
+
+def _pipeline(config: Config) -> Volume:
+    """A message of [tokens, hidden] from each chunk to the next, and one back, for every micro-batch."""
+    sizes = config.parallelism
+    num_borders = sizes.pp * sizes.vpp - 1 if sizes.pp > 1 else 0
+    message = _tokens(config) * config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
+    total = 2 * num_borders * message * config.num_micro_batches * config.dp
+    return Volume(total, total)
+
+
+def _expert_exchange(config: Config) -> dict[str, Volume]:
+    """Each token goes to `num_experts_per_token` experts and back, and its gradient the same way."""
+    ep, model = config.parallelism.ep, config.model
+    rows = _moe_passes(config) * _tokens(config) * model.num_experts_per_token
+    hidden = rows * model.hidden_size * WEIGHT_BYTES[config.train.dtype]
+    leaving = (ep - 1) / ep
+    payloads = {"all-to-all": 4 * hidden, "all-to-all of weights": 2 * rows * ROUTING_WEIGHT_BYTES}
+    # A group of one moves nothing.
+    return {kind: Volume(payload, payload * leaving) for kind, payload in payloads.items()}
+
+
+def _over_replicas(config: Config, bytes_per_weight: int) -> Volume:
+    """A buffer a rank: dense weights over all replicas, the rank's experts over those that hold the same."""
+    counts = count_parameters(config.model)
+    experts = sum(module.total for module in counts.modules if module.module == EXPERTS)
+    payload = sent = 0.0
+    for num_weights, num_replicas in ((counts.total - experts, config.dp), (experts, config.expert_dp)):
+        if num_replicas > 1:
+            payload += num_weights * bytes_per_weight * num_replicas
+            sent += num_weights * bytes_per_weight * (num_replicas - 1)
+    return Volume(payload, sent)
+
+
+def _bookkeeping(config: Config) -> Volume:
+    ep, dp, model = config.parallelism.ep, config.dp, config.model
+    counts = _moe_passes(config) * ep * model.num_experts * TOKEN_COUNT_BYTES if ep > 1 else 0
+    num_moe_layers = model.num_layers - model.num_dense_layers
+    biases = num_moe_layers * dp * model.num_experts * 4 if dp > 1 else 0
+    return Volume(counts + biases, counts * (ep - 1) / ep + biases * 2 * (dp - 1) / dp)
+
+
+def _tokens(config: Config) -> int:
+    """Tokens of a micro-batch."""
+    return config.train.micro_batch_size * config.train.seq_len
+
+
+def _moe_passes(config: Config) -> int:
+    """How often a micro-batch passes a layer with experts, over all replicas."""
+    num_moe_layers = config.model.num_layers - config.model.num_dense_layers
+    return num_moe_layers * config.num_micro_batches * config.dp

@@ -1,0 +1,89 @@
+"""What real ranks send in a step is what the formula says, by kind."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from k25_train.config.resolve import compose
+from k25_train.plan.communication import communication
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.runs import layout, overrides, start_run
+
+pytestmark = pytest.mark.distributed
+
+BALANCED = 0.15
+"""Routing of few tokens among few experts is not balanced: what leaves a rank may differ so much from the
+expected value. What is handed over does not depend on it."""
+SCALARS = 128
+"""Bytes a rank of single numbers a step: losses, tokens with a loss, the gradient norm."""
+OVERLAP = ("parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true")
+CASES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
+    "dp2": ({"dp": 2}, ()),
+    "ep2 of dp4, bfloat16": ({"ep": 2, "dp": 4}, ("train.dtype=bfloat16",)),
+    "pp2 x vpp2 x ep2": ({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, ()),
+    "pp2 x dp2, overlapped": ({"pp": 2, "dp": 2}, OVERLAP),
+    "pp3 x vpp2": ({"pp": 3, "vpp": 2}, ()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Of one rank, or of all of them."""
+
+    payload: Counter[str]
+    sent: Counter[str]
+    padding: int
+    """Elements of the buffers that belong to no parameter, of groups of more than one rank."""
+
+
+def count_a_step(context: RankContext, arguments: Sequence[str]) -> Counted:
+    """The second step: with overlap, the first one's parameters are gathered in it."""
+    from k25_train.step import train_step
+    from tests.helpers.traffic import counted_traffic
+
+    run = start_run(context, arguments)
+    with run.loader:
+        train_step(run, 1)
+        with counted_traffic() as traffic:
+            train_step(run, 2)
+    buffers = [buffer for chunk in run.chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
+    padding = sum(
+        buffer.numel - sum(parameter.numel() for parameter in buffer.params)
+        for buffer in buffers
+        if buffer.data_parallel_group.size() > 1
+    )
+    return Counted(Counter(traffic.payload_bytes), Counter(traffic.sent_bytes), padding)
+
+
+def count(data: Path, run: Path, sizes: dict[str, int], *more: str) -> Counted:
+    """A step of all ranks."""
+    num_ranks = sizes.get("pp", 1) * sizes.get("dp", 1)
+    ranks = run_ranks(count_a_step, num_ranks, overrides(data, run, *layout(**sizes), *more))
+    total: Counter[str] = Counter()
+    sent: Counter[str] = Counter()
+    for rank in ranks:
+        total.update(rank.payload)
+        sent.update(rank.sent)
+    return Counted(total, sent, sum(rank.padding for rank in ranks))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_counted_is_what_the_formula_says(name: str, data: Path, tmp_path: Path) -> None:
+    sizes, more = CASES[name]
+    config = compose(overrides(data, tmp_path, *layout(**sizes), *more))
+    expected = communication(config)
+    counted = count(data, tmp_path, sizes, *more)
+    assert set(counted.payload) - {"bookkeeping"} == set(expected) - {"bookkeeping"}
+    for kind in expected.keys() - {"reduce-scatter", "all-gather", "bookkeeping"}:
+        assert counted.payload[kind] == expected[kind].payload_bytes
+        tolerance = 0 if kind == "pipeline" else BALANCED
+        assert counted.sent[kind] == pytest.approx(expected[kind].sent_bytes, rel=tolerance)
+    for kind, of_one in (("reduce-scatter", 4), ("all-gather", 2 if "bfloat16" in name else 4)):
+        if kind in expected:
+            assert counted.payload[kind] == expected[kind].payload_bytes + of_one * counted.padding
+    for figures, of_kind in ((counted.payload, "payload_bytes"), (counted.sent, "sent_bytes")):
+        known = getattr(expected["bookkeeping"], of_kind) if "bookkeeping" in expected else 0
+        assert 0 <= figures["bookkeeping"] - known < 2 * SCALARS * config.world_size

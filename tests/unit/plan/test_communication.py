@@ -1,0 +1,36 @@
+"""Communication of the report's plan, by hand."""
+
+import pytest
+
+from k25_train.config.resolve import compose
+from k25_train.plan.communication import communication
+
+
+def test_one_process_sends_nothing() -> None:
+    alone = compose(["experiment=smoke", "parallelism=serial", "cluster.gpus_per_node=1"])
+    assert communication(alone) == {}
+
+
+def test_the_reports_plan() -> None:
+    """PP16 x VPP2 x EP16 on 256 ranks: 16 replicas, 1024 micro-batches each of 4096 tokens, in bfloat16."""
+    volumes = communication(compose(["experiment=k25_pretrain_4k"]))
+    tokens, hidden = 16384 * 4096, 7168
+    assert volumes["pipeline"].sent_bytes == tokens * hidden * 2 * 31 * 2
+    assert volumes["all-to-all"].sent_bytes == tokens * 8 * hidden * 2 * 60 * 4 * 15 / 16
+    assert volumes["all-to-all of weights"].payload_bytes == tokens * 8 * 60 * 4 * 2
+    experts = 60 * 384 * 3 * 2048 * hidden
+    dense = 1_026_879_353_328 - experts
+    # Experts have no second replica: nothing is reduced or gathered of them.
+    assert volumes["reduce-scatter"].sent_bytes == dense * 4 * 15
+    assert volumes["all-gather"].sent_bytes == dense * 2 * 15
+
+
+@pytest.mark.parametrize("kind", ["reduce-scatter", "all-gather"])
+def test_experts_are_reduced_over_their_own_replicas(kind: str) -> None:
+    def sent(*more: str) -> float:
+        replicas = ["parallelism=serial", "cluster.gpus_per_node=4", *more]
+        return communication(compose(["experiment=smoke", *replicas]))[kind].sent_bytes
+
+    experts = 4 * 8 * 3 * 96 * 128
+    assert sent() - sent("parallelism.ep=2") == experts * 4 * (3 - 1)
+    assert sent() - sent("parallelism.ep=4") == experts * 4 * 3
