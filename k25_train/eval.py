@@ -14,7 +14,7 @@ from rich.console import Console
 from k25_train.checkpoint import folders
 from k25_train.config.command_line import exit_with
 from k25_train.config.resolve import load
-from k25_train.config.schema import Config
+from k25_train.config.schema import Config, OptimizerOffload
 from k25_train.errors import ConfigError, K25Error
 from k25_train.start import prepare_device
 
@@ -33,6 +33,8 @@ def evaluate(
     from k25_train.step import eval_losses
     from parallel.topology import stop_process_group
 
+    # Nothing is stepped, so nothing has to be compiled for it.
+    config.optim.offload = OptimizerOffload.none
     run = build_run(config, device)
     with run.loader:
         step = state.load(checkpoint, config, run.chunks, optimizer=None)

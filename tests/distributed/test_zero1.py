@@ -116,38 +116,40 @@ def test_overlap_goes_together_with_expert_overlap(data: Path, tmp_path: Path) -
     assert overlapped[0]["losses"] == plain[0]["losses"]
 
 
-def parameters_around_completion(
-    context: RankContext, arguments: Sequence[str]
-) -> tuple[list[float], list[float], list[float]]:
-    """Sums of each parameter after an update, after its completion, and as an evaluation leaves it."""
+def parameters_around_completion(context: RankContext, arguments: Sequence[str]) -> dict[str, list[float]]:
+    """Sums of each parameter after an update, after its completion, an evaluation and a save."""
+    from k25_train.checkpoint import state
     from k25_train.step import eval_losses, train_step
     from parallel.megatron.replicas import complete_parameters
 
     run = start_in_buckets(context, arguments, bucket_parameters=1)
+    completions = {
+        "completed": lambda: complete_parameters(run.chunks),
+        "evaluated": lambda: eval_losses(run, 2),
+        "saved": lambda: state.save(run.checkpoints, 3, run.chunks, run.optimizer, run.config),
+    }
 
     def sums() -> list[float]:
         return [float(parameter.double().sum()) for chunk in run.chunks for parameter in chunk.parameters()]
 
+    found = {}
     with run.loader:
-        train_step(run, 1)
-        stale = sums()
-        complete_parameters(run.chunks)
-        complete = sums()
-        train_step(run, 2)
-        eval_losses(run, 2)
-        return stale, complete, sums()
+        for step, (name, complete) in enumerate(completions.items(), start=1):
+            train_step(run, step)
+            found[f"before {name}"] = sums()
+            complete()
+            found[name] = sums()
+    return found
 
 
-def test_parameters_are_stale_until_completed_and_evaluations_complete_them(
+def test_parameters_are_stale_until_completed_and_evaluations_and_saves_complete_them(
     data: Path, tmp_path: Path
 ) -> None:
     command = overrides(data, tmp_path, *layout(dp=2), *SHORT, *OVERLAP)
-    (stale, complete, evaluated), (other_stale, other_complete, other_evaluated) = run_ranks(
-        parameters_around_completion, 2, command
-    )
-    assert stale != other_stale
-    assert complete == other_complete != stale
-    assert evaluated == other_evaluated != complete
+    one, other = run_ranks(parameters_around_completion, 2, command)
+    for name in ("completed", "evaluated", "saved"):
+        assert one[f"before {name}"] != other[f"before {name}"]
+        assert one[name] == other[name] != one[f"before {name}"]
 
 
 # The global norm -------------------------------------------------------------------------------------------
