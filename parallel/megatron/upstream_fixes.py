@@ -231,9 +231,11 @@ def gather_parameters_once() -> None:
 
     @functools.wraps(gather)
     def gather_own(self: Any) -> None:
+        # Not `model_param_gbuf_map`, which lacks buckets of which this rank's part is nothing but padding.
+        own = {parameter for buffer in self.buffers for parameter in buffer.param_index_map}
         for chunk in self.model_chunks:
             for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
-                if any(parameter in self.model_param_gbuf_map for parameter in group.params):
+                if not own.isdisjoint(group.params):
                     chunk._start_bucket_group_param_sync(group, force_sync=False)
 
     DistributedOptimizer.start_param_sync_for_bucket_group_subset = gather_own
