@@ -176,8 +176,8 @@ def fill_adam_state_before_loading() -> None:
                 state = self.optimizer.state[parameter]
                 if not state:
                     state["step"] = torch.zeros((), dtype=torch.float32)
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                    for key in self.optimizer_state_keys:
+                        state[key] = torch.zeros_like(parameter)
         return sharded_state_dict(self, *args, **kwargs)
 
     DistributedOptimizer.sharded_state_dict = with_state

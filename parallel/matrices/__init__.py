@@ -1,0 +1,1 @@
+"""Whole matrices out of flat shards: who works on which, and the exchange that brings them there and back."""

@@ -1,0 +1,83 @@
+"""Whole matrices come to their owners, and their results back to every shard, over real ranks."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.helpers.models import start
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.sizes import parallel_sizes
+
+pytestmark = pytest.mark.distributed
+
+SHAPES = [(8, 6), (3, 50), (8, 6), (1, 7), (40, 2), (8, 6), (5, 5), (2, 2)]
+
+
+def exchanged(
+    context: RankContext, max_elements: int, wire_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, list[int], int]:
+    """(buffer of results, buffer of expected results, matrices worked on here, elements in hand at most)."""
+    from parallel.matrices.exchange import MatrixExchange
+    from parallel.matrices.plan import Matrix, cut, plan_owners, plan_rounds
+
+    topology = start(context, parallel_sizes(), num_layers=1)
+    group, rank, num_ranks = topology.groups.dp, topology.dp_rank, topology.dp_size
+    numel = sum(rows * cols for rows, cols in SHAPES)
+    shard_size = -(-numel // num_ranks)
+    whole = torch.randn(shard_size * num_ranks, generator=torch.Generator().manual_seed(1))
+    shard = whole[rank * shard_size : (rank + 1) * shard_size]
+
+    matrices, places, start_of = [], [], 0
+    for rows, cols in SHAPES:
+        matrices.append(Matrix(rows, cols, cut(start_of, rows * cols, shard_size)))
+        low, high = max(start_of, rank * shard_size), min(start_of + rows * cols, (rank + 1) * shard_size)
+        places.append((low - rank * shard_size, high - rank * shard_size) if low < high else None)
+        start_of += rows * cols
+    owners, _ = plan_owners(matrices, num_ranks, steps=5)
+    rounds = list(plan_rounds(matrices, owners, num_ranks, max_elements))
+
+    worked, in_hand = [], [0]
+
+    def work(batch: Tensor) -> Tensor:
+        worked.extend(batch.shape[0] * [batch.shape[1:].numel()])
+        in_hand.append(batch.numel())
+        return batch.cumsum(dim=-1) + batch.sum(dim=-2, keepdim=True)
+
+    results = torch.zeros(shard_size)
+
+    def use(number: int, result: Tensor) -> None:
+        place = places[number]
+        assert place is not None
+        results[slice(*place)] += result
+
+    pieces = [None if place is None else shard[slice(*place)] for place in places]
+    exchange = MatrixExchange(matrices, rounds, group, wire_dtype=wire_dtype, device=topology.device)
+    exchange.run(pieces, work, use)
+
+    gathered = [torch.empty(shard_size) for _ in range(num_ranks)]
+    dist.all_gather(gathered, results, group=group)
+    expected, start_of = torch.zeros_like(whole), 0
+    for rows, cols in SHAPES:
+        matrix = whole[start_of : start_of + rows * cols].view(rows, cols)
+        made = matrix.cumsum(dim=-1) + matrix.sum(dim=-2, keepdim=True)
+        expected[start_of : start_of + rows * cols] = made.flatten()
+        start_of += rows * cols
+    return torch.cat(gathered), expected, worked, max(in_hand)
+
+
+@pytest.mark.parametrize("max_elements", [1, 100, 10_000])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_every_shard_gets_the_results_of_whole_matrices(num_ranks: int, max_elements: int) -> None:
+    by_rank = run_ranks(exchanged, num_ranks, max_elements, torch.float32)
+    for found, expected, _, in_hand in by_rank:
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        assert in_hand <= max(max_elements, max(rows * cols for rows, cols in SHAPES))
+    worked = sorted(size for _, _, sizes, _ in by_rank for size in sizes)
+    assert worked == sorted(rows * cols for rows, cols in SHAPES), "each matrix is worked on once"
+
+
+def test_the_wire_format_rounds_pieces_and_results_alone() -> None:
+    for found, expected, _, _ in run_ranks(exchanged, 2, 100, torch.bfloat16):
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.05)
+        assert not torch.equal(found, expected)
