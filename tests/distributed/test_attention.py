@@ -73,7 +73,7 @@ def differences_of_max_logits(_context: RankContext) -> list[float]:
     from k25_train.model.attention import max_logits_per_head
 
     differences = []
-    for length in (1, 1023, 1024, 1025, 2500):
+    for length in (1, 255, 256, 257, 700, 4700):
         generator = torch.Generator().manual_seed(length)
         query, key = torch.randn(2, 3, length, 8, generator=generator)
         # Large products of a query with a later key must not count, in its own block or in another one.
@@ -88,7 +88,7 @@ def test_max_logits_equal_a_dense_reference_over_any_number_of_blocks() -> None:
 
 
 def recorded_max_logits(context: RankContext) -> tuple[list[Tensor], Tensor | None]:
-    model = build_random_model(context).eval()
+    model = build_random_model(context)
     [core, *_] = modules_of(model, "DocumentAttention")
     seen: list[tuple[Tensor, Tensor]] = []
     core.register_forward_hook(lambda _module, arguments, _output: seen.append(arguments[:2]))
@@ -99,6 +99,8 @@ def recorded_max_logits(context: RankContext) -> tuple[list[Tensor], Tensor | No
         model(random_tokens(64, seed=1), documents())
         first = core.max_logits
         model(random_tokens(64, seed=2), documents())
+        # What an evaluation sees does not count.
+        model.eval()(random_tokens(64, seed=3), documents((64,)))
     expected = [
         torch.stack(
             [
@@ -106,7 +108,7 @@ def recorded_max_logits(context: RankContext) -> tuple[list[Tensor], Tensor | No
                 for q, k in zip(query.split(LENGTHS), key.split(LENGTHS), strict=True)
             ]
         ).amax(0)
-        for query, key in seen[1:]
+        for query, key in seen[1:3]
     ]
     return [first - expected[0], core.max_logits - torch.maximum(*expected)], unasked
 
