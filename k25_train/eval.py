@@ -13,8 +13,9 @@ from rich.console import Console
 
 from k25_train.checkpoint import folders
 from k25_train.config.command_line import exit_with
+from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.resolve import load
-from k25_train.config.schema import Config, OptimizerOffload
+from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
 from k25_train.start import prepare_device
 

@@ -15,6 +15,7 @@ SAME_MODEL = ("model",)
 SAME_RUN = (
     *SAME_MODEL,
     "optim.name",
+    "optim.vision.name",
     "data.blend",
     "data.shuffle",
     "data.limit_samples",

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from k25_train.config.schema import ClusterConfig, Device, ModelConfig, OptimConfig, TrainConfig
+from k25_train.config.optimizer import OptimConfig
+from k25_train.config.schema import ClusterConfig, Device, ModelConfig, TrainConfig
 from k25_train.plan.costs import stack_cost
 from parallel.config import ParallelismConfig, Problem
 from parallel.layout import LayoutError, fitting_sizes, most_chunks, parse_layout

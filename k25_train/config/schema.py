@@ -1,14 +1,16 @@
 """Every configuration section: its fields, their meaning, unit and source, and the rules within the section.
+The optimizer's sections stand in `optimizer.py`.
 
 Values stand in `conf/`, never here. Sources: "K2" is the Kimi K2 report (arXiv 2507.20534), "K2.5" the Kimi
 K2.5 report (arXiv 2602.02276), "checkpoint" the config of the released moonshotai/Kimi-K2.5, "Moonlight" is
 arXiv 2502.16982. Rules that read several sections stand in `checks.py`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from k25_train.config.basics import DType, not_negative
+from k25_train.config.optimizer import OptimConfig
 from parallel.config import DepConfig, ParallelismConfig, Problem, not_positive
 
 SAMPLE_KINDS = ("text", "caption", "ocr", "video")
@@ -20,36 +22,6 @@ class Device(Enum):
 
     cpu = "cpu"
     cuda = "cuda"
-
-
-class DType(Enum):
-    """Number format of weights and activations in forward and backward."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class OptimName(Enum):
-    """Update rules."""
-
-    adamw = "adamw"
-
-
-class OptimizerOffload(Enum):
-    """Where optimizer state is kept and stepped."""
-
-    none = "none"
-    """On the device."""
-    cpu = "cpu"
-    """In host memory, by DeepSpeed's CPU Adam."""
-
-
-def not_negative(section: object, names: Iterable[str]) -> list[Problem]:
-    """Problems of the named fields that are below zero."""
-    values = ((name, getattr(section, name)) for name in names)
-    return [
-        Problem(name, value, "must not be negative", "use 0 or more") for name, value in values if value < 0
-    ]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -258,48 +230,6 @@ class ModelConfig:
         if self.num_dense_layers > self.num_layers:
             rule = f"must not exceed num_layers ({self.num_layers})"
             found.append(Problem("num_dense_layers", self.num_dense_layers, rule, "make fewer layers dense"))
-        return found
-
-
-@dataclass(slots=True, kw_only=True)
-class OptimConfig:
-    """Update rule and the warm-up, constant, cosine-decay schedule of the learning rate (WSD)."""
-
-    name: OptimName
-    """Update rule."""
-    lr: float
-    """Learning rate between warm-up and decay. Source: 2e-4 in K2, section 2.5."""
-    min_lr: float
-    """Learning rate at the end of the decay. Source: 2e-5 in K2, section 2.5."""
-    beta1: float
-    """Decay of the first moment per step. Source: Moonlight's code."""
-    beta2: float
-    """Decay of the second moment per step. Source: Moonlight's code."""
-    eps: float
-    """Added to the root of the second moment. Source: Moonlight's code."""
-    weight_decay: float
-    """Decoupled decay, multiplied by the learning rate. Source: 0.1 in K2, section 2.5."""
-    grad_clip: float
-    """Largest global gradient norm. Source: not disclosed, our choice."""
-    warmup_steps: int
-    """Steps of linear warm-up. Source: 500 in K2, section 2.5."""
-    decay_steps: int
-    """Last steps of the run, in which the rate falls along a cosine. Source: K2, section 2.5."""
-    offload: OptimizerOffload
-    """Where moments and float32 masters live. Source: not disclosed, our choice."""
-
-    def problems(self) -> list[Problem]:
-        """Every rule of this section that is broken."""
-        found = not_positive(self, ("lr", "eps", "grad_clip"))
-        found += not_negative(self, ("min_lr", "weight_decay", "warmup_steps", "decay_steps"))
-        if self.min_lr > self.lr:
-            found.append(
-                Problem("min_lr", self.min_lr, f"must not exceed lr ({self.lr})", "lower min_lr or raise lr")
-            )
-        for name in ("beta1", "beta2"):
-            beta = getattr(self, name)
-            if not 0 <= beta < 1:
-                found.append(Problem(name, beta, "must lie in [0, 1)", "usual values are 0.9 and 0.95"))
         return found
 
 

@@ -14,7 +14,8 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 from torch import Tensor
 
-from k25_train.config.schema import Config, OptimizerOffload
+from k25_train.config.optimizer import OptimizerOffload
+from k25_train.config.schema import Config
 from k25_train.dry.groups import KINDS
 from k25_train.model.build import build_chunks
 from k25_train.model.megatron_config import TORCH_DTYPE, backbone_config

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from rich import box
 from rich.table import Table
 
-from k25_train.config.schema import Config, Device, OptimizerOffload
+from k25_train.config.optimizer import OptimizerOffload
+from k25_train.config.schema import Config, Device
 from k25_train.dry.job import DryRun, StageSummary
 from k25_train.dry.tensors import PARTS
 from k25_train.plan.__main__ import shorten

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 
-from k25_train.config.schema import DType, ModelConfig, TrainConfig
+from k25_train.config.basics import DType
+from k25_train.config.schema import ModelConfig, TrainConfig
 from parallel.config import ParallelismConfig
 from parallel.layout import PipelineLayout
 

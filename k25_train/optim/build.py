@@ -4,7 +4,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 
-from k25_train.config.schema import OptimConfig, OptimizerOffload
+from k25_train.config.optimizer import OptimConfig, OptimizerOffload
 from k25_train.optim.cpu_adam import CpuAdamW
 from parallel.megatron.host_optimizer import step_on_host
 

@@ -2,7 +2,7 @@
 
 import math
 
-from k25_train.config.schema import OptimConfig
+from k25_train.config.optimizer import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:

@@ -4,7 +4,8 @@ The vision tower and the projector are not in it: the pipeline is laid out for t
 spread over all ranks by the decoupled encoder instead (K2.5 report, section 4.5.1).
 """
 
-from k25_train.config.schema import ClusterConfig, DType, ModelConfig, TrainConfig
+from k25_train.config.basics import DType
+from k25_train.config.schema import ClusterConfig, ModelConfig, TrainConfig
 from k25_train.metrics.flops import head_forward_flops, layer_forward_flops
 from k25_train.plan.parameters import EXPERTS, layer_tensors
 from parallel.config import ParallelismConfig

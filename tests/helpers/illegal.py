@@ -223,12 +223,13 @@ POSITIVE = (
     "model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps train.seq_len "
     "train.global_batch_size train.micro_batch_size train.eval_sequences train.eval_interval "
     "train.stall_timeout_s checkpoint.interval checkpoint.keep cluster.nodes cluster.gpus_per_node "
-    "data.limit_samples data.blend.text"
+    "data.limit_samples data.blend.text optim.qk_clip_threshold optim.muon.newton_schulz_steps "
+    "optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale"
 ).split()
 NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "
-    "optim.weight_decay optim.warmup_steps optim.decay_steps data.max_skipped_samples data.prefetch_steps "
-    "train.seed"
+    "optim.weight_decay optim.warmup_steps optim.decay_steps optim.max_skipped_steps "
+    "data.max_skipped_samples data.prefetch_steps train.seed"
 ).split()
 
 BREAKS: dict[str, Callable[[Legal], Broken]] = {
@@ -237,6 +238,8 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("must be a whole number", ["many", 1.5, None, True], "train.steps", "parallelism.pp"),
     **values("must be true or false", ["maybe", 1.5, None], "parallelism.delay_wgrad", "data.shuffle"),
     **values("must be one of", ["float8", None], "train.dtype", "cluster.device", "optim.offload"),
+    **values("must be one of", ["sgd", None], "optim.name", "optim.vision.name"),
+    **values("must be one of", ["exact", "custom"], "optim.muon.newton_schulz_coefficients"),
     **values("must be a finite number", [".nan", ".inf", "fast"], "optim.lr"),
     **values("is not a key of", [1, "x"], "train.stpes", "parallelism.tp", "trian"),
     **values("must be given", ["???"], "train.seq_len", "parallelism.ep"),
@@ -245,7 +248,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("must be even", [15, 17], "model.qk_nope_head_dim", "model.qk_rope_head_dim"),
     **values("must be even", [7, 31], "train.eval_sequences"),
     **values("must be a multiple of 8", [100, 130], "model.hidden_size", "model.expert_ffn_hidden_size"),
-    **values("must lie in [0, 1)", [1, 2, -0.5], "optim.beta1", "optim.beta2"),
+    **values("must lie in [0, 1)", [1, 2, -0.5], "optim.beta1", "optim.beta2", "optim.muon.momentum"),
     **values("room for one merged token", [1, 3], "model.vision.image_patch_limit"),
     **values("is not a kind of sample", [0.1], "data.blend.vidoe"),
     "v_head_dim": value("model.v_head_dim", [64, 48], "must not exceed qk_nope_head_dim"),

@@ -10,7 +10,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from k25_train.config.schema import DataConfig, DType, TrainConfig, VisionConfig
+from k25_train.config.basics import DType
+from k25_train.config.schema import DataConfig, TrainConfig, VisionConfig
 from k25_train.data.images import MediaInfo, probe_media
 from k25_train.data.shards import MediaPart, ShardWriter, SourceInfo, TextPart, write_manifest
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer

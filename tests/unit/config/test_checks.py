@@ -55,6 +55,13 @@ BROKEN_WITHIN = [
     ("optim.beta2=1", "optim.beta2=1.0", "must lie in [0, 1)"),
     ("optim.grad_clip=0", "optim.grad_clip=0.0", "must be positive"),
     ("optim.warmup_steps=-1", "optim.warmup_steps=-1", "must not be negative"),
+    ("optim.max_skipped_steps=-1", "optim.max_skipped_steps=-1", "must not be negative"),
+    ("optim.qk_clip_threshold=0", "optim.qk_clip_threshold=0.0", "must be positive"),
+    ("optim.muon.momentum=1", "optim.muon.momentum=1.0", "must lie in [0, 1)"),
+    ("optim.muon.newton_schulz_steps=0", "optim.muon.newton_schulz_steps=0", "must be positive"),
+    ("optim.muon.update_rms=-1", "optim.muon.update_rms=-1.0", "must be positive"),
+    ("optim.muon.exchange_mib=0", "optim.muon.exchange_mib=0", "must be positive"),
+    ("optim.vision.lr_scale=0", "optim.vision.lr_scale=0.0", "must be positive"),
     ("data.dir=''", "data.dir=", "must name a folder"),
     ("data.limit_samples=0", "data.limit_samples=0", "must be positive"),
     ("data.max_skipped_samples=-1", "data.max_skipped_samples=-1", "must not be negative"),
@@ -124,6 +131,8 @@ def test_broken_rule_is_reported(override: str, shown: str, rule: str) -> None:
         ["parallelism.overlap_expert_comm=true", "parallelism.delay_wgrad=true"],
         ["parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true"],
         ["data.prefetch_steps=0"],
+        ["optim=muonclip", "optim.muon.momentum=0", "optim.max_skipped_steps=0"],
+        ["optim=muonclip", "optim.qk_clip_threshold=null", "optim.vision.name=adamw"],
     ],
 )
 def test_legal_settings_pass(overrides: list[str]) -> None:

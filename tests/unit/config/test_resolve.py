@@ -1,14 +1,17 @@
 """From overrides to typed sections: what is accepted, what is refused, and what the refusal says."""
 
-from dataclasses import is_dataclass
+import re
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from k25_train.config.basics import DType
+from k25_train.config.optimizer import OptimName
 from k25_train.config.resolve import CONF_DIR, compose, group_choices, load, resolve, to_yaml
-from k25_train.config.schema import Config, Device, DType
+from k25_train.config.schema import Config, Device
 from k25_train.errors import ConfigError
 from parallel.config import DepMode
 
@@ -32,7 +35,8 @@ def test_every_experiment_resolves(experiment: str) -> None:
 def test_every_group_file_is_used_by_an_experiment(group: str) -> None:
     used = "\n".join(path.read_text() for path in CONF_DIR.rglob("*.yaml"))
     for choice in group_choices()[group]:
-        assert f"{group}: {choice}\n" in used, f"conf/{group}/{choice}.yaml"
+        # Chosen by an experiment, or what another file of its group is built on.
+        assert re.search(rf"^ +- (.*{group}: )?{choice}$", used, re.MULTILINE), f"conf/{group}/{choice}.yaml"
 
 
 def test_every_yaml_says_where_its_numbers_come_from() -> None:
@@ -248,3 +252,11 @@ def test_load_names_a_bad_file(tmp_path: Path, content: str | None, message: str
 def test_config_has_no_defaults_of_its_own() -> None:
     with pytest.raises(TypeError, match="missing"):
         Config()  # type: ignore[call-arg]
+
+
+def test_adamw_differs_from_muonclip_in_its_rules_only() -> None:
+    adamw, muonclip = (compose(["experiment=smoke", f"optim={name}"]).optim for name in OptimName.__members__)
+    assert (adamw.name, adamw.vision.name) == (OptimName.adamw, OptimName.adamw)
+    assert (muonclip.name, muonclip.vision.name) == (OptimName.muonclip, OptimName.muonclip)
+    rules = {"name": OptimName.muonclip, "qk_clip_threshold": 100.0, "vision": muonclip.vision}
+    assert replace(adamw, **rules) == muonclip

@@ -1,0 +1,21 @@
+"""What several configuration sections share."""
+
+from collections.abc import Iterable
+from enum import Enum
+
+from parallel.config import Problem
+
+
+class DType(Enum):
+    """Number formats of training: of weights and activations, and of what optimizers compute and exchange."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def not_negative(section: object, names: Iterable[str]) -> list[Problem]:
+    """Problems of the named fields that are below zero."""
+    values = ((name, getattr(section, name)) for name in names)
+    return [
+        Problem(name, value, "must not be negative", "use 0 or more") for name, value in values if value < 0
+    ]

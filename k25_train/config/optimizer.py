@@ -1,0 +1,154 @@
+"""The optimizer's configuration sections; sources are named as in `schema.py`."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from k25_train.config.basics import DType, not_negative
+from parallel.config import Problem, not_positive
+
+
+class OptimName(Enum):
+    """Update rules."""
+
+    adamw = "adamw"
+    """AdamW for every parameter."""
+    muonclip = "muonclip"
+    """Muon for matrices, AdamW for the rest (see `k25_train/optim/rules.py`)."""
+
+
+class OptimizerOffload(Enum):
+    """Where optimizer state is kept and stepped."""
+
+    none = "none"
+    """On the device."""
+    cpu = "cpu"
+    """In host memory, AdamW by DeepSpeed's CPU Adam."""
+
+
+class NewtonSchulzCoefficients(Enum):
+    """Polynomials of the Newton-Schulz iteration, by their names in emerging-optimizers."""
+
+    simple = "simple"
+    """One polynomial for every step: 3.4445, -4.7750, 2.0315 (Moonlight, section 2.1)."""
+    quintic = "quintic"
+    """Five polynomials in turn, by L. Cesista."""
+    polar_express = "polar_express"
+    """Eight polynomials, the last one repeated (arXiv 2505.16932)."""
+    cans = "cans"
+    """Five polynomials, the last one repeated (arXiv 2506.10935)."""
+    aol = "aol"
+    """Four polynomials in turn, of the flash-newton-schulz project."""
+    deepseekv4 = "deepseekv4"
+    """Eight steps of `simple`, then two or more of a polynomial that converges (DeepSeek V4 report)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class MuonConfig:
+    """Muon: M = momentum·M + G, O = NewtonSchulz(M), W = W - lr·(update_rms·√max(rows, columns)·O + decay·W)
+    (K2, algorithm 1)."""
+
+    momentum: float
+    """Decay of the momentum per step. Source: Moonlight's code; not disclosed for K2."""
+    nesterov: bool
+    """Whether G + momentum·M is orthogonalised instead of M. Source: K2, algorithm 1, has the plain form;
+    Moonlight's code has Nesterov's."""
+    newton_schulz_steps: int
+    """Steps of the iteration that makes a matrix orthogonal. Source: Moonlight, section 2.1: ten are no
+    better than five."""
+    newton_schulz_coefficients: NewtonSchulzCoefficients
+    """Polynomials of the iteration. Source: Moonlight, section 2.1; not disclosed for K2."""
+    newton_schulz_dtype: DType
+    """Format of the iteration's matrix products, TF32 off. Source: bfloat16 in Moonlight's code, which is
+    about 1% off; not disclosed for K2."""
+    exchange_dtype: DType
+    """Format in which momentum goes to a matrix's owner and its orthogonal form comes back. Source: bfloat16
+    in Moonlight, section 2.3; not disclosed for K2."""
+    update_rms: float
+    """Root mean square of an update before the learning rate, which lets AdamW's rate and decay serve Muon.
+    Source: Moonlight, section 2.2, and K2, algorithm 1."""
+    per_head: bool
+    """Whether each head's rows of the query's and of the key-value up-projection are a matrix of their own.
+    Source: whole projections in Moonlight, where heads alone gave too large updates; the Kimi K3 report
+    (arXiv 2607.24653) has heads."""
+    exchange_mib: int
+    """Most MiB that a rank sends or receives in one round of the exchange. Source: not disclosed, our
+    choice."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        found = not_positive(self, ("newton_schulz_steps", "update_rms", "exchange_mib"))
+        if not 0 <= self.momentum < 1:
+            found.append(Problem("momentum", self.momentum, "must lie in [0, 1)", "the usual value is 0.95"))
+        return found
+
+
+@dataclass(slots=True, kw_only=True)
+class VisionOptimConfig:
+    """How vision tower and projector are updated; what is not said here is as for the language model."""
+
+    name: OptimName
+    """Update rule. Source: Muon for all of them in Kimi-VL (arXiv 2504.07491); K2.5, section 4.5.1, lets
+    tower and language model differ and does not disclose how."""
+    lr_scale: float
+    """Learning rate as a multiple of the language model's. Source: not disclosed, our choice."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        return not_positive(self, ("lr_scale",))
+
+
+@dataclass(slots=True, kw_only=True)
+class OptimConfig:
+    """Update rules and the warm-up, constant, cosine-decay schedule of the learning rate (WSD)."""
+
+    name: OptimName
+    """Update rule of the language model."""
+    lr: float
+    """Learning rate between warm-up and decay, of Muon and AdamW alike. Source: 2e-4 in K2, section 2.5."""
+    min_lr: float
+    """Learning rate at the end of the decay. Source: 2e-5 in K2, section 2.5."""
+    beta1: float
+    """AdamW's decay of the first moment per step. Source: Moonlight's code."""
+    beta2: float
+    """AdamW's decay of the second moment per step. Source: Moonlight's code."""
+    eps: float
+    """Added by AdamW to the root of the second moment. Source: Moonlight's code."""
+    weight_decay: float
+    """Decoupled decay, multiplied by the learning rate. Source: 0.1 in K2, section 2.5."""
+    grad_clip: float
+    """Largest global gradient norm. Source: not disclosed, our choice."""
+    warmup_steps: int
+    """Steps of linear warm-up. Source: 500 in K2, section 2.5."""
+    decay_steps: int
+    """Last steps of the run, in which the rate falls along a cosine. Source: K2, section 2.5."""
+    offload: OptimizerOffload
+    """Where optimizer state and float32 masters live. Source: not disclosed, our choice."""
+    qk_clip_threshold: float | None
+    """Largest attention logit of a head (the softmax's input) above which QK-Clip scales the head's query and
+    key weights down after the update; null is off. Source: 100 in K2, section 2.1."""
+    max_skipped_steps: int
+    """Steps in a row with a gradient that is not finite that are skipped; one more stops the run. Source: not
+    disclosed, our choice."""
+    muon: MuonConfig
+    """Muon's own settings."""
+    vision: VisionOptimConfig
+    """Update of vision tower and projector."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken, those of its sub-sections included."""
+        found = not_positive(self, ("lr", "eps", "grad_clip"))
+        found += not_negative(
+            self, ("min_lr", "weight_decay", "warmup_steps", "decay_steps", "max_skipped_steps")
+        )
+        if self.min_lr > self.lr:
+            found.append(
+                Problem("min_lr", self.min_lr, f"must not exceed lr ({self.lr})", "lower min_lr or raise lr")
+            )
+        for name in ("beta1", "beta2"):
+            beta = getattr(self, name)
+            if not 0 <= beta < 1:
+                found.append(Problem(name, beta, "must lie in [0, 1)", "usual values are 0.9 and 0.95"))
+        if self.qk_clip_threshold is not None:
+            found += not_positive(self, ("qk_clip_threshold",))
+        found += [problem.under("muon") for problem in self.muon.problems()]
+        return found + [problem.under("vision") for problem in self.vision.problems()]
