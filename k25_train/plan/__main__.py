@@ -2,7 +2,8 @@
 
     python -m k25_train.plan experiment=k25_pretrain_4k [SECTION.KEY=VALUE ...] [--json]
 
-So far: the model's parameters, total and active, by module.
+So far: the model's parameters, total and active, by module, the pipeline layout, and what ranks send in a
+step.
 """
 
 import argparse
@@ -14,7 +15,10 @@ from rich.table import Table
 
 from k25_train.config.command_line import exit_with
 from k25_train.config.resolve import compose
+from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
+from k25_train.plan.communication import communication
+from k25_train.plan.layout import layout_of
 from k25_train.plan.parameters import ParameterCount, count_parameters
 
 
@@ -32,11 +36,21 @@ def main() -> None:
         exit_with(error)
     counts = count_parameters(config.model)
     if arguments.json:
-        print(json.dumps({"model": config.model.name, "parameters": asdict(counts)}, indent=2))
+        plan = {
+            "model": config.model.name,
+            "parameters": asdict(counts),
+            "layout": layout_of(config).to_megatron(),
+            "communication": {kind: asdict(volume) for kind, volume in communication(config).items()},
+        }
+        print(json.dumps(plan, indent=2))
     else:
         console = Console()
         console.print(parameter_table(config.model.name, counts))
         console.print(summary(counts), soft_wrap=True, highlight=False)
+        sizes = config.parallelism
+        layout = f"\nlayout over pp {sizes.pp} x vpp {sizes.vpp}: {layout_of(config).to_megatron()}"
+        console.print(layout, soft_wrap=True, highlight=False)
+        console.print(communication_table(config))
 
 
 def parameter_table(name: str, counts: ParameterCount) -> Table:
@@ -50,6 +64,16 @@ def parameter_table(name: str, counts: ParameterCount) -> Table:
     for module in counts.modules:
         numbers = (module.num_tensors, module.total, module.active)
         table.add_row(module.module, *(f"{number:,}" for number in numbers))
+    return table
+
+
+def communication_table(config: Config) -> Table:
+    """What a rank sends in a step, on average over all ranks."""
+    table = Table(title="Sent in a step", title_justify="left")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("GB a rank", justify="right", no_wrap=True)
+    for kind, volume in communication(config).items():
+        table.add_row(kind, f"{volume.sent_bytes / config.world_size / 1e9:,.3f}")
     return table
 
 

@@ -58,10 +58,9 @@ def count_a_step(context: RankContext, arguments: Sequence[str]) -> Counted:
     return Counted(Counter(traffic.payload_bytes), Counter(traffic.sent_bytes), padding)
 
 
-def count(data: Path, run: Path, sizes: dict[str, int], *more: str) -> Counted:
+def count(arguments: list[str], num_ranks: int) -> Counted:
     """A step of all ranks."""
-    num_ranks = sizes.get("pp", 1) * sizes.get("dp", 1)
-    ranks = run_ranks(count_a_step, num_ranks, overrides(data, run, *layout(**sizes), *more))
+    ranks = run_ranks(count_a_step, num_ranks, arguments)
     total: Counter[str] = Counter()
     sent: Counter[str] = Counter()
     for rank in ranks:
@@ -73,9 +72,10 @@ def count(data: Path, run: Path, sizes: dict[str, int], *more: str) -> Counted:
 @pytest.mark.parametrize("name", CASES)
 def test_counted_is_what_the_formula_says(name: str, data: Path, tmp_path: Path) -> None:
     sizes, more = CASES[name]
-    config = compose(overrides(data, tmp_path, *layout(**sizes), *more))
+    arguments = overrides(data, tmp_path, *layout(**sizes), *more)
+    config = compose(arguments)
     expected = communication(config)
-    counted = count(data, tmp_path, sizes, *more)
+    counted = count(arguments, config.world_size)
     assert set(counted.payload) - {"bookkeeping"} == set(expected) - {"bookkeeping"}
     for kind in expected.keys() - {"reduce-scatter", "all-gather", "bookkeeping"}:
         assert counted.payload[kind] == expected[kind].payload_bytes

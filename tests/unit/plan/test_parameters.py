@@ -155,6 +155,9 @@ def test_command_prints_table_and_totals() -> None:
     assert "1,026,879,353,328" in done.stdout
     assert "language model 1026.4B, vision 471.1M" in done.stdout
     assert "a text token uses 32.9B, 31.7B without the input embedding" in done.stdout
+    assert "layout over pp 16 x vpp 2: Ett|tt|tt|" in done.stdout
+    # 67.1M tokens of 7168 bfloat16 values cross 31 borders, forward and back, between 256 ranks.
+    assert "│ pipeline              │   232.998 │" in done.stdout
 
 
 def test_command_prints_json() -> None:
@@ -162,6 +165,8 @@ def test_command_prints_json() -> None:
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
     assert counts["model"] == "k25_tiny"
+    assert counts["layout"] == "Ett|t|tt|L"
+    assert set(counts["communication"]) >= {"pipeline", "all-to-all", "reduce-scatter", "all-gather"}
     assert counts["parameters"]["total"] == sum(m["total"] for m in counts["parameters"]["modules"])
 
 
