@@ -30,8 +30,9 @@ def linear_both_ways(context: RankContext) -> dict[str, Any]:
     return found
 
 
-def share_and_gather(context: RankContext) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reduce-scatter and all-gather through the functions that the gradient buffers call."""
+def share_and_gather(context: RankContext, later: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reduce-scatter and all-gather through the functions that the gradient buffers call, waited for at once
+    or `later`."""
     import torch.distributed as dist
     from megatron.core.distributed import param_and_grad_buffer as buffers
 
@@ -40,10 +41,14 @@ def share_and_gather(context: RankContext) -> tuple[torch.Tensor, torch.Tensor]:
     gradients = torch.arange(4.0) * (context.rank + 1)
     shard = torch.empty(4 // size)
     parameters = torch.empty(4)
-    with buffers._coalescing_manager(world, async_ops=False):
-        buffers.dist_reduce_scatter_func(shard, gradients, op=dist.ReduceOp.SUM, group=world, async_op=False)
-    with buffers._coalescing_manager(world, async_ops=False):
-        buffers.dist_all_gather_func(parameters, shard, group=world, async_op=False)
+    with buffers._coalescing_manager(world, async_ops=later) as handle:
+        buffers.dist_reduce_scatter_func(shard, gradients, op=dist.ReduceOp.SUM, group=world, async_op=later)
+    if later:
+        handle.wait()
+    with buffers._coalescing_manager(world, async_ops=later) as handle:
+        buffers.dist_all_gather_func(parameters, shard, group=world, async_op=later)
+    if later:
+        handle.wait()
     return shard, parameters
 
 
@@ -60,9 +65,10 @@ def test_a_linear_layer_of_two_ranks_is_upstreams() -> None:
         assert "LinearWithGradAccumulation" in found["patched by"]
 
 
+@pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_gradients_are_summed_and_parameters_gathered(world_size: int) -> None:
+def test_gradients_are_summed_and_parameters_gathered(world_size: int, later: bool) -> None:
     expected = torch.arange(4.0) * sum(range(1, world_size + 1))
-    results = run_ranks(share_and_gather, world_size)
+    results = run_ranks(share_and_gather, world_size, later)
     assert torch.equal(torch.cat([shard for shard, _ in results]), expected)
     assert all(torch.equal(parameters, expected) for _, parameters in results)
