@@ -13,18 +13,17 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
+from k25_train.assemble import assemble
 from k25_train.config.schema import Config
 from k25_train.data.batch import MicroBatch, mask_failed
 from k25_train.data.loader import DataLoader
 from k25_train.errors import ConfigError
 from k25_train.model.build import build_chunks, initialize_chunks
-from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig, backbone_config
-from k25_train.optim.build import build_optimizer
+from k25_train.model.megatron_config import BackboneConfig, backbone_config
 from k25_train.passes import DeviceBatch, to_device
 from k25_train.plan.layout import layout_of
 from parallel.megatron.phases import announce_to
 from parallel.megatron.platform import has_work_left
-from parallel.megatron.replicas import replicate
 from parallel.topology import Topology, build_topology, job_store, start_process_group
 from parallel.watch.board import Board
 from parallel.watch.guard import StallGuard
@@ -101,14 +100,7 @@ def build_run(config: Config, device: torch.device) -> Run:
     backbone = backbone_config(config.model, config.train, config.parallelism, layout)
     models = build_chunks(config, backbone, topology)
     initialize_chunks(models, config, topology)
-    chunks = replicate(
-        models,
-        backbone,
-        topology,
-        overlap_grad_reduce=config.parallelism.overlap_grad_reduce,
-        overlap_param_gather=config.parallelism.overlap_param_gather,
-    )
-    optimizer = build_optimizer(config.optim, chunks, TORCH_DTYPE[config.train.dtype])
+    chunks, optimizer = assemble(models, config, backbone, topology)
     watch = Watch(topology.rank)
     announce_to(watch)
     return Run(

@@ -14,15 +14,14 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 from torch import Tensor
 
+from k25_train.assemble import assemble
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.dry.groups import KINDS
 from k25_train.model.build import build_chunks
-from k25_train.model.megatron_config import TORCH_DTYPE, backbone_config
-from k25_train.optim.build import build_optimizer
+from k25_train.model.megatron_config import backbone_config
 from parallel.fake_group import GroupsOfWorld, fake_rank
 from parallel.layout import PipelineLayout
-from parallel.megatron.replicas import replicate
 from parallel.micro_batches import micro_batch_group_size
 from parallel.topology import Topology, build_topology
 
@@ -64,21 +63,14 @@ def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
     built on the device also where the run keeps it in host memory: the tensors are the same.
     """
     train = replace(config.train, transformer_engine=False)
-    config = replace(config, train=train)
     optim = replace(config.optim, offload=OptimizerOffload.none)
+    config = replace(config, train=train, optim=optim)
     with fake_rank(rank, config.world_size) as groups_of_world:
         topology = build_topology(config.parallelism, layout, META)
         backbone = backbone_config(config.model, train, config.parallelism, layout)
         with META:
             models = build_chunks(config, backbone, topology)
-        chunks = replicate(
-            models,
-            backbone,
-            topology,
-            overlap_grad_reduce=config.parallelism.overlap_grad_reduce,
-            overlap_param_gather=config.parallelism.overlap_param_gather,
-        )
-        optimizer = build_optimizer(optim, chunks, TORCH_DTYPE[train.dtype])
+        chunks, optimizer = assemble(models, config, backbone, topology)
         make_state(optimizer)
         group_size = config.num_micro_batches
         if topology.vpp_size > 1:

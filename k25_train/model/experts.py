@@ -75,8 +75,8 @@ class GroupedExperts(MegatronModule):
     def _no_tokens(self, tokens: Tensor, weights: Tensor) -> Tensor:
         """An empty output that hangs on all that the output of tokens hangs on.
 
-        The experts' weights get a (zero) gradient; and the router's weights one of no rows, without which this
-        rank would leave out the exchange in which all ranks send such gradients back.
+        The experts' weights get a (zero) gradient; and the router's weights one of no rows, without which
+        this rank would leave out the exchange in which all ranks send such gradients back.
         """
         hidden = tokens @ self.gate_up_proj[0, : self.down_proj.shape[2]].T
         return (hidden * weights.unsqueeze(-1).to(tokens.dtype)) @ self.down_proj[0].T

@@ -1,21 +1,55 @@
-"""Build the optimizer: megatron-core's ZeRO-1 distributed optimizer around AdamW, on device or host."""
+"""Build the optimizer: a rule per parameter, state sharded over data-parallel ranks (ZeRO-1)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, Adam, ChainedOptimizer, OptimizerConfig
+from torch import nn
 
-from k25_train.config.optimizer import OptimConfig, OptimizerOffload
+from k25_train.config.optimizer import OptimConfig, OptimizerOffload, OptimName
+from k25_train.config.schema import ModelConfig
 from k25_train.optim.cpu_adam import CpuAdamW
-from parallel.megatron.host_optimizer import step_on_host
+from k25_train.optim.muon import STATE_KEYS as MUON_STATE_KEYS
+from k25_train.optim.muon import Muon, bind_matrices
+from k25_train.optim.rules import ParameterRule, rule_of
+from parallel.megatron.host_optimizer import HostOptimizer
+from parallel.megatron.sharded_optimizer import ParamGroups, Part, ShardedOptimizer, shard
+from parallel.topology import Topology
+
+ADAM_STATE_KEYS = ("exp_avg", "exp_avg_sq")
+
+Rules = Mapping[nn.Parameter, ParameterRule]
+
+
+def parameter_rules(chunks: Sequence[nn.Module], optim: OptimConfig, model: ModelConfig) -> Rules:
+    """The rule of every trained parameter of these chunks."""
+    return {
+        parameter: rule_of(name, tuple(parameter.shape), optim, model)
+        for chunk in chunks
+        for name, parameter in chunk.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def updated_by_muon(rules: Rules) -> Iterator[nn.Parameter]:
+    """The parameters that need gradient buffers apart from the others'."""
+    return (parameter for parameter, rule in rules.items() if rule.update is OptimName.muonclip)
 
 
 def build_optimizer(
-    optim: OptimConfig, chunks: list[DistributedDataParallel], params_dtype: torch.dtype
-) -> MegatronOptimizer:
-    """AdamW with float32 masters and moments sharded over data-parallel ranks (ZeRO-1).
+    optim: OptimConfig,
+    rules: Rules,
+    chunks: list[DistributedDataParallel],
+    params_dtype: torch.dtype,
+    topology: Topology,
+) -> ChainedOptimizer:
+    """AdamW and Muon with float32 masters and state sharded over data-parallel ranks (ZeRO-1).
 
-    One-dimensional parameters (norms, biases) get no weight decay. The learning rate is set before each step
-    by `set_learning_rate`. With `optim.offload=cpu` masters and moments are in host memory and stepped there.
+    `chunks` have the buffers of Muon's parameters apart. The learning rate is set before each step by
+    `set_learning_rate`. With `optim.offload=cpu` masters and state are in host memory and stepped there.
 
     Raises `ConfigError` if that is asked for and DeepSpeed's kernel is not to be had.
     """
@@ -25,27 +59,97 @@ def build_optimizer(
         # run could not go on with others.
         lr=1.0,
         min_lr=0.0,
-        weight_decay=optim.weight_decay,
-        adam_beta1=optim.beta1,
-        adam_beta2=optim.beta2,
-        adam_eps=optim.eps,
         clip_grad=optim.grad_clip,
         use_distributed_optimizer=True,
         overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
         bf16=params_dtype is torch.bfloat16,
         params_dtype=params_dtype,
     )
-    optimizer = get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
-    for group in optimizer.param_groups:
-        # torch's AdamW, which stands in for Apex's and Transformer Engine's fused ones, fuses on request.
-        if "fused" in group:
-            group["fused"] = True
-    if optim.offload is OptimizerOffload.cpu:
-        return step_on_host(optimizer, CpuAdamW)
-    return optimizer
+    optimizers: list[ShardedOptimizer] = []
+    work = [0] * topology.dp_size
+    for part in parts(optim, rules):
+        optimizer = shard(part, config, chunks)
+        if optim.offload is OptimizerOffload.cpu:
+            optimizer = HostOptimizer(optimizer, part.build_on_host)
+        if isinstance(optimizer.optimizer, Muon):
+            own = slice(topology.ep_rank, None, topology.ep_size) if part.is_expert else slice(None)
+            work[own] = bind_matrices(optimizer, rules, topology.device, work[own])
+        optimizers.append(optimizer)
+    return ChainedOptimizer(optimizers)
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
-    """Use `rate` in the next step, for every parameter group."""
+def parts(optim: OptimConfig, rules: Rules) -> Iterator[Part]:
+    """The parameters by rule, dense ones and experts apart; the same parts on every rank.
+
+    Dense matrices come before experts, so that owners of experts' matrices are chosen knowing who is busy.
+    """
+    for is_expert in (False, True):
+        for update in OptimName:
+            dense = (optim.name, optim.vision.name, OptimName.adamw)
+            if update in ((optim.name,) if is_expert else dense):
+                chosen = {
+                    parameter: rule
+                    for parameter, rule in rules.items()
+                    if rule.update is update and is_expert_weight(parameter) is is_expert
+                }
+                yield _part(optim, update, chosen, is_expert)
+
+
+def is_expert_weight(parameter: nn.Parameter) -> bool:
+    """Whether it is replicated over expert-data-parallel ranks only, as megatron-core marks it."""
+    return not getattr(parameter, "allreduce", True)
+
+
+def _part(optim: OptimConfig, update: OptimName, rules: Rules, is_expert: bool) -> Part:
+    groups = list(_groups(optim, rules, is_expert))
+    if update is OptimName.muonclip:
+        build: Callable[[ParamGroups], torch.optim.Optimizer] = partial(Muon, settings=optim.muon)
+        return Part(
+            groups=groups,
+            is_expert=is_expert,
+            build=build,
+            build_on_host=build,
+            state_keys=MUON_STATE_KEYS,
+        )
+    return Part(
+        groups=groups,
+        is_expert=is_expert,
+        build=partial(_adamw, optim),
+        build_on_host=CpuAdamW,
+        state_keys=ADAM_STATE_KEYS,
+    )
+
+
+def _groups(optim: OptimConfig, rules: Rules, is_expert: bool) -> Iterator[dict[str, Any]]:
+    """Parameters with one learning rate and one decay; empty groups too, since all ranks need the same."""
+    for lr_scale in sorted({1.0, optim.vision.lr_scale}):
+        for decays in (True, False):
+            yield {
+                "params": [
+                    parameter
+                    for parameter, rule in rules.items()
+                    if (rule.lr_scale, rule.weight_decay) == (lr_scale, decays)
+                ],
+                "lr_mult": lr_scale,
+                "wd_mult": float(decays),
+                "weight_decay": optim.weight_decay * decays,
+                "is_expert_parallel": is_expert,
+                "is_decoupled_lr": False,
+                "default_config": True,
+                "max_lr": 1.0,
+                "min_lr": 0.0,
+            }
+
+
+def _adamw(optim: OptimConfig, groups: ParamGroups) -> torch.optim.Optimizer:
+    """AdamW by Transformer Engine or Apex where there is one, else by torch."""
+    betas = (optim.beta1, optim.beta2)
+    if USING_PYTORCH_OPTIMIZER:
+        return torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=optim.eps, fused=True)
+    return Adam(groups, lr=1.0, betas=betas, eps=optim.eps, adam_w_mode=True)
+
+
+def set_learning_rate(optimizer: ChainedOptimizer, rate: float) -> None:
+    """Use `rate` in the next step, times each parameter group's own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_mult"]

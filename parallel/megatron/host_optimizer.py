@@ -9,14 +9,13 @@ it is.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from megatron.core.optimizer import ChainedOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
-BuildOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+from parallel.megatron.sharded_optimizer import ParamGroups, ShardedOptimizer
+
+BuildOptimizer = Callable[[ParamGroups], torch.optim.Optimizer]
 """From parameter groups of host tensors to the optimizer that steps them."""
 
 
@@ -34,8 +33,8 @@ class Shard:
     """In the run's dtype on the device, in the parameter buffer: what is gathered after the update."""
 
 
-class HostOptimizer(DistributedOptimizer):
-    """A `DistributedOptimizer` whose inner optimizer steps tensors in host memory.
+class HostOptimizer(ShardedOptimizer):
+    """A `ShardedOptimizer` whose inner optimizer steps tensors in host memory.
 
     Of a step, reduction, norm and clipping stay on the device. Then gradients go to the host, are applied to
     the masters there, and updated masters come back, cast on the device. Per parameter of the shard the host
@@ -43,7 +42,7 @@ class HostOptimizer(DistributedOptimizer):
     cross it.
     """
 
-    def __init__(self, resident: DistributedOptimizer, build: BuildOptimizer) -> None:
+    def __init__(self, resident: ShardedOptimizer, build: BuildOptimizer) -> None:
         """Take over `resident`, which must not be used any more and has not made a step."""
         self.__dict__.update(resident.__dict__)
         self.shards: list[Shard] = []
@@ -94,11 +93,6 @@ class HostOptimizer(DistributedOptimizer):
         for shard in self.shards:
             # Cast on the device: on the host it would go through memory that is not pinned.
             shard.parameter.copy_(shard.master.to(shard.parameter.device, non_blocking=True))
-
-
-def step_on_host(optimizer: ChainedOptimizer, build: BuildOptimizer) -> ChainedOptimizer:
-    """Move the state of a new optimizer, dense part and experts' part, to the host, to be stepped there."""
-    return ChainedOptimizer([HostOptimizer(part, build) for part in optimizer.chained_optimizers])
 
 
 def _holder(gradient: Tensor) -> Tensor:

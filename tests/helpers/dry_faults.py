@@ -156,11 +156,12 @@ def forget_a_master() -> None:
     """The optimizer does not update one of its shards."""
     from k25_train.dry import rank
 
-    def forget(optimizer: Any) -> Any:
+    def forget(assembled: Any) -> Any:
+        chunks, optimizer = assembled
         next(iter(rank.inner_optimizers(optimizer))).param_groups[0]["params"].pop()
-        return optimizer
+        return chunks, optimizer
 
-    wrap(rank, "build_optimizer", forget)
+    wrap(rank, "assemble", forget)
 
 
 def skip_a_micro_batch() -> None:

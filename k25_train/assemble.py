@@ -1,0 +1,37 @@
+"""From model chunks to what trains: data-parallel replicas and the optimizer of their parameters.
+
+Import this module only after `use_platform` has chosen the device: it imports megatron-core.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import ChainedOptimizer
+
+from k25_train.config.schema import Config
+from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig
+from k25_train.optim.build import build_optimizer, parameter_rules, updated_by_muon
+from parallel.megatron.replicas import replicate
+from parallel.megatron.sharded_optimizer import buffers_apart
+from parallel.topology import Topology
+
+
+def assemble(
+    models: Sequence[torch.nn.Module], config: Config, backbone: BackboneConfig, topology: Topology
+) -> tuple[list[DistributedDataParallel], ChainedOptimizer]:
+    """Wrap this rank's chunks for data parallelism, and build their optimizer.
+
+    Raises `ConfigError` if `optim.offload` asks for what is not installed.
+    """
+    rules = parameter_rules(models, config.optim, config.model)
+    with buffers_apart(updated_by_muon(rules)):
+        chunks = replicate(
+            models,
+            backbone,
+            topology,
+            overlap_grad_reduce=config.parallelism.overlap_grad_reduce,
+            overlap_param_gather=config.parallelism.overlap_param_gather,
+        )
+    dtype = TORCH_DTYPE[config.train.dtype]
+    return chunks, build_optimizer(config.optim, rules, chunks, dtype, topology)

@@ -1,0 +1,163 @@
+"""Muon on flat shards; each whole matrix is orthogonalised by one owner (Moonlight, arXiv 2502.16982, 2.3).
+
+K2 report, algorithm 1: M <- mu M + G; O <- NS(M) * sqrt(max(rows, cols)) * 0.2; W <- W - lr (O + decay W).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from emerging_optimizers.orthogonalized_optimizers.muon_utils import newton_schulz
+from emerging_optimizers.utils import fp32_matmul_precision
+from torch import Tensor, nn
+
+from k25_train.config.basics import DType
+from k25_train.config.optimizer import MuonConfig
+from k25_train.optim.rules import ParameterRule
+from parallel.matrices.exchange import MatrixExchange
+from parallel.matrices.plan import Matrix, cut, plan_owners, plan_rounds
+from parallel.megatron.sharded_optimizer import ParamGroups, ShardedOptimizer
+
+STATE_KEYS = ("exp_avg",)
+"""The momentum, named as checkpoints of megatron-core name a first moment."""
+_BYTES_PER_MIB = 2**20
+
+
+class Segment(NamedTuple):
+    """This rank's piece of a matrix."""
+
+    master: Tensor
+    """Flat float32 shard that holds it."""
+    start: int
+    size: int
+    group: int
+    """Number of the shard's parameter group."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum on this rank's shards, orthogonalisation by the matrices' owners, decoupled weight decay.
+
+    State of a shard: `exp_avg` [N] float32, the momentum M, and `step`. Built on shards that it knows nothing
+    of; `bind` tells it which matrices they are pieces of.
+    """
+
+    def __init__(self, groups: ParamGroups, settings: MuonConfig) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        self.settings = settings
+        self._exchange: MatrixExchange | None = None
+        self._segments: list[Segment | None] = []
+
+    def bind(self, exchange: MatrixExchange, segments: list[Segment | None]) -> None:
+        """Say which matrices the shards are pieces of: [number of the matrix] -> this rank's piece."""
+        self._exchange = exchange
+        self._segments = segments
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every shard in place. Called by every rank of the group."""
+        assert closure is None, "gradients are ready when the optimizer steps"
+        assert self._exchange is not None, "bind comes first"
+        for group in self.param_groups:
+            for master in group["params"]:
+                self._accumulate(master)
+                master.mul_(1 - group["lr"] * group["weight_decay"])
+        pieces = [None if segment is None else self._direction(segment) for segment in self._segments]
+        self._exchange.run(pieces, self._orthogonalize, self._apply)
+
+    def _accumulate(self, master: Tensor) -> None:
+        state = self.state[master]
+        if "exp_avg" not in state:
+            state["exp_avg"] = torch.zeros_like(master)
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+        state["step"] += 1
+        state["exp_avg"].mul_(self.settings.momentum).add_(master.grad)
+
+    def _direction(self, segment: Segment) -> Tensor:
+        own = slice(segment.start, segment.start + segment.size)
+        momentum = self.state[segment.master]["exp_avg"][own]
+        if not self.settings.nesterov:
+            return momentum
+        assert segment.master.grad is not None
+        return segment.master.grad[own] + self.settings.momentum * momentum
+
+    def _orthogonalize(self, matrices: Tensor) -> Tensor:
+        """The updates of matrices [B, rows, cols], before the learning rate."""
+        settings = self.settings
+        precision = "highest" if settings.newton_schulz_dtype is DType.float32 else "medium"
+        with fp32_matmul_precision(precision):
+            updates = newton_schulz(
+                matrices,
+                steps=settings.newton_schulz_steps,
+                coefficient_type=settings.newton_schulz_coefficients.value,
+            )
+        return updates * (settings.update_rms * max(matrices.shape[-2:]) ** 0.5)
+
+    def _apply(self, number: int, update: Tensor) -> None:
+        segment = self._segments[number]
+        assert segment is not None
+        own = segment.master[segment.start : segment.start + segment.size]
+        own.add_(update.to(own.device), alpha=-self.param_groups[segment.group]["lr"])
+
+
+def bind_matrices(
+    optimizer: ShardedOptimizer,
+    rules: Mapping[nn.Parameter, ParameterRule],
+    device: torch.device,
+    busy: list[int],
+) -> list[int]:
+    """Tell a Muon optimizer which matrices its shards are pieces of, and plan who works on which.
+
+    Args:
+        busy: Newton-Schulz FLOPs of a step that each rank of the group has already.
+
+    Returns the FLOPs that each rank of the group ends up with.
+    """
+    inner, group = optimizer.optimizer, optimizer.data_parallel_group
+    assert isinstance(inner, Muon)
+    matrices: list[Matrix] = []
+    segments: list[Segment | None] = []
+    for buffer in optimizer.buffers:
+        for parameter, (start, _, number) in buffer.param_index_map.items():
+            bucket = buffer.buckets[number]
+            shard_size = bucket.grad_data.numel() // group.size()
+            rows, cols = matrix_shape(parameter.shape, rules[parameter].num_matrices)
+            held = optimizer.master_of(parameter)
+            for first in range(0, parameter.numel(), rows * cols):
+                place = start - bucket.offset + first
+                matrices.append(Matrix(rows, cols, cut(place, rows * cols, shard_size)))
+                segments.append(_segment(optimizer, parameter, held, first, rows * cols))
+    settings = inner.settings
+    owners, work = plan_owners(matrices, group.size(), settings.newton_schulz_steps, busy)
+    wire_dtype = torch.float32 if settings.exchange_dtype is DType.float32 else torch.bfloat16
+    most = settings.exchange_mib * _BYTES_PER_MIB // 4
+    rounds = list(plan_rounds(matrices, owners, group.size(), most))
+    inner.bind(MatrixExchange(matrices, rounds, group, wire_dtype=wire_dtype, device=device), segments)
+    return work
+
+
+def matrix_shape(shape: torch.Size, num_matrices: int) -> tuple[int, int]:
+    """Rows and columns of each of the equal blocks of rows that a parameter is made of.
+
+    Stacked matrices are [E, rows, cols]; a convolution [out, in, h, w] is the matrix [out, in * h * w].
+    """
+    rows = shape[0] * shape[1] if len(shape) == 3 else shape[0]
+    return rows // num_matrices, shape.numel() // rows
+
+
+def _segment(
+    optimizer: ShardedOptimizer,
+    parameter: nn.Parameter,
+    held: tuple[Tensor, int] | None,
+    first: int,
+    size: int,
+) -> Segment | None:
+    """This rank's piece of the elements [first, first + size) of a parameter."""
+    if held is None:
+        return None
+    master, offset = held
+    start, stop = max(first - offset, 0), min(first + size - offset, master.numel())
+    if stop <= start:
+        return None
+    index, _ = optimizer.model_param_group_index_map[parameter]
+    return Segment(master, start, stop - start, index)

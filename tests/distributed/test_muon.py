@@ -1,0 +1,150 @@
+"""Muon on shards against whole matrices updated plainly, in every kind of layout."""
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.muon_reference import orthogonal, train_plainly
+from tests.helpers.parity import EVERYTHING_OVERLAPS, worst_difference
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.resume import rows
+from tests.helpers.runs import fit, layout, overrides, start_run, train
+
+pytestmark = pytest.mark.distributed
+
+TOLERANCE = 1e-5
+MUON = ("optim=muonclip", "optim.qk_clip_threshold=null", "optim.lr=1e-3")
+SMOKE_LAYOUT = {"pp": 2, "vpp": 2, "ep": 2, "dp": 2}
+LAYOUTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
+    "one process": ({}, ()),
+    "dp2": ({"dp": 2}, ()),
+    "dp4": ({"dp": 4}, ()),
+    "ep2 x dp4": ({"ep": 2, "dp": 4}, ()),
+    "pp2 x vpp2 x ep2": (SMOKE_LAYOUT, ()),
+    "pp2 x vpp2 x ep2, everything overlaps": (SMOKE_LAYOUT, EVERYTHING_OVERLAPS),
+    "dp2, many rounds": ({"dp": 2}, ("optim.muon.exchange_mib=1", "model.hidden_size=128")),
+}
+
+
+def num_ranks(sizes: dict[str, int]) -> int:
+    return sizes.get("pp", 1) * sizes.get("dp", 1)
+
+
+def update(_context: RankContext, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """(ours, the papers') update of a batch of matrices."""
+    from k25_train.config.resolve import compose
+    from k25_train.optim.muon import Muon
+
+    settings = compose(["experiment=smoke", "optim=muonclip"]).optim.muon
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    muon = Muon([{"params": [torch.zeros(1)]}], settings)
+    plain = [orthogonal(matrix) * 0.2 * max(shape[1:]) ** 0.5 for matrix in matrices]
+    return muon._orthogonalize(matrices), torch.stack(plain)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 48, 48), (1, 96, 24), (1, 24, 96), (6, 32, 48)], ids=["square", "tall", "wide", "stacked"]
+)
+def test_an_update_is_the_papers(shape: tuple[int, ...]) -> None:
+    found, expected = run_ranks(update, 1, shape)[0]
+    assert float((found - expected).norm() / expected.norm()) <= 1e-6
+
+
+Plain = Callable[..., list[tuple[float, float]]]
+
+
+@pytest.fixture(scope="module")
+def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Plain:
+    """Losses and gradient norms of whole matrices updated plainly, by overrides that change the model."""
+    folder = tmp_path_factory.mktemp("plain")
+
+    @functools.cache
+    def losses(*changes: str) -> list[tuple[float, float]]:
+        return run_ranks(train_plainly, 1, overrides(data, folder, *layout(), *MUON, *changes))[0]
+
+    return losses
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_trains_as_whole_matrices_do(name: str, plain: Plain, data: Path, tmp_path: Path) -> None:
+    sizes, more = LAYOUTS[name]
+    expected = plain(*(key for key in more if key.startswith("model.")))
+    found, *_ = run_ranks(
+        train, num_ranks(sizes), overrides(data, tmp_path, *layout(**sizes), *MUON, *more), timeout_s=300.0
+    )
+    assert len(expected) == 20
+    assert worst_difference(found, expected) <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one process, with checkpoints at steps 10 and 20."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run_ranks(fit, 1, overrides(data, folder, *layout(), *MUON))
+    return folder
+
+
+@pytest.mark.parametrize("sizes", [{"dp": 4}, SMOKE_LAYOUT], ids=["dp4", "pp2 x vpp2 x ep2"])
+def test_a_checkpoint_goes_on_in_another_layout(
+    sizes: dict[str, int], uninterrupted: Path, data: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints/step_20")
+    run_ranks(fit, num_ranks(sizes), overrides(data, run, *layout(**sizes), *MUON), timeout_s=300.0)
+    found, expected = (
+        [(float(row["loss"]), float(row["grad_norm"])) for row in rows(folder) if "loss" in row]
+        for folder in (run, uninterrupted)
+    )
+    assert worst_difference(found, expected) <= TOLERANCE
+
+
+def state_bytes(context: RankContext, arguments: list[str]) -> tuple[int, int, int]:
+    """(bytes of Muon's state and masters, elements of its shards, of all its parameters on this rank)."""
+    from k25_train.optim.muon import Muon
+    from k25_train.step import train_step
+
+    run = start_run(context, arguments)
+    with run.loader:
+        train_step(run, 1)
+    kept = shards = whole = 0
+    for part in run.optimizer.chained_optimizers:
+        if isinstance(part.optimizer, Muon):
+            for master, state in part.optimizer.state.items():
+                kept += master.nbytes + sum(tensor.nbytes for tensor in state.values() if tensor.dim())
+                shards += master.numel()
+            whole += sum(parameter.numel() for buffer in part.buffers for parameter in buffer.params)
+    return kept, shards, whole
+
+
+def test_state_is_a_master_and_a_momentum_cut_over_the_ranks(data: Path, tmp_path: Path) -> None:
+    for ranks in (1, 2, 4):
+        arguments = overrides(data, tmp_path, *layout(dp=ranks), *MUON, "train.dtype=bfloat16")
+        by_rank = run_ranks(state_bytes, ranks, arguments)
+        wholes = {whole for _, _, whole in by_rank}
+        assert len(wholes) == 1
+        assert all(kept == 8 * shards for kept, shards, _ in by_rank)
+        assert sum(shards for _, shards, _ in by_rank) == wholes.pop()
+
+
+def decays(context: RankContext, arguments: list[str]) -> list[tuple[int, float]]:
+    """(axes, weight decay) of every parameter."""
+    run = start_run(context, arguments)
+    return [
+        (
+            parameter.dim(),
+            part.optimizer.param_groups[part.model_param_group_index_map[parameter][0]]["weight_decay"],
+        )
+        for part in run.optimizer.chained_optimizers
+        for parameter in part.model_param_gbuf_map
+    ]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muonclip"])
+def test_norms_and_biases_do_not_decay(name: str, data: Path, tmp_path: Path) -> None:
+    found = run_ranks(decays, 1, overrides(data, tmp_path, *layout(), f"optim={name}"))[0]
+    assert {(axes > 1, decay) for axes, decay in found} == {(True, 0.1), (False, 0.0)}
