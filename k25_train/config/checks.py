@@ -52,12 +52,17 @@ def pipeline_divides_ranks(cluster: ClusterConfig, parallelism: ParallelismConfi
 
 
 def layers_fill_pipeline(
-    model: ModelConfig, train: TrainConfig, cluster: ClusterConfig, parallelism: ParallelismConfig
+    model: ModelConfig,
+    train: TrainConfig,
+    optim: OptimConfig,
+    cluster: ClusterConfig,
+    parallelism: ParallelismConfig,
 ) -> list[Problem]:
     """There is a layer for every chunk that needs one, and a written layout adds up."""
     pp, vpp = parallelism.pp, parallelism.vpp
     try:
-        planned = plan_layout(stack_cost(model, train, cluster, parallelism), pp, vpp).to_megatron()
+        cost = stack_cost(model, train, optim, cluster, parallelism)
+        planned = plan_layout(cost, pp, vpp).to_megatron()
     except LayoutError:
         planned = None
     if parallelism.layout is None and planned is None:

@@ -88,9 +88,9 @@ def _language_model() -> list[_Kind]:
         _Kind(f"{root}.output_layer.weight", "rows are words, not a map of features"),
         *(_Kind(f"{norm}.weight", "a gain for each feature") for norm in norms),
         _Kind(f"{attention}.linear_q_down_proj.weight", "matrix", _whole),
-        _Kind(f"{attention}.linear_q_up_proj.weight", "matrix of all heads, or per head", _heads),
+        _Kind(f"{attention}.linear_q_up_proj.weight", "matrix of all heads", _heads),
         _Kind(f"{attention}.linear_kv_down_proj.weight", "matrix", _whole),
-        _Kind(f"{attention}.linear_kv_up_proj.weight", "matrix of all heads, or per head", _heads),
+        _Kind(f"{attention}.linear_kv_up_proj.weight", "matrix of all heads", _heads),
         _Kind(f"{attention}.linear_proj.weight", "matrix", _whole),
         _Kind(f"{mlp}.linear_fc1.weight", "gate and up projection", _gate_and_up),
         _Kind(f"{mlp}.linear_fc2.weight", "matrix", _whole),
@@ -164,5 +164,5 @@ def rule_of(name: str, shape: tuple[int, ...], optim: OptimConfig, model: ModelC
         num_matrices=num_matrices,
         weight_decay=decays,
         lr_scale=lr_scale,
-        reason=kind.reason,
+        reason="a matrix a head" if kind.blocks is _heads and optim.muon.per_head else kind.reason,
     )

@@ -1,9 +1,9 @@
 """Print what a configuration amounts to, without torch and before a GPU hour is spent.
 
-    python -m k25_train.plan experiment=k25_pretrain_4k [SECTION.KEY=VALUE ...] [--json]
+    python -m k25_train.plan experiment=k25_pretrain_4k [SECTION.KEY=VALUE ...] [--optimizer] [--json]
 
 So far: the model's parameters, total and active, by module, the pipeline layout, and what ranks send in a
-step.
+step. With --optimizer: the rule by which each parameter is updated, and the optimizer's state on each rank.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from k25_train.plan.communication import communication
 from k25_train.plan.layout import layout_of
+from k25_train.plan.optimizer import as_dict, parameter_kinds, rule_lines, stage_states, state_lines
 from k25_train.plan.parameters import ParameterCount, count_parameters
 
 
@@ -28,12 +29,16 @@ def main() -> None:
         prog="k25-plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
+    parser.add_argument("--optimizer", action="store_true", help="print rules and state of the optimizer")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_intermixed_args()
     try:
         config = compose(arguments.overrides)
     except ConfigError as error:
         exit_with(error)
+    if arguments.optimizer:
+        print_optimizer(config, as_json=arguments.json)
+        return
     counts = count_parameters(config.model)
     if arguments.json:
         plan = {
@@ -51,6 +56,14 @@ def main() -> None:
         layout = f"\nlayout over pp {sizes.pp} x vpp {sizes.vpp}: {layout_of(config).to_megatron()}"
         console.print(layout, soft_wrap=True, highlight=False)
         console.print(communication_table(config))
+
+
+def print_optimizer(config: Config, *, as_json: bool) -> None:
+    """The rule of every parameter and the bytes of its state."""
+    if as_json:
+        print(json.dumps(as_dict(config), indent=2))
+        return
+    print(*rule_lines(parameter_kinds(config)), "", *state_lines(config, stage_states(config)), sep="\n")
 
 
 def parameter_table(name: str, counts: ParameterCount) -> Table:

@@ -4,10 +4,14 @@ The vision tower and the projector are not in it: the pipeline is laid out for t
 spread over all ranks by the decoupled encoder instead (K2.5 report, section 4.5.1).
 """
 
+from collections.abc import Iterable
+
 from k25_train.config.basics import DType
+from k25_train.config.optimizer import OptimConfig, OptimName
 from k25_train.config.schema import ClusterConfig, ModelConfig, TrainConfig
 from k25_train.metrics.flops import head_forward_flops, layer_forward_flops
-from k25_train.plan.parameters import EXPERTS, layer_tensors
+from k25_train.optim.rules import rule_of
+from k25_train.plan.trained import TrainedParameter, embedding_parameter, head_parameters, layer_parameters
 from parallel.config import ParallelismConfig
 from parallel.layout_plan import StackCost
 
@@ -15,13 +19,24 @@ WEIGHT_BYTES = {DType.float32: 4, DType.bfloat16: 2}
 """Bytes of a weight that forward and backward use."""
 GRADIENT_BYTES = 4
 """Gradients are summed in float32, whatever the weights are."""
-STATE_BYTES = {DType.float32: 8, DType.bfloat16: 12}
-"""Bytes of AdamW's state of a weight, cut over data-parallel ranks (ZeRO-1): two float32 moments and, beside
-bfloat16 weights, a float32 master."""
+MASTER_BYTES = {DType.float32: 0, DType.bfloat16: 4}
+"""Bytes of a weight's float32 master, cut over data-parallel ranks (ZeRO-1) as all optimizer state is; a
+float32 weight is its own."""
+MOMENT_BYTES = {OptimName.adamw: 8, OptimName.muonclip: 4}
+"""Bytes of what the update of a weight remembers: AdamW two float32 moments, Muon a float32 momentum."""
+
+
+def state_bytes(update: OptimName, dtype: DType) -> int:
+    """Bytes of optimizer state of one weight, over all data-parallel ranks."""
+    return MASTER_BYTES[dtype] + MOMENT_BYTES[update]
 
 
 def stack_cost(
-    model: ModelConfig, train: TrainConfig, cluster: ClusterConfig, parallelism: ParallelismConfig
+    model: ModelConfig,
+    train: TrainConfig,
+    optim: OptimConfig,
+    cluster: ClusterConfig,
+    parallelism: ParallelismConfig,
 ) -> StackCost:
     """Cost of the decoder stack: FLOPs of one sequence's forward pass, bytes of weights, gradients and
     optimizer state on one rank.
@@ -33,25 +48,27 @@ def stack_cost(
     dp = max(1, cluster.world_size // parallelism.pp)
     expert_dp = max(1, dp // parallelism.ep)
 
-    def bytes_of(num_weights: int, num_replicas: int) -> int:
-        whole = WEIGHT_BYTES[train.dtype] + GRADIENT_BYTES
-        return num_weights * whole + num_weights * STATE_BYTES[train.dtype] // num_replicas
+    def bytes_of(parameters: Iterable[TrainedParameter]) -> int:
+        total = 0
+        for parameter in parameters:
+            num_weights, num_replicas = parameter.size, dp
+            if parameter.is_expert:
+                num_weights, num_replicas = parameter.size // parallelism.ep, expert_dp
+            state = state_bytes(rule_of(*parameter, optim, model).update, train.dtype)
+            total += num_weights * (WEIGHT_BYTES[train.dtype] + GRADIENT_BYTES)
+            total += num_weights * state // num_replicas
+        return total
 
     def bytes_of_layer(layer: int) -> int:
-        sizes = {True: 0, False: 0}
-        for tensor in layer_tensors(model, layer):
-            if not tensor.is_buffer:
-                sizes[tensor.module == EXPERTS] += tensor.size
-        return bytes_of(sizes[False], dp) + bytes_of(sizes[True] // parallelism.ep, expert_dp)
+        return bytes_of(layer_parameters(model, layer))
 
     num_dense, num_moe = model.num_dense_layers, model.num_layers - model.num_dense_layers
-    table = model.vocab_size * model.hidden_size
     layers = range(model.num_layers)
     return StackCost(
         layer_flops=tuple(layer_forward_flops(model, layer, [train.seq_len]) for layer in layers),
-        # Layers of a kind are alike, and one with experts has over a thousand tensors to count.
+        # Layers of a kind are alike.
         layer_bytes=(bytes_of_layer(0),) * num_dense + (bytes_of_layer(model.num_layers - 1),) * num_moe,
-        embedding_bytes=bytes_of(table, dp),
+        embedding_bytes=bytes_of([embedding_parameter(model)]),
         head_flops=head_forward_flops(model, train.seq_len),
-        head_bytes=bytes_of(table + model.hidden_size, dp),
+        head_bytes=bytes_of(head_parameters(model)),
     )

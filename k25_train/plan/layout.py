@@ -11,5 +11,5 @@ def layout_of(config: Config) -> PipelineLayout:
     sizes, num_layers = config.parallelism, config.model.num_layers
     if sizes.layout is not None:
         return parse_layout(sizes.layout, num_layers, sizes.pp, sizes.vpp)
-    cost = stack_cost(config.model, config.train, config.cluster, sizes)
+    cost = stack_cost(config.model, config.train, config.optim, config.cluster, sizes)
     return plan_layout(cost, sizes.pp, sizes.vpp)

@@ -56,6 +56,6 @@ def test_each_matrix_of_muon_is_one_of_the_checkpoint(built: dict[str, Tensor], 
         assert len(matrices) == len(true), name
         assert all(map(torch.equal, matrices, true)), name
         num_matrices += len(matrices)
-    # A layer: 5 of attention, 3 of an MLP; two of the three: a router and 8 more MLPs; a block of the tower: 6.
+    # A layer: 5 of attention, 3 of an MLP; 2 of the 3 layers: a router, 8 more MLPs; a block of the tower: 6.
     heads = 2 * (model.num_attention_heads - 1) if per_head else 0
     assert num_matrices == 3 * (5 + heads + 3) + 2 * (1 + 8 * 3) + 6 * model.vision.num_layers + 2

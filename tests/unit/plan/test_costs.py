@@ -17,7 +17,7 @@ DeepSeek V3 recipes)."""
 
 
 def cost_of(config: Config) -> StackCost:
-    return stack_cost(config.model, config.train, config.cluster, config.parallelism)
+    return stack_cost(config.model, config.train, config.optim, config.cluster, config.parallelism)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_flops_add_up_to_the_forward_pass(experiment: str) -> None:
 @pytest.mark.parametrize(("dtype", "bytes_per_weight"), [("float32", 4 + 4 + 8), ("bfloat16", 2 + 4 + 12)])
 def test_bytes_add_up_to_all_weights_where_nothing_is_sharded(dtype: str, bytes_per_weight: int) -> None:
     alone = ["parallelism=serial", "cluster.gpus_per_node=1", f"train.dtype={dtype}"]
-    config = compose(["experiment=smoke", *alone])
+    config = compose(["experiment=smoke", "optim=adamw", *alone])
     cost = cost_of(config)
     counts = count_parameters(config.model)
     held = sum(cost.layer_bytes) + cost.embedding_bytes + cost.head_bytes
@@ -46,16 +46,28 @@ def test_bytes_add_up_to_all_weights_where_nothing_is_sharded(dtype: str, bytes_
 
 def test_experts_are_spread_and_state_is_sharded() -> None:
     """4 data-parallel ranks, of which 2 share the experts: each half of them is on 2 ranks."""
-    config = compose(["experiment=smoke", "parallelism=serial", "parallelism.ep=2", "train.dtype=bfloat16"])
+    serial = ["experiment=smoke", "optim=adamw", "parallelism=serial", "train.dtype=bfloat16"]
+    config = compose([*serial, "parallelism.ep=2"])
     of = {module.module: module.total for module in count_parameters(config.model).modules}
     cost = cost_of(config)
     table = of["embedding"]
     assert cost.embedding_bytes == table * (2 + 4) + table * 12 // 4
     experts = of[EXPERTS] // 4  # of one layer: 4 of the 5 have experts
-    without = cost_of(compose(["experiment=smoke", "parallelism=serial", "train.dtype=bfloat16"]))
+    without = cost_of(compose(serial))
     half = experts // 2 * (2 + 4 + 12 // 2)
     assert cost.layer_bytes[1] == without.layer_bytes[1] - experts * (2 + 4 + 12 // 4) + half
     assert cost.layer_bytes[0] == without.layer_bytes[0]
+
+
+def test_muon_remembers_half_of_what_adamw_does() -> None:
+    """One float32 a weight less for matrices; embedding and output head stay with AdamW."""
+    alone = ["experiment=smoke", "parallelism=serial", "cluster.gpus_per_node=1"]
+    adamw, muon = (cost_of(compose([*alone, f"optim={name}"])) for name in ("adamw", "muonclip"))
+    assert (muon.embedding_bytes, muon.head_bytes) == (adamw.embedding_bytes, adamw.head_bytes)
+    of = {module.module: module.total for module in count_parameters(compose(alone).model).modules}
+    parts = sum(of[name] for name in ("attention", "dense FFN", "router", EXPERTS, "shared experts"))
+    latent_norms = 5 * (64 + 32)
+    assert sum(adamw.layer_bytes) - sum(muon.layer_bytes) == 4 * (parts - latent_norms)
 
 
 def test_layers_of_kimi_k25_cost_alike_and_the_head_as_much_as_two(pretrain: Config) -> None:
