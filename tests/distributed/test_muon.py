@@ -36,15 +36,15 @@ def num_ranks(sizes: dict[str, int]) -> int:
 
 
 def update(_context: RankContext, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """(ours, the papers') update of a batch of matrices."""
+    """(ours, the papers' in float64) update of a batch of matrices, before the factor for their shape."""
     from k25_train.config.resolve import compose
     from k25_train.optim.muon import Muon
 
     settings = compose(["experiment=smoke", "optim=muonclip"]).optim.muon
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     muon = Muon([{"params": [torch.zeros(1)]}], settings)
-    plain = [orthogonal(matrix) * 0.2 * max(shape[1:]) ** 0.5 for matrix in matrices]
-    return muon._orthogonalize(matrices), torch.stack(plain)
+    plain = [orthogonal(matrix) for matrix in matrices.double()]
+    return muon._orthogonalize(matrices) / (0.2 * max(shape[1:]) ** 0.5), torch.stack(plain)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,9 @@ def update(_context: RankContext, shape: tuple[int, ...]) -> tuple[Tensor, Tenso
 )
 def test_an_update_is_the_papers(shape: tuple[int, ...]) -> None:
     found, expected = run_ranks(update, 1, shape)[0]
-    assert float((found - expected).norm() / expected.norm()) <= 1e-6
+    # Entries are below 1. Relative to the whole matrix, five steps in float32 round by 1.3e-6.
+    assert float((found - expected).abs().max()) <= 1e-6
+    assert float((found - expected).norm() / expected.norm()) <= 2e-6
 
 
 Plain = Callable[..., list[tuple[float, float]]]
