@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import ChainedOptimizer
 
 from k25_train.config.schema import Config
+from k25_train.model.build import chunk_place
 from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig
 from k25_train.optim.build import build_optimizer, parameter_rules, updated_by_muon
+from parallel.megatron.finite_steps import FiniteStepOptimizer
 from parallel.megatron.replicas import replicate
 from parallel.megatron.sharded_optimizer import buffers_apart
 from parallel.topology import Topology
@@ -19,7 +20,7 @@ from parallel.topology import Topology
 
 def assemble(
     models: Sequence[torch.nn.Module], config: Config, backbone: BackboneConfig, topology: Topology
-) -> tuple[list[DistributedDataParallel], ChainedOptimizer]:
+) -> tuple[list[DistributedDataParallel], FiniteStepOptimizer]:
     """Wrap this rank's chunks for data parallelism, and build their optimizer.
 
     Raises `ConfigError` if `optim.offload` asks for what is not installed.
@@ -33,5 +34,10 @@ def assemble(
             overlap_grad_reduce=config.parallelism.overlap_grad_reduce,
             overlap_param_gather=config.parallelism.overlap_param_gather,
         )
+    names = {
+        parameter: chunk_place(config, topology, vp_stage).global_name(name)
+        for vp_stage, model in enumerate(models)
+        for name, parameter in model.named_parameters()
+    }
     dtype = TORCH_DTYPE[config.train.dtype]
-    return chunks, build_optimizer(config.optim, rules, chunks, dtype, topology)
+    return chunks, build_optimizer(config.optim, rules, names, chunks, dtype, topology)

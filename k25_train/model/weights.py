@@ -25,12 +25,16 @@ class ChunkPlace:
     first_layer: int
     first_expert: int
 
+    def global_name(self, name: str) -> str:
+        """A chunk's name of a parameter with the layer's number in the whole model; experts stay stacked."""
+        return _LAYER.sub(lambda match: f"{match[1]}{int(match[2]) + self.first_layer}.", name)
+
     def global_tensors(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The global name and the tensor behind a chunk's parameter or buffer.
 
         Stacked experts give one entry an expert, each a view into the stack.
         """
-        name = _LAYER.sub(lambda match: f"{match[1]}{int(match[2]) + self.first_layer}.", name)
+        name = self.global_name(name)
         stacked = _EXPERTS.search(name)
         if stacked is None:
             yield name, tensor

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, Adam, ChainedOptimizer, OptimizerConfig
+from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, Adam, MegatronOptimizer, OptimizerConfig
 from torch import nn
 
 from k25_train.config.optimizer import OptimConfig, OptimizerOffload, OptimName
@@ -15,6 +15,7 @@ from k25_train.optim.cpu_adam import CpuAdamW
 from k25_train.optim.muon import STATE_KEYS as MUON_STATE_KEYS
 from k25_train.optim.muon import Muon, bind_matrices
 from k25_train.optim.rules import ParameterRule, rule_of
+from parallel.megatron.finite_steps import FiniteStepOptimizer
 from parallel.megatron.host_optimizer import HostOptimizer
 from parallel.megatron.sharded_optimizer import ParamGroups, Part, ShardedOptimizer, shard
 from parallel.topology import Topology
@@ -42,14 +43,16 @@ def updated_by_muon(rules: Rules) -> Iterator[nn.Parameter]:
 def build_optimizer(
     optim: OptimConfig,
     rules: Rules,
+    names: Mapping[nn.Parameter, str],
     chunks: list[DistributedDataParallel],
     params_dtype: torch.dtype,
     topology: Topology,
-) -> ChainedOptimizer:
+) -> FiniteStepOptimizer:
     """AdamW and Muon with float32 masters and state sharded over data-parallel ranks (ZeRO-1).
 
-    `chunks` have the buffers of Muon's parameters apart. The learning rate is set before each step by
-    `set_learning_rate`. With `optim.offload=cpu` masters and state are in host memory and stepped there.
+    `chunks` have the buffers of Muon's parameters apart; `names` are those of the whole model. The learning
+    rate is set before each step by `set_learning_rate`. With `optim.offload=cpu` masters and state are in
+    host memory and stepped there.
 
     Raises `ConfigError` if that is asked for and DeepSpeed's kernel is not to be had.
     """
@@ -75,7 +78,7 @@ def build_optimizer(
             own = slice(topology.ep_rank, None, topology.ep_size) if part.is_expert else slice(None)
             work[own] = bind_matrices(optimizer, rules, topology.device, work[own])
         optimizers.append(optimizer)
-    return ChainedOptimizer(optimizers)
+    return FiniteStepOptimizer(optimizers, names)
 
 
 def parts(optim: OptimConfig, rules: Rules) -> Iterator[Part]:
@@ -149,7 +152,7 @@ def _adamw(optim: OptimConfig, groups: ParamGroups) -> torch.optim.Optimizer:
     return Adam(groups, lr=1.0, betas=betas, eps=optim.eps, adam_w_mode=True)
 
 
-def set_learning_rate(optimizer: ChainedOptimizer, rate: float) -> None:
+def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
     """Use `rate` in the next step, times each parameter group's own factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_mult"]

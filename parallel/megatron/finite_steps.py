@@ -1,0 +1,50 @@
+"""A step whose gradient is not finite changes nothing, on every rank alike."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer import ChainedOptimizer
+from torch import nn
+
+from parallel.megatron.sharded_optimizer import ShardedOptimizer
+
+
+class FiniteStepOptimizer(ChainedOptimizer):
+    """Leaves weights and optimizer state alone where the global gradient norm is NaN or infinite.
+
+    The norm is the same on every rank, so all of them leave the step out, or none.
+    """
+
+    def __init__(self, optimizers: Sequence[ShardedOptimizer], names: Mapping[nn.Parameter, str]) -> None:
+        """`names` tells how a parameter is called in the whole model."""
+        super().__init__(list(optimizers))
+        self._names = names
+        self._is_finite = True
+        self.not_finite: list[str] = []
+        """Names of the parameters, of all ranks, whose gradient made the last step fail; empty otherwise."""
+
+    @torch.no_grad()
+    def get_grad_norm(self) -> float:
+        """The global norm of the gradient, before it is clipped."""
+        norm = super().get_grad_norm()
+        self._is_finite = math.isfinite(float(norm))
+        # Clipping by such a norm spreads it to all gradients: now is the time to see where it came from.
+        self.not_finite = [] if self._is_finite else self._find_not_finite()
+        return norm
+
+    def step_with_ready_grads(self) -> bool:
+        """Update, or return False if the gradient is not finite."""
+        return super().step_with_ready_grads() if self._is_finite else False
+
+    def _find_not_finite(self) -> list[str]:
+        found = []
+        for optimizer in self.chained_optimizers:
+            for parameter in optimizer.model_param_gbuf_map:
+                own = optimizer._get_model_param_range_map(parameter)["param"]
+                if not parameter.main_grad.view(-1)[own.start : own.end].isfinite().all():
+                    found.append(self._names[parameter])
+        by_rank: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(by_rank, found)
+        return sorted({name for names in by_rank for name in names})
