@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
 
 from k25_train.assemble import assemble
 from k25_train.config.schema import Config
@@ -20,8 +19,10 @@ from k25_train.data.loader import DataLoader
 from k25_train.errors import ConfigError
 from k25_train.model.build import build_chunks, initialize_chunks
 from k25_train.model.megatron_config import BackboneConfig, backbone_config
+from k25_train.optim.qk_clip import QkClip
 from k25_train.passes import DeviceBatch, to_device
 from k25_train.plan.layout import layout_of
+from parallel.megatron.finite_steps import FiniteStepOptimizer
 from parallel.megatron.phases import announce_to
 from parallel.megatron.platform import has_work_left
 from parallel.topology import Topology, build_topology, job_store, start_process_group
@@ -44,7 +45,9 @@ class Run:
     """megatron-core's configuration, which all chunks share and the pipeline schedule reads."""
     chunks: list[DistributedDataParallel]
     """Model chunks of this rank, one per virtual stage."""
-    optimizer: MegatronOptimizer
+    optimizer: FiniteStepOptimizer
+    qk_clip: QkClip | None
+    """None where `optim.qk_clip_threshold` is."""
     loader: DataLoader
     watch: Watch
     """What this rank is doing, for the report of a stall."""
@@ -101,6 +104,7 @@ def build_run(config: Config, device: torch.device) -> Run:
     models = build_chunks(config, backbone, topology)
     initialize_chunks(models, config, topology)
     chunks, optimizer = assemble(models, config, backbone, topology)
+    threshold = config.optim.qk_clip_threshold
     watch = Watch(topology.rank)
     announce_to(watch)
     return Run(
@@ -109,6 +113,7 @@ def build_run(config: Config, device: torch.device) -> Run:
         backbone=backbone,
         chunks=chunks,
         optimizer=optimizer,
+        qk_clip=None if threshold is None else QkClip(chunks, optimizer, config.model, threshold, device),
         loader=loader,
         watch=watch,
     )

@@ -12,6 +12,7 @@ import torch
 
 from k25_train.errors import TrainingError
 from k25_train.optim.build import set_learning_rate
+from k25_train.optim.qk_clip import ClipResult
 from k25_train.optim.schedule import learning_rate
 from k25_train.passes import LossSums, forward_micro_batch, share_with_loss
 from k25_train.run import Run, read_eval_micro_batches, read_micro_batches
@@ -30,13 +31,17 @@ class StepResult:
     learning_rate: float
     step_time_s: float
     """Wall-clock seconds on this rank."""
+    not_finite: tuple[str, ...]
+    """Parameters whose gradient was not finite, so that the step changed nothing; empty if it did."""
+    clip: ClipResult | None
+    """What QK-Clip saw and did; None if it is off."""
 
 
 def train_step(run: Run, step: int) -> StepResult:
     """Train on the global batch of `step` (counted from 1).
 
-    Raises `TrainingError` if the loss or the gradient norm is not finite, on every rank alike: the run ends
-    there, and its last checkpoint is untouched.
+    A gradient that is not finite changes nothing, on every rank alike; the result names the parameters.
+    Raises `TrainingError` if the loss is not finite though the gradient is.
     """
     started = time.perf_counter()
     config, topology = run.config, run.topology
@@ -61,19 +66,28 @@ def train_step(run: Run, step: int) -> StepResult:
         forward_only=False,
     )
     loss = LossSums.over_all_ranks(sums, topology).loss
-    check_finite("loss", loss, step)
 
-    # 3. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard.
+    # 3. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard; QK-Clip, if
+    #    it is on, scales masters before they are copied to the model.
     rate = learning_rate(config.optim, step, config.train.steps)
     set_learning_rate(run.optimizer, rate)
     with run.watch.phase("optimizer"):
-        _, grad_norm, _ = run.optimizer.step()
-    check_finite("gradient norm", float(grad_norm), step)
+        if run.qk_clip is not None:
+            run.qk_clip.gather()
+        updated, grad_norm, _ = run.optimizer.step()
+        clip = None if run.qk_clip is None else run.qk_clip.finish(updated=updated)
+    if updated and not math.isfinite(loss):
+        raise TrainingError(
+            f"step {step}: the loss is {loss}, but its gradient is finite: look at the data of this step, "
+            "and start again: the run resumes from its last checkpoint"
+        )
     return StepResult(
         loss=loss,
         grad_norm=float(grad_norm),
         learning_rate=rate,
         step_time_s=time.perf_counter() - started,
+        clip=clip,
+        not_finite=tuple(run.optimizer.not_finite),
     )
 
 
@@ -97,12 +111,3 @@ def eval_losses(run: Run, num_sequences: int, shuffle_media_seed: int | None = N
     for chunk in run.chunks:
         chunk.train()
     return LossSums.over_all_ranks(sums, run.topology)
-
-
-def check_finite(name: str, value: float, step: int) -> None:
-    """Raise `TrainingError` for a NaN or an infinity."""
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"step {step}: the {name} is {value}; lower optim.lr or look at the data of this step, and start "
-            "again: the run resumes from its last checkpoint"
-        )

@@ -5,14 +5,16 @@ import os
 import signal
 import sys
 import types
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
 from k25_train.checkpoint import folders, state
-from k25_train.errors import ConfigError
+from k25_train.errors import ConfigError, TrainingError
 from k25_train.metrics.flops import training_flops
 from k25_train.metrics.report import Report
+from k25_train.metrics.sinks import Value
 from k25_train.run import Run, stall_guard
 from k25_train.step import StepResult, eval_losses, train_step
 
@@ -52,6 +54,8 @@ class Trainer:
         self.run = run
         self.report = report
         self.stop = StopRequest()
+        self.skipped_steps = 0
+        """Steps in a row, up to the last one, whose gradient was not finite."""
 
     def fit(self) -> None:
         """Train to `train.steps`, or to a checkpoint if a signal asks to stop.
@@ -73,11 +77,13 @@ class Trainer:
         for step in range(start + 1, cadence.steps + 1):
             is_last = step == cadence.steps
             with run.watch.training(step):
-                row = self.row(step, train_step(run, step))
+                result = train_step(run, step)
+                row = self.row(step, result)
             if is_last or step % cadence.eval_interval == 0:
                 row |= self.evaluate()
             with run.watch.phase("report"):
                 self.report.add(row)
+            self.count_skipped(step, result)
             stopping = self.stop.agreed(run.topology.device) and not is_last
             if is_last or stopping or step % run.config.checkpoint.interval == 0:
                 self.save(step)
@@ -85,6 +91,29 @@ class Trainer:
                 self.report.stopped(step, signal.Signals(self.stop.received).name)
                 return
         self.report.finish()
+
+    def count_skipped(self, step: int, result: StepResult) -> None:
+        """Tell of a step that changed nothing.
+
+        Raises `TrainingError` after more of them in a row than `optim.max_skipped_steps`, with a checkpoint
+        of the weights as they were before.
+        """
+        if not result.not_finite:
+            self.skipped_steps = 0
+            return
+        self.skipped_steps += 1
+        first, others = result.not_finite[0], len(result.not_finite) - 1
+        where = f"{first} and {others} more" if others else first
+        self.report.skipped(step, where)
+        most = self.run.config.optim.max_skipped_steps
+        if self.skipped_steps > most:
+            self.save(step)
+            raise TrainingError(
+                f"step {step}: {self.skipped_steps} gradients in a row were not finite, "
+                f"optim.max_skipped_steps={most} are allowed; the last one in {where}. No weight has changed "
+                f"since, and {self.run.checkpoints}/step_{step} is saved: lower optim.lr, or look at the data "
+                "of these steps, and start again"
+            )
 
     def resume(self) -> int:
         """Load the newest checkpoint, if there is one; returns its step, 0 for a new run.
@@ -126,12 +155,12 @@ class Trainer:
             if run.is_main:
                 folders.prune(run.checkpoints, run.config.checkpoint.keep)
 
-    def row(self, step: int, result: StepResult) -> dict[str, float]:
+    def row(self, step: int, result: StepResult) -> dict[str, Value | Sequence[Value]]:
         """What `metrics.jsonl` says of a step."""
         plan = self.run.loader.plan(step - 1)
         lengths = [piece.length for sequence in plan.sequences for piece in sequence.pieces]
         grids = [item.grid_thw for item in plan.items]
-        return {
+        row: dict[str, Value | Sequence[Value]] = {
             "step": step,
             "loss": result.loss,
             "grad_norm": result.grad_norm,
@@ -145,3 +174,9 @@ class Trainer:
             "step_time_s": result.step_time_s,
             "tokens_per_s": plan.num_tokens / result.step_time_s,
         }
+        if result.clip is not None:
+            by_layer = result.clip.max_logits
+            row |= {"max_logit": max(by_layer), "heads_clipped": result.clip.heads_clipped}
+            # Rounded, for there are many and a curve needs no more.
+            row["max_logits"] = [float(f"{logit:.5g}") for logit in by_layer]
+        return row

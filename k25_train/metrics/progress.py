@@ -44,7 +44,7 @@ class Progress:
 
     def show(self, row: Row, time_left_s: float) -> None:
         """Show a finished step; held-out losses in the row get a line that stays."""
-        step = int(row["step"] or 0)
+        step = int(number(row["step"]))
         status = status_text(row, time_left_s)
         if self.console.is_terminal:
             self._live.update(self._task, completed=step, status=status)

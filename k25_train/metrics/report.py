@@ -16,7 +16,7 @@ from k25_train.config.schema import Config
 from k25_train.metrics.flops import peak_flops
 from k25_train.metrics.plots import plot_losses
 from k25_train.metrics.progress import Progress
-from k25_train.metrics.sinks import JsonlSink, Row, Sink, TensorBoardSink, read_rows
+from k25_train.metrics.sinks import JsonlSink, Row, Sink, TensorBoardSink, number, read_rows
 from k25_train.metrics.summary import summary_table
 from k25_train.metrics.throughput import Throughput
 
@@ -73,8 +73,8 @@ class Report:
         for sink in self.sinks:
             sink.write(row)
         if "loss" in row:
-            self.throughput.add(float(row["step_time_s"] or 0))
-        self.progress.show(row, self.throughput.time_left_s(int(row["step"] or 0)))
+            self.throughput.add(number(row["step_time_s"]))
+        self.progress.show(row, self.throughput.time_left_s(int(number(row["step"]))))
 
     def already_finished(self, steps: int) -> None:
         """The run had all its steps when it was started; nothing is written."""
@@ -83,6 +83,11 @@ class Report:
                 f"{self.folder}: all {steps} steps are done, nothing to train; raise train.steps to go on, "
                 "or choose another run.dir to start anew"
             )
+
+    def skipped(self, step: int, where: str) -> None:
+        """A step changed nothing, because a gradient was not finite."""
+        if self.is_main:
+            self.progress.note(f"step {step} skipped: the gradient is not finite in {where}")
 
     def stopped(self, step: int, signal_name: str) -> None:
         """The run saved a checkpoint and ends because a signal asked it to."""

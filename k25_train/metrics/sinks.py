@@ -2,7 +2,8 @@
 
 A row is a flat mapping with `step`, the number of finished optimizer steps (0 is the evaluation before the
 first), and any of: loss, grad_norm, lr, tokens, text_tokens, vision_tokens, images, patches, step_time_s,
-tokens_per_s, flops, and at evaluations eval_text_loss and eval_caption_loss.
+tokens_per_s, flops; with QK-Clip max_logit, heads_clipped and the list max_logits, one a layer; and at
+evaluations eval_text_loss and eval_caption_loss.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from k25_train.errors import K25Error
 
-Row = Mapping[str, float | int | None]
+Value = float | int | None
+Row = Mapping[str, Value | Sequence[Value]]
 """One step's metrics; read back from a file, None stands for a number that was not finite."""
 
 EVAL_PREFIX = "eval_"
@@ -48,9 +50,8 @@ class JsonlSink:
 
     def write(self, row: Row) -> None:
         """Append a row. Raises K25Error where the disk does not take it."""
-        finite = {key: value if is_finite(value) else None for key, value in row.items()}
         try:
-            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+            self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise K25Error(
@@ -63,7 +64,7 @@ class JsonlSink:
 
 
 class TensorBoardSink:
-    """Writes scalars for TensorBoard: `train/loss`, `eval/text_loss`, and so on."""
+    """Writes scalars for TensorBoard: `train/loss`, `eval/text_loss`, of lists `max_logits/00`, and so on."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         """Open an event file whose readers forget steps from `first_step` on that an earlier run wrote."""
@@ -74,7 +75,10 @@ class TensorBoardSink:
     def write(self, row: Row) -> None:
         """Add a row's scalars."""
         for key, value in row.items():
-            if key != "step" and value is not None:
+            if isinstance(value, Sequence):
+                for index, element in enumerate(value):
+                    self._writer.add_scalar(f"{key}/{index:02d}", element, row["step"])
+            elif key != "step" and value is not None:
                 is_eval = key.startswith(EVAL_PREFIX)
                 tag = f"eval/{key.removeprefix(EVAL_PREFIX)}" if is_eval else f"train/{key}"
                 self._writer.add_scalar(tag, value, row["step"])
@@ -84,14 +88,28 @@ class TensorBoardSink:
         self._writer.close()
 
 
-def number(value: float | int | None) -> float:
-    """The value, NaN for None."""
+def number(value: Value | Sequence[Value]) -> float:
+    """The value, NaN for None. Raises TypeError for a list."""
+    if isinstance(value, Sequence):
+        raise TypeError(f"{value!r} is a list of metrics, not one")
     return math.nan if value is None else value
 
 
-def is_finite(value: float | int | None) -> bool:
+def is_finite(value: Value) -> bool:
     """Whether a value is a number that JSON has."""
     return value is not None and math.isfinite(value)
+
+
+def _finite(row: Row) -> dict[str, object]:
+    """The row with None for what JSON does not have."""
+
+    def finite(value: Value) -> Value:
+        return value if is_finite(value) else None
+
+    return {
+        key: [finite(element) for element in value] if isinstance(value, Sequence) else finite(value)
+        for key, value in row.items()
+    }
 
 
 def read_rows(path: Path) -> list[Row]:

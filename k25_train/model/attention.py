@@ -23,7 +23,7 @@ from torch import Tensor
 from k25_train.model.megatron_config import BackboneConfig
 
 _QUERY_BLOCK, _KEY_BLOCK = 256, 4096
-"""Queries and keys whose logits are held at a time while maxima are taken: 128 MiB in bfloat16 for 64 heads."""
+"""Queries and keys whose logits are held while maxima are taken: 128 MiB for 64 heads in bfloat16."""
 
 
 @dataclass
@@ -156,8 +156,8 @@ class DocumentAttention(MegatronModule):
         self.record_max_logits = False
         self.max_logits: Tensor | None = None
         """[H] float32: the largest q·k·scale of each head since it was last set to None, taken over allowed
-        pairs of training passes. Stays None unless `record_max_logits` is set. The fused attention kernel does
-        not give it away: recording computes q·k again. Source: K2 report, section 2.1."""
+        pairs of training passes. Stays None unless `record_max_logits` is set. The fused attention kernel
+        does not tell: recording computes q·k again. Source: K2 report, section 2.1."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
         """Attend: query and key [T, H, Q], value [T, H, V] -> [T, H * V]."""
@@ -192,7 +192,7 @@ def max_logits_per_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """The largest causal softmax input of each head: query and key [H, L, Q] -> [H] float32.
 
     Works through blocks of queries and keys, so that memory does not grow with the document. In bfloat16 the
-    result is rounded as a product of that type is, by up to 0.2%.
+    result is rounded as a product of that type is, by up to 0.4%.
     """
     length = query.shape[1]
     later_NN = _minus_infinity_for_later_keys(query.dtype, query.device)

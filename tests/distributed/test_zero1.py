@@ -31,9 +31,9 @@ def num_ranks(sizes: dict[str, int]) -> int:
 
 def start_in_buckets(context: RankContext, arguments: Sequence[str], bucket_parameters: int) -> Any:
     """Build a run whose buckets are full at `bucket_parameters` parameters: with 1, each holds one."""
-    from k25_train import run
+    from k25_train import assemble
 
-    run.replicate = partial(run.replicate, bucket_parameters=bucket_parameters)
+    assemble.replicate = partial(assemble.replicate, bucket_parameters=bucket_parameters)
     return start_run(context, arguments)
 
 

@@ -1,0 +1,188 @@
+"""QK-Clip (K2 report, arXiv 2507.20534, section 2.1 and appendix D) keeps attention logits from growing:
+query and key weights are scaled down after the update, head by head.
+
+With S the largest logit of a head in this step's forward passes and tau the threshold, the factor is
+gamma = min(1, tau / S). The head's rows of the query's up-projection are multiplied by sqrt(gamma), those of
+its rotary part by gamma; its key rows of the key-value up-projection by sqrt(gamma). The rotary key, which
+all heads share, and the values stay: every logit of the head is gamma times what it was, and no other head
+notices.
+
+What is scaled are the float32 masters, between the update and their copy to the model, so that weights and
+masters are clipped alike, whatever their formats and wherever a shard lies.
+
+Shapes: L layers of the whole model, H heads, N elements of a shard.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor, nn
+
+from k25_train.config.schema import ModelConfig
+
+_ATTENTION_PARTS = ("core_attention", "linear_q_up_proj", "linear_kv_up_proj")
+"""What a module has that is latent attention; only the model knows the class."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipResult:
+    """What QK-Clip saw and did in a step, the same on every rank."""
+
+    max_logits: tuple[float, ...]
+    """The largest logit of each layer, before the update."""
+    heads_clipped: int
+    """Heads whose weights were scaled down."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """A matrix with rows to scale."""
+
+    parameter: nn.Parameter
+    layer: int
+    is_query: bool
+
+
+class QkClip:
+    """QK-Clip of the attention layers on this rank, with any optimizer. Built, and called, by every rank.
+
+    In a step: `gather` after the last backward pass, then the optimizer's step, then `finish`.
+    """
+
+    def __init__(
+        self,
+        chunks: Iterable[nn.Module],
+        optimizer: MegatronOptimizer,
+        model: ModelConfig,
+        threshold: float,
+        device: torch.device,
+    ) -> None:
+        """Find the attention layers, whatever they are wrapped in, and let them record their largest logits.
+
+        Args:
+            optimizer: a chain of `DistributedOptimizer`s, with their state on the device or the host.
+            threshold: tau, in units of the softmax's input.
+            device: where the model is.
+        """
+        self._model = model
+        self._threshold = threshold
+        self._device = device
+        self._attentions: list[Any] = [
+            module
+            for chunk in chunks
+            for module in chunk.modules()
+            if all(hasattr(module, name) for name in _ATTENTION_PARTS)
+        ]
+        weights = []
+        for attention in self._attentions:
+            attention.core_attention.record_max_logits = True
+            layer = attention.core_attention.layer_number - 1
+            weights.append(_Weight(attention.linear_q_up_proj.weight, layer, is_query=True))
+            weights.append(_Weight(attention.linear_kv_up_proj.weight, layer, is_query=False))
+        assert isinstance(optimizer, ChainedOptimizer)
+        for part in optimizer.chained_optimizers:
+            # A rank without parameters of a kind has a stub for it.
+            shards = {} if part.is_stub_optimizer else part.model_param_group_index_map
+            held = [weight for weight in weights if weight.parameter in shards]
+            if held:
+                part.optimizer.register_step_post_hook(partial(self._clip, part, held))
+        self._maxima: Tensor | None = None
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Take the layers' recorded maxima, over micro-batches, together with those of all other ranks.
+
+        One collective for all layers; nothing waits for the device. Layers start anew for the next step.
+        """
+        shape = (self._model.num_layers, self._model.num_attention_heads)
+        maxima_LH = torch.full(shape, -torch.inf, device=self._device)
+        for attention in self._attentions:
+            core = attention.core_attention
+            if core.max_logits is not None:
+                maxima_LH[core.layer_number - 1] = core.max_logits
+                core.max_logits = None
+        dist.all_reduce(maxima_LH, dist.ReduceOp.MAX)
+        self._maxima = maxima_LH
+
+    def finish(self, *, updated: bool) -> ClipResult:
+        """What was seen since `gather`, and done if the optimizer has `updated`. Waits for the device.
+
+        Raises `RuntimeError` naming layers that recorded nothing: they would grow unseen.
+        """
+        assert self._maxima is not None, "gather comes first"
+        maxima_LH, self._maxima = self._maxima.cpu(), None
+        silent = (maxima_LH == -torch.inf).any(1).nonzero().flatten().tolist()
+        if silent:
+            raise RuntimeError(
+                f"optim.qk_clip_threshold={self._threshold:g}, but layers {silent} recorded no attention "
+                "logits: their attention must set core_attention.max_logits in training passes; null "
+                "switches QK-Clip off"
+            )
+        num_clipped = int((clip_factors(maxima_LH, self._threshold) < 1).sum()) if updated else 0
+        return ClipResult(tuple(maxima_LH.amax(1).tolist()), num_clipped)
+
+    @torch.no_grad()
+    def _clip(self, part: DistributedOptimizer, weights: list[_Weight], *_: Any) -> None:
+        """Scale what this rank holds of the weights; runs after each step of the part's inner optimizer."""
+        if self._maxima is None:
+            return
+        model, factors_LH = self._model, clip_factors(self._maxima, self._threshold)
+        nope, rope, value = model.qk_nope_head_dim, model.qk_rope_head_dim, model.v_head_dim
+        for weight in weights:
+            group, place = part.model_param_group_index_map[weight.parameter]
+            master = part.optimizer.param_groups[group]["params"][place]
+            own = part._get_model_param_range_map(weight.parameter)["param"]
+            assert master.numel() == own.size
+            # Onto the host once a step, if that is where masters are.
+            factors_LH = factors_LH.to(master.device)
+            factors_H = factors_LH[weight.layer]
+            if weight.is_query:
+                row_scales = query_row_scales(factors_H, nope, rope)
+            else:
+                row_scales = key_value_row_scales(factors_H, nope, value)
+            scale_rows(master, own.start, row_scales, weight.parameter.shape[1])
+
+
+def clip_factors(maxima: Tensor, threshold: float) -> Tensor:
+    """gamma = min(1, threshold / maximum) of each head, in the shape of `maxima`.
+
+    A maximum that is not finite clips nothing: the gradient of such a step is not finite either.
+    """
+    too_large = (maxima > threshold) & maxima.isfinite()
+    return torch.where(too_large, threshold / maxima, 1.0)
+
+
+def query_row_scales(factors_H: Tensor, nope: int, rope: int) -> Tensor:
+    """Scales [H * (nope + rope)] of the rows of the query's up-projection."""
+    plain, rotary = factors_H.sqrt()[:, None].expand(-1, nope), factors_H[:, None].expand(-1, rope)
+    return torch.cat((plain, rotary), dim=1).flatten()
+
+
+def key_value_row_scales(factors_H: Tensor, nope: int, value: int) -> Tensor:
+    """Scales [H * (nope + value)] of the rows of the key-value up-projection; values are not scaled."""
+    keys = factors_H.sqrt()[:, None].expand(-1, nope)
+    return torch.cat((keys, keys.new_ones(len(keys), value)), dim=1).flatten()
+
+
+def scale_rows(shard: Tensor, start: int, row_scales: Tensor, num_columns: int) -> None:
+    """Multiply, in place, rows of a matrix [rows, num_columns]; `shard` [N] is its flat part from `start` on.
+
+    A shard begins and ends anywhere: whole rows are scaled at once, what is cut off before and after apart.
+    """
+    first_row, skipped = divmod(start, num_columns)
+    to_border = min(-start % num_columns, shard.numel())
+    num_whole, rest = divmod(shard.numel() - to_border, num_columns)
+    whole_from = first_row + math.ceil(skipped / num_columns)
+    head, body, tail = shard.split([to_border, num_whole * num_columns, rest])
+    if to_border:
+        head.mul_(row_scales[first_row])
+    body.view(num_whole, num_columns).mul_(row_scales[whole_from : whole_from + num_whole, None])
+    if rest:
+        tail.mul_(row_scales[whole_from + num_whole])
