@@ -111,8 +111,8 @@ class Trainer:
             raise TrainingError(
                 f"step {step}: {self.skipped_steps} gradients in a row were not finite, "
                 f"optim.max_skipped_steps={most} are allowed; the last one in {where}. No weight has changed "
-                f"since, and {self.run.checkpoints}/step_{step} is saved: lower optim.lr, or look at the data "
-                "of these steps, and start again"
+                f"since, and {self.run.checkpoints}/step_{step} is saved: lower optim.lr, or look at the "
+                "data of these steps, and start again"
             )
 
     def resume(self) -> int:

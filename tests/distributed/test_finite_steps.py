@@ -1,0 +1,78 @@
+"""A gradient that is not finite: nothing changes, on every rank alike, and it is known where it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.resume import rows
+from tests.helpers.runs import layout, overrides, start_run
+
+pytestmark = pytest.mark.distributed
+
+SMOKE_LAYOUT = {"pp": 2, "vpp": 2, "ep": 2, "dp": 2}
+SPOILT = "language_model.decoder.layers.2.self_attention.linear_proj.weight"
+
+
+def spoil_gradients(context: RankContext, arguments: list[str], steps: list[int]) -> tuple[list[bool], str]:
+    """Train with a NaN on one rank in the gradient of one weight in some steps.
+
+    Returns whether each step changed this rank's weights, and what ended the run.
+    """
+    from k25_train import trainer
+    from k25_train.errors import TrainingError
+    from k25_train.metrics.report import Report
+
+    run = start_run(context, arguments)
+    names = run.optimizer._names
+    weights = [parameter for chunk in run.chunks for parameter in chunk.parameters()]
+    norm, real_step, changes, ended = run.optimizer.get_grad_norm, trainer.train_step, [], "finished"
+    now = [0]
+
+    def spoilt_norm() -> float:
+        for parameter, name in names.items():
+            if name == SPOILT and now[0] in steps and run.topology.dp_rank == 1:
+                parameter.main_grad.fill_(float("nan"))
+        return norm()
+
+    def watched_step(run: object, step: int) -> object:
+        now[0] = step
+        before = [weight.detach().clone() for weight in weights]
+        result = real_step(run, step)
+        changes.append(any(not torch.equal(a, b) for a, b in zip(before, weights, strict=True)))
+        return result
+
+    run.optimizer.get_grad_norm = spoilt_norm
+    trainer.train_step = watched_step
+    with Report(run.config, is_main=run.is_main, device_name="CPU") as report, run.loader:
+        try:
+            trainer.Trainer(run, report).fit()
+        except TrainingError as error:
+            ended = str(error)
+    return changes, ended
+
+
+@pytest.mark.parametrize("name", ["adamw", "muonclip"])
+def test_a_spoilt_step_is_left_out_on_every_rank(name: str, data: Path, tmp_path: Path) -> None:
+    arguments = overrides(
+        data, tmp_path / "run", *layout(**SMOKE_LAYOUT), f"optim={name}",
+        "train.steps=5", "optim.warmup_steps=1", "optim.decay_steps=1", "optim.max_skipped_steps=1",
+    )  # fmt: skip
+    for changes, ended in run_ranks(spoil_gradients, 4, arguments, [2, 4]):
+        assert changes == [True, False, True, False, True]
+        assert ended == "finished"
+    metrics = rows(tmp_path / "run")
+    assert [row["grad_norm"] is None for row in metrics if "loss" in row] == [False, True, False, True, False]
+
+
+def test_too_many_in_a_row_end_the_run_and_cost_nothing(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = overrides(data, run, *layout(**SMOKE_LAYOUT), "optim.max_skipped_steps=1")
+    for changes, ended in run_ranks(spoil_gradients, 4, arguments, [3, 4]):
+        assert changes == [True, True, False, False]
+        assert "2 gradients in a row were not finite, optim.max_skipped_steps=1 are allowed" in ended
+        assert f"in {SPOILT}. No weight has changed since, and {run}/checkpoints/step_4 is saved" in ended
+    for changes, ended in run_ranks(spoil_gradients, 4, [*arguments, "train.steps=13"], []):
+        assert changes == [True] * 9
+        assert ended == "finished"
