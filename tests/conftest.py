@@ -3,6 +3,11 @@
 import importlib.util
 
 import pytest
+from hypothesis import settings
+
+# No test asserts a time: a busy machine takes hundreds of times as long for a case as an idle one.
+settings.register_profile("k25", deadline=None)
+settings.load_profile("k25")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -37,7 +37,7 @@ PLAIN: Values = {
 """One legal configuration, with everything switched on."""
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(legal_values())
 def test_what_is_drawn_is_legal(values: Values) -> None:
     config = compose(["experiment=smoke", *as_arguments(values)])
@@ -63,7 +63,7 @@ def assert_reported(lines: list[str], key: str, rule: str, overrides: Values) ->
 
 
 @pytest.mark.parametrize("name", BREAKS)
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_a_broken_rule_is_refused(name: str, data: st.DataObject) -> None:
     values = data.draw(legal_values(), "legal")

@@ -45,7 +45,7 @@ def every_layout(num_layers: int, pp: int, vpp: int) -> Iterator[PipelineLayout]
         yield PipelineLayout(pp=pp, vpp=vpp, layers_per_chunk=(first - 1, *middle, last - 1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(stacks())
 def test_no_layout_is_better(case: tuple[StackCost, int, int]) -> None:
     cost, pp, vpp = case
@@ -55,7 +55,7 @@ def test_no_layout_is_better(case: tuple[StackCost, int, int]) -> None:
     assert objective(cost, planned) == best
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(stacks(least=MAX_LEADING_LAYERS + 2, most=12))
 def test_a_stack_with_many_kinds_of_layers_gets_a_legal_layout(case: tuple[StackCost, int, int]) -> None:
     cost, pp, vpp = case
