@@ -12,8 +12,10 @@ from k25_train.errors import ConfigError
 from tests.helpers.parity import (
     BFLOAT16_CASES,
     BFLOAT16_TOLERANCE,
+    CALM,
     CASES,
     DATA_OVERLAPS,
+    DEEPEST,
     EVERYTHING_OVERLAPS,
     TOLERANCE,
     Case,
@@ -43,7 +45,8 @@ def test_a_layout_trains_like_one_process(case: Case, parity: Parity) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", sweep(), ids=lambda case: case.name)
 def test_every_layout_on_16_ranks_trains_like_one_process(case: Case, parity: Parity) -> None:
-    assert parity.difference(case) <= TOLERANCE
+    changes = [CALM] if case.num_layers == DEEPEST else []
+    assert parity.difference(case, *changes) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", BFLOAT16_CASES, ids=lambda case: case.name)
