@@ -125,8 +125,8 @@ BFLOAT16_CASES = (Case({"pp": 2, "vpp": 2}), Case({"ep": 2, "dp": 2}))
 
 DEEPEST = 64
 CALM = "optim.lr=1e-4"
-"""A change for the deepest model: at NARROW's rate the choice of an expert tips within ten steps, whichever way
-sums are ordered; the steps before agree to 1e-6."""
+"""A change for the deepest model: at NARROW's rate the choice of an expert tips within ten steps, whichever
+way sums are ordered; the steps before agree to 1e-6."""
 
 
 def sweep() -> Iterator[Case]:
