@@ -8,7 +8,7 @@ from megatron.core.pipeline_parallel.schedules import get_schedule_table
 from k25_train.config.schema import Config
 from k25_train.dry.groups import Sizes, check_groups
 from k25_train.dry.rank import BuiltRank, build_rank, bytes_of, gradient_buffers
-from k25_train.dry.shards import CODE, check_buffers, check_built_state, owned_by_rank, state_cost
+from k25_train.dry.shards import CODE, check_buffers, check_built_state, owned_by_rank, state_costs
 from k25_train.dry.tensors import (
     Held,
     check_layers,
@@ -94,9 +94,9 @@ def summarize(
 ) -> tuple[StageSummary, list[Problem]]:
     """A stage in numbers, and what is wrong with its buffers and optimizer shards."""
     place = built.topology
-    owned, problems = owned_by_rank(built)
-    cost, mixed = state_cost(built)
-    problems += mixed
+    costs, problems = state_costs(built)
+    owned, uneven = owned_by_rank(built, costs)
+    problems += uneven
     buckets = [
         (end - start) * buffer.grad_data.element_size()
         for chunk in built.chunks
@@ -114,12 +114,12 @@ def summarize(
         parameters=count_by_part(held, specs),
         weights_bytes=of_rank.weights,
         gradients_bytes=of_rank.gradients,
-        optimizer_bytes=tuple(cost.bytes_of(of_one) for of_one in owned),
+        optimizer_bytes=tuple(of_one.state_bytes for of_one in owned),
         num_buckets=len(buckets),
         largest_bucket_bytes=max(buckets, default=0),
         num_warmup_passes=built.num_warmup_passes,
     )
-    return summary, problems + check_buffers(built) + check_built_state(built, owned, cost)
+    return summary, problems + check_buffers(built) + check_built_state(built, owned)
 
 
 def check_micro_batches(config: Config, ranks: Sequence[BuiltRank]) -> list[Problem]:

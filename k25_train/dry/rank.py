@@ -94,11 +94,16 @@ def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
         )
 
 
-def inner_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.Optimizer]:
-    """torch's optimizers behind megatron-core's, for shared and for expert parameters."""
+def optimizer_parts(optimizer: MegatronOptimizer) -> Iterator[MegatronOptimizer]:
+    """megatron-core's optimizers, one for each update rule of shared and of expert parameters."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if part.optimizer is not None:
-            yield part.optimizer
+            yield part
+
+
+def inner_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.Optimizer]:
+    """torch's optimizers behind them."""
+    return (part.optimizer for part in optimizer_parts(optimizer))
 
 
 def make_state(optimizer: MegatronOptimizer) -> None:

@@ -39,12 +39,13 @@ Blocks = Callable[[tuple[int, ...], ModelConfig, OptimConfig], int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class Kind:
     """Parameters that share a rule."""
 
     pattern: str
-    """Name; `*` stands for a number."""
+    """Name; `*` stands for a layer's number."""
     reason: str
+    """Why this rule, in a few words."""
     blocks: Blocks | None = None
     """None where AdamW is the rule whatever the configuration says."""
 
@@ -73,7 +74,7 @@ def _gates_and_ups_of_experts(shape: tuple[int, ...], _model: ModelConfig, _opti
     return 2 * shape[0]
 
 
-def _language_model() -> list[_Kind]:
+def _language_model() -> list[Kind]:
     root, layer = "language_model", "language_model.decoder.layers.*"
     attention, mlp = f"{layer}.self_attention", f"{layer}.mlp"
     norms = (
@@ -84,25 +85,25 @@ def _language_model() -> list[_Kind]:
         f"{root}.decoder.final_layernorm",
     )
     return [
-        _Kind(f"{root}.embedding.word_embeddings.weight", "rows are words, not a map of features"),
-        _Kind(f"{root}.output_layer.weight", "rows are words, not a map of features"),
-        *(_Kind(f"{norm}.weight", "a gain for each feature") for norm in norms),
-        _Kind(f"{attention}.linear_q_down_proj.weight", "matrix", _whole),
-        _Kind(f"{attention}.linear_q_up_proj.weight", "matrix of all heads", _heads),
-        _Kind(f"{attention}.linear_kv_down_proj.weight", "matrix", _whole),
-        _Kind(f"{attention}.linear_kv_up_proj.weight", "matrix of all heads", _heads),
-        _Kind(f"{attention}.linear_proj.weight", "matrix", _whole),
-        _Kind(f"{mlp}.linear_fc1.weight", "gate and up projection", _gate_and_up),
-        _Kind(f"{mlp}.linear_fc2.weight", "matrix", _whole),
-        _Kind(f"{mlp}.router.weight", "matrix; gains most from Muon (Moonlight, figure 4)", _whole),
-        _Kind(f"{mlp}.shared_experts.linear_fc1.weight", "gate and up projection", _gate_and_up),
-        _Kind(f"{mlp}.shared_experts.linear_fc2.weight", "matrix", _whole),
-        _Kind(f"{mlp}.experts.gate_up_proj", "gate and up of each expert", _gates_and_ups_of_experts),
-        _Kind(f"{mlp}.experts.down_proj", "matrix of each expert", _experts),
+        Kind(f"{root}.embedding.word_embeddings.weight", "rows are words, not a map of features"),
+        Kind(f"{root}.output_layer.weight", "rows are words, not a map of features"),
+        *(Kind(f"{norm}.weight", "a gain for each feature") for norm in norms),
+        Kind(f"{attention}.linear_q_down_proj.weight", "matrix", _whole),
+        Kind(f"{attention}.linear_q_up_proj.weight", "matrix of all heads", _heads),
+        Kind(f"{attention}.linear_kv_down_proj.weight", "matrix", _whole),
+        Kind(f"{attention}.linear_kv_up_proj.weight", "matrix of all heads", _heads),
+        Kind(f"{attention}.linear_proj.weight", "matrix", _whole),
+        Kind(f"{mlp}.linear_fc1.weight", "gate and up projection", _gate_and_up),
+        Kind(f"{mlp}.linear_fc2.weight", "matrix", _whole),
+        Kind(f"{mlp}.router.weight", "matrix; gains most from Muon (Moonlight, figure 4)", _whole),
+        Kind(f"{mlp}.shared_experts.linear_fc1.weight", "gate and up projection", _gate_and_up),
+        Kind(f"{mlp}.shared_experts.linear_fc2.weight", "matrix", _whole),
+        Kind(f"{mlp}.experts.gate_up_proj", "gate and up of each expert", _gates_and_ups_of_experts),
+        Kind(f"{mlp}.experts.down_proj", "matrix of each expert", _experts),
     ]
 
 
-def _vision() -> list[_Kind]:
+def _vision() -> list[Kind]:
     tower, block = "vision_tower", "vision_tower.encoder.blocks.*"
     projections: dict[str, tuple[str, Blocks]] = {
         f"{block}.wqkv": ("query, key and value projection", _query_key_value),
@@ -117,15 +118,16 @@ def _vision() -> list[_Kind]:
     return [
         # A matrix in effect, but of raw pixels: Muon's author (K. Jordan) leaves input and output layers to
         # AdamW. Kimi-VL, which has Muon for its tower, does not name this layer.
-        _Kind(f"{tower}.patch_embed.proj.weight", "input layer, as word embeddings are; our choice"),
-        _Kind(f"{tower}.patch_embed.pos_emb.weight", "a table of positions"),
-        *(_Kind(f"{norm}.weight", "a gain for each feature") for norm in norms),
-        *(_Kind(f"{name}.weight", *matrix) for name, matrix in projections.items()),
-        *(_Kind(f"{name}.bias", "a bias") for name in biases),
+        Kind(f"{tower}.patch_embed.proj.weight", "input layer, as word embeddings are; our choice"),
+        Kind(f"{tower}.patch_embed.pos_emb.weight", "a table of positions"),
+        *(Kind(f"{norm}.weight", "a gain for each feature") for norm in norms),
+        *(Kind(f"{name}.weight", *matrix) for name, matrix in projections.items()),
+        *(Kind(f"{name}.bias", "a bias") for name in biases),
     ]
 
 
-_KIND_OF = {kind.pattern: kind for kind in (*_language_model(), *_vision())}
+KIND_OF = {kind.pattern: kind for kind in (*_language_model(), *_vision())}
+"""Name of every parameter, `*` for a layer's number -> its kind."""
 
 
 def rule_of(name: str, shape: tuple[int, ...], optim: OptimConfig, model: ModelConfig) -> ParameterRule:
@@ -139,7 +141,7 @@ def rule_of(name: str, shape: tuple[int, ...], optim: OptimConfig, model: ModelC
     Raises:
         ValueError: the table has no such name, or the rule's matrices do not fit the shape.
     """
-    kind = _KIND_OF.get(re.sub(r"(?<=\.(?:layers|blocks)\.)\d+(?=\.)", "*", name))
+    kind = KIND_OF.get(re.sub(r"(?<=\.(?:layers|blocks)\.)\d+(?=\.)", "*", name))
     if kind is None:
         raise ValueError(
             f"{name} {list(shape)}: no rule says how it is updated; add it to k25_train/optim/rules.py"

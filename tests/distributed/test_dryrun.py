@@ -12,16 +12,19 @@ import pytest
 import torch
 
 from k25_train.config.resolve import compose
+from k25_train.plan.optimizer import stage_states
 from k25_train.plan.parameters import EXPERTS, count_parameters
 from tests.helpers import dry_faults
 from tests.helpers.dry import dry_dict, dry_dict_with
-from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.ranks import RankContext, RankError, run_ranks
 from tests.helpers.runs import SHRUNK, layout, overrides, start_run
 from tests.helpers.source import REPO
 
 pytestmark = pytest.mark.distributed
 
 REAL = ["experiment=k25_pretrain_4k"]
+MAX_PARAMETERS = 120
+"""More than the shrunk model has."""
 AS_SMOKE = [*SHRUNK, *layout(pp=2, vpp=2, ep=2, dp=2)]
 
 
@@ -42,19 +45,25 @@ def check_totals(found: dict[str, Any], arguments: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "nodes", [pytest.param(32, id="256 ranks"), pytest.param(512, id="4096 ranks", marks=pytest.mark.slow)]
+    ("nodes", "optim"),
+    [
+        pytest.param(32, "adamw", id="256 ranks"),
+        pytest.param(32, "muonclip", id="256 ranks, MuonClip"),
+        pytest.param(512, "muonclip", id="4096 ranks, MuonClip", marks=pytest.mark.slow),
+    ],
 )
-def test_the_real_model_is_whole_on_every_rank(nodes: int) -> None:
-    arguments = [*REAL, f"cluster.nodes={nodes}"]
+def test_the_real_model_is_whole_on_every_rank(nodes: int, optim: str) -> None:
+    arguments = [*REAL, f"cluster.nodes={nodes}", f"optim={optim}"]
     found = dry(arguments)
     check_totals(found, arguments)
     assert found["parameters"] == 1_026_879_353_328
     assert found["world_size"] == nodes * 8
     layers = [layer for stage in found["stages"] for chunk in stage["layers"] for layer in chunk]
     assert sorted(layers) == list(range(61))
-    # Float32 master and two moments for each parameter, once in the job, and a step count for each shard.
+    # Masters and moments of each parameter once in the job, and a step count for each shard.
     optimizer = sum(sum(stage["optimizer_bytes_by_dp_rank"]) for stage in found["stages"])
-    assert 12 * found["parameters"] < optimizer < 12.001 * found["parameters"]
+    planned = sum(state.state_bytes for state in stage_states(compose(arguments)))
+    assert planned < optimizer < 1.0001 * planned
     for stage in found["stages"]:
         # bfloat16 weights and float32 gradients of the same padded buffers; router biases come on top.
         assert 0 <= stage["weights_bytes"] - stage["gradients_bytes"] / 2 < 1e5
@@ -73,10 +82,18 @@ def test_the_real_model_is_whole_on_every_rank(nodes: int) -> None:
     ],
     ids=" ".join,
 )
-def test_any_layout_adds_up(arguments: list[str]) -> None:
+@pytest.mark.parametrize("optim", ["adamw", "muonclip"])
+def test_any_layout_adds_up(arguments: list[str], optim: str) -> None:
     # 24 is a multiple of every data-parallel size above.
-    sizes = ["train.global_batch_size=24", "train.eval_sequences=24"]
-    check_totals(dry([*SHRUNK, *sizes, *arguments]), [*SHRUNK, *sizes, *arguments])
+    sizes = ["train.global_batch_size=24", "train.eval_sequences=24", f"optim={optim}"]
+    every = [*SHRUNK, *sizes, *arguments]
+    found = dry(every)
+    check_totals(found, every)
+    for stage, state in zip(found["stages"], stage_states(compose(every)), strict=True):
+        # A step count in 4 bytes for each shard of a parameter on top of what the plan says.
+        steps = sum(stage["optimizer_bytes_by_dp_rank"]) - state.state_bytes
+        assert steps % 4 == 0
+        assert 0 <= steps / 4 <= MAX_PARAMETERS * len(stage["optimizer_bytes_by_dp_rank"])
 
 
 FAULTS: dict[Callable[[], None], list[str]] = {
@@ -130,6 +147,11 @@ def test_without_a_fault_nothing_is_found() -> None:
     assert dry([*AS_SMOKE, "train.dtype=bfloat16"])["problems"] == []
 
 
+def test_a_parameter_without_a_rule_is_refused() -> None:
+    with pytest.raises(RankError, match=r"language_model\.scale \[4\]: no rule says how it is updated"):
+        run_ranks(dry_dict_with, 1, AS_SMOKE, dry_faults.add_a_parameter_without_a_rule)
+
+
 # Against real runs -----------------------------------------------------------------------------------------
 
 
@@ -163,10 +185,11 @@ def bytes_after_a_step(context: RankContext, arguments: Sequence[str]) -> tuple[
 @pytest.mark.parametrize(
     "arguments",
     [
-        layout(pp=2, vpp=2, ep=2, dp=2),
-        [*layout(pp=2, ep=2, dp=2), "train.dtype=bfloat16"],
+        [*layout(pp=2, vpp=2, ep=2, dp=2), "optim=adamw"],
+        [*layout(pp=2, ep=2, dp=2), "optim=muonclip", "train.dtype=bfloat16"],
         [
             *layout(ep=2, dp=4),
+            "optim=muonclip",
             "train.dtype=bfloat16",
             "parallelism.overlap_grad_reduce=true",
             "parallelism.overlap_param_gather=true",

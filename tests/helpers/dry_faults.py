@@ -87,6 +87,15 @@ def build_in_float32() -> None:
 
 def add_an_unknown_parameter() -> None:
     """The model has a weight that the checkpoint has no name for, and of another format than the others."""
+    from k25_train.optim import rules
+
+    name = "language_model.scale"
+    rules.KIND_OF[name] = rules.Kind(name, "planted")
+    add_a_parameter_without_a_rule()
+
+
+def add_a_parameter_without_a_rule() -> None:
+    """The model has a weight that nobody has said how to update."""
     from k25_train.dry import rank
 
     def with_scale(chunks: list[Any]) -> list[Any]:

@@ -1,0 +1,182 @@
+"""Muon's extra work and traffic at the real 1T shapes: balance between ranks, and bytes beside AdamW's.
+
+    python -m tests.bench.muon_balance [OVERRIDE ...]
+
+For 256 and 2,048 ranks the optimizer of each pipeline stage is built on tensors without data, and what it
+plans is taken down: which rank orthogonalises which matrix, out of whose pieces. Imbalance is the most over
+the mean of the ranks' Newton-Schulz FLOPs. The step waits for the slowest of all ranks, and the bar is for
+those; where a stage has little to do, one of its matrices can weigh more than the mean.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+from unittest.mock import patch
+
+from rich.console import Console
+from rich.table import Table
+
+from k25_train.config.resolve import compose
+from k25_train.config.schema import Config
+from k25_train.metrics.flops import text_forward_flops
+from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
+from k25_train.plan.layout import layout_of
+from k25_train.plan.optimizer import stage_parameters
+from k25_train.start import prepare_platform
+from parallel.layout import PipelineLayout
+from parallel.matrices.plan import Matrix, plan_owners
+
+NODES = (32, 256)
+"""Of 8 GPUs: 256 and 2,048 ranks."""
+BAR = 1.10
+EXCHANGE_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One group's matrices and their owners, in ranks of the group."""
+
+    matrices: Sequence[Matrix]
+    owners: Sequence[int]
+    flops: Sequence[int]
+    """[rank] -> Newton-Schulz FLOPs of a step, those of the groups planned before included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What the data-parallel ranks of one pipeline stage do."""
+
+    flops: list[int]
+    exchanged: list[int]
+    """[rank] -> elements sent: pieces to owners and results back."""
+    adamw_bytes: float
+    """Bytes that each rank sends of gradients (reduce-scatter) and weights (all-gather), as with AdamW."""
+
+
+def main() -> None:
+    """Print the figures beside the bar; ends non-zero if it is missed."""
+    prepare_platform("meta")
+    kept = True
+    for nodes in NODES:
+        real = ["experiment=k25_pretrain_4k", "optim=muonclip", f"cluster.nodes={nodes}"]
+        config = compose([*real, *sys.argv[1:]])
+        layout = layout_of(config)
+        stages = list(plan_stages(config, layout))
+        Console(width=110).print(stage_table(config, stages))
+        kept &= print_job(config, stages)
+    sys.exit(not kept)
+
+
+def plan_stages(config: Config, layout: PipelineLayout) -> Iterator[Stage]:
+    """Every stage; those with parameters of the same shapes are planned once."""
+    known: dict[tuple[tuple[int, ...], ...], Stage] = {}
+    for stage in range(layout.pp):
+        shapes = tuple(parameter.shape for parameter in stage_parameters(config, layout, stage))
+        if shapes not in known:
+            known[shapes] = plan_stage(config, layout, stage)
+        yield known[shapes]
+
+
+def plan_stage(config: Config, layout: PipelineLayout, stage: int) -> Stage:
+    """Plans of the groups that the training code makes for a stage's first rank, and of its neighbours'."""
+    dp, ep = config.dp, config.parallelism.ep
+    dense, experts = recorded_plans(config, layout, stage)
+    flops, exchanged = list(dense.flops), elements_sent(dense, dp)
+    steps = config.optim.muon.newton_schulz_steps
+    for ep_rank in range(ep):
+        # The experts of every ep-th rank are replicas of each other; dense matrices keep some of them busy.
+        seats = slice(ep_rank, None, ep)
+        owners, work = plan_owners(experts.matrices, dp // ep, steps, dense.flops[seats])
+        if ep_rank == 0:
+            assert (owners, work) == (experts.owners, experts.flops), "planned as the training code does"
+        flops[seats] = work
+        sent = elements_sent(Plan(experts.matrices, owners, work), dp // ep)
+        exchanged[seats] = [one + other for one, other in zip(exchanged[seats], sent, strict=True)]
+    return Stage(flops, exchanged, adamw_bytes(config, layout, stage))
+
+
+def recorded_plans(config: Config, layout: PipelineLayout, stage: int) -> list[Plan]:
+    """What the optimizer of a stage's first rank plans, for dense matrices and for its experts."""
+    from k25_train.dry.rank import build_rank
+    from k25_train.optim import muon
+
+    plans = []
+
+    def record(matrices: Sequence[Matrix], num_ranks: int, steps: int, busy: Sequence[int] = ()) -> Any:
+        owners, flops = plan_owners(matrices, num_ranks, steps, busy)
+        plans.append(Plan(matrices, owners, flops))
+        return owners, flops
+
+    with patch.object(muon, "plan_owners", record):
+        build_rank(config, layout, stage * config.dp)
+    return plans
+
+
+def elements_sent(plan: Plan, num_ranks: int) -> list[int]:
+    """[rank] -> elements of pieces sent to owners and of results sent back by owners."""
+    sent = [0] * num_ranks
+    for matrix, owner in zip(plan.matrices, plan.owners, strict=True):
+        for holder, size in matrix.pieces:
+            if holder != owner:
+                sent[holder] += size
+                sent[owner] += size
+    return sent
+
+
+def adamw_bytes(config: Config, layout: PipelineLayout, stage: int) -> float:
+    """Bytes that a rank sends for the gradients and weights of its parameters, as a ring does."""
+    total = 0.0
+    for parameter in stage_parameters(config, layout, stage):
+        num_replicas = config.expert_dp if parameter.is_expert else config.dp
+        num_weights = parameter.size // (config.parallelism.ep if parameter.is_expert else 1)
+        each = GRADIENT_BYTES + WEIGHT_BYTES[config.train.dtype]
+        total += num_weights * each * (num_replicas - 1) / num_replicas
+    return total
+
+
+def stage_table(config: Config, stages: Sequence[Stage]) -> Table:
+    """Stages that differ, one row each."""
+    title = f"{config.world_size:,} ranks: dp {config.dp}, experts {config.expert_dp}"
+    table = Table("stages", "TFLOPs a rank, mean", "most", "most / mean in the stage", title=title)
+    for stage in dict.fromkeys(map(id, stages)):
+        alike = [number for number, other in enumerate(stages) if id(other) == stage]
+        flops = stages[alike[0]].flops
+        name = str(alike[0]) if len(alike) == 1 else f"{alike[0]}-{alike[-1]}"
+        table.add_row(
+            name, f"{mean(flops) / 1e12:.2f}", f"{max(flops) / 1e12:.2f}", f"{imbalance(flops):.3f}"
+        )
+    return table
+
+
+def print_job(config: Config, stages: Sequence[Stage]) -> bool:
+    """Figures over all ranks; whether the bar is kept."""
+    flops = [number for stage in stages for number in stage.flops]
+    figure = imbalance(flops)
+    kept = figure <= BAR
+    sequence = text_forward_flops(config.model, [config.train.seq_len])
+    whole = 3 * sequence * config.train.global_batch_size / config.world_size
+    print(f"most / mean over all ranks: {figure:.3f}, bar {BAR:.2f}: {'kept' if kept else 'MISSED'}")
+    print(f"Newton-Schulz FLOPs of the busiest rank: {max(flops) / whole:.2%} of a rank's model FLOPs")
+    adamw = [stage.adamw_bytes for stage in stages for _ in stage.flops]
+    print(f"gradients and weights, as with AdamW: mean {mean(adamw) / 1e9:.2f} GB sent a rank and step")
+    for dtype, size in EXCHANGE_BYTES.items():
+        sent = [number * size for stage in stages for number in stage.exchanged]
+        ratio = (mean(adamw) + mean(sent)) / mean(adamw)
+        print(
+            f"exchange in {dtype}: mean {mean(sent) / 1e9:.2f} GB, most {max(sent) / 1e9:.2f} GB; "
+            f"{ratio:.2f} of AdamW's in all"
+        )
+    return kept
+
+
+def imbalance(flops: Sequence[int]) -> float:
+    """Largest over mean."""
+    return max(flops) / mean(flops)
+
+
+if __name__ == "__main__":
+    main()
