@@ -36,8 +36,8 @@ def communication(config: Config) -> dict[str, Volume]:
     `pipeline`: activations forward and their gradients backward, between stages. `all-to-all`: tokens to
     their experts and back, forward and backward. `all-to-all of weights`: the router's weight of each of
     these, forward and backward. `reduce-scatter`: gradients over data-parallel ranks, float32. `all-gather`:
-    updated parameters. `bookkeeping`: how many tokens each expert gets, and the update of the routers'
-    biases.
+    updated parameters. `bookkeeping`: how many tokens each expert gets, the update of the routers' biases,
+    and the largest attention logits, for QK-Clip.
     """
     kinds = {
         "pipeline": _pipeline(config),
@@ -86,7 +86,11 @@ def _bookkeeping(config: Config) -> Volume:
     counts = _moe_passes(config) * ep * model.num_experts * TOKEN_COUNT_BYTES if ep > 1 else 0
     num_moe_layers = model.num_layers - model.num_dense_layers
     biases = num_moe_layers * dp * model.num_experts * 4 if dp > 1 else 0
-    return Volume(counts + biases, counts * (ep - 1) / ep + biases * 2 * (dp - 1) / dp)
+    world = config.world_size
+    is_clipped = config.optim.qk_clip_threshold is not None and world > 1
+    maxima = world * model.num_layers * model.num_attention_heads * 4 if is_clipped else 0
+    sent = counts * (ep - 1) / ep + biases * 2 * (dp - 1) / dp + maxima * 2 * (world - 1) / world
+    return Volume(counts + biases + maxima, sent)
 
 
 def _tokens(config: Config) -> int:

@@ -26,6 +26,8 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "pp2 x vpp2 x ep2": ({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, ()),
     "pp2 x dp2, overlapped": ({"pp": 2, "dp": 2}, OVERLAP),
     "pp3 x vpp2": ({"pp": 3, "vpp": 2}, ()),
+    # So many heads that their maxima are more than what single numbers may come to.
+    "dp2, QK-Clip": ({"dp": 2}, ("optim.qk_clip_threshold=1", "model.num_attention_heads=16")),
 }
 
 

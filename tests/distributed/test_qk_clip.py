@@ -1,6 +1,5 @@
 """QK-Clip equals the paper's, one head after another, wherever weights and masters lie."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,24 +9,30 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.distributed.test_optimizer_offload import ON_HOST, use_torch_adam
 from tests.distributed.test_zero1 import OVERLAP, start_in_buckets
+from tests.helpers.large_queries import (
+    ADAMW,
+    CLIP,
+    DIMS,
+    MODEL,
+    MUONCLIP,
+    NUM_LAYERS,
+    PROJECTION,
+    THRESHOLD,
+    enlarge_queries,
+    global_names,
+)
+from tests.helpers.parity import EVERYTHING_OVERLAPS
 from tests.helpers.qk_clip_reference import clip_layer, largest_logits
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.runs import layout, overrides, start_run
+from tests.helpers.runs import layout, overrides
 from tests.helpers.tiny_model import build_random_model, documents, modules_of
 
 pytestmark = pytest.mark.distributed
 
-DIMS = {"nope": 12, "rope": 8, "value": 16}
-"""No two alike, so that none can be taken for another."""
-NUM_HEADS, NUM_LAYERS, THRESHOLD = 3, 5, 1.0
 BOOST = 200.0
 """Enlarges the query weights of heads 0 and 2: their logits are far above the threshold, those of 1 below."""
-MODEL = (
-    "model.qk_nope_head_dim=12 model.qk_rope_head_dim=8 model.v_head_dim=16 model.num_attention_heads=3 "
-    "model.q_lora_rank=40 train.global_batch_size=4"
-).split()
-CLIP, NO_CLIP = f"optim.qk_clip_threshold={THRESHOLD}", "optim.qk_clip_threshold=null"
 
 
 # The formula -----------------------------------------------------------------------------------------------
@@ -154,29 +159,6 @@ class Clipped(NamedTuple):
     """The step's `ClipResult`."""
 
 
-PROJECTION = re.compile(r"layers\.(\d+)\.self_attention\.(linear_q_up_proj|linear_kv_up_proj)\.weight$")
-
-
-def global_names(run: Any) -> dict[Tensor, str]:
-    """Parameter -> global name; of stacked experts the first one's."""
-    from k25_train.model.build import chunk_place
-
-    return {
-        parameter: next(chunk_place(run.config, run.topology, vp_stage).global_tensors(name, parameter))[0]
-        for vp_stage, chunk in enumerate(run.chunks)
-        for name, parameter in chunk.module.named_parameters()
-    }
-
-
-def enlarge_queries(run: Any) -> None:
-    """Enlarge the query weights of heads 0 and 2 in every layer, weights and masters."""
-    with torch.no_grad():
-        for parameter, name in global_names(run).items():
-            if name.endswith("linear_q_up_proj.weight"):
-                parameter.view(NUM_HEADS, -1)[[0, 2]] *= BOOST
-    run.optimizer.reload_model_params()
-
-
 def first_after_update(inner: torch.optim.Optimizer, look: Callable[..., None]) -> None:
     """Call `look` after each step of an optimizer, before all that are called already."""
     handle = inner.register_step_post_hook(look)
@@ -204,8 +186,10 @@ def clip_a_step(context: RankContext, arguments: Sequence[str]) -> Clipped:
     from k25_train.step import train_step
     from parallel.megatron.replicas import complete_parameters
 
+    if ON_HOST in arguments:
+        use_torch_adam()
     run = start_in_buckets(context, arguments, bucket_parameters=1)
-    enlarge_queries(run)
+    enlarge_queries(run, BOOST, range(NUM_LAYERS), (0, 2))
     names = global_names(run)
     before: dict[str, Tensor] = {}
     states: dict[str, tuple[Tensor, Tensor]] = {}
@@ -250,13 +234,13 @@ def whole(shards: Sequence[Shard], shape: torch.Size, what: str) -> Tensor:
 SMOKE = {"pp": 2, "vpp": 2, "ep": 2, "dp": 2}
 BFLOAT16 = "train.dtype=bfloat16"
 LAYOUTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
-    "one process": ({}, ()),
-    "dp2, every matrix cut": ({"dp": 2}, tuple(OVERLAP)),
-    "dp4, every matrix cut, bfloat16": ({"dp": 4}, (*OVERLAP, BFLOAT16)),
-    "pp2 x vpp2": ({"pp": 2, "vpp": 2}, ()),
+    "one process": ({}, (MUONCLIP,)),
+    "dp2, every matrix cut, on the host": ({"dp": 2}, (*OVERLAP, ADAMW, ON_HOST)),
+    "dp4, every matrix cut, bfloat16": ({"dp": 4}, (*OVERLAP, MUONCLIP, BFLOAT16)),
+    "pp2 x vpp2": ({"pp": 2, "vpp": 2}, (ADAMW,)),
     "pp2 x vpp2 x ep2, all overlapped, bfloat16": (
         SMOKE,
-        (*OVERLAP, "parallelism.overlap_expert_comm=true", "parallelism.delay_wgrad=true", BFLOAT16),
+        (*EVERYTHING_OVERLAPS, MUONCLIP, BFLOAT16),
     ),
 }
 
@@ -319,29 +303,3 @@ def cut_inside_heads(ranks: list[Clipped]) -> bool:
     return len(starts) == NUM_LAYERS and all(
         any(start % of_head for start in of_one) for of_one in starts.values()
     )
-
-
-# Over steps ------------------------------------------------------------------------------------------------
-
-
-class Step(NamedTuple):
-    """What one step reports."""
-
-    loss: float
-    grad_norm: float
-    max_logit: float
-    heads_clipped: int
-
-
-def train_with_large_queries(context: RankContext, arguments: Sequence[str]) -> list[Step]:
-    """Steps of a run whose heads 0 and 2 begin with large queries."""
-    from k25_train.step import train_step
-
-    run = start_run(context, arguments)
-    enlarge_queries(run)
-    with run.loader:
-        results = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
-    return [
-        Step(each.loss, each.grad_norm, max(each.clip.max_logits), each.clip.heads_clipped)
-        for each in results
-    ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from k25_train.errors import K25Error
-from k25_train.metrics.sinks import JsonlSink, TensorBoardSink, read_rows
+from k25_train.metrics.sinks import JsonlSink, TensorBoardSink, number, read_rows
 
 
 def write_steps(path: Path, steps: range, first_step: int) -> None:
@@ -39,6 +39,16 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
         "loss": None,
         "grad_norm": None,
     }
+
+
+def test_a_list_is_written_element_by_element(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl", first_step=1)
+    sink.write({"step": 1, "max_logits": [0.1 + 0.2, float("inf")]})
+    sink.close()
+    [row] = read_rows(tmp_path / "metrics.jsonl")
+    assert row == {"step": 1, "max_logits": [0.1 + 0.2, None]}
+    with pytest.raises(TypeError, match="is a list of metrics, not one"):
+        number(row["max_logits"])
 
 
 def test_resume_drops_steps_from_the_resumed_one(tmp_path: Path) -> None:
@@ -82,7 +92,7 @@ def test_tensorboard_has_the_scalars(tmp_path: Path) -> None:
 
     sink = TensorBoardSink(tmp_path, first_step=1)
     sink.write({"step": 1, "loss": 2.5, "lr": None})
-    sink.write({"step": 2, "loss": 1.5, "eval_text_loss": 3.0})
+    sink.write({"step": 2, "loss": 1.5, "eval_text_loss": 3.0, "max_logits": [7.0, 8.0]})
     sink.close()
     resumed = TensorBoardSink(tmp_path, first_step=2)
     resumed.write({"step": 2, "loss": 1.25})
@@ -90,7 +100,7 @@ def test_tensorboard_has_the_scalars(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 2.5), (2, 1.25)]
-    assert events.Tags()["scalars"] == ["train/loss", "eval/text_loss"]
+    assert events.Tags()["scalars"] == ["train/loss", "eval/text_loss", "max_logits/00", "max_logits/01"]
 
 
 def test_metrics_import_without_torch() -> None:
