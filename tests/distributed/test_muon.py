@@ -29,6 +29,8 @@ LAYOUTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "pp2 x vpp2 x ep2, everything overlaps": (SMOKE_LAYOUT, EVERYTHING_OVERLAPS),
     "dp2, many rounds": ({"dp": 2}, ("optim.muon.exchange_mib=1", "model.hidden_size=128")),
 }
+SLOW = ("one process", "dp2", "pp2 x vpp2 x ep2")
+"""Those that others go beyond, for `make test-slow`."""
 
 
 def num_ranks(sizes: dict[str, int]) -> int:
@@ -72,7 +74,9 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Plain:
     return losses
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LAYOUTS]
+)
 def test_a_layout_trains_as_whole_matrices_do(name: str, plain: Plain, data: Path, tmp_path: Path) -> None:
     sizes, more = LAYOUTS[name]
     expected = plain(*(key for key in more if key.startswith("model.")))
@@ -91,7 +95,11 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("sizes", [{"dp": 4}, SMOKE_LAYOUT], ids=["dp4", "pp2 x vpp2 x ep2"])
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param({"dp": 4}, marks=pytest.mark.slow), SMOKE_LAYOUT],
+    ids=["dp4", "pp2 x vpp2 x ep2"],
+)
 def test_a_checkpoint_goes_on_in_another_layout(
     sizes: dict[str, int], uninterrupted: Path, data: Path, tmp_path: Path
 ) -> None:
