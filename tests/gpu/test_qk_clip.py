@@ -22,7 +22,7 @@ def clip_on_gpu(lengths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
     query, key = (torch.randn(sum(lengths), 4, 24, generator=generator).bfloat16() for _ in range(2))
     on_device = [tensor.to(device).split(lengths) for tensor in (query, key)]
     weight = torch.randn(4 * 24, 10, generator=generator)
-    shard = weight.flatten()[35:901].to(device)
+    shard = weight.flatten()[35:901].clone().to(device)
     # The block of queries and keys is masked by a constant that is made once.
     max_logits_per_head(query[:1].to(device).transpose(0, 1), key[:1].to(device).transpose(0, 1), 1.0)
     torch.cuda.set_sync_debug_mode("error")
