@@ -75,8 +75,7 @@ def build_optimizer(
         if optim.offload is OptimizerOffload.cpu:
             optimizer = HostOptimizer(optimizer, part.build_on_host)
         if isinstance(optimizer.optimizer, Muon):
-            own = slice(topology.ep_rank, None, topology.ep_size) if part.is_expert else slice(None)
-            work[own] = bind_matrices(optimizer, rules, topology.device, work[own])
+            work = bind_matrices(optimizer, rules, topology, work)
         optimizers.append(optimizer)
     return FiniteStepOptimizer(optimizers, names)
 

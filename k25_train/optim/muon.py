@@ -17,6 +17,7 @@ from k25_train.optim.rules import ParameterRule
 from parallel.matrices.exchange import MatrixExchange
 from parallel.matrices.plan import Matrix, cut, plan_owners, plan_rounds
 from parallel.megatron.sharded_optimizer import ParamGroups, ShardedOptimizer
+from parallel.topology import Topology
 
 STATE_KEYS = ("exp_avg",)
 """The momentum, named as checkpoints of megatron-core name a first moment."""
@@ -103,36 +104,48 @@ class Muon(torch.optim.Optimizer):
 def bind_matrices(
     optimizer: ShardedOptimizer,
     rules: Mapping[nn.Parameter, ParameterRule],
-    device: torch.device,
+    topology: Topology,
     busy: list[int],
 ) -> list[int]:
     """Tell a Muon optimizer which matrices its shards are pieces of, and plan who works on which.
 
-    Args:
-        busy: Newton-Schulz FLOPs of a step that each rank of the group has already.
+    Owners are sought among all data-parallel ranks, those of experts' matrices too: their own replicas alone
+    could not make up for a large dense matrix.
 
-    Returns the FLOPs that each rank of the group ends up with.
+    Args:
+        busy: Newton-Schulz FLOPs of a step that each data-parallel rank has already.
+
+    Returns the FLOPs that each data-parallel rank ends up with.
     """
-    inner, group = optimizer.optimizer, optimizer.data_parallel_group
+    inner, group = optimizer.optimizer, topology.groups.dp
     assert isinstance(inner, Muon)
+    num_shards = optimizer.data_parallel_group.size()
+    # Every ep-th rank has the same experts; the others have as many of the same shapes.
+    num_sets = group.size() // num_shards
+    own_set = topology.dp_rank % num_sets
     matrices: list[Matrix] = []
     segments: list[Segment | None] = []
     for buffer in optimizer.buffers:
         for parameter, (start, _, number) in buffer.param_index_map.items():
             bucket = buffer.buckets[number]
-            shard_size = bucket.grad_data.numel() // group.size()
+            shard_size = bucket.grad_data.numel() // num_shards
             rows, cols = matrix_shape(parameter.shape, rules[parameter].num_matrices)
             held = optimizer.master_of(parameter)
             for first in range(0, parameter.numel(), rows * cols):
-                place = start - bucket.offset + first
-                matrices.append(Matrix(rows, cols, cut(place, rows * cols, shard_size)))
-                segments.append(_segment(optimizer, parameter, held, first, rows * cols))
+                pieces = cut(start - bucket.offset + first, rows * cols, shard_size)
+                own = _segment(optimizer, parameter, held, first, rows * cols)
+                for number_of_set in range(num_sets):
+                    ranks = tuple((shard * num_sets + number_of_set, size) for shard, size in pieces)
+                    matrices.append(Matrix(rows, cols, ranks))
+                    segments.append(own if number_of_set == own_set else None)
     settings = inner.settings
     owners, work = plan_owners(matrices, group.size(), settings.newton_schulz_steps, busy)
     wire_dtype = torch.float32 if settings.exchange_dtype is DType.float32 else torch.bfloat16
     most = settings.exchange_mib * _BYTES_PER_MIB // 4
     rounds = list(plan_rounds(matrices, owners, group.size(), most))
-    inner.bind(MatrixExchange(matrices, rounds, group, wire_dtype=wire_dtype, device=device), segments)
+    inner.bind(
+        MatrixExchange(matrices, rounds, group, wire_dtype=wire_dtype, device=topology.device), segments
+    )
     return work
 
 

@@ -57,18 +57,23 @@ def plan_owners(
 ) -> tuple[list[int], list[int]]:
     """The owner of each matrix, and the FLOPs that each rank ends up with.
 
-    The costliest matrix goes first, each to the rank with the least work so far (longest processing time
-    first, at most 4/3 of the best maximum); among equals to a rank that holds the most of it.
+    The costliest matrix goes first, to the rank that holds the most of it of those that stay within an equal
+    share of the work, and if there is none to the rank with the least work so far. So no rank has more than
+    an equal share and one matrix, and what need not move stays.
 
     Args:
-        busy: FLOPs that ranks have already, e.g. from another group that they are in.
+        busy: FLOPs that ranks have already.
     """
     work = list(busy) or [0] * num_ranks
     costs = [newton_schulz_flops(matrix.rows, matrix.cols, steps) for matrix in matrices]
+    share = (sum(costs) + sum(work)) / num_ranks
     owners = [0] * len(matrices)
     for index in sorted(range(len(matrices)), key=lambda index: (-costs[index], index)):
         held = dict(matrices[index].pieces)
-        owner = min(range(num_ranks), key=lambda rank: (work[rank], -held.get(rank, 0), rank))
+        within = [rank for rank in held if work[rank] + costs[index] <= share]
+        owner = max(within, key=lambda rank: (held[rank], -work[rank], -rank), default=-1)
+        if owner < 0:
+            owner = min(range(num_ranks), key=lambda rank: (work[rank], -held.get(rank, 0), rank))
         owners[index] = owner
         work[owner] += costs[index]
     return owners, work

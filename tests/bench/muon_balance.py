@@ -38,12 +38,12 @@ EXCHANGE_BYTES = {"bfloat16": 2, "float32": 4}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One group's matrices and their owners, in ranks of the group."""
+    """Matrices and their owners, by data-parallel rank."""
 
     matrices: Sequence[Matrix]
     owners: Sequence[int]
     flops: Sequence[int]
-    """[rank] -> Newton-Schulz FLOPs of a step, those of the groups planned before included."""
+    """[rank] -> Newton-Schulz FLOPs of a step, those of matrices planned before included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +82,14 @@ def plan_stages(config: Config, layout: PipelineLayout) -> Iterator[Stage]:
 
 
 def plan_stage(config: Config, layout: PipelineLayout, stage: int) -> Stage:
-    """Plans of the groups that the training code makes for a stage's first rank, and of its neighbours'."""
-    dp, ep = config.dp, config.parallelism.ep
+    """What the training code plans for the data-parallel ranks of a stage."""
     dense, experts = recorded_plans(config, layout, stage)
-    flops, exchanged = list(dense.flops), elements_sent(dense, dp)
-    steps = config.optim.muon.newton_schulz_steps
-    for ep_rank in range(ep):
-        # The experts of every ep-th rank are replicas of each other; dense matrices keep some of them busy.
-        seats = slice(ep_rank, None, ep)
-        owners, work = plan_owners(experts.matrices, dp // ep, steps, dense.flops[seats])
-        if ep_rank == 0:
-            assert (owners, work) == (experts.owners, experts.flops), "planned as the training code does"
-        flops[seats] = work
-        sent = elements_sent(Plan(experts.matrices, owners, work), dp // ep)
-        exchanged[seats] = [one + other for one, other in zip(exchanged[seats], sent, strict=True)]
-    return Stage(flops, exchanged, adamw_bytes(config, layout, stage))
+    sent = zip(elements_sent(dense, config.dp), elements_sent(experts, config.dp), strict=True)
+    return Stage(list(experts.flops), list(map(sum, sent)), adamw_bytes(config, layout, stage))
 
 
 def recorded_plans(config: Config, layout: PipelineLayout, stage: int) -> list[Plan]:
-    """What the optimizer of a stage's first rank plans, for dense matrices and for its experts."""
+    """What the optimizer of a stage's first rank plans, for dense matrices and then for experts' as well."""
     from k25_train.dry.rank import build_rank
     from k25_train.optim import muon
 

@@ -46,7 +46,7 @@ def test_no_rank_has_more_than_its_share_and_one_matrix(
 def test_a_busy_rank_gets_less() -> None:
     matrices = matrices_of([(4, 4)] * 4, 2)
     cost = newton_schulz_flops(4, 4, 5)
-    assert plan_owners(matrices, 2, 5, busy=[2 * cost, 0]) == ([1, 1, 1, 0], [3 * cost, 3 * cost])
+    assert plan_owners(matrices, 2, 5, busy=[2 * cost, 0]) == ([0, 1, 1, 1], [3 * cost, 3 * cost])
 
 
 def test_a_matrix_stays_where_most_of_it_is_if_work_is_equal() -> None:
