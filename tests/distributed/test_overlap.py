@@ -100,7 +100,8 @@ def test_the_next_micro_batch_is_dispatched_before_the_wgrads_of_the_experts(
 
 def test_gradients_are_sent_before_the_wgrads_of_the_first_layer(data: Path, tmp_path: Path) -> None:
     attention_and_shared_experts = "compute 1, " * (LINEARS_OF_ATTENTION + LINEARS_OF_SWIGLU)
-    for events in orders(data, tmp_path, *BOTH, pp=2, vpp=2, ep=2, dp=2)[2:]:
+    even = "parallelism.layout='Et|t|t|tL'"
+    for events in orders(data, tmp_path, *BOTH, even, pp=2, vpp=2, ep=2, dp=2)[2:]:
         assert events.count(f"exchange gradients, {attention_and_shared_experts}") >= 4
 
 
