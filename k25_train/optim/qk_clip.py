@@ -36,7 +36,7 @@ class ClipResult:
     """What QK-Clip saw and did in a step, the same on every rank."""
 
     max_logits: tuple[float, ...]
-    """The largest logit of each layer, before the update."""
+    """The largest logit of each layer, before the update; infinite where one was not a number."""
     heads_clipped: int
     """Heads whose weights were scaled down."""
 
@@ -106,7 +106,8 @@ class QkClip:
         for attention in self._attentions:
             core = attention.core_attention
             if core.max_logits is not None:
-                maxima_LH[core.layer_number - 1] = core.max_logits
+                # Whether a NaN survives a maximum over ranks depends on their order.
+                maxima_LH[core.layer_number - 1] = core.max_logits.nan_to_num(nan=torch.inf, posinf=torch.inf)
                 core.max_logits = None
         dist.all_reduce(maxima_LH, dist.ReduceOp.MAX)
         self._maxima = maxima_LH

@@ -159,6 +159,28 @@ def test_one_collective_a_step(data: Path, tmp_path: Path) -> None:
         assert sorted(with_clip) == sorted([*without, NUM_LAYERS * NUM_HEADS])
 
 
+def step_on_nan(context: RankContext, arguments: Sequence[str]) -> tuple[Any, bool]:
+    """A step with a NaN in the first layer's queries: what QK-Clip says, and whether all weights stayed."""
+    from k25_train.step import train_step
+
+    run = start_run(context, arguments)
+    enlarge_queries(run, float("nan"), [0], [1])
+    before = [parameter.clone() for chunk in run.chunks for parameter in chunk.parameters()]
+    with run.loader:
+        result = train_step(run, 1)
+    after = [parameter for chunk in run.chunks for parameter in chunk.parameters()]
+    same = all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(before, after, strict=True))
+    return result.clip, same
+
+
+def test_logits_that_are_nan_clip_nothing_and_are_reported(data: Path, tmp_path: Path) -> None:
+    command = overrides(data, tmp_path, *layout(pp=2), *MODEL, "optim.qk_clip_threshold=1e-3")
+    for clip, same in run_ranks(step_on_nan, 2, command):
+        assert same
+        assert clip.heads_clipped == 0
+        assert clip.max_logits == (float("inf"),) * NUM_LAYERS
+
+
 def step_with_a_silent_layer(context: RankContext, arguments: Sequence[str]) -> None:
     from k25_train.step import train_step
 
