@@ -117,7 +117,7 @@ BFLOAT16_CASES = (Case({"pp": 2, "vpp": 2}),)
 
 
 DEEPEST = 64
-CALM = "optim.lr=1e-4"
+CALM = ("optim.lr=1e-4", "optim.min_lr=1e-5")
 """A change for the deepest model: at NARROW's rate the choice of an expert tips within ten steps, whichever
 way sums are ordered; the steps before agree to 1e-6."""
 
