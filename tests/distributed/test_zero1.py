@@ -97,6 +97,18 @@ def test_overlap_changes_no_bit_of_two_replicas(name: str, data: Path, tmp_path:
     assert overlapped[0]["norms"] == pytest.approx(plain[0]["norms"], rel=1e-6)
 
 
+def test_a_bucket_is_gathered_although_a_rank_holds_nothing_but_its_padding(
+    data: Path, tmp_path: Path
+) -> None:
+    """A norm of 64 numbers fills a bucket of 128: the second of two ranks has none of them to update."""
+    command = overrides(data, tmp_path, *layout(dp=2), *SHORT, UNCLIPPED)
+    plain, alone = (
+        run_ranks(train_in_buckets, 2, [*command, *flags], timeout_s=60.0) for flags in ([], OVERLAP[:1])
+    )
+    assert alone[0]["num_buckets"] > 40
+    assert alone[0]["losses"] == plain[0]["losses"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sizes", [{"dp": 4}, {"ep": 2, "dp": 4}, {"pp": 2, "dp": 2}, SMOKE], ids=str)
