@@ -6,10 +6,13 @@ gradient norm) are reduced besides. tests/distributed/test_communication.py hold
 ranks send.
 """
 
+import math
 from dataclasses import dataclass
 
+from k25_train.config.optimizer import OptimName
 from k25_train.config.schema import Config
 from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
+from k25_train.plan.optimizer import parameter_kinds
 from k25_train.plan.parameters import EXPERTS, count_parameters
 
 ROUTING_WEIGHT_BYTES = 4
@@ -27,7 +30,8 @@ class Volume:
     in it; all rows of an exchange, those that stay included."""
     sent_bytes: float
     """What leaves a rank. Of a buffer over n ranks each sends (n - 1) / n, as a ring does, and of a reduction
-    to all twice as much; of an exchange the expected value under balanced routing."""
+    to all twice as much; of an exchange the expected value under balanced routing. Of matrices at most: what
+    their owners hold of them stays."""
 
 
 def communication(config: Config) -> dict[str, Volume]:
@@ -36,7 +40,8 @@ def communication(config: Config) -> dict[str, Volume]:
     `pipeline`: activations forward and their gradients backward, between stages. `all-to-all`: tokens to
     their experts and back, forward and backward. `all-to-all of weights`: the router's weight of each of
     these, forward and backward. `reduce-scatter`: gradients over data-parallel ranks, float32. `all-gather`:
-    updated parameters. `bookkeeping`: how many tokens each expert gets, the update of the routers' biases,
+    updated parameters. `matrices`: pieces of momentum to the owners that orthogonalise them, and of updates
+    back (Muon). `bookkeeping`: how many tokens each expert gets, the update of the routers' biases,
     and the largest attention logits, for QK-Clip.
     """
     kinds = {
@@ -44,6 +49,7 @@ def communication(config: Config) -> dict[str, Volume]:
         **_expert_exchange(config),
         "reduce-scatter": _over_replicas(config, GRADIENT_BYTES),
         "all-gather": _over_replicas(config, WEIGHT_BYTES[config.train.dtype]),
+        "matrices": _matrices(config),
         "bookkeeping": _bookkeeping(config),
     }
     return {kind: volume for kind, volume in kinds.items() if volume.sent_bytes}
@@ -79,6 +85,20 @@ def _over_replicas(config: Config, bytes_per_weight: int) -> Volume:
             payload += num_weights * bytes_per_weight * num_replicas
             sent += num_weights * bytes_per_weight * (num_replicas - 1)
     return Volume(payload, sent)
+
+
+def _matrices(config: Config) -> Volume:
+    """Every matrix goes to its owner once and its update back, experts too: owners are sought among all
+    data-parallel ranks."""
+    if config.dp == 1:
+        return Volume(0, 0)
+    elements = sum(
+        kind.num_parameters * math.prod(kind.shape)
+        for kind in parameter_kinds(config)
+        if kind.rule.update is OptimName.muonclip
+    )
+    total = 2 * elements * WEIGHT_BYTES[config.optim.muon.exchange_dtype]
+    return Volume(total, total)
 
 
 def _bookkeeping(config: Config) -> Volume:

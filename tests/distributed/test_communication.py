@@ -28,6 +28,8 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "pp3 x vpp2": ({"pp": 3, "vpp": 2}, ()),
     # So many heads that their maxima are more than what single numbers may come to.
     "dp2, QK-Clip": ({"dp": 2}, ("optim.qk_clip_threshold=1", "model.num_attention_heads=16")),
+    "dp2, AdamW": ({"dp": 2}, ("optim=adamw",)),
+    "dp4, matrices in bfloat16": ({"dp": 4}, ("optim.muon.exchange_dtype=bfloat16",)),
 }
 
 
@@ -79,7 +81,10 @@ def test_counted_is_what_the_formula_says(name: str, data: Path, tmp_path: Path)
     expected = communication(config)
     counted = count(arguments, config.world_size)
     assert set(counted.payload) - {"bookkeeping"} == set(expected) - {"bookkeeping"}
-    for kind in expected.keys() - {"reduce-scatter", "all-gather", "bookkeeping"}:
+    if "matrices" in expected:
+        assert counted.payload["matrices"] == expected["matrices"].payload_bytes
+        assert 0 < counted.sent["matrices"] < expected["matrices"].sent_bytes
+    for kind in expected.keys() - {"reduce-scatter", "all-gather", "matrices", "bookkeeping"}:
         assert counted.payload[kind] == expected[kind].payload_bytes
         tolerance = 0 if kind == "pipeline" else BALANCED
         assert counted.sent[kind] == pytest.approx(expected[kind].sent_bytes, rel=tolerance)

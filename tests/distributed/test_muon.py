@@ -42,7 +42,7 @@ def update(_context: RankContext, shape: tuple[int, ...]) -> tuple[Tensor, Tenso
     from k25_train.config.resolve import compose
     from k25_train.optim.muon import Muon
 
-    settings = compose(["experiment=smoke", "optim=muonclip"]).optim.muon
+    settings = compose(["experiment=smoke"]).optim.muon
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     muon = Muon([{"params": [torch.zeros(1)]}], settings)
     plain = [orthogonal(matrix) for matrix in matrices.double()]

@@ -14,6 +14,7 @@ from tests.helpers.parity import (
     BFLOAT16_TOLERANCE,
     CALM,
     CASES,
+    CLIPPED,
     DATA_OVERLAPS,
     DEEPEST,
     EVERYTHING_OVERLAPS,
@@ -40,6 +41,23 @@ def test_the_serial_run_learns(parity: Parity) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_layout_trains_like_one_process(case: Case, parity: Parity) -> None:
     assert parity.difference(case) <= TOLERANCE
+
+
+def test_adamw_trains_like_one_process(parity: Parity) -> None:
+    case = Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, more=EVERYTHING_OVERLAPS)
+    assert parity.difference(case, "optim=adamw") <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_layout_whose_heads_are_clipped_trains_like_one_process(case: Case, parity: Parity) -> None:
+    assert parity.difference(case, *CLIPPED) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_layout_trains_with_adamw_like_one_process(case: Case, parity: Parity) -> None:
+    assert parity.difference(case, "optim=adamw") <= TOLERANCE
 
 
 @pytest.mark.slow

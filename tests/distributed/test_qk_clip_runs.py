@@ -11,13 +11,20 @@ from tests.distributed.test_resume import assert_goes_on
 from tests.helpers.large_queries import (
     CLIP,
     MODEL,
-    MUONCLIP,
     NO_CLIP,
     NUM_HEADS,
     NUM_LAYERS,
     enlarge_queries,
 )
-from tests.helpers.parity import EVERYTHING_OVERLAPS, NARROW, TOLERANCE, Case, Parity, worst_difference
+from tests.helpers.parity import (
+    CLIPPED,
+    EVERYTHING_OVERLAPS,
+    NARROW,
+    TOLERANCE,
+    Case,
+    Parity,
+    worst_difference,
+)
 from tests.helpers.ranks import RankContext, RankError, run_ranks
 from tests.helpers.resume import MIDDLE, cut_off, rows, short
 from tests.helpers.runs import fit, layout, overrides, start_run, train
@@ -29,7 +36,7 @@ LIMIT = 20.0
 CLIP_AT_LIMIT, ONLY_RECORD = f"optim.qk_clip_threshold={LIMIT}", "optim.qk_clip_threshold=1e9"
 STEADY = (
     "model.num_dense_layers=4 data.blend.text=1 ~data.blend.caption ~data.blend.ocr ~data.blend.video "
-    "optim=muonclip optim.warmup_steps=0 optim.decay_steps=1"
+    "optim.warmup_steps=0 optim.decay_steps=1"
 ).split()
 """One layer has experts, and there is text only: tokens that change their expert make logits jump."""
 LARGE = 60.0
@@ -102,17 +109,17 @@ def test_recording_changes_no_bit(data: Path, tmp_path: Path) -> None:
 def test_clipped_runs_are_those_of_one_process(data: Path, tmp_path: Path) -> None:
     parity = Parity(data, tmp_path)
     short_run = ("train.steps=6", "optim.decay_steps=2")
-    changes = (MUONCLIP, "optim.qk_clip_threshold=0.02", *short_run)
+    changes = (*CLIPPED, *short_run)
     case = Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, more=EVERYTHING_OVERLAPS)
     assert parity.difference(case, *changes) <= TOLERANCE
-    unclipped = parity.serial(case.num_layers, case.global_batch_size, MUONCLIP, NO_CLIP, *short_run)
+    unclipped = parity.serial(case.num_layers, case.global_batch_size, NO_CLIP, *short_run)
     clipped = parity.serial(case.num_layers, case.global_batch_size, *changes)
     assert worst_difference(clipped, unclipped) > 100 * TOLERANCE
 
 
 def test_a_clipped_run_goes_on_bitwise(data: Path, tmp_path: Path) -> None:
     finished, resumed = tmp_path / "finished", tmp_path / "resumed"
-    how = [*layout(dp=2), *NARROW, MUONCLIP, "train.dtype=bfloat16", "optim.qk_clip_threshold=0.005"]
+    how = [*layout(dp=2), *NARROW, "train.dtype=bfloat16", "optim.qk_clip_threshold=0.005"]
     run_ranks(fit, 2, short(data, finished, *how), timeout_s=240.0)
     cut_off(finished, resumed)
     run_ranks(fit, 2, short(data, resumed, *how), timeout_s=240.0)

@@ -112,6 +112,10 @@ CASES = (
 layouts of 16 ranks. `sweep` has the rest."""
 
 
+CLIPPED = ("optim.qk_clip_threshold=0.02",)
+"""A change with which QK-Clip scales heads in every step."""
+
+
 BFLOAT16_CASES = (Case({"pp": 2, "vpp": 2}),)
 """What is compared in bfloat16 as well, one process in bfloat16 too."""
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.matrices.exchange import MatrixExchange
+
 
 @dataclass(slots=True)
 class Traffic:
@@ -19,6 +21,9 @@ class Traffic:
     sent_bytes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """What of it leaves this rank: of a buffer over n ranks (n - 1) / n, as in a ring, of a reduction to all
     twice as much; of an exchange the rows for others."""
+
+    matrices: bool = False
+    """Whether matrices are being exchanged, which tensors alone do not show."""
 
     def add(self, kind: str, payload: int, sent: float) -> None:
         self.payload_bytes[kind] += payload
@@ -49,9 +54,20 @@ def counted_traffic() -> Iterator[Traffic]:
 
     for name in _COUNT:
         setattr(dist.ProcessGroup, name, counted(name))
+    exchange = MatrixExchange._transfer
+
+    def transfer(*args: Any) -> Any:
+        traffic.matrices = True
+        try:
+            return exchange(*args)
+        finally:
+            traffic.matrices = False
+
+    MatrixExchange._transfer = transfer
     try:
         yield traffic
     finally:
+        MatrixExchange._transfer = exchange
         for name, original in originals.items():
             setattr(dist.ProcessGroup, name, original)
 
@@ -82,7 +98,8 @@ def _exchange(
 ) -> None:
     of_row = size_of([rows]) / max(rows.shape[0], 1)
     stays = int(splits[group.rank()]) if len(splits) else rows.shape[0] / group.size()
-    kind = "all-to-all" if rows.dim() > 1 else "all-to-all of weights"
+    routed = "all-to-all" if rows.dim() > 1 else "all-to-all of weights"
+    kind = "matrices" if traffic.matrices else routed
     traffic.add(kind, size_of([rows]), of_row * (rows.shape[0] - stays))
 
 
