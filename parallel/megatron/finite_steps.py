@@ -1,4 +1,4 @@
-"""A step whose gradient is not finite changes nothing, on every rank alike."""
+"""One step of all optimizers; if the gradient is not finite, it changes nothing, on every rank alike."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,9 @@ class FiniteStepOptimizer(ChainedOptimizer):
     def __init__(self, optimizers: Sequence[ShardedOptimizer], names: Mapping[nn.Parameter, str]) -> None:
         """`names` tells how a parameter is called in the whole model."""
         super().__init__(list(optimizers))
+        for optimizer in optimizers:
+            # Several may have buckets that are gathered together: when one is done, the others' are stale.
+            optimizer._defer_param_sync = True
         self._names = names
         self._is_finite = True
         self.not_finite: list[str] = []
@@ -35,8 +38,14 @@ class FiniteStepOptimizer(ChainedOptimizer):
         return norm
 
     def step_with_ready_grads(self) -> bool:
-        """Update, or return False if the gradient is not finite."""
-        return super().step_with_ready_grads() if self._is_finite else False
+        """Update and gather parameters, or return False if the gradient is not finite."""
+        if not self._is_finite:
+            return False
+        updated = super().step_with_ready_grads()
+        for chunk in self.model_chunks:
+            if not chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync()
+        return updated
 
     def _find_not_finite(self) -> list[str]:
         found = []

@@ -35,7 +35,6 @@ def install(*, on_cpu: bool) -> None:
         read_adam_step_without_apex()
         fill_adam_state_before_loading()
     count_steps_without_parameters(torch_adam=not HAVE_APEX_OR_TE)
-    gather_parameters_once()
     write_checkpoints_in_this_process()
 
 
@@ -217,28 +216,6 @@ def count_steps_without_parameters(*, torch_adam: bool) -> None:
 
     DistributedOptimizer.step_with_ready_grads = count_and_step
     DistributedOptimizer.state_dict = state_dict_with_step
-
-
-def gather_parameters_once() -> None:
-    """After its step, let each optimizer of a chain gather the parameters that it has updated.
-
-    Dense weights and experts have an optimizer each, and each gathers the buckets of both: twice the bytes,
-    half of them stale.
-    """
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    gather = DistributedOptimizer.start_param_sync_for_bucket_group_subset
-
-    @functools.wraps(gather)
-    def gather_own(self: Any) -> None:
-        # Not `model_param_gbuf_map`, which lacks buckets of which this rank's part is nothing but padding.
-        own = {parameter for buffer in self.buffers for parameter in buffer.param_index_map}
-        for chunk in self.model_chunks:
-            for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
-                if not own.isdisjoint(group.params):
-                    chunk._start_bucket_group_param_sync(group, force_sync=False)
-
-    DistributedOptimizer.start_param_sync_for_bucket_group_subset = gather_own
 
 
 def write_checkpoints_in_this_process() -> None:

@@ -73,8 +73,9 @@ def compare_overlap(data: Path, run: Path, sizes: dict[str, int], *more: str) ->
         run_ranks(train_in_buckets, num_ranks(sizes), [*command, *flags], timeout_s=240.0)
         for flags in ([], OVERLAP)
     )
-    # A stage has one bucket for dense parameters and one for experts a chunk, or one a parameter.
-    assert all(rank["num_buckets"] == 2 * sizes.get("vpp", 1) for rank in plain)
+    # A chunk has one bucket for dense parameters and one for experts, the first one apart those that AdamW
+    # updates; or there is one a parameter.
+    assert all(rank["num_buckets"] == 2 * sizes.get("vpp", 1) + 1 for rank in plain)
     assert overlapped[0]["num_buckets"] > 40
     # From the second step on, when it is known which gradients complete a bucket.
     assert not any(any(rank["under way"]) for rank in plain)
@@ -229,8 +230,8 @@ def test_the_norm_counts_each_parameter_once(
 
 # Bytes -----------------------------------------------------------------------------------------------------
 
-BYTES_PER_PARAMETER = 12
-"""Float32 master and two moments."""
+BYTES_PER_PARAMETER = {"dense, AdamW": 12, "dense, Muon": 8, "experts, Muon": 8}
+"""Float32 master and two moments, or one; in the order of the optimizers."""
 
 
 def optimizer_bytes(context: RankContext, arguments: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -242,7 +243,7 @@ def optimizer_bytes(context: RankContext, arguments: Sequence[str]) -> dict[str,
     with run.loader:
         train_step(run, 1)
     found = {}
-    parts = zip(("dense", "experts"), run.optimizer.chained_optimizers, strict=True)
+    parts = zip(BYTES_PER_PARAMETER, run.optimizer.chained_optimizers, strict=True)
     for kind, part in parts:
         masters = [master for group in part.optimizer.param_groups for master in group["params"]]
         state = [
@@ -279,15 +280,16 @@ def test_optimizer_bytes_times_replicas_are_constant_within_padding(
     by_rank = run_ranks(optimizer_bytes, num_ranks(sizes), command)
 
     dp, ep = sizes["dp"], sizes.get("ep", 1)
-    for kind, shards, copies in (("dense", dp, 1), ("experts", dp // ep, ep)):
+    for kind, bytes_each in BYTES_PER_PARAMETER.items():
+        shards, copies = (dp // ep, ep) if kind.startswith("experts") else (dp, 1)
         ranks = [rank[kind] for rank in by_rank]
         assert all(rank["shards"] == shards for rank in ranks)
-        most = [BYTES_PER_PARAMETER * (rank["elements"] + most_padding(rank)) for rank in ranks]
+        most = [bytes_each * (rank["elements"] + most_padding(rank)) for rank in ranks]
         for rank, limit in zip(ranks, most, strict=True):
             assert rank["bytes"] * shards <= limit, kind
         # Padding has no state: all shards together hold each parameter exactly once.
         held = sum(rank["bytes"] for rank in ranks)
-        assert held == copies * BYTES_PER_PARAMETER * ranks[0]["elements"], kind
+        assert held == copies * bytes_each * ranks[0]["elements"], kind
 
 
 # Checkpoints -----------------------------------------------------------------------------------------------

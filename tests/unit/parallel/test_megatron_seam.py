@@ -212,7 +212,7 @@ def test_every_fix_is_shown() -> None:
         for name, value in module.items()
         if callable(value) and value.__module__ == upstream_fixes.__name__ and not name.startswith("_")
     }
-    shown_below = {"count_steps_without_parameters", "gather_parameters_once"}
+    shown_below = {"count_steps_without_parameters"}
     assert fixes - {"install", "cpu_tensors_named_cuda"} == set(FIXES) | shown_below
 
 
@@ -258,7 +258,7 @@ def save_after_a_step(context: RankContext, arguments: list[str], root: Path) ->
     run = start_run(context, arguments)
     with run.loader:
         train_step(run, 1)
-        [_, experts] = run.optimizer.chained_optimizers
+        [*_, experts] = run.optimizer.chained_optimizers
         stock = outcome(DistributedOptimizer.state_dict.__wrapped__, experts)
         steps = {group["step"] for group in experts.state_dict()["optimizer"]["param_groups"]}
         state.save(root, 1, run.chunks, run.optimizer, run.config)
@@ -287,48 +287,6 @@ def test_a_stage_without_experts_is_saved_and_resumed(tmp_path: Path) -> None:
     assert first == ("AssertionError: ", {1.0}, losses)
     assert second == ("saved", {1.0}, losses)
     assert run_ranks(load_and_go_on, 2, arguments, tmp_path / "step_1") == [losses, losses]
-
-
-def gathered_bytes(context: RankContext, arguments: list[str]) -> tuple[int, list[int], list[float]]:
-    """(bytes of this rank's parameters, bytes gathered after a step with our fix and after one without it,
-    losses of these steps and of the next)."""
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    from k25_train.step import train_step
-    from tests.helpers.traffic import counted_traffic
-
-    run = start_run(context, arguments)
-    buffers = [buffer for chunk in run.chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
-    gathered, losses = [], []
-    with run.loader:
-        for step in (1, 2):
-            with counted_traffic() as traffic:
-                losses.append(train_step(run, step).loss)
-            gathered.append(traffic.payload_bytes["all-gather"])
-            ours = DistributedOptimizer.start_param_sync_for_bucket_group_subset
-            DistributedOptimizer.start_param_sync_for_bucket_group_subset = getattr(ours, "__wrapped__", ours)
-        losses.append(train_step(run, 3).loss)
-    return sum(buffer.param_data.nbytes for buffer in buffers), gathered, losses
-
-
-@pytest.mark.distributed
-def test_stock_optimizers_gather_all_parameters_twice_and_ours_once(tmp_path: Path) -> None:
-    from tests.helpers.shards import write_tiny_shard_set
-
-    data = write_tiny_shard_set(tmp_path / "shards")
-    arguments = overrides(data, tmp_path / "run", *layout(dp=2))
-    [serial] = run_ranks(losses_of_steps, 1, overrides(data, tmp_path / "run", *layout()))
-    for held, gathered, losses in run_ranks(gathered_bytes, 2, arguments):
-        assert gathered == [held, 2 * held]
-        assert losses == pytest.approx(serial, rel=1e-6)
-
-
-def losses_of_steps(context: RankContext, arguments: list[str]) -> list[float]:
-    from k25_train.step import train_step
-
-    run = start_run(context, arguments)
-    with run.loader:
-        return [train_step(run, step).loss for step in (1, 2, 3)]
 
 
 # Two pipeline ranks with virtual stages --------------------------------------------------------------------
