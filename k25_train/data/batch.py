@@ -3,7 +3,7 @@
 Shapes: T = micro_batch_size * seq_len tokens, rows one after another; P patches of all items.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from k25_train.config.schema import VisionConfig
 from k25_train.data.documents import DocumentBuilder, media_segments
-from k25_train.data.images import VisionItem, load_patches, plan_items
-from k25_train.data.index import SampleRecord
+from k25_train.data.images import VisionItem, plan_items
+from k25_train.data.index import MediaSegment, SampleRecord
+from k25_train.data.media import MediaReader
 from k25_train.data.shards import ShardReader
 from k25_train.data.skips import SkipLog
-from k25_train.errors import DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +117,14 @@ def mask_failed(batch: MicroBatch, failed_items: Sequence[int]) -> MicroBatch:
     return replace(batch, loss_mask=loss_mask, labels=labels, failed_items=tuple(failed_items))
 
 
+def media_of(sequences: Iterable[SequencePlan]) -> Iterator[tuple[SampleRecord, MediaSegment]]:
+    """Every image and video of the sequences, with its sample, in the order of their placeholders."""
+    for sequence in sequences:
+        for piece in sequence.pieces:
+            for segment in media_segments(piece.record):
+                yield piece.record, segment
+
+
 class MicroBatchAssembler:
     """Reads, tokenises and decodes planned sequences into tensors."""
 
@@ -131,12 +139,11 @@ class MicroBatchAssembler:
         skip_log: SkipLog,
     ) -> None:
         """`skip_log` is told of samples whose media do not decode, and may stop the run."""
-        self._reader = reader
         self._documents = documents
         self._vision = vision
         self._seq_len = seq_len
         self._pad_token = pad_token
-        self._skip_log = skip_log
+        self._media = MediaReader(reader, vision, skip_log)
 
     def assemble(self, sequences: Sequence[SequencePlan], with_pixels: bool) -> MicroBatch:
         """One micro-batch of the given sequences.
@@ -183,22 +190,15 @@ class MicroBatchAssembler:
         return mask_failed(batch, failed_items)
 
     def _load_pixels(self, sequences: Sequence[SequencePlan]) -> tuple[Tensor, tuple[int, ...]]:
+        """Patches [P, 3*p*p] of all items, and the items that did not decode."""
         patches = [torch.zeros(0, 3 * self._vision.patch_size**2)]
         failed_items: list[int] = []
         num_items = 0
-        for piece in (piece for sequence in sequences for piece in sequence.pieces):
-            for segment in media_segments(piece.record):
-                data = self._reader.read(segment.shard, segment.offset, segment.num_bytes)
-                items = plan_items(segment, self._vision)
-                try:
-                    patches.append(load_patches(data, segment, self._vision))
-                except DataError as error:
-                    what = (
-                        f"its {segment.type} (.{segment.format} at byte {segment.offset} of {segment.shard})"
-                    )
-                    self._skip_log.add(piece.record, f"{what} {error}")
-                    num_patches = sum(item.num_patches for item in items)
-                    patches.append(torch.zeros(num_patches, 3 * self._vision.patch_size**2))
-                    failed_items += range(num_items, num_items + len(items))
-                num_items += len(items)
+        for record, segment in media_of(sequences):
+            found = self._media.load(record, segment)
+            num_segment_items = len(plan_items(segment, self._vision))
+            if not found.is_decoded:
+                failed_items += range(num_items, num_items + num_segment_items)
+            patches.append(found.patches)
+            num_items += num_segment_items
         return torch.cat(patches), tuple(failed_items)

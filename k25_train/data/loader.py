@@ -6,7 +6,6 @@ bitwise the same for any number of ranks and any micro-batch size, and resuming 
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +14,7 @@ from k25_train.data.batch import MicroBatch, MicroBatchAssembler, SequencePlan, 
 from k25_train.data.blend import Blend
 from k25_train.data.documents import DocumentBuilder
 from k25_train.data.index import SampleRecord
+from k25_train.data.prefetch import Prefetch
 from k25_train.data.shards import load_dataset
 from k25_train.data.skips import SkipLog
 from k25_train.data.stream import KindStream, shuffle_media
@@ -52,8 +52,7 @@ class DataLoader:
             kind: self._build_stream(kind, self._records("train", kind), train.seed, data.shuffle)
             for kind in data.blend
         }
-        self._executor: ThreadPoolExecutor | None = None
-        self._pending: dict[_BatchKey, Future[list[MicroBatch]]] = {}
+        self._prefetch = Prefetch(self._assemble_step)
 
     def __enter__(self) -> Self:
         return self
@@ -64,11 +63,8 @@ class DataLoader:
         self.close()
 
     def close(self) -> None:
-        """End the prefetching thread; batches under way are finished and dropped."""
-        self._pending.clear()
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+        """End the prefetching; batches under way are finished and dropped."""
+        self._prefetch.close()
 
     def plan(self, step: int) -> StepPlan:
         """The global batch of a step (counted from 0), without reading a shard."""
@@ -82,16 +78,12 @@ class DataLoader:
         Assembles the next `data.prefetch_steps` steps in a background thread meanwhile; what goes wrong there
         is raised here, when its step is asked for. Raises DataError (see `MicroBatchAssembler.assemble`).
         """
-        key = (step, dp_rank, dp_size, with_pixels)
-        ready = self._pending.pop(key, None)
-        ahead = range(step + 1, min(step + 1 + self._data.prefetch_steps, self._train.steps))
-        wanted = [(next_step, dp_rank, dp_size, with_pixels) for next_step in ahead]
-        for stale in self._pending.keys() - set(wanted):
-            self._pending.pop(stale).cancel()
-        for next_key in wanted:
-            if next_key not in self._pending:
-                self._pending[next_key] = self._thread().submit(self._assemble_step, next_key)
-        return ready.result() if ready is not None else self._assemble_step(key)
+        then = [(ahead, dp_rank, dp_size, with_pixels) for ahead in self.steps_ahead(step)]
+        return self._prefetch.get((step, dp_rank, dp_size, with_pixels), then)
+
+    def steps_ahead(self, step: int) -> range:
+        """Steps to make ready while `step` is worked on."""
+        return range(step + 1, min(step + 1 + self._data.prefetch_steps, self._train.steps))
 
     def eval_micro_batches(
         self,
@@ -101,7 +93,12 @@ class DataLoader:
         with_pixels: bool,
         shuffle_media_seed: int | None = None,
     ) -> list[MicroBatch]:
-        """One data-parallel rank's share of `num_sequences` fixed held-out sequences, the same every time.
+        """One data-parallel rank's share of the held-out sequences of `eval_plan`."""
+        sequences = self.eval_plan(num_sequences, shuffle_media_seed).sequences
+        return self._assemble_share(sequences, dp_rank, dp_size, with_pixels)
+
+    def eval_plan(self, num_sequences: int, shuffle_media_seed: int | None = None) -> StepPlan:
+        """Fixed held-out sequences, the same every time.
 
         Half are text and half have media, in the proportions of the blend; where the blend has only one of
         the two, all are. With `data.limit_samples` they are the train samples, which are then to be learned
@@ -110,13 +107,7 @@ class DataLoader:
         """
         blend = Blend(_eval_shares(self._data.blend))
         streams = {kind: self._eval_stream(kind, shuffle_media_seed) for kind in self._data.blend}
-        sequences = _draw(blend, streams, range(num_sequences))
-        return self._assemble_share(sequences, dp_rank, dp_size, with_pixels)
-
-    def _thread(self) -> ThreadPoolExecutor:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
-        return self._executor
+        return StepPlan(step=0, sequences=_draw(blend, streams, range(num_sequences)))
 
     def _assemble_step(self, key: _BatchKey) -> list[MicroBatch]:
         step, dp_rank, dp_size, with_pixels = key
