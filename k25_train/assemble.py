@@ -4,6 +4,7 @@ Import this module only after `use_platform` has chosen the device: it imports m
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -13,19 +14,34 @@ from k25_train.model.build import chunk_place
 from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig
 from k25_train.optim.build import build_optimizer, parameter_rules, updated_by_muon
 from parallel.megatron.finite_steps import FiniteStepOptimizer
-from parallel.megatron.replicas import replicate
+from parallel.megatron.replicas import EncoderReplica, replicate, replicate_everywhere
 from parallel.megatron.sharded_optimizer import buffers_apart
 from parallel.topology import Topology
 
 
+class Assembled(NamedTuple):
+    """What trains on one rank."""
+
+    chunks: list[DistributedDataParallel]
+    """Model chunks, one per virtual stage."""
+    encoder: EncoderReplica | None
+    """This rank's replica of the decoupled encoder; None if the tower is coupled."""
+    optimizer: FiniteStepOptimizer
+    """Of all of them."""
+
+
 def assemble(
-    models: Sequence[torch.nn.Module], config: Config, backbone: BackboneConfig, topology: Topology
-) -> tuple[list[DistributedDataParallel], FiniteStepOptimizer]:
-    """Wrap this rank's chunks for data parallelism, and build their optimizer.
+    models: Sequence[torch.nn.Module],
+    encoder: torch.nn.Module | None,
+    config: Config,
+    backbone: BackboneConfig,
+    topology: Topology,
+) -> Assembled:
+    """Wrap this rank's chunks for data parallelism, its encoder for all ranks, and build their optimizer.
 
     Raises `ConfigError` if `optim.offload` asks for what is not installed.
     """
-    rules = parameter_rules(models, config.optim, config.model)
+    rules = parameter_rules([*models, *([encoder] if encoder else [])], config.optim, config.model)
     with buffers_apart(updated_by_muon(rules)):
         chunks = replicate(
             models,
@@ -34,10 +50,14 @@ def assemble(
             overlap_grad_reduce=config.parallelism.overlap_grad_reduce,
             overlap_param_gather=config.parallelism.overlap_param_gather,
         )
+        replica = None if encoder is None else replicate_everywhere(encoder, backbone, topology)
     names = {
         parameter: chunk_place(config, topology, vp_stage).global_name(name)
         for vp_stage, model in enumerate(models)
         for name, parameter in model.named_parameters()
     }
+    if encoder is not None:
+        names |= {parameter: name for name, parameter in encoder.named_parameters()}
     dtype = TORCH_DTYPE[config.train.dtype]
-    return chunks, build_optimizer(config.optim, rules, names, chunks, dtype, topology)
+    optimizer = build_optimizer(config.optim, rules, names, chunks, replica, dtype, topology)
+    return Assembled(chunks, replica, optimizer)

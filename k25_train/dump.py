@@ -7,8 +7,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from k25_train.errors import ConfigError
+from k25_train.inputs import read_evaluation
 from k25_train.passes import DeviceBatch, forward_micro_batch
-from k25_train.run import Run, read_eval_micro_batches
+from k25_train.run import Run
 
 
 @torch.no_grad()
@@ -16,15 +17,18 @@ def dump_batches(run: Run, folder: Path) -> None:
     """Write `batch_<rank>_<n>.safetensors` for each micro-batch of this rank.
 
     Each holds tokens, labels, loss_mask, is_caption and losses [T], document_lengths, media_positions [V],
-    grid_thw [N, 3] and pixels [P, 588]. Raises `ConfigError` if the pipeline has more than one stage: inputs
-    and losses are then on different ranks.
+    grid_thw [N, 3] and pixels [P, 588]. Raises `ConfigError` if the pipeline has more than one stage, or the
+    tower is decoupled: pixels, tokens and losses are then on different ranks.
     """
     if run.topology.pp_size > 1:
         raise ConfigError(f"dump={folder} needs parallelism.pp=1, not {run.topology.pp_size}")
+    if run.vision is not None:
+        raise ConfigError(f"dump={folder} needs dep.mode=coupled, not {run.config.dep.mode.value}")
     folder.mkdir(parents=True, exist_ok=True)
     (chunk,) = run.chunks
     chunk.eval()
-    for index, batch in enumerate(read_eval_micro_batches(run, run.config.train.eval_sequences)):
+    inputs = read_evaluation(run, run.config.train.eval_sequences)
+    for index, batch in enumerate(inputs.micro_batches):
         losses, _ = forward_micro_batch(batch, chunk, as_plan=False)
         save_file(contents(batch, losses), folder / f"batch_{run.topology.rank}_{index}.safetensors")
 

@@ -38,7 +38,7 @@ def evaluate(
     config.optim.offload = OptimizerOffload.none
     run = build_run(config, device)
     with run.loader:
-        step = state.load(checkpoint, config, run.chunks, optimizer=None)
+        step = state.load(checkpoint, config, run.modules, optimizer=None)
         losses = eval_losses(run, config.train.eval_sequences).held_out()
         if shuffle_media_seed is not None:
             shuffled = eval_losses(run, config.train.eval_sequences, shuffle_media_seed).held_out()
@@ -83,6 +83,7 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None, int
         "parallelism.layout": "null",
         "parallelism.overlap_expert_comm": "false",
         "parallelism.delay_wgrad": "false",
+        "dep.mode": "coupled",
         "cluster.nodes": "1",
         "cluster.gpus_per_node": os.environ.get("WORLD_SIZE", "1"),
     }

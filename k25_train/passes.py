@@ -6,7 +6,7 @@ Shapes: T tokens of a micro-batch, V vision tokens, P patches.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -31,20 +31,23 @@ class DeviceBatch:
     is_caption: Tensor
     """[T] bool, targets of samples with media."""
     document_lengths: tuple[int, ...]
+    number: int
+    """Of the micro-batch within its replica and step."""
     media_positions: Tensor
     """[V] int64, where the vision placeholders stand."""
     pixels: Tensor | None
-    """[P, 588] float32; None on ranks without the tower."""
+    """[P, 588] float32; None on ranks without a coupled tower."""
     grid_thw: tuple[tuple[int, int, int], ...]
 
 
-def to_device(batch: MicroBatch, media_pad: int, device: torch.device) -> DeviceBatch:
-    """Move a micro-batch to `device`; `media_pad` is the id of the vision placeholder."""
+def to_device(number: int, batch: MicroBatch, media_pad: int, device: torch.device) -> DeviceBatch:
+    """Move the micro-batch of this number to `device`; `media_pad` is the id of the vision placeholder."""
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
     return DeviceBatch(
+        number=number,
         tokens=move(batch.tokens),
         labels=move(batch.labels),
         loss_mask=move(batch.loss_mask),
@@ -56,21 +59,37 @@ def to_device(batch: MicroBatch, media_pad: int, device: torch.device) -> Device
     )
 
 
-def share_with_loss(batches: Sequence[DeviceBatch], topology: Topology) -> float:
-    """Share of the global batch's tokens that have a loss; every rank gets the same."""
+class TokenCounts(NamedTuple):
+    """Tokens of the global batch."""
+
+    with_loss: int
+    total: int
+    """Padding included."""
+
+
+def count_tokens(batches: Sequence[DeviceBatch], topology: Topology) -> TokenCounts:
+    """Count the global batch's tokens; every rank gets the same."""
     counted = [batch.loss_mask.sum(dtype=torch.float64) for batch in batches]
     total = sum(batch.tokens.numel() for batch in batches)
     counts = torch.stack([torch.stack(counted).sum(), torch.tensor(float(total)).to(counted[0])])
     dist.all_reduce(counts, group=topology.groups.dp)
-    return float(counts[0] / counts[1])
+    with_loss, everything = counts.tolist()
+    return TokenCounts(int(with_loss), int(everything))
 
 
-def forward_micro_batch(batch: DeviceBatch, chunk: torch.nn.Module, as_plan: bool) -> ForwardOutput:
+def forward_micro_batch(
+    batch: DeviceBatch,
+    chunk: torch.nn.Module,
+    as_plan: bool,
+    features: Callable[[int], Tensor | None] | None = None,
+) -> ForwardOutput:
     """Run one chunk; the last one yields losses and how to sum them.
 
-    With `as_plan` the chunk does not run, but returns the plan that the overlapped schedule runs.
+    With `as_plan` the chunk does not run, but returns the plan that the overlapped schedule runs. `features`
+    gives the first chunk what a decoupled tower has made of a micro-batch, by its number.
     """
     run = cast(Callable[..., Any], chunk.build_schedule_plan if as_plan else chunk)
+    is_first = getattr(chunk, "module", chunk).pre_process
     output = run(
         tokens=batch.tokens,
         documents=PackedDocuments.of(batch.document_lengths, batch.tokens.device),
@@ -78,6 +97,7 @@ def forward_micro_batch(batch: DeviceBatch, chunk: torch.nn.Module, as_plan: boo
         media_positions=batch.media_positions,
         pixels=batch.pixels,
         grid_thw=batch.grid_thw,
+        features=features(batch.number) if features is not None and is_first else None,
     )
     return output, partial(sum_losses, batch)
 

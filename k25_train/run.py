@@ -4,24 +4,26 @@ Import this module only after `use_platform` has chosen the device: it imports m
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 
 from k25_train.assemble import assemble
 from k25_train.config.schema import Config
-from k25_train.data.batch import MicroBatch, mask_failed
 from k25_train.data.loader import DataLoader
 from k25_train.errors import ConfigError
-from k25_train.model.build import build_chunks, initialize_chunks
+from k25_train.model.build import (
+    build_chunks,
+    build_vision_encoder,
+    initialize_chunks,
+    initialize_vision_encoder,
+)
 from k25_train.model.megatron_config import BackboneConfig, backbone_config
 from k25_train.optim.qk_clip import QkClip
-from k25_train.passes import DeviceBatch, to_device
 from k25_train.plan.layout import layout_of
+from k25_train.vision import Vision, build_vision
 from parallel.megatron.finite_steps import FiniteStepOptimizer
 from parallel.megatron.phases import announce_to
 from parallel.megatron.platform import has_work_left
@@ -45,6 +47,8 @@ class Run:
     """megatron-core's configuration, which all chunks share and the pipeline schedule reads."""
     chunks: list[DistributedDataParallel]
     """Model chunks of this rank, one per virtual stage."""
+    vision: Vision | None
+    """The decoupled encoder; None if the tower is coupled, and part of the first chunk."""
     optimizer: FiniteStepOptimizer
     qk_clip: QkClip | None
     """None where `optim.qk_clip_threshold` is."""
@@ -56,6 +60,11 @@ class Run:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.config.run.dir)
+
+    @property
+    def modules(self) -> list[DistributedDataParallel]:
+        """All that a checkpoint holds weights of."""
+        return [*self.chunks, *([] if self.vision is None else [self.vision.encoder])]
 
     @property
     def checkpoints(self) -> Path:
@@ -103,7 +112,10 @@ def build_run(config: Config, device: torch.device) -> Run:
     backbone = backbone_config(config.model, config.train, config.parallelism, layout)
     models = build_chunks(config, backbone, topology)
     initialize_chunks(models, config, topology)
-    chunks, optimizer = assemble(models, config, backbone, topology)
+    encoder = build_vision_encoder(config, backbone, device)
+    if encoder is not None:
+        initialize_vision_encoder(encoder, config)
+    chunks, replica, optimizer = assemble(models, encoder, config, backbone, topology)
     threshold = config.optim.qk_clip_threshold
     watch = Watch(topology.rank)
     announce_to(watch)
@@ -112,6 +124,7 @@ def build_run(config: Config, device: torch.device) -> Run:
         topology=topology,
         backbone=backbone,
         chunks=chunks,
+        vision=None if replica is None else build_vision(replica, config, topology, loader),
         optimizer=optimizer,
         qk_clip=None if threshold is None else QkClip(chunks, optimizer, config.model, threshold, device),
         loader=loader,
@@ -129,56 +142,3 @@ def stall_guard(run: Run) -> StallGuard:
         folder=run.folder / "logs",
         device_is_busy=lambda: has_work_left(place.device),
     )
-
-
-def read_micro_batches(run: Run, step: int) -> list[DeviceBatch]:
-    """This data-parallel rank's micro-batches of `step` (from 1); pixels only in the first pipeline stage."""
-    place = run.topology
-    with run.watch.phase("read data"):
-        batches = run.loader.micro_batches(
-            step - 1, dp_rank=place.dp_rank, dp_size=place.dp_size, with_pixels=place.holds_first_chunk
-        )
-        return _ready(run, batches)
-
-
-def read_eval_micro_batches(
-    run: Run, num_sequences: int, shuffle_media_seed: int | None = None
-) -> list[DeviceBatch]:
-    """This data-parallel rank's share of the first `num_sequences` held-out sequences.
-
-    With `shuffle_media_seed`, every sample gets another sample's images: what the loss then rises by is what
-    the model gets from seeing the right ones.
-    """
-    place = run.topology
-    with run.watch.phase("read data"):
-        batches = run.loader.eval_micro_batches(
-            num_sequences,
-            dp_rank=place.dp_rank,
-            dp_size=place.dp_size,
-            with_pixels=place.holds_first_chunk,
-            shuffle_media_seed=shuffle_media_seed,
-        )
-        return _ready(run, batches)
-
-
-def _ready(run: Run, batches: Sequence[MicroBatch]) -> list[DeviceBatch]:
-    batches = share_failures(batches, run.topology)
-    return [to_device(batch, run.loader.tokenizer.media_pad, run.topology.device) for batch in batches]
-
-
-def share_failures(batches: Sequence[MicroBatch], topology: Topology) -> list[MicroBatch]:
-    """Mask samples that the first stage could not decode on all stages of the pipeline alike.
-
-    Only the first stage decodes; without this the last stage would learn from a blank image.
-    """
-    failed = [batch.failed_items for batch in batches]
-    if topology.pp_size > 1:
-        count = torch.tensor(sum(map(len, failed)), device=topology.device)
-        dist.broadcast(count, topology.first_stage_rank, group=topology.groups.pp)
-        if count.item():
-            box = [failed]
-            dist.broadcast_object_list(box, topology.first_stage_rank, group=topology.groups.pp)
-            failed = box[0]
-    return [
-        mask_failed(batch, items) if items else batch for batch, items in zip(batches, failed, strict=True)
-    ]

@@ -1,22 +1,24 @@
 """One training step, in the order of the K2.5 report (section 4.5.1), on one page.
 
-With the coupled tower, vision forward and backward happen inside the backbone's schedule, in the first
-pipeline stage.
+With a coupled tower, vision forward and backward happen inside the backbone's schedule, in the first pipeline
+stage, and phases 2 and 4 fall away.
 """
 
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from k25_train.errors import TrainingError
+from k25_train.inputs import read_evaluation, read_step
 from k25_train.optim.build import set_learning_rate
 from k25_train.optim.qk_clip import ClipResult
 from k25_train.optim.schedule import learning_rate
-from k25_train.passes import LossSums, forward_micro_batch, share_with_loss
-from k25_train.run import Run, read_eval_micro_batches, read_micro_batches
-from parallel.megatron.replicas import complete_parameters
+from k25_train.passes import LossSums, count_tokens, forward_micro_batch
+from k25_train.run import Run
+from parallel.megatron.replicas import complete_parameters, reduce_gradients
 from parallel.megatron.schedule import run_schedule
 
 
@@ -46,28 +48,41 @@ def train_step(run: Run, step: int) -> StepResult:
     started = time.perf_counter()
     config, topology = run.config, run.topology
 
-    # 1. The plan of the global batch is the same on every rank; each reads its own micro-batches.
-    micro_batches = read_micro_batches(run, step)
-
-    # 2. Forward and backward of the pipeline: 1F1B, interleaved with virtual stages. It ends with the
-    #    gradients reduced over data-parallel ranks and divided by the number of tokens with a loss.
-    for chunk in run.chunks:
-        chunk.zero_grad_buffer()
+    # 1. The plan of the global batch is the same on every rank; each reads its own share.
+    inputs = read_step(run, step)
+    for module in run.modules:
+        module.zero_grad_buffer()
     run.optimizer.zero_grad()
+
+    # 2. Balanced vision forward: every rank encodes an equal share of all images, whoever owns them, and the
+    #    features go to the first stages.
+    if run.vision is not None and inputs.vision is not None:
+        with run.watch.phase("vision forward"):
+            run.vision.engine.forward(inputs.vision)
+
+    # 3. Forward and backward of the pipeline: 1F1B, interleaved with virtual stages. It ends with the
+    #    gradients reduced over data-parallel ranks and divided by the number of tokens with a loss.
+    tokens = count_tokens(inputs.micro_batches, topology)
     # The balance loss is a mean over all tokens, but is divided with the gradients by those with a loss.
-    share = share_with_loss(micro_batches, topology)
-    run.backbone.moe_grad_scale_func = lambda: share
+    run.backbone.moe_grad_scale_func = lambda: tokens.with_loss / tokens.total
     sums = run_schedule(
-        forward_micro_batch,
+        partial(forward_micro_batch, features=None if run.vision is None else run.vision.engine.leaf),
         run.chunks,
-        micro_batches,
+        inputs.micro_batches,
         topology,
         tokens_per_micro_batch=config.train.micro_batch_size * config.train.seq_len,
         forward_only=False,
     )
     loss = LossSums.over_all_ranks(sums, topology).loss
 
-    # 3. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard; QK-Clip, if
+    # 4. Vision recompute and backward, with the gradients that the features have got; the encoder's own are
+    #    summed over all ranks once, and divided like the backbone's.
+    if run.vision is not None:
+        with run.watch.phase("vision backward"):
+            run.vision.engine.backward()
+            reduce_gradients(run.vision.encoder, tokens.with_loss)
+
+    # 5. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard; QK-Clip, if
     #    it is on, scales masters before they are copied to the model.
     rate = learning_rate(config.optim, step, config.train.steps)
     set_learning_rate(run.optimizer, rate)
@@ -98,16 +113,19 @@ def eval_losses(run: Run, num_sequences: int, shuffle_media_seed: int | None = N
     `shuffle_media_seed` gives every sample the images of another one.
     """
     complete_parameters(run.chunks)
-    for chunk in run.chunks:
-        chunk.eval()
+    for module in run.modules:
+        module.eval()
+    inputs = read_evaluation(run, num_sequences, shuffle_media_seed)
+    if run.vision is not None and inputs.vision is not None:
+        run.vision.engine.forward(inputs.vision)
     sums = run_schedule(
-        forward_micro_batch,
+        partial(forward_micro_batch, features=None if run.vision is None else run.vision.engine.leaf),
         run.chunks,
-        read_eval_micro_batches(run, num_sequences, shuffle_media_seed),
+        inputs.micro_batches,
         run.topology,
         tokens_per_micro_batch=run.config.train.micro_batch_size * run.config.train.seq_len,
         forward_only=True,
     )
-    for chunk in run.chunks:
-        chunk.train()
+    for module in run.modules:
+        module.train()
     return LossSums.over_all_ranks(sums, run.topology)

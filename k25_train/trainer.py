@@ -139,7 +139,7 @@ class Trainer:
             )
         if step == num_steps:
             return step
-        return state.load(newest, run.config, run.chunks, run.optimizer)
+        return state.load(newest, run.config, run.modules, run.optimizer)
 
     def evaluate(self) -> dict[str, float]:
         """Held-out losses, text apart from samples with media; a kind that the blend lacks has none."""
@@ -151,7 +151,7 @@ class Trainer:
         run = self.run
         # How long this takes depends on the file system, not on a step.
         with run.watch.phase("checkpoint", may_be_long=True):
-            state.save(run.checkpoints, step, run.chunks, run.optimizer, run.config)
+            state.save(run.checkpoints, step, run.modules, run.optimizer, run.config)
             if run.is_main:
                 folders.prune(run.checkpoints, run.config.checkpoint.keep)
 

@@ -39,8 +39,24 @@ def not_positive(section: object, names: Iterable[str]) -> list[Problem]:
 class DepMode(Enum):
     """Where the vision tower runs."""
 
+    decoupled = "decoupled"
+    """On every rank, outside the pipeline's schedule: each encodes an equal share of the global batch."""
     coupled = "coupled"
     """In the first pipeline stage, ahead of the embedding."""
+
+
+class DepSchedule(Enum):
+    """When the decoupled tower runs."""
+
+    upfront = "upfront"
+    """Forward before the pipeline's schedule, backward after it."""
+
+
+class WireFormat(Enum):
+    """How numbers are written while they are under way."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,11 +124,26 @@ class ParallelismConfig:
 
 @dataclass(slots=True, kw_only=True)
 class DepConfig:
-    """The encoder's process (K2.5 report, section 4.5.1)."""
+    """The encoder's process (K2.5 report, section 4.5.1). Only `mode` counts if that is `coupled`."""
 
     mode: DepMode
-    """Where the vision tower runs."""
+    """Where the vision tower runs. Source: decoupled in the K2.5 report."""
+    schedule: DepSchedule
+    """When it runs. Source: upfront in the K2.5 report."""
+    max_patches_per_chunk: int
+    """Patches that a rank encodes at a time, which bounds activations; a larger item is a chunk by itself.
+    Source: not disclosed, our choice."""
+    exchange_dtype: WireFormat | None
+    """Format of features and their gradients under way; null is `train.dtype`. Source: not disclosed, our
+    choice."""
+    feature_buffer_gib: float
+    """Memory of a first-stage device for the features of micro-batches to come, and for the gradients of
+    those that are done; what is over waits in host memory. Source: not disclosed, our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        return []
+        found = not_positive(self, ("max_patches_per_chunk",))
+        if self.feature_buffer_gib < 0:
+            rule, remedy = "must not be negative", "use 0 to keep all features in host memory"
+            found.append(Problem("feature_buffer_gib", self.feature_buffer_gib, rule, remedy))
+        return found

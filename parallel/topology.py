@@ -36,6 +36,8 @@ class Topology:
     ep_size: int
     groups: "ProcessGroupCollection"
     """megatron-core's collection of process groups (pp, dp, ep, expt_dp, …)."""
+    everyone: dist.ProcessGroup
+    """All ranks, for the decoupled encoder alone: its transfers do not queue behind others."""
 
     @property
     def pp_size(self) -> int:
@@ -49,6 +51,11 @@ class Topology:
     def holds_first_chunk(self) -> bool:
         """Whether this rank embeds tokens and, with the coupled tower, encodes images."""
         return self.pp_rank == 0
+
+    @property
+    def first_stage_ranks(self) -> range:
+        """[data-parallel rank] -> global rank of the first stage of that replica's pipeline."""
+        return range(self.dp_size)
 
     @property
     def first_stage_rank(self) -> int:
@@ -106,6 +113,7 @@ def build_topology(sizes: ParallelismConfig, layout: PipelineLayout, device: tor
         ep_rank=groups.ep.rank(),
         ep_size=groups.ep.size(),
         groups=groups,
+        everyone=dist.new_group(group_desc="VISION_GROUP"),
     )
 
 

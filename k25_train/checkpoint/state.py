@@ -26,7 +26,7 @@ from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, check_continui
 from k25_train.config.resolve import to_yaml
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError, K25Error
-from parallel.megatron.replicas import complete_parameters
+from parallel.megatron.replicas import EncoderReplica, complete_parameters
 
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
@@ -36,7 +36,7 @@ def sharded_state(
 ) -> dict[str, Any]:
     """Describe this rank's part of the run's state: model chunks and, if given, the optimizer."""
     state: dict[str, Any] = {
-        f"model{index}": _weights(_unwrap(chunk).sharded_state_dict(metadata=dict(_METADATA)))
+        f"model{index}": _weights(_describing(chunk).sharded_state_dict(metadata=dict(_METADATA)))
         for index, chunk in enumerate(chunks)
     }
     if optimizer is not None:
@@ -132,6 +132,11 @@ def _weights(state: dict[str, Any]) -> dict[str, Any]:
 def _unwrap(chunk: torch.nn.Module) -> Any:
     """The model chunk inside its data-parallel wrapper."""
     return getattr(chunk, "module", chunk)
+
+
+def _describing(chunk: torch.nn.Module) -> Any:
+    """What knows how a chunk's weights are spread: an encoder's wrapper, else the chunk itself."""
+    return chunk if isinstance(chunk, EncoderReplica) else _unwrap(chunk)
 
 
 def _causes(error: CheckpointException) -> str:

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from k25_train.config.schema import VisionConfig
 from k25_train.data.documents import DocumentBuilder, media_segments
-from k25_train.data.images import VisionItem, plan_items
+from k25_train.data.images import VisionItem
 from k25_train.data.index import MediaSegment, SampleRecord
 from k25_train.data.media import MediaReader
-from k25_train.data.shards import ShardReader
 from k25_train.data.skips import SkipLog
 
 
@@ -131,7 +130,7 @@ class MicroBatchAssembler:
     def __init__(
         self,
         *,
-        reader: ShardReader,
+        media: MediaReader,
         documents: DocumentBuilder,
         vision: VisionConfig,
         seq_len: int,
@@ -143,7 +142,8 @@ class MicroBatchAssembler:
         self._vision = vision
         self._seq_len = seq_len
         self._pad_token = pad_token
-        self._media = MediaReader(reader, vision, skip_log)
+        self._skip_log = skip_log
+        self._media = media
 
     def assemble(self, sequences: Sequence[SequencePlan], with_pixels: bool) -> MicroBatch:
         """One micro-batch of the given sequences.
@@ -195,10 +195,10 @@ class MicroBatchAssembler:
         failed_items: list[int] = []
         num_items = 0
         for record, segment in media_of(sequences):
-            found = self._media.load(record, segment)
-            num_segment_items = len(plan_items(segment, self._vision))
-            if not found.is_decoded:
-                failed_items += range(num_items, num_items + num_segment_items)
-            patches.append(found.patches)
-            num_items += num_segment_items
+            found = self._media.load(segment)
+            if found.failure is not None:
+                self._skip_log.add(record, found.failure)
+                failed_items += range(num_items, num_items + len(found.items))
+            patches += found.items
+            num_items += len(found.items)
         return torch.cat(patches), tuple(failed_items)

@@ -14,6 +14,7 @@ from k25_train.data.batch import MicroBatch, MicroBatchAssembler, SequencePlan, 
 from k25_train.data.blend import Blend
 from k25_train.data.documents import DocumentBuilder
 from k25_train.data.index import SampleRecord
+from k25_train.data.media import MediaReader
 from k25_train.data.prefetch import Prefetch
 from k25_train.data.shards import load_dataset
 from k25_train.data.skips import SkipLog
@@ -39,8 +40,9 @@ class DataLoader:
         self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
         self.skip_log = SkipLog(data.dir, data.max_skipped_samples)
         self._documents = DocumentBuilder(self.dataset.reader, self.tokenizer, vision)
+        self.media = MediaReader(self.dataset.reader, vision)
         self._assembler = MicroBatchAssembler(
-            reader=self.dataset.reader,
+            media=self.media,
             documents=self._documents,
             vision=vision,
             seq_len=train.seq_len,

@@ -8,7 +8,15 @@ from megatron.core.pipeline_parallel.schedules import get_schedule_table
 from k25_train.config.schema import Config
 from k25_train.dry.groups import Sizes, check_groups
 from k25_train.dry.rank import BuiltRank, build_rank, bytes_of, gradient_buffers
-from k25_train.dry.shards import CODE, check_buffers, check_built_state, owned_by_rank, state_costs
+from k25_train.dry.shards import (
+    CODE,
+    Owned,
+    check_buffers,
+    check_built_state,
+    encoder_owned_by_rank,
+    owned_by_rank,
+    state_costs,
+)
 from k25_train.dry.tensors import (
     Held,
     check_layers,
@@ -70,6 +78,9 @@ def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
     ranks = [build_rank(config, layout, stage * config.dp) for stage in range(config.parallelism.pp)]
     sizes = Sizes(world=config.world_size, pp=config.parallelism.pp, ep=config.parallelism.ep)
     problems = check_groups(ranks, sizes) + check_layers(ranks, config.model.num_layers)
+    # Every rank has the same encoder, and rank 0 a piece of each kind of its optimizer state.
+    of_encoder, uneven = encoder_owned_by_rank(ranks[0], state_costs(ranks[0])[0])
+    problems += uneven
     held: list[Held] = []
     stages = []
     for built in ranks:
@@ -80,7 +91,7 @@ def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
             problems.append(Problem(where, None, str(error), "name them in k25_train/checkpoint/hf_names.py"))
             of_stage = []
         held += of_stage
-        summary, found = summarize(built, of_stage, specs)
+        summary, found = summarize(built, of_stage, specs, of_encoder)
         stages.append(summary)
         problems += found
     problems += check_tensors(held, specs, TORCH_DTYPE[config.train.dtype])
@@ -90,28 +101,39 @@ def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
 
 
 def summarize(
-    built: BuiltRank, held: Sequence[Held], specs: dict[str, TensorSpec]
+    built: BuiltRank, held: Sequence[Held], specs: dict[str, TensorSpec], of_encoder: Sequence[Owned]
 ) -> tuple[StageSummary, list[Problem]]:
-    """A stage in numbers, and what is wrong with its buffers and optimizer shards."""
+    """A stage in numbers, and what is wrong with its buffers and optimizer shards.
+
+    `of_encoder` is what every rank of the job updates of the decoupled encoder.
+    """
     place = built.topology
     costs, problems = state_costs(built)
     owned, uneven = owned_by_rank(built, costs)
     problems += uneven
+    parameters = count_by_part(held, specs)
     buckets = [
         (end - start) * buffer.grad_data.element_size()
-        for chunk in built.chunks
-        for buffer, _ in gradient_buffers(chunk)
+        for module in built.modules
+        for buffer, _ in gradient_buffers(module)
         for start, end in buffer.bucket_indices
     ]
-    updated, counted = sum(of_one.elements for of_one in owned), sum(count_by_part(held, specs).values())
+    first = place.pp_rank * place.dp_size
+    owned = [of_one + encoder for of_one, encoder in zip(owned, of_encoder[first:], strict=False)]
+    updated = sum(of_one.elements for of_one in owned)
+    counted = sum(parameters.values())
+    if built.encoder is not None:
+        # Counted in the first stage, but updated by all of them.
+        counted += sum(of_one.elements for of_one in of_encoder[first : first + place.dp_size])
+        counted -= parameters["vision"]
     if updated != counted:
         rule = f"must be {counted}, each of the stage's parameters by one of its ranks"
         problems.append(Problem(f"parameters updated in stage {place.pp_rank}", updated, rule, CODE))
-    of_rank = bytes_of(built.chunks, built.optimizer)
+    of_rank = bytes_of(built.modules, built.optimizer)
     summary = StageSummary(
         stage=place.pp_rank,
         layers=tuple(place.layout.layer_ids(place.pp_rank, chunk) for chunk in range(place.vpp_size)),
-        parameters=count_by_part(held, specs),
+        parameters=parameters,
         weights_bytes=of_rank.weights,
         gradients_bytes=of_rank.gradients,
         optimizer_bytes=tuple(of_one.state_bytes for of_one in owned),
@@ -119,7 +141,7 @@ def summarize(
         largest_bucket_bytes=max(buckets, default=0),
         num_warmup_passes=built.num_warmup_passes,
     )
-    return summary, problems + check_buffers(built) + check_built_state(built, owned)
+    return summary, problems + check_buffers(built) + check_built_state(built, owned[place.dp_rank])
 
 
 def check_micro_batches(config: Config, ranks: Sequence[BuiltRank]) -> list[Problem]:

@@ -18,10 +18,11 @@ from k25_train.assemble import assemble
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.dry.groups import KINDS
-from k25_train.model.build import build_chunks
+from k25_train.model.build import build_chunks, build_vision_encoder
 from k25_train.model.megatron_config import backbone_config
 from parallel.fake_group import GroupsOfWorld, fake_rank
 from parallel.layout import PipelineLayout
+from parallel.megatron.replicas import EncoderReplica
 from parallel.micro_batches import micro_batch_group_size
 from parallel.topology import Topology, build_topology
 
@@ -49,11 +50,18 @@ class BuiltRank:
     """Name of a group in megatron-core's collection -> global ranks."""
     groups_of_world: GroupsOfWorld
     chunks: list[DistributedDataParallel]
+    encoder: EncoderReplica | None
+    """Its replica of the decoupled encoder; None if the tower is coupled."""
     optimizer: MegatronOptimizer
     micro_batch_group_size: int
     """Micro-batches that the interleaved schedule runs through one chunk before the next one's turn."""
     num_warmup_passes: int
     """Forward passes of a chunk that the schedule runs before the first backward pass."""
+
+    @property
+    def modules(self) -> list[DistributedDataParallel]:
+        """All that holds weights."""
+        return [*self.chunks, *([] if self.encoder is None else [self.encoder])]
 
 
 def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
@@ -70,8 +78,9 @@ def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
         backbone = backbone_config(config.model, train, config.parallelism, layout)
         with META:
             models = build_chunks(config, backbone, topology)
-        chunks, optimizer = assemble(models, config, backbone, topology)
-        make_state(optimizer)
+            encoder = build_vision_encoder(config, backbone, META)
+        built = assemble(models, encoder, config, backbone, topology)
+        make_state(built.optimizer)
         group_size = config.num_micro_batches
         if topology.vpp_size > 1:
             group_size = micro_batch_group_size(config.num_micro_batches, topology.pp_size)
@@ -87,8 +96,9 @@ def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
                 kind: tuple(dist.get_process_group_ranks(getattr(topology.groups, kind))) for kind in KINDS
             },
             groups_of_world=groups_of_world,
-            chunks=chunks,
-            optimizer=optimizer,
+            chunks=built.chunks,
+            encoder=built.encoder,
+            optimizer=built.optimizer,
             micro_batch_group_size=group_size,
             num_warmup_passes=num_warmup_passes,
         )
@@ -140,10 +150,10 @@ def storage_bytes(tensors: Iterable[Tensor], besides: Iterable[Tensor] = ()) -> 
     return sum(storage.nbytes() for key, storage in storages.items() if key not in known)
 
 
-def bytes_of(chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> RankBytes:
+def bytes_of(modules: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> RankBytes:
     """What the tensors of a rank take, real or meta."""
-    weights = [tensor for chunk in chunks for tensor in (*chunk.module.parameters(), *chunk.module.buffers())]
-    gradients = [buffer.grad_data for chunk in chunks for buffer, _ in gradient_buffers(chunk)]
+    weights = [tensor for each in modules for tensor in (*each.module.parameters(), *each.module.buffers())]
+    gradients = [buffer.grad_data for each in modules for buffer, _ in gradient_buffers(each)]
     state = [tensor for master, kept in masters_and_state(optimizer) for tensor in (master, *kept)]
     return RankBytes(
         weights=storage_bytes(weights),

@@ -10,6 +10,7 @@ from k25_train.config.schema import Config, Device
 from k25_train.dry.job import DryRun, StageSummary
 from k25_train.dry.tensors import PARTS
 from k25_train.plan.__main__ import shorten
+from parallel.config import DepMode
 
 GIB = 2**30
 
@@ -76,6 +77,11 @@ def notes(config: Config) -> Iterable[str]:
         "Parameters are a stage's, each counted once; GiB are those of its fullest rank (◄ of all ranks), "
         "without activations. The last row sums over all stages and, for GiB, over all ranks."
     )
+    if config.dep.mode is DepMode.decoupled:
+        yield (
+            "dep.mode=decoupled: every rank has a replica of vision; its bytes are in every row, its "
+            "parameters in the first."
+        )
     if config.train.transformer_engine:
         yield (
             "train.transformer_engine=true: built with megatron-core's own layers, whose weights have "

@@ -31,12 +31,19 @@ CODE = "a fault of the code: compare megatron-core's distrib_optimizer.py with w
 
 @dataclass(slots=True)
 class Owned:
-    """What one rank of a stage updates."""
+    """What one rank updates."""
 
     elements: int = 0
     tensors: int = 0
     state_bytes: int = 0
     """Masters and optimizer state."""
+
+    def __add__(self, other: Owned) -> Owned:
+        return Owned(
+            self.elements + other.elements,
+            self.tensors + other.tensors,
+            self.state_bytes + other.state_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,36 +85,63 @@ def shards_of(buffer: Any, seat: Seat) -> Iterator[Shard]:
 def owned_by_rank(
     built: BuiltRank, costs: Mapping[nn.Parameter, StateCost]
 ) -> tuple[list[Owned], list[Problem]]:
-    """What every rank of a stage updates, by data-parallel rank, and parameters not updated exactly once."""
+    """What every rank of a stage updates of its chunks, by data-parallel rank, and parameters that are not
+    updated exactly once."""
     place = built.topology
     owned = [Owned() for _ in range(place.dp_size)]
     problems = []
     for vp_stage, chunk in enumerate(built.chunks):
-        names = {parameter: name for name, parameter in chunk.module.named_parameters()}
+        where = f"pipeline stage {place.pp_rank}, chunk {vp_stage}"
         for buffer, is_expert in gradient_buffers(chunk):
             # Experts are shared out over every ep-th rank of the stage, and so is each one's state.
             ranks_a_seat = place.ep_size if is_expert else 1
-            num_seats = place.dp_size // ranks_a_seat
-            parts: dict[nn.Parameter, list[tuple[int, int]]] = {parameter: [] for parameter in buffer.params}
-            for seat in range(num_seats):
-                for parameter, start, end in shards_of(buffer, Seat(seat, num_seats)):
-                    parts[parameter].append((start, end))
-                    cost = costs[parameter]
-                    for rank in range(seat * ranks_a_seat, (seat + 1) * ranks_a_seat):
-                        owned[rank].elements += end - start
-                        owned[rank].tensors += 1
-                        owned[rank].state_bytes += cost.per_element * (end - start) + cost.per_tensor
-            problems += [
-                Problem(
-                    f"pipeline stage {place.pp_rank}, chunk {vp_stage}: {names[parameter]}",
-                    f"updated in ranges {ranges[:4]}",
-                    f"must have each of its {parameter.numel()} elements updated by one rank",
-                    CODE,
-                )
-                for parameter, ranges in parts.items()
-                if not tiles(ranges, parameter.numel())
-            ]
+            names = {parameter: name for name, parameter in chunk.module.named_parameters()}
+            problems += _share_out(buffer, ranks_a_seat, owned, costs, names, where)
     return owned, problems
+
+
+def encoder_owned_by_rank(
+    built: BuiltRank, costs: Mapping[nn.Parameter, StateCost]
+) -> tuple[list[Owned], list[Problem]]:
+    """What every rank of the job updates of the encoder, and its parameters not updated exactly once."""
+    owned = [Owned() for _ in range(built.topology.world_size)]
+    problems = []
+    if built.encoder is not None:
+        names = {parameter: name for name, parameter in built.encoder.module.named_parameters()}
+        for buffer, _ in gradient_buffers(built.encoder):
+            problems += _share_out(buffer, 1, owned, costs, names, "encoder")
+    return owned, problems
+
+
+def _share_out(
+    buffer: Any,
+    ranks_a_seat: int,
+    owned: list[Owned],
+    costs: Mapping[nn.Parameter, StateCost],
+    names: Mapping[nn.Parameter, str],
+    where: str,
+) -> list[Problem]:
+    """Add to `owned` what each rank updates of a buffer; its parameters that are not updated exactly once."""
+    num_seats = len(owned) // ranks_a_seat
+    parts: dict[nn.Parameter, list[tuple[int, int]]] = {parameter: [] for parameter in buffer.params}
+    for seat in range(num_seats):
+        for parameter, start, end in shards_of(buffer, Seat(seat, num_seats)):
+            parts[parameter].append((start, end))
+            cost = costs[parameter]
+            for rank in range(seat * ranks_a_seat, (seat + 1) * ranks_a_seat):
+                owned[rank].elements += end - start
+                owned[rank].tensors += 1
+                owned[rank].state_bytes += cost.per_element * (end - start) + cost.per_tensor
+    return [
+        Problem(
+            f"{where}: {names[parameter]}",
+            f"updated in ranges {ranges[:4]}",
+            f"must have each of its {parameter.numel()} elements updated by one rank",
+            CODE,
+        )
+        for parameter, ranges in parts.items()
+        if not tiles(ranges, parameter.numel())
+    ]
 
 
 def tiles(ranges: list[tuple[int, int]], length: int) -> bool:
@@ -124,9 +158,10 @@ def state_costs(built: BuiltRank) -> tuple[dict[nn.Parameter, StateCost], list[P
     """What a shard of each parameter costs in masters and optimizer state.
 
     Parameters of one update rule have one optimizer, and cost the same. The built rank is the first of its
-    data-parallel groups, and the first shard of a buffer is never empty, so that it has seen every rule.
+    data-parallel groups, and the first shard of a buffer is never empty, so that it has seen every rule. Of
+    the encoder that holds for rank 0 alone.
     """
-    weights = [weight for chunk in built.chunks for weight in chunk.module.parameters()]
+    weights = [weight for each in built.modules for weight in each.module.parameters()]
     of_parameter: dict[nn.Parameter, StateCost] = {}
     problems = []
     for part in optimizer_parts(built.optimizer):
@@ -149,16 +184,15 @@ def state_costs(built: BuiltRank) -> tuple[dict[nn.Parameter, StateCost], list[P
     return of_parameter, problems
 
 
-def check_built_state(built: BuiltRank, owned: list[Owned]) -> list[Problem]:
+def check_built_state(built: BuiltRank, expected: Owned) -> list[Problem]:
     """The built rank's optimizer against the arithmetic that stands for the other ranks of its stage."""
     place = built.topology
     masters = [master for master, _ in masters_and_state(built.optimizer)]
     real = Owned(
         elements=sum(master.numel() for master in masters),
         tensors=len(masters),
-        state_bytes=bytes_of(built.chunks, built.optimizer).optimizer,
+        state_bytes=bytes_of(built.modules, built.optimizer).optimizer,
     )
-    expected = owned[place.dp_rank]
     if real == expected:
         return []
     rule = f"must be {expected}, as its shard ranges say"
@@ -168,8 +202,9 @@ def check_built_state(built: BuiltRank, owned: list[Owned]) -> list[Problem]:
 def check_buffers(built: BuiltRank) -> list[Problem]:
     """Buckets that leave gaps, cannot be cut evenly, or do not hold each parameter once, in its own place."""
     found = []
-    for vp_stage, chunk in enumerate(built.chunks):
-        where = f"pipeline stage {built.topology.pp_rank}, chunk {vp_stage}"
+    for number, chunk in enumerate(built.modules):
+        what = "encoder" if chunk is built.encoder else f"chunk {number}"
+        where = f"pipeline stage {built.topology.pp_rank}, {what}"
         buffers = [buffer for buffer, _ in gradient_buffers(chunk)]
         held = [parameter for buffer in buffers for parameter in buffer.param_index_map]
         trained = [parameter for parameter in chunk.module.parameters() if parameter.requires_grad]

@@ -17,7 +17,7 @@ from k25_train.checkpoint.hf_names import shown, to_hf
 from k25_train.config.schema import Config, ModelConfig
 from k25_train.dry.rank import BuiltRank
 from k25_train.model.build import chunk_place
-from k25_train.model.weights import global_state
+from k25_train.model.weights import ChunkPlace, global_state
 from k25_train.plan.parameters import EMBEDDING, EXPERTS, VISION_MODULES, TensorSpec, count_parameters
 from parallel.config import Problem
 
@@ -49,7 +49,7 @@ def part_of(module: str) -> str:
 
 
 def held_by(built: BuiltRank, config: Config) -> Iterator[Held]:
-    """What the ranks of a stage hold, replicas left out.
+    """What the ranks of a stage hold, replicas left out: a decoupled encoder is the first stage's.
 
     Raises `CheckpointError` if the model has a tensor that the checkpoint has no name for.
     """
@@ -62,6 +62,9 @@ def held_by(built: BuiltRank, config: Config) -> Iterator[Held]:
             own = {name: tensor for name, tensor in state if is_built or ".mlp.experts." in name}
             holder = f"stage {place.pp_rank}, chunk {vp_stage}, expert rank {ep_rank}"
             yield from _in_checkpoint_names(own, holder)
+    if built.encoder is not None and place.pp_rank == 0:
+        state = global_state(built.encoder.module, ChunkPlace(first_layer=0, first_expert=0))
+        yield from _in_checkpoint_names(dict(state), "encoder")
 
 
 def _in_checkpoint_names(state: Mapping[str, Tensor], holder: str) -> Iterator[Held]:

@@ -8,10 +8,10 @@ so these are the FLOPs of "model FLOPs utilisation" (MFU, arXiv 2204.02311, appe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from k25_train.config.schema import ModelConfig, VisionConfig
+from parallel.dep.plan import EncoderCost
 
 FORWARD_AND_BACKWARD = 3
 
@@ -90,14 +90,19 @@ def vision_forward_flops(
     vision: VisionConfig, text_hidden_size: int, grid_thw: Sequence[tuple[int, int, int]]
 ) -> int:
     """One forward pass of tower and projector; all frames of an item attend jointly."""
+    cost = encoder_cost(vision, text_hidden_size)
+    return sum(cost.of_item(grid) for grid in grid_thw)
+
+
+def encoder_cost(vision: VisionConfig, text_hidden_size: int) -> EncoderCost:
+    """FLOPs of one forward pass of tower and projector by what they are proportional to."""
     width, merged = vision.hidden_size, vision.merge_size**2 * vision.hidden_size
-    lengths = [math.prod(grid) for grid in grid_thw]
-    num_tokens = sum(h * w // vision.merge_size**2 for _, h, w in grid_thw)
     block = 4 * width**2 + 2 * width * vision.ffn_hidden_size
-    patch = 3 * vision.patch_size**2 * width + vision.num_layers * block
-    pair = vision.num_layers * 2 * width
-    token = merged**2 + merged * text_hidden_size
-    return 2 * (sum(lengths) * patch + sum(n * n for n in lengths) * pair + num_tokens * token)
+    return EncoderCost(
+        per_patch=2 * (3 * vision.patch_size**2 * width + vision.num_layers * block),
+        per_pair=2 * vision.num_layers * 2 * width,
+        per_token=2 * (merged**2 + merged * text_hidden_size),
+    )
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -8,9 +8,10 @@ from k25_train.config.schema import Config
 from k25_train.model.backbone import build_language_model
 from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig
 from k25_train.model.moonvit import MoonViT3D
-from k25_train.model.multimodal import MultimodalModel
+from k25_train.model.multimodal import MultimodalModel, VisionEncoder
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.model.weights import ChunkPlace, initialize
+from parallel.config import DepMode
 from parallel.topology import Topology
 
 
@@ -25,10 +26,24 @@ def chunk_place(config: Config, topology: Topology, vp_stage: int) -> ChunkPlace
 def build_chunks(config: Config, backbone: BackboneConfig, topology: Topology) -> list[MultimodalModel]:
     """Build every chunk of this rank, one per virtual stage, on its device; weights are as allocated.
 
-    The tower and the projector sit in the chunk that embeds tokens.
+    A coupled tower sits with its projector in the chunk that embeds tokens.
     """
     stages = range(topology.vpp_size)
     return [_build_chunk(config, backbone, topology, stage).to(topology.device) for stage in stages]
+
+
+def build_vision_encoder(
+    config: Config, backbone: BackboneConfig, device: torch.device
+) -> VisionEncoder | None:
+    """Build this rank's replica of the decoupled encoder; None if the tower is coupled."""
+    if config.dep.mode is DepMode.coupled:
+        return None
+    return VisionEncoder(backbone, *_build_vision(config)).to(device)
+
+
+def initialize_vision_encoder(encoder: VisionEncoder, config: Config) -> None:
+    """Give its weights their initial values, in place: those that a coupled tower has."""
+    initialize(encoder, ChunkPlace(first_layer=0, first_expert=0), config.train.seed, config.model.init_std)
 
 
 def initialize_chunks(chunks: Sequence[MultimodalModel], config: Config, topology: Topology) -> None:
@@ -54,12 +69,18 @@ def _build_chunk(
     )
     dtype = TORCH_DTYPE[config.train.dtype]
     tower, projector = None, None
-    if is_first:
-        with torch.random.fork_rng(devices=[]):
-            tower = MoonViT3D(config.model.vision).to(dtype)
-            projector = PatchMergerProjector(config.model.vision, config.model.hidden_size).to(dtype)
+    if is_first and config.dep.mode is DepMode.coupled:
+        tower, projector = _build_vision(config)
     # torch's norms are built in float32 whatever the configuration says. Buffers stay as they are: bfloat16
     # cannot count tokens beyond 256, nor hold the small steps of the expert biases.
     for parameter in language_model.parameters():
         parameter.data = parameter.data.to(dtype)
     return MultimodalModel(backbone, language_model, tower, projector)
+
+
+def _build_vision(config: Config) -> tuple[MoonViT3D, PatchMergerProjector]:
+    """Tower and projector; building them draws nothing from torch's generator."""
+    dtype = TORCH_DTYPE[config.train.dtype]
+    with torch.random.fork_rng(devices=[]):
+        tower = MoonViT3D(config.model.vision).to(dtype)
+        return tower, PatchMergerProjector(config.model.vision, config.model.hidden_size).to(dtype)

@@ -1,4 +1,8 @@
-"""The multimodal model: vision features take the places of media placeholders among the token embeddings."""
+"""The multimodal model: vision features take the places of media placeholders among the token embeddings.
+
+Features come from a `VisionEncoder`: of the first chunk itself, which then takes pixels (the coupled tower),
+or of all ranks' replicas, in which case the first chunk is given the features.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +18,21 @@ from k25_train.model.megatron_config import BackboneConfig
 GridTHW = tuple[int, int, int]
 
 
+class VisionEncoder(MegatronModule):
+    """Tower and projector on their own, with the names that they have in the whole model."""
+
+    def __init__(self, config: BackboneConfig, vision_tower: nn.Module, mm_projector: nn.Module) -> None:
+        super().__init__(config)
+        self.vision_tower = vision_tower
+        self.mm_projector = mm_projector
+
+    def forward(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
+        """Encode and project items: pixels [P, 588] -> features [V, D]. No item at all is legal."""
+        return self.mm_projector(self.vision_tower(pixels, grid_thw))
+
+
 class MultimodalModel(MegatronModule):
-    """One pipeline chunk of the model: its decoder layers and, in the first chunk, tower and projector."""
+    """One pipeline chunk of the model: its decoder layers and, in the first chunk, a coupled tower."""
 
     def __init__(
         self,
@@ -48,6 +65,7 @@ class MultimodalModel(MegatronModule):
         media_positions: Tensor | None = None,
         pixels: Tensor | None = None,
         grid_thw: Sequence[GridTHW] = (),
+        features: Tensor | None = None,
     ) -> Tensor:
         """Run the chunk on one micro-batch of T packed tokens.
 
@@ -56,13 +74,16 @@ class MultimodalModel(MegatronModule):
             documents: where documents begin and end.
             labels: [T] int64; with them the last chunk returns losses instead of logits.
             media_positions: [V] int64, where the placeholders of vision features stand (first chunk only).
-            pixels: [P, 3*14*14] patches of all items, one after another (first chunk only).
+            pixels: [P, 3*14*14] patches of all items, one after another (first chunk, coupled tower).
             grid_thw: (frames, rows, columns) in patches of every item, in placeholder order.
+            features: [V, D] of all items, encoded elsewhere (first chunk, decoupled tower).
 
         Returns activations [T, 1, D]; from the last chunk losses [T] float32, or logits [T, vocabulary].
         Raises ValueError if the features do not fill the placeholders exactly.
         """
-        inputs = self._language_model_inputs(tokens, documents, labels, media_positions, pixels, grid_thw)
+        inputs = self._language_model_inputs(
+            tokens, documents, labels, media_positions, self._features(pixels, grid_thw, features)
+        )
         output = self.language_model(**inputs)
         return output.squeeze(0) if self.post_process else output
 
@@ -74,13 +95,23 @@ class MultimodalModel(MegatronModule):
         media_positions: Tensor | None = None,
         pixels: Tensor | None = None,
         grid_thw: Sequence[GridTHW] = (),
+        features: Tensor | None = None,
     ) -> AbstractSchedulePlan:
         """The pass that `forward` makes, in pieces that megatron-core's overlapped schedule runs by itself.
 
         Embeddings and vision features are computed at once; losses come out as [1, T].
         """
-        inputs = self._language_model_inputs(tokens, documents, labels, media_positions, pixels, grid_thw)
+        inputs = self._language_model_inputs(
+            tokens, documents, labels, media_positions, self._features(pixels, grid_thw, features)
+        )
         return self.language_model.build_schedule_plan(**inputs)
+
+    def _features(
+        self, pixels: Tensor | None, grid_thw: Sequence[GridTHW], features: Tensor | None
+    ) -> Tensor | None:
+        if self.vision_tower is None or self.mm_projector is None or pixels is None:
+            return features
+        return self.mm_projector(self.vision_tower(pixels, grid_thw))
 
     def _language_model_inputs(
         self,
@@ -88,14 +119,10 @@ class MultimodalModel(MegatronModule):
         documents: PackedDocuments,
         labels: Tensor | None,
         media_positions: Tensor | None,
-        pixels: Tensor | None,
-        grid_thw: Sequence[GridTHW],
+        features: Tensor | None,
     ) -> dict[str, Any]:
         embeddings = None
         if self.pre_process:
-            features = None
-            if self.vision_tower is not None and pixels is not None:
-                features = self.encode(pixels, grid_thw)
             embeddings = self.language_model.embedding(tokens.unsqueeze(0), position_ids=None)
             if features is not None and media_positions is not None:
                 embeddings = put_features(embeddings, features, media_positions)
@@ -107,13 +134,6 @@ class MultimodalModel(MegatronModule):
             "labels": None if labels is None else labels.unsqueeze(0),
             "packed_seq_params": documents,
         }
-
-    def encode(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
-        """Encode and project items: pixels [P, 588] -> features [V, D]. No item at all is legal."""
-        assert self.vision_tower is not None and self.mm_projector is not None, (
-            "only the first chunk has them"
-        )
-        return self.mm_projector(self.vision_tower(pixels, grid_thw))
 
 
 def put_features(embeddings: Tensor, features: Tensor, positions: Tensor) -> Tensor:

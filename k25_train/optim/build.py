@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, Adam, MegatronOptimizer, OptimizerConfig
 from torch import nn
@@ -17,6 +18,7 @@ from k25_train.optim.muon import Muon, bind_matrices
 from k25_train.optim.rules import ParameterRule, rule_of
 from parallel.megatron.finite_steps import FiniteStepOptimizer
 from parallel.megatron.host_optimizer import HostOptimizer
+from parallel.megatron.replicas import EncoderReplica
 from parallel.megatron.sharded_optimizer import ParamGroups, Part, ShardedOptimizer, shard
 from parallel.topology import Topology
 
@@ -45,14 +47,15 @@ def build_optimizer(
     rules: Rules,
     names: Mapping[nn.Parameter, str],
     chunks: list[DistributedDataParallel],
+    encoder: EncoderReplica | None,
     params_dtype: torch.dtype,
     topology: Topology,
 ) -> FiniteStepOptimizer:
-    """AdamW and Muon with float32 masters and state sharded over data-parallel ranks (ZeRO-1).
+    """AdamW and Muon with float32 masters and state sharded over the ranks that hold the same (ZeRO-1).
 
-    `chunks` have the buffers of Muon's parameters apart; `names` are those of the whole model. The learning
-    rate is set before each step by `set_learning_rate`. With `optim.offload=cpu` masters and state are in
-    host memory and stepped there.
+    `chunks` and the decoupled encoder have the buffers of Muon's parameters apart; `names` are those of the
+    whole model. The learning rate is set before each step by `set_learning_rate`. With `optim.offload=cpu`
+    masters and state are in host memory and stepped there.
 
     Raises `ConfigError` if that is asked for and DeepSpeed's kernel is not to be had.
     """
@@ -68,24 +71,42 @@ def build_optimizer(
         bf16=params_dtype is torch.bfloat16,
         params_dtype=params_dtype,
     )
+    optimizers = _sharded(optim, rules, config, chunks, topology.groups.dp, topology.device)
+    if encoder is not None:
+        # By itself: what ranks of other pipeline stages have to do otherwise is not known here.
+        optimizers += _sharded(optim, rules, config, [encoder], topology.everyone, topology.device)
+    return FiniteStepOptimizer(optimizers, names)
+
+
+def _sharded(
+    optim: OptimConfig,
+    rules: Rules,
+    config: OptimizerConfig,
+    chunks: list[DistributedDataParallel],
+    group: dist.ProcessGroup,
+    device: torch.device,
+) -> list[ShardedOptimizer]:
+    """The optimizers of these chunks, whose dense weights are replicated over `group`."""
+    held = {parameter for chunk in chunks for parameter in chunk.parameters()}
+    own = {parameter: rule for parameter, rule in rules.items() if parameter in held}
     optimizers: list[ShardedOptimizer] = []
-    work = [0] * topology.dp_size
-    for part in parts(optim, rules):
+    work: list[int] = []
+    for part in parts(optim, own, is_encoder=isinstance(chunks[0], EncoderReplica)):
         optimizer = shard(part, config, chunks)
         if optim.offload is OptimizerOffload.cpu:
             optimizer = HostOptimizer(optimizer, part.build_on_host)
         if isinstance(optimizer.optimizer, Muon):
-            work = bind_matrices(optimizer, rules, topology, work)
+            work = bind_matrices(optimizer, own, group, device, work)
         optimizers.append(optimizer)
-    return FiniteStepOptimizer(optimizers, names)
+    return optimizers
 
 
-def parts(optim: OptimConfig, rules: Rules) -> Iterator[Part]:
+def parts(optim: OptimConfig, rules: Rules, *, is_encoder: bool) -> Iterator[Part]:
     """The parameters by rule, dense ones and experts apart; the same parts on every rank.
 
     Dense matrices come before experts, so that owners of experts' matrices are chosen knowing who is busy.
     """
-    for is_expert in (False, True):
+    for is_expert in (False,) if is_encoder else (False, True):
         for update in OptimName:
             dense = (optim.name, optim.vision.name, OptimName.adamw)
             if update in ((optim.name,) if is_expert else dense):

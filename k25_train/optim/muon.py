@@ -3,10 +3,11 @@
 K2 report, algorithm 1: M <- mu M + G; O <- NS(M) * sqrt(max(rows, cols)) * 0.2; W <- W - lr (O + decay W).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from emerging_optimizers.orthogonalized_optimizers.muon_utils import newton_schulz
 from emerging_optimizers.utils import fp32_matmul_precision
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from k25_train.optim.rules import ParameterRule
 from parallel.matrices.exchange import MatrixExchange
 from parallel.matrices.plan import Matrix, cut, plan_owners, plan_rounds
 from parallel.megatron.sharded_optimizer import ParamGroups, ShardedOptimizer
-from parallel.topology import Topology
 
 STATE_KEYS = ("exp_avg",)
 """The momentum, named as checkpoints of megatron-core name a first moment."""
@@ -104,25 +104,26 @@ class Muon(torch.optim.Optimizer):
 def bind_matrices(
     optimizer: ShardedOptimizer,
     rules: Mapping[nn.Parameter, ParameterRule],
-    topology: Topology,
-    busy: list[int],
+    group: dist.ProcessGroup,
+    device: torch.device,
+    busy: Sequence[int],
 ) -> list[int]:
     """Tell a Muon optimizer which matrices its shards are pieces of, and plan who works on which.
 
-    Owners are sought among all data-parallel ranks, those of experts' matrices too: their own replicas alone
-    could not make up for a large dense matrix.
-
     Args:
-        busy: Newton-Schulz FLOPs of a step that each data-parallel rank has already.
+        group: ranks among which owners are sought: all data-parallel ranks, for experts' matrices too, since
+            their own replicas alone could not make up for a large dense matrix.
+        device: where matrices are worked on.
+        busy: Newton-Schulz FLOPs of a step that each rank of the group has already; none are no FLOPs.
 
-    Returns the FLOPs that each data-parallel rank ends up with.
+    Returns the FLOPs that each rank of the group ends up with.
     """
-    inner, group = optimizer.optimizer, topology.groups.dp
+    inner = optimizer.optimizer
     assert isinstance(inner, Muon)
     num_shards = optimizer.data_parallel_group.size()
     # Every ep-th rank has the same experts; the others have as many of the same shapes.
     num_sets = group.size() // num_shards
-    own_set = topology.dp_rank % num_sets
+    own_set = group.rank() % num_sets
     matrices: list[Matrix] = []
     segments: list[Segment | None] = []
     for buffer in optimizer.buffers:
@@ -143,9 +144,7 @@ def bind_matrices(
     wire_dtype = torch.float32 if settings.exchange_dtype is DType.float32 else torch.bfloat16
     most = settings.exchange_mib * _BYTES_PER_MIB // 4
     rounds = list(plan_rounds(matrices, owners, group.size(), most))
-    inner.bind(
-        MatrixExchange(matrices, rounds, group, wire_dtype=wire_dtype, device=topology.device), segments
-    )
+    inner.bind(MatrixExchange(matrices, rounds, group, wire_dtype=wire_dtype, device=device), segments)
     return work
 
 

@@ -2,18 +2,21 @@
 
 Counted here is what the mechanisms need: megatron-core pads each tensor of a gradient buffer to 64 elements
 and the buffer to a multiple of 128 and of the ranks, and a few numbers a step (losses, token counts, the
-gradient norm) are reduced besides. tests/distributed/test_communication.py holds all of it against what real
-ranks send.
+gradient norm) are reduced besides. What a decoupled encoder sends depends on the images: of each vision token
+a feature and its gradient, `hidden_size` numbers each in `dep.exchange_dtype`.
+tests/distributed/test_communication.py holds all of it against what real ranks send.
 """
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from k25_train.config.optimizer import OptimName
 from k25_train.config.schema import Config
+from k25_train.optim.rules import rule_of
 from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
-from k25_train.plan.optimizer import parameter_kinds
+from k25_train.plan.optimizer import encoder_parameters
 from k25_train.plan.parameters import EXPERTS, count_parameters
+from k25_train.plan.trained import TrainedParameter, iterate_parameters
 
 ROUTING_WEIGHT_BYTES = 4
 """The router works in float32."""
@@ -76,11 +79,18 @@ def _expert_exchange(config: Config) -> dict[str, Volume]:
 
 
 def _over_replicas(config: Config, bytes_per_weight: int) -> Volume:
-    """A buffer a rank: dense weights over all replicas, the rank's experts over those that hold the same."""
+    """A buffer a rank: dense weights over all replicas, the rank's experts over those that hold the same, a
+    decoupled encoder's over all ranks."""
     counts = count_parameters(config.model)
     experts = sum(module.total for module in counts.modules if module.module == EXPERTS)
+    encoder = sum(parameter.size for parameter in encoder_parameters(config))
+    dense = counts.total - experts - encoder
     payload = sent = 0.0
-    for num_weights, num_replicas in ((counts.total - experts, config.dp), (experts, config.expert_dp)):
+    for num_weights, num_replicas in (
+        (dense, config.dp),
+        (experts, config.expert_dp),
+        (encoder, config.world_size),
+    ):
         if num_replicas > 1:
             payload += num_weights * bytes_per_weight * num_replicas
             sent += num_weights * bytes_per_weight * (num_replicas - 1)
@@ -89,16 +99,21 @@ def _over_replicas(config: Config, bytes_per_weight: int) -> Volume:
 
 def _matrices(config: Config) -> Volume:
     """Every matrix goes to its owner once and its update back, experts too: owners are sought among all
-    data-parallel ranks."""
-    if config.dp == 1:
-        return Volume(0, 0)
-    elements = sum(
-        kind.num_parameters * math.prod(kind.shape)
-        for kind in parameter_kinds(config)
-        if kind.rule.update is OptimName.muonclip
-    )
+    data-parallel ranks, of an encoder's matrices among all ranks."""
+    of_encoder = _muon_elements(config, encoder_parameters(config))
+    elements = of_encoder if config.world_size > 1 else 0
+    if config.dp > 1:
+        elements += _muon_elements(config, iterate_parameters(config.model)) - of_encoder
     total = 2 * elements * WEIGHT_BYTES[config.optim.muon.exchange_dtype]
     return Volume(total, total)
+
+
+def _muon_elements(config: Config, parameters: Iterable[TrainedParameter]) -> int:
+    return sum(
+        parameter.size
+        for parameter in parameters
+        if rule_of(*parameter, config.optim, config.model).update is OptimName.muonclip
+    )
 
 
 def _bookkeeping(config: Config) -> Volume:

@@ -18,6 +18,7 @@ from k25_train.plan.trained import (
     layer_parameters,
     vision_parameters,
 )
+from parallel.config import DepMode
 from parallel.layout import PipelineLayout
 
 
@@ -50,10 +51,11 @@ class StageState:
     num_weights: dict[OptimName, int]
     """Update -> parameters of the stage, each counted once however many ranks hold it."""
     state_bytes: int
-    """Masters and moments, over all ranks of the stage."""
+    """Masters and moments, over all ranks of the stage; a decoupled encoder's are no stage's."""
     rank_bytes: float
-    """The same on one of its ranks: ZeRO-1 cuts dense weights over dp ranks, and the experts of each of ep
-    ranks over dp / ep. The padding of buckets shifts a few hundred elements from one rank to another."""
+    """What one of its ranks keeps: ZeRO-1 cuts dense weights over dp ranks, the experts of each of ep ranks
+    over dp / ep, and a decoupled encoder over all ranks of the job. The padding of buckets shifts a few
+    hundred elements from one rank to another."""
 
 
 def parameter_kinds(config: Config) -> list[ParameterKind]:
@@ -78,11 +80,23 @@ def stage_states(config: Config) -> list[StageState]:
     ]
 
 
+def encoder_parameters(config: Config) -> list[TrainedParameter]:
+    """The parameters of a decoupled encoder, of which every rank has a replica; none if it is coupled."""
+    return [] if config.dep.mode is DepMode.coupled else list(vision_parameters(config.model))
+
+
+def encoder_state_bytes(config: Config) -> int:
+    """Masters and moments of a decoupled encoder, over all ranks of the job."""
+    num_weights = _weights_by_update(config, encoder_parameters(config))
+    return sum(number * state_bytes(update, config.train.dtype) for update, number in num_weights.items())
+
+
 def stage_parameters(config: Config, layout: PipelineLayout, stage: int) -> Iterator[TrainedParameter]:
-    """The parameters of a pipeline stage; vision is in the first (`dep.mode=coupled`)."""
+    """The parameters of a pipeline stage; a coupled tower is in the first."""
     for vp_stage in range(layout.vpp):
         if layout.is_first(stage, vp_stage):
-            yield from vision_parameters(config.model)
+            if config.dep.mode is DepMode.coupled:
+                yield from vision_parameters(config.model)
             yield embedding_parameter(config.model)
         for layer in layout.layer_ids(stage, vp_stage):
             yield from layer_parameters(config.model, layer)
@@ -91,11 +105,17 @@ def stage_parameters(config: Config, layout: PipelineLayout, stage: int) -> Iter
 
 
 def _stage_state(config: Config, stage: int, parameters: Iterable[TrainedParameter]) -> StageState:
+    num_weights = _weights_by_update(config, parameters)
+    total = sum(number * state_bytes(update, config.train.dtype) for update, number in num_weights.items())
+    rank_bytes = total / config.dp + encoder_state_bytes(config) / config.world_size
+    return StageState(stage=stage, num_weights=num_weights, state_bytes=total, rank_bytes=rank_bytes)
+
+
+def _weights_by_update(config: Config, parameters: Iterable[TrainedParameter]) -> dict[OptimName, int]:
     num_weights = dict.fromkeys(OptimName, 0)
     for parameter in parameters:
         num_weights[rule_of(*parameter, config.optim, config.model).update] += parameter.size
-    total = sum(number * state_bytes(update, config.train.dtype) for update, number in num_weights.items())
-    return StageState(stage=stage, num_weights=num_weights, state_bytes=total, rank_bytes=total / config.dp)
+    return num_weights
 
 
 def rule_lines(kinds: Iterable[ParameterKind]) -> Iterator[str]:
@@ -123,13 +143,14 @@ def rule_lines(kinds: Iterable[ParameterKind]) -> Iterator[str]:
 
 def state_lines(config: Config, states: Iterable[StageState]) -> Iterator[str]:
     """Bytes of state of a parameter, of each stage and rank, and of the job."""
-    states = list(states)
+    states, encoder = list(states), _weights_by_update(config, encoder_parameters(config))
+    of_encoder = encoder_state_bytes(config)
     master, dtype = MASTER_BYTES[config.train.dtype], config.train.dtype
     for update, word, moments in (
         (OptimName.adamw, "AdamW", "two moments"),
         (OptimName.muonclip, "Muon", "momentum"),
     ):
-        number = sum(state.num_weights[update] for state in states)
+        number = encoder[update] + sum(state.num_weights[update] for state in states)
         terms = f"master {master} + {moments} {MOMENT_BYTES[update]}"
         yield f"{word}: {number:,} parameters x {state_bytes(update, dtype)} bytes ({terms})"
     yield f"stage  {'GiB of state':>14}  {f'GiB a rank of {config.dp}':>20}"
@@ -137,7 +158,10 @@ def state_lines(config: Config, states: Iterable[StageState]) -> Iterator[str]:
         first, *_, last = [state.stage for state in alike] * 2
         stages = f"{first}-{last}" if last > first else str(first)
         yield f"{stages:>5}  {total / 2**30:14,.3f}  {total / config.dp / 2**30:20,.3f}"
-    yield f"{'all':>5}  {sum(state.state_bytes for state in states) / 2**30:14,.3f}"
+    if of_encoder:
+        each = f"{of_encoder / config.world_size / 2**30:20,.3f}"
+        yield f"  DEP  {of_encoder / 2**30:14,.3f}  {each}  (vision, on each of {config.world_size:,} ranks)"
+    yield f"{'all':>5}  {(of_encoder + sum(state.state_bytes for state in states)) / 2**30:14,.3f}"
 
 
 def sizes(shape: Iterable[int]) -> str:
@@ -174,4 +198,5 @@ def as_dict(config: Config) -> dict[str, object]:
             }
             for state in stage_states(config)
         ],
+        "encoder_state_bytes": encoder_state_bytes(config),
     }

@@ -1,10 +1,13 @@
 """Data-parallel replicas of model chunks, with the gradient buffers that ZeRO-1 shards."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from parallel.topology import Topology
@@ -59,6 +62,46 @@ def replicate(
     if overlap_grad_reduce:
         _reduce_in_schedule(replicas, config)
     return replicas
+
+
+class EncoderReplica(DistributedDataParallel):
+    """A module of which every rank of the job has a replica, whatever its pipeline stage."""
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The module's, of which a checkpoint gets one copy."""
+        state = self.module.sharded_state_dict(*args, **kwargs)
+        for tensor in nested_values(state):
+            tensor.replica_id = (0, 0, self.dp_group.rank())
+        return state
+
+
+def replicate_everywhere(
+    module: torch.nn.Module, config: TransformerConfig, topology: Topology
+) -> EncoderReplica:
+    """Wrap a module so that its gradients are summed over all ranks, in float32, and sharded over them.
+
+    Nothing is reduced until `reduce_gradients`: passes of the module only add to this rank's gradients.
+    """
+    groups = ProcessGroupCollection()
+    groups.dp = groups.dp_cp = topology.everyone
+    # In these directions there is but one.
+    for name in ("tp", "pp", "ep", "expt_dp"):
+        setattr(groups, name, topology.groups.tp)
+    return EncoderReplica(
+        config=config,
+        ddp_config=DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
+        module=module,
+        pg_collection=groups,
+    )
+
+
+def reduce_gradients(replica: EncoderReplica, num_tokens: int) -> None:
+    """Sum the gradients over all ranks and divide by `num_tokens`, as the backbone's are.
+
+    Each item was encoded by one rank, so a sum is all that is due.
+    """
+    replica.finish_grad_sync()
+    replica.scale_gradients(1.0 / max(num_tokens, 1))
 
 
 def _reduce_in_schedule(replicas: list[DistributedDataParallel], config: TransformerConfig) -> None:

@@ -75,9 +75,12 @@ def buffers_apart(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def shard(part: Part, config: OptimizerConfig, chunks: Sequence[DistributedDataParallel]) -> ShardedOptimizer:
-    """The optimizer of a part whose buffers were made apart from those of other parts."""
+    """The optimizer of a part whose buffers were made apart from those of other parts.
+
+    Its state is sharded over the ranks that the buffers' gradients are reduced over.
+    """
     places = ProcessGroupCollection.setup_process_groups_for_optimizer(None, list(chunks), False)
-    group = places["intra_expt_dp_group" if part.is_expert else "intra_dp_cp_group"]
+    group = chunks[0].intra_expt_dp_group if part.is_expert else chunks[0].intra_dp_cp_group
     model_parallel = places["expt_tp_pp_with_egtp_remat_group" if part.is_expert else "mp_group"]
     own = {parameter for group in part.groups for parameter in group["params"]}
     buffers = {

@@ -224,12 +224,12 @@ POSITIVE = (
     "train.global_batch_size train.micro_batch_size train.eval_sequences train.eval_interval "
     "train.stall_timeout_s checkpoint.interval checkpoint.keep cluster.nodes cluster.gpus_per_node "
     "data.limit_samples data.blend.text optim.qk_clip_threshold optim.muon.newton_schulz_steps "
-    "optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale"
+    "optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale dep.max_patches_per_chunk"
 ).split()
 NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "
     "optim.weight_decay optim.warmup_steps optim.decay_steps optim.max_skipped_steps "
-    "data.max_skipped_samples data.prefetch_steps train.seed"
+    "data.max_skipped_samples data.prefetch_steps train.seed dep.feature_buffer_gib"
 ).split()
 
 BREAKS: dict[str, Callable[[Legal], Broken]] = {

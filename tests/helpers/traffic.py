@@ -103,8 +103,9 @@ def _exchange(
     traffic.add(kind, size_of([rows]), of_row * (rows.shape[0] - stays))
 
 
-def _send(traffic: Traffic, _group: dist.ProcessGroup, tensors: Sequence[Tensor], *_: Any) -> None:
-    traffic.add("pipeline", size_of(tensors), size_of(tensors))
+def _send(traffic: Traffic, group: dist.ProcessGroup, tensors: Sequence[Tensor], *_: Any) -> None:
+    kind = "features" if group.group_desc == "VISION_GROUP" else "pipeline"
+    traffic.add(kind, size_of(tensors), size_of(tensors))
 
 
 def _first(first: Any, *_: Any) -> Any:

@@ -74,7 +74,7 @@ def test_sections_are_plain_typed_objects() -> None:
     assert type(config.data.blend) is dict
     assert config.train.dtype is DType.float32
     assert config.cluster.device is Device.cpu
-    assert config.dep.mode is DepMode.coupled
+    assert config.dep.mode is DepMode.decoupled
 
 
 def test_phantom_fields_cannot_be_set() -> None:

@@ -9,6 +9,7 @@ import torch
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler, PlannedPiece, SequencePlan, mask_failed
 from k25_train.data.documents import DocumentBuilder
 from k25_train.data.images import MediaInfo
+from k25_train.data.media import MediaReader
 from k25_train.data.shards import load_dataset
 from k25_train.data.skips import SkipLog
 from k25_train.data.tokenizer import load_tokenizer
@@ -42,7 +43,7 @@ class Rig:
         self.documents = DocumentBuilder(self.dataset.reader, self.tokenizer, tiny_vision_config())
         self.skip_log = SkipLog(str(directory), max_skipped_samples)
         self.assembler = MicroBatchAssembler(
-            reader=self.dataset.reader,
+            media=MediaReader(self.dataset.reader, tiny_vision_config()),
             documents=self.documents,
             vision=tiny_vision_config(),
             seq_len=SEQ_LEN,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from k25_train.config.resolve import compose
 from k25_train.metrics.flops import (
+    encoder_cost,
     peak_flops,
     text_forward_flops,
     token_multiply_adds,
@@ -37,6 +39,14 @@ def test_tower_and_projector_equal_torch_count() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         hf_image_features(hf_model, pixels, GRIDS)
     assert counter.get_total_flops() == vision_forward_flops(model.vision, model.hidden_size, GRIDS)
+
+
+def test_cost_of_the_real_tower_by_hand() -> None:
+    model = compose(["experiment=k25_pretrain_4k"]).model
+    cost = encoder_cost(model.vision, model.hidden_size)
+    assert cost.per_patch == 2 * (588 * 1152 + 27 * (4 * 1152 * 1152 + 2 * 1152 * 4304))
+    assert cost.per_pair == 2 * 27 * 2 * 1152
+    assert cost.per_token == 2 * (4608 * 4608 + 4608 * 7168)
 
 
 def test_training_is_three_forward_passes() -> None:

@@ -19,10 +19,14 @@ def test_the_reports_plan() -> None:
     assert volumes["all-to-all"].sent_bytes == tokens * 8 * hidden * 2 * 60 * 4 * 15 / 16
     assert volumes["all-to-all of weights"].payload_bytes == tokens * 8 * 60 * 4 * 2
     experts = 60 * 384 * 3 * 2048 * hidden
-    dense = 1_026_879_353_328 - experts
-    # Experts have no second replica: nothing is reduced or gathered of them.
-    assert volumes["reduce-scatter"].sent_bytes == dense * 4 * 15
-    assert volumes["all-gather"].sent_bytes == dense * 2 * 15
+    vision = 471_143_920
+    dense = 1_026_879_353_328 - experts - vision
+    # Experts have no second replica: nothing is reduced or gathered of them. Vision has 256.
+    weights_sent = dense * 15 + vision * 255
+    assert volumes["reduce-scatter"].sent_bytes == weights_sent * 4
+    assert volumes["all-gather"].sent_bytes == weights_sent * 2
+    # All matrices go to their owners and back, in float32.
+    assert volumes["matrices"].payload_bytes == 1_024_523_726_848 * 2 * 4
 
 
 @pytest.mark.parametrize("kind", ["reduce-scatter", "all-gather"])

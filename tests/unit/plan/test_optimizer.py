@@ -8,8 +8,8 @@ import pytest
 
 from k25_train.config.optimizer import OptimName
 from k25_train.config.resolve import compose
-from k25_train.plan.optimizer import parameter_kinds, stage_states
-from k25_train.plan.parameters import EXPERTS, count_parameters
+from k25_train.plan.optimizer import encoder_state_bytes, parameter_kinds, stage_states
+from k25_train.plan.parameters import EXPERTS, VISION_MODULES, count_parameters
 from tests.helpers.source import REPO
 
 WITHOUT_TORCH = (
@@ -49,22 +49,40 @@ def test_state_of_the_real_model(optim: str, expected: int) -> None:
     config = compose(["experiment=k25_pretrain_4k", f"optim={optim}"])
     counts = count_parameters(config.model)
     states = stage_states(config)
-    assert sum(sum(state.num_weights.values()) for state in states) == counts.total
     of = {module.module: module.total for module in counts.modules}
+    vision_weights = sum(of[name] for name in VISION_MODULES)
+    assert sum(sum(state.num_weights.values()) for state in states) == counts.total - vision_weights
     muon = sum(state.num_weights[OptimName.muonclip] for state in states)
-    total = sum(state.state_bytes for state in states)
+    vision = 27 * (4 * 1152**2 + 2 * 1152 * 4304) + 4608 * 4608 + 7168 * 4608
+    if optim == "muonclip":
+        muon += vision
+    encoder = encoder_state_bytes(config)
+    total = encoder + sum(state.state_bytes for state in states)
     assert total == 12 * (counts.total - muon) + expected * muon
     if optim == "muonclip":
         latent_norms = 61 * (1536 + 512)
         language = [of[name] for name in ("attention", "dense FFN", "router", EXPERTS, "shared experts")]
-        vision = 27 * (4 * 1152**2 + 2 * 1152 * 4304) + 4608 * 4608 + 7168 * 4608
         assert muon == sum(language) - latent_norms + vision
     for state in states:
-        assert state.rank_bytes == state.state_bytes / 16
+        assert state.rank_bytes == state.state_bytes / 16 + encoder / 256
+
+
+def test_a_coupled_tower_is_the_first_stages() -> None:
+    decoupled, coupled = (
+        compose(["experiment=k25_pretrain_4k", f"dep.mode={mode}"]) for mode in ("decoupled", "coupled")
+    )
+    assert encoder_state_bytes(coupled) == 0
+    first, *others = [
+        there.state_bytes - alone.state_bytes
+        for there, alone in zip(stage_states(coupled), stage_states(decoupled), strict=True)
+    ]
+    assert first == encoder_state_bytes(decoupled)
+    assert not any(others)
 
 
 def test_float32_weights_are_their_own_masters() -> None:
     alone = ["experiment=smoke", "parallelism=serial", "cluster.gpus_per_node=1", "optim=adamw"]
+    alone.append("dep.mode=coupled")
     [state] = stage_states(compose(alone))
     assert state.state_bytes == state.rank_bytes == 8 * 3_316_960
 
@@ -78,7 +96,13 @@ def test_the_command_explains_every_rule_without_torch() -> None:
     ]  # fmt: skip
     assert "AdamW: 2,355,626,480 parameters x 12 bytes (master 4 + two moments 8)" in lines
     assert "Muon: 1,024,523,726,848 parameters x 8 bytes (master 4 + momentum 4)" in lines
-    assert [line.split()[0] for line in lines[lines.index("") + 4 :]] == ["0", "1-14", "15", "all"]
+    assert [line.split()[0] for line in lines[lines.index("") + 4 :]] == [
+        "0",
+        "1-14",
+        "15",
+        "DEP",
+        "all",
+    ]
 
 
 def test_the_command_prints_json() -> None:

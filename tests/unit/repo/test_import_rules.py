@@ -27,6 +27,10 @@ ALLOWED = {
     "parallel.layout": {"stdlib"},
     "parallel.layout_plan": {"stdlib", "parallel.layout"},
     "parallel.micro_batches": {"stdlib"},
+    "parallel.dep.plan": {"stdlib", "parallel.dep.split"},
+    "parallel.dep.split": {"stdlib"},
+    "parallel.dep.timeline": {"stdlib", "parallel.micro_batches"},
+    "parallel.dep.bubbles": {"stdlib", "parallel.dep.timeline"},
     "k25_train.errors": {"stdlib"},
     "k25_train.config": {
         "stdlib",

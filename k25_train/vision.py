@@ -1,0 +1,85 @@
+"""The decoupled encoder of one rank, put together: module, engine, and the reader of its items.
+
+Import this module only after `use_platform` has chosen the device: it imports megatron-core.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from k25_train.config.schema import Config
+from k25_train.data.loader import DataLoader
+from k25_train.data.prefetch import Prefetch
+from k25_train.data.vision import StepVision, VisionReader
+from k25_train.metrics.flops import encoder_cost
+from k25_train.model.megatron_config import TORCH_DTYPE
+from parallel.config import WireFormat
+from parallel.dep.engine import VisionEngine
+from parallel.dep.exchange import FeatureExchange
+from parallel.megatron.replicas import EncoderReplica
+from parallel.topology import Topology
+
+WIRE_DTYPE = {WireFormat.float32: torch.float32, WireFormat.bfloat16: torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """One rank's share of the decoupled encoder."""
+
+    encoder: EncoderReplica
+    engine: VisionEngine
+    reader: VisionReader
+    prefetch: Prefetch[int, StepVision]
+    """[step, counted from 0] -> its items."""
+
+    def of_step(self, step: int, loader: DataLoader) -> StepVision:
+        """The items of a training step, counted from 0; those of the next ones are read meanwhile."""
+        return self.prefetch.get(step, loader.steps_ahead(step))
+
+
+def build_vision(encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader) -> Vision:
+    """Build what runs this rank's replica of the encoder."""
+    reader = VisionReader(
+        loader.media,
+        config.model.vision,
+        encoder_cost(config.model.vision, config.model.hidden_size),
+        config.dep,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=topology.rank,
+        num_ranks=topology.world_size,
+        num_replicas=topology.dp_size,
+    )
+    dtype, wire_format = TORCH_DTYPE[config.train.dtype], config.dep.exchange_dtype
+    exchange = FeatureExchange(
+        topology.everyone,
+        topology.first_stage_ranks,
+        width=config.model.hidden_size,
+        wire_dtype=dtype if wire_format is None else WIRE_DTYPE[wire_format],
+        device=topology.device,
+    )
+    engine = VisionEngine(
+        encoder,
+        exchange,
+        device=topology.device,
+        feature_dtype=dtype,
+        max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
+        is_trained=True,
+    )
+    return Vision(encoder, engine, reader, Prefetch(lambda step: reader.read(loader.plan(step).sequences)))
+
+
+def share_failures(vision: StepVision, loader: DataLoader, topology: Topology) -> list[int]:
+    """The items of the global batch that did not decode, on whichever rank; the same on every rank.
+
+    Each rank counts their samples, so that all stop together when there are too many (`DataError`).
+    """
+    failed = torch.zeros(max(len(vision.places), 1), dtype=torch.uint8, device=topology.device)
+    if vision.failures:
+        failed[list(vision.failures)] = 1
+    dist.all_reduce(failed, dist.ReduceOp.MAX, group=topology.everyone)
+    items = failed.nonzero().flatten().tolist()
+    for item in items:
+        reason = vision.failures.get(item, "its media do not decode on the rank that encodes them")
+        loader.skip_log.add(vision.places[item].record, reason)
+    return items

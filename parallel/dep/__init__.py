@@ -1,0 +1,1 @@
+"""Decoupled Encoder Process (DEP): all ranks encode images in equal measure, whoever owns the samples."""

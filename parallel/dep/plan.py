@@ -1,0 +1,257 @@
+"""Which rank encodes which image of the global batch. Pure; standard library only.
+
+The vision tower stands on every rank of the job. In each training step an item, an image or a chunk of a
+video, is encoded by one rank, whichever has the least to do, and its features go to the first pipeline stage
+of the replica that owns the sample. All ranks know the sizes of all items and make this plan for themselves,
+so nothing is said about it between them. That rests on these invariants:
+
+1. Every row of patches of every item is encoded exactly once, and the parts of one item by different ranks.
+2. The features of the parts of a micro-batch, at their offsets, tile its features without gap or overlap.
+3. No rank's cost is above both 1.02 times the mean and the mean and the costliest item together. `split` cuts
+   every item that costs more than 1.02 times the mean, and where ranks stay above that, each item that no
+   rank has room for, into parts of equally many rows of merged tokens; an item of one such row is never cut.
+   With three items a rank or more all ranks stay within 1.02; with fewer, rows can be too coarse.
+4. A chunk has at most `max_patches_per_chunk` patches, or is one part; a part of a split item is a chunk.
+5. Every rank encodes its parts of split items first. Their ranks exchange keys and values and so encode them
+   at the same time, and all ranks take split items in one order: the first that is not done has all its
+   ranks' attention, so they never wait for one another in a circle. The order is from cheap to costly, as
+   the costliest is then waited for by the fewest. Whole items follow by micro-batch, replica and place.
+6. Equal arguments give equal plans in every process: costs are whole numbers, whose sums are exact in any
+   order, and ties go by item and rank.
+7. Legal are ranks without items, replicas and micro-batches without images, and no items at all.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+from parallel.dep.split import equal_rows, share_out
+
+MERGE = 2
+"""Edge in patches of the square that becomes one token of the language model."""
+
+Piece = dict[tuple[int, int], list[int]]
+"""(sender's rank, replica that it sends to) -> numbers of the parts whose features it sends, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisionItem:
+    """One image or video chunk of the global batch."""
+
+    grid_thw: tuple[int, int, int]
+    """Frames, and rows and columns of patches, which are multiples of `MERGE`."""
+    replica: int
+    """Data-parallel rank that owns its sample."""
+    micro_batch: int
+    """Number of its micro-batch within the replica."""
+
+    @property
+    def num_patches(self) -> int:
+        """t x h x w."""
+        t, h, w = self.grid_thw
+        return t * h * w
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows of its features: 2 x 2 patches become one, and the mean over frames is taken."""
+        _, h, w = self.grid_thw
+        return h * w // MERGE**2
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCost:
+    """What encoding costs, in whole numbers of any unit; all patches of an item attend to one another."""
+
+    per_patch: int
+    """Of each patch: embedding, projections, MLPs."""
+    per_pair: int
+    """Of each pair of a query patch and a key patch."""
+    per_token: int = 0
+    """Of each merged token: the projector."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if patches are free or anything has a negative cost."""
+        if self.per_patch < 1 or self.per_pair < 0 or self.per_token < 0:
+            raise ValueError(
+                f"{self}: per_patch must be positive and the others not negative; count FLOPs or nanoseconds"
+            )
+
+    def of_row(self, grid_thw: tuple[int, int, int]) -> int:
+        """Cost of one row of merged tokens of an item, over all frames."""
+        t, h, w = grid_thw
+        per_patch = self.per_patch + self.per_pair * t * h * w
+        return MERGE * t * w * per_patch + w // MERGE * self.per_token
+
+    def of_item(self, grid_thw: tuple[int, int, int]) -> int:
+        """Cost of a whole item."""
+        return grid_thw[1] // MERGE * self.of_row(grid_thw)
+
+
+class Part(NamedTuple):
+    """What one rank encodes of one item: whole rows of merged tokens, over all frames.
+
+    A tuple, since a step has tens of thousands and a frozen dataclass takes three times as long to make.
+    """
+
+    item: int
+    """Number of the item in the global batch."""
+    rank: int
+    """Global rank that encodes it."""
+    chunk: int
+    """Number of the chunk of that rank in which it is encoded."""
+    row: int
+    """First row of patches."""
+    num_rows: int
+    """Rows of patches; all that the item has unless it is split."""
+    offset: int
+    """First row of its features in the features [V, D] of its micro-batch."""
+    num_tokens: int
+    """Rows of its features."""
+    num_patches: int
+    """Patches over all frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisionPlan:
+    """Who encodes what in one training step, and in which order."""
+
+    items: tuple[VisionItem, ...]
+    """The global batch, by replica, micro-batch and place in the batch."""
+    num_ranks: int
+    """Ranks of the job."""
+    parts: tuple[Part, ...]
+    """By item, then by row."""
+    chunks: tuple[tuple[tuple[int, ...], ...], ...]
+    """[rank][chunk] -> numbers of the parts that are encoded together."""
+    costs: tuple[int, ...]
+    """[rank] -> cost of its parts, in the unit of `EncoderCost`."""
+
+    @property
+    def imbalance(self) -> float:
+        """Cost of the busiest rank over the mean of all ranks; 1 if there is nothing to encode."""
+        total = sum(self.costs)
+        return max(self.costs) * self.num_ranks / total if total else 1.0
+
+    def parts_of(self, item: int) -> tuple[Part, ...]:
+        """The parts of an item, by row; several if it is split."""
+        first = bisect_left(self.parts, item, key=lambda part: part.item)
+        last = bisect_right(self.parts, item, lo=first, key=lambda part: part.item)
+        return self.parts[first:last]
+
+
+def plan_vision(
+    items: Sequence[VisionItem],
+    num_ranks: int,
+    cost: EncoderCost,
+    *,
+    max_patches_per_chunk: int,
+    split: bool,
+) -> VisionPlan:
+    """Divide the items of a global batch among all ranks; the invariants stand above.
+
+    Args:
+        items: by replica, then micro-batch, then the order of their placeholders.
+        num_ranks: of the job.
+        cost: what the plan balances.
+        max_patches_per_chunk: bound on what a rank encodes at a time, hence on its activations.
+        split: whether an item may be encoded by several ranks.
+
+    Raises ValueError for sizes that are no whole squares, items out of order, and bounds below 1.
+    """
+    _check(items, num_ranks, max_patches_per_chunk)
+    row_costs = [cost.of_row(item.grid_thw) for item in items]
+    num_rows = [item.grid_thw[1] // MERGE for item in items]
+    ranks = share_out(row_costs, num_rows, num_ranks, split)
+    chunks, chunk_of_part = _chunks(items, ranks, row_costs, num_ranks, max_patches_per_chunk)
+    parts = tuple(_parts(items, ranks, chunk_of_part))
+    costs = [0] * num_ranks
+    for part in parts:
+        costs[part.rank] += part.num_rows // MERGE * row_costs[part.item]
+    return VisionPlan(tuple(items), num_ranks, parts, chunks, tuple(costs))
+
+
+def pieces(plan: VisionPlan, micro_batches: range) -> list[Piece]:
+    """Who sends which features to which replica, for each of these micro-batches.
+
+    A piece of the exchange is one number of micro-batch, the same in all replicas. Parts from one sender to
+    one replica are in the order of their offsets. One pass over the parts, so ask for all micro-batches that
+    are needed at once.
+    """
+    found: list[Piece] = [{} for _ in micro_batches]
+    for number, part in enumerate(plan.parts):
+        item = plan.items[part.item]
+        if item.micro_batch in micro_batches:
+            piece = found[micro_batches.index(item.micro_batch)]
+            piece.setdefault((part.rank, item.replica), []).append(number)
+    return found
+
+
+def _check(items: Sequence[VisionItem], num_ranks: int, max_patches_per_chunk: int) -> None:
+    for name, value in (("num_ranks", num_ranks), ("max_patches_per_chunk", max_patches_per_chunk)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, must be at least 1: set it to what the job has")
+    last = (0, 0)
+    for number, item in enumerate(items):
+        t, h, w = item.grid_thw
+        if min(t, h, w) < 1 or h % MERGE or w % MERGE:
+            raise ValueError(
+                f"items[{number}] has grid_thw={item.grid_thw}: frames must be at least 1, rows and columns "
+                f"positive multiples of {MERGE}; pad it to whole squares of {MERGE} x {MERGE} patches"
+            )
+        place = (item.replica, item.micro_batch)
+        if place < last or item.micro_batch < 0:
+            raise ValueError(
+                f"items[{number}] has (replica, micro_batch)={place} after {last}: must count from 0 and not "
+                "fall; sort items by replica, then micro-batch"
+            )
+        last = place
+
+
+def _chunks(
+    items: Sequence[VisionItem],
+    ranks: Sequence[tuple[int, ...]],
+    row_costs: Sequence[int],
+    num_ranks: int,
+    max_patches: int,
+) -> tuple[tuple[tuple[tuple[int, ...], ...], ...], list[int]]:
+    """[rank][chunk] -> numbers of parts; and [part] -> number of its chunk."""
+    first_part = list(accumulate(map(len, ranks), initial=0))
+    chunk_of_part = [0] * first_part[-1]
+    chunks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
+    split = [item for item in range(len(items)) if len(ranks[item]) > 1]
+    for item in sorted(split, key=lambda item: items[item].grid_thw[1] * row_costs[item]):
+        for part, rank in enumerate(ranks[item], first_part[item]):
+            chunk_of_part[part] = len(chunks[rank])
+            chunks[rank].append([part])
+    whole = [item for item in range(len(items)) if len(ranks[item]) == 1]
+    room = [0] * num_ranks  # in the last chunk of each rank, in patches
+    # Items come by replica and the sort is stable: within a micro-batch they stay by replica and place.
+    for item in sorted(whole, key=lambda item: items[item].micro_batch):
+        part, rank, num_patches = first_part[item], ranks[item][0], items[item].num_patches
+        if num_patches > room[rank]:
+            chunks[rank].append([])
+            room[rank] = max_patches
+        chunk_of_part[part] = len(chunks[rank]) - 1
+        chunks[rank][-1].append(part)
+        room[rank] -= num_patches
+    return tuple([tuple(map(tuple, of_rank)) for of_rank in chunks]), chunk_of_part
+
+
+def _parts(
+    items: Sequence[VisionItem], ranks: Sequence[tuple[int, ...]], chunk_of_part: Sequence[int]
+) -> Iterator[Part]:
+    """All parts, by item and row."""
+    chunks = iter(chunk_of_part)
+    micro_batch, offset = (0, 0), 0
+    for number, item in enumerate(items):
+        if (item.replica, item.micro_batch) != micro_batch:
+            micro_batch, offset = (item.replica, item.micro_batch), 0
+        t, h, w = item.grid_thw
+        row = 0
+        for rank, merged_rows in zip(ranks[number], equal_rows(h // MERGE, len(ranks[number])), strict=True):
+            num_rows, num_tokens = MERGE * merged_rows, merged_rows * (w // MERGE)
+            yield Part(number, rank, next(chunks), row, num_rows, offset, num_tokens, t * num_rows * w)
+            row += num_rows
+            offset += num_tokens
