@@ -71,11 +71,21 @@ def build_optimizer(
         bf16=params_dtype is torch.bfloat16,
         params_dtype=params_dtype,
     )
-    optimizers = _sharded(optim, rules, config, chunks, topology.groups.dp, topology.device)
+    optimizers, work = _sharded(optim, rules, config, chunks, topology.groups.dp, topology.device)
     if encoder is not None:
-        # By itself: what ranks of other pipeline stages have to do otherwise is not known here.
-        optimizers += _sharded(optim, rules, config, [encoder], topology.everyone, topology.device)
+        own = work[topology.dp_rank] if work else 0
+        busy = of_all_ranks(own, topology.everyone, topology.device)
+        optimizers += _sharded(optim, rules, config, [encoder], topology.everyone, topology.device, busy)[0]
     return FiniteStepOptimizer(optimizers, names)
+
+
+def of_all_ranks(number: int, group: dist.ProcessGroup, device: torch.device) -> list[int]:
+    """[rank] -> its number; none in a dry run, which has no peers to ask."""
+    if device.type == "meta":
+        return []
+    numbers = torch.empty(group.size(), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(numbers, torch.tensor([number], device=device), group=group)
+    return numbers.tolist()
 
 
 def _sharded(
@@ -85,12 +95,14 @@ def _sharded(
     chunks: list[DistributedDataParallel],
     group: dist.ProcessGroup,
     device: torch.device,
-) -> list[ShardedOptimizer]:
-    """The optimizers of these chunks, whose dense weights are replicated over `group`."""
+    busy: Sequence[int] = (),
+) -> tuple[list[ShardedOptimizer], list[int]]:
+    """The optimizers of these chunks, whose dense weights are replicated over `group`, and the Newton-Schulz
+    FLOPs of a step that each rank of the group ends up with; `busy` are those that it has already."""
     held = {parameter for chunk in chunks for parameter in chunk.parameters()}
     own = {parameter: rule for parameter, rule in rules.items() if parameter in held}
     optimizers: list[ShardedOptimizer] = []
-    work: list[int] = []
+    work = list(busy)
     for part in parts(optim, own, is_encoder=isinstance(chunks[0], EncoderReplica)):
         optimizer = shard(part, config, chunks)
         if optim.offload is OptimizerOffload.cpu:
@@ -98,7 +110,7 @@ def _sharded(
         if isinstance(optimizer.optimizer, Muon):
             work = bind_matrices(optimizer, own, group, device, work)
         optimizers.append(optimizer)
-    return optimizers
+    return optimizers, work
 
 
 def parts(optim: OptimConfig, rules: Rules, *, is_encoder: bool) -> Iterator[Part]:

@@ -5,7 +5,8 @@
 For 256 and 2,048 ranks the optimizer of each pipeline stage is built on tensors without data, and what it
 plans is taken down: which rank orthogonalises which matrix, out of whose pieces. Imbalance is the most over
 the mean of the ranks' Newton-Schulz FLOPs. The step waits for the slowest of all ranks, and the bar is for
-those; where a stage has little to do, one of its matrices can weigh more than the mean.
+those, the decoupled encoder's matrices included; where a stage has little to do, one of its matrices can
+weigh more than the mean.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from k25_train.config.schema import Config
 from k25_train.metrics.flops import text_forward_flops
 from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.plan.layout import layout_of
-from k25_train.plan.optimizer import stage_parameters
+from k25_train.plan.optimizer import encoder_parameters, stage_parameters
 from k25_train.start import prepare_platform
 from parallel.layout import PipelineLayout
 from parallel.matrices.plan import Matrix, plan_owners
@@ -62,12 +63,12 @@ def main() -> None:
     prepare_platform("meta")
     kept = True
     for nodes in NODES:
-        real = ["experiment=k25_pretrain_4k", "optim=muonclip", f"cluster.nodes={nodes}"]
+        real = ["experiment=k25_pretrain_4k", f"cluster.nodes={nodes}"]
         config = compose([*real, *sys.argv[1:]])
         layout = layout_of(config)
         stages = list(plan_stages(config, layout))
         Console(width=110).print(stage_table(config, stages))
-        kept &= print_job(config, stages)
+        kept &= print_job(config, with_encoder(config, layout, stages))
     sys.exit(not kept)
 
 
@@ -83,13 +84,40 @@ def plan_stages(config: Config, layout: PipelineLayout) -> Iterator[Stage]:
 
 def plan_stage(config: Config, layout: PipelineLayout, stage: int) -> Stage:
     """What the training code plans for the data-parallel ranks of a stage."""
-    dense, experts = recorded_plans(config, layout, stage)
+    dense, experts, *_ = recorded_plans(config, layout, stage)
     sent = zip(elements_sent(dense, config.dp), elements_sent(experts, config.dp), strict=True)
     return Stage(list(experts.flops), list(map(sum, sent)), adamw_bytes(config, layout, stage))
 
 
+def with_encoder(config: Config, layout: PipelineLayout, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages with what their ranks do for the decoupled encoder."""
+    _, _, *encoder = recorded_plans(config, layout, 0)
+    if not encoder:
+        return list(stages)
+    # In a run, ranks tell each other what they have to do before they divide the encoder's matrices.
+    busy = [flops for stage in stages for flops in stage.flops]
+    matrices, steps = encoder[0].matrices, config.optim.muon.newton_schulz_steps
+    owners, flops = plan_owners(matrices, config.world_size, steps, busy)
+    sent = elements_sent(Plan(matrices, owners, flops), config.world_size)
+    each = GRADIENT_BYTES + WEIGHT_BYTES[config.train.dtype]
+    num_weights = sum(parameter.size for parameter in encoder_parameters(config))
+    adamw = num_weights * each * (config.world_size - 1) / config.world_size
+    found = []
+    for number, stage in enumerate(stages):
+        own = slice(number * config.dp, (number + 1) * config.dp)
+        found.append(
+            Stage(
+                flops[own],
+                [of_stage + more for of_stage, more in zip(stage.exchanged, sent[own], strict=True)],
+                stage.adamw_bytes + adamw,
+            )
+        )
+    return found
+
+
 def recorded_plans(config: Config, layout: PipelineLayout, stage: int) -> list[Plan]:
-    """What the optimizer of a stage's first rank plans, for dense matrices and then for experts' as well."""
+    """What the optimizer of a stage's first rank plans: for dense matrices, then for experts' as well, then
+    for those of the decoupled encoder, if there is one, over all ranks of the job."""
     from k25_train.dry.rank import build_rank
     from k25_train.optim import muon
 

@@ -4,8 +4,8 @@
 
 Trains the smoke model on the smoke set on 4 ranks, in the layout of `experiment=smoke`, and times norm, clip,
 update and gather, QK-Clip included, within each step. The share is of the fastest steps of both kinds, as
-others of this machine only ever make one slower. Beside it, the Newton-Schulz FLOPs of the real model as a
-share of its step's FLOPs, whatever the number of ranks: each matrix is orthogonalised once.
+others of this machine only ever make one slower. The share at the real model's sizes, in FLOPs, is printed by
+`tests.bench.muon_balance`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from k25_train.config.optimizer import OptimName
-from k25_train.config.resolve import compose
-from k25_train.config.schema import Config
-from k25_train.metrics.flops import training_flops
-from k25_train.plan.optimizer import parameter_kinds
-from parallel.matrices.plan import newton_schulz_flops
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import start_run
 
@@ -47,18 +42,6 @@ def times(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, f
     return found[WARM_UP_STEPS:]
 
 
-def newton_schulz_share(config: Config) -> float:
-    """Newton-Schulz FLOPs of a step over forward and backward FLOPs of its tokens, text alone."""
-    steps = config.optim.muon.newton_schulz_steps
-    work = sum(
-        kind.num_parameters * kind.rule.num_matrices * newton_schulz_flops(*kind.matrix, steps)
-        for kind in parameter_kinds(config)
-        if kind.matrix
-    )
-    sequences = [config.train.seq_len] * config.train.global_batch_size
-    return work / training_flops(config.model, sequences, [])
-
-
 def main() -> None:
     """Measure both and print them."""
     table = Table("optimizer", "share of the smoke step", title="norm, clip, update, gather")
@@ -68,10 +51,7 @@ def main() -> None:
         by_rank = run_ranks(times, 4, arguments, timeout_s=900.0)
         shares = [min(optimizer for _, optimizer in rank) / min(step for step, _ in rank) for rank in by_rank]
         table.add_row(name.value, f"{max(shares):.1%}")
-    console = Console()
-    console.print(table)
-    config = compose(["experiment=k25_pretrain_4k"])
-    console.print(f"Newton-Schulz at 1T: {newton_schulz_share(config):.2%} of a step's FLOPs")
+    Console().print(table)
 
 
 if __name__ == "__main__":

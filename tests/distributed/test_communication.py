@@ -41,6 +41,10 @@ class Counted:
     sent: Counter[str]
     padding: int
     """Elements of the buffers that belong to no parameter, of groups of more than one rank."""
+    features: int
+    """Bytes that the decoupled encoder says it has sent."""
+    vision_tokens: int
+    """Of the global batch."""
 
 
 def count_a_step(context: RankContext, arguments: Sequence[str]) -> Counted:
@@ -53,13 +57,15 @@ def count_a_step(context: RankContext, arguments: Sequence[str]) -> Counted:
         train_step(run, 1)
         with counted_traffic() as traffic:
             train_step(run, 2)
-    buffers = [buffer for chunk in run.chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
+    buffers = [each for module in run.modules for each in module.buffers + module.expert_parallel_buffers]
     padding = sum(
         buffer.numel - sum(parameter.numel() for parameter in buffer.params)
         for buffer in buffers
         if buffer.data_parallel_group.size() > 1
     )
-    return Counted(Counter(traffic.payload_bytes), Counter(traffic.sent_bytes), padding)
+    payload, sent = Counter(traffic.payload_bytes), Counter(traffic.sent_bytes)
+    features = run.vision.engine.stats.sent_bytes
+    return Counted(payload, sent, padding, features, run.loader.plan(1).num_vision_tokens)
 
 
 def count(arguments: list[str], num_ranks: int) -> Counted:
@@ -70,7 +76,8 @@ def count(arguments: list[str], num_ranks: int) -> Counted:
     for rank in ranks:
         total.update(rank.payload)
         sent.update(rank.sent)
-    return Counted(total, sent, sum(rank.padding for rank in ranks))
+    padding, features = sum(rank.padding for rank in ranks), sum(rank.features for rank in ranks)
+    return Counted(total, sent, padding, features, ranks[0].vision_tokens)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -81,7 +88,11 @@ def test_counted_is_what_the_formula_says(name: str, data: Path, tmp_path: Path)
     config = compose(arguments)
     expected = communication(config)
     counted = count(arguments, config.world_size)
-    assert set(counted.payload) - {"bookkeeping"} == set(expected) - {"bookkeeping"}
+    of_data = {"features", "bookkeeping"}
+    assert set(counted.payload) - of_data == set(expected) - of_data
+    # Each token's feature once and its gradient once, but for those that stay on their rank.
+    all_features = 2 * counted.vision_tokens * config.model.hidden_size * bytes_of_weight
+    assert 0 < counted.payload["features"] == counted.features <= all_features
     if "matrices" in expected:
         assert counted.payload["matrices"] == expected["matrices"].payload_bytes
         assert 0 < counted.sent["matrices"] < expected["matrices"].sent_bytes

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from k25_train.config.resolve import compose
-from k25_train.plan.optimizer import stage_states
+from k25_train.plan.optimizer import encoder_state_bytes, stage_states
 from k25_train.plan.parameters import EXPERTS, count_parameters
 from tests.helpers import dry_faults
 from tests.helpers.dry import dry_dict, dry_dict_with
@@ -62,7 +62,8 @@ def test_the_real_model_is_whole_on_every_rank(nodes: int, optim: str) -> None:
     assert sorted(layers) == list(range(61))
     # Masters and moments of each parameter once in the job, and a step count for each shard.
     optimizer = sum(sum(stage["optimizer_bytes_by_dp_rank"]) for stage in found["stages"])
-    planned = sum(state.state_bytes for state in stage_states(compose(arguments)))
+    config = compose(arguments)
+    planned = encoder_state_bytes(config) + sum(state.state_bytes for state in stage_states(config))
     assert planned < optimizer < 1.0001 * planned
     for stage in found["stages"]:
         # bfloat16 weights and float32 gradients of the same padded buffers; router biases come on top.
@@ -82,18 +83,28 @@ def test_the_real_model_is_whole_on_every_rank(nodes: int, optim: str) -> None:
     ],
     ids=" ".join,
 )
-@pytest.mark.parametrize("optim", ["adamw", "muonclip"])
-def test_any_layout_adds_up(arguments: list[str], optim: str) -> None:
+@pytest.mark.parametrize(("optim", "dep"), [("adamw", "coupled"), ("muonclip", "decoupled")])
+def test_any_layout_adds_up(arguments: list[str], optim: str, dep: str) -> None:
     # 24 is a multiple of every data-parallel size above.
-    sizes = ["train.global_batch_size=24", "train.eval_sequences=24", f"optim={optim}"]
+    sizes = ["train.global_batch_size=24", "train.eval_sequences=24", f"optim={optim}", f"dep.mode={dep}"]
     every = [*SHRUNK, *sizes, *arguments]
     found = dry(every)
     check_totals(found, every)
-    for stage, state in zip(found["stages"], stage_states(compose(every)), strict=True):
-        # A step count in 4 bytes for each shard of a parameter on top of what the plan says.
-        steps = sum(stage["optimizer_bytes_by_dp_rank"]) - state.state_bytes
-        assert steps % 4 == 0
-        assert 0 <= steps / 4 <= MAX_PARAMETERS * len(stage["optimizer_bytes_by_dp_rank"])
+    config = compose(every)
+    if dep == "decoupled":
+        by_rank = [stage["optimizer_bytes_by_dp_rank"] for stage in found["stages"]]
+        planned = encoder_state_bytes(config) + sum(state.state_bytes for state in stage_states(config))
+        check_step_counts(sum(map(sum, by_rank)) - planned, config.world_size)
+        return
+    for stage, state in zip(found["stages"], stage_states(config), strict=True):
+        by_rank = stage["optimizer_bytes_by_dp_rank"]
+        check_step_counts(sum(by_rank) - state.state_bytes, len(by_rank))
+
+
+def check_step_counts(num_bytes: int, num_ranks: int) -> None:
+    """A step count in 4 bytes for each shard of a parameter is what comes on top of the plan's bytes."""
+    assert num_bytes % 4 == 0
+    assert 0 <= num_bytes / 4 <= MAX_PARAMETERS * num_ranks
 
 
 FAULTS: dict[Callable[[], None], list[str]] = {
@@ -119,7 +130,8 @@ FAULTS: dict[Callable[[], None], list[str]] = {
     ],
     dry_faults.lay_parameters_over_each_other: ["pipeline stage 0, chunk 0, buffer 0: parameter of shape"],
     dry_faults.leave_the_last_shard_to_nobody: [
-        "pipeline stage 0, chunk 0: vision_tower",
+        "pipeline stage 0, chunk 0: language_model",
+        "encoder: vision_tower",
         "parameters updated in stage 0",
     ],
     dry_faults.forget_a_master: ["optimizer of rank 0"],
@@ -168,7 +180,7 @@ def bytes_after_a_step(context: RankContext, arguments: Sequence[str]) -> tuple[
     run = start_run(context, arguments)
     with run.loader:
         train_step(run, 1)
-    models = [chunk.module for chunk in run.chunks]
+    models = [module.module for module in run.modules]
     weights = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
     gradients = [parameter.main_grad for model in models for parameter in model.parameters()]
     state = []

@@ -27,6 +27,7 @@ LAYOUTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "ep2 x dp4": ({"ep": 2, "dp": 4}, ()),
     "pp2 x vpp2 x ep2": (SMOKE_LAYOUT, ()),
     "pp2 x vpp2 x ep2, everything overlaps": (SMOKE_LAYOUT, EVERYTHING_OVERLAPS),
+    "dp2, plain momentum": ({"dp": 2}, ("optim.muon.nesterov=false",)),
     "dp2, many rounds": ({"dp": 2}, ("optim.muon.exchange_mib=1", "model.hidden_size=128")),
 }
 SLOW = ("one process", "dp2", "pp2 x vpp2 x ep2")
@@ -79,7 +80,7 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Plain:
 )
 def test_a_layout_trains_as_whole_matrices_do(name: str, plain: Plain, data: Path, tmp_path: Path) -> None:
     sizes, more = LAYOUTS[name]
-    expected = plain(*(key for key in more if key.startswith("model.")))
+    expected = plain(*(key for key in more if key.startswith(("model.", "optim.muon.nesterov"))))
     found, *_ = run_ranks(
         train, num_ranks(sizes), overrides(data, tmp_path, *layout(**sizes), *MUON, *more), timeout_s=300.0
     )

@@ -166,9 +166,8 @@ def forget_a_master() -> None:
     from k25_train.dry import rank
 
     def forget(assembled: Any) -> Any:
-        chunks, optimizer = assembled
-        next(iter(rank.inner_optimizers(optimizer))).param_groups[0]["params"].pop()
-        return chunks, optimizer
+        next(iter(rank.inner_optimizers(assembled.optimizer))).param_groups[0]["params"].pop()
+        return assembled
 
     wrap(rank, "assemble", forget)
 

@@ -1,8 +1,9 @@
 """MuonClip written down plainly from the papers, one whole parameter after another, in one process.
 
-K2 report (arXiv 2507.20534), algorithm 1 without the clip; Moonlight (arXiv 2502.16982), section 2: five
-Newton-Schulz steps with 3.4445, -4.7750, 2.0315, Frobenius norm first, transposed if there are more rows than
-columns; AdamW for what is no matrix, and for embeddings and output head.
+K2 report (arXiv 2507.20534), algorithm 1 without the clip, and Nesterov's momentum if that is configured;
+Moonlight (arXiv 2502.16982), section 2: five Newton-Schulz steps with 3.4445, -4.7750, 2.0315, Frobenius norm
+first, transposed if there are more rows than columns; AdamW for what is no matrix, and for embeddings and
+output head.
 """
 
 import math
@@ -72,7 +73,8 @@ class PlainMuon:
     def _muon(self, name: str, parameter: Tensor, gradient: Tensor, rate: float) -> None:
         (momentum,) = self.state.setdefault(name, [torch.zeros_like(parameter)])
         momentum.mul_(0.95).add_(gradient)
-        parts = zip(true_matrices(name, parameter), true_matrices(name, momentum), strict=True)
+        ahead = gradient + 0.95 * momentum if self.optim.muon.nesterov else momentum
+        parts = zip(true_matrices(name, parameter), true_matrices(name, ahead), strict=True)
         for weight, direction in parts:
             update = orthogonal(direction) * 0.2 * math.sqrt(max(weight.shape))
             weight.sub_(rate * (update + self.optim.weight_decay * weight))
