@@ -1,0 +1,501 @@
+"""What images cost in time: throughput of a step with the vision tower beside that of a text-only step of as
+many tokens, at the real 1T shapes, simulated for 256, 1,024 and 4,096 ranks.
+
+    python -m tests.bench.dep_simulation
+
+Each pass is laid out as megatron-core's schedule runs it (parallel/dep/timeline.py). Assumed is:
+
+- Text: the configuration `k25_pretrain_4k`, so PP16 x VPP2 x EP16 with overlapping expert exchanges, 16,384
+  sequences of 4,096 tokens, each one document. A pass takes its model FLOPs at 40 % of an H800's 989 TFLOP/s,
+  backward twice forward. Expert exchanges and transfers between stages take no time beyond that: both are
+  hidden, and what they took would only be more idle time. Ranks do not differ: no imbalance of experts.
+- Tower: its model FLOPs at the same 40 %; forward once with what leaves no activations, later recomputation
+  and backward, together three times forward. Coupled keeps activations and takes twice forward instead.
+- Items: images of log-normal area, median 0.5 megapixels, sigma 0.8, aspect ratios of log-normal sigma 0.3;
+  10 % of the items are chunks of 4 video frames of 0.23 megapixels, sigma 0.3, three to a video. The model's
+  own limits on patches. A sample is an image or video with log-normal 150 tokens of text, sigma 1. Sequences
+  are packed and blended by the loader's own functions, so one has either text or samples with media.
+- Exchange: bfloat16 features and their gradients over the 50 GB/s of a first-stage rank's own NIC. Upfront
+  waits for all of them; in bubbles those of one micro-batch are waited for, the others travel meanwhile.
+- Pixels: decoded ahead of time by the host; float32 patches are copied to the GPU at 20 GB/s for each pass.
+- Weights of the tower, bfloat16, are gathered from all ranks before its first forward pass and gradients,
+  float32, reduced over all ranks after its last backward pass, at 50 GB/s. With bubbles the pipeline goes on
+  meanwhile, coupled and upfront wait. The optimizer, and gradients of the language model, are left out.
+- Split items (upfront): ranks fetch keys and values of the other parts at 50 GB/s, once in forward, and twice
+  as much in backward; nothing of it is hidden.
+- Bubbles: passes of an item may be put aside between the tower's 27 layers; each replica's micro-batches are
+  put in the order of `calm_ends`. A second table shows bubbles without these.
+
+Bars: upfront 0.985 at 10 % vision tokens; bubbles, for 1,024 ranks and more, 0.995 at 10 % and 0.99 at 30 %.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from heapq import heappop, heappush
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from k25_train.config.resolve import compose
+from k25_train.config.schema import Config, VisionConfig
+from k25_train.data.blend import Blend
+from k25_train.data.images import grid_of
+from k25_train.data.packing import pack_whole
+from k25_train.metrics.flops import encoder_cost, head_forward_flops, layer_forward_flops, peak_flops
+from k25_train.plan.layout import layout_of
+from k25_train.plan.parameters import count_parameters
+from parallel.dep.bubbles import BubblePlan, Item, calm_ends, plan_bubbles, plan_upfront, work_of
+from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
+from parallel.dep.timeline import ChunkSeconds, Timeline, Work, schedule_of, simulate
+from parallel.layout_plan import chunk_loads
+from parallel.micro_batches import micro_batch_group_size
+
+NODES = (32, 128, 512)
+SHARES = (0.1, 0.3)
+"""Vision tokens of all tokens."""
+MFU = 0.4
+NIC_BYTES_PER_S = 50e9
+COPY_BYTES_PER_S = 20e9
+FEATURE_BYTES, WEIGHT_BYTES, GRADIENT_BYTES, PIXEL_BYTES, KEY_BYTES = 2, 2, 4, 4, 2
+SEED = 1
+PICTURE_MICRO_BATCHES, PICTURE_SHARE = 32, 0.3
+UPFRONT_BAR, BUBBLES_BARS = 0.985, {0.1: 0.995, 0.3: 0.99}
+
+Grid = tuple[int, int, int]
+Batch = list[list[Grid]]
+"""[sequence of the global batch] -> its items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job without images, and what takes how long in it."""
+
+    config: Config
+    num_micro_batches: int
+    seconds: ChunkSeconds
+    text: Timeline
+    """One replica's step."""
+    gather_s: float
+    """Of the tower's weights."""
+    reduce_s: float
+    """Of the tower's gradients."""
+
+    @property
+    def num_replicas(self) -> int:
+        return self.config.dp
+
+    @property
+    def rate(self) -> float:
+        """Model FLOPs a second."""
+        return MFU * gpu_flops()
+
+    def forward_s(self, grid: Grid) -> float:
+        return encoder_cost(self.config.model.vision, self.config.model.hidden_size).of_item(grid) / self.rate
+
+    def copy_s(self, grid: Grid) -> float:
+        patch_bytes = 3 * self.config.model.vision.patch_size**2 * PIXEL_BYTES
+        return math.prod(grid) * patch_bytes / COPY_BYTES_PER_S
+
+    def exchange_s(self, num_tokens: int) -> float:
+        return num_tokens * self.config.model.hidden_size * FEATURE_BYTES / NIC_BYTES_PER_S
+
+    def of_replicas(self, batch: Batch) -> list[Batch]:
+        """[replica][micro-batch] -> items, in contiguous blocks as the loader deals them."""
+        size = self.num_micro_batches
+        return [batch[first : first + size] for first in range(0, len(batch), size)]
+
+
+def gpu_flops() -> float:
+    peak = peak_flops("H800")
+    assert peak is not None, "the data sheet is known"
+    return peak
+
+
+@cache
+def build_job(nodes: int, num_micro_batches: int | None = None) -> Job:
+    """The real configuration on so many nodes, with the micro-batches of its global batch unless told."""
+    config = compose(["experiment=k25_pretrain_4k", f"cluster.nodes={nodes}"])
+    sizes, layout, rate = config.parallelism, layout_of(config), MFU * gpu_flops()
+    number = num_micro_batches or config.num_micro_batches
+    seq_len = config.train.seq_len
+    layers = tuple(layer_forward_flops(config.model, n, [seq_len]) for n in range(config.model.num_layers))
+    loads = chunk_loads(layers, layout.layers_per_chunk, 0, head_forward_flops(config.model, seq_len))
+    forward_s = tuple(load / rate for load in loads)
+    seconds = ChunkSeconds(forward_s=forward_s, backward_s=tuple(2 * each for each in forward_s))
+    group_size, overlaps = micro_batch_group_size(number, sizes.pp), sizes.overlap_expert_comm
+    lists = [
+        schedule_of(sizes.pp, sizes.vpp, number, group_size, stage, overlaps=overlaps)
+        for stage in range(sizes.pp)
+    ]
+    num_weights = count_parameters(config.model).vision * (config.world_size - 1) / config.world_size
+    gather_s, reduce_s = (num_weights * size / NIC_BYTES_PER_S for size in (WEIGHT_BYTES, GRADIENT_BYTES))
+    return Job(config, number, seconds, simulate(lists, seconds), gather_s, reduce_s)
+
+
+# Items -----------------------------------------------------------------------------------------------------
+
+
+def draw_batch(config: Config, share: float, num_sequences: int) -> Batch:
+    """Items of a global batch of which `share` of the tokens are vision tokens."""
+    vision, seq_len, generator = config.model.vision, config.train.seq_len, random.Random(SEED)
+    samples = [draw_sample(vision, generator) for _ in range(4 * num_sequences)]
+    lengths = [text + sum(num_tokens(grid) for grid in grids) for grids, text in samples]
+    packed = pack_whole(lengths, range(len(samples)), seq_len).sequences
+    with_media = [[grid for piece in row for grid in samples[piece.document][0]] for row in packed]
+    density = mean(sum(map(num_tokens, row)) for row in with_media) / seq_len
+    blend = Blend({"media": share / density, "text": 1 - share / density})
+    places = [blend.locate(number) for number in range(num_sequences)]
+    return [with_media[position] if kind == "media" else [] for kind, position in places]
+
+
+def draw_sample(vision: VisionConfig, generator: random.Random) -> tuple[list[Grid], int]:
+    """Items and text tokens of an image with text, or of a video of three chunks of four frames."""
+    text = max(1, round(generator.lognormvariate(math.log(150), 1.0)))
+    # One video in 28 samples makes 3 items in 30.
+    is_video = generator.random() < 1 / 28
+    area = generator.lognormvariate(math.log(0.23e6 if is_video else 0.5e6), 0.3 if is_video else 0.8)
+    aspect = generator.lognormvariate(0, 0.3)
+    width, height = max(28, round(math.sqrt(area * aspect))), max(28, round(math.sqrt(area / aspect)))
+    limit = vision.frame_patch_limit if is_video else vision.image_patch_limit
+    rows, columns = grid_of(width, height, limit, vision)
+    return ([(4, rows, columns)] * 3 if is_video else [(1, rows, columns)]), text
+
+
+def num_tokens(grid: Grid) -> int:
+    return grid[1] * grid[2] // 4
+
+
+# Ways to run the tower -------------------------------------------------------------------------------------
+
+
+def coupled_step_s(job: Job, batch: Batch) -> float:
+    """The tower stands before the first chunk, and a group of replicas that exchange tokens waits for the
+    one of them with the most to encode."""
+    group = job.config.parallelism.ep
+    replicas, first = job.of_replicas(batch), job.text.schedules[0]
+    makespans = []
+    for start in range(0, len(replicas), group):
+        most_s = [
+            max(sum(map(job.forward_s, items)) + sum(map(job.copy_s, items)) for items in together)
+            for together in zip(*replicas[start : start + group], strict=True)
+        ]
+        before: dict[tuple[int, int], list[Work]] = {}
+        for position, each in enumerate(first):
+            if each.vp_stage == 0:
+                seconds = most_s[each.micro_batch] * (1 if each.is_forward else 2)
+                work = Work(each.is_forward, 0, each.micro_batch, seconds)
+                before.setdefault((0, position + (not each.is_forward)), []).append(work)
+        makespans.append(simulate(job.text.schedules, job.seconds, before=before).makespan_s)
+    return max(makespans) + job.gather_s + job.reduce_s
+
+
+@dataclass(frozen=True, slots=True)
+class Upfront:
+    """Seconds of the phases around the pipeline."""
+
+    forward_s: float
+    backward_s: float
+    exchange_s: float
+    """One way."""
+    mean_s: float
+    """Forward and backward, of the mean rank."""
+
+
+def upfront(job: Job, batch: Batch, *, split: bool) -> Upfront:
+    """All ranks encode an equal share before the pipeline starts, and go backward when it is done."""
+    items = [
+        VisionItem(grid, replica, number)
+        for replica, of_replica in enumerate(job.of_replicas(batch))
+        for number, grids in enumerate(of_replica)
+        for grid in grids
+    ]
+    model = job.config.model
+    cost = encoder_cost(model.vision, model.hidden_size)
+    copied = round(job.copy_s((1, 1, 1)) * job.rate)
+    cost = replace(cost, per_patch=cost.per_patch + copied)
+    num_ranks = job.config.world_size
+    limit = model.vision.image_patch_limit
+    plan = plan_vision(items, num_ranks, cost, max_patches_per_chunk=limit, split=split)
+    forward_s, backward_s = [0.0] * num_ranks, [0.0] * num_ranks
+    for part in plan.parts:
+        grid = plan.items[part.item].grid_thw
+        rows = part.num_rows / grid[1]
+        computed_s, copied_s, fetched_s = rows * job.forward_s(grid), rows * job.copy_s(grid), 0.0
+        if rows < 1:
+            fetched_s = keys_s(job, plan, part.item, part.num_patches)
+        forward_s[part.rank] += computed_s + copied_s + fetched_s
+        backward_s[part.rank] += 3 * computed_s + copied_s + 2 * fetched_s
+    most_tokens = max(
+        sum(num_tokens(grid) for grids in each for grid in grids) for each in job.of_replicas(batch)
+    )
+    both_s = mean(forward_s) + mean(backward_s)
+    return Upfront(max(forward_s), max(backward_s), job.exchange_s(most_tokens), both_s)
+
+
+def keys_s(job: Job, plan: VisionPlan, item: int, own_patches: int) -> float:
+    """Seconds in which a rank fetches keys and values of the other parts of an item, in all layers."""
+    vision = job.config.model.vision
+    others = plan.items[item].num_patches - own_patches
+    return others * 2 * vision.hidden_size * KEY_BYTES * vision.num_layers / NIC_BYTES_PER_S
+
+
+class Bubbles(NamedTuple):
+    """A step whose tower runs where ranks are idle."""
+
+    plan: BubblePlan
+    before: dict[tuple[int, int], list[Work]]
+    run: Timeline
+    more_s: float
+    """How much longer than without a tower it takes."""
+    queue_s: float
+    """The most by which features reach their first stage late, for others before them."""
+
+
+def bubbles(
+    job: Job, batch: Batch, *, num_steps: int | None = None, is_calm: bool = True, hides_weights: bool = True
+) -> Bubbles:
+    """Plan the step, and simulate all replicas to confirm it."""
+    items, tokens = place_items(job, batch, is_calm)
+    num_steps = num_steps or job.config.model.vision.num_layers
+    exchange_s, replicas = job.exchange_s(max(tokens.values())), job.num_replicas
+    around = {"gather_s": job.gather_s, "reduce_s": job.reduce_s} if hides_weights else {}
+    plan = plan_bubbles(job.text, items, replicas, num_steps=num_steps, exchange_s=exchange_s, **around)
+    before = work_of(items, plan.placements, num_steps)
+    lists = job.text.schedules
+    run = simulate(lists, job.seconds, before=before, exchange_s=exchange_s, num_replicas=replicas)
+    planned_s = plan.head_s + job.text.makespan_s + plan.tail_s
+    assert run.makespan_s <= planned_s + 1e-6, "the simulated step takes longer than planned"
+    more_s = plan.head_s + plan.tail_s + (0.0 if hides_weights else job.gather_s + job.reduce_s)
+    return Bubbles(plan, before, run, more_s, queueing_s(job, run, before, tokens))
+
+
+def place_items(job: Job, batch: Batch, is_calm: bool) -> tuple[list[Item], dict[tuple[int, int], int]]:
+    """Items by replica and place of their micro-batch; and vision tokens by (replica, place)."""
+    items: list[Item] = []
+    tokens: dict[tuple[int, int], int] = {}
+    for replica, of_replica in enumerate(job.of_replicas(batch)):
+        order = list(range(len(of_replica)))
+        if is_calm:
+            order = calm_ends([max(map(job.forward_s, grids), default=0.0) for grids in of_replica])
+        for place, number in enumerate(order):
+            for grid in of_replica[number]:
+                forward_s, copy_s = job.forward_s(grid), job.copy_s(grid)
+                items.append(Item(replica, place, forward_s + copy_s, 3 * forward_s + copy_s))
+                tokens[replica, place] = tokens.get((replica, place), 0) + num_tokens(grid)
+    return items, tokens
+
+
+def queueing_s(
+    job: Job, run: Timeline, before: dict[tuple[int, int], list[Work]], tokens: dict[tuple[int, int], int]
+) -> float:
+    """The most by which a micro-batch's features are late, each sent when the last of them is there, the most
+    urgent first, all through one NIC."""
+    ready_s: dict[tuple[int, int], float] = {}
+    for place, works in before.items():
+        for work, start_s in zip(works, run.work_starts_s[place], strict=True):
+            if work.is_forward:
+                key = work.replica, work.micro_batch
+                ready_s[key] = max(ready_s.get(key, 0.0), start_s + work.seconds)
+    starts_s = run.feature_deadlines_s()
+    late_s = 0.0
+    for replica in range(job.num_replicas):
+        coming = sorted((at_s, number) for (owner, number), at_s in ready_s.items() if owner == replica)
+        queue: list[tuple[float, float]] = []
+        now_s = 0.0
+        while coming or queue:
+            if not queue:
+                now_s = max(now_s, coming[0][0])
+            while coming and coming[0][0] <= now_s:
+                number = coming.pop(0)[1]
+                heappush(queue, (starts_s[number], job.exchange_s(tokens[replica, number])))
+            deadline_s, seconds = heappop(queue)
+            now_s += seconds
+            late_s = max(late_s, now_s - deadline_s)
+    return late_s
+
+
+# Figures ---------------------------------------------------------------------------------------------------
+
+TIMES = (
+    "text-only step", "idle of a rank", "tower of a rank", "upfront: busiest", "exchange", "weights",
+    "bubbles: start", "end", "late features",
+)  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "items whole": {"num_steps": 1},
+    "batch as drawn": {"is_calm": False},
+    "weights waited for": {"hides_weights": False},
+}
+
+
+def main() -> None:
+    """Print the figures beside the bars, and draw both schedules; ends non-zero if a bar is missed."""
+    draw_picture(Path("runs/dep_simulation.png"))
+    case = ("ranks", "vision tokens")
+    shares = Table(*case, "coupled", "upfront", "split", "bubbles", "bars", title="text-only step = 1")
+    times = Table(*case, *TIMES, title="milliseconds a step; of a rank: mean")
+    without = Table(*case, *VARIANTS, title="bubbles, text-only step = 1")
+    kept = True
+    for nodes in NODES:
+        for share in SHARES:
+            job = build_job(nodes)
+            batch = draw_batch(job.config, share, job.config.train.global_batch_size)
+            row = f"{job.config.world_size:,}", f"{share:.0%}"
+            filled = {name: bubbles(job, batch, **options) for name, options in VARIANTS.items()}
+            kept &= add_rows(job, batch, share, row, filled["all"], shares, times)
+            ratios = (ratio(job, each.more_s) for each in filled.values())
+            without.add_row(*row, *(f"{each:.4f}" for each in ratios))
+    for table in (shares, times, without):
+        Console(width=120).print(table)
+    sys.exit(not kept)
+
+
+def add_rows(
+    job: Job, batch: Batch, share: float, row: tuple[str, str], filled: Bubbles, shares: Table, times: Table
+) -> bool:
+    """Add what one case comes to; whether its bars are kept."""
+    text_s, around_s = job.text.makespan_s, job.gather_s + job.reduce_s
+    whole, parts = (upfront(job, batch, split=split) for split in (False, True))
+    whole_ratio, parts_ratio = (
+        ratio(job, each.forward_s + each.backward_s + 2 * each.exchange_s + around_s)
+        for each in (whole, parts)
+    )
+    filled_ratio = ratio(job, filled.more_s)
+    bars = []
+    if share == SHARES[0]:
+        bars.append(("upfront", max(whole_ratio, parts_ratio), UPFRONT_BAR))
+    if job.config.world_size >= 1024:
+        bars.append(("bubbles", filled_ratio, BUBBLES_BARS[share]))
+    verdicts = [f"{name} {bar} {'kept' if found >= bar else 'MISSED'}" for name, found, bar in bars]
+    ratios = text_s / coupled_step_s(job, batch), whole_ratio, parts_ratio, filled_ratio
+    shares.add_row(*row, *(f"{each:.4f}" for each in ratios), ", ".join(verdicts))
+    stages = range(job.config.parallelism.pp)
+    idle_s = mean(sum(slot.seconds for slot in job.text.slots(stage)) for stage in stages)
+    busiest_s = min(whole.forward_s + whole.backward_s, parts.forward_s + parts.backward_s)
+    figures_s = (
+        text_s, idle_s, whole.mean_s, busiest_s, 2 * whole.exchange_s, around_s, filled.plan.head_s,
+        filled.plan.tail_s, filled.queue_s,
+    )  # fmt: skip
+    times.add_row(*row, *(f"{1e3 * each:,.0f}" for each in figures_s))
+    return all(found >= bar for _, found, bar in bars)
+
+
+def ratio(job: Job, more_s: float) -> float:
+    """Throughput beside the text-only step of a step that takes so much longer."""
+    return job.text.makespan_s / (job.text.makespan_s + more_s)
+
+
+# Picture ---------------------------------------------------------------------------------------------------
+
+COLORS = {
+    "text forward": "#9ecae1",
+    "text backward": "#4a86b8",
+    "vision forward": "#fdae45",
+    "vision recompute and backward": "#d94f2b",
+    "exchange and weights": "#7a5aa6",
+    "idle": "#f2f2f2",
+}
+Bars = dict[tuple[int, str], list[tuple[float, float]]]
+"""(stage, what) -> (start, duration), seconds."""
+
+
+def draw_picture(path: Path) -> None:
+    """Both schedules of a step with few micro-batches, one replica's ranks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
+
+    job = build_job(NODES[0], PICTURE_MICRO_BATCHES)
+    batch = draw_batch(job.config, PICTURE_SHARE, job.num_replicas * job.num_micro_batches)
+    panels = {"upfront": upfront_bars(job, batch), "bubbles": bubbles_bars(job, batch)}
+    ends_s = {name: max(sum(each[-1]) for each in bars.values()) for name, bars in panels.items()}
+    figure, axes = pyplot.subplots(2, 1, figsize=(20, 11), sharex=True, layout="constrained")
+    for axis, (name, bars) in zip(axes, panels.items(), strict=True):
+        for stage in range(job.config.parallelism.pp):
+            axis.broken_barh([(0, ends_s[name])], (stage - 0.45, 0.9), color=COLORS["idle"])
+        for (stage, what), spans in bars.items():
+            axis.broken_barh(
+                spans, (stage - 0.45, 0.9), color=COLORS[what], edgecolor="white", linewidth=0.25
+            )
+        axis.set_title(
+            f"{name}: {ends_s[name]:.2f} s, {job.text.makespan_s / ends_s[name]:.3f} of the text-only step's "
+            f"throughput ({job.text.makespan_s:.2f} s)"
+        )
+        axis.set_ylabel("pipeline stage")
+        axis.set_yticks(range(job.config.parallelism.pp))
+        axis.invert_yaxis()
+        axis.set_xlim(0, max(ends_s.values()))
+    axes[1].set_xlabel("seconds")
+    numbers = f"{job.num_micro_batches} micro-batches, {PICTURE_SHARE:.0%} vision tokens"
+    figure.suptitle(f"{numbers}, {job.config.world_size} ranks, of which one replica's are shown")
+    figure.legend(
+        handles=[Patch(color=color, label=what) for what, color in COLORS.items()],
+        loc="outside lower center",
+        ncols=len(COLORS),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def text_bars(run: Timeline, from_s: float, first: int) -> Bars:
+    """Passes of every `first`-th rank, so those of one replica; two that run as one share their time."""
+    bars: Bars = {}
+    for stage, passes in enumerate(run.schedules):
+        for position, each in enumerate(passes):
+            start_s, end_s = (times[stage * first][position] for times in (run.starts_s, run.ends_s))
+            if each.runs_beside_next:
+                end_s = start_s + (end_s - start_s) / 3
+            elif position and passes[position - 1].runs_beside_next:
+                start_s += (end_s - start_s) / 3
+            what = "text forward" if each.is_forward else "text backward"
+            bars.setdefault((stage, what), []).append((from_s + start_s, end_s - start_s))
+    return bars
+
+
+def upfront_bars(job: Job, batch: Batch) -> Bars:
+    """The tower ahead of the pipeline and behind it, items whole."""
+    items, tokens = place_items(job, batch, is_calm=False)
+    plan = plan_upfront(job.text, items, job.num_replicas)
+    of_replicas = [0] * job.num_replicas
+    for (replica, _), count in tokens.items():
+        of_replicas[replica] += count
+    exchange_s = job.exchange_s(max(of_replicas))
+    text_s = job.gather_s + plan.head_s + exchange_s
+    done_s = text_s + job.text.makespan_s
+    backward_s = done_s + exchange_s
+    bars = text_bars(job.text, text_s, 1)
+    waits = [(0.0, job.gather_s), (text_s - exchange_s, exchange_s), (done_s, exchange_s)]
+    waits.append((backward_s + plan.tail_s, job.reduce_s))
+    ranks = [place.rank for place in plan.placements]
+    for stage in range(job.config.parallelism.pp):
+        own = [item for item, rank in zip(items, ranks, strict=True) if rank == stage * job.num_replicas]
+        bars[stage, "vision forward"] = [(job.gather_s, sum(item.forward_s for item in own))]
+        bars[stage, "vision recompute and backward"] = [(backward_s, sum(item.backward_s for item in own))]
+        bars[stage, "exchange and weights"] = waits
+    return bars
+
+
+def bubbles_bars(job: Job, batch: Batch) -> Bars:
+    """The tower between the passes; what is exchanged travels meanwhile."""
+    filled = bubbles(job, batch)
+    bars = text_bars(filled.run, 0.0, job.num_replicas)
+    for (rank, position), starts_s in filled.run.work_starts_s.items():
+        if rank % job.num_replicas == 0:
+            for work, start_s in zip(filled.before[rank, position], starts_s, strict=True):
+                what = "vision forward" if work.is_forward else "vision recompute and backward"
+                bars.setdefault((rank // job.num_replicas, what), []).append((start_s, work.seconds))
+    return bars
+
+
+if __name__ == "__main__":
+    main()
