@@ -7,7 +7,6 @@ stage, and phases 2 and 4 fall away.
 import math
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -16,8 +15,9 @@ from k25_train.inputs import read_evaluation, read_step
 from k25_train.optim.build import set_learning_rate
 from k25_train.optim.qk_clip import ClipResult
 from k25_train.optim.schedule import learning_rate
-from k25_train.passes import LossSums, count_tokens, forward_micro_batch
+from k25_train.passes import LossSums, count_tokens
 from k25_train.run import Run
+from parallel.dep.stats import VisionSummary
 from parallel.megatron.replicas import complete_parameters, reduce_gradients
 from parallel.megatron.schedule import run_schedule
 
@@ -37,6 +37,8 @@ class StepResult:
     """Parameters whose gradient was not finite, so that the step changed nothing; empty if it did."""
     clip: ClipResult | None
     """What QK-Clip saw and did; None if it is off."""
+    vision: VisionSummary | None
+    """What the decoupled encoder did; None if the tower is coupled."""
 
 
 def train_step(run: Run, step: int) -> StepResult:
@@ -56,7 +58,7 @@ def train_step(run: Run, step: int) -> StepResult:
 
     # 2. Balanced vision forward: every rank encodes an equal share of all images, whoever owns them, and the
     #    features go to the first stages.
-    if run.vision is not None and inputs.vision is not None:
+    if run.vision is not None:
         with run.watch.phase("vision forward"):
             run.vision.engine.forward(inputs.vision)
 
@@ -66,7 +68,7 @@ def train_step(run: Run, step: int) -> StepResult:
     # The balance loss is a mean over all tokens, but is divided with the gradients by those with a loss.
     run.backbone.moe_grad_scale_func = lambda: tokens.with_loss / tokens.total
     sums = run_schedule(
-        partial(forward_micro_batch, features=None if run.vision is None else run.vision.engine.leaf),
+        run.forward,
         run.chunks,
         inputs.micro_batches,
         topology,
@@ -102,6 +104,7 @@ def train_step(run: Run, step: int) -> StepResult:
         learning_rate=rate,
         step_time_s=time.perf_counter() - started,
         clip=clip,
+        vision=None if run.vision is None else run.vision.summary(topology),
         not_finite=tuple(run.optimizer.not_finite),
     )
 
@@ -116,10 +119,10 @@ def eval_losses(run: Run, num_sequences: int, shuffle_media_seed: int | None = N
     for module in run.modules:
         module.eval()
     inputs = read_evaluation(run, num_sequences, shuffle_media_seed)
-    if run.vision is not None and inputs.vision is not None:
+    if run.vision is not None:
         run.vision.engine.forward(inputs.vision)
     sums = run_schedule(
-        partial(forward_micro_batch, features=None if run.vision is None else run.vision.engine.leaf),
+        run.forward,
         run.chunks,
         inputs.micro_batches,
         run.topology,

@@ -6,6 +6,7 @@ import signal
 import sys
 import types
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
@@ -174,6 +175,8 @@ class Trainer:
             "step_time_s": result.step_time_s,
             "tokens_per_s": plan.num_tokens / result.step_time_s,
         }
+        if result.vision is not None:
+            row |= {f"vision_{name}": value for name, value in asdict(result.vision).items()}
         if result.clip is not None:
             by_layer = result.clip.max_logits
             row |= {"max_logit": max(by_layer), "heads_clipped": result.clip.heads_clipped}

@@ -17,6 +17,7 @@ from k25_train.model.megatron_config import TORCH_DTYPE
 from parallel.config import WireFormat
 from parallel.dep.engine import VisionEngine
 from parallel.dep.exchange import FeatureExchange
+from parallel.dep.stats import VisionSummary
 from parallel.megatron.replicas import EncoderReplica
 from parallel.topology import Topology
 
@@ -36,6 +37,10 @@ class Vision:
     def of_step(self, step: int, loader: DataLoader) -> StepVision:
         """The items of a training step, counted from 0; those of the next ones are read meanwhile."""
         return self.prefetch.get(step, loader.steps_ahead(step))
+
+    def summary(self, topology: Topology) -> VisionSummary:
+        """Figures of the last step over all ranks. Called by every rank."""
+        return VisionSummary.over_all_ranks(self.engine.stats, topology.everyone, topology.device)
 
 
 def build_vision(encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader) -> Vision:

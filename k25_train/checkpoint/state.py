@@ -18,7 +18,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from k25_train.checkpoint import folders
@@ -32,7 +32,7 @@ _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_
 
 
 def sharded_state(
-    chunks: list[torch.nn.Module], optimizer: MegatronOptimizer | None, *, is_loading: bool
+    chunks: list[torch.nn.Module], optimizer: ChainedOptimizer | None, *, is_loading: bool
 ) -> dict[str, Any]:
     """Describe this rank's part of the run's state: model chunks and, if given, the optimizer."""
     state: dict[str, Any] = {
@@ -48,7 +48,7 @@ def sharded_state(
 
 
 def save(
-    root: Path, step: int, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, config: Config
+    root: Path, step: int, chunks: list[DistributedDataParallel], optimizer: ChainedOptimizer, config: Config
 ) -> None:
     """Write `root/step_<step>`; called by every rank.
 
@@ -73,7 +73,7 @@ def save(
 
 
 def load(
-    folder: Path, config: Config, chunks: list[torch.nn.Module], optimizer: MegatronOptimizer | None
+    folder: Path, config: Config, chunks: list[torch.nn.Module], optimizer: ChainedOptimizer | None
 ) -> int:
     """Load a checkpoint into the chunks and, to go on training, the optimizer; returns its step.
 
@@ -113,15 +113,24 @@ def on_first_rank[T](action: Callable[[], T]) -> T:
     return result
 
 
-def _load_optimizer(optimizer: MegatronOptimizer, loaded: Any) -> None:
+def _load_optimizer(optimizer: ChainedOptimizer, loaded: dict[int, dict[str, Any]]) -> None:
     """Take moments and step over; weight decay and the like are as configured now, not as saved."""
     configured = [
         {key: value for key, value in group.items() if key not in ("params", "step")}
         for group in optimizer.param_groups
     ]
-    optimizer.load_state_dict(loaded)
+    optimizer.load_state_dict(_by_optimizer(loaded, len(optimizer.chained_optimizers)))
     for group, values in zip(optimizer.param_groups, configured, strict=True):
         group.update(values)
+
+
+def _by_optimizer(loaded: dict[int, dict[str, Any]], num_optimizers: int) -> dict[int, dict[str, Any]]:
+    """What was loaded, for as many optimizers as there are now.
+
+    A decoupled encoder has optimizers of its own behind the others, a coupled tower does not. Tensors are
+    loaded by name and are right in any case; what else is kept, counts of steps, is the same of all.
+    """
+    return {number: loaded[0] | loaded.get(number, {}) for number in range(num_optimizers)}
 
 
 def _weights(state: dict[str, Any]) -> dict[str, Any]:

@@ -109,8 +109,11 @@ class MultimodalModel(MegatronModule):
     def _features(
         self, pixels: Tensor | None, grid_thw: Sequence[GridTHW], features: Tensor | None
     ) -> Tensor | None:
-        if self.vision_tower is None or self.mm_projector is None or pixels is None:
-            return features
+        return features if self.vision_tower is None or pixels is None else self.encode(pixels, grid_thw)
+
+    def encode(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
+        """What `VisionEncoder` does, by a coupled tower."""
+        assert self.vision_tower is not None and self.mm_projector is not None, "it is decoupled"
         return self.mm_projector(self.vision_tower(pixels, grid_thw))
 
     def _language_model_inputs(

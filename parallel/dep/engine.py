@@ -17,6 +17,7 @@ from torch import Tensor
 
 from parallel.dep.exchange import FeatureExchange
 from parallel.dep.plan import Piece, VisionPlan, pieces
+from parallel.dep.stats import VisionStats
 from parallel.dep.store import FeatureStore
 from parallel.dep.vision_pass import Chunk, Encoder, encode, recompute_and_backward
 
@@ -32,28 +33,10 @@ class VisionWork:
     num_micro_batches: int
     """Of each replica."""
 
-
-@dataclass(slots=True)
-class VisionStats:
-    """What one rank did in one step."""
-
-    forward_s: float = 0.0
-    """Encoding, features kept."""
-    backward_s: float = 0.0
-    """Encoding again, and backward."""
-    exchange_s: float = 0.0
-    """Sending and receiving, which includes waiting for slower ranks."""
-    num_patches: int = 0
-    """Patches that this rank encoded."""
-    sent_bytes: int = 0
-    """Features and gradients sent to other ranks."""
-    peak_feature_bytes: int = 0
-    """The most features, or gradients of features, that lay on the device at a time."""
-
-    @property
-    def exposed_s(self) -> float:
-        """Time that the rank spent on vision outside the backbone's schedule."""
-        return self.forward_s + self.backward_s + self.exchange_s
+    @classmethod
+    def none(cls) -> "VisionWork":
+        """No items at all."""
+        return cls(VisionPlan((), 1, (), ((),), (0,)), (), 0)
 
 
 @dataclass(slots=True)

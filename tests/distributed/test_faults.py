@@ -135,14 +135,17 @@ def test_an_undecodable_image_within_the_limit_is_skipped_alike_in_every_layout(
 ) -> None:
     name = f"{broken.folder}/{broken.sample.shard}, sample {broken.sample.key}"
     losses = []
-    for pp in (1, 2):
-        command = short(broken.folder, tmp_path / str(pp), *layout(pp=pp), "data.max_skipped_samples=1")
-        by_rank = run_ranks(train_and_count, pp, command, broken.step)
-        assert [skipped for _, skipped, _ in by_rank] == [[name], []][:pp], "the first stage alone decodes"
-        assert f"skipped {name}: its image" in by_rank[0][2]
+    # With a coupled tower the first stage alone decodes and counts; else one rank decodes and all count.
+    counted = {(1, "decoupled"): [[name]], (2, "decoupled"): [[name], [name]], (2, "coupled"): [[name], []]}
+    for (pp, mode), by_stage in counted.items():
+        command = short(broken.folder, tmp_path / f"{pp} {mode}", *layout(pp=pp), f"dep.mode={mode}")
+        by_rank = run_ranks(train_and_count, pp, [*command, "data.max_skipped_samples=1"], broken.step)
+        assert [skipped for _, skipped, _ in by_rank] == by_stage
+        assert f"skipped {name}: its image" in "".join(log for _, _, log in by_rank)
         losses.append(by_rank[-1][0])
     intact = [row["loss"] for row in rows(run_alone)[1 : broken.step + 1]]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
     assert losses[0][:-1] == pytest.approx(intact[:-1], rel=1e-5)
     assert abs(losses[0][-1] - intact[-1]) > 1e-4, "the sample still counts"
 

@@ -26,7 +26,7 @@ def spoil_gradients(context: RankContext, arguments: list[str], steps: list[int]
 
     run = start_run(context, arguments)
     names = run.optimizer._names
-    weights = [parameter for chunk in run.chunks for parameter in chunk.parameters()]
+    weights = [parameter for module in run.modules for parameter in module.parameters()]
     norm, real_step, changes, ended = run.optimizer.get_grad_norm, trainer.train_step, [], "finished"
     now = [0]
 

@@ -172,10 +172,10 @@ def step_on_nan(context: RankContext, arguments: Sequence[str]) -> tuple[Any, bo
 
     run = start_run(context, arguments)
     enlarge_queries(run, float("nan"), [0], [1])
-    before = [parameter.clone() for chunk in run.chunks for parameter in chunk.parameters()]
+    before = [parameter.clone() for module in run.modules for parameter in module.parameters()]
     with run.loader:
         result = train_step(run, 1)
-    after = [parameter for chunk in run.chunks for parameter in chunk.parameters()]
+    after = [parameter for module in run.modules for parameter in module.parameters()]
     same = all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(before, after, strict=True))
     return result.clip, same
 

@@ -68,7 +68,8 @@ def train_in_buckets(context: RankContext, arguments: Sequence[str]) -> dict[str
 
 def compare_overlap(data: Path, run: Path, sizes: dict[str, int], *more: str) -> tuple[list, list]:
     """What ranks report without and with overlap."""
-    command = overrides(data, run, *layout(**sizes), *SHORT, UNCLIPPED, *more)
+    # With a coupled tower, the only one whose gradients are reduced bucket by bucket.
+    command = overrides(data, run, *layout(**sizes), *SHORT, UNCLIPPED, "dep.mode=coupled", *more)
     plain, overlapped = (
         run_ranks(train_in_buckets, num_ranks(sizes), [*command, *flags], timeout_s=240.0)
         for flags in ([], OVERLAP)
@@ -139,7 +140,7 @@ def parameters_around_completion(context: RankContext, arguments: Sequence[str])
     completions = {
         "completed": lambda: complete_parameters(run.chunks),
         "evaluated": lambda: eval_losses(run, 2),
-        "saved": lambda: state.save(run.checkpoints, 3, run.chunks, run.optimizer, run.config),
+        "saved": lambda: state.save(run.checkpoints, 3, run.modules, run.optimizer, run.config),
     }
 
     def sums() -> list[float]:
@@ -230,7 +231,9 @@ def test_the_norm_counts_each_parameter_once(
 
 # Bytes -----------------------------------------------------------------------------------------------------
 
-BYTES_PER_PARAMETER = {"dense, AdamW": 12, "dense, Muon": 8, "experts, Muon": 8}
+BYTES_PER_PARAMETER = {
+    "dense, AdamW": 12, "dense, Muon": 8, "experts, Muon": 8, "vision, AdamW": 12, "vision, Muon": 8,
+}  # fmt: skip
 """Float32 master and two moments, or one; in the order of the optimizers."""
 
 

@@ -1,6 +1,6 @@
 """The whole model's gradients and their norm, put together apart from the optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,18 +18,27 @@ CLASSES: dict[str, Callable[[str], bool]] = {
 """Parameters that the norm counts in one way each, by global name."""
 
 
+def modules_and_places(run: Any) -> Iterator[tuple[Any, Any]]:
+    """This rank's model chunks and its replica of a decoupled encoder, and where they stand in the model."""
+    from k25_train.model.build import chunk_place
+    from k25_train.model.weights import ChunkPlace
+
+    for vp_stage, chunk in enumerate(run.chunks):
+        yield chunk, chunk_place(run.config, run.topology, vp_stage)
+    if run.vision is not None:
+        yield run.vision.encoder, ChunkPlace(first_layer=0, first_expert=0)
+
+
 def gathered_gradients(run: Any) -> dict[str, Tensor]:
-    """Global name -> reduced gradient in float64 of every parameter of this rank's chunks.
+    """Global name -> reduced gradient in float64 of every parameter of this rank.
 
     After the reduction a rank's gradient buffers hold right values only in its own shard of each bucket: the
     others' are fetched from them, over the group that replicates the bucket.
     """
     import torch.distributed as dist
 
-    from k25_train.model.build import chunk_place
-
     gradients: dict[str, Tensor] = {}
-    for vp_stage, chunk in enumerate(run.chunks):
+    for chunk, place in modules_and_places(run):
         whole: dict[Tensor, Tensor] = {}
         for buffer in chunk.buffers + chunk.expert_parallel_buffers:
             group = buffer.data_parallel_group
@@ -40,7 +49,6 @@ def gathered_gradients(run: Any) -> dict[str, Tensor]:
                 gathered = torch.cat(parts)
                 for parameter, (start, end) in bucket.param_to_index.items():
                     whole[parameter] = gathered[start:end].view(parameter.shape)
-        place = chunk_place(run.config, run.topology, vp_stage)
         for name, parameter in chunk.module.named_parameters():
             gradients |= {key: part.double() for key, part in place.global_tensors(name, whole[parameter])}
     return gradients
@@ -48,10 +56,7 @@ def gathered_gradients(run: Any) -> dict[str, Tensor]:
 
 def scale_gradients(run: Any, chosen: Callable[[str], bool], factor: float) -> None:
     """Multiply the gradients of the parameters that `chosen` picks by global name."""
-    from k25_train.model.build import chunk_place
-
-    for vp_stage, chunk in enumerate(run.chunks):
-        place = chunk_place(run.config, run.topology, vp_stage)
+    for chunk, place in modules_and_places(run):
         for name, parameter in chunk.module.named_parameters():
             for key, part in place.global_tensors(name, parameter.main_grad):
                 if chosen(key):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.helpers.gradients import modules_and_places
+
 DIMS = {"nope": 12, "rope": 8, "value": 16}
 """No two alike, so that none can be taken for another."""
 NUM_HEADS, NUM_LAYERS, THRESHOLD = 3, 5, 1.0
@@ -22,12 +24,10 @@ PROJECTION = re.compile(r"layers\.(\d+)\.self_attention\.(linear_q_up_proj|linea
 
 def global_names(run: Any) -> dict[Tensor, str]:
     """Parameter -> global name; of stacked experts the first one's."""
-    from k25_train.model.build import chunk_place
-
     return {
-        parameter: next(chunk_place(run.config, run.topology, vp_stage).global_tensors(name, parameter))[0]
-        for vp_stage, chunk in enumerate(run.chunks)
-        for name, parameter in chunk.module.named_parameters()
+        parameter: next(place.global_tensors(name, parameter))[0]
+        for module, place in modules_and_places(run)
+        for name, parameter in module.module.named_parameters()
     }
 
 

@@ -95,7 +95,8 @@ def train_plainly(context: RankContext, arguments: Sequence[str]) -> list[tuple[
     from k25_train import step as steps
     from k25_train.optim.schedule import learning_rate
 
-    run = start_run(context, arguments)
+    # One module has all parameters, and what decouples the tower is not in the reference.
+    run = start_run(context, [*arguments, "dep.mode=coupled"])
     (chunk,) = run.chunks
     plain = PlainMuon(chunk.module, run.config.optim)
     norms: list[float] = []

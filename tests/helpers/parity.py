@@ -68,11 +68,11 @@ class Parity:
         self._serial: dict[tuple[object, ...], Losses] = {}
 
     def serial(self, num_layers: int, global_batch_size: int, *changes: str) -> Losses:
-        """One process, up to 4 sequences a micro-batch."""
-        micro_batch = f"train.micro_batch_size={math.gcd(global_batch_size, 4)}"
+        """One process with a coupled tower, up to 4 sequences a micro-batch."""
+        plainest = ("dep.mode=coupled", f"train.micro_batch_size={math.gcd(global_batch_size, 4)}")
         key = (num_layers, global_batch_size, changes)
         if key not in self._serial:
-            one = Case({}, num_layers, global_batch_size, (micro_batch, *changes))
+            one = Case({}, num_layers, global_batch_size, (*plainest, *changes))
             self._serial[key] = self.losses(one)
         return self._serial[key]
 

@@ -13,7 +13,7 @@ AS_SMOKE = layout(pp=2, vpp=2, ep=2, dp=2)
 MIDDLE, LAST = 10, 20
 """Steps of the checkpoints of a run that was not interrupted."""
 
-_TIMES = ("step_time_s", "tokens_per_s")
+_TIMES = ("step_time_s", "tokens_per_s", "vision_work_s_max", "vision_work_s_mean", "vision_exposed_s_max")
 
 
 def short(data: Path, run: Path, *more: str) -> list[str]:

@@ -258,10 +258,10 @@ def save_after_a_step(context: RankContext, arguments: list[str], root: Path) ->
     run = start_run(context, arguments)
     with run.loader:
         train_step(run, 1)
-        [*_, experts] = run.optimizer.chained_optimizers
+        [_, _, experts, *_] = run.optimizer.chained_optimizers
         stock = outcome(DistributedOptimizer.state_dict.__wrapped__, experts)
         steps = {group["step"] for group in experts.state_dict()["optimizer"]["param_groups"]}
-        state.save(root, 1, run.chunks, run.optimizer, run.config)
+        state.save(root, 1, run.modules, run.optimizer, run.config)
         losses = [train_step(run, step).loss for step in (2, 3)]
     return stock if isinstance(stock, str) else "saved", steps, losses
 
@@ -271,7 +271,7 @@ def load_and_go_on(context: RankContext, arguments: list[str], folder: Path) -> 
     from k25_train.step import train_step
 
     run = start_run(context, arguments)
-    state.load(folder, run.config, run.chunks, run.optimizer)
+    state.load(folder, run.config, run.modules, run.optimizer)
     with run.loader:
         return [train_step(run, step).loss for step in (2, 3)]
 

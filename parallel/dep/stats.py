@@ -1,0 +1,77 @@
+"""What the decoupled encoder did in a step: one rank's figures, and those of all ranks."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(slots=True)
+class VisionStats:
+    """What one rank did in one step."""
+
+    forward_s: float = 0.0
+    """Encoding, features kept."""
+    backward_s: float = 0.0
+    """Encoding again, and backward."""
+    exchange_s: float = 0.0
+    """Sending and receiving, which includes waiting for slower ranks."""
+    num_patches: int = 0
+    """Patches that this rank encoded."""
+    sent_bytes: int = 0
+    """Features and gradients sent to other ranks."""
+    peak_feature_bytes: int = 0
+    """The most features, or gradients of features, that lay on the device at a time."""
+
+    @property
+    def work_s(self) -> float:
+        """Time that the encoder worked."""
+        return self.forward_s + self.backward_s
+
+    @property
+    def exposed_s(self) -> float:
+        """Time that the rank spent on vision outside the backbone's schedule."""
+        return self.forward_s + self.backward_s + self.exchange_s
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSummary:
+    """Figures of one step over all ranks."""
+
+    work_s_max: float
+    """Seconds that the busiest rank's encoder worked."""
+    work_s_mean: float
+    exposed_s_max: float
+    """The most that a rank spent on vision outside the backbone's schedule, exchange included."""
+    patches_max: int
+    """Patches of the rank that encoded the most."""
+    patches_mean: float
+    sent_bytes: int
+    """Features and gradients that all ranks sent to others."""
+    peak_feature_bytes: int
+    """The most features, or gradients of features, on one device at a time."""
+
+    @classmethod
+    def over_all_ranks(
+        cls, stats: VisionStats, group: dist.ProcessGroup, device: torch.device
+    ) -> "VisionSummary":
+        """Put every rank's figures together, by one collective; all ranks get the same."""
+        own = torch.tensor(
+            [stats.work_s, stats.exposed_s, stats.num_patches, stats.sent_bytes, stats.peak_feature_bytes],
+            dtype=torch.float64,
+            device=device,
+        )
+        gathered = torch.empty(group.size() * len(own), dtype=torch.float64, device=device)
+        dist.all_gather_into_tensor(gathered, own, group=group)
+        by_rank = gathered.view(group.size(), len(own))
+        work_max, exposed_max, patches_max, _, peak = by_rank.amax(dim=0).tolist()
+        work_mean, _, patches_mean, *_ = by_rank.mean(dim=0).tolist()
+        return cls(
+            work_s_max=work_max,
+            work_s_mean=work_mean,
+            exposed_s_max=exposed_max,
+            patches_max=int(patches_max),
+            patches_mean=patches_mean,
+            sent_bytes=int(by_rank[:, 3].sum()),
+            peak_feature_bytes=int(peak),
+        )

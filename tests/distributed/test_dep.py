@@ -1,0 +1,95 @@
+"""Training with the decoupled encoder is training with the tower in one process, in every layout."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.test_resume import assert_close
+from tests.helpers.parity import TOLERANCE, Case, Parity, worst_difference
+from tests.helpers.ranks import run_ranks
+from tests.helpers.resume import ALONE, AS_SMOKE, MIDDLE, cut_off, rows, short
+from tests.helpers.runs import fit
+
+pytestmark = pytest.mark.distributed
+
+SMOKE = {"pp": 2, "vpp": 2, "ep": 2, "dp": 2}
+MODES = ("dep.mode=decoupled", "dep.mode=coupled")
+ONE_CHUNK_AN_ITEM = "dep.max_patches_per_chunk=1"
+ALL_FEATURES_ON_THE_HOST = "dep.feature_buffer_gib=0"
+NOTHING_BUT = {
+    "text": "data.blend.text=1 ~data.blend.caption ~data.blend.ocr ~data.blend.video".split(),
+    "images": "data.blend.caption=1 ~data.blend.text ~data.blend.ocr ~data.blend.video".split(),
+    "video": "data.blend.video=1 ~data.blend.text ~data.blend.ocr ~data.blend.caption".split(),
+}
+
+
+@pytest.fixture(scope="module")
+def parity(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
+    return Parity(data, tmp_path_factory.mktemp("run"))
+
+
+def layouts() -> list[dict[str, int]]:
+    """pp 1 to 4, and vpp, ep and dp of 1 and 2, as far as they go together."""
+    sizes = itertools.product((1, 2, 4), (1, 2), (1, 2), (1, 2))
+    return [
+        {"pp": pp, "vpp": vpp, "ep": ep, "dp": dp}
+        for pp, vpp, ep, dp in sizes
+        if dp % ep == 0 and (pp > 1 or vpp == 1)
+    ]
+
+
+def check(parity: Parity, sizes: dict[str, int], mode: str, *changes: str) -> None:
+    """A layout against one process with a coupled tower; up to the first update no bit differs."""
+    # One sequence a micro-batch in both: sums over tokens are taken in one order.
+    alone = Case({}, 8, 16, ("dep.mode=coupled", *changes))
+    case = Case(sizes, 8, 16, (mode, *changes))
+    found, expected = parity.losses(case), parity.losses(alone)
+    assert found[0][0] == expected[0][0], "the first loss differs"
+    assert worst_difference(found, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("blend", NOTHING_BUT)
+def test_batches_of_one_kind_train_as_in_one_process(blend: str, parity: Parity) -> None:
+    few = ("train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2")
+    check(parity, SMOKE, "dep.mode=decoupled", ONE_CHUNK_AN_ITEM, *NOTHING_BUT[blend], *few)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ["adamw", "muonclip"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sizes", layouts(), ids=str)
+def test_every_layout_trains_as_one_process(
+    sizes: dict[str, int], mode: str, optim: str, parity: Parity
+) -> None:
+    check(parity, sizes, mode, f"optim={optim}")
+
+
+@pytest.mark.parametrize("chunks", [ONE_CHUNK_AN_ITEM, ALL_FEATURES_ON_THE_HOST])
+def test_chunks_and_buffers_change_no_number(chunks: str, parity: Parity) -> None:
+    few = ("train.steps=4", "optim.warmup_steps=1", "optim.decay_steps=1")
+    plain, other = (parity.losses(Case({"pp": 2}, more=(*few, *more))) for more in ((), (chunks,)))
+    assert worst_difference(other, plain) <= 1e-6
+    assert other[0][0] == plain[0][0]
+
+
+def test_a_run_goes_on_with_the_other_kind_of_tower(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
+    coupled = cut_off(run_as_smoke, tmp_path / "coupled")
+    run_ranks(fit, 1, short(data, coupled, *ALONE, "dep.mode=coupled"))
+    assert_close(coupled, run_as_smoke, after=MIDDLE)
+
+    decoupled = cut_off(coupled, tmp_path / "decoupled")
+    run_ranks(fit, 4, short(data, decoupled, *AS_SMOKE))
+    assert_close(decoupled, run_as_smoke, after=MIDDLE)
+
+
+def test_a_step_tells_what_the_encoders_did(run_as_smoke: Path) -> None:
+    for row in rows(run_as_smoke):
+        if "loss" in row:
+            assert row["vision_patches_mean"] * 4 == row["patches"]
+            assert row["vision_patches_max"] >= row["vision_patches_mean"]
+            assert row["vision_work_s_max"] >= row["vision_work_s_mean"]
+            # 64 numbers a token, as float32, of features and then of gradients.
+            assert row["vision_peak_feature_bytes"] <= row["vision_tokens"] * 64 * 4
+            assert row["vision_sent_bytes"] <= 2 * row["vision_tokens"] * 64 * 4
+            assert row["vision_exposed_s_max"] < row["step_time_s"]

@@ -1,0 +1,171 @@
+"""The engine of the decoupled encoder over real ranks, against one process that encodes everything itself."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.dep.plan import EncoderCost, VisionItem, plan_vision
+from tests.helpers.ranks import RankContext, run_ranks
+
+pytestmark = pytest.mark.distributed
+
+NUM_RANKS, NUM_REPLICAS, NUM_MICRO_BATCHES = 4, 2, 3
+WIDTH, OUT = 12, 8
+COST = EncoderCost(per_patch=10, per_pair=1)
+SMALL, LARGE, VIDEO = (1, 2, 2), (1, 6, 4), (3, 4, 2)
+
+BATCHES: dict[str, list[VisionItem]] = {
+    "text alone": [],
+    "one item": [VisionItem(LARGE, 0, 1)],
+    "fewer items than ranks": [VisionItem(SMALL, 0, 0), VisionItem(LARGE, 1, 2)],
+    "one micro-batch has everything": [VisionItem(grid, 1, 1) for grid in (SMALL, LARGE, VIDEO) * 4],
+    "one replica has no image": [VisionItem(grid, 0, n) for n in range(3) for grid in (LARGE, VIDEO)],
+    "many": [
+        VisionItem(grid, replica, n)
+        for replica in range(2)
+        for n in range(3)
+        for grid in (SMALL, VIDEO, LARGE, SMALL, SMALL)[: 5 - replica - n]
+    ],
+}
+
+
+class Toy(torch.nn.Module):
+    """An encoder whose items do not mix: two matrices and the mean over frames of each 2 x 2 square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.first = torch.nn.Parameter(torch.randn(WIDTH, WIDTH, generator=generator) / WIDTH**0.5)
+        self.second = torch.nn.Parameter(torch.randn(OUT, WIDTH, generator=generator) / WIDTH**0.5)
+
+    def forward(self, pixels: Tensor, grid_thw: Sequence[tuple[int, int, int]]) -> Tensor:
+        found = [torch.empty(0, OUT)]
+        for (t, h, w), patches in zip(
+            grid_thw, pixels.split([t * h * w for t, h, w in grid_thw]), strict=True
+        ):
+            hidden = (patches @ self.first.T).tanh()
+            attended = torch.softmax(hidden @ hidden.T, dim=1) @ hidden
+            merged = attended.view(t, h // 2, 2, w // 2, 2, WIDTH).mean(dim=(0, 2, 4)).flatten(0, 1)
+            found.append(merged @ self.second.T)
+        return torch.cat(found)
+
+
+def pixels_of(item: int, grid: tuple[int, int, int]) -> Tensor:
+    return torch.randn(grid[0] * grid[1] * grid[2], WIDTH, generator=torch.Generator().manual_seed(item))
+
+
+def loss_of(features: Tensor, replica: int, micro_batch: int) -> Tensor:
+    """A loss whose gradient is another one for every row of every micro-batch."""
+    generator = torch.Generator().manual_seed(100 * replica + micro_batch)
+    return (features.tanh() * torch.randn(features.shape, generator=generator)).sum()
+
+
+def alone(items: Sequence[VisionItem]) -> tuple[dict[tuple[int, int], Tensor], list[Tensor]]:
+    """Features by replica and micro-batch, and gradients, of one process that has all items."""
+    toy, features = Toy(), {}
+    for replica in range(NUM_REPLICAS):
+        for micro_batch in range(NUM_MICRO_BATCHES):
+            own = [
+                (number, item.grid_thw)
+                for number, item in enumerate(items)
+                if (item.replica, item.micro_batch) == (replica, micro_batch)
+            ]
+            if own:
+                pixels = torch.cat([pixels_of(*each) for each in own])
+                features[replica, micro_batch] = toy(pixels, [grid for _, grid in own])
+                loss_of(features[replica, micro_batch], replica, micro_batch).backward()
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in toy.parameters()]
+    return {key: value.detach() for key, value in features.items()}, gradients
+
+
+Part = tuple[dict[tuple[int, int], Tensor], list[Tensor], Any]
+"""What a rank's engine gives its replica, this rank's gradients, and its statistics."""
+
+
+def together(context: RankContext, device_bytes: int, is_trained: bool) -> dict[str, Part]:
+    """One rank's part of every batch."""
+    from parallel.topology import start_process_group
+
+    os.environ.update(context.environment())
+    start_process_group(torch.device("cpu"), 60.0)
+    return {name: batch_on(context, items, device_bytes, is_trained) for name, items in BATCHES.items()}
+
+
+def batch_on(context: RankContext, items: Sequence[VisionItem], device_bytes: int, is_trained: bool) -> Part:
+    from parallel.dep.engine import VisionEngine, VisionWork
+    from parallel.dep.exchange import FeatureExchange
+    from parallel.dep.vision_pass import Chunk
+
+    toy, device = Toy(), torch.device("cpu")
+    exchange = FeatureExchange(
+        dist.new_group(), range(NUM_REPLICAS), width=OUT, wire_dtype=torch.float32, device=device
+    )
+    engine = VisionEngine(
+        toy,
+        exchange,
+        device=device,
+        feature_dtype=torch.float32,
+        max_feature_bytes=device_bytes,
+        is_trained=is_trained,
+    )
+    plan = plan_vision(items, NUM_RANKS, COST, max_patches_per_chunk=30, split=False)
+    chunks = []
+    for parts in plan.chunks[context.rank]:
+        own = [plan.parts[part].item for part in parts]
+        grids = tuple(items[item].grid_thw for item in own)
+        chunks.append(Chunk(torch.cat([pixels_of(item, items[item].grid_thw) for item in own]), grids))
+    engine.forward(VisionWork(plan, chunks, NUM_MICRO_BATCHES))
+    features = {}
+    if context.rank < NUM_REPLICAS:
+        for micro_batch in range(NUM_MICRO_BATCHES):
+            leaf = engine.leaf(micro_batch)
+            if leaf is not None:
+                features[context.rank, micro_batch] = leaf.detach().clone()
+                assert leaf.requires_grad == is_trained
+                if is_trained:
+                    loss_of(leaf, context.rank, micro_batch).backward()
+    engine.backward()
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in toy.parameters()]
+    return features, gradients, engine.stats
+
+
+@pytest.mark.parametrize("device_bytes", [0, 600, 1 << 30], ids=lambda size: f"{size} bytes on the device")
+def test_all_ranks_together_are_one_process(device_bytes: int) -> None:
+    ranks = run_ranks(together, NUM_RANKS, device_bytes, True)
+    for name, items in BATCHES.items():
+        check_batch([rank[name] for rank in ranks], items, device_bytes)
+
+
+def check_batch(by_rank: Sequence[Part], items: Sequence[VisionItem], device_bytes: int) -> None:
+    """Features, gradients and statistics of one batch against one process."""
+    expected, gradients = alone(items)
+    found = {key: value for features, _, _ in by_rank for key, value in features.items()}
+    assert found.keys() == expected.keys()
+    for key, features in found.items():
+        torch.testing.assert_close(features, expected[key], rtol=1e-6, atol=1e-7)
+    for place, gradient in enumerate(gradients):
+        summed = sum(of_rank[place] for _, of_rank, _ in by_rank)
+        torch.testing.assert_close(summed, gradient, rtol=1e-5, atol=1e-6)
+    assert sum(stats.num_patches for *_, stats in by_rank) == sum(item.num_patches for item in items)
+    assert max(stats.peak_feature_bytes for *_, stats in by_rank) <= device_bytes
+    # Features and gradients leave their rank once each, unless the owner encoded them.
+    sent = sum(stats.sent_bytes for *_, stats in by_rank)
+    assert sent <= 2 * sum(item.num_tokens for item in items) * OUT * 4
+
+
+def test_a_frozen_encoder_sends_no_gradient_and_encodes_once() -> None:
+    trained, frozen = (run_ranks(together, NUM_RANKS, 1 << 30, is_trained) for is_trained in (True, False))
+    for name, items in BATCHES.items():
+        expected, _ = alone(items)
+        found = {key: value for rank in frozen for key, value in rank[name][0].items()}
+        assert found.keys() == expected.keys()
+        for _, gradients, stats in (rank[name] for rank in frozen):
+            assert stats.backward_s == 0
+            assert not any(gradient.any() for gradient in gradients)
+        sent = [sum(rank[name][2].sent_bytes for rank in ranks) for ranks in (trained, frozen)]
+        assert sent[0] == 2 * sent[1]
