@@ -20,6 +20,7 @@ from parallel.dep.exchange import FeatureExchange
 from parallel.dep.stats import VisionSummary
 from parallel.megatron.replicas import EncoderReplica
 from parallel.topology import Topology
+from parallel.watch.watch import Watch
 
 WIRE_DTYPE = {WireFormat.float32: torch.float32, WireFormat.bfloat16: torch.bfloat16}
 
@@ -43,7 +44,9 @@ class Vision:
         return VisionSummary.over_all_ranks(self.engine.stats, topology.everyone, topology.device)
 
 
-def build_vision(encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader) -> Vision:
+def build_vision(
+    encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader, watch: Watch
+) -> Vision:
     """Build what runs this rank's replica of the encoder."""
     reader = VisionReader(
         loader.media,
@@ -62,6 +65,7 @@ def build_vision(encoder: EncoderReplica, config: Config, topology: Topology, lo
         width=config.model.hidden_size,
         wire_dtype=dtype if wire_format is None else WIRE_DTYPE[wire_format],
         device=topology.device,
+        phase=watch.phase,
     )
     engine = VisionEngine(
         encoder,

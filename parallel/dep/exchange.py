@@ -5,7 +5,8 @@ exchange is one number of micro-batch, of all replicas at once. Both ends read i
 the same slot, piece after piece in one order, so that no message is waited for that is not under way.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ class FeatureExchange:
         width: int,
         wire_dtype: torch.dtype,
         device: torch.device,
+        phase: Callable[[str, Sequence[int]], AbstractContextManager[object]],
     ) -> None:
         """
         Args:
@@ -33,6 +35,7 @@ class FeatureExchange:
             width: D of features [V, D].
             wire_dtype: format of features and gradients under way, also of those that stay on their rank, so
                 that no value depends on who encodes what.
+            phase: announces what this rank waits for, and the global ranks that it waits for.
         """
         self._group = group
         self.rank = dist.get_rank()
@@ -40,6 +43,7 @@ class FeatureExchange:
         self._width = width
         self._wire_dtype = wire_dtype
         self._device = device
+        self._phase = phase
         self.sent_bytes = 0
         """What this rank has sent to others so far."""
         is_first = self.rank in first_stage_ranks
@@ -115,11 +119,12 @@ class FeatureExchange:
     def _empty(self, num_tokens: int) -> Tensor:
         return torch.empty(num_tokens, self._width, dtype=self._wire_dtype, device=self._device)
 
-    @staticmethod
-    def _run(operations: list[dist.P2POp]) -> None:
+    def _run(self, operations: list[dist.P2POp]) -> None:
         if operations:
-            for work in dist.batch_isend_irecv(operations):
-                work.wait()
+            peers = sorted({operation.peer for operation in operations})
+            with self._phase("features", peers):
+                for work in dist.batch_isend_irecv(operations):
+                    work.wait()
 
 
 def _num_tokens(plan: VisionPlan, parts: Sequence[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -103,7 +104,12 @@ def batch_on(context: RankContext, items: Sequence[VisionItem], device_bytes: in
 
     toy, device = Toy(), torch.device("cpu")
     exchange = FeatureExchange(
-        dist.new_group(), range(NUM_REPLICAS), width=OUT, wire_dtype=torch.float32, device=device
+        dist.new_group(),
+        range(NUM_REPLICAS),
+        width=OUT,
+        wire_dtype=torch.float32,
+        device=device,
+        phase=lambda *_: nullcontext(),
     )
     engine = VisionEngine(
         toy,

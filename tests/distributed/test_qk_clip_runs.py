@@ -96,7 +96,7 @@ def test_at_a_high_rate_logits_grow_without_clipping_and_stay_with_it(data: Path
     assert not_clipped[-1].max_logit > 1.25 * not_clipped[0].max_logit > 2 * LIMIT
     # Other tokens in every step, which nothing was clipped for yet.
     assert max(step.max_logit for step in clipped[2:]) < 1.5 * LIMIT
-    assert clipped[-1].max_logit < 1.1 * LIMIT
+    assert clipped[-1].max_logit < 1.15 * LIMIT
 
 
 def test_recording_changes_no_bit(data: Path, tmp_path: Path) -> None:
