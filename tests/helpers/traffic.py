@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -80,8 +81,9 @@ def _ring(kind: str, whole: Callable[..., Any], times: int = 1) -> Callable[...,
         tensors = [tensors] if isinstance(tensors, Tensor) else tensors
         payload = size_of(tensors)
         others = (group.size() - 1) / group.size()
-        # Whole numbers are counts of tokens, not weights.
-        name = kind if all(tensor.is_floating_point() for tensor in tensors) else "bookkeeping"
+        # Whole numbers are counts of tokens, and float64 is for figures: weights are neither.
+        weights = all(tensor.is_floating_point() and tensor.dtype != torch.float64 for tensor in tensors)
+        name = kind if weights else "bookkeeping"
         traffic.add(name, payload, times * payload * others)
 
     return count
