@@ -33,7 +33,7 @@ def parity(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
 
 
 def test_the_serial_run_learns(parity: Parity) -> None:
-    losses = parity.serial(5, 16)
+    losses = parity.serial(5, 16, "optim.lr=3e-3")
     assert len(losses) == 20
     assert losses[-1][0] < 0.9 * losses[0][0]
 

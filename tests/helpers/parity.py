@@ -24,7 +24,7 @@ NARROW = (
     "train.seq_len=96 train.eval_sequences=32 "
     # At a higher rate training is chaotic: a token that chooses between two experts of nearly equal score
     # makes 1e-7 into 1e-5 within 20 steps, whichever way the float32 sums are ordered.
-    "optim.lr=1e-3"
+    "optim.lr=3e-4 optim.min_lr=1e-4"
 ).split()
 """Overrides that make many layers cheap."""
 
