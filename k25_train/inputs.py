@@ -24,8 +24,8 @@ class Inputs:
 
     micro_batches: list[DeviceBatch]
     """Of this rank's replica."""
-    vision: VisionWork
-    """What the decoupled encoder does; nothing if the tower is coupled."""
+    vision: VisionWork | None
+    """What the decoupled encoder does; None if the tower is coupled."""
 
 
 def read_step(run: Run, step: int) -> Inputs:
@@ -71,7 +71,7 @@ def _ready(run: Run, batches: Sequence[MicroBatch], vision: StepVision | None) -
     device, media_pad = run.topology.device, run.loader.tokenizer.media_pad
     return Inputs(
         [to_device(number, batch, media_pad, device) for number, batch in enumerate(masked)],
-        VisionWork.none() if vision is None else vision.work,
+        None if vision is None else vision.work,
     )
 
 

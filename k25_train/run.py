@@ -115,9 +115,10 @@ def build_run(config: Config, device: torch.device) -> Run:
     check_world_size(config)
     loader = DataLoader(config.data, config.train, config.model.vision)
     check_vocabulary(config, loader)
-    start_process_group(device, config.train.stall_timeout_s + COLLECTIVE_MARGIN_S)
+    timeout_s = config.train.stall_timeout_s + COLLECTIVE_MARGIN_S
+    start_process_group(device, timeout_s)
     layout = layout_of(config)
-    topology = build_topology(config.parallelism, layout, device)
+    topology = build_topology(config.parallelism, layout, device, timeout_s)
     backbone = backbone_config(config.model, config.train, config.parallelism, layout)
     models = build_chunks(config, backbone, topology)
     initialize_chunks(models, config, topology)

@@ -58,7 +58,7 @@ def train_step(run: Run, step: int) -> StepResult:
 
     # 2. Balanced vision forward: every rank encodes an equal share of all images, whoever owns them, and the
     #    features go to the first stages.
-    if run.vision is not None:
+    if run.vision is not None and inputs.vision is not None:
         with run.watch.phase("vision forward"):
             run.vision.engine.forward(inputs.vision)
 
@@ -119,7 +119,7 @@ def eval_losses(run: Run, num_sequences: int, shuffle_media_seed: int | None = N
     for module in run.modules:
         module.eval()
     inputs = read_evaluation(run, num_sequences, shuffle_media_seed)
-    if run.vision is not None:
+    if run.vision is not None and inputs.vision is not None:
         run.vision.engine.forward(inputs.vision)
     sums = run_schedule(
         run.forward,
@@ -129,6 +129,8 @@ def eval_losses(run: Run, num_sequences: int, shuffle_media_seed: int | None = N
         tokens_per_micro_batch=run.config.train.micro_batch_size * run.config.train.seq_len,
         forward_only=True,
     )
+    if run.vision is not None:
+        run.vision.engine.release()
     for module in run.modules:
         module.train()
     return LossSums.over_all_ranks(sums, run.topology)

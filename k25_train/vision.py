@@ -75,7 +75,12 @@ def build_vision(
         max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
         is_trained=True,
     )
-    return Vision(encoder, engine, reader, Prefetch(lambda step: reader.read(loader.plan(step).sequences)))
+
+    def read(step: int) -> StepVision:
+        return reader.read(loader.plan(step).sequences)
+
+    prefetch = loader.prefetch(read)
+    return Vision(encoder, engine, reader, prefetch)
 
 
 def share_failures(vision: StepVision, loader: DataLoader, topology: Topology) -> list[int]:
@@ -88,7 +93,10 @@ def share_failures(vision: StepVision, loader: DataLoader, topology: Topology) -
         failed[list(vision.failures)] = 1
     dist.all_reduce(failed, dist.ReduceOp.MAX, group=topology.everyone)
     items = failed.nonzero().flatten().tolist()
-    for item in items:
-        reason = vision.failures.get(item, "its media do not decode on the rank that encodes them")
-        loader.skip_log.add(vision.places[item].record, reason)
+    if items:
+        by_rank: list[dict[int, str]] = [{} for _ in range(topology.world_size)]
+        dist.all_gather_object(by_rank, vision.failures, group=topology.everyone)
+        reasons = {item: reason for of_rank in by_rank for item, reason in of_rank.items()}
+        for item in items:
+            loader.skip_log.add(vision.places[item].record, reasons[item])
     return items

@@ -6,6 +6,7 @@ replicated over the remaining `expert_dp = dp / ep`. Rank order is the one of me
 """
 
 import datetime
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -87,10 +88,13 @@ def job_store() -> dist.Store:
     return store.clone()
 
 
-def build_topology(sizes: ParallelismConfig, layout: PipelineLayout, device: torch.device) -> Topology:
+def build_topology(
+    sizes: ParallelismConfig, layout: PipelineLayout, device: torch.device, timeout_s: float = 1800.0
+) -> Topology:
     """Fill megatron-core's parallel state, the only place that does, and read the groups back.
 
-    Needs a started process group whose size is a multiple of `pp`; `ep` must divide the rest.
+    Needs a started process group whose size is a multiple of `pp`; `ep` must divide the rest. Groups do not
+    inherit its timeout: they get `timeout_s`, megatron-core's in whole minutes.
     """
     from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -100,6 +104,7 @@ def build_topology(sizes: ParallelismConfig, layout: PipelineLayout, device: tor
         virtual_pipeline_model_parallel_size=sizes.vpp if sizes.vpp > 1 else None,
         expert_model_parallel_size=sizes.ep,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=math.ceil(timeout_s / 60),
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
     return Topology(
@@ -113,7 +118,7 @@ def build_topology(sizes: ParallelismConfig, layout: PipelineLayout, device: tor
         ep_rank=groups.ep.rank(),
         ep_size=groups.ep.size(),
         groups=groups,
-        everyone=dist.new_group(group_desc="VISION_GROUP"),
+        everyone=dist.new_group(timeout=datetime.timedelta(seconds=timeout_s), group_desc="VISION_GROUP"),
     )
 
 

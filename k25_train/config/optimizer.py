@@ -45,7 +45,7 @@ class NewtonSchulzCoefficients(Enum):
 @dataclass(slots=True, kw_only=True)
 class MuonConfig:
     """Muon: M = momentum·M + G, O = NewtonSchulz(M), W = W - lr·(update_rms·√max(rows, columns)·O + decay·W)
-    (K2, algorithm 1)."""
+    (K2, algorithm 1); with `nesterov` O = NewtonSchulz(G + momentum·M)."""
 
     momentum: float
     """Decay of the momentum per step. Source: Moonlight's code; not disclosed for K2."""

@@ -5,9 +5,9 @@ and decodes a rank's share. Sequences go to data-parallel ranks in contiguous bl
 bitwise the same for any number of ranks and any micro-batch size, and resuming needs nothing but the step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from k25_train.config.schema import DataConfig, TrainConfig, VisionConfig
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler, SequencePlan, StepPlan
@@ -54,7 +54,8 @@ class DataLoader:
             kind: self._build_stream(kind, self._records("train", kind), train.seed, data.shuffle)
             for kind in data.blend
         }
-        self._prefetch = Prefetch(self._assemble_step)
+        self._prefetches: list[Prefetch[Any, Any]] = []
+        self._prefetch = self.prefetch(self._assemble_step)
 
     def __enter__(self) -> Self:
         return self
@@ -65,8 +66,15 @@ class DataLoader:
         self.close()
 
     def close(self) -> None:
-        """End the prefetching; batches under way are finished and dropped."""
-        self._prefetch.close()
+        """End the prefetching; what is under way is finished and dropped."""
+        for prefetch in self._prefetches:
+            prefetch.close()
+
+    def prefetch[Key: Hashable, Result](self, make: Callable[[Key], Result]) -> Prefetch[Key, Result]:
+        """A prefetch that ends with the loader."""
+        prefetch = Prefetch(make)
+        self._prefetches.append(prefetch)
+        return prefetch
 
     def plan(self, step: int) -> StepPlan:
         """The global batch of a step (counted from 0), without reading a shard."""

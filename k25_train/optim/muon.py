@@ -1,6 +1,7 @@
 """Muon on flat shards; each whole matrix is orthogonalised by one owner (Moonlight, arXiv 2502.16982, 2.3).
 
 K2 report, algorithm 1: M <- mu M + G; O <- NS(M) * sqrt(max(rows, cols)) * 0.2; W <- W - lr (O + decay W).
+With Nesterov's momentum, as in Moonlight's code, NS(G + mu M).
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,16 @@ class Muon(torch.optim.Optimizer):
         """Say which matrices the shards are pieces of: [number of the matrix] -> this rank's piece."""
         self._exchange = exchange
         self._segments = segments
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Take over a state, but no count of steps in the groups: Muon counts in its state.
+
+        Transformer Engine's Adam counts in its groups. Left standing in a group of Muon's, such a count would
+        fall behind, and megatron-core saves nothing when the counts of groups differ.
+        """
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group.pop("step", None)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

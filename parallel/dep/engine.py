@@ -33,11 +33,6 @@ class VisionWork:
     num_micro_batches: int
     """Of each replica."""
 
-    @classmethod
-    def none(cls) -> "VisionWork":
-        """No items at all."""
-        return cls(VisionPlan((), 1, (), ((),), (0,)), (), 0)
-
 
 @dataclass(slots=True)
 class _Step:
@@ -79,18 +74,20 @@ class VisionEngine:
         self._max_feature_bytes = max_feature_bytes
         self._is_trained = is_trained
         self._step: _Step | None = None
+        self._stats: VisionStats | None = None
 
     @property
     def stats(self) -> VisionStats:
         """What this rank did in the last step."""
-        assert self._step is not None, "a step comes first"
-        return self._step.stats
+        assert self._stats is not None, "a step comes first"
+        return self._stats
 
     def forward(self, work: VisionWork) -> None:
         """Encode this rank's chunks and bring all features to the first stages. Called by every rank."""
         store = FeatureStore(self._device, self._max_feature_bytes)
         found = pieces(work.plan, range(work.num_micro_batches))
         self._step = step = _Step(work, found, store, self._exchange.sent_bytes)
+        self._stats = step.stats
         step.stats.num_patches = sum(chunk.pixels.shape[0] for chunk in work.chunks)
         own: dict[int, Tensor] = {}
         with self._timed("forward_s"):
@@ -124,6 +121,7 @@ class VisionEngine:
         step = self._step
         assert step is not None, "forward comes first"
         if not self._is_trained:
+            self.release()
             return
         gradients: dict[int, Tensor] = {}
         with self._timed("exchange_s"):
@@ -135,6 +133,11 @@ class VisionEngine:
                 gradient = torch.cat([gradients.pop(part) for part in self._parts(number)])
                 recompute_and_backward(self._encoder, chunk, gradient)
         self._note_sizes()
+        self.release()
+
+    def release(self) -> None:
+        """Let go of pixels and features; `backward` does, an evaluation has to."""
+        self._step = None
 
     def _collect(self, micro_batch: int, leaf: Tensor) -> None:
         assert self._step is not None

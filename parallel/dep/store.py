@@ -23,18 +23,12 @@ class FeatureStore:
         """Bytes on the device now."""
         self.peak_device_bytes = 0
         """The most that were there at a time."""
-        self.host_bytes = 0
-        """Bytes in host memory now."""
-
-    def __len__(self) -> int:
-        return len(self._kept)
 
     def put(self, micro_batch: int, tensor: Tensor) -> None:
         """Keep a tensor of the device, in host memory if it does not fit within the bound."""
         fits = self.device_bytes + tensor.nbytes <= self._max_device_bytes
         if not fits:
             tensor = self._to_host(tensor)
-            self.host_bytes += tensor.nbytes
         kept = _Kept(tensor, tensor.nbytes if fits else 0)
         self._kept[micro_batch] = kept
         self.device_bytes += kept.num_device_bytes
@@ -44,8 +38,6 @@ class FeatureStore:
         """The tensor, on the device; it is no longer kept."""
         kept = self._kept.pop(micro_batch)
         self.device_bytes -= kept.num_device_bytes
-        if not kept.num_device_bytes:
-            self.host_bytes -= kept.tensor.nbytes
         return kept.tensor.to(self._device, non_blocking=True)
 
     def _to_host(self, tensor: Tensor) -> Tensor:
