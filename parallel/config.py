@@ -80,11 +80,11 @@ class ParallelismConfig:
     """Whether weight gradients are computed apart from, and later than, the gradients that go on to the stage
     before, beside the pipeline's communication. Source: K2 report, section 2.4."""
     overlap_grad_reduce: bool
-    """Whether gradients are reduced over data-parallel ranks bucket by bucket, as they become ready. Source:
-    not disclosed, our choice."""
+    """Whether gradients are reduced over data-parallel ranks bucket by bucket, as they become ready; those of
+    a decoupled encoder are reduced at once, when its backward is done. Source: not disclosed, our choice."""
     overlap_param_gather: bool
     """Whether updated parameters are gathered from data-parallel ranks bucket by bucket, as the next forward
-    pass needs them. Source: not disclosed, our choice."""
+    pass needs them; those of a decoupled encoder at once. Source: not disclosed, our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

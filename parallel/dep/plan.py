@@ -12,10 +12,11 @@ so nothing is said about it between them. That rests on these invariants:
    rank has room for, into parts of equally many rows of merged tokens; an item of one such row is never cut.
    With three items a rank or more all ranks stay within 1.02; with fewer, rows can be too coarse.
 4. A chunk has at most `max_patches_per_chunk` patches, or is one part; a part of a split item is a chunk.
-5. Every rank encodes its parts of split items first. Their ranks exchange keys and values and so encode them
-   at the same time, and all ranks take split items in one order: the first that is not done has all its
-   ranks' attention, so they never wait for one another in a circle. The order is from cheap to costly, as
-   the costliest is then waited for by the fewest. Whole items follow by micro-batch, replica and place.
+5. Every rank encodes its parts of split items first, at the same time as the other ranks of the item, with
+   which it has to exchange keys and values. (The engine cannot do that yet: `split` is for tests.)
+   All ranks take split items in one order: the first that is not done has all its ranks' attention, so they
+   never wait for one another in a circle. The order is from cheap to costly, as the costliest is then waited
+   for by the fewest. Whole items follow by micro-batch, replica and place.
 6. Equal arguments give equal plans in every process: costs are whole numbers, whose sums are exact in any
    order, and ties go by item and rank.
 7. Legal are ranks without items, replicas and micro-batches without images, and no items at all.

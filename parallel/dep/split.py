@@ -9,8 +9,8 @@ costliest item is always dealt first, by one of two rules:
   have enough below the limit. So wide room is kept for later items, which helps where a rank gets few of
   them. An item for which no rank has room is split, or goes to the rank with the least work.
 
-A split item is dealt to the ranks with the least work, in equal shares of rows. They exchange keys and values
-in each layer, so one that had less of it would only wait, and is counted as busy until all are done.
+A split item is dealt to the ranks with the least work, in equal shares of rows. They have to exchange keys
+and values in each layer, so one that had less of it would only wait; it counts as busy until all are done.
 """
 
 from bisect import bisect_left, insort
