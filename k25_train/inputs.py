@@ -57,7 +57,8 @@ def read_evaluation(run: Run, num_sequences: int, shuffle_media_seed: int | None
         )
         vision = None
         if run.vision is not None:
-            vision = run.vision.reader.read(run.loader.eval_plan(num_sequences, shuffle_media_seed).sequences)
+            sequences = run.loader.eval_plan(num_sequences, shuffle_media_seed).sequences
+            vision = run.vision.heldout_reader.read(sequences)
         return _ready(run, batches, vision)
 
 
@@ -66,6 +67,7 @@ def _ready(run: Run, batches: Sequence[MicroBatch], vision: StepVision | None) -
         failed = _failed_in_first_stage(batches, run.topology)
     else:
         items = share_failures(vision, run.loader, run.topology)
+        batches = [batches[number] for number in vision.order[run.topology.dp_rank]]
         failed = _by_micro_batch(vision, items, run.topology.dp_rank, len(batches))
     masked = [mask_failed(batch, of_batch) for batch, of_batch in zip(batches, failed, strict=True)]
     device, media_pad = run.topology.device, run.loader.tokenizer.media_pad

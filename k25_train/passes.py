@@ -14,6 +14,7 @@ from torch import Tensor
 
 from k25_train.data.batch import MicroBatch
 from k25_train.model.attention import PackedDocuments
+from parallel.dep.engine import Engine
 from parallel.megatron.schedule import ForwardOutput, LossOutput
 from parallel.topology import Topology
 
@@ -81,12 +82,12 @@ def forward_micro_batch(
     batch: DeviceBatch,
     chunk: torch.nn.Module,
     as_plan: bool,
-    features: Callable[[int], Tensor | None] | None = None,
+    engine: Engine | None = None,
 ) -> ForwardOutput:
     """Run one chunk; the last one yields losses and how to sum them.
 
-    With `as_plan` the chunk does not run, but returns the plan that the overlapped schedule runs. `features`
-    gives the first chunk what a decoupled tower has made of a micro-batch, by its number.
+    With `as_plan` the chunk does not run, but returns the plan that the overlapped schedule runs. `engine`
+    has the features of a micro-batch where the tower is decoupled.
     """
     run = cast(Callable[..., Any], chunk.build_schedule_plan if as_plan else chunk)
     is_first = getattr(chunk, "module", chunk).pre_process
@@ -97,7 +98,7 @@ def forward_micro_batch(
         media_positions=batch.media_positions,
         pixels=batch.pixels,
         grid_thw=batch.grid_thw,
-        features=features(batch.number) if features is not None and is_first else None,
+        features=engine.leaf(batch.number) if engine is not None and is_first else None,
     )
     return output, partial(sum_losses, batch)
 

@@ -4,9 +4,7 @@ Import this module only after `use_platform` has chosen the device: it imports m
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,13 +22,11 @@ from k25_train.model.build import (
 )
 from k25_train.model.megatron_config import BackboneConfig, backbone_config
 from k25_train.optim.qk_clip import QkClip
-from k25_train.passes import DeviceBatch, forward_micro_batch
 from k25_train.plan.layout import layout_of
 from k25_train.vision import Vision, build_vision
 from parallel.megatron.finite_steps import FiniteStepOptimizer
 from parallel.megatron.phases import announce_to
 from parallel.megatron.platform import has_work_left
-from parallel.megatron.schedule import ForwardOutput
 from parallel.topology import Topology, build_topology, job_store, start_process_group
 from parallel.watch.board import Board
 from parallel.watch.guard import StallGuard
@@ -69,11 +65,6 @@ class Run:
     def modules(self) -> list[DistributedDataParallel]:
         """All that a checkpoint holds weights of."""
         return [*self.chunks, *([] if self.vision is None else [self.vision.encoder])]
-
-    @property
-    def forward(self) -> Callable[[DeviceBatch, torch.nn.Module, bool], ForwardOutput]:
-        """What runs one micro-batch through one chunk, for the pipeline's schedule."""
-        return partial(forward_micro_batch, features=None if self.vision is None else self.vision.engine.leaf)
 
     @property
     def checkpoints(self) -> Path:

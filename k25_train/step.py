@@ -7,6 +7,7 @@ stage, and phases 2 and 4 fall away.
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,7 +16,7 @@ from k25_train.inputs import read_evaluation, read_step
 from k25_train.optim.build import set_learning_rate
 from k25_train.optim.qk_clip import ClipResult
 from k25_train.optim.schedule import learning_rate
-from k25_train.passes import LossSums, count_tokens
+from k25_train.passes import LossSums, count_tokens, forward_micro_batch
 from k25_train.run import Run
 from parallel.dep.stats import VisionSummary
 from parallel.megatron.replicas import complete_parameters, reduce_gradients
@@ -57,10 +58,11 @@ def train_step(run: Run, step: int) -> StepResult:
     run.optimizer.zero_grad()
 
     # 2. Balanced vision forward: every rank encodes an equal share of all images, whoever owns them, and the
-    #    features go to the first stages.
+    #    features go to the first stages. In bubbles only what the first micro-batches need.
+    engine = None if run.vision is None else run.vision.engine
     if run.vision is not None and inputs.vision is not None:
-        with run.watch.phase("vision forward"):
-            run.vision.engine.forward(inputs.vision)
+        run.vision.encoder.start_gather()
+        run.vision.engine.start(inputs.vision)
 
     # 3. Forward and backward of the pipeline: 1F1B, interleaved with virtual stages. It ends with the
     #    gradients reduced over data-parallel ranks and divided by the number of tokens with a loss.
@@ -68,21 +70,21 @@ def train_step(run: Run, step: int) -> StepResult:
     # The balance loss is a mean over all tokens, but is divided with the gradients by those with a loss.
     run.backbone.moe_grad_scale_func = lambda: tokens.with_loss / tokens.total
     sums = run_schedule(
-        run.forward,
+        partial(forward_micro_batch, engine=engine),
         run.chunks,
         inputs.micro_batches,
         topology,
         tokens_per_micro_batch=config.train.micro_batch_size * config.train.seq_len,
         forward_only=False,
+        between_passes=None if engine is None else engine.work_before,
     )
     loss = LossSums.over_all_ranks(sums, topology).loss
 
     # 4. Vision recompute and backward, with the gradients that the features have got; the encoder's own are
     #    summed over all ranks once, and divided like the backbone's.
     if run.vision is not None:
-        with run.watch.phase("vision backward"):
-            run.vision.engine.backward()
-            reduce_gradients(run.vision.encoder, tokens.with_loss)
+        run.vision.engine.finish()
+        reduce_gradients(run.vision.encoder, tokens.with_loss)
 
     # 5. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard; QK-Clip, if
     #    it is on, scales masters before they are copied to the model.
@@ -93,6 +95,8 @@ def train_step(run: Run, step: int) -> StepResult:
             run.qk_clip.gather()
         updated, grad_norm, _ = run.optimizer.step()
         clip = None if run.qk_clip is None else run.qk_clip.finish(updated=updated)
+        if run.vision is not None:
+            run.vision.encoder.start_gather()
     if updated and not math.isfinite(loss):
         raise TrainingError(
             f"step {step}: the loss is {loss}, but its gradient is finite: look at the data of this step, "
@@ -115,22 +119,23 @@ def eval_losses(run: Run, num_sequences: int, shuffle_media_seed: int | None = N
 
     `shuffle_media_seed` gives every sample the images of another one.
     """
-    complete_parameters(run.chunks)
+    complete_parameters(run.modules)
     for module in run.modules:
         module.eval()
     inputs = read_evaluation(run, num_sequences, shuffle_media_seed)
-    if run.vision is not None and inputs.vision is not None:
-        run.vision.engine.forward(inputs.vision)
+    engine = None if run.vision is None else run.vision.heldout_engine
+    if engine is not None and inputs.vision is not None:
+        engine.start(inputs.vision)
     sums = run_schedule(
-        run.forward,
+        partial(forward_micro_batch, engine=engine),
         run.chunks,
         inputs.micro_batches,
         run.topology,
         tokens_per_micro_batch=run.config.train.micro_batch_size * run.config.train.seq_len,
         forward_only=True,
     )
-    if run.vision is not None:
-        run.vision.engine.release()
+    if engine is not None:
+        engine.release()
     for module in run.modules:
         module.train()
     return LossSums.over_all_ranks(sums, run.topology)

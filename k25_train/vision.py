@@ -12,10 +12,11 @@ from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.data.prefetch import Prefetch
 from k25_train.data.vision import StepVision, VisionReader
-from k25_train.metrics.flops import encoder_cost
 from k25_train.model.megatron_config import TORCH_DTYPE
-from parallel.config import WireFormat
-from parallel.dep.engine import VisionEngine
+from k25_train.plan.vision import BubblePlanner, UpfrontPlanner, VisionPlanner
+from parallel.config import DepSchedule, WireFormat
+from parallel.dep.bubble_engine import BubbleEngine
+from parallel.dep.engine import Engine, UpfrontEngine
 from parallel.dep.exchange import FeatureExchange
 from parallel.dep.stats import VisionSummary
 from parallel.megatron.replicas import EncoderReplica
@@ -30,10 +31,13 @@ class Vision:
     """One rank's share of the decoupled encoder."""
 
     encoder: EncoderReplica
-    engine: VisionEngine
-    reader: VisionReader
+    engine: Engine
+    """Of training steps."""
     prefetch: Prefetch[int, StepVision]
     """[step, counted from 0] -> its items."""
+    heldout_engine: UpfrontEngine
+    """Of evaluations, which have no backward pass to fill."""
+    heldout_reader: VisionReader
 
     def of_step(self, step: int, loader: DataLoader) -> StepVision:
         """The items of a training step, counted from 0; those of the next ones are read meanwhile."""
@@ -48,39 +52,55 @@ def build_vision(
     encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader, watch: Watch
 ) -> Vision:
     """Build what runs this rank's replica of the encoder."""
-    reader = VisionReader(
-        loader.media,
-        config.model.vision,
-        encoder_cost(config.model.vision, config.model.hidden_size),
-        config.dep,
-        micro_batch_size=config.train.micro_batch_size,
-        rank=topology.rank,
-        num_ranks=topology.world_size,
-        num_replicas=topology.dp_size,
-    )
     dtype, wire_format = TORCH_DTYPE[config.train.dtype], config.dep.exchange_dtype
     exchange = FeatureExchange(
-        topology.everyone,
+        topology.features,
+        topology.feature_gradients,
         topology.first_stage_ranks,
         width=config.model.hidden_size,
         wire_dtype=dtype if wire_format is None else WIRE_DTYPE[wire_format],
         device=topology.device,
         phase=watch.phase,
     )
-    engine = VisionEngine(
+    upfront = UpfrontEngine(
         encoder,
         exchange,
         device=topology.device,
         feature_dtype=dtype,
         max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
         is_trained=True,
+        phase=watch.phase,
     )
 
-    def read(step: int) -> StepVision:
-        return reader.read(loader.plan(step).sequences)
+    def reader(planner: VisionPlanner) -> VisionReader:
+        return VisionReader(
+            loader.media,
+            config.model.vision,
+            planner,
+            micro_batch_size=config.train.micro_batch_size,
+            rank=topology.rank,
+            num_replicas=topology.dp_size,
+        )
 
-    prefetch = loader.prefetch(read)
-    return Vision(encoder, engine, reader, prefetch)
+    heldout = reader(UpfrontPlanner(config))
+    engine: Engine = upfront
+    training = heldout
+    if config.dep.schedule is DepSchedule.bubbles:
+        training = reader(BubblePlanner(config, topology.rank))
+        engine = BubbleEngine(
+            encoder,
+            exchange,
+            device=topology.device,
+            feature_dtype=dtype,
+            is_trained=True,
+            phase=watch.phase,
+            after_backward=encoder.start_grad_sync,
+        )
+
+    def read(step: int) -> StepVision:
+        return training.read(loader.plan(step).sequences)
+
+    return Vision(encoder, engine, loader.prefetch(read), upfront, heldout)
 
 
 def share_failures(vision: StepVision, loader: DataLoader, topology: Topology) -> list[int]:

@@ -50,6 +50,8 @@ class DepSchedule(Enum):
 
     upfront = "upfront"
     """Forward before the pipeline's schedule, backward after it."""
+    bubbles = "bubbles"
+    """Both in the times in which the pipeline's schedule leaves ranks idle, as far as these reach."""
 
 
 class WireFormat(Enum):
@@ -138,7 +140,8 @@ class DepConfig:
     choice."""
     feature_buffer_gib: float
     """Memory of a first-stage device for the features of micro-batches to come, and for the gradients of
-    those that are done; what is over waits in host memory. Source: not disclosed, our choice."""
+    those that are done; what is over waits in host memory. In bubbles the features of one micro-batch are
+    there ahead of time, and gradients leave at once. Source: not disclosed, our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

@@ -38,7 +38,12 @@ class Topology:
     groups: "ProcessGroupCollection"
     """megatron-core's collection of process groups (pp, dp, ep, expt_dp, …)."""
     everyone: dist.ProcessGroup
-    """All ranks, for the decoupled encoder alone: its transfers do not queue behind others."""
+    """All ranks, for weights and gradients of the decoupled encoder alone: what goes through a group queues
+    behind what went before it."""
+    features: dist.ProcessGroup
+    """All ranks, for vision features alone."""
+    feature_gradients: dist.ProcessGroup
+    """All ranks, for gradients of vision features alone."""
 
     @property
     def pp_size(self) -> int:
@@ -107,6 +112,10 @@ def build_topology(
         distributed_timeout_minutes=math.ceil(timeout_s / 60),
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
+
+    def group_of_all(description: str) -> dist.ProcessGroup:
+        return dist.new_group(timeout=datetime.timedelta(seconds=timeout_s), group_desc=description)
+
     return Topology(
         device=device,
         rank=dist.get_rank(),
@@ -118,7 +127,9 @@ def build_topology(
         ep_rank=groups.ep.rank(),
         ep_size=groups.ep.size(),
         groups=groups,
-        everyone=dist.new_group(timeout=datetime.timedelta(seconds=timeout_s), group_desc="VISION_GROUP"),
+        everyone=group_of_all("VISION_GROUP"),
+        features=group_of_all("VISION_FEATURES_GROUP"),
+        feature_gradients=group_of_all("VISION_FEATURE_GRADIENTS_GROUP"),
     )
 
 

@@ -362,6 +362,13 @@ class ClusterConfig:
     """Machines of the job."""
     gpus_per_node: int
     """Ranks of a machine: its GPUs, or as many processes where the device is the CPU."""
+    model_tflops: float
+    """Model FLOPs that a rank computes in a second while it trains, in units of 1e12. This and the two below
+    need to be right beside each other only: plans of what runs when rest on them (`dep.schedule=bubbles`)."""
+    network_gb_per_s: float
+    """Bytes that a rank sends in a second, in units of 1e9."""
+    host_copy_gb_per_s: float
+    """Bytes that a rank copies from host memory to its device in a second, in units of 1e9."""
 
     @property
     def world_size(self) -> int:
@@ -370,7 +377,8 @@ class ClusterConfig:
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        return not_positive(self, ("nodes", "gpus_per_node"))
+        rates = ("model_tflops", "network_gb_per_s", "host_copy_gb_per_s")
+        return not_positive(self, ("nodes", "gpus_per_node", *rates))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What the decoupled encoder has to do in a step: the plan of the global batch, and one rank's pixels."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,10 +12,10 @@ from k25_train.data.batch import SequencePlan, media_of
 from k25_train.data.images import plan_items
 from k25_train.data.index import MediaSegment, SampleRecord
 from k25_train.data.media import MediaReader
-from parallel.config import DepConfig
+from k25_train.plan.vision import VisionPlanner
 from parallel.dep.engine import VisionWork
-from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, plan_vision
-from parallel.dep.vision_pass import Chunk
+from parallel.dep.plan import VisionItem, VisionPlan
+from parallel.dep.vision_pass import Chunk, Grid
 
 
 class Place(NamedTuple):
@@ -32,6 +32,9 @@ class StepVision:
     """The global batch's items, and what this rank has read of them."""
 
     work: VisionWork
+    order: Sequence[Sequence[int]]
+    """[replica] -> its micro-batches, as counted in the global batch, in the order in which they run; plan
+    and work count them by their place in it."""
     places: tuple[Place, ...]
     """[item of the plan] -> where it comes from."""
     failures: dict[int, str]
@@ -45,40 +48,46 @@ class VisionReader:
         self,
         media: MediaReader,
         vision: VisionConfig,
-        cost: EncoderCost,
-        dep: DepConfig,
+        planner: VisionPlanner,
         *,
         micro_batch_size: int,
         rank: int,
-        num_ranks: int,
         num_replicas: int,
     ) -> None:
         self._media = media
         self._vision = vision
-        self._cost = cost
-        self._dep = dep
+        self._planner = planner
         self._micro_batch_size = micro_batch_size
         self._rank = rank
-        self._num_ranks = num_ranks
         self._num_replicas = num_replicas
 
     def read(self, sequences: Sequence[SequencePlan]) -> StepVision:
         """Plan the items of these sequences, the same on every rank, and decode this rank's."""
-        share = len(sequences) // self._num_replicas
+        size = self._micro_batch_size
+        micro_batches = [
+            list(self._items_of(sequences[start : start + size])) for start in range(0, len(sequences), size)
+        ]
+        share = len(micro_batches) // self._num_replicas
+        orders: list[Sequence[int]] = []
         items: list[VisionItem] = []
         places: list[Place] = []
-        for number, sequence in enumerate(sequences):
-            replica, micro_batch = number // share, number % share // self._micro_batch_size
-            for record, segment in media_of([sequence]):
-                for position, item in enumerate(plan_items(segment, self._vision)):
-                    items.append(VisionItem(item.grid_thw, replica, micro_batch))
-                    places.append(Place(record, segment, position))
-        limit = self._dep.max_patches_per_chunk
-        plan = plan_vision(items, self._num_ranks, self._cost, max_patches_per_chunk=limit, split=False)
+        for replica in range(self._num_replicas):
+            own = micro_batches[replica * share : (replica + 1) * share]
+            orders.append(self._planner.order([[grid for grid, _ in each] for each in own]))
+            for turn, number in enumerate(orders[-1]):
+                items += [VisionItem(grid, replica, turn) for grid, _ in own[number]]
+                places += [place for _, place in own[number]]
+        plan, program = self._planner.plan(items)
         failures: dict[int, str] = {}
         chunks = self._read_chunks(plan, places, failures)
-        work = VisionWork(plan, chunks, share // self._micro_batch_size)
-        return StepVision(work, tuple(places), failures)
+        work = VisionWork(plan, chunks, share, program)
+        return StepVision(work, orders, tuple(places), failures)
+
+    def _items_of(self, sequences: Sequence[SequencePlan]) -> Iterator[tuple[Grid, Place]]:
+        """Items of a micro-batch in the order of their placeholders."""
+        for record, segment in media_of(sequences):
+            for position, item in enumerate(plan_items(segment, self._vision)):
+                yield item.grid_thw, Place(record, segment, position)
 
     def _read_chunks(
         self, plan: VisionPlan, places: Sequence[Place], failures: dict[int, str]

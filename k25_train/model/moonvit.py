@@ -27,6 +27,8 @@ from k25_train.config.schema import VisionConfig
 
 Grid = tuple[int, int, int]
 """(t, h, w) of an item, in patches."""
+Layer = Callable[[Tensor], Tensor]
+"""A share of the forward pass over certain items."""
 
 NUM_CHANNELS = 3
 TEMPORAL_BASE = 10000.0
@@ -56,16 +58,38 @@ class MoonViT3D(nn.Module):
         Raises:
             ValueError: a grid breaks a rule of the tower, or the grids do not add up to P; names the item.
         """
+        hidden = pixels
+        for layer in self.layers(pixels, grid_thw):
+            hidden = layer(hidden)
+        return hidden
+
+    def layers(self, pixels: Tensor, grid_thw: Sequence[Grid]) -> list[Layer]:
+        """What `forward` does, one function a transformer block: the first one takes `pixels`, each of the
+        others what the one before it returns. Raises as `forward` does."""
         check_grids(grid_thw, pixels.shape[0], self.vision)
         items = pack_items(grid_thw)
+        layers = self.encoder.layers(items, pixels.device)
+        layers[0] = chain(functools.partial(self._embed, items=items), layers[0])
+        layers[-1] = chain(layers[-1], functools.partial(self._merge, items=items))
+        return layers
+
+    def _embed(self, pixels: Tensor, items: PackedItems) -> Tensor:
+        """[P, 3·patch_size²] as given -> [P, C] in the tower's order."""
         if items.patch_order is not None:
             pixels = pixels.index_select(0, items.patch_order.to(pixels.device))
-        hidden = self.patch_embed(pixels, items)
-        hidden = self.encoder(hidden, items)
-        features = pool_and_merge(hidden, items, self.vision.merge_size)
+        return self.patch_embed(pixels, items)
+
+    def _merge(self, hidden: Tensor, items: PackedItems) -> Tensor:
+        """[P, C] in the tower's order -> [V, merge_size², C] in the given one."""
+        features = pool_and_merge(self.encoder.final_layernorm(hidden), items, self.vision.merge_size)
         if items.patch_order is None:
             return features
         return features.index_select(0, items.feature_order(self.vision.merge_size).to(features.device))
+
+
+def chain(first: Layer, second: Layer) -> Layer:
+    """One after the other."""
+    return lambda hidden: second(first(hidden))
 
 
 class PatchEmbed(nn.Module):
@@ -120,12 +144,10 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(vision) for _ in range(vision.num_layers))
         self.final_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
 
-    def forward(self, hidden: Tensor, items: PackedItems) -> Tensor:
-        """[P, C] -> [P, C]."""
-        rotations = rope_rotations(items, self.vision, hidden.device)
-        for block in self.blocks:
-            hidden = block(hidden, rotations, items)
-        return self.final_layernorm(hidden)
+    def layers(self, items: PackedItems, device: torch.device) -> list[Layer]:
+        """The blocks [P, C] -> [P, C] for these items; the final norm comes after."""
+        rotations = rope_rotations(items, self.vision, device)
+        return [functools.partial(block, rotations=rotations, items=items) for block in self.blocks]
 
 
 class Block(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from k25_train.model.attention import PackedDocuments
 from k25_train.model.megatron_config import BackboneConfig
+from k25_train.model.moonvit import Layer, MoonViT3D, chain
 
 GridTHW = tuple[int, int, int]
 
@@ -21,7 +22,7 @@ GridTHW = tuple[int, int, int]
 class VisionEncoder(MegatronModule):
     """Tower and projector on their own, with the names that they have in the whole model."""
 
-    def __init__(self, config: BackboneConfig, vision_tower: nn.Module, mm_projector: nn.Module) -> None:
+    def __init__(self, config: BackboneConfig, vision_tower: MoonViT3D, mm_projector: nn.Module) -> None:
         super().__init__(config)
         self.vision_tower = vision_tower
         self.mm_projector = mm_projector
@@ -29,6 +30,12 @@ class VisionEncoder(MegatronModule):
     def forward(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
         """Encode and project items: pixels [P, 588] -> features [V, D]. No item at all is legal."""
         return self.mm_projector(self.vision_tower(pixels, grid_thw))
+
+    def layers(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> list[Layer]:
+        """What `forward` does in steps of about equal length, one a layer of the tower."""
+        layers = self.vision_tower.layers(pixels, grid_thw)
+        layers[-1] = chain(layers[-1], self.mm_projector)
+        return layers
 
 
 class MultimodalModel(MegatronModule):

@@ -36,7 +36,7 @@ class Item(NamedTuple):
     forward_s: float
     """Duration of its forward pass, with all that comes with it on the rank that encodes it."""
     backward_s: float
-    """Duration of its recomputation and backward, likewise."""
+    """Duration of its recomputation and backward, likewise; 0 if the tower is not trained."""
 
 
 class Placement(NamedTuple):
@@ -328,7 +328,7 @@ def _offer(item: Item, stage: _Stage, ends: _Ends, num_steps: int) -> _Offer:
         forward = rooms.find(slots, num_steps, item.forward_s / num_steps)
     tail_stretch_s = stage.tails[replica].stretch_s(tail_bound_s, item.backward_s) - ends.tail_s
     is_late = 2 * number >= len(ends.releases_s)
-    if tail_stretch_s > 0 or not is_late:
+    if item.backward_s and (tail_stretch_s > 0 or not is_late):
         slots = range(bisect_left(stage.starts_s, ends.releases_s[number]), stage.last_usable)
         backward = rooms.find(slots[::-1] if is_late else slots, num_steps, item.backward_s / num_steps)
     return _Offer(

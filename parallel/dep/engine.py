@@ -1,23 +1,24 @@
 """One rank's part in the three phases of a step with a decoupled encoder (K2.5 report, section 4.5.1).
 
-    engine.forward(work)            1. balanced vision forward, features to the first stages
+    engine.start(work)              1. balanced vision forward, features to the first stages
     engine.leaf(micro_batch) …      2. the backbone's schedule, unchanged, takes the features of a micro-batch
-    engine.backward()               3. gradients back to the encoders, vision recompute and backward
+    engine.finish()                 3. gradients back to the encoders, vision recompute and backward
 
 The engine owns what one step has: its plan, pixels, features and gradients.
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from parallel.dep.exchange import FeatureExchange
 from parallel.dep.plan import Piece, VisionPlan, pieces
-from parallel.dep.stats import VisionStats
+from parallel.dep.program import Program
+from parallel.dep.stats import Stopwatch, VisionStats
 from parallel.dep.store import FeatureStore
 from parallel.dep.vision_pass import Chunk, Encoder, encode, recompute_and_backward
 
@@ -32,6 +33,48 @@ class VisionWork:
     """This rank's chunks of the plan."""
     num_micro_batches: int
     """Of each replica."""
+    program: Program | None = None
+    """When this rank encodes them; None if everything is encoded upfront."""
+
+    def micro_batch_of(self, part: int) -> int:
+        """The micro-batch, counted within its replica, of a part of the plan."""
+        return self.plan.items[self.plan.parts[part].item].micro_batch
+
+
+class Engine(Protocol):
+    """What runs the encoder of one rank in a training step."""
+
+    @property
+    def stats(self) -> VisionStats:
+        """What this rank did in the last step."""
+
+    def start(self, work: VisionWork) -> None:
+        """Do what comes before the pipeline. Called by every rank."""
+
+    def work_before(self, position: int) -> None:
+        """Do what comes before the pass that follows the first `position` ones of this rank."""
+
+    def leaf(self, micro_batch: int) -> Tensor | None:
+        """The features [V, D] of a micro-batch of this rank's replica, whose gradient the engine collects;
+        None if it has no items. To be taken once, by the first stage, when it runs forward."""
+
+    def finish(self) -> None:
+        """Do what comes after the pipeline. Called by every rank."""
+
+
+def make_leaf(features: Tensor, collect: Callable[[Tensor], None] | None) -> Tensor:
+    """The features as a leaf of the backbone's graph, whose gradient is given to `collect` once."""
+    if collect is None or not torch.is_grad_enabled():
+        return features
+
+    def hand_over(leaf: Tensor) -> None:
+        assert leaf.grad is not None
+        collect(leaf.grad)
+        leaf.grad = None
+
+    features.requires_grad_()
+    features.register_post_accumulate_grad_hook(hand_over)
+    return features
 
 
 @dataclass(slots=True)
@@ -46,8 +89,8 @@ class _Step:
     stats: VisionStats = field(default_factory=VisionStats)
 
 
-class VisionEngine:
-    """Runs the encoder of this rank, and hands features and gradients over."""
+class UpfrontEngine:
+    """Runs the encoder of this rank before and after the pipeline, and hands features and gradients over."""
 
     def __init__(
         self,
@@ -58,6 +101,7 @@ class VisionEngine:
         feature_dtype: torch.dtype,
         max_feature_bytes: int,
         is_trained: bool,
+        phase: Callable[[str], AbstractContextManager[object]],
     ) -> None:
         """
         Args:
@@ -66,6 +110,7 @@ class VisionEngine:
             max_feature_bytes: of features, or of gradients, on a device of the first stage at a time; what
                 does not fit waits in host memory.
             is_trained: without it nothing is encoded a second time, and no gradient is sent.
+            phase: announces what the rank does.
         """
         self._encoder = encoder
         self._exchange = exchange
@@ -73,6 +118,8 @@ class VisionEngine:
         self._feature_dtype = feature_dtype
         self._max_feature_bytes = max_feature_bytes
         self._is_trained = is_trained
+        self._phase = phase
+        self._stopwatch = Stopwatch(device)
         self._step: _Step | None = None
         self._stats: VisionStats | None = None
 
@@ -80,9 +127,10 @@ class VisionEngine:
     def stats(self) -> VisionStats:
         """What this rank did in the last step."""
         assert self._stats is not None, "a step comes first"
+        self._stopwatch.read_into(self._stats)
         return self._stats
 
-    def forward(self, work: VisionWork) -> None:
+    def start(self, work: VisionWork) -> None:
         """Encode this rank's chunks and bring all features to the first stages. Called by every rank."""
         store = FeatureStore(self._device, self._max_feature_bytes)
         found = pieces(work.plan, range(work.num_micro_batches))
@@ -90,89 +138,73 @@ class VisionEngine:
         self._stats = step.stats
         step.stats.num_patches = sum(chunk.pixels.shape[0] for chunk in work.chunks)
         own: dict[int, Tensor] = {}
-        with self._timed("forward_s"):
-            for number, chunk in enumerate(work.chunks):
-                features = encode(self._encoder, chunk, self._device)
-                own |= zip(self._parts(number), features.split(self._sizes(number)), strict=True)
-        with self._timed("exchange_s"):
-            for micro_batch, piece in enumerate(step.pieces):
-                received = self._exchange.to_first_stages(work.plan, piece, own)
-                if received is not None:
-                    store.put(micro_batch, received)
+        with self._phase("vision forward"), self._stopwatch.timed("exposed_s"):
+            with self._stopwatch.timed("forward_s"):
+                for number, chunk in enumerate(work.chunks):
+                    features = encode(self._encoder, chunk, self._device)
+                    own |= zip(self._parts(number), features.split(self._sizes(number)), strict=True)
+            with self._stopwatch.timed("exchange_s"):
+                for micro_batch, piece in enumerate(step.pieces):
+                    received = self._exchange.post_features(work.plan, piece, own).wait()
+                    if received is not None:
+                        store.put(micro_batch, received)
         self._note_sizes()
+
+    def work_before(self, position: int) -> None:
+        """Nothing: the pipeline runs as without images."""
 
     def leaf(self, micro_batch: int) -> Tensor | None:
         """The features [V, D] of a micro-batch of this rank's replica, whose gradient the engine collects.
 
         None if the micro-batch has no items. To be taken once, by the first stage, when it runs forward.
         """
-        step = self._step
-        assert step is not None, "forward comes first"
+        step = self._running()
         if not self._has_items(micro_batch):
             return None
-        leaf = step.store.take(micro_batch).to(self._feature_dtype)
-        if self._is_trained and torch.is_grad_enabled():
-            leaf.requires_grad_()
-            leaf.register_post_accumulate_grad_hook(lambda tensor: self._collect(micro_batch, tensor))
-        return leaf
 
-    def backward(self) -> None:
+        def collect(gradient: Tensor) -> None:
+            step.store.put(micro_batch, gradient)
+
+        features = step.store.take(micro_batch).to(self._feature_dtype)
+        return make_leaf(features, collect if self._is_trained else None)
+
+    def finish(self) -> None:
         """Bring gradients to the encoders, encode again and go backward. Called by every rank."""
-        step = self._step
-        assert step is not None, "forward comes first"
-        if not self._is_trained:
-            self.release()
-            return
+        step = self._running()
         gradients: dict[int, Tensor] = {}
-        with self._timed("exchange_s"):
-            for micro_batch, piece in enumerate(step.pieces):
-                own = step.store.take(micro_batch) if self._has_items(micro_batch) else None
-                gradients |= self._exchange.to_encoders(step.work.plan, piece, own)
-        with self._timed("backward_s"):
-            for number, chunk in enumerate(step.work.chunks):
-                gradient = torch.cat([gradients.pop(part) for part in self._parts(number)])
-                recompute_and_backward(self._encoder, chunk, gradient)
-        self._note_sizes()
+        if self._is_trained:
+            with self._phase("vision backward"), self._stopwatch.timed("exposed_s"):
+                with self._stopwatch.timed("exchange_s"):
+                    for micro_batch, piece in enumerate(step.pieces):
+                        own = step.store.take(micro_batch) if self._has_items(micro_batch) else None
+                        gradients |= self._exchange.post_gradients(step.work.plan, piece, own).wait()
+                with self._stopwatch.timed("backward_s"):
+                    for number, chunk in enumerate(step.work.chunks):
+                        gradient = torch.cat([gradients.pop(part) for part in self._parts(number)])
+                        recompute_and_backward(self._encoder, chunk, gradient)
+            self._note_sizes()
         self.release()
 
     def release(self) -> None:
-        """Let go of pixels and features; `backward` does, an evaluation has to."""
+        """Let go of pixels and features; `finish` does, an evaluation has to."""
         self._step = None
 
-    def _collect(self, micro_batch: int, leaf: Tensor) -> None:
-        assert self._step is not None
-        assert leaf.grad is not None
-        self._step.store.put(micro_batch, leaf.grad)
-        leaf.grad = None
+    def _running(self) -> _Step:
+        assert self._step is not None, "start comes first"
+        return self._step
 
     def _has_items(self, micro_batch: int) -> bool:
         """Whether this rank is a first stage, and the micro-batch of its replica has items."""
-        assert self._step is not None
         replica = self._exchange.replica
-        piece = self._step.pieces[micro_batch]
-        return any(receiver == replica for _, receiver in piece)
+        return any(receiver == replica for _, receiver in self._running().pieces[micro_batch])
 
     def _parts(self, chunk: int) -> tuple[int, ...]:
-        assert self._step is not None
-        return self._step.work.plan.chunks[self._exchange.rank][chunk]
+        return self._running().work.plan.chunks[self._exchange.rank][chunk]
 
     def _sizes(self, chunk: int) -> list[int]:
-        assert self._step is not None
-        return [self._step.work.plan.parts[part].num_tokens for part in self._parts(chunk)]
+        return [self._running().work.plan.parts[part].num_tokens for part in self._parts(chunk)]
 
     def _note_sizes(self) -> None:
-        assert self._step is not None
-        stats = self._step.stats
-        stats.peak_feature_bytes = max(stats.peak_feature_bytes, self._step.store.peak_device_bytes)
-        stats.sent_bytes = self._exchange.sent_bytes - self._step.sent_before
-
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        """Add the seconds until the device is done to a field of the statistics."""
-        assert self._step is not None
-        started = time.perf_counter()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        stats = self._step.stats
-        setattr(stats, what, getattr(stats, what) + time.perf_counter() - started)
+        step = self._running()
+        step.stats.peak_feature_bytes = max(step.stats.peak_feature_bytes, step.store.peak_device_bytes)
+        step.stats.sent_bytes = self._exchange.sent_bytes - step.sent_before

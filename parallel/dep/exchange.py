@@ -1,8 +1,10 @@
 """Features from the ranks that encoded them to the first stages, and their gradients back.
 
 This is all that ranks send to each other about items, but for which ones did not decode. One piece of the
-exchange is one number of micro-batch, of all replicas at once. Both ends read it from the plan and post it in
-the same slot, piece after piece in one order, so that no message is waited for that is not under way.
+exchange is one number of micro-batch, of all replicas at once. Both ends read it from the plan and post it
+piece after piece in one order, each with all that a rank sends and receives of it, so that no message is
+waited for that is not under way. Features and gradients go through groups of their own, as pieces of the ones
+are posted between pieces of the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,30 +16,74 @@ from torch import Tensor
 
 from parallel.dep.plan import Piece, VisionPlan
 
+Phase = Callable[[str, Sequence[int]], AbstractContextManager[object]]
+"""Announces what a rank waits for, and the global ranks that it waits for."""
+Message = tuple[list[int], Tensor]
+"""Parts of a piece from one sender to one receiver, and their rows [sum of n, D]."""
+
+
+class Posted[Result]:
+    """A piece under way."""
+
+    def __init__(self, operations: list[dist.P2POp], phase: Phase, result: Callable[[], Result]) -> None:
+        """`result` makes of what was received, and of what needed no sending, what the caller gets."""
+        # What is sent has to be held until it has left.
+        self._operations = operations
+        self._works = dist.batch_isend_irecv(operations) if operations else []
+        self._phase = phase
+        self._result = result
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is under way."""
+        return sum(operation.tensor.nbytes for operation in self._operations)
+
+    def is_done(self) -> bool:
+        """Whether everything has been sent and received; then lets go of what was sent."""
+        if all(work.is_completed() for work in self._works):
+            self._operations, self._works = [], []
+        return not self._operations
+
+    def finish(self) -> None:
+        """Wait until everything has been sent and received."""
+        if self._operations:
+            with self._phase("features", sorted({operation.peer for operation in self._operations})):
+                for work in self._works:
+                    work.wait()
+        self._operations, self._works = [], []
+
+    def wait(self) -> Result:
+        """Wait until everything has been sent and received. To be called once."""
+        self.finish()
+        return self._result()
+
 
 class FeatureExchange:
     """This rank's end of it."""
 
     def __init__(
         self,
-        group: dist.ProcessGroup,
+        feature_group: dist.ProcessGroup,
+        gradient_group: dist.ProcessGroup,
         first_stage_ranks: Sequence[int],
         *,
         width: int,
         wire_dtype: torch.dtype,
         device: torch.device,
-        phase: Callable[[str, Sequence[int]], AbstractContextManager[object]],
+        phase: Phase,
     ) -> None:
         """
         Args:
-            group: all ranks of the job, for nothing else than vision.
+            feature_group: all ranks of the job, for nothing else than features.
+            gradient_group: all ranks of the job, for nothing else than their gradients.
             first_stage_ranks: [replica] -> global rank of its first pipeline stage.
             width: D of features [V, D].
             wire_dtype: format of features and gradients under way, also of those that stay on their rank, so
                 that no value depends on who encodes what.
-            phase: announces what this rank waits for, and the global ranks that it waits for.
+            phase: announces what this rank waits for.
         """
-        self._group = group
+        self._feature_group = feature_group
+        self._gradient_group = gradient_group
         self.rank = dist.get_rank()
         self._first_stage_ranks = first_stage_ranks
         self._width = width
@@ -50,16 +96,18 @@ class FeatureExchange:
         self.replica = first_stage_ranks.index(self.rank) if is_first else None
         """The replica whose first stage this rank is; None on later stages."""
 
-    def to_first_stages(self, plan: VisionPlan, piece: Piece, own: Mapping[int, Tensor]) -> Tensor | None:
-        """Send this rank's features of a piece, and receive its replica's.
+    def post_features(
+        self, plan: VisionPlan, piece: Piece, own: Mapping[int, Tensor]
+    ) -> Posted[Tensor | None]:
+        """Start sending this rank's features of a piece, and receiving its replica's.
 
         Args:
             own: number of a part -> its features [n, D], at least those of this piece.
 
-        Returns the features [V, D] of the replica's micro-batch, in placeholder order; None on later stages,
-        and where the micro-batch has no items.
+        The result are the features [V, D] of the replica's micro-batch, in placeholder order; None on later
+        stages, and where the micro-batch has no items.
         """
-        messages: list[tuple[list[int], Tensor]] = []
+        messages: list[Message] = []
         operations = []
         for (sender, replica), parts in piece.items():
             receiver = self._first_stage_ranks[replica]
@@ -68,12 +116,14 @@ class FeatureExchange:
                 if receiver == self.rank:
                     messages.append((parts, rows))
                 else:
-                    operations.append(self._send(rows, receiver))
+                    operations.append(self._send(rows, receiver, self._feature_group))
             elif receiver == self.rank:
-                rows = self._empty(sum(plan.parts[part].num_tokens for part in parts))
+                rows = self._empty(sum(_num_tokens(plan, parts)))
                 messages.append((parts, rows))
-                operations.append(dist.P2POp(dist.irecv, rows, sender, self._group))
-        self._run(operations)
+                operations.append(dist.P2POp(dist.irecv, rows, sender, self._feature_group))
+        return Posted(operations, self._phase, lambda: self._put_together(plan, messages))
+
+    def _put_together(self, plan: VisionPlan, messages: Sequence[Message]) -> Tensor | None:
         if not messages:
             return None
         features = self._empty(sum(rows.shape[0] for _, rows in messages))
@@ -83,12 +133,14 @@ class FeatureExchange:
                 features[offset : offset + block.shape[0]] = block
         return features
 
-    def to_encoders(self, plan: VisionPlan, piece: Piece, gradient: Tensor | None) -> dict[int, Tensor]:
-        """Send the gradient [V, D] of a replica's features of a piece, and receive those of own parts.
+    def post_gradients(
+        self, plan: VisionPlan, piece: Piece, gradient: Tensor | None
+    ) -> Posted[dict[int, Tensor]]:
+        """Start sending the gradient [V, D] of a replica's features of a piece, and receiving own parts'.
 
-        Returns the number of each part that this rank encoded of the piece -> its gradient [n, D].
+        The result is the number of each part that this rank encoded of the piece -> its gradient [n, D].
         """
-        messages: list[tuple[list[int], Tensor]] = []
+        messages: list[Message] = []
         operations = []
         for (encoder, replica), parts in piece.items():
             owner = self._first_stage_ranks[replica]
@@ -100,31 +152,27 @@ class FeatureExchange:
                 if encoder == self.rank:
                     messages.append((parts, rows))
                 else:
-                    operations.append(self._send(rows, encoder))
+                    operations.append(self._send(rows, encoder, self._gradient_group))
             elif encoder == self.rank:
                 rows = self._empty(sum(_num_tokens(plan, parts)))
                 messages.append((parts, rows))
-                operations.append(dist.P2POp(dist.irecv, rows, owner, self._group))
-        self._run(operations)
-        return {
-            part: block
-            for parts, rows in messages
-            for part, block in zip(parts, rows.split(_num_tokens(plan, parts)), strict=True)
-        }
+                operations.append(dist.P2POp(dist.irecv, rows, owner, self._gradient_group))
+        return Posted(operations, self._phase, lambda: _by_part(plan, messages))
 
-    def _send(self, rows: Tensor, receiver: int) -> dist.P2POp:
+    def _send(self, rows: Tensor, receiver: int, group: dist.ProcessGroup) -> dist.P2POp:
         self.sent_bytes += rows.nbytes
-        return dist.P2POp(dist.isend, rows, receiver, self._group)
+        return dist.P2POp(dist.isend, rows, receiver, group)
 
     def _empty(self, num_tokens: int) -> Tensor:
         return torch.empty(num_tokens, self._width, dtype=self._wire_dtype, device=self._device)
 
-    def _run(self, operations: list[dist.P2POp]) -> None:
-        if operations:
-            peers = sorted({operation.peer for operation in operations})
-            with self._phase("features", peers):
-                for work in dist.batch_isend_irecv(operations):
-                    work.wait()
+
+def _by_part(plan: VisionPlan, messages: Sequence[Message]) -> dict[int, Tensor]:
+    return {
+        part: block
+        for parts, rows in messages
+        for part, block in zip(parts, rows.split(_num_tokens(plan, parts)), strict=True)
+    }
 
 
 def _num_tokens(plan: VisionPlan, parts: Sequence[int]) -> list[int]:

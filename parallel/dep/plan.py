@@ -165,12 +165,34 @@ def plan_vision(
     row_costs = [cost.of_row(item.grid_thw) for item in items]
     num_rows = [item.grid_thw[1] // MERGE for item in items]
     ranks = share_out(row_costs, num_rows, num_ranks, split)
-    chunks, chunk_of_part = _chunks(items, ranks, row_costs, num_ranks, max_patches_per_chunk)
+    return build_plan(items, ranks, _chunks(items, ranks, row_costs, num_ranks, max_patches_per_chunk), cost)
+
+
+def build_plan(
+    items: Sequence[VisionItem],
+    ranks: Sequence[tuple[int, ...]],
+    chunks: Sequence[Sequence[Sequence[int]]],
+    cost: EncoderCost,
+) -> VisionPlan:
+    """The plan in which these ranks encode these chunks.
+
+    Args:
+        items: by replica, then micro-batch, then the order of their placeholders.
+        ranks: [item] -> ranks that encode it, by row.
+        chunks: [rank][chunk] -> numbers of the parts that are encoded together; parts by item, then row.
+        cost: what a plan's `costs` count.
+    """
+    chunk_of_part = [0] * sum(map(len, ranks))
+    for of_rank in chunks:
+        for chunk, numbers in enumerate(of_rank):
+            for number in numbers:
+                chunk_of_part[number] = chunk
     parts = tuple(_parts(items, ranks, chunk_of_part))
-    costs = [0] * num_ranks
+    costs = [0] * len(chunks)
     for part in parts:
-        costs[part.rank] += part.num_rows // MERGE * row_costs[part.item]
-    return VisionPlan(tuple(items), num_ranks, parts, chunks, tuple(costs))
+        costs[part.rank] += part.num_rows // MERGE * cost.of_row(items[part.item].grid_thw)
+    frozen = tuple([tuple(map(tuple, of_rank)) for of_rank in chunks])
+    return VisionPlan(tuple(items), len(chunks), parts, frozen, tuple(costs))
 
 
 def pieces(plan: VisionPlan, micro_batches: range) -> list[Piece]:
@@ -216,15 +238,13 @@ def _chunks(
     row_costs: Sequence[int],
     num_ranks: int,
     max_patches: int,
-) -> tuple[tuple[tuple[tuple[int, ...], ...], ...], list[int]]:
-    """[rank][chunk] -> numbers of parts; and [part] -> number of its chunk."""
+) -> list[list[list[int]]]:
+    """[rank][chunk] -> numbers of parts."""
     first_part = list(accumulate(map(len, ranks), initial=0))
-    chunk_of_part = [0] * first_part[-1]
     chunks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
     split = [item for item in range(len(items)) if len(ranks[item]) > 1]
     for item in sorted(split, key=lambda item: items[item].grid_thw[1] * row_costs[item]):
         for part, rank in enumerate(ranks[item], first_part[item]):
-            chunk_of_part[part] = len(chunks[rank])
             chunks[rank].append([part])
     whole = [item for item in range(len(items)) if len(ranks[item]) == 1]
     room = [0] * num_ranks  # in the last chunk of each rank, in patches
@@ -234,10 +254,9 @@ def _chunks(
         if num_patches > room[rank]:
             chunks[rank].append([])
             room[rank] = max_patches
-        chunk_of_part[part] = len(chunks[rank]) - 1
         chunks[rank][-1].append(part)
         room[rank] -= num_patches
-    return tuple([tuple(map(tuple, of_rank)) for of_rank in chunks]), chunk_of_part
+    return chunks
 
 
 def _parts(

@@ -1,5 +1,8 @@
 """What the decoupled encoder did in a step: one rank's figures, and those of all ranks."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +23,9 @@ class VisionStats:
     """Patches that this rank encoded."""
     sent_bytes: int = 0
     """Features and gradients sent to other ranks."""
+    exposed_s: float = 0.0
+    """Time in which vision held the pipeline up: upfront all of it, in bubbles what a first stage did before
+    its first pass, after its last one, and waiting for features."""
     peak_feature_bytes: int = 0
     """The most features, or gradients of features, that lay on the device at a time."""
 
@@ -28,10 +34,41 @@ class VisionStats:
         """Time that the encoder worked."""
         return self.forward_s + self.backward_s
 
-    @property
-    def exposed_s(self) -> float:
-        """Time that the rank spent on vision outside the backbone's schedule."""
-        return self.forward_s + self.backward_s + self.exchange_s
+
+class Stopwatch:
+    """Measures how long the device is busy with something, without waiting for it: on a GPU by events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._measured: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, *names: str) -> Iterator[None]:
+        """Add the time of a `with` block to these fields of the statistics."""
+        if self._device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._measured += [(name, start, end) for name in names]
+        else:
+            started = time.perf_counter()
+            yield
+            for name in names:
+                self._add(name, time.perf_counter() - started)
+
+    def read_into(self, stats: VisionStats) -> None:
+        """Add what was measured to the statistics, and begin again; waits for the device."""
+        for name, start, end in self._measured:
+            end.synchronize()
+            self._add(name, start.elapsed_time(end) / 1e3)
+        for name, seconds in self._seconds.items():
+            setattr(stats, name, getattr(stats, name) + seconds)
+        self._measured, self._seconds = [], {}
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +79,7 @@ class VisionSummary:
     """Seconds that the busiest rank's encoder worked."""
     work_s_mean: float
     exposed_s_max: float
-    """The most that a rank spent on vision outside the backbone's schedule, exchange included."""
+    """The most that vision held a rank's pipeline up, exchange included (see `VisionStats`)."""
     patches_max: int
     """Patches of the rank that encoded the most."""
     patches_mean: float

@@ -1,18 +1,29 @@
 """The encoder's two passes over one chunk of items.
 
 The first keeps nothing but the features; the second computes the same again and goes backward. The tower has
-no dropout, so both see the same numbers without any state of a random generator.
+no dropout, so both see the same numbers without any state of a random generator. Either can be put aside
+between the encoder's layers, for passes of the pipeline to come in between.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 Grid = tuple[int, int, int]
-Encoder = Callable[[Tensor, tuple[Grid, ...]], Tensor]
-"""From patches [P, 3*p*p] of items and their grids (t, h, w) to features [V, D], both item after item."""
+Layer = Callable[[Tensor], Tensor]
+
+
+class Encoder(Protocol):
+    """From patches [P, 3*p*p] of items and their grids (t, h, w) to features [V, D], both item after item."""
+
+    def __call__(self, pixels: Tensor, grid_thw: tuple[Grid, ...], /) -> Tensor:
+        """Encode the items at once."""
+
+    def layers(self, pixels: Tensor, grid_thw: tuple[Grid, ...], /) -> Sequence[Layer]:
+        """The same as functions of about equal length: the first one takes `pixels`, each of the others what
+        the one before it returns."""
 
 
 class Chunk(NamedTuple):
@@ -39,3 +50,58 @@ def recompute_and_backward(encoder: Encoder, chunk: Chunk, gradient: Tensor) -> 
     with torch.enable_grad():
         features = encoder(chunk.pixels.to(gradient.device, non_blocking=True), chunk.grid_thw)
         features.backward(gradient.to(features.dtype))
+
+
+class EncodeInSteps:
+    """What `encode` does, a step a layer; between steps nothing is kept but the last one's output."""
+
+    def __init__(self, encoder: Encoder, chunk: Chunk, device: torch.device) -> None:
+        self._hidden = chunk.pixels.to(device, non_blocking=True)
+        self._layers = list(encoder.layers(self._hidden, chunk.grid_thw))
+
+    @torch.no_grad()
+    def advance(self, num_steps: int) -> Tensor | None:
+        """Go so many steps on; the features [V, D] after the last one."""
+        for _ in range(num_steps):
+            self._hidden = self._layers.pop(0)(self._hidden)
+        return None if self._layers else self._hidden
+
+
+class BackwardInSteps:
+    """What `recompute_and_backward` does, in as many steps as there are layers.
+
+    Backward of a layer takes twice its forward, so a step is three layers' recomputation as long as there are
+    any, and one and a half layers' backward then. Activations are kept between steps.
+    """
+
+    def __init__(self, encoder: Encoder, chunk: Chunk, gradient: Tensor) -> None:
+        self._hidden = chunk.pixels.to(gradient.device, non_blocking=True)
+        self._layers = list(encoder.layers(self._hidden, chunk.grid_thw))
+        self._gradient: Tensor | None = gradient
+        self._passed: list[tuple[Tensor, Tensor]] = []
+        self._due = 0
+
+    def advance(self, num_steps: int) -> bool:
+        """Go so many steps on; whether that was the last one, after which parameters have their gradients."""
+        self._due += 3 * num_steps
+        while self._layers and self._due >= 1:
+            self._due -= 1
+            self._recompute()
+        while not self._layers and self._passed and self._due >= 2:
+            self._due -= 2
+            self._go_back()
+        return not self._layers and not self._passed
+
+    @torch.enable_grad()
+    def _recompute(self) -> None:
+        """One layer again, with a graph of its own."""
+        start = self._hidden.detach().requires_grad_(bool(self._passed))
+        self._hidden = self._layers.pop(0)(start)
+        self._passed.append((start, self._hidden))
+
+    def _go_back(self) -> None:
+        """Backward through the last layer that is left."""
+        assert self._gradient is not None, "only pixels have no gradient"
+        start, end = self._passed.pop()
+        end.backward(self._gradient.to(end.dtype))
+        self._gradient = start.grad

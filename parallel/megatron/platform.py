@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from parallel.megatron import cpu_answers, phases, upstream_fixes
+from parallel.megatron import between_passes, cpu_answers, phases, upstream_fixes
 
 MEGATRON_CORE_VERSION = "0.19.2"
 
@@ -50,6 +50,7 @@ def use_platform(device_type: str) -> torch.device:
     phases.announce_collectives()
     upstream_fixes.install(on_cpu=device.type != "cuda")
     phases.announce_megatron()
+    between_passes.install()
     return device
 
 

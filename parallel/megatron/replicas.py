@@ -9,7 +9,10 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
+from parallel.dep.vision_pass import Layer
+from parallel.megatron.between_passes import working_before
 from parallel.topology import Topology
 
 
@@ -58,14 +61,36 @@ def replicate(
         )
         for index, chunk in enumerate(chunks)
     ]
-    config.finalize_model_grads_func = finalize_model_grads
+    config.finalize_model_grads_func = working_before(finalize_model_grads)
     if overlap_grad_reduce:
         _reduce_in_schedule(replicas, config)
     return replicas
 
 
 class EncoderReplica(DistributedDataParallel):
-    """A module of which every rank of the job has a replica, whatever its pipeline stage."""
+    """A module of which every rank of the job has a replica, whatever its pipeline stage.
+
+    Gradients are reduced and weights gathered once a step, beside whatever the rank does then: nothing is
+    reduced until `start_grad_sync` or `reduce_gradients`, however often the module goes backward.
+    """
+
+    def zero_grad_buffer(self) -> None:
+        """Begin a step."""
+        super().zero_grad_buffer()
+        # By this megatron-core knows that more gradients are to come.
+        for group in self.bucket_groups:
+            group.is_last_microbatch = False
+
+    def start_gather(self) -> None:
+        """Start to gather weights, unless that is done; called by every rank after each update, and before
+        the first step. The module's next forward pass waits for them."""
+        for group in self.bucket_groups:
+            if not group.param_gather_dispatched:
+                group.start_param_sync()
+
+    def layers(self, pixels: Tensor, grid_thw: tuple[tuple[int, int, int], ...]) -> Sequence[Layer]:
+        """The module's."""
+        return self.module.layers(pixels, grid_thw)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The module's, of which a checkpoint gets one copy."""
@@ -78,10 +103,7 @@ class EncoderReplica(DistributedDataParallel):
 def replicate_everywhere(
     module: torch.nn.Module, config: TransformerConfig, topology: Topology
 ) -> EncoderReplica:
-    """Wrap a module so that its gradients are summed over all ranks, in float32, and sharded over them.
-
-    Nothing is reduced until `reduce_gradients`: passes of the module only add to this rank's gradients.
-    """
+    """Wrap a module so that its gradients are summed over all ranks, in float32, and sharded over them."""
     groups = ProcessGroupCollection()
     groups.dp = groups.dp_cp = topology.everyone
     # In these directions there is but one.
@@ -89,9 +111,17 @@ def replicate_everywhere(
         setattr(groups, name, topology.groups.tp)
     return EncoderReplica(
         config=config,
-        ddp_config=DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
+        ddp_config=DistributedDataParallelConfig(
+            use_distributed_optimizer=True,
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=True,
+            overlap_param_gather=True,
+            # `start_gather` starts all of them at once.
+            align_param_gather=True,
+        ),
         module=module,
         pg_collection=groups,
+        disable_bucketing=True,
     )
 
 
@@ -100,6 +130,9 @@ def reduce_gradients(replica: EncoderReplica, num_tokens: int) -> None:
 
     Each item was encoded by one rank, so a sum is all that is due.
     """
+    for group in replica.bucket_groups:
+        # A rank that has encoded nothing has not waited for the last step's weights yet.
+        group.finish_param_sync(skip_next_bucket_dispatch=True)
     replica.finish_grad_sync()
     replica.scale_gradients(1.0 / max(num_tokens, 1))
 

@@ -1,6 +1,7 @@
 """Run one pass of megatron-core's pipeline schedule over micro-batches."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from megatron.core.pipeline_parallel.utils import AbstractSchedulePlan
 from megatron.core.utils import get_model_config
 from torch import Tensor
 
+from parallel.megatron.between_passes import working_between_passes
 from parallel.micro_batches import micro_batch_group_size
 from parallel.topology import Topology
 
@@ -26,6 +28,7 @@ def run_schedule[Batch](
     *,
     tokens_per_micro_batch: int,
     forward_only: bool,
+    between_passes: Callable[[int], None] | None = None,
 ) -> list[Any]:
     """Forward (and backward) of all micro-batches through the pipeline: 1F1B, interleaved if vpp > 1.
 
@@ -36,6 +39,8 @@ def run_schedule[Batch](
             (`parallelism.overlap_expert_comm`).
         chunks: this rank's model chunks.
         micro_batches: this data-parallel rank's micro-batches; every chunk sees each of them.
+        between_passes: called where this rank is about to wait, with the number of passes that it has done
+            (see `parallel.megatron.between_passes`).
 
     Returns what the loss function reports for each micro-batch; empty except on the last stage.
     """
@@ -53,12 +58,13 @@ def run_schedule[Batch](
         pp_size=topology.pp_size, vp_size=topology.vpp_size if topology.vpp_size > 1 else None
     )
     iterators = [iter(micro_batches) for _ in chunks]
-    return schedule(
-        forward_step_func=forward_step,
-        data_iterator=iterators if len(iterators) > 1 else iterators[0],
-        model=list(chunks) if len(chunks) > 1 else chunks[0],
-        num_microbatches=len(micro_batches),
-        seq_length=tokens_per_micro_batch,
-        micro_batch_size=1,
-        forward_only=forward_only,
-    )
+    with nullcontext() if between_passes is None else working_between_passes(between_passes):
+        return schedule(
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=list(chunks) if len(chunks) > 1 else chunks[0],
+            num_microbatches=len(micro_batches),
+            seq_length=tokens_per_micro_batch,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )

@@ -1,8 +1,9 @@
 """The engine of the decoupled encoder over real ranks, against one process that encodes everything itself."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.dep.plan import EncoderCost, VisionItem, plan_vision
+from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, plan_vision
 from tests.helpers.ranks import RankContext, run_ranks
 
 pytestmark = pytest.mark.distributed
 
 NUM_RANKS, NUM_REPLICAS, NUM_MICRO_BATCHES = 4, 2, 3
+Grid = tuple[int, int, int]
 WIDTH, OUT = 12, 8
 COST = EncoderCost(per_patch=10, per_pair=1)
 SMALL, LARGE, VIDEO = (1, 2, 2), (1, 6, 4), (3, 4, 2)
@@ -36,7 +38,8 @@ BATCHES: dict[str, list[VisionItem]] = {
 
 
 class Toy(torch.nn.Module):
-    """An encoder whose items do not mix: two matrices and the mean over frames of each 2 x 2 square."""
+    """An encoder whose items do not mix: two matrices, attention within an item, and the mean over frames of
+    each 2 x 2 square."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,14 +47,27 @@ class Toy(torch.nn.Module):
         self.first = torch.nn.Parameter(torch.randn(WIDTH, WIDTH, generator=generator) / WIDTH**0.5)
         self.second = torch.nn.Parameter(torch.randn(OUT, WIDTH, generator=generator) / WIDTH**0.5)
 
-    def forward(self, pixels: Tensor, grid_thw: Sequence[tuple[int, int, int]]) -> Tensor:
-        found = [torch.empty(0, OUT)]
-        for (t, h, w), patches in zip(
-            grid_thw, pixels.split([t * h * w for t, h, w in grid_thw]), strict=True
-        ):
-            hidden = (patches @ self.first.T).tanh()
-            attended = torch.softmax(hidden @ hidden.T, dim=1) @ hidden
-            merged = attended.view(t, h // 2, 2, w // 2, 2, WIDTH).mean(dim=(0, 2, 4)).flatten(0, 1)
+    def forward(self, pixels: Tensor, grid_thw: Sequence[Grid]) -> Tensor:
+        hidden = pixels
+        for layer in self.layers(pixels, grid_thw):
+            hidden = layer(hidden)
+        return hidden
+
+    def layers(self, _: Tensor, grid_thw: Sequence[Grid]) -> list[Callable[[Tensor], Tensor]]:
+        return [
+            lambda pixels: (pixels @ self.first.T).tanh(),
+            partial(self._attend, grid_thw=grid_thw),
+            partial(self._merge, grid_thw=grid_thw),
+        ]
+
+    def _attend(self, hidden: Tensor, grid_thw: Sequence[Grid]) -> Tensor:
+        items = hidden.split([t * h * w for t, h, w in grid_thw])
+        return torch.cat([torch.softmax(item @ item.T, dim=1) @ item for item in items])
+
+    def _merge(self, hidden: Tensor, grid_thw: Sequence[Grid]) -> Tensor:
+        found = []
+        for (t, h, w), item in zip(grid_thw, hidden.split([t * h * w for t, h, w in grid_thw]), strict=True):
+            merged = item.view(t, h // 2, 2, w // 2, 2, WIDTH).mean(dim=(0, 2, 4)).flatten(0, 1)
             found.append(merged @ self.second.T)
         return torch.cat(found)
 
@@ -69,19 +85,16 @@ def loss_of(features: Tensor, replica: int, micro_batch: int) -> Tensor:
 def alone(items: Sequence[VisionItem]) -> tuple[dict[tuple[int, int], Tensor], list[Tensor]]:
     """Features by replica and micro-batch, and gradients, of one process that has all items."""
     toy, features = Toy(), {}
-    for replica in range(NUM_REPLICAS):
-        for micro_batch in range(NUM_MICRO_BATCHES):
-            own = [
-                (number, item.grid_thw)
-                for number, item in enumerate(items)
-                if (item.replica, item.micro_batch) == (replica, micro_batch)
-            ]
-            if own:
-                pixels = torch.cat([pixels_of(*each) for each in own])
-                features[replica, micro_batch] = toy(pixels, [grid for _, grid in own])
-                loss_of(features[replica, micro_batch], replica, micro_batch).backward()
-    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in toy.parameters()]
-    return {key: value.detach() for key, value in features.items()}, gradients
+    for key in sorted({(item.replica, item.micro_batch) for item in items}):
+        own = [
+            (number, item.grid_thw)
+            for number, item in enumerate(items)
+            if (item.replica, item.micro_batch) == key
+        ]
+        pixels = torch.cat([pixels_of(*each) for each in own])
+        features[key] = toy(pixels, [grid for _, grid in own])
+        loss_of(features[key], *key).backward()
+    return {key: value.detach() for key, value in features.items()}, gradients_of(toy)
 
 
 Part = tuple[dict[tuple[int, int], Tensor], list[Tensor], Any]
@@ -89,65 +102,83 @@ Part = tuple[dict[tuple[int, int], Tensor], list[Tensor], Any]
 
 
 def together(context: RankContext, device_bytes: int, is_trained: bool) -> dict[str, Part]:
-    """One rank's part of every batch."""
+    """One rank's part of every batch, encoded before and after the pipeline."""
+    exchange = start_exchange(context, NUM_REPLICAS)
+    return {name: upfront(exchange, items, device_bytes, is_trained) for name, items in BATCHES.items()}
+
+
+def start_exchange(context: RankContext, num_replicas: int) -> Any:
+    """Join the test's job, in which the first ranks are first stages."""
+    from parallel.dep.exchange import FeatureExchange
     from parallel.topology import start_process_group
 
     os.environ.update(context.environment())
     start_process_group(torch.device("cpu"), 60.0)
-    return {name: batch_on(context, items, device_bytes, is_trained) for name, items in BATCHES.items()}
-
-
-def batch_on(context: RankContext, items: Sequence[VisionItem], device_bytes: int, is_trained: bool) -> Part:
-    from parallel.dep.engine import VisionEngine, VisionWork
-    from parallel.dep.exchange import FeatureExchange
-    from parallel.dep.vision_pass import Chunk
-
-    toy, device = Toy(), torch.device("cpu")
-    exchange = FeatureExchange(
+    return FeatureExchange(
         dist.new_group(),
-        range(NUM_REPLICAS),
+        dist.new_group(),
+        range(num_replicas),
         width=OUT,
         wire_dtype=torch.float32,
-        device=device,
+        device=torch.device("cpu"),
         phase=lambda *_: nullcontext(),
     )
-    engine = VisionEngine(
+
+
+def chunks_of_rank(rank: int, plan: VisionPlan) -> list[Any]:
+    from parallel.dep.vision_pass import Chunk
+
+    chunks = []
+    for parts in plan.chunks[rank]:
+        own = [plan.parts[part].item for part in parts]
+        grids = tuple(plan.items[item].grid_thw for item in own)
+        pixels = torch.cat([pixels_of(item, plan.items[item].grid_thw) for item in own])
+        chunks.append(Chunk(pixels, grids))
+    return chunks
+
+
+def gradients_of(toy: Toy) -> list[Tensor]:
+    return [torch.zeros_like(each) if each.grad is None else each.grad for each in toy.parameters()]
+
+
+def upfront(exchange: Any, items: Sequence[VisionItem], device_bytes: int, is_trained: bool) -> Part:
+    from parallel.dep.engine import UpfrontEngine, VisionWork
+
+    toy, rank = Toy(), exchange.rank
+    engine = UpfrontEngine(
         toy,
         exchange,
-        device=device,
+        device=torch.device("cpu"),
         feature_dtype=torch.float32,
         max_feature_bytes=device_bytes,
         is_trained=is_trained,
+        phase=lambda _: nullcontext(),
     )
     plan = plan_vision(items, NUM_RANKS, COST, max_patches_per_chunk=30, split=False)
-    chunks = []
-    for parts in plan.chunks[context.rank]:
-        own = [plan.parts[part].item for part in parts]
-        grids = tuple(items[item].grid_thw for item in own)
-        chunks.append(Chunk(torch.cat([pixels_of(item, items[item].grid_thw) for item in own]), grids))
-    engine.forward(VisionWork(plan, chunks, NUM_MICRO_BATCHES))
+    engine.start(VisionWork(plan, chunks_of_rank(rank, plan), NUM_MICRO_BATCHES))
     features = {}
-    if context.rank < NUM_REPLICAS:
+    if rank < NUM_REPLICAS:
         for micro_batch in range(NUM_MICRO_BATCHES):
             leaf = engine.leaf(micro_batch)
             if leaf is not None:
-                features[context.rank, micro_batch] = leaf.detach().clone()
+                features[rank, micro_batch] = leaf.detach().clone()
                 assert leaf.requires_grad == is_trained
                 if is_trained:
-                    loss_of(leaf, context.rank, micro_batch).backward()
-    engine.backward()
-    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in toy.parameters()]
-    return features, gradients, engine.stats
+                    loss_of(leaf, rank, micro_batch).backward()
+    engine.finish()
+    return features, gradients_of(toy), engine.stats
 
 
 @pytest.mark.parametrize("device_bytes", [0, 600, 1 << 30], ids=lambda size: f"{size} bytes on the device")
 def test_all_ranks_together_are_one_process(device_bytes: int) -> None:
     ranks = run_ranks(together, NUM_RANKS, device_bytes, True)
     for name, items in BATCHES.items():
-        check_batch([rank[name] for rank in ranks], items, device_bytes)
+        by_rank = [rank[name] for rank in ranks]
+        check_batch(by_rank, items)
+        assert max(stats.peak_feature_bytes for *_, stats in by_rank) <= device_bytes
 
 
-def check_batch(by_rank: Sequence[Part], items: Sequence[VisionItem], device_bytes: int) -> None:
+def check_batch(by_rank: Sequence[Part], items: Sequence[VisionItem]) -> None:
     """Features, gradients and statistics of one batch against one process."""
     expected, gradients = alone(items)
     found = {key: value for features, _, _ in by_rank for key, value in features.items()}
@@ -158,7 +189,6 @@ def check_batch(by_rank: Sequence[Part], items: Sequence[VisionItem], device_byt
         summed = sum(of_rank[place] for _, of_rank, _ in by_rank)
         torch.testing.assert_close(summed, gradient, rtol=1e-5, atol=1e-6)
     assert sum(stats.num_patches for *_, stats in by_rank) == sum(item.num_patches for item in items)
-    assert max(stats.peak_feature_bytes for *_, stats in by_rank) <= device_bytes
     # Features and gradients leave their rank once each, unless the owner encoded them.
     sent = sum(stats.sent_bytes for *_, stats in by_rank)
     assert sent <= 2 * sum(item.num_tokens for item in items) * OUT * 4

@@ -81,6 +81,7 @@ def record_order(topology: Any, num_micro_batches: int, overlaps: bool) -> list[
     """Run the schedule over chunks that add one, each of which checks that its input is the one before's."""
     from megatron.core.pipeline_parallel import combined_1f1b
 
+    from parallel.megatron import between_passes
     from parallel.megatron.schedule import run_schedule
 
     order: list[Pass] = []
@@ -101,7 +102,16 @@ def record_order(topology: Any, num_micro_batches: int, overlaps: bool) -> list[
             order[before] = order[before]._replace(runs_beside_next=True)
         return results
 
-    with patch.object(combined_1f1b, "combined_forward_backward_step", forward_beside_backward):
+    told: set[int] = set()
+
+    def note(num_passes: int) -> None:
+        # What is to be done is done at the first call; others come while a pass sends what it has computed.
+        assert num_passes in told or num_passes == len(order), "this is called between passes"
+        told.add(num_passes)
+
+    # Stands in for the function that counts passes, so its own is counted again.
+    counted = between_passes._counted(forward_beside_backward, between_passes._num_combined)
+    with patch.object(combined_1f1b, "combined_forward_backward_step", counted):
         run_schedule(
             forward,
             [Chunk(schedule_config(topology, overlaps), vp_stage) for vp_stage in range(topology.vpp_size)],
@@ -109,7 +119,10 @@ def record_order(topology: Any, num_micro_batches: int, overlaps: bool) -> list[
             topology,
             tokens_per_micro_batch=1,
             forward_only=False,
+            between_passes=note,
         )
+    within = {position for position, each in enumerate(order, 1) if each.runs_beside_next}
+    assert told | {len(order)} == set(range(len(order) + 1)) - within
     return order
 
 

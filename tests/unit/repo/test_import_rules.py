@@ -31,6 +31,7 @@ ALLOWED = {
     "parallel.dep.split": {"stdlib"},
     "parallel.dep.timeline": {"stdlib", "parallel.micro_batches"},
     "parallel.dep.bubbles": {"stdlib", "parallel.dep.timeline"},
+    "parallel.dep.program": {"stdlib", "parallel.dep.bubbles", "parallel.dep.plan", "parallel.dep.timeline"},
     "k25_train.errors": {"stdlib"},
     "k25_train.config": {
         "stdlib",
@@ -54,8 +55,13 @@ ALLOWED = {
         "k25_train.optim.rules",
         "k25_train.plan",
         "parallel.config",
+        "parallel.dep.bubbles",
+        "parallel.dep.plan",
+        "parallel.dep.program",
+        "parallel.dep.timeline",
         "parallel.layout",
         "parallel.layout_plan",
+        "parallel.micro_batches",
     },
 }
 TORCH_FREE = [

@@ -1,0 +1,93 @@
+"""How long the parts of a step take, as far as plans need to know; torch-free.
+
+Passes and the tower take their model FLOPs at one rate, `cluster.model_tflops`. Only proportions matter to
+a plan of what runs in the idle times of a pipeline, and it is the same on every rank and in every run.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from k25_train.config.schema import Config
+from k25_train.metrics.flops import encoder_cost, head_forward_flops, layer_forward_flops
+from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
+from k25_train.plan.layout import layout_of
+from k25_train.plan.parameters import count_parameters
+from parallel.config import WireFormat
+from parallel.dep.timeline import ChunkSeconds, Timeline, schedule_of, simulate
+from parallel.layout_plan import chunk_loads
+from parallel.micro_batches import micro_batch_group_size
+
+Grid = tuple[int, int, int]
+
+PIXEL_BYTES = 4
+FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """A step without images, and what takes how long besides."""
+
+    config: Config
+    num_micro_batches: int
+    seconds: ChunkSeconds
+    text: Timeline
+    """One replica's passes."""
+    gather_s: float
+    """Of the tower's weights."""
+    reduce_s: float
+    """Of the tower's gradients."""
+
+    def forward_s(self, grid: Grid) -> float:
+        """Encoding an item."""
+        cost = encoder_cost(self.config.model.vision, self.config.model.hidden_size)
+        return cost.of_item(grid) / flops_per_s(self.config)
+
+    def copy_s(self, grid: Grid) -> float:
+        """Bringing an item's pixels to the device."""
+        patch_bytes = 3 * self.config.model.vision.patch_size**2 * PIXEL_BYTES
+        return math.prod(grid) * patch_bytes / (1e9 * self.config.cluster.host_copy_gb_per_s)
+
+    def exchange_s(self, num_tokens: int) -> float:
+        """Bringing the features of so many vision tokens to a first stage."""
+        wire_format = self.config.dep.exchange_dtype or WireFormat(self.config.train.dtype.value)
+        num_bytes = num_tokens * self.config.model.hidden_size * FEATURE_BYTES[wire_format]
+        return num_bytes / network_bytes_per_s(self.config)
+
+
+def flops_per_s(config: Config) -> float:
+    """Model FLOPs that a rank computes in a second."""
+    return 1e12 * config.cluster.model_tflops
+
+
+def network_bytes_per_s(config: Config) -> float:
+    """Bytes that a rank sends in a second."""
+    return 1e9 * config.cluster.network_gb_per_s
+
+
+def step_times(config: Config, num_micro_batches: int | None = None) -> StepTimes:
+    """The times of a configuration's step, with the micro-batches of its global batch unless told."""
+    number = num_micro_batches or config.num_micro_batches
+    sizes, layout, train = config.parallelism, layout_of(config), config.train
+    lengths = [train.seq_len] * train.micro_batch_size
+    loads = chunk_loads(
+        tuple(layer_forward_flops(config.model, layer, lengths) for layer in range(config.model.num_layers)),
+        layout.layers_per_chunk,
+        0,
+        head_forward_flops(config.model, sum(lengths)),
+    )
+    forward_s = tuple(load / flops_per_s(config) for load in loads)
+    seconds = ChunkSeconds(forward_s=forward_s, backward_s=tuple(2 * each for each in forward_s))
+    group_size = micro_batch_group_size(number, sizes.pp) if sizes.vpp > 1 else number
+    passes = [
+        schedule_of(sizes.pp, sizes.vpp, number, group_size, stage, overlaps=sizes.overlap_expert_comm)
+        for stage in range(sizes.pp)
+    ]
+    gather_s, reduce_s = _weights_s(config, (WEIGHT_BYTES[train.dtype], GRADIENT_BYTES))
+    return StepTimes(config, number, seconds, simulate(passes, seconds), gather_s, reduce_s)
+
+
+def _weights_s(config: Config, bytes_each: Sequence[int]) -> list[float]:
+    """Exchanging as many bytes as this for each of the tower's weights, among all ranks."""
+    num_sent = count_parameters(config.model).vision * (config.world_size - 1) / config.world_size
+    return [num_sent * size / network_bytes_per_s(config) for size in bytes_each]

@@ -1,0 +1,256 @@
+"""One rank's part in a step whose tower runs in the pipeline's idle times (`dep.schedule=bubbles`).
+
+    engine.start(work)              what has to be encoded before the pipeline starts
+    engine.work_before(position)    called whenever the rank may be about to wait, with the passes it has done
+    engine.leaf(micro_batch)        the backbone takes the features of a micro-batch
+    engine.finish()                 what is left when the pipeline is done
+
+Tasks run at the places that the plan gives them, whatever time passes take; see `parallel.dep.program`.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from parallel.dep.engine import VisionWork, make_leaf
+from parallel.dep.exchange import FeatureExchange, Posted
+from parallel.dep.plan import Piece, pieces
+from parallel.dep.program import Program, Task
+from parallel.dep.stats import Stopwatch, VisionStats
+from parallel.dep.vision_pass import BackwardInSteps, EncodeInSteps, Encoder
+
+
+@dataclass(slots=True)
+class _Step:
+    """State of the step under way."""
+
+    work: VisionWork
+    program: Program
+    pieces: Sequence[Piece]
+    own_parts: Sequence[Sequence[int]]
+    """[micro-batch] -> parts that this rank encodes."""
+    takes: Sequence[bool]
+    """[micro-batch] -> whether this rank is the first stage of a replica that has items in it."""
+    tasks: deque[tuple[int, Task]]
+    """(position, task) that are still to be run, in order."""
+    num_backward_tasks: int
+    sent_before: int
+    """Bytes that the exchange had sent before the step."""
+    stats: VisionStats = field(default_factory=VisionStats)
+    position: int = 0
+    """Passes that this rank has done."""
+    encoding: dict[int, EncodeInSteps] = field(default_factory=dict)
+    """Chunk -> its forward pass, begun."""
+    going_back: dict[int, BackwardInSteps] = field(default_factory=dict)
+    """Chunk -> its recomputation and backward, begun."""
+    encoded: dict[int, Tensor] = field(default_factory=dict)
+    """Part -> features [n, D] that are not posted yet."""
+    features: list[Posted[Tensor | None] | None] = field(default_factory=list)
+    """[micro-batch] -> its piece, as far as they are posted; None if this rank has no part in it."""
+    leaf_gradients: dict[int, Tensor] = field(default_factory=dict)
+    """Micro-batch -> gradient [V, D] that is not posted yet."""
+    gradients: list[Posted[dict[int, Tensor]] | None] = field(default_factory=list)
+    """[micro-batch] -> its piece, as far as they are posted."""
+    part_gradients: dict[int, Tensor] = field(default_factory=dict)
+    """Part -> gradient [n, D] that has come and was not used yet."""
+    unfinished: list[Posted[Tensor | None] | Posted[dict[int, Tensor]]] = field(default_factory=list)
+    """Posted pieces that may be under way still."""
+
+
+class BubbleEngine:
+    """Runs the encoder of this rank between the passes of the pipeline."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        exchange: FeatureExchange,
+        *,
+        device: torch.device,
+        feature_dtype: torch.dtype,
+        is_trained: bool,
+        phase: Callable[[str], AbstractContextManager[object]],
+        after_backward: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            encoder: this rank's replica; its parameters collect gradients if it `is_trained`.
+            feature_dtype: what the backbone takes.
+            is_trained: without it nothing is encoded a second time, and no gradient is sent.
+            phase: announces what the rank does.
+            after_backward: called in each step when this rank's gradients of the encoder are complete.
+        """
+        self._encoder = encoder
+        self._exchange = exchange
+        self._device = device
+        self._feature_dtype = feature_dtype
+        self._is_trained = is_trained
+        self._phase = phase
+        self._after_backward = after_backward
+        self._stopwatch = Stopwatch(device)
+        self._step: _Step | None = None
+        self._stats: VisionStats | None = None
+
+    @property
+    def stats(self) -> VisionStats:
+        """What this rank did in the last step."""
+        assert self._stats is not None, "a step comes first"
+        self._stopwatch.read_into(self._stats)
+        return self._stats
+
+    def start(self, work: VisionWork) -> None:
+        """Do what comes before the rank's first pass. Called by every rank."""
+        assert work.program is not None, "the plan of a step in bubbles has a program"
+        self._step = step = self._begin(work, work.program)
+        self._stats = step.stats
+        if step.num_backward_tasks == 0:
+            self._after_backward()
+        self.work_before(0)
+
+    def _begin(self, work: VisionWork, program: Program) -> _Step:
+        rank, replica, numbers = self._exchange.rank, self._exchange.replica, range(work.num_micro_batches)
+        found = pieces(work.plan, numbers)
+        own_parts: list[list[int]] = [[] for _ in numbers]
+        for parts in work.plan.chunks[rank]:
+            own_parts[work.micro_batch_of(parts[0])] += parts
+        tasks = deque(
+            (position, task) for position in sorted(program.tasks) for task in program.tasks[position]
+        )
+        if not self._is_trained:
+            tasks = deque((position, task) for position, task in tasks if task.is_forward)
+        step = _Step(
+            work=work,
+            program=program,
+            pieces=found,
+            own_parts=own_parts,
+            takes=[any(receiver == replica for _, receiver in piece) for piece in found],
+            tasks=tasks,
+            num_backward_tasks=sum(not task.is_forward for _, task in tasks),
+            sent_before=self._exchange.sent_bytes,
+        )
+        step.stats.num_patches = sum(chunk.pixels.shape[0] for chunk in work.chunks)
+        return step
+
+    def work_before(self, position: int) -> None:
+        """Do what comes before the pass that follows the first `position` ones of this rank."""
+        step = self._running()
+        step.position = max(step.position, position)
+        self._post(step)
+        while step.tasks and step.tasks[0][0] <= step.position:
+            place, task = step.tasks.popleft()
+            # Only what delays a first stage delays the pipeline: the others would wait for it anyway.
+            is_exposed = self._exchange.replica is not None and place in (0, step.program.num_passes)
+            with self._stopwatch.timed(*["exposed_s"] * is_exposed):
+                self._run(step, task)
+            self._post(step)
+
+    def leaf(self, micro_batch: int) -> Tensor | None:
+        """The features [V, D] of a micro-batch of this rank's replica, whose gradient the engine collects.
+
+        None if the micro-batch has no items. To be taken once, by the first stage, when it runs forward.
+        """
+        step = self._running()
+        if not step.takes[micro_batch]:
+            return None
+        assert micro_batch < len(step.features), "the plan has this rank's own share encoded by now"
+        posted = step.features[micro_batch]
+        assert posted is not None
+        with self._stopwatch.timed("exchange_s", "exposed_s"):
+            features = posted.wait()
+        assert features is not None
+        step.features[micro_batch] = None
+
+        def collect(gradient: Tensor) -> None:
+            # The features themselves are freed with their graph, the gradient when it has been sent.
+            step.leaf_gradients[micro_batch] = gradient
+
+        return make_leaf(features.to(self._feature_dtype), collect if self._is_trained else None)
+
+    def finish(self) -> None:
+        """Do what is left, and let go of pixels. Called by every rank when its passes are done."""
+        step = self._running()
+        self.work_before(step.program.num_passes)
+        assert not step.tasks
+        with self._stopwatch.timed("exchange_s"):
+            for posted in step.unfinished:
+                posted.finish()
+        step.stats.sent_bytes = self._exchange.sent_bytes - step.sent_before
+        self._step = None
+
+    def _running(self) -> _Step:
+        assert self._step is not None, "start comes first"
+        return self._step
+
+    def _run(self, step: _Step, task: Task) -> None:
+        """Run one task; the first one of a backward pass may wait for its gradients."""
+        chunk, parts = step.work.chunks[task.chunk], step.work.plan.chunks[self._exchange.rank][task.chunk]
+        if task.is_forward:
+            with self._phase("vision forward"), self._stopwatch.timed("forward_s"):
+                if task.chunk not in step.encoding:
+                    step.encoding[task.chunk] = EncodeInSteps(self._encoder, chunk, self._device)
+                features = step.encoding[task.chunk].advance(task.num_steps)
+            if features is not None:
+                del step.encoding[task.chunk]
+                sizes = [step.work.plan.parts[part].num_tokens for part in parts]
+                step.encoded |= zip(parts, features.split(sizes), strict=True)
+            return
+        with self._phase("vision backward"):
+            if task.chunk not in step.going_back:
+                gradient = self._gradient(step, parts)
+                step.going_back[task.chunk] = BackwardInSteps(self._encoder, chunk, gradient)
+            with self._stopwatch.timed("backward_s"):
+                if step.going_back[task.chunk].advance(task.num_steps):
+                    del step.going_back[task.chunk]
+        step.num_backward_tasks -= 1
+        if step.num_backward_tasks == 0:
+            self._after_backward()
+
+    def _gradient(self, step: _Step, parts: Sequence[int]) -> Tensor:
+        """The gradient [n, D] of a chunk's features."""
+        micro_batch = step.work.micro_batch_of(parts[0])
+        posted = step.gradients[micro_batch]
+        if posted is not None:
+            with self._stopwatch.timed("exchange_s"):
+                step.part_gradients |= posted.wait()
+            step.gradients[micro_batch] = None
+        return torch.cat([step.part_gradients.pop(part) for part in parts])
+
+    def _post(self, step: _Step) -> None:
+        """Post the pieces whose turn has come."""
+        step.unfinished = [posted for posted in step.unfinished if not posted.is_done()]
+        self._post_features(step)
+        if self._is_trained:
+            self._post_gradients(step)
+        held_bytes = sum(posted.nbytes for posted in step.unfinished)
+        step.stats.peak_feature_bytes = max(step.stats.peak_feature_bytes, held_bytes)
+
+    def _post_features(self, step: _Step) -> None:
+        """In the order of micro-batches, once the rank's own are encoded and, on a first stage, it is ready
+        to receive."""
+        for number in range(len(step.features), step.work.num_micro_batches):
+            parts = step.own_parts[number]
+            is_early = step.position < step.program.features_from[number]
+            if is_early or any(part not in step.encoded for part in parts):
+                break
+            posted = None
+            if parts or step.takes[number]:
+                own = {part: step.encoded.pop(part) for part in parts}
+                posted = self._exchange.post_features(step.work.plan, step.pieces[number], own)
+                step.unfinished.append(posted)
+            step.features.append(posted)
+
+    def _post_gradients(self, step: _Step) -> None:
+        """In the order of micro-batches, once the first stages are to have gone backward."""
+        for number in range(len(step.gradients), step.work.num_micro_batches):
+            is_early = step.position < step.program.gradients_from[number]
+            if is_early or (step.takes[number] and number not in step.leaf_gradients):
+                break
+            posted = None
+            if step.own_parts[number] or step.takes[number]:
+                gradient = step.leaf_gradients.pop(number, None)
+                posted = self._exchange.post_gradients(step.work.plan, step.pieces[number], gradient)
+                step.unfinished.append(posted)
+            step.gradients.append(posted)

@@ -1,0 +1,155 @@
+"""Encoding in the pipeline's idle times, over real ranks that run the passes of a schedule at any pace."""
+
+import random
+import time
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from parallel.dep.bubbles import Item, plan_bubbles
+from parallel.dep.plan import VisionItem
+from parallel.dep.program import chunks_of, program_of
+from parallel.dep.timeline import ChunkSeconds, Timeline, schedule_of, simulate
+from parallel.micro_batches import micro_batch_group_size
+from tests.distributed.test_dep_engine import (
+    BATCHES,
+    COST,
+    LARGE,
+    SMALL,
+    VIDEO,
+    Part,
+    Toy,
+    check_batch,
+    chunks_of_rank,
+    gradients_of,
+    loss_of,
+    start_exchange,
+)
+from tests.helpers.ranks import RankContext, run_ranks
+
+pytestmark = pytest.mark.distributed
+
+NUM_RANKS = 4
+
+
+class Case(NamedTuple):
+    """A batch in a pipeline."""
+
+    pp: int
+    vpp: int
+    num_micro_batches: int
+    items: list[VisionItem]
+    item_s: float
+    """Seconds a unit of cost, where a pass takes one second."""
+
+    @property
+    def num_replicas(self) -> int:
+        return NUM_RANKS // self.pp
+
+
+def drawn(seed: int) -> Case:
+    """A pipeline with items that come to a tenth of a step, or to several."""
+    generator = random.Random(seed)
+    pp = generator.choice((2, 4))
+    num_micro_batches = pp + generator.randrange(5)
+    places = sorted(
+        (generator.randrange(NUM_RANKS // pp), generator.randrange(num_micro_batches))
+        for _ in range(generator.randrange(40))
+    )
+    items = [VisionItem(generator.choice((SMALL, LARGE, VIDEO)), *place) for place in places]
+    return Case(pp, generator.choice((1, 2)), num_micro_batches, items, generator.choice((1e-4, 3e-4, 1e-3)))
+
+
+CASES = {name: Case(2, 1, 3, items, 1e-3) for name, items in BATCHES.items()}
+CASES |= {f"drawn {seed}": drawn(seed) for seed in range(24)}
+
+
+def text_of(case: Case) -> Timeline:
+    group_size = micro_batch_group_size(case.num_micro_batches, case.pp)
+    num_chunks = case.pp * case.vpp
+    return simulate(
+        [
+            schedule_of(case.pp, case.vpp, case.num_micro_batches, group_size, stage)
+            for stage in range(case.pp)
+        ],
+        ChunkSeconds(forward_s=(1.0,) * num_chunks, backward_s=(2.0,) * num_chunks),
+    )
+
+
+def run_cases(context: RankContext, num_replicas: int, is_trained: bool) -> dict[str, tuple[Part, int, int]]:
+    """Each case with so many replicas: what this rank has, tasks between its passes, and all its tasks."""
+    exchange = start_exchange(context, num_replicas)
+    return {
+        name: run_case(exchange, case, is_trained)
+        for name, case in CASES.items()
+        if case.num_replicas == num_replicas
+    }
+
+
+def run_case(exchange: Any, case: Case, is_trained: bool) -> tuple[Part, int, int]:
+    from parallel.dep.bubble_engine import BubbleEngine
+    from parallel.dep.engine import VisionWork
+
+    rank, replica, toy, text = exchange.rank, exchange.replica, Toy(), text_of(case)
+    timed = [
+        Item(
+            item.replica,
+            item.micro_batch,
+            case.item_s * COST.of_item(item.grid_thw),
+            3 * case.item_s * COST.of_item(item.grid_thw) * is_trained,
+        )
+        for item in case.items
+    ]
+    found = plan_bubbles(text, timed, case.num_replicas, num_steps=3)
+    plan, places = chunks_of(case.items, found.placements, NUM_RANKS, COST, 30)
+    program = program_of(rank, plan, places[rank], text, case.num_replicas)
+    ended: list[int] = []
+    engine = BubbleEngine(
+        toy,
+        exchange,
+        device=torch.device("cpu"),
+        feature_dtype=torch.float32,
+        is_trained=is_trained,
+        phase=lambda _: nullcontext(),
+        after_backward=lambda: ended.append(1),
+    )
+    engine.start(VisionWork(plan, chunks_of_rank(rank, plan), case.num_micro_batches, program))
+    pace, features, leaves = random.Random(rank), {}, {}
+    for position, each in enumerate(text.schedules[rank // case.num_replicas]):
+        engine.work_before(position)
+        time.sleep(pace.choice((0, 0, 0, 2e-3)))
+        if replica is not None and each.vp_stage == 0:
+            if each.is_forward:
+                leaf = leaves[each.micro_batch] = engine.leaf(each.micro_batch)
+                if leaf is not None:
+                    features[replica, each.micro_batch] = leaf.detach().clone()
+            elif is_trained and (leaf := leaves.pop(each.micro_batch)) is not None:
+                loss_of(leaf, replica, each.micro_batch).backward()
+    engine.finish()
+    assert ended == [1], "the reduction of gradients starts once a step"
+    between = sum(len(tasks) for place, tasks in program.tasks.items() if 0 < place < program.num_passes)
+    return (features, gradients_of(toy), engine.stats), between, sum(map(len, program.tasks.values()))
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_all_ranks_together_are_one_process(num_replicas: int) -> None:
+    ranks = run_ranks(run_cases, NUM_RANKS, num_replicas, True)
+    for name in ranks[0]:
+        check_batch([rank[name][0] for rank in ranks], CASES[name].items)
+    num_between = sum(between for rank in ranks for _, between, _ in rank.values())
+    num_tasks = sum(total for rank in ranks for _, _, total in rank.values())
+    assert num_between > num_tasks / 8, "hardly anything was encoded between passes"
+
+
+def test_a_frozen_encoder_sends_no_gradient_and_encodes_once() -> None:
+    ranks = run_ranks(run_cases, NUM_RANKS, 2, False)
+    for name in ranks[0]:
+        parts = [rank[name][0] for rank in ranks]
+        keys = {key for features, _, _ in parts for key in features}
+        assert keys == {(item.replica, item.micro_batch) for item in CASES[name].items}
+        assert all(stats.backward_s == 0 for *_, stats in parts)
+        assert not any(gradient.any() for _, gradients, _ in parts for gradient in gradients)
+        sent = sum(stats.sent_bytes for *_, stats in parts)
+        assert sent <= sum(item.num_tokens for item in CASES[name].items) * 8 * 4
