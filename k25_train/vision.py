@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.data.prefetch import Prefetch
 from k25_train.data.vision import StepVision, VisionReader
-from k25_train.metrics.flops import encoder_cost
+from k25_train.metrics.flops import encoder_cost, tower_cost
+from k25_train.model.build import is_projector_in_first_stage
 from k25_train.model.megatron_config import TORCH_DTYPE
 from parallel.config import WireFormat
 from parallel.dep.engine import VisionEngine
@@ -48,10 +50,14 @@ def build_vision(
     encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader, watch: Watch
 ) -> Vision:
     """Build what runs this rank's replica of the encoder."""
+    vision, width = config.model.vision, config.model.hidden_size
+    cost = encoder_cost(vision, width)
+    if is_projector_in_first_stage(config):
+        cost, width = tower_cost(vision), vision.merged_size
     reader = VisionReader(
         loader.media,
-        config.model.vision,
-        encoder_cost(config.model.vision, config.model.hidden_size),
+        vision,
+        cost,
         config.dep,
         micro_batch_size=config.train.micro_batch_size,
         rank=topology.rank,
@@ -62,7 +68,7 @@ def build_vision(
     exchange = FeatureExchange(
         topology.everyone,
         topology.first_stage_ranks,
-        width=config.model.hidden_size,
+        width=width,
         wire_dtype=dtype if wire_format is None else WIRE_DTYPE[wire_format],
         device=topology.device,
         phase=watch.phase,
@@ -73,7 +79,7 @@ def build_vision(
         device=topology.device,
         feature_dtype=dtype,
         max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
-        is_trained=True,
+        is_trained=config.optim.vision.trained is TrainedVision.all,
     )
 
     def read(step: int) -> StepVision:

@@ -94,6 +94,11 @@ class VisionConfig:
     video_fps: float
     """Frames sampled from a second of video. Source: checkpoint, `sample_fps`."""
 
+    @property
+    def merged_size(self) -> int:
+        """Width of what becomes one token of the language model: the features of merged patches in a row."""
+        return self.merge_size**2 * self.hidden_size
+
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
         sizes = (
