@@ -80,7 +80,8 @@ def replicate_everywhere(
 ) -> EncoderReplica:
     """Wrap a module so that its gradients are summed over all ranks, in float32, and sharded over them.
 
-    Nothing is reduced until `reduce_gradients`: passes of the module only add to this rank's gradients.
+    Nothing is reduced until `reduce_gradients`: passes of the module only add to this rank's gradients. A
+    frozen module has no gradient buffers, and nothing is ever reduced.
     """
     groups = ProcessGroupCollection()
     groups.dp = groups.dp_cp = topology.everyone
