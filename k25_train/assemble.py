@@ -12,7 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 from k25_train.config.schema import Config
 from k25_train.model.build import chunk_place
 from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig
-from k25_train.optim.build import build_optimizer, parameter_rules, updated_by_muon
+from k25_train.optim.build import build_optimizer, freeze, parameter_rules, updated_by_muon
 from parallel.megatron.finite_steps import FiniteStepOptimizer
 from parallel.megatron.replicas import EncoderReplica, replicate, replicate_everywhere
 from parallel.megatron.sharded_optimizer import buffers_apart
@@ -41,7 +41,9 @@ def assemble(
 
     Raises `ConfigError` if `optim.offload` asks for what is not installed.
     """
-    rules = parameter_rules([*models, *([encoder] if encoder else [])], config.optim, config.model)
+    modules = [*models, *([encoder] if encoder else [])]
+    freeze(modules, config.optim)
+    rules = parameter_rules(modules, config.optim, config.model)
     with buffers_apart(updated_by_muon(rules)):
         chunks = replicate(
             models,

@@ -158,7 +158,7 @@ class Trainer:
 
     def row(self, step: int, result: StepResult) -> dict[str, Value | Sequence[Value]]:
         """What `metrics.jsonl` says of a step."""
-        plan = self.run.loader.plan(step - 1)
+        config, plan = self.run.config, self.run.loader.plan(step - 1)
         lengths = [piece.length for sequence in plan.sequences for piece in sequence.pieces]
         grids = [item.grid_thw for item in plan.items]
         row: dict[str, Value | Sequence[Value]] = {
@@ -171,7 +171,7 @@ class Trainer:
             "vision_tokens": plan.num_vision_tokens,
             "images": len(plan.items),
             "patches": plan.num_patches,
-            "flops": training_flops(self.run.config.model, lengths, grids),
+            "flops": training_flops(config.model, lengths, grids, config.optim.vision.trained),
             "step_time_s": result.step_time_s,
             "tokens_per_s": plan.num_tokens / result.step_time_s,
         }

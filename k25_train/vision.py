@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.data.prefetch import Prefetch
 from k25_train.data.vision import StepVision, VisionReader
 from k25_train.model.megatron_config import TORCH_DTYPE
+from k25_train.plan.step_times import feature_width
 from k25_train.plan.vision import BubblePlanner, UpfrontPlanner, VisionPlanner
 from parallel.config import DepSchedule, WireFormat
 from parallel.dep.bubble_engine import BubbleEngine
@@ -52,12 +54,13 @@ def build_vision(
     encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader, watch: Watch
 ) -> Vision:
     """Build what runs this rank's replica of the encoder."""
+    is_trained = config.optim.vision.trained is TrainedVision.all
     dtype, wire_format = TORCH_DTYPE[config.train.dtype], config.dep.exchange_dtype
     exchange = FeatureExchange(
         topology.features,
         topology.feature_gradients,
         topology.first_stage_ranks,
-        width=config.model.hidden_size,
+        width=feature_width(config),
         wire_dtype=dtype if wire_format is None else WIRE_DTYPE[wire_format],
         device=topology.device,
         phase=watch.phase,
@@ -68,7 +71,7 @@ def build_vision(
         device=topology.device,
         feature_dtype=dtype,
         max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
-        is_trained=True,
+        is_trained=is_trained,
         phase=watch.phase,
     )
 
@@ -92,7 +95,7 @@ def build_vision(
             exchange,
             device=topology.device,
             feature_dtype=dtype,
-            is_trained=True,
+            is_trained=is_trained,
             phase=watch.phase,
             after_backward=encoder.start_grad_sync,
         )

@@ -16,6 +16,7 @@ SAME_RUN = (
     *SAME_MODEL,
     "optim.name",
     "optim.vision.name",
+    "optim.vision.trained",
     "data.blend",
     "data.shuffle",
     "data.limit_samples",

@@ -25,6 +25,17 @@ class OptimizerOffload(Enum):
     """In host memory, AdamW by DeepSpeed's CPU Adam."""
 
 
+class TrainedVision(Enum):
+    """What of the vision part is trained; the rest keeps its weights, and has no gradient and no state."""
+
+    all = "all"
+    """Tower and projector."""
+    projector = "projector"
+    """The projector alone."""
+    nothing = "nothing"
+    """Neither of them."""
+
+
 class NewtonSchulzCoefficients(Enum):
     """Polynomials of the Newton-Schulz iteration, by their names in emerging-optimizers."""
 
@@ -91,6 +102,8 @@ class VisionOptimConfig:
     tower and language model differ and does not disclose how."""
     lr_scale: float
     """Learning rate as a multiple of the language model's. Source: not disclosed, our choice."""
+    trained: TrainedVision
+    """What is updated at all. Source: all of it in K2.5; the other values are our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

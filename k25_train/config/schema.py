@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from k25_train.config.basics import DType, not_negative
-from k25_train.config.optimizer import OptimConfig
-from parallel.config import DepConfig, ParallelismConfig, Problem, not_positive
+from k25_train.config.optimizer import OptimConfig, TrainedVision
+from parallel.config import DepConfig, DepMode, ParallelismConfig, Problem, not_positive
 
 SAMPLE_KINDS = ("text", "caption", "ocr", "video")
 """The kinds of sample that a shard set holds and `data.blend` gives shares to."""
@@ -93,6 +93,11 @@ class VisionConfig:
     """Most patches of a video frame. Source: checkpoint, `in_patch_limit_each_frame`."""
     video_fps: float
     """Frames sampled from a second of video. Source: checkpoint, `sample_fps`."""
+
+    @property
+    def merged_size(self) -> int:
+        """Width of what becomes one token of the language model: the features of merged patches in a row."""
+        return self.merge_size**2 * self.hidden_size
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -418,6 +423,12 @@ class Config:
     def expert_dp(self) -> int:
         """Data-parallel size of the routed experts' weights."""
         return self.dp // self.parallelism.ep
+
+    @property
+    def has_projector_in_first_stage(self) -> bool:
+        """Whether the projector belongs to the backbone: beside a coupled tower, or trained behind a frozen
+        one. In the latter case no gradient has to leave the first stage."""
+        return self.dep.mode is DepMode.coupled or self.optim.vision.trained is TrainedVision.projector
 
     @property
     def num_micro_batches(self) -> int:

@@ -23,11 +23,13 @@ from k25_train.dry.tensors import (
     check_tensors,
     check_total,
     count_by_part,
+    count_updated,
     held_by,
 )
 from k25_train.errors import CheckpointError
 from k25_train.model.megatron_config import TORCH_DTYPE
-from k25_train.plan.parameters import TensorSpec, iterate_tensors
+from k25_train.plan.optimizer import encoder_parameters
+from k25_train.plan.parameters import iterate_tensors
 from parallel.config import Problem
 from parallel.layout import PipelineLayout
 
@@ -81,6 +83,7 @@ def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
     # Every rank has the same encoder, and rank 0 a piece of each kind of its optimizer state.
     of_encoder, uneven = encoder_owned_by_rank(ranks[0], state_costs(ranks[0])[0])
     problems += uneven
+    problems += check_encoder(config, of_encoder)
     held: list[Held] = []
     stages = []
     for built in ranks:
@@ -91,7 +94,8 @@ def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
             problems.append(Problem(where, None, str(error), "name them in k25_train/checkpoint/hf_names.py"))
             of_stage = []
         held += of_stage
-        summary, found = summarize(built, of_stage, specs, of_encoder)
+        counted = count_updated(of_stage, specs, config.optim)
+        summary, found = summarize(built, count_by_part(of_stage, specs), counted, of_encoder)
         stages.append(summary)
         problems += found
     problems += check_tensors(held, specs, TORCH_DTYPE[config.train.dtype])
@@ -101,17 +105,19 @@ def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
 
 
 def summarize(
-    built: BuiltRank, held: Sequence[Held], specs: dict[str, TensorSpec], of_encoder: Sequence[Owned]
+    built: BuiltRank, parameters: dict[str, int], num_updated: int, of_encoder: Sequence[Owned]
 ) -> tuple[StageSummary, list[Problem]]:
     """A stage in numbers, and what is wrong with its buffers and optimizer shards.
 
-    `of_encoder` is what every rank of the job updates of the decoupled encoder.
+    Args:
+        parameters: of the stage, by part.
+        num_updated: those that its ranks update among themselves.
+        of_encoder: what every rank of the job updates of the decoupled encoder.
     """
     place = built.topology
     costs, problems = state_costs(built)
     owned, uneven = owned_by_rank(built, costs)
     problems += uneven
-    parameters = count_by_part(held, specs)
     buckets = [
         (end - start) * buffer.grad_data.element_size()
         for module in built.modules
@@ -119,15 +125,10 @@ def summarize(
         for start, end in buffer.bucket_indices
     ]
     first = place.pp_rank * place.dp_size
-    owned = [of_one + encoder for of_one, encoder in zip(owned, of_encoder[first:], strict=False)]
     updated = sum(of_one.elements for of_one in owned)
-    counted = sum(parameters.values())
-    if built.encoder is not None:
-        # Counted in the first stage, but updated by all of them.
-        counted += sum(of_one.elements for of_one in of_encoder[first : first + place.dp_size])
-        counted -= parameters["vision"]
-    if updated != counted:
-        rule = f"must be {counted}, each of the stage's parameters by one of its ranks"
+    owned = [of_one + encoder for of_one, encoder in zip(owned, of_encoder[first:], strict=False)]
+    if updated != num_updated:
+        rule = f"must be {num_updated}, each of the stage's trained parameters by one of its ranks"
         problems.append(Problem(f"parameters updated in stage {place.pp_rank}", updated, rule, CODE))
     of_rank = bytes_of(built.modules, built.optimizer)
     summary = StageSummary(
@@ -142,6 +143,16 @@ def summarize(
         num_warmup_passes=built.num_warmup_passes,
     )
     return summary, problems + check_buffers(built) + check_built_state(built, owned[place.dp_rank])
+
+
+def check_encoder(config: Config, owned: Sequence[Owned]) -> list[Problem]:
+    """Whether the ranks of the job together update of the decoupled encoder what the plan says is trained."""
+    updated = sum(of_one.elements for of_one in owned)
+    expected = sum(parameter.size for parameter in encoder_parameters(config))
+    if updated == expected:
+        return []
+    rule = f"must be {expected}, each trained parameter of the decoupled encoder by one rank"
+    return [Problem("parameters updated of the encoder", updated, rule, CODE)]
 
 
 def check_micro_batches(config: Config, ranks: Sequence[BuiltRank]) -> list[Problem]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from rich import box
 from rich.table import Table
 
-from k25_train.config.optimizer import OptimizerOffload
+from k25_train.config.optimizer import OptimizerOffload, TrainedVision
 from k25_train.config.schema import Config, Device
 from k25_train.dry.job import DryRun, StageSummary
 from k25_train.dry.tensors import PARTS
@@ -78,9 +78,16 @@ def notes(config: Config) -> Iterable[str]:
         "without activations. The last row sums over all stages and, for GiB, over all ranks."
     )
     if config.dep.mode is DepMode.decoupled:
+        is_split = config.optim.vision.trained is TrainedVision.projector
+        what = "the vision tower" if is_split else "vision"
         yield (
-            "dep.mode=decoupled: every rank has a replica of vision; its bytes are in every row, its "
-            "parameters in the first."
+            f"dep.mode=decoupled: every rank has a replica of {what}; "
+            "its bytes are in every row, its parameters in the first."
+        )
+    if config.optim.vision.trained is not TrainedVision.all:
+        yield (
+            f"optim.vision.trained={config.optim.vision.trained.value}: what is frozen has neither gradients "
+            "nor optimizer state."
         )
     if config.train.transformer_engine:
         yield (

@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 
 from k25_train.checkpoint.hf_names import shown, to_hf
+from k25_train.config.optimizer import OptimConfig
 from k25_train.config.schema import Config, ModelConfig
 from k25_train.dry.rank import BuiltRank
 from k25_train.model.build import chunk_place
 from k25_train.model.weights import ChunkPlace, global_state
+from k25_train.optim.rules import is_trained
 from k25_train.plan.parameters import EMBEDDING, EXPERTS, VISION_MODULES, TensorSpec, count_parameters
 from parallel.config import Problem
 
 PARTS = ("dense", "experts", "embedding, head", "vision")
 """What parameters are reported by, in order."""
+
+ENCODER = "encoder"
+"""What holds the replicas of a decoupled encoder."""
 
 LAYOUT = "correct the layout: parallelism.layout, or parallel/layout.py"
 NAMES = "bring k25_train/model, k25_train/plan/parameters.py and k25_train/checkpoint/hf_names.py together"
@@ -64,7 +69,7 @@ def held_by(built: BuiltRank, config: Config) -> Iterator[Held]:
             yield from _in_checkpoint_names(own, holder)
     if built.encoder is not None and place.pp_rank == 0:
         state = global_state(built.encoder.module, ChunkPlace(first_layer=0, first_expert=0))
-        yield from _in_checkpoint_names(dict(state), "encoder")
+        yield from _in_checkpoint_names(dict(state), ENCODER)
 
 
 def _in_checkpoint_names(state: Mapping[str, Tensor], holder: str) -> Iterator[Held]:
@@ -80,6 +85,12 @@ def count_by_part(held: Sequence[Held], specs: Mapping[str, TensorSpec]) -> dict
         if spec is not None and not spec.is_buffer:
             counts[part_of(spec.module)] += torch.Size(tensor.shape).numel()
     return counts
+
+
+def count_updated(held: Sequence[Held], specs: Mapping[str, TensorSpec], optim: OptimConfig) -> int:
+    """Parameters that the ranks of a stage update among themselves: neither frozen nor the encoder's."""
+    own = [tensor for tensor in held if tensor.holder != ENCODER and is_trained(tensor.name, optim)]
+    return sum(count_by_part(own, specs).values())
 
 
 def check_layers(ranks: Sequence[BuiltRank], num_layers: int) -> list[Problem]:

@@ -2,14 +2,17 @@
 
 Counted are the matrix products, two operations a multiply-add; norms, softmax, activations and rotations
 are not. Attention is counted over what the masks leave: half the square of each document, the square of
-each image. A backward pass costs twice the forward; what is computed again to save memory is not counted,
-so these are the FLOPs of "model FLOPs utilisation" (MFU, arXiv 2204.02311, appendix B).
+each image. A backward pass costs twice the forward, and what is frozen has none; what is computed again to
+save memory is not counted, so these are the FLOPs of "model FLOPs utilisation" (MFU, arXiv 2204.02311,
+appendix B).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import ModelConfig, VisionConfig
 from parallel.dep.plan import EncoderCost
 
@@ -28,19 +31,33 @@ PEAK_BFLOAT16_FLOPS = {
 
 
 def training_flops(
-    model: ModelConfig, document_lengths: Sequence[int], grid_thw: Sequence[tuple[int, int, int]]
+    model: ModelConfig,
+    document_lengths: Sequence[int],
+    grid_thw: Sequence[tuple[int, int, int]],
+    trained: TrainedVision,
 ) -> int:
-    """Forward and backward of the language model over these documents and of the vision tower over these
+    """Forward and backward of the language model over these documents and of tower and projector over these
     items.
 
     Args:
         model: dimensions.
         document_lengths: in tokens, vision tokens included; attention does not cross documents.
         grid_thw: (t, h, w) in patches of each image or video chunk.
+        trained: of tower and projector; what is frozen costs its forward pass alone.
     """
-    forward = text_forward_flops(model, document_lengths)
-    forward += vision_forward_flops(model.vision, model.hidden_size, grid_thw)
-    return FORWARD_AND_BACKWARD * forward
+    text = text_forward_flops(model, document_lengths)
+    tower = sum(tower_cost(model.vision).of_item(grid) for grid in grid_thw)
+    projector = vision_forward_flops(model.vision, model.hidden_size, grid_thw) - tower
+    # The projector's norm comes first and is trained, so a backward pass goes through all of it.
+    trained_forward = (
+        text
+        + {
+            TrainedVision.all: tower + projector,
+            TrainedVision.projector: projector,
+            TrainedVision.nothing: 0,
+        }[trained]
+    )
+    return text + tower + projector + (FORWARD_AND_BACKWARD - 1) * trained_forward
 
 
 def text_forward_flops(model: ModelConfig, document_lengths: Sequence[int]) -> int:
@@ -96,12 +113,17 @@ def vision_forward_flops(
 
 def encoder_cost(vision: VisionConfig, text_hidden_size: int) -> EncoderCost:
     """FLOPs of one forward pass of tower and projector by what they are proportional to."""
-    width, merged = vision.hidden_size, vision.merge_size**2 * vision.hidden_size
+    merged = vision.merged_size
+    return replace(tower_cost(vision), per_token=2 * (merged**2 + merged * text_hidden_size))
+
+
+def tower_cost(vision: VisionConfig) -> EncoderCost:
+    """The same of the tower alone."""
+    width = vision.hidden_size
     block = 4 * width**2 + 2 * width * vision.ffn_hidden_size
     return EncoderCost(
         per_patch=2 * (3 * vision.patch_size**2 * width + vision.num_layers * block),
         per_pair=2 * vision.num_layers * 2 * width,
-        per_token=2 * (merged**2 + merged * text_hidden_size),
     )
 
 

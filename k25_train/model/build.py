@@ -26,7 +26,8 @@ def chunk_place(config: Config, topology: Topology, vp_stage: int) -> ChunkPlace
 def build_chunks(config: Config, backbone: BackboneConfig, topology: Topology) -> list[MultimodalModel]:
     """Build every chunk of this rank, one per virtual stage, on its device; weights are as allocated.
 
-    A coupled tower sits with its projector in the chunk that embeds tokens.
+    A coupled tower sits with its projector in the chunk that embeds tokens; so does the projector alone where
+    it is trained behind a frozen, decoupled tower.
     """
     stages = range(topology.vpp_size)
     return [_build_chunk(config, backbone, topology, stage).to(topology.device) for stage in stages]
@@ -38,7 +39,8 @@ def build_vision_encoder(
     """Build this rank's replica of the decoupled encoder; None if the tower is coupled."""
     if config.dep.mode is DepMode.coupled:
         return None
-    return VisionEncoder(backbone, *_build_vision(config)).to(device)
+    projector = None if config.has_projector_in_first_stage else _build_projector(config)
+    return VisionEncoder(backbone, _build_tower(config), projector).to(device)
 
 
 def initialize_vision_encoder(encoder: VisionEncoder, config: Config) -> None:
@@ -68,9 +70,8 @@ def _build_chunk(
         transformer_engine=config.train.transformer_engine,
     )
     dtype = TORCH_DTYPE[config.train.dtype]
-    tower, projector = None, None
-    if is_first and config.dep.mode is DepMode.coupled:
-        tower, projector = _build_vision(config)
+    tower = _build_tower(config) if is_first and config.dep.mode is DepMode.coupled else None
+    projector = _build_projector(config) if is_first and config.has_projector_in_first_stage else None
     # torch's norms are built in float32 whatever the configuration says. Buffers stay as they are: bfloat16
     # cannot count tokens beyond 256, nor hold the small steps of the expert biases.
     for parameter in language_model.parameters():
@@ -78,9 +79,14 @@ def _build_chunk(
     return MultimodalModel(backbone, language_model, tower, projector)
 
 
-def _build_vision(config: Config) -> tuple[MoonViT3D, PatchMergerProjector]:
-    """Tower and projector; building them draws nothing from torch's generator."""
-    dtype = TORCH_DTYPE[config.train.dtype]
+def _build_tower(config: Config) -> MoonViT3D:
+    """The tower; building it draws nothing from torch's generator."""
     with torch.random.fork_rng(devices=[]):
-        tower = MoonViT3D(config.model.vision).to(dtype)
-        return tower, PatchMergerProjector(config.model.vision, config.model.hidden_size).to(dtype)
+        return MoonViT3D(config.model.vision).to(TORCH_DTYPE[config.train.dtype])
+
+
+def _build_projector(config: Config) -> PatchMergerProjector:
+    """The projector; building it draws nothing from torch's generator."""
+    with torch.random.fork_rng(devices=[]):
+        projector = PatchMergerProjector(config.model.vision, config.model.hidden_size)
+        return projector.to(TORCH_DTYPE[config.train.dtype])

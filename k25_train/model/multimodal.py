@@ -1,7 +1,11 @@
 """The multimodal model: vision features take the places of media placeholders among the token embeddings.
 
-Features come from a `VisionEncoder`: of the first chunk itself, which then takes pixels (the coupled tower),
-or of all ranks' replicas, in which case the first chunk is given the features.
+Features come from tower and projector: of the first chunk itself, which then takes pixels (the coupled
+tower), or of all ranks' replicas (`VisionEncoder`), in which case the first chunk is given the features. A
+projector that is trained behind a frozen tower stays in the first chunk in any case.
+
+Shapes: P patches, V vision tokens, M = merge_size²·C the width of the tower's merged patches, D the language
+model's.
 """
 
 from collections.abc import Sequence
@@ -15,38 +19,48 @@ from torch import Tensor, nn
 from k25_train.model.attention import PackedDocuments
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.model.moonvit import Layer, MoonViT3D, chain
+from k25_train.model.projector import PatchMergerProjector
 
 GridTHW = tuple[int, int, int]
 
 
 class VisionEncoder(MegatronModule):
-    """Tower and projector on their own, with the names that they have in the whole model."""
+    """The tower and, unless the first chunk has it, the projector, with their names in the whole model."""
 
-    def __init__(self, config: BackboneConfig, vision_tower: MoonViT3D, mm_projector: nn.Module) -> None:
+    def __init__(
+        self,
+        config: BackboneConfig,
+        vision_tower: MoonViT3D,
+        mm_projector: PatchMergerProjector | None,
+    ) -> None:
         super().__init__(config)
         self.vision_tower = vision_tower
         self.mm_projector = mm_projector
 
     def forward(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
-        """Encode and project items: pixels [P, 588] -> features [V, D]. No item at all is legal."""
-        return self.mm_projector(self.vision_tower(pixels, grid_thw))
+        """Encode items: pixels [P, 588] -> features [V, D], or [V, M] without a projector; V may be zero."""
+        return self._project(self.vision_tower(pixels, grid_thw))
 
     def layers(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> list[Layer]:
         """What `forward` does in steps of about equal length, one a layer of the tower."""
         layers = self.vision_tower.layers(pixels, grid_thw)
-        layers[-1] = chain(layers[-1], self.mm_projector)
+        layers[-1] = chain(layers[-1], self._project)
         return layers
+
+    def _project(self, merged: Tensor) -> Tensor:
+        return merged.flatten(1) if self.mm_projector is None else self.mm_projector(merged)
 
 
 class MultimodalModel(MegatronModule):
-    """One pipeline chunk of the model: its decoder layers and, in the first chunk, a coupled tower."""
+    """One pipeline chunk of the model: its decoder layers and, in the first chunk, a coupled tower with its
+    projector, or a projector alone."""
 
     def __init__(
         self,
         config: BackboneConfig,
         language_model: GPTModel,
         vision_tower: nn.Module | None = None,
-        mm_projector: nn.Module | None = None,
+        mm_projector: PatchMergerProjector | None = None,
     ) -> None:
         super().__init__(config)
         # In the order of the forward pass: by it, gradients are reduced and updated parameters gathered.
@@ -83,7 +97,8 @@ class MultimodalModel(MegatronModule):
             media_positions: [V] int64, where the placeholders of vision features stand (first chunk only).
             pixels: [P, 3*14*14] patches of all items, one after another (first chunk, coupled tower).
             grid_thw: (frames, rows, columns) in patches of every item, in placeholder order.
-            features: [V, D] of all items, encoded elsewhere (first chunk, decoupled tower).
+            features: [V, D] of all items, encoded elsewhere (first chunk, decoupled tower); [V, M] for a
+                chunk that has a projector, but no tower.
 
         Returns activations [T, 1, D]; from the last chunk losses [T] float32, or logits [T, vocabulary].
         Raises ValueError if the features do not fill the placeholders exactly.
@@ -116,7 +131,12 @@ class MultimodalModel(MegatronModule):
     def _features(
         self, pixels: Tensor | None, grid_thw: Sequence[GridTHW], features: Tensor | None
     ) -> Tensor | None:
-        return features if self.vision_tower is None or pixels is None else self.encode(pixels, grid_thw)
+        """What takes the places of the placeholders, [V, D]."""
+        if self.mm_projector is None:
+            return features
+        if self.vision_tower is None:
+            return self.mm_projector.of_flat(features)
+        return features if pixels is None else self.encode(pixels, grid_thw)
 
     def encode(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
         """What `VisionEncoder` does, by a coupled tower."""

@@ -15,7 +15,7 @@ class PatchMergerProjector(nn.Module):
 
     def __init__(self, vision: VisionConfig, text_hidden_size: int) -> None:
         super().__init__()
-        merged_size = vision.merge_size**2 * vision.hidden_size
+        self._merged_size = merged_size = vision.merged_size
         self.pre_norm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
         self.proj = nn.Sequential(
             nn.Linear(merged_size, merged_size),
@@ -26,3 +26,14 @@ class PatchMergerProjector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[V, merge_size², C] tower features -> [V, text_hidden_size] embeddings; V may be zero."""
         return self.proj(self.pre_norm(features).flatten(1))
+
+    def of_flat(self, features: Tensor | None) -> Tensor:
+        """[V, merge_size²·C] tower features, as they come from other ranks -> [V, text_hidden_size].
+
+        None is no features at all, [0, text_hidden_size]: the parameters get a gradient, zero, all the same.
+        Reductions that overlap with the backward pass wait for one of every parameter.
+        """
+        norm = self.pre_norm
+        if features is None:
+            features = norm.weight.new_empty(0, self._merged_size)
+        return self(features.unflatten(1, (-1, norm.normalized_shape[0])))

@@ -1,6 +1,6 @@
 """Build the optimizer: a rule per parameter, state sharded over data-parallel ranks (ZeRO-1)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from k25_train.config.schema import ModelConfig
 from k25_train.optim.cpu_adam import CpuAdamW
 from k25_train.optim.muon import STATE_KEYS as MUON_STATE_KEYS
 from k25_train.optim.muon import Muon, bind_matrices
-from k25_train.optim.rules import ParameterRule, rule_of
+from k25_train.optim.rules import ParameterRule, is_trained, rule_of
 from parallel.megatron.finite_steps import FiniteStepOptimizer
 from parallel.megatron.host_optimizer import HostOptimizer
 from parallel.megatron.replicas import EncoderReplica
@@ -25,6 +25,14 @@ from parallel.topology import Topology
 ADAM_STATE_KEYS = ("exp_avg", "exp_avg_sq")
 
 Rules = Mapping[nn.Parameter, ParameterRule]
+
+
+def freeze(modules: Iterable[nn.Module], optim: OptimConfig) -> None:
+    """Let what `optim.vision.trained` leaves out ask for no gradient: it gets no buffer and no state."""
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if not is_trained(name, optim):
+                parameter.requires_grad_(False)
 
 
 def parameter_rules(chunks: Sequence[nn.Module], optim: OptimConfig, model: ModelConfig) -> Rules:
@@ -72,7 +80,8 @@ def build_optimizer(
         params_dtype=params_dtype,
     )
     optimizers, work = _sharded(optim, rules, config, chunks, topology.groups.dp, topology.device)
-    if encoder is not None:
+    # A frozen encoder has none, and nothing to update.
+    if encoder is not None and encoder.buffers:
         own = work[topology.dp_rank] if work else 0
         busy = of_all_ranks(own, topology.everyone, topology.device)
         optimizers += _sharded(optim, rules, config, [encoder], topology.everyone, topology.device, busy)[0]

@@ -10,11 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-from k25_train.config.optimizer import OptimConfig, OptimName
+from k25_train.config.optimizer import OptimConfig, OptimName, TrainedVision
 from k25_train.config.schema import ModelConfig
 
 VISION_PREFIXES = ("vision_tower.", "mm_projector.")
 """Where the parameters lie that `optim.vision` is for."""
+
+FROZEN_PREFIXES: dict[TrainedVision, tuple[str, ...]] = {
+    TrainedVision.all: (),
+    TrainedVision.projector: ("vision_tower.",),
+    TrainedVision.nothing: VISION_PREFIXES,
+}
+"""`optim.vision.trained` -> where the parameters lie that keep their values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +135,14 @@ def _vision() -> list[Kind]:
 
 KIND_OF = {kind.pattern: kind for kind in (*_language_model(), *_vision())}
 """Name of every parameter, `*` for a layer's number -> its kind."""
+
+
+def is_trained(name: str, optim: OptimConfig) -> bool:
+    """Whether a parameter is updated at all; a frozen one has no gradient, and no rule is asked for it.
+
+    `name` may be the released checkpoint's as well as ours: those of the vision part are the same.
+    """
+    return not name.startswith(FROZEN_PREFIXES[optim.vision.trained])
 
 
 def rule_of(name: str, shape: tuple[int, ...], optim: OptimConfig, model: ModelConfig) -> ParameterRule:

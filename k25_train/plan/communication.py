@@ -3,7 +3,8 @@
 Counted here is what the mechanisms need: megatron-core pads each tensor of a gradient buffer to 64 elements
 and the buffer to a multiple of 128 and of the ranks, and a few numbers a step (losses, token counts, the
 gradient norm) are reduced besides. What a decoupled encoder sends depends on the images: of each vision token
-a feature and its gradient, `hidden_size` numbers each in `dep.exchange_dtype`.
+a feature and its gradient, `hidden_size` numbers each in `dep.exchange_dtype`. A frozen tower is sent no
+gradient, and its features are `merged_size` wide if the projector is trained.
 tests/distributed/test_communication.py holds all of it against what real ranks send.
 """
 
@@ -14,9 +15,8 @@ from k25_train.config.optimizer import OptimName
 from k25_train.config.schema import Config
 from k25_train.optim.rules import rule_of
 from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
-from k25_train.plan.optimizer import encoder_parameters
-from k25_train.plan.parameters import EXPERTS, count_parameters
-from k25_train.plan.trained import TrainedParameter, iterate_parameters
+from k25_train.plan.optimizer import encoder_parameters, updated_parameters
+from k25_train.plan.trained import TrainedParameter
 
 ROUTING_WEIGHT_BYTES = 4
 """The router works in float32."""
@@ -79,12 +79,12 @@ def _expert_exchange(config: Config) -> dict[str, Volume]:
 
 
 def _over_replicas(config: Config, bytes_per_weight: int) -> Volume:
-    """A buffer a rank: dense weights over all replicas, the rank's experts over those that hold the same, a
-    decoupled encoder's over all ranks."""
-    counts = count_parameters(config.model)
-    experts = sum(module.total for module in counts.modules if module.module == EXPERTS)
+    """A buffer a rank, of what is trained: dense weights over all replicas, the rank's experts over those
+    that hold the same, a decoupled encoder's over all ranks."""
+    total = sum(parameter.size for parameter in updated_parameters(config))
+    experts = sum(parameter.size for parameter in updated_parameters(config) if parameter.is_expert)
     encoder = sum(parameter.size for parameter in encoder_parameters(config))
-    dense = counts.total - experts - encoder
+    dense = total - experts - encoder
     payload = sent = 0.0
     for num_weights, num_replicas in (
         (dense, config.dp),
@@ -103,7 +103,7 @@ def _matrices(config: Config) -> Volume:
     of_encoder = _muon_elements(config, encoder_parameters(config))
     elements = of_encoder if config.world_size > 1 else 0
     if config.dp > 1:
-        elements += _muon_elements(config, iterate_parameters(config.model)) - of_encoder
+        elements += _muon_elements(config, updated_parameters(config)) - of_encoder
     total = 2 * elements * WEIGHT_BYTES[config.optim.muon.exchange_dtype]
     return Volume(total, total)
 

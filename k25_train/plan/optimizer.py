@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from k25_train.config.optimizer import OptimName
+from k25_train.config.optimizer import OptimName, TrainedVision
 from k25_train.config.schema import Config
-from k25_train.optim.rules import ParameterRule, rule_of
+from k25_train.optim.rules import ParameterRule, is_trained, rule_of
 from k25_train.plan.costs import MASTER_BYTES, MOMENT_BYTES, state_bytes
 from k25_train.plan.layout import layout_of
 from k25_train.plan.trained import (
@@ -49,7 +49,7 @@ class StageState:
 
     stage: int
     num_weights: dict[OptimName, int]
-    """Update -> parameters of the stage, each counted once however many ranks hold it."""
+    """Update -> trained parameters of the stage, each counted once however many ranks hold it."""
     state_bytes: int
     """Masters and moments, over all ranks of the stage; a decoupled encoder's are no stage's."""
     rank_bytes: float
@@ -59,9 +59,9 @@ class StageState:
 
 
 def parameter_kinds(config: Config) -> list[ParameterKind]:
-    """Every kind of parameter, in the order of the forward pass."""
+    """Every kind of parameter that is updated, in the order of the forward pass."""
     kinds: dict[tuple[str, tuple[int, ...], ParameterRule], int] = {}
-    for parameter in iterate_parameters(config.model):
+    for parameter in updated_parameters(config):
         rule = rule_of(*parameter, config.optim, config.model)
         name = re.sub(r"(?<=\.(?:layers|blocks)\.)\d+", "*", parameter.name)
         key = (name, parameter.shape, rule)
@@ -70,6 +70,11 @@ def parameter_kinds(config: Config) -> list[ParameterKind]:
         ParameterKind(name=name, shape=shape, num_parameters=count, rule=rule)
         for (name, shape, rule), count in kinds.items()
     ]
+
+
+def updated_parameters(config: Config) -> Iterator[TrainedParameter]:
+    """Every parameter but the frozen ones, in the order of the forward pass."""
+    return _updated(config, iterate_parameters(config.model))
 
 
 def stage_states(config: Config) -> list[StageState]:
@@ -81,8 +86,13 @@ def stage_states(config: Config) -> list[StageState]:
 
 
 def encoder_parameters(config: Config) -> list[TrainedParameter]:
-    """The parameters of a decoupled encoder, of which every rank has a replica; none if it is coupled."""
-    return [] if config.dep.mode is DepMode.coupled else list(vision_parameters(config.model))
+    """The parameters that are updated in a decoupled encoder, of which every rank has a replica.
+
+    None if it is coupled, or if the tower is frozen: a projector is then trained in the first stage.
+    """
+    is_trained_everywhere = config.dep.mode is not DepMode.coupled
+    is_trained_everywhere &= config.optim.vision.trained is TrainedVision.all
+    return list(vision_parameters(config.model)) if is_trained_everywhere else []
 
 
 def encoder_state_bytes(config: Config) -> int:
@@ -92,16 +102,21 @@ def encoder_state_bytes(config: Config) -> int:
 
 
 def stage_parameters(config: Config, layout: PipelineLayout, stage: int) -> Iterator[TrainedParameter]:
-    """The parameters of a pipeline stage; a coupled tower is in the first."""
+    """The parameters that are updated in a pipeline stage; of the vision part the first one has those that no
+    decoupled encoder has."""
     for vp_stage in range(layout.vpp):
         if layout.is_first(stage, vp_stage):
-            if config.dep.mode is DepMode.coupled:
-                yield from vision_parameters(config.model)
+            if not encoder_parameters(config):
+                yield from _updated(config, vision_parameters(config.model))
             yield embedding_parameter(config.model)
         for layer in layout.layer_ids(stage, vp_stage):
             yield from layer_parameters(config.model, layer)
         if layout.is_last(stage, vp_stage):
             yield from head_parameters(config.model)
+
+
+def _updated(config: Config, parameters: Iterable[TrainedParameter]) -> Iterator[TrainedParameter]:
+    return (parameter for parameter in parameters if is_trained(parameter.name, config.optim))
 
 
 def _stage_state(config: Config, stage: int, parameters: Iterable[TrainedParameter]) -> StageState:
@@ -153,6 +168,10 @@ def state_lines(config: Config, states: Iterable[StageState]) -> Iterator[str]:
         number = encoder[update] + sum(state.num_weights[update] for state in states)
         terms = f"master {master} + {moments} {MOMENT_BYTES[update]}"
         yield f"{word}: {number:,} parameters x {state_bytes(update, dtype)} bytes ({terms})"
+    num_frozen = sum(parameter.size for parameter in iterate_parameters(config.model))
+    num_frozen -= sum(parameter.size for parameter in updated_parameters(config))
+    if num_frozen:
+        yield f"frozen: {num_frozen:,} parameters (optim.vision.trained={config.optim.vision.trained.value})"
     yield f"stage  {'GiB of state':>14}  {f'GiB a rank of {config.dp}':>20}"
     for total, alike in groupby(states, key=lambda state: state.state_bytes):
         first, *_, last = [state.stage for state in alike] * 2

@@ -192,7 +192,7 @@ def vision_tensors(vision: VisionConfig) -> Iterator[TensorSpec]:
 def projector_tensors(vision: VisionConfig, text_hidden_size: int) -> Iterator[TensorSpec]:
     """The projector from merged patches to the language model's width."""
     projector = VISION_MODULES[1]
-    merged = vision.merge_size**2 * vision.hidden_size
+    merged = vision.merged_size
     yield from affine("mm_projector.pre_norm", (vision.hidden_size,), projector)
     yield from affine("mm_projector.proj.0", (merged, merged), projector)
     yield from affine("mm_projector.proj.2", (text_hidden_size, merged), projector)

@@ -8,12 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
-from k25_train.metrics.flops import encoder_cost, head_forward_flops, layer_forward_flops
+from k25_train.metrics.flops import encoder_cost, head_forward_flops, layer_forward_flops, tower_cost
 from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.plan.layout import layout_of
 from k25_train.plan.parameters import count_parameters
 from parallel.config import WireFormat
+from parallel.dep.plan import EncoderCost
 from parallel.dep.timeline import ChunkSeconds, Timeline, schedule_of, simulate
 from parallel.layout_plan import chunk_loads
 from parallel.micro_batches import micro_batch_group_size
@@ -40,8 +42,7 @@ class StepTimes:
 
     def forward_s(self, grid: Grid) -> float:
         """Encoding an item."""
-        cost = encoder_cost(self.config.model.vision, self.config.model.hidden_size)
-        return cost.of_item(grid) / flops_per_s(self.config)
+        return decoupled_cost(self.config).of_item(grid) / flops_per_s(self.config)
 
     def copy_s(self, grid: Grid) -> float:
         """Bringing an item's pixels to the device."""
@@ -51,8 +52,23 @@ class StepTimes:
     def exchange_s(self, num_tokens: int) -> float:
         """Bringing the features of so many vision tokens to a first stage."""
         wire_format = self.config.dep.exchange_dtype or WireFormat(self.config.train.dtype.value)
-        num_bytes = num_tokens * self.config.model.hidden_size * FEATURE_BYTES[wire_format]
+        num_bytes = num_tokens * feature_width(self.config) * FEATURE_BYTES[wire_format]
         return num_bytes / network_bytes_per_s(self.config)
+
+
+def decoupled_cost(config: Config) -> EncoderCost:
+    """FLOPs of a forward pass of what stands on every rank: tower and projector, or the tower alone."""
+    vision = config.model.vision
+    if config.has_projector_in_first_stage:
+        return tower_cost(vision)
+    return encoder_cost(vision, config.model.hidden_size)
+
+
+def feature_width(config: Config) -> int:
+    """Numbers that a vision token is sent as."""
+    return (
+        config.model.vision.merged_size if config.has_projector_in_first_stage else config.model.hidden_size
+    )
 
 
 def flops_per_s(config: Config) -> float:
@@ -88,6 +104,8 @@ def step_times(config: Config, num_micro_batches: int | None = None) -> StepTime
 
 
 def _weights_s(config: Config, bytes_each: Sequence[int]) -> list[float]:
-    """Exchanging as many bytes as this for each of the tower's weights, among all ranks."""
+    """Exchanging as many bytes as this for each of the tower's weights, among all ranks; none if frozen."""
+    if config.optim.vision.trained is not TrainedVision.all:
+        return [0.0] * len(bytes_each)
     num_sent = count_parameters(config.model).vision * (config.world_size - 1) / config.world_size
     return [num_sent * size / network_bytes_per_s(config) for size in bytes_each]

@@ -6,9 +6,9 @@ A planner orders the micro-batches of each replica and plans their items; the sa
 from collections.abc import Sequence
 from typing import Protocol
 
+from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
-from k25_train.metrics.flops import encoder_cost
-from k25_train.plan.step_times import step_times
+from k25_train.plan.step_times import decoupled_cost, step_times
 from parallel.dep.bubbles import Item, calm_ends, plan_bubbles
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
 from parallel.dep.program import Program, chunks_of, program_of
@@ -34,7 +34,7 @@ class UpfrontPlanner:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._cost = encoder_cost(config.model.vision, config.model.hidden_size)
+        self._cost = decoupled_cost(config)
 
     def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
         """As they come."""
@@ -53,7 +53,7 @@ class BubblePlanner:
         """`rank` is the one whose program is planned."""
         self._config = config
         self._rank = rank
-        self._cost = encoder_cost(config.model.vision, config.model.hidden_size)
+        self._cost = decoupled_cost(config)
         self._times = step_times(config)
 
     def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
@@ -82,4 +82,6 @@ class BubblePlanner:
 
     def _timed(self, item: VisionItem) -> Item:
         forward_s, copy_s = self._times.forward_s(item.grid_thw), self._times.copy_s(item.grid_thw)
-        return Item(item.replica, item.micro_batch, forward_s + copy_s, 3 * forward_s + copy_s)
+        is_trained = self._config.optim.vision.trained is TrainedVision.all
+        backward_s = 3 * forward_s + copy_s if is_trained else 0.0
+        return Item(item.replica, item.micro_batch, forward_s + copy_s, backward_s)

@@ -103,7 +103,10 @@ class EncoderReplica(DistributedDataParallel):
 def replicate_everywhere(
     module: torch.nn.Module, config: TransformerConfig, topology: Topology
 ) -> EncoderReplica:
-    """Wrap a module so that its gradients are summed over all ranks, in float32, and sharded over them."""
+    """Wrap a module so that its gradients are summed over all ranks, in float32, and sharded over them.
+
+    A frozen module has no gradient buffers, and nothing is ever reduced.
+    """
     groups = ProcessGroupCollection()
     groups.dp = groups.dp_cp = topology.everyone
     # In these directions there is but one.

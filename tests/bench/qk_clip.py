@@ -20,6 +20,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from k25_train.config.optimizer import TrainedVision
 from k25_train.config.resolve import compose
 from k25_train.config.schema import ModelConfig
 from k25_train.metrics.flops import training_flops
@@ -55,7 +56,7 @@ def shares_of_flops(_context: RankContext) -> dict[int, float]:
     """Tokens of a document -> the recording's share of a step's FLOPs, for the real model."""
     model = compose(["experiment=k25_pretrain_4k"]).model
     return {
-        length: recording_flops(model, length) / training_flops(model, [length], [])
+        length: recording_flops(model, length) / training_flops(model, [length], [], TrainedVision.all)
         for length in DOCUMENT_LENGTHS
     }
 

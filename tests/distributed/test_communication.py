@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from k25_train.config.optimizer import TrainedVision
 from k25_train.config.resolve import compose
 from k25_train.plan.communication import communication
 from tests.helpers.ranks import RankContext, run_ranks
@@ -29,6 +30,8 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     # So many heads that their maxima are more than what single numbers may come to.
     "dp2, QK-Clip": ({"dp": 2}, ("optim.qk_clip_threshold=1", "model.num_attention_heads=16")),
     "dp2, AdamW": ({"dp": 2}, ("optim=adamw",)),
+    "pp2 x dp2, projector alone": ({"pp": 2, "dp": 2}, ("optim.vision.trained=projector",)),
+    "dp2, frozen tower and projector": ({"dp": 2}, ("optim.vision.trained=nothing",)),
     "dp4, matrices in bfloat16": ({"dp": 4}, ("optim.muon.exchange_dtype=bfloat16",)),
 }
 
@@ -90,8 +93,12 @@ def test_counted_is_what_the_formula_says(name: str, data: Path, tmp_path: Path)
     counted = count(arguments, config.world_size)
     of_data = {"features", "bookkeeping"}
     assert set(counted.payload) - of_data == set(expected) - of_data
-    # Each token's feature once and its gradient once, but for those that stay on their rank.
-    all_features = 2 * counted.vision_tokens * config.model.hidden_size * bytes_of_weight
+    # Each token's feature once and, for a trained tower, its gradient once, but for those that stay on their
+    # rank.
+    is_trained = config.optim.vision.trained is TrainedVision.all
+    of_projector = config.optim.vision.trained is TrainedVision.projector
+    width = config.model.vision.merged_size if of_projector else config.model.hidden_size
+    all_features = (1 + is_trained) * counted.vision_tokens * width * bytes_of_weight
     assert 0 < counted.payload["features"] == counted.features <= all_features
     if "matrices" in expected:
         assert counted.payload["matrices"] == expected["matrices"].payload_bytes

@@ -101,6 +101,31 @@ def test_any_layout_adds_up(arguments: list[str], optim: str, dep: str) -> None:
         check_step_counts(sum(by_rank) - state.state_bytes, len(by_rank))
 
 
+@pytest.mark.parametrize(
+    ("trained", "dep"), [("projector", "decoupled"), ("nothing", "decoupled"), ("projector", "coupled")]
+)
+def test_what_is_frozen_is_built_and_not_updated(trained: str, dep: str) -> None:
+    every = [*AS_SMOKE, f"optim.vision.trained={trained}", f"dep.mode={dep}"]
+    found = dry(every)
+    check_totals(found, every)
+    config = compose(every)
+    assert encoder_state_bytes(config) == 0
+    for stage, state in zip(found["stages"], stage_states(config), strict=True):
+        by_rank = stage["optimizer_bytes_by_dp_rank"]
+        check_step_counts(sum(by_rank) - state.state_bytes, len(by_rank))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["projector", "nothing"])
+def test_the_real_model_is_whole_with_a_frozen_tower(trained: str) -> None:
+    arguments = [*REAL, "cluster.nodes=32", f"optim.vision.trained={trained}"]
+    found = dry(arguments)
+    check_totals(found, arguments)
+    optimizer = sum(sum(stage["optimizer_bytes_by_dp_rank"]) for stage in found["stages"])
+    planned = sum(state.state_bytes for state in stage_states(compose(arguments)))
+    assert planned < optimizer < 1.0001 * planned
+
+
 def check_step_counts(num_bytes: int, num_ranks: int) -> None:
     """A step count in 4 bytes for each shard of a parameter is what comes on top of the plan's bytes."""
     assert num_bytes % 4 == 0
@@ -124,6 +149,7 @@ FAULTS: dict[Callable[[], None], list[str]] = {
     dry_faults.build_in_float32: ["tensors of another format"],
     dry_faults.add_an_unknown_parameter: ["tensors of stage 0", "optimizer state of rank 0"],
     dry_faults.freeze_a_parameter: ["parameters updated in stage 0"],
+    dry_faults.freeze_the_encoder: ["parameters updated of the encoder"],
     dry_faults.cut_buckets_unevenly: [
         "pipeline stage 0, chunk 0, buffer 0: bucket sizes",
         "pipeline stage 0, chunk 0, buffer 0: buckets",
@@ -182,7 +208,8 @@ def bytes_after_a_step(context: RankContext, arguments: Sequence[str]) -> tuple[
         train_step(run, 1)
     models = [module.module for module in run.modules]
     weights = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
-    gradients = [parameter.main_grad for model in models for parameter in model.parameters()]
+    trained = [each for model in models for each in model.parameters() if each.requires_grad]
+    gradients = [parameter.main_grad for parameter in trained]
     state = []
     for part in run.optimizer.chained_optimizers:
         for group in part.optimizer.param_groups:
@@ -199,6 +226,7 @@ def bytes_after_a_step(context: RankContext, arguments: Sequence[str]) -> tuple[
     [
         [*layout(pp=2, vpp=2, ep=2, dp=2), "optim=adamw"],
         [*layout(pp=2, ep=2, dp=2), "optim=muonclip", "train.dtype=bfloat16"],
+        [*layout(pp=2, dp=2), "train.dtype=bfloat16", "optim.vision.trained=projector"],
         [
             *layout(ep=2, dp=4),
             "optim=muonclip",

@@ -117,6 +117,13 @@ def freeze_a_parameter() -> None:
     wrap(rank, "build_chunks", freeze)
 
 
+def freeze_the_encoder() -> None:
+    """A tower that should learn has no gradient."""
+    from k25_train.dry import rank
+
+    wrap(rank, "build_vision_encoder", lambda encoder: encoder.requires_grad_(False))
+
+
 def _buffer_of(built: Any) -> Any:
     return built.chunks[0].buffers[0]
 

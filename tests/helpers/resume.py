@@ -21,12 +21,12 @@ def short(data: Path, run: Path, *more: str) -> list[str]:
     return overrides(data, run, "train.global_batch_size=4", "train.eval_sequences=4", *more)
 
 
-def cut_off(finished: Path, copy: Path) -> Path:
-    """The folder as it was if the run had been killed after step 20, before its checkpoint was complete."""
+def cut_off(finished: Path, copy: Path, last: int = LAST) -> Path:
+    """The folder as it was if the run had been killed after step `last`, before that checkpoint was whole."""
     shutil.copytree(finished, copy)
     checkpoints = copy / "checkpoints"
-    (checkpoints / f"step_{LAST}").rename(checkpoints / f"step_{LAST}.partial")
-    (checkpoints / f"step_{LAST}.partial/manifest.json").unlink()
+    (checkpoints / f"step_{last}").rename(checkpoints / f"step_{last}.partial")
+    (checkpoints / f"step_{last}.partial/manifest.json").unlink()
     return copy
 
 

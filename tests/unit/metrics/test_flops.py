@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from k25_train.config.optimizer import TrainedVision
 from k25_train.config.resolve import compose
 from k25_train.metrics.flops import (
     encoder_cost,
     peak_flops,
     text_forward_flops,
     token_multiply_adds,
+    tower_cost,
     training_flops,
     vision_forward_flops,
 )
+from k25_train.model.projector import PatchMergerProjector
 from tests.helpers.hf_reference import build_hf_reference, hf_image_features, hf_logits, tiny_model_config
 
 GRIDS = [(1, 8, 4), (3, 6, 4), (1, 2, 2)]
@@ -52,8 +55,22 @@ def test_cost_of_the_real_tower_by_hand() -> None:
 def test_training_is_three_forward_passes() -> None:
     model = tiny_model_config()
     forward = text_forward_flops(model, [7]) + vision_forward_flops(model.vision, model.hidden_size, GRIDS)
-    assert training_flops(model, [7], GRIDS) == 3 * forward
-    assert training_flops(model, [7], []) == 3 * text_forward_flops(model, [7])
+    assert training_flops(model, [7], GRIDS, TrainedVision.all) == 3 * forward
+    assert training_flops(model, [7], [], TrainedVision.all) == 3 * text_forward_flops(model, [7])
+
+
+def test_what_is_frozen_is_one_forward_pass() -> None:
+    """The projector's trained norm comes first, so that torch goes back through both of its matrices."""
+    model = tiny_model_config()
+    projector = PatchMergerProjector(model.vision, model.hidden_size)
+    num_tokens = sum(h * w // 4 for _, h, w in GRIDS)
+    with FlopCounterMode(display=False) as counter:
+        projector(torch.randn(num_tokens, 4, model.vision.hidden_size)).sum().backward()
+    of_tower = sum(tower_cost(model.vision).of_item(grid) for grid in GRIDS)
+    text = training_flops(model, [7], [], TrainedVision.all)
+    found = {trained: training_flops(model, [7], GRIDS, trained) - text for trained in TrainedVision}
+    assert found[TrainedVision.projector] == of_tower + counter.get_total_flops()
+    assert found[TrainedVision.nothing] == vision_forward_flops(model.vision, model.hidden_size, GRIDS)
 
 
 def test_attention_counts_documents_apart() -> None:

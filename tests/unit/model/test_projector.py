@@ -65,8 +65,19 @@ def test_behind_the_tower_equals_transformers(
     torch.testing.assert_close(projector(tower(pixels, GRIDS)), expected, rtol=0, atol=1e-5)
 
 
+def test_flat_features_are_the_same_ones(projector: PatchMergerProjector) -> None:
+    features = torch.randn(5, 4, 48, generator=torch.Generator().manual_seed(0))
+    assert projector.of_flat(features.flatten(1)).equal(projector(features))
+
+
 def test_no_tokens_give_zero_gradients(projector: PatchMergerProjector) -> None:
-    embeddings = projector(torch.empty(0, 4, 48))
+    check_zero_gradients(projector, projector(torch.empty(0, 4, 48)))
+    check_zero_gradients(projector, projector.of_flat(None))
+
+
+def check_zero_gradients(projector: PatchMergerProjector, embeddings: Tensor) -> None:
+    """Every parameter has a gradient, of zeros."""
+    projector.zero_grad()
     assert embeddings.shape == (0, 64)
     embeddings.sum().backward()
     for name, parameter in projector.named_parameters():

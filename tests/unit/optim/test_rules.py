@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from k25_train.config.optimizer import OptimConfig, OptimName
+from k25_train.config.optimizer import OptimConfig, OptimName, TrainedVision
 from k25_train.config.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.optim.rules import ParameterRule, rule_of
+from k25_train.optim.rules import ParameterRule, is_trained, rule_of
 from k25_train.plan.trained import TrainedParameter, iterate_parameters
 
 MUON = {
@@ -81,6 +81,17 @@ def test_the_tower_has_a_choice_of_its_own(pretrain: Config) -> None:
     for _, parameter, rule in rules(pretrain, replace(pretrain.optim, vision=vision)):
         is_vision = parameter.name.split(".")[0] in ("vision_tower", "mm_projector")
         assert rule.lr_scale == (0.5 if is_vision else 1.0), parameter.name
+
+
+@pytest.mark.parametrize(
+    ("trained", "frozen"),
+    [("all", set()), ("projector", {"vision_tower"}), ("nothing", {"vision_tower", "mm_projector"})],
+)
+def test_what_is_trained_is_said_by_name(trained: str, frozen: set[str], pretrain: Config) -> None:
+    optim = replace(pretrain.optim, vision=replace(pretrain.optim.vision, trained=TrainedVision(trained)))
+    names = {parameter.name for parameter in iterate_parameters(pretrain.model)}
+    assert {name.split(".")[0] for name in names if not is_trained(name, optim)} == frozen
+    assert {name.split(".")[0] for name in names if is_trained(name, optim)}.isdisjoint(frozen)
 
 
 def test_heads_are_matrices_of_their_own_on_request(pretrain: Config) -> None:

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from math import prod
 
 import pytest
 
 from k25_train.config.optimizer import OptimName
 from k25_train.config.resolve import compose
-from k25_train.plan.optimizer import encoder_state_bytes, parameter_kinds, stage_states
+from k25_train.plan.optimizer import encoder_state_bytes, parameter_kinds, stage_states, state_lines
 from k25_train.plan.parameters import EXPERTS, VISION_MODULES, count_parameters
 from tests.helpers.source import REPO
 
@@ -78,6 +79,28 @@ def test_a_coupled_tower_is_the_first_stages() -> None:
     ]
     assert first == encoder_state_bytes(decoupled)
     assert not any(others)
+
+
+@pytest.mark.parametrize("dep", ["coupled", "decoupled"])
+@pytest.mark.parametrize(("trained", "module"), [("projector", "projector"), ("nothing", None)])
+def test_what_is_frozen_has_neither_rule_nor_state(trained: str, module: str | None, dep: str) -> None:
+    """A projector that is trained behind a frozen tower is the first stage's."""
+    frozen = [f"optim.vision.trained={trained}", f"dep.mode={dep}"]
+    config = compose(["experiment=k25_pretrain_4k", *frozen])
+    counts = count_parameters(config.model)
+    of = {each.module: each.total for each in counts.modules}
+    expected = 0 if module is None else of[module]
+    first, *others = [
+        sum(state.num_weights.values()) - sum(alone.num_weights.values())
+        for state, alone in zip(
+            stage_states(config), stage_states(compose(["experiment=k25_pretrain_4k"])), strict=True
+        )
+    ]
+    assert (first, set(others), encoder_state_bytes(config)) == (expected, {0}, 0)
+    sizes = [kind.num_parameters * prod(kind.shape) for kind in parameter_kinds(config)]
+    assert sum(sizes) == counts.total - counts.vision + expected
+    lines = list(state_lines(config, stage_states(config)))
+    assert f"frozen: {counts.vision - expected:,} parameters (optim.vision.trained={trained})" in lines
 
 
 def test_float32_weights_are_their_own_masters() -> None:
