@@ -2,6 +2,7 @@
 many tokens, at the real 1T shapes, simulated for 256, 1,024 and 4,096 ranks.
 
     python -m tests.bench.dep_simulation
+    python -m tests.bench.dep_simulation_picture        # runs/dep_simulation.png
 
 Each pass is laid out as megatron-core's schedule runs it (parallel/dep/timeline.py). Assumed is:
 
@@ -37,7 +38,6 @@ import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from heapq import heappop, heappush
-from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -49,24 +49,17 @@ from k25_train.config.schema import Config, VisionConfig
 from k25_train.data.blend import Blend
 from k25_train.data.images import grid_of
 from k25_train.data.packing import pack_whole
-from k25_train.metrics.flops import encoder_cost, head_forward_flops, layer_forward_flops, peak_flops
-from k25_train.plan.layout import layout_of
-from k25_train.plan.parameters import count_parameters
-from parallel.dep.bubbles import BubblePlan, Item, calm_ends, plan_bubbles, plan_upfront, work_of
+from k25_train.metrics.flops import encoder_cost
+from k25_train.plan.step_times import StepTimes, flops_per_s, network_bytes_per_s, step_times
+from parallel.dep.bubbles import BubblePlan, Item, calm_ends, plan_bubbles, work_of
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
-from parallel.dep.timeline import ChunkSeconds, Timeline, Work, schedule_of, simulate
-from parallel.layout_plan import chunk_loads
-from parallel.micro_batches import micro_batch_group_size
+from parallel.dep.timeline import Timeline, Work, simulate
 
 NODES = (32, 128, 512)
 SHARES = (0.1, 0.3)
 """Vision tokens of all tokens."""
-MFU = 0.4
-NIC_BYTES_PER_S = 50e9
-COPY_BYTES_PER_S = 20e9
-FEATURE_BYTES, WEIGHT_BYTES, GRADIENT_BYTES, PIXEL_BYTES, KEY_BYTES = 2, 2, 4, 4, 2
+KEY_BYTES = 2
 SEED = 1
-PICTURE_MICRO_BATCHES, PICTURE_SHARE = 32, 0.3
 UPFRONT_BAR, BUBBLES_BARS = 0.985, {0.1: 0.995, 0.3: 0.99}
 
 Grid = tuple[int, int, int]
@@ -74,70 +67,16 @@ Batch = list[list[Grid]]
 """[sequence of the global batch] -> its items."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job without images, and what takes how long in it."""
-
-    config: Config
-    num_micro_batches: int
-    seconds: ChunkSeconds
-    text: Timeline
-    """One replica's step."""
-    gather_s: float
-    """Of the tower's weights."""
-    reduce_s: float
-    """Of the tower's gradients."""
-
-    @property
-    def num_replicas(self) -> int:
-        return self.config.dp
-
-    @property
-    def rate(self) -> float:
-        """Model FLOPs a second."""
-        return MFU * gpu_flops()
-
-    def forward_s(self, grid: Grid) -> float:
-        return encoder_cost(self.config.model.vision, self.config.model.hidden_size).of_item(grid) / self.rate
-
-    def copy_s(self, grid: Grid) -> float:
-        patch_bytes = 3 * self.config.model.vision.patch_size**2 * PIXEL_BYTES
-        return math.prod(grid) * patch_bytes / COPY_BYTES_PER_S
-
-    def exchange_s(self, num_tokens: int) -> float:
-        return num_tokens * self.config.model.hidden_size * FEATURE_BYTES / NIC_BYTES_PER_S
-
-    def of_replicas(self, batch: Batch) -> list[Batch]:
-        """[replica][micro-batch] -> items, in contiguous blocks as the loader deals them."""
-        size = self.num_micro_batches
-        return [batch[first : first + size] for first in range(0, len(batch), size)]
-
-
-def gpu_flops() -> float:
-    peak = peak_flops("H800")
-    assert peak is not None, "the data sheet is known"
-    return peak
-
-
 @cache
-def build_job(nodes: int, num_micro_batches: int | None = None) -> Job:
+def build_job(nodes: int, num_micro_batches: int | None = None) -> StepTimes:
     """The real configuration on so many nodes, with the micro-batches of its global batch unless told."""
-    config = compose(["experiment=k25_pretrain_4k", f"cluster.nodes={nodes}"])
-    sizes, layout, rate = config.parallelism, layout_of(config), MFU * gpu_flops()
-    number = num_micro_batches or config.num_micro_batches
-    seq_len = config.train.seq_len
-    layers = tuple(layer_forward_flops(config.model, n, [seq_len]) for n in range(config.model.num_layers))
-    loads = chunk_loads(layers, layout.layers_per_chunk, 0, head_forward_flops(config.model, seq_len))
-    forward_s = tuple(load / rate for load in loads)
-    seconds = ChunkSeconds(forward_s=forward_s, backward_s=tuple(2 * each for each in forward_s))
-    group_size, overlaps = micro_batch_group_size(number, sizes.pp), sizes.overlap_expert_comm
-    lists = [
-        schedule_of(sizes.pp, sizes.vpp, number, group_size, stage, overlaps=overlaps)
-        for stage in range(sizes.pp)
-    ]
-    num_weights = count_parameters(config.model).vision * (config.world_size - 1) / config.world_size
-    gather_s, reduce_s = (num_weights * size / NIC_BYTES_PER_S for size in (WEIGHT_BYTES, GRADIENT_BYTES))
-    return Job(config, number, seconds, simulate(lists, seconds), gather_s, reduce_s)
+    return step_times(compose(["experiment=k25_pretrain_4k", f"cluster.nodes={nodes}"]), num_micro_batches)
+
+
+def of_replicas(job: StepTimes, batch: Batch) -> list[Batch]:
+    """[replica][micro-batch] -> items, in contiguous blocks as the loader deals them."""
+    size = job.num_micro_batches
+    return [batch[first : first + size] for first in range(0, len(batch), size)]
 
 
 # Items -----------------------------------------------------------------------------------------------------
@@ -176,11 +115,11 @@ def num_tokens(grid: Grid) -> int:
 # Ways to run the tower -------------------------------------------------------------------------------------
 
 
-def coupled_step_s(job: Job, batch: Batch) -> float:
+def coupled_step_s(job: StepTimes, batch: Batch) -> float:
     """The tower stands before the first chunk, and a group of replicas that exchange tokens waits for the
     one of them with the most to encode."""
     group = job.config.parallelism.ep
-    replicas, first = job.of_replicas(batch), job.text.schedules[0]
+    replicas, first = of_replicas(job, batch), job.text.schedules[0]
     makespans = []
     for start in range(0, len(replicas), group):
         most_s = [
@@ -209,17 +148,17 @@ class Upfront:
     """Forward and backward, of the mean rank."""
 
 
-def upfront(job: Job, batch: Batch, *, split: bool) -> Upfront:
+def upfront(job: StepTimes, batch: Batch, *, split: bool) -> Upfront:
     """All ranks encode an equal share before the pipeline starts, and go backward when it is done."""
     items = [
         VisionItem(grid, replica, number)
-        for replica, of_replica in enumerate(job.of_replicas(batch))
+        for replica, of_replica in enumerate(of_replicas(job, batch))
         for number, grids in enumerate(of_replica)
         for grid in grids
     ]
     model = job.config.model
     cost = encoder_cost(model.vision, model.hidden_size)
-    copied = round(job.copy_s((1, 1, 1)) * job.rate)
+    copied = round(job.copy_s((1, 1, 1)) * flops_per_s(job.config))
     cost = replace(cost, per_patch=cost.per_patch + copied)
     num_ranks = job.config.world_size
     limit = model.vision.image_patch_limit
@@ -234,17 +173,17 @@ def upfront(job: Job, batch: Batch, *, split: bool) -> Upfront:
         forward_s[part.rank] += computed_s + copied_s + fetched_s
         backward_s[part.rank] += 3 * computed_s + copied_s + 2 * fetched_s
     most_tokens = max(
-        sum(num_tokens(grid) for grids in each for grid in grids) for each in job.of_replicas(batch)
+        sum(num_tokens(grid) for grids in each for grid in grids) for each in of_replicas(job, batch)
     )
     both_s = mean(forward_s) + mean(backward_s)
     return Upfront(max(forward_s), max(backward_s), job.exchange_s(most_tokens), both_s)
 
 
-def keys_s(job: Job, plan: VisionPlan, item: int, own_patches: int) -> float:
+def keys_s(job: StepTimes, plan: VisionPlan, item: int, own_patches: int) -> float:
     """Seconds in which a rank fetches keys and values of the other parts of an item, in all layers."""
     vision = job.config.model.vision
     others = plan.items[item].num_patches - own_patches
-    return others * 2 * vision.hidden_size * KEY_BYTES * vision.num_layers / NIC_BYTES_PER_S
+    return others * 2 * vision.hidden_size * KEY_BYTES * vision.num_layers / network_bytes_per_s(job.config)
 
 
 class Bubbles(NamedTuple):
@@ -260,12 +199,17 @@ class Bubbles(NamedTuple):
 
 
 def bubbles(
-    job: Job, batch: Batch, *, num_steps: int | None = None, is_calm: bool = True, hides_weights: bool = True
+    job: StepTimes,
+    batch: Batch,
+    *,
+    num_steps: int | None = None,
+    is_calm: bool = True,
+    hides_weights: bool = True,
 ) -> Bubbles:
     """Plan the step, and simulate all replicas to confirm it."""
     items, tokens = place_items(job, batch, is_calm)
     num_steps = num_steps or job.config.model.vision.num_layers
-    exchange_s, replicas = job.exchange_s(max(tokens.values())), job.num_replicas
+    exchange_s, replicas = job.exchange_s(max(tokens.values())), job.config.dp
     around = {"gather_s": job.gather_s, "reduce_s": job.reduce_s} if hides_weights else {}
     plan = plan_bubbles(job.text, items, replicas, num_steps=num_steps, exchange_s=exchange_s, **around)
     before = work_of(items, plan.placements, num_steps)
@@ -277,11 +221,11 @@ def bubbles(
     return Bubbles(plan, before, run, more_s, queueing_s(job, run, before, tokens))
 
 
-def place_items(job: Job, batch: Batch, is_calm: bool) -> tuple[list[Item], dict[tuple[int, int], int]]:
+def place_items(job: StepTimes, batch: Batch, is_calm: bool) -> tuple[list[Item], dict[tuple[int, int], int]]:
     """Items by replica and place of their micro-batch; and vision tokens by (replica, place)."""
     items: list[Item] = []
     tokens: dict[tuple[int, int], int] = {}
-    for replica, of_replica in enumerate(job.of_replicas(batch)):
+    for replica, of_replica in enumerate(of_replicas(job, batch)):
         order = list(range(len(of_replica)))
         if is_calm:
             order = calm_ends([max(map(job.forward_s, grids), default=0.0) for grids in of_replica])
@@ -294,7 +238,10 @@ def place_items(job: Job, batch: Batch, is_calm: bool) -> tuple[list[Item], dict
 
 
 def queueing_s(
-    job: Job, run: Timeline, before: dict[tuple[int, int], list[Work]], tokens: dict[tuple[int, int], int]
+    job: StepTimes,
+    run: Timeline,
+    before: dict[tuple[int, int], list[Work]],
+    tokens: dict[tuple[int, int], int],
 ) -> float:
     """The most by which a micro-batch's features are late, each sent when the last of them is there, the most
     urgent first, all through one NIC."""
@@ -306,7 +253,7 @@ def queueing_s(
                 ready_s[key] = max(ready_s.get(key, 0.0), start_s + work.seconds)
     starts_s = run.feature_deadlines_s()
     late_s = 0.0
-    for replica in range(job.num_replicas):
+    for replica in range(job.config.dp):
         coming = sorted((at_s, number) for (owner, number), at_s in ready_s.items() if owner == replica)
         queue: list[tuple[float, float]] = []
         now_s = 0.0
@@ -337,8 +284,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Print the figures beside the bars, and draw both schedules; ends non-zero if a bar is missed."""
-    draw_picture(Path("runs/dep_simulation.png"))
+    """Print the figures beside the bars; ends non-zero if a bar is missed."""
     case = ("ranks", "vision tokens")
     shares = Table(*case, "coupled", "upfront", "split", "bubbles", "bars", title="text-only step = 1")
     times = Table(*case, *TIMES, title="milliseconds a step; of a rank: mean")
@@ -359,7 +305,13 @@ def main() -> None:
 
 
 def add_rows(
-    job: Job, batch: Batch, share: float, row: tuple[str, str], filled: Bubbles, shares: Table, times: Table
+    job: StepTimes,
+    batch: Batch,
+    share: float,
+    row: tuple[str, str],
+    filled: Bubbles,
+    shares: Table,
+    times: Table,
 ) -> bool:
     """Add what one case comes to; whether its bars are kept."""
     text_s, around_s = job.text.makespan_s, job.gather_s + job.reduce_s
@@ -388,113 +340,9 @@ def add_rows(
     return all(found >= bar for _, found, bar in bars)
 
 
-def ratio(job: Job, more_s: float) -> float:
+def ratio(job: StepTimes, more_s: float) -> float:
     """Throughput beside the text-only step of a step that takes so much longer."""
     return job.text.makespan_s / (job.text.makespan_s + more_s)
-
-
-# Picture ---------------------------------------------------------------------------------------------------
-
-COLORS = {
-    "text forward": "#9ecae1",
-    "text backward": "#4a86b8",
-    "vision forward": "#fdae45",
-    "vision recompute and backward": "#d94f2b",
-    "exchange and weights": "#7a5aa6",
-    "idle": "#f2f2f2",
-}
-Bars = dict[tuple[int, str], list[tuple[float, float]]]
-"""(stage, what) -> (start, duration), seconds."""
-
-
-def draw_picture(path: Path) -> None:
-    """Both schedules of a step with few micro-batches, one replica's ranks."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.patches import Patch
-
-    job = build_job(NODES[0], PICTURE_MICRO_BATCHES)
-    batch = draw_batch(job.config, PICTURE_SHARE, job.num_replicas * job.num_micro_batches)
-    panels = {"upfront": upfront_bars(job, batch), "bubbles": bubbles_bars(job, batch)}
-    ends_s = {name: max(sum(each[-1]) for each in bars.values()) for name, bars in panels.items()}
-    figure, axes = pyplot.subplots(2, 1, figsize=(20, 11), sharex=True, layout="constrained")
-    for axis, (name, bars) in zip(axes, panels.items(), strict=True):
-        for stage in range(job.config.parallelism.pp):
-            axis.broken_barh([(0, ends_s[name])], (stage - 0.45, 0.9), color=COLORS["idle"])
-        for (stage, what), spans in bars.items():
-            axis.broken_barh(
-                spans, (stage - 0.45, 0.9), color=COLORS[what], edgecolor="white", linewidth=0.25
-            )
-        axis.set_title(
-            f"{name}: {ends_s[name]:.2f} s, {job.text.makespan_s / ends_s[name]:.3f} of the text-only step's "
-            f"throughput ({job.text.makespan_s:.2f} s)"
-        )
-        axis.set_ylabel("pipeline stage")
-        axis.set_yticks(range(job.config.parallelism.pp))
-        axis.invert_yaxis()
-        axis.set_xlim(0, max(ends_s.values()))
-    axes[1].set_xlabel("seconds")
-    numbers = f"{job.num_micro_batches} micro-batches, {PICTURE_SHARE:.0%} vision tokens"
-    figure.suptitle(f"{numbers}, {job.config.world_size} ranks, of which one replica's are shown")
-    figure.legend(
-        handles=[Patch(color=color, label=what) for what, color in COLORS.items()],
-        loc="outside lower center",
-        ncols=len(COLORS),
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-
-
-def text_bars(run: Timeline, from_s: float, first: int) -> Bars:
-    """Passes of every `first`-th rank, so those of one replica; two that run as one share their time."""
-    bars: Bars = {}
-    for stage, passes in enumerate(run.schedules):
-        for position, each in enumerate(passes):
-            start_s, end_s = (times[stage * first][position] for times in (run.starts_s, run.ends_s))
-            if each.runs_beside_next:
-                end_s = start_s + (end_s - start_s) / 3
-            elif position and passes[position - 1].runs_beside_next:
-                start_s += (end_s - start_s) / 3
-            what = "text forward" if each.is_forward else "text backward"
-            bars.setdefault((stage, what), []).append((from_s + start_s, end_s - start_s))
-    return bars
-
-
-def upfront_bars(job: Job, batch: Batch) -> Bars:
-    """The tower ahead of the pipeline and behind it, items whole."""
-    items, tokens = place_items(job, batch, is_calm=False)
-    plan = plan_upfront(job.text, items, job.num_replicas)
-    of_replicas = [0] * job.num_replicas
-    for (replica, _), count in tokens.items():
-        of_replicas[replica] += count
-    exchange_s = job.exchange_s(max(of_replicas))
-    text_s = job.gather_s + plan.head_s + exchange_s
-    done_s = text_s + job.text.makespan_s
-    backward_s = done_s + exchange_s
-    bars = text_bars(job.text, text_s, 1)
-    waits = [(0.0, job.gather_s), (text_s - exchange_s, exchange_s), (done_s, exchange_s)]
-    waits.append((backward_s + plan.tail_s, job.reduce_s))
-    ranks = [place.rank for place in plan.placements]
-    for stage in range(job.config.parallelism.pp):
-        own = [item for item, rank in zip(items, ranks, strict=True) if rank == stage * job.num_replicas]
-        bars[stage, "vision forward"] = [(job.gather_s, sum(item.forward_s for item in own))]
-        bars[stage, "vision recompute and backward"] = [(backward_s, sum(item.backward_s for item in own))]
-        bars[stage, "exchange and weights"] = waits
-    return bars
-
-
-def bubbles_bars(job: Job, batch: Batch) -> Bars:
-    """The tower between the passes; what is exchanged travels meanwhile."""
-    filled = bubbles(job, batch)
-    bars = text_bars(filled.run, 0.0, job.num_replicas)
-    for (rank, position), starts_s in filled.run.work_starts_s.items():
-        if rank % job.num_replicas == 0:
-            for work, start_s in zip(filled.before[rank, position], starts_s, strict=True):
-                what = "vision forward" if work.is_forward else "vision recompute and backward"
-                bars.setdefault((rank // job.num_replicas, what), []).append((start_s, work.seconds))
-    return bars
 
 
 if __name__ == "__main__":
