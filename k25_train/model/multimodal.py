@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from k25_train.model.attention import PackedDocuments
 from k25_train.model.megatron_config import BackboneConfig
+from k25_train.model.moonvit import ItemPart
 
 GridTHW = tuple[int, int, int]
 
@@ -26,9 +27,9 @@ class VisionEncoder(MegatronModule):
         self.vision_tower = vision_tower
         self.mm_projector = mm_projector
 
-    def forward(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
-        """Encode and project items: pixels [P, 588] -> features [V, D]. No item at all is legal."""
-        return self.mm_projector(self.vision_tower(pixels, grid_thw))
+    def forward(self, pixels: Tensor, grid_thw: Sequence[GridTHW], part: ItemPart | None = None) -> Tensor:
+        """Encode and project items, or a part of one: pixels [P, 588] -> features [V, D]. None is legal."""
+        return self.mm_projector(self.vision_tower(pixels, grid_thw, part))
 
 
 class MultimodalModel(MegatronModule):
