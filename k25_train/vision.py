@@ -17,6 +17,7 @@ from k25_train.model.megatron_config import TORCH_DTYPE
 from parallel.config import WireFormat
 from parallel.dep.engine import VisionEngine
 from parallel.dep.exchange import FeatureExchange
+from parallel.dep.parts import PartExchange
 from parallel.dep.stats import VisionSummary
 from parallel.megatron.replicas import EncoderReplica
 from parallel.topology import Topology
@@ -70,6 +71,7 @@ def build_vision(
     engine = VisionEngine(
         encoder,
         exchange,
+        PartExchange(topology.everyone, phase=watch.phase),
         device=topology.device,
         feature_dtype=dtype,
         max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),

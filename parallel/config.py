@@ -133,6 +133,10 @@ class DepConfig:
     max_patches_per_chunk: int
     """Patches that a rank encodes at a time, which bounds activations; a larger item is a chunk by itself.
     Source: not disclosed, our choice."""
+    split_items: bool
+    """Whether an item that costs more than a rank's fair share is cut into parts of some of its rows, which
+    several ranks encode at the same time; they exchange its keys and values in each layer. Source: not
+    disclosed, our choice."""
     exchange_dtype: WireFormat | None
     """Format of features and their gradients under way; null is `train.dtype`. Source: not disclosed, our
     choice."""

@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from parallel.dep.exchange import FeatureExchange
+from parallel.dep.parts import PartEncoder, PartExchange
 from parallel.dep.plan import Piece, VisionPlan, pieces
 from parallel.dep.stats import VisionStats
 from parallel.dep.store import FeatureStore
@@ -42,7 +44,9 @@ class _Step:
     pieces: list[Piece]
     store: FeatureStore
     sent_before: int
-    """Bytes that the exchange had sent before the step."""
+    """Bytes that the exchange of features had sent before the step."""
+    split_before: int
+    """Bytes that the exchange of parts had sent."""
     stats: VisionStats = field(default_factory=VisionStats)
 
 
@@ -51,8 +55,9 @@ class VisionEngine:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: PartEncoder,
         exchange: FeatureExchange,
+        part_exchange: PartExchange,
         *,
         device: torch.device,
         feature_dtype: torch.dtype,
@@ -69,6 +74,7 @@ class VisionEngine:
         """
         self._encoder = encoder
         self._exchange = exchange
+        self._part_exchange = part_exchange
         self._device = device
         self._feature_dtype = feature_dtype
         self._max_feature_bytes = max_feature_bytes
@@ -86,13 +92,15 @@ class VisionEngine:
         """Encode this rank's chunks and bring all features to the first stages. Called by every rank."""
         store = FeatureStore(self._device, self._max_feature_bytes)
         found = pieces(work.plan, range(work.num_micro_batches))
-        self._step = step = _Step(work, found, store, self._exchange.sent_bytes)
+        self._step = step = _Step(
+            work, found, store, self._exchange.sent_bytes, self._part_exchange.sent_bytes
+        )
         self._stats = step.stats
         step.stats.num_patches = sum(chunk.pixels.shape[0] for chunk in work.chunks)
         own: dict[int, Tensor] = {}
         with self._timed("forward_s"):
             for number, chunk in enumerate(work.chunks):
-                features = encode(self._encoder, chunk, self._device)
+                features = encode(self._encoder_of(number), chunk, self._device)
                 own |= zip(self._parts(number), features.split(self._sizes(number)), strict=True)
         with self._timed("exchange_s"):
             for micro_batch, piece in enumerate(step.pieces):
@@ -131,7 +139,7 @@ class VisionEngine:
         with self._timed("backward_s"):
             for number, chunk in enumerate(step.work.chunks):
                 gradient = torch.cat([gradients.pop(part) for part in self._parts(number)])
-                recompute_and_backward(self._encoder, chunk, gradient)
+                recompute_and_backward(self._encoder_of(number), chunk, gradient)
         self._note_sizes()
         self.release()
 
@@ -156,6 +164,12 @@ class VisionEngine:
         assert self._step is not None
         return self._step.work.plan.chunks[self._exchange.rank][chunk]
 
+    def _encoder_of(self, chunk: int) -> Encoder:
+        """The encoder, which knows of a chunk that is a part of an item, and of which."""
+        assert self._step is not None
+        part = self._part_exchange.part_in(self._step.work.plan, chunk)
+        return self._encoder if part is None else partial(self._encoder, part=part)
+
     def _sizes(self, chunk: int) -> list[int]:
         assert self._step is not None
         return [self._step.work.plan.parts[part].num_tokens for part in self._parts(chunk)]
@@ -165,6 +179,7 @@ class VisionEngine:
         stats = self._step.stats
         stats.peak_feature_bytes = max(stats.peak_feature_bytes, self._step.store.peak_device_bytes)
         stats.sent_bytes = self._exchange.sent_bytes - self._step.sent_before
+        stats.split_bytes = self._part_exchange.sent_bytes - self._step.split_before
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -16,12 +16,12 @@ Encoder = Callable[[Tensor, tuple[Grid, ...]], Tensor]
 
 
 class Chunk(NamedTuple):
-    """Items that a rank encodes at once."""
+    """Items that a rank encodes at once, or a part of one."""
 
     pixels: Tensor
-    """[P, 3*p*p] float32 in host memory, item after item."""
+    """[P, 3*p*p] float32 in host memory, item after item; of a part its own."""
     grid_thw: tuple[Grid, ...]
-    """Frames, rows and columns of patches of each item."""
+    """Frames, rows and columns of patches of each item; of a part the whole item's."""
 
 
 @torch.no_grad()

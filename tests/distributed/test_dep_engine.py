@@ -100,11 +100,13 @@ def together(context: RankContext, device_bytes: int, is_trained: bool) -> dict[
 def batch_on(context: RankContext, items: Sequence[VisionItem], device_bytes: int, is_trained: bool) -> Part:
     from parallel.dep.engine import VisionEngine, VisionWork
     from parallel.dep.exchange import FeatureExchange
+    from parallel.dep.parts import PartExchange
     from parallel.dep.vision_pass import Chunk
 
     toy, device = Toy(), torch.device("cpu")
+    group = dist.new_group()
     exchange = FeatureExchange(
-        dist.new_group(),
+        group,
         range(NUM_REPLICAS),
         width=OUT,
         wire_dtype=torch.float32,
@@ -114,6 +116,7 @@ def batch_on(context: RankContext, items: Sequence[VisionItem], device_bytes: in
     engine = VisionEngine(
         toy,
         exchange,
+        PartExchange(group, phase=lambda *_: nullcontext()),
         device=device,
         feature_dtype=torch.float32,
         max_feature_bytes=device_bytes,
