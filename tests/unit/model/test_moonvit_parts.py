@@ -61,7 +61,7 @@ def tower() -> MoonViT3D:
     tower = MoonViT3D(tiny_vision_config())
     with torch.no_grad():
         for block in tower.encoder.blocks:
-            block.wqkv.weight.mul_(4)  # so that attention tells keys apart
+            block.wqkv.weight.mul_(2)  # so that attention tells keys apart
     return tower
 
 
