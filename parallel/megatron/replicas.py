@@ -98,7 +98,7 @@ def replicate_everywhere(
 def reduce_gradients(replica: EncoderReplica, num_tokens: int) -> None:
     """Sum the gradients over all ranks and divide by `num_tokens`, as the backbone's are.
 
-    Each item was encoded by one rank, so a sum is all that is due.
+    Each row of patches was encoded by one rank, so a sum is all that is due.
     """
     replica.finish_grad_sync()
     replica.scale_gradients(1.0 / max(num_tokens, 1))
