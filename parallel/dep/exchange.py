@@ -2,8 +2,8 @@
 
 This is all that ranks send to each other about items, but for which ones did not decode, and what passes
 between the ranks that encode one item together (`parts.py`). One piece of the exchange is one number of
-micro-batch, of all replicas at once. Both ends read it from the plan and post it in the same slot, piece after
-piece in one order, so that no message is waited for that is not under way.
+micro-batch, of all replicas at once. Both ends read it from the plan and post it in the same slot, piece
+after piece in one order, so that no message is waited for that is not under way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
