@@ -20,6 +20,7 @@ from parallel.config import DepSchedule, WireFormat
 from parallel.dep.bubble_engine import BubbleEngine
 from parallel.dep.engine import Engine, UpfrontEngine
 from parallel.dep.exchange import FeatureExchange
+from parallel.dep.parts import PartExchange
 from parallel.dep.stats import VisionSummary
 from parallel.megatron.replicas import EncoderReplica
 from parallel.topology import Topology
@@ -68,6 +69,7 @@ def build_vision(
     upfront = UpfrontEngine(
         encoder,
         exchange,
+        PartExchange(topology.features, phase=watch.phase),
         device=topology.device,
         feature_dtype=dtype,
         max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),

@@ -135,6 +135,10 @@ class DepConfig:
     max_patches_per_chunk: int
     """Patches that a rank encodes at a time, which bounds activations; a larger item is a chunk by itself.
     Source: not disclosed, our choice."""
+    split_items: bool
+    """Whether an item that costs more than a rank's fair share is cut into parts of some of its rows, which
+    several ranks encode at the same time; they exchange its keys and values in each layer. Source: not
+    disclosed, our choice."""
     exchange_dtype: WireFormat | None
     """Format of features and their gradients under way; null is `train.dtype`. Source: not disclosed, our
     choice."""
@@ -149,4 +153,8 @@ class DepConfig:
         if self.feature_buffer_gib < 0:
             rule, remedy = "must not be negative", "use 0 to keep all features in host memory"
             found.append(Problem("feature_buffer_gib", self.feature_buffer_gib, rule, remedy))
+        if self.split_items and self.schedule is DepSchedule.bubbles:
+            rule = "needs schedule=upfront: the ranks of an item work on it at once, which idle times do not allow"
+            remedy = "leave it out: in bubbles a large item only has to fit into the idle times of one rank"
+            found.append(Problem("split_items", True, rule, remedy))
         return found

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from k25_train.config.schema import VisionConfig
 from k25_train.data.batch import SequencePlan, media_of
@@ -14,7 +15,7 @@ from k25_train.data.index import MediaSegment, SampleRecord
 from k25_train.data.media import MediaReader
 from k25_train.plan.vision import VisionPlanner
 from parallel.dep.engine import VisionWork
-from parallel.dep.plan import VisionItem, VisionPlan
+from parallel.dep.plan import Part, VisionItem, VisionPlan
 from parallel.dep.vision_pass import Chunk, Grid
 
 
@@ -38,7 +39,8 @@ class StepVision:
     places: tuple[Place, ...]
     """[item of the plan] -> where it comes from."""
     failures: dict[int, str]
-    """Item of the plan -> why it did not decode; of the items that this rank encodes. Their pixels are 0."""
+    """Item of the plan -> why it did not decode; of the items of which this rank encodes at least a part.
+    Their pixels are 0."""
 
 
 class VisionReader:
@@ -97,11 +99,20 @@ class VisionReader:
         load = functools.cache(self._media.load)
         chunks = []
         for numbers in plan.chunks[self._rank]:
-            items = [plan.parts[number].item for number in numbers]
-            found = [(load(places[item].segment), places[item].position) for item in items]
-            failures |= {
-                item: media.failure for item, (media, _) in zip(items, found, strict=True) if media.failure
-            }
-            pixels = torch.cat([media.items[position] for media, position in found])
-            chunks.append(Chunk(pixels, tuple(plan.items[item].grid_thw for item in items)))
+            parts = [plan.parts[number] for number in numbers]
+            grids = tuple(plan.items[part.item].grid_thw for part in parts)
+            pixels = []
+            for part, grid in zip(parts, grids, strict=True):
+                place = places[part.item]
+                media = load(place.segment)
+                if media.failure:
+                    failures[part.item] = media.failure
+                pixels.append(_rows_of(part, grid, media.items[place.position]))
+            chunks.append(Chunk(torch.cat(pixels), grids))
         return chunks
+
+
+def _rows_of(part: Part, grid_thw: tuple[int, int, int], pixels: Tensor) -> Tensor:
+    """Of an item's patches [t*h*w, 3*p*p] those of a part's rows, frame after frame."""
+    rows = slice(part.row, part.row + part.num_rows)
+    return pixels.unflatten(0, grid_thw)[:, rows].flatten(0, 2)

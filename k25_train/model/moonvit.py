@@ -2,7 +2,8 @@
 
 An *item* is an image (t = 1) or a video chunk of up to `pos_emb_time` frames, at its native resolution: a
 grid of t·h·w patches, patches in (t, h, w) order. A batch is the patches of all its items one after
-another; attention is bidirectional inside an item and never crosses from one item to the next.
+another; attention is bidirectional inside an item and never crosses from one item to the next. A batch can
+also be one *part* of an item, some of its rows, if the others are encoded elsewhere at the same time.
 
 Shapes in comments: P patches of all items, N heads, D head dim, C tower width, V vision tokens (h/2·w/2 an
 item).
@@ -15,9 +16,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,24 @@ TEMPORAL_BASE = 10000.0
 """Base of the fixed sin|cos frame table; not configurable in the released modelling code either."""
 
 
+class ItemPart(Protocol):
+    """Rows of an item, over all frames, whose other rows are encoded elsewhere at the same time."""
+
+    @property
+    def row(self) -> int:
+        """First row of patches."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of patches, whole squares of `merge_size`."""
+
+    def gather(self, own: Tensor) -> Tensor:
+        """[p, ...] of these rows' patches -> [t·h·w, ...] of the whole item's, in whatever order.
+
+        Called once a layer, for keys and values together; sends gradients back to where rows came from.
+        """
+
+
 class MoonViT3D(nn.Module):
     """Patches of images and video chunks in, 2x2-merged features out."""
 
@@ -44,30 +64,35 @@ class MoonViT3D(nn.Module):
         self.patch_embed = PatchEmbed(vision)
         self.encoder = Encoder(vision)
 
-    def forward(self, pixels: Tensor, grid_thw: Sequence[Grid]) -> Tensor:
+    def forward(self, pixels: Tensor, grid_thw: Sequence[Grid], part: ItemPart | None = None) -> Tensor:
         """Encode the items of a batch; no item at all is legal and gives every parameter a zero gradient.
 
         Args:
             pixels: [P, 3·patch_size²] normalised patches, channel-major; cast to the weights' dtype.
             grid_thw: one (t, h, w) an item, in the order of `pixels`.
+            part: these rows of the one item of `grid_thw` instead, of which alone are `pixels`.
 
         Returns:
             [V, merge_size², C] features in the weights' dtype: frames averaged, 2x2 neighbours side by side
             in row order, items in the order of `grid_thw`.
 
         Raises:
-            ValueError: a grid breaks a rule of the tower, or the grids do not add up to P; names the item.
+            ValueError: a grid or part breaks a rule of the tower, or they do not add up to P; names the item.
         """
         hidden = pixels
-        for layer in self.layers(pixels, grid_thw):
+        for layer in self.layers(pixels, grid_thw, part):
             hidden = layer(hidden)
         return hidden
 
-    def layers(self, pixels: Tensor, grid_thw: Sequence[Grid]) -> list[Layer]:
+    def layers(self, pixels: Tensor, grid_thw: Sequence[Grid], part: ItemPart | None = None) -> list[Layer]:
         """What `forward` does, one function a transformer block: the first one takes `pixels`, each of the
         others what the one before it returns. Raises as `forward` does."""
-        check_grids(grid_thw, pixels.shape[0], self.vision)
-        items = pack_items(grid_thw)
+        if part is None:
+            check_grids(grid_thw, pixels.shape[0], self.vision)
+            items = pack_items(grid_thw)
+        else:
+            items = pack_part(grid_thw, part)
+            check_part(items.runs[0], pixels.shape[0], self.vision)
         layers = self.encoder.layers(items, pixels.device)
         layers[0] = chain(functools.partial(self._embed, items=items), layers[0])
         layers[-1] = chain(layers[-1], functools.partial(self._merge, items=items))
@@ -127,9 +152,10 @@ class PositionEmbedding(nn.Module):
         height, width, channels = self.weight.shape
         device = self.weight.device
         # Bicubic resampling is separable: two small matrix products replace F.interpolate and its transposes.
-        rows = bicubic_matrix(height, run.h, device) @ self.weight.float().flatten(1)
-        spatial = bicubic_matrix(width, run.w, device) @ rows.view(run.h, width, channels)
-        frames = spatial.view(1, run.h * run.w, channels)
+        to_rows = bicubic_matrix(height, run.h, device)[run.rows.start : run.rows.stop]
+        rows = to_rows @ self.weight.float().flatten(1)
+        spatial = bicubic_matrix(width, run.w, device) @ rows.view(len(run.rows), width, channels)
+        frames = spatial.view(1, len(run.rows) * run.w, channels)
         if run.t > 1:
             frames = frames + temporal_table(run.t, channels, device)[:, None]
         return frames.expand(run.num_items, -1, -1, -1).reshape(-1, channels)
@@ -193,11 +219,13 @@ class GridRun:
     h: int
     w: int
     num_items: int
+    rows: range
+    """Rows of patches that are encoded: all, unless it is a part of one item."""
 
     @property
     def length(self) -> int:
-        """Patches of one item."""
-        return self.t * self.h * self.w
+        """Encoded patches of one item."""
+        return self.t * len(self.rows) * self.w
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +246,8 @@ class PackedItems:
     """(length in patches, number of items) of equal lengths, in the tower's order."""
     patch_order: Tensor | None
     """[P] int64 on CPU, the given patches in the tower's order; None where the orders agree."""
+    gather: Callable[[Tensor], Tensor] | None = None
+    """`ItemPart.gather` if the batch is a part of an item."""
 
     def feature_order(self, merge_size: int) -> Tensor:
         """[V] int64 on CPU: for each token in the given order of items, its place in the tower's order."""
@@ -231,7 +261,7 @@ def pack_items(grid_thw: Sequence[Grid]) -> PackedItems:
     lengths = [t * h * w for t, h, w in grids]
     item_order = tuple(sorted(range(len(grids)), key=lambda item: (lengths[item], grids[item])))
     runs = tuple(
-        GridRun(*grid, num_items=len(list(group)))
+        GridRun(*grid, num_items=len(list(group)), rows=range(grid[1]))
         for grid, group in itertools.groupby(grids[item] for item in item_order)
     )
     segments = tuple(
@@ -242,6 +272,21 @@ def pack_items(grid_thw: Sequence[Grid]) -> PackedItems:
     patch_order = None if in_order else gather_order(lengths, item_order)
     return PackedItems(
         grids=grids, item_order=item_order, runs=runs, segments=segments, patch_order=patch_order
+    )
+
+
+def pack_part(grid_thw: Sequence[Grid], part: ItemPart) -> PackedItems:
+    """A part of one item as a batch; pure. Raises ValueError if there are more items."""
+    if len(grid_thw) != 1:
+        raise ValueError(f"{len(grid_thw)} grids come with a part, which is of one item: encode it by itself")
+    run = GridRun(*grid_thw[0], num_items=1, rows=range(part.row, part.row + part.num_rows))
+    return PackedItems(
+        grids=tuple(grid_thw),
+        item_order=(0,),
+        runs=(run,),
+        segments=((run.length, 1),),
+        patch_order=None,
+        gather=part.gather,
     )
 
 
@@ -275,6 +320,19 @@ def check_grids(grid_thw: Sequence[Grid], num_patches: int, vision: VisionConfig
     if expected != num_patches:
         raise ValueError(
             f"{len(grid_thw)} items: their grids hold {expected} patches, but pixels has {num_patches} rows"
+        )
+
+
+def check_part(run: GridRun, num_patches: int, vision: VisionConfig) -> None:
+    """Raise ValueError for a part of an item that the tower cannot encode, naming value and rule."""
+    grid, rows = (run.t, run.h, run.w), run.rows
+    check_grids([grid], math.prod(grid), vision)
+    between_squares = rows.start % vision.merge_size == rows.stop % vision.merge_size == 0
+    if not 0 <= rows.start < rows.stop <= run.h or not between_squares or run.length != num_patches:
+        raise ValueError(
+            f"a part of grid {grid} is rows {rows.start} to {rows.stop}, with {num_patches} patches; it must "
+            f"be whole squares of merge_size={vision.merge_size} within {run.h} rows, and all their patches: "
+            "cut pixels and grid at the same rows"
         )
 
 
@@ -325,9 +383,9 @@ def rope_rotations(items: PackedItems, vision: VisionConfig, device: torch.devic
     axis = axis_rotations(vision.rope_max_grid, head_dim, vision.rope_theta, device)
     parts = [axis.new_empty(0, head_dim // 2)]
     for run in items.runs:
-        by_x = axis[: run.w].expand(run.h, -1, -1)
-        by_y = axis[: run.h, None].expand(-1, run.w, -1)
-        grid = torch.stack([by_x, by_y], dim=-1).view(run.h * run.w, head_dim // 2)
+        by_x = axis[: run.w].expand(len(run.rows), -1, -1)
+        by_y = axis[run.rows.start : run.rows.stop, None].expand(-1, run.w, -1)
+        grid = torch.stack([by_x, by_y], dim=-1).view(len(run.rows) * run.w, head_dim // 2)
         parts.append(grid.repeat(run.num_items * run.t, 1))
     return torch.cat(parts)
 
@@ -339,17 +397,29 @@ def rotate(vectors: Tensor, rotations: Tensor) -> Tensor:
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, items: PackedItems) -> Tensor:
-    """Bidirectional attention inside each item; all [P, N, D]. Items of one length share one batched call."""
+    """Bidirectional attention inside each item; all [P, N, D]. Items of one length share one batched call.
+
+    A part's queries also attend to the keys and values of the item's other parts.
+    """
+    if items.gather is not None:
+        key, value = items.gather(torch.stack([key, value], dim=1)).unbind(1)
+        return attention(1, query, key, value)
     if not items.segments:
         return value
     sizes = [length * num_items for length, num_items in items.segments]
-    outputs = []
-    for (length, _), *qkv in zip(
-        items.segments, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
-    ):
-        heads_first = (part.unflatten(0, (-1, length)).transpose(1, 2) for part in qkv)
-        outputs.append(F.scaled_dot_product_attention(*heads_first).transpose(1, 2).flatten(0, 1))
+    outputs = [
+        attention(num_items, *qkv)
+        for (_, num_items), *qkv in zip(
+            items.segments, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
+        )
+    ]
     return torch.cat(outputs)
+
+
+def attention(num_items: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of items of one length, or of a part: [P, N, D], and [K, N, D] keys, values -> [P, N, D]."""
+    heads_first = (each.unflatten(0, (num_items, -1)).transpose(1, 2) for each in (query, key, value))
+    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2).flatten(0, 1)
 
 
 def pool_and_merge(hidden: Tensor, items: PackedItems, merge_size: int) -> Tensor:
@@ -362,7 +432,7 @@ def pool_and_merge(hidden: Tensor, items: PackedItems, merge_size: int) -> Tenso
         shape = (
             run.num_items,
             run.t,
-            run.h // merge_size,
+            len(run.rows) // merge_size,
             merge_size,
             run.w // merge_size,
             merge_size,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from k25_train.model.attention import PackedDocuments
 from k25_train.model.megatron_config import BackboneConfig
-from k25_train.model.moonvit import Layer, MoonViT3D, chain
+from k25_train.model.moonvit import ItemPart, Layer, MoonViT3D, chain
 from k25_train.model.projector import PatchMergerProjector
 
 GridTHW = tuple[int, int, int]
@@ -37,9 +37,12 @@ class VisionEncoder(MegatronModule):
         self.vision_tower = vision_tower
         self.mm_projector = mm_projector
 
-    def forward(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
-        """Encode items: pixels [P, 588] -> features [V, D], or [V, M] without a projector; V may be zero."""
-        return self._project(self.vision_tower(pixels, grid_thw))
+    def forward(self, pixels: Tensor, grid_thw: Sequence[GridTHW], part: ItemPart | None = None) -> Tensor:
+        """Encode items, or a part of one: pixels [P, 588] -> features [V, D], or [V, M] without a projector.
+
+        V may be 0.
+        """
+        return self._project(self.vision_tower(pixels, grid_thw, part))
 
     def layers(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> list[Layer]:
         """What `forward` does in steps of about equal length, one a layer of the tower."""

@@ -42,8 +42,14 @@ class UpfrontPlanner:
 
     def plan(self, items: Sequence[VisionItem]) -> tuple[VisionPlan, Program | None]:
         """See `VisionPlanner`."""
-        limit, num_ranks = self._config.dep.max_patches_per_chunk, self._config.world_size
-        return plan_vision(items, num_ranks, self._cost, max_patches_per_chunk=limit, split=False), None
+        plan = plan_vision(
+            items,
+            self._config.world_size,
+            self._cost,
+            max_patches_per_chunk=self._config.dep.max_patches_per_chunk,
+            split=self._config.dep.split_items,
+        )
+        return plan, None
 
 
 class BubblePlanner:

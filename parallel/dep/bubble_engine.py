@@ -21,7 +21,7 @@ from parallel.dep.exchange import FeatureExchange, Posted
 from parallel.dep.plan import Piece, pieces
 from parallel.dep.program import Program, Task
 from parallel.dep.stats import Stopwatch, VisionStats
-from parallel.dep.vision_pass import BackwardInSteps, EncodeInSteps, Encoder
+from parallel.dep.vision_pass import BackwardInSteps, EncodeInSteps, LayeredEncoder
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class BubbleEngine:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: LayeredEncoder,
         exchange: FeatureExchange,
         *,
         device: torch.device,

@@ -10,17 +10,19 @@ The engine owns what one step has: its plan, pixels, features and gradients.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from parallel.dep.exchange import FeatureExchange
+from parallel.dep.parts import PartEncoder, PartExchange
 from parallel.dep.plan import Piece, VisionPlan, pieces
 from parallel.dep.program import Program
 from parallel.dep.stats import Stopwatch, VisionStats
 from parallel.dep.store import FeatureStore
-from parallel.dep.vision_pass import Chunk, Encoder, encode, recompute_and_backward
+from parallel.dep.vision_pass import Chunk, Encode, encode, recompute_and_backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ class _Step:
     pieces: list[Piece]
     store: FeatureStore
     sent_before: int
-    """Bytes that the exchange had sent before the step."""
+    """Bytes that the exchange of features had sent before the step."""
+    split_before: int
+    """Bytes that the exchange of parts had sent."""
     stats: VisionStats = field(default_factory=VisionStats)
 
 
@@ -94,8 +98,9 @@ class UpfrontEngine:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: PartEncoder,
         exchange: FeatureExchange,
+        part_exchange: PartExchange,
         *,
         device: torch.device,
         feature_dtype: torch.dtype,
@@ -114,6 +119,7 @@ class UpfrontEngine:
         """
         self._encoder = encoder
         self._exchange = exchange
+        self._part_exchange = part_exchange
         self._device = device
         self._feature_dtype = feature_dtype
         self._max_feature_bytes = max_feature_bytes
@@ -134,14 +140,16 @@ class UpfrontEngine:
         """Encode this rank's chunks and bring all features to the first stages. Called by every rank."""
         store = FeatureStore(self._device, self._max_feature_bytes)
         found = pieces(work.plan, range(work.num_micro_batches))
-        self._step = step = _Step(work, found, store, self._exchange.sent_bytes)
+        self._step = step = _Step(
+            work, found, store, self._exchange.sent_bytes, self._part_exchange.sent_bytes
+        )
         self._stats = step.stats
         step.stats.num_patches = sum(chunk.pixels.shape[0] for chunk in work.chunks)
         own: dict[int, Tensor] = {}
         with self._phase("vision forward"), self._stopwatch.timed("exposed_s"):
             with self._stopwatch.timed("forward_s"):
                 for number, chunk in enumerate(work.chunks):
-                    features = encode(self._encoder, chunk, self._device)
+                    features = encode(self._encoder_of(number), chunk, self._device)
                     own |= zip(self._parts(number), features.split(self._sizes(number)), strict=True)
             with self._stopwatch.timed("exchange_s"):
                 for micro_batch, piece in enumerate(step.pieces):
@@ -181,7 +189,7 @@ class UpfrontEngine:
                 with self._stopwatch.timed("backward_s"):
                     for number, chunk in enumerate(step.work.chunks):
                         gradient = torch.cat([gradients.pop(part) for part in self._parts(number)])
-                        recompute_and_backward(self._encoder, chunk, gradient)
+                        recompute_and_backward(self._encoder_of(number), chunk, gradient)
             self._note_sizes()
         self.release()
 
@@ -201,6 +209,11 @@ class UpfrontEngine:
     def _parts(self, chunk: int) -> tuple[int, ...]:
         return self._running().work.plan.chunks[self._exchange.rank][chunk]
 
+    def _encoder_of(self, chunk: int) -> Encode:
+        """The encoder, which knows of a chunk that is a part of an item, and of which."""
+        part = self._part_exchange.part_in(self._running().work.plan, chunk)
+        return self._encoder if part is None else partial(self._encoder, part=part)
+
     def _sizes(self, chunk: int) -> list[int]:
         return [self._running().work.plan.parts[part].num_tokens for part in self._parts(chunk)]
 
@@ -208,3 +221,4 @@ class UpfrontEngine:
         step = self._running()
         step.stats.peak_feature_bytes = max(step.stats.peak_feature_bytes, step.store.peak_device_bytes)
         step.stats.sent_bytes = self._exchange.sent_bytes - step.sent_before
+        step.stats.split_bytes = self._part_exchange.sent_bytes - step.split_before

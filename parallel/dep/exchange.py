@@ -1,10 +1,11 @@
 """Features from the ranks that encoded them to the first stages, and their gradients back.
 
-This is all that ranks send to each other about items, but for which ones did not decode. One piece of the
-exchange is one number of micro-batch, of all replicas at once. Both ends read it from the plan and post it
-piece after piece in one order, each with all that a rank sends and receives of it, so that no message is
-waited for that is not under way. Features and gradients go through groups of their own, as pieces of the ones
-are posted between pieces of the others.
+This is all that ranks send to each other about items, but for which ones did not decode, and what passes
+between the ranks that encode one item together (`parts.py`). One piece of the exchange is one number of
+micro-batch, of all replicas at once. Both ends read it from the plan and post it piece after piece in one
+order, each with all that a rank sends and receives of it, so that no message is waited for that is not under
+way. Features and gradients go through groups of their own, as pieces of the ones are posted between pieces of
+the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence

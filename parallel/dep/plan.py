@@ -1,9 +1,9 @@
 """Which rank encodes which image of the global batch. Pure; standard library only.
 
 The vision tower stands on every rank of the job. In each training step an item, an image or a chunk of a
-video, is encoded by one rank, whichever has the least to do, and its features go to the first pipeline stage
-of the replica that owns the sample. All ranks know the sizes of all items and make this plan for themselves,
-so nothing is said about it between them. That rests on these invariants:
+video, is encoded by one rank, whichever has the least to do, or by several, and its features go to the first
+pipeline stage of the replica that owns the sample. All ranks know the sizes of all items and make this plan
+for themselves, so nothing is said about it between them. That rests on these invariants:
 
 1. Every row of patches of every item is encoded exactly once, and the parts of one item by different ranks.
 2. The features of the parts of a micro-batch, at their offsets, tile its features without gap or overlap.
@@ -13,10 +13,10 @@ so nothing is said about it between them. That rests on these invariants:
    With three items a rank or more all ranks stay within 1.02; with fewer, rows can be too coarse.
 4. A chunk has at most `max_patches_per_chunk` patches, or is one part; a part of a split item is a chunk.
 5. Every rank encodes its parts of split items first, at the same time as the other ranks of the item, with
-   which it has to exchange keys and values. (The engine cannot do that yet: `split` is for tests.)
-   All ranks take split items in one order: the first that is not done has all its ranks' attention, so they
-   never wait for one another in a circle. The order is from cheap to costly, as the costliest is then waited
-   for by the fewest. Whole items follow by micro-batch, replica and place.
+   which it exchanges keys and values in every layer. All ranks take split items in one order: the first that
+   is not done has all its ranks' attention, so they never wait for one another in a circle. The order is from
+   cheap to costly, as the costliest is then waited for by the fewest. Whole items follow by micro-batch,
+   replica and place.
 6. Equal arguments give equal plans in every process: costs are whole numbers, whose sums are exact in any
    order, and ties go by item and rank.
 7. Legal are ranks without items, replicas and micro-batches without images, and no items at all.

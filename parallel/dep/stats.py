@@ -14,15 +14,17 @@ class VisionStats:
     """What one rank did in one step."""
 
     forward_s: float = 0.0
-    """Encoding, features kept."""
+    """Encoding, features kept. In parts of items it includes waiting for their other ranks."""
     backward_s: float = 0.0
-    """Encoding again, and backward."""
+    """Encoding again, and backward; likewise."""
     exchange_s: float = 0.0
     """Sending and receiving, which includes waiting for slower ranks."""
     num_patches: int = 0
     """Patches that this rank encoded."""
     sent_bytes: int = 0
     """Features and gradients sent to other ranks."""
+    split_bytes: int = 0
+    """Keys and values of split items, and their gradients, sent to other ranks."""
     exposed_s: float = 0.0
     """Time in which vision held the pipeline up: upfront all of it, in bubbles what a first stage did before
     its first pass, after its last one, and waiting for features."""
@@ -85,6 +87,8 @@ class VisionSummary:
     patches_mean: float
     sent_bytes: int
     """Features and gradients that all ranks sent to others."""
+    split_bytes: int
+    """Keys and values of split items, and their gradients, that all ranks sent to others."""
     peak_feature_bytes: int
     """The most features, or gradients of features, on one device at a time."""
 
@@ -94,14 +98,21 @@ class VisionSummary:
     ) -> "VisionSummary":
         """Put every rank's figures together, by one collective; all ranks get the same."""
         own = torch.tensor(
-            [stats.work_s, stats.exposed_s, stats.num_patches, stats.sent_bytes, stats.peak_feature_bytes],
+            [
+                stats.work_s,
+                stats.exposed_s,
+                stats.num_patches,
+                stats.peak_feature_bytes,
+                stats.sent_bytes,
+                stats.split_bytes,
+            ],
             dtype=torch.float64,
             device=device,
         )
         gathered = torch.empty(group.size() * len(own), dtype=torch.float64, device=device)
         dist.all_gather_into_tensor(gathered, own, group=group)
         by_rank = gathered.view(group.size(), len(own))
-        work_max, exposed_max, patches_max, _, peak = by_rank.amax(dim=0).tolist()
+        work_max, exposed_max, patches_max, peak, *_ = by_rank.amax(dim=0).tolist()
         work_mean, _, patches_mean, *_ = by_rank.mean(dim=0).tolist()
         return cls(
             work_s_max=work_max,
@@ -109,6 +120,7 @@ class VisionSummary:
             exposed_s_max=exposed_max,
             patches_max=int(patches_max),
             patches_mean=patches_mean,
-            sent_bytes=int(by_rank[:, 3].sum()),
+            sent_bytes=int(by_rank[:, 4].sum()),
+            split_bytes=int(by_rank[:, 5].sum()),
             peak_feature_bytes=int(peak),
         )

@@ -15,33 +15,34 @@ Grid = tuple[int, int, int]
 Layer = Callable[[Tensor], Tensor]
 
 
-class Encoder(Protocol):
-    """From patches [P, 3*p*p] of items and their grids (t, h, w) to features [V, D], both item after item."""
+Encode = Callable[[Tensor, tuple[Grid, ...]], Tensor]
+"""From patches [P, 3*p*p] of items and their grids (t, h, w) to features [V, D], both item after item."""
 
-    def __call__(self, pixels: Tensor, grid_thw: tuple[Grid, ...], /) -> Tensor:
-        """Encode the items at once."""
+
+class LayeredEncoder(Protocol):
+    """An encoder that can be run step by step."""
 
     def layers(self, pixels: Tensor, grid_thw: tuple[Grid, ...], /) -> Sequence[Layer]:
-        """The same as functions of about equal length: the first one takes `pixels`, each of the others what
+        """`Encode` as functions of about equal length: the first one takes `pixels`, each of the others what
         the one before it returns."""
 
 
 class Chunk(NamedTuple):
-    """Items that a rank encodes at once."""
+    """Items that a rank encodes at once, or a part of one."""
 
     pixels: Tensor
-    """[P, 3*p*p] float32 in host memory, item after item."""
+    """[P, 3*p*p] float32 in host memory, item after item; of a part its own."""
     grid_thw: tuple[Grid, ...]
-    """Frames, rows and columns of patches of each item."""
+    """Frames, rows and columns of patches of each item; of a part the whole item's."""
 
 
 @torch.no_grad()
-def encode(encoder: Encoder, chunk: Chunk, device: torch.device) -> Tensor:
+def encode(encoder: Encode, chunk: Chunk, device: torch.device) -> Tensor:
     """The features [V, D] of a chunk; no activation outlives the call."""
     return encoder(chunk.pixels.to(device, non_blocking=True), chunk.grid_thw)
 
 
-def recompute_and_backward(encoder: Encoder, chunk: Chunk, gradient: Tensor) -> None:
+def recompute_and_backward(encoder: Encode, chunk: Chunk, gradient: Tensor) -> None:
     """Encode a chunk again and add to the gradients of the encoder's parameters.
 
     Args:
@@ -55,7 +56,7 @@ def recompute_and_backward(encoder: Encoder, chunk: Chunk, gradient: Tensor) -> 
 class EncodeInSteps:
     """What `encode` does, a step a layer; between steps nothing is kept but the last one's output."""
 
-    def __init__(self, encoder: Encoder, chunk: Chunk, device: torch.device) -> None:
+    def __init__(self, encoder: LayeredEncoder, chunk: Chunk, device: torch.device) -> None:
         self._hidden = chunk.pixels.to(device, non_blocking=True)
         self._layers = list(encoder.layers(self._hidden, chunk.grid_thw))
 
@@ -74,7 +75,7 @@ class BackwardInSteps:
     any, and one and a half layers' backward then. Activations are kept between steps.
     """
 
-    def __init__(self, encoder: Encoder, chunk: Chunk, gradient: Tensor) -> None:
+    def __init__(self, encoder: LayeredEncoder, chunk: Chunk, gradient: Tensor) -> None:
         self._hidden = chunk.pixels.to(gradient.device, non_blocking=True)
         self._layers = list(encoder.layers(self._hidden, chunk.grid_thw))
         self._gradient: Tensor | None = gradient

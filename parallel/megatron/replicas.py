@@ -131,7 +131,7 @@ def replicate_everywhere(
 def reduce_gradients(replica: EncoderReplica, num_tokens: int) -> None:
     """Sum the gradients over all ranks and divide by `num_tokens`, as the backbone's are.
 
-    Each item was encoded by one rank, so a sum is all that is due.
+    Each row of patches was encoded by one rank, so a sum is all that is due.
     """
     for group in replica.bucket_groups:
         # A rank that has encoded nothing has not waited for the last step's weights yet.

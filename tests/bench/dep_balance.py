@@ -8,8 +8,9 @@ is the most over the mean of all ranks' FLOPs in tower and projector:
 
     largest       one rank with nothing but the costliest item: no plan of whole items is below that
     whole         every item on one rank
-    split         items may be split by rows
-    waits         the same, counting that the ranks of a split item wait for one another in every layer
+    split         items may be split by rows (`dep.split_items`)
+    waits         the same, counting that the ranks of a split item wait for one another in every layer; the
+                  time that keys and values are under way is not counted
     in turn       item i on rank i modulo the number of ranks
     stage 0       coupled: each replica's items on its first pipeline stage
 

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.distributed
 BALANCED = 0.15
 """Routing of few tokens among few experts is not balanced: what leaves a rank may differ so much from the
 expected value. What is handed over does not depend on it."""
-SCALARS = 128
-"""Bytes a rank of single numbers a step: losses, tokens with a loss, the gradient norm."""
+SCALARS = 160
+"""Bytes a rank of single numbers a step: losses, tokens with a loss, the gradient norm, encoders' figures."""
 OVERLAP = ("parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true")
 CASES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "dp2": ({"dp": 2}, ()),

@@ -143,11 +143,13 @@ def gradients_of(toy: Toy) -> list[Tensor]:
 
 def upfront(exchange: Any, items: Sequence[VisionItem], device_bytes: int, is_trained: bool) -> Part:
     from parallel.dep.engine import UpfrontEngine, VisionWork
+    from parallel.dep.parts import PartExchange
 
     toy, rank = Toy(), exchange.rank
     engine = UpfrontEngine(
         toy,
         exchange,
+        PartExchange(dist.new_group(), phase=lambda *_: nullcontext()),
         device=torch.device("cpu"),
         feature_dtype=torch.float32,
         max_feature_bytes=device_bytes,

@@ -119,7 +119,7 @@ def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
 
 def tokens_for_others(run: Any, step: int) -> int:
     """Vision tokens that this rank encodes in a step for first stages that are other ranks."""
-    plan = run.vision.reader.read(run.loader.plan(step - 1).sequences).work.plan
+    plan = run.vision.heldout_reader.read(run.loader.plan(step - 1).sequences).work.plan
     rank, receivers = run.topology.rank, run.topology.first_stage_ranks
     own = [plan.parts[part] for chunk in plan.chunks[rank] for part in chunk]
     return sum(part.num_tokens for part in own if receivers[plan.items[part.item].replica] != rank)

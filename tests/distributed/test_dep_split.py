@@ -1,0 +1,301 @@
+"""Items that several ranks encode together: the exchange, the engine, and training, against one process."""
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from k25_train.data.images import MediaInfo
+from k25_train.model.moonvit import ItemPart, MoonViT3D
+from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, plan_vision
+from tests.distributed.test_dep_engine import loss_of
+from tests.helpers.hf_reference import tiny_vision_config
+from tests.helpers.parity import NARROW, TOLERANCE, worst_difference
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.runs import layout, overrides, start_run
+from tests.helpers.shards import Media, Sample, make_image, write_shard_set
+
+pytestmark = pytest.mark.distributed
+
+NUM_RANKS, NUM_REPLICAS, NUM_MICRO_BATCHES = 4, 2, 2
+WIDTH = 4 * 48
+COST = EncoderCost(per_patch=10, per_pair=1)
+SMALL, PAGE, VIDEO = (1, 4, 4), (1, 22, 14), (3, 14, 6)
+
+BATCHES: dict[str, list[VisionItem]] = {
+    "one image": [VisionItem(PAGE, 1, 1)],
+    "one video": [VisionItem(VIDEO, 0, 0)],
+    "an image above a rank's share": [
+        VisionItem(SMALL, 0, 0),
+        VisionItem(PAGE, 0, 1),
+        *[VisionItem(SMALL, 1, n) for n in (0, 1, 1)],
+    ],
+    "several share ranks": [
+        VisionItem((1, 14, 8), 0, 0),
+        VisionItem(VIDEO, 0, 1),
+        VisionItem(SMALL, 0, 1),
+        VisionItem(PAGE, 1, 0),
+        VisionItem((2, 10, 8), 1, 1),
+        VisionItem(SMALL, 1, 1),
+    ],
+}
+
+
+class Tower(MoonViT3D):
+    """The vision tower, its merged neighbours as one row of `WIDTH` features."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(3)
+        super().__init__(tiny_vision_config())
+        with torch.no_grad():
+            for block in self.encoder.blocks:
+                block.wqkv.weight.mul_(2)  # so that attention tells keys apart
+
+    def forward(
+        self, pixels: Tensor, grid_thw: Sequence[tuple[int, int, int]], part: ItemPart | None = None
+    ) -> Tensor:
+        return super().forward(pixels, grid_thw, part).flatten(1)
+
+
+def pixels_of(item: int, grid: tuple[int, int, int]) -> Tensor:
+    """[t, h, w, 588]."""
+    return torch.randn(*grid, 588, generator=torch.Generator().manual_seed(item))
+
+
+def join(context: RankContext) -> None:
+    from parallel.topology import start_process_group
+
+    os.environ.update(context.environment())
+    start_process_group(torch.device("cpu"), 60.0)
+
+
+def plan_of(items: Sequence[VisionItem]) -> VisionPlan:
+    return plan_vision(items, NUM_RANKS, COST, max_patches_per_chunk=100, split=True)
+
+
+class Found(NamedTuple):
+    """Of one rank, or of one process that has everything."""
+
+    features: dict[tuple[int, int], Tensor]
+    """By replica and micro-batch."""
+    gradients: list[Tensor]
+    stats: Any = None
+
+
+def alone(items: Sequence[VisionItem]) -> Found:
+    """What one process finds that encodes each item whole."""
+    tower, features = Tower(), {}
+    for place in itertools.product(range(NUM_REPLICAS), range(NUM_MICRO_BATCHES)):
+        own = [number for number, item in enumerate(items) if (item.replica, item.micro_batch) == place]
+        if own:
+            grids = [items[number].grid_thw for number in own]
+            pixels = torch.cat([pixels_of(*each).flatten(0, 2) for each in zip(own, grids, strict=True)])
+            features[place] = tower(pixels, grids)
+            loss_of(features[place], *place).backward()
+    gradients = [each.grad for each in tower.parameters() if each.grad is not None]
+    return Found({place: value.detach() for place, value in features.items()}, gradients)
+
+
+def together(context: RankContext) -> dict[str, Found]:
+    """What one rank finds, batch after batch."""
+    join(context)
+    group = dist.new_group()
+    return {name: batch_on(context.rank, group, items) for name, items in BATCHES.items()}
+
+
+def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -> Found:
+    from parallel.dep.engine import UpfrontEngine, VisionWork
+    from parallel.dep.exchange import FeatureExchange
+    from parallel.dep.parts import PartExchange
+    from parallel.dep.vision_pass import Chunk
+
+    tower, device = Tower(), torch.device("cpu")
+    exchange = FeatureExchange(
+        group,
+        group,
+        range(NUM_REPLICAS),
+        width=WIDTH,
+        wire_dtype=torch.float32,
+        device=device,
+        phase=lambda *_: nullcontext(),
+    )
+    engine = UpfrontEngine(
+        tower,
+        exchange,
+        PartExchange(group, phase=lambda *_: nullcontext()),
+        device=device,
+        feature_dtype=torch.float32,
+        max_feature_bytes=1 << 30,
+        is_trained=True,
+        phase=lambda _: nullcontext(),
+    )
+    plan = plan_of(items)
+    chunks = []
+    for numbers in plan.chunks[rank]:
+        parts = [plan.parts[number] for number in numbers]
+        grids = tuple(items[part.item].grid_thw for part in parts)
+        pixels = [
+            pixels_of(part.item, grid)[:, part.row : part.row + part.num_rows].flatten(0, 2)
+            for part, grid in zip(parts, grids, strict=True)
+        ]
+        chunks.append(Chunk(torch.cat(pixels), grids))
+    engine.start(VisionWork(plan, chunks, NUM_MICRO_BATCHES))
+    features = {}
+    for micro_batch in range(NUM_MICRO_BATCHES if rank < NUM_REPLICAS else 0):
+        leaf = engine.leaf(micro_batch)
+        if leaf is not None:
+            features[rank, micro_batch] = leaf.detach().clone()
+            loss_of(leaf, rank, micro_batch).backward()
+    engine.finish()
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in tower.parameters()]
+    return Found(features, gradients, engine.stats)
+
+
+def test_ranks_that_share_items_are_one_process() -> None:
+    ranks = run_ranks(together, NUM_RANKS)
+    for name, items in BATCHES.items():
+        expected, by_rank = alone(items), [rank[name] for rank in ranks]
+        found = {place: value for rank in by_rank for place, value in rank.features.items()}
+        assert found.keys() == expected.features.keys()
+        for place, features in found.items():
+            difference = (features - expected.features[place]).norm() / expected.features[place].norm()
+            assert difference <= 1e-6, name
+        for number, gradient in enumerate(expected.gradients):
+            summed = torch.stack([rank.gradients[number] for rank in by_rank]).sum(dim=0)
+            assert (summed - gradient).norm() <= 1e-5 * gradient.norm(), name
+        assert sum(rank.stats.num_patches for rank in by_rank) == sum(item.num_patches for item in items)
+        assert sum(rank.stats.split_bytes for rank in by_rank) == bytes_between_parts(plan_of(items))
+
+
+def bytes_between_parts(plan: VisionPlan) -> int:
+    """Keys and values in float32, of each of 3 layers: twice forward, and once their gradients."""
+    found = 0
+    for item in range(len(plan.items)):
+        others = len(plan.parts_of(item)) - 1
+        found += 3 * 3 * others * plan.items[item].num_patches * 2 * 48 * 4
+    return found
+
+
+def test_the_batches_have_what_could_go_wrong() -> None:
+    sharing = {
+        name: [{part.rank for part in plan_of(items).parts_of(item)} for item in range(len(items))]
+        for name, items in BATCHES.items()
+    }
+    for ranks in sharing.values():
+        assert any(len(of_item) > 1 for of_item in ranks)
+    split = [of_item for of_item in sharing["several share ranks"] if len(of_item) > 1]
+    assert len(split) >= 3
+    assert any(a & b and a != b for a, b in itertools.combinations(split, 2))
+    rows = {part.num_rows for part in plan_of(BATCHES["one image"]).parts}
+    assert len(rows) > 1, "parts of different sizes"
+
+
+def gathered_on(context: RankContext, sizes: Sequence[int]) -> tuple[Tensor, Tensor, int]:
+    """What a rank gathers, the gradient of its own block, and the bytes that it sent."""
+    from parallel.dep.parts import PartExchange, PartOfItem
+
+    join(context)
+    exchange = PartExchange(dist.new_group(), phase=lambda *_: nullcontext())
+    # Parts need not be in the order of ranks.
+    ranks = tuple(reversed(range(context.world_size)))
+    place = ranks.index(context.rank)
+    part = PartOfItem(row=0, num_rows=0, place=place, ranks=ranks, sizes=tuple(sizes), exchange=exchange)
+    own = block(place, sizes[place]).requires_grad_()
+    gathered = part.gather(own)
+    with torch.no_grad():
+        assert torch.equal(part.gather(own), gathered)
+    loss_at(place, gathered).backward()
+    assert own.grad is not None
+    return gathered.detach(), own.grad, exchange.sent_bytes
+
+
+def block(place: int, size: int) -> Tensor:
+    return torch.randn(size, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(place))
+
+
+def loss_at(place: int, gathered: Tensor) -> Tensor:
+    """Another loss on every rank, which is not linear."""
+    generator = torch.Generator().manual_seed(50 + place)
+    weights = torch.randn(gathered.shape, dtype=torch.float64, generator=generator)
+    return (weights * gathered.sin()).sum().square()
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (4, 1, 2)])
+def test_gathering_sends_gradients_back(sizes: tuple[int, ...]) -> None:
+    found = run_ranks(gathered_on, len(sizes), sizes)[::-1]
+    blocks = [block(place, size).requires_grad_() for place, size in enumerate(sizes)]
+    total = sum(loss_at(place, torch.cat(blocks)) for place in range(len(sizes)))
+    expected = torch.autograd.grad(total, blocks)
+    for place, (gathered, gradient, sent_bytes) in enumerate(found):
+        assert torch.equal(gathered, torch.cat(blocks))
+        torch.testing.assert_close(gradient, expected[place], rtol=1e-13, atol=1e-13)
+        others = len(sizes) - 1
+        gradients_of_others = sum(sizes) - sizes[place]
+        assert sent_bytes == (2 * others * sizes[place] + gradients_of_others) * 2 * 3 * 8
+
+
+def train_and_evaluate(
+    context: RankContext, arguments: Sequence[str]
+) -> tuple[list[tuple[float, float]], Any]:
+    """Loss and gradient norm of each step, the evaluation last, and the bytes between parts by step."""
+    from k25_train.step import eval_losses, train_step
+
+    run = start_run(context, arguments)
+    with run.loader:
+        steps = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
+        evaluation = eval_losses(run, 8).loss
+    losses = [(step.loss, step.grad_norm) for step in steps]
+    return [*losses, (evaluation, evaluation)], [step.vision and step.vision.split_bytes for step in steps]
+
+
+def test_training_with_split_items_is_training_in_one_process(data: Path, tmp_path: Path) -> None:
+    few = "train.steps=6 optim.warmup_steps=2 optim.decay_steps=2 train.global_batch_size=4".split()
+    arguments = overrides(data, tmp_path, *NARROW, *few)
+    alone = [*arguments, *layout(), "dep.mode=coupled"]
+    split = [*arguments, *layout(pp=2, dp=2), "dep.split_items=true"]
+    [(expected, _)] = run_ranks(train_and_evaluate, 1, alone)
+    by_rank = run_ranks(train_and_evaluate, 4, split)
+    assert all(losses == by_rank[0][0] for losses, _ in by_rank)
+    found, split_bytes = by_rank[0]
+    assert sum(1 for of_step in split_bytes if of_step) >= 3, "few steps had a split item"
+    assert worst_difference(found, expected) <= TOLERANCE
+
+
+def test_a_split_image_that_does_not_decode_is_one_skipped_sample(tmp_path: Path) -> None:
+    large = Media("image", "png", b"no image", MediaInfo(width=112, height=112, num_frames=1, duration_s=0.0))
+    samples = [Sample("broken", "caption", [large, "nothing to see"])]
+    samples += [
+        Sample(f"small-{n}", "caption", [make_image(28, 28, "png", n), "a small one"]) for n in range(24)
+    ]
+    folder = write_shard_set(tmp_path / "shards", {"train": samples, "heldout": samples[1:]})
+    few = "train.steps=1 optim.warmup_steps=0 optim.decay_steps=0 train.global_batch_size=4".split()
+    few += "data.max_skipped_samples=1 data.blend.caption=1".split()
+    few += [f"~data.blend.{kind}" for kind in ("text", "ocr", "video")]
+    arguments = overrides(folder, tmp_path, *NARROW, *few)
+    [(expected, name, _)] = run_ranks(step_and_skips, 1, [*arguments, *layout(), "dep.mode=coupled"])
+    ranks = run_ranks(step_and_skips, 4, [*arguments, *layout(pp=2, dp=2), "dep.split_items=true"])
+    assert name == [f"{folder}/train-00000.tar, sample broken"]
+    for loss, skipped, _ in ranks:
+        assert skipped == name
+        assert loss == pytest.approx(expected, rel=1e-5)
+    by_item = Counter(item for _, _, items in ranks for item in items)
+    assert max(by_item.values()) > 1, "the image is on several ranks"
+
+
+def step_and_skips(context: RankContext, arguments: Sequence[str]) -> tuple[float, list[str], list[int]]:
+    """Loss of the first step, samples left out, and the items that did not decode on this rank."""
+    from k25_train.step import train_step
+
+    run = start_run(context, arguments)
+    with run.loader:
+        loss = train_step(run, 1).loss
+        items = run.vision.reader.read(run.loader.plan(0).sequences).failures if run.vision else {}
+    return loss, list(run.loader.skip_log.skipped), list(items)
