@@ -1,4 +1,4 @@
-"""The timeline of one step of a run: recorded on every rank, written by the first.
+"""The timeline of one step of a run: recorded on every rank, reported by the first.
 
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
@@ -7,24 +7,18 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch.distributed as dist
 
-from k25_train.errors import K25Error
-from k25_train.metrics.chrome_trace import write_chrome_trace
-from k25_train.metrics.timeline import RankRecord, aligned, step_s
-from k25_train.metrics.timeline_plot import plot_timeline
+from k25_train.metrics.report import Report
+from k25_train.metrics.timeline import RankRecord
 from k25_train.run import Run
 from parallel.watch.recorder import Recorder
 
 
 @contextmanager
-def traced(run: Run, step: int) -> Iterator[None]:
-    """Around a step; if it is `train.trace_step`, writes its timeline. Called by every rank.
-
-    Raises `K25Error` where the disk does not take it.
-    """
+def traced(run: Run, report: Report, step: int) -> Iterator[None]:
+    """Around a step; if it is `train.trace_step`, its timeline is reported. Called by every rank."""
     if step != run.config.train.trace_step:
         yield
         return
@@ -46,18 +40,4 @@ def traced(run: Run, step: int) -> Iterator[None]:
         records = [record] * run.topology.world_size if run.is_main else None
         dist.gather_object(record, records)
         if records is not None:
-            write_timeline(records, run.folder / "trace", step, run.config.model.name)
-
-
-def write_timeline(records: list[RankRecord], folder: Path, step: int, model: str) -> None:
-    """Write `step_<N>.json` and `step_<N>.png`. Raises `K25Error` where the disk does not take them."""
-    of_all = aligned(records)
-    title = f"{model}, step {step}: what {len(records)} ranks did in {step_s(of_all):.3f} s"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_chrome_trace(of_all, folder / f"step_{step}.json", title)
-        plot_timeline(of_all, folder / f"step_{step}.png", title)
-    except OSError as error:
-        raise K25Error(
-            f"{folder}: cannot write the timeline ({error}); make room or set train.trace_step=null"
-        ) from error
+            report.timeline(step, records)

@@ -78,7 +78,7 @@ class Trainer:
             self.report.add({"step": 0, **self.evaluate()})
         for step in range(start + 1, cadence.steps + 1):
             is_last = step == cadence.steps
-            with traced(run, step), run.watch.training(step):
+            with traced(run, self.report, step), run.watch.training(step):
                 result = train_step(run, step)
                 row = self.row(step, result)
             if is_last or step % cadence.eval_interval == 0:
