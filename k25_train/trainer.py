@@ -18,6 +18,7 @@ from k25_train.metrics.report import Report
 from k25_train.metrics.sinks import Value
 from k25_train.run import Run, stall_guard
 from k25_train.step import StepResult, eval_losses, train_step
+from k25_train.trace import traced
 
 _SIGNAL_WHEN_PARENT_DIES = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
@@ -77,7 +78,7 @@ class Trainer:
             self.report.add({"step": 0, **self.evaluate()})
         for step in range(start + 1, cadence.steps + 1):
             is_last = step == cadence.steps
-            with run.watch.training(step):
+            with traced(run, self.report, step), run.watch.training(step):
                 result = train_step(run, step)
                 row = self.row(step, result)
             if is_last or step % cadence.eval_interval == 0:

@@ -307,6 +307,8 @@ class TrainConfig:
     stall_timeout_s: float
     """Seconds without progress after which a rank reports where it waits and for whom, and ends the job.
     Source: not disclosed, our choice."""
+    trace_step: int | None
+    """The step whose timeline over all ranks is written to the run folder; null is none."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -324,6 +326,9 @@ class TrainConfig:
             found.append(
                 Problem("eval_sequences", self.eval_sequences, rule, f"use {self.eval_sequences + 1}")
             )
+        if self.trace_step is not None and not 1 <= self.trace_step <= self.steps:
+            rule = f"must be a step of the run, 1 to steps ({self.steps})"
+            found.append(Problem("trace_step", self.trace_step, rule, "name one, or null for no timeline"))
         return found
 
 

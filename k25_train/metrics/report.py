@@ -5,6 +5,7 @@ Only rank 0 reports; on other ranks every method returns at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,12 +14,16 @@ from rich.console import Console
 
 from k25_train.config.resolve import to_yaml
 from k25_train.config.schema import Config
+from k25_train.errors import K25Error
+from k25_train.metrics.chrome_trace import write_chrome_trace
 from k25_train.metrics.flops import peak_flops
 from k25_train.metrics.plots import plot_losses
 from k25_train.metrics.progress import Progress
 from k25_train.metrics.sinks import JsonlSink, Row, Sink, TensorBoardSink, number, read_rows
 from k25_train.metrics.summary import summary_table
 from k25_train.metrics.throughput import Throughput
+from k25_train.metrics.timeline import RankRecord, aligned, step_s
+from k25_train.metrics.timeline_plot import plot_timeline
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -75,6 +80,25 @@ class Report:
         if "loss" in row:
             self.throughput.add(number(row["step_time_s"]))
         self.progress.show(row, self.throughput.time_left_s(int(number(row["step"]))))
+
+    def timeline(self, step: int, records: Sequence[RankRecord]) -> None:
+        """Write what all ranks did in a step, as `trace/step_<N>.json` for Perfetto and as a picture.
+
+        Raises K25Error where the disk does not take it.
+        """
+        if not self.is_main:
+            return
+        of_all, folder = aligned(records), self.folder / "trace"
+        what = f"step {step}: what {len(records)} ranks did in {step_s(of_all):.3f} s"
+        title = f"{self.config.model.name}, {what}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_chrome_trace(of_all, folder / f"step_{step}.json", title)
+            plot_timeline(of_all, folder / f"step_{step}.png", title)
+        except OSError as error:
+            raise K25Error(
+                f"{folder}: cannot write the timeline ({error}); make room or set train.trace_step=null"
+            ) from error
 
     def already_finished(self, steps: int) -> None:
         """The run had all its steps when it was started; nothing is written."""

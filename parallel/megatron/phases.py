@@ -147,8 +147,26 @@ def _announce_passes() -> None:
 
     schedules.forward_step = announced(schedules.forward_step, "forward")
     schedules.backward_step = announced(schedules.backward_step, "backward")
-    combined = announced(combined_1f1b.combined_forward_backward_step, "forward and backward")
+    combined = announced_combined(combined_1f1b.combined_forward_backward_step)
     combined_1f1b.combined_forward_backward_step = combined
+
+
+def announced_combined(combined: Callable[..., Any]) -> Callable[..., Any]:
+    """megatron-core's overlapped step; warm-up and cool-down of the pipeline call it for one pass alone."""
+    names = list(inspect.signature(combined).parameters)
+    forward_place, backward_place = names.index("f_model"), names.index("b_model")
+    forward, backward = announced(combined, "forward"), announced(combined, "backward")
+    both = announced(combined, "forward and backward")
+
+    @functools.wraps(combined)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if args[backward_place] is None:
+            return forward(*args, **kwargs)
+        if args[forward_place] is None:
+            return backward(*args, **kwargs)
+        return both(*args, **kwargs)
+
+    return call
 
 
 def _announce_pipeline() -> None:

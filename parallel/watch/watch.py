@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from parallel.watch.recorder import Recorder
 from parallel.watch.states import RankState
 
 Peers = Sequence[int] | Callable[[], Sequence[int]]
@@ -29,6 +30,8 @@ class Phase:
         watch = self._watch
         watch._phases.append(self)
         watch._changed = watch._clock()
+        if watch.recorder is not None:
+            watch.recorder.begin(self, watch._changed, len(watch._phases) - 1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -42,6 +45,8 @@ class Phase:
         else:
             watch._phases.remove(self)
         watch._changed = watch._clock()
+        if watch.recorder is not None:
+            watch.recorder.end(self, watch._changed)
 
     def ranks(self) -> tuple[int, ...]:
         """The ranks that it communicates with, each once, this one left out."""
@@ -59,6 +64,8 @@ class Watch:
     def __init__(self, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` tells seconds from any origin."""
         self.rank = rank
+        self.recorder: Recorder | None = None
+        """Is told of phases that begin and end, if there is one."""
         self._clock = clock
         self._phases: list[Phase] = []
         self._changed = clock()

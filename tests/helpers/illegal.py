@@ -262,6 +262,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "lowest rate": value("optim.min_lr", [1.0, 7.5], "must not exceed lr"),
     "context": value("train.seq_len", [1025, 8192], "must not exceed rope.original_max_position"),
     "Transformer Engine": value("train.transformer_engine", [True], "needs cluster.device=cuda"),
+    "step of the timeline": value("train.trace_step", [0, -3, 10**6], "must be a step of the run"),
     "blend": blend_off_one,
     "interleaved alone": interleaved_alone,
     "overlap without experts": overlap_without_experts,

@@ -202,6 +202,7 @@ def tiny_train_config() -> TrainConfig:
         eval_sequences=8,
         transformer_engine=False,
         stall_timeout_s=60.0,
+        trace_step=None,
     )
 
 

@@ -8,8 +8,11 @@ import pytest
 
 from k25_train.config.resolve import compose, load
 from k25_train.config.schema import Config
+from k25_train.errors import K25Error
 from k25_train.metrics.report import Report
 from k25_train.metrics.sinks import Row, read_rows
+from k25_train.metrics.timeline import RankRecord
+from parallel.watch.recorder import Span
 
 
 def config_for(folder: Path) -> Config:
@@ -68,3 +71,12 @@ def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run_steps(config_for(tmp_path), start=0, stop=6, is_main=False)
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_timeline_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
+    spans = (Span("train", 0.0, 1.0, 0, ""),)
+    record = RankRecord(rank=0, stage=0, replica=0, node="a", ready_s=0.0, spans=spans)
+    (tmp_path / "trace").write_text("not a folder")
+    with pytest.raises(K25Error, match=r"trace: cannot write the timeline .*train\.trace_step=null"):
+        Report(config_for(tmp_path), is_main=True, device_name="CPU").timeline(3, [record])
+    Report(config_for(tmp_path), is_main=False, device_name="CPU").timeline(3, [record])

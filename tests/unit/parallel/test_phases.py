@@ -70,6 +70,16 @@ def test_each_pipeline_handle_waits_for_its_neighbour(watch: Watch) -> None:
     assert works["recv_prev"].wait() == "('pipeline recv',) (0,)"
 
 
+def test_overlapped_passes_are_named_after_those_there_are(watch: Watch) -> None:
+    def combined(_data: str, f_model: str | None, b_model: str | None, config: str = "") -> str:
+        return f"{watch.state().phases[-1]} {f_model} {b_model} {config}"
+
+    call = phases.announced_combined(combined)
+    assert call("x", "model", None, config="c") == "forward model None c"
+    assert call("x", None, "model") == "backward None model "
+    assert call("x", "model", "model") == "forward and backward model model "
+
+
 def test_without_a_watch_functions_are_called_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phases, "_watch", None)
     work = object()

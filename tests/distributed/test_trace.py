@@ -1,0 +1,40 @@
+"""A run writes the timeline of one step, of all ranks, and trains as without it."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.helpers.ranks import run_ranks
+from tests.helpers.resume import AS_SMOKE, rows, short, without_times
+from tests.helpers.runs import fit
+
+pytestmark = pytest.mark.distributed
+
+NUM_RANKS, NUM_CHUNKS, NUM_MICRO_BATCHES = 4, 2, 2
+NO_DECAY = ("train.steps=4", "optim.decay_steps=0")
+"""As long as the learning rate is raised, a step does not depend on how many there are."""
+
+
+def test_a_step_is_traced_and_no_number_changes(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
+    traced = tmp_path / "traced"
+    run_ranks(fit, NUM_RANKS, short(data, traced, *AS_SMOKE, *NO_DECAY, "train.trace_step=2"))
+    assert without_times(rows(traced))[:4] == without_times(rows(run_as_smoke))[:4]
+    assert not (run_as_smoke / "trace").exists()
+
+    assert {path.name for path in (traced / "trace").iterdir()} == {"step_2.json", "step_2.png"}
+    with Image.open(traced / "trace/step_2.png") as image:
+        assert len(image.convert("RGB").getcolors(2**24) or []) > 20
+    events = json.loads((traced / "trace/step_2.json").read_text())["traceEvents"]
+    complete = [event for event in events if event["ph"] == "X"]
+    counts = Counter((event["tid"], event["name"]) for event in complete)
+    for rank in range(NUM_RANKS):
+        assert counts[rank, "train"] == 1, "one step, nothing around it"
+        assert counts[rank, "forward"] == counts[rank, "backward"] == NUM_MICRO_BATCHES * NUM_CHUNKS
+        for once in ("read data", "vision forward", "vision backward", "optimizer"):
+            assert counts[rank, once] == 1
+    step_time_s = rows(traced)[2]["step_time_s"]
+    (of_first,) = (event for event in complete if event["name"] == "train" and event["tid"] == 0)
+    assert step_time_s <= of_first["dur"] / 1e6
