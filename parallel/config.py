@@ -154,7 +154,7 @@ class DepConfig:
             rule, remedy = "must not be negative", "use 0 to keep all features in host memory"
             found.append(Problem("feature_buffer_gib", self.feature_buffer_gib, rule, remedy))
         if self.split_items and self.schedule is DepSchedule.bubbles:
-            rule = "needs schedule=upfront: the ranks of an item work on it at once, which idle times do not allow"
+            rule = "needs schedule=upfront: ranks work on an item at once, which idle times do not allow"
             remedy = "leave it out: in bubbles a large item only has to fit into the idle times of one rank"
             found.append(Problem("split_items", True, rule, remedy))
         return found
