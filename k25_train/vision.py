@@ -69,7 +69,7 @@ def build_vision(
     upfront = UpfrontEngine(
         encoder,
         exchange,
-        PartExchange(topology.features, phase=watch.phase),
+        PartExchange(topology.everyone, phase=watch.phase),
         device=topology.device,
         feature_dtype=dtype,
         max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),

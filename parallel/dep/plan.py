@@ -135,6 +135,11 @@ class VisionPlan:
         total = sum(self.costs)
         return max(self.costs) * self.num_ranks / total if total else 1.0
 
+    @property
+    def is_split(self) -> bool:
+        """Whether any item is encoded by several ranks."""
+        return len(self.parts) > len(self.items)
+
     def parts_of(self, item: int) -> tuple[Part, ...]:
         """The parts of an item, by row; several if it is split."""
         first = bisect_left(self.parts, item, key=lambda part: part.item)

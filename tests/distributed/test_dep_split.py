@@ -297,5 +297,5 @@ def step_and_skips(context: RankContext, arguments: Sequence[str]) -> tuple[floa
     run = start_run(context, arguments)
     with run.loader:
         loss = train_step(run, 1).loss
-        items = run.vision.reader.read(run.loader.plan(0).sequences).failures if run.vision else {}
+        items = run.vision.heldout_reader.read(run.loader.plan(0).sequences).failures if run.vision else {}
     return loss, list(run.loader.skip_log.skipped), list(items)
