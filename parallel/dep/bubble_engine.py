@@ -119,8 +119,6 @@ class BubbleEngine:
         tasks = deque(
             (position, task) for position in sorted(program.tasks) for task in program.tasks[position]
         )
-        if not self._is_trained:
-            tasks = deque((position, task) for position, task in tasks if task.is_forward)
         step = _Step(
             work=work,
             program=program,

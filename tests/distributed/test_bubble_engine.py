@@ -102,8 +102,10 @@ def run_case(exchange: Any, case: Case, is_trained: bool) -> tuple[Part, int, in
         )
         for item in case.items
     ]
-    found = plan_bubbles(text, timed, case.num_replicas, num_steps=3)
-    plan, places = chunks_of(case.items, found.placements, NUM_RANKS, COST, 30)
+    placements = plan_bubbles(text, timed, case.num_replicas, num_steps=3).placements
+    if not is_trained:
+        placements = [place._replace(backward=()) for place in placements]
+    plan, places = chunks_of(case.items, placements, NUM_RANKS, COST, 30)
     program = program_of(rank, plan, places[rank], text, case.num_replicas)
     ended: list[int] = []
     engine = BubbleEngine(
