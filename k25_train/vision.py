@@ -18,10 +18,11 @@ from k25_train.plan.step_times import feature_width
 from k25_train.plan.vision import BubblePlanner, UpfrontPlanner, VisionPlanner
 from parallel.config import DepSchedule, WireFormat
 from parallel.dep.bubble_engine import BubbleEngine
-from parallel.dep.engine import Engine, UpfrontEngine
+from parallel.dep.engine import Engine, EngineSetup
 from parallel.dep.exchange import FeatureExchange
 from parallel.dep.parts import PartExchange
 from parallel.dep.stats import VisionSummary
+from parallel.dep.upfront_engine import UpfrontEngine
 from parallel.megatron.replicas import EncoderReplica
 from parallel.topology import Topology
 from parallel.watch.watch import Watch
@@ -55,7 +56,6 @@ def build_vision(
     encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader, watch: Watch
 ) -> Vision:
     """Build what runs this rank's replica of the encoder."""
-    is_trained = config.optim.vision.trained is TrainedVision.all
     dtype, wire_format = TORCH_DTYPE[config.train.dtype], config.dep.exchange_dtype
     exchange = FeatureExchange(
         topology.features,
@@ -66,15 +66,18 @@ def build_vision(
         device=topology.device,
         phase=watch.phase,
     )
-    upfront = UpfrontEngine(
-        encoder,
-        exchange,
-        PartExchange(topology.everyone, phase=watch.phase),
+    setup = EngineSetup(
+        exchange=exchange,
         device=topology.device,
         feature_dtype=dtype,
-        max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
-        is_trained=is_trained,
+        is_trained=config.optim.vision.trained is TrainedVision.all,
         phase=watch.phase,
+    )
+    upfront = UpfrontEngine(
+        setup,
+        encoder,
+        PartExchange(topology.everyone, phase=watch.phase),
+        max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
     )
 
     def reader(planner: VisionPlanner) -> VisionReader:
@@ -92,15 +95,7 @@ def build_vision(
     training = heldout
     if config.dep.schedule is DepSchedule.bubbles:
         training = reader(BubblePlanner(config, topology.rank))
-        engine = BubbleEngine(
-            encoder,
-            exchange,
-            device=topology.device,
-            feature_dtype=dtype,
-            is_trained=is_trained,
-            phase=watch.phase,
-            after_backward=encoder.start_grad_sync,
-        )
+        engine = BubbleEngine(setup, encoder, after_backward=encoder.start_grad_sync)
 
     def read(step: int) -> StepVision:
         return training.read(loader.plan(step).sequences)

@@ -10,17 +10,16 @@ Tasks run at the places that the plan gives them, whatever time passes take; see
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from parallel.dep.engine import VisionWork, make_leaf
-from parallel.dep.exchange import FeatureExchange, Posted
+from parallel.dep.engine import Engine, EngineSetup, VisionWork
+from parallel.dep.exchange import Posted
 from parallel.dep.plan import Piece, pieces
 from parallel.dep.program import Program, Task
-from parallel.dep.stats import Stopwatch, VisionStats
+from parallel.dep.stats import VisionStats
 from parallel.dep.vision_pass import BackwardInSteps, EncodeInSteps, LayeredEncoder
 
 
@@ -61,45 +60,21 @@ class _Step:
     """Posted pieces that may be under way still."""
 
 
-class BubbleEngine:
+class BubbleEngine(Engine):
     """Runs the encoder of this rank between the passes of the pipeline."""
 
     def __init__(
-        self,
-        encoder: LayeredEncoder,
-        exchange: FeatureExchange,
-        *,
-        device: torch.device,
-        feature_dtype: torch.dtype,
-        is_trained: bool,
-        phase: Callable[[str], AbstractContextManager[object]],
-        after_backward: Callable[[], None],
+        self, setup: EngineSetup, encoder: LayeredEncoder, *, after_backward: Callable[[], None]
     ) -> None:
         """
         Args:
-            encoder: this rank's replica; its parameters collect gradients if it `is_trained`.
-            feature_dtype: what the backbone takes.
-            is_trained: without it nothing is encoded a second time, and no gradient is sent.
-            phase: announces what the rank does.
+            encoder: this rank's replica; its parameters collect gradients if it is trained.
             after_backward: called in each step when this rank's gradients of the encoder are complete.
         """
+        super().__init__(setup)
         self._encoder = encoder
-        self._exchange = exchange
-        self._device = device
-        self._feature_dtype = feature_dtype
-        self._is_trained = is_trained
-        self._phase = phase
         self._after_backward = after_backward
-        self._stopwatch = Stopwatch(device)
         self._step: _Step | None = None
-        self._stats: VisionStats | None = None
-
-    @property
-    def stats(self) -> VisionStats:
-        """What this rank did in the last step."""
-        assert self._stats is not None, "a step comes first"
-        self._stopwatch.read_into(self._stats)
-        return self._stats
 
     def start(self, work: VisionWork) -> None:
         """Do what comes before the rank's first pass. Called by every rank."""
@@ -146,10 +121,7 @@ class BubbleEngine:
             self._post(step)
 
     def leaf(self, micro_batch: int) -> Tensor | None:
-        """The features [V, D] of a micro-batch of this rank's replica, whose gradient the engine collects.
-
-        None if the micro-batch has no items. To be taken once, by the first stage, when it runs forward.
-        """
+        """See `Engine`."""
         step = self._running()
         if not step.takes[micro_batch]:
             return None
@@ -165,7 +137,7 @@ class BubbleEngine:
             # The features themselves are freed with their graph, the gradient when it has been sent.
             step.leaf_gradients[micro_batch] = gradient
 
-        return make_leaf(features.to(self._feature_dtype), collect if self._is_trained else None)
+        return self._make_leaf(features, collect)
 
     def finish(self) -> None:
         """Do what is left, and let go of pixels. Called by every rank when its passes are done."""
