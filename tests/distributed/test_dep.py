@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from k25_train.config.resolve import compose
+from k25_train.config.schema import Config
+from k25_train.data.batch import media_of
+from k25_train.data.loader import DataLoader
 from tests.distributed.test_resume import assert_close
 from tests.helpers.parity import EVERYTHING_OVERLAPS, TOLERANCE, Case, Parity, worst_difference
 from tests.helpers.ranks import run_ranks
@@ -53,10 +57,28 @@ def check(parity: Parity, sizes: dict[str, int], way: Sequence[str], *changes: s
 
 
 @pytest.mark.parametrize("way", [pytest.param("upfront", marks=pytest.mark.slow), "bubbles"])
-@pytest.mark.parametrize("blend", NOTHING_BUT)
+@pytest.mark.parametrize("blend", [pytest.param("text", marks=pytest.mark.slow), "images", "video"])
 def test_batches_of_one_kind_train_as_in_one_process(blend: str, way: str, parity: Parity) -> None:
     few = ("train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2")
     check(parity, SMOKE, WAYS[way], ONE_CHUNK_AN_ITEM, *NOTHING_BUT[blend], *few)
+
+
+@pytest.mark.parametrize("way", ["upfront", "bubbles"])
+def test_replicas_with_unequal_numbers_of_images_train_as_one_process(way: str, parity: Parity) -> None:
+    """A gradient of the tower that is a mean over replicas, or over their images, would be off by far."""
+    few = ("train.steps=4", "optim.warmup_steps=1", "optim.decay_steps=1")
+    blend = ("data.blend.text=0.875", "data.blend.caption=0.125", "~data.blend.ocr", "~data.blend.video")
+    case = Case(SMOKE, 8, 16, (*WAYS[way], *few, *blend))
+    assert any(first != second for first, second in images_of_replicas(compose(parity.arguments(case))))
+    check(parity, SMOKE, WAYS[way], *few, *blend)
+
+
+def images_of_replicas(config: Config) -> list[tuple[int, int]]:
+    """For each step the images of both replicas."""
+    with DataLoader(config.data, config.train, config.model.vision) as loader:
+        steps = [loader.plan(step).sequences for step in range(config.train.steps)]
+    counted = [[len(list(media_of([sequence]))) for sequence in sequences] for sequences in steps]
+    return [(sum(each[: len(each) // 2]), sum(each[len(each) // 2 :])) for each in counted]
 
 
 def test_bubbles_with_everything_that_overlaps_train_as_one_process(parity: Parity) -> None:
