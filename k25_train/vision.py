@@ -49,7 +49,7 @@ class Vision:
 
     def summary(self, topology: Topology) -> VisionSummary:
         """Figures of the last step over all ranks. Called by every rank."""
-        return VisionSummary.over_all_ranks(self.engine.stats, topology.everyone, topology.device)
+        return VisionSummary.over_all_ranks(self.engine.stats, topology.device)
 
 
 def build_vision(
@@ -70,15 +70,11 @@ def build_vision(
         exchange=exchange,
         device=topology.device,
         feature_dtype=dtype,
+        max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
         is_trained=config.optim.vision.trained is TrainedVision.all,
         phase=watch.phase,
     )
-    upfront = UpfrontEngine(
-        setup,
-        encoder,
-        PartExchange(topology.everyone, phase=watch.phase),
-        max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
-    )
+    upfront = UpfrontEngine(setup, encoder, PartExchange(topology.everyone, phase=watch.phase))
 
     def reader(planner: VisionPlanner) -> VisionReader:
         return VisionReader(
@@ -88,6 +84,7 @@ def build_vision(
             micro_batch_size=config.train.micro_batch_size,
             rank=topology.rank,
             num_replicas=topology.dp_size,
+            pin_memory=topology.device.type == "cuda",
         )
 
     heldout = reader(UpfrontPlanner(config))
@@ -111,11 +108,11 @@ def share_failures(vision: StepVision, loader: DataLoader, topology: Topology) -
     failed = torch.zeros(max(len(vision.places), 1), dtype=torch.uint8, device=topology.device)
     if vision.failures:
         failed[list(vision.failures)] = 1
-    dist.all_reduce(failed, dist.ReduceOp.MAX, group=topology.everyone)
+    dist.all_reduce(failed, dist.ReduceOp.MAX)
     items = failed.nonzero().flatten().tolist()
     if items:
         by_rank: list[dict[int, str]] = [{} for _ in range(topology.world_size)]
-        dist.all_gather_object(by_rank, vision.failures, group=topology.everyone)
+        dist.all_gather_object(by_rank, vision.failures)
         reasons = {item: reason for of_rank in by_rank for item, reason in of_rank.items()}
         for item in items:
             loader.skip_log.add(vision.places[item].record, reasons[item])

@@ -88,7 +88,8 @@ class BubblePlanner:
             placements = [place._replace(backward=()) for place in placements]
         limit = config.dep.max_patches_per_chunk
         plan, places = chunks_of(items, placements, config.world_size, self._cost, limit)
-        return plan, program_of(self._rank, plan, places[self._rank], times.text, config.dp)
+        own = places[self._rank]
+        return plan, program_of(self._rank, plan, own, times.text, config.dp, times.reduce_s)
 
     def _timed(self, item: VisionItem) -> Item:
         forward_s, copy_s = self._times.forward_s(item.grid_thw), self._times.copy_s(item.grid_thw)

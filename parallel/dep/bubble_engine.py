@@ -11,13 +11,13 @@ Tasks run at the places that the plan gives them, whatever time passes take; see
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from parallel.dep.engine import Engine, EngineSetup, VisionWork
 from parallel.dep.exchange import Posted
-from parallel.dep.plan import Piece, pieces
 from parallel.dep.program import Program, Task
 from parallel.dep.stats import VisionStats
 from parallel.dep.vision_pass import BackwardInSteps, EncodeInSteps, LayeredEncoder
@@ -29,7 +29,6 @@ class _Step:
 
     work: VisionWork
     program: Program
-    pieces: Sequence[Piece]
     own_parts: Sequence[Sequence[int]]
     """[micro-batch] -> parts that this rank encodes."""
     takes: Sequence[bool]
@@ -37,6 +36,7 @@ class _Step:
     tasks: deque[tuple[int, Task]]
     """(position, task) that are still to be run, in order."""
     num_backward_tasks: int
+    """That are still to be run."""
     sent_before: int
     """Bytes that the exchange had sent before the step."""
     stats: VisionStats = field(default_factory=VisionStats)
@@ -56,8 +56,16 @@ class _Step:
     """[micro-batch] -> its piece, as far as they are posted."""
     part_gradients: dict[int, Tensor] = field(default_factory=dict)
     """Part -> gradient [n, D] that has come and was not used yet."""
-    unfinished: list[Posted[Tensor | None] | Posted[dict[int, Tensor]]] = field(default_factory=list)
-    """Posted pieces that may be under way still."""
+    unfinished: list[Posted[Any]] = field(default_factory=list)
+    """Posted pieces that may be under way still, in order."""
+    is_reduced: bool = False
+    """Whether the reduction of the encoder's gradients was started."""
+
+    def held_bytes(self) -> int:
+        """Bytes of the features and gradients that this rank has, and the backbone has not."""
+        pieces = {id(posted): posted.nbytes for posted in [*self.unfinished, *self.features] if posted}
+        waiting = (self.encoded, self.leaf_gradients, self.part_gradients)
+        return sum(pieces.values()) + sum(rows.nbytes for each in waiting for rows in each.values())
 
 
 class BubbleEngine(Engine):
@@ -69,7 +77,7 @@ class BubbleEngine(Engine):
         """
         Args:
             encoder: this rank's replica; its parameters collect gradients if it is trained.
-            after_backward: called in each step when this rank's gradients of the encoder are complete.
+            after_backward: called once in each step, when this rank's gradients of the encoder are complete.
         """
         super().__init__(setup)
         self._encoder = encoder
@@ -81,14 +89,12 @@ class BubbleEngine(Engine):
         assert work.program is not None, "the plan of a step in bubbles has a program"
         self._step = step = self._begin(work, work.program)
         self._stats = step.stats
-        if step.num_backward_tasks == 0:
-            self._after_backward()
+        self._exchange.connect(work.pieces)
         self.work_before(0)
 
     def _begin(self, work: VisionWork, program: Program) -> _Step:
-        rank, replica, numbers = self._exchange.rank, self._exchange.replica, range(work.num_micro_batches)
-        found = pieces(work.plan, numbers)
-        own_parts: list[list[int]] = [[] for _ in numbers]
+        rank, replica = self._exchange.rank, self._exchange.replica
+        own_parts: list[list[int]] = [[] for _ in work.pieces]
         for parts in work.plan.chunks[rank]:
             own_parts[work.micro_batch_of(parts[0])] += parts
         tasks = deque(
@@ -97,9 +103,8 @@ class BubbleEngine(Engine):
         step = _Step(
             work=work,
             program=program,
-            pieces=found,
             own_parts=own_parts,
-            takes=[any(receiver == replica for _, receiver in piece) for piece in found],
+            takes=[any(receiver == replica for _, receiver in piece) for piece in work.pieces],
             tasks=tasks,
             num_backward_tasks=sum(not task.is_forward for _, task in tasks),
             sent_before=self._exchange.sent_bytes,
@@ -114,11 +119,15 @@ class BubbleEngine(Engine):
         self._post(step)
         while step.tasks and step.tasks[0][0] <= step.position:
             place, task = step.tasks.popleft()
-            # Only what delays a first stage delays the pipeline: the others would wait for it anyway.
+            # Of the others nobody knows what they would have waited for anyway.
             is_exposed = self._exchange.replica is not None and place in (0, step.program.num_passes)
             with self._stopwatch.timed(*["exposed_s"] * is_exposed):
                 self._run(step, task)
             self._post(step)
+        is_late = step.position >= step.program.reduce_from
+        if is_late and step.num_backward_tasks == 0 and not step.is_reduced:
+            step.is_reduced = True
+            self._after_backward()
 
     def leaf(self, micro_batch: int) -> Tensor | None:
         """See `Engine`."""
@@ -168,15 +177,14 @@ class BubbleEngine(Engine):
                 step.encoded |= zip(parts, features.split(sizes), strict=True)
             return
         with self._phase("vision backward"):
-            if task.chunk not in step.going_back:
-                gradient = self._gradient(step, parts)
-                step.going_back[task.chunk] = BackwardInSteps(self._encoder, chunk, gradient)
+            is_new = task.chunk not in step.going_back
+            gradient = self._gradient(step, parts) if is_new else None
             with self._stopwatch.timed("backward_s"):
+                if gradient is not None:
+                    step.going_back[task.chunk] = BackwardInSteps(self._encoder, chunk, gradient)
                 if step.going_back[task.chunk].advance(task.num_steps):
                     del step.going_back[task.chunk]
         step.num_backward_tasks -= 1
-        if step.num_backward_tasks == 0:
-            self._after_backward()
 
     def _gradient(self, step: _Step, parts: Sequence[int]) -> Tensor:
         """The gradient [n, D] of a chunk's features."""
@@ -194,8 +202,7 @@ class BubbleEngine(Engine):
         self._post_features(step)
         if self._is_trained:
             self._post_gradients(step)
-        held_bytes = sum(posted.nbytes for posted in step.unfinished)
-        step.stats.peak_feature_bytes = max(step.stats.peak_feature_bytes, held_bytes)
+        step.stats.peak_feature_bytes = max(step.stats.peak_feature_bytes, step.held_bytes())
 
     def _post_features(self, step: _Step) -> None:
         """In the order of micro-batches, once the rank's own are encoded and, on a first stage, it is ready
@@ -208,7 +215,7 @@ class BubbleEngine(Engine):
             posted = None
             if parts or step.takes[number]:
                 own = {part: step.encoded.pop(part) for part in parts}
-                posted = self._exchange.post_features(step.work.plan, step.pieces[number], own)
+                posted = self._exchange.post_features(step.work.plan, step.work.pieces[number], own)
                 step.unfinished.append(posted)
             step.features.append(posted)
 
@@ -220,7 +227,21 @@ class BubbleEngine(Engine):
                 break
             posted = None
             if step.own_parts[number] or step.takes[number]:
+                self._make_room(step)
                 gradient = step.leaf_gradients.pop(number, None)
-                posted = self._exchange.post_gradients(step.work.plan, step.pieces[number], gradient)
+                posted = self._exchange.post_gradients(step.work.plan, step.work.pieces[number], gradient)
                 step.unfinished.append(posted)
             step.gradients.append(posted)
+
+    def _make_room(self, step: _Step) -> None:
+        """Wait until the gradients that a first stage has sent leave room on the device for more.
+
+        Their encoders have been ready to receive them since the first stage was to have them, so this waits
+        for nothing that comes later.
+        """
+        for posted in step.gradients:
+            if step.held_bytes() <= self._max_feature_bytes or self._exchange.replica is None:
+                return
+            if posted is not None and posted in step.unfinished:
+                posted.finish()
+                step.unfinished.remove(posted)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel.dep.exchange import FeatureExchange
-from parallel.dep.plan import VisionPlan
+from parallel.dep.plan import Piece, VisionPlan
 from parallel.dep.program import Program
 from parallel.dep.stats import Stopwatch, VisionStats
 from parallel.dep.vision_pass import Chunk
@@ -26,10 +26,15 @@ class VisionWork:
     """The same on every rank."""
     chunks: Sequence[Chunk]
     """This rank's chunks of the plan."""
-    num_micro_batches: int
-    """Of each replica."""
+    pieces: Sequence[Piece]
+    """[micro-batch] -> what this rank sends and receives of it (`parallel.dep.plan.pieces`)."""
     program: Program | None = None
     """When this rank encodes them; None if everything is encoded upfront."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Of each replica."""
+        return len(self.pieces)
 
     def micro_batch_of(self, part: int) -> int:
         """The micro-batch, counted within its replica, of a part of the plan."""
@@ -44,6 +49,8 @@ class EngineSetup:
     device: torch.device
     feature_dtype: torch.dtype
     """What the backbone takes."""
+    max_feature_bytes: int
+    """Of features, or of their gradients, that a first stage keeps on its device at a time."""
     is_trained: bool
     """Without it nothing is encoded a second time, and no gradient is sent."""
     phase: Callable[[str], AbstractContextManager[object]]
@@ -57,6 +64,7 @@ class Engine(ABC):
         self._exchange = setup.exchange
         self._device = setup.device
         self._feature_dtype = setup.feature_dtype
+        self._max_feature_bytes = setup.max_feature_bytes
         self._is_trained = setup.is_trained
         self._phase = setup.phase
         self._stopwatch = Stopwatch(setup.device)

@@ -8,7 +8,7 @@ The engine owns what one step has: its plan, pixels, features and gradients.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -20,7 +20,6 @@ from torch import Tensor
 from parallel.dep.engine import Engine, EngineSetup, VisionWork
 from parallel.dep.exchange import Posted
 from parallel.dep.parts import PartEncoder, PartExchange
-from parallel.dep.plan import Piece, pieces
 from parallel.dep.stats import VisionStats
 from parallel.dep.store import FeatureStore
 from parallel.dep.vision_pass import Encode, encode, recompute_and_backward
@@ -31,7 +30,6 @@ class _Step:
     """State of the step under way."""
 
     work: VisionWork
-    pieces: list[Piece]
     store: FeatureStore
     sent_before: int
     """Bytes that the exchange of features had sent before the step."""
@@ -50,35 +48,20 @@ class _Step:
 class UpfrontEngine(Engine):
     """Runs the encoder of this rank before and after the pipeline."""
 
-    def __init__(
-        self,
-        setup: EngineSetup,
-        encoder: PartEncoder,
-        part_exchange: PartExchange,
-        *,
-        max_feature_bytes: int,
-    ) -> None:
-        """
-        Args:
-            encoder: this rank's replica; its parameters collect gradients if it is trained.
-            max_feature_bytes: of features, or of gradients, on a device of the first stage at a time; what
-                does not fit waits in host memory.
-        """
+    def __init__(self, setup: EngineSetup, encoder: PartEncoder, part_exchange: PartExchange) -> None:
+        """`encoder` is this rank's replica; its parameters collect gradients if it is trained."""
         super().__init__(setup)
         self._encoder = encoder
         self._part_exchange = part_exchange
-        self._max_feature_bytes = max_feature_bytes
         self._step: _Step | None = None
 
     def start(self, work: VisionWork) -> None:
         """Encode this rank's chunks and bring all features to the first stages. Called by every rank."""
         store = FeatureStore(self._device, self._max_feature_bytes)
-        found = pieces(work.plan, range(work.num_micro_batches))
-        self._step = step = _Step(
-            work, found, store, self._exchange.sent_bytes, self._part_exchange.sent_bytes
-        )
+        self._step = step = _Step(work, store, self._exchange.sent_bytes, self._part_exchange.sent_bytes)
         self._stats = step.stats
         step.stats.num_patches = sum(chunk.pixels.shape[0] for chunk in work.chunks)
+        self._exchange.connect(work.pieces)
         waiting = deque(self._last_chunks(work))
         own: dict[int, Tensor] = {}
         with self._phase("vision forward"), self._stopwatch.timed("exposed_s"):
@@ -90,7 +73,7 @@ class UpfrontEngine(Engine):
                 # Pieces whose features are there travel while the next chunk is encoded.
                 while waiting and waiting[0] <= number:
                     waiting.popleft()
-                    self._post_features(step, len(step.pieces) - len(waiting) - 1, own)
+                    self._post_features(step, len(step.work.pieces) - len(waiting) - 1, own)
             while step.features_under_way:
                 self._receive_features(step)
         self._note_sizes()
@@ -109,12 +92,16 @@ class UpfrontEngine(Engine):
                 last[work.micro_batch_of(part)] = number
         return accumulate(last, max)
 
-    def _post_features(self, step: _Step, micro_batch: int, own: Mapping[int, Tensor]) -> None:
-        """Post a piece, when there is room on the device for what it brings."""
+    def _post_features(self, step: _Step, micro_batch: int, own: MutableMapping[int, Tensor]) -> None:
+        """Post a piece, when what is under way leaves room on the device; takes its parts out of `own`."""
         while _num_bytes(step.features_under_way) > self._max_feature_bytes - step.store.device_bytes:
             self._receive_features(step)
-        posted = self._exchange.post_features(step.work.plan, step.pieces[micro_batch], own)
+        posted = self._exchange.post_features(step.work.plan, step.work.pieces[micro_batch], own)
         step.features_under_way.append((micro_batch, posted))
+        for (sender, _), parts in step.work.pieces[micro_batch].items():
+            if sender == self._exchange.rank:
+                for part in parts:
+                    del own[part]
 
     def _receive_features(self, step: _Step) -> None:
         """Wait for the first piece under way."""
@@ -175,7 +162,7 @@ class UpfrontEngine(Engine):
 
     def _post_gradients(self, step: _Step, micro_batch: int) -> None:
         own = step.store.take(micro_batch) if self._has_items(micro_batch) else None
-        posted = self._exchange.post_gradients(step.work.plan, step.pieces[micro_batch], own)
+        posted = self._exchange.post_gradients(step.work.plan, step.work.pieces[micro_batch], own)
         step.gradients_under_way.append((micro_batch, posted))
 
     def _receive_gradients(self, step: _Step) -> None:
@@ -194,7 +181,7 @@ class UpfrontEngine(Engine):
     def _has_items(self, micro_batch: int) -> bool:
         """Whether this rank is a first stage, and the micro-batch of its replica has items."""
         replica = self._exchange.replica
-        return any(receiver == replica for _, receiver in self._running().pieces[micro_batch])
+        return any(receiver == replica for _, receiver in self._running().work.pieces[micro_batch])
 
     def _parts(self, chunk: int) -> tuple[int, ...]:
         return self._running().work.plan.chunks[self._exchange.rank][chunk]

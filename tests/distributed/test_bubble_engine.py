@@ -5,9 +5,11 @@ import time
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from parallel.dep.bubbles import Item, plan_bubbles
-from parallel.dep.plan import VisionItem
+from parallel.dep.plan import VisionItem, pieces
 from parallel.dep.program import chunks_of, program_of
 from parallel.dep.timeline import ChunkSeconds, Timeline, schedule_of, simulate
 from parallel.micro_batches import micro_batch_group_size
@@ -80,11 +82,32 @@ def text_of(case: Case) -> Timeline:
 def run_cases(context: RankContext, num_replicas: int, is_trained: bool) -> dict[str, tuple[Part, int, int]]:
     """Each case with so many replicas: what this rank has, tasks between its passes, and all its tasks."""
     exchange = start_exchange(context, num_replicas)
+    wait_where_ranks_first_meet(dist.new_group())
     return {
         name: run_case(exchange, case, is_trained)
         for name, case in CASES.items()
         if case.num_replicas == num_replicas
     }
+
+
+def wait_where_ranks_first_meet(handshakes: dist.ProcessGroup) -> None:
+    """Let posting wait for the other end the first time that two ranks meet in a group, as NCCL does."""
+    met: set[tuple[dist.ProcessGroup, int]] = set()
+    post = dist.batch_isend_irecv
+
+    def meet_and_post(operations: list[dist.P2POp]) -> list[Any]:
+        new = {(operation.group, operation.peer) for operation in operations} - met
+        met.update(new)
+        works: list[Any] = []
+        for group, peer in sorted(new, key=lambda each: (each[0].group_name, each[1])):
+            tag = int(group.group_name)
+            works.append(dist.isend(torch.zeros(1), peer, handshakes, tag=tag))
+            works.append(dist.irecv(torch.zeros(1), peer, handshakes, tag=tag))
+        for work in works:
+            work.wait()
+        return post(operations)
+
+    dist.batch_isend_irecv = meet_and_post
 
 
 def run_case(exchange: Any, case: Case, is_trained: bool) -> tuple[Part, int, int]:
@@ -109,7 +132,8 @@ def run_case(exchange: Any, case: Case, is_trained: bool) -> tuple[Part, int, in
     ended: list[int] = []
     setup = engine_setup(exchange, is_trained)
     engine = BubbleEngine(setup, toy, after_backward=lambda: ended.append(1))
-    engine.start(VisionWork(plan, chunks_of_rank(rank, plan), case.num_micro_batches, program))
+    own = pieces(plan, case.num_micro_batches, rank, replica)
+    engine.start(VisionWork(plan, chunks_of_rank(rank, plan), own, program))
     pace, features, leaves = random.Random(rank), {}, {}
     for position, each in enumerate(text.schedules[rank // case.num_replicas]):
         engine.work_before(position)

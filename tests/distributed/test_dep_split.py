@@ -15,7 +15,7 @@ from torch import Tensor
 
 from k25_train.data.images import MediaInfo
 from k25_train.model.moonvit import ItemPart, MoonViT3D
-from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, plan_vision
+from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, pieces, plan_vision
 from tests.distributed.test_dep_engine import engine_setup, loss_of
 from tests.helpers.hf_reference import tiny_vision_config
 from tests.helpers.parity import NARROW, TOLERANCE, worst_difference
@@ -129,7 +129,7 @@ def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -
         phase=lambda *_: nullcontext(),
     )
     parts = PartExchange(group, phase=lambda *_: nullcontext())
-    engine = UpfrontEngine(engine_setup(exchange, True), tower, parts, max_feature_bytes=1 << 30)
+    engine = UpfrontEngine(engine_setup(exchange, True), tower, parts)
     plan = plan_of(items)
     chunks = []
     for numbers in plan.chunks[rank]:
@@ -140,7 +140,8 @@ def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -
             for part, grid in zip(of_chunk, grids, strict=True)
         ]
         chunks.append(Chunk(torch.cat(pixels), grids))
-    engine.start(VisionWork(plan, chunks, NUM_MICRO_BATCHES))
+    own = pieces(plan, NUM_MICRO_BATCHES, rank, exchange.replica)
+    engine.start(VisionWork(plan, chunks, own))
     features = {}
     for micro_batch in range(NUM_MICRO_BATCHES if rank < NUM_REPLICAS else 0):
         leaf = engine.leaf(micro_batch)
