@@ -11,7 +11,7 @@ import torch.distributed as dist
 from parallel.dep.bubbles import Item, plan_bubbles
 from parallel.dep.plan import VisionItem, pieces
 from parallel.dep.program import chunks_of, program_of
-from parallel.dep.timeline import ChunkSeconds, Timeline, schedule_of, simulate
+from parallel.dep.timeline import ChunkSeconds, Pass, Timeline, schedule_of, simulate
 from parallel.micro_batches import micro_batch_group_size
 from tests.distributed.test_dep_engine import (
     BATCHES,
@@ -64,6 +64,8 @@ def drawn(seed: int) -> Case:
 
 
 CASES = {name: Case(2, 1, 3, items, 1e-3) for name, items in BATCHES.items()}
+# The last stage has encoded its share long before the first one, which waits for it, can take it.
+CASES["needed late"] = Case(4, 1, 8, [VisionItem(LARGE, 0, 5)] * 8, 1e-4)
 CASES |= {f"drawn {seed}": drawn(seed) for seed in range(16)}
 
 
@@ -83,11 +85,50 @@ def run_cases(context: RankContext, num_replicas: int, is_trained: bool) -> dict
     """Each case with so many replicas: what this rank has, tasks between its passes, and all its tasks."""
     exchange = start_exchange(context, num_replicas)
     wait_where_ranks_first_meet(dist.new_group())
+    pipeline = dist.new_group()
     return {
-        name: run_case(exchange, case, is_trained)
+        name: run_case(exchange, pipeline, case, is_trained)
         for name, case in CASES.items()
         if case.num_replicas == num_replicas
     }
+
+
+class Neighbours:
+    """The pipeline of a rank as far as its passes wait for those of others."""
+
+    def __init__(self, group: dist.ProcessGroup, case: Case, rank: int) -> None:
+        self._group = group
+        self._case = case
+        self._stage, self._replica = divmod(rank, case.num_replicas)
+        self._sent: list[Any] = []
+
+    def wait_for_input(self, each: Pass) -> None:
+        """Wait until the chunk before, or for a backward pass the one after, has run the same micro-batch."""
+        chunk = self._chunk(each)
+        source = chunk - 1 if each.is_forward else chunk + 1
+        if 0 <= source < self._case.pp * self._case.vpp:
+            dist.recv(torch.zeros(1), self._rank(source), self._group, tag=self._tag(each, chunk))
+
+    def send_output(self, each: Pass) -> None:
+        chunk = self._chunk(each)
+        target = chunk + 1 if each.is_forward else chunk - 1
+        if 0 <= target < self._case.pp * self._case.vpp:
+            tag = self._tag(each, target)
+            self._sent.append(dist.isend(torch.zeros(1), self._rank(target), self._group, tag=tag))
+
+    def finish(self) -> None:
+        for work in self._sent:
+            work.wait()
+
+    def _chunk(self, each: Pass) -> int:
+        return each.vp_stage * self._case.pp + self._stage
+
+    def _rank(self, chunk: int) -> int:
+        return chunk % self._case.pp * self._case.num_replicas + self._replica
+
+    def _tag(self, each: Pass, chunk: int) -> int:
+        """Of what a chunk receives."""
+        return 2 * (chunk * self._case.num_micro_batches + each.micro_batch) + each.is_forward
 
 
 def wait_where_ranks_first_meet(handshakes: dist.ProcessGroup) -> None:
@@ -110,7 +151,9 @@ def wait_where_ranks_first_meet(handshakes: dist.ProcessGroup) -> None:
     dist.batch_isend_irecv = meet_and_post
 
 
-def run_case(exchange: Any, case: Case, is_trained: bool) -> tuple[Part, int, int]:
+def run_case(
+    exchange: Any, pipeline: dist.ProcessGroup, case: Case, is_trained: bool
+) -> tuple[Part, int, int]:
     from parallel.dep.bubble_engine import BubbleEngine
     from parallel.dep.engine import VisionWork
 
@@ -135,8 +178,10 @@ def run_case(exchange: Any, case: Case, is_trained: bool) -> tuple[Part, int, in
     own = pieces(plan, case.num_micro_batches, rank, replica)
     engine.start(VisionWork(plan, chunks_of_rank(rank, plan), own, program))
     pace, features, leaves = random.Random(rank), {}, {}
+    neighbours = Neighbours(pipeline, case, rank)
     for position, each in enumerate(text.schedules[rank // case.num_replicas]):
         engine.work_before(position)
+        neighbours.wait_for_input(each)
         time.sleep(pace.choice((0, 0, 0, 2e-3)))
         if replica is not None and each.vp_stage == 0:
             if each.is_forward:
@@ -145,7 +190,9 @@ def run_case(exchange: Any, case: Case, is_trained: bool) -> tuple[Part, int, in
                     features[replica, each.micro_batch] = leaf.detach().clone()
             elif is_trained and (leaf := leaves.pop(each.micro_batch)) is not None:
                 loss_of(leaf, replica, each.micro_batch).backward()
+        neighbours.send_output(each)
     engine.finish()
+    neighbours.finish()
     assert ended == [1], "the reduction of gradients starts once a step"
     between = sum(len(tasks) for place, tasks in program.tasks.items() if 0 < place < program.num_passes)
     return (features, gradients_of(toy), engine.stats), between, sum(map(len, program.tasks.values()))
