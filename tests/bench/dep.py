@@ -18,8 +18,9 @@ this machine only ever make one slower. The optimizer (AdamW) is part of a step.
 
 The limit by FLOPs is text-only time / (text-only time + tower / 4): the tower's FLOPs (3 forward passes
 coupled, 4 decoupled, as it encodes twice) spread evenly over the ranks, before and after a pipeline that does
-not change. Bubbles may surpass it. Their limit is 1 as long as the tower fits into the idle times; "tower of
-idle" is how much of them it would fill.
+not change. Bubbles may surpass it: their limit is 1 as long as the tower fits into the idle times. "Tower of
+idle" is how much of them it would fill, "planned" what the plan of the step promises if all takes as long as
+it knows.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from k25_train.config.resolve import compose
 from k25_train.plan.step_times import step_times
+from parallel.dep.bubbles import BubblePlan
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
 from tests.helpers.shards import write_tiny_shard_set
@@ -45,7 +47,7 @@ WARM_UP_STEPS, STEPS_AS_IT_IS, STEPS_SLOW = 2, 8, 3
 NUM_STEPS = WARM_UP_STEPS + STEPS_AS_IT_IS + STEPS_SLOW
 WORK = (
     "model.num_layers=8 model.expert_ffn_hidden_size=256 model.dense_ffn_hidden_size=768 "
-    "model.vision.num_layers=4 model.vision.hidden_size=64 model.vision.ffn_hidden_size=128 "
+    "model.vision.num_layers=3 model.vision.hidden_size=48 model.vision.ffn_hidden_size=96 "
     "train.global_batch_size=16 train.micro_batch_size=1 optim=adamw optim.warmup_steps=1 "
     f"optim.decay_steps=1 train.steps={NUM_STEPS}"
 ).split()
@@ -91,12 +93,32 @@ class Measured(NamedTuple):
     computing_share: float
     """Of the busiest rank, in the fastest step in slow motion."""
     vision_token_share: float
+    more_s: float
+    """How much longer than the text-only step the plan of the bubbles has it; 0 without such a plan."""
 
 
-def train(context: RankContext, arguments: Sequence[str]) -> tuple[list[Step], float]:
-    """Steps of one rank after warm-up, as it is and in slow motion, and the share of vision tokens."""
+class OfRank(NamedTuple):
+    """What one rank reports."""
+
+    steps: list[Step]
+    """After warm-up, as it is and then in slow motion."""
+    vision_token_share: float
+    more_s: float
+    """As `Measured` has it."""
+
+
+def train(context: RankContext, arguments: Sequence[str]) -> OfRank:
+    """Train the first batch again and again."""
+    from k25_train.plan import vision as planning
     from k25_train.step import train_step
 
+    plan_bubbles, plans = planning.plan_bubbles, list[BubblePlan]()
+
+    def plan_and_keep(*args: Any, **kwargs: Any) -> BubblePlan:
+        plans.append(plan_bubbles(*args, **kwargs))
+        return plans[-1]
+
+    planning.plan_bubbles = plan_and_keep
     run, clock, steps = start_run(context, arguments), Clock(), list[Step]()
     slow_down(run, clock)
     batch = run.loader.plan(0)
@@ -112,13 +134,14 @@ def train(context: RankContext, arguments: Sequence[str]) -> tuple[list[Step], f
         batches = run.loader.micro_batches(0, dp_rank=0, dp_size=1, with_pixels=False)
     media_pad = run.loader.tokenizer.media_pad
     num_vision = sum(int((each.tokens == media_pad).sum()) for each in batches)
-    return steps[WARM_UP_STEPS:], num_vision / sum(each.tokens.numel() for each in batches)
+    share = num_vision / sum(each.tokens.numel() for each in batches)
+    return OfRank(steps[WARM_UP_STEPS:], share, plans[0].head_s + plans[0].tail_s if plans else 0.0)
 
 
 def measure(arguments: Sequence[str]) -> Measured:
     """Train on 4 ranks; a step takes as long as its slowest rank."""
     by_rank = run_ranks(train, NUM_RANKS, list(arguments), timeout_s=600.0)
-    steps = list(zip(*(steps for steps, _ in by_rank), strict=True))
+    steps = list(zip(*(rank.steps for rank in by_rank), strict=True))
     seconds = [max(rank.seconds for rank in step) for step in steps]
     slow_s = seconds[STEPS_AS_IT_IS:]
     fastest = steps[seconds.index(min(slow_s))]
@@ -129,7 +152,8 @@ def measure(arguments: Sequence[str]) -> Measured:
         text_s=sum(rank.text_s for rank in fastest),
         vision_s=sum(rank.vision_s for rank in fastest),
         computing_share=max(rank.computing_share for rank in fastest),
-        vision_token_share=by_rank[0][1],
+        vision_token_share=by_rank[0].vision_token_share,
+        more_s=by_rank[0].more_s,
     )
 
 
@@ -157,13 +181,13 @@ def table(vpp: int, planned_s: float, text: Measured, found: dict[str, Measured]
     idle_s = NUM_RANKS * planned_s - text.text_s
     tokens = found["bubbles"].vision_token_share
     rows = Table(
-        "mode", "tower's FLOPs", "tower of idle", "as it is", "slow motion", "its median", "limit by FLOPs",
-        "share of limit", "computing",
+        "mode", "tower's FLOPs", "tower of idle", "as it is", "slow motion", "its median", "planned",
+        "limit by FLOPs", "share of limit", "computing",
         title=f"pp={NUM_RANKS}, vpp={vpp}, {tokens:.0%} vision tokens; throughput, text only = 1\n"
         f"a text-only step takes {text.as_it_is_s:.2f} s as it is, {text.slow_s:.2f} s in slow motion "
         f"({planned_s:.2f} s by arithmetic, {idle_s / (NUM_RANKS * planned_s):.0%} of it idle)",
     )  # fmt: skip
-    rows.add_row("text only", "", "", "1", "1", "", "", "", f"{text.computing_share:.0%}")
+    rows.add_row("text only", "", "", "1", "1", "", "", "", "", f"{text.computing_share:.0%}")
     for mode, each in found.items():
         ratio, limit = text.slow_s / each.slow_s, text.slow_s / (text.slow_s + each.vision_s / NUM_RANKS)
         rows.add_row(
@@ -173,6 +197,7 @@ def table(vpp: int, planned_s: float, text: Measured, found: dict[str, Measured]
             f"{text.as_it_is_s / each.as_it_is_s:.2f}",
             f"{ratio:.3f}",
             f"{text.median_slow_s / each.median_slow_s:.3f}",
+            f"{planned_s / (planned_s + each.more_s):.3f}" if mode == "bubbles" else "",
             f"{limit:.3f}",
             f"{ratio / limit:.1%}",
             f"{each.computing_share:.0%}",

@@ -43,6 +43,8 @@ IMAGES = (1, 2, 4, 8)
 IMAGE_PIXELS = 168
 PATCHES, TOKENS = 144, 36
 """Of an image."""
+TOKENS_PER_WORD, CHAT_TOKENS = 3, 56
+"""A little more than the tokenizer's mean, and than what stands around images and text."""
 FEATURE_BYTES = 128 * 4
 """Of a vision token: `model.hidden_size` numbers of float32."""
 BUFFER_KIB = 128
@@ -115,15 +117,16 @@ def peak(context: RankContext, arguments: Sequence[str]) -> Peak:
 
 
 def write_samples(directory: Path, num_images: int) -> Path:
-    """A shard set whose samples each fill most of a sequence: with so many images, and without."""
+    """A shard set whose samples each fill most of a sequence, so that one comes alone: some with so many
+    images, and some with none."""
     image = make_image(IMAGE_PIXELS, IMAGE_PIXELS, "png", seed=1)
-    num_words = SEQ_LEN - (TOKENS + 8) * num_images - 16
-    texts = [Sample(f"text-{seed}", "text", [make_text(SEQ_LEN, seed)]) for seed in range(NUM_SEQUENCES)]
-    captions = [
-        Sample(f"caption-{seed}", "caption", [*[image] * num_images, make_text(max(num_words, 1), seed)])
-        for seed in range(NUM_SEQUENCES)
-    ]
-    return write_shard_set(directory, {"train": texts + captions, "heldout": texts + captions})
+    num_words = (SEQ_LEN - num_images * TOKENS - CHAT_TOKENS) // TOKENS_PER_WORD
+    samples = []
+    for seed in range(NUM_SEQUENCES):
+        samples.append(Sample(f"text-{seed}", "text", [make_text(SEQ_LEN // TOKENS_PER_WORD, seed)]))
+        media = [image] * num_images
+        samples.append(Sample(f"caption-{seed}", "caption", [*media, make_text(num_words, seed)]))
+    return write_shard_set(directory, {"train": samples, "heldout": samples})
 
 
 def main() -> None:

@@ -63,8 +63,8 @@ class Clock:
 def slow_down(run: Any, clock: Clock) -> None:
     """Make passes and tower of a `Run` last what `clock` is told.
 
-    A pass is taken to cost what it does over sequences of a single document, as in the plan of the idle times,
-    so that steps with and without images differ by the tower alone.
+    A pass is taken to cost what it does over sequences of a single document, as in the plan of the idle
+    times, so that steps with and without images differ by the tower alone.
     """
     config, place = run.config, run.topology
     seconds = step_times(config).seconds.forward_s
