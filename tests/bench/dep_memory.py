@@ -16,6 +16,9 @@ two images, and features within `dep.feature_buffer_gib`, here smaller than the 
 - On the CPU "device" and "host" are the same memory: features that the buffer has no room for are resident
   as well. What would lie on a device is counted by the engines (`vision_peak_feature_bytes`) and shown beside
   it.
+- In bubbles that count is an upper bound here: gloo calls a message sent only when somebody has waited for
+  it, which nobody does before the step's end, so all that the first stage sends adds up. NCCL calls it sent
+  when it is.
 - In no count are features that a rank has encoded and not handed over yet, and gradients that it has received
   and not used yet: at most its share of the step's, 1/pp of a replica's. They are in the resident memory.
 """
@@ -47,7 +50,7 @@ TOKENS_PER_WORD, CHAT_TOKENS = 3, 56
 """A little more than the tokenizer's mean, and than what stands around images and text."""
 FEATURE_BYTES = 128 * 4
 """Of a vision token: `model.hidden_size` numbers of float32."""
-BUFFER_KIB = 128
+BUFFER_KIB = 300
 STEPS = 3
 WORK = (
     f"train.seq_len={SEQ_LEN} train.global_batch_size={NUM_SEQUENCES} train.micro_batch_size=1 "
@@ -185,9 +188,10 @@ def draw(text: Peak, found: dict[str, list[Peak]], path: Path) -> None:
     axes = figure.add_subplot()
     for mode, peaks in found.items():
         axes.plot((0, *IMAGES), [mib(each) for each in (text, *peaks)], marker="o", label=mode)
+    axes.set_title(f"first stage of a pipeline of {NUM_RANKS}: peak memory of a step above its beginning")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("images in a micro-batch, tokens equal")
-    axes.set_ylabel("peak of a step in the first stage, MiB")
+    axes.set_ylabel("MiB")
     axes.legend()
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)

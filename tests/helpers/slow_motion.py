@@ -102,7 +102,7 @@ def _slow_chunk(
 
 def _slow_tower(config: Config, clock: Clock) -> None:
     """The decoupled tower, as both engines call it."""
-    from parallel.dep import bubble_engine, engine
+    from parallel.dep import bubble_engine, upfront_engine
     from parallel.dep.vision_pass import BackwardInSteps, Chunk, EncodeInSteps
 
     cost, rate = decoupled_cost(config), flops_per_s(config)
@@ -130,7 +130,7 @@ def _slow_tower(config: Config, clock: Clock) -> None:
         return Slow
 
     # Recomputation and backward are three forward passes.
-    engine.encode = slow(engine.encode, 1)
-    engine.recompute_and_backward = slow(engine.recompute_and_backward, 3)
+    upfront_engine.encode = slow(upfront_engine.encode, 1)
+    upfront_engine.recompute_and_backward = slow(upfront_engine.recompute_and_backward, 3)
     bubble_engine.EncodeInSteps = slow_steps(EncodeInSteps, 1)  # type: ignore[misc]
     bubble_engine.BackwardInSteps = slow_steps(BackwardInSteps, 3)  # type: ignore[misc]
