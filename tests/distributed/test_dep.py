@@ -24,11 +24,6 @@ NOTHING_BUT = {
 }
 
 
-@pytest.fixture(scope="module")
-def parity(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
-    return Parity(data, tmp_path_factory.mktemp("run"))
-
-
 def layouts() -> list[dict[str, int]]:
     """pp 1 to 4, and vpp, ep and dp of 1 and 2, as far as they go together."""
     sizes = itertools.product((1, 2, 4), (1, 2), (1, 2), (1, 2))
@@ -51,7 +46,7 @@ def check(parity: Parity, sizes: dict[str, int], mode: str, *changes: str) -> No
 
 @pytest.mark.parametrize("blend", NOTHING_BUT)
 def test_batches_of_one_kind_train_as_in_one_process(blend: str, parity: Parity) -> None:
-    few = ("train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2")
+    few = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
     check(parity, SMOKE, "dep.mode=decoupled", ONE_CHUNK_AN_ITEM, *NOTHING_BUT[blend], *few)
 
 

@@ -1,7 +1,6 @@
 """Parallel equals serial: any layout trains like one process, in float32 to 1e-5 over 20 steps."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 from hypothesis import Phase, given, reject, settings
@@ -25,11 +24,6 @@ from tests.helpers.parity import (
 )
 
 pytestmark = pytest.mark.distributed
-
-
-@pytest.fixture(scope="module")
-def parity(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
-    return Parity(data, tmp_path_factory.mktemp("run"))
 
 
 def test_the_serial_run_learns(parity: Parity) -> None:
