@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from k25_train.config.resolve import compose
 from k25_train.errors import ConfigError
 from tests.helpers.parity import (
+    BEYOND,
     BFLOAT16_CASES,
     BFLOAT16_TOLERANCE,
     CALM,
@@ -32,7 +33,11 @@ def test_the_serial_run_learns(parity: Parity) -> None:
     assert losses[-1][0] < 0.9 * losses[0][0]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] if case in BEYOND else []) for case in CASES],
+    ids=lambda case: case.name,
+)
 def test_a_layout_trains_like_one_process(case: Case, parity: Parity) -> None:
     assert parity.difference(case) <= TOLERANCE
 

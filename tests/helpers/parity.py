@@ -108,8 +108,10 @@ CASES = (
     Case({"pp": 4, "vpp": 2, "ep": 4, "dp": 4}, 16),
     Case({"pp": 16, "vpp": 2}, 32),
 )
-"""What every run of the tests compares: each kind of parallelism alone, uneven layouts, all together, and two
-layouts of 16 ranks. `sweep` has the rest."""
+"""Each kind of parallelism alone, uneven layouts, all together, and two layouts of 16 ranks. `sweep` has the
+rest."""
+BEYOND = (CASES[0], CASES[5], CASES[9])
+"""Those of which every run of the tests has a near relation: for `make test-slow`."""
 
 
 CLIPPED = ("optim.qk_clip_threshold=0.02",)
