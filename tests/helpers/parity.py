@@ -109,7 +109,7 @@ CASES = (
     Case({"pp": 4, "vpp": 2, "ep": 4, "dp": 4}, 16),
     Case({"pp": 16, "vpp": 2}, 32),
 )
-"""Each kind of parallelism alone, uneven layouts, all together, and layouts of 8 and 16 ranks. `sweep` has the
+"""Each kind of parallelism alone, uneven layouts, all together, layouts of 8 and 16 ranks. `sweep` has the
 rest."""
 BEYOND = (CASES[0], CASES[5], CASES[9], CASES[10])
 """Those of which every run of the tests has a near relation: for `make test-slow`."""
