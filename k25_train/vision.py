@@ -18,10 +18,11 @@ from k25_train.plan.step_times import feature_width
 from k25_train.plan.vision import BubblePlanner, UpfrontPlanner, VisionPlanner
 from parallel.config import DepSchedule, WireFormat
 from parallel.dep.bubble_engine import BubbleEngine
-from parallel.dep.engine import Engine, UpfrontEngine
+from parallel.dep.engine import Engine, EngineSetup
 from parallel.dep.exchange import FeatureExchange
 from parallel.dep.parts import PartExchange
 from parallel.dep.stats import VisionSummary
+from parallel.dep.upfront_engine import UpfrontEngine
 from parallel.megatron.replicas import EncoderReplica
 from parallel.topology import Topology
 from parallel.watch.watch import Watch
@@ -48,14 +49,13 @@ class Vision:
 
     def summary(self, topology: Topology) -> VisionSummary:
         """Figures of the last step over all ranks. Called by every rank."""
-        return VisionSummary.over_all_ranks(self.engine.stats, topology.everyone, topology.device)
+        return VisionSummary.over_all_ranks(self.engine.stats, topology.device)
 
 
 def build_vision(
     encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader, watch: Watch
 ) -> Vision:
     """Build what runs this rank's replica of the encoder."""
-    is_trained = config.optim.vision.trained is TrainedVision.all
     dtype, wire_format = TORCH_DTYPE[config.train.dtype], config.dep.exchange_dtype
     exchange = FeatureExchange(
         topology.features,
@@ -66,16 +66,15 @@ def build_vision(
         device=topology.device,
         phase=watch.phase,
     )
-    upfront = UpfrontEngine(
-        encoder,
-        exchange,
-        PartExchange(topology.features, phase=watch.phase),
+    setup = EngineSetup(
+        exchange=exchange,
         device=topology.device,
         feature_dtype=dtype,
         max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
-        is_trained=is_trained,
+        is_trained=config.optim.vision.trained is TrainedVision.all,
         phase=watch.phase,
     )
+    upfront = UpfrontEngine(setup, encoder, PartExchange(topology.everyone, phase=watch.phase))
 
     def reader(planner: VisionPlanner) -> VisionReader:
         return VisionReader(
@@ -85,6 +84,7 @@ def build_vision(
             micro_batch_size=config.train.micro_batch_size,
             rank=topology.rank,
             num_replicas=topology.dp_size,
+            pin_memory=topology.device.type == "cuda",
         )
 
     heldout = reader(UpfrontPlanner(config))
@@ -92,15 +92,7 @@ def build_vision(
     training = heldout
     if config.dep.schedule is DepSchedule.bubbles:
         training = reader(BubblePlanner(config, topology.rank))
-        engine = BubbleEngine(
-            encoder,
-            exchange,
-            device=topology.device,
-            feature_dtype=dtype,
-            is_trained=is_trained,
-            phase=watch.phase,
-            after_backward=encoder.start_grad_sync,
-        )
+        engine = BubbleEngine(setup, encoder, after_backward=encoder.start_grad_sync)
 
     def read(step: int) -> StepVision:
         return training.read(loader.plan(step).sequences)
@@ -117,11 +109,11 @@ def share_failures(vision: StepVision, loader: DataLoader, topology: Topology) -
     failed = torch.zeros(max(len(vision.places), 1), dtype=torch.uint8, device=topology.device)
     if vision.failures:
         failed[list(vision.failures)] = 1
-    dist.all_reduce(failed, dist.ReduceOp.MAX, group=topology.everyone)
+    dist.all_reduce(failed, dist.ReduceOp.MAX)
     items = failed.nonzero().flatten().tolist()
     if items:
         by_rank: list[dict[int, str]] = [{} for _ in range(topology.world_size)]
-        dist.all_gather_object(by_rank, vision.failures, group=topology.everyone)
+        dist.all_gather_object(by_rank, vision.failures)
         reasons = {item: reason for of_rank in by_rank for item, reason in of_rank.items()}
         for item in items:
             loader.skip_log.add(vision.places[item].record, reasons[item], log=topology.rank == 0)

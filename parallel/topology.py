@@ -38,8 +38,8 @@ class Topology:
     groups: "ProcessGroupCollection"
     """megatron-core's collection of process groups (pp, dp, ep, expt_dp, …)."""
     everyone: dist.ProcessGroup
-    """All ranks, for weights and gradients of the decoupled encoder alone: what goes through a group queues
-    behind what went before it."""
+    """All ranks, for the decoupled encoder's weights and gradients, and for what ranks exchange while they
+    encode an item together: what goes through a group queues behind what went before it."""
     features: dist.ProcessGroup
     """All ranks, for vision features alone."""
     feature_gradients: dist.ProcessGroup

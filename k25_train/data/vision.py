@@ -15,7 +15,7 @@ from k25_train.data.index import MediaSegment, SampleRecord
 from k25_train.data.media import MediaPatches, MediaReader
 from k25_train.plan.vision import VisionPlanner
 from parallel.dep.engine import VisionWork
-from parallel.dep.plan import Part, VisionItem, VisionPlan
+from parallel.dep.plan import Part, VisionItem, VisionPlan, pieces
 from parallel.dep.vision_pass import Chunk, Grid
 
 
@@ -55,13 +55,16 @@ class VisionReader:
         micro_batch_size: int,
         rank: int,
         num_replicas: int,
+        pin_memory: bool,
     ) -> None:
+        """With `pin_memory` pixels lie where a GPU can fetch them beside its work."""
         self._media = media
         self._vision = vision
         self._planner = planner
         self._micro_batch_size = micro_batch_size
         self._rank = rank
         self._num_replicas = num_replicas
+        self._pin_memory = pin_memory
 
     def read(self, sequences: Sequence[SequencePlan]) -> StepVision:
         """Plan the items of these sequences, the same on every rank, and decode this rank's."""
@@ -82,7 +85,8 @@ class VisionReader:
         plan, program = self._planner.plan(items)
         failures: dict[int, str] = {}
         chunks = self._read_chunks(plan, places, failures)
-        work = VisionWork(plan, chunks, share, program)
+        own_replica = self._rank if self._rank < self._num_replicas else None
+        work = VisionWork(plan, chunks, pieces(plan, share, self._rank, own_replica), program)
         return StepVision(work, orders, tuple(places), failures)
 
     def _items_of(self, sequences: Sequence[SequencePlan]) -> Iterator[tuple[Grid, Place]]:
@@ -116,7 +120,8 @@ class VisionReader:
                 if media.failure:
                     failures[part.item] = media.failure
                 pixels.append(_rows_of(part, grid, media.items[place.position]))
-            chunks.append(Chunk(torch.cat(pixels), grids))
+            joined = torch.cat(pixels)
+            chunks.append(Chunk(joined.pin_memory() if self._pin_memory else joined, grids))
         return chunks
 
 

@@ -53,6 +53,11 @@ def expert_replicas(rank: int, sizes: Sizes) -> tuple[int, ...]:
     return tuple(range(first + rank % sizes.dp % sizes.ep, first + sizes.dp, sizes.ep))
 
 
+def everyone(rank: int, sizes: Sizes) -> tuple[int, ...]:
+    """All ranks of the job."""
+    return tuple(range(sizes.world))
+
+
 KINDS: dict[str, tuple[str, Callable[[int, Sizes], tuple[int, ...]]]] = {
     "pp": ("PIPELINE_MODEL_PARALLEL_GROUP", pipeline),
     "dp": ("DATA_PARALLEL_GROUP", stage),
@@ -63,6 +68,9 @@ KINDS: dict[str, tuple[str, Callable[[int, Sizes], tuple[int, ...]]]] = {
     "intra_expt_dp": ("EXPERT_DATA_PARALLEL_GROUP", expert_replicas),
 }
 """Name in megatron-core's collection -> (its description of the kind, the members of a rank's group)."""
+
+OF_ENCODER = ("VISION_GROUP", "VISION_FEATURES_GROUP", "VISION_FEATURE_GRADIENTS_GROUP")
+"""Descriptions of the decoupled encoder's groups, all of everyone."""
 
 REMEDY = (
     "the order of ranks has changed, in parallel/topology.py or in megatron-core: correct it there, or here "
@@ -99,7 +107,8 @@ def _of_world(ranks: Sequence[BuiltRank], sizes: Sizes) -> list[Problem]:
             # Forming a group is collective: ranks that form others wait for each other for ever.
             rule = f"must be those that rank {ranks[0].topology.rank} forms, in the same order"
             found.append(Problem(f"groups that rank {built.topology.rank} forms", None, rule, REMEDY))
-    for description, formula in dict(KINDS.values()).items():
+    kinds = dict(KINDS.values()) | dict.fromkeys(OF_ENCODER, everyone)
+    for description, formula in kinds.items():
         expected = {formula(rank, sizes) for rank in range(sizes.world)}
         groups = formed.get(description, [])
         if len(groups) != len(expected) or set(groups) != expected:

@@ -128,4 +128,7 @@ def _pipeline(sizes: ParallelismConfig, layout: PipelineLayout) -> dict:
         # The plain schedule refuses that path.
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
+        # Else the host waits for all of the device after every exchange, and so for features that another
+        # rank takes only when this one has gone on. The fault of torch that this stands for is long mended.
+        "batch_p2p_sync": False,
     }

@@ -39,10 +39,12 @@ class StepTimes:
     """Of the tower's weights."""
     reduce_s: float
     """Of the tower's gradients."""
+    cost: EncoderCost
+    """FLOPs of what stands on every rank."""
 
     def forward_s(self, grid: Grid) -> float:
         """Encoding an item."""
-        return decoupled_cost(self.config).of_item(grid) / flops_per_s(self.config)
+        return self.cost.of_item(grid) / flops_per_s(self.config)
 
     def copy_s(self, grid: Grid) -> float:
         """Bringing an item's pixels to the device."""
@@ -100,7 +102,8 @@ def step_times(config: Config, num_micro_batches: int | None = None) -> StepTime
         for stage in range(sizes.pp)
     ]
     gather_s, reduce_s = _weights_s(config, (WEIGHT_BYTES[train.dtype], GRADIENT_BYTES))
-    return StepTimes(config, number, seconds, simulate(passes, seconds), gather_s, reduce_s)
+    text, cost = simulate(passes, seconds), decoupled_cost(config)
+    return StepTimes(config, number, seconds, text, gather_s, reduce_s, cost)
 
 
 def _weights_s(config: Config, bytes_each: Sequence[int]) -> list[float]:

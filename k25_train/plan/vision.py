@@ -9,7 +9,7 @@ from typing import Protocol
 from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
 from k25_train.plan.step_times import decoupled_cost, step_times
-from parallel.dep.bubbles import Item, calm_ends, plan_bubbles
+from parallel.dep.bubbles import Item, Placement, calm_ends, plan_bubbles
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
 from parallel.dep.program import Program, chunks_of, program_of
 
@@ -61,6 +61,7 @@ class BubblePlanner:
         self._rank = rank
         self._cost = decoupled_cost(config)
         self._times = step_times(config)
+        self._is_trained = config.optim.vision.trained is TrainedVision.all
 
     def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
         """Micro-batches with costly items go to the middle of the step (see `calm_ends`)."""
@@ -82,12 +83,15 @@ class BubblePlanner:
             gather_s=times.gather_s,
             reduce_s=times.reduce_s,
         )
+        placements: Sequence[Placement] = found.placements
+        if not self._is_trained:
+            placements = [place._replace(backward=()) for place in placements]
         limit = config.dep.max_patches_per_chunk
-        plan, places = chunks_of(items, found.placements, config.world_size, self._cost, limit)
-        return plan, program_of(self._rank, plan, places[self._rank], times.text, config.dp)
+        plan, places = chunks_of(items, placements, config.world_size, self._cost, limit)
+        own = places[self._rank]
+        return plan, program_of(self._rank, plan, own, times.text, config.dp, times.reduce_s)
 
     def _timed(self, item: VisionItem) -> Item:
         forward_s, copy_s = self._times.forward_s(item.grid_thw), self._times.copy_s(item.grid_thw)
-        is_trained = self._config.optim.vision.trained is TrainedVision.all
-        backward_s = 3 * forward_s + copy_s if is_trained else 0.0
+        backward_s = 3 * forward_s + copy_s if self._is_trained else 0.0
         return Item(item.replica, item.micro_batch, forward_s + copy_s, backward_s)

@@ -10,17 +10,16 @@ Tasks run at the places that the plan gives them, whatever time passes take; see
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from parallel.dep.engine import VisionWork, make_leaf
-from parallel.dep.exchange import FeatureExchange, Posted
-from parallel.dep.plan import Piece, pieces
+from parallel.dep.engine import Engine, EngineSetup, VisionWork
+from parallel.dep.exchange import Posted
 from parallel.dep.program import Program, Task
-from parallel.dep.stats import Stopwatch, VisionStats
+from parallel.dep.stats import VisionStats
 from parallel.dep.vision_pass import BackwardInSteps, EncodeInSteps, LayeredEncoder
 
 
@@ -30,7 +29,6 @@ class _Step:
 
     work: VisionWork
     program: Program
-    pieces: Sequence[Piece]
     own_parts: Sequence[Sequence[int]]
     """[micro-batch] -> parts that this rank encodes."""
     takes: Sequence[bool]
@@ -38,6 +36,7 @@ class _Step:
     tasks: deque[tuple[int, Task]]
     """(position, task) that are still to be run, in order."""
     num_backward_tasks: int
+    """That are still to be run."""
     sent_before: int
     """Bytes that the exchange had sent before the step."""
     stats: VisionStats = field(default_factory=VisionStats)
@@ -57,76 +56,55 @@ class _Step:
     """[micro-batch] -> its piece, as far as they are posted."""
     part_gradients: dict[int, Tensor] = field(default_factory=dict)
     """Part -> gradient [n, D] that has come and was not used yet."""
-    unfinished: list[Posted[Tensor | None] | Posted[dict[int, Tensor]]] = field(default_factory=list)
-    """Posted pieces that may be under way still."""
+    unfinished: list[Posted[Any]] = field(default_factory=list)
+    """Posted pieces that may be under way still, in order."""
+    is_reduced: bool = False
+    """Whether the reduction of the encoder's gradients was started."""
+
+    def held_bytes(self) -> int:
+        """Bytes of the features and gradients that this rank has, and the backbone has not."""
+        pieces = {id(posted): posted.nbytes for posted in [*self.unfinished, *self.features] if posted}
+        waiting = (self.encoded, self.leaf_gradients, self.part_gradients)
+        return sum(pieces.values()) + sum(rows.nbytes for each in waiting for rows in each.values())
 
 
-class BubbleEngine:
+class BubbleEngine(Engine):
     """Runs the encoder of this rank between the passes of the pipeline."""
 
     def __init__(
-        self,
-        encoder: LayeredEncoder,
-        exchange: FeatureExchange,
-        *,
-        device: torch.device,
-        feature_dtype: torch.dtype,
-        is_trained: bool,
-        phase: Callable[[str], AbstractContextManager[object]],
-        after_backward: Callable[[], None],
+        self, setup: EngineSetup, encoder: LayeredEncoder, *, after_backward: Callable[[], None]
     ) -> None:
         """
         Args:
-            encoder: this rank's replica; its parameters collect gradients if it `is_trained`.
-            feature_dtype: what the backbone takes.
-            is_trained: without it nothing is encoded a second time, and no gradient is sent.
-            phase: announces what the rank does.
-            after_backward: called in each step when this rank's gradients of the encoder are complete.
+            encoder: this rank's replica; its parameters collect gradients if it is trained.
+            after_backward: called once in each step, when this rank's gradients of the encoder are complete.
         """
+        super().__init__(setup)
         self._encoder = encoder
-        self._exchange = exchange
-        self._device = device
-        self._feature_dtype = feature_dtype
-        self._is_trained = is_trained
-        self._phase = phase
         self._after_backward = after_backward
-        self._stopwatch = Stopwatch(device)
         self._step: _Step | None = None
-        self._stats: VisionStats | None = None
-
-    @property
-    def stats(self) -> VisionStats:
-        """What this rank did in the last step."""
-        assert self._stats is not None, "a step comes first"
-        self._stopwatch.read_into(self._stats)
-        return self._stats
 
     def start(self, work: VisionWork) -> None:
         """Do what comes before the rank's first pass. Called by every rank."""
         assert work.program is not None, "the plan of a step in bubbles has a program"
         self._step = step = self._begin(work, work.program)
         self._stats = step.stats
-        if step.num_backward_tasks == 0:
-            self._after_backward()
+        self._exchange.connect(work.pieces)
         self.work_before(0)
 
     def _begin(self, work: VisionWork, program: Program) -> _Step:
-        rank, replica, numbers = self._exchange.rank, self._exchange.replica, range(work.num_micro_batches)
-        found = pieces(work.plan, numbers)
-        own_parts: list[list[int]] = [[] for _ in numbers]
+        rank, replica = self._exchange.rank, self._exchange.replica
+        own_parts: list[list[int]] = [[] for _ in work.pieces]
         for parts in work.plan.chunks[rank]:
             own_parts[work.micro_batch_of(parts[0])] += parts
         tasks = deque(
             (position, task) for position in sorted(program.tasks) for task in program.tasks[position]
         )
-        if not self._is_trained:
-            tasks = deque((position, task) for position, task in tasks if task.is_forward)
         step = _Step(
             work=work,
             program=program,
-            pieces=found,
             own_parts=own_parts,
-            takes=[any(receiver == replica for _, receiver in piece) for piece in found],
+            takes=[any(receiver == replica for _, receiver in piece) for piece in work.pieces],
             tasks=tasks,
             num_backward_tasks=sum(not task.is_forward for _, task in tasks),
             sent_before=self._exchange.sent_bytes,
@@ -141,17 +119,18 @@ class BubbleEngine:
         self._post(step)
         while step.tasks and step.tasks[0][0] <= step.position:
             place, task = step.tasks.popleft()
-            # Only what delays a first stage delays the pipeline: the others would wait for it anyway.
+            # Of the others nobody knows what they would have waited for anyway.
             is_exposed = self._exchange.replica is not None and place in (0, step.program.num_passes)
             with self._stopwatch.timed(*["exposed_s"] * is_exposed):
                 self._run(step, task)
             self._post(step)
+        is_late = step.position >= step.program.reduce_from
+        if is_late and step.num_backward_tasks == 0 and not step.is_reduced:
+            step.is_reduced = True
+            self._after_backward()
 
     def leaf(self, micro_batch: int) -> Tensor | None:
-        """The features [V, D] of a micro-batch of this rank's replica, whose gradient the engine collects.
-
-        None if the micro-batch has no items. To be taken once, by the first stage, when it runs forward.
-        """
+        """See `Engine`."""
         step = self._running()
         if not step.takes[micro_batch]:
             return None
@@ -167,7 +146,7 @@ class BubbleEngine:
             # The features themselves are freed with their graph, the gradient when it has been sent.
             step.leaf_gradients[micro_batch] = gradient
 
-        return make_leaf(features.to(self._feature_dtype), collect if self._is_trained else None)
+        return self._make_leaf(features, collect)
 
     def finish(self) -> None:
         """Do what is left, and let go of pixels. Called by every rank when its passes are done."""
@@ -198,15 +177,14 @@ class BubbleEngine:
                 step.encoded |= zip(parts, features.split(sizes), strict=True)
             return
         with self._phase("vision backward"):
-            if task.chunk not in step.going_back:
-                gradient = self._gradient(step, parts)
-                step.going_back[task.chunk] = BackwardInSteps(self._encoder, chunk, gradient)
+            is_new = task.chunk not in step.going_back
+            gradient = self._gradient(step, parts) if is_new else None
             with self._stopwatch.timed("backward_s"):
+                if gradient is not None:
+                    step.going_back[task.chunk] = BackwardInSteps(self._encoder, chunk, gradient)
                 if step.going_back[task.chunk].advance(task.num_steps):
                     del step.going_back[task.chunk]
         step.num_backward_tasks -= 1
-        if step.num_backward_tasks == 0:
-            self._after_backward()
 
     def _gradient(self, step: _Step, parts: Sequence[int]) -> Tensor:
         """The gradient [n, D] of a chunk's features."""
@@ -224,8 +202,7 @@ class BubbleEngine:
         self._post_features(step)
         if self._is_trained:
             self._post_gradients(step)
-        held_bytes = sum(posted.nbytes for posted in step.unfinished)
-        step.stats.peak_feature_bytes = max(step.stats.peak_feature_bytes, held_bytes)
+        step.stats.peak_feature_bytes = max(step.stats.peak_feature_bytes, step.held_bytes())
 
     def _post_features(self, step: _Step) -> None:
         """In the order of micro-batches, once the rank's own are encoded and, on a first stage, it is ready
@@ -238,7 +215,7 @@ class BubbleEngine:
             posted = None
             if parts or step.takes[number]:
                 own = {part: step.encoded.pop(part) for part in parts}
-                posted = self._exchange.post_features(step.work.plan, step.pieces[number], own)
+                posted = self._exchange.post_features(step.work.plan, step.work.pieces[number], own)
                 step.unfinished.append(posted)
             step.features.append(posted)
 
@@ -250,7 +227,21 @@ class BubbleEngine:
                 break
             posted = None
             if step.own_parts[number] or step.takes[number]:
+                self._make_room(step)
                 gradient = step.leaf_gradients.pop(number, None)
-                posted = self._exchange.post_gradients(step.work.plan, step.pieces[number], gradient)
+                posted = self._exchange.post_gradients(step.work.plan, step.work.pieces[number], gradient)
                 step.unfinished.append(posted)
             step.gradients.append(posted)
+
+    def _make_room(self, step: _Step) -> None:
+        """Wait until the gradients that a first stage has sent leave room on the device for more.
+
+        Their encoders have been ready to receive them since the first stage was to have them, so this waits
+        for nothing that comes later.
+        """
+        for posted in step.gradients:
+            if step.held_bytes() <= self._max_feature_bytes or self._exchange.replica is None:
+                return
+            if posted is not None and posted in step.unfinished:
+                posted.finish()
+                step.unfinished.remove(posted)

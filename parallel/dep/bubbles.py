@@ -47,7 +47,7 @@ class Placement(NamedTuple):
     forward: Shares
     """Position 0 is before the rank's first pass, and for the first stage before the pipeline starts."""
     backward: Shares
-    """The position behind the last pass is the number of the rank's passes."""
+    """The position behind the last pass is the number of the rank's passes. None for a frozen tower."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,21 @@
-"""One rank's part in the three phases of a step with a decoupled encoder (K2.5 report, section 4.5.1).
+"""What the two engines have in common: what they are given in a step, and what they offer it.
 
-    engine.start(work)              1. balanced vision forward, features to the first stages
-    engine.leaf(micro_batch) …      2. the backbone's schedule, unchanged, takes the features of a micro-batch
-    engine.finish()                 3. gradients back to the encoders, vision recompute and backward
-
-The engine owns what one step has: its plan, pixels, features and gradients.
+`upfront_engine.py` encodes before and after the pipeline, `bubble_engine.py` in its idle times.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from parallel.dep.exchange import FeatureExchange
-from parallel.dep.parts import PartEncoder, PartExchange
-from parallel.dep.plan import Piece, VisionPlan, pieces
+from parallel.dep.plan import Piece, VisionPlan
 from parallel.dep.program import Program
 from parallel.dep.stats import Stopwatch, VisionStats
-from parallel.dep.store import FeatureStore
-from parallel.dep.vision_pass import Chunk, Encode, encode, recompute_and_backward
+from parallel.dep.vision_pass import Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,192 +26,87 @@ class VisionWork:
     """The same on every rank."""
     chunks: Sequence[Chunk]
     """This rank's chunks of the plan."""
-    num_micro_batches: int
-    """Of each replica."""
+    pieces: Sequence[Piece]
+    """[micro-batch] -> what this rank sends and receives of it (`parallel.dep.plan.pieces`)."""
     program: Program | None = None
     """When this rank encodes them; None if everything is encoded upfront."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Of each replica."""
+        return len(self.pieces)
 
     def micro_batch_of(self, part: int) -> int:
         """The micro-batch, counted within its replica, of a part of the plan."""
         return self.plan.items[self.plan.parts[part].item].micro_batch
 
 
-class Engine(Protocol):
-    """What runs the encoder of one rank in a training step."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSetup:
+    """What either engine needs."""
 
-    @property
-    def stats(self) -> VisionStats:
-        """What this rank did in the last step."""
-
-    def start(self, work: VisionWork) -> None:
-        """Do what comes before the pipeline. Called by every rank."""
-
-    def work_before(self, position: int) -> None:
-        """Do what comes before the pass that follows the first `position` ones of this rank."""
-
-    def leaf(self, micro_batch: int) -> Tensor | None:
-        """The features [V, D] of a micro-batch of this rank's replica, whose gradient the engine collects;
-        None if it has no items. To be taken once, by the first stage, when it runs forward."""
-
-    def finish(self) -> None:
-        """Do what comes after the pipeline. Called by every rank."""
+    exchange: FeatureExchange
+    device: torch.device
+    feature_dtype: torch.dtype
+    """What the backbone takes."""
+    max_feature_bytes: int
+    """Of features, or of their gradients, that a first stage keeps on its device at a time."""
+    is_trained: bool
+    """Without it nothing is encoded a second time, and no gradient is sent."""
+    phase: Callable[[str], AbstractContextManager[object]]
+    """Announces what the rank does."""
 
 
-def make_leaf(features: Tensor, collect: Callable[[Tensor], None] | None) -> Tensor:
-    """The features as a leaf of the backbone's graph, whose gradient is given to `collect` once."""
-    if collect is None or not torch.is_grad_enabled():
-        return features
+class Engine(ABC):
+    """Runs the encoder of one rank in a step, and hands features and gradients over."""
 
-    def hand_over(leaf: Tensor) -> None:
-        assert leaf.grad is not None
-        collect(leaf.grad)
-        leaf.grad = None
-
-    features.requires_grad_()
-    features.register_post_accumulate_grad_hook(hand_over)
-    return features
-
-
-@dataclass(slots=True)
-class _Step:
-    """State of the step under way."""
-
-    work: VisionWork
-    pieces: list[Piece]
-    store: FeatureStore
-    sent_before: int
-    """Bytes that the exchange of features had sent before the step."""
-    split_before: int
-    """Bytes that the exchange of parts had sent."""
-    stats: VisionStats = field(default_factory=VisionStats)
-
-
-class UpfrontEngine:
-    """Runs the encoder of this rank before and after the pipeline, and hands features and gradients over."""
-
-    def __init__(
-        self,
-        encoder: PartEncoder,
-        exchange: FeatureExchange,
-        part_exchange: PartExchange,
-        *,
-        device: torch.device,
-        feature_dtype: torch.dtype,
-        max_feature_bytes: int,
-        is_trained: bool,
-        phase: Callable[[str], AbstractContextManager[object]],
-    ) -> None:
-        """
-        Args:
-            encoder: this rank's replica; its parameters collect gradients if it `is_trained`.
-            feature_dtype: what the backbone takes.
-            max_feature_bytes: of features, or of gradients, on a device of the first stage at a time; what
-                does not fit waits in host memory.
-            is_trained: without it nothing is encoded a second time, and no gradient is sent.
-            phase: announces what the rank does.
-        """
-        self._encoder = encoder
-        self._exchange = exchange
-        self._part_exchange = part_exchange
-        self._device = device
-        self._feature_dtype = feature_dtype
-        self._max_feature_bytes = max_feature_bytes
-        self._is_trained = is_trained
-        self._phase = phase
-        self._stopwatch = Stopwatch(device)
-        self._step: _Step | None = None
+    def __init__(self, setup: EngineSetup) -> None:
+        self._exchange = setup.exchange
+        self._device = setup.device
+        self._feature_dtype = setup.feature_dtype
+        self._max_feature_bytes = setup.max_feature_bytes
+        self._is_trained = setup.is_trained
+        self._phase = setup.phase
+        self._stopwatch = Stopwatch(setup.device)
         self._stats: VisionStats | None = None
 
     @property
     def stats(self) -> VisionStats:
-        """What this rank did in the last step."""
+        """What this rank did in the last step; waits for the device."""
         assert self._stats is not None, "a step comes first"
         self._stopwatch.read_into(self._stats)
         return self._stats
 
+    @abstractmethod
     def start(self, work: VisionWork) -> None:
-        """Encode this rank's chunks and bring all features to the first stages. Called by every rank."""
-        store = FeatureStore(self._device, self._max_feature_bytes)
-        found = pieces(work.plan, range(work.num_micro_batches))
-        self._step = step = _Step(
-            work, found, store, self._exchange.sent_bytes, self._part_exchange.sent_bytes
-        )
-        self._stats = step.stats
-        step.stats.num_patches = sum(chunk.pixels.shape[0] for chunk in work.chunks)
-        own: dict[int, Tensor] = {}
-        with self._phase("vision forward"), self._stopwatch.timed("exposed_s"):
-            with self._stopwatch.timed("forward_s"):
-                for number, chunk in enumerate(work.chunks):
-                    features = encode(self._encoder_of(number), chunk, self._device)
-                    own |= zip(self._parts(number), features.split(self._sizes(number)), strict=True)
-            with self._stopwatch.timed("exchange_s"):
-                for micro_batch, piece in enumerate(step.pieces):
-                    received = self._exchange.post_features(work.plan, piece, own).wait()
-                    if received is not None:
-                        store.put(micro_batch, received)
-        self._note_sizes()
+        """Do what comes before the pipeline. Called by every rank."""
 
+    @abstractmethod
     def work_before(self, position: int) -> None:
-        """Nothing: the pipeline runs as without images."""
+        """Do what comes before the pass that follows the first `position` ones of this rank."""
 
+    @abstractmethod
     def leaf(self, micro_batch: int) -> Tensor | None:
         """The features [V, D] of a micro-batch of this rank's replica, whose gradient the engine collects.
 
         None if the micro-batch has no items. To be taken once, by the first stage, when it runs forward.
         """
-        step = self._running()
-        if not self._has_items(micro_batch):
-            return None
 
-        def collect(gradient: Tensor) -> None:
-            step.store.put(micro_batch, gradient)
-
-        features = step.store.take(micro_batch).to(self._feature_dtype)
-        return make_leaf(features, collect if self._is_trained else None)
-
+    @abstractmethod
     def finish(self) -> None:
-        """Bring gradients to the encoders, encode again and go backward. Called by every rank."""
-        step = self._running()
-        gradients: dict[int, Tensor] = {}
-        if self._is_trained:
-            with self._phase("vision backward"), self._stopwatch.timed("exposed_s"):
-                with self._stopwatch.timed("exchange_s"):
-                    for micro_batch, piece in enumerate(step.pieces):
-                        own = step.store.take(micro_batch) if self._has_items(micro_batch) else None
-                        gradients |= self._exchange.post_gradients(step.work.plan, piece, own).wait()
-                with self._stopwatch.timed("backward_s"):
-                    for number, chunk in enumerate(step.work.chunks):
-                        gradient = torch.cat([gradients.pop(part) for part in self._parts(number)])
-                        recompute_and_backward(self._encoder_of(number), chunk, gradient)
-            self._note_sizes()
-        self.release()
+        """Do what comes after the pipeline, and let go of pixels. Called by every rank."""
 
-    def release(self) -> None:
-        """Let go of pixels and features; `finish` does, an evaluation has to."""
-        self._step = None
+    def _make_leaf(self, features: Tensor, collect: Callable[[Tensor], None]) -> Tensor:
+        """The features as a leaf of the backbone's graph, whose gradient is given to `collect` once."""
+        leaf = features.to(self._feature_dtype)
+        if not self._is_trained or not torch.is_grad_enabled():
+            return leaf
 
-    def _running(self) -> _Step:
-        assert self._step is not None, "start comes first"
-        return self._step
+        def hand_over(leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            collect(leaf.grad)
+            leaf.grad = None
 
-    def _has_items(self, micro_batch: int) -> bool:
-        """Whether this rank is a first stage, and the micro-batch of its replica has items."""
-        replica = self._exchange.replica
-        return any(receiver == replica for _, receiver in self._running().pieces[micro_batch])
-
-    def _parts(self, chunk: int) -> tuple[int, ...]:
-        return self._running().work.plan.chunks[self._exchange.rank][chunk]
-
-    def _encoder_of(self, chunk: int) -> Encode:
-        """The encoder, which knows of a chunk that is a part of an item, and of which."""
-        part = self._part_exchange.part_in(self._running().work.plan, chunk)
-        return self._encoder if part is None else partial(self._encoder, part=part)
-
-    def _sizes(self, chunk: int) -> list[int]:
-        return [self._running().work.plan.parts[part].num_tokens for part in self._parts(chunk)]
-
-    def _note_sizes(self) -> None:
-        step = self._running()
-        step.stats.peak_feature_bytes = max(step.stats.peak_feature_bytes, step.store.peak_device_bytes)
-        step.stats.sent_bytes = self._exchange.sent_bytes - step.sent_before
-        step.stats.split_bytes = self._part_exchange.sent_bytes - step.split_before
+        leaf.requires_grad_()
+        leaf.register_post_accumulate_grad_hook(hand_over)
+        return leaf

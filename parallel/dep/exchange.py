@@ -3,9 +3,11 @@
 This is all that ranks send to each other about items, but for which ones did not decode, and what passes
 between the ranks that encode one item together (`parts.py`). One piece of the exchange is one number of
 micro-batch, of all replicas at once. Both ends read it from the plan and post it piece after piece in one
-order, each with all that a rank sends and receives of it, so that no message is waited for that is not under
-way. Features and gradients go through groups of their own, as pieces of the ones are posted between pieces of
-the others.
+order, each with all that a rank sends and receives of it. Features and gradients go through groups of their
+own, as pieces of the ones are posted between pieces of the others.
+
+Posting must not wait for the other end. NCCL does so when two ranks first meet in a group, and when a group
+first communicates at all; both are done when ranks have nothing else to wait for (`connect`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,21 +28,32 @@ Message = tuple[list[int], Tensor]
 class Posted[Result]:
     """A piece under way."""
 
-    def __init__(self, operations: list[dist.P2POp], phase: Phase, result: Callable[[], Result]) -> None:
-        """`result` makes of what was received, and of what needed no sending, what the caller gets."""
+    def __init__(
+        self,
+        name: str,
+        operations: list[dist.P2POp],
+        phase: Phase,
+        result: Callable[[], Result],
+    ) -> None:
+        """
+        Args:
+            name: what waiting for it is announced as.
+            operations: to be posted at once.
+            phase: announces it.
+            result: makes of what was received, and of what needed no sending, what the caller gets.
+        """
+        self._name = name
         # What is sent has to be held until it has left.
         self._operations = operations
         self._works = dist.batch_isend_irecv(operations) if operations else []
         self._phase = phase
         self._result = result
-
-    @property
-    def nbytes(self) -> int:
-        """Of what is under way."""
-        return sum(operation.tensor.nbytes for operation in self._operations)
+        self.nbytes = sum(operation.tensor.nbytes for operation in operations)
+        """Sent and received."""
 
     def is_done(self) -> bool:
-        """Whether everything has been sent and received; then lets go of what was sent."""
+        """Whether everything has been sent and received; then lets go of what was sent. On gloo only after
+        somebody has waited."""
         if all(work.is_completed() for work in self._works):
             self._operations, self._works = [], []
         return not self._operations
@@ -48,7 +61,7 @@ class Posted[Result]:
     def finish(self) -> None:
         """Wait until everything has been sent and received."""
         if self._operations:
-            with self._phase("features", sorted({operation.peer for operation in self._operations})):
+            with self._phase(self._name, sorted({operation.peer for operation in self._operations})):
                 for work in self._works:
                     work.wait()
         self._operations, self._works = [], []
@@ -96,6 +109,25 @@ class FeatureExchange:
         is_first = self.rank in first_stage_ranks
         self.replica = first_stage_ranks.index(self.rank) if is_first else None
         """The replica whose first stage this rank is; None on later stages."""
+        self._connected: set[int] = set()
+        for group in (feature_group, gradient_group):
+            dist.all_reduce(torch.zeros(1, device=device), group=group)
+
+    def connect(self, pieces: Sequence[Piece]) -> None:
+        """Meet the ranks that these pieces are exchanged with and that were not met before.
+
+        Called by every rank, with its pieces of one plan, so that both ends of a pair know of it.
+        """
+        ends = [(sender, self._first_stage_ranks[replica]) for piece in pieces for sender, replica in piece]
+        peers = {rank for pair in ends for rank in pair} - self._connected - {self.rank}
+        self._connected |= peers
+        for group in (self._feature_group, self._gradient_group):
+            operations = []
+            for peer in sorted(peers):
+                for operation in (dist.isend, dist.irecv):
+                    number = torch.zeros(1, dtype=self._wire_dtype, device=self._device)
+                    operations.append(dist.P2POp(operation, number, peer, group))
+            Posted("meet", operations, self._phase, lambda: None).wait()
 
     def post_features(
         self, plan: VisionPlan, piece: Piece, own: Mapping[int, Tensor]
@@ -122,7 +154,7 @@ class FeatureExchange:
                 rows = self._empty(sum(_num_tokens(plan, parts)))
                 messages.append((parts, rows))
                 operations.append(dist.P2POp(dist.irecv, rows, sender, self._feature_group))
-        return Posted(operations, self._phase, lambda: self._put_together(plan, messages))
+        return Posted("features", operations, self._phase, lambda: self._put_together(plan, messages))
 
     def _put_together(self, plan: VisionPlan, messages: Sequence[Message]) -> Tensor | None:
         if not messages:
@@ -158,7 +190,7 @@ class FeatureExchange:
                 rows = self._empty(sum(_num_tokens(plan, parts)))
                 messages.append((parts, rows))
                 operations.append(dist.P2POp(dist.irecv, rows, owner, self._gradient_group))
-        return Posted(operations, self._phase, lambda: _by_part(plan, messages))
+        return Posted("feature gradients", operations, self._phase, lambda: _by_part(plan, messages))
 
     def _send(self, rows: Tensor, receiver: int, group: dist.ProcessGroup) -> dist.P2POp:
         self.sent_bytes += rows.nbytes

@@ -135,6 +135,11 @@ class VisionPlan:
         total = sum(self.costs)
         return max(self.costs) * self.num_ranks / total if total else 1.0
 
+    @property
+    def is_split(self) -> bool:
+        """Whether any item is encoded by several ranks."""
+        return len(self.parts) > len(self.items)
+
     def parts_of(self, item: int) -> tuple[Part, ...]:
         """The parts of an item, by row; several if it is split."""
         first = bisect_left(self.parts, item, key=lambda part: part.item)
@@ -195,19 +200,21 @@ def build_plan(
     return VisionPlan(tuple(items), len(chunks), parts, frozen, tuple(costs))
 
 
-def pieces(plan: VisionPlan, micro_batches: range) -> list[Piece]:
-    """Who sends which features to which replica, for each of these micro-batches.
+def pieces(plan: VisionPlan, num_micro_batches: int, rank: int, replica: int | None) -> list[Piece]:
+    """[micro-batch] -> who sends which features to which replica, as far as a rank takes part.
 
     A piece of the exchange is one number of micro-batch, the same in all replicas. Parts from one sender to
-    one replica are in the order of their offsets. One pass over the parts, so ask for all micro-batches that
-    are needed at once.
+    one replica are in the order of their offsets.
+
+    Args:
+        rank: whose features are sent.
+        replica: the one whose first stage the rank is, which receives features; None on later stages.
     """
-    found: list[Piece] = [{} for _ in micro_batches]
+    found: list[Piece] = [{} for _ in range(num_micro_batches)]
     for number, part in enumerate(plan.parts):
         item = plan.items[part.item]
-        if item.micro_batch in micro_batches:
-            piece = found[micro_batches.index(item.micro_batch)]
-            piece.setdefault((part.rank, item.replica), []).append(number)
+        if part.rank == rank or item.replica == replica:
+            found[item.micro_batch].setdefault((part.rank, item.replica), []).append(number)
     return found
 
 

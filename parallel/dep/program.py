@@ -10,11 +10,12 @@ time passes really take, no rank waits for what only comes after its own waiting
   been ready to receive them since it started the forward pass before that one.
 - Gradients of a micro-batch are waited for by its encoders alone, in their tasks. They have been ready to
   receive them since the time at which the first stage is to have them; earlier would only hold memory.
+- The encoder's gradients are reduced when a rank's own are complete, and waited for when all passes are done.
 - All forward tasks of a micro-batch come before the first stage needs it in the simulated step, all backward
   tasks after. So whatever is waited for comes from what was simulated to end before.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -46,6 +47,8 @@ class Program:
     own are there."""
     gradients_from: Sequence[int]
     """[micro-batch] -> position from which on the rank takes part in the exchange of their gradients."""
+    reduce_from: int
+    """Position from which on the encoder's gradients are reduced, once the rank's own are complete."""
     num_passes: int
     """Passes of the rank, which is also the last position."""
 
@@ -88,7 +91,12 @@ def chunks_of(
 
 
 def program_of(
-    rank: int, plan: VisionPlan, places: Sequence[Placement], text: Timeline, num_replicas: int
+    rank: int,
+    plan: VisionPlan,
+    places: Sequence[Placement],
+    text: Timeline,
+    num_replicas: int,
+    reduce_s: float = 0.0,
 ) -> Program:
     """What a rank does.
 
@@ -98,6 +106,8 @@ def program_of(
         places: of the rank's chunks.
         text: one replica's pipeline without other work, by which the items were placed.
         num_replicas: of the job.
+        reduce_s: how long the encoder's gradients are reduced. Started much earlier than that before the end,
+            the reduction would only wait for ranks that are not ready, and slow passes down meanwhile.
     """
     tasks: dict[int, list[Task]] = {}
     for chunk, place in enumerate(places):
@@ -115,4 +125,6 @@ def program_of(
     if stage == 0:
         forward = [position for position, each in enumerate(passes) if each.is_forward and each.vp_stage == 0]
         features_from = [0, *forward[:-1]]
-    return Program(tasks, features_from, gradients_from, len(passes))
+    # In the pass that is under way then.
+    reduce_from = max(bisect_right(starts_s, text.makespan_s - reduce_s) - 1, 0)
+    return Program(tasks, features_from, gradients_from, reduce_from, len(passes))

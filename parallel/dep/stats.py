@@ -26,10 +26,11 @@ class VisionStats:
     split_bytes: int = 0
     """Keys and values of split items, and their gradients, sent to other ranks."""
     exposed_s: float = 0.0
-    """Time in which vision held the pipeline up: upfront all of it, in bubbles what a first stage did before
-    its first pass, after its last one, and waiting for features."""
+    """Time in which vision held the pipeline up: upfront all of it; in bubbles, on first stages, what they
+    did before their first pass, after their last one, and waiting for features."""
     peak_feature_bytes: int = 0
-    """The most features, or gradients of features, that lay on the device at a time."""
+    """The most features and gradients of features that lay on the device at a time: upfront those at rest on
+    a first stage; in bubbles all that a rank has, but for what the backbone has taken."""
 
     @property
     def work_s(self) -> float:
@@ -93,9 +94,7 @@ class VisionSummary:
     """The most features, or gradients of features, on one device at a time."""
 
     @classmethod
-    def over_all_ranks(
-        cls, stats: VisionStats, group: dist.ProcessGroup, device: torch.device
-    ) -> "VisionSummary":
+    def over_all_ranks(cls, stats: VisionStats, device: torch.device) -> "VisionSummary":
         """Put every rank's figures together, by one collective; all ranks get the same."""
         own = torch.tensor(
             [
@@ -109,9 +108,9 @@ class VisionSummary:
             dtype=torch.float64,
             device=device,
         )
-        gathered = torch.empty(group.size() * len(own), dtype=torch.float64, device=device)
-        dist.all_gather_into_tensor(gathered, own, group=group)
-        by_rank = gathered.view(group.size(), len(own))
+        gathered = torch.empty(dist.get_world_size() * len(own), dtype=torch.float64, device=device)
+        dist.all_gather_into_tensor(gathered, own)
+        by_rank = gathered.view(-1, len(own))
         work_max, exposed_max, patches_max, peak, *_ = by_rank.amax(dim=0).tolist()
         work_mean, _, patches_mean, *_ = by_rank.mean(dim=0).tolist()
         return cls(

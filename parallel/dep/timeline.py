@@ -124,19 +124,20 @@ def schedule_of(
     Args:
         group_size: micro-batches that run through one virtual stage before the next one has its turn
             (`parallel.micro_batches`); without effect if vpp is 1.
-        overlaps: `overlap_expert_comm`. Ranks with virtual stages run one more forward pass ahead, and each
-            forward pass after these beside a backward pass.
+        overlaps: `overlap_expert_comm`. Ranks with virtual stages, and those of a pipeline of one, run one
+            more forward pass ahead, and each forward pass after these beside a backward pass.
     """
     interleaved = vpp > 1
+    overlaps = overlaps and (interleaved or pp == 1)
     turns = _turns(vpp, num_micro_batches, group_size if interleaved else num_micro_batches)
     num_ahead = pp - stage - 1
     if interleaved:
-        num_ahead = 2 * num_ahead + (vpp - 1) * group_size + overlaps
-    num_ahead = min(num_ahead, len(turns))
+        num_ahead = 2 * num_ahead + (vpp - 1) * group_size
+    num_ahead = min(num_ahead + overlaps, len(turns))
     passes = [Pass(True, *turn) for turn in turns[:num_ahead]]
     backward = [Pass(False, vpp - 1 - vp_stage, number) for vp_stage, number in turns]
     for turn, after in zip(turns[num_ahead:], backward, strict=False):
-        passes += [Pass(True, *turn, overlaps and interleaved), after]
+        passes += [Pass(True, *turn, overlaps), after]
     return passes + backward[len(turns) - num_ahead :]
 
 

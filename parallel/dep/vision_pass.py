@@ -76,7 +76,7 @@ class BackwardInSteps:
     """
 
     def __init__(self, encoder: LayeredEncoder, chunk: Chunk, gradient: Tensor) -> None:
-        self._hidden = chunk.pixels.to(gradient.device, non_blocking=True)
+        self._hidden: Tensor | None = chunk.pixels.to(gradient.device, non_blocking=True)
         self._layers = list(encoder.layers(self._hidden, chunk.grid_thw))
         self._gradient: Tensor | None = gradient
         self._passed: list[tuple[Tensor, Tensor]] = []
@@ -96,9 +96,11 @@ class BackwardInSteps:
     @torch.enable_grad()
     def _recompute(self) -> None:
         """One layer again, with a graph of its own."""
+        assert self._hidden is not None, "there is a layer left"
         start = self._hidden.detach().requires_grad_(bool(self._passed))
-        self._hidden = self._layers.pop(0)(start)
-        self._passed.append((start, self._hidden))
+        end = self._layers.pop(0)(start)
+        self._passed.append((start, end))
+        self._hidden = end if self._layers else None
 
     def _go_back(self) -> None:
         """Backward through the last layer that is left."""

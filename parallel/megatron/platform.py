@@ -37,6 +37,9 @@ def use_platform(device_type: str) -> torch.device:
     """
     check_megatron_version()
     if device_type == "cuda":
+        # Before CUDA starts. Streams that share a hardware queue wait for each other: with the default of 8,
+        # exchanges of different groups could, in an order that no rank knows of.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         if not torch.cuda.is_available():
             raise RuntimeError(
                 "cluster.device=cuda, but torch sees no CUDA device: use a cluster with device=cpu "

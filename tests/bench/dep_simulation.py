@@ -16,8 +16,9 @@ Each pass is laid out as megatron-core's schedule runs it (parallel/dep/timeline
   10 % of the items are chunks of 4 video frames of 0.23 megapixels, sigma 0.3, three to a video. The model's
   own limits on patches. A sample is an image or video with log-normal 150 tokens of text, sigma 1. Sequences
   are packed and blended by the loader's own functions, so one has either text or samples with media.
-- Exchange: bfloat16 features and their gradients over the 50 GB/s of a first-stage rank's own NIC. Upfront
-  waits for all of them; in bubbles those of one micro-batch are waited for, the others travel meanwhile.
+- Exchange: bfloat16 features and their gradients over the 50 GB/s of a first-stage rank's own NIC. Those of
+  one micro-batch are waited for, the others travel while ranks encode; where items are split, upfront waits
+  for all gradients.
 - Pixels: decoded ahead of time by the host; float32 patches are copied to the GPU at 20 GB/s for each pass.
 - Weights of the tower, bfloat16, are gathered from all ranks before its first forward pass and gradients,
   float32, reduced over all ranks after its last backward pass, at 50 GB/s. With bubbles the pipeline goes on
@@ -143,7 +144,7 @@ class Upfront:
     forward_s: float
     backward_s: float
     exchange_s: float
-    """One way."""
+    """Of features and gradients, as far as ranks wait for them."""
     mean_s: float
     """Forward and backward, of the mean rank."""
 
@@ -176,7 +177,16 @@ def upfront(job: StepTimes, batch: Batch, *, split: bool) -> Upfront:
         sum(num_tokens(grid) for grids in each for grid in grids) for each in of_replicas(job, batch)
     )
     both_s = mean(forward_s) + mean(backward_s)
-    return Upfront(max(forward_s), max(backward_s), job.exchange_s(most_tokens), both_s)
+    of_piece_s = job.exchange_s(
+        max(sum(map(num_tokens, grids)) for each in of_replicas(job, batch) for grids in each)
+    )
+    of_all_s = job.exchange_s(most_tokens)
+    exchange_s = sum(
+        of_piece_s + max(0.0, of_all_s - busiest_s) for busiest_s in (max(forward_s), max(backward_s))
+    )
+    if plan.is_split:
+        exchange_s += of_all_s - of_piece_s
+    return Upfront(max(forward_s), max(backward_s), exchange_s, both_s)
 
 
 def keys_s(job: StepTimes, plan: VisionPlan, item: int, own_patches: int) -> float:
@@ -317,8 +327,7 @@ def add_rows(
     text_s, around_s = job.text.makespan_s, job.gather_s + job.reduce_s
     whole, parts = (upfront(job, batch, split=split) for split in (False, True))
     whole_ratio, parts_ratio = (
-        ratio(job, each.forward_s + each.backward_s + 2 * each.exchange_s + around_s)
-        for each in (whole, parts)
+        ratio(job, each.forward_s + each.backward_s + each.exchange_s + around_s) for each in (whole, parts)
     )
     filled_ratio = ratio(job, filled.more_s)
     bars = []
@@ -333,7 +342,7 @@ def add_rows(
     idle_s = mean(sum(slot.seconds for slot in job.text.slots(stage)) for stage in stages)
     busiest_s = min(whole.forward_s + whole.backward_s, parts.forward_s + parts.backward_s)
     figures_s = (
-        text_s, idle_s, whole.mean_s, busiest_s, 2 * whole.exchange_s, around_s, filled.plan.head_s,
+        text_s, idle_s, whole.mean_s, busiest_s, whole.exchange_s, around_s, filled.plan.head_s,
         filled.plan.tail_s, filled.queue_s,
     )  # fmt: skip
     times.add_row(*row, *(f"{1e3 * each:,.0f}" for each in figures_s))

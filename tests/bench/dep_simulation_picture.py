@@ -81,10 +81,8 @@ def upfront_bars(job: StepTimes, batch: Batch) -> Bars:
     """The tower ahead of the pipeline and behind it, items whole."""
     items, tokens = place_items(job, batch, is_calm=False)
     plan = plan_upfront(job.text, items, job.config.dp)
-    of_replicas = [0] * job.config.dp
-    for (replica, _), count in tokens.items():
-        of_replicas[replica] += count
-    exchange_s = job.exchange_s(max(of_replicas))
+    # All but the last micro-batch's features travel while ranks encode.
+    exchange_s = job.exchange_s(max(tokens.values()))
     text_s = job.gather_s + plan.head_s + exchange_s
     done_s = text_s + job.text.makespan_s
     backward_s = done_s + exchange_s

@@ -2,16 +2,16 @@
 
 import random
 import time
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from parallel.dep.bubbles import Item, plan_bubbles
-from parallel.dep.plan import VisionItem
+from parallel.dep.plan import VisionItem, pieces
 from parallel.dep.program import chunks_of, program_of
-from parallel.dep.timeline import ChunkSeconds, Timeline, schedule_of, simulate
+from parallel.dep.timeline import ChunkSeconds, Pass, Timeline, schedule_of, simulate
 from parallel.micro_batches import micro_batch_group_size
 from tests.distributed.test_dep_engine import (
     BATCHES,
@@ -23,6 +23,7 @@ from tests.distributed.test_dep_engine import (
     Toy,
     check_batch,
     chunks_of_rank,
+    engine_setup,
     gradients_of,
     loss_of,
     start_exchange,
@@ -63,7 +64,9 @@ def drawn(seed: int) -> Case:
 
 
 CASES = {name: Case(2, 1, 3, items, 1e-3) for name, items in BATCHES.items()}
-CASES |= {f"drawn {seed}": drawn(seed) for seed in range(24)}
+# The last stage has encoded its share long before the first one, which waits for it, can take it.
+CASES["needed late"] = Case(4, 1, 8, [VisionItem(LARGE, 0, 5)] * 8, 1e-4)
+CASES |= {f"drawn {seed}": drawn(seed) for seed in range(16)}
 
 
 def text_of(case: Case) -> Timeline:
@@ -81,14 +84,76 @@ def text_of(case: Case) -> Timeline:
 def run_cases(context: RankContext, num_replicas: int, is_trained: bool) -> dict[str, tuple[Part, int, int]]:
     """Each case with so many replicas: what this rank has, tasks between its passes, and all its tasks."""
     exchange = start_exchange(context, num_replicas)
+    wait_where_ranks_first_meet(dist.new_group())
+    pipeline = dist.new_group()
     return {
-        name: run_case(exchange, case, is_trained)
+        name: run_case(exchange, pipeline, case, is_trained)
         for name, case in CASES.items()
         if case.num_replicas == num_replicas
     }
 
 
-def run_case(exchange: Any, case: Case, is_trained: bool) -> tuple[Part, int, int]:
+class Neighbours:
+    """The pipeline of a rank as far as its passes wait for those of others."""
+
+    def __init__(self, group: dist.ProcessGroup, case: Case, rank: int) -> None:
+        self._group = group
+        self._case = case
+        self._stage, self._replica = divmod(rank, case.num_replicas)
+        self._sent: list[Any] = []
+
+    def wait_for_input(self, each: Pass) -> None:
+        """Wait until the chunk before, or for a backward pass the one after, has run the same micro-batch."""
+        chunk = self._chunk(each)
+        source = chunk - 1 if each.is_forward else chunk + 1
+        if 0 <= source < self._case.pp * self._case.vpp:
+            dist.recv(torch.zeros(1), self._rank(source), self._group, tag=self._tag(each, chunk))
+
+    def send_output(self, each: Pass) -> None:
+        chunk = self._chunk(each)
+        target = chunk + 1 if each.is_forward else chunk - 1
+        if 0 <= target < self._case.pp * self._case.vpp:
+            tag = self._tag(each, target)
+            self._sent.append(dist.isend(torch.zeros(1), self._rank(target), self._group, tag=tag))
+
+    def finish(self) -> None:
+        for work in self._sent:
+            work.wait()
+
+    def _chunk(self, each: Pass) -> int:
+        return each.vp_stage * self._case.pp + self._stage
+
+    def _rank(self, chunk: int) -> int:
+        return chunk % self._case.pp * self._case.num_replicas + self._replica
+
+    def _tag(self, each: Pass, chunk: int) -> int:
+        """Of what a chunk receives."""
+        return 2 * (chunk * self._case.num_micro_batches + each.micro_batch) + each.is_forward
+
+
+def wait_where_ranks_first_meet(handshakes: dist.ProcessGroup) -> None:
+    """Let posting wait for the other end the first time that two ranks meet in a group, as NCCL does."""
+    met: set[tuple[dist.ProcessGroup, int]] = set()
+    post = dist.batch_isend_irecv
+
+    def meet_and_post(operations: list[dist.P2POp]) -> list[Any]:
+        new = {(operation.group, operation.peer) for operation in operations} - met
+        met.update(new)
+        works: list[Any] = []
+        for group, peer in sorted(new, key=lambda each: (each[0].group_name, each[1])):
+            tag = int(group.group_name)
+            works.append(dist.isend(torch.zeros(1), peer, handshakes, tag=tag))
+            works.append(dist.irecv(torch.zeros(1), peer, handshakes, tag=tag))
+        for work in works:
+            work.wait()
+        return post(operations)
+
+    dist.batch_isend_irecv = meet_and_post
+
+
+def run_case(
+    exchange: Any, pipeline: dist.ProcessGroup, case: Case, is_trained: bool
+) -> tuple[Part, int, int]:
     from parallel.dep.bubble_engine import BubbleEngine
     from parallel.dep.engine import VisionWork
 
@@ -102,23 +167,21 @@ def run_case(exchange: Any, case: Case, is_trained: bool) -> tuple[Part, int, in
         )
         for item in case.items
     ]
-    found = plan_bubbles(text, timed, case.num_replicas, num_steps=3)
-    plan, places = chunks_of(case.items, found.placements, NUM_RANKS, COST, 30)
+    placements = plan_bubbles(text, timed, case.num_replicas, num_steps=3).placements
+    if not is_trained:
+        placements = [place._replace(backward=()) for place in placements]
+    plan, places = chunks_of(case.items, placements, NUM_RANKS, COST, 30)
     program = program_of(rank, plan, places[rank], text, case.num_replicas)
     ended: list[int] = []
-    engine = BubbleEngine(
-        toy,
-        exchange,
-        device=torch.device("cpu"),
-        feature_dtype=torch.float32,
-        is_trained=is_trained,
-        phase=lambda _: nullcontext(),
-        after_backward=lambda: ended.append(1),
-    )
-    engine.start(VisionWork(plan, chunks_of_rank(rank, plan), case.num_micro_batches, program))
+    setup = engine_setup(exchange, is_trained)
+    engine = BubbleEngine(setup, toy, after_backward=lambda: ended.append(1))
+    own = pieces(plan, case.num_micro_batches, rank, replica)
+    engine.start(VisionWork(plan, chunks_of_rank(rank, plan), own, program))
     pace, features, leaves = random.Random(rank), {}, {}
+    neighbours = Neighbours(pipeline, case, rank)
     for position, each in enumerate(text.schedules[rank // case.num_replicas]):
         engine.work_before(position)
+        neighbours.wait_for_input(each)
         time.sleep(pace.choice((0, 0, 0, 2e-3)))
         if replica is not None and each.vp_stage == 0:
             if each.is_forward:
@@ -127,7 +190,9 @@ def run_case(exchange: Any, case: Case, is_trained: bool) -> tuple[Part, int, in
                     features[replica, each.micro_batch] = leaf.detach().clone()
             elif is_trained and (leaf := leaves.pop(each.micro_batch)) is not None:
                 loss_of(leaf, replica, each.micro_batch).backward()
+        neighbours.send_output(each)
     engine.finish()
+    neighbours.finish()
     assert ended == [1], "the reduction of gradients starts once a step"
     between = sum(len(tasks) for place, tasks in program.tasks.items() if 0 < place < program.num_passes)
     return (features, gradients_of(toy), engine.stats), between, sum(map(len, program.tasks.values()))

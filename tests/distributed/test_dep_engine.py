@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, plan_vision
+from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, pieces, plan_vision
 from tests.helpers.ranks import RankContext, run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -125,6 +125,20 @@ def start_exchange(context: RankContext, num_replicas: int) -> Any:
     )
 
 
+def engine_setup(exchange: Any, is_trained: bool, device_bytes: int = 1 << 30) -> Any:
+    """What either engine needs."""
+    from parallel.dep.engine import EngineSetup
+
+    return EngineSetup(
+        exchange=exchange,
+        device=torch.device("cpu"),
+        feature_dtype=torch.float32,
+        max_feature_bytes=device_bytes,
+        is_trained=is_trained,
+        phase=lambda _: nullcontext(),
+    )
+
+
 def chunks_of_rank(rank: int, plan: VisionPlan) -> list[Any]:
     from parallel.dep.vision_pass import Chunk
 
@@ -142,22 +156,16 @@ def gradients_of(toy: Toy) -> list[Tensor]:
 
 
 def upfront(exchange: Any, items: Sequence[VisionItem], device_bytes: int, is_trained: bool) -> Part:
-    from parallel.dep.engine import UpfrontEngine, VisionWork
+    from parallel.dep.engine import VisionWork
     from parallel.dep.parts import PartExchange
+    from parallel.dep.upfront_engine import UpfrontEngine
 
     toy, rank = Toy(), exchange.rank
-    engine = UpfrontEngine(
-        toy,
-        exchange,
-        PartExchange(dist.new_group(), phase=lambda *_: nullcontext()),
-        device=torch.device("cpu"),
-        feature_dtype=torch.float32,
-        max_feature_bytes=device_bytes,
-        is_trained=is_trained,
-        phase=lambda _: nullcontext(),
-    )
+    parts = PartExchange(dist.new_group(), phase=lambda *_: nullcontext())
+    engine = UpfrontEngine(engine_setup(exchange, is_trained, device_bytes), toy, parts)
     plan = plan_vision(items, NUM_RANKS, COST, max_patches_per_chunk=30, split=False)
-    engine.start(VisionWork(plan, chunks_of_rank(rank, plan), NUM_MICRO_BATCHES))
+    own = pieces(plan, NUM_MICRO_BATCHES, rank, exchange.replica)
+    engine.start(VisionWork(plan, chunks_of_rank(rank, plan), own))
     features = {}
     if rank < NUM_REPLICAS:
         for micro_batch in range(NUM_MICRO_BATCHES):

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from k25_train.data.images import MediaInfo
 from k25_train.model.moonvit import ItemPart, MoonViT3D
-from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, plan_vision
-from tests.distributed.test_dep_engine import loss_of
+from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, pieces, plan_vision
+from tests.distributed.test_dep_engine import engine_setup, loss_of
 from tests.helpers.hf_reference import tiny_vision_config
 from tests.helpers.parity import NARROW, TOLERANCE, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
@@ -115,9 +115,10 @@ def together(context: RankContext) -> dict[str, Found]:
 
 
 def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -> Found:
-    from parallel.dep.engine import UpfrontEngine, VisionWork
+    from parallel.dep.engine import VisionWork
     from parallel.dep.exchange import FeatureExchange
     from parallel.dep.parts import PartExchange
+    from parallel.dep.upfront_engine import UpfrontEngine
     from parallel.dep.vision_pass import Chunk
 
     tower, device = Tower(), torch.device("cpu")
@@ -130,27 +131,20 @@ def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -
         device=device,
         phase=lambda *_: nullcontext(),
     )
-    engine = UpfrontEngine(
-        tower,
-        exchange,
-        PartExchange(group, phase=lambda *_: nullcontext()),
-        device=device,
-        feature_dtype=torch.float32,
-        max_feature_bytes=1 << 30,
-        is_trained=True,
-        phase=lambda _: nullcontext(),
-    )
+    parts = PartExchange(group, phase=lambda *_: nullcontext())
+    engine = UpfrontEngine(engine_setup(exchange, True), tower, parts)
     plan = plan_of(items)
     chunks = []
     for numbers in plan.chunks[rank]:
-        parts = [plan.parts[number] for number in numbers]
-        grids = tuple(items[part.item].grid_thw for part in parts)
+        of_chunk = [plan.parts[number] for number in numbers]
+        grids = tuple(items[part.item].grid_thw for part in of_chunk)
         pixels = [
             pixels_of(part.item, grid)[:, part.row : part.row + part.num_rows].flatten(0, 2)
-            for part, grid in zip(parts, grids, strict=True)
+            for part, grid in zip(of_chunk, grids, strict=True)
         ]
         chunks.append(Chunk(torch.cat(pixels), grids))
-    engine.start(VisionWork(plan, chunks, NUM_MICRO_BATCHES))
+    own = pieces(plan, NUM_MICRO_BATCHES, rank, exchange.replica)
+    engine.start(VisionWork(plan, chunks, own))
     features = {}
     for micro_batch in range(NUM_MICRO_BATCHES if rank < NUM_REPLICAS else 0):
         leaf = engine.leaf(micro_batch)

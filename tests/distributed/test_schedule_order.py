@@ -16,6 +16,7 @@ pytestmark = pytest.mark.distributed
 NUMBERS = (2, 3, 4, 5, 8)
 """Micro-batches of a step."""
 CASES: dict[int, list[tuple[int, int, bool]]] = {
+    1: [(1, number, overlaps) for number in (1, *NUMBERS) for overlaps in (False, True)],
     2: [
         *[(1, number, False) for number in (1, *NUMBERS)],
         *[(vpp, number, overlaps) for vpp in (2, 3) for number in NUMBERS for overlaps in (False, True)],
@@ -152,19 +153,19 @@ def run_both(*arguments: Any, **options: Any) -> Any:
     forward_step, batches, chunk, _, values, _, other, other_input, other_output, gradient, _ = arguments
     output = input_gradient = None
     if chunk is not None:
-        call(options["pre_forward"], chunk.vp_stage)
+        call(options.get("pre_forward"), chunk.vp_stage)
         chunk.set_input_tensor([values])
         output, _ = forward_step(batches, chunk)
     if other is not None:
-        call(options["pre_backward"], other.vp_stage)
+        call(options.get("pre_backward"), other.vp_stage)
         if other_input is not None:
             other_input.retain_grad()
         torch.autograd.backward(other_output, gradient)
         input_gradient = None if other_input is None else other_input.grad
     if chunk is not None:
-        call(options["post_forward"], output, chunk.vp_stage)
+        call(options.get("post_forward"), output, chunk.vp_stage)
     if other is not None:
-        call(options["post_backward"], input_gradient, other.vp_stage)
+        call(options.get("post_backward"), input_gradient, other.vp_stage)
     return output, torch.tensor(1, dtype=torch.int), input_gradient
 
 

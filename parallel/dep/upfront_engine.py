@@ -1,0 +1,205 @@
+"""One rank's part in the three phases of a step with a decoupled encoder (K2.5 report, section 4.5.1).
+
+    engine.start(work)              1. balanced vision forward, features to the first stages
+    engine.leaf(micro_batch) …      2. the backbone's schedule, unchanged, takes the features of a micro-batch
+    engine.finish()                 3. gradients back to the encoders, vision recompute and backward
+
+The engine owns what one step has: its plan, pixels, features and gradients.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel.dep.engine import Engine, EngineSetup, VisionWork
+from parallel.dep.exchange import Posted
+from parallel.dep.parts import PartEncoder, PartExchange
+from parallel.dep.stats import VisionStats
+from parallel.dep.store import FeatureStore
+from parallel.dep.vision_pass import Encode, encode, recompute_and_backward
+
+
+@dataclass(slots=True)
+class _Step:
+    """State of the step under way."""
+
+    work: VisionWork
+    store: FeatureStore
+    sent_before: int
+    """Bytes that the exchange of features had sent before the step."""
+    split_before: int
+    """Bytes that the exchange of parts had sent."""
+    stats: VisionStats = field(default_factory=VisionStats)
+    features_under_way: deque[tuple[int, Posted[Tensor | None]]] = field(default_factory=deque)
+    """(micro-batch, its piece), in order."""
+    gradients_under_way: deque[tuple[int, Posted[dict[int, Tensor]]]] = field(default_factory=deque)
+    num_gradients_posted: int = 0
+    """Micro-batches whose pieces were posted."""
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    """Part -> gradient [n, D] that has come and was not used yet."""
+
+
+class UpfrontEngine(Engine):
+    """Runs the encoder of this rank before and after the pipeline."""
+
+    def __init__(self, setup: EngineSetup, encoder: PartEncoder, part_exchange: PartExchange) -> None:
+        """`encoder` is this rank's replica; its parameters collect gradients if it is trained."""
+        super().__init__(setup)
+        self._encoder = encoder
+        self._part_exchange = part_exchange
+        self._step: _Step | None = None
+
+    def start(self, work: VisionWork) -> None:
+        """Encode this rank's chunks and bring all features to the first stages. Called by every rank."""
+        store = FeatureStore(self._device, self._max_feature_bytes)
+        self._step = step = _Step(work, store, self._exchange.sent_bytes, self._part_exchange.sent_bytes)
+        self._stats = step.stats
+        step.stats.num_patches = sum(chunk.pixels.shape[0] for chunk in work.chunks)
+        self._exchange.connect(work.pieces)
+        waiting = deque(self._last_chunks(work))
+        own: dict[int, Tensor] = {}
+        with self._phase("vision forward"), self._stopwatch.timed("exposed_s"):
+            for number in range(-1, len(work.chunks)):
+                if number >= 0:
+                    with self._stopwatch.timed("forward_s"):
+                        features = encode(self._encoder_of(number), work.chunks[number], self._device)
+                    own |= zip(self._parts(number), features.split(self._sizes(number)), strict=True)
+                # Pieces whose features are there travel while the next chunk is encoded.
+                while waiting and waiting[0] <= number:
+                    waiting.popleft()
+                    self._post_features(step, len(step.work.pieces) - len(waiting) - 1, own)
+            while step.features_under_way:
+                self._receive_features(step)
+        self._note_sizes()
+
+    def _last_chunks(self, work: VisionWork) -> Iterator[int]:
+        """For each micro-batch the last chunk of this rank that has a part of it or of one before; -1 if none
+        has.
+
+        Chunks that are parts of items come first in any case: who waits for features would keep the other
+        ranks of its next item waiting, and they those that wait for their features.
+        """
+        num_split = sum(self._encoder_of(number) is not self._encoder for number in range(len(work.chunks)))
+        last = [num_split - 1] * work.num_micro_batches
+        for number in range(len(work.chunks)):
+            for part in self._parts(number):
+                last[work.micro_batch_of(part)] = number
+        return accumulate(last, max)
+
+    def _post_features(self, step: _Step, micro_batch: int, own: MutableMapping[int, Tensor]) -> None:
+        """Post a piece, when what is under way leaves room on the device; takes its parts out of `own`."""
+        while _num_bytes(step.features_under_way) > self._max_feature_bytes - step.store.device_bytes:
+            self._receive_features(step)
+        posted = self._exchange.post_features(step.work.plan, step.work.pieces[micro_batch], own)
+        step.features_under_way.append((micro_batch, posted))
+        for (sender, _), parts in step.work.pieces[micro_batch].items():
+            if sender == self._exchange.rank:
+                for part in parts:
+                    del own[part]
+
+    def _receive_features(self, step: _Step) -> None:
+        """Wait for the first piece under way."""
+        micro_batch, posted = step.features_under_way.popleft()
+        with self._stopwatch.timed("exchange_s"):
+            received = posted.wait()
+        if received is not None:
+            step.store.put(micro_batch, received)
+
+    def work_before(self, position: int) -> None:
+        """Nothing: the pipeline runs as without images."""
+
+    def leaf(self, micro_batch: int) -> Tensor | None:
+        """See `Engine`."""
+        step = self._running()
+        if not self._has_items(micro_batch):
+            return None
+
+        def collect(gradient: Tensor) -> None:
+            step.store.put(micro_batch, gradient)
+
+        return self._make_leaf(step.store.take(micro_batch), collect)
+
+    def finish(self) -> None:
+        """Bring gradients to the encoders, encode again and go backward. Called by every rank."""
+        step = self._running()
+        if self._is_trained:
+            with self._phase("vision backward"), self._stopwatch.timed("exposed_s"):
+                for number, chunk in enumerate(step.work.chunks):
+                    self._bring_gradients(step, self._gradients_until(step.work, number))
+                    gradient = torch.cat([step.gradients.pop(part) for part in self._parts(number)])
+                    with self._stopwatch.timed("backward_s"):
+                        recompute_and_backward(self._encoder_of(number), chunk, gradient)
+                self._bring_gradients(step, step.work.num_micro_batches)
+            self._note_sizes()
+        self.release()
+
+    def _gradients_until(self, work: VisionWork, chunk: int) -> int:
+        """The micro-batch up to which gradients have to be there for a chunk: all, if ranks wait for one
+        another in the backward pass itself."""
+        if work.plan.is_split:
+            return work.num_micro_batches
+        return 1 + max(work.micro_batch_of(part) for part in self._parts(chunk))
+
+    def _bring_gradients(self, step: _Step, until: int) -> None:
+        """Wait for the pieces before micro-batch `until`; post as many more as the device has room for."""
+        while step.num_gradients_posted < step.work.num_micro_batches:
+            has_room = _num_bytes(step.gradients_under_way) <= self._max_feature_bytes
+            if not has_room and step.num_gradients_posted >= until:
+                break
+            if not has_room:
+                self._receive_gradients(step)
+            else:
+                self._post_gradients(step, step.num_gradients_posted)
+                step.num_gradients_posted += 1
+        while step.gradients_under_way and step.gradients_under_way[0][0] < until:
+            self._receive_gradients(step)
+
+    def _post_gradients(self, step: _Step, micro_batch: int) -> None:
+        own = step.store.take(micro_batch) if self._has_items(micro_batch) else None
+        posted = self._exchange.post_gradients(step.work.plan, step.work.pieces[micro_batch], own)
+        step.gradients_under_way.append((micro_batch, posted))
+
+    def _receive_gradients(self, step: _Step) -> None:
+        """Wait for the first piece under way."""
+        with self._stopwatch.timed("exchange_s"):
+            step.gradients |= step.gradients_under_way.popleft()[1].wait()
+
+    def release(self) -> None:
+        """Let go of pixels and features; `finish` does, an evaluation has to."""
+        self._step = None
+
+    def _running(self) -> _Step:
+        assert self._step is not None, "start comes first"
+        return self._step
+
+    def _has_items(self, micro_batch: int) -> bool:
+        """Whether this rank is a first stage, and the micro-batch of its replica has items."""
+        replica = self._exchange.replica
+        return any(receiver == replica for _, receiver in self._running().work.pieces[micro_batch])
+
+    def _parts(self, chunk: int) -> tuple[int, ...]:
+        return self._running().work.plan.chunks[self._exchange.rank][chunk]
+
+    def _encoder_of(self, chunk: int) -> Encode:
+        """The encoder, which knows of a chunk that is a part of an item, and of which."""
+        part = self._part_exchange.part_in(self._running().work.plan, chunk)
+        return self._encoder if part is None else partial(self._encoder, part=part)
+
+    def _sizes(self, chunk: int) -> list[int]:
+        return [self._running().work.plan.parts[part].num_tokens for part in self._parts(chunk)]
+
+    def _note_sizes(self) -> None:
+        step = self._running()
+        step.stats.peak_feature_bytes = max(step.stats.peak_feature_bytes, step.store.peak_device_bytes)
+        step.stats.sent_bytes = self._exchange.sent_bytes - step.sent_before
+        step.stats.split_bytes = self._part_exchange.sent_bytes - step.split_before
+
+
+def _num_bytes(under_way: Iterable[tuple[int, Posted[Any]]]) -> int:
+    return sum(posted.nbytes for _, posted in under_way)
