@@ -103,7 +103,8 @@ def build_vision(
 def share_failures(vision: StepVision, loader: DataLoader, topology: Topology) -> list[int]:
     """The items of the global batch that did not decode, on whichever rank; the same on every rank.
 
-    Each rank counts their samples, so that all stop together when there are too many (`DataError`).
+    Each rank counts their samples, so that all stop together when there are too many (`DataError`); the first
+    one logs them.
     """
     failed = torch.zeros(max(len(vision.places), 1), dtype=torch.uint8, device=topology.device)
     if vision.failures:
@@ -115,5 +116,5 @@ def share_failures(vision: StepVision, loader: DataLoader, topology: Topology) -
         dist.all_gather_object(by_rank, vision.failures)
         reasons = {item: reason for of_rank in by_rank for item, reason in of_rank.items()}
         for item in items:
-            loader.skip_log.add(vision.places[item].record, reasons[item])
+            loader.skip_log.add(vision.places[item].record, reasons[item], log=topology.rank == 0)
     return items

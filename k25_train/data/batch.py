@@ -199,6 +199,6 @@ class MicroBatchAssembler:
             if found.failure is not None:
                 self._skip_log.add(record, found.failure)
                 failed_items += range(num_items, num_items + len(found.items))
-            patches += found.items
+            patches += found.items.values()
             num_items += len(found.items)
         return torch.cat(patches), tuple(failed_items)

@@ -11,8 +11,9 @@ for a 250x200 JPEG, and adds 130 MB to every rank.
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import av
 import numpy as np
@@ -134,7 +135,9 @@ def probe_media(data: bytes, media_type: str, file_format: str) -> MediaInfo:
         if media_type == "image":
             width, height = _decode_image(data).size
             return MediaInfo(width=width, height=height, num_frames=1, duration_s=0.0)
-        sizes_and_durations = [(frame.size, seconds) for frame, seconds in _video_frames(data, file_format)]
+        sizes_and_durations = [
+            (frame.to_rgb().size, frame.duration_s) for frame in _video_frames(data, file_format)
+        ]
         if not sizes_and_durations:
             raise DataError("the video has no frames")
         (width, height), _ = sizes_and_durations[0]
@@ -146,28 +149,41 @@ def probe_media(data: bytes, media_type: str, file_format: str) -> MediaInfo:
         )
 
 
-def load_patches(data: bytes, segment: MediaSegment, vision: VisionConfig) -> Tensor:
-    """Decode a media file into the patches of its items, one after another.
+def load_patches(
+    data: bytes, segment: MediaSegment, vision: VisionConfig, positions: Sequence[int] | None = None
+) -> Tensor:
+    """Decode a media file into the patches of its items, one after another; of those at `positions`, which
+    ascend, where they are given.
 
     Returns [P, 3*p*p] float32 (p = patch size) in rows ordered (t, h, w), each patch channel-first, values
     (x/255 - 0.5)/0.5; padding is black, i.e. -1. Raises DataError with the reason if the file does not decode
-    or is not of the size that the index says.
+    or is not of the size that the index says, the same whatever the positions.
     """
     limit = patch_limit_of(segment, vision)
     size = resized_size(segment.width, segment.height, limit, vision)
     grid = grid_of(segment.width, segment.height, limit, vision)
-    wanted = {frame for item in plan_items(segment, vision) for frame in item.frames}
+    items = plan_items(segment, vision)
+    chosen = items if positions is None else [items[position] for position in positions]
+    wanted = {frame for item in chosen for frame in item.frames}
     patches: list[Tensor] = []
+    pixel_formats: set[str] = set()
     num_frames = 0
+    # Every frame is decoded, whichever are wanted: a file that breaks after them, or has another number of
+    # frames than the index says, has to fail on every rank that holds a part of it, as it does in one process
+    # that holds all. What a frame is made into is costly too and done of those alone that are wanted; only a
+    # pixel format without a way to RGB can make that fail, so each format is converted once.
     with _DecoderErrors():
         for frame in _decode_segment(data, segment):
             if frame.size != (segment.width, segment.height):
                 raise DataError(
-                    f"decodes to {frame.width}x{frame.height} pixels, the index says "
+                    f"decodes to {frame.size[0]}x{frame.size[1]} pixels, the index says "
                     f"{segment.width}x{segment.height}"
                 )
+            if num_frames in wanted or frame.pixel_format not in pixel_formats:
+                image = frame.to_rgb()
+                pixel_formats.add(frame.pixel_format)
             if num_frames in wanted:
-                resized = frame.resize(size, Image.Resampling.BICUBIC) if size != frame.size else frame
+                resized = image.resize(size, Image.Resampling.BICUBIC) if size != image.size else image
                 patches.append(_patchify(np.asarray(resized), grid, vision.patch_size))
             num_frames += 1
     if num_frames != segment.num_frames:
@@ -195,13 +211,24 @@ class _DecoderErrors:
             raise DataError(f"does not decode ({type(error).__name__}: {error})") from error
 
 
-def _decode_segment(data: bytes, segment: MediaSegment) -> Iterator[Image.Image]:
-    """Frames of the file as RGB; one for an image."""
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A decoded frame, good until the next one is asked for."""
+
+    size: tuple[int, int]
+    """Width and height."""
+    pixel_format: str
+    duration_s: float
+    to_rgb: Callable[[], Image.Image]
+
+
+def _decode_segment(data: bytes, segment: MediaSegment) -> Iterator[_Frame]:
+    """Frames of the file; one for an image."""
     if segment.type == "image":
-        yield _decode_image(data)
+        image = _decode_image(data)
+        yield _Frame(image.size, image.mode, 0.0, lambda: image)
     else:
-        for frame, _ in _video_frames(data, segment.format):
-            yield frame
+        yield from _video_frames(data, segment.format)
 
 
 def _decode_image(data: bytes) -> Image.Image:
@@ -224,26 +251,28 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _video_frames(data: bytes, file_format: str) -> Iterator[tuple[Image.Image, float]]:
-    """Frames as RGB with the seconds each is shown."""
+def _video_frames(data: bytes, file_format: str) -> Iterator[_Frame]:
     return _pillow_frames(data) if file_format in PILLOW_VIDEO_FORMATS else _container_frames(data)
 
 
-def _pillow_frames(data: bytes) -> Iterator[tuple[Image.Image, float]]:
+def _pillow_frames(data: bytes) -> Iterator[_Frame]:
     with Image.open(io.BytesIO(data)) as image:
         for frame in ImageSequence.Iterator(image):
             frame.load()
-            yield _to_rgb(frame), frame.info.get("duration", 0) / 1000
+            yield _Frame(
+                frame.size, frame.mode, frame.info.get("duration", 0) / 1000, partial(_to_rgb, frame)
+            )
 
 
-def _container_frames(data: bytes) -> Iterator[tuple[Image.Image, float]]:
+def _container_frames(data: bytes) -> Iterator[_Frame]:
     with av.open(io.BytesIO(data), mode="r") as container:
         stream = container.streams.video[0]
         if stream.average_rate is None:
             raise DataError("the video stream states no frame rate")
         stream.thread_count = 1  # the ranks of a node share its cores
         for frame in container.decode(stream):
-            yield frame.to_image(), float(1 / stream.average_rate)
+            size = (frame.width, frame.height)
+            yield _Frame(size, frame.format.name, float(1 / stream.average_rate), frame.to_image)
 
 
 def _patchify(frame: np.ndarray, grid: Sequence[int], patch: int) -> Tensor:

@@ -12,7 +12,7 @@ from k25_train.config.schema import VisionConfig
 from k25_train.data.batch import SequencePlan, media_of
 from k25_train.data.images import plan_items
 from k25_train.data.index import MediaSegment, SampleRecord
-from k25_train.data.media import MediaReader
+from k25_train.data.media import MediaPatches, MediaReader
 from k25_train.plan.vision import VisionPlanner
 from parallel.dep.engine import VisionWork
 from parallel.dep.plan import Part, VisionItem, VisionPlan, pieces
@@ -99,10 +99,18 @@ class VisionReader:
         self, plan: VisionPlan, places: Sequence[Place], failures: dict[int, str]
     ) -> list[Chunk]:
         """This rank's chunks; notes in `failures` which of its items did not decode."""
+        own = plan.chunks[self._rank]
+        wanted: dict[MediaSegment, set[int]] = {}
+        for place in (places[plan.parts[number].item] for numbers in own for number in numbers):
+            wanted.setdefault(place.segment, set()).add(place.position)
+
         # A video is decoded once, however many of its items are this rank's.
-        load = functools.cache(self._media.load)
+        @functools.cache
+        def load(segment: MediaSegment) -> MediaPatches:
+            return self._media.load(segment, wanted[segment])
+
         chunks = []
-        for numbers in plan.chunks[self._rank]:
+        for numbers in own:
             parts = [plan.parts[number] for number in numbers]
             grids = tuple(plan.items[part.item].grid_thw for part in parts)
             pixels = []

@@ -1,9 +1,10 @@
-"""What the multi-rank tests share: one tiny shard set, and uninterrupted runs to compare with."""
+"""What the multi-rank tests share: one tiny shard set, and runs to compare with."""
 
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.parity import Parity
 from tests.helpers.ranks import run_ranks
 from tests.helpers.resume import ALONE, AS_SMOKE, short
 from tests.helpers.runs import fit
@@ -14,6 +15,12 @@ from tests.helpers.shards import write_tiny_shard_set
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny shard set."""
     return write_tiny_shard_set(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def parity(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
+    """Losses of layouts and of one process."""
+    return Parity(data, tmp_path_factory.mktemp("parity"))
 
 
 @pytest.fixture(scope="session")

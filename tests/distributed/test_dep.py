@@ -31,11 +31,6 @@ NOTHING_BUT = {
 }
 
 
-@pytest.fixture(scope="module")
-def parity(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
-    return Parity(data, tmp_path_factory.mktemp("run"))
-
-
 def layouts() -> list[dict[str, int]]:
     """pp 1 to 4, and vpp, ep and dp of 1 and 2, as far as they go together."""
     sizes = itertools.product((1, 2, 4), (1, 2), (1, 2), (1, 2))
@@ -59,7 +54,7 @@ def check(parity: Parity, sizes: dict[str, int], way: Sequence[str], *changes: s
 @pytest.mark.parametrize("way", [pytest.param("upfront", marks=pytest.mark.slow), "bubbles"])
 @pytest.mark.parametrize("blend", [pytest.param("text", marks=pytest.mark.slow), "images", "video"])
 def test_batches_of_one_kind_train_as_in_one_process(blend: str, way: str, parity: Parity) -> None:
-    few = ("train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2")
+    few = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
     check(parity, SMOKE, WAYS[way], ONE_CHUNK_AN_ITEM, *NOTHING_BUT[blend], *few)
 
 

@@ -1,10 +1,13 @@
 """Items that several ranks encode together: the exchange, the engine, and training, against one process."""
 
 import itertools
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ from tests.helpers.hf_reference import tiny_vision_config
 from tests.helpers.parity import NARROW, TOLERANCE, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
-from tests.helpers.shards import Media, Sample, make_image, write_shard_set
+from tests.helpers.shards import Media, Sample, make_image, make_video, write_shard_set
 
 pytestmark = pytest.mark.distributed
 
@@ -263,33 +266,57 @@ def test_training_with_split_items_is_training_in_one_process(data: Path, tmp_pa
     assert worst_difference(found, expected) <= TOLERANCE
 
 
-def test_a_split_image_that_does_not_decode_is_one_skipped_sample(tmp_path: Path) -> None:
+def test_media_of_several_ranks_that_do_not_decode_are_one_skipped_sample_each(tmp_path: Path) -> None:
+    """An image that is split, and a video that breaks after the items that some of its ranks hold."""
     large = Media("image", "png", b"no image", MediaInfo(width=112, height=112, num_frames=1, duration_s=0.0))
-    samples = [Sample("broken", "caption", [large, "nothing to see"])]
-    samples += [
-        Sample(f"small-{n}", "caption", [make_image(28, 28, "png", n), "a small one"]) for n in range(24)
+    whole = make_video(28, 28, "gif", num_frames=24, fps=4, seed=1)
+    info = MediaInfo(width=28, height=28, num_frames=24, duration_s=6.0)
+    video = replace(whole, data=whole.data[: len(whole.data) * 2 // 3], info=info)
+    samples = [
+        Sample("broken", "caption", [large, "nothing to see"]),
+        Sample("broken-video", "caption", [video, "nothing to see"]),
     ]
-    folder = write_shard_set(tmp_path / "shards", {"train": samples, "heldout": samples[1:]})
+    samples += [
+        Sample(f"small-{n}", "caption", [make_image(28, 28, "png", n), "a small one"]) for n in range(12)
+    ]
+    folder = write_shard_set(tmp_path / "shards", {"train": samples, "heldout": samples[2:]})
     few = "train.steps=1 optim.warmup_steps=0 optim.decay_steps=0 train.global_batch_size=4".split()
-    few += "data.max_skipped_samples=1 data.blend.caption=1".split()
+    few += "data.max_skipped_samples=2 data.blend.caption=1 data.shuffle=false".split()
     few += [f"~data.blend.{kind}" for kind in ("text", "ocr", "video")]
     arguments = overrides(folder, tmp_path, *NARROW, *few)
-    [(expected, name, _)] = run_ranks(step_and_skips, 1, [*arguments, *layout(), "dep.mode=coupled"])
+    [alone] = run_ranks(step_and_skips, 1, [*arguments, *layout(), "dep.mode=coupled"])
     ranks = run_ranks(step_and_skips, 4, [*arguments, *layout(pp=2, dp=2), "dep.split_items=true"])
-    assert name == [f"{folder}/train-00000.tar, sample broken"]
-    for loss, skipped, _ in ranks:
-        assert skipped == name
-        assert loss == pytest.approx(expected, rel=1e-5)
-    by_item = Counter(item for _, _, items in ranks for item in items)
+    names = [f"{folder}/train-00000.tar, sample {key}" for key in ("broken", "broken-video")]
+    assert sorted(alone.skipped) == names
+    for rank in ranks:
+        assert sorted(rank.skipped) == names
+        assert rank.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert [rank.log.count("skipped ") for rank in ranks] == [2, 0, 0, 0]
+    by_item = Counter(item for rank in ranks for item in rank.failures)
+    assert len(by_item) == 1 + 3, "the image, and every item of the video"
     assert max(by_item.values()) > 1, "the image is on several ranks"
+    assert sum(len(rank.failures) > 0 for rank in ranks) > 2, "the items of the video are on several ranks"
 
 
-def step_and_skips(context: RankContext, arguments: Sequence[str]) -> tuple[float, list[str], list[int]]:
-    """Loss of the first step, samples left out, and the items that did not decode on this rank."""
+class Skips(NamedTuple):
+    """Of one rank."""
+
+    loss: float
+    """Of the first step."""
+    skipped: list[str]
+    """Samples left out."""
+    failures: list[int]
+    """Items that did not decode on this rank."""
+    log: str
+
+
+def step_and_skips(context: RankContext, arguments: Sequence[str]) -> Skips:
     from k25_train.step import train_step
 
+    log = StringIO()
+    logging.getLogger("k25_train").addHandler(logging.StreamHandler(log))
     run = start_run(context, arguments)
     with run.loader:
         loss = train_step(run, 1).loss
-        items = run.vision.heldout_reader.read(run.loader.plan(0).sequences).failures if run.vision else {}
-    return loss, list(run.loader.skip_log.skipped), list(items)
+        failures = run.vision.heldout_reader.read(run.loader.plan(0).sequences).failures if run.vision else {}
+    return Skips(loss, list(run.loader.skip_log.skipped), list(failures), log.getvalue())

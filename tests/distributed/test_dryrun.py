@@ -47,7 +47,7 @@ def check_totals(found: dict[str, Any], arguments: Sequence[str]) -> None:
 @pytest.mark.parametrize(
     ("nodes", "optim"),
     [
-        pytest.param(32, "adamw", id="256 ranks"),
+        pytest.param(32, "adamw", id="256 ranks", marks=pytest.mark.slow),
         pytest.param(32, "muonclip", id="256 ranks, MuonClip"),
         pytest.param(512, "muonclip", id="4096 ranks, MuonClip", marks=pytest.mark.slow),
     ],

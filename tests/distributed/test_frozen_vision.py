@@ -26,11 +26,6 @@ ONE_IMAGE_IN_MANY = (
 )
 
 
-@pytest.fixture(scope="module")
-def parity(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
-    return Parity(data, tmp_path_factory.mktemp("run"))
-
-
 def check(parity: Parity, sizes: dict[str, int], both: Sequence[str], *more: str) -> None:
     """A layout against one process with a coupled tower; up to the first update no bit differs."""
     # One sequence a micro-batch in both: sums over tokens are taken in one order.

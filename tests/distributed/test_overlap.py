@@ -27,7 +27,13 @@ LAYOUTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+SLOW = ("ep2",)
+"""What others go beyond, for `make test-slow`."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LAYOUTS]
+)
 def test_overlap_and_delayed_wgrads_change_no_bit(name: str, data: Path, tmp_path: Path) -> None:
     sizes, more = LAYOUTS[name]
     num_ranks = sizes.get("pp", 1) * sizes["dp"]

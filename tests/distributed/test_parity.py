@@ -1,7 +1,6 @@
 """Parallel equals serial: any layout trains like one process, in float32 to 1e-5 over 20 steps."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 from hypothesis import Phase, given, reject, settings
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from k25_train.config.resolve import compose
 from k25_train.errors import ConfigError
 from tests.helpers.parity import (
+    BEYOND,
     BFLOAT16_CASES,
     BFLOAT16_TOLERANCE,
     CALM,
@@ -27,18 +27,17 @@ from tests.helpers.parity import (
 pytestmark = pytest.mark.distributed
 
 
-@pytest.fixture(scope="module")
-def parity(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
-    return Parity(data, tmp_path_factory.mktemp("run"))
-
-
 def test_the_serial_run_learns(parity: Parity) -> None:
     losses = parity.serial(5, 16, "optim.lr=3e-3")
     assert len(losses) == 20
     assert losses[-1][0] < 0.9 * losses[0][0]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] if case in BEYOND else []) for case in CASES],
+    ids=lambda case: case.name,
+)
 def test_a_layout_trains_like_one_process(case: Case, parity: Parity) -> None:
     assert parity.difference(case) <= TOLERANCE
 

@@ -106,8 +106,7 @@ def test_recording_changes_no_bit(data: Path, tmp_path: Path) -> None:
     assert recorded == silent
 
 
-def test_clipped_runs_are_those_of_one_process(data: Path, tmp_path: Path) -> None:
-    parity = Parity(data, tmp_path)
+def test_clipped_runs_are_those_of_one_process(parity: Parity) -> None:
     short_run = ("train.steps=6", "optim.decay_steps=2")
     changes = (*CLIPPED, *short_run)
     case = Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, more=EVERYTHING_OVERLAPS)

@@ -135,7 +135,13 @@ CASES = {
 and exchange tokens of experts with each other, as do 2 and 3."""
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("forward", "optimizer")
+"""Phases like the others, for `make test-slow`."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW else []) for case in CASES]
+)
 def test_a_hang_is_reported_with_its_phase_and_culprit(case: str, data: Path, tmp_path: Path) -> None:
     prepare, rank, expected = CASES[case]
     command = short(data, tmp_path / "run", *AS_SMOKE, f"train.stall_timeout_s={TIMEOUT_S}")

@@ -106,7 +106,7 @@ def _exchange(
 
 
 def _send(traffic: Traffic, group: dist.ProcessGroup, tensors: Sequence[Tensor], *_: Any) -> None:
-    kind = "features" if group.group_desc == "VISION_GROUP" else "pipeline"
+    kind = "features" if group.group_desc.startswith("VISION_FEATURE") else "pipeline"
     traffic.add(kind, size_of(tensors), size_of(tensors))
 
 

@@ -215,6 +215,19 @@ def test_skips_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert [record.message.count("sample bad") for record in caplog.records] == [1]
 
 
+def test_a_rank_may_count_without_logging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig(tmp_path, [Sample(key, "video", [BROKEN, "blue"]) for key in ("one", "two")])
+    one, two = rig.dataset.splits["train"]
+    skip_log = SkipLog(str(tmp_path), 1)
+
+    skip_log.add(one, "of another rank", log=False)
+    with pytest.raises(DataError, match=r"sample one: of another rank\n.*sample two: of another rank"):
+        skip_log.add(two, "of another rank", log=False)
+
+    assert len(skip_log.skipped) == 2
+    assert caplog.records == []
+
+
 def test_words_that_do_not_fit_the_index_are_refused(tmp_path: Path) -> None:
     rig = Rig(tmp_path, [Sample("a", "text", ["red green blue"])])
     index = tmp_path / "train-00000.index.jsonl"

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from PIL import Image
 from transformers.models.kimi_k25.image_processing_kimi_k25 import Kimi_K25ImageProcessor, navit_resize
 
 from k25_train.config.schema import VisionConfig
+from k25_train.data import images
 from k25_train.data.images import (
     MediaInfo,
+    _patchify,
     fits_aspect,
     format_timestamp,
     grid_of,
@@ -255,6 +258,47 @@ def test_broken_video_raises(file_format: str, what: str) -> None:
 
     with pytest.raises(DataError, match=r"does not decode|decodes to \d+ frame"):
         load_patches(corrupted(media, what), segment_of(media), CHECKPOINT)
+
+
+@pytest.mark.parametrize("file_format", VIDEO_FORMATS)
+def test_some_items_of_a_video_are_those_of_all(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    media = make_video(64, 48, file_format, num_frames=24, fps=4, seed=9)
+    segment = segment_of(media)
+    sizes = [item.num_patches for item in plan_items(segment, CHECKPOINT)]
+    whole = load_patches(media.data, segment, CHECKPOINT).split(sizes)
+    assert len(whole) == 3
+
+    built: list[tuple[int, ...]] = []
+
+    def patchify(frame: np.ndarray, *rest: Any) -> torch.Tensor:
+        built.append(frame.shape)
+        return _patchify(frame, *rest)
+
+    monkeypatch.setattr(images, "_patchify", patchify)
+    for positions in ([0], [1], [2], [0, 2]):
+        built.clear()
+        found = load_patches(media.data, segment, CHECKPOINT, positions)
+        assert torch.equal(found, torch.cat([whole[position] for position in positions]))
+        assert len(built) == sum(
+            item.grid_thw[0]
+            for position, item in enumerate(plan_items(segment, CHECKPOINT))
+            if position in positions
+        )
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("file_format", ["gif", "png"])
+def test_a_video_that_breaks_late_breaks_for_every_item(file_format: str, position: int) -> None:
+    media = make_video(64, 48, file_format, num_frames=24, fps=4, seed=9)
+    segment, cut = segment_of(media), media.data[: len(media.data) * 2 // 3]
+    messages = set()
+    for positions in (None, [position]):
+        with pytest.raises(DataError, match=r"does not decode|decodes to \d+ frame") as caught:
+            load_patches(cut, segment, CHECKPOINT, positions)
+        messages.add(str(caught.value).split(" at 0x")[0])
+    assert len(messages) == 1
+    with pytest.raises(DataError, match=r"decodes to 24 frame\(s\), the index says 23"):
+        load_patches(media.data, replace(segment, num_frames=23), CHECKPOINT, [position])
 
 
 def test_sizes_other_than_the_index_says_are_refused() -> None:
