@@ -125,7 +125,7 @@ class FeatureExchange:
             operations = []
             for peer in sorted(peers):
                 for operation in (dist.isend, dist.irecv):
-                    number = torch.zeros(1, dtype=self._wire_dtype, device=self._device)
+                    number = torch.zeros(1, dtype=torch.uint8, device=self._device)
                     operations.append(dist.P2POp(operation, number, peer, group))
             Posted("meet", operations, self._phase, lambda: None).wait()
 

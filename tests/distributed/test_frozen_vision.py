@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests.distributed.test_dep import MODES, SMOKE, layouts
+from tests.distributed.test_dep import SMOKE, WAYS, layouts
 from tests.distributed.test_resume import assert_close
 from tests.helpers.parity import DATA_OVERLAPS, EVERYTHING_OVERLAPS, TOLERANCE, Case, Parity, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
@@ -18,7 +18,7 @@ from tests.helpers.runs import fit, layout, overrides, start_run
 pytestmark = pytest.mark.distributed
 
 FROZEN = ("projector", "nothing")
-DECOUPLED, COUPLED = MODES
+DECOUPLED, COUPLED = "dep.mode=decoupled", "dep.mode=coupled"
 FEW = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
 ONE_IMAGE_IN_MANY = (
     "data.blend.text=0.94",
@@ -36,10 +36,16 @@ def check(parity: Parity, sizes: dict[str, int], both: Sequence[str], *more: str
 
 
 @pytest.mark.parametrize(
-    ("trained", "mode"), [("projector", DECOUPLED), ("nothing", DECOUPLED), ("projector", COUPLED)]
+    ("trained", "way"),
+    [
+        ("projector", "bubbles"),
+        ("nothing", "upfront"),
+        pytest.param("projector", "coupled", marks=pytest.mark.slow),
+        pytest.param("projector", "upfront", marks=pytest.mark.slow),
+    ],
 )
-def test_training_is_that_of_one_process(trained: str, mode: str, parity: Parity) -> None:
-    check(parity, SMOKE, (f"optim.vision.trained={trained}", *FEW), mode)
+def test_training_is_that_of_one_process(trained: str, way: str, parity: Parity) -> None:
+    check(parity, SMOKE, (f"optim.vision.trained={trained}", *FEW), *WAYS[way])
 
 
 def test_gradients_are_complete_without_images(parity: Parity) -> None:
@@ -49,13 +55,13 @@ def test_gradients_are_complete_without_images(parity: Parity) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("trained", FROZEN)
 @pytest.mark.parametrize("sizes", layouts(), ids=str)
 def test_every_layout_trains_as_one_process(
-    sizes: dict[str, int], trained: str, mode: str, parity: Parity
+    sizes: dict[str, int], trained: str, way: str, parity: Parity
 ) -> None:
-    check(parity, sizes, (f"optim.vision.trained={trained}",), mode, *DATA_OVERLAPS)
+    check(parity, sizes, (f"optim.vision.trained={trained}",), *WAYS[way], *DATA_OVERLAPS)
 
 
 # What is done, and what is not -----------------------------------------------------------------------------

@@ -107,6 +107,9 @@ def _exchange(
 
 def _send(traffic: Traffic, group: dist.ProcessGroup, tensors: Sequence[Tensor], *_: Any) -> None:
     kind = "features" if group.group_desc.startswith("VISION_FEATURE") else "pipeline"
+    if not all(tensor.is_floating_point() for tensor in tensors):
+        # Ranks that meet for the first time.
+        kind = "bookkeeping"
     traffic.add(kind, size_of(tensors), size_of(tensors))
 
 
