@@ -1,0 +1,1 @@
+"""Activation memory: in which form what the backward pass needs waits for it."""

@@ -1,0 +1,186 @@
+"""The format of `fp8.py` on CUDA: one pass over memory each way, the twin's bits.
+
+The conversion between float32 and E4M3 is integer arithmetic on bit patterns. Every GPU that Triton runs on does
+it alike, and so does Triton's interpreter, which is what proves the kernels on the CPU. Its own conversion to
+float8 proves nothing: it cuts off or rounds half away from zero, loses carries, and reads NaN as 480. All float
+arithmetic left is exact (the format's scales are powers of two), so neither fused multiply-adds nor how
+subnormals are treated can change a result.
+
+E4M3 is sign, 4 bits of exponent with bias 7, 3 bits of mantissa, so above its subnormals a float32 shifted right
+by 20 bits, with its exponent moved by 127 - 7 = 120, is the code. Its subnormals are multiples of 2^-9, and 2^-9
+is what float32 numbers from 2^14 on are apart: adding 2^14 leaves the multiple, rounded to nearest even by the
+adder, in the last bits.
+
+A program works on a block of rows x tiles. As indexes, tiles of a block are one dimension and a tile's 128
+elements the other, and a tile is reduced while it is in registers.
+"""
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from parallel.activations import fp8
+
+_TILE = tl.constexpr(fp8.TILE)
+_BLOCK_ROWS = tl.constexpr(8)
+_BLOCK_TILES = tl.constexpr(4)
+_BIAS = tl.constexpr(fp8.EXPONENT_BIAS)
+_SMALLEST_EXPONENT = tl.constexpr(fp8.SMALLEST_EXPONENT)
+_LARGEST_EXPONENT = tl.constexpr(fp8.LARGEST_EXPONENT)
+_TO_NEXT_EXPONENT = tl.constexpr(fp8.TO_NEXT_EXPONENT)
+
+_MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+"""All bits of a float32 but its sign."""
+_INFINITY = tl.constexpr(0x7F800000)
+"""Bits of float32's infinity; of the magnitude's, NaNs are above."""
+_NAN = tl.constexpr(0x7FC00000)
+_SUBNORMAL_STEPS = tl.constexpr(16384.0)
+"""2^14, see above."""
+_SUBNORMAL_STEPS_BITS = tl.constexpr(0x46800000)
+_REBIAS = tl.constexpr(120 << 3)
+"""From float32's exponent to E4M3's, in units of a code."""
+_SMALLEST_NORMAL = tl.constexpr(2.0**-6)
+_CODE_LARGEST, _CODE_NAN = tl.constexpr(0x7E), tl.constexpr(0x7F)
+
+
+@triton.jit
+def _block(num_rows: int, num_tiles: int, hidden: int) -> tuple[tl.tensor, ...]:
+    """This program's tiles: row and index in the row [tiles]; elements' column and existence [tiles, 128]."""
+    index = tl.arange(0, _BLOCK_ROWS * _BLOCK_TILES)
+    row = tl.program_id(0) * _BLOCK_ROWS + index // _BLOCK_TILES
+    tile = tl.program_id(1) * _BLOCK_TILES + index % _BLOCK_TILES
+    column = (tile * _TILE)[:, None] + tl.arange(0, _TILE)[None, :]
+    exists = (row < num_rows)[:, None] & (column < hidden)
+    # Elements of an activation outgrow 32 bits, rows and columns do not.
+    return row.to(tl.int64), tile, column, exists
+
+
+@triton.jit
+def _encode(scaled: tl.tensor) -> tl.tensor:
+    """E4M3 codes, int32, of float32 numbers that are finite and not negative."""
+    bits = scaled.to(tl.int32, bitcast=True)
+    even = (bits >> 20) & 1
+    normal = ((bits + 0x7FFFF + even) >> 20) - _REBIAS
+    subnormal = (scaled + _SUBNORMAL_STEPS).to(tl.int32, bitcast=True) - _SUBNORMAL_STEPS_BITS
+    return tl.where(scaled < _SMALLEST_NORMAL, subnormal, tl.minimum(normal, _CODE_LARGEST))
+
+
+@triton.jit
+def _decode(code: tl.tensor) -> tl.tensor:
+    """float32 numbers of E4M3 codes, int32, that have no sign and are not NaN."""
+    normal = ((code + _REBIAS) << 20).to(tl.float32, bitcast=True)
+    subnormal = (code + _SUBNORMAL_STEPS_BITS).to(tl.float32, bitcast=True) - _SUBNORMAL_STEPS
+    return tl.where(code < 8, subnormal, normal)
+
+
+@triton.jit
+def _compress_kernel(
+    words: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    num_rows: int,
+    num_tiles: int,
+    hidden: int,
+    row_stride: int,
+    is_bfloat16: tl.constexpr,
+) -> None:
+    """Words (int16 or int32 [num_rows, hidden], rows apart by a stride) to codes (uint8) and scales."""
+    row, tile, column, exists = _block(num_rows, num_tiles, hidden)
+    bits = tl.load(words + (row * row_stride)[:, None] + column, mask=exists, other=0).to(tl.int32)
+    if is_bfloat16:
+        bits = bits << 16
+    magnitude = bits & _MAGNITUDE
+    finite = magnitude < _INFINITY
+    magnitude = tl.where(finite, magnitude, 0)
+    # Floats without a sign are ordered as their bits.
+    amax = tl.max(magnitude, axis=1)
+    exponent = ((amax + _TO_NEXT_EXPONENT) >> 23) - _BIAS - 8
+    exponent = tl.minimum(tl.maximum(exponent, _SMALLEST_EXPONENT), _LARGEST_EXPONENT)
+    scale = ((exponent + _BIAS) << 23).to(tl.float32, bitcast=True)
+    inverse = ((-exponent + _BIAS) << 23).to(tl.float32, bitcast=True)
+    code = _encode(magnitude.to(tl.float32, bitcast=True) * inverse[:, None])
+    code = tl.where(finite, code | ((bits >> 24) & 0x80), _CODE_NAN)
+    tl.store(codes + (row * hidden)[:, None] + column, code.to(tl.uint8), mask=exists)
+    tl.store(scales + row * num_tiles + tile, scale, mask=(row < num_rows) & (tile < num_tiles))
+
+
+@triton.jit
+def _decompress_kernel(
+    codes: tl.tensor,
+    scales: tl.tensor,
+    words: tl.tensor,
+    num_rows: int,
+    num_tiles: int,
+    hidden: int,
+    is_bfloat16: tl.constexpr,
+) -> None:
+    """Codes (uint8) and scales to words (int16 or int32), all contiguous."""
+    row, tile, column, exists = _block(num_rows, num_tiles, hidden)
+    offset = (row * hidden)[:, None] + column
+    code = tl.load(codes + offset, mask=exists, other=0).to(tl.int32)
+    scale = tl.load(scales + row * num_tiles + tile, mask=(row < num_rows) & (tile < num_tiles), other=1.0)
+    value = _decode(code & 0x7F) * scale[:, None]
+    bits = value.to(tl.int32, bitcast=True) | ((code & 0x80) << 24)
+    bits = tl.where((code & 0x7F) == _CODE_NAN, _NAN, bits)
+    if is_bfloat16:
+        # Four significant bits: nothing is cut off.
+        tl.store(words + offset, (bits >> 16).to(tl.int16), mask=exists)
+    else:
+        tl.store(words + offset, bits, mask=exists)
+
+
+def _words(rows: Tensor) -> Tensor:
+    """The same memory as integers, which neither Triton nor its interpreter interprets."""
+    return rows.view(torch.int16 if rows.dtype == torch.bfloat16 else torch.int32)
+
+
+def _grid(num_rows: int, num_tiles: int) -> tuple[int, int]:
+    """Programs along rows and along tiles; none for an empty tensor."""
+    return triton.cdiv(num_rows, _BLOCK_ROWS.value), triton.cdiv(num_tiles, _BLOCK_TILES.value)
+
+
+def compress_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (float8_e4m3fn [rows, hidden]) and scales (float32 [rows, tiles]) of float32 or bfloat16 rows.
+
+    Rows may be apart, as those of a half of a fused projection's output are; elements that are get copied.
+    """
+    num_rows, hidden = rows.shape
+    num_tiles = triton.cdiv(hidden, fp8.TILE)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    values = torch.empty(num_rows, hidden, dtype=torch.float8_e4m3fn, device=rows.device)
+    scales = torch.empty(num_rows, num_tiles, dtype=torch.float32, device=rows.device)
+    if rows.numel():
+        # Triton launches on the current device, which need not be the tensor's.
+        with torch.cuda.device_of(rows):
+            _compress_kernel[_grid(num_rows, num_tiles)](
+                _words(rows),
+                values.view(torch.uint8),
+                scales,
+                num_rows,
+                num_tiles,
+                hidden,
+                rows.stride(0),
+                is_bfloat16=rows.dtype == torch.bfloat16,
+            )
+    return values, scales
+
+
+def decompress_rows(values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows [rows, hidden] of `dtype`, float32 or bfloat16, from what `compress_rows` made."""
+    num_rows, hidden = values.shape
+    num_tiles = scales.shape[1]
+    rows = torch.empty(num_rows, hidden, dtype=dtype, device=values.device)
+    if rows.numel():
+        with torch.cuda.device_of(rows):
+            _decompress_kernel[_grid(num_rows, num_tiles)](
+                values.view(torch.uint8),
+                scales,
+                _words(rows),
+                num_rows,
+                num_tiles,
+                hidden,
+                is_bfloat16=dtype == torch.bfloat16,
+            )
+    return rows
