@@ -1,35 +1,37 @@
 """Activations stored in FP8, computed with in bfloat16 (K2 report, arXiv 2507.20534, section 2.4.3).
 
-Kimi K2 keeps the inputs of MoE up-projections and of SwiGLU as FP8-E4M3, in tiles of 1x128 with float32 scales,
-and does not compute in FP8. `compress` and `decompress` are that format, exactly:
+Kimi K2 keeps the inputs of MoE up-projections and of SwiGLU as FP8-E4M3, in tiles of 1x128 with float32
+scales, and does not compute in FP8. `compress` and `decompress` are that format, to the bit:
 
-**Tile.** 128 neighbours along the last dimension; the last tile of a row may be shorter. A tile has one scale,
-found from its finite elements.
+**Tile.** 128 neighbours along the last dimension; the last tile of a row may be shorter. A tile has one
+scale, found from the largest magnitude of its finite elements, amax.
 
-**Scale.** s, in float32, is the least power of two with amax <= 448 s, kept within 2^-116 .. 2^119. 448 is the
-largest E4M3. The report leaves open how scales are rounded. Powers of two are what DeepSeek-V3 takes for the inputs
-of MoE up-projections (arXiv 2412.19437, section 3.3.3), and they make everything but one rounding exact:
+**Arithmetic.** a = max(amax, 448 * 2^-116), in float32, where 448 is the largest E4M3. All operations are
+float32's, each rounded to nearest even:
 
-- x / s, and the way back, have no error of their own in float32 or bfloat16. So multiplication by 1/s is
-  division, a fused multiply-add is a multiply and an add, and every device gives the same bits.
-- What went through once goes through again unchanged: decompress(compress(y)) is y, bit for bit, if y came out
-  of `decompress`. (Codes may differ: a tile whose largest code was 224 is stored as 448 of half the scale.)
-- It costs at most one of the 15 powers of two that a tile spans with full precision, or the 18 with some.
+    scale = a / 448                       value = E4M3(x * (448 / a))                back = value * scale
 
-**Value.** x / s to the nearest E4M3, ties to the even code, saturating at 448. Zeros, and what rounds to zero,
-keep their sign.
+E4M3() rounds to nearest, ties to the even code, and saturates at 448. `back` is rounded once more if the
+tensor is bfloat16. Zeros, and what becomes zero, keep their sign.
 
-**Not finite.** Inf, -Inf and NaN become NaN (code 0x7f), which comes back as NaN (0x7fc00000 or 0x7fc0). Other
-elements of the tile are not touched by it. So no fault is hidden from who looks for it, and none is spread.
+**Not finite.** Inf, -Inf and NaN become NaN (code 0x7f), which comes back as NaN (0x7fc00000 or 0x7fc0).
+Other elements of the tile are not touched by it. So no fault is hidden from who looks for it, and none is
+spread.
 
-**Error.** For s > 2^-116, |y - x| <= 2^-4 max(|x|, 2^-6 s): half a step of 3 mantissa bits above the smallest
-normal E4M3, half a step of subnormals below. As s < amax / 224, the second term is below amax / 229376. The
-bounds of s are where this bends:
+**Error.** |back - x| <= 2^-4 max(|x|, 2^-6 scale) + u |back|: half a step of 3 mantissa bits above E4M3's
+smallest normal number, half a step of its subnormals below; u is 2^-21 in float32 and 2^-8 in bfloat16, for
+the rounding of all else. 2^-10 scale is under amax / 400000. The largest element comes back as it was in
+bfloat16, and within an ulp in float32. A finite tensor comes back finite.
 
-- s = 2^-116 (amax below 448 * 2^-116 = 5.4e-33, zero included): the same bound, whose second term, 2^-126, is the
-  smallest normal float32. Subnormals among the inputs come back as zeros whatever a device does with them, and
-  no output is subnormal.
-- s = 2^119: elements above 448 * 2^119, 7/8 of the largest float32, saturate; they lose less than an eighth.
+**Small tiles.** An amax below 448 * 2^-116 = 5.4e-33, zero included, has the scale 2^-116. It is chosen such
+that no subnormal float32 takes part: those of the input come back as zeros, which they do whether a device
+flushes them or not, and no quotient, scale or result is one.
+
+**Again.** What came out of `decompress` goes through unchanged in bfloat16: same codes, scales and numbers.
+In float32 the codes are the same, but one scale in some is an ulp off, for 448 (a / 448) is not always a.
+
+Scales that are powers of two would be free of rounding, but lose what outliers gain: with amax / 448, the
+largest element of a tile is exact, and it has most of the weight (tests/unit/parallel/test_fp8.py).
 
 Shapes: a tensor of any leading shape is stored as `rows`, their product, times `hidden`, its last dimension.
 """
@@ -46,12 +48,8 @@ TILE = 128
 """Elements that share a scale, along the last dimension."""
 LARGEST = 448.0
 """The largest number of E4M3 (float8_e4m3fn): 1.75 * 2^8."""
-EXPONENT_BIAS = 127
-"""Of float32's exponent field."""
-SMALLEST_EXPONENT, LARGEST_EXPONENT = -116, 119
-"""Of a scale, as a power of two; why these, see above under "Error"."""
-TO_NEXT_EXPONENT = 0x1FFFFF
-"""Added to the bits of a float32, it carries into the exponent where the mantissa is above 1.75."""
+SMALLEST_AMAX = LARGEST * 2.0**-116
+"""Of smaller tiles, the scale is this one's; why, see above under "Small tiles"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +57,9 @@ class Fp8Tensor:
     """A tensor as `compress` stores it. Only `compress` makes one."""
 
     values: Tensor
-    """float8_e4m3fn [rows, hidden]: elements divided by their tile's scale."""
+    """float8_e4m3fn [rows, hidden]: elements over their tile's scale."""
     scales: Tensor
-    """float32 [rows, ceil(hidden / 128)]: powers of two."""
+    """float32 [rows, ceil(hidden / 128)]: what values are to be multiplied by."""
     shape: torch.Size
     """What `decompress` gives back: [..., hidden], of which the leading dimensions multiply to rows."""
     dtype: torch.dtype
@@ -92,7 +90,9 @@ def compress(tensor: Tensor) -> Fp8Tensor:
             "convert it, or keep it as it is"
         )
     if not tensor.dim():
-        raise ValueError("a scalar is to be stored in FP8, which needs a last dimension to tile: keep it as it is")
+        raise ValueError(
+            "a scalar is to be stored in FP8, which needs a last dimension to tile: keep it as it is"
+        )
     hidden = tensor.shape[-1]
     rows = tensor.detach().reshape(math.prod(tensor.shape[:-1]), hidden)
     if _on_cuda(tensor):
@@ -140,16 +140,14 @@ def _compress_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     tiles = _tiled(rows.float())
     finite = tiles.isfinite()
     amax = torch.where(finite, tiles, 0).abs().amax(-1, keepdim=True)
-    # On the bits: logarithms are rounded, and frexp of a subnormal depends on the device's mode.
-    exponent = ((amax.view(torch.int32) + TO_NEXT_EXPONENT) >> 23) - EXPONENT_BIAS - 8
-    exponent = exponent.clamp(SMALLEST_EXPONENT, LARGEST_EXPONENT)
-    scales, inverse = (
-        ((EXPONENT_BIAS + power) << 23).view(torch.float32) for power in (exponent, -exponent)
-    )
+    amax = amax.clamp(min=SMALLEST_AMAX)
+    largest = torch.full_like(amax, LARGEST)
+    # A number over a tensor is the tensor's reciprocal times the number in torch: two roundings.
+    values = tiles * (largest / amax)
     # Beyond the largest number torch gives NaN, so saturation comes first.
-    values = (tiles * inverse).clamp(-LARGEST, LARGEST)
-    values = torch.where(finite, values, torch.nan).flatten(1)[:, : rows.shape[1]]
-    return values.to(torch.float8_e4m3fn), scales.squeeze(-1)
+    values = torch.where(finite, values.clamp(-LARGEST, LARGEST), torch.nan)
+    values = values.flatten(1)[:, : rows.shape[1]].to(torch.float8_e4m3fn)
+    return values, (amax / largest).squeeze(-1)
 
 
 def _decompress_rows(values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:

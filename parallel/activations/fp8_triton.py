@@ -1,15 +1,17 @@
 """The format of `fp8.py` on CUDA: one pass over memory each way, the twin's bits.
 
-The conversion between float32 and E4M3 is integer arithmetic on bit patterns. Every GPU that Triton runs on does
-it alike, and so does Triton's interpreter, which is what proves the kernels on the CPU. Its own conversion to
-float8 proves nothing: it cuts off or rounds half away from zero, loses carries, and reads NaN as 480. All float
-arithmetic left is exact (the format's scales are powers of two), so neither fused multiply-adds nor how
-subnormals are treated can change a result.
+The conversion between float32 and E4M3 is integer arithmetic on bit patterns. Every GPU that Triton runs on
+does it alike, and so does Triton's interpreter, which is what proves the kernels on the CPU. The
+interpreter's own conversion proves nothing: it knows no ties, loses carries, and reads NaN as 480.
 
-E4M3 is sign, 4 bits of exponent with bias 7, 3 bits of mantissa, so above its subnormals a float32 shifted right
-by 20 bits, with its exponent moved by 127 - 7 = 120, is the code. Its subnormals are multiples of 2^-9, and 2^-9
-is what float32 numbers from 2^14 on are apart: adding 2^14 leaves the multiple, rounded to nearest even by the
-adder, in the last bits.
+E4M3 is sign, 4 bits of exponent with bias 7, 3 bits of mantissa, so above its subnormals a float32 shifted
+right by 20 bits, with its exponent moved by 127 - 7 = 120, is the code. Its subnormals are multiples of 2^-9,
+and 2^-9 is what float32 numbers from 2^14 on are apart: adding 2^14 leaves the multiple, rounded to nearest
+even by the adder, in the last bits.
+
+Of float arithmetic three things differ between devices. Division, in Triton, is approximate unless it is
+`div_rn`. A product and that sum would be fused, which rounds once instead of twice: kernels are compiled
+without. Subnormals may be flushed: the format has none.
 
 A program works on a block of rows x tiles. As indexes, tiles of a block are one dimension and a tile's 128
 elements the other, and a tile is reduced while it is in registers.
@@ -22,14 +24,15 @@ from triton import language as tl
 
 from parallel.activations import fp8
 
+COMPILE_OPTIONS = {"enable_fp_fusion": False}
+"""What both kernels have to be compiled with, see above."""
+
 _TILE = tl.constexpr(fp8.TILE)
 _BLOCK_ROWS = tl.constexpr(8)
 _BLOCK_TILES = tl.constexpr(4)
-_BIAS = tl.constexpr(fp8.EXPONENT_BIAS)
-_SMALLEST_EXPONENT = tl.constexpr(fp8.SMALLEST_EXPONENT)
-_LARGEST_EXPONENT = tl.constexpr(fp8.LARGEST_EXPONENT)
-_TO_NEXT_EXPONENT = tl.constexpr(fp8.TO_NEXT_EXPONENT)
-
+_LARGEST = tl.constexpr(fp8.LARGEST)
+_SMALLEST_AMAX_BITS = tl.constexpr(0x09E00000)
+"""Of `fp8.SMALLEST_AMAX`, 1.75 * 2^-108."""
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 """All bits of a float32 but its sign."""
 _INFINITY = tl.constexpr(0x7F800000)
@@ -94,15 +97,14 @@ def _compress_kernel(
     finite = magnitude < _INFINITY
     magnitude = tl.where(finite, magnitude, 0)
     # Floats without a sign are ordered as their bits.
-    amax = tl.max(magnitude, axis=1)
-    exponent = ((amax + _TO_NEXT_EXPONENT) >> 23) - _BIAS - 8
-    exponent = tl.minimum(tl.maximum(exponent, _SMALLEST_EXPONENT), _LARGEST_EXPONENT)
-    scale = ((exponent + _BIAS) << 23).to(tl.float32, bitcast=True)
-    inverse = ((-exponent + _BIAS) << 23).to(tl.float32, bitcast=True)
+    amax = tl.maximum(tl.max(magnitude, axis=1), _SMALLEST_AMAX_BITS).to(tl.float32, bitcast=True)
+    largest = tl.full(amax.shape, _LARGEST, tl.float32)
+    inverse = tl.div_rn(largest, amax)
     code = _encode(magnitude.to(tl.float32, bitcast=True) * inverse[:, None])
     code = tl.where(finite, code | ((bits >> 24) & 0x80), _CODE_NAN)
     tl.store(codes + (row * hidden)[:, None] + column, code.to(tl.uint8), mask=exists)
-    tl.store(scales + row * num_tiles + tile, scale, mask=(row < num_rows) & (tile < num_tiles))
+    has_scale = (row < num_rows) & (tile < num_tiles)
+    tl.store(scales + row * num_tiles + tile, tl.div_rn(amax, largest), mask=has_scale)
 
 
 @triton.jit
@@ -119,12 +121,14 @@ def _decompress_kernel(
     row, tile, column, exists = _block(num_rows, num_tiles, hidden)
     offset = (row * hidden)[:, None] + column
     code = tl.load(codes + offset, mask=exists, other=0).to(tl.int32)
-    scale = tl.load(scales + row * num_tiles + tile, mask=(row < num_rows) & (tile < num_tiles), other=1.0)
+    has_scale = (row < num_rows) & (tile < num_tiles)
+    scale = tl.load(scales + row * num_tiles + tile, mask=has_scale, other=1.0)
     value = _decode(code & 0x7F) * scale[:, None]
     bits = value.to(tl.int32, bitcast=True) | ((code & 0x80) << 24)
     bits = tl.where((code & 0x7F) == _CODE_NAN, _NAN, bits)
     if is_bfloat16:
-        # Four significant bits: nothing is cut off.
+        # To nearest even; no finite number is near enough to infinity to become it, and NaN stays as it is.
+        bits = bits + 0x7FFF + ((bits >> 16) & 1)
         tl.store(words + offset, (bits >> 16).to(tl.int16), mask=exists)
     else:
         tl.store(words + offset, bits, mask=exists)
@@ -163,6 +167,7 @@ def compress_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
                 hidden,
                 rows.stride(0),
                 is_bfloat16=rows.dtype == torch.bfloat16,
+                **COMPILE_OPTIONS,
             )
     return values, scales
 
@@ -182,5 +187,6 @@ def decompress_rows(values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tenso
                 num_tiles,
                 hidden,
                 is_bfloat16=dtype == torch.bfloat16,
+                **COMPILE_OPTIONS,
             )
     return rows

@@ -23,6 +23,8 @@ FORBIDDEN = {
 }
 # Package or module -> all that it may import.
 ALLOWED = {
+    "parallel.activations": {"stdlib", "torch", "triton", "parallel.activations"},
+    "parallel.activations.fp8": {"stdlib", "torch", "parallel.activations.fp8_triton"},
     "parallel.config": {"stdlib"},
     "parallel.layout": {"stdlib"},
     "parallel.layout_plan": {"stdlib", "parallel.layout"},
@@ -107,6 +109,7 @@ def test_imports_follow_the_rules(path: Path) -> None:
     [
         ("parallel.topology", "k25_train.model"),
         ("parallel.config", "torch"),
+        ("parallel.activations.fp8", "triton"),
         ("k25_train.model.moonvit", "k25_train.data.batch"),
         ("k25_train.train", "launch.slurm"),
         ("k25_train.plan.parameters", "torch.nn"),
