@@ -14,7 +14,8 @@ Of float arithmetic three things differ between devices. Division, in Triton, is
 without. Subnormals may be flushed: the format has none.
 
 A program works on a block of rows x tiles. As indexes, tiles of a block are one dimension and a tile's 128
-elements the other, and a tile is reduced while it is in registers.
+elements the other, and a tile is reduced while it is in registers. Kernels' integers are annotated as
+tensors, which they are there: as `int`, Triton would cut them to 32 bits.
 """
 
 import torch
@@ -48,7 +49,7 @@ _CODE_LARGEST, _CODE_NAN = tl.constexpr(0x7E), tl.constexpr(0x7F)
 
 
 @triton.jit
-def _block(num_rows: int, num_tiles: int, hidden: int) -> tuple[tl.tensor, ...]:
+def _block(num_rows: tl.tensor, hidden: tl.tensor) -> tuple[tl.tensor, ...]:
     """This program's tiles: row and index in the row [tiles]; elements' column and existence [tiles, 128]."""
     index = tl.arange(0, _BLOCK_ROWS * _BLOCK_TILES)
     row = tl.program_id(0) * _BLOCK_ROWS + index // _BLOCK_TILES
@@ -82,14 +83,14 @@ def _compress_kernel(
     words: tl.tensor,
     codes: tl.tensor,
     scales: tl.tensor,
-    num_rows: int,
-    num_tiles: int,
-    hidden: int,
-    row_stride: int,
+    num_rows: tl.tensor,
+    num_tiles: tl.tensor,
+    hidden: tl.tensor,
+    row_stride: tl.tensor,
     is_bfloat16: tl.constexpr,
 ) -> None:
     """Words (int16 or int32 [num_rows, hidden], rows apart by a stride) to codes (uint8) and scales."""
-    row, tile, column, exists = _block(num_rows, num_tiles, hidden)
+    row, tile, column, exists = _block(num_rows, hidden)
     bits = tl.load(words + (row * row_stride)[:, None] + column, mask=exists, other=0).to(tl.int32)
     if is_bfloat16:
         bits = bits << 16
@@ -112,13 +113,13 @@ def _decompress_kernel(
     codes: tl.tensor,
     scales: tl.tensor,
     words: tl.tensor,
-    num_rows: int,
-    num_tiles: int,
-    hidden: int,
+    num_rows: tl.tensor,
+    num_tiles: tl.tensor,
+    hidden: tl.tensor,
     is_bfloat16: tl.constexpr,
 ) -> None:
     """Codes (uint8) and scales to words (int16 or int32), all contiguous."""
-    row, tile, column, exists = _block(num_rows, num_tiles, hidden)
+    row, tile, column, exists = _block(num_rows, hidden)
     offset = (row * hidden)[:, None] + column
     code = tl.load(codes + offset, mask=exists, other=0).to(tl.int32)
     has_scale = (row < num_rows) & (tile < num_tiles)

@@ -2,10 +2,10 @@
 
     python -m tests.bench.fp8_bandwidth [rows]
 
-A pass reads the tensor and writes values and scales, or the other way round. Those bytes over its time are held
-against a copy of the same tensor in the same run, which reads and writes it once. Rounds of all alternate and
-the fastest counts: other work on the machine slows single rounds down. Sizes are Kimi K2.5's: the input of an
-expert's up-projection (7168), and of its SwiGLU (2 * 2048).
+A pass reads the tensor and writes values and scales, or the other way round. Those bytes over its time are
+held against a copy of the same tensor in the same run, which reads and writes it once. Rounds of all
+alternate and the fastest counts: other work on the machine slows single rounds down. Sizes are Kimi K2.5's:
+the input of an expert's up-projection (7168), and of its SwiGLU (2 * 2048).
 """
 
 from __future__ import annotations
