@@ -20,6 +20,8 @@ setup(
     # Every range is one that was tried together; megatron-core is patched per version (parallel/megatron).
     install_requires=[
         "torch>=2.13,<2.14",
+        # The very release is torch's to choose; where there is none, the CPU does without.
+        "triton>=3.7,<3.8; platform_system == 'Linux'",
         "megatron-core==0.19.2",
         "emerging-optimizers==0.3.0",
         "hydra-core>=1.3.8,<1.4",

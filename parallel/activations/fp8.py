@@ -20,12 +20,12 @@ spread.
 
 **Error.** |back - x| <= 2^-4 max(|x|, 2^-6 scale) + u |back|: half a step of 3 mantissa bits above E4M3's
 smallest normal number, half a step of its subnormals below; u is 2^-21 in float32 and 2^-8 in bfloat16, for
-the rounding of all else. 2^-10 scale is under amax / 400000. The largest element comes back as it was in
-bfloat16, and within an ulp in float32. A finite tensor comes back finite.
+the rounding of all else. But for small tiles, 2^-10 scale is under amax / 400000, and the largest element
+comes back as it was in bfloat16, within an ulp in float32. A finite tensor comes back finite.
 
 **Small tiles.** An amax below 448 * 2^-116 = 5.4e-33, zero included, has the scale 2^-116. It is chosen such
 that no subnormal float32 takes part: those of the input come back as zeros, which they do whether a device
-flushes them or not, and no quotient, scale or result is one.
+flushes them or not, and no scale, no 448 / a and no result is one.
 
 **Again.** What came out of `decompress` goes through unchanged in bfloat16: same codes, scales and numbers.
 In float32 the codes are the same, but one scale in some is an ulp off, for 448 (a / 448) is not always a.
