@@ -188,8 +188,8 @@ class OffloadEngine:
                 for batch, saved in list(self._batches.items())[:8]
             )
             raise RuntimeError(
-                f"offloaded tensors are held after the step ({self._pool.held_bytes} bytes in the host): {held}: "
-                "drop what holds their graphs"
+                f"offloaded tensors are held after the step ({self._pool.held_bytes} bytes in the host): "
+                f"{held}: drop what holds their graphs"
             )
 
     def close(self) -> None:
