@@ -98,7 +98,7 @@ class HostPool:
     def _explain(self, num_bytes: int) -> str:
         largest = max((gap.end - gap.start for gap in self._gaps), default=0)
         return (
-            f"activation.host_gib = {self._memory.nbytes / 2**30:.4g}: no room for a tensor of "
-            f"{num_bytes} bytes; {self.held_bytes} of {self._memory.nbytes} are held, the largest gap has {largest}: "
+            f"activation.host_gib = {self._memory.nbytes / 2**30:.4g}: no room for a tensor of {num_bytes} "
+            f"bytes; {self.held_bytes} of {self._memory.nbytes} are held, the largest gap has {largest}: "
             "raise it, or offload fewer tensors"
         )
