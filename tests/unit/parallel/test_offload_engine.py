@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -116,8 +117,9 @@ def play(
 
 @pytest.mark.parametrize("first", range(0, NUM_SCHEDULES, SCHEDULES_A_TEST))
 def test_no_tensor_is_ever_wrong(first: int) -> None:
-    for seed in range(first, first + SCHEDULES_A_TEST):
-        play(seed)
+    # Beside each other, as they mostly wait.
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(play, range(first, first + SCHEDULES_A_TEST)))
 
 
 # Faults that the random schedules have to find --------------------------------------------------------------
