@@ -50,9 +50,10 @@ class RacyDevice:
         self.races: list[str] = []
 
     @property
-    def num_used(self) -> int:
-        """Pieces of memory that are held."""
-        return len(self._used)
+    def used_bytes(self) -> int:
+        """Memory that is held."""
+        with self._lock:
+            return sum(end - start for start, end in self._used)
 
     def empty(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
         """New memory at the lowest free address, full of poison; it is free once no tensor holds it."""

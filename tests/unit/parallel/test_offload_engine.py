@@ -35,6 +35,8 @@ class Player:
     engine: OffloadEngine
     device: RacyDevice
     source: random.Random
+    device_bytes: int
+    """The engine's budget on the device."""
     held: dict[Batch, list[tuple[Ticket, Tensor]]] = field(default_factory=dict)
     """Tickets, with what they stand for."""
     loaded: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -55,6 +57,8 @@ class Player:
             expected = tensor.clone()
             self.held.setdefault(batch, []).append((self.engine.save(tensor, batch), expected))
             del tensor
+            kept_bytes = self.device.used_bytes - sum(found.nbytes for found, _ in self.loaded)
+            assert kept_bytes <= self.device_bytes
             # What is computed next lies in whatever memory is free.
             self.draw()
 
@@ -96,7 +100,7 @@ def play(
     device_bytes = source.choice([0, 5_000, 20_000, 2**19])
     copier = copier_type(device, random_delays(seed))
     engine = engine_type(copier, host_bytes, device_bytes)
-    player = Player(engine, device, source)
+    player = Player(engine, device, source, device_bytes)
     passes = random_passes(source)
     order = offload_order(passes, source.randint(1, 3))
     try:
@@ -109,7 +113,7 @@ def play(
     stats = engine.read_stats()
     engine.close()
     assert not device.races
-    assert device.num_used == 0
+    assert device.used_bytes == 0
     assert engine._pool.held_bytes == 0
     assert stats.peak_host_bytes <= host_bytes
     assert stats.peak_device_bytes <= device_bytes
@@ -266,6 +270,8 @@ def test_the_device_budget_holds_and_none_is_needed() -> None:
             assert engine.read_stats().peak_device_bytes <= device_bytes
             engine.prefetch(BATCH)
             assert engine.read_stats().loaded_bytes == loaded_ahead * 400
+            are_there = [ticket._saved.device is not None for ticket in tickets]
+            assert are_there == [number >= 6 - loaded_ahead for number in range(6)]
             for ticket, tensor in zip(reversed(tickets), reversed(tensors), strict=True):
                 assert torch.equal(engine.load(ticket), tensor)
             stats = engine.read_stats()
@@ -359,6 +365,8 @@ def test_a_handed_back_tensor_may_be_changed() -> None:
     with started(delays=(0.1,)) as engine:
         ticket = engine.save(torch.ones(4), BATCH)
         engine.load(ticket).zero_()
+        ticket._saved.to_host.synchronize()
+        engine.read_stats()
         del ticket
         engine.check_empty()
 
