@@ -61,8 +61,8 @@ class Stopwatch:
             for name in names:
                 self._add(name, time.perf_counter() - started)
 
-    def read_into(self, stats: VisionStats) -> None:
-        """Add what was measured to the statistics, and begin again; waits for the device."""
+    def read_into(self, stats: object) -> None:
+        """Add what was measured to the fields of the statistics, and begin again; waits for the device."""
         for name, start, end in self._measured:
             end.synchronize()
             self._add(name, start.elapsed_time(end) / 1e3)

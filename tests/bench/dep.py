@@ -44,7 +44,7 @@ from tests.helpers.shards import write_tiny_shard_set
 from tests.helpers.slow_motion import Clock, slow_down
 
 NUM_RANKS = 4
-WARM_UP_STEPS, STEPS_AS_IT_IS, STEPS_SLOW = 2, 8, 3
+WARM_UP_STEPS, STEPS_AS_IT_IS, STEPS_SLOW = 2, 4, 2
 NUM_STEPS = WARM_UP_STEPS + STEPS_AS_IT_IS + STEPS_SLOW
 DISTURBED = 0.2
 """Share of computing in slow motion above which ranks have waited for a core. Alone they stay below."""
@@ -55,8 +55,8 @@ WORK = (
     f"optim.decay_steps=1 train.steps={NUM_STEPS}"
 ).split()
 RATES = (
-    # A forward pass of a rank then lasts 0.1 s, and takes some milliseconds to compute.
-    "cluster.model_tflops=0.0008 "
+    # A forward pass of a rank then lasts 0.2 s, and takes some milliseconds to compute.
+    "cluster.model_tflops=0.0004 "
     # Pixels are where the tower is, and loopback sends some GB a second.
     "cluster.host_copy_gb_per_s=1000 cluster.network_gb_per_s=1"
 ).split()

@@ -16,11 +16,9 @@ two images, and features within `dep.feature_buffer_gib`, here smaller than the 
 - On the CPU "device" and "host" are the same memory: features that the buffer has no room for are resident
   as well. What would lie on a device is counted by the engines (`vision_peak_feature_bytes`) and shown beside
   it.
-- In bubbles that count is an upper bound here: gloo calls a message sent only when somebody has waited for
-  it, which nobody does before the step's end, so all that the first stage sends adds up. NCCL calls it sent
-  when it is.
-- In no count are features that a rank has encoded and not handed over yet, and gradients that it has received
-  and not used yet: at most its share of the step's, 1/pp of a replica's. They are in the resident memory.
+- In bubbles that count is of all features and gradients that a rank has: also of its own share as an encoder,
+  1/pp of a replica's features of the step, which upfront is in no count. On gloo a message counts as under way
+  until somebody has waited for it.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ ALLOWED = {
     "parallel.layout": {"stdlib"},
     "parallel.layout_plan": {"stdlib", "parallel.layout"},
     "parallel.micro_batches": {"stdlib"},
+    "parallel.activations.order": {"stdlib", "parallel.dep.timeline"},
     "parallel.dep.plan": {"stdlib", "parallel.dep.split"},
     "parallel.dep.split": {"stdlib"},
     "parallel.dep.timeline": {"stdlib", "parallel.micro_batches"},

@@ -1,0 +1,58 @@
+"""What is worth offloading, and when it has to be on its way back. Pure; standard library only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from parallel.dep.timeline import Pass
+
+
+class Batch(NamedTuple):
+    """One micro-batch in one chunk: what one forward pass saves for one backward pass."""
+
+    vp_stage: int
+    micro_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadOrder:
+    """When to save and to prefetch in a step of one pipeline rank."""
+
+    stay: frozenset[Batch]
+    """Not offloaded: their backward comes so soon that they would be on their way back at once."""
+    prefetch: dict[int, tuple[Batch, ...]]
+    """Position of a pass -> what starts on its way back as the pass starts, in the order of need."""
+
+
+def offload_order(passes: Sequence[Pass], num_ahead: int = 2) -> OffloadOrder:
+    """Bring each batch back `num_ahead` passes before its backward: 2 is the backward before it in 1F1B.
+
+    Args:
+        passes: of one rank, in order (`parallel.dep.timeline.schedule_of`). Those that run beside each other
+            count as one, and begin with the first of them.
+        num_ahead: at least 1. More hides longer copies and holds more batches on the device.
+
+    Raises `ValueError` for a smaller one.
+    """
+    if num_ahead < 1:
+        raise ValueError(f"num_ahead = {num_ahead}: what is not brought ahead is not prefetched: at least 1")
+    starts = [
+        position
+        for position in range(len(passes))
+        if not (position and passes[position - 1].runs_beside_next)
+    ]
+    ends = [*starts[1:], len(passes)]
+    forward_turn: dict[Batch, int] = {}
+    stay: set[Batch] = set()
+    prefetch: dict[int, tuple[Batch, ...]] = {}
+    for turn, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        for each in passes[start:end]:
+            batch = Batch(each.vp_stage, each.micro_batch)
+            if each.is_forward:
+                forward_turn[batch] = turn
+            elif turn - forward_turn[batch] <= num_ahead + 1:
+                stay.add(batch)
+            else:
+                begin = starts[turn - num_ahead]
+                prefetch[begin] = (*prefetch.get(begin, ()), batch)
+    return OffloadOrder(frozenset(stay), prefetch)

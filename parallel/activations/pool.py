@@ -1,0 +1,104 @@
+"""Page-locked host memory for saved tensors: one piece, allocated once, handed out in blocks.
+
+One piece and not lists of blocks by size: tokens of an expert differ from step to step, and a block that was
+kept for one size is lost to all others. Page-locking during a step would stop the device besides.
+"""
+
+from bisect import bisect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parallel.activations.copier import HostMemoryError
+
+BLOCK_BYTES = 512
+"""Blocks are multiples of it, and begin at one: the alignment of torch's own allocator on a GPU."""
+
+
+class HostBudgetError(RuntimeError):
+    """More to keep in host memory than `activation.host_gib` allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A piece of the pool."""
+
+    start: int
+    """First byte in the pool."""
+    memory: Tensor
+    """uint8, at least as many bytes as were asked for."""
+
+
+@dataclass(slots=True)
+class _Gap:
+    start: int
+    end: int
+
+
+class HostPool:
+    """Blocks of host memory, up to a budget."""
+
+    def __init__(self, num_bytes: int, pin: Callable[[Tensor], None]) -> None:
+        """
+        Args:
+            num_bytes: the budget, all of which is allocated.
+            pin: page-locks memory, or raises `HostMemoryError`.
+
+        Raises `HostMemoryError` if the host does not have the memory, or cannot page-lock it.
+        """
+        num_bytes -= num_bytes % BLOCK_BYTES
+        try:
+            self._memory = torch.empty(num_bytes, dtype=torch.uint8)
+            pin(self._memory)
+        except RuntimeError as error:
+            raise HostMemoryError(
+                f"activation.host_gib: the host has no {num_bytes / 2**30:.4g} GiB of page-locked memory for "
+                f"every rank on it ({error}): lower it, or raise the limit of locked memory (ulimit -l)"
+            ) from error
+        self._gaps = [_Gap(0, num_bytes)] if num_bytes else []
+        self.held_bytes = 0
+        """Bytes of the blocks that are out."""
+        self.peak_bytes = 0
+        """The most that were out at a time."""
+
+    def take(self, num_bytes: int) -> Block:
+        """A block from the smallest gap that it fits into; `HostBudgetError` if there is none."""
+        size = -(-max(num_bytes, 1) // BLOCK_BYTES) * BLOCK_BYTES
+        fitting = [gap for gap in self._gaps if gap.end - gap.start >= size]
+        if not fitting:
+            raise HostBudgetError(self._explain(num_bytes))
+        gap = min(fitting, key=lambda each: each.end - each.start)
+        block = Block(gap.start, self._memory[gap.start : gap.start + size])
+        gap.start += size
+        if gap.start == gap.end:
+            self._gaps.remove(gap)
+        self.held_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        return block
+
+    def give(self, block: Block) -> None:
+        """Take a block back."""
+        end = block.start + block.memory.nbytes
+        self.held_bytes -= block.memory.nbytes
+        place = bisect(self._gaps, block.start, key=lambda gap: gap.start)
+        gap = _Gap(block.start, end)
+        if place < len(self._gaps) and self._gaps[place].start == end:
+            gap.end = self._gaps.pop(place).end
+        if place and self._gaps[place - 1].end == block.start:
+            place -= 1
+            gap.start = self._gaps.pop(place).start
+        self._gaps.insert(place, gap)
+
+    def restart_peak(self) -> None:
+        """Measure the peak from now on."""
+        self.peak_bytes = self.held_bytes
+
+    def _explain(self, num_bytes: int) -> str:
+        largest = max((gap.end - gap.start for gap in self._gaps), default=0)
+        return (
+            f"activation.host_gib = {self._memory.nbytes / 2**30:.4g}: no room for a tensor of {num_bytes} "
+            f"bytes; {self.held_bytes} of {self._memory.nbytes} are held, the largest gap has {largest}: "
+            "raise it, or offload fewer tensors"
+        )

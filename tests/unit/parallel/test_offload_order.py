@@ -1,0 +1,72 @@
+"""When batches are offloaded and brought back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel.activations.order import Batch, offload_order
+from parallel.dep.timeline import Pass, schedule_of
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> list[Pass]:
+    pp, vpp = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    num_micro_batches = pp * draw(st.integers(1, 4)) if vpp > 1 else draw(st.integers(1, 12))
+    return schedule_of(
+        pp, vpp, num_micro_batches, pp, draw(st.integers(0, pp - 1)), overlaps=draw(st.booleans())
+    )
+
+
+def turns_of(passes: list[Pass]) -> list[int]:
+    """[position] -> how many starts come before: passes beside each other have one."""
+    turns = [0]
+    for each in passes[:-1]:
+        turns.append(turns[-1] + (not each.runs_beside_next))
+    return turns
+
+
+@given(schedules(), st.integers(1, 4))
+def test_every_batch_stays_or_is_brought_in_time(passes: list[Pass], num_ahead: int) -> None:
+    order = offload_order(passes, num_ahead)
+    turns = turns_of(passes)
+    turn_of = {
+        (each.is_forward, Batch(each.vp_stage, each.micro_batch)): turn
+        for each, turn in zip(passes, turns, strict=True)
+    }
+    brought = {batch: turns[position] for position, batches in order.prefetch.items() for batch in batches}
+    assert sum(len(batches) for batches in order.prefetch.values()) == len(brought)
+    assert brought.keys() | order.stay == {batch for _, batch in turn_of}
+    assert not brought.keys() & order.stay
+    for batch, turn in brought.items():
+        assert turn == turn_of[False, batch] - num_ahead
+        # At least one pass runs between forward and the way back.
+        assert turn >= turn_of[True, batch] + 2
+    for batch in order.stay:
+        assert turn_of[False, batch] - turn_of[True, batch] <= num_ahead + 1
+    # A start is that of the first of the passes beside each other.
+    assert all(position == turns.index(turns[position]) for position in order.prefetch)
+
+
+def test_1f1b() -> None:
+    """F0 F1 F2 F3 B0 F4 B1 F5 B2 B3 B4 B5: the first of four stages."""
+    order = offload_order(schedule_of(4, 1, 6, 6, 0))
+    assert order.stay == frozenset()
+    assert order.prefetch == {
+        2: (Batch(0, 0),),
+        4: (Batch(0, 1),),
+        6: (Batch(0, 2),),
+        7: (Batch(0, 3),),
+        8: (Batch(0, 4),),
+        9: (Batch(0, 5),),
+    }
+
+
+def test_the_last_stage_offloads_nothing() -> None:
+    order = offload_order(schedule_of(4, 1, 6, 6, 3))
+    assert order.stay == {Batch(0, number) for number in range(6)}
+    assert not order.prefetch
+
+
+def test_nothing_ahead_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"num_ahead = 0.*at least 1"):
+        offload_order([], 0)
