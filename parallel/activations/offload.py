@@ -24,7 +24,7 @@ from torch import Tensor
 from parallel.activations.copier import Copier, Event
 from parallel.activations.order import Batch
 from parallel.activations.pool import Block, HostPool
-from parallel.dep.stats import Stopwatch
+from parallel.stopwatch import Stopwatch
 
 
 @dataclass(slots=True)

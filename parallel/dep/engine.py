@@ -14,8 +14,9 @@ from torch import Tensor
 from parallel.dep.exchange import FeatureExchange
 from parallel.dep.plan import Piece, VisionPlan
 from parallel.dep.program import Program
-from parallel.dep.stats import Stopwatch, VisionStats
+from parallel.dep.stats import VisionStats
 from parallel.dep.vision_pass import Chunk
+from parallel.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,5 @@
 """What the decoupled encoder did in a step: one rank's figures, and those of all ranks."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,42 +33,6 @@ class VisionStats:
     def work_s(self) -> float:
         """Time that the encoder worked."""
         return self.forward_s + self.backward_s
-
-
-class Stopwatch:
-    """Measures how long the device is busy with something, without waiting for it: on a GPU by events."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._measured: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, *names: str) -> Iterator[None]:
-        """Add the time of a `with` block to these fields of the statistics."""
-        if self._device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            end.record()
-            self._measured += [(name, start, end) for name in names]
-        else:
-            started = time.perf_counter()
-            yield
-            for name in names:
-                self._add(name, time.perf_counter() - started)
-
-    def read_into(self, stats: object) -> None:
-        """Add what was measured to the fields of the statistics, and begin again; waits for the device."""
-        for name, start, end in self._measured:
-            end.synchronize()
-            self._add(name, start.elapsed_time(end) / 1e3)
-        for name, seconds in self._seconds.items():
-            setattr(stats, name, getattr(stats, name) + seconds)
-        self._measured, self._seconds = [], {}
-
-    def _add(self, name: str, seconds: float) -> None:
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
 
 @dataclass(frozen=True, slots=True)

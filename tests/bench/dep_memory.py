@@ -17,7 +17,7 @@ two images, and features within `dep.feature_buffer_gib`, here smaller than the 
   as well. What would lie on a device is counted by the engines (`vision_peak_feature_bytes`) and shown beside
   it.
 - In bubbles that count is of all features and gradients that a rank has: also of its own share as an encoder,
-  1/pp of a replica's features of the step, which upfront is in no count. On gloo a message counts as under way
+  1/pp of a replica's features of the step, which upfront is in no count. On gloo a message is under way
   until somebody has waited for it.
 """
 

@@ -23,7 +23,14 @@ FORBIDDEN = {
 }
 # Package or module -> all that it may import.
 ALLOWED = {
-    "parallel.activations": {"stdlib", "torch", "triton", "parallel.activations"},
+    "parallel.activations": {
+        "stdlib",
+        "torch",
+        "triton",
+        "parallel.activations",
+        "parallel.dep.timeline",
+        "parallel.stopwatch",
+    },
     "parallel.activations.fp8": {"stdlib", "torch", "parallel.activations.fp8_triton"},
     "parallel.config": {"stdlib"},
     "parallel.layout": {"stdlib"},
