@@ -40,20 +40,26 @@ class _Step:
     sent_before: int
     """Bytes that the exchange had sent before the step."""
     stats: VisionStats = field(default_factory=VisionStats)
-    position: int = 0
-    """Passes that this rank has done."""
+    position: int = -1
+    """Passes that this rank has done; below 0 before it has begun."""
     encoding: dict[int, EncodeInSteps] = field(default_factory=dict)
     """Chunk -> its forward pass, begun."""
     going_back: dict[int, BackwardInSteps] = field(default_factory=dict)
     """Chunk -> its recomputation and backward, begun."""
     encoded: dict[int, Tensor] = field(default_factory=dict)
     """Part -> features [n, D] that are not posted yet."""
-    features: list[Posted[Tensor | None] | None] = field(default_factory=list)
-    """[micro-batch] -> its piece, as far as they are posted; None if this rank has no part in it."""
+    num_features_posted: int = 0
+    """Micro-batches whose features were posted, as far as this rank has a part in them."""
+    features: dict[int, Posted[Tensor | None]] = field(default_factory=dict)
+    """Micro-batch -> its features, which the first stage has not taken yet."""
     leaf_gradients: dict[int, Tensor] = field(default_factory=dict)
     """Micro-batch -> gradient [V, D] that is not posted yet."""
-    gradients: list[Posted[dict[int, Tensor]] | None] = field(default_factory=list)
-    """[micro-batch] -> its piece, as far as they are posted."""
+    num_gradients_posted: int = 0
+    """Micro-batches whose gradients were posted."""
+    gradients: dict[int, Posted[dict[int, Tensor]]] = field(default_factory=dict)
+    """Micro-batch -> gradients of its features that this rank has encoded, and not used yet."""
+    leaving: deque[Posted[dict[int, Tensor]]] = field(default_factory=deque)
+    """Gradients that a first stage has sent, in order."""
     part_gradients: dict[int, Tensor] = field(default_factory=dict)
     """Part -> gradient [n, D] that has come and was not used yet."""
     unfinished: list[Posted[Any]] = field(default_factory=list)
@@ -63,7 +69,7 @@ class _Step:
 
     def held_bytes(self) -> int:
         """Bytes of the features and gradients that this rank has, and the backbone has not."""
-        pieces = {id(posted): posted.nbytes for posted in [*self.unfinished, *self.features] if posted}
+        pieces = {id(posted): posted.nbytes for posted in [*self.unfinished, *self.features.values()]}
         waiting = (self.encoded, self.leaf_gradients, self.part_gradients)
         return sum(pieces.values()) + sum(rows.nbytes for each in waiting for rows in each.values())
 
@@ -115,7 +121,9 @@ class BubbleEngine(Engine):
     def work_before(self, position: int) -> None:
         """Do what comes before the pass that follows the first `position` ones of this rank."""
         step = self._running()
-        step.position = max(step.position, position)
+        if position <= step.position:
+            return
+        step.position = position
         self._post(step)
         while step.tasks and step.tasks[0][0] <= step.position:
             place, task = step.tasks.popleft()
@@ -134,13 +142,10 @@ class BubbleEngine(Engine):
         step = self._running()
         if not step.takes[micro_batch]:
             return None
-        assert micro_batch < len(step.features), "the plan has this rank's own share encoded by now"
-        posted = step.features[micro_batch]
-        assert posted is not None
+        assert micro_batch in step.features, "the plan has this rank's own share encoded by now"
         with self._stopwatch.timed("exchange_s", "exposed_s"):
-            features = posted.wait()
+            features = step.features.pop(micro_batch).wait()
         assert features is not None
-        step.features[micro_batch] = None
 
         def collect(gradient: Tensor) -> None:
             # The features themselves are freed with their graph, the gradient when it has been sent.
@@ -189,11 +194,9 @@ class BubbleEngine(Engine):
     def _gradient(self, step: _Step, parts: Sequence[int]) -> Tensor:
         """The gradient [n, D] of a chunk's features."""
         micro_batch = step.work.micro_batch_of(parts[0])
-        posted = step.gradients[micro_batch]
-        if posted is not None:
+        if micro_batch in step.gradients:
             with self._stopwatch.timed("exchange_s"):
-                step.part_gradients |= posted.wait()
-            step.gradients[micro_batch] = None
+                step.part_gradients |= step.gradients.pop(micro_batch).wait()
         return torch.cat([step.part_gradients.pop(part) for part in parts])
 
     def _post(self, step: _Step) -> None:
@@ -207,41 +210,43 @@ class BubbleEngine(Engine):
     def _post_features(self, step: _Step) -> None:
         """In the order of micro-batches, once the rank's own are encoded and, on a first stage, it is ready
         to receive."""
-        for number in range(len(step.features), step.work.num_micro_batches):
-            parts = step.own_parts[number]
+        for number in range(step.num_features_posted, step.work.num_micro_batches):
+            parts, takes = step.own_parts[number], step.takes[number]
             is_early = step.position < step.program.features_from[number]
             if is_early or any(part not in step.encoded for part in parts):
                 break
-            posted = None
-            if parts or step.takes[number]:
+            step.num_features_posted += 1
+            if parts or takes:
                 own = {part: step.encoded.pop(part) for part in parts}
                 posted = self._exchange.post_features(step.work.plan, step.work.pieces[number], own)
                 step.unfinished.append(posted)
-            step.features.append(posted)
+                if takes:
+                    step.features[number] = posted
 
     def _post_gradients(self, step: _Step) -> None:
         """In the order of micro-batches, once the first stages are to have gone backward."""
-        for number in range(len(step.gradients), step.work.num_micro_batches):
+        for number in range(step.num_gradients_posted, step.work.num_micro_batches):
+            parts, takes = step.own_parts[number], step.takes[number]
             is_early = step.position < step.program.gradients_from[number]
-            if is_early or (step.takes[number] and number not in step.leaf_gradients):
+            if is_early or (takes and number not in step.leaf_gradients):
                 break
-            posted = None
-            if step.own_parts[number] or step.takes[number]:
-                self._make_room(step)
+            step.num_gradients_posted += 1
+            if parts or takes:
                 gradient = step.leaf_gradients.pop(number, None)
                 posted = self._exchange.post_gradients(step.work.plan, step.work.pieces[number], gradient)
                 step.unfinished.append(posted)
-            step.gradients.append(posted)
+                if parts:
+                    step.gradients[number] = posted
+                if takes:
+                    step.leaving.append(posted)
+                    self._make_room(step)
 
     def _make_room(self, step: _Step) -> None:
-        """Wait until the gradients that a first stage has sent leave room on the device for more.
+        """Wait until what a first stage has is within the bound, or all gradients that it has sent have left.
 
         Their encoders have been ready to receive them since the first stage was to have them, so this waits
         for nothing that comes later.
         """
-        for posted in step.gradients:
-            if step.held_bytes() <= self._max_feature_bytes or self._exchange.replica is None:
-                return
-            if posted is not None and posted in step.unfinished:
-                posted.finish()
-                step.unfinished.remove(posted)
+        while step.leaving and step.held_bytes() > self._max_feature_bytes:
+            step.leaving.popleft().finish()
+            step.unfinished = [posted for posted in step.unfinished if not posted.is_done()]

@@ -6,6 +6,7 @@ tasks for each place in its passes, with the places from which on it takes part 
 time passes really take, no rank waits for what only comes after its own waiting:
 
 - A rank takes part in the exchange of features micro-batch by micro-batch, and likewise in that of gradients.
+  Posting waits for nobody, as ranks have met before (`FeatureExchange.connect`).
 - Features of a micro-batch are waited for by its first stage alone, when it starts the forward pass. It has
   been ready to receive them since it started the forward pass before that one.
 - Gradients of a micro-batch are waited for by its encoders alone, in their tasks. They have been ready to

@@ -173,7 +173,8 @@ def run_case(
     plan, places = chunks_of(case.items, placements, NUM_RANKS, COST, 30)
     program = program_of(rank, plan, places[rank], text, case.num_replicas)
     ended: list[int] = []
-    setup = engine_setup(exchange, is_trained)
+    # Less than the gradients of one micro-batch: first stages wait for each to leave.
+    setup = engine_setup(exchange, is_trained, device_bytes=100 if case.vpp == 1 else 1 << 30)
     engine = BubbleEngine(setup, toy, after_backward=lambda: ended.append(1))
     own = pieces(plan, case.num_micro_batches, rank, replica)
     engine.start(VisionWork(plan, chunks_of_rank(rank, plan), own, program))
