@@ -52,7 +52,6 @@ def order_of_work(context: RankContext, arguments: Sequence[str]) -> list[str]:
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
     from megatron.core.transformer.moe import token_dispatcher
 
-    from k25_train import run as building
     from k25_train import step
     from parallel.megatron.deferred_wgrad import DeferredWgrads
 
@@ -67,7 +66,7 @@ def order_of_work(context: RankContext, arguments: Sequence[str]) -> list[str]:
 
         setattr(owner, name, call)
 
-    record(building, "forward_micro_batch", "chunk")
+    record(step, "forward_micro_batch", "chunk")
     record(token_dispatcher, "all_to_all", "all-to-all")
     record(DeferredWgrads, "add", "put off")
     record(DeferredWgrads, "compute", lambda wgrads: f"compute {len(wgrads.pending)}")

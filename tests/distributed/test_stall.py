@@ -44,7 +44,7 @@ def hang_in_data(run: Any) -> None:
 
 def before_forward(run: Any, act: Callable[[], None]) -> None:
     """Let a rank `act` in every forward pass of the step."""
-    from k25_train import run as module
+    from k25_train import step as module
 
     forward = module.forward_micro_batch
 
@@ -168,7 +168,8 @@ def phases_of_a_step(context: RankContext, arguments: Sequence[str]) -> set[str]
         seen.add(f"{name} with {', '.join(map(str, begun.ranks()))}" if begun.ranks() else name)
         return begun
 
-    run.watch.phase = run.vision.engine._exchange._phase = remember
+    engine = run.vision.engine
+    run.watch.phase = engine._phase = engine._exchange._phase = remember
     from k25_train.step import train_step
 
     with run.loader:

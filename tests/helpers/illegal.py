@@ -213,6 +213,10 @@ def schedule_longer_than_the_run(legal: Legal) -> Broken:
     return changes, "train.steps", "must leave room for optim.warmup_steps"
 
 
+def split_in_bubbles(legal: Legal) -> Broken:
+    return {"dep.split_items": True, "dep.schedule": "bubbles"}, "dep.split_items", "needs schedule=upfront"
+
+
 def blend_off_one(legal: Legal) -> Broken:
     changes = {"data.blend.text": legal.pick([0.5, 0.9])}
     return changes, "data.blend", "shares must sum to 1"
@@ -224,7 +228,8 @@ POSITIVE = (
     "train.global_batch_size train.micro_batch_size train.eval_sequences train.eval_interval "
     "train.stall_timeout_s checkpoint.interval checkpoint.keep cluster.nodes cluster.gpus_per_node "
     "data.limit_samples data.blend.text optim.qk_clip_threshold optim.muon.newton_schulz_steps "
-    "optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale dep.max_patches_per_chunk"
+    "optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale dep.max_patches_per_chunk "
+    "cluster.model_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s"
 ).split()
 NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "
@@ -264,6 +269,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "Transformer Engine": value("train.transformer_engine", [True], "needs cluster.device=cuda"),
     "step of the timeline": value("train.trace_step", [0, -3, 10**6], "must be a step of the run"),
     "blend": blend_off_one,
+    "split in bubbles": split_in_bubbles,
     "interleaved alone": interleaved_alone,
     "overlap without experts": overlap_without_experts,
     "overlap without virtual stages": overlap_without_virtual_stages,
