@@ -53,6 +53,7 @@ def train_step(run: Run, step: int) -> StepResult:
 
     # 1. The plan of the global batch is the same on every rank; each reads its own share.
     inputs = read_step(run, step)
+    tokens = count_tokens(inputs.micro_batches, topology)
     for module in run.modules:
         module.zero_grad_buffer()
     run.optimizer.zero_grad()
@@ -66,7 +67,6 @@ def train_step(run: Run, step: int) -> StepResult:
 
     # 3. Forward and backward of the pipeline: 1F1B, interleaved with virtual stages. It ends with the
     #    gradients reduced over data-parallel ranks and divided by the number of tokens with a loss.
-    tokens = count_tokens(inputs.micro_batches, topology)
     # The balance loss is a mean over all tokens, but is divided with the gradients by those with a loss.
     run.backbone.moe_grad_scale_func = lambda: tokens.with_loss / tokens.total
     sums = run_schedule(
@@ -78,13 +78,13 @@ def train_step(run: Run, step: int) -> StepResult:
         forward_only=False,
         between_passes=None if engine is None else engine.work_before,
     )
-    loss = LossSums.over_all_ranks(sums, topology).loss
 
     # 4. Vision recompute and backward, with the gradients that the features have got; the encoder's own are
     #    summed over all ranks once, and divided like the backbone's.
     if run.vision is not None:
         run.vision.engine.finish()
         reduce_gradients(run.vision.encoder, tokens.with_loss)
+    loss = LossSums.over_all_ranks(sums, topology).loss
 
     # 5. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard; QK-Clip, if
     #    it is on, scales masters before they are copied to the model.
