@@ -1,0 +1,239 @@
+"""Saved tensors by policy: the same gradients, each tensor stored once, nothing left behind."""
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from parallel.activations.annotate import named, recomputed, saves
+from parallel.activations.copier import ThreadCopier
+from parallel.activations.memory import weights_of
+from parallel.activations.offload import OffloadEngine
+from parallel.activations.order import Batch
+from parallel.activations.policy import Policy
+from parallel.activations.saving import SavingPass, Stored
+
+NAMES = ("norm.input", "norm.output", "hidden", "swiglu.output", "attention", "rest")
+CAN_REPLAY = ("norm.output", "swiglu.output")
+BATCH = Batch(0, 0)
+
+
+class Block(nn.Module):
+    """Norm, two projections of it, SwiGLU of a view of one, attention: every shape of saved tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator) / 8)
+
+        self.gain, self.gate_up, self.gate = weight(64), weight(256, 64), weight(64, 64)
+        self.down = weight(64, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = named("norm.input", x)
+        normed = recomputed("norm.output", lambda x: F.rms_norm(x, (64,), self.gain), x)
+        gate_up = named("hidden", normed @ self.gate_up.T)
+        scale = torch.sigmoid(normed @ self.gate.T).mean(-1, keepdim=True)
+        product = recomputed("swiglu.output", swiglu, gate_up, scale)
+        query = (product @ self.down.T).view(4, 32, 64)
+        with saves("attention"):
+            # The first half alone: a view whose memory is larger.
+            attended = F.scaled_dot_product_attention(query[:2], query[2:], query[2:] * 2)
+        return x[:64] + attended.reshape(64, 64)
+
+
+def swiglu(gate_up: Tensor, scale: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up * scale
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[OffloadEngine]:
+    made = OffloadEngine(ThreadCopier(), 8 << 20, 1 << 20)
+    yield made
+    made.close()
+
+
+def run(
+    policies: dict[str, Policy] | None,
+    engine: OffloadEngine | None = None,
+    observe: Callable[[Stored], None] | None = None,
+) -> list[Tensor]:
+    """Output and gradients of two blocks in a row; saved as torch does without policies."""
+    blocks = [Block(), Block()]
+    x = torch.randn(128, 64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+
+    def forward() -> Tensor:
+        first = blocks[0](x)
+        return blocks[1](torch.cat((first, 2 * first.flip(0))))
+
+    if policies is None:
+        output = forward()
+    else:
+        saving = SavingPass(policies, BATCH, weights_of(blocks), engine, observe)
+        with saving.active():
+            output = forward()
+        del saving
+    output.square().sum().backward()
+    assert x.grad is not None
+    gradients = [p.grad for block in blocks for p in block.parameters()]
+    return [output.detach(), x.grad, *[gradient for gradient in gradients if gradient is not None]]
+
+
+def all_of(policy: Policy, **others: Policy) -> dict[str, Policy]:
+    exact = Policy.keep if policy is Policy.recompute else policy
+    found = {name: policy if name in CAN_REPLAY else exact for name in NAMES}
+    return found | {name.replace("_", "."): other for name, other in others.items()}
+
+
+EXACT = st.fixed_dictionaries(
+    {
+        name: st.sampled_from(
+            [Policy.keep, Policy.offload, *([Policy.recompute] if name in CAN_REPLAY else [])]
+        )
+        for name in NAMES
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(policies=EXACT)
+def test_exact_policies_give_the_same_bits(engine: OffloadEngine, policies: dict[str, Policy]) -> None:
+    for ours, plain in zip(run(policies, engine), run(None), strict=True):
+        assert torch.equal(ours, plain)
+    engine.check_empty()
+
+
+@pytest.mark.parametrize("policy", [Policy.fp8, Policy.fp8_offload])
+def test_fp8_gradients_are_near(engine: OffloadEngine, policy: Policy) -> None:
+    policies = all_of(Policy.keep, hidden=policy)
+    ours, plain = run(policies, engine), run(None)
+    assert torch.equal(ours[0], plain[0]), "what is stored changes no forward pass"
+    for mine, exact in zip(ours[1:], plain[1:], strict=True):
+        error = (mine - exact).norm() / exact.norm()
+        assert error < 2**-4
+    assert not all(torch.equal(mine, exact) for mine, exact in zip(ours, plain, strict=True))
+    engine.check_empty()
+
+
+def test_what_is_recomputed_from_fp8_is_made_of_what_fp8_gives_back(engine: OffloadEngine) -> None:
+    """Recomputing from a rounded input equals a run in which the input was rounded for the backward pass."""
+    rounded = run(all_of(Policy.recompute, hidden=Policy.fp8), engine)
+    for mine, exact in zip(rounded, run(None), strict=True):
+        assert torch.allclose(mine, exact, rtol=0.2, atol=0.2 * float(exact.abs().max()))
+
+
+def test_each_tensor_is_stored_once() -> None:
+    stored: list[Stored] = []
+    run(all_of(Policy.fp8), observe=stored.append)
+    count = Counter(each.name for each in stored if each.policy is Policy.fp8)
+    # Both projections save the norm's output; silu and the product save halves of `hidden`.
+    assert count == {"norm.input": 2, "norm.output": 2, "hidden": 2, "swiglu.output": 2}
+    sizes = {each.name: each.device_bytes for each in stored if each.policy is Policy.fp8}
+    assert sizes["norm.input"] == 128 * (64 + 4)
+    assert sizes["hidden"] == 128 * (256 + 2 * 4)
+
+
+def test_statistics_and_integers_are_not_rounded() -> None:
+    stored: list[Stored] = []
+    run(all_of(Policy.fp8), observe=stored.append)
+    beside = [each for each in stored if each.name in ("norm.output", "attention") and each.shape[-1] == 1]
+    assert beside
+    assert all(each.policy is Policy.keep for each in beside)
+
+
+def test_nothing_of_a_recomputed_call_stays_but_its_inputs() -> None:
+    stored: list[Stored] = []
+    run(all_of(Policy.recompute), observe=stored.append)
+    held = {each.name for each in stored if each.device_bytes}
+    assert held == {"norm.input", "hidden", "attention", "rest"}
+
+
+def test_memory_is_free_after_the_backward_pass(engine: OffloadEngine) -> None:
+    """And before it, but for what is kept."""
+    saving = SavingPass(all_of(Policy.offload), BATCH, frozenset(), engine)
+    x = torch.randn(128, 64, requires_grad=True)
+    with saving.active():
+        hidden = named("hidden", x * 2)
+        memory = weakref.ref(hidden.untyped_storage())
+        output = hidden.square().sum()
+    del hidden, saving
+    while engine.read_stats().peak_device_bytes:
+        gc.collect()
+    assert memory() is None
+    output.backward()
+    assert torch.equal(x.grad, 8 * x)
+    engine.check_empty()
+
+
+def test_a_pass_may_run_in_pieces(engine: OffloadEngine) -> None:
+    """As in the overlapped schedule: tensors of one pass, with another pass between."""
+    first = SavingPass(all_of(Policy.recompute), BATCH, frozenset(), engine)
+    second = SavingPass(all_of(Policy.offload), Batch(0, 1), frozenset(), engine)
+    block = Block()
+    xs = [torch.randn(128, 64, requires_grad=True) for _ in range(2)]
+    with first.active():
+        hidden = recomputed("norm.output", lambda x: F.rms_norm(x, (64,), block.gain), xs[0])
+    with second.active():
+        other = block(xs[1])
+    with first.active():
+        hidden = hidden @ block.gate.T
+    (other.sum() + hidden.square().sum()).backward()
+    plain = xs[0].detach().requires_grad_()
+    (F.rms_norm(plain, (64,), block.gain) @ block.gate.T).square().sum().backward()
+    assert torch.equal(xs[0].grad, plain.grad)
+
+
+def test_weights_are_left_alone() -> None:
+    stored: list[Stored] = []
+    weight = nn.Parameter(torch.randn(64, 64))
+    saving = SavingPass(
+        all_of(Policy.fp8), BATCH, weights_of([nn.ParameterList([weight])]), None, stored.append
+    )
+    with saving.active():
+        named("hidden", torch.randn(4, 64)) @ weight.T
+    assert [each.name for each in stored] == ["hidden"]
+
+
+def test_unknown_names_and_two_names_for_one_memory() -> None:
+    saving = SavingPass(all_of(Policy.keep), BATCH, frozenset(), None)
+    x = torch.randn(8, 8)
+    with saving.active():
+        for use in (lambda: named("moe.input", x), lambda: recomputed("moe.input", torch.neg, x)):
+            with pytest.raises(KeyError, match=r"moe\.input is not .* known: norm\.input, norm\.output"):
+                use()
+        with pytest.raises(KeyError, match="known"), saves("moe.input"):
+            pass
+        named("hidden", x)
+        with pytest.raises(ValueError, match=r"named norm\.input lies in the memory of one named hidden"):
+            named("norm.input", x[1:])
+
+
+def test_a_function_that_lays_out_its_output_anew_is_found_out() -> None:
+    sizes = iter([8, 16])
+    saving = SavingPass(all_of(Policy.recompute), BATCH, frozenset(), None)
+    x = torch.randn(8, requires_grad=True)
+
+    def fickle(x: Tensor) -> Tensor:
+        return x.expand(next(sizes), 8).clone()[:8]
+
+    with saving.active():
+        output = recomputed("norm.output", fickle, x).square().sum()
+    with pytest.raises(RuntimeError, match="has to do the same each time"):
+        output.backward()
+
+
+def test_outside_of_a_pass_annotations_change_nothing() -> None:
+    x = torch.randn(4, requires_grad=True)
+    assert named("no name", x) is x
+    with saves("no name"):
+        assert recomputed("no name", torch.neg, x).grad_fn is not None
