@@ -70,14 +70,16 @@ def train_step(run: Run, step: int) -> StepResult:
     # The balance loss is a mean over all tokens, but is divided with the gradients by those with a loss.
     run.backbone.moe_grad_scale_func = lambda: tokens.with_loss / tokens.total
     sums = run_schedule(
-        partial(forward_micro_batch, engine=engine),
+        partial(forward_micro_batch, engine=engine, activations=run.activations),
         run.chunks,
         inputs.micro_batches,
         topology,
         tokens_per_micro_batch=config.train.micro_batch_size * config.train.seq_len,
         forward_only=False,
-        between_passes=None if engine is None else engine.work_before,
+        between_passes=[part.work_before for part in (run.activations, engine) if part is not None],
     )
+    if run.activations is not None:
+        run.activations.finish_step()
 
     # 4. Vision recompute and backward, with the gradients that the features have got; the encoder's own are
     #    summed over all ranks once, and divided like the backbone's.

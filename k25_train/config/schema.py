@@ -9,6 +9,7 @@ arXiv 2502.16982. Rules that read several sections stand in `checks.py`.
 from dataclasses import dataclass
 from enum import Enum
 
+from k25_train.config.activation import ActivationConfig
 from k25_train.config.basics import DType, not_negative
 from k25_train.config.optimizer import OptimConfig, TrainedVision
 from parallel.config import DepConfig, DepMode, ParallelismConfig, Problem, not_positive
@@ -401,6 +402,8 @@ class Config:
     """How the model is cut over ranks."""
     dep: DepConfig
     """How the vision tower takes part."""
+    activation: ActivationConfig
+    """What is done with activations until the backward pass."""
     optim: OptimConfig
     """How weights are updated."""
     data: DataConfig

@@ -3,12 +3,13 @@
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from parallel.activations.replay import Replay
 from parallel.activations.saved import Packed, Saved, View
 
 
@@ -55,8 +56,10 @@ class Memory:
     nbytes: int
     alive: StorageWeakRef
     """Keeps the address, though not the memory, from being used again."""
-    replay: Any = None
-    """The call that makes it again, with the number of its output; None if nothing does."""
+    replay: "weakref.ref[Replay] | None" = None
+    """The call that makes it again, which the graph holds; None if nothing does."""
+    output: int = 0
+    """Which of that call's outputs it is."""
     is_kept: bool = False
     parts: list[tuple[Geometry, "weakref.ref[Saved]"]] = field(default_factory=list)
     """What is stored."""

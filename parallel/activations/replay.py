@@ -71,7 +71,11 @@ class ReplayedCall(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.replay.backward(gradients)
+        # Modules may hold the graph beyond its backward pass; what the replay holds is not to last as long.
+        replay, ctx.replay = ctx.replay, None
+        if replay is None:
+            raise RuntimeError("what is recomputed can be gone through backward once only")
+        return None, None, *replay.backward(gradients)
 
 
 def call_apart(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:

@@ -5,6 +5,7 @@ its name by its memory, and puts what the name's policy makes of it into the gra
 save, whole or in part, is stored once. The names come from the model: see `annotate.py`.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -115,17 +116,18 @@ class SavingPass:
 
     def call(self, name: str, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
         """Call a function whose outputs get a name; one that can be called again if the policy says so."""
-        if self.policy_of(name) is not Policy.recompute:
+        needs_grad = [tensor.requires_grad for tensor in inputs]
+        if self.policy_of(name) is not Policy.recompute or not any(needs_grad):
             with self.naming(name):
                 outputs = call_apart(function, inputs)
             for output in as_tuple(outputs):
                 self.name(name, output)
             return outputs
-        needs_grad = [tensor.requires_grad for tensor in inputs]
         replay = Replay(function, [self._pack(tensor) for tensor in inputs], needs_grad)
         outputs = ReplayedCall.apply(replay, function, *inputs)
         for index, output in enumerate(as_tuple(outputs)):
-            self._memories.enter(output, name, is_named=True).replay = (replay, index)
+            memory = self._memories.enter(output, name, is_named=True)
+            memory.replay, memory.output = weakref.ref(replay), index
         return outputs
 
     def frees(self, tensor: Tensor) -> bool:
@@ -162,8 +164,9 @@ class SavingPass:
         device_bytes = memory.nbytes if policy is Policy.keep else 0
         host_bytes = 0
         if policy is Policy.recompute:
-            replay, index = memory.replay
-            saved = Recomputed(replay, index, memory.nbytes)
+            replay = None if memory.replay is None else memory.replay()
+            assert replay is not None, "the graph holds the call as long as its outputs are saved"
+            saved = Recomputed(replay, memory.output, memory.nbytes)
         elif policy is Policy.fp8:
             saved = Compressed(tensor)
             device_bytes = saved.nbytes
