@@ -129,7 +129,7 @@ def build_run(config: Config, device: torch.device) -> Run:
         topology=topology,
         backbone=backbone,
         chunks=chunks,
-        activations=build_activations(config, chunks, topology),
+        activations=build_activations(config, models, topology),
         vision=None if replica is None else build_vision(replica, config, topology, loader, watch),
         optimizer=optimizer,
         qk_clip=None if threshold is None else QkClip(chunks, optimizer, config.model, threshold, device),
