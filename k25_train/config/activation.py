@@ -21,7 +21,7 @@ CAN_ROUND = CAN_RECOMPUTE | frozenset(
     "norm.input mla.latent moe.up_input moe.swiglu_input shared_expert.swiglu_input "
     "dense.swiglu_input".split()
 )
-"""What may be stored in FP8. Others hold exact numbers: weights of the router, what a kernel keeps, indices."""
+"""What may be stored in FP8. Others hold exact numbers: the router's weights, a kernel's own, indices."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,8 +75,8 @@ class MoeActivations:
     swiglu_input: Policy
     """Gates and values, [k T, 2 F]."""
     down_input: Policy
-    """Their SwiGLU times the router's weight, [k T, F]. Nothing saves the output of the down-projection, since
-    the weight is applied before it: to recompute that too, as K2 could, would free nothing."""
+    """Their SwiGLU times the router's weight, [k T, F]. Nothing saves what the down-projection gives, as the
+    weight is applied before it: to recompute that too, as K2 could, would free nothing."""
     probs: Policy
     """The router's weights as they arrive with the tokens, [k T]."""
 
