@@ -96,7 +96,7 @@ def forward_micro_batch(
     backward pass needs, and None leaves that to torch.
     """
     run = cast(Callable[..., Any], chunk.build_schedule_plan if as_plan else chunk)
-    model = getattr(chunk, "module", chunk)
+    model: Any = getattr(chunk, "module", chunk)
     saving = None
     if activations is not None:
         saving = activations.forward_pass(Batch(model.vp_stage or 0, batch.number))

@@ -105,8 +105,12 @@ def check_vocabulary(config: Config, loader: DataLoader) -> None:
         )
 
 
-def build_run(config: Config, device: torch.device) -> Run:
-    """Join the job and build this rank's part of everything. Called by every rank."""
+def build_run(config: Config, device: torch.device, *, trains: bool = True) -> Run:
+    """Join the job and build this rank's part of everything. Called by every rank.
+
+    Args:
+        trains: whether there are backward passes, for which activations have to be stored.
+    """
     check_world_size(config)
     loader = DataLoader(config.data, config.train, config.model.vision)
     check_vocabulary(config, loader)
@@ -129,7 +133,7 @@ def build_run(config: Config, device: torch.device) -> Run:
         topology=topology,
         backbone=backbone,
         chunks=chunks,
-        activations=build_activations(config, chunks, topology),
+        activations=build_activations(config, models, topology) if trains else None,
         vision=None if replica is None else build_vision(replica, config, topology, loader, watch),
         optimizer=optimizer,
         qk_clip=None if threshold is None else QkClip(chunks, optimizer, config.model, threshold, device),

@@ -5,29 +5,32 @@ experts a token, D hidden, H heads, Q, V widths of a head's query and value, F o
 """
 
 from collections.abc import Iterator
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from k25_train.config.basics import not_negative
 from parallel.activations.policy import Policy
 from parallel.config import Problem, not_positive
 
-
-def _policy(*, recompute: bool = False, fp8: bool = False) -> Any:
-    """A field for a policy; whether the tensor can be made again, and whether it may be rounded."""
-    allowed = {Policy.keep, Policy.offload}
-    allowed |= {Policy.recompute} if recompute else set()
-    allowed |= {Policy.fp8, Policy.fp8_offload} if fp8 else set()
-    return field(metadata={"allowed": allowed})
+CAN_RECOMPUTE = frozenset(
+    "norm.output mla.up_input mla.up_proj attention.joined moe.down_input shared_expert.down_input "
+    "dense.down_input".split()
+)
+"""What the model makes with `recomputed`; all else is expensive to make, or needs communication."""
+CAN_ROUND = CAN_RECOMPUTE | frozenset(
+    "norm.input mla.latent moe.up_input moe.swiglu_input shared_expert.swiglu_input "
+    "dense.swiglu_input".split()
+)
+"""What may be stored in FP8. Others hold exact numbers: the router's weights, a kernel's own, indices."""
 
 
 @dataclass(slots=True, kw_only=True)
 class NormActivations:
     """The two norms of a layer, and the last one."""
 
-    input: Policy = _policy(fp8=True)
+    input: Policy
     """The residual stream, [T, D] before each norm."""
-    output: Policy = _policy(recompute=True, fp8=True)
+    output: Policy
     """[T, D] each, which projections, router and shared expert read; and what a norm saves for itself."""
 
 
@@ -35,13 +38,13 @@ class NormActivations:
 class MlaActivations:
     """Multi-head latent attention up to its query, key and value."""
 
-    latent: Policy = _policy(fp8=True)
+    latent: Policy
     """Compressed query, and key-value with the rotary key: [T, q_lora] and [T, kv_lora + rope]."""
-    up_input: Policy = _policy(recompute=True, fp8=True)
+    up_input: Policy
     """The same normed, which the up-projections read: [T, q_lora] and [T, kv_lora]."""
-    up_proj: Policy = _policy(recompute=True, fp8=True)
+    up_proj: Policy
     """Query and key [T, H, Q] and value [T, H, V]."""
-    rotations: Policy = _policy()
+    rotations: Policy
     """Turns of the rotary pairs, [T, 1, rope / 2] complex64, the same for all layers."""
 
 
@@ -49,9 +52,9 @@ class MlaActivations:
 class AttentionActivations:
     """What attention makes of them."""
 
-    output: Policy = _policy()
+    output: Policy
     """Of the kernel, document by document, [T, H, V], with the logarithms of its sums, [T, H] float32."""
-    joined: Policy = _policy(recompute=True, fp8=True)
+    joined: Policy
     """The documents one after another, [T, H * V], which the output projection reads."""
 
 
@@ -59,7 +62,7 @@ class AttentionActivations:
 class RouterActivations:
     """The choice of experts."""
 
-    scores: Policy = _policy()
+    scores: Policy
     """All that the router saves for itself, [T, experts] float32 and less."""
 
 
@@ -67,14 +70,14 @@ class RouterActivations:
 class MoeActivations:
     """The routed experts."""
 
-    up_input: Policy = _policy(fp8=True)
+    up_input: Policy
     """Tokens as they arrive, sorted by expert, [k T, D]."""
-    swiglu_input: Policy = _policy(fp8=True)
+    swiglu_input: Policy
     """Gates and values, [k T, 2 F]."""
-    down_input: Policy = _policy(recompute=True, fp8=True)
-    """Their SwiGLU times the router's weight, [k T, F]. The output of the down-projection is not saved by
-    anything, since the weight is applied before it: recomputing that too, as K2 could, has nothing to free."""
-    probs: Policy = _policy()
+    down_input: Policy
+    """Their SwiGLU times the router's weight, [k T, F]. Nothing saves what the down-projection gives, as the
+    weight is applied before it: to recompute that too, as K2 could, would free nothing."""
+    probs: Policy
     """The router's weights as they arrive with the tokens, [k T]."""
 
 
@@ -82,9 +85,9 @@ class MoeActivations:
 class SwigluActivations:
     """A feed-forward part that every token passes; its input is `norm.output`."""
 
-    swiglu_input: Policy = _policy(fp8=True)
+    swiglu_input: Policy
     """Gates and values, [T, 2 F]."""
-    down_input: Policy = _policy(recompute=True, fp8=True)
+    down_input: Policy
     """Their SwiGLU, [T, F]."""
 
 
@@ -92,7 +95,7 @@ class SwigluActivations:
 class HeadActivations:
     """The last chunk."""
 
-    logits: Policy = _policy()
+    logits: Policy
     """What the loss saves, [T, vocabulary] float32."""
 
 
@@ -100,7 +103,7 @@ class HeadActivations:
 class VisionActivations:
     """Vision in the first chunk."""
 
-    encoder: Policy = _policy()
+    encoder: Policy
     """All that a coupled tower, or a projector behind a frozen one, saves. A decoupled encoder saves nothing
     from one phase to another."""
 
@@ -128,7 +131,7 @@ class ActivationConfig:
     """Output head and loss."""
     vision: VisionActivations
     """Vision within the pipeline."""
-    rest: Policy = _policy()
+    rest: Policy
     """Everything without a name: indices of the dispatch, statistics of norms."""
     host_gib: float | None
     """Host memory of a rank for offloaded activations, page-locked as the job starts; null is what the plan
@@ -143,7 +146,7 @@ class ActivationConfig:
 
     def policies(self) -> dict[str, Policy]:
         """Name -> policy of every activation."""
-        return {name: policy for name, policy, _ in self._named()}
+        return {name: value for name, value in _values(self) if isinstance(value, Policy)}
 
     @property
     def keeps_all(self) -> bool:
@@ -158,11 +161,11 @@ class ActivationConfig:
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
         found = []
-        for name, policy, allowed in self._named():
-            if policy not in allowed:
-                choices = ", ".join(each.value for each in Policy if each in allowed)
-                rule = _WHY_NOT.get(policy, "is not possible here")
-                found.append(Problem(name, policy.value, rule, f"use one of {choices}"))
+        for name, policy in self.policies().items():
+            why_not = _why_not(name, policy)
+            if why_not is not None:
+                choices = ", ".join(each.value for each in Policy if _why_not(name, each) is None)
+                found.append(Problem(name, policy.value, why_not, f"use one of {choices}"))
         for name in ("host_gib", "device_gib"):
             if getattr(self, name) is not None:
                 found += not_negative(self, (name,))
@@ -174,24 +177,21 @@ class ActivationConfig:
             found.append(Problem("host_margin", self.host_margin, rule, "use 1.0 or more"))
         return found + not_positive(self, ("passes_ahead",))
 
-    def _named(self) -> Iterator[tuple[str, Policy, set[Policy]]]:
-        for name, holder, each in _fields(self):
-            if "allowed" in each.metadata:
-                yield name, getattr(holder, each.name), each.metadata["allowed"]
+
+def _why_not(name: str, policy: Policy) -> str | None:
+    """Why an activation cannot have a policy; None if it can."""
+    if policy is Policy.recompute and name not in CAN_RECOMPUTE:
+        return "cannot be recomputed: what makes it is expensive, or needs communication"
+    if policy.compresses and name not in CAN_ROUND:
+        return "cannot be rounded: exact numbers or indices are in it"
+    return None
 
 
-_WHY_NOT = {
-    Policy.recompute: "cannot be recomputed: what makes it is expensive, or needs communication",
-    Policy.fp8: "cannot be rounded: exact numbers or integers are among it",
-    Policy.fp8_offload: "cannot be rounded: exact numbers or integers are among it",
-}
-
-
-def _fields(section: Any, path: str = "") -> Iterator[tuple[str, Any, "Field[Any]"]]:
-    """Dotted name, owner and field of everything in a section and those below it."""
+def _values(section: Any, path: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted name and value of everything in a section and those below it."""
     for each in fields(section):
         value = getattr(section, each.name)
         if is_dataclass(value):
-            yield from _fields(value, f"{path}{each.name}.")
+            yield from _values(value, f"{path}{each.name}.")
         else:
-            yield f"{path}{each.name}", section, each
+            yield f"{path}{each.name}", value

@@ -8,8 +8,10 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 
 import torch
+import torch.distributed as dist
 
 from parallel.activations.copier import Copier, CudaCopier, ThreadCopier
 from parallel.activations.memory import weights_of
@@ -42,8 +44,6 @@ class ActivationStore:
         self._order, self._engine, self._observe = order, engine, observe
         self._weights: frozenset[int] | None = None
         self._position = 0
-        self.stats: OffloadStats | None = None
-        """What the engine did in the last step; None without one."""
 
     def forward_pass(self, batch: Batch) -> SavingPass:
         """How a forward pass saves; enter it wherever the pass computes."""
@@ -62,12 +62,20 @@ class ActivationStore:
                 self._engine.prefetch(batch)
             self._position += 1
 
-    def finish_step(self) -> None:
-        """After all passes of a step. Raises RuntimeError if anything is still held."""
+    def finish_step(self) -> OffloadStats | None:
+        """After all passes of a step: each figure of the engine, the largest of any rank; None without one.
+
+        Called by every rank. Raises RuntimeError if anything is still held.
+        """
         self._position = 0
-        if self._engine is not None:
-            self._engine.check_empty()
-            self.stats = self._engine.read_stats()
+        if self._engine is None:
+            return None
+        self._engine.check_empty()
+        stats = self._engine.read_stats()
+        values = torch.tensor(astuple(stats), dtype=torch.float64, device=self._engine.device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        kinds = [type(value) for value in astuple(stats)]
+        return OffloadStats(*(kind(value) for kind, value in zip(kinds, values.tolist(), strict=True)))
 
     def close(self) -> None:
         """Give the host's memory up."""

@@ -1,9 +1,9 @@
 """Activation policies in megatron-core's overlapped schedule, which runs a pass in nodes.
 
-A node is a part of a layer with a graph of its own: it detaches its inputs and holds them, with its outputs, for
-its backward pass, though that reads their gradients and history only. Their memory is what the policies were to
-free, so it is let go here once the next node has it. megatron-core lets go of some itself, by setting the size of
-their memory to nothing (`should_free_input`), which would empty what is kept for the backward pass as well.
+A node is a part of a layer with a graph of its own: it detaches its inputs and holds them, with its outputs,
+for its backward pass, though that reads only their gradients and history. Their memory is what policies are
+to free, so it is let go here when the layer is done. megatron-core lets go of some (`should_free_input`) by
+setting the size of their memory to nothing, which would empty what is saved of it for the backward pass too.
 """
 
 from collections.abc import Callable, Sequence
