@@ -380,6 +380,8 @@ class ClusterConfig:
     """Bytes that a rank sends in a second, in units of 1e9."""
     host_copy_gb_per_s: float
     """Bytes that a rank copies from host memory to its device in a second, in units of 1e9."""
+    gpu_memory_gb: float | None
+    """Memory of a GPU, in units of 1e9 bytes; null where the device is the CPU."""
 
     @property
     def world_size(self) -> int:
