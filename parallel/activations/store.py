@@ -57,7 +57,7 @@ class ActivationStore:
         return SavingPass(self._policies, batch, self._weights, engine, self._observe)
 
     def hold_output(self, output: Tensor) -> None:
-        """Take a chunk's output, which the schedule holds for its history: its memory is freed when it is sent.
+        """Take a chunk's output, which the schedule holds for its history: its memory is freed once sent.
 
         The schedules wait until a message is sent before they go on from the next one.
         """
