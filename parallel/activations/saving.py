@@ -28,11 +28,10 @@ from parallel.activations.saved import (
     Saved,
     unpack,
 )
+from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES
 
 REST = "rest"
 """The name of what is saved without one."""
-SMALLEST_OFFLOADED_BYTES = 4096
-"""Smaller tensors are kept instead of offloaded: a copy would cost more than it frees. Our choice."""
 
 _current: ContextVar["SavingPass | None"] = ContextVar("saving_pass", default=None)
 
