@@ -62,6 +62,9 @@ def _let_go(
             let_go(tensor)
     plan.state.decoder_input = None
     if hold_output is not None:
+        for node in nodes:
+            # It is sent from the one stream, and was computed on the other.
+            nodes[-1].output.record_stream(node.stream)
         hold_output(nodes[-1].output)
 
 

@@ -166,6 +166,21 @@ def test_a_function_that_lays_out_its_output_anew_is_found_out() -> None:
         output.backward()
 
 
+@pytest.mark.parametrize("policy", [Policy.keep, Policy.offload])
+def test_a_saved_tensor_that_is_changed_is_found_out(engine: OffloadEngine, policy: Policy) -> None:
+    saving = SavingPass(all_of(policy), BATCH, frozenset(), engine)
+    x = torch.randn(128, 64, requires_grad=True)
+    with saving.active():
+        hidden = named("hidden", x * 2)
+        output = hidden.square().sum()
+    with torch.no_grad():
+        hidden.add_(1)
+    with pytest.raises(RuntimeError, match=r"was changed in\s+place"):
+        output.backward()
+        engine.check_empty()
+    del output, hidden, saving
+
+
 def test_outside_of_a_pass_annotations_change_nothing() -> None:
     x = torch.randn(4, requires_grad=True)
     assert named("no name", x) is x
