@@ -76,7 +76,7 @@ def reason_to_give_up(history: Sequence[Attempt], max_restarts: int) -> str | No
         if before.reached == last.reached:
             where = "before its first step" if last.reached is None else f"after step {last.reached}"
             return f"attempts {before.number} and {last.number} both failed {where}: this is no accident"
-    fruitless = num_fruitless(ended)
+    fruitless = num_fruitless(history)
     if fruitless > max_restarts:
         return f"{fruitless} attempts in a row got no further, --max-restarts {max_restarts} are allowed"
     return None

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch import rendezvous
+from launch.output import redirect
 from launch.submission import CONFIG, Submission
 from launch.torchrun import torchrun
 
@@ -25,6 +26,7 @@ def main() -> None:
     run, attempt, num_nodes, address, port = sys.argv[1:]
     submission, node = Submission.read(Path(run)), int(os.environ["SLURM_NODEID"])
     attempts = Path(run) / "attempts"
+    redirect(attempts / attempt / f"node_{os.environ['SLURMD_NODENAME']}.log")
     end_leftovers(attempts, attempt)
     try:
         if node:

@@ -9,17 +9,13 @@ import signal
 import sys
 from pathlib import Path
 
+from launch.output import redirect
+
 
 def main() -> None:
     """Redirect, then become the training command."""
     folder, *arguments = sys.argv[1:]
-    log = os.open(
-        Path(folder) / f"rank_{os.environ['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
-    )
-    # The descriptors, not sys.stdout: NCCL and crashes in native code write there.
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.close(log)
+    redirect(Path(folder) / f"rank_{os.environ['RANK']}.log")
     # launch.node left SIGTERM ignored; until the trainer listens to it, it has to end the rank.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.argv[1:] = arguments

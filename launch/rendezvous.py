@@ -87,7 +87,7 @@ def wait_for(address: str, port: int, timeout_s: float = JOIN_S) -> None:
         if time.monotonic() >= deadline:
             raise RendezvousError(
                 f"{socket.gethostname()} cannot reach the rendezvous at {address}:{port} ({trouble}) after "
-                f"{timeout_s:g} s: see whether the first node's ranks started (its node_<NAME>.log), whether "
+                f"{timeout_s:g} s: see whether the first node's ranks started (its node_<NODE>.log), whether "
                 f"a firewall closes the port, and whether {address} is the same network from every node "
                 "(cluster.fabric.interface)"
             )

@@ -5,7 +5,7 @@
     submit.json             this module's `Submission`
     lock.json               the job that the folder belongs to, while there is one
     supervisor.log          what was decided, of all jobs
-    attempts/<N>/           one start of the ranks: attempt.json, rank_<R>.log, node_<NAME>.log, srun.log
+    attempts/<N>/           one start of the ranks: attempt.json, rank_<R>.log, node_<NODE>.log, srun.log
     attempts/latest         the newest of them
 
 Imports the standard library only, as it also runs on nodes whose Python has nothing else.

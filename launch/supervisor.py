@@ -5,7 +5,9 @@
 It takes the place of the batch script's shell, so SLURM's signals reach it. What it decides, it prints.
 """
 
+import contextlib
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -34,6 +36,9 @@ PATIENCE_S = 600.0
 REPEAT_S = 10.0
 """Seconds after which ranks are told once more to stop: one that was still starting did not hear it."""
 TOLD_TO_RANKS = signal.SIGUSR1
+STEP_END_S = 60.0
+"""Longest that a step takes to end on all nodes when it has failed on one: torchrun's 30 s and SLURM's. Where
+SLURM's own process was lost with the ranks, srun would wait for it for ever."""
 
 
 class Supervisor:
@@ -123,17 +128,15 @@ class Supervisor:
         return where
 
     def run_step(self, attempt: Attempt) -> int:
-        """The ranks' exit status, as srun tells it. Told to stop, the ranks are told too, until they end.
+        """The ranks' exit status, as srun tells it.
 
         Raises `SchedulerError` or ValueError if the first node cannot say where ranks meet.
         """
         with self.attempts.srun_log(attempt).open("w") as log:
             meeting = self.find_rendezvous(attempt, log.fileno())
-            logs = self.attempts.folder(attempt) / "node_%N.log"
             command = [
                 *self.srun(attempt.nodes),
                 "--kill-on-bad-exit=1",
-                f"--output={logs}",
                 *self.submission.container,
                 self.submission.python,
                 "-m",
@@ -145,14 +148,24 @@ class Supervisor:
                 meeting["port"],
             ]
             step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            told_at = -REPEAT_S
-            while True:
-                try:
-                    return step.wait(timeout=0.5)
-                except subprocess.TimeoutExpired:
-                    if self.asked is not None and time.monotonic() - told_at >= REPEAT_S:
-                        told_at = time.monotonic()
-                        step.send_signal(TOLD_TO_RANKS)
+            return self.watch(step, self.attempts.srun_log(attempt))
+
+    def watch(self, step: "subprocess.Popen[bytes]", log: Path) -> int:
+        """Wait until the ranks have ended, tell them to stop if SLURM asks for it; srun's exit status."""
+        told_at = failed_at = -math.inf
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return step.wait(timeout=0.5)
+            now = time.monotonic()
+            if self.asked is not None and now - told_at >= REPEAT_S:
+                say(f"{self.asked.name}: ranks are asked to save and stop")
+                told_at = now
+                step.send_signal(TOLD_TO_RANKS)
+            if failed_at > 0 and now - failed_at >= STEP_END_S:
+                say(f"srun still waits {STEP_END_S:g} s after ranks failed: it is ended")
+                step.kill()
+            elif failed_at < 0 and scheduler.first_to_fail(log.read_text()) is not None:
+                failed_at = now
 
     def find_rendezvous(self, attempt: Attempt, log: int) -> dict[str, str]:
         """Address and port, as the first node knows them."""
@@ -213,7 +226,7 @@ class Supervisor:
         newest = self.attempts.history()[-1]
         folder = self.attempts.folder(newest)
         say(
-            f"GIVEN UP: {reason}. The first errors stand in {folder}/rank_<R>.log and node_<NAME>.log; when "
+            f"GIVEN UP: {reason}. The first errors stand in {folder}/rank_<R>.log and node_<NODE>.log; when "
             f"their cause is mended, delete {self.attempts.root} and submit again"
         )
         return 1

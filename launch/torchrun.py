@@ -23,9 +23,9 @@ def torchrun(
 ) -> list[str]:
     """The command that starts a node's ranks.
 
-    The static rendezvous gives node 0 the ranks from 0 on: rank 0 is where the others look for it, and neighbours
-    in SLURM's order are neighbours in the job. The dynamic one promises neither (pytorch#137402). A
-    failed job is started anew from outside, so torchrun restarts nothing.
+    The static rendezvous gives node 0 the ranks from 0 on: rank 0 is where the others look for it, and
+    neighbours in SLURM's order are neighbours in the job. The dynamic one promises neither (pytorch#137402).
+    A failed job is started anew from outside, so torchrun restarts nothing.
     """
     return [
         python,
