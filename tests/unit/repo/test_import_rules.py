@@ -79,6 +79,9 @@ TORCH_FREE = [
     "k25_train.config.command_line",
     "k25_train.plan.__main__",
     "launch",
+    "launch.preflight.__main__",
+    "launch.preflight.node",
+    "launch.preflight.measured",
 ]
 
 
