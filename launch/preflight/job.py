@@ -15,7 +15,7 @@ from k25_train.plan.parameters import count_parameters
 from launch.preflight import measure
 from launch.preflight.across import judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, worst
-from launch.preflight.groups import Exchange, expert_groups, plan_rounds
+from launch.preflight.groups import expert_groups, plan_rounds
 from launch.preflight.machine import Machine
 from launch.preflight.measured import Fault, Measured, judge_measured
 from launch.preflight.meeting import Meeting
@@ -52,7 +52,7 @@ def run_preflight(config: Config, meeting: Meeting, machine: Machine, host: str,
             read_after_load(machine, node, config)
             meeting.tell("node after", node)
     if not meeting.is_first:
-        meeting.decide("report", None, 2 * MEASURE_TIMEOUT_S)
+        meeting.part(2 * MEASURE_TIMEOUT_S)
         return True
     measured = meeting.collect("measured", range(meeting.world_size), MEASURE_TIMEOUT_S) if goes_on else {}
     nodes |= meeting.collect("node after", meeting.node_ranks, NODE_TIMEOUT_S) if goes_on else {}
@@ -61,7 +61,7 @@ def run_preflight(config: Config, meeting: Meeting, machine: Machine, host: str,
     facts = _facts(meeting, nodes, measured)
     path = write_report(Path(config.run.dir), findings, facts)
     console.print(f"\n{summary(findings)}\nreport: {path}", highlight=False, soft_wrap=True)
-    meeting.decide("report", True, 0)
+    meeting.part(0)
     return worst(finding for own in findings.values() for finding in own) is not Verdict.failed
 
 
@@ -89,7 +89,9 @@ def _measure_connections(config: Config, meeting: Meeting, device: torch.device,
     sizes = config.parallelism
     measure.open_group(meeting.store, meeting.rank, meeting.world_size, device)
     rounds = plan_rounds(meeting.world_size, pp=sizes.pp, ep=sizes.ep)
-    measured.links = measure.measure_pairs(rounds, device)
+    for link in measure.measure_pairs(rounds, device):
+        # One by one, so that those before a fault are told as well.
+        measured.links.append(link)
     if sizes.ep > 1:
         groups = expert_groups(meeting.world_size, sizes.ep)
         measured.all_to_all_gb_per_s = measure.measure_all_to_all(groups, device)
@@ -168,4 +170,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
-    return value.value if isinstance(value, Exchange) else value
+    return value

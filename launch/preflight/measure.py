@@ -7,7 +7,7 @@ command starts to measure, after everything that a login node can do.
 import datetime
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -122,15 +122,14 @@ def open_group(store: dist.Store, rank: int, world_size: int, device: torch.devi
     finish(works, device, doing)
 
 
-def measure_pairs(rounds: Sequence[Round], device: torch.device) -> list[Link]:
-    """Rates of this rank's connections, round by round; both directions at once.
+def measure_pairs(rounds: Sequence[Round], device: torch.device) -> Iterator[Link]:
+    """Rate of this rank's connection in each round, both directions at once.
 
     Raises `StuckError` with the number of the round and the peer that does not answer.
     """
     rank = dist.get_rank()
     num_elements = LOADS[device.type].message_bytes // 4
     sent, received = torch.zeros(num_elements, device=device), torch.empty(num_elements, device=device)
-    links = []
     for number, meeting in enumerate(rounds):
         partner = meeting.partner(rank)
         if partner is None:
@@ -144,8 +143,7 @@ def measure_pairs(rounds: Sequence[Round], device: torch.device) -> list[Link]:
         elapsed_s = time.perf_counter() - started_s
         rate = num_messages * sent.nbytes / elapsed_s / 1e9
         pair = (min(rank, partner), max(rank, partner))
-        links.append(Link(exchange=meeting.exchange, pair=pair, gb_per_s=rate))
-    return links
+        yield Link(pair=pair, gb_per_s=rate)
 
 
 def measure_all_to_all(groups: Iterable[Sequence[int]], device: torch.device) -> float:

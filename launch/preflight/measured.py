@@ -6,17 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from k25_train.config.schema import ClusterConfig, Config, Device
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
-from launch.preflight.groups import Exchange
-from launch.preflight.rates import Bar, Link, judge_links, judge_ranks, medians
+from launch.preflight.rates import Bar, Link, Reach, judge_links, judge_ranks, medians
 
-MEASUREMENT = "measurement"
-GEMM, COPY, ALL_TO_ALL, PLAN = (
-    "matrix products",
-    "host to device copy",
-    "expert all-to-all",
-    "rates of the plan",
-)
-PAIRS = {Exchange.experts: "expert pairs", Exchange.pipeline: "pipeline neighbours"}
+MEASUREMENT, GEMM, COPY = "measurement", "matrix products", "host to device copy"
+CONNECTIONS, ALL_TO_ALL, PLAN = "connections", "expert all-to-all", "rates of the plan"
 BARS = {Device.cuda: Bar(tolerance=0.1, fails=True), Device.cpu: Bar(tolerance=0.5, fails=False)}
 """Our choice: equal GPUs differ by a few percent; processes that share cores by much more."""
 NETWORK_SHARE = 0.8
@@ -57,30 +50,28 @@ def judge_measured(
 
     A rank that is not in `measured` told nothing.
     """
-    cluster, sizes = config.cluster, config.parallelism
+    cluster = config.cluster
     bar = BARS[cluster.device]
     everyone = sorted(set(nodes.values()))
     found: list[dict[str, Finding]] = [_judge_faults(measured, nodes)]
-    gemm = {rank: own.gemm_tflops for rank, own in measured.items() if own.gemm_tflops is not None}
-    found.append(judge_ranks(GEMM, "TFLOP/s", gemm, nodes, bar))
+    products = {rank: own.gemm_tflops for rank, own in measured.items() if own.gemm_tflops}
+    found.append(judge_ranks(GEMM, "TFLOP/s", products, nodes, bar))
     if cluster.device is Device.cuda:
         copies = {rank: own.host_copy_gb_per_s for rank, own in measured.items() if own.host_copy_gb_per_s}
         found.append(judge_ranks(COPY, "GB/s", copies, nodes, bar))
     else:
         found.append(_skipped(COPY, "on a CPU there is nothing to copy to", everyone))
-    links = list(
-        {(link.exchange, link.pair): link for own in measured.values() for link in own.links}.values()
-    )
-    for exchange, check in PAIRS.items():
-        reason = _why_unmeasured(exchange, len(nodes), config)
-        of_kind = [link for link in links if link.exchange is exchange]
-        found.append(_skipped(check, reason, everyone) if reason else judge_links(check, of_kind, nodes, bar))
-    reason = _why_unmeasured(Exchange.experts, len(nodes), config)
-    if reason:
-        found.append(_skipped(ALL_TO_ALL, reason, everyone))
+    links = _both_ends(measured)
+    if links:
+        found.append(judge_links(CONNECTIONS, links, nodes, bar))
     else:
-        rates = {rank: own.all_to_all_gb_per_s for rank, own in measured.items() if own.all_to_all_gb_per_s}
-        found.append(judge_ranks(ALL_TO_ALL, f"GB/s in groups of {sizes.ep}", rates, nodes, bar))
+        found.append(_skipped(CONNECTIONS, _why_alone(len(nodes), ("ep", "pp"), config), everyone))
+    exchanges = {rank: own.all_to_all_gb_per_s for rank, own in measured.items() if own.all_to_all_gb_per_s}
+    if exchanges:
+        unit = f"GB/s in groups of {config.parallelism.ep}"
+        found.append(judge_ranks(ALL_TO_ALL, unit, exchanges, nodes, bar))
+    else:
+        found.append(_skipped(ALL_TO_ALL, _why_alone(len(nodes), ("ep",), config), everyone))
     found.append(_judge_plan(measured, links, nodes, cluster))
     return {node: [by_node[node] for by_node in found] for node in everyone}
 
@@ -114,9 +105,7 @@ def _judge_faults(measured: Mapping[int, Measured], nodes: Mapping[int, str]) ->
             ]
             found = f"ranks {own_guilty} did not go on" + "".join(f"; {text}" for text in witnesses[:2])
             rule = "every rank must reach every other of its groups"
-            remedy = (
-                "see this node's log, its network cards and, above, its GID and interface; drain the node"
-            )
+            remedy = "see this node's log and its network checks above; drain the node"
             findings[node] = failed(MEASUREMENT, found, rule, remedy)
         elif own_told:
             findings[node] = skipped(MEASUREMENT, f"broken off by others: {own_told[0]}")
@@ -139,7 +128,7 @@ def _judge_plan(
     for node in everyone:
         own = [measured[rank] for rank in measured if nodes[rank] == node]
         outside = [link for link in links if node in {nodes[rank] for rank in link.pair}]
-        network = [rate for (_, within), rate in medians(outside, nodes).items() if not within]
+        network = [rate for reach, rate in medians(outside, nodes).items() if reach is Reach.between]
         rates = (
             ("model_tflops", [one.gemm_tflops for one in own if one.gemm_tflops], cluster.model_tflops),
             (
@@ -164,16 +153,25 @@ def _judge_plan(
     return findings
 
 
-def _why_unmeasured(exchange: Exchange, num_ranks: int, config: Config) -> str:
-    """Why ranks have nobody to send to; empty where they have."""
-    key = "ep" if exchange is Exchange.experts else "pp"
-    if getattr(config.parallelism, key) == 1:
-        return f"parallelism.{key} is 1: nothing is sent"
+def _both_ends(measured: Mapping[int, Measured]) -> list[Link]:
+    """Every connection once, with the lower of the two rates that its ends measured."""
+    slowest: dict[tuple[int, int], Link] = {}
+    for own in measured.values():
+        for link in own.links:
+            if link.pair not in slowest or link.gb_per_s < slowest[link.pair].gb_per_s:
+                slowest[link.pair] = link
+    return list(slowest.values())
+
+
+def _why_alone(num_ranks: int, keys: Collection[str], config: Config) -> str:
+    """Why nothing was sent in the groups of the parallelism's `keys`."""
+    if all(getattr(config.parallelism, key) == 1 for key in keys):
+        return f"parallelism.{' and parallelism.'.join(keys)} is 1: nothing is sent"
     if num_ranks == 1:
         nodes, per_node = config.cluster.nodes, config.cluster.gpus_per_node
         start = f"torchrun --nnodes {nodes} --nproc-per-node {per_node} -m launch.preflight"
         return f"one process has nobody to send to; start all ranks with {start} …"
-    return ""
+    return "measuring broke off before it"
 
 
 def _skipped(check: str, reason: str, nodes: Collection[str]) -> dict[str, Finding]:

@@ -19,6 +19,9 @@ from launch.preflight.across import Offset
 CLOCK_ROUNDS = 5
 """Questions to a node for its time; the quickest answer is the most exact."""
 
+PARTING_S = 10.0
+"""For which rank 0 waits for the others to leave; those that hang or are gone never will."""
+
 
 class Meeting:
     """This rank's place among all, and what they have told."""
@@ -78,6 +81,16 @@ class Meeting:
         except dist.DistStoreError:
             return False
         return self.store.get(key) == b"True"
+
+    def part(self, timeout_s: float) -> None:
+        """Leave together: the others wait for rank 0 to be done, and it for their leaving, as it may be the one
+        that keeps the store."""
+        if self.is_first:
+            self.decide("parting", True, timeout_s)
+            self.collect("gone", range(1, self.world_size), PARTING_S)
+        else:
+            self.decide("parting", None, timeout_s)
+            self.tell("gone", True)
 
     def measure_clocks(self, timeout_s: float) -> dict[int, Offset | None]:
         """Rank of a node -> its clock against this one; called by rank 0 while the others `answer_clock`."""
