@@ -15,10 +15,11 @@ from torch import Tensor
 
 from k25_train.data.batch import MicroBatch
 from k25_train.model.attention import PackedDocuments
+from parallel.activations.memory import let_go
 from parallel.activations.order import Batch
 from parallel.activations.store import ActivationStore
 from parallel.dep.engine import Engine
-from parallel.megatron.overlapped_passes import let_go, save_by_policy
+from parallel.megatron.overlapped_passes import save_by_policy
 from parallel.megatron.schedule import ForwardOutput, LossOutput
 from parallel.topology import Topology
 
@@ -110,11 +111,15 @@ def forward_micro_batch(
             grid_thw=batch.grid_thw,
             features=engine.leaf(batch.number) if engine is not None and model.pre_process else None,
         )
-    if saving is not None and as_plan:
-        save_by_policy(output, saving)
-    elif saving is not None and not model.pre_process:
-        # The schedule holds the chunk's input for its gradient only.
-        let_go(model.language_model.decoder.input_tensor)
+    if activations is not None and saving is not None:
+        if as_plan:
+            save_by_policy(output, saving, activations.hold_output)
+        else:
+            # The schedule holds a chunk's input for its gradient only, and its output for its history.
+            if not model.pre_process:
+                let_go(model.language_model.decoder.input_tensor)
+            if not model.post_process:
+                activations.hold_output(output)
     return output, partial(sum_losses, batch)
 
 

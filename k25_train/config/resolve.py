@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 import hydra
 import yaml
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from k25_train.config.checks import find_problems
@@ -150,8 +150,9 @@ def build_section(values: object, section: type, path: str) -> tuple[Any, list[P
     typed = {}
     for field in fields(section):
         key, value = f"{path}.{field.name}", values.get(field.name, MISSING)
-        if is_dataclass(field.type):
-            typed[field.name], found = build_section(values.get(field.name, {}), cast(type, field.type), key)
+        nested = nested_section(field)
+        if nested is not None and not (value is None and types.NoneType in get_args(field.type)):
+            typed[field.name], found = build_section({} if value == MISSING else value, nested, key)
             problems += found
         elif value == MISSING:
             problems.append(Problem(key, None, "must be given", f"{key}=VALUE, {expectation(field)}"))
@@ -172,13 +173,19 @@ def member_of(field: "Field[Any]", value: Any) -> Any:
     return value
 
 
+def nested_section(field: "Field[Any]") -> type | None:
+    """The section that a field holds, also where it may be null instead; None if it holds a value."""
+    kinds = get_args(field.type) or (field.type,)
+    return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
+
+
 def unwrap(node: Any) -> Any:
     """A plain value of OmegaConf's typed one.
 
     Raises:
         ValueError: a number is not finite, which no rule could compare.
     """
-    value = OmegaConf.to_container(node) if isinstance(node, DictConfig) else node
+    value = OmegaConf.to_container(node) if isinstance(node, Container) else node
     numbers = value.values() if isinstance(value, dict) else [value]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise ValueError
@@ -210,7 +217,13 @@ def suggestion(word: str, known: Iterable[str], what: str) -> str:
 
 def expectation(field: "Field[Any]") -> str:
     """What values a field takes, in words."""
-    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+    words = {
+        int: "a whole number",
+        float: "a finite number",
+        bool: "true or false",
+        str: "text",
+        list[str]: "a list of texts",
+    }
     kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     told = []
     for kind in kinds:

@@ -1,5 +1,5 @@
 """Every configuration section: its fields, their meaning, unit and source, and the rules within the section.
-The optimizer's sections stand in `optimizer.py`.
+The optimizer's sections stand in `optimizer.py`, what a cluster's job and network need in `cluster.py`.
 
 Values stand in `conf/`, never here. Sources: "K2" is the Kimi K2 report (arXiv 2507.20534), "K2.5" the Kimi
 K2.5 report (arXiv 2602.02276), "checkpoint" the config of the released moonshotai/Kimi-K2.5, "Moonlight" is
@@ -11,6 +11,7 @@ from enum import Enum
 
 from k25_train.config.activation import ActivationConfig
 from k25_train.config.basics import DType, not_negative
+from k25_train.config.cluster import FabricConfig, SlurmConfig
 from k25_train.config.optimizer import OptimConfig, TrainedVision
 from parallel.config import DepConfig, DepMode, ParallelismConfig, Problem, not_positive
 
@@ -382,6 +383,12 @@ class ClusterConfig:
     """Bytes that a rank copies from host memory to its device in a second, in units of 1e9."""
     gpu_memory_gb: float | None
     """Memory of a GPU, in units of 1e9 bytes; null where the device is the CPU."""
+    host_memory_gib: float
+    """Memory of a machine."""
+    slurm: SlurmConfig | None
+    """Its scheduler; null where jobs are started by hand."""
+    fabric: FabricConfig | None
+    """The network between its GPUs; null where there is none to set up."""
 
     @property
     def world_size(self) -> int:
@@ -390,8 +397,23 @@ class ClusterConfig:
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        rates = ("model_tflops", "network_gb_per_s", "host_copy_gb_per_s")
-        return not_positive(self, ("nodes", "gpus_per_node", *rates))
+        rates = ("model_tflops", "network_gb_per_s", "host_copy_gb_per_s", "host_memory_gib")
+        found = not_positive(self, ("nodes", "gpus_per_node", *rates))
+        if self.gpu_memory_gb is not None:
+            found += not_positive(self, ("gpu_memory_gb",))
+        elif self.device is Device.cuda:
+            rule = "must be given where cluster.device is cuda"
+            found.append(Problem("gpu_memory_gb", None, rule, "use what the data sheet says, e.g. 80"))
+        if self.slurm is not None:
+            found += [problem.under("slurm") for problem in self.slurm.problems()]
+            least = self.slurm.min_nodes
+            if least is not None and not 1 <= least <= self.nodes:
+                rule = f"must lie within 1 to cluster.nodes ({self.nodes})"
+                remedy = "use null, which never goes on with fewer"
+                found.append(Problem("slurm.min_nodes", least, rule, remedy))
+        if self.fabric is not None:
+            found += [problem.under("fabric") for problem in self.fabric.problems()]
+        return found
 
 
 @dataclass(slots=True, kw_only=True)

@@ -108,6 +108,11 @@ def address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def let_go(tensor: Tensor) -> None:
+    """Free a tensor's memory, unless others hold it too; its shape, history and gradient stay."""
+    tensor.data = tensor.new_empty(()).expand(tensor.shape)
+
+
 def weights_of(modules: Iterable[nn.Module]) -> frozenset[int]:
     """The addresses of all parameters and buffers."""
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]

@@ -138,8 +138,30 @@ class View:
         return tensor.as_strided(self.size, self.stride, tensor.storage_offset() + self.offset)
 
 
-Packed = Tensor | Saved | View
-"""What stands for a tensor in autograd's graph; a tensor stands for itself."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A tensor on the device as it is."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Kept":
+        """A tensor as it is now."""
+        return cls(tensor, tensor._version)
+
+    def restore(self) -> Tensor:
+        """The tensor; RuntimeError if it was changed, of which torch does not tell where there are hooks."""
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                f"a tensor of shape {tuple(self.tensor.shape)} that the backward pass needs was changed in "
+                "place after the forward pass had saved it"
+            )
+        return self.tensor
+
+
+Packed = Tensor | Kept | Saved | View
+"""What stands for a tensor in autograd's graph; a weight stands for itself."""
 
 
 def unpack(packed: Packed) -> Tensor:

@@ -22,6 +22,7 @@ from parallel.activations.replay import Replay, ReplayedCall, as_tuple, call_apa
 from parallel.activations.saved import (
     Compressed,
     CompressedOffloaded,
+    Kept,
     Offloaded,
     Packed,
     Recomputed,
@@ -141,7 +142,7 @@ class SavingPass:
         memory = self._memories.find(tensor) or self._memories.enter(tensor, self._name, is_named=False)
         geometry = Geometry.of(tensor)
         if memory.is_kept:
-            return tensor
+            return Kept.of(tensor)
         found = memory.find(geometry)
         if found is not None:
             return found
@@ -152,7 +153,7 @@ class SavingPass:
         saved = self._store(memory, whole)
         if saved is None:
             memory.is_kept = True
-            return tensor
+            return Kept.of(tensor)
         memory.add(base, saved)
         return saved if base == geometry else view(saved, base, geometry)
 

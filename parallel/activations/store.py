@@ -7,14 +7,16 @@
 ```
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from parallel.activations.copier import Copier, CudaCopier, ThreadCopier
-from parallel.activations.memory import weights_of
+from parallel.activations.memory import let_go, weights_of
 from parallel.activations.offload import OffloadEngine, OffloadStats
 from parallel.activations.order import Batch, OffloadOrder
 from parallel.activations.policy import Policy
@@ -44,6 +46,7 @@ class ActivationStore:
         self._order, self._engine, self._observe = order, engine, observe
         self._weights: frozenset[int] | None = None
         self._position = 0
+        self._outputs: deque[Tensor] = deque()
 
     def forward_pass(self, batch: Batch) -> SavingPass:
         """How a forward pass saves; enter it wherever the pass computes."""
@@ -52,6 +55,15 @@ class ActivationStore:
             self._weights = weights_of(self._chunks)
         engine = None if batch in self._order.stay else self._engine
         return SavingPass(self._policies, batch, self._weights, engine, self._observe)
+
+    def hold_output(self, output: Tensor) -> None:
+        """Take a chunk's output, which the schedule holds for its history: its memory is freed once sent.
+
+        The schedules wait until a message is sent before they go on from the next one.
+        """
+        self._outputs.append(output)
+        if len(self._outputs) > 2:
+            let_go(self._outputs.popleft())
 
     def work_before(self, num_passes: int) -> None:
         """Start what is needed soon on its way back, once `num_passes` are done; also called repeatedly."""
@@ -68,6 +80,7 @@ class ActivationStore:
         Called by every rank. Raises RuntimeError if anything is still held.
         """
         self._position = 0
+        self._outputs.clear()
         if self._engine is None:
             return None
         self._engine.check_empty()

@@ -222,6 +222,31 @@ def blend_off_one(legal: Legal) -> Broken:
     return changes, "data.blend", "shares must sum to 1"
 
 
+SLURM: Values = {
+    "partition": None, "account": None, "qos": None, "time_limit_min": 60, "stop_before_end_s": 120,
+    "spare_nodes": 0, "min_nodes": None, "restart_wait_s": 5, "rendezvous_port": 29500, "python": None,
+    "container_image": None, "container_mounts": [],
+}  # fmt: skip
+FABRIC: Values = {
+    "interface": "bond0", "hcas": ["mlx5_0"], "gid_index": 3, "traffic_class": 106, "ack_timeout": 22,
+    "retries": 7,
+}  # fmt: skip
+
+
+def of_cluster(section: str, key: str, wrong: Sequence[Any], rule: str) -> Callable[[Legal], Broken]:
+    """A wrong value in a section that the shrunk model's cluster does without."""
+    legal_section = {"slurm": SLURM, "fabric": FABRIC}[section]
+
+    def broken(legal: Legal) -> Broken:
+        return (
+            {f"cluster.{section}": legal_section | {key: legal.pick(wrong)}},
+            f"cluster.{section}.{key}",
+            rule,
+        )
+
+    return broken
+
+
 POSITIVE = (
     "parallelism.pp parallelism.vpp parallelism.ep model.num_layers model.num_experts model.vocab_size "
     "model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps train.seq_len "
@@ -229,7 +254,7 @@ POSITIVE = (
     "train.stall_timeout_s checkpoint.interval checkpoint.keep cluster.nodes cluster.gpus_per_node "
     "data.limit_samples data.blend.text optim.qk_clip_threshold optim.muon.newton_schulz_steps "
     "optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale dep.max_patches_per_chunk "
-    "cluster.model_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s"
+    "cluster.model_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s cluster.host_memory_gib cluster.gpu_memory_gb"
 ).split()
 NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "
@@ -286,6 +311,15 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "experts": experts_that_do_not_divide,
     "expert groups": expert_groups_beyond_replicas,
     "schedule": schedule_longer_than_the_run,
+    "partition": of_cluster("slurm", "partition", ["a b", "$x", "a#b", ""], "must consist of letters"),
+    "time limit": of_cluster("slurm", "time_limit_min", [0, -5], "must be positive"),
+    "spare nodes": of_cluster("slurm", "spare_nodes", [-1], "must not be negative"),
+    "stop before end": of_cluster("slurm", "stop_before_end_s", [3600, 9999], "must be shorter than the job"),
+    "port": of_cluster("slurm", "rendezvous_port", [80, 65500], "must leave 100 ports"),
+    "least nodes": of_cluster("slurm", "min_nodes", [0, 999], "must lie within 1 to cluster.nodes"),
+    "HCAs": of_cluster("fabric", "hcas", [[]], "must name a device"),
+    "GID": of_cluster("fabric", "gid_index", ["third", -1, 256], "must be a row of the GID table"),
+    "traffic class": of_cluster("fabric", "traffic_class", [-1, 256], "must lie within 0 to 255"),
 }
 """Name -> break; tests/unit/config/test_illegal_configs.py finds every rule of the configuration in it."""
 
@@ -299,4 +333,6 @@ def argument(key: str, given: Any) -> str:
     """A value as hydra reads it."""
     if given is None:
         return "null"
-    return f"'{given}'" if key == "parallelism.layout" else str(given)
+    if isinstance(given, dict):
+        return "{" + ", ".join(f"{name}: {argument(name, inner)}" for name, inner in given.items()) + "}"
+    return f"'{given}'" if key in ("parallelism.layout", "partition") else str(given)

@@ -48,12 +48,12 @@ class Job:
 
     def processes(self) -> list[int]:
         """Processes of the job, torchrun included, that have not ended."""
-        return [pid for pid in _living() if self._mark in _strings(pid, "cmdline")]
+        return [pid for pid in living() if self._mark in strings(pid, "cmdline")]
 
     def rank(self, number: int) -> int:
         """The process of a rank."""
         marks = f"RANK={number}"
-        (pid,) = [pid for pid in self.processes() if marks in _strings(pid, "environ")]
+        (pid,) = [pid for pid in self.processes() if marks in strings(pid, "environ")]
         return pid
 
     def signal(self, number: signal.Signals) -> None:
@@ -95,13 +95,13 @@ class Job:
         return status
 
 
-def _living() -> Iterator[int]:
+def living() -> Iterator[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             yield int(entry.name)
 
 
-def _strings(pid: int, name: str) -> list[str]:
+def strings(pid: int, name: str) -> list[str]:
     """The strings of /proc/<pid>/cmdline or environ; none where the process is gone or not ours."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace").split("\0")

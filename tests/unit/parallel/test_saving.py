@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,41 +19,7 @@ from parallel.activations.offload import OffloadEngine
 from parallel.activations.order import Batch
 from parallel.activations.policy import Policy
 from parallel.activations.saving import SavingPass, Stored
-
-NAMES = ("norm.input", "norm.output", "hidden", "swiglu.output", "attention", "rest")
-CAN_REPLAY = ("norm.output", "swiglu.output")
-BATCH = Batch(0, 0)
-
-
-class Block(nn.Module):
-    """Norm, two projections of it, SwiGLU of a view of one, attention: every shape of saved tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-
-        def weight(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(shape, generator=generator) / 8)
-
-        self.gain, self.gate_up, self.gate = weight(64), weight(256, 64), weight(64, 64)
-        self.down = weight(64, 128)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = named("norm.input", x)
-        normed = recomputed("norm.output", lambda x: F.rms_norm(x, (64,), self.gain), x)
-        gate_up = named("hidden", normed @ self.gate_up.T)
-        scale = torch.sigmoid(normed @ self.gate.T).mean(-1, keepdim=True)
-        product = recomputed("swiglu.output", swiglu, gate_up, scale)
-        query = (product @ self.down.T).view(4, 32, 64)
-        with saves("attention"):
-            # The first half alone: a view whose memory is larger.
-            attended = F.scaled_dot_product_attention(query[:2], query[2:], query[2:] * 2)
-        return x[:64] + attended.reshape(64, 64)
-
-
-def swiglu(gate_up: Tensor, scale: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up * scale
+from tests.helpers.saving import BATCH, CAN_REPLAY, NAMES, Block, all_of, run
 
 
 @pytest.fixture(scope="module")
@@ -61,38 +27,6 @@ def engine() -> Iterator[OffloadEngine]:
     made = OffloadEngine(ThreadCopier(), 8 << 20, 1 << 20)
     yield made
     made.close()
-
-
-def run(
-    policies: dict[str, Policy] | None,
-    engine: OffloadEngine | None = None,
-    observe: Callable[[Stored], None] | None = None,
-) -> list[Tensor]:
-    """Output and gradients of two blocks in a row; saved as torch does without policies."""
-    blocks = [Block(), Block()]
-    x = torch.randn(128, 64, generator=torch.Generator().manual_seed(2), requires_grad=True)
-
-    def forward() -> Tensor:
-        first = blocks[0](x)
-        return blocks[1](torch.cat((first, 2 * first.flip(0))))
-
-    if policies is None:
-        output = forward()
-    else:
-        saving = SavingPass(policies, BATCH, weights_of(blocks), engine, observe)
-        with saving.active():
-            output = forward()
-        del saving
-    output.square().sum().backward()
-    assert x.grad is not None
-    gradients = [p.grad for block in blocks for p in block.parameters()]
-    return [output.detach(), x.grad, *[gradient for gradient in gradients if gradient is not None]]
-
-
-def all_of(policy: Policy, **others: Policy) -> dict[str, Policy]:
-    exact = Policy.keep if policy is Policy.recompute else policy
-    found = {name: policy if name in CAN_REPLAY else exact for name in NAMES}
-    return found | {name.replace("_", "."): other for name, other in others.items()}
 
 
 EXACT = st.fixed_dictionaries(
@@ -230,6 +164,21 @@ def test_a_function_that_lays_out_its_output_anew_is_found_out() -> None:
         output = recomputed("norm.output", fickle, x).square().sum()
     with pytest.raises(RuntimeError, match="has to do the same each time"):
         output.backward()
+
+
+@pytest.mark.parametrize("policy", [Policy.keep, Policy.offload])
+def test_a_saved_tensor_that_is_changed_is_found_out(engine: OffloadEngine, policy: Policy) -> None:
+    saving = SavingPass(all_of(policy), BATCH, frozenset(), engine)
+    x = torch.randn(128, 64, requires_grad=True)
+    with saving.active():
+        hidden = named("hidden", x * 2)
+        output = hidden.square().sum()
+    with torch.no_grad():
+        hidden.add_(1)
+    with pytest.raises(RuntimeError, match=r"was changed in\s+place"):
+        output.backward()
+        engine.check_empty()
+    del output, hidden, saving
 
 
 def test_outside_of_a_pass_annotations_change_nothing() -> None:

@@ -84,12 +84,21 @@ ALLOWED = {
         "parallel.layout_plan",
         "parallel.micro_batches",
     },
+    "launch.decide": {"stdlib"},
+    "launch.lock": {"stdlib", "k25_train.errors"},
+    "launch.scheduler": {"stdlib", "k25_train.errors"},
+    "launch.rendezvous": {"stdlib", "k25_train.errors"},
 }
 TORCH_FREE = [
     "k25_train.config.resolve",
     "k25_train.config.command_line",
     "k25_train.plan.__main__",
-    "launch",
+    "launch.preflight.__main__",
+    "launch.preflight.node",
+    "launch.preflight.measured",
+    "launch.slurm",
+    "launch.supervisor",
+    "launch.torchrun",
 ]
 
 
@@ -161,6 +170,15 @@ def test_package_files_hold_no_code() -> None:
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_runs_where_torch_is_absent(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = sys.modules['megatron'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["launch.supervisor", "launch.node", "launch.rank", "launch.rendezvous"])
+def test_supervision_needs_the_standard_library_only(module: str) -> None:
+    """The first node's Python may have nothing else: the ranks' packages can be in a container."""
+    blocked = "torch hydra omegaconf yaml rich numpy".split()
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {module}"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
