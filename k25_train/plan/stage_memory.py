@@ -22,7 +22,7 @@ from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.plan.layout import layout_of
 from k25_train.plan.optimizer import StageState, encoder_parameters, stage_parameters, stage_states
 from k25_train.plan.saved_tensors import FLOAT_BYTES, KERNELS, PassSizes, SavedTensors
-from k25_train.plan.schedule import passes_of_stage
+from k25_train.plan.schedule import sample_of_passes
 from k25_train.plan.trained import (
     TrainedParameter,
     embedding_parameter,
@@ -141,7 +141,7 @@ def most_imbalance(config: Config, memory: StageMemory) -> float:
 
 def _waiting(config: Config, stage: int, sizes: PassSizes) -> tuple[int, int, int]:
     """Peaks: bytes that wait on the device, passes between forward and backward, bytes of their outputs."""
-    passes, layout = passes_of_stage(config, stage), layout_of(config)
+    passes, layout = sample_of_passes(config, stage), layout_of(config)
     stay = offload_order(passes, config.activation.passes_ahead).stay
     leaving = [WaitingBytes.of(each).device for each in stage_tensors(config, stage, sizes)]
     staying = [WaitingBytes.of(each).device for each in stage_tensors(config, stage, sizes, offloads=False)]

@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from k25_train.config.resolve import compose
 from k25_train.config.schema import Config
@@ -18,7 +21,7 @@ from k25_train.plan.activations import (
     stage_tensors,
 )
 from k25_train.plan.optimizer import stage_states
-from k25_train.plan.schedule import passes_of_stage
+from k25_train.plan.schedule import passes_of_stage, sample_of_passes
 from k25_train.plan.stage_memory import (
     OVERHEAD_BYTES,
     fullest,
@@ -30,6 +33,7 @@ from k25_train.plan.stage_memory import (
 from parallel.activations.order import Batch, offload_order
 from parallel.activations.sizes import BLOCK_BYTES, block_bytes
 from parallel.dep.timeline import Pass, schedule_of
+from tests.helpers.sizes import parallel_sizes
 from tests.helpers.source import REPO
 
 FITTING = ["activation.moe.up_input=fp8+offload", "optim.offload=cpu"]
@@ -59,6 +63,30 @@ def test_passes_held_by_interleaved_ranks(stage: int, overlaps: bool) -> None:
 def test_peak_counts_a_pass_that_runs_beside_the_backward_that_frees() -> None:
     passes = [Pass(True, 0, 0), Pass(True, 0, 1, True), Pass(False, 0, 0), Pass(False, 0, 1)]
     assert peak_held(passes, lambda batch: 10 ** (batch.micro_batch + 1)) == 110
+
+
+@settings(max_examples=200)
+@given(
+    pp=st.integers(1, 8), vpp=st.integers(1, 4), rounds=st.floats(1, 14), overlaps=st.booleans(),
+    num_ahead=st.integers(1, 5), weights=st.lists(st.integers(0, 100), min_size=8, max_size=8),
+)  # fmt: skip
+def test_few_passes_hold_what_all_hold(
+    pp: int, vpp: int, rounds: float, overlaps: bool, num_ahead: int, weights: list[int]
+) -> None:
+    """The same peaks of batches that leave the device and of those that stay."""
+    vpp = vpp if pp > 1 else 1
+    sizes = parallel_sizes(pp=pp, vpp=vpp, overlap_expert_comm=overlaps and (vpp > 1 or pp == 1))
+    config = SimpleNamespace(num_micro_batches=max(2, int(pp * rounds)), parallelism=sizes)
+
+    def peaks(passes: list[Pass]) -> tuple[int, int]:
+        stay = offload_order(passes, num_ahead).stay
+        return (
+            peak_held(passes, lambda batch: weights[batch.vp_stage + 4 * (batch in stay)]),
+            peak_held(passes, lambda batch: weights[batch.vp_stage] * (batch not in stay)),
+        )
+
+    for stage in range(pp):
+        assert peaks(sample_of_passes(config, stage)) == peaks(passes_of_stage(config, stage))
 
 
 def test_host_memory_is_what_a_walk_over_batches_needs(pretrain: Config) -> None:
