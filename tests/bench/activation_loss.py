@@ -1,6 +1,6 @@
 """What FP8 storage does to training: loss curves of `activation=k2` and `keep` beside each other.
 
-    python -m tests.bench.activation_loss [STEPS] [SEEDS]      # prints a table, draws runs/activation_loss.png
+    python -m tests.bench.activation_loss [STEPS] [SEEDS]    # prints tables, draws runs/activation_loss.png
 
 Trains the smoke model with MuonClip on the smoke set for STEPS (300) steps on 2 ranks: with everything kept,
 with `activation=k2`, and with everything kept as two pipeline stages, which differs from the first run by the
