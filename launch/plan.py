@@ -10,6 +10,7 @@ from k25_train.config.checks import batches_divide, experts_divide, pipeline_div
 from k25_train.config.derived import derived_sizes
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
+from k25_train.plan.__main__ import shorten
 from k25_train.plan.optimizer import encoder_state_bytes, stage_states
 from k25_train.plan.parameters import count_parameters
 
@@ -44,7 +45,7 @@ def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:
     """
     sizes, parallelism = derived_sizes(config), config.parallelism
     total, active = int(sizes["parameters_total"]), int(sizes["parameters_active"])
-    yield "model", f"{config.model.name}, {total / 1e9:,.4g}B parameters, {active / 1e9:,.4g}B active"
+    yield "model", f"{config.model.name}, {shorten(total)} parameters, {shorten(active)} active"
     ranks = f"{config.cluster.nodes} nodes x {config.cluster.gpus_per_node} = {config.world_size:,}"
     yield "ranks", f"{ranks} of cluster {config.cluster.name} ({config.cluster.device.value})"
     cuts = f"pp {parallelism.pp} x vpp {parallelism.vpp}, ep {parallelism.ep}, dp {config.dp}"

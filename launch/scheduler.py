@@ -101,16 +101,24 @@ def unusable(nodes: Iterable[str], patience_s: float = 0.0) -> dict[str, str]:
     return {node: state for node, state in states.items() if state not in USABLE}
 
 
-def requeue(job_id: int, patience_s: float) -> None:
-    """Put the running job back into the queue, under the same id."""
+def requeue(job_id: int, num_nodes: str, patience_s: float) -> None:
+    """Put the running job back into the queue, under the same id, to come back on so many nodes.
+
+    Args:
+        job_id: the job.
+        num_nodes: a number, or a range such as `32-64`; of a range, SLURM gives what is free.
+        patience_s: how long to try again where the controller does not answer.
+    """
     ask("scontrol", "requeue", str(job_id), patience_s=patience_s)
+    ask("scontrol", "update", f"JobId={job_id}", f"NumNodes={num_nodes}", patience_s=patience_s)
 
 
 def first_to_fail(srun_log: str) -> str | None:
-    """The node that srun named first when tasks failed."""
-    match = re.search(r"^srun: error: (\S+): tasks? [\d,-]+: ", srun_log, re.MULTILINE)
-    match = match or re.search(r"^srun: error: Node failure on (\S+)", srun_log, re.MULTILINE)
-    return match[1] if match else None
+    """The node that srun named first when it failed, or tasks on it did."""
+    match = re.search(
+        r"^srun: error: (?:Node failure on (\S+)|(\S+): tasks? [\d,-]+: )", srun_log, re.MULTILINE
+    )
+    return (match[1] or match[2]) if match else None
 
 
 def last_json(printed: str) -> dict[str, str]:

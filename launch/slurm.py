@@ -77,6 +77,7 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
         num_steps=config.train.steps,
         ranks_per_node=config.cluster.gpus_per_node,
         legal_nodes=nodes,
+        spare_nodes=slurm.spare_nodes,
         max_restarts=max_restarts,
         restart_wait_s=slurm.restart_wait_s,
         rendezvous_port=slurm.rendezvous_port,
@@ -84,7 +85,7 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
         container=container_options(config, run, CHECKOUT, variables),
         environment=[(name, value, reason) for name, value, reason in variables],
     )
-    return submission, render(config, run, CHECKOUT, python, nodes)
+    return submission, render(config, run, CHECKOUT, python)
 
 
 def told(config: Config, submission: Submission) -> Iterable[str]:

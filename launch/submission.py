@@ -37,6 +37,8 @@ class Submission:
     ranks_per_node: int
     legal_nodes: list[int]
     """Numbers of nodes that the run may have, ascending; the last is `cluster.nodes`."""
+    spare_nodes: int
+    """`cluster.slurm.spare_nodes`."""
     max_restarts: int
     """Restarts in a row that may get no further."""
     restart_wait_s: float
@@ -58,6 +60,11 @@ class Submission:
     def read(folder: Path) -> "Submission":
         """That of a run folder. Raises OSError or ValueError if the file is absent or damaged."""
         return Submission(**json.loads((folder / FACTS).read_text()))
+
+
+def node_range(least: int, most: int) -> str:
+    """Numbers of nodes as sbatch and scontrol take them."""
+    return str(most) if least == most else f"{least}-{most}"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -29,7 +29,7 @@ from launch.decide import (
     suspects,
     wait_before_restart_s,
 )
-from launch.submission import Submission
+from launch.submission import Submission, node_range
 
 PATIENCE_S = 600.0
 """How long a controller of SLURM may be away while the run goes on."""
@@ -65,7 +65,7 @@ class Supervisor:
             reason = reason_to_give_up(history, self.submission.max_restarts)
             if reason is not None:
                 return self.give_up(reason)
-            lost = scheduler.unusable(self.allocated, PATIENCE_S)
+            lost = self.unusable(self.allocated)
             nodes = nodes_for(self.allocated, lost, suspects(history), self.submission.legal_nodes)
             if not nodes:
                 told = ", ".join(f"{node} {state}" for node, state in lost.items())
@@ -94,7 +94,7 @@ class Supervisor:
             say(f"attempt {attempt.number} could not start: {error}")
             status = 1
         last_step = self.attempts.last_step()
-        lost = scheduler.unusable(nodes, PATIENCE_S)
+        lost = self.unusable(nodes)
         outcome = outcome_of(
             status, last_step, self.submission.num_steps, asked_to_stop=self.asked is not None, lost=lost
         )
@@ -217,9 +217,18 @@ class Supervisor:
         if state != "RUNNING":
             say(f"{reason}; job {self.job_id} is {state}, so it is not put back into the queue by itself")
             return 1
-        say(f"{reason}; job {self.job_id} goes back to the queue and on from the newest checkpoint")
-        scheduler.requeue(self.job_id, PATIENCE_S)
+        # Given a choice, SLURM starts the job on the fewest nodes although more may be free soon: only where
+        # nodes are lost is that better than to wait.
+        lost = self.unusable(self.allocated)
+        legal, spares = self.submission.legal_nodes, self.submission.spare_nodes
+        num_nodes = node_range(legal[0] if lost else legal[-1], legal[-1] + spares)
+        say(f"{reason}; job {self.job_id} goes back to the queue, for {num_nodes} nodes")
+        scheduler.requeue(self.job_id, num_nodes, PATIENCE_S)
         return 0
+
+    def unusable(self, nodes: Sequence[str]) -> dict[str, str]:
+        """Node -> state of those that SLURM finds unable to go on."""
+        return scheduler.unusable(nodes, PATIENCE_S)
 
     def give_up(self, reason: str) -> int:
         """Say why, and what to do."""

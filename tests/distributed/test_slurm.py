@@ -107,7 +107,9 @@ def test_a_time_limit_costs_no_step(cluster: Slurm, data: Path, uninterrupted: P
     stopped = run.attempts[0]
     assert run.wait_for_end() == "COMPLETED", run.log
 
-    assert outcomes(run) == ["stopped", "finished"]
+    # On a busy machine the second job's time may be over before the run is, too.
+    *stops, last = outcomes(run)
+    assert set(stops) == {"stopped"} and last == "finished"
     assert f"resuming after step {stopped.reached} of {LAST}" in run.rank_log(2, 0)
     assert_as_if_nothing_had_been(run, uninterrupted)
 
