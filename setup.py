@@ -66,6 +66,7 @@ setup(
             "k25-data=k25_train.data.__main__:main",
             "k25-dryrun=k25_train.dryrun:main",
             "k25-plan=k25_train.plan.__main__:main",
+            "k25-preflight=launch.preflight.__main__:main",
             "k25-submit=launch.slurm:main",
         ]
     },

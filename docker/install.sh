@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Installs pins.txt into the active virtual environment, which must see the base image's packages:
+#   install.sh PINS
+# A base that has PyTorch keeps its own, with the CUDA libraries beside it; only then is their part left out.
+set -euo pipefail
+pins=$1
+wanted=$(mktemp)
+trap 'rm -f "$wanted"' EXIT
+
+last_part='# Only where the base brings no PyTorch.'
+grep --quiet --line-regexp --fixed-strings "$last_part" "$pins" || {
+    echo "$pins: has no line '$last_part'; without it PyTorch of the base would be replaced. Restore it." >&2
+    exit 1
+}
+if python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
+    echo "PyTorch comes from the base image"
+    sed "/^$last_part\$/,\$d" "$pins" >"$wanted"
+else
+    echo "PyTorch comes from $pins, since the base image has none"
+    cp "$pins" "$wanted"
+fi
+# NGC images constrain pip to their own versions; the pins are exact and are meant to win in this environment.
+PIP_CONSTRAINT='' python -m pip install --no-deps --requirement "$wanted"

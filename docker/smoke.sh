@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Self-test of the image, without a network:
+#   smoke.sh            packages, a few training steps on two CPU ranks (and on a GPU if there is one), preflight
+#   smoke.sh packages   only the packages; the build ends with it
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+check_packages() {
+    python - docker/pins.txt <<'PYTHON'
+"""Every package is imported from where it should come, in the version of pins.txt."""
+import importlib
+import importlib.metadata
+import sys
+from pathlib import Path
+
+pins = dict(line.split("==") for line in Path(sys.argv[1]).read_text().split() if "==" in line)
+torch = importlib.import_module("torch")
+from_base = not Path(torch.__file__).is_relative_to(sys.prefix)
+# A base's PyTorch is a build of its own between two releases, such as 2.13.0a0+1234; its release counts.
+release = torch.__version__.partition("+")[0].partition("a")[0]
+faults = [] if release == pins["torch"] else [f"torch {torch.__version__}: pins.txt has {pins['torch']}"]
+if from_base:
+    provided = ("triton", "cuda", "nvidia")
+    pins = {name: pin for name, pin in pins.items() if name != "torch" and not name.startswith(provided)}
+for name, pin in pins.items():
+    if name != "torch" and (found := importlib.metadata.version(name)) != pin:
+        faults.append(f"{name} {found}: pins.txt has {pin}")
+modules = ["megatron.core", "emerging_optimizers", "deepspeed", "av", "k25_train.train", "launch.preflight"]
+for module in [*modules, *(["transformer_engine.pytorch", "apex"] if from_base else [])]:
+    importlib.import_module(module)
+if faults:
+    sys.exit("\n".join([*faults, "choose another BASE, or change docker/pins.txt and setup.py together"]))
+print(f"packages: torch {torch.__version__} of the {'base' if from_base else 'pins'}, {len(pins)} pins kept")
+PYTHON
+}
+
+# A container without a network cannot resolve its own name, so everything is told to stay on loopback.
+two_ranks() {
+    GLOO_SOCKET_IFNAME=lo torchrun --nproc-per-node 2 --local-addr 127.0.0.1 \
+        --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 -m "$@" parallelism.ep=1 cluster.gpus_per_node=2
+}
+
+check_training() {
+    local runs=$1
+    # Eight sequences a step, as in the smoke job; two steps show forward, backward, exchange, update and saving.
+    two_ranks k25_train.train experiment=smoke run.dir="$runs/cpu" train.steps=2 train.eval_sequences=8 \
+        optim.warmup_steps=1 optim.decay_steps=1 checkpoint.interval=2
+    if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+        python -m k25_train.train experiment=smoke_1gpu run.dir="$runs/gpu" \
+            train.steps=2 optim.warmup_steps=1 optim.decay_steps=1
+    else
+        echo "training on a GPU: skipped: no GPU is visible"
+    fi
+}
+
+check_preflight() {
+    two_ranks launch.preflight experiment=smoke run.dir="$1/preflight"
+}
+
+check_packages
+[ "${1:-all}" = packages ] && exit
+export OMP_NUM_THREADS=1
+runs=$(mktemp --directory)
+trap 'rm -rf "$runs"' EXIT
+check_training "$runs"
+check_preflight "$runs"
+echo "self-test passed"

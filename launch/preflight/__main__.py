@@ -1,0 +1,84 @@
+"""Check the nodes and the fabric of a job before it costs anything.
+
+    python -m launch.preflight [experiment=NAME] [cluster=NAME] [SECTION.KEY=VALUE ...]
+    torchrun --nnodes N --nproc-per-node G ... -m launch.preflight experiment=NAME cluster=NAME ...
+
+Alone it looks at this node. Started on all ranks, as training is, it also measures matrix products, copies to
+the GPU, and the connections of the expert and pipeline groups, and compares nodes. Rank 0 prints every check
+with its verdict and writes preflight.json into run.dir. Ends with status 1 if a node fails. Without an
+experiment it is the smoke experiment's.
+"""
+
+import argparse
+import os
+import socket
+import sys
+
+from rich.console import Console
+
+from k25_train.config.command_line import exit_with_shared
+from k25_train.config.resolve import compose
+from k25_train.config.schema import Config
+from k25_train.errors import ConfigError
+from launch.preflight.machine import Machine
+
+JOIN_TIMEOUT_S = 300.0
+"""In which all ranks have met; their imports take a minute from a cold shared file system."""
+DEFAULT = "experiment=smoke"
+
+
+def main() -> None:
+    """Run the command with the process's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="k25-preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
+    overrides = parser.parse_args().overrides
+    if not any(override.startswith("experiment=") for override in overrides):
+        overrides = [DEFAULT, *overrides]
+    try:
+        config = compose(overrides)
+        check_started(config)
+    except ConfigError as error:
+        exit_with_shared(error)
+    # torch is imported from here on: everything above works on a login node.
+    from launch.preflight.job import run_preflight
+    from launch.preflight.meeting import join
+
+    meeting = join(JOIN_TIMEOUT_S)
+    # Logs of a scheduler are no terminal, and 80 columns are few for a sentence.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    if meeting.is_first:
+        console.print(
+            f"preflight of {' '.join(overrides)}: {cluster_of(config)}\n", highlight=False, soft_wrap=True
+        )
+    is_sound = run_preflight(config, meeting, Machine(), socket.gethostname(), console)
+    sys.stdout.flush()
+    # A connection that hangs would keep the interpreter from ending.
+    os._exit(0 if is_sound else 1)
+
+
+def cluster_of(config: Config) -> str:
+    """What the checks hold the machines against."""
+    cluster = config.cluster
+    return (
+        f"cluster {cluster.name}, {cluster.nodes} x {cluster.gpus_per_node} ranks on {cluster.device.value}"
+    )
+
+
+def check_started(config: Config) -> None:
+    """Raise `ConfigError` if torchrun started other ranks than the configuration counts on."""
+    if "RANK" not in os.environ:
+        return
+    cluster = config.cluster
+    started = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if started != (config.world_size, cluster.gpus_per_node):
+        raise ConfigError(
+            f"{started[0]} ranks started, {started[1]} a node, but cluster.nodes={cluster.nodes} x "
+            f"cluster.gpus_per_node={cluster.gpus_per_node} are configured: start them with "
+            f"torchrun --nnodes {cluster.nodes} --nproc-per-node {cluster.gpus_per_node}, or correct both"
+        )
+
+
+if __name__ == "__main__":
+    main()

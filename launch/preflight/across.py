@@ -1,0 +1,63 @@
+"""What must be alike on all nodes: versions and clocks."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launch.preflight.findings import Finding, failed, passed, skipped, warned
+
+VERSIONS, CLOCK = "versions", "clock"
+TOLERATED = ("kernel", "card firmware")
+"""Versions whose difference is a warning: jobs run, and the odd one out explains why a node behaves oddly."""
+MAX_SKEW_S = 0.5
+"""Beyond this, time stamps of different nodes' logs and traces no longer tell what came first. Our choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offset:
+    """A node's clock against that of the node of rank 0."""
+
+    seconds: float
+    """Positive where the node is ahead."""
+    uncertainty_s: float
+    """Half the time of the exchange that measured it."""
+
+
+def judge_versions(versions: Mapping[str, Mapping[str, str]]) -> dict[str, Finding]:
+    """Node -> finding on its versions, against those that most nodes have."""
+    if len(versions) < 2:
+        return {node: skipped(VERSIONS, "one node has nothing to differ from") for node in versions}
+    names = sorted({name for own in versions.values() for name in own})
+    usual = {
+        name: Counter(own.get(name, "absent") for own in versions.values()).most_common(1)[0][0]
+        for name in names
+    }
+    findings = {}
+    for node, own in versions.items():
+        odd = {name: own.get(name, "absent") for name in names if own.get(name, "absent") != usual[name]}
+        if odd:
+            found = ", ".join(f"{name} {value}" for name, value in odd.items())
+            rule = f"other nodes have {', '.join(f'{name} {usual[name]}' for name in odd)}"
+            judge = warned if set(odd) <= set(TOLERATED) else failed
+            findings[node] = judge(VERSIONS, found, rule, "start all nodes from one image and one checkout")
+        else:
+            findings[node] = passed(VERSIONS, f"{len(names)} as on the other nodes")
+    return findings
+
+
+def judge_clocks(offsets: Mapping[str, Offset | None], reference: str) -> dict[str, Finding]:
+    """Node -> finding on its clock against the `reference`, rank 0's node; a silent node's offset is None."""
+    findings = {reference: passed(CLOCK, "the others are compared with it")}
+    if not offsets:
+        findings[reference] = skipped(CLOCK, "one node has nothing to differ from")
+    for node, offset in offsets.items():
+        if offset is None:
+            findings[node] = skipped(CLOCK, "the node did not answer")
+            continue
+        found = f"{1e3 * offset.seconds:+.1f} ms (± {1e3 * offset.uncertainty_s:.1f} ms) against {reference}"
+        if abs(offset.seconds) - offset.uncertainty_s > MAX_SKEW_S:
+            rule = f"nodes should agree within {1e3 * MAX_SKEW_S:g} ms"
+            findings[node] = warned(CLOCK, found, rule, "check chronyd or ntpd on the node")
+        else:
+            findings[node] = passed(CLOCK, found)
+    return findings

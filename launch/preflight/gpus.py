@@ -1,0 +1,221 @@
+"""GPUs of a node as nvidia-smi reports them, and what must hold of them."""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launch.preflight.findings import Finding, failed, passed, skipped, warned
+from launch.preflight.machine import BrokenError, Machine
+
+FIELDS = (
+    "index",
+    "name",
+    "driver_version",
+    "pci.bus_id",
+    "memory.total",
+    "mig.mode.current",
+    "ecc.mode.current",
+    "ecc.errors.uncorrected.volatile.total",
+    "pcie.link.width.current",
+    "pcie.link.width.max",
+)
+"""What is asked of nvidia-smi, in its names (`nvidia-smi --help-query-gpu`)."""
+REMAP_FIELDS = ("gpu_bus_id", "remapped_rows.pending", "remapped_rows.failure")
+"""Likewise (`nvidia-smi --help-query-remapped-rows`)."""
+
+COUNT, MEMORY_ERRORS, LANES, MODES = GPU_CHECKS = (
+    "GPU count",
+    "GPU memory errors",
+    "GPU PCIe lanes",
+    "GPU modes",
+)
+THROTTLING = "GPU throttling"
+
+# Bits of nvmlClocksEventReasons. Idle (1), application clocks (2), the power cap (4), sync boost (16) and the
+# display (256) are normal; so is a GPU under load at its power cap.
+SLOWDOWN_BITS = {
+    0x08: "hardware slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+    0x20: "software thermal slowdown",
+}
+HARDWARE_BITS = 0x08 | 0x40 | 0x80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU; None stands for what it does not report."""
+
+    index: int
+    name: str
+    driver: str
+    bus_id: str
+    memory_mib: int | None
+    is_split: bool | None
+    """Whether MIG cuts it into parts."""
+    has_ecc: bool | None
+    uncorrected_errors: int | None
+    """Memory errors since the driver was loaded that ECC could not mend."""
+    pcie_lanes: int | None
+    max_pcie_lanes: int | None
+    remap_pending: bool | None
+    """Whether a broken memory row waits for a reset to be replaced."""
+    remap_failed: bool | None
+    """Whether the GPU has run out of spare rows."""
+
+
+def read_gpus(machine: Machine) -> list[Gpu]:
+    """The GPUs by index.
+
+    Raises:
+        AbsentError: there is no nvidia-smi.
+        BrokenError: it fails, or prints something else than was asked for.
+    """
+    rows = _query(machine, "gpu", FIELDS)
+    remaps = {row["gpu_bus_id"]: row for row in _query(machine, "remapped-rows", REMAP_FIELDS)}
+    gpus = []
+    for row in rows:
+        remap = remaps.get(row["pci.bus_id"], {})
+        gpus.append(
+            Gpu(
+                index=_must(row["index"]),
+                name=row["name"],
+                driver=row["driver_version"],
+                bus_id=row["pci.bus_id"],
+                memory_mib=_number(row["memory.total"]),
+                is_split=_switch(row["mig.mode.current"]),
+                has_ecc=_switch(row["ecc.mode.current"]),
+                uncorrected_errors=_number(row["ecc.errors.uncorrected.volatile.total"]),
+                pcie_lanes=_number(row["pcie.link.width.current"]),
+                max_pcie_lanes=_number(row["pcie.link.width.max"]),
+                remap_pending=_switch(remap.get("remapped_rows.pending", "")),
+                remap_failed=_switch(remap.get("remapped_rows.failure", "")),
+            )
+        )
+    return gpus
+
+
+def read_slowdowns(machine: Machine) -> dict[int, int]:
+    """GPU index -> bits of the reasons for which its clocks are lowered now. Raises as `read_gpus` does."""
+    rows = _query(machine, "gpu", ("index", "clocks_event_reasons.active"))
+    return {_must(row["index"]): _must(row["clocks_event_reasons.active"], base=16) for row in rows}
+
+
+def judge_gpus(gpus: Sequence[Gpu], gpus_per_node: int) -> list[Finding]:
+    """Number, memory errors, links and modes of a node's GPUs."""
+    return [
+        _judge_count(gpus, gpus_per_node),
+        _judge_memory_errors(gpus),
+        _judge_links(gpus),
+        _judge_modes(gpus),
+    ]
+
+
+def judge_slowdowns(bits_by_gpu: dict[int, int]) -> Finding:
+    """Whether GPUs compute at their full clock, as seen while they computed."""
+    check = THROTTLING
+    slow = {gpu: bits for gpu, bits in bits_by_gpu.items() if any(bits & bit for bit in SLOWDOWN_BITS)}
+    if not slow:
+        return passed(check, f"none of {len(bits_by_gpu)} GPUs under load")
+    reasons = (
+        f"GPU {gpu}: {', '.join(text for bit, text in SLOWDOWN_BITS.items() if bits & bit)}"
+        for gpu, bits in slow.items()
+    )
+    is_hardware = any(bits & HARDWARE_BITS for bits in slow.values())
+    rule = "clocks must not be lowered but for the power cap"
+    remedy = "drain the node and check its cooling and power supply"
+    return (failed if is_hardware else warned)(check, "; ".join(reasons), rule, remedy)
+
+
+def _judge_count(gpus: Sequence[Gpu], expected: int) -> Finding:
+    check = COUNT
+    kinds = Counter(gpu.name for gpu in gpus)
+    found = " + ".join(f"{count} x {name}" for name, count in kinds.items()) or "0"
+    if len(gpus) != expected:
+        rule = f"cluster.gpus_per_node is {expected}"
+        remedy = "see dmesg for Xid errors and drain the node, or correct the cluster file"
+        return failed(check, found, rule, remedy)
+    if len(kinds) > 1:
+        return failed(check, found, "GPUs of a node must be equal", "drain the node")
+    return passed(check, found)
+
+
+def _judge_memory_errors(gpus: Sequence[Gpu]) -> Finding:
+    check = MEMORY_ERRORS
+    exhausted = [gpu.index for gpu in gpus if gpu.remap_failed]
+    if exhausted:
+        return failed(
+            check, f"GPUs {exhausted} have no spare rows left", "broken rows must be replaced", "replace them"
+        )
+    broken = {gpu.index: gpu.uncorrected_errors for gpu in gpus if gpu.uncorrected_errors}
+    waiting = [gpu.index for gpu in gpus if gpu.remap_pending]
+    if broken or waiting:
+        found = f"uncorrected errors by GPU {broken}, rows to be replaced on GPUs {waiting}"
+        rule = "memory must be sound when a job starts"
+        return failed(check, found, rule, "reset the GPUs (nvidia-smi --gpu-reset) or reboot the node")
+    off = [gpu.index for gpu in gpus if gpu.has_ecc is False]
+    if off:
+        rule = "without ECC a flipped bit changes the training silently"
+        return warned(check, f"ECC is off on GPUs {off}", rule, "nvidia-smi --ecc-config=1 and reboot")
+    silent = [gpu.index for gpu in gpus if gpu.has_ecc is None or gpu.uncorrected_errors is None]
+    if silent:
+        return skipped(check, f"GPUs {silent} do not report ECC")
+    return passed(check, "none, ECC on")
+
+
+def _judge_links(gpus: Sequence[Gpu]) -> Finding:
+    check = LANES
+    known = [gpu for gpu in gpus if gpu.pcie_lanes is not None and gpu.max_pcie_lanes is not None]
+    if len(known) < len(gpus):
+        return skipped(check, "nvidia-smi does not report them")
+    narrow = [
+        f"GPU {gpu.index}: {gpu.pcie_lanes} of {gpu.max_pcie_lanes}"
+        for gpu in known
+        if gpu.pcie_lanes != gpu.max_pcie_lanes
+    ]
+    if narrow:
+        rule = "all lanes must be up: offload and RDMA share them"
+        return failed(check, "; ".join(narrow), rule, "reseat or replace the GPU; drain the node")
+    return passed(check, f"{sorted({gpu.pcie_lanes or 0 for gpu in known})} each")
+
+
+def _judge_modes(gpus: Sequence[Gpu]) -> Finding:
+    check = MODES
+    split = [gpu.index for gpu in gpus if gpu.is_split]
+    if split:
+        rule = "a rank needs a whole GPU"
+        return failed(check, f"MIG is on for GPUs {split}", rule, "nvidia-smi --multi-instance-gpu=0")
+    drivers = sorted({gpu.driver for gpu in gpus})
+    return passed(check, f"MIG off, driver {', '.join(drivers)}")
+
+
+def _query(machine: Machine, what: str, fields: Sequence[str]) -> list[dict[str, str]]:
+    command = ["nvidia-smi", f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
+    rows = []
+    for cells in csv.reader(machine.run(command).splitlines(), skipinitialspace=True):
+        if len(cells) != len(fields):
+            raise BrokenError(f"{' '.join(command)}: printed {cells!r}; expected {len(fields)} values")
+        rows.append(dict(zip(fields, (cell.strip() for cell in cells), strict=True)))
+    return rows
+
+
+def _must(text: str, base: int = 10) -> int:
+    """A number without which the rest means nothing."""
+    try:
+        return int(text, base)
+    except ValueError as error:
+        raise BrokenError(f"nvidia-smi printed {text!r} where a number was expected") from error
+
+
+def _number(text: str) -> int | None:
+    """A whole number; None for "[N/A]", "[Not Supported]" and the like."""
+    return int(text) if re.fullmatch(r"\d+", text) else None
+
+
+def _switch(text: str) -> bool | None:
+    """What drivers have written in the course of time for on and off."""
+    return {"enabled": True, "yes": True, "1": True, "disabled": False, "no": False, "0": False}.get(
+        text.lower()
+    )

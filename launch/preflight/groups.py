@@ -1,0 +1,84 @@
+"""Who is measured with whom: the groups of the configuration, cut into rounds of disjoint pairs; pure.
+
+Ranks are in megatron-core's order: those of one pipeline stage are neighbours, and so are those that share
+the experts of a layer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+Pair = tuple[int, int]
+
+
+class Exchange(Enum):
+    """What ranks send each other in training; each kind is measured over its own pairs."""
+
+    experts = "experts"
+    """Tokens, all to all, within an expert-parallel group."""
+    pipeline = "pipeline"
+    """Activations and gradients, between neighbouring stages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """Pairs that exchange at the same time; no rank is in two of them."""
+
+    exchange: Exchange
+    pairs: tuple[Pair, ...]
+
+    def partner(self, rank: int) -> int | None:
+        """Whom a rank exchanges with; None if it has a pause."""
+        for first, second in self.pairs:
+            if rank in (first, second):
+                return second if rank == first else first
+        return None
+
+
+def expert_groups(world_size: int, ep: int) -> list[tuple[int, ...]]:
+    """Global ranks of every expert-parallel group."""
+    return [tuple(range(first, first + ep)) for first in range(0, world_size, ep)]
+
+
+def pipeline_groups(world_size: int, pp: int) -> list[tuple[int, ...]]:
+    """Global ranks of every pipeline, by stage."""
+    dp = world_size // pp
+    return [tuple(range(replica, world_size, dp)) for replica in range(dp)]
+
+
+def plan_rounds(world_size: int, *, pp: int, ep: int) -> list[Round]:
+    """Rounds in which every pair of an expert-parallel group, and every two neighbouring stages, meet once.
+
+    The last stage and the first are neighbours too: with virtual stages activations go from one to the other.
+    """
+    experts = [list(_all_pairs(group)) for group in expert_groups(world_size, ep)]
+    pipelines = [list(_ring_pairs(group)) for group in pipeline_groups(world_size, pp)]
+    rounds = []
+    for exchange, by_group in ((Exchange.experts, experts), (Exchange.pipeline, pipelines)):
+        for at_once in zip(*by_group, strict=True):
+            pairs = tuple(pair for pairs in at_once for pair in pairs)
+            rounds.append(Round(exchange=exchange, pairs=pairs))
+    return rounds
+
+
+def _all_pairs(group: Sequence[int]) -> Iterator[list[Pair]]:
+    """Rounds of a tournament: the first stays, the others go round (the circle method)."""
+    if len(group) < 2:
+        return
+    # With an odd number one has a pause each round.
+    seats: list[int | None] = [*group, *([None] if len(group) % 2 else [])]
+    for _ in range(len(seats) - 1):
+        facing = zip(seats[: len(seats) // 2], reversed(seats[len(seats) // 2 :]), strict=True)
+        yield [(min(a, b), max(a, b)) for a, b in facing if a is not None and b is not None]
+        seats[1:] = [seats[-1], *seats[1:-1]]
+
+
+def _ring_pairs(group: Sequence[int]) -> Iterator[list[Pair]]:
+    """Rounds over the connections of a ring; of two ranks there is one."""
+    if len(group) < 2:
+        return
+    links = [(group[i], group[(i + 1) % len(group)]) for i in range(len(group) if len(group) > 2 else 1)]
+    last = [links.pop()] if len(links) % 2 and len(links) > 1 else []
+    for pairs in (links[0::2], links[1::2], last):
+        if pairs:
+            yield [(min(pair), max(pair)) for pair in pairs]

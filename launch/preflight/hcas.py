@@ -1,0 +1,198 @@
+"""RDMA network cards (host channel adapters) as the kernel shows them, and what must hold of them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from k25_train.config.cluster import DETECT, FabricConfig
+from launch.preflight.findings import Finding, failed, passed, warned
+from launch.preflight.machine import Machine
+
+FOLDER = "sys/class/infiniband"
+ROCE_V2 = "RoCE v2"
+MIN_MTU_BYTES = 4200
+"""RDMA packets carry 4096 bytes at most; with their headers they fit from here on. Below, the card falls to
+2048 or 1024 bytes a packet."""
+
+CARDS, SPEED, MTU, GID = HCA_CHECKS = ("network cards", "network speed", "network MTU", "RoCE v2 GID")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gid:
+    """An address of a port: an entry of its GID table."""
+
+    index: int
+    address: str
+    kind: str
+    """`RoCE v2`, `IB/RoCE v1` or what else the kernel writes."""
+    interface: str
+    """The network interface whose address it is; empty on InfiniBand."""
+
+    @property
+    def is_routable_v2(self) -> bool:
+        """Whether it is RoCE v2 with an IPv4 address, which switches route and NCCL looks for."""
+        return self.kind == ROCE_V2 and self.address.startswith("0000:0000:0000:0000:0000:ffff:")
+
+    @property
+    def ipv4(self) -> str:
+        """The IPv4 address that a routable entry stands for."""
+        digits = self.address.replace(":", "")[-8:]
+        return ".".join(str(int(digits[at : at + 2], 16)) for at in range(0, 8, 2))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hca:
+    """Port 1 of a card; None stands for what the kernel does not show."""
+
+    name: str
+    link_layer: str
+    """`Ethernet` (RoCE) or `InfiniBand`."""
+    state: str
+    """`ACTIVE` when it can carry traffic."""
+    rate_gbps: float | None
+    firmware: str
+    numa_node: int | None
+    interface: str
+    """Its network interface; empty where it has none."""
+    mtu_bytes: int | None
+    """Largest Ethernet payload of the interface."""
+    gids: tuple[Gid, ...]
+    traffic_class: int | None
+    """Traffic class that the driver forces upon all connections; None where it forces none."""
+
+    @property
+    def routable_gids(self) -> list[Gid]:
+        """Entries that a RoCE v2 fabric can use, by index."""
+        return [gid for gid in self.gids if gid.is_routable_v2]
+
+
+def read_hcas(machine: Machine) -> list[Hca]:
+    """Every card of the node, in use or not."""
+    return [_read_hca(machine, name) for name in machine.names(FOLDER)]
+
+
+def judge_hcas(hcas: Sequence[Hca], fabric: FabricConfig, node_gb_per_s: float) -> list[Finding]:
+    """State, speed, packet size and addresses of the cards that the cluster file names.
+
+    `node_gb_per_s` is what the plan lets a node send in a second. Without the cards there is one finding.
+    """
+    in_use = [hca for hca in hcas if hca.name in fabric.hcas]
+    missing = sorted(set(fabric.hcas) - {hca.name for hca in in_use})
+    if missing:
+        there = ", ".join(hca.name for hca in hcas) or "none"
+        remedy = f"the node has {there}; correct cluster.fabric.hcas, or load the driver and drain the node"
+        rule = "each card of the cluster file must be there"
+        return [failed(CARDS, f"no {', '.join(missing)}", rule, remedy)]
+    findings = [_judge_state(in_use), _judge_rate(in_use, node_gb_per_s)]
+    on_ethernet = [hca for hca in in_use if hca.link_layer == "Ethernet"]
+    if on_ethernet:
+        findings += [_judge_mtu(on_ethernet), _judge_gids(on_ethernet, fabric.gid_index)]
+    return findings
+
+
+def _read_hca(machine: Machine, name: str) -> Hca:
+    card = f"{FOLDER}/{name}"
+    port = f"{card}/ports/1"
+
+    def value(path: str) -> str:
+        return machine.read(path) or ""
+
+    interface = next(iter(machine.names(f"{card}/device/net")), "")
+    rate = re.match(r"([\d.]+) Gb/sec", value(f"{port}/rate"))
+    forced = re.search(r"tclass=(\d+)", value(f"{card}/tc/1/traffic_class"), re.IGNORECASE)
+    gids = (
+        Gid(
+            index=int(index),
+            address=address,
+            kind=value(f"{port}/gid_attrs/types/{index}"),
+            interface=value(f"{port}/gid_attrs/ndevs/{index}"),
+        )
+        for index in machine.names(f"{port}/gids")
+        if (address := value(f"{port}/gids/{index}")).strip("0:")
+    )
+    return Hca(
+        name=name,
+        link_layer=value(f"{port}/link_layer"),
+        state=value(f"{port}/state").partition(":")[2].strip(),
+        rate_gbps=float(rate[1]) if rate else None,
+        firmware=value(f"{card}/fw_ver"),
+        numa_node=_whole(value(f"{card}/device/numa_node")),
+        interface=interface,
+        mtu_bytes=_whole(value(f"sys/class/net/{interface}/mtu")) if interface else None,
+        gids=tuple(gids),
+        traffic_class=int(forced[1]) if forced else None,
+    )
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+
+def _judge_state(hcas: Sequence[Hca]) -> Finding:
+    check = CARDS
+    down = [f"{hca.name} is {hca.state or 'without a state'}" for hca in hcas if hca.state != "ACTIVE"]
+    if down:
+        return failed(
+            check, ", ".join(down), "each must be ACTIVE", "check cable and switch port; drain the node"
+        )
+    return passed(check, f"{', '.join(hca.name for hca in hcas)} active")
+
+
+def _judge_rate(hcas: Sequence[Hca], node_gb_per_s: float) -> Finding:
+    check = SPEED
+    rates = sorted({hca.rate_gbps for hca in hcas if hca.rate_gbps is not None})
+    total_gb_per_s = sum(hca.rate_gbps or 0.0 for hca in hcas) / 8
+    speeds = " and ".join(f"{rate:g}" for rate in rates)
+    found = f"{len(hcas)} cards of {speeds} Gb/s, {total_gb_per_s:g} GB/s a node"
+    if len(rates) != 1:
+        slow = [hca.name for hca in hcas if hca.rate_gbps != max(rates, default=None)]
+        remedy = f"check cable and switch port of {', '.join(slow)}; drain the node"
+        return failed(check, found, "all cards must run at one speed", remedy)
+    if total_gb_per_s < node_gb_per_s:
+        rule = f"the plan needs {node_gb_per_s:g} GB/s: cluster.gpus_per_node x cluster.network_gb_per_s"
+        return failed(
+            check, found, rule, "check cluster.fabric.hcas and the links, or correct the cluster file"
+        )
+    return passed(check, found)
+
+
+def _judge_mtu(hcas: Sequence[Hca]) -> Finding:
+    check = MTU
+    by_card = {hca.name: hca.mtu_bytes for hca in hcas}
+    sizes = {size for size in by_card.values() if size is not None}
+    if None in by_card.values():
+        silent = ", ".join(name for name, size in by_card.items() if size is None)
+        rule = "each card needs a network interface, else it has no address"
+        return failed(
+            check,
+            f"unknown for {silent}",
+            rule,
+            "check the driver and whether the container sees the interfaces",
+        )
+    found = f"{' and '.join(str(size) for size in sorted(sizes))} bytes"
+    if len(sizes) > 1:
+        rule = "all cards must have one MTU, else large packets are dropped"
+        return failed(check, found, rule, "ip link set INTERFACE mtu 9000")
+    if min(sizes) < MIN_MTU_BYTES:
+        rule = f"RDMA packets of 4096 bytes need {MIN_MTU_BYTES}"
+        return warned(check, found, rule, "ip link set INTERFACE mtu 9000, on switches too")
+    return passed(check, found)
+
+
+def _judge_gids(hcas: Sequence[Hca], gid_index: int | str) -> Finding:
+    check = GID
+    without = [hca.name for hca in hcas if not hca.routable_gids]
+    if without:
+        rule = "RoCE v2 needs a GID with an IPv4 address"
+        remedy = "give the interface an IPv4 address and bring it up; drain the node"
+        return failed(check, f"none on {', '.join(without)}", rule, remedy)
+    found = ", ".join(
+        f"{hca.name}: {hca.routable_gids[0].index} ({hca.routable_gids[0].ipv4})" for hca in hcas
+    )
+    if gid_index == DETECT:
+        return passed(check, found)
+    wrong = [hca.name for hca in hcas if gid_index not in [gid.index for gid in hca.routable_gids]]
+    if wrong:
+        rule = f"cluster.fabric.gid_index is {gid_index}, which is none on {', '.join(wrong)}"
+        return failed(check, found, rule, "correct it, or let NCCL find it: cluster.fabric.gid_index=detect")
+    return passed(check, f"{gid_index} on all cards")

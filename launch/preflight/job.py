@@ -1,0 +1,173 @@
+"""The course of a preflight on every rank: read the nodes, meet, measure, judge on rank 0."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from k25_train.config.schema import Config, Device
+from k25_train.plan.costs import WEIGHT_BYTES
+from k25_train.plan.optimizer import encoder_state_bytes, stage_states
+from k25_train.plan.parameters import count_parameters
+from launch.preflight import measure
+from launch.preflight.across import judge_clocks, judge_versions
+from launch.preflight.findings import Finding, Verdict, failed, worst
+from launch.preflight.groups import expert_groups, plan_rounds
+from launch.preflight.machine import Machine
+from launch.preflight.measured import Fault, Measured, judge_measured
+from launch.preflight.meeting import Meeting
+from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
+from launch.preflight.report import print_report, summary, write_report
+
+NODE_TIMEOUT_S = 180.0
+"""In which every node has been read: commands of a sick one run into their own limit first."""
+MEASURE_TIMEOUT_S = 3 * measure.ANSWER_TIMEOUT_S
+"""In which the last rank is done after rank 0 is: a rank gives up on a peer that gave up on another."""
+SILENCE = "answer"
+
+
+def run_preflight(config: Config, meeting: Meeting, machine: Machine, host: str, console: Console) -> bool:
+    """Carry it out on this rank. True unless this is rank 0 and a check failed.
+
+    `host` is the name of this machine, `meeting` connects the ranks, `console` shows rank 0's report.
+    """
+    node: Node | None = None
+    if meeting.speaks_for_node:
+        node = read_node(machine, host, config)
+        meeting.tell("node", node)
+    nodes = meeting.collect("node", meeting.node_ranks, NODE_TIMEOUT_S) if meeting.is_first else {}
+    complete = len(nodes) == len(meeting.node_ranks) if meeting.is_first else None
+    goes_on = meeting.decide("measure", complete, 2 * NODE_TIMEOUT_S)
+    offsets = {}
+    if goes_on:
+        if meeting.is_first:
+            offsets = meeting.measure_clocks(measure.ANSWER_TIMEOUT_S)
+        elif meeting.speaks_for_node:
+            meeting.answer_clock(NODE_TIMEOUT_S)
+        meeting.tell("measured", measure_rank(config, meeting, machine, node))
+        if node is not None:
+            read_after_load(machine, node, config)
+            meeting.tell("node after", node)
+    if not meeting.is_first:
+        meeting.part(2 * MEASURE_TIMEOUT_S)
+        return True
+    measured = meeting.collect("measured", range(meeting.world_size), MEASURE_TIMEOUT_S) if goes_on else {}
+    nodes |= meeting.collect("node after", meeting.node_ranks, NODE_TIMEOUT_S) if goes_on else {}
+    findings = judge(config, meeting, nodes, measured if goes_on else None, offsets)
+    print_report(console, findings)
+    facts = _facts(meeting, nodes, measured)
+    path = write_report(Path(config.run.dir), findings, facts)
+    console.print(f"\n{summary(findings)}\nreport: {path}", highlight=False, soft_wrap=True)
+    meeting.part(0)
+    return worst(finding for own in findings.values() for finding in own) is not Verdict.failed
+
+
+def measure_rank(config: Config, meeting: Meeting, machine: Machine, node: Node | None) -> Measured:
+    """This rank's rates; what it could not measure stays None, with the fault."""
+    measured = Measured()
+    try:
+        device = measure.prepare_device(config.cluster.device.value, meeting.local_rank)
+        measured.gemm_tflops = measure.measure_gemm(
+            device, lambda: read_under_load(machine, node) if node is not None else None
+        )
+        if config.cluster.device is Device.cuda:
+            measured.host_copy_gb_per_s = measure.measure_host_copy(device)
+        if meeting.world_size > 1:
+            _measure_connections(config, meeting, device, measured)
+    except measure.StuckError as error:
+        measured.fault = error.fault
+    except RuntimeError as error:
+        # What CUDA and its libraries raise; the rank has to tell it like any other fault.
+        measured.fault = Fault(text="computing").ended_by(error)
+    return measured
+
+
+def _measure_connections(config: Config, meeting: Meeting, device: torch.device, measured: Measured) -> None:
+    sizes = config.parallelism
+    measure.open_group(meeting.store, meeting.rank, meeting.world_size, device)
+    rounds = plan_rounds(meeting.world_size, pp=sizes.pp, ep=sizes.ep)
+    for link in measure.measure_pairs(rounds, device):
+        # One by one, so that those before a fault are told as well.
+        measured.links.append(link)
+    if sizes.ep > 1:
+        groups = expert_groups(meeting.world_size, sizes.ep)
+        measured.all_to_all_gb_per_s = measure.measure_all_to_all(groups, device)
+
+
+def judge(
+    config: Config,
+    meeting: Meeting,
+    nodes: Mapping[int, Node],
+    measured: Mapping[int, Measured] | None,
+    offsets: Mapping[int, Any],
+) -> dict[str, list[Finding]]:
+    """Node -> all its findings. `nodes` and `offsets` are by the rank that reads a node, `measured` by
+    rank; it is None where nodes are missing."""
+    names = node_names(nodes, meeting)
+    present = {rank: names[rank] for rank in nodes}
+    needed = run_bytes(config)
+    findings = {names[rank]: judge_node(node, config, needed) for rank, node in nodes.items()}
+    versions = judge_versions({present[rank]: node.versions for rank, node in nodes.items()})
+    clocks = judge_clocks({names[rank]: offset for rank, offset in offsets.items()}, names[0])
+    for name, own in findings.items():
+        own += [by_node[name] for by_node in (versions, clocks) if name in by_node]
+    for rank, name in names.items():
+        if rank not in nodes:
+            found = f"the node with ranks {rank} to {rank + meeting.ranks_per_node - 1} told nothing"
+            rule = f"every node must answer within {NODE_TIMEOUT_S:g} s"
+            findings[name] = [failed(SILENCE, found, rule, "see its log; drain it; nothing was measured")]
+    if measured is not None:
+        of_ranks = {rank: names[meeting.node_rank(rank)] for rank in range(meeting.world_size)}
+        for name, own in judge_measured(measured, of_ranks, config).items():
+            findings[name] += own
+    return findings
+
+
+def node_names(nodes: Mapping[int, Node], meeting: Meeting) -> dict[int, str]:
+    """Rank that reads a node -> its name; machines of one name are told apart by their number."""
+    hosts = {
+        rank: nodes[rank].name if rank in nodes else f"node {number}"
+        for number, rank in enumerate(meeting.node_ranks)
+    }
+    all_hosts = list(hosts.values())
+    return {
+        rank: host if all_hosts.count(host) == 1 else f"{host} (node {number})"
+        for number, (rank, host) in enumerate(hosts.items())
+    }
+
+
+def run_bytes(config: Config) -> int:
+    """Disk that a run takes: the checkpoints that are kept and the one being written."""
+    weights = count_parameters(config.model).total * WEIGHT_BYTES[config.train.dtype]
+    state = sum(stage.state_bytes for stage in stage_states(config)) + encoder_state_bytes(config)
+    return (config.checkpoint.keep + 1) * (weights + state)
+
+
+def _facts(
+    meeting: Meeting, nodes: Mapping[int, Node], measured: Mapping[int, Measured]
+) -> dict[str, dict[str, Any]]:
+    """Node -> what was read and measured, for the JSON report."""
+    names = node_names(nodes, meeting)
+    return {
+        names[rank]: {
+            "read": _plain(asdict(node)),
+            "measured": {
+                str(other): _plain(asdict(own))
+                for other, own in measured.items()
+                if meeting.node_rank(other) == rank
+            },
+        }
+        for rank, node in nodes.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The same in what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,88 @@
+"""What a node shows of itself: files, file systems, and what commands print. The only reader of them.
+
+Tests give another root and recorded outputs; whoever reads through a `Machine` runs on both alike.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMAND_TIMEOUT_S = 30.0
+"""A healthy nvidia-smi answers within seconds; with a GPU that fell off the bus it may hang for good."""
+
+
+class AbsentError(Exception):
+    """The machine lacks what was asked for, so there is nothing to judge."""
+
+
+class BrokenError(Exception):
+    """What was asked for is there and does not work, which is a finding in itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """A file system, in bytes."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+def run_command(words: Sequence[str]) -> str:
+    """Standard output of a command.
+
+    Raises:
+        AbsentError: the machine does not have the command.
+        BrokenError: the command fails, or does not answer in time.
+    """
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False, errors="replace"
+        )
+    except FileNotFoundError as error:
+        raise AbsentError(f"no {words[0]} on this machine") from error
+    except subprocess.TimeoutExpired as error:
+        raise BrokenError(f"{' '.join(words)}: no answer in {COMMAND_TIMEOUT_S:g} s") from error
+    if done.returncode:
+        said = " ".join((done.stdout + done.stderr).split())
+        raise BrokenError(f"{' '.join(words)}: status {done.returncode}: {said}")
+    return done.stdout
+
+
+def usage_of(path: Path) -> Usage:
+    """The file system that `path` is on, or will be on once it is made."""
+    while not path.exists():
+        path = path.parent
+    usage = shutil.disk_usage(path)
+    return Usage(total_bytes=usage.total, free_bytes=usage.free)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A node, or a recorded one."""
+
+    root: Path = Path("/")
+    """Where the file tree starts."""
+    run: Callable[[Sequence[str]], str] = run_command
+    """Words of a command -> what it prints; raises `AbsentError` or `BrokenError`."""
+    usage: Callable[[Path], Usage] = usage_of
+    """Path -> size and free space of its file system."""
+
+    def read(self, path: str) -> str | None:
+        """Contents of a file without surrounding white space; None where it is absent or cannot be read.
+
+        The kernel shows unused table entries as files whose reading fails, so the two mean the same.
+        """
+        try:
+            return (self.root / path).read_text(errors="replace").strip()
+        except OSError:
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, numbers in their order; none where the folder is absent."""
+        try:
+            names = [entry.name for entry in (self.root / folder).iterdir()]
+        except OSError:
+            return []
+        return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))

@@ -1,0 +1,105 @@
+"""The verdicts as a table for people and as JSON for programs."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launch.preflight.findings import Finding, Verdict, worst
+
+STYLES = {
+    Verdict.passed: ("pass", "green"),
+    Verdict.skipped: ("skipped", "dim"),
+    Verdict.warned: ("warn", "yellow"),
+    Verdict.failed: ("FAIL", "bold red"),
+}
+FILE = "preflight.json"
+
+Findings = Mapping[str, Sequence[Finding]]
+"""Node -> its findings."""
+
+
+def print_report(console: Console, nodes: Findings) -> None:
+    """Every check once, the nodes with one and the same outcome on one line; then a verdict a node."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("check", "", "nodes", "found"):
+        table.add_column(heading, overflow="fold")
+    checks = dict.fromkeys(finding.check for findings in nodes.values() for finding in findings)
+    for check in checks:
+        outcomes: dict[Finding, list[str]] = {}
+        for node, findings in nodes.items():
+            for finding in findings:
+                if finding.check == check:
+                    outcomes.setdefault(finding, []).append(node)
+        # The worst comes first: of hundreds of nodes it is the one to look at.
+        for finding in sorted(outcomes, key=lambda finding: -finding.verdict):
+            word, style = STYLES[finding.verdict]
+            text = "; ".join(part for part in (finding.found, finding.rule, finding.remedy) if part)
+            table.add_row(check, Text(word, style), name_nodes(outcomes[finding], len(nodes)), Text(text))
+    console.print(table)
+    console.print()
+    console.print(_verdicts(nodes))
+
+
+def name_nodes(names: Sequence[str], num_nodes: int) -> str:
+    """The nodes by name, in short where they are many."""
+    if len(names) == num_nodes and num_nodes > 1:
+        return f"all {num_nodes}"
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def summary(nodes: Findings) -> str:
+    """Verdict of the whole job, naming the nodes that fail."""
+    by_verdict = {node: worst(findings) for node, findings in nodes.items()}
+    failed = [node for node, verdict in by_verdict.items() if verdict is Verdict.failed]
+    if failed:
+        return f"preflight FAILED on {len(failed)} of {len(nodes)} node(s): {', '.join(failed)}"
+    warned = Counter(by_verdict.values())[Verdict.warned]
+    return f"preflight passed on {len(nodes)} node(s)" + (f", {warned} with warnings" if warned else "")
+
+
+def write_report(folder: Path, nodes: Findings, facts: Mapping[str, Any]) -> Path:
+    """Write everything that was read, measured and judged into the run's folder, and return the file."""
+    report = {
+        "verdict": worst(finding for findings in nodes.values() for finding in findings).name,
+        "nodes": {
+            node: {
+                "verdict": worst(findings).name,
+                "findings": [asdict(finding) | {"verdict": finding.verdict.name} for finding in findings],
+                "facts": facts.get(node),
+            }
+            for node, findings in nodes.items()
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    return path
+
+
+def _verdicts(nodes: Findings) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("node", "verdict", "failed", "warned", "passed", "skipped"):
+        table.add_column(heading)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for node, findings in nodes.items():
+        by_verdict = Counter(finding.verdict for finding in findings)
+        bad = [
+            ", ".join(finding.check for finding in findings if finding.verdict is verdict) or "-"
+            for verdict in (Verdict.failed, Verdict.warned)
+        ]
+        word = STYLES[worst(findings)][0]
+        row = (word, *bad, str(by_verdict[Verdict.passed]), str(by_verdict[Verdict.skipped]))
+        rows.setdefault(row, []).append(node)
+    for row, names in rows.items():
+        style = next(style for word, style in STYLES.values() if word == row[0])
+        # Healthy nodes are alike and share a line; a bad one has its own.
+        for label in [name_nodes(names, 0)] if row[0] == "pass" else names:
+            table.add_row(label, Text(row[0], style), *row[1:])
+    return table

@@ -1,0 +1,193 @@
+"""Preflight over real gloo ranks: it measures the groups of training, and names who is slow or gone."""
+
+import contextlib
+import io
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from rich.console import Console
+
+from k25_train.config.resolve import compose
+from k25_train.config.schema import Config
+from launch.preflight import job, measure, meeting
+from launch.preflight.groups import expert_groups, pipeline_groups
+from launch.preflight.machine import Machine
+from launch.preflight.meeting import join
+from tests.helpers.ranks import RankContext, RankError, run_ranks
+
+pytestmark = pytest.mark.distributed
+
+SIZES = ["parallelism.pp=2", "parallelism.vpp=1", "parallelism.overlap_expert_comm=false"]
+SIZES += ["parallelism.delay_wgrad=false", "model.num_experts=16"]
+RANKS_PER_NODE = 4
+WAIT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with one rank."""
+
+    rank: int = -1
+    delay_s: float = 0.0
+    """Added to each of its exchanges."""
+    hangs: bool = False
+    """Whether it stops in its third exchange, without a word."""
+
+
+def config_of(folder: Path, world_size: int, ep: int) -> Config:
+    """The smoke job on nodes of 4 ranks, in two stages, made once for all ranks."""
+    sizes = [*SIZES, f"parallelism.ep={ep}", f"cluster.nodes={world_size // RANKS_PER_NODE}"]
+    return compose(["experiment=smoke", *sizes, "train.global_batch_size=16", f"run.dir={folder}"])
+
+
+def preflight(context: RankContext, config: Config, trouble: Trouble) -> tuple[bool, str]:
+    """Run it and return what rank 0 prints."""
+    os.environ.update(LOCAL_RANK=str(context.rank % RANKS_PER_NODE), LOCAL_WORLD_SIZE=str(RANKS_PER_NODE))
+    if trouble.hangs:
+        measure.ANSWER_TIMEOUT_S, job.MEASURE_TIMEOUT_S, meeting.PARTING_S = WAIT_S, 3 * WAIT_S, 1.0
+    measure.LOADS["cpu"] = replace(measure.LOADS["cpu"], seconds=0.05, message_bytes=2**16)
+    if context.rank == trouble.rank:
+        afflict(trouble, Path(config.run.dir))
+    shown = io.StringIO()
+    host = f"node-{context.rank // RANKS_PER_NODE}"
+    is_sound = job.run_preflight(config, join(30.0), Machine(), host, Console(file=shown, width=200))
+    return is_sound, shown.getvalue()
+
+
+def afflict(trouble: Trouble, folder: Path) -> None:
+    """Make this rank's exchanges what the trouble says, at most until the report is in the folder."""
+    original: Any = measure._exchange
+    calls = []
+
+    def exchange(*arguments: Any) -> None:
+        calls.append(1)
+        while trouble.hangs and len(calls) == 3:
+            time.sleep(0.1)
+            if (folder / "preflight.json").exists():
+                os._exit(0)
+        time.sleep(trouble.delay_s)
+        original(*arguments)
+
+    measure._exchange = exchange
+
+
+def findings_of(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """Node -> check -> finding, from the report."""
+    report = json.loads((folder / "preflight.json").read_text())
+    return {
+        node: {finding["check"]: finding for finding in own["findings"]}
+        for node, own in report["nodes"].items()
+    }
+
+
+def test_the_groups_of_training_are_measured(tmp_path: Path) -> None:
+    """16 ranks on 4 nodes: 8 share the experts of a layer, 2 stages."""
+    results = run_ranks(preflight, 16, config_of(tmp_path, 16, ep=8), Trouble())
+    assert all(is_sound for is_sound, _ in results), results[0][1]
+    assert "GB/s between nodes" in results[0][1]
+    assert "GB/s in groups of 8" in results[0][1]
+    found = findings_of(tmp_path)
+    assert sorted(found) == ["node-0", "node-1", "node-2", "node-3"]
+    for node in found.values():
+        assert node["measurement"]["verdict"] == "passed"
+        assert node["versions"]["verdict"] == "passed"
+        assert node["clock"]["verdict"] == "passed"
+    report = json.loads((tmp_path / "preflight.json").read_text())
+    ranks = {rank: one for own in report["nodes"].values() for rank, one in own["facts"]["measured"].items()}
+    met = {tuple(link["pair"]) for one in ranks.values() for link in one["links"]}
+    pairs = {(a, b) for a in range(16) for b in range(a + 1, 16) if a // 8 == b // 8 or b - a == 8}
+    assert met == pairs
+
+
+def test_a_slow_rank_is_named_with_its_node(tmp_path: Path) -> None:
+    run_ranks(preflight, 8, config_of(tmp_path, 8, ep=4), Trouble(rank=5, delay_s=0.3))
+    found = findings_of(tmp_path)
+    assert found["node-1"]["connections"]["verdict"] == "warned"
+    assert "rank 5: at best" in found["node-1"]["connections"]["found"]
+
+
+def test_a_rank_that_does_not_go_on_is_named(tmp_path: Path) -> None:
+    """The others give up on it, and the report names its node alone."""
+    trouble = Trouble(rank=6, hangs=True)
+    # The rank itself gives no result.
+    with contextlib.suppress(RankError):
+        run_ranks(preflight, 8, config_of(tmp_path, 8, ep=4), trouble, timeout_s=60.0)
+    found = findings_of(tmp_path)
+    assert found["node-1"]["measurement"]["verdict"] == "failed"
+    assert "ranks [6] did not go on" in found["node-1"]["measurement"]["found"]
+    assert found["node-0"]["measurement"]["verdict"] in ("skipped", "passed")
+
+
+def silent_node(context: RankContext, config: Config) -> str:
+    """Two nodes of one rank, of which the second never speaks."""
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    job.NODE_TIMEOUT_S = 1.0
+    place = join(30.0)
+    if context.rank == 1:
+        return ""
+    meeting.PARTING_S = 1.0
+    shown = io.StringIO()
+    assert not job.run_preflight(config, place, Machine(), "node-0", Console(file=shown, width=200))
+    return shown.getvalue()
+
+
+def test_a_silent_node_is_named_and_nothing_is_measured(tmp_path: Path) -> None:
+    sizes = ["parallelism=serial", "cluster.nodes=2", "cluster.gpus_per_node=1"]
+    shown, _ = run_ranks(silent_node, 2, compose(["experiment=smoke", *sizes, f"run.dir={tmp_path}"]))
+    assert "the node with ranks 1 to 1 told nothing" in shown
+    assert "preflight FAILED on 1 of 2 node(s): node 1" in shown
+    assert "matrix products" not in shown
+
+
+def test_groups_are_those_of_training() -> None:
+    config = compose(["experiment=smoke", "cluster.gpus_per_node=8", "train.global_batch_size=16"])
+    (rank_0, *_) = results = run_ranks(groups_of_training, 8, config)
+    assert rank_0 == ((0, 1), (0, 4))
+    for rank, (experts, pipeline) in enumerate(results):
+        assert experts in expert_groups(8, 2)
+        assert rank in experts
+        assert pipeline in pipeline_groups(8, 2)
+        assert rank in pipeline
+
+
+def groups_of_training(context: RankContext, config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Global ranks of this rank's expert-parallel and pipeline groups, as training builds them."""
+    from k25_train.plan.layout import layout_of
+    from parallel.megatron.platform import use_platform
+    from parallel.topology import build_topology, start_process_group, stop_process_group
+
+    device = use_platform("cpu")
+    start_process_group(device, 60.0)
+    topology = build_topology(config.parallelism, layout_of(config), device)
+    found = [tuple(dist.get_process_group_ranks(group)) for group in (topology.groups.ep, topology.groups.pp)]
+    stop_process_group()
+    return found[0], found[1]
+
+
+def test_clocks_are_compared() -> None:
+    (offsets, *_) = run_ranks(compare_clocks, 3)
+    assert offsets is not None
+    assert set(offsets) == {1, 2}
+    for rank, offset in offsets.items():
+        assert abs(offset.seconds - 100.0 * rank) <= offset.uncertainty_s
+
+
+def compare_clocks(context: RankContext) -> Any:
+    """Each rank is a node whose clock is 100 s further ahead."""
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    place = join(30.0)
+    if place.is_first:
+        offsets = place.measure_clocks(10.0)
+        place.part(10.0)
+        return offsets
+    real = time.time
+    time.time = lambda: real() + 100.0 * context.rank  # type: ignore[assignment]
+    place.answer_clock(10.0)
+    place.part(10.0)
+    return None

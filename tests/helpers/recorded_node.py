@@ -1,0 +1,119 @@
+"""A node of eight GPUs and eight RoCE cards that stands in a folder and in texts, for checks to read.
+
+Formats follow the kernel's sysfs and the tools nvidia-smi, mlnx_qos and ethtool; values are made up. A test
+changes what it wants broken: a file with `write`, a GPU's field with `gpus`, a command with `outputs`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from launch.preflight.machine import AbsentError, Machine, Usage
+from tests.helpers.source import REPO
+
+GOLDEN = REPO / "tests" / "golden" / "preflight"
+GIB = 2**30
+GPU = {
+    "name": "NVIDIA H800",
+    "driver_version": "580.95.05",
+    "memory.total": "81559",
+    "mig.mode.current": "Disabled",
+    "ecc.mode.current": "Enabled",
+    "ecc.errors.uncorrected.volatile.total": "0",
+    "pcie.link.width.current": "16",
+    "pcie.link.width.max": "16",
+    "clocks_event_reasons.active": "0x0000000000000004",
+    "remapped_rows.pending": "0",
+    "remapped_rows.failure": "0",
+}
+MEMINFO = "MemTotal:       {total} kB\nMemFree:        1024 kB\nMemAvailable:   {available} kB\n"
+LIMITS = "Limit                     Soft Limit           Hard Limit           Units     \n"
+LIMITS += "Max locked memory         {limit}            {limit}            bytes     \n"
+
+
+class RecordedNode:
+    """The node; `machine` reads it. Made sound."""
+
+    def __init__(self, root: Path, num_gpus: int = 8) -> None:
+        self.root = root
+        self.gpus = [
+            GPU | {"index": str(i), "pci.bus_id": f"00000000:{0x18 + i:02X}:00.0"} for i in range(num_gpus)
+        ]
+        self.outputs: dict[str, str | Exception | Callable[[], str]] = {
+            "nvidia-smi topo": (GOLDEN / "nvidia_smi_topo.txt").read_text(),
+            "mlnx_qos": (GOLDEN / "mlnx_qos.txt").read_text(),
+            "ethtool": (GOLDEN / "ethtool_statistics.txt").read_text(),
+        }
+        self.free_bytes = 100_000 * GIB
+        self.shm_bytes = 64 * GIB
+        self.write("proc/meminfo", MEMINFO.format(total=2113 * 10**6, available=2090 * 10**6))
+        self.write("proc/self/limits", LIMITS.format(limit="unlimited"))
+        self.write("proc/sys/kernel/osrelease", "6.8.0-60-generic\n")
+        self.write("sys/class/net/bond0/operstate", "up\n")
+        self.write("sys/class/net/bond0/mtu", "1500\n")
+        for number in range(8):
+            self.write_card(number)
+
+    def write(self, path: str, text: str) -> None:
+        """Make a file of the node, or change it."""
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def write_card(self, number: int) -> None:
+        """An active card of 400 Gb/s with its addresses: link-local and IPv4, each as RoCE v1 and v2."""
+        card, net = f"sys/class/infiniband/mlx5_{number}", f"sys/class/net/eth{number}"
+        port = f"{card}/ports/1"
+        self.write(f"{net}/mtu", "9000\n")
+        self.write(f"{net}/operstate", "up\n")
+        self.write(f"{card}/device/net/eth{number}/address", "b8:3f:d2:12:34:56\n")
+        self.write(f"{card}/device/numa_node", f"{number // 4}\n")
+        self.write(f"{card}/fw_ver", "28.39.1002\n")
+        self.write(f"{port}/state", "4: ACTIVE\n")
+        self.write(f"{port}/phys_state", "5: LinkUp\n")
+        self.write(f"{port}/rate", "400 Gb/sec (4X NDR)\n")
+        self.write(f"{port}/link_layer", "Ethernet\n")
+        self.write(f"{port}/hw_counters/packet_seq_err", "0\n")
+        self.write(f"{port}/hw_counters/out_of_sequence", "17\n")
+        self.write(f"{port}/counters/link_downed", "1\n")
+        self.write(f"{port}/counters/port_xmit_data", "99999999\n")
+        addresses = (
+            "fe80:0000:0000:0000:ba3f:d2ff:fe12:3456",
+            f"0000:0000:0000:0000:0000:ffff:0a0a:{number:02x}05",
+        )
+        for index in range(4):
+            self.write_gid(number, index, addresses[index // 2], ("IB/RoCE v1", "RoCE v2")[index % 2])
+        # Unused rows hold zeros.
+        self.write(f"{port}/gids/4", "0000:0000:0000:0000:0000:0000:0000:0000\n")
+
+    def write_gid(self, number: int, index: int, address: str, kind: str) -> None:
+        """A row of a card's table of addresses."""
+        port = f"sys/class/infiniband/mlx5_{number}/ports/1"
+        self.write(f"{port}/gids/{index}", f"{address}\n")
+        self.write(f"{port}/gid_attrs/types/{index}", f"{kind}\n")
+        self.write(f"{port}/gid_attrs/ndevs/{index}", f"eth{number}\n")
+
+    @property
+    def machine(self) -> Machine:
+        """The reader of this node."""
+        return Machine(root=self.root, run=self._run, usage=self._usage)
+
+    def _usage(self, path: Path) -> Usage:
+        size = self.shm_bytes if str(path) == "/dev/shm" else self.free_bytes
+        return Usage(total_bytes=size, free_bytes=size)
+
+    def _run(self, words: Sequence[str]) -> str:
+        line = " ".join(words)
+        for start, output in self.outputs.items():
+            if line.startswith(start):
+                if isinstance(output, Exception):
+                    raise output
+                return output if isinstance(output, str) else output()
+        if words[0] == "nvidia-smi":
+            return self._query(words[1])
+        raise AbsentError(f"no {words[0]} on this machine")
+
+    def _query(self, query: str) -> str:
+        fields = query.partition("=")[2].split(",")
+        # Remapped rows are asked for by another name of the bus.
+        rows = [gpu | {"gpu_bus_id": gpu["pci.bus_id"]} for gpu in self.gpus]
+        return "".join(", ".join(row[field] for field in fields) + "\n" for row in rows)

@@ -1,0 +1,43 @@
+"""Rounds of disjoint pairs in which all that talk in training meet once."""
+
+from collections import Counter
+from itertools import combinations
+
+import pytest
+
+from launch.preflight.groups import Exchange, expert_groups, pipeline_groups, plan_rounds
+
+
+@pytest.mark.parametrize(
+    ("world_size", "pp", "ep"), [(8, 2, 4), (12, 2, 3), (32, 2, 16), (256, 16, 16), (4, 4, 1), (6, 3, 2)]
+)
+def test_all_pairs_meet_once_and_nobody_twice_at_a_time(world_size: int, pp: int, ep: int) -> None:
+    rounds = plan_rounds(world_size, pp=pp, ep=ep)
+    for meeting in rounds:
+        ranks = [rank for pair in meeting.pairs for rank in pair]
+        assert len(ranks) == len(set(ranks))
+    met = Counter((meeting.exchange, pair) for meeting in rounds for pair in meeting.pairs)
+    assert set(met.values()) <= {1}
+    wanted = {
+        (Exchange.experts, pair) for group in expert_groups(world_size, ep) for pair in combinations(group, 2)
+    }
+    for group in pipeline_groups(world_size, pp):
+        neighbours = zip(group, group[1:] + group[:1], strict=True)
+        wanted |= {(Exchange.pipeline, (min(pair), max(pair))) for pair in neighbours if pp > 1}
+    assert set(met) == wanted
+
+
+def test_the_reports_job_takes_few_rounds() -> None:
+    """256 ranks: 15 rounds within groups of 16, and 2 over rings of 16 stages."""
+    assert len(plan_rounds(256, pp=16, ep=16)) == 17
+
+
+def test_partners_are_mutual() -> None:
+    for meeting in plan_rounds(12, pp=4, ep=3):
+        for rank in range(12):
+            partner = meeting.partner(rank)
+            assert partner is None or meeting.partner(partner) == rank
+
+
+def test_one_rank_has_nobody_to_meet() -> None:
+    assert plan_rounds(1, pp=1, ep=1) == []

@@ -1,0 +1,151 @@
+"""Verdicts between nodes, who is to blame when measuring breaks off, and what is printed and written."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from k25_train.config.resolve import compose
+from k25_train.config.schema import Config
+from launch.preflight.__main__ import check_started, main
+from launch.preflight.across import Offset, judge_clocks, judge_versions
+from launch.preflight.findings import Finding, Verdict, failed, passed, skipped, warned
+from launch.preflight.measured import Fault, Measured, culprits, judge_measured
+from launch.preflight.report import print_report, summary, write_report
+
+GOOD = {"torch": "2.13.0", "GPU driver": "580.95.05", "kernel": "6.8.0-60"}
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return compose(["experiment=k25_pretrain_4k"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({"GPU driver": "570.12"}, Verdict.failed),
+        ({"kernel": "6.8.0-55"}, Verdict.warned),
+        ({}, Verdict.passed),
+    ],
+)
+def test_a_node_with_another_version_is_named(changed: dict[str, str], verdict: Verdict) -> None:
+    findings = judge_versions({"a": GOOD, "b": GOOD | changed, "c": GOOD})
+    assert [findings[node].verdict for node in "abc"] == [Verdict.passed, verdict, Verdict.passed]
+    for name, value in changed.items():
+        assert f"{name} {value}" in findings["b"].found
+        assert f"{name} {GOOD[name]}" in findings["b"].rule
+
+
+def test_a_package_that_only_one_node_has() -> None:
+    findings = judge_versions({"a": GOOD, "b": GOOD, "c": GOOD | {"transformer-engine": "2.20"}})
+    assert findings["c"].verdict is Verdict.failed
+    assert "transformer-engine absent" in findings["c"].rule
+
+
+def test_a_clock_that_is_off_beyond_doubt() -> None:
+    offsets = {
+        "b": Offset(seconds=0.002, uncertainty_s=0.001),
+        "c": Offset(seconds=-3.0, uncertainty_s=0.001),
+        "d": Offset(seconds=3.0, uncertainty_s=4.0),
+        "e": None,
+    }
+    findings = judge_clocks(offsets, "a")
+    assert [findings[node].verdict for node in "abcde"] == [
+        Verdict.passed,
+        Verdict.passed,
+        Verdict.warned,
+        Verdict.passed,
+        Verdict.skipped,
+    ]
+    assert findings["c"].found == "-3000.0 ms (± 1.0 ms) against a"
+
+
+def stuck(peer: int | None, exchange: int | None) -> Measured:
+    return Measured(fault=Fault(text="exchange with rank", peer=peer, exchange=exchange))
+
+
+@pytest.mark.parametrize(
+    ("measured", "guilty"),
+    [
+        ({0: Measured(), 1: Measured(), 2: Measured(), 3: Measured()}, set()),
+        # Rank 2 is gone; the others are not to blame.
+        ({0: stuck(2, 1), 1: stuck(0, 2), 3: stuck(1, 3)}, {2}),
+        # Rank 2 hangs but tells so; that rank 1 waits for rank 0 comes of it.
+        ({0: stuck(2, 1), 1: stuck(0, 2), 2: stuck(0, 1), 3: stuck(1, 3)}, {0, 2}),
+        # Nobody can say for whom he waits.
+        ({0: stuck(None, None), 1: Measured(), 2: Measured(), 3: Measured()}, {0}),
+    ],
+)
+def test_who_is_to_blame(measured: dict[int, Measured], guilty: set[int]) -> None:
+    assert culprits(measured, range(4)) == guilty
+
+
+def test_nodes_that_only_wait_do_not_fail(config: Config) -> None:
+    measured = {0: stuck(2, 1), 1: stuck(0, 2), 3: stuck(1, 3)}
+    nodes = {0: "a", 1: "a", 2: "b", 3: "b"}
+    findings = judge_measured(measured, nodes, config)
+    assert findings["b"][0].verdict is Verdict.failed
+    assert "ranks [2] did not go on" in findings["b"][0].found
+    assert findings["a"][0].verdict is Verdict.skipped
+
+
+def test_rates_below_those_of_the_plan(config: Config) -> None:
+    """cluster.model_tflops is 396, cluster.host_copy_gb_per_s 20."""
+    measured = {rank: Measured(gemm_tflops=300.0, host_copy_gb_per_s=40.0) for rank in range(8)}
+    findings = judge_measured(measured, dict.fromkeys(range(8), "a"), config)["a"]
+    (plan,) = [one for one in findings if one.check == "rates of the plan"]
+    assert plan.verdict is Verdict.warned
+    assert plan.found == "cluster.model_tflops needs 396, measured 300"
+
+
+NODES = {
+    "node-1": [passed("GPU count", "8 x NVIDIA H800"), skipped("clock", "no answer")],
+    "node-2": [passed("GPU count", "8 x NVIDIA H800"), warned("clock", "late", "be on time", "chronyd")],
+    "node-3": [failed("GPU count", "7 x NVIDIA H800", "8 are expected", "drain it"), passed("clock", "0 ms")],
+}
+
+
+def test_report_names_nodes_and_remedies() -> None:
+    output = io.StringIO()
+    print_report(Console(file=output, width=140), NODES)
+    lines = [" ".join(line.split()) for line in output.getvalue().splitlines()]
+    assert "GPU count FAIL node-3 7 x NVIDIA H800; 8 are expected; drain it" in lines
+    assert "GPU count pass node-1, node-2 8 x NVIDIA H800" in lines
+    assert "node-3 FAIL GPU count - 1 0" in lines
+    assert "node-2 warn - clock 1 0" in lines
+    assert summary(NODES) == "preflight FAILED on 1 of 3 node(s): node-3"
+    sound: dict[str, list[Finding]] = {name: NODES[name] for name in ("node-1", "node-2")}
+    assert summary(sound) == "preflight passed on 2 node(s), 1 with warnings"
+
+
+def test_json_has_every_finding(tmp_path: Path) -> None:
+    report = json.loads(write_report(tmp_path / "run", NODES, {"node-1": {"read": 1}}).read_text())
+    assert report["verdict"] == "failed"
+    assert report["nodes"]["node-1"]["verdict"] == "passed"
+    assert report["nodes"]["node-1"]["facts"] == {"read": 1}
+    (count, _) = report["nodes"]["node-3"]["findings"]
+    assert count == {
+        "check": "GPU count",
+        "verdict": "failed",
+        "found": "7 x NVIDIA H800",
+        "rule": "8 are expected",
+        "remedy": "drain it",
+    }
+
+
+def test_other_ranks_than_configured_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["k25-preflight", "experiment=smoke"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert "2 ranks started, 2 a node, but cluster.nodes=1 x cluster.gpus_per_node=4" in told
+    assert "torchrun --nnodes 1 --nproc-per-node 4" in told
+    check_started(compose(["experiment=smoke", "cluster.gpus_per_node=2", "parallelism.ep=1"]))

@@ -1,0 +1,348 @@
+"""What preflight says of a node: nothing bad of a sound one, and of each fault what it is and what to do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from k25_train.config.resolve import compose
+from k25_train.config.schema import Config
+from launch.preflight.findings import Finding, Verdict, worst
+from launch.preflight.machine import AbsentError, BrokenError
+from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
+from tests.helpers.recorded_node import GIB, LIMITS, MEMINFO, RecordedNode
+
+CARD = "sys/class/infiniband/mlx5_2"
+PORT = f"{CARD}/ports/1"
+RUN_BYTES = 40_000 * GIB
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return compose(["experiment=k25_pretrain_4k"])
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> RecordedNode:
+    return RecordedNode(tmp_path)
+
+
+def examine(
+    recorded: RecordedNode, config: Config, meanwhile: Callable[[], None] = lambda: None
+) -> list[Finding]:
+    """All findings; `meanwhile` happens while the node is measured."""
+    node = read_node(recorded.machine, "node-1", config)
+    read_under_load(recorded.machine, node)
+    meanwhile()
+    read_after_load(recorded.machine, node, config)
+    return judge_node(node, config, RUN_BYTES)
+
+
+def test_a_sound_node_passes_every_check(recorded: RecordedNode, config: Config) -> None:
+    findings = examine(recorded, config)
+    assert {finding.verdict for finding in findings} == {Verdict.passed}, "\n".join(map(str, findings))
+    found = {finding.check: finding.found for finding in findings}
+    assert found["GPU count"] == "8 x NVIDIA H800"
+    assert found["NVLink"] == "NV8 between all GPUs"
+    assert found["GPU to network card"] == "all 8 GPUs have one by PIX or PXB"
+    assert found["network speed"] == "8 cards of 400 Gb/s, 400 GB/s a node"
+    assert found["RoCE v2 GID"].startswith("mlx5_0: 3 (10.10.0.5), mlx5_1: 3 (10.10.1.5)")
+    assert found["traffic class"] == "106 is DSCP 26, on lossless priority 3"
+    assert found["PFC and loss counters"] == "no loss, 0 pause frames while measuring"
+
+
+def test_every_check_speaks_on_a_node_without_gpus_and_rdma(tmp_path: Path, config: Config) -> None:
+    """The names are the same as on a sound node, each judged or skipped with a reason."""
+    checks = [finding.check for finding in examine(RecordedNode(tmp_path / "sound"), config)]
+    bare = RecordedNode(tmp_path / "bare", num_gpus=0)
+    bare.outputs = {}
+    local = compose(["experiment=smoke"])
+    findings = judge_node(read_node(bare.machine, "laptop", local), local, run_bytes=GIB)
+    assert sorted(finding.check for finding in findings) == sorted(checks)
+    by_check = {finding.check: finding for finding in findings}
+    assert by_check["GPU count"].verdict is Verdict.skipped
+    assert by_check["GPU count"].found == "cluster local computes on CPUs (cluster.device is cpu)"
+    assert by_check["RoCE v2 GID"].found == "cluster local has no RDMA fabric (cluster.fabric is null)"
+    assert worst(findings) is Verdict.passed
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a node, and what has to be said of it."""
+
+    name: str
+    do: Callable[[RecordedNode], object]
+    check: str
+    verdict: Verdict
+    words: tuple[str, ...]
+
+
+def gpu(index: int, **fields: str) -> Callable[[RecordedNode], object]:
+    """Change fields of a GPU; `_` stands for a dot, as dots cannot be in names of arguments."""
+    return lambda node: node.gpus[index].update(
+        {key.replace("__", "."): value for key, value in fields.items()}
+    )
+
+
+def write(path: str, text: str) -> Callable[[RecordedNode], object]:
+    return lambda node: node.write(path, text)
+
+
+def output(start: str, old: str, new: str) -> Callable[[RecordedNode], object]:
+    """Change what a command prints."""
+
+    def change(node: RecordedNode) -> None:
+        text = node.outputs[start]
+        assert isinstance(text, str)
+        assert old in text
+        node.outputs[start] = text.replace(old, new)
+
+    return change
+
+
+def says(start: str, error: Exception) -> Callable[[RecordedNode], object]:
+    return lambda node: node.outputs.update({start: error})
+
+
+def set_value(name: str, value: int) -> Callable[[RecordedNode], object]:
+    return lambda node: setattr(node, name, value)
+
+
+BAD, SO_SO, SKIPPED = Verdict.failed, Verdict.warned, Verdict.skipped
+NO_DRIVER = BrokenError("nvidia-smi --query: status 9: NVIDIA-SMI has failed")
+FAULTS = [
+    Fault(
+        "GPU lost",
+        lambda node: node.gpus.pop(),
+        "GPU count",
+        BAD,
+        ("7 x NVIDIA H800", "gpus_per_node is 8", "Xid"),
+    ),
+    Fault("odd GPU", gpu(3, name="NVIDIA H20"), "GPU count", BAD, ("7 x NVIDIA H800 + 1 x NVIDIA H20",)),
+    Fault("no driver", says("nvidia-smi", NO_DRIVER), "GPU count", BAD, ("NVIDIA-SMI has failed",)),
+    Fault(
+        "no nvidia-smi",
+        says("nvidia-smi", AbsentError("no nvidia-smi on this machine")),
+        "GPU count",
+        BAD,
+        ("no nvidia-smi",),
+    ),
+    Fault(
+        "memory error",
+        gpu(4, ecc__errors__uncorrected__volatile__total="2"),
+        "GPU memory errors",
+        BAD,
+        ("{4: 2}", "--gpu-reset"),
+    ),
+    Fault(
+        "row waits",
+        gpu(1, remapped_rows__pending="Yes"),
+        "GPU memory errors",
+        BAD,
+        ("GPUs [1]", "--gpu-reset"),
+    ),
+    Fault(
+        "no spare row", gpu(1, remapped_rows__failure="1"), "GPU memory errors", BAD, ("GPUs [1]", "replace")
+    ),
+    Fault(
+        "ECC off",
+        gpu(0, ecc__mode__current="Disabled"),
+        "GPU memory errors",
+        SO_SO,
+        ("ECC is off on GPUs [0]",),
+    ),
+    Fault("no ECC", gpu(0, ecc__mode__current="[N/A]"), "GPU memory errors", SKIPPED, ("GPUs [0]",)),
+    Fault("few lanes", gpu(6, pcie__link__width__current="8"), "GPU PCIe lanes", BAD, ("GPU 6: 8 of 16",)),
+    Fault("MIG", gpu(2, mig__mode__current="Enabled"), "GPU modes", BAD, ("MIG is on for GPUs [2]",)),
+    Fault(
+        "hot",
+        gpu(5, clocks_event_reasons__active="0x0000000000000040"),
+        "GPU throttling",
+        BAD,
+        ("GPU 5: hardware thermal slowdown",),
+    ),
+    Fault(
+        "warm",
+        gpu(5, clocks_event_reasons__active="0x0000000000000020"),
+        "GPU throttling",
+        SO_SO,
+        ("GPU 5: software thermal",),
+    ),
+    Fault(
+        "NVLink down",
+        output("nvidia-smi topo", "GPU1\tNV8", "GPU1\tNODE"),
+        "NVLink",
+        BAD,
+        ("GPU 1 to 0 NODE", "fabricmanager"),
+    ),
+    Fault(
+        "far card",
+        output("nvidia-smi topo", "\tPIX\tSYS", "\tNODE\tSYS"),
+        "GPU to network card",
+        SO_SO,
+        ("GPU 3: nearest is mlx5_0 by NODE",),
+    ),
+    Fault(
+        "card down",
+        write(f"{PORT}/state", "1: DOWN\n"),
+        "network cards",
+        BAD,
+        ("mlx5_2 is DOWN", "switch port"),
+    ),
+    Fault(
+        "slow link",
+        write(f"{PORT}/rate", "200 Gb/sec (4X HDR)\n"),
+        "network speed",
+        BAD,
+        ("200 and 400 Gb/s", "port of mlx5_2"),
+    ),
+    Fault("odd MTU", write("sys/class/net/eth2/mtu", "1500\n"), "network MTU", BAD, ("1500 and 9000 bytes",)),
+    Fault(
+        "v1 only",
+        lambda node: node.write_gid(2, 3, "0000:0000:0000:0000:0000:ffff:0a0a:0205", "IB/RoCE v1"),
+        "RoCE v2 GID",
+        BAD,
+        ("none on mlx5_2", "IPv4"),
+    ),
+    Fault(
+        "TC forced",
+        write(f"{CARD}/tc/1/traffic_class", "Global tclass=0\n"),
+        "traffic class",
+        BAD,
+        ("{'mlx5_2': 0}", "tclass=106"),
+    ),
+    Fault(
+        "wrong priority",
+        output(
+            "mlnx_qos",
+            "0   0   0   1   0   0   0   0   \n\tbuffer",
+            "0   0   0   0   0   1   0   0   \n\tbuffer",
+        ),
+        "traffic class",
+        BAD,
+        ("on priority 3", "flow control is on [5]"),
+    ),
+    Fault(
+        "trusts VLAN",
+        output("mlnx_qos", "state: dscp", "state: pcp"),
+        "traffic class",
+        BAD,
+        ("takes the priority from pcp",),
+    ),
+    Fault(
+        "no mlnx_qos",
+        says("mlnx_qos", AbsentError("no mlnx_qos on this machine")),
+        "traffic class",
+        SKIPPED,
+        ("no mlnx_qos",),
+    ),
+    Fault(
+        "memlock",
+        write("proc/self/limits", LIMITS.format(limit="8388608")),
+        "pinned memory",
+        BAD,
+        ("8,388,608 bytes", "LimitMEMLOCK"),
+    ),
+    Fault(
+        "interface down",
+        write("sys/class/net/bond0/operstate", "down\n"),
+        "interface",
+        BAD,
+        ("bond0 is not", "eth0"),
+    ),
+    Fault(
+        "module lost",
+        write("proc/meminfo", MEMINFO.format(total=10**9, available=10**9)),
+        "host memory",
+        BAD,
+        ("954 GiB", "host_memory_gib is 2000"),
+    ),
+    Fault(
+        "memory in use",
+        write("proc/meminfo", MEMINFO.format(total=2113 * 10**6, available=10**9)),
+        "host memory",
+        SO_SO,
+        ("954 available",),
+    ),
+    Fault(
+        "disk full",
+        set_value("free_bytes", 39_000 * GIB),
+        "disk of the run",
+        BAD,
+        ("39,000.0 GiB free", "40,000.0 GiB", "checkpoint.keep"),
+    ),
+    Fault("small shm", set_value("shm_bytes", 64 * 2**20), "/dev/shm", BAD, ("0.06 GiB", "--shm-size")),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_is_named(fault: Fault, recorded: RecordedNode, config: Config) -> None:
+    fault.do(recorded)
+    findings = [finding for finding in examine(recorded, config) if finding.verdict is not Verdict.passed]
+    texts = "\n".join(map(str, findings))
+    bad = [finding for finding in findings if finding.check == fault.check]
+    assert bad, texts
+    assert bad[0].verdict is fault.verdict, texts
+    for word in fault.words:
+        assert word in str(bad[0])
+    if bad[0].verdict is not Verdict.skipped:
+        assert bad[0].rule
+        assert bad[0].remedy
+    # One fault, one check: a second bad one would send people after what is not broken.
+    assert {finding.check for finding in findings if finding.verdict is not Verdict.skipped} <= {
+        fault.check
+    }, texts
+
+
+def test_counters_that_grow_while_measuring(recorded: RecordedNode, config: Config) -> None:
+    def lose() -> None:
+        recorded.write(f"{PORT}/hw_counters/packet_seq_err", "7\n")
+
+    (finding,) = [one for one in examine(recorded, config, lose) if one.verdict is not Verdict.passed]
+    assert finding.check == "PFC and loss counters"
+    assert "mlx5_2 packet_seq_err +7" in finding.found
+
+
+def test_pauses_are_no_loss(recorded: RecordedNode, config: Config) -> None:
+    """A full receiver pauses its sender; that is what the priority is for."""
+    pause = output("ethtool", "rx_prio3_pause: 5120", "rx_prio3_pause: 5130")
+    findings = examine(recorded, config, lambda: pause(recorded))
+    (finding,) = [one for one in findings if one.check == "PFC and loss counters"]
+    assert (finding.verdict, finding.found) == (Verdict.passed, "no loss, 80 pause frames while measuring")
+
+
+@pytest.mark.parametrize(
+    ("index", "verdict"), [(3, Verdict.passed), (1, Verdict.failed), (2, Verdict.failed)]
+)
+def test_a_fixed_gid_index_is_held_against_every_card(
+    recorded: RecordedNode, index: int, verdict: Verdict
+) -> None:
+    """Rows 0 and 2 are RoCE v1, row 1 has a link-local address, which no switch routes."""
+    config = compose(["experiment=k25_pretrain_4k", f"cluster.fabric.gid_index={index}"])
+    (finding,) = [one for one in examine(recorded, config) if one.check == "RoCE v2 GID"]
+    assert finding.verdict is verdict
+    if verdict is Verdict.failed:
+        assert f"cluster.fabric.gid_index is {index}" in finding.rule
+        assert "mlx5_0: 3 (10.10.0.5)" in finding.found
+
+
+def test_a_card_that_is_not_there(recorded: RecordedNode) -> None:
+    config = compose(["experiment=k25_pretrain_4k", "cluster.fabric.hcas=[mlx5_0,mlx5_9]"])
+    bad = [one for one in examine(recorded, config) if one.verdict is Verdict.failed]
+    assert "no mlx5_9" in bad[0].found
+    assert "the node has mlx5_0, mlx5_1" in bad[0].remedy
+
+
+def test_output_of_another_form_is_told(recorded: RecordedNode, config: Config) -> None:
+    recorded.outputs["nvidia-smi --query-gpu"] = "0, NVIDIA H800\n"
+    (finding, *_) = [one for one in examine(recorded, config) if one.verdict is Verdict.failed]
+    assert "expected 10 values" in finding.found
+
+
+def test_records_travel_between_ranks(recorded: RecordedNode, config: Config) -> None:
+    import pickle
+
+    node = read_node(recorded.machine, "node-1", config)
+    copy: Node = pickle.loads(pickle.dumps(node))
+    assert copy == node
