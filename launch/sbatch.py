@@ -88,9 +88,14 @@ def container_options(config: Config, run: Path, checkout: Path, variables: Sequ
     slurm = config.cluster.slurm
     if slurm is None or slurm.container_image is None:
         return []
-    own = [str(checkout), str(run), str(Path(config.data.dir).absolute())]
+    own = [str(checkout), str(run), config.data.dir]
     for path in own:
-        check_path("a path that is mounted into the container", path)
+        check_path("a folder that is mounted into the container", path)
+        if {",", ":"} & set(path):
+            raise ConfigError(
+                f"{path}: is mounted into the container, where `,` and `:` divide mounts: link to it by "
+                "another path"
+            )
     mounts = [*(f"{path}:{path}" for path in own), *slurm.container_mounts]
     return [
         f"--container-image={slurm.container_image}",
