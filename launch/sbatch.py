@@ -10,7 +10,8 @@ from k25_train.config.cluster import SAFE_NAME
 from k25_train.config.schema import Config, Device
 from k25_train.errors import ConfigError
 from launch.fabric import Variable, environment
-from launch.submission import SCRIPT, SUPERVISOR_LOG, node_range
+from launch.scheduler import node_range
+from launch.submission import SCRIPT, SUPERVISOR_LOG
 
 
 def render(config: Config, run: Path, checkout: Path, python: str) -> str:
@@ -58,7 +59,6 @@ def directives(config: Config, run: Path) -> Iterator[str]:
         if value is not None:
             yield f"{name}={value}"
     yield f"nodes={node_range(cluster.nodes, cluster.nodes + slurm.spare_nodes)}"
-    yield "ntasks-per-node=1"
     if cluster.device is Device.cuda:
         yield f"gpus-per-node={cluster.gpus_per_node}"
     yield "exclusive"

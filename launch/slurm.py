@@ -25,6 +25,8 @@ from launch.supervisor import code_version
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MAX_RESTARTS = 3
+STOP_SHARE = 0.8
+"""Of the time before a job's end, what ranks may take to stop; the rest is for the way back to the queue."""
 
 
 def main() -> None:
@@ -80,6 +82,7 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
         spare_nodes=slurm.spare_nodes,
         max_restarts=max_restarts,
         restart_wait_s=slurm.restart_wait_s,
+        stop_within_s=STOP_SHARE * slurm.stop_before_end_s,
         rendezvous_port=slurm.rendezvous_port,
         interface=None if config.cluster.fabric is None else config.cluster.fabric.interface,
         container=container_options(config, run, CHECKOUT, variables),

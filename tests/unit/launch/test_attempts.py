@@ -61,8 +61,9 @@ def test_the_last_step_is_that_of_the_last_whole_row(tmp_path: Path, text: str, 
 def test_a_submission_comes_back_as_it_was_kept(tmp_path: Path) -> None:
     kept = Submission(
         run="/runs/x", checkout="/code", code="abc", python="python", num_steps=9, ranks_per_node=8,
-        legal_nodes=[1, 2], spare_nodes=1, max_restarts=3, restart_wait_s=1.5, rendezvous_port=29500,
-        interface=None, container=["--container-image=x"], environment=[("A", "b c", "why")],
+        legal_nodes=[1, 2], spare_nodes=1, max_restarts=3, restart_wait_s=1.5, stop_within_s=96.0,
+        rendezvous_port=29500, interface=None, container=["--container-image=x"],
+        environment=[("A", "b c", "why")],
     )  # fmt: skip
     kept.write(tmp_path)
     found = Submission.read(tmp_path)
