@@ -15,7 +15,7 @@ setup(
     description="Open training system for Kimi-K2.5-class models (MLA + MoE + MoonViT-3D) on megatron-core",
     packages=[*find_packages(include=[p for name in CODE for p in (name, f"{name}.*")]), "k25_train.conf"],
     package_dir={"k25_train.conf": "conf"},
-    package_data={"k25_train.conf": ["**/*.yaml"]},
+    package_data={"k25_train.conf": ["**/*.yaml"], "launch": ["templates/*"]},
     python_requires=">=3.12",
     # Every range is one that was tried together; megatron-core is patched per version (parallel/megatron).
     install_requires=[
@@ -67,6 +67,7 @@ setup(
             "k25-dryrun=k25_train.dryrun:main",
             "k25-plan=k25_train.plan.__main__:main",
             "k25-preflight=launch.preflight.__main__:main",
+            "k25-submit=launch.slurm:main",
         ]
     },
 )

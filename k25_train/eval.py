@@ -36,7 +36,7 @@ def evaluate(
 
     # Nothing is stepped, so nothing has to be compiled for it.
     config.optim.offload = OptimizerOffload.none
-    run = build_run(config, device)
+    run = build_run(config, device, trains=False)
     with run.loader:
         step = state.load(checkpoint, config, run.modules, optimizer=None)
         losses = eval_losses(run, config.train.eval_sequences).held_out()

@@ -4,6 +4,7 @@ Shapes: T tokens of a micro-batch, V vision tokens, P patches.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -14,7 +15,11 @@ from torch import Tensor
 
 from k25_train.data.batch import MicroBatch
 from k25_train.model.attention import PackedDocuments
+from parallel.activations.memory import let_go
+from parallel.activations.order import Batch
+from parallel.activations.store import ActivationStore
 from parallel.dep.engine import Engine
+from parallel.megatron.overlapped_passes import save_by_policy
 from parallel.megatron.schedule import ForwardOutput, LossOutput
 from parallel.topology import Topology
 
@@ -83,23 +88,38 @@ def forward_micro_batch(
     chunk: torch.nn.Module,
     as_plan: bool,
     engine: Engine | None = None,
+    activations: ActivationStore | None = None,
 ) -> ForwardOutput:
     """Run one chunk; the last one yields losses and how to sum them.
 
     With `as_plan` the chunk does not run, but returns the plan that the overlapped schedule runs. `engine`
-    has the features of a micro-batch where the tower is decoupled.
+    has the features of a micro-batch where the tower is decoupled; `activations` knows how to save what the
+    backward pass needs, and None leaves that to torch.
     """
     run = cast(Callable[..., Any], chunk.build_schedule_plan if as_plan else chunk)
-    is_first = getattr(chunk, "module", chunk).pre_process
-    output = run(
-        tokens=batch.tokens,
-        documents=PackedDocuments.of(batch.document_lengths, batch.tokens.device),
-        labels=batch.labels,
-        media_positions=batch.media_positions,
-        pixels=batch.pixels,
-        grid_thw=batch.grid_thw,
-        features=engine.leaf(batch.number) if engine is not None and is_first else None,
-    )
+    model: Any = getattr(chunk, "module", chunk)
+    saving = None
+    if activations is not None:
+        saving = activations.forward_pass(Batch(model.vp_stage or 0, batch.number))
+    with nullcontext() if saving is None else saving.active():
+        output = run(
+            tokens=batch.tokens,
+            documents=PackedDocuments.of(batch.document_lengths, batch.tokens.device),
+            labels=batch.labels,
+            media_positions=batch.media_positions,
+            pixels=batch.pixels,
+            grid_thw=batch.grid_thw,
+            features=engine.leaf(batch.number) if engine is not None and model.pre_process else None,
+        )
+    if activations is not None and saving is not None:
+        if as_plan:
+            save_by_policy(output, saving, activations.hold_output)
+        else:
+            # The schedule holds a chunk's input for its gradient only, and its output for its history.
+            if not model.pre_process:
+                let_go(model.language_model.decoder.input_tensor)
+            if not model.post_process:
+                activations.hold_output(output)
     return output, partial(sum_losses, batch)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from megatron.core.distributed import DistributedDataParallel
 
+from k25_train.activations import build_activations
 from k25_train.assemble import assemble
 from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
@@ -24,6 +25,7 @@ from k25_train.model.megatron_config import BackboneConfig, backbone_config
 from k25_train.optim.qk_clip import QkClip
 from k25_train.plan.layout import layout_of
 from k25_train.vision import Vision, build_vision
+from parallel.activations.store import ActivationStore
 from parallel.megatron.finite_steps import FiniteStepOptimizer
 from parallel.megatron.phases import announce_to
 from parallel.megatron.platform import has_work_left
@@ -47,6 +49,8 @@ class Run:
     """megatron-core's configuration, which all chunks share and the pipeline schedule reads."""
     chunks: list[DistributedDataParallel]
     """Model chunks of this rank, one per virtual stage."""
+    activations: ActivationStore | None
+    """What the passes save and how; None if all stays as torch saves it."""
     vision: Vision | None
     """The decoupled encoder; None if the tower is coupled, and part of the first chunk."""
     optimizer: FiniteStepOptimizer
@@ -101,8 +105,12 @@ def check_vocabulary(config: Config, loader: DataLoader) -> None:
         )
 
 
-def build_run(config: Config, device: torch.device) -> Run:
-    """Join the job and build this rank's part of everything. Called by every rank."""
+def build_run(config: Config, device: torch.device, *, trains: bool = True) -> Run:
+    """Join the job and build this rank's part of everything. Called by every rank.
+
+    Args:
+        trains: whether there are backward passes, for which activations have to be stored.
+    """
     check_world_size(config)
     loader = DataLoader(config.data, config.train, config.model.vision)
     check_vocabulary(config, loader)
@@ -125,6 +133,7 @@ def build_run(config: Config, device: torch.device) -> Run:
         topology=topology,
         backbone=backbone,
         chunks=chunks,
+        activations=build_activations(config, models, topology) if trains else None,
         vision=None if replica is None else build_vision(replica, config, topology, loader, watch),
         optimizer=optimizer,
         qk_clip=None if threshold is None else QkClip(chunks, optimizer, config.model, threshold, device),

@@ -18,6 +18,7 @@ from k25_train.optim.qk_clip import ClipResult
 from k25_train.optim.schedule import learning_rate
 from k25_train.passes import LossSums, count_tokens, forward_micro_batch
 from k25_train.run import Run
+from parallel.activations.offload import OffloadStats
 from parallel.dep.stats import VisionSummary
 from parallel.megatron.replicas import complete_parameters, reduce_gradients
 from parallel.megatron.schedule import run_schedule
@@ -40,6 +41,8 @@ class StepResult:
     """What QK-Clip saw and did; None if it is off."""
     vision: VisionSummary | None
     """What the decoupled encoder did; None if the tower is coupled."""
+    offload: OffloadStats | None
+    """How activations went to the host and back, the worst of any rank; None if none did."""
 
 
 def train_step(run: Run, step: int) -> StepResult:
@@ -70,13 +73,13 @@ def train_step(run: Run, step: int) -> StepResult:
     # The balance loss is a mean over all tokens, but is divided with the gradients by those with a loss.
     run.backbone.moe_grad_scale_func = lambda: tokens.with_loss / tokens.total
     sums = run_schedule(
-        partial(forward_micro_batch, engine=engine),
+        partial(forward_micro_batch, engine=engine, activations=run.activations),
         run.chunks,
         inputs.micro_batches,
         topology,
         tokens_per_micro_batch=config.train.micro_batch_size * config.train.seq_len,
         forward_only=False,
-        between_passes=None if engine is None else engine.work_before,
+        between_passes=[part.work_before for part in (run.activations, engine) if part is not None],
     )
 
     # 4. Vision recompute and backward, with the gradients that the features have got; the encoder's own are
@@ -109,6 +112,7 @@ def train_step(run: Run, step: int) -> StepResult:
         step_time_s=time.perf_counter() - started,
         clip=clip,
         vision=None if run.vision is None else run.vision.summary(topology),
+        offload=None if run.activations is None else run.activations.finish_step(),
         not_finite=tuple(run.optimizer.not_finite),
     )
 

@@ -22,6 +22,8 @@ def train(config: Config) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     with Report(config, is_main=run.is_main, device_name=name) as report, run.loader:
         Trainer(run, report).fit()
+    if run.activations is not None:
+        run.activations.close()
     stop_process_group()
 
 

@@ -19,6 +19,7 @@ from k25_train.metrics.sinks import Value
 from k25_train.run import Run, stall_guard
 from k25_train.step import StepResult, eval_losses, train_step
 from k25_train.trace import traced
+from parallel.activations.pool import HostBudgetError
 
 _SIGNAL_WHEN_PARENT_DIES = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
@@ -65,7 +66,12 @@ class Trainer:
         A step or an evaluation that makes no progress for `train.stall_timeout_s` ends the process.
         """
         with stall_guard(self.run):
-            self._fit()
+            try:
+                self._fit()
+            except HostBudgetError as error:
+                raise TrainingError(
+                    f"{error}. The last checkpoint is whole: start again to go on from it"
+                ) from error
 
     def _fit(self) -> None:
         run, cadence = self.run, self.run.config.train
@@ -178,6 +184,8 @@ class Trainer:
         }
         if result.vision is not None:
             row |= {f"vision_{name}": value for name, value in asdict(result.vision).items()}
+        if result.offload is not None:
+            row |= {f"offload_{name}": value for name, value in asdict(result.offload).items()}
         if result.clip is not None:
             by_layer = result.clip.max_logits
             row |= {"max_logit": max(by_layer), "heads_clipped": result.clip.heads_clipped}

@@ -9,6 +9,12 @@ from enum import Enum
 from typing import NamedTuple
 
 
+CUDA_QUEUES = 32
+"""Hardware queues between a process and its GPU (CUDA_DEVICE_MAX_CONNECTIONS), the most there are. Streams that
+share one wait for each other: with CUDA's default of 8, exchanges of different groups could, in an order that no
+rank knows of. megatron-core's advice of 1 is for tensor parallelism, which is not used here."""
+
+
 class Problem(NamedTuple):
     """One broken rule of the configuration."""
 
@@ -87,6 +93,11 @@ class ParallelismConfig:
     overlap_param_gather: bool
     """Whether updated parameters are gathered from data-parallel ranks bucket by bucket, as the next forward
     pass needs them; those of a decoupled encoder at once. Source: not disclosed, our choice."""
+
+    @property
+    def cuda_queues(self) -> int:
+        """What `CUDA_DEVICE_MAX_CONNECTIONS` has to be, in every overlap mode."""
+        return CUDA_QUEUES
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

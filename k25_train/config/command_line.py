@@ -5,12 +5,20 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from omegaconf import DictConfig
 
-from k25_train.config.resolve import CONF_DIR, CONFIG_NAME, accept_new_keys, group_choices, resolve
+from k25_train.config.resolve import (
+    CONF_DIR,
+    CONFIG_NAME,
+    accept_new_keys,
+    group_choices,
+    load,
+    resolve,
+)
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
 
@@ -18,10 +26,9 @@ from k25_train.errors import ConfigError, K25Error
 def hydra_app(task: Callable[[Config], None]) -> Callable[[], None]:
     """Make a command of `task`: arguments are overrides, and a user's error ends it without a traceback."""
 
-    @hydra.main(config_path=str(CONF_DIR), config_name=CONFIG_NAME, version_base="1.3")
-    def app(cfg: DictConfig) -> None:
+    def run(build: Callable[[], Config]) -> None:
         try:
-            config = resolve(cfg)
+            config = build()
         except ConfigError as error:
             exit_with_shared(error)
         try:
@@ -29,9 +36,16 @@ def hydra_app(task: Callable[[Config], None]) -> Callable[[], None]:
         except K25Error as error:
             exit_with(error)
 
+    @hydra.main(config_path=str(CONF_DIR), config_name=CONFIG_NAME, version_base="1.3")
+    def app(cfg: DictConfig) -> None:
+        run(lambda: resolve(cfg))
+
     def main() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(usage(task))
+            return
+        if sys.argv[1:2] == ["--config"]:
+            run(lambda: load(Path(*sys.argv[2:3]), sys.argv[3:]))
             return
         try:
             sys.argv[1:] = accept_new_keys(sys.argv[1:])
@@ -48,7 +62,8 @@ def usage(task: Callable[[Config], None]) -> str:
     lines = [
         (module.__doc__ or "").strip(),
         "",
-        "Arguments: GROUP=CHOICE and SECTION.KEY=VALUE",
+        "Arguments: GROUP=CHOICE and SECTION.KEY=VALUE; or --config FILE SECTION.KEY=VALUE with the",
+        "config.yaml of a run folder and what is to differ from it",
         "",
         "Groups",
     ]

@@ -158,17 +158,26 @@ def build_section(values: object, section: type, path: str) -> tuple[Any, list[P
             problems.append(Problem(key, None, "must be given", f"{key}=VALUE, {expectation(field)}"))
         else:
             try:
-                node[field.name] = value
+                node[field.name] = member_of(field, value)
                 typed[field.name] = unwrap(node[field.name])
             except (ValidationError, ValueError):
                 problems.append(Problem(key, value, f"must be {expectation(field)}", "correct the value"))
     return (None if problems else section(**typed)), problems
 
 
+<<<<<<< HEAD
+def member_of(field: "Field[Any]", value: Any) -> Any:
+    """The member of a field's enumeration that is written like this; any other value as it is."""
+    kind = field.type
+    if isinstance(kind, type) and issubclass(kind, Enum) and value in [member.value for member in kind]:
+        return kind(value)
+    return value
+=======
 def nested_section(field: "Field[Any]") -> type | None:
     """The section that a field holds, also where it may be null instead; None if it holds a value."""
     kinds = get_args(field.type) or (field.type,)
     return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
+>>>>>>> 25df322ebbe2f2ded98e35a23937cefd6faa4c72
 
 
 def unwrap(node: Any) -> Any:
@@ -220,7 +229,7 @@ def expectation(field: "Field[Any]") -> str:
     told = []
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, Enum):
-            told.append("one of " + ", ".join(member.name for member in kind))
+            told.append("one of " + ", ".join(str(member.value) for member in kind))
         elif kind is types.NoneType:
             told.append("null")
         else:

@@ -9,6 +9,7 @@ arXiv 2502.16982. Rules that read several sections stand in `checks.py`.
 from dataclasses import dataclass
 from enum import Enum
 
+from k25_train.config.activation import ActivationConfig
 from k25_train.config.basics import DType, not_negative
 from k25_train.config.cluster import FabricConfig, SlurmConfig
 from k25_train.config.optimizer import OptimConfig, TrainedVision
@@ -418,6 +419,8 @@ class Config:
     """How the model is cut over ranks."""
     dep: DepConfig
     """How the vision tower takes part."""
+    activation: ActivationConfig
+    """What is done with activations until the backward pass."""
     optim: OptimConfig
     """How weights are updated."""
     data: DataConfig

@@ -11,6 +11,7 @@ size (nope + rope), R rope part of it, V value head size.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from torch import Tensor
 
 from k25_train.model.megatron_config import BackboneConfig
+from parallel.activations.annotate import named, recomputed, saves
 
 _QUERY_BLOCK, _KEY_BLOCK = 256, 4096
 """Queries and keys whose logits are held while maxima are taken: 128 MiB for 64 heads in bfloat16."""
@@ -94,13 +96,24 @@ class PackedLatentAttention(MLASelfAttention):
             raise TypeError(
                 "PackedLatentAttention needs packed_seq_params=PackedDocuments.of(lengths, device)"
             )
-        config, num_heads = self.config, self.num_attention_heads_per_partition
+        config = self.config
         rotations = self._rotations(packed_seq_params)
         q_compressed, kv_combined = self._qkv_down_projection(hidden_states.squeeze(1))
+        named("mla.latent", kv_combined)
         kv_compressed, k_rope = kv_combined.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], dim=-1)
         q_compressed = self.q_layernorm(q_compressed)
         kv_compressed = self.kv_layernorm(kv_compressed)
 
+        query, key, value = recomputed(
+            "mla.up_proj", self._up_projection, q_compressed, kv_compressed, k_rope, rotations
+        )
+        return query, key, value, q_compressed, kv_compressed
+
+    def _up_projection(
+        self, q_compressed: Tensor, kv_compressed: Tensor, k_rope: Tensor, rotations: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query and key [T, H, Q] and value [T, H, V] of the normed latents and the rotary key [T, R]."""
+        config, num_heads = self.config, self.num_attention_heads_per_partition
         query, _ = self.linear_q_up_proj(q_compressed)
         query = query.unflatten(-1, (num_heads, self.q_head_dim))
         q_nope, q_rope = query.split([config.qk_head_dim, config.qk_pos_emb_head_dim], dim=-1)
@@ -112,7 +125,8 @@ class PackedLatentAttention(MLASelfAttention):
         k_rope = rotate(k_rope.unsqueeze(1), rotations).expand(-1, num_heads, -1)
         query = torch.cat((q_nope, rotate(q_rope, rotations)), dim=-1)
         key = torch.cat((k_nope, k_rope), dim=-1)
-        return query, key, value, q_compressed, kv_compressed
+        # Else what is saved of the values keeps the memory of the keys beside them.
+        return query, key, value.contiguous()
 
     def _rotations(self, documents: PackedDocuments) -> Tensor:
         if documents.rotations is None:
@@ -123,7 +137,7 @@ class PackedLatentAttention(MLASelfAttention):
             # Upstream repeats the angles, once for each member of a pair.
             angles = frequencies[:, 0, :, : frequencies.shape[-1] // 2][documents.positions]
             documents.rotations = torch.polar(torch.full_like(angles, scale), angles)
-        return documents.rotations
+        return named("mla.rotations", documents.rotations)
 
     def _run_core_attention(
         self,
@@ -165,7 +179,7 @@ class DocumentAttention(MegatronModule):
         v_channels = value.shape[-1]
         if value.device.type == "cpu":
             # torch's fused CPU kernel takes one head size; the unfused path costs more than the padding.
-            value = F.pad(value, (0, query.shape[-1] - v_channels))
+            value = recomputed("mla.up_proj", partial(F.pad, pad=(0, query.shape[-1] - v_channels)), value)
         records = self.record_max_logits and self.training
         maxima = []
         pieces = (tensor.split(documents.lengths) for tensor in (query, key, value))
@@ -173,18 +187,24 @@ class DocumentAttention(MegatronModule):
             q_HLQ, k_HLQ, v_HLV = (tensor.transpose(0, 1) for tensor in (q_LHQ, k_LHQ, v_LHV))
             if records:
                 maxima.append(max_logits_per_head(q_HLQ, k_HLQ, self.softmax_scale))
-            attended_HLV = F.scaled_dot_product_attention(
-                q_HLQ.unsqueeze(0),
-                k_HLQ.unsqueeze(0),
-                v_HLV.unsqueeze(0),
-                is_causal=True,
-                scale=self.softmax_scale,
-            ).squeeze(0)
-            outputs.append(attended_HLV[..., :v_channels].transpose(0, 1).flatten(1))
+            with saves("attention.output"):
+                attended_1HLV = F.scaled_dot_product_attention(
+                    q_HLQ.unsqueeze(0),
+                    k_HLQ.unsqueeze(0),
+                    v_HLV.unsqueeze(0),
+                    is_causal=True,
+                    scale=self.softmax_scale,
+                )
+            outputs.append(attended_1HLV)
         if records:
             before = [] if self.max_logits is None else [self.max_logits]
             self.max_logits = torch.stack([*before, *maxima]).amax(0)
-        return torch.cat(outputs)
+        return recomputed("attention.joined", partial(_join, v_channels), *outputs)
+
+
+def _join(v_channels: int, *attended: Tensor) -> Tensor:
+    """Documents' outputs [1, H, L, V or more], one after another: [T, H * V]."""
+    return torch.cat([each[0, ..., :v_channels].transpose(0, 1).flatten(1) for each in attended])
 
 
 @torch.no_grad()

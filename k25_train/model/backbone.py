@@ -1,6 +1,8 @@
 """The language model: megatron-core's GPTModel, assembled from a spec of its modules and three of ours."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -15,7 +17,7 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSub
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from torch import Tensor
+from torch import Tensor, nn
 
 from k25_train.config.schema import ModelConfig
 from k25_train.errors import ConfigError
@@ -23,6 +25,8 @@ from k25_train.model.attention import DocumentAttention, PackedLatentAttention
 from k25_train.model.experts import GroupedExperts
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.model.router import SequenceBalancedRouter
+from k25_train.model.swiglu import SwiGLU
+from parallel.activations.annotate import named, recomputed, saves
 from parallel.megatron.deferred_wgrad import delay_linear_wgrads
 
 
@@ -45,16 +49,36 @@ def linear_backend(*, transformer_engine: bool) -> BackendSpecProvider:
     return TESpecProvider()
 
 
+def layer_norm(backend: BackendSpecProvider) -> Callable[..., nn.Module]:
+    """The builder of norms of the residual stream."""
+    return saved_norm(backend.layer_norm(rms_norm=True), "norm.input", "norm.output")
+
+
+def saved_norm(build: Callable[..., nn.Module], inputs: str, outputs: str) -> Callable[..., nn.Module]:
+    """A builder of norms whose inputs and outputs are saved under these names."""
+
+    def build_saved(*args: Any, **kwargs: Any) -> nn.Module:
+        norm = build(*args, **kwargs)
+        run = norm.forward
+        norm.forward = lambda hidden: recomputed(outputs, run, named(inputs, hidden))
+        return norm
+
+    return build_saved
+
+
 def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
     """One decoder layer: pre-norm MLA, then a dense SwiGLU or the mixture of experts."""
-    norm = backend.layer_norm(rms_norm=True)
-    qk_norm = backend.layer_norm(rms_norm=True, for_qk=True)
+    norm = layer_norm(backend)
+    qk_norm = saved_norm(backend.layer_norm(rms_norm=True, for_qk=True), "mla.latent", "mla.up_input")
     column, row = backend.column_parallel_linear(), backend.row_parallel_linear()
-    swiglu = MLPSubmodules(linear_fc1=column, linear_fc2=row)
+
+    def mlp(part: str) -> MLPSubmodules:
+        return MLPSubmodules(linear_fc1=column, linear_fc2=row, activation_func=partial(SwiGLU, part))
+
     moe = MoESubmodules(
         router=SequenceBalancedRouter,
         experts=GroupedExperts,
-        shared_experts=partial(SharedExpertMLP, submodules=swiglu),
+        shared_experts=partial(SharedExpertMLP, submodules=mlp("shared_expert")),
     )
     attention = ModuleSpec(
         module=PackedLatentAttention,
@@ -79,7 +103,7 @@ def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
             pre_mlp_layernorm=norm,
             mlp=partial(MoELayer, submodules=moe)
             if is_moe
-            else partial(MLP.as_mlp_submodule, submodules=swiglu),
+            else partial(MLP.as_mlp_submodule, submodules=mlp("dense")),
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -93,7 +117,8 @@ class LanguageModel(GPTModel):
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Losses [B, S] float32 of logits [S, B, vocabulary] against labels [B, S]."""
-        losses = F.cross_entropy(logits.float().flatten(0, 1), labels.T.flatten(), reduction="none")
+        with saves("head.logits"):
+            losses = F.cross_entropy(logits.float().flatten(0, 1), labels.T.flatten(), reduction="none")
         return losses.view(logits.shape[:2]).T
 
 
@@ -119,7 +144,7 @@ def build_language_model(
     kinds = {is_moe: layer_spec(backend, is_moe=is_moe) for is_moe in (False, True)}
     block = TransformerBlockSubmodules(
         layer_specs=[kinds[layer >= model.num_dense_layers] for layer in layer_ids],
-        layer_norm=backend.layer_norm(rms_norm=True),
+        layer_norm=layer_norm(backend),
     )
     language_model = LanguageModel(
         config=config,

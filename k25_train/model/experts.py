@@ -14,6 +14,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from k25_train.model.swiglu import weighted_swiglu
+from parallel.activations.annotate import named, recomputed
 from parallel.megatron.deferred_wgrad import defer_wgrads, grouped_linear_deferring_wgrad
 
 
@@ -63,8 +65,13 @@ class GroupedExperts(MegatronModule):
             return self._no_tokens(tokens, weights), None
         counts = torch.as_tensor(tokens_per_expert, device=tokens.device)
         ends = counts.cumsum(0).to(torch.int32)
-        gate, up = self._product(tokens, self.gate_up_proj, ends).chunk(2, dim=-1)
-        hidden = F.silu(gate) * up * weights.unsqueeze(-1).to(tokens.dtype)
+        gate_up = self._product(named("moe.up_input", tokens), self.gate_up_proj, ends)
+        hidden = recomputed(
+            "moe.down_input",
+            weighted_swiglu,
+            named("moe.swiglu_input", gate_up),
+            named("moe.probs", weights),
+        )
         return self._product(hidden, self.down_proj, ends), None
 
     def _product(self, tokens: Tensor, weights: nn.Parameter, ends: Tensor) -> Tensor:

@@ -64,6 +64,8 @@ def _architecture(model: ModelConfig) -> dict:
         "add_bias_linear": False,
         "gated_linear_unit": True,
         "activation_func": F.silu,
+        # SwiGLU comes with the spec (`model/swiglu.py`), Transformer Engine's or not.
+        "use_te_activation_func": True,
         "bias_activation_fusion": False,
         "ffn_hidden_size": model.dense_ffn_hidden_size,
         "moe_layer_freq": [0] * model.num_dense_layers + [1] * num_moe_layers,

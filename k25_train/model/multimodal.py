@@ -20,6 +20,7 @@ from k25_train.model.attention import PackedDocuments
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.model.moonvit import ItemPart, Layer, MoonViT3D, chain
 from k25_train.model.projector import PatchMergerProjector
+from parallel.activations.annotate import saves
 
 GridTHW = tuple[int, int, int]
 
@@ -137,9 +138,10 @@ class MultimodalModel(MegatronModule):
         """What takes the places of the placeholders, [V, D]."""
         if self.mm_projector is None:
             return features
-        if self.vision_tower is None:
-            return self.mm_projector.of_flat(features)
-        return features if pixels is None else self.encode(pixels, grid_thw)
+        with saves("vision.encoder"):
+            if self.vision_tower is None:
+                return self.mm_projector.of_flat(features)
+            return features if pixels is None else self.encode(pixels, grid_thw)
 
     def encode(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
         """What `VisionEncoder` does, by a coupled tower."""

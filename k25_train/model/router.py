@@ -1,7 +1,11 @@
 """The `noaux_tc` router of K2.5: megatron-core's top-k router with a balance loss per training sequence."""
 
+from typing import Any
+
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
+
+from parallel.activations.annotate import saves
 
 
 class SequenceBalancedRouter(TopKRouter):
@@ -11,6 +15,11 @@ class SequenceBalancedRouter(TopKRouter):
     would take that row for a single sequence, so that its value depended on the micro-batch size. Here it is
     taken over the sequences of `config.balance_sequence_tokens` tokens that the row was made of.
     """
+
+    def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> Any:
+        """Route [T, 1, D]: as the base class."""
+        with saves("router.scores"):
+            return super().forward(input, padding_mask)
 
     def _apply_seq_aux_loss(
         self,

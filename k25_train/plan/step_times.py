@@ -14,11 +14,11 @@ from k25_train.metrics.flops import encoder_cost, head_forward_flops, layer_forw
 from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.plan.layout import layout_of
 from k25_train.plan.parameters import count_parameters
+from k25_train.plan.schedule import passes_by_stage
 from parallel.config import WireFormat
 from parallel.dep.plan import EncoderCost
-from parallel.dep.timeline import ChunkSeconds, Timeline, schedule_of, simulate
+from parallel.dep.timeline import ChunkSeconds, Timeline, simulate
 from parallel.layout_plan import chunk_loads
-from parallel.micro_batches import micro_batch_group_size
 
 Grid = tuple[int, int, int]
 
@@ -86,7 +86,7 @@ def network_bytes_per_s(config: Config) -> float:
 def step_times(config: Config, num_micro_batches: int | None = None) -> StepTimes:
     """The times of a configuration's step, with the micro-batches of its global batch unless told."""
     number = num_micro_batches or config.num_micro_batches
-    sizes, layout, train = config.parallelism, layout_of(config), config.train
+    layout, train = layout_of(config), config.train
     lengths = [train.seq_len] * train.micro_batch_size
     loads = chunk_loads(
         tuple(layer_forward_flops(config.model, layer, lengths) for layer in range(config.model.num_layers)),
@@ -96,13 +96,8 @@ def step_times(config: Config, num_micro_batches: int | None = None) -> StepTime
     )
     forward_s = tuple(load / flops_per_s(config) for load in loads)
     seconds = ChunkSeconds(forward_s=forward_s, backward_s=tuple(2 * each for each in forward_s))
-    group_size = micro_batch_group_size(number, sizes.pp) if sizes.vpp > 1 else number
-    passes = [
-        schedule_of(sizes.pp, sizes.vpp, number, group_size, stage, overlaps=sizes.overlap_expert_comm)
-        for stage in range(sizes.pp)
-    ]
     gather_s, reduce_s = _weights_s(config, (WEIGHT_BYTES[train.dtype], GRADIENT_BYTES))
-    text, cost = simulate(passes, seconds), decoupled_cost(config)
+    text, cost = simulate(passes_by_stage(config, number), seconds), decoupled_cost(config)
     return StepTimes(config, number, seconds, text, gather_s, reduce_s, cost)
 
 

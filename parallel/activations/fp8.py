@@ -37,15 +37,14 @@ Shapes: a tensor of any leading shape is stored as `rows`, their product, times 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TILE = 128
-"""Elements that share a scale, along the last dimension."""
+from parallel.activations.sizes import TILE
+
 LARGEST = 448.0
 """The largest number of E4M3 (float8_e4m3fn): 1.75 * 2^8."""
 SMALLEST_AMAX = LARGEST * 2.0**-116
@@ -64,12 +63,6 @@ class Fp8Tensor:
     """What `decompress` gives back: [..., hidden], of which the leading dimensions multiply to rows."""
     dtype: torch.dtype
     """What `decompress` gives back: float32 or bfloat16."""
-
-
-def stored_bytes(shape: Sequence[int]) -> int:
-    """Bytes that a tensor [..., hidden] takes when stored: one an element, four a tile. A scalar has none."""
-    *leading, hidden = shape
-    return math.prod(leading) * (hidden + 4 * -(-hidden // TILE))
 
 
 def compress(tensor: Tensor) -> Fp8Tensor:

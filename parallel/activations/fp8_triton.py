@@ -24,11 +24,12 @@ from torch import Tensor
 from triton import language as tl
 
 from parallel.activations import fp8
+from parallel.activations.sizes import TILE
 
 COMPILE_OPTIONS = {"enable_fp_fusion": False}
 """What both kernels have to be compiled with, see above."""
 
-_TILE = tl.constexpr(fp8.TILE)
+_TILE = tl.constexpr(TILE)
 _BLOCK_ROWS = tl.constexpr(8)
 _BLOCK_TILES = tl.constexpr(4)
 _LARGEST = tl.constexpr(fp8.LARGEST)
@@ -151,7 +152,7 @@ def compress_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     Rows may be apart, as those of a half of a fused projection's output are; elements that are get copied.
     """
     num_rows, hidden = rows.shape
-    num_tiles = triton.cdiv(hidden, fp8.TILE)
+    num_tiles = triton.cdiv(hidden, TILE)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     values = torch.empty(num_rows, hidden, dtype=torch.float8_e4m3fn, device=rows.device)

@@ -103,6 +103,11 @@ class OffloadEngine:
         self._stats = OffloadStats()
         self._stopwatch = Stopwatch(copier.device)
 
+    @property
+    def device(self) -> torch.device:
+        """Where tensors come from."""
+        return self._copier.device
+
     def save(self, tensor: Tensor, batch: Batch) -> Ticket:
         """Start a tensor's way to the host; its memory on the device is let go when it has arrived.
 

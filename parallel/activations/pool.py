@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel.activations.copier import HostMemoryError
-
-BLOCK_BYTES = 512
-"""Blocks are multiples of it, and begin at one: the alignment of torch's own allocator on a GPU."""
+from parallel.activations.sizes import BLOCK_BYTES, block_bytes
 
 
 class HostBudgetError(RuntimeError):
@@ -65,7 +63,7 @@ class HostPool:
 
     def take(self, num_bytes: int) -> Block:
         """A block from the smallest gap that it fits into; `HostBudgetError` if there is none."""
-        size = -(-max(num_bytes, 1) // BLOCK_BYTES) * BLOCK_BYTES
+        size = block_bytes(num_bytes)
         fitting = [gap for gap in self._gaps if gap.end - gap.start >= size]
         if not fitting:
             raise HostBudgetError(self._explain(num_bytes))

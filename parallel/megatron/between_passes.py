@@ -3,24 +3,24 @@
 What is done there costs nothing as long as the rank would have waited: the last pass's output is already on
 its way, and the next pass's input is received meanwhile. The schedules have no hook at that place, so their
 passes and their exchange with neighbouring stages are wrapped: whatever waits for a neighbour, or starts a
-pass, first calls the function given to `working_between_passes`. Without one they are called as they are.
+pass, first calls the functions given to `working_between_passes`. Without one they are called as they are.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 _is_installed = False
-_work: Callable[[int], None] | None = None
+_work: Sequence[Callable[[int], None]] = ()
 _num_passes = 0
 
 
 @contextmanager
-def working_between_passes(work: Callable[[int], None]) -> Iterator[None]:
-    """While a schedule runs, call `work` with the number of passes that this rank has done.
+def working_between_passes(work: Sequence[Callable[[int], None]]) -> Iterator[None]:
+    """While a schedule runs, call each of `work` with the number of passes that this rank has done.
 
-    It is called at least once for each number before that pass waits for its input, and in the end before
+    They are called at least once for each number before that pass waits for its input, and in the end before
     gradients are reduced; often several times with the same number. Passes that run beside each other count
     when both are done.
     """
@@ -29,7 +29,7 @@ def working_between_passes(work: Callable[[int], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        _work = None
+        _work = ()
 
 
 def install() -> None:
@@ -60,8 +60,8 @@ def working_before[**Arguments, Result](function: Callable[Arguments, Result]) -
 
 
 def _do_work() -> None:
-    if _work is not None:
-        _work(_num_passes)
+    for work in _work:
+        work(_num_passes)
 
 
 def _counted(

@@ -10,6 +10,7 @@ import os
 
 import torch
 
+from parallel.config import CUDA_QUEUES
 from parallel.megatron import between_passes, cpu_answers, phases, upstream_fixes
 
 MEGATRON_CORE_VERSION = "0.19.2"
@@ -37,9 +38,8 @@ def use_platform(device_type: str) -> torch.device:
     """
     check_megatron_version()
     if device_type == "cuda":
-        # Before CUDA starts. Streams that share a hardware queue wait for each other: with the default of 8,
-        # exchanges of different groups could, in an order that no rank knows of.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+        # Before CUDA starts, which reads it once.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(CUDA_QUEUES))
         if not torch.cuda.is_available():
             raise RuntimeError(
                 "cluster.device=cuda, but torch sees no CUDA device: use a cluster with device=cpu "

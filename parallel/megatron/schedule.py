@@ -28,7 +28,7 @@ def run_schedule[Batch](
     *,
     tokens_per_micro_batch: int,
     forward_only: bool,
-    between_passes: Callable[[int], None] | None = None,
+    between_passes: Sequence[Callable[[int], None]] = (),
 ) -> list[Any]:
     """Forward (and backward) of all micro-batches through the pipeline: 1F1B, interleaved if vpp > 1.
 
@@ -39,8 +39,8 @@ def run_schedule[Batch](
             (`parallelism.overlap_expert_comm`).
         chunks: this rank's model chunks.
         micro_batches: this data-parallel rank's micro-batches; every chunk sees each of them.
-        between_passes: called where this rank is about to wait, with the number of passes that it has done
-            (see `parallel.megatron.between_passes`).
+        between_passes: called in turn where this rank is about to wait, with the number of passes that it
+            has done (see `parallel.megatron.between_passes`).
 
     Returns what the loss function reports for each micro-batch; empty except on the last stage.
     """
@@ -58,7 +58,7 @@ def run_schedule[Batch](
         pp_size=topology.pp_size, vp_size=topology.vpp_size if topology.vpp_size > 1 else None
     )
     iterators = [iter(micro_batches) for _ in chunks]
-    with nullcontext() if between_passes is None else working_between_passes(between_passes):
+    with working_between_passes(between_passes) if between_passes else nullcontext():
         return schedule(
             forward_step_func=forward_step,
             data_iterator=iterators if len(iterators) > 1 else iterators[0],

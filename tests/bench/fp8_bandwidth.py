@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from parallel.activations.fp8 import compress, decompress, stored_bytes
+from parallel.activations.fp8 import compress, decompress
+from parallel.activations.sizes import stored_bytes
 
 HIDDEN_SIZES = (7168, 4096)
 ROUNDS = 20

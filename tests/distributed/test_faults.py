@@ -44,7 +44,7 @@ def test_a_job_ended_from_outside_goes_on_bitwise(data: Path, tmp_path: Path) ->
 
     with Job(command, 2, tmp_path / "terminated.log") as job:
         job.wait_until(lambda: has_row(run, 2), START_S)
-        job.signal(signal.SIGTERM)
+        job.terminate(num_ranks=2)
         job.wait(END_S)
     stopped_at = rows(run)[-1]["step"]
     assert f"SIGTERM: checkpoint of step {stopped_at} saved" in job.output

@@ -120,7 +120,7 @@ def record_order(topology: Any, num_micro_batches: int, overlaps: bool) -> list[
             topology,
             tokens_per_micro_batch=1,
             forward_only=False,
-            between_passes=note,
+            between_passes=[note],
         )
     within = {position for position, each in enumerate(order, 1) if each.runs_beside_next}
     assert told | {len(order)} == set(range(len(order) + 1)) - within

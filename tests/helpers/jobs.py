@@ -1,6 +1,7 @@
 """Real `torchrun` jobs, seen from outside: what they print, which processes they have, how they end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,17 +48,27 @@ class Job:
 
     def processes(self) -> list[int]:
         """Processes of the job, torchrun included, that have not ended."""
-        return [pid for pid in _living() if self._mark in _strings(pid, "cmdline")]
+        return [pid for pid in living() if self._mark in strings(pid, "cmdline")]
 
     def rank(self, number: int) -> int:
         """The process of a rank."""
         marks = f"RANK={number}"
-        (pid,) = [pid for pid in self.processes() if marks in _strings(pid, "environ")]
+        (pid,) = [pid for pid in self.processes() if marks in strings(pid, "environ")]
         return pid
 
     def signal(self, number: signal.Signals) -> None:
         """Send torchrun a signal, as a scheduler does."""
         self._torchrun.send_signal(number)
+
+    def terminate(self, num_ranks: int) -> None:
+        """Send torchrun SIGTERM. The ranks are held still until theirs arrives: no step is done meanwhile."""
+        ranks = [self.rank(number) for number in range(num_ranks)]
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)
+        self.signal(signal.SIGTERM)
+        self.wait_until(lambda: all(_is_pending(pid, signal.SIGTERM) for pid in ranks), timeout_s=20)
+        for pid in ranks:
+            os.kill(pid, signal.SIGCONT)
 
     def wait_until(self, happened: Callable[[], bool], timeout_s: float) -> None:
         """Return as soon as `happened()`. Raises AssertionError with the output if the job ends without."""
@@ -84,15 +95,21 @@ class Job:
         return status
 
 
-def _living() -> Iterator[int]:
+def living() -> Iterator[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             yield int(entry.name)
 
 
-def _strings(pid: int, name: str) -> list[str]:
+def strings(pid: int, name: str) -> list[str]:
     """The strings of /proc/<pid>/cmdline or environ; none where the process is gone or not ours."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace").split("\0")
     except OSError:
         return []
+
+
+def _is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has been sent a signal that it has not taken yet."""
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(pending, 16) >> (number - 1) & 1)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from parallel.activations.fp8 import Fp8Tensor, compress, decompress, stored_bytes
+from parallel.activations.fp8 import Fp8Tensor, compress, decompress
+from parallel.activations.sizes import stored_bytes
 from tests.helpers import fp8_reference
 from tests.helpers.fp8_reference import KINDS, hostile
 from tests.helpers.source import REPO

@@ -13,7 +13,8 @@ from torch import Tensor
 from parallel.activations.copier import Event, HostMemoryError, ThreadCopier
 from parallel.activations.offload import OffloadEngine, OffloadStats, Ticket
 from parallel.activations.order import Batch, OffloadOrder, offload_order
-from parallel.activations.pool import BLOCK_BYTES, HostBudgetError
+from parallel.activations.pool import HostBudgetError
+from parallel.activations.sizes import BLOCK_BYTES
 from parallel.dep.timeline import Pass, schedule_of
 from tests.helpers.offload import InlineReload
 from tests.helpers.racy_device import RacyCopier, RacyDevice, random_delays

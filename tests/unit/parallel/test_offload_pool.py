@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.activations.pool import BLOCK_BYTES, Block, HostBudgetError, HostPool
+from parallel.activations.pool import Block, HostBudgetError, HostPool
+from parallel.activations.sizes import BLOCK_BYTES
 
 BUDGET_BLOCKS = 16
 

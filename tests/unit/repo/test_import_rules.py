@@ -31,12 +31,19 @@ ALLOWED = {
         "parallel.dep.timeline",
         "parallel.stopwatch",
     },
-    "parallel.activations.fp8": {"stdlib", "torch", "parallel.activations.fp8_triton"},
+    "parallel.activations.fp8": {
+        "stdlib",
+        "torch",
+        "parallel.activations.fp8_triton",
+        "parallel.activations.sizes",
+    },
     "parallel.config": {"stdlib"},
     "parallel.layout": {"stdlib"},
     "parallel.layout_plan": {"stdlib", "parallel.layout"},
     "parallel.micro_batches": {"stdlib"},
     "parallel.activations.order": {"stdlib", "parallel.dep.timeline"},
+    "parallel.activations.policy": {"stdlib"},
+    "parallel.activations.sizes": {"stdlib"},
     "parallel.dep.plan": {"stdlib", "parallel.dep.split"},
     "parallel.dep.split": {"stdlib"},
     "parallel.dep.timeline": {"stdlib", "parallel.micro_batches"},
@@ -51,6 +58,7 @@ ALLOWED = {
         "k25_train.config",
         "k25_train.errors",
         "k25_train.plan",
+        "parallel.activations.policy",
         "parallel.config",
         "parallel.layout",
         "parallel.layout_plan",
@@ -64,6 +72,9 @@ ALLOWED = {
         "k25_train.metrics.flops",
         "k25_train.optim.rules",
         "k25_train.plan",
+        "parallel.activations.order",
+        "parallel.activations.policy",
+        "parallel.activations.sizes",
         "parallel.config",
         "parallel.dep.bubbles",
         "parallel.dep.plan",
@@ -73,16 +84,24 @@ ALLOWED = {
         "parallel.layout_plan",
         "parallel.micro_batches",
     },
+    "launch.decide": {"stdlib"},
+    "launch.lock": {"stdlib", "k25_train.errors"},
+    "launch.scheduler": {"stdlib", "k25_train.errors"},
+    "launch.rendezvous": {"stdlib", "k25_train.errors"},
 }
 TORCH_FREE = [
     "k25_train.config.resolve",
     "k25_train.config.command_line",
     "k25_train.plan.__main__",
-    "launch",
     "launch.preflight.__main__",
     "launch.preflight.node",
     "launch.preflight.measured",
+    "launch.slurm",
+    "launch.supervisor",
+    "launch.torchrun",
 ]
+# All of `launch` that imports torch: imported when preflight starts to measure, not before.
+TORCH_IN_LAUNCH = {"launch.preflight.job", "launch.preflight.measure", "launch.preflight.meeting"}
 
 
 def module_name(path: Path) -> str:
@@ -150,9 +169,27 @@ def test_package_files_hold_no_code() -> None:
             assert all(isinstance(node, ast.Expr | ast.Assign) for node in statements), path
 
 
+def test_launch_imports_torch_only_to_measure() -> None:
+    importing = {
+        module_name(path)
+        for path in source_files("launch")
+        if any(within(imported, "torch") for imported in imports_of(path))
+    }
+    assert importing == TORCH_IN_LAUNCH
+
+
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_runs_where_torch_is_absent(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = sys.modules['megatron'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["launch.supervisor", "launch.node", "launch.rank", "launch.rendezvous"])
+def test_supervision_needs_the_standard_library_only(module: str) -> None:
+    """The first node's Python may have nothing else: the ranks' packages can be in a container."""
+    blocked = "torch hydra omegaconf yaml rich numpy".split()
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {module}"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

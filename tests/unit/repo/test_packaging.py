@@ -48,6 +48,7 @@ def test_every_module_and_yaml_is_inside(wheel: zipfile.ZipFile) -> None:
     yamls = {f"k25_train/{relative(path)}" for path in (REPO / "conf").rglob("*.yaml")}
     assert len(yamls) > 5
     assert yamls <= inside
+    assert {relative(path) for path in (REPO / "launch/templates").iterdir()} <= inside
     for package in CODE:
         modules = {relative(path) for path in source_files(package)}
         assert modules <= inside, "a folder lacks __init__.py?"
@@ -70,7 +71,8 @@ def test_console_scripts_exist(wheel: zipfile.ZipFile) -> None:
     parser = configparser.ConfigParser()
     parser.read_string(wheel.read(metadata).decode())
     commands = dict(parser["console_scripts"])
-    assert set(commands) == {"k25-train", "k25-eval", "k25-data", "k25-dryrun", "k25-plan", "k25-preflight"}
+    names = "train eval data dryrun plan preflight submit".split()
+    assert set(commands) == {f"k25-{name}" for name in names}
     for target in commands.values():
         module, _, function = target.partition(":")
         assert function == "main"

@@ -1,0 +1,197 @@
+"""What is done with each activation that the backward pass needs: one field a name.
+
+The names are those that the model gives (`parallel/activations/annotate.py`). T tokens of a micro-batch, k
+experts a token, D hidden, H heads, Q, V widths of a head's query and value, F of a feed-forward part.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from k25_train.config.basics import not_negative
+from parallel.activations.policy import Policy
+from parallel.config import Problem, not_positive
+
+CAN_RECOMPUTE = frozenset(
+    "norm.output mla.up_input mla.up_proj attention.joined moe.down_input shared_expert.down_input "
+    "dense.down_input".split()
+)
+"""What the model makes with `recomputed`; all else is expensive to make, or needs communication."""
+CAN_ROUND = CAN_RECOMPUTE | frozenset(
+    "norm.input mla.latent moe.up_input moe.swiglu_input shared_expert.swiglu_input "
+    "dense.swiglu_input".split()
+)
+"""What may be stored in FP8. Others hold exact numbers: the router's weights, a kernel's own, indices."""
+
+
+@dataclass(slots=True, kw_only=True)
+class NormActivations:
+    """The two norms of a layer, and the last one."""
+
+    input: Policy
+    """The residual stream, [T, D] before each norm."""
+    output: Policy
+    """[T, D] each, which projections, router and shared expert read; and what a norm saves for itself."""
+
+
+@dataclass(slots=True, kw_only=True)
+class MlaActivations:
+    """Multi-head latent attention up to its query, key and value."""
+
+    latent: Policy
+    """Compressed query, and key-value with the rotary key: [T, q_lora] and [T, kv_lora + rope]."""
+    up_input: Policy
+    """The same normed, which the up-projections read: [T, q_lora] and [T, kv_lora]."""
+    up_proj: Policy
+    """Query and key [T, H, Q] and value [T, H, V]."""
+    rotations: Policy
+    """Turns of the rotary pairs, [T, 1, rope / 2] complex64, the same for all layers."""
+
+
+@dataclass(slots=True, kw_only=True)
+class AttentionActivations:
+    """What attention makes of them."""
+
+    output: Policy
+    """Of the kernel, document by document, [T, H, V], with the logarithms of its sums, [T, H] float32."""
+    joined: Policy
+    """The documents one after another, [T, H * V], which the output projection reads."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RouterActivations:
+    """The choice of experts."""
+
+    scores: Policy
+    """All that the router saves for itself, [T, experts] float32 and less."""
+
+
+@dataclass(slots=True, kw_only=True)
+class MoeActivations:
+    """The routed experts."""
+
+    up_input: Policy
+    """Tokens as they arrive, sorted by expert, [k T, D]."""
+    swiglu_input: Policy
+    """Gates and values, [k T, 2 F]."""
+    down_input: Policy
+    """Their SwiGLU times the router's weight, [k T, F]. Nothing saves what the down-projection gives, as the
+    weight is applied before it: to recompute that too, as K2 could, would free nothing."""
+    probs: Policy
+    """The router's weights as they arrive with the tokens, [k T]."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SwigluActivations:
+    """A feed-forward part that every token passes; its input is `norm.output`."""
+
+    swiglu_input: Policy
+    """Gates and values, [T, 2 F]."""
+    down_input: Policy
+    """Their SwiGLU, [T, F]."""
+
+
+@dataclass(slots=True, kw_only=True)
+class HeadActivations:
+    """The last chunk."""
+
+    logits: Policy
+    """What the loss saves, [T, vocabulary] float32."""
+
+
+@dataclass(slots=True, kw_only=True)
+class VisionActivations:
+    """Vision in the first chunk."""
+
+    encoder: Policy
+    """All that a coupled tower, or a projector behind a frozen one, saves. A decoupled encoder saves nothing
+    from one phase to another."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ActivationConfig:
+    """What is done with each activation, and the memory for it. Source of `activation=k2`: K2 report, section
+    2.4.3; of budgets: not disclosed, our choice."""
+
+    norm: NormActivations
+    """Norms."""
+    mla: MlaActivations
+    """Attention's projections."""
+    attention: AttentionActivations
+    """Attention."""
+    router: RouterActivations
+    """Router."""
+    moe: MoeActivations
+    """Routed experts."""
+    shared_expert: SwigluActivations
+    """Shared experts."""
+    dense: SwigluActivations
+    """Feed-forward of dense layers."""
+    head: HeadActivations
+    """Output head and loss."""
+    vision: VisionActivations
+    """Vision within the pipeline."""
+    rest: Policy
+    """Everything without a name: indices of the dispatch, statistics of norms."""
+    host_gib: float | None
+    """Host memory of a rank for offloaded activations, page-locked as the job starts; null is what the plan
+    counts for balanced routing, times `host_margin`."""
+    host_margin: float
+    """See `host_gib`: room for ranks whose experts get more tokens than others'."""
+    device_gib: float | None
+    """Device memory for activations on their way to the host and back; null is what the plan counts for the
+    passes that are under way at a time, times `host_margin`."""
+    passes_ahead: int
+    """Passes before its own that a micro-batch's activations start on their way back."""
+
+    def policies(self) -> dict[str, Policy]:
+        """Name -> policy of every activation."""
+        return {name: value for name, value in _values(self) if isinstance(value, Policy)}
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether everything stays as it is, so that there is nothing to do."""
+        return set(self.policies().values()) == {Policy.keep}
+
+    @property
+    def offloads(self) -> bool:
+        """Whether anything goes to the host."""
+        return any(policy.offloads for policy in self.policies().values())
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        found = []
+        for name, policy in self.policies().items():
+            why_not = _why_not(name, policy)
+            if why_not is not None:
+                choices = ", ".join(each.value for each in Policy if _why_not(name, each) is None)
+                found.append(Problem(name, policy.value, why_not, f"use one of {choices}"))
+        for name in ("host_gib", "device_gib"):
+            if getattr(self, name) is not None:
+                found += not_negative(self, (name,))
+        if self.host_gib == 0 and self.offloads:
+            remedy = "give host memory, use null, or offload nothing"
+            found.append(Problem("host_gib", 0, "must be positive: some activations are offloaded", remedy))
+        if self.host_margin < 1:
+            rule = "must be 1 or more: less does not hold what a step saves"
+            found.append(Problem("host_margin", self.host_margin, rule, "use 1.0 or more"))
+        return found + not_positive(self, ("passes_ahead",))
+
+
+def _why_not(name: str, policy: Policy) -> str | None:
+    """Why an activation cannot have a policy; None if it can."""
+    if policy is Policy.recompute and name not in CAN_RECOMPUTE:
+        return "cannot be recomputed: what makes it is expensive, or needs communication"
+    if policy.compresses and name not in CAN_ROUND:
+        return "cannot be rounded: exact numbers or indices are in it"
+    return None
+
+
+def _values(section: Any, path: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted name and value of everything in a section and those below it."""
+    for each in fields(section):
+        value = getattr(section, each.name)
+        if is_dataclass(value):
+            yield from _values(value, f"{path}{each.name}.")
+        else:
+            yield f"{path}{each.name}", value

@@ -1,0 +1,194 @@
+"""What activations take on the device and in the host, from the configuration alone; torch-free.
+
+What a pass saves (`saved_tensors.py`) is stored by policy, by the rules of `parallel/activations/saving.py`,
+and held from forward to backward, as the schedule has it. A sequence counts as one document.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from k25_train.config.schema import Config
+from k25_train.plan.layout import layout_of
+from k25_train.plan.saved_tensors import KERNELS, PassSizes, SavedTensor, SavedTensors
+from k25_train.plan.schedule import passes_by_stage
+from parallel.activations.order import Batch, offload_order
+from parallel.activations.policy import Policy
+from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES, block_bytes, stored_bytes
+from parallel.dep.timeline import Pass
+
+SMALL_HOST_BYTES = 64 << 20
+"""Up to here, host memory is planned for all tokens at one rank's experts: a few hundred tokens are spread
+less evenly than any margin allows, and for a shrunk model that much is nothing. Our choice."""
+
+
+class StoredTensor(NamedTuple):
+    """A saved tensor and what is done with it."""
+
+    tensor: SavedTensor
+    policy: Policy
+    """`keep` where its name's policy does not apply."""
+    device_bytes: int
+    """Of one kept as it is, all the memory that it keeps from being freed."""
+    host_bytes: int
+    block_bytes: int
+    """Host memory in whole blocks."""
+
+
+class WaitingBytes(NamedTuple):
+    """What tensors take while they wait."""
+
+    device: int
+    host: int
+    blocks: int
+    """Host memory in whole blocks."""
+
+    @classmethod
+    def of(cls, tensors: Iterable[StoredTensor]) -> "WaitingBytes":
+        """Their sums."""
+        device, host, blocks = 0, 0, 0
+        for each in tensors:
+            device += each.device_bytes
+            host += each.host_bytes
+            blocks += each.block_bytes
+        return cls(device, host, blocks)
+
+
+NOTHING = WaitingBytes(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadBudget:
+    """What the engine of one rank may use."""
+
+    host_bytes: int
+    device_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadNeed:
+    """What one rank offloads."""
+
+    host_bytes: int
+    """The most that is in the host at a time, in whole blocks."""
+    batch_bytes: int
+    """Of the largest batch."""
+
+
+def offload_budget(config: Config, stage: int) -> OffloadBudget:
+    """The budgets of a rank of a pipeline stage: those given, or what its schedule needs, times the margin.
+
+    On the device there is room for batches on their way back, one on its way out and the one in use.
+    """
+    activation, need = config.activation, offload_need(config, stage)
+    host = activation.host_margin * need.host_bytes
+    device = activation.host_margin * (activation.passes_ahead + 2) * need.batch_bytes
+    if activation.host_gib is not None:
+        host = activation.host_gib * 2**30
+    if activation.device_gib is not None:
+        device = activation.device_gib * 2**30
+    return OffloadBudget(host_bytes=math.ceil(host), device_bytes=math.ceil(device))
+
+
+def offload_need(config: Config, stage: int) -> OffloadNeed:
+    """What a rank of the stage offloads, tokens spread over experts evenly; but see `SMALL_HOST_BYTES`."""
+    worst = _need(config, stage, largest_sizes(config))
+    return worst if worst.host_bytes <= SMALL_HOST_BYTES else _need(config, stage, balanced_sizes(config))
+
+
+def _need(config: Config, stage: int, sizes: PassSizes) -> OffloadNeed:
+    passes = passes_by_stage(config)[stage]
+    stay = offload_order(passes, config.activation.passes_ahead).stay
+    chunks = [WaitingBytes.of(tensors) for tensors in stage_tensors(config, stage, sizes)]
+
+    def of(batch: Batch) -> WaitingBytes:
+        return NOTHING if batch in stay else chunks[batch.vp_stage]
+
+    largest = max(of(Batch(each.vp_stage, each.micro_batch)).host for each in passes)
+    return OffloadNeed(host_bytes=peak_held(passes, lambda batch: of(batch).blocks), batch_bytes=largest)
+
+
+def peak_held(passes: Sequence[Pass], bytes_of: Callable[[Batch], int]) -> int:
+    """The most that the batches between their forward and the end of their backward take at a time."""
+    held, peak = 0, 0
+    for each in passes:
+        num_bytes = bytes_of(Batch(each.vp_stage, each.micro_batch))
+        held += num_bytes if each.is_forward else -num_bytes
+        peak = max(peak, held)
+    return peak
+
+
+def balanced_sizes(config: Config, imbalance: float = 1.0) -> PassSizes:
+    """A micro-batch whose tokens are spread over experts evenly.
+
+    Args:
+        imbalance: how many times their share the rank's experts get; no more than all tokens arrive.
+    """
+    train, most = config.train, largest_sizes(config)
+    even = train.micro_batch_size * train.seq_len * config.model.num_experts_per_token
+    return _sizes(config, min(round(even * imbalance), most.expert_rows))
+
+
+def largest_sizes(config: Config) -> PassSizes:
+    """A micro-batch of which all tokens go to as many experts of one rank as they can."""
+    local_experts = config.model.num_experts // config.parallelism.ep
+    each = min(config.model.num_experts_per_token, local_experts)
+    tokens = config.train.micro_batch_size * config.train.seq_len
+    return _sizes(config, config.parallelism.ep * tokens * each)
+
+
+def _sizes(config: Config, expert_rows: int) -> PassSizes:
+    train = config.train
+    return PassSizes(
+        documents=(train.seq_len,) * train.micro_batch_size,
+        num_sequences=train.micro_batch_size,
+        expert_rows=max(expert_rows, 1),
+        local_experts=config.model.num_experts // config.parallelism.ep,
+    )
+
+
+def saved_tensors(config: Config, sizes: PassSizes) -> SavedTensors:
+    """The lists of what this configuration's passes save."""
+    kernels, policies = KERNELS[config.cluster.device], config.activation.policies()
+    return SavedTensors(config.model, config.train.dtype, kernels, policies, sizes)
+
+
+def stage_tensors(config: Config, stage: int, sizes: PassSizes) -> list[list[StoredTensor]]:
+    """[virtual stage] -> what a pass through that chunk stores, if it is offloaded as the policies say."""
+    layout, lists, model = layout_of(config), saved_tensors(config, sizes), config.model
+    found = []
+    for vp_stage in range(layout.vpp):
+        layers = layout.layer_ids(stage, vp_stage)
+        saved = lists.first_chunk() if layout.is_first(stage, vp_stage) else []
+        saved += lists.every_chunk() if layers else []
+        for layer in layers:
+            saved += lists.layer(is_moe=layer >= model.num_dense_layers)
+        saved += lists.last_chunk() if layout.is_last(stage, vp_stage) else []
+        found.append(store_all(config, saved))
+    return found
+
+
+def store_all(config: Config, tensors: Iterable[SavedTensor], *, offloads: bool = True) -> list[StoredTensor]:
+    """What becomes of tensors by their names' policies; `offloads`: whether their batch leaves the device."""
+    policies = config.activation.policies()
+    return [store(tensor, policies[tensor.name], offloads=offloads) for tensor in tensors]
+
+
+def store(tensor: SavedTensor, wanted: Policy, *, offloads: bool) -> StoredTensor:
+    """What becomes of a tensor of which a policy is wanted; `SavingPass` is the other side of it."""
+    if tensor.is_made_again:
+        return StoredTensor(tensor, Policy.recompute, 0, 0, 0)
+    compresses = wanted.compresses and tensor.may_be_rounded
+    leaves = wanted.offloads and offloads and tensor.num_bytes >= SMALLEST_OFFLOADED_BYTES
+    if not compresses:
+        if leaves:
+            host_bytes = tensor.num_bytes
+            return StoredTensor(tensor, Policy.offload, 0, host_bytes, block_bytes(host_bytes))
+        return StoredTensor(tensor, Policy.keep, tensor.memory_bytes, 0, 0)
+    if not leaves:
+        return StoredTensor(tensor, Policy.fp8, stored_bytes(tensor.shape), 0, 0)
+    num_values = math.prod(tensor.shape)
+    scale_bytes = stored_bytes(tensor.shape) - num_values
+    blocks = block_bytes(num_values) + block_bytes(scale_bytes)
+    return StoredTensor(tensor, Policy.fp8_offload, 0, num_values + scale_bytes, blocks)

@@ -1,0 +1,32 @@
+"""What torchrun starts as a rank of a submitted run: it trains, and all it prints goes to a file of its own.
+
+python -m launch.rank ATTEMPT_FOLDER [arguments of k25_train.train]
+"""
+
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+from launch.output import redirect
+
+
+def main() -> None:
+    """Redirect, then become the training command."""
+    folder, *arguments = sys.argv[1:]
+    redirect(Path(folder) / f"rank_{os.environ['RANK']}.log")
+    # launch.node left SIGTERM ignored; until the trainer listens to it, it has to end the rank.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module("k25_train.train", run_name="__main__", alter_sys=True)
+    finally:
+        # At its end Python gives signals their default back: a late one would kill a rank that has saved, and
+        # so turn a run that stopped as asked into one that failed.
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Where the ranks of a job meet: an address and a free port of the first node, found on that node.
+
+What the submitting side could guess is wrong often: SLURM_LAUNCH_NODE_IPADDR is the login node, node names
+need not resolve, and a fixed port may be taken by another job.
+
+    python -m launch.rendezvous FIRST_PORT [INTERFACE]    prints {"address": …, "port": …}
+"""
+
+import fcntl
+import json
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterable
+
+from k25_train.errors import K25Error
+
+NUM_PORTS = 100
+JOIN_S = 300.0
+"""Longest that a node waits for the first one to open the rendezvous; imports take seconds, and minutes on a
+cold file system."""
+_SIOCGIFADDR = 0x8915
+"""Linux's request for the IPv4 address of an interface."""
+
+
+class RendezvousError(K25Error):
+    """Ranks cannot meet."""
+
+
+def address_of(interface: str | None) -> str:
+    """IPv4 address of an interface, or this host's name where none is given.
+
+    Raises `RendezvousError` naming the interfaces there are.
+    """
+    if interface is None:
+        return socket.gethostname()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            request = struct.pack("256s", interface.encode()[:15])
+            return socket.inet_ntoa(fcntl.ioctl(any_socket, _SIOCGIFADDR, request)[20:24])
+        except OSError as error:
+            names = ", ".join(name for _, name in socket.if_nameindex())
+            raise RendezvousError(
+                f"cluster.fabric.interface={interface}: {socket.gethostname()} has no such interface with an "
+                f"IPv4 address ({error.strerror}); it has {names}"
+            ) from error
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens on a TCP port of this host."""
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
+        # As torch's store does; without it a port whose last connection has just closed counts as taken.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+            listener.listen()
+        except OSError:
+            return False
+    return True
+
+
+def free_port(candidates: Iterable[int]) -> int:
+    """The first free port. Raises `RendezvousError` if there is none."""
+    candidates = list(candidates)
+    for port in candidates:
+        if is_free(port):
+            return port
+    raise RendezvousError(
+        f"every port from {candidates[0]} to {candidates[-1]} of {socket.gethostname()} is taken: set "
+        "cluster.slurm.rendezvous_port to the start of a free range"
+    )
+
+
+def wait_for(address: str, port: int, timeout_s: float = JOIN_S) -> None:
+    """Return when something listens there.
+
+    Raises `RendezvousError` with what was tried, and why it failed, after `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=5.0):
+                return
+        except OSError as error:
+            trouble = error
+        if time.monotonic() >= deadline:
+            raise RendezvousError(
+                f"{socket.gethostname()} cannot reach the rendezvous at {address}:{port} ({trouble}) after "
+                f"{timeout_s:g} s: see whether the first node's ranks started (its node_<NODE>.log), whether "
+                f"a firewall closes the port, and whether {address} is the same network from every node "
+                "(cluster.fabric.interface)"
+            )
+        time.sleep(0.2)
+
+
+def main() -> None:
+    """Print where this node's ranks can be met."""
+    first_port, *interface = sys.argv[1:]
+    try:
+        address = address_of(interface[0] if interface else None)
+        port = free_port(range(int(first_port), int(first_port) + NUM_PORTS))
+    except RendezvousError as error:
+        sys.exit(str(error))
+    print(json.dumps({"address": address, "port": str(port)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The few questions that are asked of SLURM, through its own commands."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from k25_train.errors import K25Error
+
+ANSWER_S = 60.0
+"""Longest that a command of SLURM may take; they wait for a controller that is down."""
+USABLE = {"idle", "mixed", "allocated", "completing", "planned", "reserved"}
+"""States, without flags such as * for a node that does not respond, in which a node can run a step."""
+
+
+class SchedulerError(K25Error):
+    """SLURM refuses, cannot be reached, or is not installed."""
+
+
+def ask(*command: str, patience_s: float = 0.0) -> str:
+    """What a command of SLURM prints.
+
+    Args:
+        command: the program and its arguments; no shell sees them.
+        patience_s: how long to try again where the controller does not answer.
+
+    Raises:
+        SchedulerError: it is not installed, or fails, with its own words.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+        except FileNotFoundError as error:
+            raise SchedulerError(
+                f"{command[0]} is not on PATH: submit from a node of the cluster, or look at the script with "
+                "--dry-run"
+            ) from error
+        except subprocess.TimeoutExpired:
+            trouble = f"no answer within {ANSWER_S:g} s"
+        else:
+            if done.returncode == 0:
+                return done.stdout
+            trouble = (done.stderr or done.stdout).strip()
+        if time.monotonic() >= deadline:
+            raise SchedulerError(f"{' '.join(command)}: {trouble}")
+        time.sleep(min(10.0, patience_s))
+
+
+def submit(script: Path) -> int:
+    """Queue the script; returns the job's id. Raises `SchedulerError` in sbatch's words."""
+    return int(ask("sbatch", "--parsable", str(script)).split(";")[0])
+
+
+def check(script: Path) -> str:
+    """What SLURM says of when the script could start. Raises `SchedulerError` if it would refuse it."""
+    done = subprocess.run(
+        ["sbatch", "--test-only", str(script)], capture_output=True, text=True, timeout=ANSWER_S, check=False
+    )
+    told = done.stderr.strip().removeprefix("sbatch: ")
+    if done.returncode:
+        raise SchedulerError(f"SLURM refuses {script}: {told}")
+    return told
+
+
+def partitions() -> list[str]:
+    """Names of the queues."""
+    return sorted(set(ask("sinfo", "--noheader", "--format=%R").split()))
+
+
+def job_state(job_id: int, patience_s: float = 0.0) -> str | None:
+    """State of a job such as RUNNING, or None if SLURM no longer has it."""
+    try:
+        told = ask(
+            "squeue",
+            "--noheader",
+            f"--jobs={job_id}",
+            "--states=all",
+            "--format=%T",
+            patience_s=patience_s,
+        )
+    except SchedulerError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+    return told.split()[0] if told.split() else None
+
+
+def expand(nodelist: str) -> list[str]:
+    """Node names of a list such as `n[1-3,7]`, in SLURM's order, which is that of node ids in a step."""
+    return ask("scontrol", "show", "hostnames", nodelist).split()
+
+
+def unusable(nodes: Iterable[str], patience_s: float = 0.0) -> dict[str, str]:
+    """Node -> state of those that cannot run a step: down, drained or draining, failing, not responding."""
+    told = ask("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T",
+               patience_s=patience_s)  # fmt: skip
+    states = dict(line.split() for line in told.splitlines())
+    return {node: state for node, state in states.items() if state not in USABLE}
+
+
+def requeue(job_id: int, num_nodes: str, patience_s: float) -> None:
+    """Put the running job back into the queue, under the same id, to come back on so many nodes.
+
+    Args:
+        job_id: the job.
+        num_nodes: a number, or a range such as `32-64`; of a range, SLURM gives what is free.
+        patience_s: how long to try again where the controller does not answer.
+    """
+    ask("scontrol", "requeue", str(job_id), patience_s=patience_s)
+    ask("scontrol", "update", f"JobId={job_id}", f"NumNodes={num_nodes}", patience_s=patience_s)
+
+
+def first_to_fail(srun_log: str) -> str | None:
+    """The node that srun named first when it failed, or tasks on it did."""
+    match = re.search(
+        r"^srun: error: (?:Node failure on (\S+)|(\S+): tasks? [\d,-]+: )", srun_log, re.MULTILINE
+    )
+    return (match[1] or match[2]) if match else None
+
+
+def last_json(printed: str) -> dict[str, str]:
+    """The last line that is a JSON object, behind whatever a prolog or a container printed before."""
+    lines: Sequence[str] = [line for line in printed.splitlines() if line.startswith("{")]
+    if not lines:
+        raise ValueError(printed)
+    answer: dict[str, str] = json.loads(lines[-1])
+    return answer

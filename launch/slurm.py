@@ -1,0 +1,151 @@
+"""Submit a training run to SLURM, checked before it costs anything.
+
+    python -m launch.slurm experiment=… cluster=… cluster.nodes=32 [SECTION.KEY=VALUE ...] [--dry-run]
+
+Prints what the configuration amounts to, and which variables the ranks get and why; writes the run folder and
+submits. The job saves and goes back to the queue before its time limit, and goes on after faults (README.md).
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from k25_train.config.command_line import exit_with
+from k25_train.config.resolve import compose, to_yaml
+from k25_train.config.schema import Config
+from k25_train.errors import ConfigError, K25Error
+from launch import lock, scheduler
+from launch.fabric import environment
+from launch.plan import check_place, legal_nodes, summary
+from launch.sbatch import container_options, render
+from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, write_whole
+from launch.supervisor import code_version
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+MAX_RESTARTS = 3
+
+
+def main() -> None:
+    """Run the command with the process's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="k25-submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
+    parser.add_argument("--dry-run", action="store_true", help="print everything, write and submit nothing")
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=MAX_RESTARTS,
+        metavar="N",
+        help=f"restarts in a row that may get no further before the run is given up ({MAX_RESTARTS})",
+    )
+    arguments = parser.parse_intermixed_args()
+    try:
+        config = compose(arguments.overrides)
+        submission, script = prepare(config, arguments.max_restarts)
+        print(*told(config, submission), sep="\n")
+        if arguments.dry_run:
+            print(f"\n# {submission.run}/{SCRIPT}\n{script}", end="")
+        else:
+            print("", *submit(config, submission, script), sep="\n")
+    except K25Error as error:
+        exit_with(error)
+
+
+def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
+    """What the run folder will hold, and the script; nothing is written.
+
+    Raises `ConfigError` if the cluster has no SLURM, or a value does not fit into the script.
+    """
+    slurm = config.cluster.slurm
+    if slurm is None:
+        raise ConfigError(
+            f"cluster={config.cluster.name}: its slurm is null, so there is nothing to submit to: choose "
+            "another cluster, or start the ranks by hand (python -m launch.torchrun)"
+        )
+    if max_restarts < 0:
+        raise ConfigError(f"--max-restarts {max_restarts}: must not be negative; 0 gives up at once")
+    run, nodes, variables = Path(config.run.dir).absolute(), legal_nodes(config), environment(config)
+    python = slurm.python or sys.executable
+    submission = Submission(
+        run=str(run),
+        checkout=str(CHECKOUT),
+        code=code_version(CHECKOUT),
+        python=python if slurm.container_image is None else "python",
+        num_steps=config.train.steps,
+        ranks_per_node=config.cluster.gpus_per_node,
+        legal_nodes=nodes,
+        spare_nodes=slurm.spare_nodes,
+        max_restarts=max_restarts,
+        restart_wait_s=slurm.restart_wait_s,
+        rendezvous_port=slurm.rendezvous_port,
+        interface=None if config.cluster.fabric is None else config.cluster.fabric.interface,
+        container=container_options(config, run, CHECKOUT, variables),
+        environment=[(name, value, reason) for name, value, reason in variables],
+    )
+    return submission, render(config, run, CHECKOUT, python)
+
+
+def told(config: Config, submission: Submission) -> Iterable[str]:
+    """What a user should see before the job is submitted."""
+    for name, value in (*summary(config, submission.legal_nodes), ("code", submission.code)):
+        yield f"{name:<18} {value}"
+    yield ""
+    yield "variables of the ranks"
+    width = max(len(f"{name}={value}") for name, value, _ in submission.environment)
+    for name, value, reason in submission.environment:
+        yield f"  {f'{name}={value}':<{width}}  {reason}"
+    if submission.container:
+        yield f"container          {shlex.join(submission.container)}"
+
+
+def submit(config: Config, submission: Submission, script: str) -> Iterable[str]:
+    """Write the run folder and queue the job; returns how to follow it.
+
+    Raises:
+        ConfigError: the place lacks something, or the partition does not exist.
+        SchedulerError: SLURM refuses the job.
+        LockedError: another job has the run folder.
+    """
+    check_place(config)
+    check_partition(config)
+    run = Path(submission.run)
+    lock.check_free(run, scheduler.job_state)
+    run.mkdir(parents=True, exist_ok=True)
+    write_whole(run / CONFIG, to_yaml(config))
+    submission.write(run)
+    write_whole(run / SCRIPT, script)
+    starts = scheduler.check(run / SCRIPT)
+    job_id = scheduler.submit(run / SCRIPT)
+    lock.acquire(run, job_id, scheduler.job_state)
+    return follow(run, job_id, starts)
+
+
+def check_partition(config: Config) -> None:
+    """Raise `ConfigError` for a partition that SLURM does not have."""
+    slurm = config.cluster.slurm
+    known = scheduler.partitions()
+    if slurm is not None and slurm.partition is not None and slurm.partition not in known:
+        raise ConfigError(
+            f"cluster.slurm.partition={slurm.partition}: SLURM has no such partition; use one of "
+            f"{', '.join(known)}"
+        )
+
+
+def follow(run: Path, job_id: int, starts: str) -> Sequence[str]:
+    """How to see what becomes of the job."""
+    return [
+        f"submitted job {job_id}: {starts}",
+        f"  decisions   tail -F {run / SUPERVISOR_LOG}",
+        f"  training    tail -F {run}/attempts/latest/rank_0.log",
+        f"  state       squeue --jobs={job_id}",
+        f"  save, stop  scancel --signal=USR1 --batch {job_id}    and goes back to the queue",
+        f"  end         scancel {job_id}",
+        f"  continue    sbatch {run / SCRIPT}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Start the ranks of one node by hand, where there is no SLURM: one command a node, alike but for --node.
+
+    python -m launch.torchrun --node 0 --first-node HOST[:PORT] experiment=… cluster=… cluster.nodes=2
+    python -m launch.torchrun --node 1 --first-node HOST[:PORT] experiment=… cluster=… cluster.nodes=2
+
+Checks the configuration, sets the fabric's variables, finds out whether the port is free (on node 0) or the
+first node can be reached (on the others), and becomes torchrun.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from k25_train.errors import K25Error
+from launch import rendezvous
+
+DEFAULT_PORT = 29500
+
+
+def torchrun(
+    python: str, *, num_nodes: int, node: int, ranks: int, address: str, port: int, command: Sequence[str]
+) -> list[str]:
+    """The command that starts a node's ranks.
+
+    The static rendezvous gives node 0 the ranks from 0 on: rank 0 is where the others look for it, and
+    neighbours in SLURM's order are neighbours in the job. The dynamic one promises neither (pytorch#137402).
+    A failed job is started anew from outside, so torchrun restarts nothing.
+    """
+    return [
+        python,
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={num_nodes}",
+        f"--node-rank={node}",
+        f"--nproc-per-node={ranks}",
+        f"--master-addr={address}",
+        f"--master-port={port}",
+        f"--rdzv-conf=timeout={rendezvous.JOIN_S:g}",
+        "--max-restarts=0",
+        *command,
+    ]
+
+
+def main() -> None:
+    """Run the command with the process's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="k25-torchrun", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
+    parser.add_argument("--node", type=int, required=True, help="number of this node, from 0")
+    parser.add_argument("--first-node", required=True, metavar="HOST[:PORT]", help="where node 0 is reached")
+    arguments = parser.parse_intermixed_args()
+    try:
+        command, variables = prepare(arguments.overrides, arguments.node, arguments.first_node)
+    except K25Error as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    os.execve(sys.executable, command, {**os.environ, **variables})
+
+
+def prepare(overrides: Sequence[str], node: int, first_node: str) -> tuple[list[str], dict[str, str]]:
+    """torchrun's command and the variables it needs, once the ranks can meet.
+
+    Raises:
+        ConfigError: the configuration breaks a rule, or has no such node.
+        RendezvousError: the port is taken, or the first node does not answer.
+    """
+    from k25_train.config.resolve import compose
+    from k25_train.errors import ConfigError
+    from launch.fabric import environment
+
+    config = compose(overrides)
+    if not 0 <= node < config.cluster.nodes:
+        raise ConfigError(
+            f"--node {node}: must lie within 0 to cluster.nodes - 1 ({config.cluster.nodes - 1})"
+        )
+    address, _, digits = first_node.partition(":")
+    port = int(digits or DEFAULT_PORT)
+    if node:
+        rendezvous.wait_for(address, port)
+    else:
+        rendezvous.free_port([port])
+    command = torchrun(
+        sys.executable,
+        num_nodes=config.cluster.nodes,
+        node=node,
+        ranks=config.cluster.gpus_per_node,
+        address=address,
+        port=port,
+        command=["-m", "k25_train.train", *overrides],
+    )
+    return command, {variable.name: variable.value for variable in environment(config)}
+
+
+if __name__ == "__main__":
+    main()

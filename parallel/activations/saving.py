@@ -1,0 +1,200 @@
+"""What one forward pass leaves for its backward pass, tensor by tensor as its policy says.
+
+Autograd shows every tensor that it saves to `torch.autograd.graph.saved_tensors_hooks`. A `SavingPass` finds
+its name by its memory, and puts what the name's policy makes of it into the graph. What several operations
+save, whole or in part, is stored once. The names come from the model: see `annotate.py`.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from parallel.activations.memory import Geometry, Memories, Memory, address, view
+from parallel.activations.offload import OffloadEngine
+from parallel.activations.order import Batch
+from parallel.activations.policy import Policy
+from parallel.activations.replay import Replay, ReplayedCall, as_tuple, call_apart
+from parallel.activations.saved import (
+    Compressed,
+    CompressedOffloaded,
+    Kept,
+    Offloaded,
+    Packed,
+    Recomputed,
+    Saved,
+    unpack,
+)
+from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES
+
+REST = "rest"
+"""The name of what is saved without one."""
+
+_current: ContextVar["SavingPass | None"] = ContextVar("saving_pass", default=None)
+
+
+class Stored(NamedTuple):
+    """A tensor that was saved, for who counts them."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    policy: Policy
+    """What was done with it: where its name's policy does not apply, `keep`."""
+    device_bytes: int
+    """Held on the device. Of a tensor kept as it is, all the memory that it keeps from being freed."""
+    host_bytes: int
+
+
+class SavingPass:
+    """The saved tensors of one forward pass of one chunk."""
+
+    def __init__(
+        self,
+        policies: Mapping[str, Policy],
+        batch: Batch,
+        weights: frozenset[int],
+        engine: OffloadEngine | None,
+        observe: Callable[[Stored], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            policies: of every name, `rest` among them.
+            batch: which pass it is.
+            weights: the addresses of what is saved, but no activation (`weights_of`).
+            engine: takes tensors to the host; without one they stay.
+            observe: is told of every tensor that is stored.
+        """
+        self._policies, self._batch, self._weights = policies, batch, weights
+        self._engine, self._observe = engine, observe
+        self._memories = Memories()
+        self._name = REST
+
+    @classmethod
+    def current(cls) -> Self | None:
+        """The pass that runs on this thread; None if tensors are saved as torch does it."""
+        return _current.get()  # type: ignore[return-value]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it, tensors are saved by policy. It may be entered again: a pass can run in pieces."""
+        token = _current.set(self)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._pack, unpack):
+                yield
+        finally:
+            _current.reset(token)
+
+    def policy_of(self, name: str) -> Policy:
+        """Raises KeyError for a name that the configuration does not have."""
+        if name not in self._policies:
+            raise KeyError(f"{name} is not the name of an activation; known: {', '.join(self._policies)}")
+        return self._policies[name]
+
+    def name(self, name: str, tensor: Tensor) -> None:
+        """Give a tensor a name. Raises ValueError if another shares its memory."""
+        self.policy_of(name)
+        memory = self._memories.find(tensor)
+        if memory is None:
+            self._memories.enter(tensor, name, is_named=True)
+        elif memory.name != name:
+            raise ValueError(f"a tensor named {name} lies in the memory of one named {memory.name}")
+
+    @contextmanager
+    def naming(self, name: str) -> Iterator[None]:
+        """Within it, what has no name gets this one as it is saved."""
+        self.policy_of(name)
+        before, self._name = self._name, name
+        try:
+            yield
+        finally:
+            self._name = before
+
+    def call(self, name: str, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+        """Call a function whose outputs get a name; one that can be called again if the policy says so."""
+        needs_grad = [tensor.requires_grad for tensor in inputs]
+        if self.policy_of(name) is not Policy.recompute or not any(needs_grad):
+            with self.naming(name):
+                outputs = call_apart(function, inputs)
+            for output in as_tuple(outputs):
+                self.name(name, output)
+            return outputs
+        replay = Replay(function, [self._pack(tensor) for tensor in inputs], needs_grad)
+        outputs = ReplayedCall.apply(replay, function, *inputs)
+        for index, output in enumerate(as_tuple(outputs)):
+            memory = self._memories.enter(output, name, is_named=True)
+            memory.replay, memory.output = weakref.ref(replay), index
+        return outputs
+
+    def frees(self, tensor: Tensor) -> bool:
+        """Whether the tensor is saved, but its memory on the device not needed for that."""
+        memory = self._memories.find(tensor)
+        return memory is not None and bool(memory.parts) and not memory.is_kept
+
+    def _pack(self, tensor: Tensor) -> Packed:
+        tensor = tensor.detach()
+        if not tensor.numel() or address(tensor) in self._weights:
+            return tensor
+        memory = self._memories.find(tensor) or self._memories.enter(tensor, self._name, is_named=False)
+        geometry = Geometry.of(tensor)
+        if memory.is_kept:
+            return Kept.of(tensor)
+        found = memory.find(geometry)
+        if found is not None:
+            return found
+        base = memory.base
+        if memory.replay is None and not (geometry.is_inside(base) and base.is_dense()):
+            base = geometry
+        whole = tensor.as_strided(base.size, base.stride, base.offset)
+        saved = self._store(memory, whole)
+        if saved is None:
+            memory.is_kept = True
+            return Kept.of(tensor)
+        memory.add(base, saved)
+        return saved if base == geometry else view(saved, base, geometry)
+
+    def _store(self, memory: Memory, tensor: Tensor) -> Saved | None:
+        """Store a tensor as its policy says; None if it is to be kept as it is."""
+        policy = self._policy_for(memory, tensor)
+        saved: Saved | None = None
+        device_bytes = memory.nbytes if policy is Policy.keep else 0
+        host_bytes = 0
+        if policy is Policy.recompute:
+            replay = None if memory.replay is None else memory.replay()
+            assert replay is not None, "the graph holds the call as long as its outputs are saved"
+            saved = Recomputed(replay, memory.output, memory.nbytes)
+        elif policy is Policy.fp8:
+            saved = Compressed(tensor)
+            device_bytes = saved.nbytes
+        elif policy.offloads:
+            assert self._engine is not None, "_policy_for offloads with an engine only"
+            kind = CompressedOffloaded if policy.compresses else Offloaded
+            saved = kind(tensor, self._engine, self._batch)
+            host_bytes = saved.nbytes
+        if self._observe is not None:
+            shape = tuple(tensor.shape)
+            self._observe(Stored(memory.name, shape, tensor.dtype, policy, device_bytes, host_bytes))
+        return saved
+
+    def _policy_for(self, memory: Memory, tensor: Tensor) -> Policy:
+        """What can be done with a tensor of what its name's policy asks for."""
+        if memory.replay is not None:
+            return Policy.recompute
+        policy = self.policy_of(memory.name)
+        if policy is Policy.recompute:
+            return Policy.keep
+        # Statistics that an operation saves beside the tensor that has the name are not to be rounded.
+        is_rounded = memory.is_named and tensor.dtype in (torch.float32, torch.bfloat16) and tensor.dim() > 1
+        if policy.compresses and not is_rounded:
+            policy = Policy.offload if policy.offloads else Policy.keep
+        if policy.offloads and not self._can_offload(tensor):
+            policy = Policy.fp8 if policy.compresses else Policy.keep
+        return policy
+
+    def _can_offload(self, tensor: Tensor) -> bool:
+        is_large = tensor.nbytes >= SMALLEST_OFFLOADED_BYTES
+        return self._engine is not None and is_large and tensor.device == self._engine.device

@@ -1,0 +1,190 @@
+"""Runs on a real SLURM: submitted, interrupted in every way, and trained as if nothing had been."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.ranks import run_ranks
+from tests.helpers.resume import LAST, MIDDLE, rows, short, without_times
+from tests.helpers.runs import fit, layout
+from tests.helpers.slurm import Slurm, running_slurm
+from tests.helpers.slurm_runs import SubmittedRun
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A SLURM of two nodes."""
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run, started without SLURM and left alone."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run_ranks(fit, 2, short(data, folder, *layout(ep=2, dp=2)))
+    return folder
+
+
+def outcomes(run: SubmittedRun) -> list[str | None]:
+    """How the attempts ended."""
+    return [attempt.outcome for attempt in run.attempts]
+
+
+def assert_as_if_nothing_had_been(run: SubmittedRun, uninterrupted: Path) -> None:
+    """The same metrics to the bit, a log for each rank of each attempt, and no process left."""
+    assert without_times(rows(run.folder)) == without_times(rows(uninterrupted))
+    for attempt in run.attempts:
+        names = {path.name for path in (run.folder / f"attempts/{attempt.number}").glob("*.log")}
+        assert names == {"srun.log", "node_n1.log", "node_n2.log", "rank_0.log", "rank_1.log"}
+    assert os.readlink(run.folder / "attempts/latest") == str(len(run.attempts))
+    assert not run.processes()
+    assert not (run.folder / "lock.json").exists()
+
+
+def test_a_run_saves_goes_back_to_the_queue_and_on_bitwise(
+    cluster: Slurm, data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """And while it has its folder, no other job gets it, however it is submitted."""
+    run = SubmittedRun(cluster, data, tmp_path / "run")
+    again = cluster.try_to(sys.executable, "-m", *run.command)
+    assert again.returncode == 2
+    assert f"run.dir={run.folder} belongs to job {run.job_id}, which is " in again.stderr
+    by_hand = cluster.ask("sbatch", "--parsable", str(run.folder / "submit.sbatch")).strip()
+    run.wait_for_step(2)
+
+    cluster.ask("scancel", "--signal=USR1", "--batch", str(run.job_id))
+    run.wait_for_attempt(2)
+    stopped = run.attempts[0]
+    assert run.wait_for_end() == "COMPLETED", run.log
+
+    assert stopped.reached is not None and 2 <= stopped.reached < LAST
+    assert f"SIGUSR1: checkpoint of step {stopped.reached} saved" in run.rank_log(1, 0)
+    assert f"resuming after step {stopped.reached} of {LAST}" in run.rank_log(2, 0)
+    assert outcomes(run) == ["stopped", "finished"]
+    cluster.wait_until(lambda: cluster.state(int(by_hand)) == "FAILED", 60)
+    assert f"LockedError: run.dir={run.folder} belongs to job {run.job_id}, which is " in run.log
+    assert_as_if_nothing_had_been(run, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_and_a_killed_step_are_started_again_in_the_same_job(
+    cluster: Slurm, data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = SubmittedRun(cluster, data, tmp_path / "run")
+    run.wait_for_step(2)
+    run.signal_rank(1, signal.SIGKILL)
+    run.wait_for_attempt(2)
+    run.wait_for_step(MIDDLE + 2)
+    run.kill_step("n2")
+    assert run.wait_for_end() == "COMPLETED", run.log
+
+    assert outcomes(run) == ["failed", "failed", "finished"]
+    killed, step_killed, _ = run.attempts
+    assert killed.first_to_fail == "n2"
+    assert killed.reached is not None and step_killed.reached is not None
+    assert f"resuming after step {MIDDLE} of {LAST}" in run.rank_log(3, 0)
+    assert {attempt.job_id for attempt in run.attempts} == {run.job_id}
+    assert_as_if_nothing_had_been(run, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_time_limit_costs_no_step(cluster: Slurm, data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    limits = ["cluster.slurm.time_limit_min=2", "cluster.slurm.stop_before_end_s=60"]
+    run = SubmittedRun(cluster, data, tmp_path / "run", *limits)
+    run.wait_for_step(1)
+    run.signal_rank(1, signal.SIGSTOP)
+    # SLURM looks at the clock every half minute.
+    cluster.wait_until(lambda: "SIGUSR1: ranks are asked to save" in run.log, 150, run.folder)
+    run.signal_rank(1, signal.SIGCONT)
+    run.wait_for_attempt(2)
+    stopped = run.attempts[0]
+    assert run.wait_for_end() == "COMPLETED", run.log
+
+    # On a busy machine the second job's time may be over before the run is, too.
+    *stops, last = outcomes(run)
+    assert set(stops) == {"stopped"} and last == "finished"
+    assert f"resuming after step {stopped.reached} of {LAST}" in run.rank_log(2, 0)
+    assert_as_if_nothing_had_been(run, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_drained_node_is_left_out_and_fewer_replicas_train_the_same(
+    cluster: Slurm, data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """The signal goes to the ranks alone here, as `scancel` sends it if one forgets --batch."""
+    elastic = ["cluster.slurm.min_nodes=1", "parallelism.ep=1"]
+    run = SubmittedRun(cluster, data, tmp_path / "run", *elastic)
+    run.wait_for_step(2)
+    cluster.ask("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
+    try:
+        cluster.ask("scancel", "--signal=USR1", str(run.job_id))
+        run.wait_for_attempt(2)
+        assert run.wait_for_end() == "COMPLETED", run.log
+    finally:
+        cluster.ask("scontrol", "update", "NodeName=n2", "State=RESUME")
+
+    assert outcomes(run) == ["stopped", "finished"]
+    assert [attempt.nodes for attempt in run.attempts] == [["n1", "n2"], ["n1"]]
+    assert_same_curve(run, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_lost_node_ends_the_step_and_not_the_job(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """First the spare stands in, then there are fewer replicas."""
+    with running_slurm(tmp_path / "slurm", num_nodes=3) as cluster:
+        spare = ["cluster.slurm.spare_nodes=1", "cluster.slurm.min_nodes=1", "parallelism.ep=1"]
+        run = SubmittedRun(cluster, data, tmp_path / "run", *spare)
+        run.wait_for_step(2)
+        run.lose_node("n2")
+        run.wait_for_attempt(2)
+        run.wait_for_step(MIDDLE + 1)
+        run.lose_node("n3")
+        assert run.wait_for_end() == "COMPLETED", run.log
+
+    assert outcomes(run) == ["node_lost", "node_lost", "finished"]
+    assert [attempt.nodes for attempt in run.attempts] == [["n1", "n2"], ["n1", "n3"], ["n1"]]
+    assert {attempt.job_id for attempt in run.attempts} == {run.job_id}
+    assert_same_curve(run, uninterrupted)
+
+
+def assert_same_curve(run: SubmittedRun, uninterrupted: Path) -> None:
+    """Losses and gradient norms as in the run of two nodes, but for the order of float32 sums."""
+    for row, expected in zip(rows(run.folder), rows(uninterrupted), strict=True):
+        assert row["step"] == expected["step"]
+        for name in ("loss", "grad_norm", "eval_text_loss"):
+            assert row.get(name) == pytest.approx(expected.get(name), rel=1e-5), (row["step"], name)
+    assert not run.processes()
+
+
+@pytest.mark.slow
+def test_a_cancelled_run_stays_cancelled(cluster: Slurm, data: Path, tmp_path: Path) -> None:
+    run = SubmittedRun(cluster, data, tmp_path / "run")
+    run.wait_for_step(2)
+    cluster.ask("scancel", str(run.job_id))
+    assert run.wait_for_end() == "CANCELLED"
+    cluster.wait_until(lambda: not run.processes(), 60)
+    assert "goes back to the queue" not in run.log
+
+    cluster.ask("sbatch", str(run.folder / "submit.sbatch"))
+    run.wait_for_attempt(2)
+    cluster.wait_until(lambda: outcomes(run)[1:] == ["finished"], 120, run.folder)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_twice_at_the_same_step_is_given_up(
+    cluster: Slurm, data: Path, tmp_path: Path
+) -> None:
+    run = SubmittedRun(cluster, data, tmp_path / "run", "model.vocab_size=8")
+    assert run.wait_for_end() == "FAILED"
+
+    assert outcomes(run) == ["failed", "failed"]
+    assert "GIVEN UP: attempts 1 and 2 both failed before its first step: this is no accident" in run.log
+    assert "model.vocab_size=8: raise it" in run.rank_log(2, 0)
+    assert not run.processes()

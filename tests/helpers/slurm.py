@@ -1,0 +1,200 @@
+"""A real SLURM on this machine: munged, slurmctld and a slurmd for each node, in a folder of their own.
+
+Nodes differ by name and port only, so their processes see each other; nothing needs root or a container.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.jobs import living, strings
+from tests.helpers.ranks import free_port
+from tests.helpers.source import REPO
+
+TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
+START_S = 30.0
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool_%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd_%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd_%n.log
+SlurmdDebug=debug
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
+SlurmdTimeout=10
+KillWait=10
+ReturnToService=2
+SwitchType=switch/none
+SlurmdParameters=config_overrides
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=other Nodes=ALL State=UP
+"""
+
+
+class Slurm:
+    """A cluster that runs."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        """Of these files; `env` makes SLURM's commands talk to it."""
+        self.folder = folder
+        self.env = dict(env)
+
+    def try_to(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command, however it ends."""
+        return subprocess.run(
+            command, env=self.env, cwd=REPO, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    def ask(self, *command: str) -> str:
+        """What a command prints. Raises AssertionError with all it said if it fails."""
+        done = self.try_to(*command)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def state(self, job_id: int) -> str:
+        """The job's state, such as RUNNING."""
+        return self.ask("squeue", "--noheader", f"--jobs={job_id}", "--states=all", "--format=%T").strip()
+
+    def wait_until(self, happened: Callable[[], bool], timeout_s: float, logs: Path | None = None) -> None:
+        """Return as soon as `happened()`. Raises AssertionError with SLURM's logs, and those in a folder."""
+        deadline = time.monotonic() + timeout_s
+        while not happened():
+            if time.monotonic() >= deadline:
+                raise AssertionError(f"not within {timeout_s:g} s\n{self.logs(logs)}")
+            time.sleep(0.1)
+
+    def logs(self, more: Path | None = None) -> str:
+        """The ends of all logs."""
+        files = [*self.folder.glob("*.log"), *(more.rglob("*.log") if more else ())]
+        return "\n".join(f"--- {path}\n" + "\n".join(tail(path, 40)) for path in sorted(files))
+
+    def processes(self, mark: str) -> list[int]:
+        """Living processes of which an argument contains this text."""
+        return [pid for pid in living() if any(mark in text for text in strings(pid, "cmdline"))]
+
+    def slurmds(self, node: str) -> list[int]:
+        """The daemon of a node."""
+        return [pid for pid in living() if strings(pid, "cmdline")[:4] == ["slurmd", "-D", "-N", node]]
+
+
+def tail(path: Path, num_lines: int) -> list[str]:
+    """The last lines of a file."""
+    return path.read_text(errors="replace").splitlines()[-num_lines:]
+
+
+def require_slurm() -> None:
+    """Skip where SLURM is not installed; fail where continuous integration should have installed it."""
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    missing = [tool for tool in TOOLS if shutil.which(tool, path=path) is None]
+    if missing:
+        text = f"not installed: {', '.join(missing)}; apt-get install slurm-wlm munge"
+        if os.environ.get("CI"):
+            pytest.fail(text)
+        pytest.skip(text)
+
+
+@contextmanager
+def running_slurm(folder: Path, num_nodes: int = 2) -> Iterator[Slurm]:
+    """Bring a cluster of nodes n1, n2, … up, and down again with all that it started."""
+    require_slurm()
+    write_files(folder, num_nodes)
+    env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    cluster = Slurm(folder, env)
+    with ExitStack() as stack:
+        # Ended last to first; by then no job may run.
+        munge = folder / "munge"
+        stack.enter_context(
+            daemon(
+                folder / "munged.log",
+                env,
+                "munged",
+                "--foreground",
+                "--force",
+                f"--socket={munge}/socket",
+                f"--key-file={munge}/key",
+                f"--pid-file={munge}/pid",
+                f"--seed-file={munge}/seed",
+                f"--log-file={munge}/log",
+            )
+        )
+        cluster.wait_until((munge / "socket").exists, START_S)
+        stack.enter_context(daemon(folder / "slurmctld.out", env, "slurmctld", "-D", "-i"))
+        for number in range(1, num_nodes + 1):
+            stack.enter_context(daemon(folder / f"n{number}.out", env, "slurmd", "-D", "-N", f"n{number}"))
+        cluster.wait_until(lambda: all_idle(cluster, num_nodes), START_S)
+        try:
+            yield cluster
+        finally:
+            subprocess.run(["scancel", "--state=PENDING"], env=env, check=False)
+            subprocess.run(["scancel", "--full", "--signal=KILL", "--state=RUNNING"], env=env, check=False)
+            subprocess.run(["scancel", "--state=RUNNING"], env=env, check=False)
+            cluster.wait_until(lambda: not cluster.ask("squeue", "--noheader").strip(), START_S)
+
+
+def write_files(folder: Path, num_nodes: int) -> None:
+    """Configuration, key and folders."""
+    host, user = os.uname().nodename, os.environ.get("USER") or "root"
+    for name in ("munge", "state", *(f"spool_n{number}" for number in range(1, num_nodes + 1))):
+        (folder / name).mkdir(parents=True)
+    key = folder / "munge/key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    nodes = "\n".join(
+        f"NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs=1 State=UNKNOWN"
+        for number in range(1, num_nodes + 1)
+    )
+    conf = CONF.format(host=host, user=user, port=free_port(), folder=folder, nodes=nodes)
+    (folder / "slurm.conf").write_text(conf)
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+
+
+def all_idle(cluster: Slurm, num_nodes: int) -> bool:
+    """Whether every node is there and waits for work."""
+    done = subprocess.run(
+        ["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"],
+        env=cluster.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.split() == ["idle"] * num_nodes
+
+
+@contextmanager
+def daemon(log: Path, env: Mapping[str, str], *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in the foreground, ended on the way out."""
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

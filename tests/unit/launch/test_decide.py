@@ -1,0 +1,150 @@
+"""What the supervisor decides, on histories of every kind."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch.decide import (
+    LONGEST_WAIT_S,
+    Attempt,
+    Outcome,
+    choose_nodes,
+    nodes_for,
+    num_fruitless,
+    outcome_of,
+    reason_to_give_up,
+    suspects,
+    wait_before_restart_s,
+)
+
+NODES = ["n1", "n2", "n3", "n4"]
+
+
+def attempts(*ended: tuple[Outcome, int | None] | tuple[Outcome, int | None, str]) -> list[Attempt]:
+    """A history of outcomes, last steps and, if given, the nodes that failed first."""
+    return [
+        Attempt(
+            number=number, job_id=1, nodes=NODES, code="abc", outcome=outcome, reached=reached,
+            first_to_fail=first[0] if first else None,
+        )
+        for number, (outcome, reached, *first) in enumerate(ended, start=1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "reached", "asked", "lost", "expected"),
+    [
+        (0, 20, False, [], Outcome.finished),
+        (0, 20, True, [], Outcome.finished),
+        (0, 7, False, [], Outcome.stopped),
+        (0, 7, True, [], Outcome.stopped),
+        (0, None, True, [], Outcome.stopped),
+        (137, 7, True, [], Outcome.stopped),
+        (137, 7, False, [], Outcome.failed),
+        (137, 20, False, [], Outcome.failed),
+        (137, 7, False, ["n2"], Outcome.node_lost),
+        (1, None, False, [], Outcome.failed),
+    ],
+)
+def test_outcome(status: int, reached: int | None, asked: bool, lost: list[str], expected: Outcome) -> None:
+    assert outcome_of(status, reached, 20, asked_to_stop=asked, lost=lost) is expected
+
+
+def test_two_failures_at_one_step_are_no_accident() -> None:
+    history = attempts((Outcome.failed, 7), (Outcome.failed, 7))
+    assert reason_to_give_up(history, 3) == ("attempts 1 and 2 both failed after step 7: this is no accident")
+    before = attempts((Outcome.failed, None), (Outcome.failed, None))
+    assert "both failed before its first step" in str(reason_to_give_up(before, 3))
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        attempts(),
+        attempts((Outcome.failed, 7)),
+        attempts((Outcome.failed, 7), (Outcome.failed, 8)),
+        attempts((Outcome.failed, 7), (Outcome.failed, None)),
+        attempts((Outcome.node_lost, 7), (Outcome.node_lost, 7)),
+        attempts((Outcome.failed, 7), (Outcome.node_lost, 7)),
+        attempts((Outcome.stopped, 7), (Outcome.stopped, 7), (Outcome.stopped, 7)),
+        attempts(*((Outcome.stopped, 7) for _ in range(50))),
+        attempts(*((Outcome.failed, step) for step in range(50))),
+    ],
+)
+def test_a_run_goes_on(history: list[Attempt]) -> None:
+    assert reason_to_give_up(history, 3) is None
+
+
+def test_a_preemption_between_does_not_hide_that_a_step_fails() -> None:
+    history = attempts((Outcome.failed, 7), (Outcome.stopped, 5), (Outcome.failed, 7))
+    assert "attempts 1 and 3 both failed after step 7" in str(reason_to_give_up(history, 9))
+
+
+def test_restarts_that_get_no_further_are_limited() -> None:
+    history = attempts(*((Outcome.node_lost, step) for step in (9, 3, 5, 9)))
+    assert reason_to_give_up(history[:3], 2) == (
+        "3 attempts in a row got no further, --max-restarts 2 are allowed"
+    )
+    assert reason_to_give_up(history[:3], 3) is None
+    assert "4 attempts" in str(reason_to_give_up(history, 3))
+    assert reason_to_give_up([*history, *attempts((Outcome.node_lost, 10))], 3) is None
+
+
+def test_no_restart_is_allowed_with_zero() -> None:
+    assert reason_to_give_up(attempts((Outcome.vanished, None)), 0) is not None
+    assert reason_to_give_up(attempts((Outcome.stopped, 4)), 0) is None
+
+
+def test_waits_double_up_to_a_limit_and_start_anew_with_progress() -> None:
+    fruitless = attempts(*((Outcome.node_lost, 5) for _ in range(9)))
+    waits = [wait_before_restart_s(fruitless[:number], 30.0) for number in range(1, 10)]
+    assert waits[:5] == [30, 60, 120, 240, 480]
+    assert set(waits[5:]) == {LONGEST_WAIT_S}
+    assert wait_before_restart_s([*fruitless, *attempts((Outcome.node_lost, 6))], 30.0) == 30
+
+
+@given(st.lists(st.tuples(st.sampled_from(Outcome), st.none() | st.integers(0, 9)), max_size=12))
+def test_every_history_that_goes_on_gets_further_or_ends(ended: list[tuple[Outcome, int | None]]) -> None:
+    """Whatever happens, faults alone cannot keep a run busy for ever."""
+    history = attempts(*ended)
+    if reason_to_give_up(history, 3) is None:
+        assert num_fruitless(history) <= 3
+
+
+def test_a_node_that_fails_first_twice_in_a_row_is_suspected() -> None:
+    once = attempts((Outcome.failed, 7, "n2"), (Outcome.failed, 9, "n3"), (Outcome.failed, 11, "n2"))
+    assert suspects(once) == set()
+    twice = attempts((Outcome.failed, 7, "n2"), (Outcome.stopped, 8), (Outcome.failed, 9, "n2"))
+    assert suspects(twice) == {"n2"}
+
+
+def test_nodes_are_as_many_as_the_run_may_have() -> None:
+    assert choose_nodes(NODES, [], [2, 4]) == NODES
+    assert choose_nodes(NODES, ["n1"], [2, 4]) == ["n2", "n3"]
+    assert choose_nodes(NODES, ["n2", "n4"], [2, 4]) == ["n1", "n3"]
+    assert choose_nodes(NODES, ["n1", "n2", "n3"], [2, 4]) == []
+    assert choose_nodes(NODES, ["n3"], [2]) == ["n1", "n2"], "the others are spares"
+
+
+def test_a_suspected_node_is_used_where_the_run_could_not_go_on_without() -> None:
+    assert nodes_for(NODES, [], ["n1"], [3]) == ["n2", "n3", "n4"]
+    assert nodes_for(NODES, [], ["n1"], [4]) == NODES
+    assert nodes_for(NODES, ["n4"], ["n1"], [3]) == ["n1", "n2", "n3"]
+
+
+@given(st.sets(st.sampled_from(NODES)), st.sets(st.integers(1, 4), min_size=1))
+def test_the_most_nodes_are_chosen(unfit: set[str], legal: set[int]) -> None:
+    chosen = choose_nodes(NODES, unfit, sorted(legal))
+    assert not unfit & set(chosen)
+    assert chosen == sorted(chosen)
+    sound = len(NODES) - len(unfit)
+    possible = [count for count in legal if count <= sound]
+    assert len(chosen) == max(possible, default=0)
+
+
+def test_every_pair_of_outcomes_has_a_decision() -> None:
+    for pair in itertools.product(Outcome, repeat=2):
+        reason = reason_to_give_up(attempts(*((outcome, 7) for outcome in pair)), 3)
+        assert (reason is not None) == (pair == (Outcome.failed, Outcome.failed))

@@ -1,0 +1,59 @@
+"""Variables of the ranks follow from the cluster's file alone."""
+
+import pytest
+
+from k25_train.config.resolve import compose
+from launch.fabric import environment
+from parallel.megatron import platform
+from tests.helpers.source import REPO
+
+ROCE = ["experiment=k25_pretrain_4k"]
+
+
+def variables(*overrides: str) -> dict[str, str]:
+    """Name -> value of what these overrides lead to."""
+    return {variable.name: variable.value for variable in environment(compose(overrides))}
+
+
+def test_roce() -> None:
+    assert variables(*ROCE) == {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "32",
+        "NCCL_DEBUG": "WARN",
+        "NCCL_SOCKET_IFNAME": "=bond0",
+        "GLOO_SOCKET_IFNAME": "bond0",
+        "NCCL_IB_HCA": "=mlx5_0,mlx5_1,mlx5_2,mlx5_3,mlx5_4,mlx5_5,mlx5_6,mlx5_7",
+        "NCCL_IB_TC": "106",
+        "NCCL_IB_TIMEOUT": "22",
+        "NCCL_IB_RETRY_CNT": "7",
+        "NCCL_IB_ROCE_VERSION_NUM": "2",
+        "NCCL_IB_ADDR_FAMILY": "AF_INET",
+    }
+
+
+def test_a_row_of_the_gid_table_takes_the_place_of_the_search() -> None:
+    found = variables(*ROCE, "cluster.fabric.gid_index=3")
+    assert found["NCCL_IB_GID_INDEX"] == "3"
+    assert "NCCL_IB_ROCE_VERSION_NUM" not in found
+
+
+@pytest.mark.parametrize("cluster", ["local", "local_slurm"])
+def test_cpu_ranks_get_nothing_of_nccl_or_cuda(cluster: str) -> None:
+    assert set(variables("experiment=smoke", f"cluster={cluster}")) == {"OMP_NUM_THREADS", "PYTHONUNBUFFERED"}
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
+def test_cuda_queues_in_either_overlap_mode(overlap: str) -> None:
+    keys = [f"parallelism.{name}={overlap}" for name in ("overlap_expert_comm", "delay_wgrad")]
+    assert variables(*ROCE, *keys)["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
+
+
+def test_the_number_of_cuda_queues_stands_in_one_place() -> None:
+    source = (REPO / "parallel/megatron/platform.py").read_text()
+    assert "str(CUDA_QUEUES)" in source and platform.CUDA_QUEUES == 32
+
+
+def test_every_variable_has_a_reason() -> None:
+    for variable in environment(compose(ROCE)):
+        assert len(variable.reason) > 20 and "\n" not in variable.reason

@@ -1,0 +1,170 @@
+"""The batch script: a golden file for each cluster, and values that a shell or SLURM would misread."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from k25_train.config.resolve import CONF_DIR, compose, load, to_yaml
+from k25_train.errors import ConfigError
+from launch.fabric import Variable, environment
+from launch.sbatch import container_options, export, render
+from tests.helpers.source import REPO
+
+GOLDEN = REPO / "tests/golden/sbatch"
+CLUSTERS = sorted(path.stem for path in (CONF_DIR / "cluster").glob("*.yaml"))
+RUN, CODE, PYTHON = Path("/runs/example"), Path("/code"), "/env/bin/python"
+
+
+def rendered(*overrides: str) -> str:
+    """The script of a run with these overrides, of a made-up place."""
+    config = compose(overrides)
+    return render(config, RUN, CODE, PYTHON)
+
+
+def experiment_of(cluster: str) -> list[str]:
+    """A legal experiment on a cluster."""
+    if cluster == "h800_roce":
+        return ["experiment=k25_pretrain_4k", "cluster.nodes=64", "cluster.slurm.min_nodes=32"]
+    return ["experiment=smoke_1gpu" if cluster == "local_gpu" else "experiment=smoke", f"cluster={cluster}"]
+
+
+def assert_sound(script: str, folder: Path) -> None:
+    """The script is bash, and shellcheck finds nothing to say."""
+    if shutil.which("shellcheck") is None:
+        if os.environ.get("CI"):
+            pytest.fail("shellcheck is not installed; apt-get install shellcheck")
+        pytest.skip("shellcheck is not installed; apt-get install shellcheck")
+    path = folder / "script.sbatch"
+    path.write_text(script)
+    for command in (["bash", "-n"], ["shellcheck"]):
+        done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_every_cluster_renders_as_its_golden_file(cluster: str, tmp_path: Path) -> None:
+    config = compose(experiment_of(cluster))
+    golden = GOLDEN / f"{cluster}.sbatch"
+    if config.cluster.slurm is None:
+        assert not golden.exists(), f"cluster={cluster} has no SLURM"
+        return
+    script = rendered(*experiment_of(cluster))
+    assert_sound(script, tmp_path)
+    (tmp_path / golden.name).write_text(script)
+    assert script == golden.read_text(), f"if the change is meant: cp {tmp_path / golden.name} {golden}"
+
+
+def test_what_slurm_is_asked_for() -> None:
+    lines = rendered(
+        *experiment_of("h800_roce"), "cluster.slurm.partition=train", "cluster.slurm.account=k25",
+        "cluster.slurm.qos=high", "cluster.slurm.spare_nodes=2", "cluster.slurm.time_limit_min=90",
+        "cluster.slurm.stop_before_end_s=600",
+    ).splitlines()  # fmt: skip
+    expected = (
+        "partition=train", "account=k25", "qos=high", "nodes=64-66", "time=90", "signal=B:USR1@600",
+        "gpus-per-node=8", "exclusive", "requeue", "no-kill", "output=/runs/example/supervisor.log",
+        "open-mode=append", "job-name=k25-example",
+    )  # fmt: skip
+    assert {f"#SBATCH --{option}" for option in expected} <= set(lines)
+
+
+def test_without_spares_the_number_of_nodes_is_fixed() -> None:
+    """Even if the run may go on with fewer: SLURM would start it on those, although more are free soon."""
+    assert "#SBATCH --nodes=64\n" in rendered(*experiment_of("h800_roce"))
+
+
+HOSTILE = [
+    "a b",
+    "a'b",
+    'a"b',
+    "$(touch x)",
+    "`touch x`",
+    "a;b",
+    "a#b",
+    "a\nb",
+    "a\\b",
+    "a%jb",
+    "ü",
+    "*",
+    "a&b",
+]
+
+
+@pytest.mark.parametrize("key", ["partition", "account", "qos", "python", "container_image"])
+def test_what_slurm_would_misread_is_refused(key: str) -> None:
+    slurm = compose(["experiment=smoke", "cluster=local_slurm"]).cluster.slurm
+    assert slurm is not None and slurm.problems() == []
+    for value in HOSTILE:
+        (problem,) = replace(slurm, **{key: value}).problems()
+        assert problem.key == key and problem.value == repr(value)
+        assert problem.rule.startswith("must consist of letters, digits")
+
+
+def test_so_is_a_run_folder() -> None:
+    config = compose(["experiment=smoke", "cluster=local_slurm"])
+    for value in HOSTILE:
+        with pytest.raises(ConfigError, match=r"run\.dir=.*must consist of .*: rename it, or link to it"):
+            render(config, Path("/runs") / value, CODE, PYTHON)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(exclude_characters="\0\r", codec="utf-8"), max_size=30))
+def test_a_variable_reaches_its_program_as_it_is(tmp_path: Path, value: str) -> None:
+    """No cluster has such values; were one to come, the shell would still not evaluate it."""
+    script = tmp_path / "script"
+    script.write_text(f'{export(Variable("X", value, "why"))}\nprintf "%s" "$X"\n', encoding="utf-8")
+    done = subprocess.run(["bash", str(script)], capture_output=True, check=True)
+    assert done.stdout == value.encode()
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20))
+def test_values_of_the_configuration_survive_in_its_file(tmp_path: Path, value: str) -> None:
+    """Overrides never stand in the script but in submit.yaml, where quotes and newlines mean nothing."""
+    config = compose(["experiment=smoke", "cluster=local_slurm"])
+    before = render(config, RUN, CODE, PYTHON)
+    config.data.dir = value
+    (tmp_path / "submit.yaml").write_text(to_yaml(config))
+    assert load(tmp_path / "submit.yaml").data.dir == value
+    assert render(config, RUN, CODE, PYTHON) == before
+
+
+def test_settings_of_the_submitting_shell_do_not_reach_the_fabric(tmp_path: Path) -> None:
+    script = rendered("experiment=k25_pretrain_4k").partition("\ncd ")[0] + "\nenv\n"
+    (tmp_path / "script").write_text(script)
+    env = {"PATH": os.environ["PATH"], "NCCL_IB_GID_INDEX": "3", "NCCL_IB_TC": "0", "NCCL_ALGO": "Ring"}
+    done = subprocess.run(
+        ["bash", str(tmp_path / "script")], env=env, capture_output=True, text=True, check=True
+    )
+    found = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    expected = {name: value for name, value, _ in environment(compose(["experiment=k25_pretrain_4k"]))}
+    assert {name: value for name, value in found.items() if name.startswith("NCCL_")} == {
+        name: value for name, value in expected.items() if name.startswith("NCCL_")
+    }
+    assert expected.items() <= found.items()
+
+
+def test_a_container_gets_the_code_the_run_and_the_data() -> None:
+    config = compose(
+        [
+            "experiment=smoke",
+            "cluster=local_slurm",
+            "data.dir=/data/set",
+            "cluster.slurm.container_image=/images/k25.sqsh",
+            "cluster.slurm.container_mounts=[/scratch:/scratch]",
+        ]
+    )
+    options = container_options(config, RUN, CODE, environment(config))
+    assert options == [
+        "--container-image=/images/k25.sqsh",
+        "--container-mounts=/code:/code,/runs/example:/runs/example,/data/set:/data/set,/scratch:/scratch",
+        "--container-workdir=/code",
+        "--container-env=OMP_NUM_THREADS,PYTHONUNBUFFERED",
+    ]
+    assert container_options(compose(["experiment=smoke"]), RUN, CODE, []) == []

@@ -1,0 +1,110 @@
+"""The plan's list of saved tensors against what autograd saves, to the byte; budgets; what ranks hold."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from k25_train.config.activation import CAN_RECOMPUTE, CAN_ROUND
+from k25_train.config.basics import DType
+from k25_train.config.resolve import compose
+from k25_train.config.schema import Device, ModelConfig
+from k25_train.plan.activations import store
+from k25_train.plan.saved_tensors import KERNELS, PassSizes, SavedTensors
+from parallel.activations.policy import Policy
+from tests.helpers.hf_reference import tiny_model_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.saved import Case, Record, records_of_cases
+from tests.helpers.tiny_model import LENGTHS
+
+DTYPES = {torch.float32: DType.float32, torch.bfloat16: DType.bfloat16}
+SEQUENCE_TOKENS = 64
+"""Of the tiny model's micro-batches."""
+MODELS: dict[str, dict[str, float]] = {
+    "tiny": {},
+    "one expert a token, no balance loss": {"num_experts_per_token": 1, "balance_loss_coeff": 0.0},
+    "wide": {"hidden_size": 136, "qk_nope_head_dim": 144, "v_head_dim": 130, "num_shared_experts": 2},
+}
+POLICIES = {
+    choice: compose(["experiment=smoke", f"activation={choice}"]).activation.policies()
+    for choice in ("keep", "k2")
+}
+
+
+def choices() -> dict[str, dict[str, Policy]]:
+    """What to do with each activation: `keep`, `k2`, everything alike, and each name's every policy alone."""
+    found = dict(POLICIES)
+    for policy in Policy:
+        found[f"all {policy.value}"] = {
+            name: policy if is_allowed(name, policy) else Policy.keep for name in POLICIES["keep"]
+        }
+        for name in POLICIES["keep"]:
+            if policy is not Policy.keep and is_allowed(name, policy):
+                found[f"{name}={policy.value}"] = POLICIES["keep"] | {name: policy}
+    return found
+
+
+def is_allowed(name: str, policy: Policy) -> bool:
+    if policy is Policy.recompute:
+        return name in CAN_RECOMPUTE
+    return name in CAN_ROUND or not policy.compresses
+
+
+def planned(model: ModelConfig, case: Case) -> Counter[Record]:
+    """What the plan says that a pass through the whole model stores."""
+    sizes = PassSizes(
+        documents=case.lengths,
+        num_sequences=sum(case.lengths) // SEQUENCE_TOKENS,
+        expert_rows=sum(case.lengths) * model.num_experts_per_token,
+        local_experts=model.num_experts,
+    )
+    lists = SavedTensors(model, DTYPES[case.dtype], KERNELS[Device.cpu], case.policies, sizes)
+    saved = [*lists.first_chunk(), *lists.every_chunk(), *lists.last_chunk()]
+    for layer in range(model.num_layers):
+        saved += lists.layer(is_moe=layer >= model.num_dense_layers)
+    stored = [store(tensor, case.policies[tensor.name], offloads=not case.stays) for tensor in saved]
+    return Counter(
+        (each.tensor.name, each.tensor.shape, each.policy, each.device_bytes, each.host_bytes)
+        for each in stored
+    )
+
+
+def assert_alike(expected: Counter[Record], found: Counter[Record], what: str) -> None:
+    assert found == expected, f"{what}: only in the plan {expected - found}, only saved {found - expected}"
+
+
+@pytest.fixture(scope="module")
+def records() -> Mapping[tuple[torch.dtype, str], Counter[Record]]:
+    """(dtype, choice) -> what the tiny model stores of a sequence of several documents."""
+    cases = {
+        (dtype, name): Case(policies, dtype, LENGTHS)
+        for dtype in DTYPES
+        for name, policies in choices().items()
+    }
+    found = run_ranks(records_of_cases, 1, list(cases.values()), {})[0]
+    return dict(zip(cases, found, strict=True))
+
+
+@pytest.mark.parametrize("choice", choices())
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+def test_plan_lists_what_autograd_saves(
+    records: Mapping[tuple[torch.dtype, str], Counter[Record]], dtype: torch.dtype, choice: str
+) -> None:
+    case = Case(choices()[choice], dtype, LENGTHS)
+    assert_alike(planned(tiny_model_config(), case), records[dtype, choice], choice)
+
+
+@pytest.mark.parametrize("overrides", MODELS.values(), ids=list(MODELS))
+def test_plan_holds_for_other_models_and_documents(overrides: dict[str, float]) -> None:
+    cases = [
+        Case(policies, dtype, lengths, stays)
+        for dtype in DTYPES
+        for policies in (POLICIES["keep"], POLICIES["k2"])
+        for lengths in ((64,), (192,), (1,) * 64, (40, 24))
+        for stays in (False, True)
+    ]
+    model = tiny_model_config(**overrides)
+    found = run_ranks(records_of_cases, 1, cases, overrides)[0]
+    for case, saved in zip(cases, found, strict=True):
+        assert_alike(planned(model, case), saved, f"{case.dtype}, documents of {case.lengths}")
