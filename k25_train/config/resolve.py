@@ -165,19 +165,18 @@ def build_section(values: object, section: type, path: str) -> tuple[Any, list[P
     return (None if problems else section(**typed)), problems
 
 
-<<<<<<< HEAD
 def member_of(field: "Field[Any]", value: Any) -> Any:
     """The member of a field's enumeration that is written like this; any other value as it is."""
     kind = field.type
     if isinstance(kind, type) and issubclass(kind, Enum) and value in [member.value for member in kind]:
         return kind(value)
     return value
-=======
+
+
 def nested_section(field: "Field[Any]") -> type | None:
     """The section that a field holds, also where it may be null instead; None if it holds a value."""
     kinds = get_args(field.type) or (field.type,)
     return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
->>>>>>> 25df322ebbe2f2ded98e35a23937cefd6faa4c72
 
 
 def unwrap(node: Any) -> Any:
