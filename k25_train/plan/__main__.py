@@ -12,6 +12,7 @@ import json
 from dataclasses import asdict
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from k25_train.config.command_line import exit_with
@@ -24,6 +25,8 @@ from k25_train.plan.layout import layout_of
 from k25_train.plan.optimizer import as_dict, parameter_kinds, rule_lines, stage_states, state_lines
 from k25_train.plan.parameters import ParameterCount, count_parameters
 from k25_train.plan.stage_memory import stage_memories
+
+ANY_WIDTH = Console(width=1000)
 
 
 def main() -> None:
@@ -80,10 +83,17 @@ def print_activations(config: Config, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(activation_report.as_dict(config, memories), indent=2))
         return
-    console = Console()
-    for part, tensors in activation_report.parts(config).items():
-        console.print(activation_report.part_table(config, part, tensors))
-    console.print(activation_report.stage_table(config, memories))
+    tables = [
+        activation_report.part_table(config, part, tensors)
+        for part, tensors in activation_report.parts(config).items()
+    ]
+    tables.append(activation_report.stage_table(config, memories))
+    # Rich would cut numbers short where there is no terminal, or a narrow one.
+    console = Console(
+        width=max(Measurement.get(ANY_WIDTH, ANY_WIDTH.options, each).maximum for each in tables)
+    )
+    for table in tables:
+        console.print(table)
     for line in activation_report.verdict(config, memories):
         console.print(line, soft_wrap=True, highlight=False)
 

@@ -149,7 +149,7 @@ def remedies(config: Config, memory: StageMemory) -> Iterator[str]:
 def gb(num_bytes: float) -> str:
     """Bytes in GB."""
     size = num_bytes / GB
-    return f"{size:,.0f}" if abs(size) >= 100 else f"{size:.2f}" if abs(size) >= 1 else f"{size:.4f}"
+    return f"{size:,.0f}" if abs(size) >= 100 else f"{size:.2f}" if abs(size) >= 0.1 else f"{size:.4f}"
 
 
 def layer_numbers(layers: range) -> str:
