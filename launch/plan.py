@@ -10,8 +10,20 @@ from k25_train.config.checks import batches_divide, experts_divide, pipeline_div
 from k25_train.config.derived import derived_sizes
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
+from k25_train.plan.__main__ import shorten
 from k25_train.plan.optimizer import encoder_state_bytes, stage_states
 from k25_train.plan.parameters import count_parameters
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same configuration, with paths that do not depend on the folder in which the job will run."""
+    tokenizer = config.data.tokenizer
+    data = replace(
+        config.data,
+        dir=str(Path(config.data.dir).absolute()),
+        tokenizer=None if tokenizer is None else str(Path(tokenizer).absolute()),
+    )
+    return replace(config, data=data, run=replace(config.run, dir=str(Path(config.run.dir).absolute())))
 
 
 def legal_nodes(config: Config) -> list[int]:
@@ -44,7 +56,7 @@ def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:
     """
     sizes, parallelism = derived_sizes(config), config.parallelism
     total, active = int(sizes["parameters_total"]), int(sizes["parameters_active"])
-    yield "model", f"{config.model.name}, {total / 1e9:,.4g}B parameters, {active / 1e9:,.4g}B active"
+    yield "model", f"{config.model.name}, {shorten(total)} parameters, {shorten(active)} active"
     ranks = f"{config.cluster.nodes} nodes x {config.cluster.gpus_per_node} = {config.world_size:,}"
     yield "ranks", f"{ranks} of cluster {config.cluster.name} ({config.cluster.device.value})"
     cuts = f"pp {parallelism.pp} x vpp {parallelism.vpp}, ep {parallelism.ep}, dp {config.dp}"
@@ -65,7 +77,7 @@ def check_place(config: Config) -> None:
 
     What a login node cannot see, such as an image in a registry, is left to the nodes.
     """
-    folder = Path(config.run.dir).absolute()
+    folder = Path(config.run.dir)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free_bytes, needed_bytes = shutil.disk_usage(there).free, checkpoint_bytes(config)
     if free_bytes < needed_bytes:

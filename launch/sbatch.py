@@ -9,11 +9,12 @@ from string import Template
 from k25_train.config.cluster import SAFE_NAME
 from k25_train.config.schema import Config, Device
 from k25_train.errors import ConfigError
-from launch.fabric import Variable
+from launch.fabric import Variable, environment
+from launch.scheduler import node_range
 from launch.submission import SCRIPT, SUPERVISOR_LOG
 
 
-def render(config: Config, run: Path, checkout: Path, python: str, legal_nodes: Sequence[int]) -> str:
+def render(config: Config, run: Path, checkout: Path, python: str) -> str:
     """The script.
 
     Args:
@@ -21,20 +22,17 @@ def render(config: Config, run: Path, checkout: Path, python: str, legal_nodes: 
         run: the run folder, absolute.
         checkout: folder of the code, absolute.
         python: interpreter of the supervisor.
-        legal_nodes: numbers of nodes that the run may have, ascending.
 
     Raises:
         ConfigError: a path has characters that SLURM would misread.
     """
-    from launch.fabric import environment
-
     for key, path in (("run.dir", run), ("the code's folder", checkout), ("cluster.slurm.python", python)):
         check_path(key, str(path))
     template = Template((resources.files("launch") / "templates" / SCRIPT).read_text())
     return template.substitute(
         script=run / SCRIPT,
         cluster=config.cluster.name,
-        directives="\n".join(f"#SBATCH --{option}" for option in directives(config, run, legal_nodes)),
+        directives="\n".join(f"#SBATCH --{option}" for option in directives(config, run)),
         exports="\n".join(export(variable) for variable in environment(config)),
         checkout=shlex.quote(str(checkout)),
         python=shlex.quote(python),
@@ -51,18 +49,16 @@ def check_path(key: str, path: str) -> None:
         )
 
 
-def directives(config: Config, run: Path, legal_nodes: Sequence[int]) -> Iterator[str]:
+def directives(config: Config, run: Path) -> Iterator[str]:
     """Options of sbatch."""
     slurm, cluster = config.cluster.slurm, config.cluster
     assert slurm is not None
-    least, most = legal_nodes[0], cluster.nodes + slurm.spare_nodes
     yield f"job-name=k25-{run.name}"
     for name in ("partition", "account", "qos"):
         value = getattr(slurm, name)
         if value is not None:
             yield f"{name}={value}"
-    yield f"nodes={least}-{most}" if least < most else f"nodes={most}"
-    yield "ntasks-per-node=1"
+    yield f"nodes={node_range(cluster.nodes, cluster.nodes + slurm.spare_nodes)}"
     if cluster.device is Device.cuda:
         yield f"gpus-per-node={cluster.gpus_per_node}"
     yield "exclusive"
@@ -92,9 +88,14 @@ def container_options(config: Config, run: Path, checkout: Path, variables: Sequ
     slurm = config.cluster.slurm
     if slurm is None or slurm.container_image is None:
         return []
-    own = [str(checkout), str(run), str(Path(config.data.dir).absolute())]
+    own = [str(checkout), str(run), config.data.dir]
     for path in own:
-        check_path("a path that is mounted into the container", path)
+        check_path("a folder that is mounted into the container", path)
+        if {",", ":"} & set(path):
+            raise ConfigError(
+                f"{path}: is mounted into the container, where `,` and `:` divide mounts: link to it by "
+                "another path"
+            )
     mounts = [*(f"{path}:{path}" for path in own), *slurm.container_mounts]
     return [
         f"--container-image={slurm.container_image}",

@@ -37,10 +37,15 @@ class Submission:
     ranks_per_node: int
     legal_nodes: list[int]
     """Numbers of nodes that the run may have, ascending; the last is `cluster.nodes`."""
+    spare_nodes: int
+    """`cluster.slurm.spare_nodes`."""
     max_restarts: int
     """Restarts in a row that may get no further."""
     restart_wait_s: float
     """`cluster.slurm.restart_wait_s`."""
+    stop_within_s: float
+    """How long ranks may take to stop: within `cluster.slurm.stop_before_end_s`, so that the job can still go
+    back to the queue before its time is over."""
     rendezvous_port: int
     """`cluster.slurm.rendezvous_port`."""
     interface: str | None

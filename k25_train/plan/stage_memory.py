@@ -32,6 +32,7 @@ from k25_train.plan.trained import (
 )
 from parallel.activations.order import Batch, offload_order
 from parallel.activations.policy import Policy
+from parallel.activations.sizes import OUTPUTS_UNDER_WAY
 from parallel.config import DepMode
 
 OVERHEAD_BYTES = 10 * 10**9
@@ -56,7 +57,8 @@ class StageMemory:
     saved: int
     """Activations that wait on the device."""
     outputs: int
-    """Of chunks: the schedule holds them until their backward."""
+    """Of chunks: until they are sent; if all activations are kept, the schedule holds them until their
+    backward."""
     buffer: int
     """What the offload engine may keep on its way to the host and back."""
     working: int
@@ -153,7 +155,10 @@ def _waiting(config: Config, stage: int, sizes: PassSizes) -> tuple[int, int, in
     def sent(batch: Batch) -> int:
         return 0 if layout.is_last(stage, batch.vp_stage) else output
 
-    return peak_held(passes, saved), peak_held(passes, lambda _: 1), peak_held(passes, sent)
+    outputs = peak_held(passes, sent)
+    if not config.activation.keeps_all:
+        outputs = min(outputs, (OUTPUTS_UNDER_WAY + 1) * output)
+    return peak_held(passes, saved), peak_held(passes, lambda _: 1), outputs
 
 
 def _working(config: Config, stage: int, sizes: PassSizes) -> int:

@@ -107,7 +107,9 @@ def test_a_time_limit_costs_no_step(cluster: Slurm, data: Path, uninterrupted: P
     stopped = run.attempts[0]
     assert run.wait_for_end() == "COMPLETED", run.log
 
-    assert outcomes(run) == ["stopped", "finished"]
+    # On a busy machine the second job's time may be over before the run is, too.
+    *stops, last = outcomes(run)
+    assert set(stops) == {"stopped"} and last == "finished"
     assert f"resuming after step {stopped.reached} of {LAST}" in run.rank_log(2, 0)
     assert_as_if_nothing_had_been(run, uninterrupted)
 
@@ -156,8 +158,8 @@ def assert_same_curve(run: SubmittedRun, uninterrupted: Path) -> None:
     """Losses and gradient norms as in the run of two nodes, but for the order of float32 sums."""
     for row, expected in zip(rows(run.folder), rows(uninterrupted), strict=True):
         assert row["step"] == expected["step"]
-        for name in ("loss", "grad_norm", "eval_text_loss"):
-            assert row.get(name) == pytest.approx(expected.get(name), rel=1e-5), (row["step"], name)
+        for name in {"loss", "grad_norm", "eval_text_loss"} & expected.keys():
+            assert row[name] == pytest.approx(expected[name], rel=1e-5), (row["step"], name)
     assert not run.processes()
 
 

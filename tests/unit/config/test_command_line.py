@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from k25_train.config.resolve import compose, to_yaml
 from tests.helpers.source import REPO
 
 COMMAND = '''
@@ -50,6 +51,33 @@ def test_runs_and_leaves_nothing_behind(command: Path) -> None:
     done = run(command, "experiment=smoke", "train.seed=21")
     assert (done.returncode, done.stdout) == (0, "seed 42\n"), done.stderr
     assert list(command.parent.iterdir()) == [command]
+
+
+def test_a_saved_configuration_takes_the_place_of_an_experiment(command: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(to_yaml(compose(["experiment=smoke", "train.seed=21"])))
+    done = run(command, "--config", str(saved))
+    assert (done.returncode, done.stdout) == (0, "seed 42\n"), done.stderr
+    done = run(command, "--config", str(saved), "train.seed=7", "cluster.name=x")
+    assert (done.returncode, done.stdout) == (0, "seed 14\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config"], "ConfigError: .: cannot be read as a configuration"),
+        (["--config", "none.yaml"], "ConfigError: none.yaml: cannot be read as a configuration"),
+        (["--config", "saved.yaml", "train.stpes=1"], "train.stpes=1\n      is not a key of train"),
+        (["--config", "saved.yaml", "train.seed=5"], "DataError: a.tar: cut short"),
+    ],
+)
+def test_a_saved_configuration_is_checked_as_any_other(
+    command: Path, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    (tmp_path / "saved.yaml").write_text(to_yaml(compose(["experiment=smoke"])))
+    done = run(command, *arguments)
+    assert done.returncode == 2
+    assert expected in done.stderr and "Traceback" not in done.stderr
 
 
 def test_help_needs_no_experiment(command: Path) -> None:

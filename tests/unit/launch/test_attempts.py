@@ -1,0 +1,96 @@
+"""Records of attempts, and how far a run has come."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from launch.attempts import TAIL_BYTES, Attempts
+from launch.decide import Outcome
+from launch.node import ranks_of
+from launch.scheduler import first_to_fail, last_json
+from launch.submission import Submission
+
+
+def test_attempts_count_over_jobs_and_latest_leads_to_the_newest(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    first = attempts.start(7, ["n1", "n2"], "abc")
+    second = attempts.start(8, ["n1"], "abc")
+    assert [attempt.number for attempt in attempts.history()] == [1, 2]
+    assert [attempt.job_id for attempt in attempts.history()] == [7, 8]
+    assert os.readlink(tmp_path / "attempts/latest") == "2"
+    assert attempts.folder(first) != attempts.folder(second)
+
+
+def test_an_attempt_without_an_end_has_vanished(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    ended = attempts.start(7, ["n1"], "abc")
+    attempts.write(dataclasses.replace(ended, outcome=Outcome.failed, reached=3))
+    attempts.start(7, ["n1"], "abc")
+    attempts.close_vanished()
+    assert [attempt.outcome for attempt in attempts.history()] == ["failed", "vanished"]
+    assert attempts.history()[0].reached == 3
+
+
+def test_records_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    for _ in range(11):
+        attempts.start(7, ["n1"], "abc")
+    assert [attempt.number for attempt in attempts.history()] == list(range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", None),
+        ('{"step": 0}\n', 0),
+        ('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n', 2),
+        ('{"step": 1, "loss": 2.0}\n{"step": 2, "lo', 1),
+        ('{"step": 1}\n' + '{"step": 2, "x": "' + "a" * (TAIL_BYTES // 2) + '"}\n', 2),
+    ],
+)
+def test_the_last_step_is_that_of_the_last_whole_row(tmp_path: Path, text: str, expected: int | None) -> None:
+    attempts = Attempts(tmp_path)
+    assert attempts.last_step() is None and attempts.metrics_stamp() is None
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert attempts.last_step() == expected
+    assert attempts.metrics_stamp() is not None
+
+
+def test_a_submission_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+    kept = Submission(
+        run="/runs/x", checkout="/code", code="abc", python="python", num_steps=9, ranks_per_node=8,
+        legal_nodes=[1, 2], spare_nodes=1, max_restarts=3, restart_wait_s=1.5, stop_within_s=96.0,
+        rendezvous_port=29500, interface=None, container=["--container-image=x"],
+        environment=[("A", "b c", "why")],
+    )  # fmt: skip
+    kept.write(tmp_path)
+    found = Submission.read(tmp_path)
+    assert dataclasses.replace(found, environment=[("A", "b c", "why")]) == kept
+    assert found.environment == [["A", "b c", "why"]]
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("", None),
+        ("srun: cluster configuration lacks support for cpu binding\n", None),
+        ("srun: error: n2: task 1: Exited with exit code 1\nsrun: error: n1: task 0: Killed\n", "n2"),
+        ("srun: error: gpu-17: tasks 3-4,9: Killed\n", "gpu-17"),
+        ("srun: error: Node failure on n3\nsrun: error: n1: task 0: Killed\n", "n3"),
+        ("srun: error: Node failure on n3\n", "n3"),
+    ],
+)
+def test_the_node_that_failed_first(log: str, expected: str | None) -> None:
+    assert first_to_fail(log) == expected
+
+
+def test_an_answer_is_found_behind_what_a_prolog_printed() -> None:
+    assert last_json('welcome\n{"address": "n1", "port": "7"}\n') == {"address": "n1", "port": "7"}
+    with pytest.raises(ValueError, match="nothing"):
+        last_json("nothing\n")
+
+
+def test_ranks_of_other_runs_are_left_alone(tmp_path: Path) -> None:
+    assert list(ranks_of(tmp_path)) == []

@@ -1,0 +1,128 @@
+"""Where ranks meet: addresses and ports that are there, and errors that name those that are not."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from launch.rendezvous import RendezvousError, address_of, free_port, is_free, wait_for
+from launch.torchrun import prepare
+from tests.helpers.ranks import free_port as any_port
+from tests.helpers.source import REPO
+
+SMOKE = ["experiment=smoke", "cluster.nodes=2", "cluster.gpus_per_node=2"]
+
+
+@pytest.fixture
+def taken() -> "socket.socket":
+    """A socket that listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def port_of(listener: socket.socket) -> int:
+    """The port it listens on."""
+    return int(listener.getsockname()[1])
+
+
+def test_a_port_that_something_listens_on_is_passed_over(taken: socket.socket) -> None:
+    port = port_of(taken)
+    assert not is_free(port)
+    other = any_port()
+    assert free_port([port, other]) == other
+
+
+def test_a_port_whose_connection_has_just_closed_is_free() -> None:
+    """What torch's store takes must not be refused: attempts follow each other on the same node."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = port_of(listener)
+        client = socket.create_connection(("127.0.0.1", port))
+        server, _ = listener.accept()
+        server.close()
+        client.close()
+    assert is_free(port)
+
+
+def test_where_every_port_is_taken_they_are_named(taken: socket.socket) -> None:
+    port = port_of(taken)
+    with pytest.raises(
+        RendezvousError, match=f"every port from {port} to {port} of .* is taken: set cluster"
+    ):
+        free_port([port])
+
+
+def test_the_address_is_that_of_the_interface() -> None:
+    assert address_of("lo") == "127.0.0.1"
+    assert address_of(None) == socket.gethostname()
+
+
+def test_an_interface_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(RendezvousError, match=r"cluster\.fabric\.interface=ib7: .* it has .*lo"):
+        address_of("ib7")
+
+
+def test_the_first_node_tells_where_it_is_met(taken: socket.socket) -> None:
+    port = port_of(taken)
+    command = [sys.executable, "-m", "launch.rendezvous", str(port), "lo"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert told["address"] == "127.0.0.1"
+    assert port < int(told["port"]) < port + 100
+
+
+def test_a_node_waits_for_the_first_one() -> None:
+    port = any_port()
+
+    def listen_later() -> None:
+        time.sleep(0.5)
+        with socket.create_server(("127.0.0.1", port)) as listener:
+            listener.accept()
+
+    thread = threading.Thread(target=listen_later)
+    thread.start()
+    wait_for("127.0.0.1", port, timeout_s=30.0)
+    thread.join()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "no-such-host.invalid"])
+def test_a_rendezvous_that_is_out_of_reach_is_named(address: str) -> None:
+    port = any_port()
+    with pytest.raises(RendezvousError) as caught:
+        wait_for(address, port, timeout_s=0.3)
+    assert f"cannot reach the rendezvous at {address}:{port}" in str(caught.value)
+    assert "a firewall closes the port" in str(caught.value)
+
+
+def test_by_hand_the_first_node_becomes_torchrun() -> None:
+    port = any_port()
+    command, variables = prepare([*SMOKE, "train.seed=7"], 0, f"127.0.0.1:{port}")
+    assert command[1:] == [
+        "-m", "torch.distributed.run", "--nnodes=2", "--node-rank=0", "--nproc-per-node=2",
+        "--master-addr=127.0.0.1", f"--master-port={port}", "--rdzv-conf=timeout=300", "--max-restarts=0",
+        "-m", "k25_train.train", *SMOKE, "train.seed=7",
+    ]  # fmt: skip
+    assert variables["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["--node", "2", "--first-node", "h1", *SMOKE],
+            "--node 2: must lie within 0 to cluster.nodes - 1 (1)",
+        ),
+        (["--node", "0", "--first-node", "h1", *SMOKE, "train.steps=0"], "train.steps=0"),
+    ],
+)
+def test_by_hand_errors_are_told_without_a_traceback(arguments: list[str], expected: str) -> None:
+    command = [sys.executable, "-m", "launch.torchrun", *arguments]
+    done = subprocess.run(
+        command, cwd=REPO, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+    )
+    assert done.returncode == 1
+    assert expected in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,222 @@
+"""`launch.slurm` against SLURM's commands as scripts: what it writes, submits and refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from k25_train.config.resolve import compose, load
+from launch import slurm
+from launch.decide import Outcome
+from launch.plan import checkpoint_bytes, legal_nodes
+from launch.submission import Submission
+from tests.helpers.source import REPO
+
+TOOLS = {
+    "sinfo": "echo main; echo other",
+    "squeue": 'echo "${FAKE_STATE:-}"',
+    "sbatch": """
+for argument in "$@"; do script=$argument; done
+echo "$*" >> "$FAKE_LOG"
+if [ -n "${FAKE_REFUSAL:-}" ]; then echo "sbatch: error: $FAKE_REFUSAL" >&2; exit 1; fi
+case "$*" in --test-only*) echo "sbatch: Job 7 to start at noon" >&2;; *) echo 7;; esac""",
+}
+
+
+class Login:
+    """A login node: its SLURM, a data folder, and what was submitted."""
+
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """With all that a submission needs."""
+        self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
+        self.run = folder / "run"
+        (folder / "bin").mkdir()
+        for name, script in TOOLS.items():
+            path = folder / "bin" / name
+            path.write_text(f"#!/bin/sh\n{script}\n")
+            path.chmod(0o755)
+        (folder / "data").mkdir()
+        (folder / "data/dataset.json").touch()
+        monkeypatch.setenv("PATH", f"{folder}/bin:/usr/bin:/bin")
+        monkeypatch.setenv("FAKE_LOG", str(folder / "sbatch.log"))
+
+    def submit(self, *arguments: str) -> str:
+        """What the command prints. Raises AssertionError if it fails."""
+        status, printed = self.call(*arguments)
+        assert status == 0, printed
+        return printed
+
+    def refusal(self, *arguments: str) -> str:
+        """The error that it ends with, having submitted nothing."""
+        status, printed = self.call(*arguments)
+        assert status == 2, printed
+        assert "Traceback" not in printed
+        assert not any("--parsable" in line for line in self.sbatch_calls())
+        return printed
+
+    def call(self, *arguments: str) -> tuple[int, str]:
+        """Exit status, and stdout with stderr."""
+        defaults = ["experiment=smoke", "cluster=local_slurm", f"data.dir={self.folder}/data"]
+        given = [f"run.dir={self.run}", *arguments]
+        self.monkeypatch.setattr(sys, "argv", ["k25-submit", *defaults, *given])
+        status = 0
+        try:
+            slurm.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        printed = self.capsys.readouterr()
+        return status, printed.out + printed.err
+
+    def sbatch_calls(self) -> list[str]:
+        """The arguments of each call of sbatch."""
+        log = self.folder / "sbatch.log"
+        return log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.fixture
+def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Login:
+    """A login node where everything is in order."""
+    return Login(tmp_path, monkeypatch, capsys)
+
+
+def test_what_a_submission_leaves(login: Login) -> None:
+    printed = login.submit(
+        "train.seed=7", "--max-restarts", "5", "cluster.slurm.min_nodes=1", "parallelism.ep=1"
+    )
+
+    assert login.sbatch_calls() == [
+        f"--test-only {login.run}/submit.sbatch", f"--parsable {login.run}/submit.sbatch"
+    ]  # fmt: skip
+    assert "submitted job 7: Job 7 to start at noon" in printed
+    assert f"tail -F {login.run}/attempts/latest/rank_0.log" in printed
+    config = load(login.run / "submit.yaml")
+    assert config.train.seed == 7
+    facts = Submission.read(login.run)
+    assert (facts.run, facts.num_steps, facts.max_restarts) == (str(login.run), config.train.steps, 5)
+    assert facts.legal_nodes == [1, 2] and facts.python == sys.executable
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=True)
+    assert facts.code.startswith(head.stdout.strip())
+    assert json.loads((login.run / "lock.json").read_text()) == {"job_id": 7}
+    assert sorted(path.name for path in login.run.iterdir()) == [
+        "lock.json", "submit.json", "submit.sbatch", "submit.yaml"
+    ]  # fmt: skip
+
+
+def test_a_dry_run_tells_all_and_leaves_nothing(login: Login) -> None:
+    printed = login.submit("--dry-run", "experiment=k25_pretrain_4k", "cluster=h800_roce")
+    assert "1026.9B parameters" in printed
+    assert "32 nodes x 8 = 256 of cluster h800_roce (cuda)" in printed
+    assert "NCCL_IB_TC=106" in printed and "the switches' lossless queue" in printed
+    assert "exec " in printed.splitlines()[-1]
+    assert not login.run.exists() and not login.sbatch_calls()
+
+
+def test_a_dry_run_needs_no_slurm(login: Login) -> None:
+    no_slurm(login)
+    assert "#!/bin/bash" in login.submit("--dry-run")
+
+
+def test_overrides_a_shell_would_evaluate_arrive_as_they_are(login: Login) -> None:
+    marker = login.folder / "evaluated"
+    data = login.folder / f'a b $(touch {marker.name}) `x` "q" & ; ü'
+    shutil.copytree(login.folder / "data", data)
+    quoted = str(data).replace('"', '\\"')
+    login.submit(f'data.dir="{quoted}"')
+    assert load(login.run / "submit.yaml").data.dir == str(data)
+    assert "touch" not in (login.run / "submit.sbatch").read_text()
+    assert not marker.exists()
+
+
+def test_the_run_means_the_same_wherever_it_was_submitted(login: Login) -> None:
+    """Nodes work in the folder of the code, users anywhere."""
+    login.monkeypatch.chdir(login.folder)
+    login.submit("run.dir=runs/x", "data.dir=data", "data.tokenizer=data/tokenizer.json")
+    config = load(login.folder / "runs/x/submit.yaml")
+    assert config.run.dir == str(login.folder / "runs/x")
+    assert config.data.dir == str(login.folder / "data")
+    assert config.data.tokenizer == str(login.folder / "data/tokenizer.json")
+
+
+def full_disk(login: Login) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1 << 20)
+    login.monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+
+
+def refusing_sbatch(login: Login) -> None:
+    login.monkeypatch.setenv("FAKE_REFUSAL", "Invalid account or account/partition combination specified")
+
+
+def no_slurm(login: Login) -> None:
+    git = shutil.which("git")
+    assert git is not None
+    shutil.rmtree(login.folder / "bin")
+    (login.folder / "bin").mkdir()
+    (login.folder / "bin/git").symlink_to(git)
+    login.monkeypatch.setenv("PATH", str(login.folder / "bin"))
+
+
+def no_data(login: Login) -> None:
+    (login.folder / "data/dataset.json").unlink()
+
+
+def run_is_a_file(login: Login) -> None:
+    login.run.touch()
+
+
+def locked(login: Login) -> None:
+    login.run.mkdir()
+    (login.run / "lock.json").write_text('{"job_id": 5}')
+    login.monkeypatch.setenv("FAKE_STATE", "PENDING")
+
+
+def as_it_is(_login: Login) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "expected"),
+    [
+        (as_it_is, "cluster.slurm.partition=mian", "=mian: SLURM has no such partition; use one of main"),
+        (as_it_is, "cluster=local", "cluster=local: its slurm is null, so there is nothing to submit to"),
+        (as_it_is, "cluster.nodes=3", "parallelism.pp=2\n      must divide"),
+        (as_it_is, "cluster.slurm.container_image=/no.sqsh", "/no.sqsh: there is no such file"),
+        (as_it_is, "--max-restarts=-1", "--max-restarts -1: must not be negative"),
+        (as_it_is, "train.stpes=5", "did you mean steps?"),
+        (full_disk, "", "GiB are free, not even one checkpoint of"),
+        (refusing_sbatch, "", "Invalid account or account/partition combination specified"),
+        (no_slurm, "", "sinfo is not on PATH: submit from a node of the cluster"),
+        (no_data, "", "dataset.json is not there: name the folder of a shard set"),
+        (run_is_a_file, "", "is no folder that you can write to: choose another"),
+        (locked, "", "belongs to job 5, which is PENDING: follow that one, end it with `scancel 5`"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_before_it_is_submitted(
+    login: Login, prepare: Callable[[Login], None], arguments: str, expected: str
+) -> None:
+    prepare(login)
+    # One rank more or less: nodes x 1 in the case of nodes that do not divide.
+    given = ["cluster.gpus_per_node=1", *arguments.split()] if "nodes=3" in arguments else arguments.split()
+    assert expected in login.refusal(*given)
+
+
+def test_nodes_on_which_the_run_may_go_on() -> None:
+    k25 = ["experiment=k25_pretrain_4k", "cluster.nodes=128"]
+    assert legal_nodes(compose([*k25])) == [128]
+    assert legal_nodes(compose([*k25, "cluster.slurm.min_nodes=1"])) == [32, 64, 128]
+    for nodes in legal_nodes(compose([*k25, "cluster.slurm.min_nodes=1"])):
+        compose([*k25, f"cluster.nodes={nodes}"])
+
+
+def test_a_checkpoint_takes_weights_masters_and_moments() -> None:
+    config = compose(["experiment=k25_pretrain_4k"])
+    assert checkpoint_bytes(config) / 1e12 == pytest.approx(1.0269 * 2 + 7659.6 * 2**30 / 1e12, rel=1e-3)
+
+
+def test_outcomes_are_words_of_the_record() -> None:
+    assert json.dumps(Outcome.node_lost) == '"node_lost"'
