@@ -83,8 +83,7 @@ class Meeting:
         return self.store.get(key) == b"True"
 
     def part(self, timeout_s: float) -> None:
-        """Leave together: the others wait for rank 0 to be done, and it for their leaving, as it may be the one
-        that keeps the store."""
+        """Leave together: the others wait for rank 0, and it for them, as it may be what keeps the store."""
         if self.is_first:
             self.decide("parting", True, timeout_s)
             self.collect("gone", range(1, self.world_size), PARTING_S)

@@ -1,17 +1,19 @@
 """What FP8 storage does to training: loss curves of `activation=k2` and `keep` beside each other.
 
-    python -m tests.bench.activation_loss [STEPS]      # prints a table, draws runs/activation_loss.png
+    python -m tests.bench.activation_loss [STEPS] [SEEDS]    # prints tables, draws runs/activation_loss.png
 
 Trains the smoke model with MuonClip on the smoke set for STEPS (300) steps on 2 ranks: with everything kept,
 with `activation=k2`, and with everything kept as two pipeline stages, which differs from the first run by the
 rounding of float32 alone. Bar: the curve of `k2` stays within 0.5% of that of `keep`. A curve is the mean
-loss of the last ten steps; differences of single steps are printed as well.
+loss of the last ten steps; differences of single steps are printed as well. Runs that differ in one rounding
+are soon as far apart as any two, so the mean over SEEDS (3) tells more than one seed does; both are printed.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -24,6 +26,7 @@ from tests.helpers.runs import layout, train
 PICTURE = Path("runs/activation_loss.png")
 BAR = 0.005
 WINDOW = 10
+FIRST_SEED = 1234
 RUNS = {
     "keep": [*layout(dp=2), "activation=keep"],
     "k2": [*layout(dp=2), "activation=k2"],
@@ -31,9 +34,10 @@ RUNS = {
 }
 
 
-def losses(steps: int, more: Sequence[str]) -> list[float]:
+def losses(steps: int, seed: int, more: Sequence[str]) -> list[float]:
     """Training losses of the smoke experiment, the last three eighths of the steps in the decay."""
-    arguments = ["experiment=smoke", f"train.steps={steps}", f"optim.decay_steps={steps * 3 // 8}", *more]
+    arguments = ["experiment=smoke", f"train.steps={steps}", f"optim.decay_steps={steps * 3 // 8}"]
+    arguments += [f"train.seed={seed}", *more]
     return [loss for loss, _ in run_ranks(train, 2, arguments, timeout_s=3600.0)[0]]
 
 
@@ -50,21 +54,36 @@ def largest_difference(curve: Sequence[float], reference: Sequence[float]) -> fl
 def main() -> None:
     """Train, print, draw."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-    curves = {name: losses(steps, more) for name, more in RUNS.items()}
+    num_seeds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    console = Console()
+    by_seed = []
+    for seed in range(FIRST_SEED, FIRST_SEED + num_seeds):
+        curves = {name: losses(steps, seed, more) for name, more in RUNS.items()}
+        by_seed.append(curves)
+        console.print(table(f"seed {seed}", curves))
+    mean = {
+        name: [statistics.fmean(each) for each in zip(*(curves[name] for curves in by_seed), strict=True)]
+        for name in RUNS
+    }
+    console.print(table(f"mean of {num_seeds} seeds", mean))
+    draw(mean)
+    console.print(f"curves: {PICTURE}")
+
+
+def table(title: str, curves: Mapping[str, Sequence[float]]) -> Table:
+    """How far each curve is from that of `keep`."""
     keep = curves["keep"]
-    table = Table("run", "last 10 steps", f"curve beside keep (bar {BAR:.1%})", "single steps beside keep")
+    found = Table("run", "last 10 steps", f"curve beside keep (bar {BAR:.1%})", "single steps", title=title)
     for name, curve in curves.items():
         differences = (
             largest_difference(smooth(curve), smooth(keep)),
             largest_difference(curve, keep),
         )
-        table.add_row(name, f"{smooth(curve)[-1]:.4f}", *(f"{each:.3%}" for each in differences))
-    Console().print(table)
-    draw(curves)
-    Console().print(f"curves: {PICTURE}")
+        found.add_row(name, f"{smooth(curve)[-1]:.4f}", *(f"{each:.3%}" for each in differences))
+    return found
 
 
-def draw(curves: dict[str, list[float]]) -> None:
+def draw(curves: Mapping[str, Sequence[float]]) -> None:
     """The curves, and below them their distance from `keep`."""
     figure = Figure(figsize=(8, 7))
     above, below = figure.subplots(2, sharex=True, height_ratios=(2, 1))

@@ -100,6 +100,8 @@ TORCH_FREE = [
     "launch.supervisor",
     "launch.torchrun",
 ]
+# All of `launch` that imports torch: imported when preflight starts to measure, not before.
+TORCH_IN_LAUNCH = {"launch.preflight.job", "launch.preflight.measure", "launch.preflight.meeting"}
 
 
 def module_name(path: Path) -> str:
@@ -165,6 +167,15 @@ def test_package_files_hold_no_code() -> None:
                 if ast.unparse(node) != "from k25_train.packages import check_packages"
             ]
             assert all(isinstance(node, ast.Expr | ast.Assign) for node in statements), path
+
+
+def test_launch_imports_torch_only_to_measure() -> None:
+    importing = {
+        module_name(path)
+        for path in source_files("launch")
+        if any(within(imported, "torch") for imported in imports_of(path))
+    }
+    assert importing == TORCH_IN_LAUNCH
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

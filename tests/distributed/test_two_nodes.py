@@ -1,0 +1,96 @@
+"""The compose file's commands on two machines with addresses of their own, without a container runtime."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helpers.network_nodes import start_on, two_machines
+from tests.helpers.resume import rows, without_times
+from tests.helpers.source import REPO
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((REPO / "docker" / "compose.yaml").read_text())[
+    "services"
+]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TIMEOUT_S = 400.0
+SHORT = "train.steps=4 train.eval_interval=4 checkpoint.interval=4 optim.warmup_steps=1 optim.decay_steps=1"
+
+
+def run_services(folder: Path, replace_module: str, *overrides: str) -> str:
+    """Run every service's command on a machine of its own and return what both print.
+
+    `/runs` is `folder`, torchrun the one of this environment, and the module may be another.
+    """
+    logs = {name: folder / f"{name}.log" for name in SERVICES}
+    folder.mkdir()
+    with two_machines(tuple(SERVICES)) as spaces, contextlib.ExitStack() as stack:
+        processes = []
+        for name, service in SERVICES.items():
+            first, *words = service["command"]
+            assert first == "torchrun"
+            words = [
+                word.replace("/runs", str(folder)).replace("k25_train.train", replace_module)
+                for word in words
+            ]
+            log = stack.enter_context(logs[name].open("w"))
+            command = [*TORCHRUN, *words, *overrides]
+            process = start_on(spaces[name], name, command, service["environment"], REPO, log)
+            processes.append(process)
+            # Whatever happens, nothing outlives the test.
+            stack.callback(end, process)
+        statuses = [process.wait(TIMEOUT_S) for process in processes]
+    printed = "\n".join(log.read_text() for log in logs.values())
+    assert statuses == [0, 0], printed
+    return printed
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a machine's processes."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def train_on_one(run: Path, overrides: Sequence[str]) -> None:
+    """The same four ranks on one machine."""
+    words = [
+        "--standalone",
+        "--nproc-per-node=4",
+        "-m",
+        "k25_train.train",
+        "experiment=smoke",
+        f"run.dir={run}",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*TORCHRUN, *words, *overrides], cwd=REPO, env=environment, check=True, capture_output=True
+    )
+
+
+def test_two_nodes_train_as_one(data: Path, tmp_path: Path) -> None:
+    overrides = [*SHORT.split(), f"data.dir={data}", "train.eval_sequences=8"]
+    run_services(tmp_path / "two", "k25_train.train", *overrides)
+    train_on_one(tmp_path / "one", overrides)
+    assert without_times(rows(tmp_path / "two" / "smoke")) == without_times(rows(tmp_path / "one"))
+
+
+def test_preflight_compares_two_nodes(tmp_path: Path) -> None:
+    printed = run_services(tmp_path / "runs", "launch.preflight")
+    assert "preflight passed on 2 node(s)" in printed
+    report = json.loads((tmp_path / "runs" / "smoke" / "preflight.json").read_text())
+    assert sorted(report["nodes"]) == ["node0", "node1"]
+    found = {one["check"]: one for one in report["nodes"]["node1"]["findings"]}
+    assert "between nodes" in found["connections"]["found"]
+    assert "against node0" in found["clock"]["found"]
+    assert found["versions"]["verdict"] == "passed"

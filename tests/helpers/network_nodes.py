@@ -1,0 +1,64 @@
+"""Machines with addresses of their own, made of network namespaces; needs root and iproute2.
+
+They share this machine's files and processors, and nothing of its network: what is sent goes over a virtual
+cable between the two.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+NETNS = Path("/etc/netns")
+"""Where `ip netns exec` looks for a namespace's own /etc/hosts."""
+INTERFACE = "eth0"
+
+
+@contextmanager
+def two_machines(names: tuple[str, str]) -> Iterator[dict[str, str]]:
+    """Host name -> namespace, for two machines that know each other by name; both are gone afterwards."""
+    spaces = {name: f"k25-{os.getpid()}-{name}" for name in names}
+    addresses = {name: f"10.77.0.{number}" for number, name in enumerate(names, start=1)}
+    hosts = "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items())
+    try:
+        for space in spaces.values():
+            ip("netns", "add", space)
+            (NETNS / space).mkdir(parents=True)
+            (NETNS / space / "hosts").write_text(hosts)
+            ip("-n", space, "link", "set", "lo", "up")
+        here, there = spaces.values()
+        ends = ("type", "veth", "peer", "name", INTERFACE, "netns", there)
+        ip("link", "add", INTERFACE, "netns", here, *ends)
+        for name, space in spaces.items():
+            ip("-n", space, "address", "add", f"{addresses[name]}/24", "dev", INTERFACE)
+            ip("-n", space, "link", "set", INTERFACE, "up")
+        yield spaces
+    finally:
+        for space in spaces.values():
+            subprocess.run(["ip", "netns", "delete", space], check=False)
+            (NETNS / space / "hosts").unlink(missing_ok=True)
+            if (NETNS / space).is_dir():
+                (NETNS / space).rmdir()
+
+
+def start_on(
+    space: str, host: str, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: IO[str]
+) -> subprocess.Popen[str]:
+    """Start a command on one of the machines, under its host name."""
+    named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host, *command]
+    return subprocess.Popen(
+        ["ip", "netns", "exec", space, *named],
+        cwd=folder,
+        env=os.environ | environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ip(*words: str) -> None:
+    """Run iproute2's command. Raises AssertionError with what it says if it fails."""
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"ip {' '.join(words)} (needs root): {done.stderr}"
