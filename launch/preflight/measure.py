@@ -20,8 +20,8 @@ from launch.preflight.rates import Link
 ANSWER_TIMEOUT_S = 60.0
 """A peer that does not answer a message for so long never will; connections are set up within seconds."""
 GROUP_TIMEOUTS_S = {"nccl": 900.0, "gloo": ANSWER_TIMEOUT_S}
-"""After which torch gives up. NCCL then ends the process, so this comes when all here is done; gloo raises, and
-has no other limit while it connects."""
+"""After which torch gives up. NCCL then ends the process, so this comes when all here is done; gloo raises,
+and has no other limit while it connects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

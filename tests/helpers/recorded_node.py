@@ -5,6 +5,7 @@ changes what it wants broken: a file with `write`, a GPU's field with `gpus`, a 
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from k25_train.config.resolve import compose
@@ -32,6 +33,13 @@ LIMITS = "Limit                     Soft Limit           Hard Limit           Un
 LIMITS += "Max locked memory         {limit}            {limit}            bytes     \n"
 
 
+@cache
+def fabric_variables() -> dict[str, str]:
+    """What launch.slurm and launch.torchrun set for the report's job."""
+    config = compose(["experiment=k25_pretrain_4k"])
+    return {variable.name: variable.value for variable in environment(config)}
+
+
 class RecordedNode:
     """The node; `machine` reads it. Made sound."""
 
@@ -46,8 +54,7 @@ class RecordedNode:
             "ethtool": (GOLDEN / "ethtool_statistics.txt").read_text(),
         }
         self.environment = {"RANK": "0", "NCCL_VERSION": "2.29.7", "PATH": "/usr/bin"}
-        config = compose(["experiment=k25_pretrain_4k"])
-        self.environment |= {variable.name: variable.value for variable in environment(config)}
+        self.environment |= fabric_variables()
         self.address: str | None = "10.0.0.1"
         self.free_bytes = 100_000 * GIB
         self.shm_bytes = 64 * GIB
