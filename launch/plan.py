@@ -15,6 +15,17 @@ from k25_train.plan.optimizer import encoder_state_bytes, stage_states
 from k25_train.plan.parameters import count_parameters
 
 
+def with_absolute_paths(config: Config) -> Config:
+    """The same configuration, with paths that do not depend on the folder in which the job will run."""
+    tokenizer = config.data.tokenizer
+    data = replace(
+        config.data,
+        dir=str(Path(config.data.dir).absolute()),
+        tokenizer=None if tokenizer is None else str(Path(tokenizer).absolute()),
+    )
+    return replace(config, data=data, run=replace(config.run, dir=str(Path(config.run.dir).absolute())))
+
+
 def legal_nodes(config: Config) -> list[int]:
     """Numbers of nodes on which the same run can go on, ascending, from `cluster.slurm.min_nodes` to
     `cluster.nodes`: only the number of replicas changes, and the global batch is cut into as many."""
@@ -66,7 +77,7 @@ def check_place(config: Config) -> None:
 
     What a login node cannot see, such as an image in a registry, is left to the nodes.
     """
-    folder = Path(config.run.dir).absolute()
+    folder = Path(config.run.dir)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free_bytes, needed_bytes = shutil.disk_usage(there).free, checkpoint_bytes(config)
     if free_bytes < needed_bytes:

@@ -10,7 +10,8 @@ from k25_train.config.cluster import SAFE_NAME
 from k25_train.config.schema import Config, Device
 from k25_train.errors import ConfigError
 from launch.fabric import Variable, environment
-from launch.submission import SCRIPT, SUPERVISOR_LOG, node_range
+from launch.scheduler import node_range
+from launch.submission import SCRIPT, SUPERVISOR_LOG
 
 
 def render(config: Config, run: Path, checkout: Path, python: str) -> str:
@@ -58,7 +59,6 @@ def directives(config: Config, run: Path) -> Iterator[str]:
         if value is not None:
             yield f"{name}={value}"
     yield f"nodes={node_range(cluster.nodes, cluster.nodes + slurm.spare_nodes)}"
-    yield "ntasks-per-node=1"
     if cluster.device is Device.cuda:
         yield f"gpus-per-node={cluster.gpus_per_node}"
     yield "exclusive"
@@ -88,9 +88,14 @@ def container_options(config: Config, run: Path, checkout: Path, variables: Sequ
     slurm = config.cluster.slurm
     if slurm is None or slurm.container_image is None:
         return []
-    own = [str(checkout), str(run), str(Path(config.data.dir).absolute())]
+    own = [str(checkout), str(run), config.data.dir]
     for path in own:
-        check_path("a path that is mounted into the container", path)
+        check_path("a folder that is mounted into the container", path)
+        if {",", ":"} & set(path):
+            raise ConfigError(
+                f"{path}: is mounted into the container, where `,` and `:` divide mounts: link to it by "
+                "another path"
+            )
     mounts = [*(f"{path}:{path}" for path in own), *slurm.container_mounts]
     return [
         f"--container-image={slurm.container_image}",

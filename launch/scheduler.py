@@ -11,8 +11,18 @@ from k25_train.errors import K25Error
 
 ANSWER_S = 60.0
 """Longest that a command of SLURM may take; they wait for a controller that is down."""
+RETRY_S = 10.0
+"""Pause before the same question is asked again."""
+PASSING = (
+    "Unable to contact slurm controller", "timed out", "no answer", "Zero Bytes were transmitted",
+    "Communication connection failure", "transitional state",
+)  # fmt: skip
+"""Words of errors that go away by themselves."""
 USABLE = {"idle", "mixed", "allocated", "completing", "planned", "reserved"}
-"""States, without flags such as * for a node that does not respond, in which a node can run a step."""
+"""States in which a node can run a step."""
+HARMLESS_FLAGS = "-$@!"
+"""What SLURM appends to the state of a node that it has plans with; others, such as * for one that does not
+respond, mean that it cannot run a step."""
 
 
 class SchedulerError(K25Error):
@@ -44,9 +54,9 @@ def ask(*command: str, patience_s: float = 0.0) -> str:
             if done.returncode == 0:
                 return done.stdout
             trouble = (done.stderr or done.stdout).strip()
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline or not any(words in trouble for words in PASSING):
             raise SchedulerError(f"{' '.join(command)}: {trouble}")
-        time.sleep(min(10.0, patience_s))
+        time.sleep(RETRY_S)
 
 
 def submit(script: Path) -> int:
@@ -95,22 +105,30 @@ def expand(nodelist: str) -> list[str]:
 
 def unusable(nodes: Iterable[str], patience_s: float = 0.0) -> dict[str, str]:
     """Node -> state of those that cannot run a step: down, drained or draining, failing, not responding."""
-    told = ask("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T",
+    told = ask("sinfo", "--all", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T",
                patience_s=patience_s)  # fmt: skip
     states = dict(line.split() for line in told.splitlines())
-    return {node: state for node, state in states.items() if state not in USABLE}
+    return {node: state for node, state in states.items() if state.rstrip(HARMLESS_FLAGS) not in USABLE}
 
 
-def requeue(job_id: int, num_nodes: str, patience_s: float) -> None:
-    """Put the running job back into the queue, under the same id, to come back on so many nodes.
+def requeue(job_id: int, least: int, most: int, patience_s: float) -> None:
+    """Put the running job back into the queue, under the same id.
 
     Args:
         job_id: the job.
-        num_nodes: a number, or a range such as `32-64`; of a range, SLURM gives what is free.
+        least: fewest nodes on which it comes back.
+        most: most nodes; SLURM gives what is free.
         patience_s: how long to try again where the controller does not answer.
     """
     ask("scontrol", "requeue", str(job_id), patience_s=patience_s)
-    ask("scontrol", "update", f"JobId={job_id}", f"NumNodes={num_nodes}", patience_s=patience_s)
+    # Tasks and CPUs were counted when the job was submitted, and would keep it waiting for as many nodes.
+    size = [f"NumNodes={node_range(least, most)}", f"NumTasks={least}", f"NumCPUs={least}"]
+    ask("scontrol", "update", f"JobId={job_id}", *size, patience_s=patience_s)
+
+
+def node_range(least: int, most: int) -> str:
+    """Numbers of nodes as sbatch and scontrol take them."""
+    return str(most) if least == most else f"{least}-{most}"
 
 
 def first_to_fail(srun_log: str) -> str | None:

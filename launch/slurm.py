@@ -18,13 +18,15 @@ from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
 from launch import lock, scheduler
 from launch.fabric import environment
-from launch.plan import check_place, legal_nodes, summary
+from launch.plan import check_place, legal_nodes, summary, with_absolute_paths
 from launch.sbatch import container_options, render
 from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, write_whole
 from launch.supervisor import code_version
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MAX_RESTARTS = 3
+STOP_SHARE = 0.8
+"""Of the time before a job's end, what ranks may take to stop; the rest is for the way back to the queue."""
 
 
 def main() -> None:
@@ -43,7 +45,7 @@ def main() -> None:
     )
     arguments = parser.parse_intermixed_args()
     try:
-        config = compose(arguments.overrides)
+        config = with_absolute_paths(compose(arguments.overrides))
         submission, script = prepare(config, arguments.max_restarts)
         print(*told(config, submission), sep="\n")
         if arguments.dry_run:
@@ -67,7 +69,7 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
         )
     if max_restarts < 0:
         raise ConfigError(f"--max-restarts {max_restarts}: must not be negative; 0 gives up at once")
-    run, nodes, variables = Path(config.run.dir).absolute(), legal_nodes(config), environment(config)
+    run, nodes, variables = Path(config.run.dir), legal_nodes(config), environment(config)
     python = slurm.python or sys.executable
     submission = Submission(
         run=str(run),
@@ -80,6 +82,7 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
         spare_nodes=slurm.spare_nodes,
         max_restarts=max_restarts,
         restart_wait_s=slurm.restart_wait_s,
+        stop_within_s=STOP_SHARE * slurm.stop_before_end_s,
         rendezvous_port=slurm.rendezvous_port,
         interface=None if config.cluster.fabric is None else config.cluster.fabric.interface,
         container=container_options(config, run, CHECKOUT, variables),

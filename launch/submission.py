@@ -43,6 +43,9 @@ class Submission:
     """Restarts in a row that may get no further."""
     restart_wait_s: float
     """`cluster.slurm.restart_wait_s`."""
+    stop_within_s: float
+    """How long ranks may take to stop: within `cluster.slurm.stop_before_end_s`, so that the job can still go
+    back to the queue before its time is over."""
     rendezvous_port: int
     """`cluster.slurm.rendezvous_port`."""
     interface: str | None
@@ -60,11 +63,6 @@ class Submission:
     def read(folder: Path) -> "Submission":
         """That of a run folder. Raises OSError or ValueError if the file is absent or damaged."""
         return Submission(**json.loads((folder / FACTS).read_text()))
-
-
-def node_range(least: int, most: int) -> str:
-    """Numbers of nodes as sbatch and scontrol take them."""
-    return str(most) if least == most else f"{least}-{most}"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -29,7 +29,8 @@ from launch.decide import (
     suspects,
     wait_before_restart_s,
 )
-from launch.submission import Submission, node_range
+from launch.rendezvous import JOIN_S
+from launch.submission import SCRIPT, Submission
 
 PATIENCE_S = 600.0
 """How long a controller of SLURM may be away while the run goes on."""
@@ -51,20 +52,27 @@ class Supervisor:
         self.allocated = list(nodes)
         self.attempts = Attempts(Path(submission.run))
         self.asked: signal.Signals | None = None
+        self.asked_at_s = 0.0
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: types.FrameType | None) -> None:
+        self.asked_at_s = self.asked_at_s if self.asked else time.monotonic()
         self.asked = signal.Signals(number)
 
     def run(self) -> int:
         """Attempts until the run is finished, goes back to the queue, or is given up; the exit status."""
         self.attempts.close_vanished()
+        attempt: Attempt | None = None
         while True:
-            history = self.attempts.history()
+            history = self.history()
             reason = reason_to_give_up(history, self.submission.max_restarts)
             if reason is not None:
                 return self.give_up(reason)
+            if attempt is not None:
+                self.wait(wait_before_restart_s(history, self.submission.restart_wait_s))
+            if self.asked is not None:
+                return self.requeue(f"{self.asked.name} came between two attempts")
             lost = self.unusable(self.allocated)
             nodes = nodes_for(self.allocated, lost, suspects(history), self.submission.legal_nodes)
             if not nodes:
@@ -77,9 +85,11 @@ class Supervisor:
                 return 0
             if attempt.outcome == Outcome.stopped:
                 return self.requeue(attempt.reason)
-            self.wait()
-            if self.asked is not None:
-                return self.requeue(f"{self.asked.name} came between two attempts")
+
+    def history(self) -> list[Attempt]:
+        """The attempts of this job, requeues included. One that was submitted anew counts from the start, as
+        somebody has looked at what happened before."""
+        return [attempt for attempt in self.attempts.history() if attempt.job_id == self.job_id]
 
     def attempt(self, nodes: Sequence[str]) -> Attempt:
         """Run the ranks once on these nodes, and keep how that ended."""
@@ -161,6 +171,9 @@ class Supervisor:
                 say(f"{self.asked.name}: ranks are asked to save and stop")
                 told_at = now
                 step.send_signal(TOLD_TO_RANKS)
+            if self.asked is not None and now - self.asked_at_s >= self.submission.stop_within_s:
+                say("ranks did not stop in time and are ended; steps since the newest checkpoint are lost")
+                step.kill()
             if failed_at > 0 and now - failed_at >= STEP_END_S:
                 say(f"srun still waits {STEP_END_S:g} s after ranks failed: it is ended")
                 step.kill()
@@ -179,13 +192,21 @@ class Supervisor:
             str(self.submission.rendezvous_port),
             *interface,
         ]
-        printed = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
-        )
-        if printed.returncode:
-            raise scheduler.SchedulerError(
-                f"{attempt.nodes[0]} did not say where ranks can meet, see {self.attempts.srun_log(attempt)}"
+        try:
+            printed = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                timeout=JOIN_S,
+                check=True,
             )
+        except subprocess.SubprocessError as error:
+            raise scheduler.SchedulerError(
+                f"{attempt.nodes[0]} did not say where ranks can meet ({error}), see "
+                f"{self.attempts.srun_log(attempt)}"
+            ) from error
         return scheduler.last_json(printed.stdout)
 
     def srun(self, nodes: Sequence[str]) -> list[str]:
@@ -203,9 +224,8 @@ class Supervisor:
             "--mem=0",
         ]
 
-    def wait(self) -> None:
+    def wait(self, seconds: float) -> None:
         """Pause before the next attempt, or until a signal comes."""
-        seconds = wait_before_restart_s(self.attempts.history(), self.submission.restart_wait_s)
         say(f"next attempt in {seconds:g} s")
         deadline = time.monotonic() + seconds
         while self.asked is None and time.monotonic() < deadline:
@@ -217,13 +237,16 @@ class Supervisor:
         if state != "RUNNING":
             say(f"{reason}; job {self.job_id} is {state}, so it is not put back into the queue by itself")
             return 1
-        # Given a choice, SLURM starts the job on the fewest nodes although more may be free soon: only where
-        # nodes are lost is that better than to wait.
+        # Given a range, SLURM starts the job as soon as its least is free: only where nodes are lost is that
+        # better than to wait for all.
         lost = self.unusable(self.allocated)
         legal, spares = self.submission.legal_nodes, self.submission.spare_nodes
-        num_nodes = node_range(legal[0] if lost else legal[-1], legal[-1] + spares)
-        say(f"{reason}; job {self.job_id} goes back to the queue, for {num_nodes} nodes")
-        scheduler.requeue(self.job_id, num_nodes, PATIENCE_S)
+        least, most = legal[0] if lost else legal[-1], legal[-1] + spares
+        nodes = scheduler.node_range(least, most)
+        say(f"{reason}; job {self.job_id} goes back to the queue, for {nodes} nodes")
+        # SLURM ends a job that it requeues with all its processes, scontrol included, by SIGTERM first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        scheduler.requeue(self.job_id, least, most, PATIENCE_S)
         return 0
 
     def unusable(self, nodes: Sequence[str]) -> dict[str, str]:
@@ -232,11 +255,10 @@ class Supervisor:
 
     def give_up(self, reason: str) -> int:
         """Say why, and what to do."""
-        newest = self.attempts.history()[-1]
-        folder = self.attempts.folder(newest)
+        folder = self.attempts.folder(self.history()[-1])
         say(
             f"GIVEN UP: {reason}. The first errors stand in {folder}/rank_<R>.log and node_<NODE>.log; when "
-            f"their cause is mended, delete {self.attempts.root} and submit again"
+            f"their cause is mended: sbatch {self.submission.run}/{SCRIPT}"
         )
         return 1
 
@@ -267,7 +289,7 @@ def main() -> None:
         status = Supervisor(Submission.read(run), job_id, nodes).run()
         if scheduler.job_state(job_id, PATIENCE_S) == "RUNNING":
             lock.release(run, job_id)
-    except K25Error as error:
+    except (K25Error, OSError) as error:
         say(f"{type(error).__name__}: {error}")
         sys.exit(2)
     sys.exit(status)

@@ -13,9 +13,9 @@ from tests.helpers.jobs import strings
 from tests.helpers.resume import rows, short
 from tests.helpers.slurm import Slurm
 
-START_S = 120.0
+START_S = 240.0
 """Most seconds until a submitted run trains, on a machine that is busy otherwise."""
-END_S = 180.0
+END_S = 300.0
 """Most seconds from a fault to the end of the run."""
 TWO_NODES = [
     "cluster=local_slurm", "cluster.nodes=2", "cluster.gpus_per_node=1", "parallelism.pp=1",

@@ -168,3 +168,5 @@ def test_a_container_gets_the_code_the_run_and_the_data() -> None:
         "--container-env=OMP_NUM_THREADS,PYTHONUNBUFFERED",
     ]
     assert container_options(compose(["experiment=smoke"]), RUN, CODE, []) == []
+    with pytest.raises(ConfigError, match="/runs/a:b: is mounted into the container, where"):
+        container_options(config, Path("/runs/a:b"), CODE, [])

@@ -133,6 +133,16 @@ def test_overrides_a_shell_would_evaluate_arrive_as_they_are(login: Login) -> No
     assert not marker.exists()
 
 
+def test_the_run_means_the_same_wherever_it_was_submitted(login: Login) -> None:
+    """Nodes work in the folder of the code, users anywhere."""
+    login.monkeypatch.chdir(login.folder)
+    login.submit("run.dir=runs/x", "data.dir=data", "data.tokenizer=data/tokenizer.json")
+    config = load(login.folder / "runs/x/submit.yaml")
+    assert config.run.dir == str(login.folder / "runs/x")
+    assert config.data.dir == str(login.folder / "data")
+    assert config.data.tokenizer == str(login.folder / "data/tokenizer.json")
+
+
 def full_disk(login: Login) -> None:
     usage = shutil.disk_usage("/")._replace(free=1 << 20)
     login.monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)

@@ -1,0 +1,273 @@
+"""The supervisor between SLURM's commands, which are scripts here: what it starts, waits for and gives up."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch import scheduler, supervisor
+from launch.decide import Outcome
+from launch.scheduler import SchedulerError, ask, job_state, unusable
+from launch.submission import Submission
+from launch.supervisor import Supervisor
+
+NUM_STEPS = 20
+TOOLS = {
+    "srun": """
+case "$*" in *launch.rendezvous*) echo "welcome"; echo '{"address": "n1", "port": "29500"}'; exit 0;; esac
+echo "$*" >> "$FAKE/srun.calls"
+exec sh "$FAKE/behaviour_$(wc -l < "$FAKE/srun.calls")"
+""",
+    "sinfo": 'cat "$FAKE/states"',
+    "squeue": 'cat "$FAKE/state"',
+    "scontrol": 'echo "$*" >> "$FAKE/scontrol.calls"',
+}
+
+
+class Job:
+    """A job whose ranks behave as a test says."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On nodes n1 to n4, all sound."""
+        self.folder = folder
+        self.run = folder / "run"
+        self.run.mkdir()
+        for name, script in TOOLS.items():
+            (folder / "bin").mkdir(exist_ok=True)
+            path = folder / "bin" / name
+            path.write_text(f"#!/bin/sh\n{script}\n")
+            path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}/bin:{os.environ['PATH']}")
+        monkeypatch.setenv("FAKE", str(folder))
+        self.set_states()
+        self.set_job_state("RUNNING")
+        self.num_behaviours = 0
+
+    def set_states(self, **states: str) -> None:
+        """What sinfo says of the nodes; those not named are allocated."""
+        nodes = {f"n{number}": "allocated" for number in range(1, 5)} | states
+        (self.folder / "states").write_text("".join(f"{node} {state}\n" for node, state in nodes.items()))
+
+    def set_job_state(self, state: str) -> None:
+        """What squeue says of the job."""
+        (self.folder / "state").write_text(f"{state}\n")
+
+    def then(self, script: str) -> None:
+        """What the ranks of the next attempt do, as a shell script; `step N` writes metrics."""
+        self.num_behaviours += 1
+        function = f"""step() {{ echo "{{\\"step\\": $1}}" >> {self.run}/metrics.jsonl; }}\n"""
+        (self.folder / f"behaviour_{self.num_behaviours}").write_text(function + script + "\n")
+
+    def supervise(self, **changes: object) -> tuple[int, Supervisor]:
+        """Run the supervisor to its end; its status and itself."""
+        values: dict[str, object] = {
+            "run": str(self.run), "checkout": str(self.folder), "code": "abc", "python": "python",
+            "num_steps": NUM_STEPS, "ranks_per_node": 8, "legal_nodes": [2, 4], "spare_nodes": 0,
+            "max_restarts": 3, "restart_wait_s": 0.0, "stop_within_s": 60.0, "rendezvous_port": 29500,
+            "interface": None, "container": [], "environment": [],
+        }  # fmt: skip
+        submission = Submission(**(values | changes))  # type: ignore[arg-type]
+        job = Supervisor(submission, 7, ["n1", "n2", "n3", "n4"])
+        return job.run(), job
+
+    def calls(self, tool: str) -> list[str]:
+        """Arguments of each call."""
+        log = self.folder / f"{tool}.calls"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def outcomes(self, job: Supervisor) -> list[str | None]:
+        """How the attempts ended."""
+        return [attempt.outcome for attempt in job.attempts.history()]
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+    """A job on four sound nodes."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    yield Job(tmp_path, monkeypatch)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_ranks_start_once_on_all_nodes_and_finish(job: Job) -> None:
+    job.then("step 20")
+    status, supervised = job.supervise()
+    assert status == 0 and job.outcomes(supervised) == ["finished"]
+    (call,) = job.calls("srun")
+    for option in (
+        "--nodes=4", "--ntasks=4", "--nodelist=n1,n2,n3,n4", "--kill-on-bad-exit=1", "--no-kill=off",
+        "--overlap",
+    ):  # fmt: skip
+        assert option in call.split()
+    assert call.endswith(f"python -m launch.node {job.run} 1 4 n1 29500")
+    assert not job.calls("scontrol")
+
+
+def test_a_failure_is_tried_again_in_the_same_job(job: Job) -> None:
+    job.then("step 5; echo 'srun: error: n2: task 1: Killed' >&2; exit 137")
+    job.then("step 20")
+    status, supervised = job.supervise()
+    assert status == 0 and job.outcomes(supervised) == ["failed", "finished"]
+    first = supervised.attempts.history()[0]
+    assert (first.reached, first.first_to_fail) == (5, "n2")
+
+
+def test_two_failures_at_a_step_end_the_run(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        job.then("step 5; exit 1")
+    status, _ = job.supervise(restart_wait_s=0.0)
+    assert status == 1 and len(job.calls("srun")) == 2
+    told = capsys.readouterr().out
+    assert "GIVEN UP: attempts 1 and 2 both failed after step 5" in told
+    assert f"when their cause is mended: sbatch {job.run}/submit.sbatch" in told
+
+
+def test_a_lost_node_is_replaced_by_a_spare_then_replicas_are_fewer(job: Job) -> None:
+    states = f"cat > {job.folder}/states"
+    job.then(f"step 3; printf 'n1 allocated\\nn2 down*\\nn3 mixed-\\nn4 idle\\n' | {states}; exit 1")
+    job.then(f"step 6; printf 'n1 draining\\nn2 down*\\nn3 mixed-\\nn4 idle\\n' | {states}; exit 1")
+    job.then("step 20")
+    status, supervised = job.supervise(legal_nodes=[2, 3])
+    assert status == 0 and job.outcomes(supervised) == ["node_lost", "node_lost", "finished"]
+    nodes = [attempt.nodes for attempt in supervised.attempts.history()]
+    assert nodes == [["n1", "n2", "n3"], ["n1", "n3", "n4"], ["n3", "n4"]]
+    assert "n2 is down*" in supervised.attempts.history()[0].reason
+
+
+def test_without_enough_nodes_the_job_goes_back_for_fewer(job: Job) -> None:
+    job.set_states(n1="down", n2="drained", n3="fail")
+    status, supervised = job.supervise(spare_nodes=1)
+    assert status == 0 and job.outcomes(supervised) == []
+    assert job.calls("scontrol") == ["requeue 7", "update JobId=7 NumNodes=2-5 NumTasks=2 NumCPUs=2"]
+
+
+WAIT_FOR_USR1 = "trap 'step 7; exit 0' USR1; step 6; touch {ready}; while :; do sleep 0.05; done"
+
+
+def send_when(path: Path, number: signal.Signals) -> None:
+    """SIGUSR1 or SIGTERM to this process as soon as a file is there."""
+
+    def send() -> None:
+        while not path.exists():
+            threading.Event().wait(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_reaches_the_ranks_and_the_job_goes_back(job: Job, number: signal.Signals) -> None:
+    ready = job.folder / "ready"
+    job.then(WAIT_FOR_USR1.format(ready=ready))
+    send_when(ready, number)
+    status, supervised = job.supervise()
+    assert status == 0 and job.outcomes(supervised) == ["stopped"]
+    assert supervised.attempts.history()[0].reached == 7
+    assert job.calls("scontrol") == ["requeue 7", "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4"]
+
+
+def test_a_cancelled_job_does_not_come_back(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    ready = job.folder / "ready"
+    job.then(WAIT_FOR_USR1.format(ready=ready))
+    job.set_job_state("COMPLETING")
+    send_when(ready, signal.SIGTERM)
+    status, _ = job.supervise()
+    assert status == 1 and not job.calls("scontrol")
+    assert "job 7 is COMPLETING, so it is not put back into the queue" in capsys.readouterr().out
+
+
+def test_ranks_that_do_not_stop_are_left_in_time_to_go_back(job: Job) -> None:
+    ready = job.folder / "ready"
+    job.then(f"trap '' USR1; step 6; touch {ready}; while :; do sleep 0.05; done")
+    send_when(ready, signal.SIGUSR1)
+    status, supervised = job.supervise(stop_within_s=1.0)
+    assert status == 0 and job.outcomes(supervised) == ["stopped"]
+    assert job.calls("scontrol")[0] == "requeue 7"
+
+
+def test_srun_that_waits_for_a_lost_node_is_ended(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "STEP_END_S", 0.5)
+    job.then("step 3; echo 'srun: error: n1: task 0: Exited with exit code 1' >&2; sleep 600")
+    job.then("step 20")
+    status, supervised = job.supervise()
+    assert status == 0 and job.outcomes(supervised) == ["failed", "finished"]
+
+
+def test_an_attempt_whose_supervisor_was_lost_counts(job: Job) -> None:
+    job.then("step 20")
+    lost = Supervisor(Submission.read(written(job)), 7, ["n1"]).attempts.start(7, ["n1"], "abc")
+    status, supervised = job.supervise()
+    assert status == 0 and lost.number == 1
+    assert job.outcomes(supervised) == ["vanished", "finished"]
+
+
+def written(job: Job) -> Path:
+    """The run folder, with the facts of a submission."""
+    values = dict.fromkeys(Submission.__dataclass_fields__) | {"run": str(job.run)}
+    (job.run / "submit.json").write_text(json.dumps(values))
+    return job.run
+
+
+def test_a_job_submitted_anew_counts_from_the_start(job: Job) -> None:
+    """Somebody has looked at it in between."""
+    for _ in range(2):
+        job.then("step 5; exit 1")
+    _, supervised = job.supervise()
+    job.then("step 20")
+    again = Supervisor(supervised.submission, 8, ["n1", "n2", "n3", "n4"])
+    assert again.run() == 0
+    assert job.outcomes(again) == ["failed", "failed", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("state", "is_usable"),
+    [
+        ("allocated", True), ("mixed-", True), ("idle", True), ("completing", True), ("idle@", True),
+        ("allocated*", False), ("down", False), ("down*", False), ("draining", False), ("drained*", False),
+        ("failing", False), ("unknown", False), ("idle~", False),
+    ],
+)  # fmt: skip
+def test_states_of_nodes(job: Job, state: str, is_usable: bool) -> None:
+    job.set_states(n2=state)
+    assert unusable(["n1", "n2"]) == ({} if is_usable else {"n2": state})
+
+
+def test_a_controller_that_is_away_is_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "RETRY_S", 0.01)
+    counting = f"""
+echo x >> {job.folder}/asked
+[ "$(wc -l < {job.folder}/asked)" -gt 2 ] && echo RUNNING && exit 0
+echo "squeue: error: Unable to contact slurm controller (connect failure)" >&2; exit 1"""
+    tool = job.folder / "bin/squeue"
+    tool.write_text(f"#!/bin/sh\n{counting}\n")
+    assert job_state(7, patience_s=60.0) == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("Invalid job id specified", None), ("slurm_load_jobs error: Access denied", "error")],
+)
+def test_other_errors_are_not_waited_for(job: Job, words: str, expected: str | None) -> None:
+    (job.folder / "bin/squeue").write_text(f"#!/bin/sh\necho 'squeue: {words}' >&2; exit 1\n")
+    if expected is None:
+        assert job_state(7, patience_s=600.0) is None
+    else:
+        with pytest.raises(SchedulerError, match="Access denied"):
+            job_state(7, patience_s=600.0)
+
+
+def test_arguments_reach_slurm_as_they_are(job: Job) -> None:
+    ask("scontrol", "show", "a b", "$(touch x)")
+    assert job.calls("scontrol") == ["show a b $(touch x)"]
+
+
+def test_outcomes_are_written_as_words(job: Job) -> None:
+    job.then("step 20")
+    _, supervised = job.supervise()
+    record = json.loads((job.run / "attempts/1/attempt.json").read_text())
+    assert record["outcome"] == Outcome.finished.value
+    assert supervised.attempts.history()[0].reason == "at step 20 of 20"
