@@ -6,7 +6,7 @@ from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from k25_train.model.multimodal import MultimodalModel
 from k25_train.plan.activations import offload_budget
-from k25_train.plan.schedule import passes_by_stage
+from k25_train.plan.schedule import passes_of_stage
 from parallel.activations.copier import HostMemoryError
 from parallel.activations.order import offload_order
 from parallel.activations.saving import Stored
@@ -34,5 +34,5 @@ def build_activations(
             engine = build_engine(topology.device, budget.host_bytes, budget.device_bytes)
         except HostMemoryError as error:
             raise ConfigError(str(error)) from error
-    order = offload_order(passes_by_stage(config)[stage], activation.passes_ahead)
+    order = offload_order(passes_of_stage(config, stage), activation.passes_ahead)
     return ActivationStore(activation.policies(), chunks, order, engine, observe)

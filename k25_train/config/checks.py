@@ -9,12 +9,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from k25_train.config.optimizer import OptimConfig
-from k25_train.config.schema import ClusterConfig, Device, ModelConfig, TrainConfig
+from k25_train.config.optimizer import OptimConfig, OptimizerOffload
+from k25_train.config.schema import ClusterConfig, Config, Device, ModelConfig, TrainConfig
+from k25_train.plan.activations import balanced_sizes, need_of, offload_budget
 from k25_train.plan.costs import stack_cost
+from k25_train.plan.optimizer import stage_states
 from parallel.config import ParallelismConfig, Problem
 from parallel.layout import LayoutError, fitting_sizes, most_chunks, parse_layout
 from parallel.layout_plan import plan_layout
+
+GIB = 2**30
 
 
 class Section(Protocol):
@@ -184,6 +188,47 @@ def transformer_engine_has_cuda(train: TrainConfig, cluster: ClusterConfig) -> l
         return []
     rule = f"needs cluster.device=cuda, not {cluster.device.value}"
     return [Problem("train.transformer_engine", True, rule, "use train.transformer_engine=false")]
+
+
+def find_plan_problems(config: Config) -> list[Problem]:
+    """Rules that take the plan of a whole step; every other rule has to hold."""
+    if not config.activation.offloads:
+        return []
+    return [*host_holds_activations(config), *node_holds_activations(config)]
+
+
+def host_holds_activations(config: Config) -> list[Problem]:
+    """A given budget of host memory holds what the schedule offloads if experts share tokens evenly."""
+    given, sizes = config.activation.host_gib, balanced_sizes(config)
+    if given is None:
+        return []
+    needs = [need_of(config, stage, sizes) for stage in range(config.parallelism.pp)]
+    need = max(needs, key=lambda need: need.host_bytes)
+    if given * GIB >= need.host_bytes:
+        return []
+    stage, least = needs.index(need), need.host_bytes / GIB
+    rule = f"must be {least:.4g} or more: stage {stage} has so much in the host at a time, its largest "
+    rule += f"micro-batch {need.batch_bytes / GIB:.4g}"
+    margin = config.activation.host_margin
+    remedy = f"use {least * margin:.4g} (times host_margin), null to have it counted, or offload less"
+    return [Problem("activation.host_gib", given, rule, remedy)]
+
+
+def node_holds_activations(config: Config) -> list[Problem]:
+    """A node has the memory that its ranks take for activations, and for optimizer state if that is there."""
+    cluster = config.cluster
+    ranks = [offload_budget(config, stage).host_bytes for stage in range(config.parallelism.pp)]
+    of_optimizer = config.optim.offload is OptimizerOffload.cpu
+    states = [state.rank_bytes if of_optimizer else 0.0 for state in stage_states(config)]
+    most = max(map(sum, zip(ranks, states, strict=True)))
+    node_gib = most * cluster.gpus_per_node / GIB
+    if node_gib <= cluster.host_memory_gib:
+        return []
+    rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks"
+    rule += ", optimizer state included," if of_optimizer else ""
+    rule += f" and cluster.host_memory_gib is {cluster.host_memory_gib:g}"
+    remedy = "offload fewer activations, or correct the node's memory"
+    return [Problem("activation.host_gib", config.activation.host_gib, rule, remedy)]
 
 
 def divisors(number: int) -> str:

@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from k25_train.config.checks import find_problems
+from k25_train.config.checks import find_plan_problems, find_problems
 from k25_train.config.derived import derived_sizes
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
@@ -68,9 +68,12 @@ def resolve(cfg: DictConfig) -> Config:
         if section is not None:
             sections[field.name] = section
     problems += find_problems(sections)
+    if not problems:
+        config = Config(**sections)
+        problems = find_plan_problems(config)
     if problems:
         raise ConfigError(describe(problems))
-    return Config(**sections)
+    return config
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -381,6 +381,8 @@ class ClusterConfig:
     """Bytes that a rank sends in a second, in units of 1e9."""
     host_copy_gb_per_s: float
     """Bytes that a rank copies from host memory to its device in a second, in units of 1e9."""
+    gpu_memory_gb: float | None
+    """Memory of a GPU, in units of 1e9 bytes; null where the device is the CPU."""
     host_memory_gib: float
     """Memory of a machine."""
     slurm: SlurmConfig | None
@@ -397,6 +399,11 @@ class ClusterConfig:
         """Every rule of this section that is broken."""
         rates = ("model_tflops", "network_gb_per_s", "host_copy_gb_per_s", "host_memory_gib")
         found = not_positive(self, ("nodes", "gpus_per_node", *rates))
+        if self.gpu_memory_gb is not None:
+            found += not_positive(self, ("gpu_memory_gb",))
+        elif self.device is Device.cuda:
+            rule = "must be given where cluster.device is cuda"
+            found.append(Problem("gpu_memory_gb", None, rule, "use what the data sheet says, e.g. 80"))
         if self.slurm is not None:
             found += [problem.under("slurm") for problem in self.slurm.problems()]
             least = self.slurm.min_nodes

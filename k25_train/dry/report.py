@@ -10,6 +10,7 @@ from k25_train.config.schema import Config, Device
 from k25_train.dry.job import DryRun, StageSummary
 from k25_train.dry.tensors import PARTS
 from k25_train.plan.__main__ import shorten
+from k25_train.plan.activation_report import layer_numbers
 from parallel.config import DepMode
 
 GIB = 2**30
@@ -51,13 +52,6 @@ def sizes(config: Config) -> str:
     """The parallel sizes in short."""
     cut = config.parallelism
     return f"pp {cut.pp}, vpp {cut.vpp}, ep {cut.ep}, dp {config.dp} (experts {config.expert_dp})"
-
-
-def layer_numbers(layers: range) -> str:
-    """A chunk's layers: 3-5, 4, or a dash."""
-    if len(layers) < 2:
-        return str(layers.start) if layers else "-"
-    return f"{layers.start}-{layers.stop - 1}"
 
 
 def gib(num_bytes: int) -> str:

@@ -1,9 +1,10 @@
 """Print what a configuration amounts to, without torch and before a GPU hour is spent.
 
-    python -m k25_train.plan experiment=k25_pretrain_4k [SECTION.KEY=VALUE ...] [--optimizer] [--json]
+    python -m k25_train.plan experiment=k25_pretrain_4k [SECTION.KEY=VALUE ...] [VIEW] [--json]
 
 So far: the model's parameters, total and active, by module, the pipeline layout, and what ranks send in a
-step. With --optimizer: the rule by which each parameter is updated, and the optimizer's state on each rank.
+step. Views: --optimizer is the rule by which each parameter is updated, and the optimizer's state on each
+rank; --activations what is saved of each layer and done with it, and what a rank of each stage has to hold.
 """
 
 import argparse
@@ -11,16 +12,21 @@ import json
 from dataclasses import asdict
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from k25_train.config.command_line import exit_with
 from k25_train.config.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
+from k25_train.plan import activation_report
 from k25_train.plan.communication import communication
 from k25_train.plan.layout import layout_of
 from k25_train.plan.optimizer import as_dict, parameter_kinds, rule_lines, stage_states, state_lines
 from k25_train.plan.parameters import ParameterCount, count_parameters
+from k25_train.plan.stage_memory import stage_memories
+
+ANY_WIDTH = Console(width=1000)
 
 
 def main() -> None:
@@ -29,7 +35,9 @@ def main() -> None:
         prog="k25-plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
-    parser.add_argument("--optimizer", action="store_true", help="print rules and state of the optimizer")
+    views = parser.add_mutually_exclusive_group()
+    views.add_argument("--optimizer", action="store_true", help="print rules and state of the optimizer")
+    views.add_argument("--activations", action="store_true", help="print activations and memory by stage")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_intermixed_args()
     try:
@@ -38,6 +46,9 @@ def main() -> None:
         exit_with(error)
     if arguments.optimizer:
         print_optimizer(config, as_json=arguments.json)
+        return
+    if arguments.activations:
+        print_activations(config, as_json=arguments.json)
         return
     counts = count_parameters(config.model)
     if arguments.json:
@@ -64,6 +75,27 @@ def print_optimizer(config: Config, *, as_json: bool) -> None:
         print(json.dumps(as_dict(config), indent=2))
         return
     print(*rule_lines(parameter_kinds(config)), "", *state_lines(config, stage_states(config)), sep="\n")
+
+
+def print_activations(config: Config, *, as_json: bool) -> None:
+    """Saved tensors of each kind of layer, and the memory of each stage."""
+    memories = stage_memories(config)
+    if as_json:
+        print(json.dumps(activation_report.as_dict(config, memories), indent=2))
+        return
+    tables = [
+        activation_report.part_table(config, part, tensors)
+        for part, tensors in activation_report.parts(config).items()
+    ]
+    tables.append(activation_report.stage_table(config, memories))
+    # Rich would cut numbers short where there is no terminal, or a narrow one.
+    console = Console(
+        width=max(Measurement.get(ANY_WIDTH, ANY_WIDTH.options, each).maximum for each in tables)
+    )
+    for table in tables:
+        console.print(table)
+    for line in activation_report.verdict(config, memories):
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def parameter_table(name: str, counts: ParameterCount) -> Table:

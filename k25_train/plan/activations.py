@@ -12,7 +12,7 @@ from typing import NamedTuple
 from k25_train.config.schema import Config
 from k25_train.plan.layout import layout_of
 from k25_train.plan.saved_tensors import KERNELS, PassSizes, SavedTensor, SavedTensors
-from k25_train.plan.schedule import passes_by_stage
+from k25_train.plan.schedule import sample_of_passes
 from parallel.activations.order import Batch, offload_order
 from parallel.activations.policy import Policy
 from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES, block_bytes, stored_bytes
@@ -92,13 +92,15 @@ def offload_budget(config: Config, stage: int) -> OffloadBudget:
 
 
 def offload_need(config: Config, stage: int) -> OffloadNeed:
-    """What a rank of the stage offloads, tokens spread over experts evenly; but see `SMALL_HOST_BYTES`."""
-    worst = _need(config, stage, largest_sizes(config))
-    return worst if worst.host_bytes <= SMALL_HOST_BYTES else _need(config, stage, balanced_sizes(config))
+    """What a rank of the stage is to have room for: tokens spread over experts evenly, but see
+    `SMALL_HOST_BYTES`."""
+    worst = need_of(config, stage, largest_sizes(config))
+    return worst if worst.host_bytes <= SMALL_HOST_BYTES else need_of(config, stage, balanced_sizes(config))
 
 
-def _need(config: Config, stage: int, sizes: PassSizes) -> OffloadNeed:
-    passes = passes_by_stage(config)[stage]
+def need_of(config: Config, stage: int, sizes: PassSizes) -> OffloadNeed:
+    """What a rank of the stage offloads of micro-batches of this size."""
+    passes = sample_of_passes(config, stage)
     stay = offload_order(passes, config.activation.passes_ahead).stay
     chunks = [WaitingBytes.of(tensors) for tensors in stage_tensors(config, stage, sizes)]
 
@@ -154,8 +156,10 @@ def saved_tensors(config: Config, sizes: PassSizes) -> SavedTensors:
     return SavedTensors(config.model, config.train.dtype, kernels, policies, sizes)
 
 
-def stage_tensors(config: Config, stage: int, sizes: PassSizes) -> list[list[StoredTensor]]:
-    """[virtual stage] -> what a pass through that chunk stores, if it is offloaded as the policies say."""
+def stage_tensors(
+    config: Config, stage: int, sizes: PassSizes, *, offloads: bool = True
+) -> list[list[StoredTensor]]:
+    """[virtual stage] -> what a pass through that chunk stores; `offloads`: whether it leaves the device."""
     layout, lists, model = layout_of(config), saved_tensors(config, sizes), config.model
     found = []
     for vp_stage in range(layout.vpp):
@@ -165,7 +169,7 @@ def stage_tensors(config: Config, stage: int, sizes: PassSizes) -> list[list[Sto
         for layer in layers:
             saved += lists.layer(is_moe=layer >= model.num_dense_layers)
         saved += lists.last_chunk() if layout.is_last(stage, vp_stage) else []
-        found.append(store_all(config, saved))
+        found.append(store_all(config, saved, offloads=offloads))
     return found
 
 

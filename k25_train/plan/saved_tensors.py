@@ -29,14 +29,19 @@ class Kernels:
     which keep that input in float32 and what it is normalised to. Both keep a float32 a row."""
     pads_values: bool
     """Whether the attention kernel takes queries, keys and values of one width only."""
+    attention_rows: int
+    """Rows for which the attention kernel keeps the logarithm of a sum are filled up to a multiple of it."""
+    attention_seeds: int
+    """Scalars, 8 bytes each, that the attention kernel keeps for dropout, whether there is any or not."""
 
 
 KERNELS = {
-    Device.cpu: Kernels(norm_is_fused=False, pads_values=True),
-    Device.cuda: Kernels(norm_is_fused=True, pads_values=False),
+    Device.cpu: Kernels(norm_is_fused=False, pads_values=True, attention_rows=1, attention_seeds=0),
+    Device.cuda: Kernels(norm_is_fused=True, pads_values=False, attention_rows=32, attention_seeds=2),
 }
-"""By device. CUDA's are from reading torch 2.13 (`_fused_rms_norm`, fused attention) and Transformer Engine's
-RMSNorm, and have not been measured."""
+"""By device. CUDA's are from reading torch 2.13, and have not been measured on a GPU: `_fused_rms_norm` (what
+Transformer Engine's keeps is the same) and `_scaled_dot_product_efficient_attention`, the kernel for values
+narrower than keys (cuDNN's keeps no more)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +141,11 @@ class SavedTensors:
         for last in (width, width, value_width):
             yield self._made("mla.up_proj", (tokens, heads, last))
         for length in self._sizes.documents:
-            yield _exact("attention.output", (1, heads, length), FLOAT_BYTES)
+            rows = -(-length // self._kernels.attention_rows) * self._kernels.attention_rows
+            yield _exact("attention.output", (1, heads, rows), FLOAT_BYTES)
             yield _exact("attention.output", (1, heads, length, value_width), self._element_bytes)
+            for _ in range(self._kernels.attention_seeds):
+                yield _exact("attention.output", (), INDEX_BYTES)
         yield self._made("attention.joined", (tokens, heads * model.v_head_dim))
         yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
 

@@ -21,6 +21,7 @@ from parallel.activations.offload import OffloadEngine, OffloadStats
 from parallel.activations.order import Batch, OffloadOrder
 from parallel.activations.policy import Policy
 from parallel.activations.saving import SavingPass, Stored
+from parallel.activations.sizes import OUTPUTS_UNDER_WAY
 
 
 class ActivationStore:
@@ -57,12 +58,9 @@ class ActivationStore:
         return SavingPass(self._policies, batch, self._weights, engine, self._observe)
 
     def hold_output(self, output: Tensor) -> None:
-        """Take a chunk's output, which the schedule holds for its history: its memory is freed once sent.
-
-        The schedules wait until a message is sent before they go on from the next one.
-        """
+        """Take a chunk's output, which the schedule holds for its history: its memory is freed once sent."""
         self._outputs.append(output)
-        if len(self._outputs) > 2:
+        if len(self._outputs) > OUTPUTS_UNDER_WAY:
             let_go(self._outputs.popleft())
 
     def work_before(self, num_passes: int) -> None:

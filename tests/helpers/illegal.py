@@ -144,6 +144,29 @@ def overlap_with_one_micro_batch(legal: Legal) -> Broken:
     return changes, "train.global_batch_size", "runs one micro-batch beside another"
 
 
+OFFLOADED: Values = {
+    "cluster.nodes": 1, "cluster.gpus_per_node": 2, "parallelism.pp": 2, "parallelism.vpp": 2,
+    "parallelism.ep": 1, "parallelism.layout": None, "parallelism.overlap_expert_comm": False,
+    "parallelism.delay_wgrad": False, "model.num_layers": 6, "train.micro_batch_size": 1,
+    "train.global_batch_size": 8, "train.eval_sequences": 4, "activation.norm.input": "offload",
+}  # fmt: skip
+"""A legal configuration that offloads something."""
+
+
+def gpu_without_memory(_legal: Legal) -> Broken:
+    return {"cluster.device": "cuda"}, "cluster.gpu_memory_gb", "must be given where cluster.device is cuda"
+
+
+def host_memory_below_what_is_offloaded(legal: Legal) -> Broken:
+    changes = OFFLOADED | {"activation.host_gib": legal.pick([1e-9, 1e-7])}
+    return changes, "activation.host_gib", "so much in the host at a time"
+
+
+def node_without_memory(legal: Legal) -> Broken:
+    changes = OFFLOADED | {"activation.host_gib": 64, "cluster.host_memory_gib": legal.pick([1, 127.5])}
+    return changes, "activation.host_gib", "GiB on a node of 2 ranks"
+
+
 def too_few_micro_batches(name: str) -> Callable[[Legal], Broken]:
     def broken(legal: Legal) -> Broken:
         pp, dp = legal.pick([3, 4, 8]), legal.pick([1, 2])
@@ -254,7 +277,8 @@ POSITIVE = (
     "train.stall_timeout_s checkpoint.interval checkpoint.keep cluster.nodes cluster.gpus_per_node "
     "data.limit_samples data.blend.text optim.qk_clip_threshold optim.muon.newton_schulz_steps "
     "optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale dep.max_patches_per_chunk "
-    "cluster.model_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s cluster.host_memory_gib"
+    "cluster.model_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s cluster.host_memory_gib "
+    "cluster.gpu_memory_gb"
 ).split()
 NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "
@@ -311,6 +335,9 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "experts": experts_that_do_not_divide,
     "expert groups": expert_groups_beyond_replicas,
     "schedule": schedule_longer_than_the_run,
+    "GPU without memory": gpu_without_memory,
+    "host memory": host_memory_below_what_is_offloaded,
+    "memory of a node": node_without_memory,
     "partition": of_cluster("slurm", "partition", ["a b", "$x", "a#b", ""], "must consist of letters"),
     "time limit": of_cluster("slurm", "time_limit_min", [0, -5], "must be positive"),
     "spare nodes": of_cluster("slurm", "spare_nodes", [-1], "must not be negative"),

@@ -61,5 +61,90 @@ def records_of_cases(
     return found
 
 
+class EngineWithoutMemory:
+    """Takes meta tensors, of which there is nothing to copy."""
+
+    device = torch.device("meta")
+
+    def save(self, tensor: torch.Tensor, batch: Batch) -> object:
+        return batch
+
+
+class FusedNorm(torch.autograd.Function):
+    """The shape of `_fused_rms_norm`, which torch has for CUDA alone: saves its input and a float32 a row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows, weight, rows.new_empty((*rows.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(rows)
+
+
+def records_without_memory(
+    context: RankContext, cases: Sequence[Case], overrides: Sequence[str]
+) -> list[Counter[Record]]:
+    """What one pass stores of the model of these overrides, on tensors that have shapes and no data.
+
+    Kernels that need CUDA are stood in for by what autograd saves of them; tokens arrive at the experts as
+    they are, since nobody knows where they are sent.
+    """
+    import torch.nn.functional as F
+    from megatron.core.transformer.moe import token_dispatcher
+
+    from k25_train.config.resolve import compose
+    from k25_train.model.attention import PackedDocuments
+    from k25_train.model.build import build_chunks
+    from k25_train.model.megatron_config import backbone_config
+    from k25_train.plan.layout import layout_of
+    from parallel.activations import fp8
+    from parallel.activations.memory import weights_of
+    from parallel.activations.saving import SavingPass
+    from parallel.fake_group import fake_rank
+    from parallel.megatron.platform import use_platform
+    from parallel.topology import build_topology
+
+    use_platform("meta")
+    F.rms_norm = lambda rows, _shape, weight, _eps: FusedNorm.apply(rows, weight)
+    F.scaled_dot_product_attention = attention_of_unequal_widths
+    token_dispatcher.sort_chunks_by_idxs = chunks_in_order
+    fp8._on_cuda = lambda tensor: False
+    config, meta = compose(overrides), torch.device("meta")
+    layout, found = layout_of(config), []
+    with fake_rank(0, 1):
+        topology = build_topology(config.parallelism, layout, meta)
+        backbone = backbone_config(config.model, config.train, config.parallelism, layout)
+        with meta:
+            chunks = build_chunks(config, backbone, topology)
+        for case in cases:
+            stored: list[Stored] = []
+            engine: Any = None if case.stays else EngineWithoutMemory()
+            saving = SavingPass(case.policies, Batch(0, 0), weights_of(chunks), engine, stored.append)
+            tokens = torch.empty(sum(case.lengths), dtype=torch.long, device=meta)
+            with saving.active():
+                chunks[0](
+                    tokens=tokens,
+                    documents=PackedDocuments.of(case.lengths, meta),
+                    labels=tokens.clone(),
+                    media_positions=tokens[:0],
+                )
+            found.append(Counter(map(record_of, stored)))
+    return found
+
+
+def attention_of_unequal_widths(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool, scale: float
+) -> torch.Tensor:
+    """The kernel that CUDA has for values narrower than keys; autograd knows it on all devices."""
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attend(query, key, value, None, True, 0.0, is_causal, scale=scale)[0]
+
+
+def chunks_in_order(
+    rows: torch.Tensor, sizes: torch.Tensor, order: torch.Tensor, *, fused: bool, probs: Any = None
+) -> tuple[torch.Tensor, Any]:
+    """megatron-core's `sort_chunks_by_idxs` for chunks of about one size that are sorted already."""
+    copies = [each if each is None else torch.cat(each.tensor_split(len(sizes))) for each in (rows, probs)]
+    return copies[0], copies[1]
+
+
 def record_of(stored: Stored) -> Record:
     return (stored.name, stored.shape, stored.policy, stored.device_bytes, stored.host_bytes)

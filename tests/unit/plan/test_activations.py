@@ -15,12 +15,10 @@ from k25_train.plan.saved_tensors import KERNELS, PassSizes, SavedTensors
 from parallel.activations.policy import Policy
 from tests.helpers.hf_reference import tiny_model_config
 from tests.helpers.ranks import run_ranks
-from tests.helpers.saved import Case, Record, records_of_cases
+from tests.helpers.saved import Case, Record, records_of_cases, records_without_memory
 from tests.helpers.tiny_model import LENGTHS
 
 DTYPES = {torch.float32: DType.float32, torch.bfloat16: DType.bfloat16}
-SEQUENCE_TOKENS = 64
-"""Of the tiny model's micro-batches."""
 MODELS: dict[str, dict[str, float]] = {
     "tiny": {},
     "one expert a token, no balance loss": {"num_experts_per_token": 1, "balance_loss_coeff": 0.0},
@@ -51,15 +49,17 @@ def is_allowed(name: str, policy: Policy) -> bool:
     return name in CAN_ROUND or not policy.compresses
 
 
-def planned(model: ModelConfig, case: Case) -> Counter[Record]:
+def planned(
+    model: ModelConfig, case: Case, *, device: Device = Device.cpu, sequence_tokens: int = 64
+) -> Counter[Record]:
     """What the plan says that a pass through the whole model stores."""
     sizes = PassSizes(
         documents=case.lengths,
-        num_sequences=sum(case.lengths) // SEQUENCE_TOKENS,
+        num_sequences=sum(case.lengths) // sequence_tokens,
         expert_rows=sum(case.lengths) * model.num_experts_per_token,
         local_experts=model.num_experts,
     )
-    lists = SavedTensors(model, DTYPES[case.dtype], KERNELS[Device.cpu], case.policies, sizes)
+    lists = SavedTensors(model, DTYPES[case.dtype], KERNELS[device], case.policies, sizes)
     saved = [*lists.first_chunk(), *lists.every_chunk(), *lists.last_chunk()]
     for layer in range(model.num_layers):
         saved += lists.layer(is_moe=layer >= model.num_dense_layers)
@@ -108,3 +108,23 @@ def test_plan_holds_for_other_models_and_documents(overrides: dict[str, float]) 
     found = run_ranks(records_of_cases, 1, cases, overrides)[0]
     for case, saved in zip(cases, found, strict=True):
         assert_alike(planned(model, case), saved, f"{case.dtype}, documents of {case.lengths}")
+
+
+@pytest.mark.parametrize("seq_len", [4096, 16384])
+def test_plan_holds_for_the_real_model(seq_len: int) -> None:
+    """A dense and a MoE layer, embedding and head of Kimi K2.5, with CUDA's kernels and without memory."""
+    one_rank = ["parallelism=serial", "cluster.nodes=1", "cluster.gpus_per_node=1"]
+    sizes = ["model.num_layers=2", f"train.seq_len={seq_len}", "model.rope.scaling_factor=64"]
+    overrides = ["experiment=k25_pretrain_4k", *one_rank, *sizes, "train.transformer_engine=false"]
+    cases = [
+        Case(policies, torch.bfloat16, lengths, stays)
+        for name, policies in choices().items()
+        for stays in (False, True)
+        for lengths in ((seq_len,), (1000, 3, seq_len - 1003))
+        if name in POLICIES or name.startswith("all ")
+    ]
+    model = compose(overrides).model
+    found = run_ranks(records_without_memory, 1, cases, overrides)[0]
+    for case, saved in zip(cases, found, strict=True):
+        expected = planned(model, case, device=Device.cuda, sequence_tokens=seq_len)
+        assert_alike(expected, saved, f"documents of {case.lengths}, stays {case.stays}")

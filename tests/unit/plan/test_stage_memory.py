@@ -1,0 +1,219 @@
+"""What ranks hold at their peaks, budgets of offloading, and the command that prints both."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from k25_train.config.resolve import compose
+from k25_train.config.schema import Config
+from k25_train.plan.activations import (
+    balanced_sizes,
+    largest_sizes,
+    offload_budget,
+    offload_need,
+    peak_held,
+    stage_tensors,
+)
+from k25_train.plan.optimizer import stage_states
+from k25_train.plan.schedule import passes_of_stage, sample_of_passes
+from k25_train.plan.stage_memory import (
+    OVERHEAD_BYTES,
+    fullest,
+    most_imbalance,
+    room_bytes,
+    stage_memories,
+    stage_memory,
+)
+from parallel.activations.order import Batch, offload_order
+from parallel.activations.sizes import BLOCK_BYTES, block_bytes
+from parallel.dep.timeline import Pass, schedule_of
+from tests.helpers.sizes import parallel_sizes
+from tests.helpers.source import REPO
+
+FITTING = ["activation.moe.up_input=fp8+offload", "optim.offload=cpu"]
+
+
+@pytest.fixture(scope="module")
+def pretrain() -> Config:
+    """The report's plan on 256 ranks."""
+    return compose(["experiment=k25_pretrain_4k"])
+
+
+@pytest.fixture(scope="module")
+def fitting() -> Config:
+    """The same with less on the device."""
+    return compose(["experiment=k25_pretrain_4k", *FITTING])
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+@pytest.mark.parametrize("stage", range(4))
+def test_passes_held_by_interleaved_ranks(stage: int, overlaps: bool) -> None:
+    """Warm-up, and the forward pass that comes before, or runs beside, the first backward pass."""
+    passes = schedule_of(4, 2, 16, 4, stage, overlaps=overlaps)
+    ahead = 2 * (4 - stage - 1) + 4 + overlaps
+    assert peak_held(passes, lambda batch: 1) == ahead + 1
+
+
+def test_peak_counts_a_pass_that_runs_beside_the_backward_that_frees() -> None:
+    passes = [Pass(True, 0, 0), Pass(True, 0, 1, True), Pass(False, 0, 0), Pass(False, 0, 1)]
+    assert peak_held(passes, lambda batch: 10 ** (batch.micro_batch + 1)) == 110
+
+
+@settings(max_examples=200)
+@given(
+    pp=st.integers(1, 8), vpp=st.integers(1, 4), rounds=st.floats(1, 14), overlaps=st.booleans(),
+    num_ahead=st.integers(1, 5), weights=st.lists(st.integers(0, 100), min_size=8, max_size=8),
+)  # fmt: skip
+def test_few_passes_hold_what_all_hold(
+    pp: int, vpp: int, rounds: float, overlaps: bool, num_ahead: int, weights: list[int]
+) -> None:
+    """The same peaks of batches that leave the device and of those that stay."""
+    vpp = vpp if pp > 1 else 1
+    sizes = parallel_sizes(pp=pp, vpp=vpp, overlap_expert_comm=overlaps and (vpp > 1 or pp == 1))
+    config = SimpleNamespace(num_micro_batches=max(2, int(pp * rounds)), parallelism=sizes)
+
+    def peaks(passes: list[Pass]) -> tuple[int, int]:
+        stay = offload_order(passes, num_ahead).stay
+        return (
+            peak_held(passes, lambda batch: weights[batch.vp_stage + 4 * (batch in stay)]),
+            peak_held(passes, lambda batch: weights[batch.vp_stage] * (batch not in stay)),
+        )
+
+    for stage in range(pp):
+        assert peaks(sample_of_passes(config, stage)) == peaks(passes_of_stage(config, stage))
+
+
+def test_host_memory_is_what_a_walk_over_batches_needs(pretrain: Config) -> None:
+    stage = 3
+    passes = passes_of_stage(pretrain, stage)
+    stay = offload_order(passes, pretrain.activation.passes_ahead).stay
+    chunks = stage_tensors(pretrain, stage, balanced_sizes(pretrain))
+    sizes = [sum(block_bytes(each.host_bytes) for each in chunk if each.host_bytes) for chunk in chunks]
+    held: dict[Batch, int] = {}
+    most = 0
+    for each in passes:
+        batch = Batch(each.vp_stage, each.micro_batch)
+        if each.is_forward and batch not in stay:
+            held[batch] = sizes[batch.vp_stage]
+            most = max(most, sum(held.values()))
+        elif not each.is_forward:
+            held.pop(batch, None)
+    need = offload_need(pretrain, stage)
+    assert need.host_bytes == most
+    budget = offload_budget(pretrain, stage)
+    assert budget.host_bytes == pytest.approx(1.5 * most, abs=BLOCK_BYTES)
+    assert budget.device_bytes == 1.5 * 4 * sum(each.host_bytes for each in chunks[0])
+
+
+def test_budgets_that_are_given_are_kept() -> None:
+    config = compose(["experiment=k25_pretrain_4k", "activation.host_gib=40.5", "activation.device_gib=0.25"])
+    budget = offload_budget(config, 1)
+    assert (budget.host_bytes, budget.device_bytes) == (81 * 2**29, 2**28)
+
+
+def test_shrunk_models_have_host_memory_for_any_routing() -> None:
+    """Of a few hundred tokens, all may go to one rank."""
+    config = compose(["experiment=smoke", "activation=k2", "activation.moe.up_input=offload"])
+    worst = largest_sizes(config)
+    assert worst.expert_rows == 2 * balanced_sizes(config).expert_rows
+    [rows] = {
+        each.host_bytes for each in stage_tensors(config, 1, worst)[0] if each.tensor.name == "moe.up_input"
+    }
+    assert rows == worst.expert_rows * config.model.hidden_size * 4
+    assert offload_need(config, 1).batch_bytes > 2 * rows
+
+
+def test_nothing_is_needed_where_every_batch_stays() -> None:
+    alone = ["parallelism=serial", "cluster.gpus_per_node=1"]
+    config = compose(["experiment=smoke", "activation=k2", *alone])
+    assert offload_need(config, 0).host_bytes == offload_need(config, 0).batch_bytes == 0
+
+
+def test_states_are_those_of_the_dry_run(pretrain: Config) -> None:
+    """Its table of 256 ranks stands in the README: GiB of weights, gradients and optimizer."""
+    readme = (REPO / "README.md").read_text()
+    memories = stage_memories(pretrain)
+    for stage in (0, 1, 15):
+        memory = memories[stage]
+        parts = (memory.weights, memory.gradients, memory.optimizer, memory.states)
+        line = next(line for line in readme.splitlines() if line.startswith(f" {stage:<3}"))
+        assert [f"{part / 2**30:.2f}" for part in parts] == line.removesuffix(" ◄").split()[-4:]
+
+
+def test_imbalance_is_where_room_ends(fitting: Config) -> None:
+    memories = stage_memories(fitting)
+    worst = fullest(memories)
+    assert room_bytes(fitting, worst) == 80e9 - OVERHEAD_BYTES - worst.device > 0
+    factor = most_imbalance(fitting, worst)
+    state = stage_states(fitting)[worst.stage]
+    assert 1 < factor < fitting.parallelism.ep
+    assert room_bytes(fitting, stage_memory(fitting, state, factor)) >= 0
+    assert room_bytes(fitting, stage_memory(fitting, state, factor * 1.01)) < 0
+    roomy = replace(fitting, cluster=replace(fitting.cluster, gpu_memory_gb=1e6))
+    assert most_imbalance(roomy, worst) == 16
+
+
+def test_more_is_saved_the_less_is_done_about_it() -> None:
+    """Of the fullest stage: kept, recomputed as K2 does, in FP8 besides, offloaded besides."""
+    keep = ["experiment=k25_pretrain_4k", "activation=keep"]
+    recompute = [
+        f"activation.{name}=recompute"
+        for name in "norm.output mla.up_input mla.up_proj attention.joined moe.down_input".split()
+    ]
+    fp8 = ["activation.moe.up_input=fp8", "activation.moe.swiglu_input=fp8"]
+    saved = [
+        max(memory.saved for memory in stage_memories(compose([*keep, *more])))
+        for more in ([], recompute, [*recompute, *fp8])
+    ]
+    saved.append(max(memory.saved for memory in stage_memories(compose(["experiment=k25_pretrain_4k"]))))
+    assert saved == sorted(saved, reverse=True)
+    assert saved[0] > 4 * saved[-1]
+
+
+def run_command(*arguments: str) -> str:
+    """What the command prints on a machine without torch."""
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['megatron'] = None; "
+        f"sys.argv[1:] = {list(arguments)}; from k25_train.plan.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPO, env={"COLUMNS": "160"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_command_tells_whether_the_plan_fits() -> None:
+    text = run_command("experiment=k25_pretrain_4k", *FITTING, "--activations")
+    assert "FITS: stage 0 is the fullest. Of 80 GB, 34.55 GB of states" in text
+    assert "moe.up_input                 32768 x 7168           fp8+offload" in text
+    assert "242,221,056" in text, "32,768 rows of 7,168 bytes and 56 scales"
+
+
+def test_command_tells_what_would_help() -> None:
+    text = run_command("experiment=k25_pretrain_4k", "cluster.gpu_memory_gb=40", "--activations")
+    assert "DOES NOT FIT: stage 1 has 65.88 GB of states" in text
+    assert "activation.moe.up_input=fp8+offload" in text
+    assert "optim.offload=cpu (34.13 GB)" in text
+
+
+def test_command_prints_json_of_the_same(pretrain: Config) -> None:
+    plan = json.loads(run_command("experiment=k25_pretrain_4k", "--activations", "--json"))
+    assert plan["tokens"] == 4096
+    assert set(plan["parts"]) == {"dense layer", "MoE layer", "once a chunk", "first chunk", "last chunk"}
+    memories = stage_memories(pretrain)
+    assert [stage["saved"] for stage in plan["stages"]] == [memory.saved for memory in memories]
+    assert plan["stages"][0]["layers"] == [[0, 1], [31, 32]]
+
+
+def test_a_machine_without_gpus_has_no_verdict() -> None:
+    text = run_command("experiment=smoke", "activation=k2", "--activations")
+    assert "FIT" not in text
+    assert "Host memory for activations" in text
