@@ -52,10 +52,10 @@ def run_command(words: Sequence[str]) -> str:
     return done.stdout
 
 
-def resolve_host(name: str) -> str | None:
-    """The IPv4 address of a host, as libraries look it up; None if the name is unknown."""
+def resolve_own_name() -> str | None:
+    """The IPv4 address of this host's name, as libraries look it up; None if the name is unknown."""
     try:
-        return socket.gethostbyname(name)
+        return socket.gethostbyname(socket.gethostname())
     except OSError:
         return None
 
@@ -76,8 +76,8 @@ class Machine:
     """Where the file tree starts."""
     run: Callable[[Sequence[str]], str] = run_command
     """Words of a command -> what it prints; raises `AbsentError` or `BrokenError`."""
-    resolve: Callable[[str], str | None] = resolve_host
-    """Host name -> the IPv4 address that it stands for, None if none."""
+    resolve: Callable[[], str | None] = resolve_own_name
+    """The IPv4 address that the host's name stands for, None if none."""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     """Variables of this process."""
     usage: Callable[[Path], Usage] = usage_of

@@ -80,7 +80,7 @@ def read_node(machine: Machine, name: str, config: Config) -> Node:
     return Node(
         name=name,
         host=read_host(machine, Path(config.run.dir).absolute()),
-        surroundings=read_surroundings(machine, name),
+        surroundings=read_surroundings(machine),
         gpus=gpus,
         paths=_attempt(lambda: read_paths(machine)),
         hcas=hcas,

@@ -113,7 +113,7 @@ class RecordedNode:
             run=self._run,
             usage=self._usage,
             environment=self.environment,
-            resolve=lambda name: self.address,
+            resolve=lambda: self.address,
         )
 
     def _usage(self, path: Path) -> Usage:
