@@ -354,6 +354,14 @@ def test_a_name_that_stands_for_loopback(recorded: RecordedNode, address: str | 
     assert "/etc/hosts" in finding.remedy
 
 
+def test_cards_too_slow_for_the_plan(recorded: RecordedNode) -> None:
+    config = compose(["experiment=k25_pretrain_4k", "cluster.network_gb_per_s=60"])
+    (finding,) = [one for one in examine(recorded, config) if one.verdict is not Verdict.passed]
+    assert (finding.check, finding.verdict) == ("network speed", Verdict.failed)
+    assert "400 GB/s a node" in finding.found
+    assert "the plan needs 480 GB/s" in finding.rule
+
+
 def test_a_card_that_is_not_there(recorded: RecordedNode) -> None:
     config = compose(["experiment=k25_pretrain_4k", "cluster.fabric.hcas=[mlx5_0,mlx5_9]"])
     bad = [one for one in examine(recorded, config) if one.verdict is Verdict.failed]
