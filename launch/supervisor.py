@@ -244,6 +244,8 @@ class Supervisor:
         least, most = legal[0] if lost else legal[-1], legal[-1] + spares
         nodes = scheduler.node_range(least, most)
         say(f"{reason}; job {self.job_id} goes back to the queue, for {nodes} nodes")
+        # SLURM ends a job that it requeues with all its processes, scontrol included, by SIGTERM first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         scheduler.requeue(self.job_id, least, most, PATIENCE_S)
         return 0
 

@@ -202,7 +202,7 @@ def shrunk_model(console: Console) -> None:
 
 def main() -> None:
     """Print both tables."""
-    console = Console()
+    console = Console(width=110)
     real_model(console)
     shrunk_model(console)
 

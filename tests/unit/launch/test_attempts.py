@@ -2,13 +2,16 @@
 
 import dataclasses
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from launch.attempts import TAIL_BYTES, Attempts
 from launch.decide import Outcome
-from launch.node import ranks_of
+from launch.node import end_leftovers
 from launch.scheduler import first_to_fail, last_json
 from launch.submission import Submission
 
@@ -92,5 +95,23 @@ def test_an_answer_is_found_behind_what_a_prolog_printed() -> None:
         last_json("nothing\n")
 
 
-def test_ranks_of_other_runs_are_left_alone(tmp_path: Path) -> None:
-    assert list(ranks_of(tmp_path)) == []
+def test_what_an_earlier_attempt_left_on_a_node_is_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But neither this attempt's processes, which a node on the same machine may have, nor other runs'."""
+    code = "import time; time.sleep(600)"
+
+    def started(run: str, attempt: int) -> "subprocess.Popen[bytes]":
+        arguments = ["-m", "launch.rank", str(tmp_path / run / "attempts" / str(attempt)), "--config", "x"]
+        return subprocess.Popen([sys.executable, "-c", code, *arguments])
+
+    left, left_too, current, other = started("x", 1), started("x", 2), started("x", 3), started("xy", 1)
+    try:
+        end_leftovers(tmp_path / "x" / "attempts", "3")
+        assert left.wait(10) == left_too.wait(10) == -signal.SIGKILL
+        assert current.poll() is None and other.poll() is None
+        assert f"ending process {left.pid}, left by attempt 1" in capsys.readouterr().out
+    finally:
+        for process in (left, left_too, current, other):
+            process.kill()
+            process.wait()
