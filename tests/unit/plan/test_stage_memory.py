@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from k25_train.config.resolve import compose
 from k25_train.config.schema import Config
+from k25_train.plan.activation_report import verdict
 from k25_train.plan.activations import (
     balanced_sizes,
     largest_sizes,
@@ -198,14 +199,12 @@ def test_command_tells_whether_the_plan_fits() -> None:
     assert "242,221,056" in text, "32,768 rows of 7,168 bytes and 56 scales"
 
 
-def test_command_tells_whether_copies_are_hidden() -> None:
-    told = [
-        run_command("experiment=k25_pretrain_4k", f"cluster.host_copy_gb_per_s={rate}", "--activations")
-        for rate in (20, 10)
-    ]
-    for text, hidden in zip(told, (True, False), strict=True):
-        assert "Copies: stage 1 sends 1.84 GB of a micro-batch to the host and back" in text
-        assert ("it waits for copies" not in text) == hidden
+@pytest.mark.parametrize(("gb_per_s", "is_hidden"), [(20, True), (10, False)])
+def test_verdict_tells_whether_copies_are_hidden(gb_per_s: float, is_hidden: bool) -> None:
+    config = compose(["experiment=k25_pretrain_4k", f"cluster.host_copy_gb_per_s={gb_per_s}"])
+    text = "".join(verdict(config, stage_memories(config)))
+    assert "Copies: stage 1 sends 1.84 GB of a micro-batch to the host and back" in text
+    assert ("it waits for copies" not in text) == is_hidden
 
 
 def test_command_tells_what_would_help() -> None:
