@@ -45,7 +45,9 @@ def torchrun(
 def main() -> None:
     """Run the command with the process's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch.torchrun", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m launch.torchrun",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
     parser.add_argument("--node", type=int, required=True, help="number of this node, from 0")
