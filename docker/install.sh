@@ -21,3 +21,10 @@ else
 fi
 # NGC images constrain pip to their own versions; the pins are exact and are meant to win in this environment.
 PIP_CONSTRAINT='' python -m pip install --no-deps --requirement "$wanted"
+
+# The base's torchrun would start the base's Python, which does not see this environment.
+torchrun=$VIRTUAL_ENV/bin/torchrun
+if [ ! -e "$torchrun" ]; then
+    printf '#!/bin/sh\nexec "%s/bin/python" -m torch.distributed.run "$@"\n' "$VIRTUAL_ENV" >"$torchrun"
+    chmod +x "$torchrun"
+fi

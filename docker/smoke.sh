@@ -25,8 +25,13 @@ if from_base:
 for name, pin in pins.items():
     if name != "torch" and (found := importlib.metadata.version(name)) != pin:
         faults.append(f"{name} {found}: pins.txt has {pin}")
-modules = ["megatron.core", "emerging_optimizers", "deepspeed", "av", "k25_train.train", "launch.preflight"]
-for module in [*modules, *(["transformer_engine.pytorch", "apex"] if from_base else [])]:
+modules = ["megatron.core", "emerging_optimizers", "deepspeed", "av", "k25_train.train", "launch.preflight.job"]
+if from_base:
+    # Kernels may need a driver to be loaded, which a machine that builds images has not.
+    modules += ["transformer_engine.pytorch", "apex"] if torch.cuda.is_available() else []
+    for name in ("transformer-engine", "apex"):
+        print(f"{name} {importlib.metadata.version(name)} of the base")
+for module in modules:
     importlib.import_module(module)
 if faults:
     sys.exit("\n".join([*faults, "choose another BASE, or change docker/pins.txt and setup.py together"]))

@@ -3,6 +3,7 @@
     python -m launch.torchrun --node 0 --first-node HOST[:PORT] experiment=… cluster=… cluster.nodes=2
     python -m launch.torchrun --node 1 --first-node HOST[:PORT] experiment=… cluster=… cluster.nodes=2
 
+With --preflight the ranks check their nodes and the connections between them instead of training.
 Checks the configuration, sets the fabric's variables, finds out whether the port is free (on node 0) or the
 first node can be reached (on the others), and becomes torchrun.
 """
@@ -52,16 +53,20 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
     parser.add_argument("--node", type=int, required=True, help="number of this node, from 0")
     parser.add_argument("--first-node", required=True, metavar="HOST[:PORT]", help="where node 0 is reached")
+    parser.add_argument("--preflight", action="store_true", help="check the nodes instead of training")
     arguments = parser.parse_intermixed_args()
+    module = "launch.preflight" if arguments.preflight else "k25_train.train"
     try:
-        command, variables = prepare(arguments.overrides, arguments.node, arguments.first_node)
+        command, variables = prepare(arguments.overrides, arguments.node, arguments.first_node, module)
     except K25Error as error:
         sys.exit(f"{type(error).__name__}: {error}")
     os.execve(sys.executable, command, {**os.environ, **variables})
 
 
-def prepare(overrides: Sequence[str], node: int, first_node: str) -> tuple[list[str], dict[str, str]]:
-    """torchrun's command and the variables it needs, once the ranks can meet.
+def prepare(
+    overrides: Sequence[str], node: int, first_node: str, module: str
+) -> tuple[list[str], dict[str, str]]:
+    """torchrun's command, whose ranks run `module`, and the variables it needs, once the ranks can meet.
 
     Raises:
         ConfigError: the configuration breaks a rule, or has no such node.
@@ -89,7 +94,7 @@ def prepare(overrides: Sequence[str], node: int, first_node: str) -> tuple[list[
         ranks=config.cluster.gpus_per_node,
         address=address,
         port=port,
-        command=["-m", "k25_train.train", *overrides],
+        command=["-m", module, *overrides],
     )
     return command, {variable.name: variable.value for variable in environment(config)}
 

@@ -52,7 +52,9 @@ def main() -> None:
         console.print(
             f"preflight of {' '.join(overrides)}: {cluster_of(config)}\n", highlight=False, soft_wrap=True
         )
-    is_sound = run_preflight(config, meeting, Machine(), socket.gethostname(), console)
+    # SLURM's name for the node, as that is the one to drain.
+    host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    is_sound = run_preflight(config, meeting, Machine(), host, console)
     sys.stdout.flush()
     # A connection that hangs would keep the interpreter from ending.
     os._exit(0 if is_sound else 1)

@@ -13,7 +13,7 @@ from k25_train.plan.costs import WEIGHT_BYTES
 from k25_train.plan.optimizer import encoder_state_bytes, stage_states
 from k25_train.plan.parameters import count_parameters
 from launch.preflight import measure
-from launch.preflight.across import judge_clocks, judge_versions
+from launch.preflight.across import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, worst
 from launch.preflight.groups import expert_groups, plan_rounds
 from launch.preflight.machine import Machine
@@ -23,7 +23,8 @@ from launch.preflight.node import Node, judge_node, read_after_load, read_node, 
 from launch.preflight.report import print_report, summary, write_report
 
 NODE_TIMEOUT_S = 180.0
-"""In which every node has been read: commands of a sick one run into their own limit first."""
+"""In which every node has been read, and every device has computed: commands of a sick node run into their
+own limit first."""
 MEASURE_TIMEOUT_S = 3 * measure.ANSWER_TIMEOUT_S
 """In which the last rank is done after rank 0 is: a rank gives up on a peer that gave up on another."""
 SILENCE = "answer"
@@ -34,40 +35,60 @@ def run_preflight(config: Config, meeting: Meeting, machine: Machine, host: str,
 
     `host` is the name of this machine, `meeting` connects the ranks, `console` shows rank 0's report.
     """
-    node: Node | None = None
-    if meeting.speaks_for_node:
-        node = read_node(machine, host, config)
+    node = read_node(machine, host, config) if meeting.speaks_for_node else None
+    if node is not None:
         meeting.tell("node", node)
-    nodes = meeting.collect("node", meeting.node_ranks, NODE_TIMEOUT_S) if meeting.is_first else {}
-    complete = len(nodes) == len(meeting.node_ranks) if meeting.is_first else None
-    goes_on = meeting.decide("measure", complete, 2 * NODE_TIMEOUT_S)
-    offsets = {}
+    nodes, goes_on = meeting.agree("node", meeting.node_ranks, lambda _: True, NODE_TIMEOUT_S)
+    offsets: dict[int, Offset | None] = {}
+    measured: dict[int, Measured] = {}
     if goes_on:
         if meeting.is_first:
             offsets = meeting.measure_clocks(measure.ANSWER_TIMEOUT_S)
         elif meeting.speaks_for_node:
             meeting.answer_clock(NODE_TIMEOUT_S)
-        meeting.tell("measured", measure_rank(config, meeting, machine, node))
+        measured = measure_ranks(config, meeting, machine, node)
         if node is not None:
             read_after_load(machine, node, config)
             meeting.tell("node after", node)
     if not meeting.is_first:
         meeting.part(2 * MEASURE_TIMEOUT_S)
         return True
-    measured = meeting.collect("measured", range(meeting.world_size), MEASURE_TIMEOUT_S) if goes_on else {}
-    nodes |= meeting.collect("node after", meeting.node_ranks, NODE_TIMEOUT_S) if goes_on else {}
+    if goes_on:
+        nodes |= meeting.collect("node after", meeting.node_ranks, NODE_TIMEOUT_S)
     findings = judge(config, meeting, nodes, measured if goes_on else None, offsets)
     print_report(console, findings)
-    facts = _facts(meeting, nodes, measured)
-    path = write_report(Path(config.run.dir), findings, facts)
+    path = write_report(Path(config.run.dir), findings, _facts(meeting, nodes, measured))
     console.print(f"\n{summary(findings)}\nreport: {path}", highlight=False, soft_wrap=True)
     meeting.part(0)
     return worst(finding for own in findings.values() for finding in own) is not Verdict.failed
 
 
-def measure_rank(config: Config, meeting: Meeting, machine: Machine, node: Node | None) -> Measured:
-    """This rank's rates; what it could not measure stays None, with the fault."""
-    measured = Measured()
+def measure_ranks(
+    config: Config, meeting: Meeting, machine: Machine, node: Node | None
+) -> dict[int, Measured]:
+    """Measure this rank. On rank 0: rank -> what it measured, without those that told nothing.
+
+    Nobody connects unless every device computes: whoever waited for a broken one would look broken as well.
+    """
+    own = Measured()
+    device = measure_device(config, meeting, machine, node, own)
+    everyone = range(meeting.world_size)
+    meeting.tell("computed", own)
+    computed, goes_on = meeting.agree("computed", everyone, lambda one: one.fault is None, NODE_TIMEOUT_S)
+    if device is None or not goes_on or meeting.world_size == 1:
+        return computed
+    try:
+        measure_connections(config, meeting, device, own)
+    except measure.StuckError as error:
+        own.fault = error.fault
+    meeting.tell("measured", own)
+    return meeting.collect("measured", everyone, MEASURE_TIMEOUT_S) if meeting.is_first else {}
+
+
+def measure_device(
+    config: Config, meeting: Meeting, machine: Machine, node: Node | None, measured: Measured
+) -> torch.device | None:
+    """Add the rates of this rank's device, or the fault in whose case it has none."""
     try:
         device = measure.prepare_device(config.cluster.device.value, meeting.local_rank)
         measured.gemm_tflops = measure.measure_gemm(
@@ -75,17 +96,15 @@ def measure_rank(config: Config, meeting: Meeting, machine: Machine, node: Node 
         )
         if config.cluster.device is Device.cuda:
             measured.host_copy_gb_per_s = measure.measure_host_copy(device)
-        if meeting.world_size > 1:
-            _measure_connections(config, meeting, device, measured)
-    except measure.StuckError as error:
-        measured.fault = error.fault
     except RuntimeError as error:
         # What CUDA and its libraries raise; the rank has to tell it like any other fault.
         measured.fault = Fault(text="computing").ended_by(error)
-    return measured
+        return None
+    return device
 
 
-def _measure_connections(config: Config, meeting: Meeting, device: torch.device, measured: Measured) -> None:
+def measure_connections(config: Config, meeting: Meeting, device: torch.device, measured: Measured) -> None:
+    """Add the rates of this rank's connections. Raises `StuckError` if one does not answer."""
     sizes = config.parallelism
     measure.open_group(meeting.store, meeting.rank, meeting.world_size, device)
     rounds = plan_rounds(meeting.world_size, pp=sizes.pp, ep=sizes.ep)
@@ -102,7 +121,7 @@ def judge(
     meeting: Meeting,
     nodes: Mapping[int, Node],
     measured: Mapping[int, Measured] | None,
-    offsets: Mapping[int, Any],
+    offsets: Mapping[int, Offset | None],
 ) -> dict[str, list[Finding]]:
     """Node -> all its findings. `nodes` and `offsets` are by the rank that reads a node, `measured` by
     rank; it is None where nodes are missing."""

@@ -3,10 +3,12 @@
 Tests give another root and recorded outputs; whoever reads through a `Machine` runs on both alike.
 """
 
+import os
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 COMMAND_TIMEOUT_S = 30.0
@@ -50,6 +52,14 @@ def run_command(words: Sequence[str]) -> str:
     return done.stdout
 
 
+def resolve_own_name() -> str | None:
+    """The IPv4 address of this host's name, as libraries look it up; None if the name is unknown."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return None
+
+
 def usage_of(path: Path) -> Usage:
     """The file system that `path` is on, or will be on once it is made."""
     while not path.exists():
@@ -66,6 +76,10 @@ class Machine:
     """Where the file tree starts."""
     run: Callable[[Sequence[str]], str] = run_command
     """Words of a command -> what it prints; raises `AbsentError` or `BrokenError`."""
+    resolve: Callable[[], str | None] = resolve_own_name
+    """The IPv4 address that the host's name stands for, None if none."""
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    """Variables of this process."""
     usage: Callable[[Path], Usage] = usage_of
     """Path -> size and free space of its file system."""
 

@@ -19,8 +19,9 @@ from launch.preflight.rates import Link
 
 ANSWER_TIMEOUT_S = 60.0
 """A peer that does not answer a message for so long never will; connections are set up within seconds."""
-GROUP_TIMEOUT_S = 900.0
-"""After which torch itself ends the process: later than everything here has given up."""
+GROUP_TIMEOUTS_S = {"nccl": 900.0, "gloo": ANSWER_TIMEOUT_S}
+"""After which torch gives up. NCCL then ends the process, so this comes when all here is done; gloo raises,
+and has no other limit while it connects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,13 +109,14 @@ def open_group(store: dist.Store, rank: int, world_size: int, device: torch.devi
     Raises `StuckError` if that fails or does not end.
     """
     doing = Fault(text="connecting all ranks")
+    backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            backend,
             store=dist.PrefixStore("measure", store),
             rank=rank,
             world_size=world_size,
-            timeout=datetime.timedelta(seconds=GROUP_TIMEOUT_S),
+            timeout=datetime.timedelta(seconds=GROUP_TIMEOUTS_S[backend]),
         )
         works = [dist.all_reduce(torch.ones(1, device=device), async_op=True)]
     except RuntimeError as error:
@@ -152,8 +154,9 @@ def measure_all_to_all(groups: Iterable[Sequence[int]], device: torch.device) ->
     Raises `StuckError` with the ranks of the group.
     """
     load = LOADS[device.type]
+    timeout = datetime.timedelta(seconds=GROUP_TIMEOUTS_S[dist.get_backend()])
     for ranks in groups:
-        group = dist.new_group(list(ranks), timeout=datetime.timedelta(seconds=GROUP_TIMEOUT_S))
+        group = dist.new_group(list(ranks), timeout=timeout)
         if dist.get_rank() in ranks:
             own, own_ranks = group, ranks
     size = len(own_ranks)

@@ -125,10 +125,14 @@ def _judge_plan(
     if cluster.device is Device.cpu:
         return _skipped(PLAN, "on CPUs the cluster file's rates only count beside each other", everyone)
     findings = {}
+    links_by_node: dict[str, list[Link]] = {node: [] for node in everyone}
+    for link in links:
+        for node in {nodes[rank] for rank in link.pair}:
+            links_by_node[node].append(link)
     for node in everyone:
         own = [measured[rank] for rank in measured if nodes[rank] == node]
-        outside = [link for link in links if node in {nodes[rank] for rank in link.pair}]
-        network = [rate for reach, rate in medians(outside, nodes).items() if reach is Reach.between]
+        reached = medians(links_by_node[node], nodes)
+        network = [rate for reach, rate in reached.items() if reach is Reach.between]
         rates = (
             ("model_tflops", [one.gemm_tflops for one in own if one.gemm_tflops], cluster.model_tflops),
             (

@@ -9,7 +9,7 @@ import datetime
 import os
 import pickle
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -69,6 +69,16 @@ class Meeting:
                 self.store.wait([f"{phase}/{rank}"], datetime.timedelta(seconds=remaining_s))
                 told[rank] = pickle.loads(base64.b64decode(self.store.get(f"{phase}/{rank}")))
         return told
+
+    def agree(
+        self, phase: str, ranks: Sequence[int], is_good: Callable[[Any], bool], timeout_s: float
+    ) -> tuple[dict[int, Any], bool]:
+        """Whether all go on: if each of `ranks` has told something good. On rank 0 also what they told."""
+        if not self.is_first:
+            return {}, self.decide(phase, None, 2 * timeout_s)
+        told = self.collect(phase, ranks, timeout_s)
+        goes_on = len(told) == len(ranks) and all(is_good(value) for value in told.values())
+        return told, self.decide(phase, goes_on, timeout_s)
 
     def decide(self, phase: str, goes_on: bool | None, timeout_s: float) -> bool:
         """Rank 0 gives its decision; the others get it, and stop if it does not come in time."""

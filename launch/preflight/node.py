@@ -9,6 +9,7 @@ from pathlib import Path
 
 from k25_train.config.cluster import FabricConfig
 from k25_train.config.schema import Config, Device
+from launch.fabric import environment
 from launch.preflight.affinity import PATH_CHECKS, Paths, judge_paths, read_paths
 from launch.preflight.findings import Finding, failed, skipped
 from launch.preflight.gpus import (
@@ -32,6 +33,7 @@ from launch.preflight.lossless import (
     read_priorities,
 )
 from launch.preflight.machine import AbsentError, BrokenError, Machine
+from launch.preflight.surroundings import Surroundings, judge_surroundings, read_surroundings
 
 CODE = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "megatron-core", "emerging-optimizers", "transformer-engine", "nvidia-nccl-cu13")
@@ -55,6 +57,7 @@ class Node:
 
     name: str
     host: Host
+    surroundings: Surroundings
     gpus: list[Gpu] | Missing
     paths: Paths | Missing
     hcas: list[Hca]
@@ -77,6 +80,7 @@ def read_node(machine: Machine, name: str, config: Config) -> Node:
     return Node(
         name=name,
         host=read_host(machine, Path(config.run.dir).absolute()),
+        surroundings=read_surroundings(machine),
         gpus=gpus,
         paths=_attempt(lambda: read_paths(machine)),
         hcas=hcas,
@@ -133,6 +137,7 @@ def judge_node(node: Node, config: Config, run_bytes: int) -> list[Finding]:
     findings = judge_host(
         node.host, memory_gib=cluster.host_memory_gib, run_dir=config.run.dir, run_bytes=run_bytes
     )
+    findings += judge_surroundings(node.surroundings, environment(config), cluster.nodes)
     findings += _judge_gpus(node, config)
     if cluster.fabric is None:
         reason = f"cluster {cluster.name} has no RDMA fabric (cluster.fabric is null)"

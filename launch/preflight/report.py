@@ -26,7 +26,8 @@ Findings = Mapping[str, Sequence[Finding]]
 
 
 def print_report(console: Console, nodes: Findings) -> None:
-    """Every check once, the nodes with one and the same outcome on one line; then a verdict a node."""
+    """Every check, the nodes that pass it on one line, those with one and the same fault on another; then a
+    verdict a node."""
     table = Table(box=None, pad_edge=False)
     for heading in ("check", "", "nodes", "found"):
         table.add_column(heading, overflow="fold")
@@ -38,10 +39,15 @@ def print_report(console: Console, nodes: Findings) -> None:
                 if finding.check == check:
                     outcomes.setdefault(finding, []).append(node)
         # The worst comes first: of hundreds of nodes it is the one to look at.
-        for finding in sorted(outcomes, key=lambda finding: -finding.verdict):
-            word, style = STYLES[finding.verdict]
-            text = "; ".join(part for part in (finding.found, finding.rule, finding.remedy) if part)
-            table.add_row(check, Text(word, style), name_nodes(outcomes[finding], len(nodes)), Text(text))
+        bad = [finding for finding in outcomes if finding.verdict > Verdict.skipped]
+        for finding in sorted(bad, key=lambda finding: -finding.verdict):
+            text = "; ".join((finding.found, finding.rule, finding.remedy))
+            _add_row(table, check, finding.verdict, name_nodes(outcomes[finding], len(nodes)), text)
+        for verdict in (Verdict.skipped, Verdict.passed):
+            alike = {finding.found: own for finding, own in outcomes.items() if finding.verdict is verdict}
+            if alike:
+                names = [name for own in alike.values() for name in own]
+                _add_row(table, check, verdict, name_nodes(names, len(nodes)), _shorten(list(alike)))
     console.print(table)
     console.print()
     console.print(_verdicts(nodes))
@@ -81,6 +87,16 @@ def write_report(folder: Path, nodes: Findings, facts: Mapping[str, Any]) -> Pat
     path = folder / FILE
     path.write_text(json.dumps(report, indent=1) + "\n")
     return path
+
+
+def _add_row(table: Table, check: str, verdict: Verdict, nodes: str, text: str) -> None:
+    word, style = STYLES[verdict]
+    table.add_row(check, Text(word, style), nodes, Text(text))
+
+
+def _shorten(texts: Sequence[str]) -> str:
+    """What good nodes say, the first of them where they differ."""
+    return texts[0] if len(texts) == 1 else f"{texts[0]} and the like"
 
 
 def _verdicts(nodes: Findings) -> Table:

@@ -50,9 +50,10 @@ def with_policy(policies: Mapping[str, Policy], policy: Policy, names: str) -> d
 
 def plans() -> dict[str, dict[str, Policy]]:
     """What is compared, by policies."""
-    experiment = ["experiment=k25_pretrain_4k", f"train.seq_len={SEQUENCE}"]
-    keep = compose([*experiment, "activation=keep"]).activation.policies()
-    k2 = compose([*experiment, "activation=k2"]).activation.policies()
+    keep, k2 = (
+        compose(["experiment=smoke", f"activation={choice}"]).activation.policies()
+        for choice in ("keep", "k2")
+    )
     found = {"keep": keep}
     found |= {title: with_policy(keep, Policy.recompute, names) for title, names in MADE_AGAIN.items()}
     found |= {title: with_policy(keep, Policy.fp8, names) for title, names in IN_FP8.items()}
@@ -201,7 +202,7 @@ def shrunk_model(console: Console) -> None:
 
 def main() -> None:
     """Print both tables."""
-    console = Console()
+    console = Console(width=110)
     real_model(console)
     shrunk_model(console)
 

@@ -38,12 +38,14 @@ class Trouble:
     """Added to each of its exchanges."""
     hangs: bool = False
     """Whether it stops in its third exchange, without a word."""
+    cannot_compute: bool = False
+    """Whether its device fails."""
 
 
 def config_of(folder: Path, world_size: int, ep: int) -> Config:
     """The smoke job on nodes of 4 ranks, in two stages, made once for all ranks."""
     sizes = [*SIZES, f"parallelism.ep={ep}", f"cluster.nodes={world_size // RANKS_PER_NODE}"]
-    return compose(["experiment=smoke", *sizes, "train.global_batch_size=16", f"run.dir={folder}"])
+    return compose(["experiment=smoke", *sizes, "train.global_batch_size=32", f"run.dir={folder}"])
 
 
 def preflight(context: RankContext, config: Config, trouble: Trouble) -> tuple[bool, str]:
@@ -62,6 +64,8 @@ def preflight(context: RankContext, config: Config, trouble: Trouble) -> tuple[b
 
 def afflict(trouble: Trouble, folder: Path) -> None:
     """Make this rank's exchanges what the trouble says, at most until the report is in the folder."""
+    if trouble.cannot_compute:
+        measure.measure_gemm = broken_device
     original: Any = measure._exchange
     calls = []
 
@@ -77,6 +81,11 @@ def afflict(trouble: Trouble, folder: Path) -> None:
     measure._exchange = exchange
 
 
+def broken_device(*_: Any) -> float:
+    """What a GPU does that fell off the bus."""
+    raise RuntimeError("CUDA error: unspecified launch failure\nand much advice")
+
+
 def findings_of(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
     """Node -> check -> finding, from the report."""
     report = json.loads((folder / "preflight.json").read_text())
@@ -86,14 +95,18 @@ def findings_of(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
     }
 
 
-def test_the_groups_of_training_are_measured(tmp_path: Path) -> None:
-    """16 ranks on 4 nodes: 8 share the experts of a layer, 2 stages."""
-    results = run_ranks(preflight, 16, config_of(tmp_path, 16, ep=8), Trouble())
+@pytest.mark.parametrize(
+    ("world_size", "ep"), [(8, 4), pytest.param(32, 16, marks=pytest.mark.slow)], ids=["ep4", "ep16"]
+)
+def test_the_groups_of_training_are_measured(world_size: int, ep: int, tmp_path: Path) -> None:
+    """Two stages; whoever shares experts, and whoever is the stage before or after, has met once."""
+    config = config_of(tmp_path, world_size, ep)
+    results = run_ranks(preflight, world_size, config, Trouble(), timeout_s=500.0)
     assert all(is_sound for is_sound, _ in results), results[0][1]
     assert "GB/s between nodes" in results[0][1]
-    assert "GB/s in groups of 8" in results[0][1]
+    assert f"GB/s in groups of {ep}" in results[0][1]
     found = findings_of(tmp_path)
-    assert sorted(found) == ["node-0", "node-1", "node-2", "node-3"]
+    assert sorted(found) == sorted(f"node-{number}" for number in range(world_size // RANKS_PER_NODE))
     for node in found.values():
         assert node["measurement"]["verdict"] == "passed"
         assert node["versions"]["verdict"] == "passed"
@@ -101,8 +114,8 @@ def test_the_groups_of_training_are_measured(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "preflight.json").read_text())
     ranks = {rank: one for own in report["nodes"].values() for rank, one in own["facts"]["measured"].items()}
     met = {tuple(link["pair"]) for one in ranks.values() for link in one["links"]}
-    pairs = {(a, b) for a in range(16) for b in range(a + 1, 16) if a // 8 == b // 8 or b - a == 8}
-    assert met == pairs
+    pairs = {(a, b) for a in range(world_size) for b in range(a + 1, world_size)}
+    assert met == {(a, b) for a, b in pairs if a // ep == b // ep or b - a == world_size // 2}
 
 
 def test_a_slow_rank_is_named_with_its_node(tmp_path: Path) -> None:
@@ -122,6 +135,20 @@ def test_a_rank_that_does_not_go_on_is_named(tmp_path: Path) -> None:
     assert found["node-1"]["measurement"]["verdict"] == "failed"
     assert "ranks [6] did not go on" in found["node-1"]["measurement"]["found"]
     assert found["node-0"]["measurement"]["verdict"] in ("skipped", "passed")
+
+
+def test_a_device_that_fails_is_not_waited_for(tmp_path: Path) -> None:
+    """Nobody connects, so nobody else looks broken."""
+    results = run_ranks(preflight, 8, config_of(tmp_path, 8, ep=4), Trouble(rank=6, cannot_compute=True))
+    assert not results[0][0]
+    found = findings_of(tmp_path)
+    measurement = found["node-1"]["measurement"]
+    assert measurement["verdict"] == "failed"
+    assert "rank 6: computing: CUDA error: unspecified launch failure" in measurement["found"]
+    assert "advice" not in measurement["found"]
+    assert found["node-0"]["measurement"]["verdict"] == "passed"
+    assert found["node-0"]["matrix products"]["verdict"] == "passed"
+    assert found["node-0"]["connections"]["found"] == "measuring broke off before it"
 
 
 def silent_node(context: RankContext, config: Config) -> str:

@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from tests.helpers.network_nodes import start_on, two_machines
+from tests.helpers.ranks import free_port
 from tests.helpers.resume import rows, without_times
+from tests.helpers.slurm import running_slurm
 from tests.helpers.source import REPO
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -94,3 +96,31 @@ def test_preflight_compares_two_nodes(tmp_path: Path) -> None:
     assert "between nodes" in found["connections"]["found"]
     assert "against node0" in found["clock"]["found"]
     assert found["versions"]["verdict"] == "passed"
+
+
+def test_preflight_over_srun(tmp_path: Path) -> None:
+    """One task a node becomes torchrun; SLURM's names of the nodes are in the report."""
+    sizes = [
+        "cluster=local_slurm",
+        "cluster.nodes=2",
+        "cluster.gpus_per_node=2",
+        f"run.dir={tmp_path / 'run'}",
+    ]
+    task = 'exec "$0" -m launch.torchrun --preflight --node "$SLURM_NODEID" "$@"'
+    first = f"--first-node=127.0.0.1:{free_port()}"
+    with running_slurm(tmp_path / "slurm") as cluster:
+        srun = [
+            "srun",
+            "--nodes=2",
+            "--ntasks-per-node=1",
+            "--overcommit",
+            "bash",
+            "-c",
+            task,
+            sys.executable,
+        ]
+        printed = cluster.ask(*srun, first, "experiment=smoke", *sizes)
+        names = cluster.ask("sinfo", "--noheader", "--Node", "--format=%N", "--partition=main").split()
+    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert sorted(report["nodes"]) == sorted(names)
+    assert "preflight passed on 2 node(s)" in printed

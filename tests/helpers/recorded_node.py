@@ -5,8 +5,11 @@ changes what it wants broken: a file with `write`, a GPU's field with `gpus`, a 
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
+from k25_train.config.resolve import compose
+from launch.fabric import environment
 from launch.preflight.machine import AbsentError, Machine, Usage
 from tests.helpers.source import REPO
 
@@ -30,6 +33,13 @@ LIMITS = "Limit                     Soft Limit           Hard Limit           Un
 LIMITS += "Max locked memory         {limit}            {limit}            bytes     \n"
 
 
+@cache
+def fabric_variables() -> dict[str, str]:
+    """What launch.slurm and launch.torchrun set for the report's job."""
+    config = compose(["experiment=k25_pretrain_4k"])
+    return {variable.name: variable.value for variable in environment(config)}
+
+
 class RecordedNode:
     """The node; `machine` reads it. Made sound."""
 
@@ -43,6 +53,9 @@ class RecordedNode:
             "mlnx_qos": (GOLDEN / "mlnx_qos.txt").read_text(),
             "ethtool": (GOLDEN / "ethtool_statistics.txt").read_text(),
         }
+        self.environment = {"RANK": "0", "NCCL_VERSION": "2.29.7", "PATH": "/usr/bin"}
+        self.environment |= fabric_variables()
+        self.address: str | None = "10.0.0.1"
         self.free_bytes = 100_000 * GIB
         self.shm_bytes = 64 * GIB
         self.write("proc/meminfo", MEMINFO.format(total=2113 * 10**6, available=2090 * 10**6))
@@ -95,7 +108,13 @@ class RecordedNode:
     @property
     def machine(self) -> Machine:
         """The reader of this node."""
-        return Machine(root=self.root, run=self._run, usage=self._usage)
+        return Machine(
+            root=self.root,
+            run=self._run,
+            usage=self._usage,
+            environment=self.environment,
+            resolve=lambda: self.address,
+        )
 
     def _usage(self, path: Path) -> Usage:
         size = self.shm_bytes if str(path) == "/dev/shm" else self.free_bytes

@@ -56,7 +56,7 @@ def test_every_check_speaks_on_a_node_without_gpus_and_rdma(tmp_path: Path, conf
     """The names are the same as on a sound node, each judged or skipped with a reason."""
     checks = [finding.check for finding in examine(RecordedNode(tmp_path / "sound"), config)]
     bare = RecordedNode(tmp_path / "bare", num_gpus=0)
-    bare.outputs = {}
+    bare.outputs, bare.environment = {}, {}
     local = compose(["experiment=smoke"])
     findings = judge_node(read_node(bare.machine, "laptop", local), local, run_bytes=GIB)
     assert sorted(finding.check for finding in findings) == sorted(checks)
@@ -273,6 +273,20 @@ FAULTS = [
         ("39,000.0 GiB free", "40,000.0 GiB", "checkpoint.keep"),
     ),
     Fault("small shm", set_value("shm_bytes", 64 * 2**20), "/dev/shm", BAD, ("0.06 GiB", "--shm-size")),
+    Fault(
+        "variable unset",
+        lambda node: node.environment.pop("NCCL_IB_TC"),
+        "variables",
+        SO_SO,
+        ("NCCL_IB_TC is not set, not 106", "launch.torchrun"),
+    ),
+    Fault(
+        "pasted variable",
+        lambda node: node.environment.update({"NCCL_P2P_DISABLE": "1"}),
+        "variables",
+        SO_SO,
+        ("NCCL_P2P_DISABLE=1 is set", "unset"),
+    ),
 ]
 
 
@@ -325,6 +339,27 @@ def test_a_fixed_gid_index_is_held_against_every_card(
     if verdict is Verdict.failed:
         assert f"cluster.fabric.gid_index is {index}" in finding.rule
         assert "mlx5_0: 3 (10.10.0.5)" in finding.found
+
+
+@pytest.mark.parametrize("address", [None, "127.0.1.1"])
+def test_a_name_that_stands_for_loopback(recorded: RecordedNode, address: str | None) -> None:
+    """Debian writes the host's name beside 127.0.1.1: gloo would listen where no other node reaches it."""
+    recorded.environment = {"RANK": "0"}
+    config = compose(["experiment=smoke", "cluster.nodes=2", "cluster.gpus_per_node=2"])
+    assert [one.verdict for one in examine(recorded, config) if one.check == "host name"] == [Verdict.passed]
+    recorded.address = address
+    (finding,) = [one for one in examine(recorded, config) if one.verdict is Verdict.warned]
+    assert finding.check == "host name"
+    assert f"resolves to {address or 'nothing'}" in finding.found
+    assert "/etc/hosts" in finding.remedy
+
+
+def test_cards_too_slow_for_the_plan(recorded: RecordedNode) -> None:
+    config = compose(["experiment=k25_pretrain_4k", "cluster.network_gb_per_s=60"])
+    (finding,) = [one for one in examine(recorded, config) if one.verdict is not Verdict.passed]
+    assert (finding.check, finding.verdict) == ("network speed", Verdict.failed)
+    assert "400 GB/s a node" in finding.found
+    assert "the plan needs 480 GB/s" in finding.rule
 
 
 def test_a_card_that_is_not_there(recorded: RecordedNode) -> None:

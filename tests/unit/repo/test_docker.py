@@ -90,7 +90,12 @@ def test_install_leaves_out_what_the_base_has(base_has_torch: bool, tmp_path: Pa
         f'cp "$6" {tmp_path}/list; echo "$PIP_CONSTRAINT"\n'
     )
     stand_in.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    torchrun = tmp_path / "bin" / "torchrun"
+    if not base_has_torch:
+        torchrun.write_text("made by pip")
     environment = os.environ | {
+        "VIRTUAL_ENV": str(tmp_path),
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "PIP_CONSTRAINT": "/etc/pip/constraint.txt",
     }
@@ -106,6 +111,11 @@ def test_install_leaves_out_what_the_base_has(base_has_torch: bool, tmp_path: Pa
     assert ("nvidia-nccl" in wanted) is not base_has_torch
     assert "megatron-core==" in wanted
     assert "constraint.txt" not in done.stdout
+    # The base's own would start the base's Python.
+    assert (
+        f'exec "{tmp_path}/bin/python" -m torch.distributed.run' in torchrun.read_text()
+    ) is base_has_torch
+    assert os.access(torchrun, os.X_OK) is base_has_torch
 
 
 def test_install_refuses_pins_without_the_mark(tmp_path: Path) -> None:
