@@ -9,9 +9,9 @@ from enum import Enum
 from typing import NamedTuple
 
 CUDA_QUEUES = 32
-"""Hardware queues between a process and its GPU (CUDA_DEVICE_MAX_CONNECTIONS), the most there are. Streams that
-share one wait for each other: with CUDA's default of 8, exchanges of different groups could, in an order that no
-rank knows of. megatron-core's advice of 1 is for tensor parallelism, which is not used here."""
+"""Hardware queues between a process and its GPU (CUDA_DEVICE_MAX_CONNECTIONS), the most there are. Streams
+that share one wait for each other: with CUDA's default of 8, exchanges of different groups could, in an order
+that no rank knows of. megatron-core's advice of 1 is for tensor parallelism, which is not used here."""
 
 
 class Problem(NamedTuple):

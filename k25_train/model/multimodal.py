@@ -178,4 +178,5 @@ def put_features(embeddings: Tensor, features: Tensor, positions: Tensor) -> Ten
             f"{features.shape[0]} vision features for {positions.shape[0]} media placeholders: each item "
             "needs (h/2)(w/2) placeholders, whatever its number of frames"
         )
-    return embeddings.index_copy(0, positions, features.unsqueeze(1).to(embeddings.dtype))
+    # index_copy would save the features for its backward pass, which reads no more than their shape.
+    return embeddings.index_put((positions,), features.unsqueeze(1).to(embeddings.dtype))

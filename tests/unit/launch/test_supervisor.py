@@ -191,7 +191,7 @@ def test_ranks_that_do_not_stop_are_left_in_time_to_go_back(job: Job) -> None:
 
 def test_srun_that_waits_for_a_lost_node_is_ended(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "STEP_END_S", 0.5)
-    job.then("step 3; echo 'srun: error: n1: task 0: Exited with exit code 1' >&2; sleep 600")
+    job.then("step 3; echo 'srun: error: n1: task 0: Exited with exit code 1' >&2; sleep 20")
     job.then("step 20")
     status, supervised = job.supervise()
     assert status == 0 and job.outcomes(supervised) == ["failed", "finished"]

@@ -1,0 +1,142 @@
+"""What the passes of a real schedule store on each rank, against the plan's list and its walk over them."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from k25_train.config.resolve import compose
+from k25_train.config.schema import Config
+from k25_train.plan.activations import (
+    balanced_sizes,
+    largest_sizes,
+    offload_budget,
+    peak_held,
+    saved_tensors,
+    store_all,
+)
+from k25_train.plan.layout import layout_of
+from k25_train.plan.schedule import passes_of_stage
+from parallel.activations.order import Batch, offload_order
+from parallel.activations.policy import Policy
+from parallel.activations.saving import SavingPass, Stored
+from parallel.activations.sizes import block_bytes
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.runs import layout, overrides, start_run
+from tests.helpers.saved import Record, record_of
+
+pytestmark = pytest.mark.distributed
+
+OVERLAP = ["parallelism.overlap_expert_comm=true", "parallelism.delay_wgrad=true"]
+LAYOUTS = {
+    "pp2 vpp2": (2, layout(pp=2, vpp=2)),
+    "pp2 vpp2 ep2 overlap": (4, [*layout(pp=2, vpp=2, ep=2, dp=2), *OVERLAP]),
+}
+OFFLOADING = ["activation=k2", "activation.moe.up_input=fp8+offload", "activation.moe.swiglu_input=offload"]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one rank did in a step."""
+
+    stored: dict[Batch, list[Record]]
+    """Each pass's, in order."""
+    host_bytes: int
+    """The most host memory in use at a time."""
+
+
+def observe_a_step(context: RankContext, arguments: Sequence[str]) -> Observed:
+    """Run the first step and note what every pass stores."""
+    run = start_run(context, arguments)
+    from k25_train.step import train_step
+
+    stored: dict[Batch, list[Stored]] = defaultdict(list)
+    peaks: list[int] = []
+    forward_pass, finish_step = run.activations.forward_pass, run.activations.finish_step
+
+    def observed_pass(batch: Batch) -> SavingPass:
+        saving = forward_pass(batch)
+        saving._observe = stored[batch].append
+        return saving
+
+    def finish_and_note() -> object:
+        peaks.append(run.activations._engine._pool.peak_bytes)
+        return finish_step()
+
+    run.activations.forward_pass, run.activations.finish_step = observed_pass, finish_and_note
+    with run.loader:
+        train_step(run, 1)
+    records = {batch: list(map(record_of, each)) for batch, each in stored.items()}
+    return Observed(records, peaks[0])
+
+
+def planned(config: Config, stage: int, batch: Batch, stored: Sequence[Record], *, offloads: bool) -> Counter:
+    """What the plan lists for a pass with the documents and the routing that it had."""
+    where, model = layout_of(config), config.model
+    layers = where.layer_ids(stage, batch.vp_stage)
+    rows = iter([shape[0] for name, shape, *_ in stored if name == "moe.up_input"])
+    logarithms = [shape for name, shape, *_ in stored if name == "attention.output" and len(shape) == 3]
+    lengths = tuple(shape[2] for shape in logarithms[: len(logarithms) // max(1, len(layers))])
+    sizes = replace(balanced_sizes(config), documents=lengths or (config.train.seq_len,))
+    assert sizes.tokens == config.train.seq_len
+    lists = saved_tensors(config, sizes)
+    tensors = lists.every_chunk() if layers else []
+    if where.is_first(stage, batch.vp_stage):
+        tensors += lists.first_chunk()
+    if where.is_last(stage, batch.vp_stage):
+        tensors += lists.last_chunk()
+    for layer in layers:
+        is_moe = layer >= model.num_dense_layers
+        if is_moe:
+            lists = saved_tensors(config, replace(sizes, expert_rows=next(rows)))
+        tensors += lists.layer(is_moe=is_moe)
+    return Counter(
+        (each.tensor.name, each.tensor.shape, each.policy, each.device_bytes, each.host_bytes)
+        for each in store_all(config, tensors, offloads=offloads)
+    )
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS)
+def test_ranks_store_and_hold_what_is_planned(data: Path, tmp_path: Path, sizes: str) -> None:
+    num_ranks, more = LAYOUTS[sizes]
+    arguments = overrides(data, tmp_path, "train.global_batch_size=16", *OFFLOADING, *more)
+    config = compose(arguments)
+    for rank, observed in enumerate(run_ranks(observe_a_step, num_ranks, arguments)):
+        stage = rank // config.dp
+        passes = passes_of_stage(config, stage)
+        stay = offload_order(passes, config.activation.passes_ahead).stay
+        assert set(observed.stored) == {Batch(each.vp_stage, each.micro_batch) for each in passes}
+        for batch, stored in observed.stored.items():
+            expected = planned(config, stage, batch, stored, offloads=batch not in stay)
+            found = Counter(stored)
+            missing, further = expected - found, found - expected
+            assert not missing, f"rank {rank}, {batch}"
+            # The places of vision features, in the first chunk.
+            assert all(name == "rest" and len(shape) == 1 for name, shape, *_ in further), further
+        held = {batch: sum(map(blocks_of, stored)) for batch, stored in observed.stored.items()}
+        peak = peak_held(passes, held.__getitem__)
+        if config.parallelism.overlap_expert_comm:
+            # A backward pass frees while the forward pass beside it saves.
+            assert peak - max(held.values()) < observed.host_bytes <= peak
+        else:
+            assert observed.host_bytes == peak
+        assert peak <= offload_budget(config, stage).host_bytes
+
+
+def blocks_of(record: Record) -> int:
+    """Host memory of a tensor; FP8 values and scales have a block each."""
+    _, shape, policy, _, host_bytes = record
+    if policy is Policy.fp8_offload:
+        return block_bytes(math.prod(shape)) + block_bytes(host_bytes - math.prod(shape))
+    return block_bytes(host_bytes) if host_bytes else 0
+
+
+def test_the_largest_micro_batch_is_no_smaller_than_any(data: Path, tmp_path: Path) -> None:
+    """All tokens at one rank's experts is what no routing exceeds."""
+    _, more = LAYOUTS["pp2 vpp2 ep2 overlap"]
+    config = compose(overrides(data, tmp_path, *OFFLOADING, *more))
+    tokens, model = config.train.seq_len, config.model
+    assert largest_sizes(config).expert_rows == 2 * tokens * min(2, model.num_experts // 2)
