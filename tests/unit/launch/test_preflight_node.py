@@ -354,6 +354,14 @@ def test_a_name_that_stands_for_loopback(recorded: RecordedNode, address: str | 
     assert "/etc/hosts" in finding.remedy
 
 
+def test_packets_too_small_for_rdma(recorded: RecordedNode, config: Config) -> None:
+    for number in range(8):
+        recorded.write(f"sys/class/net/eth{number}/mtu", "1500\n")
+    (finding,) = [one for one in examine(recorded, config) if one.verdict is not Verdict.passed]
+    assert (finding.check, finding.verdict, finding.found) == ("network MTU", Verdict.warned, "1500 bytes")
+    assert "4200" in finding.rule
+
+
 def test_cards_too_slow_for_the_plan(recorded: RecordedNode) -> None:
     config = compose(["experiment=k25_pretrain_4k", "cluster.network_gb_per_s=60"])
     (finding,) = [one for one in examine(recorded, config) if one.verdict is not Verdict.passed]
