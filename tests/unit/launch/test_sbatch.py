@@ -115,7 +115,7 @@ def test_so_is_a_run_folder() -> None:
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_characters="\0\r", codec="utf-8"), max_size=30))
-@example("it's \"$HOME\" `id` $(id)\nand \\ more; #")
+@example('it\'s "$HOME" `id` $(id)\nand \\ more; #')
 def test_a_variable_reaches_its_program_as_it_is(tmp_path: Path, value: str) -> None:
     """No cluster has such values; were one to come, the shell would still not evaluate it."""
     script = tmp_path / "script"
