@@ -11,8 +11,10 @@ from k25_train.config.derived import derived_sizes
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from k25_train.plan.__main__ import shorten
+from k25_train.plan.activation_report import verdict
 from k25_train.plan.optimizer import encoder_state_bytes, stage_states
 from k25_train.plan.parameters import count_parameters
+from k25_train.plan.stage_memory import fullest, room_bytes, stage_memories
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -42,6 +44,33 @@ def legal_nodes(config: Config) -> list[int]:
     return found
 
 
+def memory_verdict(config: Config) -> tuple[bool, list[str]]:
+    """Whether the fullest stage fits on its device, and the planner's words; a CPU has none to fill."""
+    if config.cluster.gpu_memory_gb is None:
+        return True, []
+    memories = stage_memories(config)
+    return room_bytes(config, fullest(memories)) >= 0, list(verdict(config, memories))
+
+
+def check_memory(config: Config, nodes: list[int]) -> list[str]:
+    """The planner's words on the memory of a run on `cluster.nodes`.
+
+    Raises `ConfigError` if it does not fit there, or on the fewest of `nodes`, on which it may go on: each
+    replica less leaves more of the optimizer's state to the others.
+    """
+    told: list[str] = []
+    numbers = {"cluster.nodes": config.cluster.nodes}
+    if nodes[0] < config.cluster.nodes:
+        numbers = {"cluster.slurm.min_nodes": nodes[0], **numbers}
+    for key, number in numbers.items():
+        cluster = replace(config.cluster, nodes=number)
+        fits, told = memory_verdict(replace(config, cluster=cluster))
+        if not fits:
+            remedy = "change the configuration, or submit with --force if you know better"
+            raise ConfigError("\n  ".join([f"{key}={number}: memory is too small", *told, f"-> {remedy}"]))
+    return told
+
+
 def checkpoint_bytes(config: Config) -> int:
     """What a checkpoint takes: weights, masters and moments."""
     weight_bytes = {"float32": 4, "bfloat16": 2}[config.train.dtype.value]
@@ -50,10 +79,7 @@ def checkpoint_bytes(config: Config) -> int:
 
 
 def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:
-    """What the configuration amounts to, as pairs of a name and its value.
-
-    This is where the planner's verdict on memory and time belongs.
-    """
+    """What the configuration amounts to, as pairs of a name and its value."""
     sizes, parallelism = derived_sizes(config), config.parallelism
     total, active = int(sizes["parameters_total"]), int(sizes["parameters_active"])
     yield "model", f"{config.model.name}, {shorten(total)} parameters, {shorten(active)} active"

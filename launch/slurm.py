@@ -18,7 +18,7 @@ from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
 from launch import lock, scheduler
 from launch.fabric import environment
-from launch.plan import check_place, legal_nodes, summary, with_absolute_paths
+from launch.plan import check_memory, check_place, legal_nodes, memory_verdict, summary, with_absolute_paths
 from launch.sbatch import container_options, render
 from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, write_whole
 from launch.supervisor import code_version
@@ -43,11 +43,16 @@ def main() -> None:
         metavar="N",
         help=f"restarts in a row that may get no further before the run is given up ({MAX_RESTARTS})",
     )
+    parser.add_argument("--force", action="store_true", help="submit although the plan has too little memory")
     arguments = parser.parse_intermixed_args()
     try:
         config = with_absolute_paths(compose(arguments.overrides))
         submission, script = prepare(config, arguments.max_restarts)
         print(*told(config, submission), sep="\n")
+        memory = (
+            memory_verdict(config)[1] if arguments.force else check_memory(config, submission.legal_nodes)
+        )
+        print("", *memory, sep="\n")
         if arguments.dry_run:
             print(f"\n# {submission.run}/{SCRIPT}\n{script}", end="")
         else:

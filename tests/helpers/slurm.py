@@ -3,6 +3,7 @@
 Nodes differ by name and port only, so their processes see each other; nothing needs root or a container.
 """
 
+import ctypes
 import os
 import shutil
 import signal
@@ -184,11 +185,18 @@ def all_idle(cluster: Slurm, num_nodes: int) -> bool:
     return done.stdout.split() == ["idle"] * num_nodes
 
 
+def end_with_parent() -> None:
+    """Have Linux send this process SIGTERM when its parent dies (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 @contextmanager
 def daemon(log: Path, env: Mapping[str, str], *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in the foreground, ended on the way out."""
+    """A process in the foreground, ended on the way out, or with this one should that be killed."""
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=env, stdout=output, stderr=subprocess.STDOUT, preexec_fn=end_with_parent
+        )
     try:
         yield process
     finally:

@@ -213,6 +213,28 @@ def test_nodes_on_which_the_run_may_go_on() -> None:
         compose([*k25, f"cluster.nodes={nodes}"])
 
 
+GREEDY = ["experiment=k25_pretrain_4k", "cluster=h800_roce", "activation=keep", "optim.offload=none"]
+"""Keeps all on the device, which has too little for it."""
+
+
+def test_what_does_not_fit_is_refused_unless_forced(login: Login) -> None:
+    refused = login.refusal(*GREEDY)
+    assert "ConfigError: cluster.nodes=32: memory is too small" in refused
+    assert "DOES NOT FIT: stage 1 has" in refused
+    assert "-> change the configuration, or submit with --force if you know better" in refused
+    assert not login.run.exists()
+    forced = login.submit(*GREEDY, "--force", "--dry-run")
+    assert "DOES NOT FIT: stage 1 has" in forced and "#SBATCH --nodes=32" in forced
+
+
+def test_a_run_has_to_fit_on_the_fewest_nodes_it_may_go_on_with(login: Login) -> None:
+    """Replicas share the optimizer's state: what fits on many of them does not on few."""
+    k25 = ["experiment=k25_pretrain_4k", "cluster=h800_roce", "cluster.nodes=128", "optim.offload=none"]
+    assert "FITS: " in login.submit(*k25, "--dry-run")
+    refused = login.refusal(*k25, "cluster.slurm.min_nodes=32")
+    assert "ConfigError: cluster.slurm.min_nodes=32: memory is too small" in refused
+
+
 def test_a_checkpoint_takes_weights_masters_and_moments() -> None:
     config = compose(["experiment=k25_pretrain_4k"])
     assert checkpoint_bytes(config) / 1e12 == pytest.approx(1.0269 * 2 + 7659.6 * 2**30 / 1e12, rel=1e-3)
