@@ -185,7 +185,7 @@ def _working(config: Config, stage: int, sizes: PassSizes) -> int:
         if layout.is_last(stage, vp_stage):
             # Logits and their gradient, in the model's format and in float32.
             found.append(sizes.tokens * model.vocab_size * (element_bytes + FLOAT_BYTES))
-    return max(found)
+    return max(found, default=0)
 
 
 def _weights_and_gradients(config: Config, stage: int) -> tuple[int, int]:

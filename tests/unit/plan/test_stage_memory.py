@@ -227,3 +227,13 @@ def test_a_machine_without_gpus_has_no_verdict() -> None:
     text = run_command("experiment=smoke", "activation=k2", "--activations")
     assert "FIT" not in text
     assert "Host memory for activations" in text
+
+
+def test_stages_may_be_without_layers() -> None:
+    """The first has token ids alone, the last its norm and the loss."""
+    sizes = ["parallelism=serial", "parallelism.pp=4", "parallelism.layout='E|ttt|tt|L'", "train.seq_len=128"]
+    config = compose(["experiment=smoke", "activation=k2", *sizes])
+    first, *_, last = stage_memories(config)
+    assert (first.working, first.copied) == (0, 0)
+    assert last.working == 256 * 4096 * (4 + 4)
+    assert first.saved == first.num_held * 256 * 8
