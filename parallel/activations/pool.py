@@ -49,7 +49,9 @@ class HostPool:
         num_bytes -= num_bytes % BLOCK_BYTES
         try:
             self._memory = torch.empty(num_bytes, dtype=torch.uint8)
-            pin(self._memory)
+            # A rank whose batches all stay on the device needs none, and CUDA does not lock nothing.
+            if num_bytes:
+                pin(self._memory)
         except RuntimeError as error:
             raise HostMemoryError(
                 f"activation.host_gib: the host has no {num_bytes / 2**30:.4g} GiB of page-locked memory for "

@@ -88,3 +88,11 @@ def test_blocks_are_memory_of_their_own() -> None:
     other.memory.fill_(2)
     assert one.memory.sum() == BLOCK_BYTES
     assert other.memory.sum() == 2 * BLOCK_BYTES
+
+
+def test_no_memory_is_not_locked() -> None:
+    def pin(memory: object) -> None:
+        raise AssertionError("CUDA refuses to")
+
+    with pytest.raises(HostBudgetError, match="largest gap has 0"):
+        HostPool(0, pin).take(1)
