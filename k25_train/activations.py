@@ -1,7 +1,5 @@
 """The activation policies of one rank, put together: names from the configuration, budgets from the plan."""
 
-from collections.abc import Callable
-
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from k25_train.model.multimodal import MultimodalModel
@@ -9,23 +7,19 @@ from k25_train.plan.activations import offload_budget
 from k25_train.plan.schedule import passes_of_stage
 from parallel.activations.copier import HostMemoryError
 from parallel.activations.order import offload_order
-from parallel.activations.saving import Stored
 from parallel.activations.store import ActivationStore, build_engine
 from parallel.topology import Topology
 
 
 def build_activations(
-    config: Config,
-    chunks: list[MultimodalModel],
-    topology: Topology,
-    observe: Callable[[Stored], None] | None = None,
+    config: Config, chunks: list[MultimodalModel], topology: Topology
 ) -> ActivationStore | None:
     """What saves this rank's activations by policy; None if all are kept, and so nothing is to be done.
 
     Raises `ConfigError` if the host does not have the memory to offload to.
     """
     activation, stage = config.activation, topology.pp_rank
-    if activation.keeps_all and observe is None:
+    if activation.keeps_all:
         return None
     engine = None
     if activation.offloads:
@@ -35,4 +29,4 @@ def build_activations(
         except HostMemoryError as error:
             raise ConfigError(str(error)) from error
     order = offload_order(passes_of_stage(config, stage), activation.passes_ahead)
-    return ActivationStore(activation.policies(), chunks, order, engine, observe)
+    return ActivationStore(activation.policies(), chunks, order, engine)

@@ -70,7 +70,7 @@ class Trainer:
                 self._fit()
             except HostBudgetError as error:
                 raise TrainingError(
-                    f"{error}. The last checkpoint is whole: start again to go on from it"
+                    f"{error}; then start again: the run goes on from its newest checkpoint"
                 ) from error
 
     def _fit(self) -> None:

@@ -228,6 +228,8 @@ def node_holds_activations(config: Config) -> list[Problem]:
     rule += ", optimizer state included," if of_optimizer else ""
     rule += f" and cluster.host_memory_gib is {cluster.host_memory_gib:g}"
     remedy = "offload fewer activations, or correct the node's memory"
+    if config.has_projector_in_first_stage and config.activation.host_gib is None:
+        remedy += ", or give what your data take: a tenth of tokens counts as images'"
     return [Problem("activation.host_gib", config.activation.host_gib, rule, remedy)]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
 from k25_train.plan.layout import layout_of
 from k25_train.plan.saved_tensors import KERNELS, PassSizes, SavedTensor, SavedTensors
@@ -16,11 +17,13 @@ from k25_train.plan.schedule import sample_of_passes
 from parallel.activations.order import Batch, offload_order
 from parallel.activations.policy import Policy
 from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES, block_bytes, stored_bytes
+from parallel.config import DepMode
 from parallel.dep.timeline import Pass
 
-SMALL_HOST_BYTES = 64 << 20
-"""Up to here, host memory is planned for all tokens at one rank's experts: a few hundred tokens are spread
-less evenly than any margin allows, and for a shrunk model that much is nothing. Our choice."""
+SMALL_HOST_BYTES = 1 << 30
+"""Up to here, host memory is planned for the largest micro-batch that there can be: a few hundred tokens are
+spread over experts, and over images, less evenly than any margin allows, and for a shrunk model that much is
+nothing. Our choice."""
 
 
 class StoredTensor(NamedTuple):
@@ -55,6 +58,9 @@ class WaitingBytes(NamedTuple):
         return cls(device, host, blocks)
 
 
+VISION_SHARE = 0.1
+"""Share of tokens that are counted as images' where the first stage has a part of vision. Source: not
+disclosed, our choice."""
 NOTHING = WaitingBytes(0, 0, 0)
 
 
@@ -74,6 +80,8 @@ class OffloadNeed:
     """The most that is in the host at a time, in whole blocks."""
     batch_bytes: int
     """Of the largest batch."""
+    micro_batch_bytes: float
+    """Of a micro-batch in all of the rank's chunks, on average."""
 
 
 def offload_budget(config: Config, stage: int) -> OffloadBudget:
@@ -81,7 +89,12 @@ def offload_budget(config: Config, stage: int) -> OffloadBudget:
 
     On the device there is room for batches on their way back, one on its way out and the one in use.
     """
-    activation, need = config.activation, offload_need(config, stage)
+    return budget_for(config, offload_need(config, stage))
+
+
+def budget_for(config: Config, need: OffloadNeed) -> OffloadBudget:
+    """The budgets of a rank that offloads so much; see `offload_budget`."""
+    activation = config.activation
     host = activation.host_margin * need.host_bytes
     device = activation.host_margin * (activation.passes_ahead + 2) * need.batch_bytes
     if activation.host_gib is not None:
@@ -107,8 +120,12 @@ def need_of(config: Config, stage: int, sizes: PassSizes) -> OffloadNeed:
     def of(batch: Batch) -> WaitingBytes:
         return NOTHING if batch in stay else chunks[batch.vp_stage]
 
-    largest = max(of(Batch(each.vp_stage, each.micro_batch)).host for each in passes)
-    return OffloadNeed(host_bytes=peak_held(passes, lambda batch: of(batch).blocks), batch_bytes=largest)
+    copied = [of(Batch(each.vp_stage, each.micro_batch)).host for each in passes if each.is_forward]
+    return OffloadNeed(
+        host_bytes=peak_held(passes, lambda batch: of(batch).blocks),
+        batch_bytes=max(copied),
+        micro_batch_bytes=sum(copied) * len(chunks) / len(copied),
+    )
 
 
 def peak_held(passes: Sequence[Pass], bytes_of: Callable[[Batch], int]) -> int:
@@ -122,31 +139,37 @@ def peak_held(passes: Sequence[Pass], bytes_of: Callable[[Batch], int]) -> int:
 
 
 def balanced_sizes(config: Config, imbalance: float = 1.0) -> PassSizes:
-    """A micro-batch whose tokens are spread over experts evenly.
+    """A micro-batch whose tokens are spread over experts evenly, `VISION_SHARE` of them of images.
 
     Args:
         imbalance: how many times their share the rank's experts get; no more than all tokens arrive.
     """
     train, most = config.train, largest_sizes(config)
     even = train.micro_batch_size * train.seq_len * config.model.num_experts_per_token
-    return _sizes(config, min(round(even * imbalance), most.expert_rows))
+    return _sizes(config, min(round(even * imbalance), most.expert_rows), VISION_SHARE, num_frames=1)
 
 
 def largest_sizes(config: Config) -> PassSizes:
-    """A micro-batch of which all tokens go to as many experts of one rank as they can."""
+    """A micro-batch of which all tokens are of the longest video chunks, and go to as many of one rank's
+    experts as they can."""
     local_experts = config.model.num_experts // config.parallelism.ep
     each = min(config.model.num_experts_per_token, local_experts)
     tokens = config.train.micro_batch_size * config.train.seq_len
-    return _sizes(config, config.parallelism.ep * tokens * each)
+    return _sizes(config, config.parallelism.ep * tokens * each, 1.0, config.model.vision.pos_emb_time)
 
 
-def _sizes(config: Config, expert_rows: int) -> PassSizes:
-    train = config.train
+def _sizes(config: Config, expert_rows: int, vision_share: float, num_frames: int) -> PassSizes:
+    train, trained = config.train, config.optim.vision.trained
+    vision_tokens = math.ceil(vision_share * train.seq_len * train.micro_batch_size)
+    has_tower = config.dep.mode is DepMode.coupled and trained is TrainedVision.all
+    has_projector = config.has_projector_in_first_stage and trained is not TrainedVision.nothing
     return PassSizes(
         documents=(train.seq_len,) * train.micro_batch_size,
         num_sequences=train.micro_batch_size,
         expert_rows=max(expert_rows, 1),
         local_experts=config.model.num_experts // config.parallelism.ep,
+        patches=has_tower * vision_tokens * num_frames * config.model.vision.merge_size**2,
+        vision_tokens=has_projector * vision_tokens,
     )
 
 

@@ -74,6 +74,10 @@ class PassSizes:
     them counts as often."""
     local_experts: int
     """Routed experts of a layer that the rank has."""
+    patches: int
+    """Patches that a tower in the first chunk encodes; 0 if there is none, or if it is frozen."""
+    vision_tokens: int
+    """Tokens that a projector in the first chunk makes of them; 0 likewise."""
 
     @property
     def tokens(self) -> int:
@@ -109,8 +113,9 @@ class SavedTensors:
         return [_exact("mla.rotations", shape, COMPLEX_BYTES)]
 
     def first_chunk(self) -> list[SavedTensor]:
-        """Token ids. Of vision, only positions come on top if the encoder is decoupled: 8 bytes a token."""
-        return [_exact("rest", (1, self._sizes.tokens), INDEX_BYTES)]
+        """Token ids, and what vision in the first chunk saves at most. Places of vision tokens, 8 bytes each,
+        are not counted."""
+        return [_exact("rest", (1, self._sizes.tokens), INDEX_BYTES), *self._tower(), *self._projector()]
 
     def last_chunk(self) -> list[SavedTensor]:
         """The last norm's and the loss's."""
@@ -208,6 +213,31 @@ class SavedTensors:
             yield _exact("moe.down_input", (rows, width), self._element_bytes)
             yield _exact("moe.down_input", (rows, width), self._element_bytes)
         yield self._made("moe.down_input", (rows, width))
+
+    def _tower(self) -> Iterator[SavedTensor]:
+        """A bound, in sum: how many tensors there are, and whether one is a view, depends on the items."""
+        vision, patches = self._model.vision, self._sizes.patches
+        width, heads = vision.hidden_size, vision.num_attention_heads
+        if not patches:
+            return
+        # Of a block: input and output of both norms, queries, keys and values with the others that they lie
+        # beside, queries and keys turned, what is attended and the same joined, and both sides of GELU.
+        block = 11 * width + 2 * vision.ffn_hidden_size
+        yield _exact("vision.encoder", (vision.num_layers * patches, block), self._element_bytes)
+        # Statistics of two norms, and the attention kernel's.
+        yield _exact("vision.encoder", (vision.num_layers * patches, 4 + heads), FLOAT_BYTES)
+        yield _exact("vision.encoder", (patches, width // heads // 2), COMPLEX_BYTES)
+        # The last norm's, whose input lies with the pixels in the line below.
+        yield _exact("vision.encoder", (patches, 2), FLOAT_BYTES)
+        pixels = 3 * vision.patch_size**2
+        yield _exact("vision.encoder", (patches, pixels + width), self._element_bytes)
+
+    def _projector(self) -> Iterator[SavedTensor]:
+        """Its norm's input, and what its two matrices and GELU read."""
+        vision, tokens = self._model.vision, self._sizes.vision_tokens
+        if tokens:
+            yield _exact("vision.encoder", (tokens, 4 * vision.merged_size), self._element_bytes)
+            yield _exact("vision.encoder", (tokens, 2 * vision.merge_size**2), FLOAT_BYTES)
 
     def _norm(
         self,

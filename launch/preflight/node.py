@@ -137,7 +137,7 @@ def judge_node(node: Node, config: Config, run_bytes: int) -> list[Finding]:
     findings = judge_host(
         node.host, memory_gib=cluster.host_memory_gib, run_dir=config.run.dir, run_bytes=run_bytes
     )
-    findings += judge_surroundings(node.surroundings, environment(config), cluster.nodes)
+    findings += judge_surroundings(node.surroundings, environment(config), cluster)
     findings += _judge_gpus(node, config)
     if cluster.fabric is None:
         reason = f"cluster {cluster.name} has no RDMA fabric (cluster.fabric is null)"

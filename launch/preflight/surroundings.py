@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from k25_train.config.schema import ClusterConfig
 from launch.fabric import Variable
 from launch.preflight.findings import Finding, passed, skipped, warned
 from launch.preflight.machine import Machine
@@ -37,25 +38,26 @@ def read_surroundings(machine: Machine) -> Surroundings:
     return Surroundings(is_rank=is_rank, variables=variables, address=machine.resolve())
 
 
-def judge_surroundings(own: Surroundings, wanted: Sequence[Variable], num_nodes: int) -> list[Finding]:
+def judge_surroundings(
+    own: Surroundings, wanted: Sequence[Variable], cluster: ClusterConfig
+) -> list[Finding]:
     """Variables against those of the cluster file, `wanted`, and whether other nodes can reach gloo here."""
-    return [
-        _judge_variables(own, {variable.name: variable.value for variable in wanted}),
-        _judge_address(own, num_nodes),
-    ]
+    wanted_values = {one.name: one.value for one in wanted if OF_FABRIC.fullmatch(one.name)}
+    # Without a fabric in the cluster file, what somebody sets for it contradicts nothing.
+    extra = own.variables.keys() - wanted_values.keys() if cluster.fabric is not None else set()
+    return [_judge_variables(own, wanted_values, sorted(extra)), _judge_address(own, cluster.nodes)]
 
 
-def _judge_variables(own: Surroundings, wanted: Mapping[str, str]) -> Finding:
+def _judge_variables(own: Surroundings, wanted: Mapping[str, str], extra: Sequence[str]) -> Finding:
     check = VARIABLES
     if not own.is_rank:
         return skipped(check, "not started as a rank; launch.slurm and launch.torchrun set them")
-    wanted = {name: value for name, value in wanted.items() if OF_FABRIC.fullmatch(name)}
     other = [
         f"{name} is {own.variables.get(name, 'not set')}, not {value}"
         for name, value in wanted.items()
         if own.variables.get(name) != value
     ]
-    other += [f"{name}={value} is set" for name, value in own.variables.items() if name not in wanted]
+    other += [f"{name}={own.variables[name]} is set" for name in extra]
     if other:
         rule = "they follow from the cluster file alone"
         remedy = "start with launch.slurm or launch.torchrun, and unset the others"

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
-from parallel.activations.replay import call_apart
+from parallel.activations.recompute import call_apart
 from parallel.activations.saving import SavingPass
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from parallel.activations.replay import Replay
+from parallel.activations.recompute import Recomputation
 from parallel.activations.saved import Packed, Saved, View
 
 
@@ -44,6 +44,14 @@ class Geometry(NamedTuple):
         return self.dtype is other.dtype and other.offset <= self.offset and end <= other_end
 
 
+class MadeBy(NamedTuple):
+    """Which output of which call a tensor is."""
+
+    call: "weakref.ref[Recomputation]"
+    """The graph holds it."""
+    output: int
+
+
 @dataclass(slots=True, eq=False)
 class Memory:
     """A piece of memory that tensors to be saved are in."""
@@ -56,10 +64,8 @@ class Memory:
     nbytes: int
     alive: StorageWeakRef
     """Keeps the address, though not the memory, from being used again."""
-    replay: "weakref.ref[Replay] | None" = None
-    """The call that makes it again, which the graph holds; None if nothing does."""
-    output: int = 0
-    """Which of that call's outputs it is."""
+    made_by: "MadeBy | None" = None
+    """What makes it again; None if nothing does."""
     is_kept: bool = False
     parts: list[tuple[Geometry, "weakref.ref[Saved]"]] = field(default_factory=list)
     """What is stored."""
@@ -71,7 +77,7 @@ class Memory:
             if saved is not None:
                 if wanted == base:
                     return saved
-                if self.replay is not None or (base.is_dense() and wanted.is_inside(base)):
+                if self.made_by is not None or (base.is_dense() and wanted.is_inside(base)):
                     return view(saved, base, wanted)
         return None
 
@@ -95,10 +101,11 @@ class Memories:
         """The memory that a tensor is in, if it has been entered."""
         return self._by_address.get(address(tensor))
 
-    def enter(self, tensor: Tensor, name: str, *, is_named: bool) -> Memory:
+    def enter(self, tensor: Tensor, name: str, *, is_named: bool, made_by: "MadeBy | None" = None) -> Memory:
         """Enter the memory of a tensor under its name."""
         storage = tensor.untyped_storage()
-        memory = Memory(name, Geometry.of(tensor), is_named, storage.nbytes(), StorageWeakRef(storage))
+        alive = StorageWeakRef(storage)
+        memory = Memory(name, Geometry.of(tensor), is_named, storage.nbytes(), alive, made_by)
         self._by_address[address(tensor)] = memory
         return memory
 
@@ -109,7 +116,11 @@ def address(tensor: Tensor) -> int:
 
 
 def let_go(tensor: Tensor) -> None:
-    """Free a tensor's memory, unless others hold it too; its shape, history and gradient stay."""
+    """Free a tensor's memory, unless others hold it too; its shape, history and gradient stay.
+
+    Only for tensors that were saved within a `SavingPass`, if at all: torch's own way of saving holds the
+    same object, and would compute gradients with what is in it now.
+    """
     tensor.data = tensor.new_empty(()).expand(tensor.shape)
 
 

@@ -202,7 +202,11 @@ class OffloadEngine:
         self._copier.close()
 
     def _settle(self) -> None:
-        """See what has been dropped and what has arrived, and use the room."""
+        """See what has been dropped and what has arrived.
+
+        What is wanted follows at the next prefetch or load: saving may happen beside a communication, for
+        whose end a copy would wait.
+        """
         while self._dropped:
             self._free(self._dropped.popleft())
         while self._leaving and self._leaving[0].to_host.query():
@@ -210,7 +214,6 @@ class OffloadEngine:
             saved.is_in_host = True
             self._check_unchanged(saved)
             self._let_go(saved)
-        self._bring_wanted()
 
     def _free(self, saved: _Saved) -> None:
         of_batch = self._batches[saved.batch]

@@ -13,7 +13,7 @@ from torch import Tensor
 from parallel.activations.fp8 import Fp8Tensor, compress, decompress
 from parallel.activations.offload import OffloadEngine, Ticket
 from parallel.activations.order import Batch
-from parallel.activations.replay import Replay
+from parallel.activations.recompute import Recomputation
 
 
 class Saved(ABC):
@@ -38,25 +38,19 @@ class Saved(ABC):
     @abstractmethod
     def _bring_back(self) -> Tensor: ...
 
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """What it takes where it waits."""
-
 
 class Compressed(Saved):
     """On the device as FP8."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
-        self._compressed = compress(tensor)
-
-    @property
-    def nbytes(self) -> int:
-        return self._compressed.values.nbytes + self._compressed.scales.nbytes
+        self._compressed: Fp8Tensor | None = compress(tensor)
+        self._stride = tensor.stride()
+        self.nbytes = self._compressed.values.nbytes + self._compressed.scales.nbytes
 
     def _bring_back(self) -> Tensor:
-        return decompress(self._compressed)
+        compressed, self._compressed = _only_once(self._compressed), None
+        return with_stride(decompress(compressed), self._stride)
 
 
 class Offloaded(Saved):
@@ -65,15 +59,12 @@ class Offloaded(Saved):
     def __init__(self, tensor: Tensor, engine: OffloadEngine, batch: Batch) -> None:
         super().__init__()
         self._engine = engine
-        self._ticket: Ticket = engine.save(tensor, batch)
-        self._nbytes = tensor.nbytes
-
-    @property
-    def nbytes(self) -> int:
-        return self._nbytes
+        self._ticket: Ticket | None = engine.save(tensor, batch)
+        self.nbytes = tensor.nbytes
 
     def _bring_back(self) -> Tensor:
-        return self._engine.load(self._ticket)
+        ticket, self._ticket = _only_once(self._ticket), None
+        return self._engine.load(ticket)
 
 
 class CompressedOffloaded(Saved):
@@ -82,37 +73,32 @@ class CompressedOffloaded(Saved):
     def __init__(self, tensor: Tensor, engine: OffloadEngine, batch: Batch) -> None:
         super().__init__()
         compressed = compress(tensor)
-        self._shape, self._dtype = compressed.shape, compressed.dtype
-        self._values = Offloaded(compressed.values, engine, batch)
-        self._scales = Offloaded(compressed.scales, engine, batch)
-
-    @property
-    def nbytes(self) -> int:
-        return self._values.nbytes + self._scales.nbytes
+        self._shape, self._stride, self._dtype = compressed.shape, tensor.stride(), compressed.dtype
+        parts = (compressed.values, compressed.scales)
+        self._tickets: list[Ticket] | None = [engine.save(part, batch) for part in parts]
+        self._engine = engine
+        self.nbytes = sum(part.nbytes for part in parts)
 
     def _bring_back(self) -> Tensor:
-        values, scales = self._values.restore(), self._scales.restore()
-        return decompress(Fp8Tensor(values, scales, self._shape, self._dtype))
+        tickets, self._tickets = _only_once(self._tickets), None
+        values, scales = (self._engine.load(ticket) for ticket in tickets)
+        return with_stride(decompress(Fp8Tensor(values, scales, self._shape, self._dtype)), self._stride)
 
 
 class Recomputed(Saved):
     """Nowhere: an output of a function that is run again."""
 
-    def __init__(self, replay: Replay, index: int, memory_bytes: int) -> None:
+    def __init__(self, recomputation: Recomputation, index: int, memory_bytes: int) -> None:
         """
         Args:
             index: of the output.
             memory_bytes: of the memory that the output was in, into which views were taken.
         """
         super().__init__()
-        self._replay, self._index, self._memory_bytes = replay, index, memory_bytes
-
-    @property
-    def nbytes(self) -> int:
-        return 0
+        self._recomputation, self._index, self._memory_bytes = recomputation, index, memory_bytes
 
     def _bring_back(self) -> Tensor:
-        output = self._replay.outputs()[self._index].detach()
+        output = self._recomputation.outputs()[self._index]
         if output.untyped_storage().nbytes() != self._memory_bytes:
             raise RuntimeError(
                 f"a recomputed tensor of shape {tuple(output.shape)} lies in "
@@ -120,6 +106,24 @@ class Recomputed(Saved):
                 "pass: its function has to do the same each time"
             )
         return output
+
+
+def with_stride(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """The same numbers laid out with these strides, which leave no gaps; views of it rely on them."""
+    if tensor.stride() == stride or tensor.numel() != _span(tensor.shape, stride):
+        return tensor
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _span(shape: torch.Size, stride: tuple[int, ...]) -> int:
+    """Elements from the first to the last."""
+    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+
+
+def _only_once[Source](source: Source | None) -> Source:
+    """What is brought back; its source is dropped with that, and not needed again."""
+    assert source is not None, "`restore` brings it back once"
+    return source
 
 
 @dataclass(frozen=True, slots=True)

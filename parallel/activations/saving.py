@@ -9,16 +9,17 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from parallel.activations.memory import Geometry, Memories, Memory, address, view
+from parallel.activations.memory import Geometry, MadeBy, Memories, Memory, address, view
 from parallel.activations.offload import OffloadEngine
 from parallel.activations.order import Batch
 from parallel.activations.policy import Policy
-from parallel.activations.replay import Replay, ReplayedCall, as_tuple, call_apart
+from parallel.activations.recompute import Recomputation, RecomputedCall, as_tuple, call_apart
 from parallel.activations.saved import (
     Compressed,
     CompressedOffloaded,
@@ -117,23 +118,20 @@ class SavingPass:
     def call(self, name: str, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
         """Call a function whose outputs get a name; one that can be called again if the policy says so."""
         needs_grad = [tensor.requires_grad for tensor in inputs]
-        if self.policy_of(name) is not Policy.recompute or not any(needs_grad):
+        has_graph = any(needs_grad) and torch.is_grad_enabled()
+        if self.policy_of(name) is not Policy.recompute or not has_graph:
             with self.naming(name):
                 outputs = call_apart(function, inputs)
             for output in as_tuple(outputs):
                 self.name(name, output)
             return outputs
-        replay = Replay(function, [self._pack(tensor) for tensor in inputs], needs_grad)
-        outputs = ReplayedCall.apply(replay, function, *inputs)
-        for index, output in enumerate(as_tuple(outputs)):
-            memory = self._memories.enter(output, name, is_named=True)
-            memory.replay, memory.output = weakref.ref(replay), index
+        saved = [partial(unpack, self._pack(tensor)) for tensor in inputs]
+        recomputation = Recomputation(function, saved, needs_grad)
+        outputs = RecomputedCall.apply(recomputation, function, *inputs)
+        for number, output in enumerate(as_tuple(outputs)):
+            made_by = MadeBy(weakref.ref(recomputation), number)
+            self._memories.enter(output, name, is_named=True, made_by=made_by)
         return outputs
-
-    def frees(self, tensor: Tensor) -> bool:
-        """Whether the tensor is saved, but its memory on the device not needed for that."""
-        memory = self._memories.find(tensor)
-        return memory is not None and bool(memory.parts) and not memory.is_kept
 
     def _pack(self, tensor: Tensor) -> Packed:
         tensor = tensor.detach()
@@ -141,13 +139,14 @@ class SavingPass:
             return tensor
         memory = self._memories.find(tensor) or self._memories.enter(tensor, self._name, is_named=False)
         geometry = Geometry.of(tensor)
-        if memory.is_kept:
+        is_other_view = memory.made_by is not None and tensor.dtype is not memory.base.dtype
+        if memory.is_kept or is_other_view or tensor.is_conj() or tensor.is_neg():
             return Kept.of(tensor)
         found = memory.find(geometry)
         if found is not None:
             return found
         base = memory.base
-        if memory.replay is None and not (geometry.is_inside(base) and base.is_dense()):
+        if memory.made_by is None and not (geometry.is_inside(base) and base.is_dense()):
             base = geometry
         whole = tensor.as_strided(base.size, base.stride, base.offset)
         saved = self._store(memory, whole)
@@ -163,18 +162,17 @@ class SavingPass:
         saved: Saved | None = None
         device_bytes = memory.nbytes if policy is Policy.keep else 0
         host_bytes = 0
-        if policy is Policy.recompute:
-            replay = None if memory.replay is None else memory.replay()
-            assert replay is not None, "the graph holds the call as long as its outputs are saved"
-            saved = Recomputed(replay, memory.output, memory.nbytes)
+        call = None if memory.made_by is None else memory.made_by.call()
+        if memory.made_by is not None and call is not None:
+            saved = Recomputed(call, memory.made_by.output, memory.nbytes)
         elif policy is Policy.fp8:
-            saved = Compressed(tensor)
-            device_bytes = saved.nbytes
+            saved = compressed = Compressed(tensor)
+            device_bytes = compressed.nbytes
         elif policy.offloads:
             assert self._engine is not None, "_policy_for offloads with an engine only"
             kind = CompressedOffloaded if policy.compresses else Offloaded
-            saved = kind(tensor, self._engine, self._batch)
-            host_bytes = saved.nbytes
+            saved = offloaded = kind(tensor, self._engine, self._batch)
+            host_bytes = offloaded.nbytes
         if self._observe is not None:
             shape = tuple(tensor.shape)
             self._observe(Stored(memory.name, shape, tensor.dtype, policy, device_bytes, host_bytes))
@@ -182,11 +180,11 @@ class SavingPass:
 
     def _policy_for(self, memory: Memory, tensor: Tensor) -> Policy:
         """What can be done with a tensor of what its name's policy asks for."""
-        if memory.replay is not None:
-            return Policy.recompute
         policy = self.policy_of(memory.name)
         if policy is Policy.recompute:
-            return Policy.keep
+            # What was made with it beside the call's outputs, or outlives the call, has to stay.
+            is_made_again = memory.made_by is not None and memory.made_by.call() is not None
+            return Policy.recompute if is_made_again else Policy.keep
         # Statistics that an operation saves beside the tensor that has the name are not to be rounded.
         is_rounded = memory.is_named and tensor.dtype in (torch.float32, torch.bfloat16) and tensor.dim() > 1
         if policy.compresses and not is_rounded:

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from megatron.core.pipeline_parallel.utils import NoopScheduleNode
+from megatron.core.pipeline_parallel.utils import NoopScheduleNode, get_comm_stream
 from torch import Tensor
 
 from parallel.activations.memory import let_go
@@ -62,9 +62,8 @@ def _let_go(
             let_go(tensor)
     plan.state.decoder_input = None
     if hold_output is not None:
-        for node in nodes:
-            # It is sent from the one stream, and was computed on the other.
-            nodes[-1].output.record_stream(node.stream)
+        # It is sent from this stream, whichever it was computed on.
+        nodes[-1].output.record_stream(get_comm_stream())
         hold_output(nodes[-1].output)
 
 

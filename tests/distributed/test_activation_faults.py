@@ -50,7 +50,7 @@ def test_a_full_host_ends_the_run_and_leaves_the_checkpoint(data: Path, tmp_path
         run_ranks(fit_until_the_host_is_full, NUM_RANKS, arguments(data, run))
     told = str(failure.value)
     assert "TrainingError: activation.host_gib = " in told
-    assert "raise it, or offload fewer tensors. The last checkpoint is whole: start again" in told
+    assert "raise it, or offload fewer tensors; then start again" in told
     assert verify(newest_checkpoint(run / "checkpoints")) == 4
     for folder in (run, uninterrupted):
         run_ranks(fit, NUM_RANKS, arguments(data, folder))

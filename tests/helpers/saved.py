@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from k25_train.config.resolve import compose
 from parallel.activations.order import Batch, OffloadOrder
 from parallel.activations.policy import Policy
 from parallel.activations.saving import Stored
@@ -61,6 +62,33 @@ def records_of_cases(
     return found
 
 
+def vision_bytes(
+    context: RankContext, grids: Sequence[Sequence[tuple[int, int, int]]], dtype: torch.dtype
+) -> list[int]:
+    """What a coupled tower and its projector keep of these items on the device, for each list of items."""
+    model = build_random_model(context)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    policies = compose(["experiment=smoke"]).activation.policies()
+    found = []
+    for grid_thw in grids:
+        stored: list[Stored] = []
+        store = ActivationStore(policies, [model], NO_OFFLOAD_ORDER, None, stored.append)
+        num_patches = sum(t * h * w for t, h, w in grid_thw)
+        num_tokens = sum(h * w // 4 for _, h, w in grid_thw)
+        with store.forward_pass(Batch(0, 0)).active():
+            model(
+                tokens=random_tokens(128),
+                documents=documents((128,)),
+                labels=random_tokens(128),
+                media_positions=torch.arange(num_tokens),
+                pixels=torch.randn(num_patches, 588),
+                grid_thw=grid_thw,
+            )
+        found.append(sum(each.device_bytes for each in stored if each.name == "vision.encoder"))
+    return found
+
+
 class EngineWithoutMemory:
     """Takes meta tensors, of which there is nothing to copy."""
 
@@ -90,7 +118,6 @@ def records_without_memory(
     import torch.nn.functional as F
     from megatron.core.transformer.moe import token_dispatcher
 
-    from k25_train.config.resolve import compose
     from k25_train.model.attention import PackedDocuments
     from k25_train.model.build import build_chunks
     from k25_train.model.megatron_config import backbone_config

@@ -344,7 +344,7 @@ def test_a_fixed_gid_index_is_held_against_every_card(
 @pytest.mark.parametrize("address", [None, "127.0.1.1"])
 def test_a_name_that_stands_for_loopback(recorded: RecordedNode, address: str | None) -> None:
     """Debian writes the host's name beside 127.0.1.1: gloo would listen where no other node reaches it."""
-    recorded.environment = {"RANK": "0"}
+    recorded.environment = {"RANK": "0", "GLOO_BY_HAND": "1"}
     config = compose(["experiment=smoke", "cluster.nodes=2", "cluster.gpus_per_node=2"])
     assert [one.verdict for one in examine(recorded, config) if one.check == "host name"] == [Verdict.passed]
     recorded.address = address
@@ -352,6 +352,14 @@ def test_a_name_that_stands_for_loopback(recorded: RecordedNode, address: str | 
     assert finding.check == "host name"
     assert f"resolves to {address or 'nothing'}" in finding.found
     assert "/etc/hosts" in finding.remedy
+
+
+def test_packets_too_small_for_rdma(recorded: RecordedNode, config: Config) -> None:
+    for number in range(8):
+        recorded.write(f"sys/class/net/eth{number}/mtu", "1500\n")
+    (finding,) = [one for one in examine(recorded, config) if one.verdict is not Verdict.passed]
+    assert (finding.check, finding.verdict, finding.found) == ("network MTU", Verdict.warned, "1500 bytes")
+    assert "4200" in finding.rule
 
 
 def test_cards_too_slow_for_the_plan(recorded: RecordedNode) -> None:

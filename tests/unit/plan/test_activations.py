@@ -15,7 +15,7 @@ from k25_train.plan.saved_tensors import KERNELS, PassSizes, SavedTensors
 from parallel.activations.policy import Policy
 from tests.helpers.hf_reference import tiny_model_config
 from tests.helpers.ranks import run_ranks
-from tests.helpers.saved import Case, Record, records_of_cases, records_without_memory
+from tests.helpers.saved import Case, Record, records_of_cases, records_without_memory, vision_bytes
 from tests.helpers.tiny_model import LENGTHS
 
 DTYPES = {torch.float32: DType.float32, torch.bfloat16: DType.bfloat16}
@@ -58,6 +58,8 @@ def planned(
         num_sequences=sum(case.lengths) // sequence_tokens,
         expert_rows=sum(case.lengths) * model.num_experts_per_token,
         local_experts=model.num_experts,
+        patches=0,
+        vision_tokens=0,
     )
     lists = SavedTensors(model, DTYPES[case.dtype], KERNELS[device], case.policies, sizes)
     saved = [*lists.first_chunk(), *lists.every_chunk(), *lists.last_chunk()]
@@ -108,6 +110,26 @@ def test_plan_holds_for_other_models_and_documents(overrides: dict[str, float]) 
     found = run_ranks(records_of_cases, 1, cases, overrides)[0]
     for case, saved in zip(cases, found, strict=True):
         assert_alike(planned(model, case), saved, f"{case.dtype}, documents of {case.lengths}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+def test_vision_in_the_first_chunk_saves_no_more_than_planned(dtype: torch.dtype) -> None:
+    """And not much less. What is not counted: weights by which the table of positions is resampled."""
+    grids = [[(1, 16, 16)], [(4, 8, 8), (1, 8, 8)], [(1, 12, 8), (2, 10, 10), (1, 12, 8)]]
+    model = tiny_model_config()
+    for grid_thw, found in zip(grids, run_ranks(vision_bytes, 1, grids, dtype)[0], strict=True):
+        sizes = PassSizes(
+            documents=(64,),
+            num_sequences=1,
+            expert_rows=1,
+            local_experts=1,
+            patches=sum(t * h * w for t, h, w in grid_thw),
+            vision_tokens=sum(h * w // 4 for _, h, w in grid_thw),
+        )
+        lists = SavedTensors(model, DTYPES[dtype], KERNELS[Device.cpu], POLICIES["keep"], sizes)
+        bound = sum(each.num_bytes for each in lists.first_chunk() if each.name == "vision.encoder")
+        resampling = sum(4 * 16 * (h + w) for _, h, w in grid_thw)
+        assert 0.8 * bound < found <= bound + resampling
 
 
 @pytest.mark.parametrize("seq_len", [4096, 16384])
