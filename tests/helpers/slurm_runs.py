@@ -62,7 +62,7 @@ class SubmittedRun:
         self.cluster.wait_until(lambda: any(row["step"] >= step for row in self.rows()), START_S, self.folder)
 
     def wait_for_attempt(self, number: int) -> None:
-        """Return when it has started. After a requeue SLURM itself lets a job wait some seconds, until its old
+        """Return when it has started. After a requeue SLURM itself lets a job wait, until its old
         credentials are forgotten."""
         self.cluster.wait_until(lambda: len(self.attempts) >= number, START_S, self.folder)
 
