@@ -62,15 +62,9 @@ class SubmittedRun:
         self.cluster.wait_until(lambda: any(row["step"] >= step for row in self.rows()), START_S, self.folder)
 
     def wait_for_attempt(self, number: int) -> None:
-        """Return when it has started. One that waits in the queue after a requeue need not wait long."""
-
-        def started() -> bool:
-            if self.state == "PENDING":
-                # Refused if it has started in this moment.
-                self.cluster.try_to("scontrol", "update", f"JobId={self.job_id}", "StartTime=now")
-            return len(self.attempts) >= number
-
-        self.cluster.wait_until(started, START_S, self.folder)
+        """Return when it has started. After a requeue SLURM itself lets a job wait, until its old
+        credentials are forgotten."""
+        self.cluster.wait_until(lambda: len(self.attempts) >= number, START_S, self.folder)
 
     def wait_for_end(self) -> str:
         """The job's last state."""
