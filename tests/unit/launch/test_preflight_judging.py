@@ -13,6 +13,7 @@ from launch.preflight.__main__ import check_started, main
 from launch.preflight.across import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, passed, skipped, warned
 from launch.preflight.measured import Fault, Measured, culprits, judge_measured
+from launch.preflight.rates import Link
 from launch.preflight.report import print_report, summary, write_report
 
 GOOD = {"torch": "2.13.0", "GPU driver": "580.95.05", "kernel": "6.8.0-60"}
@@ -99,6 +100,16 @@ def test_rates_below_those_of_the_plan(config: Config) -> None:
     (plan,) = [one for one in findings if one.check == "rates of the plan"]
     assert plan.verdict is Verdict.warned
     assert plan.found == "cluster.model_tflops needs 396, measured 300"
+
+
+def test_a_network_below_that_of_the_plan(config: Config) -> None:
+    """cluster.network_gb_per_s is 50, of which 80% are enough; the slower end of a connection counts."""
+    fast, slow = (Link(pair=(0, 1), gb_per_s=rate) for rate in (45.0, 30.0))
+    for links, verdict in (((fast, fast), Verdict.passed), ((fast, slow), Verdict.warned)):
+        measured = {rank: Measured(links=[link]) for rank, link in enumerate(links)}
+        (plan,) = judge_measured(measured, {0: "a", 1: "b"}, config)["b"][-1:]
+        assert (plan.check, plan.verdict) == ("rates of the plan", verdict)
+    assert plan.found == "cluster.network_gb_per_s needs 40, measured 30"
 
 
 NODES = {
