@@ -132,6 +132,18 @@ def test_report_names_nodes_and_remedies() -> None:
     assert summary(sound) == "preflight passed on 2 node(s), 1 with warnings"
 
 
+def test_the_worst_comes_first() -> None:
+    output = io.StringIO()
+    nodes = {
+        "a": [passed("clock", "0 ms")],
+        "b": [warned("clock", "late", "rule", "remedy")],
+        "c": [failed("clock", "stopped", "rule", "remedy")],
+    }
+    print_report(Console(file=output, width=140), nodes)
+    words = [line.split()[1] for line in output.getvalue().splitlines() if line.startswith("clock")]
+    assert words == ["FAIL", "warn", "pass"]
+
+
 def test_json_has_every_finding(tmp_path: Path) -> None:
     report = json.loads(write_report(tmp_path / "run", NODES, {"node-1": {"read": 1}}).read_text())
     assert report["verdict"] == "failed"
