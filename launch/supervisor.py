@@ -134,7 +134,10 @@ class Supervisor:
         if outcome is Outcome.stopped:
             return f"{where}, asked by {self.asked.name if self.asked else 'a signal to its ranks'}"
         if outcome is Outcome.failed:
-            return f"{where}, srun ended with status {status}, first on {failed_first or 'no node it names'}"
+            first = (
+                f"first on {failed_first}, see node_{failed_first}.log" if failed_first else "see srun.log"
+            )
+            return f"{where}, srun ended with status {status}, {first}"
         return where
 
     def run_step(self, attempt: Attempt) -> int:

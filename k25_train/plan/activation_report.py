@@ -12,6 +12,7 @@ from rich.table import Table
 
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
+from k25_train.metrics.flops import FORWARD_AND_BACKWARD, layer_forward_flops
 from k25_train.plan.activations import (
     StoredTensor,
     WaitingBytes,
@@ -22,6 +23,7 @@ from k25_train.plan.activations import (
 )
 from k25_train.plan.optimizer import sizes
 from k25_train.plan.stage_memory import OVERHEAD_BYTES, StageMemory, fullest, most_imbalance, room_bytes
+from k25_train.plan.step_times import flops_per_s
 from parallel.activations.policy import Policy
 
 GB = 10**9
@@ -114,6 +116,7 @@ def verdict(config: Config, memories: Sequence[StageMemory]) -> Iterator[str]:
             f"Host memory for activations: {gb(most_host)} GB a rank at most, "
             f"{gb(most_host * cluster.gpus_per_node)} GB on a node with {cluster.gpus_per_node} such."
         )
+        yield copies(config, memories)
     if cluster.gpu_memory_gb is None:
         return
     left = room_bytes(config, worst)
@@ -129,6 +132,25 @@ def verdict(config: Config, memories: Sequence[StageMemory]) -> Iterator[str]:
     yield (
         f"DOES NOT FIT: stage {worst.stage} has {held}, with {rest} {gb(-left)} more than "
         f"{cluster.gpu_memory_gb:g}. What would help: {'; '.join(remedies(config, worst))}."
+    )
+
+
+def copies(config: Config, memories: Sequence[StageMemory]) -> str:
+    """How long copies of the stage with the most of them take, beside what it computes meanwhile."""
+    train, cluster = config.train, config.cluster
+    most = max(memories, key=lambda memory: memory.copied)
+    copy_s = most.copied / (1e9 * cluster.host_copy_gb_per_s)
+    forward_flops = sum(
+        layer_forward_flops(config.model, layer, [train.seq_len] * train.micro_batch_size)
+        for layers in most.layers
+        for layer in layers
+    )
+    compute_s = FORWARD_AND_BACKWARD * forward_flops / flops_per_s(config)
+    return (
+        f"Copies: stage {most.stage} sends {gb(most.copied)} GB of a micro-batch to the host and back, "
+        f"{1e3 * copy_s:.1f} ms each way at cluster.host_copy_gb_per_s={cluster.host_copy_gb_per_s:g}, and "
+        f"computes for {1e3 * compute_s:.1f} ms at cluster.model_tflops={cluster.model_tflops:g}"
+        + ("." if copy_s <= compute_s else ": it waits for copies. Offload less.")
     )
 
 

@@ -80,6 +80,8 @@ class OffloadNeed:
     """The most that is in the host at a time, in whole blocks."""
     batch_bytes: int
     """Of the largest batch."""
+    micro_batch_bytes: float
+    """Of a micro-batch in all of the rank's chunks, on average."""
 
 
 def offload_budget(config: Config, stage: int) -> OffloadBudget:
@@ -87,7 +89,12 @@ def offload_budget(config: Config, stage: int) -> OffloadBudget:
 
     On the device there is room for batches on their way back, one on its way out and the one in use.
     """
-    activation, need = config.activation, offload_need(config, stage)
+    return budget_for(config, offload_need(config, stage))
+
+
+def budget_for(config: Config, need: OffloadNeed) -> OffloadBudget:
+    """The budgets of a rank that offloads so much; see `offload_budget`."""
+    activation = config.activation
     host = activation.host_margin * need.host_bytes
     device = activation.host_margin * (activation.passes_ahead + 2) * need.batch_bytes
     if activation.host_gib is not None:
@@ -113,8 +120,12 @@ def need_of(config: Config, stage: int, sizes: PassSizes) -> OffloadNeed:
     def of(batch: Batch) -> WaitingBytes:
         return NOTHING if batch in stay else chunks[batch.vp_stage]
 
-    largest = max(of(Batch(each.vp_stage, each.micro_batch)).host for each in passes)
-    return OffloadNeed(host_bytes=peak_held(passes, lambda batch: of(batch).blocks), batch_bytes=largest)
+    copied = [of(Batch(each.vp_stage, each.micro_batch)).host for each in passes if each.is_forward]
+    return OffloadNeed(
+        host_bytes=peak_held(passes, lambda batch: of(batch).blocks),
+        batch_bytes=max(copied),
+        micro_batch_bytes=sum(copied) * len(chunks) / len(copied),
+    )
 
 
 def peak_held(passes: Sequence[Pass], bytes_of: Callable[[Batch], int]) -> int:

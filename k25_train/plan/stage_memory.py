@@ -13,8 +13,9 @@ from k25_train.plan.activations import (
     OffloadBudget,
     WaitingBytes,
     balanced_sizes,
+    budget_for,
     largest_sizes,
-    offload_budget,
+    offload_need,
     peak_held,
     stage_tensors,
 )
@@ -65,6 +66,8 @@ class StageMemory:
     """What one layer, or the head, has around it while it is computed."""
     host: int
     """Page-locked for offloaded activations."""
+    copied: int
+    """To the host of a micro-batch in all of the rank's chunks, and back."""
 
     @property
     def states(self) -> int:
@@ -93,7 +96,8 @@ def stage_memory(config: Config, state: StageState, imbalance: float = 1.0) -> S
     stage, layout = state.stage, layout_of(config)
     sizes = balanced_sizes(config, imbalance)
     saved, num_held, outputs = _waiting(config, stage, sizes)
-    budget = offload_budget(config, stage) if config.activation.offloads else OffloadBudget(0, 0)
+    need = offload_need(config, stage)
+    budget = budget_for(config, need) if config.activation.offloads else OffloadBudget(0, 0)
     weights, gradients = _weights_and_gradients(config, stage)
     optimizer = round(state.rank_bytes)
     return StageMemory(
@@ -109,6 +113,7 @@ def stage_memory(config: Config, state: StageState, imbalance: float = 1.0) -> S
         buffer=budget.device_bytes,
         working=_working(config, stage, sizes),
         host=budget.host_bytes,
+        copied=round(need.micro_batch_bytes),
     )
 
 

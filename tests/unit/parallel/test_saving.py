@@ -22,6 +22,7 @@ from parallel.activations.memory import weights_of
 from parallel.activations.offload import OffloadEngine, Ticket
 from parallel.activations.order import Batch
 from parallel.activations.policy import Policy
+from parallel.activations.saved import Saved
 from parallel.activations.saving import SavingPass, Stored
 from tests.helpers.saving import BATCH, CAN_REPLAY, NAMES, Block, all_of, run, swiglu
 
@@ -31,6 +32,15 @@ def engine() -> Iterator[OffloadEngine]:
     made = OffloadEngine(ThreadCopier(), 8 << 20, 1 << 20)
     yield made
     made.close()
+
+
+def wait_until_freed(memory: "weakref.ref[torch.UntypedStorage]", engine: OffloadEngine) -> None:
+    """Return once what is in the memory has arrived in the host."""
+    deadline = time.monotonic() + 20
+    while memory() is not None and time.monotonic() < deadline:
+        engine.read_stats()
+        gc.collect()
+    assert memory() is None
 
 
 EXACT = st.fixed_dictionaries(
@@ -113,11 +123,7 @@ def test_memory_is_free_after_the_backward_pass(engine: OffloadEngine) -> None:
         memory = weakref.ref(hidden.untyped_storage())
         output = hidden.square().sum()
     del hidden, saving
-    deadline = time.monotonic() + 20
-    while memory() is not None and time.monotonic() < deadline:
-        engine.read_stats()
-        gc.collect()
-    assert memory() is None
+    wait_until_freed(memory, engine)
     output.backward()
     assert torch.equal(x.grad, 8 * x)
     engine.check_empty()
@@ -153,6 +159,7 @@ def test_a_graph_that_is_held_holds_nothing_after_its_backward_pass(engine: Offl
     del saving
     output.sum().backward()
     engine.check_empty()
+    assert not [each for each in gc.get_objects() if Saved in type(each).__mro__ and each._tensor is not None]
     with pytest.raises(RuntimeError):
         output.sum().backward()
 
@@ -233,7 +240,9 @@ def test_parts_of_a_memory_without_a_name_are_told_apart(engine: OffloadEngine) 
     with saving.active():
         both = x * 1
         output = both[0].square().sum() + both[1].pow(3).sum()
+    memory = weakref.ref(both.untyped_storage())
     del saving, both
+    wait_until_freed(memory, engine)
     output.backward()
     assert torch.allclose(x.grad[0], 2 * x[0])
     assert torch.allclose(x.grad[1], 3 * x[1] ** 2)

@@ -198,6 +198,16 @@ def test_command_tells_whether_the_plan_fits() -> None:
     assert "242,221,056" in text, "32,768 rows of 7,168 bytes and 56 scales"
 
 
+def test_command_tells_whether_copies_are_hidden() -> None:
+    told = [
+        run_command("experiment=k25_pretrain_4k", f"cluster.host_copy_gb_per_s={rate}", "--activations")
+        for rate in (20, 10)
+    ]
+    for text, hidden in zip(told, (True, False), strict=True):
+        assert "Copies: stage 1 sends 1.84 GB of a micro-batch to the host and back" in text
+        assert ("it waits for copies" not in text) == hidden
+
+
 def test_command_tells_what_would_help() -> None:
     text = run_command(*AS_REPORTED, "cluster.gpu_memory_gb=40", "--activations")
     assert "DOES NOT FIT: stage 1 has 65.88 GB of states" in text
