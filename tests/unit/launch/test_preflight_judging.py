@@ -13,6 +13,7 @@ from launch.preflight.__main__ import check_started, main
 from launch.preflight.across import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, passed, skipped, warned
 from launch.preflight.measured import Fault, Measured, culprits, judge_measured
+from launch.preflight.rates import Link
 from launch.preflight.report import print_report, summary, write_report
 
 GOOD = {"torch": "2.13.0", "GPU driver": "580.95.05", "kernel": "6.8.0-60"}
@@ -101,6 +102,16 @@ def test_rates_below_those_of_the_plan(config: Config) -> None:
     assert plan.found == "cluster.model_tflops needs 396, measured 300"
 
 
+def test_a_network_below_that_of_the_plan(config: Config) -> None:
+    """cluster.network_gb_per_s is 50, of which 80% are enough; the slower end of a connection counts."""
+    fast, slow = (Link(pair=(0, 1), gb_per_s=rate) for rate in (45.0, 30.0))
+    for links, verdict in (((fast, fast), Verdict.passed), ((fast, slow), Verdict.warned)):
+        measured = {rank: Measured(links=[link]) for rank, link in enumerate(links)}
+        (plan,) = judge_measured(measured, {0: "a", 1: "b"}, config)["b"][-1:]
+        assert (plan.check, plan.verdict) == ("rates of the plan", verdict)
+    assert plan.found == "cluster.network_gb_per_s needs 40, measured 30"
+
+
 NODES = {
     "node-1": [passed("GPU count", "8 x NVIDIA H800"), skipped("clock", "no answer")],
     "node-2": [passed("GPU count", "8 x NVIDIA H800"), warned("clock", "late", "be on time", "chronyd")],
@@ -119,6 +130,18 @@ def test_report_names_nodes_and_remedies() -> None:
     assert summary(NODES) == "preflight FAILED on 1 of 3 node(s): node-3"
     sound: dict[str, list[Finding]] = {name: NODES[name] for name in ("node-1", "node-2")}
     assert summary(sound) == "preflight passed on 2 node(s), 1 with warnings"
+
+
+def test_the_worst_comes_first() -> None:
+    output = io.StringIO()
+    nodes = {
+        "a": [passed("clock", "0 ms")],
+        "b": [warned("clock", "late", "rule", "remedy")],
+        "c": [failed("clock", "stopped", "rule", "remedy")],
+    }
+    print_report(Console(file=output, width=140), nodes)
+    words = [line.split()[1] for line in output.getvalue().splitlines() if line.startswith("clock")]
+    assert words == ["FAIL", "warn", "pass"]
 
 
 def test_json_has_every_finding(tmp_path: Path) -> None:
