@@ -20,6 +20,7 @@ from tests.helpers.offload import InlineReload
 from tests.helpers.racy_device import RacyCopier, RacyDevice, random_delays
 
 NUM_SCHEDULES = 1000
+NUM_FAST_SCHEDULES = 300
 SCHEDULES_A_TEST = 100
 SCARCE_BYTES = 2**14
 """Host memory that some schedules do with and others do not."""
@@ -120,7 +121,13 @@ def play(
     assert stats.peak_device_bytes <= device_bytes
 
 
-@pytest.mark.parametrize("first", range(0, NUM_SCHEDULES, SCHEDULES_A_TEST))
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(first, marks=[pytest.mark.slow] if first >= NUM_FAST_SCHEDULES else [])
+        for first in range(0, NUM_SCHEDULES, SCHEDULES_A_TEST)
+    ],
+)
 def test_no_tensor_is_ever_wrong(first: int) -> None:
     # Beside each other, as they mostly wait.
     with ThreadPoolExecutor(8) as threads:
