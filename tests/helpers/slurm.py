@@ -98,8 +98,10 @@ class Slurm:
         return [pid for pid in living() if any(mark in text for text in strings(pid, "cmdline"))]
 
     def slurmds(self, node: str) -> list[int]:
-        """The daemon of a node."""
-        return [pid for pid in living() if strings(pid, "cmdline")[:4] == ["slurmd", "-D", "-N", node]]
+        """The daemon of a node of this cluster; another that runs may have a node of the same name."""
+        own = f"SLURM_CONF={self.env['SLURM_CONF']}"
+        daemons = [pid for pid in living() if strings(pid, "cmdline")[:4] == ["slurmd", "-D", "-N", node]]
+        return [pid for pid in daemons if own in strings(pid, "environ")]
 
 
 def tail(path: Path, num_lines: int) -> list[str]:
