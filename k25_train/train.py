@@ -21,10 +21,12 @@ def train(config: Config) -> None:
     run = build_run(config, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     with Report(config, is_main=run.is_main, device_name=name) as report, run.loader:
-        Trainer(run, report).fit()
+        trainer = Trainer(run, report)
+        trainer.fit()
     if run.activations is not None:
         run.activations.close()
     stop_process_group()
+    trainer.stop.close()
 
 
 main = hydra_app(train)

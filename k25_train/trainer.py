@@ -32,15 +32,26 @@ class StopRequest:
     folder together with the job that is started again.
     """
 
+    _NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
+
     def __init__(self) -> None:
         self.received = 0
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in self._NUMBERS:
             signal.signal(number, self._remember)
         if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
             ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGTERM)
 
     def _remember(self, number: int, _frame: types.FrameType | None) -> None:
         self.received = number
+
+    def close(self) -> None:
+        """Ignore the signals from now on.
+
+        At its end Python gives them their default back: a late one would kill a rank that has saved, and so
+        turn a run that stopped as asked into one that failed.
+        """
+        for number in self._NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
 
     def agreed(self, device: torch.device) -> bool:
         """Whether any rank was asked to stop; every rank gets the same answer in the same step."""

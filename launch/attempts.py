@@ -9,7 +9,7 @@ from pathlib import Path
 from launch.decide import Attempt, Outcome
 from launch.submission import write_whole
 
-RECORD, LATEST = "attempt.json", "latest"
+RECORD, LATEST, PREFLIGHT = "attempt.json", "latest", "preflight.json"
 TAIL_BYTES = 1 << 20
 """More than two rows of the metrics."""
 
@@ -29,6 +29,23 @@ class Attempts:
     def srun_log(self, attempt: Attempt) -> Path:
         """What srun itself says of an attempt."""
         return self.folder(attempt) / "srun.log"
+
+    def preflight_log(self, attempt: Attempt) -> Path:
+        """What srun says of an attempt's preflight."""
+        return self.folder(attempt) / "preflight_srun.log"
+
+    def unfit(self, attempt: Attempt) -> dict[str, str] | None:
+        """Node -> why it failed the preflight of an attempt; None if that left no report."""
+        try:
+            report = json.loads((self.folder(attempt) / PREFLIGHT).read_text())
+        except FileNotFoundError:
+            return None
+        found: dict[str, str] = {}
+        for node, own in report["nodes"].items():
+            failures = [finding for finding in own["findings"] if finding["verdict"] == "failed"]
+            if failures:
+                found[node] = "; ".join(f"{finding['check']}: {finding['found']}" for finding in failures)
+        return found
 
     def history(self) -> list[Attempt]:
         """All attempts so far, oldest first."""

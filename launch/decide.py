@@ -1,7 +1,7 @@
 """What to do after an attempt: pure decisions on what has happened so far."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
@@ -19,8 +19,14 @@ class Outcome(StrEnum):
     """A rank ended with an error, or was killed, on nodes that SLURM finds sound."""
     node_lost = "node_lost"
     """A node of the attempt is down, drained or does not respond."""
+    unfit = "unfit"
+    """A node failed the preflight, so no rank was started."""
     vanished = "vanished"
     """Its supervisor was gone before it could tell, with the first node or by SIGKILL."""
+
+
+COUNT_FOR_NOTHING = (Outcome.stopped, Outcome.unfit)
+"""Outcomes that say nothing of the run itself. Unfit ones end with the nodes, as each leaves some out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +46,8 @@ class Attempt:
     """Last step that it trained; None if it trained none."""
     first_to_fail: str | None = None
     """The node whose ranks failed first, if any did."""
+    unfit: dict[str, str] = field(default_factory=dict)
+    """Node -> why it failed the preflight."""
     reason: str = ""
     """The outcome in words."""
 
@@ -67,9 +75,17 @@ def reason_to_give_up(history: Sequence[Attempt], max_restarts: int) -> str | No
     """Why no further attempt makes sense, or None.
 
     A failure that comes back at the same step is no accident. Others may be accidents as long as attempts get
-    further; those that do not may be `max_restarts` in a row. What SLURM stopped counts for neither.
+    further; those that do not may be `max_restarts` in a row. What SLURM stopped counts for neither, nor what
+    the preflight did, unless it found no node sound: then the fault lies in what they share.
     """
-    ended = [attempt for attempt in history if attempt.outcome != Outcome.stopped]
+    last_one = history[-1] if history else None
+    if last_one is not None and 1 < len(last_one.nodes) == len(last_one.unfit):
+        return (
+            f"all {len(last_one.nodes)} nodes of attempt {last_one.number} failed preflight: the cluster's "
+            "file or the fabric is wrong rather than each of them (preflight.log says what; submitted with "
+            "cluster.slurm.preflight=false, the run starts nevertheless)"
+        )
+    ended = [attempt for attempt in history if attempt.outcome not in COUNT_FOR_NOTHING]
     last_two = ended[-2:]
     if len(last_two) == 2 and all(attempt.outcome == Outcome.failed for attempt in last_two):
         before, last = last_two
@@ -88,7 +104,7 @@ def num_fruitless(history: Sequence[Attempt]) -> int:
     for attempt in history:
         if attempt.reached is not None and attempt.reached > furthest:
             furthest, fruitless = attempt.reached, 0
-        if attempt.outcome not in (Outcome.stopped, Outcome.finished):
+        if attempt.outcome not in (*COUNT_FOR_NOTHING, Outcome.finished):
             fruitless += 1
     return fruitless
 

@@ -77,7 +77,7 @@ def end_leftovers(attempts: Path, attempt: str) -> None:
 
 def ranks_of(attempts: Path) -> Iterator[tuple[int, str]]:
     """Process and attempt of everything on this node that was started for this run."""
-    mark = re.compile(rb"\0launch\.rank\0" + re.escape(os.fsencode(attempts)) + rb"/(\d+)\0")
+    mark = re.compile(rb"\0launch\.(?:rank|checker)\0" + re.escape(os.fsencode(attempts)) + rb"/(\d+)\0")
     for entry in Path("/proc").iterdir():
         try:
             found = mark.search((entry / "cmdline").read_bytes()) if entry.name.isdigit() else None

@@ -19,13 +19,7 @@ def main() -> None:
     # launch.node left SIGTERM ignored; until the trainer listens to it, it has to end the rank.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.argv[1:] = arguments
-    try:
-        runpy.run_module("k25_train.train", run_name="__main__", alter_sys=True)
-    finally:
-        # At its end Python gives signals their default back: a late one would kill a rank that has saved, and
-        # so turn a run that stopped as asked into one that failed.
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
+    runpy.run_module("k25_train.train", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

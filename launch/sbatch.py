@@ -88,9 +88,10 @@ def container_options(config: Config, run: Path, checkout: Path, variables: Sequ
     slurm = config.cluster.slurm
     if slurm is None or slurm.container_image is None:
         return []
-    own = [str(checkout), str(run), config.data.dir]
+    tokenizer = [] if config.data.tokenizer is None else [config.data.tokenizer]
+    own = [str(checkout), str(run), config.data.dir, *tokenizer]
     for path in own:
-        check_path("a folder that is mounted into the container", path)
+        check_path("what is mounted into the container", path)
         if {",", ":"} & set(path):
             raise ConfigError(
                 f"{path}: is mounted into the container, where `,` and `:` divide mounts: link to it by "

@@ -4,7 +4,8 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from k25_train.errors import K25Error
@@ -64,20 +65,36 @@ def submit(script: Path) -> int:
     return int(ask("sbatch", "--parsable", str(script)).split(";")[0])
 
 
-def check(script: Path) -> str:
-    """What SLURM says of when the script could start. Raises `SchedulerError` if it would refuse it."""
+def estimate_start(script: Path) -> str:
+    """What SLURM says of when the script could start.
+
+    It cannot while nodes are down for which the job would wait, so that is no reason to refuse one.
+    """
     done = subprocess.run(
         ["sbatch", "--test-only", str(script)], capture_output=True, text=True, timeout=ANSWER_S, check=False
     )
     told = done.stderr.strip().removeprefix("sbatch: ")
-    if done.returncode:
-        raise SchedulerError(f"SLURM refuses {script}: {told}")
-    return told
+    return f"SLURM cannot say when it starts ({told})" if done.returncode else told
 
 
-def partitions() -> list[str]:
-    """Names of the queues."""
-    return sorted(set(ask("sinfo", "--noheader", "--format=%R").split()))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """A queue."""
+
+    num_nodes: int
+    """In whatever state."""
+    is_default: bool
+    """Whether jobs come into it that name none."""
+
+
+def partitions() -> dict[str, Partition]:
+    """Name -> queue, in the order of their names."""
+    found: dict[str, Partition] = {}
+    # A line for each partition and state of nodes would need adding up; --summarize gives one a partition.
+    for line in sorted(ask("sinfo", "--all", "--noheader", "--summarize", "--format=%R %P %D").splitlines()):
+        name, marked, num_nodes = line.split()
+        found[name] = Partition(num_nodes=int(num_nodes), is_default=marked.endswith("*"))
+    return found
 
 
 def job_state(job_id: int, patience_s: float = 0.0) -> str | None:
@@ -105,25 +122,51 @@ def expand(nodelist: str) -> list[str]:
 
 def unusable(nodes: Iterable[str], patience_s: float = 0.0) -> dict[str, str]:
     """Node -> state of those that cannot run a step: down, drained or draining, failing, not responding."""
-    told = ask("sinfo", "--all", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T",
-               patience_s=patience_s)  # fmt: skip
-    states = dict(line.split() for line in told.splitlines())
-    return {node: state for node, state in states.items() if state.rstrip(HARMLESS_FLAGS) not in USABLE}
+    states = node_states(patience_s, "--all", f"--nodes={','.join(nodes)}")
+    return {node: state for node, state in states.items() if not is_usable(state)}
 
 
-def requeue(job_id: int, least: int, most: int, patience_s: float) -> None:
+def usable(partition: str, patience_s: float = 0.0) -> set[str]:
+    """Nodes of a partition that can run steps, now or when their jobs end."""
+    states = node_states(patience_s, f"--partition={partition}")
+    return {node for node, state in states.items() if is_usable(state)}
+
+
+def node_states(patience_s: float, *selection: str) -> dict[str, str]:
+    """Node -> state, of those that options of sinfo select."""
+    told = ask("sinfo", "--noheader", "--Node", *selection, "--format=%N %T", patience_s=patience_s)
+    return dict(line.split() for line in told.splitlines())
+
+
+def is_usable(state: str) -> bool:
+    """Whether a node in this state can run a step."""
+    return state.rstrip(HARMLESS_FLAGS) in USABLE
+
+
+def requeue(job_id: int, least: int, most: int, without: Collection[str], patience_s: float) -> None:
     """Put the running job back into the queue, under the same id.
 
     Args:
         job_id: the job.
         least: fewest nodes on which it comes back.
         most: most nodes; SLURM gives what is free.
+        without: nodes that it must not get from now on, besides those that it must not get already.
         patience_s: how long to try again where the controller does not answer.
     """
+    excluded = {*excluded_nodes(job_id, patience_s), *without} if without else set()
     ask("scontrol", "requeue", str(job_id), patience_s=patience_s)
     # Tasks and CPUs were counted when the job was submitted, and would keep it waiting for as many nodes.
     size = [f"NumNodes={node_range(least, most)}", f"NumTasks={least}", f"NumCPUs={least}"]
+    if excluded:
+        size.append(f"ExcNodeList={','.join(sorted(excluded))}")
     ask("scontrol", "update", f"JobId={job_id}", *size, patience_s=patience_s)
+
+
+def excluded_nodes(job_id: int, patience_s: float) -> list[str]:
+    """Nodes that a job must not get."""
+    told = ask("scontrol", "show", "job", str(job_id), patience_s=patience_s)
+    match = re.search(r"ExcNodeList=(\S+)", told)
+    return [] if match is None or match[1] == "(null)" else expand(match[1])
 
 
 def node_range(least: int, most: int) -> str:

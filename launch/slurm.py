@@ -88,6 +88,7 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
         max_restarts=max_restarts,
         restart_wait_s=slurm.restart_wait_s,
         stop_within_s=STOP_SHARE * slurm.stop_before_end_s,
+        preflight=slurm.preflight,
         rendezvous_port=slurm.rendezvous_port,
         interface=None if config.cluster.fabric is None else config.cluster.fabric.interface,
         container=container_options(config, run, CHECKOUT, variables),
@@ -125,20 +126,28 @@ def submit(config: Config, submission: Submission, script: str) -> Iterable[str]
     write_whole(run / CONFIG, to_yaml(config))
     submission.write(run)
     write_whole(run / SCRIPT, script)
-    starts = scheduler.check(run / SCRIPT)
+    starts = scheduler.estimate_start(run / SCRIPT)
     job_id = scheduler.submit(run / SCRIPT)
     lock.acquire(run, job_id, scheduler.job_state)
     return follow(run, job_id, starts)
 
 
 def check_partition(config: Config) -> None:
-    """Raise `ConfigError` for a partition that SLURM does not have."""
-    slurm = config.cluster.slurm
-    known = scheduler.partitions()
-    if slurm is not None and slurm.partition is not None and slurm.partition not in known:
+    """Raise `ConfigError` for a partition that SLURM does not have, or that has too few nodes in all: SLURM
+    would let such a job wait for ever."""
+    slurm, known = config.cluster.slurm, scheduler.partitions()
+    assert slurm is not None
+    name = slurm.partition or next((name for name, partition in known.items() if partition.is_default), None)
+    if name is None:
+        return
+    if name not in known:
         raise ConfigError(
-            f"cluster.slurm.partition={slurm.partition}: SLURM has no such partition; use one of "
-            f"{', '.join(known)}"
+            f"cluster.slurm.partition={name}: SLURM has no such partition; use one of {', '.join(known)}"
+        )
+    if known[name].num_nodes < config.cluster.nodes:
+        raise ConfigError(
+            f"cluster.nodes={config.cluster.nodes}: SLURM's partition {name} has {known[name].num_nodes} "
+            "nodes in all: take fewer, or another partition (cluster.slurm.partition)"
         )
 
 

@@ -5,7 +5,8 @@
     submit.json             this module's `Submission`
     lock.json               the job that the folder belongs to, while there is one
     supervisor.log          what was decided, of all jobs
-    attempts/<N>/           one start of the ranks: attempt.json, rank_<R>.log, node_<NODE>.log, srun.log
+    attempts/<N>/           one start of the ranks: attempt.json, rank_<R>.log, node_<NODE>.log, srun.log, and
+                            preflight.json with preflight.log if nodes were checked before
     attempts/latest         the newest of them
 
 Imports the standard library only, as it also runs on nodes whose Python has nothing else.
@@ -46,6 +47,8 @@ class Submission:
     stop_within_s: float
     """How long ranks may take to stop: within `cluster.slurm.stop_before_end_s`, so that the job can still go
     back to the queue before its time is over."""
+    preflight: bool
+    """`cluster.slurm.preflight`."""
     rendezvous_port: int
     """`cluster.slurm.rendezvous_port`."""
     interface: str | None

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from k25_train.errors import K25Error
-from launch import lock, scheduler
+from launch import lock, scheduler, steps
 from launch.attempts import Attempts
 from launch.decide import (
     Attempt,
@@ -29,13 +29,14 @@ from launch.decide import (
     suspects,
     wait_before_restart_s,
 )
-from launch.rendezvous import JOIN_S
 from launch.submission import SCRIPT, Submission
 
 PATIENCE_S = 600.0
 """How long a controller of SLURM may be away while the run goes on."""
 REPEAT_S = 10.0
 """Seconds after which ranks are told once more to stop: one that was still starting did not hear it."""
+PREFLIGHT_S = 1200.0
+"""Longest that a preflight may take: it needs minutes, and some more to find out who is silent."""
 TOLD_TO_RANKS = signal.SIGUSR1
 STEP_END_S = 60.0
 """Longest that a step takes to end on all nodes when it has failed on one: torchrun's 30 s and SLURM's. Where
@@ -45,11 +46,13 @@ SLURM's own process was lost with the ranks, srun would wait for it for ever."""
 class Supervisor:
     """One SLURM job's part in a run."""
 
-    def __init__(self, submission: Submission, job_id: int, nodes: Sequence[str]) -> None:
+    def __init__(self, submission: Submission, job_id: int, nodes: Sequence[str], partition: str) -> None:
         """Listen to SIGUSR1 and SIGTERM from now on."""
         self.submission = submission
         self.job_id = job_id
         self.allocated = list(nodes)
+        self.partition = partition
+        self.unfit: dict[str, str] = {}
         self.attempts = Attempts(Path(submission.run))
         self.asked: signal.Signals | None = None
         self.asked_at_s = 0.0
@@ -69,16 +72,15 @@ class Supervisor:
             reason = reason_to_give_up(history, self.submission.max_restarts)
             if reason is not None:
                 return self.give_up(reason)
-            if attempt is not None:
+            if attempt is not None and attempt.outcome != Outcome.unfit:
                 self.wait(wait_before_restart_s(history, self.submission.restart_wait_s))
             if self.asked is not None:
                 return self.requeue(f"{self.asked.name} came between two attempts")
             lost = self.unusable(self.allocated)
-            nodes = nodes_for(self.allocated, lost, suspects(history), self.submission.legal_nodes)
+            out = {*lost, *self.unfit}
+            nodes = nodes_for(self.allocated, out, suspects(history), self.submission.legal_nodes)
             if not nodes:
-                told = ", ".join(f"{node} {state}" for node, state in lost.items())
-                sound = f"{len(self.allocated) - len(lost)} of {len(self.allocated)} nodes are sound ({told})"
-                return self.requeue(f"{sound}, the run needs one of {self.submission.legal_nodes}")
+                return self.look_elsewhere(lost)
             attempt = self.attempt(nodes)
             say(f"attempt {attempt.number} {attempt.outcome}: {attempt.reason}")
             if attempt.outcome == Outcome.finished:
@@ -98,8 +100,11 @@ class Supervisor:
             say(f"the code is {attempt.code}; the run was submitted with {self.submission.code}")
         say(f"attempt {attempt.number} starts on {', '.join(nodes)}; logs in {self.attempts.folder(attempt)}")
         before = self.attempts.metrics_stamp()
+        unfit: dict[str, str] = {}
         try:
-            status = self.run_step(attempt)
+            unfit, status = self.preflight(attempt) if self.submission.preflight else ({}, 0)
+            if not unfit and not status and self.asked is None:
+                status = self.train(attempt)
         except (K25Error, ValueError) as error:
             say(f"attempt {attempt.number} could not start: {error}")
             status = 1
@@ -108,60 +113,83 @@ class Supervisor:
         outcome = outcome_of(
             status, last_step, self.submission.num_steps, asked_to_stop=self.asked is not None, lost=lost
         )
-        failed_first = scheduler.first_to_fail(self.attempts.srun_log(attempt).read_text())
         ended = dataclasses.replace(
             attempt,
-            outcome=outcome,
+            outcome=Outcome.unfit if unfit else outcome,
             reached=None if self.attempts.metrics_stamp() == before else last_step,
-            first_to_fail=failed_first,
-            reason=self.reason(outcome, status, last_step, lost, failed_first),
+            first_to_fail=None if unfit else self.first_to_fail(attempt),
+            unfit=unfit,
         )
+        ended = dataclasses.replace(ended, reason=self.reason(ended, status, last_step, lost))
+        self.unfit |= unfit
         self.attempts.write(ended)
         return ended
 
-    def reason(
-        self,
-        outcome: Outcome,
-        status: int,
-        last_step: int | None,
-        lost: dict[str, str],
-        failed_first: str | None,
-    ) -> str:
+    def first_to_fail(self, attempt: Attempt) -> str | None:
+        """The node on which a process of the attempt ended first with an error."""
+        logs = (self.attempts.srun_log(attempt), self.attempts.preflight_log(attempt))
+        named = (scheduler.first_to_fail(log.read_text()) for log in logs if log.exists())
+        return next((node for node in named if node is not None), None)
+
+    def reason(self, ended: Attempt, status: int, last_step: int | None, lost: dict[str, str]) -> str:
         """The outcome in words."""
         where = f"at step {last_step} of {self.submission.num_steps}"
-        if outcome is Outcome.node_lost:
+        if ended.outcome == Outcome.unfit:
+            return "preflight failed on " + ", ".join(f"{node} ({why})" for node, why in ended.unfit.items())
+        if ended.outcome == Outcome.node_lost:
             return f"{where}, as {', '.join(f'{node} is {state}' for node, state in lost.items())}"
-        if outcome is Outcome.stopped:
+        if ended.outcome == Outcome.stopped:
             return f"{where}, asked by {self.asked.name if self.asked else 'a signal to its ranks'}"
-        if outcome is Outcome.failed:
-            first = (
-                f"first on {failed_first}, see node_{failed_first}.log" if failed_first else "see srun.log"
-            )
+        if ended.outcome == Outcome.failed:
+            node = ended.first_to_fail
+            first = f"first on {node}, see node_{node}.log" if node else "see srun.log"
             return f"{where}, srun ended with status {status}, {first}"
         return where
 
-    def run_step(self, attempt: Attempt) -> int:
-        """The ranks' exit status, as srun tells it.
+    def preflight(self, attempt: Attempt) -> tuple[dict[str, str], int]:
+        """Check the nodes of an attempt: node -> why it failed, and srun's exit status if there is no report.
 
         Raises `SchedulerError` or ValueError if the first node cannot say where ranks meet.
         """
-        with self.attempts.srun_log(attempt).open("w") as log:
-            meeting = self.find_rendezvous(attempt, log.fileno())
-            command = [
-                *self.srun(attempt.nodes),
-                "--kill-on-bad-exit=1",
-                *self.submission.container,
-                self.submission.python,
-                "-m",
-                "launch.node",
-                self.submission.run,
-                str(attempt.number),
-                str(len(attempt.nodes)),
-                meeting["address"],
-                meeting["port"],
-            ]
-            step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            return self.watch(step, self.attempts.srun_log(attempt))
+        log = self.attempts.preflight_log(attempt)
+        meeting = steps.find_rendezvous(self.submission, attempt.nodes[0], log)
+        folder = self.attempts.folder(attempt)
+        with log.open("a") as output:
+            command = steps.preflight(self.submission, folder, attempt.nodes, meeting)
+            step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            status = self.wait_for_preflight(step)
+        unfit = self.attempts.unfit(attempt)
+        if unfit is None:
+            say(f"preflight ended with status {status} and without a report, see {folder}/preflight*.log")
+            return {}, status or 1
+        say(f"preflight: {len(attempt.nodes) - len(unfit)} of {len(attempt.nodes)} nodes passed")
+        return unfit, 0
+
+    def wait_for_preflight(self, step: "subprocess.Popen[bytes]") -> int:
+        """srun's exit status; a preflight is ended where SLURM asks the job to stop, or its time is over."""
+        ends_at_s = time.monotonic() + PREFLIGHT_S
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return step.wait(timeout=0.5)
+            if self.asked is not None:
+                ends_at_s = min(ends_at_s, self.asked_at_s)
+            late_s = time.monotonic() - ends_at_s
+            if late_s >= STEP_END_S:
+                step.kill()
+            elif late_s >= 0:
+                step.terminate()
+
+    def train(self, attempt: Attempt) -> int:
+        """Run the ranks; their exit status, as srun tells it.
+
+        Raises `SchedulerError` or ValueError if the first node cannot say where ranks meet.
+        """
+        log = self.attempts.srun_log(attempt)
+        meeting = steps.find_rendezvous(self.submission, attempt.nodes[0], log)
+        with log.open("a") as output:
+            command = steps.training(self.submission, attempt.number, attempt.nodes, meeting)
+            step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            return self.watch(step, log)
 
     def watch(self, step: "subprocess.Popen[bytes]", log: Path) -> int:
         """Wait until the ranks have ended, tell them to stop if SLURM asks for it; srun's exit status."""
@@ -183,56 +211,28 @@ class Supervisor:
             elif failed_at < 0 and scheduler.first_to_fail(log.read_text()) is not None:
                 failed_at = now
 
-    def find_rendezvous(self, attempt: Attempt, log: int) -> dict[str, str]:
-        """Address and port, as the first node knows them."""
-        interface = [] if self.submission.interface is None else [self.submission.interface]
-        command = [
-            *self.srun(attempt.nodes[:1]),
-            *self.submission.container,
-            self.submission.python,
-            "-m",
-            "launch.rendezvous",
-            str(self.submission.rendezvous_port),
-            *interface,
-        ]
-        try:
-            printed = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                timeout=JOIN_S,
-                check=True,
-            )
-        except subprocess.SubprocessError as error:
-            raise scheduler.SchedulerError(
-                f"{attempt.nodes[0]} did not say where ranks can meet ({error}), see "
-                f"{self.attempts.srun_log(attempt)}"
-            ) from error
-        return scheduler.last_json(printed.stdout)
-
-    def srun(self, nodes: Sequence[str]) -> list[str]:
-        """srun with one task on each of these nodes, which has all of it."""
-        return [
-            "srun",
-            f"--nodes={len(nodes)}",
-            f"--ntasks={len(nodes)}",
-            "--ntasks-per-node=1",
-            f"--nodelist={','.join(nodes)}",
-            # The step before may not be gone in SLURM's books, and a lost node ends the step, not the job.
-            "--overlap",
-            "--no-kill=off",
-            "--cpu-bind=none",
-            "--mem=0",
-        ]
-
     def wait(self, seconds: float) -> None:
         """Pause before the next attempt, or until a signal comes."""
         say(f"next attempt in {seconds:g} s")
         deadline = time.monotonic() + seconds
         while self.asked is None and time.monotonic() < deadline:
             time.sleep(min(0.2, seconds))
+
+    def look_elsewhere(self, lost: dict[str, str]) -> int:
+        """Go back to the queue for other nodes, if SLURM has any besides those that failed the preflight."""
+        told = [f"{node} {state}" for node, state in lost.items()]
+        told += [f"{node} failed preflight" for node in self.unfit if node not in lost]
+        num_sound, legal = len(self.allocated) - len(told), self.submission.legal_nodes
+        reason = (
+            f"{num_sound} of {len(self.allocated)} nodes are sound ({', '.join(told)}), the run needs one of "
+            f"{legal}"
+        )
+        others = scheduler.usable(self.partition, PATIENCE_S) - self.unfit.keys()
+        if self.unfit and len(others) < legal[0]:
+            return self.give_up(
+                f"{reason}, and partition {self.partition} has no more than {len(others)} others"
+            )
+        return self.requeue(reason)
 
     def requeue(self, reason: str) -> int:
         """Go back to the queue under the same id, unless the job was cancelled or SLURM sees to it itself."""
@@ -242,14 +242,17 @@ class Supervisor:
             return 1
         # Given a range, SLURM starts the job as soon as its least is free: only where nodes are lost is that
         # better than to wait for all.
-        lost = self.unusable(self.allocated)
+        fewer = self.unfit or self.unusable(self.allocated)
         legal, spares = self.submission.legal_nodes, self.submission.spare_nodes
-        least, most = legal[0] if lost else legal[-1], legal[-1] + spares
+        least, most = legal[0] if fewer else legal[-1], legal[-1] + spares
         nodes = scheduler.node_range(least, most)
         say(f"{reason}; job {self.job_id} goes back to the queue, for {nodes} nodes")
+        if self.unfit:
+            told = f"scontrol update JobId={self.job_id} ExcNodeList="
+            say(f"it will not get {', '.join(self.unfit)} again; when they are mended: {told}")
         # SLURM ends a job that it requeues with all its processes, scontrol included, by SIGTERM first.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        scheduler.requeue(self.job_id, least, most, PATIENCE_S)
+        scheduler.requeue(self.job_id, least, most, self.unfit, PATIENCE_S)
         return 0
 
     def unusable(self, nodes: Sequence[str]) -> dict[str, str]:
@@ -260,8 +263,8 @@ class Supervisor:
         """Say why, and what to do."""
         folder = self.attempts.folder(self.history()[-1])
         say(
-            f"GIVEN UP: {reason}. The first errors stand in {folder}/rank_<R>.log and node_<NODE>.log; when "
-            f"their cause is mended: sbatch {self.submission.run}/{SCRIPT}"
+            f"GIVEN UP: {reason}. The first errors stand in {folder}/rank_<R>.log, node_<NODE>.log and "
+            f"preflight.log; when their cause is mended: sbatch {self.submission.run}/{SCRIPT}"
         )
         return 1
 
@@ -289,7 +292,7 @@ def main() -> None:
     try:
         lock.acquire(run, job_id, lambda job: scheduler.job_state(job, PATIENCE_S))
         nodes = scheduler.expand(os.environ["SLURM_JOB_NODELIST"])
-        status = Supervisor(Submission.read(run), job_id, nodes).run()
+        status = Supervisor(Submission.read(run), job_id, nodes, os.environ["SLURM_JOB_PARTITION"]).run()
         if scheduler.job_state(job_id, PATIENCE_S) == "RUNNING":
             lock.release(run, job_id)
     except (K25Error, OSError) as error:

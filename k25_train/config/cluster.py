@@ -40,6 +40,9 @@ class SlurmConfig:
     restart_wait_s: float
     """Seconds before the first restart after a failure, doubled with each further one: at least as long as
     SLURM takes to notice a lost node (SlurmdTimeout)."""
+    preflight: bool
+    """Whether nodes and fabric are checked (`launch.preflight`) before every start of the ranks, in a few
+    minutes, and nodes that fail are left out."""
     rendezvous_port: int
     """First of the 100 TCP ports of which the first node takes one that is free."""
     python: str | None

@@ -5,19 +5,21 @@
 
 Alone it looks at this node. Started on all ranks, as training is, it also measures matrix products, copies to
 the GPU, and the connections of the expert and pipeline groups, and compares nodes. Rank 0 prints every check
-with its verdict and writes preflight.json into run.dir. Ends with status 1 if a node fails. Without an
-experiment it is the smoke experiment's.
+with its verdict and writes preflight.json. Ends with status 1 if a node fails. Without an experiment it is
+the smoke experiment's.
 """
 
 import argparse
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from k25_train.config.command_line import exit_with_shared
-from k25_train.config.resolve import compose
+from k25_train.config.resolve import compose, load
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from launch.preflight.machine import Machine
@@ -33,11 +35,18 @@ def main() -> None:
         prog="k25-preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
-    overrides = parser.parse_args().overrides
-    if not any(override.startswith("experiment=") for override in overrides):
-        overrides = [DEFAULT, *overrides]
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a run's submit.yaml, in place of conf/")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="of preflight.json (run.dir)")
+    parser.add_argument(
+        "--node-names",
+        type=lambda names: names.split(","),
+        metavar="NODE,NODE,...",
+        help="what to call the nodes, in their order (as they call themselves)",
+    )
+    arguments = parser.parse_args()
+    overrides = arguments.overrides
     try:
-        config = compose(overrides)
+        config = load(arguments.config, overrides) if arguments.config else compose(with_default(overrides))
         check_started(config)
     except ConfigError as error:
         exit_with_shared(error)
@@ -45,19 +54,26 @@ def main() -> None:
     from launch.preflight.job import run_preflight
     from launch.preflight.meeting import join
 
-    meeting = join(JOIN_TIMEOUT_S)
+    meeting = join(JOIN_TIMEOUT_S, arguments.node_names)
     # Logs of a scheduler are no terminal, and 80 columns are few for a sentence.
     console = Console(width=None if sys.stdout.isatty() else 140)
     if meeting.is_first:
         console.print(
-            f"preflight of {' '.join(overrides)}: {cluster_of(config)}\n", highlight=False, soft_wrap=True
+            f"preflight of {config.run.dir}: {cluster_of(config)}\n", highlight=False, soft_wrap=True
         )
     # SLURM's name for the node, as that is the one to drain.
     host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    is_sound = run_preflight(config, meeting, Machine(), host, console)
+    folder = arguments.report or Path(config.run.dir)
+    is_sound = run_preflight(config, meeting, Machine(), host, console, folder)
     sys.stdout.flush()
     # A connection that hangs would keep the interpreter from ending.
     os._exit(0 if is_sound else 1)
+
+
+def with_default(overrides: Sequence[str]) -> list[str]:
+    """The overrides, of the smoke experiment if they name none."""
+    named = any(override.startswith("experiment=") for override in overrides)
+    return [*overrides] if named else [DEFAULT, *overrides]
 
 
 def cluster_of(config: Config) -> str:

@@ -30,10 +30,13 @@ MEASURE_TIMEOUT_S = 3 * measure.ANSWER_TIMEOUT_S
 SILENCE = "answer"
 
 
-def run_preflight(config: Config, meeting: Meeting, machine: Machine, host: str, console: Console) -> bool:
+def run_preflight(
+    config: Config, meeting: Meeting, machine: Machine, host: str, console: Console, folder: Path
+) -> bool:
     """Carry it out on this rank. True unless this is rank 0 and a check failed.
 
-    `host` is the name of this machine, `meeting` connects the ranks, `console` shows rank 0's report.
+    `host` is the name of this machine, `meeting` connects the ranks, `console` shows rank 0's report, which
+    `folder` keeps.
     """
     node = read_node(machine, host, config) if meeting.speaks_for_node else None
     if node is not None:
@@ -57,7 +60,7 @@ def run_preflight(config: Config, meeting: Meeting, machine: Machine, host: str,
         nodes |= meeting.collect("node after", meeting.node_ranks, NODE_TIMEOUT_S)
     findings = judge(config, meeting, nodes, measured if goes_on else None, offsets)
     print_report(console, findings)
-    path = write_report(Path(config.run.dir), findings, _facts(meeting, nodes, measured))
+    path = write_report(folder, findings, _facts(meeting, nodes, measured))
     console.print(f"\n{summary(findings)}\nreport: {path}", highlight=False, soft_wrap=True)
     meeting.part(0)
     return worst(finding for own in findings.values() for finding in own) is not Verdict.failed
@@ -147,6 +150,8 @@ def judge(
 
 def node_names(nodes: Mapping[int, Node], meeting: Meeting) -> dict[int, str]:
     """Rank that reads a node -> its name; machines of one name are told apart by their number."""
+    if meeting.hosts is not None:
+        return dict(zip(meeting.node_ranks, meeting.hosts, strict=True))
     hosts = {
         rank: nodes[rank].name if rank in nodes else f"node {number}"
         for number, rank in enumerate(meeting.node_ranks)

@@ -27,13 +27,22 @@ class Meeting:
     """This rank's place among all, and what they have told."""
 
     def __init__(
-        self, store: dist.Store, *, rank: int, world_size: int, local_rank: int, ranks_per_node: int
+        self,
+        store: dist.Store,
+        *,
+        rank: int,
+        world_size: int,
+        local_rank: int,
+        ranks_per_node: int,
+        hosts: Sequence[str] | None = None,
     ) -> None:
+        """`hosts` are the names of all nodes, if whoever started the ranks knows them."""
         self.store = store
         self.rank = rank
         self.world_size = world_size
         self.local_rank = local_rank
         self.ranks_per_node = ranks_per_node
+        self.hosts = hosts
 
     @property
     def is_first(self) -> bool:
@@ -133,19 +142,28 @@ class Meeting:
         return best
 
 
-def join(timeout_s: float) -> Meeting:
-    """Meet the other ranks that torchrun has started; alone if there was no torchrun.
+def join(timeout_s: float, hosts: Sequence[str] | None = None) -> Meeting:
+    """Meet the other ranks, started by torchrun or by `launch.checker`; alone if there is no RANK.
 
-    Raises `RuntimeError` if they do not come within `timeout_s`.
+    Raises `RuntimeError` if rank 0 cannot be reached within `timeout_s`.
     """
     if "RANK" not in os.environ:
         return Meeting(dist.HashStore(), rank=0, world_size=1, local_rank=0, ranks_per_node=1)
-    timeout = datetime.timedelta(seconds=timeout_s)
-    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    rank = int(os.environ["RANK"])
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        # torchrun has a store already.
+        is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        # Those that never come are to be named, not waited for.
+        wait_for_workers=False,
+        timeout=datetime.timedelta(seconds=timeout_s),
+    )
     return Meeting(
         dist.PrefixStore("preflight", store),
         rank=rank,
-        world_size=world_size,
+        world_size=int(os.environ["WORLD_SIZE"]),
         local_rank=int(os.environ["LOCAL_RANK"]),
         ranks_per_node=int(os.environ["LOCAL_WORLD_SIZE"]),
+        hosts=hosts,
     )

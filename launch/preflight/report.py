@@ -115,7 +115,7 @@ def _verdicts(nodes: Findings) -> Table:
         rows.setdefault(row, []).append(node)
     for row, names in rows.items():
         style = next(style for word, style in STYLES.values() if word == row[0])
-        # Healthy nodes are alike and share a line; a bad one has its own.
-        for label in [name_nodes(names, 0)] if row[0] == "pass" else names:
+        # Nodes that are alike share a line; a bad one has its own.
+        for label in names if row[0] == STYLES[Verdict.failed][0] else [name_nodes(names, 0)]:
             table.add_row(label, Text(row[0], style), *row[1:])
     return table

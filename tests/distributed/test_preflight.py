@@ -58,7 +58,8 @@ def preflight(context: RankContext, config: Config, trouble: Trouble) -> tuple[b
         afflict(trouble, Path(config.run.dir))
     shown = io.StringIO()
     host = f"node-{context.rank // RANKS_PER_NODE}"
-    is_sound = job.run_preflight(config, join(30.0), Machine(), host, Console(file=shown, width=200))
+    console, folder = Console(file=shown, width=200), Path(config.run.dir)
+    is_sound = job.run_preflight(config, join(30.0), Machine(), host, console, folder)
     return is_sound, shown.getvalue()
 
 
@@ -151,24 +152,29 @@ def test_a_device_that_fails_is_not_waited_for(tmp_path: Path) -> None:
     assert found["node-0"]["connections"]["found"] == "measuring broke off before it"
 
 
-def silent_node(context: RankContext, config: Config) -> str:
-    """Two nodes of one rank, of which the second never speaks."""
+def silent_node(context: RankContext, config: Config, hosts: list[str] | None) -> str:
+    """Two nodes of one rank, of which the second never comes."""
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     job.NODE_TIMEOUT_S = 1.0
-    place = join(30.0)
     if context.rank == 1:
         return ""
+    place = join(30.0, hosts)
     meeting.PARTING_S = 1.0
     shown = io.StringIO()
-    assert not job.run_preflight(config, place, Machine(), "node-0", Console(file=shown, width=200))
+    console, folder = Console(file=shown, width=200), Path(config.run.dir)
+    assert not job.run_preflight(config, place, Machine(), "node-0", console, folder)
     return shown.getvalue()
 
 
-def test_a_silent_node_is_named_and_nothing_is_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("hosts", "name"), [(None, "node 1"), (["node-0", "gpu17"], "gpu17")])
+def test_a_silent_node_is_named_and_nothing_is_measured(
+    tmp_path: Path, hosts: list[str] | None, name: str
+) -> None:
     sizes = ["parallelism=serial", "cluster.nodes=2", "cluster.gpus_per_node=1"]
-    shown, _ = run_ranks(silent_node, 2, compose(["experiment=smoke", *sizes, f"run.dir={tmp_path}"]))
+    config = compose(["experiment=smoke", *sizes, f"run.dir={tmp_path}"])
+    shown, _ = run_ranks(silent_node, 2, config, hosts)
     assert "the node with ranks 1 to 1 told nothing" in shown
-    assert "preflight FAILED on 1 of 2 node(s): node 1" in shown
+    assert f"preflight FAILED on 1 of 2 node(s): {name}\n" in shown
     assert "matrix products" not in shown
 
 

@@ -115,6 +115,24 @@ def test_a_time_limit_costs_no_step(cluster: Slurm, data: Path, uninterrupted: P
 
 
 @pytest.mark.slow
+def test_a_preempted_run_saves_makes_way_and_comes_back(
+    cluster: Slurm, data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = SubmittedRun(cluster, data, tmp_path / "run")
+    run.wait_for_step(2)
+    asked = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent.log"]
+    urgent = int(cluster.ask("sbatch", "--parsable", *asked, "--wrap=sleep 3"))
+    cluster.wait_until(lambda: cluster.state(urgent) == "COMPLETED", 120, run.folder)
+    run.wait_for_attempt(2)
+    stopped = run.attempts[0]
+    assert run.wait_for_end() == "COMPLETED", run.log
+
+    assert outcomes(run) == ["stopped", "finished"]
+    assert f"resuming after step {stopped.reached} of {LAST}" in run.rank_log(2, 0)
+    assert_as_if_nothing_had_been(run, uninterrupted)
+
+
+@pytest.mark.slow
 def test_a_drained_node_is_left_out_and_fewer_replicas_train_the_same(
     cluster: Slurm, data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +170,37 @@ def test_a_lost_node_ends_the_step_and_not_the_job(data: Path, uninterrupted: Pa
     assert [attempt.nodes for attempt in run.attempts] == [["n1", "n2"], ["n1", "n3"], ["n1"]]
     assert {attempt.job_id for attempt in run.attempts} == {run.job_id}
     assert_same_curve(run, uninterrupted)
+
+
+SICK_NODE = """#!/bin/sh
+# Python on the nodes, of which n2 has almost no shared memory.
+[ "$SLURMD_NODENAME" = n2 ] || exec {python} "$@"
+exec unshare --mount sh -c 'mount -t tmpfs -o size=16m none /dev/shm && exec {python} "$@"' sh "$@"
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_fails_the_preflight_is_exchanged_for_another(
+    data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a node a /dev/shm of its own")
+    python = tmp_path / "python"
+    python.write_text(SICK_NODE.format(python=sys.executable))
+    python.chmod(0o755)
+    with running_slurm(tmp_path / "slurm", num_nodes=3) as cluster:
+        checked = ["cluster.slurm.preflight=true", f"cluster.slurm.python={python}"]
+        run = SubmittedRun(cluster, data, tmp_path / "run", *checked)
+        run.wait_for_attempt(2)
+        assert run.wait_for_end() == "COMPLETED", run.log
+
+    assert outcomes(run) == ["unfit", "finished"]
+    assert [attempt.nodes for attempt in run.attempts] == [["n1", "n2"], ["n1", "n3"]]
+    assert list(run.attempts[0].unfit) == ["n2"]
+    assert "/dev/shm: 0.02 GiB" in run.attempts[0].unfit["n2"]
+    assert "preflight passed on 2 node(s)" in (run.folder / "attempts/2/preflight.log").read_text()
+    assert without_times(rows(run.folder)) == without_times(rows(uninterrupted))
+    assert not run.processes()
 
 
 def assert_same_curve(run: SubmittedRun, uninterrupted: Path) -> None:

@@ -247,8 +247,8 @@ def blend_off_one(legal: Legal) -> Broken:
 
 SLURM: Values = {
     "partition": None, "account": None, "qos": None, "time_limit_min": 60, "stop_before_end_s": 120,
-    "spare_nodes": 0, "min_nodes": None, "restart_wait_s": 5, "rendezvous_port": 29500, "python": None,
-    "container_image": None, "container_mounts": [],
+    "spare_nodes": 0, "min_nodes": None, "restart_wait_s": 5, "preflight": False,
+    "rendezvous_port": 29500, "python": None, "container_image": None, "container_mounts": [],
 }  # fmt: skip
 FABRIC: Values = {
     "interface": "bond0", "hcas": ["mlx5_0"], "gid_index": 3, "traffic_class": 106, "ack_timeout": 22,

@@ -50,9 +50,12 @@ KillWait=10
 ReturnToService=2
 SwitchType=switch/none
 SlurmdParameters=config_overrides
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
-PartitionName=other Nodes=ALL State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO GraceTime=60
+PartitionName=urgent Nodes=ALL State=UP PriorityTier=10
 """
 
 

@@ -20,8 +20,9 @@ END_S = 300.0
 TWO_NODES = [
     "cluster=local_slurm", "cluster.nodes=2", "cluster.gpus_per_node=1", "parallelism.pp=1",
     "parallelism.vpp=1", "parallelism.ep=2", "cluster.slurm.restart_wait_s=1",
+    "cluster.slurm.preflight=false",
 ]  # fmt: skip
-"""Overrides of a run on two nodes with a rank each."""
+"""Overrides of a run on two nodes with a rank each, which are not checked."""
 
 
 class SubmittedRun:

@@ -12,6 +12,8 @@ import pytest
 from launch.attempts import TAIL_BYTES, Attempts
 from launch.decide import Outcome
 from launch.node import end_leftovers
+from launch.preflight.findings import failed, passed, warned
+from launch.preflight.report import write_report
 from launch.scheduler import first_to_fail, last_json
 from launch.submission import Submission
 
@@ -34,6 +36,20 @@ def test_an_attempt_without_an_end_has_vanished(tmp_path: Path) -> None:
     attempts.close_vanished()
     assert [attempt.outcome for attempt in attempts.history()] == ["failed", "vanished"]
     assert attempts.history()[0].reached == 3
+
+
+def test_why_nodes_failed_the_preflight(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    attempt = attempts.start(7, ["n1", "n2"], "abc")
+    assert attempts.unfit(attempt) is None
+    sound = [passed("disk", "9 GiB free"), warned("clock", "2 s ahead", "1 s", "chrony")]
+    broken = [
+        failed("gpus", "7 GPUs", "8", "drain it"),
+        *sound,
+        failed("clock", "1 h ahead", "1 s", "chrony"),
+    ]
+    write_report(attempts.folder(attempt), {"n1": sound, "n2": broken}, {})
+    assert attempts.unfit(attempt) == {"n2": "gpus: 7 GPUs; clock: 1 h ahead"}
 
 
 def test_records_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
@@ -65,7 +81,7 @@ def test_a_submission_comes_back_as_it_was_kept(tmp_path: Path) -> None:
     kept = Submission(
         run="/runs/x", checkout="/code", code="abc", python="python", num_steps=9, ranks_per_node=8,
         legal_nodes=[1, 2], spare_nodes=1, max_restarts=3, restart_wait_s=1.5, stop_within_s=96.0,
-        rendezvous_port=29500, interface=None, container=["--container-image=x"],
+        preflight=True, rendezvous_port=29500, interface=None, container=["--container-image=x"],
         environment=[("A", "b c", "why")],
     )  # fmt: skip
     kept.write(tmp_path)

@@ -1,6 +1,7 @@
 """What the supervisor decides, on histories of every kind."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -111,6 +112,25 @@ def test_every_history_that_goes_on_gets_further_or_ends(ended: list[tuple[Outco
     history = attempts(*ended)
     if reason_to_give_up(history, 3) is None:
         assert num_fruitless(history) <= 3
+
+
+def unfit(num_unfit: int, num_nodes: int) -> Attempt:
+    """An attempt whose preflight failed on some of its nodes."""
+    why = dict.fromkeys(NODES[:num_unfit], "gpus: 7 GPUs")
+    return replace(attempts((Outcome.unfit, None))[0], nodes=NODES[:num_nodes], unfit=why)
+
+
+def test_a_preflight_that_fails_everywhere_finds_no_node_at_fault() -> None:
+    assert "all 4 nodes of attempt 1 failed preflight" in str(reason_to_give_up([unfit(4, 4)], 3))
+    assert reason_to_give_up([unfit(3, 4)], 3) is None
+    assert reason_to_give_up([unfit(1, 1)], 3) is None, "another node may be sound"
+    assert reason_to_give_up([unfit(4, 4), *attempts((Outcome.stopped, 7))], 3) is None
+
+
+def test_a_preflight_that_leaves_nodes_out_is_no_restart() -> None:
+    failures = attempts((Outcome.failed, 7))
+    assert num_fruitless([*failures, unfit(1, 4), unfit(2, 4)]) == num_fruitless(failures)
+    assert "both failed after step 7" in str(reason_to_give_up([*failures, unfit(1, 4), *failures], 3))
 
 
 def test_a_node_that_fails_first_twice_in_a_row_is_suspected() -> None:

@@ -157,6 +157,7 @@ def test_a_container_gets_the_code_the_run_and_the_data() -> None:
             "experiment=smoke",
             "cluster=local_slurm",
             "data.dir=/data/set",
+            "data.tokenizer=/data/kimi/tiktoken.model",
             "cluster.slurm.container_image=/images/k25.sqsh",
             "cluster.slurm.container_mounts=[/scratch:/scratch]",
         ]
@@ -164,7 +165,8 @@ def test_a_container_gets_the_code_the_run_and_the_data() -> None:
     options = container_options(config, RUN, CODE, environment(config))
     assert options == [
         "--container-image=/images/k25.sqsh",
-        "--container-mounts=/code:/code,/runs/example:/runs/example,/data/set:/data/set,/scratch:/scratch",
+        "--container-mounts=/code:/code,/runs/example:/runs/example,/data/set:/data/set,"
+        "/data/kimi/tiktoken.model:/data/kimi/tiktoken.model,/scratch:/scratch",
         "--container-workdir=/code",
         "--container-env=OMP_NUM_THREADS,PYTHONUNBUFFERED",
     ]

@@ -17,7 +17,7 @@ from launch.submission import Submission
 from tests.helpers.source import REPO
 
 TOOLS = {
-    "sinfo": "echo main; echo other",
+    "sinfo": "echo main main* 2; echo other other 1",
     "squeue": 'echo "${FAKE_STATE:-}"',
     "sbatch": """
 for argument in "$@"; do script=$argument; done
@@ -57,7 +57,7 @@ class Login:
         status, printed = self.call(*arguments)
         assert status == 2, printed
         assert "Traceback" not in printed
-        assert not any("--parsable" in line for line in self.sbatch_calls())
+        assert "submitted job" not in printed and not (self.run / "attempts").exists()
         return printed
 
     def call(self, *arguments: str) -> tuple[int, str]:
@@ -106,6 +106,16 @@ def test_what_a_submission_leaves(login: Login) -> None:
     assert sorted(path.name for path in login.run.iterdir()) == [
         "lock.json", "submit.json", "submit.sbatch", "submit.yaml"
     ]  # fmt: skip
+
+
+def test_nodes_that_are_down_do_not_keep_a_job_from_the_queue(login: Login) -> None:
+    """SLURM's forecast fails then, though it would queue the job."""
+    words = "allocation failure: Requested node configuration is not available"
+    tool = login.folder / "bin/sbatch"
+    forecast = f'case "$*" in --test-only*) echo "{words}" >&2; exit 1;; esac'
+    tool.write_text(f"#!/bin/sh\n{forecast}\n{TOOLS['sbatch']}\n")
+    printed = login.submit()
+    assert f"submitted job 7: SLURM cannot say when it starts ({words})" in printed
 
 
 def test_a_dry_run_tells_all_and_leaves_nothing(login: Login) -> None:
@@ -189,6 +199,8 @@ def as_it_is(_login: Login) -> None:
         (as_it_is, "--max-restarts=-1", "--max-restarts -1: must not be negative"),
         (as_it_is, "train.stpes=5", "did you mean steps?"),
         (full_disk, "", "GiB are free, not even one checkpoint of"),
+        (as_it_is, "cluster.nodes=4 train.global_batch_size=16", "SLURM's partition main has 2 nodes in all"),
+        (as_it_is, "cluster.slurm.partition=other", "=2: SLURM's partition other has 1 nodes in all"),
         (refusing_sbatch, "", "Invalid account or account/partition combination specified"),
         (no_slurm, "", "sinfo is not on PATH: submit from a node of the cluster"),
         (no_data, "", "dataset.json is not there: name the folder of a shard set"),

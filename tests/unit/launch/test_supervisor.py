@@ -11,6 +11,8 @@ import pytest
 
 from launch import scheduler, supervisor
 from launch.decide import Outcome
+from launch.preflight.findings import failed, passed
+from launch.preflight.report import write_report
 from launch.scheduler import SchedulerError, ask, job_state, unusable
 from launch.submission import Submission
 from launch.supervisor import Supervisor
@@ -19,10 +21,15 @@ NUM_STEPS = 20
 TOOLS = {
     "srun": """
 case "$*" in *launch.rendezvous*) echo "welcome"; echo '{"address": "n1", "port": "29500"}'; exit 0;; esac
+case "$*" in *launch.checker*)
+    echo "$*" >> "$FAKE/checks.calls"; exec sh "$FAKE/check_$(wc -l < "$FAKE/checks.calls")";;
+esac
 echo "$*" >> "$FAKE/srun.calls"
 exec sh "$FAKE/behaviour_$(wc -l < "$FAKE/srun.calls")"
 """,
-    "sinfo": 'cat "$FAKE/states"',
+    "sinfo": """
+case "$*" in *--partition=main*) cat "$FAKE/others"; esac
+cat "$FAKE/states" """,
     "squeue": 'cat "$FAKE/state"',
     "scontrol": 'echo "$*" >> "$FAKE/scontrol.calls"',
 }
@@ -45,7 +52,8 @@ class Job:
         monkeypatch.setenv("FAKE", str(folder))
         self.set_states()
         self.set_job_state("RUNNING")
-        self.num_behaviours = 0
+        (folder / "others").touch()
+        self.num_behaviours = self.num_checks = 0
 
     def set_states(self, **states: str) -> None:
         """What sinfo says of the nodes; those not named are allocated."""
@@ -62,16 +70,29 @@ class Job:
         function = f"""step() {{ echo "{{\\"step\\": $1}}" >> {self.run}/metrics.jsonl; }}\n"""
         (self.folder / f"behaviour_{self.num_behaviours}").write_text(function + script + "\n")
 
+    def then_check(self, *unfit: str, status: int = 0) -> None:
+        """What the next preflight finds: a missing GPU on these nodes. Without any nodes but with a status
+        it ends without a report."""
+        self.num_checks += 1
+        lines = []
+        if unfit or not status:
+            findings = {node: [failed("gpus", "7 GPUs", "8 GPUs", "drain it")] for node in unfit}
+            folder = self.folder / f"report_{self.num_checks}"
+            write_report(folder, {"n0": [passed("gpus", "8 GPUs")], **findings}, {})
+            lines.append(f"cp {folder}/preflight.json {self.run}/attempts/latest/preflight.json")
+        script = "\n".join([*lines, f"exit {status}"])
+        (self.folder / f"check_{self.num_checks}").write_text(script + "\n")
+
     def supervise(self, **changes: object) -> tuple[int, Supervisor]:
         """Run the supervisor to its end; its status and itself."""
         values: dict[str, object] = {
             "run": str(self.run), "checkout": str(self.folder), "code": "abc", "python": "python",
             "num_steps": NUM_STEPS, "ranks_per_node": 8, "legal_nodes": [2, 4], "spare_nodes": 0,
-            "max_restarts": 3, "restart_wait_s": 0.0, "stop_within_s": 60.0, "rendezvous_port": 29500,
-            "interface": None, "container": [], "environment": [],
+            "max_restarts": 3, "restart_wait_s": 0.0, "stop_within_s": 60.0, "preflight": False,
+            "rendezvous_port": 29500, "interface": None, "container": [], "environment": [],
         }  # fmt: skip
         submission = Submission(**(values | changes))  # type: ignore[arg-type]
-        job = Supervisor(submission, 7, ["n1", "n2", "n3", "n4"])
+        job = Supervisor(submission, 7, ["n1", "n2", "n3", "n4"], "main")
         return job.run(), job
 
     def calls(self, tool: str) -> list[str]:
@@ -197,9 +218,97 @@ def test_srun_that_waits_for_a_lost_node_is_ended(job: Job, monkeypatch: pytest.
     assert status == 0 and job.outcomes(supervised) == ["failed", "finished"]
 
 
+def test_nodes_are_checked_before_every_start(job: Job) -> None:
+    job.then_check()
+    job.then("step 5; exit 1")
+    job.then_check()
+    job.then("step 20")
+    status, supervised = job.supervise(preflight=True)
+    assert status == 0 and job.outcomes(supervised) == ["failed", "finished"]
+    checked = job.calls("checks")
+    assert len(checked) == 2
+    for option in ("--ntasks=32", "--ntasks-per-node=8", "--kill-on-bad-exit=0", "--overcommit"):
+        assert option in checked[0].split()
+    attempt = f"{job.run}/attempts/1"
+    assert checked[0].endswith(f"python -m launch.checker {attempt} {job.run} n1,n2,n3,n4 n1 29500")
+
+
+def test_a_node_that_fails_the_preflight_is_left_out_and_those_left_are_checked(job: Job) -> None:
+    job.then_check("n2")
+    job.then_check()
+    job.then("step 20")
+    status, supervised = job.supervise(preflight=True, legal_nodes=[2, 3], restart_wait_s=600.0)
+    assert status == 0 and job.outcomes(supervised) == ["unfit", "finished"]
+    first, second = supervised.attempts.history()
+    assert (first.nodes, second.nodes) == (["n1", "n2", "n3"], ["n1", "n3", "n4"])
+    assert first.unfit == {"n2": "gpus: 7 GPUs"}
+    assert first.reason == "preflight failed on n2 (gpus: 7 GPUs)"
+    assert len(job.calls("srun")) == 1
+
+
+def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(job: Job) -> None:
+    (job.folder / "others").write_text("n5 idle\nn6 allocated\n")
+    job.then_check("n3", "n4")
+    status, supervised = job.supervise(preflight=True, legal_nodes=[4])
+    assert status == 0 and job.outcomes(supervised) == ["unfit"]
+    assert job.calls("scontrol") == [
+        "show job 7", "requeue 7", "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4 ExcNodeList=n3,n4"
+    ]  # fmt: skip
+
+
+def test_a_preflight_that_leaves_too_few_nodes_anywhere_ends_the_run(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (job.folder / "others").write_text("n5 idle\nn6 down\n")
+    job.then_check("n3", "n4")
+    status, _ = job.supervise(preflight=True, legal_nodes=[4])
+    assert status == 1 and not job.calls("scontrol")
+    told = capsys.readouterr().out
+    assert "2 of 4 nodes are sound (n3 failed preflight, n4 failed preflight)" in told
+    assert "partition main has no more than 3 others" in told
+
+
+def test_a_preflight_that_fails_on_every_node_ends_the_run(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (job.folder / "others").write_text("n5 idle\nn6 idle\nn7 idle\nn8 idle\n")
+    job.then_check("n1", "n2", "n3", "n4")
+    status, _ = job.supervise(preflight=True)
+    assert status == 1 and not job.calls("srun")
+    assert "GIVEN UP: all 4 nodes of attempt 1 failed preflight" in capsys.readouterr().out
+
+
+def test_a_preflight_without_a_report_is_a_failure(job: Job) -> None:
+    for _ in range(2):
+        job.then_check(status=3)
+    status, supervised = job.supervise(preflight=True)
+    assert status == 1 and job.outcomes(supervised) == ["failed", "failed"]
+    assert not job.calls("srun")
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_a_signal_ends_a_preflight(job: Job, monkeypatch: pytest.MonkeyPatch, obeys: bool) -> None:
+    monkeypatch.setattr(supervisor, "STEP_END_S", 0.5)
+    ready = job.folder / "ready"
+    deaf = "" if obeys else "trap '' TERM;"
+    (job.folder / "check_1").write_text(f"{deaf} touch {ready}; while :; do sleep 0.05; done")
+    send_when(ready, signal.SIGUSR1)
+    status, supervised = job.supervise(preflight=True)
+    assert status == 0 and job.outcomes(supervised) == ["stopped"]
+    assert job.calls("scontrol")[0] == "requeue 7" and not job.calls("srun")
+
+
+def test_a_preflight_that_does_not_end_is_ended(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "PREFLIGHT_S", 0.5)
+    for number in (1, 2):
+        (job.folder / f"check_{number}").write_text("while :; do sleep 0.05; done")
+    status, supervised = job.supervise(preflight=True)
+    assert status == 1 and job.outcomes(supervised) == ["failed", "failed"]
+
+
 def test_an_attempt_whose_supervisor_was_lost_counts(job: Job) -> None:
     job.then("step 20")
-    lost = Supervisor(Submission.read(written(job)), 7, ["n1"]).attempts.start(7, ["n1"], "abc")
+    lost = Supervisor(Submission.read(written(job)), 7, ["n1"], "main").attempts.start(7, ["n1"], "abc")
     status, supervised = job.supervise()
     assert status == 0 and lost.number == 1
     assert job.outcomes(supervised) == ["vanished", "finished"]
@@ -218,7 +327,7 @@ def test_a_job_submitted_anew_counts_from_the_start(job: Job) -> None:
         job.then("step 5; exit 1")
     _, supervised = job.supervise()
     job.then("step 20")
-    again = Supervisor(supervised.submission, 8, ["n1", "n2", "n3", "n4"])
+    again = Supervisor(supervised.submission, 8, ["n1", "n2", "n3", "n4"], "main")
     assert again.run() == 0
     assert job.outcomes(again) == ["failed", "failed", "finished"]
 

@@ -100,6 +100,7 @@ TORCH_FREE = [
     "launch.supervisor",
     "launch.torchrun",
 ]
+ON_NODES = ["supervisor", "steps", "checker", "node", "rank", "rendezvous"]
 # All of `launch` that imports torch: imported when preflight starts to measure, not before.
 TORCH_IN_LAUNCH = {"launch.preflight.job", "launch.preflight.measure", "launch.preflight.meeting"}
 
@@ -185,7 +186,7 @@ def test_runs_where_torch_is_absent(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["launch.supervisor", "launch.node", "launch.rank", "launch.rendezvous"])
+@pytest.mark.parametrize("module", [f"launch.{name}" for name in ON_NODES])
 def test_supervision_needs_the_standard_library_only(module: str) -> None:
     """The first node's Python may have nothing else: the ranks' packages can be in a container."""
     blocked = "torch hydra omegaconf yaml rich numpy".split()
