@@ -129,7 +129,7 @@ def submit(config: Config, submission: Submission, script: str) -> Iterable[str]
     starts = scheduler.estimate_start(run / SCRIPT)
     job_id = scheduler.submit(run / SCRIPT)
     lock.acquire(run, job_id, scheduler.job_state)
-    return follow(run, job_id, starts)
+    return follow(submission, job_id, starts)
 
 
 def check_partition(config: Config) -> None:
@@ -151,11 +151,14 @@ def check_partition(config: Config) -> None:
         )
 
 
-def follow(run: Path, job_id: int, starts: str) -> Sequence[str]:
+def follow(submission: Submission, job_id: int, starts: str) -> Sequence[str]:
     """How to see what becomes of the job."""
+    run = Path(submission.run)
+    checks = [f"  preflight   cat {run}/attempts/latest/preflight.log"] if submission.preflight else []
     return [
         f"submitted job {job_id}: {starts}",
         f"  decisions   tail -F {run / SUPERVISOR_LOG}",
+        *checks,
         f"  training    tail -F {run}/attempts/latest/rank_0.log",
         f"  state       squeue --jobs={job_id}",
         f"  save, stop  scancel --signal=USR1 --batch {job_id}    and goes back to the queue",

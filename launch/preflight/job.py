@@ -22,9 +22,9 @@ from launch.preflight.meeting import Meeting
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
 from launch.preflight.report import print_report, summary, write_report
 
-NODE_TIMEOUT_S = 180.0
+NODE_TIMEOUT_S = 300.0
 """In which every node has been read, and every device has computed: commands of a sick node run into their
-own limit first."""
+own limit first, and imports take a minute from a cold shared file system."""
 MEASURE_TIMEOUT_S = 3 * measure.ANSWER_TIMEOUT_S
 """In which the last rank is done after rank 0 is: a rank gives up on a peer that gave up on another."""
 SILENCE = "answer"

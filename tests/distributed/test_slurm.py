@@ -37,12 +37,13 @@ def outcomes(run: SubmittedRun) -> list[str | None]:
     return [attempt.outcome for attempt in run.attempts]
 
 
-def assert_as_if_nothing_had_been(run: SubmittedRun, uninterrupted: Path) -> None:
+def assert_as_if_nothing_had_been(run: SubmittedRun, uninterrupted: Path, *more_logs: str) -> None:
     """The same metrics to the bit, a log for each rank of each attempt, and no process left."""
     assert without_times(rows(run.folder)) == without_times(rows(uninterrupted))
     for attempt in run.attempts:
         names = {path.name for path in (run.folder / f"attempts/{attempt.number}").glob("*.log")}
-        assert names == {"srun.log", "node_n1.log", "node_n2.log", "rank_0.log", "rank_1.log"}
+        own_logs = {"srun.log", "node_n1.log", "node_n2.log", "rank_0.log", "rank_1.log"}
+        assert names == own_logs | set(more_logs)
     assert os.readlink(run.folder / "attempts/latest") == str(len(run.attempts))
     assert not run.processes()
     assert not (run.folder / "lock.json").exists()
@@ -51,8 +52,8 @@ def assert_as_if_nothing_had_been(run: SubmittedRun, uninterrupted: Path) -> Non
 def test_a_run_saves_goes_back_to_the_queue_and_on_bitwise(
     cluster: Slurm, data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """And while it has its folder, no other job gets it, however it is submitted."""
-    run = SubmittedRun(cluster, data, tmp_path / "run")
+    """Its nodes are checked each time. While it has its folder, no other job gets that, however submitted."""
+    run = SubmittedRun(cluster, data, tmp_path / "run", "cluster.slurm.preflight=true")
     again = cluster.try_to(sys.executable, "-m", *run.command)
     assert again.returncode == 2
     assert f"run.dir={run.folder} belongs to job {run.job_id}, which is " in again.stderr
@@ -70,7 +71,8 @@ def test_a_run_saves_goes_back_to_the_queue_and_on_bitwise(
     assert outcomes(run) == ["stopped", "finished"]
     cluster.wait_until(lambda: cluster.state(int(by_hand)) == "FAILED", 60)
     assert f"LockedError: run.dir={run.folder} belongs to job {run.job_id}, which is " in run.log
-    assert_as_if_nothing_had_been(run, uninterrupted)
+    assert run.log.count("preflight: 2 of 2 nodes passed") == 2
+    assert_as_if_nothing_had_been(run, uninterrupted, "preflight.log", "preflight_srun.log")
 
 
 @pytest.mark.slow
