@@ -1,7 +1,7 @@
 """The batch script of a run: a template filled with checked values, none of which a shell evaluates."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -12,6 +12,16 @@ from k25_train.errors import ConfigError
 from launch.fabric import Variable, environment
 from launch.scheduler import node_range
 from launch.submission import SCRIPT, SUPERVISOR_LOG
+
+OVERRIDING = {
+    f"SBATCH_{name}"
+    for name in (
+        "ACCOUNT", "ARRAY_INX", "ERROR", "EXCLUSIVE", "GPUS", "GPUS_PER_NODE", "JOB_NAME", "MEM_PER_CPU",
+        "MEM_PER_GPU", "MEM_PER_NODE", "NO_KILL", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "PARTITION", "QOS",
+        "REQUEUE", "SIGNAL", "TIMELIMIT", "WAIT",
+    )
+}  # fmt: skip
+"""Variables that sbatch takes before the lines of a script."""
 
 
 def render(config: Config, run: Path, checkout: Path, python: str) -> str:
@@ -46,6 +56,16 @@ def check_path(key: str, path: str) -> None:
         raise ConfigError(
             f"{key}={path!r}: must consist of letters, digits and @+=:,./~-_ only, as SLURM takes others for "
             "quotes, comments or patterns: rename it, or link to it by another path"
+        )
+
+
+def check_environment(variables: Iterable[str]) -> None:
+    """Raise `ConfigError` if one of these variables makes sbatch ignore a line of the script."""
+    overriding = sorted(OVERRIDING & set(variables))
+    if overriding:
+        raise ConfigError(
+            f"{', '.join(overriding)}: in the environment, it would make sbatch ignore what the script asks "
+            "for: unset it, and put its value into the cluster's file"
         )
 
 

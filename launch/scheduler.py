@@ -1,6 +1,7 @@
 """The few questions that are asked of SLURM, through its own commands."""
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -43,7 +44,9 @@ def ask(*command: str, patience_s: float = 0.0) -> str:
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+            done = subprocess.run(
+                command, env=environment(), capture_output=True, text=True, timeout=ANSWER_S, check=False
+            )
         except FileNotFoundError as error:
             raise SchedulerError(
                 f"{command[0]} is not on PATH: submit from a node of the cluster, or look at the script with "
@@ -58,6 +61,12 @@ def ask(*command: str, patience_s: float = 0.0) -> str:
         if time.monotonic() >= deadline or not any(words in trouble for words in PASSING):
             raise SchedulerError(f"{' '.join(command)}: {trouble}")
         time.sleep(RETRY_S)
+
+
+def environment() -> dict[str, str]:
+    """This process's, without the variables by which users have sinfo and squeue leave things out."""
+    hiding = ("SINFO_", "SQUEUE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(hiding)}
 
 
 def submit(script: Path) -> int:

@@ -7,6 +7,7 @@ submits. The job saves and goes back to the queue before its time limit, and goe
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from k25_train.errors import ConfigError, K25Error
 from launch import lock, scheduler
 from launch.fabric import environment
 from launch.plan import check_memory, check_place, legal_nodes, memory_verdict, summary, with_absolute_paths
-from launch.sbatch import container_options, render
+from launch.sbatch import check_environment, container_options, render
 from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, write_whole
 from launch.supervisor import code_version
 
@@ -114,10 +115,12 @@ def submit(config: Config, submission: Submission, script: str) -> Iterable[str]
     """Write the run folder and queue the job; returns how to follow it.
 
     Raises:
-        ConfigError: the place lacks something, or the partition does not exist.
+        ConfigError: the place lacks something, the partition does not exist or is too small, or a variable
+            overrides the script.
         SchedulerError: SLURM refuses the job.
         LockedError: another job has the run folder.
     """
+    check_environment(os.environ)
     check_place(config)
     check_partition(config)
     run = Path(submission.run)

@@ -162,6 +162,10 @@ def refusing_sbatch(login: Login) -> None:
     login.monkeypatch.setenv("FAKE_REFUSAL", "Invalid account or account/partition combination specified")
 
 
+def other_partition(login: Login) -> None:
+    login.monkeypatch.setenv("SBATCH_PARTITION", "other")
+
+
 def no_slurm(login: Login) -> None:
     git = shutil.which("git")
     assert git is not None
@@ -202,6 +206,7 @@ def as_it_is(_login: Login) -> None:
         (as_it_is, "cluster.nodes=4 train.global_batch_size=16", "SLURM's partition main has 2 nodes in all"),
         (as_it_is, "cluster.slurm.partition=other", "=2: SLURM's partition other has 1 nodes in all"),
         (refusing_sbatch, "", "Invalid account or account/partition combination specified"),
+        (other_partition, "", "SBATCH_PARTITION: in the environment, it would make sbatch ignore"),
         (no_slurm, "", "sinfo is not on PATH: submit from a node of the cluster"),
         (no_data, "", "dataset.json is not there: name the folder of a shard set"),
         (run_is_a_file, "", "is no folder that you can write to: choose another"),

@@ -369,6 +369,12 @@ def test_other_errors_are_not_waited_for(job: Job, words: str, expected: str | N
             job_state(7, patience_s=600.0)
 
 
+def test_what_users_have_slurm_hide_is_seen(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job.folder / "bin/squeue").write_text('#!/bin/sh\necho "${SQUEUE_USERS:-RUNNING}"\n')
+    monkeypatch.setenv("SQUEUE_USERS", "somebody")
+    assert job_state(7) == "RUNNING"
+
+
 def test_arguments_reach_slurm_as_they_are(job: Job) -> None:
     ask("scontrol", "show", "a b", "$(touch x)")
     assert job.calls("scontrol") == ["show a b $(touch x)"]
