@@ -65,6 +65,8 @@ class Job:
         ranks = [self.rank(number) for number in range(num_ranks)]
         for pid in ranks:
             os.kill(pid, signal.SIGSTOP)
+        # A thread that still runs would take SIGTERM first, whichever came first.
+        self.wait_until(lambda: all(_is_stopped(pid) for pid in ranks), timeout_s=20)
         self.signal(signal.SIGTERM)
         self.wait_until(lambda: all(_is_pending(pid, signal.SIGTERM) for pid in ranks), timeout_s=20)
         for pid in ranks:
@@ -107,6 +109,12 @@ def strings(pid: int, name: str) -> list[str]:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace").split("\0")
     except OSError:
         return []
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether every thread of the process has come to a halt by SIGSTOP."""
+    stats = [entry.read_text() for entry in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def _is_pending(pid: int, number: signal.Signals) -> bool:
