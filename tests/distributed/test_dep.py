@@ -11,7 +11,14 @@ from k25_train.config.schema import Config
 from k25_train.data.batch import media_of
 from k25_train.data.loader import DataLoader
 from tests.distributed.test_resume import assert_close
-from tests.helpers.parity import EVERYTHING_OVERLAPS, TOLERANCE, Case, Parity, worst_difference
+from tests.helpers.parity import (
+    EVERYTHING_OVERLAPS,
+    IN_FEW_STEPS,
+    TOLERANCE,
+    Case,
+    Parity,
+    worst_difference,
+)
 from tests.helpers.ranks import run_ranks
 from tests.helpers.resume import ALONE, AS_SMOKE, MIDDLE, cut_off, rows, short
 from tests.helpers.runs import fit
@@ -76,8 +83,11 @@ def images_of_replicas(config: Config) -> list[tuple[int, int]]:
     return [(sum(each[: len(each) // 2]), sum(each[len(each) // 2 :])) for each in counted]
 
 
-def test_bubbles_with_everything_that_overlaps_train_as_one_process(parity: Parity) -> None:
-    check(parity, SMOKE, (*BUBBLES, *EVERYTHING_OVERLAPS))
+@IN_FEW_STEPS
+def test_bubbles_with_everything_that_overlaps_train_as_one_process(
+    steps: Sequence[str], parity: Parity
+) -> None:
+    check(parity, SMOKE, (*BUBBLES, *EVERYTHING_OVERLAPS), *steps)
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import layout, overrides, train
 
@@ -29,6 +31,11 @@ NARROW = (
 """Overrides that make many layers cheap."""
 
 
+FEW_STEPS = ("train.steps=8", "optim.warmup_steps=2", "optim.decay_steps=2")
+"""Overrides of a shorter run, where a slow test makes the whole one."""
+IN_FEW_STEPS = pytest.mark.parametrize(
+    "steps", [FEW_STEPS, pytest.param((), marks=pytest.mark.slow)], ids=["8 steps", "20 steps"]
+)
 DATA_OVERLAPS = ("parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true")
 EVERYTHING_OVERLAPS = (
     *DATA_OVERLAPS,
