@@ -20,6 +20,7 @@ from launch.preflight.machine import Machine
 from launch.preflight.measured import Fault, Measured, judge_measured
 from launch.preflight.meeting import Meeting
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
+from launch.preflight.reach import listening
 from launch.preflight.report import print_report, summary, write_report
 
 NODE_TIMEOUT_S = 300.0
@@ -71,7 +72,8 @@ def measure_ranks(
 ) -> dict[int, Measured]:
     """Measure this rank. On rank 0: rank -> what it measured, without those that told nothing.
 
-    Nobody connects unless every device computes: whoever waited for a broken one would look broken as well.
+    Nobody connects unless every device computes and every node can be reached: whoever waited for a broken
+    one would look broken as well.
     """
     own = Measured()
     device = measure_device(config, meeting, machine, node, own)
@@ -80,6 +82,14 @@ def measure_ranks(
     computed, goes_on = meeting.agree("computed", everyone, lambda one: one.fault is None, NODE_TIMEOUT_S)
     if device is None or not goes_on or meeting.world_size == 1:
         return computed
+    fabric = config.cluster.fabric
+    with listening(None if fabric is None else fabric.interface) as place:
+        if meeting.speaks_for_node:
+            own.refused = meeting.try_neighbours(place, NODE_TIMEOUT_S)
+        meeting.tell("reached", own)
+        reached, goes_on = meeting.agree("reached", everyone, lambda one: not one.refused, NODE_TIMEOUT_S)
+    if not goes_on:
+        return reached
     try:
         measure_connections(config, meeting, device, own)
     except measure.StuckError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from k25_train.config.schema import ClusterConfig, Config, Device
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.rates import Bar, Link, Reach, judge_links, judge_ranks, medians
+from launch.preflight.reach import judge_reach, refusals_of
 
 MEASUREMENT, GEMM, COPY = "measurement", "matrix products", "host to device copy"
 CONNECTIONS, ALL_TO_ALL, PLAN = "connections", "expert all-to-all", "rates of the plan"
@@ -40,6 +41,8 @@ class Measured:
     host_copy_gb_per_s: float | None = None
     links: list[Link] = field(default_factory=list)
     all_to_all_gb_per_s: float | None = None
+    refused: dict[int, str] = field(default_factory=dict)
+    """Rank -> why its node could not be reached by this one; only of ranks that read nodes."""
     fault: Fault | None = None
 
 
@@ -53,7 +56,8 @@ def judge_measured(
     cluster = config.cluster
     bar = BARS[cluster.device]
     everyone = sorted(set(nodes.values()))
-    found: list[dict[str, Finding]] = [_judge_faults(measured, nodes)]
+    refusals = refusals_of({rank: own.refused for rank, own in measured.items()}, nodes)
+    found: list[dict[str, Finding]] = [_judge_faults(measured, nodes), judge_reach(refusals, everyone)]
     products = {rank: own.gemm_tflops for rank, own in measured.items() if own.gemm_tflops}
     found.append(judge_ranks(GEMM, "TFLOP/s", products, nodes, bar))
     if cluster.device is Device.cuda:

@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from launch.preflight.across import Offset
+from launch.preflight.reach import neighbours, try_to_reach
 
 CLOCK_ROUNDS = 5
 """Questions to a node for its time; the quickest answer is the most exact."""
@@ -121,6 +122,26 @@ class Meeting:
                 asked = f"clock/{self.rank}/{question}"
                 self.store.wait([asked], datetime.timedelta(seconds=timeout_s))
                 self.store.set(f"{asked}/answer", repr(time.time()))
+
+    def try_neighbours(self, place: str, timeout_s: float) -> dict[int, str]:
+        """Try to reach some other nodes while they do the same: rank that reads a node -> why that failed.
+
+        Called by the ranks that read their nodes; `place` is where this one listens.
+        """
+        self.store.set(f"listens/{self.rank}", place)
+        ranks = self.node_ranks
+        refused: dict[int, str] = {}
+        for number in neighbours(ranks.index(self.rank), len(ranks)):
+            key = f"listens/{ranks[number]}"
+            try:
+                self.store.wait([key], datetime.timedelta(seconds=timeout_s))
+            except dist.DistStoreError:
+                reason: str | None = "it does not answer any more"
+            else:
+                reason = try_to_reach(self.store.get(key).decode())
+            if reason is not None:
+                refused[ranks[number]] = reason
+        return refused
 
     def _measure_clock(self, rank: int, timeout_s: float) -> Offset | None:
         best: Offset | None = None

@@ -19,7 +19,7 @@ from launch.preflight import job, measure, meeting
 from launch.preflight.groups import expert_groups, pipeline_groups
 from launch.preflight.machine import Machine
 from launch.preflight.meeting import join
-from tests.helpers.ranks import RankContext, RankError, run_ranks
+from tests.helpers.ranks import RankContext, RankError, free_port, run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -176,6 +176,31 @@ def test_a_silent_node_is_named_and_nothing_is_measured(
     assert "the node with ranks 1 to 1 told nothing" in shown
     assert f"preflight FAILED on 1 of 2 node(s): {name}\n" in shown
     assert "matrix products" not in shown
+
+
+def unreachable_node(context: RankContext, config: Config) -> str:
+    """Four nodes of one rank, of which the third listens where nobody comes through."""
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    if context.rank == 2:
+        closed = contextlib.nullcontext(f"127.0.0.1 {free_port()}")
+        job.listening = lambda _interface: closed  # type: ignore[assignment]
+    shown = io.StringIO()
+    console, folder = Console(file=shown, width=200), Path(config.run.dir)
+    job.run_preflight(config, join(30.0), Machine(), f"node-{context.rank}", console, folder)
+    return shown.getvalue()
+
+
+def test_a_node_that_others_cannot_reach_is_named_alone(tmp_path: Path) -> None:
+    """Before anybody waits for it."""
+    sizes = ["parallelism=serial", "cluster.nodes=4", "cluster.gpus_per_node=1", "train.global_batch_size=8"]
+    config = compose(["experiment=smoke", *sizes, f"run.dir={tmp_path}"])
+    shown = run_ranks(unreachable_node, 4, config)[0]
+    assert "preflight FAILED on 1 of 4 node(s): node-2" in shown
+    found = findings_of(tmp_path)
+    assert "Connection refused" in found["node-2"]["reachable"]["found"]
+    assert found["node-0"]["reachable"]["verdict"] == "passed"
+    assert "all-to-all" not in found["node-0"]["measurement"]["found"]
+    assert found["node-0"]["matrix products"]["verdict"] != "skipped"
 
 
 def test_groups_are_those_of_training() -> None:
