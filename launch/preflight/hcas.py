@@ -9,6 +9,7 @@ from launch.preflight.findings import Finding, failed, passed, warned
 from launch.preflight.machine import Machine
 
 FOLDER = "sys/class/infiniband"
+NET = "sys/class/net"
 ROCE_V2 = "RoCE v2"
 MIN_MTU_BYTES = 4200
 """RDMA packets carry 4096 bytes at most; with their headers they fit from here on. Below, the card falls to
@@ -50,12 +51,13 @@ class Hca:
     state: str
     """`ACTIVE` when it can carry traffic."""
     rate_gbps: float | None
+    """Of all its ports together."""
     firmware: str
     numa_node: int | None
-    interface: str
-    """Its network interface; empty where it has none."""
+    interfaces: tuple[str, ...]
+    """Network interfaces of its ports: one, several where they are bonded into one card, or none."""
     mtu_bytes: int | None
-    """Largest Ethernet payload of the interface."""
+    """Largest Ethernet payload of its interfaces."""
     gids: tuple[Gid, ...]
     traffic_class: int | None
     """Traffic class that the driver forces upon all connections; None where it forces none."""
@@ -97,8 +99,7 @@ def _read_hca(machine: Machine, name: str) -> Hca:
     def value(path: str) -> str:
         return machine.read(path) or ""
 
-    interface = next(iter(machine.names(f"{card}/device/net")), "")
-    rate = re.match(r"([\d.]+) Gb/sec", value(f"{port}/rate"))
+    interfaces = _interfaces(machine, next(iter(machine.names(f"{card}/device/net")), ""))
     forced = re.search(r"tclass=(\d+)", value(f"{card}/tc/1/traffic_class"), re.IGNORECASE)
     gids = (
         Gid(
@@ -114,14 +115,37 @@ def _read_hca(machine: Machine, name: str) -> Hca:
         name=name,
         link_layer=value(f"{port}/link_layer"),
         state=value(f"{port}/state").partition(":")[2].strip(),
-        rate_gbps=float(rate[1]) if rate else None,
+        rate_gbps=_rate_gbps(machine, value(f"{port}/rate"), interfaces),
         firmware=value(f"{card}/fw_ver"),
         numa_node=_whole(value(f"{card}/device/numa_node")),
-        interface=interface,
-        mtu_bytes=_whole(value(f"sys/class/net/{interface}/mtu")) if interface else None,
+        interfaces=interfaces,
+        mtu_bytes=_whole(value(f"{NET}/{interfaces[0]}/mtu")) if interfaces else None,
         gids=tuple(gids),
         traffic_class=int(forced[1]) if forced else None,
     )
+
+
+def _interfaces(machine: Machine, first: str) -> tuple[str, ...]:
+    """`first` and the interfaces that the driver has bonded with it into one card."""
+    bonded = (machine.read(f"{NET}/{first}/master/bonding/slaves") or "").split()
+    # Their ports have no card of their own; a card that is bonded as an interface only still has one.
+    others = [
+        name for name in bonded if name != first and not machine.names(f"{NET}/{name}/device/infiniband")
+    ]
+    return (first, *others) if first else ()
+
+
+def _rate_gbps(machine: Machine, text: str, interfaces: Sequence[str]) -> float | None:
+    rate = re.match(r"([\d.]+) Gb/sec", text)
+    if rate is None:
+        return None
+    if len(interfaces) > 1:
+        mode = machine.read(f"{NET}/{interfaces[0]}/master/bonding/mode") or ""
+        speeds = [_whole(machine.read(f"{NET}/{name}/speed") or "") or -1 for name in interfaces]
+        # The kernel shows one port's rate for a bonded card. A port that is down has -1, or no speed.
+        if not mode.startswith("active-backup") and max(speeds) > 0:
+            return sum(speed for speed in speeds if speed > 0) / 1000
+    return float(rate[1])
 
 
 def _whole(text: str) -> int | None:

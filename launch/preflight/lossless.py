@@ -75,14 +75,13 @@ def read_counters(machine: Machine, hca: Hca) -> dict[str, int]:
         for name in machine.names(folder)
         if (text := machine.read(f"{folder}/{name}") or "").isdigit()
     }
-    if hca.interface:
+    for interface in hca.interfaces:
         try:
-            printed = machine.run(["ethtool", "-S", hca.interface])
+            printed = machine.run(["ethtool", "-S", interface])
         except AbsentError:
-            printed = ""
-        counts |= {
-            name: int(count) for name, count in re.findall(r"^\s+(\w+): (\d+)$", printed, re.MULTILINE)
-        }
+            break
+        for name, count in re.findall(r"^\s+(\w+): (\d+)$", printed, re.MULTILINE):
+            counts[name] = counts.get(name, 0) + int(count)
     return {name: count for name, count in counts.items() if LOST.fullmatch(name) or PAUSES.fullmatch(name)}
 
 
@@ -91,7 +90,7 @@ def judge_traffic_class(
 ) -> list[Finding]:
     """Whether packets of the traffic class travel without loss.
 
-    `priorities` has for each card its settings, or the reason for which they are unknown.
+    `priorities` has for each card, or port of a bonded one, its settings, or why they are unknown.
     """
     check = TRAFFIC_CLASS
     forced = {hca.name: hca.traffic_class for hca in hcas if hca.traffic_class not in (None, traffic_class)}

@@ -62,7 +62,7 @@ class Node:
     paths: Paths | Missing
     hcas: list[Hca]
     priorities: dict[str, Priorities | str]
-    """Card -> its priorities, or the reason for which they are unknown."""
+    """Card, with the interface where it has several -> its priorities, or why they are unknown."""
     versions: dict[str, str]
     counters: Counters | Missing
     """Before the measurements."""
@@ -84,7 +84,11 @@ def read_node(machine: Machine, name: str, config: Config) -> Node:
         gpus=gpus,
         paths=_attempt(lambda: read_paths(machine)),
         hcas=hcas,
-        priorities={hca.name: _priorities(machine, hca) for hca in used if hca.interface},
+        priorities={
+            f"{hca.name} {name}" if len(hca.interfaces) > 1 else hca.name: _priorities(machine, name)
+            for hca in used
+            for name in hca.interfaces
+        },
         versions=read_versions(machine, gpus, used),
         counters=_counters(machine, used),
     )
@@ -186,8 +190,8 @@ def _attempt[Facts](read: Callable[[], Facts]) -> Facts | Missing:
         return Missing(reason=str(error))
 
 
-def _priorities(machine: Machine, hca: Hca) -> Priorities | str:
-    found = _attempt(lambda: read_priorities(machine, hca.interface))
+def _priorities(machine: Machine, interface: str) -> Priorities | str:
+    found = _attempt(lambda: read_priorities(machine, interface))
     return found.reason if isinstance(found, Missing) else found
 
 

@@ -9,6 +9,7 @@ import pytest
 from k25_train.config.resolve import compose
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding, Verdict, worst
+from launch.preflight.hcas import read_hcas
 from launch.preflight.machine import AbsentError, BrokenError
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
 from tests.helpers.recorded_node import GIB, LIMITS, MEMINFO, RecordedNode
@@ -368,6 +369,50 @@ def test_cards_too_slow_for_the_plan(recorded: RecordedNode) -> None:
     assert (finding.check, finding.verdict) == ("network speed", Verdict.failed)
     assert "400 GB/s a node" in finding.found
     assert "the plan needs 480 GB/s" in finding.rule
+
+
+def test_a_bonded_card_has_the_speed_of_its_ports(recorded: RecordedNode, config: Config) -> None:
+    """The kernel shows 200 Gb/s for each, one port's rate, and all are needed."""
+    for number in range(8):
+        recorded.bond_card(number)
+    findings = examine(recorded, config)
+    assert {one.verdict for one in findings} == {Verdict.passed}, "\n".join(map(str, findings))
+    (finding,) = [one for one in findings if one.check == "network speed"]
+    assert finding.found == "8 cards of 400 Gb/s, 400 GB/s a node"
+
+
+def test_a_port_of_a_bonded_card_is_down(recorded: RecordedNode, config: Config) -> None:
+    for number in range(8):
+        recorded.bond_card(number)
+    recorded.write("sys/class/net/eth2b/speed", "-1\n")
+    (finding,) = [one for one in examine(recorded, config) if one.verdict is not Verdict.passed]
+    assert (finding.check, finding.verdict) == ("network speed", Verdict.failed)
+    assert "200 and 400 Gb/s" in finding.found
+    assert "port of mlx5_2" in finding.remedy
+
+
+def test_all_ports_of_a_bonded_card_are_looked_at(recorded: RecordedNode, config: Config) -> None:
+    recorded.bond_card(2)
+    texts = {start: str(recorded.outputs[start]) for start in ("mlnx_qos", "ethtool")}
+    recorded.outputs = {
+        "mlnx_qos -i eth2b": texts["mlnx_qos"].replace("state: dscp", "state: pcp"),
+        "ethtool -S eth2b": texts["ethtool"],
+        **recorded.outputs,
+    }
+    lose = output("ethtool -S eth2b", "rx_discards_phy: 0", "rx_discards_phy: 5")
+    findings = examine(recorded, config, lambda: lose(recorded))
+    found = {one.check: one.found for one in findings if one.verdict is not Verdict.passed}
+    assert found == {
+        "traffic class": "mlx5_2 eth2b takes the priority from pcp",
+        "PFC and loss counters": "mlx5_2 rx_discards_phy +5",
+    }
+
+
+def test_cards_bonded_as_interfaces_only_stay_two(recorded: RecordedNode) -> None:
+    """The bond then carries TCP; each card has its own RDMA traffic."""
+    recorded.bond_card(2)
+    recorded.write("sys/class/net/eth2b/device/infiniband/mlx5_9/fw_ver", "28.39.1002\n")
+    assert [card.interfaces for card in read_hcas(recorded.machine)][2] == ("eth2",)
 
 
 def test_a_card_that_is_not_there(recorded: RecordedNode) -> None:
