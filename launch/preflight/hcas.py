@@ -100,7 +100,8 @@ def _read_hca(machine: Machine, name: str) -> Hca:
         return machine.read(path) or ""
 
     interfaces = _interfaces(machine, next(iter(machine.names(f"{card}/device/net")), ""))
-    forced = re.search(r"tclass=(\d+)", value(f"{card}/tc/1/traffic_class"), re.IGNORECASE)
+    # Rules for single addresses may follow; they begin with the address.
+    forced = re.match(r"Global tclass=(\d+)", value(f"{card}/tc/1/traffic_class"))
     gids = (
         Gid(
             index=int(index),

@@ -415,6 +415,17 @@ def test_cards_bonded_as_interfaces_only_stay_two(recorded: RecordedNode) -> Non
     assert [card.interfaces for card in read_hcas(recorded.machine)][2] == ("eth2",)
 
 
+@pytest.mark.parametrize("forced", ["", "Global tclass=106\n"])
+def test_a_traffic_class_for_single_addresses_forces_none(
+    recorded: RecordedNode, config: Config, forced: str
+) -> None:
+    """The driver lists such rules below the class that it forces upon all connections, or alone."""
+    rules = "src_ip=10.9.0.5,dst_ip=10.9.0.0/24,tclass=160\ndst_ip=10.9.1.7/32,tclass=32\n"
+    recorded.write(f"{CARD}/tc/1/traffic_class", forced + rules)
+    findings = examine(recorded, config)
+    assert {one.verdict for one in findings} == {Verdict.passed}, "\n".join(map(str, findings))
+
+
 def test_a_card_that_is_not_there(recorded: RecordedNode) -> None:
     config = compose(["experiment=k25_pretrain_4k", "cluster.fabric.hcas=[mlx5_0,mlx5_9]"])
     bad = [one for one in examine(recorded, config) if one.verdict is Verdict.failed]
