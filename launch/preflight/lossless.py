@@ -13,8 +13,10 @@ from launch.preflight.hcas import FOLDER, Hca
 from launch.preflight.machine import AbsentError, BrokenError, Machine
 
 LOST = re.compile(
-    r"packet_seq_err|local_ack_timeout_err|rnr_nak_retry_err|port_rcv_errors|link_downed|symbol_error"
-    r"|(rx|tx)_(prio\d_)?discards(_phy)?|rx_crc_errors_phy|rx_symbol_err_phy"
+    r"packet_seq_err|implied_nak_seq_err|local_ack_timeout_err|rnr_nak_retry_err"
+    r"|port_rcv_errors|link_downed|symbol_error"
+    r"|(rx|tx)_(prio\d_)?discards(_phy)?|rx_prio\d_(buf|cong)_discard"
+    r"|rx_crc_errors_phy|rx_symbol_err_phy|link_down_events_phy"
 )
 """Counters that grow when packets get lost or a link breaks: RDMA's own in sysfs, Ethernet's from ethtool."""
 PAUSES = re.compile(r"(rx|tx)_prio(\d)_pause")

@@ -319,6 +319,18 @@ def test_counters_that_grow_while_measuring(recorded: RecordedNode, config: Conf
     assert "mlx5_2 packet_seq_err +7" in finding.found
 
 
+@pytest.mark.parametrize("name", ["link_down_events_phy", "rx_prio3_buf_discard", "rx_prio3_cong_discard"])
+def test_what_the_port_counts_while_measuring(recorded: RecordedNode, config: Config, name: str) -> None:
+    """RDMA's own counters have no packets dropped for want of buffers, and link_downed ends at 255."""
+    recorded.outputs["ethtool"] = f"{recorded.outputs['ethtool']}     {name}: 2\n"
+    lose = output("ethtool", f"{name}: 2", f"{name}: 3")
+    (finding,) = [
+        one for one in examine(recorded, config, lambda: lose(recorded)) if one.verdict is not Verdict.passed
+    ]
+    assert finding.check == "PFC and loss counters"
+    assert f"mlx5_0 {name} +1" in finding.found
+
+
 def test_pauses_are_no_loss(recorded: RecordedNode, config: Config) -> None:
     """A full receiver pauses its sender; that is what the priority is for."""
     pause = output("ethtool", "rx_prio3_pause: 5120", "rx_prio3_pause: 5130")
