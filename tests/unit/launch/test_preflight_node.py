@@ -154,6 +154,20 @@ FAULTS = [
         ("ECC is off on GPUs [0]",),
     ),
     Fault("no ECC", gpu(0, ecc__mode__current="[N/A]"), "GPU memory errors", SKIPPED, ("GPUs [0]",)),
+    Fault(
+        "GPU hangs",
+        gpu(
+            3,
+            memory__total="0",
+            mig__mode__current="[GPU requires reset]",
+            ecc__mode__current="[GPU requires reset]",
+            ecc__errors__uncorrected__volatile__total="[GPU requires reset]",
+            clocks_event_reasons__active="[GPU requires reset]",
+        ),
+        "GPU count",
+        BAD,
+        ("8 x NVIDIA H800", "GPUs [3] are lost or require a reset", "--gpu-reset"),
+    ),
     Fault("few lanes", gpu(6, pcie__link__width__current="8"), "GPU PCIe lanes", BAD, ("GPU 6: 8 of 16",)),
     Fault("MIG", gpu(2, mig__mode__current="Enabled"), "GPU modes", BAD, ("MIG is on for GPUs [2]",)),
     Fault(
