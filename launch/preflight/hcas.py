@@ -99,7 +99,13 @@ def _read_hca(machine: Machine, name: str) -> Hca:
     def value(path: str) -> str:
         return machine.read(path) or ""
 
-    interfaces = _interfaces(machine, next(iter(machine.names(f"{card}/device/net")), ""))
+    # A card that is split for virtual machines also has interfaces that stand for their ports (pf0vf1).
+    names = (
+        name
+        for name in machine.names(f"{card}/device/net")
+        if not re.search(r"pf\d", value(f"{NET}/{name}/phys_port_name"))
+    )
+    interfaces = _interfaces(machine, next(names, ""))
     # Rules for single addresses may follow; they begin with the address.
     forced = re.match(r"Global tclass=(\d+)", value(f"{card}/tc/1/traffic_class"))
     gids = (

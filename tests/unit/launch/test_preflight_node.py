@@ -452,6 +452,14 @@ def test_a_traffic_class_for_single_addresses_forces_none(
     assert {one.verdict for one in findings} == {Verdict.passed}, "\n".join(map(str, findings))
 
 
+def test_a_card_split_for_virtual_machines(recorded: RecordedNode) -> None:
+    """Its folder has an interface for the port of each function as well, under any name."""
+    recorded.write(f"{CARD}/device/net/eth10/address", "5e:11:22:33:44:55\n")
+    recorded.write("sys/class/net/eth10/phys_port_name", "pf0vf0\n")
+    recorded.write("sys/class/net/eth2/phys_port_name", "p0\n")
+    assert [card.interfaces for card in read_hcas(recorded.machine)][2] == ("eth2",)
+
+
 def test_a_card_that_is_not_there(recorded: RecordedNode) -> None:
     config = compose(["experiment=k25_pretrain_4k", "cluster.fabric.hcas=[mlx5_0,mlx5_9]"])
     bad = [one for one in examine(recorded, config) if one.verdict is Verdict.failed]
