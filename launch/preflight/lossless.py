@@ -50,7 +50,8 @@ def read_priorities(machine: Machine, interface: str) -> Priorities:
     enabled = re.search(
         r"PFC configuration:.*?^\s*enabled((?:\s+[01]){8})\s*$", text, re.DOTALL | re.MULTILINE
     )
-    if trust is None or enabled is None:
+    # It writes "none" where it could not ask the card, as of a virtual function.
+    if trust is None or trust[1] == "none" or enabled is None:
         raise BrokenError(f"mlnx_qos -i {interface}: no trust state or PFC configuration in its output")
     mapped = re.findall(r"prio:(\d)\s+dscp:([\d,]+)", text)
     return Priorities(

@@ -253,6 +253,13 @@ FAULTS = [
         ("no mlnx_qos",),
     ),
     Fault(
+        "no trust state",
+        output("mlnx_qos", "state: dscp", "state: none"),
+        "traffic class",
+        SKIPPED,
+        ("no trust state",),
+    ),
+    Fault(
         "memlock",
         write("proc/self/limits", LIMITS.format(limit="8388608")),
         "pinned memory",
