@@ -105,10 +105,9 @@ def _read_hca(machine: Machine, name: str) -> Hca:
         for name in machine.names(f"{card}/device/net")
         if not re.search(r"pf\d", value(f"{NET}/{name}/phys_port_name"))
     )
-    interfaces = _interfaces(machine, next(names, ""))
     # Rules for single addresses may follow; they begin with the address.
     forced = re.match(r"Global tclass=(\d+)", value(f"{card}/tc/1/traffic_class"))
-    gids = (
+    gids = [
         Gid(
             index=int(index),
             address=address,
@@ -117,7 +116,10 @@ def _read_hca(machine: Machine, name: str) -> Hca:
         )
         for index in machine.names(f"{port}/gids")
         if (address := value(f"{port}/gids/{index}")).strip("0:")
-    )
+    ]
+    # A container may see no interface of the card, but one of its own upon it, with its address.
+    own = (gid.interface for gid in gids if gid.is_routable_v2)
+    interfaces = _interfaces(machine, next(names, "") or next(own, ""))
     return Hca(
         name=name,
         link_layer=value(f"{port}/link_layer"),

@@ -1,5 +1,6 @@
 """What preflight says of a node: nothing bad of a sound one, and of each fault what it is and what to do."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -465,6 +466,18 @@ def test_a_card_split_for_virtual_machines(recorded: RecordedNode) -> None:
     recorded.write("sys/class/net/eth10/phys_port_name", "pf0vf0\n")
     recorded.write("sys/class/net/eth2/phys_port_name", "p0\n")
     assert [card.interfaces for card in read_hcas(recorded.machine)][2] == ("eth2",)
+
+
+def test_a_container_with_an_interface_upon_the_card(recorded: RecordedNode, config: Config) -> None:
+    """The card's own is the host's (Kubernetes with macvlan): its rows hold zeros, or nothing readable."""
+    shutil.rmtree(recorded.root / CARD / "device/net")
+    for row in range(4):
+        recorded.write(f"{PORT}/gids/{row}", "0000:0000:0000:0000:0000:0000:0000:0000\n")
+    recorded.write_gid(2, 5, "0000:0000:0000:0000:0000:ffff:0a0a:0205", "RoCE v2")
+    recorded.write(f"{PORT}/gid_attrs/ndevs/5", "net1\n")
+    recorded.write("sys/class/net/net1/mtu", "9000\n")
+    findings = examine(recorded, config)
+    assert {one.verdict for one in findings} == {Verdict.passed}, "\n".join(map(str, findings))
 
 
 def test_a_card_that_is_not_there(recorded: RecordedNode) -> None:
