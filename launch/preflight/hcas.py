@@ -31,12 +31,14 @@ class Gid:
 
     @property
     def is_routable_v2(self) -> bool:
-        """Whether it is RoCE v2 with an IPv4 address, which switches route and NCCL looks for."""
-        return self.kind == ROCE_V2 and self.address.startswith("0000:0000:0000:0000:0000:ffff:")
+        """Whether it is RoCE v2 with an address that switches route, which a link-local one is not."""
+        return self.kind == ROCE_V2 and not self.address.startswith("fe80:")
 
     @property
     def ipv4(self) -> str:
-        """The IPv4 address that a routable entry stands for."""
+        """The IPv4 address that it stands for; empty where it is an IPv6 address."""
+        if not self.address.startswith("0000:0000:0000:0000:0000:ffff:"):
+            return ""
         digits = self.address.replace(":", "")[-8:]
         return ".".join(str(int(digits[at : at + 2], 16)) for at in range(0, 8, 2))
 
@@ -214,17 +216,20 @@ def _judge_mtu(hcas: Sequence[Hca]) -> Finding:
 
 def _judge_gids(hcas: Sequence[Hca], gid_index: int | str) -> Finding:
     check = GID
-    without = [hca.name for hca in hcas if not hca.routable_gids]
+    detects = gid_index == DETECT
+    # NCCL searches for a row with an IPv4 address, and takes any that it is told.
+    usable = {hca.name: [gid for gid in hca.routable_gids if gid.ipv4 or not detects] for hca in hcas}
+    without = [name for name, gids in usable.items() if not gids]
     if without:
-        rule = "RoCE v2 needs a GID with an IPv4 address"
+        rule = f"RoCE v2 needs a GID with an {'IPv4 address' if detects else 'address that switches route'}"
         remedy = "give the interface an IPv4 address and bring it up; drain the node"
         return failed(check, f"none on {', '.join(without)}", rule, remedy)
     found = ", ".join(
-        f"{hca.name}: {hca.routable_gids[0].index} ({hca.routable_gids[0].ipv4})" for hca in hcas
+        f"{name}: {gids[0].index} ({gids[0].ipv4 or gids[0].address})" for name, gids in usable.items()
     )
-    if gid_index == DETECT:
+    if detects:
         return passed(check, found)
-    wrong = [hca.name for hca in hcas if gid_index not in [gid.index for gid in hca.routable_gids]]
+    wrong = [name for name, gids in usable.items() if gid_index not in [gid.index for gid in gids]]
     if wrong:
         rule = f"cluster.fabric.gid_index is {gid_index}, which is none on {', '.join(wrong)}"
         return failed(check, found, rule, "correct it, or let NCCL find it: cluster.fabric.gid_index=detect")

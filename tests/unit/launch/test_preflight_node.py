@@ -376,6 +376,20 @@ def test_a_fixed_gid_index_is_held_against_every_card(
         assert "mlx5_0: 3 (10.10.0.5)" in finding.found
 
 
+@pytest.mark.parametrize(("index", "verdict"), [("3", Verdict.passed), ("detect", Verdict.failed)])
+def test_a_fabric_of_ipv6_needs_a_fixed_gid_index(
+    recorded: RecordedNode, index: str, verdict: Verdict
+) -> None:
+    """NCCL is told to search for IPv4 addresses only."""
+    for number in range(8):
+        for row, kind in ((2, "IB/RoCE v1"), (3, "RoCE v2")):
+            recorded.write_gid(number, row, f"fd93:0016:d59a:0000:0000:0000:0a0a:{number:02x}05", kind)
+    config = compose(["experiment=k25_pretrain_4k", f"cluster.fabric.gid_index={index}"])
+    (finding,) = [one for one in examine(recorded, config) if one.check == "RoCE v2 GID"]
+    assert finding.verdict is verdict
+    assert finding.found.startswith("3 on all cards" if verdict is Verdict.passed else "none on mlx5_0")
+
+
 @pytest.mark.parametrize("address", [None, "127.0.1.1"])
 def test_a_name_that_stands_for_loopback(recorded: RecordedNode, address: str | None) -> None:
     """Debian writes the host's name beside 127.0.1.1: gloo would listen where no other node reaches it."""
