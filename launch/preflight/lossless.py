@@ -66,10 +66,8 @@ def read_priorities(machine: Machine, interface: str) -> Priorities:
 def read_counters(machine: Machine, hca: Hca) -> dict[str, int]:
     """Counters of lost packets, broken links and pauses: name -> count since the driver was loaded.
 
-    Those of the Ethernet port are left out where ethtool is not there.
-
-    Raises:
-        BrokenError: ethtool is there and fails.
+    Those of the Ethernet port are left out where ethtool is not there, or fails, as it does for an interface
+    without any (macvlan in a container).
     """
     port = f"{FOLDER}/{hca.name}/ports/1"
     counts = {
@@ -81,8 +79,8 @@ def read_counters(machine: Machine, hca: Hca) -> dict[str, int]:
     for interface in hca.interfaces:
         try:
             printed = machine.run(["ethtool", "-S", interface])
-        except AbsentError:
-            break
+        except (AbsentError, BrokenError):
+            continue
         for name, count in re.findall(r"^\s+(\w+): (\d+)$", printed, re.MULTILINE):
             counts[name] = counts.get(name, 0) + int(count)
     return {name: count for name, count in counts.items() if LOST.fullmatch(name) or PAUSES.fullmatch(name)}

@@ -64,7 +64,7 @@ class Node:
     priorities: dict[str, Priorities | str]
     """Card, with the interface where it has several -> its priorities, or why they are unknown."""
     versions: dict[str, str]
-    counters: Counters | Missing
+    counters: Counters
     """Before the measurements."""
     counters_after: Counters | Missing = Missing(reason="nothing was sent")
     """After them."""
@@ -151,12 +151,9 @@ def judge_node(node: Node, config: Config, run_bytes: int) -> list[Finding]:
     findings += judge_hcas(node.hcas, cluster.fabric, cluster.gpus_per_node * cluster.network_gb_per_s)
     used = cards_in_use(node.hcas, cluster.fabric)
     findings += judge_traffic_class(used, node.priorities, cluster.fabric.traffic_class)
-    before, after = node.counters, node.counters_after
-    if isinstance(before, Missing):
-        return [*findings, skipped(COUNTERS, before.reason)]
-    if isinstance(after, Missing):
-        return [*findings, skipped(COUNTERS, after.reason)]
-    return [*findings, judge_growth(before, after)]
+    if isinstance(node.counters_after, Missing):
+        return [*findings, skipped(COUNTERS, node.counters_after.reason)]
+    return [*findings, judge_growth(node.counters, node.counters_after)]
 
 
 def _judge_gpus(node: Node, config: Config) -> list[Finding]:
@@ -195,5 +192,5 @@ def _priorities(machine: Machine, interface: str) -> Priorities | str:
     return found.reason if isinstance(found, Missing) else found
 
 
-def _counters(machine: Machine, hcas: list[Hca]) -> Counters | Missing:
-    return _attempt(lambda: {hca.name: read_counters(machine, hca) for hca in hcas})
+def _counters(machine: Machine, hcas: list[Hca]) -> Counters:
+    return {hca.name: read_counters(machine, hca) for hca in hcas}

@@ -341,6 +341,16 @@ def test_counters_that_grow_while_measuring(recorded: RecordedNode, config: Conf
     assert "mlx5_2 packet_seq_err +7" in finding.found
 
 
+def test_rdma_counters_without_those_of_the_port(recorded: RecordedNode, config: Config) -> None:
+    recorded.outputs["ethtool"] = BrokenError("ethtool -S net1: status 94: no stats available")
+
+    def lose() -> None:
+        recorded.write(f"{PORT}/hw_counters/packet_seq_err", "7\n")
+
+    (finding,) = [one for one in examine(recorded, config, lose) if one.verdict is not Verdict.passed]
+    assert (finding.verdict, finding.found) == (Verdict.failed, "mlx5_2 packet_seq_err +7")
+
+
 @pytest.mark.parametrize("name", ["link_down_events_phy", "rx_prio3_buf_discard", "rx_prio3_cong_discard"])
 def test_what_the_port_counts_while_measuring(recorded: RecordedNode, config: Config, name: str) -> None:
     """RDMA's own counters have no packets dropped for want of buffers, and link_downed ends at 255."""
