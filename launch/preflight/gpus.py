@@ -24,6 +24,8 @@ FIELDS = (
 """What is asked of nvidia-smi, in its names (`nvidia-smi --help-query-gpu`)."""
 REMAP_FIELDS = ("gpu_bus_id", "remapped_rows.pending", "remapped_rows.failure")
 """Likewise (`nvidia-smi --help-query-remapped-rows`)."""
+BROKEN_VALUES = {"[GPU requires reset]", "[GPU is lost]"}
+"""Values in place of what cannot be read of a GPU that no longer works; its name still can."""
 
 COUNT, MEMORY_ERRORS, LANES, MODES = GPU_CHECKS = (
     "GPU count",
@@ -64,6 +66,8 @@ class Gpu:
     """Whether a broken memory row waits for a reset to be replaced."""
     remap_failed: bool | None
     """Whether the GPU has run out of spare rows."""
+    is_broken: bool
+    """Whether nvidia-smi writes for some value that the GPU must be reset or is lost."""
 
 
 def read_gpus(machine: Machine) -> list[Gpu]:
@@ -92,6 +96,7 @@ def read_gpus(machine: Machine) -> list[Gpu]:
                 max_pcie_lanes=_number(row["pcie.link.width.max"]),
                 remap_pending=_switch(remap.get("remapped_rows.pending", "")),
                 remap_failed=_switch(remap.get("remapped_rows.failure", "")),
+                is_broken=not BROKEN_VALUES.isdisjoint({*row.values(), *remap.values()}),
             )
         )
     return gpus
@@ -137,6 +142,11 @@ def _judge_count(gpus: Sequence[Gpu], expected: int) -> Finding:
         rule = f"cluster.gpus_per_node is {expected}"
         remedy = "see dmesg for Xid errors and drain the node, or correct the cluster file"
         return failed(check, found, rule, remedy)
+    broken = [gpu.index for gpu in gpus if gpu.is_broken]
+    if broken:
+        rule = "each GPU must work"
+        remedy = "reset the GPUs (nvidia-smi --gpu-reset) or reboot the node; see dmesg for Xid errors"
+        return failed(check, f"{found}, GPUs {broken} are lost or require a reset", rule, remedy)
     if len(kinds) > 1:
         return failed(check, found, "GPUs of a node must be equal", "drain the node")
     return passed(check, found)

@@ -9,6 +9,7 @@ from launch.preflight.findings import Finding, failed, passed, warned
 from launch.preflight.machine import Machine
 
 FOLDER = "sys/class/infiniband"
+NET = "sys/class/net"
 ROCE_V2 = "RoCE v2"
 MIN_MTU_BYTES = 4200
 """RDMA packets carry 4096 bytes at most; with their headers they fit from here on. Below, the card falls to
@@ -30,12 +31,14 @@ class Gid:
 
     @property
     def is_routable_v2(self) -> bool:
-        """Whether it is RoCE v2 with an IPv4 address, which switches route and NCCL looks for."""
-        return self.kind == ROCE_V2 and self.address.startswith("0000:0000:0000:0000:0000:ffff:")
+        """Whether it is RoCE v2 with an address that switches route, which a link-local one is not."""
+        return self.kind == ROCE_V2 and not self.address.startswith("fe80:")
 
     @property
     def ipv4(self) -> str:
-        """The IPv4 address that a routable entry stands for."""
+        """The IPv4 address that it stands for; empty where it is an IPv6 address."""
+        if not self.address.startswith("0000:0000:0000:0000:0000:ffff:"):
+            return ""
         digits = self.address.replace(":", "")[-8:]
         return ".".join(str(int(digits[at : at + 2], 16)) for at in range(0, 8, 2))
 
@@ -50,12 +53,13 @@ class Hca:
     state: str
     """`ACTIVE` when it can carry traffic."""
     rate_gbps: float | None
+    """Of all its ports together."""
     firmware: str
     numa_node: int | None
-    interface: str
-    """Its network interface; empty where it has none."""
+    interfaces: tuple[str, ...]
+    """Network interfaces of its ports: one, several where they are bonded into one card, or none."""
     mtu_bytes: int | None
-    """Largest Ethernet payload of the interface."""
+    """Largest Ethernet payload of its interfaces."""
     gids: tuple[Gid, ...]
     traffic_class: int | None
     """Traffic class that the driver forces upon all connections; None where it forces none."""
@@ -97,10 +101,15 @@ def _read_hca(machine: Machine, name: str) -> Hca:
     def value(path: str) -> str:
         return machine.read(path) or ""
 
-    interface = next(iter(machine.names(f"{card}/device/net")), "")
-    rate = re.match(r"([\d.]+) Gb/sec", value(f"{port}/rate"))
-    forced = re.search(r"tclass=(\d+)", value(f"{card}/tc/1/traffic_class"), re.IGNORECASE)
-    gids = (
+    # A card that is split for virtual machines also has interfaces that stand for their ports (pf0vf1).
+    names = (
+        name
+        for name in machine.names(f"{card}/device/net")
+        if not re.search(r"pf\d", value(f"{NET}/{name}/phys_port_name"))
+    )
+    # Rules for single addresses may follow; they begin with the address.
+    forced = re.match(r"Global tclass=(\d+)", value(f"{card}/tc/1/traffic_class"))
+    gids = [
         Gid(
             index=int(index),
             address=address,
@@ -109,19 +118,45 @@ def _read_hca(machine: Machine, name: str) -> Hca:
         )
         for index in machine.names(f"{port}/gids")
         if (address := value(f"{port}/gids/{index}")).strip("0:")
-    )
+    ]
+    # A container may see no interface of the card, but one of its own upon it, with its address.
+    own = (gid.interface for gid in gids if gid.is_routable_v2)
+    interfaces = _interfaces(machine, next(names, "") or next(own, ""))
     return Hca(
         name=name,
         link_layer=value(f"{port}/link_layer"),
         state=value(f"{port}/state").partition(":")[2].strip(),
-        rate_gbps=float(rate[1]) if rate else None,
+        rate_gbps=_rate_gbps(machine, value(f"{port}/rate"), interfaces),
         firmware=value(f"{card}/fw_ver"),
         numa_node=_whole(value(f"{card}/device/numa_node")),
-        interface=interface,
-        mtu_bytes=_whole(value(f"sys/class/net/{interface}/mtu")) if interface else None,
+        interfaces=interfaces,
+        mtu_bytes=_whole(value(f"{NET}/{interfaces[0]}/mtu")) if interfaces else None,
         gids=tuple(gids),
         traffic_class=int(forced[1]) if forced else None,
     )
+
+
+def _interfaces(machine: Machine, first: str) -> tuple[str, ...]:
+    """`first` and the interfaces that the driver has bonded with it into one card."""
+    bonded = (machine.read(f"{NET}/{first}/master/bonding/slaves") or "").split()
+    # Their ports have no card of their own; a card that is bonded as an interface only still has one.
+    others = [
+        name for name in bonded if name != first and not machine.names(f"{NET}/{name}/device/infiniband")
+    ]
+    return (first, *others) if first else ()
+
+
+def _rate_gbps(machine: Machine, text: str, interfaces: Sequence[str]) -> float | None:
+    rate = re.match(r"([\d.]+) Gb/sec", text)
+    if rate is None:
+        return None
+    if len(interfaces) > 1:
+        mode = machine.read(f"{NET}/{interfaces[0]}/master/bonding/mode") or ""
+        speeds = [_whole(machine.read(f"{NET}/{name}/speed") or "") or -1 for name in interfaces]
+        # The kernel shows one port's rate for a bonded card. A port that is down has -1, or no speed.
+        if not mode.startswith("active-backup") and max(speeds) > 0:
+            return sum(speed for speed in speeds if speed > 0) / 1000
+    return float(rate[1])
 
 
 def _whole(text: str) -> int | None:
@@ -181,17 +216,20 @@ def _judge_mtu(hcas: Sequence[Hca]) -> Finding:
 
 def _judge_gids(hcas: Sequence[Hca], gid_index: int | str) -> Finding:
     check = GID
-    without = [hca.name for hca in hcas if not hca.routable_gids]
+    detects = gid_index == DETECT
+    # NCCL searches for a row with an IPv4 address, and takes any that it is told.
+    usable = {hca.name: [gid for gid in hca.routable_gids if gid.ipv4 or not detects] for hca in hcas}
+    without = [name for name, gids in usable.items() if not gids]
     if without:
-        rule = "RoCE v2 needs a GID with an IPv4 address"
+        rule = f"RoCE v2 needs a GID with an {'IPv4 address' if detects else 'address that switches route'}"
         remedy = "give the interface an IPv4 address and bring it up; drain the node"
         return failed(check, f"none on {', '.join(without)}", rule, remedy)
     found = ", ".join(
-        f"{hca.name}: {hca.routable_gids[0].index} ({hca.routable_gids[0].ipv4})" for hca in hcas
+        f"{name}: {gids[0].index} ({gids[0].ipv4 or gids[0].address})" for name, gids in usable.items()
     )
-    if gid_index == DETECT:
+    if detects:
         return passed(check, found)
-    wrong = [hca.name for hca in hcas if gid_index not in [gid.index for gid in hca.routable_gids]]
+    wrong = [name for name, gids in usable.items() if gid_index not in [gid.index for gid in gids]]
     if wrong:
         rule = f"cluster.fabric.gid_index is {gid_index}, which is none on {', '.join(wrong)}"
         return failed(check, found, rule, "correct it, or let NCCL find it: cluster.fabric.gid_index=detect")

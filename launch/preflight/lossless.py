@@ -13,8 +13,10 @@ from launch.preflight.hcas import FOLDER, Hca
 from launch.preflight.machine import AbsentError, BrokenError, Machine
 
 LOST = re.compile(
-    r"packet_seq_err|local_ack_timeout_err|rnr_nak_retry_err|port_rcv_errors|link_downed|symbol_error"
-    r"|(rx|tx)_(prio\d_)?discards(_phy)?|rx_crc_errors_phy|rx_symbol_err_phy"
+    r"packet_seq_err|implied_nak_seq_err|local_ack_timeout_err|rnr_nak_retry_err"
+    r"|port_rcv_errors|link_downed|symbol_error"
+    r"|(rx|tx)_(prio\d_)?discards(_phy)?|rx_prio\d_(buf|cong)_discard"
+    r"|rx_crc_errors_phy|rx_symbol_err_phy|link_down_events_phy"
 )
 """Counters that grow when packets get lost or a link breaks: RDMA's own in sysfs, Ethernet's from ethtool."""
 PAUSES = re.compile(r"(rx|tx)_prio(\d)_pause")
@@ -48,7 +50,8 @@ def read_priorities(machine: Machine, interface: str) -> Priorities:
     enabled = re.search(
         r"PFC configuration:.*?^\s*enabled((?:\s+[01]){8})\s*$", text, re.DOTALL | re.MULTILINE
     )
-    if trust is None or enabled is None:
+    # It writes "none" where it could not ask the card, as of a virtual function.
+    if trust is None or trust[1] == "none" or enabled is None:
         raise BrokenError(f"mlnx_qos -i {interface}: no trust state or PFC configuration in its output")
     mapped = re.findall(r"prio:(\d)\s+dscp:([\d,]+)", text)
     return Priorities(
@@ -63,10 +66,8 @@ def read_priorities(machine: Machine, interface: str) -> Priorities:
 def read_counters(machine: Machine, hca: Hca) -> dict[str, int]:
     """Counters of lost packets, broken links and pauses: name -> count since the driver was loaded.
 
-    Those of the Ethernet port are left out where ethtool is not there.
-
-    Raises:
-        BrokenError: ethtool is there and fails.
+    Those of the Ethernet port are left out where ethtool is not there, or fails, as it does for an interface
+    without any (macvlan in a container).
     """
     port = f"{FOLDER}/{hca.name}/ports/1"
     counts = {
@@ -75,14 +76,13 @@ def read_counters(machine: Machine, hca: Hca) -> dict[str, int]:
         for name in machine.names(folder)
         if (text := machine.read(f"{folder}/{name}") or "").isdigit()
     }
-    if hca.interface:
+    for interface in hca.interfaces:
         try:
-            printed = machine.run(["ethtool", "-S", hca.interface])
-        except AbsentError:
-            printed = ""
-        counts |= {
-            name: int(count) for name, count in re.findall(r"^\s+(\w+): (\d+)$", printed, re.MULTILINE)
-        }
+            printed = machine.run(["ethtool", "-S", interface])
+        except (AbsentError, BrokenError):
+            continue
+        for name, count in re.findall(r"^\s+(\w+): (\d+)$", printed, re.MULTILINE):
+            counts[name] = counts.get(name, 0) + int(count)
     return {name: count for name, count in counts.items() if LOST.fullmatch(name) or PAUSES.fullmatch(name)}
 
 
@@ -91,7 +91,7 @@ def judge_traffic_class(
 ) -> list[Finding]:
     """Whether packets of the traffic class travel without loss.
 
-    `priorities` has for each card its settings, or the reason for which they are unknown.
+    `priorities` has for each card, or port of a bonded one, its settings, or why they are unknown.
     """
     check = TRAFFIC_CLASS
     forced = {hca.name: hca.traffic_class for hca in hcas if hca.traffic_class not in (None, traffic_class)}

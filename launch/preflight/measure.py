@@ -8,6 +8,7 @@ import datetime
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,14 +80,17 @@ def measure_gemm(device: torch.device, under_load: Callable[[], None]) -> float:
             torch.mm(left, right, out=out)
 
     multiply()
-    under_load()
     _synchronize(device)
     times_s: list[float] = []
-    while sum(times_s) < load.seconds:
-        started_s = time.perf_counter()
-        multiply()
-        _synchronize(device)
-        times_s.append(time.perf_counter() - started_s)
+    # nvidia-smi takes longer to answer than a GPU to finish what can be queued before.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        reading = pool.submit(under_load)
+        while sum(times_s) < load.seconds or not reading.done():
+            started_s = time.perf_counter()
+            multiply()
+            _synchronize(device)
+            times_s.append(time.perf_counter() - started_s)
+    reading.result()
     return 2 * size**3 * BLOCK / statistics.median(times_s) / 1e12
 
 

@@ -62,9 +62,9 @@ class Node:
     paths: Paths | Missing
     hcas: list[Hca]
     priorities: dict[str, Priorities | str]
-    """Card -> its priorities, or the reason for which they are unknown."""
+    """Card, with the interface where it has several -> its priorities, or why they are unknown."""
     versions: dict[str, str]
-    counters: Counters | Missing
+    counters: Counters
     """Before the measurements."""
     counters_after: Counters | Missing = Missing(reason="nothing was sent")
     """After them."""
@@ -84,7 +84,11 @@ def read_node(machine: Machine, name: str, config: Config) -> Node:
         gpus=gpus,
         paths=_attempt(lambda: read_paths(machine)),
         hcas=hcas,
-        priorities={hca.name: _priorities(machine, hca) for hca in used if hca.interface},
+        priorities={
+            f"{hca.name} {name}" if len(hca.interfaces) > 1 else hca.name: _priorities(machine, name)
+            for hca in used
+            for name in hca.interfaces
+        },
         versions=read_versions(machine, gpus, used),
         counters=_counters(machine, used),
     )
@@ -147,12 +151,9 @@ def judge_node(node: Node, config: Config, run_bytes: int) -> list[Finding]:
     findings += judge_hcas(node.hcas, cluster.fabric, cluster.gpus_per_node * cluster.network_gb_per_s)
     used = cards_in_use(node.hcas, cluster.fabric)
     findings += judge_traffic_class(used, node.priorities, cluster.fabric.traffic_class)
-    before, after = node.counters, node.counters_after
-    if isinstance(before, Missing):
-        return [*findings, skipped(COUNTERS, before.reason)]
-    if isinstance(after, Missing):
-        return [*findings, skipped(COUNTERS, after.reason)]
-    return [*findings, judge_growth(before, after)]
+    if isinstance(node.counters_after, Missing):
+        return [*findings, skipped(COUNTERS, node.counters_after.reason)]
+    return [*findings, judge_growth(node.counters, node.counters_after)]
 
 
 def _judge_gpus(node: Node, config: Config) -> list[Finding]:
@@ -186,10 +187,10 @@ def _attempt[Facts](read: Callable[[], Facts]) -> Facts | Missing:
         return Missing(reason=str(error))
 
 
-def _priorities(machine: Machine, hca: Hca) -> Priorities | str:
-    found = _attempt(lambda: read_priorities(machine, hca.interface))
+def _priorities(machine: Machine, interface: str) -> Priorities | str:
+    found = _attempt(lambda: read_priorities(machine, interface))
     return found.reason if isinstance(found, Missing) else found
 
 
-def _counters(machine: Machine, hcas: list[Hca]) -> Counters | Missing:
-    return _attempt(lambda: {hca.name: read_counters(machine, hca) for hca in hcas})
+def _counters(machine: Machine, hcas: list[Hca]) -> Counters:
+    return {hca.name: read_counters(machine, hca) for hca in hcas}

@@ -98,6 +98,18 @@ class RecordedNode:
         # Unused rows hold zeros.
         self.write(f"{port}/gids/4", "0000:0000:0000:0000:0000:0000:0000:0000\n")
 
+    def bond_card(self, number: int) -> None:
+        """Make the card one of two bonded ports of 200 Gb/s; the driver keeps the first one's for both."""
+        first, second = f"eth{number}", f"eth{number}b"
+        self.write(f"sys/class/infiniband/mlx5_{number}/ports/1/rate", "200 Gb/sec (4X HDR)\n")
+        for name in (first, second):
+            self.write(f"sys/class/net/{name}/speed", "200000\n")
+            self.write(f"sys/class/net/{name}/operstate", "up\n")
+            # A link to the bond's folder.
+            self.write(f"sys/class/net/{name}/master/bonding/mode", "802.3ad 4\n")
+            self.write(f"sys/class/net/{name}/master/bonding/slaves", f"{first} {second}\n")
+        self.write(f"sys/class/net/{first}/device/infiniband/mlx5_{number}/fw_ver", "28.39.1002\n")
+
     def write_gid(self, number: int, index: int, address: str, kind: str) -> None:
         """A row of a card's table of addresses."""
         port = f"sys/class/infiniband/mlx5_{number}/ports/1"

@@ -1,5 +1,6 @@
 """What preflight says of a node: nothing bad of a sound one, and of each fault what it is and what to do."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from k25_train.config.resolve import compose
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding, Verdict, worst
+from launch.preflight.hcas import read_hcas
 from launch.preflight.machine import AbsentError, BrokenError
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
 from tests.helpers.recorded_node import GIB, LIMITS, MEMINFO, RecordedNode
@@ -153,6 +155,20 @@ FAULTS = [
         ("ECC is off on GPUs [0]",),
     ),
     Fault("no ECC", gpu(0, ecc__mode__current="[N/A]"), "GPU memory errors", SKIPPED, ("GPUs [0]",)),
+    Fault(
+        "GPU hangs",
+        gpu(
+            3,
+            memory__total="0",
+            mig__mode__current="[GPU requires reset]",
+            ecc__mode__current="[GPU requires reset]",
+            ecc__errors__uncorrected__volatile__total="[GPU requires reset]",
+            clocks_event_reasons__active="[GPU requires reset]",
+        ),
+        "GPU count",
+        BAD,
+        ("8 x NVIDIA H800", "GPUs [3] are lost or require a reset", "--gpu-reset"),
+    ),
     Fault("few lanes", gpu(6, pcie__link__width__current="8"), "GPU PCIe lanes", BAD, ("GPU 6: 8 of 16",)),
     Fault("MIG", gpu(2, mig__mode__current="Enabled"), "GPU modes", BAD, ("MIG is on for GPUs [2]",)),
     Fault(
@@ -238,6 +254,13 @@ FAULTS = [
         ("no mlnx_qos",),
     ),
     Fault(
+        "no trust state",
+        output("mlnx_qos", "state: dscp", "state: none"),
+        "traffic class",
+        SKIPPED,
+        ("no trust state",),
+    ),
+    Fault(
         "memlock",
         write("proc/self/limits", LIMITS.format(limit="8388608")),
         "pinned memory",
@@ -318,6 +341,28 @@ def test_counters_that_grow_while_measuring(recorded: RecordedNode, config: Conf
     assert "mlx5_2 packet_seq_err +7" in finding.found
 
 
+def test_rdma_counters_without_those_of_the_port(recorded: RecordedNode, config: Config) -> None:
+    recorded.outputs["ethtool"] = BrokenError("ethtool -S net1: status 94: no stats available")
+
+    def lose() -> None:
+        recorded.write(f"{PORT}/hw_counters/packet_seq_err", "7\n")
+
+    (finding,) = [one for one in examine(recorded, config, lose) if one.verdict is not Verdict.passed]
+    assert (finding.verdict, finding.found) == (Verdict.failed, "mlx5_2 packet_seq_err +7")
+
+
+@pytest.mark.parametrize("name", ["link_down_events_phy", "rx_prio3_buf_discard", "rx_prio3_cong_discard"])
+def test_what_the_port_counts_while_measuring(recorded: RecordedNode, config: Config, name: str) -> None:
+    """RDMA's own counters have no packets dropped for want of buffers, and link_downed ends at 255."""
+    recorded.outputs["ethtool"] = f"{recorded.outputs['ethtool']}     {name}: 2\n"
+    lose = output("ethtool", f"{name}: 2", f"{name}: 3")
+    (finding,) = [
+        one for one in examine(recorded, config, lambda: lose(recorded)) if one.verdict is not Verdict.passed
+    ]
+    assert finding.check == "PFC and loss counters"
+    assert f"mlx5_0 {name} +1" in finding.found
+
+
 def test_pauses_are_no_loss(recorded: RecordedNode, config: Config) -> None:
     """A full receiver pauses its sender; that is what the priority is for."""
     pause = output("ethtool", "rx_prio3_pause: 5120", "rx_prio3_pause: 5130")
@@ -339,6 +384,20 @@ def test_a_fixed_gid_index_is_held_against_every_card(
     if verdict is Verdict.failed:
         assert f"cluster.fabric.gid_index is {index}" in finding.rule
         assert "mlx5_0: 3 (10.10.0.5)" in finding.found
+
+
+@pytest.mark.parametrize(("index", "verdict"), [("3", Verdict.passed), ("detect", Verdict.failed)])
+def test_a_fabric_of_ipv6_needs_a_fixed_gid_index(
+    recorded: RecordedNode, index: str, verdict: Verdict
+) -> None:
+    """NCCL is told to search for IPv4 addresses only."""
+    for number in range(8):
+        for row, kind in ((2, "IB/RoCE v1"), (3, "RoCE v2")):
+            recorded.write_gid(number, row, f"fd93:0016:d59a:0000:0000:0000:0a0a:{number:02x}05", kind)
+    config = compose(["experiment=k25_pretrain_4k", f"cluster.fabric.gid_index={index}"])
+    (finding,) = [one for one in examine(recorded, config) if one.check == "RoCE v2 GID"]
+    assert finding.verdict is verdict
+    assert finding.found.startswith("3 on all cards" if verdict is Verdict.passed else "none on mlx5_0")
 
 
 @pytest.mark.parametrize("address", [None, "127.0.1.1"])
@@ -368,6 +427,81 @@ def test_cards_too_slow_for_the_plan(recorded: RecordedNode) -> None:
     assert (finding.check, finding.verdict) == ("network speed", Verdict.failed)
     assert "400 GB/s a node" in finding.found
     assert "the plan needs 480 GB/s" in finding.rule
+
+
+def test_a_bonded_card_has_the_speed_of_its_ports(recorded: RecordedNode, config: Config) -> None:
+    """The kernel shows 200 Gb/s for each, one port's rate, and all are needed."""
+    for number in range(8):
+        recorded.bond_card(number)
+    findings = examine(recorded, config)
+    assert {one.verdict for one in findings} == {Verdict.passed}, "\n".join(map(str, findings))
+    (finding,) = [one for one in findings if one.check == "network speed"]
+    assert finding.found == "8 cards of 400 Gb/s, 400 GB/s a node"
+
+
+def test_a_port_of_a_bonded_card_is_down(recorded: RecordedNode, config: Config) -> None:
+    for number in range(8):
+        recorded.bond_card(number)
+    recorded.write("sys/class/net/eth2b/speed", "-1\n")
+    (finding,) = [one for one in examine(recorded, config) if one.verdict is not Verdict.passed]
+    assert (finding.check, finding.verdict) == ("network speed", Verdict.failed)
+    assert "200 and 400 Gb/s" in finding.found
+    assert "port of mlx5_2" in finding.remedy
+
+
+def test_all_ports_of_a_bonded_card_are_looked_at(recorded: RecordedNode, config: Config) -> None:
+    recorded.bond_card(2)
+    texts = {start: str(recorded.outputs[start]) for start in ("mlnx_qos", "ethtool")}
+    recorded.outputs = {
+        "mlnx_qos -i eth2b": texts["mlnx_qos"].replace("state: dscp", "state: pcp"),
+        "ethtool -S eth2b": texts["ethtool"],
+        **recorded.outputs,
+    }
+    lose = output("ethtool -S eth2b", "rx_discards_phy: 0", "rx_discards_phy: 5")
+    findings = examine(recorded, config, lambda: lose(recorded))
+    found = {one.check: one.found for one in findings if one.verdict is not Verdict.passed}
+    assert found == {
+        "traffic class": "mlx5_2 eth2b takes the priority from pcp",
+        "PFC and loss counters": "mlx5_2 rx_discards_phy +5",
+    }
+
+
+def test_cards_bonded_as_interfaces_only_stay_two(recorded: RecordedNode) -> None:
+    """The bond then carries TCP; each card has its own RDMA traffic."""
+    recorded.bond_card(2)
+    recorded.write("sys/class/net/eth2b/device/infiniband/mlx5_9/fw_ver", "28.39.1002\n")
+    assert [card.interfaces for card in read_hcas(recorded.machine)][2] == ("eth2",)
+
+
+@pytest.mark.parametrize("forced", ["", "Global tclass=106\n"])
+def test_a_traffic_class_for_single_addresses_forces_none(
+    recorded: RecordedNode, config: Config, forced: str
+) -> None:
+    """The driver lists such rules below the class that it forces upon all connections, or alone."""
+    rules = "src_ip=10.9.0.5,dst_ip=10.9.0.0/24,tclass=160\ndst_ip=10.9.1.7/32,tclass=32\n"
+    recorded.write(f"{CARD}/tc/1/traffic_class", forced + rules)
+    findings = examine(recorded, config)
+    assert {one.verdict for one in findings} == {Verdict.passed}, "\n".join(map(str, findings))
+
+
+def test_a_card_split_for_virtual_machines(recorded: RecordedNode) -> None:
+    """Its folder has an interface for the port of each function as well, under any name."""
+    recorded.write(f"{CARD}/device/net/eth10/address", "5e:11:22:33:44:55\n")
+    recorded.write("sys/class/net/eth10/phys_port_name", "pf0vf0\n")
+    recorded.write("sys/class/net/eth2/phys_port_name", "p0\n")
+    assert [card.interfaces for card in read_hcas(recorded.machine)][2] == ("eth2",)
+
+
+def test_a_container_with_an_interface_upon_the_card(recorded: RecordedNode, config: Config) -> None:
+    """The card's own is the host's (Kubernetes with macvlan): its rows hold zeros, or nothing readable."""
+    shutil.rmtree(recorded.root / CARD / "device/net")
+    for row in range(4):
+        recorded.write(f"{PORT}/gids/{row}", "0000:0000:0000:0000:0000:0000:0000:0000\n")
+    recorded.write_gid(2, 5, "0000:0000:0000:0000:0000:ffff:0a0a:0205", "RoCE v2")
+    recorded.write(f"{PORT}/gid_attrs/ndevs/5", "net1\n")
+    recorded.write("sys/class/net/net1/mtu", "9000\n")
+    findings = examine(recorded, config)
+    assert {one.verdict for one in findings} == {Verdict.passed}, "\n".join(map(str, findings))
 
 
 def test_a_card_that_is_not_there(recorded: RecordedNode) -> None:
