@@ -99,20 +99,25 @@ def partitions() -> dict[str, Partition]:
 
 def job_state(job_id: int, patience_s: float = 0.0) -> str | None:
     """State of a job such as RUNNING, or None if SLURM no longer has it."""
+    told = about_job(job_id, "%T", patience_s).split()
+    return told[0] if told else None
+
+
+def nodes_of(job_id: int, patience_s: float) -> list[str]:
+    """Nodes that a job has while it runs, else none; SLURM takes lost nodes from it, even if they return."""
+    state, *nodelist = about_job(job_id, "%T %N", patience_s).split() or [""]
+    return expand(nodelist[0]) if state == "RUNNING" and nodelist else []
+
+
+def about_job(job_id: int, form: str, patience_s: float) -> str:
+    """What squeue says of a job in this format; nothing if SLURM no longer has it."""
+    command = ["squeue", "--noheader", f"--jobs={job_id}", "--states=all", f"--format={form}"]
     try:
-        told = ask(
-            "squeue",
-            "--noheader",
-            f"--jobs={job_id}",
-            "--states=all",
-            "--format=%T",
-            patience_s=patience_s,
-        )
+        return ask(*command, patience_s=patience_s)
     except SchedulerError as error:
         if "Invalid job id" in str(error):
-            return None
+            return ""
         raise
-    return told.split()[0] if told.split() else None
 
 
 def expand(nodelist: str) -> list[str]:

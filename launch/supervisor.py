@@ -256,8 +256,11 @@ class Supervisor:
         return 0
 
     def unusable(self, nodes: Sequence[str]) -> dict[str, str]:
-        """Node -> state of those that SLURM finds unable to go on."""
-        return scheduler.unusable(nodes, PATIENCE_S)
+        """Node -> state of those that SLURM finds unable to go on, or has taken from the job."""
+        states = scheduler.unusable(nodes, PATIENCE_S)
+        left = scheduler.nodes_of(self.job_id, PATIENCE_S)
+        taken = {node: "no longer the job's" for node in nodes if left and node not in left}
+        return taken | states
 
     def give_up(self, reason: str) -> int:
         """Say why, and what to do."""

@@ -31,7 +31,9 @@ exec sh "$FAKE/behaviour_$(wc -l < "$FAKE/srun.calls")"
 case "$*" in *--partition=main*) cat "$FAKE/others"; esac
 cat "$FAKE/states" """,
     "squeue": 'cat "$FAKE/state"',
-    "scontrol": 'echo "$*" >> "$FAKE/scontrol.calls"',
+    "scontrol": """
+case "$1 $2" in "show hostnames") echo "$3" | tr , "\\n"; exit;; esac
+echo "$*" >> "$FAKE/scontrol.calls\"""",
 }
 
 
@@ -157,6 +159,18 @@ def test_a_lost_node_is_replaced_by_a_spare_then_replicas_are_fewer(job: Job) ->
     nodes = [attempt.nodes for attempt in supervised.attempts.history()]
     assert nodes == [["n1", "n2", "n3"], ["n1", "n3", "n4"], ["n3", "n4"]]
     assert "n2 is down*" in supervised.attempts.history()[0].reason
+
+
+def test_a_lost_node_that_comes_back_is_no_longer_the_jobs(job: Job) -> None:
+    """SLURM has taken it from the job, so no step starts on it, however idle it is."""
+    take = f"echo 'RUNNING n1,n3,n4' > {job.folder}/state"
+    job.then(f"step 3; {take}; echo 'srun: error: Node failure on n2' >&2; exit 1")
+    job.then("step 20")
+    status, supervised = job.supervise(legal_nodes=[3])
+    assert status == 0 and job.outcomes(supervised) == ["node_lost", "finished"]
+    first, second = supervised.attempts.history()
+    assert (first.nodes, second.nodes) == (["n1", "n2", "n3"], ["n1", "n3", "n4"])
+    assert "n2 is no longer the job's" in first.reason
 
 
 def test_without_enough_nodes_the_job_goes_back_for_fewer(job: Job) -> None:
