@@ -227,11 +227,14 @@ class Supervisor:
             f"{num_sound} of {len(self.allocated)} nodes are sound ({', '.join(told)}), the run needs one of "
             f"{legal}"
         )
-        others = scheduler.usable(self.partition, PATIENCE_S) - self.unfit.keys()
-        if self.unfit and len(others) < legal[0]:
-            return self.give_up(
-                f"{reason}, and partition {self.partition} has no more than {len(others)} others"
-            )
+        if self.unfit:
+            # SLURM keeps those of earlier requeues from the job too: it would wait for them for ever.
+            barred = {*self.unfit, *scheduler.excluded_nodes(self.job_id, PATIENCE_S)}
+            others = scheduler.usable(self.partition, PATIENCE_S) - barred
+            if len(others) < legal[0]:
+                return self.give_up(
+                    f"{reason}, and partition {self.partition} has no more than {len(others)} others"
+                )
         return self.requeue(reason)
 
     def requeue(self, reason: str) -> int:

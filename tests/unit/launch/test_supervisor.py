@@ -33,7 +33,8 @@ cat "$FAKE/states" """,
     "squeue": 'cat "$FAKE/state"',
     "scontrol": """
 case "$1 $2" in "show hostnames") echo "$3" | tr , "\\n"; exit;; esac
-echo "$*" >> "$FAKE/scontrol.calls\"""",
+echo "$*" >> "$FAKE/scontrol.calls"
+case "$1 $2" in "show job") cat "$FAKE/job";; esac""",
 }
 
 
@@ -55,6 +56,7 @@ class Job:
         self.set_states()
         self.set_job_state("RUNNING")
         (folder / "others").touch()
+        (folder / "job").write_text("JobId=7 ExcNodeList=(null)\n")
         self.num_behaviours = self.num_checks = 0
 
     def set_states(self, **states: str) -> None:
@@ -266,7 +268,8 @@ def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(job: Job)
     status, supervised = job.supervise(preflight=True, legal_nodes=[4])
     assert status == 0 and job.outcomes(supervised) == ["unfit"]
     assert job.calls("scontrol") == [
-        "show job 7", "requeue 7", "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4 ExcNodeList=n3,n4"
+        "show job 7", "show job 7", "requeue 7",
+        "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4 ExcNodeList=n3,n4",
     ]  # fmt: skip
 
 
@@ -276,10 +279,22 @@ def test_a_preflight_that_leaves_too_few_nodes_anywhere_ends_the_run(
     (job.folder / "others").write_text("n5 idle\nn6 down\n")
     job.then_check("n3", "n4")
     status, _ = job.supervise(preflight=True, legal_nodes=[4])
-    assert status == 1 and not job.calls("scontrol")
+    assert status == 1 and job.calls("scontrol") == ["show job 7"]
     told = capsys.readouterr().out
     assert "2 of 4 nodes are sound (n3 failed preflight, n4 failed preflight)" in told
     assert "partition main has no more than 3 others" in told
+
+
+def test_nodes_that_failed_before_a_requeue_are_no_others_either(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job keeps them in its list, and would wait in the queue for ever."""
+    (job.folder / "others").write_text("n5 idle\nn6 idle\n")
+    (job.folder / "job").write_text("JobId=7 ReqNodeList=(null) ExcNodeList=n5,n6\n")
+    job.then_check("n3")
+    status, _ = job.supervise(preflight=True, legal_nodes=[4])
+    assert status == 1 and job.calls("scontrol") == ["show job 7"]
+    assert "partition main has no more than 3 others" in capsys.readouterr().out
 
 
 def test_a_preflight_that_fails_on_every_node_ends_the_run(
