@@ -55,7 +55,8 @@ class Attempts:
 
     def start(self, job_id: int, nodes: Sequence[str], code: str) -> Attempt:
         """A new attempt with a folder of its own, which `latest` leads to."""
-        number = max((attempt.number for attempt in self.history()), default=0) + 1
+        # By folder: one whose record was not written, on a full disk, is there nevertheless.
+        number = max((int(path.name) for path in self.root.glob("*") if path.name.isdigit()), default=0) + 1
         attempt = Attempt(number=number, job_id=job_id, nodes=list(nodes), code=code)
         self.folder(attempt).mkdir(parents=True)
         self.write(attempt)

@@ -38,6 +38,15 @@ def test_an_attempt_without_an_end_has_vanished(tmp_path: Path) -> None:
     assert attempts.history()[0].reached == 3
 
 
+def test_a_folder_without_a_record_keeps_its_number(tmp_path: Path) -> None:
+    """Its supervisor found the disk full, or was killed; the run goes on all the same."""
+    attempts = Attempts(tmp_path)
+    attempts.start(7, ["n1"], "abc")
+    (tmp_path / "attempts/2").mkdir()
+    assert attempts.start(7, ["n1"], "abc").number == 3
+    assert [attempt.number for attempt in attempts.history()] == [1, 3]
+
+
 def test_why_nodes_failed_the_preflight(tmp_path: Path) -> None:
     attempts = Attempts(tmp_path)
     attempt = attempts.start(7, ["n1", "n2"], "abc")
