@@ -43,7 +43,9 @@ def ask(*command: str, patience_s: float = 0.0) -> str:
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=ANSWER_S, check=False
+            )
         except FileNotFoundError as error:
             raise SchedulerError(
                 f"{command[0]} is not on PATH: submit from a node of the cluster, or look at the script with "

@@ -46,6 +46,7 @@ def find_rendezvous(submission: Submission, first_node: str, log: Path) -> tuple
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                errors="replace",
                 timeout=JOIN_S,
                 check=True,
             )

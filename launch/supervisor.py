@@ -128,7 +128,7 @@ class Supervisor:
     def first_to_fail(self, attempt: Attempt) -> str | None:
         """The node on which a process of the attempt ended first with an error."""
         logs = (self.attempts.srun_log(attempt), self.attempts.preflight_log(attempt))
-        named = (scheduler.first_to_fail(log.read_text()) for log in logs if log.exists())
+        named = (scheduler.first_to_fail(read(log)) for log in logs if log.exists())
         return next((node for node in named if node is not None), None)
 
     def reason(self, ended: Attempt, status: int, last_step: int | None, lost: dict[str, str]) -> str:
@@ -208,7 +208,7 @@ class Supervisor:
             if failed_at > 0 and now - failed_at >= STEP_END_S:
                 say(f"srun still waits {STEP_END_S:g} s after ranks failed: it is ended")
                 step.kill()
-            elif failed_at < 0 and scheduler.first_to_fail(log.read_text()) is not None:
+            elif failed_at < 0 and scheduler.first_to_fail(read(log)) is not None:
                 failed_at = now
 
     def wait(self, seconds: float) -> None:
@@ -273,6 +273,11 @@ class Supervisor:
             f"preflight.log; when their cause is mended: sbatch {self.submission.run}/{SCRIPT}"
         )
         return 1
+
+
+def read(log: Path) -> str:
+    """What srun and the tools of a node have written, in whatever encoding."""
+    return log.read_text(errors="replace")
 
 
 def say(text: str) -> None:

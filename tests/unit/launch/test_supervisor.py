@@ -234,6 +234,13 @@ def test_srun_that_waits_for_a_lost_node_is_ended(job: Job, monkeypatch: pytest.
     assert status == 0 and job.outcomes(supervised) == ["failed", "finished"]
 
 
+def test_what_a_node_prints_need_not_be_text(job: Job) -> None:
+    """Ranks would go on unwatched beside those of the next attempt."""
+    job.then("printf 'caf\\351\\n' >&2; sleep 1.2; step 20")
+    status, supervised = job.supervise()
+    assert status == 0 and job.outcomes(supervised) == ["finished"]
+
+
 def test_nodes_are_checked_before_every_start(job: Job) -> None:
     job.then_check()
     job.then("step 5; exit 1")
