@@ -72,9 +72,11 @@ def estimate_start(script: Path) -> str:
 
     It cannot while nodes are down for which the job would wait, so that is no reason to refuse one.
     """
-    done = subprocess.run(
-        ["sbatch", "--test-only", str(script)], capture_output=True, text=True, timeout=ANSWER_S, check=False
-    )
+    command = ["sbatch", "--test-only", str(script)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"SLURM cannot say when it starts ({error})"
     told = done.stderr.strip().removeprefix("sbatch: ")
     return f"SLURM cannot say when it starts ({told})" if done.returncode else told
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from k25_train.config.resolve import compose, load
-from launch import slurm
+from launch import scheduler, slurm
 from launch.decide import Outcome
 from launch.plan import checkpoint_bytes, legal_nodes
 from launch.submission import Submission
@@ -118,6 +118,14 @@ def test_nodes_that_are_down_do_not_keep_a_job_from_the_queue(login: Login) -> N
     assert f"submitted job 7: SLURM cannot say when it starts ({words})" in printed
 
 
+def test_a_slow_forecast_does_not_keep_a_job_from_the_queue(login: Login) -> None:
+    login.monkeypatch.setattr(scheduler, "ANSWER_S", 0.5)
+    tool = login.folder / "bin/sbatch"
+    forecast = 'case "$*" in --test-only*) exec sleep 5;; esac'
+    tool.write_text(f"#!/bin/sh\n{forecast}\n{TOOLS['sbatch']}\n")
+    assert "submitted job 7: SLURM cannot say when it starts (" in login.submit()
+
+
 def test_a_dry_run_tells_all_and_leaves_nothing(login: Login) -> None:
     printed = login.submit("--dry-run", "experiment=k25_pretrain_4k", "cluster=h800_roce")
     assert "1026.9B parameters" in printed
@@ -204,6 +212,7 @@ def as_it_is(_login: Login) -> None:
         (refusing_sbatch, "", "Invalid account or account/partition combination specified"),
         (no_slurm, "", "sinfo is not on PATH: submit from a node of the cluster"),
         (no_data, "", "dataset.json is not there: name the folder of a shard set"),
+        (as_it_is, f"run.dir=/tmp/{'x' * 256}", "File name too long: "),
         (run_is_a_file, "", "is no folder that you can write to: choose another"),
         (locked, "", "belongs to job 5, which is PENDING: follow that one, end it with `scancel 5`"),
     ],
