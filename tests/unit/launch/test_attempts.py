@@ -126,17 +126,21 @@ def test_what_an_earlier_attempt_left_on_a_node_is_ended(
     """But neither this attempt's processes, which a node on the same machine may have, nor other runs'."""
     code = "import time; time.sleep(600)"
 
-    def started(run: str, attempt: int) -> "subprocess.Popen[bytes]":
-        arguments = ["-m", "launch.rank", str(tmp_path / run / "attempts" / str(attempt)), "--config", "x"]
+    def started(run: str, attempt: int, what: str = "rank") -> "subprocess.Popen[bytes]":
+        folder = [str(tmp_path / run / "attempts" / str(attempt))]
+        told = folder if what != "node" else [str(tmp_path / run), str(attempt)]
+        arguments = ["-m", f"launch.{what}", *told, "x", "x"]
         return subprocess.Popen([sys.executable, "-c", code, *arguments])
 
-    left, left_too, current, other = started("x", 1), started("x", 2), started("x", 3), started("xy", 1)
+    kinds = ("rank", "node", "checker")
+    left = [started("x", attempt, what) for attempt in (1, 2) for what in kinds]
+    others = [started(run, attempt, what) for run, attempt in (("x", 3), ("xy", 1)) for what in kinds]
     try:
         end_leftovers(tmp_path / "x" / "attempts", "3")
-        assert left.wait(10) == left_too.wait(10) == -signal.SIGKILL
-        assert current.poll() is None and other.poll() is None
-        assert f"ending process {left.pid}, left by attempt 1" in capsys.readouterr().out
+        assert {process.wait(10) for process in left} == {-signal.SIGKILL}
+        assert [process.poll() for process in others] == [None] * len(others)
+        assert f"ending process {left[0].pid}, left by attempt 1" in capsys.readouterr().out
     finally:
-        for process in (left, left_too, current, other):
+        for process in (*left, *others):
             process.kill()
             process.wait()
