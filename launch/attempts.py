@@ -47,6 +47,10 @@ class Attempts:
                 found[node] = "; ".join(f"{finding['check']}: {finding['found']}" for finding in failures)
         return found
 
+    def has_report(self, attempt: Attempt) -> bool:
+        """Whether the preflight of an attempt has found out what it can."""
+        return (self.folder(attempt) / PREFLIGHT).exists()
+
     def history(self) -> list[Attempt]:
         """All attempts so far, oldest first."""
         records = self.root.glob(f"*/{RECORD}")

@@ -27,6 +27,8 @@ def srun(nodes: Sequence[str], tasks_per_node: int = 1) -> list[str]:
         "--no-kill=off",
         "--cpu-bind=none",
         "--mem=0",
+        # Else SBATCH_EXPORT=NONE of the shell that submitted keeps the script's variables from the ranks.
+        "--export=ALL",
     ]
 
 

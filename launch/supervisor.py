@@ -157,7 +157,7 @@ class Supervisor:
         with log.open("a") as output:
             command = steps.preflight(self.submission, folder, attempt.nodes, meeting)
             step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-            status = self.wait_for_preflight(step)
+            status = self.wait_for_preflight(step, attempt)
         unfit = self.attempts.unfit(attempt)
         if unfit is None:
             say(f"preflight ended with status {status} and without a report, see {folder}/preflight*.log")
@@ -165,12 +165,17 @@ class Supervisor:
         say(f"preflight: {len(attempt.nodes) - len(unfit)} of {len(attempt.nodes)} nodes passed")
         return unfit, 0
 
-    def wait_for_preflight(self, step: "subprocess.Popen[bytes]") -> int:
-        """srun's exit status; a preflight is ended where SLURM asks the job to stop, or its time is over."""
+    def wait_for_preflight(self, step: "subprocess.Popen[bytes]", attempt: Attempt) -> int:
+        """srun's exit status; a preflight is ended where SLURM asks the job to stop, or its time is over.
+
+        That is so, too, some time after its report: who hangs then is named there.
+        """
         ends_at_s = time.monotonic() + PREFLIGHT_S
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return step.wait(timeout=0.5)
+            if self.attempts.has_report(attempt):
+                ends_at_s = min(ends_at_s, time.monotonic() + STEP_END_S)
             if self.asked is not None:
                 ends_at_s = min(ends_at_s, self.asked_at_s)
             late_s = time.monotonic() - ends_at_s

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_ranks_start_once_on_all_nodes_and_finish(job: Job) -> None:
     (call,) = job.calls("srun")
     for option in (
         "--nodes=4", "--ntasks=4", "--nodelist=n1,n2,n3,n4", "--kill-on-bad-exit=1", "--no-kill=off",
-        "--overlap",
+        "--overlap", "--export=ALL",
     ):  # fmt: skip
         assert option in call.split()
     assert call.endswith(f"python -m launch.node {job.run} 1 4 n1 29500")
@@ -340,6 +341,21 @@ def test_a_preflight_that_does_not_end_is_ended(job: Job, monkeypatch: pytest.Mo
         (job.folder / f"check_{number}").write_text("while :; do sleep 0.05; done")
     status, supervised = job.supervise(preflight=True)
     assert status == 1 and job.outcomes(supervised) == ["failed", "failed"]
+
+
+def test_a_node_that_hangs_holds_nobody_after_the_report(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not end by itself, though the others have named it."""
+    monkeypatch.setattr(supervisor, "STEP_END_S", 1.0)
+    monkeypatch.setattr(supervisor, "PREFLIGHT_S", 30.0)
+    job.then_check("n2")
+    check = job.folder / "check_1"
+    check.write_text(check.read_text().replace("exit 0", "while :; do sleep 0.05; done"))
+    job.then_check()
+    job.then("step 20")
+    started_s = time.monotonic()
+    status, supervised = job.supervise(preflight=True, legal_nodes=[3])
+    assert status == 0 and job.outcomes(supervised) == ["unfit", "finished"]
+    assert time.monotonic() - started_s < 30.0
 
 
 def test_an_attempt_whose_supervisor_was_lost_counts(job: Job) -> None:
