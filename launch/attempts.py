@@ -77,11 +77,19 @@ class Attempts:
         write_whole(self.folder(attempt) / RECORD, record + "\n")
 
     def close_vanished(self) -> None:
-        """Give attempts an outcome whose supervisor was gone before it could; only while none runs."""
+        """Give attempts an outcome whose supervisor was gone before it could; only while none runs.
+
+        Where the metrics are younger than the record of its start, an attempt trained.
+        """
+        stamp = self.metrics_stamp()
         for attempt in self.history():
             if attempt.outcome is None:
+                started_ns = (self.folder(attempt) / RECORD).stat().st_mtime_ns
+                reached = self.last_step() if stamp is not None and stamp[0] >= started_ns else None
                 reason = "its supervisor was gone before it could tell"
-                self.write(dataclasses.replace(attempt, outcome=Outcome.vanished, reason=reason))
+                self.write(
+                    dataclasses.replace(attempt, outcome=Outcome.vanished, reached=reached, reason=reason)
+                )
 
     def metrics_stamp(self) -> tuple[int, int] | None:
         """Changes whenever ranks write metrics."""

@@ -311,7 +311,7 @@ def main() -> None:
         status = Supervisor(Submission.read(run), job_id, nodes, os.environ["SLURM_JOB_PARTITION"]).run()
         if scheduler.job_state(job_id, PATIENCE_S) == "RUNNING":
             lock.release(run, job_id)
-    except (K25Error, OSError) as error:
+    except (K25Error, OSError, ValueError) as error:
         say(f"{type(error).__name__}: {error}")
         sys.exit(2)
     sys.exit(status)

@@ -38,6 +38,25 @@ def test_an_attempt_without_an_end_has_vanished(tmp_path: Path) -> None:
     assert attempts.history()[0].reached == 3
 
 
+def test_a_vanished_attempt_has_got_as_far_as_the_metrics_that_it_wrote(tmp_path: Path) -> None:
+    """Else one whose first node is lost now and then would be given up, however far it gets each time."""
+    attempts, metrics = Attempts(tmp_path), tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 3}\n')
+    os.utime(metrics, (0, 0))
+    attempts.start(7, ["n1"], "abc")
+    attempts.close_vanished()
+    attempts.start(7, ["n1"], "abc")
+    metrics.write_text('{"step": 9}\n')
+    attempts.close_vanished()
+    assert [attempt.reached for attempt in attempts.history()] == [None, 9]
+
+
+def test_facts_of_another_version_are_told(tmp_path: Path) -> None:
+    (tmp_path / "submit.json").write_text('{"run": "x"}')
+    with pytest.raises(ValueError, match=r"submit\.json: cannot be read .*: submit the run again"):
+        Submission.read(tmp_path)
+
+
 def test_a_folder_without_a_record_keeps_its_number(tmp_path: Path) -> None:
     """Its supervisor found the disk full, or was killed; the run goes on all the same."""
     attempts = Attempts(tmp_path)
