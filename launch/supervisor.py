@@ -281,8 +281,14 @@ class Supervisor:
 
 
 def read(log: Path) -> str:
-    """What srun and the tools of a node have written, in whatever encoding."""
-    return log.read_text(errors="replace")
+    """What srun and the tools of a node have written, in whatever encoding; nothing where it cannot be read.
+
+    A file system that is away for a moment must not end ranks that do well.
+    """
+    try:
+        return log.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def say(text: str) -> None:

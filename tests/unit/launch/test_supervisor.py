@@ -242,6 +242,30 @@ def test_what_a_node_prints_need_not_be_text(job: Job) -> None:
     assert status == 0 and job.outcomes(supervised) == ["finished"]
 
 
+def test_a_log_that_cannot_be_read_ends_nothing(job: Job) -> None:
+    job.then(f"rm {job.run}/attempts/1/srun.log; sleep 1.2; step 20")
+    status, supervised = job.supervise()
+    assert status == 0 and job.outcomes(supervised) == ["finished"]
+
+
+def test_a_preflight_that_ends_well_without_a_report_is_a_failure(job: Job) -> None:
+    for number in (1, 2):
+        (job.folder / f"check_{number}").write_text("exit 0")
+    status, supervised = job.supervise(preflight=True)
+    assert status == 1 and job.outcomes(supervised) == ["failed", "failed"]
+    assert not job.calls("srun")
+
+
+def test_no_rank_starts_after_a_signal_to_a_preflight_that_passes(job: Job) -> None:
+    job.then_check()
+    ready, check = job.folder / "ready", job.folder / "check_1"
+    check.write_text(f"trap '' TERM; touch {ready}; sleep 1\n" + check.read_text())
+    send_when(ready, signal.SIGUSR1)
+    status, supervised = job.supervise(preflight=True)
+    assert status == 0 and job.outcomes(supervised) == ["stopped"]
+    assert not job.calls("srun")
+
+
 def test_nodes_are_checked_before_every_start(job: Job) -> None:
     job.then_check()
     job.then("step 5; exit 1")
