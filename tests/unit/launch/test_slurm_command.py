@@ -154,11 +154,15 @@ def test_overrides_a_shell_would_evaluate_arrive_as_they_are(login: Login) -> No
 def test_the_run_means_the_same_wherever_it_was_submitted(login: Login) -> None:
     """Nodes work in the folder of the code, users anywhere."""
     login.monkeypatch.chdir(login.folder)
-    login.submit("run.dir=runs/x", "data.dir=data", "data.tokenizer=data/tokenizer.json")
+    (login.folder / "k25.sqsh").touch()
+    image = "cluster.slurm.container_image=./k25.sqsh"
+    login.submit("run.dir=runs/x", "data.dir=data", "data.tokenizer=data/tokenizer.json", image)
     config = load(login.folder / "runs/x/submit.yaml")
     assert config.run.dir == str(login.folder / "runs/x")
     assert config.data.dir == str(login.folder / "data")
     assert config.data.tokenizer == str(login.folder / "data/tokenizer.json")
+    options = Submission.read(login.folder / "runs/x").container
+    assert options[0] == f"--container-image={login.folder}/k25.sqsh"
 
 
 def full_disk(login: Login) -> None:
