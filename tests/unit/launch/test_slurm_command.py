@@ -17,7 +17,7 @@ from launch.submission import Submission
 from tests.helpers.source import REPO
 
 TOOLS = {
-    "sinfo": "echo main main* 2; echo other other 1",
+    "sinfo": "echo a_small a_small 1; echo main main* 2; echo other other 1",
     "squeue": 'echo "${FAKE_STATE:-}"',
     "sbatch": """
 for argument in "$@"; do script=$argument; done
@@ -204,7 +204,7 @@ def as_it_is(_login: Login) -> None:
 @pytest.mark.parametrize(
     ("prepare", "arguments", "expected"),
     [
-        (as_it_is, "cluster.slurm.partition=mian", "=mian: SLURM has no such partition; use one of main"),
+        (as_it_is, "cluster.slurm.partition=mian", "SLURM has no such partition; use one of a_small, main"),
         (as_it_is, "cluster=local", "cluster=local: its slurm is null, so there is nothing to submit to"),
         (as_it_is, "cluster.nodes=3", "parallelism.pp=2\n      must divide"),
         (as_it_is, "cluster.slurm.container_image=/no.sqsh", "/no.sqsh: there is no such file"),

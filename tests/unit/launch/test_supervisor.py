@@ -33,7 +33,7 @@ case "$*" in *--partition=main*) cat "$FAKE/others"; esac
 cat "$FAKE/states" """,
     "squeue": 'cat "$FAKE/state"',
     "scontrol": """
-case "$1 $2" in "show hostnames") echo "$3" | tr , "\\n"; exit;; esac
+case "$1 $2" in "show hostnames") echo "$3" | sed "s/n\\[5-6\\]/n5,n6/" | tr , "\\n"; exit;; esac
 echo "$*" >> "$FAKE/scontrol.calls"
 case "$1 $2" in "show job") cat "$FAKE/job";; esac""",
 }
@@ -305,6 +305,18 @@ def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(job: Job)
     ]  # fmt: skip
 
 
+def test_a_job_that_goes_back_later_keeps_out_the_nodes_that_failed_the_preflight(job: Job) -> None:
+    """It may have fewer then: all of them may not be there without those."""
+    job.then_check("n3")
+    job.then_check()
+    job.then("step 5")
+    status, supervised = job.supervise(preflight=True, legal_nodes=[2, 3])
+    assert status == 0 and job.outcomes(supervised) == ["unfit", "stopped"]
+    assert job.calls("scontrol")[1:] == [
+        "requeue 7", "update JobId=7 NumNodes=2-3 NumTasks=2 NumCPUs=2 ExcNodeList=n3"
+    ]  # fmt: skip
+
+
 def test_a_preflight_that_leaves_too_few_nodes_anywhere_ends_the_run(
     job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,7 +334,7 @@ def test_nodes_that_failed_before_a_requeue_are_no_others_either(
 ) -> None:
     """The job keeps them in its list, and would wait in the queue for ever."""
     (job.folder / "others").write_text("n5 idle\nn6 idle\n")
-    (job.folder / "job").write_text("JobId=7 ReqNodeList=(null) ExcNodeList=n5,n6\n")
+    (job.folder / "job").write_text("JobId=7 ReqNodeList=(null) ExcNodeList=n[5-6]\n")
     job.then_check("n3")
     status, _ = job.supervise(preflight=True, legal_nodes=[4])
     assert status == 1 and job.calls("scontrol") == ["show job 7"]
