@@ -157,8 +157,8 @@ def requeue(job_id: int, least: int, most: int, without: Collection[str], patien
 
     Args:
         job_id: the job.
-        least: fewest nodes on which it comes back.
-        most: most nodes; SLURM gives what is free.
+        least: nodes on which it comes back, as its number of tasks allows no more.
+        most: most nodes that it may have.
         without: nodes that it must not get from now on, besides those that it must not get already.
         patience_s: how long to try again where the controller does not answer.
     """

@@ -248,11 +248,12 @@ class Supervisor:
         if state != "RUNNING":
             say(f"{reason}; job {self.job_id} is {state}, so it is not put back into the queue by itself")
             return 1
-        # Given a range, SLURM starts the job as soon as its least is free: only where nodes are lost is that
-        # better than to wait for all.
-        fewer = self.unfit or self.unusable(self.allocated)
+        # Of a range SLURM gives the least, so that is what it has sound now, or else the fewest that will do.
+        out = {*self.unusable(self.allocated), *self.unfit}
         legal, spares = self.submission.legal_nodes, self.submission.spare_nodes
-        least, most = legal[0] if fewer else legal[-1], legal[-1] + spares
+        num_sound = len(self.allocated) - len(out)
+        with_sound = max((number for number in legal if number <= num_sound), default=legal[0])
+        least, most = with_sound if out else legal[-1], legal[-1] + spares
         nodes = scheduler.node_range(least, most)
         say(f"{reason}; job {self.job_id} goes back to the queue, for {nodes} nodes")
         if self.unfit:

@@ -306,14 +306,14 @@ def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(job: Job)
 
 
 def test_a_job_that_goes_back_later_keeps_out_the_nodes_that_failed_the_preflight(job: Job) -> None:
-    """It may have fewer then: all of them may not be there without those."""
+    """It asks for as many as it has without those, no fewer."""
     job.then_check("n3")
     job.then_check()
     job.then("step 5")
     status, supervised = job.supervise(preflight=True, legal_nodes=[2, 3])
     assert status == 0 and job.outcomes(supervised) == ["unfit", "stopped"]
     assert job.calls("scontrol")[1:] == [
-        "requeue 7", "update JobId=7 NumNodes=2-3 NumTasks=2 NumCPUs=2 ExcNodeList=n3"
+        "requeue 7", "update JobId=7 NumNodes=3 NumTasks=3 NumCPUs=3 ExcNodeList=n3"
     ]  # fmt: skip
 
 
