@@ -108,6 +108,17 @@ def test_what_a_submission_leaves(login: Login) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("preflight", [True, False])
+def test_the_supervisor_gets_what_the_cluster_says(login: Login, preflight: bool) -> None:
+    given = ["spare_nodes=1", "stop_before_end_s=200", "rendezvous_port=4000", "restart_wait_s=7"]
+    given.append(f"preflight={str(preflight).lower()}")
+    printed = login.submit(*(f"cluster.slurm.{one}" for one in given))
+    facts = Submission.read(login.run)
+    assert (facts.spare_nodes, facts.stop_within_s, facts.rendezvous_port) == (1, 160.0, 4000)
+    assert (facts.restart_wait_s, facts.preflight) == (7.0, preflight)
+    assert ("preflight.log" in printed) is preflight
+
+
 def test_nodes_that_are_down_do_not_keep_a_job_from_the_queue(login: Login) -> None:
     """SLURM's forecast fails then, though it would queue the job."""
     words = "allocation failure: Requested node configuration is not available"

@@ -21,7 +21,10 @@ from launch.supervisor import Supervisor
 NUM_STEPS = 20
 TOOLS = {
     "srun": """
-case "$*" in *launch.rendezvous*) echo "welcome"; echo '{"address": "n1", "port": "29500"}'; exit 0;; esac
+case "$*" in *launch.rendezvous*)
+    echo "$*" >> "$FAKE/rendezvous.calls"
+    echo "welcome"; echo '{"address": "n1", "port": "29500"}'; exit 0;;
+esac
 case "$*" in *launch.checker*)
     echo "$*" >> "$FAKE/checks.calls"; exec sh "$FAKE/check_$(wc -l < "$FAKE/checks.calls")";;
 esac
@@ -131,6 +134,16 @@ def test_ranks_start_once_on_all_nodes_and_finish(job: Job) -> None:
         assert option in call.split()
     assert call.endswith(f"python -m launch.node {job.run} 1 4 n1 29500")
     assert not job.calls("scontrol")
+
+
+def test_every_step_runs_in_the_container(job: Job) -> None:
+    job.then_check()
+    job.then("step 20")
+    job.supervise(preflight=True, interface="bond0", container=["--container-image=k25.sqsh"])
+    inside = "--container-image=k25.sqsh python -m launch."
+    assert all(call.endswith(f"{inside}rendezvous 29500 bond0") for call in job.calls("rendezvous"))
+    assert len(job.calls("rendezvous")) == 2
+    assert f"{inside}checker " in job.calls("checks")[0] and f"{inside}node " in job.calls("srun")[0]
 
 
 def test_a_failure_is_tried_again_in_the_same_job(job: Job) -> None:
