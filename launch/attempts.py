@@ -47,6 +47,10 @@ class Attempts:
                 found[node] = "; ".join(f"{finding['check']}: {finding['found']}" for finding in failures)
         return found
 
+    def has_report(self, attempt: Attempt) -> bool:
+        """Whether the preflight of an attempt has found out what it can."""
+        return (self.folder(attempt) / PREFLIGHT).exists()
+
     def history(self) -> list[Attempt]:
         """All attempts so far, oldest first."""
         records = self.root.glob(f"*/{RECORD}")
@@ -55,7 +59,8 @@ class Attempts:
 
     def start(self, job_id: int, nodes: Sequence[str], code: str) -> Attempt:
         """A new attempt with a folder of its own, which `latest` leads to."""
-        number = max((attempt.number for attempt in self.history()), default=0) + 1
+        # By folder: one whose record was not written, on a full disk, is there nevertheless.
+        number = max((int(path.name) for path in self.root.glob("*") if path.name.isdigit()), default=0) + 1
         attempt = Attempt(number=number, job_id=job_id, nodes=list(nodes), code=code)
         self.folder(attempt).mkdir(parents=True)
         self.write(attempt)
@@ -72,11 +77,19 @@ class Attempts:
         write_whole(self.folder(attempt) / RECORD, record + "\n")
 
     def close_vanished(self) -> None:
-        """Give attempts an outcome whose supervisor was gone before it could; only while none runs."""
+        """Give attempts an outcome whose supervisor was gone before it could; only while none runs.
+
+        Where the metrics are younger than the record of its start, an attempt trained.
+        """
+        stamp = self.metrics_stamp()
         for attempt in self.history():
             if attempt.outcome is None:
+                started_ns = (self.folder(attempt) / RECORD).stat().st_mtime_ns
+                reached = self.last_step() if stamp is not None and stamp[0] >= started_ns else None
                 reason = "its supervisor was gone before it could tell"
-                self.write(dataclasses.replace(attempt, outcome=Outcome.vanished, reason=reason))
+                self.write(
+                    dataclasses.replace(attempt, outcome=Outcome.vanished, reached=reached, reason=reason)
+                )
 
     def metrics_stamp(self) -> tuple[int, int] | None:
         """Changes whenever ranks write metrics."""

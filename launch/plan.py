@@ -19,13 +19,18 @@ from k25_train.plan.stage_memory import fullest, room_bytes, stage_memories
 
 def with_absolute_paths(config: Config) -> Config:
     """The same configuration, with paths that do not depend on the folder in which the job will run."""
-    tokenizer = config.data.tokenizer
+    tokenizer, cluster = config.data.tokenizer, config.cluster
     data = replace(
         config.data,
         dir=str(Path(config.data.dir).absolute()),
         tokenizer=None if tokenizer is None else str(Path(tokenizer).absolute()),
     )
-    return replace(config, data=data, run=replace(config.run, dir=str(Path(config.run.dir).absolute())))
+    slurm = cluster.slurm
+    if slurm is not None and slurm.container_image is not None and slurm.container_image.startswith("."):
+        image = os.path.abspath(slurm.container_image)
+        cluster = replace(cluster, slurm=replace(slurm, container_image=image))
+    run = replace(config.run, dir=str(Path(config.run.dir).absolute()))
+    return replace(config, data=data, run=run, cluster=cluster)
 
 
 def legal_nodes(config: Config) -> list[int]:

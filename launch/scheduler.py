@@ -45,7 +45,13 @@ def ask(*command: str, patience_s: float = 0.0) -> str:
     while True:
         try:
             done = subprocess.run(
-                command, env=environment(), capture_output=True, text=True, timeout=ANSWER_S, check=False
+                command,
+                env=environment(),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=ANSWER_S,
+                check=False,
             )
         except FileNotFoundError as error:
             raise SchedulerError(
@@ -79,9 +85,11 @@ def estimate_start(script: Path) -> str:
 
     It cannot while nodes are down for which the job would wait, so that is no reason to refuse one.
     """
-    done = subprocess.run(
-        ["sbatch", "--test-only", str(script)], capture_output=True, text=True, timeout=ANSWER_S, check=False
-    )
+    command = ["sbatch", "--test-only", str(script)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"SLURM cannot say when it starts ({error})"
     told = done.stderr.strip().removeprefix("sbatch: ")
     return f"SLURM cannot say when it starts ({told})" if done.returncode else told
 
@@ -108,20 +116,25 @@ def partitions() -> dict[str, Partition]:
 
 def job_state(job_id: int, patience_s: float = 0.0) -> str | None:
     """State of a job such as RUNNING, or None if SLURM no longer has it."""
+    told = about_job(job_id, "%T", patience_s).split()
+    return told[0] if told else None
+
+
+def nodes_of(job_id: int, patience_s: float) -> list[str]:
+    """Nodes that a job has while it runs, else none; SLURM takes lost nodes from it, even if they return."""
+    state, *nodelist = about_job(job_id, "%T %N", patience_s).split() or [""]
+    return expand(nodelist[0]) if state == "RUNNING" and nodelist else []
+
+
+def about_job(job_id: int, form: str, patience_s: float) -> str:
+    """What squeue says of a job in this format; nothing if SLURM no longer has it."""
+    command = ["squeue", "--noheader", f"--jobs={job_id}", "--states=all", f"--format={form}"]
     try:
-        told = ask(
-            "squeue",
-            "--noheader",
-            f"--jobs={job_id}",
-            "--states=all",
-            "--format=%T",
-            patience_s=patience_s,
-        )
+        return ask(*command, patience_s=patience_s)
     except SchedulerError as error:
         if "Invalid job id" in str(error):
-            return None
+            return ""
         raise
-    return told.split()[0] if told.split() else None
 
 
 def expand(nodelist: str) -> list[str]:
@@ -157,8 +170,8 @@ def requeue(job_id: int, least: int, most: int, without: Collection[str], patien
 
     Args:
         job_id: the job.
-        least: fewest nodes on which it comes back.
-        most: most nodes; SLURM gives what is free.
+        least: nodes on which it comes back, as its number of tasks allows no more.
+        most: most nodes that it may have.
         without: nodes that it must not get from now on, besides those that it must not get already.
         patience_s: how long to try again where the controller does not answer.
     """

@@ -60,6 +60,9 @@ def main() -> None:
             print("", *submit(config, submission, script), sep="\n")
     except K25Error as error:
         exit_with(error)
+    except OSError as error:
+        # A path that is too long, closed to the user, or beyond a quota that no free space tells of.
+        exit_with(ConfigError(str(error)))
 
 
 def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:

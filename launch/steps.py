@@ -27,6 +27,8 @@ def srun(nodes: Sequence[str], tasks_per_node: int = 1) -> list[str]:
         "--no-kill=off",
         "--cpu-bind=none",
         "--mem=0",
+        # Else SBATCH_EXPORT=NONE of the shell that submitted keeps the script's variables from the ranks.
+        "--export=ALL",
     ]
 
 
@@ -46,6 +48,7 @@ def find_rendezvous(submission: Submission, first_node: str, log: Path) -> tuple
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                errors="replace",
                 timeout=JOIN_S,
                 check=True,
             )

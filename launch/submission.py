@@ -64,8 +64,15 @@ class Submission:
 
     @staticmethod
     def read(folder: Path) -> "Submission":
-        """That of a run folder. Raises OSError or ValueError if the file is absent or damaged."""
-        return Submission(**json.loads((folder / FACTS).read_text()))
+        """That of a run folder. Raises OSError or ValueError if the file is absent or damaged, or another
+        version's."""
+        path = folder / FACTS
+        try:
+            return Submission(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path}: cannot be read ({error}): submit the run again with python -m launch.slurm"
+            ) from error
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -128,7 +128,7 @@ class Supervisor:
     def first_to_fail(self, attempt: Attempt) -> str | None:
         """The node on which a process of the attempt ended first with an error."""
         logs = (self.attempts.srun_log(attempt), self.attempts.preflight_log(attempt))
-        named = (scheduler.first_to_fail(log.read_text()) for log in logs if log.exists())
+        named = (scheduler.first_to_fail(read(log)) for log in logs if log.exists())
         return next((node for node in named if node is not None), None)
 
     def reason(self, ended: Attempt, status: int, last_step: int | None, lost: dict[str, str]) -> str:
@@ -157,7 +157,7 @@ class Supervisor:
         with log.open("a") as output:
             command = steps.preflight(self.submission, folder, attempt.nodes, meeting)
             step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-            status = self.wait_for_preflight(step)
+            status = self.wait_for_preflight(step, attempt)
         unfit = self.attempts.unfit(attempt)
         if unfit is None:
             say(f"preflight ended with status {status} and without a report, see {folder}/preflight*.log")
@@ -165,12 +165,17 @@ class Supervisor:
         say(f"preflight: {len(attempt.nodes) - len(unfit)} of {len(attempt.nodes)} nodes passed")
         return unfit, 0
 
-    def wait_for_preflight(self, step: "subprocess.Popen[bytes]") -> int:
-        """srun's exit status; a preflight is ended where SLURM asks the job to stop, or its time is over."""
+    def wait_for_preflight(self, step: "subprocess.Popen[bytes]", attempt: Attempt) -> int:
+        """srun's exit status; a preflight is ended where SLURM asks the job to stop, or its time is over.
+
+        That is so, too, some time after its report: who hangs then is named there.
+        """
         ends_at_s = time.monotonic() + PREFLIGHT_S
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return step.wait(timeout=0.5)
+            if self.attempts.has_report(attempt):
+                ends_at_s = min(ends_at_s, time.monotonic() + STEP_END_S)
             if self.asked is not None:
                 ends_at_s = min(ends_at_s, self.asked_at_s)
             late_s = time.monotonic() - ends_at_s
@@ -208,7 +213,7 @@ class Supervisor:
             if failed_at > 0 and now - failed_at >= STEP_END_S:
                 say(f"srun still waits {STEP_END_S:g} s after ranks failed: it is ended")
                 step.kill()
-            elif failed_at < 0 and scheduler.first_to_fail(log.read_text()) is not None:
+            elif failed_at < 0 and scheduler.first_to_fail(read(log)) is not None:
                 failed_at = now
 
     def wait(self, seconds: float) -> None:
@@ -227,11 +232,14 @@ class Supervisor:
             f"{num_sound} of {len(self.allocated)} nodes are sound ({', '.join(told)}), the run needs one of "
             f"{legal}"
         )
-        others = scheduler.usable(self.partition, PATIENCE_S) - self.unfit.keys()
-        if self.unfit and len(others) < legal[0]:
-            return self.give_up(
-                f"{reason}, and partition {self.partition} has no more than {len(others)} others"
-            )
+        if self.unfit:
+            # SLURM keeps those of earlier requeues from the job too: it would wait for them for ever.
+            barred = {*self.unfit, *scheduler.excluded_nodes(self.job_id, PATIENCE_S)}
+            others = scheduler.usable(self.partition, PATIENCE_S) - barred
+            if len(others) < legal[0]:
+                return self.give_up(
+                    f"{reason}, and partition {self.partition} has no more than {len(others)} others"
+                )
         return self.requeue(reason)
 
     def requeue(self, reason: str) -> int:
@@ -240,11 +248,12 @@ class Supervisor:
         if state != "RUNNING":
             say(f"{reason}; job {self.job_id} is {state}, so it is not put back into the queue by itself")
             return 1
-        # Given a range, SLURM starts the job as soon as its least is free: only where nodes are lost is that
-        # better than to wait for all.
-        fewer = self.unfit or self.unusable(self.allocated)
+        # Of a range SLURM gives the least, so that is what it has sound now, or else the fewest that will do.
+        out = {*self.unusable(self.allocated), *self.unfit}
         legal, spares = self.submission.legal_nodes, self.submission.spare_nodes
-        least, most = legal[0] if fewer else legal[-1], legal[-1] + spares
+        num_sound = len(self.allocated) - len(out)
+        with_sound = max((number for number in legal if number <= num_sound), default=legal[0])
+        least, most = with_sound if out else legal[-1], legal[-1] + spares
         nodes = scheduler.node_range(least, most)
         say(f"{reason}; job {self.job_id} goes back to the queue, for {nodes} nodes")
         if self.unfit:
@@ -256,8 +265,11 @@ class Supervisor:
         return 0
 
     def unusable(self, nodes: Sequence[str]) -> dict[str, str]:
-        """Node -> state of those that SLURM finds unable to go on."""
-        return scheduler.unusable(nodes, PATIENCE_S)
+        """Node -> state of those that SLURM finds unable to go on, or has taken from the job."""
+        states = scheduler.unusable(nodes, PATIENCE_S)
+        left = scheduler.nodes_of(self.job_id, PATIENCE_S)
+        taken = {node: "no longer the job's" for node in nodes if left and node not in left}
+        return taken | states
 
     def give_up(self, reason: str) -> int:
         """Say why, and what to do."""
@@ -267,6 +279,17 @@ class Supervisor:
             f"preflight.log; when their cause is mended: sbatch {self.submission.run}/{SCRIPT}"
         )
         return 1
+
+
+def read(log: Path) -> str:
+    """What srun and the tools of a node have written, in whatever encoding; nothing where it cannot be read.
+
+    A file system that is away for a moment must not end ranks that do well.
+    """
+    try:
+        return log.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def say(text: str) -> None:
@@ -295,7 +318,7 @@ def main() -> None:
         status = Supervisor(Submission.read(run), job_id, nodes, os.environ["SLURM_JOB_PARTITION"]).run()
         if scheduler.job_state(job_id, PATIENCE_S) == "RUNNING":
             lock.release(run, job_id)
-    except (K25Error, OSError) as error:
+    except (K25Error, OSError, ValueError) as error:
         say(f"{type(error).__name__}: {error}")
         sys.exit(2)
     sys.exit(status)

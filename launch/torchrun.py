@@ -10,13 +10,14 @@ first node can be reached (on the others), and becomes torchrun.
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 from k25_train.errors import K25Error
 from launch import rendezvous
 
-DEFAULT_PORT = 29500
+DEFAULT_PORT, LAST_PORT = 29500, 65535
 
 
 def torchrun(
@@ -69,7 +70,7 @@ def prepare(
     """torchrun's command, whose ranks run `module`, and the variables it needs, once the ranks can meet.
 
     Raises:
-        ConfigError: the configuration breaks a rule, or has no such node.
+        ConfigError: the configuration breaks a rule, or has no such node, or `first_node` is no address.
         RendezvousError: the port is taken, or the first node does not answer.
     """
     from k25_train.config.resolve import compose
@@ -81,8 +82,14 @@ def prepare(
         raise ConfigError(
             f"--node {node}: must lie within 0 to cluster.nodes - 1 ({config.cluster.nodes - 1})"
         )
-    address, _, digits = first_node.partition(":")
-    port = int(digits or DEFAULT_PORT)
+    match = re.fullmatch(r"([^:\s]+)(?::(\d+))?", first_node)
+    port = int(match[2] or DEFAULT_PORT) if match else 0
+    if match is None or not 1 <= port <= LAST_PORT:
+        raise ConfigError(
+            f"--first-node {first_node}: must be HOST or HOST:PORT, a name or IPv4 address and a port within "
+            f"1 to {LAST_PORT}"
+        )
+    address = match[1]
     if node:
         rendezvous.wait_for(address, port)
     else:

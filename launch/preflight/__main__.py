@@ -43,7 +43,7 @@ def main() -> None:
         metavar="NODE,NODE,...",
         help="what to call the nodes, in their order (as they call themselves)",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     overrides = arguments.overrides
     try:
         config = load(arguments.config, overrides) if arguments.config else compose(with_default(overrides))

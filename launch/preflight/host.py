@@ -15,6 +15,9 @@ AVAILABLE_SHARE = 0.9
 SHARED_MEMORY_BYTES = GIB
 """What /dev/shm must offer: ranks of a node talk through it, and a container has 64 MiB unless told."""
 
+CHECKPOINTS = "checkpoints"
+"""Of a run's folder."""
+
 MEMORY, DISK, SHARED_MEMORY = "host memory", "disk of the run", "/dev/shm"
 PINNED, INTERFACE = ACCESS_CHECKS = ("pinned memory", "interface")
 
@@ -30,6 +33,8 @@ class Host:
     """Size of /dev/shm."""
     run_free_bytes: int
     """Free space of the file system that the run folder is on."""
+    checkpoint_bytes: int
+    """What checkpoints of the run, which goes on after a fault, take of it already."""
     locked_memory_bytes: int | None
     """Memory that a process may pin; None is any amount."""
     interfaces: tuple[str, ...]
@@ -47,6 +52,7 @@ def read_host(machine: Machine, run_dir: Path) -> Host:
         available_bytes=1024 * int(meminfo["MemAvailable"]) if "MemAvailable" in meminfo else None,
         shared_memory_bytes=machine.usage(Path("/dev/shm")).total_bytes,
         run_free_bytes=machine.usage(run_dir).free_bytes,
+        checkpoint_bytes=machine.bytes_in(f"{run_dir.relative_to('/')}/{CHECKPOINTS}"),
         locked_memory_bytes=int(limit[1]) if limit else None,
         interfaces=tuple(
             name
@@ -103,7 +109,9 @@ def _judge_memory(host: Host, memory_gib: float) -> Finding:
 def _judge_disk(host: Host, run_dir: str, run_bytes: int) -> Finding:
     check = DISK
     found = f"{host.run_free_bytes / GIB:,.1f} GiB free at {run_dir}"
-    if host.run_free_bytes < run_bytes:
+    if host.checkpoint_bytes:
+        found += f", {host.checkpoint_bytes / GIB:,.1f} GiB are its checkpoints"
+    if host.run_free_bytes + host.checkpoint_bytes < run_bytes:
         rule = f"checkpoint.keep + 1 checkpoints take {run_bytes / GIB:,.1f} GiB"
         return failed(check, found, rule, "free space, choose another run.dir, or lower checkpoint.keep")
     return passed(check, found)

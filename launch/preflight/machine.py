@@ -3,6 +3,7 @@
 Tests give another root and recorded outputs; whoever reads through a `Machine` runs on both alike.
 """
 
+import contextlib
 import os
 import shutil
 import socket
@@ -100,3 +101,13 @@ class Machine:
         except OSError:
             return []
         return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+
+    def bytes_in(self, folder: str) -> int:
+        """Size of all files below a folder; none where it is absent."""
+        found = 0
+        for parent, _, names in (self.root / folder).walk():
+            for name in names:
+                # A file may be deleted meanwhile.
+                with contextlib.suppress(OSError):
+                    found += (parent / name).lstat().st_size
+        return found

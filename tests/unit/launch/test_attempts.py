@@ -38,6 +38,34 @@ def test_an_attempt_without_an_end_has_vanished(tmp_path: Path) -> None:
     assert attempts.history()[0].reached == 3
 
 
+def test_a_vanished_attempt_has_got_as_far_as_the_metrics_that_it_wrote(tmp_path: Path) -> None:
+    """Else one whose first node is lost now and then would be given up, however far it gets each time."""
+    attempts, metrics = Attempts(tmp_path), tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 3}\n')
+    os.utime(metrics, (0, 0))
+    attempts.start(7, ["n1"], "abc")
+    attempts.close_vanished()
+    attempts.start(7, ["n1"], "abc")
+    metrics.write_text('{"step": 9}\n')
+    attempts.close_vanished()
+    assert [attempt.reached for attempt in attempts.history()] == [None, 9]
+
+
+def test_facts_of_another_version_are_told(tmp_path: Path) -> None:
+    (tmp_path / "submit.json").write_text('{"run": "x"}')
+    with pytest.raises(ValueError, match=r"submit\.json: cannot be read .*: submit the run again"):
+        Submission.read(tmp_path)
+
+
+def test_a_folder_without_a_record_keeps_its_number(tmp_path: Path) -> None:
+    """Its supervisor found the disk full, or was killed; the run goes on all the same."""
+    attempts = Attempts(tmp_path)
+    attempts.start(7, ["n1"], "abc")
+    (tmp_path / "attempts/2").mkdir()
+    assert attempts.start(7, ["n1"], "abc").number == 3
+    assert [attempt.number for attempt in attempts.history()] == [1, 3]
+
+
 def test_why_nodes_failed_the_preflight(tmp_path: Path) -> None:
     attempts = Attempts(tmp_path)
     attempt = attempts.start(7, ["n1", "n2"], "abc")
@@ -117,17 +145,21 @@ def test_what_an_earlier_attempt_left_on_a_node_is_ended(
     """But neither this attempt's processes, which a node on the same machine may have, nor other runs'."""
     code = "import time; time.sleep(600)"
 
-    def started(run: str, attempt: int) -> "subprocess.Popen[bytes]":
-        arguments = ["-m", "launch.rank", str(tmp_path / run / "attempts" / str(attempt)), "--config", "x"]
+    def started(run: str, attempt: int, what: str = "rank") -> "subprocess.Popen[bytes]":
+        folder = [str(tmp_path / run / "attempts" / str(attempt))]
+        told = folder if what != "node" else [str(tmp_path / run), str(attempt)]
+        arguments = ["-m", f"launch.{what}", *told, "x", "x"]
         return subprocess.Popen([sys.executable, "-c", code, *arguments])
 
-    left, left_too, current, other = started("x", 1), started("x", 2), started("x", 3), started("xy", 1)
+    kinds = ("rank", "node", "checker")
+    left = [started("x", attempt, what) for attempt in (1, 2) for what in kinds]
+    others = [started(run, attempt, what) for run, attempt in (("x", 3), ("xy", 1)) for what in kinds]
     try:
         end_leftovers(tmp_path / "x" / "attempts", "3")
-        assert left.wait(10) == left_too.wait(10) == -signal.SIGKILL
-        assert current.poll() is None and other.poll() is None
-        assert f"ending process {left.pid}, left by attempt 1" in capsys.readouterr().out
+        assert {process.wait(10) for process in left} == {-signal.SIGKILL}
+        assert [process.poll() for process in others] == [None] * len(others)
+        assert f"ending process {left[0].pid}, left by attempt 1" in capsys.readouterr().out
     finally:
-        for process in (left, left_too, current, other):
+        for process in (*left, *others):
             process.kill()
             process.wait()

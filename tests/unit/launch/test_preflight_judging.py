@@ -172,3 +172,12 @@ def test_other_ranks_than_configured_are_refused(
     assert "2 ranks started, 2 a node, but cluster.nodes=1 x cluster.gpus_per_node=4" in told
     assert "torchrun --nnodes 1 --nproc-per-node 4" in told
     check_started(compose(["experiment=smoke", "cluster.gpus_per_node=2", "parallelism.ep=1"]))
+
+
+def test_options_may_stand_between_overrides(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["k25-preflight", "experiment=smoke", "--report", "x", "train.steps=0"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "train.steps=0" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What preflight says of a node: nothing bad of a sound one, and of each fault what it is and what to do."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -330,6 +331,18 @@ def test_a_fault_is_named(fault: Fault, recorded: RecordedNode, config: Config) 
     assert {finding.check for finding in findings if finding.verdict is not Verdict.skipped} <= {
         fault.check
     }, texts
+
+
+def test_checkpoints_that_the_run_has_need_no_more_room(recorded: RecordedNode, config: Config) -> None:
+    """Else no run whose disk holds just its checkpoints could be started again after a fault."""
+    recorded.free_bytes = 15_000 * GIB
+    folder = Path(config.run.dir).absolute().relative_to("/")
+    for step in (100, 200):
+        recorded.write(f"{folder}/checkpoints/step_{step}/rank_0.pt", "")
+        os.truncate(recorded.root / folder / f"checkpoints/step_{step}/rank_0.pt", 13_000 * GIB)
+    (finding,) = [one for one in examine(recorded, config) if one.check == "disk of the run"]
+    assert finding.verdict is Verdict.passed
+    assert "15,000.0 GiB free at " in finding.found and "26,000.0 GiB are its checkpoints" in finding.found
 
 
 def test_counters_that_grow_while_measuring(recorded: RecordedNode, config: Config) -> None:

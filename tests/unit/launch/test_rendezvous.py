@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from k25_train.errors import ConfigError
 from launch.rendezvous import RendezvousError, address_of, free_port, is_free, wait_for
 from launch.torchrun import prepare
 from tests.helpers.ranks import free_port as any_port
@@ -126,3 +127,9 @@ def test_by_hand_errors_are_told_without_a_traceback(arguments: list[str], expec
     )
     assert done.returncode == 1
     assert expected in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("given", ["n1:abc", "n1:0", "n1:65536", "n1:", ":29500", "[::1]:29500"])
+def test_by_hand_an_address_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--first-node .*: must be HOST or HOST:PORT"):
+        prepare(SMOKE, 0, given, "k25_train.train")

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from k25_train.config.resolve import compose, load
-from launch import slurm
+from launch import scheduler, slurm
 from launch.decide import Outcome
 from launch.plan import checkpoint_bytes, legal_nodes
 from launch.submission import Submission
 from tests.helpers.source import REPO
 
 TOOLS = {
-    "sinfo": "echo main main* 2; echo other other 1",
+    "sinfo": "echo a_small a_small 1; echo main main* 2; echo other other 1",
     "squeue": 'echo "${FAKE_STATE:-}"',
     "sbatch": """
 for argument in "$@"; do script=$argument; done
@@ -108,6 +108,17 @@ def test_what_a_submission_leaves(login: Login) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("preflight", [True, False])
+def test_the_supervisor_gets_what_the_cluster_says(login: Login, preflight: bool) -> None:
+    given = ["spare_nodes=1", "stop_before_end_s=200", "rendezvous_port=4000", "restart_wait_s=7"]
+    given.append(f"preflight={str(preflight).lower()}")
+    printed = login.submit(*(f"cluster.slurm.{one}" for one in given))
+    facts = Submission.read(login.run)
+    assert (facts.spare_nodes, facts.stop_within_s, facts.rendezvous_port) == (1, 160.0, 4000)
+    assert (facts.restart_wait_s, facts.preflight) == (7.0, preflight)
+    assert ("preflight.log" in printed) is preflight
+
+
 def test_nodes_that_are_down_do_not_keep_a_job_from_the_queue(login: Login) -> None:
     """SLURM's forecast fails then, though it would queue the job."""
     words = "allocation failure: Requested node configuration is not available"
@@ -116,6 +127,14 @@ def test_nodes_that_are_down_do_not_keep_a_job_from_the_queue(login: Login) -> N
     tool.write_text(f"#!/bin/sh\n{forecast}\n{TOOLS['sbatch']}\n")
     printed = login.submit()
     assert f"submitted job 7: SLURM cannot say when it starts ({words})" in printed
+
+
+def test_a_slow_forecast_does_not_keep_a_job_from_the_queue(login: Login) -> None:
+    login.monkeypatch.setattr(scheduler, "ANSWER_S", 0.5)
+    tool = login.folder / "bin/sbatch"
+    forecast = 'case "$*" in --test-only*) exec sleep 5;; esac'
+    tool.write_text(f"#!/bin/sh\n{forecast}\n{TOOLS['sbatch']}\n")
+    assert "submitted job 7: SLURM cannot say when it starts (" in login.submit()
 
 
 def test_a_dry_run_tells_all_and_leaves_nothing(login: Login) -> None:
@@ -146,11 +165,15 @@ def test_overrides_a_shell_would_evaluate_arrive_as_they_are(login: Login) -> No
 def test_the_run_means_the_same_wherever_it_was_submitted(login: Login) -> None:
     """Nodes work in the folder of the code, users anywhere."""
     login.monkeypatch.chdir(login.folder)
-    login.submit("run.dir=runs/x", "data.dir=data", "data.tokenizer=data/tokenizer.json")
+    (login.folder / "k25.sqsh").touch()
+    image = "cluster.slurm.container_image=./k25.sqsh"
+    login.submit("run.dir=runs/x", "data.dir=data", "data.tokenizer=data/tokenizer.json", image)
     config = load(login.folder / "runs/x/submit.yaml")
     assert config.run.dir == str(login.folder / "runs/x")
     assert config.data.dir == str(login.folder / "data")
     assert config.data.tokenizer == str(login.folder / "data/tokenizer.json")
+    options = Submission.read(login.folder / "runs/x").container
+    assert options[0] == f"--container-image={login.folder}/k25.sqsh"
 
 
 def full_disk(login: Login) -> None:
@@ -196,7 +219,7 @@ def as_it_is(_login: Login) -> None:
 @pytest.mark.parametrize(
     ("prepare", "arguments", "expected"),
     [
-        (as_it_is, "cluster.slurm.partition=mian", "=mian: SLURM has no such partition; use one of main"),
+        (as_it_is, "cluster.slurm.partition=mian", "SLURM has no such partition; use one of a_small, main"),
         (as_it_is, "cluster=local", "cluster=local: its slurm is null, so there is nothing to submit to"),
         (as_it_is, "cluster.nodes=3", "parallelism.pp=2\n      must divide"),
         (as_it_is, "cluster.slurm.container_image=/no.sqsh", "/no.sqsh: there is no such file"),
@@ -209,6 +232,7 @@ def as_it_is(_login: Login) -> None:
         (other_partition, "", "SBATCH_PARTITION: in the environment, it would make sbatch ignore"),
         (no_slurm, "", "sinfo is not on PATH: submit from a node of the cluster"),
         (no_data, "", "dataset.json is not there: name the folder of a shard set"),
+        (as_it_is, f"run.dir=/tmp/{'x' * 256}", "File name too long: "),
         (run_is_a_file, "", "is no folder that you can write to: choose another"),
         (locked, "", "belongs to job 5, which is PENDING: follow that one, end it with `scancel 5`"),
     ],

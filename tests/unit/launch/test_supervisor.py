@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from launch.supervisor import Supervisor
 NUM_STEPS = 20
 TOOLS = {
     "srun": """
-case "$*" in *launch.rendezvous*) echo "welcome"; echo '{"address": "n1", "port": "29500"}'; exit 0;; esac
+case "$*" in *launch.rendezvous*)
+    echo "$*" >> "$FAKE/rendezvous.calls"
+    echo "welcome"; echo '{"address": "n1", "port": "29500"}'; exit 0;;
+esac
 case "$*" in *launch.checker*)
     echo "$*" >> "$FAKE/checks.calls"; exec sh "$FAKE/check_$(wc -l < "$FAKE/checks.calls")";;
 esac
@@ -31,7 +35,10 @@ exec sh "$FAKE/behaviour_$(wc -l < "$FAKE/srun.calls")"
 case "$*" in *--partition=main*) cat "$FAKE/others"; esac
 cat "$FAKE/states" """,
     "squeue": 'cat "$FAKE/state"',
-    "scontrol": 'echo "$*" >> "$FAKE/scontrol.calls"',
+    "scontrol": """
+case "$1 $2" in "show hostnames") echo "$3" | sed "s/n\\[5-6\\]/n5,n6/" | tr , "\\n"; exit;; esac
+echo "$*" >> "$FAKE/scontrol.calls"
+case "$1 $2" in "show job") cat "$FAKE/job";; esac""",
 }
 
 
@@ -53,6 +60,7 @@ class Job:
         self.set_states()
         self.set_job_state("RUNNING")
         (folder / "others").touch()
+        (folder / "job").write_text("JobId=7 ExcNodeList=(null)\n")
         self.num_behaviours = self.num_checks = 0
 
     def set_states(self, **states: str) -> None:
@@ -121,11 +129,21 @@ def test_ranks_start_once_on_all_nodes_and_finish(job: Job) -> None:
     (call,) = job.calls("srun")
     for option in (
         "--nodes=4", "--ntasks=4", "--nodelist=n1,n2,n3,n4", "--kill-on-bad-exit=1", "--no-kill=off",
-        "--overlap",
+        "--overlap", "--export=ALL",
     ):  # fmt: skip
         assert option in call.split()
     assert call.endswith(f"python -m launch.node {job.run} 1 4 n1 29500")
     assert not job.calls("scontrol")
+
+
+def test_every_step_runs_in_the_container(job: Job) -> None:
+    job.then_check()
+    job.then("step 20")
+    job.supervise(preflight=True, interface="bond0", container=["--container-image=k25.sqsh"])
+    inside = "--container-image=k25.sqsh python -m launch."
+    assert all(call.endswith(f"{inside}rendezvous 29500 bond0") for call in job.calls("rendezvous"))
+    assert len(job.calls("rendezvous")) == 2
+    assert f"{inside}checker " in job.calls("checks")[0] and f"{inside}node " in job.calls("srun")[0]
 
 
 def test_a_failure_is_tried_again_in_the_same_job(job: Job) -> None:
@@ -157,6 +175,18 @@ def test_a_lost_node_is_replaced_by_a_spare_then_replicas_are_fewer(job: Job) ->
     nodes = [attempt.nodes for attempt in supervised.attempts.history()]
     assert nodes == [["n1", "n2", "n3"], ["n1", "n3", "n4"], ["n3", "n4"]]
     assert "n2 is down*" in supervised.attempts.history()[0].reason
+
+
+def test_a_lost_node_that_comes_back_is_no_longer_the_jobs(job: Job) -> None:
+    """SLURM has taken it from the job, so no step starts on it, however idle it is."""
+    take = f"echo 'RUNNING n1,n3,n4' > {job.folder}/state"
+    job.then(f"step 3; {take}; echo 'srun: error: Node failure on n2' >&2; exit 1")
+    job.then("step 20")
+    status, supervised = job.supervise(legal_nodes=[3])
+    assert status == 0 and job.outcomes(supervised) == ["node_lost", "finished"]
+    first, second = supervised.attempts.history()
+    assert (first.nodes, second.nodes) == (["n1", "n2", "n3"], ["n1", "n3", "n4"])
+    assert "n2 is no longer the job's" in first.reason
 
 
 def test_without_enough_nodes_the_job_goes_back_for_fewer(job: Job) -> None:
@@ -218,6 +248,37 @@ def test_srun_that_waits_for_a_lost_node_is_ended(job: Job, monkeypatch: pytest.
     assert status == 0 and job.outcomes(supervised) == ["failed", "finished"]
 
 
+def test_what_a_node_prints_need_not_be_text(job: Job) -> None:
+    """Ranks would go on unwatched beside those of the next attempt."""
+    job.then("printf 'caf\\351\\n' >&2; sleep 1.2; step 20")
+    status, supervised = job.supervise()
+    assert status == 0 and job.outcomes(supervised) == ["finished"]
+
+
+def test_a_log_that_cannot_be_read_ends_nothing(job: Job) -> None:
+    job.then(f"rm {job.run}/attempts/1/srun.log; sleep 1.2; step 20")
+    status, supervised = job.supervise()
+    assert status == 0 and job.outcomes(supervised) == ["finished"]
+
+
+def test_a_preflight_that_ends_well_without_a_report_is_a_failure(job: Job) -> None:
+    for number in (1, 2):
+        (job.folder / f"check_{number}").write_text("exit 0")
+    status, supervised = job.supervise(preflight=True)
+    assert status == 1 and job.outcomes(supervised) == ["failed", "failed"]
+    assert not job.calls("srun")
+
+
+def test_no_rank_starts_after_a_signal_to_a_preflight_that_passes(job: Job) -> None:
+    job.then_check()
+    ready, check = job.folder / "ready", job.folder / "check_1"
+    check.write_text(f"trap '' TERM; touch {ready}; sleep 1\n" + check.read_text())
+    send_when(ready, signal.SIGUSR1)
+    status, supervised = job.supervise(preflight=True)
+    assert status == 0 and job.outcomes(supervised) == ["stopped"]
+    assert not job.calls("srun")
+
+
 def test_nodes_are_checked_before_every_start(job: Job) -> None:
     job.then_check()
     job.then("step 5; exit 1")
@@ -252,7 +313,20 @@ def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(job: Job)
     status, supervised = job.supervise(preflight=True, legal_nodes=[4])
     assert status == 0 and job.outcomes(supervised) == ["unfit"]
     assert job.calls("scontrol") == [
-        "show job 7", "requeue 7", "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4 ExcNodeList=n3,n4"
+        "show job 7", "show job 7", "requeue 7",
+        "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4 ExcNodeList=n3,n4",
+    ]  # fmt: skip
+
+
+def test_a_job_that_goes_back_later_keeps_out_the_nodes_that_failed_the_preflight(job: Job) -> None:
+    """It asks for as many as it has without those, no fewer."""
+    job.then_check("n3")
+    job.then_check()
+    job.then("step 5")
+    status, supervised = job.supervise(preflight=True, legal_nodes=[2, 3])
+    assert status == 0 and job.outcomes(supervised) == ["unfit", "stopped"]
+    assert job.calls("scontrol")[1:] == [
+        "requeue 7", "update JobId=7 NumNodes=3 NumTasks=3 NumCPUs=3 ExcNodeList=n3"
     ]  # fmt: skip
 
 
@@ -262,10 +336,22 @@ def test_a_preflight_that_leaves_too_few_nodes_anywhere_ends_the_run(
     (job.folder / "others").write_text("n5 idle\nn6 down\n")
     job.then_check("n3", "n4")
     status, _ = job.supervise(preflight=True, legal_nodes=[4])
-    assert status == 1 and not job.calls("scontrol")
+    assert status == 1 and job.calls("scontrol") == ["show job 7"]
     told = capsys.readouterr().out
     assert "2 of 4 nodes are sound (n3 failed preflight, n4 failed preflight)" in told
     assert "partition main has no more than 3 others" in told
+
+
+def test_nodes_that_failed_before_a_requeue_are_no_others_either(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job keeps them in its list, and would wait in the queue for ever."""
+    (job.folder / "others").write_text("n5 idle\nn6 idle\n")
+    (job.folder / "job").write_text("JobId=7 ReqNodeList=(null) ExcNodeList=n[5-6]\n")
+    job.then_check("n3")
+    status, _ = job.supervise(preflight=True, legal_nodes=[4])
+    assert status == 1 and job.calls("scontrol") == ["show job 7"]
+    assert "partition main has no more than 3 others" in capsys.readouterr().out
 
 
 def test_a_preflight_that_fails_on_every_node_ends_the_run(
@@ -304,6 +390,21 @@ def test_a_preflight_that_does_not_end_is_ended(job: Job, monkeypatch: pytest.Mo
         (job.folder / f"check_{number}").write_text("while :; do sleep 0.05; done")
     status, supervised = job.supervise(preflight=True)
     assert status == 1 and job.outcomes(supervised) == ["failed", "failed"]
+
+
+def test_a_node_that_hangs_holds_nobody_after_the_report(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not end by itself, though the others have named it."""
+    monkeypatch.setattr(supervisor, "STEP_END_S", 1.0)
+    monkeypatch.setattr(supervisor, "PREFLIGHT_S", 30.0)
+    job.then_check("n2")
+    check = job.folder / "check_1"
+    check.write_text(check.read_text().replace("exit 0", "while :; do sleep 0.05; done"))
+    job.then_check()
+    job.then("step 20")
+    started_s = time.monotonic()
+    status, supervised = job.supervise(preflight=True, legal_nodes=[3])
+    assert status == 0 and job.outcomes(supervised) == ["unfit", "finished"]
+    assert time.monotonic() - started_s < 30.0
 
 
 def test_an_attempt_whose_supervisor_was_lost_counts(job: Job) -> None:
