@@ -6,6 +6,8 @@ from enum import StrEnum
 from itertools import pairwise
 
 LONGEST_WAIT_S = 900.0
+MAX_FRUITLESS_STOPS = 10
+"""Stops in a row that may get no further: each costs the job's start."""
 
 
 class Outcome(StrEnum):
@@ -75,9 +77,16 @@ def reason_to_give_up(history: Sequence[Attempt], max_restarts: int) -> str | No
     """Why no further attempt makes sense, or None.
 
     A failure that comes back at the same step is no accident. Others may be accidents as long as attempts get
-    further; those that do not may be `max_restarts` in a row. What SLURM stopped counts for neither, nor what
-    the preflight did, unless it found no node sound: then the fault lies in what they share.
+    further; those that do not may be `max_restarts` in a row. What SLURM stopped counts for neither, up to
+    `MAX_FRUITLESS_STOPS`. Nor does what the preflight did, unless it found no node sound: then the fault lies
+    in what they share.
     """
+    idle = num_fruitless_stops(history)
+    if idle > MAX_FRUITLESS_STOPS:
+        return (
+            f"{idle} attempts in a row were stopped before they trained a step more: leave more time before "
+            "the end (cluster.slurm.time_limit_min, stop_before_end_s), or see why they are preempted"
+        )
     last_one = history[-1] if history else None
     if last_one is not None and 1 < len(last_one.nodes) == len(last_one.unfit):
         return (
@@ -96,6 +105,16 @@ def reason_to_give_up(history: Sequence[Attempt], max_restarts: int) -> str | No
     if fruitless > max_restarts:
         return f"{fruitless} attempts in a row got no further, --max-restarts {max_restarts} are allowed"
     return None
+
+
+def num_fruitless_stops(history: Sequence[Attempt]) -> int:
+    """Attempts at the end of the history that were stopped and did not get beyond the step before them."""
+    furthest, fruitless = 0, 0
+    for attempt in history:
+        gets_further = attempt.reached is not None and attempt.reached > furthest
+        furthest = max(furthest, attempt.reached or 0)
+        fruitless = fruitless + 1 if attempt.outcome == Outcome.stopped and not gets_further else 0
+    return fruitless
 
 
 def num_fruitless(history: Sequence[Attempt]) -> int:

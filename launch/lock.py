@@ -27,11 +27,15 @@ class LockedError(K25Error):
 
 
 def holder(run: Path) -> int | None:
-    """The job that has the folder, or had it last."""
+    """The job that has the folder, or had it last. Raises `LockedError` if the file is damaged."""
     try:
         return int(json.loads((run / LOCK).read_text())["job_id"])
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise LockedError(
+            f"{run / LOCK}: is damaged ({error}): if no job is queued or runs on this folder, delete it"
+        ) from error
 
 
 def check_free(run: Path, job_state: JobState) -> None:

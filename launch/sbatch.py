@@ -88,6 +88,8 @@ def directives(config: Config, run: Path) -> Iterator[str]:
     # After the loss of its first node, the job comes back by itself; after that of another, it goes on.
     yield "requeue"
     yield "no-kill"
+    # Else it starts as soon as the first node is up, where others are still powered on.
+    yield "wait-all-nodes=1"
     yield "open-mode=append"
     yield f"output={run / SUPERVISOR_LOG}"
 

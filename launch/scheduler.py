@@ -148,10 +148,9 @@ def unusable(nodes: Iterable[str], patience_s: float = 0.0) -> dict[str, str]:
     return {node: state for node, state in states.items() if not is_usable(state)}
 
 
-def usable(partition: str, patience_s: float = 0.0) -> set[str]:
-    """Nodes of a partition that can run steps, now or when their jobs end."""
-    states = node_states(patience_s, f"--partition={partition}")
-    return {node for node, state in states.items() if is_usable(state)}
+def members(partition: str, patience_s: float = 0.0) -> set[str]:
+    """Nodes of a partition, in whatever state: those that are down may be mended."""
+    return set(node_states(patience_s, f"--partition={partition}"))
 
 
 def node_states(patience_s: float, *selection: str) -> dict[str, str]:
@@ -176,7 +175,12 @@ def requeue(job_id: int, least: int, most: int, without: Collection[str], patien
         patience_s: how long to try again where the controller does not answer.
     """
     excluded = {*excluded_nodes(job_id, patience_s), *without} if without else set()
-    ask("scontrol", "requeue", str(job_id), patience_s=patience_s)
+    try:
+        ask("scontrol", "requeue", str(job_id), patience_s=patience_s)
+    except SchedulerError:
+        # Of a request that was carried out the answer may have been lost.
+        if job_state(job_id, patience_s) == "RUNNING":
+            raise
     # Tasks and CPUs were counted when the job was submitted, and would keep it waiting for as many nodes.
     size = [f"NumNodes={node_range(least, most)}", f"NumTasks={least}", f"NumCPUs={least}"]
     if excluded:

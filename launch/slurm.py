@@ -79,7 +79,7 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
     if max_restarts < 0:
         raise ConfigError(f"--max-restarts {max_restarts}: must not be negative; 0 gives up at once")
     run, nodes, variables = Path(config.run.dir), legal_nodes(config), environment(config)
-    python = slurm.python or sys.executable
+    python = os.path.expanduser(slurm.python or sys.executable)
     submission = Submission(
         run=str(run),
         checkout=str(CHECKOUT),
@@ -143,17 +143,20 @@ def check_partition(config: Config) -> None:
     would let such a job wait for ever."""
     slurm, known = config.cluster.slurm, scheduler.partitions()
     assert slurm is not None
-    name = slurm.partition or next((name for name, partition in known.items() if partition.is_default), None)
-    if name is None:
-        return
-    if name not in known:
+    names = [name for name, partition in known.items() if partition.is_default]
+    if slurm.partition is not None:
+        # Of several, SLURM takes the one in which the job starts first.
+        names = slurm.partition.split(",")
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"cluster.slurm.partition={name}: SLURM has no such partition; use one of {', '.join(known)}"
+            )
+    if names and all(known[name].num_nodes < config.cluster.nodes for name in names):
+        sizes = " and ".join(f"{name} has {known[name].num_nodes}" for name in names)
         raise ConfigError(
-            f"cluster.slurm.partition={name}: SLURM has no such partition; use one of {', '.join(known)}"
-        )
-    if known[name].num_nodes < config.cluster.nodes:
-        raise ConfigError(
-            f"cluster.nodes={config.cluster.nodes}: SLURM's partition {name} has {known[name].num_nodes} "
-            "nodes in all: take fewer, or another partition (cluster.slurm.partition)"
+            f"cluster.nodes={config.cluster.nodes}: of nodes in all, SLURM's partition {sizes}: take fewer, "
+            "or another partition (cluster.slurm.partition)"
         )
 
 

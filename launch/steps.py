@@ -6,7 +6,9 @@ training     a process a node, which becomes torchrun
 """
 
 import subprocess
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.rendezvous import JOIN_S
@@ -32,29 +34,42 @@ def srun(nodes: Sequence[str], tasks_per_node: int = 1) -> list[str]:
     ]
 
 
-def find_rendezvous(submission: Submission, first_node: str, log: Path) -> tuple[str, str]:
+def find_rendezvous(
+    submission: Submission, first_node: str, log: Path, is_over: Callable[[], bool]
+) -> tuple[str, str]:
     """Address and port, as the first node knows them.
 
-    Raises `SchedulerError` if it cannot say, ValueError if what it says is no answer.
+    It is asked outside of any container, whose image may take longer to come than an answer may.
+
+    Raises `SchedulerError` if it cannot say, or `is_over()` meanwhile; ValueError if it says no such thing.
     """
     interface = [] if submission.interface is None else [submission.interface]
     port = str(submission.rendezvous_port)
-    command = [*srun([first_node]), *python(submission), "launch.rendezvous", port, *interface]
-    try:
-        with log.open("a") as errors:
-            printed = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                errors="replace",
-                timeout=JOIN_S,
-                check=True,
-            )
-    except subprocess.SubprocessError as error:
-        raise SchedulerError(f"{first_node} did not say where ranks can meet ({error}), see {log}") from error
-    answer = last_json(printed.stdout)
+    command = [*srun([first_node]), sys.executable, "-m", "launch.rendezvous", port, *interface]
+    deadline = time.monotonic() + JOIN_S
+    with (
+        log.open("a") as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+        ) as step,
+    ):
+        while True:
+            try:
+                printed, _ = step.communicate(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                if is_over() or time.monotonic() >= deadline:
+                    step.kill()
+    if step.returncode:
+        raise SchedulerError(
+            f"{first_node} did not say where ranks can meet (srun's status {step.returncode}), see {log}"
+        )
+    answer = last_json(printed)
     return answer["address"], answer["port"]
 
 

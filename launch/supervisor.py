@@ -31,7 +31,7 @@ from launch.decide import (
 )
 from launch.submission import SCRIPT, Submission
 
-PATIENCE_S = 600.0
+PATIENCE_S = 3600.0
 """How long a controller of SLURM may be away while the run goes on."""
 REPEAT_S = 10.0
 """Seconds after which ranks are told once more to stop: one that was still starting did not hear it."""
@@ -122,6 +122,9 @@ class Supervisor:
         )
         ended = dataclasses.replace(ended, reason=self.reason(ended, status, last_step, lost))
         self.unfit |= unfit
+        if outcome is Outcome.failed and self.submission.preflight and not self.attempts.has_report(attempt):
+            # The first node writes the report, so the fault is likely its own.
+            self.unfit[attempt.nodes[0]] = "left no report of the preflight"
         self.attempts.write(ended)
         return ended
 
@@ -141,10 +144,20 @@ class Supervisor:
         if ended.outcome == Outcome.stopped:
             return f"{where}, asked by {self.asked.name if self.asked else 'a signal to its ranks'}"
         if ended.outcome == Outcome.failed:
-            node = ended.first_to_fail
-            first = f"first on {node}, see node_{node}.log" if node else "see srun.log"
+            node, logs = ended.first_to_fail, "srun.log"
+            if self.submission.preflight and not self.attempts.has_report(ended):
+                logs = "preflight.log and preflight_srun.log"
+            elif node is not None:
+                logs = f"node_{node}.log"
+            first = f"see {logs}" if node is None else f"first on {node}, see {logs}"
             return f"{where}, srun ended with status {status}, {first}"
         return where
+
+    def find_rendezvous(self, attempt: Attempt, log: Path) -> tuple[str, str]:
+        """Where the ranks of an attempt can meet. Raises as that of `steps`."""
+        return steps.find_rendezvous(
+            self.submission, attempt.nodes[0], log, is_over=lambda: self.asked is not None
+        )
 
     def preflight(self, attempt: Attempt) -> tuple[dict[str, str], int]:
         """Check the nodes of an attempt: node -> why it failed, and srun's exit status if there is no report.
@@ -152,7 +165,7 @@ class Supervisor:
         Raises `SchedulerError` or ValueError if the first node cannot say where ranks meet.
         """
         log = self.attempts.preflight_log(attempt)
-        meeting = steps.find_rendezvous(self.submission, attempt.nodes[0], log)
+        meeting = self.find_rendezvous(attempt, log)
         folder = self.attempts.folder(attempt)
         with log.open("a") as output:
             command = steps.preflight(self.submission, folder, attempt.nodes, meeting)
@@ -190,7 +203,7 @@ class Supervisor:
         Raises `SchedulerError` or ValueError if the first node cannot say where ranks meet.
         """
         log = self.attempts.srun_log(attempt)
-        meeting = steps.find_rendezvous(self.submission, attempt.nodes[0], log)
+        meeting = self.find_rendezvous(attempt, log)
         with log.open("a") as output:
             command = steps.training(self.submission, attempt.number, attempt.nodes, meeting)
             step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -224,7 +237,8 @@ class Supervisor:
             time.sleep(min(0.2, seconds))
 
     def look_elsewhere(self, lost: dict[str, str]) -> int:
-        """Go back to the queue for other nodes, if SLURM has any besides those that failed the preflight."""
+        """Go back to the queue for other nodes, if the partition has enough besides those that failed the
+        preflight."""
         told = [f"{node} {state}" for node, state in lost.items()]
         told += [f"{node} failed preflight" for node in self.unfit if node not in lost]
         num_sound, legal = len(self.allocated) - len(told), self.submission.legal_nodes
@@ -235,7 +249,7 @@ class Supervisor:
         if self.unfit:
             # SLURM keeps those of earlier requeues from the job too: it would wait for them for ever.
             barred = {*self.unfit, *scheduler.excluded_nodes(self.job_id, PATIENCE_S)}
-            others = scheduler.usable(self.partition, PATIENCE_S) - barred
+            others = scheduler.members(self.partition, PATIENCE_S) - barred
             if len(others) < legal[0]:
                 return self.give_up(
                     f"{reason}, and partition {self.partition} has no more than {len(others)} others"
@@ -313,9 +327,11 @@ def main() -> None:
     (folder,) = sys.argv[1:]
     run, job_id = Path(folder), int(os.environ["SLURM_JOB_ID"])
     try:
-        lock.acquire(run, job_id, lambda job: scheduler.job_state(job, PATIENCE_S))
         nodes = scheduler.expand(os.environ["SLURM_JOB_NODELIST"])
-        status = Supervisor(Submission.read(run), job_id, nodes, os.environ["SLURM_JOB_PARTITION"]).run()
+        # It listens to signals from here on.
+        supervisor = Supervisor(Submission.read(run), job_id, nodes, os.environ["SLURM_JOB_PARTITION"])
+        lock.acquire(run, job_id, lambda job: scheduler.job_state(job, PATIENCE_S))
+        status = supervisor.run()
         if scheduler.job_state(job_id, PATIENCE_S) == "RUNNING":
             lock.release(run, job_id)
     except (K25Error, OSError, ValueError) as error:

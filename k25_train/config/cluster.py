@@ -62,6 +62,9 @@ class SlurmConfig:
             rule = f"must be shorter than the job, time_limit_min ({self.time_limit_min} min)"
             remedy = "leave time for training before the job has to stop"
             found.append(Problem("stop_before_end_s", self.stop_before_end_s, rule, remedy))
+        elif self.stop_before_end_s > 65535:
+            rule = "must be at most 65535, as SLURM takes no more"
+            found.append(Problem("stop_before_end_s", self.stop_before_end_s, rule, "900 is 15 minutes"))
         if not 1024 <= self.rendezvous_port <= 65435:
             rule = "must leave 100 ports that users may open, so lie within 1024 to 65435"
             found.append(Problem("rendezvous_port", self.rendezvous_port, rule, "e.g. 29500"))

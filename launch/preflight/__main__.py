@@ -48,6 +48,8 @@ def main() -> None:
     try:
         config = load(arguments.config, overrides) if arguments.config else compose(with_default(overrides))
         check_started(config)
+        folder = arguments.report or Path(config.run.dir)
+        make_folder(folder)
     except ConfigError as error:
         exit_with_shared(error)
     # torch is imported from here on: everything above works on a login node.
@@ -63,11 +65,20 @@ def main() -> None:
         )
     # SLURM's name for the node, as that is the one to drain.
     host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    folder = arguments.report or Path(config.run.dir)
     is_sound = run_preflight(config, meeting, Machine(), host, console, folder)
     sys.stdout.flush()
     # A connection that hangs would keep the interpreter from ending.
     os._exit(0 if is_sound else 1)
+
+
+def make_folder(folder: Path) -> None:
+    """Raise `ConfigError` if the report would find no place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot hold the report ({error.strerror}): name another folder (--report, run.dir)"
+        ) from error
 
 
 def with_default(overrides: Sequence[str]) -> list[str]:

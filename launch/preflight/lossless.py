@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launch.preflight.findings import Finding, failed, passed, skipped
+from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.hcas import FOLDER, Hca
 from launch.preflight.machine import AbsentError, BrokenError, Machine
 
@@ -19,6 +19,8 @@ LOST = re.compile(
     r"|rx_crc_errors_phy|rx_symbol_err_phy|link_down_events_phy"
 )
 """Counters that grow when packets get lost or a link breaks: RDMA's own in sysfs, Ethernet's from ethtool."""
+MANY_LOST = 100
+"""Lost packets from which on a node fails: a few may be another user's of the card. Our choice."""
 PAUSES = re.compile(r"(rx|tx)_prio(\d)_pause")
 """Counters of pause frames by priority."""
 
@@ -138,6 +140,9 @@ def judge_growth(before: Mapping[str, Mapping[str, int]], after: Mapping[str, Ma
     if lost:
         rule = "no packet may be lost: RDMA sends the whole message again"
         remedy = "check PFC on switch and card, cables, and the switch port's counters"
-        return failed(check, ", ".join(lost), rule, remedy)
+        num_lost = sum(count for (_, name), count in grown.items() if LOST.fullmatch(name))
+        flapped = any("link" in name for _, name in grown)
+        judged = failed if flapped or num_lost >= MANY_LOST else warned
+        return judged(check, ", ".join(lost), rule, remedy)
     pauses = sum(count for (_, name), count in grown.items() if PAUSES.fullmatch(name))
     return passed(check, f"no loss, {pauses} pause frames while measuring")

@@ -270,6 +270,12 @@ def of_cluster(section: str, key: str, wrong: Sequence[Any], rule: str) -> Calla
     return broken
 
 
+def long_before_the_end(legal: Legal) -> Broken:
+    """Of a job that is longer still."""
+    section = SLURM | {"time_limit_min": 2880, "stop_before_end_s": legal.pick([65536, 90000])}
+    return {"cluster.slurm": section}, "cluster.slurm.stop_before_end_s", "must be at most 65535"
+
+
 POSITIVE = (
     "parallelism.pp parallelism.vpp parallelism.ep model.num_layers model.num_experts model.vocab_size "
     "model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps train.seq_len "
@@ -342,6 +348,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "time limit": of_cluster("slurm", "time_limit_min", [0, -5], "must be positive"),
     "spare nodes": of_cluster("slurm", "spare_nodes", [-1], "must not be negative"),
     "stop before end": of_cluster("slurm", "stop_before_end_s", [3600, 9999], "must be shorter than the job"),
+    "stop too long before": long_before_the_end,
     "port": of_cluster("slurm", "rendezvous_port", [80, 65500], "must leave 100 ports"),
     "least nodes": of_cluster("slurm", "min_nodes", [0, 999], "must lie within 1 to cluster.nodes"),
     "HCAs": of_cluster("fabric", "hcas", [[]], "must name a device"),

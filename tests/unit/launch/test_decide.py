@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from launch.decide import (
     LONGEST_WAIT_S,
+    MAX_FRUITLESS_STOPS,
     Attempt,
     Outcome,
     choose_nodes,
@@ -70,12 +71,24 @@ def test_two_failures_at_one_step_are_no_accident() -> None:
         attempts((Outcome.node_lost, 7), (Outcome.node_lost, 7)),
         attempts((Outcome.failed, 7), (Outcome.node_lost, 7)),
         attempts((Outcome.stopped, 7), (Outcome.stopped, 7), (Outcome.stopped, 7)),
-        attempts(*((Outcome.stopped, 7) for _ in range(50))),
+        attempts(*((Outcome.stopped, 7) for _ in range(MAX_FRUITLESS_STOPS + 1))),
+        attempts(*((Outcome.stopped, step) for step in range(50))),
         attempts(*((Outcome.failed, step) for step in range(50))),
     ],
 )
 def test_a_run_goes_on(history: list[Attempt]) -> None:
     assert reason_to_give_up(history, 3) is None
+
+
+def test_stops_that_leave_no_time_for_a_step_end() -> None:
+    first = attempts((Outcome.stopped, 7))
+    stops = attempts(*((Outcome.stopped, None) for _ in range(MAX_FRUITLESS_STOPS)))
+    assert reason_to_give_up([*first, *stops], 3) is None
+    again = [*first, *stops, *attempts((Outcome.stopped, 7))]
+    assert "11 attempts in a row were stopped before they trained a step more" in str(
+        reason_to_give_up(again, 3)
+    )
+    assert reason_to_give_up([*again, *attempts((Outcome.stopped, 8))], 3) is None
 
 
 def test_a_preemption_between_does_not_hide_that_a_step_fails() -> None:

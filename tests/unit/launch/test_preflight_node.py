@@ -12,6 +12,7 @@ from k25_train.config.resolve import compose
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding, Verdict, worst
 from launch.preflight.hcas import read_hcas
+from launch.preflight.lossless import MANY_LOST, judge_growth
 from launch.preflight.machine import AbsentError, BrokenError
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
 from tests.helpers.recorded_node import GIB, LIMITS, MEMINFO, RecordedNode
@@ -361,7 +362,22 @@ def test_rdma_counters_without_those_of_the_port(recorded: RecordedNode, config:
         recorded.write(f"{PORT}/hw_counters/packet_seq_err", "7\n")
 
     (finding,) = [one for one in examine(recorded, config, lose) if one.verdict is not Verdict.passed]
-    assert (finding.verdict, finding.found) == (Verdict.failed, "mlx5_2 packet_seq_err +7")
+    assert (finding.verdict, finding.found) == (Verdict.warned, "mlx5_2 packet_seq_err +7")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "verdict"),
+    [
+        ("packet_seq_err", MANY_LOST - 1, Verdict.warned),
+        ("packet_seq_err", MANY_LOST, Verdict.failed),
+        ("link_downed", 1, Verdict.failed),
+    ],
+)
+def test_a_few_lost_packets_are_told_and_many_or_a_lost_link_fail(
+    name: str, count: int, verdict: Verdict
+) -> None:
+    finding = judge_growth({"mlx5_0": {name: 5}}, {"mlx5_0": {name: 5 + count}})
+    assert (finding.verdict, finding.found) == (verdict, f"mlx5_0 {name} +{count}")
 
 
 @pytest.mark.parametrize("name", ["link_down_events_phy", "rx_prio3_buf_discard", "rx_prio3_cong_discard"])

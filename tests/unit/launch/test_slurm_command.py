@@ -137,6 +137,23 @@ def test_a_slow_forecast_does_not_keep_a_job_from_the_queue(login: Login) -> Non
     assert "submitted job 7: SLURM cannot say when it starts (" in login.submit()
 
 
+def test_a_job_may_name_several_partitions(login: Login) -> None:
+    """One that is too small is no obstacle, if another has the nodes."""
+    assert "submitted job 7" in login.submit("cluster.slurm.partition='other,main'")
+    assert "#SBATCH --partition=other,main" in (login.run / "submit.sbatch").read_text()
+
+
+def test_a_cluster_without_a_default_partition_is_left_to_slurm(login: Login) -> None:
+    (login.folder / "bin/sinfo").write_text("#!/bin/sh\necho small small 1\n")
+    assert "submitted job 7" in login.submit()
+
+
+def test_the_nodes_python_may_be_below_home(login: Login) -> None:
+    login.monkeypatch.setenv("HOME", "/home/user")
+    login.submit("cluster.slurm.python='~/venv/bin/python'")
+    assert "exec /home/user/venv/bin/python -m" in (login.run / "submit.sbatch").read_text()
+
+
 def test_a_dry_run_tells_all_and_leaves_nothing(login: Login) -> None:
     printed = login.submit("--dry-run", "experiment=k25_pretrain_4k", "cluster=h800_roce")
     assert "1026.9B parameters" in printed
@@ -212,6 +229,11 @@ def locked(login: Login) -> None:
     login.monkeypatch.setenv("FAKE_STATE", "PENDING")
 
 
+def damaged_lock(login: Login) -> None:
+    login.run.mkdir()
+    (login.run / "lock.json").write_text("{")
+
+
 def as_it_is(_login: Login) -> None:
     pass
 
@@ -226,8 +248,10 @@ def as_it_is(_login: Login) -> None:
         (as_it_is, "--max-restarts=-1", "--max-restarts -1: must not be negative"),
         (as_it_is, "train.stpes=5", "did you mean steps?"),
         (full_disk, "", "GiB are free, not even one checkpoint of"),
-        (as_it_is, "cluster.nodes=4 train.global_batch_size=16", "SLURM's partition main has 2 nodes in all"),
-        (as_it_is, "cluster.slurm.partition=other", "=2: SLURM's partition other has 1 nodes in all"),
+        (as_it_is, "cluster.nodes=4 train.global_batch_size=16", "SLURM's partition main has 2: take fewer"),
+        (as_it_is, "cluster.slurm.partition=other", "=2: of nodes in all, SLURM's partition other has 1:"),
+        (as_it_is, "cluster.slurm.partition='other,mian'", "partition=mian: SLURM has no such partition"),
+        (damaged_lock, "", "lock.json: is damaged"),
         (refusing_sbatch, "", "Invalid account or account/partition combination specified"),
         (other_partition, "", "SBATCH_PARTITION: in the environment, it would make sbatch ignore"),
         (no_slurm, "", "sinfo is not on PATH: submit from a node of the cluster"),

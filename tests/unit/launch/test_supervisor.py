@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -136,13 +137,16 @@ def test_ranks_start_once_on_all_nodes_and_finish(job: Job) -> None:
     assert not job.calls("scontrol")
 
 
-def test_every_step_runs_in_the_container(job: Job) -> None:
+def test_checks_and_ranks_run_in_the_container(job: Job) -> None:
     job.then_check()
     job.then("step 20")
     job.supervise(preflight=True, interface="bond0", container=["--container-image=k25.sqsh"])
     inside = "--container-image=k25.sqsh python -m launch."
-    assert all(call.endswith(f"{inside}rendezvous 29500 bond0") for call in job.calls("rendezvous"))
-    assert len(job.calls("rendezvous")) == 2
+    asked = job.calls("rendezvous")
+    assert len(asked) == 2
+    # Before any image is there.
+    assert all(call.endswith(f"{sys.executable} -m launch.rendezvous 29500 bond0") for call in asked)
+    assert not any("--container" in call for call in asked)
     assert f"{inside}checker " in job.calls("checks")[0] and f"{inside}node " in job.calls("srun")[0]
 
 
@@ -333,13 +337,46 @@ def test_a_job_that_goes_back_later_keeps_out_the_nodes_that_failed_the_prefligh
 def test_a_preflight_that_leaves_too_few_nodes_anywhere_ends_the_run(
     job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (job.folder / "others").write_text("n5 idle\nn6 down\n")
+    (job.folder / "others").write_text("n5 idle\n")
     job.then_check("n3", "n4")
     status, _ = job.supervise(preflight=True, legal_nodes=[4])
     assert status == 1 and job.calls("scontrol") == ["show job 7"]
     told = capsys.readouterr().out
     assert "2 of 4 nodes are sound (n3 failed preflight, n4 failed preflight)" in told
     assert "partition main has no more than 3 others" in told
+
+
+def test_nodes_that_are_down_now_may_be_mended(job: Job) -> None:
+    """Then the job waits for them in the queue."""
+    (job.folder / "others").write_text("n5 drained\nn6 down*\n")
+    job.then_check("n3", "n4")
+    status, _ = job.supervise(preflight=True, legal_nodes=[4])
+    assert status == 0 and "requeue 7" in job.calls("scontrol")
+
+
+def test_a_node_that_is_lost_and_unfit_counts_once(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    (job.folder / "others").write_text("n5 idle\n")
+    job.then_check("n3", "n4")
+    drain = f"printf 'n1 idle\\nn2 idle\\nn3 drained\\nn4 idle\\n' > {job.folder}/states\n"
+    check = job.folder / "check_1"
+    check.write_text(drain + check.read_text())
+    job.supervise(preflight=True, legal_nodes=[4])
+    assert "2 of 4 nodes are sound (n3 drained, n4 failed preflight)" in capsys.readouterr().out
+
+
+def test_a_requeue_whose_answer_is_lost_has_its_size_all_the_same(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = job.folder / "bin/scontrol"
+    failed = f"echo PENDING > {job.folder}/state; echo 'already pending' >&2; exit 1"
+    lost = f'case "$1" in requeue) {failed};; esac'
+    tool.write_text(f'#!/bin/sh\necho "$*" >> "$FAKE/scontrol.calls"\n{lost}\n')
+    ready = job.folder / "ready"
+    job.then(WAIT_FOR_USR1.format(ready=ready))
+    send_when(ready, signal.SIGUSR1)
+    status, _ = job.supervise()
+    assert status == 0
+    assert job.calls("scontrol")[-1] == "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4"
 
 
 def test_nodes_that_failed_before_a_requeue_are_no_others_either(
@@ -370,6 +407,25 @@ def test_a_preflight_without_a_report_is_a_failure(job: Job) -> None:
     status, supervised = job.supervise(preflight=True)
     assert status == 1 and job.outcomes(supervised) == ["failed", "failed"]
     assert not job.calls("srun")
+    assert "preflight.log and preflight_srun.log" in supervised.attempts.history()[0].reason
+
+
+def test_a_first_node_that_leaves_no_report_is_left_out(job: Job) -> None:
+    job.then_check(status=3)
+    job.then_check()
+    job.then("step 20")
+    status, supervised = job.supervise(preflight=True, legal_nodes=[3])
+    assert status == 0 and job.outcomes(supervised) == ["failed", "finished"]
+    nodes = [attempt.nodes for attempt in supervised.attempts.history()]
+    assert nodes == [["n1", "n2", "n3"], ["n2", "n3", "n4"]]
+
+
+def test_a_signal_ends_the_search_for_a_rendezvous(job: Job) -> None:
+    ready = job.folder / "ready"
+    (job.folder / "bin/srun").write_text(f"#!/bin/sh\ntouch {ready}; exec sleep 20\n")
+    send_when(ready, signal.SIGUSR1)
+    status, supervised = job.supervise()
+    assert status == 0 and job.outcomes(supervised) == ["stopped"]
 
 
 @pytest.mark.parametrize("obeys", [True, False])
