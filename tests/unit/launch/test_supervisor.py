@@ -83,7 +83,7 @@ class Job:
         """What the next preflight finds: a missing GPU on these nodes. Without any nodes but with a status
         it ends without a report."""
         self.num_checks += 1
-        lines = []
+        lines = ["echo 'srun: error: n3: task 2: Exited with exit code 1' >&2"] if unfit or status else []
         if unfit or not status:
             findings = {node: [failed("gpus", "7 GPUs", "8 GPUs", "drain it")] for node in unfit}
             folder = self.folder / f"report_{self.num_checks}"
@@ -307,11 +307,14 @@ def test_a_node_that_fails_the_preflight_is_left_out_and_those_left_are_checked(
     first, second = supervised.attempts.history()
     assert (first.nodes, second.nodes) == (["n1", "n2", "n3"], ["n1", "n3", "n4"])
     assert first.unfit == {"n2": "gpus: 7 GPUs"}
+    assert first.first_to_fail is None, "the status that srun tells is the verdict"
     assert first.reason == "preflight failed on n2 (gpus: 7 GPUs)"
     assert len(job.calls("srun")) == 1
 
 
-def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(job: Job) -> None:
+def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     (job.folder / "others").write_text("n5 idle\nn6 allocated\n")
     job.then_check("n3", "n4")
     status, supervised = job.supervise(preflight=True, legal_nodes=[4])
@@ -320,6 +323,9 @@ def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(job: Job)
         "show job 7", "show job 7", "requeue 7",
         "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4 ExcNodeList=n3,n4",
     ]  # fmt: skip
+    assert (
+        "n3, n4 again; when they are mended: scontrol update JobId=7 ExcNodeList=" in capsys.readouterr().out
+    )
 
 
 def test_a_job_that_goes_back_later_keeps_out_the_nodes_that_failed_the_preflight(job: Job) -> None:
@@ -407,7 +413,9 @@ def test_a_preflight_without_a_report_is_a_failure(job: Job) -> None:
     status, supervised = job.supervise(preflight=True)
     assert status == 1 and job.outcomes(supervised) == ["failed", "failed"]
     assert not job.calls("srun")
-    assert "preflight.log and preflight_srun.log" in supervised.attempts.history()[0].reason
+    first = supervised.attempts.history()[0]
+    assert first.first_to_fail == "n3"
+    assert "first on n3, see preflight.log and preflight_srun.log" in first.reason
 
 
 def test_a_first_node_that_leaves_no_report_is_left_out(job: Job) -> None:
@@ -502,12 +510,18 @@ def test_states_of_nodes(job: Job, state: str, is_usable: bool) -> None:
     assert unusable(["n1", "n2"]) == ({} if is_usable else {"n2": state})
 
 
-def test_a_controller_that_is_away_is_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "words",
+    ["Unable to contact slurm controller (connect failure)", "Job is in transitional state, retry later"],
+)
+def test_a_controller_that_is_away_is_waited_for(
+    job: Job, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
     monkeypatch.setattr(scheduler, "RETRY_S", 0.01)
     counting = f"""
 echo x >> {job.folder}/asked
 [ "$(wc -l < {job.folder}/asked)" -gt 2 ] && echo RUNNING && exit 0
-echo "squeue: error: Unable to contact slurm controller (connect failure)" >&2; exit 1"""
+echo "squeue: error: {words}" >&2; exit 1"""
     tool = job.folder / "bin/squeue"
     tool.write_text(f"#!/bin/sh\n{counting}\n")
     assert job_state(7, patience_s=60.0) == "RUNNING"
