@@ -90,7 +90,8 @@ def estimate_start(script: Path) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"SLURM cannot say when it starts ({error})"
-    told = done.stderr.strip().removeprefix("sbatch: ")
+    # The job it names is none.
+    told = re.sub(r"^(sbatch: )?(Job \d+ )?", "", done.stderr.strip())
     return f"SLURM cannot say when it starts ({told})" if done.returncode else told
 
 

@@ -53,7 +53,8 @@ def main() -> None:
         memory = (
             memory_verdict(config)[1] if arguments.force else check_memory(config, submission.legal_nodes)
         )
-        print("", *memory, sep="\n")
+        if memory:
+            print("", *memory, sep="\n")
         if arguments.dry_run:
             print(f"\n# {submission.run}/{SCRIPT}\n{script}", end="")
         else:

@@ -93,7 +93,7 @@ def test_what_a_submission_leaves(login: Login) -> None:
     assert login.sbatch_calls() == [
         f"--test-only {login.run}/submit.sbatch", f"--parsable {login.run}/submit.sbatch"
     ]  # fmt: skip
-    assert "submitted job 7: Job 7 to start at noon" in printed
+    assert "submitted job 7: to start at noon" in printed
     assert f"tail -F {login.run}/attempts/latest/rank_0.log" in printed
     config = load(login.run / "submit.yaml")
     assert config.train.seed == 7
