@@ -1,6 +1,7 @@
 """A gradient that is not finite: nothing changes, on every rank alike, and it is known where it was."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ def spoil_gradients(context: RankContext, arguments: list[str], steps: list[int]
     from k25_train import trainer
     from k25_train.errors import TrainingError
     from k25_train.metrics.report import Report
+    from parallel.megatron.replicas import complete_parameters
 
     run = start_run(context, arguments)
     names = run.optimizer._names
@@ -36,10 +38,13 @@ def spoil_gradients(context: RankContext, arguments: list[str], steps: list[int]
                 parameter.main_grad.fill_(float("nan"))
         return norm()
 
-    def watched_step(run: object, step: int) -> object:
+    def watched_step(run: Any, step: int) -> object:
         now[0] = step
+        # The encoder's weights are still on their way after a step.
+        complete_parameters(run.modules)
         before = [weight.detach().clone() for weight in weights]
         result = real_step(run, step)
+        complete_parameters(run.modules)
         changes.append(any(not torch.equal(a, b) for a, b in zip(before, weights, strict=True)))
         return result
 
