@@ -88,6 +88,7 @@ class Observed:
 def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
     """Train all steps and look at what happened to the vision part."""
     from k25_train.step import train_step
+    from parallel.megatron.replicas import complete_parameters
 
     run = start_run(context, arguments)
     named = {
@@ -105,6 +106,8 @@ def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
             backward_s += stats.backward_s
             sent_bytes += stats.sent_bytes
             num_tokens += tokens_for_others(run, step)
+    # The encoder's weights are still on their way.
+    complete_parameters(run.modules)
     buffers = [each for module in run.modules for each in module.buffers + module.expert_parallel_buffers]
     gathered = {parameter for buffer in buffers for parameter in buffer.params}
     updated = {each for part in run.optimizer.chained_optimizers for each in part.model_param_gbuf_map}
