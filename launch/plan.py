@@ -12,6 +12,7 @@ from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from k25_train.plan.__main__ import shorten
 from k25_train.plan.activation_report import verdict
+from k25_train.plan.costs import WEIGHT_BYTES
 from k25_train.plan.optimizer import encoder_state_bytes, stage_states
 from k25_train.plan.parameters import count_parameters
 from k25_train.plan.stage_memory import fullest, room_bytes, stage_memories
@@ -78,9 +79,8 @@ def check_memory(config: Config, nodes: list[int]) -> list[str]:
 
 def checkpoint_bytes(config: Config) -> int:
     """What a checkpoint takes: weights, masters and moments."""
-    weight_bytes = {"float32": 4, "bfloat16": 2}[config.train.dtype.value]
     states = sum(state.state_bytes for state in stage_states(config)) + encoder_state_bytes(config)
-    return count_parameters(config.model).total * weight_bytes + states
+    return count_parameters(config.model).total * WEIGHT_BYTES[config.train.dtype] + states
 
 
 def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:

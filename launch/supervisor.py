@@ -52,7 +52,7 @@ class Supervisor:
         self.job_id = job_id
         self.allocated = list(nodes)
         self.partition = partition
-        self.unfit: dict[str, str] = {}
+        self.unfit: set[str] = set()
         self.attempts = Attempts(Path(submission.run))
         self.asked: signal.Signals | None = None
         self.asked_at_s = 0.0
@@ -121,10 +121,10 @@ class Supervisor:
             unfit=unfit,
         )
         ended = dataclasses.replace(ended, reason=self.reason(ended, status, last_step, lost))
-        self.unfit |= unfit
+        self.unfit |= unfit.keys()
         if outcome is Outcome.failed and self.submission.preflight and not self.attempts.has_report(attempt):
             # The first node writes the report, so the fault is likely its own.
-            self.unfit[attempt.nodes[0]] = "left no report of the preflight"
+            self.unfit.add(attempt.nodes[0])
         self.attempts.write(ended)
         return ended
 
@@ -240,7 +240,7 @@ class Supervisor:
         """Go back to the queue for other nodes, if the partition has enough besides those that failed the
         preflight."""
         told = [f"{node} {state}" for node, state in lost.items()]
-        told += [f"{node} failed preflight" for node in self.unfit if node not in lost]
+        told += [f"{node} failed preflight" for node in sorted(self.unfit - lost.keys())]
         num_sound, legal = len(self.allocated) - len(told), self.submission.legal_nodes
         reason = (
             f"{num_sound} of {len(self.allocated)} nodes are sound ({', '.join(told)}), the run needs one of "
@@ -272,7 +272,7 @@ class Supervisor:
         say(f"{reason}; job {self.job_id} goes back to the queue, for {nodes} nodes")
         if self.unfit:
             told = f"scontrol update JobId={self.job_id} ExcNodeList="
-            say(f"it will not get {', '.join(self.unfit)} again; when they are mended: {told}")
+            say(f"it will not get {', '.join(sorted(self.unfit))} again; when they are mended: {told}")
         # SLURM ends a job that it requeues with all its processes, scontrol included, by SIGTERM first.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         scheduler.requeue(self.job_id, least, most, self.unfit, PATIENCE_S)

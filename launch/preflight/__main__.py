@@ -50,6 +50,7 @@ def main() -> None:
         check_started(config)
         folder = arguments.report or Path(config.run.dir)
         make_folder(folder)
+        check_names(arguments.node_names, config)
     except ConfigError as error:
         exit_with_shared(error)
     # torch is imported from here on: everything above works on a login node.
@@ -69,6 +70,12 @@ def main() -> None:
     sys.stdout.flush()
     # A connection that hangs would keep the interpreter from ending.
     os._exit(0 if is_sound else 1)
+
+
+def check_names(names: Sequence[str] | None, config: Config) -> None:
+    """Raise `ConfigError` unless every node has a name, if they are given."""
+    if names is not None and len(names) != config.cluster.nodes:
+        raise ConfigError(f"--node-names: {len(names)} names, but cluster.nodes={config.cluster.nodes}")
 
 
 def make_folder(folder: Path) -> None:

@@ -9,9 +9,7 @@ import torch
 from rich.console import Console
 
 from k25_train.config.schema import Config, Device
-from k25_train.plan.costs import WEIGHT_BYTES
-from k25_train.plan.optimizer import encoder_state_bytes, stage_states
-from k25_train.plan.parameters import count_parameters
+from launch.plan import checkpoint_bytes
 from launch.preflight import measure
 from launch.preflight.across import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, worst
@@ -175,9 +173,7 @@ def node_names(nodes: Mapping[int, Node], meeting: Meeting) -> dict[int, str]:
 
 def run_bytes(config: Config) -> int:
     """Disk that a run takes: the checkpoints that are kept and the one being written."""
-    weights = count_parameters(config.model).total * WEIGHT_BYTES[config.train.dtype]
-    state = sum(stage.state_bytes for stage in stage_states(config)) + encoder_state_bytes(config)
-    return (config.checkpoint.keep + 1) * (weights + state)
+    return (config.checkpoint.keep + 1) * checkpoint_bytes(config)
 
 
 def _facts(

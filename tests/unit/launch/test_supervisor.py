@@ -430,10 +430,13 @@ def test_a_first_node_that_leaves_no_report_is_left_out(job: Job) -> None:
 
 def test_a_signal_ends_the_search_for_a_rendezvous(job: Job) -> None:
     ready = job.folder / "ready"
-    (job.folder / "bin/srun").write_text(f"#!/bin/sh\ntouch {ready}; exec sleep 20\n")
+    late = job.folder / "late"
+    hanging = f"touch {ready}; sleep 4 >/dev/null 2>&1; touch {late}"
+    (job.folder / "bin/srun").write_text(f"#!/bin/sh\n{hanging}\n")
     send_when(ready, signal.SIGUSR1)
     status, supervised = job.supervise()
     assert status == 0 and job.outcomes(supervised) == ["stopped"]
+    assert not late.exists()
 
 
 @pytest.mark.parametrize("obeys", [True, False])
