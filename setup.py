@@ -64,7 +64,7 @@ setup(
             "k25-train=k25_train.train:main",
             "k25-eval=k25_train.eval:main",
             "k25-data=k25_train.data.__main__:main",
-            "k25-dryrun=k25_train.dryrun:main",
+            "k25-dryrun=k25_train.dryrun.__main__:main",
             "k25-plan=k25_train.plan.__main__:main",
             "k25-preflight=launch.preflight.__main__:main",
             "k25-submit=launch.slurm:main",

@@ -12,12 +12,12 @@ from pathlib import Path
 from rich.console import Console
 
 from k25_train.checkpoint import folders
-from k25_train.config.command_line import exit_with
+from k25_train.compose.command_line import exit_with
+from k25_train.compose.resolve import load
 from k25_train.config.optimizer import OptimizerOffload
-from k25_train.config.resolve import load
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
-from k25_train.start import prepare_device
+from k25_train.startup.platform import prepare_device
 
 USAGE = "python -m k25_train.eval checkpoint=runs/…/step_N [dump=DIR] [shuffle_media=SEED] [key=value …]"
 
@@ -29,9 +29,9 @@ def evaluate(
     device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.checkpoint import state
-    from k25_train.dump import dump_batches
-    from k25_train.run import build_run
-    from k25_train.step import eval_losses
+    from k25_train.training.dump import dump_batches
+    from k25_train.training.run import build_run
+    from k25_train.training.step import eval_losses
     from parallel.topology import stop_process_group
 
     # Nothing is stepped, so nothing has to be compiled for it.

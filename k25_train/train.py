@@ -3,9 +3,9 @@
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from k25_train.config.command_line import hydra_app
+from k25_train.compose.command_line import hydra_app
 from k25_train.config.schema import Config
-from k25_train.start import prepare_device
+from k25_train.startup.platform import prepare_device
 
 
 @record
@@ -14,8 +14,8 @@ def train(config: Config) -> None:
     device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.metrics.report import Report
-    from k25_train.run import build_run
-    from k25_train.trainer import Trainer
+    from k25_train.training.run import build_run
+    from k25_train.training.trainer import Trainer
     from parallel.topology import stop_process_group
 
     run = build_run(config, device)

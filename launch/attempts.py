@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.decide import Attempt, Outcome
+from launch.restart_policy import Attempt, Outcome
 from launch.submission import write_whole
 
 RECORD, LATEST, PREFLIGHT = "attempt.json", "latest", "preflight.json"

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from k25_train.config.cluster import DETECT, FabricConfig
-from k25_train.config.schema import Config, Device
+from k25_train.config.cluster import DETECT, Device, FabricConfig
+from k25_train.config.schema import Config
 
 
 class Variable(NamedTuple):

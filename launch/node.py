@@ -79,7 +79,7 @@ def ranks_of(attempts: Path) -> Iterator[tuple[int, str]]:
     """Process and attempt of everything on this node that was started for this run."""
     root, run = (re.escape(os.fsencode(folder)) for folder in (attempts, attempts.parent))
     # The last is one that waits for the first node still: it would join the next attempt in another's place.
-    mark = re.compile(rb"\0launch\.(?:(?:rank|checker)\0%b/|node\0%b\0)(\d+)\0" % (root, run))
+    mark = re.compile(rb"\0launch\.(?:(?:rank|preflight_rank)\0%b/|node\0%b\0)(\d+)\0" % (root, run))
     for entry in Path("/proc").iterdir():
         try:
             found = mark.search((entry / "cmdline").read_bytes()) if entry.name.isdigit() else None

@@ -6,8 +6,8 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from k25_train.config.cluster import SAFE_NAME
-from k25_train.config.schema import Config, Device
+from k25_train.config.cluster import SAFE_NAME, Device
+from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from launch.fabric import Variable, environment
 from launch.scheduler import node_range

@@ -13,13 +13,20 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from k25_train.config.command_line import exit_with
-from k25_train.config.resolve import compose, to_yaml
+from k25_train.compose.command_line import exit_with
+from k25_train.compose.resolve import compose, to_yaml
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
 from launch import lock, scheduler
 from launch.fabric import environment
-from launch.plan import check_memory, check_place, legal_nodes, memory_verdict, summary, with_absolute_paths
+from launch.feasibility import (
+    check_memory,
+    check_place,
+    legal_nodes,
+    memory_verdict,
+    summary,
+    with_absolute_paths,
+)
 from launch.sbatch import check_environment, container_options, render
 from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, write_whole
 from launch.supervisor import code_version

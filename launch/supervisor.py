@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from k25_train.errors import K25Error
-from launch import lock, scheduler, steps
+from launch import lock, scheduler, srun
 from launch.attempts import Attempts
-from launch.decide import (
+from launch.restart_policy import (
     Attempt,
     Outcome,
     nodes_for,
@@ -155,7 +155,7 @@ class Supervisor:
 
     def find_rendezvous(self, attempt: Attempt, log: Path) -> tuple[str, str]:
         """Where the ranks of an attempt can meet. Raises as that of `steps`."""
-        return steps.find_rendezvous(
+        return srun.find_rendezvous(
             self.submission, attempt.nodes[0], log, is_over=lambda: self.asked is not None
         )
 
@@ -168,7 +168,7 @@ class Supervisor:
         meeting = self.find_rendezvous(attempt, log)
         folder = self.attempts.folder(attempt)
         with log.open("a") as output:
-            command = steps.preflight(self.submission, folder, attempt.nodes, meeting)
+            command = srun.preflight(self.submission, folder, attempt.nodes, meeting)
             step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             status = self.wait_for_preflight(step, attempt)
         unfit = self.attempts.unfit(attempt)
@@ -205,7 +205,7 @@ class Supervisor:
         log = self.attempts.srun_log(attempt)
         meeting = self.find_rendezvous(attempt, log)
         with log.open("a") as output:
-            command = steps.training(self.submission, attempt.number, attempt.nodes, meeting)
+            command = srun.training(self.submission, attempt.number, attempt.nodes, meeting)
             step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             return self.watch(step, log)
 

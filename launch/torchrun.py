@@ -73,7 +73,7 @@ def prepare(
         ConfigError: the configuration breaks a rule, or has no such node, or `first_node` is no address.
         RendezvousError: the port is taken, or the first node does not answer.
     """
-    from k25_train.config.resolve import compose
+    from k25_train.compose.resolve import compose
     from k25_train.errors import ConfigError
     from launch.fabric import environment
 

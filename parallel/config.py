@@ -78,8 +78,8 @@ class ParallelismConfig:
     ep: int
     """Ranks that share the routed experts of a layer. Source: 16 in the K2 report, section 2.4."""
     layout: str | None
-    """Layers of each chunk in pipeline order, e.g. `Ett|tt|tt|tL` (see `parallel.layout`). Null balances
-    what the ranks cost (see `parallel.layout_plan`). Source: not disclosed, our choice."""
+    """Layers of each chunk in pipeline order, e.g. `Ett|tt|tt|tL` (`parallel.pipeline.layout`). Null balances
+    the cost of the ranks (`parallel.pipeline.balance`). Source: not disclosed, our choice."""
     overlap_expert_comm: bool
     """Whether the expert all-to-all of one micro-batch runs beside the computation of another, after one more
     warm-up micro-batch. Source: K2 report, section 2.4."""

@@ -12,8 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from parallel.megatron.platform import backend_of
-from parallel.topology import stop_process_group
+from parallel.topology import backend_of, stop_process_group
 
 GroupsOfWorld = dict[str, list[tuple[int, ...]]]
 """megatron-core's description of a kind of group -> the global ranks of every group of that kind."""

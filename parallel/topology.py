@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.config import ParallelismConfig
-from parallel.layout import PipelineLayout
-from parallel.megatron.platform import backend_of
+from parallel.pipeline.layout import PipelineLayout
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -67,6 +66,11 @@ class Topology:
     def first_stage_rank(self) -> int:
         """Global rank of this pipeline's first stage."""
         return dist.get_global_rank(self.groups.pp, 0)
+
+
+def backend_of(device: torch.device) -> str:
+    """The torch.distributed backend for `device`: nccl on CUDA, gloo on the CPU, none that talks on meta."""
+    return {"cuda": "nccl", "cpu": "gloo", "meta": "fake"}[device.type]
 
 
 def start_process_group(device: torch.device, timeout_s: float) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from k25_train.checkpoint import folders
-from k25_train.config.resolve import to_yaml
+from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
 

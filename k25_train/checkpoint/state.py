@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, check_continuity
-from k25_train.config.resolve import to_yaml
+from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError, K25Error
 from parallel.megatron.replicas import EncoderReplica, complete_parameters

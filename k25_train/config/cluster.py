@@ -7,6 +7,7 @@ SLURM could misread is refused here.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from k25_train.config.basics import not_negative
 from parallel.config import Problem, not_positive
@@ -15,6 +16,13 @@ DETECT = "detect"
 """The GID index that stands for the one NCCL finds for each HCA by itself."""
 SAFE_NAME = re.compile(r"[\w@+=:,./~-]+", re.ASCII)
 """What SLURM reads as written, in a `#SBATCH` line and in an option of srun."""
+
+
+class Device(Enum):
+    """Where tensors live."""
+
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,6 +118,60 @@ class FabricConfig:
             if not least <= number <= most:
                 rule = f"must lie within {least} to {most}"
                 found.append(Problem(name, number, rule, "ask who runs the switches"))
+        return found
+
+
+@dataclass(slots=True, kw_only=True)
+class ClusterConfig:
+    """The machines."""
+
+    name: str
+    """Name of the cluster in logs and tables."""
+    device: Device
+    """Where tensors live."""
+    nodes: int
+    """Machines of the job."""
+    gpus_per_node: int
+    """Ranks of a machine: its GPUs, or as many processes where the device is the CPU."""
+    model_tflops: float
+    """Model FLOPs that a rank computes in a second while it trains, in units of 1e12. This and the two below
+    need to be right beside each other only: plans of what runs when rest on them (`dep.schedule=bubbles`)."""
+    network_gb_per_s: float
+    """Bytes that a rank sends in a second, in units of 1e9."""
+    host_copy_gb_per_s: float
+    """Bytes that a rank copies from host memory to its device in a second, in units of 1e9."""
+    gpu_memory_gb: float | None
+    """Memory of a GPU, in units of 1e9 bytes; null where the device is the CPU."""
+    host_memory_gib: float
+    """Memory of a machine."""
+    slurm: SlurmConfig | None
+    """Its scheduler; null where jobs are started by hand."""
+    fabric: FabricConfig | None
+    """The network between its GPUs; null where there is none to set up."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the job."""
+        return self.nodes * self.gpus_per_node
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        rates = ("model_tflops", "network_gb_per_s", "host_copy_gb_per_s", "host_memory_gib")
+        found = not_positive(self, ("nodes", "gpus_per_node", *rates))
+        if self.gpu_memory_gb is not None:
+            found += not_positive(self, ("gpu_memory_gb",))
+        elif self.device is Device.cuda:
+            rule = "must be given where cluster.device is cuda"
+            found.append(Problem("gpu_memory_gb", None, rule, "use what the data sheet says, e.g. 80"))
+        if self.slurm is not None:
+            found += [problem.under("slurm") for problem in self.slurm.problems()]
+            least = self.slurm.min_nodes
+            if least is not None and not 1 <= least <= self.nodes:
+                rule = f"must lie within 1 to cluster.nodes ({self.nodes})"
+                remedy = "use null, which never goes on with fewer"
+                found.append(Problem("slurm.min_nodes", least, rule, remedy))
+        if self.fabric is not None:
+            found += [problem.under("fabric") for problem in self.fabric.problems()]
         return found
 
 

@@ -13,7 +13,7 @@ class OptimName(Enum):
     adamw = "adamw"
     """AdamW for every parameter."""
     muonclip = "muonclip"
-    """Muon for matrices, AdamW for the rest (see `k25_train/optim/rules.py`)."""
+    """Muon for matrices, AdamW for the rest (see `k25_train/parameters/update_rules.py`)."""
 
 
 class OptimizerOffload(Enum):

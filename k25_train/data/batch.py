@@ -1,9 +1,9 @@
-"""What one step computes on: planned from the index alone (`StepPlan`), then assembled as tensors.
+"""What one step computes on: planned sequences (`mix/plan.py`), assembled as tensors.
 
 Shapes: T = micro_batch_size * seq_len tokens, rows one after another; P patches of all items.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -11,68 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from k25_train.config.schema import VisionConfig
-from k25_train.data.documents import DocumentBuilder, media_segments
-from k25_train.data.images import VisionItem
-from k25_train.data.index import MediaSegment, SampleRecord
-from k25_train.data.media import MediaReader
-from k25_train.data.skips import SkipLog
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedPiece:
-    """A document of a sequence: all tokens of a sample, or a stretch of a text sample's."""
-
-    record: SampleRecord
-    start: int
-    length: int
-    items: tuple[VisionItem, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequencePlan:
-    """One packed sequence; what its pieces leave of `seq_len` is padding."""
-
-    kind: str
-    pieces: tuple[PlannedPiece, ...]
-
-    @property
-    def items(self) -> tuple[VisionItem, ...]:
-        """Vision items in the order of their placeholders."""
-        return tuple(item for piece in self.pieces for item in piece.items)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens without padding."""
-        return sum(piece.length for piece in self.pieces)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepPlan:
-    """All sequences of a step's global batch, the same on every rank."""
-
-    step: int
-    sequences: tuple[SequencePlan, ...]
-
-    @property
-    def items(self) -> tuple[VisionItem, ...]:
-        """Vision items of the whole batch, sequence by sequence."""
-        return tuple(item for sequence in self.sequences for item in sequence.items)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens without padding."""
-        return sum(sequence.num_tokens for sequence in self.sequences)
-
-    @property
-    def num_vision_tokens(self) -> int:
-        """Placeholders, i.e. tokens whose embedding comes from the vision tower."""
-        return sum(item.num_tokens for item in self.items)
-
-    @property
-    def num_patches(self) -> int:
-        """Patches that the vision tower reads."""
-        return sum(item.num_patches for item in self.items)
+from k25_train.config.model import VisionConfig
+from k25_train.data.decode.media import MediaReader
+from k25_train.data.decode.skips import SkipLog
+from k25_train.data.mix.documents import DocumentBuilder
+from k25_train.data.mix.plan import SequencePlan, media_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +57,6 @@ def mask_failed(batch: MicroBatch, failed_items: Sequence[int]) -> MicroBatch:
         loss_mask[span] = 0
         labels[span] = 0
     return replace(batch, loss_mask=loss_mask, labels=labels, failed_items=tuple(failed_items))
-
-
-def media_of(sequences: Iterable[SequencePlan]) -> Iterator[tuple[SampleRecord, MediaSegment]]:
-    """Every image and video of the sequences, with its sample, in the order of their placeholders."""
-    for sequence in sequences:
-        for piece in sequence.pieces:
-            for segment in media_segments(piece.record):
-                yield piece.record, segment
 
 
 class MicroBatchAssembler:

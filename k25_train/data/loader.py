@@ -9,17 +9,20 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from k25_train.config.schema import DataConfig, TrainConfig, VisionConfig
-from k25_train.data.batch import MicroBatch, MicroBatchAssembler, SequencePlan, StepPlan
-from k25_train.data.blend import Blend
-from k25_train.data.documents import DocumentBuilder
-from k25_train.data.index import SampleRecord
-from k25_train.data.media import MediaReader
+from k25_train.config.data import DataConfig
+from k25_train.config.model import VisionConfig
+from k25_train.config.training import TrainConfig
+from k25_train.data.batch import MicroBatch, MicroBatchAssembler
+from k25_train.data.decode.media import MediaReader
+from k25_train.data.decode.skips import SkipLog
+from k25_train.data.formats.index import SampleRecord
+from k25_train.data.formats.shards import load_dataset
+from k25_train.data.formats.tokenizer import load_tokenizer
+from k25_train.data.mix.blend import Blend
+from k25_train.data.mix.documents import DocumentBuilder
+from k25_train.data.mix.plan import SequencePlan, StepPlan
+from k25_train.data.mix.stream import KindStream, shuffle_media
 from k25_train.data.prefetch import Prefetch
-from k25_train.data.shards import load_dataset
-from k25_train.data.skips import SkipLog
-from k25_train.data.stream import KindStream, shuffle_media
-from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import ConfigError, DataError
 
 EVAL_SEED = 0

@@ -12,11 +12,10 @@ from typing import Self
 
 from rich.console import Console
 
-from k25_train.config.resolve import to_yaml
+from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
 from k25_train.errors import K25Error
 from k25_train.metrics.chrome_trace import write_chrome_trace
-from k25_train.metrics.flops import peak_flops
 from k25_train.metrics.plots import plot_losses
 from k25_train.metrics.progress import Progress
 from k25_train.metrics.sinks import JsonlSink, Row, Sink, TensorBoardSink, number, read_rows
@@ -24,6 +23,7 @@ from k25_train.metrics.summary import summary_table
 from k25_train.metrics.throughput import Throughput
 from k25_train.metrics.timeline import RankRecord, aligned, step_s
 from k25_train.metrics.timeline_plot import plot_timeline
+from k25_train.plan.flops import peak_flops
 
 METRICS_FILE = "metrics.jsonl"
 

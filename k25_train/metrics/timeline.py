@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from parallel.watch.recorder import Span
+from parallel.watchdog.recorder import Span
 
 
 class Kind(Enum):

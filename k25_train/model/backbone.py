@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
-from k25_train.config.schema import ModelConfig
+from k25_train.config.model import ModelConfig
 from k25_train.errors import ConfigError
 from k25_train.model.attention import DocumentAttention, PackedLatentAttention
 from k25_train.model.experts import GroupedExperts

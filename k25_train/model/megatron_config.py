@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 
 from k25_train.config.basics import DType
-from k25_train.config.schema import ModelConfig, TrainConfig
+from k25_train.config.model import ModelConfig
+from k25_train.config.training import TrainConfig
 from parallel.config import ParallelismConfig
-from parallel.layout import PipelineLayout
+from parallel.pipeline.layout import PipelineLayout
 
 TORCH_DTYPE = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from k25_train.config.schema import VisionConfig
+from k25_train.config.model import VisionConfig
 
 Grid = tuple[int, int, int]
 """(t, h, w) of an item, in patches."""

@@ -10,16 +10,16 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, Adam, MegatronOptimizer, OptimizerConfig
 from torch import nn
 
+from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig, OptimizerOffload, OptimName
-from k25_train.config.schema import ModelConfig
 from k25_train.optim.cpu_adam import CpuAdamW
 from k25_train.optim.muon import STATE_KEYS as MUON_STATE_KEYS
 from k25_train.optim.muon import Muon, bind_matrices
-from k25_train.optim.rules import ParameterRule, is_trained, rule_of
-from parallel.megatron.finite_steps import FiniteStepOptimizer
+from k25_train.parameters.update_rules import ParameterRule, is_trained, rule_of
 from parallel.megatron.host_optimizer import HostOptimizer
 from parallel.megatron.replicas import EncoderReplica
-from parallel.megatron.sharded_optimizer import ParamGroups, Part, ShardedOptimizer, shard
+from parallel.megatron.sharded_optimizer import OptimizerPartition, ParamGroups, ShardedOptimizer, shard
+from parallel.megatron.skip_non_finite import SkipNonFiniteOptimizer
 from parallel.topology import Topology
 
 ADAM_STATE_KEYS = ("exp_avg", "exp_avg_sq")
@@ -58,7 +58,7 @@ def build_optimizer(
     encoder: EncoderReplica | None,
     params_dtype: torch.dtype,
     topology: Topology,
-) -> FiniteStepOptimizer:
+) -> SkipNonFiniteOptimizer:
     """AdamW and Muon with float32 masters and state sharded over the ranks that hold the same (ZeRO-1).
 
     `chunks` and the decoupled encoder have the buffers of Muon's parameters apart; `names` are those of the
@@ -85,7 +85,7 @@ def build_optimizer(
         own = work[topology.dp_rank] if work else 0
         busy = of_all_ranks(own, topology.everyone, topology.device)
         optimizers += _sharded(optim, rules, config, [encoder], topology.everyone, topology.device, busy)[0]
-    return FiniteStepOptimizer(optimizers, names)
+    return SkipNonFiniteOptimizer(optimizers, names)
 
 
 def of_all_ranks(number: int, group: dist.ProcessGroup, device: torch.device) -> list[int]:
@@ -122,7 +122,7 @@ def _sharded(
     return optimizers, work
 
 
-def parts(optim: OptimConfig, rules: Rules, *, is_encoder: bool) -> Iterator[Part]:
+def parts(optim: OptimConfig, rules: Rules, *, is_encoder: bool) -> Iterator[OptimizerPartition]:
     """The parameters by rule, dense ones and experts apart; the same parts on every rank.
 
     Dense matrices come before experts, so that owners of experts' matrices are chosen knowing who is busy.
@@ -144,18 +144,18 @@ def is_expert_weight(parameter: nn.Parameter) -> bool:
     return not getattr(parameter, "allreduce", True)
 
 
-def _part(optim: OptimConfig, update: OptimName, rules: Rules, is_expert: bool) -> Part:
+def _part(optim: OptimConfig, update: OptimName, rules: Rules, is_expert: bool) -> OptimizerPartition:
     groups = list(_groups(optim, rules, is_expert))
     if update is OptimName.muonclip:
         build: Callable[[ParamGroups], torch.optim.Optimizer] = partial(Muon, settings=optim.muon)
-        return Part(
+        return OptimizerPartition(
             groups=groups,
             is_expert=is_expert,
             build=build,
             build_on_host=build,
             state_keys=MUON_STATE_KEYS,
         )
-    return Part(
+    return OptimizerPartition(
         groups=groups,
         is_expert=is_expert,
         build=partial(_adamw, optim),

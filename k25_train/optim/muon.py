@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from k25_train.config.basics import DType
 from k25_train.config.optimizer import MuonConfig
-from k25_train.optim.rules import ParameterRule
-from parallel.matrices.exchange import MatrixExchange
-from parallel.matrices.plan import Matrix, cut, plan_owners, plan_rounds
+from k25_train.parameters.update_rules import ParameterRule
 from parallel.megatron.sharded_optimizer import ParamGroups, ShardedOptimizer
+from parallel.muon.exchange import MatrixExchange
+from parallel.muon.plan import Matrix, cut, plan_owners, plan_rounds
 
 STATE_KEYS = ("exp_avg",)
 """The momentum, named as checkpoints of megatron-core name a first moment."""

@@ -25,7 +25,7 @@ from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
-from k25_train.config.schema import ModelConfig
+from k25_train.config.model import ModelConfig
 
 _ATTENTION_PARTS = ("core_attention", "linear_q_up_proj", "linear_kv_up_proj")
 """What a module has that is latent attention; only the model knows the class."""

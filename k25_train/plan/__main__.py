@@ -15,16 +15,16 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from k25_train.config.command_line import exit_with
-from k25_train.config.resolve import compose
+from k25_train.compose.command_line import exit_with
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
-from k25_train.plan import activation_report
-from k25_train.plan.communication import communication
+from k25_train.parameters.released import ParameterCount, count_parameters
 from k25_train.plan.layout import layout_of
+from k25_train.plan.memory import report
+from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.optimizer import as_dict, parameter_kinds, rule_lines, stage_states, state_lines
-from k25_train.plan.parameters import ParameterCount, count_parameters
-from k25_train.plan.stage_memory import stage_memories
+from k25_train.plan.time.communication import communication
 
 ANY_WIDTH = Console(width=1000)
 
@@ -81,20 +81,17 @@ def print_activations(config: Config, *, as_json: bool) -> None:
     """Saved tensors of each kind of layer, and the memory of each stage."""
     memories = stage_memories(config)
     if as_json:
-        print(json.dumps(activation_report.as_dict(config, memories), indent=2))
+        print(json.dumps(report.as_dict(config, memories), indent=2))
         return
-    tables = [
-        activation_report.part_table(config, part, tensors)
-        for part, tensors in activation_report.parts(config).items()
-    ]
-    tables.append(activation_report.stage_table(config, memories))
+    tables = [report.part_table(config, part, tensors) for part, tensors in report.parts(config).items()]
+    tables.append(report.stage_table(config, memories))
     # Rich would cut numbers short where there is no terminal, or a narrow one.
     console = Console(
         width=max(Measurement.get(ANY_WIDTH, ANY_WIDTH.options, each).maximum for each in tables)
     )
     for table in tables:
         console.print(table)
-    for line in activation_report.verdict(config, memories):
+    for line in report.verdict(config, memories):
         console.print(line, soft_wrap=True, highlight=False)
 
 

@@ -7,10 +7,7 @@ from itertools import groupby
 
 from k25_train.config.optimizer import OptimName, TrainedVision
 from k25_train.config.schema import Config
-from k25_train.optim.rules import ParameterRule, is_trained, rule_of
-from k25_train.plan.costs import MASTER_BYTES, MOMENT_BYTES, state_bytes
-from k25_train.plan.layout import layout_of
-from k25_train.plan.trained import (
+from k25_train.parameters.megatron import (
     TrainedParameter,
     embedding_parameter,
     head_parameters,
@@ -18,8 +15,11 @@ from k25_train.plan.trained import (
     layer_parameters,
     vision_parameters,
 )
+from k25_train.parameters.update_rules import ParameterRule, is_trained, rule_of
+from k25_train.plan.layer_costs import MASTER_BYTES, MOMENT_BYTES, state_bytes
+from k25_train.plan.layout import layout_of
 from parallel.config import DepMode
-from parallel.layout import PipelineLayout
+from parallel.pipeline.layout import PipelineLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

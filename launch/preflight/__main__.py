@@ -18,8 +18,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from k25_train.config.command_line import exit_with_shared
-from k25_train.config.resolve import compose, load
+from k25_train.compose.command_line import exit_with_shared
+from k25_train.compose.resolve import compose, load
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from launch.preflight.machine import Machine
@@ -54,8 +54,8 @@ def main() -> None:
     except ConfigError as error:
         exit_with_shared(error)
     # torch is imported from here on: everything above works on a login node.
+    from launch.preflight.coordination import join
     from launch.preflight.job import run_preflight
-    from launch.preflight.meeting import join
 
     meeting = join(JOIN_TIMEOUT_S, arguments.node_names)
     # Logs of a scheduler are no terminal, and 80 columns are few for a sentence.

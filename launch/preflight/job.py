@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from k25_train.config.schema import Config, Device
-from launch.plan import checkpoint_bytes
+from k25_train.config.cluster import Device
+from k25_train.config.schema import Config
+from launch.feasibility import checkpoint_bytes
 from launch.preflight import measure
-from launch.preflight.across import Offset, judge_clocks, judge_versions
+from launch.preflight.coordination import Meeting
+from launch.preflight.cross_node import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, worst
 from launch.preflight.groups import expert_groups, plan_rounds
 from launch.preflight.machine import Machine
-from launch.preflight.measured import Fault, Measured, judge_measured
-from launch.preflight.meeting import Meeting
+from launch.preflight.measurements import Fault, Measured, judge_measured
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
 from launch.preflight.reach import listening
 from launch.preflight.report import print_report, summary, write_report

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from k25_train.config.cluster import FabricConfig
-from k25_train.config.schema import Config, Device
+from k25_train.config.cluster import Device, FabricConfig
+from k25_train.config.schema import Config
 from launch.fabric import environment
 from launch.preflight.affinity import PATH_CHECKS, Paths, judge_paths, read_paths
+from launch.preflight.environment import Surroundings, judge_surroundings, read_surroundings
 from launch.preflight.findings import Finding, failed, skipped
 from launch.preflight.gpus import (
     GPU_CHECKS,
@@ -33,7 +34,6 @@ from launch.preflight.lossless import (
     read_priorities,
 )
 from launch.preflight.machine import AbsentError, BrokenError, Machine
-from launch.preflight.surroundings import Surroundings, judge_surroundings, read_surroundings
 
 CODE = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "megatron-core", "emerging-optimizers", "transformer-engine", "nvidia-nccl-cu13")

@@ -43,12 +43,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from parallel.activations.fp8_format import LARGEST, SMALLEST_AMAX
 from parallel.activations.sizes import TILE
-
-LARGEST = 448.0
-"""The largest number of E4M3 (float8_e4m3fn): 1.75 * 2^8."""
-SMALLEST_AMAX = LARGEST * 2.0**-116
-"""Of smaller tiles, the scale is this one's; why, see above under "Small tiles"."""
 
 
 @dataclass(frozen=True, slots=True)

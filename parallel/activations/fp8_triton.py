@@ -23,7 +23,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from parallel.activations import fp8
+from parallel.activations.fp8_format import LARGEST
 from parallel.activations.sizes import TILE
 
 COMPILE_OPTIONS = {"enable_fp_fusion": False}
@@ -32,9 +32,9 @@ COMPILE_OPTIONS = {"enable_fp_fusion": False}
 _TILE = tl.constexpr(TILE)
 _BLOCK_ROWS = tl.constexpr(8)
 _BLOCK_TILES = tl.constexpr(4)
-_LARGEST = tl.constexpr(fp8.LARGEST)
+_LARGEST = tl.constexpr(LARGEST)
 _SMALLEST_AMAX_BITS = tl.constexpr(0x09E00000)
-"""Of `fp8.SMALLEST_AMAX`, 1.75 * 2^-108."""
+"""Of `fp8_format.SMALLEST_AMAX`, 1.75 * 2^-108."""
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 """All bits of a float32 but its sign."""
 _INFINITY = tl.constexpr(0x7F800000)

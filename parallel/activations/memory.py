@@ -115,7 +115,7 @@ def address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def let_go(tensor: Tensor) -> None:
+def deallocate_data(tensor: Tensor) -> None:
     """Free a tensor's memory, unless others hold it too; its shape, history and gradient stay.
 
     Only for tensors that were saved within a `SavingPass`, if at all: torch's own way of saving holds the

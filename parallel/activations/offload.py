@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from parallel.activations.copier import Copier, Event
-from parallel.activations.order import Batch
+from parallel.activations.order import PassKey
 from parallel.activations.pool import Block, HostPool
 from parallel.stopwatch import Stopwatch
 
@@ -49,7 +49,7 @@ class OffloadStats:
 class _Saved:
     """A tensor that was saved."""
 
-    batch: Batch
+    batch: PassKey
     block: Block
     host: Tensor
     """The block as a tensor of the same shape, strides and type."""
@@ -96,7 +96,7 @@ class OffloadEngine:
         self._pool = HostPool(host_bytes, copier.pin)
         self._max_device_bytes = device_bytes
         self._device_bytes = 0
-        self._batches: dict[Batch, list[_Saved]] = {}
+        self._batches: dict[PassKey, list[_Saved]] = {}
         self._leaving: deque[_Saved] = deque()
         self._wanted: deque[_Saved] = deque()
         self._dropped: deque[_Saved] = deque()
@@ -108,7 +108,7 @@ class OffloadEngine:
         """Where tensors come from."""
         return self._copier.device
 
-    def save(self, tensor: Tensor, batch: Batch) -> Ticket:
+    def save(self, tensor: Tensor, batch: PassKey) -> Ticket:
         """Start a tensor's way to the host; its memory on the device is let go when it has arrived.
 
         Nothing waits, unless the engine would keep more than its budget on the device: then the host waits
@@ -139,7 +139,7 @@ class OffloadEngine:
         self._make_room()
         return Ticket(saved, self._dropped)
 
-    def prefetch(self, batch: Batch) -> None:
+    def prefetch(self, batch: PassKey) -> None:
         """Bring a batch's tensors back, last saved first, as far as the device's budget has room.
 
         What it has no room for follows as others are loaded. Tensors that have not left stay.

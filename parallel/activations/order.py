@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from parallel.dep.timeline import Pass
+from parallel.pipeline.schedule import Pass
 
 
-class Batch(NamedTuple):
+class PassKey(NamedTuple):
     """One micro-batch in one chunk: what one forward pass saves for one backward pass."""
 
     vp_stage: int
@@ -18,9 +18,9 @@ class Batch(NamedTuple):
 class OffloadOrder:
     """When to save and to prefetch in a step of one pipeline rank."""
 
-    stay: frozenset[Batch]
+    stay: frozenset[PassKey]
     """Not offloaded: their backward comes so soon that they would be on their way back at once."""
-    prefetch: dict[int, tuple[Batch, ...]]
+    prefetch: dict[int, tuple[PassKey, ...]]
     """Position of a pass -> what starts on its way back as the pass starts, in the order of need."""
 
 
@@ -28,8 +28,8 @@ def offload_order(passes: Sequence[Pass], num_ahead: int = 2) -> OffloadOrder:
     """Bring each batch back `num_ahead` passes before its backward: 2 is the backward before it in 1F1B.
 
     Args:
-        passes: of one rank, in order (`parallel.dep.timeline.schedule_of`). Those that run beside each other
-            count as one, and begin with the first of them.
+        passes: of one rank, in order (`parallel.pipeline.schedule.schedule_of`). Those that run beside each
+            other count as one, and begin with the first of them.
         num_ahead: at least 1. More hides longer copies and holds more batches on the device.
 
     Raises `ValueError` for a smaller one.
@@ -42,12 +42,12 @@ def offload_order(passes: Sequence[Pass], num_ahead: int = 2) -> OffloadOrder:
         if not (position and passes[position - 1].runs_beside_next)
     ]
     ends = [*starts[1:], len(passes)]
-    forward_turn: dict[Batch, int] = {}
-    stay: set[Batch] = set()
-    prefetch: dict[int, tuple[Batch, ...]] = {}
+    forward_turn: dict[PassKey, int] = {}
+    stay: set[PassKey] = set()
+    prefetch: dict[int, tuple[PassKey, ...]] = {}
     for turn, (start, end) in enumerate(zip(starts, ends, strict=True)):
         for each in passes[start:end]:
-            batch = Batch(each.vp_stage, each.micro_batch)
+            batch = PassKey(each.vp_stage, each.micro_batch)
             if each.is_forward:
                 forward_turn[batch] = turn
             elif turn - forward_turn[batch] <= num_ahead + 1:

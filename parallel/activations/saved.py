@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parallel.activations.fp8 import Fp8Tensor, compress, decompress
 from parallel.activations.offload import OffloadEngine, Ticket
-from parallel.activations.order import Batch
+from parallel.activations.order import PassKey
 from parallel.activations.recompute import Recomputation
 
 
@@ -56,7 +56,7 @@ class Compressed(Saved):
 class Offloaded(Saved):
     """In host memory."""
 
-    def __init__(self, tensor: Tensor, engine: OffloadEngine, batch: Batch) -> None:
+    def __init__(self, tensor: Tensor, engine: OffloadEngine, batch: PassKey) -> None:
         super().__init__()
         self._engine = engine
         self._ticket: Ticket | None = engine.save(tensor, batch)
@@ -70,7 +70,7 @@ class Offloaded(Saved):
 class CompressedOffloaded(Saved):
     """In host memory as FP8."""
 
-    def __init__(self, tensor: Tensor, engine: OffloadEngine, batch: Batch) -> None:
+    def __init__(self, tensor: Tensor, engine: OffloadEngine, batch: PassKey) -> None:
         super().__init__()
         compressed = compress(tensor)
         self._shape, self._stride, self._dtype = compressed.shape, tensor.stride(), compressed.dtype

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from parallel.activations.memory import Geometry, MadeBy, Memories, Memory, address, view
 from parallel.activations.offload import OffloadEngine
-from parallel.activations.order import Batch
+from parallel.activations.order import PassKey
 from parallel.activations.policy import Policy
 from parallel.activations.recompute import Recomputation, RecomputedCall, as_tuple, call_apart
 from parallel.activations.saved import (
@@ -57,7 +57,7 @@ class SavingPass:
     def __init__(
         self,
         policies: Mapping[str, Policy],
-        batch: Batch,
+        batch: PassKey,
         weights: frozenset[int],
         engine: OffloadEngine | None,
         observe: Callable[[Stored], None] | None = None,

@@ -6,7 +6,7 @@ are idle: late stages until the first micro-batch reaches them and again at the 
 their forward passes ahead and the first backward pass, and all of them wherever a slower stage holds them up.
 What fits nowhere puts off the start of the pipeline or the end of the step, for all ranks alike.
 
-`parallel.dep.timeline.simulate` plays a plan: the step takes as long as planned, or less.
+`parallel.pipeline.schedule.simulate` plays a plan: the step takes as long as planned, or less.
 """
 
 from bisect import bisect_left, bisect_right
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from typing import NamedTuple
 
-from parallel.dep.timeline import Timeline, Work
+from parallel.pipeline.simulator import Timeline, Work
 
 NO_IDLE_S = 1e-9
 """Idle time that stages without any count as having, where ranks are compared by how much of it is filled."""
@@ -23,10 +23,10 @@ ROUNDING = 1e-9
 """Share of a step by which room may fall short of it."""
 
 Shares = tuple[tuple[int, int], ...]
-"""(position as in `parallel.dep.timeline.Before`, number of steps done before that pass), in order."""
+"""(position as in `parallel.pipeline.schedule.Before`, number of steps done before that pass), in order."""
 
 
-class Item(NamedTuple):
+class TimedItem(NamedTuple):
     """What the tower encodes as one: an image or a chunk of a video."""
 
     replica: int
@@ -64,7 +64,7 @@ class BubblePlan:
 
 def plan_bubbles(
     text: Timeline,
-    items: Sequence[Item],
+    items: Sequence[TimedItem],
     num_replicas: int,
     *,
     num_steps: int = 1,
@@ -113,7 +113,7 @@ def plan_bubbles(
 
 
 def plan_upfront(
-    text: Timeline, items: Sequence[Item], num_replicas: int, *, num_steps: int = 1
+    text: Timeline, items: Sequence[TimedItem], num_replicas: int, *, num_steps: int = 1
 ) -> BubblePlan:
     """Encode everything before the pipeline starts and do all backward when it is done.
 
@@ -131,7 +131,7 @@ def plan_upfront(
     return BubblePlan(placements, max(load[1] for load in loads), max(load[0] for load in loads))
 
 
-def calm_ends(costs: Sequence[float]) -> list[int]:
+def order_costly_to_middle(costs: Sequence[float]) -> list[int]:
     """The order of a replica's micro-batches in which the costly ones are in the middle.
 
     What has to be encoded for the first ones puts off the start, and what is left of the last ones puts off
@@ -148,7 +148,7 @@ def calm_ends(costs: Sequence[float]) -> list[int]:
 
 
 def work_of(
-    items: Sequence[Item], placements: Sequence[Placement], num_steps: int = 1
+    items: Sequence[TimedItem], placements: Sequence[Placement], num_steps: int = 1
 ) -> dict[tuple[int, int], list[Work]]:
     """What each rank does before each of its passes, in order, for `simulate`.
 
@@ -301,7 +301,7 @@ class _Offer(NamedTuple):
     backward: list[tuple[int, int]] | None
 
 
-def _place(item: Item, stages: Sequence[_Stage], ends: _Ends, num_steps: int) -> Placement:
+def _place(item: TimedItem, stages: Sequence[_Stage], ends: _Ends, num_steps: int) -> Placement:
     """Put an item where it fits, or where the least has to be put off for it."""
     best: _Offer | None = None
     for stage in sorted(stages, key=lambda stage: (stage.fill[0][0], stage.number)):
@@ -315,7 +315,7 @@ def _place(item: Item, stages: Sequence[_Stage], ends: _Ends, num_steps: int) ->
     return _accept(item, best, ends, num_steps)
 
 
-def _offer(item: Item, stage: _Stage, ends: _Ends, num_steps: int) -> _Offer:
+def _offer(item: TimedItem, stage: _Stage, ends: _Ends, num_steps: int) -> _Offer:
     """Room on the rank of a stage that is filled least: for forward the earliest, for backward the latest in
     the second half of the micro-batches and the earliest in the first half."""
     replica, number = stage.fill[0][1], item.micro_batch
@@ -341,13 +341,13 @@ def _offer(item: Item, stage: _Stage, ends: _Ends, num_steps: int) -> _Offer:
     )
 
 
-def _bounds_s(item: Item, stage: _Stage, ends: _Ends) -> tuple[float, float]:
+def _bounds_s(item: TimedItem, stage: _Stage, ends: _Ends) -> tuple[float, float]:
     """By when its forward has to be done in the head, and its backward, back from the end, in the tail."""
     head_s = min(ends.deadlines_s[item.micro_batch], stage.head_s)
     return head_s, min(ends.end_s - ends.releases_s[item.micro_batch], stage.tail_s)
 
 
-def _accept(item: Item, offer: _Offer, ends: _Ends, num_steps: int) -> Placement:
+def _accept(item: TimedItem, offer: _Offer, ends: _Ends, num_steps: int) -> Placement:
     stage, replica = offer.stage, offer.replica
     head_bound_s, tail_bound_s = _bounds_s(item, stage, ends)
     forward, backward = [(0, num_steps)], [(stage.num_passes, num_steps)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel.dep.exchange import FeatureExchange
-from parallel.dep.plan import Piece, VisionPlan
+from parallel.dep.plan import Transfer, VisionPlan
 from parallel.dep.program import Program
 from parallel.dep.stats import VisionStats
 from parallel.dep.vision_pass import Chunk
@@ -27,7 +27,7 @@ class VisionWork:
     """The same on every rank."""
     chunks: Sequence[Chunk]
     """This rank's chunks of the plan."""
-    pieces: Sequence[Piece]
+    pieces: Sequence[Transfer]
     """[micro-batch] -> what this rank sends and receives of it (`parallel.dep.plan.pieces`)."""
     program: Program | None = None
     """When this rank encodes them; None if everything is encoded upfront."""

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.dep.plan import Piece, VisionPlan
+from parallel.dep.plan import Transfer, VisionPlan
 
 Phase = Callable[[str, Sequence[int]], AbstractContextManager[object]]
 """Announces what a rank waits for, and the global ranks that it waits for."""
@@ -113,7 +113,7 @@ class FeatureExchange:
         for group in (feature_group, gradient_group):
             dist.all_reduce(torch.zeros(1, device=device), group=group)
 
-    def connect(self, pieces: Sequence[Piece]) -> None:
+    def connect(self, pieces: Sequence[Transfer]) -> None:
         """Meet the ranks that these pieces are exchanged with and that were not met before.
 
         Called by every rank, with its pieces of one plan, so that both ends of a pair know of it.
@@ -130,7 +130,7 @@ class FeatureExchange:
             Posted("meet", operations, self._phase, lambda: None).wait()
 
     def post_features(
-        self, plan: VisionPlan, piece: Piece, own: Mapping[int, Tensor]
+        self, plan: VisionPlan, piece: Transfer, own: Mapping[int, Tensor]
     ) -> Posted[Tensor | None]:
         """Start sending this rank's features of a piece, and receiving its replica's.
 
@@ -167,7 +167,7 @@ class FeatureExchange:
         return features
 
     def post_gradients(
-        self, plan: VisionPlan, piece: Piece, gradient: Tensor | None
+        self, plan: VisionPlan, piece: Transfer, gradient: Tensor | None
     ) -> Posted[dict[int, Tensor]]:
         """Start sending the gradient [V, D] of a replica's features of a piece, and receiving own parts'.
 

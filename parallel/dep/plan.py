@@ -33,7 +33,7 @@ from parallel.dep.split import equal_rows, share_out
 MERGE = 2
 """Edge in patches of the square that becomes one token of the language model."""
 
-Piece = dict[tuple[int, int], list[int]]
+Transfer = dict[tuple[int, int], list[int]]
 """(sender's rank, replica that it sends to) -> numbers of the parts whose features it sends, in order."""
 
 
@@ -200,7 +200,7 @@ def build_plan(
     return VisionPlan(tuple(items), len(chunks), parts, frozen, tuple(costs))
 
 
-def pieces(plan: VisionPlan, num_micro_batches: int, rank: int, replica: int | None) -> list[Piece]:
+def pieces(plan: VisionPlan, num_micro_batches: int, rank: int, replica: int | None) -> list[Transfer]:
     """[micro-batch] -> who sends which features to which replica, as far as a rank takes part.
 
     A piece of the exchange is one number of micro-batch, the same in all replicas. Parts from one sender to
@@ -210,7 +210,7 @@ def pieces(plan: VisionPlan, num_micro_batches: int, rank: int, replica: int | N
         rank: whose features are sent.
         replica: the one whose first stage the rank is, which receives features; None on later stages.
     """
-    found: list[Piece] = [{} for _ in range(num_micro_batches)]
+    found: list[Transfer] = [{} for _ in range(num_micro_batches)]
     for number, part in enumerate(plan.parts):
         item = plan.items[part.item]
         if part.rank == rank or item.replica == replica:

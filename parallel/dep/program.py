@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from parallel.dep.bubbles import Placement
 from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, build_plan
-from parallel.dep.timeline import Timeline
+from parallel.pipeline.simulator import Timeline
 
 
 class Task(NamedTuple):
@@ -39,7 +39,7 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What one rank does between its passes. Positions are those of `parallel.dep.timeline.Before`."""
+    """What one rank does between its passes. Positions are those of `parallel.pipeline.schedule.Before`."""
 
     tasks: Mapping[int, Sequence[Task]]
     """[position] -> what the rank does before that pass, in order."""

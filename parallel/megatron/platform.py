@@ -11,7 +11,7 @@ import os
 import torch
 
 from parallel.config import CUDA_QUEUES
-from parallel.megatron import between_passes, cpu_answers, phases, upstream_fixes
+from parallel.megatron.patches import cuda_shim, instrument, pass_hooks, upstream_fixes
 
 MEGATRON_CORE_VERSION = "0.19.2"
 
@@ -49,17 +49,12 @@ def use_platform(device_type: str) -> torch.device:
         torch.cuda.set_device(device)
     else:
         device = torch.device(device_type)
-        cpu_answers.install(device)
-    phases.announce_collectives()
+        cuda_shim.install(device)
+    instrument.announce_collectives()
     upstream_fixes.install(on_cpu=device.type != "cuda")
-    phases.announce_megatron()
-    between_passes.install()
+    instrument.announce_megatron()
+    pass_hooks.install()
     return device
-
-
-def backend_of(device: torch.device) -> str:
-    """The torch.distributed backend for `device`: nccl on CUDA, gloo on the CPU, none that talks on meta."""
-    return {"cuda": "nccl", "cpu": "gloo", "meta": "fake"}[device.type]
 
 
 def has_work_left(device: torch.device) -> bool:

@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from parallel.dep.vision_pass import Layer
-from parallel.megatron.between_passes import working_before
+from parallel.megatron.patches.pass_hooks import working_before
 from parallel.topology import Topology
 
 

@@ -10,8 +10,8 @@ from megatron.core.pipeline_parallel.utils import AbstractSchedulePlan
 from megatron.core.utils import get_model_config
 from torch import Tensor
 
-from parallel.megatron.between_passes import working_between_passes
-from parallel.micro_batches import micro_batch_group_size
+from parallel.megatron.patches.pass_hooks import pass_hooks
+from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.topology import Topology
 
 LossOutput = tuple[Tensor, Tensor, Any]
@@ -40,7 +40,7 @@ def run_schedule[Batch](
         chunks: this rank's model chunks.
         micro_batches: this data-parallel rank's micro-batches; every chunk sees each of them.
         between_passes: called in turn where this rank is about to wait, with the number of passes that it
-            has done (see `parallel.megatron.between_passes`).
+            has done (see `parallel.megatron.patches.pass_hooks`).
 
     Returns what the loss function reports for each micro-batch; empty except on the last stage.
     """
@@ -58,7 +58,7 @@ def run_schedule[Batch](
         pp_size=topology.pp_size, vp_size=topology.vpp_size if topology.vpp_size > 1 else None
     )
     iterators = [iter(micro_batches) for _ in chunks]
-    with working_between_passes(between_passes) if between_passes else nullcontext():
+    with pass_hooks(between_passes) if between_passes else nullcontext():
         return schedule(
             forward_step_func=forward_step,
             data_iterator=iterators if len(iterators) > 1 else iterators[0],

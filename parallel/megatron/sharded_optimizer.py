@@ -26,7 +26,7 @@ ParamGroups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class OptimizerPartition:
     """Parameters that one update rule is for, of one data-parallel group: dense ones or experts."""
 
     groups: ParamGroups
@@ -74,7 +74,9 @@ def buffers_apart(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             delattr(parameter, _MARK)
 
 
-def shard(part: Part, config: OptimizerConfig, chunks: Sequence[DistributedDataParallel]) -> ShardedOptimizer:
+def shard(
+    part: OptimizerPartition, config: OptimizerConfig, chunks: Sequence[DistributedDataParallel]
+) -> ShardedOptimizer:
     """The optimizer of a part whose buffers were made apart from those of other parts.
 
     Its state is sharded over the ranks that the buffers' gradients are reduced over.

@@ -22,9 +22,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from k25_train.config.resolve import compose
-from k25_train.plan.activations import WaitingBytes, balanced_sizes, store
-from k25_train.plan.saved_tensors import KERNELS, SavedTensor, SavedTensors
+from k25_train.compose.resolve import compose
+from k25_train.plan.memory.activations import WaitingBytes, balanced_sizes, store
+from k25_train.plan.memory.saved_tensors import KERNELS, SavedTensor, SavedTensors
 from parallel.activations.policy import Policy
 from tests.helpers.ranks import RankContext, run_ranks
 
@@ -122,7 +122,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
     from k25_train.model.multimodal import MultimodalModel
     from k25_train.model.weights import initialize
     from parallel.activations.memory import address, weights_of
-    from parallel.activations.order import Batch
+    from parallel.activations.order import PassKey
     from parallel.activations.saving import SavingPass
     from tests.helpers.hf_reference import tiny_model_config
     from tests.helpers.models import SERIAL, WHOLE_MODEL, start, train_config
@@ -151,7 +151,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
         if policies is not None:
             held: list[int] = []
             saving = SavingPass(
-                policies, Batch(0, 0), weights, None, lambda each: held.append(each.device_bytes)
+                policies, PassKey(0, 0), weights, None, lambda each: held.append(each.device_bytes)
             )
             with saving.active():
                 whole(**inputs)

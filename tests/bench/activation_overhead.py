@@ -35,7 +35,7 @@ POLICIES: dict[str, Sequence[str]] = {
 
 def step_times(context: RankContext, arguments: Sequence[str]) -> list[float]:
     """Seconds of each step but the first ones."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:

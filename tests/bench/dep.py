@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from k25_train.config.resolve import compose
-from k25_train.plan.step_times import step_times
+from k25_train.compose.resolve import compose
+from k25_train.plan.time.step import step_times
 from parallel.dep.bubbles import BubblePlan
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
@@ -112,8 +112,8 @@ class OfRank(NamedTuple):
 
 def train(context: RankContext, arguments: Sequence[str]) -> OfRank:
     """Train the first batch again and again."""
-    from k25_train.plan import vision as planning
-    from k25_train.step import train_step
+    from k25_train.plan import vision_planner as planning
+    from k25_train.training.step import train_step
 
     plan_bubbles, plans = planning.plan_bubbles, list[BubblePlan]()
 

@@ -29,12 +29,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.data.images import plan_items
-from k25_train.data.index import MediaSegment
+from k25_train.data.decode.images import plan_items
+from k25_train.data.formats.index import MediaSegment
 from k25_train.data.loader import DataLoader
-from k25_train.metrics.flops import encoder_cost
+from k25_train.plan.flops import encoder_cost
 from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, plan_vision
 
 NODES = (32, 512)

@@ -88,7 +88,7 @@ def resident_bytes(field: str) -> int:
 
 def peak(context: RankContext, arguments: Sequence[str]) -> Peak:
     """The smallest peak of a rank's steps after the first one."""
-    from k25_train import step as step_module
+    from k25_train.training import step as step_module
 
     libc = ctypes.CDLL(None)
     # Once set, these do not adapt: larger blocks are mapped, and unmapped when they are freed.

@@ -4,7 +4,7 @@ many tokens, at the real 1T shapes, simulated for 256, 1,024 and 4,096 ranks.
     python -m tests.bench.dep_simulation
     python -m tests.bench.dep_simulation_picture        # runs/dep_simulation.png
 
-Each pass is laid out as megatron-core's schedule runs it (parallel/dep/timeline.py). Assumed is:
+Each pass is laid out as megatron-core's schedule runs it (parallel/pipeline/schedule.py). Assumed is:
 
 - Text: the configuration `k25_pretrain_4k`, so PP16 x VPP2 x EP16 with overlapping expert exchanges, 16,384
   sequences of 4,096 tokens, each one document. A pass takes its model FLOPs at 40 % of an H800's 989 TFLOP/s,
@@ -26,7 +26,7 @@ Each pass is laid out as megatron-core's schedule runs it (parallel/dep/timeline
 - Split items (upfront): ranks fetch keys and values of the other parts at 50 GB/s, once in forward, and twice
   as much in backward; nothing of it is hidden.
 - Bubbles: passes of an item may be put aside between the tower's 27 layers; each replica's micro-batches are
-  put in the order of `calm_ends`. A second table shows bubbles without these.
+  put in the order of `order_costly_to_middle`. A second table shows bubbles without these.
 
 Bars: upfront 0.985 at 10 % vision tokens; bubbles, for 1,024 ranks and more, 0.995 at 10 % and 0.99 at 30 %.
 """
@@ -45,16 +45,17 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from k25_train.config.resolve import compose
-from k25_train.config.schema import Config, VisionConfig
-from k25_train.data.blend import Blend
-from k25_train.data.images import grid_of
-from k25_train.data.packing import pack_whole
-from k25_train.metrics.flops import encoder_cost
-from k25_train.plan.step_times import StepTimes, flops_per_s, network_bytes_per_s, step_times
-from parallel.dep.bubbles import BubblePlan, Item, calm_ends, plan_bubbles, work_of
+from k25_train.compose.resolve import compose
+from k25_train.config.model import VisionConfig
+from k25_train.config.schema import Config
+from k25_train.data.decode.images import grid_of
+from k25_train.data.mix.blend import Blend
+from k25_train.data.mix.packing import pack_whole
+from k25_train.plan.flops import encoder_cost
+from k25_train.plan.time.step import StepTimes, flops_per_s, network_bytes_per_s, step_times
+from parallel.dep.bubbles import BubblePlan, TimedItem, order_costly_to_middle, plan_bubbles, work_of
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
-from parallel.dep.timeline import Timeline, Work, simulate
+from parallel.pipeline.simulator import Timeline, Work, simulate
 
 NODES = (32, 128, 512)
 SHARES = (0.1, 0.3)
@@ -231,18 +232,22 @@ def bubbles(
     return Bubbles(plan, before, run, more_s, queueing_s(job, run, before, tokens))
 
 
-def place_items(job: StepTimes, batch: Batch, is_calm: bool) -> tuple[list[Item], dict[tuple[int, int], int]]:
+def place_items(
+    job: StepTimes, batch: Batch, is_calm: bool
+) -> tuple[list[TimedItem], dict[tuple[int, int], int]]:
     """Items by replica and place of their micro-batch; and vision tokens by (replica, place)."""
-    items: list[Item] = []
+    items: list[TimedItem] = []
     tokens: dict[tuple[int, int], int] = {}
     for replica, of_replica in enumerate(of_replicas(job, batch)):
         order = list(range(len(of_replica)))
         if is_calm:
-            order = calm_ends([max(map(job.forward_s, grids), default=0.0) for grids in of_replica])
+            order = order_costly_to_middle(
+                [max(map(job.forward_s, grids), default=0.0) for grids in of_replica]
+            )
         for place, number in enumerate(order):
             for grid in of_replica[number]:
                 forward_s, copy_s = job.forward_s(grid), job.copy_s(grid)
-                items.append(Item(replica, place, forward_s + copy_s, 3 * forward_s + copy_s))
+                items.append(TimedItem(replica, place, forward_s + copy_s, 3 * forward_s + copy_s))
                 tokens[replica, place] = tokens.get((replica, place), 0) + num_tokens(grid)
     return items, tokens
 

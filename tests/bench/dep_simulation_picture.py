@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from k25_train.plan.step_times import StepTimes
+from k25_train.plan.time.step import StepTimes
 from parallel.dep.bubbles import plan_upfront
-from parallel.dep.timeline import Timeline
+from parallel.pipeline.simulator import Timeline
 from tests.bench.dep_simulation import NODES, Batch, bubbles, build_job, draw_batch, place_items
 
 PICTURE_MICRO_BATCHES, PICTURE_SHARE = 32, 0.3

@@ -17,9 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from k25_train.config.resolve import compose
-from k25_train.plan.communication import communication
+from k25_train.compose.resolve import compose
 from k25_train.plan.layout import layout_of
+from k25_train.plan.time.communication import communication
 from tests.distributed.test_communication import count
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, start_run
@@ -45,7 +45,7 @@ LAYOUTS: dict[str, dict[str, int]] = {
 
 def steps_per_s(context: RankContext, arguments: Sequence[str]) -> float:
     """The fastest step after warm-up: others of this machine only ever make one slower."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:

@@ -21,15 +21,15 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.metrics.flops import text_forward_flops
-from k25_train.plan.costs import GRADIENT_BYTES, WEIGHT_BYTES
+from k25_train.plan.flops import text_forward_flops
+from k25_train.plan.layer_costs import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.plan.layout import layout_of
 from k25_train.plan.optimizer import encoder_parameters, stage_parameters
-from k25_train.start import prepare_platform
-from parallel.layout import PipelineLayout
-from parallel.matrices.plan import Matrix, plan_owners
+from k25_train.startup.platform import prepare_platform
+from parallel.muon.plan import Matrix, plan_owners
+from parallel.pipeline.layout import PipelineLayout
 
 NODES = (32, 256)
 """Of 8 GPUs: 256 and 2,048 ranks."""
@@ -118,7 +118,7 @@ def with_encoder(config: Config, layout: PipelineLayout, stages: Sequence[Stage]
 def recorded_plans(config: Config, layout: PipelineLayout, stage: int) -> list[Plan]:
     """What the optimizer of a stage's first rank plans: for dense matrices, then for experts' as well, then
     for those of the decoupled encoder, if there is one, over all ranks of the job."""
-    from k25_train.dry.rank import build_rank
+    from k25_train.dryrun.rank import build_rank
     from k25_train.optim import muon
 
     plans = []

@@ -45,7 +45,7 @@ class Trained:
 
 def train_and_evaluate(context: RankContext, arguments: Sequence[str]) -> tuple[list[float], float]:
     """Training losses, and the held-out loss at the end."""
-    from k25_train.step import eval_losses, train_step
+    from k25_train.training.step import eval_losses, train_step
 
     run = start_run(context, arguments)
     with run.loader:

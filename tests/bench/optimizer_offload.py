@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from k25_train.optim.cpu_adam import CpuAdamW
-from k25_train.quiet import quiet_libraries
+from k25_train.startup.quiet import quiet_libraries
 
 BYTES_PER_PARAMETER = 28
 REPEATS = 15

@@ -25,7 +25,7 @@ STEPS, WARM_UP_STEPS = 16, 4
 
 def times(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, float]]:
     """(seconds of the step, of the optimizer in it) after warm-up."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     step_of_optimizer, seconds = run.optimizer.step, [0.0]

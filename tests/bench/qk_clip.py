@@ -20,10 +20,10 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from k25_train.compose.resolve import compose
+from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import TrainedVision
-from k25_train.config.resolve import compose
-from k25_train.config.schema import ModelConfig
-from k25_train.metrics.flops import training_flops
+from k25_train.plan.flops import training_flops
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, start_run
 from tests.helpers.shards import write_tiny_shard_set
@@ -72,7 +72,7 @@ def recording_flops(model: ModelConfig, length: int) -> int:
 
 def times(context: RankContext, arguments: Sequence[str], num_steps: int) -> tuple[list[float], list[float]]:
     """Seconds of steps without and with QK-Clip, in turns, after one of each to warm up."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     found: tuple[list[float], list[float]] = ([], [])

@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.data.batch import MicroBatch
 from tests.helpers.hf_reference import build_hf_reference, media_pad_id
@@ -127,10 +127,10 @@ def our_step(config: Config) -> tuple[Step, str]:
     from parallel.megatron.platform import use_platform
 
     device = use_platform(config.cluster.device.value)
-    from k25_train.run import build_run
-    from k25_train.step import train_step
+    from k25_train.training.run import build_run
+    from k25_train.training.step import train_step
 
-    with mock.patch("k25_train.run.DataLoader", return_value=FixedLoader(config)):
+    with mock.patch("k25_train.training.run.DataLoader", return_value=FixedLoader(config)):
         run = build_run(config, device)
     step_number = 0
 
@@ -178,9 +178,9 @@ def transformers_step(config: Config) -> tuple[Step, str]:
 
 def initial_weights(config: Config) -> dict[str, Tensor]:
     """Our initial weights in the checkpoint's names."""
-    from k25_train.checkpoint.hf_names import to_hf, to_ours
+    from k25_train.export.released import to_hf, to_ours
     from k25_train.model.weights import initial_value
-    from k25_train.plan.parameters import iterate_tensors
+    from k25_train.parameters.released import iterate_tensors
 
     shapes = to_ours({tensor.name: torch.empty(tensor.shape) for tensor in iterate_tensors(config.model)})
     seed, std = config.train.seed, config.model.init_std

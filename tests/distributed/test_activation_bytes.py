@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.plan.activations import (
+from k25_train.plan.layout import layout_of
+from k25_train.plan.memory.activations import (
     balanced_sizes,
     largest_sizes,
     offload_budget,
@@ -18,9 +19,8 @@ from k25_train.plan.activations import (
     saved_tensors,
     store_all,
 )
-from k25_train.plan.layout import layout_of
-from k25_train.plan.schedule import passes_of_stage
-from parallel.activations.order import Batch, offload_order
+from k25_train.plan.passes import passes_of_stage
+from parallel.activations.order import PassKey, offload_order
 from parallel.activations.policy import Policy
 from parallel.activations.saving import SavingPass, Stored
 from parallel.activations.sizes import block_bytes
@@ -42,7 +42,7 @@ OFFLOADING = ["activation=k2", "activation.moe.up_input=fp8+offload", "activatio
 class Observed:
     """What one rank did in a step."""
 
-    stored: dict[Batch, list[Record]]
+    stored: dict[PassKey, list[Record]]
     """Each pass's, in order."""
     host_bytes: int
     """The most host memory in use at a time."""
@@ -51,13 +51,13 @@ class Observed:
 def observe_a_step(context: RankContext, arguments: Sequence[str]) -> Observed:
     """Run the first step and note what every pass stores."""
     run = start_run(context, arguments)
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
-    stored: dict[Batch, list[Stored]] = defaultdict(list)
+    stored: dict[PassKey, list[Stored]] = defaultdict(list)
     peaks: list[int] = []
     forward_pass, finish_step = run.activations.forward_pass, run.activations.finish_step
 
-    def observed_pass(batch: Batch) -> SavingPass:
+    def observed_pass(batch: PassKey) -> SavingPass:
         saving = forward_pass(batch)
         saving._observe = stored[batch].append
         return saving
@@ -73,7 +73,9 @@ def observe_a_step(context: RankContext, arguments: Sequence[str]) -> Observed:
     return Observed(records, peaks[0])
 
 
-def planned(config: Config, stage: int, batch: Batch, stored: Sequence[Record], *, offloads: bool) -> Counter:
+def planned(
+    config: Config, stage: int, batch: PassKey, stored: Sequence[Record], *, offloads: bool
+) -> Counter:
     """What the plan lists for a pass with the documents and the routing that it had."""
     where, model = layout_of(config), config.model
     layers = where.layer_ids(stage, batch.vp_stage)
@@ -108,7 +110,7 @@ def test_ranks_store_and_hold_what_is_planned(data: Path, tmp_path: Path, sizes:
         stage = rank // config.dp
         passes = passes_of_stage(config, stage)
         stay = offload_order(passes, config.activation.passes_ahead).stay
-        assert set(observed.stored) == {Batch(each.vp_stage, each.micro_batch) for each in passes}
+        assert set(observed.stored) == {PassKey(each.vp_stage, each.micro_batch) for each in passes}
         for batch, stored in observed.stored.items():
             expected = planned(config, stage, batch, stored, offloads=batch not in stay)
             found = Counter(stored)

@@ -12,8 +12,8 @@ from tests.helpers.resume import rows, without_times
 from tests.helpers.runs import fit, layout, overrides, start_run
 
 if TYPE_CHECKING:
-    from k25_train.run import Run
-    from k25_train.step import StepResult
+    from k25_train.training.run import Run
+    from k25_train.training.step import StepResult
 
 pytestmark = pytest.mark.distributed
 
@@ -27,7 +27,7 @@ def arguments(data: Path, run: Path) -> list[str]:
 
 def fit_until_the_host_is_full(context: RankContext, arguments: Sequence[str]) -> None:
     """The second rank's host memory is used up in the fifth step."""
-    from k25_train import trainer
+    from k25_train.training import trainer
     from parallel.activations.pool import Block, HostBudgetError, HostPool
 
     train_step = trainer.train_step

@@ -81,17 +81,17 @@ def test_every_layout_and_tower(data: Path, tmp_path: Path, sizes: str, tower: s
 def held_by_nodes(context: RankContext, arguments: Sequence[str], *, lets_go: bool) -> tuple[int, Any]:
     """Most bytes that Python holds of activations between passes of a step, and the engine's figures."""
     from parallel.activations.memory import weights_of
-    from parallel.megatron import overlapped_passes
+    from parallel.megatron import ep_overlap_activations
 
     run = start_run(context, arguments)
-    from k25_train import passes
-    from parallel.activations.store import ActivationStore
+    from k25_train.training import forward
+    from parallel.activations.manager import ActivationManager
 
     if not lets_go:
-        overlapped_passes._let_go = lambda *_: None
-        passes.let_go = lambda _: None
-        ActivationStore.hold_output = lambda *_: None
-    from k25_train.step import train_step
+        ep_overlap_activations._let_go = lambda *_: None
+        forward.deallocate_data = lambda _: None
+        ActivationManager.hold_output = lambda *_: None
+    from k25_train.training.step import train_step
 
     weights = weights_of([each.module for each in run.modules])
     most = 0

@@ -38,7 +38,7 @@ def make_batch(model: Any, lengths: tuple[int, ...], grids: tuple[tuple[int, int
 
 def compare(context: RankContext) -> dict[str, dict[str, float]]:
     """Worst logit difference, and share of router choices that agree, for every batch."""
-    from k25_train.checkpoint.hf_names import to_ours
+    from k25_train.export.released import to_ours
     from k25_train.model.attention import PackedDocuments
     from k25_train.model.weights import load_global_state
     from tests.helpers.hf_reference import build_hf_reference, hf_logits, tiny_model_config

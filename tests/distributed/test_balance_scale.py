@@ -14,8 +14,8 @@ def scales(context: RankContext, arguments: list[str]) -> tuple[float, float]:
     """What a step multiplied the balance loss by, and the share of this rank's tokens that had a loss."""
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
-    from k25_train.inputs import read_step
-    from k25_train.step import train_step
+    from k25_train.training.inputs import read_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.dep.bubbles import Item, plan_bubbles
+from parallel.dep.bubbles import TimedItem, plan_bubbles
 from parallel.dep.plan import VisionItem, pieces
 from parallel.dep.program import chunks_of, program_of
-from parallel.dep.timeline import ChunkSeconds, Pass, Timeline, schedule_of, simulate
-from parallel.micro_batches import micro_batch_group_size
+from parallel.pipeline.micro_batches import micro_batch_group_size
+from parallel.pipeline.schedule import Pass, schedule_of
+from parallel.pipeline.simulator import ChunkSeconds, Timeline, simulate
 from tests.distributed.test_dep_engine import (
     BATCHES,
     COST,
@@ -159,7 +160,7 @@ def run_case(
 
     rank, replica, toy, text = exchange.rank, exchange.replica, Toy(), text_of(case)
     timed = [
-        Item(
+        TimedItem(
             item.replica,
             item.micro_batch,
             case.item_s * COST.of_item(item.grid_thw),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import TrainedVision
-from k25_train.config.resolve import compose
-from k25_train.plan.communication import communication
+from k25_train.plan.time.communication import communication
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
 
@@ -52,7 +52,7 @@ class Counted:
 
 def count_a_step(context: RankContext, arguments: Sequence[str]) -> Counted:
     """The second step: with overlap, the first one's parameters are gathered in it."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
     from tests.helpers.traffic import counted_traffic
 
     run = start_run(context, arguments)

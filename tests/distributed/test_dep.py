@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.data.batch import media_of
 from k25_train.data.loader import DataLoader
+from k25_train.data.mix.plan import media_of
 from tests.distributed.test_resume import assert_close
 from tests.helpers.parity import (
     EVERYTHING_OVERLAPS,

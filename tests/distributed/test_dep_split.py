@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from k25_train.data.images import MediaInfo
+from k25_train.data.decode.images import MediaInfo
 from k25_train.model.moonvit import ItemPart, MoonViT3D
 from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, pieces, plan_vision
 from tests.distributed.test_dep_engine import engine_setup, loss_of
@@ -243,7 +243,7 @@ def train_and_evaluate(
     context: RankContext, arguments: Sequence[str]
 ) -> tuple[list[tuple[float, float]], Any]:
     """Loss and gradient norm of each step, the evaluation last, and the bytes between parts by step."""
-    from k25_train.step import eval_losses, train_step
+    from k25_train.training.step import eval_losses, train_step
 
     run = start_run(context, arguments)
     with run.loader:
@@ -311,7 +311,7 @@ class Skips(NamedTuple):
 
 
 def step_and_skips(context: RankContext, arguments: Sequence[str]) -> Skips:
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     log = StringIO()
     logging.getLogger("k25_train").addHandler(logging.StreamHandler(log))

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
+from k25_train.parameters.released import EXPERTS, count_parameters
 from k25_train.plan.optimizer import encoder_state_bytes, stage_states
-from k25_train.plan.parameters import EXPERTS, count_parameters
 from tests.helpers import dry_faults
 from tests.helpers.dry import dry_dict, dry_dict_with
 from tests.helpers.ranks import RankContext, RankError, run_ranks
@@ -201,7 +201,7 @@ def storage_sizes(tensors: list[torch.Tensor]) -> dict[int, int]:
 
 def bytes_after_a_step(context: RankContext, arguments: Sequence[str]) -> tuple[int, int, int, int, int]:
     """Pipeline stage, data-parallel rank, and bytes of weights, gradients and optimizer of a real rank."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:
@@ -288,7 +288,7 @@ def test_a_bad_configuration_is_refused_before_anything_is_built() -> None:
 
 def report_a_fault(context: RankContext) -> str:
     """What the command raises for a fault."""
-    from k25_train.dryrun import run
+    from k25_train.dryrun.__main__ import run
 
     dry_faults.drop_a_layer()
     try:

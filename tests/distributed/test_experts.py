@@ -105,7 +105,7 @@ def biases_after_a_step(context: RankContext, arguments: list[str]) -> tuple[lis
     """(expert biases, numbers of tokens that every expert got over all ranks) of each layer after a step."""
     import torch.distributed as dist
 
-    from k25_train.step import eval_losses, train_step
+    from k25_train.training.step import eval_losses, train_step
 
     run = start_run(context, arguments)
     routers = [router for chunk in run.chunks for router in modules_of(chunk, "SequenceBalancedRouter")]
@@ -138,7 +138,7 @@ def train_with_experts_of_first_rank_only(
     context: RankContext, arguments: list[str]
 ) -> list[tuple[float, float]]:
     """Loss and gradient norm of three steps in which every token chooses experts 0 and 1 of 4."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     for chunk in run.chunks:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from k25_train.checkpoint.folders import newest_checkpoint, verify
-from k25_train.config.resolve import compose
-from k25_train.data.index import MediaSegment, SampleRecord
+from k25_train.compose.resolve import compose
+from k25_train.data.formats.index import MediaSegment, SampleRecord
 from k25_train.data.loader import DataLoader
 from tests.helpers.jobs import Job
 from tests.helpers.ranks import RankContext, run_ranks
@@ -123,7 +123,7 @@ def train_and_count(
     context: RankContext, arguments: Sequence[str], num_steps: int
 ) -> tuple[list[float], list[str], str]:
     """Losses of the first steps, skipped samples, and what was logged of them."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     log = StringIO()
     logging.getLogger("k25_train").addHandler(logging.StreamHandler(log))
@@ -158,7 +158,7 @@ def saves_that_fail(context: RankContext, arguments: Sequence[str], file: str) -
     """Where the run goes on, and what a disk that is full on rank 1 and a run.dir that is a file lead to."""
     from k25_train.errors import CheckpointError
     from k25_train.metrics.report import Report
-    from k25_train.trainer import Trainer
+    from k25_train.training.trainer import Trainer
 
     run = start_run(context, arguments)
     trainer = Trainer(run, Report(run.config, is_main=run.is_main, device_name="CPU"))

@@ -21,9 +21,9 @@ def spoil_gradients(context: RankContext, arguments: list[str], steps: list[int]
 
     Returns whether each step changed this rank's weights, and what ended the run.
     """
-    from k25_train import trainer
     from k25_train.errors import TrainingError
     from k25_train.metrics.report import Report
+    from k25_train.training import trainer
     from parallel.megatron.replicas import complete_parameters
 
     run = start_run(context, arguments)

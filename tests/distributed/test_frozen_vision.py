@@ -87,7 +87,7 @@ class Observed:
 
 def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
     """Train all steps and look at what happened to the vision part."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
     from parallel.megatron.replicas import complete_parameters
 
     run = start_run(context, arguments)

@@ -18,8 +18,8 @@ def exchanged(
     context: RankContext, max_elements: int, wire_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, list[int], int]:
     """(buffer of results, buffer of expected results, matrices worked on here, elements in hand at most)."""
-    from parallel.matrices.exchange import MatrixExchange
-    from parallel.matrices.plan import Matrix, cut, plan_owners, plan_rounds
+    from parallel.muon.exchange import MatrixExchange
+    from parallel.muon.plan import Matrix, cut, plan_owners, plan_rounds
 
     topology = start(context, parallel_sizes(), num_layers=1)
     group, rank, num_ranks = topology.groups.dp, topology.dp_rank, topology.dp_size

@@ -39,7 +39,7 @@ SLOW = (
 
 def train_and_evaluate(context: RankContext, arguments: Sequence[str]) -> list[float]:
     """Losses and gradient norms of three steps with an evaluation after the first."""
-    from k25_train.step import eval_losses, train_step
+    from k25_train.training.step import eval_losses, train_step
 
     run = start_run(context, arguments)
     figures = []

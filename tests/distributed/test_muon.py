@@ -42,7 +42,7 @@ def num_ranks(sizes: dict[str, int]) -> int:
 
 def update(_context: RankContext, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """(ours, the papers' in float64) update of a batch of matrices, before the factor for their shape."""
-    from k25_train.config.resolve import compose
+    from k25_train.compose.resolve import compose
     from k25_train.optim.muon import Muon
 
     settings = compose(["experiment=smoke"]).optim.muon
@@ -119,7 +119,7 @@ def test_a_checkpoint_goes_on_in_another_layout(
 def state_bytes(context: RankContext, arguments: list[str]) -> tuple[int, int, int]:
     """(bytes of Muon's state and masters, elements of its shards, of all its parameters on this rank)."""
     from k25_train.optim.muon import Muon
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:

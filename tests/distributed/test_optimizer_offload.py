@@ -43,7 +43,7 @@ def train_and_look(
     context: RankContext, arguments: Sequence[str], kernel: str
 ) -> tuple[list[tuple[float, float]], dict[str, Any]]:
     """Loss and norm of each step, and where the optimizer's tensors are."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     if kernel == "torch":
         use_torch_adam()

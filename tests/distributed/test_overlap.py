@@ -52,7 +52,7 @@ def order_of_work(context: RankContext, arguments: Sequence[str]) -> list[str]:
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
     from megatron.core.transformer.moe import token_dispatcher
 
-    from k25_train import step
+    from k25_train.training import step
     from parallel.megatron.deferred_wgrad import DeferredWgrads
 
     events: list[str] = []

@@ -21,7 +21,7 @@ def built() -> dict[str, Tensor]:
 
 
 def test_the_plan_lists_what_is_built(built: dict[str, Tensor]) -> None:
-    from k25_train.plan.trained import iterate_parameters
+    from k25_train.parameters.megatron import iterate_parameters
     from tests.helpers.hf_reference import tiny_model_config
 
     listed = {parameter.name: parameter.shape for parameter in iterate_parameters(tiny_model_config())}
@@ -31,11 +31,11 @@ def test_the_plan_lists_what_is_built(built: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("per_head", [False, True])
 def test_each_matrix_of_muon_is_one_of_the_checkpoint(built: dict[str, Tensor], per_head: bool) -> None:
     """Blocks of rows, as Muon cuts them, against the tensors that the checkpoint would hold."""
-    from k25_train.checkpoint.hf_names import to_hf
+    from k25_train.compose.resolve import compose
     from k25_train.config.optimizer import OptimName
-    from k25_train.config.resolve import compose
+    from k25_train.export.released import to_hf
     from k25_train.model.weights import ChunkPlace
-    from k25_train.optim.rules import rule_of
+    from k25_train.parameters.update_rules import rule_of
     from tests.helpers.hf_reference import tiny_model_config
 
     model = tiny_model_config()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import Phase, given, reject, settings
 from hypothesis import strategies as st
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.errors import ConfigError
 from tests.helpers.parity import (
     BEYOND,

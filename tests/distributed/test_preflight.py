@@ -13,12 +13,12 @@ import pytest
 import torch.distributed as dist
 from rich.console import Console
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from launch.preflight import job, measure, meeting
+from launch.preflight import coordination, job, measure
+from launch.preflight.coordination import join
 from launch.preflight.groups import expert_groups, pipeline_groups
 from launch.preflight.machine import Machine
-from launch.preflight.meeting import join
 from tests.helpers.ranks import RankContext, RankError, free_port, run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -52,7 +52,7 @@ def preflight(context: RankContext, config: Config, trouble: Trouble) -> tuple[b
     """Run it and return what rank 0 prints."""
     os.environ.update(LOCAL_RANK=str(context.rank % RANKS_PER_NODE), LOCAL_WORLD_SIZE=str(RANKS_PER_NODE))
     if trouble.hangs:
-        measure.ANSWER_TIMEOUT_S, job.MEASURE_TIMEOUT_S, meeting.PARTING_S = WAIT_S, 3 * WAIT_S, 1.0
+        measure.ANSWER_TIMEOUT_S, job.MEASURE_TIMEOUT_S, coordination.PARTING_S = WAIT_S, 3 * WAIT_S, 1.0
     measure.LOADS["cpu"] = replace(measure.LOADS["cpu"], seconds=0.05, message_bytes=2**16)
     if context.rank == trouble.rank:
         afflict(trouble, Path(config.run.dir))
@@ -159,7 +159,7 @@ def silent_node(context: RankContext, config: Config, hosts: list[str] | None) -
     if context.rank == 1:
         return ""
     place = join(30.0, hosts)
-    meeting.PARTING_S = 1.0
+    coordination.PARTING_S = 1.0
     shown = io.StringIO()
     console, folder = Console(file=shown, width=200), Path(config.run.dir)
     assert not job.run_preflight(config, place, Machine(), "node-0", console, folder)

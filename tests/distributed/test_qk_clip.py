@@ -183,7 +183,7 @@ def record_logits(run: Any, logits: dict[int, Tensor]) -> None:
 
 def clip_a_step(context: RankContext, arguments: Sequence[str]) -> Clipped:
     """A step of a run whose heads 0 and 2 have large queries, one parameter a bucket if there are buckets."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
     from parallel.megatron.replicas import complete_parameters
 
     if ON_HOST in arguments:

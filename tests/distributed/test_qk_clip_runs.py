@@ -55,7 +55,7 @@ def train_with_large_queries(
     context: RankContext, arguments: Sequence[str], layers: Sequence[int], batches: Sequence[int]
 ) -> list[Step]:
     """Steps on the batches of these numbers of a run whose queries in `layers` are large at the start."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     enlarge_queries(run, LARGE, layers, range(NUM_HEADS))
@@ -139,7 +139,7 @@ def reductions_of_a_step(context: RankContext, arguments: Sequence[str]) -> list
     """Elements of each tensor that a step reduces over ranks to all of them."""
     import torch.distributed as dist
 
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     sizes: list[int] = []
@@ -167,7 +167,7 @@ def test_one_collective_a_step(data: Path, tmp_path: Path) -> None:
 
 def step_on_nan(context: RankContext, arguments: Sequence[str]) -> tuple[Any, bool]:
     """A step with a NaN in the first layer's queries: what QK-Clip says, and whether all weights stayed."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     enlarge_queries(run, float("nan"), [0], [1])
@@ -188,7 +188,7 @@ def test_logits_that_are_nan_clip_nothing_and_are_reported(data: Path, tmp_path:
 
 
 def step_with_a_silent_layer(context: RankContext, arguments: Sequence[str]) -> None:
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     cores = list(modules_of(run.chunks[0], "DocumentAttention"))

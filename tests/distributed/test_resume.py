@@ -39,7 +39,7 @@ def assert_close(resumed: Path, finished: Path, after: int) -> None:
 
 def fit_and_signal(context: RankContext, arguments: Sequence[str], rank: int, step: int) -> None:
     """Train; one rank gets SIGUSR1 while it works on `step`."""
-    from k25_train import trainer
+    from k25_train.training import trainer
 
     train_step = trainer.train_step
 
@@ -64,10 +64,10 @@ def outcomes_of_starts(
     context: RankContext, arguments: Sequence[str], cases: Sequence[str]
 ) -> dict[str, str]:
     """For further overrides, separated by spaces: the step from which the run goes on, or its error."""
-    from k25_train.config.resolve import compose
+    from k25_train.compose.resolve import compose
     from k25_train.errors import K25Error
     from k25_train.metrics.report import Report
-    from k25_train.trainer import Trainer
+    from k25_train.training.trainer import Trainer
 
     run = start_run(context, arguments)
     outcomes = {}

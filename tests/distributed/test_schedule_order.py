@@ -6,8 +6,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from parallel.dep.timeline import Pass, schedule_of
-from parallel.micro_batches import micro_batch_group_size
+from parallel.pipeline.micro_batches import micro_batch_group_size
+from parallel.pipeline.schedule import Pass, schedule_of
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.sizes import even_layout, parallel_sizes
 
@@ -82,7 +82,7 @@ def record_order(topology: Any, num_micro_batches: int, overlaps: bool) -> list[
     """Run the schedule over chunks that add one, each of which checks that its input is the one before's."""
     from megatron.core.pipeline_parallel import combined_1f1b
 
-    from parallel.megatron import between_passes
+    from parallel.megatron.patches import pass_hooks
     from parallel.megatron.schedule import run_schedule
 
     order: list[Pass] = []
@@ -111,7 +111,7 @@ def record_order(topology: Any, num_micro_batches: int, overlaps: bool) -> list[
         told.add(num_passes)
 
     # Stands in for the function that counts passes, so its own is counted again.
-    counted = between_passes._counted(forward_beside_backward, between_passes._num_combined)
+    counted = pass_hooks._counted(forward_beside_backward, pass_hooks._num_combined)
     with patch.object(combined_1f1b, "combined_forward_backward_step", counted):
         run_schedule(
             forward,

@@ -44,7 +44,7 @@ def hang_in_data(run: Any) -> None:
 
 def before_forward(run: Any, act: Callable[[], None]) -> None:
     """Let a rank `act` in every forward pass of the step."""
-    from k25_train import step as module
+    from k25_train.training import step as module
 
     forward = module.forward_micro_batch
 
@@ -101,7 +101,7 @@ def fit_with(
     Returns the seconds that it took.
     """
     from k25_train.metrics.report import Report
-    from k25_train.trainer import Trainer
+    from k25_train.training.trainer import Trainer
 
     os.dup2(os.open(f"{folder}/stderr_{context.rank}", os.O_CREAT | os.O_WRONLY), 2)
     run = start_run(context, arguments)
@@ -153,7 +153,7 @@ def test_a_hang_is_reported_with_its_phase_and_culprit(case: str, data: Path, tm
     assert re.search(expected, report)
     logs = tmp_path / "run/logs"
     for number in range(4):
-        assert re.search(r'k25_train/step.py", line \d+ in train_step', stacks_of(logs, number))
+        assert re.search(r'k25_train/training/step.py", line \d+ in train_step', stacks_of(logs, number))
         assert ("in hang\n" in stacks_of(logs, number)) == (number == rank)
 
 
@@ -170,7 +170,7 @@ def phases_of_a_step(context: RankContext, arguments: Sequence[str]) -> set[str]
 
     engine = run.vision.engine
     run.watch.phase = engine._phase = engine._exchange._phase = remember
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     with run.loader:
         train_step(run, 1)
@@ -191,15 +191,15 @@ def test_every_phase_is_announced_with_its_peers(data: Path, tmp_path: Path) -> 
 
 def hang_without_a_guard(context: RankContext, folder: str) -> None:
     """A guard that cannot look, as when native code keeps the interpreter's lock."""
-    from parallel.watch import guard
-    from parallel.watch.board import Board
-    from parallel.watch.watch import Watch
+    from parallel.watchdog import stall_watchdog
+    from parallel.watchdog.phases import PhaseTracker
+    from parallel.watchdog.rank_states import RankStateStore
 
     os.dup2(os.open(f"{folder}/stderr_{context.rank}", os.O_CREAT | os.O_WRONLY), 2)
-    guard._DEAD_INTERPRETER_S = 0.5
-    held = guard.StallGuard(
-        Watch(0),
-        Board(torch.distributed.HashStore(), 0, 1),
+    stall_watchdog._DEAD_INTERPRETER_S = 0.5
+    held = stall_watchdog.StallWatchdog(
+        PhaseTracker(0),
+        RankStateStore(torch.distributed.HashStore(), 0, 1),
         timeout_s=0.5,
         folder=Path(folder),
         device_is_busy=lambda: False,

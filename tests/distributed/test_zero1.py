@@ -31,7 +31,7 @@ def num_ranks(sizes: dict[str, int]) -> int:
 
 def start_in_buckets(context: RankContext, arguments: Sequence[str], bucket_parameters: int) -> Any:
     """Build a run whose buckets are full at `bucket_parameters` parameters: with 1, each holds one."""
-    from k25_train import assemble
+    from k25_train.training import assemble
 
     assemble.replicate = partial(assemble.replicate, bucket_parameters=bucket_parameters)
     return start_run(context, arguments)
@@ -42,7 +42,7 @@ def train_in_buckets(context: RankContext, arguments: Sequence[str]) -> dict[str
     of the schedule asked for all that were missing."""
     from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as BucketGroup
 
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_in_buckets(context, arguments, bucket_parameters=1)
     groups = [
@@ -133,7 +133,7 @@ def test_overlap_goes_together_with_expert_overlap(data: Path, tmp_path: Path) -
 def parameters_around_completion(context: RankContext, arguments: Sequence[str]) -> dict[str, list[float]]:
     """Sums of each parameter after an update, after its completion, an evaluation and a save."""
     from k25_train.checkpoint import state
-    from k25_train.step import eval_losses, train_step
+    from k25_train.training.step import eval_losses, train_step
     from parallel.megatron.replicas import complete_parameters
 
     run = start_in_buckets(context, arguments, bucket_parameters=1)
@@ -174,7 +174,7 @@ def norms_by_class(
 ) -> dict[str, tuple[float, dict[str, float]]]:
     """For each class of parameters, with its gradients enlarged so that they are nearly all of the norm: the
     optimizer's norm, and the square sum of every gradient that this rank holds, by global name."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     found = {}
@@ -240,7 +240,7 @@ BYTES_PER_PARAMETER = {
 def optimizer_bytes(context: RankContext, arguments: Sequence[str]) -> dict[str, dict[str, int]]:
     """Bytes of masters and moments of dense parameters and of experts after a step, and sizes to hold them
     against: parameters, their number and ranks that share them."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:

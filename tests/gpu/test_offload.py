@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_and_measure(arguments: Sequence[str]) -> dict[str, Any]:
     """Losses, bytes on the GPU between steps, and where masters, gradients and moments are."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(alone(), arguments)
     with run.loader:

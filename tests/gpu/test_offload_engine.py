@@ -9,16 +9,16 @@ from torch import Tensor
 
 from parallel.activations.copier import CudaCopier
 from parallel.activations.offload import OffloadEngine, Ticket
-from parallel.activations.order import Batch, offload_order
+from parallel.activations.order import PassKey, offload_order
 from parallel.activations.pool import HostBudgetError, HostMemoryError
-from parallel.dep.timeline import schedule_of
+from parallel.pipeline.schedule import schedule_of
 from tests.gpu.test_cuda import in_fresh_process
 from tests.helpers.offload import InlineReload
 
 pytestmark = pytest.mark.gpu
 
 MIB = 2**20
-BATCH = Batch(0, 0)
+BATCH = PassKey(0, 0)
 LONG = 10**8
 """Clock cycles for which a stream sleeps: some hundredths of a second."""
 
@@ -64,11 +64,11 @@ def test_no_tensor_is_ever_wrong(seed: int, device: torch.device, copier: CudaCo
     device_bytes = source.choice([0, 2 * MIB, 64 * MIB])
     engine = OffloadEngine(copier, 256 * MIB, device_bytes)
     stress = Stress(device)
-    held: dict[Batch, list[tuple[Ticket, int, int]]] = {}
+    held: dict[PassKey, list[tuple[Ticket, int, int]]] = {}
     # Compared on the device and read at the end: nothing but the engine may make the host wait.
     wrong = torch.zeros((), device=device, dtype=torch.int64)
     for position, each in enumerate(passes):
-        batch = Batch(each.vp_stage, each.micro_batch)
+        batch = PassKey(each.vp_stage, each.micro_batch)
         for coming in order.prefetch.get(position, ()):
             engine.prefetch(coming)
         torch.cuda._sleep(source.randrange(2 * 10**6))

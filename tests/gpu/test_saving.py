@@ -49,7 +49,7 @@ def test_fp8_gradients_are_near(engine: OffloadEngine, policy: Policy) -> None:
 
 def train_offloading_all(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, float]]:
     """Training that takes all passes to the host: alone, a backward pass comes too soon to be worth it."""
-    from k25_train import activations
+    from k25_train.training import activations
 
     activations.offload_order = lambda *_: OffloadOrder(frozenset(), {})
     return train(context, arguments)

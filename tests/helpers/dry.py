@@ -8,12 +8,12 @@ from tests.helpers.ranks import RankContext
 
 def dry_dict(context: RankContext, arguments: Sequence[str]) -> dict[str, Any]:
     """What the dry run of these overrides finds, as `--json` prints it."""
-    from k25_train.config.resolve import compose
+    from k25_train.compose.resolve import compose
     from parallel.megatron.platform import use_platform
 
     use_platform("meta")
-    from k25_train.dry.job import dry_run
-    from k25_train.dry.report import as_dict
+    from k25_train.dryrun.job import dry_run
+    from k25_train.dryrun.report import as_dict
     from k25_train.plan.layout import layout_of
 
     config = compose(arguments)

@@ -9,7 +9,7 @@ from tests.helpers.dry import wrap
 
 def drop_a_layer() -> None:
     """The second chunk begins a layer too late: one layer is nobody's, and all from there on shift."""
-    from parallel.layout import PipelineLayout
+    from parallel.pipeline.layout import PipelineLayout
 
     layer_ids = PipelineLayout.layer_ids
 
@@ -23,14 +23,14 @@ def drop_a_layer() -> None:
 
 def embed_in_every_first_chunk() -> None:
     """Every stage's first chunk gets an embedding and a tower."""
-    from parallel.layout import PipelineLayout
+    from parallel.pipeline.layout import PipelineLayout
 
     PipelineLayout.is_first = lambda self, pp_rank, vp_stage: vp_stage == 0  # type: ignore[method-assign]
 
 
 def share_experts_wrongly() -> None:
     """Every rank takes the first experts for its own."""
-    from k25_train.dry import tensors
+    from k25_train.dryrun import tensors
     from k25_train.model.weights import ChunkPlace
 
     wrap(tensors, "chunk_place", lambda place: ChunkPlace(place.first_layer, first_expert=0))
@@ -52,7 +52,7 @@ def form_groups_in_another_order() -> None:
     """The last stage forms a group that the others do not."""
     import torch.distributed as dist
 
-    from k25_train.dry import rank
+    from k25_train.dryrun import rank
 
     build = rank.build_topology
 
@@ -66,7 +66,7 @@ def form_groups_in_another_order() -> None:
 
 def widen_the_dense_layer() -> None:
     """The model is built with another width than the configuration has."""
-    from k25_train.dry import rank
+    from k25_train.dryrun import rank
 
     original = rank.backbone_config
 
@@ -80,23 +80,23 @@ def widen_the_dense_layer() -> None:
 
 def build_in_float32() -> None:
     """Weights are of another format than train.dtype."""
-    from k25_train.dry import rank
+    from k25_train.dryrun import rank
 
     wrap(rank, "build_chunks", lambda chunks: [chunk.float() for chunk in chunks])
 
 
 def add_an_unknown_parameter() -> None:
     """The model has a weight that the checkpoint has no name for, and of another format than the others."""
-    from k25_train.optim import rules
+    from k25_train.parameters import update_rules
 
     name = "language_model.scale"
-    rules.KIND_OF[name] = rules.Kind(name, "planted")
+    update_rules.KIND_OF[name] = update_rules.Kind(name, "planted")
     add_a_parameter_without_a_rule()
 
 
 def add_a_parameter_without_a_rule() -> None:
     """The model has a weight that nobody has said how to update."""
-    from k25_train.dry import rank
+    from k25_train.dryrun import rank
 
     def with_scale(chunks: list[Any]) -> list[Any]:
         for chunk in chunks:
@@ -108,7 +108,7 @@ def add_a_parameter_without_a_rule() -> None:
 
 def freeze_a_parameter() -> None:
     """A weight that should learn has no gradient."""
-    from k25_train.dry import rank
+    from k25_train.dryrun import rank
 
     def freeze(chunks: list[Any]) -> list[Any]:
         chunks[0].language_model.decoder.layers[0].input_layernorm.weight.requires_grad_(False)
@@ -119,7 +119,7 @@ def freeze_a_parameter() -> None:
 
 def freeze_the_encoder() -> None:
     """A tower that should learn has no gradient."""
-    from k25_train.dry import rank
+    from k25_train.dryrun import rank
 
     wrap(rank, "build_vision_encoder", lambda encoder: encoder.requires_grad_(False))
 
@@ -130,7 +130,7 @@ def _buffer_of(built: Any) -> Any:
 
 def cut_buckets_unevenly() -> None:
     """A bucket ends one element too early for its ranks."""
-    from k25_train.dry import job
+    from k25_train.dryrun import job
 
     def cut(built: Any) -> Any:
         start, end = _buffer_of(built).bucket_indices[-1]
@@ -142,7 +142,7 @@ def cut_buckets_unevenly() -> None:
 
 def lay_parameters_over_each_other() -> None:
     """The place of one parameter in the buffer begins within another."""
-    from k25_train.dry import job
+    from k25_train.dryrun import job
 
     def shift(built: Any) -> Any:
         places = _buffer_of(built).param_index_map
@@ -170,7 +170,7 @@ def leave_the_last_shard_to_nobody() -> None:
 
 def forget_a_master() -> None:
     """The optimizer does not update one of its shards."""
-    from k25_train.dry import rank
+    from k25_train.dryrun import rank
 
     def forget(assembled: Any) -> Any:
         next(iter(rank.inner_optimizers(assembled.optimizer))).param_groups[0]["params"].pop()
@@ -181,7 +181,7 @@ def forget_a_master() -> None:
 
 def skip_a_micro_batch() -> None:
     """The interleaved schedule leaves its last pass out."""
-    from k25_train.dry import job
+    from k25_train.dryrun import job
 
     wrap(job, "get_schedule_table", lambda order: order[:-1])
 
@@ -190,14 +190,14 @@ def warm_up_late() -> None:
     """Later stages run more forward passes ahead than earlier ones: they would wait for each other."""
     import torch.distributed as dist
 
-    from k25_train.dry import rank
+    from k25_train.dryrun import rank
 
     wrap(rank, "get_pp_rank_microbatches", lambda counts: (counts[0], counts[1], dist.get_rank(), counts[3]))
 
 
 def leave_sequences_over() -> None:
     """A step has one sequence more than its micro-batches take."""
-    from k25_train.config import resolve
+    from k25_train.compose import resolve
 
     def one_more(config: Any) -> Any:
         config.train.global_batch_size += 1

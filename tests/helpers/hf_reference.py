@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from k25_train.config.schema import ModelConfig, RopeConfig, VisionConfig
-from k25_train.plan.parameters import iterate_tensors
+from k25_train.config.model import ModelConfig, RopeConfig, VisionConfig
+from k25_train.parameters.released import iterate_tensors
 
 MEDIA_PAD_OFFSET = 2
 """The media placeholder stands this many ids before the end of the tiny vocabulary."""

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from k25_train.config.basics import DType
-from k25_train.config.schema import ModelConfig, TrainConfig
+from k25_train.config.model import ModelConfig
+from k25_train.config.training import TrainConfig
 from k25_train.model.backbone import build_language_model
 from k25_train.model.megatron_config import backbone_config
 from k25_train.model.moonvit import MoonViT3D

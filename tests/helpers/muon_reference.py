@@ -92,8 +92,8 @@ class PlainMuon:
 
 def train_plainly(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step of a run of one process whose optimizer is `PlainMuon`."""
-    from k25_train import step as steps
     from k25_train.optim.schedule import learning_rate
+    from k25_train.training import step as steps
 
     # One module has all parameters, and what decouples the tower is not in the reference.
     run = start_run(context, [*arguments, "dep.mode=coupled"])

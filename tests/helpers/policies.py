@@ -1,7 +1,7 @@
 """Activation policies that tests and benches train with, as overrides."""
 
+from k25_train.compose.resolve import compose
 from k25_train.config.activation import CAN_RECOMPUTE, CAN_ROUND
-from k25_train.config.resolve import compose
 
 NAMES = tuple(compose(["experiment=smoke"]).activation.policies())
 """Of all activations."""

@@ -5,8 +5,8 @@ import importlib
 
 from PIL import Image
 
-from k25_train.config.resolve import compose
-from k25_train.quiet import quiet_libraries
+from k25_train.compose.resolve import compose
+from k25_train.startup.quiet import quiet_libraries
 from parallel.megatron.platform import use_platform
 from tests.helpers.runs import SHRUNK
 
@@ -14,7 +14,12 @@ quiet_libraries()
 use_platform("cpu")
 
 # Only now: megatron-core has to find the platform chosen.
-for module in ("megatron.core.dist_checkpointing", "k25_train.run", "k25_train.trainer", "parallel.topology"):
+for module in (
+    "megatron.core.dist_checkpointing",
+    "k25_train.training.run",
+    "k25_train.training.trainer",
+    "parallel.topology",
+):
     importlib.import_module(module)
 
 # What would otherwise take most of the time in which each rank builds its run: late imports, and the tables

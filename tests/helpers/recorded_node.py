@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from launch.fabric import environment
 from launch.preflight.machine import AbsentError, Machine, Usage
 from tests.helpers.source import REPO

@@ -37,19 +37,19 @@ def overrides(data: Path, run: Path, *more: str) -> list[str]:
 def start_run(context: RankContext, arguments: Sequence[str]) -> Any:
     """Build the run of these overrides on a test rank."""
     os.environ.update(context.environment())
-    from k25_train.config.resolve import compose
+    from k25_train.compose.resolve import compose
     from parallel.megatron.platform import use_platform
 
     config = compose(arguments)
     device = use_platform(config.cluster.device.value)
-    from k25_train.run import build_run
+    from k25_train.training.run import build_run
 
     return build_run(config, device)
 
 
 def train(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step of a run without checkpoints."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:
@@ -60,7 +60,7 @@ def train(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, f
 def fit(context: RankContext, arguments: Sequence[str]) -> None:
     """Train as the command does: metrics, evaluations, checkpoints, resume."""
     from k25_train.metrics.report import Report
-    from k25_train.trainer import Trainer
+    from k25_train.training.trainer import Trainer
 
     run = start_run(context, arguments)
     with Report(run.config, is_main=run.is_main, device_name=run.topology.device.type) as report, run.loader:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from k25_train.config.resolve import compose
-from parallel.activations.order import Batch, OffloadOrder
+from k25_train.compose.resolve import compose
+from parallel.activations.manager import ActivationManager, build_engine
+from parallel.activations.order import OffloadOrder, PassKey
 from parallel.activations.policy import Policy
 from parallel.activations.saving import Stored
-from parallel.activations.store import ActivationStore, build_engine
 from tests.helpers.ranks import RankContext
 from tests.helpers.tiny_model import build_random_model, documents, random_tokens
 
@@ -41,9 +41,9 @@ def records_of_cases(
         for parameter in model.parameters():
             parameter.data = parameter.data.to(case.dtype)
         stored: list[Stored] = []
-        batch = Batch(0, 0)
+        batch = PassKey(0, 0)
         order = OffloadOrder(frozenset([batch]), {}) if case.stays else NO_OFFLOAD_ORDER
-        store = ActivationStore(case.policies, [model], order, engine, stored.append)
+        store = ActivationManager(case.policies, [model], order, engine, stored.append)
         tokens = random_tokens(sum(case.lengths))
         saving = store.forward_pass(batch)
         with saving.active():
@@ -73,10 +73,10 @@ def vision_bytes(
     found = []
     for grid_thw in grids:
         stored: list[Stored] = []
-        store = ActivationStore(policies, [model], NO_OFFLOAD_ORDER, None, stored.append)
+        store = ActivationManager(policies, [model], NO_OFFLOAD_ORDER, None, stored.append)
         num_patches = sum(t * h * w for t, h, w in grid_thw)
         num_tokens = sum(h * w // 4 for _, h, w in grid_thw)
-        with store.forward_pass(Batch(0, 0)).active():
+        with store.forward_pass(PassKey(0, 0)).active():
             model(
                 tokens=random_tokens(128),
                 documents=documents((128,)),
@@ -94,7 +94,7 @@ class EngineWithoutMemory:
 
     device = torch.device("meta")
 
-    def save(self, tensor: torch.Tensor, batch: Batch) -> object:
+    def save(self, tensor: torch.Tensor, batch: PassKey) -> object:
         return batch
 
 
@@ -144,7 +144,7 @@ def records_without_memory(
         for case in cases:
             stored: list[Stored] = []
             engine: Any = None if case.stays else EngineWithoutMemory()
-            saving = SavingPass(case.policies, Batch(0, 0), weights_of(chunks), engine, stored.append)
+            saving = SavingPass(case.policies, PassKey(0, 0), weights_of(chunks), engine, stored.append)
             tokens = torch.empty(sum(case.lengths), dtype=torch.long, device=meta)
             with saving.active():
                 chunks[0](

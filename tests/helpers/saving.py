@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from parallel.activations.annotate import named, recomputed, saves
 from parallel.activations.memory import weights_of
 from parallel.activations.offload import OffloadEngine
-from parallel.activations.order import Batch
+from parallel.activations.order import PassKey
 from parallel.activations.policy import Policy
 from parallel.activations.saving import SavingPass, Stored
 
 NAMES = ("norm.input", "norm.output", "hidden", "swiglu.output", "attention", "rest")
 CAN_REPLAY = ("norm.output", "swiglu.output")
-BATCH = Batch(0, 0)
+BATCH = PassKey(0, 0)
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils._device import _device_constructors
 
-from parallel.megatron import cpu_answers, upstream_fixes
+from parallel.megatron.patches import cuda_shim, upstream_fixes
 
 
 def outcome(probe: Callable[..., Any], *arguments: Any) -> Any:
@@ -101,7 +101,7 @@ def devices_under_meta() -> dict[str, str]:
     arguments: dict[str, Any] = {"empty_like": torch.zeros(2), "tensor": [1.0]}
     with torch.device("meta"):
         return {
-            name: str(getattr(torch, name)(arguments.get(name, 2)).device) for name in cpu_answers.FACTORIES
+            name: str(getattr(torch, name)(arguments.get(name, 2)).device) for name in cuda_shim.FACTORIES
         }
 
 
@@ -283,7 +283,7 @@ def main(folder: str) -> None:
     found["stock meta"] = devices_under_meta()
     # The line above made torch look its functions up; install() has to cope without that.
     _device_constructors.cache_clear()
-    cpu_answers.install()
+    cuda_shim.install()
     found["answered"] = {name: outcome(call) for name, (call, _) in CUDA_CALLS.items()}
     found["meta"] = devices_under_meta()
     found["dynamo"] = outcome(import_dynamo)

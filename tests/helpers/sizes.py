@@ -3,8 +3,8 @@
 from typing import Any
 
 from parallel.config import ParallelismConfig
-from parallel.layout import PipelineLayout
-from parallel.layout_plan import StackCost, plan_layout
+from parallel.pipeline.balance import StackCost, plan_layout
+from parallel.pipeline.layout import PipelineLayout
 
 
 def parallel_sizes(**overrides: Any) -> ParallelismConfig:

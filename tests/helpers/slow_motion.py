@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from k25_train.config.schema import Config
-from k25_train.metrics.flops import encoder_cost
-from k25_train.plan.step_times import decoupled_cost, flops_per_s, step_times
+from k25_train.plan.flops import encoder_cost
+from k25_train.plan.time.step import decoupled_cost, flops_per_s, step_times
 
 Grid = tuple[int, int, int]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from k25_train.metrics.sinks import Row
 from launch.attempts import Attempts
-from launch.decide import Attempt
+from launch.restart_policy import Attempt
 from tests.helpers.jobs import strings
 from tests.helpers.resume import rows, short
 from tests.helpers.slurm import Slurm

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from k25_train.data.build import BuildOptions, build_dataset
-from k25_train.data.sources.base import Archives, Media, Sample, Source, Text
-from k25_train.data.sources.clips import gif_of
+from k25_train.data.smoke_set.build import BuildOptions, build_dataset
+from k25_train.data.smoke_set.sources.base import Archives, Media, Sample, Source, Text
+from k25_train.data.smoke_set.sources.clips import gif_of
 
 NUM_DOCUMENTS = 60
 NUM_CAPTIONS = 80

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.matrices.exchange import MatrixExchange
+from parallel.muon.exchange import MatrixExchange
 
 
 @dataclass(slots=True)

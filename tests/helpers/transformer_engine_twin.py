@@ -128,7 +128,7 @@ class Twin(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def build_pair() -> tuple[Any, Any]:
     """The shrunk smoke model in bfloat16, with megatron-core's modules and with the twin's."""
-    from k25_train.config.resolve import compose
+    from k25_train.compose.resolve import compose
     from k25_train.model.build import build_chunks, initialize_chunks
     from k25_train.model.megatron_config import backbone_config
     from k25_train.plan.layout import layout_of

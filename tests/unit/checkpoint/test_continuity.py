@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, check_continuity
-from k25_train.config.resolve import compose, to_yaml
+from k25_train.compose.resolve import compose, to_yaml
 from k25_train.errors import CheckpointError
 
 BASE = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from k25_train.checkpoint.hf_names import RULES, matches, to_hf, to_ours
 from k25_train.errors import CheckpointError
+from k25_train.export.released import RULES, matches, to_hf, to_ours
 from tests.helpers.hf_reference import build_hf_reference, random_checkpoint, tiny_model_config
 
 LAYER = "language_model.model.layers"

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from k25_train.config import checks
-from k25_train.config.checks import divisors
-from k25_train.config.resolve import compose
+from k25_train.compose import checks
+from k25_train.compose.checks import divisors
+from k25_train.compose.resolve import compose
 from k25_train.errors import ConfigError
 from parallel.config import Problem
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.config.resolve import compose, to_yaml
+from k25_train.compose.resolve import compose, to_yaml
 from tests.helpers.source import REPO
 
 COMMAND = '''
 """Doubles the seed."""
-from k25_train.config.command_line import hydra_app
+from k25_train.compose.command_line import hydra_app
 from k25_train.errors import DataError
 
 def task(config):

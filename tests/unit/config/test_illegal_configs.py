@@ -16,14 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parallel.config
-from k25_train.config import basics, checks, cluster, optimizer, resolve, schema
-from k25_train.config.resolve import compose, load, to_yaml
+from k25_train.compose import checks, resolve
+from k25_train.compose.resolve import compose, load, to_yaml
+from k25_train.config import basics, cluster, model, optimizer, training
+from k25_train.config import data as data_section
 from k25_train.errors import ConfigError
 from parallel.config import Problem
 from tests.helpers.illegal import BREAKS, Legal, Values, as_arguments, legal_values
 from tests.helpers.source import REPO
 
-WITH_RULES = (basics, checks, cluster, optimizer, resolve, schema, parallel.config)
+WITH_RULES = (basics, checks, cluster, data_section, model, optimizer, resolve, training, parallel.config)
 """The modules that report problems."""
 PLAIN: Values = {
     "cluster.nodes": 1, "cluster.gpus_per_node": 8, "parallelism.pp": 4, "parallelism.vpp": 2,

@@ -8,10 +8,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from k25_train.compose.resolve import CONF_DIR, compose, group_choices, load, resolve, to_yaml
 from k25_train.config.basics import DType
+from k25_train.config.cluster import Device
 from k25_train.config.optimizer import OptimName
-from k25_train.config.resolve import CONF_DIR, compose, group_choices, load, resolve, to_yaml
-from k25_train.config.schema import Config, Device
+from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from parallel.config import DepMode
 from tests.helpers.source import REPO

@@ -1,9 +1,9 @@
-"""The invariants that k25_train/data/blend.py lists."""
+"""The invariants that k25_train/data/mix/blend.py lists."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k25_train.data.blend import RESOLUTION, Blend
+from k25_train.data.mix.blend import RESOLUTION, Blend
 
 KINDS = ("text", "caption", "ocr", "video")
 share_lists = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=4)

@@ -13,15 +13,15 @@ import matplotlib
 import pytest
 from PIL import Image, ImageFont
 
-from k25_train.data.build import SMOKE_SOURCES
-from k25_train.data.images import probe_media
-from k25_train.data.sources.archive import Archive, ArchiveReader, fetch_archives
-from k25_train.data.sources.base import Media, Sample, Source, Text, pick, slug
-from k25_train.data.sources.clips import EXCERPT_FRAMES, MAX_EXCERPTS, cut_excerpts
-from k25_train.data.sources.drawings import FLAGS, OPENMOJI, emoji_group, region_name
-from k25_train.data.sources.pages import FONTS, break_lines, set_page
-from k25_train.data.sources.photos import PHOTOS, describe
-from k25_train.data.sources.writing import DJANGO_CODE, DJANGO_DOCS, PLAYS
+from k25_train.data.decode.images import probe_media
+from k25_train.data.smoke_set.build import SMOKE_SOURCES
+from k25_train.data.smoke_set.sources.archive import Archive, ArchiveReader, fetch_archives
+from k25_train.data.smoke_set.sources.base import Media, Sample, Source, Text, pick, slug
+from k25_train.data.smoke_set.sources.clips import EXCERPT_FRAMES, MAX_EXCERPTS, cut_excerpts
+from k25_train.data.smoke_set.sources.drawings import FLAGS, OPENMOJI, emoji_group, region_name
+from k25_train.data.smoke_set.sources.pages import FONTS, break_lines, set_page
+from k25_train.data.smoke_set.sources.photos import PHOTOS, describe
+from k25_train.data.smoke_set.sources.writing import DJANGO_CODE, DJANGO_DOCS, PLAYS
 from k25_train.errors import DataError
 
 SVG = (

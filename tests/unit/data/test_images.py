@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.kimi_k25.image_processing_kimi_k25 import Kimi_K25ImageProcessor, navit_resize
 
-from k25_train.config.schema import VisionConfig
-from k25_train.data import images
-from k25_train.data.images import (
+from k25_train.config.model import VisionConfig
+from k25_train.data.decode import images
+from k25_train.data.decode.images import (
     MediaInfo,
     _patchify,
     fits_aspect,
@@ -26,7 +26,7 @@ from k25_train.data.images import (
     resized_size,
     sampled_frames,
 )
-from k25_train.data.index import MediaSegment
+from k25_train.data.formats.index import MediaSegment
 from k25_train.errors import DataError
 from tests.helpers.shards import (
     IMAGE_FORMATS,

@@ -1,4 +1,4 @@
-"""The invariants that k25_train/data/packing.py lists, on arbitrary lengths."""
+"""The invariants that k25_train/data/mix/packing.py lists, on arbitrary lengths."""
 
 from collections import defaultdict
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k25_train.data.packing import LOOK_AHEAD, PackedEpoch, Piece, epoch_order, pack_cut, pack_whole
+from k25_train.data.mix.packing import LOOK_AHEAD, PackedEpoch, Piece, epoch_order, pack_cut, pack_whole
 
 lengths_lists = st.lists(st.integers(1, 60), max_size=200)
 seq_lens = st.integers(1, 40)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k25_train.data.tokenizer import (
+from k25_train.data.formats.tokenizer import (
     SPECIAL_TOKENS,
     KimiTokenizer,
     Tokenizer,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from launch.attempts import TAIL_BYTES, Attempts
-from launch.decide import Outcome
 from launch.node import end_leftovers
 from launch.preflight.findings import failed, passed, warned
 from launch.preflight.report import write_report
+from launch.restart_policy import Outcome
 from launch.scheduler import first_to_fail, last_json
 from launch.submission import Submission
 
@@ -151,7 +151,7 @@ def test_what_an_earlier_attempt_left_on_a_node_is_ended(
         arguments = ["-m", f"launch.{what}", *told, "x", "x"]
         return subprocess.Popen([sys.executable, "-c", code, *arguments])
 
-    kinds = ("rank", "node", "checker")
+    kinds = ("rank", "node", "preflight_rank")
     left = [started("x", attempt, what) for attempt in (1, 2) for what in kinds]
     others = [started(run, attempt, what) for run, attempt in (("x", 3), ("xy", 1)) for what in kinds]
     try:

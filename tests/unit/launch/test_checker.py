@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import checker
+from launch import preflight_rank
 from launch.submission import Submission
 
 
@@ -32,11 +32,11 @@ def test_a_task_becomes_its_rank(
     modules: list[str] = []
     monkeypatch.setattr(os, "environ", {"SLURM_NODEID": str(node), "SLURM_LOCALID": str(local_rank)})
     monkeypatch.setattr(sys, "argv", ["checker", str(folder), str(tmp_path), "n1,n9", "n1", "29500"])
-    monkeypatch.setattr(checker, "redirect", logs.append)
-    monkeypatch.setattr(checker, "end_leftovers", lambda *of: cleared.append(of))
+    monkeypatch.setattr(preflight_rank, "redirect", logs.append)
+    monkeypatch.setattr(preflight_rank, "end_leftovers", lambda *of: cleared.append(of))
     monkeypatch.setattr(runpy, "run_module", lambda name, **_: modules.append(name))
 
-    checker.main()
+    preflight_rank.main()
 
     assert modules == ["launch.preflight"]
     assert logs == [folder / log]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.decide import (
+from launch.restart_policy import (
     LONGEST_WAIT_S,
     MAX_FRUITLESS_STOPS,
     Attempt,

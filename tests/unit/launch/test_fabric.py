@@ -2,7 +2,7 @@
 
 import pytest
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from launch.fabric import environment
 from parallel.megatron import platform
 from tests.helpers.source import REPO

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from k25_train.trainer import StopRequest
+from k25_train.training.trainer import StopRequest
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from launch.preflight.__main__ import check_started, main
-from launch.preflight.across import Offset, judge_clocks, judge_versions
+from launch.preflight.cross_node import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, passed, skipped, warned
-from launch.preflight.measured import Fault, Measured, culprits, judge_measured
+from launch.preflight.measurements import Fault, Measured, culprits, judge_measured
 from launch.preflight.rates import Link
 from launch.preflight.report import print_report, summary, write_report
 

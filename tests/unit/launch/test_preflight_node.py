@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding, Verdict, worst
 from launch.preflight.hcas import read_hcas

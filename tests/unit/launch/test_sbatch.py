@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from k25_train.config.resolve import CONF_DIR, compose, load, to_yaml
+from k25_train.compose.resolve import CONF_DIR, compose, load, to_yaml
 from k25_train.errors import ConfigError
 from launch.fabric import Variable, environment
 from launch.sbatch import container_options, export, render

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.config.resolve import compose, load
+from k25_train.compose.resolve import compose, load
 from launch import scheduler, slurm
-from launch.decide import Outcome
-from launch.plan import checkpoint_bytes, legal_nodes
+from launch.feasibility import checkpoint_bytes, legal_nodes
+from launch.restart_policy import Outcome
 from launch.submission import Submission
 from tests.helpers.source import REPO
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from launch import scheduler, supervisor
-from launch.decide import Outcome
 from launch.preflight.findings import failed, passed
 from launch.preflight.report import write_report
+from launch.restart_policy import Outcome
 from launch.scheduler import SchedulerError, ask, job_state, unusable
 from launch.submission import Submission
 from launch.supervisor import Supervisor
@@ -26,7 +26,7 @@ case "$*" in *launch.rendezvous*)
     echo "$*" >> "$FAKE/rendezvous.calls"
     echo "welcome"; echo '{"address": "n1", "port": "29500"}'; exit 0;;
 esac
-case "$*" in *launch.checker*)
+case "$*" in *launch.preflight_rank*)
     echo "$*" >> "$FAKE/checks.calls"; exec sh "$FAKE/check_$(wc -l < "$FAKE/checks.calls")";;
 esac
 echo "$*" >> "$FAKE/srun.calls"
@@ -147,7 +147,7 @@ def test_checks_and_ranks_run_in_the_container(job: Job) -> None:
     # Before any image is there.
     assert all(call.endswith(f"{sys.executable} -m launch.rendezvous 29500 bond0") for call in asked)
     assert not any("--container" in call for call in asked)
-    assert f"{inside}checker " in job.calls("checks")[0] and f"{inside}node " in job.calls("srun")[0]
+    assert f"{inside}preflight_rank " in job.calls("checks")[0] and f"{inside}node " in job.calls("srun")[0]
 
 
 def test_a_failure_is_tried_again_in_the_same_job(job: Job) -> None:
@@ -295,7 +295,7 @@ def test_nodes_are_checked_before_every_start(job: Job) -> None:
     for option in ("--ntasks=32", "--ntasks-per-node=8", "--kill-on-bad-exit=0", "--overcommit"):
         assert option in checked[0].split()
     attempt = f"{job.run}/attempts/1"
-    assert checked[0].endswith(f"python -m launch.checker {attempt} {job.run} n1,n2,n3,n4 n1 29500")
+    assert checked[0].endswith(f"python -m launch.preflight_rank {attempt} {job.run} n1,n2,n3,n4 n1 29500")
 
 
 def test_a_node_that_fails_the_preflight_is_left_out_and_those_left_are_checked(job: Job) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import TrainedVision
-from k25_train.config.resolve import compose
-from k25_train.metrics.flops import (
+from k25_train.model.projector import PatchMergerProjector
+from k25_train.plan.flops import (
     encoder_cost,
     peak_flops,
     text_forward_flops,
@@ -16,7 +17,6 @@ from k25_train.metrics.flops import (
     training_flops,
     vision_forward_flops,
 )
-from k25_train.model.projector import PatchMergerProjector
 from tests.helpers.hf_reference import build_hf_reference, hf_image_features, hf_logits, tiny_model_config
 
 GRIDS = [(1, 8, 4), (3, 6, 4), (1, 2, 2)]

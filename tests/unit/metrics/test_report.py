@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.config.resolve import compose, load
+from k25_train.compose.resolve import compose, load
 from k25_train.config.schema import Config
 from k25_train.errors import K25Error
 from k25_train.metrics.report import Report
 from k25_train.metrics.sinks import Row, read_rows
 from k25_train.metrics.timeline import RankRecord
-from parallel.watch.recorder import Span
+from parallel.watchdog.recorder import Span
 
 
 def config_for(folder: Path) -> Config:

@@ -24,7 +24,7 @@ from k25_train.metrics.timeline import (
     step_s,
 )
 from k25_train.metrics.timeline_plot import COLORS, MOST_ROWS, plot_timeline
-from parallel.watch.recorder import Span
+from parallel.watchdog.recorder import Span
 
 NAMES = ("train", "forward", "backward", "vision forward", "all-to-all", "pipeline recv", "optimizer")
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from k25_train.config.schema import VisionConfig
+from k25_train.config.model import VisionConfig
 from k25_train.model.moonvit import (
     Grid,
     MoonViT3D,

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import OptimConfig, OptimName, TrainedVision
-from k25_train.config.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.optim.rules import ParameterRule, is_trained, rule_of
-from k25_train.plan.trained import TrainedParameter, iterate_parameters
+from k25_train.parameters.megatron import TrainedParameter, iterate_parameters
+from k25_train.parameters.update_rules import ParameterRule, is_trained, rule_of
 
 MUON = {
     "language_model.decoder.layers.*.self_attention.linear_q_down_proj.weight": (1, (1536, 7168)),
@@ -138,4 +138,4 @@ def test_what_the_table_does_not_know_is_refused(
     with pytest.raises(ValueError, match=message) as caught:
         rule_of(name, shape, pretrain.optim, pretrain.model)
     assert name in str(caught.value)
-    assert "k25_train/optim/rules.py" in str(caught.value)
+    assert "k25_train/parameters/update_rules.py" in str(caught.value)

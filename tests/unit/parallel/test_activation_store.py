@@ -4,27 +4,27 @@ from dataclasses import dataclass, field
 
 import torch
 
-from parallel.activations.order import Batch, OffloadOrder
+from parallel.activations.manager import ActivationManager
+from parallel.activations.order import OffloadOrder, PassKey
 from parallel.activations.policy import Policy
 from parallel.activations.sizes import OUTPUTS_UNDER_WAY
-from parallel.activations.store import ActivationStore
 
 
 @dataclass
 class Prefetches:
     """An engine that notes what is asked of it."""
 
-    asked: list[Batch] = field(default_factory=list)
+    asked: list[PassKey] = field(default_factory=list)
 
-    def prefetch(self, batch: Batch) -> None:
+    def prefetch(self, batch: PassKey) -> None:
         self.asked.append(batch)
 
 
 def test_each_batch_is_prefetched_once_before_its_pass() -> None:
     engine = Prefetches()
-    first, second, third = (Batch(0, number) for number in range(3))
+    first, second, third = (PassKey(0, number) for number in range(3))
     order = OffloadOrder(frozenset(), {1: (first, second), 3: (third,)})
-    store = ActivationStore({"rest": Policy.offload}, [], order, engine)  # type: ignore[arg-type]
+    store = ActivationManager({"rest": Policy.offload}, [], order, engine)  # type: ignore[arg-type]
     for num_passes, expected in [(0, []), (0, []), (1, [first, second]), (1, [first, second])]:
         store.work_before(num_passes)
         assert engine.asked == expected
@@ -33,16 +33,16 @@ def test_each_batch_is_prefetched_once_before_its_pass() -> None:
 
 
 def test_passes_that_stay_are_not_offloaded() -> None:
-    stays, leaves = Batch(0, 0), Batch(0, 1)
+    stays, leaves = PassKey(0, 0), PassKey(0, 1)
     engine = Prefetches()
     order = OffloadOrder(frozenset({stays}), {})
-    store = ActivationStore({"rest": Policy.offload}, [], order, engine)  # type: ignore[arg-type]
+    store = ActivationManager({"rest": Policy.offload}, [], order, engine)  # type: ignore[arg-type]
     assert store.forward_pass(stays)._engine is None
     assert store.forward_pass(leaves)._engine is engine
 
 
 def test_outputs_are_freed_once_two_more_are_made() -> None:
-    store = ActivationStore({"rest": Policy.offload}, [], OffloadOrder(frozenset(), {}), None)
+    store = ActivationManager({"rest": Policy.offload}, [], OffloadOrder(frozenset(), {}), None)
     outputs = [(torch.ones(4, 4, requires_grad=True) * 2) for _ in range(OUTPUTS_UNDER_WAY + 1)]
     for output in outputs:
         store.hold_output(output)

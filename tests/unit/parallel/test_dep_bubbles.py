@@ -6,9 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.dep.bubbles import BubblePlan, Item, calm_ends, plan_bubbles, plan_upfront, work_of
-from parallel.dep.timeline import ChunkSeconds, Timeline, schedule_of, simulate
-from parallel.micro_batches import micro_batch_group_size
+from parallel.dep.bubbles import (
+    BubblePlan,
+    TimedItem,
+    order_costly_to_middle,
+    plan_bubbles,
+    plan_upfront,
+    work_of,
+)
+from parallel.pipeline.micro_batches import micro_batch_group_size
+from parallel.pipeline.schedule import schedule_of
+from parallel.pipeline.simulator import ChunkSeconds, Timeline, simulate
 
 
 def pipeline(
@@ -31,7 +39,7 @@ def pipeline(
 def play(
     text: Timeline,
     seconds: ChunkSeconds,
-    items: list[Item],
+    items: list[TimedItem],
     plan: BubblePlan,
     num_replicas: int,
     num_steps: int = 1,
@@ -46,18 +54,20 @@ def play(
     )
 
 
-def draw_items(seed: int, count: int, num_replicas: int, numbers: range, mean_s: float) -> list[Item]:
+def draw_items(seed: int, count: int, num_replicas: int, numbers: range, mean_s: float) -> list[TimedItem]:
     generator = random.Random(seed)
     items = []
     for _ in range(count):
         forward_s = generator.lognormvariate(0, 1) * mean_s
-        item = Item(generator.randrange(num_replicas), generator.choice(numbers), forward_s, 3 * forward_s)
+        item = TimedItem(
+            generator.randrange(num_replicas), generator.choice(numbers), forward_s, 3 * forward_s
+        )
         items.append(item)
     return items
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Timeline, ChunkSeconds, list[Item], int, dict[str, float]]:
+def cases(draw: st.DrawFn) -> tuple[Timeline, ChunkSeconds, list[TimedItem], int, dict[str, float]]:
     pp = draw(st.integers(1, 4))
     vpp = draw(st.integers(1, 3)) if pp > 1 else 1
     num_micro_batches, num_replicas = pp + draw(st.integers(0, 9)), draw(st.integers(1, 3))
@@ -71,7 +81,7 @@ def cases(draw: st.DrawFn) -> tuple[Timeline, ChunkSeconds, list[Item], int, dic
 
 @given(case=cases(), num_steps=st.sampled_from((1, 5)))
 def test_plans_are_complete_and_kept(
-    case: tuple[Timeline, ChunkSeconds, list[Item], int, dict[str, float]], num_steps: int
+    case: tuple[Timeline, ChunkSeconds, list[TimedItem], int, dict[str, float]], num_steps: int
 ) -> None:
     text, seconds, items, num_replicas, times = case
     plan = plan_bubbles(text, items, num_replicas, num_steps=num_steps, **times)
@@ -96,7 +106,7 @@ def test_plans_are_complete_and_kept(
 
 @given(case=cases())
 def test_upfront_is_kept_and_even(
-    case: tuple[Timeline, ChunkSeconds, list[Item], int, dict[str, float]],
+    case: tuple[Timeline, ChunkSeconds, list[TimedItem], int, dict[str, float]],
 ) -> None:
     text, seconds, items, num_replicas, _ = case
     plan = plan_upfront(text, items, num_replicas)
@@ -121,7 +131,7 @@ def test_what_fits_between_the_passes_costs_nothing(num_steps: int, overlaps: bo
 
 def test_only_the_first_and_last_items_put_the_step_off() -> None:
     text, _ = pipeline(4, 2, 16)
-    first, last = Item(0, 0, 0.5, 1.5), Item(0, 15, 0.5, 1.5)
+    first, last = TimedItem(0, 0, 0.5, 1.5), TimedItem(0, 15, 0.5, 1.5)
     assert plan_bubbles(text, [first], 2, exchange_s=0.1).head_s == pytest.approx(0.6)
     assert plan_bubbles(text, [last], 2, exchange_s=0.1).tail_s == pytest.approx(1.6)
     both = plan_bubbles(text, [first, last], 2, exchange_s=0.1, gather_s=0.2, reduce_s=0.3)
@@ -132,7 +142,7 @@ def test_only_the_first_and_last_items_put_the_step_off() -> None:
 
 def test_the_first_items_are_spread_over_ranks() -> None:
     text, _ = pipeline(4, 2, 16)
-    items = [Item(0, 0, 0.5, 1.5)] * 8
+    items = [TimedItem(0, 0, 0.5, 1.5)] * 8
     plan = plan_bubbles(text, items, 2, num_steps=3)
     assert (plan.head_s, plan.tail_s) == (0.5, 0)
     assert sorted(place.rank for place in plan.placements) == list(range(8))
@@ -163,7 +173,7 @@ def test_no_items_no_work() -> None:
 
 @given(costs=st.lists(st.integers(0, 9), min_size=1))
 def test_calm_ends_keeps_all_and_rises_to_the_middle(costs: list[int]) -> None:
-    order = calm_ends(costs)
+    order = order_costly_to_middle(costs)
     assert sorted(order) == list(range(len(costs)))
     ordered = [costs[number] for number in order]
     peak = ordered.index(max(ordered))

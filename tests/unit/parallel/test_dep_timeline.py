@@ -6,17 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.dep.timeline import (
-    ChunkSeconds,
-    Pass,
-    ScheduleError,
-    Slot,
-    Timeline,
-    Work,
-    schedule_of,
-    simulate,
-)
-from parallel.micro_batches import micro_batch_group_size
+from parallel.pipeline.micro_batches import micro_batch_group_size
+from parallel.pipeline.schedule import Pass, schedule_of
+from parallel.pipeline.simulator import ChunkSeconds, ScheduleError, Slot, Timeline, Work, simulate
 
 
 def schedules(pp: int, vpp: int, num_micro_batches: int, overlaps: bool = False) -> list[list[Pass]]:

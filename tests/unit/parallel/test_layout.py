@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.layout import LayoutError, PipelineLayout, fitting_sizes, parse_layout
+from parallel.pipeline.layout import LayoutError, PipelineLayout, fitting_sizes, parse_layout
 
 
 @st.composite

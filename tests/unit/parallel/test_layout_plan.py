@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from parallel.layout import LayoutError, PipelineLayout, parse_layout
-from parallel.layout_plan import MAX_LEADING_LAYERS, StackCost, objective, plan_layout
+from parallel.pipeline.balance import MAX_LEADING_LAYERS, StackCost, objective, plan_layout
+from parallel.pipeline.layout import LayoutError, PipelineLayout, parse_layout
 from tests.helpers.sizes import even_layout
 
 COSTS = st.integers(0, 9)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.matrices.plan import Matrix, cut, newton_schulz_flops, plan_owners, plan_rounds
+from parallel.muon.plan import Matrix, cut, newton_schulz_flops, plan_owners, plan_rounds
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 

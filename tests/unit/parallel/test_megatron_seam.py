@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.megatron import platform, upstream_fixes
-from parallel.megatron.cpu_answers import FACTORIES, names_cuda
+from parallel.megatron import platform
+from parallel.megatron.patches import upstream_fixes
+from parallel.megatron.patches.cuda_shim import FACTORIES, names_cuda
+from parallel.topology import backend_of
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, losses_of, overrides, start_run
 from tests.helpers.seam_probes import CUDA_CALLS, FIXES, outcome, run_probe
@@ -95,9 +97,9 @@ def test_cuda_without_a_gpu_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyP
 
 
 def test_the_backend_follows_the_device() -> None:
-    assert platform.backend_of(torch.device("cuda", 3)) == "nccl"
-    assert platform.backend_of(torch.device("cpu")) == "gloo"
-    assert platform.backend_of(torch.device("meta")) == "fake"
+    assert backend_of(torch.device("cuda", 3)) == "nccl"
+    assert backend_of(torch.device("cpu")) == "gloo"
+    assert backend_of(torch.device("meta")) == "fake"
 
 
 def built_without_memory(_context: RankContext) -> dict[str, Any]:
@@ -253,7 +255,7 @@ def save_after_a_step(context: RankContext, arguments: list[str], root: Path) ->
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     from k25_train.checkpoint import state
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:
@@ -268,7 +270,7 @@ def save_after_a_step(context: RankContext, arguments: list[str], root: Path) ->
 
 def load_and_go_on(context: RankContext, arguments: list[str], folder: Path) -> list[float]:
     from k25_train.checkpoint import state
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     state.load(folder, run.config, run.modules, run.optimizer)
@@ -294,7 +296,7 @@ def test_a_stage_without_experts_is_saved_and_resumed(tmp_path: Path) -> None:
 
 def gradient_norm_of_stock_communication(context: RankContext, arguments: list[str]) -> float:
     """One step with the settings of point-to-point communication that megatron-core has by default."""
-    from k25_train.step import train_step
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     config = run.chunks[0].config

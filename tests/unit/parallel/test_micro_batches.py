@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.micro_batches import micro_batch_group_size
+from parallel.pipeline.micro_batches import micro_batch_group_size
 
 
 def is_legal(group: int, num_micro_batches: int, pp: int) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from parallel.activations.copier import Event, HostMemoryError, ThreadCopier
 from parallel.activations.offload import OffloadEngine, OffloadStats, Ticket
-from parallel.activations.order import Batch, OffloadOrder, offload_order
+from parallel.activations.order import OffloadOrder, PassKey, offload_order
 from parallel.activations.pool import HostBudgetError
 from parallel.activations.sizes import BLOCK_BYTES
-from parallel.dep.timeline import Pass, schedule_of
+from parallel.pipeline.schedule import Pass, schedule_of
 from tests.helpers.offload import InlineReload
 from tests.helpers.racy_device import RacyCopier, RacyDevice, random_delays
 
@@ -24,7 +24,7 @@ NUM_FAST_SCHEDULES = 300
 SCHEDULES_A_TEST = 100
 SCARCE_BYTES = 2**14
 """Host memory that some schedules do with and others do not."""
-BATCH = Batch(0, 0)
+BATCH = PassKey(0, 0)
 
 
 # Random schedules ------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ class Player:
     source: random.Random
     device_bytes: int
     """The engine's budget on the device."""
-    held: dict[Batch, list[tuple[Ticket, Tensor]]] = field(default_factory=dict)
+    held: dict[PassKey, list[tuple[Ticket, Tensor]]] = field(default_factory=dict)
     """Tickets, with what they stand for."""
     loaded: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Tensors that the engine gave back, with what they have to be."""
@@ -51,9 +51,9 @@ class Player:
             if random_prefetch and self.held:
                 self.engine.prefetch(self.source.choice(list(self.held)))
             run = self.forward if each.is_forward else self.backward
-            run(Batch(each.vp_stage, each.micro_batch))
+            run(PassKey(each.vp_stage, each.micro_batch))
 
-    def forward(self, batch: Batch) -> None:
+    def forward(self, batch: PassKey) -> None:
         for _ in range(self.source.randint(1, 3)):
             tensor = self.draw()
             expected = tensor.clone()
@@ -64,7 +64,7 @@ class Player:
             # What is computed next lies in whatever memory is free.
             self.draw()
 
-    def backward(self, batch: Batch) -> None:
+    def backward(self, batch: PassKey) -> None:
         for ticket, expected in reversed(self.held.pop(batch)):
             for _ in range(self.source.choice([0, 1, 1, 1, 1, 1, 1, 2])):
                 self.loaded.append((self.engine.load(ticket), expected))
@@ -361,7 +361,7 @@ def test_a_budget_too_small_for_one_tensor() -> None:
 def test_a_tensor_changed_on_its_way() -> None:
     with started(delays=(0.1,)) as engine:
         tensor = torch.ones(4, 2)
-        ticket = engine.save(tensor, Batch(1, 3))
+        ticket = engine.save(tensor, PassKey(1, 3))
         tensor.zero_()
         with pytest.raises(
             RuntimeError, match=r"shape \(4, 2\) of chunk 1, micro-batch 3 was changed in place"

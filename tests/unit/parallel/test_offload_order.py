@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.activations.order import Batch, offload_order
-from parallel.dep.timeline import Pass, schedule_of
+from parallel.activations.order import PassKey, offload_order
+from parallel.pipeline.schedule import Pass, schedule_of
 
 
 @st.composite
@@ -30,7 +30,7 @@ def test_every_batch_stays_or_is_brought_in_time(passes: list[Pass], num_ahead: 
     order = offload_order(passes, num_ahead)
     turns = turns_of(passes)
     turn_of = {
-        (each.is_forward, Batch(each.vp_stage, each.micro_batch)): turn
+        (each.is_forward, PassKey(each.vp_stage, each.micro_batch)): turn
         for each, turn in zip(passes, turns, strict=True)
     }
     brought = {batch: turns[position] for position, batches in order.prefetch.items() for batch in batches}
@@ -52,18 +52,18 @@ def test_1f1b() -> None:
     order = offload_order(schedule_of(4, 1, 6, 6, 0))
     assert order.stay == frozenset()
     assert order.prefetch == {
-        2: (Batch(0, 0),),
-        4: (Batch(0, 1),),
-        6: (Batch(0, 2),),
-        7: (Batch(0, 3),),
-        8: (Batch(0, 4),),
-        9: (Batch(0, 5),),
+        2: (PassKey(0, 0),),
+        4: (PassKey(0, 1),),
+        6: (PassKey(0, 2),),
+        7: (PassKey(0, 3),),
+        8: (PassKey(0, 4),),
+        9: (PassKey(0, 5),),
     }
 
 
 def test_the_last_stage_offloads_nothing() -> None:
     order = offload_order(schedule_of(4, 1, 6, 6, 3))
-    assert order.stay == {Batch(0, number) for number in range(6)}
+    assert order.stay == {PassKey(0, number) for number in range(6)}
     assert not order.prefetch
 
 

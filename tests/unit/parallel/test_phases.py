@@ -6,30 +6,30 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from parallel.megatron import phases
-from parallel.watch.watch import Watch
+from parallel.megatron.patches import instrument
+from parallel.watchdog.phases import PhaseTracker
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    watch = Watch(1)
-    monkeypatch.setattr(phases, "_watch", watch)
-    monkeypatch.setattr(phases, "_members", lambda group: group or (0, 1, 2, 3))
+def watch(monkeypatch: pytest.MonkeyPatch) -> PhaseTracker:
+    watch = PhaseTracker(1)
+    monkeypatch.setattr(instrument, "_watch", watch)
+    monkeypatch.setattr(instrument, "_members", lambda group: group or (0, 1, 2, 3))
     return watch
 
 
-def test_a_collective_waits_for_its_group_and_a_broadcast_for_its_source(watch: Watch) -> None:
+def test_a_collective_waits_for_its_group_and_a_broadcast_for_its_source(watch: PhaseTracker) -> None:
     def all_reduce(_tensor: int, _op: str = "sum", group: Any = None) -> tuple[int, ...]:
         return watch.state().waits_for
 
     def broadcast(_tensor: int, src: int | None = None, group: Any = None) -> tuple[int, ...]:
         return watch.state().waits_for
 
-    reduce = phases.announced_collective(all_reduce, "all-reduce")
+    reduce = instrument.announced_collective(all_reduce, "all-reduce")
     assert reduce(0) == (0, 2, 3)
     assert reduce(0, "max", (1, 3)) == (3,)
     assert reduce(0, group=(0, 1)) == (0,)
-    spread = phases.announced_collective(broadcast, "broadcast")
+    spread = instrument.announced_collective(broadcast, "broadcast")
     assert spread(0, 2, (1, 2, 3)) == (2,)
     assert spread(0, src=1, group=(1, 2, 3)) == (2, 3), "the source waits for all"
     assert watch.state().phases == ()
@@ -38,7 +38,7 @@ def test_a_collective_waits_for_its_group_and_a_broadcast_for_its_source(watch: 
 class Work(dist.Work):
     """Communication under way that tells what its rank does while it is waited for."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: PhaseTracker) -> None:
         super().__init__()
         self.watch = watch
 
@@ -46,19 +46,19 @@ class Work(dist.Work):
         return f"{self.watch.state().phases} {self.watch.state().waits_for}"
 
 
-def test_work_is_announced_again_where_it_is_waited_for(watch: Watch) -> None:
-    start = phases.announced_collective(lambda group=None: Work(watch), "all-to-all")
+def test_work_is_announced_again_where_it_is_waited_for(watch: PhaseTracker) -> None:
+    start = instrument.announced_collective(lambda group=None: Work(watch), "all-to-all")
     work = start((1, 2))
     assert watch.state().phases == ()
     assert work.wait() == "('all-to-all',) (2,)"
 
 
-def test_each_pipeline_handle_waits_for_its_neighbour(watch: Watch) -> None:
+def test_each_pipeline_handle_waits_for_its_neighbour(watch: PhaseTracker) -> None:
     def start(**_: Any) -> dict[str, Work]:
         assert watch.state().waits_for == (0, 2)
         return {"send_next": Work(watch), "recv_prev": Work(watch)}
 
-    works = phases.announced_pipeline(start)(
+    works = instrument.announced_pipeline(start)(
         tensor_send_prev=None,
         tensor_recv_prev=1,
         tensor_send_next=1,
@@ -70,22 +70,22 @@ def test_each_pipeline_handle_waits_for_its_neighbour(watch: Watch) -> None:
     assert works["recv_prev"].wait() == "('pipeline recv',) (0,)"
 
 
-def test_overlapped_passes_are_named_after_those_there_are(watch: Watch) -> None:
+def test_overlapped_passes_are_named_after_those_there_are(watch: PhaseTracker) -> None:
     def combined(_data: str, f_model: str | None, b_model: str | None, config: str = "") -> str:
         return f"{watch.state().phases[-1]} {f_model} {b_model} {config}"
 
-    call = phases.announced_combined(combined)
+    call = instrument.announced_combined(combined)
     assert call("x", "model", None, config="c") == "forward model None c"
     assert call("x", None, "model") == "backward None model "
     assert call("x", "model", "model") == "forward and backward model model "
 
 
 def test_without_a_watch_functions_are_called_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(phases, "_watch", None)
+    monkeypatch.setattr(instrument, "_watch", None)
     work = object()
-    assert phases.announced_collective(lambda group=None: work, "all-to-all")() is work
-    assert phases.announced(lambda: work, "forward")() is work
-    assert phases.announced_pipeline(lambda **_: work)() is work
+    assert instrument.announced_collective(lambda group=None: work, "all-to-all")() is work
+    assert instrument.announced(lambda: work, "forward")() is work
+    assert instrument.announced_pipeline(lambda **_: work)() is work
 
 
 POINT_TO_POINT = {
@@ -113,4 +113,4 @@ def test_every_collective_of_torch_is_announced() -> None:
         and {"group"} < set(inspect.signature(function).parameters)
         and not name.startswith(("get_", "new_", "shrink_", "split_"))
     }
-    assert collectives - POINT_TO_POINT == set(phases.COLLECTIVES)
+    assert collectives - POINT_TO_POINT == set(instrument.COLLECTIVES)

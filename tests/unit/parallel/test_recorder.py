@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 
-from parallel.watch.recorder import Recorder, Span
-from parallel.watch.watch import Watch
+from parallel.watchdog.phases import PhaseTracker
+from parallel.watchdog.recorder import Recorder, Span
 
 
-def recorded_watch() -> tuple[Watch, Recorder]:
+def recorded_watch() -> tuple[PhaseTracker, Recorder]:
     """A watch of rank 1 whose clock goes on by a second whenever it is read, and its recorder."""
     seconds = itertools.count(100)
-    watch, recorder = Watch(1, lambda: float(next(seconds))), Recorder()
+    watch, recorder = PhaseTracker(1, lambda: float(next(seconds))), Recorder()
     watch.recorder = recorder
     return watch, recorder
 

@@ -20,7 +20,7 @@ from parallel.activations.copier import ThreadCopier
 from parallel.activations.fp8 import compress, decompress
 from parallel.activations.memory import weights_of
 from parallel.activations.offload import OffloadEngine, Ticket
-from parallel.activations.order import Batch
+from parallel.activations.order import PassKey
 from parallel.activations.policy import Policy
 from parallel.activations.saved import Saved
 from parallel.activations.saving import SavingPass, Stored
@@ -132,7 +132,7 @@ def test_memory_is_free_after_the_backward_pass(engine: OffloadEngine) -> None:
 def test_a_pass_may_run_in_pieces(engine: OffloadEngine) -> None:
     """As in the overlapped schedule: tensors of one pass, with another pass between."""
     first = SavingPass(all_of(Policy.recompute), BATCH, frozenset(), engine)
-    second = SavingPass(all_of(Policy.offload), Batch(0, 1), frozenset(), engine)
+    second = SavingPass(all_of(Policy.offload), PassKey(0, 1), frozenset(), engine)
     block = Block()
     xs = [torch.randn(128, 64, requires_grad=True) for _ in range(2)]
     with first.active():

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.watch.board import Board
-from parallel.watch.guard import STALLED_STATUS, StallGuard
-from parallel.watch.states import Chain, RankState, follow, ranks_text, report
-from parallel.watch.watch import Watch
+from parallel.watchdog.phases import PhaseTracker
+from parallel.watchdog.rank_states import RankStateStore
+from parallel.watchdog.stall_watchdog import STALLED_STATUS, StallWatchdog
+from parallel.watchdog.states import Chain, RankState, follow, ranks_text, report
 
 
 class Clock:
@@ -51,7 +51,7 @@ def waiting(**waits_for: Sequence[int]) -> dict[int, RankState]:
 
 def test_time_counts_in_phases_from_the_first_step_on() -> None:
     clock = Clock()
-    watch = Watch(0, clock)
+    watch = PhaseTracker(0, clock)
     with watch.phase("evaluate"):
         clock.wait(50)
         assert watch.seconds_without_progress() == 0, "no step yet"
@@ -73,7 +73,7 @@ def test_time_counts_in_phases_from_the_first_step_on() -> None:
 
 def test_a_state_tells_phases_and_peers() -> None:
     clock = Clock()
-    watch = Watch(1, clock)
+    watch = PhaseTracker(1, clock)
     assert str(watch.state()) == "rank 1, step 0: between steps, for 0.0 s"
     with watch.training(7), watch.phase("forward"), watch.phase("all-to-all", lambda: [2, 0, 1, 2]):
         clock.wait(4)
@@ -85,7 +85,7 @@ def test_a_state_tells_phases_and_peers() -> None:
 
 
 def test_interleaved_phases_end_in_any_order() -> None:
-    watch = Watch(0)
+    watch = PhaseTracker(0)
     forward, backward = watch.phase("forward"), watch.phase("backward")
     forward.__enter__()
     backward.__enter__()
@@ -96,14 +96,14 @@ def test_interleaved_phases_end_in_any_order() -> None:
 
 
 def test_a_phase_ends_with_an_error() -> None:
-    watch = Watch(0)
+    watch = PhaseTracker(0)
     with pytest.raises(ValueError, match="x"), watch.phase("forward"):
         raise ValueError("x")
     assert watch.state().phases == ()
 
 
 def test_a_host_that_waits_for_its_device_waits_for_whom_it_last_communicated_with() -> None:
-    watch = Watch(0)
+    watch = PhaseTracker(0)
     with watch.training(1), watch.phase("forward"):
         with watch.phase("all-to-all", (0, 1)):
             pass
@@ -223,13 +223,13 @@ class Job:
         self.clock = Clock()
         self.store = dist.HashStore()
         self.ended: list[tuple[int, int]] = []
-        self.watches = [Watch(rank, self.clock) for rank in range(size)]
+        self.watches = [PhaseTracker(rank, self.clock) for rank in range(size)]
         self.guards = [self.guard(rank, folder) for rank in range(size)]
 
-    def guard(self, rank: int, folder: Path) -> StallGuard:
-        return StallGuard(
+    def guard(self, rank: int, folder: Path) -> StallWatchdog:
+        return StallWatchdog(
             self.watches[rank],
-            Board(self.store, rank, len(self.watches)),
+            RankStateStore(self.store, rank, len(self.watches)),
             timeout_s=60,
             folder=folder,
             device_is_busy=lambda: False,
@@ -301,7 +301,7 @@ def test_a_long_phase_excuses_those_who_wait(tmp_path: Path) -> None:
 def test_a_rank_that_never_answered_is_the_culprit(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parallel.watch.guard._GRACE_S", 0.0)
+    monkeypatch.setattr("parallel.watchdog.stall_watchdog._GRACE_S", 0.0)
     job = Job(2, tmp_path)
     job.guards[0].seconds_between_looks = 0.1
     with job.watches[0].training(4), job.watches[0].phase("pipeline recv", (1,)):

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from k25_train.compose.resolve import compose
 from k25_train.config.activation import CAN_RECOMPUTE, CAN_ROUND
 from k25_train.config.basics import DType
-from k25_train.config.resolve import compose
-from k25_train.config.schema import Device, ModelConfig
-from k25_train.plan.activations import store
-from k25_train.plan.saved_tensors import KERNELS, PassSizes, SavedTensors
+from k25_train.config.cluster import Device
+from k25_train.config.model import ModelConfig
+from k25_train.plan.memory.activations import store
+from k25_train.plan.memory.saved_tensors import KERNELS, PassSizes, SavedTensors
 from parallel.activations.policy import Policy
 from tests.helpers.hf_reference import tiny_model_config
 from tests.helpers.ranks import run_ranks

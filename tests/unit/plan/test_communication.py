@@ -2,8 +2,8 @@
 
 import pytest
 
-from k25_train.config.resolve import compose
-from k25_train.plan.communication import communication
+from k25_train.compose.resolve import compose
+from k25_train.plan.time.communication import communication
 
 
 def test_one_process_sends_nothing() -> None:

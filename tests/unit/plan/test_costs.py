@@ -2,14 +2,14 @@
 
 import pytest
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.metrics.flops import text_forward_flops
-from k25_train.plan.costs import stack_cost
+from k25_train.parameters.released import EXPERTS, count_parameters
+from k25_train.plan.flops import text_forward_flops
+from k25_train.plan.layer_costs import stack_cost
 from k25_train.plan.layout import layout_of
-from k25_train.plan.parameters import EXPERTS, count_parameters
-from parallel.layout import parse_layout
-from parallel.layout_plan import StackCost, objective
+from parallel.pipeline.balance import StackCost, objective
+from parallel.pipeline.layout import parse_layout
 
 NVIDIA = "Et|(tt|)*30L"
 """NVIDIA's layout of 61 layers over 16 ranks with 2 virtual stages (Megatron-Bridge, Kimi K2 and

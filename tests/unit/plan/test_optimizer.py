@@ -7,10 +7,10 @@ from math import prod
 
 import pytest
 
+from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import OptimName
-from k25_train.config.resolve import compose
+from k25_train.parameters.released import EXPERTS, VISION_MODULES, count_parameters
 from k25_train.plan.optimizer import encoder_state_bytes, parameter_kinds, stage_states, state_lines
-from k25_train.plan.parameters import EXPERTS, VISION_MODULES, count_parameters
 from tests.helpers.source import REPO
 
 WITHOUT_TORCH = (

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from k25_train.config.resolve import compose
-from k25_train.config.schema import ModelConfig
-from k25_train.plan.parameters import EXPERTS, TensorSpec, count_parameters, iterate_tensors
+from k25_train.compose.resolve import compose
+from k25_train.config.model import ModelConfig
+from k25_train.parameters.released import EXPERTS, TensorSpec, count_parameters, iterate_tensors
 
 LAYER = "language_model.model.layers.{layer}."
 LISTED = {

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.plan.activation_report import verdict
-from k25_train.plan.activations import (
+from k25_train.plan.memory.activations import (
     balanced_sizes,
     largest_sizes,
     offload_budget,
@@ -21,9 +20,8 @@ from k25_train.plan.activations import (
     peak_held,
     stage_tensors,
 )
-from k25_train.plan.optimizer import stage_states
-from k25_train.plan.schedule import passes_of_stage, sample_of_passes
-from k25_train.plan.stage_memory import (
+from k25_train.plan.memory.report import verdict
+from k25_train.plan.memory.stage import (
     OVERHEAD_BYTES,
     fullest,
     most_imbalance,
@@ -31,9 +29,11 @@ from k25_train.plan.stage_memory import (
     stage_memories,
     stage_memory,
 )
-from parallel.activations.order import Batch, offload_order
+from k25_train.plan.optimizer import stage_states
+from k25_train.plan.passes import passes_of_stage, sample_of_passes
+from parallel.activations.order import PassKey, offload_order
 from parallel.activations.sizes import BLOCK_BYTES, block_bytes
-from parallel.dep.timeline import Pass, schedule_of
+from parallel.pipeline.schedule import Pass, schedule_of
 from tests.helpers.sizes import parallel_sizes
 from tests.helpers.source import REPO
 
@@ -96,10 +96,10 @@ def test_host_memory_is_what_a_walk_over_batches_needs(pretrain: Config) -> None
     stay = offload_order(passes, pretrain.activation.passes_ahead).stay
     chunks = stage_tensors(pretrain, stage, balanced_sizes(pretrain))
     sizes = [sum(block_bytes(each.host_bytes) for each in chunk if each.host_bytes) for chunk in chunks]
-    held: dict[Batch, int] = {}
+    held: dict[PassKey, int] = {}
     most = 0
     for each in passes:
-        batch = Batch(each.vp_stage, each.micro_batch)
+        batch = PassKey(each.vp_stage, each.micro_batch)
         if each.is_forward and batch not in stay:
             held[batch] = sizes[batch.vp_stage]
             most = max(most, sum(held.values()))

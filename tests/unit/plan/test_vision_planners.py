@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.config.resolve import compose
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.plan.step_times import step_times
-from k25_train.plan.vision import BubblePlanner, UpfrontPlanner
+from k25_train.plan.time.step import step_times
+from k25_train.plan.vision_planner import BubblePlanner, UpfrontPlanner
 from parallel.dep.plan import VisionItem
 from parallel.dep.program import Program
 from tests.helpers.runs import layout, overrides

@@ -1,4 +1,4 @@
-"""Who may import whom (read from the source, nothing is imported), and what may not need torch."""
+"""Who may import whom, by folder (read from the source, nothing is imported), and what may not need torch."""
 
 import ast
 import subprocess
@@ -7,108 +7,38 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.import_graph import circle_in, folders, module_imports, module_name, parts_of
 from tests.helpers.source import CODE, REPO, imports_of, relative, source_files
 
 EVERY_FILE = source_files(*CODE)
 
-# Package or module -> what of this project it may not import.
-FORBIDDEN = {
-    "parallel": ["k25_train", "launch"],
-    "k25_train": ["launch"],
-    "launch": ["parallel", "k25_train.model", "k25_train.data", "k25_train.optim", "k25_train.checkpoint"],
-    "k25_train.model": ["k25_train.data", "k25_train.optim", "k25_train.checkpoint"],
-    "k25_train.data": ["k25_train.model", "k25_train.optim", "k25_train.checkpoint"],
-    "k25_train.optim": ["k25_train.model", "k25_train.data", "k25_train.checkpoint"],
-    "k25_train.checkpoint": ["k25_train.model", "k25_train.data", "k25_train.optim"],
+PEERS = ("model", "data", "optim", "checkpoint")
+"""Rooms of `k25_train` that `training` puts together; they do not know each other."""
+FORBIDDEN: dict[str, tuple[str, ...]] = {
+    "parallel": ("k25_train", "launch", "hydra", "omegaconf", "numpy", "rich"),
+    "k25_train": ("launch",),
+    "launch": ("parallel", *(f"k25_train.{room}" for room in (*PEERS, "training", "dryrun", "metrics"))),
+    "k25_train.config": ("hydra", "omegaconf", "yaml", "rich"),
+    "k25_train.metrics": ("torch.distributed", "megatron"),
+    **{f"k25_train.{room}": tuple(f"k25_train.{peer}" for peer in PEERS if peer != room) for room in PEERS},
 }
-# Package or module -> all that it may import.
-ALLOWED = {
-    "parallel.activations": {
-        "stdlib",
-        "torch",
-        "triton",
-        "parallel.activations",
-        "parallel.dep.timeline",
-        "parallel.stopwatch",
-    },
-    "parallel.activations.fp8": {
-        "stdlib",
-        "torch",
-        "parallel.activations.fp8_triton",
-        "parallel.activations.sizes",
-    },
-    "parallel.config": {"stdlib"},
-    "parallel.layout": {"stdlib"},
-    "parallel.layout_plan": {"stdlib", "parallel.layout"},
-    "parallel.micro_batches": {"stdlib"},
-    "parallel.activations.order": {"stdlib", "parallel.dep.timeline"},
-    "parallel.activations.policy": {"stdlib"},
-    "parallel.activations.sizes": {"stdlib"},
-    "parallel.dep.plan": {"stdlib", "parallel.dep.split"},
-    "parallel.dep.split": {"stdlib"},
-    "parallel.dep.timeline": {"stdlib", "parallel.micro_batches"},
-    "parallel.dep.bubbles": {"stdlib", "parallel.dep.timeline"},
-    "parallel.dep.program": {"stdlib", "parallel.dep.bubbles", "parallel.dep.plan", "parallel.dep.timeline"},
-    "k25_train.errors": {"stdlib"},
-    "k25_train.config": {
-        "stdlib",
-        "hydra",
-        "omegaconf",
-        "yaml",
-        "k25_train.config",
-        "k25_train.errors",
-        "k25_train.plan",
-        "parallel.activations.policy",
-        "parallel.config",
-        "parallel.layout",
-        "parallel.layout_plan",
-    },
-    "k25_train.optim.rules": {"stdlib", "k25_train.config.optimizer", "k25_train.config.schema"},
-    "k25_train.plan": {
-        "stdlib",
-        "rich",
-        "k25_train.config",
-        "k25_train.errors",
-        "k25_train.metrics.flops",
-        "k25_train.optim.rules",
-        "k25_train.plan",
-        "parallel.activations.order",
-        "parallel.activations.policy",
-        "parallel.activations.sizes",
-        "parallel.config",
-        "parallel.dep.bubbles",
-        "parallel.dep.plan",
-        "parallel.dep.program",
-        "parallel.dep.timeline",
-        "parallel.layout",
-        "parallel.layout_plan",
-        "parallel.micro_batches",
-    },
-    "launch.decide": {"stdlib"},
-    "launch.lock": {"stdlib", "k25_train.errors"},
-    "launch.scheduler": {"stdlib", "k25_train.errors"},
-    "launch.rendezvous": {"stdlib", "k25_train.errors"},
-}
-TORCH_FREE = [
-    "k25_train.config.resolve",
-    "k25_train.config.command_line",
-    "k25_train.plan.__main__",
-    "launch.preflight.__main__",
-    "launch.preflight.node",
-    "launch.preflight.measured",
-    "launch.slurm",
-    "launch.supervisor",
-    "launch.torchrun",
-]
-ON_NODES = ["supervisor", "steps", "checker", "node", "rank", "rendezvous"]
-# All of `launch` that imports torch: imported when preflight starts to measure, not before.
-TORCH_IN_LAUNCH = {"launch.preflight.job", "launch.preflight.measure", "launch.preflight.meeting"}
-
-
-def module_name(path: Path) -> str:
-    """Dotted name of a file, `__init__` left out."""
-    parts = path.relative_to(REPO).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+"""Folder -> folders and packages that nothing in it imports. Circles need no rule: no folder has any."""
+STANDARD_LIBRARY_ONLY = ("parallel.config", "parallel.pipeline", "launch.restart_policy")
+"""Folders and modules that import nothing else but each other and `parallel.config`."""
+TORCH_FREE = (
+    "k25_train.config",
+    "k25_train.parameters",
+    "k25_train.plan",
+    "k25_train.compose",
+    "parallel.config",
+    "parallel.pipeline",
+    "launch",
+)
+"""Folders and modules that a login node imports, which has no torch."""
+TORCH_IN_LAUNCH = {"launch.preflight.job", "launch.preflight.measure", "launch.preflight.coordination"}
+"""All of `launch` that imports torch: imported when preflight starts to measure, not before."""
+ON_NODES = ["supervisor", "srun", "preflight_rank", "node", "rank", "rendezvous"]
+"""Modules of `launch` for which the first node's Python may have nothing but the standard library."""
 
 
 def within(name: str, package: str) -> bool:
@@ -116,16 +46,26 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
+def is_torch_free(module: str) -> bool:
+    """Whether a login node has to be able to import it."""
+    return module not in TORCH_IN_LAUNCH and any(within(module, folder) for folder in TORCH_FREE)
+
+
 def violations(name: str, imported: str) -> list[str]:
     """What is wrong with a module's importing a name."""
-    found = []
-    for package, forbidden in FORBIDDEN.items():
-        if within(name, package) and any(within(imported, other) for other in forbidden):
-            found.append(f"{name} imports {imported}, which {package} may not")
-    for package, allowed in ALLOWED.items():
-        is_stdlib = imported.split(".")[0] in sys.stdlib_module_names
-        if within(name, package) and not is_stdlib and not any(within(imported, other) for other in allowed):
-            found.append(f"{name} imports {imported}; {package} may import {sorted(allowed)} only")
+    found = [
+        f"{name} imports {imported}, which {folder} may not"
+        for folder, forbidden in FORBIDDEN.items()
+        if within(name, folder) and any(within(imported, other) for other in forbidden)
+    ]
+    if is_torch_free(name) and imported.split(".")[0] in ("torch", "megatron", "triton"):
+        found.append(f"{name} imports {imported}, but a login node imports it and has no torch")
+    pure = (*STANDARD_LIBRARY_ONLY, *sys.stdlib_module_names)
+    is_pure = any(within(name, folder) for folder in STANDARD_LIBRARY_ONLY)
+    if is_pure and not any(within(imported, other) for other in pure):
+        found.append(f"{name} imports {imported}: it may need the standard library only")
+    if within(imported, "triton") and name != "parallel.activations.fp8_triton":
+        found.append(f"{name} imports {imported}: only parallel.activations.fp8_triton may, on CUDA")
     return found
 
 
@@ -140,11 +80,13 @@ def test_imports_follow_the_rules(path: Path) -> None:
     [
         ("parallel.topology", "k25_train.model"),
         ("parallel.config", "torch"),
+        ("parallel.pipeline.balance", "parallel.dep.plan"),
         ("parallel.activations.fp8", "triton"),
         ("k25_train.model.moonvit", "k25_train.data.batch"),
         ("k25_train.train", "launch.slurm"),
-        ("k25_train.plan.parameters", "torch.nn"),
-        ("k25_train.config.schema", "k25_train.model.moonvit"),
+        ("k25_train.parameters.released", "torch.nn"),
+        ("k25_train.config.schema", "omegaconf"),
+        ("launch.slurm", "torch"),
     ],
 )
 def test_the_rules_catch(name: str, imported: str) -> None:
@@ -153,8 +95,21 @@ def test_the_rules_catch(name: str, imported: str) -> None:
 
 def test_rules_name_what_exists() -> None:
     modules = {module_name(path) for path in EVERY_FILE}
-    for package in ALLOWED | FORBIDDEN:
-        assert any(within(module, package) for module in modules), package
+    for folder in (*FORBIDDEN, *STANDARD_LIBRARY_ONLY, *TORCH_FREE, *TORCH_IN_LAUNCH):
+        assert any(within(module, folder) for module in modules), folder
+
+
+def test_no_folder_and_no_files_import_each_other_in_a_circle() -> None:
+    imports = module_imports()
+    assert not circle_in(imports)
+    for folder in folders(imports):
+        assert not circle_in(parts_of(folder, imports)), folder or "the whole"
+
+
+def test_circles_are_found() -> None:
+    imports = {"a.b.c": {"a.d"}, "a.d": {"a.b.e"}, "a.b.e": set()}
+    assert not circle_in(imports)
+    assert circle_in(parts_of("a", imports)) in (["a.b", "a.d", "a.b"], ["a.d", "a.b", "a.d"])
 
 
 def test_package_files_hold_no_code() -> None:
@@ -165,32 +120,31 @@ def test_package_files_hold_no_code() -> None:
                 node
                 for node in ast.parse(path.read_text()).body
                 # The guard against a foreign `parallel`, which has to come before any import from it.
-                if ast.unparse(node) != "from k25_train.packages import check_packages"
+                if ast.unparse(node) != "from k25_train.startup.packages import check_packages"
             ]
             assert all(isinstance(node, ast.Expr | ast.Assign) for node in statements), path
 
 
-def test_launch_imports_torch_only_to_measure() -> None:
-    importing = {
-        module_name(path)
-        for path in source_files("launch")
-        if any(within(imported, "torch") for imported in imports_of(path))
-    }
-    assert importing == TORCH_IN_LAUNCH
-
-
-@pytest.mark.parametrize("module", TORCH_FREE)
-def test_runs_where_torch_is_absent(module: str) -> None:
-    code = f"import sys; sys.modules['torch'] = sys.modules['megatron'] = None; import {module}"
+def test_what_a_login_node_needs_runs_without_torch() -> None:
+    """All of it in one process: an import of torch anywhere fails it."""
+    modules = [name for path in EVERY_FILE if is_torch_free(name := module_name(path))]
+    assert "launch.slurm" in modules
+    code = (
+        "import importlib, sys; sys.modules['torch'] = sys.modules['megatron'] = None\n"
+        f"for module in {modules}: importlib.import_module(module)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", [f"launch.{name}" for name in ON_NODES])
-def test_supervision_needs_the_standard_library_only(module: str) -> None:
+def test_supervision_needs_the_standard_library_only() -> None:
     """The first node's Python may have nothing else: the ranks' packages can be in a container."""
     blocked = "torch hydra omegaconf yaml rich numpy".split()
-    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {module}"
+    modules = [f"launch.{name}" for name in ON_NODES]
+    code = (
+        f"import importlib, sys; sys.modules.update(dict.fromkeys({blocked}))\n"
+        f"for module in {modules}: importlib.import_module(module)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

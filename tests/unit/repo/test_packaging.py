@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.packages import check_packages
+from k25_train.startup.packages import check_packages
 from tests.helpers.source import CODE, REPO, imports_of, relative, source_files
 
 SETUP = (REPO / "setup.py").read_text()
@@ -57,7 +57,7 @@ def test_every_module_and_yaml_is_inside(wheel: zipfile.ZipFile) -> None:
 def test_wheel_finds_its_own_conf(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
     code = (
-        "import sys; sys.path.insert(0, '.'); from k25_train.config.resolve import CONF_DIR, compose; "
+        "import sys; sys.path.insert(0, '.'); from k25_train.compose.resolve import CONF_DIR, compose; "
         "compose(['experiment=smoke']); print(CONF_DIR)"
     )
     done = subprocess.run(

@@ -1,0 +1,1 @@
+"""From hydra to a typed, checked configuration."""

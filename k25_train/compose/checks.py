@@ -1,0 +1,254 @@
+"""Rules that read more than one section of the configuration, one small function each.
+
+A rule names the sections that it reads as its parameters. It is skipped where one of them is broken by
+itself, since its arithmetic would mean nothing there.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from k25_train.config.cluster import ClusterConfig, Device
+from k25_train.config.model import ModelConfig
+from k25_train.config.optimizer import OptimConfig, OptimizerOffload
+from k25_train.config.schema import Config
+from k25_train.config.training import TrainConfig
+from k25_train.plan.layer_costs import stack_cost
+from k25_train.plan.memory.activations import balanced_sizes, need_of, offload_budget
+from k25_train.plan.optimizer import stage_states
+from parallel.config import ParallelismConfig, Problem
+from parallel.pipeline.balance import plan_layout
+from parallel.pipeline.layout import LayoutError, fitting_sizes, most_chunks, parse_layout
+
+GIB = 2**30
+
+
+class Section(Protocol):
+    """A part of the configuration that can tell which of its rules are broken."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+
+
+def find_problems(sections: Mapping[str, Section]) -> list[Problem]:
+    """Every broken rule within and across the sections that could be built.
+
+    Args:
+        sections: name of a section -> the section; those that could not be built are left out.
+    """
+    found = {
+        name: [problem.under(name) for problem in section.problems()] for name, section in sections.items()
+    }
+    sound = {name: section for name, section in sections.items() if not found[name]}
+    problems = [problem for of_section in found.values() for problem in of_section]
+    for rule in RULES:
+        needed = inspect.signature(rule).parameters
+        if all(name in sound for name in needed):
+            problems += rule(**{name: sound[name] for name in needed})
+    return problems
+
+
+def pipeline_divides_ranks(cluster: ClusterConfig, parallelism: ParallelismConfig) -> list[Problem]:
+    """The ranks form whole pipelines."""
+    if cluster.world_size % parallelism.pp == 0:
+        return []
+    rule = f"must divide the {cluster.world_size} ranks (nodes {cluster.nodes} x {cluster.gpus_per_node})"
+    remedy = f"use one of {divisors(cluster.world_size)}, or change cluster.nodes and cluster.gpus_per_node"
+    return [Problem("parallelism.pp", parallelism.pp, rule, remedy)]
+
+
+def layers_fill_pipeline(
+    model: ModelConfig,
+    train: TrainConfig,
+    optim: OptimConfig,
+    cluster: ClusterConfig,
+    parallelism: ParallelismConfig,
+) -> list[Problem]:
+    """There is a layer for every chunk that needs one, and a written layout adds up."""
+    pp, vpp = parallelism.pp, parallelism.vpp
+    try:
+        cost = stack_cost(model, train, optim, cluster, parallelism)
+        planned = plan_layout(cost, pp, vpp).to_megatron()
+    except LayoutError:
+        planned = None
+    if parallelism.layout is None and planned is None:
+        chunks, most = pp * vpp, most_chunks(model.num_layers)
+        rule = (
+            f"cuts {model.num_layers} layers into pp x vpp = {chunks} chunks; all but the first and the last "
+        )
+        rule += f"need a layer, so {most} are the most"
+        return [Problem("parallelism.pp", pp, rule, sizes_that_fit(model, cluster, parallelism))]
+    if parallelism.layout is None:
+        return []
+    try:
+        parse_layout(parallelism.layout, model.num_layers, pp, vpp)
+    except LayoutError as error:
+        remedy = sizes_that_fit(model, cluster, parallelism)
+        if planned is not None:
+            remedy = f"correct it, or use null, which gives {planned}"
+        return [Problem("parallelism.layout", parallelism.layout, str(error), remedy)]
+    return []
+
+
+def sizes_that_fit(model: ModelConfig, cluster: ClusterConfig, parallelism: ParallelismConfig) -> str:
+    """The pipeline sizes that these layers and ranks allow, those nearest to the configured ones first."""
+    # Ranks beside each other in a pipeline stage share the experts.
+    ranks = cluster.world_size // parallelism.ep or cluster.world_size
+    choices = [size for size in range(1, ranks + 1) if ranks % size == 0]
+    pairs = fitting_sizes(model.num_layers, choices, parallelism.pp, parallelism.vpp)
+    return "use one of (pp, vpp) = " + ", ".join(map(str, pairs))
+
+
+def experts_divide(
+    model: ModelConfig, cluster: ClusterConfig, parallelism: ParallelismConfig
+) -> list[Problem]:
+    """Expert groups hold whole experts and lie within the data-parallel ranks."""
+    found = []
+    if model.num_experts % parallelism.ep:
+        rule = f"must divide model.num_experts ({model.num_experts})"
+        remedy = f"use one of {divisors(model.num_experts)}"
+        found.append(Problem("parallelism.ep", parallelism.ep, rule, remedy))
+    dp = cluster.world_size // parallelism.pp
+    if dp % parallelism.ep:
+        rule = f"must divide the data-parallel size {dp} ({cluster.world_size} ranks / pp {parallelism.pp})"
+        remedy = f"use one of {divisors(dp)}, or change pp or the number of ranks"
+        found.append(Problem("parallelism.ep", parallelism.ep, rule, remedy))
+    return found
+
+
+def overlap_has_experts(model: ModelConfig, parallelism: ParallelismConfig) -> list[Problem]:
+    """The overlapped schedule runs models that end with experts.
+
+    After a dense last layer it leaves the final norm out, silently (megatron-core 0.19.2,
+    `models/gpt/fine_grained_callables.py`: only the experts' part of a layer applies it).
+    """
+    if not parallelism.overlap_expert_comm or model.num_dense_layers < model.num_layers:
+        return []
+    rule = f"needs layers with experts; all {model.num_layers} are dense (model.num_dense_layers)"
+    remedy = "set overlap_expert_comm and delay_wgrad to false, or make fewer layers dense"
+    return [Problem("parallelism.overlap_expert_comm", True, rule, remedy)]
+
+
+def batches_divide(
+    train: TrainConfig, cluster: ClusterConfig, parallelism: ParallelismConfig
+) -> list[Problem]:
+    """Global and evaluation batches are cut into equal micro-batches, as many as the schedule needs."""
+    found = []
+    dp = max(1, cluster.world_size // parallelism.pp)
+    unit = train.micro_batch_size * dp
+    terms = f"micro_batch_size {train.micro_batch_size} x data-parallel size {dp}"
+    for name in ("global_batch_size", "eval_sequences"):
+        size = getattr(train, name)
+        needed, reason = needed_micro_batches(name, parallelism)
+        # Half of the evaluation sequences are text, half have media.
+        step = math.lcm(unit, 2) if name == "eval_sequences" else unit
+        above = max(-(-needed * unit // step) * step, size - size % step + step)
+        if size % unit:
+            rule = f"must be a multiple of {unit} ({terms})"
+            below = size - size % step
+            remedy = f"use {below} or {above}" if below >= needed * unit else f"use {above}"
+            found.append(Problem(f"train.{name}", size, rule, remedy))
+        elif size < needed * unit:
+            rule = f"must be {needed * unit} or more ({needed} x {terms}): {reason}"
+            found.append(Problem(f"train.{name}", size, rule, f"use {above}, or smaller micro-batches"))
+    return found
+
+
+def needed_micro_batches(name: str, parallelism: ParallelismConfig) -> tuple[int, str]:
+    """The fewest micro-batches of a step or of an evaluation on a data-parallel rank, and why."""
+    if parallelism.vpp > 1:
+        return parallelism.pp, "with vpp > 1 each of the pp ranks starts on a micro-batch of its own"
+    if parallelism.overlap_expert_comm and name == "global_batch_size":
+        return 2, "parallelism.overlap_expert_comm runs one micro-batch beside another"
+    return 1, ""
+
+
+def schedule_fits_run(optim: OptimConfig, train: TrainConfig) -> list[Problem]:
+    """Warm-up and decay do not overlap."""
+    if optim.warmup_steps + optim.decay_steps <= train.steps:
+        return []
+    rule = (
+        f"must leave room for optim.warmup_steps ({optim.warmup_steps}) + optim.decay_steps "
+        f"({optim.decay_steps})"
+    )
+    remedy = "train for more steps, or shorten warm-up and decay"
+    return [Problem("train.steps", train.steps, rule, remedy)]
+
+
+def context_fits_rope(model: ModelConfig, train: TrainConfig) -> list[Problem]:
+    """Positions stay within the context that the rotary embedding was stretched to."""
+    longest = int(model.rope.original_max_position * model.rope.scaling_factor)
+    if train.seq_len <= longest:
+        return []
+    rule = f"must not exceed rope.original_max_position x rope.scaling_factor ({longest})"
+    return [Problem("train.seq_len", train.seq_len, rule, f"use {longest} or less, or stretch model.rope")]
+
+
+def transformer_engine_has_cuda(train: TrainConfig, cluster: ClusterConfig) -> list[Problem]:
+    """Transformer Engine has kernels for CUDA only."""
+    if not train.transformer_engine or cluster.device is Device.cuda:
+        return []
+    rule = f"needs cluster.device=cuda, not {cluster.device.value}"
+    return [Problem("train.transformer_engine", True, rule, "use train.transformer_engine=false")]
+
+
+def find_plan_problems(config: Config) -> list[Problem]:
+    """Rules that take the plan of a whole step; every other rule has to hold."""
+    if not config.activation.offloads:
+        return []
+    return [*host_holds_activations(config), *node_holds_activations(config)]
+
+
+def host_holds_activations(config: Config) -> list[Problem]:
+    """A given budget of host memory holds what the schedule offloads if experts share tokens evenly."""
+    given, sizes = config.activation.host_gib, balanced_sizes(config)
+    if given is None:
+        return []
+    needs = [need_of(config, stage, sizes) for stage in range(config.parallelism.pp)]
+    need = max(needs, key=lambda need: need.host_bytes)
+    if given * GIB >= need.host_bytes:
+        return []
+    stage, least = needs.index(need), need.host_bytes / GIB
+    rule = f"must be {least:.4g} or more: stage {stage} has so much in the host at a time, its largest "
+    rule += f"micro-batch {need.batch_bytes / GIB:.4g}"
+    margin = config.activation.host_margin
+    remedy = f"use {least * margin:.4g} (times host_margin), null to have it counted, or offload less"
+    return [Problem("activation.host_gib", given, rule, remedy)]
+
+
+def node_holds_activations(config: Config) -> list[Problem]:
+    """A node has the memory that its ranks take for activations, and for optimizer state if that is there."""
+    cluster = config.cluster
+    ranks = [offload_budget(config, stage).host_bytes for stage in range(config.parallelism.pp)]
+    of_optimizer = config.optim.offload is OptimizerOffload.cpu
+    states = [state.rank_bytes if of_optimizer else 0.0 for state in stage_states(config)]
+    most = max(map(sum, zip(ranks, states, strict=True)))
+    node_gib = most * cluster.gpus_per_node / GIB
+    if node_gib <= cluster.host_memory_gib:
+        return []
+    rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks"
+    rule += ", optimizer state included," if of_optimizer else ""
+    rule += f" and cluster.host_memory_gib is {cluster.host_memory_gib:g}"
+    remedy = "offload fewer activations, or correct the node's memory"
+    if config.has_projector_in_first_stage and config.activation.host_gib is None:
+        remedy += ", or give what your data take: a tenth of tokens counts as images'"
+    return [Problem("activation.host_gib", config.activation.host_gib, rule, remedy)]
+
+
+def divisors(number: int) -> str:
+    """The divisors of a number, for a remedy; the largest few of a number that has many."""
+    every = [str(n) for n in range(1, number + 1) if number % n == 0]
+    return ", ".join(every if len(every) <= 12 else ["...", *every[-12:]])
+
+
+RULES: tuple[Callable[..., list[Problem]], ...] = (
+    pipeline_divides_ranks,
+    layers_fill_pipeline,
+    experts_divide,
+    overlap_has_experts,
+    batches_divide,
+    schedule_fits_run,
+    context_fits_rope,
+    transformer_engine_has_cuda,
+)

@@ -1,0 +1,254 @@
+"""From overrides and the YAML files of `conf/` to one typed, checked `Config`, and back to YAML.
+
+Every failure that can be found is found before anything is raised: unknown and missing keys, values of a
+wrong type, rules within a section and across sections stand in one `ConfigError`.
+"""
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, asdict, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import hydra
+import yaml
+from hydra.errors import HydraException
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from k25_train.compose.checks import find_plan_problems, find_problems
+from k25_train.compose.derived import derived_sizes
+from k25_train.config.schema import Config
+from k25_train.errors import ConfigError
+from parallel.config import Problem
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+"""Folder of the YAML files: within the package in a wheel, beside it in a checkout."""
+CONFIG_NAME = "train"
+"""The primary config file."""
+MISSING = "???"
+"""How a YAML file says that a value must be given."""
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The configuration that these command-line overrides give, e.g. `["experiment=smoke", "train.seed=7"]`.
+
+    Raises:
+        ConfigError: an override or the configuration it leads to breaks a rule.
+    """
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            composed = hydra.compose(CONFIG_NAME, accept_new_keys(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{' '.join(overrides)}: hydra refuses this: {error}") from error
+    return resolve(composed)
+
+
+def resolve(cfg: DictConfig) -> Config:
+    """Typed sections of a composed configuration, all rules checked and no value changed.
+
+    Raises:
+        ConfigError: lists every unknown or missing key, wrong type and broken rule.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(values, dict), "hydra composes a mapping"
+    problems = unknown_keys(values, Config, "")
+    sections: dict[str, Any] = {}
+    for field in fields(Config):
+        section, found = build_section(values.get(field.name, {}), cast(type, field.type), field.name)
+        problems += found
+        if section is not None:
+            sections[field.name] = section
+    problems += find_problems(sections)
+    if not problems:
+        config = Config(**sections)
+        problems = find_plan_problems(config)
+    if problems:
+        raise ConfigError(describe(problems))
+    return config
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that `to_yaml` wrote into a file, changed by `overrides` such as `train.seed=7`.
+
+    Raises:
+        ConfigError: the file is absent, is not YAML, or breaks a rule; an override cannot be read.
+    """
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
+    if not isinstance(cfg, DictConfig):
+        raise ConfigError(f"{path}: is not a configuration; expected the config.yaml of a run folder")
+    cfg.pop("derived", None)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override}: is not an override; write SECTION.KEY=VALUE")
+        try:
+            OmegaConf.update(cfg, key, yaml.safe_load(value), force_add=True)
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{override}: cannot be read as an override: {error}") from error
+    return resolve(cfg)
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration and the sizes derived from it, as `config.yaml` of a run folder holds them."""
+    values = asdict(config, dict_factory=lambda items: {key: plain(value) for key, value in items})
+    return yaml.safe_dump({**values, "derived": derived_sizes(config)}, sort_keys=False)
+
+
+def group_choices() -> dict[str, list[str]]:
+    """Config group -> its choices, from the files of `conf/`."""
+    groups = sorted(path for path in CONF_DIR.iterdir() if path.is_dir())
+    return {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
+
+
+def accept_new_keys(arguments: Sequence[str]) -> list[str]:
+    """Arguments with every `key=value` turned into `++key=value`, group choices and flags left as they are.
+
+    hydra stops at the first unknown key and advises to add it with `+`. Forced in, all of them reach
+    `resolve`, which refuses them together and knows the right names.
+
+    Raises:
+        ConfigError: a group has no such choice, or no experiment is chosen.
+    """
+    groups = group_choices()
+    problems = []
+    for argument in arguments:
+        group, _, choice = argument.partition("=")
+        if group in groups and choice not in groups[group]:
+            rule = f"is not a choice of {group}"
+            remedy = suggestion(choice, groups[group], "choices")
+            problems.append(Problem(group, choice, rule, remedy))
+    flags = any(argument.startswith("-") for argument in arguments)
+    if not flags and not any(argument.startswith("experiment=") for argument in arguments):
+        remedy = f"experiment=NAME with one of {', '.join(groups['experiment'])}"
+        problems.append(Problem("experiment", None, "must be chosen", remedy))
+    if problems:
+        raise ConfigError(describe(problems))
+    return [
+        f"++{argument}"
+        if re.match(r"\w[\w.]*=", argument) and argument.partition("=")[0] not in groups
+        else argument
+        for argument in arguments
+    ]
+
+
+def build_section(values: object, section: type, path: str) -> tuple[Any, list[Problem]]:
+    """A section's typed object, or None and every problem of its keys and types."""
+    if not isinstance(values, Mapping):
+        names = ", ".join(field.name for field in fields(section))
+        return None, [Problem(path, values, "is a section, not a value", f"set its keys: {names}")]
+    problems = unknown_keys(values, section, path)
+    node = OmegaConf.structured(section)
+    typed = {}
+    for field in fields(section):
+        key, value = f"{path}.{field.name}", values.get(field.name, MISSING)
+        nested = nested_section(field)
+        if nested is not None and not (value is None and types.NoneType in get_args(field.type)):
+            typed[field.name], found = build_section({} if value == MISSING else value, nested, key)
+            problems += found
+        elif value == MISSING:
+            problems.append(Problem(key, None, "must be given", f"{key}=VALUE, {expectation(field)}"))
+        else:
+            try:
+                node[field.name] = member_of(field, value)
+                typed[field.name] = unwrap(node[field.name])
+            except (ValidationError, ValueError):
+                problems.append(Problem(key, value, f"must be {expectation(field)}", "correct the value"))
+    return (None if problems else section(**typed)), problems
+
+
+def member_of(field: "Field[Any]", value: Any) -> Any:
+    """The member of a field's enumeration that is written like this; any other value as it is."""
+    kind = field.type
+    if isinstance(kind, type) and issubclass(kind, Enum) and value in [member.value for member in kind]:
+        return kind(value)
+    return value
+
+
+def nested_section(field: "Field[Any]") -> type | None:
+    """The section that a field holds, also where it may be null instead; None if it holds a value."""
+    kinds = get_args(field.type) or (field.type,)
+    return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
+
+
+def unwrap(node: Any) -> Any:
+    """A plain value of OmegaConf's typed one.
+
+    Raises:
+        ValueError: a number is not finite, which no rule could compare.
+    """
+    value = OmegaConf.to_container(node) if isinstance(node, Container) else node
+    numbers = value.values() if isinstance(value, dict) else [value]
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        raise ValueError
+    return value
+
+
+def unknown_keys(values: Mapping[Any, Any], section: type, path: str) -> list[Problem]:
+    """Problems of the keys that the section does not have."""
+    known = [field.name for field in fields(section)]
+    return [
+        Problem(
+            f"{path}.{key}" if path else str(key),
+            value,
+            f"is not a key of {path or 'the configuration'}",
+            suggestion(str(key), known, "keys"),
+        )
+        for key, value in values.items()
+        if key not in known
+    ]
+
+
+def suggestion(word: str, known: Iterable[str], what: str) -> str:
+    """The closest known word, and all of them."""
+    known = list(known)
+    closest = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean {closest[0]}? " if closest else ""
+    return f"{hint}known {what}: {', '.join(known)}"
+
+
+def expectation(field: "Field[Any]") -> str:
+    """What values a field takes, in words."""
+    words = {
+        int: "a whole number",
+        float: "a finite number",
+        bool: "true or false",
+        str: "text",
+        list[str]: "a list of texts",
+    }
+    kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+    told = []
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, Enum):
+            told.append("one of " + ", ".join(str(member.value) for member in kind))
+        elif kind is types.NoneType:
+            told.append("null")
+        else:
+            told.append(words.get(kind, "a mapping of names to finite numbers"))
+    return " or ".join(told)
+
+
+def plain(value: object) -> object:
+    """An enum's word; any other value as it is."""
+    return value.value if isinstance(value, Enum) else value
+
+
+def describe(problems: Sequence[Problem], where: str = "the configuration") -> str:
+    """All problems as one text."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = [f"{count} in {where}"]
+    for key, value, rule, remedy in problems:
+        shown = key if value is None else f"{key}={plain(value)}"
+        lines += [f"  {shown}", f"      {rule}", f"      -> {remedy}"]
+    return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""The data's configuration: what is read, and in which mixture."""
+
+from dataclasses import dataclass
+
+from k25_train.config.basics import not_negative
+from parallel.config import Problem, not_positive
+
+SAMPLE_KINDS = ("text", "caption", "ocr", "video")
+"""The kinds of sample that a shard set holds and `data.blend` gives shares to."""
+
+
+@dataclass(slots=True, kw_only=True)
+class DataConfig:
+    """What is read, and in which mixture."""
+
+    dir: str
+    """Folder of the shard set (`dataset.json`, shards, indices)."""
+    tokenizer: str | None
+    """Path of a `tokenizer.json` or of a Kimi `tiktoken.model`; null is the shard set's own."""
+    blend: dict[str, float]
+    """Share of the sequences by sample kind (text, caption, ocr, video); kinds left out are not read. Source:
+    held constant through training, ratio not disclosed (K2.5, section 4.1)."""
+    shuffle: bool
+    """Whether samples are drawn in an order that depends on the seed."""
+    max_skipped_samples: int
+    """Undecodable samples in a run beyond which it stops."""
+    prefetch_steps: int
+    """Steps whose batches are made ready ahead of use; 0 makes each when it is needed."""
+    limit_samples: int | None
+    """Only the first samples of each kind are used; null is all of them."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        found = not_negative(self, ("max_skipped_samples", "prefetch_steps"))
+        if not self.dir:
+            found.append(
+                Problem("dir", self.dir, "must name a folder", "build one: python -m k25_train.data build")
+            )
+        if self.limit_samples is not None:
+            found += not_positive(self, ("limit_samples",))
+        for kind, share in self.blend.items():
+            if kind not in SAMPLE_KINDS:
+                rule = f"is not a kind of sample; known kinds: {', '.join(SAMPLE_KINDS)}"
+                found.append(Problem(f"blend.{kind}", share, rule, "correct or remove it"))
+            if share <= 0:
+                remedy = "leave out a kind that is not wanted: ~data.blend." + kind
+                found.append(Problem(f"blend.{kind}", share, "must be positive", remedy))
+        total = sum(self.blend.values())
+        if abs(total - 1) > 1e-6:
+            found.append(
+                Problem("blend", self.blend, f"shares must sum to 1, not {total:g}", "rescale the shares")
+            )
+        return found

@@ -1,0 +1,84 @@
+"""The run's configuration: length, batch, number format, checkpoints, folder."""
+
+from dataclasses import dataclass
+
+from k25_train.config.basics import DType, not_negative
+from parallel.config import Problem, not_positive
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainConfig:
+    """Length, batch and number format of the run."""
+
+    steps: int
+    """Optimizer steps of the whole run."""
+    seq_len: int
+    """Tokens of a packed sequence, media tokens included. Source: 4096 in K2.5, table 3."""
+    global_batch_size: int
+    """Sequences of one optimizer step over all ranks. Source: 67M tokens in K2, section 2.5."""
+    micro_batch_size: int
+    """Sequences that one data-parallel rank computes at once. Source: not disclosed, our choice."""
+    seed: int
+    """Seed of initial weights and data order."""
+    dtype: DType
+    """Format of weights and activations; gradients are summed and masters kept in float32."""
+    eval_interval: int
+    """Steps between evaluations on held-out data."""
+    eval_sequences: int
+    """Held-out sequences of one evaluation: half text, half with media."""
+    transformer_engine: bool
+    """Whether layers of Transformer Engine replace megatron-core's own; CUDA only."""
+    stall_timeout_s: float
+    """Seconds without progress after which a rank reports where it waits and for whom, and ends the job.
+    Source: not disclosed, our choice."""
+    trace_step: int | None
+    """The step whose timeline over all ranks is written to the run folder; null is none."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        sizes = (
+            "steps",
+            "seq_len",
+            "global_batch_size",
+            "micro_batch_size",
+            "eval_interval",
+            "eval_sequences",
+        )
+        found = not_positive(self, (*sizes, "stall_timeout_s")) + not_negative(self, ("seed",))
+        if self.eval_sequences % 2:
+            rule = "must be even: half of them are text, half have media"
+            found.append(
+                Problem("eval_sequences", self.eval_sequences, rule, f"use {self.eval_sequences + 1}")
+            )
+        if self.trace_step is not None and not 1 <= self.trace_step <= self.steps:
+            rule = f"must be a step of the run, 1 to steps ({self.steps})"
+            found.append(Problem("trace_step", self.trace_step, rule, "name one, or null for no timeline"))
+        return found
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckpointConfig:
+    """When the state of the run is saved."""
+
+    interval: int
+    """Steps between checkpoints; the last step and SIGTERM save as well."""
+    keep: int
+    """Newest checkpoints that stay on disk."""
+    resume: bool
+    """Whether a run whose folder holds a checkpoint goes on from the newest."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        return not_positive(self, ("interval", "keep"))
+
+
+@dataclass(slots=True, kw_only=True)
+class RunConfig:
+    """Where the run writes."""
+
+    dir: str
+    """Folder of config, metrics, checkpoints, logs and plots."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        return [] if self.dir else [Problem("dir", self.dir, "must name a folder", "e.g. run.dir=runs/smoke")]

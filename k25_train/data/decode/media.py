@@ -1,0 +1,49 @@
+"""Media files of the shards as patches; a file that does not decode stands as zeros, with the reason."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from k25_train.config.model import VisionConfig
+from k25_train.data.decode.images import load_patches, plan_items
+from k25_train.data.formats.index import MediaSegment
+from k25_train.data.formats.shards import ShardReader
+from k25_train.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPatches:
+    """The patches of one image or video, or of some of its items."""
+
+    items: Mapping[int, Tensor]
+    """Position among the file's vision items, ascending -> [P, 3*p*p] float32."""
+    failure: str | None
+    """Why the file does not decode, in which case all patches are 0."""
+
+
+class MediaReader:
+    """Reads and decodes images and videos."""
+
+    def __init__(self, reader: ShardReader, vision: VisionConfig) -> None:
+        self._reader = reader
+        self._vision = vision
+
+    def load(self, segment: MediaSegment, positions: Collection[int] | None = None) -> MediaPatches:
+        """The patches of an image or video; with `positions`, of these items of it alone.
+
+        Whether it fails, and why, does not depend on the positions.
+        """
+        data = self._reader.read(segment.shard, segment.offset, segment.num_bytes)
+        items = plan_items(segment, self._vision)
+        chosen = range(len(items)) if positions is None else sorted(positions)
+        sizes = [items[position].num_patches for position in chosen]
+        failure = None
+        try:
+            patches = load_patches(data, segment, self._vision, chosen)
+        except DataError as error:
+            patches = torch.zeros(sum(sizes), 3 * self._vision.patch_size**2)
+            place = f"its {segment.type} (.{segment.format} at byte {segment.offset} of {segment.shard})"
+            failure = f"{place} {error}"
+        return MediaPatches(dict(zip(chosen, patches.split(sizes), strict=True)), failure)

@@ -1,0 +1,42 @@
+"""Counts the samples that cannot be used, and stops the run when they are too many."""
+
+import logging
+import threading
+
+from k25_train.data.formats.index import SampleRecord
+from k25_train.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+class SkipLog:
+    """Samples left out so far, each counted once and logged at most once, however often met. Safe across
+    threads."""
+
+    def __init__(self, directory: str, max_skipped_samples: int) -> None:
+        """`directory`: of the shard set, for messages; `max_skipped_samples`: how many are put up with."""
+        self._directory = directory
+        self._max_skipped_samples = max_skipped_samples
+        self._lock = threading.Lock()
+        self.skipped: dict[str, str] = {}
+        """`<shard>, sample <key>` -> reason."""
+
+    def add(self, record: SampleRecord, reason: str, *, log: bool = True) -> None:
+        """Note that a sample is skipped. Raises DataError, naming all so far, when they pass the limit.
+
+        Without `log` it is counted alone, as by a rank of several that all have been told of it.
+        """
+        name = f"{self._directory}/{record.shard}, sample {record.key}"
+        with self._lock:
+            if name in self.skipped:
+                return
+            self.skipped[name] = reason
+            if log:
+                logger.warning("skipped %s: %s", name, reason)
+            if len(self.skipped) > self._max_skipped_samples:
+                listing = "\n".join(f"  {where}: {why}" for where, why in self.skipped.items())
+                raise DataError(
+                    f"{len(self.skipped)} samples cannot be used, data.max_skipped_samples="
+                    f"{self._max_skipped_samples} are allowed:\n{listing}\nMend or rebuild the shard set "
+                    "(`python -m k25_train.data verify` checks all of it), or raise the limit."
+                )

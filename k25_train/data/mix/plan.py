@@ -1,0 +1,72 @@
+"""What a step computes on, planned from the index alone: documents of sequences of a global batch."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from k25_train.data.decode.images import MediaItem
+from k25_train.data.formats.index import MediaSegment, SampleRecord
+from k25_train.data.mix.documents import media_segments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedPiece:
+    """A document of a sequence: all tokens of a sample, or a stretch of a text sample's."""
+
+    record: SampleRecord
+    start: int
+    length: int
+    items: tuple[MediaItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequencePlan:
+    """One packed sequence; what its pieces leave of `seq_len` is padding."""
+
+    kind: str
+    pieces: tuple[PlannedPiece, ...]
+
+    @property
+    def items(self) -> tuple[MediaItem, ...]:
+        """Vision items in the order of their placeholders."""
+        return tuple(item for piece in self.pieces for item in piece.items)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(piece.length for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """All sequences of a step's global batch, the same on every rank."""
+
+    step: int
+    sequences: tuple[SequencePlan, ...]
+
+    @property
+    def items(self) -> tuple[MediaItem, ...]:
+        """Vision items of the whole batch, sequence by sequence."""
+        return tuple(item for sequence in self.sequences for item in sequence.items)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(sequence.num_tokens for sequence in self.sequences)
+
+    @property
+    def num_vision_tokens(self) -> int:
+        """Placeholders, i.e. tokens whose embedding comes from the vision tower."""
+        return sum(item.num_tokens for item in self.items)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches that the vision tower reads."""
+        return sum(item.num_patches for item in self.items)
+
+
+def media_of(sequences: Iterable[SequencePlan]) -> Iterator[tuple[SampleRecord, MediaSegment]]:
+    """Every image and video of the sequences, with its sample, in the order of their placeholders."""
+    for sequence in sequences:
+        for piece in sequence.pieces:
+            for segment in media_segments(piece.record):
+                yield piece.record, segment

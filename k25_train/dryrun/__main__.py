@@ -1,0 +1,64 @@
+"""Build every distinct rank of a job without memory and without GPUs, check it, and count its bytes.
+
+    python -m k25_train.dryrun experiment=k25_pretrain_4k [SECTION.KEY=VALUE ...] [--json]
+
+The modules are the real ones, on tensors without data; the process groups are formed without peers. Checked
+are shapes, layout, group membership, gradient buckets, optimizer shards and micro-batches of all ranks. Bytes
+are those that stay from step to step; activations come on top.
+"""
+
+import argparse
+import json
+
+from rich.console import Console
+
+from k25_train.compose.command_line import exit_with
+from k25_train.compose.resolve import compose, describe
+from k25_train.config.schema import Config
+from k25_train.errors import DryRunError, K25Error
+
+TABLE_WIDTH = 110
+"""Characters of the widest row."""
+
+
+def main() -> None:
+    """Run the command with the process's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="k25-dryrun", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_intermixed_args()
+    try:
+        run(compose(arguments.overrides), as_json=arguments.json)
+    except K25Error as error:
+        exit_with(error)
+
+
+def run(config: Config, *, as_json: bool) -> None:
+    """Print what the job would be; raises `DryRunError` with everything that is wrong with it."""
+    # Imported only for a sound configuration: torch takes seconds.
+    from k25_train.startup.platform import prepare_platform
+
+    prepare_platform("meta")
+    # The modules below import megatron-core, which must find the platform chosen.
+    from k25_train.dryrun.job import dry_run
+    from k25_train.dryrun.report import as_dict, notes, stage_table, verdict
+    from k25_train.plan.layout import layout_of
+
+    result = dry_run(config, layout_of(config))
+    if as_json:
+        print(json.dumps(as_dict(config, result), indent=2))
+    else:
+        console = Console()
+        # rich takes 80 columns where there is no terminal, too few for the table.
+        console.width = max(console.width, TABLE_WIDTH)
+        console.print(stage_table(config, result))
+        lines = [*notes(config), *([] if result.problems else [verdict(config, result)])]
+        console.print("\n".join(lines), soft_wrap=True, highlight=False)
+    if result.problems:
+        raise DryRunError(describe(result.problems, "what the job would build"))
+
+
+if __name__ == "__main__":
+    main()

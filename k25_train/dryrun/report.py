@@ -1,0 +1,132 @@
+"""The dry run as a table, in words, and as JSON."""
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.table import Table
+
+from k25_train.config.cluster import Device
+from k25_train.config.optimizer import OptimizerOffload, TrainedVision
+from k25_train.config.schema import Config
+from k25_train.dryrun.job import DryRun, StageSummary
+from k25_train.dryrun.tensors import PARTS
+from k25_train.plan.__main__ import shorten
+from k25_train.plan.memory.report import layer_numbers
+from parallel.config import DepMode
+
+GIB = 2**30
+
+
+def stage_table(config: Config, result: DryRun) -> Table:
+    """One row a stage, the fullest marked, and the job in sum."""
+    title = f"{config.model.name} on {config.world_size:,} ranks: {sizes(config)}"
+    table = Table(title=title, title_justify="left", show_footer=True, box=box.SIMPLE_HEAD, padding=0)
+    stages = result.stages
+    table.add_column("stage", footer="all", no_wrap=True)
+    table.add_column("layers", no_wrap=True)
+    for part in PARTS:
+        total = sum(stage.parameters[part] for stage in stages)
+        header = part.replace(", ", ",\n")
+        table.add_column(header, footer=shorten(total), justify="right", no_wrap=True)
+    sums = (
+        ("weights", sum(stage.weights_bytes for stage in stages) * config.dp),
+        ("gradients", sum(stage.gradients_bytes for stage in stages) * config.dp),
+        ("optimizer", sum(sum(stage.optimizer_bytes) for stage in stages)),
+    )
+    for name, total in (*sums, ("rank", sum(total for _, total in sums))):
+        table.add_column(f"{name}\nGiB", footer=gib(total), justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    fullest = fullest_stage(result)
+    for stage in stages:
+        row = (stage.weights_bytes, stage.gradients_bytes, max(stage.optimizer_bytes), stage.rank_bytes)
+        table.add_row(
+            str(stage.stage),
+            " | ".join(layer_numbers(layers) for layers in stage.layers),
+            *(shorten(stage.parameters[part]) if stage.parameters[part] else "" for part in PARTS),
+            *(gib(number) for number in row),
+            "◄" if stage is fullest else "",
+        )
+    return table
+
+
+def sizes(config: Config) -> str:
+    """The parallel sizes in short."""
+    cut = config.parallelism
+    return f"pp {cut.pp}, vpp {cut.vpp}, ep {cut.ep}, dp {config.dp} (experts {config.expert_dp})"
+
+
+def gib(num_bytes: int) -> str:
+    """Bytes in GiB, to three or four digits."""
+    size = num_bytes / GIB
+    return f"{size:,.0f}" if size >= 1000 else f"{size:.2f}" if size >= 1 else f"{size:.5f}"
+
+
+def fullest_stage(result: DryRun) -> StageSummary:
+    """The first stage that has a rank with the most bytes."""
+    return max(result.stages, key=lambda stage: stage.rank_bytes)
+
+
+def notes(config: Config) -> Iterable[str]:
+    """How to read the table, and where what was built differs from what will run."""
+    yield (
+        "Parameters are a stage's, each counted once; GiB are those of its fullest rank (◄ of all ranks), "
+        "without activations. The last row sums over all stages and, for GiB, over all ranks."
+    )
+    if config.dep.mode is DepMode.decoupled:
+        is_split = config.optim.vision.trained is TrainedVision.projector
+        what = "the vision tower" if is_split else "vision"
+        yield (
+            f"dep.mode=decoupled: every rank has a replica of {what}; "
+            "its bytes are in every row, its parameters in the first."
+        )
+    if config.optim.vision.trained is not TrainedVision.all:
+        yield (
+            f"optim.vision.trained={config.optim.vision.trained.value}: what is frozen has neither gradients "
+            "nor optimizer state."
+        )
+    if config.train.transformer_engine:
+        yield (
+            "train.transformer_engine=true: built with megatron-core's own layers, whose weights have "
+            "the same shapes; Transformer Engine's Adam keeps 4 bytes less a tensor."
+        )
+    if config.cluster.device is Device.cuda:
+        yield "cluster.device=cuda: no GPU was used, nor any memory for tensors."
+    if config.optim.offload is OptimizerOffload.cpu:
+        yield "optim.offload=cpu: the optimizer's GiB are in host memory."
+
+
+def verdict(config: Config, result: DryRun) -> str:
+    """The outcome of a dry run without problems."""
+    total = sum(sum(stage.parameters.values()) for stage in result.stages)
+    fullest = fullest_stage(result)
+    rank = fullest.stage * config.dp + fullest.fullest_dp_rank
+    return (
+        f"OK: {total:,} parameters, each built once, as the configuration counts; groups, buckets and shards "
+        f"of {config.world_size:,} ranks fit; {config.num_micro_batches:,} micro-batches a step.\n"
+        f"Fullest is rank {rank}, stage {fullest.stage}: {gib(fullest.rank_bytes)} GiB before activations."
+    )
+
+
+def as_dict(config: Config, result: DryRun) -> dict:
+    """All numbers, for JSON."""
+    return {
+        "model": config.model.name,
+        "world_size": config.world_size,
+        "num_micro_batches": config.num_micro_batches,
+        "parameters": sum(sum(stage.parameters.values()) for stage in result.stages),
+        "stages": [
+            {
+                "stage": stage.stage,
+                "layers": [list(layers) for layers in stage.layers],
+                "parameters": stage.parameters,
+                "weights_bytes": stage.weights_bytes,
+                "gradients_bytes": stage.gradients_bytes,
+                "optimizer_bytes_by_dp_rank": list(stage.optimizer_bytes),
+                "num_buckets": stage.num_buckets,
+                "largest_bucket_bytes": stage.largest_bucket_bytes,
+                "num_warmup_passes": stage.num_warmup_passes,
+            }
+            for stage in result.stages
+        ],
+        "problems": [problem._asdict() for problem in result.problems],
+    }

@@ -1,0 +1,1 @@
+"""The model under the released checkpoint's names."""

@@ -1,0 +1,1 @@
+"""Every parameter: its names, shape and update rule; torch-free."""

@@ -1,0 +1,133 @@
+"""Floating-point operations that the model needs, counted from the configuration; torch-free.
+
+Counted are the matrix products, two operations a multiply-add; norms, softmax, activations and rotations
+are not. Attention is counted over what the masks leave: half the square of each document, the square of
+each image. A backward pass costs twice the forward, and what is frozen has none; what is computed again to
+save memory is not counted, so these are the FLOPs of "model FLOPs utilisation" (MFU, arXiv 2204.02311,
+appendix B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from k25_train.config.model import ModelConfig, VisionConfig
+from k25_train.config.optimizer import TrainedVision
+from parallel.dep.plan import EncoderCost
+
+FORWARD_AND_BACKWARD = 3
+
+PEAK_BFLOAT16_FLOPS = {
+    "A100": 312e12,
+    "A800": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+"""Dense bfloat16 operations a second by a part of the device's name. Source: NVIDIA's data sheets."""
+
+
+def training_flops(
+    model: ModelConfig,
+    document_lengths: Sequence[int],
+    grid_thw: Sequence[tuple[int, int, int]],
+    trained: TrainedVision,
+) -> int:
+    """Forward and backward of the language model over these documents and of tower and projector over these
+    items.
+
+    Args:
+        model: dimensions.
+        document_lengths: in tokens, vision tokens included; attention does not cross documents.
+        grid_thw: (t, h, w) in patches of each image or video chunk.
+        trained: of tower and projector; what is frozen costs its forward pass alone.
+    """
+    text = text_forward_flops(model, document_lengths)
+    tower = sum(tower_cost(model.vision).of_item(grid) for grid in grid_thw)
+    projector = vision_forward_flops(model.vision, model.hidden_size, grid_thw) - tower
+    # The projector's norm comes first and is trained, so a backward pass goes through all of it.
+    trained_forward = (
+        text
+        + {
+            TrainedVision.all: tower + projector,
+            TrainedVision.projector: projector,
+            TrainedVision.nothing: 0,
+        }[trained]
+    )
+    return text + tower + projector + (FORWARD_AND_BACKWARD - 1) * trained_forward
+
+
+def text_forward_flops(model: ModelConfig, document_lengths: Sequence[int]) -> int:
+    """One forward pass of the language model, output head included, over packed documents."""
+    layers = sum(layer_forward_flops(model, layer, document_lengths) for layer in range(model.num_layers))
+    return layers + head_forward_flops(model, sum(document_lengths))
+
+
+def layer_forward_flops(model: ModelConfig, layer: int, document_lengths: Sequence[int]) -> int:
+    """One forward pass of a decoder layer, counted from 0, over packed documents."""
+    num_pairs = sum(length * (length + 1) // 2 for length in document_lengths)
+    attention = model.num_attention_heads * (model.q_head_dim + model.v_head_dim)
+    return 2 * (sum(document_lengths) * layer_multiply_adds(model, layer) + num_pairs * attention)
+
+
+def head_forward_flops(model: ModelConfig, num_tokens: int) -> int:
+    """One forward pass of the output head."""
+    return 2 * num_tokens * model.hidden_size * model.vocab_size
+
+
+def token_multiply_adds(model: ModelConfig) -> int:
+    """Multiply-adds that each token costs whatever its context: all matrices that it passes."""
+    layers = sum(layer_multiply_adds(model, layer) for layer in range(model.num_layers))
+    return layers + model.hidden_size * model.vocab_size
+
+
+def layer_multiply_adds(model: ModelConfig, layer: int) -> int:
+    """Multiply-adds that each token costs in a decoder layer, but for attention's over the context."""
+    hidden = model.hidden_size
+    attention = latent_attention_multiply_adds(model)
+    if layer < model.num_dense_layers:
+        return attention + 3 * hidden * model.dense_ffn_hidden_size
+    experts = model.num_experts_per_token + model.num_shared_experts
+    return attention + hidden * model.num_experts + experts * 3 * hidden * model.expert_ffn_hidden_size
+
+
+def latent_attention_multiply_adds(model: ModelConfig) -> int:
+    """Multiply-adds a token of one layer's five MLA projections."""
+    heads = model.num_attention_heads
+    query = model.hidden_size * model.q_lora_rank + model.q_lora_rank * heads * model.q_head_dim
+    key_value = model.hidden_size * (model.kv_lora_rank + model.qk_rope_head_dim)
+    key_value += model.kv_lora_rank * heads * (model.qk_nope_head_dim + model.v_head_dim)
+    return query + key_value + heads * model.v_head_dim * model.hidden_size
+
+
+def vision_forward_flops(
+    vision: VisionConfig, text_hidden_size: int, grid_thw: Sequence[tuple[int, int, int]]
+) -> int:
+    """One forward pass of tower and projector; all frames of an item attend jointly."""
+    cost = encoder_cost(vision, text_hidden_size)
+    return sum(cost.of_item(grid) for grid in grid_thw)
+
+
+def encoder_cost(vision: VisionConfig, text_hidden_size: int) -> EncoderCost:
+    """FLOPs of one forward pass of tower and projector by what they are proportional to."""
+    merged = vision.merged_size
+    return replace(tower_cost(vision), per_token=2 * (merged**2 + merged * text_hidden_size))
+
+
+def tower_cost(vision: VisionConfig) -> EncoderCost:
+    """The same of the tower alone."""
+    width = vision.hidden_size
+    block = 4 * width**2 + 2 * width * vision.ffn_hidden_size
+    return EncoderCost(
+        per_patch=2 * (3 * vision.patch_size**2 * width + vision.num_layers * block),
+        per_pair=2 * vision.num_layers * 2 * width,
+    )
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Peak dense bfloat16 operations a second of one device; None where it is not known, as for a CPU."""
+    known = [name for name in PEAK_BFLOAT16_FLOPS if name.lower() in device_name.lower()]
+    return PEAK_BFLOAT16_FLOPS[max(known, key=len)] if known else None

@@ -1,0 +1,1 @@
+"""What occupies a device or a host."""

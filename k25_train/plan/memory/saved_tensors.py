@@ -1,0 +1,293 @@
+"""Which tensors a forward pass leaves for its backward pass, from the configuration alone; torch-free.
+
+What kernels keep for themselves differs between devices, see `Kernels`. For the CPU this list is held against
+what autograd saves, tensor by tensor (tests/unit/plan/test_activations.py).
+
+Shapes: T tokens of a micro-batch, L of a document, D hidden, H heads, Q and V widths of a head's query and
+value, F of a feed-forward part, E experts of a layer, k of a token, R rows that arrive at a rank's experts.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from k25_train.config.basics import DType
+from k25_train.config.cluster import Device
+from k25_train.config.model import ModelConfig
+from k25_train.plan.layer_costs import WEIGHT_BYTES
+from parallel.activations.policy import Policy
+
+FLOAT_BYTES, INDEX_BYTES, COMPLEX_BYTES = 4, 8, 8
+"""Bytes of float32, int64 and complex64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """What operations keep for their backward pass, where devices differ."""
+
+    norm_is_fused: bool
+    """Whether RMSNorm is one kernel, which keeps its input. Otherwise it is made of operations on float32,
+    which keep that input in float32 and what it is normalised to. Both keep a float32 a row."""
+    pads_values: bool
+    """Whether the attention kernel takes queries, keys and values of one width only."""
+    attention_rows: int
+    """Rows for which the attention kernel keeps the logarithm of a sum are filled up to a multiple of it."""
+    attention_seeds: int
+    """Scalars, 8 bytes each, that the attention kernel keeps for dropout, whether there is any or not."""
+
+
+KERNELS = {
+    Device.cpu: Kernels(norm_is_fused=False, pads_values=True, attention_rows=1, attention_seeds=0),
+    Device.cuda: Kernels(norm_is_fused=True, pads_values=False, attention_rows=32, attention_seeds=2),
+}
+"""By device. CUDA's are from reading torch 2.13, and have not been measured on a GPU: `_fused_rms_norm` (what
+Transformer Engine's keeps is the same) and `_scaled_dot_product_efficient_attention`, the kernel for values
+narrower than keys (cuDNN's keeps no more)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedTensor:
+    """A tensor that autograd saves, views of one piece of memory counted once."""
+
+    name: str
+    """Of the activation, as `activation.<name>` has it."""
+    shape: tuple[int, ...]
+    num_bytes: int
+    """Of its elements."""
+    memory_bytes: int
+    """That it keeps from being freed while it waits as it is: more than its own if it is a part."""
+    may_be_rounded: bool
+    """Whether the model gave its name to this tensor, of floating point and more than one dimension. Else FP8
+    is not for it: statistics that a kernel keeps, or indices."""
+    is_made_again: bool
+    """Whether it is an output of what `recompute` runs again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSizes:
+    """The sizes of a micro-batch."""
+
+    documents: tuple[int, ...]
+    """Tokens of each document; together those of all sequences."""
+    num_sequences: int
+    expert_rows: int
+    """Tokens that arrive at the experts of one rank in one layer, at least 1; one that goes to several of
+    them counts as often."""
+    local_experts: int
+    """Routed experts of a layer that the rank has."""
+    patches: int
+    """Patches that a tower in the first chunk encodes; 0 if there is none, or if it is frozen."""
+    vision_tokens: int
+    """Tokens that a projector in the first chunk makes of them; 0 likewise."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the micro-batch."""
+        return sum(self.documents)
+
+
+class SavedTensors:
+    """Lists what each part of a chunk saves, under a choice of policies.
+
+    The choice matters to the list: what is made again needs its inputs, and saves nothing inside.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        dtype: DType,
+        kernels: Kernels,
+        policies: Mapping[str, Policy],
+        sizes: PassSizes,
+    ) -> None:
+        self._model, self._kernels, self._policies, self._sizes = model, kernels, policies, sizes
+        self._element_bytes = WEIGHT_BYTES[dtype]
+        self._is_float32 = dtype is DType.float32
+
+    def layer(self, *, is_moe: bool) -> list[SavedTensor]:
+        """A decoder layer's."""
+        return [*self._attention(), *(self._moe() if is_moe else self._dense())]
+
+    def every_chunk(self) -> list[SavedTensor]:
+        """What a chunk with layers saves once: the turns of the rotary pairs."""
+        shape = (self._sizes.tokens, 1, self._model.qk_rope_head_dim // 2)
+        return [_exact("mla.rotations", shape, COMPLEX_BYTES)]
+
+    def first_chunk(self) -> list[SavedTensor]:
+        """Token ids, and what vision in the first chunk saves at most. Places of vision tokens, 8 bytes each,
+        are not counted."""
+        return [_exact("rest", (1, self._sizes.tokens), INDEX_BYTES), *self._tower(), *self._projector()]
+
+    def last_chunk(self) -> list[SavedTensor]:
+        """The last norm's and the loss's."""
+        tokens = self._sizes.tokens
+        return [
+            *self._norm("norm.input", "norm.output", (tokens, 1, self._model.hidden_size)),
+            _exact("head.logits", (tokens, self._model.vocab_size), FLOAT_BYTES),
+            _exact("head.logits", (tokens,), INDEX_BYTES),
+            _exact("head.logits", (), FLOAT_BYTES),
+        ]
+
+    def _attention(self) -> Iterator[SavedTensor]:
+        model, tokens = self._model, self._sizes.tokens
+        heads, width = model.num_attention_heads, model.q_head_dim
+        value_width = width if self._kernels.pads_values else model.v_head_dim
+        yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
+        yield from self._norm("mla.latent", "mla.up_input", (tokens, model.q_lora_rank))
+        yield from self._norm(
+            "mla.latent",
+            "mla.up_input",
+            (tokens, model.kv_lora_rank),
+            # The rotary key lies beside the compressed key-value, and what makes keys again reads it.
+            read_from=(tokens, model.kv_lora_rank + model.qk_rope_head_dim),
+            is_read_besides=self._recomputes("mla.up_proj"),
+        )
+        if self._kernels.pads_values and self._recomputes("mla.up_proj"):
+            yield self._made("mla.up_proj", (tokens, heads, model.v_head_dim))
+        for last in (width, width, value_width):
+            yield self._made("mla.up_proj", (tokens, heads, last))
+        for length in self._sizes.documents:
+            rows = -(-length // self._kernels.attention_rows) * self._kernels.attention_rows
+            yield _exact("attention.output", (1, heads, rows), FLOAT_BYTES)
+            yield _exact("attention.output", (1, heads, length, value_width), self._element_bytes)
+            for _ in range(self._kernels.attention_seeds):
+                yield _exact("attention.output", (), INDEX_BYTES)
+        yield self._made("attention.joined", (tokens, heads * model.v_head_dim))
+        yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
+
+    def _dense(self) -> Iterator[SavedTensor]:
+        yield from self._swiglu("dense", self._model.dense_ffn_hidden_size)
+
+    def _moe(self) -> Iterator[SavedTensor]:
+        model = self._model
+        yield from self._swiglu("shared_expert", model.num_shared_experts * model.expert_ffn_hidden_size)
+        yield from self._router()
+        yield from self._dispatch()
+        yield from self._experts()
+
+    def _swiglu(self, part: str, width: int) -> Iterator[SavedTensor]:
+        tokens, inner = self._sizes.tokens, f"{part}.down_input"
+        yield self._named(f"{part}.swiglu_input", (tokens, 1, 2 * width))
+        if not self._recomputes(inner):
+            yield _exact(inner, (tokens, 1, width), self._element_bytes)
+        yield self._made(inner, (tokens, 1, width))
+
+    def _router(self) -> Iterator[SavedTensor]:
+        """Scores, choice and weights, and again for the balance loss."""
+        tokens, experts, chosen = (
+            self._sizes.tokens,
+            self._model.num_experts,
+            self._model.num_experts_per_token,
+        )
+        scores, choice, total = (tokens, experts), (tokens, chosen), (tokens, 1)
+        yield _exact("router.scores", scores, FLOAT_BYTES)
+        yield _exact("router.scores", choice, INDEX_BYTES)
+        if chosen > 1:
+            yield _exact("router.scores", total, FLOAT_BYTES)
+            yield _exact("router.scores", choice, FLOAT_BYTES)
+        if self._model.balance_loss_coeff:
+            yield _exact("router.scores", scores, FLOAT_BYTES)
+            yield _exact("router.scores", total, FLOAT_BYTES)
+            yield _exact("router.scores", choice, INDEX_BYTES)
+            yield _exact("router.scores", (self._sizes.num_sequences * experts,), INDEX_BYTES)
+            yield _exact("router.scores", (), FLOAT_BYTES)
+
+    def _dispatch(self) -> Iterator[SavedTensor]:
+        """Which of all pairs of an expert and a token are sent, as a part of their sorted list; their tokens;
+        and where each expert's rows end."""
+        pairs = self._sizes.tokens * self._model.num_experts
+        sent = (self._sizes.tokens * self._model.num_experts_per_token,)
+        yield _exact("rest", sent, INDEX_BYTES, memory_bytes=pairs * INDEX_BYTES)
+        yield _exact("rest", sent, INDEX_BYTES)
+        yield _exact("rest", (self._sizes.local_experts,), 4)
+
+    def _experts(self) -> Iterator[SavedTensor]:
+        rows, width = self._sizes.expert_rows, self._model.expert_ffn_hidden_size
+        yield self._named("moe.up_input", (rows, self._model.hidden_size))
+        yield self._named("moe.swiglu_input", (rows, 2 * width))
+        if self._recomputes("moe.down_input") or self._is_float32:
+            yield _exact("moe.probs", (rows,), FLOAT_BYTES)
+        if not self._recomputes("moe.down_input"):
+            if not self._is_float32:
+                yield _exact("moe.down_input", (rows, 1), self._element_bytes)
+            # SiLU of the gates, and SwiGLU without the router's weights.
+            yield _exact("moe.down_input", (rows, width), self._element_bytes)
+            yield _exact("moe.down_input", (rows, width), self._element_bytes)
+        yield self._made("moe.down_input", (rows, width))
+
+    def _tower(self) -> Iterator[SavedTensor]:
+        """A bound, in sum: how many tensors there are, and whether one is a view, depends on the items."""
+        vision, patches = self._model.vision, self._sizes.patches
+        width, heads = vision.hidden_size, vision.num_attention_heads
+        if not patches:
+            return
+        # Of a block: input and output of both norms, queries, keys and values with the others that they lie
+        # beside, queries and keys turned, what is attended and the same joined, and both sides of GELU.
+        block = 11 * width + 2 * vision.ffn_hidden_size
+        yield _exact("vision.encoder", (vision.num_layers * patches, block), self._element_bytes)
+        # Statistics of two norms, and the attention kernel's.
+        yield _exact("vision.encoder", (vision.num_layers * patches, 4 + heads), FLOAT_BYTES)
+        yield _exact("vision.encoder", (patches, width // heads // 2), COMPLEX_BYTES)
+        # The last norm's, whose input lies with the pixels in the line below.
+        yield _exact("vision.encoder", (patches, 2), FLOAT_BYTES)
+        pixels = 3 * vision.patch_size**2
+        yield _exact("vision.encoder", (patches, pixels + width), self._element_bytes)
+
+    def _projector(self) -> Iterator[SavedTensor]:
+        """Its norm's input, and what its two matrices and GELU read."""
+        vision, tokens = self._model.vision, self._sizes.vision_tokens
+        if tokens:
+            yield _exact("vision.encoder", (tokens, 4 * vision.merged_size), self._element_bytes)
+            yield _exact("vision.encoder", (tokens, 2 * vision.merge_size**2), FLOAT_BYTES)
+
+    def _norm(
+        self,
+        inputs: str,
+        outputs: str,
+        shape: tuple[int, ...],
+        *,
+        read_from: tuple[int, ...] | None = None,
+        is_read_besides: bool = False,
+    ) -> Iterator[SavedTensor]:
+        """A norm of `shape`, whose input is part of `read_from`, and saved anyway if it `is_read_besides`."""
+        fused, is_made_again = self._kernels.norm_is_fused, self._recomputes(outputs)
+        if fused or is_made_again or self._is_float32 or is_read_besides:
+            yield self._named(inputs, read_from or shape)
+        if not is_made_again:
+            yield _exact(outputs, (*shape[:-1], 1), FLOAT_BYTES)
+            if not fused:
+                yield _exact(outputs, shape, FLOAT_BYTES)
+            if not fused and not self._is_float32:
+                yield _exact(outputs, shape, FLOAT_BYTES)
+        yield self._made(outputs, shape)
+
+    def _recomputes(self, name: str) -> bool:
+        return self._policies[name] is Policy.recompute
+
+    def _named(self, name: str, shape: tuple[int, ...], *, is_made_again: bool = False) -> SavedTensor:
+        num_bytes = prod(shape) * self._element_bytes
+        return SavedTensor(
+            name=name,
+            shape=shape,
+            num_bytes=num_bytes,
+            memory_bytes=num_bytes,
+            may_be_rounded=len(shape) > 1,
+            is_made_again=is_made_again,
+        )
+
+    def _made(self, name: str, shape: tuple[int, ...]) -> SavedTensor:
+        return self._named(name, shape, is_made_again=self._recomputes(name))
+
+
+def _exact(
+    name: str, shape: tuple[int, ...], element_bytes: int, *, memory_bytes: int | None = None
+) -> SavedTensor:
+    num_bytes = prod(shape) * element_bytes
+    return SavedTensor(
+        name=name,
+        shape=shape,
+        num_bytes=num_bytes,
+        memory_bytes=num_bytes if memory_bytes is None else memory_bytes,
+        may_be_rounded=False,
+        is_made_again=False,
+    )

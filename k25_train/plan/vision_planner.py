@@ -1,0 +1,99 @@
+"""Who encodes which item of a global batch, and when; torch-free.
+
+A planner orders the micro-batches of each replica and plans their items; the same on every rank.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from k25_train.config.optimizer import TrainedVision
+from k25_train.config.schema import Config
+from k25_train.plan.time.step import decoupled_cost, step_times
+from parallel.dep.bubbles import Placement, TimedItem, order_costly_to_middle, plan_bubbles
+from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
+from parallel.dep.program import Program, chunks_of, program_of
+
+Grid = tuple[int, int, int]
+
+
+class VisionPlanner(Protocol):
+    """Plans the vision work of a step."""
+
+    def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
+        """The order in which a replica takes its micro-batches, of which the items are given."""
+
+    def plan(self, items: Sequence[VisionItem]) -> tuple[VisionPlan, Program | None]:
+        """Plan items of a global batch, sorted by replica, then place of the micro-batch, then placeholder.
+
+        The program says when this rank encodes its chunks; None if that is before and after the pipeline.
+        """
+
+
+class UpfrontPlanner:
+    """Everything is encoded before the pipeline starts, balanced over all ranks."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._cost = decoupled_cost(config)
+
+    def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
+        """As they come."""
+        return range(len(micro_batches))
+
+    def plan(self, items: Sequence[VisionItem]) -> tuple[VisionPlan, Program | None]:
+        """See `VisionPlanner`."""
+        plan = plan_vision(
+            items,
+            self._config.world_size,
+            self._cost,
+            max_patches_per_chunk=self._config.dep.max_patches_per_chunk,
+            split=self._config.dep.split_items,
+        )
+        return plan, None
+
+
+class BubblePlanner:
+    """Items are encoded where the pipeline leaves ranks idle."""
+
+    def __init__(self, config: Config, rank: int) -> None:
+        """`rank` is the one whose program is planned."""
+        self._config = config
+        self._rank = rank
+        self._cost = decoupled_cost(config)
+        self._times = step_times(config)
+        self._is_trained = config.optim.vision.trained is TrainedVision.all
+
+    def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
+        """Micro-batches with costly items go to the middle of the step (see `order_costly_to_middle`)."""
+        return order_costly_to_middle(
+            [max(map(self._cost.of_item, grids), default=0) for grids in micro_batches]
+        )
+
+    def plan(self, items: Sequence[VisionItem]) -> tuple[VisionPlan, Program | None]:
+        """See `VisionPlanner`."""
+        config, times = self._config, self._times
+        num_tokens: dict[tuple[int, int], int] = {}
+        for item in items:
+            key = item.replica, item.micro_batch
+            num_tokens[key] = num_tokens.get(key, 0) + item.num_tokens
+        found = plan_bubbles(
+            times.text,
+            [self._timed(item) for item in items],
+            config.dp,
+            num_steps=config.model.vision.num_layers,
+            exchange_s=times.exchange_s(max(num_tokens.values(), default=0)),
+            gather_s=times.gather_s,
+            reduce_s=times.reduce_s,
+        )
+        placements: Sequence[Placement] = found.placements
+        if not self._is_trained:
+            placements = [place._replace(backward=()) for place in placements]
+        limit = config.dep.max_patches_per_chunk
+        plan, places = chunks_of(items, placements, config.world_size, self._cost, limit)
+        own = places[self._rank]
+        return plan, program_of(self._rank, plan, own, times.text, config.dp, times.reduce_s)
+
+    def _timed(self, item: VisionItem) -> TimedItem:
+        forward_s, copy_s = self._times.forward_s(item.grid_thw), self._times.copy_s(item.grid_thw)
+        backward_s = 3 * forward_s + copy_s if self._is_trained else 0.0
+        return TimedItem(item.replica, item.micro_batch, forward_s + copy_s, backward_s)

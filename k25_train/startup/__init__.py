@@ -1,0 +1,1 @@
+"""What comes before megatron-core's first import."""

@@ -1,0 +1,50 @@
+"""Write held-out batches and the loss of every token, for comparison with another implementation."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from k25_train.errors import ConfigError
+from k25_train.training.forward import DeviceBatch, forward_micro_batch
+from k25_train.training.inputs import read_evaluation
+from k25_train.training.run import Run
+
+
+@torch.no_grad()
+def dump_batches(run: Run, folder: Path) -> None:
+    """Write `batch_<rank>_<n>.safetensors` for each micro-batch of this rank.
+
+    Each holds tokens, labels, loss_mask, is_caption and losses [T], document_lengths, media_positions [V],
+    grid_thw [N, 3] and pixels [P, 588]. Raises `ConfigError` if the pipeline has more than one stage, or the
+    tower is decoupled: pixels, tokens and losses are then on different ranks.
+    """
+    if run.topology.pp_size > 1:
+        raise ConfigError(f"dump={folder} needs parallelism.pp=1, not {run.topology.pp_size}")
+    if run.vision is not None:
+        raise ConfigError(f"dump={folder} needs dep.mode=coupled, not {run.config.dep.mode.value}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (chunk,) = run.chunks
+    chunk.eval()
+    inputs = read_evaluation(run, run.config.train.eval_sequences)
+    for index, batch in enumerate(inputs.micro_batches):
+        losses, _ = forward_micro_batch(batch, chunk, as_plan=False)
+        save_file(contents(batch, losses), folder / f"batch_{run.topology.rank}_{index}.safetensors")
+
+
+def contents(batch: DeviceBatch, losses: Tensor) -> dict[str, Tensor]:
+    """The tensors of one file, on the CPU."""
+    tensors = {
+        "tokens": batch.tokens,
+        "labels": batch.labels,
+        "loss_mask": batch.loss_mask,
+        "is_caption": batch.is_caption,
+        "losses": losses.float(),
+        "document_lengths": torch.tensor(batch.document_lengths),
+        "media_positions": batch.media_positions,
+        "grid_thw": torch.tensor(batch.grid_thw, dtype=torch.long).view(-1, 3),
+    }
+    if batch.pixels is not None:
+        tensors["pixels"] = batch.pixels
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,43 @@
+"""The timeline of one step of a run: recorded on every rank, reported by the first.
+
+Import this module only after `use_platform` has chosen the device: it imports megatron-core.
+"""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from k25_train.metrics.report import Report
+from k25_train.metrics.timeline import RankRecord
+from k25_train.training.run import Run
+from parallel.watchdog.recorder import Recorder
+
+
+@contextmanager
+def traced(run: Run, report: Report, step: int) -> Iterator[None]:
+    """Around a step; if it is `train.trace_step`, its timeline is reported. Called by every rank."""
+    if step != run.config.train.trace_step:
+        yield
+        return
+    dist.barrier()
+    ready_s = time.monotonic()
+    recorder = run.watch.recorder = Recorder()
+    yield
+    run.watch.recorder = None
+    record = RankRecord(
+        rank=run.topology.rank,
+        stage=run.topology.pp_rank,
+        replica=run.topology.dp_rank,
+        node=socket.gethostname(),
+        ready_s=ready_s,
+        spans=tuple(recorder.spans),
+    )
+    # A rank needs some tens of bytes a phase; the others wait while the first one draws.
+    with run.watch.phase("write timeline", may_be_long=True):
+        records = [record] * run.topology.world_size if run.is_main else None
+        dist.gather_object(record, records)
+        if records is not None:
+            report.timeline(step, records)

@@ -1,0 +1,205 @@
+"""The training loop: resume, cadence of logs, evaluations and checkpoints, signals. No parallel logic."""
+
+import ctypes
+import os
+import signal
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+import torch.distributed as dist
+
+from k25_train.checkpoint import folders, state
+from k25_train.errors import ConfigError, TrainingError
+from k25_train.metrics.report import Report
+from k25_train.metrics.sinks import Value
+from k25_train.plan.flops import training_flops
+from k25_train.training.run import Run, stall_watchdog
+from k25_train.training.step import StepResult, eval_losses, train_step
+from k25_train.training.trace import traced
+from parallel.activations.pool import HostBudgetError
+
+_SIGNAL_WHEN_PARENT_DIES = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
+
+
+class StopRequest:
+    """Remembers SIGTERM and SIGUSR1, which schedulers send before they take a node away.
+
+    Under torchrun, its death is a SIGTERM too: ranks would outlive a killed one, and write into the run
+    folder together with the job that is started again.
+    """
+
+    _NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received = 0
+        for number in self._NUMBERS:
+            signal.signal(number, self._remember)
+        if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGTERM)
+
+    def _remember(self, number: int, _frame: types.FrameType | None) -> None:
+        self.received = number
+
+    def close(self) -> None:
+        """Ignore the signals from now on.
+
+        At its end Python gives them their default back: a late one would kill a rank that has saved, and so
+        turn a run that stopped as asked into one that failed.
+        """
+        for number in self._NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any rank was asked to stop; every rank gets the same answer in the same step."""
+        flag = torch.tensor(self.received, device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        self.received = int(flag.item())
+        return self.received > 0
+
+
+class Trainer:
+    """Trains a run from its newest checkpoint, or from the start, to its last step."""
+
+    def __init__(self, run: Run, report: Report) -> None:
+        self.run = run
+        self.report = report
+        self.stop = StopRequest()
+        self.skipped_steps = 0
+        """Steps in a row, up to the last one, whose gradient was not finite."""
+
+    def fit(self) -> None:
+        """Train to `train.steps`, or to a checkpoint if a signal asks to stop.
+
+        A step or an evaluation that makes no progress for `train.stall_timeout_s` ends the process.
+        """
+        with stall_watchdog(self.run):
+            try:
+                self._fit()
+            except HostBudgetError as error:
+                raise TrainingError(
+                    f"{error}; then start again: the run goes on from its newest checkpoint"
+                ) from error
+
+    def _fit(self) -> None:
+        run, cadence = self.run, self.run.config.train
+        start = self.resume()
+        if start == cadence.steps:
+            self.report.already_finished(start)
+            return
+        self.report.start(start)
+        if start == 0:
+            self.report.add({"step": 0, **self.evaluate()})
+        for step in range(start + 1, cadence.steps + 1):
+            is_last = step == cadence.steps
+            with traced(run, self.report, step), run.watch.training(step):
+                result = train_step(run, step)
+                row = self.row(step, result)
+            if is_last or step % cadence.eval_interval == 0:
+                row |= self.evaluate()
+            with run.watch.phase("report"):
+                self.report.add(row)
+            self.count_skipped(step, result)
+            stopping = self.stop.agreed(run.topology.device) and not is_last
+            if is_last or stopping or step % run.config.checkpoint.interval == 0:
+                self.save(step)
+            if stopping:
+                self.report.stopped(step, signal.Signals(self.stop.received).name)
+                return
+        self.report.finish()
+
+    def count_skipped(self, step: int, result: StepResult) -> None:
+        """Tell of a step that changed nothing.
+
+        Raises `TrainingError` after more of them in a row than `optim.max_skipped_steps`, with a checkpoint
+        of the weights as they were before.
+        """
+        if not result.not_finite:
+            self.skipped_steps = 0
+            return
+        self.skipped_steps += 1
+        first, others = result.not_finite[0], len(result.not_finite) - 1
+        where = f"{first} and {others} more" if others else first
+        self.report.skipped(step, where)
+        most = self.run.config.optim.max_skipped_steps
+        if self.skipped_steps > most:
+            self.save(step)
+            raise TrainingError(
+                f"step {step}: {self.skipped_steps} gradients in a row were not finite, "
+                f"optim.max_skipped_steps={most} are allowed; the last one in {where}. No weight has changed "
+                f"since, and {self.run.checkpoints}/step_{step} is saved: lower optim.lr, or look at the "
+                "data of these steps, and start again"
+            )
+
+    def resume(self) -> int:
+        """Load the newest checkpoint, if there is one; returns its step, 0 for a new run.
+
+        Raises `ConfigError` if there is one that the configuration does not want to go on from, and
+        `CheckpointError` if it is incomplete or was trained with another configuration.
+        """
+        run, num_steps = self.run, self.run.config.train.steps
+        # Ranks on other nodes may see the folder otherwise for a moment: one looks for all.
+        newest = state.on_first_rank(lambda: folders.start_from(run.checkpoints))
+        if newest is None:
+            return 0
+        step = folders.step_of(newest)
+        if not run.config.checkpoint.resume:
+            raise ConfigError(
+                f"checkpoint.resume=false, but an earlier run left {newest}: choose another run.dir, delete "
+                f"{run.checkpoints}, or go on with checkpoint.resume=true"
+            )
+        if step > num_steps:
+            raise ConfigError(
+                f"train.steps={num_steps}, but the run has {newest}: raise train.steps, or choose another "
+                "run.dir to start anew"
+            )
+        if step == num_steps:
+            return step
+        return state.load(newest, run.config, run.modules, run.optimizer)
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out losses, text apart from samples with media; a kind that the blend lacks has none."""
+        with self.run.watch.phase("evaluate"):
+            return eval_losses(self.run, self.run.config.train.eval_sequences).held_out()
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint and drop the oldest beyond `checkpoint.keep`."""
+        run = self.run
+        # How long this takes depends on the file system, not on a step.
+        with run.watch.phase("checkpoint", may_be_long=True):
+            state.save(run.checkpoints, step, run.modules, run.optimizer, run.config)
+            if run.is_main:
+                folders.prune(run.checkpoints, run.config.checkpoint.keep)
+
+    def row(self, step: int, result: StepResult) -> dict[str, Value | Sequence[Value]]:
+        """What `metrics.jsonl` says of a step."""
+        config, plan = self.run.config, self.run.loader.plan(step - 1)
+        lengths = [piece.length for sequence in plan.sequences for piece in sequence.pieces]
+        grids = [item.grid_thw for item in plan.items]
+        row: dict[str, Value | Sequence[Value]] = {
+            "step": step,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": result.learning_rate,
+            "tokens": plan.num_tokens,
+            "text_tokens": plan.num_tokens - plan.num_vision_tokens,
+            "vision_tokens": plan.num_vision_tokens,
+            "images": len(plan.items),
+            "patches": plan.num_patches,
+            "flops": training_flops(config.model, lengths, grids, config.optim.vision.trained),
+            "step_time_s": result.step_time_s,
+            "tokens_per_s": plan.num_tokens / result.step_time_s,
+        }
+        if result.vision is not None:
+            row |= {f"vision_{name}": value for name, value in asdict(result.vision).items()}
+        if result.offload is not None:
+            row |= {f"offload_{name}": value for name, value in asdict(result.offload).items()}
+        if result.clip is not None:
+            by_layer = result.clip.max_logits
+            row |= {"max_logit": max(by_layer), "heads_clipped": result.clip.heads_clipped}
+            # Rounded, for there are many and a curve needs no more.
+            row["max_logits"] = [float(f"{logit:.5g}") for logit in by_layer]
+        return row

@@ -1,0 +1,42 @@
+"""What srun starts for every device of every node before the ranks: the preflight, in their place.
+
+    python -m launch.preflight_rank ATTEMPT_FOLDER RUN_FOLDER NODE,NODE,... ADDRESS PORT
+
+Rank 0 writes preflight.json into the attempt's folder, and its table into preflight.log.
+"""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from launch.node import end_leftovers
+from launch.output import redirect
+from launch.submission import CONFIG, Submission
+
+
+def main() -> None:
+    """Redirect, then become a rank of the preflight."""
+    attempt, run, nodes, address, port = sys.argv[1:]
+    folder, ranks_per_node = Path(attempt), Submission.read(Path(run)).ranks_per_node
+    node, local_rank = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_LOCALID"])
+    names = nodes.split(",")
+    rank = node * ranks_per_node + local_rank
+    redirect(folder / (f"node_{names[node]}.log" if rank else "preflight.log"))
+    if local_rank == 0:
+        end_leftovers(folder.parent, folder.name)
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(len(names) * ranks_per_node),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(ranks_per_node),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": port,
+    }
+    options = ["--config", str(Path(run) / CONFIG), "--report", str(folder), "--node-names", nodes]
+    sys.argv[1:] = [*options, f"cluster.nodes={len(names)}"]
+    runpy.run_module("launch.preflight", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

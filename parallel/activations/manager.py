@@ -1,0 +1,103 @@
+"""The saved tensors of all passes of one rank: who runs a pass asks here how to save.
+
+```
+ forward pass of a micro-batch          between passes                     backward pass
+ forward_pass(batch) ─► SavingPass      work_before(n): those come back    nodes ask for what they hold
+        tensors leave as they are saved   whose backward is near           and let go of it
+```
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.activations.copier import Copier, CudaCopier, ThreadCopier
+from parallel.activations.memory import deallocate_data, weights_of
+from parallel.activations.offload import OffloadEngine, OffloadStats
+from parallel.activations.order import OffloadOrder, PassKey
+from parallel.activations.policy import Policy
+from parallel.activations.saving import SavingPass, Stored
+from parallel.activations.sizes import OUTPUTS_UNDER_WAY
+
+
+class ActivationManager:
+    """What one rank's passes save, by policy."""
+
+    def __init__(
+        self,
+        policies: Mapping[str, Policy],
+        chunks: Sequence[torch.nn.Module],
+        order: OffloadOrder,
+        engine: OffloadEngine | None,
+        observe: Callable[[Stored], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            policies: of every name.
+            chunks: the rank's chunks.
+            order: which passes are worth offloading, and when each comes back.
+            engine: takes tensors to the host; None if no policy asks for it.
+            observe: is told of every tensor that is stored.
+        """
+        self._policies, self._chunks = policies, chunks
+        self._order, self._engine, self._observe = order, engine, observe
+        self._weights: frozenset[int] | None = None
+        self._position = 0
+        self._outputs: deque[Tensor] = deque()
+
+    def forward_pass(self, batch: PassKey) -> SavingPass:
+        """How a forward pass saves; enter it wherever the pass computes."""
+        if self._weights is None:
+            # Data parallelism moves weights into its buffers after the chunks are built.
+            self._weights = weights_of(self._chunks)
+        engine = None if batch in self._order.stay else self._engine
+        return SavingPass(self._policies, batch, self._weights, engine, self._observe)
+
+    def hold_output(self, output: Tensor) -> None:
+        """Take a chunk's output, which the schedule holds for its history: its memory is freed once sent."""
+        self._outputs.append(output)
+        if len(self._outputs) > OUTPUTS_UNDER_WAY:
+            deallocate_data(self._outputs.popleft())
+
+    def work_before(self, num_passes: int) -> None:
+        """Start what is needed soon on its way back, once `num_passes` are done; also called repeatedly."""
+        if self._engine is None:
+            return
+        while self._position <= num_passes:
+            for batch in self._order.prefetch.get(self._position, ()):
+                self._engine.prefetch(batch)
+            self._position += 1
+
+    def finish_step(self) -> OffloadStats | None:
+        """After all passes of a step: each figure of the engine, the largest of any rank; None without one.
+
+        Called by every rank. Raises RuntimeError if anything is still held.
+        """
+        self._position = 0
+        self._outputs.clear()
+        if self._engine is None:
+            return None
+        self._engine.check_empty()
+        stats = self._engine.read_stats()
+        values = torch.tensor(astuple(stats), dtype=torch.float64, device=self._engine.device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        kinds = [type(value) for value in astuple(stats)]
+        return OffloadStats(*(kind(value) for kind, value in zip(kinds, values.tolist(), strict=True)))
+
+    def close(self) -> None:
+        """Give the host's memory up."""
+        if self._engine is not None:
+            self._engine.close()
+
+
+def build_engine(device: torch.device, host_bytes: int, device_bytes: int) -> OffloadEngine:
+    """An engine for the tensors of a device; takes the host's memory now.
+
+    Raises `HostMemoryError` if the host does not have it.
+    """
+    copier: Copier = CudaCopier(device) if device.type == "cuda" else ThreadCopier()
+    return OffloadEngine(copier, host_bytes, device_bytes)

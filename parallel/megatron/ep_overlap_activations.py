@@ -1,0 +1,75 @@
+"""Activation policies in megatron-core's overlapped schedule, which runs a pass in nodes.
+
+A node is a part of a layer with a graph of its own: it detaches its inputs and holds them, with its outputs,
+for its backward pass, though that reads only their gradients and history. Their memory is what policies are
+to free, so it is let go here when the layer is done. megatron-core lets go of some (`should_free_input`) by
+setting the size of their memory to nothing, which would empty what is saved of it for the backward pass too.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from megatron.core.pipeline_parallel.utils import NoopScheduleNode, get_comm_stream
+from torch import Tensor
+
+from parallel.activations.memory import deallocate_data
+from parallel.activations.saving import SavingPass
+
+
+def save_by_policy(plan: Any, saving: SavingPass, hold_output: Callable[[Tensor], None]) -> None:
+    """Let the forward nodes of a pass's plan save as `saving` says, and hold no activations beside that.
+
+    Args:
+        hold_output: takes what is sent to the next stage.
+    """
+    layers = [_nodes_of(plan.get_layer(number)) for number in range(plan.num_layers())]
+    for node in (plan.pre_process, *chain.from_iterable(layers), plan.post_process):
+        if node is not None:
+            node.forward_func = _saving(node.forward_func, saving)
+    before = plan.pre_process
+    for nodes in layers:
+        is_sent = nodes is layers[-1] and plan.post_process is None
+        nodes[-1].set_post_forward_hook(
+            partial(_let_go, plan, before, nodes, hold_output if is_sent else None)
+        )
+        before = nodes[-1]
+
+
+def _nodes_of(layer: Any) -> list[Any]:
+    """A layer's nodes that do something, in order."""
+    nodes = (layer.pre_dispatch_computation, layer.moe_dispatch, layer.mlp, layer.moe_combine)
+    return [node for node in nodes if not isinstance(node, NoopScheduleNode)]
+
+
+def _let_go(
+    plan: Any, before: Any, nodes: Sequence[Any], hold_output: Callable[[Tensor], None] | None
+) -> None:
+    """Free what a layer's nodes hold, now that all of them have run, but for the output of the last.
+
+    Args:
+        before: the node whose output they have read.
+        hold_output: takes the output of the last, if that is sent.
+    """
+    held = [before.output, *(node.output for node in nodes[:-1])]
+    held += [(*node.inputs, *node.detached, *node.before_detached) for node in nodes]
+    for tensor in chain.from_iterable(each if isinstance(each, tuple) else (each,) for each in held):
+        if isinstance(tensor, Tensor):
+            for node in nodes:
+                # Else its memory could be used again while a node on another stream still reads it.
+                tensor.record_stream(node.stream)
+            deallocate_data(tensor)
+    plan.state.decoder_input = None
+    if hold_output is not None:
+        # It is sent from this stream, whichever it was computed on.
+        nodes[-1].output.record_stream(get_comm_stream())
+        hold_output(nodes[-1].output)
+
+
+def _saving(run: Callable[..., Any], saving: SavingPass) -> Callable[..., Any]:
+    def forward(*inputs: Any) -> Any:
+        with saving.active():
+            return run(*inputs)
+
+    return forward

@@ -1,0 +1,1 @@
+"""What changes megatron-core, guarded by its version."""

@@ -1,0 +1,231 @@
+"""Corrections to megatron-core 0.19.2, each small, named after what it repairs, and held by a test.
+
+`tests/unit/parallel/test_megatron_seam.py` shows the fault of each without its fix, so that an upgrade which
+repairs one upstream makes that test fail and the fix can go.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from parallel.megatron.patches.singleton_groups import keep_lone_groups_local
+
+_INSTALLED = False
+
+
+def install(*, on_cpu: bool) -> None:
+    """Apply the fixes to this process's megatron-core. Idempotent."""
+    global _INSTALLED
+    if _INSTALLED:
+        return
+    _INSTALLED = True
+    if on_cpu:
+        switch_off_compilation()
+        return_split_sizes_as_numpy()
+        accept_cpu_parameters_in_optimizers()
+        copy_rng_state_from_cpu()
+        keep_lone_groups_local()
+    from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
+
+    if not HAVE_APEX_OR_TE:
+        keep_adam_steps_apart()
+        read_adam_step_without_apex()
+        fill_adam_state_before_loading()
+    count_steps_without_parameters(torch_adam=not HAVE_APEX_OR_TE)
+    write_checkpoints_in_this_process()
+
+
+def switch_off_compilation() -> None:
+    """Leave megatron-core's small fused functions uncompiled: on the CPU a compile costs more than a run.
+
+    They are decorated when their modules are imported, so this comes before megatron-core's first import.
+    """
+
+    def leave_alone(function: Any = None, **_: Any) -> Any:
+        return leave_alone if function is None else function
+
+    torch.compile = leave_alone  # type: ignore[assignment]
+
+
+def return_split_sizes_as_numpy() -> None:
+    """Let `maybe_move_tensor_to_cpu` honour `as_numpy` for a tensor that already is on the CPU.
+
+    The token dispatcher hands the result to `all_to_all_single`, which takes split sizes as a sequence of
+    numbers and refuses a tensor.
+    """
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+
+    original = moe_utils.maybe_move_tensor_to_cpu
+
+    @functools.wraps(original)
+    def move(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        moved = original(tensor, as_numpy=as_numpy, record_stream=record_stream)
+        return moved.numpy() if as_numpy and torch.is_tensor(moved) else moved
+
+    moe_utils.maybe_move_tensor_to_cpu = move
+    token_dispatcher.maybe_move_tensor_to_cpu = move
+
+
+@contextlib.contextmanager
+def cpu_tensors_named_cuda() -> Iterator[None]:
+    """Within: `tensor.type()` says "torch.cuda.FloatTensor" for a float tensor on CPU or meta, and so on."""
+    original = torch.Tensor.type
+
+    def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = original(self, *args, **kwargs)
+        if isinstance(answer, str) and not answer.startswith("torch.cuda."):
+            return answer.replace("torch.meta.", "torch.").replace("torch.", "torch.cuda.", 1)
+        return answer
+
+    torch.Tensor.type = type_name  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.type = original  # type: ignore[method-assign]
+
+
+def _under_cuda_names(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with cpu_tensors_named_cuda():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def accept_cpu_parameters_in_optimizers() -> None:
+    """Get CPU parameters past the optimizers' comparisons with the string "torch.cuda.FloatTensor"."""
+    from megatron.core.optimizer import clip_grads, optimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    build = DistributedOptimizer._build_model_and_main_param_groups
+    DistributedOptimizer._build_model_and_main_param_groups = classmethod(_under_cuda_names(build.__func__))
+    clip = _under_cuda_names(clip_grads.clip_grad_by_total_norm_fp32)
+    clip_grads.clip_grad_by_total_norm_fp32 = clip
+    optimizer.clip_grad_by_total_norm_fp32 = clip
+
+
+def copy_rng_state_from_cpu() -> None:
+    """Let megatron-core's "CUDA" generator state be the CPU generator's, so that recompute replays it.
+
+    It reaches past `torch.cuda.get_rng_state`, which `cpu_answers` has redirected, to the driver.
+    """
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = torch.cuda.get_rng_state
+    random._set_cuda_rng_state = torch.cuda.set_rng_state
+
+
+def keep_adam_steps_apart() -> None:
+    """Give every parameter its own Adam `step` tensor after a checkpoint is loaded.
+
+    torch's AdamW keeps `step` as a tensor and adds to it in place. `DistributedOptimizer.load_state_dict`
+    puts one tensor object into the state of all N parameters, so that each step counts N times: the first
+    loss after a resume is right and every later one is wrong. (Apex and Transformer Engine keep `step` in
+    the parameter group and are not affected.)
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    load = DistributedOptimizer.load_state_dict
+
+    @functools.wraps(load)
+    def load_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
+        load(self, *args, **kwargs)
+        for state in self.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+
+    DistributedOptimizer.load_state_dict = load_state_dict
+
+
+def read_adam_step_without_apex() -> None:
+    """Load a re-shardable checkpoint although torch's AdamW has a `step` tensor that the file does not hold.
+
+    `_set_main_param_and_optimizer_states` looks every tensor of the state up in the loaded ones (KeyError
+    'step'); a None there is skipped. The step itself arrives through the parameter groups.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    @functools.wraps(set_states)
+    def set_with_step(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, Any]) -> None:
+        tensors.setdefault("step", None)
+        set_states(self, model_param, tensors)
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_with_step
+
+
+def fill_adam_state_before_loading() -> None:
+    """Allocate Adam's moments before `sharded_state_dict(is_loading=True)` asks for them.
+
+    A new torch AdamW has no state until its first step, and `state_dict` asserts that it has one.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    sharded_state_dict = DistributedOptimizer.sharded_state_dict
+
+    @functools.wraps(sharded_state_dict)
+    def with_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = self.optimizer.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    for key in self.optimizer_state_keys:
+                        state[key] = torch.zeros_like(parameter)
+        return sharded_state_dict(self, *args, **kwargs)
+
+    DistributedOptimizer.sharded_state_dict = with_state
+
+
+def count_steps_without_parameters(*, torch_adam: bool) -> None:
+    """Let a rank save an optimizer of which it holds no parameter: the experts' in a stage of dense layers.
+
+    Upstream reads the number of steps from the parameters. Where there are none, torch's AdamW makes it fail
+    when saving; Transformer Engine's Adam leaves the number out, and if the rank is the first one, bias
+    correction starts anew on every rank after a resume. Here its parameter groups count.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    step, state_dict = DistributedOptimizer.step_with_ready_grads, DistributedOptimizer.state_dict
+
+    def holds_none(self: Any) -> bool:
+        return not any(group["params"] for group in self.optimizer.param_groups)
+
+    @functools.wraps(step)
+    def count_and_step(self: Any) -> bool:
+        if holds_none(self):
+            for group in self.optimizer.param_groups:
+                group["step"] = group.get("step", 0) + 1
+        return step(self)
+
+    @functools.wraps(state_dict)
+    def state_dict_with_step(self: Any) -> dict[str, Any]:
+        if not (torch_adam and holds_none(self)):
+            return state_dict(self)
+        steps = max((group.get("step", 0) for group in self.optimizer.param_groups), default=0)
+        self.optimizer.state["no parameter"] = {"step": torch.tensor(float(steps))}
+        try:
+            return state_dict(self)
+        finally:
+            del self.optimizer.state["no parameter"]
+
+    DistributedOptimizer.step_with_ready_grads = count_and_step
+    DistributedOptimizer.state_dict = state_dict_with_step
+
+
+def write_checkpoints_in_this_process() -> None:
+    """Collect write results of a synchronous save in a plain queue.
+
+    Upstream starts a `multiprocessing.Manager` with "spawn" for it even when nothing is asynchronous, which
+    imports the main program a second time: half a minute per save, and a crash for an unguarded script.
+    """
+    import queue
+
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = queue.Queue()

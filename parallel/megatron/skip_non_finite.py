@@ -1,0 +1,69 @@
+"""One step of all optimizers; if the gradient is not finite, it changes nothing, on every rank alike."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer import ChainedOptimizer
+from torch import nn
+
+from parallel.megatron.sharded_optimizer import ShardedOptimizer
+
+
+class SkipNonFiniteOptimizer(ChainedOptimizer):
+    """Leaves weights and optimizer state alone where the global gradient norm is NaN or infinite.
+
+    The norm is the same on every rank, so all of them leave the step out, or none.
+    """
+
+    def __init__(self, optimizers: Sequence[ShardedOptimizer], names: Mapping[nn.Parameter, str]) -> None:
+        """`names` tells how a parameter is called in the whole model."""
+        super().__init__(list(optimizers))
+        for optimizer in optimizers:
+            # Several may have buckets that are gathered together: when one is done, the others' are stale.
+            optimizer._defer_param_sync = True
+        self._names = names
+        self._is_finite = True
+        self.not_finite: list[str] = []
+        """Names of the parameters, of all ranks, whose gradient made the last step fail; empty otherwise."""
+
+    @torch.no_grad()
+    def get_grad_norm(self) -> float:
+        """The global norm of the gradient, before it is clipped; squares are summed in float64.
+
+        torch sums in the gradient's own float32, in one run on the CPU: with a million elements a parameter
+        the norm was 1e-5 too small, by how much depended on the layout, and the clip factor with it.
+        """
+        gradients = [each for part in self.chained_optimizers for each in part.get_grads_for_grad_norm()]
+        squares = torch.zeros(1, dtype=torch.float64, device="cuda")
+        if gradients:
+            norms = torch._foreach_norm(gradients, 2, torch.float64)
+            squares += torch.stack(norms).square().sum()
+        dist.all_reduce(squares, group=self.get_grad_stats_parallel_group())
+        norm = math.sqrt(squares.item())
+        self._is_finite = math.isfinite(norm)
+        # Clipping by such a norm spreads it to all gradients: now is the time to see where it came from.
+        self.not_finite = [] if self._is_finite else self._find_not_finite()
+        return norm
+
+    def step_with_ready_grads(self) -> bool:
+        """Update and gather parameters, or return False if the gradient is not finite."""
+        if not self._is_finite:
+            return False
+        updated = super().step_with_ready_grads()
+        for chunk in self.model_chunks:
+            if not chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync()
+        return updated
+
+    def _find_not_finite(self) -> list[str]:
+        found = []
+        for optimizer in self.chained_optimizers:
+            for parameter in optimizer.model_param_gbuf_map:
+                own = optimizer._get_model_param_range_map(parameter)["param"]
+                if not parameter.main_grad.view(-1)[own.start : own.end].isfinite().all():
+                    found.append(self._names[parameter])
+        by_rank: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(by_rank, found)
+        return sorted({name for names in by_rank for name in names})

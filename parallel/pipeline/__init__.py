@@ -1,0 +1,1 @@
+"""Layers over pipeline stages, and the order of their passes."""

@@ -1,0 +1,53 @@
+"""The order in which a pipeline rank runs its passes. Pure; standard library only.
+
+`schedule_of` gives the order in which megatron-core's schedule runs the passes of one pipeline rank: 1F1B,
+interleaved if there are virtual stages. tests/distributed/test_schedule_order.py holds it against real ranks.
+"""
+
+from typing import NamedTuple
+
+
+class Pass(NamedTuple):
+    """One micro-batch through one chunk of a pipeline rank."""
+
+    is_forward: bool
+    vp_stage: int
+    """Which of the rank's chunks."""
+    micro_batch: int
+    runs_beside_next: bool = False
+    """Whether it and the rank's next pass are run as one."""
+
+
+def schedule_of(
+    pp: int, vpp: int, num_micro_batches: int, group_size: int, stage: int, *, overlaps: bool = False
+) -> list[Pass]:
+    """Passes of pipeline rank `stage`, in order.
+
+    Args:
+        group_size: micro-batches that run through one virtual stage before the next one has its turn
+            (`parallel.pipeline.micro_batches`); without effect if vpp is 1.
+        overlaps: `overlap_expert_comm`. Ranks with virtual stages, and those of a pipeline of one, run one
+            more forward pass ahead, and each forward pass after these beside a backward pass.
+    """
+    interleaved = vpp > 1
+    overlaps = overlaps and (interleaved or pp == 1)
+    turns = _turns(vpp, num_micro_batches, group_size if interleaved else num_micro_batches)
+    num_ahead = pp - stage - 1
+    if interleaved:
+        num_ahead = 2 * num_ahead + (vpp - 1) * group_size
+    num_ahead = min(num_ahead + overlaps, len(turns))
+    passes = [Pass(True, *turn) for turn in turns[:num_ahead]]
+    backward = [Pass(False, vpp - 1 - vp_stage, number) for vp_stage, number in turns]
+    for turn, after in zip(turns[num_ahead:], backward, strict=False):
+        passes += [Pass(True, *turn, overlaps), after]
+    return passes + backward[len(turns) - num_ahead :]
+
+
+def _turns(vpp: int, num_micro_batches: int, group_size: int) -> list[tuple[int, int]]:
+    """(virtual stage, micro-batch) in the order of forward passes: each group through chunk after chunk."""
+    return [
+        (vp_stage, number)
+        for first in range(0, num_micro_batches, group_size)
+        for vp_stage in range(vpp)
+        for number in range(first, min(first + group_size, num_micro_batches))
+    ]

@@ -1,0 +1,115 @@
+"""The phases of this rank: what it is doing, since when, and with which ranks.
+
+Whoever does the work announces it: `with watch.phase("forward"):`. Entering and leaving a phase costs about a
+microsecond, so communication is announced call by call. Another thread may ask for the state at any time.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from parallel.watchdog.recorder import Recorder
+from parallel.watchdog.states import RankState
+
+Peers = Sequence[int] | Callable[[], Sequence[int]]
+"""Global ranks that a phase communicates with, or how to find them out when somebody asks."""
+
+
+class Phase:
+    """One piece of work under way; a context manager that is entered once."""
+
+    __slots__ = ("_watch", "may_be_long", "name", "peers")
+
+    def __init__(self, watch: "PhaseTracker", name: str, peers: Peers, may_be_long: bool) -> None:
+        self._watch = watch
+        self.name = name
+        self.peers = peers
+        self.may_be_long = may_be_long
+
+    def __enter__(self) -> None:
+        watch = self._watch
+        watch._phases.append(self)
+        watch._changed = watch._clock()
+        if watch.recorder is not None:
+            watch.recorder.begin(self, watch._changed, len(watch._phases) - 1)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        watch = self._watch
+        if self.peers:
+            watch._last_communication = self
+        # Where forward and backward are interleaved, a phase may end before one that it began in.
+        if watch._phases[-1] is self:
+            watch._phases.pop()
+        else:
+            watch._phases.remove(self)
+        watch._changed = watch._clock()
+        if watch.recorder is not None:
+            watch.recorder.end(self, watch._changed)
+
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that it communicates with, each once, this one left out."""
+        ranks = self.peers() if callable(self.peers) else self.peers
+        return tuple(sorted(set(ranks) - {self._watch.rank}))
+
+
+class PhaseTracker:
+    """What this rank is doing.
+
+    Time counts from the first step on, and inside phases only: start-up and the first evaluation have the
+    limits of torchrun's rendezvous and of the process group. It does not count in a phase that may be long.
+    """
+
+    def __init__(self, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` tells seconds from any origin."""
+        self.rank = rank
+        self.recorder: Recorder | None = None
+        """Is told of phases that begin and end, if there is one."""
+        self._clock = clock
+        self._phases: list[Phase] = []
+        self._changed = clock()
+        self._step = 0
+        self._last_communication: Phase | None = None
+
+    def phase(self, name: str, peers: Peers = (), *, may_be_long: bool = False) -> Phase:
+        """Announce work for the length of a `with` block.
+
+        `peers` are the ranks that it communicates with, and may include this one. `may_be_long` exempts it
+        from the time limit, here and on the ranks that wait for this one meanwhile.
+        """
+        return Phase(self, name, peers, may_be_long)
+
+    def training(self, step: int) -> Phase:
+        """Announce training step `step` (from 1); time counts from the first such call."""
+        self._step = step
+        return self.phase("train")
+
+    def seconds_without_progress(self) -> float:
+        """Since a phase began or ended; 0 where time does not count."""
+        phases = tuple(self._phases)
+        if not self._step or not phases or any(phase.may_be_long for phase in phases):
+            return 0.0
+        return self._clock() - self._changed
+
+    def state(self, *, device_is_busy: bool = False) -> RankState:
+        """What this rank is doing now.
+
+        On a GPU the host only submits communication. If it computes by its own account while the device has
+        work left, it waits for the device, most likely for what was communicated last.
+        """
+        phases = tuple(self._phases)
+        names = [phase.name for phase in phases]
+        waits_for = next((ranks for phase in reversed(phases) if (ranks := phase.ranks())), ())
+        last = self._last_communication
+        if not waits_for and device_is_busy and last is not None:
+            names.append(f"device, {last.name} or later")
+            waits_for = last.ranks()
+        return RankState(
+            rank=self.rank,
+            step=self._step,
+            phases=tuple(names),
+            seconds=self._clock() - self._changed,
+            waits_for=waits_for,
+            may_be_long=any(phase.may_be_long for phase in phases),
+        )
