@@ -2,7 +2,7 @@
 
 ```
  forward pass of a micro-batch          between passes                     backward pass
- forward_pass(batch) ─► SavingPass      work_before(n): those come back    nodes ask for what they hold
+ forward_pass(batch) ─► SavingPass      before_pass(n): those come back    nodes ask for what they hold
         tensors leave as they are saved   whose backward is near           and let go of it
 ```
 """
@@ -63,11 +63,11 @@ class ActivationManager:
         if len(self._outputs) > OUTPUTS_UNDER_WAY:
             deallocate_data(self._outputs.popleft())
 
-    def work_before(self, num_passes: int) -> None:
-        """Start what is needed soon on its way back, once `num_passes` are done; also called repeatedly."""
+    def before_pass(self, num_done: int) -> None:
+        """Start prefetching what is needed soon after `num_done` passes; may be called repeatedly."""
         if self._engine is None:
             return
-        while self._position <= num_passes:
+        while self._position <= num_done:
             for batch in self._order.prefetch.get(self._position, ()):
                 self._engine.prefetch(batch)
             self._position += 1

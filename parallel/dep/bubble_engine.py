@@ -1,7 +1,7 @@
 """One rank's part in a step whose tower runs in the pipeline's idle times (`dep.schedule=bubbles`).
 
     engine.start(work)              what has to be encoded before the pipeline starts
-    engine.work_before(position)    called whenever the rank may be about to wait, with the passes it has done
+    engine.before_pass(num_done)    called whenever the rank may be about to wait, with the passes it has done
     engine.leaf(micro_batch)        the backbone takes the features of a micro-batch
     engine.finish()                 what is left when the pipeline is done
 
@@ -40,7 +40,7 @@ class _Step:
     sent_before: int
     """Bytes that the exchange had sent before the step."""
     stats: VisionStats = field(default_factory=VisionStats)
-    position: int = -1
+    num_done: int = -1
     """Passes that this rank has done; below 0 before it has begun."""
     encoding: dict[int, EncodeInSteps] = field(default_factory=dict)
     """Chunk -> its forward pass, begun."""
@@ -96,7 +96,7 @@ class BubbleEngine(Engine):
         self._step = step = self._begin(work, work.program)
         self._stats = step.stats
         self._exchange.connect(work.pieces)
-        self.work_before(0)
+        self.before_pass(0)
 
     def _begin(self, work: VisionWork, program: Program) -> _Step:
         rank, replica = self._exchange.rank, self._exchange.replica
@@ -118,21 +118,21 @@ class BubbleEngine(Engine):
         step.stats.num_patches = sum(chunk.pixels.shape[0] for chunk in work.chunks)
         return step
 
-    def work_before(self, position: int) -> None:
-        """Do what comes before the pass that follows the first `position` ones of this rank."""
+    def before_pass(self, num_done: int) -> None:
+        """Do what comes before the pass that follows the first `num_done` ones of this rank."""
         step = self._running()
-        if position <= step.position:
+        if num_done <= step.num_done:
             return
-        step.position = position
+        step.num_done = num_done
         self._post(step)
-        while step.tasks and step.tasks[0][0] <= step.position:
+        while step.tasks and step.tasks[0][0] <= step.num_done:
             place, task = step.tasks.popleft()
             # Of the others nobody knows what they would have waited for anyway.
             is_exposed = self._exchange.replica is not None and place in (0, step.program.num_passes)
             with self._stopwatch.timed(*["exposed_s"] * is_exposed):
                 self._run(step, task)
             self._post(step)
-        is_late = step.position >= step.program.reduce_from
+        is_late = step.num_done >= step.program.reduce_from
         if is_late and step.num_backward_tasks == 0 and not step.is_reduced:
             step.is_reduced = True
             self._after_backward()
@@ -156,7 +156,7 @@ class BubbleEngine(Engine):
     def finish(self) -> None:
         """Do what is left, and let go of pixels. Called by every rank when its passes are done."""
         step = self._running()
-        self.work_before(step.program.num_passes)
+        self.before_pass(step.program.num_passes)
         assert not step.tasks
         with self._stopwatch.timed("exchange_s"):
             for posted in step.unfinished:
@@ -212,7 +212,7 @@ class BubbleEngine(Engine):
         to receive."""
         for number in range(step.num_features_posted, step.work.num_micro_batches):
             parts, takes = step.own_parts[number], step.takes[number]
-            is_early = step.position < step.program.features_from[number]
+            is_early = step.num_done < step.program.features_from[number]
             if is_early or any(part not in step.encoded for part in parts):
                 break
             step.num_features_posted += 1
@@ -227,7 +227,7 @@ class BubbleEngine(Engine):
         """In the order of micro-batches, once the first stages are to have gone backward."""
         for number in range(step.num_gradients_posted, step.work.num_micro_batches):
             parts, takes = step.own_parts[number], step.takes[number]
-            is_early = step.position < step.program.gradients_from[number]
+            is_early = step.num_done < step.program.gradients_from[number]
             if is_early or (takes and number not in step.leaf_gradients):
                 break
             step.num_gradients_posted += 1

@@ -83,8 +83,8 @@ class Engine(ABC):
         """Do what comes before the pipeline. Called by every rank."""
 
     @abstractmethod
-    def work_before(self, position: int) -> None:
-        """Do what comes before the pass that follows the first `position` ones of this rank."""
+    def before_pass(self, num_done: int) -> None:
+        """Do what comes before the pass that follows the first `num_done` ones of this rank."""
 
     @abstractmethod
     def leaf(self, micro_batch: int) -> Tensor | None:

@@ -111,7 +111,7 @@ class UpfrontEngine(Engine):
         if received is not None:
             step.store.put(micro_batch, received)
 
-    def work_before(self, position: int) -> None:
+    def before_pass(self, num_done: int) -> None:
         """Nothing: the pipeline runs as without images."""
 
     def leaf(self, micro_batch: int) -> Tensor | None:

@@ -102,13 +102,13 @@ def held_by_nodes(context: RankContext, arguments: Sequence[str], *, lets_go: bo
         held = {each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}
         most = max(most, sum(size for address, size in held.items() if address not in weights))
 
-    work_before = run.activations.work_before
+    before_pass = run.activations.before_pass
 
-    def work_and_note(num_passes: int) -> None:
-        work_before(num_passes)
+    def before_pass_and_note(num_passes: int) -> None:
+        before_pass(num_passes)
         note(num_passes)
 
-    run.activations.work_before = work_and_note
+    run.activations.before_pass = before_pass_and_note
     with run.loader:
         result = train_step(run, 1)
     return most, result.offload

@@ -182,7 +182,7 @@ def run_case(
     pace, features, leaves = random.Random(rank), {}, {}
     neighbours = Neighbours(pipeline, case, rank)
     for position, each in enumerate(text.schedules[rank // case.num_replicas]):
-        engine.work_before(position)
+        engine.before_pass(position)
         neighbours.wait_for_input(each)
         time.sleep(pace.choice((0, 0, 0, 2e-3)))
         if replica is not None and each.vp_stage == 0:

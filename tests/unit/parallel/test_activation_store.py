@@ -26,9 +26,9 @@ def test_each_batch_is_prefetched_once_before_its_pass() -> None:
     order = OffloadOrder(frozenset(), {1: (first, second), 3: (third,)})
     store = ActivationManager({"rest": Policy.offload}, [], order, engine)  # type: ignore[arg-type]
     for num_passes, expected in [(0, []), (0, []), (1, [first, second]), (1, [first, second])]:
-        store.work_before(num_passes)
+        store.before_pass(num_passes)
         assert engine.asked == expected
-    store.work_before(5)
+    store.before_pass(5)
     assert engine.asked == [first, second, third]
 
 

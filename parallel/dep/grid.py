@@ -1,0 +1,32 @@
+"""The size of an image or of a chunk of a video, as the vision tower sees it. Standard library only."""
+
+from typing import NamedTuple
+
+MERGE_EDGE = 2
+"""Edge, in patches, of the square that becomes one token of the language model. The checkpoint's chat format
+counts (h / 2) x (w / 2) placeholders per item (`merge_kernel_size` of its vision configuration)."""
+
+
+class Grid(NamedTuple):
+    """Patches of one item; equal to the plain tuple (t, h, w)."""
+
+    t: int
+    """Frames; 1 for an image."""
+    h: int
+    """Rows of patches in a frame, a multiple of `MERGE_EDGE`."""
+    w: int
+    """Columns of patches in a frame, a multiple of `MERGE_EDGE`."""
+
+    @property
+    def num_patches(self) -> int:
+        """What the tower attends over: the patches of all frames."""
+        return self.t * self.h * self.w
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the language model, which are the rows of the item's features.
+
+        Squares of `MERGE_EDGE` x `MERGE_EDGE` patches become one token, and the mean over frames is taken, so
+        that a video chunk has as many tokens as one of its frames.
+        """
+        return (self.h // MERGE_EDGE) * (self.w // MERGE_EDGE)
