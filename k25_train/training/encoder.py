@@ -53,7 +53,7 @@ class Vision:
 
 
 def build_vision(
-    encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader, watch: PhaseTracker
+    encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader, tracker: PhaseTracker
 ) -> Vision:
     """Build what runs this rank's replica of the encoder."""
     dtype, wire_format = TORCH_DTYPE[config.train.dtype], config.dep.exchange_dtype
@@ -64,7 +64,7 @@ def build_vision(
         width=feature_width(config),
         wire_dtype=dtype if wire_format is None else WIRE_DTYPE[wire_format],
         device=topology.device,
-        phase=watch.phase,
+        phase=tracker.phase,
     )
     setup = EngineSetup(
         exchange=exchange,
@@ -72,9 +72,9 @@ def build_vision(
         feature_dtype=dtype,
         max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
         is_trained=config.optim.vision.trained is TrainedVision.all,
-        phase=watch.phase,
+        phase=tracker.phase,
     )
-    upfront = UpfrontEngine(setup, encoder, PartExchange(topology.everyone, phase=watch.phase))
+    upfront = UpfrontEngine(setup, encoder, PartExchange(topology.everyone, phase=tracker.phase))
 
     def reader(planner: VisionPlanner) -> VisionReader:
         return VisionReader(

@@ -31,7 +31,7 @@ class Inputs:
 def read_step(run: Run, step: int) -> Inputs:
     """This rank's inputs of `step` (from 1); with a coupled tower, the first pipeline stage's have pixels."""
     place = run.topology
-    with run.watch.phase("read data"):
+    with run.tracker.phase("read data"):
         with_pixels = run.vision is None and place.holds_first_chunk
         batches = run.loader.micro_batches(
             step - 1, dp_rank=place.dp_rank, dp_size=place.dp_size, with_pixels=with_pixels
@@ -47,7 +47,7 @@ def read_evaluation(run: Run, num_sequences: int, shuffle_media_seed: int | None
     the model gets from seeing the right ones.
     """
     place = run.topology
-    with run.watch.phase("read data"):
+    with run.tracker.phase("read data"):
         batches = run.loader.eval_micro_batches(
             num_sequences,
             dp_rank=place.dp_rank,

@@ -57,7 +57,7 @@ class Run:
     qk_clip: QkClip | None
     """None where `optim.qk_clip_threshold` is."""
     loader: DataLoader
-    watch: PhaseTracker
+    tracker: PhaseTracker
     """What this rank is doing, for the report of a stall."""
 
     @property
@@ -126,19 +126,19 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
         initialize_vision_encoder(encoder, config)
     chunks, replica, optimizer = assemble(models, encoder, config, backbone, topology)
     threshold = config.optim.qk_clip_threshold
-    watch = PhaseTracker(topology.rank)
-    set_tracker(watch)
+    tracker = PhaseTracker(topology.rank)
+    set_tracker(tracker)
     return Run(
         config=config,
         topology=topology,
         backbone=backbone,
         chunks=chunks,
         activations=build_activations(config, models, topology) if trains else None,
-        vision=None if replica is None else build_vision(replica, config, topology, loader, watch),
+        vision=None if replica is None else build_vision(replica, config, topology, loader, tracker),
         optimizer=optimizer,
         qk_clip=None if threshold is None else QkClip(chunks, optimizer, config.model, threshold, device),
         loader=loader,
-        watch=watch,
+        tracker=tracker,
     )
 
 
@@ -146,7 +146,7 @@ def stall_watchdog(run: Run) -> StallWatchdog:
     """What ends the job if it makes no progress for `train.stall_timeout_s`; use it as a context manager."""
     place = run.topology
     return StallWatchdog(
-        run.watch,
+        run.tracker,
         RankStateStore(job_store(), place.rank, place.world_size),
         timeout_s=run.config.train.stall_timeout_s,
         folder=run.folder / "logs",

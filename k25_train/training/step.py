@@ -93,7 +93,7 @@ def train_step(run: Run, step: int) -> StepResult:
     #    it is on, scales masters before they are copied to the model.
     rate = learning_rate(config.optim, step, config.train.steps)
     set_learning_rate(run.optimizer, rate)
-    with run.watch.phase("optimizer"):
+    with run.tracker.phase("optimizer"):
         if run.qk_clip is not None:
             run.qk_clip.gather()
         updated, grad_norm, _ = run.optimizer.step()

@@ -24,9 +24,9 @@ def traced(run: Run, report: Report, step: int) -> Iterator[None]:
         return
     dist.barrier()
     ready_s = time.monotonic()
-    recorder = run.watch.recorder = Recorder()
+    recorder = run.tracker.recorder = Recorder()
     yield
-    run.watch.recorder = None
+    run.tracker.recorder = None
     record = RankRecord(
         rank=run.topology.rank,
         stage=run.topology.pp_rank,
@@ -36,7 +36,7 @@ def traced(run: Run, report: Report, step: int) -> Iterator[None]:
         spans=tuple(recorder.spans),
     )
     # A rank needs some tens of bytes a phase; the others wait while the first one draws.
-    with run.watch.phase("write timeline", may_be_long=True):
+    with run.tracker.phase("write timeline", may_be_long=True):
         records = [record] * run.topology.world_size if run.is_main else None
         dist.gather_object(record, records)
         if records is not None:

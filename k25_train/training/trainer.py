@@ -95,12 +95,12 @@ class Trainer:
             self.report.add({"step": 0, **self.evaluate()})
         for step in range(start + 1, cadence.steps + 1):
             is_last = step == cadence.steps
-            with traced(run, self.report, step), run.watch.training(step):
+            with traced(run, self.report, step), run.tracker.training(step):
                 result = train_step(run, step)
                 row = self.row(step, result)
             if is_last or step % cadence.eval_interval == 0:
                 row |= self.evaluate()
-            with run.watch.phase("report"):
+            with run.tracker.phase("report"):
                 self.report.add(row)
             self.count_skipped(step, result)
             stopping = self.stop.agreed(run.topology.device) and not is_last
@@ -162,14 +162,14 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out losses, text apart from samples with media; a kind that the blend lacks has none."""
-        with self.run.watch.phase("evaluate"):
+        with self.run.tracker.phase("evaluate"):
             return eval_losses(self.run, self.run.config.train.eval_sequences).held_out()
 
     def save(self, step: int) -> None:
         """Write a checkpoint and drop the oldest beyond `checkpoint.keep`."""
         run = self.run
         # How long this takes depends on the file system, not on a step.
-        with run.watch.phase("checkpoint", may_be_long=True):
+        with run.tracker.phase("checkpoint", may_be_long=True):
             state.save(run.checkpoints, step, run.modules, run.optimizer, run.config)
             if run.is_main:
                 folders.prune(run.checkpoints, run.config.checkpoint.keep)

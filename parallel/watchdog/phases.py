@@ -1,6 +1,6 @@
 """The phases of this rank: what it is doing, since when, and with which ranks.
 
-Whoever does the work announces it: `with watch.phase("forward"):`. Entering and leaving a phase costs about a
+Whoever does the work announces it: `with tracker.phase("forward"):`. Entering and leaving a phase costs about a
 microsecond, so communication is announced call by call. Another thread may ask for the state at any time.
 """
 
@@ -18,40 +18,40 @@ Peers = Sequence[int] | Callable[[], Sequence[int]]
 class Phase:
     """One piece of work under way; a context manager that is entered once."""
 
-    __slots__ = ("_watch", "may_be_long", "name", "peers")
+    __slots__ = ("_tracker", "may_be_long", "name", "peers")
 
-    def __init__(self, watch: "PhaseTracker", name: str, peers: Peers, may_be_long: bool) -> None:
-        self._watch = watch
+    def __init__(self, tracker: "PhaseTracker", name: str, peers: Peers, may_be_long: bool) -> None:
+        self._tracker = tracker
         self.name = name
         self.peers = peers
         self.may_be_long = may_be_long
 
     def __enter__(self) -> None:
-        watch = self._watch
-        watch._phases.append(self)
-        watch._changed = watch._clock()
-        if watch.recorder is not None:
-            watch.recorder.begin(self, watch._changed, len(watch._phases) - 1)
+        tracker = self._tracker
+        tracker._phases.append(self)
+        tracker._changed = tracker._clock()
+        if tracker.recorder is not None:
+            tracker.recorder.begin(self, tracker._changed, len(tracker._phases) - 1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        watch = self._watch
+        tracker = self._tracker
         if self.peers:
-            watch._last_communication = self
+            tracker._last_communication = self
         # Where forward and backward are interleaved, a phase may end before one that it began in.
-        if watch._phases[-1] is self:
-            watch._phases.pop()
+        if tracker._phases[-1] is self:
+            tracker._phases.pop()
         else:
-            watch._phases.remove(self)
-        watch._changed = watch._clock()
-        if watch.recorder is not None:
-            watch.recorder.end(self, watch._changed)
+            tracker._phases.remove(self)
+        tracker._changed = tracker._clock()
+        if tracker.recorder is not None:
+            tracker.recorder.end(self, tracker._changed)
 
     def ranks(self) -> tuple[int, ...]:
         """The ranks that it communicates with, each once, this one left out."""
         ranks = self.peers() if callable(self.peers) else self.peers
-        return tuple(sorted(set(ranks) - {self._watch.rank}))
+        return tuple(sorted(set(ranks) - {self._tracker.rank}))
 
 
 class PhaseTracker:

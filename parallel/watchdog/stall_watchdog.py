@@ -44,8 +44,8 @@ class StallWatchdog:
 
     def __init__(
         self,
-        watch: PhaseTracker,
-        board: RankStateStore,
+        tracker: PhaseTracker,
+        store: RankStateStore,
         *,
         timeout_s: float,
         folder: Path,
@@ -53,8 +53,8 @@ class StallWatchdog:
         end: Callable[[int], None] = os._exit,
     ) -> None:
         """`folder` gets `rank_<N>.stall.txt` of a stall; `device_is_busy` tells if the GPU has work left."""
-        self.watch = watch
-        self.board = board
+        self.tracker = tracker
+        self.store = store
         self.timeout_s = timeout_s
         self.folder = folder
         self.seconds_between_looks = min(timeout_s / 10, _MOST_SECONDS_BETWEEN_LOOKS)
@@ -64,7 +64,7 @@ class StallWatchdog:
         self._thread = threading.Thread(target=self._look_again_and_again, name="stall guard", daemon=True)
 
     def __enter__(self) -> Self:
-        self.board.publish(self.watch.state())
+        self.store.publish(self.tracker.state())
         self._thread.start()
         return self
 
@@ -86,12 +86,12 @@ class StallWatchdog:
 
     def look(self) -> None:
         """Publish this rank's state; raise the alarm if it is stuck, and follow an alarm that is raised."""
-        stuck = self.watch.seconds_without_progress() >= self.timeout_s
+        stuck = self.tracker.seconds_without_progress() >= self.timeout_s
         try:
-            self.board.publish(self.watch.state())
+            self.store.publish(self.tracker.state())
             if stuck and not self._is_excused():
-                self.board.raise_alarm()
-            alarm = self.board.alarm()
+                self.store.raise_alarm()
+            alarm = self.store.alarm()
         except RuntimeError as error:
             # The store is gone, as at the end of a job. Only a rank that is stuck has something to tell.
             if not stuck:
@@ -103,20 +103,20 @@ class StallWatchdog:
 
     def _is_excused(self) -> bool:
         """Whether a rank says that it is in a phase that may be long, such as deleting old checkpoints."""
-        return any(state.may_be_long for state in self.board.states().values())
+        return any(state.may_be_long for state in self.store.states().values())
 
     def _follow(self, alarm: int) -> None:
         state = self._own_state()
         lines = [str(state)]
         try:
-            self.board.answer(state)
-            if alarm == self.watch.rank:
+            self.store.answer(state)
+            if alarm == self.tracker.rank:
                 lines = [*self._report(), "", *lines]
-                self.board.mark_reported()
+                self.store.mark_reported()
                 self._write(lines)
             else:
                 self._write(lines)
-                self._wait(self.board.is_reported, 2 * self._answer_time_s)
+                self._wait(self.store.is_reported, 2 * self._answer_time_s)
         except RuntimeError as error:
             # Its host has ended already, or is what does not answer.
             tell(f"{state}\nthe job's store does not answer: {error}")
@@ -124,15 +124,15 @@ class StallWatchdog:
 
     def _report(self) -> list[str]:
         """Print the report; returns its lines and the state of every rank."""
-        board = self.board
-        self._wait(lambda: len(board.answers()) == board.world_size, self._answer_time_s)
-        answers = board.answers()
+        store = self.store
+        self._wait(lambda: len(store.answers()) == store.world_size, self._answer_time_s)
+        answers = store.answers()
         text = report(
             answers,
-            board.states(),
-            self.watch.rank,
-            board.world_size,
-            headline=self._headline(answers[self.watch.rank]),
+            store.states(),
+            self.tracker.rank,
+            store.world_size,
+            headline=self._headline(answers[self.tracker.rank]),
             logs=str(self.folder / "rank_<N>.stall.txt"),
         )
         tell(text)
@@ -152,7 +152,7 @@ class StallWatchdog:
         )
 
     def _own_state(self) -> RankState:
-        return self.watch.state(device_is_busy=self._device_is_busy())
+        return self.tracker.state(device_is_busy=self._device_is_busy())
 
     @property
     def _answer_time_s(self) -> float:
@@ -165,14 +165,14 @@ class StallWatchdog:
 
     def _write(self, lines: list[str]) -> None:
         """Write this rank's file: the lines, and the stacks of all threads; to stderr if that fails."""
-        path = self.folder / f"rank_{self.watch.rank}.stall.txt"
+        path = self.folder / f"rank_{self.tracker.rank}.stall.txt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with path.open("w") as file:
                 print(time.strftime("%Y-%m-%d %H:%M:%S"), *lines, "", sep="\n", file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
-            tell(f"{path}: cannot be written ({error}); the stacks of rank {self.watch.rank}:")
+            tell(f"{path}: cannot be written ({error}); the stacks of rank {self.tracker.rank}:")
             faulthandler.dump_traceback(2, all_threads=True)
 
 

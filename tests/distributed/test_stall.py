@@ -49,7 +49,7 @@ def before_forward(run: Any, act: Callable[[], None]) -> None:
     forward = module.forward_micro_batch
 
     def forward_micro_batch(*args: Any, **kwargs: Any) -> Any:
-        if run.watch.state().step == STEP:
+        if run.tracker.state().step == STEP:
             act()
         return forward(*args, **kwargs)
 
@@ -62,7 +62,7 @@ def hang_in_forward(run: Any) -> None:
 
 def hang_in_backward(run: Any) -> None:
     for parameter in run.chunks[0].parameters():
-        parameter.register_hook(lambda _: hang() if run.watch.state().step == STEP else None)
+        parameter.register_hook(lambda _: hang() if run.tracker.state().step == STEP else None)
 
 
 def hang_in_all_to_all(run: Any) -> None:
@@ -71,7 +71,7 @@ def hang_in_all_to_all(run: Any) -> None:
     options = distributed_c10d.AllToAllOptions
 
     def all_to_all_options() -> Any:
-        if run.watch.state().step == STEP:
+        if run.tracker.state().step == STEP:
             hang()
         return options()
 
@@ -82,7 +82,7 @@ def hang_in_optimizer(run: Any) -> None:
     step = run.optimizer.step
 
     def hang_or_step() -> Any:
-        if run.watch.state().step == STEP:
+        if run.tracker.state().step == STEP:
             hang()
         return step()
 
@@ -161,7 +161,7 @@ def phases_of_a_step(context: RankContext, arguments: Sequence[str]) -> set[str]
     """Phases that this rank is in during a step, with whether they wait for others."""
     run = start_run(context, arguments)
     seen: set[str] = set()
-    phase = run.watch.phase
+    phase = run.tracker.phase
 
     def remember(name: str, peers: Any = (), **options: Any) -> Any:
         begun = phase(name, peers, **options)
@@ -169,7 +169,7 @@ def phases_of_a_step(context: RankContext, arguments: Sequence[str]) -> set[str]
         return begun
 
     engine = run.vision.engine
-    run.watch.phase = engine._phase = engine._exchange._phase = remember
+    run.tracker.phase = engine._phase = engine._exchange._phase = remember
     from k25_train.training.step import train_step
 
     with run.loader:

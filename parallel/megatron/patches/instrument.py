@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from parallel.watchdog.phases import Peers, PhaseTracker
 
-_watch: PhaseTracker | None = None
+_tracker: PhaseTracker | None = None
 _wrapped: set[str] = set()
 
 COLLECTIVES = {
@@ -53,10 +53,10 @@ _PIPELINE_PEERS = {
 }
 
 
-def set_tracker(watch: PhaseTracker | None) -> None:
-    """Announce what this process does from now on to `watch`; None ends it."""
-    global _watch
-    _watch = watch
+def set_tracker(tracker: PhaseTracker | None) -> None:
+    """Announce what this process does from now on to `tracker`; None ends it."""
+    global _tracker
+    _tracker = tracker
 
 
 def announce_collectives() -> None:
@@ -85,9 +85,9 @@ def announced(function: Callable[..., Any], phase: str) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if _watch is None:
+        if _tracker is None:
             return function(*args, **kwargs)
-        with _watch.phase(phase):
+        with _tracker.phase(phase):
             return function(*args, **kwargs)
 
     return call
@@ -101,15 +101,15 @@ def announced_collective(collective: Callable[..., Any], phase: str) -> Callable
 
     @functools.wraps(collective)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if _watch is None:
+        if _tracker is None:
             return collective(*args, **kwargs)
         group = kwargs.get("group") if len(args) <= group_place else args[group_place]
         peers: Peers = partial(_members, group)
         if src_place is not None:
             src = kwargs.get("src") if len(args) <= src_place else args[src_place]
-            if src is not None and src != _watch.rank:
+            if src is not None and src != _tracker.rank:
                 peers = (src,)
-        with _watch.phase(phase, peers):
+        with _tracker.phase(phase, peers):
             result = collective(*args, **kwargs)
         return TracedWork(result, phase, peers) if isinstance(result, dist.Work) else result
 
@@ -128,9 +128,9 @@ class TracedWork:
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
         """Wait for it, as `torch.distributed.Work.wait`."""
-        if _watch is None:
+        if _tracker is None:
             return self._work.wait(*args, **kwargs)
-        with _watch.phase(self._phase, self._peers):
+        with _tracker.phase(self._phase, self._peers):
             return self._work.wait(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -181,10 +181,10 @@ def announced_pipeline(start_exchange: Callable[..., Any]) -> Callable[..., Any]
 
     @functools.wraps(start_exchange)
     def call(**kwargs: Any) -> Any:
-        if _watch is None:
+        if _tracker is None:
             return start_exchange(**kwargs)
         ends = {end: kwargs[rank] for end, rank in _PIPELINE_PEERS.items() if kwargs[end] is not None}
-        with _watch.phase("pipeline send/recv", tuple(ends.values())):
+        with _tracker.phase("pipeline send/recv", tuple(ends.values())):
             works = start_exchange(**kwargs)
         if isinstance(works, dict):
             return {end: _pipeline_work(work, end, ends[f"tensor_{end}"]) for end, work in works.items()}
@@ -217,9 +217,9 @@ def announced_buffer(method: Callable[..., Any], phase: str) -> Callable[..., An
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _watch is None:
+        if _tracker is None:
             return method(self, *args, **kwargs)
-        with _watch.phase(phase, partial(_members, self.intra_distributed_optimizer_instance_group)):
+        with _tracker.phase(phase, partial(_members, self.intra_distributed_optimizer_instance_group)):
             return method(self, *args, **kwargs)
 
     return call

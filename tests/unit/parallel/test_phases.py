@@ -11,19 +11,19 @@ from parallel.watchdog.phases import PhaseTracker
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> PhaseTracker:
-    watch = PhaseTracker(1)
-    monkeypatch.setattr(instrument, "_watch", watch)
+def tracker(monkeypatch: pytest.MonkeyPatch) -> PhaseTracker:
+    tracker = PhaseTracker(1)
+    monkeypatch.setattr(instrument, "_tracker", tracker)
     monkeypatch.setattr(instrument, "_members", lambda group: group or (0, 1, 2, 3))
-    return watch
+    return tracker
 
 
-def test_a_collective_waits_for_its_group_and_a_broadcast_for_its_source(watch: PhaseTracker) -> None:
+def test_a_collective_waits_for_its_group_and_a_broadcast_for_its_source(tracker: PhaseTracker) -> None:
     def all_reduce(_tensor: int, _op: str = "sum", group: Any = None) -> tuple[int, ...]:
-        return watch.state().waits_for
+        return tracker.state().waits_for
 
     def broadcast(_tensor: int, src: int | None = None, group: Any = None) -> tuple[int, ...]:
-        return watch.state().waits_for
+        return tracker.state().waits_for
 
     reduce = instrument.announced_collective(all_reduce, "all-reduce")
     assert reduce(0) == (0, 2, 3)
@@ -32,31 +32,31 @@ def test_a_collective_waits_for_its_group_and_a_broadcast_for_its_source(watch: 
     spread = instrument.announced_collective(broadcast, "broadcast")
     assert spread(0, 2, (1, 2, 3)) == (2,)
     assert spread(0, src=1, group=(1, 2, 3)) == (2, 3), "the source waits for all"
-    assert watch.state().phases == ()
+    assert tracker.state().phases == ()
 
 
 class Work(dist.Work):
     """Communication under way that tells what its rank does while it is waited for."""
 
-    def __init__(self, watch: PhaseTracker) -> None:
+    def __init__(self, tracker: PhaseTracker) -> None:
         super().__init__()
-        self.watch = watch
+        self.tracker = tracker
 
     def wait(self, *_: Any) -> str:
-        return f"{self.watch.state().phases} {self.watch.state().waits_for}"
+        return f"{self.tracker.state().phases} {self.tracker.state().waits_for}"
 
 
-def test_work_is_announced_again_where_it_is_waited_for(watch: PhaseTracker) -> None:
-    start = instrument.announced_collective(lambda group=None: Work(watch), "all-to-all")
+def test_work_is_announced_again_where_it_is_waited_for(tracker: PhaseTracker) -> None:
+    start = instrument.announced_collective(lambda group=None: Work(tracker), "all-to-all")
     work = start((1, 2))
-    assert watch.state().phases == ()
+    assert tracker.state().phases == ()
     assert work.wait() == "('all-to-all',) (2,)"
 
 
-def test_each_pipeline_handle_waits_for_its_neighbour(watch: PhaseTracker) -> None:
+def test_each_pipeline_handle_waits_for_its_neighbour(tracker: PhaseTracker) -> None:
     def start(**_: Any) -> dict[str, Work]:
-        assert watch.state().waits_for == (0, 2)
-        return {"send_next": Work(watch), "recv_prev": Work(watch)}
+        assert tracker.state().waits_for == (0, 2)
+        return {"send_next": Work(tracker), "recv_prev": Work(tracker)}
 
     works = instrument.announced_pipeline(start)(
         tensor_send_prev=None,
@@ -70,9 +70,9 @@ def test_each_pipeline_handle_waits_for_its_neighbour(watch: PhaseTracker) -> No
     assert works["recv_prev"].wait() == "('pipeline recv',) (0,)"
 
 
-def test_overlapped_passes_are_named_after_those_there_are(watch: PhaseTracker) -> None:
+def test_overlapped_passes_are_named_after_those_there_are(tracker: PhaseTracker) -> None:
     def combined(_data: str, f_model: str | None, b_model: str | None, config: str = "") -> str:
-        return f"{watch.state().phases[-1]} {f_model} {b_model} {config}"
+        return f"{tracker.state().phases[-1]} {f_model} {b_model} {config}"
 
     call = instrument.announced_combined(combined)
     assert call("x", "model", None, config="c") == "forward model None c"
@@ -81,7 +81,7 @@ def test_overlapped_passes_are_named_after_those_there_are(watch: PhaseTracker) 
 
 
 def test_without_a_watch_functions_are_called_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instrument, "_watch", None)
+    monkeypatch.setattr(instrument, "_tracker", None)
     work = object()
     assert instrument.announced_collective(lambda group=None: work, "all-to-all")() is work
     assert instrument.announced(lambda: work, "forward")() is work

@@ -51,64 +51,64 @@ def waiting(**waits_for: Sequence[int]) -> dict[int, RankState]:
 
 def test_time_counts_in_phases_from_the_first_step_on() -> None:
     clock = Clock()
-    watch = PhaseTracker(0, clock)
-    with watch.phase("evaluate"):
+    tracker = PhaseTracker(0, clock)
+    with tracker.phase("evaluate"):
         clock.wait(50)
-        assert watch.seconds_without_progress() == 0, "no step yet"
-    with watch.training(1):
+        assert tracker.seconds_without_progress() == 0, "no step yet"
+    with tracker.training(1):
         clock.wait(3)
-        assert watch.seconds_without_progress() == 3
-        with watch.phase("forward"):
-            assert watch.seconds_without_progress() == 0, "entering is progress"
+        assert tracker.seconds_without_progress() == 3
+        with tracker.phase("forward"):
+            assert tracker.seconds_without_progress() == 0, "entering is progress"
             clock.wait(2)
-            assert watch.seconds_without_progress() == 2
-        assert watch.seconds_without_progress() == 0, "leaving is progress"
+            assert tracker.seconds_without_progress() == 2
+        assert tracker.seconds_without_progress() == 0, "leaving is progress"
     clock.wait(50)
-    assert watch.seconds_without_progress() == 0, "between steps"
-    with watch.phase("checkpoint", may_be_long=True), watch.phase("broadcast", (0, 1)):
+    assert tracker.seconds_without_progress() == 0, "between steps"
+    with tracker.phase("checkpoint", may_be_long=True), tracker.phase("broadcast", (0, 1)):
         clock.wait(500)
-        assert watch.seconds_without_progress() == 0
-        assert watch.state().may_be_long
+        assert tracker.seconds_without_progress() == 0
+        assert tracker.state().may_be_long
 
 
 def test_a_state_tells_phases_and_peers() -> None:
     clock = Clock()
-    watch = PhaseTracker(1, clock)
-    assert str(watch.state()) == "rank 1, step 0: between steps, for 0.0 s"
-    with watch.training(7), watch.phase("forward"), watch.phase("all-to-all", lambda: [2, 0, 1, 2]):
+    tracker = PhaseTracker(1, clock)
+    assert str(tracker.state()) == "rank 1, step 0: between steps, for 0.0 s"
+    with tracker.training(7), tracker.phase("forward"), tracker.phase("all-to-all", lambda: [2, 0, 1, 2]):
         clock.wait(4)
-        assert str(watch.state()) == (
+        assert str(tracker.state()) == (
             "rank 1, step 7: train > forward > all-to-all, for 4.0 s, waits for ranks 0, 2"
         )
-    with watch.training(7), watch.phase("all-reduce", (1,)):
-        assert watch.state().waits_for == (), "alone in its group"
+    with tracker.training(7), tracker.phase("all-reduce", (1,)):
+        assert tracker.state().waits_for == (), "alone in its group"
 
 
 def test_interleaved_phases_end_in_any_order() -> None:
-    watch = PhaseTracker(0)
-    forward, backward = watch.phase("forward"), watch.phase("backward")
+    tracker = PhaseTracker(0)
+    forward, backward = tracker.phase("forward"), tracker.phase("backward")
     forward.__enter__()
     backward.__enter__()
     forward.__exit__(None, None, None)
-    assert watch.state().phases == ("backward",)
+    assert tracker.state().phases == ("backward",)
     backward.__exit__(None, None, None)
-    assert watch.state().phases == ()
+    assert tracker.state().phases == ()
 
 
 def test_a_phase_ends_with_an_error() -> None:
-    watch = PhaseTracker(0)
-    with pytest.raises(ValueError, match="x"), watch.phase("forward"):
+    tracker = PhaseTracker(0)
+    with pytest.raises(ValueError, match="x"), tracker.phase("forward"):
         raise ValueError("x")
-    assert watch.state().phases == ()
+    assert tracker.state().phases == ()
 
 
 def test_a_host_that_waits_for_its_device_waits_for_whom_it_last_communicated_with() -> None:
-    watch = PhaseTracker(0)
-    with watch.training(1), watch.phase("forward"):
-        with watch.phase("all-to-all", (0, 1)):
+    tracker = PhaseTracker(0)
+    with tracker.training(1), tracker.phase("forward"):
+        with tracker.phase("all-to-all", (0, 1)):
             pass
-        assert watch.state().waits_for == ()
-        busy = watch.state(device_is_busy=True)
+        assert tracker.state().waits_for == ()
+        busy = tracker.state(device_is_busy=True)
     assert busy.waits_for == (1,)
     assert busy.doing == "step 1: train > forward > device, all-to-all or later"
 
@@ -223,13 +223,13 @@ class Job:
         self.clock = Clock()
         self.store = dist.HashStore()
         self.ended: list[tuple[int, int]] = []
-        self.watches = [PhaseTracker(rank, self.clock) for rank in range(size)]
+        self.trackers = [PhaseTracker(rank, self.clock) for rank in range(size)]
         self.guards = [self.guard(rank, folder) for rank in range(size)]
 
     def guard(self, rank: int, folder: Path) -> StallWatchdog:
         return StallWatchdog(
-            self.watches[rank],
-            RankStateStore(self.store, rank, len(self.watches)),
+            self.trackers[rank],
+            RankStateStore(self.store, rank, len(self.trackers)),
             timeout_s=60,
             folder=folder,
             device_is_busy=lambda: False,
@@ -246,7 +246,7 @@ class Job:
         thread = threading.Thread(target=self.guards[first].look)
         thread.start()
         deadline = time.monotonic() + 10
-        while self.guards[first].board.alarm() is None and time.monotonic() < deadline:
+        while self.guards[first].store.alarm() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         self.look(*others)
         thread.join(timeout=30)
@@ -255,7 +255,7 @@ class Job:
 
 def test_a_stuck_rank_ends_all_with_one_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     job = Job(2, tmp_path / "logs")
-    first, second = job.watches
+    first, second = job.trackers
     with first.training(4), second.training(4), first.phase("all-reduce", (0, 1)), second.phase("optimizer"):
         job.clock.wait(59)
         job.look(0, 1)
@@ -270,16 +270,16 @@ def test_a_stuck_rank_ends_all_with_one_report(tmp_path: Path, capfd: pytest.Cap
     for rank in (0, 1):
         text = (tmp_path / f"logs/rank_{rank}.stall.txt").read_text()
         assert f"rank {rank}, step 4: train > " in text
-        assert "test_watch.py" in text, "stacks of all threads"
+        assert "test_watchdog.py" in text, "stacks of all threads"
 
 
 def test_progress_on_another_rank_does_not_help_one_that_is_stuck(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     job = Job(2, tmp_path)
-    with job.watches[0].training(4), job.watches[1].training(4), job.watches[0].phase("read data"):
+    with job.trackers[0].training(4), job.trackers[1].training(4), job.trackers[0].phase("read data"):
         job.clock.wait(60)
-        with job.watches[1].phase("forward"):
+        with job.trackers[1].phase("forward"):
             job.raise_alarm(0, 1)
     assert len(job.ended) == 2
     assert "likely culprit: rank 0, step 4: train > read data, for 60.0 s\n" in capfd.readouterr().err
@@ -287,8 +287,8 @@ def test_progress_on_another_rank_does_not_help_one_that_is_stuck(
 
 def test_a_long_phase_excuses_those_who_wait(tmp_path: Path) -> None:
     job = Job(2, tmp_path)
-    with job.watches[0].training(4), job.watches[0].phase("all-reduce", (0, 1)):
-        with job.watches[1].phase("checkpoint", may_be_long=True):
+    with job.trackers[0].training(4), job.trackers[0].phase("all-reduce", (0, 1)):
+        with job.trackers[1].phase("checkpoint", may_be_long=True):
             job.look(1)
             job.clock.wait(1000)
             job.look(0)
@@ -304,7 +304,7 @@ def test_a_rank_that_never_answered_is_the_culprit(
     monkeypatch.setattr("parallel.watchdog.stall_watchdog._GRACE_S", 0.0)
     job = Job(2, tmp_path)
     job.guards[0].seconds_between_looks = 0.1
-    with job.watches[0].training(4), job.watches[0].phase("pipeline recv", (1,)):
+    with job.trackers[0].training(4), job.trackers[0].phase("pipeline recv", (1,)):
         job.clock.wait(60)
         job.look(0)
     assert job.ended == [(0, STALLED_STATUS)]
@@ -319,8 +319,8 @@ def test_a_stuck_rank_reports_without_the_store(tmp_path: Path, capfd: pytest.Ca
     def fail(*_: Any) -> None:
         raise RuntimeError("connection refused")
 
-    job.guards[0].board.publish = fail  # type: ignore[method-assign]
-    with job.watches[0].training(4), job.watches[0].phase("forward"):
+    job.guards[0].store.publish = fail  # type: ignore[method-assign]
+    with job.trackers[0].training(4), job.trackers[0].phase("forward"):
         job.look(0)
         assert job.ended == [], "the end of a job takes the store away"
         job.clock.wait(60)
@@ -335,10 +335,10 @@ def test_stacks_go_to_stderr_if_the_folder_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     job = Job(1, tmp_path / "file")
-    with job.watches[0].training(4):
+    with job.trackers[0].training(4):
         job.clock.wait(60)
         job.look(0)
     assert job.ended == [(0, STALLED_STATUS)]
     printed = capfd.readouterr().err
     assert "file/rank_0.stall.txt: cannot be written" in printed
-    assert "test_watch.py" in printed
+    assert "test_watchdog.py" in printed
