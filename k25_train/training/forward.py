@@ -16,11 +16,11 @@ from torch import Tensor
 from k25_train.data.batch import MicroBatch
 from k25_train.model.attention import PackedDocuments
 from parallel.activations.manager import ActivationManager
-from parallel.activations.memory import deallocate_data
-from parallel.activations.order import PassKey
+from parallel.activations.storage import deallocate_data
 from parallel.dep.engine import Engine
 from parallel.megatron.ep_overlap_activations import save_by_policy
 from parallel.megatron.schedule import ForwardOutput, LossOutput
+from parallel.pipeline.schedule import PassKey
 from parallel.topology import Topology
 
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor
 
 from parallel.activations.recompute import call_apart
-from parallel.activations.saving import SavingPass
+from parallel.activations.saving_pass import SavingPass
 
 
 def named(name: str, tensor: Tensor) -> Tensor:

@@ -47,10 +47,10 @@ class Copier(Protocol):
     def to_device(self, host: Tensor, device: Tensor) -> Event:
         """Likewise, the other way."""
 
-    def hold_to_host(self, event: Event) -> None:
+    def make_host_copies_wait(self, event: Event) -> None:
         """Copies to the host that are started from now on come after the event."""
 
-    def hold_compute(self, event: Event, tensor: Tensor) -> None:
+    def make_compute_wait(self, event: Event, tensor: Tensor) -> None:
         """What is computed from now on comes after the event, and may use the tensor that it stands for."""
 
     def close(self) -> None:
@@ -88,11 +88,11 @@ class CudaCopier:
             target.copy_(source, non_blocking=True)
             return stream.record_event()
 
-    def hold_to_host(self, event: Event) -> None:
+    def make_host_copies_wait(self, event: Event) -> None:
         assert isinstance(event, torch.cuda.Event)
         self._to_host_stream.wait_event(event)
 
-    def hold_compute(self, event: Event, tensor: Tensor) -> None:
+    def make_compute_wait(self, event: Event, tensor: Tensor) -> None:
         stream = torch.cuda.current_stream(self.device)
         assert isinstance(event, torch.cuda.Event)
         stream.wait_event(event)
@@ -142,10 +142,10 @@ class ThreadCopier:
         time.sleep(delay_s)
         target.copy_(source)
 
-    def hold_to_host(self, event: Event) -> None:
+    def make_host_copies_wait(self, event: Event) -> None:
         self._to_host_thread.submit(event.synchronize)
 
-    def hold_compute(self, event: Event, tensor: Tensor) -> None:
+    def make_compute_wait(self, event: Event, tensor: Tensor) -> None:
         event.synchronize()
 
     def close(self) -> None:

@@ -2,8 +2,8 @@
 
 ```
  forward pass of a micro-batch          between passes                     backward pass
- forward_pass(batch) ─► SavingPass      before_pass(n): those come back    nodes ask for what they hold
-        tensors leave as they are saved   whose backward is near           and let go of it
+ forward_pass(key) ─► SavingPass        before_pass(n): prefetch those     nodes ask for what they hold
+        tensors leave as they are saved  whose backward pass is near        and release it
 ```
 """
 
@@ -16,12 +16,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.activations.copier import Copier, CudaCopier, ThreadCopier
-from parallel.activations.memory import deallocate_data, weights_of
 from parallel.activations.offload import OffloadEngine, OffloadStats
-from parallel.activations.order import OffloadOrder, PassKey
+from parallel.activations.order import OffloadOrder
 from parallel.activations.policy import Policy
-from parallel.activations.saving import SavingPass, Stored
-from parallel.activations.sizes import OUTPUTS_UNDER_WAY
+from parallel.activations.saving_pass import SaveRecord, SavingPass
+from parallel.activations.sizes import OUTPUTS_IN_FLIGHT
+from parallel.activations.storage import deallocate_data, weights_of
+from parallel.pipeline.schedule import PassKey
 
 
 class ActivationManager:
@@ -33,7 +34,7 @@ class ActivationManager:
         chunks: Sequence[torch.nn.Module],
         order: OffloadOrder,
         engine: OffloadEngine | None,
-        observe: Callable[[Stored], None] | None = None,
+        observe: Callable[[SaveRecord], None] | None = None,
     ) -> None:
         """
         Args:
@@ -49,18 +50,18 @@ class ActivationManager:
         self._position = 0
         self._outputs: deque[Tensor] = deque()
 
-    def forward_pass(self, batch: PassKey) -> SavingPass:
+    def forward_pass(self, key: PassKey) -> SavingPass:
         """How a forward pass saves; enter it wherever the pass computes."""
         if self._weights is None:
             # Data parallelism moves weights into its buffers after the chunks are built.
             self._weights = weights_of(self._chunks)
-        engine = None if batch in self._order.stay else self._engine
-        return SavingPass(self._policies, batch, self._weights, engine, self._observe)
+        engine = None if key in self._order.stay else self._engine
+        return SavingPass(self._policies, key, self._weights, engine, self._observe)
 
     def hold_output(self, output: Tensor) -> None:
         """Take a chunk's output, which the schedule holds for its history: its memory is freed once sent."""
         self._outputs.append(output)
-        if len(self._outputs) > OUTPUTS_UNDER_WAY:
+        if len(self._outputs) > OUTPUTS_IN_FLIGHT:
             deallocate_data(self._outputs.popleft())
 
     def before_pass(self, num_done: int) -> None:
@@ -68,8 +69,8 @@ class ActivationManager:
         if self._engine is None:
             return
         while self._position <= num_done:
-            for batch in self._order.prefetch.get(self._position, ()):
-                self._engine.prefetch(batch)
+            for key in self._order.prefetch.get(self._position, ()):
+                self._engine.prefetch(key)
             self._position += 1
 
     def finish_step(self) -> OffloadStats | None:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from parallel.activations.copier import Copier, Event
-from parallel.activations.order import PassKey
 from parallel.activations.pool import Block, HostPool
+from parallel.pipeline.schedule import PassKey
 from parallel.stopwatch import Stopwatch
 
 
@@ -46,10 +46,10 @@ class OffloadStats:
 
 
 @dataclass(slots=True, eq=False)
-class _Saved:
+class _OffloadedTensor:
     """A tensor that was saved."""
 
-    batch: PassKey
+    key: PassKey
     block: Block
     host: Tensor
     """The block as a tensor of the same shape, strides and type."""
@@ -62,7 +62,7 @@ class _Saved:
     """The last copy back. There is none as long as `device` is the tensor itself."""
     is_in_host: bool = False
     """Whether the copy in the host is known to be whole."""
-    is_wanted: bool = False
+    is_prefetched: bool = False
     """Whether it was prefetched and has not been loaded since."""
 
 
@@ -71,7 +71,7 @@ class Ticket:
 
     __slots__ = ("_dropped", "_saved")
 
-    def __init__(self, saved: _Saved, dropped: deque[_Saved]) -> None:
+    def __init__(self, saved: _OffloadedTensor, dropped: deque[_OffloadedTensor]) -> None:
         self._saved = saved
         self._dropped = dropped
 
@@ -96,10 +96,10 @@ class OffloadEngine:
         self._pool = HostPool(host_bytes, copier.pin)
         self._max_device_bytes = device_bytes
         self._device_bytes = 0
-        self._batches: dict[PassKey, list[_Saved]] = {}
-        self._leaving: deque[_Saved] = deque()
-        self._wanted: deque[_Saved] = deque()
-        self._dropped: deque[_Saved] = deque()
+        self._by_pass: dict[PassKey, list[_OffloadedTensor]] = {}
+        self._leaving: deque[_OffloadedTensor] = deque()
+        self._to_prefetch: deque[_OffloadedTensor] = deque()
+        self._dropped: deque[_OffloadedTensor] = deque()
         self._stats = OffloadStats()
         self._stopwatch = Stopwatch(copier.device)
 
@@ -108,7 +108,7 @@ class OffloadEngine:
         """Where tensors come from."""
         return self._copier.device
 
-    def save(self, tensor: Tensor, batch: PassKey) -> Ticket:
+    def save(self, tensor: Tensor, key: PassKey) -> Ticket:
         """Start a tensor's way to the host; its memory on the device is let go when it has arrived.
 
         Nothing waits, unless the engine would keep more than its budget on the device: then the host waits
@@ -123,7 +123,7 @@ class OffloadEngine:
         """
         if tensor.device != self._copier.device:
             raise ValueError(f"a tensor on {tensor.device} cannot be offloaded from {self._copier.device}")
-        self._settle()
+        self._poll()
         tensor = tensor.detach()
         if torch.empty_like(tensor, device="meta").stride() != tensor.stride():
             tensor = tensor.contiguous()
@@ -131,50 +131,50 @@ class OffloadEngine:
         flat = block.memory[: tensor.nbytes].view(tensor.dtype)
         host = flat.as_strided(tensor.shape, tensor.stride())
         to_host = self._copier.to_host(tensor, host)
-        saved = _Saved(batch, block, host, tensor, tensor._version, to_host)
+        saved = _OffloadedTensor(key, block, host, tensor, tensor._version, to_host)
         self._device_bytes += saved.host.nbytes
         self._leaving.append(saved)
-        self._batches.setdefault(batch, []).append(saved)
+        self._by_pass.setdefault(key, []).append(saved)
         self._stats.saved_bytes += saved.host.nbytes
         self._make_room()
         return Ticket(saved, self._dropped)
 
-    def prefetch(self, batch: PassKey) -> None:
+    def prefetch(self, key: PassKey) -> None:
         """Bring a batch's tensors back, last saved first, as far as the device's budget has room.
 
         What it has no room for follows as others are loaded. Tensors that have not left stay.
         """
-        self._settle()
-        for saved in reversed(self._batches.get(batch, ())):
-            if not saved.is_wanted:
-                saved.is_wanted = True
-                self._wanted.append(saved)
-        self._bring_wanted()
+        self._poll()
+        for saved in reversed(self._by_pass.get(key, ())):
+            if not saved.is_prefetched:
+                saved.is_prefetched = True
+                self._to_prefetch.append(saved)
+        self._start_prefetches()
 
     def load(self, ticket: Ticket) -> Tensor:
         """The tensor, for what is computed from now on: the one that was saved, or an equal one.
 
         It is the caller's: the engine keeps it no longer than it takes to leave. It can be loaded again.
         """
-        self._settle()
+        self._poll()
         saved = ticket._saved
         tensor = saved.device
         if tensor is None:
-            tensor = self._bring(saved)
+            tensor = self._copy_back(saved)
         if saved.to_device is None:
             self._check_unchanged(saved)
             saved.version = None
         else:
             with self._stopwatch.timed("load_stall_s"):
-                self._copier.hold_compute(saved.to_device, tensor)
-        saved.is_wanted = False
-        self._let_go(saved)
-        self._bring_wanted()
+                self._copier.make_compute_wait(saved.to_device, tensor)
+        saved.is_prefetched = False
+        self._drop_device_copy(saved)
+        self._start_prefetches()
         return tensor
 
     def read_stats(self) -> OffloadStats:
         """What was done since the last reading; waits for the device."""
-        self._settle()
+        self._poll()
         self._stopwatch.read_into(self._stats)
         self._stats.peak_host_bytes = self._pool.peak_bytes
         stats, self._stats = self._stats, OffloadStats(peak_device_bytes=self._device_bytes)
@@ -185,12 +185,12 @@ class OffloadEngine:
         """Wait for what is under way; `RuntimeError` if a ticket is held, as none is after a step."""
         while self._leaving:
             self._leaving[0].to_host.synchronize()
-            self._settle()
-        self._settle()
-        if self._batches:
+            self._poll()
+        self._poll()
+        if self._by_pass:
             held = ", ".join(
-                f"{len(saved)} of chunk {batch.vp_stage}, micro-batch {batch.micro_batch}"
-                for batch, saved in list(self._batches.items())[:8]
+                f"{len(saved)} of chunk {key.vp_stage}, micro-batch {key.micro_batch}"
+                for key, saved in list(self._by_pass.items())[:8]
             )
             raise RuntimeError(
                 f"offloaded tensors are held after the step ({self._pool.held_bytes} bytes in the host): "
@@ -201,7 +201,7 @@ class OffloadEngine:
         """Finish all copies and give the host's memory up; tickets are worth nothing afterwards."""
         self._copier.close()
 
-    def _settle(self) -> None:
+    def _poll(self) -> None:
         """See what has been dropped and what has arrived.
 
         What is wanted follows at the next prefetch or load: saving may happen beside a communication, for
@@ -213,25 +213,25 @@ class OffloadEngine:
             saved = self._leaving.popleft()
             saved.is_in_host = True
             self._check_unchanged(saved)
-            self._let_go(saved)
+            self._drop_device_copy(saved)
 
-    def _free(self, saved: _Saved) -> None:
-        of_batch = self._batches[saved.batch]
-        of_batch.remove(saved)
-        if not of_batch:
-            del self._batches[saved.batch]
-        saved.is_wanted, saved.version = False, None
+    def _free(self, saved: _OffloadedTensor) -> None:
+        of_pass = self._by_pass[saved.key]
+        of_pass.remove(saved)
+        if not of_pass:
+            del self._by_pass[saved.key]
+        saved.is_prefetched, saved.version = False, None
         if saved.to_device is not None:
             # The block's next owner may save from another stream than the one that waited for this copy.
-            self._copier.hold_to_host(saved.to_device)
+            self._copier.make_host_copies_wait(saved.to_device)
             if saved.device is not None:
-                self._copier.hold_compute(saved.to_device, saved.device)
-        self._let_go(saved)
+                self._copier.make_compute_wait(saved.to_device, saved.device)
+        self._drop_device_copy(saved)
         self._pool.give(saved.block)
 
-    def _let_go(self, saved: _Saved) -> None:
+    def _drop_device_copy(self, saved: _OffloadedTensor) -> None:
         """Let go of the device's memory, if nothing is in the way."""
-        if saved.device is not None and saved.is_in_host and not saved.is_wanted:
+        if saved.device is not None and saved.is_in_host and not saved.is_prefetched:
             saved.device = None
             self._device_bytes -= saved.host.nbytes
 
@@ -240,23 +240,23 @@ class OffloadEngine:
         started = time.perf_counter()
         while self._device_bytes > self._max_device_bytes and self._leaving:
             self._leaving[0].to_host.synchronize()
-            self._settle()
+            self._poll()
         self._stats.save_stall_s += time.perf_counter() - started
         self._note_peak()
 
-    def _bring_wanted(self) -> None:
+    def _start_prefetches(self) -> None:
         """Start to bring back what was prefetched, in order, as far as there is room."""
-        while self._wanted:
-            saved = self._wanted[0]
-            if saved.is_wanted and saved.device is None:
+        while self._to_prefetch:
+            saved = self._to_prefetch[0]
+            if saved.is_prefetched and saved.device is None:
                 if self._device_bytes + saved.host.nbytes > self._max_device_bytes:
                     return
-                saved.device = self._bring(saved)
+                saved.device = self._copy_back(saved)
                 self._device_bytes += saved.host.nbytes
                 self._note_peak()
-            self._wanted.popleft()
+            self._to_prefetch.popleft()
 
-    def _bring(self, saved: _Saved) -> Tensor:
+    def _copy_back(self, saved: _OffloadedTensor) -> Tensor:
         tensor = self._copier.empty(saved.host.shape, saved.host.stride(), saved.host.dtype)
         saved.to_device = self._copier.to_device(saved.host, tensor)
         self._stats.loaded_bytes += saved.host.nbytes
@@ -265,10 +265,10 @@ class OffloadEngine:
     def _note_peak(self) -> None:
         self._stats.peak_device_bytes = max(self._stats.peak_device_bytes, self._device_bytes)
 
-    def _check_unchanged(self, saved: _Saved) -> None:
+    def _check_unchanged(self, saved: _OffloadedTensor) -> None:
         if saved.device is not None and saved.version not in (None, saved.device._version):
             raise RuntimeError(
-                f"a tensor of shape {tuple(saved.host.shape)} of chunk {saved.batch.vp_stage}, micro-batch "
-                f"{saved.batch.micro_batch} was changed in place while it was on its way to the host: "
+                f"a tensor of shape {tuple(saved.host.shape)} of chunk {saved.key.vp_stage}, micro-batch "
+                f"{saved.key.micro_batch} was changed in place while it was on its way to the host: "
                 "its copy may hold either value; do not offload it"
             )

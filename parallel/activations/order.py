@@ -2,16 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from parallel.pipeline.schedule import Pass
-
-
-class PassKey(NamedTuple):
-    """One micro-batch in one chunk: what one forward pass saves for one backward pass."""
-
-    vp_stage: int
-    micro_batch: int
+from parallel.pipeline.schedule import Pass, PassKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +17,7 @@ class OffloadOrder:
 
 
 def offload_order(passes: Sequence[Pass], num_ahead: int = 2) -> OffloadOrder:
-    """Bring each batch back `num_ahead` passes before its backward: 2 is the backward before it in 1F1B.
+    """Bring each key back `num_ahead` passes before its backward: 2 is the backward before it in 1F1B.
 
     Args:
         passes: of one rank, in order (`parallel.pipeline.schedule.schedule_of`). Those that run beside each
@@ -47,12 +39,12 @@ def offload_order(passes: Sequence[Pass], num_ahead: int = 2) -> OffloadOrder:
     prefetch: dict[int, tuple[PassKey, ...]] = {}
     for turn, (start, end) in enumerate(zip(starts, ends, strict=True)):
         for each in passes[start:end]:
-            batch = PassKey(each.vp_stage, each.micro_batch)
+            key = each.key
             if each.is_forward:
-                forward_turn[batch] = turn
-            elif turn - forward_turn[batch] <= num_ahead + 1:
-                stay.add(batch)
+                forward_turn[key] = turn
+            elif turn - forward_turn[key] <= num_ahead + 1:
+                stay.add(key)
             else:
                 begin = starts[turn - num_ahead]
-                prefetch[begin] = (*prefetch.get(begin, ()), batch)
+                prefetch[begin] = (*prefetch.get(begin, ()), key)
     return OffloadOrder(frozenset(stay), prefetch)

@@ -7,7 +7,7 @@ TILE = 128
 """Elements that share an FP8 scale, along the last dimension."""
 SMALLEST_OFFLOADED_BYTES = 4096
 """Smaller tensors are kept instead of offloaded: a copy would cost more than it frees. Our choice."""
-OUTPUTS_UNDER_WAY = 2
+OUTPUTS_IN_FLIGHT = 2
 """Outputs of chunks that may still be on their way to the next stage when another is made: the schedules wait
 until one is sent before they go on from the next one."""
 BLOCK_BYTES = 512

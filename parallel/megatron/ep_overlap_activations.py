@@ -14,8 +14,8 @@ from typing import Any
 from megatron.core.pipeline_parallel.utils import NoopScheduleNode, get_comm_stream
 from torch import Tensor
 
-from parallel.activations.memory import deallocate_data
-from parallel.activations.saving import SavingPass
+from parallel.activations.saving_pass import SavingPass
+from parallel.activations.storage import deallocate_data
 
 
 def save_by_policy(plan: Any, saving: SavingPass, hold_output: Callable[[Tensor], None]) -> None:

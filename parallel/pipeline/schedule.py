@@ -7,6 +7,13 @@ interleaved if there are virtual stages. tests/distributed/test_schedule_order.p
 from typing import NamedTuple
 
 
+class PassKey(NamedTuple):
+    """One micro-batch in one chunk of a pipeline rank: shared by its forward pass and its backward pass."""
+
+    vp_stage: int
+    micro_batch: int
+
+
 class Pass(NamedTuple):
     """One micro-batch through one chunk of a pipeline rank."""
 
@@ -16,6 +23,11 @@ class Pass(NamedTuple):
     micro_batch: int
     runs_beside_next: bool = False
     """Whether it and the rank's next pass are run as one."""
+
+    @property
+    def key(self) -> PassKey:
+        """What this pass shares with the one in the other direction."""
+        return PassKey(self.vp_stage, self.micro_batch)
 
 
 def schedule_of(

@@ -121,9 +121,9 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
     from k25_train.model.megatron_config import backbone_config
     from k25_train.model.multimodal import MultimodalModel
     from k25_train.model.weights import initialize
-    from parallel.activations.memory import address, weights_of
-    from parallel.activations.order import PassKey
-    from parallel.activations.saving import SavingPass
+    from parallel.activations.saving_pass import SavingPass
+    from parallel.activations.storage import address, weights_of
+    from parallel.pipeline.schedule import PassKey
     from tests.helpers.hf_reference import tiny_model_config
     from tests.helpers.models import SERIAL, WHOLE_MODEL, start, train_config
     from tests.helpers.tiny_model import documents, random_tokens

@@ -20,10 +20,11 @@ from k25_train.plan.memory.activations import (
     store_all,
 )
 from k25_train.plan.passes import passes_of_stage
-from parallel.activations.order import PassKey, offload_order
+from parallel.activations.order import offload_order
 from parallel.activations.policy import Policy
-from parallel.activations.saving import SavingPass, Stored
+from parallel.activations.saving_pass import SaveRecord, SavingPass
 from parallel.activations.sizes import block_bytes
+from parallel.pipeline.schedule import PassKey
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
 from tests.helpers.saved import Record, record_of
@@ -53,13 +54,13 @@ def observe_a_step(context: RankContext, arguments: Sequence[str]) -> Observed:
     run = start_run(context, arguments)
     from k25_train.training.step import train_step
 
-    stored: dict[PassKey, list[Stored]] = defaultdict(list)
+    stored: dict[PassKey, list[SaveRecord]] = defaultdict(list)
     peaks: list[int] = []
     forward_pass, finish_step = run.activations.forward_pass, run.activations.finish_step
 
-    def observed_pass(batch: PassKey) -> SavingPass:
-        saving = forward_pass(batch)
-        saving._observe = stored[batch].append
+    def observed_pass(key: PassKey) -> SavingPass:
+        saving = forward_pass(key)
+        saving._observe = stored[key].append
         return saving
 
     def finish_and_note() -> object:
@@ -69,16 +70,14 @@ def observe_a_step(context: RankContext, arguments: Sequence[str]) -> Observed:
     run.activations.forward_pass, run.activations.finish_step = observed_pass, finish_and_note
     with run.loader:
         train_step(run, 1)
-    records = {batch: list(map(record_of, each)) for batch, each in stored.items()}
+    records = {key: list(map(record_of, each)) for key, each in stored.items()}
     return Observed(records, peaks[0])
 
 
-def planned(
-    config: Config, stage: int, batch: PassKey, stored: Sequence[Record], *, offloads: bool
-) -> Counter:
+def planned(config: Config, stage: int, key: PassKey, stored: Sequence[Record], *, offloads: bool) -> Counter:
     """What the plan lists for a pass with the documents and the routing that it had."""
     where, model = layout_of(config), config.model
-    layers = where.layer_ids(stage, batch.vp_stage)
+    layers = where.layer_ids(stage, key.vp_stage)
     rows = iter([shape[0] for name, shape, *_ in stored if name == "moe.up_input"])
     logarithms = [shape for name, shape, *_ in stored if name == "attention.output" and len(shape) == 3]
     lengths = tuple(shape[2] for shape in logarithms[: len(logarithms) // max(1, len(layers))])
@@ -86,9 +85,9 @@ def planned(
     assert sizes.tokens == config.train.seq_len
     lists = saved_tensors(config, sizes)
     tensors = lists.every_chunk() if layers else []
-    if where.is_first(stage, batch.vp_stage):
+    if where.is_first(stage, key.vp_stage):
         tensors += lists.first_chunk()
-    if where.is_last(stage, batch.vp_stage):
+    if where.is_last(stage, key.vp_stage):
         tensors += lists.last_chunk()
     for layer in layers:
         is_moe = layer >= model.num_dense_layers
@@ -110,15 +109,15 @@ def test_ranks_store_and_hold_what_is_planned(data: Path, tmp_path: Path, sizes:
         stage = rank // config.dp
         passes = passes_of_stage(config, stage)
         stay = offload_order(passes, config.activation.passes_ahead).stay
-        assert set(observed.stored) == {PassKey(each.vp_stage, each.micro_batch) for each in passes}
-        for batch, stored in observed.stored.items():
-            expected = planned(config, stage, batch, stored, offloads=batch not in stay)
+        assert set(observed.stored) == {each.key for each in passes}
+        for key, stored in observed.stored.items():
+            expected = planned(config, stage, key, stored, offloads=key not in stay)
             found = Counter(stored)
             missing, further = expected - found, found - expected
-            assert not missing, f"rank {rank}, {batch}"
+            assert not missing, f"rank {rank}, {key}"
             # The places of vision features, in the first chunk.
             assert all(name == "rest" and len(shape) == 1 for name, shape, *_ in further), further
-        held = {batch: sum(map(blocks_of, stored)) for batch, stored in observed.stored.items()}
+        held = {key: sum(map(blocks_of, stored)) for key, stored in observed.stored.items()}
         peak = peak_held(passes, held.__getitem__)
         if config.parallelism.overlap_expert_comm:
             # A backward pass frees while the forward pass beside it saves.

@@ -17,7 +17,8 @@ def gradients(context: RankContext, dtype: torch.dtype) -> dict[str, dict[str, T
     """Policies -> name -> gradient of the tiny model with random weights."""
     from k25_train.compose.resolve import compose
     from parallel.activations.manager import ActivationManager
-    from parallel.activations.order import OffloadOrder, PassKey
+    from parallel.activations.order import OffloadOrder
+    from parallel.pipeline.schedule import PassKey
     from tests.helpers.tiny_model import build_random_model, documents, random_tokens
 
     model = build_random_model(context, hidden_size=128, expert_ffn_hidden_size=64).to(dtype)
@@ -25,9 +26,9 @@ def gradients(context: RankContext, dtype: torch.dtype) -> dict[str, dict[str, T
 
     def of(*overrides: str) -> dict[str, Tensor]:
         policies = compose(["experiment=smoke", *overrides]).activation.policies()
-        store = ActivationManager(policies, [model], OffloadOrder(frozenset(), {}), None)
+        manager = ActivationManager(policies, [model], OffloadOrder(frozenset(), {}), None)
         model.zero_grad()
-        with store.forward_pass(PassKey(0, 0)).active():
+        with manager.forward_pass(PassKey(0, 0)).active():
             losses = model(
                 tokens=tokens,
                 documents=documents(),

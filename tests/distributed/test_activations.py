@@ -80,7 +80,7 @@ def test_every_layout_and_tower(data: Path, tmp_path: Path, sizes: str, tower: s
 
 def held_by_nodes(context: RankContext, arguments: Sequence[str], *, lets_go: bool) -> tuple[int, Any]:
     """Most bytes that Python holds of activations between passes of a step, and the engine's figures."""
-    from parallel.activations.memory import weights_of
+    from parallel.activations.storage import weights_of
     from parallel.megatron import ep_overlap_activations
 
     run = start_run(context, arguments)

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from parallel.activations.copier import CudaCopier
 from parallel.activations.offload import OffloadEngine, Ticket
-from parallel.activations.order import PassKey, offload_order
+from parallel.activations.order import offload_order
 from parallel.activations.pool import HostBudgetError, HostMemoryError
-from parallel.pipeline.schedule import schedule_of
+from parallel.pipeline.schedule import PassKey, schedule_of
 from tests.gpu.test_cuda import in_fresh_process
 from tests.helpers.offload import InlineReload
 
 pytestmark = pytest.mark.gpu
 
 MIB = 2**20
-BATCH = PassKey(0, 0)
+KEY = PassKey(0, 0)
 LONG = 10**8
 """Clock cycles for which a stream sleeps: some hundredths of a second."""
 
@@ -68,7 +68,7 @@ def test_no_tensor_is_ever_wrong(seed: int, device: torch.device, copier: CudaCo
     # Compared on the device and read at the end: nothing but the engine may make the host wait.
     wrong = torch.zeros((), device=device, dtype=torch.int64)
     for position, each in enumerate(passes):
-        batch = PassKey(each.vp_stage, each.micro_batch)
+        key = each.key
         for coming in order.prefetch.get(position, ()):
             engine.prefetch(coming)
         torch.cuda._sleep(source.randrange(2 * 10**6))
@@ -76,11 +76,11 @@ def test_no_tensor_is_ever_wrong(seed: int, device: torch.device, copier: CudaCo
         if each.is_forward:
             for _ in range(source.randint(1, 4)):
                 num_elements, number = source.randrange(1, MIB), source.randrange(1000)
-                ticket = engine.save(draw(num_elements, number, device), batch)
-                held.setdefault(batch, []).append((ticket, num_elements, number))
+                ticket = engine.save(draw(num_elements, number, device), key)
+                held.setdefault(key, []).append((ticket, num_elements, number))
                 stress.start(source)
         else:
-            tickets = held.pop(batch)
+            tickets = held.pop(key)
             while tickets:
                 ticket, num_elements, number = tickets.pop()
                 if source.random() < 0.9:
@@ -106,7 +106,7 @@ def test_a_reload_does_not_overtake_the_save(
     torch.cuda.synchronize()
     with torch.cuda.stream(copier._to_host_stream):
         torch.cuda._sleep(10 * LONG)
-    ticket = engine.save(tensor, BATCH)
+    ticket = engine.save(tensor, KEY)
     assert torch.equal(engine.load(ticket), tensor) == is_right
 
 
@@ -117,8 +117,8 @@ def test_saves_and_prefetches_do_not_hold_the_host(copier: CudaCopier, device: t
     torch.cuda._sleep(10 * LONG)
     asleep = torch.cuda.Event()
     asleep.record()
-    ticket = engine.save(tensor, BATCH)
-    engine.prefetch(BATCH)
+    ticket = engine.save(tensor, KEY)
+    engine.prefetch(KEY)
     found = engine.load(ticket)
     assert not asleep.query()
     assert torch.equal(found, tensor)
@@ -127,7 +127,7 @@ def test_saves_and_prefetches_do_not_hold_the_host(copier: CudaCopier, device: t
 def test_device_memory_falls_and_comes_back(copier: CudaCopier, device: torch.device) -> None:
     engine = OffloadEngine(copier, 64 * MIB, 4 * MIB)
     before = torch.cuda.memory_allocated(device)
-    tickets = [engine.save(draw(MIB, number, device), BATCH) for number in range(8)]
+    tickets = [engine.save(draw(MIB, number, device), KEY) for number in range(8)]
     assert torch.cuda.memory_allocated(device) - before <= 4 * MIB
     for number in reversed(range(8)):
         assert torch.equal(engine.load(tickets.pop()), draw(MIB, number, device))
@@ -146,7 +146,7 @@ def test_autograd_saves_through_it(copier: CudaCopier, device: torch.device) -> 
     parameters = list(layers.parameters())
     expected = torch.autograd.grad(layers(inputs).square().sum(), parameters)
     engine = OffloadEngine(copier, 64 * MIB, 0)
-    with torch.autograd.graph.saved_tensors_hooks(lambda each: engine.save(each, BATCH), engine.load):
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: engine.save(each, KEY), engine.load):
         loss = layers(inputs).square().sum()
     found = torch.autograd.grad(loss, parameters)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
@@ -157,9 +157,9 @@ def test_memory_of_the_host_is_pinned_to_the_byte(copier: CudaCopier, device: to
     engine = OffloadEngine(copier, 3 * MIB, 0)
     assert engine._pool._memory.is_pinned()
     assert engine._pool._memory.nbytes == 3 * MIB
-    ticket = engine.save(draw(MIB // 2, 1, device), BATCH)
+    ticket = engine.save(draw(MIB // 2, 1, device), KEY)
     with pytest.raises(HostBudgetError, match=r"activation\.host_gib"):
-        engine.save(draw(MIB, 2, device), BATCH)
+        engine.save(draw(MIB, 2, device), KEY)
     assert torch.equal(engine.load(ticket), draw(MIB // 2, 1, device))
     engine.close()
     assert not engine._pool._memory.is_pinned()

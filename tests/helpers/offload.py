@@ -10,7 +10,7 @@ class InlineReload(OffloadEngine):
 
     def load(self, ticket: Ticket) -> Tensor:
         saved = ticket._saved
-        tensor = self._bring(saved)
+        tensor = self._copy_back(saved)
         assert saved.to_device is not None
-        self._copier.hold_compute(saved.to_device, tensor)
+        self._copier.make_compute_wait(saved.to_device, tensor)
         return tensor

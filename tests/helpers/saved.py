@@ -8,9 +8,10 @@ import torch
 
 from k25_train.compose.resolve import compose
 from parallel.activations.manager import ActivationManager, build_engine
-from parallel.activations.order import OffloadOrder, PassKey
+from parallel.activations.order import OffloadOrder
 from parallel.activations.policy import Policy
-from parallel.activations.saving import Stored
+from parallel.activations.saving_pass import SaveRecord
+from parallel.pipeline.schedule import PassKey
 from tests.helpers.ranks import RankContext
 from tests.helpers.tiny_model import build_random_model, documents, random_tokens
 
@@ -40,12 +41,12 @@ def records_of_cases(
     for case in cases:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(case.dtype)
-        stored: list[Stored] = []
-        batch = PassKey(0, 0)
-        order = OffloadOrder(frozenset([batch]), {}) if case.stays else NO_OFFLOAD_ORDER
-        store = ActivationManager(case.policies, [model], order, engine, stored.append)
+        stored: list[SaveRecord] = []
+        key = PassKey(0, 0)
+        order = OffloadOrder(frozenset([key]), {}) if case.stays else NO_OFFLOAD_ORDER
+        manager = ActivationManager(case.policies, [model], order, engine, stored.append)
         tokens = random_tokens(sum(case.lengths))
-        saving = store.forward_pass(batch)
+        saving = manager.forward_pass(key)
         with saving.active():
             losses = model(
                 tokens=tokens,
@@ -56,7 +57,7 @@ def records_of_cases(
         del saving
         losses.sum().backward()
         del losses
-        store.finish_step()
+        manager.finish_step()
         found.append(Counter(map(record_of, stored)))
     engine.close()
     return found
@@ -72,11 +73,11 @@ def vision_bytes(
     policies = compose(["experiment=smoke"]).activation.policies()
     found = []
     for grid_thw in grids:
-        stored: list[Stored] = []
-        store = ActivationManager(policies, [model], NO_OFFLOAD_ORDER, None, stored.append)
+        stored: list[SaveRecord] = []
+        manager = ActivationManager(policies, [model], NO_OFFLOAD_ORDER, None, stored.append)
         num_patches = sum(t * h * w for t, h, w in grid_thw)
         num_tokens = sum(h * w // 4 for _, h, w in grid_thw)
-        with store.forward_pass(PassKey(0, 0)).active():
+        with manager.forward_pass(PassKey(0, 0)).active():
             model(
                 tokens=random_tokens(128),
                 documents=documents((128,)),
@@ -94,8 +95,8 @@ class EngineWithoutMemory:
 
     device = torch.device("meta")
 
-    def save(self, tensor: torch.Tensor, batch: PassKey) -> object:
-        return batch
+    def save(self, tensor: torch.Tensor, key: PassKey) -> object:
+        return key
 
 
 class FusedNorm(torch.autograd.Function):
@@ -123,8 +124,8 @@ def records_without_memory(
     from k25_train.model.megatron_config import backbone_config
     from k25_train.plan.layout import layout_of
     from parallel.activations import fp8
-    from parallel.activations.memory import weights_of
-    from parallel.activations.saving import SavingPass
+    from parallel.activations.saving_pass import SavingPass
+    from parallel.activations.storage import weights_of
     from parallel.fake_group import fake_rank
     from parallel.megatron.platform import use_platform
     from parallel.topology import build_topology
@@ -142,7 +143,7 @@ def records_without_memory(
         with meta:
             chunks = build_chunks(config, backbone, topology)
         for case in cases:
-            stored: list[Stored] = []
+            stored: list[SaveRecord] = []
             engine: Any = None if case.stays else EngineWithoutMemory()
             saving = SavingPass(case.policies, PassKey(0, 0), weights_of(chunks), engine, stored.append)
             tokens = torch.empty(sum(case.lengths), dtype=torch.long, device=meta)
@@ -173,5 +174,5 @@ def chunks_in_order(
     return copies[0], copies[1]
 
 
-def record_of(stored: Stored) -> Record:
+def record_of(stored: SaveRecord) -> Record:
     return (stored.name, stored.shape, stored.policy, stored.device_bytes, stored.host_bytes)

@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.activations.annotate import named, recomputed, saves
-from parallel.activations.memory import weights_of
 from parallel.activations.offload import OffloadEngine
-from parallel.activations.order import PassKey
 from parallel.activations.policy import Policy
-from parallel.activations.saving import SavingPass, Stored
+from parallel.activations.saving_pass import SaveRecord, SavingPass
+from parallel.activations.storage import weights_of
+from parallel.pipeline.schedule import PassKey
 
 NAMES = ("norm.input", "norm.output", "hidden", "swiglu.output", "attention", "rest")
 CAN_REPLAY = ("norm.output", "swiglu.output")
-BATCH = PassKey(0, 0)
+KEY = PassKey(0, 0)
 
 
 class Block(nn.Module):
@@ -52,7 +52,7 @@ def swiglu(gate_up: Tensor, scale: Tensor) -> Tensor:
 def run(
     policies: dict[str, Policy] | None,
     engine: OffloadEngine | None = None,
-    observe: Callable[[Stored], None] | None = None,
+    observe: Callable[[SaveRecord], None] | None = None,
     device: str = "cpu",
 ) -> list[Tensor]:
     """Output and gradients of two blocks in a row; saved as torch does without policies."""
@@ -66,7 +66,7 @@ def run(
     if policies is None:
         output = forward()
     else:
-        saving = SavingPass(policies, BATCH, weights_of(blocks), engine, observe)
+        saving = SavingPass(policies, KEY, weights_of(blocks), engine, observe)
         with saving.active():
             output = forward()
         del saving

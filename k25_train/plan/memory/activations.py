@@ -14,11 +14,11 @@ from k25_train.config.schema import Config
 from k25_train.plan.layout import layout_of
 from k25_train.plan.memory.saved_tensors import KERNELS, PassSizes, SavedTensor, SavedTensors
 from k25_train.plan.passes import sample_of_passes
-from parallel.activations.order import PassKey, offload_order
+from parallel.activations.order import offload_order
 from parallel.activations.policy import Policy
 from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES, block_bytes, stored_bytes
 from parallel.config import DepMode
-from parallel.pipeline.schedule import Pass
+from parallel.pipeline.schedule import Pass, PassKey
 
 SMALL_HOST_BYTES = 1 << 30
 """Up to here, host memory is planned for the largest micro-batch that there can be: a few hundred tokens are
@@ -117,12 +117,12 @@ def need_of(config: Config, stage: int, sizes: PassSizes) -> OffloadNeed:
     stay = offload_order(passes, config.activation.passes_ahead).stay
     chunks = [WaitingBytes.of(tensors) for tensors in stage_tensors(config, stage, sizes)]
 
-    def of(batch: PassKey) -> WaitingBytes:
-        return NOTHING if batch in stay else chunks[batch.vp_stage]
+    def of(key: PassKey) -> WaitingBytes:
+        return NOTHING if key in stay else chunks[key.vp_stage]
 
-    copied = [of(PassKey(each.vp_stage, each.micro_batch)).host for each in passes if each.is_forward]
+    copied = [of(each.key).host for each in passes if each.is_forward]
     return OffloadNeed(
-        host_bytes=peak_held(passes, lambda batch: of(batch).blocks),
+        host_bytes=peak_held(passes, lambda key: of(key).blocks),
         batch_bytes=max(copied),
         micro_batch_bytes=sum(copied) * len(chunks) / len(copied),
     )
@@ -132,7 +132,7 @@ def peak_held(passes: Sequence[Pass], bytes_of: Callable[[PassKey], int]) -> int
     """The most that the batches between their forward and the end of their backward take at a time."""
     held, peak = 0, 0
     for each in passes:
-        num_bytes = bytes_of(PassKey(each.vp_stage, each.micro_batch))
+        num_bytes = bytes_of(each.key)
         held += num_bytes if each.is_forward else -num_bytes
         peak = max(peak, held)
     return peak

@@ -31,10 +31,11 @@ from k25_train.plan.memory.activations import (
 from k25_train.plan.memory.saved_tensors import FLOAT_BYTES, KERNELS, PassSizes, SavedTensors
 from k25_train.plan.optimizer import StageState, encoder_parameters, stage_parameters, stage_states
 from k25_train.plan.passes import sample_of_passes
-from parallel.activations.order import PassKey, offload_order
+from parallel.activations.order import offload_order
 from parallel.activations.policy import Policy
-from parallel.activations.sizes import OUTPUTS_UNDER_WAY
+from parallel.activations.sizes import OUTPUTS_IN_FLIGHT
 from parallel.config import DepMode
+from parallel.pipeline.schedule import PassKey
 
 OVERHEAD_BYTES = 10 * 10**9
 """What a device gives to others than tensors: CUDA's and NCCL's own memory and gaps between the allocator's
@@ -154,15 +155,15 @@ def _waiting(config: Config, stage: int, sizes: PassSizes) -> tuple[int, int, in
     staying = [WaitingBytes.of(each).device for each in stage_tensors(config, stage, sizes, offloads=False)]
     output = sizes.tokens * config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
 
-    def saved(batch: PassKey) -> int:
-        return staying[batch.vp_stage] if batch in stay else leaving[batch.vp_stage]
+    def saved(key: PassKey) -> int:
+        return staying[key.vp_stage] if key in stay else leaving[key.vp_stage]
 
-    def sent(batch: PassKey) -> int:
-        return 0 if layout.is_last(stage, batch.vp_stage) else output
+    def sent(key: PassKey) -> int:
+        return 0 if layout.is_last(stage, key.vp_stage) else output
 
     outputs = peak_held(passes, sent)
     if not config.activation.keeps_all:
-        outputs = min(outputs, (OUTPUTS_UNDER_WAY + 1) * output)
+        outputs = min(outputs, (OUTPUTS_IN_FLIGHT + 1) * output)
     return peak_held(passes, saved), peak_held(passes, lambda _: 1), outputs
 
 

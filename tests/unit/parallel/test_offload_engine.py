@@ -12,10 +12,10 @@ from torch import Tensor
 
 from parallel.activations.copier import Event, HostMemoryError, ThreadCopier
 from parallel.activations.offload import OffloadEngine, OffloadStats, Ticket
-from parallel.activations.order import OffloadOrder, PassKey, offload_order
+from parallel.activations.order import OffloadOrder, offload_order
 from parallel.activations.pool import HostBudgetError
 from parallel.activations.sizes import BLOCK_BYTES
-from parallel.pipeline.schedule import Pass, schedule_of
+from parallel.pipeline.schedule import Pass, PassKey, schedule_of
 from tests.helpers.offload import InlineReload
 from tests.helpers.racy_device import RacyCopier, RacyDevice, random_delays
 
@@ -24,7 +24,7 @@ NUM_FAST_SCHEDULES = 300
 SCHEDULES_A_TEST = 100
 SCARCE_BYTES = 2**14
 """Host memory that some schedules do with and others do not."""
-BATCH = PassKey(0, 0)
+KEY = PassKey(0, 0)
 
 
 # Random schedules ------------------------------------------------------------------------------------------
@@ -46,26 +46,26 @@ class Player:
 
     def play(self, passes: list[Pass], order: OffloadOrder, *, random_prefetch: bool) -> None:
         for position, each in enumerate(passes):
-            for batch in order.prefetch.get(position, ()):
-                self.engine.prefetch(batch)
+            for key in order.prefetch.get(position, ()):
+                self.engine.prefetch(key)
             if random_prefetch and self.held:
                 self.engine.prefetch(self.source.choice(list(self.held)))
             run = self.forward if each.is_forward else self.backward
-            run(PassKey(each.vp_stage, each.micro_batch))
+            run(each.key)
 
-    def forward(self, batch: PassKey) -> None:
+    def forward(self, key: PassKey) -> None:
         for _ in range(self.source.randint(1, 3)):
             tensor = self.draw()
             expected = tensor.clone()
-            self.held.setdefault(batch, []).append((self.engine.save(tensor, batch), expected))
+            self.held.setdefault(key, []).append((self.engine.save(tensor, key), expected))
             del tensor
             kept_bytes = self.device.used_bytes - sum(found.nbytes for found, _ in self.loaded)
             assert kept_bytes <= self.device_bytes
             # What is computed next lies in whatever memory is free.
             self.draw()
 
-    def backward(self, batch: PassKey) -> None:
-        for ticket, expected in reversed(self.held.pop(batch)):
+    def backward(self, key: PassKey) -> None:
+        for ticket, expected in reversed(self.held.pop(key)):
             for _ in range(self.source.choice([0, 1, 1, 1, 1, 1, 1, 2])):
                 self.loaded.append((self.engine.load(ticket), expected))
                 self.draw()
@@ -158,7 +158,7 @@ class LetsGoEarly(RacyCopier):
 class LoadsEarly(RacyCopier):
     """What computes does not wait for copies to the device."""
 
-    def hold_compute(self, event: Event, tensor: Tensor) -> None:
+    def make_compute_wait(self, event: Event, tensor: Tensor) -> None:
         pass
 
 
@@ -199,7 +199,7 @@ def test_a_reload_does_not_overtake_the_save(engine_type: type[OffloadEngine], i
     delays = iter([0.2, 0.0])
     engine = engine_type(ThreadCopier(lambda: next(delays)), 2**12, 2**12)
     tensor = torch.arange(1.0, 101.0)
-    ticket = engine.save(tensor, BATCH)
+    ticket = engine.save(tensor, KEY)
     assert torch.equal(engine.load(ticket), tensor) == is_right
     engine.close()
 
@@ -213,12 +213,12 @@ class OtherStream(RacyCopier):
         super().__init__(device, delay_s)
         self.kept: list[Tensor] = []
 
-    def hold_compute(self, event: Event, tensor: Tensor) -> None:
+    def make_compute_wait(self, event: Event, tensor: Tensor) -> None:
         self.kept.append(tensor)
 
-    def hold_to_host(self, event: Event) -> None:
+    def make_host_copies_wait(self, event: Event) -> None:
         if self.waits:
-            super().hold_to_host(event)
+            super().make_host_copies_wait(event)
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -229,10 +229,10 @@ def test_a_block_is_not_written_while_what_it_held_is_on_its_way_back(waits: boo
     copier.waits = waits
     engine = OffloadEngine(copier, BLOCK_BYTES, 0)
     first, second = (device.draw((100,), (1,), torch.int32) for _ in range(2))
-    ticket = engine.save(first, BATCH)
+    ticket = engine.save(first, KEY)
     engine.load(ticket)
     del ticket
-    engine.save(second, BATCH)
+    engine.save(second, KEY)
     engine.close()
     assert bool(device.races) != waits
 
@@ -240,7 +240,7 @@ def test_a_block_is_not_written_while_what_it_held_is_on_its_way_back(waits: boo
 def test_what_has_not_left_is_handed_back() -> None:
     with started(delays=(0.2,)) as engine:
         tensor = torch.ones(8)
-        ticket = engine.save(tensor, BATCH)
+        ticket = engine.save(tensor, KEY)
         assert engine.load(ticket).data_ptr() == tensor.data_ptr()
         assert engine.read_stats().loaded_bytes == 0
 
@@ -248,8 +248,8 @@ def test_what_has_not_left_is_handed_back() -> None:
 def test_prefetch_keeps_what_has_not_left() -> None:
     with started(delays=(0.1,)) as engine:
         tensor = torch.ones(8)
-        ticket = engine.save(tensor, BATCH)
-        engine.prefetch(BATCH)
+        ticket = engine.save(tensor, KEY)
+        engine.prefetch(KEY)
         ticket._saved.to_host.synchronize()
         assert engine.load(ticket).data_ptr() == tensor.data_ptr()
         again = engine.load(ticket)
@@ -260,9 +260,9 @@ def test_prefetch_keeps_what_has_not_left() -> None:
 def test_a_dropped_ticket_frees_its_memory() -> None:
     with started(host_bytes=BLOCK_BYTES) as engine:
         for value in range(20):
-            ticket = engine.save(torch.full((128,), float(value)), BATCH)
+            ticket = engine.save(torch.full((128,), float(value)), KEY)
             if value % 2:
-                engine.prefetch(BATCH)
+                engine.prefetch(KEY)
             del ticket
         engine.check_empty()
 
@@ -271,12 +271,12 @@ def test_the_device_budget_holds_and_none_is_needed() -> None:
     tensors = [torch.full((100,), float(number)) for number in range(6)]
     for device_bytes, loaded_ahead in ((0, 0), (900, 2), (10**4, 6)):
         with started(device_bytes=device_bytes) as engine:
-            tickets = [engine.save(tensor, BATCH) for tensor in tensors]
+            tickets = [engine.save(tensor, KEY) for tensor in tensors]
             for ticket in tickets:
                 ticket._saved.to_host.synchronize()
             # It sees that all have arrived, and lets go of them.
             assert engine.read_stats().peak_device_bytes <= device_bytes
-            engine.prefetch(BATCH)
+            engine.prefetch(KEY)
             assert engine.read_stats().loaded_bytes == loaded_ahead * 400
             are_there = [ticket._saved.device is not None for ticket in tickets]
             assert are_there == [number >= 6 - loaded_ahead for number in range(6)]
@@ -289,7 +289,7 @@ def test_the_device_budget_holds_and_none_is_needed() -> None:
 
 def test_statistics() -> None:
     with started(device_bytes=0, delays=(0.05, 0.05)) as engine:
-        ticket = engine.save(torch.ones(1000), BATCH)
+        ticket = engine.save(torch.ones(1000), KEY)
         engine.load(ticket)
         stats = engine.read_stats()
         assert (stats.saved_bytes, stats.loaded_bytes, stats.peak_host_bytes) == (4000, 4000, 4096)
@@ -317,7 +317,7 @@ def test_statistics() -> None:
 )
 def test_shapes_and_types(tensor: Tensor) -> None:
     with started(device_bytes=0) as engine:
-        found = engine.load(engine.save(tensor, BATCH))
+        found = engine.load(engine.save(tensor, KEY))
         assert found.dtype == tensor.dtype
         assert found.stride() == torch.empty_like(tensor).stride() or not tensor.numel()
         assert torch.equal(found.float(), tensor.float())
@@ -330,7 +330,7 @@ def test_autograd_saves_through_it() -> None:
     parameters = list(layers.parameters())
     expected = torch.autograd.grad(layers(inputs).square().sum(), parameters)
     with started(delays=(0.01,) * 6) as engine:
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda each: engine.save(each, BATCH), engine.load)
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda each: engine.save(each, KEY), engine.load)
         with hooks:
             loss = layers(inputs).square().sum()
             dropped = layers(inputs)
@@ -352,9 +352,9 @@ def test_a_budget_too_small_for_one_tensor() -> None:
         r"gap has 1536: raise it, or offload fewer tensors"
     )
     with started(host_bytes=2048) as engine:
-        ticket = engine.save(torch.ones(4), BATCH)
+        ticket = engine.save(torch.ones(4), KEY)
         with pytest.raises(HostBudgetError, match=message):
-            engine.save(torch.ones(1000), BATCH)
+            engine.save(torch.ones(1000), KEY)
         assert torch.equal(engine.load(ticket), torch.ones(4))
 
 
@@ -371,7 +371,7 @@ def test_a_tensor_changed_on_its_way() -> None:
 
 def test_a_handed_back_tensor_may_be_changed() -> None:
     with started(delays=(0.1,)) as engine:
-        ticket = engine.save(torch.ones(4), BATCH)
+        ticket = engine.save(torch.ones(4), KEY)
         engine.load(ticket).zero_()
         ticket._saved.to_host.synchronize()
         engine.read_stats()
@@ -384,7 +384,7 @@ def test_a_tensor_of_another_device() -> None:
         started() as engine,
         pytest.raises(ValueError, match="on meta cannot be offloaded from cpu"),
     ):
-        engine.save(torch.ones(4, device="meta"), BATCH)
+        engine.save(torch.ones(4, device="meta"), KEY)
 
 
 class CannotPin(ThreadCopier):
@@ -406,5 +406,5 @@ class Fails(ThreadCopier):
 def test_a_failed_copy_is_not_taken_for_done() -> None:
     engine = OffloadEngine(Fails(), 2**12, 0)
     with pytest.raises(OSError, match="the bus is gone"):
-        engine.save(torch.ones(4), BATCH)
+        engine.save(torch.ones(4), KEY)
     engine.close()

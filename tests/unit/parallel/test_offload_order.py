@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.activations.order import PassKey, offload_order
-from parallel.pipeline.schedule import Pass, schedule_of
+from parallel.activations.order import offload_order
+from parallel.pipeline.schedule import Pass, PassKey, schedule_of
 
 
 @st.composite
@@ -29,20 +29,17 @@ def turns_of(passes: list[Pass]) -> list[int]:
 def test_every_batch_stays_or_is_brought_in_time(passes: list[Pass], num_ahead: int) -> None:
     order = offload_order(passes, num_ahead)
     turns = turns_of(passes)
-    turn_of = {
-        (each.is_forward, PassKey(each.vp_stage, each.micro_batch)): turn
-        for each, turn in zip(passes, turns, strict=True)
-    }
-    brought = {batch: turns[position] for position, batches in order.prefetch.items() for batch in batches}
-    assert sum(len(batches) for batches in order.prefetch.values()) == len(brought)
-    assert brought.keys() | order.stay == {batch for _, batch in turn_of}
+    turn_of = {(each.is_forward, each.key): turn for each, turn in zip(passes, turns, strict=True)}
+    brought = {key: turns[position] for position, keys in order.prefetch.items() for key in keys}
+    assert sum(len(keys) for keys in order.prefetch.values()) == len(brought)
+    assert brought.keys() | order.stay == {key for _, key in turn_of}
     assert not brought.keys() & order.stay
-    for batch, turn in brought.items():
-        assert turn == turn_of[False, batch] - num_ahead
+    for key, turn in brought.items():
+        assert turn == turn_of[False, key] - num_ahead
         # At least one pass runs between forward and the way back.
-        assert turn >= turn_of[True, batch] + 2
-    for batch in order.stay:
-        assert turn_of[False, batch] - turn_of[True, batch] <= num_ahead + 1
+        assert turn >= turn_of[True, key] + 2
+    for key in order.stay:
+        assert turn_of[False, key] - turn_of[True, key] <= num_ahead + 1
     # A start is that of the first of the passes beside each other.
     assert all(position == turns.index(turns[position]) for position in order.prefetch)
 

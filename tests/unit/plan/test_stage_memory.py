@@ -31,9 +31,9 @@ from k25_train.plan.memory.stage import (
 )
 from k25_train.plan.optimizer import stage_states
 from k25_train.plan.passes import passes_of_stage, sample_of_passes
-from parallel.activations.order import PassKey, offload_order
+from parallel.activations.order import offload_order
 from parallel.activations.sizes import BLOCK_BYTES, block_bytes
-from parallel.pipeline.schedule import Pass, schedule_of
+from parallel.pipeline.schedule import Pass, PassKey, schedule_of
 from tests.helpers.sizes import parallel_sizes
 from tests.helpers.source import REPO
 
@@ -58,12 +58,12 @@ def test_passes_held_by_interleaved_ranks(stage: int, overlaps: bool) -> None:
     """Warm-up, and the forward pass that comes before, or runs beside, the first backward pass."""
     passes = schedule_of(4, 2, 16, 4, stage, overlaps=overlaps)
     ahead = 2 * (4 - stage - 1) + 4 + overlaps
-    assert peak_held(passes, lambda batch: 1) == ahead + 1
+    assert peak_held(passes, lambda key: 1) == ahead + 1
 
 
 def test_peak_counts_a_pass_that_runs_beside_the_backward_that_frees() -> None:
     passes = [Pass(True, 0, 0), Pass(True, 0, 1, True), Pass(False, 0, 0), Pass(False, 0, 1)]
-    assert peak_held(passes, lambda batch: 10 ** (batch.micro_batch + 1)) == 110
+    assert peak_held(passes, lambda key: 10 ** (key.micro_batch + 1)) == 110
 
 
 @settings(max_examples=200)
@@ -82,8 +82,8 @@ def test_few_passes_hold_what_all_hold(
     def peaks(passes: list[Pass]) -> tuple[int, int]:
         stay = offload_order(passes, num_ahead).stay
         return (
-            peak_held(passes, lambda batch: weights[batch.vp_stage + 4 * (batch in stay)]),
-            peak_held(passes, lambda batch: weights[batch.vp_stage] * (batch not in stay)),
+            peak_held(passes, lambda key: weights[key.vp_stage + 4 * (key in stay)]),
+            peak_held(passes, lambda key: weights[key.vp_stage] * (key not in stay)),
         )
 
     for stage in range(pp):
@@ -99,12 +99,12 @@ def test_host_memory_is_what_a_walk_over_batches_needs(pretrain: Config) -> None
     held: dict[PassKey, int] = {}
     most = 0
     for each in passes:
-        batch = PassKey(each.vp_stage, each.micro_batch)
-        if each.is_forward and batch not in stay:
-            held[batch] = sizes[batch.vp_stage]
+        key = each.key
+        if each.is_forward and key not in stay:
+            held[key] = sizes[key.vp_stage]
             most = max(most, sum(held.values()))
         elif not each.is_forward:
-            held.pop(batch, None)
+            held.pop(key, None)
     need = offload_need(pretrain, stage)
     assert need.host_bytes == most
     budget = offload_budget(pretrain, stage)

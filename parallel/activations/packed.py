@@ -1,7 +1,7 @@
 """The forms in which a saved tensor waits for the backward pass.
 
-Autograd's nodes hold a `Saved`, or a `View` of one, instead of a tensor. What is brought back is held as long
-as a node needs it: nodes drop what they hold as soon as they have run.
+Autograd's nodes hold a `Restorable`, or a `View` of one, instead of a tensor. What is restored is held as
+long as a node needs it: nodes drop what they hold as soon as they have run.
 """
 
 from abc import ABC, abstractmethod
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from parallel.activations.fp8 import Fp8Tensor, compress, decompress
 from parallel.activations.offload import OffloadEngine, Ticket
-from parallel.activations.order import PassKey
 from parallel.activations.recompute import Recomputation
+from parallel.pipeline.schedule import PassKey
 
 
-class Saved(ABC):
+class Restorable(ABC):
     """A tensor that waits. It is brought back once, whoever asks for it."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Saved(ABC):
     def _bring_back(self) -> Tensor: ...
 
 
-class Compressed(Saved):
+class Compressed(Restorable):
     """On the device as FP8."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -53,13 +53,13 @@ class Compressed(Saved):
         return with_stride(decompress(compressed), self._stride)
 
 
-class Offloaded(Saved):
+class Offloaded(Restorable):
     """In host memory."""
 
-    def __init__(self, tensor: Tensor, engine: OffloadEngine, batch: PassKey) -> None:
+    def __init__(self, tensor: Tensor, engine: OffloadEngine, key: PassKey) -> None:
         super().__init__()
         self._engine = engine
-        self._ticket: Ticket | None = engine.save(tensor, batch)
+        self._ticket: Ticket | None = engine.save(tensor, key)
         self.nbytes = tensor.nbytes
 
     def _bring_back(self) -> Tensor:
@@ -67,15 +67,15 @@ class Offloaded(Saved):
         return self._engine.load(ticket)
 
 
-class CompressedOffloaded(Saved):
+class CompressedOffloaded(Restorable):
     """In host memory as FP8."""
 
-    def __init__(self, tensor: Tensor, engine: OffloadEngine, batch: PassKey) -> None:
+    def __init__(self, tensor: Tensor, engine: OffloadEngine, key: PassKey) -> None:
         super().__init__()
         compressed = compress(tensor)
         self._shape, self._stride, self._dtype = compressed.shape, tensor.stride(), compressed.dtype
         parts = (compressed.values, compressed.scales)
-        self._tickets: list[Ticket] | None = [engine.save(part, batch) for part in parts]
+        self._tickets: list[Ticket] | None = [engine.save(part, key) for part in parts]
         self._engine = engine
         self.nbytes = sum(part.nbytes for part in parts)
 
@@ -85,7 +85,7 @@ class CompressedOffloaded(Saved):
         return with_stride(decompress(Fp8Tensor(values, scales, self._shape, self._dtype)), self._stride)
 
 
-class Recomputed(Saved):
+class Recomputed(Restorable):
     """Nowhere: an output of a function that is run again."""
 
     def __init__(self, recomputation: Recomputation, index: int, memory_bytes: int) -> None:
@@ -130,7 +130,7 @@ def _only_once[Source](source: Source | None) -> Source:
 class View:
     """Elements of a saved tensor, as `torch.as_strided` names them."""
 
-    saved: Saved
+    saved: Restorable
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
@@ -164,7 +164,7 @@ class Kept:
         return self.tensor
 
 
-Packed = Tensor | Kept | Saved | View
+Packed = Tensor | Kept | Restorable | View
 """What stands for a tensor in autograd's graph; a weight stands for itself."""
 
 

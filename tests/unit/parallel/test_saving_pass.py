@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from parallel.activations.annotate import named, recomputed, saves
 from parallel.activations.copier import ThreadCopier
 from parallel.activations.fp8 import compress, decompress
-from parallel.activations.memory import weights_of
 from parallel.activations.offload import OffloadEngine, Ticket
-from parallel.activations.order import PassKey
+from parallel.activations.packed import Restorable
 from parallel.activations.policy import Policy
-from parallel.activations.saved import Saved
-from parallel.activations.saving import SavingPass, Stored
-from tests.helpers.saving import BATCH, CAN_REPLAY, NAMES, Block, all_of, run, swiglu
+from parallel.activations.saving_pass import SaveRecord, SavingPass
+from parallel.activations.storage import weights_of
+from parallel.pipeline.schedule import PassKey
+from tests.helpers.saving import CAN_REPLAY, KEY, NAMES, Block, all_of, run, swiglu
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,13 @@ def engine() -> Iterator[OffloadEngine]:
     made.close()
 
 
-def wait_until_freed(memory: "weakref.ref[torch.UntypedStorage]", engine: OffloadEngine) -> None:
-    """Return once what is in the memory has arrived in the host."""
+def wait_until_freed(storage: "weakref.ref[torch.UntypedStorage]", engine: OffloadEngine) -> None:
+    """Return once the storage has been copied to the host and freed."""
     deadline = time.monotonic() + 20
-    while memory() is not None and time.monotonic() < deadline:
+    while storage() is not None and time.monotonic() < deadline:
         engine.read_stats()
         gc.collect()
-    assert memory() is None
+    assert storage() is None
 
 
 EXACT = st.fixed_dictionaries(
@@ -77,7 +77,7 @@ def test_what_is_recomputed_from_fp8_is_made_of_what_fp8_gives_back() -> None:
     generator = torch.Generator().manual_seed(4)
     hidden = torch.randn(64, 256, generator=generator, requires_grad=True)
     scale, weight = torch.rand(64, 1, generator=generator), torch.randn(64, 128, requires_grad=True)
-    saving = SavingPass(all_of(Policy.recompute, hidden=Policy.fp8), BATCH, frozenset(), None)
+    saving = SavingPass(all_of(Policy.recompute, hidden=Policy.fp8), KEY, frozenset(), None)
     with saving.active():
         product = recomputed("swiglu.output", swiglu, named("hidden", hidden * 1), scale) @ weight.T
     product.sum().backward()
@@ -89,7 +89,7 @@ def test_what_is_recomputed_from_fp8_is_made_of_what_fp8_gives_back() -> None:
 
 
 def test_each_tensor_is_stored_once() -> None:
-    stored: list[Stored] = []
+    stored: list[SaveRecord] = []
     run(all_of(Policy.fp8), observe=stored.append)
     count = Counter(each.name for each in stored if each.policy is Policy.fp8)
     # Both projections save the norm's output; silu and the product save halves of `hidden`.
@@ -100,7 +100,7 @@ def test_each_tensor_is_stored_once() -> None:
 
 
 def test_statistics_and_integers_are_not_rounded() -> None:
-    stored: list[Stored] = []
+    stored: list[SaveRecord] = []
     run(all_of(Policy.fp8), observe=stored.append)
     beside = [each for each in stored if each.name in ("norm.output", "attention") and each.shape[-1] == 1]
     assert beside
@@ -108,7 +108,7 @@ def test_statistics_and_integers_are_not_rounded() -> None:
 
 
 def test_nothing_of_a_recomputed_call_stays_but_its_inputs() -> None:
-    stored: list[Stored] = []
+    stored: list[SaveRecord] = []
     run(all_of(Policy.recompute), observe=stored.append)
     held = {each.name for each in stored if each.device_bytes}
     assert held == {"norm.input", "hidden", "attention", "rest"}
@@ -116,7 +116,7 @@ def test_nothing_of_a_recomputed_call_stays_but_its_inputs() -> None:
 
 def test_memory_is_free_after_the_backward_pass(engine: OffloadEngine) -> None:
     """And before it, but for what is kept."""
-    saving = SavingPass(all_of(Policy.offload), BATCH, frozenset(), engine)
+    saving = SavingPass(all_of(Policy.offload), KEY, frozenset(), engine)
     x = torch.randn(128, 64, requires_grad=True)
     with saving.active():
         hidden = named("hidden", x * 2)
@@ -131,7 +131,7 @@ def test_memory_is_free_after_the_backward_pass(engine: OffloadEngine) -> None:
 
 def test_a_pass_may_run_in_pieces(engine: OffloadEngine) -> None:
     """As in the overlapped schedule: tensors of one pass, with another pass between."""
-    first = SavingPass(all_of(Policy.recompute), BATCH, frozenset(), engine)
+    first = SavingPass(all_of(Policy.recompute), KEY, frozenset(), engine)
     second = SavingPass(all_of(Policy.offload), PassKey(0, 1), frozenset(), engine)
     block = Block()
     xs = [torch.randn(128, 64, requires_grad=True) for _ in range(2)]
@@ -150,7 +150,7 @@ def test_a_pass_may_run_in_pieces(engine: OffloadEngine) -> None:
 def test_a_graph_that_is_held_holds_nothing_after_its_backward_pass(engine: OffloadEngine) -> None:
     """As token dispatchers hold their last probabilities."""
     policies = all_of(Policy.recompute) | {"norm.input": Policy.offload}
-    saving = SavingPass(policies, BATCH, frozenset(), engine)
+    saving = SavingPass(policies, KEY, frozenset(), engine)
     x = torch.randn(128, 64, requires_grad=True)
     with saving.active():
         output = recomputed(
@@ -159,7 +159,9 @@ def test_a_graph_that_is_held_holds_nothing_after_its_backward_pass(engine: Offl
     del saving
     output.sum().backward()
     engine.check_empty()
-    assert not [each for each in gc.get_objects() if Saved in type(each).__mro__ and each._tensor is not None]
+    assert not [
+        each for each in gc.get_objects() if Restorable in type(each).__mro__ and each._tensor is not None
+    ]
     with pytest.raises(RuntimeError):
         output.sum().backward()
 
@@ -181,7 +183,7 @@ def test_outputs_are_let_go_before_the_recomputed_functions_backward() -> None:
             seen.append(memory[-1]() is None)
             return gradient * 2
 
-    saving = SavingPass(all_of(Policy.recompute), BATCH, frozenset(), None)
+    saving = SavingPass(all_of(Policy.recompute), KEY, frozenset(), None)
     x = torch.randn(8, 8, requires_grad=True)
     with saving.active():
         output = recomputed("norm.output", Noting.apply, named("norm.input", x * 1)).square()
@@ -203,7 +205,7 @@ def test_a_tensor_is_brought_back_once_for_all_who_need_it(
         return load(ticket)
 
     monkeypatch.setattr(engine, "load", counted)
-    saving = SavingPass(all_of(Policy.offload), BATCH, frozenset(), engine)
+    saving = SavingPass(all_of(Policy.offload), KEY, frozenset(), engine)
     x = torch.randn(128, 64, requires_grad=True)
     with saving.active():
         hidden = named("hidden", x * 1)
@@ -227,7 +229,7 @@ def test_tensors_with_permuted_strides_and_views_of_them(engine: OffloadEngine, 
         assert left.grad is not None
         return right.grad, left.grad
 
-    saving = SavingPass(all_of(Policy.keep, hidden=policy), BATCH, frozenset(), engine)
+    saving = SavingPass(all_of(Policy.keep, hidden=policy), KEY, frozenset(), engine)
     for ours, plain in zip(gradients(saving), gradients(None), strict=True):
         assert (ours - plain).norm() <= 2**-4 * plain.norm()
     del saving
@@ -235,7 +237,7 @@ def test_tensors_with_permuted_strides_and_views_of_them(engine: OffloadEngine, 
 
 
 def test_parts_of_a_memory_without_a_name_are_told_apart(engine: OffloadEngine) -> None:
-    saving = SavingPass(all_of(Policy.offload), BATCH, frozenset(), engine)
+    saving = SavingPass(all_of(Policy.offload), KEY, frozenset(), engine)
     x = torch.randn(2, 64, 64, requires_grad=True)
     with saving.active():
         both = x * 1
@@ -250,7 +252,7 @@ def test_parts_of_a_memory_without_a_name_are_told_apart(engine: OffloadEngine) 
 
 
 def test_other_views_of_what_is_made_again_are_kept() -> None:
-    saving = SavingPass(all_of(Policy.recompute), BATCH, frozenset(), None)
+    saving = SavingPass(all_of(Policy.recompute), KEY, frozenset(), None)
     x = torch.randn(8, 8, dtype=torch.complex64, requires_grad=True)
     w = torch.randn(8, 8, dtype=torch.complex64, requires_grad=True)
     with saving.active():
@@ -263,7 +265,7 @@ def test_other_views_of_what_is_made_again_are_kept() -> None:
 
 
 def test_what_outlives_its_call_is_kept() -> None:
-    saving = SavingPass(all_of(Policy.recompute), BATCH, frozenset(), None)
+    saving = SavingPass(all_of(Policy.recompute), KEY, frozenset(), None)
     x, w = torch.randn(8, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
     with saving.active():
         with torch.no_grad():
@@ -275,10 +277,10 @@ def test_what_outlives_its_call_is_kept() -> None:
 
 
 def test_weights_are_left_alone() -> None:
-    stored: list[Stored] = []
+    stored: list[SaveRecord] = []
     weight = nn.Parameter(torch.randn(64, 64))
     saving = SavingPass(
-        all_of(Policy.fp8), BATCH, weights_of([nn.ParameterList([weight])]), None, stored.append
+        all_of(Policy.fp8), KEY, weights_of([nn.ParameterList([weight])]), None, stored.append
     )
     with saving.active():
         named("hidden", torch.randn(4, 64)) @ weight.T
@@ -286,7 +288,7 @@ def test_weights_are_left_alone() -> None:
 
 
 def test_unknown_names_and_two_names_for_one_memory() -> None:
-    saving = SavingPass(all_of(Policy.keep), BATCH, frozenset(), None)
+    saving = SavingPass(all_of(Policy.keep), KEY, frozenset(), None)
     x = torch.randn(8, 8)
     with saving.active():
         for use in (lambda: named("moe.input", x), lambda: recomputed("moe.input", torch.neg, x)):
@@ -295,13 +297,13 @@ def test_unknown_names_and_two_names_for_one_memory() -> None:
         with pytest.raises(KeyError, match="known"), saves("moe.input"):
             pass
         named("hidden", x)
-        with pytest.raises(ValueError, match=r"named norm\.input lies in the memory of one named hidden"):
+        with pytest.raises(ValueError, match=r"named norm\.input shares the storage of one named hidden"):
             named("norm.input", x[1:])
 
 
 def test_a_function_that_lays_out_its_output_anew_is_found_out() -> None:
     sizes = iter([8, 16])
-    saving = SavingPass(all_of(Policy.recompute), BATCH, frozenset(), None)
+    saving = SavingPass(all_of(Policy.recompute), KEY, frozenset(), None)
     x = torch.randn(8, requires_grad=True)
 
     def fickle(x: Tensor) -> Tensor:
@@ -315,7 +317,7 @@ def test_a_function_that_lays_out_its_output_anew_is_found_out() -> None:
 
 @pytest.mark.parametrize("policy", [Policy.keep, Policy.offload])
 def test_a_saved_tensor_that_is_changed_is_found_out(engine: OffloadEngine, policy: Policy) -> None:
-    saving = SavingPass(all_of(policy), BATCH, frozenset(), engine)
+    saving = SavingPass(all_of(policy), KEY, frozenset(), engine)
     x = torch.randn(128, 64, requires_grad=True)
     with saving.active():
         hidden = named("hidden", x * 2)

@@ -1,7 +1,7 @@
 """What one forward pass leaves for its backward pass, tensor by tensor as its policy says.
 
 Autograd shows every tensor that it saves to `torch.autograd.graph.saved_tensors_hooks`. A `SavingPass` finds
-its name by its memory, and puts what the name's policy makes of it into the graph. What several operations
+its name by its storage, and puts what the name's policy makes of it into the graph. What several operations
 save, whole or in part, is stored once. The names come from the model: see `annotate.py`.
 """
 
@@ -15,22 +15,22 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from parallel.activations.memory import Geometry, MadeBy, Memories, Memory, address, view
 from parallel.activations.offload import OffloadEngine
-from parallel.activations.order import PassKey
-from parallel.activations.policy import Policy
-from parallel.activations.recompute import Recomputation, RecomputedCall, as_tuple, call_apart
-from parallel.activations.saved import (
+from parallel.activations.packed import (
     Compressed,
     CompressedOffloaded,
     Kept,
     Offloaded,
     Packed,
     Recomputed,
-    Saved,
+    Restorable,
     unpack,
 )
+from parallel.activations.policy import Policy
+from parallel.activations.recompute import Recomputation, RecomputedCall, as_tuple, call_apart
 from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES
+from parallel.activations.storage import CallOutput, Geometry, SavedStorage, StorageTable, storage_id, view
+from parallel.pipeline.schedule import PassKey
 
 REST = "rest"
 """The name of what is saved without one."""
@@ -38,7 +38,7 @@ REST = "rest"
 _current: ContextVar["SavingPass | None"] = ContextVar("saving_pass", default=None)
 
 
-class Stored(NamedTuple):
+class SaveRecord(NamedTuple):
     """A tensor that was saved, for who counts them."""
 
     name: str
@@ -47,7 +47,7 @@ class Stored(NamedTuple):
     policy: Policy
     """What was done with it: where its name's policy does not apply, `keep`."""
     device_bytes: int
-    """Held on the device. Of a tensor kept as it is, all the memory that it keeps from being freed."""
+    """Held on the device. Of a tensor kept as it is, all the storage that it keeps from being freed."""
     host_bytes: int
 
 
@@ -57,22 +57,22 @@ class SavingPass:
     def __init__(
         self,
         policies: Mapping[str, Policy],
-        batch: PassKey,
+        key: PassKey,
         weights: frozenset[int],
         engine: OffloadEngine | None,
-        observe: Callable[[Stored], None] | None = None,
+        observe: Callable[[SaveRecord], None] | None = None,
     ) -> None:
         """
         Args:
             policies: of every name, `rest` among them.
-            batch: which pass it is.
+            key: which pass it is.
             weights: the addresses of what is saved, but no activation (`weights_of`).
             engine: takes tensors to the host; without one they stay.
             observe: is told of every tensor that is stored.
         """
-        self._policies, self._batch, self._weights = policies, batch, weights
+        self._policies, self._key, self._weights = policies, key, weights
         self._engine, self._observe = engine, observe
-        self._memories = Memories()
+        self._storages = StorageTable()
         self._name = REST
 
     @classmethod
@@ -97,13 +97,13 @@ class SavingPass:
         return self._policies[name]
 
     def name(self, name: str, tensor: Tensor) -> None:
-        """Give a tensor a name. Raises ValueError if another shares its memory."""
+        """Give a tensor a name. Raises ValueError if another shares its storage."""
         self.policy_of(name)
-        memory = self._memories.find(tensor)
-        if memory is None:
-            self._memories.enter(tensor, name, is_named=True)
-        elif memory.name != name:
-            raise ValueError(f"a tensor named {name} lies in the memory of one named {memory.name}")
+        storage = self._storages.find(tensor)
+        if storage is None:
+            self._storages.add(tensor, name, is_named=True)
+        elif storage.name != name:
+            raise ValueError(f"a tensor named {name} shares the storage of one named {storage.name}")
 
     @contextmanager
     def naming(self, name: str) -> Iterator[None]:
@@ -129,64 +129,64 @@ class SavingPass:
         recomputation = Recomputation(function, saved, needs_grad)
         outputs = RecomputedCall.apply(recomputation, function, *inputs)
         for number, output in enumerate(as_tuple(outputs)):
-            made_by = MadeBy(weakref.ref(recomputation), number)
-            self._memories.enter(output, name, is_named=True, made_by=made_by)
+            made_by = CallOutput(weakref.ref(recomputation), number)
+            self._storages.add(output, name, is_named=True, made_by=made_by)
         return outputs
 
     def _pack(self, tensor: Tensor) -> Packed:
         tensor = tensor.detach()
-        if not tensor.numel() or address(tensor) in self._weights:
+        if not tensor.numel() or storage_id(tensor) in self._weights:
             return tensor
-        memory = self._memories.find(tensor) or self._memories.enter(tensor, self._name, is_named=False)
+        storage = self._storages.find(tensor) or self._storages.add(tensor, self._name, is_named=False)
         geometry = Geometry.of(tensor)
-        is_other_view = memory.made_by is not None and tensor.dtype is not memory.base.dtype
-        if memory.is_kept or is_other_view or tensor.is_conj() or tensor.is_neg():
+        is_other_view = storage.made_by is not None and tensor.dtype is not storage.base.dtype
+        if storage.is_kept or is_other_view or tensor.is_conj() or tensor.is_neg():
             return Kept.of(tensor)
-        found = memory.find(geometry)
+        found = storage.find(geometry)
         if found is not None:
             return found
-        base = memory.base
-        if memory.made_by is None and not (geometry.is_inside(base) and base.is_dense()):
+        base = storage.base
+        if storage.made_by is None and not (geometry.is_inside(base) and base.is_dense()):
             base = geometry
         whole = tensor.as_strided(base.size, base.stride, base.offset)
-        saved = self._store(memory, whole)
+        saved = self._store(storage, whole)
         if saved is None:
-            memory.is_kept = True
+            storage.is_kept = True
             return Kept.of(tensor)
-        memory.add(base, saved)
+        storage.add(base, saved)
         return saved if base == geometry else view(saved, base, geometry)
 
-    def _store(self, memory: Memory, tensor: Tensor) -> Saved | None:
+    def _store(self, storage: SavedStorage, tensor: Tensor) -> Restorable | None:
         """Store a tensor as its policy says; None if it is to be kept as it is."""
-        policy = self._policy_for(memory, tensor)
-        saved: Saved | None = None
-        device_bytes = memory.nbytes if policy is Policy.keep else 0
+        policy = self._policy_for(storage, tensor)
+        saved: Restorable | None = None
+        device_bytes = storage.nbytes if policy is Policy.keep else 0
         host_bytes = 0
-        call = None if memory.made_by is None else memory.made_by.call()
-        if memory.made_by is not None and call is not None:
-            saved = Recomputed(call, memory.made_by.output, memory.nbytes)
+        call = None if storage.made_by is None else storage.made_by.call()
+        if storage.made_by is not None and call is not None:
+            saved = Recomputed(call, storage.made_by.output, storage.nbytes)
         elif policy is Policy.fp8:
             saved = compressed = Compressed(tensor)
             device_bytes = compressed.nbytes
         elif policy.offloads:
             assert self._engine is not None, "_policy_for offloads with an engine only"
             kind = CompressedOffloaded if policy.compresses else Offloaded
-            saved = offloaded = kind(tensor, self._engine, self._batch)
+            saved = offloaded = kind(tensor, self._engine, self._key)
             host_bytes = offloaded.nbytes
         if self._observe is not None:
             shape = tuple(tensor.shape)
-            self._observe(Stored(memory.name, shape, tensor.dtype, policy, device_bytes, host_bytes))
+            self._observe(SaveRecord(storage.name, shape, tensor.dtype, policy, device_bytes, host_bytes))
         return saved
 
-    def _policy_for(self, memory: Memory, tensor: Tensor) -> Policy:
+    def _policy_for(self, storage: SavedStorage, tensor: Tensor) -> Policy:
         """What can be done with a tensor of what its name's policy asks for."""
-        policy = self.policy_of(memory.name)
+        policy = self.policy_of(storage.name)
         if policy is Policy.recompute:
             # What was made with it beside the call's outputs, or outlives the call, has to stay.
-            is_made_again = memory.made_by is not None and memory.made_by.call() is not None
+            is_made_again = storage.made_by is not None and storage.made_by.call() is not None
             return Policy.recompute if is_made_again else Policy.keep
         # Statistics that an operation saves beside the tensor that has the name are not to be rounded.
-        is_rounded = memory.is_named and tensor.dtype in (torch.float32, torch.bfloat16) and tensor.dim() > 1
+        is_rounded = storage.is_named and tensor.dtype in (torch.float32, torch.bfloat16) and tensor.dim() > 1
         if policy.compresses and not is_rounded:
             policy = Policy.offload if policy.offloads else Policy.keep
         if policy.offloads and not self._can_offload(tensor):

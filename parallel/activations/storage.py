@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from parallel.activations.packed import Packed, Restorable, View
 from parallel.activations.recompute import Recomputation
-from parallel.activations.saved import Packed, Saved, View
 
 
 class Geometry(NamedTuple):
@@ -44,7 +44,7 @@ class Geometry(NamedTuple):
         return self.dtype is other.dtype and other.offset <= self.offset and end <= other_end
 
 
-class MadeBy(NamedTuple):
+class CallOutput(NamedTuple):
     """Which output of which call a tensor is."""
 
     call: "weakref.ref[Recomputation]"
@@ -53,7 +53,7 @@ class MadeBy(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Memory:
+class SavedStorage:
     """A piece of memory that tensors to be saved are in."""
 
     name: str
@@ -64,10 +64,10 @@ class Memory:
     nbytes: int
     alive: StorageWeakRef
     """Keeps the address, though not the memory, from being used again."""
-    made_by: "MadeBy | None" = None
+    made_by: CallOutput | None = None
     """What makes it again; None if nothing does."""
     is_kept: bool = False
-    parts: list[tuple[Geometry, "weakref.ref[Saved]"]] = field(default_factory=list)
+    parts: list[tuple[Geometry, "weakref.ref[Restorable]"]] = field(default_factory=list)
     """What is stored."""
 
     def find(self, wanted: Geometry) -> Packed | None:
@@ -81,36 +81,38 @@ class Memory:
                     return view(saved, base, wanted)
         return None
 
-    def add(self, base: Geometry, saved: Saved) -> None:
+    def add(self, base: Geometry, saved: Restorable) -> None:
         """Remember what is stored, as long as a node of the graph holds it."""
         self.parts.append((base, weakref.ref(saved)))
 
 
-def view(saved: Saved, base: Geometry, wanted: Geometry) -> View:
+def view(saved: Restorable, base: Geometry, wanted: Geometry) -> View:
     """Elements of a stored tensor, which were `wanted` when it was `base`."""
     return View(saved, wanted.size, wanted.stride, wanted.offset - base.offset)
 
 
-class Memories:
+class StorageTable:
     """All pieces of memory that a pass has met, by address."""
 
     def __init__(self) -> None:
-        self._by_address: dict[int, Memory] = {}
+        self._by_address: dict[int, SavedStorage] = {}
 
-    def find(self, tensor: Tensor) -> Memory | None:
+    def find(self, tensor: Tensor) -> SavedStorage | None:
         """The memory that a tensor is in, if it has been entered."""
-        return self._by_address.get(address(tensor))
+        return self._by_address.get(storage_id(tensor))
 
-    def enter(self, tensor: Tensor, name: str, *, is_named: bool, made_by: "MadeBy | None" = None) -> Memory:
+    def add(
+        self, tensor: Tensor, name: str, *, is_named: bool, made_by: CallOutput | None = None
+    ) -> SavedStorage:
         """Enter the memory of a tensor under its name."""
         storage = tensor.untyped_storage()
         alive = StorageWeakRef(storage)
-        memory = Memory(name, Geometry.of(tensor), is_named, storage.nbytes(), alive, made_by)
-        self._by_address[address(tensor)] = memory
-        return memory
+        entry = SavedStorage(name, Geometry.of(tensor), is_named, storage.nbytes(), alive, made_by)
+        self._by_address[storage_id(tensor)] = entry
+        return entry
 
 
-def address(tensor: Tensor) -> int:
+def storage_id(tensor: Tensor) -> int:
     """Tells one piece of memory that is in use from another; all views of one have the same."""
     return tensor.untyped_storage()._cdata
 
@@ -127,4 +129,4 @@ def deallocate_data(tensor: Tensor) -> None:
 def weights_of(modules: Iterable[nn.Module]) -> frozenset[int]:
     """The addresses of all parameters and buffers."""
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    return frozenset(address(tensor) for tensor in tensors)
+    return frozenset(storage_id(tensor) for tensor in tensors)
