@@ -79,7 +79,7 @@ def train_step(run: Run, step: int) -> StepResult:
         topology,
         tokens_per_micro_batch=config.train.micro_batch_size * config.train.seq_len,
         forward_only=False,
-        between_passes=[part.before_pass for part in (run.activations, engine) if part is not None],
+        before_pass=[part.before_pass for part in (run.activations, engine) if part is not None],
     )
 
     # 4. Vision recompute and backward, with the gradients that the features have got; the encoder's own are

@@ -50,10 +50,10 @@ def use_platform(device_type: str) -> torch.device:
     else:
         device = torch.device(device_type)
         cuda_shim.install(device)
-    instrument.announce_collectives()
+    instrument.trace_collectives()
     upstream_fixes.install(on_cpu=device.type != "cuda")
-    instrument.announce_megatron()
     pass_hooks.install()
+    instrument.trace_megatron()
     return device
 
 

@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from parallel.dep.vision_pass import Layer
-from parallel.megatron.patches.pass_hooks import working_before
+from parallel.megatron.patches.pass_hooks import hooked_finalize
 from parallel.topology import Topology
 
 
@@ -61,7 +61,7 @@ def replicate(
         )
         for index, chunk in enumerate(chunks)
     ]
-    config.finalize_model_grads_func = working_before(finalize_model_grads)
+    config.finalize_model_grads_func = hooked_finalize(finalize_model_grads)
     if overlap_grad_reduce:
         _reduce_in_schedule(replicas, config)
     return replicas

@@ -1,7 +1,6 @@
 """Run one pass of megatron-core's pipeline schedule over micro-batches."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from megatron.core.pipeline_parallel.utils import AbstractSchedulePlan
 from megatron.core.utils import get_model_config
 from torch import Tensor
 
-from parallel.megatron.patches.pass_hooks import pass_hooks
+from parallel.megatron.before_pass import BeforePass, WorkBeforePasses
+from parallel.megatron.patches.pass_hooks import subscribed
 from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.topology import Topology
 
@@ -28,7 +28,7 @@ def run_schedule[Batch](
     *,
     tokens_per_micro_batch: int,
     forward_only: bool,
-    between_passes: Sequence[Callable[[int], None]] = (),
+    before_pass: Sequence[BeforePass] = (),
 ) -> list[Any]:
     """Forward (and backward) of all micro-batches through the pipeline: 1F1B, interleaved if vpp > 1.
 
@@ -39,8 +39,8 @@ def run_schedule[Batch](
             (`parallelism.overlap_expert_comm`).
         chunks: this rank's model chunks.
         micro_batches: this data-parallel rank's micro-batches; every chunk sees each of them.
-        between_passes: called in turn where this rank is about to wait, with the number of passes that it
-            has done (see `parallel.megatron.patches.pass_hooks`).
+        before_pass: called in turn where this rank is about to wait, with the number of passes that it
+            has done (see `WorkBeforePasses`).
 
     Returns what the loss function reports for each micro-batch; empty except on the last stage.
     """
@@ -58,7 +58,7 @@ def run_schedule[Batch](
         pp_size=topology.pp_size, vp_size=topology.vpp_size if topology.vpp_size > 1 else None
     )
     iterators = [iter(micro_batches) for _ in chunks]
-    with pass_hooks(between_passes) if between_passes else nullcontext():
+    with subscribed(WorkBeforePasses(before_pass)):
         return schedule(
             forward_step_func=forward_step,
             data_iterator=iterators if len(iterators) > 1 else iterators[0],

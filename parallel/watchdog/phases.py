@@ -1,7 +1,7 @@
 """The phases of this rank: what it is doing, since when, and with which ranks.
 
-Whoever does the work announces it: `with tracker.phase("forward"):`. Entering and leaving a phase costs about a
-microsecond, so communication is announced call by call. Another thread may ask for the state at any time.
+Whoever does the work announces it: `with tracker.phase("forward"):`. Entering and leaving a phase costs about
+a microsecond, so communication is announced call by call. Another thread may ask for the state at any time.
 """
 
 import time

@@ -1,5 +1,6 @@
 """The passes that megatron-core runs on real ranks are those of `schedule_of`, in its order."""
 
+import functools
 from typing import Any
 from unittest.mock import patch
 
@@ -110,9 +111,10 @@ def record_order(topology: Any, num_micro_batches: int, overlaps: bool) -> list[
         assert num_passes in told or num_passes == len(order), "this is called between passes"
         told.add(num_passes)
 
-    # Stands in for the function that counts passes, so its own is counted again.
-    counted = pass_hooks._counted(forward_beside_backward, pass_hooks._num_combined)
-    with patch.object(combined_1f1b, "combined_forward_backward_step", counted):
+    # Replaces the function that is hooked, so it gets hooks again, by the parameter names of the original.
+    functools.update_wrapper(forward_beside_backward, combined_1f1b.combined_forward_backward_step)
+    hooked = pass_hooks.hooked_combined(forward_beside_backward)
+    with patch.object(combined_1f1b, "combined_forward_backward_step", hooked):
         run_schedule(
             forward,
             [Chunk(schedule_config(topology, overlaps), vp_stage) for vp_stage in range(topology.vpp_size)],
@@ -120,7 +122,7 @@ def record_order(topology: Any, num_micro_batches: int, overlaps: bool) -> list[
             topology,
             tokens_per_micro_batch=1,
             forward_only=False,
-            between_passes=[note],
+            before_pass=[note],
         )
     within = {position for position, each in enumerate(order, 1) if each.runs_beside_next}
     assert told | {len(order)} == set(range(len(order) + 1)) - within

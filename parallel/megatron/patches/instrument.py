@@ -1,25 +1,27 @@
-"""Announces to the watch what megatron-core and torch.distributed do: phases and the ranks they wait for.
+"""Traces what megatron-core and torch.distributed do: phases and the ranks they wait for.
 
-Nothing is changed in what they do: each function below is called as it is, within a phase. The watch stands
-in this module because those functions are upstream's, and nobody can pass them one. Without a watch (as in
-tests of single functions) they are called directly.
+Nothing is changed in what they do: each function below is called within a phase of the tracker. The tracker
+is kept in this module because those functions are upstream's, and nobody can pass them one. Without a tracker
+(as in tests of single functions) there are no phases.
 
-Collectives are announced where they are called. What is only started there and waited for later (pipeline
-sends and receives, overlapped exchanges) is announced again when somebody waits.
+Collectives are traced where they are called. What is only started there and waited for later (pipeline sends
+and receives, overlapped exchanges) is traced again when somebody waits.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 
+from parallel.megatron.patches.in_flight import WorkInFlight
+from parallel.megatron.patches.pass_hooks import Direction, Passes, PassHooks, argument_of, subscribe
 from parallel.watchdog.phases import Peers, PhaseTracker
 
 _tracker: PhaseTracker | None = None
-_wrapped: set[str] = set()
+_traced: set[str] = set()
 
 COLLECTIVES = {
     "all_gather": "all-gather",
@@ -44,182 +46,101 @@ COLLECTIVES = {
     "scatter": "scatter",
     "scatter_object_list": "scatter",
 }
-"""Functions of torch.distributed -> the phase that a call is."""
-_PIPELINE_PEERS = {
-    "tensor_send_prev": "prev_pipeline_rank",
-    "tensor_recv_prev": "prev_pipeline_rank",
-    "tensor_send_next": "next_pipeline_rank",
-    "tensor_recv_next": "next_pipeline_rank",
+"""Functions of torch.distributed -> the phase of a call."""
+_BUCKET_GROUP_PHASES = {
+    "start_grad_sync": "reduce gradients",
+    "finish_grad_sync": "reduce gradients",
+    "start_param_sync": "gather parameters",
+    "finish_param_sync": "gather parameters",
 }
+"""Methods of megatron-core's bucket groups -> the phase of a call."""
 
 
 def set_tracker(tracker: PhaseTracker | None) -> None:
-    """Announce what this process does from now on to `tracker`; None ends it."""
+    """Trace what this process does from now on with `tracker`; None ends it."""
     global _tracker
     _tracker = tracker
 
 
-def announce_collectives() -> None:
-    """Wrap torch.distributed's, before modules of megatron-core take them over by name. Idempotent."""
+def trace_collectives() -> None:
+    """Wrap torch.distributed's, before modules of megatron-core import them by name. Idempotent."""
     if _is_first("torch.distributed"):
         for name, phase in COLLECTIVES.items():
-            setattr(dist, name, announced_collective(getattr(dist, name), phase))
+            setattr(dist, name, traced_collective(getattr(dist, name), phase))
 
 
-def announce_megatron() -> None:
-    """Wrap megatron-core's passes, pipeline exchanges and buffers, which imports it. Idempotent."""
-    if _is_first("megatron.core"):
-        _announce_passes()
-        _announce_pipeline()
-        _announce_buffers()
+def trace_megatron() -> None:
+    """Trace megatron-core's passes, pipeline exchanges and buffers. Idempotent; imports megatron-core.
+
+    The first two need `pass_hooks.install()`.
+    """
+    if not _is_first("megatron.core"):
+        return
+    from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as BucketGroup
+
+    # Subscribed first, hence innermost: work that others do before a pass is not part of its phase.
+    subscribe(TracePasses())
+    for name, phase in _BUCKET_GROUP_PHASES.items():
+        setattr(BucketGroup, name, traced_buffer(getattr(BucketGroup, name), phase))
 
 
-def _is_first(package: str) -> bool:
-    is_first = package not in _wrapped
-    _wrapped.add(package)
-    return is_first
+class TracePasses(PassHooks):
+    """Passes and pipeline exchanges as phases of the tracker."""
+
+    def around_pass(self, passes: Passes) -> AbstractContextManager[Any]:
+        """A phase that communicates with nobody by itself."""
+        return _phase(passes.value)
+
+    def around_exchange(self, peers: tuple[int, ...]) -> AbstractContextManager[Any]:
+        """A phase that waits for the neighbouring stages."""
+        return _phase("pipeline send/recv", peers)
+
+    def around_wait(self, direction: Direction, peers: tuple[int, ...]) -> AbstractContextManager[Any]:
+        """A phase that waits for one neighbouring stage, or both."""
+        return _phase(f"pipeline {direction}", peers)
 
 
-def announced(function: Callable[..., Any], phase: str) -> Callable[..., Any]:
-    """`function` within a phase that communicates with nobody by itself."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if _tracker is None:
-            return function(*args, **kwargs)
-        with _tracker.phase(phase):
-            return function(*args, **kwargs)
-
-    return call
-
-
-def announced_collective(collective: Callable[..., Any], phase: str) -> Callable[..., Any]:
+def traced_collective(collective: Callable[..., Any], phase: str) -> Callable[..., Any]:
     """A function of torch.distributed within a phase that waits for its group, or for the source alone."""
-    names = list(inspect.signature(collective).parameters)
-    group_place = names.index("group")
-    src_place = names.index("src") if phase == "broadcast" else None
+    group_of = argument_of(collective, "group")
+    source_of = argument_of(collective, "src") if phase == "broadcast" else None
 
     @functools.wraps(collective)
     def call(*args: Any, **kwargs: Any) -> Any:
         if _tracker is None:
             return collective(*args, **kwargs)
-        group = kwargs.get("group") if len(args) <= group_place else args[group_place]
-        peers: Peers = partial(_members, group)
-        if src_place is not None:
-            src = kwargs.get("src") if len(args) <= src_place else args[src_place]
-            if src is not None and src != _tracker.rank:
-                peers = (src,)
+        peers: Peers = partial(_members, group_of(args, kwargs))
+        source = source_of(args, kwargs) if source_of is not None else None
+        if source is not None and source != _tracker.rank:
+            peers = (source,)
         with _tracker.phase(phase, peers):
             result = collective(*args, **kwargs)
-        return TracedWork(result, phase, peers) if isinstance(result, dist.Work) else result
+        is_in_flight = isinstance(result, dist.Work)
+        return WorkInFlight(result, partial(_phase, phase, peers)) if is_in_flight else result
 
     return call
 
 
-class TracedWork:
-    """Communication under way; waiting for it is a phase."""
+def traced_buffer(method: Callable[..., Any], phase: str) -> Callable[..., Any]:
+    """A method of megatron-core's bucket groups within a phase that waits for the ranks of its buffers."""
 
-    __slots__ = ("_peers", "_phase", "_work")
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _phase(phase, partial(_members, self.intra_distributed_optimizer_instance_group)):
+            return method(self, *args, **kwargs)
 
-    def __init__(self, work: Any, phase: str, peers: Peers) -> None:
-        self._work = work
-        self._phase = phase
-        self._peers = peers
+    return call
 
-    def wait(self, *args: Any, **kwargs: Any) -> Any:
-        """Wait for it, as `torch.distributed.Work.wait`."""
-        if _tracker is None:
-            return self._work.wait(*args, **kwargs)
-        with _tracker.phase(self._phase, self._peers):
-            return self._work.wait(*args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._work, name)
+def _phase(name: str, peers: Peers = ()) -> AbstractContextManager[Any]:
+    return nullcontext() if _tracker is None else _tracker.phase(name, peers)
 
 
 def _members(group: Any) -> Sequence[int]:
     return dist.get_process_group_ranks(group)
 
 
-def _announce_passes() -> None:
-    """Forward and backward of a micro-batch through a chunk; both in one where expert exchanges overlap."""
-    from megatron.core.pipeline_parallel import combined_1f1b, schedules
-
-    schedules.forward_step = announced(schedules.forward_step, "forward")
-    schedules.backward_step = announced(schedules.backward_step, "backward")
-    combined = announced_combined(combined_1f1b.combined_forward_backward_step)
-    combined_1f1b.combined_forward_backward_step = combined
-
-
-def announced_combined(combined: Callable[..., Any]) -> Callable[..., Any]:
-    """megatron-core's overlapped step; warm-up and cool-down of the pipeline call it for one pass alone."""
-    names = list(inspect.signature(combined).parameters)
-    forward_place, backward_place = names.index("f_model"), names.index("b_model")
-    forward, backward = announced(combined, "forward"), announced(combined, "backward")
-    both = announced(combined, "forward and backward")
-
-    @functools.wraps(combined)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if args[backward_place] is None:
-            return forward(*args, **kwargs)
-        if args[forward_place] is None:
-            return backward(*args, **kwargs)
-        return both(*args, **kwargs)
-
-    return call
-
-
-def _announce_pipeline() -> None:
-    from megatron.core.pipeline_parallel import p2p_communication
-
-    for name in ("_p2p_ops", "_batched_p2p_ops"):
-        setattr(p2p_communication, name, announced_pipeline(getattr(p2p_communication, name)))
-
-
-def announced_pipeline(start_exchange: Callable[..., Any]) -> Callable[..., Any]:
-    """megatron-core's exchange with neighbouring stages: each of its handles waits for one of them."""
-
-    @functools.wraps(start_exchange)
-    def call(**kwargs: Any) -> Any:
-        if _tracker is None:
-            return start_exchange(**kwargs)
-        ends = {end: kwargs[rank] for end, rank in _PIPELINE_PEERS.items() if kwargs[end] is not None}
-        with _tracker.phase("pipeline send/recv", tuple(ends.values())):
-            works = start_exchange(**kwargs)
-        if isinstance(works, dict):
-            return {end: _pipeline_work(work, end, ends[f"tensor_{end}"]) for end, work in works.items()}
-        return [TracedWork(work, "pipeline send/recv", tuple(ends.values())) for work in works]
-
-    return call
-
-
-def _pipeline_work(work: Any, end: str, peer: int) -> TracedWork:
-    direction = "send" if end.startswith("send") else "recv"
-    return TracedWork(work, f"pipeline {direction}", (peer,))
-
-
-def _announce_buffers() -> None:
-    """Starting and finishing the exchange of gradients and parameters among data-parallel ranks."""
-    from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as BucketGroup
-
-    phases = {
-        "start_grad_sync": "reduce gradients",
-        "finish_grad_sync": "reduce gradients",
-        "start_param_sync": "gather parameters",
-        "finish_param_sync": "gather parameters",
-    }
-    for name, phase in phases.items():
-        setattr(BucketGroup, name, announced_buffer(getattr(BucketGroup, name), phase))
-
-
-def announced_buffer(method: Callable[..., Any], phase: str) -> Callable[..., Any]:
-    """A method of megatron-core's bucket groups within a phase that waits for the ranks of its buffers."""
-
-    @functools.wraps(method)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _tracker is None:
-            return method(self, *args, **kwargs)
-        with _tracker.phase(phase, partial(_members, self.intra_distributed_optimizer_instance_group)):
-            return method(self, *args, **kwargs)
-
-    return call
+def _is_first(package: str) -> bool:
+    is_first = package not in _traced
+    _traced.add(package)
+    return is_first

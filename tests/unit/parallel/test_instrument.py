@@ -1,4 +1,4 @@
-"""What megatron-core and torch.distributed do is announced, with the ranks that each call waits for."""
+"""What megatron-core and torch.distributed do is traced, with the ranks that each call waits for."""
 
 import inspect
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from parallel.megatron.patches import instrument
+from parallel.megatron.patches import instrument, pass_hooks
+from parallel.megatron.patches.pass_hooks import Passes
 from parallel.watchdog.phases import PhaseTracker
 
 
@@ -14,6 +15,7 @@ from parallel.watchdog.phases import PhaseTracker
 def tracker(monkeypatch: pytest.MonkeyPatch) -> PhaseTracker:
     tracker = PhaseTracker(1)
     monkeypatch.setattr(instrument, "_tracker", tracker)
+    monkeypatch.setattr(pass_hooks, "_subscribers", [instrument.TracePasses()])
     monkeypatch.setattr(instrument, "_members", lambda group: group or (0, 1, 2, 3))
     return tracker
 
@@ -25,18 +27,18 @@ def test_a_collective_waits_for_its_group_and_a_broadcast_for_its_source(tracker
     def broadcast(_tensor: int, src: int | None = None, group: Any = None) -> tuple[int, ...]:
         return tracker.state().waits_for
 
-    reduce = instrument.announced_collective(all_reduce, "all-reduce")
+    reduce = instrument.traced_collective(all_reduce, "all-reduce")
     assert reduce(0) == (0, 2, 3)
     assert reduce(0, "max", (1, 3)) == (3,)
     assert reduce(0, group=(0, 1)) == (0,)
-    spread = instrument.announced_collective(broadcast, "broadcast")
+    spread = instrument.traced_collective(broadcast, "broadcast")
     assert spread(0, 2, (1, 2, 3)) == (2,)
     assert spread(0, src=1, group=(1, 2, 3)) == (2, 3), "the source waits for all"
     assert tracker.state().phases == ()
 
 
 class Work(dist.Work):
-    """Communication under way that tells what its rank does while it is waited for."""
+    """Communication in flight that says what its rank does while it is waited for."""
 
     def __init__(self, tracker: PhaseTracker) -> None:
         super().__init__()
@@ -46,8 +48,8 @@ class Work(dist.Work):
         return f"{self.tracker.state().phases} {self.tracker.state().waits_for}"
 
 
-def test_work_is_announced_again_where_it_is_waited_for(tracker: PhaseTracker) -> None:
-    start = instrument.announced_collective(lambda group=None: Work(tracker), "all-to-all")
+def test_work_is_traced_again_where_it_is_waited_for(tracker: PhaseTracker) -> None:
+    start = instrument.traced_collective(lambda group=None: Work(tracker), "all-to-all")
     work = start((1, 2))
     assert tracker.state().phases == ()
     assert work.wait() == "('all-to-all',) (2,)"
@@ -58,7 +60,7 @@ def test_each_pipeline_handle_waits_for_its_neighbour(tracker: PhaseTracker) -> 
         assert tracker.state().waits_for == (0, 2)
         return {"send_next": Work(tracker), "recv_prev": Work(tracker)}
 
-    works = instrument.announced_pipeline(start)(
+    works = pass_hooks.hooked_exchange(start)(
         tensor_send_prev=None,
         tensor_recv_prev=1,
         tensor_send_next=1,
@@ -70,22 +72,12 @@ def test_each_pipeline_handle_waits_for_its_neighbour(tracker: PhaseTracker) -> 
     assert works["recv_prev"].wait() == "('pipeline recv',) (0,)"
 
 
-def test_overlapped_passes_are_named_after_those_there_are(tracker: PhaseTracker) -> None:
-    def combined(_data: str, f_model: str | None, b_model: str | None, config: str = "") -> str:
-        return f"{tracker.state().phases[-1]} {f_model} {b_model} {config}"
-
-    call = instrument.announced_combined(combined)
-    assert call("x", "model", None, config="c") == "forward model None c"
-    assert call("x", None, "model") == "backward None model "
-    assert call("x", "model", "model") == "forward and backward model model "
-
-
-def test_without_a_watch_functions_are_called_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_tracker_functions_are_called_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instrument, "_tracker", None)
     work = object()
-    assert instrument.announced_collective(lambda group=None: work, "all-to-all")() is work
-    assert instrument.announced(lambda: work, "forward")() is work
-    assert instrument.announced_pipeline(lambda **_: work)() is work
+    assert instrument.traced_collective(lambda group=None: work, "all-to-all")() is work
+    with instrument.TracePasses().around_pass(Passes.forward), instrument._phase("reduce gradients"):
+        pass
 
 
 POINT_TO_POINT = {
@@ -97,10 +89,10 @@ POINT_TO_POINT = {
     "send",
     "send_object_list",
 }
-"""Not announced in torch: megatron-core's pipeline exchanges are, with the neighbour that each waits for."""
+"""Not traced in torch: megatron-core's pipeline exchanges are, with the neighbour that each waits for."""
 
 
-def test_every_collective_of_torch_is_announced() -> None:
+def test_every_collective_of_torch_is_traced() -> None:
     """One that a new version adds belongs into the table."""
     module = dist.distributed_c10d
     functions = {
