@@ -54,7 +54,7 @@ types: $(STAMP)  ## check types
 	$(BIN)/mypy k25_train parallel launch
 
 test-fast: $(STAMP)  ## run the tests that need one process
-	$(BIN)/pytest -q -m "not gpu and not slow and not distributed" tests/unit
+	$(BIN)/pytest -q -n 2 -m "not gpu and not slow and not distributed" tests/unit
 
 format: $(STAMP)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .

@@ -47,6 +47,7 @@ setup(
         "dev": [
             DEEPSPEED,
             "pytest>=9.2,<10",
+            "pytest-xdist>=3.8,<4",
             "hypothesis>=6.170,<7",
             "ruff==0.17.6",
             "mypy>=2.4,<2.5",
