@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from k25_train.data.decode.images import MediaInfo
-from k25_train.model.moonvit import ItemPart, MoonViT3D
+from k25_train.model.moonvit import MoonViT3D
+from k25_train.model.moonvit_items import ItemPart
 from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, pieces, plan_vision
 from tests.distributed.test_dep_engine import engine_setup, loss_of
 from tests.helpers.hf_reference import tiny_vision_config

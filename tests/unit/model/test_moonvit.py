@@ -11,15 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from k25_train.config.model import VisionConfig
-from k25_train.model.moonvit import (
-    Grid,
-    MoonViT3D,
-    PositionEmbedding,
-    bicubic_matrix,
-    check_grids,
-    pack_items,
-    temporal_table,
-)
+from k25_train.model.moonvit import MoonViT3D
+from k25_train.model.moonvit_items import Grid, check_grids, pack_items
+from k25_train.model.moonvit_positions import PositionEmbedding, bicubic_matrix, temporal_table
 from tests.helpers.hf_reference import build_hf_reference, tiny_model_config, tiny_vision_config
 
 IMAGES = [(1, 8, 4), (1, 2, 2), (1, 16, 16), (1, 4, 20), (1, 20, 32), (1, 8, 4), (1, 4, 8)]

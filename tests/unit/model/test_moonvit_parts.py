@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from k25_train.model.moonvit import Grid, MoonViT3D
+from k25_train.model.moonvit import MoonViT3D
+from k25_train.model.moonvit_items import Grid
 from tests.helpers.hf_reference import tiny_vision_config
 
 CASES: list[tuple[Grid, list[int]]] = [
