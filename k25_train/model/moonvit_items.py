@@ -1,4 +1,4 @@
-"""The items of a MoonViT batch: checked, and sorted so that equal ones are treated as one batched view. Pure."""
+"""The items of a batch for MoonViT-3D: checked, and sorted so that equal ones form one batched view. Pure."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class PackedItems:
     """`ItemPart.gather` if the batch is a part of an item, else None."""
 
     def feature_order(self, merge_size: int) -> Tensor:
-        """[V] int64 on the CPU: for each token in the given order of items, its index in the tower's order."""
+        """[V] int64 on the CPU: the index in the tower's order of each token in the given one."""
         tower_order = gather_order([h * w // merge_size**2 for _, h, w in self.grids], self.item_order)
         return torch.argsort(tower_order)
 
@@ -106,7 +106,7 @@ def pack_part(grid_thw: Sequence[Grid], part: ItemPart) -> PackedItems:
     """One part of one item as a batch; pure. Raises ValueError if there are several items."""
     if len(grid_thw) != 1:
         raise ValueError(
-            f"{len(grid_thw)} grids are given with a part, which belongs to one item: encode it by itself"
+            f"{len(grid_thw)} grids come with a part, which belongs to one item: encode it alone"
         )
     run = GridRun(*grid_thw[0], num_items=1, rows=range(part.row, part.row + part.num_rows))
     return PackedItems(

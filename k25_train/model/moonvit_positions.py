@@ -1,4 +1,4 @@
-"""The patch embedding of MoonViT-3D and its positions: tables added to patches, rotations of queries and keys.
+"""Patch embedding and positions of MoonViT-3D: tables added to patches, rotations of queries and keys.
 
 Shapes: P patches of all items, X = 3·patch_size² values of a patch, C tower width, N heads, D head dim; the
 learned table has H rows and W columns, an item t frames of h rows and w columns.
@@ -70,9 +70,9 @@ class PositionEmbedding(nn.Module):
 def fixed_table[B: Callable[..., Tensor]](build: B) -> B:
     """Cache a constant table of at most a few hundred KiB per combination of arguments.
 
-    Tables are not buffers: a module's `.to(bfloat16)` would round those, and a module built on the meta device
-    would lose them. They are built outside inference mode, so that a table that an evaluation needs first can
-    serve training later.
+    Tables are not buffers: a module's `.to(bfloat16)` would round those, and a module built on the meta
+    device would lose them. They are built outside inference mode, so that a table that an evaluation needs
+    first can serve training later.
     """
 
     @functools.lru_cache(maxsize=1024)

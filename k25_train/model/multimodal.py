@@ -1,11 +1,11 @@
-"""The multimodal model: vision features take the places of media placeholders among the token embeddings.
+"""The multimodal model: vision features replace the embeddings of media placeholders among the tokens.
 
-Features come from tower and projector: of the first chunk itself, which then takes pixels (the coupled
-tower), or of all ranks' replicas (`VisionEncoder`), in which case the first chunk is given the features. A
-projector that is trained behind a frozen tower stays in the first chunk in any case.
+Features are made by tower and projector: those of the first chunk itself, which then takes pixels (the
+coupled tower), or the replicas on all ranks (`VisionEncoder`), in which case the first chunk is given the
+features. A projector that is trained behind a frozen tower is in the first chunk in any case.
 
-Shapes: P patches, V vision tokens, M = merge_size²·C the width of the tower's merged patches, D the language
-model's.
+Shapes: T tokens, P patches, X values of a patch, V vision tokens, S = merge_size² patches of one, C tower
+width, M = S·C, D hidden size of the language model.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from k25_train.model.attention import PackedDocuments
 from k25_train.model.megatron_config import BackboneConfig
-from k25_train.model.moonvit import ItemPart, Layer, MoonViT3D, chain
+from k25_train.model.moonvit import MoonViT3D, chain
+from k25_train.model.moonvit_blocks import Layer
+from k25_train.model.moonvit_items import Grid, ItemPart
 from k25_train.model.projector import PatchMergerProjector
 from parallel.activations.annotate import saves
-
-GridTHW = tuple[int, int, int]
 
 
 class VisionEncoder(MegatronModule):
@@ -38,21 +38,22 @@ class VisionEncoder(MegatronModule):
         self.vision_tower = vision_tower
         self.mm_projector = mm_projector
 
-    def forward(self, pixels: Tensor, grid_thw: Sequence[GridTHW], part: ItemPart | None = None) -> Tensor:
-        """Encode items, or a part of one: pixels [P, 588] -> features [V, D], or [V, M] without a projector.
+    def forward(self, pixels: Tensor, grid_thw: Sequence[Grid], part: ItemPart | None = None) -> Tensor:
+        """Encode items, or a part of one: pixels [P, X] -> features [V, D], or [V, M] without a projector.
 
         V may be 0.
         """
         return self._project(self.vision_tower(pixels, grid_thw, part))
 
-    def layers(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> list[Layer]:
-        """What `forward` does in steps of about equal length, one a layer of the tower."""
+    def layers(self, pixels: Tensor, grid_thw: Sequence[Grid]) -> list[Layer]:
+        """What `forward` does, in steps of about equal duration: one per layer of the tower."""
         layers = self.vision_tower.layers(pixels, grid_thw)
         layers[-1] = chain(layers[-1], self._project)
         return layers
 
-    def _project(self, merged: Tensor) -> Tensor:
-        return merged.flatten(1) if self.mm_projector is None else self.mm_projector(merged)
+    def _project(self, merged_VSC: Tensor) -> Tensor:
+        """[V, S, C] -> [V, D], or [V, M] without a projector."""
+        return merged_VSC.flatten(1) if self.mm_projector is None else self.mm_projector(merged_VSC)
 
 
 class MultimodalModel(MegatronModule):
@@ -67,7 +68,7 @@ class MultimodalModel(MegatronModule):
         mm_projector: PatchMergerProjector | None = None,
     ) -> None:
         super().__init__(config)
-        # In the order of the forward pass: by it, gradients are reduced and updated parameters gathered.
+        # In the order of the forward pass: gradients are reduced and updated parameters gathered by it.
         self.vision_tower = vision_tower
         self.mm_projector = mm_projector
         self.language_model = language_model
@@ -89,7 +90,7 @@ class MultimodalModel(MegatronModule):
         labels: Tensor | None = None,
         media_positions: Tensor | None = None,
         pixels: Tensor | None = None,
-        grid_thw: Sequence[GridTHW] = (),
+        grid_thw: Sequence[Grid] = (),
         features: Tensor | None = None,
     ) -> Tensor:
         """Run the chunk on one micro-batch of T packed tokens.
@@ -98,8 +99,8 @@ class MultimodalModel(MegatronModule):
             tokens: [T] int64 token ids.
             documents: where documents begin and end.
             labels: [T] int64; with them the last chunk returns losses instead of logits.
-            media_positions: [V] int64, where the placeholders of vision features stand (first chunk only).
-            pixels: [P, 3*14*14] patches of all items, one after another (first chunk, coupled tower).
+            media_positions: [V] int64, indices of the placeholders of vision features (first chunk only).
+            pixels: [P, X] patches of all items, one after another (first chunk, coupled tower).
             grid_thw: (frames, rows, columns) in patches of every item, in placeholder order.
             features: [V, D] of all items, encoded elsewhere (first chunk, decoupled tower); [V, M] for a
                 chunk that has a projector, but no tower.
@@ -120,12 +121,12 @@ class MultimodalModel(MegatronModule):
         labels: Tensor,
         media_positions: Tensor | None = None,
         pixels: Tensor | None = None,
-        grid_thw: Sequence[GridTHW] = (),
+        grid_thw: Sequence[Grid] = (),
         features: Tensor | None = None,
     ) -> AbstractSchedulePlan:
-        """The pass that `forward` makes, in pieces that megatron-core's overlapped schedule runs by itself.
+        """The pass of `forward`, in pieces that megatron-core's overlapped schedule runs by itself.
 
-        Embeddings and vision features are computed at once; losses come out as [1, T].
+        Embeddings and vision features are computed immediately; losses are returned as [1, T].
         """
         inputs = self._language_model_inputs(
             tokens, documents, labels, media_positions, self._features(pixels, grid_thw, features)
@@ -133,9 +134,9 @@ class MultimodalModel(MegatronModule):
         return self.language_model.build_schedule_plan(**inputs)
 
     def _features(
-        self, pixels: Tensor | None, grid_thw: Sequence[GridTHW], features: Tensor | None
+        self, pixels: Tensor | None, grid_thw: Sequence[Grid], features: Tensor | None
     ) -> Tensor | None:
-        """What takes the places of the placeholders, [V, D]."""
+        """What replaces the embeddings of the placeholders, [V, D]."""
         if self.mm_projector is None:
             return features
         with saves("vision.encoder"):
@@ -143,9 +144,9 @@ class MultimodalModel(MegatronModule):
                 return self.mm_projector.of_flat(features)
             return features if pixels is None else self.encode(pixels, grid_thw)
 
-    def encode(self, pixels: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
-        """What `VisionEncoder` does, by a coupled tower."""
-        assert self.vision_tower is not None and self.mm_projector is not None, "it is decoupled"
+    def encode(self, pixels: Tensor, grid_thw: Sequence[Grid]) -> Tensor:
+        """What `VisionEncoder` does, with a coupled tower: pixels [P, X] -> features [V, D]."""
+        assert self.vision_tower is not None and self.mm_projector is not None, "the tower is decoupled"
         return self.mm_projector(self.vision_tower(pixels, grid_thw))
 
     def _language_model_inputs(
@@ -156,27 +157,28 @@ class MultimodalModel(MegatronModule):
         media_positions: Tensor | None,
         features: Tensor | None,
     ) -> dict[str, Any]:
-        embeddings = None
+        """Arguments of `GPTModel.forward`; the first chunk embeds tokens and vision features here."""
+        embeddings_T1D = None
         if self.pre_process:
-            embeddings = self.language_model.embedding(tokens.unsqueeze(0), position_ids=None)
+            embeddings_T1D = self.language_model.embedding(tokens.unsqueeze(0), position_ids=None)
             if features is not None and media_positions is not None:
-                embeddings = put_features(embeddings, features, media_positions)
+                embeddings_T1D = put_features(embeddings_T1D, features, media_positions)
         return {
             "input_ids": tokens.unsqueeze(0),
             "position_ids": None,
             "attention_mask": None,
-            "decoder_input": embeddings,
+            "decoder_input": embeddings_T1D,
             "labels": None if labels is None else labels.unsqueeze(0),
             "packed_seq_params": documents,
         }
 
 
-def put_features(embeddings: Tensor, features: Tensor, positions: Tensor) -> Tensor:
-    """Replace rows of `embeddings` [T, 1, D] at `positions` [V] by `features` [V, D]."""
-    if features.shape[0] != positions.shape[0]:
+def put_features(embeddings_T1D: Tensor, features_VD: Tensor, positions_V: Tensor) -> Tensor:
+    """Replace the embeddings at `positions_V` by features; [T, 1, D]."""
+    if features_VD.shape[0] != positions_V.shape[0]:
         raise ValueError(
-            f"{features.shape[0]} vision features for {positions.shape[0]} media placeholders: each item "
-            "needs (h/2)(w/2) placeholders, whatever its number of frames"
+            f"{features_VD.shape[0]} vision features for {positions_V.shape[0]} media placeholders: each "
+            "item needs (h/2)(w/2) placeholders, whatever its number of frames"
         )
-    # index_copy would save the features for its backward pass, which reads no more than their shape.
-    return embeddings.index_put((positions,), features.unsqueeze(1).to(embeddings.dtype))
+    # index_copy would save the features for its backward pass, which reads only their shape.
+    return embeddings_T1D.index_put((positions_V,), features_VD.unsqueeze(1).to(embeddings_T1D.dtype))

@@ -1,7 +1,8 @@
 """What activations take on the device and in the host, from the configuration alone; torch-free.
 
-What a pass saves (`saved_tensors.py`) is stored by policy, by the rules of `parallel/activations/saving_pass.py`,
-and held from forward to backward, as the schedule has it. A sequence counts as one document.
+What a pass saves (`saved_tensors.py`) is stored by policy, by the rules of
+`parallel/activations/saving_pass.py`, and held from forward to backward, as the schedule has it. A sequence
+counts as one document.
 """
 
 import math
