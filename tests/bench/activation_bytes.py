@@ -122,7 +122,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
     from k25_train.model.multimodal import MultimodalModel
     from k25_train.model.weights import initialize
     from parallel.activations.saving_pass import SavingPass
-    from parallel.activations.storage import address, weights_of
+    from parallel.activations.storage import storage_id, weights_of
     from parallel.pipeline.schedule import PassKey
     from tests.helpers.hf_reference import tiny_model_config
     from tests.helpers.models import SERIAL, WHOLE_MODEL, start, train_config
@@ -158,7 +158,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
             return sum(held)
 
         def note(tensor: Any) -> Any:
-            saved[address(tensor)] = tensor.untyped_storage()
+            saved[storage_id(tensor)] = tensor.untyped_storage()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
