@@ -30,8 +30,8 @@ def evaluate(
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.checkpoint import state
     from k25_train.training.dump import dump_batches
+    from k25_train.training.evaluation import eval_losses
     from k25_train.training.run import build_run
-    from k25_train.training.step import eval_losses
     from parallel.topology import stop_process_group
 
     # Nothing is stepped, so nothing has to be compiled for it.
@@ -39,9 +39,9 @@ def evaluate(
     run = build_run(config, device, trains=False)
     with run.loader:
         step = state.load(checkpoint, config, run.modules, optimizer=None)
-        losses = eval_losses(run, config.train.eval_sequences).held_out()
+        losses = eval_losses(run, config.train.eval_sequences)
         if shuffle_media_seed is not None:
-            shuffled = eval_losses(run, config.train.eval_sequences, shuffle_media_seed).held_out()
+            shuffled = eval_losses(run, config.train.eval_sequences, shuffle_media_seed)
             losses["eval_caption_loss_shuffled"] = shuffled["eval_caption_loss"]
         if dump is not None:
             dump_batches(run, dump)

@@ -23,8 +23,7 @@ def train(config: Config) -> None:
     with Report(config, is_main=run.is_main, device_name=name) as report, run.loader:
         trainer = Trainer(run, report)
         trainer.fit()
-    if run.activations is not None:
-        run.activations.close()
+    run.activations.close()
     stop_process_group()
     trainer.stop.close()
 

@@ -1,11 +1,12 @@
 """Global batches that depend on (seed, step) alone.
 
 `plan(step)` names every sequence of the step from the index, the same on every rank; `micro_batches` reads
-and decodes a rank's share. Sequences go to data-parallel ranks in contiguous blocks, so the global batch is
-bitwise the same for any number of ranks and any micro-batch size, and resuming needs nothing but the step.
+and decodes a rank's share of such a plan. Each batch is planned once, by the caller, and its plan travels
+with what was read. Sequences go to data-parallel ranks in contiguous blocks, so the global batch is bitwise
+the same for any number of ranks and any micro-batch size, and resuming needs nothing but the step.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,13 +23,11 @@ from k25_train.data.mix.blend import Blend
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import SequencePlan, StepPlan
 from k25_train.data.mix.stream import KindStream, shuffle_media
-from k25_train.data.prefetch import Prefetch
+from k25_train.data.prefetch import StepPrefetch
 from k25_train.errors import ConfigError, DataError
 
 EVAL_SEED = 0
 """Seed of the held-out order, the same in every run: shuffled, so that few sequences stand for all."""
-
-_BatchKey = tuple[int, int, int, bool]
 
 
 class DataLoader:
@@ -57,8 +56,7 @@ class DataLoader:
             kind: self._build_stream(kind, self._records("train", kind), train.seed, data.shuffle)
             for kind in data.blend
         }
-        self._prefetches: list[Prefetch[Any, Any]] = []
-        self._prefetch = self.prefetch(self._assemble_step)
+        self._prefetches: list[StepPrefetch[Any]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -69,13 +67,18 @@ class DataLoader:
         self.close()
 
     def close(self) -> None:
-        """End the prefetching; what is under way is finished and dropped."""
+        """End the prefetching; what is in the making is finished and dropped."""
         for prefetch in self._prefetches:
             prefetch.close()
 
-    def prefetch[Key: Hashable, Result](self, make: Callable[[Key], Result]) -> Prefetch[Key, Result]:
-        """A prefetch that ends with the loader."""
-        prefetch = Prefetch(make)
+    def prefetch[Result](self, read: Callable[[StepPlan], Result]) -> StepPrefetch[Result]:
+        """What `read` makes of the plan of each step; the next `data.prefetch_steps` in a background thread.
+
+        Planning happens in that thread too: let the result carry the plan. Ends with the loader.
+        """
+        prefetch = StepPrefetch(
+            lambda step: read(self.plan(step)), self._data.prefetch_steps, self._train.steps
+        )
         self._prefetches.append(prefetch)
         return prefetch
 
@@ -85,32 +88,7 @@ class DataLoader:
         numbers = range(first, first + self._train.global_batch_size)
         return StepPlan(step=step, sequences=_draw(self._blend, self._streams, numbers))
 
-    def micro_batches(self, step: int, dp_rank: int, dp_size: int, with_pixels: bool) -> list[MicroBatch]:
-        """The micro-batches of one data-parallel rank at a step, in order.
-
-        Assembles the next `data.prefetch_steps` steps in a background thread meanwhile; what goes wrong there
-        is raised here, when its step is asked for. Raises DataError (see `MicroBatchAssembler.assemble`).
-        """
-        then = [(ahead, dp_rank, dp_size, with_pixels) for ahead in self.steps_ahead(step)]
-        return self._prefetch.get((step, dp_rank, dp_size, with_pixels), then)
-
-    def steps_ahead(self, step: int) -> range:
-        """Steps to make ready while `step` is worked on."""
-        return range(step + 1, min(step + 1 + self._data.prefetch_steps, self._train.steps))
-
-    def eval_micro_batches(
-        self,
-        num_sequences: int,
-        dp_rank: int,
-        dp_size: int,
-        with_pixels: bool,
-        shuffle_media_seed: int | None = None,
-    ) -> list[MicroBatch]:
-        """One data-parallel rank's share of the held-out sequences of `eval_plan`."""
-        sequences = self.eval_plan(num_sequences, shuffle_media_seed).sequences
-        return self._assemble_share(sequences, dp_rank, dp_size, with_pixels)
-
-    def eval_plan(self, num_sequences: int, shuffle_media_seed: int | None = None) -> StepPlan:
+    def plan_evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> StepPlan:
         """Fixed held-out sequences, the same every time.
 
         Half are text and half have media, in the proportions of the blend; where the blend has only one of
@@ -122,14 +100,15 @@ class DataLoader:
         streams = {kind: self._eval_stream(kind, shuffle_media_seed) for kind in self._data.blend}
         return StepPlan(step=0, sequences=_draw(blend, streams, range(num_sequences)))
 
-    def _assemble_step(self, key: _BatchKey) -> list[MicroBatch]:
-        step, dp_rank, dp_size, with_pixels = key
-        return self._assemble_share(self.plan(step).sequences, dp_rank, dp_size, with_pixels)
-
-    def _assemble_share(
-        self, sequences: Sequence[SequencePlan], dp_rank: int, dp_size: int, with_pixels: bool
+    def micro_batches(
+        self, plan: StepPlan, *, dp_rank: int, dp_size: int, with_pixels: bool
     ) -> list[MicroBatch]:
-        size = self._train.micro_batch_size
+        """The micro-batches of one data-parallel rank in a planned batch, in order.
+
+        Raises ConfigError if the batch does not divide into micro-batches, and DataError as
+        `MicroBatchAssembler.assemble` does.
+        """
+        sequences, size = plan.sequences, self._train.micro_batch_size
         if len(sequences) % (dp_size * size):
             raise ConfigError(
                 f"{len(sequences)} sequences do not divide into micro-batches of train.micro_batch_size="

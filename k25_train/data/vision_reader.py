@@ -12,7 +12,7 @@ from k25_train.config.model import VisionConfig
 from k25_train.data.decode.images import plan_items
 from k25_train.data.decode.media import MediaPatches, MediaReader
 from k25_train.data.formats.index import MediaSegment, SampleRecord
-from k25_train.data.mix.plan import SequencePlan, media_of
+from k25_train.data.mix.plan import SequencePlan, StepPlan, media_of
 from k25_train.plan.vision_planner import VisionPlanner
 from parallel.dep.engine import VisionWork
 from parallel.dep.plan import Part, VisionItem, VisionPlan, pieces
@@ -66,9 +66,9 @@ class VisionReader:
         self._num_replicas = num_replicas
         self._pin_memory = pin_memory
 
-    def read(self, sequences: Sequence[SequencePlan]) -> StepVision:
-        """Plan the items of these sequences, the same on every rank, and decode this rank's."""
-        size = self._micro_batch_size
+    def read(self, batch: StepPlan) -> StepVision:
+        """Plan the items of a global batch, the same on every rank, and decode this rank's."""
+        sequences, size = batch.sequences, self._micro_batch_size
         micro_batches = [
             list(self._items_of(sequences[start : start + size])) for start in range(0, len(sequences), size)
         ]

@@ -106,9 +106,9 @@ def encoder_owned_by_rank(
     """What every rank of the job updates of the encoder, and its parameters not updated exactly once."""
     owned = [Owned() for _ in range(built.topology.world_size)]
     problems = []
-    if built.encoder is not None:
-        names = {parameter: name for name, parameter in built.encoder.module.named_parameters()}
-        for buffer, _ in gradient_buffers(built.encoder):
+    for encoder in built.encoders:
+        names = {parameter: name for name, parameter in encoder.module.named_parameters()}
+        for buffer, _ in gradient_buffers(encoder):
             problems += _share_out(buffer, 1, owned, costs, names, "encoder")
     return owned, problems
 
@@ -202,7 +202,7 @@ def check_buffers(built: BuiltRank) -> list[Problem]:
     """Buckets that leave gaps, cannot be cut evenly, or do not hold each parameter once, in its own place."""
     found = []
     for number, chunk in enumerate(built.modules):
-        what = "encoder" if chunk is built.encoder else f"chunk {number}"
+        what = "encoder" if chunk in built.encoders else f"chunk {number}"
         where = f"pipeline stage {built.topology.pp_rank}, {what}"
         buffers = [buffer for buffer, _ in gradient_buffers(chunk)]
         held = [parameter for buffer in buffers for parameter in buffer.param_index_map]

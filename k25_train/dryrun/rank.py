@@ -3,7 +3,7 @@
 Import this module only after `use_platform("meta")`: it imports megatron-core.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.dryrun.group_members import KINDS
-from k25_train.model.build import build_chunks, build_vision_encoder
+from k25_train.model.build import build_model
 from k25_train.model.megatron_config import backbone_config
 from k25_train.training.assemble import assemble
 from parallel.fake_group import GroupsOfWorld, fake_rank
@@ -50,8 +50,8 @@ class BuiltRank:
     """Name of a group in megatron-core's collection -> global ranks."""
     groups_of_world: GroupsOfWorld
     chunks: list[DistributedDataParallel]
-    encoder: EncoderReplica | None
-    """Its replica of the decoupled encoder; None if the tower is coupled."""
+    encoders: Sequence[EncoderReplica]
+    """Its replica of the decoupled encoder; empty if the tower is coupled."""
     optimizer: MegatronOptimizer
     micro_batch_group_size: int
     """Micro-batches that the interleaved schedule runs through one chunk before the next one's turn."""
@@ -61,7 +61,7 @@ class BuiltRank:
     @property
     def modules(self) -> list[DistributedDataParallel]:
         """All that holds weights."""
-        return [*self.chunks, *([] if self.encoder is None else [self.encoder])]
+        return [*self.chunks, *self.encoders]
 
 
 def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
@@ -77,9 +77,8 @@ def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
         topology = build_topology(config.parallelism, layout, META)
         backbone = backbone_config(config.model, train, config.parallelism, layout)
         with META:
-            models = build_chunks(config, backbone, topology)
-            encoder = build_vision_encoder(config, backbone, META)
-        built = assemble(models, encoder, config, backbone, topology)
+            model = build_model(config, backbone, topology)
+        built = assemble(model, config, backbone, topology)
         make_state(built.optimizer)
         group_size = config.num_micro_batches
         if topology.vpp_size > 1:
@@ -97,7 +96,7 @@ def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
             },
             groups_of_world=groups_of_world,
             chunks=built.chunks,
-            encoder=built.encoder,
+            encoders=built.encoders,
             optimizer=built.optimizer,
             micro_batch_group_size=group_size,
             num_warmup_passes=num_warmup_passes,

@@ -18,8 +18,8 @@ from k25_train.config.optimizer import OptimConfig
 from k25_train.config.schema import Config
 from k25_train.dryrun.rank import BuiltRank
 from k25_train.export.released import shown, to_hf
-from k25_train.model.build import chunk_place
-from k25_train.model.weights import ChunkPlace, global_state
+from k25_train.model.build import WHOLE, chunk_place
+from k25_train.model.weights import global_state
 from k25_train.parameters.released import EMBEDDING, EXPERTS, VISION_MODULES, TensorSpec, count_parameters
 from k25_train.parameters.update_rules import is_trained
 from parallel.config import Problem
@@ -68,9 +68,8 @@ def held_by(built: BuiltRank, config: Config) -> Iterator[Held]:
             own = {name: tensor for name, tensor in state if is_built or ".mlp.experts." in name}
             holder = f"stage {place.pp_rank}, chunk {vp_stage}, expert rank {ep_rank}"
             yield from _in_checkpoint_names(own, holder)
-    if built.encoder is not None and place.pp_rank == 0:
-        state = global_state(built.encoder.module, ChunkPlace(first_layer=0, first_expert=0))
-        yield from _in_checkpoint_names(dict(state), ENCODER)
+    for encoder in built.encoders if place.pp_rank == 0 else ():
+        yield from _in_checkpoint_names(dict(global_state(encoder.module, WHOLE)), ENCODER)
 
 
 def _in_checkpoint_names(state: Mapping[str, Tensor], holder: str) -> Iterator[Held]:

@@ -1,8 +1,10 @@
-"""Build the model chunks that live on one rank."""
+"""Build the part of the model that is on one rank."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from k25_train.config.schema import Config
 from k25_train.model.backbone import build_language_model
@@ -14,44 +16,64 @@ from k25_train.model.weights import ChunkPlace, initialize
 from parallel.config import DepMode
 from parallel.topology import Topology
 
+WHOLE = ChunkPlace(first_layer=0, first_expert=0)
+"""The place of a module that every rank has a replica of: its names are those of the whole model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What one rank holds of the model."""
+
+    chunks: Sequence[MultimodalModel]
+    """One chunk per virtual stage."""
+    encoders: Sequence[VisionEncoder]
+    """This rank's replica of the decoupled encoder; empty if the tower is coupled."""
+    places: Mapping[nn.Module, ChunkPlace]
+    """Each of these modules -> where its layers and experts are in the whole model."""
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Chunks, then encoders."""
+        return [*self.chunks, *self.encoders]
+
+    def parameter_names(self) -> Iterator[tuple[nn.Parameter, str]]:
+        """Every parameter with its name in the whole model."""
+        for module, place in self.places.items():
+            for name, parameter in module.named_parameters():
+                yield parameter, place.global_name(name)
+
+    def initialize(self, seed: int, std: float) -> None:
+        """Give all weights their initial values, in place; these depend on seed and global names alone."""
+        for module, place in self.places.items():
+            initialize(module, place, seed, std)
+
+
+def build_model(config: Config, backbone: BackboneConfig, topology: Topology) -> Model:
+    """Build this rank's chunks and its replica of the encoder; weights are as allocated.
+
+    A coupled tower is with its projector in the chunk that embeds tokens; so is the projector alone where it
+    is trained behind a frozen, decoupled tower.
+    """
+    stages = range(topology.vpp_size)
+    chunks = [_build_chunk(config, backbone, topology, stage).to(topology.device) for stage in stages]
+    encoders = [encoder.to(topology.device) for encoder in _build_encoders(config, backbone)]
+    places = {chunk: chunk_place(config, topology, stage) for stage, chunk in enumerate(chunks)}
+    return Model(chunks=chunks, encoders=encoders, places=places | dict.fromkeys(encoders, WHOLE))
+
 
 def chunk_place(config: Config, topology: Topology, vp_stage: int) -> ChunkPlace:
-    """Where one of this rank's chunks stands in the whole model."""
+    """Where the layers and experts of one of this rank's chunks are in the whole model."""
     return ChunkPlace(
         first_layer=topology.layout.layer_ids(topology.pp_rank, vp_stage).start,
         first_expert=topology.ep_rank * (config.model.num_experts // topology.ep_size),
     )
 
 
-def build_chunks(config: Config, backbone: BackboneConfig, topology: Topology) -> list[MultimodalModel]:
-    """Build every chunk of this rank, one per virtual stage, on its device; weights are as allocated.
-
-    A coupled tower sits with its projector in the chunk that embeds tokens; so does the projector alone where
-    it is trained behind a frozen, decoupled tower.
-    """
-    stages = range(topology.vpp_size)
-    return [_build_chunk(config, backbone, topology, stage).to(topology.device) for stage in stages]
-
-
-def build_vision_encoder(
-    config: Config, backbone: BackboneConfig, device: torch.device
-) -> VisionEncoder | None:
-    """Build this rank's replica of the decoupled encoder; None if the tower is coupled."""
+def _build_encoders(config: Config, backbone: BackboneConfig) -> list[VisionEncoder]:
     if config.dep.mode is DepMode.coupled:
-        return None
+        return []
     projector = None if config.has_projector_in_first_stage else _build_projector(config)
-    return VisionEncoder(backbone, _build_tower(config), projector).to(device)
-
-
-def initialize_vision_encoder(encoder: VisionEncoder, config: Config) -> None:
-    """Give its weights their initial values, in place: those that a coupled tower has."""
-    initialize(encoder, ChunkPlace(first_layer=0, first_expert=0), config.train.seed, config.model.init_std)
-
-
-def initialize_chunks(chunks: Sequence[MultimodalModel], config: Config, topology: Topology) -> None:
-    """Give all weights of this rank's chunks their initial values, in place."""
-    for vp_stage, chunk in enumerate(chunks):
-        initialize(chunk, chunk_place(config, topology, vp_stage), config.train.seed, config.model.init_std)
+    return [VisionEncoder(backbone, _build_tower(config), projector)]
 
 
 def _build_chunk(

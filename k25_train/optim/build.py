@@ -55,13 +55,13 @@ def build_optimizer(
     rules: Rules,
     names: Mapping[nn.Parameter, str],
     chunks: list[DistributedDataParallel],
-    encoder: EncoderReplica | None,
+    encoders: Sequence[EncoderReplica],
     params_dtype: torch.dtype,
     topology: Topology,
 ) -> SkipNonFiniteOptimizer:
     """AdamW and Muon with float32 masters and state sharded over the ranks that hold the same (ZeRO-1).
 
-    `chunks` and the decoupled encoder have the buffers of Muon's parameters apart; `names` are those of the
+    `chunks` and `encoders` have the buffers of Muon's parameters apart; `names` are those of the
     whole model. The learning rate is set before each step by `set_learning_rate`. With `optim.offload=cpu`
     masters and state are in host memory and stepped there.
 
@@ -80,11 +80,13 @@ def build_optimizer(
         params_dtype=params_dtype,
     )
     optimizers, work = _sharded(optim, rules, config, chunks, topology.groups.dp, topology.device)
-    # A frozen encoder has none, and nothing to update.
-    if encoder is not None and encoder.buffers:
-        own = work[topology.dp_rank] if work else 0
-        busy = of_all_ranks(own, topology.everyone, topology.device)
-        optimizers += _sharded(optim, rules, config, [encoder], topology.everyone, topology.device, busy)[0]
+    for encoder in encoders:
+        # A frozen encoder has no buffers, and nothing to update.
+        if encoder.buffers:
+            own = work[topology.dp_rank] if work else 0
+            everyone, device = topology.everyone, topology.device
+            busy = of_all_ranks(own, everyone, device)
+            optimizers += _sharded(optim, rules, config, [encoder], everyone, device, busy)[0]
     return SkipNonFiniteOptimizer(optimizers, names)
 
 

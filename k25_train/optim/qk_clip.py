@@ -26,6 +26,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
 from k25_train.config.model import ModelConfig
+from k25_train.config.schema import Config
 
 _ATTENTION_PARTS = ("core_attention", "linear_q_up_proj", "linear_kv_up_proj")
 """What a module has that is latent attention; only the model knows the class."""
@@ -36,7 +37,8 @@ class ClipResult:
     """What QK-Clip saw and did in a step, the same on every rank."""
 
     max_logits: tuple[float, ...]
-    """The largest logit of each layer, before the update; infinite where one was not a number."""
+    """The largest logit of each layer, before the update; infinite where one was not a number. Empty where
+    QK-Clip is off."""
     heads_clipped: int
     """Heads whose weights were scaled down."""
 
@@ -48,6 +50,17 @@ class _Weight:
     parameter: nn.Parameter
     layer: int
     is_query: bool
+
+
+class NoClip:
+    """QK-Clip that is off: attention records nothing, and no weight is scaled."""
+
+    def gather(self) -> None:
+        """Nothing."""
+
+    def finish(self, *, updated: bool) -> ClipResult:
+        """Nothing was seen."""
+        return ClipResult((), 0)
 
 
 class QkClip:
@@ -149,6 +162,14 @@ class QkClip:
             else:
                 row_scales = key_value_row_scales(factors_H, nope, value)
             scale_rows(master, own.start, row_scales, weight.parameter.shape[1])
+
+
+def build_qk_clip(
+    chunks: Iterable[nn.Module], optimizer: MegatronOptimizer, config: Config, device: torch.device
+) -> QkClip | NoClip:
+    """QK-Clip with `optim.qk_clip_threshold`, or none where that is null."""
+    threshold = config.optim.qk_clip_threshold
+    return NoClip() if threshold is None else QkClip(chunks, optimizer, config.model, threshold, device)
 
 
 def clip_factors(maxima: Tensor, threshold: float) -> Tensor:

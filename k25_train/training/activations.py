@@ -1,4 +1,10 @@
-"""The activation policies of one rank, put together: names from the configuration, budgets from the plan."""
+"""The activation policies of one rank, put together: names from the configuration, budgets from the plan.
+
+Import this module only after `use_platform` has chosen the device: it imports megatron-core.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
@@ -7,20 +13,99 @@ from k25_train.plan.memory.activations import offload_budget
 from k25_train.plan.passes import passes_of_stage
 from parallel.activations.copier import HostMemoryError
 from parallel.activations.manager import ActivationManager, build_engine
+from parallel.activations.offload import NoOffload, OffloadStats
 from parallel.activations.order import offload_order
+from parallel.activations.storage import deallocate_data
+from parallel.megatron.ep_overlap_activations import save_by_policy
+from parallel.pipeline.schedule import PassKey
 from parallel.topology import Topology
 
 
-def build_activations(
-    config: Config, chunks: list[MultimodalModel], topology: Topology
-) -> ActivationManager | None:
-    """What saves this rank's activations by policy; None if all are kept, and so nothing is to be done.
+class Activations(Protocol):
+    """How a rank's passes save what their backward passes need."""
+
+    def forward(self, run: Callable[[], Any], model: MultimodalModel, micro_batch: int) -> Any:
+        """The output of `run`, a forward pass of a micro-batch through a chunk."""
+
+    def forward_plan(self, run: Callable[[], Any], model: MultimodalModel, micro_batch: int) -> Any:
+        """The same where `run` gives a schedule plan, whose nodes run later."""
+
+    def before_pass(self, num_done: int) -> None:
+        """Start what is needed soon on its way back, once this rank has done `num_done` passes."""
+
+    def finish_step(self) -> OffloadStats | NoOffload:
+        """After all passes of a step: figures of the worst rank. Called by every rank."""
+
+    def close(self) -> None:
+        """Release host memory."""
+
+
+class KeepEverything:
+    """Leaves all activations as torch saves them."""
+
+    def forward(self, run: Callable[[], Any], model: MultimodalModel, micro_batch: int) -> Any:
+        """The output of `run`."""
+        return run()
+
+    forward_plan = forward
+
+    def before_pass(self, num_done: int) -> None:
+        """Nothing."""
+
+    def finish_step(self) -> NoOffload:
+        """No figures."""
+        return NoOffload()
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class ByPolicy:
+    """Saves each tensor by the policy of its name."""
+
+    def __init__(self, manager: ActivationManager) -> None:
+        self.manager = manager
+
+    def forward(self, run: Callable[[], Any], model: MultimodalModel, micro_batch: int) -> Any:
+        """The output of `run`, whose saved tensors are stored by policy."""
+        with self.manager.forward_pass(PassKey(model.vp_stage or 0, micro_batch)).active():
+            output = run()
+        # The schedule holds a chunk's input for its gradient only, and its output for its history.
+        if not model.pre_process:
+            deallocate_data(model.language_model.decoder.input_tensor)
+        if not model.post_process:
+            self.manager.hold_output(output)
+        return output
+
+    def forward_plan(self, run: Callable[[], Any], model: MultimodalModel, micro_batch: int) -> Any:
+        """The schedule plan that `run` gives, whose nodes store by policy when they run."""
+        saving = self.manager.forward_pass(PassKey(model.vp_stage or 0, micro_batch))
+        with saving.active():
+            plan = run()
+        save_by_policy(plan, saving, self.manager.hold_output)
+        return plan
+
+    def before_pass(self, num_done: int) -> None:
+        """Prefetch from the host."""
+        self.manager.before_pass(num_done)
+
+    def finish_step(self) -> OffloadStats | NoOffload:
+        """Figures of offloading, if any policy offloads."""
+        return self.manager.finish_step()
+
+    def close(self) -> None:
+        """Release the pinned host memory."""
+        self.manager.close()
+
+
+def build_activations(config: Config, chunks: Sequence[MultimodalModel], topology: Topology) -> Activations:
+    """What saves this rank's activations as `config.activation` says.
 
     Raises `ConfigError` if the host does not have the memory to offload to.
     """
     activation, stage = config.activation, topology.pp_rank
     if activation.keeps_all:
-        return None
+        return KeepEverything()
     engine = None
     if activation.offloads:
         budget = offload_budget(config, stage)
@@ -29,4 +114,4 @@ def build_activations(
         except HostMemoryError as error:
             raise ConfigError(str(error)) from error
     order = offload_order(passes_of_stage(config, stage), activation.passes_ahead)
-    return ActivationManager(activation.policies(), chunks, order, engine)
+    return ByPolicy(ActivationManager(activation.policies(), chunks, order, engine))

@@ -7,8 +7,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from k25_train.errors import ConfigError
+from k25_train.objectives.next_token import KINDS
+from k25_train.training.activations import KeepEverything
 from k25_train.training.forward import DeviceBatch, forward_micro_batch
-from k25_train.training.inputs import read_evaluation
 from k25_train.training.run import Run
 
 
@@ -22,14 +23,21 @@ def dump_batches(run: Run, folder: Path) -> None:
     """
     if run.topology.pp_size > 1:
         raise ConfigError(f"dump={folder} needs parallelism.pp=1, not {run.topology.pp_size}")
-    if run.vision is not None:
+    if not run.tower.takes_pixels:
         raise ConfigError(f"dump={folder} needs dep.mode=coupled, not {run.config.dep.mode.value}")
     folder.mkdir(parents=True, exist_ok=True)
     (chunk,) = run.chunks
     chunk.eval()
-    inputs = read_evaluation(run, run.config.train.eval_sequences)
+    inputs = run.reader.evaluation(run.config.train.eval_sequences)
     for index, batch in enumerate(inputs.micro_batches):
-        losses, _ = forward_micro_batch(batch, chunk, as_plan=False)
+        losses, _ = forward_micro_batch(
+            batch,
+            chunk,
+            as_schedule_plan=False,
+            objective=run.objective,
+            leaf=run.tower.evaluating.leaf,
+            activations=KeepEverything(),
+        )
         save_file(contents(batch, losses), folder / f"batch_{run.topology.rank}_{index}.safetensors")
 
 
@@ -38,8 +46,8 @@ def contents(batch: DeviceBatch, losses: Tensor) -> dict[str, Tensor]:
     tensors = {
         "tokens": batch.tokens,
         "labels": batch.labels,
-        "loss_mask": batch.loss_mask,
-        "is_caption": batch.is_caption,
+        "loss_mask": batch.targets.loss_mask,
+        "is_caption": batch.targets.kind == KINDS.index("caption"),
         "losses": losses.float(),
         "document_lengths": torch.tensor(batch.document_lengths),
         "media_positions": batch.media_positions,

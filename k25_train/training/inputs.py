@@ -1,107 +1,85 @@
-"""What one rank reads for a step or an evaluation: micro-batches, and the items that it encodes.
+"""What one rank reads for a step or an evaluation: the plan, its micro-batches, and the items it encodes.
 
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import torch
-import torch.distributed as dist
-
-from k25_train.data.batch import MicroBatch, mask_failed
+from k25_train.data.batch import MicroBatch
+from k25_train.data.loader import DataLoader
+from k25_train.data.mix.plan import StepPlan
 from k25_train.data.vision_reader import StepVision
-from k25_train.training.encoder import share_failures
 from k25_train.training.forward import DeviceBatch, to_device
-from k25_train.training.run import Run
+from k25_train.training.tower import Tower
 from parallel.dep.engine import VisionWork
 from parallel.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
+class HostInputs:
+    """One rank's inputs in host memory."""
+
+    plan: StepPlan
+    """The global batch, the same on every rank."""
+    micro_batches: list[MicroBatch]
+    """The micro-batches of this rank's replica, in the order of the batch."""
+    vision: StepVision
+    """The items for the decoupled encoder; none with a coupled tower."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
-    """One rank's inputs."""
+    """One rank's inputs where the model is."""
 
+    plan: StepPlan
+    """The global batch, the same on every rank; planned once, and read by all that need it."""
     micro_batches: list[DeviceBatch]
-    """Of this rank's replica."""
-    vision: VisionWork | None
-    """What the decoupled encoder does; None if the tower is coupled."""
+    """This replica's micro-batches, in the order in which they run."""
+    vision: VisionWork
+    """What the decoupled encoder does; nothing with a coupled tower."""
 
 
-def read_step(run: Run, step: int) -> Inputs:
-    """This rank's inputs of `step` (from 1); with a coupled tower, the first pipeline stage's have pixels."""
-    place = run.topology
-    with run.tracker.phase("read data"):
-        with_pixels = run.vision is None and place.holds_first_chunk
-        batches = run.loader.micro_batches(
-            step - 1, dp_rank=place.dp_rank, dp_size=place.dp_size, with_pixels=with_pixels
+class InputReader:
+    """Plans and reads training steps, ahead of time, and evaluations; each batch is planned once."""
+
+    def __init__(self, loader: DataLoader, tower: Tower, topology: Topology) -> None:
+        self._loader = loader
+        self._tower = tower
+        self._topology = topology
+        self._steps = loader.prefetch(self._read_step)
+
+    def step(self, step: int) -> Inputs:
+        """Inputs of a training step, counted from 1; the next ones are read in the background.
+
+        Called by every rank. Raises `DataError` if too many samples do not decode.
+        """
+        return self._prepare(self._steps.get(step - 1))
+
+    def evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> Inputs:
+        """Inputs of the first `num_sequences` held-out sequences. Called by every rank.
+
+        With `shuffle_media_seed` every sample gets another sample's images: the rise of the loss is what the
+        model gains from seeing the right ones.
+        """
+        plan = self._loader.plan_evaluation(num_sequences, shuffle_media_seed)
+        return self._prepare(self._read(plan, self._tower.read_heldout(plan)))
+
+    def _read_step(self, plan: StepPlan) -> HostInputs:
+        return self._read(plan, self._tower.read(plan))
+
+    def _read(self, plan: StepPlan, vision: StepVision) -> HostInputs:
+        micro_batches = self._loader.micro_batches(
+            plan,
+            dp_rank=self._topology.dp_rank,
+            dp_size=self._topology.dp_size,
+            with_pixels=self._tower.takes_pixels and self._topology.holds_first_chunk,
         )
-        vision = None if run.vision is None else run.vision.of_step(step - 1, run.loader)
-        return _ready(run, batches, vision)
+        return HostInputs(plan, micro_batches, vision)
 
-
-def read_evaluation(run: Run, num_sequences: int, shuffle_media_seed: int | None = None) -> Inputs:
-    """This rank's inputs of the first `num_sequences` held-out sequences.
-
-    With `shuffle_media_seed`, every sample gets another sample's images: what the loss then rises by is what
-    the model gets from seeing the right ones.
-    """
-    place = run.topology
-    with run.tracker.phase("read data"):
-        batches = run.loader.eval_micro_batches(
-            num_sequences,
-            dp_rank=place.dp_rank,
-            dp_size=place.dp_size,
-            with_pixels=run.vision is None and place.holds_first_chunk,
-            shuffle_media_seed=shuffle_media_seed,
-        )
-        vision = None
-        if run.vision is not None:
-            sequences = run.loader.eval_plan(num_sequences, shuffle_media_seed).sequences
-            vision = run.vision.heldout_reader.read(sequences)
-        return _ready(run, batches, vision)
-
-
-def _ready(run: Run, batches: Sequence[MicroBatch], vision: StepVision | None) -> Inputs:
-    if vision is None:
-        failed = _failed_in_first_stage(batches, run.topology)
-    else:
-        items = share_failures(vision, run.loader, run.topology)
-        batches = [batches[number] for number in vision.order[run.topology.dp_rank]]
-        failed = _by_micro_batch(vision, items, run.topology.dp_rank, len(batches))
-    masked = [mask_failed(batch, of_batch) for batch, of_batch in zip(batches, failed, strict=True)]
-    device, media_pad = run.topology.device, run.loader.tokenizer.media_pad
-    return Inputs(
-        [to_device(number, batch, media_pad, device) for number, batch in enumerate(masked)],
-        None if vision is None else vision.work,
-    )
-
-
-def _failed_in_first_stage(batches: Sequence[MicroBatch], topology: Topology) -> Sequence[Sequence[int]]:
-    """[micro-batch] -> items that the first stage could not decode; the same on all stages of the pipeline.
-
-    Only the first stage decodes; without this the last stage would learn from a blank image.
-    """
-    failed = [batch.failed_items for batch in batches]
-    if topology.pp_size > 1:
-        count = torch.tensor(sum(map(len, failed)), device=topology.device)
-        dist.broadcast(count, topology.first_stage_rank, group=topology.groups.pp)
-        if count.item():
-            box = [failed]
-            dist.broadcast_object_list(box, topology.first_stage_rank, group=topology.groups.pp)
-            failed = box[0]
-    return failed
-
-
-def _by_micro_batch(
-    vision: StepVision, failed: Sequence[int], replica: int, num_micro_batches: int
-) -> list[list[int]]:
-    """[micro-batch of a replica] -> its items, counted within it, that are among `failed` of the batch."""
-    found: list[list[int]] = [[] for _ in range(num_micro_batches)]
-    counted = [0] * num_micro_batches
-    for number, item in enumerate(vision.work.plan.items if failed else ()):
-        if item.replica == replica:
-            if number in failed:
-                found[item.micro_batch].append(counted[item.micro_batch])
-            counted[item.micro_batch] += 1
-    return found
+    def _prepare(self, read: HostInputs) -> Inputs:
+        """Agree with the other ranks on order and failures, and move the micro-batches to the device."""
+        arranged = self._tower.arrange(read.micro_batches, read.vision)
+        move = partial(to_device, media_pad=self._loader.tokenizer.media_pad, device=self._topology.device)
+        batches = [move(number, batch) for number, batch in enumerate(arranged)]
+        return Inputs(read.plan, batches, read.vision.work)

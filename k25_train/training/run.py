@@ -4,6 +4,7 @@ Import this module only after `use_platform` has chosen the device: it imports m
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +14,20 @@ from megatron.core.distributed import DistributedDataParallel
 from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.errors import ConfigError
-from k25_train.model.build import (
-    build_chunks,
-    build_vision_encoder,
-    initialize_chunks,
-    initialize_vision_encoder,
-)
-from k25_train.model.megatron_config import BackboneConfig, backbone_config
-from k25_train.optim.qk_clip import QkClip
+from k25_train.model.build import build_model
+from k25_train.model.megatron_config import backbone_config
+from k25_train.objectives.base import Objective
+from k25_train.objectives.next_token import NextToken
+from k25_train.optim.qk_clip import NoClip, QkClip, build_qk_clip
 from k25_train.plan.layout import layout_of
-from k25_train.training.activations import build_activations
+from k25_train.training.activations import Activations, KeepEverything, build_activations
 from k25_train.training.assemble import assemble
-from k25_train.training.encoder import Vision, build_vision
-from parallel.activations.manager import ActivationManager
+from k25_train.training.decoupled_tower import build_decoupled_tower
+from k25_train.training.inputs import InputReader
+from k25_train.training.tower import CoupledTower, Tower
 from parallel.megatron.patches.instrument import set_tracker
 from parallel.megatron.platform import has_work_left
+from parallel.megatron.replicas import EncoderReplica
 from parallel.megatron.skip_non_finite import SkipNonFiniteOptimizer
 from parallel.topology import Topology, build_topology, job_store, start_process_group
 from parallel.watchdog.phases import PhaseTracker
@@ -41,22 +41,28 @@ is stuck, speaks first, and only start-up and checkpoints, which it leaves alone
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One rank's share of a run."""
+    """One rank's share of a run. Options that are off have parts that do nothing."""
 
     config: Config
+    """What was asked for."""
     topology: Topology
-    backbone: BackboneConfig
-    """megatron-core's configuration, which all chunks share and the pipeline schedule reads."""
+    """This rank's place, and the groups it communicates in."""
     chunks: list[DistributedDataParallel]
     """Model chunks of this rank, one per virtual stage."""
-    activations: ActivationManager | None
-    """What the passes save and how; None if all stays as torch saves it."""
-    vision: Vision | None
-    """The decoupled encoder; None if the tower is coupled, and part of the first chunk."""
+    activations: Activations
+    """How passes save what their backward passes need."""
+    tower: Tower
+    """The vision tower: decoupled, or coupled and so part of the first chunk."""
+    objective: Objective
+    """What is trained for."""
     optimizer: SkipNonFiniteOptimizer
-    qk_clip: QkClip | None
-    """None where `optim.qk_clip_threshold` is."""
+    """The optimizer of all parameters, sharded."""
+    qk_clip: QkClip | NoClip
+    """Keeps attention logits from growing."""
     loader: DataLoader
+    """Training and held-out data."""
+    reader: InputReader
+    """Reads this rank's share of them."""
     tracker: PhaseTracker
     """What this rank is doing, for the report of a stall."""
 
@@ -67,8 +73,19 @@ class Run:
 
     @property
     def modules(self) -> list[DistributedDataParallel]:
-        """All that a checkpoint holds weights of."""
-        return [*self.chunks, *([] if self.vision is None else [self.vision.encoder])]
+        """Everything that a checkpoint holds weights of."""
+        return [*self.chunks, *self.tower.replicas]
+
+    @property
+    def tokens_per_micro_batch(self) -> int:
+        """Tokens of a micro-batch, padding included."""
+        return self.config.train.micro_batch_size * self.config.train.seq_len
+
+    def zero_gradients(self) -> None:
+        """Begin a step."""
+        for module in self.modules:
+            module.zero_grad_buffer()
+        self.optimizer.zero_grad()
 
     @property
     def checkpoints(self) -> Path:
@@ -111,44 +128,61 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
     Args:
         trains: whether there are backward passes, for which activations have to be stored.
     """
+    # 1. Data first: what is wrong there is found before any rank waits for another.
     check_world_size(config)
     loader = DataLoader(config.data, config.train, config.model.vision)
     check_vocabulary(config, loader)
+
+    # 2. Process groups.
     timeout_s = config.train.stall_timeout_s + COLLECTIVE_MARGIN_S
     start_process_group(device, timeout_s)
     layout = layout_of(config)
     topology = build_topology(config.parallelism, layout, device, timeout_s)
+
+    # 3. The model, then what trains it.
     backbone = backbone_config(config.model, config.train, config.parallelism, layout)
-    models = build_chunks(config, backbone, topology)
-    initialize_chunks(models, config, topology)
-    encoder = build_vision_encoder(config, backbone, device)
-    if encoder is not None:
-        initialize_vision_encoder(encoder, config)
-    chunks, replica, optimizer = assemble(models, encoder, config, backbone, topology)
-    threshold = config.optim.qk_clip_threshold
+    model = build_model(config, backbone, topology)
+    model.initialize(config.train.seed, config.model.init_std)
+    chunks, encoders, optimizer = assemble(model, config, backbone, topology)
     tracker = PhaseTracker(topology.rank)
     set_tracker(tracker)
+    tower = build_tower(encoders, config, topology, loader, tracker)
     return Run(
         config=config,
         topology=topology,
-        backbone=backbone,
         chunks=chunks,
-        activations=build_activations(config, models, topology) if trains else None,
-        vision=None if replica is None else build_vision(replica, config, topology, loader, tracker),
+        activations=build_activations(config, model.chunks, topology) if trains else KeepEverything(),
+        tower=tower,
+        objective=NextToken(),
         optimizer=optimizer,
-        qk_clip=None if threshold is None else QkClip(chunks, optimizer, config.model, threshold, device),
+        qk_clip=build_qk_clip(chunks, optimizer, config, device),
         loader=loader,
+        reader=InputReader(loader, tower, topology),
         tracker=tracker,
     )
 
 
+def build_tower(
+    encoders: Sequence[EncoderReplica],
+    config: Config,
+    topology: Topology,
+    loader: DataLoader,
+    tracker: PhaseTracker,
+) -> Tower:
+    """What runs the tower around the schedule: nothing, unless this rank has a replica of its encoder."""
+    if not encoders:
+        return CoupledTower(topology)
+    (encoder,) = encoders
+    return build_decoupled_tower(encoder, config, topology, loader, tracker)
+
+
 def stall_watchdog(run: Run) -> StallWatchdog:
     """What ends the job if it makes no progress for `train.stall_timeout_s`; use it as a context manager."""
-    place = run.topology
+    topology = run.topology
     return StallWatchdog(
         run.tracker,
-        RankStateStore(job_store(), place.rank, place.world_size),
+        RankStateStore(job_store(), topology.rank, topology.world_size),
         timeout_s=run.config.train.stall_timeout_s,
         folder=run.folder / "logs",
-        device_is_busy=lambda: has_work_left(place.device),
+        device_is_busy=lambda: has_work_left(topology.device),
     )

@@ -1,64 +1,17 @@
 """The training loop: resume, cadence of logs, evaluations and checkpoints, signals. No parallel logic."""
 
-import ctypes
-import os
 import signal
-import sys
-import types
-from collections.abc import Sequence
-from dataclasses import asdict
-
-import torch
-import torch.distributed as dist
 
 from k25_train.checkpoint import folders, state
 from k25_train.errors import ConfigError, TrainingError
 from k25_train.metrics.report import Report
-from k25_train.metrics.sinks import Value
-from k25_train.plan.flops import training_flops
+from k25_train.training.evaluation import eval_losses
+from k25_train.training.rows import metrics_row
 from k25_train.training.run import Run, stall_watchdog
-from k25_train.training.step import StepResult, eval_losses, train_step
+from k25_train.training.step import StepResult, train_step
+from k25_train.training.stop import StopRequest
 from k25_train.training.trace import traced
 from parallel.activations.pool import HostBudgetError
-
-_SIGNAL_WHEN_PARENT_DIES = 1
-"""PR_SET_PDEATHSIG of Linux's prctl."""
-
-
-class StopRequest:
-    """Remembers SIGTERM and SIGUSR1, which schedulers send before they take a node away.
-
-    Under torchrun, its death is a SIGTERM too: ranks would outlive a killed one, and write into the run
-    folder together with the job that is started again.
-    """
-
-    _NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.received = 0
-        for number in self._NUMBERS:
-            signal.signal(number, self._remember)
-        if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGTERM)
-
-    def _remember(self, number: int, _frame: types.FrameType | None) -> None:
-        self.received = number
-
-    def close(self) -> None:
-        """Ignore the signals from now on.
-
-        At its end Python gives them their default back: a late one would kill a rank that has saved, and so
-        turn a run that stopped as asked into one that failed.
-        """
-        for number in self._NUMBERS:
-            signal.signal(number, signal.SIG_IGN)
-
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any rank was asked to stop; every rank gets the same answer in the same step."""
-        flag = torch.tensor(self.received, device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        self.received = int(flag.item())
-        return self.received > 0
 
 
 class Trainer:
@@ -97,7 +50,7 @@ class Trainer:
             is_last = step == cadence.steps
             with traced(run, self.report, step), run.tracker.training(step):
                 result = train_step(run, step)
-                row = self.row(step, result)
+                row = metrics_row(run.config, step, result)
             if is_last or step % cadence.eval_interval == 0:
                 row |= self.evaluate()
             with run.tracker.phase("report"):
@@ -163,7 +116,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Held-out losses, text apart from samples with media; a kind that the blend lacks has none."""
         with self.run.tracker.phase("evaluate"):
-            return eval_losses(self.run, self.run.config.train.eval_sequences).held_out()
+            return eval_losses(self.run, self.run.config.train.eval_sequences)
 
     def save(self, step: int) -> None:
         """Write a checkpoint and drop the oldest beyond `checkpoint.keep`."""
@@ -173,33 +126,3 @@ class Trainer:
             state.save(run.checkpoints, step, run.modules, run.optimizer, run.config)
             if run.is_main:
                 folders.prune(run.checkpoints, run.config.checkpoint.keep)
-
-    def row(self, step: int, result: StepResult) -> dict[str, Value | Sequence[Value]]:
-        """What `metrics.jsonl` says of a step."""
-        config, plan = self.run.config, self.run.loader.plan(step - 1)
-        lengths = [piece.length for sequence in plan.sequences for piece in sequence.pieces]
-        grids = [item.grid_thw for item in plan.items]
-        row: dict[str, Value | Sequence[Value]] = {
-            "step": step,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            "lr": result.learning_rate,
-            "tokens": plan.num_tokens,
-            "text_tokens": plan.num_tokens - plan.num_vision_tokens,
-            "vision_tokens": plan.num_vision_tokens,
-            "images": len(plan.items),
-            "patches": plan.num_patches,
-            "flops": training_flops(config.model, lengths, grids, config.optim.vision.trained),
-            "step_time_s": result.step_time_s,
-            "tokens_per_s": plan.num_tokens / result.step_time_s,
-        }
-        if result.vision is not None:
-            row |= {f"vision_{name}": value for name, value in asdict(result.vision).items()}
-        if result.offload is not None:
-            row |= {f"offload_{name}": value for name, value in asdict(result.offload).items()}
-        if result.clip is not None:
-            by_layer = result.clip.max_logits
-            row |= {"max_logit": max(by_layer), "heads_clipped": result.clip.heads_clipped}
-            # Rounded, for there are many and a curve needs no more.
-            row["max_logits"] = [float(f"{logit:.5g}") for logit in by_layer]
-        return row

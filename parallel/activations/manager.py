@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.activations.copier import Copier, CudaCopier, ThreadCopier
-from parallel.activations.offload import OffloadEngine, OffloadStats
+from parallel.activations.offload import NoOffload, OffloadEngine, OffloadStats
 from parallel.activations.order import OffloadOrder
 from parallel.activations.policy import Policy
 from parallel.activations.saving_pass import SaveRecord, SavingPass
@@ -73,15 +73,15 @@ class ActivationManager:
                 self._engine.prefetch(key)
             self._position += 1
 
-    def finish_step(self) -> OffloadStats | None:
-        """After all passes of a step: each figure of the engine, the largest of any rank; None without one.
+    def finish_step(self) -> OffloadStats | NoOffload:
+        """After all passes of a step: each figure of the engine, the largest of any rank.
 
         Called by every rank. Raises RuntimeError if anything is still held.
         """
         self._position = 0
         self._outputs.clear()
         if self._engine is None:
-            return None
+            return NoOffload()
         self._engine.check_empty()
         stats = self._engine.read_stats()
         values = torch.tensor(astuple(stats), dtype=torch.float64, device=self._engine.device)

@@ -27,6 +27,11 @@ from parallel.pipeline.schedule import PassKey
 from parallel.stopwatch import Stopwatch
 
 
+@dataclass(frozen=True, slots=True)
+class NoOffload:
+    """The figures of a rank that offloads nothing: none."""
+
+
 @dataclass(slots=True)
 class OffloadStats:
     """What the engine of one rank did since the last reading."""

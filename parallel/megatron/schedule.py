@@ -27,7 +27,8 @@ def run_schedule[Batch](
     topology: Topology,
     *,
     tokens_per_micro_batch: int,
-    forward_only: bool,
+    forward_only: bool = False,
+    balance_loss_scale: float = 1.0,
     before_pass: Sequence[BeforePass] = (),
 ) -> list[Any]:
     """Forward (and backward) of all micro-batches through the pipeline: 1F1B, interleaved if vpp > 1.
@@ -39,6 +40,7 @@ def run_schedule[Batch](
             (`parallelism.overlap_expert_comm`).
         chunks: this rank's model chunks.
         micro_batches: this data-parallel rank's micro-batches; every chunk sees each of them.
+        balance_loss_scale: what the gradient of the router's balance loss is multiplied by.
         before_pass: called in turn where this rank is about to wait, with the number of passes that it
             has done (see `WorkBeforePasses`).
 
@@ -50,10 +52,12 @@ def run_schedule[Batch](
     ) -> ForwardOutput:
         return forward(next(iterator), chunk, return_schedule_plan)
 
+    # Both are read from the chunks' configuration at every call, and differ from call to call.
+    config = get_model_config(chunks[0])
+    config.moe_grad_scale_func = lambda: balance_loss_scale
     if topology.vpp_size > 1:
-        # Read from the chunks' configuration at every call; an evaluation has another number than a step.
         group_size = micro_batch_group_size(len(micro_batches), topology.pp_size)
-        get_model_config(chunks[0]).microbatch_group_size_per_vp_stage = group_size
+        config.microbatch_group_size_per_vp_stage = group_size
     schedule = get_forward_backward_func(
         pp_size=topology.pp_size, vp_size=topology.vpp_size if topology.vpp_size > 1 else None
     )

@@ -134,7 +134,7 @@ def train(context: RankContext, arguments: Sequence[str]) -> OfRank:
             seconds = train_step(run, step).step_time_s
             times = clock.text_s, clock.vision_s, clock.computing_share
             steps.append(Step(seconds, clock.is_slow, *times))
-        batches = run.loader.micro_batches(0, dp_rank=0, dp_size=1, with_pixels=False)
+        batches = run.loader.micro_batches(batch, dp_rank=0, dp_size=1, with_pixels=False)
     media_pad = run.loader.tokenizer.media_pad
     num_vision = sum(int((each.tokens == media_pad).sum()) for each in batches)
     share = num_vision / sum(each.tokens.numel() for each in batches)

@@ -88,17 +88,17 @@ def resident_bytes(field: str) -> int:
 
 def peak(context: RankContext, arguments: Sequence[str]) -> Peak:
     """The smallest peak of a rank's steps after the first one."""
-    from k25_train.training import step as step_module
+    from k25_train.training.step import train_step
 
     libc = ctypes.CDLL(None)
     # Once set, these do not adapt: larger blocks are mapped, and unmapped when they are freed.
     libc.mallopt(M_MMAP_THRESHOLD, 2**16)
     libc.mallopt(M_TRIM_THRESHOLD, 2**16)
     run = start_run(context, arguments)
-    read_step, update, found, start = step_module.read_step, run.optimizer.step, list[int](), [0]
+    read_step, update, found, start = run.reader.step, run.optimizer.step, list[int](), [0]
 
-    def read_then_reset(*args: object) -> object:
-        inputs = read_step(*args)
+    def read_then_reset(step: int) -> object:
+        inputs = read_step(step)
         libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         start[0] = resident_bytes("VmRSS")
@@ -108,12 +108,12 @@ def peak(context: RankContext, arguments: Sequence[str]) -> Peak:
         found.append(resident_bytes("VmHWM") - start[0])
         return update()
 
-    step_module.read_step, run.optimizer.step = read_then_reset, note_then_update
+    run.reader.step, run.optimizer.step = read_then_reset, note_then_update
     features = 0
     with run.loader:
         for step in range(1, STEPS + 1):
-            vision = step_module.train_step(run, step).vision
-            features = max(features, 0 if vision is None else vision.peak_feature_bytes)
+            vision = train_step(run, step).vision
+            features = max(features, getattr(vision, "peak_feature_bytes", 0))
     return Peak(min(found[1:]), features)
 
 

@@ -45,12 +45,13 @@ class Trained:
 
 def train_and_evaluate(context: RankContext, arguments: Sequence[str]) -> tuple[list[float], float]:
     """Training losses, and the held-out loss at the end."""
-    from k25_train.training.step import eval_losses, train_step
+    from k25_train.training.evaluation import eval_sums
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:
         losses = [train_step(run, step).loss for step in range(1, run.config.train.steps + 1)]
-        return losses, eval_losses(run, run.config.train.eval_sequences).loss
+        return losses, run.objective.loss(eval_sums(run, run.config.train.eval_sequences))
 
 
 def trained(name: str, rate: float, steps: int) -> Trained:

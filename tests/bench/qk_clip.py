@@ -72,6 +72,7 @@ def recording_flops(model: ModelConfig, length: int) -> int:
 
 def times(context: RankContext, arguments: Sequence[str], num_steps: int) -> tuple[list[float], list[float]]:
     """Seconds of steps without and with QK-Clip, in turns, after one of each to warm up."""
+    from k25_train.optim.qk_clip import NoClip
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
@@ -82,7 +83,7 @@ def times(context: RankContext, arguments: Sequence[str], num_steps: int) -> tup
             for is_on in (False, True):
                 for core in modules_of(run.chunks[0], "DocumentAttention"):
                     core.record_max_logits = is_on
-                result = train_step(run if is_on else replace(run, qk_clip=None), step)
+                result = train_step(run if is_on else replace(run, qk_clip=NoClip()), step)
                 if step > 1:
                     found[is_on].append(result.step_time_s)
     return found

@@ -31,6 +31,8 @@ from torch.nn import functional
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.data.batch import MicroBatch
+from k25_train.data.mix.plan import StepPlan
+from k25_train.data.prefetch import StepPrefetch
 from tests.helpers.hf_reference import build_hf_reference, media_pad_id
 
 ONE_PROCESS = ("parallelism.pp=1", "parallelism.vpp=1", "parallelism.ep=1", "cluster.gpus_per_node=1")
@@ -151,7 +153,15 @@ class FixedLoader:
             media_pad=media_pad_id(config.model), vocab_size=config.model.vocab_size
         )
 
-    def micro_batches(self, step: int, **place: Any) -> list[MicroBatch]:
+    def plan(self, step: int) -> StepPlan:
+        """A plan that says nothing of the batch."""
+        return StepPlan(step=step, sequences=())
+
+    def prefetch(self, read: Callable[[StepPlan], Any]) -> StepPrefetch[Any]:
+        """Nothing is read ahead."""
+        return StepPrefetch(lambda step: read(self.plan(step)), num_ahead=0, num_steps=0)
+
+    def micro_batches(self, plan: StepPlan, **place: Any) -> list[MicroBatch]:
         """The same batch at every step."""
         return self.batches
 

@@ -56,7 +56,8 @@ def observe_a_step(context: RankContext, arguments: Sequence[str]) -> Observed:
 
     stored: dict[PassKey, list[SaveRecord]] = defaultdict(list)
     peaks: list[int] = []
-    forward_pass, finish_step = run.activations.forward_pass, run.activations.finish_step
+    manager = run.activations.manager
+    forward_pass, finish_step = manager.forward_pass, manager.finish_step
 
     def observed_pass(key: PassKey) -> SavingPass:
         saving = forward_pass(key)
@@ -64,10 +65,10 @@ def observe_a_step(context: RankContext, arguments: Sequence[str]) -> Observed:
         return saving
 
     def finish_and_note() -> object:
-        peaks.append(run.activations._engine._pool.peak_bytes)
+        peaks.append(manager._engine._pool.peak_bytes)
         return finish_step()
 
-    run.activations.forward_pass, run.activations.finish_step = observed_pass, finish_and_note
+    manager.forward_pass, manager.finish_step = observed_pass, finish_and_note
     with run.loader:
         train_step(run, 1)
     records = {key: list(map(record_of, each)) for key, each in stored.items()}

@@ -84,12 +84,12 @@ def held_by_nodes(context: RankContext, arguments: Sequence[str], *, lets_go: bo
     from parallel.megatron import ep_overlap_activations
 
     run = start_run(context, arguments)
-    from k25_train.training import forward
+    from k25_train.training import activations
     from parallel.activations.manager import ActivationManager
 
     if not lets_go:
         ep_overlap_activations._let_go = lambda *_: None
-        forward.deallocate_data = lambda _: None
+        activations.deallocate_data = lambda _: None
         ActivationManager.hold_output = lambda *_: None
     from k25_train.training.step import train_step
 

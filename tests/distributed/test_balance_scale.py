@@ -14,12 +14,11 @@ def scales(context: RankContext, arguments: list[str]) -> tuple[float, float]:
     """What a step multiplied the balance loss by, and the share of this rank's tokens that had a loss."""
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
-    from k25_train.training.inputs import read_step
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:
-        masks = [batch.loss_mask for batch in read_step(run, 1).micro_batches]
+        masks = [batch.targets.loss_mask for batch in run.reader.step(1).micro_batches]
         train_step(run, 1)
     share = sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
     return float(MoEAuxLossAutoScaler.main_loss_backward_scale), share

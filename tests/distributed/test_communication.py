@@ -67,7 +67,7 @@ def count_a_step(context: RankContext, arguments: Sequence[str]) -> Counted:
         if buffer.data_parallel_group.size() > 1
     )
     payload, sent = Counter(traffic.payload_bytes), Counter(traffic.sent_bytes)
-    features = run.vision.engine.stats.sent_bytes
+    features = run.tower.engine.stats.sent_bytes
     return Counted(payload, sent, padding, features, run.loader.plan(1).num_vision_tokens)
 
 

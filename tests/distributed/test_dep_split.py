@@ -244,12 +244,13 @@ def train_and_evaluate(
     context: RankContext, arguments: Sequence[str]
 ) -> tuple[list[tuple[float, float]], Any]:
     """Loss and gradient norm of each step, the evaluation last, and the bytes between parts by step."""
-    from k25_train.training.step import eval_losses, train_step
+    from k25_train.training.evaluation import eval_losses
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:
         steps = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
-        evaluation = eval_losses(run, 8).loss
+        evaluation = sum(eval_losses(run, 8).values())
     losses = [(step.loss, step.grad_norm) for step in steps]
     return [*losses, (evaluation, evaluation)], [step.vision and step.vision.split_bytes for step in steps]
 
@@ -319,5 +320,5 @@ def step_and_skips(context: RankContext, arguments: Sequence[str]) -> Skips:
     run = start_run(context, arguments)
     with run.loader:
         loss = train_step(run, 1).loss
-        failures = run.vision.heldout_reader.read(run.loader.plan(0).sequences).failures if run.vision else {}
+        failures = run.tower.read_heldout(run.loader.plan(0)).failures
     return Skips(loss, list(run.loader.skip_log.skipped), list(failures), log.getvalue())

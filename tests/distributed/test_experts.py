@@ -105,7 +105,8 @@ def biases_after_a_step(context: RankContext, arguments: list[str]) -> tuple[lis
     """(expert biases, numbers of tokens that every expert got over all ranks) of each layer after a step."""
     import torch.distributed as dist
 
-    from k25_train.training.step import eval_losses, train_step
+    from k25_train.training.evaluation import eval_losses
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     routers = [router for chunk in run.chunks for router in modules_of(chunk, "SequenceBalancedRouter")]

@@ -102,7 +102,7 @@ def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
     with run.loader:
         for step in range(1, run.config.train.steps + 1):
             train_step(run, step)
-            stats = run.vision.engine.stats
+            stats = run.tower.engine.stats
             backward_s += stats.backward_s
             sent_bytes += stats.sent_bytes
             num_tokens += tokens_for_others(run, step)
@@ -123,7 +123,7 @@ def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
 
 def tokens_for_others(run: Any, step: int) -> int:
     """Vision tokens that this rank encodes in a step for first stages that are other ranks."""
-    plan = run.vision.heldout_reader.read(run.loader.plan(step - 1).sequences).work.plan
+    plan = run.tower.read_heldout(run.loader.plan(step - 1)).work.plan
     rank, receivers = run.topology.rank, run.topology.first_stage_ranks
     own = [plan.parts[part] for chunk in plan.chunks[rank] for part in chunk]
     return sum(part.num_tokens for part in own if receivers[plan.items[part.item].replica] != rank)

@@ -39,7 +39,8 @@ SLOW = (
 
 def train_and_evaluate(context: RankContext, arguments: Sequence[str]) -> list[float]:
     """Losses and gradient norms of three steps with an evaluation after the first."""
-    from k25_train.training.step import eval_losses, train_step
+    from k25_train.training.evaluation import eval_sums
+    from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     figures = []
@@ -48,7 +49,7 @@ def train_and_evaluate(context: RankContext, arguments: Sequence[str]) -> list[f
             result = train_step(run, step)
             figures += [result.loss, result.grad_norm]
             if step == 1:
-                figures.append(eval_losses(run, run.config.train.eval_sequences).loss)
+                figures.append(run.objective.loss(eval_sums(run, run.config.train.eval_sequences)))
     return figures
 
 

@@ -168,7 +168,7 @@ def phases_of_a_step(context: RankContext, arguments: Sequence[str]) -> set[str]
         seen.add(f"{name} with {', '.join(map(str, begun.ranks()))}" if begun.ranks() else name)
         return begun
 
-    engine = run.vision.engine
+    engine = run.tower.engine
     run.tracker.phase = engine._phase = engine._exchange._phase = remember
     from k25_train.training.step import train_step
 

@@ -133,7 +133,8 @@ def test_overlap_goes_together_with_expert_overlap(data: Path, tmp_path: Path) -
 def parameters_around_completion(context: RankContext, arguments: Sequence[str]) -> dict[str, list[float]]:
     """Sums of each parameter after an update, after its completion, an evaluation and a save."""
     from k25_train.checkpoint import state
-    from k25_train.training.step import eval_losses, train_step
+    from k25_train.training.evaluation import eval_losses
+    from k25_train.training.step import train_step
     from parallel.megatron.replicas import complete_parameters
 
     run = start_in_buckets(context, arguments, bucket_parameters=1)

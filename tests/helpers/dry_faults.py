@@ -82,7 +82,12 @@ def build_in_float32() -> None:
     """Weights are of another format than train.dtype."""
     from k25_train.dryrun import rank
 
-    wrap(rank, "build_chunks", lambda chunks: [chunk.float() for chunk in chunks])
+    def in_float32(model: Any) -> Any:
+        for chunk in model.chunks:
+            chunk.float()
+        return model
+
+    wrap(rank, "build_model", in_float32)
 
 
 def add_an_unknown_parameter() -> None:
@@ -98,30 +103,35 @@ def add_a_parameter_without_a_rule() -> None:
     """The model has a weight that nobody has said how to update."""
     from k25_train.dryrun import rank
 
-    def with_scale(chunks: list[Any]) -> list[Any]:
-        for chunk in chunks:
+    def with_scale(model: Any) -> Any:
+        for chunk in model.chunks:
             chunk.language_model.scale = torch.nn.Parameter(torch.ones(4, device="meta"))
-        return chunks
+        return model
 
-    wrap(rank, "build_chunks", with_scale)
+    wrap(rank, "build_model", with_scale)
 
 
 def freeze_a_parameter() -> None:
     """A weight that should learn has no gradient."""
     from k25_train.dryrun import rank
 
-    def freeze(chunks: list[Any]) -> list[Any]:
-        chunks[0].language_model.decoder.layers[0].input_layernorm.weight.requires_grad_(False)
-        return chunks
+    def freeze(model: Any) -> Any:
+        model.chunks[0].language_model.decoder.layers[0].input_layernorm.weight.requires_grad_(False)
+        return model
 
-    wrap(rank, "build_chunks", freeze)
+    wrap(rank, "build_model", freeze)
 
 
 def freeze_the_encoder() -> None:
     """A tower that should learn has no gradient."""
     from k25_train.dryrun import rank
 
-    wrap(rank, "build_vision_encoder", lambda encoder: encoder.requires_grad_(False))
+    def freeze(model: Any) -> Any:
+        for encoder in model.encoders:
+            encoder.requires_grad_(False)
+        return model
+
+    wrap(rank, "build_model", freeze)
 
 
 def _buffer_of(built: Any) -> Any:

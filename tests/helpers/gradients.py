@@ -20,13 +20,12 @@ CLASSES: dict[str, Callable[[str], bool]] = {
 
 def modules_and_places(run: Any) -> Iterator[tuple[Any, Any]]:
     """This rank's model chunks and its replica of a decoupled encoder, and where they stand in the model."""
-    from k25_train.model.build import chunk_place
-    from k25_train.model.weights import ChunkPlace
+    from k25_train.model.build import WHOLE, chunk_place
 
     for vp_stage, chunk in enumerate(run.chunks):
         yield chunk, chunk_place(run.config, run.topology, vp_stage)
-    if run.vision is not None:
-        yield run.vision.encoder, ChunkPlace(first_layer=0, first_expert=0)
+    for encoder in run.tower.replicas:
+        yield encoder, WHOLE
 
 
 def gathered_gradients(run: Any) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ def records_without_memory(
     from megatron.core.transformer.moe import token_dispatcher
 
     from k25_train.model.attention import PackedDocuments
-    from k25_train.model.build import build_chunks
+    from k25_train.model.build import build_model
     from k25_train.model.megatron_config import backbone_config
     from k25_train.plan.layout import layout_of
     from parallel.activations import fp8
@@ -141,7 +141,7 @@ def records_without_memory(
         topology = build_topology(config.parallelism, layout, meta)
         backbone = backbone_config(config.model, config.train, config.parallelism, layout)
         with meta:
-            chunks = build_chunks(config, backbone, topology)
+            chunks = build_model(config, backbone, topology).chunks
         for case in cases:
             stored: list[SaveRecord] = []
             engine: Any = None if case.stays else EngineWithoutMemory()

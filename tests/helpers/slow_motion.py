@@ -72,7 +72,7 @@ def slow_down(run: Any, clock: Clock) -> None:
         forward_s = seconds[vp_stage * place.pp_size + place.pp_rank]
         has_tower = chunk.module.vision_tower is not None
         chunk.module.forward = _slow_chunk(chunk.module.forward, forward_s, has_tower, config, clock)
-    if run.vision is not None:
+    if run.tower.replicas:
         _slow_tower(config, clock)
 
 

@@ -129,7 +129,7 @@ class Twin(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def build_pair() -> tuple[Any, Any]:
     """The shrunk smoke model in bfloat16, with megatron-core's modules and with the twin's."""
     from k25_train.compose.resolve import compose
-    from k25_train.model.build import build_chunks, initialize_chunks
+    from k25_train.model.build import build_model
     from k25_train.model.megatron_config import backbone_config
     from k25_train.plan.layout import layout_of
     from parallel.megatron.platform import use_platform
@@ -142,13 +142,13 @@ def build_pair() -> tuple[Any, Any]:
     start_process_group(device, timeout_s=30.0)
     topology = build_topology(config.parallelism, pipeline, device)
     backbone = backbone_config(config.model, config.train, config.parallelism, pipeline)
-    [ours] = build_chunks(config, backbone, topology)
-    initialize_chunks([ours], config, topology)
+    ours = build_model(config, backbone, topology)
     # The configuration rightly refuses this on the CPU.
     config.train.transformer_engine = True
-    [twin] = build_chunks(config, backbone, topology)
-    initialize_chunks([twin], config, topology)
-    return ours, twin
+    twin = build_model(config, backbone, topology)
+    for model in (ours, twin):
+        model.initialize(config.train.seed, config.model.init_std)
+    return ours.chunks[0], twin.chunks[0]
 
 
 def run(chunk: Any) -> tuple[Tensor, dict[str, Tensor]]:

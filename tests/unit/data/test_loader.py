@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,6 +12,9 @@ import torch
 from k25_train.data.batch import MicroBatch
 from k25_train.data.decode.images import MediaInfo
 from k25_train.data.loader import DataLoader
+from k25_train.data.mix.plan import SequencePlan, StepPlan
+from k25_train.data.mix.stream import KindStream
+from k25_train.data.prefetch import StepPrefetch
 from k25_train.errors import ConfigError, DataError
 from tests.helpers.shards import (
     Media,
@@ -43,6 +46,24 @@ def open_loader(directory: Path, *, data: dict[str, Any] | None = None, **train:
     )
 
 
+def share_of(loader: DataLoader, plan: StepPlan, dp_rank: int, dp_size: int) -> list[MicroBatch]:
+    """The micro-batches of one of several ranks."""
+    return loader.micro_batches(plan, dp_rank=dp_rank, dp_size=dp_size, with_pixels=True)
+
+
+def batches_of(loader: DataLoader, step: int, *, with_pixels: bool = True) -> list[MicroBatch]:
+    """The micro-batches of a step, on a rank that computes all of them."""
+    return loader.micro_batches(loader.plan(step), dp_rank=0, dp_size=1, with_pixels=with_pixels)
+
+
+def heldout_batches(
+    loader: DataLoader, *, with_pixels: bool = True, shuffle_media_seed: int | None = None
+) -> list[MicroBatch]:
+    """The micro-batches of eight held-out sequences, on a rank that computes all of them."""
+    plan = loader.plan_evaluation(8, shuffle_media_seed)
+    return loader.micro_batches(plan, dp_rank=0, dp_size=1, with_pixels=with_pixels)
+
+
 def joined(batches: Sequence[MicroBatch]) -> dict[str, Any]:
     """Micro-batches laid end to end, by field."""
     whole: dict[str, Any] = {}
@@ -66,10 +87,11 @@ def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
 def test_global_batch_does_not_depend_on_ranks_or_micro_batches(
     tiny: Path, step: int, dp_size: int, micro_batch_size: int
 ) -> None:
-    reference = joined(open_loader(tiny).micro_batches(step, 0, 1, True))
+    reference = joined(batches_of(open_loader(tiny), step))
     loader = open_loader(tiny, micro_batch_size=micro_batch_size)
 
-    batches = [b for rank in range(dp_size) for b in loader.micro_batches(step, rank, dp_size, True)]
+    plan = loader.plan(step)
+    batches = [batch for rank in range(dp_size) for batch in share_of(loader, plan, rank, dp_size)]
 
     assert len(batches) == 8 // micro_batch_size
     assert_equal(joined(batches), reference)
@@ -77,16 +99,16 @@ def test_global_batch_does_not_depend_on_ranks_or_micro_batches(
 
 def test_resuming_needs_only_the_step(tiny: Path) -> None:
     running = open_loader(tiny)
-    steps = [joined(running.micro_batches(step, 0, 1, True)) for step in range(12)]
+    steps = [joined(batches_of(running, step)) for step in range(12)]
 
     resumed = open_loader(tiny)
 
     for step in range(7, 12):
-        assert_equal(joined(resumed.micro_batches(step, 0, 1, True)), steps[step])
+        assert_equal(joined(batches_of(resumed, step)), steps[step])
 
 
 def test_seed_alone_changes_the_order(tiny: Path) -> None:
-    one, same, other = (joined(open_loader(tiny, seed=s).micro_batches(0, 0, 1, True)) for s in (1, 1, 2))
+    one, same, other = (joined(batches_of(open_loader(tiny, seed=s), 0)) for s in (1, 1, 2))
 
     assert torch.equal(one["tokens"], same["tokens"])
     assert not torch.equal(one["tokens"], other["tokens"])
@@ -119,7 +141,7 @@ def test_plan_says_what_the_batches_hold(tiny: Path) -> None:
 
     for step in range(6):
         plan = loader.plan(step)
-        batches = loader.micro_batches(step, 0, 1, True)
+        batches = batches_of(loader, step)
         whole = joined(batches)
         assert tuple(item.grid_thw for item in plan.items) == whole["grid_thw"]
         assert plan.num_patches == len(whole["pixels"])
@@ -144,12 +166,30 @@ def test_kinds_follow_the_blend(tiny: Path) -> None:
     }
 
 
+class Read(NamedTuple):
+    """What a consumer makes of a plan."""
+
+    plan: StepPlan
+    batches: list[MicroBatch]
+
+
+def prefetch_of(loader: DataLoader) -> StepPrefetch[Read]:
+    """What reads as a rank does that computes all of each batch."""
+
+    def read(plan: StepPlan) -> Read:
+        return Read(plan, loader.micro_batches(plan, dp_rank=0, dp_size=1, with_pixels=True))
+
+    return loader.prefetch(read)
+
+
 def test_prefetched_batches_are_the_same_and_the_thread_ends(tiny: Path) -> None:
     plain = open_loader(tiny)
     with open_loader(tiny, data={"prefetch_steps": 2}, steps=5) as loader:
+        prefetch = prefetch_of(loader)
         for step in (0, 1, 2, 4, 3):  # out of order too
-            expected = joined(plain.micro_batches(step, 0, 1, True))
-            assert_equal(joined(loader.micro_batches(step, 0, 1, True)), expected)
+            read = prefetch.get(step)
+            assert read.plan == plain.plan(step)
+            assert_equal(joined(read.batches), joined(batches_of(plain, step)))
         assert any(thread.name.startswith("prefetch") for thread in threading.enumerate())
 
     assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())
@@ -158,25 +198,56 @@ def test_prefetched_batches_are_the_same_and_the_thread_ends(tiny: Path) -> None
 def test_error_in_the_prefetch_thread_reaches_the_caller(tmp_path: Path) -> None:
     directory = write_tiny_shard_set(tmp_path / "set")
     with open_loader(directory, data={"prefetch_steps": 1, "blend": {"video": 1.0}}, steps=50) as loader:
-        loader.micro_batches(0, 0, 1, True)
+        prefetch = prefetch_of(loader)
+        prefetch.get(0)
         for shard in directory.glob("train-*.tar"):
             shard.write_bytes(b"")
 
         with pytest.raises(DataError, match=r"train-0000\d.tar.*cut short while in use"):
             for step in range(1, 50):
-                loader.micro_batches(step, 0, 1, True)
+                prefetch.get(step)
+
+
+@pytest.mark.parametrize("prefetch_steps", [0, 2])
+def test_each_batch_is_planned_once_however_many_use_its_plan(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, prefetch_steps: int
+) -> None:
+    """At 16,384 sequences per step, for a consumer of micro-batches, vision items and token counts."""
+    num_planned = 0
+    sequence = KindStream.sequence
+
+    def plan_and_count(stream: KindStream, number: int) -> SequencePlan:
+        nonlocal num_planned
+        num_planned += 1
+        return sequence(stream, number)
+
+    monkeypatch.setattr(KindStream, "sequence", plan_and_count)
+    data = {"prefetch_steps": prefetch_steps}
+    with open_loader(tiny, data=data, steps=2, global_batch_size=16384, micro_batch_size=1) as loader:
+
+        def read(plan: StepPlan) -> tuple[StepPlan, int, int]:
+            share = loader.micro_batches(plan, dp_rank=5, dp_size=2048, with_pixels=False)
+            return plan, len(share), len(plan.items)
+
+        prefetch = loader.prefetch(read)
+        for step in range(2):
+            plan, num_micro_batches, num_items = prefetch.get(step)
+            assert (len(plan.sequences), num_micro_batches) == (16384, 8)
+            assert 0 < num_items < plan.num_vision_tokens < plan.num_tokens
+
+    assert num_planned == 2 * 16384
 
 
 def test_eval_is_the_same_every_time_and_half_text(tiny: Path) -> None:
     loader = open_loader(tiny)
 
-    whole = joined(loader.eval_micro_batches(8, 0, 1, True))
-    by_rank = [batch for rank in (0, 1) for batch in loader.eval_micro_batches(8, rank, 2, True)]
+    whole = joined(heldout_batches(loader))
+    by_rank = [batch for rank in (0, 1) for batch in share_of(loader, loader.plan_evaluation(8), rank, 2)]
 
     assert_equal(joined(by_rank), whole)
     rows = whole["is_caption"].view(8, 128).any(dim=1)
     assert rows.sum() == 4
-    assert_equal(joined(open_loader(tiny, seed=99).eval_micro_batches(8, 0, 1, True)), whole)
+    assert_equal(joined(heldout_batches(open_loader(tiny, seed=99))), whole)
 
 
 def test_eval_reads_held_out_samples_alone(tiny: Path) -> None:
@@ -187,7 +258,7 @@ def test_eval_reads_held_out_samples_alone(tiny: Path) -> None:
     )
     assert not train & heldout
 
-    tokens = torch.cat([batch.tokens for batch in loader.eval_micro_batches(8, 0, 1, False)])
+    tokens = torch.cat([batch.tokens for batch in heldout_batches(loader, with_pixels=False)])
 
     text = loader.tokenizer.decode(tokens.tolist())
     captions = [words for words in heldout if len(words.split()) < 20]
@@ -200,7 +271,7 @@ def test_limit_samples_uses_the_same_few_for_train_and_eval(tiny: Path) -> None:
 
     trained = {p.record.key for step in range(5) for s in loader.plan(step).sequences for p in s.pieces}
     evaluated = loader.tokenizer.decode(
-        torch.cat([batch.tokens for batch in loader.eval_micro_batches(8, 0, 1, False)]).tolist()
+        torch.cat([batch.tokens for batch in heldout_batches(loader, with_pixels=False)]).tolist()
     )
 
     assert trained == {"caption-0", "caption-1", "caption-2"}
@@ -214,8 +285,7 @@ def test_shuffled_media_keep_the_words_and_change_every_image(tiny: Path) -> Non
     loader = open_loader(tiny, data={"blend": {"caption": 1.0}, "limit_samples": 5})
 
     own, other, again = (
-        documents_of(loader.eval_micro_batches(8, 0, 1, True, shuffle_media_seed=seed), loader)
-        for seed in (None, 3, 3)
+        documents_of(heldout_batches(loader, shuffle_media_seed=seed), loader) for seed in (None, 3, 3)
     )
 
     assert set(own) == set(other)
@@ -292,10 +362,10 @@ def test_broken_image_stops_training_only_past_the_limit(tmp_path: Path) -> None
 
     with pytest.raises(DataError, match=r"sample bad: its image .* does not decode"):
         for step in range(5):
-            open_loader(directory, data=caption_only).micro_batches(step, 0, 1, True)
+            batches_of(open_loader(directory, data=caption_only), step)
 
     loader = open_loader(directory, data={**caption_only, "max_skipped_samples": 1})
-    batches = [batch for step in range(5) for batch in loader.micro_batches(step, 0, 1, True)]
+    batches = [batch for step in range(5) for batch in batches_of(loader, step)]
     assert any(batch.failed_items for batch in batches)
     assert len(loader.skip_log.skipped) == 1
 
@@ -314,9 +384,9 @@ def test_set_without_a_held_out_split_is_refused(tmp_path: Path) -> None:
     directory = write_shard_set(tmp_path / "set", {"train": tiny_samples(2, seed=0)})
 
     with pytest.raises(DataError, match="has no split 'heldout', only train"):
-        open_loader(directory).eval_micro_batches(8, 0, 1, False)
+        heldout_batches(open_loader(directory), with_pixels=False)
 
 
 def test_batch_that_does_not_divide_is_refused(tiny: Path) -> None:
     with pytest.raises(ConfigError, match=r"8 sequences .*micro_batch_size=3 on 1 .*multiples of 3"):
-        open_loader(tiny, micro_batch_size=3).micro_batches(0, 0, 1, False)
+        batches_of(open_loader(tiny, micro_batch_size=3), 0, with_pixels=False)

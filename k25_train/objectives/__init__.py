@@ -1,0 +1,1 @@
+"""What is trained for: from losses per token to what goes backward and what is reported."""

@@ -1,0 +1,48 @@
+"""What `metrics.jsonl` says of a step."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from k25_train.config.schema import Config
+from k25_train.metrics.sinks import Value
+from k25_train.optim.qk_clip import ClipResult
+from k25_train.plan.flops import training_flops
+from k25_train.training.step import StepResult
+
+MetricsRow = dict[str, Value | Sequence[Value]]
+
+
+def metrics_row(config: Config, step: int, result: StepResult) -> MetricsRow:
+    """The row of a step; parts that did nothing add no figures."""
+    plan = result.plan
+    lengths = [piece.length for sequence in plan.sequences for piece in sequence.pieces]
+    grids = [item.grid_thw for item in plan.items]
+    return {
+        "step": step,
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "lr": result.learning_rate,
+        "tokens": plan.num_tokens,
+        "text_tokens": plan.num_tokens - plan.num_vision_tokens,
+        "vision_tokens": plan.num_vision_tokens,
+        "images": len(plan.items),
+        "patches": plan.num_patches,
+        "flops": training_flops(config.model, lengths, grids, config.optim.vision.trained),
+        "step_time_s": result.step_time_s,
+        "tokens_per_s": plan.num_tokens / result.step_time_s,
+        **{f"vision_{name}": value for name, value in asdict(result.vision).items()},
+        **{f"offload_{name}": value for name, value in asdict(result.offload).items()},
+        **clip_figures(result.clip),
+    }
+
+
+def clip_figures(clip: ClipResult) -> MetricsRow:
+    """Largest logits and clipped heads; none where QK-Clip is off."""
+    if not clip.max_logits:
+        return {}
+    return {
+        "max_logit": max(clip.max_logits),
+        "heads_clipped": clip.heads_clipped,
+        # Rounded, since there are many and a curve needs no more.
+        "max_logits": [float(f"{logit:.5g}") for logit in clip.max_logits],
+    }
