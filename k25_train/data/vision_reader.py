@@ -15,8 +15,9 @@ from k25_train.data.formats.index import MediaSegment, SampleRecord
 from k25_train.data.mix.plan import SequencePlan, StepPlan, media_of
 from k25_train.plan.vision_planner import VisionPlanner
 from parallel.dep.engine import VisionWork
-from parallel.dep.plan import Part, VisionItem, VisionPlan, pieces
-from parallel.dep.vision_pass import Chunk, Grid
+from parallel.dep.grid import Grid
+from parallel.dep.plan import Part, VisionItem, VisionPlan, transfers_of
+from parallel.dep.vision_pass import Chunk
 
 
 class Place(NamedTuple):
@@ -86,7 +87,7 @@ class VisionReader:
         failures: dict[int, str] = {}
         chunks = self._read_chunks(plan, places, failures)
         own_replica = self._rank if self._rank < self._num_replicas else None
-        work = VisionWork(plan, chunks, pieces(plan, share, self._rank, own_replica), program)
+        work = VisionWork(plan, chunks, transfers_of(plan, share, self._rank, own_replica), program)
         return StepVision(work, orders, tuple(places), failures)
 
     def _items_of(self, sequences: Sequence[SequencePlan]) -> Iterator[tuple[Grid, Place]]:

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from k25_train.config.model import ModelConfig, VisionConfig
 from k25_train.config.optimizer import TrainedVision
-from parallel.dep.plan import EncoderCost
+from parallel.dep.cost import EncoderCost
+from parallel.dep.grid import Grid
 
 FORWARD_AND_BACKWARD = 3
 
@@ -33,7 +34,7 @@ PEAK_BFLOAT16_FLOPS = {
 def training_flops(
     model: ModelConfig,
     document_lengths: Sequence[int],
-    grid_thw: Sequence[tuple[int, int, int]],
+    grid_thw: Sequence[Grid],
     trained: TrainedVision,
 ) -> int:
     """Forward and backward of the language model over these documents and of tower and projector over these
@@ -103,9 +104,7 @@ def latent_attention_multiply_adds(model: ModelConfig) -> int:
     return query + key_value + heads * model.v_head_dim * model.hidden_size
 
 
-def vision_forward_flops(
-    vision: VisionConfig, text_hidden_size: int, grid_thw: Sequence[tuple[int, int, int]]
-) -> int:
+def vision_forward_flops(vision: VisionConfig, text_hidden_size: int, grid_thw: Sequence[Grid]) -> int:
     """One forward pass of tower and projector; all frames of an item attend jointly."""
     cost = encoder_cost(vision, text_hidden_size)
     return sum(cost.of_item(grid) for grid in grid_thw)

@@ -10,10 +10,9 @@ from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
 from k25_train.plan.time.step import decoupled_cost, step_times
 from parallel.dep.bubbles import Placement, TimedItem, order_costly_to_middle, plan_bubbles
+from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
 from parallel.dep.program import Program, chunks_of, program_of
-
-Grid = tuple[int, int, int]
 
 
 class VisionPlanner(Protocol):

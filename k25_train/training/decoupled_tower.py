@@ -21,8 +21,8 @@ from k25_train.plan.vision_planner import BubblePlanner, UpfrontPlanner, VisionP
 from parallel.config import DepSchedule, WireFormat
 from parallel.dep.bubble_engine import BubbleEngine
 from parallel.dep.engine import Engine, EngineSetup, VisionWork
-from parallel.dep.exchange import FeatureExchange
-from parallel.dep.parts import PartExchange
+from parallel.dep.feature_exchange import FeatureExchange
+from parallel.dep.part_exchange import PartExchange
 from parallel.dep.stats import VisionSummary
 from parallel.dep.upfront_engine import UpfrontEngine
 from parallel.megatron.replicas import EncoderReplica, reduce_gradients

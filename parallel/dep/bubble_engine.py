@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from parallel.dep.engine import Engine, EngineSetup, VisionWork
-from parallel.dep.exchange import Posted
+from parallel.dep.feature_exchange import Posted
 from parallel.dep.program import Program, Task
 from parallel.dep.stats import VisionStats
 from parallel.dep.vision_pass import BackwardInSteps, EncodeInSteps, LayeredEncoder
@@ -63,15 +63,15 @@ class _Step:
     part_gradients: dict[int, Tensor] = field(default_factory=dict)
     """Part -> gradient [n, D] that has come and was not used yet."""
     unfinished: list[Posted[Any]] = field(default_factory=list)
-    """Posted pieces that may be under way still, in order."""
+    """Posted transfers that may be under way still, in order."""
     is_reduced: bool = False
     """Whether the reduction of the encoder's gradients was started."""
 
     def held_bytes(self) -> int:
         """Bytes of the features and gradients that this rank has, and the backbone has not."""
-        pieces = {id(posted): posted.nbytes for posted in [*self.unfinished, *self.features.values()]}
+        transfers = {id(posted): posted.nbytes for posted in [*self.unfinished, *self.features.values()]}
         waiting = (self.encoded, self.leaf_gradients, self.part_gradients)
-        return sum(pieces.values()) + sum(rows.nbytes for each in waiting for rows in each.values())
+        return sum(transfers.values()) + sum(rows.nbytes for each in waiting for rows in each.values())
 
 
 class BubbleEngine(Engine):
@@ -95,12 +95,12 @@ class BubbleEngine(Engine):
         assert work.program is not None, "the plan of a step in bubbles has a program"
         self._step = step = self._begin(work, work.program)
         self._stats = step.stats
-        self._exchange.connect(work.pieces)
+        self._exchange.connect(work.transfers)
         self.before_pass(0)
 
     def _begin(self, work: VisionWork, program: Program) -> _Step:
         rank, replica = self._exchange.rank, self._exchange.replica
-        own_parts: list[list[int]] = [[] for _ in work.pieces]
+        own_parts: list[list[int]] = [[] for _ in work.transfers]
         for parts in work.plan.chunks[rank]:
             own_parts[work.micro_batch_of(parts[0])] += parts
         tasks = deque(
@@ -110,7 +110,7 @@ class BubbleEngine(Engine):
             work=work,
             program=program,
             own_parts=own_parts,
-            takes=[any(receiver == replica for _, receiver in piece) for piece in work.pieces],
+            takes=[any(receiver == replica for _, receiver in transfer) for transfer in work.transfers],
             tasks=tasks,
             num_backward_tasks=sum(not task.is_forward for _, task in tasks),
             sent_before=self._exchange.sent_bytes,
@@ -200,7 +200,7 @@ class BubbleEngine(Engine):
         return torch.cat([step.part_gradients.pop(part) for part in parts])
 
     def _post(self, step: _Step) -> None:
-        """Post the pieces whose turn has come."""
+        """Post the transfers whose turn has come."""
         step.unfinished = [posted for posted in step.unfinished if not posted.is_done()]
         self._post_features(step)
         if self._is_trained:
@@ -218,7 +218,7 @@ class BubbleEngine(Engine):
             step.num_features_posted += 1
             if parts or takes:
                 own = {part: step.encoded.pop(part) for part in parts}
-                posted = self._exchange.post_features(step.work.plan, step.work.pieces[number], own)
+                posted = self._exchange.post_features(step.work.plan, step.work.transfers[number], own)
                 step.unfinished.append(posted)
                 if takes:
                     step.features[number] = posted
@@ -233,7 +233,7 @@ class BubbleEngine(Engine):
             step.num_gradients_posted += 1
             if parts or takes:
                 gradient = step.leaf_gradients.pop(number, None)
-                posted = self._exchange.post_gradients(step.work.plan, step.work.pieces[number], gradient)
+                posted = self._exchange.post_gradients(step.work.plan, step.work.transfers[number], gradient)
                 step.unfinished.append(posted)
                 if parts:
                     step.gradients[number] = posted

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parallel.dep.exchange import FeatureExchange
+from parallel.dep.feature_exchange import FeatureExchange
 from parallel.dep.plan import Transfer, VisionPlan
 from parallel.dep.program import Program
 from parallel.dep.stats import VisionStats
@@ -27,15 +27,15 @@ class VisionWork:
     """The same on every rank."""
     chunks: Sequence[Chunk]
     """This rank's chunks of the plan."""
-    pieces: Sequence[Transfer]
-    """[micro-batch] -> what this rank sends and receives of it (`parallel.dep.plan.pieces`)."""
+    transfers: Sequence[Transfer]
+    """[micro-batch] -> what this rank sends and receives of it (`parallel.dep.plan.transfers_of`)."""
     program: Program | None = None
     """When this rank encodes them; None if everything is encoded upfront."""
 
     @property
     def num_micro_batches(self) -> int:
         """Of each replica."""
-        return len(self.pieces)
+        return len(self.transfers)
 
     def micro_batch_of(self, part: int) -> int:
         """The micro-batch, counted within its replica, of a part of the plan."""

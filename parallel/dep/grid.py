@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 MERGE_EDGE = 2
 """Edge, in patches, of the square that becomes one token of the language model. The checkpoint's chat format
-counts (h / 2) x (w / 2) placeholders per item (`merge_kernel_size` of its vision configuration)."""
+counts (h / 2) x (w / 2) placeholders per item, so it is no option of ours."""
 
 
 class Grid(NamedTuple):
@@ -19,14 +19,24 @@ class Grid(NamedTuple):
 
     @property
     def num_patches(self) -> int:
-        """What the tower attends over: the patches of all frames."""
+        """Patches of all frames, which attend to one another."""
         return self.t * self.h * self.w
+
+    @property
+    def num_token_rows(self) -> int:
+        """Rows of tokens, the smallest unit that a rank encodes."""
+        return self.h // MERGE_EDGE
+
+    @property
+    def num_token_columns(self) -> int:
+        """Tokens in a row."""
+        return self.w // MERGE_EDGE
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the language model, which are the rows of the item's features.
 
-        Squares of `MERGE_EDGE` x `MERGE_EDGE` patches become one token, and the mean over frames is taken, so
-        that a video chunk has as many tokens as one of its frames.
+        Each square of patches becomes one token, and the mean over frames is taken: a chunk of a video has as
+        many tokens as one of its frames.
         """
-        return (self.h // MERGE_EDGE) * (self.w // MERGE_EDGE)
+        return self.num_token_rows * self.num_token_columns

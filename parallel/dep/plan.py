@@ -1,24 +1,24 @@
 """Which rank encodes which image of the global batch. Pure; standard library only.
 
-The vision tower stands on every rank of the job. In each training step an item, an image or a chunk of a
-video, is encoded by one rank, whichever has the least to do, or by several, and its features go to the first
-pipeline stage of the replica that owns the sample. All ranks know the sizes of all items and make this plan
-for themselves, so nothing is said about it between them. That rests on these invariants:
+Every rank of the job has a replica of the vision tower. In each training step an item, which is an image or
+a chunk of a video, is encoded by one rank, whichever has the least to do, or by several, and its features go
+to the first pipeline stage of the replica that owns the sample. All ranks know the sizes of all items and
+compute this plan locally, without any communication. That rests on these invariants:
 
 1. Every row of patches of every item is encoded exactly once, and the parts of one item by different ranks.
 2. The features of the parts of a micro-batch, at their offsets, tile its features without gap or overlap.
-3. No rank's cost is above both 1.02 times the mean and the mean and the costliest item together. `split` cuts
-   every item that costs more than 1.02 times the mean, and where ranks stay above that, each item that no
-   rank has room for, into parts of equally many rows of merged tokens; an item of one such row is never cut.
-   With three items a rank or more all ranks stay within 1.02; with fewer, rows can be too coarse.
+3. No rank's cost is above both 1.02 times the mean and the sum of the mean and the costliest item. `split`
+   cuts every item that costs more than 1.02 times the mean and, if ranks are still above that, each item that
+   fits on no rank, into parts of equally many rows of tokens; an item of one such row is never cut. With
+   three or more items per rank all ranks stay within 1.02; with fewer, rows can be too coarse.
 4. A chunk has at most `max_patches_per_chunk` patches, or is one part; a part of a split item is a chunk.
 5. Every rank encodes its parts of split items first, at the same time as the other ranks of the item, with
    which it exchanges keys and values in every layer. All ranks take split items in one order: the first that
-   is not done has all its ranks' attention, so they never wait for one another in a circle. The order is from
-   cheap to costly, as the costliest is then waited for by the fewest. Whole items follow by micro-batch,
-   replica and place.
+   is not done has the attention of all its ranks, so they never wait for one another in a circle. The order
+   is from cheap to costly, so that the fewest ranks wait for the costliest. Whole items follow by
+   micro-batch, replica and index.
 6. Equal arguments give equal plans in every process: costs are whole numbers, whose sums are exact in any
-   order, and ties go by item and rank.
+   order, and ties are broken by item and rank.
 7. Legal are ranks without items, replicas and micro-batches without images, and no items at all.
 """
 
@@ -28,21 +28,20 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from parallel.dep.split import equal_rows, share_out
-
-MERGE = 2
-"""Edge in patches of the square that becomes one token of the language model."""
+from parallel.dep.assignment import assign_items, equal_rows
+from parallel.dep.cost import EncoderCost
+from parallel.dep.grid import MERGE_EDGE, Grid
 
 Transfer = dict[tuple[int, int], list[int]]
-"""(sender's rank, replica that it sends to) -> numbers of the parts whose features it sends, in order."""
+"""Whose features of a micro-batch go where: (sender's rank, receiving replica) -> part numbers, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class VisionItem:
     """One image or video chunk of the global batch."""
 
-    grid_thw: tuple[int, int, int]
-    """Frames, and rows and columns of patches, which are multiples of `MERGE`."""
+    grid_thw: Grid
+    """Size in patches."""
     replica: int
     """Data-parallel rank that owns its sample."""
     micro_batch: int
@@ -50,50 +49,19 @@ class VisionItem:
 
     @property
     def num_patches(self) -> int:
-        """t x h x w."""
-        t, h, w = self.grid_thw
-        return t * h * w
+        """Patches of all its frames."""
+        return self.grid_thw.num_patches
 
     @property
     def num_tokens(self) -> int:
-        """Rows of its features: 2 x 2 patches become one, and the mean over frames is taken."""
-        _, h, w = self.grid_thw
-        return h * w // MERGE**2
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderCost:
-    """What encoding costs, in whole numbers of any unit; all patches of an item attend to one another."""
-
-    per_patch: int
-    """Of each patch: embedding, projections, MLPs."""
-    per_pair: int
-    """Of each pair of a query patch and a key patch."""
-    per_token: int = 0
-    """Of each merged token: the projector."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError if patches are free or anything has a negative cost."""
-        if self.per_patch < 1 or self.per_pair < 0 or self.per_token < 0:
-            raise ValueError(
-                f"{self}: per_patch must be positive and the others not negative; count FLOPs or nanoseconds"
-            )
-
-    def of_row(self, grid_thw: tuple[int, int, int]) -> int:
-        """Cost of one row of merged tokens of an item, over all frames."""
-        t, h, w = grid_thw
-        per_patch = self.per_patch + self.per_pair * t * h * w
-        return MERGE * t * w * per_patch + w // MERGE * self.per_token
-
-    def of_item(self, grid_thw: tuple[int, int, int]) -> int:
-        """Cost of a whole item."""
-        return grid_thw[1] // MERGE * self.of_row(grid_thw)
+        """Rows of its features."""
+        return self.grid_thw.num_tokens
 
 
 class Part(NamedTuple):
-    """What one rank encodes of one item: whole rows of merged tokens, over all frames.
+    """What one rank encodes of one item: whole rows of tokens, over all frames.
 
-    A tuple, since a step has tens of thousands and a frozen dataclass takes three times as long to make.
+    A tuple, because a step has tens of thousands and a frozen dataclass takes three times as long to create.
     """
 
     item: int
@@ -119,7 +87,7 @@ class VisionPlan:
     """Who encodes what in one training step, and in which order."""
 
     items: tuple[VisionItem, ...]
-    """The global batch, by replica, micro-batch and place in the batch."""
+    """Items of the global batch, by replica, micro-batch and index in it."""
     num_ranks: int
     """Ranks of the job."""
     parts: tuple[Part, ...]
@@ -155,21 +123,21 @@ def plan_vision(
     max_patches_per_chunk: int,
     split: bool,
 ) -> VisionPlan:
-    """Divide the items of a global batch among all ranks; the invariants stand above.
+    """Divide the items of a global batch among all ranks; see the invariants above.
 
     Args:
         items: by replica, then micro-batch, then the order of their placeholders.
-        num_ranks: of the job.
+        num_ranks: size of the job.
         cost: what the plan balances.
         max_patches_per_chunk: bound on what a rank encodes at a time, hence on its activations.
         split: whether an item may be encoded by several ranks.
 
-    Raises ValueError for sizes that are no whole squares, items out of order, and bounds below 1.
+    Raises ValueError for grids that are not made of whole squares, items out of order, and bounds below 1.
     """
     _check(items, num_ranks, max_patches_per_chunk)
     row_costs = [cost.of_row(item.grid_thw) for item in items]
-    num_rows = [item.grid_thw[1] // MERGE for item in items]
-    ranks = share_out(row_costs, num_rows, num_ranks, split)
+    num_rows = [item.grid_thw.num_token_rows for item in items]
+    ranks = assign_items(row_costs, num_rows, num_ranks, split)
     return build_plan(items, ranks, _chunks(items, ranks, row_costs, num_ranks, max_patches_per_chunk), cost)
 
 
@@ -179,36 +147,38 @@ def build_plan(
     chunks: Sequence[Sequence[Sequence[int]]],
     cost: EncoderCost,
 ) -> VisionPlan:
-    """The plan in which these ranks encode these chunks.
+    """The plan in which the given ranks encode the given chunks.
 
     Args:
         items: by replica, then micro-batch, then the order of their placeholders.
         ranks: [item] -> ranks that encode it, by row.
         chunks: [rank][chunk] -> numbers of the parts that are encoded together; parts by item, then row.
-        cost: what a plan's `costs` count.
+        cost: unit of `VisionPlan.costs`.
     """
+    # 1. Parts, each with its chunk and its place in the micro-batch's features.
     chunk_of_part = [0] * sum(map(len, ranks))
     for of_rank in chunks:
         for chunk, numbers in enumerate(of_rank):
             for number in numbers:
                 chunk_of_part[number] = chunk
     parts = tuple(_parts(items, ranks, chunk_of_part))
+    # 2. The balance that results.
     costs = [0] * len(chunks)
     for part in parts:
-        costs[part.rank] += part.num_rows // MERGE * cost.of_row(items[part.item].grid_thw)
+        costs[part.rank] += part.num_rows // MERGE_EDGE * cost.of_row(items[part.item].grid_thw)
     frozen = tuple([tuple(map(tuple, of_rank)) for of_rank in chunks])
     return VisionPlan(tuple(items), len(chunks), parts, frozen, tuple(costs))
 
 
-def pieces(plan: VisionPlan, num_micro_batches: int, rank: int, replica: int | None) -> list[Transfer]:
+def transfers_of(plan: VisionPlan, num_micro_batches: int, rank: int, replica: int | None) -> list[Transfer]:
     """[micro-batch] -> who sends which features to which replica, as far as a rank takes part.
 
-    A piece of the exchange is one number of micro-batch, the same in all replicas. Parts from one sender to
-    one replica are in the order of their offsets.
+    A transfer covers micro-batches of the same number in all replicas. Parts from one sender to one replica
+    are in the order of their offsets.
 
     Args:
-        rank: whose features are sent.
-        replica: the one whose first stage the rank is, which receives features; None on later stages.
+        rank: the one that sends features.
+        replica: the one whose first stage the rank is and that receives features; None on later stages.
     """
     found: list[Transfer] = [{} for _ in range(num_micro_batches)]
     for number, part in enumerate(plan.parts):
@@ -225,18 +195,18 @@ def _check(items: Sequence[VisionItem], num_ranks: int, max_patches_per_chunk: i
     last = (0, 0)
     for number, item in enumerate(items):
         t, h, w = item.grid_thw
-        if min(t, h, w) < 1 or h % MERGE or w % MERGE:
+        if min(t, h, w) < 1 or h % MERGE_EDGE or w % MERGE_EDGE:
             raise ValueError(
-                f"items[{number}] has grid_thw={item.grid_thw}: frames must be at least 1, rows and columns "
-                f"positive multiples of {MERGE}; pad it to whole squares of {MERGE} x {MERGE} patches"
+                f"items[{number}] has grid_thw={(t, h, w)}: frames must be at least 1, rows and columns "
+                f"positive multiples of {MERGE_EDGE}; pad it to whole squares of that edge"
             )
-        place = (item.replica, item.micro_batch)
-        if place < last or item.micro_batch < 0:
+        key = (item.replica, item.micro_batch)
+        if key < last or item.micro_batch < 0:
             raise ValueError(
-                f"items[{number}] has (replica, micro_batch)={place} after {last}: must count from 0 and not "
-                "fall; sort items by replica, then micro-batch"
+                f"items[{number}] has (replica, micro_batch)={key} after {last}: must count from 0 and not "
+                "decrease; sort items by replica, then micro-batch"
             )
-        last = place
+        last = key
 
 
 def _chunks(
@@ -249,20 +219,23 @@ def _chunks(
     """[rank][chunk] -> numbers of parts."""
     first_part = list(accumulate(map(len, ranks), initial=0))
     chunks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
+
+    # 1. Parts of split items, a chunk each, in one order on all ranks: from cheap to costly (invariant 5).
     split = [item for item in range(len(items)) if len(ranks[item]) > 1]
-    for item in sorted(split, key=lambda item: items[item].grid_thw[1] * row_costs[item]):
+    for item in sorted(split, key=lambda item: items[item].grid_thw.h * row_costs[item]):
         for part, rank in enumerate(ranks[item], first_part[item]):
             chunks[rank].append([part])
+
+    # 2. Whole items by micro-batch; the sort is stable, so within one they stay by replica and index.
     whole = [item for item in range(len(items)) if len(ranks[item]) == 1]
-    room = [0] * num_ranks  # in the last chunk of each rank, in patches
-    # Items come by replica and the sort is stable: within a micro-batch they stay by replica and place.
+    free_patches = [0] * num_ranks  # of the last chunk of each rank
     for item in sorted(whole, key=lambda item: items[item].micro_batch):
         part, rank, num_patches = first_part[item], ranks[item][0], items[item].num_patches
-        if num_patches > room[rank]:
+        if num_patches > free_patches[rank]:
             chunks[rank].append([])
-            room[rank] = max_patches
+            free_patches[rank] = max_patches
         chunks[rank][-1].append(part)
-        room[rank] -= num_patches
+        free_patches[rank] -= num_patches
     return chunks
 
 
@@ -275,10 +248,12 @@ def _parts(
     for number, item in enumerate(items):
         if (item.replica, item.micro_batch) != micro_batch:
             micro_batch, offset = (item.replica, item.micro_batch), 0
-        t, h, w = item.grid_thw
-        row = 0
-        for rank, merged_rows in zip(ranks[number], equal_rows(h // MERGE, len(ranks[number])), strict=True):
-            num_rows, num_tokens = MERGE * merged_rows, merged_rows * (w // MERGE)
-            yield Part(number, rank, next(chunks), row, num_rows, offset, num_tokens, t * num_rows * w)
+        grid, row = item.grid_thw, 0
+        shares = equal_rows(grid.num_token_rows, len(ranks[number]))
+        for rank, num_token_rows in zip(ranks[number], shares, strict=True):
+            num_rows = MERGE_EDGE * num_token_rows
+            num_tokens = num_token_rows * grid.num_token_columns
+            num_patches = grid.t * num_rows * grid.w
+            yield Part(number, rank, next(chunks), row, num_rows, offset, num_tokens, num_patches)
             row += num_rows
             offset += num_tokens

@@ -23,7 +23,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 from parallel.dep.bubbles import Placement
-from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, build_plan
+from parallel.dep.cost import EncoderCost
+from parallel.dep.plan import VisionItem, VisionPlan, build_plan
 from parallel.pipeline.simulator import Timeline
 
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from parallel.dep.engine import Engine, EngineSetup, VisionWork
-from parallel.dep.exchange import Posted
-from parallel.dep.parts import PartEncoder, PartExchange
+from parallel.dep.feature_exchange import Posted
+from parallel.dep.feature_store import FeatureStore
+from parallel.dep.part_exchange import PartEncoder, PartExchange
 from parallel.dep.stats import VisionStats
-from parallel.dep.store import FeatureStore
 from parallel.dep.vision_pass import Encode, encode, recompute_and_backward
 
 
@@ -37,10 +37,10 @@ class _Step:
     """Bytes that the exchange of parts had sent."""
     stats: VisionStats = field(default_factory=VisionStats)
     features_under_way: deque[tuple[int, Posted[Tensor | None]]] = field(default_factory=deque)
-    """(micro-batch, its piece), in order."""
+    """(micro-batch, its transfer), in order."""
     gradients_under_way: deque[tuple[int, Posted[dict[int, Tensor]]]] = field(default_factory=deque)
     num_gradients_posted: int = 0
-    """Micro-batches whose pieces were posted."""
+    """Micro-batches whose transfers were posted."""
     gradients: dict[int, Tensor] = field(default_factory=dict)
     """Part -> gradient [n, D] that has come and was not used yet."""
 
@@ -61,7 +61,7 @@ class UpfrontEngine(Engine):
         self._step = step = _Step(work, store, self._exchange.sent_bytes, self._part_exchange.sent_bytes)
         self._stats = step.stats
         step.stats.num_patches = sum(chunk.pixels.shape[0] for chunk in work.chunks)
-        self._exchange.connect(work.pieces)
+        self._exchange.connect(work.transfers)
         waiting = deque(self._last_chunks(work))
         own: dict[int, Tensor] = {}
         with self._phase("vision forward"), self._stopwatch.timed("exposed_s"):
@@ -70,10 +70,10 @@ class UpfrontEngine(Engine):
                     with self._stopwatch.timed("forward_s"):
                         features = encode(self._encoder_of(number), work.chunks[number], self._device)
                     own |= zip(self._parts(number), features.split(self._sizes(number)), strict=True)
-                # Pieces whose features are there travel while the next chunk is encoded.
+                # Transfers whose features are there travel while the next chunk is encoded.
                 while waiting and waiting[0] <= number:
                     waiting.popleft()
-                    self._post_features(step, len(step.work.pieces) - len(waiting) - 1, own)
+                    self._post_features(step, len(step.work.transfers) - len(waiting) - 1, own)
             while step.features_under_way:
                 self._receive_features(step)
         self._note_sizes()
@@ -93,18 +93,18 @@ class UpfrontEngine(Engine):
         return accumulate(last, max)
 
     def _post_features(self, step: _Step, micro_batch: int, own: MutableMapping[int, Tensor]) -> None:
-        """Post a piece, when what is under way leaves room on the device; takes its parts out of `own`."""
+        """Post a transfer, when what is under way leaves room on the device; takes its parts out of `own`."""
         while _num_bytes(step.features_under_way) > self._max_feature_bytes - step.store.device_bytes:
             self._receive_features(step)
-        posted = self._exchange.post_features(step.work.plan, step.work.pieces[micro_batch], own)
+        posted = self._exchange.post_features(step.work.plan, step.work.transfers[micro_batch], own)
         step.features_under_way.append((micro_batch, posted))
-        for (sender, _), parts in step.work.pieces[micro_batch].items():
+        for (sender, _), parts in step.work.transfers[micro_batch].items():
             if sender == self._exchange.rank:
                 for part in parts:
                     del own[part]
 
     def _receive_features(self, step: _Step) -> None:
-        """Wait for the first piece under way."""
+        """Wait for the first transfer under way."""
         micro_batch, posted = step.features_under_way.popleft()
         with self._stopwatch.timed("exchange_s"):
             received = posted.wait()
@@ -147,7 +147,7 @@ class UpfrontEngine(Engine):
         return 1 + max(work.micro_batch_of(part) for part in self._parts(chunk))
 
     def _bring_gradients(self, step: _Step, until: int) -> None:
-        """Wait for the pieces before micro-batch `until`; post as many more as the device has room for."""
+        """Wait for the transfers before micro-batch `until`; post as many more as the device has room for."""
         while step.num_gradients_posted < step.work.num_micro_batches:
             has_room = _num_bytes(step.gradients_under_way) <= self._max_feature_bytes
             if not has_room and step.num_gradients_posted >= until:
@@ -162,11 +162,11 @@ class UpfrontEngine(Engine):
 
     def _post_gradients(self, step: _Step, micro_batch: int) -> None:
         own = step.store.take(micro_batch) if self._has_items(micro_batch) else None
-        posted = self._exchange.post_gradients(step.work.plan, step.work.pieces[micro_batch], own)
+        posted = self._exchange.post_gradients(step.work.plan, step.work.transfers[micro_batch], own)
         step.gradients_under_way.append((micro_batch, posted))
 
     def _receive_gradients(self, step: _Step) -> None:
-        """Wait for the first piece under way."""
+        """Wait for the first transfer under way."""
         with self._stopwatch.timed("exchange_s"):
             step.gradients |= step.gradients_under_way.popleft()[1].wait()
 
@@ -181,7 +181,7 @@ class UpfrontEngine(Engine):
     def _has_items(self, micro_batch: int) -> bool:
         """Whether this rank is a first stage, and the micro-batch of its replica has items."""
         replica = self._exchange.replica
-        return any(receiver == replica for _, receiver in self._running().work.pieces[micro_batch])
+        return any(receiver == replica for _, receiver in self._running().work.transfers[micro_batch])
 
     def _parts(self, chunk: int) -> tuple[int, ...]:
         return self._running().work.plan.chunks[self._exchange.rank][chunk]

@@ -11,10 +11,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Grid = tuple[int, int, int]
+from parallel.dep.grid import Grid
+
 Layer = Callable[[Tensor], Tensor]
-
-
+"""One step of an encoder: [P, C] hidden states in, the next ones out."""
 Encode = Callable[[Tensor, tuple[Grid, ...]], Tensor]
 """From patches [P, 3*p*p] of items and their grids (t, h, w) to features [V, D], both item after item."""
 

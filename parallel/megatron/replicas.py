@@ -1,6 +1,6 @@
 """Data-parallel replicas of model chunks, with the gradient buffers that ZeRO-1 shards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from parallel.dep.vision_pass import Layer
 from parallel.megatron.patches.pass_hooks import hooked_finalize
 from parallel.topology import Topology
 
@@ -88,8 +87,10 @@ class EncoderReplica(DistributedDataParallel):
             if not group.param_gather_dispatched:
                 group.start_param_sync()
 
-    def layers(self, pixels: Tensor, grid_thw: tuple[tuple[int, int, int], ...]) -> Sequence[Layer]:
-        """The module's."""
+    def layers(
+        self, pixels: Tensor, grid_thw: tuple[tuple[int, int, int], ...]
+    ) -> Sequence[Callable[[Tensor], Tensor]]:
+        """The module's layers: the first takes `pixels`, each other one what the one before it returns."""
         return self.module.layers(pixels, grid_thw)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

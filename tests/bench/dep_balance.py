@@ -35,7 +35,8 @@ from k25_train.data.decode.images import plan_items
 from k25_train.data.formats.index import MediaSegment
 from k25_train.data.loader import DataLoader
 from k25_train.plan.flops import encoder_cost
-from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, plan_vision
+from parallel.dep.cost import EncoderCost
+from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
 
 NODES = (32, 512)
 """Of 8 GPUs: 256 and 4,096 ranks."""

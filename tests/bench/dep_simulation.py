@@ -54,6 +54,7 @@ from k25_train.data.mix.packing import pack_whole
 from k25_train.plan.flops import encoder_cost
 from k25_train.plan.time.step import StepTimes, flops_per_s, network_bytes_per_s, step_times
 from parallel.dep.bubbles import BubblePlan, TimedItem, order_costly_to_middle, plan_bubbles, work_of
+from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
 from parallel.pipeline.simulator import Timeline, Work, simulate
 
@@ -64,7 +65,6 @@ KEY_BYTES = 2
 SEED = 1
 UPFRONT_BAR, BUBBLES_BARS = 0.985, {0.1: 0.995, 0.3: 0.99}
 
-Grid = tuple[int, int, int]
 Batch = list[list[Grid]]
 """[sequence of the global batch] -> its items."""
 
@@ -88,10 +88,10 @@ def draw_batch(config: Config, share: float, num_sequences: int) -> Batch:
     """Items of a global batch of which `share` of the tokens are vision tokens."""
     vision, seq_len, generator = config.model.vision, config.train.seq_len, random.Random(SEED)
     samples = [draw_sample(vision, generator) for _ in range(4 * num_sequences)]
-    lengths = [text + sum(num_tokens(grid) for grid in grids) for grids, text in samples]
+    lengths = [text + sum(grid.num_tokens for grid in grids) for grids, text in samples]
     packed = pack_whole(lengths, range(len(samples)), seq_len).sequences
     with_media = [[grid for piece in row for grid in samples[piece.document][0]] for row in packed]
-    density = mean(sum(map(num_tokens, row)) for row in with_media) / seq_len
+    density = mean(sum(grid.num_tokens for grid in row) for row in with_media) / seq_len
     blend = Blend({"media": share / density, "text": 1 - share / density})
     places = [blend.locate(number) for number in range(num_sequences)]
     return [with_media[position] if kind == "media" else [] for kind, position in places]
@@ -107,11 +107,7 @@ def draw_sample(vision: VisionConfig, generator: random.Random) -> tuple[list[Gr
     width, height = max(28, round(math.sqrt(area * aspect))), max(28, round(math.sqrt(area / aspect)))
     limit = vision.frame_patch_limit if is_video else vision.image_patch_limit
     rows, columns = grid_of(width, height, limit, vision)
-    return ([(4, rows, columns)] * 3 if is_video else [(1, rows, columns)]), text
-
-
-def num_tokens(grid: Grid) -> int:
-    return grid[1] * grid[2] // 4
+    return ([Grid(4, rows, columns)] * 3 if is_video else [Grid(1, rows, columns)]), text
 
 
 # Ways to run the tower -------------------------------------------------------------------------------------
@@ -160,7 +156,7 @@ def upfront(job: StepTimes, batch: Batch, *, split: bool) -> Upfront:
     ]
     model = job.config.model
     cost = encoder_cost(model.vision, model.hidden_size)
-    copied = round(job.copy_s((1, 1, 1)) * flops_per_s(job.config))
+    copied = round(job.copy_s(Grid(1, 1, 1)) * flops_per_s(job.config))
     cost = replace(cost, per_patch=cost.per_patch + copied)
     num_ranks = job.config.world_size
     limit = model.vision.image_patch_limit
@@ -168,25 +164,25 @@ def upfront(job: StepTimes, batch: Batch, *, split: bool) -> Upfront:
     forward_s, backward_s = [0.0] * num_ranks, [0.0] * num_ranks
     for part in plan.parts:
         grid = plan.items[part.item].grid_thw
-        rows = part.num_rows / grid[1]
+        rows = part.num_rows / grid.h
         computed_s, copied_s, fetched_s = rows * job.forward_s(grid), rows * job.copy_s(grid), 0.0
         if rows < 1:
             fetched_s = keys_s(job, plan, part.item, part.num_patches)
         forward_s[part.rank] += computed_s + copied_s + fetched_s
         backward_s[part.rank] += 3 * computed_s + copied_s + 2 * fetched_s
     most_tokens = max(
-        sum(num_tokens(grid) for grids in each for grid in grids) for each in of_replicas(job, batch)
+        sum(grid.num_tokens for grids in each for grid in grids) for each in of_replicas(job, batch)
     )
     both_s = mean(forward_s) + mean(backward_s)
-    of_piece_s = job.exchange_s(
-        max(sum(map(num_tokens, grids)) for each in of_replicas(job, batch) for grids in each)
+    of_one_s = job.exchange_s(
+        max(sum(grid.num_tokens for grid in grids) for each in of_replicas(job, batch) for grids in each)
     )
     of_all_s = job.exchange_s(most_tokens)
     exchange_s = sum(
-        of_piece_s + max(0.0, of_all_s - busiest_s) for busiest_s in (max(forward_s), max(backward_s))
+        of_one_s + max(0.0, of_all_s - busiest_s) for busiest_s in (max(forward_s), max(backward_s))
     )
     if plan.is_split:
-        exchange_s += of_all_s - of_piece_s
+        exchange_s += of_all_s - of_one_s
     return Upfront(max(forward_s), max(backward_s), exchange_s, both_s)
 
 
@@ -248,7 +244,7 @@ def place_items(
             for grid in of_replica[number]:
                 forward_s, copy_s = job.forward_s(grid), job.copy_s(grid)
                 items.append(TimedItem(replica, place, forward_s + copy_s, 3 * forward_s + copy_s))
-                tokens[replica, place] = tokens.get((replica, place), 0) + num_tokens(grid)
+                tokens[replica, place] = tokens.get((replica, place), 0) + grid.num_tokens
     return items, tokens
 
 

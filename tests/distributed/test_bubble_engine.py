@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.dep.bubbles import TimedItem, plan_bubbles
-from parallel.dep.plan import VisionItem, pieces
+from parallel.dep.plan import VisionItem, transfers_of
 from parallel.dep.program import chunks_of, program_of
 from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.pipeline.schedule import Pass, schedule_of
@@ -177,7 +177,7 @@ def run_case(
     # Less than the gradients of one micro-batch: first stages wait for each to leave.
     setup = engine_setup(exchange, is_trained, device_bytes=100 if case.vpp == 1 else 1 << 30)
     engine = BubbleEngine(setup, toy, after_backward=lambda: ended.append(1))
-    own = pieces(plan, case.num_micro_batches, rank, replica)
+    own = transfers_of(plan, case.num_micro_batches, rank, replica)
     engine.start(VisionWork(plan, chunks_of_rank(rank, plan), own, program))
     pace, features, leaves = random.Random(rank), {}, {}
     neighbours = Neighbours(pipeline, case, rank)

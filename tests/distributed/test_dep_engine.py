@@ -11,16 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, pieces, plan_vision
+from parallel.dep.cost import EncoderCost
+from parallel.dep.grid import Grid
+from parallel.dep.plan import VisionItem, VisionPlan, plan_vision, transfers_of
 from tests.helpers.ranks import RankContext, run_ranks
 
 pytestmark = pytest.mark.distributed
 
 NUM_RANKS, NUM_REPLICAS, NUM_MICRO_BATCHES = 4, 2, 3
-Grid = tuple[int, int, int]
 WIDTH, OUT = 12, 8
 COST = EncoderCost(per_patch=10, per_pair=1)
-SMALL, LARGE, VIDEO = (1, 2, 2), (1, 6, 4), (3, 4, 2)
+SMALL, LARGE, VIDEO = Grid(1, 2, 2), Grid(1, 6, 4), Grid(3, 4, 2)
 
 BATCHES: dict[str, list[VisionItem]] = {
     "text alone": [],
@@ -109,7 +110,7 @@ def together(context: RankContext, device_bytes: int, is_trained: bool) -> dict[
 
 def start_exchange(context: RankContext, num_replicas: int) -> Any:
     """Join the test's job, in which the first ranks are first stages."""
-    from parallel.dep.exchange import FeatureExchange
+    from parallel.dep.feature_exchange import FeatureExchange
     from parallel.topology import start_process_group
 
     os.environ.update(context.environment())
@@ -157,14 +158,14 @@ def gradients_of(toy: Toy) -> list[Tensor]:
 
 def upfront(exchange: Any, items: Sequence[VisionItem], device_bytes: int, is_trained: bool) -> Part:
     from parallel.dep.engine import VisionWork
-    from parallel.dep.parts import PartExchange
+    from parallel.dep.part_exchange import PartExchange
     from parallel.dep.upfront_engine import UpfrontEngine
 
     toy, rank = Toy(), exchange.rank
     parts = PartExchange(dist.new_group(), phase=lambda *_: nullcontext())
     engine = UpfrontEngine(engine_setup(exchange, is_trained, device_bytes), toy, parts)
     plan = plan_vision(items, NUM_RANKS, COST, max_patches_per_chunk=30, split=False)
-    own = pieces(plan, NUM_MICRO_BATCHES, rank, exchange.replica)
+    own = transfers_of(plan, NUM_MICRO_BATCHES, rank, exchange.replica)
     engine.start(VisionWork(plan, chunks_of_rank(rank, plan), own))
     features = {}
     if rank < NUM_REPLICAS:

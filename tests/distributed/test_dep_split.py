@@ -19,7 +19,9 @@ from torch import Tensor
 from k25_train.data.decode.images import MediaInfo
 from k25_train.model.moonvit import MoonViT3D
 from k25_train.model.moonvit_items import ItemPart
-from parallel.dep.plan import EncoderCost, VisionItem, VisionPlan, pieces, plan_vision
+from parallel.dep.cost import EncoderCost
+from parallel.dep.grid import Grid
+from parallel.dep.plan import VisionItem, VisionPlan, plan_vision, transfers_of
 from tests.distributed.test_dep_engine import engine_setup, loss_of
 from tests.helpers.hf_reference import tiny_vision_config
 from tests.helpers.parity import NARROW, TOLERANCE, worst_difference
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.distributed
 NUM_RANKS, NUM_REPLICAS, NUM_MICRO_BATCHES = 4, 2, 2
 WIDTH = 4 * 48
 COST = EncoderCost(per_patch=10, per_pair=1)
-SMALL, PAGE, VIDEO = (1, 4, 4), (1, 22, 14), (3, 14, 6)
+SMALL, PAGE, VIDEO = Grid(1, 4, 4), Grid(1, 22, 14), Grid(3, 14, 6)
 
 BATCHES: dict[str, list[VisionItem]] = {
     "one image": [VisionItem(PAGE, 1, 1)],
@@ -43,11 +45,11 @@ BATCHES: dict[str, list[VisionItem]] = {
         *[VisionItem(SMALL, 1, n) for n in (0, 1, 1)],
     ],
     "several share ranks": [
-        VisionItem((1, 14, 8), 0, 0),
+        VisionItem(Grid(1, 14, 8), 0, 0),
         VisionItem(VIDEO, 0, 1),
         VisionItem(SMALL, 0, 1),
         VisionItem(PAGE, 1, 0),
-        VisionItem((2, 10, 8), 1, 1),
+        VisionItem(Grid(2, 10, 8), 1, 1),
         VisionItem(SMALL, 1, 1),
     ],
 }
@@ -117,8 +119,8 @@ def together(context: RankContext) -> dict[str, Found]:
 
 def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -> Found:
     from parallel.dep.engine import VisionWork
-    from parallel.dep.exchange import FeatureExchange
-    from parallel.dep.parts import PartExchange
+    from parallel.dep.feature_exchange import FeatureExchange
+    from parallel.dep.part_exchange import PartExchange
     from parallel.dep.upfront_engine import UpfrontEngine
     from parallel.dep.vision_pass import Chunk
 
@@ -144,7 +146,7 @@ def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -
             for part, grid in zip(of_chunk, grids, strict=True)
         ]
         chunks.append(Chunk(torch.cat(pixels), grids))
-    own = pieces(plan, NUM_MICRO_BATCHES, rank, exchange.replica)
+    own = transfers_of(plan, NUM_MICRO_BATCHES, rank, exchange.replica)
     engine.start(VisionWork(plan, chunks, own))
     features = {}
     for micro_batch in range(NUM_MICRO_BATCHES if rank < NUM_REPLICAS else 0):
@@ -198,7 +200,7 @@ def test_the_batches_have_what_could_go_wrong() -> None:
 
 def gathered_on(context: RankContext, sizes: Sequence[int]) -> tuple[Tensor, Tensor, int]:
     """What a rank gathers, the gradient of its own block, and the bytes that it sent."""
-    from parallel.dep.parts import PartExchange, PartOfItem
+    from parallel.dep.part_exchange import PartExchange, PartOfItem
 
     join(context)
     exchange = PartExchange(dist.new_group(), phase=lambda *_: nullcontext())

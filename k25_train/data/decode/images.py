@@ -24,6 +24,7 @@ from torch import Tensor
 from k25_train.config.model import VisionConfig
 from k25_train.data.formats.index import MediaSegment
 from k25_train.errors import DataError
+from parallel.dep.grid import Grid
 
 PILLOW_VIDEO_FORMATS = ("gif", "webp", "png", "apng")
 """Animated image formats, decoded frame by frame by Pillow; every other video format is PyAV's."""
@@ -43,7 +44,7 @@ class MediaInfo:
 class MediaItem:
     """What the tower sees as one item: an image, or a chunk of at most `pos_emb_time` video frames."""
 
-    grid_thw: tuple[int, int, int]
+    grid_thw: Grid
     """Frames, rows and columns of patches, padding included."""
     frames: tuple[int, ...]
     """Positions of its frames in the file; (0,) for an image."""
@@ -53,12 +54,12 @@ class MediaItem:
     @property
     def num_patches(self) -> int:
         """t x h x w."""
-        return math.prod(self.grid_thw)
+        return self.grid_thw.num_patches
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the language model: 2x2 patches merged, time pooled, hence independent of t."""
-        return self.grid_thw[1] * self.grid_thw[2] // 4
+        return self.grid_thw.num_tokens
 
 
 def resized_size(width: int, height: int, patch_limit: int, vision: VisionConfig) -> tuple[int, int]:
@@ -103,12 +104,12 @@ def plan_items(segment: MediaSegment, vision: VisionConfig) -> tuple[MediaItem, 
     """The vision items of a media segment, in order, from index values alone."""
     grid = grid_of(segment.width, segment.height, patch_limit_of(segment, vision), vision)
     if segment.type == "image":
-        return (MediaItem(grid_thw=(1, *grid), frames=(0,), timestamp_s=None),)
+        return (MediaItem(grid_thw=Grid(1, *grid), frames=(0,), timestamp_s=None),)
     frames = sampled_frames(segment.num_frames, segment.duration_s, vision.video_fps)
     chunks = [frames[i : i + vision.pos_emb_time] for i in range(0, len(frames), vision.pos_emb_time)]
     return tuple(
         MediaItem(
-            grid_thw=(len(chunk), *grid),
+            grid_thw=Grid(len(chunk), *grid),
             frames=chunk,
             timestamp_s=chunk[0] * segment.duration_s / segment.num_frames,
         )

@@ -4,7 +4,6 @@ Passes and the tower take their model FLOPs at one rate, `cluster.model_tflops`.
 a plan of what runs in the idle times of a pipeline, and it is the same on every rank and in every run.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,11 +15,10 @@ from k25_train.plan.layer_costs import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.plan.layout import layout_of
 from k25_train.plan.passes import passes_by_stage
 from parallel.config import WireFormat
-from parallel.dep.plan import EncoderCost
+from parallel.dep.cost import EncoderCost
+from parallel.dep.grid import Grid
 from parallel.pipeline.balance import chunk_loads
 from parallel.pipeline.simulator import ChunkSeconds, Timeline, simulate
-
-Grid = tuple[int, int, int]
 
 PIXEL_BYTES = 4
 FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}
@@ -49,7 +47,7 @@ class StepTimes:
     def copy_s(self, grid: Grid) -> float:
         """Bringing an item's pixels to the device."""
         patch_bytes = 3 * self.config.model.vision.patch_size**2 * PIXEL_BYTES
-        return math.prod(grid) * patch_bytes / (1e9 * self.config.cluster.host_copy_gb_per_s)
+        return grid.num_patches * patch_bytes / (1e9 * self.config.cluster.host_copy_gb_per_s)
 
     def exchange_s(self, num_tokens: int) -> float:
         """Bringing the features of so many vision tokens to a first stage."""

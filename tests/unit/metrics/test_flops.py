@@ -17,9 +17,10 @@ from k25_train.plan.flops import (
     training_flops,
     vision_forward_flops,
 )
+from parallel.dep.grid import Grid
 from tests.helpers.hf_reference import build_hf_reference, hf_image_features, hf_logits, tiny_model_config
 
-GRIDS = [(1, 8, 4), (3, 6, 4), (1, 2, 2)]
+GRIDS = [Grid(1, 8, 4), Grid(3, 6, 4), Grid(1, 2, 2)]
 
 
 def test_language_model_equals_torch_count() -> None:
@@ -38,7 +39,7 @@ def test_language_model_equals_torch_count() -> None:
 def test_tower_and_projector_equal_torch_count() -> None:
     model = tiny_model_config()
     hf_model, _ = build_hf_reference(model)
-    pixels = torch.randn(sum(t * h * w for t, h, w in GRIDS), 588)
+    pixels = torch.randn(sum(grid.num_patches for grid in GRIDS), 588)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         hf_image_features(hf_model, pixels, GRIDS)
     assert counter.get_total_flops() == vision_forward_flops(model.vision, model.hidden_size, GRIDS)
@@ -63,7 +64,7 @@ def test_what_is_frozen_is_one_forward_pass() -> None:
     """The projector's trained norm comes first, so that torch goes back through both of its matrices."""
     model = tiny_model_config()
     projector = PatchMergerProjector(model.vision, model.hidden_size)
-    num_tokens = sum(h * w // 4 for _, h, w in GRIDS)
+    num_tokens = sum(grid.num_tokens for grid in GRIDS)
     with FlopCounterMode(display=False) as counter:
         projector(torch.randn(num_tokens, 4, model.vision.hidden_size)).sum().backward()
     of_tower = sum(tower_cost(model.vision).of_item(grid) for grid in GRIDS)

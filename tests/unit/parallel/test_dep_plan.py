@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.dep.plan import MERGE, EncoderCost, Part, VisionItem, VisionPlan, pieces, plan_vision
-from parallel.dep.split import TARGET_PERCENT, equal_rows, share_out
+from parallel.dep.assignment import TARGET_PERCENT, assign_items, equal_rows
+from parallel.dep.cost import EncoderCost
+from parallel.dep.grid import MERGE_EDGE, Grid
+from parallel.dep.plan import Part, VisionItem, VisionPlan, plan_vision, transfers_of
 from tests.helpers.source import REPO
 
 SETTINGS = settings(derandomize=True, max_examples=200, deadline=None)
@@ -29,7 +31,7 @@ def batches(draw: st.DrawFn) -> list[VisionItem]:
     places = st.tuples(st.integers(0, 3), st.integers(0, 3))
     drawn = draw(st.lists(st.tuples(places, sizes), max_size=40))
     return [
-        VisionItem((t, MERGE * h, MERGE * w), replica, micro_batch)
+        VisionItem(Grid(t, MERGE_EDGE * h, MERGE_EDGE * w), replica, micro_batch)
         for (replica, micro_batch), (t, h, w) in sorted(drawn, key=lambda one: one[0])
     ]
 
@@ -62,8 +64,9 @@ def realistic(num_items: int, seed: int) -> list[VisionItem]:
     for replica, micro_batch in places:
         area = min(max(math.exp(rng.gauss(math.log(1500), 1.0)), 16.0), 15000.0)
         ratio = math.exp(rng.gauss(0, 0.4))
-        h, w = (MERGE * max(1, round(math.sqrt(side) / MERGE)) for side in (area * ratio, area / ratio))
-        items.append(VisionItem((1, h, w), replica, micro_batch))
+        edges = (math.sqrt(area * ratio), math.sqrt(area / ratio))
+        h, w = (MERGE_EDGE * max(1, round(edge / MERGE_EDGE)) for edge in edges)
+        items.append(VisionItem(Grid(1, h, w), replica, micro_batch))
     return items
 
 
@@ -71,7 +74,7 @@ def plan_of(
     grids: list[tuple[int, int, int]], num_ranks: int, *, split: bool = False, limit: int = NO_LIMIT
 ) -> VisionPlan:
     """A plan of items of one micro-batch."""
-    items = [VisionItem(grid, 0, 0) for grid in grids]
+    items = [VisionItem(Grid(*grid), 0, 0) for grid in grids]
     return plan_vision(items, num_ranks, COST, max_patches_per_chunk=limit, split=split)
 
 
@@ -91,7 +94,7 @@ def test_1_every_row_is_encoded_once_and_by_different_ranks(case: tuple[VisionPl
         assert parts == tuple(part for part in plan.parts if part.item == number)
         rows = [row for part in parts for row in range(part.row, part.row + part.num_rows)]
         assert rows == list(range(h))
-        assert all(part.row % MERGE == part.num_rows % MERGE == 0 < part.num_rows for part in parts)
+        assert all(part.row % MERGE_EDGE == part.num_rows % MERGE_EDGE == 0 < part.num_rows for part in parts)
         assert len({part.rank for part in parts}) == len(parts)
         for part in parts:
             assert part.num_patches == t * part.num_rows * w
@@ -141,7 +144,7 @@ def test_3_items_are_split_evenly_and_only_where_whole_ones_miss_the_bar(
         assert plan == whole
     for number in range(len(items)):
         rows = [part.num_rows for part in plan.parts_of(number)]
-        assert max(rows) - min(rows) <= MERGE
+        assert max(rows) - min(rows) <= MERGE_EDGE
 
 
 @pytest.mark.parametrize("num_ranks", [4, 64, 512])
@@ -169,7 +172,7 @@ def test_3_splitting_balances_a_few_images_a_rank(items_per_rank: int, num_ranks
 
 def test_3_best_fit_finds_what_the_least_work_misses() -> None:
     # To the rank with the least work: 3 + 2 + 2 and 3 + 2.
-    assert share_out([3, 3, 2, 2, 2], [1] * 5, 2, split=False) == [(0,), (0,), (1,), (1,), (1,)]
+    assert assign_items([3, 3, 2, 2, 2], [1] * 5, 2, split=False) == [(0,), (0,), (1,), (1,), (1,)]
 
 
 def test_3_equal_images_that_do_not_come_out_even_are_split() -> None:
@@ -244,10 +247,10 @@ def test_5_ranks_that_meet_for_split_items_all_come_to_their_end(
 def test_6_plans_are_equal_whatever_the_hash_seed() -> None:
     code = (
         "import hashlib\n"
-        "from parallel.dep.plan import pieces, plan_vision\n"
+        "from parallel.dep.plan import plan_vision, transfers_of\n"
         "from tests.unit.parallel.test_dep_plan import COST, realistic\n"
         "plan = plan_vision(realistic(300, 1), 64, COST, max_patches_per_chunk=9000, split=True)\n"
-        "print(hashlib.sha256(repr((plan, pieces(plan, 8, 3, 3))).encode()).hexdigest())\n"
+        "print(hashlib.sha256(repr((plan, transfers_of(plan, 8, 3, 3))).encode()).hexdigest())\n"
     )
     digests = {
         subprocess.run(
@@ -271,9 +274,9 @@ def test_7_ranks_and_replicas_without_items_are_legal() -> None:
     empty = plan_vision([], 3, COST, max_patches_per_chunk=1, split=True)
     assert empty == VisionPlan((), 3, (), ((), (), ()), (0, 0, 0))
     assert empty.imbalance == 1.0
-    assert pieces(empty, 2, 0, 0) == [{}, {}]
+    assert transfers_of(empty, 2, 0, 0) == [{}, {}]
     # Replica 1 and micro-batch 0 of replica 2 have no images, and there are more ranks than images.
-    items = [VisionItem((1, 2, 2), 0, 0), VisionItem((1, 2, 2), 2, 1)]
+    items = [VisionItem(Grid(1, 2, 2), 0, 0), VisionItem(Grid(1, 2, 2), 2, 1)]
     plan = plan_vision(items, 5, COST, max_patches_per_chunk=1, split=True)
     assert sorted(map(len, plan.chunks)) == [0, 0, 0, 1, 1]
     assert plan.imbalance == 2.5
@@ -281,19 +284,19 @@ def test_7_ranks_and_replicas_without_items_are_legal() -> None:
 
 @SETTINGS
 @given(plans(), st.integers(0, 3), st.sampled_from((None, 0, 1, 3)))
-def test_pieces_hold_every_part_that_a_rank_sends_or_receives_in_order(
+def test_transfers_hold_every_part_that_a_rank_sends_or_receives_in_order(
     case: tuple[VisionPlan, EncoderCost], own: int, received: int | None
 ) -> None:
     plan, _ = case
-    found = pieces(plan, 4, own, received)
-    for micro_batch, piece in enumerate(found):
-        for (rank, replica), numbers in piece.items():
+    found = transfers_of(plan, 4, own, received)
+    for micro_batch, transfer in enumerate(found):
+        for (rank, replica), numbers in transfer.items():
             parts = [plan.parts[number] for number in numbers]
             assert rank == own or replica == received
             assert all(part.rank == rank for part in parts)
             assert all(plan.items[part.item].replica == replica for part in parts)
             assert [part.offset for part in parts] == sorted(part.offset for part in parts)
-        assert sorted(number for numbers in piece.values() for number in numbers) == [
+        assert sorted(number for numbers in transfer.values() for number in numbers) == [
             number
             for number, part in enumerate(plan.parts)
             if plan.items[part.item].micro_batch == micro_batch
@@ -306,16 +309,16 @@ def test_pieces_hold_every_part_that_a_rank_sends_or_receives_in_order(
     [
         ([], 0, 1, "num_ranks is 0"),
         ([], 1, 0, "max_patches_per_chunk is 0"),
-        ([VisionItem((1, 3, 2), 0, 0)], 1, 1, r"items\[0\] has grid_thw=\(1, 3, 2\)"),
-        ([VisionItem((0, 2, 2), 0, 0)], 1, 1, "frames must be at least 1"),
-        ([VisionItem((1, 2, 2), 0, -1)], 1, 1, "must count from 0"),
+        ([VisionItem(Grid(1, 3, 2), 0, 0)], 1, 1, r"items\[0\] has grid_thw=\(1, 3, 2\)"),
+        ([VisionItem(Grid(0, 2, 2), 0, 0)], 1, 1, "frames must be at least 1"),
+        ([VisionItem(Grid(1, 2, 2), 0, -1)], 1, 1, "must count from 0"),
         (
-            [VisionItem((1, 2, 2), 1, 0), VisionItem((1, 2, 2), 0, 5)],
+            [VisionItem(Grid(1, 2, 2), 1, 0), VisionItem(Grid(1, 2, 2), 0, 5)],
             1,
             1,
             r"items\[1\] has \(replica, micro_batch\)=\(0, 5\) after \(1, 0\)",
         ),
-        ([VisionItem((1, 2, 2), 0, 1), VisionItem((1, 2, 2), 0, 0)], 1, 1, "sort items by replica"),
+        ([VisionItem(Grid(1, 2, 2), 0, 1), VisionItem(Grid(1, 2, 2), 0, 0)], 1, 1, "sort items by replica"),
     ],
 )
 def test_what_is_no_batch_is_refused(
@@ -331,7 +334,7 @@ def test_patches_that_cost_nothing_are_refused() -> None:
 
 
 def test_sizes_of_an_item() -> None:
-    item = VisionItem((4, 6, 10), 0, 0)
+    item = VisionItem(Grid(4, 6, 10), 0, 0)
     assert (item.num_patches, item.num_tokens) == (240, 15)
     assert EncoderCost(1, 0).of_item(item.grid_thw) == 240
     assert EncoderCost(1, 1, 1).of_item(item.grid_thw) == 240 + 240**2 + 15

@@ -12,12 +12,13 @@ from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.plan.time.step import step_times
 from k25_train.plan.vision_planner import BubblePlanner, UpfrontPlanner
+from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem
 from parallel.dep.program import Program
 from tests.helpers.runs import layout, overrides
 
 FAST_NETWORK = "cluster.network_gb_per_s=1000"
-GRIDS = ((1, 4, 6), (1, 8, 8), (3, 2, 2))
+GRIDS = (Grid(1, 4, 6), Grid(1, 8, 8), Grid(3, 2, 2))
 
 
 def configured(pp: int, vpp: int, dp: int, *more: str) -> Config:
@@ -96,11 +97,11 @@ def test_a_frozen_tower_has_no_backward_work(way: Sequence[str]) -> None:
 
 def test_costly_micro_batches_come_in_the_middle() -> None:
     config = configured(4, 1, 1, "dep.schedule=bubbles")
-    order = BubblePlanner(config, 0).order([[(1, 8, 8)], [], [(1, 2, 2)], [(1, 2, 4)]])
+    order = BubblePlanner(config, 0).order([[Grid(1, 8, 8)], [], [Grid(1, 2, 2)], [Grid(1, 2, 4)]])
     assert sorted(order) == [0, 1, 2, 3]
     assert order[-1] == 1
     assert order.index(0) in (1, 2)
-    assert UpfrontPlanner(config).order([[(1, 8, 8)], []]) == range(2)
+    assert UpfrontPlanner(config).order([[Grid(1, 8, 8)], []]) == range(2)
 
 
 def test_no_items_no_work() -> None:

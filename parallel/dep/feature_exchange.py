@@ -1,13 +1,13 @@
 """Features from the ranks that encoded them to the first stages, and their gradients back.
 
-This is all that ranks send to each other about items, but for which ones did not decode, and what passes
-between the ranks that encode one item together (`parts.py`). One piece of the exchange is one number of
-micro-batch, of all replicas at once. Both ends read it from the plan and post it piece after piece in one
-order, each with all that a rank sends and receives of it. Features and gradients go through groups of their
-own, as pieces of the ones are posted between pieces of the others.
+This is all that ranks send to each other about items, apart from which ones did not decode and what the ranks
+of a split item exchange (`part_exchange.py`). One transfer covers the micro-batches of one number in all
+replicas at once. Both ends read their transfers from the plan and post them in the same order, each with
+everything that the rank sends and receives of it. Features and gradients use separate groups, because
+transfers of one kind are posted between transfers of the other.
 
-Posting must not wait for the other end. NCCL does so when two ranks first meet in a group, and when a group
-first communicates at all; both are done when ranks have nothing else to wait for (`connect`).
+Posting must not wait for the other end. NCCL does wait when two ranks first meet in a group, and when a group
+first communicates at all; both happen while ranks have nothing else to wait for (`connect`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +22,11 @@ from parallel.dep.plan import Transfer, VisionPlan
 Phase = Callable[[str, Sequence[int]], AbstractContextManager[object]]
 """Announces what a rank waits for, and the global ranks that it waits for."""
 Message = tuple[list[int], Tensor]
-"""Parts of a piece from one sender to one receiver, and their rows [sum of n, D]."""
+"""Parts of a transfer from one sender to one receiver, and their rows [sum of n, D]."""
 
 
 class Posted[Result]:
-    """A piece under way."""
+    """A transfer under way."""
 
     def __init__(
         self,
@@ -113,13 +113,17 @@ class FeatureExchange:
         for group in (feature_group, gradient_group):
             dist.all_reduce(torch.zeros(1, device=device), group=group)
 
-    def connect(self, pieces: Sequence[Transfer]) -> None:
-        """Meet the ranks that these pieces are exchanged with and that were not met before.
+    def connect(self, transfers: Sequence[Transfer]) -> None:
+        """Meet the ranks that these transfers are exchanged with and that were not met before.
 
-        Called by every rank, with its pieces of one plan, so that both ends of a pair know of it.
+        Called by every rank, with its transfers of one plan, so that both ends of a pair know of it.
         """
-        ends = [(sender, self._first_stage_ranks[replica]) for piece in pieces for sender, replica in piece]
-        peers = {rank for pair in ends for rank in pair} - self._connected - {self.rank}
+        pairs = [
+            (sender, self._first_stage_ranks[replica])
+            for transfer in transfers
+            for sender, replica in transfer
+        ]
+        peers = {rank for pair in pairs for rank in pair} - self._connected - {self.rank}
         self._connected |= peers
         for group in (self._feature_group, self._gradient_group):
             operations = []
@@ -130,19 +134,19 @@ class FeatureExchange:
             Posted("meet", operations, self._phase, lambda: None).wait()
 
     def post_features(
-        self, plan: VisionPlan, piece: Transfer, own: Mapping[int, Tensor]
+        self, plan: VisionPlan, transfer: Transfer, own: Mapping[int, Tensor]
     ) -> Posted[Tensor | None]:
-        """Start sending this rank's features of a piece, and receiving its replica's.
+        """Start sending this rank's features of a transfer, and receiving its replica's.
 
         Args:
-            own: number of a part -> its features [n, D], at least those of this piece.
+            own: number of a part -> its features [n, D], at least those of this transfer.
 
         The result are the features [V, D] of the replica's micro-batch, in placeholder order; None on later
         stages, and where the micro-batch has no items.
         """
         messages: list[Message] = []
         operations = []
-        for (sender, replica), parts in piece.items():
+        for (sender, replica), parts in transfer.items():
             receiver = self._first_stage_ranks[replica]
             if sender == self.rank:
                 rows = torch.cat([own[part] for part in parts]).to(self._wire_dtype)
@@ -167,15 +171,15 @@ class FeatureExchange:
         return features
 
     def post_gradients(
-        self, plan: VisionPlan, piece: Transfer, gradient: Tensor | None
+        self, plan: VisionPlan, transfer: Transfer, gradient: Tensor | None
     ) -> Posted[dict[int, Tensor]]:
-        """Start sending the gradient [V, D] of a replica's features of a piece, and receiving own parts'.
+        """Start sending the gradient [V, D] of a replica's features of a transfer, and receiving own parts'.
 
-        The result is the number of each part that this rank encoded of the piece -> its gradient [n, D].
+        The result is the number of each part that this rank encoded of the transfer -> its gradient [n, D].
         """
         messages: list[Message] = []
         operations = []
-        for (encoder, replica), parts in piece.items():
+        for (encoder, replica), parts in transfer.items():
             owner = self._first_stage_ranks[replica]
             if owner == self.rank:
                 assert gradient is not None, "the first stage has run backward"

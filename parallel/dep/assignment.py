@@ -30,7 +30,7 @@ class _Deal(NamedTuple):
     """[item] -> ranks that encode it."""
 
 
-def share_out(
+def assign_items(
     row_costs: Sequence[int], num_rows: Sequence[int], num_ranks: int, split: bool
 ) -> list[tuple[int, ...]]:
     """[item] -> ranks that encode it, in the order of their rows; `equal_rows` says how many each.

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionPlan
 
 
@@ -101,9 +102,7 @@ class PartOfItem:
 class PartEncoder(Protocol):
     """An encoder that can also encode a part: patches [p, 3*p*p] of its rows, and the whole item's grid."""
 
-    def __call__(
-        self, pixels: Tensor, grid_thw: tuple[tuple[int, int, int], ...], part: PartOfItem | None = None
-    ) -> Tensor:
+    def __call__(self, pixels: Tensor, grid_thw: tuple[Grid, ...], part: PartOfItem | None = None) -> Tensor:
         """Features [V, D] of the items, or of the part."""
 
 
