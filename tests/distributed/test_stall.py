@@ -34,10 +34,10 @@ def hang() -> None:
 def hang_in_data(run: Any) -> None:
     read = run.loader.micro_batches
 
-    def micro_batches(step: int, **place: Any) -> Any:
-        if step == STEP - 1:
+    def micro_batches(plan: Any, **place: Any) -> Any:
+        if plan.step == STEP - 1:
             hang()
-        return read(step, **place)
+        return read(plan, **place)
 
     run.loader.micro_batches = micro_batches
 
