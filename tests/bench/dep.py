@@ -138,7 +138,9 @@ def train(context: RankContext, arguments: Sequence[str]) -> OfRank:
     media_pad = run.loader.tokenizer.media_pad
     num_vision = sum(int((each.tokens == media_pad).sum()) for each in batches)
     share = num_vision / sum(each.tokens.numel() for each in batches)
-    return OfRank(steps[WARM_UP_STEPS:], share, plans[0].head_s + plans[0].tail_s if plans else 0.0)
+    return OfRank(
+        steps[WARM_UP_STEPS:], share, plans[0].start_delay_s + plans[0].end_delay_s if plans else 0.0
+    )
 
 
 def measure(arguments: Sequence[str]) -> Measured:

@@ -222,9 +222,9 @@ def bubbles(
     before = work_of(items, plan.placements, num_steps)
     lists = job.text.schedules
     run = simulate(lists, job.seconds, before=before, exchange_s=exchange_s, num_replicas=replicas)
-    planned_s = plan.head_s + job.text.makespan_s + plan.tail_s
+    planned_s = plan.start_delay_s + job.text.makespan_s + plan.end_delay_s
     assert run.makespan_s <= planned_s + 1e-6, "the simulated step takes longer than planned"
-    more_s = plan.head_s + plan.tail_s + (0.0 if hides_weights else job.gather_s + job.reduce_s)
+    more_s = plan.start_delay_s + plan.end_delay_s + (0.0 if hides_weights else job.gather_s + job.reduce_s)
     return Bubbles(plan, before, run, more_s, queueing_s(job, run, before, tokens))
 
 
@@ -343,8 +343,8 @@ def add_rows(
     idle_s = mean(sum(slot.seconds for slot in job.text.slots(stage)) for stage in stages)
     busiest_s = min(whole.forward_s + whole.backward_s, parts.forward_s + parts.backward_s)
     figures_s = (
-        text_s, idle_s, whole.mean_s, busiest_s, whole.exchange_s, around_s, filled.plan.head_s,
-        filled.plan.tail_s, filled.queue_s,
+        text_s, idle_s, whole.mean_s, busiest_s, whole.exchange_s, around_s, filled.plan.start_delay_s,
+        filled.plan.end_delay_s, filled.queue_s,
     )  # fmt: skip
     times.add_row(*row, *(f"{1e3 * each:,.0f}" for each in figures_s))
     return all(found >= bar for _, found, bar in bars)

@@ -83,12 +83,12 @@ def upfront_bars(job: StepTimes, batch: Batch) -> Bars:
     plan = plan_upfront(job.text, items, job.config.dp)
     # All but the last micro-batch's features travel while ranks encode.
     exchange_s = job.exchange_s(max(tokens.values()))
-    text_s = job.gather_s + plan.head_s + exchange_s
+    text_s = job.gather_s + plan.start_delay_s + exchange_s
     done_s = text_s + job.text.makespan_s
     backward_s = done_s + exchange_s
     bars = text_bars(job.text, text_s, 1)
     waits = [(0.0, job.gather_s), (text_s - exchange_s, exchange_s), (done_s, exchange_s)]
-    waits.append((backward_s + plan.tail_s, job.reduce_s))
+    waits.append((backward_s + plan.end_delay_s, job.reduce_s))
     ranks = [place.rank for place in plan.placements]
     for stage in range(job.config.parallelism.pp):
         own = [item for item, rank in zip(items, ranks, strict=True) if rank == stage * job.config.dp]

@@ -90,18 +90,18 @@ def test_plans_are_complete_and_kept(
         for shares in (place.forward, place.backward):
             assert sum(steps for _, steps in shares) == num_steps
             assert list(shares) == sorted(shares)
-    planned_s = plan.head_s + text.makespan_s + plan.tail_s
+    planned_s = plan.start_delay_s + text.makespan_s + plan.end_delay_s
     run = play(text, seconds, items, plan, num_replicas, num_steps, times["exchange_s"])
     assert run.makespan_s <= planned_s + 1e-9
     for place, works in work_of(items, plan.placements, num_steps).items():
         for work, start_s in zip(works, run.work_starts_s[place], strict=True):
             if not work.is_forward:
                 assert start_s + work.seconds + times["reduce_s"] <= planned_s + 1e-9
-    if plan.head_s == plan.tail_s == 0:
+    if plan.start_delay_s == plan.end_delay_s == 0:
         assert run.makespan_s == text.makespan_s
     upfront = plan_upfront(text, items, num_replicas)
     around_s = 2 * times["exchange_s"] + times["gather_s"] + times["reduce_s"] if items else 0.0
-    assert planned_s <= upfront.head_s + text.makespan_s + upfront.tail_s + around_s + 1e-9
+    assert planned_s <= upfront.start_delay_s + text.makespan_s + upfront.end_delay_s + around_s + 1e-9
 
 
 @given(case=cases())
@@ -111,10 +111,10 @@ def test_upfront_is_kept_and_even(
     text, seconds, items, num_replicas, _ = case
     plan = plan_upfront(text, items, num_replicas)
     run = play(text, seconds, items, plan, num_replicas)
-    assert run.makespan_s <= plan.head_s + text.makespan_s + plan.tail_s + 1e-9
+    assert run.makespan_s <= plan.start_delay_s + text.makespan_s + plan.end_delay_s + 1e-9
     num_ranks = num_replicas * len(text.schedules)
     mean_s = sum(item.backward_s for item in items) / num_ranks
-    assert plan.tail_s <= mean_s + max((item.backward_s for item in items), default=0.0)
+    assert plan.end_delay_s <= mean_s + max((item.backward_s for item in items), default=0.0)
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
@@ -123,7 +123,7 @@ def test_what_fits_between_the_passes_costs_nothing(num_steps: int, overlaps: bo
     text, seconds = pipeline(4, 2, 16, overlaps=overlaps)
     items = draw_items(1, 60, 4, range(2, 13), 0.05)
     plan = plan_bubbles(text, items, 4, num_steps=num_steps, exchange_s=0.01, gather_s=0.1, reduce_s=0.1)
-    assert plan.head_s == plan.tail_s == 0
+    assert plan.start_delay_s == plan.end_delay_s == 0
     run = play(text, seconds, items, plan, 4, num_steps, exchange_s=0.01)
     assert run.makespan_s == text.makespan_s
     assert run.starts_s[::4] == text.starts_s
@@ -132,19 +132,19 @@ def test_what_fits_between_the_passes_costs_nothing(num_steps: int, overlaps: bo
 def test_only_the_first_and_last_items_put_the_step_off() -> None:
     text, _ = pipeline(4, 2, 16)
     first, last = TimedItem(0, 0, 0.5, 1.5), TimedItem(0, 15, 0.5, 1.5)
-    assert plan_bubbles(text, [first], 2, exchange_s=0.1).head_s == pytest.approx(0.6)
-    assert plan_bubbles(text, [last], 2, exchange_s=0.1).tail_s == pytest.approx(1.6)
+    assert plan_bubbles(text, [first], 2, exchange_s=0.1).start_delay_s == pytest.approx(0.6)
+    assert plan_bubbles(text, [last], 2, exchange_s=0.1).end_delay_s == pytest.approx(1.6)
     both = plan_bubbles(text, [first, last], 2, exchange_s=0.1, gather_s=0.2, reduce_s=0.3)
-    assert (both.head_s, both.tail_s) == (pytest.approx(0.8), pytest.approx(1.9))
+    assert (both.start_delay_s, both.end_delay_s) == (pytest.approx(0.8), pytest.approx(1.9))
     # The second micro-batch starts a second after the first, in which other ranks wait for it.
-    assert plan_bubbles(text, [first._replace(micro_batch=1)], 2, exchange_s=0.1).head_s == 0
+    assert plan_bubbles(text, [first._replace(micro_batch=1)], 2, exchange_s=0.1).start_delay_s == 0
 
 
 def test_the_first_items_are_spread_over_ranks() -> None:
     text, _ = pipeline(4, 2, 16)
     items = [TimedItem(0, 0, 0.5, 1.5)] * 8
     plan = plan_bubbles(text, items, 2, num_steps=3)
-    assert (plan.head_s, plan.tail_s) == (0.5, 0)
+    assert (plan.start_delay_s, plan.end_delay_s) == (0.5, 0)
     assert sorted(place.rank for place in plan.placements) == list(range(8))
 
 
@@ -154,8 +154,8 @@ def test_steps_fill_idle_times_that_are_shorter_than_an_item() -> None:
     items = draw_items(3, 40, 1, range(6, 58), 0.1)
     whole = plan_bubbles(text, items, 1)
     in_steps = plan_bubbles(text, items, 1, num_steps=27)
-    assert whole.head_s + whole.tail_s > 0
-    assert in_steps.head_s == in_steps.tail_s == 0
+    assert whole.start_delay_s + whole.end_delay_s > 0
+    assert in_steps.start_delay_s == in_steps.end_delay_s == 0
     assert play(text, seconds, items, in_steps, 1, 27).makespan_s == text.makespan_s
 
 
@@ -172,7 +172,7 @@ def test_no_items_no_work() -> None:
 
 
 @given(costs=st.lists(st.integers(0, 9), min_size=1))
-def test_calm_ends_keeps_all_and_rises_to_the_middle(costs: list[int]) -> None:
+def test_costly_micro_batches_are_in_the_middle_and_none_is_lost(costs: list[int]) -> None:
     order = order_costly_to_middle(costs)
     assert sorted(order) == list(range(len(costs)))
     ordered = [costs[number] for number in order]
