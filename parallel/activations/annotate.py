@@ -1,10 +1,10 @@
-"""The names that a model gives to what autograd saves of it.
+"""The names that a model gives to the tensors that autograd saves.
 
-    named("moe.up_input", tokens)                      these elements have the name
-    with saves("attention.output"): ...                so has what is saved in here and has none yet
-    normed = recomputed("norm.output", norm, hidden)   call it; the output has the name and can be made again
+    named("moe.up_input", tokens)                      name a tensor
+    with saves("attention.output"): ...                name whatever is saved in here without a name
+    normed = recomputed("norm.output", norm, hidden)   call it, name its output; it can be called again
 
-Outside of a `SavingPass` all three do nothing but run what they are given.
+Outside a `SavingPass`, all three only run what they are given.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from parallel.activations.saving_pass import SavingPass
 
 
 def named(name: str, tensor: Tensor) -> Tensor:
-    """`tensor`, which is saved under this name wherever it, or a view of it, is saved.
+    """Return `tensor`, which will be saved under this name, as will its views.
 
-    Raises KeyError for an unknown name, ValueError if its memory has another.
+    Raises KeyError for an unknown name, ValueError if its storage has another name.
     """
     saving = SavingPass.current()
     if saving is not None:
@@ -28,21 +28,21 @@ def named(name: str, tensor: Tensor) -> Tensor:
 
 
 def saves(name: str) -> AbstractContextManager[None]:
-    """A stretch in which what is saved without a name gets this one: what a kernel keeps for itself, say.
+    """A context in which tensors without a name are saved under this one, such as what a kernel saves itself.
 
-    Such tensors are never rounded. Raises KeyError for an unknown name.
+    These tensors are never rounded. Raises KeyError for an unknown name.
     """
     saving = SavingPass.current()
     return nullcontext() if saving is None else saving.naming(name)
 
 
 def recomputed[Outputs](name: str, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
-    """`function(*inputs)`, whose outputs have this name and may be made again in the backward pass.
+    """Return `function(*inputs)`, whose outputs get this name and may be recomputed in the backward pass.
 
     Args:
-        function: makes a tensor, or a tuple of them, the same each time: without randomness. What it saves
-            inside is made again with them. It may use weights; their gradients are accumulated as always.
-        inputs: all activations that it reads; give them names of their own.
+        function: returns a tensor, or a tuple of tensors, and is deterministic. What it saves inside is
+            recomputed with its outputs. It may use weights; their gradients are accumulated as usual.
+        inputs: all activations that it reads; they should have names too.
 
     Raises KeyError for an unknown name.
     """

@@ -1,7 +1,7 @@
-"""Copies between the device and the host that run beside what the device computes.
+"""Copies between the device and the host that run concurrently with computation on the device.
 
-Copies of one direction run in order; the two directions run beside each other. `CudaCopier` does it with a
-stream a direction, `ThreadCopier` is its twin on the CPU, with a thread a direction.
+Copies in one direction run in order; the two directions run concurrently. `CudaCopier` has a stream per
+direction; `ThreadCopier` is its twin on the CPU, with a thread per direction.
 """
 
 import time
@@ -14,51 +14,51 @@ from torch import Tensor
 
 
 class HostMemoryError(RuntimeError):
-    """Host memory that is not to be had, or not page-locked."""
+    """Host memory that cannot be allocated or page-locked."""
 
 
 class Event(Protocol):
-    """The end of a copy. Torch's events of CUDA are such."""
+    """The end of a copy; `torch.cuda.Event` fits."""
 
     def query(self) -> bool:
-        """Whether the copy is done."""
+        """Whether the copy is complete."""
 
     def synchronize(self) -> Any:
-        """Wait until it is, on the host."""
+        """Make the host wait until the copy is complete."""
 
 
 class Copier(Protocol):
-    """What the engine needs of a device."""
+    """What the offload engine needs of a device."""
 
     device: torch.device
 
     def pin(self, memory: Tensor) -> None:
-        """Make host memory fit for copies beside computation, until `close`; else `HostMemoryError`."""
+        """Page-lock host memory until `close`, so that copies can be asynchronous; else `HostMemoryError`."""
 
     def empty(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """New memory on the device, for what is computed from now on."""
+        """New memory on the device, for computation queued from now on."""
 
     def to_host(self, device: Tensor, host: Tensor) -> Event:
-        """Start copying, after what has been computed until now.
+        """Start a copy that runs after the computation queued so far.
 
-        Keeping both tensors until the event is the caller's part: a copy does not do it.
+        The caller keeps both tensors alive until the event: the copy does not.
         """
 
     def to_device(self, host: Tensor, device: Tensor) -> Event:
-        """Likewise, the other way."""
+        """Start a copy in the other direction, under the same conditions."""
 
     def make_host_copies_wait(self, event: Event) -> None:
-        """Copies to the host that are started from now on come after the event."""
+        """Make copies to the host that are started from now on wait for the event."""
 
     def make_compute_wait(self, event: Event, tensor: Tensor) -> None:
-        """What is computed from now on comes after the event, and may use the tensor that it stands for."""
+        """Make computation queued from now on wait for the event; it may then use the copied `tensor`."""
 
     def close(self) -> None:
-        """Finish all copies and give up what was pinned."""
+        """Finish all copies and unpin all memory."""
 
 
 class CudaCopier:
-    """Copies on two streams of a GPU, ordered by events; the host waits for none of them."""
+    """Copies on two streams of a GPU, ordered by events; the host never waits."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -67,7 +67,7 @@ class CudaCopier:
         self._pinned: list[Tensor] = []
 
     def pin(self, memory: Tensor) -> None:
-        # Not `pin_memory=True`: torch rounds what it allocates page-locked up to a power of two.
+        # Not `pin_memory=True`: torch rounds page-locked allocations up to a power of two.
         code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
         if code:
             raise HostMemoryError(f"cudaHostRegister fails with error {code}")
@@ -108,23 +108,23 @@ class CudaCopier:
 
 
 class ThreadCopier:
-    """The twin of `CudaCopier` where the device is the CPU: the caller computes, so the caller is held."""
+    """The twin of `CudaCopier` on the CPU, where computation waits by making the caller wait."""
 
     def __init__(self, delay_s: Callable[[], float] = lambda: 0.0, timeout_s: float = 600.0) -> None:
         """
         Args:
-            delay_s: called for every copy, gives the seconds that it takes longer.
-            timeout_s: seconds after which who waits for a copy gets `TimeoutError`.
+            delay_s: called for every copy; returns seconds by which to delay it.
+            timeout_s: seconds after which waiting for a copy raises `TimeoutError`.
         """
         self.device = torch.device("cpu")
         self._delay_s = delay_s
         self._timeout_s = timeout_s
-        # They start their threads with the first copy: a process may be forked before.
+        # Threads are started by the first copy: the process may be forked before.
         self._to_host_thread = ThreadPoolExecutor(1, "to-host")
         self._to_device_thread = ThreadPoolExecutor(1, "to-device")
 
     def pin(self, memory: Tensor) -> None:
-        """Nothing to do: every thread can copy all memory."""
+        """Nothing to do: threads can copy any memory."""
 
     def empty(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty_strided(shape, stride, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The saved tensors of all passes of one rank: who runs a pass asks here how to save.
+"""The saved tensors of all passes of one rank: how each pass saves, and when offloaded tensors return.
 
 ```
  forward pass of a micro-batch          between passes                     backward pass
@@ -26,7 +26,7 @@ from parallel.pipeline.schedule import PassKey
 
 
 class ActivationManager:
-    """What one rank's passes save, by policy."""
+    """Hands each pass of a rank its `SavingPass`, and prefetches what backward passes will need."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class ActivationManager:
     ) -> None:
         """
         Args:
-            policies: of every name.
-            chunks: the rank's chunks.
-            order: which passes are worth offloading, and when each comes back.
-            engine: takes tensors to the host; None if no policy asks for it.
-            observe: is told of every tensor that is stored.
+            policies: name -> policy, for every name.
+            chunks: the rank's chunks of the model.
+            order: which passes to offload, and when to prefetch each.
+            engine: offloads tensors; None if no policy does.
+            observe: called for every packed tensor.
         """
         self._policies, self._chunks = policies, chunks
         self._order, self._engine, self._observe = order, engine, observe
@@ -51,7 +51,7 @@ class ActivationManager:
         self._outputs: deque[Tensor] = deque()
 
     def forward_pass(self, key: PassKey) -> SavingPass:
-        """How a forward pass saves; enter it wherever the pass computes."""
+        """How a forward pass saves; make it `active` wherever the pass computes."""
         if self._weights is None:
             # Data parallelism moves weights into its buffers after the chunks are built.
             self._weights = weights_of(self._chunks)
@@ -59,7 +59,7 @@ class ActivationManager:
         return SavingPass(self._policies, key, self._weights, engine, self._observe)
 
     def hold_output(self, output: Tensor) -> None:
-        """Take a chunk's output, which the schedule holds for its history: its memory is freed once sent."""
+        """Take a chunk's output; the schedule needs only its history, so its memory is freed once sent."""
         self._outputs.append(output)
         if len(self._outputs) > OUTPUTS_IN_FLIGHT:
             deallocate_data(self._outputs.popleft())
@@ -74,7 +74,7 @@ class ActivationManager:
             self._position += 1
 
     def finish_step(self) -> OffloadStats | NoOffload:
-        """After all passes of a step: each figure of the engine, the largest of any rank.
+        """After all passes of a step: the engine's figures, each the maximum over ranks.
 
         Called by every rank. Raises RuntimeError if anything is still held.
         """
@@ -90,15 +90,15 @@ class ActivationManager:
         return OffloadStats(*(kind(value) for kind, value in zip(kinds, values.tolist(), strict=True)))
 
     def close(self) -> None:
-        """Give the host's memory up."""
+        """Release the host memory."""
         if self._engine is not None:
             self._engine.close()
 
 
 def build_engine(device: torch.device, host_bytes: int, device_bytes: int) -> OffloadEngine:
-    """An engine for the tensors of a device; takes the host's memory now.
+    """An engine for the tensors of a device; allocates its host memory immediately.
 
-    Raises `HostMemoryError` if the host does not have it.
+    Raises `HostMemoryError` if the host does not have that much.
     """
     copier: Copier = CudaCopier(device) if device.type == "cuda" else ThreadCopier()
     return OffloadEngine(copier, host_bytes, device_bytes)

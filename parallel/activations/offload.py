@@ -1,4 +1,4 @@
-"""Saved tensors in host memory from forward to backward.
+"""Offloading: saved tensors are in host memory between forward and backward.
 
 ```
  compute   │ forward 3        │ backward 1        │ forward 4        │ backward 2
@@ -6,12 +6,12 @@
  to device                      prefetch of 2 ─────────────────────►   loaded without waiting
 ```
 
-A tensor's memory on the device is held until its copy in the host is whole, and only then let go. So a load
-finds the tensor itself or a whole copy, never one that is being written: megatron-core's reload from within
-backward does not order the two (NVIDIA/Megatron-LM issue 7398). The host never waits, but for budgets.
+A tensor's device memory is held until its copy in the host is complete, and only then released. So a load
+finds either the tensor itself or a complete copy, never one that is being written: megatron-core's reload
+from within backward does not order the two (NVIDIA/Megatron-LM issue 7398). The host waits only for budgets.
 
 The engine is called by one thread at a time. Tickets can be dropped anywhere, even by the garbage collector
-in the midst of a call: what was dropped is seen at the next call.
+in the middle of a call: the next call handles what was dropped.
 """
 
 import time
@@ -34,45 +34,47 @@ class NoOffload:
 
 @dataclass(slots=True)
 class OffloadStats:
-    """What the engine of one rank did since the last reading."""
+    """What one rank's engine did since the last reading."""
 
     saved_bytes: int = 0
-    """Copied to the host."""
+    """Bytes copied to the host."""
     loaded_bytes: int = 0
-    """Copied back; less than was saved if tensors were loaded before they had left."""
+    """Bytes copied back; fewer than were saved if tensors were loaded before they had left the device."""
     peak_host_bytes: int = 0
-    """The most host memory in use at a time, in whole blocks."""
+    """Peak of host memory in use, in whole blocks."""
     peak_device_bytes: int = 0
-    """The most that the engine kept on the device at a time."""
+    """Peak of device memory held by the engine."""
     load_stall_s: float = 0.0
-    """Computation waited for tensors on their way back."""
+    """Seconds that computation waited for copies to the device."""
     save_stall_s: float = 0.0
-    """The host waited for copies to let go of the device's memory."""
+    """Seconds that the host waited for copies to the host, to keep the device budget."""
 
 
 @dataclass(slots=True, eq=False)
 class _OffloadedTensor:
-    """A tensor that was saved."""
+    """A tensor given to the engine."""
 
     key: PassKey
+    """The pass that saved it."""
     block: Block
     host: Tensor
-    """The block as a tensor of the same shape, strides and type."""
+    """The block, as a tensor of the same shape, strides and dtype."""
     device: Tensor | None
-    """The tensor itself until its copy is whole, and longer if it is prefetched; or the one brought back."""
+    """The tensor itself until its copy is complete, or longer if prefetched; later the one copied back."""
     version: int | None
-    """Of the tensor as it was saved; None once it may be changed."""
+    """torch's version counter when it was saved; None once the tensor may be changed."""
     to_host: Event
+    """The end of the copy to the host."""
     to_device: Event | None = None
-    """The last copy back. There is none as long as `device` is the tensor itself."""
+    """The end of the last copy back; None as long as `device` is the tensor itself."""
     is_in_host: bool = False
-    """Whether the copy in the host is known to be whole."""
+    """Whether the copy in the host is known to be complete."""
     is_prefetched: bool = False
-    """Whether it was prefetched and has not been loaded since."""
+    """Whether a prefetch was requested, and no load has followed."""
 
 
 class Ticket:
-    """Stands for a saved tensor. Once it is dropped, all memory of the tensor is free."""
+    """The handle of a saved tensor. Dropping it frees all memory of the tensor."""
 
     __slots__ = ("_dropped", "_saved")
 
@@ -81,19 +83,19 @@ class Ticket:
         self._dropped = dropped
 
     def __del__(self) -> None:
-        # No more than this: it may run within any call of the engine.
+        # Nothing else: the garbage collector may run this within any call of the engine.
         self._dropped.append(self._saved)
 
 
 class OffloadEngine:
-    """Takes tensors to the host and brings them back, within a budget of each side."""
+    """Copies tensors to the host and back, within a budget of memory on each side."""
 
     def __init__(self, copier: Copier, host_bytes: int, device_bytes: int) -> None:
         """
         Args:
-            host_bytes: host memory, all allocated now.
-            device_bytes: the most that the engine keeps on the device between calls: tensors on their way to
-                the host, and those prefetched. 0 is legal: every copy is then waited for.
+            host_bytes: host memory, allocated immediately.
+            device_bytes: device memory that the engine may hold between calls, for tensors in flight to the
+                host and prefetched ones. 0 is legal: the host then waits for every copy.
 
         Raises `HostMemoryError` if the host does not have the memory or cannot page-lock it.
         """
@@ -110,33 +112,37 @@ class OffloadEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors come from."""
+        """The device of the tensors."""
         return self._copier.device
 
     def save(self, tensor: Tensor, key: PassKey) -> Ticket:
-        """Start a tensor's way to the host; its memory on the device is let go when it has arrived.
+        """Start copying a tensor to the host; its device memory is released when the copy is complete.
 
-        Nothing waits, unless the engine would keep more than its budget on the device: then the host waits
-        for tensors to arrive, oldest first. A tensor may not be changed before it has arrived; a later call
-        raises `RuntimeError` if it was.
+        Nothing waits unless the engine would exceed its device budget: the host then waits for copies to
+        complete, oldest first. A tensor must not be changed before its copy is complete; a later call raises
+        `RuntimeError` if it was.
 
         Args:
-            tensor: of any shape and type, on the copier's device. If its elements are not dense, what is kept
-                is a contiguous copy.
+            tensor: any shape and dtype, on the copier's device. If its elements are not dense, a contiguous
+                copy is saved.
+            key: the pass that saves it, which `prefetch` will name.
 
-        Raises `ValueError` for a tensor of another device, `HostBudgetError` if the host's budget is used up.
+        Raises `ValueError` for a tensor on another device, `HostBudgetError` if the host budget is used up.
         """
         if tensor.device != self._copier.device:
             raise ValueError(f"a tensor on {tensor.device} cannot be offloaded from {self._copier.device}")
+        # 1. Its layout in the host is its own, if that is dense.
         self._poll()
         tensor = tensor.detach()
         if torch.empty_like(tensor, device="meta").stride() != tensor.stride():
             tensor = tensor.contiguous()
+        # 2. Start the copy into a block of the pool.
         block = self._pool.take(tensor.nbytes)
         flat = block.memory[: tensor.nbytes].view(tensor.dtype)
         host = flat.as_strided(tensor.shape, tensor.stride())
         to_host = self._copier.to_host(tensor, host)
         saved = _OffloadedTensor(key, block, host, tensor, tensor._version, to_host)
+        # 3. Its device memory counts until the copy is complete.
         self._device_bytes += saved.host.nbytes
         self._leaving.append(saved)
         self._by_pass.setdefault(key, []).append(saved)
@@ -145,9 +151,9 @@ class OffloadEngine:
         return Ticket(saved, self._dropped)
 
     def prefetch(self, key: PassKey) -> None:
-        """Bring a batch's tensors back, last saved first, as far as the device's budget has room.
+        """Start copying a pass's tensors back, last saved first, as far as the device budget has room.
 
-        What it has no room for follows as others are loaded. Tensors that have not left stay.
+        The rest follows as tensors are loaded. Tensors that have not left the device stay there.
         """
         self._poll()
         for saved in reversed(self._by_pass.get(key, ())):
@@ -157,28 +163,32 @@ class OffloadEngine:
         self._start_prefetches()
 
     def load(self, ticket: Ticket) -> Tensor:
-        """The tensor, for what is computed from now on: the one that was saved, or an equal one.
+        """The tensor, for computation queued from now on: the one that was saved, or an equal one.
 
-        It is the caller's: the engine keeps it no longer than it takes to leave. It can be loaded again.
+        The caller owns it: the engine holds it no longer than its copy to the host takes. It can be loaded
+        again.
         """
+        # 1. What is not on the device is copied back now: it was not prefetched, or had no room.
         self._poll()
         saved = ticket._saved
         tensor = saved.device
         if tensor is None:
             tensor = self._copy_back(saved)
+        # 2. The tensor itself must be unchanged; a copy must be complete before computation reads it.
         if saved.to_device is None:
             self._check_unchanged(saved)
             saved.version = None
         else:
             with self._stopwatch.timed("load_stall_s"):
                 self._copier.make_compute_wait(saved.to_device, tensor)
+        # 3. Its device memory is the caller's from here on, which makes room for the next prefetch.
         saved.is_prefetched = False
         self._drop_device_copy(saved)
         self._start_prefetches()
         return tensor
 
     def read_stats(self) -> OffloadStats:
-        """What was done since the last reading; waits for the device."""
+        """Statistics since the last reading; waits for the device."""
         self._poll()
         self._stopwatch.read_into(self._stats)
         self._stats.peak_host_bytes = self._pool.peak_bytes
@@ -187,7 +197,7 @@ class OffloadEngine:
         return stats
 
     def check_empty(self) -> None:
-        """Wait for what is under way; `RuntimeError` if a ticket is held, as none is after a step."""
+        """Wait for copies in flight; `RuntimeError` if a ticket is held, as none should be after a step."""
         while self._leaving:
             self._leaving[0].to_host.synchronize()
             self._poll()
@@ -203,14 +213,14 @@ class OffloadEngine:
             )
 
     def close(self) -> None:
-        """Finish all copies and give the host's memory up; tickets are worth nothing afterwards."""
+        """Finish all copies and release the host memory; tickets are invalid afterwards."""
         self._copier.close()
 
     def _poll(self) -> None:
-        """See what has been dropped and what has arrived.
+        """Handle dropped tickets and completed copies to the host.
 
-        What is wanted follows at the next prefetch or load: saving may happen beside a communication, for
-        whose end a copy would wait.
+        Prefetches are started only by `prefetch` and `load`: saving may run concurrently with communication,
+        whose end a copy back would wait for.
         """
         while self._dropped:
             self._free(self._dropped.popleft())
@@ -221,13 +231,14 @@ class OffloadEngine:
             self._drop_device_copy(saved)
 
     def _free(self, saved: _OffloadedTensor) -> None:
+        """Free all memory of a tensor whose ticket was dropped."""
         of_pass = self._by_pass[saved.key]
         of_pass.remove(saved)
         if not of_pass:
             del self._by_pass[saved.key]
         saved.is_prefetched, saved.version = False, None
         if saved.to_device is not None:
-            # The block's next owner may save from another stream than the one that waited for this copy.
+            # The block's next owner may save from a stream other than the one that waited for this copy.
             self._copier.make_host_copies_wait(saved.to_device)
             if saved.device is not None:
                 self._copier.make_compute_wait(saved.to_device, saved.device)
@@ -235,13 +246,13 @@ class OffloadEngine:
         self._pool.give(saved.block)
 
     def _drop_device_copy(self, saved: _OffloadedTensor) -> None:
-        """Let go of the device's memory, if nothing is in the way."""
+        """Release the device memory, unless the copy is incomplete or the tensor is prefetched."""
         if saved.device is not None and saved.is_in_host and not saved.is_prefetched:
             saved.device = None
             self._device_bytes -= saved.host.nbytes
 
     def _make_room(self) -> None:
-        """Wait for tensors to arrive in the host until the device's budget is kept."""
+        """Wait for copies to the host until the device budget is kept."""
         started = time.perf_counter()
         while self._device_bytes > self._max_device_bytes and self._leaving:
             self._leaving[0].to_host.synchronize()
@@ -250,9 +261,10 @@ class OffloadEngine:
         self._note_peak()
 
     def _start_prefetches(self) -> None:
-        """Start to bring back what was prefetched, in order, as far as there is room."""
+        """Start requested prefetches, in order, as far as the device budget has room."""
         while self._to_prefetch:
             saved = self._to_prefetch[0]
+            # Others have been loaded or dropped since, or have not left the device.
             if saved.is_prefetched and saved.device is None:
                 if self._device_bytes + saved.host.nbytes > self._max_device_bytes:
                     return
@@ -274,6 +286,6 @@ class OffloadEngine:
         if saved.device is not None and saved.version not in (None, saved.device._version):
             raise RuntimeError(
                 f"a tensor of shape {tuple(saved.host.shape)} of chunk {saved.key.vp_stage}, micro-batch "
-                f"{saved.key.micro_batch} was changed in place while it was on its way to the host: "
-                "its copy may hold either value; do not offload it"
+                f"{saved.key.micro_batch} was changed in place while it was copied to the host: "
+                "the copy may hold either value; do not offload it"
             )

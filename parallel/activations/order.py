@@ -1,4 +1,4 @@
-"""What is worth offloading, and when it has to be on its way back. Pure; standard library only."""
+"""Which passes are worth offloading, and when to prefetch them. Pure; standard library only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +11,24 @@ class OffloadOrder:
     """When to save and to prefetch in a step of one pipeline rank."""
 
     stay: frozenset[PassKey]
-    """Not offloaded: their backward comes so soon that they would be on their way back at once."""
+    """Passes that are not offloaded: their backward passes follow too soon for that."""
     prefetch: dict[int, tuple[PassKey, ...]]
-    """Position of a pass -> what starts on its way back as the pass starts, in the order of need."""
+    """Position of a pass -> passes whose tensors are prefetched as it starts, in the order of need."""
 
 
 def offload_order(passes: Sequence[Pass], num_ahead: int = 2) -> OffloadOrder:
-    """Bring each key back `num_ahead` passes before its backward: 2 is the backward before it in 1F1B.
+    """Prefetch each pass `num_ahead` passes before its backward pass; 2 is the backward before it in 1F1B.
 
     Args:
-        passes: of one rank, in order (`parallel.pipeline.schedule.schedule_of`). Those that run beside each
-            other count as one, and begin with the first of them.
-        num_ahead: at least 1. More hides longer copies and holds more batches on the device.
+        passes: those of one rank, in order (`parallel.pipeline.schedule.schedule_of`). Passes that run as one
+            count as one, which starts with the first of them.
+        num_ahead: at least 1. A larger one hides longer copies, and holds more passes on the device.
 
-    Raises `ValueError` for a smaller one.
+    Raises `ValueError` for a smaller `num_ahead`.
     """
     if num_ahead < 1:
-        raise ValueError(f"num_ahead = {num_ahead}: what is not brought ahead is not prefetched: at least 1")
+        raise ValueError(f"num_ahead = {num_ahead}: must be at least 1, or nothing is prefetched")
+    # 1. Turns: passes that run as one share a turn.
     starts = [
         position
         for position in range(len(passes))
@@ -37,6 +38,7 @@ def offload_order(passes: Sequence[Pass], num_ahead: int = 2) -> OffloadOrder:
     forward_turn: dict[PassKey, int] = {}
     stay: set[PassKey] = set()
     prefetch: dict[int, tuple[PassKey, ...]] = {}
+    # 2. A pass stays if its backward turn comes before it could leave and return.
     for turn, (start, end) in enumerate(zip(starts, ends, strict=True)):
         for each in passes[start:end]:
             key = each.key

@@ -1,15 +1,15 @@
-"""What can be done with a tensor that waits for the backward pass. Standard library only."""
+"""What can be done with a saved tensor until its backward pass. Standard library only."""
 
 from enum import Enum
 
 
 class Policy(Enum):
-    """Where and how a saved tensor waits."""
+    """Where and how a saved tensor is held."""
 
     keep = "keep"
-    """On the device, as it is."""
+    """On the device, unchanged."""
     recompute = "recompute"
-    """Nowhere: what made it is run again. Only for tensors that the model makes with `recomputed`."""
+    """Nowhere: the function that made it is run again. Only for what the model makes with `recomputed`."""
     fp8 = "fp8"
     """On the device, as E4M3 in tiles of 1x128 with float32 scales."""
     offload = "offload"
@@ -19,10 +19,10 @@ class Policy(Enum):
 
     @property
     def compresses(self) -> bool:
-        """Whether a number comes back rounded."""
+        """Whether values are rounded."""
         return self in (Policy.fp8, Policy.fp8_offload)
 
     @property
     def offloads(self) -> bool:
-        """Whether it takes host memory."""
+        """Whether the tensor is held in host memory."""
         return self in (Policy.offload, Policy.fp8_offload)

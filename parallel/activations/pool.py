@@ -1,7 +1,7 @@
-"""Page-locked host memory for saved tensors: one piece, allocated once, handed out in blocks.
+"""Page-locked host memory for saved tensors: allocated once, as a whole, and handed out in blocks.
 
-One piece and not lists of blocks by size: tokens of an expert differ from step to step, and a block that was
-kept for one size is lost to all others. Page-locking during a step would stop the device besides.
+There are no free lists by size: an expert's number of tokens differs from step to step, and a block reserved
+for one size is lost to all others. Nothing is page-locked during a step, which would stall the device.
 """
 
 from bisect import bisect
@@ -16,17 +16,17 @@ from parallel.activations.sizes import BLOCK_BYTES, block_bytes
 
 
 class HostBudgetError(RuntimeError):
-    """More to keep in host memory than `activation.host_gib` allows."""
+    """More tensors to hold in host memory than `activation.host_gib` has room for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A piece of the pool."""
+    """A block of the pool."""
 
     start: int
-    """First byte in the pool."""
+    """Offset in the pool, in bytes."""
     memory: Tensor
-    """uint8, at least as many bytes as were asked for."""
+    """The block itself: uint8, at least as many bytes as were requested."""
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class HostPool:
     def __init__(self, num_bytes: int, pin: Callable[[Tensor], None]) -> None:
         """
         Args:
-            num_bytes: the budget, all of which is allocated.
+            num_bytes: the budget, allocated immediately.
             pin: page-locks memory, or raises `HostMemoryError`.
 
         Raises `HostMemoryError` if the host does not have the memory, or cannot page-lock it.
@@ -49,7 +49,7 @@ class HostPool:
         num_bytes -= num_bytes % BLOCK_BYTES
         try:
             self._memory = torch.empty(num_bytes, dtype=torch.uint8)
-            # A rank whose batches all stay on the device needs none, and CUDA does not lock nothing.
+            # A rank whose passes all stay on the device needs none, and CUDA cannot lock zero bytes.
             if num_bytes:
                 pin(self._memory)
         except RuntimeError as error:
@@ -59,12 +59,12 @@ class HostPool:
             ) from error
         self._gaps = [_Gap(0, num_bytes)] if num_bytes else []
         self.held_bytes = 0
-        """Bytes of the blocks that are out."""
+        """Bytes in blocks that are in use."""
         self.peak_bytes = 0
-        """The most that were out at a time."""
+        """Maximum of `held_bytes` since the last `restart_peak`."""
 
     def take(self, num_bytes: int) -> Block:
-        """A block from the smallest gap that it fits into; `HostBudgetError` if there is none."""
+        """A block from the smallest gap that fits (best fit); `HostBudgetError` if none does."""
         size = block_bytes(num_bytes)
         fitting = [gap for gap in self._gaps if gap.end - gap.start >= size]
         if not fitting:
@@ -79,20 +79,20 @@ class HostPool:
         return block
 
     def give(self, block: Block) -> None:
-        """Take a block back."""
+        """Take a block back, and merge it with the gaps around it."""
         end = block.start + block.memory.nbytes
         self.held_bytes -= block.memory.nbytes
-        place = bisect(self._gaps, block.start, key=lambda gap: gap.start)
+        index = bisect(self._gaps, block.start, key=lambda gap: gap.start)
         gap = _Gap(block.start, end)
-        if place < len(self._gaps) and self._gaps[place].start == end:
-            gap.end = self._gaps.pop(place).end
-        if place and self._gaps[place - 1].end == block.start:
-            place -= 1
-            gap.start = self._gaps.pop(place).start
-        self._gaps.insert(place, gap)
+        if index < len(self._gaps) and self._gaps[index].start == end:
+            gap.end = self._gaps.pop(index).end
+        if index and self._gaps[index - 1].end == block.start:
+            index -= 1
+            gap.start = self._gaps.pop(index).start
+        self._gaps.insert(index, gap)
 
     def restart_peak(self) -> None:
-        """Measure the peak from now on."""
+        """Measure the peak from the bytes held now."""
         self.peak_bytes = self.held_bytes
 
     def _explain(self, num_bytes: int) -> str:

@@ -1,8 +1,9 @@
-"""Functions whose outputs and inner tensors are not kept from forward to backward, but made again.
+"""Functions whose outputs and inner tensors are recomputed in the backward pass instead of kept.
 
-`torch.utils.checkpoint` makes again what a function saves inside, but not its output, which the next
-operation saves: for a norm that is all there is to gain. Here output and inside are made again together,
-once, whichever is needed first; inputs may wait in any form: compressed, in the host, to be made again too.
+`torch.utils.checkpoint` recomputes what a function saves inside, but not its output, which the next operation
+saves: for a norm, that is all there is to gain. Here the output and what is saved inside are recomputed
+together, once, when either is first needed. Inputs may be packed in any form: in FP8, in the host, or
+to be recomputed too.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 
 class Recomputation:
-    """A call of a function without randomness, to be made again."""
+    """A call of a deterministic function, to be repeated in the backward pass."""
 
     def __init__(
         self,
@@ -24,9 +25,9 @@ class Recomputation:
     ) -> None:
         """
         Args:
-            function: from tensors to a tensor or a tuple of them.
-            inputs: what brings each input back.
-            need_grad: whether each input needs a gradient.
+            function: takes tensors, returns a tensor or a tuple of them.
+            inputs: for each input, a function that restores it.
+            need_grad: for each input, whether it needs a gradient.
         """
         self._function, self._inputs, self._need_grad = function, inputs, need_grad
         self._leaves: list[Tensor] = []
@@ -34,12 +35,13 @@ class Recomputation:
         self._edges: list[GradientEdge | None] = []
 
     def outputs(self) -> list[Tensor]:
-        """The outputs, without history. The function runs once until `backward`."""
+        """The outputs, detached. The function runs at most once before `backward`."""
         if not self._outputs:
             self._leaves = [
-                bring_back().detach().requires_grad_(needs)
-                for bring_back, needs in zip(self._inputs, self._need_grad, strict=True)
+                restore().detach().requires_grad_(needs)
+                for restore, needs in zip(self._inputs, self._need_grad, strict=True)
             ]
+            # The graph of this call hangs on the edges; the outputs are handed out without it.
             with torch.enable_grad():
                 outputs = as_tuple(self._function(*self._leaves))
             self._edges = [get_gradient_edge(each) if each.requires_grad else None for each in outputs]
@@ -47,14 +49,14 @@ class Recomputation:
         return self._outputs
 
     def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Gradients of the inputs; the weights' are accumulated, as in any backward pass."""
+        """Gradients of the inputs; those of weights are accumulated, as in any backward pass."""
         self.outputs()
         edges = [
             (edge, gradient)
             for edge, gradient in zip(self._edges, gradients, strict=True)
             if edge is not None and gradient is not None
         ]
-        # What follows reads the outputs' history only.
+        # From here on only the outputs' history is read.
         self._outputs, self._edges = [], []
         if edges:
             torch.autograd.backward([edge for edge, _ in edges], [gradient for _, gradient in edges])
@@ -64,7 +66,7 @@ class Recomputation:
 
 
 class RecomputedCall(torch.autograd.Function):
-    """Calls a function now without a graph, and goes backward through its recomputation when that is due."""
+    """Calls a function without a graph; its backward pass goes through the recomputation."""
 
     @staticmethod
     def forward(ctx: Any, recomputation: Recomputation, function: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -74,18 +76,19 @@ class RecomputedCall(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        # Modules may hold the graph beyond its backward pass; what this holds is not to last as long.
+        # Modules may hold the graph beyond its backward pass; the recomputation must not live as long.
         recomputation, ctx.recomputation = ctx.recomputation, None
         if recomputation is None:
-            raise RuntimeError("what is recomputed can be gone through backward once only")
+            raise RuntimeError("a recomputed call can go backward only once: its tensors are gone")
         return None, None, *recomputation.backward(gradients)
 
 
 def call_apart(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-    """Call a function so that its gradients have the bits that a recomputation's have.
+    """Call a function such that its gradients are bitwise equal to those of a recomputation.
 
-    What reads an input several times, as a norm does, adds up its gradients; a recomputation does so before
-    the gradients of others that read that input are added. Views in between make autograd do the same.
+    A function that reads an input several times, as a norm does, adds up that input's gradients. A
+    recomputation does so before those of the input's other readers are added; a view per input makes autograd
+    add in the same order.
     """
     return function(*[tensor.view_as(tensor) for tensor in inputs])
 

@@ -1,8 +1,8 @@
-"""What one forward pass leaves for its backward pass, tensor by tensor as its policy says.
+"""What one forward pass saves for its backward pass, each tensor by its policy.
 
 Autograd shows every tensor that it saves to `torch.autograd.graph.saved_tensors_hooks`. A `SavingPass` finds
-its name by its storage, and puts what the name's policy makes of it into the graph. What several operations
-save, whole or in part, is stored once. The names come from the model: see `annotate.py`.
+its name by its storage, packs it as the name's policy says, and puts the result into the graph. What several
+operations save, whole or in part, is packed once. The names are given by the model (`annotate.py`).
 """
 
 import weakref
@@ -33,22 +33,23 @@ from parallel.activations.storage import CallOutput, Geometry, SavedStorage, Sto
 from parallel.pipeline.schedule import PassKey
 
 REST = "rest"
-"""The name of what is saved without one."""
+"""The name of tensors that the model does not name."""
 
 _current: ContextVar["SavingPass | None"] = ContextVar("saving_pass", default=None)
 
 
 class SaveRecord(NamedTuple):
-    """A tensor that was saved, for who counts them."""
+    """One packed tensor, for those who count them."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     policy: Policy
-    """What was done with it: where its name's policy does not apply, `keep`."""
+    """The policy applied: `keep` where the name's policy cannot be."""
     device_bytes: int
-    """Held on the device. Of a tensor kept as it is, all the storage that it keeps from being freed."""
+    """Bytes held on the device. A kept tensor holds its whole storage."""
     host_bytes: int
+    """Bytes held in host memory."""
 
 
 class SavingPass:
@@ -64,11 +65,11 @@ class SavingPass:
     ) -> None:
         """
         Args:
-            policies: of every name, `rest` among them.
-            key: which pass it is.
-            weights: the addresses of what is saved, but no activation (`weights_of`).
-            engine: takes tensors to the host; without one they stay.
-            observe: is told of every tensor that is stored.
+            policies: name -> policy, for every name, `rest` included.
+            key: the pass.
+            weights: storage ids of tensors that are no activations (`weights_of`).
+            engine: offloads tensors; None if all stay on the device.
+            observe: called for every packed tensor.
         """
         self._policies, self._key, self._weights = policies, key, weights
         self._engine, self._observe = engine, observe
@@ -77,12 +78,12 @@ class SavingPass:
 
     @classmethod
     def current(cls) -> Self | None:
-        """The pass that runs on this thread; None if tensors are saved as torch does it."""
+        """The pass that is active in this context; None if tensors are saved as torch does it."""
         return _current.get()  # type: ignore[return-value]
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within it, tensors are saved by policy. It may be entered again: a pass can run in pieces."""
+        """Save tensors by policy within this context; can be entered repeatedly: a pass may run in pieces."""
         token = _current.set(self)
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._pack, unpack):
@@ -91,13 +92,13 @@ class SavingPass:
             _current.reset(token)
 
     def policy_of(self, name: str) -> Policy:
-        """Raises KeyError for a name that the configuration does not have."""
+        """The policy of a name; KeyError for a name that the configuration does not have."""
         if name not in self._policies:
             raise KeyError(f"{name} is not the name of an activation; known: {', '.join(self._policies)}")
         return self._policies[name]
 
     def name(self, name: str, tensor: Tensor) -> None:
-        """Give a tensor a name. Raises ValueError if another shares its storage."""
+        """Give a tensor a name. Raises ValueError if its storage has another."""
         self.policy_of(name)
         storage = self._storages.find(tensor)
         if storage is None:
@@ -107,7 +108,7 @@ class SavingPass:
 
     @contextmanager
     def naming(self, name: str) -> Iterator[None]:
-        """Within it, what has no name gets this one as it is saved."""
+        """Within this context, tensors without a name are saved under this one."""
         self.policy_of(name)
         before, self._name = self._name, name
         try:
@@ -116,7 +117,8 @@ class SavingPass:
             self._name = before
 
     def call(self, name: str, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
-        """Call a function whose outputs get a name; one that can be called again if the policy says so."""
+        """Call a function whose outputs get a name; if the policy says so, it is recomputed for them."""
+        # 1. Without recomputation: call it, and name what it saves and returns.
         needs_grad = [tensor.requires_grad for tensor in inputs]
         has_graph = any(needs_grad) and torch.is_grad_enabled()
         if self.policy_of(name) is not Policy.recompute or not has_graph:
@@ -125,39 +127,47 @@ class SavingPass:
             for output in as_tuple(outputs):
                 self.name(name, output)
             return outputs
+        # 2. With recomputation: pack the inputs, and run it without a graph inside.
         saved = [partial(unpack, self._pack(tensor)) for tensor in inputs]
         recomputation = Recomputation(function, saved, needs_grad)
         outputs = RecomputedCall.apply(recomputation, function, *inputs)
+        # 3. Whoever saves an output gets a reference to the call.
         for number, output in enumerate(as_tuple(outputs)):
             made_by = CallOutput(weakref.ref(recomputation), number)
             self._storages.add(output, name, is_named=True, made_by=made_by)
         return outputs
 
     def _pack(self, tensor: Tensor) -> Packed:
+        """The pack hook: what goes into the graph in place of a saved tensor."""
+        # 1. Weights and empty tensors take no activation memory.
         tensor = tensor.detach()
         if not tensor.numel() or storage_id(tensor) in self._weights:
             return tensor
+        # 2. Find the storage; what is not named yet gets the current stretch's name.
         storage = self._storages.find(tensor) or self._storages.add(tensor, self._name, is_named=False)
         geometry = Geometry.of(tensor)
         is_other_view = storage.made_by is not None and tensor.dtype is not storage.base.dtype
+        # 3. Keep what the storage's policy keeps, and views that strides cannot describe.
         if storage.is_kept or is_other_view or tensor.is_conj() or tensor.is_neg():
             return Kept.of(tensor)
+        # 4. Several operations may save the same elements: they are packed once.
         found = storage.find(geometry)
         if found is not None:
             return found
+        # 5. Pack the named tensor as a whole and return a view of it, or pack just what is saved.
         base = storage.base
         if storage.made_by is None and not (geometry.is_inside(base) and base.is_dense()):
             base = geometry
         whole = tensor.as_strided(base.size, base.stride, base.offset)
-        saved = self._store(storage, whole)
+        saved = self._pack_by_policy(storage, whole)
         if saved is None:
             storage.is_kept = True
             return Kept.of(tensor)
         storage.add(base, saved)
         return saved if base == geometry else view(saved, base, geometry)
 
-    def _store(self, storage: SavedStorage, tensor: Tensor) -> Restorable | None:
-        """Store a tensor as its policy says; None if it is to be kept as it is."""
+    def _pack_by_policy(self, storage: SavedStorage, tensor: Tensor) -> Restorable | None:
+        """Pack a tensor as its policy says; None if it is kept unchanged."""
         policy = self._policy_for(storage, tensor)
         saved: Restorable | None = None
         device_bytes = storage.nbytes if policy is Policy.keep else 0
@@ -169,7 +179,7 @@ class SavingPass:
             saved = compressed = Compressed(tensor)
             device_bytes = compressed.nbytes
         elif policy.offloads:
-            assert self._engine is not None, "_policy_for offloads with an engine only"
+            assert self._engine is not None, "_policy_for offloads only with an engine"
             kind = CompressedOffloaded if policy.compresses else Offloaded
             saved = offloaded = kind(tensor, self._engine, self._key)
             host_bytes = offloaded.nbytes
@@ -179,16 +189,17 @@ class SavingPass:
         return saved
 
     def _policy_for(self, storage: SavedStorage, tensor: Tensor) -> Policy:
-        """What can be done with a tensor of what its name's policy asks for."""
+        """Its name's policy, as far as it can be applied to this tensor."""
         policy = self.policy_of(storage.name)
+        # 1. Recompute only outputs of a call that can still be made: not what the call saved otherwise.
         if policy is Policy.recompute:
-            # What was made with it beside the call's outputs, or outlives the call, has to stay.
             is_made_again = storage.made_by is not None and storage.made_by.call() is not None
             return Policy.recompute if is_made_again else Policy.keep
-        # Statistics that an operation saves beside the tensor that has the name are not to be rounded.
+        # 2. Round only what the model named: an operation may also save statistics, which must stay exact.
         is_rounded = storage.is_named and tensor.dtype in (torch.float32, torch.bfloat16) and tensor.dim() > 1
         if policy.compresses and not is_rounded:
             policy = Policy.offload if policy.offloads else Policy.keep
+        # 3. Offload only what an engine takes and is worth a copy.
         if policy.offloads and not self._can_offload(tensor):
             policy = Policy.fp8 if policy.compresses else Policy.keep
         return policy

@@ -1,4 +1,4 @@
-"""What a saved tensor takes in each form; standard library only, so that plans can count without torch."""
+"""Bytes of a saved tensor in each form; standard library only, so that planning needs no torch."""
 
 import math
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ TILE = 128
 SMALLEST_OFFLOADED_BYTES = 4096
 """Smaller tensors are kept instead of offloaded: a copy would cost more than it frees. Our choice."""
 OUTPUTS_IN_FLIGHT = 2
-"""Outputs of chunks that may still be on their way to the next stage when another is made: the schedules wait
-until one is sent before they go on from the next one."""
+"""Chunk outputs that may still be in flight to the next stage when another is made: before a schedule goes on
+from the next output, it waits until this one is sent."""
 BLOCK_BYTES = 512
-"""Blocks of host memory are multiples of it: the alignment of torch's own allocator on a GPU."""
+"""Granularity of blocks of host memory: the alignment of torch's own allocator on a GPU."""
 
 
 def stored_bytes(shape: Sequence[int]) -> int:
-    """Bytes that a tensor [..., hidden] takes in FP8: one an element, four a tile. A scalar has none."""
+    """Bytes of a tensor [..., hidden] in FP8: one per element, four per tile. Scalars have no FP8 form."""
     *leading, hidden = shape
     return math.prod(leading) * (hidden + 4 * -(-hidden // TILE))
 
 
 def block_bytes(num_bytes: int) -> int:
-    """Host memory that a tensor of so many bytes occupies."""
+    """Host memory, in bytes, that a tensor of `num_bytes` occupies."""
     return -(-max(num_bytes, 1) // BLOCK_BYTES) * BLOCK_BYTES

@@ -311,7 +311,7 @@ def test_a_function_that_lays_out_its_output_anew_is_found_out() -> None:
 
     with saving.active():
         output = recomputed("norm.output", fickle, x).square().sum()
-    with pytest.raises(RuntimeError, match="has to do the same each time"):
+    with pytest.raises(RuntimeError, match="must do the same each time"):
         output.backward()
 
 
