@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the image for the CPU from Debian's packages alone, without a container runtime, and runs its self-test
-# in a network namespace that has nothing but loopback:
-#   docker/build_cpu.sh [FOLDER]     where the base is made (build/docker)
+# Builds the CPU image from Debian's packages alone, without a container runtime, and runs its self-test in a
+# network namespace with nothing but loopback:
+#   docker/build_cpu.sh [FOLDER]     where the base is built (build/docker)
 # Needs root and: apt-get install buildah debootstrap iproute2. Takes 20 GB of disk.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,7 +12,7 @@ mkdir -p "$folder"
 
 make_base() {
     debootstrap --variant=minbase "$suite" "$folder/base"
-    # Behind a proxy with certificates of its own, the image's pip and apt must trust what this machine trusts.
+    # Behind a proxy with its own certificates, pip and apt in the image must trust what this machine trusts.
     mkdir -p "$folder/base/usr/local/share/ca-certificates"
     cp --recursive --no-clobber /usr/local/share/ca-certificates/. "$folder/base/usr/local/share/ca-certificates"
     local container

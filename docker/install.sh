@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Installs pins.txt into the active virtual environment, which must see the base image's packages:
 #   install.sh PINS
-# A base that has PyTorch keeps its own, with the CUDA libraries beside it; only then is their part left out.
+# A base image with PyTorch keeps it, along with its CUDA libraries; their part of the pins is skipped then.
 set -euo pipefail
 pins=$1
 wanted=$(mktemp)
 trap 'rm -f "$wanted"' EXIT
 
-last_part='# Only where the base brings no PyTorch.'
+last_part='# Only if the base has no PyTorch.'
 grep --quiet --line-regexp --fixed-strings "$last_part" "$pins" || {
-    echo "$pins: has no line '$last_part'; without it PyTorch of the base would be replaced. Restore it." >&2
+    echo "$pins: has no line '$last_part', without which PyTorch of the base would be replaced. Restore it." >&2
     exit 1
 }
 if python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
@@ -19,10 +19,10 @@ else
     echo "PyTorch comes from $pins, since the base image has none"
     cp "$pins" "$wanted"
 fi
-# NGC images constrain pip to their own versions; the pins are exact and are meant to win in this environment.
+# NGC images constrain pip to their own versions; the pins are exact and must win in this environment.
 PIP_CONSTRAINT='' python -m pip install --no-deps --requirement "$wanted"
 
-# The base's torchrun would start the base's Python, which does not see this environment.
+# The base's torchrun would start the base's Python, which does not have this environment's packages.
 torchrun=$VIRTUAL_ENV/bin/torchrun
 if [ ! -e "$torchrun" ]; then
     printf '#!/bin/sh\nexec "%s/bin/python" -m torch.distributed.run "$@"\n' "$VIRTUAL_ENV" >"$torchrun"

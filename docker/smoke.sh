@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Self-test of the image, without a network:
+# Self-test of the image; needs no network:
 #   smoke.sh            packages, a few training steps on two CPU ranks (and on a GPU if there is one), preflight
-#   smoke.sh packages   only the packages; the build ends with it
+#   smoke.sh packages   only the packages; last step of the build
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 check_packages() {
     python - docker/pins.txt <<'PYTHON'
-"""Every package is imported from where it should come, in the version of pins.txt."""
+"""Check that every package comes from where it should, in the version of pins.txt."""
 import importlib
 import importlib.metadata
 import sys
@@ -16,7 +16,7 @@ from pathlib import Path
 pins = dict(line.split("==") for line in Path(sys.argv[1]).read_text().split() if "==" in line)
 torch = importlib.import_module("torch")
 from_base = not Path(torch.__file__).is_relative_to(sys.prefix)
-# A base's PyTorch is a build of its own between two releases, such as 2.13.0a0+1234; its release counts.
+# A base's PyTorch is a separate build between two releases, such as 2.13.0a0+1234; only the release counts.
 release = torch.__version__.partition("+")[0].partition("a")[0]
 faults = [] if release == pins["torch"] else [f"torch {torch.__version__}: pins.txt has {pins['torch']}"]
 if from_base:
@@ -27,19 +27,19 @@ for name, pin in pins.items():
         faults.append(f"{name} {found}: pins.txt has {pin}")
 modules = ["megatron.core", "emerging_optimizers", "deepspeed", "av", "k25_train.train", "launch.preflight.job"]
 if from_base:
-    # Kernels may need a driver to be loaded, which a machine that builds images has not.
+    # Loading kernels may need a driver, which a machine that builds images does not have.
     modules += ["transformer_engine.pytorch", "apex"] if torch.cuda.is_available() else []
     for name in ("transformer-engine", "apex"):
-        print(f"{name} {importlib.metadata.version(name)} of the base")
+        print(f"{name} {importlib.metadata.version(name)} from the base")
 for module in modules:
     importlib.import_module(module)
 if faults:
     sys.exit("\n".join([*faults, "choose another BASE, or change docker/pins.txt and setup.py together"]))
-print(f"packages: torch {torch.__version__} of the {'base' if from_base else 'pins'}, {len(pins)} pins kept")
+print(f"packages: torch {torch.__version__} from the {'base' if from_base else 'pins'}, {len(pins)} pins satisfied")
 PYTHON
 }
 
-# A container without a network cannot resolve its own name, so everything is told to stay on loopback.
+# A container without a network cannot resolve its own name, so everything is kept on loopback.
 two_ranks() {
     GLOO_SOCKET_IFNAME=lo torchrun --nproc-per-node 2 --local-addr 127.0.0.1 \
         --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 -m "$@" parallelism.ep=1 cluster.gpus_per_node=2
@@ -47,7 +47,7 @@ two_ranks() {
 
 check_training() {
     local runs=$1
-    # Eight sequences a step, as in the smoke job; two steps show forward, backward, exchange, update and saving.
+    # Eight sequences per step, as in the smoke job; two steps cover forward, backward, exchange, update and saving.
     two_ranks k25_train.train experiment=smoke run.dir="$runs/cpu" train.steps=2 train.eval_sequences=8 \
         optim.warmup_steps=1 optim.decay_steps=1 checkpoint.interval=2
     if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then

@@ -1,4 +1,4 @@
-"""How training is started on a cluster. Imports no torch, so that a login node can refuse a bad job."""
+"""Starts training on a cluster. Imports no torch, so that a login node can reject a bad job."""
 
-# Foreign distributions have this name too; k25_train.startup.packages checks the mark first.
+# Other distributions use this package name too; k25_train.startup.packages checks for this mark first.
 PROJECT = "k25_train"

@@ -6,36 +6,37 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch import scheduler
 from launch.restart_policy import Attempt, Outcome
-from launch.submission import write_whole
+from launch.submission import write_atomically
 
 RECORD, LATEST, PREFLIGHT = "attempt.json", "latest", "preflight.json"
 TAIL_BYTES = 1 << 20
-"""More than two rows of the metrics."""
+"""Bytes read from the end of the metrics: more than two rows."""
 
 
 class Attempts:
-    """`attempts/` of a run folder."""
+    """The folder `attempts/` of a run."""
 
     def __init__(self, run: Path) -> None:
-        """Of this run folder."""
+        """`run` is the run folder."""
         self.run = run
         self.root = run / "attempts"
 
     def folder(self, attempt: Attempt) -> Path:
-        """Where an attempt's record and logs stand."""
+        """The folder of an attempt's record and logs."""
         return self.root / str(attempt.number)
 
     def srun_log(self, attempt: Attempt) -> Path:
-        """What srun itself says of an attempt."""
+        """Output of the srun that runs an attempt's ranks."""
         return self.folder(attempt) / "srun.log"
 
     def preflight_log(self, attempt: Attempt) -> Path:
-        """What srun says of an attempt's preflight."""
+        """Output of the srun that runs an attempt's preflight."""
         return self.folder(attempt) / "preflight_srun.log"
 
     def unfit(self, attempt: Attempt) -> dict[str, str] | None:
-        """Node -> why it failed the preflight of an attempt; None if that left no report."""
+        """Node -> why it failed the preflight of an attempt; None if there is no report."""
         try:
             report = json.loads((self.folder(attempt) / PREFLIGHT).read_text())
         except FileNotFoundError:
@@ -48,7 +49,7 @@ class Attempts:
         return found
 
     def has_report(self, attempt: Attempt) -> bool:
-        """Whether the preflight of an attempt has found out what it can."""
+        """Whether the preflight of an attempt has written its report."""
         return (self.folder(attempt) / PREFLIGHT).exists()
 
     def history(self) -> list[Attempt]:
@@ -58,8 +59,8 @@ class Attempts:
         return sorted(found, key=lambda attempt: attempt.number)
 
     def start(self, job_id: int, nodes: Sequence[str], code: str) -> Attempt:
-        """A new attempt with a folder of its own, which `latest` leads to."""
-        # By folder: one whose record was not written, on a full disk, is there nevertheless.
+        """Create a new attempt with its folder, and point `latest` to it."""
+        # Folders count, not records: on a full disk, a folder may exist without its record.
         number = max((int(path.name) for path in self.root.glob("*") if path.name.isdigit()), default=0) + 1
         attempt = Attempt(number=number, job_id=job_id, nodes=list(nodes), code=code)
         self.folder(attempt).mkdir(parents=True)
@@ -72,27 +73,34 @@ class Attempts:
         return attempt
 
     def write(self, attempt: Attempt) -> None:
-        """Keep what is known of an attempt."""
+        """Write an attempt's record."""
         record = json.dumps(dataclasses.asdict(attempt), indent=1)
-        write_whole(self.folder(attempt) / RECORD, record + "\n")
+        write_atomically(self.folder(attempt) / RECORD, record + "\n")
 
     def close_vanished(self) -> None:
-        """Give attempts an outcome whose supervisor was gone before it could; only while none runs.
+        """Record attempts without an outcome as vanished; to be called while none is running.
 
-        Where the metrics are younger than the record of its start, an attempt trained.
+        An attempt has trained if the metrics are newer than its record, which was written at its start.
         """
         stamp = self.metrics_stamp()
         for attempt in self.history():
             if attempt.outcome is None:
                 started_ns = (self.folder(attempt) / RECORD).stat().st_mtime_ns
                 reached = self.last_step() if stamp is not None and stamp[0] >= started_ns else None
-                reason = "its supervisor was gone before it could tell"
+                reason = "its supervisor ended before it could record the outcome"
                 self.write(
                     dataclasses.replace(attempt, outcome=Outcome.vanished, reached=reached, reason=reason)
                 )
 
+    def first_to_fail(self, attempt: Attempt) -> str | None:
+        """The node on which a process of the attempt failed first."""
+        logs = (self.srun_log(attempt), self.preflight_log(attempt))
+        named = (scheduler.first_to_fail(read_log(log)) for log in logs if log.exists())
+        return next((node for node in named if node is not None), None)
+
     def metrics_stamp(self) -> tuple[int, int] | None:
-        """Changes whenever ranks write metrics."""
+        """Time and size of the metrics file, which change when ranks write metrics; None if there is no
+        file."""
         try:
             status = (self.run / "metrics.jsonl").stat()
         except FileNotFoundError:
@@ -100,7 +108,7 @@ class Attempts:
         return status.st_mtime_ns, status.st_size
 
     def last_step(self) -> int | None:
-        """Step of the last whole row of the metrics; None if there is none."""
+        """Step of the last complete row of the metrics; None if there is none."""
         try:
             with (self.run / "metrics.jsonl").open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -108,3 +116,14 @@ class Attempts:
         except FileNotFoundError:
             return None
         return int(json.loads(lines[-1])["step"]) if lines else None
+
+
+def read_log(log: Path) -> str:
+    """What srun and the tools of a node have written, in any encoding; empty if it cannot be read.
+
+    A file system that is unavailable for a moment must not end ranks that are fine.
+    """
+    try:
+        return log.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""What is asked of a configuration before it is submitted: what it amounts to, and whether it has a place."""
+"""Checks of a configuration before it is submitted: its sizes, memory, disk, and the files it needs."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from k25_train.plan.optimizer import encoder_state_bytes, stage_states
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The same configuration, with paths that do not depend on the folder in which the job will run."""
+    """The same configuration with paths that do not depend on the job's working directory."""
     tokenizer, cluster = config.data.tokenizer, config.cluster
     data = replace(
         config.data,
@@ -35,8 +35,8 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def legal_nodes(config: Config) -> list[int]:
-    """Numbers of nodes on which the same run can go on, ascending, from `cluster.slurm.min_nodes` to
-    `cluster.nodes`: only the number of replicas changes, and the global batch is cut into as many."""
+    """Node counts on which the same run can go on, ascending, from `cluster.slurm.min_nodes` to
+    `cluster.nodes`: only the number of replicas changes, and with it the split of the global batch."""
     slurm, most = config.cluster.slurm, config.cluster.nodes
     least = most if slurm is None or slurm.min_nodes is None else slurm.min_nodes
     found = []
@@ -51,7 +51,7 @@ def legal_nodes(config: Config) -> list[int]:
 
 
 def memory_verdict(config: Config) -> tuple[bool, list[str]]:
-    """Whether the fullest stage fits on its device, and the planner's words; a CPU has none to fill."""
+    """Whether the fullest stage fits on its device, and the planner's report; empty on a CPU."""
     if config.cluster.gpu_memory_gb is None:
         return True, []
     memories = stage_memories(config)
@@ -59,32 +59,32 @@ def memory_verdict(config: Config) -> tuple[bool, list[str]]:
 
 
 def check_memory(config: Config, nodes: list[int]) -> list[str]:
-    """The planner's words on the memory of a run on `cluster.nodes`.
+    """The planner's report on the memory of a run on `cluster.nodes`.
 
-    Raises `ConfigError` if it does not fit there, or on the fewest of `nodes`, on which it may go on: each
-    replica less leaves more of the optimizer's state to the others.
+    Raises `ConfigError` if the run does not fit there, or on the smallest of `nodes`, the counts on which it
+    can go on: the fewer replicas, the larger each one's share of the optimizer's state.
     """
-    told: list[str] = []
-    numbers = {"cluster.nodes": config.cluster.nodes}
+    report: list[str] = []
+    counts = {"cluster.nodes": config.cluster.nodes}
     if nodes[0] < config.cluster.nodes:
-        numbers = {"cluster.slurm.min_nodes": nodes[0], **numbers}
-    for key, number in numbers.items():
-        cluster = replace(config.cluster, nodes=number)
-        fits, told = memory_verdict(replace(config, cluster=cluster))
+        counts = {"cluster.slurm.min_nodes": nodes[0], **counts}
+    for key, count in counts.items():
+        cluster = replace(config.cluster, nodes=count)
+        fits, report = memory_verdict(replace(config, cluster=cluster))
         if not fits:
             remedy = "change the configuration, or submit with --force if you know better"
-            raise ConfigError("\n  ".join([f"{key}={number}: memory is too small", *told, f"-> {remedy}"]))
-    return told
+            raise ConfigError("\n  ".join([f"{key}={count}: memory is too small", *report, f"-> {remedy}"]))
+    return report
 
 
 def checkpoint_bytes(config: Config) -> int:
-    """What a checkpoint takes: weights, masters and moments."""
+    """Size of a checkpoint: weights, master weights and moments."""
     states = sum(state.state_bytes for state in stage_states(config)) + encoder_state_bytes(config)
     return count_parameters(config.model).total * WEIGHT_BYTES[config.train.dtype] + states
 
 
 def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:
-    """What the configuration amounts to, as pairs of a name and its value."""
+    """The configuration's main figures, as pairs of name and value."""
     sizes, parallelism = derived_sizes(config), config.parallelism
     total, active = int(sizes["parameters_total"]), int(sizes["parameters_active"])
     yield "model", f"{config.model.name}, {shorten(total)} parameters, {shorten(active)} active"
@@ -99,36 +99,36 @@ def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:
             f"{config.num_micro_batches:,} micro-batches on each replica"
         ),
     )
-    yield "nodes it may have", ", ".join(map(str, nodes))
+    yield "legal node counts", ", ".join(map(str, nodes))
     yield "checkpoint", f"{checkpoint_bytes(config) / 2**30:,.4g} GiB, {config.checkpoint.keep} are kept"
 
 
-def check_place(config: Config) -> None:
-    """Raise `ConfigError` if the run has no room, the data or the container is not there.
+def check_paths(config: Config) -> None:
+    """Raise `ConfigError` if the disk is too small, or the data or container image is missing.
 
-    What a login node cannot see, such as an image in a registry, is left to the nodes.
+    What a login node cannot see, such as an image in a registry, is left for the nodes to check.
     """
+    # Disk space and write access of the run folder.
     folder = Path(config.run.dir)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free_bytes, needed_bytes = shutil.disk_usage(there).free, checkpoint_bytes(config)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free_bytes, needed_bytes = shutil.disk_usage(existing).free, checkpoint_bytes(config)
     if free_bytes < needed_bytes:
         raise ConfigError(
-            f"run.dir={config.run.dir}: {free_bytes / 2**30:,.4g} GiB are free, not even one checkpoint of "
-            f"{needed_bytes / 2**30:,.4g} GiB fits: make room or choose another folder"
+            f"run.dir={config.run.dir}: {free_bytes / 2**30:,.4g} GiB are free, not enough for "
+            f"one checkpoint of {needed_bytes / 2**30:,.4g} GiB: make room or choose another folder"
         )
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ConfigError(
-            f"run.dir={config.run.dir}: {there} is no folder that you can write to: choose another"
-        )
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"run.dir={config.run.dir}: {existing} is not a writable folder: choose another")
+    # Data and container image.
     data = Path(config.data.dir) / "dataset.json"
     if not data.is_file():
         raise ConfigError(
-            f"data.dir={config.data.dir}: {data} is not there: name the folder of a shard set, or build one "
-            "with python -m k25_train.data build"
+            f"data.dir={config.data.dir}: {data} does not exist: name the folder of a shard set, or build "
+            "one with python -m k25_train.data build"
         )
     image = config.cluster.slurm.container_image if config.cluster.slurm else None
     if image is not None and image.startswith(("/", ".", "~")) and not Path(image).is_file():
         raise ConfigError(
-            f"cluster.slurm.container_image={image}: there is no such file: import the image there (enroot "
+            f"cluster.slurm.container_image={image}: no such file: import the image there (enroot "
             "import), or name one in a registry as docker://…"
         )

@@ -1,4 +1,5 @@
-"""What srun starts on every node: clears the node of an earlier attempt, meets the others, becomes torchrun.
+"""Started by srun on every node: kills leftovers of earlier attempts, waits for the first node, execs
+torchrun.
 
 python -m launch.node RUN_FOLDER ATTEMPT NUM_NODES ADDRESS PORT
 """
@@ -22,12 +23,14 @@ _SIGNAL_WHEN_PARENT_DIES = 1
 
 
 def main() -> None:
-    """Become torchrun."""
+    """Prepare the node, then become torchrun."""
     run, attempt, num_nodes, address, port = sys.argv[1:]
     submission, node = Submission.read(Path(run)), int(os.environ["SLURM_NODEID"])
     attempts = Path(run) / "attempts"
+    # 1. Clear the node: everything printed from here on goes to its log.
     redirect(attempts / attempt / f"node_{os.environ['SLURMD_NODENAME']}.log")
     end_leftovers(attempts, attempt)
+    # 2. The port must be free on the first node, and reachable from the others.
     try:
         if node:
             rendezvous.wait_for(address, int(port))
@@ -35,6 +38,7 @@ def main() -> None:
             rendezvous.free_port([int(port)])
     except rendezvous.RendezvousError as error:
         sys.exit(str(error))
+    # 3. torchrun takes the place of this process, with signals set for the ranks.
     ranks = ["-m", "launch.rank", str(attempts / attempt), "--config", str(Path(run) / CONFIG)]
     command = torchrun(
         sys.executable,
@@ -50,10 +54,10 @@ def main() -> None:
 
 
 def prepare_signals() -> None:
-    """Let SIGTERM and SIGUSR1 pass torchrun by, and let it end when SLURM's own process on this node does.
+    """Have torchrun ignore SIGTERM and SIGUSR1, and end when SLURM's own process on this node ends.
 
-    SLURM sends a step's signals to every process of it, so the ranks get them, save and stop. torchrun would
-    kill them 30 s later, whatever they do, and itself ends at once of SIGUSR1.
+    SLURM signals every process of a step, so the ranks receive both signals themselves, save and stop.
+    torchrun would kill them 30 s later regardless, and would itself die at once from SIGUSR1.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -62,9 +66,9 @@ def prepare_signals() -> None:
 
 
 def end_leftovers(attempts: Path, attempt: str) -> None:
-    """Kill what an earlier attempt of the same run left on this node, where SLURM lost track of it.
+    """Kill processes of earlier attempts of this run that SLURM lost track of on this node.
 
-    Its ranks would save into the folder that this attempt writes.
+    Their ranks would save into the folder that this attempt writes to.
     """
     for pid, earlier in ranks_of(attempts):
         if earlier != attempt:
@@ -76,15 +80,16 @@ def end_leftovers(attempts: Path, attempt: str) -> None:
 
 
 def ranks_of(attempts: Path) -> Iterator[tuple[int, str]]:
-    """Process and attempt of everything on this node that was started for this run."""
+    """Process id and attempt of every process on this node that was started for this run."""
     root, run = (re.escape(os.fsencode(folder)) for folder in (attempts, attempts.parent))
-    # The last is one that waits for the first node still: it would join the next attempt in another's place.
+    # `launch.node` is one still waiting for the first node: it would join the next attempt in another's
+    # place.
     mark = re.compile(rb"\0launch\.(?:(?:rank|preflight_rank)\0%b/|node\0%b\0)(\d+)\0" % (root, run))
     for entry in Path("/proc").iterdir():
         try:
             found = mark.search((entry / "cmdline").read_bytes()) if entry.name.isdigit() else None
         except OSError:
-            # It has ended, or is not ours.
+            # The process has ended or belongs to another user.
             continue
         if found:
             yield int(entry.name), found[1].decode()

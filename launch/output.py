@@ -1,12 +1,18 @@
-"""Everything a process prints into a file of its own."""
+"""Where processes print: ranks into files of their own, the supervisor line by line with the time."""
 
 import os
+import time
 from pathlib import Path
 
 
 def redirect(log: Path) -> None:
-    """Append stdout and stderr to `log` from now on, also of native code and of what the process becomes."""
+    """Append stdout and stderr to `log` from now on, including those of native code and after an exec."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.close(file)
+
+
+def log(text: str) -> None:
+    """Print one line of supervisor.log."""
+    print(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {text}", flush=True)

@@ -1,8 +1,8 @@
-"""What srun starts for every device of every node before the ranks: the preflight, in their place.
+"""Started by srun once per device of every node, before the ranks: runs the preflight in their place.
 
     python -m launch.preflight_rank ATTEMPT_FOLDER RUN_FOLDER NODE,NODE,... ADDRESS PORT
 
-Rank 0 writes preflight.json into the attempt's folder, and its table into preflight.log.
+Rank 0 writes preflight.json to the attempt's folder, and its table to preflight.log.
 """
 
 import os

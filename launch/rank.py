@@ -1,4 +1,4 @@
-"""What torchrun starts as a rank of a submitted run: it trains, and all it prints goes to a file of its own.
+"""Started by torchrun as a rank of a submitted run: trains, with all its output in a separate file.
 
 python -m launch.rank ATTEMPT_FOLDER [arguments of k25_train.train]
 """
@@ -16,7 +16,7 @@ def main() -> None:
     """Redirect, then become the training command."""
     folder, *arguments = sys.argv[1:]
     redirect(Path(folder) / f"rank_{os.environ['RANK']}.log")
-    # launch.node left SIGTERM ignored; until the trainer listens to it, it has to end the rank.
+    # launch.node left SIGTERM ignored; until the trainer handles it, it must end the rank.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.argv[1:] = arguments
     runpy.run_module("k25_train.train", run_name="__main__", alter_sys=True)

@@ -1,7 +1,7 @@
 """Where the ranks of a job meet: an address and a free port of the first node, found on that node.
 
-What the submitting side could guess is wrong often: SLURM_LAUNCH_NODE_IPADDR is the login node, node names
-need not resolve, and a fixed port may be taken by another job.
+What the submitting side could guess is often wrong: SLURM_LAUNCH_NODE_IPADDR is the login node's address,
+node names need not resolve, and a fixed port may be taken by another job.
 
     python -m launch.rendezvous FIRST_PORT [INTERFACE]    prints {"address": …, "port": …}
 """
@@ -17,21 +17,22 @@ from collections.abc import Iterable
 from k25_train.errors import K25Error
 
 NUM_PORTS = 100
+"""Ports that are tried."""
 JOIN_S = 300.0
-"""Longest that a node waits for the first one to open the rendezvous; imports take seconds, and minutes on a
-cold file system."""
+"""Longest time that a node waits for the first one to open the rendezvous; imports take seconds, or minutes
+on a cold file system."""
 _SIOCGIFADDR = 0x8915
-"""Linux's request for the IPv4 address of an interface."""
+"""Linux's ioctl request for the IPv4 address of an interface."""
 
 
 class RendezvousError(K25Error):
-    """Ranks cannot meet."""
+    """Ranks cannot find each other."""
 
 
 def address_of(interface: str | None) -> str:
-    """IPv4 address of an interface, or this host's name where none is given.
+    """IPv4 address of an interface; this host's name if `interface` is None.
 
-    Raises `RendezvousError` naming the interfaces there are.
+    Raises `RendezvousError`, which names the interfaces that exist, if it has no address.
     """
     if interface is None:
         return socket.gethostname()
@@ -50,7 +51,7 @@ def address_of(interface: str | None) -> str:
 def is_free(port: int) -> bool:
     """Whether nothing listens on a TCP port of this host."""
     with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
-        # As torch's store does; without it a port whose last connection has just closed counts as taken.
+        # As torch's store does: otherwise a port whose last connection has just closed counts as taken.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("", port))
@@ -73,9 +74,9 @@ def free_port(candidates: Iterable[int]) -> int:
 
 
 def wait_for(address: str, port: int, timeout_s: float = JOIN_S) -> None:
-    """Return when something listens there.
+    """Return as soon as something listens at the address and port.
 
-    Raises `RendezvousError` with what was tried, and why it failed, after `timeout_s`.
+    Raises `RendezvousError` after `timeout_s`, with the last connection error.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -87,15 +88,15 @@ def wait_for(address: str, port: int, timeout_s: float = JOIN_S) -> None:
         if time.monotonic() >= deadline:
             raise RendezvousError(
                 f"{socket.gethostname()} cannot reach the rendezvous at {address}:{port} ({trouble}) after "
-                f"{timeout_s:g} s: see whether the first node's ranks started (its node_<NODE>.log), whether "
-                f"a firewall closes the port, and whether {address} is the same network from every node "
+                f"{timeout_s:g} s: check whether the first node's ranks started (its node_<NODE>.log), "
+                f"whether a firewall closes the port, and whether every node can reach {address} "
                 "(cluster.fabric.interface)"
             )
         time.sleep(0.2)
 
 
 def main() -> None:
-    """Print where this node's ranks can be met."""
+    """Print the address and port at which this node's ranks can be reached."""
     first_port, *interface = sys.argv[1:]
     try:
         address = address_of(interface[0] if interface else None)

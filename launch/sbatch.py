@@ -1,4 +1,4 @@
-"""The batch script of a run: a template filled with checked values, none of which a shell evaluates."""
+"""The batch script of a run: a template filled with checked values, none of which the shell evaluates."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,14 +21,14 @@ OVERRIDING = {
         "REQUEUE", "SIGNAL", "TIMELIMIT", "WAIT",
     )
 }  # fmt: skip
-"""Variables that sbatch takes before the lines of a script."""
+"""Environment variables that take precedence over the `#SBATCH` lines of a script."""
 
 
 def render(config: Config, run: Path, checkout: Path, python: str) -> str:
-    """The script.
+    """The batch script.
 
     Args:
-        config: its `cluster.slurm` is not None.
+        config: configuration whose `cluster.slurm` is not None.
         run: the run folder, absolute.
         checkout: folder of the code, absolute.
         python: interpreter of the supervisor.
@@ -36,8 +36,10 @@ def render(config: Config, run: Path, checkout: Path, python: str) -> str:
     Raises:
         ConfigError: a path has characters that SLURM would misread.
     """
+    # `#SBATCH` lines and srun's options know no quotes, so paths are checked instead.
     for key, path in (("run.dir", run), ("the code's folder", checkout), ("cluster.slurm.python", python)):
         check_path(key, str(path))
+    # Everything else that reaches the shell is quoted.
     template = Template((resources.files("launch") / "templates" / SCRIPT).read_text())
     return template.substitute(
         script=run / SCRIPT,
@@ -55,7 +57,7 @@ def check_path(key: str, path: str) -> None:
     if not SAFE_NAME.fullmatch(path):
         raise ConfigError(
             f"{key}={path!r}: must consist of letters, digits and @+=:,./~-_ only, as SLURM takes others for "
-            "quotes, comments or patterns: rename it, or link to it by another path"
+            "quotes, comments or patterns: rename it, or link to it from another path"
         )
 
 
@@ -64,8 +66,8 @@ def check_environment(variables: Iterable[str]) -> None:
     overriding = sorted(OVERRIDING & set(variables))
     if overriding:
         raise ConfigError(
-            f"{', '.join(overriding)}: in the environment, it would make sbatch ignore what the script asks "
-            "for: unset it, and put its value into the cluster's file"
+            f"{', '.join(overriding)}: set in the environment, it would make sbatch ignore what the script "
+            "requests: unset it, and put its value into the cluster's file"
         )
 
 
@@ -73,11 +75,13 @@ def directives(config: Config, run: Path) -> Iterator[str]:
     """Options of sbatch."""
     slurm, cluster = config.cluster.slurm, config.cluster
     assert slurm is not None
+    # Queue.
     yield f"job-name=k25-{run.name}"
     for name in ("partition", "account", "qos"):
         value = getattr(slurm, name)
         if value is not None:
             yield f"{name}={value}"
+    # Whole nodes, for a limited time.
     yield f"nodes={node_range(cluster.nodes, cluster.nodes + slurm.spare_nodes)}"
     if cluster.device is Device.cuda:
         yield f"gpus-per-node={cluster.gpus_per_node}"
@@ -85,27 +89,28 @@ def directives(config: Config, run: Path) -> Iterator[str]:
     yield "mem=0"
     yield f"time={slurm.time_limit_min}"
     yield f"signal=B:USR1@{slurm.stop_before_end_s}"
-    # After the loss of its first node, the job comes back by itself; after that of another, it goes on.
+    # If the first node is lost, SLURM requeues the job; if another one is, the job goes on.
     yield "requeue"
     yield "no-kill"
-    # Else it starts as soon as the first node is up, where others are still powered on.
+    # Otherwise it would start once the first node is up, while others are still powering on.
     yield "wait-all-nodes=1"
     yield "open-mode=append"
     yield f"output={run / SUPERVISOR_LOG}"
 
 
 def export(variable: Variable) -> str:
-    """A variable with its reason above."""
-    # Quotes even where the shell needs none: NAME==value reads like a comparison.
+    """The shell line that exports a variable, with its reason in a comment above."""
+    # Quoted even if the shell needs no quotes: NAME==value reads like a comparison.
     quoted = shlex.quote(variable.value)
     quoted = quoted if quoted != variable.value else f"'{quoted}'"
     return f"# {variable.reason}\nexport {variable.name}={quoted}"
 
 
 def container_options(config: Config, run: Path, checkout: Path, variables: Sequence[Variable]) -> list[str]:
-    """Options of srun, understood by pyxis, that start a task in the cluster's image; none without one.
+    """Options of srun for the pyxis plugin, which start a task in the cluster's image; empty without an
+    image.
 
-    The code is that of the checkout, not what the image may hold: it is what the run's folder names.
+    The container runs the code of the checkout, which the run folder records, not a copy in the image.
     """
     slurm = config.cluster.slurm
     if slurm is None or slurm.container_image is None:
@@ -116,7 +121,7 @@ def container_options(config: Config, run: Path, checkout: Path, variables: Sequ
         check_path("what is mounted into the container", path)
         if {",", ":"} & set(path):
             raise ConfigError(
-                f"{path}: is mounted into the container, where `,` and `:` divide mounts: link to it by "
+                f"{path}: is mounted into the container, where `,` and `:` separate mounts: link to it from "
                 "another path"
             )
     mounts = [*(f"{path}:{path}" for path in own), *slurm.container_mounts]
@@ -124,6 +129,6 @@ def container_options(config: Config, run: Path, checkout: Path, variables: Sequ
         f"--container-image={slurm.container_image}",
         f"--container-mounts={','.join(mounts)}",
         f"--container-workdir={checkout}",
-        # Else the image's own settings of the same names would win.
+        # Otherwise the image's own variables of these names would win.
         f"--container-env={','.join(variable.name for variable in variables)}",
     ]

@@ -1,4 +1,4 @@
-"""The few questions that are asked of SLURM, through its own commands."""
+"""Queries and requests to SLURM, through its command-line tools."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from pathlib import Path
 from k25_train.errors import K25Error
 
 ANSWER_S = 60.0
-"""Longest that a command of SLURM may take; they wait for a controller that is down."""
+"""Time limit of a SLURM command; the commands wait for a controller that is down."""
 RETRY_S = 10.0
-"""Pause before the same question is asked again."""
-PASSING = (
+"""Pause before a command is retried."""
+TRANSIENT_ERRORS = (
     "Unable to contact slurm controller", "timed out", "no answer", "Zero Bytes were transmitted",
     "Communication connection failure", "transitional state",
 )  # fmt: skip
-"""Words of errors that go away by themselves."""
+"""Parts of error messages that go away by themselves."""
 USABLE = {"idle", "mixed", "allocated", "completing", "planned", "reserved"}
-"""States in which a node can run a step."""
+"""Node states in which a step can run."""
 HARMLESS_FLAGS = "-$@!"
-"""What SLURM appends to the state of a node that it has plans with; others, such as * for one that does not
-respond, mean that it cannot run a step."""
+"""Suffixes of a node's state that stand for planned changes. Any other, such as * for a node that does not
+respond, means that no step can run."""
 
 
 class SchedulerError(K25Error):
@@ -32,14 +32,14 @@ class SchedulerError(K25Error):
 
 
 def ask(*command: str, patience_s: float = 0.0) -> str:
-    """What a command of SLURM prints.
+    """Run a SLURM command and return what it prints.
 
     Args:
-        command: the program and its arguments; no shell sees them.
-        patience_s: how long to try again where the controller does not answer.
+        command: the program and its arguments; no shell is involved.
+        patience_s: how long to retry while the controller does not answer.
 
     Raises:
-        SchedulerError: it is not installed, or fails, with its own words.
+        SchedulerError: the command is not installed, or fails; with its own message.
     """
     deadline = time.monotonic() + patience_s
     while True:
@@ -55,7 +55,7 @@ def ask(*command: str, patience_s: float = 0.0) -> str:
             )
         except FileNotFoundError as error:
             raise SchedulerError(
-                f"{command[0]} is not on PATH: submit from a node of the cluster, or look at the script with "
+                f"{command[0]} is not on PATH: submit from a node of the cluster, or view the script with "
                 "--dry-run"
             ) from error
         except subprocess.TimeoutExpired:
@@ -64,51 +64,52 @@ def ask(*command: str, patience_s: float = 0.0) -> str:
             if done.returncode == 0:
                 return done.stdout
             trouble = (done.stderr or done.stdout).strip()
-        if time.monotonic() >= deadline or not any(words in trouble for words in PASSING):
+        if time.monotonic() >= deadline or not any(words in trouble for words in TRANSIENT_ERRORS):
             raise SchedulerError(f"{' '.join(command)}: {trouble}")
         time.sleep(RETRY_S)
 
 
 def environment() -> dict[str, str]:
-    """This process's, without the variables by which users have sinfo and squeue leave things out."""
-    hiding = ("SINFO_", "SQUEUE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(hiding)}
+    """This process's environment without the variables by which users filter sinfo and squeue."""
+    filters = ("SINFO_", "SQUEUE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(filters)}
 
 
 def submit(script: Path) -> int:
-    """Queue the script; returns the job's id. Raises `SchedulerError` in sbatch's words."""
+    """Queue the script and return the job's id. Raises `SchedulerError` with sbatch's message."""
     return int(ask("sbatch", "--parsable", str(script)).split(";")[0])
 
 
 def estimate_start(script: Path) -> str:
-    """What SLURM says of when the script could start.
+    """SLURM's estimate of when the script could start.
 
-    It cannot while nodes are down for which the job would wait, so that is no reason to refuse one.
+    SLURM has none while nodes are down that the job would wait for, so a failure is no reason to reject a
+    job.
     """
     command = ["sbatch", "--test-only", str(script)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"SLURM cannot say when it starts ({error})"
-    # The job it names is none.
-    told = re.sub(r"^(sbatch: )?(Job \d+ )?", "", done.stderr.strip())
-    return f"SLURM cannot say when it starts ({told})" if done.returncode else told
+        return f"SLURM cannot estimate the start ({error})"
+    # The message names a job that does not exist.
+    estimate = re.sub(r"^(sbatch: )?(Job \d+ )?", "", done.stderr.strip())
+    return f"SLURM cannot estimate the start ({estimate})" if done.returncode else estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """A queue."""
+    """A partition of the cluster, which is a queue for jobs."""
 
     num_nodes: int
-    """In whatever state."""
+    """Number of nodes, in any state."""
     is_default: bool
-    """Whether jobs come into it that name none."""
+    """Whether jobs that name no partition run in it."""
 
 
 def partitions() -> dict[str, Partition]:
-    """Name -> queue, in the order of their names."""
+    """Name -> partition, sorted by name."""
     found: dict[str, Partition] = {}
-    # A line for each partition and state of nodes would need adding up; --summarize gives one a partition.
+    # Without --summarize there is one line per partition and node state, to be added up.
     for line in sorted(ask("sinfo", "--all", "--noheader", "--summarize", "--format=%R %P %D").splitlines()):
         name, marked, num_nodes = line.split()
         found[name] = Partition(num_nodes=int(num_nodes), is_default=marked.endswith("*"))
@@ -116,20 +117,20 @@ def partitions() -> dict[str, Partition]:
 
 
 def job_state(job_id: int, patience_s: float = 0.0) -> str | None:
-    """State of a job such as RUNNING, or None if SLURM no longer has it."""
-    told = about_job(job_id, "%T", patience_s).split()
-    return told[0] if told else None
+    """State of a job, such as RUNNING; None if SLURM no longer knows the job."""
+    states = query_job(job_id, "%T", patience_s).split()
+    return states[0] if states else None
 
 
 def nodes_of(job_id: int, patience_s: float) -> list[str]:
-    """Nodes that a job has while it runs, else none; SLURM takes lost nodes from it, even if they return."""
-    state, *nodelist = about_job(job_id, "%T %N", patience_s).split() or [""]
+    """Nodes of a running job, none if it is not running; SLURM removes lost nodes, even if they return."""
+    state, *nodelist = query_job(job_id, "%T %N", patience_s).split() or [""]
     return expand(nodelist[0]) if state == "RUNNING" and nodelist else []
 
 
-def about_job(job_id: int, form: str, patience_s: float) -> str:
-    """What squeue says of a job in this format; nothing if SLURM no longer has it."""
-    command = ["squeue", "--noheader", f"--jobs={job_id}", "--states=all", f"--format={form}"]
+def query_job(job_id: int, line_format: str, patience_s: float) -> str:
+    """squeue's line on a job in the given format; empty if SLURM no longer knows the job."""
+    command = ["squeue", "--noheader", f"--jobs={job_id}", "--states=all", f"--format={line_format}"]
     try:
         return ask(*command, patience_s=patience_s)
     except SchedulerError as error:
@@ -139,25 +140,25 @@ def about_job(job_id: int, form: str, patience_s: float) -> str:
 
 
 def expand(nodelist: str) -> list[str]:
-    """Node names of a list such as `n[1-3,7]`, in SLURM's order, which is that of node ids in a step."""
+    """Node names of a list such as `n[1-3,7]`, in SLURM's order, which is also that of node ids in a step."""
     return ask("scontrol", "show", "hostnames", nodelist).split()
 
 
 def unusable(nodes: Iterable[str], patience_s: float = 0.0) -> dict[str, str]:
-    """Node -> state of those that cannot run a step: down, drained or draining, failing, not responding."""
+    """Node -> state, of those that cannot run a step: down, drained, draining, failing, not responding."""
     states = node_states(patience_s, "--all", f"--nodes={','.join(nodes)}")
     return {node: state for node, state in states.items() if not is_usable(state)}
 
 
 def members(partition: str, patience_s: float = 0.0) -> set[str]:
-    """Nodes of a partition, in whatever state: those that are down may be mended."""
+    """Nodes of a partition, in any state: those that are down may be repaired."""
     return set(node_states(patience_s, f"--partition={partition}"))
 
 
 def node_states(patience_s: float, *selection: str) -> dict[str, str]:
-    """Node -> state, of those that options of sinfo select."""
-    told = ask("sinfo", "--noheader", "--Node", *selection, "--format=%N %T", patience_s=patience_s)
-    return dict(line.split() for line in told.splitlines())
+    """Node -> state, of the nodes selected by options of sinfo."""
+    printed = ask("sinfo", "--noheader", "--Node", *selection, "--format=%N %T", patience_s=patience_s)
+    return dict(line.split() for line in printed.splitlines())
 
 
 def is_usable(state: str) -> bool:
@@ -170,19 +171,19 @@ def requeue(job_id: int, least: int, most: int, without: Collection[str], patien
 
     Args:
         job_id: the job.
-        least: nodes on which it comes back, as its number of tasks allows no more.
-        most: most nodes that it may have.
-        without: nodes that it must not get from now on, besides those that it must not get already.
-        patience_s: how long to try again where the controller does not answer.
+        least: number of nodes on which it comes back, since its number of tasks allows no more.
+        most: largest number of nodes that it may get.
+        without: nodes to exclude from now on, in addition to those excluded already.
+        patience_s: how long to retry while the controller does not answer.
     """
+    # 1. Requeue; SLURM may have done so although its answer got lost.
     excluded = {*excluded_nodes(job_id, patience_s), *without} if without else set()
     try:
         ask("scontrol", "requeue", str(job_id), patience_s=patience_s)
     except SchedulerError:
-        # Of a request that was carried out the answer may have been lost.
         if job_state(job_id, patience_s) == "RUNNING":
             raise
-    # Tasks and CPUs were counted when the job was submitted, and would keep it waiting for as many nodes.
+    # 2. Change its size: with the tasks and CPUs counted at submission, it would wait for as many nodes.
     size = [f"NumNodes={node_range(least, most)}", f"NumTasks={least}", f"NumCPUs={least}"]
     if excluded:
         size.append(f"ExcNodeList={','.join(sorted(excluded))}")
@@ -191,18 +192,18 @@ def requeue(job_id: int, least: int, most: int, without: Collection[str], patien
 
 def excluded_nodes(job_id: int, patience_s: float) -> list[str]:
     """Nodes that a job must not get."""
-    told = ask("scontrol", "show", "job", str(job_id), patience_s=patience_s)
-    match = re.search(r"ExcNodeList=(\S+)", told)
+    printed = ask("scontrol", "show", "job", str(job_id), patience_s=patience_s)
+    match = re.search(r"ExcNodeList=(\S+)", printed)
     return [] if match is None or match[1] == "(null)" else expand(match[1])
 
 
 def node_range(least: int, most: int) -> str:
-    """Numbers of nodes as sbatch and scontrol take them."""
+    """A range of node counts in the form that sbatch and scontrol accept."""
     return str(most) if least == most else f"{least}-{most}"
 
 
 def first_to_fail(srun_log: str) -> str | None:
-    """The node that srun named first when it failed, or tasks on it did."""
+    """The first node of which srun's log reports a failure, of the node or of a task on it."""
     match = re.search(
         r"^srun: error: (?:Node failure on (\S+)|(\S+): tasks? [\d,-]+: )", srun_log, re.MULTILINE
     )
@@ -210,7 +211,7 @@ def first_to_fail(srun_log: str) -> str | None:
 
 
 def last_json(printed: str) -> dict[str, str]:
-    """The last line that is a JSON object, behind whatever a prolog or a container printed before."""
+    """The last line that is a JSON object; a prolog or container may have printed other lines before."""
     lines: Sequence[str] = [line for line in printed.splitlines() if line.startswith("{")]
     if not lines:
         raise ValueError(printed)

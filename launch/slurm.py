@@ -1,9 +1,10 @@
-"""Submit a training run to SLURM, checked before it costs anything.
+"""Submit a training run to SLURM, after checking it while that costs nothing.
 
     python -m launch.slurm experiment=… cluster=… cluster.nodes=32 [SECTION.KEY=VALUE ...] [--dry-run]
 
-Prints what the configuration amounts to, and which variables the ranks get and why; writes the run folder and
-submits. The job saves and goes back to the queue before its time limit, and goes on after faults (README.md).
+Prints the configuration's main figures and the ranks' environment variables with their reasons, writes the
+run folder and submits. The job saves and requeues itself before its time limit, and recovers from faults
+(README.md).
 """
 
 import argparse
@@ -21,20 +22,20 @@ from launch import lock, scheduler
 from launch.fabric import environment
 from launch.feasibility import (
     check_memory,
-    check_place,
+    check_paths,
     legal_nodes,
     memory_verdict,
     summary,
     with_absolute_paths,
 )
 from launch.sbatch import check_environment, container_options, render
-from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, write_whole
-from launch.supervisor import code_version
+from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, code_version, write_atomically
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MAX_RESTARTS = 3
+"""Default of --max-restarts."""
 STOP_SHARE = 0.8
-"""Of the time before a job's end, what ranks may take to stop; the rest is for the way back to the queue."""
+"""Share of `cluster.slurm.stop_before_end_s` that ranks may take to stop; the rest is for requeueing."""
 
 
 def main() -> None:
@@ -49,14 +50,16 @@ def main() -> None:
         type=int,
         default=MAX_RESTARTS,
         metavar="N",
-        help=f"restarts in a row that may get no further before the run is given up ({MAX_RESTARTS})",
+        help=f"consecutive restarts without progress before the run is given up ({MAX_RESTARTS})",
     )
-    parser.add_argument("--force", action="store_true", help="submit although the plan has too little memory")
+    parser.add_argument(
+        "--force", action="store_true", help="submit even if the plan does not fit into memory"
+    )
     arguments = parser.parse_intermixed_args()
     try:
         config = with_absolute_paths(compose(arguments.overrides))
         submission, script = prepare(config, arguments.max_restarts)
-        print(*told(config, submission), sep="\n")
+        print(*format_summary(config, submission), sep="\n")
         memory = (
             memory_verdict(config)[1] if arguments.force else check_memory(config, submission.legal_nodes)
         )
@@ -69,14 +72,14 @@ def main() -> None:
     except K25Error as error:
         exit_with(error)
     except OSError as error:
-        # A path that is too long, closed to the user, or beyond a quota that no free space tells of.
+        # A path that is too long or not accessible, or a quota, which free disk space does not show.
         exit_with(ConfigError(str(error)))
 
 
 def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
-    """What the run folder will hold, and the script; nothing is written.
+    """The contents of submit.json and the batch script; nothing is written.
 
-    Raises `ConfigError` if the cluster has no SLURM, or a value does not fit into the script.
+    Raises `ConfigError` if the cluster has no SLURM, or a value cannot be used in the script.
     """
     slurm = config.cluster.slurm
     if slurm is None:
@@ -109,8 +112,8 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
     return submission, render(config, run, CHECKOUT, python)
 
 
-def told(config: Config, submission: Submission) -> Iterable[str]:
-    """What a user should see before the job is submitted."""
+def format_summary(config: Config, submission: Submission) -> Iterable[str]:
+    """What a user should see before the job is submitted, line by line."""
     for name, value in (*summary(config, submission.legal_nodes), ("code", submission.code)):
         yield f"{name:<18} {value}"
     yield ""
@@ -123,37 +126,40 @@ def told(config: Config, submission: Submission) -> Iterable[str]:
 
 
 def submit(config: Config, submission: Submission, script: str) -> Iterable[str]:
-    """Write the run folder and queue the job; returns how to follow it.
+    """Write the run folder and queue the job; returns instructions for following it.
 
     Raises:
-        ConfigError: the place lacks something, the partition does not exist or is too small, or a variable
-            overrides the script.
-        SchedulerError: SLURM refuses the job.
-        LockedError: another job has the run folder.
+        ConfigError: disk space or files are missing, the partition does not exist or is too small, or an
+            environment variable overrides the script.
+        SchedulerError: SLURM rejects the job.
+        LockedError: another job holds the run folder.
     """
+    # 1. Everything that can be checked first.
     check_environment(os.environ)
-    check_place(config)
+    check_paths(config)
     check_partition(config)
     run = Path(submission.run)
     lock.check_free(run, scheduler.job_state)
+    # 2. The run folder.
     run.mkdir(parents=True, exist_ok=True)
-    write_whole(run / CONFIG, to_yaml(config))
+    write_atomically(run / CONFIG, to_yaml(config))
     submission.write(run)
-    write_whole(run / SCRIPT, script)
+    write_atomically(run / SCRIPT, script)
+    # 3. The queue; from now on the folder belongs to the job.
     starts = scheduler.estimate_start(run / SCRIPT)
     job_id = scheduler.submit(run / SCRIPT)
     lock.acquire(run, job_id, scheduler.job_state)
-    return follow(submission, job_id, starts)
+    return follow_up(submission, job_id, starts)
 
 
 def check_partition(config: Config) -> None:
-    """Raise `ConfigError` for a partition that SLURM does not have, or that has too few nodes in all: SLURM
-    would let such a job wait for ever."""
+    """Raise `ConfigError` if a partition does not exist, or none has enough nodes in total: SLURM would let
+    such a job wait forever."""
     slurm, known = config.cluster.slurm, scheduler.partitions()
     assert slurm is not None
     names = [name for name, partition in known.items() if partition.is_default]
     if slurm.partition is not None:
-        # Of several, SLURM takes the one in which the job starts first.
+        # Of several, SLURM chooses the one in which the job starts first.
         names = slurm.partition.split(",")
     for name in names:
         if name not in known:
@@ -163,13 +169,13 @@ def check_partition(config: Config) -> None:
     if names and all(known[name].num_nodes < config.cluster.nodes for name in names):
         sizes = " and ".join(f"{name} has {known[name].num_nodes}" for name in names)
         raise ConfigError(
-            f"cluster.nodes={config.cluster.nodes}: of nodes in all, SLURM's partition {sizes}: take fewer, "
+            f"cluster.nodes={config.cluster.nodes}: in total, SLURM's partition {sizes} nodes: use fewer, "
             "or another partition (cluster.slurm.partition)"
         )
 
 
-def follow(submission: Submission, job_id: int, starts: str) -> Sequence[str]:
-    """How to see what becomes of the job."""
+def follow_up(submission: Submission, job_id: int, starts: str) -> Sequence[str]:
+    """Commands to follow, stop and continue the job."""
     run = Path(submission.run)
     checks = [f"  preflight   cat {run}/attempts/latest/preflight.log"] if submission.preflight else []
     return [

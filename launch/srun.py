@@ -1,8 +1,8 @@
-"""The steps of SLURM that an attempt consists of, as srun's command lines.
+"""The SLURM steps of an attempt, as srun's command lines.
 
-rendezvous   on the first node: where can ranks meet?
-preflight    a process a device, without torchrun, which would not start unless every node did
-training     a process a node, which becomes torchrun
+rendezvous   on the first node: the address and port at which ranks meet
+preflight    one process per device, without torchrun, which would not start unless every node did
+training     one process per node, which becomes torchrun
 """
 
 import subprocess
@@ -17,19 +17,19 @@ from launch.submission import Submission
 
 
 def srun(nodes: Sequence[str], tasks_per_node: int = 1) -> list[str]:
-    """srun with tasks on each of these nodes, which have all of it."""
+    """srun with tasks on each of these nodes, which get all of the node."""
     return [
         "srun",
         f"--nodes={len(nodes)}",
         f"--ntasks={len(nodes) * tasks_per_node}",
         f"--ntasks-per-node={tasks_per_node}",
         f"--nodelist={','.join(nodes)}",
-        # The step before may not be gone in SLURM's books, and a lost node ends the step, not the job.
+        # SLURM may still count the previous step, hence --overlap. A lost node ends the step, not the job.
         "--overlap",
         "--no-kill=off",
         "--cpu-bind=none",
         "--mem=0",
-        # Else SBATCH_EXPORT=NONE of the shell that submitted keeps the script's variables from the ranks.
+        # Otherwise SBATCH_EXPORT=NONE in the submitting shell keeps the script's variables from the ranks.
         "--export=ALL",
     ]
 
@@ -37,11 +37,13 @@ def srun(nodes: Sequence[str], tasks_per_node: int = 1) -> list[str]:
 def find_rendezvous(
     submission: Submission, first_node: str, log: Path, is_over: Callable[[], bool]
 ) -> tuple[str, str]:
-    """Address and port, as the first node knows them.
+    """Address and port for the rendezvous, as determined on the first node.
 
-    It is asked outside of any container, whose image may take longer to come than an answer may.
+    The command runs outside the container, since pulling an image may take longer than the answer may.
 
-    Raises `SchedulerError` if it cannot say, or `is_over()` meanwhile; ValueError if it says no such thing.
+    Raises:
+        SchedulerError: the command fails, takes too long, or `is_over()` becomes true while it runs.
+        ValueError: its output has no answer.
     """
     interface = [] if submission.interface is None else [submission.interface]
     port = str(submission.rendezvous_port)
@@ -67,37 +69,39 @@ def find_rendezvous(
                     step.kill()
     if step.returncode:
         raise SchedulerError(
-            f"{first_node} did not say where ranks can meet (srun's status {step.returncode}), see {log}"
+            f"{first_node} reported no rendezvous address (srun's status {step.returncode}), see {log}"
         )
     answer = last_json(printed)
     return answer["address"], answer["port"]
 
 
-def training(submission: Submission, number: int, nodes: Sequence[str], meeting: Sequence[str]) -> list[str]:
-    """The command of an attempt's ranks.
+def training(
+    submission: Submission, number: int, nodes: Sequence[str], rendezvous: Sequence[str]
+) -> list[str]:
+    """The command that starts an attempt's ranks.
 
     Args:
-        submission: of the run.
-        number: of the attempt.
-        nodes: on which it runs.
-        meeting: address and port of the rendezvous.
+        submission: the run's submission.
+        number: the attempt's number.
+        nodes: the attempt's nodes.
+        rendezvous: address and port.
     """
-    # One that fails ends all: the others would wait for it.
-    ranks = ["launch.node", submission.run, str(number), str(len(nodes)), *meeting]
+    # A task that fails ends all: the others would wait for it.
+    ranks = ["launch.node", submission.run, str(number), str(len(nodes)), *rendezvous]
     return [*srun(nodes), "--kill-on-bad-exit=1", *python(submission), *ranks]
 
 
 def preflight(
-    submission: Submission, folder: Path, nodes: Sequence[str], meeting: Sequence[str]
+    submission: Submission, folder: Path, nodes: Sequence[str], rendezvous: Sequence[str]
 ) -> list[str]:
-    """The command that checks the nodes of an attempt, and leaves the report in `folder`; arguments as of
+    """The command that checks an attempt's nodes and writes the report to `folder`; other arguments as in
     `training`."""
-    # One that fails ends no other: those that are silent are named by those that are not.
+    # A task that fails does not end the others: they report which ones are silent.
     options = ["--kill-on-bad-exit=0", "--overcommit"]
-    checks = ["launch.preflight_rank", str(folder), submission.run, ",".join(nodes), *meeting]
+    checks = ["launch.preflight_rank", str(folder), submission.run, ",".join(nodes), *rendezvous]
     return [*srun(nodes, submission.ranks_per_node), *options, *python(submission), *checks]
 
 
 def python(submission: Submission) -> list[str]:
-    """What runs a module on a node, in the container if there is one."""
+    """The command that runs a module on a node, in the container if there is one."""
     return [*submission.container, submission.python, "-m"]

@@ -1,19 +1,20 @@
-"""What a submitted run keeps in its folder, so that it can go on without the command that submitted it.
+"""What a submitted run keeps in its folder, so that it can continue without the command that submitted it.
 
     submit.sbatch           the script; `sbatch` on it continues the run
     submit.yaml             the resolved configuration that every attempt trains
     submit.json             this module's `Submission`
-    lock.json               the job that the folder belongs to, while there is one
-    supervisor.log          what was decided, of all jobs
+    lock.json               the job that holds the folder, if any
+    supervisor.log          the supervisor's decisions, across all jobs
     attempts/<N>/           one start of the ranks: attempt.json, rank_<R>.log, node_<NODE>.log, srun.log, and
-                            preflight.json with preflight.log if nodes were checked before
-    attempts/latest         the newest of them
+                            preflight.json with preflight.log if the nodes were checked first
+    attempts/latest         link to the newest attempt
 
-Imports the standard library only, as it also runs on nodes whose Python has nothing else.
+Imports only the standard library, since it also runs on nodes whose Python has nothing else.
 """
 
 import json
 import os
+import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,49 +24,49 @@ SUPERVISOR_LOG = "supervisor.log"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What supervision has to know of a run."""
+    """What the supervisor needs to know about a run."""
 
     run: str
     """The run folder, absolute."""
     checkout: str
     """Folder of the code, absolute."""
     code: str
-    """Commit of the code, and whether files differed from it."""
+    """Commit of the code, and whether there were local changes."""
     python: str
-    """Python that runs the ranks, as the nodes, or their container, find it."""
+    """Python that runs the ranks, as found on the nodes or in their container."""
     num_steps: int
     """`train.steps`."""
     ranks_per_node: int
     legal_nodes: list[int]
-    """Numbers of nodes that the run may have, ascending; the last is `cluster.nodes`."""
+    """Node counts on which the run can go on, ascending; the last is `cluster.nodes`."""
     spare_nodes: int
     """`cluster.slurm.spare_nodes`."""
     max_restarts: int
-    """Restarts in a row that may get no further."""
+    """Limit of consecutive restarts without progress."""
     restart_wait_s: float
     """`cluster.slurm.restart_wait_s`."""
     stop_within_s: float
-    """How long ranks may take to stop: within `cluster.slurm.stop_before_end_s`, so that the job can still go
-    back to the queue before its time is over."""
+    """How long ranks may take to stop; less than `cluster.slurm.stop_before_end_s`, so that there is time
+    left to requeue the job."""
     preflight: bool
     """`cluster.slurm.preflight`."""
     rendezvous_port: int
     """`cluster.slurm.rendezvous_port`."""
     interface: str | None
-    """Network interface of the rendezvous; None is that of the host's name."""
+    """Network interface of the rendezvous; None for the address of the host's name."""
     container: list[str]
-    """Options of srun for the container; empty on bare nodes."""
+    """Options of srun for the container; empty without one."""
     environment: list[tuple[str, str, str]]
-    """Name, value and reason of the variables that the script exports."""
+    """Name, value and reason of each variable that the script exports."""
 
     def write(self, folder: Path) -> None:
-        """Keep it in the run folder."""
+        """Write it to the run folder."""
         (folder / FACTS).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @staticmethod
     def read(folder: Path) -> "Submission":
-        """That of a run folder. Raises OSError or ValueError if the file is absent or damaged, or another
-        version's."""
+        """Read it from a run folder. Raises OSError or ValueError if the file is missing, damaged or of
+        another version."""
         path = folder / FACTS
         try:
             return Submission(**json.loads(path.read_text()))
@@ -75,8 +76,19 @@ class Submission:
             ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file such that a reader, or a kill, never meets half of it."""
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file such that neither a reader nor a kill ever sees half of it."""
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
     scratch.write_text(text)
     os.replace(scratch, path)
+
+
+def code_version(checkout: Path) -> str:
+    """Commit of the code and whether there are local changes; the reason if git cannot tell."""
+    git = ["git", "-C", str(checkout)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return f"not a git checkout: {checkout}"
+    return head.stdout.strip() + (", with local changes" if status.stdout.strip() else "")

@@ -1,10 +1,10 @@
-"""Start the ranks of one node by hand, where there is no SLURM: one command a node, alike but for --node.
+"""Start the ranks of one node by hand, without SLURM: one command per node, identical except for --node.
 
     python -m launch.torchrun --node 0 --first-node HOST[:PORT] experiment=… cluster=… cluster.nodes=2
     python -m launch.torchrun --node 1 --first-node HOST[:PORT] experiment=… cluster=… cluster.nodes=2
 
 With --preflight the ranks check their nodes and the connections between them instead of training.
-Checks the configuration, sets the fabric's variables, finds out whether the port is free (on node 0) or the
+Checks the configuration, sets the fabric's variables, checks that the port is free (on node 0) or that the
 first node can be reached (on the others), and becomes torchrun.
 """
 
@@ -25,9 +25,9 @@ def torchrun(
 ) -> list[str]:
     """The command that starts a node's ranks.
 
-    The static rendezvous gives node 0 the ranks from 0 on: rank 0 is where the others look for it, and
-    neighbours in SLURM's order are neighbours in the job. The dynamic one promises neither (pytorch#137402).
-    A failed job is started anew from outside, so torchrun restarts nothing.
+    The static rendezvous assigns ranks by node number: rank 0 is on the node where the others look for it,
+    and neighbours in SLURM's order are neighbours in the job. The dynamic rendezvous guarantees neither
+    (pytorch#137402). A failed job is restarted from outside, so torchrun restarts nothing.
     """
     return [
         python,
@@ -52,8 +52,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
-    parser.add_argument("--node", type=int, required=True, help="number of this node, from 0")
-    parser.add_argument("--first-node", required=True, metavar="HOST[:PORT]", help="where node 0 is reached")
+    parser.add_argument("--node", type=int, required=True, help="index of this node, from 0")
+    parser.add_argument("--first-node", required=True, metavar="HOST[:PORT]", help="address of node 0")
     parser.add_argument("--preflight", action="store_true", help="check the nodes instead of training")
     arguments = parser.parse_intermixed_args()
     module = "launch.preflight" if arguments.preflight else "k25_train.train"
@@ -67,20 +67,23 @@ def main() -> None:
 def prepare(
     overrides: Sequence[str], node: int, first_node: str, module: str
 ) -> tuple[list[str], dict[str, str]]:
-    """torchrun's command, whose ranks run `module`, and the variables it needs, once the ranks can meet.
+    """torchrun's command, whose ranks run `module`, and the variables it needs; returns once the ranks can
+    meet.
 
     Raises:
-        ConfigError: the configuration breaks a rule, or has no such node, or `first_node` is no address.
+        ConfigError: the configuration is invalid, `node` is out of range, or `first_node` is not an address.
         RendezvousError: the port is taken, or the first node does not answer.
     """
+    # Imported late: launch.node uses `torchrun` on nodes that have the standard library only.
     from k25_train.compose.resolve import compose
     from k25_train.errors import ConfigError
     from launch.fabric import environment
 
+    # 1. Check the arguments.
     config = compose(overrides)
     if not 0 <= node < config.cluster.nodes:
         raise ConfigError(
-            f"--node {node}: must lie within 0 to cluster.nodes - 1 ({config.cluster.nodes - 1})"
+            f"--node {node}: must be within 0 to cluster.nodes - 1 ({config.cluster.nodes - 1})"
         )
     match = re.fullmatch(r"([^:\s]+)(?::(\d+))?", first_node)
     port = int(match[2] or DEFAULT_PORT) if match else 0
@@ -89,11 +92,13 @@ def prepare(
             f"--first-node {first_node}: must be HOST or HOST:PORT, a name or IPv4 address and a port within "
             f"1 to {LAST_PORT}"
         )
+    # 2. Make sure that the ranks can meet.
     address = match[1]
     if node:
         rendezvous.wait_for(address, port)
     else:
         rendezvous.free_port([port])
+    # 3. The command.
     command = torchrun(
         sys.executable,
         num_nodes=config.cluster.nodes,

@@ -1,1 +1,1 @@
-"""Checks of the nodes and the fabric, made before a job costs anything; `python -m launch.preflight`."""
+"""Checks of nodes and fabric before a job costs anything; `python -m launch.preflight`."""

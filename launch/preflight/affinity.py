@@ -5,40 +5,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
-from launch.preflight.machine import BrokenError, Machine
+from launch.preflight.system import BrokenError, System
 
 PATHS = ("PIX", "PXB", "PHB", "NODE", "SYS")
-"""From one PCIe switch, over several, over the CPU's root port, across the CPU, to the other socket."""
+"""Names of PCIe paths, best first: one switch, several switches, the CPU's root port, across the CPU, across
+sockets."""
 DIRECT_PATHS = PATHS[:2]
-"""Paths on which a card reads a GPU's memory without passing the CPU."""
+"""Paths on which a card reads a GPU's memory without going through the CPU."""
 
 NVLINK, NEAR_CARD = PATH_CHECKS = ("NVLink", "GPU to network card")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paths:
-    """The matrix; keys are the names that nvidia-smi gives, cards by their RDMA names."""
+    """The matrix; GPUs by nvidia-smi's index, cards by their RDMA names."""
 
     between_gpus: Mapping[tuple[int, int], str]
-    """(GPU, other GPU) -> e.g. NV8 or SYS."""
+    """(GPU, other GPU) -> path, e.g. NV8 or SYS."""
     to_cards: Mapping[int, Mapping[str, str]]
-    """GPU -> card, e.g. mlx5_0 -> one of `PATHS`."""
+    """GPU -> card, e.g. mlx5_0 -> path, one of `PATHS`."""
 
 
-def read_paths(machine: Machine) -> Paths:
+def read_paths(system: System) -> Paths:
     """The matrix of this node.
 
     Raises:
         AbsentError: there is no nvidia-smi.
         BrokenError: it fails, or prints no matrix.
     """
-    text = machine.run(["nvidia-smi", "topo", "-m"])
-    # The heading is underlined on a terminal, and by some drivers elsewhere as well.
+    text = system.run(["nvidia-smi", "topo", "-m"])
+    # The heading is underlined on a terminal, and by some drivers elsewhere, too.
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
     cards = dict(re.findall(r"^\s*(NIC\d+):\s*(\S+)", text, re.MULTILINE))
     heading = next((line for line in lines if re.match(r"\s+GPU0\b", line)), None)
     if heading is None:
         raise BrokenError(f"nvidia-smi topo -m: no matrix in {' '.join(text.split())[:200]!r}")
+    # One row per GPU; its cells are paths to GPUs and cards, in the order of the columns.
     columns = re.findall(r"(?:GPU|NIC)\d+(?=\s|$)", heading)
     between_gpus: dict[tuple[int, int], str] = {}
     to_cards: dict[int, dict[str, str]] = {}
@@ -50,7 +52,7 @@ def read_paths(machine: Machine) -> Paths:
         to_cards[gpu] = {}
         for column, cell in zip(columns, cells, strict=True):
             if column.startswith("NIC"):
-                # Cards of other makers appear by their own names and have no legend.
+                # Cards of other vendors appear under their own names and are not in the legend.
                 to_cards[gpu][cards.get(column, column)] = cell
             elif cell != "X":
                 between_gpus[gpu, int(column[3:])] = cell
@@ -58,7 +60,7 @@ def read_paths(machine: Machine) -> Paths:
 
 
 def judge_paths(paths: Paths, cards: Sequence[str]) -> list[Finding]:
-    """NVLink between all GPUs, and for each GPU one of `cards`, those in use, near it."""
+    """Check for NVLink between all GPUs, and for one of `cards`, those in use, near each GPU."""
     return [_judge_nvlink(paths), _judge_cards(paths, cards)]
 
 
@@ -73,7 +75,7 @@ def _judge_nvlink(paths: Paths) -> Finding:
         remedy = (
             "check nvidia-fabricmanager (systemctl status) and nvidia-smi nvlink --status; drain the node"
         )
-        return failed(check, found, "GPUs of a node must be joined by NVLink", remedy)
+        return failed(check, found, "GPUs of a node must be connected by NVLink", remedy)
     return passed(check, f"{', '.join(sorted(set(paths.between_gpus.values())))} between all GPUs")
 
 
@@ -81,6 +83,7 @@ def _judge_cards(paths: Paths, cards: Sequence[str]) -> Finding:
     check = NEAR_CARD
     if not cards:
         return skipped(check, "no RDMA network card in use")
+    # The nearest cards of each GPU.
     nearest: dict[int, list[str]] = {}
     far = []
     for gpu, by_card in paths.to_cards.items():
@@ -92,14 +95,13 @@ def _judge_cards(paths: Paths, cards: Sequence[str]) -> Finding:
         nearest[gpu] = [card for card, path in known.items() if path == best]
         if best not in DIRECT_PATHS:
             far.append(f"GPU {gpu}: nearest is {nearest[gpu][0]} by {best}")
-    rule = (
-        f"each GPU needs a card by {' or '.join(DIRECT_PATHS)}; others pass the CPU at about half the speed"
-    )
+    rule = f"each GPU needs a card by {' or '.join(DIRECT_PATHS)}; others go via the CPU at half the speed"
+    # Is one direct, and does every card have a GPU?
     if far:
         remedy = "check cluster.fabric.hcas and the PCIe slots; in a virtual machine, its PCIe topology"
         return warned(check, "; ".join(far), rule, remedy)
     unused = sorted(set(cards) - {card for near in nearest.values() for card in near})
     if unused and len(cards) <= len(nearest):
-        found = f"{', '.join(unused)} is nearest to no GPU"
-        return warned(check, found, "each GPU should have a card of its own", "check cluster.fabric.hcas")
+        found = f"{', '.join(unused)} is not the nearest card of any GPU"
+        return warned(check, found, "each GPU should have a separate card", "check cluster.fabric.hcas")
     return passed(check, f"all {len(nearest)} GPUs have one by {' or '.join(DIRECT_PATHS)}")

@@ -1,6 +1,6 @@
-"""How ranks tell rank 0 what they found: over the store through which they met, never over a collective.
+"""Coordination between ranks: through torch's key-value store, never through collectives.
 
-A collective hangs with its slowest member and does not say who that is. A store knows who has answered.
+A collective hangs with its slowest member and cannot tell which one that is. A store knows who has answered.
 """
 
 import base64
@@ -18,14 +18,17 @@ from launch.preflight.cross_node import Offset
 from launch.preflight.reach import neighbours, try_to_reach
 
 CLOCK_ROUNDS = 5
-"""Questions to a node for its time; the quickest answer is the most exact."""
+"""Number of times a node is asked for its time; the fastest answer is the most accurate."""
 
-PARTING_S = 10.0
-"""For which rank 0 waits for the others to leave; those that hang or are gone never will."""
+LEAVE_TIMEOUT_S = 10.0
+"""Time that rank 0 waits for the others to leave; ranks that hang or are gone never do."""
 
 
-class Meeting:
-    """This rank's place among all, and what they have told."""
+class Coordinator:
+    """This rank's view of the job: where it is, and the store through which all ranks exchange values.
+
+    Rank 0 collects and decides; the first rank of a node, its leader, reads the node.
+    """
 
     def __init__(
         self,
@@ -35,15 +38,15 @@ class Meeting:
         world_size: int,
         local_rank: int,
         ranks_per_node: int,
-        hosts: Sequence[str] | None = None,
+        node_names: Sequence[str] | None = None,
     ) -> None:
-        """`hosts` are the names of all nodes, if whoever started the ranks knows them."""
+        """`node_names` are the names of all nodes, if the launcher knows them."""
         self.store = store
         self.rank = rank
         self.world_size = world_size
         self.local_rank = local_rank
         self.ranks_per_node = ranks_per_node
-        self.hosts = hosts
+        self.node_names = node_names
 
     @property
     def is_first(self) -> bool:
@@ -51,47 +54,53 @@ class Meeting:
         return self.rank == 0
 
     @property
-    def speaks_for_node(self) -> bool:
-        """Whether this rank reads the node."""
+    def is_node_leader(self) -> bool:
+        """Whether this rank reads its node."""
         return self.local_rank == 0
 
     @property
-    def node_ranks(self) -> range:
-        """The ranks that read their nodes."""
+    def node_leaders(self) -> range:
+        """The first rank of every node."""
         return range(0, self.world_size, self.ranks_per_node)
 
-    def node_rank(self, rank: int) -> int:
-        """The rank that reads the node of `rank`."""
+    def leader_of(self, rank: int) -> int:
+        """The first rank on the node of `rank`."""
         return rank - rank % self.ranks_per_node
 
-    def tell(self, phase: str, value: object) -> None:
-        """Leave a value for rank 0."""
+    def publish(self, phase: str, value: object) -> None:
+        """Store a value for rank 0."""
         self.store.set(f"{phase}/{self.rank}", base64.b64encode(pickle.dumps(value)).decode())
 
     def collect(self, phase: str, ranks: Iterable[int], timeout_s: float) -> dict[int, Any]:
-        """Rank -> what it told, for those that did within `timeout_s`; called by rank 0."""
+        """Rank -> value that it published, for the `ranks` that did within `timeout_s`; called by rank 0."""
         deadline = time.monotonic() + timeout_s
-        told = {}
+        values = {}
         for rank in ranks:
-            # Whoever comes after a silent rank has had the time as well, so is only looked up.
+            # The timeout covers all ranks: after a silent one, the others have had their time and are only
+            # polled.
             remaining_s = max(0.05, deadline - time.monotonic())
             with contextlib.suppress(dist.DistStoreError):
                 self.store.wait([f"{phase}/{rank}"], datetime.timedelta(seconds=remaining_s))
-                told[rank] = pickle.loads(base64.b64decode(self.store.get(f"{phase}/{rank}")))
-        return told
+                values[rank] = pickle.loads(base64.b64decode(self.store.get(f"{phase}/{rank}")))
+        return values
 
-    def agree(
+    def collect_and_vote(
         self, phase: str, ranks: Sequence[int], is_good: Callable[[Any], bool], timeout_s: float
     ) -> tuple[dict[int, Any], bool]:
-        """Whether all go on: if each of `ranks` has told something good. On rank 0 also what they told."""
-        if not self.is_first:
-            return {}, self.decide(phase, None, 2 * timeout_s)
-        told = self.collect(phase, ranks, timeout_s)
-        goes_on = len(told) == len(ranks) and all(is_good(value) for value in told.values())
-        return told, self.decide(phase, goes_on, timeout_s)
+        """Decide together whether to go on: if each of `ranks` has published a value that `is_good`.
 
-    def decide(self, phase: str, goes_on: bool | None, timeout_s: float) -> bool:
-        """Rank 0 gives its decision; the others get it, and stop if it does not come in time."""
+        Returns:
+            Rank -> value, on rank 0 only, and the decision.
+        """
+        if not self.is_first:
+            return {}, self.share_decision(phase, None, 2 * timeout_s)
+        values = self.collect(phase, ranks, timeout_s)
+        goes_on = len(values) == len(ranks) and all(is_good(value) for value in values.values())
+        return values, self.share_decision(phase, goes_on, timeout_s)
+
+    def share_decision(self, phase: str, goes_on: bool | None, timeout_s: float) -> bool:
+        """Rank 0 shares `goes_on`; the others pass None and get it, or False if it does not arrive in
+        time."""
         key = f"{phase}/decision"
         if goes_on is not None:
             self.store.set(key, str(goes_on))
@@ -102,59 +111,62 @@ class Meeting:
             return False
         return self.store.get(key) == b"True"
 
-    def part(self, timeout_s: float) -> None:
-        """Leave together: the others wait for rank 0, and it for them, as it may be what keeps the store."""
+    def leave(self, timeout_s: float) -> None:
+        """Leave together: the others wait for rank 0, and rank 0 for them, since its process may host the
+        store."""
         if self.is_first:
-            self.decide("parting", True, timeout_s)
-            self.collect("gone", range(1, self.world_size), PARTING_S)
+            self.share_decision("leave", True, timeout_s)
+            self.collect("left", range(1, self.world_size), LEAVE_TIMEOUT_S)
         else:
-            self.decide("parting", None, timeout_s)
-            self.tell("gone", True)
+            self.share_decision("leave", None, timeout_s)
+            self.publish("left", True)
 
     def measure_clocks(self, timeout_s: float) -> dict[int, Offset | None]:
-        """Rank of a node -> its clock against this one; called by rank 0 while the others `answer_clock`."""
-        return {rank: self._measure_clock(rank, timeout_s) for rank in self.node_ranks if rank}
+        """Node leader -> offset of its clock; called by rank 0 while the other leaders run `answer_clock`."""
+        return {rank: self._measure_clock(rank, timeout_s) for rank in self.node_leaders if rank}
 
     def answer_clock(self, timeout_s: float) -> None:
-        """Tell the time whenever rank 0 asks; called by the other ranks that read their nodes."""
+        """Answer rank 0's requests for the time; called by the other node leaders."""
         with contextlib.suppress(dist.DistStoreError):
-            for question in range(CLOCK_ROUNDS):
-                asked = f"clock/{self.rank}/{question}"
-                self.store.wait([asked], datetime.timedelta(seconds=timeout_s))
-                self.store.set(f"{asked}/answer", repr(time.time()))
+            for number in range(CLOCK_ROUNDS):
+                request = f"clock/{self.rank}/{number}"
+                self.store.wait([request], datetime.timedelta(seconds=timeout_s))
+                self.store.set(f"{request}/answer", repr(time.time()))
 
-    def try_neighbours(self, place: str, timeout_s: float) -> dict[int, str]:
+    def try_neighbours(self, endpoint: str, timeout_s: float) -> dict[int, str]:
         """Try to reach some other nodes while they do the same: rank that reads a node -> why that failed.
 
         Called by the ranks that read their nodes; `place` is where this one listens.
         """
-        self.store.set(f"listens/{self.rank}", place)
-        ranks = self.node_ranks
+        self.store.set(f"listens/{self.rank}", endpoint)
+        leaders = self.node_leaders
         refused: dict[int, str] = {}
-        for number in neighbours(ranks.index(self.rank), len(ranks)):
-            key = f"listens/{ranks[number]}"
+        for number in neighbours(leaders.index(self.rank), len(leaders)):
+            key = f"listens/{leaders[number]}"
             try:
                 self.store.wait([key], datetime.timedelta(seconds=timeout_s))
             except dist.DistStoreError:
-                reason: str | None = "it does not answer any more"
+                reason: str | None = "it no longer answers"
             else:
                 reason = try_to_reach(self.store.get(key).decode())
             if reason is not None:
-                refused[ranks[number]] = reason
+                refused[leaders[number]] = reason
         return refused
 
     def _measure_clock(self, rank: int, timeout_s: float) -> Offset | None:
         best: Offset | None = None
-        for question in range(CLOCK_ROUNDS):
-            asked = f"clock/{rank}/{question}"
+        for number in range(CLOCK_ROUNDS):
+            request = f"clock/{rank}/{number}"
             before_s = time.time()
-            self.store.set(asked, "?")
+            self.store.set(request, "?")
             try:
-                self.store.wait([f"{asked}/answer"], datetime.timedelta(seconds=timeout_s))
+                self.store.wait([f"{request}/answer"], datetime.timedelta(seconds=timeout_s))
             except dist.DistStoreError:
                 return best
             after_s = time.time()
-            there_s = float(self.store.get(f"{asked}/answer"))
+            # The answer was written somewhere between the two; the middle is off by half their distance at
+            # most.
+            there_s = float(self.store.get(f"{request}/answer"))
             offset = Offset(
                 seconds=there_s - (before_s + after_s) / 2, uncertainty_s=(after_s - before_s) / 2
             )
@@ -163,28 +175,28 @@ class Meeting:
         return best
 
 
-def join(timeout_s: float, hosts: Sequence[str] | None = None) -> Meeting:
-    """Meet the other ranks, started by torchrun or by `launch.preflight_rank`; alone if there is no RANK.
+def join(timeout_s: float, node_names: Sequence[str] | None = None) -> Coordinator:
+    """Connect to the other ranks started by torchrun or `launch.preflight_rank`; alone if RANK is not set.
 
     Raises `RuntimeError` if rank 0 cannot be reached within `timeout_s`.
     """
     if "RANK" not in os.environ:
-        return Meeting(dist.HashStore(), rank=0, world_size=1, local_rank=0, ranks_per_node=1)
+        return Coordinator(dist.HashStore(), rank=0, world_size=1, local_rank=0, ranks_per_node=1)
     rank = int(os.environ["RANK"])
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
-        # torchrun has a store already.
+        # torchrun's agent already hosts a store.
         is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-        # Those that never come are to be named, not waited for.
+        # Ranks that never arrive are reported, not waited for.
         wait_for_workers=False,
         timeout=datetime.timedelta(seconds=timeout_s),
     )
-    return Meeting(
+    return Coordinator(
         dist.PrefixStore("preflight", store),
         rank=rank,
         world_size=int(os.environ["WORLD_SIZE"]),
         local_rank=int(os.environ["LOCAL_RANK"]),
         ranks_per_node=int(os.environ["LOCAL_WORLD_SIZE"]),
-        hosts=hosts,
+        node_names=node_names,
     )

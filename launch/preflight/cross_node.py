@@ -1,4 +1,4 @@
-"""What must be alike on all nodes: versions and clocks."""
+"""What must agree on all nodes: versions and clocks."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,25 +8,26 @@ from launch.preflight.findings import Finding, failed, passed, skipped, warned
 
 VERSIONS, CLOCK = "versions", "clock"
 TOLERATED = ("kernel", "card firmware")
-"""Versions whose difference is a warning: jobs run, and the odd one out explains why a node behaves oddly."""
+"""Versions whose difference only warns: jobs run, but it may explain why a node behaves differently."""
 MAX_SKEW_S = 0.5
-"""Beyond this, time stamps of different nodes' logs and traces no longer tell what came first. Our choice."""
+"""Largest clock offset at which time stamps in logs and traces of different nodes can be ordered. Our
+choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offset:
-    """A node's clock against that of the node of rank 0."""
+    """Offset of a node's clock from that of rank 0's node."""
 
     seconds: float
-    """Positive where the node is ahead."""
+    """Offset; positive if the node is ahead."""
     uncertainty_s: float
-    """Half the time of the exchange that measured it."""
+    """Half the duration of the exchange that measured the offset."""
 
 
 def judge_versions(versions: Mapping[str, Mapping[str, str]]) -> dict[str, Finding]:
-    """Node -> finding on its versions, against those that most nodes have."""
+    """Node -> finding on its versions, compared with those of most nodes."""
     if len(versions) < 2:
-        return {node: skipped(VERSIONS, "one node has nothing to differ from") for node in versions}
+        return {node: skipped(VERSIONS, "a single node has nothing to be compared with") for node in versions}
     names = sorted({name for own in versions.values() for name in own})
     usual = {
         name: Counter(own.get(name, "absent") for own in versions.values()).most_common(1)[0][0]
@@ -46,10 +47,11 @@ def judge_versions(versions: Mapping[str, Mapping[str, str]]) -> dict[str, Findi
 
 
 def judge_clocks(offsets: Mapping[str, Offset | None], reference: str) -> dict[str, Finding]:
-    """Node -> finding on its clock against the `reference`, rank 0's node; a silent node's offset is None."""
+    """Node -> finding on its clock, compared with `reference`, rank 0's node; None for a node that is
+    silent."""
     findings = {reference: passed(CLOCK, "the others are compared with it")}
     if not offsets:
-        findings[reference] = skipped(CLOCK, "one node has nothing to differ from")
+        findings[reference] = skipped(CLOCK, "a single node has nothing to be compared with")
     for node, offset in offsets.items():
         if offset is None:
             findings[node] = skipped(CLOCK, "the node did not answer")

@@ -1,4 +1,4 @@
-"""What a rank is started with: the variables of the fabric, and the address that its host name stands for."""
+"""Environment of a rank: the fabric's variables, and the address that the host name resolves to."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,48 +7,49 @@ from dataclasses import dataclass
 from k25_train.config.cluster import ClusterConfig
 from launch.fabric import Variable
 from launch.preflight.findings import Finding, passed, skipped, warned
-from launch.preflight.machine import Machine
+from launch.preflight.system import System
 
-VARIABLES, ADDRESS = SURROUNDING_CHECKS = ("variables", "host name")
-OF_FABRIC = re.compile(r"(NCCL|GLOO)_\w+|CUDA_DEVICE_MAX_CONNECTIONS")
-INFORMATIVE = ("NCCL_VERSION",)
-"""Variables that images carry and no library obeys."""
+VARIABLES, ADDRESS = ENVIRONMENT_CHECKS = ("variables", "host name")
+FABRIC_VARIABLE = re.compile(r"(NCCL|GLOO)_\w+|CUDA_DEVICE_MAX_CONNECTIONS")
+IGNORED = ("NCCL_VERSION",)
+"""Variables set by container images that no library reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """Of the rank that reads a node."""
+class RankEnvironment:
+    """Environment of the rank that reads a node."""
 
     is_rank: bool
     """Whether torchrun started it."""
     variables: Mapping[str, str]
-    """Those that libraries of communication obey."""
+    """Variables that communication libraries read."""
     address: str | None
-    """What the host's name resolves to; None where it does not."""
+    """Address that the host's name resolves to; None if it does not resolve."""
 
 
-def read_surroundings(machine: Machine) -> Surroundings:
-    """Variables and address of this process and its host."""
+def read_environment(system: System) -> RankEnvironment:
+    """Read the variables of this process and the address of its host."""
     variables = {
         name: value
-        for name, value in machine.environment.items()
-        if OF_FABRIC.fullmatch(name) and name not in INFORMATIVE
+        for name, value in system.environment.items()
+        if FABRIC_VARIABLE.fullmatch(name) and name not in IGNORED
     }
-    is_rank = "RANK" in machine.environment
-    return Surroundings(is_rank=is_rank, variables=variables, address=machine.resolve())
+    is_rank = "RANK" in system.environment
+    return RankEnvironment(is_rank=is_rank, variables=variables, address=system.resolve())
 
 
-def judge_surroundings(
-    own: Surroundings, wanted: Sequence[Variable], cluster: ClusterConfig
+def judge_environment(
+    own: RankEnvironment, wanted: Sequence[Variable], cluster: ClusterConfig
 ) -> list[Finding]:
-    """Variables against those of the cluster file, `wanted`, and whether other nodes can reach gloo here."""
-    wanted_values = {one.name: one.value for one in wanted if OF_FABRIC.fullmatch(one.name)}
-    # Without a fabric in the cluster file, what somebody sets for it contradicts nothing.
+    """Compare variables with those of the cluster file, `wanted`, and check that other nodes can reach gloo
+    here."""
+    wanted_values = {one.name: one.value for one in wanted if FABRIC_VARIABLE.fullmatch(one.name)}
+    # If the cluster file has no fabric, additional settings contradict nothing.
     extra = own.variables.keys() - wanted_values.keys() if cluster.fabric is not None else set()
     return [_judge_variables(own, wanted_values, sorted(extra)), _judge_address(own, cluster.nodes)]
 
 
-def _judge_variables(own: Surroundings, wanted: Mapping[str, str], extra: Sequence[str]) -> Finding:
+def _judge_variables(own: RankEnvironment, wanted: Mapping[str, str], extra: Sequence[str]) -> Finding:
     check = VARIABLES
     if not own.is_rank:
         return skipped(check, "not started as a rank; launch.slurm and launch.torchrun set them")
@@ -59,16 +60,16 @@ def _judge_variables(own: Surroundings, wanted: Mapping[str, str], extra: Sequen
     ]
     other += [f"{name}={own.variables[name]} is set" for name in extra]
     if other:
-        rule = "they follow from the cluster file alone"
+        rule = "the cluster file alone determines them"
         remedy = "start with launch.slurm or launch.torchrun, and unset the others"
         return warned(check, "; ".join(other), rule, remedy)
-    return passed(check, f"{len(wanted)} as the cluster file has it")
+    return passed(check, f"{len(wanted)} as in the cluster file")
 
 
-def _judge_address(own: Surroundings, num_nodes: int) -> Finding:
+def _judge_address(own: RankEnvironment, num_nodes: int) -> Finding:
     check = ADDRESS
     if num_nodes == 1:
-        return skipped(check, "one node talks to itself")
+        return skipped(check, "a single node needs no address")
     if interface := own.variables.get("GLOO_SOCKET_IFNAME"):
         return passed(check, f"not used: gloo listens on {interface}")
     if own.address is None or own.address.startswith("127."):
@@ -76,6 +77,6 @@ def _judge_address(own: Surroundings, num_nodes: int) -> Finding:
         remedy = (
             "name this node's address in /etc/hosts, or set GLOO_SOCKET_IFNAME (cluster.fabric.interface)"
         )
-        # Nodes that share a machine reach each other all the same; whether ranks do is measured.
+        # Only a warning: nodes that share a machine do reach each other, and connections are measured anyway.
         return warned(check, f"resolves to {own.address or 'nothing'}", rule, remedy)
     return passed(check, own.address)

@@ -1,4 +1,4 @@
-"""What a check says: one line with a verdict, and what to do where the verdict is bad."""
+"""Outcome of a check: one line with a verdict and, if the verdict is bad, the rule and a remedy."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ class Verdict(IntEnum):
 
     passed = 0
     skipped = 1
-    """Could not be looked at here; the finding says why."""
+    """The check could not be made here; the finding says why."""
     warned = 2
-    """The job runs, but slower or with less to tell it when something breaks."""
+    """The job runs, but slower, or with fewer clues when something breaks."""
     failed = 3
     """The job would not start, would break, or would waste most of the node."""
 
@@ -25,11 +25,11 @@ class Finding:
     """Name of the check, the same on every node."""
     verdict: Verdict
     found: str
-    """What was seen, with its unit; where the check was skipped, why."""
+    """What was observed, with its unit; the reason if the check was skipped."""
     rule: str = ""
-    """What should have been seen; empty unless warned or failed."""
+    """What was expected; empty unless warned or failed."""
     remedy: str = ""
-    """What to do about it; empty unless warned or failed."""
+    """How to fix it; empty unless warned or failed."""
 
     def __str__(self) -> str:
         parts = [f"{self.check}: {self.found}", self.rule, self.remedy]
@@ -37,26 +37,26 @@ class Finding:
 
 
 def passed(check: str, found: str) -> Finding:
-    """All is as it should be."""
+    """A finding without objection."""
     return Finding(check=check, verdict=Verdict.passed, found=found)
 
 
 def skipped(check: str, reason: str) -> Finding:
-    """The check could not be made here."""
+    """A check that could not be made."""
     return Finding(check=check, verdict=Verdict.skipped, found=reason)
 
 
 def warned(check: str, found: str, rule: str, remedy: str) -> Finding:
-    """Not as it should be; the job runs all the same."""
+    """A finding with which the job still runs."""
     return Finding(check=check, verdict=Verdict.warned, found=found, rule=rule, remedy=remedy)
 
 
 def failed(check: str, found: str, rule: str, remedy: str) -> Finding:
-    """Not as it must be."""
+    """A finding with which the job must not run."""
     return Finding(check=check, verdict=Verdict.failed, found=found, rule=rule, remedy=remedy)
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:
-    """The verdict over all of them; passed if there are none or they were skipped."""
+    """The worst verdict; passed if there are no findings or all were skipped."""
     verdicts = [finding.verdict for finding in findings if finding.verdict is not Verdict.skipped]
     return max(verdicts, default=Verdict.passed)

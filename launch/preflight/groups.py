@@ -1,6 +1,6 @@
-"""Who is measured with whom: the groups of the configuration, cut into rounds of disjoint pairs; pure.
+"""Which connections are measured: the configuration's groups, split into rounds of disjoint pairs; pure.
 
-Ranks are in megatron-core's order: those of one pipeline stage are neighbours, and so are those that share
+Ranks are in megatron-core's order: ranks of one pipeline stage are consecutive, and so are ranks that share
 the experts of a layer.
 """
 
@@ -12,7 +12,7 @@ Pair = tuple[int, int]
 
 
 class Exchange(Enum):
-    """What ranks send each other in training; each kind is measured over its own pairs."""
+    """Kinds of traffic between ranks in training; each is measured over its own pairs."""
 
     experts = "experts"
     """Tokens, all to all, within an expert-parallel group."""
@@ -22,13 +22,13 @@ class Exchange(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """Pairs that exchange at the same time; no rank is in two of them."""
+    """Pairs that exchange data at the same time; no rank is in two of them."""
 
     exchange: Exchange
     pairs: tuple[Pair, ...]
 
     def partner(self, rank: int) -> int | None:
-        """Whom a rank exchanges with; None if it has a pause."""
+        """The rank that `rank` exchanges data with; None if it is idle in this round."""
         for first, second in self.pairs:
             if rank in (first, second):
                 return second if rank == first else first
@@ -47,25 +47,27 @@ def pipeline_groups(world_size: int, pp: int) -> list[tuple[int, ...]]:
 
 
 def plan_rounds(world_size: int, *, pp: int, ep: int) -> list[Round]:
-    """Rounds in which every pair of an expert-parallel group, and every two neighbouring stages, meet once.
+    """Rounds in which every pair of an expert-parallel group, and of neighbouring stages, is measured once.
 
-    The last stage and the first are neighbours too: with virtual stages activations go from one to the other.
+    The last and the first stage are neighbours, too: with virtual stages, activations go from one to the
+    other.
     """
     experts = [list(_all_pairs(group)) for group in expert_groups(world_size, ep)]
     pipelines = [list(_ring_pairs(group)) for group in pipeline_groups(world_size, pp)]
     rounds = []
     for exchange, by_group in ((Exchange.experts, experts), (Exchange.pipeline, pipelines)):
-        for at_once in zip(*by_group, strict=True):
-            pairs = tuple(pair for pairs in at_once for pair in pairs)
+        # All groups of a kind have the same number of rounds, and their rounds run at the same time.
+        for concurrent in zip(*by_group, strict=True):
+            pairs = tuple(pair for pairs in concurrent for pair in pairs)
             rounds.append(Round(exchange=exchange, pairs=pairs))
     return rounds
 
 
 def _all_pairs(group: Sequence[int]) -> Iterator[list[Pair]]:
-    """Rounds of a tournament: the first stays, the others go round (the circle method)."""
+    """Rounds of a round-robin tournament: the first rank stays, the others rotate (the circle method)."""
     if len(group) < 2:
         return
-    # With an odd number one has a pause each round.
+    # With an odd number of ranks, one is idle in each round.
     seats: list[int | None] = [*group, *([None] if len(group) % 2 else [])]
     for _ in range(len(seats) - 1):
         facing = zip(seats[: len(seats) // 2], reversed(seats[len(seats) // 2 :]), strict=True)
@@ -74,7 +76,7 @@ def _all_pairs(group: Sequence[int]) -> Iterator[list[Pair]]:
 
 
 def _ring_pairs(group: Sequence[int]) -> Iterator[list[Pair]]:
-    """Rounds over the connections of a ring; of two ranks there is one."""
+    """Rounds over the connections of a ring; two ranks have a single connection."""
     if len(group) < 2:
         return
     links = [(group[i], group[(i + 1) % len(group)]) for i in range(len(group) if len(group) > 2 else 1)]

@@ -1,4 +1,4 @@
-"""RDMA network cards (host channel adapters) as the kernel shows them, and what must hold of them."""
+"""RDMA network cards (host channel adapters) as shown by the kernel, and checks of them."""
 
 import re
 from collections.abc import Sequence
@@ -6,37 +6,37 @@ from dataclasses import dataclass
 
 from k25_train.config.cluster import DETECT, FabricConfig
 from launch.preflight.findings import Finding, failed, passed, warned
-from launch.preflight.machine import Machine
+from launch.preflight.system import System
 
 FOLDER = "sys/class/infiniband"
 NET = "sys/class/net"
 ROCE_V2 = "RoCE v2"
 MIN_MTU_BYTES = 4200
-"""RDMA packets carry 4096 bytes at most; with their headers they fit from here on. Below, the card falls to
-2048 or 1024 bytes a packet."""
+"""Smallest MTU that fits RDMA packets of 4096 bytes, the largest, with their headers. Below it, the card
+falls back to 2048 or 1024 bytes per packet."""
 
 CARDS, SPEED, MTU, GID = HCA_CHECKS = ("network cards", "network speed", "network MTU", "RoCE v2 GID")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gid:
-    """An address of a port: an entry of its GID table."""
+    """An address of a port, which is a row of its GID table."""
 
     index: int
     address: str
     kind: str
-    """`RoCE v2`, `IB/RoCE v1` or what else the kernel writes."""
+    """`RoCE v2`, `IB/RoCE v1` or another type as named by the kernel."""
     interface: str
-    """The network interface whose address it is; empty on InfiniBand."""
+    """Network interface that has the address; empty on InfiniBand."""
 
     @property
     def is_routable_v2(self) -> bool:
-        """Whether it is RoCE v2 with an address that switches route, which a link-local one is not."""
+        """Whether it is RoCE v2 with a routable address, which a link-local one is not."""
         return self.kind == ROCE_V2 and not self.address.startswith("fe80:")
 
     @property
     def ipv4(self) -> str:
-        """The IPv4 address that it stands for; empty where it is an IPv6 address."""
+        """The IPv4 address that is mapped to it; empty for an IPv6 address."""
         if not self.address.startswith("0000:0000:0000:0000:0000:ffff:"):
             return ""
         digits = self.address.replace(":", "")[-8:]
@@ -45,47 +45,48 @@ class Gid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hca:
-    """Port 1 of a card; None stands for what the kernel does not show."""
+    """Port 1 of a card; None for values that the kernel does not show."""
 
     name: str
     link_layer: str
     """`Ethernet` (RoCE) or `InfiniBand`."""
     state: str
-    """`ACTIVE` when it can carry traffic."""
+    """`ACTIVE` if the port can carry traffic."""
     rate_gbps: float | None
-    """Of all its ports together."""
+    """Rate of all ports of the card together."""
     firmware: str
     numa_node: int | None
     interfaces: tuple[str, ...]
-    """Network interfaces of its ports: one, several where they are bonded into one card, or none."""
+    """Network interfaces of the ports: one, several if they are bonded into one card, or none."""
     mtu_bytes: int | None
-    """Largest Ethernet payload of its interfaces."""
+    """MTU of the card's interfaces."""
     gids: tuple[Gid, ...]
     traffic_class: int | None
-    """Traffic class that the driver forces upon all connections; None where it forces none."""
+    """Traffic class that the driver forces on all connections; None if it forces none."""
 
     @property
     def routable_gids(self) -> list[Gid]:
-        """Entries that a RoCE v2 fabric can use, by index."""
+        """Rows that a RoCE v2 fabric can use, by index."""
         return [gid for gid in self.gids if gid.is_routable_v2]
 
 
-def read_hcas(machine: Machine) -> list[Hca]:
-    """Every card of the node, in use or not."""
-    return [_read_hca(machine, name) for name in machine.names(FOLDER)]
+def read_hcas(system: System) -> list[Hca]:
+    """Every card of the node, used by training or not."""
+    return [_read_hca(system, name) for name in system.names(FOLDER)]
 
 
 def judge_hcas(hcas: Sequence[Hca], fabric: FabricConfig, node_gb_per_s: float) -> list[Finding]:
-    """State, speed, packet size and addresses of the cards that the cluster file names.
+    """Check state, speed, MTU and addresses of the cards that the cluster file names.
 
-    `node_gb_per_s` is what the plan lets a node send in a second. Without the cards there is one finding.
+    `node_gb_per_s` is the rate that the plan assumes for a node. If cards are missing, that is the only
+    finding.
     """
     in_use = [hca for hca in hcas if hca.name in fabric.hcas]
     missing = sorted(set(fabric.hcas) - {hca.name for hca in in_use})
     if missing:
-        there = ", ".join(hca.name for hca in hcas) or "none"
-        remedy = f"the node has {there}; correct cluster.fabric.hcas, or load the driver and drain the node"
-        rule = "each card of the cluster file must be there"
+        present = ", ".join(hca.name for hca in hcas) or "none"
+        remedy = f"the node has {present}; correct cluster.fabric.hcas, or load the driver and drain the node"
+        rule = "each card of the cluster file must exist"
         return [failed(CARDS, f"no {', '.join(missing)}", rule, remedy)]
     findings = [_judge_state(in_use), _judge_rate(in_use, node_gb_per_s)]
     on_ethernet = [hca for hca in in_use if hca.link_layer == "Ethernet"]
@@ -94,21 +95,22 @@ def judge_hcas(hcas: Sequence[Hca], fabric: FabricConfig, node_gb_per_s: float) 
     return findings
 
 
-def _read_hca(machine: Machine, name: str) -> Hca:
+def _read_hca(system: System, name: str) -> Hca:
     card = f"{FOLDER}/{name}"
     port = f"{card}/ports/1"
 
     def value(path: str) -> str:
-        return machine.read(path) or ""
+        return system.read(path) or ""
 
-    # A card that is split for virtual machines also has interfaces that stand for their ports (pf0vf1).
+    # 1. Interfaces. A card that is split for virtual machines also has one for each of their ports (pf0vf1).
     names = (
         name
-        for name in machine.names(f"{card}/device/net")
+        for name in system.names(f"{card}/device/net")
         if not re.search(r"pf\d", value(f"{NET}/{name}/phys_port_name"))
     )
-    # Rules for single addresses may follow; they begin with the address.
+    # 2. Forced traffic class. Rules for single addresses may follow it; they start with the address.
     forced = re.match(r"Global tclass=(\d+)", value(f"{card}/tc/1/traffic_class"))
+    # 3. The GID table; unused rows hold zeros.
     gids = [
         Gid(
             index=int(index),
@@ -116,17 +118,17 @@ def _read_hca(machine: Machine, name: str) -> Hca:
             kind=value(f"{port}/gid_attrs/types/{index}"),
             interface=value(f"{port}/gid_attrs/ndevs/{index}"),
         )
-        for index in machine.names(f"{port}/gids")
+        for index in system.names(f"{port}/gids")
         if (address := value(f"{port}/gids/{index}")).strip("0:")
     ]
-    # A container may see no interface of the card, but one of its own upon it, with its address.
+    # A container may not see the card's interface, but one of its own on top of it, which has an address.
     own = (gid.interface for gid in gids if gid.is_routable_v2)
-    interfaces = _interfaces(machine, next(names, "") or next(own, ""))
+    interfaces = _interfaces(system, next(names, "") or next(own, ""))
     return Hca(
         name=name,
         link_layer=value(f"{port}/link_layer"),
         state=value(f"{port}/state").partition(":")[2].strip(),
-        rate_gbps=_rate_gbps(machine, value(f"{port}/rate"), interfaces),
+        rate_gbps=_rate_gbps(system, value(f"{port}/rate"), interfaces),
         firmware=value(f"{card}/fw_ver"),
         numa_node=_whole(value(f"{card}/device/numa_node")),
         interfaces=interfaces,
@@ -136,24 +138,24 @@ def _read_hca(machine: Machine, name: str) -> Hca:
     )
 
 
-def _interfaces(machine: Machine, first: str) -> tuple[str, ...]:
-    """`first` and the interfaces that the driver has bonded with it into one card."""
-    bonded = (machine.read(f"{NET}/{first}/master/bonding/slaves") or "").split()
-    # Their ports have no card of their own; a card that is bonded as an interface only still has one.
+def _interfaces(system: System, first: str) -> tuple[str, ...]:
+    """`first` and the interfaces that the driver bonded with it into one card."""
+    bonded = (system.read(f"{NET}/{first}/master/bonding/slaves") or "").split()
+    # Ports bonded into one card have no RDMA device of their own; if only the interfaces are bonded, they do.
     others = [
-        name for name in bonded if name != first and not machine.names(f"{NET}/{name}/device/infiniband")
+        name for name in bonded if name != first and not system.names(f"{NET}/{name}/device/infiniband")
     ]
     return (first, *others) if first else ()
 
 
-def _rate_gbps(machine: Machine, text: str, interfaces: Sequence[str]) -> float | None:
+def _rate_gbps(system: System, text: str, interfaces: Sequence[str]) -> float | None:
     rate = re.match(r"([\d.]+) Gb/sec", text)
     if rate is None:
         return None
     if len(interfaces) > 1:
-        mode = machine.read(f"{NET}/{interfaces[0]}/master/bonding/mode") or ""
-        speeds = [_whole(machine.read(f"{NET}/{name}/speed") or "") or -1 for name in interfaces]
-        # The kernel shows one port's rate for a bonded card. A port that is down has -1, or no speed.
+        mode = system.read(f"{NET}/{interfaces[0]}/master/bonding/mode") or ""
+        speeds = [_whole(system.read(f"{NET}/{name}/speed") or "") or -1 for name in interfaces]
+        # For a bonded card the kernel shows the rate of one port. A port that is down has speed -1, or none.
         if not mode.startswith("active-backup") and max(speeds) > 0:
             return sum(speed for speed in speeds if speed > 0) / 1000
     return float(rate[1])
@@ -178,7 +180,7 @@ def _judge_rate(hcas: Sequence[Hca], node_gb_per_s: float) -> Finding:
     rates = sorted({hca.rate_gbps for hca in hcas if hca.rate_gbps is not None})
     total_gb_per_s = sum(hca.rate_gbps or 0.0 for hca in hcas) / 8
     speeds = " and ".join(f"{rate:g}" for rate in rates)
-    found = f"{len(hcas)} cards of {speeds} Gb/s, {total_gb_per_s:g} GB/s a node"
+    found = f"{len(hcas)} cards of {speeds} Gb/s, {total_gb_per_s:g} GB/s per node"
     if len(rates) != 1:
         slow = [hca.name for hca in hcas if hca.rate_gbps != max(rates, default=None)]
         remedy = f"check cable and switch port of {', '.join(slow)}; drain the node"
@@ -197,7 +199,7 @@ def _judge_mtu(hcas: Sequence[Hca]) -> Finding:
     sizes = {size for size in by_card.values() if size is not None}
     if None in by_card.values():
         silent = ", ".join(name for name, size in by_card.items() if size is None)
-        rule = "each card needs a network interface, else it has no address"
+        rule = "each card needs a network interface, otherwise it has no address"
         return failed(
             check,
             f"unknown for {silent}",
@@ -206,7 +208,7 @@ def _judge_mtu(hcas: Sequence[Hca]) -> Finding:
         )
     found = f"{' and '.join(str(size) for size in sorted(sizes))} bytes"
     if len(sizes) > 1:
-        rule = "all cards must have one MTU, else large packets are dropped"
+        rule = "all cards must have the same MTU, otherwise large packets are dropped"
         return failed(check, found, rule, "ip link set INTERFACE mtu 9000")
     if min(sizes) < MIN_MTU_BYTES:
         rule = f"RDMA packets of 4096 bytes need {MIN_MTU_BYTES}"
@@ -217,11 +219,11 @@ def _judge_mtu(hcas: Sequence[Hca]) -> Finding:
 def _judge_gids(hcas: Sequence[Hca], gid_index: int | str) -> Finding:
     check = GID
     detects = gid_index == DETECT
-    # NCCL searches for a row with an IPv4 address, and takes any that it is told.
+    # NCCL searches for rows with an IPv4 address; a fixed index may refer to any row.
     usable = {hca.name: [gid for gid in hca.routable_gids if gid.ipv4 or not detects] for hca in hcas}
     without = [name for name, gids in usable.items() if not gids]
     if without:
-        rule = f"RoCE v2 needs a GID with an {'IPv4 address' if detects else 'address that switches route'}"
+        rule = f"RoCE v2 needs a GID with an {'IPv4 address' if detects else 'routable address'}"
         remedy = "give the interface an IPv4 address and bring it up; drain the node"
         return failed(check, f"none on {', '.join(without)}", rule, remedy)
     found = ", ".join(
@@ -231,6 +233,6 @@ def _judge_gids(hcas: Sequence[Hca], gid_index: int | str) -> Finding:
         return passed(check, found)
     wrong = [name for name, gids in usable.items() if gid_index not in [gid.index for gid in gids]]
     if wrong:
-        rule = f"cluster.fabric.gid_index is {gid_index}, which is none on {', '.join(wrong)}"
+        rule = f"cluster.fabric.gid_index is {gid_index}, which is not usable on {', '.join(wrong)}"
         return failed(check, found, rule, "correct it, or let NCCL find it: cluster.fabric.gid_index=detect")
     return passed(check, f"{gid_index} on all cards")

@@ -1,22 +1,22 @@
-"""Memory, disks and limits of a node's operating system, and what must hold of them."""
+"""Memory, disks and limits of a node's operating system, and checks of them."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
-from launch.preflight.machine import Machine
+from launch.preflight.system import System
 
 GIB = 2**30
 MEMORY_SHARE = 0.95
-"""Share of `cluster.host_memory_gib` that must be there: firmware and kernel keep some for themselves."""
+"""Share of `cluster.host_memory_gib` that must be visible: firmware and kernel reserve some."""
 AVAILABLE_SHARE = 0.9
-"""Share of a node's memory that should be free; else another job, or what a dead one left, is there."""
+"""Share of a node's memory that should be free; less means another job, or leftovers of a dead one."""
 SHARED_MEMORY_BYTES = GIB
-"""What /dev/shm must offer: ranks of a node talk through it, and a container has 64 MiB unless told."""
+"""Smallest size of /dev/shm, through which ranks of a node communicate; a container has 64 MiB by default."""
 
 CHECKPOINTS = "checkpoints"
-"""Of a run's folder."""
+"""Folder of checkpoints in a run's folder."""
 
 MEMORY, DISK, SHARED_MEMORY = "host memory", "disk of the run", "/dev/shm"
 PINNED, INTERFACE = ACCESS_CHECKS = ("pinned memory", "interface")
@@ -24,7 +24,7 @@ PINNED, INTERFACE = ACCESS_CHECKS = ("pinned memory", "interface")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The operating system of a node; None stands for what it does not show."""
+    """The operating system of a node; None for values that it does not show."""
 
     kernel: str
     memory_bytes: int | None
@@ -32,38 +32,37 @@ class Host:
     shared_memory_bytes: int
     """Size of /dev/shm."""
     run_free_bytes: int
-    """Free space of the file system that the run folder is on."""
+    """Free space of the run folder's file system."""
     checkpoint_bytes: int
-    """What checkpoints of the run, which goes on after a fault, take of it already."""
+    """Size of checkpoints that the run already has, as when it goes on after a fault."""
     locked_memory_bytes: int | None
-    """Memory that a process may pin; None is any amount."""
+    """Memory that a process may pin; None if unlimited."""
     interfaces: tuple[str, ...]
     """Network interfaces that are up."""
 
 
-def read_host(machine: Machine, run_dir: Path) -> Host:
-    """The node's own facts."""
-    meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB$", machine.read("proc/meminfo") or "", re.MULTILINE))
-    limit = re.search(r"^Max locked memory\s+(\d+)", machine.read("proc/self/limits") or "", re.MULTILINE)
+def read_host(system: System, run_dir: Path) -> Host:
+    """Read the operating system's values."""
+    meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB$", system.read("proc/meminfo") or "", re.MULTILINE))
+    limit = re.search(r"^Max locked memory\s+(\d+)", system.read("proc/self/limits") or "", re.MULTILINE)
     net = "sys/class/net"
     return Host(
-        kernel=machine.read("proc/sys/kernel/osrelease") or "",
+        kernel=system.read("proc/sys/kernel/osrelease") or "",
         memory_bytes=1024 * int(meminfo["MemTotal"]) if "MemTotal" in meminfo else None,
         available_bytes=1024 * int(meminfo["MemAvailable"]) if "MemAvailable" in meminfo else None,
-        shared_memory_bytes=machine.usage(Path("/dev/shm")).total_bytes,
-        run_free_bytes=machine.usage(run_dir).free_bytes,
-        checkpoint_bytes=machine.bytes_in(f"{run_dir.relative_to('/')}/{CHECKPOINTS}"),
+        shared_memory_bytes=system.usage(Path("/dev/shm")).total_bytes,
+        run_free_bytes=system.usage(run_dir).free_bytes,
+        checkpoint_bytes=system.bytes_in(f"{run_dir.relative_to('/')}/{CHECKPOINTS}"),
         locked_memory_bytes=int(limit[1]) if limit else None,
         interfaces=tuple(
-            name
-            for name in machine.names(net)
-            if machine.read(f"{net}/{name}/operstate") in ("up", "unknown")
+            name for name in system.names(net) if system.read(f"{net}/{name}/operstate") in ("up", "unknown")
         ),
     )
 
 
 def judge_host(host: Host, *, memory_gib: float, run_dir: str, run_bytes: int) -> list[Finding]:
-    """Memory against `cluster.host_memory_gib`, the run's disk against its checkpoints, /dev/shm."""
+    """Check memory against `cluster.host_memory_gib`, the disk against the checkpoints' size, and
+    /dev/shm."""
     return [
         _judge_memory(host, memory_gib),
         _judge_disk(host, run_dir, run_bytes),
@@ -72,7 +71,7 @@ def judge_host(host: Host, *, memory_gib: float, run_dir: str, run_bytes: int) -
 
 
 def judge_network_access(host: Host, interface: str) -> list[Finding]:
-    """What RDMA and the ranks' meeting need of the operating system."""
+    """Check what RDMA and the rendezvous need from the operating system."""
     check = PINNED
     findings = [passed(check, "any amount")]
     if host.locked_memory_bytes is not None:
@@ -83,10 +82,10 @@ def judge_network_access(host: Host, interface: str) -> list[Finding]:
     if interface in host.interfaces:
         return [*findings, passed(check, f"{interface} is up")]
     up = ", ".join(host.interfaces) or "none"
-    rule = "cluster.fabric.interface must be there and up on every node"
+    rule = "cluster.fabric.interface must exist and be up on every node"
     return [
         *findings,
-        failed(check, f"{interface} is not; up: {up}", rule, "bring it up or correct the cluster file"),
+        failed(check, f"{interface} is not up; up: {up}", rule, "bring it up or correct the cluster file"),
     ]
 
 
@@ -110,7 +109,7 @@ def _judge_disk(host: Host, run_dir: str, run_bytes: int) -> Finding:
     check = DISK
     found = f"{host.run_free_bytes / GIB:,.1f} GiB free at {run_dir}"
     if host.checkpoint_bytes:
-        found += f", {host.checkpoint_bytes / GIB:,.1f} GiB are its checkpoints"
+        found += f", {host.checkpoint_bytes / GIB:,.1f} GiB used by its checkpoints"
     if host.run_free_bytes + host.checkpoint_bytes < run_bytes:
         rule = f"checkpoint.keep + 1 checkpoints take {run_bytes / GIB:,.1f} GiB"
         return failed(check, found, rule, "free space, choose another run.dir, or lower checkpoint.keep")

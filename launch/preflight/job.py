@@ -1,4 +1,4 @@
-"""The course of a preflight on every rank: read the nodes, meet, measure, judge on rank 0."""
+"""A preflight from start to end on every rank: read the nodes, measure, judge on rank 0."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,158 +12,191 @@ from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
 from launch.feasibility import checkpoint_bytes
 from launch.preflight import measure
-from launch.preflight.coordination import Meeting
+from launch.preflight.coordination import Coordinator
 from launch.preflight.cross_node import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, worst
 from launch.preflight.groups import expert_groups, plan_rounds
-from launch.preflight.machine import Machine
-from launch.preflight.measurements import Fault, Measured, judge_measured
+from launch.preflight.measurements import Fault, RankMeasurements, judge_measurements
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
 from launch.preflight.reach import listening
 from launch.preflight.report import print_report, summary, write_report
+from launch.preflight.system import System
 
 NODE_TIMEOUT_S = 300.0
-"""In which every node has been read, and every device has computed: commands of a sick node run into their
-own limit first, and imports take a minute from a cold shared file system."""
+"""Time within which every node must be read, and every device must have computed: commands of a faulty node
+time out first, and imports from a cold shared file system take a minute."""
 MEASURE_TIMEOUT_S = 3 * measure.ANSWER_TIMEOUT_S
-"""In which the last rank is done after rank 0 is: a rank gives up on a peer that gave up on another."""
-SILENCE = "answer"
+"""Time from rank 0's end of measuring to the last rank's: a rank may give up on a peer that gave up on
+another."""
+ANSWER = "answer"
+"""Name of the check that a node answers."""
 
 
 def run_preflight(
-    config: Config, meeting: Meeting, machine: Machine, host: str, console: Console, folder: Path
+    config: Config, coordinator: Coordinator, system: System, host: str, console: Console, folder: Path
 ) -> bool:
-    """Carry it out on this rank. True unless this is rank 0 and a check failed.
+    """Run the preflight on this rank. False if this is rank 0 and a check failed, otherwise True.
 
-    `host` is the name of this machine, `meeting` connects the ranks, `console` shows rank 0's report, which
-    `folder` keeps.
+    Args:
+        config: the job's configuration.
+        coordinator: connects the ranks.
+        system: reads this node.
+        host: name of this node.
+        console: shows rank 0's report.
+        folder: where preflight.json is written.
     """
-    node = read_node(machine, host, config) if meeting.speaks_for_node else None
+    # 1. Read every node at rest; go on only if all answer.
+    node = read_node(system, host, config) if coordinator.is_node_leader else None
     if node is not None:
-        meeting.tell("node", node)
-    nodes, goes_on = meeting.agree("node", meeting.node_ranks, lambda _: True, NODE_TIMEOUT_S)
+        coordinator.publish("node", node)
+    nodes, goes_on = coordinator.collect_and_vote(
+        "node", coordinator.node_leaders, lambda _: True, NODE_TIMEOUT_S
+    )
+    # 2. Compare clocks, measure devices and connections, and read the nodes' counters again.
     offsets: dict[int, Offset | None] = {}
-    measured: dict[int, Measured] = {}
+    measured: dict[int, RankMeasurements] = {}
     if goes_on:
-        if meeting.is_first:
-            offsets = meeting.measure_clocks(measure.ANSWER_TIMEOUT_S)
-        elif meeting.speaks_for_node:
-            meeting.answer_clock(NODE_TIMEOUT_S)
-        measured = measure_ranks(config, meeting, machine, node)
+        if coordinator.is_first:
+            offsets = coordinator.measure_clocks(measure.ANSWER_TIMEOUT_S)
+        elif coordinator.is_node_leader:
+            coordinator.answer_clock(NODE_TIMEOUT_S)
+        measured = measure_ranks(config, coordinator, system, node)
         if node is not None:
-            read_after_load(machine, node, config)
-            meeting.tell("node after", node)
-    if not meeting.is_first:
-        meeting.part(2 * MEASURE_TIMEOUT_S)
+            read_after_load(system, node, config)
+            coordinator.publish("node after", node)
+    # 3. Rank 0 judges and reports; the others are done.
+    if not coordinator.is_first:
+        coordinator.leave(2 * MEASURE_TIMEOUT_S)
         return True
     if goes_on:
-        nodes |= meeting.collect("node after", meeting.node_ranks, NODE_TIMEOUT_S)
-    findings = judge(config, meeting, nodes, measured if goes_on else None, offsets)
+        nodes |= coordinator.collect("node after", coordinator.node_leaders, NODE_TIMEOUT_S)
+    findings = judge(config, coordinator, nodes, measured if goes_on else None, offsets)
     print_report(console, findings)
-    path = write_report(folder, findings, _facts(meeting, nodes, measured))
+    path = write_report(folder, findings, _facts(coordinator, nodes, measured))
     console.print(f"\n{summary(findings)}\nreport: {path}", highlight=False, soft_wrap=True)
-    meeting.part(0)
+    coordinator.leave(0)
     return worst(finding for own in findings.values() for finding in own) is not Verdict.failed
 
 
 def measure_ranks(
-    config: Config, meeting: Meeting, machine: Machine, node: Node | None
-) -> dict[int, Measured]:
-    """Measure this rank. On rank 0: rank -> what it measured, without those that told nothing.
+    config: Config, coordinator: Coordinator, system: System, node: Node | None
+) -> dict[int, RankMeasurements]:
+    """Measure this rank; on rank 0, returns rank -> measurements, without ranks that reported none.
 
-    Nobody connects unless every device computes and every node can be reached: whoever waited for a broken
-    one would look broken as well.
+    Ranks connect only if every device computes and every node can be reached: otherwise those waiting for a
+    broken one would look broken, too.
     """
-    own = Measured()
-    device = measure_device(config, meeting, machine, node, own)
-    everyone = range(meeting.world_size)
-    meeting.tell("computed", own)
-    computed, goes_on = meeting.agree("computed", everyone, lambda one: one.fault is None, NODE_TIMEOUT_S)
-    if device is None or not goes_on or meeting.world_size == 1:
+    # 1. Does every device compute?
+    own = RankMeasurements()
+    device = measure_device(config, coordinator, system, node, own)
+    everyone = range(coordinator.world_size)
+    coordinator.publish("computed", own)
+    computed, goes_on = coordinator.collect_and_vote(
+        "computed", everyone, lambda one: one.fault is None, NODE_TIMEOUT_S
+    )
+    if device is None or not goes_on or coordinator.world_size == 1:
         return computed
+    # 2. Can every node be reached?
     fabric = config.cluster.fabric
-    with listening(None if fabric is None else fabric.interface) as place:
-        if meeting.speaks_for_node:
-            own.refused = meeting.try_neighbours(place, NODE_TIMEOUT_S)
-        meeting.tell("reached", own)
-        reached, goes_on = meeting.agree("reached", everyone, lambda one: not one.refused, NODE_TIMEOUT_S)
+    with listening(None if fabric is None else fabric.interface) as endpoint:
+        if coordinator.is_node_leader:
+            own.refused = coordinator.try_neighbours(endpoint, NODE_TIMEOUT_S)
+        coordinator.publish("reached", own)
+        reached, goes_on = coordinator.collect_and_vote(
+            "reached", everyone, lambda one: not one.refused, NODE_TIMEOUT_S
+        )
     if not goes_on:
         return reached
+    # 3. Connect all ranks and measure.
     try:
-        measure_connections(config, meeting, device, own)
+        measure_connections(config, coordinator, device, own)
     except measure.StuckError as error:
         own.fault = error.fault
-    meeting.tell("measured", own)
-    return meeting.collect("measured", everyone, MEASURE_TIMEOUT_S) if meeting.is_first else {}
+    coordinator.publish("measured", own)
+    return coordinator.collect("measured", everyone, MEASURE_TIMEOUT_S) if coordinator.is_first else {}
 
 
 def measure_device(
-    config: Config, meeting: Meeting, machine: Machine, node: Node | None, measured: Measured
+    config: Config, coordinator: Coordinator, system: System, node: Node | None, measured: RankMeasurements
 ) -> torch.device | None:
-    """Add the rates of this rank's device, or the fault in whose case it has none."""
+    """Add the rates of this rank's device to `measured`, or its fault; returns the device, None if it is
+    faulty."""
     try:
-        device = measure.prepare_device(config.cluster.device.value, meeting.local_rank)
+        device = measure.prepare_device(config.cluster.device.value, coordinator.local_rank)
         measured.gemm_tflops = measure.measure_gemm(
-            device, lambda: read_under_load(machine, node) if node is not None else None
+            device, lambda: read_under_load(system, node) if node is not None else None
         )
         if config.cluster.device is Device.cuda:
             measured.host_copy_gb_per_s = measure.measure_host_copy(device)
     except RuntimeError as error:
-        # What CUDA and its libraries raise; the rank has to tell it like any other fault.
+        # Raised by CUDA and its libraries; reported like any other fault.
         measured.fault = Fault(text="computing").ended_by(error)
         return None
     return device
 
 
-def measure_connections(config: Config, meeting: Meeting, device: torch.device, measured: Measured) -> None:
-    """Add the rates of this rank's connections. Raises `StuckError` if one does not answer."""
+def measure_connections(
+    config: Config, coordinator: Coordinator, device: torch.device, measured: RankMeasurements
+) -> None:
+    """Add the rates of this rank's connections to `measured`. Raises `StuckError` if a peer does not
+    answer."""
     sizes = config.parallelism
-    measure.open_group(meeting.store, meeting.rank, meeting.world_size, device)
-    rounds = plan_rounds(meeting.world_size, pp=sizes.pp, ep=sizes.ep)
+    measure.open_group(coordinator.store, coordinator.rank, coordinator.world_size, device)
+    rounds = plan_rounds(coordinator.world_size, pp=sizes.pp, ep=sizes.ep)
     for link in measure.measure_pairs(rounds, device):
-        # One by one, so that those before a fault are told as well.
+        # One by one, so that those before a fault are reported, too.
         measured.links.append(link)
     if sizes.ep > 1:
-        groups = expert_groups(meeting.world_size, sizes.ep)
+        groups = expert_groups(coordinator.world_size, sizes.ep)
         measured.all_to_all_gb_per_s = measure.measure_all_to_all(groups, device)
 
 
 def judge(
     config: Config,
-    meeting: Meeting,
+    coordinator: Coordinator,
     nodes: Mapping[int, Node],
-    measured: Mapping[int, Measured] | None,
+    measured: Mapping[int, RankMeasurements] | None,
     offsets: Mapping[int, Offset | None],
 ) -> dict[str, list[Finding]]:
-    """Node -> all its findings. `nodes` and `offsets` are by the rank that reads a node, `measured` by
-    rank; it is None where nodes are missing."""
-    names = node_names(nodes, meeting)
+    """Node -> all its findings.
+
+    Args:
+        config: the job's configuration.
+        coordinator: rank 0's.
+        nodes: node leader -> what it read; without silent nodes.
+        measured: rank -> measurements; None if nothing was measured because nodes are silent.
+        offsets: node leader -> clock offset.
+    """
+    # 1. Each node on its own.
+    names = node_names(nodes, coordinator)
     present = {rank: names[rank] for rank in nodes}
     needed = run_bytes(config)
     findings = {names[rank]: judge_node(node, config, needed) for rank, node in nodes.items()}
+    # 2. Nodes compared with each other.
     versions = judge_versions({present[rank]: node.versions for rank, node in nodes.items()})
     clocks = judge_clocks({names[rank]: offset for rank, offset in offsets.items()}, names[0])
     for name, own in findings.items():
         own += [by_node[name] for by_node in (versions, clocks) if name in by_node]
+    # 3. Silent nodes, and measurements.
     for rank, name in names.items():
         if rank not in nodes:
-            found = f"the node with ranks {rank} to {rank + meeting.ranks_per_node - 1} told nothing"
+            found = f"the node with ranks {rank} to {rank + coordinator.ranks_per_node - 1} reported nothing"
             rule = f"every node must answer within {NODE_TIMEOUT_S:g} s"
-            findings[name] = [failed(SILENCE, found, rule, "see its log; drain it; nothing was measured")]
+            findings[name] = [failed(ANSWER, found, rule, "see its log and drain it; nothing was measured")]
     if measured is not None:
-        of_ranks = {rank: names[meeting.node_rank(rank)] for rank in range(meeting.world_size)}
-        for name, own in judge_measured(measured, of_ranks, config).items():
+        node_of_rank = {rank: names[coordinator.leader_of(rank)] for rank in range(coordinator.world_size)}
+        for name, own in judge_measurements(measured, node_of_rank, config).items():
             findings[name] += own
     return findings
 
 
-def node_names(nodes: Mapping[int, Node], meeting: Meeting) -> dict[int, str]:
-    """Rank that reads a node -> its name; machines of one name are told apart by their number."""
-    if meeting.hosts is not None:
-        return dict(zip(meeting.node_ranks, meeting.hosts, strict=True))
+def node_names(nodes: Mapping[int, Node], coordinator: Coordinator) -> dict[int, str]:
+    """Node leader -> name of the node; nodes of the same name are distinguished by their number."""
+    if coordinator.node_names is not None:
+        return dict(zip(coordinator.node_leaders, coordinator.node_names, strict=True))
     hosts = {
         rank: nodes[rank].name if rank in nodes else f"node {number}"
-        for number, rank in enumerate(meeting.node_ranks)
+        for number, rank in enumerate(coordinator.node_leaders)
     }
     all_hosts = list(hosts.values())
     return {
@@ -173,22 +206,22 @@ def node_names(nodes: Mapping[int, Node], meeting: Meeting) -> dict[int, str]:
 
 
 def run_bytes(config: Config) -> int:
-    """Disk that a run takes: the checkpoints that are kept and the one being written."""
+    """Disk space that a run needs: for the checkpoints that are kept and the one being written."""
     return (config.checkpoint.keep + 1) * checkpoint_bytes(config)
 
 
 def _facts(
-    meeting: Meeting, nodes: Mapping[int, Node], measured: Mapping[int, Measured]
+    coordinator: Coordinator, nodes: Mapping[int, Node], measured: Mapping[int, RankMeasurements]
 ) -> dict[str, dict[str, Any]]:
     """Node -> what was read and measured, for the JSON report."""
-    names = node_names(nodes, meeting)
+    names = node_names(nodes, coordinator)
     return {
         names[rank]: {
             "read": _plain(asdict(node)),
             "measured": {
                 str(other): _plain(asdict(own))
                 for other, own in measured.items()
-                if meeting.node_rank(other) == rank
+                if coordinator.leader_of(other) == rank
             },
         }
         for rank, node in nodes.items()
@@ -196,7 +229,7 @@ def _facts(
 
 
 def _plain(value: Any) -> Any:
-    """The same in what JSON knows."""
+    """`value` with mappings and sequences as JSON's types."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

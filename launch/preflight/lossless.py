@@ -1,7 +1,7 @@
-"""Whether the network loses packets: the priority that pauses instead of dropping, and the cards' counters.
+"""Checks for packet loss: the priority that pauses instead of dropping, and the cards' counters.
 
-RoCE needs one priority on which a full receiver pauses its sender (PFC). A packet's traffic class chooses the
-priority: its upper six bits are the DSCP, which the card maps to a priority.
+RoCE needs one priority with priority flow control (PFC), where a full receiver pauses its sender. A packet's
+traffic class selects the priority: its upper six bits are the DSCP, which the card maps to a priority.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.hcas import FOLDER, Hca
-from launch.preflight.machine import AbsentError, BrokenError, Machine
+from launch.preflight.system import AbsentError, BrokenError, System
 
 LOST = re.compile(
     r"packet_seq_err|implied_nak_seq_err|local_ack_timeout_err|rnr_nak_retry_err"
@@ -18,9 +18,9 @@ LOST = re.compile(
     r"|(rx|tx)_(prio\d_)?discards(_phy)?|rx_prio\d_(buf|cong)_discard"
     r"|rx_crc_errors_phy|rx_symbol_err_phy|link_down_events_phy"
 )
-"""Counters that grow when packets get lost or a link breaks: RDMA's own in sysfs, Ethernet's from ethtool."""
+"""Counters that grow when packets or links are lost: RDMA's in sysfs, Ethernet's from ethtool."""
 MANY_LOST = 100
-"""Lost packets from which on a node fails: a few may be another user's of the card. Our choice."""
+"""Number of lost packets from which a node fails: a few may be another user's of the card. Our choice."""
 PAUSES = re.compile(r"(rx|tx)_prio(\d)_pause")
 """Counters of pause frames by priority."""
 
@@ -30,29 +30,29 @@ COUNTERS = "PFC and loss counters"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priorities:
-    """How the card of an interface sorts packets into its eight priorities."""
+    """How the card of an interface maps packets to its eight priorities."""
 
     trust: str
-    """What chooses the priority: `dscp` or `pcp`, the VLAN tag."""
+    """What determines the priority: `dscp`, or `pcp` for the VLAN tag."""
     by_dscp: Mapping[int, int]
     """DSCP -> priority."""
     lossless: tuple[int, ...]
     """Priorities with flow control."""
 
 
-def read_priorities(machine: Machine, interface: str) -> Priorities:
+def read_priorities(system: System, interface: str) -> Priorities:
     """Settings of an interface, from mlnx_qos.
 
     Raises:
-        AbsentError: the command is not installed.
-        BrokenError: it fails or prints something else.
+        AbsentError: mlnx_qos is not installed.
+        BrokenError: mlnx_qos fails or prints something unexpected.
     """
-    text = machine.run(["mlnx_qos", "-i", interface])
+    text = system.run(["mlnx_qos", "-i", interface])
     trust = re.search(r"Priority trust state:\s*(\w+)", text)
     enabled = re.search(
         r"PFC configuration:.*?^\s*enabled((?:\s+[01]){8})\s*$", text, re.DOTALL | re.MULTILINE
     )
-    # It writes "none" where it could not ask the card, as of a virtual function.
+    # The trust state is "none" if mlnx_qos could not query the card, e.g. for a virtual function.
     if trust is None or trust[1] == "none" or enabled is None:
         raise BrokenError(f"mlnx_qos -i {interface}: no trust state or PFC configuration in its output")
     mapped = re.findall(r"prio:(\d)\s+dscp:([\d,]+)", text)
@@ -65,22 +65,24 @@ def read_priorities(machine: Machine, interface: str) -> Priorities:
     )
 
 
-def read_counters(machine: Machine, hca: Hca) -> dict[str, int]:
+def read_counters(system: System, hca: Hca) -> dict[str, int]:
     """Counters of lost packets, broken links and pauses: name -> count since the driver was loaded.
 
-    Those of the Ethernet port are left out where ethtool is not there, or fails, as it does for an interface
-    without any (macvlan in a container).
+    Counters of the Ethernet port are missing if ethtool is not installed or fails, as it does for an
+    interface without counters (macvlan in a container).
     """
+    # RDMA's counters of the port.
     port = f"{FOLDER}/{hca.name}/ports/1"
     counts = {
         name: int(text)
         for folder in (f"{port}/counters", f"{port}/hw_counters")
-        for name in machine.names(folder)
-        if (text := machine.read(f"{folder}/{name}") or "").isdigit()
+        for name in system.names(folder)
+        if (text := system.read(f"{folder}/{name}") or "").isdigit()
     }
+    # Ethernet's counters, added up over bonded ports.
     for interface in hca.interfaces:
         try:
-            printed = machine.run(["ethtool", "-S", interface])
+            printed = system.run(["ethtool", "-S", interface])
         except (AbsentError, BrokenError):
             continue
         for name, count in re.findall(r"^\s+(\w+): (\d+)$", printed, re.MULTILINE):
@@ -91,16 +93,18 @@ def read_counters(machine: Machine, hca: Hca) -> dict[str, int]:
 def judge_traffic_class(
     hcas: Sequence[Hca], priorities: Mapping[str, Priorities | str], traffic_class: int
 ) -> list[Finding]:
-    """Whether packets of the traffic class travel without loss.
+    """Check that packets of the traffic class are on a lossless priority.
 
-    `priorities` has for each card, or port of a bonded one, its settings, or why they are unknown.
+    `priorities` maps each card, or port of a bonded card, to its settings or to why they are unknown.
     """
     check = TRAFFIC_CLASS
+    # 1. Does the driver override the traffic class?
     forced = {hca.name: hca.traffic_class for hca in hcas if hca.traffic_class not in (None, traffic_class)}
     if forced:
         rule = f"cluster.fabric.traffic_class is {traffic_class}, and the driver's value wins"
         remedy = f"write tclass={traffic_class} into /sys/class/infiniband/CARD/tc/1/traffic_class"
         return [failed(check, f"the driver forces {forced}", rule, remedy)]
+    # 2. Is its DSCP mapped to a lossless priority on every card?
     dscp = traffic_class >> 2
     findings = []
     for name, known in priorities.items():
@@ -126,7 +130,7 @@ def judge_traffic_class(
 
 
 def judge_growth(before: Mapping[str, Mapping[str, int]], after: Mapping[str, Mapping[str, int]]) -> Finding:
-    """What the cards (name -> counters) counted while the fabric was measured."""
+    """Compare the cards' counters (card -> name -> count) before and after the fabric was measured."""
     check = COUNTERS
     if not any(before.values()):
         return skipped(check, "the cards show no counters")
@@ -136,9 +140,10 @@ def judge_growth(before: Mapping[str, Mapping[str, int]], after: Mapping[str, Ma
         for name, count in counts.items()
         if count > before.get(card, {}).get(name, count)
     }
+    # Loss fails or warns, pauses are normal.
     lost = [f"{card} {name} +{count}" for (card, name), count in grown.items() if LOST.fullmatch(name)]
     if lost:
-        rule = "no packet may be lost: RDMA sends the whole message again"
+        rule = "no packet may be lost: RDMA retransmits the whole message"
         remedy = "check PFC on switch and card, cables, and the switch port's counters"
         num_lost = sum(count for (_, name), count in grown.items() if LOST.fullmatch(name))
         flapped = any("link" in name for _, name in grown)

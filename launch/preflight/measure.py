@@ -1,7 +1,7 @@
-"""Speed of this rank's device and of its connections, measured with torch over NCCL, or gloo on the CPU.
+"""Measures the speed of this rank's device and connections with torch, over NCCL, or gloo on the CPU.
 
-This module, `meeting` and `job` import torch, which the rest of `launch` must not: they are imported when the
-command starts to measure, after everything that a login node can do.
+This module, `coordination` and `job` import torch, which the rest of `launch` must not do: they are imported
+when the command starts to measure, after everything that a login node can do.
 """
 
 import datetime
@@ -19,25 +19,25 @@ from launch.preflight.measurements import Fault
 from launch.preflight.rates import Link
 
 ANSWER_TIMEOUT_S = 60.0
-"""A peer that does not answer a message for so long never will; connections are set up within seconds."""
+"""Time after which a silent peer is given up; connections are set up within seconds."""
 GROUP_TIMEOUTS_S = {"nccl": 900.0, "gloo": ANSWER_TIMEOUT_S}
-"""After which torch gives up. NCCL then ends the process, so this comes when all here is done; gloo raises,
-and has no other limit while it connects."""
+"""Backend -> timeout of process groups. With NCCL it ends the process, so it is longer than all measurements;
+gloo raises, and has no other limit while it connects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How much work a device gets, so that launching it takes no share of the time."""
+    """Amount of work for a device type, large enough to hide launch overhead."""
 
     matrix_size: int
-    """Rows and columns of the matrices multiplied."""
+    """Number of rows and columns of the matrices."""
     dtype: torch.dtype
     seconds: float
-    """For which matrices are multiplied: a GPU's clocks fall only after a while."""
+    """Duration of the matrix products: a GPU reduces its clocks only after a while."""
     message_bytes: int
-    """Size of what two ranks send each other, and of what a rank sends in an all-to-all."""
+    """Size of a message between two ranks, and of a rank's input of an all-to-all."""
     num_messages: int
-    """Messages over which a rate is averaged."""
+    """Number of messages over which a rate is averaged."""
 
 
 LOADS = {
@@ -47,12 +47,13 @@ LOADS = {
     "cpu": Load(matrix_size=512, dtype=torch.float32, seconds=0.3, message_bytes=2**20, num_messages=4),
 }
 COPY_BYTES = 256 * 2**20
-BLOCK = 20
-"""Matrix products between two looks at the clock."""
+NUM_COPIES = 5
+BLOCK_SIZE = 20
+"""Matrix products per time measurement."""
 
 
 class StuckError(Exception):
-    """Communication did not end, or the library gave up on it."""
+    """Communication did not finish in time, or the library reported an error."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.text)
@@ -60,7 +61,7 @@ class StuckError(Exception):
 
 
 def prepare_device(device_type: str, local_rank: int) -> torch.device:
-    """This rank's device. Raises `RuntimeError` if it is a GPU that torch does not see."""
+    """Select this rank's device. Raises `RuntimeError` if it is a GPU that torch does not see."""
     if device_type == "cpu":
         return torch.device("cpu")
     device = torch.device(device_type, local_rank)
@@ -76,13 +77,14 @@ def measure_gemm(device: torch.device, under_load: Callable[[], None]) -> float:
     out = torch.empty_like(left)
 
     def multiply() -> None:
-        for _ in range(BLOCK):
+        for _ in range(BLOCK_SIZE):
             torch.mm(left, right, out=out)
 
+    # Warm up, then multiply for the load's duration, and at least as long as `under_load` takes: nvidia-smi
+    # takes longer to answer than a GPU needs for everything that can be queued beforehand.
     multiply()
     _synchronize(device)
     times_s: list[float] = []
-    # nvidia-smi takes longer to answer than a GPU to finish what can be queued before.
     with ThreadPoolExecutor(max_workers=1) as pool:
         reading = pool.submit(under_load)
         while sum(times_s) < load.seconds or not reading.done():
@@ -91,7 +93,7 @@ def measure_gemm(device: torch.device, under_load: Callable[[], None]) -> float:
             _synchronize(device)
             times_s.append(time.perf_counter() - started_s)
     reading.result()
-    return 2 * size**3 * BLOCK / statistics.median(times_s) / 1e12
+    return 2 * size**3 * BLOCK_SIZE / statistics.median(times_s) / 1e12
 
 
 def measure_host_copy(device: torch.device) -> float:
@@ -99,7 +101,7 @@ def measure_host_copy(device: torch.device) -> float:
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, pin_memory=True)
     target = torch.empty_like(source, device=device)
     times_s = []
-    for _ in range(5):
+    for _ in range(NUM_COPIES):
         started_s = time.perf_counter()
         target.copy_(source, non_blocking=True)
         _synchronize(device)
@@ -108,9 +110,9 @@ def measure_host_copy(device: torch.device) -> float:
 
 
 def open_group(store: dist.Store, rank: int, world_size: int, device: torch.device) -> None:
-    """Start the process group of all ranks and connect them once.
+    """Create the process group of all ranks and connect them with one all-reduce.
 
-    Raises `StuckError` if that fails or does not end.
+    Raises `StuckError` if that fails or does not finish in time.
     """
     doing = Fault(text="connecting all ranks")
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -129,19 +131,20 @@ def open_group(store: dist.Store, rank: int, world_size: int, device: torch.devi
 
 
 def measure_pairs(rounds: Sequence[Round], device: torch.device) -> Iterator[Link]:
-    """Rate of this rank's connection in each round, both directions at once.
+    """Yield the rate of this rank's connection in each round, with traffic in both directions.
 
     Raises `StuckError` with the number of the round and the peer that does not answer.
     """
     rank = dist.get_rank()
     num_elements = LOADS[device.type].message_bytes // 4
     sent, received = torch.zeros(num_elements, device=device), torch.empty(num_elements, device=device)
-    for number, meeting in enumerate(rounds):
-        partner = meeting.partner(rank)
+    for number, one_round in enumerate(rounds):
+        partner = one_round.partner(rank)
         if partner is None:
             continue
-        text = f"exchange {number} ({meeting.exchange.value}) with rank {partner}"
+        text = f"exchange {number} ({one_round.exchange.value}) with rank {partner}"
         doing = Fault(text=text, peer=partner, exchange=number)
+        # The first message sets up the connection and is not timed.
         _exchange(partner, sent, received, 1, doing)
         num_messages = LOADS[device.type].num_messages
         started_s = time.perf_counter()
@@ -153,16 +156,19 @@ def measure_pairs(rounds: Sequence[Round], device: torch.device) -> Iterator[Lin
 
 
 def measure_all_to_all(groups: Iterable[Sequence[int]], device: torch.device) -> float:
-    """GB/s that leave this rank in an all-to-all of its group; every rank is in one of the `groups`.
+    """GB/s that this rank sends to others in an all-to-all of its group; every rank is in one of the
+    `groups`.
 
     Raises `StuckError` with the ranks of the group.
     """
     load = LOADS[device.type]
+    # 1. Every rank creates all groups, as torch requires, and keeps its own.
     timeout = datetime.timedelta(seconds=GROUP_TIMEOUTS_S[dist.get_backend()])
     for ranks in groups:
         group = dist.new_group(list(ranks), timeout=timeout)
         if dist.get_rank() in ranks:
             own, own_ranks = group, ranks
+    # 2. Equal shares for all ranks of the group.
     size = len(own_ranks)
     num_elements = load.message_bytes // 4 // size * size
     sent, received = torch.zeros(num_elements, device=device), torch.empty(num_elements, device=device)
@@ -176,6 +182,7 @@ def measure_all_to_all(groups: Iterable[Sequence[int]], device: torch.device) ->
                 raise StuckError(doing.ended_by(error)) from error
             finish([work], device, doing)
 
+    # 3. The first exchange sets up connections and is not timed; a rank's own share stays with it.
     exchange(1)
     started_s = time.perf_counter()
     exchange(load.num_messages)
@@ -184,7 +191,7 @@ def measure_all_to_all(groups: Iterable[Sequence[int]], device: torch.device) ->
 
 
 def finish(works: Iterable[dist.Work], device: torch.device, doing: Fault) -> None:
-    """Wait for communication, at most `ANSWER_TIMEOUT_S`. Raises `StuckError` saying what was being done."""
+    """Wait for communication, at most `ANSWER_TIMEOUT_S`; `doing` describes it. Raises `StuckError`."""
     timeout_s = ANSWER_TIMEOUT_S
     deadline = time.monotonic() + timeout_s
     try:
@@ -195,7 +202,7 @@ def finish(works: Iterable[dist.Work], device: torch.device, doing: Fault) -> No
                 work.wait(datetime.timedelta(seconds=timeout_s))
     except RuntimeError as error:
         raise StuckError(doing.ended_by(error)) from error
-    # On a GPU waiting only orders streams; the host would hang in a synchronization, so it looks instead.
+    # On a GPU, wait() only orders streams. The host polls, since it would hang in a synchronization.
     while device.type == "cuda" and not torch.cuda.current_stream(device).query():
         if time.monotonic() > deadline:
             raise StuckError(replace(doing, text=f"{doing.text}: no answer in {timeout_s:g} s"))

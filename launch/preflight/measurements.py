@@ -1,4 +1,4 @@
-"""What a rank measured, and the verdicts on it over all ranks."""
+"""The measurements of ranks, and their verdicts."""
 
 import statistics
 from collections.abc import Collection, Mapping
@@ -7,83 +7,94 @@ from dataclasses import dataclass, field, replace
 from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
-from launch.preflight.rates import Bar, Link, Reach, judge_links, judge_ranks, medians
+from launch.preflight.rates import Link, Scope, Threshold, judge_links, judge_ranks, medians
 from launch.preflight.reach import judge_reach, refusals_of
 
 MEASUREMENT, GEMM, COPY = "measurement", "matrix products", "host to device copy"
 CONNECTIONS, ALL_TO_ALL, PLAN = "connections", "expert all-to-all", "rates of the plan"
-BARS = {Device.cuda: Bar(tolerance=0.1, fails=True), Device.cpu: Bar(tolerance=0.5, fails=False)}
-"""Our choice: equal GPUs differ by a few percent; processes that share cores by much more."""
+THRESHOLDS = {
+    Device.cuda: Threshold(tolerance=0.1, fails=True),
+    Device.cpu: Threshold(tolerance=0.5, fails=False),
+}
+"""Thresholds of outliers. Our choice: GPUs of one kind differ by a few percent, processes on shared cores by
+much more."""
 NETWORK_SHARE = 0.8
 """Share of `cluster.network_gb_per_s` that connections between nodes should reach. Our choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What a rank was doing when it could not go on."""
+    """What a rank was doing when it could not continue."""
 
     text: str
     peer: int | None = None
-    """The rank it was waiting for, where that was a single one."""
+    """Rank that was waited for; None if it was not a single one."""
     exchange: int | None = None
-    """Number of the exchange; what fails later may be a consequence."""
+    """Number of the exchange between pairs; failures of later ones may be consequences."""
 
     def ended_by(self, error: Exception) -> "Fault":
-        """The same with the first line of what was raised."""
+        """This fault with the first line of the error."""
         first_line = str(error).strip().partition("\n")[0]
         return replace(self, text=f"{self.text}: {first_line}")
 
 
 @dataclass(slots=True, kw_only=True)
-class Measured:
-    """Rates of one rank; None is what was not measured."""
+class RankMeasurements:
+    """Measurements of one rank; None for those not made."""
 
     gemm_tflops: float | None = None
     host_copy_gb_per_s: float | None = None
     links: list[Link] = field(default_factory=list)
     all_to_all_gb_per_s: float | None = None
     refused: dict[int, str] = field(default_factory=dict)
-    """Rank -> why its node could not be reached by this one; only of ranks that read nodes."""
+    """Node leader -> why its node could not be reached from this one; only for node leaders."""
     fault: Fault | None = None
 
 
-def judge_measured(
-    measured: Mapping[int, Measured], nodes: Mapping[int, str], config: Config
+def judge_measurements(
+    measured: Mapping[int, RankMeasurements], nodes: Mapping[int, str], config: Config
 ) -> dict[str, list[Finding]]:
-    """Node -> findings on the rates of its ranks; `nodes` has the node of every rank that was started.
+    """Node -> findings on the measurements of its ranks.
 
-    A rank that is not in `measured` told nothing.
+    Args:
+        measured: rank -> measurements, without ranks that reported none.
+        nodes: rank -> node, for every rank that was started.
+        config: the job's configuration.
     """
     cluster = config.cluster
-    bar = BARS[cluster.device]
+    threshold = THRESHOLDS[cluster.device]
     everyone = sorted(set(nodes.values()))
+    # 1. Who broke off, and who could not be reached?
     refusals = refusals_of({rank: own.refused for rank, own in measured.items()}, nodes)
     found: list[dict[str, Finding]] = [_judge_faults(measured, nodes), judge_reach(refusals, everyone)]
+    # 2. Devices.
     products = {rank: own.gemm_tflops for rank, own in measured.items() if own.gemm_tflops}
-    found.append(judge_ranks(GEMM, "TFLOP/s", products, nodes, bar))
+    found.append(judge_ranks(GEMM, "TFLOP/s", products, nodes, threshold))
     if cluster.device is Device.cuda:
         copies = {rank: own.host_copy_gb_per_s for rank, own in measured.items() if own.host_copy_gb_per_s}
-        found.append(judge_ranks(COPY, "GB/s", copies, nodes, bar))
+        found.append(judge_ranks(COPY, "GB/s", copies, nodes, threshold))
     else:
-        found.append(_skipped(COPY, "on a CPU there is nothing to copy to", everyone))
+        found.append(_skipped(COPY, "a CPU has no separate device memory", everyone))
+    # 3. Connections and groups.
     links = _both_ends(measured)
     if links:
-        found.append(judge_links(CONNECTIONS, links, nodes, bar))
+        found.append(judge_links(CONNECTIONS, links, nodes, threshold))
     else:
-        found.append(_skipped(CONNECTIONS, _why_alone(len(nodes), ("ep", "pp"), config), everyone))
+        found.append(_skipped(CONNECTIONS, _reason_not_measured(len(nodes), ("ep", "pp"), config), everyone))
     exchanges = {rank: own.all_to_all_gb_per_s for rank, own in measured.items() if own.all_to_all_gb_per_s}
     if exchanges:
         unit = f"GB/s in groups of {config.parallelism.ep}"
-        found.append(judge_ranks(ALL_TO_ALL, unit, exchanges, nodes, bar))
+        found.append(judge_ranks(ALL_TO_ALL, unit, exchanges, nodes, threshold))
     else:
-        found.append(_skipped(ALL_TO_ALL, _why_alone(len(nodes), ("ep",), config), everyone))
+        found.append(_skipped(ALL_TO_ALL, _reason_not_measured(len(nodes), ("ep",), config), everyone))
+    # 4. All of them compared with the plan of a step.
     found.append(_judge_plan(measured, links, nodes, cluster))
     return {node: [by_node[node] for by_node in found] for node in everyone}
 
 
-def culprits(measured: Mapping[int, Measured], ranks: Collection[int]) -> set[int]:
-    """The ranks because of which measurements broke off: those that told nothing; else those for which others
-    waited first; else all that could not go on."""
+def culprits(measured: Mapping[int, RankMeasurements], ranks: Collection[int]) -> set[int]:
+    """The ranks that caused measurements to break off: those that reported nothing; otherwise those that
+    others waited for first; otherwise all with a fault."""
     silent = set(ranks) - set(measured)
     if silent:
         return silent
@@ -95,49 +106,51 @@ def culprits(measured: Mapping[int, Measured], ranks: Collection[int]) -> set[in
     return {fault.peer for fault in by_exchange if fault.exchange == first and fault.peer is not None}
 
 
-def _judge_faults(measured: Mapping[int, Measured], nodes: Mapping[int, str]) -> dict[str, Finding]:
+def _judge_faults(measured: Mapping[int, RankMeasurements], nodes: Mapping[int, str]) -> dict[str, Finding]:
     guilty = culprits(measured, nodes)
-    told = {rank: own.fault.text for rank, own in measured.items() if own.fault is not None}
+    texts = {rank: own.fault.text for rank, own in measured.items() if own.fault is not None}
     findings = {}
     for node in set(nodes.values()):
         own_guilty = sorted(rank for rank in guilty if nodes[rank] == node)
-        own_told = [f"rank {rank}: {text}" for rank, text in told.items() if nodes[rank] == node]
+        own_texts = [f"rank {rank}: {text}" for rank, text in texts.items() if nodes[rank] == node]
         if own_guilty:
             witnesses = [
                 f"rank {rank}: {own.fault.text}"
                 for rank, own in measured.items()
                 if own.fault is not None and (own.fault.peer in own_guilty or rank in own_guilty)
             ]
-            found = f"ranks {own_guilty} did not go on" + "".join(f"; {text}" for text in witnesses[:2])
+            found = f"ranks {own_guilty} did not continue" + "".join(f"; {text}" for text in witnesses[:2])
             rule = "every rank must reach every other of its groups"
             remedy = "see this node's log and its network checks above; drain the node"
             findings[node] = failed(MEASUREMENT, found, rule, remedy)
-        elif own_told:
-            findings[node] = skipped(MEASUREMENT, f"broken off by others: {own_told[0]}")
+        elif own_texts:
+            findings[node] = skipped(MEASUREMENT, f"broken off by others: {own_texts[0]}")
         else:
-            findings[node] = passed(MEASUREMENT, "all ranks went through it")
+            findings[node] = passed(MEASUREMENT, "all ranks completed it")
     return findings
 
 
 def _judge_plan(
-    measured: Mapping[int, Measured],
+    measured: Mapping[int, RankMeasurements],
     links: Collection[Link],
     nodes: Mapping[int, str],
     cluster: ClusterConfig,
 ) -> dict[str, Finding]:
-    """Rates that the plan of a step rests on, node by node."""
+    """Node -> finding on the rates that the plan of a step assumes."""
     everyone = sorted(set(nodes.values()))
     if cluster.device is Device.cpu:
-        return _skipped(PLAN, "on CPUs the cluster file's rates only count beside each other", everyone)
+        return _skipped(PLAN, "on CPUs, only ratios of the cluster file's rates matter", everyone)
+    # Links count for both nodes at their ends.
     findings = {}
     links_by_node: dict[str, list[Link]] = {node: [] for node in everyone}
     for link in links:
         for node in {nodes[rank] for rank in link.pair}:
             links_by_node[node].append(link)
+    # Medians per node, compared with the cluster file.
     for node in everyone:
         own = [measured[rank] for rank in measured if nodes[rank] == node]
         reached = medians(links_by_node[node], nodes)
-        network = [rate for reach, rate in reached.items() if reach is Reach.between]
+        network = [rate for scope, rate in reached.items() if scope is Scope.between]
         rates = (
             ("model_tflops", [one.gemm_tflops for one in own if one.gemm_tflops], cluster.model_tflops),
             (
@@ -153,7 +166,7 @@ def _judge_plan(
             if values and statistics.median(values) < least
         ]
         if short:
-            rule = "the plan of a step rests on these rates"
+            rule = "the plan of a step assumes these rates"
             findings[node] = warned(
                 PLAN, "; ".join(short), rule, "correct the cluster file, or find what is slow"
             )
@@ -162,8 +175,8 @@ def _judge_plan(
     return findings
 
 
-def _both_ends(measured: Mapping[int, Measured]) -> list[Link]:
-    """Every connection once, with the lower of the two rates that its ends measured."""
+def _both_ends(measured: Mapping[int, RankMeasurements]) -> list[Link]:
+    """Each connection once, with the lower of the rates that its two ends measured."""
     slowest: dict[tuple[int, int], Link] = {}
     for own in measured.values():
         for link in own.links:
@@ -172,15 +185,15 @@ def _both_ends(measured: Mapping[int, Measured]) -> list[Link]:
     return list(slowest.values())
 
 
-def _why_alone(num_ranks: int, keys: Collection[str], config: Config) -> str:
-    """Why nothing was sent in the groups of the parallelism's `keys`."""
+def _reason_not_measured(num_ranks: int, keys: Collection[str], config: Config) -> str:
+    """Why nothing was measured in the groups of the parallelism's `keys`."""
     if all(getattr(config.parallelism, key) == 1 for key in keys):
         return f"parallelism.{' and parallelism.'.join(keys)} is 1: nothing is sent"
     if num_ranks == 1:
         nodes, per_node = config.cluster.nodes, config.cluster.gpus_per_node
         start = f"torchrun --nnodes {nodes} --nproc-per-node {per_node} -m launch.preflight"
-        return f"one process has nobody to send to; start all ranks with {start} …"
-    return "measuring broke off before it"
+        return f"a single process has no peer; start all ranks with {start} …"
+    return "measuring broke off earlier"
 
 
 def _skipped(check: str, reason: str, nodes: Collection[str]) -> dict[str, Finding]:

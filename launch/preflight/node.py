@@ -1,4 +1,4 @@
-"""One node: everything that is read of it, in one record, and the verdicts that need no other node."""
+"""One node: everything that is read from it, and the verdicts that need no other node."""
 
 import hashlib
 import platform
@@ -11,7 +11,7 @@ from k25_train.config.cluster import Device, FabricConfig
 from k25_train.config.schema import Config
 from launch.fabric import environment
 from launch.preflight.affinity import PATH_CHECKS, Paths, judge_paths, read_paths
-from launch.preflight.environment import Surroundings, judge_surroundings, read_surroundings
+from launch.preflight.environment import RankEnvironment, judge_environment, read_environment
 from launch.preflight.findings import Finding, failed, skipped
 from launch.preflight.gpus import (
     GPU_CHECKS,
@@ -33,16 +33,16 @@ from launch.preflight.lossless import (
     read_counters,
     read_priorities,
 )
-from launch.preflight.machine import AbsentError, BrokenError, Machine
+from launch.preflight.system import AbsentError, BrokenError, System
 
-CODE = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "megatron-core", "emerging-optimizers", "transformer-engine", "nvidia-nccl-cu13")
-"""Distributions that must be of one version everywhere."""
+"""Distributions that must have the same version on all nodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """Why something could not be read."""
+    """Placeholder for something that could not be read, with the reason."""
 
     reason: str
 
@@ -53,64 +53,65 @@ Counters = dict[str, dict[str, int]]
 
 @dataclass(slots=True, kw_only=True)
 class Node:
-    """What was read of a node; the counters and clocks under load are added after the measurements."""
+    """What was read from a node; counters after the measurements and clocks under load are added later."""
 
     name: str
     host: Host
-    surroundings: Surroundings
+    surroundings: RankEnvironment
+    """Environment of the node's leader, under its key in preflight.json."""
     gpus: list[Gpu] | Missing
     paths: Paths | Missing
     hcas: list[Hca]
     priorities: dict[str, Priorities | str]
-    """Card, with the interface where it has several -> its priorities, or why they are unknown."""
+    """Card, followed by the interface if it has several -> priorities, or why they are unknown."""
     versions: dict[str, str]
     counters: Counters
-    """Before the measurements."""
+    """Counters before the measurements."""
     counters_after: Counters | Missing = Missing(reason="nothing was sent")
-    """After them."""
+    """Counters after the measurements."""
     slowdowns: dict[int, int] | Missing = Missing(reason="nothing was measured")
-    """GPU -> bits of the reasons for lowered clocks, read while the GPUs computed."""
+    """GPU -> bits of the reasons for reduced clocks, read under load."""
 
 
-def read_node(machine: Machine, name: str, config: Config) -> Node:
-    """Everything that can be read at rest."""
-    hcas = read_hcas(machine)
+def read_node(system: System, name: str, config: Config) -> Node:
+    """Read everything that can be read at rest."""
+    hcas = read_hcas(system)
     used = cards_in_use(hcas, config.cluster.fabric)
-    gpus = _attempt(lambda: read_gpus(machine))
+    gpus = _try_to_read(lambda: read_gpus(system))
     return Node(
         name=name,
-        host=read_host(machine, Path(config.run.dir).absolute()),
-        surroundings=read_surroundings(machine),
+        host=read_host(system, Path(config.run.dir).absolute()),
+        surroundings=read_environment(system),
         gpus=gpus,
-        paths=_attempt(lambda: read_paths(machine)),
+        paths=_try_to_read(lambda: read_paths(system)),
         hcas=hcas,
         priorities={
-            f"{hca.name} {name}" if len(hca.interfaces) > 1 else hca.name: _priorities(machine, name)
+            f"{hca.name} {name}" if len(hca.interfaces) > 1 else hca.name: _priorities(system, name)
             for hca in used
             for name in hca.interfaces
         },
-        versions=read_versions(machine, gpus, used),
-        counters=_counters(machine, used),
+        versions=read_versions(system, gpus, used),
+        counters=_counters(system, used),
     )
 
 
-def read_after_load(machine: Machine, node: Node, config: Config) -> None:
-    """Add what has changed through the measurements."""
-    node.counters_after = _counters(machine, cards_in_use(node.hcas, config.cluster.fabric))
+def read_after_load(system: System, node: Node, config: Config) -> None:
+    """Add the counters after the measurements."""
+    node.counters_after = _counters(system, cards_in_use(node.hcas, config.cluster.fabric))
 
 
-def read_under_load(machine: Machine, node: Node) -> None:
-    """Add why clocks are lowered; to be called while the GPUs compute."""
-    node.slowdowns = _attempt(lambda: read_slowdowns(machine))
+def read_under_load(system: System, node: Node) -> None:
+    """Add the reasons for reduced clocks; to be called while the GPUs compute."""
+    node.slowdowns = _try_to_read(lambda: read_slowdowns(system))
 
 
 def cards_in_use(hcas: list[Hca], fabric: FabricConfig | None) -> list[Hca]:
-    """The cards that the cluster file names; none without a fabric."""
+    """Cards that the cluster file names; none if it has no fabric."""
     return [hca for hca in hcas if fabric is not None and hca.name in fabric.hcas]
 
 
-def read_versions(machine: Machine, gpus: list[Gpu] | Missing, hcas: list[Hca]) -> dict[str, str]:
-    """What must be equal on every node: code, packages, driver, kernel, firmware."""
+def read_versions(system: System, gpus: list[Gpu] | Missing, hcas: list[Hca]) -> dict[str, str]:
+    """Versions that should be the same on all nodes: code, packages, driver, kernel, firmware."""
     versions = {"code": code_digest(), "Python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -121,28 +122,30 @@ def read_versions(machine: Machine, gpus: list[Gpu] | Missing, hcas: list[Hca]) 
         versions["GPU driver"] = ", ".join(sorted({gpu.driver for gpu in gpus}))
     if hcas:
         versions["card firmware"] = ", ".join(sorted({hca.firmware for hca in hcas}))
-    versions["kernel"] = machine.read("proc/sys/kernel/osrelease") or "unknown"
+    versions["kernel"] = system.read("proc/sys/kernel/osrelease") or "unknown"
     return versions
 
 
 def code_digest() -> str:
-    """Hash of this project's modules and YAML files, which all nodes should have alike."""
+    """Hash of this project's modules and YAML files, which should be the same on all nodes."""
     digest = hashlib.sha256()
     for folder in ("k25_train", "parallel", "launch", "conf"):
-        for path in sorted((CODE / folder).rglob("*")):
+        for path in sorted((CHECKOUT / folder).rglob("*")):
             if path.suffix in (".py", ".yaml"):
-                digest.update(str(path.relative_to(CODE)).encode() + b"\0" + path.read_bytes())
+                digest.update(str(path.relative_to(CHECKOUT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def judge_node(node: Node, config: Config, run_bytes: int) -> list[Finding]:
-    """Every verdict on the node that needs no other node; each check is judged or skipped with its reason."""
+    """Every finding that needs no other node; a check that cannot be made is skipped with its reason."""
     cluster = config.cluster
+    # 1. Host, environment, GPUs.
     findings = judge_host(
         node.host, memory_gib=cluster.host_memory_gib, run_dir=config.run.dir, run_bytes=run_bytes
     )
-    findings += judge_surroundings(node.surroundings, environment(config), cluster)
+    findings += judge_environment(node.surroundings, environment(config), cluster)
     findings += _judge_gpus(node, config)
+    # 2. Network cards, if training uses any.
     if cluster.fabric is None:
         reason = f"cluster {cluster.name} has no RDMA fabric (cluster.fabric is null)"
         checks = (*ACCESS_CHECKS, *HCA_CHECKS, TRAFFIC_CLASS, COUNTERS)
@@ -151,6 +154,7 @@ def judge_node(node: Node, config: Config, run_bytes: int) -> list[Finding]:
     findings += judge_hcas(node.hcas, cluster.fabric, cluster.gpus_per_node * cluster.network_gb_per_s)
     used = cards_in_use(node.hcas, cluster.fabric)
     findings += judge_traffic_class(used, node.priorities, cluster.fabric.traffic_class)
+    # 3. Loss during the measurements, if there were any.
     if isinstance(node.counters_after, Missing):
         return [*findings, skipped(COUNTERS, node.counters_after.reason)]
     return [*findings, judge_growth(node.counters, node.counters_after)]
@@ -161,9 +165,10 @@ def _judge_gpus(node: Node, config: Config) -> list[Finding]:
     if cluster.device is Device.cpu:
         reason = f"cluster {cluster.name} computes on CPUs (cluster.device is cpu)"
         return [skipped(check, reason) for check in (*GPU_CHECKS, *PATH_CHECKS, THROTTLING)]
+    # Without nvidia-smi, one check fails and the others are skipped.
     if isinstance(node.gpus, Missing):
         rule = f"cluster.gpus_per_node is {cluster.gpus_per_node}"
-        remedy = "install or repair the driver, or start the container with its GPUs; drain the node"
+        remedy = "install or repair the driver, or start the container with GPUs; drain the node"
         rest = (*GPU_CHECKS[1:], *PATH_CHECKS, THROTTLING)
         return [
             failed(GPU_CHECKS[0], node.gpus.reason, rule, remedy),
@@ -180,17 +185,17 @@ def _judge_gpus(node: Node, config: Config) -> list[Finding]:
     return [*findings, judge_slowdowns(node.slowdowns)]
 
 
-def _attempt[Facts](read: Callable[[], Facts]) -> Facts | Missing:
+def _try_to_read[Facts](read: Callable[[], Facts]) -> Facts | Missing:
     try:
         return read()
     except (AbsentError, BrokenError) as error:
         return Missing(reason=str(error))
 
 
-def _priorities(machine: Machine, interface: str) -> Priorities | str:
-    found = _attempt(lambda: read_priorities(machine, interface))
+def _priorities(system: System, interface: str) -> Priorities | str:
+    found = _try_to_read(lambda: read_priorities(system, interface))
     return found.reason if isinstance(found, Missing) else found
 
 
-def _counters(machine: Machine, hcas: list[Hca]) -> Counters:
-    return {hca.name: read_counters(machine, hca) for hca in hcas}
+def _counters(system: System, hcas: list[Hca]) -> Counters:
+    return {hca.name: read_counters(system, hca) for hca in hcas}

@@ -1,8 +1,8 @@
-"""Measured rates held against each other and against the plan: which rank, node or connection is slow.
+"""Finds outliers among measured rates: which rank, node or connection is slow.
 
-A rank is compared with the median of its peers, and so is a connection with those of its kind; the scatter is
-the median absolute deviation, so that a few slow ones do not hide themselves. Both are taken of logarithms:
-what is slow is slow by a factor, and scatter as wide as the rates themselves must not hide it.
+A rank is compared with the median of its peers, a connection with the median of its kind. Scatter is measured
+by the median absolute deviation, which a few slow ones cannot inflate to hide themselves. Both are taken of
+logarithms: slowness is a factor, and scatter as wide as the rates themselves must not hide it.
 """
 
 import math
@@ -14,17 +14,17 @@ from enum import Enum
 from launch.preflight.findings import Finding, Verdict, passed, skipped
 
 MIN_PEERS = 3
-"""Fewer values have no middle to be far from."""
+"""Smallest number of values among which outliers are looked for."""
 SIGMAS = 4.0
-"""Scatters below the median from which on a value is no chance."""
+"""Distance below the median, in standard deviations, from which a value is not due to chance."""
 SIGMA_PER_DEVIATION = 1.4826
-"""Standard deviation over median absolute deviation, for normal scatter."""
+"""Standard deviation / median absolute deviation of a normal distribution."""
 FAILING_SHARE = 0.5
-"""Share of the median below which the whole job would be held up."""
+"""Share of the median below which a node fails, since it would slow down the whole job."""
 
 
-class Reach(Enum):
-    """Connections of one reach are peers of each other, whatever is sent over them."""
+class Scope(Enum):
+    """Which connections are compared with each other, whatever is sent over them."""
 
     within = "within a node"
     between = "between nodes"
@@ -36,27 +36,28 @@ class Link:
 
     pair: tuple[int, int]
     gb_per_s: float
-    """Bytes in each direction, both at once, in units of 1e9 a second."""
+    """Rate in each direction with both in use, in 1e9 bytes per second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
-    """How far values may lie below the others."""
+class Threshold:
+    """How far values may be below the others."""
 
     tolerance: float
-    """Share of the median below which a value may be an outlier, however small the scatter."""
+    """Smallest distance of an outlier from the median, as a share of the median, however small the
+    scatter."""
     fails: bool
-    """Whether very slow ones fail; where ranks share cores chance alone may make one slow, and they only
+    """Whether very slow ones fail. If ranks share cores, chance alone may make one slow, so they only
     warn."""
 
     def verdict(self, value: float, median: float) -> Verdict:
-        """Of an outlier."""
+        """The verdict on an outlier."""
         return Verdict.failed if self.fails and value < FAILING_SHARE * median else Verdict.warned
 
 
 def outliers[Key: Hashable](values: Mapping[Key, float], tolerance: float) -> dict[Key, float]:
-    """The values, all positive, that lie below the others by more than their scatter and by more than
-    `tolerance`, a share of the median; none of fewer than `MIN_PEERS`."""
+    """Those of the values, all positive, that are below the median by more than the scatter allows, and by
+    more than `tolerance`, a share of the median; none if there are fewer than `MIN_PEERS`."""
     if len(values) < MIN_PEERS:
         return {}
     logs = {key: math.log(value) for key, value in values.items()}
@@ -67,10 +68,10 @@ def outliers[Key: Hashable](values: Mapping[Key, float], tolerance: float) -> di
 
 
 def judge_ranks(
-    check: str, unit: str, values: Mapping[int, float], nodes: Mapping[int, str], bar: Bar
+    check: str, unit: str, values: Mapping[int, float], nodes: Mapping[int, str], threshold: Threshold
 ) -> dict[str, Finding]:
-    """Node -> finding on the rates of its ranks; `nodes` has the node of every rank."""
-    slow = outliers(values, bar.tolerance)
+    """Node -> finding on the rates of its ranks; `values` maps ranks to rates, `nodes` ranks to nodes."""
+    slow = outliers(values, threshold.tolerance)
     findings = {}
     for node in set(nodes.values()):
         own = {rank: rate for rank, rate in values.items() if nodes[rank] == node}
@@ -79,56 +80,61 @@ def judge_ranks(
             median = statistics.median(values.values())
             findings[node] = Finding(
                 check=check,
-                verdict=max(bar.verdict(rate, median) for rate in own_slow.values()),
+                verdict=max(threshold.verdict(rate, median) for rate in own_slow.values()),
                 found=", ".join(f"rank {rank}: {rate:.3g} {unit}" for rank, rate in own_slow.items()),
                 rule=f"the median over all ranks is {median:.3g} {unit}",
-                remedy="drain the node, or look for other load, heat and power on it",
+                remedy="drain the node, or check it for other load, heat and power",
             )
         elif own:
-            findings[node] = passed(check, f"{' to '.join(_ends(own.values()))} {unit}")
+            findings[node] = passed(check, f"{' to '.join(_lowest_and_highest(own.values()))} {unit}")
         else:
-            findings[node] = skipped(check, "no rank came to it")
+            findings[node] = skipped(check, "no rank got to it")
     return findings
 
 
-def _ends(rates: Collection[float]) -> list[str]:
-    """The lowest and the highest, once if they look alike."""
+def _lowest_and_highest(rates: Collection[float]) -> list[str]:
+    """The lowest and the highest rate in text; only one if they read the same."""
     return list(dict.fromkeys(f"{rate:.3g}" for rate in (min(rates), max(rates))))
 
 
-def judge_links(check: str, links: Sequence[Link], nodes: Mapping[int, str], bar: Bar) -> dict[str, Finding]:
-    """Node -> finding on the connections of its ranks; at least one was measured."""
-    slow = slow_ranks(links, nodes, bar.tolerance)
-    bad = slow_links(links, nodes, bar.tolerance, slow)
+def judge_links(
+    check: str, links: Sequence[Link], nodes: Mapping[int, str], threshold: Threshold
+) -> dict[str, Finding]:
+    """Node -> finding on the connections of its ranks; `links` is not empty."""
+    # A rank is slow if all its connections are; otherwise single connections may be.
+    slow = slow_ranks(links, nodes, threshold.tolerance)
+    bad = slow_links(links, nodes, threshold.tolerance, slow)
     median = medians(links, nodes)
     findings = {}
     for node in set(nodes.values()):
         own_slow = {rank: link for rank, link in slow.items() if nodes[rank] == node}
-        own_bad = [link for link in bad if node in _ends_of(link, nodes)]
+        own_bad = [link for link in bad if node in _nodes_of(link, nodes)]
         suspects = [*own_slow.values(), *own_bad]
         if not suspects:
-            findings[node] = passed(check, f"median {_told(median)}")
+            findings[node] = passed(check, f"median {_format(median)}")
             continue
-        told = [f"rank {rank}: at best {link.gb_per_s:.3g} GB/s" for rank, link in own_slow.items()]
-        told += [f"ranks {link.pair[0]} and {link.pair[1]}: {link.gb_per_s:.3g} GB/s" for link in own_bad]
+        texts = [f"rank {rank}: at best {link.gb_per_s:.3g} GB/s" for rank, link in own_slow.items()]
+        texts += [f"ranks {link.pair[0]} and {link.pair[1]}: {link.gb_per_s:.3g} GB/s" for link in own_bad]
         findings[node] = Finding(
             check=check,
-            verdict=max(bar.verdict(link.gb_per_s, median[_reach(link, nodes)]) for link in suspects),
-            found=", ".join(told),
-            rule=f"the median is {_told(median)}",
+            verdict=max(
+                threshold.verdict(link.gb_per_s, median[_scope_of(link, nodes)]) for link in suspects
+            ),
+            found=", ".join(texts),
+            rule=f"the median is {_format(median)}",
             remedy="check cards, cables and switch ports of these ranks; drain the node",
         )
     return findings
 
 
 def slow_ranks(links: Sequence[Link], nodes: Mapping[int, str], tolerance: float) -> dict[int, Link]:
-    """Rank -> its best connection, for the ranks whose best is an outlier: they are slow whomever they meet.
+    """Slow ranks -> their best connection: ranks whose best connection is an outlier.
 
-    The neighbour of a slow rank has good connections to others, so it is not among them.
+    A peer of a slow rank has good connections to others, so it is not among them.
     """
-    best: dict[Reach, dict[int, Link]] = {reach: {} for reach in Reach}
+    best: dict[Scope, dict[int, Link]] = {scope: {} for scope in Scope}
     for link in links:
-        by_rank = best[_reach(link, nodes)]
+        by_rank = best[_scope_of(link, nodes)]
         for rank in link.pair:
             if rank not in by_rank or link.gb_per_s > by_rank[rank].gb_per_s:
                 by_rank[rank] = link
@@ -142,28 +148,30 @@ def slow_ranks(links: Sequence[Link], nodes: Mapping[int, str], tolerance: float
 def slow_links(
     links: Sequence[Link], nodes: Mapping[int, str], tolerance: float, without: Collection[int]
 ) -> list[Link]:
-    """Connections that are slow though neither end is; `without` are the slow ranks."""
+    """Slow connections between ranks that are not slow themselves; `without` are the slow ranks."""
     found = []
-    for reach in Reach:
-        peers = [link for link in links if _reach(link, nodes) is reach and not set(link.pair) & set(without)]
+    for scope in Scope:
+        peers = [
+            link for link in links if _scope_of(link, nodes) is scope and not set(link.pair) & set(without)
+        ]
         slow = outliers({link.pair: link.gb_per_s for link in peers}, tolerance)
         found += [link for link in peers if link.pair in slow]
     return found
 
 
-def medians(links: Sequence[Link], nodes: Mapping[int, str]) -> dict[Reach, float]:
-    """Median rate of the connections of each reach that there are."""
-    rates = {reach: [link.gb_per_s for link in links if _reach(link, nodes) is reach] for reach in Reach}
-    return {reach: statistics.median(values) for reach, values in rates.items() if values}
+def medians(links: Sequence[Link], nodes: Mapping[int, str]) -> dict[Scope, float]:
+    """Median rate of the connections of each scope; a scope without connections is left out."""
+    rates = {scope: [link.gb_per_s for link in links if _scope_of(link, nodes) is scope] for scope in Scope}
+    return {scope: statistics.median(values) for scope, values in rates.items() if values}
 
 
-def _ends_of(link: Link, nodes: Mapping[int, str]) -> set[str]:
+def _nodes_of(link: Link, nodes: Mapping[int, str]) -> set[str]:
     return {nodes[rank] for rank in link.pair}
 
 
-def _reach(link: Link, nodes: Mapping[int, str]) -> Reach:
-    return Reach.within if len(_ends_of(link, nodes)) == 1 else Reach.between
+def _scope_of(link: Link, nodes: Mapping[int, str]) -> Scope:
+    return Scope.within if len(_nodes_of(link, nodes)) == 1 else Scope.between
 
 
-def _told(median: Mapping[Reach, float]) -> str:
-    return ", ".join(f"{rate:.3g} GB/s {reach.value}" for reach, rate in median.items())
+def _format(median: Mapping[Scope, float]) -> str:
+    return ", ".join(f"{rate:.3g} GB/s {scope.value}" for scope, rate in median.items())

@@ -1,7 +1,8 @@
-"""Which nodes others can reach, tried before all connect at once, where one that cannot looks like all.
+"""Which nodes can be reached; tried before all ranks connect at once, when one unreachable node looks like
+many.
 
-Libraries listen on free ports of the address that is tried here. So a firewall that closes those, an address
-that only the node itself can use, or a wrong interface is found with the name of its node.
+Libraries listen on free ports of the address that is tried here. A firewall that blocks them, an address that
+is only valid on the node itself, or a wrong interface is thus found together with the name of the node.
 """
 
 import contextlib
@@ -16,12 +17,12 @@ from launch.rendezvous import RendezvousError, address_of
 
 REACH = "reachable"
 CONNECT_S = 5.0
-"""Longest that a connection may take."""
+"""Time limit of a connection attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A connection between two nodes that failed."""
+    """A failed connection attempt between two nodes."""
 
     source: str
     target: str
@@ -29,32 +30,34 @@ class Refusal:
 
 
 def neighbours(node: int, num_nodes: int) -> list[int]:
-    """Numbers of the nodes that a node tries: the next two and the opposite one; each is tried by as many."""
+    """Indices of the nodes that a node tries: the next two and the opposite one; every node is tried equally
+    often."""
     return sorted({(node + step) % num_nodes for step in (1, 2, num_nodes // 2)} - {node})
 
 
 @contextlib.contextmanager
 def listening(interface: str | None) -> Iterator[str]:
-    """A place of this node where others can try to connect, as `ADDRESS PORT`; the reason if there is none.
+    """Listen on this node, and give others the endpoint `ADDRESS PORT`, or the reason if that fails.
 
-    `interface` is `cluster.fabric.interface`; without it, gloo's variable or the host's name counts.
+    `interface` is `cluster.fabric.interface`; if None, gloo's variable or the host's name determines the
+    address.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         try:
             address = socket.gethostbyname(address_of(interface or os.environ.get("GLOO_SOCKET_IFNAME")))
             listener.bind((address, 0))
             listener.listen()
-            place = " ".join(map(str, listener.getsockname()))
+            endpoint = " ".join(map(str, listener.getsockname()))
         except (OSError, RendezvousError) as error:
-            place = f"it listens nowhere: {error}"
-        yield place
+            endpoint = f"it cannot listen: {error}"
+        yield endpoint
 
 
-def try_to_reach(place: str) -> str | None:
-    """Connect to a place that `listening` gave; why that failed, or None."""
-    address, _, port = place.partition(" ")
+def try_to_reach(endpoint: str) -> str | None:
+    """Connect to an endpoint from `listening`; returns why that failed, or None."""
+    address, _, port = endpoint.partition(" ")
     if not port.isdigit():
-        return place
+        return endpoint
     try:
         with socket.create_connection((address, int(port)), timeout=CONNECT_S):
             return None
@@ -63,7 +66,7 @@ def try_to_reach(place: str) -> str | None:
 
 
 def judge_reach(refusals: Collection[Refusal], nodes: Collection[str]) -> dict[str, Finding]:
-    """Node -> finding; `nodes` are all."""
+    """Node -> finding on its reachability; `nodes` are the names of all nodes."""
     guilty = culprits(refusals)
     findings = {}
     for node in nodes:
@@ -71,31 +74,32 @@ def judge_reach(refusals: Collection[Refusal], nodes: Collection[str]) -> dict[s
         if len(nodes) == 1:
             findings[node] = skipped(REACH, "there is no other node")
         elif node in guilty:
-            told = [f"{one.source} to {one.target}: {one.reason}" for one in own]
-            rule = "nodes must take TCP connections of each other, on every free port"
-            remedy = "open the firewall, mend its name in /etc/hosts or cluster.fabric.interface, or drain it"
-            findings[node] = failed(REACH, "; ".join(told[:3]), rule, remedy)
+            texts = [f"{one.source} to {one.target}: {one.reason}" for one in own]
+            rule = "nodes must accept TCP connections from each other on every free port"
+            remedy = "open the firewall, fix its name in /etc/hosts or cluster.fabric.interface, or drain it"
+            findings[node] = failed(REACH, "; ".join(texts[:3]), rule, remedy)
         else:
             findings[node] = passed(
-                REACH, "by the nodes that tried, but for those that fail" if own else "yes"
+                REACH, "by the nodes that tried, except those that fail" if own else "yes"
             )
     return findings
 
 
 def culprits(refusals: Collection[Refusal]) -> set[str]:
-    """The nodes that explain all refusals: again and again the end of most; of as many, all. Where three fail
-    that tried each other, one that they tried may be among them."""
-    left, found = list(refusals), set[str]()
-    while left:
-        counts = Counter(node for one in left for node in (one.source, one.target))
+    """The nodes that explain all refusals: repeatedly the one with most of the unexplained ones, or all of
+    them if several have as many. If three nodes fail that tried each other, a sound node that they tried may
+    be included."""
+    unexplained, found = list(refusals), set[str]()
+    while unexplained:
+        counts = Counter(node for one in unexplained for node in (one.source, one.target))
         worst = {node for node, count in counts.items() if count == max(counts.values())}
         found |= worst
-        left = [one for one in left if not {one.source, one.target} & worst]
+        unexplained = [one for one in unexplained if not {one.source, one.target} & worst]
     return found
 
 
 def refusals_of(refused: Mapping[int, Mapping[int, str]], names: Mapping[int, str]) -> list[Refusal]:
-    """Of what ranks told: rank -> rank that it could not reach -> reason; `names` has the node of each."""
+    """Refusals by node, from rank -> rank that it could not reach -> reason; `names` maps ranks to nodes."""
     return [
         Refusal(source=names[source], target=names[target], reason=reason)
         for source, own in refused.items()

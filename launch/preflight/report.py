@@ -1,4 +1,4 @@
-"""The verdicts as a table for people and as JSON for programs."""
+"""The report: a table for people and JSON for programs."""
 
 import json
 from collections import Counter
@@ -26,11 +26,12 @@ Findings = Mapping[str, Sequence[Finding]]
 
 
 def print_report(console: Console, nodes: Findings) -> None:
-    """Every check, the nodes that pass it on one line, those with one and the same fault on another; then a
-    verdict a node."""
+    """Print every check, with one line for the nodes that pass and one per distinct fault, then one verdict
+    per node."""
     table = Table(box=None, pad_edge=False)
     for heading in ("check", "", "nodes", "found"):
         table.add_column(heading, overflow="fold")
+    # 1. Checks in the order in which they were made.
     checks = dict.fromkeys(finding.check for findings in nodes.values() for finding in findings)
     for check in checks:
         outcomes: dict[Finding, list[str]] = {}
@@ -38,30 +39,31 @@ def print_report(console: Console, nodes: Findings) -> None:
             for finding in findings:
                 if finding.check == check:
                     outcomes.setdefault(finding, []).append(node)
-        # The worst comes first: of hundreds of nodes it is the one to look at.
+        # The worst first: among hundreds of nodes it is the one to look at.
         bad = [finding for finding in outcomes if finding.verdict > Verdict.skipped]
         for finding in sorted(bad, key=lambda finding: -finding.verdict):
             text = "; ".join((finding.found, finding.rule, finding.remedy))
             _add_row(table, check, finding.verdict, name_nodes(outcomes[finding], len(nodes)), text)
         for verdict in (Verdict.skipped, Verdict.passed):
-            alike = {finding.found: own for finding, own in outcomes.items() if finding.verdict is verdict}
-            if alike:
-                names = [name for own in alike.values() for name in own]
-                _add_row(table, check, verdict, name_nodes(names, len(nodes)), _shorten(list(alike)))
+            equal = {finding.found: own for finding, own in outcomes.items() if finding.verdict is verdict}
+            if equal:
+                names = [name for own in equal.values() for name in own]
+                _add_row(table, check, verdict, name_nodes(names, len(nodes)), _shorten(list(equal)))
+    # 2. Nodes.
     console.print(table)
     console.print()
     console.print(_verdicts(nodes))
 
 
 def name_nodes(names: Sequence[str], num_nodes: int) -> str:
-    """The nodes by name, in short where they are many."""
+    """The nodes' names, abbreviated if there are many."""
     if len(names) == num_nodes and num_nodes > 1:
         return f"all {num_nodes}"
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def summary(nodes: Findings) -> str:
-    """Verdict of the whole job, naming the nodes that fail."""
+    """Verdict on the whole job, with the names of nodes that fail."""
     by_verdict = {node: worst(findings) for node, findings in nodes.items()}
     failed = [node for node, verdict in by_verdict.items() if verdict is Verdict.failed]
     if failed:
@@ -71,7 +73,7 @@ def summary(nodes: Findings) -> str:
 
 
 def write_report(folder: Path, nodes: Findings, facts: Mapping[str, Any]) -> Path:
-    """Write everything that was read, measured and judged into the run's folder, and return the file."""
+    """Write everything that was read, measured and judged to the folder, and return the file."""
     report = {
         "verdict": worst(finding for findings in nodes.values() for finding in findings).name,
         "nodes": {
@@ -95,8 +97,8 @@ def _add_row(table: Table, check: str, verdict: Verdict, nodes: str, text: str) 
 
 
 def _shorten(texts: Sequence[str]) -> str:
-    """What good nodes say, the first of them where they differ."""
-    return texts[0] if len(texts) == 1 else f"{texts[0]} and the like"
+    """Text for nodes without a fault: the first one's if they differ."""
+    return texts[0] if len(texts) == 1 else f"{texts[0]} and similar"
 
 
 def _verdicts(nodes: Findings) -> Table:
@@ -115,7 +117,7 @@ def _verdicts(nodes: Findings) -> Table:
         rows.setdefault(row, []).append(node)
     for row, names in rows.items():
         style = next(style for word, style in STYLES.values() if word == row[0])
-        # Nodes that are alike share a line; a bad one has its own.
+        # Nodes with equal results share a line; each failed one has its own.
         for label in names if row[0] == STYLES[Verdict.failed][0] else [name_nodes(names, 0)]:
             table.add_row(label, Text(row[0], style), *row[1:])
     return table

@@ -18,7 +18,7 @@ from k25_train.config.schema import Config
 from launch.preflight import coordination, job, measure
 from launch.preflight.coordination import join
 from launch.preflight.groups import expert_groups, pipeline_groups
-from launch.preflight.machine import Machine
+from launch.preflight.system import System
 from tests.helpers.ranks import RankContext, RankError, free_port, run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -52,14 +52,18 @@ def preflight(context: RankContext, config: Config, trouble: Trouble) -> tuple[b
     """Run it and return what rank 0 prints."""
     os.environ.update(LOCAL_RANK=str(context.rank % RANKS_PER_NODE), LOCAL_WORLD_SIZE=str(RANKS_PER_NODE))
     if trouble.hangs:
-        measure.ANSWER_TIMEOUT_S, job.MEASURE_TIMEOUT_S, coordination.PARTING_S = WAIT_S, 3 * WAIT_S, 1.0
+        measure.ANSWER_TIMEOUT_S, job.MEASURE_TIMEOUT_S, coordination.LEAVE_TIMEOUT_S = (
+            WAIT_S,
+            3 * WAIT_S,
+            1.0,
+        )
     measure.LOADS["cpu"] = replace(measure.LOADS["cpu"], seconds=0.05, message_bytes=2**16)
     if context.rank == trouble.rank:
         afflict(trouble, Path(config.run.dir))
     shown = io.StringIO()
     host = f"node-{context.rank // RANKS_PER_NODE}"
     console, folder = Console(file=shown, width=200), Path(config.run.dir)
-    is_sound = job.run_preflight(config, join(30.0), Machine(), host, console, folder)
+    is_sound = job.run_preflight(config, join(30.0), System(), host, console, folder)
     return is_sound, shown.getvalue()
 
 
@@ -126,7 +130,7 @@ def test_a_slow_rank_is_named_with_its_node(tmp_path: Path) -> None:
     assert "rank 5: at best" in found["node-1"]["connections"]["found"]
 
 
-def test_a_rank_that_does_not_go_on_is_named(tmp_path: Path) -> None:
+def test_a_rank_that_does_not_continue_is_named(tmp_path: Path) -> None:
     """The others give up on it, and the report names its node alone."""
     trouble = Trouble(rank=6, hangs=True)
     # The rank itself gives no result.
@@ -134,7 +138,7 @@ def test_a_rank_that_does_not_go_on_is_named(tmp_path: Path) -> None:
         run_ranks(preflight, 8, config_of(tmp_path, 8, ep=4), trouble, timeout_s=60.0)
     found = findings_of(tmp_path)
     assert found["node-1"]["measurement"]["verdict"] == "failed"
-    assert "ranks [6] did not go on" in found["node-1"]["measurement"]["found"]
+    assert "ranks [6] did not continue" in found["node-1"]["measurement"]["found"]
     assert found["node-0"]["measurement"]["verdict"] in ("skipped", "passed")
 
 
@@ -149,7 +153,7 @@ def test_a_device_that_fails_is_not_waited_for(tmp_path: Path) -> None:
     assert "advice" not in measurement["found"]
     assert found["node-0"]["measurement"]["verdict"] == "passed"
     assert found["node-0"]["matrix products"]["verdict"] == "passed"
-    assert found["node-0"]["connections"]["found"] == "measuring broke off before it"
+    assert found["node-0"]["connections"]["found"] == "measuring broke off earlier"
 
 
 def silent_node(context: RankContext, config: Config, hosts: list[str] | None) -> str:
@@ -158,11 +162,11 @@ def silent_node(context: RankContext, config: Config, hosts: list[str] | None) -
     job.NODE_TIMEOUT_S = 1.0
     if context.rank == 1:
         return ""
-    place = join(30.0, hosts)
-    coordination.PARTING_S = 1.0
+    coordinator = join(30.0, hosts)
+    coordination.LEAVE_TIMEOUT_S = 1.0
     shown = io.StringIO()
     console, folder = Console(file=shown, width=200), Path(config.run.dir)
-    assert not job.run_preflight(config, place, Machine(), "node-0", console, folder)
+    assert not job.run_preflight(config, coordinator, System(), "node-0", console, folder)
     return shown.getvalue()
 
 
@@ -173,7 +177,7 @@ def test_a_silent_node_is_named_and_nothing_is_measured(
     sizes = ["parallelism=serial", "cluster.nodes=2", "cluster.gpus_per_node=1"]
     config = compose(["experiment=smoke", *sizes, f"run.dir={tmp_path}"])
     shown, _ = run_ranks(silent_node, 2, config, hosts)
-    assert "the node with ranks 1 to 1 told nothing" in shown
+    assert "the node with ranks 1 to 1 reported nothing" in shown
     assert f"preflight FAILED on 1 of 2 node(s): {name}\n" in shown
     assert "matrix products" not in shown
 
@@ -184,15 +188,15 @@ def unreachable_node(context: RankContext, config: Config) -> str:
     if context.rank == 2:
         closed = contextlib.nullcontext(f"127.0.0.1 {free_port()}")
         job.listening = lambda _interface: closed  # type: ignore[assignment]
-    measure.open_group = connected_all_the_same
+    measure.open_group = must_not_connect
     shown = io.StringIO()
     console, folder = Console(file=shown, width=200), Path(config.run.dir)
-    job.run_preflight(config, join(30.0), Machine(), f"node-{context.rank}", console, folder)
+    job.run_preflight(config, join(30.0), System(), f"node-{context.rank}", console, folder)
     return shown.getvalue()
 
 
-def connected_all_the_same(*_: Any) -> None:
-    """What must not be called."""
+def must_not_connect(*_: Any) -> None:
+    """Replacement for a function that must not be called."""
     raise AssertionError("a node that cannot be reached was waited for")
 
 
@@ -244,13 +248,13 @@ def test_clocks_are_compared() -> None:
 def compare_clocks(context: RankContext) -> Any:
     """Each rank is a node whose clock is 100 s further ahead."""
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    place = join(30.0)
-    if place.is_first:
-        offsets = place.measure_clocks(10.0)
-        place.part(10.0)
+    coordinator = join(30.0)
+    if coordinator.is_first:
+        offsets = coordinator.measure_clocks(10.0)
+        coordinator.leave(10.0)
         return offsets
     real = time.time
     time.time = lambda: real() + 100.0 * context.rank  # type: ignore[assignment]
-    place.answer_clock(10.0)
-    place.part(10.0)
+    coordinator.answer_clock(10.0)
+    coordinator.leave(10.0)
     return None

@@ -1,4 +1,4 @@
-"""A node of eight GPUs and eight RoCE cards that stands in a folder and in texts, for checks to read.
+"""A node of eight GPUs and eight RoCE cards recorded in a folder and in texts, for checks to read.
 
 Formats follow the kernel's sysfs and the tools nvidia-smi, mlnx_qos and ethtool; values are made up. A test
 changes what it wants broken: a file with `write`, a GPU's field with `gpus`, a command with `outputs`.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from k25_train.compose.resolve import compose
 from launch.fabric import environment
-from launch.preflight.machine import AbsentError, Machine, Usage
+from launch.preflight.system import AbsentError, System, Usage
 from tests.helpers.source import REPO
 
 GOLDEN = REPO / "tests" / "golden" / "preflight"
@@ -41,7 +41,7 @@ def fabric_variables() -> dict[str, str]:
 
 
 class RecordedNode:
-    """The node; `machine` reads it. Made sound."""
+    """A recorded node, read through `system`; sound unless changed."""
 
     def __init__(self, root: Path, num_gpus: int = 8) -> None:
         self.root = root
@@ -118,9 +118,9 @@ class RecordedNode:
         self.write(f"{port}/gid_attrs/ndevs/{index}", f"eth{number}\n")
 
     @property
-    def machine(self) -> Machine:
-        """The reader of this node."""
-        return Machine(
+    def system(self) -> System:
+        """Access to this node, as for a real one."""
+        return System(
             root=self.root,
             run=self._run,
             usage=self._usage,
@@ -141,10 +141,10 @@ class RecordedNode:
                 return output if isinstance(output, str) else output()
         if words[0] == "nvidia-smi":
             return self._query(words[1])
-        raise AbsentError(f"no {words[0]} on this machine")
+        raise AbsentError(f"{words[0]} is not installed")
 
     def _query(self, query: str) -> str:
         fields = query.partition("=")[2].split(",")
-        # Remapped rows are asked for by another name of the bus.
+        # Queries of remapped rows name the bus differently.
         rows = [gpu | {"gpu_bus_id": gpu["pci.bus_id"]} for gpu in self.gpus]
         return "".join(", ".join(row[field] for field in fields) + "\n" for row in rows)

@@ -14,7 +14,7 @@ from tests.helpers.resume import rows, short
 from tests.helpers.slurm import Slurm
 
 START_S = 240.0
-"""Most seconds until a submitted run trains, on a machine that is busy otherwise."""
+"""Most seconds until a submitted run trains, on a busy machine."""
 END_S = 300.0
 """Most seconds from a fault to the end of the run."""
 TWO_NODES = [
@@ -26,16 +26,16 @@ TWO_NODES = [
 
 
 class SubmittedRun:
-    """A run in the queue, or on its way."""
+    """A run that is queued or running."""
 
     def __init__(self, cluster: Slurm, data: Path, folder: Path, *overrides: str) -> None:
         """Submit it, as a user does."""
         self.cluster = cluster
         self.folder = folder
         self.command = ["launch.slurm", *short(data, folder, *TWO_NODES, *overrides)]
-        self.told = cluster.ask(sys.executable, "-m", *self.command)
-        match = re.search(r"submitted job (\d+)", self.told)
-        assert match is not None, self.told
+        self.printed = cluster.ask(sys.executable, "-m", *self.command)
+        match = re.search(r"submitted job (\d+)", self.printed)
+        assert match is not None, self.printed
         self.job_id = int(match[1])
 
     @property
@@ -45,7 +45,7 @@ class SubmittedRun:
 
     @property
     def log(self) -> str:
-        """What the supervisor has said so far."""
+        """The supervisor's log so far."""
         path = self.folder / "supervisor.log"
         return path.read_text() if path.exists() else ""
 
@@ -82,12 +82,12 @@ class SubmittedRun:
         return (self.folder / f"attempts/{attempt}/rank_{rank}.log").read_text()
 
     def signal_rank(self, number: int, what: signal.Signals) -> None:
-        """Send a rank a signal, past everything that watches over it."""
+        """Send a rank a signal, bypassing everything that supervises it."""
         (pid,) = [pid for pid in self.processes() if f"RANK={number}" in strings(pid, "environ")]
         os.kill(pid, what)
 
     def kill_step(self, node: str) -> None:
-        """SIGKILL to SLURM's own process for the ranks of a node, which they are children's children of."""
+        """SIGKILL to SLURM's own process for the ranks of a node, of which they are descendants."""
         own = {
             parent_of(pid) for pid in self.processes() if f"SLURMD_NODENAME={node}" in strings(pid, "environ")
         }
@@ -95,7 +95,7 @@ class SubmittedRun:
         os.kill(pid, signal.SIGKILL)
 
     def lose_node(self, node: str) -> None:
-        """SIGKILL to everything of a node, and its slurmd is gone for good."""
+        """SIGKILL to everything of a node, and its slurmd is gone permanently."""
         of_node = [pid for pid in self.processes() if f"SLURMD_NODENAME={node}" in strings(pid, "environ")]
         self.kill_step(node)
         for pid in (*self.cluster.slurmds(node), *of_node):

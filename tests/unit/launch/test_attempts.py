@@ -51,7 +51,7 @@ def test_a_vanished_attempt_has_got_as_far_as_the_metrics_that_it_wrote(tmp_path
     assert [attempt.reached for attempt in attempts.history()] == [None, 9]
 
 
-def test_facts_of_another_version_are_told(tmp_path: Path) -> None:
+def test_facts_of_another_version_are_reported(tmp_path: Path) -> None:
     (tmp_path / "submit.json").write_text('{"run": "x"}')
     with pytest.raises(ValueError, match=r"submit\.json: cannot be read .*: submit the run again"):
         Submission.read(tmp_path)
@@ -105,7 +105,7 @@ def test_the_last_step_is_that_of_the_last_whole_row(tmp_path: Path, text: str, 
     assert attempts.metrics_stamp() is not None
 
 
-def test_a_submission_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+def test_a_submission_is_read_as_it_was_written(tmp_path: Path) -> None:
     kept = Submission(
         run="/runs/x", checkout="/code", code="abc", python="python", num_steps=9, ranks_per_node=8,
         legal_nodes=[1, 2], spare_nodes=1, max_restarts=3, restart_wait_s=1.5, stop_within_s=96.0,
@@ -147,8 +147,8 @@ def test_what_an_earlier_attempt_left_on_a_node_is_ended(
 
     def started(run: str, attempt: int, what: str = "rank") -> "subprocess.Popen[bytes]":
         folder = [str(tmp_path / run / "attempts" / str(attempt))]
-        told = folder if what != "node" else [str(tmp_path / run), str(attempt)]
-        arguments = ["-m", f"launch.{what}", *told, "x", "x"]
+        arguments = folder if what != "node" else [str(tmp_path / run), str(attempt)]
+        arguments = ["-m", f"launch.{what}", *arguments, "x", "x"]
         return subprocess.Popen([sys.executable, "-c", code, *arguments])
 
     kinds = ("rank", "node", "preflight_rank")

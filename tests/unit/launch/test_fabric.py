@@ -49,7 +49,7 @@ def test_cuda_queues_in_either_overlap_mode(overlap: str) -> None:
     assert variables(*ROCE, *keys)["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
 
 
-def test_the_number_of_cuda_queues_stands_in_one_place() -> None:
+def test_the_number_of_cuda_queues_is_defined_once() -> None:
     source = (REPO / "parallel/megatron/platform.py").read_text()
     assert "str(CUDA_QUEUES)" in source and platform.CUDA_QUEUES == 32
 

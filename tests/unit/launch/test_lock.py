@@ -1,4 +1,4 @@
-"""One job a run folder, whoever comes first, whatever earlier jobs left behind."""
+"""One job per run folder, whoever comes first, whatever earlier jobs left behind."""
 
 import json
 import threading
@@ -23,10 +23,10 @@ def test_the_first_job_gets_the_folder_and_keeps_it_over_a_requeue(tmp_path: Pat
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING", "SUSPENDED", "COMPLETING", "REQUEUED"])
 def test_a_job_that_may_write_keeps_others_out(tmp_path: Path, state: str) -> None:
     acquire(tmp_path, 7, states().get)
-    told = f"belongs to job 7, which is {state}: follow that one, end it with `scancel 7`"
-    with pytest.raises(LockedError, match=told):
+    expected = f"belongs to job 7, which is {state}: follow that job, end it with `scancel 7`"
+    with pytest.raises(LockedError, match=expected):
         acquire(tmp_path, 8, states(j7=state).get)
-    with pytest.raises(LockedError, match=told):
+    with pytest.raises(LockedError, match=expected):
         check_free(tmp_path, states(j7=state).get)
     assert holder(tmp_path) == 7
 

@@ -13,10 +13,10 @@ from launch.preflight.groups import Exchange, expert_groups, pipeline_groups, pl
 )
 def test_all_pairs_meet_once_and_nobody_twice_at_a_time(world_size: int, pp: int, ep: int) -> None:
     rounds = plan_rounds(world_size, pp=pp, ep=ep)
-    for meeting in rounds:
-        ranks = [rank for pair in meeting.pairs for rank in pair]
+    for one_round in rounds:
+        ranks = [rank for pair in one_round.pairs for rank in pair]
         assert len(ranks) == len(set(ranks))
-    met = Counter((meeting.exchange, pair) for meeting in rounds for pair in meeting.pairs)
+    met = Counter((one_round.exchange, pair) for one_round in rounds for pair in one_round.pairs)
     assert set(met.values()) <= {1}
     wanted = {
         (Exchange.experts, pair) for group in expert_groups(world_size, ep) for pair in combinations(group, 2)
@@ -33,10 +33,10 @@ def test_the_reports_job_takes_few_rounds() -> None:
 
 
 def test_partners_are_mutual() -> None:
-    for meeting in plan_rounds(12, pp=4, ep=3):
+    for one_round in plan_rounds(12, pp=4, ep=3):
         for rank in range(12):
-            partner = meeting.partner(rank)
-            assert partner is None or meeting.partner(partner) == rank
+            partner = one_round.partner(rank)
+            assert partner is None or one_round.partner(partner) == rank
 
 
 def test_one_rank_has_nobody_to_meet() -> None:

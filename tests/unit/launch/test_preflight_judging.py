@@ -9,10 +9,10 @@ from rich.console import Console
 
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from launch.preflight.__main__ import check_started, main
+from launch.preflight.__main__ import check_world_size, main
 from launch.preflight.cross_node import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, passed, skipped, warned
-from launch.preflight.measurements import Fault, Measured, culprits, judge_measured
+from launch.preflight.measurements import Fault, RankMeasurements, culprits, judge_measurements
 from launch.preflight.rates import Link
 from launch.preflight.report import print_report, summary, write_report
 
@@ -64,39 +64,39 @@ def test_a_clock_that_is_off_beyond_doubt() -> None:
     assert findings["c"].found == "-3000.0 ms (± 1.0 ms) against a"
 
 
-def stuck(peer: int | None, exchange: int | None) -> Measured:
-    return Measured(fault=Fault(text="exchange with rank", peer=peer, exchange=exchange))
+def stuck(peer: int | None, exchange: int | None) -> RankMeasurements:
+    return RankMeasurements(fault=Fault(text="exchange with rank", peer=peer, exchange=exchange))
 
 
 @pytest.mark.parametrize(
     ("measured", "guilty"),
     [
-        ({0: Measured(), 1: Measured(), 2: Measured(), 3: Measured()}, set()),
+        ({0: RankMeasurements(), 1: RankMeasurements(), 2: RankMeasurements(), 3: RankMeasurements()}, set()),
         # Rank 2 is gone; the others are not to blame.
         ({0: stuck(2, 1), 1: stuck(0, 2), 3: stuck(1, 3)}, {2}),
         # Rank 2 hangs but tells so; that rank 1 waits for rank 0 comes of it.
         ({0: stuck(2, 1), 1: stuck(0, 2), 2: stuck(0, 1), 3: stuck(1, 3)}, {0, 2}),
         # Nobody can say for whom he waits.
-        ({0: stuck(None, None), 1: Measured(), 2: Measured(), 3: Measured()}, {0}),
+        ({0: stuck(None, None), 1: RankMeasurements(), 2: RankMeasurements(), 3: RankMeasurements()}, {0}),
     ],
 )
-def test_who_is_to_blame(measured: dict[int, Measured], guilty: set[int]) -> None:
+def test_who_is_to_blame(measured: dict[int, RankMeasurements], guilty: set[int]) -> None:
     assert culprits(measured, range(4)) == guilty
 
 
 def test_nodes_that_only_wait_do_not_fail(config: Config) -> None:
     measured = {0: stuck(2, 1), 1: stuck(0, 2), 3: stuck(1, 3)}
     nodes = {0: "a", 1: "a", 2: "b", 3: "b"}
-    findings = judge_measured(measured, nodes, config)
+    findings = judge_measurements(measured, nodes, config)
     assert findings["b"][0].verdict is Verdict.failed
-    assert "ranks [2] did not go on" in findings["b"][0].found
+    assert "ranks [2] did not continue" in findings["b"][0].found
     assert findings["a"][0].verdict is Verdict.skipped
 
 
 def test_rates_below_those_of_the_plan(config: Config) -> None:
     """cluster.model_tflops is 396, cluster.host_copy_gb_per_s 20."""
-    measured = {rank: Measured(gemm_tflops=300.0, host_copy_gb_per_s=40.0) for rank in range(8)}
-    findings = judge_measured(measured, dict.fromkeys(range(8), "a"), config)["a"]
+    measured = {rank: RankMeasurements(gemm_tflops=300.0, host_copy_gb_per_s=40.0) for rank in range(8)}
+    findings = judge_measurements(measured, dict.fromkeys(range(8), "a"), config)["a"]
     (plan,) = [one for one in findings if one.check == "rates of the plan"]
     assert plan.verdict is Verdict.warned
     assert plan.found == "cluster.model_tflops needs 396, measured 300"
@@ -106,8 +106,8 @@ def test_a_network_below_that_of_the_plan(config: Config) -> None:
     """cluster.network_gb_per_s is 50, of which 80% are enough; the slower end of a connection counts."""
     fast, slow = (Link(pair=(0, 1), gb_per_s=rate) for rate in (45.0, 30.0))
     for links, verdict in (((fast, fast), Verdict.passed), ((fast, slow), Verdict.warned)):
-        measured = {rank: Measured(links=[link]) for rank, link in enumerate(links)}
-        (plan,) = judge_measured(measured, {0: "a", 1: "b"}, config)["b"][-1:]
+        measured = {rank: RankMeasurements(links=[link]) for rank, link in enumerate(links)}
+        (plan,) = judge_measurements(measured, {0: "a", 1: "b"}, config)["b"][-1:]
         assert (plan.check, plan.verdict) == ("rates of the plan", verdict)
     assert plan.found == "cluster.network_gb_per_s needs 40, measured 30"
 
@@ -168,13 +168,13 @@ def test_other_ranks_than_configured_are_refused(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    told = capsys.readouterr().err
-    assert "2 ranks started, 2 a node, but cluster.nodes=1 x cluster.gpus_per_node=4" in told
-    assert "torchrun --nnodes 1 --nproc-per-node 4" in told
-    check_started(compose(["experiment=smoke", "cluster.gpus_per_node=2", "parallelism.ep=1"]))
+    error = capsys.readouterr().err
+    assert "2 ranks started, 2 per node, but cluster.nodes=1 x cluster.gpus_per_node=4" in error
+    assert "torchrun --nnodes 1 --nproc-per-node 4" in error
+    check_world_size(compose(["experiment=smoke", "cluster.gpus_per_node=2", "parallelism.ep=1"]))
 
 
-def test_options_may_stand_between_overrides(
+def test_options_may_be_between_overrides(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["k25-preflight", "experiment=smoke", "--report", "x", "train.steps=0"])

@@ -30,7 +30,7 @@ def test_the_device_computes_while_its_clocks_are_read(monkeypatch: pytest.Monke
     assert seen[0] > 0
 
 
-def test_what_cannot_be_read_under_load_is_told() -> None:
+def test_what_cannot_be_read_under_load_is_reported() -> None:
     def broken() -> None:
         raise RuntimeError("no clocks")
 

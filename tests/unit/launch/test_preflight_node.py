@@ -13,8 +13,8 @@ from k25_train.config.schema import Config
 from launch.preflight.findings import Finding, Verdict, worst
 from launch.preflight.hcas import read_hcas
 from launch.preflight.lossless import MANY_LOST, judge_growth
-from launch.preflight.machine import AbsentError, BrokenError
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
+from launch.preflight.system import AbsentError, BrokenError
 from tests.helpers.recorded_node import GIB, LIMITS, MEMINFO, RecordedNode
 
 CARD = "sys/class/infiniband/mlx5_2"
@@ -36,10 +36,10 @@ def examine(
     recorded: RecordedNode, config: Config, meanwhile: Callable[[], None] = lambda: None
 ) -> list[Finding]:
     """All findings; `meanwhile` happens while the node is measured."""
-    node = read_node(recorded.machine, "node-1", config)
-    read_under_load(recorded.machine, node)
+    node = read_node(recorded.system, "node-1", config)
+    read_under_load(recorded.system, node)
     meanwhile()
-    read_after_load(recorded.machine, node, config)
+    read_after_load(recorded.system, node, config)
     return judge_node(node, config, RUN_BYTES)
 
 
@@ -50,7 +50,7 @@ def test_a_sound_node_passes_every_check(recorded: RecordedNode, config: Config)
     assert found["GPU count"] == "8 x NVIDIA H800"
     assert found["NVLink"] == "NV8 between all GPUs"
     assert found["GPU to network card"] == "all 8 GPUs have one by PIX or PXB"
-    assert found["network speed"] == "8 cards of 400 Gb/s, 400 GB/s a node"
+    assert found["network speed"] == "8 cards of 400 Gb/s, 400 GB/s per node"
     assert found["RoCE v2 GID"].startswith("mlx5_0: 3 (10.10.0.5), mlx5_1: 3 (10.10.1.5)")
     assert found["traffic class"] == "106 is DSCP 26, on lossless priority 3"
     assert found["PFC and loss counters"] == "no loss, 0 pause frames while measuring"
@@ -62,7 +62,7 @@ def test_every_check_speaks_on_a_node_without_gpus_and_rdma(tmp_path: Path, conf
     bare = RecordedNode(tmp_path / "bare", num_gpus=0)
     bare.outputs, bare.environment = {}, {}
     local = compose(["experiment=smoke"])
-    findings = judge_node(read_node(bare.machine, "laptop", local), local, run_bytes=GIB)
+    findings = judge_node(read_node(bare.system, "laptop", local), local, run_bytes=GIB)
     assert sorted(finding.check for finding in findings) == sorted(checks)
     by_check = {finding.check: finding for finding in findings}
     assert by_check["GPU count"].verdict is Verdict.skipped
@@ -127,10 +127,10 @@ FAULTS = [
     Fault("no driver", says("nvidia-smi", NO_DRIVER), "GPU count", BAD, ("NVIDIA-SMI has failed",)),
     Fault(
         "no nvidia-smi",
-        says("nvidia-smi", AbsentError("no nvidia-smi on this machine")),
+        says("nvidia-smi", AbsentError("nvidia-smi is not installed")),
         "GPU count",
         BAD,
-        ("no nvidia-smi",),
+        ("nvidia-smi is not installed",),
     ),
     Fault(
         "memory error",
@@ -250,10 +250,10 @@ FAULTS = [
     ),
     Fault(
         "no mlnx_qos",
-        says("mlnx_qos", AbsentError("no mlnx_qos on this machine")),
+        says("mlnx_qos", AbsentError("mlnx_qos is not installed")),
         "traffic class",
         SKIPPED,
-        ("no mlnx_qos",),
+        ("mlnx_qos is not installed",),
     ),
     Fault(
         "no trust state",
@@ -343,7 +343,9 @@ def test_checkpoints_that_the_run_has_need_no_more_room(recorded: RecordedNode, 
         os.truncate(recorded.root / folder / f"checkpoints/step_{step}/rank_0.pt", 13_000 * GIB)
     (finding,) = [one for one in examine(recorded, config) if one.check == "disk of the run"]
     assert finding.verdict is Verdict.passed
-    assert "15,000.0 GiB free at " in finding.found and "26,000.0 GiB are its checkpoints" in finding.found
+    assert (
+        "15,000.0 GiB free at " in finding.found and "26,000.0 GiB used by its checkpoints" in finding.found
+    )
 
 
 def test_counters_that_grow_while_measuring(recorded: RecordedNode, config: Config) -> None:
@@ -373,7 +375,7 @@ def test_rdma_counters_without_those_of_the_port(recorded: RecordedNode, config:
         ("link_downed", 1, Verdict.failed),
     ],
 )
-def test_a_few_lost_packets_are_told_and_many_or_a_lost_link_fail(
+def test_a_few_lost_packets_warn_and_many_or_a_lost_link_fail(
     name: str, count: int, verdict: Verdict
 ) -> None:
     finding = judge_growth({"mlx5_0": {name: 5}}, {"mlx5_0": {name: 5 + count}})
@@ -431,7 +433,7 @@ def test_a_fabric_of_ipv6_needs_a_fixed_gid_index(
 
 @pytest.mark.parametrize("address", [None, "127.0.1.1"])
 def test_a_name_that_stands_for_loopback(recorded: RecordedNode, address: str | None) -> None:
-    """Debian writes the host's name beside 127.0.1.1: gloo would listen where no other node reaches it."""
+    """Debian writes the host's name next to 127.0.1.1: gloo would listen where no other node reaches it."""
     recorded.environment = {"RANK": "0", "GLOO_BY_HAND": "1"}
     config = compose(["experiment=smoke", "cluster.nodes=2", "cluster.gpus_per_node=2"])
     assert [one.verdict for one in examine(recorded, config) if one.check == "host name"] == [Verdict.passed]
@@ -454,7 +456,7 @@ def test_cards_too_slow_for_the_plan(recorded: RecordedNode) -> None:
     config = compose(["experiment=k25_pretrain_4k", "cluster.network_gb_per_s=60"])
     (finding,) = [one for one in examine(recorded, config) if one.verdict is not Verdict.passed]
     assert (finding.check, finding.verdict) == ("network speed", Verdict.failed)
-    assert "400 GB/s a node" in finding.found
+    assert "400 GB/s per node" in finding.found
     assert "the plan needs 480 GB/s" in finding.rule
 
 
@@ -465,7 +467,7 @@ def test_a_bonded_card_has_the_speed_of_its_ports(recorded: RecordedNode, config
     findings = examine(recorded, config)
     assert {one.verdict for one in findings} == {Verdict.passed}, "\n".join(map(str, findings))
     (finding,) = [one for one in findings if one.check == "network speed"]
-    assert finding.found == "8 cards of 400 Gb/s, 400 GB/s a node"
+    assert finding.found == "8 cards of 400 Gb/s, 400 GB/s per node"
 
 
 def test_a_port_of_a_bonded_card_is_down(recorded: RecordedNode, config: Config) -> None:
@@ -499,7 +501,7 @@ def test_cards_bonded_as_interfaces_only_stay_two(recorded: RecordedNode) -> Non
     """The bond then carries TCP; each card has its own RDMA traffic."""
     recorded.bond_card(2)
     recorded.write("sys/class/net/eth2b/device/infiniband/mlx5_9/fw_ver", "28.39.1002\n")
-    assert [card.interfaces for card in read_hcas(recorded.machine)][2] == ("eth2",)
+    assert [card.interfaces for card in read_hcas(recorded.system)][2] == ("eth2",)
 
 
 @pytest.mark.parametrize("forced", ["", "Global tclass=106\n"])
@@ -518,7 +520,7 @@ def test_a_card_split_for_virtual_machines(recorded: RecordedNode) -> None:
     recorded.write(f"{CARD}/device/net/eth10/address", "5e:11:22:33:44:55\n")
     recorded.write("sys/class/net/eth10/phys_port_name", "pf0vf0\n")
     recorded.write("sys/class/net/eth2/phys_port_name", "p0\n")
-    assert [card.interfaces for card in read_hcas(recorded.machine)][2] == ("eth2",)
+    assert [card.interfaces for card in read_hcas(recorded.system)][2] == ("eth2",)
 
 
 def test_a_container_with_an_interface_upon_the_card(recorded: RecordedNode, config: Config) -> None:
@@ -540,7 +542,7 @@ def test_a_card_that_is_not_there(recorded: RecordedNode) -> None:
     assert "the node has mlx5_0, mlx5_1" in bad[0].remedy
 
 
-def test_output_of_another_form_is_told(recorded: RecordedNode, config: Config) -> None:
+def test_output_of_another_form_is_reported(recorded: RecordedNode, config: Config) -> None:
     recorded.outputs["nvidia-smi --query-gpu"] = "0, NVIDIA H800\n"
     (finding, *_) = [one for one in examine(recorded, config) if one.verdict is Verdict.failed]
     assert "expected 10 values" in finding.found
@@ -549,6 +551,6 @@ def test_output_of_another_form_is_told(recorded: RecordedNode, config: Config) 
 def test_records_travel_between_ranks(recorded: RecordedNode, config: Config) -> None:
     import pickle
 
-    node = read_node(recorded.machine, "node-1", config)
+    node = read_node(recorded.system, "node-1", config)
     copy: Node = pickle.loads(pickle.dumps(node))
     assert copy == node

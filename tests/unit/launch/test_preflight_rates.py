@@ -6,9 +6,9 @@ import pytest
 
 from launch.preflight.findings import Verdict
 from launch.preflight.groups import plan_rounds
-from launch.preflight.rates import Bar, Link, judge_links, judge_ranks, outliers, slow_links, slow_ranks
+from launch.preflight.rates import Link, Threshold, judge_links, judge_ranks, outliers, slow_links, slow_ranks
 
-BAR = Bar(tolerance=0.1, fails=True)
+THRESHOLD = Threshold(tolerance=0.1, fails=True)
 RANKS_PER_NODE = 8
 NODES = {rank: f"node-{rank // RANKS_PER_NODE}" for rank in range(64)}
 
@@ -18,8 +18,8 @@ def measured_links(slowdown: dict[int, float], bad: dict[tuple[int, int], float]
     `slowdown` divides all of a rank's rates, `bad` those of a pair."""
     draw = random.Random(1)
     links = []
-    for meeting in plan_rounds(64, pp=4, ep=16):
-        for pair in meeting.pairs:
+    for one_round in plan_rounds(64, pp=4, ep=16):
+        for pair in one_round.pairs:
             rate = (150.0 if NODES[pair[0]] == NODES[pair[1]] else 45.0) * draw.uniform(0.98, 1.02)
             for rank in pair:
                 rate /= slowdown.get(rank, 1.0)
@@ -55,7 +55,7 @@ def test_two_values_have_no_middle() -> None:
 @pytest.mark.parametrize(("rate", "verdict"), [(400.0, Verdict.warned), (200.0, Verdict.failed)])
 def test_a_slow_gpu_is_named_with_its_node(rate: float, verdict: Verdict) -> None:
     values = dict.fromkeys(NODES, 500.0) | {13: rate}
-    findings = judge_ranks("matrix products", "TFLOP/s", values, NODES, BAR)
+    findings = judge_ranks("matrix products", "TFLOP/s", values, NODES, THRESHOLD)
     assert {node for node, one in findings.items() if one.verdict is not Verdict.passed} == {"node-1"}
     assert findings["node-1"].verdict is verdict
     assert findings["node-1"].found == f"rank 13: {rate:.3g} TFLOP/s"
@@ -64,13 +64,13 @@ def test_a_slow_gpu_is_named_with_its_node(rate: float, verdict: Verdict) -> Non
 
 def test_chance_on_shared_cores_does_not_fail_a_node() -> None:
     values = dict.fromkeys(NODES, 500.0) | {13: 1.0}
-    findings = judge_ranks("matrix products", "TFLOP/s", values, NODES, Bar(tolerance=0.5, fails=False))
+    findings = judge_ranks("matrix products", "TFLOP/s", values, NODES, Threshold(tolerance=0.5, fails=False))
     assert findings["node-1"].verdict is Verdict.warned
 
 
 def test_a_node_that_measured_nothing_does_not_pass() -> None:
     values = dict.fromkeys(range(8), 500.0)
-    assert judge_ranks("copy", "GB/s", values, NODES, BAR)["node-3"].verdict is Verdict.skipped
+    assert judge_ranks("copy", "GB/s", values, NODES, THRESHOLD)["node-3"].verdict is Verdict.skipped
 
 
 def test_a_slow_rank_is_told_from_those_it_met() -> None:
@@ -102,7 +102,7 @@ def test_all_ranks_of_a_node_with_a_bad_switch_are_named() -> None:
         for link in measured_links({})
     ]
     assert set(slow_ranks(links, NODES, 0.1)) == set(range(16, 24))
-    findings = judge_links("connections", links, NODES, BAR)
+    findings = judge_links("connections", links, NODES, THRESHOLD)
     assert {node for node, one in findings.items() if one.verdict is not Verdict.passed} == {"node-2"}
     assert findings["node-2"].verdict is Verdict.failed
     assert "rank 16: at best 15" in findings["node-2"].found

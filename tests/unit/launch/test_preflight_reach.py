@@ -62,30 +62,30 @@ def test_findings() -> None:
     assert judge_reach([], ["n0"])["n0"].verdict is Verdict.skipped
 
 
-def test_ranks_are_told_by_the_names_of_their_nodes() -> None:
+def test_ranks_are_reported_by_the_names_of_their_nodes() -> None:
     names = {0: "a", 1: "a", 2: "b", 3: "b"}
     assert refusals_of({0: {2: "no route"}, 1: {}}, names) == [
         Refusal(source="a", target="b", reason="no route")
     ]
 
 
-def test_a_place_can_be_reached_while_it_is_open() -> None:
-    with listening("lo") as place:
-        assert place.startswith("127.0.0.1 ")
-        assert try_to_reach(place) is None
-    assert "127.0.0.1" in str(try_to_reach(place)) and "refused" in str(try_to_reach(place))
+def test_an_endpoint_can_be_reached_while_it_is_open() -> None:
+    with listening("lo") as endpoint:
+        assert endpoint.startswith("127.0.0.1 ")
+        assert try_to_reach(endpoint) is None
+    assert "127.0.0.1" in str(try_to_reach(endpoint)) and "refused" in str(try_to_reach(endpoint))
 
 
 def test_without_an_interface_the_variable_or_the_host_name_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with listening(None) as place:
-        assert place.startswith("127.0.0.1 ")
+    with listening(None) as endpoint:
+        assert endpoint.startswith("127.0.0.1 ")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
-    with listening(None) as place:
-        assert place.partition(" ")[0] == socket.gethostbyname(socket.gethostname())
+    with listening(None) as endpoint:
+        assert endpoint.partition(" ")[0] == socket.gethostbyname(socket.gethostname())
 
 
 def test_a_node_that_cannot_listen_says_why() -> None:
-    with listening("roce7") as place:
-        assert "it listens nowhere" in place and "roce7" in place
-    assert try_to_reach(place) == place
+    with listening("roce7") as endpoint:
+        assert "it cannot listen" in endpoint and "roce7" in endpoint
+    assert try_to_reach(endpoint) == endpoint

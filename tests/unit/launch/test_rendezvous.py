@@ -67,13 +67,13 @@ def test_an_interface_that_is_not_there_is_named_with_those_that_are() -> None:
         address_of("ib7")
 
 
-def test_the_first_node_tells_where_it_is_met(taken: socket.socket) -> None:
+def test_the_first_node_reports_where_ranks_meet(taken: socket.socket) -> None:
     port = port_of(taken)
     command = [sys.executable, "-m", "launch.rendezvous", str(port), "lo"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
-    assert told["address"] == "127.0.0.1"
-    assert port < int(told["port"]) < port + 100
+    found = json.loads(done.stdout)
+    assert found["address"] == "127.0.0.1"
+    assert port < int(found["port"]) < port + 100
 
 
 def test_a_node_waits_for_the_first_one() -> None:
@@ -115,12 +115,12 @@ def test_by_hand_the_first_node_becomes_torchrun() -> None:
     [
         (
             ["--node", "2", "--first-node", "h1", *SMOKE],
-            "--node 2: must lie within 0 to cluster.nodes - 1 (1)",
+            "--node 2: must be within 0 to cluster.nodes - 1 (1)",
         ),
         (["--node", "0", "--first-node", "h1", *SMOKE, "train.steps=0"], "train.steps=0"),
     ],
 )
-def test_by_hand_errors_are_told_without_a_traceback(arguments: list[str], expected: str) -> None:
+def test_by_hand_errors_are_shown_without_a_traceback(arguments: list[str], expected: str) -> None:
     command = [sys.executable, "-m", "launch.torchrun", *arguments]
     done = subprocess.run(
         command, cwd=REPO, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}

@@ -126,7 +126,7 @@ def test_nodes_that_are_down_do_not_keep_a_job_from_the_queue(login: Login) -> N
     forecast = f'case "$*" in --test-only*) echo "{words}" >&2; exit 1;; esac'
     tool.write_text(f"#!/bin/sh\n{forecast}\n{TOOLS['sbatch']}\n")
     printed = login.submit()
-    assert f"submitted job 7: SLURM cannot say when it starts ({words})" in printed
+    assert f"submitted job 7: SLURM cannot estimate the start ({words})" in printed
 
 
 def test_a_slow_forecast_does_not_keep_a_job_from_the_queue(login: Login) -> None:
@@ -134,7 +134,7 @@ def test_a_slow_forecast_does_not_keep_a_job_from_the_queue(login: Login) -> Non
     tool = login.folder / "bin/sbatch"
     forecast = 'case "$*" in --test-only*) exec sleep 5;; esac'
     tool.write_text(f"#!/bin/sh\n{forecast}\n{TOOLS['sbatch']}\n")
-    assert "submitted job 7: SLURM cannot say when it starts (" in login.submit()
+    assert "submitted job 7: SLURM cannot estimate the start (" in login.submit()
 
 
 def test_a_job_may_name_several_partitions(login: Login) -> None:
@@ -154,7 +154,7 @@ def test_the_nodes_python_may_be_below_home(login: Login) -> None:
     assert "exec /home/user/venv/bin/python -m" in (login.run / "submit.sbatch").read_text()
 
 
-def test_a_dry_run_tells_all_and_leaves_nothing(login: Login) -> None:
+def test_a_dry_run_prints_all_and_leaves_nothing(login: Login) -> None:
     printed = login.submit("--dry-run", "experiment=k25_pretrain_4k", "cluster=h800_roce")
     assert "1026.9B parameters" in printed
     assert "32 nodes x 8 = 256 of cluster h800_roce (cuda)" in printed
@@ -244,21 +244,21 @@ def as_it_is(_login: Login) -> None:
         (as_it_is, "cluster.slurm.partition=mian", "SLURM has no such partition; use one of a_small, main"),
         (as_it_is, "cluster=local", "cluster=local: its slurm is null, so there is nothing to submit to"),
         (as_it_is, "cluster.nodes=3", "parallelism.pp=2\n      must divide"),
-        (as_it_is, "cluster.slurm.container_image=/no.sqsh", "/no.sqsh: there is no such file"),
+        (as_it_is, "cluster.slurm.container_image=/no.sqsh", "/no.sqsh: no such file"),
         (as_it_is, "--max-restarts=-1", "--max-restarts -1: must not be negative"),
         (as_it_is, "train.stpes=5", "did you mean steps?"),
-        (full_disk, "", "GiB are free, not even one checkpoint of"),
-        (as_it_is, "cluster.nodes=4 train.global_batch_size=16", "SLURM's partition main has 2: take fewer"),
-        (as_it_is, "cluster.slurm.partition=other", "=2: of nodes in all, SLURM's partition other has 1:"),
+        (full_disk, "", "GiB are free, not enough for one checkpoint of"),
+        (as_it_is, "cluster.nodes=4 train.global_batch_size=16", "partition main has 2 nodes: use fewer"),
+        (as_it_is, "cluster.slurm.partition=other", "=2: in total, SLURM's partition other has 1 nodes:"),
         (as_it_is, "cluster.slurm.partition='other,mian'", "partition=mian: SLURM has no such partition"),
         (damaged_lock, "", "lock.json: is damaged"),
         (refusing_sbatch, "", "Invalid account or account/partition combination specified"),
-        (other_partition, "", "SBATCH_PARTITION: in the environment, it would make sbatch ignore"),
+        (other_partition, "", "SBATCH_PARTITION: set in the environment, it would make sbatch ignore"),
         (no_slurm, "", "sinfo is not on PATH: submit from a node of the cluster"),
-        (no_data, "", "dataset.json is not there: name the folder of a shard set"),
+        (no_data, "", "dataset.json does not exist: name the folder of a shard set"),
         (as_it_is, f"run.dir=/tmp/{'x' * 256}", "File name too long: "),
-        (run_is_a_file, "", "is no folder that you can write to: choose another"),
-        (locked, "", "belongs to job 5, which is PENDING: follow that one, end it with `scancel 5`"),
+        (run_is_a_file, "", "is not a writable folder: choose another"),
+        (locked, "", "belongs to job 5, which is PENDING: follow that job, end it with `scancel 5`"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_before_it_is_submitted(

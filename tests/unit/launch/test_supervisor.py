@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import scheduler, supervisor
+from launch import attempt_steps, scheduler
 from launch.preflight.findings import failed, passed
 from launch.preflight.report import write_report
 from launch.restart_policy import Outcome
@@ -164,9 +164,9 @@ def test_two_failures_at_a_step_end_the_run(job: Job, capsys: pytest.CaptureFixt
         job.then("step 5; exit 1")
     status, _ = job.supervise(restart_wait_s=0.0)
     assert status == 1 and len(job.calls("srun")) == 2
-    told = capsys.readouterr().out
-    assert "GIVEN UP: attempts 1 and 2 both failed after step 5" in told
-    assert f"when their cause is mended: sbatch {job.run}/submit.sbatch" in told
+    printed = capsys.readouterr().out
+    assert "GIVEN UP: attempts 1 and 2 both failed after step 5" in printed
+    assert f"when their cause is fixed: sbatch {job.run}/submit.sbatch" in printed
 
 
 def test_a_lost_node_is_replaced_by_a_spare_then_replicas_are_fewer(job: Job) -> None:
@@ -232,7 +232,7 @@ def test_a_cancelled_job_does_not_come_back(job: Job, capsys: pytest.CaptureFixt
     send_when(ready, signal.SIGTERM)
     status, _ = job.supervise()
     assert status == 1 and not job.calls("scontrol")
-    assert "job 7 is COMPLETING, so it is not put back into the queue" in capsys.readouterr().out
+    assert "job 7 is COMPLETING, so the supervisor does not requeue it" in capsys.readouterr().out
 
 
 def test_ranks_that_do_not_stop_are_left_in_time_to_go_back(job: Job) -> None:
@@ -245,7 +245,7 @@ def test_ranks_that_do_not_stop_are_left_in_time_to_go_back(job: Job) -> None:
 
 
 def test_srun_that_waits_for_a_lost_node_is_ended(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "STEP_END_S", 0.5)
+    monkeypatch.setattr(attempt_steps, "STEP_END_S", 0.5)
     job.then("step 3; echo 'srun: error: n1: task 0: Exited with exit code 1' >&2; sleep 20")
     job.then("step 20")
     status, supervised = job.supervise()
@@ -253,7 +253,7 @@ def test_srun_that_waits_for_a_lost_node_is_ended(job: Job, monkeypatch: pytest.
 
 
 def test_what_a_node_prints_need_not_be_text(job: Job) -> None:
-    """Ranks would go on unwatched beside those of the next attempt."""
+    """Ranks would go on unwatched along with those of the next attempt."""
     job.then("printf 'caf\\351\\n' >&2; sleep 1.2; step 20")
     status, supervised = job.supervise()
     assert status == 0 and job.outcomes(supervised) == ["finished"]
@@ -307,7 +307,7 @@ def test_a_node_that_fails_the_preflight_is_left_out_and_those_left_are_checked(
     first, second = supervised.attempts.history()
     assert (first.nodes, second.nodes) == (["n1", "n2", "n3"], ["n1", "n3", "n4"])
     assert first.unfit == {"n2": "gpus: 7 GPUs"}
-    assert first.first_to_fail is None, "the status that srun tells is the verdict"
+    assert first.first_to_fail is None, "srun's status is the verdict"
     assert first.reason == "preflight failed on n2 (gpus: 7 GPUs)"
     assert len(job.calls("srun")) == 1
 
@@ -324,7 +324,7 @@ def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(
         "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4 ExcNodeList=n3,n4",
     ]  # fmt: skip
     assert (
-        "n3, n4 again; when they are mended: scontrol update JobId=7 ExcNodeList=" in capsys.readouterr().out
+        "n3, n4 again; when they are fixed: scontrol update JobId=7 ExcNodeList=" in capsys.readouterr().out
     )
 
 
@@ -347,12 +347,12 @@ def test_a_preflight_that_leaves_too_few_nodes_anywhere_ends_the_run(
     job.then_check("n3", "n4")
     status, _ = job.supervise(preflight=True, legal_nodes=[4])
     assert status == 1 and job.calls("scontrol") == ["show job 7"]
-    told = capsys.readouterr().out
-    assert "2 of 4 nodes are sound (n3 failed preflight, n4 failed preflight)" in told
-    assert "partition main has no more than 3 others" in told
+    printed = capsys.readouterr().out
+    assert "2 of 4 nodes are sound (n3 failed preflight, n4 failed preflight)" in printed
+    assert "partition main has only 3 others" in printed
 
 
-def test_nodes_that_are_down_now_may_be_mended(job: Job) -> None:
+def test_nodes_that_are_down_now_may_be_repaired(job: Job) -> None:
     """Then the job waits for them in the queue."""
     (job.folder / "others").write_text("n5 drained\nn6 down*\n")
     job.then_check("n3", "n4")
@@ -388,13 +388,13 @@ def test_a_requeue_whose_answer_is_lost_has_its_size_all_the_same(
 def test_nodes_that_failed_before_a_requeue_are_no_others_either(
     job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The job keeps them in its list, and would wait in the queue for ever."""
+    """The job keeps them in its list, and would wait in the queue forever."""
     (job.folder / "others").write_text("n5 idle\nn6 idle\n")
     (job.folder / "job").write_text("JobId=7 ReqNodeList=(null) ExcNodeList=n[5-6]\n")
     job.then_check("n3")
     status, _ = job.supervise(preflight=True, legal_nodes=[4])
     assert status == 1 and job.calls("scontrol") == ["show job 7"]
-    assert "partition main has no more than 3 others" in capsys.readouterr().out
+    assert "partition main has only 3 others" in capsys.readouterr().out
 
 
 def test_a_preflight_that_fails_on_every_node_ends_the_run(
@@ -441,7 +441,7 @@ def test_a_signal_ends_the_search_for_a_rendezvous(job: Job) -> None:
 
 @pytest.mark.parametrize("obeys", [True, False])
 def test_a_signal_ends_a_preflight(job: Job, monkeypatch: pytest.MonkeyPatch, obeys: bool) -> None:
-    monkeypatch.setattr(supervisor, "STEP_END_S", 0.5)
+    monkeypatch.setattr(attempt_steps, "STEP_END_S", 0.5)
     ready = job.folder / "ready"
     deaf = "" if obeys else "trap '' TERM;"
     (job.folder / "check_1").write_text(f"{deaf} touch {ready}; while :; do sleep 0.05; done")
@@ -452,7 +452,7 @@ def test_a_signal_ends_a_preflight(job: Job, monkeypatch: pytest.MonkeyPatch, ob
 
 
 def test_a_preflight_that_does_not_end_is_ended(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "PREFLIGHT_S", 0.5)
+    monkeypatch.setattr(attempt_steps, "PREFLIGHT_S", 0.5)
     for number in (1, 2):
         (job.folder / f"check_{number}").write_text("while :; do sleep 0.05; done")
     status, supervised = job.supervise(preflight=True)
@@ -461,8 +461,8 @@ def test_a_preflight_that_does_not_end_is_ended(job: Job, monkeypatch: pytest.Mo
 
 def test_a_node_that_hangs_holds_nobody_after_the_report(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not end by itself, though the others have named it."""
-    monkeypatch.setattr(supervisor, "STEP_END_S", 1.0)
-    monkeypatch.setattr(supervisor, "PREFLIGHT_S", 30.0)
+    monkeypatch.setattr(attempt_steps, "STEP_END_S", 1.0)
+    monkeypatch.setattr(attempt_steps, "PREFLIGHT_S", 30.0)
     job.then_check("n2")
     check = job.folder / "check_1"
     check.write_text(check.read_text().replace("exit 0", "while :; do sleep 0.05; done"))
@@ -489,7 +489,7 @@ def written(job: Job) -> Path:
     return job.run
 
 
-def test_a_job_submitted_anew_counts_from_the_start(job: Job) -> None:
+def test_a_job_submitted_again_counts_from_the_start(job: Job) -> None:
     """Somebody has looked at it in between."""
     for _ in range(2):
         job.then("step 5; exit 1")

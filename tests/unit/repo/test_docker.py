@@ -19,7 +19,7 @@ STEPS = [line for line in DOCKERFILE.splitlines() if line and not line.startswit
 PINS = dict(
     line.split("==") for line in (DOCKER / "pins.txt").read_text().splitlines() if line and line[0] != "#"
 )
-LAST_PART = (DOCKER / "pins.txt").read_text().partition("# Only where the base brings no PyTorch.\n")[2]
+LAST_PART = (DOCKER / "pins.txt").read_text().partition("# Only if the base has no PyTorch.\n")[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SCRIPTS = sorted(DOCKER.glob("*.sh"))
 
@@ -123,7 +123,7 @@ def test_install_refuses_pins_without_the_mark(tmp_path: Path) -> None:
     pins.write_text("torch==2.13.0\n")
     done = subprocess.run([DOCKER / "install.sh", pins], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "Only where the base brings no PyTorch" in done.stderr
+    assert "Only if the base has no PyTorch" in done.stderr
 
 
 def test_the_build_sees_what_it_needs_and_nothing_else() -> None:

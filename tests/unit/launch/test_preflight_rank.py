@@ -31,7 +31,7 @@ def test_a_task_becomes_its_rank(
     cleared: list[tuple[Path, str]] = []
     modules: list[str] = []
     monkeypatch.setattr(os, "environ", {"SLURM_NODEID": str(node), "SLURM_LOCALID": str(local_rank)})
-    monkeypatch.setattr(sys, "argv", ["checker", str(folder), str(tmp_path), "n1,n9", "n1", "29500"])
+    monkeypatch.setattr(sys, "argv", ["preflight_rank", str(folder), str(tmp_path), "n1,n9", "n1", "29500"])
     monkeypatch.setattr(preflight_rank, "redirect", logs.append)
     monkeypatch.setattr(preflight_rank, "end_leftovers", lambda *of: cleared.append(of))
     monkeypatch.setattr(runpy, "run_module", lambda name, **_: modules.append(name))

@@ -1,6 +1,7 @@
-"""What a node shows of itself: files, file systems, and what commands print. The only reader of them.
+"""Access to a node's operating system: files, file systems and output of commands; preflight reads nowhere
+else.
 
-Tests give another root and recorded outputs; whoever reads through a `Machine` runs on both alike.
+Tests replace the root and the commands by recordings, so the same code reads a real and a recorded node.
 """
 
 import contextlib
@@ -13,20 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 COMMAND_TIMEOUT_S = 30.0
-"""A healthy nvidia-smi answers within seconds; with a GPU that fell off the bus it may hang for good."""
+"""Time limit of a command. A healthy nvidia-smi answers within seconds; with a GPU off the bus it may hang
+forever."""
 
 
 class AbsentError(Exception):
-    """The machine lacks what was asked for, so there is nothing to judge."""
+    """The node does not have what should be read, so there is nothing to judge."""
 
 
 class BrokenError(Exception):
-    """What was asked for is there and does not work, which is a finding in itself."""
+    """What should be read exists but does not work, which is a finding in itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """A file system, in bytes."""
+    """Size and free space of a file system."""
 
     total_bytes: int
     free_bytes: int
@@ -36,7 +38,7 @@ def run_command(words: Sequence[str]) -> str:
     """Standard output of a command.
 
     Raises:
-        AbsentError: the machine does not have the command.
+        AbsentError: the command is not installed.
         BrokenError: the command fails, or does not answer in time.
     """
     try:
@@ -44,25 +46,25 @@ def run_command(words: Sequence[str]) -> str:
             words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False, errors="replace"
         )
     except FileNotFoundError as error:
-        raise AbsentError(f"no {words[0]} on this machine") from error
+        raise AbsentError(f"{words[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
         raise BrokenError(f"{' '.join(words)}: no answer in {COMMAND_TIMEOUT_S:g} s") from error
     if done.returncode:
-        said = " ".join((done.stdout + done.stderr).split())
-        raise BrokenError(f"{' '.join(words)}: status {done.returncode}: {said}")
+        printed = " ".join((done.stdout + done.stderr).split())
+        raise BrokenError(f"{' '.join(words)}: status {done.returncode}: {printed}")
     return done.stdout
 
 
 def resolve_own_name() -> str | None:
-    """The IPv4 address of this host's name, as libraries look it up; None if the name is unknown."""
+    """IPv4 address of this host's name, resolved as libraries do; None if it does not resolve."""
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError:
         return None
 
 
-def usage_of(path: Path) -> Usage:
-    """The file system that `path` is on, or will be on once it is made."""
+def file_system_usage(path: Path) -> Usage:
+    """Usage of the file system of `path`, which need not exist yet."""
     while not path.exists():
         path = path.parent
     usage = shutil.disk_usage(path)
@@ -70,24 +72,24 @@ def usage_of(path: Path) -> Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """A node, or a recorded one."""
+class System:
+    """The operating system of this node, or of a recorded one."""
 
     root: Path = Path("/")
-    """Where the file tree starts."""
+    """Root of the file tree."""
     run: Callable[[Sequence[str]], str] = run_command
-    """Words of a command -> what it prints; raises `AbsentError` or `BrokenError`."""
+    """Words of a command -> its output; raises `AbsentError` or `BrokenError`."""
     resolve: Callable[[], str | None] = resolve_own_name
-    """The IPv4 address that the host's name stands for, None if none."""
+    """IPv4 address of the host's name; None if it does not resolve."""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    """Variables of this process."""
-    usage: Callable[[Path], Usage] = usage_of
-    """Path -> size and free space of its file system."""
+    """Environment variables of this process."""
+    usage: Callable[[Path], Usage] = file_system_usage
+    """Path -> usage of its file system."""
 
     def read(self, path: str) -> str | None:
-        """Contents of a file without surrounding white space; None where it is absent or cannot be read.
+        """Contents of a file without surrounding white space; None if it does not exist or cannot be read.
 
-        The kernel shows unused table entries as files whose reading fails, so the two mean the same.
+        The kernel shows unused table rows as files that cannot be read, so both mean the same.
         """
         try:
             return (self.root / path).read_text(errors="replace").strip()
@@ -95,7 +97,7 @@ class Machine:
             return None
 
     def names(self, folder: str) -> list[str]:
-        """Names in a folder, numbers in their order; none where the folder is absent."""
+        """Sorted names in a folder, numbers numerically; empty if there is no such folder."""
         try:
             names = [entry.name for entry in (self.root / folder).iterdir()]
         except OSError:
@@ -103,11 +105,11 @@ class Machine:
         return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
     def bytes_in(self, folder: str) -> int:
-        """Size of all files below a folder; none where it is absent."""
+        """Total size of all files below a folder; 0 if there is no such folder."""
         found = 0
         for parent, _, names in (self.root / folder).walk():
             for name in names:
-                # A file may be deleted meanwhile.
+                # Files may be deleted meanwhile.
                 with contextlib.suppress(OSError):
                     found += (parent / name).lstat().st_size
         return found

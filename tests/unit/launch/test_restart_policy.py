@@ -1,4 +1,4 @@
-"""What the supervisor decides, on histories of every kind."""
+"""The restart policy, on histories of every kind."""
 
 import itertools
 from dataclasses import replace
@@ -85,7 +85,7 @@ def test_stops_that_leave_no_time_for_a_step_end() -> None:
     stops = attempts(*((Outcome.stopped, None) for _ in range(MAX_FRUITLESS_STOPS)))
     assert reason_to_give_up([*first, *stops], 3) is None
     again = [*first, *stops, *attempts((Outcome.stopped, 7))]
-    assert "11 attempts in a row were stopped before they trained a step more" in str(
+    assert "11 attempts in a row were stopped before they trained another step" in str(
         reason_to_give_up(again, 3)
     )
     assert reason_to_give_up([*again, *attempts((Outcome.stopped, 8))], 3) is None
@@ -99,7 +99,7 @@ def test_a_preemption_between_does_not_hide_that_a_step_fails() -> None:
 def test_restarts_that_get_no_further_are_limited() -> None:
     history = attempts(*((Outcome.node_lost, step) for step in (9, 3, 5, 9)))
     assert reason_to_give_up(history[:3], 2) == (
-        "3 attempts in a row got no further, --max-restarts 2 are allowed"
+        "3 attempts in a row made no progress, --max-restarts 2 are allowed"
     )
     assert reason_to_give_up(history[:3], 3) is None
     assert "4 attempts" in str(reason_to_give_up(history, 3))
@@ -111,7 +111,7 @@ def test_no_restart_is_allowed_with_zero() -> None:
     assert reason_to_give_up(attempts((Outcome.stopped, 4)), 0) is None
 
 
-def test_waits_double_up_to_a_limit_and_start_anew_with_progress() -> None:
+def test_waits_double_up_to_a_limit_and_start_again_with_progress() -> None:
     fruitless = attempts(*((Outcome.node_lost, 5) for _ in range(9)))
     waits = [wait_before_restart_s(fruitless[:number], 30.0) for number in range(1, 10)]
     assert waits[:5] == [30, 60, 120, 240, 480]
@@ -121,7 +121,7 @@ def test_waits_double_up_to_a_limit_and_start_anew_with_progress() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(Outcome), st.none() | st.integers(0, 9)), max_size=12))
 def test_every_history_that_goes_on_gets_further_or_ends(ended: list[tuple[Outcome, int | None]]) -> None:
-    """Whatever happens, faults alone cannot keep a run busy for ever."""
+    """Whatever happens, faults alone cannot keep a run busy forever."""
     history = attempts(*ended)
     if reason_to_give_up(history, 3) is None:
         assert num_fruitless(history) <= 3
