@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from k25_train.config.basics import data_parallel_size
 from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig, OptimizerOffload
@@ -109,8 +110,8 @@ def experts_divide(
         rule = f"must divide model.num_experts ({model.num_experts})"
         remedy = f"use one of {divisors(model.num_experts)}"
         found.append(Problem("parallelism.ep", parallelism.ep, rule, remedy))
-    dp = cluster.world_size // parallelism.pp
-    if dp % parallelism.ep:
+    dp = data_parallel_size(cluster.world_size, parallelism.pp)
+    if cluster.world_size >= parallelism.pp and dp % parallelism.ep:
         rule = f"must divide the data-parallel size {dp} ({cluster.world_size} ranks / pp {parallelism.pp})"
         remedy = f"use one of {divisors(dp)}, or change pp or the number of ranks"
         found.append(Problem("parallelism.ep", parallelism.ep, rule, remedy))
@@ -123,7 +124,7 @@ def overlap_has_experts(model: ModelConfig, parallelism: ParallelismConfig) -> l
     After a dense last layer it leaves the final norm out, silently (megatron-core 0.19.2,
     `models/gpt/fine_grained_callables.py`: only the experts' part of a layer applies it).
     """
-    if not parallelism.overlap_expert_comm or model.num_dense_layers < model.num_layers:
+    if not parallelism.overlap_expert_comm or model.num_moe_layers:
         return []
     rule = f"needs layers with experts; all {model.num_layers} are dense (model.num_dense_layers)"
     remedy = "set overlap_expert_comm and delay_wgrad to false, or make fewer layers dense"
@@ -135,7 +136,7 @@ def batches_divide(
 ) -> list[Problem]:
     """Global and evaluation batches are cut into equal micro-batches, as many as the schedule needs."""
     found = []
-    dp = max(1, cluster.world_size // parallelism.pp)
+    dp = data_parallel_size(cluster.world_size, parallelism.pp)
     unit = train.micro_batch_size * dp
     terms = f"micro_batch_size {train.micro_batch_size} x data-parallel size {dp}"
     for name in ("global_batch_size", "eval_sequences"):
@@ -231,7 +232,7 @@ def node_holds_activations(config: Config) -> list[Problem]:
     rule += ", optimizer state included," if of_optimizer else ""
     rule += f" and cluster.host_memory_gib is {cluster.host_memory_gib:g}"
     remedy = "offload fewer activations, or correct the node's memory"
-    if config.has_projector_in_first_stage and config.activation.host_gib is None:
+    if config.vision_placement.first_stage_parts and config.activation.host_gib is None:
         remedy += ", or give what your data take: a tenth of tokens counts as images'"
     return [Problem("activation.host_gib", config.activation.host_gib, rule, remedy)]
 

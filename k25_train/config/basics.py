@@ -13,6 +13,15 @@ class DType(Enum):
     bfloat16 = "bfloat16"
 
 
+def data_parallel_size(world_size: int, pp: int) -> int:
+    """Replicas of the pipeline that so many ranks form.
+
+    At least 1, so that plans and rules can go on where there are too few ranks for one pipeline, which is a
+    broken rule by itself.
+    """
+    return max(1, world_size // pp)
+
+
 def not_negative(section: object, names: Iterable[str]) -> list[Problem]:
     """Problems of the named fields that are below zero."""
     values = ((name, getattr(section, name)) for name in names)

@@ -173,6 +173,15 @@ class ModelConfig:
     """Vision tower and projector."""
 
     @property
+    def num_moe_layers(self) -> int:
+        """Layers with routed experts: all but the leading dense ones."""
+        return self.num_layers - self.num_dense_layers
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, has routed experts instead of a dense MLP."""
+        return layer >= self.num_dense_layers
+
+    @property
     def q_head_dim(self) -> int:
         """Width of a head's query and key."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from k25_train.config.basics import DType, not_negative
+from k25_train.config.vision import PROJECTOR, TOWER, VisionPart
 from parallel.config import Problem, not_positive
 
 
@@ -34,6 +35,13 @@ class TrainedVision(Enum):
     """The projector alone."""
     nothing = "nothing"
     """Neither of them."""
+
+    @property
+    def parts(self) -> frozenset[VisionPart]:
+        """The parts that are trained."""
+        return {"all": TOWER | PROJECTOR, "projector": PROJECTOR, "nothing": frozenset[VisionPart]()}[
+            self.value
+        ]
 
 
 class NewtonSchulzCoefficients(Enum):

@@ -7,12 +7,14 @@ Values are in `conf/`, never here. Rules within a section are in its module, rul
 from dataclasses import dataclass
 
 from k25_train.config.activation import ActivationConfig
+from k25_train.config.basics import data_parallel_size
 from k25_train.config.cluster import ClusterConfig
 from k25_train.config.data import DataConfig
 from k25_train.config.model import ModelConfig
-from k25_train.config.optimizer import OptimConfig, TrainedVision
+from k25_train.config.optimizer import OptimConfig
 from k25_train.config.training import CheckpointConfig, RunConfig, TrainConfig
-from parallel.config import DepConfig, DepMode, ParallelismConfig
+from k25_train.config.vision import VisionPlacement
+from parallel.config import DepConfig, ParallelismConfig
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class Config:
     @property
     def dp(self) -> int:
         """Data-parallel size of all weights but the routed experts'."""
-        return self.world_size // self.parallelism.pp
+        return data_parallel_size(self.world_size, self.parallelism.pp)
 
     @property
     def expert_dp(self) -> int:
@@ -56,10 +58,14 @@ class Config:
         return self.dp // self.parallelism.ep
 
     @property
-    def has_projector_in_first_stage(self) -> bool:
-        """Whether the projector belongs to the backbone: beside a coupled tower, or trained behind a frozen
-        one. In the latter case no gradient has to leave the first stage."""
-        return self.dep.mode is DepMode.coupled or self.optim.vision.trained is TrainedVision.projector
+    def vision_placement(self) -> VisionPlacement:
+        """Where the vision tower and its projector are, and which of them are trained."""
+        return VisionPlacement.of(
+            self.dep.mode,
+            self.optim.vision.trained.parts,
+            merged_size=self.model.vision.merged_size,
+            hidden_size=self.model.hidden_size,
+        )
 
     @property
     def num_micro_batches(self) -> int:

@@ -6,13 +6,13 @@ from rich import box
 from rich.table import Table
 
 from k25_train.config.cluster import Device
-from k25_train.config.optimizer import OptimizerOffload, TrainedVision
+from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
+from k25_train.config.vision import VisionPart
 from k25_train.dryrun.job import DryRun, StageSummary
 from k25_train.dryrun.tensors import PARTS
 from k25_train.plan.__main__ import shorten
 from k25_train.plan.memory.report import layer_numbers
-from parallel.config import DepMode
 
 GIB = 2**30
 
@@ -72,14 +72,14 @@ def notes(config: Config) -> Iterable[str]:
         "Parameters are a stage's, each counted once; GiB are those of its fullest rank (◄ of all ranks), "
         "without activations. The last row sums over all stages and, for GiB, over all ranks."
     )
-    if config.dep.mode is DepMode.decoupled:
-        is_split = config.optim.vision.trained is TrainedVision.projector
-        what = "the vision tower" if is_split else "vision"
+    placement = config.vision_placement
+    if placement.encoder_parts:
+        what = "vision" if VisionPart.projector in placement.encoder_parts else "the vision tower"
         yield (
             f"dep.mode=decoupled: every rank has a replica of {what}; "
             "its bytes are in every row, its parameters in the first."
         )
-    if config.optim.vision.trained is not TrainedVision.all:
+    if placement.frozen_parts:
         yield (
             f"optim.vision.trained={config.optim.vision.trained.value}: what is frozen has neither gradients "
             "nor optimizer state."

@@ -143,7 +143,7 @@ def build_language_model(
     backend = linear_backend(transformer_engine=transformer_engine)
     kinds = {is_moe: layer_spec(backend, is_moe=is_moe) for is_moe in (False, True)}
     block = TransformerBlockSubmodules(
-        layer_specs=[kinds[layer >= model.num_dense_layers] for layer in layer_ids],
+        layer_specs=[kinds[model.is_moe(layer)] for layer in layer_ids],
         layer_norm=layer_norm(backend),
     )
     language_model = LanguageModel(

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from k25_train.config.schema import Config
+from k25_train.config.vision import VisionPart
 from k25_train.model.backbone import build_language_model
 from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig
 from k25_train.model.moonvit import MoonViT3D
 from k25_train.model.multimodal import MultimodalModel, VisionEncoder
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.model.weights import ChunkPlace, initialize
-from parallel.config import DepMode
 from parallel.topology import Topology
 
 WHOLE = ChunkPlace(first_layer=0, first_expert=0)
@@ -70,9 +70,10 @@ def chunk_place(config: Config, topology: Topology, vp_stage: int) -> ChunkPlace
 
 
 def _build_encoders(config: Config, backbone: BackboneConfig) -> list[VisionEncoder]:
-    if config.dep.mode is DepMode.coupled:
+    parts = config.vision_placement.encoder_parts
+    if not parts:
         return []
-    projector = None if config.has_projector_in_first_stage else _build_projector(config)
+    projector = _build_projector(config) if VisionPart.projector in parts else None
     return [VisionEncoder(backbone, _build_tower(config), projector)]
 
 
@@ -92,8 +93,9 @@ def _build_chunk(
         transformer_engine=config.train.transformer_engine,
     )
     dtype = TORCH_DTYPE[config.train.dtype]
-    tower = _build_tower(config) if is_first and config.dep.mode is DepMode.coupled else None
-    projector = _build_projector(config) if is_first and config.has_projector_in_first_stage else None
+    parts = config.vision_placement.first_stage_parts if is_first else frozenset[VisionPart]()
+    tower = _build_tower(config) if VisionPart.tower in parts else None
+    projector = _build_projector(config) if VisionPart.projector in parts else None
     # torch's norms are built in float32 whatever the configuration says. Buffers stay as they are: bfloat16
     # cannot count tokens beyond 256, nor hold the small steps of the expert biases.
     for parameter in language_model.parameters():

@@ -47,7 +47,6 @@ def backbone_config(
 
 
 def _architecture(model: ModelConfig) -> dict:
-    num_moe_layers = model.num_layers - model.num_dense_layers
     return {
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
@@ -69,7 +68,7 @@ def _architecture(model: ModelConfig) -> dict:
         "use_te_activation_func": True,
         "bias_activation_fusion": False,
         "ffn_hidden_size": model.dense_ffn_hidden_size,
-        "moe_layer_freq": [0] * model.num_dense_layers + [1] * num_moe_layers,
+        "moe_layer_freq": [0] * model.num_dense_layers + [1] * model.num_moe_layers,
         "num_moe_experts": model.num_experts,
         "moe_ffn_hidden_size": model.expert_ffn_hidden_size,
         "moe_shared_expert_intermediate_size": model.num_shared_experts * model.expert_ffn_hidden_size,

@@ -72,7 +72,7 @@ def layer_parameters(model: ModelConfig, layer: int) -> Iterator[TrainedParamete
     }
     for tensor in attention_tensors(model, ""):
         shapes[f"self_attention.{ATTENTION[tensor.name]}.weight"] = tensor.shape
-    if layer < model.num_dense_layers:
+    if not model.is_moe(layer):
         shapes |= swiglu("mlp", model.dense_ffn_hidden_size, hidden)
     else:
         num_experts, width = model.num_experts, model.expert_ffn_hidden_size

@@ -122,7 +122,7 @@ def layer_tensors(model: ModelConfig, layer: int) -> Iterator[TensorSpec]:
     for norm in ("input_layernorm", "post_attention_layernorm"):
         yield TensorSpec(f"{prefix}.{norm}.weight", (model.hidden_size,), "norms")
     yield from attention_tensors(model, f"{prefix}.self_attn")
-    if layer < model.num_dense_layers:
+    if not model.is_moe(layer):
         yield from swiglu_tensors(model, f"{prefix}.mlp", model.dense_ffn_hidden_size, "dense FFN")
     else:
         yield from moe_tensors(model, f"{prefix}.mlp")

@@ -11,17 +11,8 @@ from dataclasses import dataclass
 from math import prod
 
 from k25_train.config.model import ModelConfig
-from k25_train.config.optimizer import OptimConfig, OptimName, TrainedVision
-
-VISION_PREFIXES = ("vision_tower.", "mm_projector.")
-"""Where the parameters lie that `optim.vision` is for."""
-
-FROZEN_PREFIXES: dict[TrainedVision, tuple[str, ...]] = {
-    TrainedVision.all: (),
-    TrainedVision.projector: ("vision_tower.",),
-    TrainedVision.nothing: VISION_PREFIXES,
-}
-"""`optim.vision.trained` -> where the parameters lie that keep their values."""
+from k25_train.config.optimizer import OptimConfig, OptimName
+from k25_train.config.vision import VisionPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +133,8 @@ def is_trained(name: str, optim: OptimConfig) -> bool:
 
     `name` may be the released checkpoint's as well as ours: those of the vision part are the same.
     """
-    return not name.startswith(FROZEN_PREFIXES[optim.vision.trained])
+    part = VisionPart.of(name)
+    return part is None or part in optim.vision.trained.parts
 
 
 def rule_of(name: str, shape: tuple[int, ...], optim: OptimConfig, model: ModelConfig) -> ParameterRule:
@@ -162,7 +154,7 @@ def rule_of(name: str, shape: tuple[int, ...], optim: OptimConfig, model: ModelC
             f"{name} {list(shape)}: no rule says how it is updated; add it to "
             "k25_train/parameters/update_rules.py"
         )
-    is_vision = name.startswith(VISION_PREFIXES)
+    is_vision = VisionPart.of(name) is not None
     lr_scale = optim.vision.lr_scale if is_vision else 1.0
     chosen = optim.vision.name if is_vision else optim.name
     decays = len(shape) > 1

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from k25_train.config.model import ModelConfig, VisionConfig
 from k25_train.config.optimizer import TrainedVision
+from k25_train.config.vision import VisionPart
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import Grid
 
@@ -50,14 +51,8 @@ def training_flops(
     tower = sum(tower_cost(model.vision).of_item(grid) for grid in grid_thw)
     projector = vision_forward_flops(model.vision, model.hidden_size, grid_thw) - tower
     # The projector's norm comes first and is trained, so a backward pass goes through all of it.
-    trained_forward = (
-        text
-        + {
-            TrainedVision.all: tower + projector,
-            TrainedVision.projector: projector,
-            TrainedVision.nothing: 0,
-        }[trained]
-    )
+    vision = {VisionPart.tower: tower, VisionPart.projector: projector}
+    trained_forward = text + sum(vision[part] for part in trained.parts)
     return text + tower + projector + (FORWARD_AND_BACKWARD - 1) * trained_forward
 
 
@@ -89,7 +84,7 @@ def layer_multiply_adds(model: ModelConfig, layer: int) -> int:
     """Multiply-adds that each token costs in a decoder layer, but for attention's over the context."""
     hidden = model.hidden_size
     attention = latent_attention_multiply_adds(model)
-    if layer < model.num_dense_layers:
+    if not model.is_moe(layer):
         return attention + 3 * hidden * model.dense_ffn_hidden_size
     experts = model.num_experts_per_token + model.num_shared_experts
     return attention + hidden * model.num_experts + experts * 3 * hidden * model.expert_ffn_hidden_size

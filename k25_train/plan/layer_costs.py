@@ -6,7 +6,7 @@ spread over all ranks by the decoupled encoder instead (K2.5 report, section 4.5
 
 from collections.abc import Iterable
 
-from k25_train.config.basics import DType
+from k25_train.config.basics import DType, data_parallel_size
 from k25_train.config.cluster import ClusterConfig
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig, OptimName
@@ -52,7 +52,7 @@ def stack_cost(
     its forward pass, so it changes no balance. Where optimizer state is kept (`optim.offload`) is not
     considered.
     """
-    dp = max(1, cluster.world_size // parallelism.pp)
+    dp = data_parallel_size(cluster.world_size, parallelism.pp)
     expert_dp = max(1, dp // parallelism.ep)
 
     def bytes_of(parameters: Iterable[TrainedParameter]) -> int:
@@ -69,7 +69,7 @@ def stack_cost(
     def bytes_of_layer(layer: int) -> int:
         return bytes_of(layer_parameters(model, layer))
 
-    num_dense, num_moe = model.num_dense_layers, model.num_layers - model.num_dense_layers
+    num_dense, num_moe = model.num_dense_layers, model.num_moe_layers
     layers = range(model.num_layers)
     return StackCost(
         layer_flops=tuple(layer_forward_flops(model, layer, [train.seq_len]) for layer in layers),

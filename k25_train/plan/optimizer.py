@@ -1,12 +1,13 @@
 """How each parameter is updated, and what the optimizer remembers on each rank; torch-free."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from k25_train.config.optimizer import OptimName, TrainedVision
+from k25_train.config.optimizer import OptimName
 from k25_train.config.schema import Config
+from k25_train.config.vision import VisionPart
 from k25_train.parameters.megatron import (
     TrainedParameter,
     embedding_parameter,
@@ -18,7 +19,6 @@ from k25_train.parameters.megatron import (
 from k25_train.parameters.update_rules import ParameterRule, is_trained, rule_of
 from k25_train.plan.layer_costs import MASTER_BYTES, MOMENT_BYTES, state_bytes
 from k25_train.plan.layout import layout_of
-from parallel.config import DepMode
 from parallel.pipeline.layout import PipelineLayout
 
 
@@ -90,9 +90,7 @@ def encoder_parameters(config: Config) -> list[TrainedParameter]:
 
     None if it is coupled, or if the tower is frozen: a projector is then trained in the first stage.
     """
-    is_trained_everywhere = config.dep.mode is not DepMode.coupled
-    is_trained_everywhere &= config.optim.vision.trained is TrainedVision.all
-    return list(vision_parameters(config.model)) if is_trained_everywhere else []
+    return _vision_of(config, config.vision_placement.trained_encoder_parts)
 
 
 def encoder_state_bytes(config: Config) -> int:
@@ -106,13 +104,16 @@ def stage_parameters(config: Config, layout: PipelineLayout, stage: int) -> Iter
     decoupled encoder has."""
     for vp_stage in range(layout.vpp):
         if layout.is_first(stage, vp_stage):
-            if not encoder_parameters(config):
-                yield from _updated(config, vision_parameters(config.model))
+            yield from _vision_of(config, config.vision_placement.trained_first_stage_parts)
             yield embedding_parameter(config.model)
         for layer in layout.layer_ids(stage, vp_stage):
             yield from layer_parameters(config.model, layer)
         if layout.is_last(stage, vp_stage):
             yield from head_parameters(config.model)
+
+
+def _vision_of(config: Config, parts: Collection[VisionPart]) -> list[TrainedParameter]:
+    return [each for each in vision_parameters(config.model) if VisionPart.of(each.name) in parts]
 
 
 def _updated(config: Config, parameters: Iterable[TrainedParameter]) -> Iterator[TrainedParameter]:

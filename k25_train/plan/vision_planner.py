@@ -6,7 +6,6 @@ A planner orders the micro-batches of each replica and plans their items; the sa
 from collections.abc import Sequence
 from typing import Protocol
 
-from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
 from k25_train.plan.time.step import decoupled_cost, step_times
 from parallel.dep.bubbles import Placement, TimedItem, order_costly_to_middle, plan_bubbles
@@ -60,7 +59,7 @@ class BubblePlanner:
         self._rank = rank
         self._cost = decoupled_cost(config)
         self._times = step_times(config)
-        self._is_trained = config.optim.vision.trained is TrainedVision.all
+        self._is_trained = bool(config.vision_placement.trained_encoder_parts)
 
     def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
         """Micro-batches with costly items go to the middle of the step (see `order_costly_to_middle`)."""

@@ -9,14 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
 from k25_train.data.batch import MicroBatch, mask_failed
 from k25_train.data.loader import DataLoader
 from k25_train.data.mix.plan import StepPlan
 from k25_train.data.vision_reader import StepVision, VisionReader
 from k25_train.model.megatron_config import TORCH_DTYPE
-from k25_train.plan.time.step import feature_width
 from k25_train.plan.vision_planner import BubblePlanner, UpfrontPlanner, VisionPlanner
 from parallel.config import DepSchedule, WireFormat
 from parallel.dep.bubble_engine import BubbleEngine
@@ -158,7 +156,7 @@ def build_decoupled_tower(
         topology.features,
         topology.feature_gradients,
         topology.first_stage_ranks,
-        width=feature_width(config),
+        width=config.vision_placement.feature_width,
         wire_dtype=dtype if wire_format is None else WIRE_DTYPE[wire_format],
         device=topology.device,
         phase=tracker.phase,
@@ -168,7 +166,7 @@ def build_decoupled_tower(
         device=topology.device,
         feature_dtype=dtype,
         max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
-        is_trained=config.optim.vision.trained is TrainedVision.all,
+        is_trained=bool(config.vision_placement.trained_encoder_parts),
         phase=tracker.phase,
     )
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from k25_train.config.basics import data_parallel_size
+
 Pair = tuple[int, int]
 
 
@@ -42,7 +44,7 @@ def expert_groups(world_size: int, ep: int) -> list[tuple[int, ...]]:
 
 def pipeline_groups(world_size: int, pp: int) -> list[tuple[int, ...]]:
     """Global ranks of every pipeline, by stage."""
-    dp = world_size // pp
+    dp = data_parallel_size(world_size, pp)
     return [tuple(range(replica, world_size, dp)) for replica in range(dp)]
 
 

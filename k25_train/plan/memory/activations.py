@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
+from k25_train.config.vision import VisionPart
 from k25_train.plan.layout import layout_of
 from k25_train.plan.memory.saved_tensors import KERNELS, PassSizes, SavedTensor, SavedTensors
 from k25_train.plan.passes import sample_of_passes
 from parallel.activations.order import offload_order
 from parallel.activations.policy import Policy
 from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES, block_bytes, stored_bytes
-from parallel.config import DepMode
 from parallel.pipeline.schedule import Pass, PassKey
 
 SMALL_HOST_BYTES = 1 << 30
@@ -160,17 +159,18 @@ def largest_sizes(config: Config) -> PassSizes:
 
 
 def _sizes(config: Config, expert_rows: int, vision_share: float, num_frames: int) -> PassSizes:
-    train, trained = config.train, config.optim.vision.trained
+    train, trained = config.train, config.vision_placement.trained_first_stage_parts
     vision_tokens = math.ceil(vision_share * train.seq_len * train.micro_batch_size)
-    has_tower = config.dep.mode is DepMode.coupled and trained is TrainedVision.all
-    has_projector = config.has_projector_in_first_stage and trained is not TrainedVision.nothing
     return PassSizes(
         documents=(train.seq_len,) * train.micro_batch_size,
         num_sequences=train.micro_batch_size,
         expert_rows=max(expert_rows, 1),
         local_experts=config.model.num_experts // config.parallelism.ep,
-        patches=has_tower * vision_tokens * num_frames * config.model.vision.merge_size**2,
-        vision_tokens=has_projector * vision_tokens,
+        patches=(VisionPart.tower in trained)
+        * vision_tokens
+        * num_frames
+        * config.model.vision.merge_size**2,
+        vision_tokens=(VisionPart.projector in trained) * vision_tokens,
     )
 
 
@@ -191,7 +191,7 @@ def stage_tensors(
         saved = lists.first_chunk() if layout.is_first(stage, vp_stage) else []
         saved += lists.every_chunk() if layers else []
         for layer in layers:
-            saved += lists.layer(is_moe=layer >= model.num_dense_layers)
+            saved += lists.layer(is_moe=model.is_moe(layer))
         saved += lists.last_chunk() if layout.is_last(stage, vp_stage) else []
         found.append(store_all(config, saved, offloads=offloads))
     return found

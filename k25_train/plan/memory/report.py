@@ -35,7 +35,7 @@ def parts(config: Config) -> dict[str, list[StoredTensor]]:
     saved = {}
     if model.num_dense_layers:
         saved["dense layer"] = lists.layer(is_moe=False)
-    if model.num_dense_layers < model.num_layers:
+    if model.num_moe_layers:
         saved["MoE layer"] = lists.layer(is_moe=True)
     saved |= {
         "once a chunk": lists.every_chunk(),

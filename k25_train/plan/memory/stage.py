@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
+from k25_train.config.vision import VisionPart
 from k25_train.parameters.megatron import (
     TrainedParameter,
     embedding_parameter,
@@ -34,7 +35,6 @@ from k25_train.plan.passes import sample_of_passes
 from parallel.activations.order import offload_order
 from parallel.activations.policy import Policy
 from parallel.activations.sizes import OUTPUTS_IN_FLIGHT
-from parallel.config import DepMode
 from parallel.pipeline.schedule import PassKey
 
 OVERHEAD_BYTES = 10 * 10**9
@@ -177,7 +177,7 @@ def _working(config: Config, stage: int, sizes: PassSizes) -> int:
     found = []
     for vp_stage in range(layout.vpp):
         for layer in layout.layer_ids(stage, vp_stage):
-            tensors = lists.layer(is_moe=layer >= model.num_dense_layers)
+            tensors = lists.layer(is_moe=model.is_moe(layer))
             made = sum(tensor.memory_bytes for tensor in tensors)
             gradients = sum(tensor.num_bytes for tensor in tensors if tensor.may_be_rounded)
             of_weight = max(_rank_size(config, each) for each in layer_parameters(model, layer))
@@ -207,11 +207,7 @@ def _weights_and_gradients(config: Config, stage: int) -> tuple[int, int]:
 
 
 def _holds_vision(config: Config, stage: int, parameter: TrainedParameter) -> bool:
-    is_projector = parameter.name.startswith("mm_projector.")
-    in_first_stage = (
-        config.has_projector_in_first_stage if is_projector else config.dep.mode is DepMode.coupled
-    )
-    return stage == 0 or not in_first_stage
+    return stage == 0 or VisionPart.of(parameter.name) in config.vision_placement.encoder_parts
 
 
 def _rank_size(config: Config, parameter: TrainedParameter) -> int:

@@ -120,8 +120,7 @@ def _muon_elements(config: Config, parameters: Iterable[TrainedParameter]) -> in
 def _bookkeeping(config: Config) -> Volume:
     ep, dp, model = config.parallelism.ep, config.dp, config.model
     counts = _moe_passes(config) * ep * model.num_experts * TOKEN_COUNT_BYTES if ep > 1 else 0
-    num_moe_layers = model.num_layers - model.num_dense_layers
-    biases = num_moe_layers * dp * model.num_experts * 4 if dp > 1 else 0
+    biases = model.num_moe_layers * dp * model.num_experts * 4 if dp > 1 else 0
     world = config.world_size
     is_clipped = config.optim.qk_clip_threshold is not None and world > 1
     maxima = world * model.num_layers * model.num_attention_heads * 4 if is_clipped else 0
@@ -136,5 +135,4 @@ def _tokens(config: Config) -> int:
 
 def _moe_passes(config: Config) -> int:
     """How often a micro-batch passes a layer with experts, over all replicas."""
-    num_moe_layers = config.model.num_layers - config.model.num_dense_layers
-    return num_moe_layers * config.num_micro_batches * config.dp
+    return config.model.num_moe_layers * config.num_micro_batches * config.dp

@@ -7,8 +7,8 @@ a plan of what runs in the idle times of a pipeline, and it is the same on every
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from k25_train.config.optimizer import TrainedVision
 from k25_train.config.schema import Config
+from k25_train.config.vision import VisionPart
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.flops import encoder_cost, head_forward_flops, layer_forward_flops, tower_cost
 from k25_train.plan.layer_costs import GRADIENT_BYTES, WEIGHT_BYTES
@@ -52,23 +52,16 @@ class StepTimes:
     def exchange_s(self, num_tokens: int) -> float:
         """Bringing the features of so many vision tokens to a first stage."""
         wire_format = self.config.dep.exchange_dtype or WireFormat(self.config.train.dtype.value)
-        num_bytes = num_tokens * feature_width(self.config) * FEATURE_BYTES[wire_format]
+        num_bytes = num_tokens * self.config.vision_placement.feature_width * FEATURE_BYTES[wire_format]
         return num_bytes / network_bytes_per_s(self.config)
 
 
 def decoupled_cost(config: Config) -> EncoderCost:
     """FLOPs of a forward pass of what stands on every rank: tower and projector, or the tower alone."""
     vision = config.model.vision
-    if config.has_projector_in_first_stage:
-        return tower_cost(vision)
-    return encoder_cost(vision, config.model.hidden_size)
-
-
-def feature_width(config: Config) -> int:
-    """Numbers that a vision token is sent as."""
-    return (
-        config.model.vision.merged_size if config.has_projector_in_first_stage else config.model.hidden_size
-    )
+    if VisionPart.projector in config.vision_placement.encoder_parts:
+        return encoder_cost(vision, config.model.hidden_size)
+    return tower_cost(vision)
 
 
 def flops_per_s(config: Config) -> float:
@@ -101,7 +94,7 @@ def step_times(config: Config, num_micro_batches: int | None = None) -> StepTime
 
 def _weights_s(config: Config, bytes_each: Sequence[int]) -> list[float]:
     """Exchanging as many bytes as this for each of the tower's weights, among all ranks; none if frozen."""
-    if config.optim.vision.trained is not TrainedVision.all:
+    if not config.vision_placement.trained_encoder_parts:
         return [0.0] * len(bytes_each)
     num_sent = count_parameters(config.model).vision * (config.world_size - 1) / config.world_size
     return [num_sent * size / network_bytes_per_s(config) for size in bytes_each]
