@@ -28,7 +28,7 @@ Rules = Mapping[nn.Parameter, ParameterRule]
 
 
 def freeze(modules: Iterable[nn.Module], optim: OptimConfig) -> None:
-    """Let what `optim.vision.trained` leaves out ask for no gradient: it gets no buffer and no state."""
+    """Switch off gradients of what `optim.vision.trained` leaves out: it gets no buffer and no state."""
     for module in modules:
         for name, parameter in module.named_parameters():
             if not is_trained(name, optim):
@@ -46,7 +46,7 @@ def parameter_rules(chunks: Sequence[nn.Module], optim: OptimConfig, model: Mode
 
 
 def updated_by_muon(rules: Rules) -> Iterator[nn.Parameter]:
-    """The parameters that need gradient buffers apart from the others'."""
+    """The parameters that Muon updates: they need gradient buffers separate from the others'."""
     return (parameter for parameter, rule in rules.items() if rule.update is OptimName.muonclip)
 
 
@@ -59,18 +59,18 @@ def build_optimizer(
     params_dtype: torch.dtype,
     topology: Topology,
 ) -> SkipNonFiniteOptimizer:
-    """AdamW and Muon with float32 masters and state sharded over the ranks that hold the same (ZeRO-1).
+    """AdamW and Muon with float32 masters and state sharded over the ranks with the same weights (ZeRO-1).
 
-    `chunks` and `encoders` have the buffers of Muon's parameters apart; `names` are those of the
-    whole model. The learning rate is set before each step by `set_learning_rate`. With `optim.offload=cpu`
-    masters and state are in host memory and stepped there.
+    `chunks` and `encoders` have separate buffers for Muon's parameters; `names` are those in the whole model.
+    The learning rate is set before each step by `set_learning_rate`. With `optim.offload=cpu`, masters and
+    state are in host memory and stepped there.
 
-    Raises `ConfigError` if that is asked for and DeepSpeed's kernel is not to be had.
+    Raises `ConfigError` if that is configured and DeepSpeed's kernel is not available.
     """
     config = OptimizerConfig(
         optimizer="adam",
-        # By these megatron-core recognises the parameter groups of a checkpoint: with the configured rates a
-        # run could not go on with others.
+        # megatron-core recognises a checkpoint's parameter groups by these: with the configured rates, a run
+        # could not be resumed with other rates.
         lr=1.0,
         min_lr=0.0,
         clip_grad=optim.grad_clip,
@@ -91,7 +91,7 @@ def build_optimizer(
 
 
 def of_all_ranks(number: int, group: dist.ProcessGroup, device: torch.device) -> list[int]:
-    """[rank] -> its number; none in a dry run, which has no peers to ask."""
+    """[rank] -> its number; empty in a dry run, which has no peers."""
     if device.type == "meta":
         return []
     numbers = torch.empty(group.size(), dtype=torch.int64, device=device)
@@ -109,7 +109,7 @@ def _sharded(
     busy: Sequence[int] = (),
 ) -> tuple[list[ShardedOptimizer], list[int]]:
     """The optimizers of these chunks, whose dense weights are replicated over `group`, and the Newton-Schulz
-    FLOPs of a step that each rank of the group ends up with; `busy` are those that it has already."""
+    FLOPs per step that each rank of the group ends up with; `busy` are those that it already has."""
     held = {parameter for chunk in chunks for parameter in chunk.parameters()}
     own = {parameter: rule for parameter, rule in rules.items() if parameter in held}
     optimizers: list[ShardedOptimizer] = []
@@ -142,7 +142,7 @@ def parts(optim: OptimConfig, rules: Rules, *, is_encoder: bool) -> Iterator[Opt
 
 
 def is_expert_weight(parameter: nn.Parameter) -> bool:
-    """Whether it is replicated over expert-data-parallel ranks only, as megatron-core marks it."""
+    """Whether it is replicated over expert-data-parallel ranks only, as marked for megatron-core."""
     return not getattr(parameter, "allreduce", True)
 
 
@@ -167,7 +167,7 @@ def _part(optim: OptimConfig, update: OptimName, rules: Rules, is_expert: bool) 
 
 
 def _groups(optim: OptimConfig, rules: Rules, is_expert: bool) -> Iterator[dict[str, Any]]:
-    """Parameters with one learning rate and one decay; empty groups too, since all ranks need the same."""
+    """One group per learning rate and decay, empty ones included: all ranks need the same groups."""
     for lr_scale in sorted({1.0, optim.vision.lr_scale}):
         for decays in (True, False):
             yield {
@@ -188,7 +188,7 @@ def _groups(optim: OptimConfig, rules: Rules, is_expert: bool) -> Iterator[dict[
 
 
 def _adamw(optim: OptimConfig, groups: ParamGroups) -> torch.optim.Optimizer:
-    """AdamW by Transformer Engine or Apex where there is one, else by torch."""
+    """AdamW: Transformer Engine's or Apex's if installed, else torch's."""
     betas = (optim.beta1, optim.beta2)
     if USING_PYTORCH_OPTIMIZER:
         return torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=optim.eps, fused=True)
@@ -196,6 +196,6 @@ def _adamw(optim: OptimConfig, groups: ParamGroups) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
-    """Use `rate` in the next step, times each parameter group's own factor."""
+    """Use `rate` in the next step, times each parameter group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_mult"]

@@ -24,15 +24,15 @@ _HANDLES = itertools.count()
 
 
 class CpuAdamW(torch.optim.AdamW):
-    """torch's AdamW with its step made by DeepSpeed's kernel, on float32 tensors in host memory.
+    """torch's AdamW, with its step computed by DeepSpeed's kernel on float32 tensors in host memory.
 
-    State is torch's (`exp_avg`, `exp_avg_sq`, `step`) and so are the parameter groups, which count steps as
-    well, as the fused Adams of Apex and Transformer Engine do: checkpoints are interchangeable with all of
-    them. Threads are OpenMP's: set OMP_NUM_THREADS to the rank's share of the host's cores.
+    State is torch's (`exp_avg`, `exp_avg_sq`, `step`), as are the parameter groups, which also count steps
+    like the fused Adams of Apex and Transformer Engine do: checkpoints are interchangeable with all of
+    these. Threads are OpenMP's: set OMP_NUM_THREADS to the rank's share of the host's cores.
 
-    Bias correction happens here, in float64, and goes into rate, epsilon and decay:
-    lr/c1 · m/(√v/√c2 + eps) = lr·√c2/c1 · m/(√v + eps·√c2). The kernel would multiply powers of beta up in
-    float32 while it runs but compute them anew after a resume, which then differs in the last bits.
+    Bias correction is done here, in float64, and folded into rate, epsilon and decay:
+    lr/c1 · m/(√v/√c2 + eps) = lr·√c2/c1 · m/(√v + eps·√c2). The kernel would accumulate powers of beta in
+    float32 during a run, but compute them directly after a resume, whose steps then differ in the last bits.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -54,12 +54,15 @@ class CpuAdamW(torch.optim.AdamW):
                 self._step_group(group, group["step"])
 
     def _step_group(self, group: dict[str, Any], step: int) -> None:
+        """Step number `step` of a group's parameters."""
+        # 1. Fold bias correction into the kernel's arguments.
         beta1, beta2 = group["betas"]
         root = math.sqrt(1 - beta2**step)
         rate = group["lr"] * root / (1 - beta1**step)
-        # The kernel multiplies the decay by its rate.
+        # The kernel multiplies the decay by its rate, which is the corrected one.
         decay = group["weight_decay"] * group["lr"] / rate if rate else 0.0
         numbers = (self._handle, step, rate, beta1, beta2, group["eps"] * root, decay)
+        # 2. One call of the kernel per shard.
         corrects_bias = False
         for master in group["params"]:
             state = self.state[master]
@@ -73,11 +76,11 @@ class CpuAdamW(torch.optim.AdamW):
 def load_cpu_adam() -> Any:
     """DeepSpeed's kernel, from the cache of torch's extensions or compiled into it.
 
-    The cache is TORCH_EXTENSIONS_DIR, or ~/.cache/torch_extensions; compiling takes a minute or two, of
-    which all processes of a machine wait for one. Raises `ConfigError` if DeepSpeed, ninja or a C++ compiler
+    The cache is TORCH_EXTENSIONS_DIR, or ~/.cache/torch_extensions. Compiling takes a minute or two, during
+    which all other processes of a machine wait. Raises `ConfigError` if DeepSpeed, ninja or a C++ compiler
     is missing, or the compiler fails.
     """
-    # Without it DeepSpeed looks for accelerators, and warns if there is none.
+    # 1. Import. Without DS_ACCELERATOR, DeepSpeed searches for accelerators, and warns if there is none.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     try:
@@ -88,6 +91,7 @@ def load_cpu_adam() -> Any:
             "install it (`pip install 'k25-train[offload]'`), or keep the state on the device with "
             "optim.offload=none"
         ) from error
+    # 2. Load or compile, one process at a time.
     try:
         with _alone_in_cache(), _own_commands_first():
             return CPUAdamBuilder().load(verbose=False)
@@ -104,11 +108,10 @@ def load_cpu_adam() -> Any:
 
 @contextlib.contextmanager
 def _alone_in_cache() -> Iterator[None]:
-    """One process at a time compiles or loads.
+    """Lets one process at a time compile or load.
 
-    torch has a lock of its own, a file that a process which is killed while it compiles leaves behind, and
-    for which every later one waits, for ever and in silence. This lock ends with its holder; who has it may
-    drop the other.
+    torch has its own lock, a file that a process killed while compiling leaves behind, and that every later
+    process then waits for, silently and forever. This lock ends with its holder, which may remove torch's.
     """
     from torch.utils.cpp_extension import _get_build_directory
 
@@ -123,7 +126,7 @@ def _alone_in_cache() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_commands_first() -> Iterator[None]:
-    """Lets torch find the ninja that was installed beside this Python, also where PATH does not name it."""
+    """Lets torch find the ninja installed with this Python, even if PATH does not contain it."""
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before])
     try:

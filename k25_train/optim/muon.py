@@ -1,4 +1,4 @@
-"""Muon on flat shards; each whole matrix is orthogonalised by one owner (Moonlight, arXiv 2502.16982, 2.3).
+"""Muon on flat shards; each matrix is orthogonalised whole, by one owner (Moonlight, arXiv 2502.16982, 2.3).
 
 K2 report, algorithm 1: M <- mu M + G; O <- NS(M) * sqrt(max(rows, cols)) * 0.2; W <- W - lr (O + decay W).
 With Nesterov's momentum, as in Moonlight's code, NS(G + mu M).
@@ -29,18 +29,20 @@ class Segment(NamedTuple):
     """This rank's piece of a matrix."""
 
     master: Tensor
-    """Flat float32 shard that holds it."""
+    """The flat float32 shard that holds it."""
     start: int
+    """Offset in the shard, in elements."""
     size: int
+    """Number of elements."""
     group: int
-    """Number of the shard's parameter group."""
+    """Index of the shard's parameter group."""
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum on this rank's shards, orthogonalisation by the matrices' owners, decoupled weight decay.
 
-    State of a shard: `exp_avg` [N] float32, the momentum M, and `step`. Built on shards that it knows nothing
-    of; `bind` tells it which matrices they are pieces of.
+    State of a shard [N]: `exp_avg` [N] float32, the momentum M, and `step`. It is built on flat shards;
+    `bind` sets which matrices they are pieces of.
     """
 
     def __init__(self, groups: ParamGroups, settings: MuonConfig) -> None:
@@ -50,15 +52,15 @@ class Muon(torch.optim.Optimizer):
         self._segments: list[Segment | None] = []
 
     def bind(self, exchange: MatrixExchange, segments: list[Segment | None]) -> None:
-        """Say which matrices the shards are pieces of: [number of the matrix] -> this rank's piece."""
+        """Set which matrices the shards are pieces of: [number of the matrix] -> this rank's piece."""
         self._exchange = exchange
         self._segments = segments
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Take over a state, but no count of steps in the groups: Muon counts in its state.
+        """Load a state, without step counts in parameter groups: Muon counts in its state.
 
-        Transformer Engine's Adam counts in its groups. Left standing in a group of Muon's, such a count would
-        fall behind, and megatron-core saves nothing when the counts of groups differ.
+        Transformer Engine's Adam counts in its groups. In a group of Muon's, such a count would fall behind,
+        and megatron-core saves nothing when the counts of groups differ.
         """
         super().load_state_dict(state_dict)
         for group in self.param_groups:
@@ -69,14 +71,17 @@ class Muon(torch.optim.Optimizer):
         """Update every shard in place. Called by every rank of the group."""
         assert closure is None, "gradients are ready when the optimizer steps"
         assert self._exchange is not None, "bind comes first"
+        # 1. Momentum and weight decay of this rank's shards.
         for group in self.param_groups:
             for master in group["params"]:
                 self._accumulate(master)
                 master.mul_(1 - group["lr"] * group["weight_decay"])
+        # 2. Owners orthogonalise whole matrices; every rank applies the updates of its pieces.
         pieces = [None if segment is None else self._direction(segment) for segment in self._segments]
         self._exchange.run(pieces, self._orthogonalize, self._apply)
 
     def _accumulate(self, master: Tensor) -> None:
+        """M <- mu M + G of a shard."""
         state = self.state[master]
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(master)
@@ -86,6 +91,7 @@ class Muon(torch.optim.Optimizer):
         state["exp_avg"].mul_(self.settings.momentum).add_(master.grad)
 
     def _direction(self, segment: Segment) -> Tensor:
+        """What is orthogonalised of a piece: M, or G + mu M with Nesterov's momentum."""
         own = slice(segment.start, segment.start + segment.size)
         momentum = self.state[segment.master]["exp_avg"][own]
         if not self.settings.nesterov:
@@ -94,7 +100,7 @@ class Muon(torch.optim.Optimizer):
         return segment.master.grad[own] + self.settings.momentum * momentum
 
     def _orthogonalize(self, matrices: Tensor) -> Tensor:
-        """The updates of matrices [B, rows, cols], before the learning rate."""
+        """The updates of matrices [B, rows, cols], without the learning rate."""
         settings = self.settings
         precision = "highest" if settings.newton_schulz_dtype is DType.float32 else "medium"
         with fp32_matmul_precision(precision):
@@ -106,6 +112,7 @@ class Muon(torch.optim.Optimizer):
         return updates * (settings.update_rms * max(matrices.shape[-2:]) ** 0.5)
 
     def _apply(self, number: int, update: Tensor) -> None:
+        """Subtract a piece's update from its shard."""
         segment = self._segments[number]
         assert segment is not None
         own = segment.master[segment.start : segment.start + segment.size]
@@ -119,24 +126,26 @@ def bind_matrices(
     device: torch.device,
     busy: Sequence[int],
 ) -> list[int]:
-    """Tell a Muon optimizer which matrices its shards are pieces of, and plan who works on which.
+    """Set which matrices a Muon optimizer's shards are pieces of, and plan which rank owns which.
 
     Args:
-        group: ranks among which owners are sought: all data-parallel ranks, for experts' matrices too, since
+        rules: the update rule of each parameter.
+        group: ranks that owners are chosen from: all data-parallel ranks, for experts' matrices too, since
             their own replicas alone could not make up for a large dense matrix.
-        device: where matrices are worked on.
-        busy: Newton-Schulz FLOPs of a step that each rank of the group has already; none are no FLOPs.
+        device: the device to compute updates on.
+        busy: [rank in the group] -> Newton-Schulz FLOPs per step that it already has; empty means none.
 
-    Returns the FLOPs that each rank of the group ends up with.
+    Returns the FLOPs per step that each rank of the group ends up with.
     """
     inner = optimizer.optimizer
     assert isinstance(inner, Muon)
     num_shards = optimizer.data_parallel_group.size()
-    # Every ep-th rank has the same experts; the others have as many of the same shapes.
+    # 1. Experts: every ep-th rank has the same ones; the others have as many of the same shapes.
     num_sets = group.size() // num_shards
     own_set = group.rank() % num_sets
     matrices: list[Matrix] = []
     segments: list[Segment | None] = []
+    # 2. Every matrix, with the ranks that hold its pieces and this rank's piece of it.
     for buffer in optimizer.buffers:
         for parameter, (start, _, number) in buffer.param_index_map.items():
             bucket = buffer.buckets[number]
@@ -150,6 +159,7 @@ def bind_matrices(
                     ranks = tuple((shard * num_sets + number_of_set, size) for shard, size in pieces)
                     matrices.append(Matrix(rows, cols, ranks))
                     segments.append(own if number_of_set == own_set else None)
+    # 3. Owners and rounds, the same on every rank.
     settings = inner.settings
     owners, work = plan_owners(matrices, group.size(), settings.newton_schulz_steps, busy)
     wire_dtype = torch.float32 if settings.exchange_dtype is DType.float32 else torch.bfloat16

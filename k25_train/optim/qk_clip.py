@@ -1,14 +1,14 @@
 """QK-Clip (K2 report, arXiv 2507.20534, section 2.1 and appendix D) keeps attention logits from growing:
 query and key weights are scaled down after the update, head by head.
 
-With S the largest logit of a head in this step's forward passes and tau the threshold, the factor is
-gamma = min(1, tau / S). The head's rows of the query's up-projection are multiplied by sqrt(gamma), those of
-its rotary part by gamma; its key rows of the key-value up-projection by sqrt(gamma). The rotary key, which
-all heads share, and the values stay: every logit of the head is gamma times what it was, and no other head
-notices.
+With S the largest logit of a head in this step's forward passes and tau the threshold, the factor is gamma =
+min(1, tau / S). The head's rows of the query's up-projection are multiplied by sqrt(gamma), those of its
+rotary part by gamma, and its key rows of the key-value up-projection by sqrt(gamma). The rotary key, which
+all heads share, and the values are not scaled: every logit of the head is gamma times what it was, and no
+other head is affected.
 
-What is scaled are the float32 masters, between the update and their copy to the model, so that weights and
-masters are clipped alike, whatever their formats and wherever a shard lies.
+The float32 masters are scaled, between the update and their copy to the model, so that weights and masters
+are clipped alike, whatever their dtypes and wherever a shard begins and ends.
 
 Shapes: L layers of the whole model, H heads, N elements of a shard.
 """
@@ -29,23 +29,23 @@ from k25_train.config.model import ModelConfig
 from k25_train.config.schema import Config
 
 _ATTENTION_PARTS = ("core_attention", "linear_q_up_proj", "linear_kv_up_proj")
-"""What a module has that is latent attention; only the model knows the class."""
+"""Attributes that identify a latent attention module; only the model knows the class."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipResult:
-    """What QK-Clip saw and did in a step, the same on every rank."""
+    """What QK-Clip measured and did in a step, the same on every rank."""
 
     max_logits: tuple[float, ...]
-    """The largest logit of each layer, before the update; infinite where one was not a number. Empty where
-    QK-Clip is off."""
+    """The largest logit of each layer, before the update; infinite where a logit was NaN. Empty if QK-Clip is
+    off."""
     heads_clipped: int
-    """Heads whose weights were scaled down."""
+    """Number of heads whose weights were scaled down."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """A matrix with rows to scale."""
+    """A weight whose rows may be scaled."""
 
     parameter: nn.Parameter
     layer: int
@@ -64,7 +64,7 @@ class NoClip:
 
 
 class QkClip:
-    """QK-Clip of the attention layers on this rank, with any optimizer. Built, and called, by every rank.
+    """QK-Clip of the attention layers on this rank, with any optimizer. Built and called by every rank.
 
     In a step: `gather` after the last backward pass, then the optimizer's step, then `finish`.
     """
@@ -77,12 +77,12 @@ class QkClip:
         threshold: float,
         device: torch.device,
     ) -> None:
-        """Find the attention layers, whatever they are wrapped in, and let them record their largest logits.
+        """Find the attention layers, whatever wraps them, and let them record their largest logits.
 
         Args:
             optimizer: a chain of `DistributedOptimizer`s, with their state on the device or the host.
             threshold: tau, in units of the softmax's input.
-            device: where the model is.
+            device: device of the model.
         """
         self._model = model
         self._threshold = threshold
@@ -110,25 +110,25 @@ class QkClip:
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Take the layers' recorded maxima, over micro-batches, together with those of all other ranks.
+        """Reduce the layers' recorded maxima over micro-batches and ranks, and reset them for the next step.
 
-        One collective for all layers; nothing waits for the device. Layers start anew for the next step.
+        One collective for all layers; nothing waits for the device.
         """
         shape = (self._model.num_layers, self._model.num_attention_heads)
         maxima_LH = torch.full(shape, -torch.inf, device=self._device)
         for attention in self._attentions:
             core = attention.core_attention
             if core.max_logits is not None:
-                # Whether a NaN survives a maximum over ranks depends on their order.
+                # Whether a NaN survives a maximum over ranks depends on their order: make it infinite.
                 maxima_LH[core.layer_number - 1] = core.max_logits.nan_to_num(nan=torch.inf, posinf=torch.inf)
                 core.max_logits = None
         dist.all_reduce(maxima_LH, dist.ReduceOp.MAX)
         self._maxima = maxima_LH
 
     def finish(self, *, updated: bool) -> ClipResult:
-        """What was seen since `gather`, and done if the optimizer has `updated`. Waits for the device.
+        """The result of the step; no head counts as clipped unless `updated`. Waits for the device.
 
-        Raises `RuntimeError` naming layers that recorded nothing: they would grow unseen.
+        Raises `RuntimeError` naming layers that recorded nothing: their logits would grow unnoticed.
         """
         assert self._maxima is not None, "gather comes first"
         maxima_LH, self._maxima = self._maxima.cpu(), None
@@ -144,7 +144,7 @@ class QkClip:
 
     @torch.no_grad()
     def _clip(self, part: DistributedOptimizer, weights: list[_Weight], *_: Any) -> None:
-        """Scale what this rank holds of the weights; runs after each step of the part's inner optimizer."""
+        """Scale this rank's shards of the weights; runs after each step of the part's inner optimizer."""
         if self._maxima is None:
             return
         model, factors_LH = self._model, clip_factors(self._maxima, self._threshold)
@@ -154,7 +154,7 @@ class QkClip:
             master = part.optimizer.param_groups[group]["params"][place]
             own = part._get_model_param_range_map(weight.parameter)["param"]
             assert master.numel() == own.size
-            # Onto the host once a step, if that is where masters are.
+            # Factors move to the host once per step, if masters are there.
             factors_LH = factors_LH.to(master.device)
             factors_H = factors_LH[weight.layer]
             if weight.is_query:
@@ -167,7 +167,7 @@ class QkClip:
 def build_qk_clip(
     chunks: Iterable[nn.Module], optimizer: MegatronOptimizer, config: Config, device: torch.device
 ) -> QkClip | NoClip:
-    """QK-Clip with `optim.qk_clip_threshold`, or none where that is null."""
+    """QK-Clip with `optim.qk_clip_threshold`, or `NoClip` if that is null."""
     threshold = config.optim.qk_clip_threshold
     return NoClip() if threshold is None else QkClip(chunks, optimizer, config.model, threshold, device)
 
@@ -194,14 +194,16 @@ def key_value_row_scales(factors_H: Tensor, nope: int, value: int) -> Tensor:
 
 
 def scale_rows(shard: Tensor, start: int, row_scales: Tensor, num_columns: int) -> None:
-    """Multiply, in place, rows of a matrix [rows, num_columns]; `shard` [N] is its flat part from `start` on.
+    """Scale rows of a matrix [rows, num_columns] in place; `shard` [N] is its flat part from `start` on.
 
-    A shard begins and ends anywhere: whole rows are scaled at once, what is cut off before and after apart.
+    A shard may begin and end within a row: whole rows are scaled in one operation, the cut ones separately.
     """
+    # 1. Where the first whole row begins, and how many there are.
     first_row, skipped = divmod(start, num_columns)
     to_border = min(-start % num_columns, shard.numel())
     num_whole, rest = divmod(shard.numel() - to_border, num_columns)
     whole_from = first_row + math.ceil(skipped / num_columns)
+    # 2. Scale the end of a row, whole rows, the beginning of a row.
     head, body, tail = shard.split([to_border, num_whole * num_columns, rest])
     if to_border:
         head.mul_(row_scales[first_row])

@@ -1,1 +1,1 @@
-"""Whole matrices out of flat shards: who works on which, and the exchange that brings them there and back."""
+"""Whole matrices from flat shards, for Muon: which rank updates which, and the exchange with these owners."""

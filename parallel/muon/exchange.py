@@ -1,7 +1,7 @@
-"""Bring matrices whole to their owners, and the owners' results back to the shards.
+"""Send matrices whole to their owners, and the owners' updates back to the shards.
 
-Rounds are pipelined: while one is worked on, the next one's pieces are under way to their owners and the last
-one's results on their way back.
+Rounds are pipelined: while one is computed, the next one's pieces are in flight to their owners, and the
+previous one's updates are in flight back to the shards.
 """
 
 from collections import defaultdict
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from parallel.muon.plan import ExchangeRound, Matrix
 
-Work = Callable[[Tensor], Tensor]
-"""From matrices of one shape [B, rows, cols] to as many of the same shape, float32."""
+ComputeUpdates = Callable[[Tensor], Tensor]
+"""Maps matrices of one shape [B, rows, cols] to their updates of the same shape; float32."""
+ApplyUpdate = Callable[[int, Tensor], None]
+"""Called with a matrix's number and the update of this rank's piece of it: flat, float32, on the device."""
 
 
 class MatrixExchange:
-    """The exchange of one group of ranks for one list of matrices, the same on every rank."""
+    """The exchange within a group of ranks for one list of matrices, which is the same on every rank."""
 
     def __init__(
         self,
@@ -30,7 +32,7 @@ class MatrixExchange:
         wire_dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """`wire_dtype` is the format of pieces and results in a group of several ranks."""
+        """`wire_dtype` is the dtype in which pieces and updates travel, if the group has several ranks."""
         self._matrices = matrices
         self._rounds = rounds
         self._group = group
@@ -38,75 +40,85 @@ class MatrixExchange:
         self._dtype = wire_dtype if self._num_ranks > 1 else torch.float32
         self._device = device
 
-    def run(self, pieces: Sequence[Tensor | None], work: Work, use: Callable[[int, Tensor], None]) -> None:
-        """Work on every matrix once, by its owner. Called by every rank of the group.
+    def run(self, pieces: Sequence[Tensor | None], compute: ComputeUpdates, apply: ApplyUpdate) -> None:
+        """Compute the update of every matrix once, on its owner. Called by every rank of the group.
 
         Args:
-            pieces: [number of the matrix] -> this rank's piece, flat float32, None where it has none.
-            work: called by owners.
-            use: called with the number of a matrix and the result at this rank's piece of it, flat float32 on
-                the device, for every piece.
+            pieces: [number of the matrix] -> this rank's piece of it, flat float32; None if it has none.
+            compute: called on owners, for the matrices of one shape together.
+            apply: called for every piece of this rank.
         """
         arriving = self._send_to_owners(0, pieces) if self._rounds else None
-        returning: _Transfer | None = None
+        returning: _InFlight | None = None
         for number in range(len(self._rounds)):
             assert arriving is not None
-            whole = arriving.wait()
+            # 1. This round's pieces have arrived; the next round's leave.
+            received = arriving.wait()
             arriving = self._send_to_owners(number + 1, pieces) if number + 1 < len(self._rounds) else None
-            results = self._work_on(number, whole, work)
+            # 2. Compute this round, with communication in both directions in flight.
+            updates = self._compute(number, received, compute)
+            # 3. The previous round's updates are back; this round's leave.
             if returning is not None:
-                self._use(number - 1, returning.wait(), use)
-            returning = self._send_back(number, results)
+                self._apply(number - 1, returning.wait(), apply)
+            returning = self._send_back(number, updates)
+        # 4. The last round's updates.
         if returning is not None:
-            self._use(len(self._rounds) - 1, returning.wait(), use)
+            self._apply(len(self._rounds) - 1, returning.wait(), apply)
 
-    def _send_to_owners(self, number: int, pieces: Sequence[Tensor | None]) -> "_Transfer":
+    def _send_to_owners(self, number: int, pieces: Sequence[Tensor | None]) -> "_InFlight":
+        """Start sending this rank's pieces of a round's matrices."""
         to_owners, sizes = self._held_pieces(number)
         parts = [pieces[matrix] for matrix, _ in to_owners]
         assert all(part is not None for part in parts), "the plan gives this rank a piece that it lacks"
         flat = [part.to(self._device, self._dtype, non_blocking=True) for part in parts if part is not None]
         return self._transfer(flat, sizes, self._sizes_of_owned(number))
 
-    def _send_back(self, number: int, results: dict[int, Tensor]) -> "_Transfer":
+    def _send_back(self, number: int, updates: dict[int, Tensor]) -> "_InFlight":
+        """Start sending the updates of this rank's matrices to the ranks with pieces of them."""
         parts = []
         for matrix, start, size in self._owned_pieces(number):
-            parts.append(results[matrix].flatten()[start : start + size].to(self._dtype))
+            parts.append(updates[matrix].flatten()[start : start + size].to(self._dtype))
         _, held = self._held_pieces(number)
         return self._transfer(parts, self._sizes_of_owned(number), held)
 
-    def _transfer(self, parts: list[Tensor], sent: list[int], received: list[int]) -> "_Transfer":
+    def _transfer(self, parts: list[Tensor], sent: list[int], received: list[int]) -> "_InFlight":
+        """One all-to-all; `sent` and `received` are numbers of elements per rank."""
         empty = torch.empty(0, dtype=self._dtype, device=self._device)
         send = torch.cat(parts) if parts else empty
         if self._num_ranks == 1:
-            return _Transfer(send, None)
+            return _InFlight(send, None)
         receive = torch.empty(sum(received), dtype=self._dtype, device=self._device)
         work = dist.all_to_all_single(receive, send, received, sent, group=self._group, async_op=True)
-        return _Transfer(receive, work, send)
+        return _InFlight(receive, work, send)
 
-    def _work_on(self, number: int, received: Tensor, work: Work) -> dict[int, Tensor]:
-        """Results of the matrices that this rank owns, by number; worked on in batches of one shape."""
+    def _compute(self, number: int, received: Tensor, compute: ComputeUpdates) -> dict[int, Tensor]:
+        """Number -> update of the matrices that this rank owns in a round; equal shapes form a batch."""
+        # 1. Sort what was received by matrix.
         parts: dict[int, list[Tensor]] = defaultdict(list)
         position = 0
         for matrix, _, size in self._owned_pieces(number):
             parts[matrix].append(received[position : position + size])
             position += size
+        # 2. Sort the matrices by shape.
         batches: dict[tuple[int, int], list[int]] = defaultdict(list)
         for matrix in self._rounds[number].owned[self._rank]:
             batches[self._matrices[matrix].rows, self._matrices[matrix].cols].append(matrix)
-        results: dict[int, Tensor] = {}
+        # 3. Join each matrix, and compute shape by shape.
+        updates: dict[int, Tensor] = {}
         for (rows, cols), batch in batches.items():
             whole = torch.stack([torch.cat(parts[matrix]).view(rows, cols) for matrix in batch])
-            results |= dict(zip(batch, work(whole.float()), strict=True))
-        return results
+            updates |= dict(zip(batch, compute(whole.float()), strict=True))
+        return updates
 
-    def _use(self, number: int, received: Tensor, use: Callable[[int, Tensor], None]) -> None:
+    def _apply(self, number: int, received: Tensor, apply: ApplyUpdate) -> None:
+        """Apply the updates of this rank's pieces in a round."""
         position = 0
         for matrix, size in self._held_pieces(number)[0]:
-            use(matrix, received[position : position + size].float())
+            apply(matrix, received[position : position + size].float())
             position += size
 
     def _held_pieces(self, number: int) -> tuple[list[tuple[int, int]], list[int]]:
-        """(matrix, size) of this rank's pieces by owner, and elements for each owner."""
+        """(matrix, size) of this rank's pieces, in order of owners, and the number of elements per owner."""
         pieces, sizes = [], []
         for owned in self._rounds[number].owned:
             mine = [(matrix, size) for matrix in owned if (size := self._size_on(matrix, self._rank))]
@@ -115,7 +127,7 @@ class MatrixExchange:
         return pieces, sizes
 
     def _owned_pieces(self, number: int) -> Iterator[tuple[int, int, int]]:
-        """(matrix, start in it, size) of the pieces of this rank's matrices, by the rank that holds them."""
+        """(matrix, start in it, size) of the pieces of this rank's matrices, in order of holding ranks."""
         owned = self._rounds[number].owned[self._rank]
         for holder in range(self._num_ranks):
             for matrix in owned:
@@ -126,6 +138,7 @@ class MatrixExchange:
                     start += size
 
     def _sizes_of_owned(self, number: int) -> list[int]:
+        """[rank] -> number of elements that it holds of this rank's matrices."""
         owned = self._rounds[number].owned[self._rank]
         return [sum(self._size_on(matrix, rank) for matrix in owned) for rank in range(self._num_ranks)]
 
@@ -133,13 +146,13 @@ class MatrixExchange:
         return sum(size for holder, size in self._matrices[matrix].pieces if holder == rank)
 
 
-class _Transfer:
-    """Elements under way."""
+class _InFlight:
+    """Elements in flight."""
 
     def __init__(self, received: Tensor, work: Any, sent: Tensor | None = None) -> None:
         self._received = received
         self._work = work
-        # Kept alive until it has left.
+        # Kept alive until it has been sent.
         self._sent = sent
 
     def wait(self) -> Tensor:

@@ -1,8 +1,8 @@
 """Which rank orthogonalises which matrix. Pure; standard library only.
 
-ZeRO-1 cuts a flat buffer of parameters into equal shards, one a rank, wherever that cuts matrices. An update
-that needs whole matrices (Muon) is therefore made by one owner a matrix: the others send it their pieces and
-get them back. Owners are chosen so that ranks have equal work, whatever they hold.
+ZeRO-1 cuts a flat buffer of parameters into equal shards, one per rank, with no regard to matrices. An update
+that needs whole matrices (Muon) is therefore computed by one owner per matrix, to which the others send their
+pieces and which returns their updates. Owners are chosen such that ranks have equal work, whatever they hold.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """One matrix in the flat shards of a group of ranks."""
+    """A matrix in the flat shards of a group of ranks."""
 
     rows: int
     cols: int
     pieces: tuple[tuple[int, int], ...]
-    """(rank in the group, number of elements) of each piece, in the matrix's order."""
+    """(rank in the group, number of elements) of each piece, in the order of the matrix's elements."""
 
     @property
     def size(self) -> int:
@@ -26,10 +26,10 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeRound:
-    """What every rank of the group owns in one round of the exchange."""
+    """The matrices that each rank of the group owns in one round of the exchange."""
 
     owned: tuple[tuple[int, ...], ...]
-    """[rank] -> numbers of its matrices."""
+    """[rank in the group] -> numbers of its matrices."""
 
 
 def cut(start: int, size: int, shard_size: int) -> tuple[tuple[int, int], ...]:
@@ -46,7 +46,7 @@ def cut(start: int, size: int, shard_size: int) -> tuple[tuple[int, int], ...]:
 def newton_schulz_flops(rows: int, cols: int, steps: int) -> int:
     """FLOPs of `steps` quintic Newton-Schulz iterations X <- aX + (bA + cA²)X with A = XXᵀ.
 
-    With m <= n the sizes of the matrix: XXᵀ and BX take 2m²n each, A² takes 2m³.
+    With m <= n the sizes of the matrix, XXᵀ and (bA + cA²)X take 2m²n each, and A² takes 2m³.
     """
     m, n = min(rows, cols), max(rows, cols)
     return steps * (4 * m * m * n + 2 * m * m * m)
@@ -57,19 +57,24 @@ def plan_owners(
 ) -> tuple[list[int], list[int]]:
     """The owner of each matrix, and the FLOPs that each rank ends up with.
 
-    The costliest matrix goes first, to the rank that holds the most of it of those that stay within an equal
-    share of the work, and if there is none to the rank with the least work so far. So no rank has more than
-    an equal share and one matrix, and what need not move stays.
+    Matrices are assigned in order of decreasing cost: to the rank with the largest piece among those that
+    stay within an equal share of the work, or if there is none to the rank with the least work. So no rank
+    has more than an equal share plus one matrix, and what need not move stays.
 
     Args:
-        busy: FLOPs that ranks have already.
+        num_ranks: size of the group.
+        steps: Newton-Schulz iterations.
+        busy: [rank] -> FLOPs that it has already; empty means none.
     """
+    # 1. An equal share of all work.
     work = list(busy) or [0] * num_ranks
     costs = [newton_schulz_flops(matrix.rows, matrix.cols, steps) for matrix in matrices]
     share = (sum(costs) + sum(work)) / num_ranks
+    # 2. Costly matrices first, ties by number: every rank finds the same owners.
     owners = [0] * len(matrices)
     for index in sorted(range(len(matrices)), key=lambda index: (-costs[index], index)):
         held = dict(matrices[index].pieces)
+        # 3. The largest holder within its share, else the least busy rank.
         within = [rank for rank in held if work[rank] + costs[index] <= share]
         owner = max(within, key=lambda rank: (held[rank], -work[rank], -rank), default=-1)
         if owner < 0:
@@ -82,9 +87,9 @@ def plan_owners(
 def plan_rounds(
     matrices: Sequence[Matrix], owners: Sequence[int], num_ranks: int, max_elements: int
 ) -> Iterator[ExchangeRound]:
-    """Rounds in which no owner has more than `max_elements` in hand, or a single matrix that is larger.
+    """Rounds in which each owner has at most `max_elements`, or a single larger matrix.
 
-    An owner's matrices of one shape are neighbours, so that they can be worked on as a batch.
+    An owner's matrices of one shape are consecutive, so that they can be computed as a batch.
     """
     queues: list[list[int]] = [[] for _ in range(num_ranks)]
     by_shape = sorted(range(len(matrices)), key=lambda i: (-matrices[i].size, matrices[i].rows, i))
@@ -95,7 +100,7 @@ def plan_rounds(
 
 
 def _take(queue: list[int], matrices: Sequence[Matrix], max_elements: int) -> list[int]:
-    """The next matrices of an owner, from the end of its queue."""
+    """Take an owner's matrices of the next round from the end of its queue."""
     taken: list[int] = []
     room = max_elements
     while queue and (not taken or matrices[queue[-1]].size <= room):

@@ -1,4 +1,4 @@
-"""Whole matrices come to their owners, and their results back to every shard, over real ranks."""
+"""Whole matrices reach their owners, and their updates every shard, over real ranks."""
 
 import pytest
 import torch
@@ -39,21 +39,21 @@ def exchanged(
 
     worked, in_hand = [], [0]
 
-    def work(batch: Tensor) -> Tensor:
+    def compute(batch: Tensor) -> Tensor:
         worked.extend(batch.shape[0] * [batch.shape[1:].numel()])
         in_hand.append(batch.numel())
         return batch.cumsum(dim=-1) + batch.sum(dim=-2, keepdim=True)
 
     results = torch.zeros(shard_size)
 
-    def use(number: int, result: Tensor) -> None:
+    def apply(number: int, result: Tensor) -> None:
         place = places[number]
         assert place is not None
         results[slice(*place)] += result
 
     pieces = [None if place is None else shard[slice(*place)] for place in places]
     exchange = MatrixExchange(matrices, rounds, group, wire_dtype=wire_dtype, device=topology.device)
-    exchange.run(pieces, work, use)
+    exchange.run(pieces, compute, apply)
 
     gathered = [torch.empty(shard_size) for _ in range(num_ranks)]
     dist.all_gather(gathered, results, group=group)
