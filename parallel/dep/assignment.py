@@ -1,16 +1,15 @@
-"""Divides the work of encoding evenly among ranks. Pure; standard library only.
+"""Assigns items to ranks so that the busiest rank has little to do. Pure; standard library only.
 
-To give items of different cost to ranks so that the busiest has little is "multiprocessor scheduling". The
-costliest item is always dealt first, by one of two rules:
+This is "multiprocessor scheduling". Items are assigned from costly to cheap, by one of two rules:
 
-- Longest processing time: to the rank with the least work. So no rank exceeds the mean by a whole item, and
-  with many items a rank the small ones at the end level everything out.
-- Best fit, tried if a rank is above the limit after that: to the rank that has the least room, of those that
-  have enough below the limit. So wide room is kept for later items, which helps where a rank gets few of
-  them. An item for which no rank has room is split, or goes to the rank with the least work.
+- Longest processing time first: each item to the rank with the least work. No rank exceeds the mean by a
+  whole item, and with many items per rank the small ones at the end even everything out.
+- Best fit, tried if a rank is above the limit after that: each item to the rank with the least slack below
+  the limit, of those with enough. So large slack is kept for later items, which helps where a rank gets few
+  of them. An item that fits on no rank is split, or goes to the rank with the least work.
 
-A split item is dealt to the ranks with the least work, in equal shares of rows. They have to exchange keys
-and values in each layer, so one that had less of it would only wait; it counts as busy until all are done.
+A split item is assigned to the ranks with the least work, in equal shares of rows. They exchange keys and
+values in each layer, so one with a smaller share would only wait; it counts as busy until all are done.
 """
 
 from bisect import bisect_left, insort
@@ -18,14 +17,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 TARGET_PERCENT = 102
-"""Work of the busiest rank, in percent of the mean, that is good enough: what stops the search."""
+"""Work of the busiest rank, in percent of the mean, at which the search stops."""
 
 
-class _Deal(NamedTuple):
-    """How items were dealt by one rule."""
+class _Assignment(NamedTuple):
+    """The result of one rule."""
 
-    busiest: int
-    """Cost of the busiest rank, its waiting included."""
+    max_cost: int
+    """Cost of the busiest rank, including its waiting."""
     ranks: list[tuple[int, ...]]
     """[item] -> ranks that encode it."""
 
@@ -33,38 +32,43 @@ class _Deal(NamedTuple):
 def assign_items(
     row_costs: Sequence[int], num_rows: Sequence[int], num_ranks: int, split: bool
 ) -> list[tuple[int, ...]]:
-    """[item] -> ranks that encode it, in the order of their rows; `equal_rows` says how many each.
+    """[item] -> ranks that encode it, in the order of their rows; `equal_rows` gives the rows of each.
 
     Args:
         row_costs: [item] -> cost of one of its rows, any unit.
-        num_rows: [item] -> number of rows, all of one cost.
-        num_ranks: ranks to divide among.
+        num_rows: [item] -> number of rows, all of equal cost.
+        num_ranks: number of ranks to assign to.
         split: whether rows of one item may go to several ranks. They do if the item alone is above the limit,
-            or if no rank has room for it and the limit is missed otherwise.
+            or if it fits on no rank and the limit is missed otherwise.
     """
+    # 1. The limit: the target, or what cannot be divided.
     costs = [cost * rows for cost, rows in zip(row_costs, num_rows, strict=True)]
     largest = max(row_costs if split else costs, default=0)
     limit = max(TARGET_PERCENT * sum(costs) // (100 * num_ranks), largest)
     order = sorted(range(len(costs)), key=lambda item: -costs[item])
+
+    # 2. Rules, as (may split, best fit).
     rules = [(split, False), (split, True)]
     if split:
         # Rows can be so coarse that their ranks wait for one another longer than one takes for a whole item.
         rules.append((False, False))
-    deals: list[_Deal] = []
+
+    # 3. The first result within the limit, or else the best.
+    found: list[_Assignment] = []
     for may_split, best_fit in rules:
-        deals.append(_deal(row_costs, num_rows, order, num_ranks, limit, may_split, best_fit))
-        if deals[-1].busiest <= limit:
+        found.append(_assign(row_costs, num_rows, order, num_ranks, limit, may_split, best_fit))
+        if found[-1].max_cost <= limit:
             break
-    return min(deals, key=lambda deal: deal.busiest).ranks
+    return min(found, key=lambda assignment: assignment.max_cost).ranks
 
 
 def equal_rows(num_rows: int, num_shares: int) -> list[int]:
-    """Rows of each share; the first ones have one more if it does not come out even."""
-    least, more = divmod(num_rows, num_shares)
-    return [least + 1] * more + [least] * (num_shares - more)
+    """Rows of each share; the first ones have one more if the rows do not divide evenly."""
+    least, remainder = divmod(num_rows, num_shares)
+    return [least + 1] * remainder + [least] * (num_shares - remainder)
 
 
-def _deal(
+def _assign(
     row_costs: Sequence[int],
     num_rows: Sequence[int],
     order: Sequence[int],
@@ -72,37 +76,39 @@ def _deal(
     limit: int,
     split: bool,
     best_fit: bool,
-) -> _Deal:
-    """Deal items in this order, by best fit or to the rank with the least work."""
-    # (what may still be added up to the limit, rank), the least room first; negative above the limit.
-    rooms = [(limit, rank) for rank in range(num_ranks)]
+) -> _Assignment:
+    """Assign items in this order, by best fit or to the rank with the least work."""
+    # (what may still be added below the limit, rank), the least slack first; negative above the limit.
+    slacks = [(limit, rank) for rank in range(num_ranks)]
     ranks: list[tuple[int, ...]] = [()] * len(order)
     for item in order:
         cost = row_costs[item] * num_rows[item]
-        place = bisect_left(rooms, (cost, 0)) if best_fit else num_ranks - 1
+        # The rank with the least slack that suffices, past the end if none does; or the one with the most.
+        index = bisect_left(slacks, (cost, 0)) if best_fit else num_ranks - 1
         num_shares = 1
-        if split and (cost > limit or place == num_ranks):
-            num_shares = _num_shares(rooms, row_costs[item], num_rows[item])
+        if split and (cost > limit or index == num_ranks):
+            num_shares = _num_shares(slacks, row_costs[item], num_rows[item])
         if num_shares == 1:
-            room, rank = rooms.pop(min(place, num_ranks - 1))
+            slack, rank = slacks.pop(min(index, num_ranks - 1))
             ranks[item] = (rank,)
-            insort(rooms, (room - cost, rank))
+            insort(slacks, (slack - cost, rank))
         else:
-            taken = rooms[-num_shares:]
-            del rooms[-num_shares:]
-            room = taken[0][0] - -(-num_rows[item] // num_shares) * row_costs[item]
-            ranks[item] = tuple([rank for _, rank in taken])
+            # All ranks of a split item are busy until the one with the least slack is done.
+            chosen = slacks[-num_shares:]
+            del slacks[-num_shares:]
+            slack = chosen[0][0] - -(-num_rows[item] // num_shares) * row_costs[item]
+            ranks[item] = tuple([rank for _, rank in chosen])
             for rank in ranks[item]:
-                insort(rooms, (room, rank))
-    return _Deal(limit - rooms[0][0], ranks)
+                insort(slacks, (slack, rank))
+    return _Assignment(limit - slacks[0][0], ranks)
 
 
-def _num_shares(rooms: Sequence[tuple[int, int]], row_cost: int, num_rows: int) -> int:
-    """For an item that no rank has room for: the fewest equal shares that the ranks with the most room have
-    room for, or if there are none, those that exceed it least."""
-    best, least_excess = 1, row_cost * num_rows - rooms[-1][0]
-    for num_shares in range(2, min(num_rows, len(rooms)) + 1):
-        excess = -(-num_rows // num_shares) * row_cost - rooms[-num_shares][0]
+def _num_shares(slacks: Sequence[tuple[int, int]], row_cost: int, num_rows: int) -> int:
+    """For an item that fits on no rank: the fewest equal shares that fit on the ranks with the most slack, or
+    if there are none, the number of shares that exceeds their slack least."""
+    best, least_excess = 1, row_cost * num_rows - slacks[-1][0]
+    for num_shares in range(2, min(num_rows, len(slacks)) + 1):
+        excess = -(-num_rows // num_shares) * row_cost - slacks[-num_shares][0]
         if excess <= 0:
             return num_shares
         if excess < least_excess:

@@ -1,6 +1,6 @@
-"""What the two engines have in common: what they are given in a step, and what they offer it.
+"""What the two engines have in common: their inputs in a step, and their interface to it.
 
-`upfront_engine.py` encodes before and after the pipeline, `bubble_engine.py` in its idle times.
+`upfront_engine.py` encodes before and after the pipeline, `bubble_engine.py` in its idle time.
 """
 
 from abc import ABC, abstractmethod
@@ -24,21 +24,21 @@ class VisionWork:
     """What the encoders do in one step, and this rank's share of the pixels."""
 
     plan: VisionPlan
-    """The same on every rank."""
+    """Plan of the global batch, the same on every rank."""
     chunks: Sequence[Chunk]
     """This rank's chunks of the plan."""
     transfers: Sequence[Transfer]
     """[micro-batch] -> what this rank sends and receives of it (`parallel.dep.plan.transfers_of`)."""
     program: Program | None = None
-    """When this rank encodes them; None if everything is encoded upfront."""
+    """When this rank encodes its chunks; None if everything is encoded upfront."""
 
     @property
     def num_micro_batches(self) -> int:
-        """Of each replica."""
+        """Micro-batches of each replica."""
         return len(self.transfers)
 
     def micro_batch_of(self, part: int) -> int:
-        """The micro-batch, counted within its replica, of a part of the plan."""
+        """Number, within its replica, of the micro-batch of a part of the plan."""
         return self.plan.items[self.plan.parts[part].item].micro_batch
 
 
@@ -47,15 +47,17 @@ class EngineSetup:
     """What either engine needs."""
 
     exchange: FeatureExchange
+    """This rank's end of the exchange of features and gradients."""
     device: torch.device
+    """Device of the encoder."""
     feature_dtype: torch.dtype
-    """What the backbone takes."""
+    """Type of the features that the backbone takes."""
     max_feature_bytes: int
-    """Of features, or of their gradients, that a first stage keeps on its device at a time."""
+    """Bound on the features, or their gradients, that a first stage keeps on its device at a time."""
     is_trained: bool
-    """Without it nothing is encoded a second time, and no gradient is sent."""
+    """Whether the encoder is trained; if not, nothing is encoded a second time and no gradient is sent."""
     phase: Callable[[str], AbstractContextManager[object]]
-    """Announces what the rank does."""
+    """Context that announces what the rank does."""
 
 
 class Engine(ABC):
@@ -73,41 +75,45 @@ class Engine(ABC):
 
     @property
     def stats(self) -> VisionStats:
-        """What this rank did in the last step; waits for the device."""
-        assert self._stats is not None, "a step comes first"
+        """What this rank did in the last step. Synchronizes with the device."""
+        assert self._stats is not None, "no step has run yet"
         self._stopwatch.read_into(self._stats)
         return self._stats
 
     @abstractmethod
     def start(self, work: VisionWork) -> None:
-        """Do what comes before the pipeline. Called by every rank."""
+        """Do what has to precede the pipeline. Called by every rank."""
 
     @abstractmethod
     def before_pass(self, num_done: int) -> None:
-        """Do what comes before the pass that follows the first `num_done` ones of this rank."""
+        """Do what is planned before the rank's next pass, of which it has done `num_done`.
+
+        Called by every rank, at least once before each pass and after the last one.
+        """
 
     @abstractmethod
     def leaf(self, micro_batch: int) -> Tensor | None:
-        """The features [V, D] of a micro-batch of this rank's replica, whose gradient the engine collects.
+        """The features [V, D] of a micro-batch of this rank's replica, as a leaf of the backbone's graph.
 
-        None if the micro-batch has no items. To be taken once, by the first stage, when it runs forward.
+        None if the micro-batch has no items. The first stage takes it once, when it runs forward; the engine
+        collects its gradient.
         """
 
     @abstractmethod
     def finish(self) -> None:
-        """Do what comes after the pipeline, and let go of pixels. Called by every rank."""
+        """Do the rest after the pipeline, and release pixels and features. Called by every rank."""
 
     def _make_leaf(self, features: Tensor, collect: Callable[[Tensor], None]) -> Tensor:
-        """The features as a leaf of the backbone's graph, whose gradient is given to `collect` once."""
+        """The features as a leaf of the backbone's graph; its gradient is passed to `collect`, once."""
         leaf = features.to(self._feature_dtype)
         if not self._is_trained or not torch.is_grad_enabled():
             return leaf
 
-        def hand_over(leaf: Tensor) -> None:
+        def collect_and_free(leaf: Tensor) -> None:
             assert leaf.grad is not None
             collect(leaf.grad)
             leaf.grad = None
 
         leaf.requires_grad_()
-        leaf.register_post_accumulate_grad_hook(hand_over)
+        leaf.register_post_accumulate_grad_hook(collect_and_free)
         return leaf

@@ -20,13 +20,13 @@ from torch import Tensor
 from parallel.dep.plan import Transfer, VisionPlan
 
 Phase = Callable[[str, Sequence[int]], AbstractContextManager[object]]
-"""Announces what a rank waits for, and the global ranks that it waits for."""
+"""Context that announces what a rank waits for, and the global ranks that it waits for."""
 Message = tuple[list[int], Tensor]
-"""Parts of a transfer from one sender to one receiver, and their rows [sum of n, D]."""
+"""Parts that one sender sends to one receiver, and their rows [sum of n, D]."""
 
 
 class Posted[Result]:
-    """A transfer under way."""
+    """A transfer in flight."""
 
     def __init__(
         self,
@@ -37,23 +37,25 @@ class Posted[Result]:
     ) -> None:
         """
         Args:
-            name: what waiting for it is announced as.
-            operations: to be posted at once.
-            phase: announces it.
-            result: makes of what was received, and of what needed no sending, what the caller gets.
+            name: name under which waiting for it is announced.
+            operations: sends and receives, which are posted at once.
+            phase: announces the waiting.
+            result: builds what the caller gets from what was received and what stayed on this rank.
         """
         self._name = name
-        # What is sent has to be held until it has left.
+        # They hold the tensors that are sent until those have left.
         self._operations = operations
         self._works = dist.batch_isend_irecv(operations) if operations else []
         self._phase = phase
         self._result = result
         self.nbytes = sum(operation.tensor.nbytes for operation in operations)
-        """Sent and received."""
+        """Bytes sent and received."""
 
     def is_done(self) -> bool:
-        """Whether everything has been sent and received; then lets go of what was sent. On gloo only after
-        somebody has waited."""
+        """Whether everything has been sent and received; if so, releases what was sent.
+
+        On gloo it is True only after a wait.
+        """
         if all(work.is_completed() for work in self._works):
             self._operations, self._works = [], []
         return not self._operations
@@ -67,13 +69,13 @@ class Posted[Result]:
         self._operations, self._works = [], []
 
     def wait(self) -> Result:
-        """Wait until everything has been sent and received. To be called once."""
+        """Wait until everything has been sent and received, and build the result. Call it once."""
         self.finish()
         return self._result()
 
 
 class FeatureExchange:
-    """This rank's end of it."""
+    """This rank's end of the exchange."""
 
     def __init__(
         self,
@@ -88,12 +90,13 @@ class FeatureExchange:
     ) -> None:
         """
         Args:
-            feature_group: all ranks of the job, for nothing else than features.
-            gradient_group: all ranks of the job, for nothing else than their gradients.
+            feature_group: all ranks of the job; used for features only.
+            gradient_group: all ranks of the job; used for gradients of features only.
             first_stage_ranks: [replica] -> global rank of its first pipeline stage.
             width: D of features [V, D].
-            wire_dtype: format of features and gradients under way, also of those that stay on their rank, so
+            wire_dtype: type of features and gradients in flight, and of those that stay on their rank, so
                 that no value depends on who encodes what.
+            device: where features and gradients are.
             phase: announces what this rank waits for.
         """
         self._feature_group = feature_group
@@ -105,7 +108,7 @@ class FeatureExchange:
         self._device = device
         self._phase = phase
         self.sent_bytes = 0
-        """What this rank has sent to others so far."""
+        """Bytes that this rank has sent to others since it was created."""
         is_first = self.rank in first_stage_ranks
         self.replica = first_stage_ranks.index(self.rank) if is_first else None
         """The replica whose first stage this rank is; None on later stages."""
@@ -114,9 +117,9 @@ class FeatureExchange:
             dist.all_reduce(torch.zeros(1, device=device), group=group)
 
     def connect(self, transfers: Sequence[Transfer]) -> None:
-        """Meet the ranks that these transfers are exchanged with and that were not met before.
+        """Set up connections to the ranks of these transfers that this rank has not met before.
 
-        Called by every rank, with its transfers of one plan, so that both ends of a pair know of it.
+        Called by every rank, with its transfers of one plan, so that both ends of a pair take part.
         """
         pairs = [
             (sender, self._first_stage_ranks[replica])
@@ -139,15 +142,16 @@ class FeatureExchange:
         """Start sending this rank's features of a transfer, and receiving its replica's.
 
         Args:
-            own: number of a part -> its features [n, D], at least those of this transfer.
+            own: number of a part -> its features [n, D], at least for the parts of this transfer.
 
-        The result are the features [V, D] of the replica's micro-batch, in placeholder order; None on later
+        The result is the features [V, D] of the replica's micro-batch, in placeholder order; None on later
         stages, and where the micro-batch has no items.
         """
         messages: list[Message] = []
         operations = []
         for (sender, replica), parts in transfer.items():
             receiver = self._first_stage_ranks[replica]
+            # Own features leave, or stay here in the same type; those of others arrive.
             if sender == self.rank:
                 rows = torch.cat([own[part] for part in parts]).to(self._wire_dtype)
                 if receiver == self.rank:
@@ -173,14 +177,15 @@ class FeatureExchange:
     def post_gradients(
         self, plan: VisionPlan, transfer: Transfer, gradient: Tensor | None
     ) -> Posted[dict[int, Tensor]]:
-        """Start sending the gradient [V, D] of a replica's features of a transfer, and receiving own parts'.
+        """Start sending the gradient [V, D] of a replica's features, and receiving that of own parts.
 
-        The result is the number of each part that this rank encoded of the transfer -> its gradient [n, D].
+        The result maps the number of each part of the transfer that this rank encoded to its gradient [n, D].
         """
         messages: list[Message] = []
         operations = []
         for (encoder, replica), parts in transfer.items():
             owner = self._first_stage_ranks[replica]
+            # The reverse of `post_features`: the rows of each encoder's parts go back to it.
             if owner == self.rank:
                 assert gradient is not None, "the first stage has run backward"
                 offsets = [(plan.parts[part].offset, plan.parts[part].num_tokens) for part in parts]

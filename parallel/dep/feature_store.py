@@ -13,7 +13,7 @@ class _Kept:
 
 
 class FeatureStore:
-    """Tensors by number of micro-batch. What is put first stays on the device, as it is needed first."""
+    """Tensors by micro-batch. Those put first stay on the device, as they are needed first."""
 
     def __init__(self, device: torch.device, max_device_bytes: int) -> None:
         self._device = device
@@ -22,7 +22,7 @@ class FeatureStore:
         self.device_bytes = 0
         """Bytes on the device now."""
         self.peak_device_bytes = 0
-        """The most that were there at a time."""
+        """The most bytes that were on the device at a time."""
 
     def put(self, micro_batch: int, tensor: Tensor) -> None:
         """Keep a tensor of the device, in host memory if it does not fit within the bound."""
@@ -41,7 +41,7 @@ class FeatureStore:
         return kept.tensor.to(self._device, non_blocking=True)
 
     def _to_host(self, tensor: Tensor) -> Tensor:
-        """A copy in host memory, page-locked if the device is a GPU, so that it can be brought back aside."""
+        """A copy in host memory, page-locked on a GPU, so that it can be brought back asynchronously."""
         host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         # torch orders the copy before whatever the device does next with the memory of `tensor`.
         return host.copy_(tensor, non_blocking=True)

@@ -1,10 +1,10 @@
-"""Parts of items: what the ranks that encode one item together hand to each other in every layer.
+"""Parts of split items: what the ranks that encode one item together exchange in every layer.
 
-Each rank has the queries of its own rows, and needs the keys and values of all. The ranks of an item send
-theirs to one another; in the backward pass they send back what the others' keys and values have got of
-gradients, and each adds up what comes for its own. Who takes part is read from the plan, which also has all
-ranks take split items in one order (its invariant 5), so that no message is waited for that is not under way.
-No process group is made: messages pass between pairs of ranks.
+Each rank has the queries of its own rows, and needs the keys and values of all rows. The ranks of an item
+send theirs to one another; in the backward pass they send back the gradients of the others' keys and values,
+and each sums those that it receives for its own. Who takes part is read from the plan, which also has all
+ranks take split items in one order (its invariant 5): no rank waits for a message whose sender waits for it
+in turn. No process group is created: messages pass between pairs of ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from parallel.dep.plan import VisionPlan
 
 
 class PartExchange:
-    """This rank's end of it."""
+    """This rank's end of the exchange."""
 
     def __init__(
         self,
@@ -32,14 +32,14 @@ class PartExchange:
     ) -> None:
         """
         Args:
-            group: all ranks of the job, for nothing else than vision.
+            group: all ranks of the job; used for this exchange only.
             phase: announces what this rank waits for, and the global ranks that it waits for.
         """
         self._group = group
         self.rank = dist.get_rank()
         self._phase = phase
         self.sent_bytes = 0
-        """What this rank has sent to others so far."""
+        """Bytes that this rank has sent to others since it was created."""
 
     def part_in(self, plan: VisionPlan, chunk: int) -> "PartOfItem | None":
         """The part of a split item that this rank's chunk is; None if it is made of whole items."""
@@ -50,19 +50,19 @@ class PartExchange:
         return PartOfItem(
             row=part.row,
             num_rows=part.num_rows,
-            place=parts.index(part),
+            index=parts.index(part),
             ranks=tuple(each.rank for each in parts),
             sizes=tuple(each.num_patches for each in parts),
             exchange=self,
         )
 
     def swap(self, ranks: Sequence[int], outgoing: Sequence[Tensor], incoming: Sequence[Tensor]) -> None:
-        """Send a tensor to each of these ranks but oneself, and fill one from each. Called by all of them.
+        """Send a tensor to each of the other ranks, and fill one from each. Called by all of them.
 
         Args:
-            ranks: global ranks, in the same order on all of them.
-            outgoing: [place of the receiver among them] -> contiguous.
-            incoming: [place of the sender] -> contiguous, is overwritten.
+            ranks: global ranks, this one included, in the same order on all of them.
+            outgoing: [index of the receiver in `ranks`] -> contiguous tensor.
+            incoming: [index of the sender in `ranks`] -> contiguous tensor, overwritten.
         """
         operations = []
         for rank, to_send, to_fill in zip(ranks, outgoing, incoming, strict=True):
@@ -77,24 +77,25 @@ class PartExchange:
 
 @dataclass(frozen=True, slots=True)
 class PartOfItem:
-    """What the encoder has to know of a chunk that is a part of an item."""
+    """What the encoder needs to know about a chunk that is a part of a split item."""
 
     row: int
     """First row of patches."""
     num_rows: int
     """Rows of patches."""
-    place: int
-    """Which of the item's parts it is."""
+    index: int
+    """Its index among the item's parts."""
     ranks: tuple[int, ...]
     """[part of the item] -> global rank that encodes it."""
     sizes: tuple[int, ...]
     """[part of the item] -> its patches."""
     exchange: PartExchange
+    """This rank's end of the exchange with the item's other ranks."""
 
     def gather(self, own: Tensor) -> Tensor:
-        """[p, ...] of this part's patches -> [P, ...] of all the item's, part after part.
+        """[p, ...] of this part's patches -> [P, ...] of all patches of the item, part after part.
 
-        Called by all ranks of the item, and so is the backward pass, if there is one.
+        Called by all ranks of the item. A backward pass has to run on all of them or on none.
         """
         return _Gather.apply(own, self)
 
@@ -107,7 +108,7 @@ class PartEncoder(Protocol):
 
 
 class _Gather(torch.autograd.Function):
-    """Puts the blocks of all parts together; their gradients go back to their ranks and are added up."""
+    """Concatenates the blocks of all parts; their gradients go back to their ranks and are summed."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, part: PartOfItem) -> Tensor:
@@ -115,7 +116,7 @@ class _Gather(torch.autograd.Function):
         own = own.contiguous()
         gathered = own.new_empty(sum(part.sizes), *own.shape[1:])
         blocks = gathered.split(part.sizes)
-        blocks[part.place].copy_(own)
+        blocks[part.index].copy_(own)
         part.exchange.swap(part.ranks, [own] * len(blocks), blocks)
         return gathered
 
@@ -124,9 +125,9 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         part: PartOfItem = ctx.part
         blocks = gradient.contiguous().split(part.sizes)
-        own = blocks[part.place]
+        own = blocks[part.index]
         received = own.new_empty(len(blocks), *own.shape)
-        received[part.place] = own
+        received[part.index] = own
         part.exchange.swap(part.ranks, blocks, received.unbind())
-        # One sum over all, since that of low-precision numbers is rounded once, and in the order of parts.
+        # One sum over all parts, in their order: in low precision it is rounded once.
         return received.sum(dim=0), None

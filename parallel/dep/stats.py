@@ -11,27 +11,27 @@ class VisionStats:
     """What one rank did in one step."""
 
     forward_s: float = 0.0
-    """Encoding, features kept. In parts of items it includes waiting for their other ranks."""
+    """Time of forward passes. For parts of split items it includes waiting for their other ranks."""
     backward_s: float = 0.0
-    """Encoding again, and backward; likewise."""
+    """Time of recomputation and backward, including the same waiting."""
     exchange_s: float = 0.0
-    """Sending and receiving, which includes waiting for slower ranks."""
+    """Time of sending and receiving, including waiting for slower ranks."""
     num_patches: int = 0
     """Patches that this rank encoded."""
     sent_bytes: int = 0
-    """Features and gradients sent to other ranks."""
+    """Bytes of features and gradients sent to other ranks."""
     split_bytes: int = 0
-    """Keys and values of split items, and their gradients, sent to other ranks."""
+    """Bytes of keys and values of split items, and of their gradients, sent to other ranks."""
     exposed_s: float = 0.0
-    """Time in which vision held the pipeline up: upfront all of it; in bubbles, on first stages, what they
-    did before their first pass, after their last one, and waiting for features."""
+    """Time in which vision held the pipeline up. Upfront: all of it. In bubbles, on first stages: the work
+    before their first pass and after their last one, and waiting for features."""
     peak_feature_bytes: int = 0
-    """The most features and gradients of features that lay on the device at a time: upfront those at rest on
-    a first stage; in bubbles all that a rank has, but for what the backbone has taken."""
+    """The most bytes of features and their gradients on the device at a time. Upfront: those at rest on a
+    first stage. In bubbles: all that a rank holds, without what the backbone has taken."""
 
     @property
     def work_s(self) -> float:
-        """Time that the encoder worked."""
+        """Time in which the encoder worked."""
         return self.forward_s + self.backward_s
 
 
@@ -42,21 +42,23 @@ class VisionSummary:
     work_s_max: float
     """Seconds that the busiest rank's encoder worked."""
     work_s_mean: float
+    """Seconds that the encoder worked, mean over ranks."""
     exposed_s_max: float
-    """The most that vision held a rank's pipeline up, exchange included (see `VisionStats`)."""
+    """Seconds in which vision held the pipeline up, on the rank with the most (see `VisionStats`)."""
     patches_max: int
     """Patches of the rank that encoded the most."""
     patches_mean: float
+    """Patches encoded, mean over ranks."""
     sent_bytes: int
-    """Features and gradients that all ranks sent to others."""
+    """Bytes of features and gradients sent between ranks, summed over all ranks."""
     split_bytes: int
-    """Keys and values of split items, and their gradients, that all ranks sent to others."""
+    """Bytes of keys and values of split items, and of their gradients, sent between ranks."""
     peak_feature_bytes: int
-    """The most features, or gradients of features, on one device at a time."""
+    """The most bytes of features and their gradients on one device at a time."""
 
     @classmethod
     def over_all_ranks(cls, stats: VisionStats, device: torch.device) -> "VisionSummary":
-        """Put every rank's figures together, by one collective; all ranks get the same."""
+        """Summarize every rank's figures with one collective; all ranks get the same result."""
         own = torch.tensor(
             [
                 stats.work_s,

@@ -1,8 +1,8 @@
 """The encoder's two passes over one chunk of items.
 
 The first keeps nothing but the features; the second computes the same again and goes backward. The tower has
-no dropout, so both see the same numbers without any state of a random generator. Either can be put aside
-between the encoder's layers, for passes of the pipeline to come in between.
+no dropout, so both compute the same numbers without any random state. Either can be suspended between the
+encoder's layers, so that passes of the pipeline can run in between.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,24 +16,24 @@ from parallel.dep.grid import Grid
 Layer = Callable[[Tensor], Tensor]
 """One step of an encoder: [P, C] hidden states in, the next ones out."""
 Encode = Callable[[Tensor, tuple[Grid, ...]], Tensor]
-"""From patches [P, 3*p*p] of items and their grids (t, h, w) to features [V, D], both item after item."""
+"""Patches [P, 3*p*p] of items and their grids in, features [V, D] out, both item after item."""
 
 
 class LayeredEncoder(Protocol):
     """An encoder that can be run step by step."""
 
     def layers(self, pixels: Tensor, grid_thw: tuple[Grid, ...], /) -> Sequence[Layer]:
-        """`Encode` as functions of about equal length: the first one takes `pixels`, each of the others what
-        the one before it returns."""
+        """`Encode` as steps of about equal duration: the first takes `pixels`, each other one what the one
+        before it returns."""
 
 
 class Chunk(NamedTuple):
     """Items that a rank encodes at once, or a part of one."""
 
     pixels: Tensor
-    """[P, 3*p*p] float32 in host memory, item after item; of a part its own."""
+    """[P, 3*p*p] float32 in host memory, item after item; for a part only those of its rows."""
     grid_thw: tuple[Grid, ...]
-    """Frames, rows and columns of patches of each item; of a part the whole item's."""
+    """Grid of each item; for a part that of the whole item."""
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def recompute_and_backward(encoder: Encode, chunk: Chunk, gradient: Tensor) -> N
     """Encode a chunk again and add to the gradients of the encoder's parameters.
 
     Args:
-        gradient: [V, D] of the loss by the features, on the device.
+        gradient: [V, D] gradient of the loss by the features, on the device.
     """
     with torch.enable_grad():
         features = encoder(chunk.pixels.to(gradient.device, non_blocking=True), chunk.grid_thw)
@@ -54,7 +54,7 @@ def recompute_and_backward(encoder: Encode, chunk: Chunk, gradient: Tensor) -> N
 
 
 class EncodeInSteps:
-    """What `encode` does, a step a layer; between steps nothing is kept but the last one's output."""
+    """`encode`, one layer per step; between steps only the last layer's output is kept."""
 
     def __init__(self, encoder: LayeredEncoder, chunk: Chunk, device: torch.device) -> None:
         self._hidden = chunk.pixels.to(device, non_blocking=True)
@@ -62,17 +62,17 @@ class EncodeInSteps:
 
     @torch.no_grad()
     def advance(self, num_steps: int) -> Tensor | None:
-        """Go so many steps on; the features [V, D] after the last one."""
+        """Run the next steps; returns the features [V, D] after the last one."""
         for _ in range(num_steps):
             self._hidden = self._layers.pop(0)(self._hidden)
         return None if self._layers else self._hidden
 
 
 class BackwardInSteps:
-    """What `recompute_and_backward` does, in as many steps as there are layers.
+    """`recompute_and_backward`, in as many steps as there are layers.
 
-    Backward of a layer takes twice its forward, so a step is three layers' recomputation as long as there are
-    any, and one and a half layers' backward then. Activations are kept between steps.
+    Backward of a layer takes twice its forward, so a step recomputes three layers as long as there are any,
+    and then goes backward through one and a half. Activations are kept between steps.
     """
 
     def __init__(self, encoder: LayeredEncoder, chunk: Chunk, gradient: Tensor) -> None:
@@ -83,7 +83,8 @@ class BackwardInSteps:
         self._due = 0
 
     def advance(self, num_steps: int) -> bool:
-        """Go so many steps on; whether that was the last one, after which parameters have their gradients."""
+        """Run the next steps; returns whether the pass is complete and parameters have their gradients."""
+        # In units of one layer's forward: recomputation costs one, backward two.
         self._due += 3 * num_steps
         while self._layers and self._due >= 1:
             self._due -= 1
@@ -95,16 +96,16 @@ class BackwardInSteps:
 
     @torch.enable_grad()
     def _recompute(self) -> None:
-        """One layer again, with a graph of its own."""
-        assert self._hidden is not None, "there is a layer left"
+        """Run one layer again, with its own graph."""
+        assert self._hidden is not None, "there are layers to recompute"
         start = self._hidden.detach().requires_grad_(bool(self._passed))
         end = self._layers.pop(0)(start)
         self._passed.append((start, end))
         self._hidden = end if self._layers else None
 
     def _go_back(self) -> None:
-        """Backward through the last layer that is left."""
-        assert self._gradient is not None, "only pixels have no gradient"
+        """Go backward through the last of the recomputed layers."""
+        assert self._gradient is not None, "only the pixels' gradient is None"
         start, end = self._passed.pop()
         end.backward(self._gradient.to(end.dtype))
         self._gradient = start.grad
