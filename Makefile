@@ -4,6 +4,11 @@ BIN    := .venv/bin
 STAMP  := .venv/.installed
 SMOKE  := datasets/smoke/dataset.json
 
+# Tests run on this many processes at once, a file on one of them: what its tests share is built once.
+NUM_TEST_PROCESSES ?= 2
+TEST    = OMP_NUM_THREADS=1 $(BIN)/pytest
+BY_FILE = -n $(NUM_TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
 # The first Python of 3.12 or newer that can make a virtual environment, 3.12 before newer ones. pyenv's versions
 # are looked up by path, since its shims fail for a version that is not switched on. Override: make PYTHON=...
 PYTHON ?= $(shell $(FIND_PYTHON))
@@ -39,10 +44,10 @@ smoke: $(STAMP) $(SMOKE)  ## train the shrunk model on real text, images and vid
 data: $(SMOKE)  ## build the smoke set into datasets/smoke, unless it is there
 
 test: $(STAMP)  ## run the whole test suite but the slow and the GPU tests
-	$(BIN)/pytest -m "not gpu and not slow"
+	$(TEST) $(BY_FILE) -m "not gpu and not slow"
 
 test-slow: $(STAMP)  ## run the slow tests
-	$(BIN)/pytest -m "slow and not gpu"
+	$(TEST) -m "slow and not gpu"
 
 check: lint types test-fast  ## format, lint, types, import rules and the fast tests
 
@@ -54,7 +59,7 @@ types: $(STAMP)  ## check types
 	$(BIN)/mypy k25_train parallel launch
 
 test-fast: $(STAMP)  ## run the tests that need one process
-	$(BIN)/pytest -q -n 2 -m "not gpu and not slow and not distributed" tests/unit
+	$(TEST) -q $(BY_FILE) -m "not gpu and not slow and not distributed" tests/unit
 
 format: $(STAMP)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.parity import Parity
 from tests.helpers.ranks import run_ranks
-from tests.helpers.resume import ALONE, AS_SMOKE, short
+from tests.helpers.resume import FOUR_RANKS, ONE_RANK, short_run
 from tests.helpers.runs import fit
 from tests.helpers.shards import write_tiny_shard_set
 
@@ -25,9 +25,9 @@ def parity(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
 
 @pytest.fixture(scope="session")
 def run_alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished short run of one process, with checkpoints at steps 10 and 20."""
+    """The folder of a finished short run of one process, with checkpoints at steps 5 and 10."""
     folder = tmp_path_factory.mktemp("alone")
-    run_ranks(fit, 1, short(data, folder, *ALONE))
+    run_ranks(fit, 1, short_run(data, folder, *ONE_RANK))
     return folder
 
 
@@ -35,5 +35,5 @@ def run_alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_as_smoke(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same on 4 ranks with pp=2, vpp=2, ep=2, as `experiment=smoke`."""
     folder = tmp_path_factory.mktemp("as_smoke")
-    run_ranks(fit, 4, short(data, folder, *AS_SMOKE))
+    run_ranks(fit, 4, short_run(data, folder, *FOUR_RANKS))
     return folder

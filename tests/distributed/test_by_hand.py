@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.ranks import free_port, run_ranks
-from tests.helpers.resume import rows, short, without_times
+from tests.helpers.resume import rows, short_run, without_times
 from tests.helpers.runs import fit, layout
 from tests.helpers.source import REPO
 
@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 def test_one_command_a_node_trains_as_one_node_does(data: Path, tmp_path: Path) -> None:
-    short_run = ["train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2"]
-    run_ranks(fit, 2, short(data, tmp_path / "alone", *layout(ep=2, dp=2), *short_run))
-    two_nodes = [*layout(ep=2, dp=2), *short_run, "cluster.nodes=2", "cluster.gpus_per_node=1"]
+    few = ["train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2"]
+    run_ranks(fit, 2, short_run(data, tmp_path / "alone", *layout(ep=2, dp=2), *few))
+    two_nodes = [*layout(ep=2, dp=2), *few, "cluster.nodes=2", "cluster.gpus_per_node=1"]
     port = free_port()
     command = [sys.executable, "-m", "launch.torchrun", "--first-node", f"127.0.0.1:{port}"]
-    arguments = short(data, tmp_path / "run", *two_nodes)
+    arguments = short_run(data, tmp_path / "run", *two_nodes)
 
     second = subprocess.Popen([*command, "--node", "1", *arguments], cwd=REPO, env=os.environ)
     try:

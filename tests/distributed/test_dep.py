@@ -10,17 +10,16 @@ from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.data.mix.plan import media_of
-from tests.distributed.test_resume import assert_close
 from tests.helpers.parity import (
     EVERYTHING_OVERLAPS,
-    IN_FEW_STEPS,
+    FEW_OR_ALL_STEPS,
     TOLERANCE,
     Case,
     Parity,
     worst_difference,
 )
 from tests.helpers.ranks import run_ranks
-from tests.helpers.resume import ALONE, AS_SMOKE, MIDDLE, cut_off, rows, short
+from tests.helpers.resume import FOUR_RANKS, ONE_RANK, SHORT, assert_close, cut_off, rows, short_run
 from tests.helpers.runs import fit
 
 pytestmark = pytest.mark.distributed
@@ -31,7 +30,7 @@ BUBBLES = ("dep.schedule=bubbles", "cluster.network_gb_per_s=1000")
 WAYS = {"coupled": ("dep.mode=coupled",), "upfront": (), "bubbles": BUBBLES}
 ONE_CHUNK_AN_ITEM = "dep.max_patches_per_chunk=1"
 ALL_FEATURES_ON_THE_HOST = "dep.feature_buffer_gib=0"
-NOTHING_BUT = {
+BLENDS_OF_ONE_KIND = {
     "text": "data.blend.text=1 ~data.blend.caption ~data.blend.ocr ~data.blend.video".split(),
     "images": "data.blend.caption=1 ~data.blend.text ~data.blend.ocr ~data.blend.video".split(),
     "video": "data.blend.video=1 ~data.blend.text ~data.blend.ocr ~data.blend.caption".split(),
@@ -62,7 +61,7 @@ def check(parity: Parity, sizes: dict[str, int], way: Sequence[str], *changes: s
 @pytest.mark.parametrize("blend", [pytest.param("text", marks=pytest.mark.slow), "images", "video"])
 def test_batches_of_one_kind_train_as_in_one_process(blend: str, way: str, parity: Parity) -> None:
     few = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
-    check(parity, SMOKE, WAYS[way], ONE_CHUNK_AN_ITEM, *NOTHING_BUT[blend], *few)
+    check(parity, SMOKE, WAYS[way], ONE_CHUNK_AN_ITEM, *BLENDS_OF_ONE_KIND[blend], *few)
 
 
 @pytest.mark.parametrize("way", ["upfront", "bubbles"])
@@ -83,7 +82,7 @@ def images_of_replicas(config: Config) -> list[tuple[int, int]]:
     return [(sum(each[: len(each) // 2]), sum(each[len(each) // 2 :])) for each in counted]
 
 
-@IN_FEW_STEPS
+@FEW_OR_ALL_STEPS
 def test_bubbles_with_everything_that_overlaps_train_as_one_process(
     steps: Sequence[str], parity: Parity
 ) -> None:
@@ -110,12 +109,12 @@ def test_chunks_and_buffers_change_no_number(chunks: str, parity: Parity) -> Non
 
 def test_a_run_goes_on_with_the_other_kind_of_tower(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
     coupled = cut_off(run_as_smoke, tmp_path / "coupled")
-    run_ranks(fit, 1, short(data, coupled, *ALONE, "dep.mode=coupled"))
-    assert_close(coupled, run_as_smoke, after=MIDDLE)
+    run_ranks(fit, 1, short_run(data, coupled, *ONE_RANK, "dep.mode=coupled"))
+    assert_close(coupled, run_as_smoke, after=SHORT.saved_at)
 
     decoupled = cut_off(coupled, tmp_path / "decoupled")
-    run_ranks(fit, 4, short(data, decoupled, *AS_SMOKE))
-    assert_close(decoupled, run_as_smoke, after=MIDDLE)
+    run_ranks(fit, 4, short_run(data, decoupled, *FOUR_RANKS))
+    assert_close(decoupled, run_as_smoke, after=SHORT.saved_at)
 
 
 def test_a_step_tells_what_the_encoders_did(run_as_smoke: Path) -> None:

@@ -1,10 +1,11 @@
 """The dry run: the real model's totals, faults that are planted in it, and the bytes of real runs."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +71,27 @@ def test_the_real_model_is_whole_on_every_rank(nodes: int, optim: str) -> None:
         assert 0 <= stage["weights_bytes"] - stage["gradients_bytes"] / 2 < 1e5
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        layout(),
-        layout(dp=3),
-        layout(pp=3, dp=1),
-        layout(pp=2, vpp=2, ep=2, dp=4),
-        layout(ep=4, dp=4),
-        [*layout(pp=4, dp=2, ep=2), "parallelism.layout=Et|tttt||L"],
-        [*layout(pp=2, vpp=2, ep=2, dp=2), "train.dtype=bfloat16", "parallelism.overlap_grad_reduce=true"],
-    ],
-    ids=" ".join,
+LAYOUTS = (
+    layout(),
+    layout(dp=3),
+    layout(pp=3, dp=1),
+    layout(pp=2, vpp=2, ep=2, dp=4),
+    layout(ep=4, dp=4),
+    [*layout(pp=4, dp=2, ep=2), "parallelism.layout=Et|tttt||L"],
+    [*layout(pp=2, vpp=2, ep=2, dp=2), "train.dtype=bfloat16", "parallelism.overlap_grad_reduce=true"],
 )
-@pytest.mark.parametrize(("optim", "dep"), [("adamw", "coupled"), ("muonclip", "decoupled")])
+WAYS = (("adamw", "coupled"), ("muonclip", "decoupled"))
+"""Optimizer, and how the encoder is run."""
+
+
+def layouts_and_ways() -> Iterator[Any]:
+    """Every layout in every way; by default the ways take turns over the layouts."""
+    for (number, arguments), (turn, way) in itertools.product(enumerate(LAYOUTS), enumerate(WAYS)):
+        marks = [] if number % len(WAYS) == turn else [pytest.mark.slow]
+        yield pytest.param(arguments, *way, marks=marks, id=" ".join([*way, *arguments]))
+
+
+@pytest.mark.parametrize(("arguments", "optim", "dep"), layouts_and_ways())
 def test_any_layout_adds_up(arguments: list[str], optim: str, dep: str) -> None:
     # 24 is a multiple of every data-parallel size above.
     sizes = ["train.global_batch_size=24", "train.eval_sequences=24", f"optim={optim}", f"dep.mode={dep}"]

@@ -19,7 +19,7 @@ from k25_train.data.formats.index import MediaSegment, SampleRecord
 from k25_train.data.loader import DataLoader
 from tests.helpers.jobs import Job
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.resume import ALONE, LAST, MIDDLE, cut_off, rows, short, without_times
+from tests.helpers.resume import LONG, ONE_RANK, SHORT, cut_off, long_run, rows, short_run, without_times
 from tests.helpers.runs import fit, layout, start_run
 
 pytestmark = pytest.mark.distributed
@@ -40,7 +40,7 @@ def test_a_job_ended_from_outside_goes_on_bitwise(data: Path, tmp_path: Path) ->
     run, uninterrupted = tmp_path / "run", tmp_path / "uninterrupted"
     # Two ranks, since each takes seconds of imports in each job.
     sizes = layout(ep=2, dp=2)
-    command = short(data, run, *sizes)
+    command = long_run(data, run, *sizes)
 
     with Job(command, 2, tmp_path / "terminated.log") as job:
         job.wait_until(lambda: has_row(run, 2), START_S)
@@ -48,26 +48,26 @@ def test_a_job_ended_from_outside_goes_on_bitwise(data: Path, tmp_path: Path) ->
         job.wait(END_S)
     stopped_at = rows(run)[-1]["step"]
     assert f"SIGTERM: checkpoint of step {stopped_at} saved" in job.output
-    assert verify(newest_checkpoint(run / "checkpoints")) == stopped_at < MIDDLE
+    assert verify(newest_checkpoint(run / "checkpoints")) == stopped_at < LONG.saved_at
 
     with Job(command, 2, tmp_path / "killed.log") as job:
-        job.wait_until(lambda: has_row(run, MIDDLE + 1), START_S)
+        job.wait_until(lambda: has_row(run, LONG.saved_at + 1), START_S)
         time.sleep(0.1)
         os.kill(job.rank(1), signal.SIGKILL)
         assert job.wait(END_S) != 0
-    assert f"resuming after step {stopped_at} of {LAST}" in job.output
+    assert f"resuming after step {stopped_at} of {LONG.num_steps}" in job.output
     assert "Signal 9 (SIGKILL)" in job.output
-    assert verify(newest_checkpoint(run / "checkpoints")) == MIDDLE
+    assert verify(newest_checkpoint(run / "checkpoints")) == LONG.saved_at
 
     with Job(command, 2, tmp_path / "orphaned.log") as job:
-        job.wait_until(lambda: f"step {MIDDLE + 2}/" in job.output, START_S)
+        job.wait_until(lambda: f"step {LONG.saved_at + 2}/" in job.output, START_S)
         job.signal(signal.SIGKILL)
         job.wait_until_gone(END_S)
     stopped_at = rows(run)[-1]["step"]
-    assert verify(newest_checkpoint(run / "checkpoints")) == stopped_at < LAST
+    assert verify(newest_checkpoint(run / "checkpoints")) == stopped_at < LONG.num_steps
 
     run_ranks(fit, 2, command)
-    run_ranks(fit, 2, short(data, uninterrupted, *sizes))
+    run_ranks(fit, 2, long_run(data, uninterrupted, *sizes))
     assert without_times(rows(run)) == without_times(rows(uninterrupted))
 
 
@@ -84,7 +84,7 @@ class BrokenSet:
 @pytest.fixture(scope="module")
 def broken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> BrokenSet:
     folder = shutil.copytree(data, tmp_path_factory.mktemp("broken") / "shards")
-    config = compose(short(data, folder / "run", *ALONE))
+    config = compose(short_run(data, folder / "run", *ONE_RANK))
     loader = DataLoader(config.data, config.train, config.model.vision)
     step, sample = first_image_of_second_half(loader)
     (media,) = [segment for segment in sample.segments if isinstance(segment, MediaSegment)]
@@ -97,7 +97,7 @@ def broken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> BrokenSet:
 def first_image_of_second_half(loader: DataLoader) -> tuple[int, SampleRecord]:
     """A step, and a sample with an image in the second half of its batch that no earlier sequence holds."""
     seen: set[str] = set()
-    for step in range(1, LAST + 1):
+    for step in range(1, SHORT.num_steps + 1):
         sequences = loader.plan(step - 1).sequences
         for number, sequence in enumerate(sequences):
             for sample in (piece.record for piece in sequence.pieces):
@@ -109,7 +109,7 @@ def first_image_of_second_half(loader: DataLoader) -> tuple[int, SampleRecord]:
 
 
 def test_a_rank_that_raises_ends_the_job_and_is_heard(broken: BrokenSet, tmp_path: Path) -> None:
-    command = short(broken.folder, tmp_path / "run", *layout(dp=2))
+    command = short_run(broken.folder, tmp_path / "run", *layout(dp=2))
 
     with Job(command, 2, tmp_path / "raised.log") as job:
         assert job.wait(START_S + END_S) != 0
@@ -141,7 +141,7 @@ def test_an_undecodable_image_within_the_limit_is_skipped_alike_in_every_layout(
     # With a coupled tower the first stage alone decodes and counts; else one rank decodes and all count.
     counted = {(1, "decoupled"): [[name]], (2, "decoupled"): [[name], [name]], (2, "coupled"): [[name], []]}
     for (pp, mode), by_stage in counted.items():
-        command = short(broken.folder, tmp_path / f"{pp} {mode}", *layout(pp=pp), f"dep.mode={mode}")
+        command = short_run(broken.folder, tmp_path / f"{pp} {mode}", *layout(pp=pp), f"dep.mode={mode}")
         by_rank = run_ranks(train_and_count, pp, [*command, "data.max_skipped_samples=1"], broken.step)
         assert [skipped for _, skipped, _ in by_rank] == by_stage
         told = [f"skipped {name}: its image" in log for _, _, log in by_rank]
@@ -168,7 +168,7 @@ def saves_that_fail(context: RankContext, arguments: Sequence[str], file: str) -
     for folder in (run.config.run.dir, file):
         run.config.run.dir = folder
         try:
-            trainer.save(MIDDLE + 2)
+            trainer.save(SHORT.saved_at + 2)
         except CheckpointError as error:
             outcomes.append(str(error))
     return outcomes
@@ -179,20 +179,20 @@ def test_a_full_disk_ends_all_ranks_and_costs_no_checkpoint(
 ) -> None:
     run, file = cut_off(run_alone, tmp_path / "run"), tmp_path / "file"
     file.touch()
-    command = short(data, run, *layout(ep=2, dp=2))
+    command = short_run(data, run, *layout(ep=2, dp=2))
 
     by_rank = run_ranks(saves_that_fail, 2, command, str(file))
 
-    partial, good = run / "checkpoints/step_12.partial", run / "checkpoints/step_10"
+    partial, good = run / "checkpoints/step_7.partial", run / "checkpoints/step_5"
     for resumed, full_disk, no_folder in by_rank:
-        assert resumed == "resumed after step 10"
+        assert resumed == "resumed after step 5"
         assert full_disk.startswith(f"{partial}: could not be written (")
         assert "rank 1: Worker failure" in full_disk
         assert f"bytes are free there, {good} is complete" in full_disk
-        assert no_folder.startswith(f"{file}/checkpoints/step_12.partial: could not be written ([Errno 20]")
+        assert no_folder.startswith(f"{file}/checkpoints/step_7.partial: could not be written ([Errno 20]")
     assert partial.exists()
-    assert verify(good) == MIDDLE
+    assert verify(good) == SHORT.saved_at
 
-    run_ranks(fit, 2, [*command, "train.steps=11", "optim.warmup_steps=0", "optim.decay_steps=0"])
+    run_ranks(fit, 2, [*command, "train.steps=6", "optim.warmup_steps=0", "optim.decay_steps=0"])
 
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_10", "step_11"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_5", "step_6"]

@@ -9,10 +9,9 @@ import pytest
 from torch import Tensor
 
 from tests.distributed.test_dep import SMOKE, WAYS, layouts
-from tests.distributed.test_resume import assert_close
 from tests.helpers.parity import DATA_OVERLAPS, EVERYTHING_OVERLAPS, TOLERANCE, Case, Parity, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.resume import ALONE, AS_SMOKE, cut_off, short
+from tests.helpers.resume import FOUR_RANKS, ONE_RANK, assert_close, cut_off, short_run
 from tests.helpers.runs import fit, layout, overrides, start_run
 
 pytestmark = pytest.mark.distributed
@@ -177,12 +176,12 @@ def test_a_run_goes_on_with_the_other_kind_of_tower(trained: str, data: Path, tm
     middle, last = 2, 3
     both = (f"optim.vision.trained={trained}", *FEW, f"train.eval_interval={last}", "checkpoint.interval=1")
     finished = tmp_path / "finished"
-    run_ranks(fit, 1, short(data, finished, *ALONE, COUPLED, *both))
+    run_ranks(fit, 1, short_run(data, finished, *ONE_RANK, COUPLED, *both))
 
     decoupled = cut_off(finished, tmp_path / "decoupled", last)
-    run_ranks(fit, 4, short(data, decoupled, *AS_SMOKE, *both))
+    run_ranks(fit, 4, short_run(data, decoupled, *FOUR_RANKS, *both))
     assert_close(decoupled, finished, after=middle)
 
     coupled = cut_off(decoupled, tmp_path / "coupled", last)
-    run_ranks(fit, 1, short(data, coupled, *ALONE, COUPLED, *both))
+    run_ranks(fit, 1, short_run(data, coupled, *ONE_RANK, COUPLED, *both))
     assert_close(coupled, finished, after=middle)

@@ -27,13 +27,22 @@ LAYOUTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "dp2": ({"dp": 2}, ()),
     "dp4": ({"dp": 4}, ()),
     "ep2 x dp4": ({"ep": 2, "dp": 4}, ()),
+    "ep2 x dp4, 6 steps": ({"ep": 2, "dp": 4}, FEW),
     "pp2 x vpp2 x ep2": (SMOKE_LAYOUT, ()),
     "pp2 x vpp2 x ep2, everything overlaps": (SMOKE_LAYOUT, EVERYTHING_OVERLAPS),
+    "pp2 x vpp2 x ep2, everything overlaps, 6 steps": (SMOKE_LAYOUT, (*EVERYTHING_OVERLAPS, *FEW)),
     "dp2, plain momentum": ({"dp": 2}, ("optim.muon.nesterov=false", *FEW)),
     "dp2, many rounds": ({"dp": 2}, ("optim.muon.exchange_mib=1", "model.hidden_size=128", *FEW)),
 }
-SLOW = ("one process", "dp2", "dp4", "pp2 x vpp2 x ep2")
-"""Those that others go beyond, for `make test-slow`."""
+SLOW = (
+    "one process",
+    "dp2",
+    "dp4",
+    "ep2 x dp4",
+    "pp2 x vpp2 x ep2",
+    "pp2 x vpp2 x ep2, everything overlaps",
+)
+"""Those that others cover, all or in fewer steps: for `make test-slow`."""
 
 
 def num_ranks(sizes: dict[str, int]) -> int:

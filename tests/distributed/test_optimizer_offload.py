@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.test_resume import assert_close, assert_goes_on
 from tests.helpers.parity import worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.resume import ALONE, AS_SMOKE, LAST, MIDDLE, cut_off, short
+from tests.helpers.resume import FOUR_RANKS, ONE_RANK, SHORT, assert_close, assert_goes_on, cut_off, short_run
 from tests.helpers.runs import fit, layout, overrides, start_run
 
 pytestmark = pytest.mark.distributed
@@ -92,14 +91,14 @@ def test_the_host_steps_as_the_device_does(dtype: str, data: Path, tmp_path: Pat
 def test_runs_go_on_with_and_without_offload_bitwise(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
     """From the device to the host, and from there back to the device, in one process."""
     hosted = cut_off(run_as_smoke, tmp_path / "hosted")
-    between = MIDDLE + 5
+    between = SHORT.saved_at + 2
 
-    command = short(data, hosted, *AS_SMOKE, f"checkpoint.interval={between}", "checkpoint.keep=3")
+    command = short_run(data, hosted, *FOUR_RANKS, f"checkpoint.interval={between}", "checkpoint.keep=3")
     run_ranks(fit_with_torch_adam, 4, [*command, ON_HOST])
 
-    assert_goes_on(hosted, run_as_smoke, after=MIDDLE)
+    assert_goes_on(hosted, run_as_smoke, after=SHORT.saved_at)
     resident = cut_off(hosted, tmp_path / "resident")
-    run_ranks(fit, 1, short(data, resident, *ALONE))
+    run_ranks(fit, 1, short_run(data, resident, *ONE_RANK))
     assert_close(resident, run_as_smoke, after=between)
 
 
@@ -115,7 +114,7 @@ def test_deepspeeds_adam_trains_as_torchs(sizes: dict[str, int], data: Path, tmp
         for place in (ON_DEVICE, ON_HOST)
     )
     assert hosted[0][1]["inner"] == {"CpuAdamW"}
-    assert len(hosted[0][0]) == LAST
+    assert len(hosted[0][0]) == 20
     difference = worst_difference(hosted[0][0], resident[0][0])
     assert 0 < difference <= TOLERANCE
 
@@ -126,17 +125,17 @@ def test_with_deepspeeds_adam_runs_go_on_bitwise_and_change_sides(
 ) -> None:
     finished = tmp_path / "finished"
     command = [*layout(dp=2), ON_HOST]
-    run_ranks(fit, 2, short(data, finished, *command), timeout_s=COMPILE_S)
+    run_ranks(fit, 2, short_run(data, finished, *command), timeout_s=COMPILE_S)
     assert_close(finished, run_alone, after=0)
 
     same = cut_off(finished, tmp_path / "same")
-    run_ranks(fit, 2, short(data, same, *command), timeout_s=COMPILE_S)
-    assert_goes_on(same, finished, after=MIDDLE)
+    run_ranks(fit, 2, short_run(data, same, *command), timeout_s=COMPILE_S)
+    assert_goes_on(same, finished, after=SHORT.saved_at)
 
     to_device = cut_off(finished, tmp_path / "to_device")
-    run_ranks(fit, 1, short(data, to_device, *ALONE))
-    assert_close(to_device, run_alone, after=MIDDLE)
+    run_ranks(fit, 1, short_run(data, to_device, *ONE_RANK))
+    assert_close(to_device, run_alone, after=SHORT.saved_at)
 
     to_host = cut_off(run_alone, tmp_path / "to_host")
-    run_ranks(fit, 2, short(data, to_host, *command), timeout_s=COMPILE_S)
-    assert_close(to_host, run_alone, after=MIDDLE)
+    run_ranks(fit, 2, short_run(data, to_host, *command), timeout_s=COMPILE_S)
+    assert_close(to_host, run_alone, after=SHORT.saved_at)

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from k25_train.compose.resolve import compose
 from k25_train.errors import ConfigError
 from tests.helpers.parity import (
-    BEYOND,
     BFLOAT16_CASES,
     BFLOAT16_TOLERANCE,
-    CALM,
     CASES,
     CLIPPED,
     DATA_OVERLAPS,
     DEEPEST,
     EVERYTHING_OVERLAPS,
+    FEW_OR_ALL_STEPS,
     FEW_STEPS,
-    IN_FEW_STEPS,
+    LOW_LEARNING_RATE,
+    SLOW_CASES,
     TOLERANCE,
     Case,
     Parity,
@@ -31,18 +31,19 @@ pytestmark = pytest.mark.distributed
 
 
 def test_the_serial_run_learns(parity: Parity) -> None:
-    losses = parity.serial(5, 16, "optim.lr=3e-3")
+    losses = parity.serial(5, 8, "optim.lr=3e-3")
     assert len(losses) == 20
     assert losses[-1][0] < 0.9 * losses[0][0]
 
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=[pytest.mark.slow] if case in BEYOND else []) for case in CASES],
+    [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW_CASES else []) for case in CASES],
     ids=lambda case: case.name,
 )
-def test_a_layout_trains_like_one_process(case: Case, parity: Parity) -> None:
-    assert parity.difference(case) <= TOLERANCE
+@FEW_OR_ALL_STEPS
+def test_a_layout_trains_like_one_process(case: Case, steps: Sequence[str], parity: Parity) -> None:
+    assert parity.difference(case, *steps) <= TOLERANCE
 
 
 def test_adamw_trains_like_one_process(parity: Parity) -> None:
@@ -65,11 +66,11 @@ def test_a_layout_trains_with_adamw_like_one_process(case: Case, parity: Parity)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", list(sweep()), ids=lambda case: case.name)
 def test_every_layout_on_16_ranks_trains_like_one_process(case: Case, parity: Parity) -> None:
-    changes = CALM if case.num_layers == DEEPEST else ()
+    changes = LOW_LEARNING_RATE if case.num_layers == DEEPEST else ()
     assert parity.difference(case, *changes) <= TOLERANCE
 
 
-@IN_FEW_STEPS
+@FEW_OR_ALL_STEPS
 @pytest.mark.parametrize("case", BFLOAT16_CASES, ids=lambda case: case.name)
 def test_layouts_agree_in_bfloat16_as_far_as_it_goes(
     case: Case, steps: Sequence[str], parity: Parity

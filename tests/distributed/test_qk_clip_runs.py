@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.distributed.test_resume import assert_goes_on
 from tests.helpers.large_queries import (
     CLIP,
     MODEL,
@@ -26,7 +25,7 @@ from tests.helpers.parity import (
     worst_difference,
 )
 from tests.helpers.ranks import RankContext, RankError, run_ranks
-from tests.helpers.resume import MIDDLE, cut_off, rows, short
+from tests.helpers.resume import SHORT, assert_goes_on, cut_off, rows, short_run
 from tests.helpers.runs import fit, layout, overrides, start_run, train
 from tests.helpers.tiny_model import modules_of
 
@@ -107,11 +106,11 @@ def test_recording_changes_no_bit(data: Path, tmp_path: Path) -> None:
 
 
 def test_clipped_runs_are_those_of_one_process(parity: Parity) -> None:
-    short_run = ("train.steps=6", "optim.decay_steps=2")
-    changes = (*CLIPPED, *short_run)
+    few = ("train.steps=6", "optim.decay_steps=2")
+    changes = (*CLIPPED, *few)
     case = Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, more=EVERYTHING_OVERLAPS)
     assert parity.difference(case, *changes) <= TOLERANCE
-    unclipped = parity.serial(case.num_layers, case.global_batch_size, NO_CLIP, *short_run)
+    unclipped = parity.serial(case.num_layers, case.global_batch_size, NO_CLIP, *few)
     clipped = parity.serial(case.num_layers, case.global_batch_size, *changes)
     assert worst_difference(clipped, unclipped) > 100 * TOLERANCE
 
@@ -119,12 +118,12 @@ def test_clipped_runs_are_those_of_one_process(parity: Parity) -> None:
 def test_a_clipped_run_goes_on_bitwise(data: Path, tmp_path: Path) -> None:
     finished, resumed = tmp_path / "finished", tmp_path / "resumed"
     how = [*layout(dp=2), *NARROW, "train.dtype=bfloat16", "optim.qk_clip_threshold=0.005"]
-    run_ranks(fit, 2, short(data, finished, *how), timeout_s=240.0)
+    run_ranks(fit, 2, short_run(data, finished, *how), timeout_s=240.0)
     cut_off(finished, resumed)
-    run_ranks(fit, 2, short(data, resumed, *how), timeout_s=240.0)
-    assert_goes_on(resumed, finished, after=MIDDLE)
+    run_ranks(fit, 2, short_run(data, resumed, *how), timeout_s=240.0)
+    assert_goes_on(resumed, finished, after=SHORT.saved_at)
     steps = rows(finished)[1:]
-    assert all(row["heads_clipped"] for row in steps[:3] + steps[MIDDLE : MIDDLE + 3])
+    assert all(row["heads_clipped"] for row in steps[:3] + steps[SHORT.saved_at : SHORT.saved_at + 3])
     for row in steps:
         by_layer = row["max_logits"]
         assert isinstance(by_layer, list)

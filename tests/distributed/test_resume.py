@@ -12,29 +12,20 @@ from typing import Any
 import pytest
 
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.resume import ALONE, AS_SMOKE, LAST, MIDDLE, cut_off, rows, short, without_times
+from tests.helpers.resume import (
+    FOUR_RANKS,
+    ONE_RANK,
+    SHORT,
+    TOLERANCE,
+    assert_close,
+    assert_goes_on,
+    cut_off,
+    rows,
+    short_run,
+)
 from tests.helpers.runs import fit, start_run
 
 pytestmark = pytest.mark.distributed
-
-TOLERANCE = 1e-5
-
-
-def assert_goes_on(resumed: Path, finished: Path, after: int) -> None:
-    """Rows up to step `after` are the ones of before; later ones were computed again, bitwise the same."""
-    found, expected = rows(resumed), rows(finished)
-    assert [row["step"] for row in found] == list(range(LAST + 1))
-    assert found[: after + 1] == expected[: after + 1], "rows of before the checkpoint were written again"
-    assert found[after + 1]["step_time_s"] != expected[after + 1]["step_time_s"], "nothing was trained"
-    assert without_times(found) == without_times(expected)
-
-
-def assert_close(resumed: Path, finished: Path, after: int) -> None:
-    """Losses and gradient norms after step `after` agree to the tolerance."""
-    for found, expected in zip(rows(resumed)[after + 1 :], rows(finished)[after + 1 :], strict=True):
-        for key in ("loss", "grad_norm", "eval_text_loss", "eval_caption_loss"):
-            if key in expected:
-                assert found[key] == pytest.approx(expected[key], rel=TOLERANCE), f"{key} at {found['step']}"
 
 
 def fit_and_signal(context: RankContext, arguments: Sequence[str], rank: int, step: int) -> None:
@@ -96,10 +87,10 @@ def evaluate_checkpoint(
 def test_one_process_goes_on_bitwise(data: Path, run_alone: Path, tmp_path: Path) -> None:
     resumed = cut_off(run_alone, tmp_path / "run")
 
-    run_ranks(fit, 1, short(data, resumed, *ALONE))
+    run_ranks(fit, 1, short_run(data, resumed, *ONE_RANK))
 
-    assert_goes_on(resumed, run_alone, after=MIDDLE)
-    assert sorted(path.name for path in (resumed / "checkpoints").iterdir()) == ["step_10", "step_20"]
+    assert_goes_on(resumed, run_alone, after=SHORT.saved_at)
+    assert sorted(path.name for path in (resumed / "checkpoints").iterdir()) == ["step_5", "step_10"]
 
 
 def test_a_signal_to_one_of_four_ranks_stops_all_and_they_go_on_bitwise(
@@ -107,45 +98,45 @@ def test_a_signal_to_one_of_four_ranks_stops_all_and_they_go_on_bitwise(
 ) -> None:
     resumed = cut_off(run_as_smoke, tmp_path / "run")
 
-    run_ranks(fit_and_signal, 4, short(data, resumed, *AS_SMOKE), 2, 13)
+    run_ranks(fit_and_signal, 4, short_run(data, resumed, *FOUR_RANKS), 2, 8)
 
-    assert rows(resumed)[-1]["step"] == 13
-    assert sorted(path.name for path in (resumed / "checkpoints").iterdir()) == ["step_10", "step_13"]
+    assert rows(resumed)[-1]["step"] == 8
+    assert sorted(path.name for path in (resumed / "checkpoints").iterdir()) == ["step_5", "step_8"]
 
-    run_ranks(fit, 4, short(data, resumed, *AS_SMOKE))
+    run_ranks(fit, 4, short_run(data, resumed, *FOUR_RANKS))
 
-    assert_goes_on(resumed, run_as_smoke, after=MIDDLE)
+    assert_goes_on(resumed, run_as_smoke, after=SHORT.saved_at)
 
 
 def test_four_ranks_go_on_in_one_process(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
     resumed = cut_off(run_as_smoke, tmp_path / "run")
 
-    run_ranks(fit, 1, short(data, resumed, *ALONE))
+    run_ranks(fit, 1, short_run(data, resumed, *ONE_RANK))
 
-    assert_close(resumed, run_as_smoke, after=MIDDLE)
+    assert_close(resumed, run_as_smoke, after=SHORT.saved_at)
 
 
 def test_one_process_goes_on_in_four_ranks(data: Path, run_alone: Path, tmp_path: Path) -> None:
     resumed = cut_off(run_alone, tmp_path / "run")
 
-    run_ranks(fit, 4, short(data, resumed, *AS_SMOKE))
+    run_ranks(fit, 4, short_run(data, resumed, *FOUR_RANKS))
 
-    assert_close(resumed, run_alone, after=MIDDLE)
+    assert_close(resumed, run_alone, after=SHORT.saved_at)
 
 
 def test_a_finished_run_says_so_and_touches_nothing(data: Path, run_alone: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run_alone.rglob("*")}
 
-    (printed,) = run_ranks(fit_and_listen, 1, short(data, run_alone, *ALONE))
+    (printed,) = run_ranks(fit_and_listen, 1, short_run(data, run_alone, *ONE_RANK))
 
-    assert f"{run_alone}: all 20 steps are done" in printed
+    assert f"{run_alone}: all 10 steps are done" in printed
     assert {path: path.stat().st_mtime_ns for path in run_alone.rglob("*")} == before
 
 
 def test_eval_finds_the_losses_of_the_run_and_dumps_them(run_as_smoke: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    checkpoint = run_as_smoke / f"checkpoints/step_{LAST}"
+    checkpoint = run_as_smoke / f"checkpoints/step_{SHORT.num_steps}"
     ((all_four, only_two),) = run_ranks(
         evaluate_checkpoint, 1, str(checkpoint), str(tmp_path / "dump"), [4, 2]
     )
@@ -169,27 +160,27 @@ def test_eval_of_an_absent_checkpoint_names_those_that_exist(run_alone: Path) ->
     from k25_train.errors import CheckpointError
     from k25_train.eval import read_arguments
 
-    with pytest.raises(CheckpointError, match=r"step_15: no such checkpoint; .* holds step_10, step_20"):
-        read_arguments([f"checkpoint={run_alone}/checkpoints/step_15"])
+    with pytest.raises(CheckpointError, match=r"step_7: no such checkpoint; .* holds step_5, step_10"):
+        read_arguments([f"checkpoint={run_alone}/checkpoints/step_7"])
 
 
 BLEND = "data.blend.text=0.31 data.blend.caption=0.3 data.blend.ocr=0.1 data.blend.video=0.29"
-SHORTER = "train.steps=9 optim.warmup_steps=0 optim.decay_steps=0"
+SHORTER = "train.steps=4 optim.warmup_steps=0 optim.decay_steps=0"
 OUTCOMES = {
-    "": "step 10, weight decay 0.5",
-    "train.steps=30": "step 10, weight decay 0.5",
+    "": "step 5, weight decay 0.5",
+    "train.steps=30": "step 5, weight decay 0.5",
     "train.seed=8": "CheckpointError: {checkpoint} was trained with another configuration:\n  train.seed=",
     "model.hidden_size=128": "\n  model.hidden_size=64 in the checkpoint, 128 now\n",
     "model.num_layers=4": "\n  model.num_layers=5 in the checkpoint, 4 now\n",
     "train.global_batch_size=8 train.seq_len=64": "\n  train.global_batch_size=4 in the checkpoint, 8 now\n",
     BLEND: "\n  data.blend.text=",
     "checkpoint.resume=false": "ConfigError: checkpoint.resume=false, but an earlier run left {checkpoint}",
-    SHORTER: "ConfigError: train.steps=9, but the run has {checkpoint}: raise train.steps",
-    "run.dir={run}/no_file": "CheckpointError: {run}/no_file/checkpoints/step_10/__0_0.distcp is missing",
-    "run.dir={run}/cut": "CheckpointError: {run}/cut/checkpoints/step_10/__0_0.distcp has 1000 bytes instead",
-    "run.dir={run}/no_list": "CheckpointError: {run}/no_list/checkpoints/step_10/manifest.json: missing",
+    SHORTER: "ConfigError: train.steps=4, but the run has {checkpoint}: raise train.steps",
+    "run.dir={run}/no_file": "CheckpointError: {run}/no_file/checkpoints/step_5/__0_0.distcp is missing",
+    "run.dir={run}/cut": "CheckpointError: {run}/cut/checkpoints/step_5/__0_0.distcp has 1000 bytes instead",
+    "run.dir={run}/no_list": "CheckpointError: {run}/no_list/checkpoints/step_5/manifest.json: missing",
 }
-"""Overrides of a start with a checkpoint at step 10, where the optimizer is set otherwise than before -> what
+"""Overrides of a start with a checkpoint at step 5, where the optimizer is set otherwise than before -> what
 must be in the outcome."""
 
 
@@ -200,17 +191,17 @@ def starts(
     run = cut_off(run_alone, tmp_path_factory.mktemp("starts") / "run")
     for name in ("no_file", "cut", "no_list"):
         cut_off(run_alone, run / name)
-    (run / "no_file/checkpoints/step_10/__0_0.distcp").unlink()
-    os.truncate(run / "cut/checkpoints/step_10/__0_0.distcp", 1000)
-    (run / "no_list/checkpoints/step_10/manifest.json").unlink()
+    (run / "no_file/checkpoints/step_5/__0_0.distcp").unlink()
+    os.truncate(run / "cut/checkpoints/step_5/__0_0.distcp", 1000)
+    (run / "no_list/checkpoints/step_5/manifest.json").unlink()
     cases = [case.format(run=run) for case in OUTCOMES]
     other_optimizer = ["optim.lr=1e-3", "optim.weight_decay=0.5"]
-    (outcomes,) = run_ranks(outcomes_of_starts, 1, short(data, run, *ALONE, *other_optimizer), cases)
+    (outcomes,) = run_ranks(outcomes_of_starts, 1, short_run(data, run, *ONE_RANK, *other_optimizer), cases)
     return run, outcomes
 
 
 @pytest.mark.parametrize("case", OUTCOMES)
 def test_a_start_goes_on_or_says_why_not(case: str, starts: tuple[Path, dict[str, str]]) -> None:
     run, outcomes = starts
-    expected = OUTCOMES[case].format(run=run, checkpoint=run / "checkpoints/step_10")
+    expected = OUTCOMES[case].format(run=run, checkpoint=run / "checkpoints/step_5")
     assert expected in outcomes[case.format(run=run)]

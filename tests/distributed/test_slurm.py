@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.ranks import run_ranks
-from tests.helpers.resume import LAST, MIDDLE, rows, short, without_times
+from tests.helpers.resume import LONG, long_run, rows, without_times
 from tests.helpers.runs import fit, layout
 from tests.helpers.slurm import Slurm, running_slurm
 from tests.helpers.slurm_runs import SubmittedRun
@@ -28,7 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the same run, started without SLURM and left alone."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    run_ranks(fit, 2, short(data, folder, *layout(ep=2, dp=2)))
+    run_ranks(fit, 2, long_run(data, folder, *layout(ep=2, dp=2)))
     return folder
 
 
@@ -65,9 +65,9 @@ def test_a_run_saves_goes_back_to_the_queue_and_on_bitwise(
     stopped = run.attempts[0]
     assert run.wait_for_end() == "COMPLETED", run.log
 
-    assert stopped.reached is not None and 2 <= stopped.reached < LAST
+    assert stopped.reached is not None and 2 <= stopped.reached < LONG.num_steps
     assert f"SIGUSR1: checkpoint of step {stopped.reached} saved" in run.rank_log(1, 0)
-    assert f"resuming after step {stopped.reached} of {LAST}" in run.rank_log(2, 0)
+    assert f"resuming after step {stopped.reached} of {LONG.num_steps}" in run.rank_log(2, 0)
     assert outcomes(run) == ["stopped", "finished"]
     cluster.wait_until(lambda: cluster.state(int(by_hand)) == "FAILED", 60)
     assert f"LockedError: run.dir={run.folder} belongs to job {run.job_id}, which is " in run.log
@@ -83,7 +83,7 @@ def test_a_killed_rank_and_a_killed_step_are_started_again_in_the_same_job(
     run.wait_for_step(2)
     run.signal_rank(1, signal.SIGKILL)
     run.wait_for_attempt(2)
-    run.wait_for_step(MIDDLE + 2)
+    run.wait_for_step(LONG.saved_at + 2)
     run.kill_step("n2")
     assert run.wait_for_end() == "COMPLETED", run.log
 
@@ -91,7 +91,7 @@ def test_a_killed_rank_and_a_killed_step_are_started_again_in_the_same_job(
     killed, step_killed, _ = run.attempts
     assert killed.first_to_fail == "n2"
     assert killed.reached is not None and step_killed.reached is not None
-    assert f"resuming after step {MIDDLE} of {LAST}" in run.rank_log(3, 0)
+    assert f"resuming after step {LONG.saved_at} of {LONG.num_steps}" in run.rank_log(3, 0)
     assert {attempt.job_id for attempt in run.attempts} == {run.job_id}
     assert_as_if_nothing_had_been(run, uninterrupted)
 
@@ -112,7 +112,7 @@ def test_a_time_limit_costs_no_step(cluster: Slurm, data: Path, uninterrupted: P
     # On a busy machine the second job's time may be over before the run is, too.
     *stops, last = outcomes(run)
     assert set(stops) == {"stopped"} and last == "finished"
-    assert f"resuming after step {stopped.reached} of {LAST}" in run.rank_log(2, 0)
+    assert f"resuming after step {stopped.reached} of {LONG.num_steps}" in run.rank_log(2, 0)
     assert_as_if_nothing_had_been(run, uninterrupted)
 
 
@@ -130,7 +130,7 @@ def test_a_preempted_run_saves_makes_way_and_comes_back(
     assert run.wait_for_end() == "COMPLETED", run.log
 
     assert outcomes(run) == ["stopped", "finished"]
-    assert f"resuming after step {stopped.reached} of {LAST}" in run.rank_log(2, 0)
+    assert f"resuming after step {stopped.reached} of {LONG.num_steps}" in run.rank_log(2, 0)
     assert_as_if_nothing_had_been(run, uninterrupted)
 
 
@@ -164,7 +164,7 @@ def test_a_lost_node_ends_the_step_and_not_the_job(data: Path, uninterrupted: Pa
         run.wait_for_step(2)
         run.lose_node("n2")
         run.wait_for_attempt(2)
-        run.wait_for_step(MIDDLE + 1)
+        run.wait_for_step(LONG.saved_at + 1)
         run.lose_node("n3")
         assert run.wait_for_end() == "COMPLETED", run.log
 

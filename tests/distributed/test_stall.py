@@ -14,7 +14,7 @@ import torch.distributed
 from k25_train.checkpoint.folders import newest_checkpoint, verify
 from tests.helpers.jobs import Job
 from tests.helpers.ranks import RankContext, RankError, run_ranks
-from tests.helpers.resume import AS_SMOKE, MIDDLE, cut_off, rows, short, without_times
+from tests.helpers.resume import FOUR_RANKS, SHORT, cut_off, rows, short_run, without_times
 from tests.helpers.runs import fit, start_run
 
 pytestmark = pytest.mark.distributed
@@ -144,7 +144,7 @@ SLOW = ("forward", "optimizer")
 )
 def test_a_hang_is_reported_with_its_phase_and_culprit(case: str, data: Path, tmp_path: Path) -> None:
     prepare, rank, expected = CASES[case]
-    command = short(data, tmp_path / "run", *AS_SMOKE, f"train.stall_timeout_s={TIMEOUT_S}")
+    command = short_run(data, tmp_path / "run", *FOUR_RANKS, f"train.stall_timeout_s={TIMEOUT_S}")
 
     with pytest.raises(RankError):
         run_ranks(fit_with, 4, command, prepare, rank, str(tmp_path), timeout_s=60)
@@ -179,7 +179,7 @@ def phases_of_a_step(context: RankContext, arguments: Sequence[str]) -> set[str]
 
 def test_every_phase_is_announced_with_its_peers(data: Path, tmp_path: Path) -> None:
     """Of rank 0: 1 has the other experts and the other half of the optimizer state, 2 is the next stage."""
-    by_rank = run_ranks(phases_of_a_step, 4, short(data, tmp_path / "run", *AS_SMOKE))
+    by_rank = run_ranks(phases_of_a_step, 4, short_run(data, tmp_path / "run", *FOUR_RANKS))
     assert by_rank[0] >= {
         *("read data", "vision forward", "vision backward", "forward", "backward", "optimizer"),
         *("pipeline send with 2", "pipeline recv with 2", "all-to-all with 1", "all-gather with 1"),
@@ -219,7 +219,7 @@ def test_a_dead_interpreter_is_ended_with_its_stacks(tmp_path: Path) -> None:
 
 def test_a_slow_run_that_makes_progress_goes_on(data: Path, tmp_path: Path) -> None:
     arguments = ["train.stall_timeout_s=4", "train.steps=1", "optim.warmup_steps=0", "optim.decay_steps=0"]
-    command = short(data, tmp_path / "run", *AS_SMOKE, *arguments)
+    command = short_run(data, tmp_path / "run", *FOUR_RANKS, *arguments)
 
     assert min(run_ranks(fit_with, 4, command, slow_in_forward, 2, str(tmp_path))) > 4
     assert not (tmp_path / "run/logs").exists()
@@ -232,10 +232,10 @@ def test_a_stopped_rank_ends_the_job_which_goes_on_bitwise(
     # A stopped process does not hear SIGTERM; torchrun waits this long, 30 s by default, before it kills.
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "2")
     run = cut_off(run_as_smoke, tmp_path / "run")
-    command = short(data, run, *AS_SMOKE, "train.stall_timeout_s=3")
+    command = short_run(data, run, *FOUR_RANKS, "train.stall_timeout_s=3")
 
     with Job(command, 4, tmp_path / "stopped.log") as job:
-        job.wait_until(lambda: f"step {MIDDLE + 2}/" in job.output, 120)
+        job.wait_until(lambda: f"step {SHORT.saved_at + 1}/" in job.output, 120)
         os.kill(job.rank(2), signal.SIGSTOP)
         assert job.wait(60) != 0
 
@@ -244,7 +244,7 @@ def test_a_stopped_rank_ends_the_job_which_goes_on_bitwise(
     assert "exitcode  : 75" in job.output
     for number in (0, 1, 3):
         assert re.search(r'k25_train/\w+.py", line \d+ in ', stacks_of(run / "logs", number))
-    assert verify(newest_checkpoint(run / "checkpoints")) == MIDDLE
+    assert verify(newest_checkpoint(run / "checkpoints")) == SHORT.saved_at
 
     run_ranks(fit, 4, command)
 

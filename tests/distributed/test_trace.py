@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.ranks import run_ranks
-from tests.helpers.resume import AS_SMOKE, rows, short, without_times
+from tests.helpers.resume import FOUR_RANKS, rows, short_run, without_times
 from tests.helpers.runs import fit
 
 pytestmark = pytest.mark.distributed
@@ -20,7 +20,7 @@ NO_DECAY = ("train.steps=4", "optim.decay_steps=0")
 
 def test_a_step_is_traced_and_no_number_changes(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
     traced = tmp_path / "traced"
-    run_ranks(fit, NUM_RANKS, short(data, traced, *AS_SMOKE, *NO_DECAY, "train.trace_step=2"))
+    run_ranks(fit, NUM_RANKS, short_run(data, traced, *FOUR_RANKS, *NO_DECAY, "train.trace_step=2"))
     assert without_times(rows(traced))[:4] == without_times(rows(run_as_smoke))[:4]
     assert not (run_as_smoke / "trace").exists()
 

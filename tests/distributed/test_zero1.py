@@ -211,7 +211,17 @@ NORM_LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", NORM_LAYOUTS)
+SLOW_NORM_LAYOUTS = ("dp2", "ep2", "pp2")
+"""Each is part of a larger layout that is always run: for `make test-slow`."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_NORM_LAYOUTS else [])
+        for name in NORM_LAYOUTS
+    ],
+)
 def test_the_norm_counts_each_parameter_once(
     name: str, data: Path, serial_squares: dict[str, dict[str, float]], tmp_path: Path
 ) -> None:
@@ -274,7 +284,15 @@ def most_padding(sizes: dict[str, int]) -> int:
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"dp": 1}, {"dp": 2}, {"dp": 4}, {"ep": 2, "dp": 2}, {"ep": 2, "dp": 4}], ids=str
+    "sizes",
+    [
+        {"dp": 1},
+        pytest.param({"dp": 2}, marks=pytest.mark.slow),
+        {"dp": 4},
+        pytest.param({"ep": 2, "dp": 2}, marks=pytest.mark.slow),
+        {"ep": 2, "dp": 4},
+    ],
+    ids=str,
 )
 def test_optimizer_bytes_times_replicas_are_constant_within_padding(
     sizes: dict[str, int], data: Path, tmp_path: Path
@@ -309,7 +327,7 @@ def written_bytes(checkpoint: Path) -> dict[int, int]:
 
 
 def test_replicas_write_equal_shares_of_a_checkpoint(run_as_smoke: Path) -> None:
-    sizes = written_bytes(run_as_smoke / "checkpoints/step_20")
+    sizes = written_bytes(run_as_smoke / "checkpoints/step_10")
     assert sizes.keys() == {0, 1, 2, 3}
     for stage in ((0, 1), (2, 3)):
         shares = [sizes[rank] for rank in stage]

@@ -32,8 +32,8 @@ NARROW = (
 
 
 FEW_STEPS = ("train.steps=8", "optim.warmup_steps=2", "optim.decay_steps=2")
-"""Overrides of a shorter run, where a slow test makes the whole one."""
-IN_FEW_STEPS = pytest.mark.parametrize(
+"""Overrides of the run that is compared by default; `make test-slow` compares all 20 steps."""
+FEW_OR_ALL_STEPS = pytest.mark.parametrize(
     "steps", [FEW_STEPS, pytest.param((), marks=pytest.mark.slow)], ids=["8 steps", "20 steps"]
 )
 DATA_OVERLAPS = ("parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true")
@@ -118,8 +118,8 @@ CASES = (
 )
 """Each kind of parallelism alone, uneven layouts, all together, layouts of 8 and 16 ranks. `sweep` has the
 rest."""
-BEYOND = (CASES[0], CASES[5], CASES[9], CASES[10])
-"""Those of which every run of the tests has a near relation: for `make test-slow`."""
+SLOW_CASES = (CASES[0], CASES[5], CASES[9], CASES[10])
+"""Cases close to one that is always run: for `make test-slow`."""
 
 
 CLIPPED = ("optim.qk_clip_threshold=0.02",)
@@ -131,7 +131,7 @@ BFLOAT16_CASES = (Case({"pp": 2, "vpp": 2}),)
 
 
 DEEPEST = 64
-CALM = ("optim.lr=1e-4", "optim.min_lr=1e-5")
+LOW_LEARNING_RATE = ("optim.lr=1e-4", "optim.min_lr=1e-5")
 """A change for the deepest model: at NARROW's rate the choice of an expert tips within ten steps, whichever
 way sums are ordered; the steps before agree to 1e-6."""
 

@@ -10,7 +10,7 @@ from k25_train.metrics.sinks import Row
 from launch.attempts import Attempts
 from launch.restart_policy import Attempt
 from tests.helpers.jobs import strings
-from tests.helpers.resume import rows, short
+from tests.helpers.resume import long_run, rows
 from tests.helpers.slurm import Slurm
 
 START_S = 240.0
@@ -32,7 +32,7 @@ class SubmittedRun:
         """Submit it, as a user does."""
         self.cluster = cluster
         self.folder = folder
-        self.command = ["launch.slurm", *short(data, folder, *TWO_NODES, *overrides)]
+        self.command = ["launch.slurm", *long_run(data, folder, *TWO_NODES, *overrides)]
         self.printed = cluster.ask(sys.executable, "-m", *self.command)
         match = re.search(r"submitted job (\d+)", self.printed)
         assert match is not None, self.printed
