@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.distributed.test_against_transformers import TOLERANCE as LOGIT_BAR
-from tests.distributed.test_against_transformers import compare
+from tests.helpers.hf_comparison import TOLERANCE as LOGIT_BAR
+from tests.helpers.hf_comparison import compare
 from tests.helpers.parity import BFLOAT16_CASES, CASES, Parity
 from tests.helpers.parity import BFLOAT16_TOLERANCE as BFLOAT16_BAR
 from tests.helpers.parity import TOLERANCE as PARITY_BAR

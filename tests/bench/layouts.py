@@ -20,10 +20,10 @@ from rich.table import Table
 from k25_train.compose.resolve import compose
 from k25_train.plan.layout import layout_of
 from k25_train.plan.time.communication import communication
-from tests.distributed.test_communication import count
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, start_run
 from tests.helpers.shards import write_tiny_shard_set
+from tests.helpers.step_traffic import count
 
 WORK = (
     "experiment=smoke model.vocab_size=320 train.global_batch_size=16 train.micro_batch_size=1 train.steps=8 "

@@ -1,101 +1,11 @@
 """The whole model against transformers' independent `kimi_k25`, same random weights, float32."""
 
-import math
-from typing import Any
-
 import pytest
-import torch
 
-from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.hf_comparison import BATCHES, TOLERANCE, compare
+from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
-
-TOLERANCE = 1e-4
-BATCHES: dict[str, tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]] = {
-    "one document of text": ((48,), ()),
-    "packed documents": ((20, 1, 33, 10), ()),
-    "images of several sizes": ((64, 40), ((1, 4, 6), (1, 2, 2), (1, 10, 4))),
-    "video chunk of 2 frames": ((40,), ((2, 4, 4),)),
-    "video chunk of 3 frames": ((40,), ((3, 6, 2),)),
-    "video chunk of 4 frames": ((40,), ((4, 4, 6),)),
-    "images and video together": ((50, 60), ((1, 8, 4), (4, 2, 6), (2, 4, 4), (1, 2, 2))),
-}
-"""Name -> document lengths, and (t, h, w) of the items."""
-
-
-def make_batch(model: Any, lengths: tuple[int, ...], grids: tuple[tuple[int, int, int], ...]) -> tuple:
-    """Random tokens with placeholders for the items spread through them, and random pixels."""
-    from tests.helpers.hf_reference import media_pad_id
-
-    generator = torch.Generator().manual_seed(3)
-    tokens = torch.randint(0, model.vocab_size - 8, (sum(lengths),), generator=generator)
-    num_features = sum(h * w // 4 for _, h, w in grids)
-    places = torch.randperm(sum(lengths), generator=generator)[:num_features].sort().values
-    tokens[places] = media_pad_id(model)
-    pixels = torch.randn(sum(map(math.prod, grids)), 3 * model.vision.patch_size**2, generator=generator)
-    return tokens, places, pixels
-
-
-def compare(context: RankContext) -> dict[str, dict[str, float]]:
-    """Worst logit difference, and share of router choices that agree, for every batch."""
-    from k25_train.export.released import to_ours
-    from k25_train.model.attention import PackedDocuments
-    from k25_train.model.weights import load_global_state
-    from tests.helpers.hf_reference import build_hf_reference, hf_logits, tiny_model_config
-    from tests.helpers.models import SERIAL, WHOLE_MODEL, build_whole_model, start, train_config
-
-    model = tiny_model_config()
-    topology = start(context, SERIAL, model.num_layers)
-    ours = build_whole_model(model, train_config(), topology).eval()
-    reference, weights = build_hf_reference(model)
-    load_global_state(ours, WHOLE_MODEL, to_ours(weights))
-    our_choices, their_choices = watch_routers(ours), watch_hf_routers(reference)
-    results = {}
-    for name, (lengths, grids) in BATCHES.items():
-        tokens, places, pixels = make_batch(model, lengths, grids)
-        our_choices.clear()
-        their_choices.clear()
-        with torch.no_grad():
-            documents = PackedDocuments.of(lengths, tokens.device)
-            logits = ours(tokens, documents, None, places, pixels if grids else None, grids)
-            expected = hf_logits(reference, tokens, lengths, pixels if grids else None, grids)
-        results[name] = {
-            "difference": (logits - expected).abs().max().item(),
-            "scale": expected.abs().max().item(),
-            "same_experts": same_choices(our_choices, their_choices),
-        }
-    return results
-
-
-def watch_routers(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Collect the routing map [T, E] of every MoE layer that runs, in order."""
-    from megatron.core.transformer.moe.router import TopKRouter
-
-    choices: list[torch.Tensor] = []
-    for module in model.modules():
-        if isinstance(module, TopKRouter):
-            module.register_forward_hook(lambda _module, _args, output: choices.append(output[1].bool()))
-    return choices
-
-
-def watch_hf_routers(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Collect the expert ids [L, top-k] of every MoE layer and document that runs, in order."""
-    choices: list[torch.Tensor] = []
-    for module in model.modules():
-        if module.__class__.__name__.endswith("TopkRouter"):
-            module.register_forward_hook(lambda _module, _args, output: choices.append(output[2]))
-    return choices
-
-
-def same_choices(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
-    """Share of tokens and layers whose set of experts is the same."""
-    num_layers = len(ours)
-    by_layer = [torch.cat(theirs[layer::num_layers]) for layer in range(num_layers)]
-    agreed = [
-        (torch.zeros_like(chosen).scatter(1, ids, True) == chosen).all(1)
-        for chosen, ids in zip(ours, by_layer, strict=True)
-    ]
-    return torch.cat(agreed).float().mean().item()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from parallel.dep.program import chunks_of, program_of
 from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.pipeline.schedule import Pass, schedule_of
 from parallel.pipeline.simulator import ChunkSeconds, Timeline, simulate
-from tests.distributed.test_dep_engine import (
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.toy_encoder import (
     BATCHES,
     COST,
     LARGE,
@@ -29,7 +30,6 @@ from tests.distributed.test_dep_engine import (
     loss_of,
     start_exchange,
 )
-from tests.helpers.ranks import RankContext, run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -1,6 +1,5 @@
 """Training with the decoupled encoder is training with the tower in one process, in every layout."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.data.mix.plan import media_of
+from tests.helpers.encoder_ways import BUBBLES, SMOKE, WAYS, layouts
 from tests.helpers.parity import (
     EVERYTHING_OVERLAPS,
     FEW_OR_ALL_STEPS,
@@ -24,10 +24,6 @@ from tests.helpers.runs import fit
 
 pytestmark = pytest.mark.distributed
 
-SMOKE = {"pp": 2, "vpp": 2, "ep": 2, "dp": 2}
-# With as slow a network as gloo's, hardly anything of so small a model is worth sending between passes.
-BUBBLES = ("dep.schedule=bubbles", "cluster.network_gb_per_s=1000")
-WAYS = {"coupled": ("dep.mode=coupled",), "upfront": (), "bubbles": BUBBLES}
 ONE_CHUNK_AN_ITEM = "dep.max_patches_per_chunk=1"
 ALL_FEATURES_ON_THE_HOST = "dep.feature_buffer_gib=0"
 BLENDS_OF_ONE_KIND = {
@@ -35,16 +31,6 @@ BLENDS_OF_ONE_KIND = {
     "images": "data.blend.caption=1 ~data.blend.text ~data.blend.ocr ~data.blend.video".split(),
     "video": "data.blend.video=1 ~data.blend.text ~data.blend.ocr ~data.blend.caption".split(),
 }
-
-
-def layouts() -> list[dict[str, int]]:
-    """pp 1 to 4, and vpp, ep and dp of 1 and 2, as far as they go together."""
-    sizes = itertools.product((1, 2, 4), (1, 2), (1, 2), (1, 2))
-    return [
-        {"pp": pp, "vpp": vpp, "ep": ep, "dp": dp}
-        for pp, vpp, ep, dp in sizes
-        if dp % ep == 0 and (pp > 1 or vpp == 1)
-    ]
 
 
 def check(parity: Parity, sizes: dict[str, int], way: Sequence[str], *changes: str) -> None:

@@ -22,12 +22,12 @@ from k25_train.model.moonvit_items import ItemPart
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision, transfers_of
-from tests.distributed.test_dep_engine import engine_setup, loss_of
 from tests.helpers.hf_reference import tiny_vision_config
 from tests.helpers.parity import NARROW, TOLERANCE, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
 from tests.helpers.shards import Media, Sample, make_image, make_video, write_shard_set
+from tests.helpers.toy_encoder import engine_setup, loss_of
 
 pytestmark = pytest.mark.distributed
 

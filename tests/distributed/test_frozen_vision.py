@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests.distributed.test_dep import SMOKE, WAYS, layouts
+from tests.helpers.encoder_ways import SMOKE, WAYS, layouts
 from tests.helpers.parity import DATA_OVERLAPS, EVERYTHING_OVERLAPS, TOLERANCE, Case, Parity, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.resume import FOUR_RANKS, ONE_RANK, assert_close, cut_off, short_run

@@ -5,13 +5,12 @@ DeepSpeed's CPU Adam, whose kernel takes minutes to compile where no cache has i
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from tests.helpers.optimizer_on_host import ON_DEVICE, ON_HOST, fit_with_torch_adam, use_torch_adam
 from tests.helpers.parity import worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.resume import FOUR_RANKS, ONE_RANK, SHORT, assert_close, assert_goes_on, cut_off, short_run
@@ -19,23 +18,8 @@ from tests.helpers.runs import fit, layout, overrides, start_run
 
 pytestmark = pytest.mark.distributed
 
-ON_HOST = "optim.offload=cpu"
-ON_DEVICE = "optim.offload=none"
 COMPILE_S = 600.0
 TOLERANCE = 1e-6
-
-
-def use_torch_adam() -> None:
-    """Let torch's AdamW step on the host, in this rank."""
-    from k25_train.optim import build
-
-    build.CpuAdamW = partial(torch.optim.AdamW, fused=True)
-
-
-def fit_with_torch_adam(context: RankContext, arguments: Sequence[str]) -> None:
-    """Train as the command does, with torch's AdamW on the host."""
-    use_torch_adam()
-    fit(context, arguments)
 
 
 def train_and_look(

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.distributed.test_optimizer_offload import ON_HOST, use_torch_adam
-from tests.distributed.test_zero1 import OVERLAP, start_in_buckets
+from tests.helpers.buckets import OVERLAP, start_in_buckets
 from tests.helpers.large_queries import (
     ADAMW,
     CLIP,
@@ -23,6 +22,7 @@ from tests.helpers.large_queries import (
     enlarge_queries,
     global_names,
 )
+from tests.helpers.optimizer_on_host import ON_HOST, use_torch_adam
 from tests.helpers.parity import EVERYTHING_OVERLAPS
 from tests.helpers.qk_clip_reference import clip_layer, largest_logits
 from tests.helpers.ranks import RankContext, run_ranks

@@ -1,20 +1,19 @@
 """ZeRO-1: overlap changes no number, the norm counts every parameter once, optimizer bytes fall with dp."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.helpers.buckets import OVERLAP, start_in_buckets
 from tests.helpers.gradients import CLASSES, gathered_gradients, named_once, scale_gradients, square_sums
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
 
 pytestmark = pytest.mark.distributed
 
-OVERLAP = ["parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true"]
 SHORT = "train.steps=3 train.global_batch_size=4 optim.warmup_steps=0 optim.decay_steps=0".split()
 UNCLIPPED = "optim.grad_clip=1e9"
 """Otherwise the clipping factor carries the summation order of the norm into every parameter."""
@@ -27,14 +26,6 @@ def num_ranks(sizes: dict[str, int]) -> int:
 
 
 # Overlap ---------------------------------------------------------------------------------------------------
-
-
-def start_in_buckets(context: RankContext, arguments: Sequence[str], bucket_parameters: int) -> Any:
-    """Build a run whose buckets are full at `bucket_parameters` parameters: with 1, each holds one."""
-    from k25_train.training import assemble
-
-    assemble.replicate = partial(assemble.replicate, bucket_parameters=bucket_parameters)
-    return start_run(context, arguments)
 
 
 def train_in_buckets(context: RankContext, arguments: Sequence[str]) -> dict[str, Any]:

@@ -4,9 +4,6 @@ Tests that import megatron-core run in a process of their own, for a process has
 """
 
 import json
-import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.ranks import RankContext, free_port
+from tests.helpers.gpu import alone, in_fresh_process, on_gpu
 from tests.helpers.runs import SHRUNK, fit, layout, start_run, train
 from tests.helpers.shards import tiny_vision_config, write_tiny_shard_set
 from tests.helpers.tiny_model import expert_loop
@@ -23,25 +20,9 @@ from tests.helpers.tiny_model import expert_loop
 pytestmark = pytest.mark.gpu
 
 
-def in_fresh_process[Result](function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function of this module in a new process that has no platform yet."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result(timeout=600)
-
-
-def alone() -> RankContext:
-    return RankContext(rank=0, world_size=1, port=free_port())
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_shard_set(tmp_path_factory.mktemp("shards"))
-
-
-def on_gpu(data: Path, run: Path, *more: str) -> list[str]:
-    """Overrides of the shrunk smoke run on one GPU, in bfloat16 with Transformer Engine."""
-    shrunk = ["experiment=smoke_1gpu", *SHRUNK[1:], *layout()]
-    return [*shrunk, f"data.dir={data}", f"run.dir={run}", *more]
 
 
 # Platform --------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gpu.test_cuda import alone, in_fresh_process, on_gpu
+from tests.helpers.gpu import alone, in_fresh_process, on_gpu
 from tests.helpers.runs import start_run
 from tests.helpers.shards import write_tiny_shard_set
 

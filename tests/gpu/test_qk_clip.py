@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.test_cuda import in_fresh_process
+from tests.helpers.gpu import in_fresh_process
 from tests.helpers.qk_clip_reference import largest_logits
 
 pytestmark = pytest.mark.gpu

@@ -10,7 +10,7 @@ from parallel.activations.copier import CudaCopier
 from parallel.activations.offload import OffloadEngine
 from parallel.activations.order import OffloadOrder
 from parallel.activations.policy import Policy
-from tests.gpu.test_cuda import alone, in_fresh_process, on_gpu
+from tests.helpers.gpu import alone, in_fresh_process, on_gpu
 from tests.helpers.policies import EXACT_K2, OFFLOAD, RECOMPUTE
 from tests.helpers.ranks import RankContext
 from tests.helpers.runs import train

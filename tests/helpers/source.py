@@ -1,7 +1,7 @@
 """The project's source files, and what they import, read without importing anything."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -27,3 +27,12 @@ def imports_of(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide what is imported"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def in_test_modules(names: Iterable[str]) -> list[str]:
+    """The imported names that are in a test module."""
+    return [
+        name
+        for name in names
+        if name.startswith("tests.") and any(part.startswith("test_") for part in name.split(".")[1:-1])
+    ]
