@@ -1,10 +1,10 @@
-"""Tests share what is in `tests/helpers`, and nothing else: any test module can be moved, renamed or removed."""
+"""Tests share what is in `tests/helpers`, and nothing else: any test module can be moved or removed."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.source import imports_of, relative, source_files, in_test_modules
+from tests.helpers.source import imports_of, in_test_modules, relative, source_files
 
 
 @pytest.mark.parametrize("path", source_files("tests"), ids=relative)
