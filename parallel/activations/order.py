@@ -30,9 +30,7 @@ def offload_order(passes: Sequence[Pass], num_ahead: int = 2) -> OffloadOrder:
         raise ValueError(f"num_ahead = {num_ahead}: must be at least 1, or nothing is prefetched")
     # 1. Turns: passes that run as one share a turn.
     starts = [
-        position
-        for position in range(len(passes))
-        if not (position and passes[position - 1].runs_beside_next)
+        position for position in range(len(passes)) if not (position and passes[position - 1].overlaps_next)
     ]
     ends = [*starts[1:], len(passes)]
     forward_turn: dict[PassKey, int] = {}

@@ -19,10 +19,10 @@ from heapq import heapreplace
 from typing import NamedTuple
 
 from parallel.dep.idle_time import StageIdleTime, Windows
-from parallel.pipeline.simulator import Timeline, Work
+from parallel.pipeline.timeline import Timeline, Work
 
 Shares = tuple[tuple[int, int], ...]
-"""(position as in `parallel.pipeline.simulator.Before`, number of steps done before that pass), in order."""
+"""(position as in `parallel.pipeline.timeline.WorkBefore`, number of steps done there), in order."""
 
 
 class TimedItem(NamedTuple):

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from heapq import heapify, heapreplace
 
-from parallel.pipeline.simulator import Timeline
+from parallel.pipeline.timeline import Timeline
 
 MIN_IDLE_S = 1e-9
 """Idle time that stages without any count as having, where ranks are compared by how much of it is used."""

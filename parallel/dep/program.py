@@ -25,7 +25,7 @@ from typing import NamedTuple
 from parallel.dep.bubbles import Placement
 from parallel.dep.cost import EncoderCost
 from parallel.dep.plan import VisionItem, VisionPlan, build_plan
-from parallel.pipeline.simulator import Timeline
+from parallel.pipeline.timeline import Timeline
 
 
 class Task(NamedTuple):
@@ -41,7 +41,7 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What one rank does between its passes. Positions are those of `parallel.pipeline.simulator.Before`."""
+    """What one rank does between its passes, at positions as in `parallel.pipeline.timeline.WorkBefore`."""
 
     tasks: Mapping[int, Sequence[Task]]
     """[position] -> what the rank does before that pass, in order."""

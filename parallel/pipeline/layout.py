@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 
 class LayoutError(ValueError):
-    """A layout that cannot be: too few layers for its chunks, or a string that does not add up."""
+    """An impossible layout: too few layers for its chunks, or a string that does not add up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,11 @@ class PipelineLayout:
     """
 
     pp: int
+    """Pipeline ranks."""
     vpp: int
+    """Virtual stages, which are chunks per rank."""
     layers_per_chunk: tuple[int, ...]
-    """Number of decoder layers of each chunk, in pipeline order; length pp * vpp."""
+    """[chunk, in pipeline order] -> number of its decoder layers; length pp * vpp."""
 
     @property
     def num_layers(self) -> int:
@@ -62,7 +64,7 @@ class PipelineLayout:
 
 
 def parse_layout(text: str, num_layers: int, pp: int, vpp: int) -> PipelineLayout:
-    """Read an explicit layout such as `Ett|tt|tt|tL`; a chunk may be without layers, e.g. a last one of `L`.
+    """Parse an explicit layout such as `Ett|tt|tt|tL`; a chunk may have no layers, e.g. a last one of `L`.
 
     Raises `LayoutError` naming what does not add up: the number of chunks, the number of layers, a letter
     other than E, t and L, or E and L out of place.
@@ -88,7 +90,7 @@ def _expand(text: str) -> str:
 
 
 def most_chunks(num_layers: int) -> int:
-    """Chunks that so many layers fill: each needs one, but the first (embedding) and the last (loss)."""
+    """The most chunks that so many layers fill: all but the first (embedding) and last (loss) need one."""
     return num_layers + 2
 
 
@@ -97,7 +99,7 @@ def fitting_sizes(
 ) -> list[tuple[int, int]]:
     """The (pp, vpp) with a legal layout, at most `limit` of them, those nearest to (`pp`, `vpp`) first.
 
-    Near means that few doublings and halvings of either size lie between.
+    The distance is the number of doublings and halvings of either size.
     """
     most = most_chunks(num_layers)
     pairs = [(p, v) for p in pp_choices for v in range(1, most // p + 1 if p > 1 else 2) if p * v <= most]

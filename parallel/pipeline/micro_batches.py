@@ -2,13 +2,13 @@
 
 
 def micro_batch_group_size(num_micro_batches: int, pp: int) -> int:
-    """Micro-batches that run through one virtual stage before the next one has its turn.
+    """Micro-batches that run through one virtual stage before the next one's turn.
 
     The interleaved schedule sends a group through chunk 0 of every rank, then through chunk 1, and so on. A
     group below `pp` would wait for itself, and so would a smaller one at the end: megatron-core
-    (pipeline_parallel/schedules.py) asks for pp <= group <= micro-batches with a remainder of 0 or at least
+    (pipeline_parallel/schedules.py) requires pp <= group <= micro-batches, with a remainder of 0 or at least
     `pp`. The smallest such group keeps the fewest activations. It is `pp` if `pp` divides the number of
-    micro-batches, and at most all of them.
+    micro-batches, and never more than all of them.
 
     Raises `ValueError` if there are fewer micro-batches than pipeline ranks.
     """

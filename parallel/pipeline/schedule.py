@@ -18,11 +18,13 @@ class Pass(NamedTuple):
     """One micro-batch through one chunk of a pipeline rank."""
 
     is_forward: bool
+    """Direction of the pass."""
     vp_stage: int
-    """Which of the rank's chunks."""
+    """Index of the chunk on its rank."""
     micro_batch: int
-    runs_beside_next: bool = False
-    """Whether it and the rank's next pass are run as one."""
+    """Number of the micro-batch within the step."""
+    overlaps_next: bool = False
+    """Whether it runs overlapped with the rank's next pass, as one."""
 
     @property
     def key(self) -> PassKey:
@@ -36,22 +38,29 @@ def schedule_of(
     """Passes of pipeline rank `stage`, in order.
 
     Args:
-        group_size: micro-batches that run through one virtual stage before the next one has its turn
+        pp: pipeline ranks.
+        vpp: virtual stages, which are chunks per rank.
+        num_micro_batches: micro-batches of a step.
+        group_size: micro-batches that run through one virtual stage before the next one's turn
             (`parallel.pipeline.micro_batches`); without effect if vpp is 1.
+        stage: pipeline rank.
         overlaps: `overlap_expert_comm`. Ranks with virtual stages, and those of a pipeline of one, run one
-            more forward pass ahead, and each forward pass after these beside a backward pass.
+            more forward pass ahead, and each later forward pass overlapped with a backward pass.
     """
     interleaved = vpp > 1
     overlaps = overlaps and (interleaved or pp == 1)
+    # 1. Warm-up: forward passes ahead of the first backward pass, as many as megatron-core runs.
     turns = _turns(vpp, num_micro_batches, group_size if interleaved else num_micro_batches)
     num_ahead = pp - stage - 1
     if interleaved:
         num_ahead = 2 * num_ahead + (vpp - 1) * group_size
     num_ahead = min(num_ahead + overlaps, len(turns))
     passes = [Pass(True, *turn) for turn in turns[:num_ahead]]
+    # 2. Steady phase: one forward, one backward; backward visits a rank's chunks in reverse.
     backward = [Pass(False, vpp - 1 - vp_stage, number) for vp_stage, number in turns]
     for turn, after in zip(turns[num_ahead:], backward, strict=False):
         passes += [Pass(True, *turn, overlaps), after]
+    # 3. Cool-down: the rest of the backward passes.
     return passes + backward[len(turns) - num_ahead :]
 
 

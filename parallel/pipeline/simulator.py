@@ -1,109 +1,21 @@
-"""When each pass of a pipeline runs, and when its ranks are idle. Pure; standard library only.
+"""Simulates a pipeline: when each pass runs, given how long it takes. Pure; standard library only.
 
-`simulate` plays the lists of passes that `schedule_of` gives against durations, with work of the vision tower
-laid between the passes.
+`simulate` replays the lists of passes of `schedule_of` with given durations, and with work of the vision
+tower between the passes; the result is a `Timeline`.
 
 A pass starts when its rank is free and its input has arrived. Sending costs the sender nothing and waits for
-nobody. Of passes that run beside each other, as with `overlap_expert_comm`, both inputs are needed to start,
-both outputs are there at the end, and both take as long as one after the other.
-
-Ranks are numbered as megatron-core does: rank = stage * num_replicas + replica.
+nobody. Overlapped passes, as with `overlap_expert_comm`, need both inputs to start, have both outputs at the
+end, and take as long as one after the other.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from parallel.pipeline.schedule import Pass
-
-Before = Mapping[tuple[int, int], Sequence["Work"]]
-"""(rank, position in its list of passes) -> work that the rank does, in order, once it has run all passes
-before that position. The length of the list stands for the time after its last pass."""
-
-
-class Work(NamedTuple):
-    """Forward of the tower over some items of one micro-batch, or recomputation and backward."""
-
-    is_forward: bool
-    replica: int
-    """Whose micro-batch it is. Its first chunk waits for all forward work of the micro-batch, and backward
-    work waits for its first chunk's backward; any rank may do the work."""
-    micro_batch: int
-    seconds: float
-
-
-class Slot(NamedTuple):
-    """A time in which a rank is idle."""
-
-    position: int
-    """The pass that it waits for; the number of its passes if it has run them all."""
-    start_s: float
-    end_s: float
-
-    @property
-    def seconds(self) -> float:
-        return self.end_s - self.start_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkSeconds:
-    """Duration of a pass through each chunk, in pipeline order (chunk = vp_stage * pp + stage)."""
-
-    forward_s: tuple[float, ...]
-    backward_s: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeline:
-    """When everything ran, in seconds from the start."""
-
-    schedules: tuple[tuple[Pass, ...], ...]
-    """[stage] -> its passes."""
-    num_replicas: int
-    starts_s: tuple[list[float], ...]
-    """[rank][position] -> start of the pass."""
-    ends_s: tuple[list[float], ...]
-    """[rank][position] -> end of the pass."""
-    work_starts_s: dict[tuple[int, int], list[float]]
-    """(rank, position) -> start of each work done before that pass."""
-    rank_ends_s: list[float]
-    """[rank] -> end of all that it does."""
-
-    @property
-    def makespan_s(self) -> float:
-        """When the last rank is done."""
-        return max(self.rank_ends_s)
-
-    def slots(self, rank: int) -> list[Slot]:
-        """Idle times of a rank without other work, in order, the one after its last pass included."""
-        found, free_s = [], 0.0
-        for position, start_s in enumerate(self.starts_s[rank]):
-            if start_s > free_s:
-                found.append(Slot(position, free_s, start_s))
-            free_s = self.ends_s[rank][position]
-        if self.makespan_s > free_s:
-            found.append(Slot(len(self.starts_s[rank]), free_s, self.makespan_s))
-        return found
-
-    def feature_deadlines_s(self) -> list[float]:
-        """[micro-batch] -> when the first replica's first chunk starts its forward pass."""
-        return self._of_first_chunk(self.starts_s[0], is_forward=True)
-
-    def gradient_times_s(self) -> list[float]:
-        """[micro-batch] -> when the first replica's first chunk ends its backward pass."""
-        return self._of_first_chunk(self.ends_s[0], is_forward=False)
-
-    def _of_first_chunk(self, times_s: Sequence[float], *, is_forward: bool) -> list[float]:
-        found = [
-            (each.micro_batch, time_s)
-            for each, time_s in zip(self.schedules[0], times_s, strict=True)
-            if each.is_forward == is_forward and each.vp_stage == 0
-        ]
-        return [time_s for _, time_s in sorted(found)]
+from parallel.pipeline.timeline import ChunkSeconds, Timeline, WorkBefore
 
 
 class ScheduleError(ValueError):
-    """Passes and work that wait for each other, or for what never comes."""
+    """Passes and work that wait for each other, or for what never arrives."""
 
 
 def simulate(
@@ -111,26 +23,28 @@ def simulate(
     seconds: ChunkSeconds,
     *,
     transfer_s: float = 0.0,
-    before: Before | None = None,
+    before: WorkBefore | None = None,
     exchange_s: float = 0.0,
     num_replicas: int = 1,
 ) -> Timeline:
-    """Run `num_replicas` alike pipelines, which meet only in the work of the tower.
+    """Run `num_replicas` identical pipelines, which interact only through the work of the tower.
 
     Args:
-        schedules: passes of each stage, as `schedule_of` gives them.
+        schedules: [stage] -> its passes, from `schedule_of`.
         seconds: durations of the passes.
-        transfer_s: from the end of a pass until the next chunk, on another rank or not, has its output.
-        before: what ranks do besides, see `Before`.
-        exchange_s: from the end of forward work until its features are at the first chunk, and from the end
-            of the first chunk's backward until its gradients are where backward work needs them.
+        transfer_s: time from the end of a pass until the next chunk, on another rank or not, has its output.
+        before: work between passes.
+        exchange_s: time from the end of forward work until its features are at the first chunk, and from the
+            end of the first chunk's backward until its gradients are where backward work needs them.
+        num_replicas: number of pipelines.
 
-    Raises `ScheduleError` for work at no position of a rank, or between passes that run beside each other,
-    and, naming what they wait for, if ranks wait for each other.
+    Raises `ScheduleError` for work at a position that a rank does not have, or between overlapped passes, and
+    if ranks wait for each other; it names what they wait for.
     """
     _check_positions(schedules, before or {}, num_replicas)
     run = _Run(schedules, seconds, transfer_s, before or {}, exchange_s, num_replicas)
     waiting = list(range(len(schedules) * num_replicas))
+    # Each rank in turn as far as it gets, until all are done or a whole round moves none.
     while waiting:
         stuck = [rank for rank in waiting if not run.advance(rank)]
         if stuck == waiting and not run.has_moved:
@@ -146,26 +60,26 @@ def simulate(
     )
 
 
-def _check_positions(schedules: Sequence[Sequence[Pass]], before: Before, num_replicas: int) -> None:
+def _check_positions(schedules: Sequence[Sequence[Pass]], before: WorkBefore, num_replicas: int) -> None:
     for rank, position in before:
         passes = schedules[rank // num_replicas] if 0 <= rank < len(schedules) * num_replicas else ()
         if not passes or not 0 <= position <= len(passes):
-            raise ScheduleError(f"work for rank {rank} before its pass {position}: there is no such place")
-        if position and passes[position - 1].runs_beside_next:
+            raise ScheduleError(f"work for rank {rank} before its pass {position}: there is no such position")
+        if position and passes[position - 1].overlaps_next:
             raise ScheduleError(
-                f"work for rank {rank} before its pass {position}, which runs beside the one before: move it"
+                f"work for rank {rank} before its pass {position}, which overlaps the one before: move it"
             )
 
 
 class _Run:
-    """The state of a simulation: what has been run, and from when on its results can be used."""
+    """State of a simulation: what has run, and from when its results can be used."""
 
     def __init__(
         self,
         schedules: Sequence[Sequence[Pass]],
         seconds: ChunkSeconds,
         transfer_s: float,
-        before: Before,
+        before: WorkBefore,
         exchange_s: float,
         num_replicas: int,
     ) -> None:
@@ -186,7 +100,7 @@ class _Run:
         # [replica][chunk] -> micro-batch -> time from which the pass after this one may start.
         self.forward_at: list[list[dict[int, float]]] = self._empty()
         self.backward_at: list[list[dict[int, float]]] = self._empty()
-        # (replica, micro-batch) -> forward work that is still to be done, and when the last of it is there.
+        # (replica, micro-batch) -> number of forward works still to do, and when the last features are there.
         self.num_missing: dict[tuple[int, int], int] = {}
         self.features_at: dict[tuple[int, int], float] = {}
         for works in before.values():
@@ -199,24 +113,29 @@ class _Run:
         return [[{} for _ in range(self.num_chunks)] for _ in range(self.num_replicas)]
 
     def advance(self, rank: int) -> bool:
-        """Run a rank as far as what it waits for is known; whether it is through."""
+        """Run a rank as far as its inputs are known; returns whether it has done everything."""
         stage, replica = divmod(rank, self.num_replicas)
         passes, starts_s, ends_s = self.schedules[stage], self.starts_s[rank], self.ends_s[rank]
         while True:
+            # 1. Work of the tower before the next pass.
             position = len(starts_s)
             if (rank, position) in self.before and not self._do_work(rank, position):
                 return False
             if position == len(passes):
                 return True
+
+            # 2. The next pass, or two overlapped ones, once all inputs are known.
             first = passes[position]
             ready_s = self._ready(stage, replica, first)
-            if first.runs_beside_next and ready_s is not None:
+            if first.overlaps_next and ready_s is not None:
                 other_s = self._ready(stage, replica, passes[position + 1])
                 ready_s = None if other_s is None else max(ready_s, other_s)
             if ready_s is None:
                 return False
+
+            # 3. Its times, from which the passes that wait for it start.
             start_s = max(self.free_s[rank], ready_s)
-            together = passes[position : position + 1 + first.runs_beside_next]
+            together = passes[position : position + 1 + first.overlaps_next]
             end_s = start_s + sum(self._duration(stage, each) for each in together)
             for each in together:
                 starts_s.append(start_s)
@@ -227,7 +146,7 @@ class _Run:
             self.has_moved = True
 
     def _ready(self, stage: int, replica: int, each: Pass) -> float | None:
-        """When what the pass needs from others is there; None if that is not known yet."""
+        """When the input of a pass is there; None if that is not known yet."""
         chunk, number = each.vp_stage * self.pp + stage, each.micro_batch
         if each.is_forward:
             if chunk == 0:
@@ -245,7 +164,7 @@ class _Run:
         return of_chunks[each.vp_stage * self.pp + stage]
 
     def _do_work(self, rank: int, position: int) -> bool:
-        """Do what is left of the work before a pass; whether nothing is."""
+        """Do the rest of the work before a pass, as far as inputs are known; returns whether it is done."""
         works = self.before[rank, position]
         starts_s = self.work_starts_s.setdefault((rank, position), [])
         for work in works[len(starts_s) :]:
@@ -266,7 +185,7 @@ class _Run:
         return True
 
     def next_of(self, rank: int) -> str:
-        """What a rank is about to do, in words."""
+        """Description of what a rank waits for."""
         position = len(self.starts_s[rank])
         passes = self.schedules[rank // self.num_replicas]
         works = self.before.get((rank, position), ())[len(self.work_starts_s.get((rank, position), ())) :]

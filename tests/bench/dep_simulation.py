@@ -56,7 +56,8 @@ from k25_train.plan.time.step import StepTimes, flops_per_s, network_bytes_per_s
 from parallel.dep.bubbles import BubblePlan, TimedItem, order_costly_to_middle, plan_bubbles, work_of
 from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
-from parallel.pipeline.simulator import Timeline, Work, simulate
+from parallel.pipeline.simulator import simulate
+from parallel.pipeline.timeline import Timeline, Work
 
 NODES = (32, 128, 512)
 SHARES = (0.1, 0.3)

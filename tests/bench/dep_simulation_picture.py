@@ -6,7 +6,7 @@ from pathlib import Path
 
 from k25_train.plan.time.step import StepTimes
 from parallel.dep.bubbles import plan_upfront
-from parallel.pipeline.simulator import Timeline
+from parallel.pipeline.timeline import Timeline
 from tests.bench.dep_simulation import NODES, Batch, bubbles, build_job, draw_batch, place_items
 
 PICTURE_MICRO_BATCHES, PICTURE_SHARE = 32, 0.3
@@ -68,9 +68,9 @@ def text_bars(run: Timeline, from_s: float, first: int) -> Bars:
     for stage, passes in enumerate(run.schedules):
         for position, each in enumerate(passes):
             start_s, end_s = (times[stage * first][position] for times in (run.starts_s, run.ends_s))
-            if each.runs_beside_next:
+            if each.overlaps_next:
                 end_s = start_s + (end_s - start_s) / 3
-            elif position and passes[position - 1].runs_beside_next:
+            elif position and passes[position - 1].overlaps_next:
                 start_s += (end_s - start_s) / 3
             what = "text forward" if each.is_forward else "text backward"
             bars.setdefault((stage, what), []).append((from_s + start_s, end_s - start_s))

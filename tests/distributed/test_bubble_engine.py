@@ -13,7 +13,8 @@ from parallel.dep.plan import VisionItem, transfers_of
 from parallel.dep.program import chunks_of, program_of
 from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.pipeline.schedule import Pass, schedule_of
-from parallel.pipeline.simulator import ChunkSeconds, Timeline, simulate
+from parallel.pipeline.simulator import simulate
+from parallel.pipeline.timeline import ChunkSeconds, Timeline
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.toy_encoder import (
     BATCHES,

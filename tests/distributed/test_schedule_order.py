@@ -101,7 +101,7 @@ def record_order(topology: Any, num_micro_batches: int, overlaps: bool) -> list[
         before = len(order)
         results = run_both(*arguments, **hooks)
         if len(order) - before == 2:
-            order[before] = order[before]._replace(runs_beside_next=True)
+            order[before] = order[before]._replace(overlaps_next=True)
         return results
 
     told: set[int] = set()
@@ -124,7 +124,7 @@ def record_order(topology: Any, num_micro_batches: int, overlaps: bool) -> list[
             forward_only=False,
             before_pass=[note],
         )
-    within = {position for position, each in enumerate(order, 1) if each.runs_beside_next}
+    within = {position for position, each in enumerate(order, 1) if each.overlaps_next}
     assert told | {len(order)} == set(range(len(order) + 1)) - within
     return order
 

@@ -18,7 +18,8 @@ from parallel.config import WireFormat
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import Grid
 from parallel.pipeline.balance import chunk_loads
-from parallel.pipeline.simulator import ChunkSeconds, Timeline, simulate
+from parallel.pipeline.simulator import simulate
+from parallel.pipeline.timeline import ChunkSeconds, Timeline
 
 PIXEL_BYTES = 4
 FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}

@@ -16,7 +16,8 @@ from parallel.dep.bubbles import (
 )
 from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.pipeline.schedule import schedule_of
-from parallel.pipeline.simulator import ChunkSeconds, Timeline, simulate
+from parallel.pipeline.simulator import simulate
+from parallel.pipeline.timeline import ChunkSeconds, Timeline
 
 
 def pipeline(

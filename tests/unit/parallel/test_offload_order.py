@@ -21,7 +21,7 @@ def turns_of(passes: list[Pass]) -> list[int]:
     """[position] -> how many starts come before: passes beside each other have one."""
     turns = [0]
     for each in passes[:-1]:
-        turns.append(turns[-1] + (not each.runs_beside_next))
+        turns.append(turns[-1] + (not each.overlaps_next))
     return turns
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.pipeline.schedule import Pass, schedule_of
-from parallel.pipeline.simulator import ChunkSeconds, ScheduleError, Slot, Timeline, Work, simulate
+from parallel.pipeline.simulator import ScheduleError, simulate
+from parallel.pipeline.timeline import ChunkSeconds, Slot, Timeline, Work
 
 
 def schedules(pp: int, vpp: int, num_micro_batches: int, overlaps: bool = False) -> list[list[Pass]]:
@@ -68,7 +69,7 @@ def test_passes_wait_for_their_inputs_and_for_one_another(
             if before in ends:
                 assert start_s >= ends[before] + 0.25
             # Only the two that run as one end together.
-            free_s = run.ends_s[stage][position] if not each.runs_beside_next else start_s
+            free_s = run.ends_s[stage][position] if not each.overlaps_next else start_s
     assert busy_s(run, 0) == pytest.approx(3 * vpp * num_micro_batches)
 
 
@@ -133,12 +134,12 @@ def test_work_that_waits_for_itself_is_reported() -> None:
 
 def test_work_at_no_place_is_refused() -> None:
     lists = schedules(2, 2, 4, overlaps=True)
-    beside = next(position for position, each in enumerate(lists[0]) if each.runs_beside_next)
+    overlapped = next(position for position, each in enumerate(lists[0]) if each.overlaps_next)
     for rank, position in ((0, len(lists[0]) + 1), (2, 0), (-1, 0), (0, -1)):
-        with pytest.raises(ScheduleError, match="there is no such place"):
+        with pytest.raises(ScheduleError, match="there is no such position"):
             simulate(lists, even(4), before={(rank, position): [Work(True, 0, 0, 1.0)]})
-    with pytest.raises(ScheduleError, match="runs beside the one before"):
-        simulate(lists, even(4), before={(0, beside + 1): [Work(True, 0, 0, 1.0)]})
+    with pytest.raises(ScheduleError, match="overlaps the one before"):
+        simulate(lists, even(4), before={(0, overlapped + 1): [Work(True, 0, 0, 1.0)]})
 
 
 def test_the_largest_pipeline_is_simulated_in_a_second() -> None:
