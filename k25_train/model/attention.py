@@ -2,10 +2,10 @@
 
 Two subclasses of megatron-core's modules. `PackedLatentAttention` projects to queries, keys and values and
 applies rotary positions that restart with every document; `DocumentAttention` attends inside each document
-with torch's scaled-dot-product attention and can report the largest logit of every head.
+with torch's scaled-dot-product attention and can record the largest logit of every head.
 
-Shapes: T tokens of a micro-batch (all documents one after another), D hidden, H heads, Q query/key head
-size (nope + rope), R rope part of it, V value head size.
+Shapes: T tokens of a micro-batch (all documents one after another), L tokens of a document, D hidden, H
+heads, Q query/key head size (nope + rope), R rope part of it, V value head size.
 """
 
 import functools
@@ -25,26 +25,27 @@ from k25_train.model.megatron_config import BackboneConfig
 from parallel.activations.annotate import named, recomputed, saves
 
 _QUERY_BLOCK, _KEY_BLOCK = 256, 4096
-"""Queries and keys whose logits are held while maxima are taken: 128 MiB for 64 heads in bfloat16."""
+"""Queries and keys of a block whose maximum logits are taken at once: 128 MiB for 64 heads in bfloat16."""
 
 
 @dataclass
 class PackedDocuments(PackedSeqParams):
     """The documents of one micro-batch, as megatron-core passes them from layer to layer.
 
-    The lengths are kept as Python integers beside the device tensors of the base class, so that no layer
-    has to wait for the device to learn them.
+    The lengths are kept as Python integers in addition to the base class's device tensors, so that no layer
+    waits for the device to read them.
     """
 
     lengths: tuple[int, ...] = ()
+    """Number of tokens of each document."""
     positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    """[T] int64, position of each token inside its document."""
+    """Position of each token inside its document, [T] int64."""
     rotations: Tensor | None = None
-    """[T, 1, R/2] complex64, turns of the rotary pairs; filled in by the first layer that needs them."""
+    """Rotations of the rotary pairs, [T, 1, R/2] complex64; set by the first layer that needs them."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "PackedDocuments":
-        """Describe documents of these lengths, which follow one another without gaps."""
+        """Documents of these lengths, one after another without gaps."""
         boundaries = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         torch.cumsum(torch.tensor(lengths), 0, out=boundaries[1:])
         positions = torch.cat([torch.arange(length) for length in lengths])
@@ -61,7 +62,7 @@ class PackedDocuments(PackedSeqParams):
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Turn each pair of neighbours in `x` [T, heads, R] by `rotations` [T, 1, R/2] complex64."""
+    """Rotate each pair of neighbours in `x` [T, heads, R] by `rotations` [T, 1, R/2] complex64."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)
 
@@ -96,6 +97,7 @@ class PackedLatentAttention(MLASelfAttention):
             raise TypeError(
                 "PackedLatentAttention needs packed_seq_params=PackedDocuments.of(lengths, device)"
             )
+        # 1. Compress. The latents are what is kept for the backward pass.
         config = self.config
         rotations = self._rotations(packed_seq_params)
         q_compressed, kv_combined = self._qkv_down_projection(hidden_states.squeeze(1))
@@ -104,6 +106,7 @@ class PackedLatentAttention(MLASelfAttention):
         q_compressed = self.q_layernorm(q_compressed)
         kv_compressed = self.kv_layernorm(kv_compressed)
 
+        # 2. Expand into heads; the backward pass may do it again.
         query, key, value = recomputed(
             "mla.up_proj", self._up_projection, q_compressed, kv_compressed, k_rope, rotations
         )
@@ -112,29 +115,31 @@ class PackedLatentAttention(MLASelfAttention):
     def _up_projection(
         self, q_compressed: Tensor, kv_compressed: Tensor, k_rope: Tensor, rotations: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query and key [T, H, Q] and value [T, H, V] of the normed latents and the rotary key [T, R]."""
+        """Query and key [T, H, Q] and value [T, H, V] from the normed latents and the rotary key [T, R]."""
         config, num_heads = self.config, self.num_attention_heads_per_partition
+        # 1. Up-projections, split into heads.
         query, _ = self.linear_q_up_proj(q_compressed)
-        query = query.unflatten(-1, (num_heads, self.q_head_dim))
-        q_nope, q_rope = query.split([config.qk_head_dim, config.qk_pos_emb_head_dim], dim=-1)
+        q_THQ = query.unflatten(-1, (num_heads, self.q_head_dim))
+        q_nope, q_rope = q_THQ.split([config.qk_head_dim, config.qk_pos_emb_head_dim], dim=-1)
         key_value, _ = self.linear_kv_up_proj(kv_compressed)
         key_value = key_value.unflatten(-1, (num_heads, config.qk_head_dim + config.v_head_dim))
-        k_nope, value = key_value.split([config.qk_head_dim, config.v_head_dim], dim=-1)
+        k_nope, v_THV = key_value.split([config.qk_head_dim, config.v_head_dim], dim=-1)
 
-        # One rotary key is shared by all heads.
-        k_rope = rotate(k_rope.unsqueeze(1), rotations).expand(-1, num_heads, -1)
-        query = torch.cat((q_nope, rotate(q_rope, rotations)), dim=-1)
-        key = torch.cat((k_nope, k_rope), dim=-1)
-        # Else what is saved of the values keeps the memory of the keys beside them.
-        return query, key, value.contiguous()
+        # 2. Rotary positions. All heads share one rotary key.
+        k_THR = rotate(k_rope.unsqueeze(1), rotations).expand(-1, num_heads, -1)
+        q_THQ = torch.cat((q_nope, rotate(q_rope, rotations)), dim=-1)
+        k_THQ = torch.cat((k_nope, k_THR), dim=-1)
+        # As a view, the saved values would keep the memory of the keys next to them.
+        return q_THQ, k_THQ, v_THV.contiguous()
 
     def _rotations(self, documents: PackedDocuments) -> Tensor:
+        """Rotations [T, 1, R/2] complex64, computed once per micro-batch."""
         if documents.rotations is None:
             frequencies = self.rotary_pos_emb(documents.max_seqlen_q, packed_seq=True)
             scale = 1.0
             if isinstance(frequencies, tuple):
                 frequencies, scale = frequencies
-            # Upstream repeats the angles, once for each member of a pair.
+            # Upstream lists every angle twice, once for each member of a pair.
             angles = frequencies[:, 0, :, : frequencies.shape[-1] // 2][documents.positions]
             documents.rotations = torch.polar(torch.full_like(angles, scale), angles)
         return named("mla.rotations", documents.rotations)
@@ -169,17 +174,19 @@ class DocumentAttention(MegatronModule):
         self.softmax_scale = softmax_scale
         self.record_max_logits = False
         self.max_logits: Tensor | None = None
-        """[H] float32: the largest q·k·scale of each head since it was last set to None, taken over allowed
+        """The largest q·k·scale of each head since this was last set to None, [H] float32: over the allowed
         pairs of training passes. Stays None unless `record_max_logits` is set. The fused attention kernel
-        does not tell: recording computes q·k again. Source: K2 report, section 2.1."""
+        does not return logits: recording computes q·k again. Source: K2 report, section 2.1."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
         """Attend: query and key [T, H, Q], value [T, H, V] -> [T, H * V]."""
+        # 1. Head sizes that the kernel accepts.
         outputs = []
         v_channels = value.shape[-1]
         if value.device.type == "cpu":
             # torch's fused CPU kernel takes one head size; the unfused path costs more than the padding.
             value = recomputed("mla.up_proj", partial(F.pad, pad=(0, query.shape[-1] - v_channels)), value)
+        # 2. Document by document.
         records = self.record_max_logits and self.training
         maxima = []
         pieces = (tensor.split(documents.lengths) for tensor in (query, key, value))
@@ -196,6 +203,7 @@ class DocumentAttention(MegatronModule):
                     scale=self.softmax_scale,
                 )
             outputs.append(attended_1HLV)
+        # 3. Maxima over micro-batches; outputs one after another.
         if records:
             before = [] if self.max_logits is None else [self.max_logits]
             self.max_logits = torch.stack([*before, *maxima]).amax(0)
@@ -203,7 +211,7 @@ class DocumentAttention(MegatronModule):
 
 
 def _join(v_channels: int, *attended: Tensor) -> Tensor:
-    """Documents' outputs [1, H, L, V or more], one after another: [T, H * V]."""
+    """Outputs of all documents, each [1, H, L, V or more], one after another: [T, H * V]."""
     return torch.cat([each[0, ..., :v_channels].transpose(0, 1).flatten(1) for each in attended])
 
 
@@ -211,8 +219,8 @@ def _join(v_channels: int, *attended: Tensor) -> Tensor:
 def max_logits_per_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """The largest causal softmax input of each head: query and key [H, L, Q] -> [H] float32.
 
-    Works through blocks of queries and keys, so that memory does not grow with the document. In bfloat16 the
-    result is rounded as a product of that type is, by up to 0.4%.
+    Computed in blocks of queries and keys, so that memory does not grow with the document. In bfloat16 the
+    result is rounded to that type, by up to 0.4%.
     """
     length = query.shape[1]
     later_NN = _minus_infinity_for_later_keys(query.dtype, query.device)
@@ -221,16 +229,17 @@ def max_logits_per_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
     for start in range(0, length, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, length)
         block_HNQ, size = query[:, start:stop], stop - start
+        # The diagonal block is masked; blocks of earlier keys are not.
         own = torch.baddbmm(later_NN[:size, :size], block_HNQ, key_HQL[:, :, start:stop])
         maxima.append(own.amax((1, 2)))
         for first in range(0, start, _KEY_BLOCK):
             last = min(first + _KEY_BLOCK, start)
             maxima.append((block_HNQ @ key_HQL[:, :, first:last]).amax((1, 2)))
-    # A positive scale moves no maximum.
+    # A positive scale commutes with the maximum.
     return torch.stack(maxima).amax(0).float() * scale
 
 
 @functools.cache
 def _minus_infinity_for_later_keys(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[N, N], to be added to the logits of a block of N queries and the keys of the same tokens."""
+    """[N, N], added to the logits of a block of N queries and the keys of the same tokens."""
     return torch.full((_QUERY_BLOCK, _QUERY_BLOCK), -torch.inf, dtype=dtype, device=device).triu(1)

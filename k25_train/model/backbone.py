@@ -1,4 +1,4 @@
-"""The language model: megatron-core's GPTModel, assembled from a spec of its modules and three of ours."""
+"""The language model: megatron-core's GPTModel, assembled from a spec of its modules and ours."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +33,7 @@ from parallel.megatron.deferred_wgrad import delay_linear_wgrads
 def linear_backend(*, transformer_engine: bool) -> BackendSpecProvider:
     """Which linear layers and norms to build with: Transformer Engine's, or megatron-core's own.
 
-    Raises `ConfigError` if Transformer Engine is asked for and not installed.
+    Raises `ConfigError` if Transformer Engine is configured but not installed.
     """
     if not transformer_engine:
         return LocalSpecProvider()
@@ -50,7 +50,7 @@ def linear_backend(*, transformer_engine: bool) -> BackendSpecProvider:
 
 
 def layer_norm(backend: BackendSpecProvider) -> Callable[..., nn.Module]:
-    """The builder of norms of the residual stream."""
+    """A builder of the norms of the residual stream."""
     return saved_norm(backend.layer_norm(rms_norm=True), "norm.input", "norm.output")
 
 
@@ -68,6 +68,7 @@ def saved_norm(build: Callable[..., nn.Module], inputs: str, outputs: str) -> Ca
 
 def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
     """One decoder layer: pre-norm MLA, then a dense SwiGLU or the mixture of experts."""
+    # 1. Linear layers and norms of the backend.
     norm = layer_norm(backend)
     qk_norm = saved_norm(backend.layer_norm(rms_norm=True, for_qk=True), "mla.latent", "mla.up_input")
     column, row = backend.column_parallel_linear(), backend.row_parallel_linear()
@@ -75,6 +76,7 @@ def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
     def mlp(part: str) -> MLPSubmodules:
         return MLPSubmodules(linear_fc1=column, linear_fc2=row, activation_func=partial(SwiGLU, part))
 
+    # 2. Our router, experts and attention in megatron-core's layer.
     moe = MoESubmodules(
         router=SequenceBalancedRouter,
         experts=GroupedExperts,
@@ -112,7 +114,7 @@ def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
 class LanguageModel(GPTModel):
     """megatron-core's GPTModel with torch's cross entropy.
 
-    Upstream's loss is cut over tensor-parallel ranks, which this project does not have; torch's is faster.
+    Upstream's loss is split over tensor-parallel ranks, which this project does not have; torch's is faster.
     """
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
@@ -136,9 +138,10 @@ def build_language_model(
     """Build the part of the language model that holds the decoder layers `layer_ids`.
 
     Args:
-        pre_process: whether it embeds tokens.
-        post_process: whether it has the final norm and the output head.
-        vp_stage: which virtual stage of its rank it is; None without virtual stages.
+        pre_process: whether the part embeds tokens.
+        post_process: whether the part has the final norm and the output head.
+        vp_stage: its rank's virtual stage that it is; None without virtual stages.
+        transformer_engine: whether to build with Transformer Engine's linear layers and norms.
     """
     backend = linear_backend(transformer_engine=transformer_engine)
     kinds = {is_moe: layer_spec(backend, is_moe=is_moe) for is_moe in (False, True)}

@@ -1,7 +1,9 @@
 """Routed experts as two stacked weights and two grouped matrix products, on CPU and CUDA alike.
 
-megatron-core has grouped experts only through Transformer Engine; without it every expert is a module of its
-own, which on a CPU costs 40% (8 experts) to 65% (64 experts) of a training step. `F.grouped_mm` runs on both.
+megatron-core has grouped experts only with Transformer Engine. Without it, every expert is a separate module,
+which on a CPU costs 40% (8 experts) to 65% (64 experts) of a training step. `F.grouped_mm` runs on both.
+
+Shapes: T tokens sent to this rank's experts, E experts of this rank, D hidden, F expert width.
 """
 
 from typing import Any
@@ -20,11 +22,10 @@ from parallel.megatron.deferred_wgrad import defer_wgrads, grouped_linear_deferr
 
 
 class GroupedExperts(MegatronModule):
-    """The experts of one layer that live on this rank (SwiGLU, no bias).
+    """This rank's experts of one layer (SwiGLU, no bias).
 
-    Parameters: `gate_up_proj` [E, 2F, D], rows of the gate first, and `down_proj` [E, D, F] for E local
-    experts, width F, hidden D. `grouped_mm` needs rows that are multiples of 16 bytes; the configuration
-    checks that.
+    Parameters: `gate_up_proj` [E, 2F, D], rows of the gate first, and `down_proj` [E, D, F]. `grouped_mm`
+    needs rows that are multiples of 16 bytes; the configuration checks that.
     """
 
     def __init__(
@@ -38,12 +39,12 @@ class GroupedExperts(MegatronModule):
         super().__init__(config)
         self.ep_group, self.expert_dp_group = pg_collection.ep, pg_collection.expt_dp
         width, hidden = config.moe_ffn_hidden_size, config.hidden_size
-        place = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
-        self.gate_up_proj = nn.Parameter(torch.empty(num_local_experts, 2 * width, hidden, **place))
-        self.down_proj = nn.Parameter(torch.empty(num_local_experts, hidden, width, **place))
+        options = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
+        self.gate_up_proj = nn.Parameter(torch.empty(num_local_experts, 2 * width, hidden, **options))
+        self.down_proj = nn.Parameter(torch.empty(num_local_experts, hidden, width, **options))
         for parameter in self.parameters():
             # Marks expert weights for megatron-core: reduced over the expert-data-parallel group only. Set
-            # at EP=1 too, so that the optimizer has the same two parts in every layout.
+            # with EP=1 too, so that the optimizer has the same two parts in every layout.
             parameter.allreduce = False
         self.wgrads = (
             defer_wgrads(self, self.gate_up_proj, self.down_proj) if config.delay_wgrad_compute else None
@@ -56,37 +57,38 @@ class GroupedExperts(MegatronModule):
 
         Args:
             tokens: [T, D], sorted by expert.
-            tokens_per_expert: [E] integers that add up to T.
-            weights: [T] the router's weight of each token, applied before the down projection.
+            tokens_per_expert: [E] integers with sum T.
+            weights: [T] the router's weight of each token, applied before the down-projection.
 
         Returns the experts' outputs [T, D], and None where megatron-core expects a bias.
         """
         if tokens.shape[0] == 0:
             return self._no_tokens(tokens, weights), None
         counts = torch.as_tensor(tokens_per_expert, device=tokens.device)
-        ends = counts.cumsum(0).to(torch.int32)
-        gate_up = self._product(named("moe.up_input", tokens), self.gate_up_proj, ends)
-        hidden = recomputed(
+        ends_E = counts.cumsum(0).to(torch.int32)
+        gate_up_T2F = self._product(named("moe.up_input", tokens), self.gate_up_proj, ends_E)
+        hidden_TF = recomputed(
             "moe.down_input",
             weighted_swiglu,
-            named("moe.swiglu_input", gate_up),
+            named("moe.swiglu_input", gate_up_T2F),
             named("moe.probs", weights),
         )
-        return self._product(hidden, self.down_proj, ends), None
+        return self._product(hidden_TF, self.down_proj, ends_E), None
 
     def _product(self, tokens: Tensor, weights: nn.Parameter, ends: Tensor) -> Tensor:
+        """`grouped_linear`, whose weight gradients may be computed later (`parallelism.delay_wgrad`)."""
         if self.wgrads is None:
             return grouped_linear(tokens, weights, ends)
         return grouped_linear_deferring_wgrad(tokens, weights, ends, self.wgrads)
 
     def _no_tokens(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        """An empty output that hangs on all that the output of tokens hangs on.
+        """An empty output [0, D] that depends on everything that an output of tokens depends on.
 
-        The experts' weights get a (zero) gradient; and the router's weights one of no rows, without which
-        this rank would leave out the exchange in which all ranks send such gradients back.
+        The experts' weights get a gradient of zeros. The router's weights get one without rows, which makes
+        this rank take part in the exchange in which all ranks send such gradients back.
         """
-        hidden = tokens @ self.gate_up_proj[0, : self.down_proj.shape[2]].T
-        return (hidden * weights.unsqueeze(-1).to(tokens.dtype)) @ self.down_proj[0].T
+        hidden_TF = tokens @ self.gate_up_proj[0, : self.down_proj.shape[2]].T
+        return (hidden_TF * weights.unsqueeze(-1).to(tokens.dtype)) @ self.down_proj[0].T
 
     def backward_dw(self) -> None:
         """Compute the weight gradients that backward has left pending, if they are delayed."""
@@ -96,7 +98,7 @@ class GroupedExperts(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict[str, ShardedTensor]:
-        """Both weights, cut over expert-parallel ranks along their expert axis."""
+        """Both weights, sharded over expert-parallel ranks along their expert axis."""
         axis = len(sharded_offsets)
         return {
             f"{prefix}{name}": ShardedTensor.from_rank_offsets(
@@ -112,12 +114,12 @@ class GroupedExperts(MegatronModule):
 
 
 def grouped_linear(tokens: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """Multiply each group of rows with its own matrix.
+    """Multiply each group of rows with its group's matrix.
 
     Args:
         tokens: [T, In], grouped by expert.
         weights: [E, Out, In].
-        ends: [E] int32, the row after each group's last.
+        ends: [E] int32, the index of the row after each group's last.
 
     Returns [T, Out].
     """

@@ -1,4 +1,4 @@
-"""Our short configuration, translated to megatron-core's: the one place that does."""
+"""The configuration translated to megatron-core's; no other module does so."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class BackboneConfig(MLATransformerConfig):
     """megatron-core's configuration plus what our subclasses of its modules read."""
 
     balance_sequence_tokens: int = 0
-    """Tokens of one training sequence: the span of the router's sequence-wise balance loss."""
+    """Tokens per training sequence, over which the router's balance loss is computed."""
     latent_norm_eps: float = 0.0
     """Epsilon of the norms of the compressed query and key-value."""
 
@@ -28,14 +28,14 @@ class BackboneConfig(MLATransformerConfig):
 def backbone_config(
     model: ModelConfig, train: TrainConfig, sizes: ParallelismConfig, layout: PipelineLayout
 ) -> BackboneConfig:
-    """Translate to megatron-core. The layout's chunks and `sizes.pp`, `sizes.vpp` must agree."""
+    """Translate to megatron-core. The layout's chunks must match `sizes.pp` and `sizes.vpp`."""
     config = BackboneConfig(
         **_architecture(model),
         **_router(model),
         **_rotary(model),
         **_numerics(train),
         **_pipeline(sizes, layout),
-        # Asserted with the overlap, which works in float32 just as well; only set back below is it true.
+        # megatron-core asserts bfloat16 with the overlap, which works in float32 too: restored below.
         bf16=train.dtype is DType.bfloat16 or sizes.overlap_expert_comm,
         expert_model_parallel_size=sizes.ep,
         overlap_moe_expert_parallel_comm=sizes.overlap_expert_comm,
@@ -64,7 +64,7 @@ def _architecture(model: ModelConfig) -> dict:
         "add_bias_linear": False,
         "gated_linear_unit": True,
         "activation_func": F.silu,
-        # SwiGLU comes with the spec (`model/swiglu.py`), Transformer Engine's or not.
+        # The spec brings SwiGLU (`model/swiglu.py`), with and without Transformer Engine.
         "use_te_activation_func": True,
         "bias_activation_fusion": False,
         "ffn_hidden_size": model.dense_ffn_hidden_size,
@@ -111,9 +111,9 @@ def _numerics(train: TrainConfig) -> dict:
     return {
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        # Weights are set by name after the build (model/init.py), not by megatron-core's generators.
+        # Weights are set by name after the build (`model/weights.py`), not by megatron-core's generators.
         "perform_initialization": False,
-        # Masks differ from micro-batch to micro-batch, so a mean of means would depend on the cut.
+        # Micro-batches differ in unmasked tokens, so a mean of means would depend on how they are divided.
         "calculate_per_token_loss": True,
     }
 
@@ -124,13 +124,13 @@ def _pipeline(sizes: ParallelismConfig, layout: PipelineLayout) -> dict:
         "pipeline_model_parallel_size": sizes.pp,
         "virtual_pipeline_model_parallel_size": sizes.vpp if interleaved else None,
         "pipeline_model_parallel_layout": layout.to_megatron() if sizes.pp > 1 else None,
-        # With two pipeline ranks the peer before and the peer after are the same one, and the batched,
-        # untagged sends of the interleaved schedule swap activations with gradients, silently
-        # (p2p_communication.py, `_batched_p2p_ops`). The unbatched path keeps them apart by group.
-        # The plain schedule refuses that path.
+        # With two pipeline ranks, the previous and the next rank are the same, and the batched, untagged
+        # sends of the interleaved schedule silently swap activations and gradients (p2p_communication.py,
+        # `_batched_p2p_ops`). The unbatched path separates them by group. The plain schedule rejects that
+        # path.
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
-        # Else the host waits for all of the device after every exchange, and so for features that another
-        # rank takes only when this one has gone on. The fault of torch that this stands for is long mended.
+        # Otherwise the host would wait for the whole device after every exchange, and so for features that
+        # another rank takes only once this rank has gone on. The torch bug that it works around is fixed.
         "batch_p2p_sync": False,
     }

@@ -8,7 +8,7 @@ from k25_train.config.model import VisionConfig
 
 
 class PatchMergerProjector(nn.Module):
-    """Norm each patch, join the merged patches, and map them to one text embedding.
+    """Normalise each patch, concatenate the patches of a token, and map them to one text embedding.
 
     Parameter names are those of the released checkpoint's `mm_projector.`.
     """
@@ -28,10 +28,10 @@ class PatchMergerProjector(nn.Module):
         return self.proj(self.pre_norm(features).flatten(1))
 
     def of_flat(self, features: Tensor | None) -> Tensor:
-        """[V, merge_size²·C] tower features, as they come from other ranks -> [V, text_hidden_size].
+        """[V, merge_size²·C] tower features, flat as other ranks send them -> [V, text_hidden_size].
 
-        None is no features at all, [0, text_hidden_size]: the parameters get a gradient, zero, all the same.
-        Reductions that overlap with the backward pass wait for one of every parameter.
+        None means no features: [0, text_hidden_size], through which parameters still get a gradient, of
+        zeros. Reductions that overlap with the backward pass wait for a gradient of every parameter.
         """
         norm = self.pre_norm
         if features is None:

@@ -9,15 +9,17 @@ from parallel.activations.annotate import saves
 
 
 class SequenceBalancedRouter(TopKRouter):
-    """Sigmoid scores, a bias per expert that only steers the choice, and a balance loss per sequence.
+    """Sigmoid scores, a bias per expert that affects only the choice, and a balance loss per sequence.
 
-    A micro-batch reaches the layers as one row of packed tokens, and upstream's sequence-wise balance loss
-    would take that row for a single sequence, so that its value depended on the micro-batch size. Here it is
-    taken over the sequences of `config.balance_sequence_tokens` tokens that the row was made of.
+    A micro-batch reaches the layers as one row of packed tokens. Upstream's sequence-wise balance loss would
+    treat that row as a single sequence, and its value would depend on the micro-batch size. Here the loss is
+    computed over the sequences of `config.balance_sequence_tokens` tokens that make up the row.
+
+    Shapes: T tokens of a micro-batch, D hidden, E experts of the layer.
     """
 
     def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> Any:
-        """Route [T, 1, D]: as the base class."""
+        """Route tokens [T, 1, D] as the base class does, and name what is saved."""
         with saves("router.scores"):
             return super().forward(input, padding_mask)
 
@@ -34,14 +36,14 @@ class SequenceBalancedRouter(TopKRouter):
         tokens = self.config.balance_sequence_tokens
         num_sequences = seq_length * bsz // tokens
 
-        def sequences_inside(per_token: Tensor) -> Tensor:
+        def interleave(per_token_TE: Tensor) -> Tensor:
             # Upstream expects the tokens of all sequences interleaved: position-major.
-            return per_token.unflatten(0, (num_sequences, tokens)).transpose(0, 1).flatten(0, 1)
+            return per_token_TE.unflatten(0, (num_sequences, tokens)).transpose(0, 1).flatten(0, 1)
 
         return super()._apply_seq_aux_loss(
             probs,
-            sequences_inside(scores_for_aux_loss),
-            sequences_inside(routing_map),
+            interleave(scores_for_aux_loss),
+            interleave(routing_map),
             tokens,
             num_sequences,
             with_padding_mask,

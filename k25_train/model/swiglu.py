@@ -1,4 +1,4 @@
-"""SwiGLU, between the up- and the down-projection of every feed-forward part."""
+"""SwiGLU, between the up- and down-projection of every feed-forward network."""
 
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -8,13 +8,13 @@ from parallel.activations.annotate import named, recomputed
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """[..., 2F], gates first, to [..., F]."""
+    """[..., 2F], gates first -> [..., F]."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
 def weighted_swiglu(gate_up: Tensor, weights: Tensor) -> Tensor:
-    """[T, 2F], gates first, to [T, F], each row times its weight of [T]."""
+    """[T, 2F], gates first -> [T, F], each row times its weight in [T]."""
     return swiglu(gate_up) * weights.unsqueeze(-1).to(gate_up.dtype)
 
 
@@ -26,5 +26,5 @@ class SwiGLU(nn.Module):
         self.part = part
 
     def forward(self, gate_up: Tensor) -> Tensor:
-        """[T, 1, 2F] to [T, 1, F]."""
+        """[T, 1, 2F] -> [T, 1, F]."""
         return recomputed(f"{self.part}.down_input", swiglu, named(f"{self.part}.swiglu_input", gate_up))

@@ -1,8 +1,7 @@
 """Global parameter names, and the initial value of each parameter from (seed, global name) alone.
 
-A pipeline chunk numbers its layers from 0 and a rank its experts from 0; globally both have one number
-each. Since the initial value depends on nothing but the seed and that name, every layout starts from the
-same model.
+A pipeline chunk numbers its layers from 0, and a rank its experts; in the whole model each has one number.
+Since the initial value depends only on the seed and the global name, every layout starts from the same model.
 """
 
 import hashlib
@@ -20,19 +19,21 @@ _EXPERTS = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlace:
-    """Where a chunk's layers and experts stand in the whole model."""
+    """Which layers and experts of the whole model a chunk has."""
 
     first_layer: int
+    """Number, in the whole model, of the chunk's first layer."""
     first_expert: int
+    """Number, in the whole model, of the rank's first expert in each layer."""
 
     def global_name(self, name: str) -> str:
-        """A chunk's name of a parameter with the layer's number in the whole model; experts stay stacked."""
+        """A parameter's name with the layer number of the whole model; experts stay stacked."""
         return _LAYER.sub(lambda match: f"{match[1]}{int(match[2]) + self.first_layer}.", name)
 
     def global_tensors(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The global name and the tensor behind a chunk's parameter or buffer.
+        """The global name and the tensor of a chunk's parameter or buffer.
 
-        Stacked experts give one entry an expert, each a view into the stack.
+        Stacked experts give one entry per expert, each a view into the stack.
         """
         name = self.global_name(name)
         stacked = _EXPERTS.search(name)
@@ -47,7 +48,7 @@ class ChunkPlace:
 def global_state(chunk: nn.Module, place: ChunkPlace) -> Iterator[tuple[str, Tensor]]:
     """Global name and tensor (a view, without gradient) of all parameters and persistent buffers."""
     for name, tensor in chunk.state_dict(keep_vars=True).items():
-        # What modules keep beside their weights: None here, a tensor of bytes in Transformer Engine's.
+        # Modules' state other than weights: None here, a tensor of bytes in Transformer Engine's modules.
         if not name.endswith("_extra_state"):
             yield from place.global_tensors(name, tensor.detach())
 
@@ -61,9 +62,10 @@ def initialize(chunk: nn.Module, place: ChunkPlace, seed: int, std: float) -> No
 def initial_value(name: str, shape: torch.Size, seed: int, std: float) -> Tensor:
     """The initial value of the parameter `name`, float32 on the CPU.
 
-    Norm weights are one; biases, the router's included, are zero; matrices of the language model and the
-    tables are normal with `std` (checkpoint, `initializer_range`). Matrices of tower and projector are normal
-    with 1/sqrt(inputs): the report starts the tower from SigLIP, so its own values are not disclosed.
+    Norm weights are one; biases, the router's included, are zero; matrices of the language model and tables
+    are normal with standard deviation `std` (checkpoint, `initializer_range`). Matrices of tower and
+    projector are normal with 1/sqrt(inputs): the report starts the tower from SigLIP, so no values are
+    disclosed.
     """
     if name.endswith("bias"):
         return torch.zeros(shape)
@@ -80,7 +82,7 @@ def initial_value(name: str, shape: torch.Size, seed: int, std: float) -> Tensor
 
 
 def load_global_state(chunk: nn.Module, place: ChunkPlace, state: Mapping[str, Tensor]) -> None:
-    """Copy a whole model's tensors, by global name, into the chunk. Raises KeyError naming a missing one."""
+    """Copy tensors of the whole model, by global name, into a chunk. Raises KeyError naming a missing one."""
     for name, tensor in global_state(chunk, place):
         if name not in state:
             raise KeyError(f"no tensor named {name!r} among the {len(state)} given")
