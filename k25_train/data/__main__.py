@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from k25_train.data.formats.shards import load_dataset
+from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.smoke_set.build import BuildOptions, build_dataset
 from k25_train.data.smoke_set.overview import print_samples, print_tables, write_contact_sheet
 from k25_train.data.smoke_set.verify import verify_dataset

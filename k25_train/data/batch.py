@@ -13,9 +13,9 @@ from torch import Tensor
 
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.media import MediaReader
-from k25_train.data.decode.skips import SkipLog
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import SequencePlan, media_of
+from k25_train.data.skip_log import SkipLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,15 +15,15 @@ from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler
 from k25_train.data.decode.media import MediaReader
-from k25_train.data.decode.skips import SkipLog
-from k25_train.data.formats.index import SampleRecord
-from k25_train.data.formats.shards import load_dataset
-from k25_train.data.formats.tokenizer import load_tokenizer
+from k25_train.data.formats.dataset import load_dataset
+from k25_train.data.formats.records import SampleRecord
 from k25_train.data.mix.blend import Blend
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import SequencePlan, StepPlan
 from k25_train.data.mix.stream import KindStream, shuffle_media
 from k25_train.data.prefetch import StepPrefetch
+from k25_train.data.skip_log import SkipLog
+from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import ConfigError, DataError
 
 EVAL_SEED = 0

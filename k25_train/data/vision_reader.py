@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from k25_train.config.model import VisionConfig
-from k25_train.data.decode.images import plan_items
+from k25_train.data.decode.items import plan_items
 from k25_train.data.decode.media import MediaPatches, MediaReader
-from k25_train.data.formats.index import MediaSegment, SampleRecord
+from k25_train.data.formats.records import MediaSegment, SampleRecord
 from k25_train.data.mix.plan import SequencePlan, StepPlan, media_of
 from k25_train.plan.vision_planner import VisionPlanner
 from parallel.dep.engine import VisionWork

@@ -31,8 +31,8 @@ from rich.table import Table
 
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.data.decode.images import plan_items
-from k25_train.data.formats.index import MediaSegment
+from k25_train.data.decode.items import plan_items
+from k25_train.data.formats.records import MediaSegment
 from k25_train.data.loader import DataLoader
 from k25_train.plan.flops import encoder_cost
 from parallel.dep.cost import EncoderCost

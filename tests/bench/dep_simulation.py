@@ -48,7 +48,7 @@ from rich.table import Table
 from k25_train.compose.resolve import compose
 from k25_train.config.model import VisionConfig
 from k25_train.config.schema import Config
-from k25_train.data.decode.images import grid_of
+from k25_train.data.decode.items import grid_of
 from k25_train.data.mix.blend import Blend
 from k25_train.data.mix.packing import pack_whole
 from k25_train.plan.flops import encoder_cost

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from k25_train.data.decode.images import MediaInfo
+from k25_train.data.decode.frames import MediaInfo
 from k25_train.model.moonvit import MoonViT3D
 from k25_train.model.moonvit_items import ItemPart
 from parallel.dep.cost import EncoderCost

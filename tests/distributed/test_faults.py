@@ -15,7 +15,7 @@ import pytest
 
 from k25_train.checkpoint.folders import newest_checkpoint, verify
 from k25_train.compose.resolve import compose
-from k25_train.data.formats.index import MediaSegment, SampleRecord
+from k25_train.data.formats.records import MediaSegment, SampleRecord
 from k25_train.data.loader import DataLoader
 from tests.helpers.jobs import Job
 from tests.helpers.ranks import RankContext, run_ranks

@@ -14,9 +14,10 @@ from k25_train.config.basics import DType
 from k25_train.config.data import DataConfig
 from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
-from k25_train.data.decode.images import MediaInfo, probe_media
-from k25_train.data.formats.shards import MediaPart, ShardWriter, SourceInfo, TextPart, write_manifest
-from k25_train.data.formats.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from k25_train.data.decode.frames import MediaInfo, probe_media
+from k25_train.data.formats.dataset import SourceInfo, write_manifest
+from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
+from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 _TEXT = (
     "the red green blue small large round square picture shows one two three shapes near far left right of "

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from k25_train.config.model import VisionConfig
-from k25_train.data.decode.images import load_patches, plan_items
-from k25_train.data.formats.index import MediaSegment
-from k25_train.data.formats.shards import ShardReader
+from k25_train.data.decode.items import plan_items
+from k25_train.data.decode.patches import load_patches
+from k25_train.data.formats.records import MediaSegment
+from k25_train.data.formats.shard_reader import ShardReader
 from k25_train.errors import DataError
 
 

@@ -1,14 +1,6 @@
-"""The shard set on disk: what `dataset.json` and the `*.index.jsonl` files say, as typed records.
+"""Index files of a shard set: one header line, then one line of JSON per sample.
 
-A shard set is one directory (local, or any fsspec URL):
-
-    dataset.json               format version, tokenizer file, splits, sources with their licences
-    tokenizer.json             the tokenizer that counted the tokens in every index
-    <split>-00000.tar          samples in WebDataset naming; media members keep their native file format
-    <split>-00000.index.jsonl  one header line, then one line a sample: where it lies and how large it is
-
-The index holds native sizes (pixels, frames, seconds, tokens), never model-dependent ones, so every rank can
-compute all patch grids and all sequence lengths of a step without opening a shard, for any model's limits.
+Planning reads nothing else. `records.py` says what a record holds, `dataset.py` what else is in the set.
 """
 
 import hashlib
@@ -20,77 +12,10 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 
 from k25_train.config.data import SAMPLE_KINDS
+from k25_train.data.formats.records import MEDIA_TYPES, MediaSegment, SampleRecord, Segment, TextSegment
 from k25_train.errors import DataError
 
 FORMAT_VERSION = 1
-MEDIA_TYPES = ("image", "video")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextSegment:
-    """A stretch of text. Its words are in the sample's `.json` member, under the same segment position."""
-
-    num_tokens: int
-    """Length under the shard set's tokenizer, without any special token."""
-    loss: bool
-    """Whether its tokens are training targets."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MediaSegment:
-    """An image or a video, stored in its native file format."""
-
-    type: str
-    """`image` or `video`."""
-    shard: str
-    """File name of the shard that holds it."""
-    offset: int
-    """First byte of the file inside the shard."""
-    num_bytes: int
-    """Length of the file."""
-    format: str
-    """File extension without dot: png, jpg, webp, gif, mp4 …"""
-    width: int
-    """Native width in pixels, after the file's own orientation tag is applied."""
-    height: int
-    """Native height in pixels, after the file's own orientation tag is applied."""
-    num_frames: int
-    """Frames in the file; 1 for an image."""
-    duration_s: float
-    """Length of the video in seconds; 0 for an image."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for sizes that no file has."""
-        if min(self.width, self.height, self.num_frames) < 1 or not 0 <= self.duration_s < float("inf"):
-            raise ValueError(f"impossible sizes: {self}")
-
-
-Segment = TextSegment | MediaSegment
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleRecord:
-    """One sample as the index knows it."""
-
-    shard: str
-    """File name of the shard, relative to the shard set's directory."""
-    key: str
-    """Name of the sample, unique in its shard."""
-    kind: str
-    """One of `SAMPLE_KINDS`; all but `text` have at least one image or video."""
-    source: str
-    """Name of the source, as listed in `dataset.json`."""
-    offset: int
-    """First byte of the sample's `.json` member inside the shard."""
-    num_bytes: int
-    """Length of that member."""
-    segments: tuple[Segment, ...]
-    """Text and media in reading order."""
-
-    @property
-    def num_text_tokens(self) -> int:
-        """Tokens in all text segments, without special tokens."""
-        return sum(segment.num_tokens for segment in self.segments if isinstance(segment, TextSegment))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

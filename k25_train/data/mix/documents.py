@@ -13,10 +13,10 @@ from functools import lru_cache
 import numpy as np
 
 from k25_train.config.model import VisionConfig
-from k25_train.data.decode.images import MediaItem, fits_aspect, format_timestamp, plan_items
-from k25_train.data.formats.index import MediaSegment, SampleRecord, TextSegment
-from k25_train.data.formats.shards import ShardReader
-from k25_train.data.formats.tokenizer import Tokenizer
+from k25_train.data.decode.items import MediaItem, fits_aspect, format_timestamp, plan_items
+from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
+from k25_train.data.formats.shard_reader import ShardReader
+from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
 
 _CACHED_DOCUMENTS = 256

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from k25_train.data.decode.images import MediaItem
-from k25_train.data.formats.index import MediaSegment, SampleRecord
+from k25_train.data.decode.items import MediaItem
+from k25_train.data.formats.records import MediaSegment, SampleRecord
 from k25_train.data.mix.documents import media_segments
 
 

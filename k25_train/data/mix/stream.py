@@ -10,11 +10,11 @@ import numpy as np
 
 from k25_train.config.data import SAMPLE_KINDS
 from k25_train.config.model import VisionConfig
-from k25_train.data.decode.skips import SkipLog
-from k25_train.data.formats.index import MediaSegment, SampleRecord
+from k25_train.data.formats.records import MediaSegment, SampleRecord
 from k25_train.data.mix.documents import DocumentBuilder, find_defect
 from k25_train.data.mix.packing import PackedEpoch, epoch_order, pack_cut, pack_whole
 from k25_train.data.mix.plan import PlannedPiece, SequencePlan
+from k25_train.data.skip_log import SkipLog
 from k25_train.errors import DataError
 
 

@@ -13,19 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from k25_train.data.decode.images import probe_media
-from k25_train.data.formats.shards import (
-    MANIFEST,
-    MediaPart,
-    ShardWriter,
-    SourceInfo,
-    TextPart,
-    write_manifest,
-)
-from k25_train.data.formats.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from k25_train.data.decode.frames import probe_media
+from k25_train.data.formats.dataset import MANIFEST, SourceInfo, write_manifest
+from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
 from k25_train.data.smoke_set.sources import clips, drawings, pages, photos, writing
 from k25_train.data.smoke_set.sources.archive import fetch_archives
 from k25_train.data.smoke_set.sources.base import Media, Sample, Source, Text
+from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from k25_train.errors import DataError
 
 SMOKE_SOURCES = (

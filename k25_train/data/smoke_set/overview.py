@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from k25_train.config.data import SAMPLE_KINDS
-from k25_train.data.formats.index import MediaSegment, SampleRecord
-from k25_train.data.formats.shards import Dataset
+from k25_train.data.formats.dataset import Dataset
+from k25_train.data.formats.records import MediaSegment, SampleRecord
 from k25_train.data.mix.documents import media_segments
 
 SIDES_PX = (0, 64, 128, 256, 512, 1024)

@@ -11,17 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from k25_train.data.decode.images import probe_media
-from k25_train.data.formats.index import (
-    MediaSegment,
-    SampleRecord,
-    TextSegment,
-    read_index,
-    read_index_header,
-)
-from k25_train.data.formats.shards import MANIFEST
-from k25_train.data.formats.tokenizer import Tokenizer, load_tokenizer
+from k25_train.data.decode.frames import probe_media
+from k25_train.data.formats.dataset import MANIFEST
+from k25_train.data.formats.index import read_index, read_index_header
+from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
 from k25_train.data.smoke_set.build import CHECKSUMS_FILE, TOKENIZER_FILE
+from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import DataError
 
 Members = dict[str, tuple[int, bytes]]

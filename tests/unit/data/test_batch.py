@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler, mask_failed
-from k25_train.data.decode.images import MediaInfo
+from k25_train.data.decode.frames import MediaInfo
 from k25_train.data.decode.media import MediaReader
-from k25_train.data.decode.skips import SkipLog
-from k25_train.data.formats.shards import load_dataset
-from k25_train.data.formats.tokenizer import load_tokenizer
+from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import PlannedPiece, SequencePlan
+from k25_train.data.skip_log import SkipLog
+from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import DataError
 from tests.helpers.shards import (
     Media,

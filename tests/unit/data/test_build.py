@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from k25_train.data.__main__ import main
-from k25_train.data.formats.index import TextSegment
-from k25_train.data.formats.shards import load_dataset
-from k25_train.data.formats.tokenizer import load_tokenizer
+from k25_train.data.formats.dataset import load_dataset
+from k25_train.data.formats.records import TextSegment
 from k25_train.data.mix.documents import media_segments
 from k25_train.data.smoke_set import build
 from k25_train.data.smoke_set.build import SMOKE_SOURCES, BuildOptions, build_dataset
+from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import DataError
 from tests.helpers.sources import NUM_CAPTIONS, NUM_DOCUMENTS, TINY_SOURCES, VOCAB_SIZE, build_tiny
 

@@ -13,7 +13,7 @@ import matplotlib
 import pytest
 from PIL import Image, ImageFont
 
-from k25_train.data.decode.images import probe_media
+from k25_train.data.decode.frames import probe_media
 from k25_train.data.smoke_set.build import SMOKE_SOURCES
 from k25_train.data.smoke_set.sources.archive import Archive, ArchiveReader, fetch_archives
 from k25_train.data.smoke_set.sources.base import Media, Sample, Source, Text, pick, slug

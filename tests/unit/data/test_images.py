@@ -13,20 +13,18 @@ from PIL import Image
 from transformers.models.kimi_k25.image_processing_kimi_k25 import Kimi_K25ImageProcessor, navit_resize
 
 from k25_train.config.model import VisionConfig
-from k25_train.data.decode import images
-from k25_train.data.decode.images import (
-    MediaInfo,
-    _patchify,
+from k25_train.data.decode import patches
+from k25_train.data.decode.frames import MediaInfo, probe_media
+from k25_train.data.decode.items import (
     fits_aspect,
     format_timestamp,
     grid_of,
-    load_patches,
     plan_items,
-    probe_media,
     resized_size,
     sampled_frames,
 )
-from k25_train.data.formats.index import MediaSegment
+from k25_train.data.decode.patches import load_patches, patchify
+from k25_train.data.formats.records import MediaSegment
 from k25_train.errors import DataError
 from tests.helpers.shards import (
     IMAGE_FORMATS,
@@ -270,11 +268,11 @@ def test_some_items_of_a_video_are_those_of_all(file_format: str, monkeypatch: p
 
     built: list[tuple[int, ...]] = []
 
-    def patchify(frame: np.ndarray, *rest: Any) -> torch.Tensor:
+    def patchify_and_note(frame: np.ndarray, *rest: Any) -> torch.Tensor:
         built.append(frame.shape)
-        return _patchify(frame, *rest)
+        return patchify(frame, *rest)
 
-    monkeypatch.setattr(images, "_patchify", patchify)
+    monkeypatch.setattr(patches, "patchify", patchify_and_note)
     for positions in ([0], [1], [2], [0, 2]):
         built.clear()
         found = load_patches(media.data, segment, CHECKPOINT, positions)

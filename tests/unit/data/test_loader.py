@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from k25_train.data.batch import MicroBatch
-from k25_train.data.decode.images import MediaInfo
+from k25_train.data.decode.frames import MediaInfo
 from k25_train.data.loader import DataLoader
 from k25_train.data.mix.plan import SequencePlan, StepPlan
 from k25_train.data.mix.stream import KindStream

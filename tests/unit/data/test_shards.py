@@ -8,15 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k25_train.data.formats.index import (
-    IndexHeader,
-    MediaSegment,
-    SampleRecord,
-    TextSegment,
-    read_index,
-    write_index,
-)
-from k25_train.data.formats.shards import MediaPart, ShardReader, ShardWriter, TextPart, load_dataset
+from k25_train.data.formats.dataset import load_dataset
+from k25_train.data.formats.index import IndexHeader, read_index, write_index
+from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
+from k25_train.data.formats.shard_reader import ShardReader
+from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
 from k25_train.errors import DataError
 from tests.helpers.shards import write_tiny_shard_set
 

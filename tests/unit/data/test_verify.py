@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from k25_train.data.__main__ import main
-from k25_train.data.formats.index import SampleRecord, read_index
-from k25_train.data.formats.shards import MediaPart, ShardWriter, TextPart, write_manifest
-from k25_train.data.formats.tokenizer import load_tokenizer
+from k25_train.data.formats.dataset import write_manifest
+from k25_train.data.formats.index import read_index
+from k25_train.data.formats.records import SampleRecord
+from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
 from k25_train.data.mix.documents import media_segments
 from k25_train.data.smoke_set.verify import verify_dataset
+from k25_train.data.tokenizer import load_tokenizer
 from tests.helpers.sources import build_tiny, png
 
 SHARD = "train-00000.tar"

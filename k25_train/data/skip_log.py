@@ -3,7 +3,7 @@
 import logging
 import threading
 
-from k25_train.data.formats.index import SampleRecord
+from k25_train.data.formats.records import SampleRecord
 from k25_train.errors import DataError
 
 logger = logging.getLogger(__name__)

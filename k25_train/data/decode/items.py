@@ -1,0 +1,108 @@
+"""Vision items and their sizes, planned from index values alone: no file is opened.
+
+Limits are those of the released checkpoint's preprocessor, from the vision config.
+"""
+
+import math
+from dataclasses import dataclass
+
+from k25_train.config.model import VisionConfig
+from k25_train.data.formats.records import MediaSegment
+from parallel.dep.grid import Grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaItem:
+    """What the tower sees as one item: an image, or a chunk of at most `pos_emb_time` video frames."""
+
+    grid_thw: Grid
+    """Frames, rows and columns of patches, padding included."""
+    frames: tuple[int, ...]
+    """Positions of its frames in the file; (0,) for an image."""
+    timestamp_s: float | None
+    """Time of the first frame of a video chunk; None for an image."""
+
+    @property
+    def num_patches(self) -> int:
+        """t x h x w."""
+        return self.grid_thw.num_patches
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the language model: 2x2 patches merged, time pooled, hence independent of t."""
+        return self.grid_thw.num_tokens
+
+
+def plan_items(segment: MediaSegment, vision: VisionConfig) -> tuple[MediaItem, ...]:
+    """The vision items of a media segment, in order, from index values alone."""
+    grid = grid_of(segment.width, segment.height, patch_limit_of(segment, vision), vision)
+    if segment.type == "image":
+        return (MediaItem(grid_thw=Grid(1, *grid), frames=(0,), timestamp_s=None),)
+    frames = sampled_frames(segment.num_frames, segment.duration_s, vision.video_fps)
+    chunks = [frames[i : i + vision.pos_emb_time] for i in range(0, len(frames), vision.pos_emb_time)]
+    return tuple(
+        MediaItem(
+            grid_thw=Grid(len(chunk), *grid),
+            frames=chunk,
+            timestamp_s=chunk[0] * segment.duration_s / segment.num_frames,
+        )
+        for chunk in chunks
+    )
+
+
+def grid_of(width: int, height: int, patch_limit: int, vision: VisionConfig) -> tuple[int, int]:
+    """Rows and columns of patches after resizing and padding right and bottom to whole merged tokens."""
+    new_width, new_height = resized_size(width, height, patch_limit, vision)
+    factor = vision.patch_size * vision.merge_size
+    return (
+        -(-new_height // factor) * vision.merge_size,
+        -(-new_width // factor) * vision.merge_size,
+    )
+
+
+def resized_size(width: int, height: int, patch_limit: int, vision: VisionConfig) -> tuple[int, int]:
+    """Width and height in pixels after scaling to the limits, before padding.
+
+    Scaled by min(1, sqrt(patch_limit / (w//p · h//p)), side·p/w, side·p/h) and cut to integers, never scaled
+    up; a side keeps at least one pixel. Source: the released checkpoint's preprocessing code.
+    """
+    scale = _scale(width, height, patch_limit, vision)
+    side_pixels = vision.side_patch_limit * vision.patch_size
+    return (
+        min(max(1, int(width * scale)), side_pixels),
+        min(max(1, int(height * scale)), side_pixels),
+    )
+
+
+def patch_limit_of(segment: MediaSegment, vision: VisionConfig) -> int:
+    """Most patches of one frame of the segment: images and video frames have different limits."""
+    return vision.image_patch_limit if segment.type == "image" else vision.frame_patch_limit
+
+
+def fits_aspect(segment: MediaSegment, vision: VisionConfig) -> bool:
+    """Whether the short side keeps at least one pixel when the long side is scaled to the limits."""
+    scale = _scale(segment.width, segment.height, patch_limit_of(segment, vision), vision)
+    return min(segment.width, segment.height) * scale >= 1
+
+
+def _scale(width: int, height: int, patch_limit: int, vision: VisionConfig) -> float:
+    patch = vision.patch_size
+    side_pixels = vision.side_patch_limit * patch
+    num_patches = max(1, width // patch) * max(1, height // patch)
+    return min(1.0, math.sqrt(patch_limit / num_patches), side_pixels / width, side_pixels / height)
+
+
+def sampled_frames(num_frames: int, duration_s: float, fps: float) -> tuple[int, ...]:
+    """Positions of the frames used: `fps` for each second, evenly spread, at least one, none twice.
+
+    Which frames Kimi takes is not disclosed; evenly spread from the first is our choice.
+    """
+    num_sampled = min(num_frames, max(1, round(duration_s * fps)))
+    return tuple(i * num_frames // num_sampled for i in range(num_sampled))
+
+
+def format_timestamp(seconds: float) -> str:
+    """`hh:mm:ss.fff`, as it stands before every video chunk."""
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}.{milliseconds % 1000:03d}"

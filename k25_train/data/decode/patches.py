@@ -1,0 +1,66 @@
+"""From media files to patches, at native resolution as K2.5's preprocessing does it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from k25_train.config.model import VisionConfig
+from k25_train.data.decode.frames import DecoderErrors, decode_frames
+from k25_train.data.decode.items import grid_of, patch_limit_of, plan_items, resized_size
+from k25_train.data.formats.records import MediaSegment
+from k25_train.errors import DataError
+
+
+def load_patches(
+    data: bytes, segment: MediaSegment, vision: VisionConfig, positions: Sequence[int] | None = None
+) -> Tensor:
+    """Decode a media file into the patches of its items, one after another; of those at `positions`, which
+    ascend, where they are given.
+
+    Returns [P, 3*p*p] float32 (p = patch size) in rows ordered (t, h, w), each patch channel-first, values
+    (x/255 - 0.5)/0.5; padding is black, i.e. -1. Raises DataError with the reason if the file does not decode
+    or is not of the size that the index says, the same whatever the positions.
+    """
+    limit = patch_limit_of(segment, vision)
+    size = resized_size(segment.width, segment.height, limit, vision)
+    grid = grid_of(segment.width, segment.height, limit, vision)
+    items = plan_items(segment, vision)
+    chosen = items if positions is None else [items[position] for position in positions]
+    wanted = {frame for item in chosen for frame in item.frames}
+    patches: list[Tensor] = []
+    pixel_formats: set[str] = set()
+    num_frames = 0
+    # Every frame is decoded, whichever are wanted: a file that breaks after them, or has another number of
+    # frames than the index says, has to fail on every rank that holds a part of it, as it does in one process
+    # that holds all. What a frame is made into is costly too and done of those alone that are wanted; only a
+    # pixel format without a way to RGB can make that fail, so each format is converted once.
+    with DecoderErrors():
+        for frame in decode_frames(data, segment.type, segment.format):
+            if frame.size != (segment.width, segment.height):
+                raise DataError(
+                    f"decodes to {frame.size[0]}x{frame.size[1]} pixels, the index says "
+                    f"{segment.width}x{segment.height}"
+                )
+            if num_frames in wanted or frame.pixel_format not in pixel_formats:
+                image = frame.to_rgb()
+                pixel_formats.add(frame.pixel_format)
+            if num_frames in wanted:
+                resized = image.resize(size, Image.Resampling.BICUBIC) if size != image.size else image
+                patches.append(patchify(np.asarray(resized), grid, vision.patch_size))
+            num_frames += 1
+    if num_frames != segment.num_frames:
+        raise DataError(f"decodes to {num_frames} frame(s), the index says {segment.num_frames}")
+    return torch.cat(patches)
+
+
+def patchify(frame: np.ndarray, grid: Sequence[int], patch: int) -> Tensor:
+    """[H, W, 3] uint8 -> [h*w, 3*p*p] float32: padded, normalised, cut into channel-first patches."""
+    rows, columns = grid
+    padded = np.zeros((rows * patch, columns * patch, 3), dtype=np.uint8)
+    padded[: frame.shape[0], : frame.shape[1]] = frame
+    pixels = torch.from_numpy(padded).view(rows, patch, columns, patch, 3).permute(0, 2, 4, 1, 3)
+    patches = pixels.reshape(rows * columns, 3 * patch * patch).to(torch.float32)
+    return patches.div_(255).sub_(0.5).div_(0.5)

@@ -1,0 +1,77 @@
+"""Samples as every part of the data path knows them, whatever format they are stored in.
+
+A record says where a sample's bytes are and how large its texts and media are. Sizes are native (pixels,
+frames, seconds, tokens), never model-dependent ones, so every rank can compute all patch grids and all
+sequence lengths of a step without opening a data file, for any model's limits.
+"""
+
+from dataclasses import dataclass
+
+MEDIA_TYPES = ("image", "video")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSegment:
+    """A stretch of text. Its words are in the sample's `.json` member, under the same segment position."""
+
+    num_tokens: int
+    """Length under the shard set's tokenizer, without any special token."""
+    loss: bool
+    """Whether its tokens are training targets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaSegment:
+    """An image or a video, stored in its native file format."""
+
+    type: str
+    """`image` or `video`."""
+    shard: str
+    """File name of the shard that holds it."""
+    offset: int
+    """First byte of the file inside the shard."""
+    num_bytes: int
+    """Length of the file."""
+    format: str
+    """File extension without dot: png, jpg, webp, gif, mp4 …"""
+    width: int
+    """Native width in pixels, after the file's own orientation tag is applied."""
+    height: int
+    """Native height in pixels, after the file's own orientation tag is applied."""
+    num_frames: int
+    """Frames in the file; 1 for an image."""
+    duration_s: float
+    """Length of the video in seconds; 0 for an image."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that no file has."""
+        if min(self.width, self.height, self.num_frames) < 1 or not 0 <= self.duration_s < float("inf"):
+            raise ValueError(f"impossible sizes: {self}")
+
+
+Segment = TextSegment | MediaSegment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRecord:
+    """One sample as the index knows it."""
+
+    shard: str
+    """File name of the shard, relative to the shard set's directory."""
+    key: str
+    """Name of the sample, unique in its shard."""
+    kind: str
+    """One of `SAMPLE_KINDS`; all but `text` have at least one image or video."""
+    source: str
+    """Name of the source, as listed in `dataset.json`."""
+    offset: int
+    """First byte of the sample's `.json` member inside the shard."""
+    num_bytes: int
+    """Length of that member."""
+    segments: tuple[Segment, ...]
+    """Text and media in reading order."""
+
+    @property
+    def num_text_tokens(self) -> int:
+        """Tokens in all text segments, without special tokens."""
+        return sum(segment.num_tokens for segment in self.segments if isinstance(segment, TextSegment))

@@ -1,0 +1,150 @@
+"""Writing of shards: plain tar files of samples in native media formats.
+
+Members follow WebDataset's naming: those with the same stem are one sample. `<key>.json` holds kind, source,
+licence and the segments with their words; `<key>.<position>.<format>` holds a media file unchanged.
+"""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from k25_train.config.data import SAMPLE_KINDS
+from k25_train.data.formats.index import FORMAT_VERSION, IndexHeader, write_index
+from k25_train.data.formats.records import MediaSegment, SampleRecord, Segment, TextSegment
+from k25_train.errors import DataError
+
+_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPart:
+    """Text to be written; `num_tokens` as counted by the shard set's tokenizer, without special tokens."""
+
+    text: str
+    num_tokens: int
+    loss: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaPart:
+    """A media file to be written as it is; sizes as `images.probe_media` reports them."""
+
+    type: str
+    """`image` or `video`."""
+    data: bytes
+    format: str
+    width: int
+    height: int
+    num_frames: int = 1
+    duration_s: float = 0.0
+
+
+class ShardWriter:
+    """Context manager that writes one shard `<name>.tar` and its `<name>.index.jsonl`.
+
+    Both appear under their names only when the block ends without an error; equal calls give equal bytes.
+    """
+
+    def __init__(self, path: Path, tokenizer_sha256: str) -> None:
+        """`path`: the `.tar` to write; `tokenizer_sha256`: of the tokenizer that counted the tokens."""
+        self.path = path
+        self.index_path = index_path(path)
+        self.tokenizer_sha256 = tokenizer_sha256
+        self._records: list[SampleRecord] = []
+        self._keys: set[str] = set()
+        self._partial_path = path.with_name(path.name + ".partial")
+
+    def __enter__(self) -> Self:
+        self._tar = tarfile.open(self._partial_path, "w", format=tarfile.USTAR_FORMAT)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tar.close()
+        if kind is not None:
+            self._partial_path.unlink()
+            return
+        header = IndexHeader(
+            format_version=FORMAT_VERSION,
+            shard=self.path.name,
+            shard_bytes=self._partial_path.stat().st_size,
+            tokenizer_sha256=self.tokenizer_sha256,
+            num_samples=len(self._records),
+        )
+        partial_index = self.index_path.with_name(self.index_path.name + ".partial")
+        write_index(str(partial_index), header, self._records)
+        self._partial_path.rename(self.path)
+        partial_index.rename(self.index_path)
+
+    def add(
+        self, key: str, kind: str, source: str, licence: str, parts: Sequence[TextPart | MediaPart]
+    ) -> SampleRecord:
+        """Append one sample and return its record.
+
+        Raises DataError if the key is used twice or has characters other than letters, digits, `_` and `-`
+        (a dot would end the stem), or if the kind is unknown.
+        """
+        if not _KEY.fullmatch(key) or key in self._keys:
+            raise DataError(
+                f"{self.path}: sample key {key!r} is taken or has characters other than [A-Za-z0-9_-]."
+            )
+        if kind not in SAMPLE_KINDS:
+            raise DataError(
+                f"{self.path}: sample {key!r} has kind {kind!r}, known kinds are {', '.join(SAMPLE_KINDS)}."
+            )
+        segments: list[Segment] = []
+        segments_json: list[dict[str, Any]] = []
+        for part in parts:
+            if isinstance(part, TextPart):
+                segments.append(TextSegment(num_tokens=part.num_tokens, loss=part.loss))
+                segments_json.append({"type": "text", "text": part.text, "loss": part.loss})
+            else:
+                member = f"{len(segments)}.{part.format}"
+                segments.append(self._add_media(f"{key}.{member}", part))
+                segments_json.append({"type": part.type, "member": member})
+        content = {"kind": kind, "source": source, "licence": licence, "segments": segments_json}
+        data = json.dumps(content, ensure_ascii=False).encode()
+        record = SampleRecord(
+            shard=self.path.name,
+            key=key,
+            kind=kind,
+            source=source,
+            offset=self._add_member(f"{key}.json", data),
+            num_bytes=len(data),
+            segments=tuple(segments),
+        )
+        self._keys.add(key)
+        self._records.append(record)
+        return record
+
+    def _add_media(self, name: str, part: MediaPart) -> MediaSegment:
+        return MediaSegment(
+            type=part.type,
+            shard=self.path.name,
+            offset=self._add_member(name, part.data),
+            num_bytes=len(part.data),
+            format=part.format,
+            width=part.width,
+            height=part.height,
+            num_frames=part.num_frames,
+            duration_s=part.duration_s,
+        )
+
+    def _add_member(self, name: str, data: bytes) -> int:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self._tar.addfile(info, io.BytesIO(data))
+        padded_size = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        return self._tar.offset - padded_size
+
+
+def index_path(shard_path: Path) -> Path:
+    """`<name>.index.jsonl` beside `<name>.tar`."""
+    return shard_path.with_name(shard_path.stem + ".index.jsonl")
