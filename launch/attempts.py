@@ -99,8 +99,7 @@ class Attempts:
         return next((node for node in named if node is not None), None)
 
     def metrics_stamp(self) -> tuple[int, int] | None:
-        """Time and size of the metrics file, which change when ranks write metrics; None if there is no
-        file."""
+        """Modification time and size of the metrics file; None if it does not exist."""
         try:
             status = (self.run / "metrics.jsonl").stat()
         except FileNotFoundError:

@@ -1,5 +1,4 @@
-"""Started by srun on every node: kills leftovers of earlier attempts, waits for the first node, execs
-torchrun.
+"""Started by srun on every node: kills leftovers of earlier attempts, then becomes torchrun.
 
 python -m launch.node RUN_FOLDER ATTEMPT NUM_NODES ADDRESS PORT
 """
@@ -82,8 +81,7 @@ def end_leftovers(attempts: Path, attempt: str) -> None:
 def ranks_of(attempts: Path) -> Iterator[tuple[int, str]]:
     """Process id and attempt of every process on this node that was started for this run."""
     root, run = (re.escape(os.fsencode(folder)) for folder in (attempts, attempts.parent))
-    # `launch.node` is one still waiting for the first node: it would join the next attempt in another's
-    # place.
+    # A `launch.node` still waiting for the first node would join the next attempt in another's place.
     mark = re.compile(rb"\0launch\.(?:(?:rank|preflight_rank)\0%b/|node\0%b\0)(\d+)\0" % (root, run))
     for entry in Path("/proc").iterdir():
         try:

@@ -94,7 +94,7 @@ def training(
 def preflight(
     submission: Submission, folder: Path, nodes: Sequence[str], rendezvous: Sequence[str]
 ) -> list[str]:
-    """The command that checks an attempt's nodes and writes the report to `folder`; other arguments as in
+    """The command that checks an attempt's nodes and writes the report to `folder`; otherwise as
     `training`."""
     # A task that fails does not end the others: they report which ones are silent.
     options = ["--kill-on-bad-exit=0", "--overcommit"]

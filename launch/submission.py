@@ -65,8 +65,7 @@ class Submission:
 
     @staticmethod
     def read(folder: Path) -> "Submission":
-        """Read it from a run folder. Raises OSError or ValueError if the file is missing, damaged or of
-        another version."""
+        """Read it from a run folder. Raises OSError or ValueError if the file is missing or not valid."""
         path = folder / FACTS
         try:
             return Submission(**json.loads(path.read_text()))

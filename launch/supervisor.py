@@ -1,9 +1,9 @@
-"""Supervises a run inside a SLURM job: one attempt after another until it finishes or is given up
-(README.md).
+"""Supervises a run inside a SLURM job: one attempt after another until it finishes or is given up.
 
     python -m launch.supervisor RUN_FOLDER
 
-It replaces the batch script's shell, so that it gets SLURM's signals. Every decision is printed.
+It replaces the batch script's shell, so that it gets SLURM's signals. Every decision is printed. README.md
+has the whole picture.
 """
 
 import dataclasses

@@ -8,8 +8,7 @@ from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.system import BrokenError, System
 
 PATHS = ("PIX", "PXB", "PHB", "NODE", "SYS")
-"""Names of PCIe paths, best first: one switch, several switches, the CPU's root port, across the CPU, across
-sockets."""
+"""PCIe paths, best first: one switch, several switches, CPU root port, across the CPU, across sockets."""
 DIRECT_PATHS = PATHS[:2]
 """Paths on which a card reads a GPU's memory without going through the CPU."""
 

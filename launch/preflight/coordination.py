@@ -76,8 +76,7 @@ class Coordinator:
         deadline = time.monotonic() + timeout_s
         values = {}
         for rank in ranks:
-            # The timeout covers all ranks: after a silent one, the others have had their time and are only
-            # polled.
+            # The timeout covers all ranks: those after a silent one have had their time and are only polled.
             remaining_s = max(0.05, deadline - time.monotonic())
             with contextlib.suppress(dist.DistStoreError):
                 self.store.wait([f"{phase}/{rank}"], datetime.timedelta(seconds=remaining_s))
@@ -99,8 +98,7 @@ class Coordinator:
         return values, self.share_decision(phase, goes_on, timeout_s)
 
     def share_decision(self, phase: str, goes_on: bool | None, timeout_s: float) -> bool:
-        """Rank 0 shares `goes_on`; the others pass None and get it, or False if it does not arrive in
-        time."""
+        """Rank 0 shares `goes_on`; the others pass None and get it, or False if it is late."""
         key = f"{phase}/decision"
         if goes_on is not None:
             self.store.set(key, str(goes_on))
@@ -112,8 +110,7 @@ class Coordinator:
         return self.store.get(key) == b"True"
 
     def leave(self, timeout_s: float) -> None:
-        """Leave together: the others wait for rank 0, and rank 0 for them, since its process may host the
-        store."""
+        """Leave together: the others wait for rank 0, and rank 0 for them, since it may host the store."""
         if self.is_first:
             self.share_decision("leave", True, timeout_s)
             self.collect("left", range(1, self.world_size), LEAVE_TIMEOUT_S)
@@ -134,9 +131,14 @@ class Coordinator:
                 self.store.set(f"{request}/answer", repr(time.time()))
 
     def try_neighbours(self, endpoint: str, timeout_s: float) -> dict[int, str]:
-        """Try to reach some other nodes while they do the same: rank that reads a node -> why that failed.
+        """Try to connect to some other nodes while they do the same; called by the node leaders.
 
-        Called by the ranks that read their nodes; `place` is where this one listens.
+        Args:
+            endpoint: where this node listens, from `reach.listening`.
+            timeout_s: how long to wait for each other node's endpoint.
+
+        Returns:
+            Leader of each node that could not be reached -> why.
         """
         self.store.set(f"listens/{self.rank}", endpoint)
         leaders = self.node_leaders
@@ -164,8 +166,7 @@ class Coordinator:
             except dist.DistStoreError:
                 return best
             after_s = time.time()
-            # The answer was written somewhere between the two; the middle is off by half their distance at
-            # most.
+            # The answer was written in between; the middle is off by at most half the interval.
             there_s = float(self.store.get(f"{request}/answer"))
             offset = Offset(
                 seconds=there_s - (before_s + after_s) / 2, uncertainty_s=(after_s - before_s) / 2

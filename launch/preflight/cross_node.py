@@ -10,8 +10,7 @@ VERSIONS, CLOCK = "versions", "clock"
 TOLERATED = ("kernel", "card firmware")
 """Versions whose difference only warns: jobs run, but it may explain why a node behaves differently."""
 MAX_SKEW_S = 0.5
-"""Largest clock offset at which time stamps in logs and traces of different nodes can be ordered. Our
-choice."""
+"""Largest clock offset with which logs and traces of different nodes can be ordered. Our choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +46,7 @@ def judge_versions(versions: Mapping[str, Mapping[str, str]]) -> dict[str, Findi
 
 
 def judge_clocks(offsets: Mapping[str, Offset | None], reference: str) -> dict[str, Finding]:
-    """Node -> finding on its clock, compared with `reference`, rank 0's node; None for a node that is
-    silent."""
+    """Node -> finding on its clock, compared with `reference`, rank 0's node; None if the node is silent."""
     findings = {reference: passed(CLOCK, "the others are compared with it")}
     if not offsets:
         findings[reference] = skipped(CLOCK, "a single node has nothing to be compared with")

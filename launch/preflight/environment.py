@@ -41,8 +41,7 @@ def read_environment(system: System) -> RankEnvironment:
 def judge_environment(
     own: RankEnvironment, wanted: Sequence[Variable], cluster: ClusterConfig
 ) -> list[Finding]:
-    """Compare variables with those of the cluster file, `wanted`, and check that other nodes can reach gloo
-    here."""
+    """Compare variables with those of the cluster file, `wanted`, and check that gloo can be reached here."""
     wanted_values = {one.name: one.value for one in wanted if FABRIC_VARIABLE.fullmatch(one.name)}
     # If the cluster file has no fabric, additional settings contradict nothing.
     extra = own.variables.keys() - wanted_values.keys() if cluster.fabric is not None else set()

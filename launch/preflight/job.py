@@ -26,8 +26,7 @@ NODE_TIMEOUT_S = 300.0
 """Time within which every node must be read, and every device must have computed: commands of a faulty node
 time out first, and imports from a cold shared file system take a minute."""
 MEASURE_TIMEOUT_S = 3 * measure.ANSWER_TIMEOUT_S
-"""Time from rank 0's end of measuring to the last rank's: a rank may give up on a peer that gave up on
-another."""
+"""Time for the last rank to finish after rank 0: it may give up on a peer that gave up on another."""
 ANSWER = "answer"
 """Name of the check that a node answers."""
 
@@ -119,8 +118,7 @@ def measure_ranks(
 def measure_device(
     config: Config, coordinator: Coordinator, system: System, node: Node | None, measured: RankMeasurements
 ) -> torch.device | None:
-    """Add the rates of this rank's device to `measured`, or its fault; returns the device, None if it is
-    faulty."""
+    """Add the rates of this rank's device to `measured`, or its fault; returns None if it is faulty."""
     try:
         device = measure.prepare_device(config.cluster.device.value, coordinator.local_rank)
         measured.gemm_tflops = measure.measure_gemm(
@@ -138,8 +136,7 @@ def measure_device(
 def measure_connections(
     config: Config, coordinator: Coordinator, device: torch.device, measured: RankMeasurements
 ) -> None:
-    """Add the rates of this rank's connections to `measured`. Raises `StuckError` if a peer does not
-    answer."""
+    """Add the rates of this rank's connections to `measured`. Raises `StuckError` if one does not answer."""
     sizes = config.parallelism
     measure.open_group(coordinator.store, coordinator.rank, coordinator.world_size, device)
     rounds = plan_rounds(coordinator.world_size, pp=sizes.pp, ep=sizes.ep)

@@ -16,8 +16,7 @@ THRESHOLDS = {
     Device.cuda: Threshold(tolerance=0.1, fails=True),
     Device.cpu: Threshold(tolerance=0.5, fails=False),
 }
-"""Thresholds of outliers. Our choice: GPUs of one kind differ by a few percent, processes on shared cores by
-much more."""
+"""Our choice: GPUs of one kind differ by a few percent, processes on shared cores by much more."""
 NETWORK_SHARE = 0.8
 """Share of `cluster.network_gb_per_s` that connections between nodes should reach. Our choice."""
 

@@ -44,11 +44,9 @@ class Threshold:
     """How far values may be below the others."""
 
     tolerance: float
-    """Smallest distance of an outlier from the median, as a share of the median, however small the
-    scatter."""
+    """Smallest distance of an outlier from the median, as a share of the median."""
     fails: bool
-    """Whether very slow ones fail. If ranks share cores, chance alone may make one slow, so they only
-    warn."""
+    """Whether very slow ones fail; on shared cores, where chance alone makes ranks slow, they only warn."""
 
     def verdict(self, value: float, median: float) -> Verdict:
         """The verdict on an outlier."""

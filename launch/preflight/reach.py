@@ -1,8 +1,8 @@
-"""Which nodes can be reached; tried before all ranks connect at once, when one unreachable node looks like
-many.
+"""Which nodes can be reached; tried before all ranks connect at once.
 
-Libraries listen on free ports of the address that is tried here. A firewall that blocks them, an address that
-is only valid on the node itself, or a wrong interface is thus found together with the name of the node.
+Then, one unreachable node looks like many. Libraries listen on free ports of the address that is tried here.
+A firewall that blocks them, an address that is only valid on the node itself, or a wrong interface is thus
+found together with the name of the node.
 """
 
 import contextlib
@@ -30,8 +30,7 @@ class Refusal:
 
 
 def neighbours(node: int, num_nodes: int) -> list[int]:
-    """Indices of the nodes that a node tries: the next two and the opposite one; every node is tried equally
-    often."""
+    """Nodes that a node tries: the next two and the opposite one; every node is tried equally often."""
     return sorted({(node + step) % num_nodes for step in (1, 2, num_nodes // 2)} - {node})
 
 
@@ -88,7 +87,7 @@ def judge_reach(refusals: Collection[Refusal], nodes: Collection[str]) -> dict[s
 def culprits(refusals: Collection[Refusal]) -> set[str]:
     """The nodes that explain all refusals: repeatedly the one with most of the unexplained ones, or all of
     them if several have as many. If three nodes fail that tried each other, a sound node that they tried may
-    be included."""
+    be among them."""
     unexplained, found = list(refusals), set[str]()
     while unexplained:
         counts = Counter(node for one in unexplained for node in (one.source, one.target))

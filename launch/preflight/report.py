@@ -26,8 +26,7 @@ Findings = Mapping[str, Sequence[Finding]]
 
 
 def print_report(console: Console, nodes: Findings) -> None:
-    """Print every check, with one line for the nodes that pass and one per distinct fault, then one verdict
-    per node."""
+    """Print a line per check for the nodes that pass, one per distinct fault, and a verdict per node."""
     table = Table(box=None, pad_edge=False)
     for heading in ("check", "", "nodes", "found"):
         table.add_column(heading, overflow="fold")

@@ -1,7 +1,7 @@
-"""Access to a node's operating system: files, file systems and output of commands; preflight reads nowhere
-else.
+"""Access to a node's operating system: files, file systems and output of commands.
 
-Tests replace the root and the commands by recordings, so the same code reads a real and a recorded node.
+Preflight reads a node nowhere else. Tests replace the root and the commands by recordings, so the same code
+reads a real and a recorded node.
 """
 
 import contextlib
@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 COMMAND_TIMEOUT_S = 30.0
-"""Time limit of a command. A healthy nvidia-smi answers within seconds; with a GPU off the bus it may hang
-forever."""
+"""Time limit of a command. A healthy nvidia-smi needs seconds; with a GPU off the bus it may hang forever."""
 
 
 class AbsentError(Exception):

@@ -9,10 +9,18 @@ from functools import cache
 from pathlib import Path
 
 from k25_train.compose.resolve import compose
+from k25_train.config.schema import Config
 from launch.fabric import environment
+from launch.preflight.findings import Finding
+from launch.preflight.node import judge_node, read_after_load, read_node, read_under_load
 from launch.preflight.system import AbsentError, System, Usage
 from tests.helpers.source import REPO
 
+CARD = "sys/class/infiniband/mlx5_2"
+"""Folder of one of the cards."""
+PORT = f"{CARD}/ports/1"
+RUN_BYTES = 40_000 * 2**30
+"""Size of a run's checkpoints that fits on the node's disk."""
 GOLDEN = REPO / "tests" / "golden" / "preflight"
 GIB = 2**30
 GPU = {
@@ -148,3 +156,26 @@ class RecordedNode:
         # Queries of remapped rows name the bus differently.
         rows = [gpu | {"gpu_bus_id": gpu["pci.bus_id"]} for gpu in self.gpus]
         return "".join(", ".join(row[field] for field in fields) + "\n" for row in rows)
+
+
+def examine(
+    recorded: RecordedNode, config: Config, meanwhile: Callable[[], None] = lambda: None
+) -> list[Finding]:
+    """All findings on a node; `meanwhile` is called between its two readings, in place of measurements."""
+    node = read_node(recorded.system, "node-1", config)
+    read_under_load(recorded.system, node)
+    meanwhile()
+    read_after_load(recorded.system, node, config)
+    return judge_node(node, config, RUN_BYTES)
+
+
+def change_output(start: str, old: str, new: str) -> Callable[[RecordedNode], object]:
+    """A function that changes what a command of the node prints."""
+
+    def change(node: RecordedNode) -> None:
+        text = node.outputs[start]
+        assert isinstance(text, str)
+        assert old in text
+        node.outputs[start] = text.replace(old, new)
+
+    return change

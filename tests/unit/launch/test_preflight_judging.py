@@ -19,11 +19,6 @@ from launch.preflight.report import print_report, summary, write_report
 GOOD = {"torch": "2.13.0", "GPU driver": "580.95.05", "kernel": "6.8.0-60"}
 
 
-@pytest.fixture(scope="module")
-def config() -> Config:
-    return compose(["experiment=k25_pretrain_4k"])
-
-
 @pytest.mark.parametrize(
     ("changed", "verdict"),
     [
