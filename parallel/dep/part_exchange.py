@@ -1,6 +1,6 @@
 """Parts of split items: what the ranks that encode one item together exchange in every layer.
 
-Each rank has the queries of its own rows, and needs the keys and values of all rows. The ranks of an item
+Each rank computes the queries of its rows, and needs the keys and values of all rows. The ranks of an item
 send theirs to one another; in the backward pass they send back the gradients of the others' keys and values,
 and each sums those that it receives for its own. Who takes part is read from the plan, which also has all
 ranks take split items in one order (its invariant 5): no rank waits for a message whose sender waits for it

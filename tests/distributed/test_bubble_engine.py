@@ -1,4 +1,4 @@
-"""Encoding in the pipeline's idle times, over real ranks that run the passes of a schedule at any pace."""
+"""Encoding in the pipeline's idle time, over real ranks that run the passes of a schedule at any pace."""
 
 import random
 import time
@@ -45,7 +45,7 @@ class Case(NamedTuple):
     num_micro_batches: int
     items: list[VisionItem]
     item_s: float
-    """Seconds a unit of cost, where a pass takes one second."""
+    """Seconds per unit of cost, where a pass takes one second."""
 
     @property
     def num_replicas(self) -> int:

@@ -27,7 +27,7 @@ CASES: dict[int, list[tuple[int, int, bool]]] = {
         *[(2, number, overlaps) for number in (4, 5, 8, 11) for overlaps in (False, True)],
     ],
 }
-"""Pipeline ranks -> (virtual stages, micro-batches, whether forward and backward run beside each other)."""
+"""Pipeline ranks -> (virtual stages, micro-batches, whether forward and backward overlap)."""
 
 
 class Note(torch.autograd.Function):
