@@ -206,24 +206,24 @@ def gathered_on(context: RankContext, sizes: Sequence[int]) -> tuple[Tensor, Ten
     exchange = PartExchange(dist.new_group(), phase=lambda *_: nullcontext())
     # Parts need not be in the order of ranks.
     ranks = tuple(reversed(range(context.world_size)))
-    place = ranks.index(context.rank)
-    part = PartOfItem(row=0, num_rows=0, place=place, ranks=ranks, sizes=tuple(sizes), exchange=exchange)
-    own = block(place, sizes[place]).requires_grad_()
+    index = ranks.index(context.rank)
+    part = PartOfItem(row=0, num_rows=0, index=index, ranks=ranks, sizes=tuple(sizes), exchange=exchange)
+    own = block(index, sizes[index]).requires_grad_()
     gathered = part.gather(own)
     with torch.no_grad():
         assert torch.equal(part.gather(own), gathered)
-    loss_at(place, gathered).backward()
+    loss_at(index, gathered).backward()
     assert own.grad is not None
     return gathered.detach(), own.grad, exchange.sent_bytes
 
 
-def block(place: int, size: int) -> Tensor:
-    return torch.randn(size, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(place))
+def block(index: int, size: int) -> Tensor:
+    return torch.randn(size, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(index))
 
 
-def loss_at(place: int, gathered: Tensor) -> Tensor:
+def loss_at(index: int, gathered: Tensor) -> Tensor:
     """Another loss on every rank, which is not linear."""
-    generator = torch.Generator().manual_seed(50 + place)
+    generator = torch.Generator().manual_seed(50 + index)
     weights = torch.randn(gathered.shape, dtype=torch.float64, generator=generator)
     return (weights * gathered.sin()).sum().square()
 
@@ -231,15 +231,15 @@ def loss_at(place: int, gathered: Tensor) -> Tensor:
 @pytest.mark.parametrize("sizes", [(2, 3), (4, 1, 2)])
 def test_gathering_sends_gradients_back(sizes: tuple[int, ...]) -> None:
     found = run_ranks(gathered_on, len(sizes), sizes)[::-1]
-    blocks = [block(place, size).requires_grad_() for place, size in enumerate(sizes)]
-    total = sum(loss_at(place, torch.cat(blocks)) for place in range(len(sizes)))
+    blocks = [block(index, size).requires_grad_() for index, size in enumerate(sizes)]
+    total = sum(loss_at(index, torch.cat(blocks)) for index in range(len(sizes)))
     expected = torch.autograd.grad(total, blocks)
-    for place, (gathered, gradient, sent_bytes) in enumerate(found):
+    for index, (gathered, gradient, sent_bytes) in enumerate(found):
         assert torch.equal(gathered, torch.cat(blocks))
-        torch.testing.assert_close(gradient, expected[place], rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(gradient, expected[index], rtol=1e-13, atol=1e-13)
         others = len(sizes) - 1
-        gradients_of_others = sum(sizes) - sizes[place]
-        assert sent_bytes == (2 * others * sizes[place] + gradients_of_others) * 2 * 3 * 8
+        gradients_of_others = sum(sizes) - sizes[index]
+        assert sent_bytes == (2 * others * sizes[index] + gradients_of_others) * 2 * 3 * 8
 
 
 def train_and_evaluate(
@@ -254,7 +254,8 @@ def train_and_evaluate(
         steps = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
         evaluation = sum(eval_losses(run, 8).values())
     losses = [(step.loss, step.grad_norm) for step in steps]
-    return [*losses, (evaluation, evaluation)], [step.vision and step.vision.split_bytes for step in steps]
+    # Coupled, there is no summary.
+    return [*losses, (evaluation, evaluation)], [getattr(step.vision, "split_bytes", 0) for step in steps]
 
 
 def test_training_with_split_items_is_training_in_one_process(data: Path, tmp_path: Path) -> None:
