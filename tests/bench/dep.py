@@ -1,27 +1,27 @@
 """What images cost in time, on 4 real ranks with pp=4: throughput of a step with the vision tower (coupled,
-decoupled upfront, and in bubbles), beside that of a text-only step of as many tokens.
+decoupled upfront, and in bubbles), relative to that of a text-only step of as many tokens.
 
     python -m tests.bench.dep
 
-A shrunk model of 8 layers trains 16 micro-batches of 128 tokens a step in float32, again and again the same
-batch; the text-only step has as many tokens, all of them text. Of equal steps the fastest counts: others of
-this machine only ever make one slower. The optimizer (AdamW) is part of a step. Measured twice:
+A shrunk model of 8 layers trains 16 micro-batches of 128 tokens per step in float32, on the same batch every
+time; the text-only step has as many tokens, all of them text. Of equal steps the fastest counts: other load
+on the machine only makes steps slower. The optimizer (AdamW) is part of a step. Measured twice:
 
-- As it is. Ranks share the machine's cores: one that waits gives its core to another, so work in idle times
+- As it is. Ranks share the machine's cores: one that waits gives its core to another, so work in idle time
   saves nothing, and spreading work over ranks little. This is what the tower costs on these cores, no more.
 - In slow motion (tests/helpers/slow_motion.py). The same code, processes and messages, but passes and tower
   last as long as their model FLOPs take at a rate so low that computing is a small part of it, the rest is
-  sleep; so ranks behave as if each had a device of its own. The plan of the bubbles knows that rate. Assumed
-  is therefore that tower and language model run at one rate, and that loopback, some milliseconds a message,
-  is fast beside passes; what engines and schedules wait for is real. "Computing" is the part of the busiest
-  rank's passes that was not sleep: above a fifth, other work on the machine has disturbed the row, or that of
-  the text-only step, and ratios say nothing.
+  sleep; so ranks behave as if each had its own device. The plan of the bubbles knows that rate. Assumed is
+  therefore that tower and language model run at one rate, and that loopback, some milliseconds per message,
+  is fast compared with passes; what engines and schedules wait for is real. "Computing" is the part of the
+  busiest rank's passes that was not sleep: above a fifth, other work on the machine has disturbed the row, or
+  that of the text-only step, and ratios say nothing.
 
 The limit by FLOPs is text-only time / (text-only time + tower / 4): the tower's FLOPs (3 forward passes
 coupled, 4 decoupled, as it encodes twice) spread evenly over the ranks, before and after a pipeline that does
-not change. Bubbles may surpass it: their limit is 1 as long as the tower fits into the idle times. "Tower of
-idle" is how much of them it would fill, "planned" what the plan of the step promises if all takes as long as
-it knows.
+not change. Bubbles may surpass it: their limit is 1 as long as the tower fits into the idle time. "Tower of
+idle" is how much of it the tower would fill, "planned" what the plan of the step promises if all takes as
+long as it knows.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ is the most over the mean of all ranks' FLOPs in tower and projector:
     whole         every item on one rank
     split         items may be split by rows (`dep.split_items`)
     waits         the same, counting that the ranks of a split item wait for one another in every layer; the
-                  time that keys and values are under way is not counted
+                  time that keys and values take to arrive is not counted
     in turn       item i on rank i modulo the number of ranks
     stage 0       coupled: each replica's items on its first pipeline stage
 

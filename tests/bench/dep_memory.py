@@ -3,22 +3,22 @@ micro-batches of equally many tokens, with the tower coupled, decoupled upfront 
 
     python -m tests.bench.dep_memory        # prints a table, draws runs/dep_memory.png
 
-Four ranks, pp=4, train 8 micro-batches a step, each one sample of some images and text. Coupled, the first
-stage keeps the tower's activations of all images of as many micro-batches as are under way in it, which is
-pp of them. Decoupled, a rank keeps those of one chunk of at most `dep.max_patches_per_chunk` patches, here
-two images, and features within `dep.feature_buffer_gib`, here smaller than the features of a step.
+Four ranks, pp=4, train 8 micro-batches per step, each one sample of some images and text. Coupled, the first
+stage keeps the tower's activations of all images of the micro-batches in flight, which are pp. Decoupled, a
+rank keeps those of one chunk of at most `dep.max_patches_per_chunk` patches, here two images, and features
+within `dep.feature_buffer_gib`, here smaller than the features of a step.
 
 - Peak: the most resident memory of the first stage's process (VmHWM) from when a step's inputs are read until
   its optimizer runs, less what is resident at the beginning. That leaves out weights, the optimizer's state
   and pixels. The language model's activations are in it; the row without images is nothing else. Freed blocks
   go back to the system at once. The step with the smallest peak counts: what only grows once, such as buffers
   of the network, is no part of a step.
-- On the CPU "device" and "host" are the same memory: features that the buffer has no room for are resident
-  as well. What would lie on a device is counted by the engines (`vision_peak_feature_bytes`) and shown beside
-  it.
-- In bubbles that count is of all features and gradients that a rank has: also of its own share as an encoder,
-  1/pp of a replica's features of the step, which upfront is in no count. On gloo a message is under way
-  until somebody has waited for it.
+- On the CPU "device" and "host" are the same memory: features that do not fit in the buffer are resident
+  as well. What would be on a device is counted by the engines (`vision_peak_feature_bytes`) and shown in
+  addition.
+- In bubbles that count covers all features and gradients that a rank has, including its share as an encoder,
+  1/pp of a replica's features of the step, which upfront does not count. On gloo a message is in flight until
+  somebody has waited for it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from tests.helpers.shards import Sample, make_image, make_text, write_shard_set
 NUM_RANKS = 4
 SEQ_LEN, NUM_SEQUENCES = 384, 8
 IMAGES = (1, 2, 4, 8)
-"""In a micro-batch."""
+"""Images per micro-batch, by row of the table."""
 IMAGE_PIXELS = 168
 PATCHES, TOKENS = 144, 36
-"""Of an image."""
+"""Patches and tokens of an image."""
 TOKENS_PER_WORD, CHAT_TOKENS = 3, 56
-"""A little more than the tokenizer's mean, and than what stands around images and text."""
+"""A little more than the tokenizer's mean, and than the chat format adds around images and text."""
 FEATURE_BYTES = 128 * 4
-"""Of a vision token: `model.hidden_size` numbers of float32."""
+"""Bytes of a vision token's features: `model.hidden_size` float32 numbers."""
 BUFFER_KIB = 300
 STEPS = 3
 WORK = (

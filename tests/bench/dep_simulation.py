@@ -1,5 +1,5 @@
-"""What images cost in time: throughput of a step with the vision tower beside that of a text-only step of as
-many tokens, at the real 1T shapes, simulated for 256, 1,024 and 4,096 ranks.
+"""What images cost in time: throughput of a step with the vision tower relative to that of a text-only step
+of as many tokens, at the real 1T shapes, simulated for 256, 1,024 and 4,096 ranks.
 
     python -m tests.bench.dep_simulation
     python -m tests.bench.dep_simulation_picture        # runs/dep_simulation.png
@@ -25,8 +25,8 @@ Each pass is laid out as megatron-core's schedule runs it (parallel/pipeline/sch
   meanwhile, coupled and upfront wait. The optimizer, and gradients of the language model, are left out.
 - Split items (upfront): ranks fetch keys and values of the other parts at 50 GB/s, once in forward, and twice
   as much in backward; nothing of it is hidden.
-- Bubbles: passes of an item may be put aside between the tower's 27 layers; each replica's micro-batches are
-  put in the order of `order_costly_to_middle`. A second table shows bubbles without these.
+- Bubbles: passes of an item may be suspended between the tower's 27 layers; each replica's micro-batches are
+  in the order of `order_costly_to_middle`. A second table shows bubbles without these.
 
 Bars: upfront 0.985 at 10 % vision tokens; bubbles, for 1,024 ranks and more, 0.995 at 10 % and 0.99 at 30 %.
 """
@@ -72,7 +72,7 @@ Batch = list[list[Grid]]
 
 @cache
 def build_job(nodes: int, num_micro_batches: int | None = None) -> StepTimes:
-    """The real configuration on so many nodes, with the micro-batches of its global batch unless told."""
+    """The real configuration on so many nodes, by default with the micro-batches of its global batch."""
     return step_times(compose(["experiment=k25_pretrain_4k", f"cluster.nodes={nodes}"]), num_micro_batches)
 
 
@@ -115,7 +115,7 @@ def draw_sample(vision: VisionConfig, generator: random.Random) -> tuple[list[Gr
 
 
 def coupled_step_s(job: StepTimes, batch: Batch) -> float:
-    """The tower stands before the first chunk, and a group of replicas that exchange tokens waits for the
+    """The tower runs before the first chunk, and a group of replicas that exchange tokens waits for the
     one of them with the most to encode."""
     group = job.config.parallelism.ep
     replicas, first = of_replicas(job, batch), job.text.schedules[0]
@@ -296,10 +296,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Print the figures beside the bars; ends non-zero if a bar is missed."""
+    """Print the figures and the bars; exits non-zero if a bar is missed."""
     case = ("ranks", "vision tokens")
     shares = Table(*case, "coupled", "upfront", "split", "bubbles", "bars", title="text-only step = 1")
-    times = Table(*case, *TIMES, title="milliseconds a step; of a rank: mean")
+    times = Table(*case, *TIMES, title="milliseconds per step; per rank: mean")
     without = Table(*case, *VARIANTS, title="bubbles, text-only step = 1")
     kept = True
     for nodes in NODES:
@@ -352,7 +352,7 @@ def add_rows(
 
 
 def ratio(job: StepTimes, more_s: float) -> float:
-    """Throughput beside the text-only step of a step that takes so much longer."""
+    """Throughput, relative to the text-only step, of a step that takes so much longer."""
     return job.text.makespan_s / (job.text.makespan_s + more_s)
 
 

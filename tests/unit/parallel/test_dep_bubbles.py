@@ -27,7 +27,7 @@ def pipeline(
     forward_s: tuple[float, ...] | None = None,
     overlaps: bool = False,
 ) -> tuple[Timeline, ChunkSeconds]:
-    """Without the tower; a second a forward pass unless told, backward twice that."""
+    """Without the tower; one second per forward pass by default, backward twice that."""
     group_size = micro_batch_group_size(num_micro_batches, pp) if vpp > 1 else 1
     lists = [
         schedule_of(pp, vpp, num_micro_batches, group_size, stage, overlaps=overlaps) for stage in range(pp)
