@@ -11,11 +11,12 @@ from k25_train.compose.derived import derived_sizes
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from k25_train.parameters.released import count_parameters
-from k25_train.plan.__main__ import shorten
-from k25_train.plan.layer_costs import WEIGHT_BYTES
-from k25_train.plan.memory.report import verdict
 from k25_train.plan.memory.stage import fullest, room_bytes, stage_memories
-from k25_train.plan.optimizer import encoder_state_bytes, stage_states
+from k25_train.plan.optimizer import optimizer_state_bytes
+from k25_train.plan.pipeline import plan_pipeline
+from k25_train.plan.report.memory import memory_lines
+from k25_train.plan.weight_bytes import WEIGHT_BYTES
+from k25_train.units import GIB, format_count
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -54,8 +55,9 @@ def memory_verdict(config: Config) -> tuple[bool, list[str]]:
     """Whether the fullest stage fits on its device, and the planner's report; empty on a CPU."""
     if config.cluster.gpu_memory_gb is None:
         return True, []
-    memories = stage_memories(config)
-    return room_bytes(config, fullest(memories)) >= 0, list(verdict(config, memories))
+    pipeline = plan_pipeline(config)
+    memories = stage_memories(pipeline)
+    return room_bytes(config, fullest(memories)) >= 0, list(memory_lines(pipeline, memories))
 
 
 def check_memory(config: Config, nodes: list[int]) -> list[str]:
@@ -79,15 +81,15 @@ def check_memory(config: Config, nodes: list[int]) -> list[str]:
 
 def checkpoint_bytes(config: Config) -> int:
     """Size of a checkpoint: weights, master weights and moments."""
-    states = sum(state.state_bytes for state in stage_states(config)) + encoder_state_bytes(config)
-    return count_parameters(config.model).total * WEIGHT_BYTES[config.train.dtype] + states
+    weights = count_parameters(config.model).total * WEIGHT_BYTES[config.train.dtype]
+    return weights + optimizer_state_bytes(plan_pipeline(config))
 
 
 def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:
     """The configuration's main figures, as pairs of name and value."""
     sizes, parallelism = derived_sizes(config), config.parallelism
     total, active = int(sizes["parameters_total"]), int(sizes["parameters_active"])
-    yield "model", f"{config.model.name}, {shorten(total)} parameters, {shorten(active)} active"
+    yield "model", f"{config.model.name}, {format_count(total)} parameters, {format_count(active)} active"
     ranks = f"{config.cluster.nodes} nodes x {config.cluster.gpus_per_node} = {config.world_size:,}"
     yield "ranks", f"{ranks} of cluster {config.cluster.name} ({config.cluster.device.value})"
     cuts = f"pp {parallelism.pp} x vpp {parallelism.vpp}, ep {parallelism.ep}, dp {config.dp}"
@@ -100,7 +102,7 @@ def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "legal node counts", ", ".join(map(str, nodes))
-    yield "checkpoint", f"{checkpoint_bytes(config) / 2**30:,.4g} GiB, {config.checkpoint.keep} are kept"
+    yield "checkpoint", f"{checkpoint_bytes(config) / GIB:,.4g} GiB, {config.checkpoint.keep} are kept"
 
 
 def check_paths(config: Config) -> None:
@@ -114,8 +116,8 @@ def check_paths(config: Config) -> None:
     free_bytes, needed_bytes = shutil.disk_usage(existing).free, checkpoint_bytes(config)
     if free_bytes < needed_bytes:
         raise ConfigError(
-            f"run.dir={config.run.dir}: {free_bytes / 2**30:,.4g} GiB are free, not enough for "
-            f"one checkpoint of {needed_bytes / 2**30:,.4g} GiB: make room or choose another folder"
+            f"run.dir={config.run.dir}: {free_bytes / GIB:,.4g} GiB are free, not enough for "
+            f"one checkpoint of {needed_bytes / GIB:,.4g} GiB: make room or choose another folder"
         )
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"run.dir={config.run.dir}: {existing} is not a writable folder: choose another")

@@ -15,14 +15,14 @@ from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig, OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.config.training import TrainConfig
-from k25_train.plan.layer_costs import stack_cost
-from k25_train.plan.memory.activations import balanced_sizes, need_of, offload_budget
-from k25_train.plan.optimizer import stage_states
+from k25_train.plan.memory.offload import need_of, offload_budget
+from k25_train.plan.optimizer import stage_state
+from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
+from k25_train.plan.stack_cost import stack_cost
+from k25_train.units import GIB
 from parallel.config import ParallelismConfig, Problem
 from parallel.pipeline.balance import plan_layout
 from parallel.pipeline.layout import LayoutError, fitting_sizes, most_chunks, parse_layout
-
-GIB = 2**30
 
 
 class Section(Protocol):
@@ -198,33 +198,36 @@ def find_plan_problems(config: Config) -> list[Problem]:
     """Rules that take the plan of a whole step; every other rule has to hold."""
     if not config.activation.offloads:
         return []
-    return [*host_holds_activations(config), *node_holds_activations(config)]
+    pipeline = plan_pipeline(config)
+    return [*host_holds_activations(pipeline), *node_holds_activations(pipeline)]
 
 
-def host_holds_activations(config: Config) -> list[Problem]:
+def host_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
     """A given budget of host memory holds what the schedule offloads if experts share tokens evenly."""
-    given, sizes = config.activation.host_gib, balanced_sizes(config)
+    activation = pipeline.config.activation
+    given = activation.host_gib
     if given is None:
         return []
-    needs = [need_of(config, stage, sizes) for stage in range(config.parallelism.pp)]
+    needs = [need_of(stage, stage.balanced_sizes) for stage in pipeline.stages]
     need = max(needs, key=lambda need: need.host_bytes)
     if given * GIB >= need.host_bytes:
         return []
     stage, least = needs.index(need), need.host_bytes / GIB
     rule = f"must be {least:.4g} or more: stage {stage} has so much in the host at a time, its largest "
-    rule += f"micro-batch {need.batch_bytes / GIB:.4g}"
-    margin = config.activation.host_margin
+    rule += f"micro-batch {need.pass_bytes / GIB:.4g}"
+    margin = activation.host_margin
     remedy = f"use {least * margin:.4g} (times host_margin), null to have it counted, or offload less"
     return [Problem("activation.host_gib", given, rule, remedy)]
 
 
-def node_holds_activations(config: Config) -> list[Problem]:
+def node_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
     """A node has the memory that its ranks take for activations, and for optimizer state if that is there."""
-    cluster = config.cluster
-    ranks = [offload_budget(config, stage).host_bytes for stage in range(config.parallelism.pp)]
+    config, cluster = pipeline.config, pipeline.config.cluster
     of_optimizer = config.optim.offload is OptimizerOffload.cpu
-    states = [state.rank_bytes if of_optimizer else 0.0 for state in stage_states(config)]
-    most = max(map(sum, zip(ranks, states, strict=True)))
+    most = max(
+        offload_budget(stage).host_bytes + (stage_state(stage).rank_bytes if of_optimizer else 0.0)
+        for stage in pipeline.stages
+    )
     node_gib = most * cluster.gpus_per_node / GIB
     if node_gib <= cluster.host_memory_gib:
         return []

@@ -2,7 +2,7 @@
 
 from k25_train.config.schema import Config
 from k25_train.parameters.released import count_parameters
-from k25_train.plan.layout import layout_of
+from k25_train.plan.pipeline import layout_of
 
 
 def derived_sizes(config: Config) -> dict[str, int | str]:

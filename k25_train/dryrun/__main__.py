@@ -44,7 +44,7 @@ def run(config: Config, *, as_json: bool) -> None:
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.dryrun.job import dry_run
     from k25_train.dryrun.report import as_dict, notes, stage_table, verdict
-    from k25_train.plan.layout import layout_of
+    from k25_train.plan.pipeline import layout_of
 
     result = dry_run(config, layout_of(config))
     if as_json:

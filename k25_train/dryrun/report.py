@@ -11,10 +11,8 @@ from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.dryrun.job import DryRun, StageSummary
 from k25_train.dryrun.tensors import PARTS
-from k25_train.plan.__main__ import shorten
-from k25_train.plan.memory.report import layer_numbers
-
-GIB = 2**30
+from k25_train.plan.report.text import format_layers
+from k25_train.units import GIB, format_count
 
 
 def stage_table(config: Config, result: DryRun) -> Table:
@@ -27,7 +25,7 @@ def stage_table(config: Config, result: DryRun) -> Table:
     for part in PARTS:
         total = sum(stage.parameters[part] for stage in stages)
         header = part.replace(", ", ",\n")
-        table.add_column(header, footer=shorten(total), justify="right", no_wrap=True)
+        table.add_column(header, footer=format_count(total), justify="right", no_wrap=True)
     sums = (
         ("weights", sum(stage.weights_bytes for stage in stages) * config.dp),
         ("gradients", sum(stage.gradients_bytes for stage in stages) * config.dp),
@@ -41,8 +39,8 @@ def stage_table(config: Config, result: DryRun) -> Table:
         row = (stage.weights_bytes, stage.gradients_bytes, max(stage.optimizer_bytes), stage.rank_bytes)
         table.add_row(
             str(stage.stage),
-            " | ".join(layer_numbers(layers) for layers in stage.layers),
-            *(shorten(stage.parameters[part]) if stage.parameters[part] else "" for part in PARTS),
+            " | ".join(format_layers(layers) for layers in stage.layers),
+            *(format_count(stage.parameters[part]) if stage.parameters[part] else "" for part in PARTS),
             *(gib(number) for number in row),
             "◄" if stage is fullest else "",
         )

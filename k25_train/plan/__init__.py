@@ -1,1 +1,1 @@
-"""What a configuration will need, free of torch: so far the parameters it has."""
+"""What a configuration needs and how long it takes, counted without torch."""

@@ -1,6 +1,6 @@
 """Floating-point operations that the model needs, counted from the configuration; torch-free.
 
-Counted are the matrix products, two operations a multiply-add; norms, softmax, activations and rotations
+Counted are the matrix products, two operations per multiply-add; norms, softmax, activations and rotations
 are not. Attention is counted over what the masks leave: half the square of each document, the square of
 each image. A backward pass costs twice the forward, and what is frozen has none; what is computed again to
 save memory is not counted, so these are the FLOPs of "model FLOPs utilisation" (MFU, arXiv 2204.02311,
@@ -17,8 +17,7 @@ from k25_train.config.optimizer import TrainedVision
 from k25_train.config.vision import VisionPart
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import Grid
-
-FORWARD_AND_BACKWARD = 3
+from parallel.pipeline.schedule import BACKWARD_COST
 
 PEAK_BFLOAT16_FLOPS = {
     "A100": 312e12,
@@ -53,7 +52,7 @@ def training_flops(
     # The projector's norm comes first and is trained, so a backward pass goes through all of it.
     vision = {VisionPart.tower: tower, VisionPart.projector: projector}
     trained_forward = text + sum(vision[part] for part in trained.parts)
-    return text + tower + projector + (FORWARD_AND_BACKWARD - 1) * trained_forward
+    return text + tower + projector + BACKWARD_COST * trained_forward
 
 
 def text_forward_flops(model: ModelConfig, document_lengths: Sequence[int]) -> int:

@@ -3,23 +3,14 @@
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 from k25_train.config.optimizer import OptimName
 from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
-from k25_train.parameters.megatron import (
-    TrainedParameter,
-    embedding_parameter,
-    head_parameters,
-    iterate_parameters,
-    layer_parameters,
-    vision_parameters,
-)
+from k25_train.parameters.megatron import TrainedParameter, iterate_parameters, vision_parameters
 from k25_train.parameters.update_rules import ParameterRule, is_trained, rule_of
-from k25_train.plan.layer_costs import MASTER_BYTES, MOMENT_BYTES, state_bytes
-from k25_train.plan.layout import layout_of
-from parallel.pipeline.layout import PipelineLayout
+from k25_train.plan.pipeline import PipelinePlan, StagePlan
+from k25_train.plan.weight_bytes import state_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +65,8 @@ def parameter_kinds(config: Config) -> list[ParameterKind]:
 
 def updated_parameters(config: Config) -> Iterator[TrainedParameter]:
     """Every parameter but the frozen ones, in the order of the forward pass."""
-    return _updated(config, iterate_parameters(config.model))
-
-
-def stage_states(config: Config) -> list[StageState]:
-    """Optimizer state of every pipeline stage."""
-    layout = layout_of(config)
-    return [
-        _stage_state(config, stage, stage_parameters(config, layout, stage)) for stage in range(layout.pp)
-    ]
+    parameters = iterate_parameters(config.model)
+    return (parameter for parameter in parameters if is_trained(parameter.name, config.optim))
 
 
 def encoder_parameters(config: Config) -> list[TrainedParameter]:
@@ -95,128 +79,46 @@ def encoder_parameters(config: Config) -> list[TrainedParameter]:
 
 def encoder_state_bytes(config: Config) -> int:
     """Masters and moments of a decoupled encoder, over all ranks of the job."""
-    num_weights = _weights_by_update(config, encoder_parameters(config))
+    num_weights = weights_by_update(config, encoder_parameters(config))
     return sum(number * state_bytes(update, config.train.dtype) for update, number in num_weights.items())
 
 
-def stage_parameters(config: Config, layout: PipelineLayout, stage: int) -> Iterator[TrainedParameter]:
+def optimizer_state_bytes(pipeline: PipelinePlan) -> int:
+    """Masters and moments over all ranks of the job."""
+    states = sum(state.state_bytes for state in stage_states(pipeline))
+    return states + encoder_state_bytes(pipeline.config)
+
+
+def stage_parameters(stage: StagePlan) -> Iterator[TrainedParameter]:
     """The parameters that are updated in a pipeline stage; of the vision part the first one has those that no
     decoupled encoder has."""
-    for vp_stage in range(layout.vpp):
-        if layout.is_first(stage, vp_stage):
-            yield from _vision_of(config, config.vision_placement.trained_first_stage_parts)
-            yield embedding_parameter(config.model)
-        for layer in layout.layer_ids(stage, vp_stage):
-            yield from layer_parameters(config.model, layer)
-        if layout.is_last(stage, vp_stage):
-            yield from head_parameters(config.model)
+    config = stage.config
+    if stage.stage == 0:
+        yield from _vision_of(config, config.vision_placement.trained_first_stage_parts)
+    yield from stage.text_parameters()
 
 
-def _vision_of(config: Config, parts: Collection[VisionPart]) -> list[TrainedParameter]:
-    return [each for each in vision_parameters(config.model) if VisionPart.of(each.name) in parts]
+def stage_states(pipeline: PipelinePlan) -> list[StageState]:
+    """Optimizer state of every pipeline stage."""
+    return [stage_state(stage) for stage in pipeline.stages]
 
 
-def _updated(config: Config, parameters: Iterable[TrainedParameter]) -> Iterator[TrainedParameter]:
-    return (parameter for parameter in parameters if is_trained(parameter.name, config.optim))
-
-
-def _stage_state(config: Config, stage: int, parameters: Iterable[TrainedParameter]) -> StageState:
-    num_weights = _weights_by_update(config, parameters)
+def stage_state(stage: StagePlan) -> StageState:
+    """Optimizer state of one pipeline stage."""
+    config = stage.config
+    num_weights = weights_by_update(config, stage_parameters(stage))
     total = sum(number * state_bytes(update, config.train.dtype) for update, number in num_weights.items())
     rank_bytes = total / config.dp + encoder_state_bytes(config) / config.world_size
-    return StageState(stage=stage, num_weights=num_weights, state_bytes=total, rank_bytes=rank_bytes)
+    return StageState(stage=stage.stage, num_weights=num_weights, state_bytes=total, rank_bytes=rank_bytes)
 
 
-def _weights_by_update(config: Config, parameters: Iterable[TrainedParameter]) -> dict[OptimName, int]:
+def weights_by_update(config: Config, parameters: Iterable[TrainedParameter]) -> dict[OptimName, int]:
+    """Update -> number of weights that it updates."""
     num_weights = dict.fromkeys(OptimName, 0)
     for parameter in parameters:
         num_weights[rule_of(*parameter, config.optim, config.model).update] += parameter.size
     return num_weights
 
 
-def rule_lines(kinds: Iterable[ParameterKind]) -> Iterator[str]:
-    """A table, one line a kind of parameter."""
-    header = ("parameter", "count", "shape", "update", "matrices", "decay", "lr", "why")
-    rows = [header]
-    for kind in kinds:
-        rule = kind.rule
-        rows.append(
-            (
-                kind.name,
-                str(kind.num_parameters),
-                sizes(kind.shape),
-                "Muon" if rule.update is OptimName.muonclip else "AdamW",
-                f"{rule.num_matrices} of {sizes(kind.matrix)}" if kind.matrix else "-",
-                "yes" if rule.weight_decay else "-",
-                f"x {rule.lr_scale:g}",
-                rule.reason,
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def state_lines(config: Config, states: Iterable[StageState]) -> Iterator[str]:
-    """Bytes of state of a parameter, of each stage and rank, and of the job."""
-    states, encoder = list(states), _weights_by_update(config, encoder_parameters(config))
-    of_encoder = encoder_state_bytes(config)
-    master, dtype = MASTER_BYTES[config.train.dtype], config.train.dtype
-    for update, word, moments in (
-        (OptimName.adamw, "AdamW", "two moments"),
-        (OptimName.muonclip, "Muon", "momentum"),
-    ):
-        number = encoder[update] + sum(state.num_weights[update] for state in states)
-        terms = f"master {master} + {moments} {MOMENT_BYTES[update]}"
-        yield f"{word}: {number:,} parameters x {state_bytes(update, dtype)} bytes ({terms})"
-    num_frozen = sum(parameter.size for parameter in iterate_parameters(config.model))
-    num_frozen -= sum(parameter.size for parameter in updated_parameters(config))
-    if num_frozen:
-        yield f"frozen: {num_frozen:,} parameters (optim.vision.trained={config.optim.vision.trained.value})"
-    yield f"stage  {'GiB of state':>14}  {f'GiB a rank of {config.dp}':>20}"
-    for total, alike in groupby(states, key=lambda state: state.state_bytes):
-        first, *_, last = [state.stage for state in alike] * 2
-        stages = f"{first}-{last}" if last > first else str(first)
-        yield f"{stages:>5}  {total / 2**30:14,.3f}  {total / config.dp / 2**30:20,.3f}"
-    if of_encoder:
-        each = f"{of_encoder / config.world_size / 2**30:20,.3f}"
-        yield f"  DEP  {of_encoder / 2**30:14,.3f}  {each}  (vision, on each of {config.world_size:,} ranks)"
-    yield f"{'all':>5}  {(of_encoder + sum(state.state_bytes for state in states)) / 2**30:14,.3f}"
-
-
-def sizes(shape: Iterable[int]) -> str:
-    """A shape as people write it."""
-    return " x ".join(map(str, shape))
-
-
-def as_dict(config: Config) -> dict[str, object]:
-    """All of it, for JSON."""
-    return {
-        "parameters": [
-            {
-                "name": kind.name,
-                "count": kind.num_parameters,
-                "shape": list(kind.shape),
-                "update": kind.rule.update.value,
-                "num_matrices": kind.rule.num_matrices,
-                "matrix": kind.matrix and list(kind.matrix),
-                "weight_decay": kind.rule.weight_decay,
-                "lr_scale": kind.rule.lr_scale,
-                "reason": kind.rule.reason,
-            }
-            for kind in parameter_kinds(config)
-        ],
-        "state_bytes_per_parameter": {
-            update.value: state_bytes(update, config.train.dtype) for update in OptimName
-        },
-        "stages": [
-            {
-                "stage": state.stage,
-                "num_weights": {update.value: number for update, number in state.num_weights.items()},
-                "state_bytes": state.state_bytes,
-                "rank_bytes": state.rank_bytes,
-            }
-            for state in stage_states(config)
-        ],
-        "encoder_state_bytes": encoder_state_bytes(config),
-    }
+def _vision_of(config: Config, parts: Collection[VisionPart]) -> list[TrainedParameter]:
+    return [each for each in vision_parameters(config.model) if VisionPart.of(each.name) in parts]

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from k25_train.config.schema import Config
+from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.time.step import decoupled_cost, step_times
 from parallel.dep.bubbles import Placement, TimedItem, order_costly_to_middle, plan_bubbles
 from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
 from parallel.dep.program import Program, chunks_of, program_of
+from parallel.pipeline.schedule import RECOMPUTE_AND_BACKWARD_COST
 
 
 class VisionPlanner(Protocol):
@@ -53,12 +55,13 @@ class UpfrontPlanner:
 class BubblePlanner:
     """Items are encoded where the pipeline leaves ranks idle."""
 
-    def __init__(self, config: Config, rank: int) -> None:
+    def __init__(self, pipeline: PipelinePlan, rank: int) -> None:
         """`rank` is the one whose program is planned."""
+        config = pipeline.config
         self._config = config
         self._rank = rank
         self._cost = decoupled_cost(config)
-        self._times = step_times(config)
+        self._times = step_times(pipeline)
         self._is_trained = bool(config.vision_placement.trained_encoder_parts)
 
     def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
@@ -93,5 +96,5 @@ class BubblePlanner:
 
     def _timed(self, item: VisionItem) -> TimedItem:
         forward_s, copy_s = self._times.forward_s(item.grid_thw), self._times.copy_s(item.grid_thw)
-        backward_s = 3 * forward_s + copy_s if self._is_trained else 0.0
+        backward_s = RECOMPUTE_AND_BACKWARD_COST * forward_s + copy_s if self._is_trained else 0.0
         return TimedItem(item.replica, item.micro_batch, forward_s + copy_s, backward_s)

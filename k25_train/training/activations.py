@@ -6,11 +6,10 @@ Import this module only after `use_platform` has chosen the device: it imports m
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from k25_train.model.multimodal import MultimodalModel
-from k25_train.plan.memory.activations import offload_budget
-from k25_train.plan.passes import passes_of_stage
+from k25_train.plan.memory.offload import offload_budget
+from k25_train.plan.pipeline import StagePlan
 from parallel.activations.copier import HostMemoryError
 from parallel.activations.manager import ActivationManager, build_engine
 from parallel.activations.offload import NoOffload, OffloadStats
@@ -98,20 +97,20 @@ class ByPolicy:
         self.manager.close()
 
 
-def build_activations(config: Config, chunks: Sequence[MultimodalModel], topology: Topology) -> Activations:
-    """What saves this rank's activations as `config.activation` says.
+def build_activations(stage: StagePlan, chunks: Sequence[MultimodalModel], topology: Topology) -> Activations:
+    """What saves this rank's activations as the configuration says.
 
     Raises `ConfigError` if the host does not have the memory to offload to.
     """
-    activation, stage = config.activation, topology.pp_rank
+    activation = stage.config.activation
     if activation.keeps_all:
         return KeepEverything()
     engine = None
     if activation.offloads:
-        budget = offload_budget(config, stage)
+        budget = offload_budget(stage)
         try:
             engine = build_engine(topology.device, budget.host_bytes, budget.device_bytes)
         except HostMemoryError as error:
             raise ConfigError(str(error)) from error
-    order = offload_order(passes_of_stage(config, stage), activation.passes_ahead)
+    order = offload_order(stage.passes, activation.passes_ahead)
     return ByPolicy(ActivationManager(activation.policies(), chunks, order, engine))

@@ -9,13 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from k25_train.config.schema import Config
 from k25_train.data.batch import MicroBatch, mask_failed
 from k25_train.data.loader import DataLoader
 from k25_train.data.mix.plan import StepPlan
 from k25_train.data.vision_reader import StepVision, VisionReader
 from k25_train.model.megatron_config import TORCH_DTYPE
+from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.vision_planner import BubblePlanner, UpfrontPlanner, VisionPlanner
+from k25_train.units import GIB
 from parallel.config import DepSchedule, WireFormat
 from parallel.dep.bubble_engine import BubbleEngine
 from parallel.dep.engine import Engine, EngineSetup, VisionWork
@@ -147,10 +148,15 @@ def items_by_micro_batch(
 
 
 def build_decoupled_tower(
-    encoder: EncoderReplica, config: Config, topology: Topology, loader: DataLoader, tracker: PhaseTracker
+    encoder: EncoderReplica,
+    pipeline: PipelinePlan,
+    topology: Topology,
+    loader: DataLoader,
+    tracker: PhaseTracker,
 ) -> DecoupledTower:
     """Build what runs this rank's replica of the encoder."""
     # 1. What every engine needs: the exchange of features, and limits.
+    config = pipeline.config
     dtype, wire_format = TORCH_DTYPE[config.train.dtype], config.dep.exchange_dtype
     exchange = FeatureExchange(
         topology.features,
@@ -165,7 +171,7 @@ def build_decoupled_tower(
         exchange=exchange,
         device=topology.device,
         feature_dtype=dtype,
-        max_feature_bytes=int(config.dep.feature_buffer_gib * 2**30),
+        max_feature_bytes=int(config.dep.feature_buffer_gib * GIB),
         is_trained=bool(config.vision_placement.trained_encoder_parts),
         phase=tracker.phase,
     )
@@ -187,5 +193,5 @@ def build_decoupled_tower(
     if config.dep.schedule is DepSchedule.upfront:
         return DecoupledTower(encoder, upfront, upfront_reader, upfront, upfront_reader, loader, topology)
     bubbles = BubbleEngine(setup, encoder, after_backward=encoder.start_grad_sync)
-    bubble_reader = reader(BubblePlanner(config, topology.rank))
+    bubble_reader = reader(BubblePlanner(pipeline, topology.rank))
     return DecoupledTower(encoder, bubbles, bubble_reader, upfront, upfront_reader, loader, topology)

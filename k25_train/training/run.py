@@ -19,7 +19,7 @@ from k25_train.model.megatron_config import backbone_config
 from k25_train.objectives.base import Objective
 from k25_train.objectives.next_token import NextToken
 from k25_train.optim.qk_clip import NoClip, QkClip, build_qk_clip
-from k25_train.plan.layout import layout_of
+from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.training.activations import Activations, KeepEverything, build_activations
 from k25_train.training.assemble import assemble
 from k25_train.training.decoupled_tower import build_decoupled_tower
@@ -136,7 +136,8 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
     # 2. Process groups.
     timeout_s = config.train.stall_timeout_s + COLLECTIVE_MARGIN_S
     start_process_group(device, timeout_s)
-    layout = layout_of(config)
+    pipeline = plan_pipeline(config)
+    layout = pipeline.layout
     topology = build_topology(config.parallelism, layout, device, timeout_s)
 
     # 3. The model, then what trains it.
@@ -146,12 +147,13 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
     chunks, encoders, optimizer = assemble(model, config, backbone, topology)
     tracker = PhaseTracker(topology.rank)
     set_tracker(tracker)
-    tower = build_tower(encoders, config, topology, loader, tracker)
+    stage = pipeline.stages[topology.pp_rank]
+    tower = build_tower(encoders, pipeline, topology, loader, tracker)
     return Run(
         config=config,
         topology=topology,
         chunks=chunks,
-        activations=build_activations(config, model.chunks, topology) if trains else KeepEverything(),
+        activations=build_activations(stage, model.chunks, topology) if trains else KeepEverything(),
         tower=tower,
         objective=NextToken(),
         optimizer=optimizer,
@@ -164,7 +166,7 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
 
 def build_tower(
     encoders: Sequence[EncoderReplica],
-    config: Config,
+    pipeline: PipelinePlan,
     topology: Topology,
     loader: DataLoader,
     tracker: PhaseTracker,
@@ -173,7 +175,7 @@ def build_tower(
     if not encoders:
         return CoupledTower(topology)
     (encoder,) = encoders
-    return build_decoupled_tower(encoder, config, topology, loader, tracker)
+    return build_decoupled_tower(encoder, pipeline, topology, loader, tracker)
 
 
 def stall_watchdog(run: Run) -> StallWatchdog:

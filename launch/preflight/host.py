@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from k25_train.units import GIB
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.system import System
 
-GIB = 2**30
 MEMORY_SHARE = 0.95
 """Share of `cluster.host_memory_gib` that must be visible: firmware and kernel reserve some."""
 AVAILABLE_SHARE = 0.9

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from parallel.activations.copier import HostMemoryError
 from parallel.activations.sizes import BLOCK_BYTES, block_bytes
+from parallel.units import GIB
 
 
 class HostBudgetError(RuntimeError):
@@ -54,7 +55,7 @@ class HostPool:
                 pin(self._memory)
         except RuntimeError as error:
             raise HostMemoryError(
-                f"activation.host_gib: the host has no {num_bytes / 2**30:.4g} GiB of page-locked memory for "
+                f"activation.host_gib: the host has no {num_bytes / GIB:.4g} GiB of page-locked memory for "
                 f"every rank on it ({error}): lower it, or raise the limit of locked memory (ulimit -l)"
             ) from error
         self._gaps = [_Gap(0, num_bytes)] if num_bytes else []
@@ -98,7 +99,7 @@ class HostPool:
     def _explain(self, num_bytes: int) -> str:
         largest = max((gap.end - gap.start for gap in self._gaps), default=0)
         return (
-            f"activation.host_gib = {self._memory.nbytes / 2**30:.4g}: no room for a tensor of {num_bytes} "
+            f"activation.host_gib = {self._memory.nbytes / GIB:.4g}: no room for a tensor of {num_bytes} "
             f"bytes; {self.held_bytes} of {self._memory.nbytes} are held, the largest gap has {largest}: "
             "raise it, or offload fewer tensors"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel.dep.grid import Grid
+from parallel.pipeline.schedule import BACKWARD_COST, RECOMPUTE_AND_BACKWARD_COST
 
 Layer = Callable[[Tensor], Tensor]
 """One step of an encoder: [P, C] hidden states in, the next ones out."""
@@ -84,13 +85,12 @@ class BackwardInSteps:
 
     def advance(self, num_steps: int) -> bool:
         """Run the next steps; returns whether the pass is complete and parameters have their gradients."""
-        # In units of one layer's forward: recomputation costs one, backward two.
-        self._due += 3 * num_steps
+        self._due += RECOMPUTE_AND_BACKWARD_COST * num_steps
         while self._layers and self._due >= 1:
             self._due -= 1
             self._recompute()
-        while not self._layers and self._passed and self._due >= 2:
-            self._due -= 2
+        while not self._layers and self._passed and self._due >= BACKWARD_COST:
+            self._due -= BACKWARD_COST
             self._go_back()
         return not self._layers and not self._passed
 

@@ -6,6 +6,12 @@ interleaved if there are virtual stages. tests/distributed/test_schedule_order.p
 
 from typing import NamedTuple
 
+BACKWARD_COST = 2
+"""Cost of a backward pass in forward passes of the same layers: it has two matrix products for each of the
+forward pass, one for the gradient of the input and one for that of the weight."""
+RECOMPUTE_AND_BACKWARD_COST = 1 + BACKWARD_COST
+"""Cost of a backward pass that runs the forward pass again, in forward passes of the same layers."""
+
 
 class PassKey(NamedTuple):
     """One micro-batch in one chunk of a pipeline rank: shared by its forward pass and its backward pass."""

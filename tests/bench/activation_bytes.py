@@ -23,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from k25_train.compose.resolve import compose
-from k25_train.plan.memory.activations import WaitingBytes, balanced_sizes, store
-from k25_train.plan.memory.saved_tensors import KERNELS, SavedTensor, SavedTensors
+from k25_train.plan.memory.activations import WaitingBytes, store
+from k25_train.plan.memory.kernels import KERNELS
+from k25_train.plan.memory.saved_tensors import SavedTensor, SavedTensors
+from k25_train.plan.pass_sizes import balanced_sizes
 from parallel.activations.policy import Policy
 from tests.helpers.ranks import RankContext, run_ranks
 

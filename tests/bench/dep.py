@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from k25_train.compose.resolve import compose
+from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.step import step_times
 from parallel.dep.bubbles import BubblePlan
 from tests.helpers.ranks import RankContext, run_ranks
@@ -170,7 +171,7 @@ def main() -> None:
             common = overrides(data, run, *layout(pp=NUM_RANKS, vpp=vpp), *WORK, *RATES)
             text = measure([*common, *TEXT])
             found = {mode: measure([*common, *IMAGES, *choice]) for mode, choice in MODES.items()}
-            planned_s = step_times(compose([*common, *TEXT])).text.makespan_s
+            planned_s = step_times(plan_pipeline(compose([*common, *TEXT]))).text.makespan_s
             Console(width=130).print(table(vpp, planned_s, text, found))
 
 

@@ -52,10 +52,12 @@ from k25_train.data.decode.items import grid_of
 from k25_train.data.mix.blend import Blend
 from k25_train.data.mix.packing import pack_whole
 from k25_train.plan.flops import encoder_cost
+from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.step import StepTimes, flops_per_s, network_bytes_per_s, step_times
 from parallel.dep.bubbles import BubblePlan, TimedItem, order_costly_to_middle, plan_bubbles, work_of
 from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
+from parallel.pipeline.schedule import RECOMPUTE_AND_BACKWARD_COST
 from parallel.pipeline.simulator import simulate
 from parallel.pipeline.timeline import Timeline, Work
 
@@ -73,7 +75,8 @@ Batch = list[list[Grid]]
 @cache
 def build_job(nodes: int, num_micro_batches: int | None = None) -> StepTimes:
     """The real configuration on so many nodes, by default with the micro-batches of its global batch."""
-    return step_times(compose(["experiment=k25_pretrain_4k", f"cluster.nodes={nodes}"]), num_micro_batches)
+    config = compose(["experiment=k25_pretrain_4k", f"cluster.nodes={nodes}"])
+    return step_times(plan_pipeline(config, num_micro_batches))
 
 
 def of_replicas(job: StepTimes, batch: Batch) -> list[Batch]:
@@ -170,7 +173,7 @@ def upfront(job: StepTimes, batch: Batch, *, split: bool) -> Upfront:
         if rows < 1:
             fetched_s = keys_s(job, plan, part.item, part.num_patches)
         forward_s[part.rank] += computed_s + copied_s + fetched_s
-        backward_s[part.rank] += 3 * computed_s + copied_s + 2 * fetched_s
+        backward_s[part.rank] += RECOMPUTE_AND_BACKWARD_COST * computed_s + copied_s + 2 * fetched_s
     most_tokens = max(
         sum(grid.num_tokens for grids in each for grid in grids) for each in of_replicas(job, batch)
     )
@@ -244,7 +247,8 @@ def place_items(
         for place, number in enumerate(order):
             for grid in of_replica[number]:
                 forward_s, copy_s = job.forward_s(grid), job.copy_s(grid)
-                items.append(TimedItem(replica, place, forward_s + copy_s, 3 * forward_s + copy_s))
+                backward_s = RECOMPUTE_AND_BACKWARD_COST * forward_s + copy_s
+                items.append(TimedItem(replica, place, forward_s + copy_s, backward_s))
                 tokens[replica, place] = tokens.get((replica, place), 0) + grid.num_tokens
     return items, tokens
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from k25_train.compose.resolve import compose
-from k25_train.plan.layout import layout_of
+from k25_train.plan.pipeline import layout_of
 from k25_train.plan.time.communication import communication
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, start_run

@@ -24,9 +24,9 @@ from rich.table import Table
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.plan.flops import text_forward_flops
-from k25_train.plan.layer_costs import GRADIENT_BYTES, WEIGHT_BYTES
-from k25_train.plan.layout import layout_of
 from k25_train.plan.optimizer import encoder_parameters, stage_parameters
+from k25_train.plan.pipeline import PipelinePlan, StagePlan, plan_pipeline
+from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.startup.platform import prepare_platform
 from parallel.muon.plan import Matrix, plan_owners
 from parallel.pipeline.layout import PipelineLayout
@@ -65,28 +65,29 @@ def main() -> None:
     for nodes in NODES:
         real = ["experiment=k25_pretrain_4k", f"cluster.nodes={nodes}"]
         config = compose([*real, *sys.argv[1:]])
-        layout = layout_of(config)
-        stages = list(plan_stages(config, layout))
+        pipeline = plan_pipeline(config)
+        stages = list(plan_stages(pipeline))
         Console(width=110).print(stage_table(config, stages))
-        kept &= print_job(config, with_encoder(config, layout, stages))
+        kept &= print_job(config, with_encoder(config, pipeline.layout, stages))
     sys.exit(not kept)
 
 
-def plan_stages(config: Config, layout: PipelineLayout) -> Iterator[Stage]:
+def plan_stages(pipeline: PipelinePlan) -> Iterator[Stage]:
     """Every stage; those with parameters of the same shapes are planned once."""
     known: dict[tuple[tuple[int, ...], ...], Stage] = {}
-    for stage in range(layout.pp):
-        shapes = tuple(parameter.shape for parameter in stage_parameters(config, layout, stage))
+    for stage in pipeline.stages:
+        shapes = tuple(parameter.shape for parameter in stage_parameters(stage))
         if shapes not in known:
-            known[shapes] = plan_stage(config, layout, stage)
+            known[shapes] = plan_stage(pipeline.layout, stage)
         yield known[shapes]
 
 
-def plan_stage(config: Config, layout: PipelineLayout, stage: int) -> Stage:
+def plan_stage(layout: PipelineLayout, stage: StagePlan) -> Stage:
     """What the training code plans for the data-parallel ranks of a stage."""
-    dense, experts, *_ = recorded_plans(config, layout, stage)
+    config = stage.config
+    dense, experts, *_ = recorded_plans(config, layout, stage.stage)
     sent = zip(elements_sent(dense, config.dp), elements_sent(experts, config.dp), strict=True)
-    return Stage(list(experts.flops), list(map(sum, sent)), adamw_bytes(config, layout, stage))
+    return Stage(list(experts.flops), list(map(sum, sent)), adamw_bytes(stage))
 
 
 def with_encoder(config: Config, layout: PipelineLayout, stages: Sequence[Stage]) -> list[Stage]:
@@ -144,10 +145,10 @@ def elements_sent(plan: Plan, num_ranks: int) -> list[int]:
     return sent
 
 
-def adamw_bytes(config: Config, layout: PipelineLayout, stage: int) -> float:
+def adamw_bytes(stage: StagePlan) -> float:
     """Bytes that a rank sends for the gradients and weights of its parameters, as a ring does."""
-    total = 0.0
-    for parameter in stage_parameters(config, layout, stage):
+    config, total = stage.config, 0.0
+    for parameter in stage_parameters(stage):
         num_replicas = config.expert_dp if parameter.is_expert else config.dp
         num_weights = parameter.size // (config.parallelism.ep if parameter.is_expert else 1)
         each = GRADIENT_BYTES + WEIGHT_BYTES[config.train.dtype]

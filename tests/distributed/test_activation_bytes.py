@@ -9,17 +9,10 @@ from pathlib import Path
 import pytest
 
 from k25_train.compose.resolve import compose
-from k25_train.config.schema import Config
-from k25_train.plan.layout import layout_of
-from k25_train.plan.memory.activations import (
-    balanced_sizes,
-    largest_sizes,
-    offload_budget,
-    peak_held,
-    saved_tensors,
-    store_all,
-)
-from k25_train.plan.passes import passes_of_stage
+from k25_train.plan.memory.activations import peak_held, saved_tensors, store_all
+from k25_train.plan.memory.offload import offload_budget
+from k25_train.plan.pass_sizes import largest_sizes
+from k25_train.plan.pipeline import StagePlan, plan_pipeline
 from parallel.activations.order import offload_order
 from parallel.activations.policy import Policy
 from parallel.activations.saving_pass import SaveRecord, SavingPass
@@ -75,23 +68,23 @@ def observe_a_step(context: RankContext, arguments: Sequence[str]) -> Observed:
     return Observed(records, peaks[0])
 
 
-def planned(config: Config, stage: int, key: PassKey, stored: Sequence[Record], *, offloads: bool) -> Counter:
+def planned(stage: StagePlan, key: PassKey, stored: Sequence[Record], *, offloads: bool) -> Counter:
     """What the plan lists for a pass with the documents and the routing that it had."""
-    where, model = layout_of(config), config.model
-    layers = where.layer_ids(stage, key.vp_stage)
+    config, chunk = stage.config, stage.chunks[key.vp_stage]
+    layers = chunk.layers
     rows = iter([shape[0] for name, shape, *_ in stored if name == "moe.up_input"])
     logarithms = [shape for name, shape, *_ in stored if name == "attention.output" and len(shape) == 3]
     lengths = tuple(shape[2] for shape in logarithms[: len(logarithms) // max(1, len(layers))])
-    sizes = replace(balanced_sizes(config), documents=lengths or (config.train.seq_len,))
+    sizes = replace(stage.balanced_sizes, documents=lengths or (config.train.seq_len,))
     assert sizes.tokens == config.train.seq_len
     lists = saved_tensors(config, sizes)
     tensors = lists.every_chunk() if layers else []
-    if where.is_first(stage, key.vp_stage):
+    if chunk.is_first:
         tensors += lists.first_chunk()
-    if where.is_last(stage, key.vp_stage):
+    if chunk.is_last:
         tensors += lists.last_chunk()
     for layer in layers:
-        is_moe = layer >= model.num_dense_layers
+        is_moe = layer >= config.model.num_dense_layers
         if is_moe:
             lists = saved_tensors(config, replace(sizes, expert_rows=next(rows)))
         tensors += lists.layer(is_moe=is_moe)
@@ -106,13 +99,14 @@ def test_ranks_store_and_hold_what_is_planned(data: Path, tmp_path: Path, sizes:
     num_ranks, more = LAYOUTS[sizes]
     arguments = overrides(data, tmp_path, "train.global_batch_size=16", *OFFLOADING, *more)
     config = compose(arguments)
+    pipeline = plan_pipeline(config)
     for rank, observed in enumerate(run_ranks(observe_a_step, num_ranks, arguments)):
-        stage = rank // config.dp
-        passes = passes_of_stage(config, stage)
+        stage = pipeline.stages[rank // config.dp]
+        passes = stage.passes
         stay = offload_order(passes, config.activation.passes_ahead).stay
         assert set(observed.stored) == {each.key for each in passes}
         for key, stored in observed.stored.items():
-            expected = planned(config, stage, key, stored, offloads=key not in stay)
+            expected = planned(stage, key, stored, offloads=key not in stay)
             found = Counter(stored)
             missing, further = expected - found, found - expected
             assert not missing, f"rank {rank}, {key}"
@@ -125,7 +119,7 @@ def test_ranks_store_and_hold_what_is_planned(data: Path, tmp_path: Path, sizes:
             assert peak - max(held.values()) < observed.host_bytes <= peak
         else:
             assert observed.host_bytes == peak
-        assert peak <= offload_budget(config, stage).host_bytes
+        assert peak <= offload_budget(stage).host_bytes
 
 
 def blocks_of(record: Record) -> int:

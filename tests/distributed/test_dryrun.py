@@ -14,7 +14,8 @@ import torch
 
 from k25_train.compose.resolve import compose
 from k25_train.parameters.released import EXPERTS, count_parameters
-from k25_train.plan.optimizer import encoder_state_bytes, stage_states
+from k25_train.plan.optimizer import encoder_state_bytes, optimizer_state_bytes, stage_states
+from k25_train.plan.pipeline import plan_pipeline
 from tests.helpers import dry_faults
 from tests.helpers.dry import dry_dict, dry_dict_with
 from tests.helpers.ranks import RankContext, RankError, run_ranks
@@ -64,7 +65,7 @@ def test_the_real_model_is_whole_on_every_rank(nodes: int, optim: str) -> None:
     # Masters and moments of each parameter once in the job, and a step count for each shard.
     optimizer = sum(sum(stage["optimizer_bytes_by_dp_rank"]) for stage in found["stages"])
     config = compose(arguments)
-    planned = encoder_state_bytes(config) + sum(state.state_bytes for state in stage_states(config))
+    planned = optimizer_state_bytes(plan_pipeline(config))
     assert planned < optimizer < 1.0001 * planned
     for stage in found["stages"]:
         # bfloat16 weights and float32 gradients of the same padded buffers; router biases come on top.
@@ -101,10 +102,10 @@ def test_any_layout_adds_up(arguments: list[str], optim: str, dep: str) -> None:
     config = compose(every)
     if dep == "decoupled":
         by_rank = [stage["optimizer_bytes_by_dp_rank"] for stage in found["stages"]]
-        planned = encoder_state_bytes(config) + sum(state.state_bytes for state in stage_states(config))
+        planned = optimizer_state_bytes(plan_pipeline(config))
         check_step_counts(sum(map(sum, by_rank)) - planned, config.world_size)
         return
-    for stage, state in zip(found["stages"], stage_states(config), strict=True):
+    for stage, state in zip(found["stages"], stage_states(plan_pipeline(config)), strict=True):
         by_rank = stage["optimizer_bytes_by_dp_rank"]
         check_step_counts(sum(by_rank) - state.state_bytes, len(by_rank))
 
@@ -118,7 +119,7 @@ def test_what_is_frozen_is_built_and_not_updated(trained: str, dep: str) -> None
     check_totals(found, every)
     config = compose(every)
     assert encoder_state_bytes(config) == 0
-    for stage, state in zip(found["stages"], stage_states(config), strict=True):
+    for stage, state in zip(found["stages"], stage_states(plan_pipeline(config)), strict=True):
         by_rank = stage["optimizer_bytes_by_dp_rank"]
         check_step_counts(sum(by_rank) - state.state_bytes, len(by_rank))
 
@@ -130,7 +131,7 @@ def test_the_real_model_is_whole_with_a_frozen_tower(trained: str) -> None:
     found = dry(arguments)
     check_totals(found, arguments)
     optimizer = sum(sum(stage["optimizer_bytes_by_dp_rank"]) for stage in found["stages"])
-    planned = sum(state.state_bytes for state in stage_states(compose(arguments)))
+    planned = sum(state.state_bytes for state in stage_states(plan_pipeline(compose(arguments))))
     assert planned < optimizer < 1.0001 * planned
 
 

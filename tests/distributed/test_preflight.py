@@ -225,7 +225,7 @@ def test_groups_are_those_of_training() -> None:
 
 def groups_of_training(context: RankContext, config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Global ranks of this rank's expert-parallel and pipeline groups, as training builds them."""
-    from k25_train.plan.layout import layout_of
+    from k25_train.plan.pipeline import layout_of
     from parallel.megatron.platform import use_platform
     from parallel.topology import build_topology, start_process_group, stop_process_group
 

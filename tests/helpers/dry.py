@@ -14,7 +14,7 @@ def dry_dict(context: RankContext, arguments: Sequence[str]) -> dict[str, Any]:
     use_platform("meta")
     from k25_train.dryrun.job import dry_run
     from k25_train.dryrun.report import as_dict
-    from k25_train.plan.layout import layout_of
+    from k25_train.plan.pipeline import layout_of
 
     config = compose(arguments)
     return as_dict(config, dry_run(config, layout_of(config)))

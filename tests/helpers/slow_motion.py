@@ -17,7 +17,8 @@ from torch import Tensor
 
 from k25_train.config.schema import Config
 from k25_train.plan.flops import encoder_cost
-from k25_train.plan.time.step import decoupled_cost, flops_per_s, step_times
+from k25_train.plan.pipeline import plan_pipeline
+from k25_train.plan.time.step import chunk_seconds, decoupled_cost, flops_per_s
 
 Grid = tuple[int, int, int]
 
@@ -67,7 +68,7 @@ def slow_down(run: Any, clock: Clock) -> None:
     times, so that steps with and without images differ by the tower alone.
     """
     config, place = run.config, run.topology
-    seconds = step_times(config).seconds.forward_s
+    seconds = chunk_seconds(plan_pipeline(config)).forward_s
     for vp_stage, chunk in enumerate(run.chunks):
         forward_s = seconds[vp_stage * place.pp_size + place.pp_rank]
         has_tower = chunk.module.vision_tower is not None

@@ -131,7 +131,7 @@ def build_pair() -> tuple[Any, Any]:
     from k25_train.compose.resolve import compose
     from k25_train.model.build import build_model
     from k25_train.model.megatron_config import backbone_config
-    from k25_train.plan.layout import layout_of
+    from k25_train.plan.pipeline import layout_of
     from parallel.megatron.platform import use_platform
     from parallel.topology import build_topology, start_process_group
     from tests.helpers.runs import SHRUNK, layout

@@ -12,37 +12,14 @@ from dataclasses import dataclass
 from math import prod
 
 from k25_train.config.basics import DType
-from k25_train.config.cluster import Device
 from k25_train.config.model import ModelConfig
-from k25_train.plan.layer_costs import WEIGHT_BYTES
+from k25_train.plan.memory.kernels import Kernels
+from k25_train.plan.pass_sizes import PassSizes
+from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from parallel.activations.policy import Policy
 
 FLOAT_BYTES, INDEX_BYTES, COMPLEX_BYTES = 4, 8, 8
 """Bytes of float32, int64 and complex64."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kernels:
-    """What operations keep for their backward pass, where devices differ."""
-
-    norm_is_fused: bool
-    """Whether RMSNorm is one kernel, which keeps its input. Otherwise it is made of operations on float32,
-    which keep that input in float32 and what it is normalised to. Both keep a float32 a row."""
-    pads_values: bool
-    """Whether the attention kernel takes queries, keys and values of one width only."""
-    attention_rows: int
-    """Rows for which the attention kernel keeps the logarithm of a sum are filled up to a multiple of it."""
-    attention_seeds: int
-    """Scalars, 8 bytes each, that the attention kernel keeps for dropout, whether there is any or not."""
-
-
-KERNELS = {
-    Device.cpu: Kernels(norm_is_fused=False, pads_values=True, attention_rows=1, attention_seeds=0),
-    Device.cuda: Kernels(norm_is_fused=True, pads_values=False, attention_rows=32, attention_seeds=2),
-}
-"""By device. CUDA's are from reading torch 2.13, and have not been measured on a GPU: `_fused_rms_norm` (what
-Transformer Engine's keeps is the same) and `_scaled_dot_product_efficient_attention`, the kernel for values
-narrower than keys (cuDNN's keeps no more)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,29 +38,6 @@ class SavedTensor:
     is not for it: statistics that a kernel keeps, or indices."""
     is_made_again: bool
     """Whether it is an output of what `recompute` runs again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassSizes:
-    """The sizes of a micro-batch."""
-
-    documents: tuple[int, ...]
-    """Tokens of each document; together those of all sequences."""
-    num_sequences: int
-    expert_rows: int
-    """Tokens that arrive at the experts of one rank in one layer, at least 1; one that goes to several of
-    them counts as often."""
-    local_experts: int
-    """Routed experts of a layer that the rank has."""
-    patches: int
-    """Patches that a tower in the first chunk encodes; 0 if there is none, or if it is frozen."""
-    vision_tokens: int
-    """Tokens that a projector in the first chunk makes of them; 0 likewise."""
-
-    @property
-    def tokens(self) -> int:
-        """Of the micro-batch."""
-        return sum(self.documents)
 
 
 class SavedTensors:

@@ -11,13 +11,14 @@ from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.flops import encoder_cost, head_forward_flops, layer_forward_flops, tower_cost
-from k25_train.plan.layer_costs import GRADIENT_BYTES, WEIGHT_BYTES
-from k25_train.plan.layout import layout_of
-from k25_train.plan.passes import passes_by_stage
+from k25_train.plan.pipeline import PipelinePlan, StagePlan
+from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
+from k25_train.units import GB
 from parallel.config import WireFormat
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import Grid
 from parallel.pipeline.balance import chunk_loads
+from parallel.pipeline.schedule import BACKWARD_COST
 from parallel.pipeline.simulator import simulate
 from parallel.pipeline.timeline import ChunkSeconds, Timeline
 
@@ -27,38 +28,41 @@ FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """A step without images, and what takes how long besides."""
+    """How long a step without images takes, and what images add to it."""
 
     config: Config
+    """The configuration of the step."""
     num_micro_batches: int
+    """Micro-batches of the step on each replica."""
     seconds: ChunkSeconds
+    """How long a micro-batch computes in each chunk."""
     text: Timeline
-    """One replica's passes."""
+    """When the passes of one replica run."""
     gather_s: float
-    """Of the tower's weights."""
+    """How long the tower's weights are gathered."""
     reduce_s: float
-    """Of the tower's gradients."""
+    """How long the tower's gradients are reduced."""
     cost: EncoderCost
-    """FLOPs of what stands on every rank."""
+    """FLOPs of what every rank has of vision."""
 
     def forward_s(self, grid: Grid) -> float:
-        """Encoding an item."""
+        """How long an item is encoded."""
         return self.cost.of_item(grid) / flops_per_s(self.config)
 
     def copy_s(self, grid: Grid) -> float:
-        """Bringing an item's pixels to the device."""
+        """How long an item's pixels are copied to the device."""
         patch_bytes = 3 * self.config.model.vision.patch_size**2 * PIXEL_BYTES
-        return grid.num_patches * patch_bytes / (1e9 * self.config.cluster.host_copy_gb_per_s)
+        return grid.num_patches * patch_bytes / (GB * self.config.cluster.host_copy_gb_per_s)
 
     def exchange_s(self, num_tokens: int) -> float:
-        """Bringing the features of so many vision tokens to a first stage."""
+        """How long the features of so many vision tokens are sent to a first stage."""
         wire_format = self.config.dep.exchange_dtype or WireFormat(self.config.train.dtype.value)
         num_bytes = num_tokens * self.config.vision_placement.feature_width * FEATURE_BYTES[wire_format]
         return num_bytes / network_bytes_per_s(self.config)
 
 
 def decoupled_cost(config: Config) -> EncoderCost:
-    """FLOPs of a forward pass of what stands on every rank: tower and projector, or the tower alone."""
+    """FLOPs of a forward pass of what every rank has of vision: tower and projector, or the tower alone."""
     vision = config.model.vision
     if VisionPart.projector in config.vision_placement.encoder_parts:
         return encoder_cost(vision, config.model.hidden_size)
@@ -66,35 +70,52 @@ def decoupled_cost(config: Config) -> EncoderCost:
 
 
 def flops_per_s(config: Config) -> float:
-    """Model FLOPs that a rank computes in a second."""
+    """Model FLOPs that a rank computes per second."""
     return 1e12 * config.cluster.model_tflops
 
 
 def network_bytes_per_s(config: Config) -> float:
-    """Bytes that a rank sends in a second."""
-    return 1e9 * config.cluster.network_gb_per_s
+    """Bytes that a rank sends per second."""
+    return GB * config.cluster.network_gb_per_s
 
 
-def step_times(config: Config, num_micro_batches: int | None = None) -> StepTimes:
-    """The times of a configuration's step, with the micro-batches of its global batch unless told."""
-    number = num_micro_batches or config.num_micro_batches
-    layout, train = layout_of(config), config.train
-    lengths = [train.seq_len] * train.micro_batch_size
+def step_times(pipeline: PipelinePlan) -> StepTimes:
+    """The times of a step."""
+    config = pipeline.config
+    seconds = chunk_seconds(pipeline)
+    text = simulate([stage.passes for stage in pipeline.stages], seconds)
+    gather_s, reduce_s = _weights_s(config, (WEIGHT_BYTES[config.train.dtype], GRADIENT_BYTES))
+    cost, num_micro_batches = decoupled_cost(config), pipeline.num_micro_batches
+    return StepTimes(config, num_micro_batches, seconds, text, gather_s, reduce_s, cost)
+
+
+def chunk_seconds(pipeline: PipelinePlan) -> ChunkSeconds:
+    """How long a micro-batch computes in each chunk, its sequences as one document each."""
+    config, documents = pipeline.config, pipeline.stages[0].balanced_sizes.documents
+    layers = range(config.model.num_layers)
     loads = chunk_loads(
-        tuple(layer_forward_flops(config.model, layer, lengths) for layer in range(config.model.num_layers)),
-        layout.layers_per_chunk,
+        tuple(layer_forward_flops(config.model, layer, documents) for layer in layers),
+        pipeline.layout.layers_per_chunk,
         0,
-        head_forward_flops(config.model, sum(lengths)),
+        head_forward_flops(config.model, sum(documents)),
     )
     forward_s = tuple(load / flops_per_s(config) for load in loads)
-    seconds = ChunkSeconds(forward_s=forward_s, backward_s=tuple(2 * each for each in forward_s))
-    gather_s, reduce_s = _weights_s(config, (WEIGHT_BYTES[train.dtype], GRADIENT_BYTES))
-    text, cost = simulate(passes_by_stage(config, number), seconds), decoupled_cost(config)
-    return StepTimes(config, number, seconds, text, gather_s, reduce_s, cost)
+    return ChunkSeconds(forward_s=forward_s, backward_s=tuple(BACKWARD_COST * each for each in forward_s))
+
+
+def layers_s(stage: StagePlan) -> float:
+    """How long a micro-batch computes in a stage's layers, forward and backward."""
+    config, documents = stage.config, stage.balanced_sizes.documents
+    flops = sum(
+        layer_forward_flops(config.model, layer, documents)
+        for chunk in stage.chunks
+        for layer in chunk.layers
+    )
+    return (1 + BACKWARD_COST) * flops / flops_per_s(config)
 
 
 def _weights_s(config: Config, bytes_each: Sequence[int]) -> list[float]:
-    """Exchanging as many bytes as this for each of the tower's weights, among all ranks; none if frozen."""
+    """How long all ranks exchange so many bytes of each of the tower's weights; 0 if it is frozen."""
     if not config.vision_placement.trained_encoder_parts:
         return [0.0] * len(bytes_each)
     num_sent = count_parameters(config.model).vision * (config.world_size - 1) / config.world_size

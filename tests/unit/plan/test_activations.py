@@ -12,7 +12,9 @@ from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
 from k25_train.config.model import ModelConfig
 from k25_train.plan.memory.activations import store
-from k25_train.plan.memory.saved_tensors import KERNELS, PassSizes, SavedTensors
+from k25_train.plan.memory.kernels import KERNELS
+from k25_train.plan.memory.saved_tensors import SavedTensors
+from k25_train.plan.pass_sizes import PassSizes
 from parallel.activations.policy import Policy
 from tests.helpers.hf_reference import tiny_model_config
 from tests.helpers.ranks import run_ranks

@@ -6,8 +6,8 @@ from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.parameters.released import EXPERTS, count_parameters
 from k25_train.plan.flops import text_forward_flops
-from k25_train.plan.layer_costs import stack_cost
-from k25_train.plan.layout import layout_of
+from k25_train.plan.pipeline import layout_of
+from k25_train.plan.stack_cost import stack_cost
 from parallel.pipeline.balance import StackCost, objective
 from parallel.pipeline.layout import parse_layout
 

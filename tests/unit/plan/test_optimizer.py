@@ -10,7 +10,9 @@ import pytest
 from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import OptimName
 from k25_train.parameters.released import EXPERTS, VISION_MODULES, count_parameters
-from k25_train.plan.optimizer import encoder_state_bytes, parameter_kinds, stage_states, state_lines
+from k25_train.plan.optimizer import encoder_state_bytes, parameter_kinds, stage_states
+from k25_train.plan.pipeline import plan_pipeline
+from k25_train.plan.report.optimizer import state_lines
 from tests.helpers.source import REPO
 
 WITHOUT_TORCH = (
@@ -49,7 +51,7 @@ def test_state_of_the_real_model(optim: str, expected: int) -> None:
     """Embedding, head, norms, biases and two weights of the tower's entry keep AdamW's 12 bytes."""
     config = compose(["experiment=k25_pretrain_4k", f"optim={optim}"])
     counts = count_parameters(config.model)
-    states = stage_states(config)
+    states = stage_states(plan_pipeline(config))
     of = {module.module: module.total for module in counts.modules}
     vision_weights = sum(of[name] for name in VISION_MODULES)
     assert sum(sum(state.num_weights.values()) for state in states) == counts.total - vision_weights
@@ -75,7 +77,9 @@ def test_a_coupled_tower_is_the_first_stages() -> None:
     assert encoder_state_bytes(coupled) == 0
     first, *others = [
         there.state_bytes - alone.state_bytes
-        for there, alone in zip(stage_states(coupled), stage_states(decoupled), strict=True)
+        for there, alone in zip(
+            stage_states(plan_pipeline(coupled)), stage_states(plan_pipeline(decoupled)), strict=True
+        )
     ]
     assert first == encoder_state_bytes(decoupled)
     assert not any(others)
@@ -93,20 +97,22 @@ def test_what_is_frozen_has_neither_rule_nor_state(trained: str, module: str | N
     first, *others = [
         sum(state.num_weights.values()) - sum(alone.num_weights.values())
         for state, alone in zip(
-            stage_states(config), stage_states(compose(["experiment=k25_pretrain_4k"])), strict=True
+            stage_states(plan_pipeline(config)),
+            stage_states(plan_pipeline(compose(["experiment=k25_pretrain_4k"]))),
+            strict=True,
         )
     ]
     assert (first, set(others), encoder_state_bytes(config)) == (expected, {0}, 0)
     sizes = [kind.num_parameters * prod(kind.shape) for kind in parameter_kinds(config)]
     assert sum(sizes) == counts.total - counts.vision + expected
-    lines = list(state_lines(config, stage_states(config)))
+    lines = list(state_lines(plan_pipeline(config)))
     assert f"frozen: {counts.vision - expected:,} parameters (optim.vision.trained={trained})" in lines
 
 
 def test_float32_weights_are_their_own_masters() -> None:
     alone = ["experiment=smoke", "parallelism=serial", "cluster.gpus_per_node=1", "optim=adamw"]
     alone.append("dep.mode=coupled")
-    [state] = stage_states(compose(alone))
+    [state] = stage_states(plan_pipeline(compose(alone)))
     assert state.state_bytes == state.rank_bytes == 8 * 3_316_960
 
 

@@ -157,7 +157,7 @@ def test_command_prints_table_and_totals() -> None:
     assert "a text token uses 32.9B, 31.7B without the input embedding" in done.stdout
     assert "layout over pp 16 x vpp 2: Ett|tt|tt|" in done.stdout
     # 67.1M tokens of 7168 bfloat16 values cross 31 borders, forward and back, between 256 ranks.
-    assert "│ pipeline              │   233.002 │" in done.stdout
+    assert "│ pipeline              │     233.002 │" in done.stdout
 
 
 def test_command_prints_json() -> None:

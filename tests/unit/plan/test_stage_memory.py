@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -12,25 +11,18 @@ from hypothesis import strategies as st
 
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.plan.memory.activations import (
-    balanced_sizes,
-    largest_sizes,
-    offload_budget,
-    offload_need,
-    peak_held,
-    stage_tensors,
-)
-from k25_train.plan.memory.report import verdict
+from k25_train.plan.memory.activations import peak_held, stage_tensors
+from k25_train.plan.memory.offload import offload_budget, offload_need
 from k25_train.plan.memory.stage import (
     OVERHEAD_BYTES,
     fullest,
     most_imbalance,
     room_bytes,
     stage_memories,
-    stage_memory,
+    with_imbalance,
 )
-from k25_train.plan.optimizer import stage_states
-from k25_train.plan.passes import passes_of_stage, sample_of_passes
+from k25_train.plan.pipeline import passes_of_stage, plan_pipeline, sample_of_passes
+from k25_train.plan.report.memory import memory_lines
 from parallel.activations.order import offload_order
 from parallel.activations.sizes import BLOCK_BYTES, block_bytes
 from parallel.pipeline.schedule import Pass, PassKey, schedule_of
@@ -77,7 +69,7 @@ def test_few_passes_hold_what_all_hold(
     """The same peaks of batches that leave the device and of those that stay."""
     vpp = vpp if pp > 1 else 1
     sizes = parallel_sizes(pp=pp, vpp=vpp, overlap_expert_comm=overlaps and (vpp > 1 or pp == 1))
-    config = SimpleNamespace(num_micro_batches=max(2, int(pp * rounds)), parallelism=sizes)
+    number = max(2, int(pp * rounds))
 
     def peaks(passes: list[Pass]) -> tuple[int, int]:
         stay = offload_order(passes, num_ahead).stay
@@ -87,14 +79,14 @@ def test_few_passes_hold_what_all_hold(
         )
 
     for stage in range(pp):
-        assert peaks(sample_of_passes(config, stage)) == peaks(passes_of_stage(config, stage))
+        assert peaks(sample_of_passes(sizes, number, stage)) == peaks(passes_of_stage(sizes, number, stage))
 
 
 def test_host_memory_is_what_a_walk_over_batches_needs(pretrain: Config) -> None:
-    stage = 3
-    passes = passes_of_stage(pretrain, stage)
+    stage = plan_pipeline(pretrain).stages[3]
+    passes = stage.passes
     stay = offload_order(passes, pretrain.activation.passes_ahead).stay
-    chunks = stage_tensors(pretrain, stage, balanced_sizes(pretrain))
+    chunks = stage_tensors(stage, stage.balanced_sizes)
     sizes = [sum(block_bytes(each.host_bytes) for each in chunk if each.host_bytes) for chunk in chunks]
     held: dict[PassKey, int] = {}
     most = 0
@@ -105,41 +97,43 @@ def test_host_memory_is_what_a_walk_over_batches_needs(pretrain: Config) -> None
             most = max(most, sum(held.values()))
         elif not each.is_forward:
             held.pop(key, None)
-    need = offload_need(pretrain, stage)
+    need = offload_need(stage)
     assert need.host_bytes == most
-    budget = offload_budget(pretrain, stage)
+    budget = offload_budget(stage)
     assert budget.host_bytes == pytest.approx(1.5 * most, abs=BLOCK_BYTES)
     assert budget.device_bytes == 1.5 * 4 * sum(each.host_bytes for each in chunks[0])
 
 
 def test_budgets_that_are_given_are_kept() -> None:
     config = compose(["experiment=k25_pretrain_4k", "activation.host_gib=40.5", "activation.device_gib=0.25"])
-    budget = offload_budget(config, 1)
+    budget = offload_budget(plan_pipeline(config).stages[1])
     assert (budget.host_bytes, budget.device_bytes) == (81 * 2**29, 2**28)
 
 
 def test_shrunk_models_have_host_memory_for_any_routing() -> None:
     """Of a few hundred tokens, all may go to one rank."""
     config = compose(["experiment=smoke", "activation=k2", "activation.moe.up_input=offload"])
-    worst = largest_sizes(config)
-    assert worst.expert_rows == 2 * balanced_sizes(config).expert_rows
+    stage = plan_pipeline(config).stages[1]
+    worst = stage.largest_sizes
+    assert worst.expert_rows == 2 * stage.balanced_sizes.expert_rows
     [rows] = {
-        each.host_bytes for each in stage_tensors(config, 1, worst)[0] if each.tensor.name == "moe.up_input"
+        each.host_bytes for each in stage_tensors(stage, worst)[0] if each.tensor.name == "moe.up_input"
     }
     assert rows == worst.expert_rows * config.model.hidden_size * 4
-    assert offload_need(config, 1).batch_bytes > 2 * rows
+    assert offload_need(stage).pass_bytes > 2 * rows
 
 
 def test_nothing_is_needed_where_every_batch_stays() -> None:
     alone = ["parallelism=serial", "cluster.gpus_per_node=1"]
     config = compose(["experiment=smoke", "activation=k2", *alone])
-    assert offload_need(config, 0).host_bytes == offload_need(config, 0).batch_bytes == 0
+    need = offload_need(plan_pipeline(config).stages[0])
+    assert need.host_bytes == need.pass_bytes == 0
 
 
 def test_states_are_those_of_the_dry_run(pretrain: Config) -> None:
     """Its table of 256 ranks stands in the README: GiB of weights, gradients and optimizer."""
     readme = (REPO / "README.md").read_text()
-    memories = stage_memories(pretrain)
+    memories = stage_memories(plan_pipeline(pretrain))
     for stage in (0, 1, 15):
         memory = memories[stage]
         parts = (memory.weights, memory.gradients, memory.optimizer)
@@ -149,16 +143,21 @@ def test_states_are_those_of_the_dry_run(pretrain: Config) -> None:
 
 
 def test_imbalance_is_where_room_ends(fitting: Config) -> None:
-    memories = stage_memories(fitting)
-    worst = fullest(memories)
+    pipeline = plan_pipeline(fitting)
+    worst = fullest(stage_memories(pipeline))
+    stage = pipeline.stages[worst.stage]
     assert room_bytes(fitting, worst) == 80e9 - OVERHEAD_BYTES - worst.device > 0
-    factor = most_imbalance(fitting, worst)
-    state = stage_states(fitting)[worst.stage]
+    factor = most_imbalance(stage, worst)
     assert 1 < factor < fitting.parallelism.ep
-    assert room_bytes(fitting, stage_memory(fitting, state, factor)) >= 0
-    assert room_bytes(fitting, stage_memory(fitting, state, factor * 1.01)) < 0
+    assert room_bytes(fitting, with_imbalance(stage, worst, factor)) >= 0
+    assert room_bytes(fitting, with_imbalance(stage, worst, factor * 1.01)) < 0
     roomy = replace(fitting, cluster=replace(fitting.cluster, gpu_memory_gb=1e6))
-    assert most_imbalance(roomy, worst) == 16
+    assert most_imbalance(plan_pipeline(roomy).stages[worst.stage], worst) == 16
+
+
+def most_saved(*arguments: str) -> int:
+    """Bytes of activations that wait on the fullest stage's device."""
+    return max(memory.saved for memory in stage_memories(plan_pipeline(compose(arguments))))
 
 
 def test_more_is_saved_the_less_is_done_about_it() -> None:
@@ -169,11 +168,8 @@ def test_more_is_saved_the_less_is_done_about_it() -> None:
         for name in "norm.output mla.up_input mla.up_proj attention.joined moe.down_input".split()
     ]
     fp8 = ["activation.moe.up_input=fp8", "activation.moe.swiglu_input=fp8"]
-    saved = [
-        max(memory.saved for memory in stage_memories(compose([*keep, *more])))
-        for more in ([], recompute, [*recompute, *fp8])
-    ]
-    saved.append(max(memory.saved for memory in stage_memories(compose(["experiment=k25_pretrain_4k"]))))
+    saved = [most_saved(*keep, *more) for more in ([], recompute, [*recompute, *fp8])]
+    saved.append(most_saved("experiment=k25_pretrain_4k"))
     assert saved == sorted(saved, reverse=True)
     assert saved[0] > 4 * saved[-1]
 
@@ -200,9 +196,10 @@ def test_command_tells_whether_the_plan_fits() -> None:
 
 
 @pytest.mark.parametrize(("gb_per_s", "is_hidden"), [(20, True), (10, False)])
-def test_verdict_tells_whether_copies_are_hidden(gb_per_s: float, is_hidden: bool) -> None:
+def test_summary_says_whether_copies_are_hidden(gb_per_s: float, is_hidden: bool) -> None:
     config = compose(["experiment=k25_pretrain_4k", f"cluster.host_copy_gb_per_s={gb_per_s}"])
-    text = "".join(verdict(config, stage_memories(config)))
+    pipeline = plan_pipeline(config)
+    text = "".join(memory_lines(pipeline, stage_memories(pipeline)))
     assert "Copies: stage 1 sends 1.84 GB of a micro-batch to the host and back" in text
     assert ("it waits for copies" not in text) == is_hidden
 
@@ -217,8 +214,8 @@ def test_command_tells_what_would_help() -> None:
 def test_command_prints_json_of_the_same(pretrain: Config) -> None:
     plan = json.loads(run_command(*AS_REPORTED, "--activations", "--json"))
     assert plan["tokens"] == 4096
-    assert set(plan["parts"]) == {"dense layer", "MoE layer", "once a chunk", "first chunk", "last chunk"}
-    memories = stage_memories(pretrain)
+    assert set(plan["parts"]) == {"dense layer", "MoE layer", "once per chunk", "first chunk", "last chunk"}
+    memories = stage_memories(plan_pipeline(pretrain))
     assert [stage["saved"] for stage in plan["stages"]] == [memory.saved for memory in memories]
     assert plan["stages"][0]["layers"] == [[0, 1], [31, 32]]
 
@@ -233,7 +230,7 @@ def test_stages_may_be_without_layers() -> None:
     """The first has token ids alone, the last its norm and the loss."""
     sizes = ["parallelism=serial", "parallelism.pp=4", "parallelism.layout='E|ttt|tt|L'", "train.seq_len=128"]
     config = compose(["experiment=smoke", "activation=k2", *sizes])
-    first, *_, last = stage_memories(config)
+    first, *_, last = stage_memories(plan_pipeline(config))
     assert (first.working, first.copied) == (0, 0)
     assert last.working == 256 * 4096 * (4 + 4)
     assert first.saved == first.num_held * 256 * 8

@@ -10,6 +10,7 @@ import pytest
 
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
+from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.step import step_times
 from k25_train.plan.vision_planner import BubblePlanner, UpfrontPlanner
 from parallel.dep.grid import Grid
@@ -50,7 +51,7 @@ def num_steps(program: Program, *, is_forward: bool) -> Counter[int]:
 def test_every_rank_plans_the_same_and_all_of_its_share(sizes: tuple[int, int, int]) -> None:
     config = configured(*sizes, "dep.schedule=bubbles", FAST_NETWORK)
     items, num_layers = items_of(config), config.model.vision.num_layers
-    plans = [BubblePlanner(config, rank).plan(items) for rank in range(config.world_size)]
+    plans = [BubblePlanner(plan_pipeline(config), rank).plan(items) for rank in range(config.world_size)]
     assert all(plan == plans[0][0] for plan, _ in plans)
     places = []
     for rank, (plan, program) in enumerate(plans):
@@ -67,9 +68,9 @@ def test_every_rank_plans_the_same_and_all_of_its_share(sizes: tuple[int, int, i
 
 def test_ranks_are_ready_to_receive_before_they_need_to() -> None:
     config = configured(4, 1, 1, "dep.schedule=bubbles", FAST_NETWORK)
-    passes = step_times(config).text.schedules
+    passes = step_times(plan_pipeline(config)).text.schedules
     for rank in range(config.world_size):
-        plan, program = BubblePlanner(config, rank).plan(items_of(config))
+        plan, program = BubblePlanner(plan_pipeline(config), rank).plan(items_of(config))
         assert program is not None
         assert list(program.gradients_from) == sorted(program.gradients_from)
         assert list(program.features_from) == sorted(program.features_from)
@@ -87,7 +88,7 @@ def test_ranks_are_ready_to_receive_before_they_need_to() -> None:
 def test_a_frozen_tower_has_no_backward_work(way: Sequence[str]) -> None:
     config = configured(4, 1, 1, FAST_NETWORK, *way, "optim.vision.trained=nothing")
     items = items_of(config)
-    planner = BubblePlanner(config, 0) if way else UpfrontPlanner(config)
+    planner = BubblePlanner(plan_pipeline(config), 0) if way else UpfrontPlanner(config)
     plan, program = planner.plan(items)
     assert len(plan.parts) == len(items)
     if program is not None:
@@ -97,7 +98,8 @@ def test_a_frozen_tower_has_no_backward_work(way: Sequence[str]) -> None:
 
 def test_costly_micro_batches_come_in_the_middle() -> None:
     config = configured(4, 1, 1, "dep.schedule=bubbles")
-    order = BubblePlanner(config, 0).order([[Grid(1, 8, 8)], [], [Grid(1, 2, 2)], [Grid(1, 2, 4)]])
+    planner = BubblePlanner(plan_pipeline(config), 0)
+    order = planner.order([[Grid(1, 8, 8)], [], [Grid(1, 2, 2)], [Grid(1, 2, 4)]])
     assert sorted(order) == [0, 1, 2, 3]
     assert order[-1] == 1
     assert order.index(0) in (1, 2)
@@ -106,6 +108,6 @@ def test_costly_micro_batches_come_in_the_middle() -> None:
 
 def test_no_items_no_work() -> None:
     config = configured(4, 1, 1, "dep.schedule=bubbles")
-    plan, program = BubblePlanner(config, 1).plan([])
+    plan, program = BubblePlanner(plan_pipeline(config), 1).plan([])
     assert program is not None
     assert (plan.parts, dict(program.tasks)) == ((), {})

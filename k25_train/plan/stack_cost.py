@@ -6,10 +6,10 @@ spread over all ranks by the decoupled encoder instead (K2.5 report, section 4.5
 
 from collections.abc import Iterable
 
-from k25_train.config.basics import DType, data_parallel_size
+from k25_train.config.basics import data_parallel_size
 from k25_train.config.cluster import ClusterConfig
 from k25_train.config.model import ModelConfig
-from k25_train.config.optimizer import OptimConfig, OptimName
+from k25_train.config.optimizer import OptimConfig
 from k25_train.config.training import TrainConfig
 from k25_train.parameters.megatron import (
     TrainedParameter,
@@ -19,23 +19,9 @@ from k25_train.parameters.megatron import (
 )
 from k25_train.parameters.update_rules import rule_of
 from k25_train.plan.flops import head_forward_flops, layer_forward_flops
+from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES, state_bytes
 from parallel.config import ParallelismConfig
 from parallel.pipeline.balance import StackCost
-
-WEIGHT_BYTES = {DType.float32: 4, DType.bfloat16: 2}
-"""Bytes of a weight that forward and backward use."""
-GRADIENT_BYTES = 4
-"""Gradients are summed in float32, whatever the weights are."""
-MASTER_BYTES = {DType.float32: 0, DType.bfloat16: 4}
-"""Bytes of a weight's float32 master, cut over data-parallel ranks (ZeRO-1) as all optimizer state is; a
-float32 weight is its own."""
-MOMENT_BYTES = {OptimName.adamw: 8, OptimName.muonclip: 4}
-"""Bytes of what the update of a weight remembers: AdamW two float32 moments, Muon a float32 momentum."""
-
-
-def state_bytes(update: OptimName, dtype: DType) -> int:
-    """Bytes of optimizer state of one weight, over all data-parallel ranks."""
-    return MASTER_BYTES[dtype] + MOMENT_BYTES[update]
 
 
 def stack_cost(

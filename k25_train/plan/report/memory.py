@@ -1,6 +1,6 @@
-"""What is saved of activations, and what every stage holds, as tables, in words and as JSON; torch-free.
+"""What is saved of activations, and what every stage holds, as tables, lines of text and JSON; torch-free.
 
-GB are 10^9 bytes, as data sheets have them.
+GB are 10^9 bytes, as in data sheets.
 """
 
 from collections import Counter
@@ -12,25 +12,24 @@ from rich.table import Table
 
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
-from k25_train.plan.flops import FORWARD_AND_BACKWARD, layer_forward_flops
 from k25_train.plan.memory.activations import (
     StoredTensor,
     WaitingBytes,
-    balanced_sizes,
     saved_tensors,
     stage_tensors,
     store_all,
 )
 from k25_train.plan.memory.stage import OVERHEAD_BYTES, StageMemory, fullest, most_imbalance, room_bytes
-from k25_train.plan.optimizer import sizes
-from k25_train.plan.time.step import flops_per_s
+from k25_train.plan.pass_sizes import balanced_sizes
+from k25_train.plan.pipeline import PipelinePlan, StagePlan
+from k25_train.plan.report.text import format_gb, format_layers, format_shape
+from k25_train.plan.time.step import layers_s
+from k25_train.units import GB
 from parallel.activations.policy import Policy
 
-GB = 10**9
 
-
-def parts(config: Config) -> dict[str, list[StoredTensor]]:
-    """What layers of each kind store of a micro-batch, and chunks besides, experts sharing tokens evenly."""
+def stored_by_part(config: Config) -> dict[str, list[StoredTensor]]:
+    """Part of the model -> what it stores of a micro-batch if tokens are spread evenly over experts."""
     lists, model = saved_tensors(config, balanced_sizes(config)), config.model
     saved = {}
     if model.num_dense_layers:
@@ -38,7 +37,7 @@ def parts(config: Config) -> dict[str, list[StoredTensor]]:
     if model.num_moe_layers:
         saved["MoE layer"] = lists.layer(is_moe=True)
     saved |= {
-        "once a chunk": lists.every_chunk(),
+        "once per chunk": lists.every_chunk(),
         "first chunk": lists.first_chunk(),
         "last chunk": lists.last_chunk(),
     }
@@ -46,7 +45,7 @@ def parts(config: Config) -> dict[str, list[StoredTensor]]:
 
 
 def part_table(config: Config, part: str, tensors: Sequence[StoredTensor]) -> Table:
-    """One row a tensor; alike ones share a row."""
+    """One row per tensor; equal ones share a row."""
     tokens, total = config.train.seq_len * config.train.micro_batch_size, WaitingBytes.of(tensors)
     table = Table(
         title=f"{part}, {tokens:,} tokens", title_justify="left", show_footer=True, box=box.SIMPLE_HEAD
@@ -55,10 +54,10 @@ def part_table(config: Config, part: str, tensors: Sequence[StoredTensor]) -> Ta
     table.add_column("shape", no_wrap=True)
     table.add_column("policy", no_wrap=True)
     sums = (total.device, total.host, (total.device + total.host) // tokens)
-    for name, number in zip(("device bytes", "host bytes", "a token"), sums, strict=True):
+    for name, number in zip(("device bytes", "host bytes", "per token"), sums, strict=True):
         table.add_column(name, footer=f"{number:,}", justify="right", no_wrap=True)
     for stored, count in Counter(tensors).items():
-        shape = sizes(stored.tensor.shape) or "scalar"
+        shape = format_shape(stored.tensor.shape) or "scalar"
         numbers = (count * stored.device_bytes, count * stored.host_bytes)
         table.add_row(
             stored.tensor.name,
@@ -70,8 +69,8 @@ def part_table(config: Config, part: str, tensors: Sequence[StoredTensor]) -> Ta
 
 
 def stage_table(config: Config, memories: Sequence[StageMemory]) -> Table:
-    """One row a stage: the peaks of a rank in GB, the fullest marked."""
-    title = f"{config.model.name} on {config.world_size:,} ranks: GB a rank"
+    """One row per stage: the peaks of a rank in GB, the fullest marked."""
+    title = f"{config.model.name} on {config.world_size:,} ranks: GB per rank"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("stage ", no_wrap=True)
     table.add_column("layers ", no_wrap=True)
@@ -95,17 +94,18 @@ def stage_table(config: Config, memories: Sequence[StageMemory]) -> Table:
         numbers = (*held, *left, memory.host)
         table.add_row(
             str(memory.stage),
-            " | ".join(map(layer_numbers, memory.layers)),
+            " | ".join(map(format_layers, memory.layers)),
             str(memory.num_held),
-            *(f" {gb(number)}" for number in numbers),
+            *(f" {format_gb(number)}" for number in numbers),
             " ◄" if memory is most else "",
         )
     return table
 
 
-def verdict(config: Config, memories: Sequence[StageMemory]) -> Iterator[str]:
-    """What the fullest stage leaves, or what is too much, and what can be done."""
-    worst, cluster = fullest(memories), config.cluster
+def memory_lines(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> Iterator[str]:
+    """Whether the fullest stage fits and what it leaves, or what would help."""
+    worst, cluster = fullest(memories), pipeline.config.cluster
+    # 1. What was counted, and where offloaded activations go.
     yield (
         "Saved: activations from forward to backward, tokens spread over experts evenly, a sequence as one "
         "document. One layer at work is an upper bound. Nothing of it was measured on a GPU."
@@ -113,79 +113,63 @@ def verdict(config: Config, memories: Sequence[StageMemory]) -> Iterator[str]:
     most_host = max(memory.host for memory in memories)
     if most_host:
         yield (
-            f"Host memory for activations: {gb(most_host)} GB a rank at most, "
-            f"{gb(most_host * cluster.gpus_per_node)} GB on a node with {cluster.gpus_per_node} such."
+            f"Host memory for activations: {format_gb(most_host)} GB per rank at most, "
+            f"{format_gb(most_host * cluster.gpus_per_node)} GB on a node with {cluster.gpus_per_node} such."
         )
-        yield copies(config, memories)
+        yield copy_line(pipeline, memories)
+    # 2. Whether the device has room for all of it.
     if cluster.gpu_memory_gb is None:
         return
-    left = room_bytes(config, worst)
-    held = f"{gb(worst.states)} GB of states and {gb(worst.activations)} of activations"
-    rest = f"{gb(OVERHEAD_BYTES)} for CUDA, NCCL and gaps between tensors"
+    stage, left = pipeline.stages[worst.stage], room_bytes(pipeline.config, worst)
+    held = f"{format_gb(worst.states)} GB of states and {format_gb(worst.activations)} of activations"
+    rest = f"{format_gb(OVERHEAD_BYTES)} for CUDA, NCCL and gaps between tensors"
     if left >= 0:
         yield (
             f"FITS: stage {worst.stage} is the fullest. Of {cluster.gpu_memory_gb:g} GB, {held} leave "
-            f"{gb(left)} beside {rest}. Its experts may get {most_imbalance(config, worst):.2f} times their "
-            "share of tokens in every pass."
+            f"{format_gb(left)} next to {rest}. Its experts may get {most_imbalance(stage, worst):.2f} times "
+            "their share of tokens in every pass."
         )
         return
     yield (
-        f"DOES NOT FIT: stage {worst.stage} has {held}, with {rest} {gb(-left)} more than "
-        f"{cluster.gpu_memory_gb:g}. What would help: {'; '.join(remedies(config, worst))}."
+        f"DOES NOT FIT: stage {worst.stage} has {held}, with {rest} {format_gb(-left)} more than "
+        f"{cluster.gpu_memory_gb:g}. What would help: {'; '.join(remedies(stage, worst))}."
     )
 
 
-def copies(config: Config, memories: Sequence[StageMemory]) -> str:
-    """How long copies of the stage with the most of them take, beside what it computes meanwhile."""
-    train, cluster = config.train, config.cluster
+def copy_line(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> str:
+    """How long the copies of the stage with the most of them take, and how long it computes meanwhile."""
+    cluster = pipeline.config.cluster
     most = max(memories, key=lambda memory: memory.copied)
-    copy_s = most.copied / (1e9 * cluster.host_copy_gb_per_s)
-    forward_flops = sum(
-        layer_forward_flops(config.model, layer, [train.seq_len] * train.micro_batch_size)
-        for layers in most.layers
-        for layer in layers
-    )
-    compute_s = FORWARD_AND_BACKWARD * forward_flops / flops_per_s(config)
+    copy_s = most.copied / (GB * cluster.host_copy_gb_per_s)
+    compute_s = layers_s(pipeline.stages[most.stage])
     return (
-        f"Copies: stage {most.stage} sends {gb(most.copied)} GB of a micro-batch to the host and back, "
-        f"{1e3 * copy_s:.1f} ms each way at cluster.host_copy_gb_per_s={cluster.host_copy_gb_per_s:g}, and "
-        f"computes for {1e3 * compute_s:.1f} ms at cluster.model_tflops={cluster.model_tflops:g}"
+        f"Copies: stage {most.stage} sends {format_gb(most.copied)} GB of a micro-batch to the host and "
+        f"back, {1e3 * copy_s:.1f} ms each way at cluster.host_copy_gb_per_s={cluster.host_copy_gb_per_s:g}, "
+        f"and computes for {1e3 * compute_s:.1f} ms at cluster.model_tflops={cluster.model_tflops:g}"
         + ("." if copy_s <= compute_s else ": it waits for copies. Offload less.")
     )
 
 
-def remedies(config: Config, memory: StageMemory) -> Iterator[str]:
+def remedies(stage: StagePlan, memory: StageMemory) -> Iterator[str]:
     """What would take the most off the device."""
     held = Counter[str]()
-    for chunk in stage_tensors(config, memory.stage, balanced_sizes(config)):
+    for chunk in stage_tensors(stage, stage.balanced_sizes):
         for stored in chunk:
             held[stored.tensor.name] += stored.device_bytes
-    policies = config.activation.policies()
+    policies = stage.config.activation.policies()
     for name, _ in held.most_common(2):
         offloaded = Policy.fp8_offload if policies[name].compresses else Policy.offload
-        yield f"activation.{name}={offloaded.value} ({gb(held[name])} GB in a pass through all chunks)"
-    if config.optim.offload is OptimizerOffload.none:
-        yield f"optim.offload=cpu ({gb(memory.optimizer)} GB); more nodes, which share optimizer state"
+        yield f"activation.{name}={offloaded.value} ({format_gb(held[name])} GB in a pass through all chunks)"
+    if stage.config.optim.offload is OptimizerOffload.none:
+        yield f"optim.offload=cpu ({format_gb(memory.optimizer)} GB); more nodes, which share optimizer state"
 
 
-def gb(num_bytes: float) -> str:
-    """Bytes in GB."""
-    size = num_bytes / GB
-    return f"{size:,.0f}" if abs(size) >= 100 else f"{size:.2f}" if abs(size) >= 0.1 else f"{size:.4f}"
-
-
-def layer_numbers(layers: range) -> str:
-    """A chunk's layers: 3-5, 4, or a dash."""
-    if len(layers) < 2:
-        return str(layers.start) if layers else "-"
-    return f"{layers.start}-{layers.stop - 1}"
-
-
-def as_dict(config: Config, memories: Sequence[StageMemory]) -> dict[str, object]:
-    """All of it, for JSON."""
+def memory_as_dict(config: Config, memories: Sequence[StageMemory]) -> dict[str, object]:
+    """Saved tensors and the memory of every stage, for JSON."""
+    parts = stored_by_part(config)
     return {
         "tokens": config.train.seq_len * config.train.micro_batch_size,
-        "parts": {part: [_tensor(stored) for stored in tensors] for part, tensors in parts(config).items()},
+        "parts": {part: [_tensor_as_dict(stored) for stored in tensors] for part, tensors in parts.items()},
         "stages": [
             asdict(memory)
             | {"layers": [list(layers) for layers in memory.layers], "device": memory.device}
@@ -195,7 +179,7 @@ def as_dict(config: Config, memories: Sequence[StageMemory]) -> dict[str, object
     }
 
 
-def _tensor(stored: StoredTensor) -> dict[str, object]:
+def _tensor_as_dict(stored: StoredTensor) -> dict[str, object]:
     return {
         "name": stored.tensor.name,
         "shape": list(stored.tensor.shape),

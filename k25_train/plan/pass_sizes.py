@@ -1,0 +1,69 @@
+"""The sizes of a micro-batch, for which memory and time of a pass are planned; torch-free."""
+
+import math
+from dataclasses import dataclass
+
+from k25_train.config.schema import Config
+from k25_train.config.vision import VisionPart
+
+VISION_SHARE = 0.1
+"""Share of tokens that count as images' tokens where the first stage has a part of vision. Source: not
+disclosed, our choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSizes:
+    """The sizes of a micro-batch."""
+
+    documents: tuple[int, ...]
+    """Tokens of each document of all its sequences."""
+    num_sequences: int
+    """Sequences of the micro-batch."""
+    expert_rows: int
+    """Tokens that arrive at the experts of one rank in one layer, at least 1; a token that goes to several of
+    these experts counts as often."""
+    local_experts: int
+    """Routed experts of a layer on one rank."""
+    patches: int
+    """Patches that a trained tower in the first chunk encodes; 0 if there is none."""
+    vision_tokens: int
+    """Vision tokens that a trained projector in the first chunk makes; 0 if there is none."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the micro-batch."""
+        return sum(self.documents)
+
+
+def balanced_sizes(config: Config, imbalance: float = 1.0) -> PassSizes:
+    """A micro-batch whose tokens are spread evenly over experts, with `VISION_SHARE` of them vision tokens.
+
+    Args:
+        imbalance: load of the rank's experts over their even share; no more than all tokens arrive.
+    """
+    even = config.train.micro_batch_size * config.train.seq_len * config.model.num_experts_per_token
+    expert_rows = min(round(even * imbalance), largest_sizes(config).expert_rows)
+    return _pass_sizes(config, expert_rows, VISION_SHARE, num_frames=1)
+
+
+def largest_sizes(config: Config) -> PassSizes:
+    """A micro-batch of which all tokens are of the longest video chunks, and go to as many of one rank's
+    experts as they can."""
+    local_experts = config.model.num_experts // config.parallelism.ep
+    each = min(config.model.num_experts_per_token, local_experts)
+    tokens = config.train.micro_batch_size * config.train.seq_len
+    return _pass_sizes(config, config.parallelism.ep * tokens * each, 1.0, config.model.vision.pos_emb_time)
+
+
+def _pass_sizes(config: Config, expert_rows: int, vision_share: float, num_frames: int) -> PassSizes:
+    train, trained_parts = config.train, config.vision_placement.trained_first_stage_parts
+    vision_tokens = math.ceil(vision_share * train.seq_len * train.micro_batch_size)
+    patches = vision_tokens * num_frames * config.model.vision.merge_size**2
+    return PassSizes(
+        documents=(train.seq_len,) * train.micro_batch_size,
+        num_sequences=train.micro_batch_size,
+        expert_rows=max(expert_rows, 1),
+        local_experts=config.model.num_experts // config.parallelism.ep,
+        patches=patches if VisionPart.tower in trained_parts else 0,
+        vision_tokens=vision_tokens if VisionPart.projector in trained_parts else 0,
+    )

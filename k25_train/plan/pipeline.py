@@ -1,0 +1,152 @@
+"""The pipeline of a configuration: what each stage holds and which passes it runs; torch-free.
+
+`plan_pipeline` derives it from the configuration once. What the planner counts of one stage takes its
+`StagePlan`, what it counts of all stages the `PipelinePlan`; both are pure functions of these.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from k25_train.config.schema import Config
+from k25_train.parameters.megatron import (
+    TrainedParameter,
+    embedding_parameter,
+    head_parameters,
+    layer_parameters,
+)
+from k25_train.plan.pass_sizes import PassSizes, balanced_sizes, largest_sizes
+from k25_train.plan.stack_cost import stack_cost
+from parallel.config import ParallelismConfig
+from parallel.pipeline.balance import plan_layout
+from parallel.pipeline.layout import PipelineLayout, parse_layout
+from parallel.pipeline.micro_batches import micro_batch_group_size
+from parallel.pipeline.schedule import Pass, schedule_of
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """One model chunk of a pipeline stage."""
+
+    layers: range
+    """Its decoder layers, counted from 0 over the whole model."""
+    is_first: bool
+    """Whether it holds the embedding."""
+    is_last: bool
+    """Whether it holds the output head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """What every rank of one pipeline stage holds and runs in a step."""
+
+    config: Config
+    """The configuration it follows from."""
+    stage: int
+    """Position in the pipeline, counted from 0."""
+    chunks: tuple[ChunkPlan, ...]
+    """[virtual stage] -> model chunk."""
+    num_micro_batches: int
+    """Micro-batches of a step."""
+    balanced_sizes: PassSizes
+    """A micro-batch whose tokens are spread evenly over experts."""
+    largest_sizes: PassSizes
+    """The largest micro-batch that there can be."""
+
+    @cached_property
+    def passes(self) -> list[Pass]:
+        """All passes of a step, in order."""
+        return passes_of_stage(self.config.parallelism, self.num_micro_batches, self.stage)
+
+    @cached_property
+    def sampled_passes(self) -> list[Pass]:
+        """The passes of a few micro-batches, at whose peaks as much is held as in a whole step."""
+        return sample_of_passes(self.config.parallelism, self.num_micro_batches, self.stage)
+
+    def text_parameters(self) -> Iterator[TrainedParameter]:
+        """The language model's parameters in the stage, in the order of its chunks."""
+        model = self.config.model
+        for chunk in self.chunks:
+            if chunk.is_first:
+                yield embedding_parameter(model)
+            for layer in chunk.layers:
+                yield from layer_parameters(model, layer)
+            if chunk.is_last:
+                yield from head_parameters(model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelinePlan:
+    """The pipeline of a configuration."""
+
+    config: Config
+    """The configuration it follows from."""
+    layout: PipelineLayout
+    """Decoder layers of every chunk."""
+    stages: tuple[StagePlan, ...]
+    """[pipeline rank] -> its stage."""
+    num_micro_batches: int
+    """Micro-batches of a step on each replica."""
+
+
+def plan_pipeline(config: Config, num_micro_batches: int | None = None) -> PipelinePlan:
+    """The pipeline of a configuration that holds to its rules.
+
+    Args:
+        num_micro_batches: in a step; those of the global batch if None.
+    """
+    layout, number = layout_of(config), num_micro_batches or config.num_micro_batches
+    balanced, largest = balanced_sizes(config), largest_sizes(config)
+    stages = tuple(
+        StagePlan(
+            config=config,
+            stage=stage,
+            chunks=tuple(_chunk_plan(layout, stage, vp_stage) for vp_stage in range(layout.vpp)),
+            num_micro_batches=number,
+            balanced_sizes=balanced,
+            largest_sizes=largest,
+        )
+        for stage in range(layout.pp)
+    )
+    return PipelinePlan(config=config, layout=layout, stages=stages, num_micro_batches=number)
+
+
+def layout_of(config: Config) -> PipelineLayout:
+    """The configured layout, or the one that balances the chunks' cost (`parallel.pipeline.balance`)."""
+    sizes, num_layers = config.parallelism, config.model.num_layers
+    if sizes.layout is not None:
+        return parse_layout(sizes.layout, num_layers, sizes.pp, sizes.vpp)
+    cost = stack_cost(config.model, config.train, config.optim, config.cluster, sizes)
+    return plan_layout(cost, sizes.pp, sizes.vpp)
+
+
+def passes_of_stage(sizes: ParallelismConfig, num_micro_batches: int, stage: int) -> list[Pass]:
+    """The passes of one stage in a step of so many micro-batches, in order."""
+    return _passes(sizes, num_micro_batches, _group_size(sizes, num_micro_batches), stage)
+
+
+def sample_of_passes(sizes: ParallelismConfig, num_micro_batches: int, stage: int) -> list[Pass]:
+    """Passes of one stage for a few of a step's micro-batches, which hold as much at a time as all do.
+
+    A warm-up is followed by one group after another through all virtual stages, each like the one before it
+    but the last, which may be smaller or larger.
+    """
+    if sizes.vpp == 1:
+        return _passes(sizes, min(num_micro_batches, 4 * sizes.pp + 4), 1, stage)
+    group_size = _group_size(sizes, num_micro_batches)
+    sampled = min(num_micro_batches, 4 * group_size + num_micro_batches % group_size)
+    return _passes(sizes, sampled, group_size, stage)
+
+
+def _chunk_plan(layout: PipelineLayout, stage: int, vp_stage: int) -> ChunkPlan:
+    is_first, is_last = layout.is_first(stage, vp_stage), layout.is_last(stage, vp_stage)
+    return ChunkPlan(layout.layer_ids(stage, vp_stage), is_first, is_last)
+
+
+def _passes(sizes: ParallelismConfig, num_micro_batches: int, group_size: int, stage: int) -> list[Pass]:
+    overlaps = sizes.overlap_expert_comm
+    return schedule_of(sizes.pp, sizes.vpp, num_micro_batches, group_size, stage, overlaps=overlaps)
+
+
+def _group_size(sizes: ParallelismConfig, num_micro_batches: int) -> int:
+    return micro_batch_group_size(num_micro_batches, sizes.pp) if sizes.vpp > 1 else num_micro_batches

@@ -1,0 +1,1 @@
+"""What the planner counted, as tables, lines of text and JSON."""
