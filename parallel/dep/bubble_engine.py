@@ -229,10 +229,12 @@ class BubbleEngine(Engine):
         a first stage to receive."""
         for number in range(step.num_features_posted, step.work.num_micro_batches):
             parts, receives = step.own_parts[number], step.receives[number]
+            # Transfers are posted in one order on all ranks: the first that is not due stops the others.
             is_early = step.num_done < step.program.features_from[number]
             if is_early or any(part not in step.encoded for part in parts):
                 break
             step.num_features_posted += 1
+            # Ranks without a share of the micro-batch have nothing to post.
             if parts or receives:
                 own = {part: step.encoded.pop(part) for part in parts}
                 posted = self._exchange.post_features(step.work.plan, step.work.transfers[number], own)
@@ -244,6 +246,7 @@ class BubbleEngine(Engine):
         """Post gradients in the order of micro-batches, once the plan has the first stages done with them."""
         for number in range(step.num_gradients_posted, step.work.num_micro_batches):
             parts, receives = step.own_parts[number], step.receives[number]
+            # An encoder knows from the program alone when to post; the first stage also needs the gradient.
             is_early = step.num_done < step.program.gradients_from[number]
             if is_early or (receives and number not in step.leaf_gradients):
                 break

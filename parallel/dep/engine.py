@@ -106,10 +106,12 @@ class Engine(ABC):
     def _make_leaf(self, features: Tensor, collect: Callable[[Tensor], None]) -> Tensor:
         """The features as a leaf of the backbone's graph; its gradient is passed to `collect`, once."""
         leaf = features.to(self._feature_dtype)
+        # In an evaluation, or with a frozen encoder, nobody needs a gradient.
         if not self._is_trained or not torch.is_grad_enabled():
             return leaf
 
         def collect_and_free(leaf: Tensor) -> None:
+            # Whoever collects the gradient frees it once it is sent: the leaf must not keep it.
             assert leaf.grad is not None
             collect(leaf.grad)
             leaf.grad = None

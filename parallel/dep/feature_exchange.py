@@ -121,6 +121,7 @@ class FeatureExchange:
 
         Called by every rank, with its transfers of one plan, so that both ends of a pair take part.
         """
+        # 1. Ranks that exchange something in this step for the first time.
         pairs = [
             (sender, self._first_stage_ranks[replica])
             for transfer in transfers
@@ -128,6 +129,7 @@ class FeatureExchange:
         ]
         peers = {rank for pair in pairs for rank in pair} - self._connected - {self.rank}
         self._connected |= peers
+        # 2. One byte each way, in both groups: NCCL connects two ranks per group, when they first meet.
         for group in (self._feature_group, self._gradient_group):
             operations = []
             for peer in sorted(peers):
@@ -167,6 +169,7 @@ class FeatureExchange:
     def _put_together(self, plan: VisionPlan, messages: Sequence[Message]) -> Tensor | None:
         if not messages:
             return None
+        # Parts of several senders alternate in the micro-batch: each goes to its own offset.
         features = self._empty(sum(rows.shape[0] for _, rows in messages))
         for parts, rows in messages:
             for part, block in zip(parts, rows.split(_num_tokens(plan, parts)), strict=True):

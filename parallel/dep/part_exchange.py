@@ -64,6 +64,7 @@ class PartExchange:
             outgoing: [index of the receiver in `ranks`] -> contiguous tensor.
             incoming: [index of the sender in `ranks`] -> contiguous tensor, overwritten.
         """
+        # Both directions in one batch, so that no two ranks wait for each other's send.
         operations = []
         for rank, to_send, to_fill in zip(ranks, outgoing, incoming, strict=True):
             if rank != self.rank:
@@ -117,6 +118,7 @@ class _Gather(torch.autograd.Function):
         gathered = own.new_empty(sum(part.sizes), *own.shape[1:])
         blocks = gathered.split(part.sizes)
         blocks[part.index].copy_(own)
+        # The others' blocks are received straight into `gathered`.
         part.exchange.swap(part.ranks, [own] * len(blocks), blocks)
         return gathered
 

@@ -183,6 +183,7 @@ def transfers_of(plan: VisionPlan, num_micro_batches: int, rank: int, replica: i
     found: list[Transfer] = [{} for _ in range(num_micro_batches)]
     for number, part in enumerate(plan.parts):
         item = plan.items[part.item]
+        # What the rank sends, and what it receives as a first stage.
         if part.rank == rank or item.replica == replica:
             found[item.micro_batch].setdefault((part.rank, item.replica), []).append(number)
     return found
@@ -200,6 +201,7 @@ def _check(items: Sequence[VisionItem], num_ranks: int, max_patches_per_chunk: i
                 f"items[{number}] has grid_thw={(t, h, w)}: frames must be at least 1, rows and columns "
                 f"positive multiples of {MERGE_EDGE}; pad it to whole squares of that edge"
             )
+        # `_parts` counts offsets, and `_chunks` sorts, by this order.
         key = (item.replica, item.micro_batch)
         if key < last or item.micro_batch < 0:
             raise ValueError(
@@ -248,6 +250,7 @@ def _parts(
     for number, item in enumerate(items):
         if (item.replica, item.micro_batch) != micro_batch:
             micro_batch, offset = (item.replica, item.micro_batch), 0
+        # Equal shares of rows, stacked; offsets run on over the items of a micro-batch.
         grid, row = item.grid_thw, 0
         shares = equal_rows(grid.num_token_rows, len(ranks[number]))
         for rank, num_token_rows in zip(ranks[number], shares, strict=True):

@@ -71,6 +71,7 @@ class VisionSummary:
             dtype=torch.float64,
             device=device,
         )
+        # float64 holds counts of bytes exactly up to 2**53.
         gathered = torch.empty(dist.get_world_size() * len(own), dtype=torch.float64, device=device)
         dist.all_gather_into_tensor(gathered, own)
         by_rank = gathered.view(-1, len(own))

@@ -106,6 +106,7 @@ class UpfrontEngine(Engine):
             self._receive_features(step)
         posted = self._exchange.post_features(step.work.plan, step.work.transfers[micro_batch], own)
         step.features_in_flight.append((micro_batch, posted))
+        # The transfer holds copies of what it sends: free the features themselves.
         for (sender, _), parts in step.work.transfers[micro_batch].items():
             if sender == self._exchange.rank:
                 for part in parts:

@@ -98,6 +98,7 @@ class BackwardInSteps:
     def _recompute(self) -> None:
         """Run one layer again, with its own graph."""
         assert self._hidden is not None, "there are layers to recompute"
+        # A graph per layer, so backward can stop between layers; pixels need no gradient.
         start = self._hidden.detach().requires_grad_(bool(self._passed))
         end = self._layers.pop(0)(start)
         self._passed.append((start, end))
@@ -106,6 +107,7 @@ class BackwardInSteps:
     def _go_back(self) -> None:
         """Go backward through the last of the recomputed layers."""
         assert self._gradient is not None, "only the pixels' gradient is None"
+        # Popped, the layer's activations are freed once its backward is done.
         start, end = self._passed.pop()
         end.backward(self._gradient.to(end.dtype))
         self._gradient = start.grad

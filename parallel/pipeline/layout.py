@@ -77,6 +77,7 @@ def parse_layout(text: str, num_layers: int, pp: int, vpp: int) -> PipelineLayou
         raise LayoutError(f"{rule}: it has {len(chunks)} chunks")
     if body != "E" + "t" * (len(body) - 2) + "L":
         raise LayoutError(f"{rule}: it reads {body!r} when joined")
+    # Chunks and letters are in order; now the number of layers.
     counts = tuple(chunk.count("t") for chunk in chunks)
     if sum(counts) != num_layers:
         raise LayoutError(f"{rule}: it has {sum(counts)} layers")

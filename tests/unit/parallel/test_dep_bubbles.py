@@ -86,9 +86,9 @@ def test_plans_are_complete_and_kept(
 ) -> None:
     text, seconds, items, num_replicas, times = case
     plan = plan_bubbles(text, items, num_replicas, num_steps=num_steps, **times)
-    for place in plan.placements:
-        assert 0 <= place.rank < num_replicas * len(text.schedules)
-        for shares in (place.forward, place.backward):
+    for placement in plan.placements:
+        assert 0 <= placement.rank < num_replicas * len(text.schedules)
+        for shares in (placement.forward, placement.backward):
             assert sum(steps for _, steps in shares) == num_steps
             assert list(shares) == sorted(shares)
     planned_s = plan.start_delay_s + text.makespan_s + plan.end_delay_s
@@ -146,7 +146,7 @@ def test_the_first_items_are_spread_over_ranks() -> None:
     items = [TimedItem(0, 0, 0.5, 1.5)] * 8
     plan = plan_bubbles(text, items, 2, num_steps=3)
     assert (plan.start_delay_s, plan.end_delay_s) == (0.5, 0)
-    assert sorted(place.rank for place in plan.placements) == list(range(8))
+    assert sorted(placement.rank for placement in plan.placements) == list(range(8))
 
 
 def test_steps_fill_idle_times_that_are_shorter_than_an_item() -> None:
