@@ -1,4 +1,4 @@
-"""Where processes print: ranks into files of their own, the supervisor line by line with the time."""
+"""Output of processes: each rank's goes to a separate file, the supervisor's lines have time stamps."""
 
 import os
 import time

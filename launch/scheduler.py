@@ -23,7 +23,7 @@ TRANSIENT_ERRORS = (
 USABLE = {"idle", "mixed", "allocated", "completing", "planned", "reserved"}
 """Node states in which a step can run."""
 HARMLESS_FLAGS = "-$@!"
-"""Suffixes of a node's state that stand for planned changes. Any other, such as * for a node that does not
+"""Suffixes of a node's state that mean planned changes. Any other, such as * for a node that does not
 respond, means that no step can run."""
 
 

@@ -36,7 +36,7 @@ COUNT, MEMORY_ERRORS, LANES, MODES = GPU_CHECKS = (
 THROTTLING = "GPU throttling"
 
 # Bits of nvmlClocksEventReasons. Idle (1), application clocks (2), the power cap (4), sync boost (16) and the
-# display (256) are normal: under load, a GPU runs at its power cap.
+# display (256) are normal; under load, a GPU runs at its power cap.
 SLOWDOWN_BITS = {
     0x08: "hardware slowdown",
     0x40: "hardware thermal slowdown",

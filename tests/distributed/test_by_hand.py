@@ -17,7 +17,7 @@ from tests.helpers.source import REPO
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
-def test_one_command_a_node_trains_as_one_node_does(data: Path, tmp_path: Path) -> None:
+def test_one_command_per_node_trains_as_one_node_does(data: Path, tmp_path: Path) -> None:
     few = ["train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2"]
     run_ranks(fit, 2, short_run(data, tmp_path / "alone", *layout(ep=2, dp=2), *few))
     two_nodes = [*layout(ep=2, dp=2), *few, "cluster.nodes=2", "cluster.gpus_per_node=1"]

@@ -1,4 +1,4 @@
-"""Preflight over real gloo ranks: it measures the groups of training, and names who is slow or gone."""
+"""Preflight over real gloo ranks: it measures the groups of training, and names slow and missing ranks."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ class Trouble:
     delay_s: float = 0.0
     """Added to each of its exchanges."""
     hangs: bool = False
-    """Whether it stops in its third exchange, without a word."""
+    """Whether it hangs in its third exchange."""
     cannot_compute: bool = False
     """Whether its device fails."""
 
@@ -68,7 +68,7 @@ def preflight(context: RankContext, config: Config, trouble: Trouble) -> tuple[b
 
 
 def afflict(trouble: Trouble, folder: Path) -> None:
-    """Make this rank's exchanges what the trouble says, at most until the report is in the folder."""
+    """Apply the trouble to this rank's exchanges, at most until the report is in the folder."""
     if trouble.cannot_compute:
         measure.measure_gemm = broken_device
     original: Any = measure._exchange
@@ -87,7 +87,7 @@ def afflict(trouble: Trouble, folder: Path) -> None:
 
 
 def broken_device(*_: Any) -> float:
-    """What a GPU does that fell off the bus."""
+    """Replacement for a measurement: fails like a GPU that fell off the bus."""
     raise RuntimeError("CUDA error: unspecified launch failure\nand much advice")
 
 
@@ -104,7 +104,7 @@ def findings_of(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
     ("world_size", "ep"), [(8, 4), pytest.param(32, 16, marks=pytest.mark.slow)], ids=["ep4", "ep16"]
 )
 def test_the_groups_of_training_are_measured(world_size: int, ep: int, tmp_path: Path) -> None:
-    """Two stages; whoever shares experts, and whoever is the stage before or after, has met once."""
+    """Two stages; ranks that share experts, or are in neighbouring stages, are measured once."""
     config = config_of(tmp_path, world_size, ep)
     results = run_ranks(preflight, world_size, config, Trouble(), timeout_s=500.0)
     assert all(is_sound for is_sound, _ in results), results[0][1]
@@ -133,7 +133,7 @@ def test_a_slow_rank_is_named_with_its_node(tmp_path: Path) -> None:
 def test_a_rank_that_does_not_continue_is_named(tmp_path: Path) -> None:
     """The others give up on it, and the report names its node alone."""
     trouble = Trouble(rank=6, hangs=True)
-    # The rank itself gives no result.
+    # The rank itself returns no result.
     with contextlib.suppress(RankError):
         run_ranks(preflight, 8, config_of(tmp_path, 8, ep=4), trouble, timeout_s=60.0)
     found = findings_of(tmp_path)
@@ -143,7 +143,7 @@ def test_a_rank_that_does_not_continue_is_named(tmp_path: Path) -> None:
 
 
 def test_a_device_that_fails_is_not_waited_for(tmp_path: Path) -> None:
-    """Nobody connects, so nobody else looks broken."""
+    """No rank connects, so no other looks broken."""
     results = run_ranks(preflight, 8, config_of(tmp_path, 8, ep=4), Trouble(rank=6, cannot_compute=True))
     assert not results[0][0]
     found = findings_of(tmp_path)
@@ -157,7 +157,7 @@ def test_a_device_that_fails_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def silent_node(context: RankContext, config: Config, hosts: list[str] | None) -> str:
-    """Two nodes of one rank, of which the second never comes."""
+    """Two nodes with one rank each, of which the second never arrives."""
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     job.NODE_TIMEOUT_S = 1.0
     if context.rank == 1:
@@ -183,7 +183,7 @@ def test_a_silent_node_is_named_and_nothing_is_measured(
 
 
 def unreachable_node(context: RankContext, config: Config) -> str:
-    """Four nodes of one rank, of which the third listens where nobody comes through."""
+    """Four nodes of one rank, of which the third listens on an unreachable port."""
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     if context.rank == 2:
         closed = contextlib.nullcontext(f"127.0.0.1 {free_port()}")
@@ -201,7 +201,7 @@ def must_not_connect(*_: Any) -> None:
 
 
 def test_a_node_that_others_cannot_reach_is_named_alone(tmp_path: Path) -> None:
-    """Before anybody waits for it."""
+    """It is named before any rank waits for it."""
     sizes = ["parallelism=serial", "cluster.nodes=4", "cluster.gpus_per_node=1", "train.global_batch_size=8"]
     config = compose(["experiment=smoke", *sizes, f"run.dir={tmp_path}"])
     shown = run_ranks(unreachable_node, 4, config)[0]

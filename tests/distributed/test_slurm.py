@@ -1,4 +1,4 @@
-"""Runs on a real SLURM: submitted, interrupted in every way, and trained as if nothing had been."""
+"""Runs on a real SLURM: submitted, interrupted in every way, and trained as if never interrupted."""
 
 import os
 import signal
@@ -37,8 +37,8 @@ def outcomes(run: SubmittedRun) -> list[str | None]:
     return [attempt.outcome for attempt in run.attempts]
 
 
-def assert_as_if_nothing_had_been(run: SubmittedRun, uninterrupted: Path, *more_logs: str) -> None:
-    """The same metrics to the bit, a log for each rank of each attempt, and no process left."""
+def assert_as_if_uninterrupted(run: SubmittedRun, uninterrupted: Path, *more_logs: str) -> None:
+    """Check for bitwise equal metrics, a log for each rank of each attempt, and no process left."""
     assert without_times(rows(run.folder)) == without_times(rows(uninterrupted))
     for attempt in run.attempts:
         names = {path.name for path in (run.folder / f"attempts/{attempt.number}").glob("*.log")}
@@ -52,7 +52,7 @@ def assert_as_if_nothing_had_been(run: SubmittedRun, uninterrupted: Path, *more_
 def test_a_run_saves_goes_back_to_the_queue_and_on_bitwise(
     cluster: Slurm, data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """Its nodes are checked each time. While it has its folder, no other job gets that, however submitted."""
+    """Its nodes are checked each time. While it holds its folder, no other job gets it, however submitted."""
     run = SubmittedRun(cluster, data, tmp_path / "run", "cluster.slurm.preflight=true")
     again = cluster.try_to(sys.executable, "-m", *run.command)
     assert again.returncode == 2
@@ -72,7 +72,7 @@ def test_a_run_saves_goes_back_to_the_queue_and_on_bitwise(
     cluster.wait_until(lambda: cluster.state(int(by_hand)) == "FAILED", 60)
     assert f"LockedError: run.dir={run.folder} belongs to job {run.job_id}, which is " in run.log
     assert run.log.count("preflight: 2 of 2 nodes passed") == 2
-    assert_as_if_nothing_had_been(run, uninterrupted, "preflight.log", "preflight_srun.log")
+    assert_as_if_uninterrupted(run, uninterrupted, "preflight.log", "preflight_srun.log")
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_a_killed_rank_and_a_killed_step_are_started_again_in_the_same_job(
     assert killed.reached is not None and step_killed.reached is not None
     assert f"resuming after step {LONG.saved_at} of {LONG.num_steps}" in run.rank_log(3, 0)
     assert {attempt.job_id for attempt in run.attempts} == {run.job_id}
-    assert_as_if_nothing_had_been(run, uninterrupted)
+    assert_as_if_uninterrupted(run, uninterrupted)
 
 
 @pytest.mark.slow
@@ -102,18 +102,18 @@ def test_a_time_limit_costs_no_step(cluster: Slurm, data: Path, uninterrupted: P
     run = SubmittedRun(cluster, data, tmp_path / "run", *limits)
     run.wait_for_step(1)
     run.signal_rank(1, signal.SIGSTOP)
-    # SLURM looks at the clock every half minute.
+    # SLURM checks time limits every half minute.
     cluster.wait_until(lambda: "SIGUSR1: ranks are asked to save" in run.log, 150, run.folder)
     run.signal_rank(1, signal.SIGCONT)
     run.wait_for_attempt(2)
     stopped = run.attempts[0]
     assert run.wait_for_end() == "COMPLETED", run.log
 
-    # On a busy machine the second job's time may be over before the run is, too.
+    # On a busy machine the second job may reach its time limit, too.
     *stops, last = outcomes(run)
     assert set(stops) == {"stopped"} and last == "finished"
     assert f"resuming after step {stopped.reached} of {LONG.num_steps}" in run.rank_log(2, 0)
-    assert_as_if_nothing_had_been(run, uninterrupted)
+    assert_as_if_uninterrupted(run, uninterrupted)
 
 
 @pytest.mark.slow
@@ -122,8 +122,8 @@ def test_a_preempted_run_saves_makes_way_and_comes_back(
 ) -> None:
     run = SubmittedRun(cluster, data, tmp_path / "run")
     run.wait_for_step(2)
-    asked = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent.log"]
-    urgent = int(cluster.ask("sbatch", "--parsable", *asked, "--wrap=sleep 3"))
+    options = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent.log"]
+    urgent = int(cluster.ask("sbatch", "--parsable", *options, "--wrap=sleep 3"))
     cluster.wait_until(lambda: cluster.state(urgent) == "COMPLETED", 120, run.folder)
     run.wait_for_attempt(2)
     stopped = run.attempts[0]
@@ -131,14 +131,14 @@ def test_a_preempted_run_saves_makes_way_and_comes_back(
 
     assert outcomes(run) == ["stopped", "finished"]
     assert f"resuming after step {stopped.reached} of {LONG.num_steps}" in run.rank_log(2, 0)
-    assert_as_if_nothing_had_been(run, uninterrupted)
+    assert_as_if_uninterrupted(run, uninterrupted)
 
 
 @pytest.mark.slow
 def test_a_drained_node_is_left_out_and_fewer_replicas_train_the_same(
     cluster: Slurm, data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """The signal goes to the ranks alone here, as `scancel` sends it if one forgets --batch."""
+    """The signal goes only to the ranks here, as `scancel` sends it without --batch."""
     elastic = ["cluster.slurm.min_nodes=1", "parallelism.ep=1"]
     run = SubmittedRun(cluster, data, tmp_path / "run", *elastic)
     run.wait_for_step(2)
@@ -157,7 +157,7 @@ def test_a_drained_node_is_left_out_and_fewer_replicas_train_the_same(
 
 @pytest.mark.slow
 def test_a_lost_node_ends_the_step_and_not_the_job(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    """First the spare stands in, then there are fewer replicas."""
+    """First the spare replaces it, then there are fewer replicas."""
     with running_slurm(tmp_path / "slurm", num_nodes=3) as cluster:
         spare = ["cluster.slurm.spare_nodes=1", "cluster.slurm.min_nodes=1", "parallelism.ep=1"]
         run = SubmittedRun(cluster, data, tmp_path / "run", *spare)
@@ -186,7 +186,7 @@ def test_a_node_that_fails_the_preflight_is_exchanged_for_another(
     data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root can give a node a /dev/shm of its own")
+        pytest.skip("only root can give a node its own /dev/shm")
     python = tmp_path / "python"
     python.write_text(SICK_NODE.format(python=sys.executable))
     python.chmod(0o755)
@@ -206,7 +206,7 @@ def test_a_node_that_fails_the_preflight_is_exchanged_for_another(
 
 
 def assert_same_curve(run: SubmittedRun, uninterrupted: Path) -> None:
-    """Losses and gradient norms as in the run of two nodes, but for the order of float32 sums."""
+    """Check losses and gradient norms against the run of two nodes, up to the order of float32 sums."""
     for row, expected in zip(rows(run.folder), rows(uninterrupted), strict=True):
         assert row["step"] == expected["step"]
         for name in {"loss", "grad_norm", "eval_text_loss"} & expected.keys():

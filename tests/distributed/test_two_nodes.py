@@ -1,4 +1,4 @@
-"""The compose file's commands on two machines with addresses of their own, without a container runtime."""
+"""The compose file's commands on two machines with separate addresses, without a container runtime."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ SHORT = "train.steps=4 train.eval_interval=4 checkpoint.interval=4 optim.warmup_
 
 
 def run_services(folder: Path, replace_module: str, *overrides: str) -> str:
-    """Run every service's command on a machine of its own and return what both print.
+    """Run every service's command on a separate machine and return what both print.
 
     `/runs` is `folder`, torchrun the one of this environment, and the module may be another.
     """
@@ -49,7 +49,7 @@ def run_services(folder: Path, replace_module: str, *overrides: str) -> str:
             command = [*TORCHRUN, *words, *overrides]
             process = start_on(spaces[name], name, command, service["environment"], REPO, log)
             processes.append(process)
-            # Whatever happens, nothing outlives the test.
+            # In any case, nothing outlives the test.
             stack.callback(end, process)
         statuses = [process.wait(TIMEOUT_S) for process in processes]
     printed = "\n".join(log.read_text() for log in logs.values())
@@ -99,7 +99,7 @@ def test_preflight_compares_two_nodes(tmp_path: Path) -> None:
 
 
 def test_preflight_over_srun(tmp_path: Path) -> None:
-    """One task a node becomes torchrun; SLURM's names of the nodes are in the report."""
+    """One task per node becomes torchrun; the report has SLURM's names of the nodes."""
     sizes = [
         "cluster=local_slurm",
         "cluster.nodes=2",

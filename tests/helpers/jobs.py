@@ -15,10 +15,10 @@ from tests.helpers.source import REPO
 
 
 class Job:
-    """`torchrun -m k25_train.train …`; leaving the context kills whatever is left of it."""
+    """`torchrun -m k25_train.train …`; leaving the context kills all of its processes."""
 
     def __init__(self, arguments: Sequence[str], num_ranks: int, log: Path) -> None:
-        """Start it; `arguments` must name a run.dir of its own, by which its processes are known."""
+        """Start it; `arguments` must have a unique run.dir, which identifies its processes."""
         (self._mark,) = [argument for argument in arguments if argument.startswith("run.dir=")]
         self._log = log
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -65,7 +65,7 @@ class Job:
         ranks = [self.rank(number) for number in range(num_ranks)]
         for pid in ranks:
             os.kill(pid, signal.SIGSTOP)
-        # A thread that still runs would take SIGTERM first, whichever came first.
+        # A thread that is still running would take SIGTERM, whichever signal arrived first.
         self.wait_until(lambda: all(_is_stopped(pid) for pid in ranks), timeout_s=20)
         self.signal(signal.SIGTERM)
         self.wait_until(lambda: all(_is_pending(pid, signal.SIGTERM) for pid in ranks), timeout_s=20)
@@ -112,12 +112,12 @@ def strings(pid: int, name: str) -> list[str]:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether every thread of the process has come to a halt by SIGSTOP."""
+    """Whether every thread of the process is stopped by SIGSTOP."""
     stats = [entry.read_text() for entry in Path(f"/proc/{pid}/task").glob("*/stat")]
     return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def _is_pending(pid: int, number: signal.Signals) -> bool:
-    """Whether the process has been sent a signal that it has not taken yet."""
+    """Whether a signal is pending for the process."""
     (pending,) = re.findall(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return bool(int(pending, 16) >> (number - 1) & 1)

@@ -1,7 +1,7 @@
-"""Machines with addresses of their own, made of network namespaces; needs root and iproute2.
+"""Machines with separate addresses, made of network namespaces; needs root and iproute2.
 
-They share this machine's files and processors, and nothing of its network: what is sent goes over a virtual
-cable between the two.
+They share this machine's files and processors but not its network: traffic goes over a virtual cable between
+the two.
 """
 
 import os
@@ -18,7 +18,7 @@ INTERFACE = "eth0"
 
 @contextmanager
 def two_machines(names: tuple[str, str]) -> Iterator[dict[str, str]]:
-    """Host name -> namespace, for two machines that know each other by name; both are gone afterwards."""
+    """Host name -> namespace, for two machines that know each other by name; both are deleted on exit."""
     spaces = {name: f"k25-{os.getpid()}-{name}" for name in names}
     addresses = {name: f"10.77.0.{number}" for number, name in enumerate(names, start=1)}
     hosts = "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items())
@@ -59,6 +59,6 @@ def start_on(
 
 
 def ip(*words: str) -> None:
-    """Run iproute2's command. Raises AssertionError with what it says if it fails."""
+    """Run iproute2's command. Raises AssertionError with its errors if it fails."""
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ip {' '.join(words)} (needs root): {done.stderr}"

@@ -1,6 +1,6 @@
-"""A real SLURM on this machine: munged, slurmctld and a slurmd for each node, in a folder of their own.
+"""A real SLURM on this machine: munged, slurmctld and a slurmd for each node, in a separate folder.
 
-Nodes differ by name and port only, so their processes see each other; nothing needs root or a container.
+Nodes differ only by name and port, so their processes see each other; neither root nor a container is needed.
 """
 
 import ctypes
@@ -60,10 +60,10 @@ PartitionName=urgent Nodes=ALL State=UP PriorityTier=10
 
 
 class Slurm:
-    """A cluster that runs."""
+    """A running cluster."""
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
-        """Of these files; `env` makes SLURM's commands talk to it."""
+        """`folder` has the cluster's files; `env` makes SLURM's commands use it."""
         self.folder = folder
         self.env = dict(env)
 
@@ -74,7 +74,7 @@ class Slurm:
         )
 
     def ask(self, *command: str) -> str:
-        """What a command prints. Raises AssertionError with all it said if it fails."""
+        """What a command prints. Raises AssertionError with its output if it fails."""
         done = self.try_to(*command)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -125,13 +125,13 @@ def require_slurm() -> None:
 
 @contextmanager
 def running_slurm(folder: Path, num_nodes: int = 2) -> Iterator[Slurm]:
-    """Bring a cluster of nodes n1, n2, … up, and down again with all that it started."""
+    """Start a cluster of nodes n1, n2, …; on exit, stop it with everything that it started."""
     require_slurm()
     write_files(folder, num_nodes)
     env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
     cluster = Slurm(folder, env)
     with ExitStack() as stack:
-        # Ended last to first; by then no job may run.
+        # Ended in reverse order; by then, no job is running.
         munge = folder / "munge"
         stack.enter_context(
             daemon(
@@ -162,7 +162,7 @@ def running_slurm(folder: Path, num_nodes: int = 2) -> Iterator[Slurm]:
 
 
 def write_files(folder: Path, num_nodes: int) -> None:
-    """Configuration, key and folders."""
+    """Write configuration, key and folders."""
     host, user = os.uname().nodename, os.environ.get("USER") or "root"
     for name in ("munge", "state", *(f"spool_n{number}" for number in range(1, num_nodes + 1))):
         (folder / name).mkdir(parents=True)
@@ -179,7 +179,7 @@ def write_files(folder: Path, num_nodes: int) -> None:
 
 
 def all_idle(cluster: Slurm, num_nodes: int) -> bool:
-    """Whether every node is there and waits for work."""
+    """Whether every node is up and idle."""
     done = subprocess.run(
         ["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"],
         env=cluster.env,
@@ -197,7 +197,7 @@ def end_with_parent() -> None:
 
 @contextmanager
 def daemon(log: Path, env: Mapping[str, str], *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in the foreground, ended on the way out, or with this one should that be killed."""
+    """A foreground process that ends on exit, or with this process if that is killed."""
     with log.open("w") as output:
         process = subprocess.Popen(
             command, env=env, stdout=output, stderr=subprocess.STDOUT, preexec_fn=end_with_parent

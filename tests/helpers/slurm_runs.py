@@ -22,7 +22,7 @@ TWO_NODES = [
     "parallelism.vpp=1", "parallelism.ep=2", "cluster.slurm.restart_wait_s=1",
     "cluster.slurm.preflight=false",
 ]  # fmt: skip
-"""Overrides of a run on two nodes with a rank each, which are not checked."""
+"""Overrides of a run on two nodes with one rank each, without preflight."""
 
 
 class SubmittedRun:

@@ -1,4 +1,4 @@
-"""Count what a rank hands to its process groups, by kind of communication."""
+"""Counts what a rank passes to its process groups, by kind of communication."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +18,13 @@ class Traffic:
     """Bytes of one rank by kind; a group of one rank sends nothing and is not counted."""
 
     payload_bytes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """What collectives work on: the whole buffer of a reduction or a gathering, all rows of an exchange."""
+    """Input of collectives: the whole buffer of a reduction or gather, all rows of an exchange."""
     sent_bytes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """What of it leaves this rank: of a buffer over n ranks (n - 1) / n, as in a ring, of a reduction to all
-    twice as much; of an exchange the rows for others."""
+    """Share that leaves this rank: (n - 1) / n of a buffer over n ranks, as in a ring, twice as much for an
+    all-reduce; the rows for other ranks of an exchange."""
 
     matrices: bool = False
-    """Whether matrices are being exchanged, which tensors alone do not show."""
+    """Whether matrices are being exchanged, which cannot be seen from tensors alone."""
 
     def add(self, kind: str, payload: int, sent: float) -> None:
         self.payload_bytes[kind] += payload
@@ -38,9 +38,9 @@ def size_of(tensors: Sequence[Tensor]) -> int:
 
 @contextmanager
 def counted_traffic() -> Iterator[Traffic]:
-    """Count while the context lasts, below torch's functions, whoever has imported or wrapped those."""
+    """Count within the context, below torch's functions, however those are imported or wrapped."""
     traffic = Traffic()
-    # Not by getattr, which unwraps them: what is put back would not be a method any more.
+    # Not by getattr, which unwraps them: restored, they would no longer be methods.
     originals = {name: vars(dist.ProcessGroup)[name] for name in _COUNT}
 
     def counted(name: str) -> Callable[..., Any]:
@@ -81,7 +81,7 @@ def _ring(kind: str, whole: Callable[..., Any], times: int = 1) -> Callable[...,
         tensors = [tensors] if isinstance(tensors, Tensor) else tensors
         payload = size_of(tensors)
         others = (group.size() - 1) / group.size()
-        # Whole numbers are counts of tokens, and float64 is for figures: weights are neither.
+        # Integers are token counts and float64 is for metrics: weights are neither.
         weights = all(tensor.is_floating_point() and tensor.dtype != torch.float64 for tensor in tensors)
         name = kind if weights else "bookkeeping"
         traffic.add(name, payload, times * payload * others)
@@ -108,7 +108,7 @@ def _exchange(
 def _send(traffic: Traffic, group: dist.ProcessGroup, tensors: Sequence[Tensor], *_: Any) -> None:
     kind = "features" if group.group_desc.startswith("VISION_FEATURE") else "pipeline"
     if not all(tensor.is_floating_point() for tensor in tensors):
-        # Ranks that meet for the first time.
+        # Connection set-up between ranks.
         kind = "bookkeeping"
     traffic.add(kind, size_of(tensors), size_of(tensors))
 

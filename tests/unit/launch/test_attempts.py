@@ -58,7 +58,7 @@ def test_facts_of_another_version_are_reported(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_record_keeps_its_number(tmp_path: Path) -> None:
-    """Its supervisor found the disk full, or was killed; the run goes on all the same."""
+    """Its supervisor found the disk full, or was killed; the run still goes on."""
     attempts = Attempts(tmp_path)
     attempts.start(7, ["n1"], "abc")
     (tmp_path / "attempts/2").mkdir()

@@ -1,4 +1,4 @@
-"""One job per run folder, whoever comes first, whatever earlier jobs left behind."""
+"""One job per run folder, whichever is first, whatever earlier jobs left behind."""
 
 import json
 import threading

@@ -36,7 +36,7 @@ def test_a_fixed_gid_index_is_held_against_every_card(
 def test_a_fabric_of_ipv6_needs_a_fixed_gid_index(
     recorded: RecordedNode, index: str, verdict: Verdict
 ) -> None:
-    """NCCL is told to search for IPv4 addresses only."""
+    """NCCL is set to search only for IPv4 addresses."""
     for number in range(8):
         for row, kind in ((2, "IB/RoCE v1"), (3, "RoCE v2")):
             recorded.write_gid(number, row, f"fd93:0016:d59a:0000:0000:0000:0a0a:{number:02x}05", kind)
@@ -114,7 +114,7 @@ def test_a_card_split_for_virtual_machines(recorded: RecordedNode) -> None:
     assert [card.interfaces for card in read_hcas(recorded.system)][2] == ("eth2",)
 
 
-def test_a_container_with_an_interface_upon_the_card(recorded: RecordedNode, config: Config) -> None:
+def test_a_container_with_an_interface_on_top_of_the_card(recorded: RecordedNode, config: Config) -> None:
     """The card's own is the host's (Kubernetes with macvlan): its rows hold zeros, or nothing readable."""
     shutil.rmtree(recorded.root / CARD / "device/net")
     for row in range(4):

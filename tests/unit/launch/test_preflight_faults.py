@@ -13,7 +13,7 @@ from tests.helpers.recorded_node import CARD, GIB, LIMITS, MEMINFO, PORT, Record
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong with a node, and what has to be said of it."""
+    """Something wrong with a node, and what the finding must say."""
 
     name: str
     do: Callable[[RecordedNode], object]
@@ -23,7 +23,7 @@ class Fault:
 
 
 def gpu(index: int, **fields: str) -> Callable[[RecordedNode], object]:
-    """Change fields of a GPU; `_` stands for a dot, as dots cannot be in names of arguments."""
+    """A function that changes fields of a GPU; `__` in a name is a dot."""
     return lambda node: node.gpus[index].update(
         {key.replace("__", "."): value for key, value in fields.items()}
     )

@@ -69,9 +69,9 @@ def stuck(peer: int | None, exchange: int | None) -> RankMeasurements:
         ({0: RankMeasurements(), 1: RankMeasurements(), 2: RankMeasurements(), 3: RankMeasurements()}, set()),
         # Rank 2 is gone; the others are not to blame.
         ({0: stuck(2, 1), 1: stuck(0, 2), 3: stuck(1, 3)}, {2}),
-        # Rank 2 hangs but tells so; that rank 1 waits for rank 0 comes of it.
+        # Rank 2 hangs but reports it; rank 1 waits for rank 0 as a consequence.
         ({0: stuck(2, 1), 1: stuck(0, 2), 2: stuck(0, 1), 3: stuck(1, 3)}, {0, 2}),
-        # Nobody can say for whom he waits.
+        # No rank knows which one it waits for.
         ({0: stuck(None, None), 1: RankMeasurements(), 2: RankMeasurements(), 3: RankMeasurements()}, {0}),
     ],
 )

@@ -37,7 +37,7 @@ def test_scatter_is_no_outlier(sigma: float) -> None:
 
 
 def test_wide_scatter_does_not_hide_what_is_slow() -> None:
-    """On a busy machine rates differ threefold; one that is a hundredth of them stands out all the same."""
+    """On a busy machine rates differ threefold; one that is a hundredth of them is still an outlier."""
     draw = random.Random(0)
     rates = {rank: draw.uniform(0.3, 0.9) for rank in range(16)} | {16: 0.006}
     assert outliers(rates, tolerance=0.5) == {16: 0.006}
@@ -73,7 +73,7 @@ def test_a_node_that_measured_nothing_does_not_pass() -> None:
     assert judge_ranks("copy", "GB/s", values, NODES, THRESHOLD)["node-3"].verdict is Verdict.skipped
 
 
-def test_a_slow_rank_is_told_from_those_it_met() -> None:
+def test_a_slow_rank_is_distinguished_from_its_peers() -> None:
     links = measured_links({13: 3.0})
     assert set(slow_ranks(links, NODES, 0.1)) == {13}
     assert slow_links(links, NODES, 0.1, without={13}) == []

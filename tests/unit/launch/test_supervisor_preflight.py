@@ -110,7 +110,7 @@ def test_a_preflight_that_does_not_end_is_ended(job: ScriptedJob, monkeypatch: p
 def test_a_node_that_hangs_holds_nobody_after_the_report(
     job: ScriptedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does not end by itself, though the others have named it."""
+    """It does not end, even though the others have named it."""
     monkeypatch.setattr(attempt_steps, "STEP_END_S", 1.0)
     monkeypatch.setattr(attempt_steps, "PREFLIGHT_S", 30.0)
     job.then_check("n2")

@@ -1,4 +1,4 @@
-"""The supervisor with SLURM's commands as scripts: stop signals, and the way back to the queue."""
+"""The supervisor with SLURM's commands as scripts: stop signals and requeueing."""
 
 import signal
 
@@ -74,7 +74,7 @@ def test_a_node_that_is_lost_and_unfit_counts_once(
     assert "2 of 4 nodes are sound (n3 drained, n4 failed preflight)" in capsys.readouterr().out
 
 
-def test_a_requeue_whose_answer_is_lost_has_its_size_all_the_same(
+def test_a_requeue_whose_answer_is_lost_still_gets_its_size(
     job: ScriptedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = job.folder / "bin/scontrol"
