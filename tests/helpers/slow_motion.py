@@ -19,8 +19,7 @@ from k25_train.config.schema import Config
 from k25_train.plan.flops import encoder_cost
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.step import chunk_seconds, decoupled_cost, flops_per_s
-
-Grid = tuple[int, int, int]
+from parallel.dep.grid import Grid
 
 
 class Clock:
