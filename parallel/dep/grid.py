@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 MERGE_EDGE = 2
 """Edge, in patches, of the square that becomes one token of the language model. The checkpoint's chat format
-counts (h / 2) x (w / 2) placeholders per item, so it is no option of ours."""
+counts (h / 2) x (w / 2) placeholders per item, so no other value can be configured."""
 
 
 class Grid(NamedTuple):

@@ -335,6 +335,7 @@ def test_patches_that_cost_nothing_are_refused() -> None:
 
 def test_sizes_of_an_item() -> None:
     item = VisionItem(Grid(4, 6, 10), 0, 0)
+    assert item.grid_thw == (4, 6, 10)
     assert (item.num_patches, item.num_tokens) == (240, 15)
     assert EncoderCost(1, 0).of_item(item.grid_thw) == 240
     assert EncoderCost(1, 1, 1).of_item(item.grid_thw) == 240 + 240**2 + 15
