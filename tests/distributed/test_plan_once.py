@@ -16,7 +16,8 @@ LARGE_BATCH_OF_TEXT = (
     "train.micro_batch_size=1024",
     "train.seq_len=8",
     "model.num_layers=2",
-    "data.blend={text: 1.0}",
+    *"data.blend.text=1 ~data.blend.caption ~data.blend.ocr ~data.blend.video".split(),
+    "train.eval_sequences=1024",
     "train.steps=2",
     "optim.warmup_steps=1",
     "optim.decay_steps=1",
@@ -26,7 +27,7 @@ FEW_STEPS = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1", "da
 
 
 def plans_of_a_run(context: RankContext, arguments: list[str], num_steps: int) -> tuple[list[int], int]:
-    """Steps that were planned on this rank, and evaluations: of steps with metrics rows, and one evaluation."""
+    """The steps that this rank planned, and its number of evaluations, in some steps and one evaluation."""
     from k25_train.training.evaluation import eval_losses
     from k25_train.training.rows import metrics_row
     from k25_train.training.step import train_step
@@ -49,7 +50,7 @@ def plans_of_a_run(context: RankContext, arguments: list[str], num_steps: int) -
         for step in range(1, num_steps + 1):
             row = metrics_row(run.config, step, train_step(run, step))
             assert row["tokens"] == plan(step - 1).num_tokens
-        eval_losses(run, 8)
+        eval_losses(run, run.config.train.eval_sequences)
     # Threads plan ahead, so the first steps may swap.
     return sorted(planned), num_evaluations
 
