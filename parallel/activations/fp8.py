@@ -32,7 +32,7 @@ and numbers. In float32 the codes are the same, but some scales are an ulp off, 
 always a.
 
 Scales that are powers of two would not round, but would lose what outliers gain: with amax / 448, the largest
-element of a tile is exact, and it has most of the weight (tests/unit/parallel/test_fp8.py).
+element of a tile is exact, and it has most of the weight (tests/unit/activations/test_fp8.py).
 
 Shapes: a tensor of any leading shape is stored as `rows`, their product, times `hidden`, its last dimension.
 """

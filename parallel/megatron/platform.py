@@ -27,7 +27,7 @@ def check_megatron_version() -> None:
         raise MegatronVersionError(
             f"megatron-core is {installed}, but parallel/megatron patches {MEGATRON_CORE_VERSION}: "
             f"install megatron-core=={MEGATRON_CORE_VERSION}, or move each patch and the tests in "
-            "tests/unit/parallel/test_megatron_seam.py to the new version"
+            "tests/unit/megatron/test_seam.py to the new version"
         )
 
 

@@ -127,7 +127,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
     from parallel.activations.storage import storage_id, weights_of
     from parallel.pipeline.schedule import PassKey
     from tests.helpers.hf_reference import tiny_model_config
-    from tests.helpers.models import SERIAL, WHOLE_MODEL, start, train_config
+    from tests.helpers.model_chunks import SERIAL, WHOLE_MODEL, start, train_config
     from tests.helpers.tiny_model import documents, random_tokens
 
     model, train = tiny_model_config(), train_config()

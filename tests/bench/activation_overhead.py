@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tests.helpers.policies import FP8, OFFLOAD, RECOMPUTE
+from tests.helpers.activation_policies import FP8, OFFLOAD, RECOMPUTE
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, start_run
 

@@ -19,7 +19,7 @@ from tests.helpers.parity import BFLOAT16_CASES, CASES, Parity
 from tests.helpers.parity import BFLOAT16_TOLERANCE as BFLOAT16_BAR
 from tests.helpers.parity import TOLERANCE as PARITY_BAR
 from tests.helpers.ranks import run_ranks
-from tests.helpers.shards import write_tiny_shard_set
+from tests.helpers.tiny_shards import write_tiny_shard_set
 
 
 def main() -> None:

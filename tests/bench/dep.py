@@ -9,7 +9,7 @@ on the machine only makes steps slower. The optimizer (AdamW) is part of a step.
 
 - As it is. Ranks share the machine's cores: one that waits gives its core to another, so work in idle time
   saves nothing, and spreading work over ranks little. This is what the tower costs on these cores, no more.
-- In slow motion (tests/helpers/slow_motion.py). The same code, processes and messages, but passes and tower
+- In slow motion (tests/helpers/paced_ranks.py). The same code, processes and messages, but passes and tower
   last as long as their model FLOPs take at a rate so low that computing is a small part of it, the rest is
   sleep; so ranks behave as if each had its own device. The plan of the bubbles knows that rate. Assumed is
   therefore that tower and language model run at one rate, and that loopback, some milliseconds per message,
@@ -39,10 +39,10 @@ from k25_train.compose.resolve import compose
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.step import step_times
 from parallel.dep.bubbles import BubblePlan
+from tests.helpers.paced_ranks import Clock, slow_down
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
-from tests.helpers.shards import write_tiny_shard_set
-from tests.helpers.slow_motion import Clock, slow_down
+from tests.helpers.tiny_shards import write_tiny_shard_set
 
 NUM_RANKS = 4
 WARM_UP_STEPS, STEPS_AS_IT_IS, STEPS_SLOW = 2, 4, 2

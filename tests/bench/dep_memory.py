@@ -35,7 +35,7 @@ from rich.table import Table
 
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
-from tests.helpers.shards import Sample, make_image, make_text, write_shard_set
+from tests.helpers.tiny_shards import Sample, make_image, make_text, write_shard_set
 
 NUM_RANKS = 4
 SEQ_LEN, NUM_SEQUENCES = 384, 8

@@ -30,7 +30,7 @@ from tests.helpers.measures import (
     read_source,
     tests_for_none,
 )
-from tests.helpers.source import CODE, REPO, imports_of, in_test_modules, source_files
+from tests.helpers.project_sources import CODE, REPO, imports_of, in_test_modules, source_files
 
 MAX_MEDIAN_LINES, MAX_P90_LINES, MAX_FUNCTION_LINES, MAX_NESTING = 130, 240, 70, 4
 MIN_COMMENTS = 4.0

@@ -22,8 +22,8 @@ from k25_train.plan.pipeline import layout_of
 from k25_train.plan.time.communication import communication
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, start_run
-from tests.helpers.shards import write_tiny_shard_set
 from tests.helpers.step_traffic import count
+from tests.helpers.tiny_shards import write_tiny_shard_set
 
 WORK = (
     "experiment=smoke model.vocab_size=320 train.global_batch_size=16 train.micro_batch_size=1 train.steps=8 "

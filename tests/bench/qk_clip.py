@@ -26,8 +26,8 @@ from k25_train.config.optimizer import TrainedVision
 from k25_train.plan.flops import training_flops
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, start_run
-from tests.helpers.shards import write_tiny_shard_set
 from tests.helpers.tiny_model import modules_of
+from tests.helpers.tiny_shards import write_tiny_shard_set
 
 NUM_STEPS = 24
 DOCUMENT_LENGTHS = (4096, 32768, 262144)

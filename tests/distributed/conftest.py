@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.interrupted_runs import FOUR_RANKS, ONE_RANK, short_run
 from tests.helpers.parity import Parity
 from tests.helpers.ranks import run_ranks
-from tests.helpers.resume import FOUR_RANKS, ONE_RANK, short_run
 from tests.helpers.runs import fit
-from tests.helpers.shards import write_tiny_shard_set
+from tests.helpers.tiny_shards import write_tiny_shard_set
 
 
 @pytest.fixture(scope="session")

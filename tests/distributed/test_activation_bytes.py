@@ -18,9 +18,9 @@ from parallel.activations.policy import Policy
 from parallel.activations.saving_pass import SaveRecord, SavingPass
 from parallel.activations.sizes import block_bytes
 from parallel.pipeline.schedule import PassKey
+from tests.helpers.autograd_saves import Record, record_of
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
-from tests.helpers.saved import Record, record_of
 
 pytestmark = pytest.mark.distributed
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from k25_train.checkpoint.folders import newest_checkpoint, verify
+from tests.helpers.interrupted_runs import rows, without_times
 from tests.helpers.ranks import RankContext, RankError, run_ranks
-from tests.helpers.resume import rows, without_times
 from tests.helpers.runs import fit, layout, overrides, start_run
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.policies import EXACT_K2, OFFLOAD, RECOMPUTE
+from tests.helpers.activation_policies import EXACT_K2, OFFLOAD, RECOMPUTE
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, losses_of, overrides, start_run
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.interrupted_runs import rows, short_run, without_times
+from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import free_port, run_ranks
-from tests.helpers.resume import rows, short_run, without_times
 from tests.helpers.runs import fit, layout
-from tests.helpers.source import REPO
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

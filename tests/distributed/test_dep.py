@@ -10,6 +10,7 @@ from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.data.mix.plan import media_of
 from tests.helpers.encoder_ways import BUBBLES, SMOKE, WAYS, layouts
+from tests.helpers.interrupted_runs import FOUR_RANKS, ONE_RANK, SHORT, assert_close, cut_off, rows, short_run
 from tests.helpers.parity import (
     EVERYTHING_OVERLAPS,
     FEW_OR_ALL_STEPS,
@@ -20,7 +21,6 @@ from tests.helpers.parity import (
     worst_difference,
 )
 from tests.helpers.ranks import run_ranks
-from tests.helpers.resume import FOUR_RANKS, ONE_RANK, SHORT, assert_close, cut_off, rows, short_run
 from tests.helpers.runs import fit
 
 pytestmark = pytest.mark.distributed

@@ -26,7 +26,7 @@ from tests.helpers.hf_reference import tiny_vision_config
 from tests.helpers.parity import NARROW, TOLERANCE, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
-from tests.helpers.shards import Media, Sample, make_image, make_video, write_shard_set
+from tests.helpers.tiny_shards import Media, Sample, make_image, make_video, write_shard_set
 from tests.helpers.toy_encoder import engine_setup, loss_of
 
 pytestmark = pytest.mark.distributed

@@ -17,10 +17,10 @@ from k25_train.parameters.released import EXPERTS, count_parameters
 from k25_train.plan.optimizer import encoder_state_bytes, optimizer_state_bytes, stage_states
 from k25_train.plan.pipeline import plan_pipeline
 from tests.helpers import dry_faults
-from tests.helpers.dry import dry_dict, dry_dict_with
+from tests.helpers.dry_runs import dry_dict, dry_dict_with
+from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import RankContext, RankError, run_ranks
 from tests.helpers.runs import SHRUNK, layout, overrides, start_run
-from tests.helpers.source import REPO
 
 pytestmark = pytest.mark.distributed
 

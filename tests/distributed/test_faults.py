@@ -17,10 +17,19 @@ from k25_train.checkpoint.folders import newest_checkpoint, verify
 from k25_train.compose.resolve import compose
 from k25_train.data.formats.records import MediaSegment, SampleRecord
 from k25_train.data.loader import DataLoader
-from tests.helpers.jobs import Job
+from tests.helpers.interrupted_runs import (
+    LONG,
+    ONE_RANK,
+    SHORT,
+    cut_off,
+    long_run,
+    rows,
+    short_run,
+    without_times,
+)
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.resume import LONG, ONE_RANK, SHORT, cut_off, long_run, rows, short_run, without_times
 from tests.helpers.runs import fit, layout, start_run
+from tests.helpers.torchrun_jobs import Job
 
 pytestmark = pytest.mark.distributed
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.interrupted_runs import rows
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.resume import rows
 from tests.helpers.runs import layout, overrides, start_run
 
 pytestmark = pytest.mark.distributed

@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from tests.helpers.encoder_ways import SMOKE, WAYS, layouts
+from tests.helpers.interrupted_runs import FOUR_RANKS, ONE_RANK, assert_close, cut_off, short_run
 from tests.helpers.parity import (
     DATA_OVERLAPS,
     EVERYTHING_OVERLAPS,
@@ -19,7 +20,6 @@ from tests.helpers.parity import (
     worst_difference,
 )
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.resume import FOUR_RANKS, ONE_RANK, assert_close, cut_off, short_run
 from tests.helpers.runs import fit, layout, overrides, start_run
 
 pytestmark = pytest.mark.distributed

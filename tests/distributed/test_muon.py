@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.interrupted_runs import rows
 from tests.helpers.muon_reference import orthogonal, train_plainly
 from tests.helpers.parity import EVERYTHING_OVERLAPS, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.resume import rows
 from tests.helpers.runs import fit, layout, overrides, start_run, train
 
 pytestmark = pytest.mark.distributed

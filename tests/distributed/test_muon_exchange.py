@@ -5,9 +5,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.helpers.models import start
+from tests.helpers.model_chunks import start
+from tests.helpers.parallel_sizes import parallel_sizes
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.sizes import parallel_sizes
 
 pytestmark = pytest.mark.distributed
 

@@ -10,10 +10,18 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.interrupted_runs import (
+    FOUR_RANKS,
+    ONE_RANK,
+    SHORT,
+    assert_close,
+    assert_goes_on,
+    cut_off,
+    short_run,
+)
 from tests.helpers.optimizer_on_host import ON_DEVICE, ON_HOST, fit_with_torch_adam, use_torch_adam
 from tests.helpers.parity import worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.resume import FOUR_RANKS, ONE_RANK, SHORT, assert_close, assert_goes_on, cut_off, short_run
 from tests.helpers.runs import fit, layout, overrides, start_run
 
 pytestmark = pytest.mark.distributed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.buckets import OVERLAP, start_in_buckets
-from tests.helpers.large_queries import (
+from tests.helpers.large_query_runs import (
     ADAMW,
     CLIP,
     DIMS,

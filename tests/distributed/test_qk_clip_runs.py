@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.helpers.large_queries import (
+from tests.helpers.interrupted_runs import SHORT, assert_goes_on, cut_off, rows, short_run
+from tests.helpers.large_query_runs import (
     CLIP,
     MODEL,
     NO_CLIP,
@@ -25,7 +26,6 @@ from tests.helpers.parity import (
     worst_difference,
 )
 from tests.helpers.ranks import RankContext, RankError, run_ranks
-from tests.helpers.resume import SHORT, assert_goes_on, cut_off, rows, short_run
 from tests.helpers.runs import fit, layout, overrides, start_run, train
 from tests.helpers.tiny_model import modules_of
 

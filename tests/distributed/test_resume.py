@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.resume import (
+from tests.helpers.interrupted_runs import (
     FOUR_RANKS,
     ONE_RANK,
     SHORT,
@@ -23,6 +22,7 @@ from tests.helpers.resume import (
     rows,
     short_run,
 )
+from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import fit, start_run
 
 pytestmark = pytest.mark.distributed

@@ -9,8 +9,8 @@ import torch
 
 from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.pipeline.schedule import Pass, schedule_of
+from tests.helpers.parallel_sizes import even_layout, parallel_sizes
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.sizes import even_layout, parallel_sizes
 
 pytestmark = pytest.mark.distributed
 

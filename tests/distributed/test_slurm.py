@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.interrupted_runs import LONG, long_run, rows, without_times
 from tests.helpers.ranks import run_ranks
-from tests.helpers.resume import LONG, long_run, rows, without_times
 from tests.helpers.runs import fit, layout
-from tests.helpers.slurm import Slurm, running_slurm
-from tests.helpers.slurm_runs import SubmittedRun
+from tests.helpers.slurm_cluster import Slurm, running_slurm
+from tests.helpers.submitted_run import SubmittedRun
 
 pytestmark = pytest.mark.distributed
 

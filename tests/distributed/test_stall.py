@@ -12,10 +12,10 @@ import pytest
 import torch.distributed
 
 from k25_train.checkpoint.folders import newest_checkpoint, verify
-from tests.helpers.jobs import Job
+from tests.helpers.interrupted_runs import FOUR_RANKS, SHORT, cut_off, rows, short_run, without_times
 from tests.helpers.ranks import RankContext, RankError, run_ranks
-from tests.helpers.resume import FOUR_RANKS, SHORT, cut_off, rows, short_run, without_times
 from tests.helpers.runs import fit, start_run
+from tests.helpers.torchrun_jobs import Job
 
 pytestmark = pytest.mark.distributed
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.helpers.interrupted_runs import FOUR_RANKS, rows, short_run, without_times
 from tests.helpers.ranks import run_ranks
-from tests.helpers.resume import FOUR_RANKS, rows, short_run, without_times
 from tests.helpers.runs import fit
 
 pytestmark = pytest.mark.distributed

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 pytestmark = pytest.mark.distributed
 

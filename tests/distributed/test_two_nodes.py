@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.helpers.interrupted_runs import rows, without_times
 from tests.helpers.network_nodes import start_on, two_machines
+from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import free_port
-from tests.helpers.resume import rows, without_times
-from tests.helpers.slurm import running_slurm
-from tests.helpers.source import REPO
+from tests.helpers.slurm_cluster import running_slurm
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tests.helpers.gpu import alone, in_fresh_process, on_gpu
 from tests.helpers.runs import SHRUNK, fit, layout, start_run, train
-from tests.helpers.shards import tiny_vision_config, write_tiny_shard_set
 from tests.helpers.tiny_model import expert_loop
+from tests.helpers.tiny_shards import tiny_vision_config, write_tiny_shard_set
 
 pytestmark = pytest.mark.gpu
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.gpu import alone, in_fresh_process, on_gpu
 from tests.helpers.runs import start_run
-from tests.helpers.shards import write_tiny_shard_set
+from tests.helpers.tiny_shards import write_tiny_shard_set
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

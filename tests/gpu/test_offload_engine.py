@@ -12,8 +12,8 @@ from parallel.activations.offload import OffloadEngine, Ticket
 from parallel.activations.order import offload_order
 from parallel.activations.pool import HostBudgetError, HostMemoryError
 from parallel.pipeline.schedule import PassKey, schedule_of
+from tests.helpers.faulty_offload import InlineReload
 from tests.helpers.gpu import in_fresh_process
-from tests.helpers.offload import InlineReload
 
 pytestmark = pytest.mark.gpu
 

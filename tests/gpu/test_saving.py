@@ -10,12 +10,12 @@ from parallel.activations.copier import CudaCopier
 from parallel.activations.offload import OffloadEngine
 from parallel.activations.order import OffloadOrder
 from parallel.activations.policy import Policy
+from tests.helpers.activation_policies import EXACT_K2, OFFLOAD, RECOMPUTE
 from tests.helpers.gpu import alone, in_fresh_process, on_gpu
-from tests.helpers.policies import EXACT_K2, OFFLOAD, RECOMPUTE
 from tests.helpers.ranks import RankContext
 from tests.helpers.runs import train
-from tests.helpers.saving import all_of, run
-from tests.helpers.shards import write_tiny_shard_set
+from tests.helpers.saving_pass_blocks import all_of, run
+from tests.helpers.tiny_shards import write_tiny_shard_set
 
 pytestmark = pytest.mark.gpu
 

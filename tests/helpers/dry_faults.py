@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from tests.helpers.dry import wrap
+from tests.helpers.dry_runs import wrap
 
 
 def drop_a_layer() -> None:

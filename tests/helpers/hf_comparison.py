@@ -39,7 +39,7 @@ def compare(context: RankContext) -> dict[str, dict[str, float]]:
     from k25_train.model.attention import PackedDocuments
     from k25_train.model.weights import load_global_state
     from tests.helpers.hf_reference import build_hf_reference, hf_logits, tiny_model_config
-    from tests.helpers.models import SERIAL, WHOLE_MODEL, build_whole_model, start, train_config
+    from tests.helpers.model_chunks import SERIAL, WHOLE_MODEL, build_whole_model, start, train_config
 
     model = tiny_model_config()
     topology = start(context, SERIAL, model.num_layers)

@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from pathlib import Path
 
-from tests.helpers.source import CODE, REPO, imports_of, source_files
+from tests.helpers.project_sources import CODE, REPO, imports_of, source_files
 
 Graph = Mapping[str, set[str]]
 """Part -> the parts that it imports."""

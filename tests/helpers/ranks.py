@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-PRELOADED = "tests.helpers.preload"
+PRELOADED = "tests.helpers.rank_imports"
 
 
 class RankError(AssertionError):

@@ -14,7 +14,7 @@ from launch.fabric import environment
 from launch.preflight.findings import Finding
 from launch.preflight.node import judge_node, read_after_load, read_node, read_under_load
 from launch.preflight.system import AbsentError, System, Usage
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 CARD = "sys/class/infiniband/mlx5_2"
 """Folder of one of the cards."""

@@ -216,7 +216,7 @@ def topology() -> Any:
     import torch.distributed as dist
 
     from parallel.topology import build_topology, start_process_group, stop_process_group
-    from tests.helpers.sizes import even_layout, parallel_sizes
+    from tests.helpers.parallel_sizes import even_layout, parallel_sizes
 
     if dist.is_initialized():
         stop_process_group()

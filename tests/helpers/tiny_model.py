@@ -20,7 +20,7 @@ def build_random_model(context: RankContext, **model_overrides: Any) -> Any:
     """The tiny model on one rank with random weights, matrices large enough to tell things apart."""
     from k25_train.model.weights import initialize
     from tests.helpers.hf_reference import tiny_model_config
-    from tests.helpers.models import SERIAL, WHOLE_MODEL, build_whole_model, start, train_config
+    from tests.helpers.model_chunks import SERIAL, WHOLE_MODEL, build_whole_model, start, train_config
 
     config = tiny_model_config(**model_overrides)
     model = build_whole_model(config, train_config(), start(context, SERIAL, config.num_layers))

@@ -1,6 +1,6 @@
 """Corrections to megatron-core 0.19.2, each small, named after what it repairs, and held by a test.
 
-`tests/unit/parallel/test_megatron_seam.py` shows the fault of each without its fix, so that an upgrade which
+`tests/unit/megatron/test_seam.py` shows the fault of each without its fix, so that an upgrade which
 repairs one upstream makes that test fail and the fix can go.
 """
 

@@ -15,7 +15,7 @@ from k25_train.data.mix.plan import PlannedPiece, SequencePlan
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import DataError
-from tests.helpers.shards import (
+from tests.helpers.tiny_shards import (
     Media,
     Prompt,
     Sample,

@@ -17,7 +17,7 @@ from k25_train.data.smoke_set import build
 from k25_train.data.smoke_set.build import SMOKE_SOURCES, BuildOptions, build_dataset
 from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import DataError
-from tests.helpers.sources import NUM_CAPTIONS, NUM_DOCUMENTS, TINY_SOURCES, VOCAB_SIZE, build_tiny
+from tests.helpers.tiny_set_sources import NUM_CAPTIONS, NUM_DOCUMENTS, TINY_SOURCES, VOCAB_SIZE, build_tiny
 
 
 @pytest.fixture(scope="module")

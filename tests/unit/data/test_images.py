@@ -26,7 +26,7 @@ from k25_train.data.decode.items import (
 from k25_train.data.decode.patches import load_patches, patchify
 from k25_train.data.formats.records import MediaSegment
 from k25_train.errors import DataError
-from tests.helpers.shards import (
+from tests.helpers.tiny_shards import (
     IMAGE_FORMATS,
     VIDEO_FORMATS,
     Media,

@@ -16,7 +16,7 @@ from k25_train.data.mix.plan import SequencePlan, StepPlan
 from k25_train.data.mix.stream import KindStream
 from k25_train.data.prefetch import StepPrefetch
 from k25_train.errors import ConfigError, DataError
-from tests.helpers.shards import (
+from tests.helpers.tiny_shards import (
     Media,
     Sample,
     make_image,

@@ -14,7 +14,7 @@ from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegme
 from k25_train.data.formats.shard_reader import ShardReader
 from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
 from k25_train.errors import DataError
-from tests.helpers.shards import write_tiny_shard_set
+from tests.helpers.tiny_shards import write_tiny_shard_set
 
 PICTURE = MediaPart(type="image", data=b"\x89PNG" * 300, format="png", width=30, height=20)
 CLIP = MediaPart(type="video", data=b"clip", format="mp4", width=8, height=6, num_frames=9, duration_s=1.5)

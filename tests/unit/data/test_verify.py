@@ -17,7 +17,7 @@ from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
 from k25_train.data.mix.documents import media_segments
 from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.data.tokenizer import load_tokenizer
-from tests.helpers.sources import build_tiny, png
+from tests.helpers.tiny_set_sources import build_tiny, png
 
 SHARD = "train-00000.tar"
 INDEX = "train-00000.index.jsonl"

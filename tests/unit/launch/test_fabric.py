@@ -5,7 +5,7 @@ import pytest
 from k25_train.compose.resolve import compose
 from launch.fabric import environment
 from parallel.megatron import platform
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 ROCE = ["experiment=k25_pretrain_4k"]
 

@@ -13,8 +13,8 @@ import pytest
 from k25_train.errors import ConfigError
 from launch.rendezvous import RendezvousError, address_of, free_port, is_free, wait_for
 from launch.torchrun import prepare
+from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import free_port as any_port
-from tests.helpers.source import REPO
 
 SMOKE = ["experiment=smoke", "cluster.nodes=2", "cluster.gpus_per_node=2"]
 

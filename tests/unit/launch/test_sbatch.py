@@ -14,7 +14,7 @@ from k25_train.compose.resolve import CONF_DIR, compose, load, to_yaml
 from k25_train.errors import ConfigError
 from launch.fabric import Variable, environment
 from launch.sbatch import container_options, export, render
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 GOLDEN = REPO / "tests/golden/sbatch"
 CLUSTERS = sorted(path.stem for path in (CONF_DIR / "cluster").glob("*.yaml"))

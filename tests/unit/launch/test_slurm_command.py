@@ -14,7 +14,7 @@ from launch import scheduler, slurm
 from launch.feasibility import checkpoint_bytes, legal_nodes
 from launch.restart_policy import Outcome
 from launch.submission import Submission
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 TOOLS = {
     "sinfo": "echo a_small a_small 1; echo main main* 2; echo other other 1",

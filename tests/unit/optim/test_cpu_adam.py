@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 SIZES = (1, 7, 64, 1000, 12345)
 """Whole vectors of the kernel, its remainders, and both."""

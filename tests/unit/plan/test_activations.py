@@ -16,9 +16,9 @@ from k25_train.plan.memory.kernels import KERNELS
 from k25_train.plan.memory.saved_tensors import SavedTensors
 from k25_train.plan.pass_sizes import PassSizes
 from parallel.activations.policy import Policy
+from tests.helpers.autograd_saves import Case, Record, records_of_cases, records_without_memory, vision_bytes
 from tests.helpers.hf_reference import tiny_model_config
 from tests.helpers.ranks import run_ranks
-from tests.helpers.saved import Case, Record, records_of_cases, records_without_memory, vision_bytes
 from tests.helpers.tiny_model import LENGTHS
 
 DTYPES = {torch.float32: DType.float32, torch.bfloat16: DType.bfloat16}

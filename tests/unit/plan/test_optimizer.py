@@ -13,7 +13,7 @@ from k25_train.parameters.released import EXPERTS, VISION_MODULES, count_paramet
 from k25_train.plan.optimizer import encoder_state_bytes, parameter_kinds, stage_states
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.report.optimizer import state_lines
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 WITHOUT_TORCH = (
     "import sys; sys.modules['torch'] = sys.modules['megatron'] = None; sys.argv[1:] = {arguments}; "

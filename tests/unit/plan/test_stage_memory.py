@@ -26,8 +26,8 @@ from k25_train.plan.report.memory import memory_lines
 from parallel.activations.order import offload_order
 from parallel.activations.sizes import BLOCK_BYTES, block_bytes
 from parallel.pipeline.schedule import Pass, PassKey, schedule_of
-from tests.helpers.sizes import parallel_sizes
-from tests.helpers.source import REPO
+from tests.helpers.parallel_sizes import parallel_sizes
+from tests.helpers.project_sources import REPO
 
 AS_REPORTED = ["experiment=k25_pretrain_4k", "activation=k2", "optim=muonclip"]
 

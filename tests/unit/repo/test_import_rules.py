@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.import_graph import circle_in, folders, module_imports, module_name, parts_of
-from tests.helpers.source import CODE, REPO, imports_of, relative, source_files
+from tests.helpers.project_sources import CODE, REPO, imports_of, relative, source_files
 
 EVERY_FILE = source_files(*CODE)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 TOOLS = ("sh", "make")
 

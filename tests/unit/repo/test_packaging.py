@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from k25_train.startup.packages import check_packages
-from tests.helpers.source import CODE, REPO, imports_of, relative, source_files
+from tests.helpers.project_sources import CODE, REPO, imports_of, relative, source_files
 
 SETUP = (REPO / "setup.py").read_text()
 SOURCES = ("setup.py", "pyproject.toml", *CODE, "conf")

@@ -17,7 +17,7 @@ from tests.helpers.measures import (
     public_functions,
     read_source,
 )
-from tests.helpers.source import CODE, relative, source_files
+from tests.helpers.project_sources import CODE, relative, source_files
 
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 70

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.source import imports_of, in_test_modules, relative, source_files
+from tests.helpers.project_sources import imports_of, in_test_modules, relative, source_files
 
 
 @pytest.mark.parametrize("path", source_files("tests"), ids=relative)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 
 class Job:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.jobs import living, strings
+from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import free_port
-from tests.helpers.source import REPO
+from tests.helpers.torchrun_jobs import living, strings
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 START_S = 30.0

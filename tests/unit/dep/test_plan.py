@@ -15,7 +15,7 @@ from parallel.dep.assignment import TARGET_PERCENT, assign_items, equal_rows
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import MERGE_EDGE, Grid
 from parallel.dep.plan import Part, VisionItem, VisionPlan, plan_vision, transfers_of
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 SETTINGS = settings(derandomize=True, max_examples=200, deadline=None)
 
@@ -248,7 +248,7 @@ def test_6_plans_are_equal_whatever_the_hash_seed() -> None:
     code = (
         "import hashlib\n"
         "from parallel.dep.plan import plan_vision, transfers_of\n"
-        "from tests.unit.parallel.test_dep_plan import COST, realistic\n"
+        "from tests.unit.dep.test_plan import COST, realistic\n"
         "plan = plan_vision(realistic(300, 1), 64, COST, max_patches_per_chunk=9000, split=True)\n"
         "print(hashlib.sha256(repr((plan, transfers_of(plan, 8, 3, 3))).encode()).hexdigest())\n"
     )

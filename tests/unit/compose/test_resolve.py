@@ -15,7 +15,7 @@ from k25_train.config.optimizer import OptimName
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from parallel.config import DepMode
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from k25_train.compose.resolve import compose, to_yaml
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 COMMAND = '''
 """Doubles the seed."""

@@ -355,7 +355,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "GID": of_cluster("fabric", "gid_index", ["third", -1, 256], "must be a row of the GID table"),
     "traffic class": of_cluster("fabric", "traffic_class", [-1, 256], "must lie within 0 to 255"),
 }
-"""Name -> break; tests/unit/config/test_illegal_configs.py finds every rule of the configuration in it."""
+"""Name -> break; tests/unit/compose/test_illegal_configs.py finds every rule of the configuration in it."""
 
 
 def as_arguments(overrides: Values) -> list[str]:

@@ -16,7 +16,7 @@ from parallel.activations.order import OffloadOrder, offload_order
 from parallel.activations.pool import HostBudgetError
 from parallel.activations.sizes import BLOCK_BYTES
 from parallel.pipeline.schedule import Pass, PassKey, schedule_of
-from tests.helpers.offload import InlineReload
+from tests.helpers.faulty_offload import InlineReload
 from tests.helpers.racy_device import RacyCopier, RacyDevice, random_delays
 
 NUM_SCHEDULES = 1000

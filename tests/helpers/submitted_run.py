@@ -9,9 +9,9 @@ from pathlib import Path
 from k25_train.metrics.sinks import Row
 from launch.attempts import Attempts
 from launch.restart_policy import Attempt
-from tests.helpers.jobs import strings
-from tests.helpers.resume import long_run, rows
-from tests.helpers.slurm import Slurm
+from tests.helpers.interrupted_runs import long_run, rows
+from tests.helpers.slurm_cluster import Slurm
+from tests.helpers.torchrun_jobs import strings
 
 START_S = 240.0
 """Most seconds until a submitted run trains, on a busy machine."""

@@ -24,7 +24,7 @@ from parallel.activations.policy import Policy
 from parallel.activations.saving_pass import SaveRecord, SavingPass
 from parallel.activations.storage import weights_of
 from parallel.pipeline.schedule import PassKey
-from tests.helpers.saving import CAN_REPLAY, KEY, NAMES, Block, all_of, run, swiglu
+from tests.helpers.saving_pass_blocks import CAN_REPLAY, KEY, NAMES, Block, all_of, run, swiglu
 
 
 @pytest.fixture(scope="module")

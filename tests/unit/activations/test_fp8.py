@@ -16,7 +16,7 @@ from parallel.activations.fp8 import Fp8Tensor, compress, decompress
 from parallel.activations.sizes import stored_bytes
 from tests.helpers import fp8_reference
 from tests.helpers.fp8_reference import KINDS, hostile
-from tests.helpers.source import REPO
+from tests.helpers.project_sources import REPO
 
 DTYPES = (torch.float32, torch.bfloat16)
 SMALLEST_SCALE = 2.0**-116

@@ -22,8 +22,8 @@ from k25_train.config import basics, cluster, model, optimizer, training
 from k25_train.config import data as data_section
 from k25_train.errors import ConfigError
 from parallel.config import Problem
-from tests.helpers.illegal import BREAKS, Legal, Values, as_arguments, legal_values
-from tests.helpers.source import REPO
+from tests.helpers.illegal_configs import BREAKS, Legal, Values, as_arguments, legal_values
+from tests.helpers.project_sources import REPO
 
 WITH_RULES = (basics, checks, cluster, data_section, model, optimizer, resolve, training, parallel.config)
 """The modules that report problems."""
@@ -109,7 +109,7 @@ def test_every_place_that_reports_a_problem_is_reached(
         with pytest.raises(ConfigError):
             compose(arguments)
     missed = sorted(sites() - reached)
-    assert not missed, f"no case of tests/helpers/illegal.py BREAKS breaks the rules at {missed}"
+    assert not missed, f"no case of tests/helpers/illegal_configs.py BREAKS breaks the rules at {missed}"
 
 
 REPORT = """

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from parallel.pipeline.balance import MAX_LEADING_LAYERS, StackCost, objective, plan_layout
 from parallel.pipeline.layout import LayoutError, PipelineLayout, parse_layout
-from tests.helpers.sizes import even_layout
+from tests.helpers.parallel_sizes import even_layout
 
 COSTS = st.integers(0, 9)
 

@@ -17,8 +17,8 @@ from k25_train.model.weights import ChunkPlace
 from parallel.config import ParallelismConfig
 from parallel.megatron.platform import use_platform
 from parallel.topology import Topology, build_topology, start_process_group
+from tests.helpers.parallel_sizes import even_layout, parallel_sizes
 from tests.helpers.ranks import RankContext
-from tests.helpers.sizes import even_layout, parallel_sizes
 
 WHOLE_MODEL = ChunkPlace(first_layer=0, first_expert=0)
 

@@ -18,10 +18,10 @@ from parallel.megatron import platform
 from parallel.megatron.patches import upstream_fixes
 from parallel.megatron.patches.cuda_shim import FACTORIES, names_cuda
 from parallel.topology import backend_of
+from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, losses_of, overrides, start_run
 from tests.helpers.seam_probes import CUDA_CALLS, FIXES, outcome, run_probe
-from tests.helpers.source import REPO
 
 CURED: dict[str, Any] = {
     "switch_off_compilation": "as written",
@@ -280,7 +280,7 @@ def load_and_go_on(context: RankContext, arguments: list[str], folder: Path) -> 
 
 @pytest.mark.distributed
 def test_a_stage_without_experts_is_saved_and_resumed(tmp_path: Path) -> None:
-    from tests.helpers.shards import write_tiny_shard_set
+    from tests.helpers.tiny_shards import write_tiny_shard_set
 
     data = write_tiny_shard_set(tmp_path / "shards")
     arguments = overrides(data, tmp_path / "run", *DENSE_STAGE)
@@ -307,7 +307,7 @@ def gradient_norm_of_stock_communication(context: RankContext, arguments: list[s
 
 @pytest.mark.distributed
 def test_stock_communication_swaps_messages_of_two_ranks_and_ours_does_not(tmp_path: Path) -> None:
-    from tests.helpers.shards import write_tiny_shard_set
+    from tests.helpers.tiny_shards import write_tiny_shard_set
 
     data = write_tiny_shard_set(tmp_path / "shards")
     one_step = ["train.steps=1", "optim.warmup_steps=0", "optim.decay_steps=0"]
@@ -323,8 +323,8 @@ def communication_settings(_context: RankContext) -> dict[tuple[int, int], tuple
     """(pp, vpp) -> (overlap_p2p_comm, batch_p2p_comm) of the translated configuration."""
     from k25_train.model.megatron_config import backbone_config
     from tests.helpers.hf_reference import tiny_model_config
-    from tests.helpers.models import train_config
-    from tests.helpers.sizes import even_layout, parallel_sizes
+    from tests.helpers.model_chunks import train_config
+    from tests.helpers.parallel_sizes import even_layout, parallel_sizes
 
     settings = {}
     for pp in range(1, 17):
