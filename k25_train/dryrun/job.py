@@ -92,7 +92,7 @@ def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
             of_stage = list(held_by(built, config))
         except CheckpointError as error:
             where = f"tensors of stage {built.topology.pp_rank}"
-            problems.append(Problem(where, None, str(error), "name them in k25_train/export/released.py"))
+            problems.append(Problem(where, None, str(error), "name them in k25_train/parameters/table.py"))
             of_stage = []
         held += of_stage
         counted = count_updated(of_stage, specs, config.optim)

@@ -20,7 +20,8 @@ from k25_train.dryrun.rank import BuiltRank
 from k25_train.export.released import shown, to_hf
 from k25_train.model.build import WHOLE, chunk_place
 from k25_train.model.weights import global_state
-from k25_train.parameters.released import EMBEDDING, EXPERTS, VISION_MODULES, TensorSpec, count_parameters
+from k25_train.parameters.released import TensorSpec, count_parameters
+from k25_train.parameters.table import EMBEDDING, EXPERTS, OUTPUT_HEAD, VISION_MODULES
 from k25_train.parameters.update_rules import is_trained
 from parallel.config import Problem
 
@@ -31,7 +32,7 @@ ENCODER = "encoder"
 """What holds the replicas of a decoupled encoder."""
 
 LAYOUT = "correct the layout: parallelism.layout, or parallel/pipeline/layout.py"
-NAMES = "bring k25_train/model, k25_train/parameters/released.py and k25_train/export/released.py together"
+NAMES = "bring k25_train/model and k25_train/parameters/table.py together"
 
 
 class Held(NamedTuple):
@@ -51,7 +52,7 @@ def part_of(module: str) -> str:
         return "experts"
     if module in VISION_MODULES:
         return "vision"
-    return "embedding, head" if module in (EMBEDDING, "output head") else "dense"
+    return "embedding, head" if module in (EMBEDDING, OUTPUT_HEAD) else "dense"
 
 
 def held_by(built: BuiltRank, config: Config) -> Iterator[Held]:

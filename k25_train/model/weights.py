@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from k25_train.parameters import table
+from k25_train.parameters.entry import Initial, pattern_of
+
 _LAYER = re.compile(r"^(language_model\.decoder\.layers\.)(\d+)\.")
-_EXPERTS = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
+_EXPERTS = re.compile(r"\.mlp\.experts\.(\w+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +63,25 @@ def initialize(chunk: nn.Module, place: ChunkPlace, seed: int, std: float) -> No
 
 
 def initial_value(name: str, shape: torch.Size, seed: int, std: float) -> Tensor:
-    """The initial value of the parameter `name`, float32 on the CPU.
+    """The initial value of the parameter or buffer `name`, float32 on the CPU, as the table says.
 
-    Norm weights are one; biases, the router's included, are zero; matrices of the language model and tables
-    are normal with standard deviation `std` (checkpoint, `initializer_range`). Matrices of tower and
-    projector are normal with 1/sqrt(inputs): the report starts the tower from SigLIP, so no values are
-    disclosed.
+    Args:
+        name: name in the whole model, an expert's own.
+        shape: of one expert, if it is an expert's.
+        seed: of the run.
+        std: standard deviation of `Initial.normal` (checkpoint, `initializer_range`).
+
+    Raises:
+        KeyError: the table of parameters has no such name.
     """
-    if name.endswith("bias"):
+    initial = table.TABLE.by_name[pattern_of(name)].kind.initial
+    if initial is Initial.zeros:
         return torch.zeros(shape)
-    if "norm" in name.rsplit(".", 2)[-2]:
+    if initial is Initial.ones:
         return torch.ones(shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-    is_vision_matrix = name.startswith(("vision_tower.", "mm_projector.")) and not name.endswith(
-        "pos_emb.weight"
-    )
-    if is_vision_matrix:
+    if initial is Initial.normal_by_inputs:
         std = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).normal_(0.0, std, generator=generator)
 

@@ -92,10 +92,16 @@ def build_in_float32() -> None:
 
 def add_an_unknown_parameter() -> None:
     """The model has a weight that the checkpoint has no name for, and of another format than the others."""
-    from k25_train.parameters import update_rules
+    from k25_train.optim import build
+    from k25_train.parameters.update_rules import ParameterRule
 
-    name = "language_model.scale"
-    update_rules.KIND_OF[name] = update_rules.Kind(name, "planted")
+    rule_of = build.rule_of
+
+    def as_a_norm(name: str, *args: Any) -> ParameterRule:
+        norm = "language_model.decoder.final_layernorm.weight"
+        return rule_of(norm if name == "language_model.scale" else name, *args)
+
+    build.rule_of = as_a_norm
     add_a_parameter_without_a_rule()
 
 

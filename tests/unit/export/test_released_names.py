@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from k25_train.errors import CheckpointError
-from k25_train.export.released import RULES, matches, to_hf, to_ours
+from k25_train.export.released import entries_of, to_hf, to_ours
+from k25_train.parameters.table import TABLE
 from tests.helpers.hf_reference import build_hf_reference, random_checkpoint, tiny_model_config
 
 LAYER = "language_model.model.layers"
-RULES_BY_NAME = {rule.ours: rule for rule in RULES}
 
 
 def test_round_trip_is_exact_and_complete() -> None:
@@ -20,7 +20,7 @@ def test_round_trip_is_exact_and_complete() -> None:
     assert back.keys() == state.keys()
     for name, tensor in state.items():
         assert torch.equal(back[name], tensor), name
-    assert {rule.ours for rule, _ in matches(ours, RULES_BY_NAME)} == RULES_BY_NAME.keys()
+    assert {entry.name for entry, _ in entries_of(ours, TABLE.by_name)} == TABLE.by_name.keys()
 
 
 def test_our_shapes() -> None:

@@ -97,7 +97,7 @@ class Chunk(nn.Module):
             layer.mlp.experts.gate_up_proj = nn.Parameter(torch.zeros(2, 4, 3))
             layer.mlp.experts.down_proj = nn.Parameter(torch.zeros(2, 3, 2))
             layer.mlp.router = WithExtraState(torch.ones(1, dtype=torch.uint8))
-            layer.linear = WithExtraState(None)
+            layer.mlp.linear_fc2 = WithExtraState(None)
 
 
 class WithExtraState(nn.Module):
@@ -130,7 +130,7 @@ def test_layers_and_experts_have_global_numbers_and_extra_states_are_no_weights(
             "mlp.experts.6.down_proj",
             "mlp.experts.7.down_proj",
             "mlp.router.weight",
-            "linear.weight",
+            "mlp.linear_fc2.weight",
         )
     )
 
@@ -149,6 +149,6 @@ def test_a_whole_models_tensors_load_into_a_chunk() -> None:
     state = dict(global_state(source, PLACE))
     load_global_state(target, PLACE, state)
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
-    del state["language_model.decoder.layers.6.linear.weight"]
-    with pytest.raises(KeyError, match=r"layers\.6\.linear\.weight' among the 11 given"):
+    del state["language_model.decoder.layers.6.mlp.linear_fc2.weight"]
+    with pytest.raises(KeyError, match=r"layers\.6\.mlp\.linear_fc2\.weight' among the 11 given"):
         load_global_state(target, PLACE, state)

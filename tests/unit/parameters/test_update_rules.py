@@ -138,4 +138,4 @@ def test_what_the_table_does_not_know_is_refused(
     with pytest.raises(ValueError, match=message) as caught:
         rule_of(name, shape, pretrain.optim, pretrain.model)
     assert name in str(caught.value)
-    assert "k25_train/parameters/update_rules.py" in str(caught.value)
+    assert "k25_train/parameters/table.py" in str(caught.value)

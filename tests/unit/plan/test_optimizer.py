@@ -141,7 +141,7 @@ def test_the_command_prints_json() -> None:
     by_name = {kind["name"]: kind for kind in found["parameters"]}
     query = by_name["language_model.decoder.layers.*.self_attention.linear_q_up_proj.weight"]
     assert (query["update"], query["num_matrices"], query["matrix"]) == ("muonclip", 4, [32, 64])
-    assert query["reason"] == "a matrix a head"
+    assert query["reason"] == "one matrix per head"
     assert by_name["mm_projector.proj.0.bias"]["weight_decay"] is False
     assert found["state_bytes_per_parameter"] == {"adamw": 8, "muonclip": 4}
     assert [stage["stage"] for stage in found["stages"]] == [0, 1]
