@@ -5,12 +5,10 @@ The parts come from megatron-core's own function, asked once for every rank of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import nn
 
 from k25_train.dryrun.rank import (
@@ -22,9 +20,7 @@ from k25_train.dryrun.rank import (
     storage_bytes,
 )
 from parallel.config import Problem
-
-Shard = tuple[nn.Parameter, int, int]
-"""A parameter and the range of its elements that one rank updates."""
+from parallel.megatron.sharded_optimizer import shard_ranges
 
 CODE = "a fault of the code: compare megatron-core's distrib_optimizer.py with what this check expects"
 
@@ -52,34 +48,6 @@ class StateCost:
 
     per_element: int
     per_tensor: int
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """A place in a data-parallel group, which is all that megatron-core asks the group for."""
-
-    index: int
-    num_seats: int
-
-    def rank(self) -> int:
-        return self.index
-
-    def size(self) -> int:
-        return self.num_seats
-
-
-def shards_of(buffer: Any, seat: Seat) -> Iterator[Shard]:
-    """What the rank on `seat` updates of a buffer's parameters."""
-    view = SimpleNamespace(
-        data_parallel_group=seat,
-        num_optimizer_shards=buffer.num_optimizer_shards,
-        buckets=buffer.buckets,
-        param_index_map=buffer.param_index_map,
-    )
-    for bucket in range(len(buffer.buckets)):
-        ranges = DistributedOptimizer._build_model_gbuf_range(view, bucket)["param_map"]
-        for parameter, of_rank in ranges.items():
-            yield parameter, of_rank["param"].start, of_rank["param"].end
 
 
 def owned_by_rank(
@@ -125,7 +93,7 @@ def _share_out(
     num_seats = len(owned) // ranks_a_seat
     parts: dict[nn.Parameter, list[tuple[int, int]]] = {parameter: [] for parameter in buffer.params}
     for seat in range(num_seats):
-        for parameter, start, end in shards_of(buffer, Seat(seat, num_seats)):
+        for parameter, start, end in shard_ranges(buffer, seat, num_seats):
             parts[parameter].append((start, end))
             cost = costs[parameter]
             for rank in range(seat * ranks_a_seat, (seat + 1) * ranks_a_seat):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from k25_train.config.basics import DType
 from k25_train.config.optimizer import MuonConfig
 from k25_train.parameters.update_rules import ParameterRule
-from parallel.megatron.sharded_optimizer import ParamGroups, ShardedOptimizer
+from parallel.megatron.sharded_optimizer import ParameterShard, ParamGroups, ShardedOptimizer
 from parallel.muon.exchange import MatrixExchange
 from parallel.muon.plan import Matrix, cut, plan_owners, plan_rounds
 
@@ -143,6 +143,7 @@ def bind_matrices(
     # 1. Experts: every ep-th rank has the same ones; the others have as many of the same shapes.
     num_sets = group.size() // num_shards
     own_set = group.rank() % num_sets
+    shards = optimizer.shards()
     matrices: list[Matrix] = []
     segments: list[Segment | None] = []
     # 2. Every matrix, with the ranks that hold its pieces and this rank's piece of it.
@@ -151,10 +152,10 @@ def bind_matrices(
             bucket = buffer.buckets[number]
             shard_size = bucket.grad_data.numel() // num_shards
             rows, cols = matrix_shape(parameter.shape, rules[parameter].num_matrices)
-            held = optimizer.master_of(parameter)
+            held = shards.get(parameter)
             for first in range(0, parameter.numel(), rows * cols):
                 pieces = cut(start - bucket.offset + first, rows * cols, shard_size)
-                own = _segment(optimizer, parameter, held, first, rows * cols)
+                own = _segment(held, first, rows * cols)
                 for number_of_set in range(num_sets):
                     ranks = tuple((shard * num_sets + number_of_set, size) for shard, size in pieces)
                     matrices.append(Matrix(rows, cols, ranks))
@@ -178,19 +179,9 @@ def matrix_shape(shape: torch.Size, num_matrices: int) -> tuple[int, int]:
     return rows // num_matrices, shape.numel() // rows
 
 
-def _segment(
-    optimizer: ShardedOptimizer,
-    parameter: nn.Parameter,
-    held: tuple[Tensor, int] | None,
-    first: int,
-    size: int,
-) -> Segment | None:
-    """This rank's piece of the elements [first, first + size) of a parameter."""
-    if held is None:
+def _segment(shard: ParameterShard | None, first: int, size: int) -> Segment | None:
+    """This rank's piece of the elements [first, first + size) of a parameter, of which it has `shard`."""
+    if shard is None:
         return None
-    master, offset = held
-    start, stop = max(first - offset, 0), min(first + size - offset, master.numel())
-    if stop <= start:
-        return None
-    index, _ = optimizer.model_param_group_index_map[parameter]
-    return Segment(master, start, stop - start, index)
+    start, stop = max(first - shard.start, 0), min(first + size, shard.end) - shard.start
+    return Segment(shard.master, start, stop - start, shard.group) if stop > start else None

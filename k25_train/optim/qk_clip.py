@@ -14,7 +14,7 @@ Shapes: L layers of the whole model, H heads, N elements of a shard.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,11 +22,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
 from k25_train.config.model import ModelConfig
 from k25_train.config.schema import Config
+from parallel.megatron.sharded_optimizer import ParameterShard
 
 _ATTENTION_PARTS = ("core_attention", "linear_q_up_proj", "linear_kv_up_proj")
 """Attributes that identify a latent attention module; only the model knows the class."""
@@ -45,9 +45,9 @@ class ClipResult:
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """A weight whose rows may be scaled."""
+    """This rank's shard of a matrix with rows to scale."""
 
-    parameter: nn.Parameter
+    shard: ParameterShard
     layer: int
     is_query: bool
 
@@ -80,7 +80,7 @@ class QkClip:
         """Find the attention layers, whatever wraps them, and let them record their largest logits.
 
         Args:
-            optimizer: a chain of `DistributedOptimizer`s, with their state on the device or the host.
+            optimizer: a chain of `ShardedOptimizer`s, with their state on the device or the host.
             threshold: tau, in units of the softmax's input.
             device: device of the model.
         """
@@ -93,19 +93,13 @@ class QkClip:
             for module in chunk.modules()
             if all(hasattr(module, name) for name in _ATTENTION_PARTS)
         ]
-        weights = []
         for attention in self._attentions:
             attention.core_attention.record_max_logits = True
-            layer = attention.core_attention.layer_number - 1
-            weights.append(_Weight(attention.linear_q_up_proj.weight, layer, is_query=True))
-            weights.append(_Weight(attention.linear_kv_up_proj.weight, layer, is_query=False))
         assert isinstance(optimizer, ChainedOptimizer)
         for part in optimizer.chained_optimizers:
-            # A rank without parameters of a kind has a stub for it.
-            shards = {} if part.is_stub_optimizer else part.model_param_group_index_map
-            held = [weight for weight in weights if weight.parameter in shards]
-            if held:
-                part.optimizer.register_step_post_hook(partial(self._clip, part, held))
+            weights = list(_held_weights(self._attentions, part.shards()))
+            if weights:
+                part.optimizer.register_step_post_hook(partial(self._clip, weights))
         self._maxima: Tensor | None = None
 
     @torch.no_grad()
@@ -143,17 +137,14 @@ class QkClip:
         return ClipResult(tuple(maxima_LH.amax(1).tolist()), num_clipped)
 
     @torch.no_grad()
-    def _clip(self, part: DistributedOptimizer, weights: list[_Weight], *_: Any) -> None:
+    def _clip(self, weights: list[_Weight], *_: Any) -> None:
         """Scale this rank's shards of the weights; runs after each step of the part's inner optimizer."""
         if self._maxima is None:
             return
         model, factors_LH = self._model, clip_factors(self._maxima, self._threshold)
         nope, rope, value = model.qk_nope_head_dim, model.qk_rope_head_dim, model.v_head_dim
         for weight in weights:
-            group, place = part.model_param_group_index_map[weight.parameter]
-            master = part.optimizer.param_groups[group]["params"][place]
-            own = part._get_model_param_range_map(weight.parameter)["param"]
-            assert master.numel() == own.size
+            master, start = weight.shard.master, weight.shard.start
             # Factors move to the host once per step, if masters are there.
             factors_LH = factors_LH.to(master.device)
             factors_H = factors_LH[weight.layer]
@@ -161,7 +152,20 @@ class QkClip:
                 row_scales = query_row_scales(factors_H, nope, rope)
             else:
                 row_scales = key_value_row_scales(factors_H, nope, value)
-            scale_rows(master, own.start, row_scales, weight.parameter.shape[1])
+            scale_rows(master, start, row_scales, weight.shard.parameter.shape[1])
+
+
+def _held_weights(
+    attentions: Iterable[Any], shards: Mapping[nn.Parameter, ParameterShard]
+) -> Iterator[_Weight]:
+    for attention in attentions:
+        layer = attention.core_attention.layer_number - 1
+        for parameter, is_query in (
+            (attention.linear_q_up_proj.weight, True),
+            (attention.linear_kv_up_proj.weight, False),
+        ):
+            if parameter in shards:
+                yield _Weight(shards[parameter], layer, is_query)
 
 
 def build_qk_clip(

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parallel.megatron.sharded_optimizer import ParamGroups, ShardedOptimizer
+from parallel.megatron.sharded_optimizer import ParameterShard, ParamGroups, ShardedOptimizer
 
 BuildOptimizer = Callable[[ParamGroups], torch.optim.Optimizer]
 """From parameter groups of host tensors to the optimizer that steps them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class HostShard:
     """This rank's part [N] of one parameter, on both sides of the bus."""
 
     master: Tensor
@@ -29,7 +29,7 @@ class Shard:
     """float32 on the host."""
     gradient: Tensor
     """float32 on the device, in the gradient buffer: reduced, and clipped there."""
-    parameter: Tensor
+    weights: Tensor
     """In the run's dtype on the device, in the parameter buffer: what is gathered after the update."""
 
 
@@ -45,30 +45,21 @@ class HostOptimizer(ShardedOptimizer):
     def __init__(self, resident: ShardedOptimizer, build: BuildOptimizer) -> None:
         """Take over `resident`, which must not be used any more and has not made a step."""
         self.__dict__.update(resident.__dict__)
-        self.shards: list[Shard] = []
+        self.host_shards: list[HostShard] = []
+        own = resident.shards()
         groups = resident.optimizer.param_groups
         for index, group in enumerate(groups):
             float32, float16 = self.model_fp32_groups[index], self.model_float16_groups[index]
-            shards = [self._to_host(parameter) for parameter in [*float32, *float16]]
+            shards = [_to_host(own[parameter]) for parameter in [*float32, *float16]]
             masters = [shard.master for shard in shards]
             for parameter, master in zip(float16, masters[len(float32) :], strict=True):
                 parameter.main_param = master
             self.shard_fp32_groups[index] = masters[: len(float32)]
             self.shard_fp32_from_float16_groups[index] = masters[len(float32) :]
             group["params"] = masters
-            self.shards += shards
+            self.host_shards += shards
         self.optimizer = build(groups)
-        self._gradients = [_holder(shard.gradient) for shard in self.shards]
-
-    def _to_host(self, parameter: torch.nn.Parameter) -> Shard:
-        own = self._get_model_param_range_map(parameter)["param"]
-        shard = parameter.detach().view(-1)[own.start : own.end]
-        return Shard(
-            master=_pinned_for(shard).copy_(shard),
-            host_gradient=_pinned_for(shard),
-            gradient=parameter.main_grad.view(-1)[own.start : own.end],  # type: ignore[attr-defined]
-            parameter=shard,
-        )
+        self._gradients = [_holder(shard.gradient) for shard in self.host_shards]
 
     def get_parameters(self) -> list[Tensor]:
         """What norm and clipping look for gradients at: they work on the device."""
@@ -80,19 +71,29 @@ class HostOptimizer(ShardedOptimizer):
     @torch.no_grad()
     def step_with_ready_grads(self) -> bool:
         """Take the clipped gradients to the host, step there, and bring the parameters back."""
-        for shard in self.shards:
+        for shard in self.host_shards:
             shard.host_gradient.copy_(shard.gradient, non_blocking=True)
         # Copies to pinned memory are under way when they return, and so are those of the step before, which
         # read the masters that are about to change.
         torch.cuda.synchronize()
-        for shard in self.shards:
+        for shard in self.host_shards:
             shard.master.grad = shard.host_gradient
         return super().step_with_ready_grads()
 
     def _copy_main_params_to_model_params(self) -> None:
-        for shard in self.shards:
+        for shard in self.host_shards:
             # Cast on the device: on the host it would go through memory that is not pinned.
-            shard.parameter.copy_(shard.master.to(shard.parameter.device, non_blocking=True))
+            shard.weights.copy_(shard.master.to(shard.weights.device, non_blocking=True))
+
+
+def _to_host(shard: ParameterShard) -> HostShard:
+    weights = shard.weights
+    return HostShard(
+        master=_pinned_for(weights).copy_(weights),
+        host_gradient=_pinned_for(weights),
+        gradient=shard.gradient,
+        weights=weights,
+    )
 
 
 def _holder(gradient: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ is not used: it keeps whole matrices in shards of equal size, most of which is p
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,6 +41,30 @@ class OptimizerPartition:
     """Names of the state tensors that the optimizer keeps for a shard, in the shard's shape."""
 
 
+@dataclass(frozen=True, slots=True)
+class ParameterShard:
+    """This rank's part [N] of a parameter, as a flat range of its elements: what its optimizer updates."""
+
+    parameter: nn.Parameter
+    start: int
+    end: int
+    """The element after the last."""
+    master: Tensor
+    """float32 [N], what the inner optimizer steps; in host memory with `HostOptimizer`."""
+    group: int
+    """Index of its group in the inner optimizer's `param_groups`."""
+
+    @property
+    def weights(self) -> Tensor:
+        """[N] in the run's dtype, in the parameter buffer: what is gathered after the update."""
+        return self.parameter.detach().view(-1)[self.start : self.end]
+
+    @property
+    def gradient(self) -> Tensor:
+        """float32 [N] in the gradient buffer: reduced after the backward pass, and clipped there."""
+        return self.parameter.main_grad.view(-1)[self.start : self.end]  # type: ignore[attr-defined]
+
+
 class ShardedOptimizer(DistributedOptimizer):
     """megatron-core's distributed optimizer with state tensors of any name."""
 
@@ -52,13 +77,46 @@ class ShardedOptimizer(DistributedOptimizer):
         """Names of the state tensors of a shard; checkpoints hold one each."""
         return self._state_keys
 
-    def master_of(self, parameter: nn.Parameter) -> tuple[Tensor, int] | None:
-        """This rank's float32 shard of a parameter, flat, and where it starts in the flat parameter."""
-        if parameter not in self.model_param_gbuf_map:
-            return None
-        group, place = self.model_param_group_index_map[parameter]
-        start = self._get_model_param_range_map(parameter)["param"].start
-        return self.optimizer.param_groups[group]["params"][place], start
+    def shards(self) -> dict[nn.Parameter, ParameterShard]:
+        """This rank's shard of each parameter of which it has one, in the order of the gradient buffers.
+
+        Masters keep their identity through steps and checkpoints, so that a caller may keep the result.
+        """
+        return {parameter: self._shard_of(parameter) for parameter in self.model_param_gbuf_map}
+
+    def _shard_of(self, parameter: nn.Parameter) -> ParameterShard:
+        own = self._get_model_param_range_map(parameter)["param"]
+        group, position = self.model_param_group_index_map[parameter]
+        master = self.optimizer.param_groups[group]["params"][position]
+        return ParameterShard(parameter, own.start, own.end, master, group)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """A position in a data-parallel group, which is all that megatron-core asks a group for."""
+
+    index: int
+    num_seats: int
+
+    def rank(self) -> int:
+        return self.index
+
+    def size(self) -> int:
+        return self.num_seats
+
+
+def shard_ranges(buffer: Any, index: int, num_shards: int) -> Iterator[tuple[nn.Parameter, int, int]]:
+    """(parameter, start, end) of each shard in a gradient buffer that one of its `num_shards` ranks has."""
+    view = SimpleNamespace(
+        data_parallel_group=_Seat(index, num_shards),
+        num_optimizer_shards=buffer.num_optimizer_shards,
+        buckets=buffer.buckets,
+        param_index_map=buffer.param_index_map,
+    )
+    for bucket in range(len(buffer.buckets)):
+        ranges = DistributedOptimizer._build_model_gbuf_range(view, bucket)["param_map"]
+        for parameter, own in ranges.items():
+            yield parameter, own["param"].start, own["param"].end
 
 
 @contextmanager

@@ -58,12 +58,8 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
         return updated
 
     def _find_not_finite(self) -> list[str]:
-        found = []
-        for optimizer in self.chained_optimizers:
-            for parameter in optimizer.model_param_gbuf_map:
-                own = optimizer._get_model_param_range_map(parameter)["param"]
-                if not parameter.main_grad.view(-1)[own.start : own.end].isfinite().all():
-                    found.append(self._names[parameter])
+        shards = [shard for part in self.chained_optimizers for shard in part.shards().values()]
+        found = [self._names[each.parameter] for each in shards if not each.gradient.isfinite().all()]
         by_rank: list[list[str]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(by_rank, found)
         return sorted({name for names in by_rank for name in names})

@@ -117,7 +117,7 @@ def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
     complete_parameters(run.modules)
     buffers = [each for module in run.modules for each in module.buffers + module.expert_parallel_buffers]
     gathered = {parameter for buffer in buffers for parameter in buffer.params}
-    updated = {each for part in run.optimizer.chained_optimizers for each in part.model_param_gbuf_map}
+    updated = {each for part in run.optimizer.chained_optimizers for each in part.shards()}
     return Observed(
         before=before,
         after={name: parameter.detach().clone() for name, parameter in named.items()},

@@ -157,12 +157,9 @@ def decays(context: RankContext, arguments: list[str]) -> list[tuple[int, float]
     """(axes, weight decay) of every parameter."""
     run = start_run(context, arguments)
     return [
-        (
-            parameter.dim(),
-            part.optimizer.param_groups[part.model_param_group_index_map[parameter][0]]["weight_decay"],
-        )
+        (parameter.dim(), part.optimizer.param_groups[shard.group]["weight_decay"])
         for part in run.optimizer.chained_optimizers
-        for parameter in part.model_param_gbuf_map
+        for parameter, shard in part.shards().items()
     ]
 
 

@@ -53,12 +53,10 @@ def train_and_look(
         "apart": all(master.untyped_storage().data_ptr() not in weights for master in masters),
         "dtypes": {str(master.dtype) for master in masters},
         "rounding": max(
-            float((shard.master - shard.parameter).abs().max())
+            float((shard.master - shard.weights).abs().max())
             for part in run.optimizer.chained_optimizers
-            for shard in getattr(part, "shards", [])
-        )
-        if "offload=cpu" in " ".join(arguments)
-        else None,
+            for shard in part.shards().values()
+        ),
     }
     return [(result.loss, result.grad_norm) for result in results], looks
 

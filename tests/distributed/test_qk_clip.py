@@ -1,6 +1,6 @@
 """QK-Clip equals the paper's, one head after another, wherever weights and masters lie."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,14 +194,10 @@ def clip_a_step(context: RankContext, arguments: Sequence[str]) -> Clipped:
     before: dict[str, Tensor] = {}
     states: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def masters(part: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        for parameter, (group, place) in part.model_param_group_index_map.items():
-            yield parameter, part.optimizer.param_groups[group]["params"][place]
-
     def look(part: Any, *_: Any) -> None:
-        for parameter, master in masters(part):
-            before[names[parameter]] = master.detach().clone()
-            for key, state in part.optimizer.state[master].items():
+        for parameter, shard in part.shards().items():
+            before[names[parameter]] = shard.master.detach().clone()
+            for key, state in part.optimizer.state[shard.master].items():
                 states[f"{names[parameter]}: {key}"] = (state, state.clone())
 
     logits: dict[int, Tensor] = {}
@@ -213,10 +209,9 @@ def clip_a_step(context: RankContext, arguments: Sequence[str]) -> Clipped:
     complete_parameters(run.chunks)
     shards = {}
     for part in run.optimizer.chained_optimizers:
-        for parameter, master in masters(part):
-            start = part._get_model_param_range_map(parameter)["param"].start
+        for parameter, shard in part.shards().items():
             name = names[parameter]
-            shards[name] = Shard(start, before[name], master.detach().clone())
+            shards[name] = Shard(shard.start, before[name], shard.master.detach().clone())
     weights = {name: weight.detach().clone() for weight, name in names.items() if PROJECTION.search(name)}
     changed = [name for name, (state, copy) in states.items() if not torch.equal(state, copy)]
     return Clipped(logits, shards, weights, changed, result.clip)

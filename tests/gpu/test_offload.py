@@ -29,7 +29,7 @@ def train_and_measure(arguments: Sequence[str]) -> dict[str, Any]:
     with run.loader:
         losses = [train_step(run, step).loss for step in range(1, run.config.train.steps + 1)]
     parts = run.optimizer.chained_optimizers
-    shards = [shard for part in parts for shard in getattr(part, "shards", [])]
+    shards = [shard for part in parts for shard in getattr(part, "host_shards", [])]
     state = [
         value
         for part in parts
