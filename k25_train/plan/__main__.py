@@ -25,9 +25,9 @@ from k25_train.plan.report.communication import communication_table
 from k25_train.plan.report.memory import (
     memory_as_dict,
     memory_lines,
+    packed_by_part,
     part_table,
     stage_table,
-    stored_by_part,
 )
 from k25_train.plan.report.optimizer import optimizer_as_dict, rule_lines, state_lines
 from k25_train.plan.report.parameters import parameter_summary, parameter_table
@@ -94,7 +94,7 @@ def print_activations(pipeline: PipelinePlan, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(memory_as_dict(config, memories), indent=2))
         return
-    tables = [part_table(config, part, tensors) for part, tensors in stored_by_part(config).items()]
+    tables = [part_table(config, part, tensors) for part, tensors in packed_by_part(config).items()]
     tables.append(stage_table(config, memories))
     # Rich would cut numbers short where there is no terminal, or a narrow one.
     console = Console(

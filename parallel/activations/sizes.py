@@ -14,7 +14,7 @@ BLOCK_BYTES = 512
 """Granularity of blocks of host memory: the alignment of torch's own allocator on a GPU."""
 
 
-def stored_bytes(shape: Sequence[int]) -> int:
+def fp8_bytes(shape: Sequence[int]) -> int:
     """Bytes of a tensor [..., hidden] in FP8: one per element, four per tile. Scalars have no FP8 form."""
     *leading, hidden = shape
     return math.prod(leading) * (hidden + 4 * -(-hidden // TILE))

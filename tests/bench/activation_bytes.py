@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from k25_train.compose.resolve import compose
-from k25_train.plan.memory.activations import WaitingBytes, store
+from k25_train.plan.memory.activations import WaitingBytes, pack
 from k25_train.plan.memory.kernels import KERNELS
 from k25_train.plan.memory.saved_tensors import SavedTensor, SavedTensors
 from k25_train.plan.pass_sizes import balanced_sizes
@@ -75,7 +75,7 @@ def layers(policies: Mapping[str, Policy]) -> dict[str, list[SavedTensor]]:
 
 
 def waiting(policies: Mapping[str, Policy], tensors: Iterable[SavedTensor]) -> WaitingBytes:
-    return WaitingBytes.of(store(each, policies[each.name], offloads=True) for each in tensors)
+    return WaitingBytes.of(pack(each, policies[each.name], offloads=True) for each in tensors)
 
 
 def by_megatron(keep: Mapping[str, Policy]) -> dict[str, dict[str, int]]:
@@ -176,7 +176,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
         tensors = [*lists.first_chunk(), *lists.every_chunk(), *lists.last_chunk()]
         for layer in range(model.num_layers):
             tensors += lists.layer(is_moe=layer >= model.num_dense_layers)
-        stored = (store(each, policies[name][each.name], offloads=False) for each in tensors)
+        stored = (pack(each, policies[name][each.name], offloads=False) for each in tensors)
         return WaitingBytes.of(stored).device
 
     lists = SavedTensors(model, train.dtype, KERNELS[choices["keep"].cluster.device], policies["keep"], sizes)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parallel.activations.fp8 import compress, decompress
-from parallel.activations.sizes import stored_bytes
+from parallel.activations.sizes import fp8_bytes
 
 HIDDEN_SIZES = (7168, 4096)
 ROUNDS = 20
@@ -69,7 +69,7 @@ def main() -> None:
             },
             gpu_s if cuda else cpu_s,
         )
-        moved = tensor.nbytes + stored_bytes(tensor.shape)
+        moved = tensor.nbytes + fp8_bytes(tensor.shape)
         copied = 2 * tensor.nbytes / times.pop("copy")
         table.add_row(f"{num_rows} x {hidden}", "copy", f"{copied / 1e9:.3g}", "1")
         for name, taken in times.items():

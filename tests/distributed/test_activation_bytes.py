@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from k25_train.compose.resolve import compose
-from k25_train.plan.memory.activations import peak_held, saved_tensors, store_all
+from k25_train.plan.memory.activations import pack_all, peak_held, saved_tensors
 from k25_train.plan.memory.offload import offload_budget
 from k25_train.plan.pass_sizes import largest_sizes
 from k25_train.plan.pipeline import StagePlan, plan_pipeline
@@ -90,7 +90,7 @@ def planned(stage: StagePlan, key: PassKey, stored: Sequence[Record], *, offload
         tensors += lists.layer(is_moe=is_moe)
     return Counter(
         (each.tensor.name, each.tensor.shape, each.policy, each.device_bytes, each.host_bytes)
-        for each in store_all(config, tensors, offloads=offloads)
+        for each in pack_all(config, tensors, offloads=offloads)
     )
 
 

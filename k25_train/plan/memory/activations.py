@@ -1,6 +1,6 @@
 """What activations take on the device and in the host until their backward pass; torch-free.
 
-What a pass saves (`saved_tensors.py`) is stored by policy, by the rules of
+What a pass saves (`saved_tensors.py`) is packed by policy, by the rules of
 `parallel/activations/saving_pass.py`, and held from forward to backward, in the order of the schedule. A
 sequence counts as one document.
 """
@@ -15,11 +15,11 @@ from k25_train.plan.memory.saved_tensors import SavedTensor, SavedTensors
 from k25_train.plan.pass_sizes import PassSizes
 from k25_train.plan.pipeline import StagePlan
 from parallel.activations.policy import Policy
-from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES, block_bytes, stored_bytes
+from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES, block_bytes, fp8_bytes
 from parallel.pipeline.schedule import Pass, PassKey
 
 
-class StoredTensor(NamedTuple):
+class PackedTensor(NamedTuple):
     """A saved tensor and what is done with it."""
 
     tensor: SavedTensor
@@ -45,7 +45,7 @@ class WaitingBytes(NamedTuple):
     """Host memory in whole blocks."""
 
     @classmethod
-    def of(cls, tensors: Iterable[StoredTensor]) -> "WaitingBytes":
+    def of(cls, tensors: Iterable[PackedTensor]) -> "WaitingBytes":
         """The sums over tensors."""
         device, host, blocks = 0, 0, 0
         for each in tensors:
@@ -71,8 +71,8 @@ def saved_tensors(config: Config, sizes: PassSizes) -> SavedTensors:
     return SavedTensors(config.model, config.train.dtype, kernels, policies, sizes)
 
 
-def stage_tensors(stage: StagePlan, sizes: PassSizes, *, offloads: bool = True) -> list[list[StoredTensor]]:
-    """[virtual stage] -> what a pass through that chunk stores; `offloads`: whether it leaves the device."""
+def stage_tensors(stage: StagePlan, sizes: PassSizes, *, offloads: bool = True) -> list[list[PackedTensor]]:
+    """[virtual stage] -> what a pass through that chunk saves; `offloads`: whether it leaves the device."""
     lists, model = saved_tensors(stage.config, sizes), stage.config.model
     found = []
     for chunk in stage.chunks:
@@ -81,33 +81,33 @@ def stage_tensors(stage: StagePlan, sizes: PassSizes, *, offloads: bool = True) 
         for layer in chunk.layers:
             saved += lists.layer(is_moe=model.is_moe(layer))
         saved += lists.last_chunk() if chunk.is_last else []
-        found.append(store_all(stage.config, saved, offloads=offloads))
+        found.append(pack_all(stage.config, saved, offloads=offloads))
     return found
 
 
-def store_all(config: Config, tensors: Iterable[SavedTensor], *, offloads: bool = True) -> list[StoredTensor]:
+def pack_all(config: Config, tensors: Iterable[SavedTensor], *, offloads: bool = True) -> list[PackedTensor]:
     """What becomes of tensors by their names' policies; `offloads`: whether their pass leaves the device."""
     policies = config.activation.policies()
-    return [store(tensor, policies[tensor.name], offloads=offloads) for tensor in tensors]
+    return [pack(tensor, policies[tensor.name], offloads=offloads) for tensor in tensors]
 
 
-def store(tensor: SavedTensor, wanted: Policy, *, offloads: bool) -> StoredTensor:
+def pack(tensor: SavedTensor, wanted: Policy, *, offloads: bool) -> PackedTensor:
     """What becomes of a tensor for which a policy is wanted; `SavingPass` does the same with real ones."""
-    # 1. Recomputed: only its inputs are stored.
+    # 1. Recomputed: only its inputs are saved.
     if tensor.is_made_again:
-        return StoredTensor(tensor, Policy.recompute, 0, 0, 0)
+        return PackedTensor(tensor, Policy.recompute, 0, 0, 0)
     compresses = wanted.compresses and tensor.may_be_rounded
     leaves = wanted.offloads and offloads and tensor.num_bytes >= SMALLEST_OFFLOADED_BYTES
     # 2. In its own format, in the host or on the device.
     if not compresses:
         if leaves:
             host_bytes = tensor.num_bytes
-            return StoredTensor(tensor, Policy.offload, 0, host_bytes, block_bytes(host_bytes))
-        return StoredTensor(tensor, Policy.keep, tensor.memory_bytes, 0, 0)
+            return PackedTensor(tensor, Policy.offload, 0, host_bytes, block_bytes(host_bytes))
+        return PackedTensor(tensor, Policy.keep, tensor.memory_bytes, 0, 0)
     # 3. In FP8; in the host, values and scales are separate blocks.
     if not leaves:
-        return StoredTensor(tensor, Policy.fp8, stored_bytes(tensor.shape), 0, 0)
+        return PackedTensor(tensor, Policy.fp8, fp8_bytes(tensor.shape), 0, 0)
     num_values = math.prod(tensor.shape)
-    scale_bytes = stored_bytes(tensor.shape) - num_values
+    scale_bytes = fp8_bytes(tensor.shape) - num_values
     blocks = block_bytes(num_values) + block_bytes(scale_bytes)
-    return StoredTensor(tensor, Policy.fp8_offload, 0, num_values + scale_bytes, blocks)
+    return PackedTensor(tensor, Policy.fp8_offload, 0, num_values + scale_bytes, blocks)

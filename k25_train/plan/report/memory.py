@@ -13,11 +13,11 @@ from rich.table import Table
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.plan.memory.activations import (
-    StoredTensor,
+    PackedTensor,
     WaitingBytes,
+    pack_all,
     saved_tensors,
     stage_tensors,
-    store_all,
 )
 from k25_train.plan.memory.stage import OVERHEAD_BYTES, StageMemory, fullest, most_imbalance, room_bytes
 from k25_train.plan.pass_sizes import balanced_sizes
@@ -28,8 +28,8 @@ from k25_train.units import GB
 from parallel.activations.policy import Policy
 
 
-def stored_by_part(config: Config) -> dict[str, list[StoredTensor]]:
-    """Part of the model -> what it stores of a micro-batch if tokens are spread evenly over experts."""
+def packed_by_part(config: Config) -> dict[str, list[PackedTensor]]:
+    """Part of the model -> what it saves of a micro-batch if tokens are spread evenly over experts."""
     lists, model = saved_tensors(config, balanced_sizes(config)), config.model
     saved = {}
     if model.num_dense_layers:
@@ -41,10 +41,10 @@ def stored_by_part(config: Config) -> dict[str, list[StoredTensor]]:
         "first chunk": lists.first_chunk(),
         "last chunk": lists.last_chunk(),
     }
-    return {part: store_all(config, tensors) for part, tensors in saved.items()}
+    return {part: pack_all(config, tensors) for part, tensors in saved.items()}
 
 
-def part_table(config: Config, part: str, tensors: Sequence[StoredTensor]) -> Table:
+def part_table(config: Config, part: str, tensors: Sequence[PackedTensor]) -> Table:
     """One row per tensor; equal ones share a row."""
     tokens, total = config.train.seq_len * config.train.micro_batch_size, WaitingBytes.of(tensors)
     table = Table(
@@ -56,13 +56,13 @@ def part_table(config: Config, part: str, tensors: Sequence[StoredTensor]) -> Ta
     sums = (total.device, total.host, (total.device + total.host) // tokens)
     for name, number in zip(("device bytes", "host bytes", "per token"), sums, strict=True):
         table.add_column(name, footer=f"{number:,}", justify="right", no_wrap=True)
-    for stored, count in Counter(tensors).items():
-        shape = format_shape(stored.tensor.shape) or "scalar"
-        numbers = (count * stored.device_bytes, count * stored.host_bytes)
+    for packed, count in Counter(tensors).items():
+        shape = format_shape(packed.tensor.shape) or "scalar"
+        numbers = (count * packed.device_bytes, count * packed.host_bytes)
         table.add_row(
-            stored.tensor.name,
+            packed.tensor.name,
             shape if count == 1 else f"{count} of {shape}",
-            stored.policy.value,
+            packed.policy.value,
             *(f"{number:,}" if number else "-" for number in (*numbers, sum(numbers) // tokens)),
         )
     return table
@@ -154,8 +154,8 @@ def remedies(stage: StagePlan, memory: StageMemory) -> Iterator[str]:
     """What would take the most off the device."""
     held = Counter[str]()
     for chunk in stage_tensors(stage, stage.balanced_sizes):
-        for stored in chunk:
-            held[stored.tensor.name] += stored.device_bytes
+        for packed in chunk:
+            held[packed.tensor.name] += packed.device_bytes
     policies = stage.config.activation.policies()
     for name, _ in held.most_common(2):
         offloaded = Policy.fp8_offload if policies[name].compresses else Policy.offload
@@ -166,10 +166,10 @@ def remedies(stage: StagePlan, memory: StageMemory) -> Iterator[str]:
 
 def memory_as_dict(config: Config, memories: Sequence[StageMemory]) -> dict[str, object]:
     """Saved tensors and the memory of every stage, for JSON."""
-    parts = stored_by_part(config)
+    parts = packed_by_part(config)
     return {
         "tokens": config.train.seq_len * config.train.micro_batch_size,
-        "parts": {part: [_tensor_as_dict(stored) for stored in tensors] for part, tensors in parts.items()},
+        "parts": {part: [_tensor_as_dict(packed) for packed in tensors] for part, tensors in parts.items()},
         "stages": [
             asdict(memory)
             | {"layers": [list(layers) for layers in memory.layers], "device": memory.device}
@@ -179,11 +179,11 @@ def memory_as_dict(config: Config, memories: Sequence[StageMemory]) -> dict[str,
     }
 
 
-def _tensor_as_dict(stored: StoredTensor) -> dict[str, object]:
+def _tensor_as_dict(packed: PackedTensor) -> dict[str, object]:
     return {
-        "name": stored.tensor.name,
-        "shape": list(stored.tensor.shape),
-        "policy": stored.policy.value,
-        "device_bytes": stored.device_bytes,
-        "host_bytes": stored.host_bytes,
+        "name": packed.tensor.name,
+        "shape": list(packed.tensor.shape),
+        "policy": packed.policy.value,
+        "device_bytes": packed.device_bytes,
+        "host_bytes": packed.host_bytes,
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from parallel.activations.fp8 import Fp8Tensor, compress, decompress
-from parallel.activations.sizes import stored_bytes
+from parallel.activations.sizes import fp8_bytes
 from tests.helpers import fp8_reference
 from tests.helpers.fp8_reference import KINDS, hostile
 from tests.helpers.project_sources import REPO
@@ -181,7 +181,7 @@ def test_any_shape(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     rows = math.prod(shape[:-1])
     assert stored.values.shape == (rows, shape[-1]) and stored.scales.shape == (rows, -(-shape[-1] // 128))
     assert stored.values.is_contiguous() and stored.scales.is_contiguous()
-    assert stored.values.nbytes + stored.scales.nbytes == stored_bytes(shape)
+    assert stored.values.nbytes + stored.scales.nbytes == fp8_bytes(shape)
     back = decompress(stored)
     assert back.dtype == dtype and back.is_contiguous() and torch.equal(back, tensor)
 
@@ -205,7 +205,7 @@ def test_the_input_and_autograd_are_left_alone() -> None:
 
 
 def test_an_activation_takes_little_more_than_half() -> None:
-    assert stored_bytes((4096, 7168)) / (2 * 4096 * 7168) == 0.5 * (1 + 4 / 128)
+    assert fp8_bytes((4096, 7168)) / (2 * 4096 * 7168) == 0.5 * (1 + 4 / 128)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32, torch.float8_e4m3fn])

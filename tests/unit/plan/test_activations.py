@@ -11,7 +11,7 @@ from k25_train.config.activation import CAN_RECOMPUTE, CAN_ROUND
 from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
 from k25_train.config.model import ModelConfig
-from k25_train.plan.memory.activations import store
+from k25_train.plan.memory.activations import pack
 from k25_train.plan.memory.kernels import KERNELS
 from k25_train.plan.memory.saved_tensors import SavedTensors
 from k25_train.plan.pass_sizes import PassSizes
@@ -68,10 +68,10 @@ def planned(
     saved = [*lists.first_chunk(), *lists.every_chunk(), *lists.last_chunk()]
     for layer in range(model.num_layers):
         saved += lists.layer(is_moe=layer >= model.num_dense_layers)
-    stored = [store(tensor, case.policies[tensor.name], offloads=not case.stays) for tensor in saved]
+    packed = [pack(tensor, case.policies[tensor.name], offloads=not case.stays) for tensor in saved]
     return Counter(
         (each.tensor.name, each.tensor.shape, each.policy, each.device_bytes, each.host_bytes)
-        for each in stored
+        for each in packed
     )
 
 
