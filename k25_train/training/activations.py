@@ -105,6 +105,7 @@ def build_activations(stage: StagePlan, chunks: Sequence[MultimodalModel], topol
     activation = stage.config.activation
     if activation.keeps_all:
         return KeepEverything()
+    # 1. Host memory, sized by the plan and taken before the first step.
     engine = None
     if activation.offloads:
         budget = offload_budget(stage)
@@ -112,5 +113,6 @@ def build_activations(stage: StagePlan, chunks: Sequence[MultimodalModel], topol
             engine = build_engine(topology.device, budget.host_bytes, budget.device_bytes)
         except HostMemoryError as error:
             raise ConfigError(str(error)) from error
+    # 2. Which passes offload, and when each tensor comes back.
     order = offload_order(stage.passes, activation.passes_ahead)
     return ByPolicy(ActivationManager(activation.policies(), chunks, order, engine))

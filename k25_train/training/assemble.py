@@ -33,9 +33,10 @@ def assemble(model: Model, config: Config, backbone: BackboneConfig, topology: T
 
     Raises `ConfigError` if `optim.offload` asks for what is not installed.
     """
+    # 1. What is trained, and by which rule; what is frozen gets no gradient buffer.
     freeze(model.modules, config.optim)
     rules = parameter_rules(model.modules, config.optim, config.model)
-    # Parameters of Muon and of AdamW get separate buffers, each owned by one optimizer.
+    # 2. Gradient buffers: parameters of Muon and of AdamW get separate ones, each owned by one optimizer.
     with buffers_apart(updated_by_muon(rules)):
         chunks = replicate(
             model.chunks,
@@ -45,6 +46,7 @@ def assemble(model: Model, config: Config, backbone: BackboneConfig, topology: T
             overlap_param_gather=config.parallelism.overlap_param_gather,
         )
         encoders = [replicate_everywhere(encoder, backbone, topology) for encoder in model.encoders]
+    # 3. The optimizers, sharded over the ranks that hold the same parameters.
     names, dtype = dict(model.parameter_names()), TORCH_DTYPE[config.train.dtype]
     optimizer = build_optimizer(config.optim, rules, names, chunks, encoders, dtype, topology)
     return Assembled(chunks, encoders, optimizer)

@@ -78,6 +78,7 @@ class DecoupledTower:
 
     def arrange(self, batches: Sequence[MicroBatch], vision: StepVision) -> list[MicroBatch]:
         """This replica's micro-batches in the order of the plan, without the loss of what did not decode."""
+        # The planner may run micro-batches in another order: costly ones in the middle of the step.
         replica = self._topology.dp_rank
         ordered = [batches[number] for number in vision.order[replica]]
         failed = items_by_micro_batch(vision, self._share_failures(vision), replica, len(ordered))

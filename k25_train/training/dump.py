@@ -25,6 +25,7 @@ def dump_batches(run: Run, folder: Path) -> None:
         raise ConfigError(f"dump={folder} needs parallelism.pp=1, not {run.topology.pp_size}")
     if not run.tower.takes_pixels:
         raise ConfigError(f"dump={folder} needs dep.mode=coupled, not {run.config.dep.mode.value}")
+    # With one stage and a coupled tower this rank computes whole micro-batches alone.
     folder.mkdir(parents=True, exist_ok=True)
     (chunk,) = run.chunks
     chunk.eval()

@@ -31,12 +31,14 @@ def eval_sums(run: Run, num_sequences: int, shuffle_media_seed: int | None = Non
 
     `shuffle_media_seed` gives every sample the images of another one.
     """
-    # With overlapped gathers, parameters are stale after an update until somebody asks for them.
+    # 1. With overlapped gathers, parameters are stale after an update until somebody asks for them.
     complete_parameters(run.modules)
     for module in run.modules:
         module.eval()
+    # 2. Held-out sequences, divided over replicas; images over all ranks.
     with run.tracker.phase("read data"):
         inputs = run.reader.evaluation(num_sequences, shuffle_media_seed)
+    # 3. The tower, then the pipeline, forward only.
     tower = run.tower.evaluating
     tower.start(inputs.vision)
     reported = run_schedule(

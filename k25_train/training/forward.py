@@ -75,6 +75,7 @@ def count_tokens(batches: Sequence[DeviceBatch], topology: Topology) -> TokenCou
     """Count the global batch's tokens; every rank gets the same."""
     counted = [batch.targets.loss_mask.sum(dtype=torch.float64) for batch in batches]
     num_tokens = sum(batch.tokens.numel() for batch in batches)
+    # float64 counts exactly what a global batch of 67M tokens can have, and is reduced in one collective.
     counts = torch.stack([torch.stack(counted).sum(), torch.tensor(float(num_tokens)).to(counted[0])])
     dist.all_reduce(counts, group=topology.groups.dp)
     with_loss, everything = counts.tolist()
@@ -99,8 +100,10 @@ def forward_micro_batch(
         leaf: from a micro-batch's number to the features [V, D] that a decoupled tower has encoded for it.
         activations: saves what the backward pass needs.
     """
+    # 1. What runs: the chunk, or megatron-core's plan of its pass.
     model: Any = getattr(chunk, "module", chunk)
     run = cast(Callable[..., Any], chunk.build_schedule_plan if as_schedule_plan else chunk)
+    # 2. Only the first chunk embeds tokens, and so takes features.
     inputs = {
         "tokens": batch.tokens,
         "documents": PackedDocuments.of(batch.document_lengths, batch.tokens.device),
@@ -110,6 +113,7 @@ def forward_micro_batch(
         "grid_thw": batch.grid_thw,
         "features": leaf(batch.number) if model.pre_process else None,
     }
+    # 3. Run it, with what it saves for the backward pass stored by policy.
     forward = activations.forward_plan if as_schedule_plan else activations.forward
     output = forward(partial(run, **inputs), model, batch.number)
     return output, partial(objective, targets=batch.targets)

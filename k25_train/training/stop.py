@@ -26,10 +26,12 @@ class StopRequest:
         self.received = 0
         for number in self._NUMBERS:
             signal.signal(number, self._remember)
+        # Asks the kernel for a SIGTERM when torchrun, the parent, dies.
         if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
             ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGTERM)
 
     def _remember(self, number: int, _frame: types.FrameType | None) -> None:
+        # Nothing else: the step that is running must end like on every other rank.
         self.received = number
 
     def close(self) -> None:

@@ -22,10 +22,12 @@ def traced(run: Run, report: Report, step: int) -> Iterator[None]:
     if step != run.config.train.trace_step:
         yield
         return
+    # 1. All ranks begin together, so that clocks of different nodes can be aligned at this moment.
     dist.barrier()
     ready_s = time.monotonic()
     recorder = run.tracker.recorder = Recorder()
     yield
+    # 2. Recording ends with the step.
     run.tracker.recorder = None
     record = RankRecord(
         rank=run.topology.rank,
@@ -35,7 +37,7 @@ def traced(run: Run, report: Report, step: int) -> Iterator[None]:
         ready_s=ready_s,
         spans=tuple(recorder.spans),
     )
-    # A rank needs some tens of bytes a phase; the others wait while the first one draws.
+    # 3. A rank sends some tens of bytes per phase; the others wait while the first one draws.
     with run.tracker.phase("write timeline", may_be_long=True):
         records = [record] * run.topology.world_size if run.is_main else None
         dist.gather_object(record, records)

@@ -39,6 +39,7 @@ class Trainer:
 
     def _fit(self) -> None:
         run, cadence = self.run, self.run.config.train
+        # 1. Where to start: after the newest checkpoint, or from the beginning with a first evaluation.
         start = self.resume()
         if start == cadence.steps:
             self.report.already_finished(start)
@@ -46,6 +47,7 @@ class Trainer:
         self.report.start(start)
         if start == 0:
             self.report.add({"step": 0, **self.evaluate()})
+        # 2. Step after step. A step and its evaluation share a row.
         for step in range(start + 1, cadence.steps + 1):
             is_last = step == cadence.steps
             with traced(run, self.report, step), run.tracker.training(step):
@@ -56,16 +58,18 @@ class Trainer:
             with run.tracker.phase("report"):
                 self.report.add(row)
             self.count_skipped(step, result)
+            # All ranks have to agree on stopping, or some would wait for ever in the next step.
             stopping = self.stop.agreed(run.topology.device) and not is_last
             if is_last or stopping or step % run.config.checkpoint.interval == 0:
                 self.save(step)
             if stopping:
                 self.report.stopped(step, signal.Signals(self.stop.received).name)
                 return
+        # 3. Summary and plot.
         self.report.finish()
 
     def count_skipped(self, step: int, result: StepResult) -> None:
-        """Tell of a step that changed nothing.
+        """Report a step that changed nothing.
 
         Raises `TrainingError` after more of them in a row than `optim.max_skipped_steps`, with a checkpoint
         of the weights as they were before.
@@ -73,12 +77,14 @@ class Trainer:
         if not result.not_finite:
             self.skipped_steps = 0
             return
+        # Name where it happened.
         self.skipped_steps += 1
         first, others = result.not_finite[0], len(result.not_finite) - 1
         where = f"{first} and {others} more" if others else first
         self.report.skipped(step, where)
         most = self.run.config.optim.max_skipped_steps
         if self.skipped_steps > most:
+            # Weights are as before the first of them, so nothing is lost.
             self.save(step)
             raise TrainingError(
                 f"step {step}: {self.skipped_steps} gradients in a row were not finite, "
@@ -94,10 +100,11 @@ class Trainer:
         `CheckpointError` if it is incomplete or was trained with another configuration.
         """
         run, num_steps = self.run, self.run.config.train.steps
-        # Ranks on other nodes may see the folder otherwise for a moment: one looks for all.
+        # Nodes may see a shared folder differently for a moment: one rank looks for all.
         newest = state.on_first_rank(lambda: folders.start_from(run.checkpoints))
         if newest is None:
             return 0
+        # Whether this configuration may go on from it.
         step = folders.step_of(newest)
         if not run.config.checkpoint.resume:
             raise ConfigError(
@@ -107,10 +114,11 @@ class Trainer:
         if step > num_steps:
             raise ConfigError(
                 f"train.steps={num_steps}, but the run has {newest}: raise train.steps, or choose another "
-                "run.dir to start anew"
+                "run.dir to start from the beginning"
             )
         if step == num_steps:
             return step
+        # Weights, optimizer and step; data follow from the step.
         return state.load(newest, run.config, run.modules, run.optimizer)
 
     def evaluate(self) -> dict[str, float]:
