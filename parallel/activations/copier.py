@@ -83,6 +83,7 @@ class CudaCopier:
         return self._copy(self._to_device_stream, host, device)
 
     def _copy(self, stream: torch.cuda.Stream, source: Tensor, target: Tensor) -> Event:
+        # What has been computed so far comes first: the source, or the last use of the target's memory.
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             target.copy_(source, non_blocking=True)
@@ -143,9 +144,11 @@ class ThreadCopier:
         target.copy_(source)
 
     def make_host_copies_wait(self, event: Event) -> None:
+        # Tasks of the thread run in order: this one makes later copies wait, not the caller.
         self._to_host_thread.submit(event.synchronize)
 
     def make_compute_wait(self, event: Event, tensor: Tensor) -> None:
+        # The caller computes.
         event.synchronize()
 
     def close(self) -> None:

@@ -83,6 +83,7 @@ def compress(tensor: Tensor) -> Fp8Tensor:
         raise ValueError(
             "a scalar cannot be stored in FP8, which needs a last dimension to tile: keep it unchanged"
         )
+    # Leading dimensions do not matter: tiles are along the last one.
     hidden = tensor.shape[-1]
     rows = tensor.detach().reshape(math.prod(tensor.shape[:-1]), hidden)
     if _on_cuda(tensor):
@@ -127,6 +128,7 @@ def _tiled(rows: Tensor) -> Tensor:
 
 def _compress_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The twin of `fp8_triton.compress_rows`: values and scales of float32 or bfloat16 [rows, hidden]."""
+    # Scales ignore what is not finite.
     tiles = _tiled(rows.float())
     finite = tiles.isfinite()
     amax = torch.where(finite, tiles, 0).abs().amax(-1, keepdim=True)

@@ -68,6 +68,7 @@ class ActivationManager:
         """Start prefetching what is needed soon after `num_done` passes; may be called repeatedly."""
         if self._engine is None:
             return
+        # Positions may be repeated, and skipped.
         while self._position <= num_done:
             for key in self._order.prefetch.get(self._position, ()):
                 self._engine.prefetch(key)
@@ -78,12 +79,15 @@ class ActivationManager:
 
         Called by every rank. Raises RuntimeError if anything is still held.
         """
+        # 1. Start over for the next step.
         self._position = 0
         self._outputs.clear()
         if self._engine is None:
             return NoOffload()
+        # 2. Graphs are gone, so all tickets must be.
         self._engine.check_empty()
         stats = self._engine.read_stats()
+        # 3. One collective for all figures; each gets its type back.
         values = torch.tensor(astuple(stats), dtype=torch.float64, device=self._engine.device)
         dist.all_reduce(values, dist.ReduceOp.MAX)
         kinds = [type(value) for value in astuple(stats)]

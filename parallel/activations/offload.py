@@ -198,10 +198,12 @@ class OffloadEngine:
 
     def check_empty(self) -> None:
         """Wait for copies in flight; `RuntimeError` if a ticket is held, as none should be after a step."""
+        # 1. Complete all copies to the host.
         while self._leaving:
             self._leaving[0].to_host.synchronize()
             self._poll()
         self._poll()
+        # 2. Name the passes whose tensors are still held.
         if self._by_pass:
             held = ", ".join(
                 f"{len(saved)} of chunk {key.vp_stage}, micro-batch {key.micro_batch}"
@@ -222,8 +224,10 @@ class OffloadEngine:
         Prefetches are started only by `prefetch` and `load`: saving may run concurrently with communication,
         whose end a copy back would wait for.
         """
+        # 1. Tickets dropped since the last call, whose copies may still be in flight.
         while self._dropped:
             self._free(self._dropped.popleft())
+        # 2. Copies to the host complete in order.
         while self._leaving and self._leaving[0].to_host.query():
             saved = self._leaving.popleft()
             saved.is_in_host = True
@@ -232,16 +236,19 @@ class OffloadEngine:
 
     def _free(self, saved: _OffloadedTensor) -> None:
         """Free all memory of a tensor whose ticket was dropped."""
+        # 1. Forget it.
         of_pass = self._by_pass[saved.key]
         of_pass.remove(saved)
         if not of_pass:
             del self._by_pass[saved.key]
+        # 2. Order a copy back before the next use of its memory on both sides.
         saved.is_prefetched, saved.version = False, None
         if saved.to_device is not None:
             # The block's next owner may save from a stream other than the one that waited for this copy.
             self._copier.make_host_copies_wait(saved.to_device)
             if saved.device is not None:
                 self._copier.make_compute_wait(saved.to_device, saved.device)
+        # 3. Device memory follows when its copy to the host completes, if that is still in flight.
         self._drop_device_copy(saved)
         self._pool.give(saved.block)
 
@@ -274,6 +281,7 @@ class OffloadEngine:
             self._to_prefetch.popleft()
 
     def _copy_back(self, saved: _OffloadedTensor) -> Tensor:
+        """Start copying a tensor back, into new memory on the device."""
         tensor = self._copier.empty(saved.host.shape, saved.host.stride(), saved.host.dtype)
         saved.to_device = self._copier.to_device(saved.host, tensor)
         self._stats.loaded_bytes += saved.host.nbytes
@@ -283,6 +291,7 @@ class OffloadEngine:
         self._stats.peak_device_bytes = max(self._stats.peak_device_bytes, self._device_bytes)
 
     def _check_unchanged(self, saved: _OffloadedTensor) -> None:
+        """RuntimeError if the tensor itself was changed before its copy was complete."""
         if saved.device is not None and saved.version not in (None, saved.device._version):
             raise RuntimeError(
                 f"a tensor of shape {tuple(saved.host.shape)} of chunk {saved.key.vp_stage}, micro-batch "

@@ -73,6 +73,7 @@ class CompressedOffloaded(Restorable):
 
     def __init__(self, tensor: Tensor, engine: OffloadEngine, key: PassKey) -> None:
         super().__init__()
+        # Values and scales are offloaded separately: two tickets.
         compressed = compress(tensor)
         self._shape, self._stride, self._dtype = compressed.shape, tensor.stride(), compressed.dtype
         parts = (compressed.values, compressed.scales)

@@ -70,6 +70,7 @@ class HostPool:
         fitting = [gap for gap in self._gaps if gap.end - gap.start >= size]
         if not fitting:
             raise HostBudgetError(self._explain(num_bytes))
+        # The block is the beginning of the gap; an empty gap is removed.
         gap = min(fitting, key=lambda each: each.end - each.start)
         block = Block(gap.start, self._memory[gap.start : gap.start + size])
         gap.start += size
@@ -85,8 +86,10 @@ class HostPool:
         self.held_bytes -= block.memory.nbytes
         index = bisect(self._gaps, block.start, key=lambda gap: gap.start)
         gap = _Gap(block.start, end)
+        # 1. Merge with the gap that begins where the block ends.
         if index < len(self._gaps) and self._gaps[index].start == end:
             gap.end = self._gaps.pop(index).end
+        # 2. Merge with the gap that ends where the block begins.
         if index and self._gaps[index - 1].end == block.start:
             index -= 1
             gap.start = self._gaps.pop(index).start

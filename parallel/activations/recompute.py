@@ -37,6 +37,7 @@ class Recomputation:
     def outputs(self) -> list[Tensor]:
         """The outputs, detached. The function runs at most once before `backward`."""
         if not self._outputs:
+            # Leaves collect the gradients of the inputs, apart from the graph that the inputs were part of.
             self._leaves = [
                 restore().detach().requires_grad_(needs)
                 for restore, needs in zip(self._inputs, self._need_grad, strict=True)

@@ -79,9 +79,11 @@ class SavedStorage:
         """What restores these elements, if they have been packed already."""
         for base, reference in self.packed:
             saved = reference()
+            # No node of the graph holds it any more if the reference is dead.
             if saved is not None:
                 if wanted == base:
                     return saved
+                # A recomputed output is restored with its whole storage, so any view of it can be taken.
                 if self.made_by is not None or (base.is_dense() and wanted.is_inside(base)):
                     return view(saved, base, wanted)
         return None
@@ -110,6 +112,7 @@ class StorageTable:
         self, tensor: Tensor, name: str, *, is_named: bool, made_by: CallOutput | None = None
     ) -> SavedStorage:
         """Add a tensor's storage under the tensor's name."""
+        # The weak reference keeps the id unique as long as this table lives, and lets the memory be freed.
         storage = tensor.untyped_storage()
         alive = StorageWeakRef(storage)
         entry = SavedStorage(name, Geometry.of(tensor), is_named, storage.nbytes(), alive, made_by)
@@ -119,6 +122,7 @@ class StorageTable:
 
 def storage_id(tensor: Tensor) -> int:
     """Identifies a storage among those in use; the same for all views of a tensor."""
+    # Not `data_ptr`: memory that is freed during the pass is handed out again.
     return tensor.untyped_storage()._cdata
 
 
@@ -128,6 +132,7 @@ def deallocate_data(tensor: Tensor) -> None:
     Only for tensors that were saved within a `SavingPass`, if at all: torch's own way of saving holds the
     same object, and would compute gradients with what is in it afterwards.
     """
+    # One element stands for all: autograd checks shapes, not memory.
     tensor.data = tensor.new_empty(()).expand(tensor.shape)
 
 

@@ -85,6 +85,7 @@ class MatrixExchange:
         """One all-to-all; `sent` and `received` are numbers of elements per rank."""
         empty = torch.empty(0, dtype=self._dtype, device=self._device)
         send = torch.cat(parts) if parts else empty
+        # A rank alone is its own owner: nothing travels.
         if self._num_ranks == 1:
             return _InFlight(send, None)
         receive = torch.empty(sum(received), dtype=self._dtype, device=self._device)
@@ -121,6 +122,7 @@ class MatrixExchange:
         """(matrix, size) of this rank's pieces, in order of owners, and the number of elements per owner."""
         pieces, sizes = [], []
         for owned in self._rounds[number].owned:
+            # An owner's matrices in its order; most ranks hold pieces of a few.
             mine = [(matrix, size) for matrix in owned if (size := self._size_on(matrix, self._rank))]
             pieces += mine
             sizes.append(sum(size for _, size in mine))
@@ -129,6 +131,7 @@ class MatrixExchange:
     def _owned_pieces(self, number: int) -> Iterator[tuple[int, int, int]]:
         """(matrix, start in it, size) of the pieces of this rank's matrices, in order of holding ranks."""
         owned = self._rounds[number].owned[self._rank]
+        # The order in which an all-to-all receives: by rank, then by matrix as each rank sends them.
         for holder in range(self._num_ranks):
             for matrix in owned:
                 start = 0

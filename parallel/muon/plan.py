@@ -91,6 +91,7 @@ def plan_rounds(
 
     An owner's matrices of one shape are consecutive, so that they can be computed as a batch.
     """
+    # Queues are emptied from the end: largest matrices first, equal shapes next to each other.
     queues: list[list[int]] = [[] for _ in range(num_ranks)]
     by_shape = sorted(range(len(matrices)), key=lambda i: (-matrices[i].size, matrices[i].rows, i))
     for index in reversed(by_shape):
