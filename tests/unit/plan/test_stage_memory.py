@@ -131,8 +131,8 @@ def test_nothing_is_needed_where_every_batch_stays() -> None:
 
 
 def test_states_are_those_of_the_dry_run(pretrain: Config) -> None:
-    """Its table of 256 ranks stands in the README: GiB of weights, gradients and optimizer."""
-    readme = (REPO / "README.md").read_text()
+    """The dry run's README has its table of 256 ranks: GiB of weights, gradients and optimizer."""
+    readme = (REPO / "k25_train/dryrun/README.md").read_text()
     memories = stage_memories(plan_pipeline(pretrain))
     for stage in (0, 1, 15):
         memory = memories[stage]
