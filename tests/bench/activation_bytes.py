@@ -3,11 +3,11 @@
     python -m tests.bench.activation_bytes
 
 First Kimi K2.5's layers with CUDA's kernels: everything kept, each saving of `activation=k2` by itself, and
-all of them; beside them megatron-core's selective recomputation (`recompute_modules` layernorm, mla_up_proj
-and moe_act) and full recomputation. These are the plan's figures, which tests/unit/plan/test_activations.py
-holds against autograd. moe_act needs Transformer Engine, and so a GPU: selective recomputation is our list
-without what these modules make again, and without the copies of attention's output and of the shared
-expert's SiLU, which Transformer Engine's kernels do not make.
+all of them; for comparison, megatron-core's selective recomputation (`recompute_modules` layernorm,
+mla_up_proj and moe_act) and full recomputation. These are the plan's figures, which
+tests/unit/plan/test_activations.py holds against autograd. moe_act needs Transformer Engine, and so a GPU:
+selective recomputation is our list without what these modules make again, and without the copies of
+attention's output and of the shared expert's SiLU, which Transformer Engine's kernels do not make.
 
 Then the shrunk model in float32 on the CPU, where hooks count what is left: kept, `activation=k2` with
 nothing offloaded, and megatron-core's full recomputation.

@@ -1,4 +1,4 @@
-"""What FP8 storage does to training: loss curves of `activation=k2` and `keep` beside each other.
+"""What FP8 storage does to training: loss curves of `activation=k2` and `keep` side by side.
 
     python -m tests.bench.activation_loss [STEPS] [SEEDS]    # prints tables, draws runs/activation_loss.png
 
@@ -73,7 +73,7 @@ def main() -> None:
 def table(title: str, curves: Mapping[str, Sequence[float]]) -> Table:
     """How far each curve is from that of `keep`."""
     keep = curves["keep"]
-    found = Table("run", "last 10 steps", f"curve beside keep (bar {BAR:.1%})", "single steps", title=title)
+    found = Table("run", "last 10 steps", f"curve against keep (bar {BAR:.1%})", "single steps", title=title)
     for name, curve in curves.items():
         differences = (
             largest_difference(smooth(curve), smooth(keep)),
@@ -99,7 +99,7 @@ def draw(curves: Mapping[str, Sequence[float]]) -> None:
         below.axhline(100 * bound, color="gray", linestyle="--", linewidth=0.8)
     above.set_ylabel(f"loss in nats per token, mean of {WINDOW} steps")
     above.set_title("Smoke model with MuonClip: activations kept, and stored as in K2")
-    below.set_ylabel("% beside keep")
+    below.set_ylabel("% against keep")
     below.set_xlabel("step")
     for axes in (above, below):
         axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""What activation policies cost in time on the CPU: step time of each beside that of `keep`.
+"""What activation policies cost in time on the CPU: step time of each relative to `keep`.
 
     python -m tests.bench.activation_overhead [ROUNDS]     # prints a table
 
@@ -6,8 +6,8 @@ Trains the smoke model on 2 ranks, two pipeline stages of two chunks each, so th
 be offloaded. Every round (3) runs all policies in turn, since machines are shared: the ratio is taken within
 a round, from the median step after the first two; the table shows smallest, median and largest of the rounds.
 
-On a CPU this is the upper limit of what may be expected: copies to the host, which a GPU makes beside what it
-computes, and FP8, which its kernels do in one pass over memory, take the cores that compute.
+On a CPU this is the upper limit of what may be expected: copies to the host, which a GPU makes concurrently
+with what it computes, and FP8, which its kernels do in one pass over memory, take the cores that compute.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     """Run the rounds and print."""
     num_rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     rounds = [{name: median_step_s(more) for name, more in POLICIES.items()} for _ in range(num_rounds)]
-    table = Table("policy", "step beside keep: smallest", "median", "largest")
+    table = Table("policy", "step against keep: smallest", "median", "largest")
     for name in POLICIES:
         ratios = [seconds[name] / seconds["keep"] for seconds in rounds]
         table.add_row(

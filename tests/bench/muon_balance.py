@@ -1,4 +1,4 @@
-"""Muon's extra work and traffic at the real 1T shapes: balance between ranks, and bytes beside AdamW's.
+"""Muon's extra work and traffic at the real 1T shapes: balance between ranks, and bytes next to AdamW's.
 
     python -m tests.bench.muon_balance [OVERRIDE ...]
 
@@ -59,7 +59,7 @@ class Stage:
 
 
 def main() -> None:
-    """Print the figures beside the bar; ends non-zero if it is missed."""
+    """Print the figures next to the bar; ends non-zero if it is missed."""
     prepare_platform("meta")
     kept = True
     for nodes in NODES:

@@ -4,7 +4,7 @@
 
 Trains the smoke model on the smoke set: AdamW for STEPS (480), MuonClip for three quarters of them, the
 schedule of the rate shortened alike, each with every rate of the grid; the held-out loss after the last step
-decides. Prints both beside each other, and draws the best run of each to runs/muon_vs_adamw.png. Bar:
+decides. Prints both side by side, and draws the best run of each to runs/muon_vs_adamw.png. Bar:
 MuonClip's is no higher.
 """
 

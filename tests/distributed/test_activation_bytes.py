@@ -1,4 +1,4 @@
-"""What the passes of a real schedule store on each rank, against the plan's list and its walk over them."""
+"""What the passes of a real schedule save on each rank, against the plan's list and its walk over them."""
 
 import math
 from collections import Counter, defaultdict
@@ -115,7 +115,7 @@ def test_ranks_store_and_hold_what_is_planned(data: Path, tmp_path: Path, sizes:
         held = {key: sum(map(blocks_of, stored)) for key, stored in observed.stored.items()}
         peak = peak_held(passes, held.__getitem__)
         if config.parallelism.overlap_expert_comm:
-            # A backward pass frees while the forward pass beside it saves.
+            # A backward pass frees while the concurrent forward pass saves.
             assert peak - max(held.values()) < observed.host_bytes <= peak
         else:
             assert observed.host_bytes == peak

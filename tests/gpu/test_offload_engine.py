@@ -1,4 +1,4 @@
-"""Offloading of activations on a GPU, with work on other streams beside it."""
+"""Offloading of activations on a GPU, with concurrent work on other streams."""
 
 import random
 from collections.abc import Iterator

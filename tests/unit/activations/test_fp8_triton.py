@@ -71,7 +71,7 @@ def test_same_bits_as_the_twin(
 
 
 def interpret_every_bfloat16() -> None:
-    """Every number of bfloat16, beside others of its size, and in a tile that has the scale 1."""
+    """Every number of bfloat16, next to others of its size, and in a tile that has the scale 1."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     check_same_bits(every.view(-1, 512))
     in_scale_one = every.view(-1, 64).float()

@@ -97,7 +97,7 @@ def play(
     """Play a random schedule with random budgets; fails if anything is wrong."""
     source = random.Random(seed)
     device = RacyDevice(2**20, seed)
-    # In total a schedule saves at most 24 batches of 3 tensors of 6400 bytes.
+    # In total a schedule saves at most 24 passes of 3 tensors of 6400 bytes.
     host_bytes = source.choice([2**19, 2**19, SCARCE_BYTES])
     device_bytes = source.choice([0, 5_000, 20_000, 2**19])
     copier = copier_type(device, random_delays(seed))

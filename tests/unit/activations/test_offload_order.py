@@ -1,4 +1,4 @@
-"""When batches are offloaded and brought back."""
+"""When passes are offloaded and prefetched."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ def schedules(draw: st.DrawFn) -> list[Pass]:
 
 
 def turns_of(passes: list[Pass]) -> list[int]:
-    """[position] -> how many starts come before: passes beside each other have one."""
+    """[position] -> how many starts come before: passes that run as one share one."""
     turns = [0]
     for each in passes[:-1]:
         turns.append(turns[-1] + (not each.overlaps_next))
@@ -26,21 +26,21 @@ def turns_of(passes: list[Pass]) -> list[int]:
 
 
 @given(schedules(), st.integers(1, 4))
-def test_every_batch_stays_or_is_brought_in_time(passes: list[Pass], num_ahead: int) -> None:
+def test_every_pass_stays_or_is_prefetched_in_time(passes: list[Pass], num_ahead: int) -> None:
     order = offload_order(passes, num_ahead)
     turns = turns_of(passes)
     turn_of = {(each.is_forward, each.key): turn for each, turn in zip(passes, turns, strict=True)}
-    brought = {key: turns[position] for position, keys in order.prefetch.items() for key in keys}
-    assert sum(len(keys) for keys in order.prefetch.values()) == len(brought)
-    assert brought.keys() | order.stay == {key for _, key in turn_of}
-    assert not brought.keys() & order.stay
-    for key, turn in brought.items():
+    prefetched = {key: turns[position] for position, keys in order.prefetch.items() for key in keys}
+    assert sum(len(keys) for keys in order.prefetch.values()) == len(prefetched)
+    assert prefetched.keys() | order.stay == {key for _, key in turn_of}
+    assert not prefetched.keys() & order.stay
+    for key, turn in prefetched.items():
         assert turn == turn_of[False, key] - num_ahead
         # At least one pass runs between forward and the way back.
         assert turn >= turn_of[True, key] + 2
     for key in order.stay:
         assert turn_of[False, key] - turn_of[True, key] <= num_ahead + 1
-    # A start is that of the first of the passes beside each other.
+    # Passes that run as one start with the first of them.
     assert all(position == turns.index(turns[position]) for position in order.prefetch)
 
 

@@ -100,11 +100,9 @@ def test_each_tensor_is_stored_once() -> None:
 
 
 def test_statistics_and_integers_are_not_rounded() -> None:
-    stored: list[SaveRecord] = []
-    run(all_of(Policy.fp8), observe=stored.append)
-    beside = [each for each in stored if each.name in ("norm.output", "attention") and each.shape[-1] == 1]
-    assert beside
-    assert all(each.policy is Policy.keep for each in beside)
+    stored: list[SaveRecord] = [] run(all_of(Policy.fp8), observe=stored.append) statistics = [each for each
+    in stored if each.name in ("norm.output", "attention") and each.shape[-1] == 1] assert statistics assert
+    all(each.policy is Policy.keep for each in statistics)
 
 
 def test_nothing_of_a_recomputed_call_stays_but_its_inputs() -> None:
@@ -166,7 +164,7 @@ def test_a_graph_that_is_held_holds_nothing_after_its_backward_pass(engine: Offl
         output.sum().backward()
 
 
-def test_outputs_are_let_go_before_the_recomputed_functions_backward() -> None:
+def test_outputs_are_freed_before_the_recomputed_functions_backward() -> None:
     """What made them needs their history only; several of them may be large."""
     memory: list[weakref.ref[torch.UntypedStorage]] = []
     seen: list[bool] = []
@@ -193,7 +191,7 @@ def test_outputs_are_let_go_before_the_recomputed_functions_backward() -> None:
     assert torch.allclose(x.grad, 8 * x)
 
 
-def test_a_tensor_is_brought_back_once_for_all_who_need_it(
+def test_a_tensor_is_restored_once_for_all_who_need_it(
     engine: OffloadEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_loads = 0
