@@ -1,11 +1,11 @@
 """QK-Clip (K2 report, arXiv 2507.20534, section 2.1 and appendix D) keeps attention logits from growing:
 query and key weights are scaled down after the update, head by head.
 
-With S the largest logit of a head in this step's forward passes and tau the threshold, the factor is gamma =
-min(1, tau / S). The head's rows of the query's up-projection are multiplied by sqrt(gamma), those of its
-rotary part by gamma, and its key rows of the key-value up-projection by sqrt(gamma). The rotary key, which
-all heads share, and the values are not scaled: every logit of the head is gamma times what it was, and no
-other head is affected.
+With S the largest logit of a head in this step's forward passes and tau the threshold, the factor is
+gamma = min(1, tau / S). The head's rows of the query's up-projection are multiplied by sqrt(gamma), those of
+its rotary part by gamma, and its key rows of the key-value up-projection by sqrt(gamma). The rotary key,
+which all heads share, and the values are not scaled: every logit of the head is gamma times what it was, and
+no other head is affected.
 
 The float32 masters are scaled, between the update and their copy to the model, so that weights and masters
 are clipped alike, whatever their dtypes and wherever a shard begins and ends.

@@ -21,7 +21,7 @@ class Prefetches:
         self.asked.append(key)
 
 
-def test_each_pass_is_prefetched_once_before_its_pass() -> None:
+def test_each_pass_is_prefetched_once_and_in_time() -> None:
     engine = Prefetches()
     first, second, third = (PassKey(0, number) for number in range(3))
     order = OffloadOrder(frozenset(), {1: (first, second), 3: (third,)})

@@ -100,9 +100,11 @@ def test_each_tensor_is_stored_once() -> None:
 
 
 def test_statistics_and_integers_are_not_rounded() -> None:
-    stored: list[SaveRecord] = [] run(all_of(Policy.fp8), observe=stored.append) statistics = [each for each
-    in stored if each.name in ("norm.output", "attention") and each.shape[-1] == 1] assert statistics assert
-    all(each.policy is Policy.keep for each in statistics)
+    stored: list[SaveRecord] = []
+    run(all_of(Policy.fp8), observe=stored.append)
+    exact = [each for each in stored if each.name in ("norm.output", "attention") and each.shape[-1] == 1]
+    assert exact
+    assert all(each.policy is Policy.keep for each in exact)
 
 
 def test_nothing_of_a_recomputed_call_stays_but_its_inputs() -> None:
