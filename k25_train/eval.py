@@ -12,8 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from k25_train.checkpoint import folders
-from k25_train.compose.command_line import exit_with
-from k25_train.compose.resolve import load
+from k25_train.compose.command_line import exit_with, load_saved
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
@@ -88,7 +87,7 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None, int
         "cluster.gpus_per_node": os.environ.get("WORLD_SIZE", "1"),
     }
     overrides = [f"{key}={value}" for key, value in (one_replica_per_process | given).items()]
-    config = load(checkpoint / folders.CONFIG, overrides)
+    config = load_saved(checkpoint / folders.CONFIG, overrides)
     return config, checkpoint, dump, None if shuffle_media_seed is None else int(shuffle_media_seed)
 
 

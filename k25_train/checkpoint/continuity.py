@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from k25_train.checkpoint import folders
+from k25_train.compose.migrations import migrate
 from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
@@ -32,10 +33,13 @@ learning rate and other hyperparameters of the optimizer, which may be changed o
 def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None:
     """Compare the keys or sections `fixed` with the configuration that the checkpoint was written with.
 
-    Raises `CheckpointError` naming every key that differs, both values, and the remedy. Keys that the saved
-    configuration lacks are of a later version than the checkpoint and cannot contradict it.
+    A configuration of an earlier version is brought up to this one first (`compose/migrations.py`), so a key
+    that it lacks has the value that earlier code behaved as.
+
+    Raises `CheckpointError` naming every key that differs, both values, and the remedy; `ConfigError` if the
+    checkpoint is of a later version.
     """
-    saved = dict(leaves(yaml.safe_load((folder / folders.CONFIG).read_text())))
+    saved = dict(leaves(migrate(yaml.safe_load((folder / folders.CONFIG).read_text())).values))
     now = dict(leaves(yaml.safe_load(to_yaml(config))))
     changed = [
         f"  {key}={value} in the checkpoint, {now.get(key)} now"
@@ -45,7 +49,7 @@ def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None
     if changed:
         raise CheckpointError(
             "\n".join([f"{folder} was trained with another configuration:", *changed])
-            + "\n  -> set them back to go on from it, or choose another run.dir to start anew"
+            + "\n  -> set them back to go on from it, or choose another run.dir to start again"
         )
 
 

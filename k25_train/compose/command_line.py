@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
@@ -38,7 +38,7 @@ def hydra_app(task: Callable[[Config], None]) -> Callable[[], None]:
             print(usage(task))
             return
         if sys.argv[1:2] == ["--config"]:
-            run(lambda: load(Path(*sys.argv[2:3]), sys.argv[3:]))
+            run(lambda: load_saved(Path(*sys.argv[2:3]), sys.argv[3:]))
             return
         try:
             sys.argv[1:] = accept_new_keys(sys.argv[1:])
@@ -47,6 +47,18 @@ def hydra_app(task: Callable[[Config], None]) -> Callable[[], None]:
         app()
 
     return main
+
+
+def load_saved(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """A saved configuration with overrides; the first rank prints what its version lacked.
+
+    Raises `ConfigError` as `load` does.
+    """
+    config, notes = load(path, overrides)
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            print(f"{path}: {note}", flush=True)
+    return config
 
 
 def usage(task: Callable[[Config], None]) -> str:

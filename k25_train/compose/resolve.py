@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import hydra
 import yaml
@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from k25_train.compose.checks import find_plan_problems, find_problems
 from k25_train.compose.derived import derived_sizes
+from k25_train.compose.migrations import VERSION, VERSION_KEY, migrate
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from parallel.config import Problem
@@ -31,6 +32,8 @@ CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 """Folder of the YAML files: within the package in a wheel, beside it in a checkout."""
 CONFIG_NAME = "train"
 """The primary config file."""
+DERIVED = "derived"
+"""Key of what a saved configuration holds for its reader only."""
 MISSING = "???"
 """How a YAML file says that a value must be given."""
 
@@ -76,11 +79,23 @@ def resolve(cfg: DictConfig) -> Config:
     return config
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+class Loaded(NamedTuple):
+    """A configuration from a file."""
+
+    config: Config
+    """What the file and the overrides say."""
+    notes: list[str]
+    """One line for each key that an earlier version of this code wrote differently, or not at all."""
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """The configuration that `to_yaml` wrote into a file, changed by `overrides` such as `train.seed=7`.
 
+    A file of an earlier version is brought up to this one first (`migrations`).
+
     Raises:
-        ConfigError: the file is absent, is not YAML, or breaks a rule; an override cannot be read.
+        ConfigError: the file is absent, is not YAML, is of a later version, or breaks a rule; an override
+            cannot be read.
     """
     try:
         cfg = OmegaConf.load(path)
@@ -88,7 +103,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
     if not isinstance(cfg, DictConfig):
         raise ConfigError(f"{path}: is not a configuration; expected the config.yaml of a run folder")
-    cfg.pop("derived", None)
+    try:
+        values, notes = migrate(cast(dict[str, Any], OmegaConf.to_container(cfg)))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    values.pop(DERIVED, None)
+    cfg = OmegaConf.create(values)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -97,13 +117,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             OmegaConf.update(cfg, key, yaml.safe_load(value), force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"{override}: cannot be read as an override: {error}") from error
-    return resolve(cfg)
+    return Loaded(resolve(cfg), notes)
 
 
 def to_yaml(config: Config) -> str:
-    """The configuration and the sizes derived from it, as `config.yaml` of a run folder holds them."""
+    """The configuration, the version of its keys and the sizes derived from it, as `config.yaml` of a run
+    folder holds them."""
     values = asdict(config, dict_factory=lambda items: {key: plain(value) for key, value in items})
-    return yaml.safe_dump({**values, "derived": derived_sizes(config)}, sort_keys=False)
+    return yaml.safe_dump({VERSION_KEY: VERSION, **values, DERIVED: derived_sizes(config)}, sort_keys=False)
 
 
 def group_choices() -> dict[str, list[str]]:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from k25_train.compose.command_line import exit_with_shared
-from k25_train.compose.resolve import compose, load
+from k25_train.compose.command_line import exit_with_shared, load_saved
+from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from launch.preflight.system import System
@@ -46,7 +46,8 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     overrides = arguments.overrides
     try:
-        config = load(arguments.config, overrides) if arguments.config else compose(with_default(overrides))
+        saved = arguments.config
+        config = load_saved(saved, overrides) if saved else compose(with_default(overrides))
         check_world_size(config)
         folder = arguments.report or Path(config.run.dir)
         make_folder(folder)

@@ -95,7 +95,7 @@ def test_what_a_submission_leaves(login: Login) -> None:
     ]  # fmt: skip
     assert "submitted job 7: to start at noon" in printed
     assert f"tail -F {login.run}/attempts/latest/rank_0.log" in printed
-    config = load(login.run / "submit.yaml")
+    config = load(login.run / "submit.yaml").config
     assert config.train.seed == 7
     facts = Submission.read(login.run)
     assert (facts.run, facts.num_steps, facts.max_restarts) == (str(login.run), config.train.steps, 5)
@@ -174,7 +174,7 @@ def test_overrides_a_shell_would_evaluate_arrive_as_they_are(login: Login) -> No
     shutil.copytree(login.folder / "data", data)
     quoted = str(data).replace('"', '\\"')
     login.submit(f'data.dir="{quoted}"')
-    assert load(login.run / "submit.yaml").data.dir == str(data)
+    assert load(login.run / "submit.yaml").config.data.dir == str(data)
     assert "touch" not in (login.run / "submit.sbatch").read_text()
     assert not marker.exists()
 
@@ -185,7 +185,7 @@ def test_the_run_means_the_same_wherever_it_was_submitted(login: Login) -> None:
     (login.folder / "k25.sqsh").touch()
     image = "cluster.slurm.container_image=./k25.sqsh"
     login.submit("run.dir=runs/x", "data.dir=data", "data.tokenizer=data/tokenizer.json", image)
-    config = load(login.folder / "runs/x/submit.yaml")
+    config = load(login.folder / "runs/x/submit.yaml").config
     assert config.run.dir == str(login.folder / "runs/x")
     assert config.data.dir == str(login.folder / "data")
     assert config.data.tokenizer == str(login.folder / "data/tokenizer.json")

@@ -43,7 +43,7 @@ def test_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_steps(config, start=0, stop=6)
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert rows == [{"step": 0, "eval_text_loss": 8.0, "eval_caption_loss": 8.5}, *map(row_of, range(1, 7))]
-    assert load(tmp_path / "config.yaml") == config
+    assert load(tmp_path / "config.yaml") == (config, [])
     assert (tmp_path / "loss.png").stat().st_size > 10_000
     assert list((tmp_path / "tensorboard").glob("events.*"))
     text = capsys.readouterr().out

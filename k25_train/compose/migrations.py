@@ -1,0 +1,185 @@
+"""Saved configurations of earlier versions, brought up to the current one.
+
+A `config.yaml` says with which version of the keys it was written (`config_version`). A change that renames,
+adds or removes a key adds one entry to `MIGRATIONS`, which raises `VERSION`, and a saved sample to
+`tests/golden/configs`. A new key is filled in with the value that earlier code behaved as, which need not be
+what `conf/` has.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from k25_train.errors import ConfigError
+
+VERSION_KEY = "config_version"
+
+Values = dict[str, Any]
+"""Nested mapping of keys to plain values, as YAML holds it."""
+
+
+class Migrated(NamedTuple):
+    """A saved configuration under the keys of the current version."""
+
+    values: Values
+    """Its sections, without the version."""
+    notes: list[str]
+    """One line for each key that was renamed or filled in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """A key that earlier versions did not have."""
+
+    key: str
+    """Dotted name, of a value or of a whole section."""
+    value: object
+    """What earlier code behaved as, or a function from the configuration to that."""
+
+    def apply(self, values: Values) -> list[str]:
+        """Add what is missing; what is there stays, and what is null gets no keys."""
+        value = self.value(values) if callable(self.value) else self.value
+        section, name = _parent(values, self.key)
+        if section is None:
+            return []
+        if name not in section:
+            section[name] = copy.deepcopy(value)
+            shown = "section" if isinstance(value, Mapping) else f"{value!r}"
+            return [f"{self.key}: {shown} filled in with what earlier versions did"]
+        if isinstance(value, Mapping):
+            missing = (Fill(f"{self.key}.{key}", each).apply(values) for key, each in value.items())
+            return [note for notes in missing for note in notes]
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """A key that has another name than in earlier versions."""
+
+    old: str
+    """Dotted name in earlier versions."""
+    new: str
+    """Dotted name from this version on."""
+
+    def apply(self, values: Values) -> list[str]:
+        """Move the value."""
+        section, name = _parent(values, self.old)
+        if section is None or name not in section:
+            return []
+        target, new_name = _parent(values, self.new)
+        if target is None:
+            return []
+        target[new_name] = section.pop(name)
+        return [f"{self.old}: is called {self.new} now"]
+
+
+Step = Fill | Rename
+
+
+def _parent(values: Values, key: str) -> tuple[Values | None, str]:
+    """The section that holds a dotted key, made if it is missing, and the key's last name.
+
+    The section is None where it is null, or where there is a value in its place.
+    """
+    *path, name = key.split(".")
+    section: Any = values
+    for part in path:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            return None, name
+    return section, name
+
+
+def _by_device(cpu: object, cuda: object) -> Callable[[Values], object]:
+    def choose(values: Values) -> object:
+        return cuda if values.get("cluster", {}).get("device") == "cuda" else cpu
+
+    return choose
+
+
+_KEEP_ALL = {
+    "norm": {"input": "keep", "output": "keep"},
+    "mla": {"latent": "keep", "up_input": "keep", "up_proj": "keep", "rotations": "keep"},
+    "attention": {"output": "keep", "joined": "keep"},
+    "router": {"scores": "keep"},
+    "moe": {"up_input": "keep", "swiglu_input": "keep", "down_input": "keep", "probs": "keep"},
+    "shared_expert": {"swiglu_input": "keep", "down_input": "keep"},
+    "dense": {"swiglu_input": "keep", "down_input": "keep"},
+    "head": {"logits": "keep"},
+    "vision": {"encoder": "keep"},
+    "rest": "keep",
+    "host_gib": None,
+    "host_margin": 1.5,
+    "device_gib": None,
+    "passes_ahead": 2,
+}
+_MUON = {
+    "momentum": 0.95,
+    "nesterov": True,
+    "newton_schulz_steps": 5,
+    "newton_schulz_coefficients": "simple",
+    "newton_schulz_dtype": "float32",
+    "exchange_dtype": "float32",
+    "update_rms": 0.2,
+    "per_head": False,
+    "exchange_mib": 512,
+}
+
+MIGRATIONS: tuple[tuple[Step, ...], ...] = (
+    # 0 to 1. Files without a version: keys were added over many commits, none was renamed.
+    (
+        Fill("model.latent_norm_eps", 1e-6),
+        Fill("parallelism.overlap_expert_comm", False),
+        Fill("parallelism.delay_wgrad", False),
+        Fill("parallelism.overlap_grad_reduce", False),
+        Fill("parallelism.overlap_param_gather", False),
+        # Only coupled towers were there before these keys.
+        Fill("dep.mode", "coupled"),
+        Fill("dep.schedule", "upfront"),
+        Fill("dep.max_patches_per_chunk", 16384),
+        Fill("dep.split_items", False),
+        Fill("dep.exchange_dtype", None),
+        Fill("dep.feature_buffer_gib", 2.0),
+        Fill("activation", _KEEP_ALL),
+        Fill("optim.offload", "none"),
+        Fill("optim.qk_clip_threshold", None),
+        # The first gradient that was not finite ended the run.
+        Fill("optim.max_skipped_steps", 0),
+        # Nothing reads it where AdamW is the only rule, as it was before.
+        Fill("optim.muon", _MUON),
+        Fill("optim.vision.name", lambda values: values.get("optim", {}).get("name")),
+        Fill("optim.vision.lr_scale", 1.0),
+        Fill("optim.vision.trained", "all"),
+        Fill("train.stall_timeout_s", 600.0),
+        Fill("train.trace_step", None),
+        # Facts of the machines, read by plans alone: those of `conf/cluster/local` and `h800_roce`.
+        Fill("cluster.model_tflops", _by_device(0.01, 396.0)),
+        Fill("cluster.network_gb_per_s", _by_device(1.0, 50.0)),
+        Fill("cluster.host_copy_gb_per_s", _by_device(5.0, 20.0)),
+        Fill("cluster.gpu_memory_gb", _by_device(None, 80.0)),
+        Fill("cluster.host_memory_gib", _by_device(8.0, 2000.0)),
+        Fill("cluster.slurm", None),
+        Fill("cluster.slurm.preflight", False),
+        Fill("cluster.fabric", None),
+    ),
+)
+"""[n] -> what brings a configuration of version n to version n + 1, in order."""
+VERSION = len(MIGRATIONS)
+"""Version of the keys that are written now."""
+
+
+def migrate(saved: Mapping[str, Any]) -> Migrated:
+    """A saved configuration under today's keys; `saved` is not changed.
+
+    Raises:
+        ConfigError: it was written by a later version, or its version is no version.
+    """
+    values = copy.deepcopy(dict(saved))
+    version = values.pop(VERSION_KEY, 0)
+    if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= VERSION:
+        rule = f"must be a version that this code knows, 0 to {VERSION}"
+        remedy = "use the code that wrote the file, or a later one"
+        raise ConfigError(f"{VERSION_KEY}={version}: {rule}\n  -> {remedy}")
+    notes = [note for steps in MIGRATIONS[version:] for step in steps for note in step.apply(values)]
+    return Migrated(values, notes)

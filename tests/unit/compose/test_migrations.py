@@ -1,0 +1,132 @@
+"""Saved configurations of earlier versions load with the meaning that they had."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from k25_train.checkpoint.continuity import SAME_RUN, check_continuity, leaves
+from k25_train.compose import migrations
+from k25_train.compose.migrations import VERSION, VERSION_KEY, Fill, Rename, migrate
+from k25_train.compose.resolve import compose, load, to_yaml
+from k25_train.errors import CheckpointError, ConfigError
+from tests.helpers.project_sources import REPO
+
+SAMPLES = REPO / "tests/golden/configs"
+NO_OVERLAP = {
+    f"parallelism.{name}": False
+    for name in ("overlap_expert_comm", "delay_wgrad", "overlap_grad_reduce", "overlap_param_gather")
+}
+CPU = {"cluster.model_tflops": 0.01, "cluster.host_memory_gib": 8.0, "cluster.gpu_memory_gb": None}
+FILLED: dict[str, dict[str, Any]] = {
+    "first_smoke": NO_OVERLAP
+    | CPU
+    | {
+        "model.latent_norm_eps": 1e-6,
+        "dep.schedule": "upfront",
+        "optim.offload": "none",
+        "optim.qk_clip_threshold": None,
+        "optim.max_skipped_steps": 0,
+        "optim.vision.name": "adamw",
+        "optim.vision.lr_scale": 1.0,
+        "train.stall_timeout_s": 600.0,
+    },
+    "muon_decoupled": CPU | {"optim.vision.trained": "all", "dep.split_items": False},
+    "slurm_no_activations": {"cluster.slurm.preflight": False, "cluster.gpu_memory_gb": 80.0},
+}
+"""Sample -> some of the keys that it lacks, with what the code that wrote it did."""
+
+
+def saved(sample: str) -> dict[str, Any]:
+    """The file's own values."""
+    return yaml.safe_load((SAMPLES / f"{sample}.yaml").read_text())
+
+
+def changed(folder: Path, changes: dict[str, object], sample: str = "muon_decoupled") -> Path:
+    """A copy of a sample with other top-level values."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(saved(sample) | changes))
+    return path
+
+
+@pytest.mark.parametrize("sample", FILLED)
+def test_a_saved_file_keeps_its_values_and_the_others_are_what_its_code_did(sample: str) -> None:
+    config, notes = load(SAMPLES / f"{sample}.yaml")
+    now = yaml.safe_load(to_yaml(config))
+    given, derived = saved(sample), now.pop("derived")
+    for name, size in given.pop("derived").items():
+        # Layouts are balanced by a better estimate of costs than then, and a checkpoint fits any.
+        assert name == "layout" or derived[name] == size, name
+    values = dict(leaves(now))
+    assert {key: values[key] for key in dict(leaves(given))} == dict(leaves(given))
+    assert {key: values[key] for key in FILLED[sample]} == FILLED[sample]
+    assert config.activation.keeps_all
+    added = values.keys() - dict(leaves(given)).keys() - {VERSION_KEY}
+    told = [note.split(":")[0] for note in notes]
+    assert len(set(told)) == len(told)
+    assert all(any(f"{key}.".startswith(f"{name}.") for name in told) for key in added)
+    assert not set(told) & dict(leaves(given)).keys()
+
+
+def test_a_current_file_needs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose(["experiment=smoke"])))
+    assert path.read_text().startswith(f"{VERSION_KEY}: {VERSION}\n")
+    assert load(path).notes == []
+
+
+def test_overrides_come_after_migrations() -> None:
+    config, _ = load(
+        SAMPLES / "first_smoke.yaml", ["optim.max_skipped_steps=3", "activation.moe.up_input=fp8"]
+    )
+    assert config.optim.max_skipped_steps == 3
+    assert config.activation.moe.up_input.value == "fp8"
+
+
+def test_an_unknown_key_is_still_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.stpes=3"):
+        load(changed(tmp_path, {"train": saved("muon_decoupled")["train"] | {"stpes": 3}}))
+
+
+def test_a_key_that_every_version_had_is_still_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.seq_len\n.*must be given"):
+        load(changed(tmp_path, {"train": {"steps": 5}}))
+
+
+@pytest.mark.parametrize("version", [VERSION + 1, -1, "new", True])
+def test_a_version_that_is_not_known_is_refused(tmp_path: Path, version: object) -> None:
+    path = changed(tmp_path, {VERSION_KEY: version})
+    with pytest.raises(ConfigError, match=f"{VERSION_KEY}=.*must be a version") as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "use the code that wrote the file" in str(caught.value)
+
+
+def test_versions_are_passed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = (
+        (Rename("a.old", "a.new"), Fill("b", {"c": 1, "d": {"e": 2}})),
+        (Fill("a.more", lambda values: values["a"]["new"] + 1),),
+    )
+    monkeypatch.setattr(migrations, "MIGRATIONS", steps)
+    monkeypatch.setattr(migrations, "VERSION", 2)
+    given = {"a": {"old": 3}, "b": {"d": {}}}
+    assert migrate(given).values == {"a": {"new": 3, "more": 4}, "b": {"c": 1, "d": {"e": 2}}}
+    assert [note.split(":")[0] for note in migrate(given).notes] == ["a.old", "b.c", "b.d.e", "a.more"]
+    assert given == {"a": {"old": 3}, "b": {"d": {}}}, "what is given is not changed"
+    later = {VERSION_KEY: 1, "a": {"new": 3}}
+    assert migrate(later).values == {"a": {"new": 3, "more": 4}}
+    assert migrate({VERSION_KEY: 2, "a": {"new": 3}}) == ({"a": {"new": 3}}, [])
+
+
+def test_a_section_that_is_null_gets_no_keys() -> None:
+    assert migrate({"cluster": {"slurm": None}}).values["cluster"]["slurm"] is None
+
+
+def test_a_checkpoint_of_an_earlier_version_is_compared_by_what_it_meant(tmp_path: Path) -> None:
+    path = changed(tmp_path, {})
+    config, _ = load(path)
+    check_continuity(tmp_path, config, SAME_RUN)
+    frozen, _ = load(path, ["optim.vision.trained=projector"])
+    with pytest.raises(CheckpointError, match=r"optim\.vision\.trained=all in the checkpoint, projector now"):
+        check_continuity(tmp_path, frozen, SAME_RUN)
