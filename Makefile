@@ -49,7 +49,8 @@ test: $(STAMP)  ## run the whole test suite but the slow and the GPU tests
 test-slow: $(STAMP)  ## run the slow tests
 	$(TEST) -m "slow and not gpu"
 
-check: lint types test-fast  ## format, lint, types, import rules and the fast tests
+check: lint  ## format, lint, types, import rules and the fast tests
+	@$(MAKE) --no-print-directory --jobs 2 types test-fast
 
 lint: $(STAMP)  ## check format and lint
 	$(BIN)/ruff format --check .
@@ -61,7 +62,7 @@ types: $(STAMP)  ## check types
 test-fast: $(STAMP)  ## run the tests that need one process
 	$(TEST) -q $(BY_FILE) -m "not gpu and not slow and not distributed" tests/unit
 
-format: $(STAMP)  ## format the code and mend what lint can mend
+format: $(STAMP)  ## format the code and fix what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -72,7 +73,7 @@ clean:  ## remove set-up, builds and caches; datasets and runs stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find k25_train parallel launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last, so a set-up that was interrupted is taken up again; a sound .venv is kept.
+# The stamp is written last, so a set-up that was interrupted is resumed; a sound .venv is kept.
 $(STAMP): setup.py Makefile
 	@$(BIN)/python $(CAN_RUN) && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		$(NEED_PYTHON); \

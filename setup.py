@@ -1,4 +1,4 @@
-"""Package metadata; tool settings stand in pyproject.toml.
+"""Package metadata; tool settings are in pyproject.toml.
 
 `parallel` and `launch` keep their folder names as import names, so a checkout, an editable install and a
 wheel all import the same modules. The YAML files of `conf/` travel as package data of `k25_train.conf`.
