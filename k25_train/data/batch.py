@@ -16,6 +16,7 @@ from k25_train.data.decode.media import MediaReader
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import SequencePlan, media_of
 from k25_train.data.skip_log import SkipLog
+from parallel.dep.grid import Grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class MicroBatch:
     """[T] bool, True in documents with media: evaluation reports their loss apart."""
     document_lengths: tuple[int, ...]
     """Sum to T. Padding at a row's end is a document of its own; none crosses rows."""
-    grid_thw: tuple[tuple[int, int, int], ...]
+    grid_thw: tuple[Grid, ...]
     """Patch grid of each item in placeholder order."""
     item_documents: tuple[int, ...]
     """For each item, the position of its document in `document_lengths`."""
@@ -97,7 +98,7 @@ class MicroBatchAssembler:
             position = row * self._seq_len
             for piece in sequence.pieces:
                 span = slice(position, position + piece.length)
-                document = self._documents.tokens(piece.record)
+                document = self._documents.tokens(piece.record, piece.media)
                 tokens[span] = document.tokens[piece.start : piece.start + piece.length]
                 is_target = document.is_target[piece.start + 1 : piece.start + piece.length]
                 targets = slice(position, position + piece.length - 1)
@@ -129,8 +130,8 @@ class MicroBatchAssembler:
         patches = [torch.zeros(0, 3 * self._vision.patch_size**2)]
         failed_items: list[int] = []
         num_items = 0
-        for record, segment in media_of(sequences):
-            found = self._media.load(segment)
+        for record, media in media_of(sequences):
+            found = self._media.load(media)
             if found.failure is not None:
                 self._skip_log.add(record, found.failure)
                 failed_items += range(num_items, num_items + len(found.items))

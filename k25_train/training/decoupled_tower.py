@@ -118,7 +118,7 @@ class DecoupledTower:
         """
         # 1. One byte per item tells whether it failed anywhere.
         topology = self._topology
-        failed = torch.zeros(max(len(vision.places), 1), dtype=torch.uint8, device=topology.device)
+        failed = torch.zeros(max(len(vision.items), 1), dtype=torch.uint8, device=topology.device)
         if vision.failures:
             failed[list(vision.failures)] = 1
         dist.all_reduce(failed, dist.ReduceOp.MAX)
@@ -130,7 +130,7 @@ class DecoupledTower:
         dist.all_gather_object(by_rank, vision.failures)
         reasons = {item: reason for of_rank in by_rank for item, reason in of_rank.items()}
         for item in items:
-            self._loader.skip_log.add(vision.places[item].record, reasons[item], log=topology.rank == 0)
+            self._loader.skip_log.add(vision.items[item].record, reasons[item], log=topology.rank == 0)
         return items
 
 
@@ -180,7 +180,6 @@ def build_decoupled_tower(
     def reader(planner: VisionPlanner) -> VisionReader:
         return VisionReader(
             loader.media,
-            config.model.vision,
             planner,
             micro_batch_size=config.train.micro_batch_size,
             rank=topology.rank,

@@ -33,6 +33,21 @@ class MediaItem:
         return self.grid_thw.num_tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedMedia:
+    """An image or video, and what the tower sees of it."""
+
+    segment: MediaSegment
+    """Where its file is, and its native size."""
+    items: tuple[MediaItem, ...]
+    """Its vision items, in the order of their placeholders."""
+
+
+def plan_media(segment: MediaSegment, vision: VisionConfig) -> PlannedMedia:
+    """Plan an image or video from index values alone."""
+    return PlannedMedia(segment=segment, items=plan_items(segment, vision))
+
+
 def plan_items(segment: MediaSegment, vision: VisionConfig) -> tuple[MediaItem, ...]:
     """The vision items of a media segment, in order, from index values alone."""
     grid = grid_of(segment.width, segment.height, patch_limit_of(segment, vision), vision)

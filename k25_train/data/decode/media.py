@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from k25_train.config.model import VisionConfig
-from k25_train.data.decode.items import plan_items
+from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.patches import load_patches
-from k25_train.data.formats.records import MediaSegment
 from k25_train.data.formats.shard_reader import ShardReader
 from k25_train.errors import DataError
 
@@ -31,18 +30,18 @@ class MediaReader:
         self._reader = reader
         self._vision = vision
 
-    def load(self, segment: MediaSegment, positions: Collection[int] | None = None) -> MediaPatches:
+    def load(self, media: PlannedMedia, positions: Collection[int] | None = None) -> MediaPatches:
         """The patches of an image or video; with `positions`, of these items of it alone.
 
         Whether it fails, and why, does not depend on the positions.
         """
+        segment, items = media.segment, media.items
         data = self._reader.read(segment.shard, segment.offset, segment.num_bytes)
-        items = plan_items(segment, self._vision)
         chosen = range(len(items)) if positions is None else sorted(positions)
         sizes = [items[position].num_patches for position in chosen]
         failure = None
         try:
-            patches = load_patches(data, segment, self._vision, chosen)
+            patches = load_patches(data, media, self._vision, chosen)
         except DataError as error:
             patches = torch.zeros(sum(sizes), 3 * self._vision.patch_size**2)
             place = f"its {segment.type} (.{segment.format} at byte {segment.offset} of {segment.shard})"

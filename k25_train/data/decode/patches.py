@@ -9,13 +9,12 @@ from torch import Tensor
 
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.frames import DecoderErrors, decode_frames
-from k25_train.data.decode.items import grid_of, patch_limit_of, plan_items, resized_size
-from k25_train.data.formats.records import MediaSegment
+from k25_train.data.decode.items import PlannedMedia, patch_limit_of, resized_size
 from k25_train.errors import DataError
 
 
 def load_patches(
-    data: bytes, segment: MediaSegment, vision: VisionConfig, positions: Sequence[int] | None = None
+    data: bytes, media: PlannedMedia, vision: VisionConfig, positions: Sequence[int] | None = None
 ) -> Tensor:
     """Decode a media file into the patches of its items, one after another; of those at `positions`, which
     ascend, where they are given.
@@ -24,11 +23,10 @@ def load_patches(
     (x/255 - 0.5)/0.5; padding is black, i.e. -1. Raises DataError with the reason if the file does not decode
     or is not of the size that the index says, the same whatever the positions.
     """
-    limit = patch_limit_of(segment, vision)
-    size = resized_size(segment.width, segment.height, limit, vision)
-    grid = grid_of(segment.width, segment.height, limit, vision)
-    items = plan_items(segment, vision)
-    chosen = items if positions is None else [items[position] for position in positions]
+    segment = media.segment
+    size = resized_size(segment.width, segment.height, patch_limit_of(segment, vision), vision)
+    chosen = media.items if positions is None else [media.items[position] for position in positions]
+    _, rows, columns = media.items[0].grid_thw
     wanted = {frame for item in chosen for frame in item.frames}
     patches: list[Tensor] = []
     pixel_formats: set[str] = set()
@@ -49,7 +47,7 @@ def load_patches(
                 pixel_formats.add(frame.pixel_format)
             if num_frames in wanted:
                 resized = image.resize(size, Image.Resampling.BICUBIC) if size != image.size else image
-                patches.append(patchify(np.asarray(resized), grid, vision.patch_size))
+                patches.append(patchify(np.asarray(resized), (rows, columns), vision.patch_size))
             num_frames += 1
     if num_frames != segment.num_frames:
         raise DataError(f"decodes to {num_frames} frame(s), the index says {segment.num_frames}")

@@ -72,6 +72,11 @@ class SampleRecord:
     """Text and media in reading order."""
 
     @property
+    def media(self) -> tuple[MediaSegment, ...]:
+        """The images and videos among the segments, in order."""
+        return tuple(segment for segment in self.segments if isinstance(segment, MediaSegment))
+
+    @property
     def num_text_tokens(self) -> int:
         """Tokens in all text segments, without special tokens."""
         return sum(segment.num_tokens for segment in self.segments if isinstance(segment, TextSegment))

@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 
 from k25_train.config.model import VisionConfig
-from k25_train.data.decode.items import MediaItem, fits_aspect, format_timestamp, plan_items
-from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
+from k25_train.data.decode.items import MediaItem, PlannedMedia, fits_aspect, format_timestamp, plan_media
+from k25_train.data.formats.records import SampleRecord, TextSegment
 from k25_train.data.formats.shard_reader import ShardReader
 from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
@@ -33,14 +33,9 @@ class DocumentTokens:
     """[L] bool: whether predicting this token counts in the loss."""
 
 
-def media_segments(record: SampleRecord) -> tuple[MediaSegment, ...]:
-    """The images and videos of a sample, in order."""
-    return tuple(segment for segment in record.segments if isinstance(segment, MediaSegment))
-
-
 def find_defect(record: SampleRecord, vision: VisionConfig) -> str | None:
     """Why a sample cannot be used, as far as the index shows it; None if nothing is wrong."""
-    media = media_segments(record)
+    media = record.media
     if record.kind == "text":
         if media:
             return "its kind is text but it has media"
@@ -69,15 +64,19 @@ class DocumentBuilder:
         self._vision = vision
         self._encode = lru_cache(maxsize=4096)(lambda text: tuple(tokenizer.encode(text)))
         self.tokens = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._build_tokens)
-        """`tokens(record) -> DocumentTokens`, cached. Raises DataError if the words do not fit the index."""
+        """`tokens(record, media) -> DocumentTokens`, cached, where `media` is what `media(record)` has planned.
 
-    def items(self, record: SampleRecord) -> tuple[MediaItem, ...]:
-        """All vision items of a sample, in the order of their placeholders."""
-        return tuple(item for segment in media_segments(record) for item in plan_items(segment, self._vision))
+        Raises DataError if the words do not fit the index.
+        """
+
+    def media(self, record: SampleRecord) -> tuple[PlannedMedia, ...]:
+        """The images and videos of a sample with their items, in the order of their placeholders."""
+        return tuple(plan_media(segment, self._vision) for segment in record.media)
 
     def num_tokens(self, record: SampleRecord) -> int:
         """Length of the document, from the index alone."""
-        return 2 + record.num_text_tokens + sum(len(self._item_tokens(item)) for item in self.items(record))
+        items = (item for media in self.media(record) for item in media.items)
+        return 2 + record.num_text_tokens + sum(len(self._item_tokens(item)) for item in items)
 
     def _item_tokens(self, item: MediaItem) -> tuple[int, ...]:
         tokenizer = self._tokenizer
@@ -94,25 +93,30 @@ class DocumentBuilder:
             tokenizer.media_end,
         )
 
-    def _build_tokens(self, record: SampleRecord) -> DocumentTokens:
+    def _build_tokens(self, record: SampleRecord, media: tuple[PlannedMedia, ...]) -> DocumentTokens:
         tokens = [self._tokenizer.bos]
         is_target = [False]
+        planned = iter(media)
         for segment, text in zip(record.segments, self._reader.read_texts(record), strict=True):
             if isinstance(segment, TextSegment):
-                part = self._tokenizer.encode(text)
-                if len(part) != segment.num_tokens:
-                    raise DataError(
-                        f"{self._reader.directory}/{record.shard}, sample {record.key}: a text has "
-                        f"{len(part)} tokens, the index says {segment.num_tokens}. Build the shard set again."
-                    )
-                tokens += part
-                is_target += [segment.loss] * len(part)
+                words = self._encode_words(record, segment, text)
+                tokens += words
+                is_target += [segment.loss] * len(words)
             else:
-                for item in plan_items(segment, self._vision):
-                    part = list(self._item_tokens(item))
-                    tokens += part
-                    is_target += [False] * len(part)
+                placeholders = [token for item in next(planned).items for token in self._item_tokens(item)]
+                tokens += placeholders
+                is_target += [False] * len(placeholders)
+        # The end is learned after words that are, so not after a prompt or an image.
         last = record.segments[-1]
         tokens.append(self._tokenizer.eos)
         is_target.append(isinstance(last, TextSegment) and last.loss)
         return DocumentTokens(np.array(tokens, dtype=np.int64), np.array(is_target, dtype=np.bool_))
+
+    def _encode_words(self, record: SampleRecord, segment: TextSegment, text: str) -> list[int]:
+        tokens = self._tokenizer.encode(text)
+        if len(tokens) != segment.num_tokens:
+            raise DataError(
+                f"{self._reader.directory}/{record.shard}, sample {record.key}: a text has {len(tokens)} "
+                f"tokens, the index says {segment.num_tokens}. Build the shard set again."
+            )
+        return tokens

@@ -3,19 +3,27 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from k25_train.data.decode.items import MediaItem
-from k25_train.data.formats.records import MediaSegment, SampleRecord
-from k25_train.data.mix.documents import media_segments
+from k25_train.data.decode.items import MediaItem, PlannedMedia
+from k25_train.data.formats.records import SampleRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedPiece:
-    """A document of a sequence: all tokens of a sample, or a stretch of a text sample's."""
+    """A stretch of a document in a sequence: all of it if it has media, as such are not cut."""
 
     record: SampleRecord
+    """The sample."""
     start: int
+    """First token of the stretch, counted in the document."""
     length: int
-    items: tuple[MediaItem, ...]
+    """Tokens of the stretch."""
+    media: tuple[PlannedMedia, ...]
+    """The images and videos of the sample, in order."""
+
+    @property
+    def items(self) -> tuple[MediaItem, ...]:
+        """Vision items in the order of their placeholders."""
+        return tuple(item for media in self.media for item in media.items)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +72,9 @@ class StepPlan:
         return sum(item.num_patches for item in self.items)
 
 
-def media_of(sequences: Iterable[SequencePlan]) -> Iterator[tuple[SampleRecord, MediaSegment]]:
+def media_of(sequences: Iterable[SequencePlan]) -> Iterator[tuple[SampleRecord, PlannedMedia]]:
     """Every image and video of the sequences, with its sample, in the order of their placeholders."""
     for sequence in sequences:
         for piece in sequence.pieces:
-            for segment in media_segments(piece.record):
-                yield piece.record, segment
+            for media in piece.media:
+                yield piece.record, media

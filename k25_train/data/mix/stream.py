@@ -81,8 +81,8 @@ class KindStream:
         planned = []
         for piece in pieces:
             record = self._records[piece.document]
-            items = self._documents.items(record)
-            planned.append(PlannedPiece(record=record, start=piece.start, length=piece.length, items=items))
+            media = self._documents.media(record)
+            planned.append(PlannedPiece(record=record, start=piece.start, length=piece.length, media=media))
         return SequencePlan(kind=self.kind, pieces=tuple(planned))
 
     def _pack_epoch(self, epoch: int) -> PackedEpoch:

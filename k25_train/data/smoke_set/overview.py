@@ -16,7 +16,6 @@ from rich.table import Table
 from k25_train.config.data import SAMPLE_KINDS
 from k25_train.data.formats.dataset import Dataset
 from k25_train.data.formats.records import MediaSegment, SampleRecord
-from k25_train.data.mix.documents import media_segments
 
 SIDES_PX = (0, 64, 128, 256, 512, 1024)
 """Lower bounds of the size classes: the longer side of an image or frame."""
@@ -39,9 +38,7 @@ def print_tables(dataset: Dataset, console: Console) -> None:
             table.add_row(*_row(split, kind, [record for record in records if record.kind == kind]))
         table.add_section()
     console.print(table)
-    console.print(
-        _sizes_table([m for records in dataset.splits.values() for r in records for m in media_segments(r)])
-    )
+    console.print(_sizes_table([m for records in dataset.splits.values() for r in records for m in r.media]))
     sources = _table("Sources")
     for name in ("source", "samples", "packages", "licence"):
         sources.add_column(name)
@@ -55,7 +52,7 @@ def _table(title: str) -> Table:
 
 
 def _row(split: str, kind: str, records: Sequence[SampleRecord]) -> list[str]:
-    media = [m for record in records for m in media_segments(record)]
+    media = [m for record in records for m in record.media]
     videos = [m for m in media if m.type == "video"]
     tokens = [record.num_text_tokens for record in records]
     return [
@@ -101,9 +98,7 @@ def _segment_line(media: MediaSegment) -> str:
 
 def write_contact_sheet(dataset: Dataset, path: Path, num_samples: int, kind: str | None) -> None:
     """Write a PNG of media with their captions, samples taken evenly from the whole set."""
-    records = [
-        r for split in dataset.splits.values() for r in split if media_segments(r) and kind in (None, r.kind)
-    ]
+    records = [r for split in dataset.splits.values() for r in split if r.media and kind in (None, r.kind)]
     step = max(1, len(records) // num_samples)
     chosen = records[::step][:num_samples]
     rows = -(-len(chosen) // COLUMNS)
@@ -121,7 +116,7 @@ def write_contact_sheet(dataset: Dataset, path: Path, num_samples: int, kind: st
 
 
 def _thumbnail(dataset: Dataset, record: SampleRecord) -> Image.Image:
-    media = media_segments(record)[0]
+    media = record.media[0]
     data = dataset.reader.read(media.shard, media.offset, media.num_bytes)
     if media.type == "video" and media.format != "gif":
         frame = Image.new("RGB", (CELL_PX - 8, CELL_PX - 8), "black")

@@ -61,7 +61,7 @@ class Rig:
     def piece(self, position: int) -> PlannedPiece:
         record = self.dataset.splits["train"][position]
         length = self.documents.num_tokens(record)
-        return PlannedPiece(record=record, start=0, length=length, items=self.documents.items(record))
+        return PlannedPiece(record=record, start=0, length=length, media=self.documents.media(record))
 
 
 def test_caption_is_laid_out_as_kimi_writes_it(tmp_path: Path) -> None:
@@ -109,13 +109,13 @@ def test_every_video_chunk_is_laid_out_after_its_timestamp(tmp_path: Path) -> No
 def test_pieces_of_a_text_are_documents_without_loss_across_the_cut(tmp_path: Path) -> None:
     rig = Rig(tmp_path, [Sample("a", "text", [make_text(100, seed=1)])])
     record = rig.dataset.splits["train"][0]
-    whole = rig.documents.tokens(record).tokens
+    whole = rig.documents.tokens(record, ()).tokens
     assert whole[0] == rig.tokenizer.bos
     assert whole[-1] == rig.tokenizer.eos
 
     first, second = (
-        PlannedPiece(record=record, start=0, length=SEQ_LEN, items=()),
-        PlannedPiece(record=record, start=SEQ_LEN, length=20, items=()),
+        PlannedPiece(record=record, start=0, length=SEQ_LEN, media=()),
+        PlannedPiece(record=record, start=SEQ_LEN, length=20, media=()),
     )
     batch = rig.assembler.assemble(
         [SequencePlan(kind="text", pieces=(first,)), SequencePlan(kind="text", pieces=(second,))], True
@@ -237,4 +237,4 @@ def test_words_that_do_not_fit_the_index_are_refused(tmp_path: Path) -> None:
     record = load_dataset(str(tmp_path)).splits["train"][0]
 
     with pytest.raises(DataError, match=rf"sample a: a text has {num_tokens} tokens, the index says 1"):
-        rig.documents.tokens(record)
+        rig.documents.tokens(record, ())

@@ -12,7 +12,6 @@ import pytest
 from k25_train.data.__main__ import main
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.formats.records import TextSegment
-from k25_train.data.mix.documents import media_segments
 from k25_train.data.smoke_set import build
 from k25_train.data.smoke_set.build import SMOKE_SOURCES, BuildOptions, build_dataset
 from k25_train.data.tokenizer import load_tokenizer
@@ -38,9 +37,9 @@ def test_every_sample_is_there_once_with_its_content(tiny: Path) -> None:
     assert len({record.key for record in records}) == len(records)
     record = next(r for r in records if r.key == "image-5")
     assert dataset.reader.read_texts(record)[1] == "a square of shade 5"
-    media = media_segments(record)[0]
+    media = record.media[0]
     assert (media.width, media.height, media.format) == (25, 35, "png")
-    clip = media_segments(next(r for r in records if r.key == "clip-3"))[0]
+    clip = next(r for r in records if r.key == "clip-3").media[0]
     assert (clip.num_frames, clip.duration_s) == (8, 4.0)
 
 
@@ -177,8 +176,8 @@ def test_the_smoke_set_holds_what_it_promises(tmp_path: Path) -> None:
     dataset = load_dataset(str(options.out))
     records = [record for split in dataset.splits.values() for record in split]
     text_bytes = sum(r.num_bytes for r in records if r.kind == "text")
-    captioned = [media_segments(r)[0] for r in records if r.kind == "caption"]
-    clips = [media_segments(r)[0] for r in records if r.kind == "video"]
+    captioned = [r.media[0] for r in records if r.kind == "caption"]
+    clips = [r.media[0] for r in records if r.kind == "video"]
     assert text_bytes >= 5_000_000
     assert len(captioned) >= 1000
     assert len({(m.width, m.height) for m in captioned}) >= 100

@@ -20,6 +20,7 @@ from k25_train.data.decode.items import (
     format_timestamp,
     grid_of,
     plan_items,
+    plan_media,
     resized_size,
     sampled_frames,
 )
@@ -58,7 +59,7 @@ def segment_of(media: Media, info: MediaInfo | None = None) -> MediaSegment:
 
 
 def patches_of(media: Media, vision: VisionConfig = CHECKPOINT) -> torch.Tensor:
-    return load_patches(media.data, segment_of(media), vision)
+    return load_patches(media.data, plan_media(segment_of(media), vision), vision)
 
 
 def unpatchify(patches: torch.Tensor, rows: int, columns: int) -> np.ndarray:
@@ -185,7 +186,7 @@ def test_videos_become_chunks_of_at_most_four_frames(file_format: str) -> None:
     vision = replace(CHECKPOINT, video_fps=2.0)
 
     items = plan_items(segment, vision)
-    patches = load_patches(media.data, segment, vision)
+    patches = load_patches(media.data, plan_media(segment, vision), vision)
 
     assert (segment.num_frames, segment.duration_s) == (12, 3.0)
     assert [item.grid_thw for item in items] == [(4, 4, 6), (2, 4, 6)]
@@ -244,7 +245,7 @@ def test_broken_image_raises_and_the_next_one_decodes(file_format: str, what: st
     before = patches_of(media)
 
     with pytest.raises(DataError, match="does not decode"):
-        load_patches(corrupted(media, what), segment_of(media), CHECKPOINT)
+        load_patches(corrupted(media, what), plan_media(segment_of(media), CHECKPOINT), CHECKPOINT)
 
     assert torch.equal(before, patches_of(media))
 
@@ -255,7 +256,7 @@ def test_broken_video_raises(file_format: str, what: str) -> None:
     media = make_video(64, 48, file_format, num_frames=12, fps=4, seed=9)
 
     with pytest.raises(DataError, match=r"does not decode|decodes to \d+ frame"):
-        load_patches(corrupted(media, what), segment_of(media), CHECKPOINT)
+        load_patches(corrupted(media, what), plan_media(segment_of(media), CHECKPOINT), CHECKPOINT)
 
 
 @pytest.mark.parametrize("file_format", VIDEO_FORMATS)
@@ -263,7 +264,7 @@ def test_some_items_of_a_video_are_those_of_all(file_format: str, monkeypatch: p
     media = make_video(64, 48, file_format, num_frames=24, fps=4, seed=9)
     segment = segment_of(media)
     sizes = [item.num_patches for item in plan_items(segment, CHECKPOINT)]
-    whole = load_patches(media.data, segment, CHECKPOINT).split(sizes)
+    whole = load_patches(media.data, plan_media(segment, CHECKPOINT), CHECKPOINT).split(sizes)
     assert len(whole) == 3
 
     built: list[tuple[int, ...]] = []
@@ -275,7 +276,7 @@ def test_some_items_of_a_video_are_those_of_all(file_format: str, monkeypatch: p
     monkeypatch.setattr(patches, "patchify", patchify_and_note)
     for positions in ([0], [1], [2], [0, 2]):
         built.clear()
-        found = load_patches(media.data, segment, CHECKPOINT, positions)
+        found = load_patches(media.data, plan_media(segment, CHECKPOINT), CHECKPOINT, positions)
         assert torch.equal(found, torch.cat([whole[position] for position in positions]))
         assert len(built) == sum(
             item.grid_thw[0]
@@ -292,20 +293,22 @@ def test_a_video_that_breaks_late_breaks_for_every_item(file_format: str, positi
     messages = set()
     for positions in (None, [position]):
         with pytest.raises(DataError, match=r"does not decode|decodes to \d+ frame") as caught:
-            load_patches(cut, segment, CHECKPOINT, positions)
+            load_patches(cut, plan_media(segment, CHECKPOINT), CHECKPOINT, positions)
         messages.add(str(caught.value).split(" at 0x")[0])
     assert len(messages) == 1
     with pytest.raises(DataError, match=r"decodes to 24 frame\(s\), the index says 23"):
-        load_patches(media.data, replace(segment, num_frames=23), CHECKPOINT, [position])
+        load_patches(
+            media.data, plan_media(replace(segment, num_frames=23), CHECKPOINT), CHECKPOINT, [position]
+        )
 
 
 def test_sizes_other_than_the_index_says_are_refused() -> None:
     image, video = make_image(40, 30, "png", seed=1), make_video(64, 48, "gif", 8, 4, seed=1)
 
     with pytest.raises(DataError, match="decodes to 40x30 pixels, the index says 41x30"):
-        load_patches(image.data, replace(segment_of(image), width=41), CHECKPOINT)
+        load_patches(image.data, plan_media(replace(segment_of(image), width=41), CHECKPOINT), CHECKPOINT)
     with pytest.raises(DataError, match=r"decodes to 8 frame\(s\), the index says 9"):
-        load_patches(video.data, replace(segment_of(video), num_frames=9), CHECKPOINT)
+        load_patches(video.data, plan_media(replace(segment_of(video), num_frames=9), CHECKPOINT), CHECKPOINT)
 
 
 def test_extreme_aspect_is_noticed_from_sizes_alone() -> None:

@@ -14,7 +14,6 @@ from k25_train.data.formats.dataset import write_manifest
 from k25_train.data.formats.index import read_index
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
-from k25_train.data.mix.documents import media_segments
 from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.data.tokenizer import load_tokenizer
 from tests.helpers.tiny_set_sources import build_tiny, png
@@ -73,7 +72,7 @@ def test_a_whole_set_has_no_fault(pristine: Path) -> None:
 
 def test_a_truncated_image(broken: Path) -> None:
     record = first(broken, "caption")
-    media = media_segments(record)[0]
+    media = record.media[0]
     overwrite(broken / SHARD, media.offset + media.num_bytes // 2, bytes(media.num_bytes // 2))
     faults = faults_of(broken)
     assert f"{SHARD}, sample {record.key}: {record.key}.0.png does not decode" in faults
@@ -82,7 +81,7 @@ def test_a_truncated_image(broken: Path) -> None:
 
 def test_a_truncated_video(broken: Path) -> None:
     record = first(broken, "video")
-    media = media_segments(record)[0]
+    media = record.media[0]
     overwrite(broken / SHARD, media.offset, b"no GIF at all")
     assert f"sample {record.key}: {record.key}.0.gif does not decode" in faults_of(broken)
 
