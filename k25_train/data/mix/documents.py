@@ -64,7 +64,7 @@ class DocumentBuilder:
         self._vision = vision
         self._encode = lru_cache(maxsize=4096)(lambda text: tuple(tokenizer.encode(text)))
         self.tokens = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._build_tokens)
-        """`tokens(record, media) -> DocumentTokens`, cached, where `media` is what `media(record)` has planned.
+        """`tokens(record, media) -> DocumentTokens`, cached; `media` is what `media(record)` has planned.
 
         Raises DataError if the words do not fit the index.
         """

@@ -296,10 +296,9 @@ def test_a_video_that_breaks_late_breaks_for_every_item(file_format: str, positi
             load_patches(cut, plan_media(segment, CHECKPOINT), CHECKPOINT, positions)
         messages.add(str(caught.value).split(" at 0x")[0])
     assert len(messages) == 1
+    planned = plan_media(replace(segment, num_frames=23), CHECKPOINT)
     with pytest.raises(DataError, match=r"decodes to 24 frame\(s\), the index says 23"):
-        load_patches(
-            media.data, plan_media(replace(segment, num_frames=23), CHECKPOINT), CHECKPOINT, [position]
-        )
+        load_patches(media.data, planned, CHECKPOINT, [position])
 
 
 def test_sizes_other_than_the_index_says_are_refused() -> None:
