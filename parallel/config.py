@@ -60,7 +60,7 @@ class DepSchedule(Enum):
 
 
 class WireFormat(Enum):
-    """How numbers are written while they are under way."""
+    """Format of numbers in flight."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -81,21 +81,22 @@ class ParallelismConfig:
     """Layers of each chunk in pipeline order, e.g. `Ett|tt|tt|tL` (`parallel.pipeline.layout`). Null balances
     the cost of the ranks (`parallel.pipeline.balance`). Source: not disclosed, our choice."""
     overlap_expert_comm: bool
-    """Whether the expert all-to-all of one micro-batch runs beside the computation of another, after one more
+    """Whether the expert all-to-all of one micro-batch overlaps the computation of another, with one more
     warm-up micro-batch. Source: K2 report, section 2.4."""
     delay_wgrad: bool
-    """Whether weight gradients are computed apart from, and later than, the gradients that go on to the stage
-    before, beside the pipeline's communication. Source: K2 report, section 2.4."""
+    """Whether weight gradients are computed later than the gradients for the previous stage, while those are
+    in flight. Source: K2 report, section 2.4."""
     overlap_grad_reduce: bool
     """Whether gradients are reduced over data-parallel ranks bucket by bucket, as they become ready; those of
-    a decoupled encoder are reduced at once, when its backward is done. Source: not disclosed, our choice."""
+    a decoupled encoder are reduced together, when its backward is complete. Source: not disclosed, our
+    choice."""
     overlap_param_gather: bool
     """Whether updated parameters are gathered from data-parallel ranks bucket by bucket, as the next forward
-    pass needs them; those of a decoupled encoder at once. Source: not disclosed, our choice."""
+    pass needs them; those of a decoupled encoder together. Source: not disclosed, our choice."""
 
     @property
     def cuda_queues(self) -> int:
-        """What `CUDA_DEVICE_MAX_CONNECTIONS` has to be, in every overlap mode."""
+        """Value that `CUDA_DEVICE_MAX_CONNECTIONS` must have, in every overlap mode."""
         return CUDA_QUEUES
 
     def problems(self) -> list[Problem]:
@@ -118,7 +119,7 @@ class ParallelismConfig:
                 found.append(Problem("overlap_expert_comm", True, rule, f"raise ep, or {off}"))
             if self.pp > 1 and self.vpp == 1:
                 rule = f"needs virtual stages in a pipeline (vpp > 1 at pp={self.pp}): only the interleaved "
-                rule += "schedule runs a forward pass beside another micro-batch's backward"
+                rule += "schedule overlaps a forward pass with another micro-batch's backward"
                 found.append(Problem("overlap_expert_comm", True, rule, f"raise vpp, or {off}"))
         elif self.delay_wgrad:
             rule = "needs overlap_expert_comm=true: its schedule is what computes weight gradients later"
@@ -143,19 +144,19 @@ class DepConfig:
     schedule: DepSchedule
     """When it runs. Source: upfront in the K2.5 report."""
     max_patches_per_chunk: int
-    """Patches that a rank encodes at a time, which bounds activations; a larger item is a chunk by itself.
+    """Number of patches that a rank encodes at a time, which bounds activations; a larger item is a chunk.
     Source: not disclosed, our choice."""
     split_items: bool
     """Whether an item that costs more than a rank's fair share is cut into parts of some of its rows, which
-    several ranks encode at the same time; they exchange its keys and values in each layer. Source: not
+    several ranks encode concurrently; they exchange its keys and values in each layer. Source: not
     disclosed, our choice."""
     exchange_dtype: WireFormat | None
-    """Format of features and their gradients under way; null is `train.dtype`. Source: not disclosed, our
+    """Format of features and their gradients in flight; null is `train.dtype`. Source: not disclosed, our
     choice."""
     feature_buffer_gib: float
-    """Memory of a first-stage device for the features of micro-batches to come, and for the gradients of
-    those that are done; what is over waits in host memory. In bubbles the features of one micro-batch are
-    there ahead of time, and gradients leave at once. Source: not disclosed, our choice."""
+    """Memory of a first-stage device, in GiB, for features of later micro-batches, and for the gradients of
+    those that are complete; the rest waits in host memory. In bubbles the features of one micro-batch are
+    received ahead of time, and gradients are sent at once. Source: not disclosed, our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -164,7 +165,7 @@ class DepConfig:
             rule, remedy = "must not be negative", "use 0 to keep all features in host memory"
             found.append(Problem("feature_buffer_gib", self.feature_buffer_gib, rule, remedy))
         if self.split_items and self.schedule is DepSchedule.bubbles:
-            rule = "needs schedule=upfront: ranks work on an item at once, which idle times do not allow"
+            rule = "needs schedule=upfront: ranks encode an item concurrently, which idle times do not allow"
             remedy = "leave it out: in bubbles a large item only has to fit into the idle times of one rank"
             found.append(Problem("split_items", True, rule, remedy))
         return found

@@ -1,7 +1,7 @@
-"""Be any rank of a job of any size, alone in one process, to see what that rank would build.
+"""Acts as any rank of a job of any size, in one process, to see what that rank would build.
 
 torch's fake backend forms groups without peers and its collectives move nothing between ranks, so that only
-construction makes sense here, never a step.
+construction is possible, never a step.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ GroupsOfWorld = dict[str, list[tuple[int, ...]]]
 def fake_rank(rank: int, world_size: int) -> Iterator[GroupsOfWorld]:
     """Within: this process is `rank` of `world_size`.
 
-    Yields all groups that are created meanwhile, also those without this rank: forming groups is collective,
-    so one rank's construction names the groups of all.
+    Yields all groups that are created within, including those without this rank: forming groups is
+    collective, so one rank's construction creates the groups of all.
     """
     created: GroupsOfWorld = {}
     new_group = dist.new_group

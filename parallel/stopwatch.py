@@ -1,4 +1,4 @@
-"""Time that the device is busy with something."""
+"""Measures how long the device is busy, without waiting for it."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 
 class Stopwatch:
-    """Measures how long the device is busy with something, without waiting for it: on a GPU by events."""
+    """Adds up the time of blocks of code on the device; on a GPU by events, without waiting for them."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -31,7 +31,7 @@ class Stopwatch:
                 self._add(name, time.perf_counter() - started)
 
     def read_into(self, stats: object) -> None:
-        """Add what was measured to the fields of the statistics, and begin again; waits for the device."""
+        """Add the measured times to the fields of the statistics and reset them; waits for the device."""
         for name, start, end in self._measured:
             end.synchronize()
             self._add(name, start.elapsed_time(end) / 1e3)

@@ -1,4 +1,4 @@
-"""All process groups of a run, built once into a frozen object that is passed to whoever needs them.
+"""All process groups of a run, built once into a frozen object that is passed to its users.
 
 Dense parameters are replicated over `dp` ranks. Experts are spread over `ep` of these `dp` ranks and
 replicated over the remaining `expert_dp = dp / ep`. Rank order is the one of megatron-core
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """Where this rank stands, and the groups it communicates in."""
+    """The position of this rank in each kind of parallelism, and the groups it communicates in."""
 
     device: torch.device
     rank: int
@@ -37,12 +37,12 @@ class Topology:
     groups: "ProcessGroupCollection"
     """megatron-core's collection of process groups (pp, dp, ep, expt_dp, …)."""
     everyone: dist.ProcessGroup
-    """All ranks, for the decoupled encoder's weights and gradients, and for what ranks exchange while they
-    encode an item together: what goes through a group queues behind what went before it."""
+    """Group of all ranks for the decoupled encoder's weights and gradients, and for exchanges of ranks that
+    encode an item together. Communication of one group is in order, hence the separate groups below."""
     features: dist.ProcessGroup
-    """All ranks, for vision features alone."""
+    """Group of all ranks for vision features alone."""
     feature_gradients: dist.ProcessGroup
-    """All ranks, for gradients of vision features alone."""
+    """Group of all ranks for gradients of vision features alone."""
 
     @property
     def pp_size(self) -> int:
@@ -69,7 +69,7 @@ class Topology:
 
 
 def backend_of(device: torch.device) -> str:
-    """The torch.distributed backend for `device`: nccl on CUDA, gloo on the CPU, none that talks on meta."""
+    """The torch.distributed backend for `device`: nccl on CUDA, gloo on the CPU, a fake one on meta."""
     return {"cuda": "nccl", "cpu": "gloo", "meta": "fake"}[device.type]
 
 
@@ -92,7 +92,7 @@ def start_process_group(device: torch.device, timeout_s: float) -> None:
 
 
 def job_store() -> dist.Store:
-    """A connection of its own to the store through which the ranks of the job have found each other."""
+    """A separate connection to the store through which the ranks of the job have found each other."""
     store: Any = dist.distributed_c10d._get_default_store()
     return store.clone()
 

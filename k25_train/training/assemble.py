@@ -12,7 +12,7 @@ from k25_train.model.build import Model
 from k25_train.model.megatron_config import TORCH_DTYPE, BackboneConfig
 from k25_train.optim.build import build_optimizer, freeze, parameter_rules, updated_by_muon
 from parallel.megatron.replicas import EncoderReplica, replicate, replicate_everywhere
-from parallel.megatron.sharded_optimizer import buffers_apart
+from parallel.megatron.sharded_optimizer import separate_buffers
 from parallel.megatron.skip_non_finite import SkipNonFiniteOptimizer
 from parallel.topology import Topology
 
@@ -37,7 +37,7 @@ def assemble(model: Model, config: Config, backbone: BackboneConfig, topology: T
     freeze(model.modules, config.optim)
     rules = parameter_rules(model.modules, config.optim, config.model)
     # 2. Gradient buffers: parameters of Muon and of AdamW get separate ones, each owned by one optimizer.
-    with buffers_apart(updated_by_muon(rules)):
+    with separate_buffers(updated_by_muon(rules)):
         chunks = replicate(
             model.chunks,
             backbone,

@@ -1,11 +1,11 @@
-"""Weight gradients computed later than the gradients that go on to the layer before.
+"""Weight gradients computed later than the gradients that are passed to the previous layer.
 
-A pipeline stage waits for the gradient of its output, and has the gradient of its input waited for; nobody
-waits for the gradients of its weights before the step ends. megatron-core's overlapped schedule
+A pipeline stage waits for the gradient of its output, and the previous stage for the gradient of its input;
+nobody waits for the gradients of its weights before the step ends. megatron-core's overlapped schedule
 (`overlap_moe_expert_parallel_comm` with `delay_wgrad_compute`) therefore calls `backward_dw()` apart from
-backward, beside the expert all-to-all and the pipeline's messages (K2 report, section 2.4). In megatron-core
-only Transformer Engine's layers have one that does anything (`tensor_parallel/layers.py`, "Not supported -
-does nothing"); here the others get one, on CPU and CUDA alike.
+backward, while the expert all-to-all and the pipeline's messages are in flight (K2 report, section 2.4). In
+megatron-core only Transformer Engine's layers have one that does anything (`tensor_parallel/layers.py`, "Not
+supported - does nothing"); here the others get one, on the CPU and on CUDA.
 """
 
 from collections import deque
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 
 class DeferredWgrads:
-    """The weight gradients that a module's backward passes have left to be computed.
+    """The weight gradients that a module's backward passes have deferred.
 
-    With `overlap_grad_reduce`, data parallelism reduces a bucket when the last of its gradients is there. It
-    learns that from autograd, which never sees these; so it hands a hook per weight to the module that owns
-    it (`DistributedDataParallel`, `delay_wgrad_compute`), and the hook is called when the gradient is there.
+    With `overlap_grad_reduce`, data parallelism reduces a bucket when its last gradient is complete. It
+    learns that from autograd, which never sees these; so it gives one hook per weight to the module that owns
+    it (`DistributedDataParallel`, `delay_wgrad_compute`), which is called when the gradient is complete.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,12 @@ class DeferredWgrads:
         self.when_accumulated: list[Callable[[], None]] = []
 
     def add(self, weight: nn.Parameter, compute: Callable[[], Tensor]) -> None:
-        """Leave the gradient of `weight` to `compute`, which returns it in the weight's shape and dtype."""
+        """Defer the gradient of `weight`; `compute` returns it in the weight's shape and dtype."""
         self.pending.append((weight, compute))
 
     @torch.no_grad()
     def compute(self) -> None:
-        """Compute what is pending, oldest first, and add it to the weights' gradients."""
+        """Compute the pending gradients, oldest first, and add them to `weight.grad`."""
         while self.pending:
             weight, compute = self.pending.popleft()
             gradient = compute()
@@ -47,7 +47,7 @@ class DeferredWgrads:
 
 
 def defer_wgrads(module: nn.Module, *weights: nn.Parameter) -> DeferredWgrads:
-    """Let `module` own the gradients of `weights`: data parallelism hooks onto it and not onto autograd."""
+    """Let `module` own the gradients of `weights`: data parallelism hooks into it instead of autograd."""
     wgrads = DeferredWgrads()
     module.register_wgrad_accumulation_and_reduce_hooks = wgrads.when_accumulated.append  # type: ignore[assignment]
     for weight in weights:
@@ -56,7 +56,7 @@ def defer_wgrads(module: nn.Module, *weights: nn.Parameter) -> DeferredWgrads:
 
 
 class _Linear(torch.autograd.Function):
-    """`F.linear` whose backward pass leaves the weight's gradient pending."""
+    """`F.linear` whose weight gradient stays pending in backward."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: nn.Parameter, wgrads: DeferredWgrads) -> Tensor:
@@ -77,7 +77,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """`grouped_mm` of rows with their group's matrix, leaving the gradient of the matrices pending."""
+    """`grouped_mm` of rows with their group's matrix; the gradient of the matrices stays pending."""
 
     @staticmethod
     def forward(
@@ -110,13 +110,13 @@ def grouped_linear_deferring_wgrad(
     """rows [T, In], grouped, times weights [E, Out, In]: [T, Out]; the weights' gradient stays pending.
 
     Args:
-        ends: [E] int32, the row after each group's last.
+        ends: [E] int32, end (exclusive) of each group's rows.
     """
     return _GroupedLinear.apply(rows, weights, ends, wgrads)
 
 
 def delay_linear_wgrads(layers: nn.Module) -> None:
-    """Let every linear layer of megatron-core's own inside `layers` put its weight gradient off.
+    """Let each of megatron-core's linear layers inside `layers` defer its weight gradient.
 
     Set on the modules rather than in subclasses: MLA compares the classes of its linear layers with a list.
     """

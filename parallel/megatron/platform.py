@@ -1,8 +1,8 @@
 """Choose the device megatron-core runs on, before any of its modules is imported.
 
-`use_platform("cuda")` takes the local GPU; `use_platform("cpu")` lets the very same megatron-core code run
-on host memory over gloo; with `use_platform("meta")` it can only be built, without memory (dry run). Each
-checks that the installed megatron-core is the version every patch of this folder was written against.
+`use_platform("cuda")` takes the local GPU; `use_platform("cpu")` runs the same megatron-core code in host
+memory over gloo; with `use_platform("meta")` it can only be built, without memory (dry run). Each checks that
+the installed megatron-core is the version that the patches were written for.
 """
 
 import importlib.metadata
@@ -34,11 +34,11 @@ def check_megatron_version() -> None:
 def use_platform(device_type: str) -> torch.device:
     """Prepare this process for "cpu", "cuda" or "meta" and return the device tensors live on. Idempotent.
 
-    Raises `MegatronVersionError`, or `RuntimeError` if a GPU is asked for and none is visible.
+    Raises `MegatronVersionError`, or `RuntimeError` if a GPU is requested and none is visible.
     """
     check_megatron_version()
     if device_type == "cuda":
-        # Before CUDA starts, which reads it once.
+        # CUDA reads it once, when it starts.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(CUDA_QUEUES))
         if not torch.cuda.is_available():
             raise RuntimeError(
@@ -50,6 +50,7 @@ def use_platform(device_type: str) -> torch.device:
     else:
         device = torch.device(device_type)
         cuda_shim.install(device)
+    # The order matters: modules of megatron-core import collectives and `torch.compile` by name.
     instrument.trace_collectives()
     upstream_fixes.install(on_cpu=device.type != "cuda")
     pass_hooks.install()
@@ -58,5 +59,5 @@ def use_platform(device_type: str) -> torch.device:
 
 
 def has_work_left(device: torch.device) -> bool:
-    """Whether a GPU has not finished what this process gave it; a CPU finishes work when it is submitted."""
+    """Whether a GPU has not finished what was submitted to it; a CPU finishes work when it is submitted."""
     return device.type == "cuda" and not torch.cuda.default_stream(device).query()

@@ -26,21 +26,21 @@ def replicate(
 ) -> list[DistributedDataParallel]:
     """Wrap each chunk so that its gradients are summed in float32 and sharded over data-parallel ranks.
 
-    Also tells the pipeline schedule, through `config`, how to finish the gradients of a step: reduce them,
+    Also sets, in `config`, how the pipeline schedule finishes the gradients of a step: reduce them,
     update the routers' expert biases, and divide by the number of tokens with a loss in the global batch.
 
     Args:
-        overlap_grad_reduce: reduce each bucket as soon as its gradients are complete, beside the backward
-            pass of the others.
-        overlap_param_gather: gather each bucket's updated parameters when the next forward pass comes to its
-            first module, and the bucket after it meanwhile. Between an update and that pass parameters are
+        overlap_grad_reduce: reduce each bucket as soon as its gradients are complete, concurrently with the
+            backward pass of the others.
+        overlap_param_gather: gather each bucket's updated parameters when the next forward pass reaches its
+            first module, and the next bucket meanwhile. Between an update and that pass parameters are
             stale: call `complete_parameters` before anything else reads them. Needs `overlap_grad_reduce`,
             without which all parameters are one bucket.
-        bucket_parameters: parameters after which a bucket is full. None is megatron-core's choice,
+        bucket_parameters: number of parameters after which a bucket is full. None is megatron-core's choice,
             max(40M, 1M x dp): large enough for the bandwidth of the network, not its latency, to count.
 
-    Only the first chunk of the first stage has buckets: elsewhere the reduction of a whole chunk runs beside
-    the passes of other chunks, or in the pipeline's bubble.
+    Only the first chunk of the first stage has buckets: elsewhere the reduction of a whole chunk runs
+    concurrently with the passes of other chunks, or in the pipeline's bubble.
     """
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
@@ -67,22 +67,24 @@ def replicate(
 
 
 class EncoderReplica(DistributedDataParallel):
-    """A module of which every rank of the job has a replica, whatever its pipeline stage.
+    """A module that every rank of the job has a replica of, whatever its pipeline stage.
 
-    Gradients are reduced and weights gathered once a step, beside whatever the rank does then: nothing is
-    reduced until `start_grad_sync` or `reduce_gradients`, however often the module goes backward.
+    Gradients are reduced and weights gathered once per step, concurrently with other work: nothing is reduced
+    until `start_grad_sync` or `reduce_gradients`, however many backward passes there are.
     """
 
     def zero_grad_buffer(self) -> None:
         """Begin a step."""
         super().zero_grad_buffer()
-        # By this megatron-core knows that more gradients are to come.
+        # Tells megatron-core that more gradients will follow.
         for group in self.bucket_groups:
             group.is_last_microbatch = False
 
     def start_gather(self) -> None:
-        """Start to gather weights, unless that is done; called by every rank after each update, and before
-        the first step. The module's next forward pass waits for them."""
+        """Start to gather weights, unless that has started. The module's next forward pass waits for them.
+
+        Called by every rank after each update, and before the first step.
+        """
         for group in self.bucket_groups:
             if not group.param_gather_dispatched:
                 group.start_param_sync()
@@ -94,7 +96,7 @@ class EncoderReplica(DistributedDataParallel):
         return self.module.layers(pixels, grid_thw)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The module's, of which a checkpoint gets one copy."""
+        """Sharded state of the wrapped module, of which a checkpoint gets one copy."""
         state = self.module.sharded_state_dict(*args, **kwargs)
         for tensor in nested_values(state):
             tensor.replica_id = (0, 0, self.dp_group.rank())
@@ -110,7 +112,7 @@ def replicate_everywhere(
     """
     groups = ProcessGroupCollection()
     groups.dp = groups.dp_cp = topology.everyone
-    # In these directions there is but one.
+    # The encoder is not split in these directions.
     for name in ("tp", "pp", "ep", "expt_dp"):
         setattr(groups, name, topology.groups.tp)
     return EncoderReplica(
@@ -120,7 +122,7 @@ def replicate_everywhere(
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=True,
             overlap_param_gather=True,
-            # `start_gather` starts all of them at once.
+            # `start_gather` starts all buckets together.
             align_param_gather=True,
         ),
         module=module,
@@ -132,10 +134,10 @@ def replicate_everywhere(
 def reduce_gradients(replica: EncoderReplica, num_tokens: int) -> None:
     """Sum the gradients over all ranks and divide by `num_tokens`, as the backbone's are.
 
-    Each row of patches was encoded by one rank, so a sum is all that is due.
+    Each row of patches was encoded by one rank, so the sum needs no other factor.
     """
     for group in replica.bucket_groups:
-        # A rank that has encoded nothing has not waited for the last step's weights yet.
+        # A rank that has encoded nothing has not waited for the previous step's weights yet.
         group.finish_param_sync(skip_next_bucket_dispatch=True)
     replica.finish_grad_sync()
     replica.scale_gradients(1.0 / max(num_tokens, 1))
@@ -144,8 +146,8 @@ def reduce_gradients(replica: EncoderReplica, num_tokens: int) -> None:
 def _reduce_in_schedule(replicas: list[DistributedDataParallel], config: TransformerConfig) -> None:
     """Let the pipeline schedule start reductions: after a chunk's last micro-batch, on all stages at once.
 
-    A reduction slows the computation beside it down; started by all stages in the same slot, it does not
-    make one wait for another.
+    A reduction slows concurrent computation down; if all stages start theirs in the same slot, none waits for
+    another.
     """
     hold_back = [replica.no_sync for replica in replicas]
     start = [replica.start_grad_sync for replica in replicas]
@@ -156,9 +158,9 @@ def _reduce_in_schedule(replicas: list[DistributedDataParallel], config: Transfo
 
 @torch.no_grad()
 def complete_parameters(replicas: Sequence[DistributedDataParallel]) -> None:
-    """Gather what the last update left stale, before anything but a training pass reads parameters.
+    """Gather parameters that the last update left stale, before anything but a training pass reads them.
 
-    Called by every rank. Without overlap nothing is stale, and nothing is done.
+    Called by every rank. Without overlap nothing is stale, and this does nothing.
     """
     for replica in replicas:
         if replica.ddp_config.overlap_param_gather:

@@ -36,13 +36,13 @@ def run_schedule[Batch](
     Args:
         forward: computes one micro-batch with one chunk; returns the chunk's output and, for the last chunk,
             the function from that output to its losses. If its third argument is true, it returns the plan of
-            the pass instead of the output: the schedule runs it beside another micro-batch's backward
+            the pass instead of the output: the schedule overlaps it with another micro-batch's backward
             (`parallelism.overlap_expert_comm`).
         chunks: this rank's model chunks.
         micro_batches: this data-parallel rank's micro-batches; every chunk sees each of them.
         balance_loss_scale: what the gradient of the router's balance loss is multiplied by.
-        before_pass: called in turn where this rank is about to wait, with the number of passes that it
-            has done (see `WorkBeforePasses`).
+        before_pass: called in turn where this rank is about to wait, with the number of passes that it has
+            completed (see `WorkBeforePasses`).
 
     Returns what the loss function reports for each micro-batch; empty except on the last stage.
     """

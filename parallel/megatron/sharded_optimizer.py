@@ -1,8 +1,8 @@
 """ZeRO-1 for any update rule: a `DistributedOptimizer` over the parameters that share one.
 
 megatron-core's distributed optimizer owns whole gradient buffers, so parameters of two rules need two sets
-of buffers. It can build them: parameters that carry its layer-wise optimizer's mark get buffers of their own.
-Here the mark means "another rule", and goes when the buffers are made. The layer-wise optimizer itself
+of buffers. It can build them: parameters that carry its layer-wise optimizer's mark get separate buffers.
+Here the mark means "another rule", and is removed when the buffers exist. The layer-wise optimizer itself
 is not used: it keeps whole matrices in shards of equal size, most of which is padding where ranks are many.
 """
 
@@ -28,17 +28,18 @@ ParamGroups = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerPartition:
-    """Parameters that one update rule is for, of one data-parallel group: dense ones or experts."""
+    """Parameters of one update rule and one data-parallel group: dense ones or experts."""
 
     groups: ParamGroups
-    """The same on every rank but for the parameters themselves; a rank may have none."""
+    """Parameter groups, the same on every rank but for `params`, which may be empty."""
     is_expert: bool
+    """Whether the parameters are routed experts."""
     build: Callable[[ParamGroups], torch.optim.Optimizer]
-    """From groups of flat float32 shards to the optimizer that updates them."""
+    """Function from groups of flat float32 shards to the optimizer that updates them."""
     build_on_host: Callable[[ParamGroups], torch.optim.Optimizer]
-    """The same for shards in host memory."""
+    """Function from groups of flat float32 shards in host memory to their optimizer."""
     state_keys: tuple[str, ...]
-    """Names of the state tensors that the optimizer keeps for a shard, in the shard's shape."""
+    """Names of the state tensors, in the shape of a shard, that the optimizer keeps per shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class ShardedOptimizer(DistributedOptimizer):
 
     @property
     def optimizer_state_keys(self) -> tuple[str, ...]:
-        """Names of the state tensors of a shard; checkpoints hold one each."""
+        """Names of the state tensors of a shard; a checkpoint holds one of each."""
         return self._state_keys
 
     def shards(self) -> dict[nn.Parameter, ParameterShard]:
@@ -120,8 +121,8 @@ def shard_ranges(buffer: Any, index: int, num_shards: int) -> Iterator[tuple[nn.
 
 
 @contextmanager
-def buffers_apart(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Within: data-parallel buffers that are made hold either these parameters or others, never both."""
+def separate_buffers(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within: new data-parallel buffers hold either these parameters or others, never both."""
     marked = list(parameters)
     for parameter in marked:
         setattr(parameter, _MARK, True)
@@ -135,10 +136,11 @@ def buffers_apart(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 def shard(
     part: OptimizerPartition, config: OptimizerConfig, chunks: Sequence[DistributedDataParallel]
 ) -> ShardedOptimizer:
-    """The optimizer of a part whose buffers were made apart from those of other parts.
+    """The optimizer of a partition whose buffers were made within `separate_buffers`.
 
-    Its state is sharded over the ranks that the buffers' gradients are reduced over.
+    Its state is sharded over the ranks that reduce the buffers' gradients.
     """
+    # 1. The groups that share the state, and the partition's buffers.
     places = ProcessGroupCollection.setup_process_groups_for_optimizer(None, list(chunks), False)
     group = chunks[0].intra_expt_dp_group if part.is_expert else chunks[0].intra_dp_cp_group
     model_parallel = places["expt_tp_pp_with_egtp_remat_group" if part.is_expert else "mp_group"]
@@ -151,6 +153,7 @@ def shard(
         ]
         for index, chunk in enumerate(chunks)
     }
+    # 2. megatron-core cuts the buffers and replaces `params` of the groups by shards.
     optimizer = ShardedOptimizer(
         part.state_keys,
         part.build(part.groups),

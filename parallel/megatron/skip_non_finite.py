@@ -1,4 +1,4 @@
-"""One step of all optimizers; if the gradient is not finite, it changes nothing, on every rank alike."""
+"""One step of all optimizers, which every rank skips if the gradient is not finite."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,28 +12,29 @@ from parallel.megatron.sharded_optimizer import ShardedOptimizer
 
 
 class SkipNonFiniteOptimizer(ChainedOptimizer):
-    """Leaves weights and optimizer state alone where the global gradient norm is NaN or infinite.
+    """Leaves weights and optimizer state unchanged if the global gradient norm is NaN or infinite.
 
-    The norm is the same on every rank, so all of them leave the step out, or none.
+    The norm is the same on every rank, so all of them skip the step, or none.
     """
 
     def __init__(self, optimizers: Sequence[ShardedOptimizer], names: Mapping[nn.Parameter, str]) -> None:
-        """`names` tells how a parameter is called in the whole model."""
+        """`names` are those of parameters in the whole model."""
         super().__init__(list(optimizers))
         for optimizer in optimizers:
-            # Several may have buckets that are gathered together: when one is done, the others' are stale.
+            # Buckets of several may be gathered together: after one optimizer's step the others' are stale.
             optimizer._defer_param_sync = True
         self._names = names
         self._is_finite = True
         self.not_finite: list[str] = []
-        """Names of the parameters, of all ranks, whose gradient made the last step fail; empty otherwise."""
+        """Names of the parameters, of all ranks, whose gradient was not finite in the last step."""
 
     @torch.no_grad()
     def get_grad_norm(self) -> float:
         """The global norm of the gradient, before it is clipped; squares are summed in float64.
 
-        torch sums in the gradient's own float32, in one run on the CPU: with a million elements a parameter
-        the norm was 1e-5 too small, by how much depended on the layout, and the clip factor with it.
+        torch sums in the gradient's own float32, in one run on the CPU: with a million elements per
+        parameter the norm was 1e-5 too small, by an amount that depended on the layout, and the clip factor
+        with it.
         """
         gradients = [each for part in self.chained_optimizers for each in part.get_grads_for_grad_norm()]
         squares = torch.zeros(1, dtype=torch.float64, device="cuda")
@@ -43,7 +44,7 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
         dist.all_reduce(squares, group=self.get_grad_stats_parallel_group())
         norm = math.sqrt(squares.item())
         self._is_finite = math.isfinite(norm)
-        # Clipping by such a norm spreads it to all gradients: now is the time to see where it came from.
+        # Clipping by such a norm spreads it to all gradients: its origin can be found only now.
         self.not_finite = [] if self._is_finite else self._find_not_finite()
         return norm
 

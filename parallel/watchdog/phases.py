@@ -1,7 +1,7 @@
 """The phases of this rank: what it is doing, since when, and with which ranks.
 
-Whoever does the work announces it: `with tracker.phase("forward"):`. Entering and leaving a phase costs about
-a microsecond, so communication is announced call by call. Another thread may ask for the state at any time.
+Code that does work says so: `with tracker.phase("forward"):`. Entering and leaving a phase costs about a
+microsecond, so each call that communicates is a phase. Another thread may ask for the state at any time.
 """
 
 import time
@@ -12,11 +12,11 @@ from parallel.watchdog.recorder import Recorder
 from parallel.watchdog.states import RankState
 
 Peers = Sequence[int] | Callable[[], Sequence[int]]
-"""Global ranks that a phase communicates with, or how to find them out when somebody asks."""
+"""Global ranks that a phase communicates with, or a function that finds them when the state is asked for."""
 
 
 class Phase:
-    """One piece of work under way; a context manager that is entered once."""
+    """One piece of work in progress; a context manager that is entered once."""
 
     __slots__ = ("_tracker", "may_be_long", "name", "peers")
 
@@ -39,7 +39,7 @@ class Phase:
         tracker = self._tracker
         if self.peers:
             tracker._last_communication = self
-        # Where forward and backward are interleaved, a phase may end before one that it began in.
+        # With overlapped forward and backward, a phase may end before one that began after it.
         if tracker._phases[-1] is self:
             tracker._phases.pop()
         else:
@@ -49,7 +49,7 @@ class Phase:
             tracker.recorder.end(self, tracker._changed)
 
     def ranks(self) -> tuple[int, ...]:
-        """The ranks that it communicates with, each once, this one left out."""
+        """The ranks that it communicates with, sorted, without this one."""
         ranks = self.peers() if callable(self.peers) else self.peers
         return tuple(sorted(set(ranks) - {self._tracker.rank}))
 
@@ -62,10 +62,10 @@ class PhaseTracker:
     """
 
     def __init__(self, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` tells seconds from any origin."""
+        """`clock` returns seconds since any fixed origin."""
         self.rank = rank
         self.recorder: Recorder | None = None
-        """Is told of phases that begin and end, if there is one."""
+        """Recorder of phases that begin and end from now on; None records nothing."""
         self._clock = clock
         self._phases: list[Phase] = []
         self._changed = clock()
@@ -73,7 +73,7 @@ class PhaseTracker:
         self._last_communication: Phase | None = None
 
     def phase(self, name: str, peers: Peers = (), *, may_be_long: bool = False) -> Phase:
-        """Announce work for the length of a `with` block.
+        """A phase for the length of a `with` block.
 
         `peers` are the ranks that it communicates with, and may include this one. `may_be_long` exempts it
         from the time limit, here and on the ranks that wait for this one meanwhile.
@@ -81,12 +81,12 @@ class PhaseTracker:
         return Phase(self, name, peers, may_be_long)
 
     def training(self, step: int) -> Phase:
-        """Announce training step `step` (from 1); time counts from the first such call."""
+        """The phase of training step `step` (from 1); time counts from the first such call."""
         self._step = step
         return self.phase("train")
 
     def seconds_without_progress(self) -> float:
-        """Since a phase began or ended; 0 where time does not count."""
+        """Time since a phase began or ended; 0 where time does not count."""
         phases = tuple(self._phases)
         if not self._step or not phases or any(phase.may_be_long for phase in phases):
             return 0.0
@@ -95,8 +95,8 @@ class PhaseTracker:
     def state(self, *, device_is_busy: bool = False) -> RankState:
         """What this rank is doing now.
 
-        On a GPU the host only submits communication. If it computes by its own account while the device has
-        work left, it waits for the device, most likely for what was communicated last.
+        On a GPU the host only submits communication. If no phase communicates and the device has work left,
+        the host waits for the device, most likely for the last communication.
         """
         phases = tuple(self._phases)
         names = [phase.name for phase in phases]

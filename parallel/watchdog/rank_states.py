@@ -1,8 +1,8 @@
-"""What ranks tell each other when communication is stuck: states and an alarm, in the job's store.
+"""What ranks exchange when communication is stuck: states and an alarm, in the job's store.
 
-The store is what ranks find each other through when the process group starts, a key-value server outside of
-all collectives. Needs a connection of its own: on a shared one a request waits until the one before it is
-answered, and the main thread's may be waiting for a rank that is dead.
+The store is the key-value server through which ranks find each other when the process group starts, outside
+of all collectives. A separate connection is needed: on a shared one a request waits until the previous one is
+answered, and the main thread's may be waiting for a dead rank.
 """
 
 import datetime
@@ -25,7 +25,7 @@ class RankStateStore:
         self.world_size = world_size
 
     def publish(self, state: RankState) -> None:
-        """Leave this rank's state for others to see."""
+        """Write this rank's state for others to read."""
         self._store.set(f"state/{self.rank}", state.to_json())
 
     def states(self) -> dict[int, RankState]:
@@ -41,24 +41,24 @@ class RankStateStore:
         return int(self._store.get("alarm")) if self._store.check(["alarm"]) else None
 
     def answer(self, state: RankState) -> None:
-        """Tell what this rank is doing now that the alarm is raised."""
+        """Write what this rank is doing now that the alarm is raised."""
         self._store.set(f"answer/{self.rank}", state.to_json())
 
     def answers(self) -> dict[int, RankState]:
-        """The ranks that have answered the alarm."""
+        """The states of the ranks that have answered the alarm."""
         return self._read("answer")
 
     def mark_reported(self) -> None:
-        """Let the others end: the report is out."""
+        """Let the other ranks end: the report is printed."""
         self._store.set("reported", "1")
 
     def is_reported(self) -> bool:
-        """Whether the report is out."""
+        """Whether the report is printed."""
         return bool(self._store.check(["reported"]))
 
     def _read(self, name: str) -> dict[int, RankState]:
         keys = [f"{name}/{rank}" for rank in range(self.world_size)]
-        # Getting a key that nobody has set waits for it.
+        # Getting a key that is not set waits for it.
         if not self._store.check(keys):
             keys = [key for key in keys if self._store.check([key])]
         texts = self._store.multi_get(keys) if keys else []

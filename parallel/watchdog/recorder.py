@@ -1,8 +1,8 @@
 """Keeps the phases of a rank, for a timeline of what it did.
 
-These are spans of the host. On a GPU it submits most work and goes on, so that a pass looks short, and
-whatever next waits for the device looks long: spans show where the host waits. Time on the device is for
-Nsight Systems or torch.profiler to tell.
+These are spans of the host. On a GPU it submits most work and continues, so that a pass looks short, and
+whatever next waits for the device looks long: spans show where the host waits. For time on the device use
+Nsight Systems or torch.profiler.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from parallel.watchdog.states import ranks_text
 
 
 class NamedPhase(Protocol):
-    """What a recorder asks of a phase (`phases.py`)."""
+    """What a recorder needs of a phase (`phases.py`)."""
 
     name: str
 
@@ -23,24 +23,25 @@ class NamedPhase(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One phase from begin to end."""
+    """One completed phase."""
 
     name: str
     start_s: float
-    """By the clock of the watch: ranks of one node share its origin."""
+    """Start by the tracker's clock, whose origin the ranks of a node share."""
     end_s: float
+    """End by the same clock."""
     depth: int
-    """Phases that were under way when it began."""
+    """Number of phases that the rank was in already."""
     peers: str
-    """Ranks that it communicates with, as `ranks 0-3, 8`, for there may be thousands. Empty for none."""
+    """Ranks that the phase communicated with, as `ranks 0-3, 8`, for there may be thousands; "" for none."""
 
 
 class Recorder:
-    """Collects the phases that begin and end while it is a watch's `recorder`."""
+    """Collects the phases that begin and end while it is a tracker's `recorder`."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
-        """In the order in which they ended."""
+        """Completed phases, in the order of their ends."""
         self._begun: dict[NamedPhase, tuple[float, int]] = {}
 
     def begin(self, phase: NamedPhase, at_s: float, depth: int) -> None:

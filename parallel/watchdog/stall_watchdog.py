@@ -1,19 +1,20 @@
-"""Ends a job in which a rank makes no progress, after saying which, in what, and whom it waits for.
+"""Ends a job in which a rank makes no progress, and reports which rank, in what phase, waiting for whom.
 
-A thread of every rank looks a few times per timeout. The first rank that has not entered or left a phase for
-`timeout_s` raises the alarm; every rank then answers with its state, writes its stacks to its own file, and
-ends. The rank that raised the alarm prints the one report. Ranks that do not answer are dead or stopped.
+Each rank has a thread that checks a few times per timeout. The first rank that has not entered or left a
+phase for `timeout_s` raises the alarm; every rank then answers with its state, writes its stacks to its own
+file, and ends. The rank that raised the alarm prints the only report. Ranks that do not answer are dead or
+stopped.
 
-Three cases are not this guard's:
+Three cases are handled elsewhere:
 - a rank that dies: its peers get an error from gloo at once, and torchrun ends the job;
 - a hang in a phase that may be long (a checkpoint), or before the first step: the timeout of the process
-  group, which is longer than this one, so that this guard speaks first where both apply;
-- an interpreter that no thread can run in, such as native code that keeps the lock: faulthandler's own
-  thread, which needs no interpreter, prints the stacks and ends the rank, a little later than its peers.
+  group ends it. It is longer than this watchdog's, which therefore reports first where both apply;
+- an interpreter in which no thread can run, as when native code keeps the lock: faulthandler's own thread,
+  which needs no interpreter, prints the stacks and ends the rank, a little later than its peers.
 
 On CUDA the host only submits work, so a hang shows where the host next waits for the device. NCCL knows more
-of the collectives themselves: `TORCH_NCCL_TRACE_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1` make its
-flight recorder keep the last ones, and its watchdog write them when the timeout of the process group is over.
+about the collectives themselves: with `TORCH_NCCL_TRACE_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1` its
+flight recorder keeps the last ones, and its own watchdog writes them when the process group times out.
 """
 
 import faulthandler
@@ -32,11 +33,12 @@ from parallel.watchdog.states import RankState, report
 
 STALLED_STATUS = 75
 """Exit status of a rank that ends because of a stall: EX_TEMPFAIL of sysexits.h, "try again"."""
-_MOST_SECONDS_BETWEEN_LOOKS = 10.0
+_MAX_CHECK_INTERVAL_S = 10.0
 _GRACE_S = 5.0
-"""A live rank on a busy machine answers within this, beyond its time between looks."""
+"""Time in which a live rank on a busy machine answers, in addition to its check interval."""
 _DEAD_INTERPRETER_S = 20.0
-"""Later than the guard, sooner than torchrun's SIGKILL, 30 s after the first rank has ended."""
+"""Time beyond `timeout_s` after which faulthandler ends the rank: later than the watchdog, and before
+torchrun's SIGKILL, 30 s after the first rank has ended."""
 
 
 class StallWatchdog:
@@ -52,16 +54,16 @@ class StallWatchdog:
         device_is_busy: Callable[[], bool],
         end: Callable[[int], None] = os._exit,
     ) -> None:
-        """`folder` gets `rank_<N>.stall.txt` of a stall; `device_is_busy` tells if the GPU has work left."""
+        """`folder` gets a `rank_<N>.stall.txt`; `device_is_busy` says if the GPU has work left."""
         self.tracker = tracker
         self.store = store
         self.timeout_s = timeout_s
         self.folder = folder
-        self.seconds_between_looks = min(timeout_s / 10, _MOST_SECONDS_BETWEEN_LOOKS)
+        self.check_interval_s = min(timeout_s / 10, _MAX_CHECK_INTERVAL_S)
         self._device_is_busy = device_is_busy
         self._end = end
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._look_again_and_again, name="stall guard", daemon=True)
+        self._is_leaving = threading.Event()
+        self._thread = threading.Thread(target=self._check_periodically, name="stall watchdog", daemon=True)
 
     def __enter__(self) -> Self:
         self.store.publish(self.tracker.state())
@@ -71,21 +73,21 @@ class StallWatchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._left.set()
+        self._is_leaving.set()
         self._thread.join(timeout=_GRACE_S)
         faulthandler.cancel_dump_traceback_later()
 
-    def _look_again_and_again(self) -> None:
+    def _check_periodically(self) -> None:
         late = self.timeout_s + _DEAD_INTERPRETER_S
         try:
-            while not self._left.wait(self.seconds_between_looks):
+            while not self._is_leaving.wait(self.check_interval_s):
                 faulthandler.dump_traceback_later(late, exit=True, file=sys.__stderr__ or 2)
-                self.look()
+                self.check()
         finally:
             faulthandler.cancel_dump_traceback_later()
 
-    def look(self) -> None:
-        """Publish this rank's state; raise the alarm if it is stuck, and follow an alarm that is raised."""
+    def check(self) -> None:
+        """Publish this rank's state; raise the alarm if it is stuck; answer an alarm, and end."""
         stuck = self.tracker.seconds_without_progress() >= self.timeout_s
         try:
             self.store.publish(self.tracker.state())
@@ -93,21 +95,22 @@ class StallWatchdog:
                 self.store.raise_alarm()
             alarm = self.store.alarm()
         except RuntimeError as error:
-            # The store is gone, as at the end of a job. Only a rank that is stuck has something to tell.
+            # The store is gone, as at the end of a job. Only a stuck rank has something to report.
             if not stuck:
                 return
             self._report_alone(error)
         else:
             if alarm is not None:
-                self._follow(alarm)
+                self._answer_alarm(alarm)
 
     def _is_excused(self) -> bool:
-        """Whether a rank says that it is in a phase that may be long, such as deleting old checkpoints."""
+        """Whether some rank is in a phase that may be long, such as deleting old checkpoints."""
         return any(state.may_be_long for state in self.store.states().values())
 
-    def _follow(self, alarm: int) -> None:
+    def _answer_alarm(self, alarm: int) -> None:
         state = self._own_state()
         lines = [str(state)]
+        # The store is lost when its host ends, so others wait until the report is printed.
         try:
             self.store.answer(state)
             if alarm == self.tracker.rank:
@@ -118,12 +121,12 @@ class StallWatchdog:
                 self._write(lines)
                 self._wait(self.store.is_reported, 2 * self._answer_time_s)
         except RuntimeError as error:
-            # Its host has ended already, or is what does not answer.
-            tell(f"{state}\nthe job's store does not answer: {error}")
+            # The host of the store has ended already, or is the one that does not answer.
+            write_to_stderr(f"{state}\nthe job's store does not answer: {error}")
         self._end(STALLED_STATUS)
 
     def _report(self) -> list[str]:
-        """Print the report; returns its lines and the state of every rank."""
+        """Wait for answers and print the report; returns its lines and the state of every rank."""
         store = self.store
         self._wait(lambda: len(store.answers()) == store.world_size, self._answer_time_s)
         answers = store.answers()
@@ -135,13 +138,13 @@ class StallWatchdog:
             headline=self._headline(answers[self.tracker.rank]),
             logs=str(self.folder / "rank_<N>.stall.txt"),
         )
-        tell(text)
+        write_to_stderr(text)
         return [*text.splitlines(), "", *(str(answers[rank]) for rank in sorted(answers))]
 
     def _report_alone(self, error: RuntimeError) -> None:
         state = self._own_state()
         lines = [self._headline(state), str(state), f"the job's store does not answer: {error}"]
-        tell("\n".join(lines))
+        write_to_stderr("\n".join(lines))
         self._write(lines)
         self._end(STALLED_STATUS)
 
@@ -156,15 +159,15 @@ class StallWatchdog:
 
     @property
     def _answer_time_s(self) -> float:
-        return 2 * self.seconds_between_looks + _GRACE_S
+        return 2 * self.check_interval_s + _GRACE_S
 
     def _wait(self, happened: Callable[[], bool], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not happened() and time.monotonic() < deadline:
-            time.sleep(min(self.seconds_between_looks, 0.2))
+            time.sleep(min(self.check_interval_s, 0.2))
 
     def _write(self, lines: list[str]) -> None:
-        """Write this rank's file: the lines, and the stacks of all threads; to stderr if that fails."""
+        """Write the lines and the stacks of all threads to this rank's file, or to stderr if that fails."""
         path = self.folder / f"rank_{self.tracker.rank}.stall.txt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -172,10 +175,10 @@ class StallWatchdog:
                 print(time.strftime("%Y-%m-%d %H:%M:%S"), *lines, "", sep="\n", file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
-            tell(f"{path}: cannot be written ({error}); the stacks of rank {self.tracker.rank}:")
+            write_to_stderr(f"{path}: cannot be written ({error}); the stacks of rank {self.tracker.rank}:")
             faulthandler.dump_traceback(2, all_threads=True)
 
 
-def tell(text: str) -> None:
-    """Write to stderr, past Python's own lock on it: the thread that is stuck may hold that."""
+def write_to_stderr(text: str) -> None:
+    """Write to stderr without Python's lock on it, which the stuck thread may hold."""
     os.write(2, f"{text}\n".encode())

@@ -15,15 +15,15 @@ class RankState:
 
     rank: int
     step: int
-    """The training step that it works on, or did last; 0 before the first."""
+    """Training step that the rank is working on, or has completed last; 0 before the first."""
     phases: tuple[str, ...]
-    """Phases that it is in, outermost first; empty between steps."""
+    """Current phases, outermost first; empty between steps."""
     seconds: float
-    """Since it last entered or left a phase."""
+    """Time since the rank last entered or left a phase."""
     waits_for: tuple[int, ...]
-    """Global ranks that it communicates with; empty for a rank that computes or reads."""
+    """Global ranks that the rank is communicating with; empty while it computes or reads."""
     may_be_long: bool
-    """Whether it is in a phase that no time limit applies to."""
+    """Whether the rank is in a phase without a time limit."""
 
     @property
     def doing(self) -> str:
@@ -35,12 +35,12 @@ class RankState:
         return f"{text}, waits for {ranks_text(self.waits_for)}" if self.waits_for else text
 
     def to_json(self) -> str:
-        """For the job's store; ranks as runs, since a collective may wait for thousands."""
+        """The state as text for the job's store; ranks as runs, since a collective may wait for thousands."""
         return json.dumps(asdict(self) | {"waits_for": _runs(self.waits_for)})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "RankState":
-        """Back from the job's store."""
+        """The state that `to_json` wrote."""
         fields = json.loads(text)
         ranks = tuple(rank for first, last in fields["waits_for"] for rank in range(first, last + 1))
         return cls(**fields | {"phases": tuple(fields["phases"]), "waits_for": ranks})
@@ -51,19 +51,20 @@ class Chain:
     """Ranks from one that waits to those that hold it up."""
 
     path: tuple[int, ...]
-    """Each waits for the next; the last one is a culprit, or waits for one that came before."""
+    """Ranks of which each waits for the next; the last is a culprit, or waits for an earlier one."""
     culprits: tuple[int, ...]
-    """Ranks at the ends: they wait for nobody, or do not answer. Empty if all wait in a circle."""
+    """Ranks that wait for nobody, or do not answer. Empty if all wait in a circle."""
     circle: tuple[int, ...]
-    """Without culprits: the ranks that wait for each other."""
+    """Ranks that wait for each other, if there are no culprits."""
 
 
-def follow(states: Mapping[int, RankState], first: int) -> Chain:
-    """Go from rank `first` along "waits for" to the ranks that hold it up.
+def blocking_chain(states: Mapping[int, RankState], first: int) -> Chain:
+    """The ranks that hold up rank `first`, found breadth first along `waits_for`.
 
-    `states` has the ranks that answered; a rank that others wait for and that is not there counts as a
-    culprit. `path` is a shortest way to a culprit, the lowest of those that are equally near.
+    `states` has the ranks that answered; a missing rank that others wait for counts as a culprit. The path is
+    a shortest one, to the lowest of the nearest culprits.
     """
+    # 1. Every rank that `first` waits for, directly or through others.
     came_from: dict[int, int | None] = {first: None}
     queue = [first]
     for rank in queue:
@@ -71,8 +72,10 @@ def follow(states: Mapping[int, RankState], first: int) -> Chain:
             if peer not in came_from:
                 came_from[peer] = rank
                 queue.append(peer)
+    # 2. Where waiting ends; nowhere if it goes in a circle.
     culprits = [rank for rank in queue if not _peers(states, rank)]
     circle = [] if culprits else _circle(states, queue)
+    # 3. Back to `first`.
     path: list[int] = []
     step: int | None = culprits[0] if culprits else circle[0]
     while step is not None:
@@ -86,7 +89,7 @@ def _peers(states: Mapping[int, RankState], rank: int) -> tuple[int, ...]:
 
 
 def _circle(states: Mapping[int, RankState], ranks: list[int]) -> list[int]:
-    """Those of `ranks`, which all wait for some of them, that are waited for by one that stays."""
+    """The ranks that remain when those that nobody (any longer) waits for are removed one by one."""
     num_waiting = Counter(peer for rank in ranks for peer in _peers(states, rank))
     free = [rank for rank in ranks if not num_waiting[rank]]
     for rank in free:
@@ -106,16 +109,17 @@ def report(
     headline: str,
     logs: str,
 ) -> str:
-    """The one text that tells what a job is stuck in.
+    """The text that says what a job is stuck in.
 
     Args:
         answers: the states of the ranks that answered, rank `first` among them.
-        last_seen: the states that ranks published last, for those that do not answer.
+        last_seen: the last published states, for ranks that do not answer.
         first: the rank that noticed.
         headline: why the job ends.
         logs: where the stacks are.
     """
-    chain = follow(answers, first)
+    # 1. The chain from the rank that noticed, and the culprits.
+    chain = blocking_chain(answers, first)
     silent = [rank for rank in range(world_size) if rank not in answers]
     lines = [headline, "who waits for whom:"]
     lines += [f"  {_line(rank, answers, last_seen)}" for rank in chain.path]
@@ -126,6 +130,7 @@ def report(
         )
     for rank in sorted({*chain.culprits, *silent}):
         lines.append(f"likely culprit: {_line(rank, answers, last_seen)}")
+    # 2. All ranks, grouped by what they are doing.
     lines.append("all ranks:")
     by_doing = sorted(answers.values(), key=lambda state: (state.doing, state.rank))
     for doing, group in groupby(by_doing, key=lambda state: state.doing):

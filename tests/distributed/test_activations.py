@@ -88,7 +88,7 @@ def held_by_nodes(context: RankContext, arguments: Sequence[str], *, lets_go: bo
     from parallel.activations.manager import ActivationManager
 
     if not lets_go:
-        ep_overlap_activations._let_go = lambda *_: None
+        ep_overlap_activations._release = lambda *_: None
         activations.deallocate_data = lambda _: None
         ActivationManager.hold_output = lambda *_: None
     from k25_train.training.step import train_step

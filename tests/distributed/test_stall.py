@@ -177,7 +177,7 @@ def phases_of_a_step(context: RankContext, arguments: Sequence[str]) -> set[str]
     return seen
 
 
-def test_every_phase_is_announced_with_its_peers(data: Path, tmp_path: Path) -> None:
+def test_every_phase_is_traced_with_its_peers(data: Path, tmp_path: Path) -> None:
     """Of rank 0: 1 has the other experts and the other half of the optimizer state, 2 is the next stage."""
     by_rank = run_ranks(phases_of_a_step, 4, short_run(data, tmp_path / "run", *FOUR_RANKS))
     assert by_rank[0] >= {
@@ -189,8 +189,8 @@ def test_every_phase_is_announced_with_its_peers(data: Path, tmp_path: Path) -> 
     assert sent, "features go to other ranks, and gradients back"
 
 
-def hang_without_a_guard(context: RankContext, folder: str) -> None:
-    """A guard that cannot look, as when native code keeps the interpreter's lock."""
+def hang_without_a_watchdog(context: RankContext, folder: str) -> None:
+    """A watchdog that cannot check, as when native code keeps the interpreter's lock."""
     from parallel.watchdog import stall_watchdog
     from parallel.watchdog.phases import PhaseTracker
     from parallel.watchdog.rank_states import RankStateStore
@@ -204,17 +204,17 @@ def hang_without_a_guard(context: RankContext, folder: str) -> None:
         folder=Path(folder),
         device_is_busy=lambda: False,
     )
-    held.look = hang  # type: ignore[method-assign]
+    held.check = hang  # type: ignore[method-assign]
     with held:
         time.sleep(60)
 
 
 def test_a_dead_interpreter_is_ended_with_its_stacks(tmp_path: Path) -> None:
     with pytest.raises(RankError, match="died"):
-        run_ranks(hang_without_a_guard, 1, str(tmp_path), timeout_s=40)
+        run_ranks(hang_without_a_watchdog, 1, str(tmp_path), timeout_s=40)
     printed = (tmp_path / "stderr_0").read_text()
     assert "Timeout (0:00:01)!" in printed
-    assert "in hang_without_a_guard\n" in printed
+    assert "in hang_without_a_watchdog\n" in printed
 
 
 def test_a_slow_run_that_makes_progress_goes_on(data: Path, tmp_path: Path) -> None:

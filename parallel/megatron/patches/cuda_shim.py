@@ -1,15 +1,15 @@
-"""What torch.cuda answers when megatron-core runs on the CPU, or is only built, on meta tensors.
+"""Replaces torch.cuda when megatron-core runs on the CPU, or is only built, on meta tensors.
 
 megatron-core names CUDA in three ways: it calls `torch.cuda.*`, it passes `device="cuda"` to torch's factory
-functions, and it moves tensors with `.cuda()`. Each is answered here with the CPU equivalent. The factory
-functions are wrapped rather than intercepted by a `TorchFunctionMode`, because such a mode is switched off
-while autograd runs backward, and activations are recomputed there.
+functions, and it moves tensors with `.cuda()`. Each gets its CPU equivalent here. The factory functions
+are wrapped rather than intercepted by a `TorchFunctionMode`, because such a mode is off while autograd runs
+backward, and activations are recomputed there.
 
 Streams and events become no-ops: on the CPU every operation has finished when it returns, so there is
-nothing to order. `torch.cuda.is_available()` keeps answering False, and what torch itself answers without a
-GPU (`torch.cuda.stream`, `torch.cuda.empty_cache`) is left alone.
+nothing to order. `torch.cuda.is_available()` still returns False, and what works in torch without a GPU
+(`torch.cuda.stream`, `torch.cuda.empty_cache`) is unchanged.
 
-In a dry run "meta" stands in for CUDA instead: tensors have shapes and no data, and take no memory.
+In a dry run the meta device replaces CUDA instead: tensors have shapes and no data, and take no memory.
 """
 
 import functools
@@ -22,11 +22,11 @@ import torch.utils._device
 CPU = torch.device("cpu")
 
 FACTORIES = ("empty", "empty_like", "ones", "tensor", "zeros")
-"""Those that megatron-core calls with a literal "cuda" in the parts that training uses."""
+"""Factory functions that megatron-core calls with a literal "cuda" in the parts that training uses."""
 
 
 class CpuStream:
-    """A CUDA stream on a machine without one: work is done when it is submitted."""
+    """A CUDA stream on a machine without a GPU: work is complete when it is submitted."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -39,7 +39,7 @@ class CpuStream:
 
 
 class CpuEvent:
-    """A CUDA event on a machine without one: always reached."""
+    """A CUDA event on a machine without a GPU: always complete."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -64,7 +64,7 @@ def _without_cuda(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.T
     @functools.wraps(factory)
     def create(*args: Any, **kwargs: Any) -> torch.Tensor:
         if names_cuda(kwargs.get("device")):
-            kwargs["device"] = _STAND_IN
+            kwargs["device"] = _DEVICE
         return factory(*args, **kwargs)
 
     return create
@@ -81,22 +81,22 @@ def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
 def _do_nothing(*_: Any, **__: Any) -> None: ...
 
 
-_STAND_IN = CPU
+_DEVICE = CPU
 _INSTALLED = False
 
 
-def install(stand_in: torch.device = CPU) -> None:
-    """Answer torch.cuda with the CPU, in this process, for good; tensors live on `stand_in`, CPU or meta.
+def install(device: torch.device = CPU) -> None:
+    """Replace torch.cuda permanently in this process; tensors are created on `device`, CPU or meta.
 
-    Idempotent; called again, it changes the device.
+    Idempotent; another call changes the device.
     """
-    global _INSTALLED, _STAND_IN
-    _STAND_IN = stand_in
+    global _INSTALLED, _DEVICE
+    _DEVICE = device
     if _INSTALLED:
         return
     _INSTALLED = True
-    answers: dict[str, Any] = {
-        "current_device": lambda: _STAND_IN,
+    replacements: dict[str, Any] = {
+        "current_device": lambda: _DEVICE,
         "current_stream": lambda *_: _CURRENT_STREAM,
         "Stream": CpuStream,
         "Event": CpuEvent,
@@ -105,10 +105,10 @@ def install(stand_in: torch.device = CPU) -> None:
         "set_rng_state": _set_rng_state,
         "manual_seed": torch.manual_seed,
     }
-    for name, answer in answers.items():
-        setattr(torch.cuda, name, answer)
-    # `with torch.device("meta")` looks functions up in a set that torch fills at first use and keeps: fill it
-    # while it still names the originals, which is what the wrappers below call.
+    for name, replacement in replacements.items():
+        setattr(torch.cuda, name, replacement)
+    # `with torch.device("meta")` looks functions up in a set that torch fills at first use: fill it while it
+    # still has the originals, which the wrappers below call.
     torch.utils._device._device_constructors()
     for name in FACTORIES:
         setattr(torch, name, _without_cuda(getattr(torch, name)))

@@ -1,8 +1,8 @@
-"""What megatron-core does for a group of one rank, done without a detour on the CPU.
+"""Lets megatron-core skip communication in groups of one rank on the CPU.
 
-It reduces gradients and gathers parameters through the data-parallel group whatever its size. On NCCL a group
-of one costs a copy; gloo hands the copy to threads of its own, which start OpenMP teams of their own and take
-the cores from the model's: a two-thread step took one and a half times as long.
+It reduces gradients and gathers parameters through the data-parallel group whatever its size. With NCCL a
+group of one costs a copy; gloo gives the copy to its own threads, which start separate OpenMP teams and
+compete with the model's for cores: a step with two threads took 1.5 times as long.
 
 It also passes every linear layer and every token exchange through autograd functions written in Python, which
 do nothing in a group of one; where a matrix product takes microseconds, they cost several percent of a step.
@@ -18,12 +18,12 @@ from torch import Tensor
 
 
 class Done:
-    """The handle of work that is finished."""
+    """The handle of completed work."""
 
     def wait(self) -> None: ...
 
 
-def _copy_if_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+def _copy_if_singleton(collective: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(collective)
     def run(output: Tensor, source: Tensor, *args: Any, group: Any, **kwargs: Any) -> Any:
         if group.size() > 1:
@@ -35,7 +35,7 @@ def _copy_if_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _coalesce_unless_alone(coalescing_manager: Callable[..., Any]) -> Callable[..., Any]:
+def _coalesce_unless_singleton(coalescing_manager: Callable[..., Any]) -> Callable[..., Any]:
     @contextlib.contextmanager
     def manage(group: Any = None, *args: Any, **kwargs: Any) -> Iterator[Any]:
         if group.size() > 1:
@@ -47,13 +47,14 @@ def _coalesce_unless_alone(coalescing_manager: Callable[..., Any]) -> Callable[.
     return manage
 
 
-def keep_lone_groups_local() -> None:
-    """Let megatron-core's gradient and parameter buffers copy instead of calling gloo in groups of one."""
+def keep_singleton_groups_local() -> None:
+    """In groups of one, let gradient and parameter buffers copy instead of calling gloo, and layers skip
+    autograd functions that would do nothing."""
     from megatron.core.distributed import param_and_grad_buffer as buffers
 
-    buffers.dist_reduce_scatter_func = _copy_if_alone(buffers.dist_reduce_scatter_func)
-    buffers.dist_all_gather_func = _copy_if_alone(buffers.dist_all_gather_func)
-    buffers._coalescing_manager = _coalesce_unless_alone(buffers._coalescing_manager)
+    buffers.dist_reduce_scatter_func = _copy_if_singleton(buffers.dist_reduce_scatter_func)
+    buffers.dist_all_gather_func = _copy_if_singleton(buffers.dist_all_gather_func)
+    buffers._coalescing_manager = _coalesce_unless_singleton(buffers._coalescing_manager)
     _skip_autograd_functions()
 
 
@@ -63,13 +64,13 @@ def _skip_autograd_functions() -> None:
 
     copy_to, reduce_from = "copy_to_tensor_model_parallel_region", "reduce_from_tensor_model_parallel_region"
     for module, name in ((layers, copy_to), (layers, reduce_from), (moe_utils, reduce_from)):
-        setattr(module, name, _identity_if_alone(getattr(module, name)))
+        setattr(module, name, _identity_if_singleton(getattr(module, name)))
     name = "linear_with_grad_accumulation_and_async_allreduce"
-    setattr(layers, name, _plain_if_alone(getattr(layers, name)))
-    token_dispatcher.all_to_all = _stay_if_alone(token_dispatcher.all_to_all)
+    setattr(layers, name, _plain_if_singleton(getattr(layers, name)))
+    token_dispatcher.all_to_all = _no_exchange_if_singleton(token_dispatcher.all_to_all)
 
 
-def _identity_if_alone(mapping: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _identity_if_singleton(mapping: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(mapping)
     def run(tensor: Tensor, group: Any = None) -> Tensor:
         return tensor if group is not None and group.size() == 1 else mapping(tensor, group=group)
@@ -77,7 +78,7 @@ def _identity_if_alone(mapping: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def _stay_if_alone(exchange: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _no_exchange_if_singleton(exchange: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(exchange)
     def run(group: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return tensor if group.size() == 1 else exchange(group, tensor, *args, **kwargs)
@@ -85,7 +86,7 @@ def _stay_if_alone(exchange: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def _plain_if_alone(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _plain_if_singleton(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(linear)
     def run(
         input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, tp_group: Any = None, **kwargs: Any

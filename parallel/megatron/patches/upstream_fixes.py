@@ -1,7 +1,7 @@
-"""Corrections to megatron-core 0.19.2, each small, named after what it repairs, and held by a test.
+"""Fixes of megatron-core 0.19.2, each small, named after what it fixes, and covered by a test.
 
 `tests/unit/megatron/test_seam.py` shows the fault of each without its fix, so that an upgrade which
-repairs one upstream makes that test fail and the fix can go.
+fixes one upstream makes that test fail, and ours can be removed.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from parallel.megatron.patches.singleton_groups import keep_lone_groups_local
+from parallel.megatron.patches.singleton_groups import keep_singleton_groups_local
 
 _INSTALLED = False
 
@@ -27,7 +27,7 @@ def install(*, on_cpu: bool) -> None:
         return_split_sizes_as_numpy()
         accept_cpu_parameters_in_optimizers()
         copy_rng_state_from_cpu()
-        keep_lone_groups_local()
+        keep_singleton_groups_local()
     from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
 
     if not HAVE_APEX_OR_TE:
@@ -41,7 +41,7 @@ def install(*, on_cpu: bool) -> None:
 def switch_off_compilation() -> None:
     """Leave megatron-core's small fused functions uncompiled: on the CPU a compile costs more than a run.
 
-    They are decorated when their modules are imported, so this comes before megatron-core's first import.
+    They are decorated when their modules are imported, so this must precede megatron-core's first import.
     """
 
     def leave_alone(function: Any = None, **_: Any) -> Any:
@@ -97,7 +97,7 @@ def _under_cuda_names(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def accept_cpu_parameters_in_optimizers() -> None:
-    """Get CPU parameters past the optimizers' comparisons with the string "torch.cuda.FloatTensor"."""
+    """Let CPU parameters pass the optimizers' comparisons with the string "torch.cuda.FloatTensor"."""
     from megatron.core.optimizer import clip_grads, optimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -111,7 +111,7 @@ def accept_cpu_parameters_in_optimizers() -> None:
 def copy_rng_state_from_cpu() -> None:
     """Let megatron-core's "CUDA" generator state be the CPU generator's, so that recompute replays it.
 
-    It reaches past `torch.cuda.get_rng_state`, which `cpu_answers` has redirected, to the driver.
+    It reaches past `torch.cuda.get_rng_state`, which `cuda_shim` has redirected, to the driver.
     """
     from megatron.core.tensor_parallel import random
 
@@ -124,7 +124,7 @@ def keep_adam_steps_apart() -> None:
 
     torch's AdamW keeps `step` as a tensor and adds to it in place. `DistributedOptimizer.load_state_dict`
     puts one tensor object into the state of all N parameters, so that each step counts N times: the first
-    loss after a resume is right and every later one is wrong. (Apex and Transformer Engine keep `step` in
+    loss after a resume is right, and all later ones are wrong. (Apex and Transformer Engine keep `step` in
     the parameter group and are not affected.)
     """
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -187,7 +187,7 @@ def count_steps_without_parameters(*, torch_adam: bool) -> None:
 
     Upstream reads the number of steps from the parameters. Where there are none, torch's AdamW makes it fail
     when saving; Transformer Engine's Adam leaves the number out, and if the rank is the first one, bias
-    correction starts anew on every rank after a resume. Here its parameter groups count.
+    correction restarts on every rank after a resume. Here the parameter groups count steps.
     """
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -219,7 +219,7 @@ def count_steps_without_parameters(*, torch_adam: bool) -> None:
 
 
 def write_checkpoints_in_this_process() -> None:
-    """Collect write results of a synchronous save in a plain queue.
+    """Collect the write results of a synchronous save in a plain queue.
 
     Upstream starts a `multiprocessing.Manager` with "spawn" for it even when nothing is asynchronous, which
     imports the main program a second time: half a minute per save, and a crash for an unguarded script.

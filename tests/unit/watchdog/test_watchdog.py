@@ -1,4 +1,4 @@
-"""Phases of a rank, who holds up whom, and when a guard ends the process."""
+"""Phases of a rank, who holds up whom, and when a watchdog ends the process."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from parallel.watchdog.phases import PhaseTracker
 from parallel.watchdog.rank_states import RankStateStore
 from parallel.watchdog.stall_watchdog import STALLED_STATUS, StallWatchdog
-from parallel.watchdog.states import Chain, RankState, follow, ranks_text, report
+from parallel.watchdog.states import Chain, RankState, blocking_chain, ranks_text, report
 
 
 class Clock:
@@ -130,7 +130,7 @@ CHAINS = {
 @pytest.mark.parametrize("case", CHAINS)
 def test_culprits(case: str) -> None:
     states, expected = CHAINS[case]
-    assert follow(states, 0) == expected
+    assert blocking_chain(states, 0) == expected
 
 
 @st.composite
@@ -147,7 +147,7 @@ def jobs(draw: st.DrawFn) -> tuple[dict[int, RankState], int]:
 @given(jobs())
 def test_a_chain_ends_with_a_culprit_or_in_a_circle(job: tuple[dict[int, RankState], int]) -> None:
     states, first = job
-    chain = follow(states, first)
+    chain = blocking_chain(states, first)
     assert bool(chain.culprits) != bool(chain.circle)
     assert chain.path[0] == first
     for rank, peer in zip(chain.path, chain.path[1:], strict=False):
@@ -213,20 +213,20 @@ def test_a_report_groups_ranks_and_names_those_that_are_silent() -> None:
     ]
 
 
-# The guard.
+# The watchdog.
 
 
 class Job:
-    """The guards of several ranks in one process, without their threads."""
+    """The watchdogs of several ranks in one process, without their threads."""
 
     def __init__(self, size: int, folder: Path) -> None:
         self.clock = Clock()
         self.store = dist.HashStore()
         self.ended: list[tuple[int, int]] = []
         self.trackers = [PhaseTracker(rank, self.clock) for rank in range(size)]
-        self.guards = [self.guard(rank, folder) for rank in range(size)]
+        self.watchdogs = [self.watchdog(rank, folder) for rank in range(size)]
 
-    def guard(self, rank: int, folder: Path) -> StallWatchdog:
+    def watchdog(self, rank: int, folder: Path) -> StallWatchdog:
         return StallWatchdog(
             self.trackers[rank],
             RankStateStore(self.store, rank, len(self.trackers)),
@@ -236,19 +236,19 @@ class Job:
             end=lambda status: self.ended.append((rank, status)),
         )
 
-    def look(self, *ranks: int) -> None:
-        """Let guards look one after the other; none of them may be stuck."""
+    def check(self, *ranks: int) -> None:
+        """Let watchdogs check one after the other; none of them may be stuck."""
         for rank in ranks:
-            self.guards[rank].look()
+            self.watchdogs[rank].check()
 
     def raise_alarm(self, first: int, *others: int) -> None:
-        """Let a guard look whose rank is stuck, and others while it waits for their answers."""
-        thread = threading.Thread(target=self.guards[first].look)
+        """Let the watchdog of a stuck rank check, and others while it waits for their answers."""
+        thread = threading.Thread(target=self.watchdogs[first].check)
         thread.start()
         deadline = time.monotonic() + 10
-        while self.guards[first].store.alarm() is None and time.monotonic() < deadline:
+        while self.watchdogs[first].store.alarm() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        self.look(*others)
+        self.check(*others)
         thread.join(timeout=30)
         assert not thread.is_alive()
 
@@ -258,7 +258,7 @@ def test_a_stuck_rank_ends_all_with_one_report(tmp_path: Path, capfd: pytest.Cap
     first, second = job.trackers
     with first.training(4), second.training(4), first.phase("all-reduce", (0, 1)), second.phase("optimizer"):
         job.clock.wait(59)
-        job.look(0, 1)
+        job.check(0, 1)
         assert job.ended == []
         job.clock.wait(1)
         job.raise_alarm(0, 1)
@@ -289,11 +289,11 @@ def test_a_long_phase_excuses_those_who_wait(tmp_path: Path) -> None:
     job = Job(2, tmp_path)
     with job.trackers[0].training(4), job.trackers[0].phase("all-reduce", (0, 1)):
         with job.trackers[1].phase("checkpoint", may_be_long=True):
-            job.look(1)
+            job.check(1)
             job.clock.wait(1000)
-            job.look(0)
+            job.check(0)
             assert job.ended == []
-        job.look(1)
+        job.check(1)
         job.raise_alarm(0, 1)
     assert len(job.ended) == 2
 
@@ -303,10 +303,10 @@ def test_a_rank_that_never_answered_is_the_culprit(
 ) -> None:
     monkeypatch.setattr("parallel.watchdog.stall_watchdog._GRACE_S", 0.0)
     job = Job(2, tmp_path)
-    job.guards[0].seconds_between_looks = 0.1
+    job.watchdogs[0].check_interval_s = 0.1
     with job.trackers[0].training(4), job.trackers[0].phase("pipeline recv", (1,)):
         job.clock.wait(60)
-        job.look(0)
+        job.check(0)
     assert job.ended == [(0, STALLED_STATUS)]
     printed = capfd.readouterr().err
     assert "waits for rank 1\n" in printed
@@ -319,12 +319,12 @@ def test_a_stuck_rank_reports_without_the_store(tmp_path: Path, capfd: pytest.Ca
     def fail(*_: Any) -> None:
         raise RuntimeError("connection refused")
 
-    job.guards[0].store.publish = fail  # type: ignore[method-assign]
+    job.watchdogs[0].store.publish = fail  # type: ignore[method-assign]
     with job.trackers[0].training(4), job.trackers[0].phase("forward"):
-        job.look(0)
+        job.check(0)
         assert job.ended == [], "the end of a job takes the store away"
         job.clock.wait(60)
-        job.look(0)
+        job.check(0)
     assert job.ended == [(0, STALLED_STATUS)]
     assert "the job's store does not answer: connection refused" in capfd.readouterr().err
     assert "rank 0, step 4: train > forward" in (tmp_path / "rank_0.stall.txt").read_text()
@@ -337,7 +337,7 @@ def test_stacks_go_to_stderr_if_the_folder_cannot_be_written(
     job = Job(1, tmp_path / "file")
     with job.trackers[0].training(4):
         job.clock.wait(60)
-        job.look(0)
+        job.check(0)
     assert job.ended == [(0, STALLED_STATUS)]
     printed = capfd.readouterr().err
     assert "file/rank_0.stall.txt: cannot be written" in printed
