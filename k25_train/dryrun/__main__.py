@@ -42,8 +42,8 @@ def run(config: Config, *, as_json: bool) -> None:
 
     prepare_platform("meta")
     # The modules below import megatron-core, which must find the platform chosen.
-    from k25_train.dryrun.job import dry_run
-    from k25_train.dryrun.report import as_dict, notes, stage_table, verdict
+    from k25_train.dryrun.dry_run import dry_run
+    from k25_train.dryrun.report import as_dict, note_lines, stage_table, summary_line
     from k25_train.plan.pipeline import layout_of
 
     result = dry_run(config, layout_of(config))
@@ -54,7 +54,7 @@ def run(config: Config, *, as_json: bool) -> None:
         # rich takes 80 columns where there is no terminal, too few for the table.
         console.width = max(console.width, TABLE_WIDTH)
         console.print(stage_table(config, result))
-        lines = [*notes(config), *([] if result.problems else [verdict(config, result)])]
+        lines = [*note_lines(config), *([] if result.problems else [summary_line(config, result)])]
         console.print("\n".join(lines), soft_wrap=True, highlight=False)
     if result.problems:
         raise DryRunError(describe(result.problems, "what the job would build"))

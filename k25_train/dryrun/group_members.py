@@ -1,4 +1,4 @@
-"""Who is in whose process groups, by arithmetic of its own.
+"""The members of every process group, computed from the sizes alone, without megatron-core.
 
 Ranks are numbered stage by stage: the data-parallel ranks of a pipeline stage are neighbours, and within a
 stage so are the ranks that share a layer's experts (megatron-core's order tp-cp-ep-dp-pp).
@@ -6,15 +6,19 @@ stage so are the ranks that share a layer's experts (megatron-core's order tp-cp
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Ranks of the job, pipeline stages, and ranks that share the experts of a layer."""
+    """Sizes of a job's layout."""
 
     world: int
+    """Ranks of the job."""
     pp: int
+    """Pipeline stages."""
     ep: int
+    """Ranks that share the experts of a layer."""
 
     @property
     def dp(self) -> int:
@@ -23,7 +27,7 @@ class Sizes:
 
 
 def pipeline(rank: int, sizes: Sizes) -> tuple[int, ...]:
-    """Ranks in the same place of every stage."""
+    """Ranks of the same pipeline, one per stage."""
     return tuple(range(rank % sizes.dp, sizes.world, sizes.dp))
 
 
@@ -50,13 +54,22 @@ def everyone(rank: int, sizes: Sizes) -> tuple[int, ...]:
     return tuple(range(sizes.world))
 
 
-KINDS: dict[str, tuple[str, Callable[[int, Sizes], tuple[int, ...]]]] = {
-    "pp": ("PIPELINE_MODEL_PARALLEL_GROUP", pipeline),
-    "dp": ("DATA_PARALLEL_GROUP", stage),
-    "dp_cp": ("DATA_PARALLEL_GROUP_WITH_CP", stage),
-    "intra_dp_cp": ("DATA_PARALLEL_GROUP_WITH_CP", stage),
-    "ep": ("EXPERT_MODEL_PARALLEL_GROUP", expert_sharers),
-    "expt_dp": ("EXPERT_DATA_PARALLEL_GROUP", expert_replicas),
-    "intra_expt_dp": ("EXPERT_DATA_PARALLEL_GROUP", expert_replicas),
+class GroupKind(NamedTuple):
+    """One kind of process group."""
+
+    description: str
+    """megatron-core's description of the kind."""
+    members_of: Callable[[int, Sizes], tuple[int, ...]]
+    """From a rank and the sizes to the members of its group, as global ranks."""
+
+
+KINDS: dict[str, GroupKind] = {
+    "pp": GroupKind("PIPELINE_MODEL_PARALLEL_GROUP", pipeline),
+    "dp": GroupKind("DATA_PARALLEL_GROUP", stage),
+    "dp_cp": GroupKind("DATA_PARALLEL_GROUP_WITH_CP", stage),
+    "intra_dp_cp": GroupKind("DATA_PARALLEL_GROUP_WITH_CP", stage),
+    "ep": GroupKind("EXPERT_MODEL_PARALLEL_GROUP", expert_sharers),
+    "expt_dp": GroupKind("EXPERT_DATA_PARALLEL_GROUP", expert_replicas),
+    "intra_expt_dp": GroupKind("EXPERT_DATA_PARALLEL_GROUP", expert_replicas),
 }
-"""Name in megatron-core's collection -> (its description of the kind, the members of a rank's group)."""
+"""Name in megatron-core's collection of groups -> kind of group."""

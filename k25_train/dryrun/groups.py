@@ -1,4 +1,4 @@
-"""Holds the process groups that were really formed against those of `group_members`."""
+"""Compares the process groups that ranks formed with those that `group_members` expects."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ from k25_train.dryrun.group_members import KINDS, Sizes, everyone
 from k25_train.dryrun.rank import BuiltRank
 from parallel.config import Problem
 
-OF_ENCODER = ("VISION_GROUP", "VISION_FEATURES_GROUP", "VISION_FEATURE_GRADIENTS_GROUP")
-"""Descriptions of the decoupled encoder's groups, all of everyone."""
+ENCODER_GROUPS = ("VISION_GROUP", "VISION_FEATURES_GROUP", "VISION_FEATURE_GRADIENTS_GROUP")
+"""Descriptions of the decoupled encoder's groups, each of all ranks."""
 
 REMEDY = (
     "the order of ranks has changed, in parallel/topology.py or in megatron-core: correct it there, or here "
@@ -22,17 +22,19 @@ def check_groups(ranks: Sequence[BuiltRank], sizes: Sizes) -> list[Problem]:
 
 
 def _of_rank(built: BuiltRank, sizes: Sizes) -> list[Problem]:
-    place = built.topology
+    topology = built.topology
     found = [
-        Problem(f"rank {place.rank}: {kind} group", built.groups[kind], f"must be {members}", REMEDY)
-        for kind, (_, formula) in KINDS.items()
-        if built.groups[kind] != (members := formula(place.rank, sizes))
+        Problem(f"rank {topology.rank}: {kind} group", built.groups[kind], f"must be {members}", REMEDY)
+        for kind, (_, members_of) in KINDS.items()
+        if built.groups[kind] != (members := members_of(topology.rank, sizes))
     ]
-    stands = {"pp": place.pp_rank, "dp": place.dp_rank, "ep": place.ep_rank}
-    for kind, position in stands.items():
-        expected = KINDS[kind][1](place.rank, sizes).index(place.rank)
+    positions = {"pp": topology.pp_rank, "dp": topology.dp_rank, "ep": topology.ep_rank}
+    for kind, position in positions.items():
+        expected = KINDS[kind].members_of(topology.rank, sizes).index(topology.rank)
         if position != expected:
-            found.append(Problem(f"rank {place.rank}: {kind} rank", position, f"must be {expected}", REMEDY))
+            found.append(
+                Problem(f"rank {topology.rank}: {kind} rank", position, f"must be {expected}", REMEDY)
+            )
     return found
 
 
@@ -44,9 +46,9 @@ def _of_world(ranks: Sequence[BuiltRank], sizes: Sizes) -> list[Problem]:
             # Forming a group is collective: ranks that form others wait for each other for ever.
             rule = f"must be those that rank {ranks[0].topology.rank} forms, in the same order"
             found.append(Problem(f"groups that rank {built.topology.rank} forms", None, rule, REMEDY))
-    kinds = dict(KINDS.values()) | dict.fromkeys(OF_ENCODER, everyone)
-    for description, formula in kinds.items():
-        expected = {formula(rank, sizes) for rank in range(sizes.world)}
+    kinds = dict(KINDS.values()) | dict.fromkeys(ENCODER_GROUPS, everyone)
+    for description, members_of in kinds.items():
+        expected = {members_of(rank, sizes) for rank in range(sizes.world)}
         groups = formed.get(description, [])
         if len(groups) != len(expected) or set(groups) != expected:
             wrong = sorted(set(groups) ^ expected)[:4]

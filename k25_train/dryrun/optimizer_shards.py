@@ -55,16 +55,16 @@ def owned_by_rank(
 ) -> tuple[list[Owned], list[Problem]]:
     """What every rank of a stage updates of its chunks, by data-parallel rank, and parameters that are not
     updated exactly once."""
-    place = built.topology
-    owned = [Owned() for _ in range(place.dp_size)]
+    topology = built.topology
+    owned = [Owned() for _ in range(topology.dp_size)]
     problems = []
     for vp_stage, chunk in enumerate(built.chunks):
-        where = f"pipeline stage {place.pp_rank}, chunk {vp_stage}"
+        where = f"pipeline stage {topology.pp_rank}, chunk {vp_stage}"
         for buffer, is_expert in gradient_buffers(chunk):
             # Experts are shared out over every ep-th rank of the stage, and so is each one's state.
-            ranks_a_seat = place.ep_size if is_expert else 1
+            ranks_per_shard = topology.ep_size if is_expert else 1
             names = {parameter: name for name, parameter in chunk.module.named_parameters()}
-            problems += _share_out(buffer, ranks_a_seat, owned, costs, names, where)
+            problems += _share_out(buffer, ranks_per_shard, owned, costs, names, where)
     return owned, problems
 
 
@@ -83,20 +83,20 @@ def encoder_owned_by_rank(
 
 def _share_out(
     buffer: Any,
-    ranks_a_seat: int,
+    ranks_per_shard: int,
     owned: list[Owned],
     costs: Mapping[nn.Parameter, StateCost],
     names: Mapping[nn.Parameter, str],
     where: str,
 ) -> list[Problem]:
     """Add to `owned` what each rank updates of a buffer; its parameters that are not updated exactly once."""
-    num_seats = len(owned) // ranks_a_seat
+    num_shards = len(owned) // ranks_per_shard
     parts: dict[nn.Parameter, list[tuple[int, int]]] = {parameter: [] for parameter in buffer.params}
-    for seat in range(num_seats):
-        for parameter, start, end in shard_ranges(buffer, seat, num_seats):
+    for shard in range(num_shards):
+        for parameter, start, end in shard_ranges(buffer, shard, num_shards):
             parts[parameter].append((start, end))
             cost = costs[parameter]
-            for rank in range(seat * ranks_a_seat, (seat + 1) * ranks_a_seat):
+            for rank in range(shard * ranks_per_shard, (shard + 1) * ranks_per_shard):
                 owned[rank].elements += end - start
                 owned[rank].tensors += 1
                 owned[rank].state_bytes += cost.per_element * (end - start) + cost.per_tensor
@@ -135,7 +135,7 @@ def state_costs(built: BuiltRank) -> tuple[dict[nn.Parameter, StateCost], list[P
     for part in optimizer_parts(built.optimizer):
         costs: set[StateCost] = set()
         for master, kept in masters_and_state(part):
-            per_element = 0 if storage_bytes([master], besides=weights) == 0 else master.element_size()
+            per_element = 0 if storage_bytes([master], excluding=weights) == 0 else master.element_size()
             per_element += sum(tensor.element_size() for tensor in kept if tensor.shape == master.shape)
             per_tensor = sum(tensor.nbytes for tensor in kept if tensor.shape != master.shape)
             costs.add(StateCost(per_element, per_tensor))
@@ -152,8 +152,8 @@ def state_costs(built: BuiltRank) -> tuple[dict[nn.Parameter, StateCost], list[P
 
 
 def check_built_state(built: BuiltRank, expected: Owned) -> list[Problem]:
-    """The built rank's optimizer against the arithmetic that stands for the other ranks of its stage."""
-    place = built.topology
+    """Whether the built rank's optimizer is what the same arithmetic gives that counts the other ranks'."""
+    topology = built.topology
     masters = [master for master, _ in masters_and_state(built.optimizer)]
     real = Owned(
         elements=sum(master.numel() for master in masters),
@@ -163,7 +163,7 @@ def check_built_state(built: BuiltRank, expected: Owned) -> list[Problem]:
     if real == expected:
         return []
     rule = f"must be {expected}, as its shard ranges say"
-    return [Problem(f"optimizer of rank {place.rank}", real, rule, CODE)]
+    return [Problem(f"optimizer of rank {topology.rank}", real, rule, CODE)]
 
 
 def check_buffers(built: BuiltRank) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""One rank of the job as it stands after its first step: real modules, buffers and optimizer, without data.
+"""One rank of the job as it is after its first step: real modules, buffers and optimizer, without data.
 
 Import this module only after `use_platform("meta")`: it imports megatron-core.
 """
@@ -142,9 +142,9 @@ def gradient_buffers(chunk: DistributedDataParallel) -> list[tuple[Any, bool]]:
     return shared + [(buffer, True) for buffer in chunk.expert_parallel_buffers]
 
 
-def storage_bytes(tensors: Iterable[Tensor], besides: Iterable[Tensor] = ()) -> int:
-    """Bytes of the memory behind `tensors`, views counted once, without what `besides` lies in as well."""
-    known = {tensor.untyped_storage()._cdata for tensor in besides}
+def storage_bytes(tensors: Iterable[Tensor], excluding: Iterable[Tensor] = ()) -> int:
+    """Bytes of the memory behind `tensors`, views counted once, without memory that `excluding` shares."""
+    known = {tensor.untyped_storage()._cdata for tensor in excluding}
     storages = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}
     return sum(storage.nbytes() for key, storage in storages.items() if key not in known)
 
@@ -157,5 +157,5 @@ def bytes_of(modules: list[DistributedDataParallel], optimizer: MegatronOptimize
     return RankBytes(
         weights=storage_bytes(weights),
         gradients=storage_bytes(gradients),
-        optimizer=storage_bytes(state, besides=weights),
+        optimizer=storage_bytes(state, excluding=weights),
     )

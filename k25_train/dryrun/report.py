@@ -1,4 +1,4 @@
-"""The dry run as a table, in words, and as JSON."""
+"""The dry run as a table, as lines of text and as JSON."""
 
 from collections.abc import Iterable
 
@@ -9,15 +9,15 @@ from k25_train.config.cluster import Device
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
-from k25_train.dryrun.job import DryRun, StageSummary
+from k25_train.dryrun.dry_run import DryRun, StageSummary
 from k25_train.dryrun.tensors import PARTS
 from k25_train.plan.report.text import format_layers
 from k25_train.units import GIB, format_count
 
 
 def stage_table(config: Config, result: DryRun) -> Table:
-    """One row a stage, the fullest marked, and the job in sum."""
-    title = f"{config.model.name} on {config.world_size:,} ranks: {sizes(config)}"
+    """One row per stage, the fullest marked, and the totals of the job."""
+    title = f"{config.model.name} on {config.world_size:,} ranks: {format_sizes(config)}"
     table = Table(title=title, title_justify="left", show_footer=True, box=box.SIMPLE_HEAD, padding=0)
     stages = result.stages
     table.add_column("stage", footer="all", no_wrap=True)
@@ -32,7 +32,7 @@ def stage_table(config: Config, result: DryRun) -> Table:
         ("optimizer", sum(sum(stage.optimizer_bytes) for stage in stages)),
     )
     for name, total in (*sums, ("rank", sum(total for _, total in sums))):
-        table.add_column(f"{name}\nGiB", footer=gib(total), justify="right", no_wrap=True)
+        table.add_column(f"{name}\nGiB", footer=format_gib(total), justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     fullest = fullest_stage(result)
     for stage in stages:
@@ -41,19 +41,19 @@ def stage_table(config: Config, result: DryRun) -> Table:
             str(stage.stage),
             " | ".join(format_layers(layers) for layers in stage.layers),
             *(format_count(stage.parameters[part]) if stage.parameters[part] else "" for part in PARTS),
-            *(gib(number) for number in row),
+            *(format_gib(number) for number in row),
             "◄" if stage is fullest else "",
         )
     return table
 
 
-def sizes(config: Config) -> str:
-    """The parallel sizes in short."""
+def format_sizes(config: Config) -> str:
+    """The parallel sizes in one line."""
     cut = config.parallelism
     return f"pp {cut.pp}, vpp {cut.vpp}, ep {cut.ep}, dp {config.dp} (experts {config.expert_dp})"
 
 
-def gib(num_bytes: int) -> str:
+def format_gib(num_bytes: int) -> str:
     """Bytes in GiB, to three or four digits."""
     size = num_bytes / GIB
     return f"{size:,.0f}" if size >= 1000 else f"{size:.2f}" if size >= 1 else f"{size:.5f}"
@@ -64,7 +64,7 @@ def fullest_stage(result: DryRun) -> StageSummary:
     return max(result.stages, key=lambda stage: stage.rank_bytes)
 
 
-def notes(config: Config) -> Iterable[str]:
+def note_lines(config: Config) -> Iterable[str]:
     """How to read the table, and where what was built differs from what will run."""
     yield (
         "Parameters are a stage's, each counted once; GiB are those of its fullest rank (◄ of all ranks), "
@@ -85,7 +85,7 @@ def notes(config: Config) -> Iterable[str]:
     if config.train.transformer_engine:
         yield (
             "train.transformer_engine=true: built with megatron-core's own layers, whose weights have "
-            "the same shapes; Transformer Engine's Adam keeps 4 bytes less a tensor."
+            "the same shapes; Transformer Engine's Adam keeps 4 bytes less per tensor."
         )
     if config.cluster.device is Device.cuda:
         yield "cluster.device=cuda: no GPU was used, nor any memory for tensors."
@@ -93,15 +93,16 @@ def notes(config: Config) -> Iterable[str]:
         yield "optim.offload=cpu: the optimizer's GiB are in host memory."
 
 
-def verdict(config: Config, result: DryRun) -> str:
+def summary_line(config: Config, result: DryRun) -> str:
     """The outcome of a dry run without problems."""
     total = sum(sum(stage.parameters.values()) for stage in result.stages)
     fullest = fullest_stage(result)
     rank = fullest.stage * config.dp + fullest.fullest_dp_rank
+    rank_gib = format_gib(fullest.rank_bytes)
     return (
         f"OK: {total:,} parameters, each built once, as the configuration counts; groups, buckets and shards "
-        f"of {config.world_size:,} ranks fit; {config.num_micro_batches:,} micro-batches a step.\n"
-        f"Fullest is rank {rank}, stage {fullest.stage}: {gib(fullest.rank_bytes)} GiB before activations."
+        f"of {config.world_size:,} ranks fit; {config.num_micro_batches:,} micro-batches per step.\n"
+        f"Fullest is rank {rank}, stage {fullest.stage}: {rank_gib} GiB before activations."
     )
 
 

@@ -26,10 +26,10 @@ from k25_train.parameters.update_rules import is_trained
 from parallel.config import Problem
 
 PARTS = ("dense", "experts", "embedding, head", "vision")
-"""What parameters are reported by, in order."""
+"""Parts of the model that parameters are reported by, in order."""
 
 ENCODER = "encoder"
-"""What holds the replicas of a decoupled encoder."""
+"""Holder of the tensors of a decoupled encoder, of which every rank has a replica."""
 
 LAYOUT = "correct the layout: parallelism.layout, or parallel/pipeline/layout.py"
 NAMES = "bring k25_train/model and k25_train/parameters/table.py together"
@@ -41,7 +41,9 @@ class Held(NamedTuple):
     name: str
     """Name in the released checkpoint."""
     shape: tuple[int, ...]
+    """Shape in the released checkpoint."""
     dtype: torch.dtype
+    """Format on the rank."""
     holder: str
     """Stage, chunk and expert-parallel rank."""
 
@@ -60,16 +62,16 @@ def held_by(built: BuiltRank, config: Config) -> Iterator[Held]:
 
     Raises `CheckpointError` if the model has a tensor that the checkpoint has no name for.
     """
-    place = built.topology
+    topology = built.topology
     for vp_stage, chunk in enumerate(built.chunks):
-        for ep_rank in range(place.ep_size):
-            there = chunk_place(config, replace(place, ep_rank=ep_rank), vp_stage)
+        for ep_rank in range(topology.ep_size):
+            there = chunk_place(config, replace(topology, ep_rank=ep_rank), vp_stage)
             state = global_state(chunk.module, there)
-            is_built = ep_rank == place.ep_rank
+            is_built = ep_rank == topology.ep_rank
             own = {name: tensor for name, tensor in state if is_built or ".mlp.experts." in name}
-            holder = f"stage {place.pp_rank}, chunk {vp_stage}, expert rank {ep_rank}"
+            holder = f"stage {topology.pp_rank}, chunk {vp_stage}, expert rank {ep_rank}"
             yield from _in_checkpoint_names(own, holder)
-    for encoder in built.encoders if place.pp_rank == 0 else ():
+    for encoder in built.encoders if topology.pp_rank == 0 else ():
         yield from _in_checkpoint_names(dict(global_state(encoder.module, WHOLE)), ENCODER)
 
 
@@ -99,13 +101,13 @@ def check_layers(ranks: Sequence[BuiltRank], num_layers: int) -> list[Problem]:
     found = []
     times: Counter[int] = Counter()
     for built in ranks:
-        place = built.topology
+        topology = built.topology
         for vp_stage, chunk in enumerate(built.chunks):
-            layers = place.layout.layer_ids(place.pp_rank, vp_stage)
+            layers = topology.layout.layer_ids(topology.pp_rank, vp_stage)
             times.update(layers)
             num_built = len(chunk.module.language_model.decoder.layers)
             if num_built != len(layers):
-                where = f"layers built in stage {place.pp_rank}, chunk {vp_stage}"
+                where = f"layers built in stage {topology.pp_rank}, chunk {vp_stage}"
                 rule = f"must be the {len(layers)} that the layout gives it"
                 found.append(Problem(where, num_built, rule, LAYOUT))
     wrong = [layer for layer in {*times, *range(num_layers)} if times[layer] != (layer in range(num_layers))]

@@ -1,4 +1,4 @@
-"""A step's timeline as a file for Perfetto (ui.perfetto.dev) or chrome://tracing: one track a rank.
+"""A step's timeline as a file for Perfetto (ui.perfetto.dev) or chrome://tracing: one track per rank.
 
 The format is Chrome's "Trace Event Format", its JSON object form.
 """
@@ -20,14 +20,14 @@ def write_chrome_trace(records: Sequence[RankRecord], path: Path, title: str) ->
     Args:
         records: aligned, in the order of the tracks.
         path: of the file; an existing one is replaced.
-        title: stands above the tracks.
+        title: heading above the tracks.
     """
     events = [*names(records, title), *sorted(complete_events(records), key=start_us)]
     path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
 
 
 def names(records: Sequence[RankRecord], title: str) -> Iterator[Event]:
-    """What the tracks are called, and their order."""
+    """The names of the tracks, and their order."""
     yield _metadata("process_name", 0, name=title)
     for position, record in enumerate(records):
         yield _metadata("thread_name", record.rank, name=record.label)

@@ -68,7 +68,7 @@ def draw_evaluations(axes: Axes, rows: Sequence[Row], key: str, label: str, colo
 
 
 def label_ends(axes: Axes, ends: Ends) -> None:
-    """Write each line's last value beside its end, pushed apart where values are close."""
+    """Write each line's last value next to its end, pushed apart where values are close."""
     low, high = axes.get_ylim()
     height = 0.045 * (high - low)
     lowest = low - height

@@ -1,4 +1,4 @@
-"""The run as it goes: one live line on a terminal, plain lines anywhere else. Only rank 0 shows progress."""
+"""The progress of a run: one live line on a terminal, plain lines elsewhere. Only rank 0 shows it."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Progress:
         if self.console.is_terminal:
             self._live.update(self._task, completed=step, status=status)
         elif "loss" in row and (step % self._plain_interval == 0 or step in (1, self._total_steps)):
-            self.note(f"step {step}/{self._total_steps}  {status}")
+            self.print(f"step {step}/{self._total_steps}  {status}")
         evaluation = evaluation_text(row)
         if evaluation:
-            self.note(f"step {step}/{self._total_steps}  held-out  {evaluation}")
+            self.print(f"step {step}/{self._total_steps}  held-out  {evaluation}")
 
-    def note(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line that stays, above the live one."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 

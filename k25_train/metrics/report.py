@@ -68,7 +68,7 @@ class Report:
             TensorBoardSink(self.folder / "tensorboard", first),
         ]
         if finished_steps:
-            self.progress.note(f"resuming after step {finished_steps} of {self.config.train.steps}")
+            self.progress.print(f"resuming after step {finished_steps} of {self.config.train.steps}")
         self.progress.__enter__()
 
     def add(self, row: Row) -> None:
@@ -103,20 +103,20 @@ class Report:
     def already_finished(self, steps: int) -> None:
         """The run had all its steps when it was started; nothing is written."""
         if self.is_main:
-            self.progress.note(
+            self.progress.print(
                 f"{self.folder}: all {steps} steps are done, nothing to train; raise train.steps to go on, "
-                "or choose another run.dir to start anew"
+                "or choose another run.dir to start again"
             )
 
     def skipped(self, step: int, where: str) -> None:
         """A step changed nothing, because a gradient was not finite."""
         if self.is_main:
-            self.progress.note(f"step {step} skipped: the gradient is not finite in {where}")
+            self.progress.print(f"step {step} skipped: the gradient is not finite in {where}")
 
     def stopped(self, step: int, signal_name: str) -> None:
         """The run saved a checkpoint and ends because a signal asked it to."""
         if self.is_main:
-            self.progress.note(
+            self.progress.print(
                 f"{signal_name}: checkpoint of step {step} saved; the same command goes on from there"
             )
 

@@ -1,8 +1,8 @@
-"""Where a run's metrics go: `metrics.jsonl`, one object a step, and TensorBoard. Only rank 0 makes sinks.
+"""Where a run's metrics go: `metrics.jsonl`, one object per step, and TensorBoard. Only rank 0 makes sinks.
 
 A row is a flat mapping with `step`, the number of finished optimizer steps (0 is the evaluation before the
 first), and any of: loss, grad_norm, lr, tokens, text_tokens, vision_tokens, images, patches, step_time_s,
-tokens_per_s, flops; with QK-Clip max_logit, heads_clipped and the list max_logits, one a layer; with a
+tokens_per_s, flops; with QK-Clip max_logit, heads_clipped and the list max_logits, one per layer; with a
 decoupled encoder the fields of `parallel.dep.stats.VisionSummary`, each behind `vision_`; with offloaded
 activations those of `parallel.activations.offload.OffloadStats`, the largest of any rank, behind `offload_`;
 and at evaluations eval_text_loss and eval_caption_loss.
@@ -21,13 +21,13 @@ from k25_train.errors import K25Error
 
 Value = float | int | None
 Row = Mapping[str, Value | Sequence[Value]]
-"""One step's metrics; read back from a file, None stands for a number that was not finite."""
+"""One step's metrics; read back from a file, None in place of a number that was not finite."""
 
 EVAL_PREFIX = "eval_"
 
 
 class Sink(Protocol):
-    """Takes one row a step, in order."""
+    """Takes one row per step, in order."""
 
     def write(self, row: Row) -> None:
         """Take one step's metrics."""
@@ -37,10 +37,9 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """Appends one JSON object a step, flushed at once, so that a killed run keeps all it reached.
+    """Appends one JSON object per step, flushed at once, so that a killed run keeps all it reached.
 
     Floats are written so that reading gives the same bits; infinities and NaN, which JSON lacks, as null.
-
     """
 
     def __init__(self, path: Path, first_step: int) -> None:

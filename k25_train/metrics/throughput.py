@@ -7,7 +7,7 @@ SMOOTHING = 0.95
 
 
 class Throughput:
-    """Seconds a step and time left, smoothed over recent steps."""
+    """Seconds per step and time left, smoothed over recent steps."""
 
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
@@ -21,7 +21,7 @@ class Throughput:
 
     @property
     def step_time_s(self) -> float:
-        """Smoothed seconds a step; 0 before the first."""
+        """Smoothed seconds per step; 0 before the first."""
         if self._num_steps == 0:
             return 0.0
         # Exponential averages start at zero; this undoes the bias (as Adam does, arXiv 1412.6980, section 3).

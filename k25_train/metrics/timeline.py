@@ -12,7 +12,7 @@ from parallel.watchdog.recorder import Span
 
 
 class Kind(Enum):
-    """What a rank can be doing, as it stands in the legend."""
+    """What a rank can be doing; values are the legend's words."""
 
     vision_forward = "vision forward"
     forward = "backbone forward"
@@ -53,11 +53,12 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankRecord:
-    """One rank's phases in a step, and its place."""
+    """One rank's phases in a step, and its position in the layout."""
 
     rank: int
+    """Global rank."""
     stage: int
-    """Of its pipeline."""
+    """Pipeline rank."""
     replica: int
     """Data-parallel rank."""
     node: str
@@ -65,11 +66,11 @@ class RankRecord:
     ready_s: float
     """When it left the barrier before the step, by that clock."""
     spans: tuple[Span, ...]
-    """In the order in which they ended."""
+    """Phases, in the order in which they ended."""
 
     @property
     def label(self) -> str:
-        """Rank and place."""
+        """Rank, stage and replica."""
         return f"rank {self.rank} · stage {self.stage} · replica {self.replica}"
 
 
@@ -136,12 +137,12 @@ def computing_share(spans: Sequence[Span], seconds: float) -> float:
 
 
 def in_order(spans: Sequence[Span]) -> list[Span]:
-    """Spans as they began; a clock may be too coarse to tell a phase from the one that it is in."""
+    """Spans as they began; a clock may be too coarse to separate a phase from the one that it is in."""
     return sorted(spans, key=lambda span: (span.start_s, span.depth))
 
 
 def _paths(spans: Sequence[Span]) -> Iterator[tuple[float, float, list[Span]]]:
-    """Start and end of each time in which the phases under way stay the same, and these, innermost last.
+    """Start and end of each time in which the phases in flight stay the same, and these, innermost last.
 
     They need not end in the reverse of the order in which they began.
     """

@@ -1,4 +1,4 @@
-"""A step's timeline as a picture: a row a rank."""
+"""A step's timeline as a picture: one row per rank."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ COLORS = {
     Kind.other: "#f3f4f6",
 }
 MOST_ROWS = 32
-"""More could not be told apart."""
+"""More rows could not be distinguished."""
 BETWEEN_REPLICAS = 0.35
 """Height of the gap between the pipelines of two replicas, in rows."""
 
@@ -79,7 +79,7 @@ def draw_row(axes: Axes, row: float, record: RankRecord) -> set[Kind]:
 
 
 def style(axes: Axes, title: str) -> None:
-    """Title, axis of time, and what stands right of the rows."""
+    """Title, axis of time, and what is to the right of the rows."""
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=TEXT_COLOR)
     axes.text(
         1, 1.01, "computing", transform=axes.transAxes, ha="left", va="bottom", color=TEXT_COLOR, fontsize=9

@@ -1,4 +1,4 @@
-"""Faults for the dry run to find: each function breaks one thing that a rank builds, for good."""
+"""Faults for the dry run to find: each function permanently breaks one thing that a rank builds."""
 
 from typing import Any
 
@@ -146,19 +146,19 @@ def _buffer_of(built: Any) -> Any:
 
 def cut_buckets_unevenly() -> None:
     """A bucket ends one element too early for its ranks."""
-    from k25_train.dryrun import job
+    from k25_train.dryrun import dry_run
 
     def cut(built: Any) -> Any:
         start, end = _buffer_of(built).bucket_indices[-1]
         _buffer_of(built).bucket_indices[-1] = (start, end - 1)
         return built
 
-    wrap(job, "build_rank", cut)
+    wrap(dry_run, "build_rank", cut)
 
 
 def lay_parameters_over_each_other() -> None:
     """The place of one parameter in the buffer begins within another."""
-    from k25_train.dryrun import job
+    from k25_train.dryrun import dry_run
 
     def shift(built: Any) -> Any:
         places = _buffer_of(built).param_index_map
@@ -167,7 +167,7 @@ def lay_parameters_over_each_other() -> None:
         places[parameter] = (start - 100, end - 100, bucket)
         return built
 
-    wrap(job, "build_rank", shift)
+    wrap(dry_run, "build_rank", shift)
 
 
 def leave_the_last_shard_to_nobody() -> None:
@@ -197,9 +197,9 @@ def forget_a_master() -> None:
 
 def skip_a_micro_batch() -> None:
     """The interleaved schedule leaves its last pass out."""
-    from k25_train.dryrun import job
+    from k25_train.dryrun import dry_run
 
-    wrap(job, "get_schedule_table", lambda order: order[:-1])
+    wrap(dry_run, "get_schedule_table", lambda order: order[:-1])
 
 
 def warm_up_late() -> None:

@@ -12,7 +12,7 @@ def dry_dict(context: RankContext, arguments: Sequence[str]) -> dict[str, Any]:
     from parallel.megatron.platform import use_platform
 
     use_platform("meta")
-    from k25_train.dryrun.job import dry_run
+    from k25_train.dryrun.dry_run import dry_run
     from k25_train.dryrun.report import as_dict
     from k25_train.plan.pipeline import layout_of
 

@@ -36,7 +36,7 @@ def shown(num_steps: int, terminal: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=120)
     with Progress(num_steps, console) as progress:
-        progress.note("checkpoint [step_5] saved")
+        progress.print("checkpoint [step_5] saved")
         for row in rows(num_steps):
             progress.show(row, time_left_s=75.0)
     return stream.getvalue()

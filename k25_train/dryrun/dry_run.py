@@ -1,4 +1,4 @@
-"""Build one rank of every pipeline stage, check what the whole job would be, and sum it up."""
+"""Build one rank of every pipeline stage, check what the whole job would build, and count its bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,19 +40,21 @@ class StageSummary:
     """One pipeline stage. Its ranks differ in the experts they hold and the optimizer shard they update."""
 
     stage: int
+    """Position in the pipeline, counted from 0."""
     layers: tuple[range, ...]
     """Decoder layers of each chunk."""
     parameters: dict[str, int]
     """Parameters of the stage by part, each counted once however many ranks hold it."""
     weights_bytes: int
-    """On each of its ranks; parameters with padding, and the modules' buffers."""
+    """Weights of each of its ranks: parameters with padding, and the modules' buffers."""
     gradients_bytes: int
-    """On each of its ranks; float32, with padding."""
+    """Gradients of each of its ranks, float32 and with padding."""
     optimizer_bytes: tuple[int, ...]
-    """On each of its ranks, by data-parallel rank; masters and moments."""
+    """[data-parallel rank] -> masters and moments."""
     num_buckets: int
-    """Pieces in which a rank's gradients are reduced."""
+    """Buckets in which a rank's gradients are reduced."""
     largest_bucket_bytes: int
+    """Bytes of the largest of these buckets."""
     num_warmup_passes: int
     """Forward passes of a chunk before the first backward pass of a step."""
 
@@ -69,10 +71,12 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What the job would be, and what is wrong with it."""
+    """What the job would build, and what is wrong with it."""
 
     stages: tuple[StageSummary, ...]
+    """[pipeline rank] -> its stage in numbers."""
     problems: tuple[Problem, ...]
+    """Everything that is wrong."""
 
 
 def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
@@ -115,7 +119,7 @@ def summarize(
         num_updated: those that its ranks update among themselves.
         of_encoder: what every rank of the job updates of the decoupled encoder.
     """
-    place = built.topology
+    topology = built.topology
     costs, problems = state_costs(built)
     owned, uneven = owned_by_rank(built, costs)
     problems += uneven
@@ -125,16 +129,18 @@ def summarize(
         for buffer, _ in gradient_buffers(module)
         for start, end in buffer.bucket_indices
     ]
-    first = place.pp_rank * place.dp_size
+    first = topology.pp_rank * topology.dp_size
     updated = sum(of_one.elements for of_one in owned)
     owned = [of_one + encoder for of_one, encoder in zip(owned, of_encoder[first:], strict=False)]
     if updated != num_updated:
         rule = f"must be {num_updated}, each of the stage's trained parameters by one of its ranks"
-        problems.append(Problem(f"parameters updated in stage {place.pp_rank}", updated, rule, CODE))
+        problems.append(Problem(f"parameters updated in stage {topology.pp_rank}", updated, rule, CODE))
     of_rank = bytes_of(built.modules, built.optimizer)
     summary = StageSummary(
-        stage=place.pp_rank,
-        layers=tuple(place.layout.layer_ids(place.pp_rank, chunk) for chunk in range(place.vpp_size)),
+        stage=topology.pp_rank,
+        layers=tuple(
+            topology.layout.layer_ids(topology.pp_rank, chunk) for chunk in range(topology.vpp_size)
+        ),
         parameters=parameters,
         weights_bytes=of_rank.weights,
         gradients_bytes=of_rank.gradients,
@@ -143,7 +149,7 @@ def summarize(
         largest_bucket_bytes=max(buckets, default=0),
         num_warmup_passes=built.num_warmup_passes,
     )
-    return summary, problems + check_buffers(built) + check_built_state(built, owned[place.dp_rank])
+    return summary, problems + check_buffers(built) + check_built_state(built, owned[topology.dp_rank])
 
 
 def check_encoder(config: Config, owned: Sequence[Owned]) -> list[Problem]:
