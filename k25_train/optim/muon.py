@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from k25_train.config.basics import DType
 from k25_train.config.optimizer import MuonConfig
 from k25_train.parameters.update_rules import ParameterRule
+from k25_train.units import MIB
 from parallel.megatron.sharded_optimizer import ParameterShard, ParamGroups, ShardedOptimizer
 from parallel.muon.exchange import MatrixExchange
 from parallel.muon.plan import Matrix, cut, plan_owners, plan_rounds
 
 STATE_KEYS = ("exp_avg",)
 """The momentum, named as checkpoints of megatron-core name a first moment."""
-_BYTES_PER_MIB = 2**20
 
 
 class Segment(NamedTuple):
@@ -164,7 +164,7 @@ def bind_matrices(
     settings = inner.settings
     owners, work = plan_owners(matrices, group.size(), settings.newton_schulz_steps, busy)
     wire_dtype = torch.float32 if settings.exchange_dtype is DType.float32 else torch.bfloat16
-    most = settings.exchange_mib * _BYTES_PER_MIB // 4
+    most = settings.exchange_mib * MIB // 4
     rounds = list(plan_rounds(matrices, owners, group.size(), most))
     inner.bind(MatrixExchange(matrices, rounds, group, wire_dtype=wire_dtype, device=device), segments)
     return work

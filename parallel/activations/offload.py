@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parallel.activations.copier import Copier, Event
-from parallel.activations.pool import Block, HostPool
+from parallel.activations.copier import Copier
+from parallel.activations.pool import HostPool
+from parallel.activations.ticket import OffloadedTensor, Ticket
 from parallel.pipeline.schedule import PassKey
 from parallel.stopwatch import Stopwatch
 
@@ -50,43 +51,6 @@ class OffloadStats:
     """Seconds that the host waited for copies to the host, to keep the device budget."""
 
 
-@dataclass(slots=True, eq=False)
-class _OffloadedTensor:
-    """A tensor given to the engine."""
-
-    key: PassKey
-    """The pass that saved it."""
-    block: Block
-    host: Tensor
-    """The block, as a tensor of the same shape, strides and dtype."""
-    device: Tensor | None
-    """The tensor itself until its copy is complete, or longer if prefetched; later the one copied back."""
-    version: int | None
-    """torch's version counter when it was saved; None once the tensor may be changed."""
-    to_host: Event
-    """The end of the copy to the host."""
-    to_device: Event | None = None
-    """The end of the last copy back; None as long as `device` is the tensor itself."""
-    is_in_host: bool = False
-    """Whether the copy in the host is known to be complete."""
-    is_prefetched: bool = False
-    """Whether a prefetch was requested, and no load has followed."""
-
-
-class Ticket:
-    """The handle of a saved tensor. Dropping it frees all memory of the tensor."""
-
-    __slots__ = ("_dropped", "_saved")
-
-    def __init__(self, saved: _OffloadedTensor, dropped: deque[_OffloadedTensor]) -> None:
-        self._saved = saved
-        self._dropped = dropped
-
-    def __del__(self) -> None:
-        # Nothing else: the garbage collector may run this within any call of the engine.
-        self._dropped.append(self._saved)
-
-
 class OffloadEngine:
     """Copies tensors to the host and back, within a budget of memory on each side."""
 
@@ -103,10 +67,10 @@ class OffloadEngine:
         self._pool = HostPool(host_bytes, copier.pin)
         self._max_device_bytes = device_bytes
         self._device_bytes = 0
-        self._by_pass: dict[PassKey, list[_OffloadedTensor]] = {}
-        self._leaving: deque[_OffloadedTensor] = deque()
-        self._to_prefetch: deque[_OffloadedTensor] = deque()
-        self._dropped: deque[_OffloadedTensor] = deque()
+        self._by_pass: dict[PassKey, list[OffloadedTensor]] = {}
+        self._leaving: deque[OffloadedTensor] = deque()
+        self._to_prefetch: deque[OffloadedTensor] = deque()
+        self._dropped: deque[OffloadedTensor] = deque()
         self._stats = OffloadStats()
         self._stopwatch = Stopwatch(copier.device)
 
@@ -141,7 +105,7 @@ class OffloadEngine:
         flat = block.memory[: tensor.nbytes].view(tensor.dtype)
         host = flat.as_strided(tensor.shape, tensor.stride())
         to_host = self._copier.to_host(tensor, host)
-        saved = _OffloadedTensor(key, block, host, tensor, tensor._version, to_host)
+        saved = OffloadedTensor(key, block, host, tensor, tensor._version, to_host)
         # 3. Its device memory counts until the copy is complete.
         self._device_bytes += saved.host.nbytes
         self._leaving.append(saved)
@@ -170,7 +134,7 @@ class OffloadEngine:
         """
         # 1. What is not on the device is copied back now: it was not prefetched, or had no room.
         self._poll()
-        saved = ticket._saved
+        saved = ticket.saved
         tensor = saved.device
         if tensor is None:
             tensor = self._copy_back(saved)
@@ -234,7 +198,7 @@ class OffloadEngine:
             self._check_unchanged(saved)
             self._drop_device_copy(saved)
 
-    def _free(self, saved: _OffloadedTensor) -> None:
+    def _free(self, saved: OffloadedTensor) -> None:
         """Free all memory of a tensor whose ticket was dropped."""
         # 1. Forget it.
         of_pass = self._by_pass[saved.key]
@@ -252,7 +216,7 @@ class OffloadEngine:
         self._drop_device_copy(saved)
         self._pool.give(saved.block)
 
-    def _drop_device_copy(self, saved: _OffloadedTensor) -> None:
+    def _drop_device_copy(self, saved: OffloadedTensor) -> None:
         """Release the device memory, unless the copy is incomplete or the tensor is prefetched."""
         if saved.device is not None and saved.is_in_host and not saved.is_prefetched:
             saved.device = None
@@ -280,7 +244,7 @@ class OffloadEngine:
                 self._note_peak()
             self._to_prefetch.popleft()
 
-    def _copy_back(self, saved: _OffloadedTensor) -> Tensor:
+    def _copy_back(self, saved: OffloadedTensor) -> Tensor:
         """Start copying a tensor back, into new memory on the device."""
         tensor = self._copier.empty(saved.host.shape, saved.host.stride(), saved.host.dtype)
         saved.to_device = self._copier.to_device(saved.host, tensor)
@@ -290,7 +254,7 @@ class OffloadEngine:
     def _note_peak(self) -> None:
         self._stats.peak_device_bytes = max(self._stats.peak_device_bytes, self._device_bytes)
 
-    def _check_unchanged(self, saved: _OffloadedTensor) -> None:
+    def _check_unchanged(self, saved: OffloadedTensor) -> None:
         """RuntimeError if the tensor itself was changed before its copy was complete."""
         if saved.device is not None and saved.version not in (None, saved.device._version):
             raise RuntimeError(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from parallel.activations.fp8 import Fp8Tensor, compress, decompress
-from parallel.activations.offload import OffloadEngine, Ticket
+from parallel.activations.offload import OffloadEngine
 from parallel.activations.recompute import Recomputation
+from parallel.activations.ticket import Ticket
 from parallel.pipeline.schedule import PassKey
 
 

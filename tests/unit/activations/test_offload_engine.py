@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from parallel.activations.copier import Event, HostMemoryError, ThreadCopier
-from parallel.activations.offload import OffloadEngine, OffloadStats, Ticket
+from parallel.activations.offload import OffloadEngine, OffloadStats
 from parallel.activations.order import OffloadOrder, offload_order
 from parallel.activations.pool import HostBudgetError
 from parallel.activations.sizes import BLOCK_BYTES
+from parallel.activations.ticket import Ticket
 from parallel.pipeline.schedule import Pass, PassKey, schedule_of
 from tests.helpers.faulty_offload import InlineReload
 from tests.helpers.racy_device import RacyCopier, RacyDevice, random_delays
@@ -250,7 +251,7 @@ def test_prefetch_keeps_what_has_not_left() -> None:
         tensor = torch.ones(8)
         ticket = engine.save(tensor, KEY)
         engine.prefetch(KEY)
-        ticket._saved.to_host.synchronize()
+        ticket.saved.to_host.synchronize()
         assert engine.load(ticket).data_ptr() == tensor.data_ptr()
         again = engine.load(ticket)
         assert again.data_ptr() != tensor.data_ptr()
@@ -273,12 +274,12 @@ def test_the_device_budget_holds_and_none_is_needed() -> None:
         with started(device_bytes=device_bytes) as engine:
             tickets = [engine.save(tensor, KEY) for tensor in tensors]
             for ticket in tickets:
-                ticket._saved.to_host.synchronize()
+                ticket.saved.to_host.synchronize()
             # It sees that all have arrived, and lets go of them.
             assert engine.read_stats().peak_device_bytes <= device_bytes
             engine.prefetch(KEY)
             assert engine.read_stats().loaded_bytes == loaded_ahead * 400
-            are_there = [ticket._saved.device is not None for ticket in tickets]
+            are_there = [ticket.saved.device is not None for ticket in tickets]
             assert are_there == [number >= 6 - loaded_ahead for number in range(6)]
             for ticket, tensor in zip(reversed(tickets), reversed(tensors), strict=True):
                 assert torch.equal(engine.load(ticket), tensor)
@@ -373,7 +374,7 @@ def test_a_handed_back_tensor_may_be_changed() -> None:
     with started(delays=(0.1,)) as engine:
         ticket = engine.save(torch.ones(4), KEY)
         engine.load(ticket).zero_()
-        ticket._saved.to_host.synchronize()
+        ticket.saved.to_host.synchronize()
         engine.read_stats()
         del ticket
         engine.check_empty()

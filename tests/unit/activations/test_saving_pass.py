@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from parallel.activations.annotate import named, recomputed, saves
 from parallel.activations.copier import ThreadCopier
 from parallel.activations.fp8 import compress, decompress
-from parallel.activations.offload import OffloadEngine, Ticket
+from parallel.activations.offload import OffloadEngine
 from parallel.activations.packed import Restorable
 from parallel.activations.policy import Policy
 from parallel.activations.saving_pass import SaveRecord, SavingPass
 from parallel.activations.storage import weights_of
+from parallel.activations.ticket import Ticket
 from parallel.pipeline.schedule import PassKey
 from tests.helpers.saving_pass_blocks import CAN_REPLAY, KEY, NAMES, Block, all_of, run, swiglu
 
