@@ -1,4 +1,4 @@
-"""Seconds that `launch.slurm --dry-run` takes without torch, beside those of importing hydra alone.
+"""Seconds that `launch.slurm --dry-run` takes without torch, next to those of importing hydra alone.
 
     python -m tests.bench.dry_run_of_submission [NUM_RUNS]
 
@@ -26,7 +26,7 @@ DRY_RUN = (
 
 
 def main() -> None:
-    """Print the figures beside the bar; ends non-zero if it is missed."""
+    """Print the figures next to the bar; ends non-zero if it is missed."""
     num_runs = int(sys.argv[1]) if len(sys.argv) > 1 else NUM_RUNS
     base_s = fastest(HYDRA, num_runs)
     table = Table("", "seconds", "x hydra", "bar", title=f"load average {os.getloadavg()[0]:.1f}")

@@ -23,7 +23,7 @@ NUM_RUNS = 3
 
 
 def main() -> None:
-    """Print the figures beside the bars; ends non-zero if one is missed."""
+    """Print the figures next to the bars; ends non-zero if one is missed."""
     num_runs = int(sys.argv[1]) if len(sys.argv) > 1 else NUM_RUNS
     figures = []
     for nodes, max_s in NODES_AND_MAX_S:

@@ -1,4 +1,4 @@
-"""Layouts on this machine's CPU: speed beside one process at equal work, and bytes a step beside the formula.
+"""Layouts on this machine's CPU: speed against one process at equal work, bytes per step against the formula.
 
     python -m tests.bench.layouts
 

@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def main() -> None:
-    """Train, evaluate, print the ratio beside its bar; ends non-zero if it is missed."""
+    """Train, evaluate, print the ratio next to its bar; ends non-zero if it is missed."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
         command += ["-m", "k25_train.train", "experiment=smoke_overfit", f"run.dir={folder}", *sys.argv[1:]]

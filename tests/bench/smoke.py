@@ -29,7 +29,7 @@ NUM_RANKS = 4
 
 
 def main() -> None:
-    """Run the job and print its figures beside the bars; ends non-zero if one is missed."""
+    """Run the job and print its figures next to the bars; ends non-zero if one is missed."""
     with tempfile.TemporaryDirectory() as folder:
         seconds, peak_gib = run_job(Path(folder), sys.argv[1:])
         rows = [row for row in read_rows(Path(folder) / "metrics.jsonl") if "eval_text_loss" in row]

@@ -1,5 +1,5 @@
-"""Expert communication beside computation, and weight gradients put off: the numbers of the plain schedule,
-in another order of work."""
+"""Expert communication overlapped with computation, and deferred weight gradients: the numbers of the plain
+schedule, in another order of work."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_the_next_micro_batch_is_dispatched_before_the_wgrads_of_the_experts(
     plain, overlapped = (orders(data, tmp_path, *more, ep=2, dp=2) for more in ((), BOTH))
     dispatch_amid_backward = "put off, put off, all-to-all, all-to-all, compute 2"
     for events in overlapped:
-        # Layer by layer, forward from the first beside backward from the last: the dense one has no exchange.
+        # Layer by layer, forward from the first while backward runs from the last: the dense has no exchange.
         assert events.count(dispatch_amid_backward) == 2 * 3, "2 of 3 MoE layers, all micro-batches but one"
         dense_layer = LINEARS_OF_ATTENTION + LINEARS_OF_SWIGLU
         moe_layer = LINEARS_OF_ATTENTION + LINEARS_OF_SWIGLU + 2

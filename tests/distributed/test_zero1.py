@@ -40,10 +40,10 @@ def train_in_buckets(context: RankContext, arguments: Sequence[str]) -> dict[str
         group for chunk in run.chunks for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups
     ]
     finish = BucketGroup.finish_grad_sync
-    under_way = []
+    in_flight = []
 
     def finish_and_note(self: Any, *args: Any, **kwargs: Any) -> None:
-        under_way.append(self.grad_reduce_handle is not None)
+        in_flight.append(self.grad_reduce_handle is not None)
         finish(self, *args, **kwargs)
 
     BucketGroup.finish_grad_sync = finish_and_note
@@ -53,7 +53,7 @@ def train_in_buckets(context: RankContext, arguments: Sequence[str]) -> dict[str
         "losses": [result.loss for result in results],
         "norms": [result.grad_norm for result in results],
         "num_buckets": len(groups),
-        "under way": under_way[-len(groups) :],
+        "in flight": in_flight[-len(groups) :],
     }
 
 
@@ -70,8 +70,8 @@ def compare_overlap(data: Path, run: Path, sizes: dict[str, int], *more: str) ->
     assert all(rank["num_buckets"] == 2 * sizes.get("vpp", 1) + 1 for rank in plain)
     assert overlapped[0]["num_buckets"] > 40
     # From the second step on, when it is known which gradients complete a bucket.
-    assert not any(any(rank["under way"]) for rank in plain)
-    assert all(all(rank["under way"]) for rank in overlapped)
+    assert not any(any(rank["in flight"]) for rank in plain)
+    assert all(all(rank["in flight"]) for rank in overlapped)
     return plain, overlapped
 
 

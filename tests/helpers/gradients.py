@@ -19,7 +19,7 @@ CLASSES: dict[str, Callable[[str], bool]] = {
 
 
 def modules_and_places(run: Any) -> Iterator[tuple[Any, Any]]:
-    """This rank's model chunks and its replica of a decoupled encoder, and where they stand in the model."""
+    """This rank's model chunks and its replica of a decoupled encoder, and their places in the model."""
     from k25_train.model.build import WHOLE, chunk_place
 
     for vp_stage, chunk in enumerate(run.chunks):

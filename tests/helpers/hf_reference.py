@@ -5,7 +5,7 @@ Weights are drawn here, name by name from our listing of the checkpoint, and loa
 conversion (`from_pretrained(state_dict=…)`), which refuses missing, unexpected and misshapen tensors: its
 un-fusing of qkv, its RoPE permutation and its stacking of experts are independent of ours.
 
-Where transformers 5.23.0 departs from the released modelling code or cannot serve as it stands:
+Where transformers 5.23.0 departs from the released modelling code or cannot be used unchanged:
 
 - `get_image_features` splits by t·h·w/4 although the merger pools time, so it raises for video chunks; and
   the merger concatenates index tensors whose width is t, so items of different t cannot share a call.
@@ -28,7 +28,7 @@ from k25_train.config.model import ModelConfig, RopeConfig, VisionConfig
 from k25_train.parameters.released import iterate_tensors
 
 MEDIA_PAD_OFFSET = 2
-"""The media placeholder stands this many ids before the end of the tiny vocabulary."""
+"""The media placeholder is this many ids before the end of the tiny vocabulary."""
 
 
 def tiny_model_config(**overrides: Any) -> ModelConfig:
@@ -198,7 +198,7 @@ def _rope_parameters(rope: RopeConfig) -> dict[str, Any]:
 
 
 def media_pad_id(model: ModelConfig) -> int:
-    """Token id that stands for one vision token in the tests' inputs."""
+    """Token id of one vision token in the tests' inputs."""
     return model.vocab_size - MEDIA_PAD_OFFSET
 
 

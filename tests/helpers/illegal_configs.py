@@ -141,7 +141,7 @@ def overlap_with_one_micro_batch(legal: Legal) -> Broken:
         "parallelism.ep": ranks, "parallelism.layout": None, "parallelism.overlap_expert_comm": True,
         "model.num_experts": 8, "train.global_batch_size": ranks * legal["train.micro_batch_size"],
     }  # fmt: skip
-    return changes, "train.global_batch_size", "runs one micro-batch beside another"
+    return changes, "train.global_batch_size", "runs one micro-batch concurrently with another"
 
 
 OFFLOADED: Values = {
@@ -359,7 +359,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
 
 
 def as_arguments(overrides: Values) -> list[str]:
-    """Overrides as they stand on a command line."""
+    """Overrides as written on a command line."""
     return [f"{key}={argument(key, given)}" for key, given in overrides.items()]
 
 

@@ -106,7 +106,7 @@ def devices_under_meta() -> dict[str, str]:
 
 
 def import_dynamo() -> str:
-    """Build the table of torch's functions that torch._dynamo refuses if one stands under two names."""
+    """Build the table of torch's functions that torch._dynamo refuses if one is listed under two names."""
     from torch._dynamo import trace_rules
 
     trace_rules.get_torch_obj_rule_map.cache_clear()

@@ -130,7 +130,7 @@ def play(
     ],
 )
 def test_no_tensor_is_ever_wrong(first: int) -> None:
-    # Beside each other, as they mostly wait.
+    # Concurrently, since they mostly wait.
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(play, range(first, first + SCHEDULES_A_TEST)))
 

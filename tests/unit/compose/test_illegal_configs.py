@@ -54,7 +54,7 @@ def refusal(overrides: Sequence[str]) -> list[str]:
 
 
 def assert_reported(lines: list[str], key: str, rule: str, overrides: Values) -> None:
-    """Key and value stand in one line, the rule in the next, the remedy in the one after."""
+    """Key and value are in one line, the rule in the next, the remedy in the one after."""
     at = [i for i, line in enumerate(lines) if line.partition("=")[0] == f"  {key}" and rule in lines[i + 1]]
     assert at, "\n".join([f"no line on {key}: {rule}", *lines])
     shown, remedy = lines[at[0]], lines[at[0] + 2]

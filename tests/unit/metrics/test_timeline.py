@@ -117,8 +117,8 @@ def test_segments_cover_what_is_recorded_once(spans: list[Span]) -> None:
     covered = [second for each in found for second in range(int(each.start_s), int(each.end_s))]
     assert covered == [s for s in range(20) if any(span.start_s <= s < span.end_s for span in spans)]
     for each in found:
-        under_way = [span for span in spans if span.start_s <= each.start_s and span.end_s >= each.end_s]
-        assert each.kind == kind_of(in_order(under_way))
+        in_flight = [span for span in spans if span.start_s <= each.start_s and span.end_s >= each.end_s]
+        assert each.kind == kind_of(in_order(in_flight))
 
 
 def test_records_stand_pipeline_after_pipeline() -> None:

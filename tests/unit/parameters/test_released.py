@@ -51,7 +51,7 @@ LISTED_MOE = {
     "mlp.shared_experts.up_proj.weight": (2048, 7168),
     "mlp.shared_experts.down_proj.weight": (7168, 2048),
 }
-# Unpacked: eight INT4 values stand in one int32 of the release's [2048, 896] and [7168, 256].
+# Unpacked: eight INT4 values are in one int32 of the release's [2048, 896] and [7168, 256].
 LISTED_EXPERT = {
     "gate_proj.weight": (2048, 896 * 8),
     "up_proj.weight": (2048, 896 * 8),

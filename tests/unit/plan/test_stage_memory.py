@@ -47,7 +47,7 @@ def fitting() -> Config:
 @pytest.mark.parametrize("overlaps", [False, True])
 @pytest.mark.parametrize("stage", range(4))
 def test_passes_held_by_interleaved_ranks(stage: int, overlaps: bool) -> None:
-    """Warm-up, and the forward pass that comes before, or runs beside, the first backward pass."""
+    """Warm-up, and the forward pass that comes before, or runs concurrently with, the first backward pass."""
     passes = schedule_of(4, 2, 16, 4, stage, overlaps=overlaps)
     ahead = 2 * (4 - stage - 1) + 4 + overlaps
     assert peak_held(passes, lambda key: 1) == ahead + 1
@@ -161,7 +161,7 @@ def most_saved(*arguments: str) -> int:
 
 
 def test_more_is_saved_the_less_is_done_about_it() -> None:
-    """Of the fullest stage: kept, recomputed as K2 does, in FP8 besides, offloaded besides."""
+    """Of the fullest stage: kept, recomputed as K2 does, also in FP8, also offloaded."""
     keep = ["experiment=k25_pretrain_4k", "activation=keep"]
     recompute = [
         f"activation.{name}=recompute"

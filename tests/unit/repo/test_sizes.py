@@ -63,7 +63,7 @@ def test_a_missing_type_is_found() -> None:
 
 
 def test_comments_are_counted_per_100_lines_of_code() -> None:
-    text = '"""Not code.\n\n# Nor a comment.\n"""\n\na = 1  # beside code\n# Why.\nb = "# none"\n'
+    text = '"""Not code.\n\n# Nor a comment.\n"""\n\na = 1  # next to code\n# Why.\nb = "# none"\n'
     assert comment_density([source_of(text)]) == pytest.approx(50)
 
 
