@@ -161,7 +161,7 @@ def needed_micro_batches(name: str, parallelism: ParallelismConfig) -> tuple[int
     if parallelism.vpp > 1:
         return parallelism.pp, "with vpp > 1 each of the pp ranks starts on a micro-batch of its own"
     if parallelism.overlap_expert_comm and name == "global_batch_size":
-        return 2, "parallelism.overlap_expert_comm runs one micro-batch beside another"
+        return 2, "parallelism.overlap_expert_comm runs one micro-batch concurrently with another"
     return 1, ""
 
 
