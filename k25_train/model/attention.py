@@ -8,7 +8,6 @@ Shapes: T tokens of a micro-batch (all documents one after another), L tokens of
 heads, Q query/key head size (nope + rope), R rope part of it, V value head size.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +20,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from torch import Tensor
 
+from k25_train.model.max_logits import max_logits_per_head
 from k25_train.model.megatron_config import BackboneConfig
 from parallel.activations.annotate import named, recomputed, saves
-
-_QUERY_BLOCK, _KEY_BLOCK = 256, 4096
-"""Queries and keys of a block whose maximum logits are taken at once: 128 MiB for 64 heads in bfloat16."""
 
 
 @dataclass
@@ -213,33 +210,3 @@ class DocumentAttention(MegatronModule):
 def _join(v_channels: int, *attended: Tensor) -> Tensor:
     """Outputs of all documents, each [1, H, L, V or more], one after another: [T, H * V]."""
     return torch.cat([each[0, ..., :v_channels].transpose(0, 1).flatten(1) for each in attended])
-
-
-@torch.no_grad()
-def max_logits_per_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """The largest causal softmax input of each head: query and key [H, L, Q] -> [H] float32.
-
-    Computed in blocks of queries and keys, so that memory does not grow with the document. In bfloat16 the
-    result is rounded to that type, by up to 0.4%.
-    """
-    length = query.shape[1]
-    later_NN = _minus_infinity_for_later_keys(query.dtype, query.device)
-    key_HQL = key.transpose(1, 2)
-    maxima = []
-    for start in range(0, length, _QUERY_BLOCK):
-        stop = min(start + _QUERY_BLOCK, length)
-        block_HNQ, size = query[:, start:stop], stop - start
-        # The diagonal block is masked; blocks of earlier keys are not.
-        own = torch.baddbmm(later_NN[:size, :size], block_HNQ, key_HQL[:, :, start:stop])
-        maxima.append(own.amax((1, 2)))
-        for first in range(0, start, _KEY_BLOCK):
-            last = min(first + _KEY_BLOCK, start)
-            maxima.append((block_HNQ @ key_HQL[:, :, first:last]).amax((1, 2)))
-    # A positive scale commutes with the maximum.
-    return torch.stack(maxima).amax(0).float() * scale
-
-
-@functools.cache
-def _minus_infinity_for_later_keys(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[N, N], added to the logits of a block of N queries and the keys of the same tokens."""
-    return torch.full((_QUERY_BLOCK, _QUERY_BLOCK), -torch.inf, dtype=dtype, device=device).triu(1)

@@ -63,9 +63,9 @@ def shares_of_flops(_context: RankContext) -> dict[int, float]:
 
 def recording_flops(model: ModelConfig, length: int) -> int:
     """Operations of q·k over one document as `max_logits_per_head` computes it, all layers."""
-    from k25_train.model.attention import _QUERY_BLOCK
+    from k25_train.model.max_logits import QUERY_BLOCK
 
-    blocks = [min(start + _QUERY_BLOCK, length) for start in range(0, length, _QUERY_BLOCK)]
+    blocks = [min(start + QUERY_BLOCK, length) for start in range(0, length, QUERY_BLOCK)]
     num_pairs = sum((stop - start) * stop for start, stop in zip([0, *blocks], blocks, strict=False))
     return 2 * num_pairs * model.num_layers * model.num_attention_heads * model.q_head_dim
 

@@ -70,7 +70,7 @@ def dense_max_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
 
 
 def differences_of_max_logits(_context: RankContext) -> list[float]:
-    from k25_train.model.attention import max_logits_per_head
+    from k25_train.model.max_logits import max_logits_per_head
 
     differences = []
     for length in (1, 255, 256, 257, 700, 4700):

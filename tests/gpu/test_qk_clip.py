@@ -15,7 +15,7 @@ def clip_on_gpu(lengths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
     from parallel.megatron.platform import use_platform
 
     device = use_platform("cuda")
-    from k25_train.model.attention import max_logits_per_head
+    from k25_train.model.max_logits import max_logits_per_head
     from k25_train.optim.qk_clip import clip_factors, query_row_scales, scale_rows
 
     generator = torch.Generator().manual_seed(3)
