@@ -275,7 +275,7 @@ def test_the_device_budget_holds_and_none_is_needed() -> None:
             tickets = [engine.save(tensor, KEY) for tensor in tensors]
             for ticket in tickets:
                 ticket.saved.to_host.synchronize()
-            # It sees that all have arrived, and lets go of them.
+            # It sees that all have arrived, and releases them.
             assert engine.read_stats().peak_device_bytes <= device_bytes
             engine.prefetch(KEY)
             assert engine.read_stats().loaded_bytes == loaded_ahead * 400

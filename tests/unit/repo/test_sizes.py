@@ -71,3 +71,9 @@ def test_nesting_counts_elif_as_one_branch() -> None:
     text = "def f(a):\n  for b in a:\n    if b: pass\n    elif a: pass\n    elif a:\n      while b: pass\n"
     (function,) = source_of(text).functions
     assert deepest_nesting(function) == 3
+
+
+@pytest.mark.parametrize("folder", ["parallel", "k25_train/training"])
+def test_algorithms_have_waypoints(folder: str) -> None:
+    """Comments say where in an algorithm one is, and why: at least 4 per 100 lines of code."""
+    assert comment_density(map(read_source, source_files(folder))) >= 4
