@@ -90,7 +90,7 @@ def layer_multiply_adds(model: ModelConfig, layer: int) -> int:
 
 
 def latent_attention_multiply_adds(model: ModelConfig) -> int:
-    """Multiply-adds a token of one layer's five MLA projections."""
+    """Multiply-adds per token of one layer's five MLA projections."""
     heads = model.num_attention_heads
     query = model.hidden_size * model.q_lora_rank + model.q_lora_rank * heads * model.q_head_dim
     key_value = model.hidden_size * (model.kv_lora_rank + model.qk_rope_head_dim)

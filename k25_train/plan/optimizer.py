@@ -18,11 +18,13 @@ class ParameterKind:
     """Parameters of one name, shape and rule, in different layers."""
 
     name: str
-    """`*` stands for the layer's number."""
+    """Name of the parameters, with `*` in place of the layer's number."""
     shape: tuple[int, ...]
-    """With all experts of the layer."""
+    """Shape of each, with all experts of the layer."""
     num_parameters: int
+    """Parameters of this kind."""
     rule: ParameterRule
+    """How they are updated."""
 
     @property
     def matrix(self) -> tuple[int, int] | None:
@@ -39,10 +41,11 @@ class StageState:
     """What the optimizer keeps for the parameters of one pipeline stage."""
 
     stage: int
+    """Position in the pipeline, counted from 0."""
     num_weights: dict[OptimName, int]
     """Update -> trained parameters of the stage, each counted once however many ranks hold it."""
     state_bytes: int
-    """Masters and moments, over all ranks of the stage; a decoupled encoder's are no stage's."""
+    """Masters and moments over all ranks of the stage, without those of a decoupled encoder."""
     rank_bytes: float
     """What one of its ranks keeps: ZeRO-1 cuts dense weights over dp ranks, the experts of each of ep ranks
     over dp / ep, and a decoupled encoder over all ranks of the job. The padding of buckets shifts a few
@@ -72,7 +75,7 @@ def updated_parameters(config: Config) -> Iterator[TrainedParameter]:
 def encoder_parameters(config: Config) -> list[TrainedParameter]:
     """The parameters that are updated in a decoupled encoder, of which every rank has a replica.
 
-    None if it is coupled, or if the tower is frozen: a projector is then trained in the first stage.
+    Empty if it is coupled, or if the tower is frozen: a projector is then trained in the first stage.
     """
     return _vision_of(config, config.vision_placement.trained_encoder_parts)
 

@@ -23,7 +23,7 @@ class VisionPlanner(Protocol):
         """The order in which a replica takes its micro-batches, of which the items are given."""
 
     def plan(self, items: Sequence[VisionItem]) -> tuple[VisionPlan, Program | None]:
-        """Plan items of a global batch, sorted by replica, then place of the micro-batch, then placeholder.
+        """Plan items of a global batch, sorted by replica, position of the micro-batch, and placeholder.
 
         The program says when this rank encodes its chunks; None if that is before and after the pipeline.
         """
@@ -37,7 +37,7 @@ class UpfrontPlanner:
         self._cost = decoupled_cost(config)
 
     def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
-        """As they come."""
+        """The order that they have."""
         return range(len(micro_batches))
 
     def plan(self, items: Sequence[VisionItem]) -> tuple[VisionPlan, Program | None]:
@@ -73,10 +73,12 @@ class BubblePlanner:
     def plan(self, items: Sequence[VisionItem]) -> tuple[VisionPlan, Program | None]:
         """See `VisionPlanner`."""
         config, times = self._config, self._times
+        # 1. The exchange is planned for the micro-batch with the most vision tokens.
         num_tokens: dict[tuple[int, int], int] = {}
         for item in items:
             key = item.replica, item.micro_batch
             num_tokens[key] = num_tokens.get(key, 0) + item.num_tokens
+        # 2. Items go to the idle times of the pipeline.
         found = plan_bubbles(
             times.text,
             [self._timed(item) for item in items],
@@ -88,7 +90,8 @@ class BubblePlanner:
         )
         placements: Sequence[Placement] = found.placements
         if not self._is_trained:
-            placements = [place._replace(backward=()) for place in placements]
+            placements = [placement._replace(backward=()) for placement in placements]
+        # 3. Items of a rank that run together form chunks; this rank's become its program.
         limit = config.dep.max_patches_per_chunk
         plan, places = chunks_of(items, placements, config.world_size, self._cost, limit)
         own = places[self._rank]

@@ -7,7 +7,6 @@ matrix product; the output head costs about as much as two layers of Kimi K2.5.
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from parallel.pipeline.layout import LayoutError, PipelineLayout, fitting_sizes, most_chunks
 
@@ -40,7 +39,6 @@ class StackCost:
         return len(self.layer_flops)
 
 
-@lru_cache(maxsize=16)  # called by everything that looks at a stage
 def plan_layout(cost: StackCost, pp: int, vpp: int) -> PipelineLayout:
     """The layout with the smallest objective (see `objective`).
 

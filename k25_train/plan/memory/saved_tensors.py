@@ -24,18 +24,19 @@ FLOAT_BYTES, INDEX_BYTES, COMPLEX_BYTES = 4, 8, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedTensor:
-    """A tensor that autograd saves, views of one piece of memory counted once."""
+    """A tensor that autograd saves; views of the same memory count once."""
 
     name: str
-    """Of the activation, as `activation.<name>` has it."""
+    """Name of the activation, as in `activation.<name>`."""
     shape: tuple[int, ...]
+    """Its dimensions; empty for a scalar."""
     num_bytes: int
-    """Of its elements."""
+    """Bytes of its elements."""
     memory_bytes: int
-    """That it keeps from being freed while it waits as it is: more than its own if it is a part."""
+    """Bytes that it keeps from being freed if it is kept unchanged: more than its own if it is a view."""
     may_be_rounded: bool
-    """Whether the model gave its name to this tensor, of floating point and more than one dimension. Else FP8
-    is not for it: statistics that a kernel keeps, or indices."""
+    """Whether it may be stored in FP8: the model gave it its name, and it is of floating point and has more
+    than one dimension. Statistics that a kernel keeps, and indices, may not."""
     is_made_again: bool
     """Whether it is an output of what `recompute` runs again."""
 
@@ -59,7 +60,7 @@ class SavedTensors:
         self._is_float32 = dtype is DType.float32
 
     def layer(self, *, is_moe: bool) -> list[SavedTensor]:
-        """A decoder layer's."""
+        """What a decoder layer saves."""
         return [*self._attention(), *(self._moe() if is_moe else self._dense())]
 
     def every_chunk(self) -> list[SavedTensor]:
@@ -68,12 +69,12 @@ class SavedTensors:
         return [_exact("mla.rotations", shape, COMPLEX_BYTES)]
 
     def first_chunk(self) -> list[SavedTensor]:
-        """Token ids, and what vision in the first chunk saves at most. Places of vision tokens, 8 bytes each,
-        are not counted."""
+        """Token ids, and what vision in the first chunk saves at most. Positions of vision tokens, 8 bytes
+        each, are not counted."""
         return [_exact("rest", (1, self._sizes.tokens), INDEX_BYTES), *self._tower(), *self._projector()]
 
     def last_chunk(self) -> list[SavedTensor]:
-        """The last norm's and the loss's."""
+        """What the final norm and the loss save."""
         tokens = self._sizes.tokens
         return [
             *self._norm("norm.input", "norm.output", (tokens, 1, self._model.hidden_size)),
@@ -92,9 +93,9 @@ class SavedTensors:
             "mla.latent",
             "mla.up_input",
             (tokens, model.kv_lora_rank),
-            # The rotary key lies beside the compressed key-value, and what makes keys again reads it.
+            # The rotary key is in the same tensor as the compressed key-value, and recomputed keys need it.
             read_from=(tokens, model.kv_lora_rank + model.qk_rope_head_dim),
-            is_read_besides=self._recomputes("mla.up_proj"),
+            has_other_reader=self._recomputes("mla.up_proj"),
         )
         if self._kernels.pads_values and self._recomputes("mla.up_proj"):
             yield self._made("mla.up_proj", (tokens, heads, model.v_head_dim))
@@ -175,8 +176,8 @@ class SavedTensors:
         width, heads = vision.hidden_size, vision.num_attention_heads
         if not patches:
             return
-        # Of a block: input and output of both norms, queries, keys and values with the others that they lie
-        # beside, queries and keys turned, what is attended and the same joined, and both sides of GELU.
+        # A block saves input and output of both norms, the joint projection of queries, keys and values,
+        # rotated queries and keys, attention's output and the same joined, and both sides of GELU.
         block = 11 * width + 2 * vision.ffn_hidden_size
         yield _exact("vision.encoder", (vision.num_layers * patches, block), self._element_bytes)
         # Statistics of two norms, and the attention kernel's.
@@ -201,11 +202,11 @@ class SavedTensors:
         shape: tuple[int, ...],
         *,
         read_from: tuple[int, ...] | None = None,
-        is_read_besides: bool = False,
+        has_other_reader: bool = False,
     ) -> Iterator[SavedTensor]:
-        """A norm of `shape`, whose input is part of `read_from`, and saved anyway if it `is_read_besides`."""
+        """A norm of `shape`; its input is a view of `read_from`, always saved if it `has_other_reader`."""
         fused, is_made_again = self._kernels.norm_is_fused, self._recomputes(outputs)
-        if fused or is_made_again or self._is_float32 or is_read_besides:
+        if fused or is_made_again or self._is_float32 or has_other_reader:
             yield self._named(inputs, read_from or shape)
         if not is_made_again:
             yield _exact(outputs, (*shape[:-1], 1), FLOAT_BYTES)

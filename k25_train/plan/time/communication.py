@@ -1,12 +1,12 @@
-"""Bytes that all ranks of a job hand to each other in one training step, by kind; torch-free.
+"""Bytes that all ranks of a job send to each other in one training step, by kind; torch-free.
 
 Counted here is what the mechanisms need: megatron-core pads each tensor of a gradient buffer to 64 elements
-and the buffer to a multiple of 128 and of the ranks, and a few numbers a step (losses, token counts, the
-gradient norm) are reduced besides. What a decoupled encoder sends depends on the images: of each vision token
-a feature and its gradient, `hidden_size` numbers each in `dep.exchange_dtype`; and of each patch of an item
-that n ranks encode (`dep.split_items`), in each layer, its keys and values, twice, and their gradients, each
-n - 1 times. A frozen tower is sent no gradient, and its features are `merged_size` wide if the projector is
-trained. tests/distributed/{test_communication,test_dep_split}.py hold all of it against what real ranks send.
+and the buffer to a multiple of 128 and of the ranks, and a few numbers per step (losses, token counts, the
+gradient norm) are reduced in addition. What a decoupled encoder sends depends on the images: of each vision
+token a feature and its gradient, `hidden_size` numbers each in `dep.exchange_dtype`; and of each patch of an
+item that n ranks encode (`dep.split_items`), in each layer, its keys and values, twice, and their gradients,
+each n - 1 times. A frozen tower is sent no gradient, and its features are `merged_size` wide if the projector
+is trained. tests/distributed/{test_communication,test_dep_split}.py compare all of it with what ranks send.
 """
 
 from collections.abc import Iterable
@@ -30,12 +30,12 @@ class Volume:
     """Bytes of one kind of communication in one step, all ranks together."""
 
     payload_bytes: float
-    """What the calls work on: a message; the whole buffer of a reduction or a gathering, once for each rank
-    in it; all rows of an exchange, those that stay included."""
+    """Bytes that the calls work on: a message; the whole buffer of a reduction or a gathering, once for each
+    rank in it; all rows of an exchange, those that stay included."""
     sent_bytes: float
-    """What leaves a rank. Of a buffer over n ranks each sends (n - 1) / n, as a ring does, and of a reduction
-    to all twice as much; of an exchange the expected value under balanced routing. Of matrices at most: what
-    their owners hold of them stays."""
+    """Bytes that leave ranks. Of a buffer over n ranks each sends (n - 1) / n, as a ring does, and of a
+    reduction to all twice as much; of an exchange the expected value under balanced routing. Of matrices at
+    most: what their owners hold of them stays."""
 
 
 def communication(config: Config) -> dict[str, Volume]:
@@ -80,8 +80,8 @@ def _expert_exchange(config: Config) -> dict[str, Volume]:
 
 
 def _over_replicas(config: Config, bytes_per_weight: int) -> Volume:
-    """A buffer a rank, of what is trained: dense weights over all replicas, the rank's experts over those
-    that hold the same, a decoupled encoder's over all ranks."""
+    """One buffer per rank, of trained weights: dense ones over all replicas, the rank's experts over the
+    replicas of these, a decoupled encoder's over all ranks."""
     total = sum(parameter.size for parameter in updated_parameters(config))
     experts = sum(parameter.size for parameter in updated_parameters(config) if parameter.is_expert)
     encoder = sum(parameter.size for parameter in encoder_parameters(config))

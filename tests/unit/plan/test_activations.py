@@ -24,7 +24,7 @@ from tests.helpers.tiny_model import LENGTHS
 DTYPES = {torch.float32: DType.float32, torch.bfloat16: DType.bfloat16}
 MODELS: dict[str, dict[str, float]] = {
     "tiny": {},
-    "one expert a token, no balance loss": {"num_experts_per_token": 1, "balance_loss_coeff": 0.0},
+    "one expert per token, no balance loss": {"num_experts_per_token": 1, "balance_loss_coeff": 0.0},
     "wide": {"hidden_size": 136, "qk_nope_head_dim": 144, "v_head_dim": 130, "num_shared_experts": 2},
 }
 POLICIES = {

@@ -66,7 +66,7 @@ def test_peak_counts_a_pass_that_runs_beside_the_backward_that_frees() -> None:
 def test_few_passes_hold_what_all_hold(
     pp: int, vpp: int, rounds: float, overlaps: bool, num_ahead: int, weights: list[int]
 ) -> None:
-    """The same peaks of batches that leave the device and of those that stay."""
+    """The same peaks of passes that leave the device and of those that stay."""
     vpp = vpp if pp > 1 else 1
     sizes = parallel_sizes(pp=pp, vpp=vpp, overlap_expert_comm=overlaps and (vpp > 1 or pp == 1))
     number = max(2, int(pp * rounds))
@@ -82,7 +82,7 @@ def test_few_passes_hold_what_all_hold(
         assert peaks(sample_of_passes(sizes, number, stage)) == peaks(passes_of_stage(sizes, number, stage))
 
 
-def test_host_memory_is_what_a_walk_over_batches_needs(pretrain: Config) -> None:
+def test_host_memory_is_what_a_walk_over_passes_needs(pretrain: Config) -> None:
     stage = plan_pipeline(pretrain).stages[3]
     passes = stage.passes
     stay = offload_order(passes, pretrain.activation.passes_ahead).stay
@@ -123,7 +123,7 @@ def test_shrunk_models_have_host_memory_for_any_routing() -> None:
     assert offload_need(stage).pass_bytes > 2 * rows
 
 
-def test_nothing_is_needed_where_every_batch_stays() -> None:
+def test_nothing_is_needed_where_every_pass_stays() -> None:
     alone = ["parallelism=serial", "cluster.gpus_per_node=1"]
     config = compose(["experiment=smoke", "activation=k2", *alone])
     need = offload_need(plan_pipeline(config).stages[0])
@@ -161,7 +161,7 @@ def most_saved(*arguments: str) -> int:
 
 
 def test_more_is_saved_the_less_is_done_about_it() -> None:
-    """Of the fullest stage: kept, recomputed as K2 does, also in FP8, also offloaded."""
+    """Of the fullest stage: kept, recomputed as K2 does, then also in FP8, then also offloaded."""
     keep = ["experiment=k25_pretrain_4k", "activation=keep"]
     recompute = [
         f"activation.{name}=recompute"
@@ -188,7 +188,7 @@ def run_command(*arguments: str) -> str:
     return done.stdout
 
 
-def test_command_tells_whether_the_plan_fits() -> None:
+def test_command_prints_whether_the_plan_fits() -> None:
     text = run_command("experiment=k25_pretrain_4k", "--activations")
     assert "FITS: stage 0 is the fullest. Of 80 GB, 34.55 GB of states" in text
     assert "moe.up_input                 32768 x 7168           fp8+offload" in text
@@ -204,7 +204,7 @@ def test_summary_says_whether_copies_are_hidden(gb_per_s: float, is_hidden: bool
     assert ("it waits for copies" not in text) == is_hidden
 
 
-def test_command_tells_what_would_help() -> None:
+def test_command_prints_what_would_help() -> None:
     text = run_command(*AS_REPORTED, "cluster.gpu_memory_gb=40", "--activations")
     assert "DOES NOT FIT: stage 1 has 65.88 GB of states" in text
     assert "activation.moe.up_input=fp8+offload" in text
