@@ -1,4 +1,4 @@
-"""`python -m k25_train.data build|inspect|verify` (also `k25-data`): make, look at and check shard sets."""
+"""`python -m k25_train.data build|inspect|verify` (also `k25-data`): make, show and check shard sets."""
 
 import argparse
 import sys
@@ -37,19 +37,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     build = commands.add_parser("build", help="make the smoke set from files of public packages")
     build.add_argument("--out", type=Path, default=DEFAULT_DIRECTORY, help="folder to make (%(default)s)")
-    build.add_argument("--downloads", type=Path, help="folder that keeps the packages (beside --out)")
-    build.add_argument("--vocab-size", type=int, default=4096, help="of the tokenizer trained (%(default)s)")
-    build.add_argument("--force", action="store_true", help="build again although the set is there")
+    build.add_argument("--downloads", type=Path, help="folder that keeps the packages (next to --out)")
+    build.add_argument(
+        "--vocab-size", type=int, default=4096, help="vocabulary size of the tokenizer to train (%(default)s)"
+    )
+    build.add_argument("--force", action="store_true", help="build again even if the set exists")
     build.set_defaults(run=_build)
     inspect = commands.add_parser("inspect", help="show what a shard set holds")
     inspect.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIRECTORY)
-    inspect.add_argument("--show", type=int, metavar="N", help="write out N samples of each split")
+    inspect.add_argument("--show", type=int, metavar="N", help="print N samples of each split")
     inspect.add_argument(
-        "--contact-sheet", type=Path, metavar="PNG", help="write pictures with captions there"
+        "--contact-sheet", type=Path, metavar="PNG", help="write images with their captions to this file"
     )
     inspect.add_argument("--kind", choices=("text", *KINDS_WITH_MEDIA), help="only samples of this kind")
     inspect.set_defaults(run=_inspect)
-    verify = commands.add_parser("verify", help="read everything again and name each faulty file")
+    verify = commands.add_parser("verify", help="read everything again and name every faulty file")
     verify.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIRECTORY)
     verify.set_defaults(run=_verify)
     return parser
@@ -70,7 +72,7 @@ def _build(options: argparse.Namespace, console: Console) -> int:
     took = (
         f"built in {time.monotonic() - started_s:.0f} s"
         if built
-        else "is there already (--force builds again)"
+        else "exists already (--force builds it again)"
     )
     console.print(f"{options.out}: {took}, {num_bytes / 1e6:.1f} MB")
     return 0

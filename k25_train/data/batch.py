@@ -1,4 +1,4 @@
-"""What one step computes on: planned sequences (`mix/plan.py`), assembled as tensors.
+"""Micro-batches: planned sequences (`mix/plan.py`), assembled as tensors.
 
 Shapes: T = micro_batch_size * seq_len tokens, rows one after another; P patches of all items.
 """
@@ -28,26 +28,26 @@ class MicroBatch:
     labels: Tensor
     """[T] int64, the next token of the document; 0 where `loss_mask` is 0."""
     loss_mask: Tensor
-    """[T] float32, 0 or 1; 0 for padding, media tokens as targets, text without loss, a document's end."""
+    """[T] float32, 0 or 1; 0 where the next token is padding, of media, of text without loss, or absent."""
     is_caption: Tensor
-    """[T] bool, True in documents with media: evaluation reports their loss apart."""
+    """[T] bool, True in documents with media, whose loss evaluations report separately."""
     document_lengths: tuple[int, ...]
-    """Sum to T. Padding at a row's end is a document of its own; none crosses rows."""
+    """Lengths that sum to T. Padding at a row's end counts as a document; none crosses rows."""
     grid_thw: tuple[Grid, ...]
     """Patch grid of each item in placeholder order."""
     item_documents: tuple[int, ...]
     """For each item, the position of its document in `document_lengths`."""
     pixels: Tensor | None
-    """[P, 3*p*p] float32, patches of all items; None where not asked for."""
+    """[P, 3*p*p] float32, patches of all items; None if not requested."""
     failed_items: tuple[int, ...]
-    """Items whose file did not decode; their pixels are 0. Known only where pixels were asked for."""
+    """Items whose file did not decode; their pixels are 0. Known only if pixels were requested."""
 
 
 def mask_failed(batch: MicroBatch, failed_items: Sequence[int]) -> MicroBatch:
     """The batch without the loss of the documents that hold `failed_items` (positions in `grid_thw`).
 
-    Already done where the pixels were decoded; other pipeline stages of the same replica are told of the
-    items and do it too. Doing it twice changes nothing.
+    Already done where the pixels were decoded; other pipeline stages of the same replica learn of the items
+    and do it, too. Doing it twice changes nothing.
     """
     if not failed_items:
         return batch
@@ -73,7 +73,7 @@ class MicroBatchAssembler:
         pad_token: int,
         skip_log: SkipLog,
     ) -> None:
-        """`skip_log` is told of samples whose media do not decode, and may stop the run."""
+        """`skip_log` counts samples whose media do not decode, and may stop the run."""
         self._documents = documents
         self._vision = vision
         self._seq_len = seq_len
@@ -87,11 +87,15 @@ class MicroBatchAssembler:
         A sample whose media do not decode keeps its place: pixels 0, loss masked, `failed_items` set.
         Raises DataError when those pass the limit, or when shard and index disagree.
         """
+        # 1. Rows of padding without loss.
         num_tokens = len(sequences) * self._seq_len
         tokens = np.full(num_tokens, self._pad_token, dtype=np.int64)
         labels = np.zeros(num_tokens, dtype=np.int64)
         loss_mask = np.zeros(num_tokens, dtype=np.float32)
         is_caption = np.zeros(num_tokens, dtype=np.bool_)
+
+        # 2. Pieces one after another. Each position's label is the next token of its own piece: across a cut,
+        #    and across documents, nothing is predicted.
         lengths: list[int] = []
         item_documents: list[int] = []
         for row, sequence in enumerate(sequences):
@@ -111,6 +115,8 @@ class MicroBatchAssembler:
             padding = (row + 1) * self._seq_len - position
             if padding:
                 lengths.append(padding)
+
+        # 3. Pixels, if this rank encodes them; documents whose media do not decode lose their loss.
         pixels, failed_items = self._load_pixels(sequences) if with_pixels else (None, ())
         batch = MicroBatch(
             tokens=torch.from_numpy(tokens),

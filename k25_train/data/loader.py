@@ -27,7 +27,7 @@ from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import ConfigError, DataError
 
 EVAL_SEED = 0
-"""Seed of the held-out order, the same in every run: shuffled, so that few sequences stand for all."""
+"""Seed of the held-out order, the same in every run: shuffled, so that few sequences represent all."""
 
 
 class DataLoader:
@@ -38,6 +38,7 @@ class DataLoader:
         self._data = data
         self._train = train
         self._vision = vision
+        # 1. The shard set, and what reads a rank's share of it.
         self.dataset = load_dataset(data.dir, data.tokenizer)
         self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
         self.skip_log = SkipLog(data.dir, data.max_skipped_samples)
@@ -51,6 +52,8 @@ class DataLoader:
             pad_token=self.tokenizer.pad,
             skip_log=self.skip_log,
         )
+
+        # 2. What plans batches: one stream of sequences per kind, and the order of kinds.
         self._blend = Blend(data.blend)
         self._streams = {
             kind: self._build_stream(kind, self._records("train", kind), train.seed, data.shuffle)
@@ -92,8 +95,8 @@ class DataLoader:
         """Fixed held-out sequences, the same every time.
 
         Half are text and half have media, in the proportions of the blend; where the blend has only one of
-        the two, all are. With `data.limit_samples` they are the train samples, which are then to be learned
-        by heart. `shuffle_media_seed` gives every sample the image or video of another of its kind
+        the two, all are. With `data.limit_samples` they are the train samples, which are then meant to be
+        memorized. `shuffle_media_seed` gives every sample the image or video of another of its kind
         (`stream.shuffle_media`); as lengths change, the samples may then be packed differently.
         """
         blend = Blend(_eval_shares(self._data.blend))
@@ -160,6 +163,6 @@ def _draw(
 
 
 def _eval_shares(shares: Mapping[str, float]) -> dict[str, float]:
-    """Half for text, half shared by the media kinds; all for the one of the two that is there."""
+    """Half for text, half for the media kinds together; all for one of the two where the other is absent."""
     media_total = sum(share for kind, share in shares.items() if kind != "text")
     return {kind: 1.0 if kind == "text" else share / media_total for kind, share in shares.items()}

@@ -14,7 +14,7 @@ class SkipLog:
     threads."""
 
     def __init__(self, directory: str, max_skipped_samples: int) -> None:
-        """`directory`: of the shard set, for messages; `max_skipped_samples`: how many are put up with."""
+        """`directory`: of the shard set, for messages; `max_skipped_samples`: how many are tolerated."""
         self._directory = directory
         self._max_skipped_samples = max_skipped_samples
         self._lock = threading.Lock()
@@ -24,7 +24,7 @@ class SkipLog:
     def add(self, record: SampleRecord, reason: str, *, log: bool = True) -> None:
         """Note that a sample is skipped. Raises DataError, naming all so far, when they pass the limit.
 
-        Without `log` it is counted alone, as by a rank of several that all have been told of it.
+        Without `log` it is only counted: several ranks may learn of it, and one of them logs it.
         """
         name = f"{self._directory}/{record.shard}, sample {record.key}"
         with self._lock:
@@ -37,6 +37,6 @@ class SkipLog:
                 listing = "\n".join(f"  {where}: {why}" for where, why in self.skipped.items())
                 raise DataError(
                     f"{len(self.skipped)} samples cannot be used, data.max_skipped_samples="
-                    f"{self._max_skipped_samples} are allowed:\n{listing}\nMend or rebuild the shard set "
+                    f"{self._max_skipped_samples} are allowed:\n{listing}\nFix or rebuild the shard set "
                     "(`python -m k25_train.data verify` checks all of it), or raise the limit."
                 )

@@ -2,7 +2,7 @@
 
 Both split text with the pattern that Moonshot publishes with Kimi K2 (`tokenization_kimi.py`): runs of Han
 characters, words with their contraction, digits in groups of at most three, punctuation, whitespace. Special
-tokens stand for themselves only where the code places their ids; written out in a text they are plain text.
+tokens have their meaning only where the code places their ids; written out in a text they are plain text.
 """
 
 import base64
@@ -72,7 +72,7 @@ _KIMI_SPECIAL_OFFSETS = {
     "[UNK]": 254,
     "[PAD]": 255,
 }
-"""Where Kimi K2.5's special tokens stand above its 163,584 ordinary ones; the other places are reserved."""
+"""Ids of Kimi K2.5's special tokens, counted from its 163,584 ordinary ones on; the others are reserved."""
 
 
 class Tokenizer(ABC):
@@ -129,15 +129,15 @@ class TrainedTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """See `Tokenizer.vocab_size`."""
+        """Number of ids, special tokens included."""
         return self._tokenizer.get_vocab_size()
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See `Tokenizer.encode_batch`."""
+        """Token ids of each text, without any special token."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
+        """The text of `ids`, special tokens written out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
@@ -157,20 +157,20 @@ class KimiTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """See `Tokenizer.vocab_size`."""
+        """Number of ids, special tokens included."""
         return self._encoding.n_vocab
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See `Tokenizer.encode_batch`."""
+        """Token ids of each text, without any special token."""
         return self._encoding.encode_ordinary_batch(list(texts))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
+        """The text of `ids`, special tokens written out."""
         return self._encoding.decode(ids)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a `tokenizer.json` (trained here) or a Kimi `*.model` file, told apart by the file's name.
+    """Load a `tokenizer.json` (trained here) or a Kimi `*.model` file, distinguished by the file's name.
 
     Raises DataError if the file does not exist, has another suffix or is malformed.
     """
@@ -189,6 +189,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
 
     Equal texts give an equal file. Raises DataError if the texts do not yield that many tokens.
     """
+    # 1. Text is split by Moonshot's pattern, then taken byte by byte.
     tokenizer = tokenizers.Tokenizer(models.BPE())
     pre_tokenizer: Any = pre_tokenizers.Sequence(
         [
@@ -198,6 +199,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     )
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
+
+    # 2. Merges are learned from the 256 bytes on; special tokens get the last ids.
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),

@@ -1,4 +1,4 @@
-"""What the decoupled encoder has to do in a step: the plan of the global batch, and one rank's pixels."""
+"""Work of the decoupled encoder in a step: the plan for all items of the global batch, one rank's pixels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -33,13 +33,16 @@ class MediaInfo:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A decoded frame, good until the next one is asked for."""
+    """A decoded frame, valid until the next one is requested."""
 
     size: tuple[int, int]
     """Width and height."""
     pixel_format: str
+    """The decoder's name of it."""
     duration_s: float
+    """How long it is shown; 0 for an image."""
     to_rgb: Callable[[], Image.Image]
+    """Converts it, which is costly."""
 
 
 def probe_media(data: bytes, media_type: str, file_format: str) -> MediaInfo:
@@ -71,7 +74,7 @@ def decode_frames(data: bytes, media_type: str, file_format: str) -> Iterator[Fr
 
 
 class DecoderErrors:
-    """Turns what decoders raise on broken files into DataError."""
+    """Turns errors of decoders on broken files into DataError."""
 
     def __enter__(self) -> None:
         pass

@@ -108,7 +108,7 @@ def _scale(width: int, height: int, patch_limit: int, vision: VisionConfig) -> f
 
 
 def sampled_frames(num_frames: int, duration_s: float, fps: float) -> tuple[int, ...]:
-    """Positions of the frames used: `fps` for each second, evenly spread, at least one, none twice.
+    """Positions of the frames used: `fps` per second, evenly spread, at least one, none twice.
 
     Which frames Kimi takes is not disclosed; evenly spread from the first is our choice.
     """
@@ -117,7 +117,7 @@ def sampled_frames(num_frames: int, duration_s: float, fps: float) -> tuple[int,
 
 
 def format_timestamp(seconds: float) -> str:
-    """`hh:mm:ss.fff`, as it stands before every video chunk."""
+    """`hh:mm:ss.fff`, as it precedes every video chunk."""
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}.{milliseconds % 1000:03d}"

@@ -1,4 +1,4 @@
-"""Media files of the shards as patches; a file that does not decode stands as zeros, with the reason."""
+"""Media files of a data set as patches; zeros, with the reason, for a file that does not decode."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class MediaReader:
         self._vision = vision
 
     def load(self, media: PlannedMedia, positions: Collection[int] | None = None) -> MediaPatches:
-        """The patches of an image or video; with `positions`, of these items of it alone.
+        """The patches of an image or video; with `positions`, only of these items.
 
         Whether it fails, and why, does not depend on the positions.
         """

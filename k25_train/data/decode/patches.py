@@ -16,8 +16,9 @@ from k25_train.errors import DataError
 def load_patches(
     data: bytes, media: PlannedMedia, vision: VisionConfig, positions: Sequence[int] | None = None
 ) -> Tensor:
-    """Decode a media file into the patches of its items, one after another; of those at `positions`, which
-    ascend, where they are given.
+    """Decode a media file into the patches of its items, one after another.
+
+    `positions`, in ascending order, select items; None selects all.
 
     Returns [P, 3*p*p] float32 (p = patch size) in rows ordered (t, h, w), each patch channel-first, values
     (x/255 - 0.5)/0.5; padding is black, i.e. -1. Raises DataError with the reason if the file does not decode
@@ -33,7 +34,7 @@ def load_patches(
     num_frames = 0
     # Every frame is decoded, whichever are wanted: a file that breaks after them, or has another number of
     # frames than the index says, has to fail on every rank that holds a part of it, as it does in one process
-    # that holds all. What a frame is made into is costly too and done of those alone that are wanted; only a
+    # that holds all. Converting a frame is costly, too, and done only for those that are wanted; only a
     # pixel format without a way to RGB can make that fail, so each format is converted once.
     with DecoderErrors():
         for frame in decode_frames(data, segment.type, segment.format):

@@ -31,9 +31,9 @@ class ShardReader:
         return data
 
     def read_texts(self, record: SampleRecord) -> tuple[str, ...]:
-        """The words of a sample's segments, by position; an empty string stands for a media segment.
+        """The words of a sample's segments, by position; an empty string for a media segment.
 
-        Raises DataError if the `.json` member is not what the index says lies there.
+        Raises DataError if the `.json` member is not what the index says is there.
         """
         data = self.read(record.shard, record.offset, record.num_bytes)
         try:

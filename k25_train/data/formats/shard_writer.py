@@ -33,7 +33,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaPart:
-    """A media file to be written as it is; sizes as `images.probe_media` reports them."""
+    """A media file to be written unchanged; sizes as `frames.probe_media` reports them."""
 
     type: str
     """`image` or `video`."""
@@ -146,5 +146,5 @@ class ShardWriter:
 
 
 def index_path(shard_path: Path) -> Path:
-    """`<name>.index.jsonl` beside `<name>.tar`."""
+    """`<name>.index.jsonl` next to `<name>.tar`."""
     return shard_path.with_name(shard_path.stem + ".index.jsonl")

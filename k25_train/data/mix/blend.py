@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from math import gcd
 
 RESOLUTION = 10_000
+"""Shares are rounded to one in this many."""
 
 
 class Blend:
     """A periodic schedule of kinds that follows the shares as closely as whole sequences allow.
 
-    One period is scheduled by earliest deadline: the j-th sequence of a kind with share p may not come before
-    slot floor((j-1)/p) and must have come by slot ceil(j/p). Such a schedule always exists (it is the
+    One period is scheduled by earliest deadline: the j-th sequence of a kind with share p is released at
+    slot floor((j-1)/p) and due by slot ceil(j/p). Such a schedule always exists (it is the
     chairman assignment problem), and earliest-deadline-first finds it, these being unit jobs.
     """
 
@@ -43,9 +44,12 @@ def _to_units(shares: Mapping[str, float]) -> dict[str, int]:
 
 
 def _earliest_deadline_first(units: Mapping[str, int], period: int) -> list[tuple[str, int]]:
+    """[slot of the period] -> its kind, and how many of that kind come before in the period."""
     done = dict.fromkeys(units, 0)
     schedule: list[tuple[str, int]] = []
     for slot in range(period):
+        # A kind's next sequence is released when its share of the slots so far calls for it; of the released
+        # ones, that with the nearest deadline gets the slot.
         released = [kind for kind, unit in units.items() if done[kind] * period // unit <= slot]
         kind = min(released, key=lambda kind: -(-(done[kind] + 1) * period // units[kind]))
         schedule.append((kind, done[kind]))

@@ -48,7 +48,7 @@ def find_defect(record: SampleRecord, vision: VisionConfig) -> str | None:
         if not fits_aspect(segment, vision):
             return (
                 f"its {segment.type} has {segment.width}x{segment.height} pixels: scaled to the limit of "
-                f"{vision.side_patch_limit} patches a side, the short side has less than one pixel"
+                f"{vision.side_patch_limit} patches per side, the short side has less than one pixel"
             )
     return None
 

@@ -7,7 +7,7 @@ Invariants, for every epoch:
 - pieces of a document are consecutive, in order, and cover it exactly once; skipped documents have none;
 - the pieces of a sequence sum to at most `seq_len`; cut sequences are full, except the last of the epoch;
 - uncut documents are one piece each, and exactly those longer than `seq_len` are skipped;
-- the oldest document of the window is always taken next when a row is opened, so none is put off for long;
+- the oldest document of the window is always taken next when a row is opened, so none is postponed for long;
 - the result depends on the arguments alone.
 
 Packing and its window are not disclosed for K2.5; both are our choice.
@@ -28,9 +28,11 @@ class Piece:
     """Tokens `start` to `start + length` of a document."""
 
     document: int
-    """Position in the lengths that were packed."""
+    """Position of the document in the lengths that were packed."""
     start: int
+    """First token of the piece in its document."""
     length: int
+    """Tokens of the piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,7 @@ class PackedEpoch:
     """All sequences of one pass over the documents."""
 
     sequences: tuple[tuple[Piece, ...], ...]
+    """[sequence] -> its pieces, from its first token on; what they leave of `seq_len` is padding."""
     skipped: tuple[int, ...]
     """Documents longer than `seq_len`, in ascending order."""
 
@@ -45,7 +48,7 @@ class PackedEpoch:
 def epoch_order(num_documents: int, seed: int, epoch: int, stream: int, shuffle: bool) -> list[int]:
     """Order of the documents in an epoch: a permutation fixed by (seed, epoch, stream), or file order.
 
-    `stream` tells kinds apart, so that equal seeds do not shuffle them alike.
+    `stream` is another one for each kind, so that equal seeds do not shuffle them alike.
     """
     if not shuffle:
         return list(range(num_documents))
@@ -60,6 +63,7 @@ def pack_cut(lengths: Sequence[int], order: Sequence[int], seq_len: int) -> Pack
     room = seq_len
     for document in order:
         start = 0
+        # The document fills the row, and as many more as it needs; the next one begins where it ends.
         while start < lengths[document]:
             length = min(room, lengths[document] - start)
             row.append(Piece(document, start, length))
@@ -75,9 +79,12 @@ def pack_cut(lengths: Sequence[int], order: Sequence[int], seq_len: int) -> Pack
 
 def pack_whole(lengths: Sequence[int], order: Sequence[int], seq_len: int) -> PackedEpoch:
     """Pack documents of `lengths` tokens, taken in `order`, never cutting one; too long ones are skipped."""
+    # 1. Documents that fit into a sequence, in shuffled order; the window looks ahead in it.
     skipped = tuple(document for document in sorted(order) if lengths[document] > seq_len)
     waiting = iter([document for document in order if 0 < lengths[document] <= seq_len])
     window = list(islice(waiting, LOOK_AHEAD))
+
+    # 2. A row opens with the oldest document of the window and takes the longest that fits, until none does.
     sequences: list[tuple[Piece, ...]] = []
     while window:
         row: list[Piece] = []

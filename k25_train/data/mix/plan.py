@@ -1,4 +1,4 @@
-"""What a step computes on, planned from the index alone: documents of sequences of a global batch."""
+"""The plan of a global batch, made from the index alone: sequences, and pieces of documents in each."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,7 +31,9 @@ class SequencePlan:
     """One packed sequence; what its pieces leave of `seq_len` is padding."""
 
     kind: str
+    """Kind of all its samples."""
     pieces: tuple[PlannedPiece, ...]
+    """Pieces from the first token on."""
 
     @property
     def items(self) -> tuple[MediaItem, ...]:
@@ -49,7 +51,9 @@ class StepPlan:
     """All sequences of a step's global batch, the same on every rank."""
 
     step: int
+    """Number of the step, counted from 0; 0 for an evaluation."""
     sequences: tuple[SequencePlan, ...]
+    """Sequences in the order of the global batch, of which each replica computes a contiguous share."""
 
     @property
     def items(self) -> tuple[MediaItem, ...]:

@@ -19,7 +19,7 @@ from k25_train.errors import DataError
 
 
 class KindStream:
-    """Epoch after epoch over the samples of one kind, each packed anew in its own order.
+    """Epoch after epoch over the samples of one kind, each packed again in its own order.
 
     Documents are shuffled before packing and sequences after it: a long document fills many sequences in a
     row, which would make up a whole batch otherwise.
@@ -42,8 +42,9 @@ class KindStream:
     ) -> None:
         """`records`: the samples of this kind. Those that the index shows to be unusable go to `skip_log`.
 
-        Raises DataError if none is left.
+        Raises DataError if no usable one remains.
         """
+        # 1. Usable samples and the lengths of their documents.
         self.kind = kind
         self._documents = documents
         self._seq_len = seq_len
@@ -66,18 +67,23 @@ class KindStream:
                 f"data.blend gives a share to {kind!r}, but {documents.directory} has no usable sample of it "
                 f"({len(records)} in this split). Take it out of the blend or build the set with that kind."
             )
+
+        # 2. Number of sequences up to the end of each epoch packed so far. Several threads plan batches.
         self._ends: list[int] = []
         self._lock = threading.Lock()
         self._pack = lru_cache(maxsize=2)(self._pack_epoch)
 
     def sequence(self, number: int) -> SequencePlan:
         """The `number`-th sequence (from 0) of the stream."""
+        # 1. The epoch that holds this sequence; epochs before it are packed for their number of sequences.
         with self._lock:
             while not self._ends or self._ends[-1] <= number:
                 packed = self._pack(len(self._ends))
                 self._ends.append((self._ends[-1] if self._ends else 0) + len(packed.sequences))
             epoch = bisect_right(self._ends, number)
             pieces = self._pack(epoch).sequences[number - (self._ends[epoch - 1] if epoch else 0)]
+
+        # 2. Its pieces, with what the tower sees of their media.
         planned = []
         for piece in pieces:
             record = self._records[piece.document]
@@ -92,24 +98,24 @@ class KindStream:
         return replace(packed, sequences=tuple(packed.sequences[i] for i in order))
 
     def _order(self, count: int, epoch: int, of: str) -> list[int]:
-        # Every kind shuffles documents and sequences by streams of their own.
+        # Each kind has one random stream for its documents and one for its sequences.
         stream = SAMPLE_KINDS.index(self.kind) + (0 if of == "documents" else len(SAMPLE_KINDS))
         return epoch_order(count, self._seed, epoch, stream, self._shuffle)
 
 
 def shuffle_media(records: Sequence[SampleRecord], seed: int) -> list[SampleRecord]:
-    """The samples with every image and video replaced by another's, words left as they are.
+    """The samples with every image and video replaced by another's, with the words unchanged.
 
     One cycle through all media in an order drawn from `seed`, so none keeps its own if there are two or more.
     Shows whether a model uses what it sees: its caption loss on these must be higher.
     """
-    places = [
+    positions = [
         (i, j)
         for i, record in enumerate(records)
         for j, segment in enumerate(record.segments)
         if isinstance(segment, MediaSegment)
     ]
-    cycle = [places[i] for i in np.random.Generator(np.random.PCG64(seed)).permutation(len(places))]
+    cycle = [positions[i] for i in np.random.Generator(np.random.PCG64(seed)).permutation(len(positions))]
     segments = [list(record.segments) for record in records]
     for (i, j), (other, position) in zip(cycle, cycle[1:] + cycle[:1], strict=True):
         segments[i][j] = records[other].segments[position]

@@ -1,7 +1,7 @@
 """Builds a shard set: fetch the packages, make samples, split, train the tokenizer, write the shards.
 
 Equal packages and options give equal bytes on every machine. The set appears under its name only when it is
-complete: it is written to a folder beside and renamed.
+complete: it is written to a folder next to it, which is then renamed.
 """
 
 import hashlib
@@ -13,13 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from k25_train.data.decode.frames import probe_media
-from k25_train.data.formats.dataset import MANIFEST, SourceInfo, write_manifest
-from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
+from k25_train.data.formats.dataset import MANIFEST, write_manifest
+from k25_train.data.smoke_set.provenance import (
+    LICENCES_FILE,
+    source_info,
+    write_checksums,
+    write_licences,
+)
 from k25_train.data.smoke_set.sources import clips, drawings, pages, photos, writing
 from k25_train.data.smoke_set.sources.archive import fetch_archives
-from k25_train.data.smoke_set.sources.base import Media, Sample, Source, Text
-from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from k25_train.data.smoke_set.sources.base import Sample, Source, Text
+from k25_train.data.smoke_set.splits import SPLITS, split_of, write_split
+from k25_train.data.tokenizer import load_tokenizer, train_tokenizer
 from k25_train.errors import DataError
 
 SMOKE_SOURCES = (
@@ -33,16 +38,7 @@ SMOKE_SOURCES = (
     clips.FILM_CLIPS,
     clips.GAME_CLIPS,
 )
-SPLITS = ("train", "heldout")
-SPLIT_SALT = "d"
-"""Chosen so that every source has samples on both sides."""
-HELDOUT_FRACTION = {"text": 0.05, "caption": 0.05, "ocr": 0.05, "video": 0.15}
-"""Share of the groups held out. Text and pages are equal since a page is held out with the text it shows."""
-MAX_SHARD_BYTES = 16 * 2**20
 TOKENIZER_FILE = "tokenizer.json"
-LICENCES_FILE = "LICENSES.md"
-CHECKSUMS_FILE = "SHA256SUMS"
-REGISTRY = "PyPI"
 
 Report = Callable[[str], None]
 
@@ -62,15 +58,16 @@ class BuildOptions:
 
 
 def build_dataset(options: BuildOptions, report: Report, sources: Sequence[Source] = SMOKE_SOURCES) -> bool:
-    """Build the shard set `options.out`; `report` gets a line for each stage. Returns False if it was there.
+    """Build the shard set `options.out`; `report` gets one line per stage. Returns False if it was there.
 
-    Raises DataError if a download fails, or if `options.out` is something else than a shard set, which is
+    Raises DataError if a download fails, or if `options.out` is anything but a shard set, which is
     never overwritten.
     """
     if options.out.exists() and not _may_replace(options):
         return False
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    with _folder_beside(options.out) as folder:
+    # Everything is written to a folder next to `out`, which takes its name at the end.
+    with _folder_next_to(options.out) as folder:
         samples = _make_samples(sources, options.downloads, report)
         splits = {split: [s for s in samples if split_of(s) == split] for split in SPLITS}
         with _stage(report, f"training a tokenizer of {options.vocab_size} tokens"):
@@ -81,23 +78,16 @@ def build_dataset(options: BuildOptions, report: Report, sources: Sequence[Sourc
         shards = {}
         for split, members in splits.items():
             with _stage(report, f"writing {len(members)} samples of {split}"):
-                shards[split] = _write_split(folder, split, members, tokenizer, licences)
-        _write_licences(folder / LICENCES_FILE, sources)
-        write_manifest(folder, TOKENIZER_FILE, shards, [_source_info(source, samples) for source in sources])
-        _write_checksums(folder)
+                shards[split] = write_split(folder, split, members, tokenizer, licences)
+        write_licences(folder / LICENCES_FILE, sources)
+        write_manifest(folder, TOKENIZER_FILE, shards, [source_info(source, samples) for source in sources])
+        write_checksums(folder)
         _replace(options.out, folder)
     return True
 
 
-def split_of(sample: Sample) -> str:
-    """`train` or `heldout`, fixed by the sample's group alone."""
-    digest = hashlib.sha256(f"{SPLIT_SALT} {sample.group}".encode()).digest()
-    share = int.from_bytes(digest[:8]) / 2**64
-    return "heldout" if share < HELDOUT_FRACTION[sample.kind] else "train"
-
-
 def _may_replace(options: BuildOptions) -> bool:
-    """Whether an existing `out` is to be built again. Raises DataError if it must not or cannot stay."""
+    """Whether to build an existing `out` again. Raises DataError if it may be neither replaced nor kept."""
     if not options.out.is_dir() or (any(options.out.iterdir()) and not (options.out / MANIFEST).is_file()):
         raise DataError(
             f"{options.out}: is there but is no shard set (no {MANIFEST}); it is not overwritten. Move it "
@@ -115,7 +105,7 @@ def _may_replace(options: BuildOptions) -> bool:
 
 
 @contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
+def _folder_next_to(out: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-building-", dir=out.parent))
     folder.chmod(0o755)
     try:
@@ -146,101 +136,8 @@ def _make_samples(sources: Sequence[Source], downloads: Path, report: Report) ->
     return sorted(samples, key=lambda sample: hashlib.sha256(sample.key.encode()).digest())
 
 
-def _write_split(
-    folder: Path, split: str, samples: Sequence[Sample], tokenizer: Tokenizer, licences: dict[str, str]
-) -> list[str]:
-    """Write the shards of a split and return their names."""
-    names = []
-    for number, members in enumerate(_chunks_of_bytes(samples, MAX_SHARD_BYTES)):
-        name = f"{split}-{number:05d}.tar"
-        texts = [part.text for sample in members for part in sample.parts if isinstance(part, Text)]
-        counts = (len(ids) for ids in tokenizer.encode_batch(texts))
-        with ShardWriter(folder / name, tokenizer.sha256) as writer:
-            for sample in members:
-                parts = [
-                    TextPart(text=part.text, num_tokens=next(counts))
-                    if isinstance(part, Text)
-                    else _probed(sample, part)
-                    for part in sample.parts
-                ]
-                writer.add(sample.key, sample.kind, sample.source, licences[sample.source], parts)
-        names.append(name)
-    return names
-
-
-def _chunks_of_bytes(samples: Sequence[Sample], max_bytes: int) -> Iterator[list[Sample]]:
-    chunk: list[Sample] = []
-    chunk_bytes = 0
-    for sample in samples:
-        sample_bytes = sum(
-            len(part.data) if isinstance(part, Media) else len(part.text.encode()) for part in sample.parts
-        )
-        if chunk and chunk_bytes + sample_bytes > max_bytes:
-            yield chunk
-            chunk, chunk_bytes = [], 0
-        chunk.append(sample)
-        chunk_bytes += sample_bytes
-    if chunk:
-        yield chunk
-
-
-def _probed(sample: Sample, media: Media) -> MediaPart:
-    try:
-        info = probe_media(media.data, media.type, media.format)
-    except DataError as error:
-        raise DataError(f"sample {sample.key} of {sample.source}: {media.type} {error}") from error
-    return MediaPart(
-        type=media.type,
-        data=media.data,
-        format=media.format,
-        width=info.width,
-        height=info.height,
-        num_frames=info.num_frames,
-        duration_s=info.duration_s,
-    )
-
-
-def _source_info(source: Source, samples: Sequence[Sample]) -> SourceInfo:
-    return SourceInfo(
-        name=source.name,
-        version=", ".join(f"{archive.package} {archive.version}" for archive in source.archives),
-        registry=REGISTRY,
-        licence=source.licence,
-        files=len(source.archives),
-        samples=sum(sample.source == source.name for sample in samples),
-    )
-
-
-def _write_licences(path: Path, sources: Sequence[Source]) -> None:
-    lines = [
-        "# Licences of this shard set",
-        "",
-        "Each sample's own licence stands in its `.json` member, too.",
-        "",
-    ]
-    for source in sources:
-        lines += [
-            f"## {source.name}",
-            "",
-            f"Licence: `{source.licence}`",
-            "",
-            source.attribution,
-            "",
-            "Packages:",
-        ]
-        lines += [f"- {a.package} {a.version}: `{a.file_name}`, sha256 `{a.sha256}`" for a in source.archives]
-        lines.append("")
-    path.write_text("\n".join(lines), encoding="utf-8")
-
-
-def _write_checksums(folder: Path) -> None:
-    """In the format of `sha256sum`, which can check it: `sha256sum -c SHA256SUMS`."""
-    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.iterdir())]
-    (folder / CHECKSUMS_FILE).write_text("".join(lines), encoding="utf-8")
-
-
 def _replace(out: Path, folder: Path) -> None:
-    """Put `folder` in the place of `out`. The old set goes only after the new one stands."""
+    """Rename `folder` to `out`. The old set is deleted after the new one is there."""
     old = out.with_name(f".{out.name}-replaced")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():

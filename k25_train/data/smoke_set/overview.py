@@ -82,7 +82,7 @@ def _sizes_table(media: Sequence[MediaSegment]) -> Table:
 
 
 def print_samples(dataset: Dataset, console: Console, num_samples: int, kind: str | None) -> None:
-    """Write out the first samples of each split, media as a line each."""
+    """Write out the first samples of each split, one line per image or video."""
     for split, records in dataset.splits.items():
         for record in [r for r in records if kind in (None, r.kind)][:num_samples]:
             console.rule(f"{split} · {record.kind} · {record.source} · {record.key}", align="left")

@@ -15,7 +15,8 @@ from k25_train.data.decode.frames import probe_media
 from k25_train.data.formats.dataset import MANIFEST
 from k25_train.data.formats.index import read_index, read_index_header
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
-from k25_train.data.smoke_set.build import CHECKSUMS_FILE, TOKENIZER_FILE
+from k25_train.data.smoke_set.build import TOKENIZER_FILE
+from k25_train.data.smoke_set.provenance import CHECKSUMS_FILE
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import DataError
 
@@ -24,7 +25,7 @@ Members = dict[str, tuple[int, bytes]]
 
 
 def verify_dataset(directory: Path, report: Callable[[str], None]) -> list[str]:
-    """All faults of a shard set, each a line that starts with the file; `report` gets a line for each shard.
+    """All faults of a shard set, each a line that starts with the file; `report` gets one line per shard.
 
     Finds: a missing, changed or cut file, media that do not decode or differ in size from the index, a sample
     without the media or the text its kind needs, token counts that are not the tokenizer's, and samples that

@@ -12,7 +12,7 @@ import pytest
 from k25_train.data.__main__ import main
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.formats.records import TextSegment
-from k25_train.data.smoke_set import build
+from k25_train.data.smoke_set import build, splits
 from k25_train.data.smoke_set.build import SMOKE_SOURCES, BuildOptions, build_dataset
 from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import DataError
@@ -76,7 +76,7 @@ def test_the_tokenizer_has_not_seen_the_heldout_split(
     with pytest.raises(DataError, match="enough"):
         build_tiny(tmp_path / "set")
     samples = [sample for source in TINY_SOURCES for sample in source.samples({})]
-    heldout = {s.parts[0].text for s in samples if s.kind == "text" and build.split_of(s) == "heldout"}
+    heldout = {s.parts[0].text for s in samples if s.kind == "text" and splits.split_of(s) == "heldout"}
     assert heldout
     assert not heldout & set(seen)
 
@@ -103,7 +103,7 @@ def test_licences_are_recorded(tiny: Path) -> None:
 
 
 def test_large_splits_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "MAX_SHARD_BYTES", 4000)
+    monkeypatch.setattr(splits, "MAX_SHARD_BYTES", 4000)
     build_tiny(tmp_path / "set")
     dataset = load_dataset(str(tmp_path / "set"))
     assert len({record.shard for record in dataset.splits["train"]}) > 3

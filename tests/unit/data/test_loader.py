@@ -335,7 +335,7 @@ BAD_SAMPLES = {
     ),
     "beyond the limits": (
         Sample("bad", "caption", [make_image(500, 1, "png", 1), "red"]),
-        "its image has 500x1 pixels: scaled to the limit of 32 patches a side",
+        "its image has 500x1 pixels: scaled to the limit of 32 patches per side",
     ),
 }
 

@@ -84,7 +84,7 @@ class ArchiveReader:
 def fetch_archives(
     archives: Iterable[Archive], directory: Path, report: Callable[[str], None]
 ) -> dict[str, ArchiveReader]:
-    """Download what is not in `directory` yet and open all; `report` gets a line for each download.
+    """Download what is not in `directory` yet and open all; `report` gets one line per download.
 
     Raises DataError, naming package, version and remedy, if a download fails or has another hash.
     """

@@ -30,7 +30,7 @@ JUMANJI_ARCHIVE = Archive(
 MIN_FRAMES = 8
 EXCERPT_FRAMES = 12
 EXCERPT_FRAME_MS = 500
-"""Every frame of an excerpt counts where video is sampled at 2 frames a second, as Kimi K2.5 does."""
+"""Every frame of an excerpt counts where video is sampled at 2 frames per second, as Kimi K2.5 does."""
 MAX_EXCERPTS = 4
 MAX_KEPT_FRAMES = 96
 PALETTE_SAMPLE_PX = (128, 128)

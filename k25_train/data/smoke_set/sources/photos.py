@@ -19,7 +19,7 @@ _NOT_ABOUT_THE_IMAGE = re.compile(
     re.IGNORECASE,
 )
 _LEFT_OUT = ("camera", "text", "motorcycle_left", "motorcycle_right")
-"""Their docstrings tell what the file is for, not what it shows."""
+"""Images whose docstrings say what the file is for, not what it shows."""
 MAX_SENTENCES = 2
 
 
