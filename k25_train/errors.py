@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend: the text names key or file, value, rule and remedy."""
+"""Errors that a user can cause and fix: the text names key or file, value, rule and remedy."""
 
 
 class K25Error(Exception):
@@ -6,15 +6,15 @@ class K25Error(Exception):
 
 
 class ConfigError(K25Error):
-    """The configuration, or what it demands of this machine, breaks a rule."""
+    """The configuration, or what it requires of this machine, breaks a rule."""
 
 
 class DryRunError(K25Error):
-    """What the configuration leads to was built, without memory, and breaks a rule."""
+    """The model of the configuration, built without memory for weights, breaks a rule."""
 
 
 class DataError(K25Error):
-    """A file of the training data is absent, cut short or not what the index says."""
+    """A file of the training data is missing, truncated or not what the index says."""
 
 
 class CheckpointError(K25Error):
@@ -22,4 +22,4 @@ class CheckpointError(K25Error):
 
 
 class TrainingError(K25Error):
-    """A step went wrong in a way that going on would only make worse."""
+    """A step failed in a way that continuing would only make worse."""

@@ -1,8 +1,8 @@
 """`python -m k25_train.eval checkpoint=RUN/checkpoints/step_N [overrides]`: held-out losses of a checkpoint.
 
 The run's own configuration is used, in any layout: by default every process is a data-parallel replica, so
-the command runs alone as it stands. `dump=DIR` writes each batch with its losses as safetensors.
-`shuffle_media=SEED` also tells the loss when every sample is shown another sample's images.
+the command runs in one process as written. `dump=DIR` writes each batch with its losses as safetensors.
+`shuffle_media=SEED` also reports the loss when every sample is shown another sample's images.
 """
 
 import os
@@ -33,7 +33,7 @@ def evaluate(
     from k25_train.training.run import build_run
     from parallel.topology import stop_process_group
 
-    # Nothing is stepped, so nothing has to be compiled for it.
+    # No optimizer steps, so its kernel need not be compiled.
     config.optim.offload = OptimizerOffload.none
     run = build_run(config, device, trains=False)
     with run.loader:
@@ -45,17 +45,17 @@ def evaluate(
         if dump is not None:
             dump_batches(run, dump)
     if run.is_main:
-        tell(f"{checkpoint}: step {step}, {config.train.eval_sequences} held-out sequences")
+        print_line(f"{checkpoint}: step {step}, {config.train.eval_sequences} held-out sequences")
         for name, loss in losses.items():
-            tell(f"{name:26}  {loss:.6f}")
+            print_line(f"{name:26}  {loss:.6f}")
         if dump is not None:
-            tell(f"batches and their losses: {dump}")
+            print_line(f"batches and their losses: {dump}")
     stop_process_group()
     return losses
 
 
-def tell(text: str) -> None:
-    """Print a line as it is, however long."""
+def print_line(text: str) -> None:
+    """Print a line unwrapped, however long."""
     Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""Whether a configuration may go on from a checkpoint: keys that what was trained so far depends on."""
+"""Whether a configuration may resume from a checkpoint: the keys that the training up to it depends on."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
 
 SAME_MODEL = ("model",)
-"""What must be as it was for the weights to mean the same."""
+"""Sections that must be unchanged for the weights to mean the same."""
 SAME_RUN = (
     *SAME_MODEL,
     "optim.name",
@@ -26,8 +26,8 @@ SAME_RUN = (
     "train.seed",
     "train.dtype",
 )
-"""What must be as it was for the next step to be the one that an uninterrupted run would take, up to the
-learning rate and other hyperparameters of the optimizer, which may be changed on the way."""
+"""Keys that must be unchanged for the next step to be the one that an uninterrupted run would take, except
+for the learning rate and other hyperparameters of the optimizer, which may change during a run."""
 
 
 def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None:
@@ -49,12 +49,12 @@ def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None
     if changed:
         raise CheckpointError(
             "\n".join([f"{folder} was trained with another configuration:", *changed])
-            + "\n  -> set them back to go on from it, or choose another run.dir to start again"
+            + "\n  -> set them back to resume from it, or choose another run.dir to start from scratch"
         )
 
 
 def leaves(values: dict[str, object], path: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted key and value of everything in nested mappings that is not a mapping itself."""
+    """Dotted key and value of everything in nested mappings that is not itself a mapping."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{path}{key}.")

@@ -100,7 +100,7 @@ def verify(folder: Path) -> int:
     """
     others = [path.name for path in list_checkpoints(folder.parent) if path != folder]
     remedy = f"restore {folder} from a copy, or delete it to " + (
-        f"resume from {others[-1]}" if others else "start anew"
+        f"resume from {others[-1]}" if others else "start from scratch"
     )
     if not folder.is_dir():
         raise CheckpointError(

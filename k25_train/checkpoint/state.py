@@ -127,7 +127,7 @@ def _load_optimizer(optimizer: ChainedOptimizer, loaded: dict[int, dict[str, Any
 def _by_optimizer(loaded: dict[int, dict[str, Any]], num_optimizers: int) -> dict[int, dict[str, Any]]:
     """What was loaded, for as many optimizers as there are now.
 
-    A decoupled encoder has optimizers of its own behind the others, a coupled tower does not. Tensors are
+    A decoupled encoder has its own optimizers after the others, a coupled tower does not. Tensors are
     loaded by name and are right in any case; what else is kept, counts of steps, is the same of all.
     """
     return {number: loaded[0] | loaded.get(number, {}) for number in range(num_optimizers)}

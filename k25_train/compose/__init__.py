@@ -1,1 +1,1 @@
-"""From hydra to a typed, checked configuration."""
+"""From overrides and YAML files to a typed, checked configuration; torch-free."""

@@ -1,7 +1,7 @@
 """Rules that read more than one section of the configuration, one small function each.
 
-A rule names the sections that it reads as its parameters. It is skipped where one of them is broken by
-itself, since its arithmetic would mean nothing there.
+The parameters of a rule are the sections that it reads. It is skipped where one of them is broken in itself,
+since its arithmetic would be meaningless.
 """
 
 import inspect
@@ -26,7 +26,7 @@ from parallel.pipeline.layout import LayoutError, fitting_sizes, most_chunks, pa
 
 
 class Section(Protocol):
-    """A part of the configuration that can tell which of its rules are broken."""
+    """A part of the configuration that can report which of its rules are broken."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -68,11 +68,13 @@ def layers_fill_pipeline(
 ) -> list[Problem]:
     """There is a layer for every chunk that needs one, and a written layout adds up."""
     pp, vpp = parallelism.pp, parallelism.vpp
+    # 1. The layout that balances costs, if there is one.
     try:
         cost = stack_cost(model, train, optim, cluster, parallelism)
         planned = plan_layout(cost, pp, vpp).to_megatron()
     except LayoutError:
         planned = None
+    # 2. Without a layout in the configuration, there has to be one.
     if parallelism.layout is None and planned is None:
         chunks, most = pp * vpp, most_chunks(model.num_layers)
         rule = (
@@ -82,6 +84,7 @@ def layers_fill_pipeline(
         return [Problem("parallelism.pp", pp, rule, sizes_that_fit(model, cluster, parallelism))]
     if parallelism.layout is None:
         return []
+    # 3. A layout in the configuration has to describe these layers and chunks.
     try:
         parse_layout(parallelism.layout, model.num_layers, pp, vpp)
     except LayoutError as error:
@@ -94,7 +97,7 @@ def layers_fill_pipeline(
 
 def sizes_that_fit(model: ModelConfig, cluster: ClusterConfig, parallelism: ParallelismConfig) -> str:
     """The pipeline sizes that these layers and ranks allow, those nearest to the configured ones first."""
-    # Ranks beside each other in a pipeline stage share the experts.
+    # Neighbouring ranks of a pipeline stage share the experts.
     ranks = cluster.world_size // parallelism.ep or cluster.world_size
     choices = [size for size in range(1, ranks + 1) if ranks % size == 0]
     pairs = fitting_sizes(model.num_layers, choices, parallelism.pp, parallelism.vpp)
@@ -159,7 +162,7 @@ def batches_divide(
 def needed_micro_batches(name: str, parallelism: ParallelismConfig) -> tuple[int, str]:
     """The fewest micro-batches of a step or of an evaluation on a data-parallel rank, and why."""
     if parallelism.vpp > 1:
-        return parallelism.pp, "with vpp > 1 each of the pp ranks starts on a micro-batch of its own"
+        return parallelism.pp, "with vpp > 1 each of the pp ranks starts on its own micro-batch"
     if parallelism.overlap_expert_comm and name == "global_batch_size":
         return 2, "parallelism.overlap_expert_comm runs one micro-batch concurrently with another"
     return 1, ""
@@ -195,7 +198,7 @@ def transformer_engine_has_cuda(train: TrainConfig, cluster: ClusterConfig) -> l
 
 
 def find_plan_problems(config: Config) -> list[Problem]:
-    """Rules that take the plan of a whole step; every other rule has to hold."""
+    """Rules that plan a whole step; every other rule must hold."""
     if not config.activation.offloads:
         return []
     pipeline = plan_pipeline(config)
@@ -221,7 +224,7 @@ def host_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
 
 
 def node_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
-    """A node has the memory that its ranks take for activations, and for optimizer state if that is there."""
+    """A node has the memory that its ranks take for activations, and for optimizer state in host memory."""
     config, cluster = pipeline.config, pipeline.config.cluster
     of_optimizer = config.optim.offload is OptimizerOffload.cpu
     most = max(

@@ -1,4 +1,4 @@
-"""How a command that takes hydra overrides starts, helps and fails."""
+"""How a command that takes hydra overrides starts, prints its usage and reports errors."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from k25_train.errors import ConfigError, K25Error
 
 
 def hydra_app(task: Callable[[Config], None]) -> Callable[[], None]:
-    """Make a command of `task`: arguments are overrides, and a user's error ends it without a traceback."""
+    """Make a command of `task`: arguments are overrides, a user's error ends it without a traceback."""
 
     def run(build: Callable[[], Config]) -> None:
         try:
@@ -68,7 +68,7 @@ def usage(task: Callable[[Config], None]) -> str:
         (module.__doc__ or "").strip(),
         "",
         "Arguments: GROUP=CHOICE and SECTION.KEY=VALUE; or --config FILE SECTION.KEY=VALUE with the",
-        "config.yaml of a run folder and what is to differ from it",
+        "config.yaml of a run folder and the values to change in it",
         "",
         "Groups",
     ]
@@ -88,7 +88,7 @@ def exit_with(error: K25Error) -> NoReturn:
 
 
 def exit_with_shared(error: ConfigError) -> NoReturn:
-    """End the process with an error that every rank has, told by rank 0 alone.
+    """End the process with an error that every rank has and rank 0 alone prints.
 
     The others wait to be ended by torchrun: the first exit makes it end all, rank 0 perhaps before it spoke.
     """

@@ -1,4 +1,4 @@
-"""Sizes and the layout that follow from the configuration, for the printed and saved form of it."""
+"""Sizes and the layout that follow from the configuration, printed and saved along with it."""
 
 from k25_train.config.schema import Config
 from k25_train.parameters.released import count_parameters

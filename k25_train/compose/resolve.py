@@ -1,7 +1,7 @@
 """From overrides and the YAML files of `conf/` to one typed, checked `Config`, and back to YAML.
 
 Every failure that can be found is found before anything is raised: unknown and missing keys, values of a
-wrong type, rules within a section and across sections stand in one `ConfigError`.
+wrong type and broken rules, within a section and across sections, are listed in one `ConfigError`.
 """
 
 import difflib
@@ -29,7 +29,7 @@ from parallel.config import Problem
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
-"""Folder of the YAML files: within the package in a wheel, beside it in a checkout."""
+"""Folder of the YAML files: inside the package in a wheel, next to it in a checkout."""
 CONFIG_NAME = "train"
 """The primary config file."""
 DERIVED = "derived"
@@ -63,6 +63,7 @@ def resolve(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     assert isinstance(values, dict), "hydra composes a mapping"
+    # 1. Each section by itself: known keys, all of them, of the right types.
     problems = unknown_keys(values, Config, "")
     sections: dict[str, Any] = {}
     for field in fields(Config):
@@ -70,7 +71,9 @@ def resolve(cfg: DictConfig) -> Config:
         problems += found
         if section is not None:
             sections[field.name] = section
+    # 2. Rules within the sections that could be built, and across them.
     problems += find_problems(sections)
+    # 3. Rules that plan a whole step, which need everything else to hold.
     if not problems:
         config = Config(**sections)
         problems = find_plan_problems(config)
@@ -103,11 +106,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
     if not isinstance(cfg, DictConfig):
         raise ConfigError(f"{path}: is not a configuration; expected the config.yaml of a run folder")
+    # 1. The keys of today.
     try:
         values, notes = migrate(cast(dict[str, Any], OmegaConf.to_container(cfg)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     values.pop(DERIVED, None)
+    # 2. What the caller changes.
     cfg = OmegaConf.create(values)
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -117,6 +122,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
             OmegaConf.update(cfg, key, yaml.safe_load(value), force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"{override}: cannot be read as an override: {error}") from error
+    # 3. The same checks as for a composed configuration.
     return Loaded(resolve(cfg), notes)
 
 
@@ -134,10 +140,10 @@ def group_choices() -> dict[str, list[str]]:
 
 
 def accept_new_keys(arguments: Sequence[str]) -> list[str]:
-    """Arguments with every `key=value` turned into `++key=value`, group choices and flags left as they are.
+    """Arguments with every `key=value` turned into `++key=value`; group choices and flags are unchanged.
 
-    hydra stops at the first unknown key and advises to add it with `+`. Forced in, all of them reach
-    `resolve`, which refuses them together and knows the right names.
+    hydra stops at the first unknown key and suggests adding it with `+`. Forced in, all of them reach
+    `resolve`, which refuses them together and suggests the right names.
 
     Raises:
         ConfigError: a group has no such choice, or no experiment is chosen.
@@ -175,11 +181,13 @@ def build_section(values: object, section: type, path: str) -> tuple[Any, list[P
     for field in fields(section):
         key, value = f"{path}.{field.name}", values.get(field.name, MISSING)
         nested = nested_section(field)
+        # A section within this one, unless it may be null and is.
         if nested is not None and not (value is None and types.NoneType in get_args(field.type)):
             typed[field.name], found = build_section({} if value == MISSING else value, nested, key)
             problems += found
         elif value == MISSING:
             problems.append(Problem(key, None, "must be given", f"{key}=VALUE, {expectation(field)}"))
+        # A value: OmegaConf converts it to the type of the field, or refuses it.
         else:
             try:
                 node[field.name] = member_of(field, value)
@@ -204,7 +212,7 @@ def nested_section(field: "Field[Any]") -> type | None:
 
 
 def unwrap(node: Any) -> Any:
-    """A plain value of OmegaConf's typed one.
+    """The plain value of OmegaConf's typed one.
 
     Raises:
         ValueError: a number is not finite, which no rule could compare.
@@ -249,15 +257,15 @@ def expectation(field: "Field[Any]") -> str:
         list[str]: "a list of texts",
     }
     kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
-    told = []
+    choices = []
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, Enum):
-            told.append("one of " + ", ".join(str(member.value) for member in kind))
+            choices.append("one of " + ", ".join(str(member.value) for member in kind))
         elif kind is types.NoneType:
-            told.append("null")
+            choices.append("null")
         else:
-            told.append(words.get(kind, "a mapping of names to finite numbers"))
-    return " or ".join(told)
+            choices.append(words.get(kind, "a mapping of names to finite numbers"))
+    return " or ".join(choices)
 
 
 def plain(value: object) -> object:

@@ -1,1 +1,1 @@
-"""Configuration, free of torch: schema, checks, and the way from hydra to typed objects."""
+"""The schema of the configuration: typed sections and the rules within each; torch-free."""

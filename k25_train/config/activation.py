@@ -1,7 +1,8 @@
-"""What is done with each activation that the backward pass needs: one field a name.
+"""The policy of each activation that the backward pass needs: one field per name.
 
-The names are those that the model gives (`parallel/activations/annotate.py`). T tokens of a micro-batch, k
-experts a token, D hidden, H heads, Q, V widths of a head's query and value, F of a feed-forward part.
+The names are those that the model gives (`parallel/activations/annotate.py`). T: tokens of a micro-batch, k:
+experts per token, D: hidden size, H: heads, Q, V: widths of a head's query and value, F: width of a
+feed-forward part.
 """
 
 from collections.abc import Iterator
@@ -16,111 +17,114 @@ CAN_RECOMPUTE = frozenset(
     "norm.output mla.up_input mla.up_proj attention.joined moe.down_input shared_expert.down_input "
     "dense.down_input".split()
 )
-"""What the model makes with `recomputed`; all else is expensive to make, or needs communication."""
+"""Activations that the model makes with `recomputed`; others are expensive to make, or need communication."""
 CAN_ROUND = CAN_RECOMPUTE | frozenset(
     "norm.input mla.latent moe.up_input moe.swiglu_input shared_expert.swiglu_input "
     "dense.swiglu_input".split()
 )
-"""What may be stored in FP8. Others hold exact numbers: the router's weights, a kernel's own, indices."""
+"""Activations that may be stored in FP8. The others hold exact numbers: router weights, a kernel's own state,
+indices."""
 
 
 @dataclass(slots=True, kw_only=True)
 class NormActivations:
-    """The two norms of a layer, and the last one."""
+    """Policies of the two norms of a layer, and of the last one."""
 
     input: Policy
     """The residual stream, [T, D] before each norm."""
     output: Policy
-    """[T, D] each, which projections, router and shared expert read; and what a norm saves for itself."""
+    """Normed features, [T, D] each, which projections, router and shared expert read, and a norm's state."""
 
 
 @dataclass(slots=True, kw_only=True)
 class MlaActivations:
-    """Multi-head latent attention up to its query, key and value."""
+    """Policies of multi-head latent attention up to its query, key and value."""
 
     latent: Policy
     """Compressed query, and key-value with the rotary key: [T, q_lora] and [T, kv_lora + rope]."""
     up_input: Policy
-    """The same normed, which the up-projections read: [T, q_lora] and [T, kv_lora]."""
+    """Normed compressed query and key-value, which the up-projections read: [T, q_lora] and [T, kv_lora]."""
     up_proj: Policy
     """Query and key [T, H, Q] and value [T, H, V]."""
     rotations: Policy
-    """Turns of the rotary pairs, [T, 1, rope / 2] complex64, the same for all layers."""
+    """Rotations of the rotary pairs, [T, 1, rope / 2] complex64, the same for all layers."""
 
 
 @dataclass(slots=True, kw_only=True)
 class AttentionActivations:
-    """What attention makes of them."""
+    """Policies of the attention kernel's results."""
 
     output: Policy
-    """Of the kernel, document by document, [T, H, V], with the logarithms of its sums, [T, H] float32."""
+    """Output of the kernel, document by document, [T, H, V], with its log-sum-exps, [T, H] float32."""
     joined: Policy
-    """The documents one after another, [T, H * V], which the output projection reads."""
+    """Outputs of all documents in one tensor, [T, H * V], which the output projection reads."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RouterActivations:
-    """The choice of experts."""
+    """Policy of the choice of experts."""
 
     scores: Policy
-    """All that the router saves for itself, [T, experts] float32 and less."""
+    """State that the router saves, [T, experts] float32 and smaller."""
 
 
 @dataclass(slots=True, kw_only=True)
 class MoeActivations:
-    """The routed experts."""
+    """Policies of the routed experts."""
 
     up_input: Policy
-    """Tokens as they arrive, sorted by expert, [k T, D]."""
+    """Dispatched tokens, sorted by expert, [k T, D]."""
     swiglu_input: Policy
     """Gates and values, [k T, 2 F]."""
     down_input: Policy
-    """Their SwiGLU times the router's weight, [k T, F]. Nothing saves what the down-projection gives, as the
-    weight is applied before it: to recompute that too, as K2 could, would free nothing."""
+    """SwiGLU times the router's weight, [k T, F]. The output of the down-projection is not saved, because the
+    weight is applied before it: recomputing that too, as K2 could, would free nothing."""
     probs: Policy
-    """The router's weights as they arrive with the tokens, [k T]."""
+    """Router weights that arrive with the tokens, [k T]."""
 
 
 @dataclass(slots=True, kw_only=True)
 class SwigluActivations:
-    """A feed-forward part that every token passes; its input is `norm.output`."""
+    """Policies of a feed-forward part that every token passes; its input is `norm.output`."""
 
     swiglu_input: Policy
     """Gates and values, [T, 2 F]."""
     down_input: Policy
-    """Their SwiGLU, [T, F]."""
+    """SwiGLU of gates and values, [T, F]."""
 
 
 @dataclass(slots=True, kw_only=True)
 class HeadActivations:
-    """The last chunk."""
+    """Policy of the last chunk."""
 
     logits: Policy
-    """What the loss saves, [T, vocabulary] float32."""
+    """State that the loss saves, [T, vocabulary] float32."""
 
 
 @dataclass(slots=True, kw_only=True)
 class VisionActivations:
-    """Vision in the first chunk."""
+    """Policy of vision in the first chunk."""
 
     encoder: Policy
-    """All that a coupled tower, or a projector behind a frozen one, saves. A decoupled encoder saves nothing
-    from one phase to another."""
+    """Everything that a coupled tower, or a projector behind a frozen one, saves. A decoupled encoder saves
+    nothing from one phase to another."""
 
 
 @dataclass(slots=True, kw_only=True)
 class ActivationConfig:
-    """What is done with each activation, and the memory for it. Source of `activation=k2`: K2 report, section
-    2.4.3; of budgets: not disclosed, our choice."""
+    """The policy of each activation, and the memory for it.
+
+    Source of `activation=k2`: K2 report, section 2.4.3; of budgets: not disclosed, our choice.
+    """
 
     norm: NormActivations
-    """Norms."""
+    """Norms of the decoder."""
     mla: MlaActivations
-    """Attention's projections."""
+    """Projections of attention."""
     attention: AttentionActivations
-    """Attention."""
+    """Attention kernel."""
     router: RouterActivations
-    """Router."""
+    """Routers."""
     moe: MoeActivations
     """Routed experts."""
     shared_expert: SwigluActivations
@@ -132,17 +136,17 @@ class ActivationConfig:
     vision: VisionActivations
     """Vision within the pipeline."""
     rest: Policy
-    """Everything without a name: indices of the dispatch, statistics of norms."""
+    """Activations without a name: indices of the dispatch, statistics of norms."""
     host_gib: float | None
-    """Host memory of a rank for offloaded activations, page-locked as the job starts; null is what the plan
+    """Host memory of a rank for offloaded activations, page-locked when the job starts; null is what the plan
     counts for balanced routing, times `host_margin`."""
     host_margin: float
-    """See `host_gib`: room for ranks whose experts get more tokens than others'."""
+    """Factor on planned memory that leaves room for ranks whose experts get more tokens than others'."""
     device_gib: float | None
     """Device memory for activations on their way to the host and back; null is what the plan counts for the
-    passes that are under way at a time, times `host_margin`."""
+    passes in flight at a time, times `host_margin`."""
     passes_ahead: int
-    """Passes before its own that a micro-batch's activations start on their way back."""
+    """Number of passes by which the copy back of a micro-batch's activations precedes its own."""
 
     def policies(self) -> dict[str, Policy]:
         """Name -> policy of every activation."""
@@ -150,7 +154,7 @@ class ActivationConfig:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether everything stays as it is, so that there is nothing to do."""
+        """Whether every activation is kept as it is, so that there is nothing to do."""
         return set(self.policies().values()) == {Policy.keep}
 
     @property

@@ -7,7 +7,7 @@ from parallel.config import Problem
 
 
 class DType(Enum):
-    """Number formats of training: of weights and activations, and of what optimizers compute and exchange."""
+    """Number formats of training: of weights, activations and what optimizers compute and exchange."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"

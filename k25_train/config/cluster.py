@@ -1,7 +1,7 @@
-"""How a cluster is reached: its scheduler and its network. Facts of a cluster stand in `conf/cluster/` only.
+"""The machines of a job, their scheduler and network. Facts about a cluster are in `conf/cluster/` only.
 
-Paths and names go into `#SBATCH` lines, which have no quotes that every version of SLURM agrees on, so what
-SLURM could misread is refused here.
+Paths and names go into `#SBATCH` lines, which have no quotes that every version of SLURM agrees on, so
+characters that SLURM could misread are refused here.
 """
 
 import re
@@ -13,13 +13,13 @@ from k25_train.config.basics import not_negative
 from parallel.config import Problem, not_positive
 
 DETECT = "detect"
-"""The GID index that stands for the one NCCL finds for each HCA by itself."""
+"""Value of `gid_index` with which NCCL finds the index of each HCA itself."""
 SAFE_NAME = re.compile(r"[\w@+=:,./~-]+", re.ASCII)
-"""What SLURM reads as written, in a `#SBATCH` line and in an option of srun."""
+"""Text that SLURM reads literally, in a `#SBATCH` line and in an option of srun."""
 
 
 class Device(Enum):
-    """Where tensors live."""
+    """Kind of device that tensors are on."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -27,24 +27,24 @@ class Device(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class SlurmConfig:
-    """What a job asks SLURM for, and how it goes on after faults."""
+    """Resources that a job requests from SLURM, and how it recovers from faults."""
 
     partition: str | None
     """Queue of the nodes; null is the cluster's default."""
     account: str | None
-    """Who is charged; null is the user's default."""
+    """Account that is charged; null is the user's default."""
     qos: str | None
     """Quality of service; null is the account's default."""
     time_limit_min: int
-    """Minutes until SLURM ends a job; the run goes on in the next one."""
+    """Minutes until SLURM ends a job; the run continues in the next one."""
     stop_before_end_s: int
-    """Seconds before the time limit, or before a preemption, at which ranks are asked to save and stop: more
-    than a step and a checkpoint take."""
+    """Seconds before the time limit, or before a preemption, at which ranks are asked to save and stop;
+    longer than a step and a checkpoint take."""
     spare_nodes: int
-    """Machines beyond `cluster.nodes` that wait in the job to stand in for failed ones."""
+    """Machines beyond `cluster.nodes` that wait in the job to replace failed ones."""
     min_nodes: int | None
-    """Fewest machines on which the run goes on, with fewer replicas and the same global batch, where others
-    failed; null is `cluster.nodes`."""
+    """Fewest machines on which the run continues after failures, with fewer replicas and the same global
+    batch; null is `cluster.nodes`."""
     restart_wait_s: float
     """Seconds before the first restart after a failure, doubled with each further one: at least as long as
     SLURM takes to notice a lost node (SlurmdTimeout)."""
@@ -59,8 +59,8 @@ class SlurmConfig:
     container_image: str | None
     """Image for pyxis: a squashfs file or a reference such as `docker://…`; null runs on the bare node."""
     container_mounts: list[str]
-    """Folders mounted into the container, as `SOURCE:TARGET`, besides the checkout, the run folder and the
-    data."""
+    """Folders mounted into the container, as `SOURCE:TARGET`, in addition to the checkout, the run folder and
+    the data."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -89,7 +89,7 @@ class FabricConfig:
     interface: str
     """Network interface, the same on every node, over which ranks find each other and gloo talks."""
     hcas: list[str]
-    """RDMA devices that carry training, one beside each GPU; storage and management devices stay out."""
+    """RDMA devices that carry training, one per GPU; storage and management devices are left out."""
     gid_index: int | str
     """Row of each device's GID table that holds its RoCEv2 address, or `detect`: then NCCL searches it for
     every device, as rows differ between nodes and change when addresses do."""
@@ -106,7 +106,7 @@ class FabricConfig:
         found += misread((f"hcas.{i}", hca) for i, hca in enumerate(self.hcas))
         if not self.hcas:
             found.append(
-                Problem("hcas", "[]", "must name a device", "list those of `ibv_devices`, one a GPU")
+                Problem("hcas", "[]", "must name a device", "list those of `ibv_devices`, one per GPU")
             )
         is_row = isinstance(self.gid_index, int) and 0 <= self.gid_index <= 255
         if not is_row and self.gid_index != DETECT:
@@ -123,19 +123,19 @@ class FabricConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ClusterConfig:
-    """The machines."""
+    """Machines of the job, with the rates that plans assume."""
 
     name: str
     """Name of the cluster in logs and tables."""
     device: Device
-    """Where tensors live."""
+    """Kind of device that tensors are on."""
     nodes: int
     """Machines of the job."""
     gpus_per_node: int
-    """Ranks of a machine: its GPUs, or as many processes where the device is the CPU."""
+    """Ranks per machine: its GPUs, or processes where the device is the CPU."""
     model_tflops: float
-    """Model FLOPs that a rank computes in a second while it trains, in units of 1e12. This and the two below
-    need to be right beside each other only: plans of what runs when rest on them (`dep.schedule=bubbles`)."""
+    """Model FLOPs that a rank computes in a second while it trains, in units of 1e12. Only its
+    ratio to the two rates below matters, to plans of what runs when (`dep.schedule=bubbles`)."""
     network_gb_per_s: float
     """Bytes that a rank sends in a second, in units of 1e9."""
     host_copy_gb_per_s: float
@@ -143,11 +143,11 @@ class ClusterConfig:
     gpu_memory_gb: float | None
     """Memory of a GPU, in units of 1e9 bytes; null where the device is the CPU."""
     host_memory_gib: float
-    """Memory of a machine."""
+    """Host memory of a machine."""
     slurm: SlurmConfig | None
-    """Its scheduler; null where jobs are started by hand."""
+    """Scheduler; null where jobs are started by hand."""
     fabric: FabricConfig | None
-    """The network between its GPUs; null where there is none to set up."""
+    """Network between GPUs; null where there is none to set up."""
 
     @property
     def world_size(self) -> int:
@@ -168,7 +168,7 @@ class ClusterConfig:
             least = self.slurm.min_nodes
             if least is not None and not 1 <= least <= self.nodes:
                 rule = f"must lie within 1 to cluster.nodes ({self.nodes})"
-                remedy = "use null, which never goes on with fewer"
+                remedy = "use null, which never continues with fewer"
                 found.append(Problem("slurm.min_nodes", least, rule, remedy))
         if self.fabric is not None:
             found += [problem.under("fabric") for problem in self.fabric.problems()]

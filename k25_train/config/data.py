@@ -1,4 +1,4 @@
-"""The data's configuration: what is read, and in which mixture."""
+"""The data's configuration: shard set, tokenizer and mixture."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ SAMPLE_KINDS = ("text", "caption", "ocr", "video")
 
 @dataclass(slots=True, kw_only=True)
 class DataConfig:
-    """What is read, and in which mixture."""
+    """Shard set, tokenizer, mixture and order of samples."""
 
     dir: str
     """Folder of the shard set (`dataset.json`, shards, indices)."""
@@ -23,11 +23,11 @@ class DataConfig:
     shuffle: bool
     """Whether samples are drawn in an order that depends on the seed."""
     max_skipped_samples: int
-    """Undecodable samples in a run beyond which it stops."""
+    """Undecodable samples that a run tolerates; one more stops it."""
     prefetch_steps: int
-    """Steps whose batches are made ready ahead of use; 0 makes each when it is needed."""
+    """Steps whose batches are prepared ahead of use; 0 prepares each when it is needed."""
     limit_samples: int | None
-    """Only the first samples of each kind are used; null is all of them."""
+    """Number of samples of each kind that are used, the first ones; null is all of them."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

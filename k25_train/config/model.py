@@ -62,7 +62,7 @@ class VisionConfig:
     pos_emb_width: int
     """Columns of the learned position table, in patches. Source: checkpoint."""
     pos_emb_time: int
-    """Frames of the fixed temporal table: the most frames one chunk has. Source: checkpoint."""
+    """Frames of the fixed temporal table, the most that one chunk has. Source: checkpoint."""
     merge_size: int
     """Edge in patches of the square that becomes one token of the language model. Source: checkpoint."""
     rope_theta: float
@@ -72,17 +72,17 @@ class VisionConfig:
     layer_norm_eps: float
     """Epsilon of the tower's and the projector's layer norms. Source: checkpoint, `projector_ln_eps`."""
     image_patch_limit: int
-    """Most patches of an image; larger ones are scaled down. Source: checkpoint, `in_patch_limit`."""
+    """Maximum patches of an image; larger images are scaled down. Source: checkpoint, `in_patch_limit`."""
     side_patch_limit: int
-    """Most patches along one side. Source: checkpoint, `patch_limit_on_one_side`."""
+    """Maximum patches along one side. Source: checkpoint, `patch_limit_on_one_side`."""
     frame_patch_limit: int
-    """Most patches of a video frame. Source: checkpoint, `in_patch_limit_each_frame`."""
+    """Maximum patches of a video frame. Source: checkpoint, `in_patch_limit_each_frame`."""
     video_fps: float
     """Frames sampled from a second of video. Source: checkpoint, `sample_fps`."""
 
     @property
     def merged_size(self) -> int:
-        """Width of what becomes one token of the language model: the features of merged patches in a row."""
+        """Width of the concatenated features of the patches that become one token of the language model."""
         return self.merge_size**2 * self.hidden_size
 
     def problems(self) -> list[Problem]:
@@ -103,7 +103,7 @@ class VisionConfig:
             remedy = f"use a multiple of {4 * self.num_attention_heads}, or change the heads"
             found.append(Problem("hidden_size", self.hidden_size, rule, remedy))
         if self.merge_size != 2:
-            rule = "must be 2: the chat format counts (h/2)(w/2) tokens an item"
+            rule = "must be 2: the chat format counts (h/2)(w/2) tokens per item"
             found.append(Problem("merge_size", self.merge_size, rule, "use 2"))
         if self.side_patch_limit > self.rope_max_grid:
             rule = f"must not exceed rope_max_grid ({self.rope_max_grid})"
@@ -159,7 +159,7 @@ class ModelConfig:
     """Step of the router's expert bias after each global batch. Source: Moonlight, appendix C;
     K2's own value is not disclosed."""
     rms_norm_eps: float
-    """Epsilon of every RMSNorm but the latent ones. Source: checkpoint."""
+    """Epsilon of every RMSNorm except the latent ones. Source: checkpoint."""
     latent_norm_eps: float
     """Epsilon of the norms of the compressed query and key-value. Source: checkpoint's model code, which
     leaves them at the default, whatever `rms_norm_eps` says; transformers does as well."""

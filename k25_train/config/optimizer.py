@@ -1,4 +1,4 @@
-"""The optimizer's configuration sections; sources are named as in `schema.py`."""
+"""The optimizer's configuration sections; sources are abbreviated as in `config/model.py`."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -27,7 +27,7 @@ class OptimizerOffload(Enum):
 
 
 class TrainedVision(Enum):
-    """What of the vision part is trained; the rest keeps its weights, and has no gradient and no state."""
+    """Parts of vision that are trained; others keep their weights, without gradients or optimizer state."""
 
     all = "all"
     """Tower and projector."""
@@ -86,11 +86,11 @@ class MuonConfig:
     """Root mean square of an update before the learning rate, which lets AdamW's rate and decay serve Muon.
     Source: Moonlight, section 2.2, and K2, algorithm 1."""
     per_head: bool
-    """Whether each head's rows of the query's and of the key-value up-projection are a matrix of their own.
+    """Whether each head's rows of the query's and of the key-value up-projection are a separate matrix.
     Source: whole projections in Moonlight, where heads alone gave too large updates; the Kimi K3 report
     (arXiv 2607.24653) has heads."""
     exchange_mib: int
-    """Most MiB that a rank sends or receives in one round of the exchange. Source: not disclosed, our
+    """Maximum MiB that a rank sends or receives in one round of the exchange. Source: not disclosed, our
     choice."""
 
     def problems(self) -> list[Problem]:
@@ -103,15 +103,15 @@ class MuonConfig:
 
 @dataclass(slots=True, kw_only=True)
 class VisionOptimConfig:
-    """How vision tower and projector are updated; what is not said here is as for the language model."""
+    """How vision tower and projector are updated; everything else is as for the language model."""
 
     name: OptimName
-    """Update rule. Source: Muon for all of them in Kimi-VL (arXiv 2504.07491); K2.5, section 4.5.1, lets
-    tower and language model differ and does not disclose how."""
+    """Update rule of tower and projector. Source: Muon for all of them in Kimi-VL (arXiv 2504.07491); K2.5,
+    section 4.5.1, lets tower and language model differ and does not disclose how."""
     lr_scale: float
     """Learning rate as a multiple of the language model's. Source: not disclosed, our choice."""
     trained: TrainedVision
-    """What is updated at all. Source: all of it in K2.5; the other values are our choice."""
+    """Parts whose weights are updated. Source: all of them in K2.5; the other values are our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -133,7 +133,7 @@ class OptimConfig:
     beta2: float
     """AdamW's decay of the second moment per step. Source: Moonlight's code."""
     eps: float
-    """Added by AdamW to the root of the second moment. Source: Moonlight's code."""
+    """Constant that AdamW adds to the root of the second moment. Source: Moonlight's code."""
     weight_decay: float
     """Decoupled decay, multiplied by the learning rate. Source: 0.1 in K2, section 2.5."""
     grad_clip: float
@@ -141,14 +141,14 @@ class OptimConfig:
     warmup_steps: int
     """Steps of linear warm-up. Source: 500 in K2, section 2.5."""
     decay_steps: int
-    """Last steps of the run, in which the rate falls along a cosine. Source: K2, section 2.5."""
+    """Number of last steps, in which the rate falls along a cosine. Source: K2, section 2.5."""
     offload: OptimizerOffload
-    """Where optimizer state and float32 masters live. Source: not disclosed, our choice."""
+    """Where optimizer state and float32 masters are kept. Source: not disclosed, our choice."""
     qk_clip_threshold: float | None
     """Largest attention logit of a head (the softmax's input) above which QK-Clip scales the head's query and
     key weights down after the update; null is off. Source: 100 in K2, section 2.1."""
     max_skipped_steps: int
-    """Steps in a row with a gradient that is not finite that are skipped; one more stops the run. Source: not
+    """Consecutive steps with non-finite gradients that are skipped; one more stops the run. Source: not
     disclosed, our choice."""
     muon: MuonConfig
     """Muon's own settings."""

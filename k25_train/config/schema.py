@@ -19,28 +19,28 @@ from parallel.config import DepConfig, ParallelismConfig
 
 @dataclass(slots=True, kw_only=True)
 class Config:
-    """The whole configuration of a run. Sections are made and checked by `resolve`."""
+    """The whole configuration of a run; `k25_train/compose/resolve.py` builds and checks its sections."""
 
     model: ModelConfig
-    """What is trained."""
+    """Dimensions of the model."""
     parallelism: ParallelismConfig
-    """How the model is cut over ranks."""
+    """Pipeline, virtual-stage and expert-parallel sizes, and what is overlapped."""
     dep: DepConfig
-    """How the vision tower takes part."""
+    """Where and when the vision tower runs."""
     activation: ActivationConfig
-    """What is done with activations until the backward pass."""
+    """Policy of each activation from its forward to its backward pass."""
     optim: OptimConfig
-    """How weights are updated."""
+    """Update rules and learning rate."""
     data: DataConfig
-    """What is read."""
+    """Shard set, mixture and order of samples."""
     train: TrainConfig
-    """How long, in which batches."""
+    """Length, batch sizes and number format."""
     checkpoint: CheckpointConfig
-    """When the state is saved."""
+    """Intervals and number of checkpoints."""
     run: RunConfig
-    """Where the run writes."""
+    """Run folder."""
     cluster: ClusterConfig
-    """The machines."""
+    """Machines, scheduler and network."""
 
     @property
     def world_size(self) -> int:

@@ -1,4 +1,4 @@
-"""The run's configuration: length, batch, number format, checkpoints, folder."""
+"""The run's configuration: length, batch sizes, number format, checkpoints and folder."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from parallel.config import Problem, not_positive
 
 @dataclass(slots=True, kw_only=True)
 class TrainConfig:
-    """Length, batch and number format of the run."""
+    """Length, batch sizes and number format of the run."""
 
     steps: int
     """Optimizer steps of the whole run."""
@@ -32,7 +32,7 @@ class TrainConfig:
     """Seconds without progress after which a rank reports where it waits and for whom, and ends the job.
     Source: not disclosed, our choice."""
     trace_step: int | None
-    """The step whose timeline over all ranks is written to the run folder; null is none."""
+    """Step whose timeline over all ranks is written to the run folder; null for none."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -58,14 +58,14 @@ class TrainConfig:
 
 @dataclass(slots=True, kw_only=True)
 class CheckpointConfig:
-    """When the state of the run is saved."""
+    """When the state of the run is saved, and how many checkpoints are kept."""
 
     interval: int
     """Steps between checkpoints; the last step and SIGTERM save as well."""
     keep: int
-    """Newest checkpoints that stay on disk."""
+    """Number of checkpoints that stay on disk, the newest ones."""
     resume: bool
-    """Whether a run whose folder holds a checkpoint goes on from the newest."""
+    """Whether a run whose folder holds checkpoints resumes from the newest."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

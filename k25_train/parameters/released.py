@@ -27,11 +27,11 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     """Shape in the checkpoint; matrices are [out, in]."""
     module: str
-    """Part of the model, as the table names it."""
+    """Part of the model in which it is counted."""
     dtype: str = "bfloat16"
     """Number format in the checkpoint."""
     is_buffer: bool = False
-    """Whether it is kept by a rule of its own instead of being trained by the optimizer."""
+    """Whether its module keeps it, instead of the optimizer."""
 
     @property
     def size(self) -> int:
@@ -64,7 +64,7 @@ class ParameterCount:
     active: int
     """Parameters of the language model that a token of text uses, both embeddings included."""
     active_without_embedding: int
-    """The same without the input table, of which a token reads one row."""
+    """Active parameters without the input embedding, of which a token reads one row."""
     vision: int
     """Parameters of vision tower and projector."""
 

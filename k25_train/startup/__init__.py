@@ -1,1 +1,1 @@
-"""What comes before megatron-core's first import."""
+"""Preparations before megatron-core is first imported."""

@@ -9,9 +9,9 @@ PROJECT = "k25_train"
 
 
 def check_packages(*names: str) -> None:
-    """Refuse to run beside a foreign distribution that took one of our import names.
+    """Refuse to run with a foreign distribution that took one of our import names.
 
-    Distributions called `parallel` and `launch` exist on PyPI: they would be imported in our stead, or
+    Distributions called `parallel` and `launch` exist on PyPI: they would be imported instead of ours, or
     overwrite our files, without a warning.
 
     Raises:

@@ -11,13 +11,16 @@ from parallel.megatron.platform import use_platform
 def prepare_device(cluster: ClusterConfig) -> torch.device:
     """The device of this process, ready for megatron-core.
 
-    Raises `ConfigError` if the device is not there or megatron-core is of another version.
+    Raises `ConfigError` if there is no such device or megatron-core has another version.
     """
     return prepare_platform(cluster.device.value)
 
 
 def prepare_platform(device_type: str) -> torch.device:
-    """The same for "cpu", "cuda" or, in a dry run, "meta"."""
+    """The device of a type, "cpu", "cuda" or, in a dry run, "meta", ready for megatron-core.
+
+    Raises `ConfigError` as `prepare_device` does.
+    """
     quiet_libraries()
     try:
         return use_platform(device_type)

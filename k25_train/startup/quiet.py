@@ -15,7 +15,7 @@ _KNOWN_WARNINGS = (
     # megatron-core 0.19 falls back to torch's norms and optimizers where Apex is absent, as intended here.
     (".*[Aa]pex.*", UserWarning),
     (".*Transformer Engine.*", UserWarning),
-    # Features of megatron-core that are looked at on the way and not used.
+    # Features of megatron-core that its imports touch and nothing here uses.
     ("full scope is deprecated", UserWarning),
     ("MimoModelConfig is experimental", UserWarning),
     # A single process reads a checkpoint that several wrote.

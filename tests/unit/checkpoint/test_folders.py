@@ -90,7 +90,9 @@ def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 10)
     os.truncate(folder / "__0_0.distcp", 7)
 
-    with pytest.raises(CheckpointError, match=r"__0_0\.distcp has 7 bytes instead of 120.* start anew"):
+    with pytest.raises(
+        CheckpointError, match=r"__0_0\.distcp has 7 bytes instead of 120.* start from scratch"
+    ):
         folders.verify(folder)
 
 
