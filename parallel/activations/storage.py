@@ -132,7 +132,7 @@ def deallocate_data(tensor: Tensor) -> None:
     Only for tensors that were saved within a `SavingPass`, if at all: torch's own way of saving holds the
     same object, and would compute gradients with what is in it afterwards.
     """
-    # One element stands for all: autograd checks shapes, not memory.
+    # A single element, expanded: autograd checks shapes, not memory.
     tensor.data = tensor.new_empty(()).expand(tensor.shape)
 
 
