@@ -81,6 +81,7 @@ def start_process_group(device: torch.device, timeout_s: float) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
+    # Without torchrun: a job of one rank, whose store is in this process.
     alone = os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ
     dist.init_process_group(
         backend=backend_of(device),
@@ -117,6 +118,7 @@ def build_topology(
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
 
+    # The encoder's groups are formed in the same order on every rank: forming one is collective.
     def group_of_all(description: str) -> dist.ProcessGroup:
         return dist.new_group(timeout=datetime.timedelta(seconds=timeout_s), group_desc=description)
 

@@ -30,6 +30,7 @@ class WorkBeforePasses(PassHooks):
         """Work first; count what has completed."""
         self._work()
         yield
+        # Not reached if the pass fails.
         self._num_passes += passes.num_passes
 
     @contextmanager

@@ -91,6 +91,7 @@ class StallWatchdog:
         stuck = self.tracker.seconds_without_progress() >= self.timeout_s
         try:
             self.store.publish(self.tracker.state())
+            # A rank that waits for one in a long phase is not stuck.
             if stuck and not self._is_excused():
                 self.store.raise_alarm()
             alarm = self.store.alarm()

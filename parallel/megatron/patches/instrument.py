@@ -110,9 +110,11 @@ def traced_collective(collective: Callable[..., Any], phase: str) -> Callable[..
         if _tracker is None:
             return collective(*args, **kwargs)
         peers: Peers = partial(_members, group_of(args, kwargs))
+        # In a broadcast, all but the source wait for the source alone.
         source = source_of(args, kwargs) if source_of is not None else None
         if source is not None and source != _tracker.rank:
             peers = (source,)
+        # A handle comes back if the collective is asynchronous: waiting for it is the same phase again.
         with _tracker.phase(phase, peers):
             result = collective(*args, **kwargs)
         is_in_flight = isinstance(result, dist.Work)

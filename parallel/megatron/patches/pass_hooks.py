@@ -15,7 +15,7 @@ from typing import Any, Literal
 from parallel.megatron.patches.in_flight import WorkInFlight
 
 Direction = Literal["send", "recv", "send/recv"]
-"""What communication with a neighbouring stage is; the last where one handle is for both."""
+"""What communication with a neighbouring stage is; the last where a handle may be for either."""
 
 _NOTHING = nullcontext()
 _NEIGHBOURS = {
@@ -133,10 +133,12 @@ def hooked_exchange(start: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(start)
     def call(**kwargs: Any) -> Any:
+        # 1. The neighbours of the tensors that there are.
         ends = {end: kwargs[rank] for end, rank in _NEIGHBOURS.items() if kwargs[end] is not None}
         peers = tuple(ends.values())
         with _around(lambda hooks: hooks.around_exchange(peers)):
             works = start(**kwargs)
+        # 2. Handles of `_p2p_ops` are named after their tensor; those of `_batched_p2p_ops` may be for any.
         if not isinstance(works, dict):
             return [WorkInFlight(work, partial(_around_wait, "send/recv", peers)) for work in works]
         return {end: _end_in_flight(work, end, ends[f"tensor_{end}"]) for end, work in works.items()}
@@ -177,6 +179,7 @@ def _around_wait(direction: Direction, peers: tuple[int, ...]) -> AbstractContex
 @contextmanager
 def _around(context_of: Callable[[PassHooks], AbstractContextManager[Any]]) -> Iterator[None]:
     with ExitStack() as contexts:
+        # The first subscriber is innermost.
         for hooks in reversed(_subscribers):
             contexts.enter_context(context_of(hooks))
         yield

@@ -52,9 +52,11 @@ def keep_singleton_groups_local() -> None:
     autograd functions that would do nothing."""
     from megatron.core.distributed import param_and_grad_buffer as buffers
 
+    # 1. Gradients and parameters are copied, and nothing is coalesced.
     buffers.dist_reduce_scatter_func = _copy_if_singleton(buffers.dist_reduce_scatter_func)
     buffers.dist_all_gather_func = _copy_if_singleton(buffers.dist_all_gather_func)
     buffers._coalescing_manager = _coalesce_unless_singleton(buffers._coalescing_manager)
+    # 2. Linear layers and token exchanges.
     _skip_autograd_functions()
 
 

@@ -22,6 +22,7 @@ def install(*, on_cpu: bool) -> None:
     if _INSTALLED:
         return
     _INSTALLED = True
+    # 1. For the CPU; compilation first, before other modules of megatron-core are imported.
     if on_cpu:
         switch_off_compilation()
         return_split_sizes_as_numpy()
@@ -30,10 +31,12 @@ def install(*, on_cpu: bool) -> None:
         keep_singleton_groups_local()
     from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
 
+    # 2. For torch's AdamW.
     if not HAVE_APEX_OR_TE:
         keep_adam_steps_apart()
         read_adam_step_without_apex()
         fill_adam_state_before_loading()
+    # 3. Everywhere.
     count_steps_without_parameters(torch_adam=not HAVE_APEX_OR_TE)
     write_checkpoints_in_this_process()
 

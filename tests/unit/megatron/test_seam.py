@@ -103,7 +103,7 @@ def test_the_backend_follows_the_device() -> None:
 
 
 def built_without_memory(_context: RankContext) -> dict[str, Any]:
-    """What stands in for CUDA in a dry run, and on the CPU before and after."""
+    """The device that replaces CUDA: in a dry run, and on the CPU before and after."""
     found: dict[str, Any] = {}
     for device in ("cpu", "meta", "cpu"):
         platform.use_platform(device)
@@ -225,7 +225,7 @@ class LoneGroup:
         return 1
 
 
-def collectives_of_a_lone_group(_context: RankContext) -> dict[str, Any]:
+def collectives_of_a_singleton_group(_context: RankContext) -> dict[str, Any]:
     from megatron.core.distributed import param_and_grad_buffer as buffers
 
     group, source = LoneGroup(), torch.arange(4.0)
@@ -241,7 +241,7 @@ def collectives_of_a_lone_group(_context: RankContext) -> dict[str, Any]:
 
 
 def test_a_group_of_one_copies_without_asking_gloo() -> None:
-    for copied, stock in run_ranks(collectives_of_a_lone_group, 1)[0].values():
+    for copied, stock in run_ranks(collectives_of_a_singleton_group, 1)[0].values():
         assert copied == [0.0, 1.0, 2.0, 3.0]
         assert "Error: " in str(stock)
 
