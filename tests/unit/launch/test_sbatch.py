@@ -132,7 +132,7 @@ def test_values_of_the_configuration_survive_in_its_file(tmp_path: Path, value: 
     before = render(config, RUN, CODE, PYTHON)
     config.data.dir = value
     (tmp_path / "submit.yaml").write_text(to_yaml(config))
-    assert load(tmp_path / "submit.yaml").data.dir == value
+    assert load(tmp_path / "submit.yaml").config.data.dir == value
     assert render(config, RUN, CODE, PYTHON) == before
 
 
