@@ -66,8 +66,9 @@ def update(_context: RankContext, shape: tuple[int, ...]) -> tuple[Tensor, Tenso
 )
 def test_an_update_is_the_papers(shape: tuple[int, ...]) -> None:
     found, expected = run_ranks(update, 1, shape)[0]
-    # Entries are below 1. Relative to the whole matrix, five steps in float32 round by 1.3e-6.
-    assert float((found - expected).abs().max()) <= 1e-6
+    # Entries are below 1. Five steps in float32 round the whole matrix by 1.3e-6, a single entry by up to
+    # 1.4e-6 where a processor's kernels add in an unlucky order.
+    assert float((found - expected).abs().max()) <= 2e-6
     assert float((found - expected).norm() / expected.norm()) <= 2e-6
 
 
