@@ -12,14 +12,9 @@ from typing import Protocol
 from k25_train.config.basics import data_parallel_size
 from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.model import ModelConfig
-from k25_train.config.optimizer import OptimConfig, OptimizerOffload
-from k25_train.config.schema import Config
+from k25_train.config.optimizer import OptimConfig
 from k25_train.config.training import TrainConfig
-from k25_train.plan.memory.offload import need_of, offload_budget
-from k25_train.plan.optimizer import stage_state
-from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.stack_cost import stack_cost
-from k25_train.units import GIB
 from parallel.config import ParallelismConfig, Problem
 from parallel.pipeline.balance import plan_layout
 from parallel.pipeline.layout import LayoutError, fitting_sizes, most_chunks, parse_layout
@@ -195,52 +190,6 @@ def transformer_engine_has_cuda(train: TrainConfig, cluster: ClusterConfig) -> l
         return []
     rule = f"needs cluster.device=cuda, not {cluster.device.value}"
     return [Problem("train.transformer_engine", True, rule, "use train.transformer_engine=false")]
-
-
-def find_plan_problems(config: Config) -> list[Problem]:
-    """Rules that plan a whole step; every other rule must hold."""
-    if not config.activation.offloads:
-        return []
-    pipeline = plan_pipeline(config)
-    return [*host_holds_activations(pipeline), *node_holds_activations(pipeline)]
-
-
-def host_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
-    """A given budget of host memory holds what the schedule offloads if experts share tokens evenly."""
-    activation = pipeline.config.activation
-    given = activation.host_gib
-    if given is None:
-        return []
-    needs = [need_of(stage, stage.balanced_sizes) for stage in pipeline.stages]
-    need = max(needs, key=lambda need: need.host_bytes)
-    if given * GIB >= need.host_bytes:
-        return []
-    stage, least = needs.index(need), need.host_bytes / GIB
-    rule = f"must be {least:.4g} or more: stage {stage} has so much in the host at a time, its largest "
-    rule += f"micro-batch {need.pass_bytes / GIB:.4g}"
-    margin = activation.host_margin
-    remedy = f"use {least * margin:.4g} (times host_margin), null to have it counted, or offload less"
-    return [Problem("activation.host_gib", given, rule, remedy)]
-
-
-def node_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
-    """A node has the memory that its ranks take for activations, and for optimizer state in host memory."""
-    config, cluster = pipeline.config, pipeline.config.cluster
-    of_optimizer = config.optim.offload is OptimizerOffload.cpu
-    most = max(
-        offload_budget(stage).host_bytes + (stage_state(stage).rank_bytes if of_optimizer else 0.0)
-        for stage in pipeline.stages
-    )
-    node_gib = most * cluster.gpus_per_node / GIB
-    if node_gib <= cluster.host_memory_gib:
-        return []
-    rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks"
-    rule += ", optimizer state included," if of_optimizer else ""
-    rule += f" and cluster.host_memory_gib is {cluster.host_memory_gib:g}"
-    remedy = "offload fewer activations, or correct the node's memory"
-    if config.vision_placement.first_stage_parts and config.activation.host_gib is None:
-        remedy += ", or give what your data take: a tenth of tokens counts as images'"
-    return [Problem("activation.host_gib", config.activation.host_gib, rule, remedy)]
 
 
 def divisors(number: int) -> str:

@@ -17,9 +17,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from k25_train.compose.checks import find_plan_problems, find_problems
+from k25_train.compose.checks import find_problems
 from k25_train.compose.derived import derived_sizes
 from k25_train.compose.migrations import VERSION, VERSION_KEY, migrate
+from k25_train.compose.plan_checks import find_plan_problems
 from k25_train.compose.sections import build_section, suggestion, unknown_keys
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError

@@ -1,7 +1,7 @@
 """The whole configuration of a run: its sections, and sizes that follow from several of them.
 
 Values are in `conf/`, never here. Rules within a section are in its module, rules across sections in
-`k25_train/compose/checks.py`.
+`k25_train/compose/checks.py` and `plan_checks.py`.
 """
 
 from dataclasses import dataclass
