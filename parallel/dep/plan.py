@@ -14,7 +14,7 @@ compute this plan locally, without any communication. That rests on these invari
 4. A chunk has at most `max_patches_per_chunk` patches, or is one part; a part of a split item is a chunk.
 5. Every rank encodes its parts of split items first, at the same time as the other ranks of the item, with
    which it exchanges keys and values in every layer. All ranks take split items in one order: the first that
-   is not done has the attention of all its ranks, so they never wait for one another in a circle. The order
+   is not done has the attention of all its ranks, so they never wait for one another in a cycle. The order
    is from cheap to costly, so that the fewest ranks wait for the costliest. Whole items follow by
    micro-batch, replica and index.
 6. Equal arguments give equal plans in every process: costs are whole numbers, whose sums are exact in any

@@ -53,8 +53,8 @@ class Chain:
     path: tuple[int, ...]
     """Ranks of which each waits for the next; the last is a culprit, or waits for an earlier one."""
     culprits: tuple[int, ...]
-    """Ranks that wait for nobody, or do not answer. Empty if all wait in a circle."""
-    circle: tuple[int, ...]
+    """Ranks that wait for nobody, or do not answer. Empty if all wait in a cycle."""
+    cycle: tuple[int, ...]
     """Ranks that wait for each other, if there are no culprits."""
 
 
@@ -72,23 +72,23 @@ def blocking_chain(states: Mapping[int, RankState], first: int) -> Chain:
             if peer not in came_from:
                 came_from[peer] = rank
                 queue.append(peer)
-    # 2. Where waiting ends; nowhere if it goes in a circle.
+    # 2. Where waiting ends; nowhere if it goes in a cycle.
     culprits = [rank for rank in queue if not _peers(states, rank)]
-    circle = [] if culprits else _circle(states, queue)
+    cycle = [] if culprits else _cycle(states, queue)
     # 3. Back to `first`.
     path: list[int] = []
-    step: int | None = culprits[0] if culprits else circle[0]
+    step: int | None = culprits[0] if culprits else cycle[0]
     while step is not None:
         path.insert(0, step)
         step = came_from[step]
-    return Chain(tuple(path), tuple(sorted(culprits)), tuple(sorted(circle)))
+    return Chain(tuple(path), tuple(sorted(culprits)), tuple(sorted(cycle)))
 
 
 def _peers(states: Mapping[int, RankState], rank: int) -> tuple[int, ...]:
     return states[rank].waits_for if rank in states else ()
 
 
-def _circle(states: Mapping[int, RankState], ranks: list[int]) -> list[int]:
+def _cycle(states: Mapping[int, RankState], ranks: list[int]) -> list[int]:
     """The ranks that remain when those that nobody (any longer) waits for are removed one by one."""
     num_waiting = Counter(peer for rank in ranks for peer in _peers(states, rank))
     free = [rank for rank in ranks if not num_waiting[rank]]
@@ -123,9 +123,9 @@ def report(
     silent = [rank for rank in range(world_size) if rank not in answers]
     lines = [headline, "who waits for whom:"]
     lines += [f"  {_line(rank, answers, last_seen)}" for rank in chain.path]
-    if chain.circle:
+    if chain.cycle:
         lines.append(
-            f"likely culprit: none alone; {ranks_text(chain.circle)} wait for each other: a message is lost, "
+            f"likely culprit: none alone; {ranks_text(chain.cycle)} wait for each other: a message is lost, "
             "or they disagree about what comes next"
         )
     for rank in sorted({*chain.culprits, *silent}):

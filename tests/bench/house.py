@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.helpers.import_graph import circle_in, folders, module_imports, parts_of
+from tests.helpers.import_graph import cycle_in, folders, module_imports, parts_of
 from tests.helpers.measures import (
     Source,
     comment_density,
@@ -102,13 +102,13 @@ def share(holds: Iterable[bool]) -> float:
 
 
 def imports() -> Iterator[Measure]:
-    """No circles, no arrows back up, no test module that another needs."""
+    """No cycles, no arrows back up, no test module that another needs."""
     graph = module_imports()
-    circle = circle_in(graph)
-    yield Measure("import circle of files", " -> ".join(circle) or "none", "none", not circle)
-    circles = [found for folder in folders(graph) if (found := circle_in(parts_of(folder, graph)))]
-    described = "; ".join(" -> ".join(found) for found in circles)
-    yield Measure("folders with arrows back", described or "none", "none", not circles)
+    cycle = cycle_in(graph)
+    yield Measure("import cycle of files", " -> ".join(cycle) or "none", "none", not cycle)
+    cycles = [found for folder in folders(graph) if (found := cycle_in(parts_of(folder, graph)))]
+    described = "; ".join(" -> ".join(found) for found in cycles)
+    yield Measure("folders with arrows back", described or "none", "none", not cycles)
     importing = sum(bool(in_test_modules(imports_of(path))) for path in source_files("tests"))
     yield at_most("modules that import a test module", importing, 0)
 

@@ -1,4 +1,4 @@
-"""Who imports whom, read from the source: the drawing of the house, and the circles in it.
+"""Who imports whom, read from the source: the drawing of the house, and the cycles in it.
 
 `python -m tests.helpers.import_graph` prints every folder with its parts and what each of them imports of the
 others. A command (`__main__.py`) lies on top of everything and is left out: nothing imports it.
@@ -68,8 +68,8 @@ def part_in(folder: str, name: str) -> str | None:
     return prefix + name.removeprefix(prefix).partition(".")[0]
 
 
-def circle_in(graph: Graph) -> list[str]:
-    """Parts that import each other in a circle, the first again at the end; empty if there are none."""
+def cycle_in(graph: Graph) -> list[str]:
+    """Parts that import each other in a cycle, the first again at the end; empty if there are none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -101,9 +101,9 @@ def main() -> None:
     imports = module_imports()
     for folder in folders(imports):
         graph = parts_of(folder, imports)
-        circle = circle_in(graph)
-        print(f"\n{folder or 'the whole'}" + (f"  CIRCLE: {' -> '.join(circle)}" if circle else ""))
-        floors = [sorted(graph)] if circle else reversed(floors_of(graph))
+        cycle = cycle_in(graph)
+        print(f"\n{folder or 'the whole'}" + (f"  CYCLE: {' -> '.join(cycle)}" if cycle else ""))
+        floors = [sorted(graph)] if cycle else reversed(floors_of(graph))
         for part in chain.from_iterable(floors):
             targets = ", ".join(sorted(target.rpartition(".")[2] for target in graph[part]))
             print(f"  {part.rpartition('.')[2]:22} {'-> ' + targets if targets else ''}")

@@ -16,7 +16,7 @@ BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast
 """Statements that nest what is in them."""
 
 GERMANISMS = re.compile(
-    r"\b((?<!-)stands?(?! (?:for|in)\b)|besides?|anew|let go|lets go|under way|mend(?:s|ed)?)\b",
+    r"\b((?<!-)stands?(?!-| (?:for|in)\b)|besides?|anew|let go|lets go|under way|mend(?:s|ed)?)\b",
     re.IGNORECASE,
 )
 """Words that the prose of this project was full of, where English has others."""

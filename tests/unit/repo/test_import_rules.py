@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.import_graph import circle_in, folders, module_imports, module_name, parts_of
+from tests.helpers.import_graph import cycle_in, folders, module_imports, module_name, parts_of
 from tests.helpers.project_sources import CODE, REPO, imports_of, relative, source_files
 
 EVERY_FILE = source_files(*CODE)
@@ -24,7 +24,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "k25_train.objectives": RANKS,
     "k25_train.metrics": RANKS[:2],
 }
-"""Folder -> folders and packages that nothing in it imports. Circles need no rule: no folder has any."""
+"""Folder -> folders and packages that nothing in it imports. Cycles need no rule: no folder has any."""
 STANDARD_LIBRARY_ONLY = ("parallel.config", "parallel.pipeline", "launch.restart_policy")
 """Folders and modules that import nothing else but each other and `parallel.config`."""
 TORCH_FREE = (
@@ -106,17 +106,17 @@ def test_rules_name_what_exists() -> None:
         assert any(within(module, folder) for module in modules), folder
 
 
-def test_no_folder_and_no_files_import_each_other_in_a_circle() -> None:
+def test_no_folder_and_no_files_import_each_other_in_a_cycle() -> None:
     imports = module_imports()
-    assert not circle_in(imports)
+    assert not cycle_in(imports)
     for folder in folders(imports):
-        assert not circle_in(parts_of(folder, imports)), folder or "the whole"
+        assert not cycle_in(parts_of(folder, imports)), folder or "the whole"
 
 
-def test_circles_are_found() -> None:
+def test_cycles_are_found() -> None:
     imports = {"a.b.c": {"a.d"}, "a.d": {"a.b.e"}, "a.b.e": set()}
-    assert not circle_in(imports)
-    assert circle_in(parts_of("a", imports)) in (["a.b", "a.d", "a.b"], ["a.d", "a.b", "a.d"])
+    assert not cycle_in(imports)
+    assert cycle_in(parts_of("a", imports)) in (["a.b", "a.d", "a.b"], ["a.d", "a.b", "a.d"])
 
 
 def test_package_files_hold_no_code() -> None:

@@ -121,7 +121,7 @@ CHAINS = {
     "silent": (waiting(r0=[1], r1=[2]), Chain((0, 1, 2), (2,), ())),
     "collective": (waiting(r0=[1, 2], r1=[0, 2], r2=[5], r5=[]), Chain((0, 2, 5), (5,), ())),
     "two": (waiting(r0=[1, 2], r1=[], r2=[]), Chain((0, 1), (1, 2), ())),
-    "circle": (waiting(r0=[1], r1=[2], r2=[1]), Chain((0, 1), (), (1, 2))),
+    "cycle": (waiting(r0=[1], r1=[2], r2=[1]), Chain((0, 1), (), (1, 2))),
     "all wait": (waiting(r0=[1, 2], r1=[0, 2], r2=[0, 1]), Chain((0,), (), (0, 1, 2))),
     "not in the chain": (waiting(r0=[1], r1=[], r2=[0]), Chain((0, 1), (1,), ())),
 }
@@ -145,19 +145,19 @@ def jobs(draw: st.DrawFn) -> tuple[dict[int, RankState], int]:
 
 @settings(max_examples=300, deadline=None)
 @given(jobs())
-def test_a_chain_ends_with_a_culprit_or_in_a_circle(job: tuple[dict[int, RankState], int]) -> None:
+def test_a_chain_ends_with_a_culprit_or_in_a_cycle(job: tuple[dict[int, RankState], int]) -> None:
     states, first = job
     chain = blocking_chain(states, first)
-    assert bool(chain.culprits) != bool(chain.circle)
+    assert bool(chain.culprits) != bool(chain.cycle)
     assert chain.path[0] == first
     for rank, peer in zip(chain.path, chain.path[1:], strict=False):
         assert peer in states[rank].waits_for
-    assert chain.path[-1] in (chain.culprits or chain.circle)
+    assert chain.path[-1] in (chain.culprits or chain.cycle)
     for rank in chain.culprits:
         assert rank not in states or not states[rank].waits_for
-    for rank in chain.circle:
-        assert set(states[rank].waits_for) & set(chain.circle)
-        assert any(rank in states[other].waits_for for other in chain.circle)
+    for rank in chain.cycle:
+        assert set(states[rank].waits_for) & set(chain.cycle)
+        assert any(rank in states[other].waits_for for other in chain.cycle)
     # Nobody that a culprit-free answer could have named is left out.
     reached, queue = {first}, [first]
     for rank in queue:
