@@ -1,9 +1,14 @@
 """Saved configurations of earlier versions, brought up to the current one.
 
-A `config.yaml` says with which version of the keys it was written (`config_version`). A change that renames,
-adds or removes a key adds one entry to `MIGRATIONS`, which raises `VERSION`, and a saved sample to
-`tests/golden/configs`. A new key is filled in with the value that earlier code behaved as, which need not be
-what `conf/` has.
+A `config.yaml` says with which version of the keys it was written (`config_version`). To add or rename keys:
+
+1. Save a sample of the version before: copy the `config.yaml` of a run into `tests/golden/configs`, and list
+   it in `FILLED` of `tests/unit/compose/test_migrations.py`.
+2. Append one tuple of `Fill`s and `Rename`s to `MIGRATIONS`, which raises `VERSION`; the tuples before it
+   stay unchanged. A new key is filled in with the value that earlier code behaved as, which need not be what
+   `conf/` has.
+
+No key has been removed yet; the first removal needs a third kind of change, which deletes it with a note.
 """
 
 import copy
@@ -63,18 +68,20 @@ class Rename:
     """Dotted name from this version on."""
 
     def apply(self, values: Values) -> list[str]:
-        """Move the value."""
+        """Move the value, and drop a section that is empty without it; what the new name held is replaced."""
         section, name = _parent(values, self.old)
-        if section is None or name not in section:
-            return []
-        target, new_name = _parent(values, self.new)
-        if target is None:
-            return []
-        target[new_name] = section.pop(name)
-        return [f"{self.old}: is called {self.new} now"]
+        notes = []
+        if section is not None and name in section:
+            target, new_name = _parent(values, self.new)
+            if target is not None:
+                target[new_name] = section.pop(name)
+                notes.append(f"{self.old}: is called {self.new} now")
+        _drop_empty_sections(values, self.old)
+        return notes
 
 
-Step = Fill | Rename
+Change = Fill | Rename
+"""One change of the keys, applied to a saved configuration in place; returns notes."""
 
 
 def _parent(values: Values, key: str) -> tuple[Values | None, str]:
@@ -89,6 +96,17 @@ def _parent(values: Values, key: str) -> tuple[Values | None, str]:
         if not isinstance(section, dict):
             return None, name
     return section, name
+
+
+def _drop_empty_sections(values: Values, key: str) -> None:
+    """Remove the sections on the way to a dotted key that hold nothing: the schema may not have them now."""
+    path = key.split(".")[:-1]
+    while path:
+        section, name = _parent(values, ".".join(path))
+        if section is None or section.get(name) != {}:
+            return
+        del section[name]
+        path.pop()
 
 
 def _by_device(cpu: object, cuda: object) -> Callable[[Values], object]:
@@ -126,7 +144,7 @@ _MUON = {
     "exchange_mib": 512,
 }
 
-MIGRATIONS: tuple[tuple[Step, ...], ...] = (
+MIGRATIONS: tuple[tuple[Change, ...], ...] = (
     # 0 to 1. Files without a version: keys were added over many commits, none was renamed.
     (
         Fill("model.latent_norm_eps", 1e-6),
@@ -134,7 +152,7 @@ MIGRATIONS: tuple[tuple[Step, ...], ...] = (
         Fill("parallelism.delay_wgrad", False),
         Fill("parallelism.overlap_grad_reduce", False),
         Fill("parallelism.overlap_param_gather", False),
-        # Only coupled towers were there before these keys.
+        # Before these keys there were only coupled towers.
         Fill("dep.mode", "coupled"),
         Fill("dep.schedule", "upfront"),
         Fill("dep.max_patches_per_chunk", 16384),
@@ -173,7 +191,7 @@ def migrate(saved: Mapping[str, Any]) -> Migrated:
     """A saved configuration under today's keys; `saved` is not changed.
 
     Raises:
-        ConfigError: it was written by a later version, or its version is no version.
+        ConfigError: it was written by a later version, or its version is not one.
     """
     values = copy.deepcopy(dict(saved))
     version = values.pop(VERSION_KEY, 0)
@@ -181,5 +199,5 @@ def migrate(saved: Mapping[str, Any]) -> Migrated:
         rule = f"must be a version that this code knows, 0 to {VERSION}"
         remedy = "use the code that wrote the file, or a later one"
         raise ConfigError(f"{VERSION_KEY}={version}: {rule}\n  -> {remedy}")
-    notes = [note for steps in MIGRATIONS[version:] for step in steps for note in step.apply(values)]
+    notes = [note for changes in MIGRATIONS[version:] for each in changes for note in each.apply(values)]
     return Migrated(values, notes)

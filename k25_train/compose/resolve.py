@@ -32,7 +32,7 @@ CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 CONFIG_NAME = "train"
 """The primary config file."""
 DERIVED = "derived"
-"""Key of what a saved configuration holds for its reader only."""
+"""Key of the sizes that a saved configuration holds for human readers only."""
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -168,7 +168,7 @@ def accept_new_keys(arguments: Sequence[str]) -> list[str]:
 
 
 def plain(value: object) -> object:
-    """An enum's word; any other value as it is."""
+    """The value of an enum; anything else unchanged."""
     return value.value if isinstance(value, Enum) else value
 
 

@@ -1,4 +1,7 @@
-"""Build the part of the model that is on one rank."""
+"""Build the part of the model that is on one rank.
+
+Import this module only after `use_platform` has chosen the device: it imports megatron-core.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,13 +54,15 @@ class Model:
 def build_model(config: Config, backbone: BackboneConfig, topology: Topology) -> Model:
     """Build this rank's chunks and its replica of the encoder; weights are as allocated.
 
-    A coupled tower is with its projector in the chunk that embeds tokens; so is the projector alone where it
-    is trained behind a frozen, decoupled tower.
+    A coupled tower and its projector are in the chunk that embeds tokens; so is the projector alone if it is
+    trained behind a frozen, decoupled tower.
     """
-    stages = range(topology.vpp_size)
-    chunks = [_build_chunk(config, backbone, topology, stage).to(topology.device) for stage in stages]
+    vp_stages = range(topology.vpp_size)
+    chunks = [
+        _build_chunk(config, backbone, topology, vp_stage).to(topology.device) for vp_stage in vp_stages
+    ]
     encoders = [encoder.to(topology.device) for encoder in _build_encoders(config, backbone)]
-    places = {chunk: chunk_place(config, topology, stage) for stage, chunk in enumerate(chunks)}
+    places = {chunk: chunk_place(config, topology, vp_stage) for vp_stage, chunk in enumerate(chunks)}
     return Model(chunks=chunks, encoders=encoders, places=places | dict.fromkeys(encoders, WHOLE))
 
 

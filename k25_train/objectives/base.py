@@ -1,4 +1,4 @@
-"""What every objective takes and returns: plain tensors of one micro-batch. It knows no ranks and no run.
+"""What every objective takes and returns: plain tensors of one micro-batch, without ranks or a run.
 
 The last pipeline stage calls the objective for each micro-batch. megatron-core sends `loss` backward and
 divides the gradient by the sum of `num_tokens` over the global batch; `sums` are added up over micro-batches
@@ -37,7 +37,7 @@ class ObjectiveOutput(NamedTuple):
 
 
 class Objective(Protocol):
-    """A way to score tokens. Supervised fine-tuning, distillation and reinforcement learning are others."""
+    """A way to score tokens, and to report the scores; `next_token.NextToken` is one."""
 
     @property
     def sum_names(self) -> tuple[str, ...]:
@@ -63,6 +63,7 @@ class NamedSums:
     """Sums over tokens by name, of any number of micro-batches."""
 
     values: Mapping[str, float]
+    """Name, one of `Objective.sum_names` -> sum."""
 
     @classmethod
     def of(cls, names: Iterable[str], sums: Tensor) -> "NamedSums":

@@ -30,7 +30,7 @@ class NextToken:
         return ObjectiveOutput(counted.sum(), num_tokens, self._sums(counted.detach(), targets))
 
     def _sums(self, losses: Tensor, targets: Targets) -> Tensor:
-        """Sums of the masked `losses` [T] and of the mask, by kind; the first kind is what others leave."""
+        """Sums of the masked `losses` [T] and of the mask, by kind; the first kind gets the remainder."""
         losses, mask = losses.double(), targets.loss_mask.double()
         rest_loss, rest_tokens = losses.sum(), mask.sum()
         others = []

@@ -1,6 +1,6 @@
-"""What the table of parameters says about each of them: the types of its entries.
+"""Types of the entries in the table of parameters: everything that it says about one of them.
 
-An entry is for all parameters that differ in the numbers of their layers and experts alone. In names `*` is
+One entry is for all parameters that differ only in the numbers of their layers and experts. In names, `*` is
 the place of such a number.
 """
 
@@ -45,7 +45,7 @@ _NUMBER = re.compile(r"(?<=\.layers\.)\d+(?=\.)|(?<=\.blocks\.)\d+(?=\.)|(?<=\.e
 
 
 class Site(Enum):
-    """Where in the model a parameter is, which says how many of it there are but for experts."""
+    """Where in the model a parameter is, and so how many there are of it, apart from experts."""
 
     vision = "vision"
     """Once in tower or projector."""
@@ -115,7 +115,7 @@ class Kind:
     reason_per_head: str | None = None
     """The reason where `optim.muon.per_head` is on, if it differs."""
     is_buffer: bool = False
-    """Whether its module keeps it by a rule that is not the optimizer's."""
+    """Whether it is a buffer, which its module updates and not the optimizer."""
 
 
 @dataclass(frozen=True, slots=True)

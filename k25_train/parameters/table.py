@@ -1,7 +1,8 @@
 """The table of all parameters: names, shapes, layouts, update rules and initial values; torch-free.
 
 Everything else in this folder, the conversion of checkpoints and the initial weights derive from `TABLE`: a
-new parameter is one more entry here, in the place that it has in the forward pass.
+new parameter is one more entry here, in its place in the forward pass, under the name that its module gives
+it. A size that no parameter has yet is one more entry of `entry.DIMENSIONS`.
 
 Sources: names and shapes are those of the released checkpoint (moonshotai/Kimi-K2.5, its safetensors index),
 with routed experts as they are before INT4 packing. Update rules are Moonlight's (arXiv 2502.16982, section
@@ -51,6 +52,7 @@ class ParameterTable:
     """Entries in the order of the forward pass."""
 
     entries: tuple[ParameterEntry, ...]
+    """All of them; those of a layer are listed once."""
 
     @cached_property
     def by_name(self) -> dict[str, ParameterEntry]:
@@ -90,13 +92,13 @@ def _repeated_with(entry: ParameterEntry) -> Site:
 
 
 def _once(site: Site, ours: str, released: str, shape: str, module: str, kind: Kind) -> ParameterEntry:
-    """Outside the decoder layers of the language model."""
+    """An entry of the language model outside its decoder layers."""
     names = f"language_model.{ours}.weight", (f"language_model.{released}.weight",)
     return ParameterEntry(*names, tuple(shape.split()), module, site, kind)
 
 
 def _in_layer(site: Site, ours: str, released: str, shape: str, module: str, kind: Kind) -> ParameterEntry:
-    """In decoder layers; several tensors of the checkpoint are joined, one above the other."""
+    """An entry of decoder layers; if it has several tensors in the checkpoint, they are joined by rows."""
     return ParameterEntry(
         f"language_model.decoder.layers.*.{ours}",
         tuple(f"language_model.model.layers.*.{name}" for name in released.split()),

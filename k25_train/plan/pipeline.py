@@ -1,7 +1,7 @@
 """The pipeline of a configuration: what each stage holds and which passes it runs; torch-free.
 
-`plan_pipeline` derives it from the configuration once. What the planner counts of one stage takes its
-`StagePlan`, what it counts of all stages the `PipelinePlan`; both are pure functions of these.
+`plan_pipeline` derives it from the configuration once. Functions of the planner that count something for one
+stage take its `StagePlan`, those for all stages take the `PipelinePlan`; all of them are pure.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class StagePlan:
     """What every rank of one pipeline stage holds and runs in a step."""
 
     config: Config
-    """The configuration it follows from."""
+    """The configuration that was planned."""
     stage: int
     """Position in the pipeline, counted from 0."""
     chunks: tuple[ChunkPlan, ...]
@@ -80,7 +80,7 @@ class PipelinePlan:
     """The pipeline of a configuration."""
 
     config: Config
-    """The configuration it follows from."""
+    """The configuration that was planned."""
     layout: PipelineLayout
     """Decoder layers of every chunk."""
     stages: tuple[StagePlan, ...]
@@ -90,10 +90,10 @@ class PipelinePlan:
 
 
 def plan_pipeline(config: Config, num_micro_batches: int | None = None) -> PipelinePlan:
-    """The pipeline of a configuration that holds to its rules.
+    """The pipeline of a configuration that satisfies its rules.
 
     Args:
-        num_micro_batches: in a step; those of the global batch if None.
+        num_micro_batches: of a step on each replica; what the global batch amounts to if None.
     """
     layout, number = layout_of(config), num_micro_batches or config.num_micro_batches
     balanced, largest = balanced_sizes(config), largest_sizes(config)
@@ -113,29 +113,29 @@ def plan_pipeline(config: Config, num_micro_batches: int | None = None) -> Pipel
 
 def layout_of(config: Config) -> PipelineLayout:
     """The configured layout, or the one that balances the chunks' cost (`parallel.pipeline.balance`)."""
-    sizes, num_layers = config.parallelism, config.model.num_layers
-    if sizes.layout is not None:
-        return parse_layout(sizes.layout, num_layers, sizes.pp, sizes.vpp)
-    cost = stack_cost(config.model, config.train, config.optim, config.cluster, sizes)
-    return plan_layout(cost, sizes.pp, sizes.vpp)
+    parallelism, num_layers = config.parallelism, config.model.num_layers
+    if parallelism.layout is not None:
+        return parse_layout(parallelism.layout, num_layers, parallelism.pp, parallelism.vpp)
+    cost = stack_cost(config.model, config.train, config.optim, config.cluster, parallelism)
+    return plan_layout(cost, parallelism.pp, parallelism.vpp)
 
 
-def passes_of_stage(sizes: ParallelismConfig, num_micro_batches: int, stage: int) -> list[Pass]:
+def passes_of_stage(parallelism: ParallelismConfig, num_micro_batches: int, stage: int) -> list[Pass]:
     """The passes of one stage in a step of so many micro-batches, in order."""
-    return _passes(sizes, num_micro_batches, _group_size(sizes, num_micro_batches), stage)
+    return _passes(parallelism, num_micro_batches, _group_size(parallelism, num_micro_batches), stage)
 
 
-def sample_of_passes(sizes: ParallelismConfig, num_micro_batches: int, stage: int) -> list[Pass]:
+def sample_of_passes(parallelism: ParallelismConfig, num_micro_batches: int, stage: int) -> list[Pass]:
     """Passes of one stage for a few of a step's micro-batches, which hold as much at a time as all do.
 
     A warm-up is followed by one group after another through all virtual stages, each like the one before it
     but the last, which may be smaller or larger.
     """
-    if sizes.vpp == 1:
-        return _passes(sizes, min(num_micro_batches, 4 * sizes.pp + 4), 1, stage)
-    group_size = _group_size(sizes, num_micro_batches)
+    if parallelism.vpp == 1:
+        return _passes(parallelism, min(num_micro_batches, 4 * parallelism.pp + 4), 1, stage)
+    group_size = _group_size(parallelism, num_micro_batches)
     sampled = min(num_micro_batches, 4 * group_size + num_micro_batches % group_size)
-    return _passes(sizes, sampled, group_size, stage)
+    return _passes(parallelism, sampled, group_size, stage)
 
 
 def _chunk_plan(layout: PipelineLayout, stage: int, vp_stage: int) -> ChunkPlan:
@@ -143,10 +143,14 @@ def _chunk_plan(layout: PipelineLayout, stage: int, vp_stage: int) -> ChunkPlan:
     return ChunkPlan(layout.layer_ids(stage, vp_stage), is_first, is_last)
 
 
-def _passes(sizes: ParallelismConfig, num_micro_batches: int, group_size: int, stage: int) -> list[Pass]:
-    overlaps = sizes.overlap_expert_comm
-    return schedule_of(sizes.pp, sizes.vpp, num_micro_batches, group_size, stage, overlaps=overlaps)
+def _passes(
+    parallelism: ParallelismConfig, num_micro_batches: int, group_size: int, stage: int
+) -> list[Pass]:
+    pp, vpp, overlaps = parallelism.pp, parallelism.vpp, parallelism.overlap_expert_comm
+    return schedule_of(pp, vpp, num_micro_batches, group_size, stage, overlaps=overlaps)
 
 
-def _group_size(sizes: ParallelismConfig, num_micro_batches: int) -> int:
-    return micro_batch_group_size(num_micro_batches, sizes.pp) if sizes.vpp > 1 else num_micro_batches
+def _group_size(parallelism: ParallelismConfig, num_micro_batches: int) -> int:
+    if parallelism.vpp == 1:
+        return num_micro_batches
+    return micro_batch_group_size(num_micro_batches, parallelism.pp)

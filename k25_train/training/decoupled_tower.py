@@ -116,7 +116,7 @@ class DecoupledTower:
         Each rank counts their samples, so that all stop together when there are too many (`DataError`); the
         first rank logs them.
         """
-        # 1. One byte per item tells whether it failed anywhere.
+        # 1. One byte per item says whether it failed on any rank.
         topology = self._topology
         failed = torch.zeros(max(len(vision.items), 1), dtype=torch.uint8, device=topology.device)
         if vision.failures:
@@ -125,7 +125,7 @@ class DecoupledTower:
         items = failed.nonzero().flatten().tolist()
         if not items:
             return items
-        # 2. Only if one did: why, and of which sample.
+        # 2. Only if any did: the reasons, and the samples that they belong to.
         by_rank: list[dict[int, str]] = [{} for _ in range(topology.world_size)]
         dist.all_gather_object(by_rank, vision.failures)
         reasons = {item: reason for of_rank in by_rank for item, reason in of_rank.items()}

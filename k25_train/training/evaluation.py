@@ -18,8 +18,8 @@ from parallel.megatron.schedule import run_schedule
 def eval_losses(run: Run, num_sequences: int, shuffle_media_seed: int | None = None) -> dict[str, float]:
     """The objective's figures on held-out sequences, named `eval_…`; see `eval_sums`.
 
-    Of next-token prediction these are `eval_text_loss` and `eval_caption_loss` in nats per token; a kind that
-    the blend lacks has none.
+    For next-token prediction these are `eval_text_loss` and `eval_caption_loss` in nats per token; a kind
+    that the blend lacks has none.
     """
     sums = eval_sums(run, num_sequences, shuffle_media_seed)
     return {f"eval_{name}": value for name, value in run.objective.figures(sums).items()}
@@ -31,7 +31,7 @@ def eval_sums(run: Run, num_sequences: int, shuffle_media_seed: int | None = Non
 
     `shuffle_media_seed` gives every sample the images of another one.
     """
-    # 1. With overlapped gathers, parameters are stale after an update until somebody asks for them.
+    # 1. With overlapped gathers, parameters are stale after an update until they are requested.
     complete_parameters(run.modules)
     for module in run.modules:
         module.eval()

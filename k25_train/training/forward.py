@@ -33,7 +33,7 @@ class DeviceBatch:
     labels: Tensor
     """[T] int64."""
     targets: Targets
-    """[T] each: which labels count, and whether they are text's or a caption's."""
+    """[T] each: which labels count, and as which kind of token."""
     document_lengths: tuple[int, ...]
     """Tokens of each document; they sum to T."""
     media_positions: Tensor
@@ -50,6 +50,7 @@ def to_device(number: int, batch: MicroBatch, media_pad: int, device: torch.devi
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
+    # The kind is an index into `next_token.KINDS`: text 0, caption 1.
     return DeviceBatch(
         number=number,
         tokens=move(batch.tokens),

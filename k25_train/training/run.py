@@ -35,8 +35,8 @@ from parallel.watchdog.rank_states import RankStateStore
 from parallel.watchdog.stall_watchdog import StallWatchdog
 
 COLLECTIVE_MARGIN_S = 600.0
-"""Communication fails so much later than `train.stall_timeout_s`: the stall guard, which can say where a job
-is stuck, speaks first, and only start-up and checkpoints, which it leaves alone, have this longer limit."""
+"""How much later than `train.stall_timeout_s` collectives time out: the stall watchdog, which can say where a
+job is stuck, reports first. This is the only limit for start-up and checkpoints, which it leaves alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Run:
     """One rank's share of a run. Options that are off have parts that do nothing."""
 
     config: Config
-    """What was asked for."""
+    """The configuration of the run."""
     topology: Topology
     """This rank's place, and the groups it communicates in."""
     chunks: list[DistributedDataParallel]
@@ -54,7 +54,7 @@ class Run:
     tower: Tower
     """The vision tower: decoupled, or coupled and so part of the first chunk."""
     objective: Objective
-    """What is trained for."""
+    """What scores tokens, and names what is reported of them."""
     optimizer: SkipNonFiniteOptimizer
     """The optimizer of all parameters, sharded."""
     qk_clip: QkClip | NoClip
@@ -72,6 +72,11 @@ class Run:
         return Path(self.config.run.dir)
 
     @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are kept."""
+        return self.folder / "checkpoints"
+
+    @property
     def modules(self) -> list[DistributedDataParallel]:
         """Everything that a checkpoint holds weights of."""
         return [*self.chunks, *self.tower.replicas]
@@ -82,15 +87,10 @@ class Run:
         return self.config.train.micro_batch_size * self.config.train.seq_len
 
     def zero_gradients(self) -> None:
-        """Begin a step."""
+        """Clear the gradients of the previous step."""
         for module in self.modules:
             module.zero_grad_buffer()
         self.optimizer.zero_grad()
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints are kept."""
-        return self.folder / "checkpoints"
 
     @property
     def is_main(self) -> bool:
@@ -171,7 +171,7 @@ def build_tower(
     loader: DataLoader,
     tracker: PhaseTracker,
 ) -> Tower:
-    """What runs the tower around the schedule: nothing, unless this rank has a replica of its encoder."""
+    """The tower of this rank: decoupled if it has a replica of the encoder, coupled otherwise."""
     if not encoders:
         return CoupledTower(topology)
     (encoder,) = encoders

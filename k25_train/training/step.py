@@ -33,17 +33,17 @@ class StepResult:
     grad_norm: float
     """Global gradient norm before clipping."""
     learning_rate: float
-    """Rate of the update, before parameters' own factors."""
+    """Learning rate of the update, before the factors of parameter groups."""
     step_time_s: float
     """Wall-clock seconds on this rank."""
     not_finite: tuple[str, ...]
-    """Parameters whose gradient was not finite, so that the step changed nothing; empty if it did."""
+    """Parameters whose gradient was not finite, so that the update was skipped; empty if it took place."""
     clip: ClipResult
-    """What QK-Clip saw and did; of no layer if it is off."""
+    """Largest logits and clipped heads of QK-Clip; empty if it is off."""
     vision: VisionSummary | NoSummary
-    """What the decoupled encoder did."""
+    """Figures of the decoupled encoder over all ranks; none with a coupled tower."""
     offload: OffloadStats | NoOffload
-    """How activations went to the host and back, the worst of any rank."""
+    """Figures of offloaded activations, the worst of any rank; none if nothing is offloaded."""
 
 
 def train_step(run: Run, step: int) -> StepResult:

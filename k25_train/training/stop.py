@@ -16,14 +16,15 @@ _SIGNAL_WHEN_PARENT_DIES = 1
 class StopRequest:
     """Remembers SIGTERM and SIGUSR1, which schedulers send before they take a node away.
 
-    Under torchrun, its death is a SIGTERM too: ranks would outlive a killed one, and write into the run
-    folder together with the job that is started again.
+    If torchrun dies, its ranks get a SIGTERM too: they would outlive a killed torchrun, and write into the
+    run folder together with the restarted job.
     """
 
     _NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.received = 0
+        """Number of the signal, 0 if there was none; after `agreed`, the highest of any rank."""
         for number in self._NUMBERS:
             signal.signal(number, self._remember)
         # Asks the kernel for a SIGTERM when torchrun, the parent, dies.
@@ -31,14 +32,14 @@ class StopRequest:
             ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGTERM)
 
     def _remember(self, number: int, _frame: types.FrameType | None) -> None:
-        # Nothing else: the step that is running must end like on every other rank.
+        # Nothing else: the current step must be completed, as on every other rank.
         self.received = number
 
     def close(self) -> None:
         """Ignore the signals from now on.
 
-        At its end Python gives them their default back: a late one would kill a rank that has saved, and so
-        turn a run that stopped as asked into one that failed.
+        On exit, Python restores their default handlers: a late signal would kill a rank that has saved, and
+        turn a run that stopped as asked into a failed one.
         """
         for number in self._NUMBERS:
             signal.signal(number, signal.SIG_IGN)

@@ -31,7 +31,7 @@ NOTHING_TO_ENCODE = StepVision(
 
 @dataclass(frozen=True, slots=True)
 class NoSummary:
-    """The figures of a part that does nothing: none."""
+    """The figures of a coupled tower, which has none."""
 
 
 class Evaluating(Protocol):
@@ -102,12 +102,12 @@ class CoupledTower:
 
     @property
     def replicas(self) -> Sequence[EncoderReplica]:
-        """None."""
+        """No modules: the tower is in the first chunk."""
         return ()
 
     @property
     def evaluating(self) -> Evaluating:
-        """Itself: it does nothing there either."""
+        """The same object: it does nothing in evaluations either."""
         return self
 
     def read(self, plan: StepPlan) -> StepVision:

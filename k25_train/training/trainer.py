@@ -22,7 +22,7 @@ class Trainer:
         self.report = report
         self.stop = StopRequest()
         self.skipped_steps = 0
-        """Steps in a row, up to the last one, whose gradient was not finite."""
+        """Consecutive steps, up to the latest one, whose gradient was not finite."""
 
     def fit(self) -> None:
         """Train to `train.steps`, or to a checkpoint if a signal asks to stop.
@@ -58,7 +58,7 @@ class Trainer:
             with run.tracker.phase("report"):
                 self.report.add(row)
             self.count_skipped(step, result)
-            # All ranks have to agree on stopping, or some would wait for ever in the next step.
+            # All ranks have to agree on stopping, or some would wait forever in the next step.
             stopping = self.stop.agreed(run.topology.device) and not is_last
             if is_last or stopping or step % run.config.checkpoint.interval == 0:
                 self.save(step)
@@ -94,17 +94,17 @@ class Trainer:
             )
 
     def resume(self) -> int:
-        """Load the newest checkpoint, if there is one; returns its step, 0 for a new run.
+        """Load the newest checkpoint, if there is one, and return its step; 0 for a new run.
 
-        Raises `ConfigError` if there is one that the configuration does not want to go on from, and
+        Raises `ConfigError` if there is one that the configuration does not allow to resume from, and
         `CheckpointError` if it is incomplete or was trained with another configuration.
         """
         run, num_steps = self.run, self.run.config.train.steps
-        # Nodes may see a shared folder differently for a moment: one rank looks for all.
+        # Nodes may see a shared folder differently for a moment: one rank looks on behalf of all.
         newest = state.on_first_rank(lambda: folders.start_from(run.checkpoints))
         if newest is None:
             return 0
-        # Whether this configuration may go on from it.
+        # Whether this configuration may resume from it.
         step = folders.step_of(newest)
         if not run.config.checkpoint.resume:
             raise ConfigError(

@@ -16,9 +16,9 @@ BeforePass = Callable[[int], None]
 class WorkBeforePasses(PassHooks):
     """Calls functions before passes; a new one is made for each run of a schedule.
 
-    They are called at least once for each number of completed passes before that pass waits for its input,
-    and at the end before gradients are reduced; often several times with the same number. Overlapped passes
-    are counted when both are complete.
+    For each number of completed passes, they are called at least once before the next pass waits for its
+    input, and often several times; after the last pass, before gradients are reduced. Overlapped passes are
+    counted when both are complete.
     """
 
     def __init__(self, before_pass: Sequence[BeforePass]) -> None:
@@ -27,7 +27,7 @@ class WorkBeforePasses(PassHooks):
 
     @contextmanager
     def around_pass(self, passes: Passes) -> Iterator[None]:
-        """Work first; count what has completed."""
+        """Work first; count the passes once they have completed."""
         self._work()
         yield
         # Not reached if the pass fails.

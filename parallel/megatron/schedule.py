@@ -40,6 +40,8 @@ def run_schedule[Batch](
             (`parallelism.overlap_expert_comm`).
         chunks: this rank's model chunks.
         micro_batches: this data-parallel rank's micro-batches; every chunk sees each of them.
+        tokens_per_micro_batch: length of the activations that stages receive, padding included.
+        forward_only: no backward passes, as in an evaluation.
         balance_loss_scale: what the gradient of the router's balance loss is multiplied by.
         before_pass: called in turn where this rank is about to wait, with the number of passes that it has
             completed (see `WorkBeforePasses`).
@@ -52,7 +54,7 @@ def run_schedule[Batch](
     ) -> ForwardOutput:
         return forward(next(iterator), chunk, return_schedule_plan)
 
-    # Both are read from the chunks' configuration at every call, and differ from call to call.
+    # These two are read from the chunks' configuration at every call, and differ from call to call.
     config = get_model_config(chunks[0])
     config.moe_grad_scale_func = lambda: balance_loss_scale
     if topology.vpp_size > 1:

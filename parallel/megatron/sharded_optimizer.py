@@ -47,9 +47,11 @@ class ParameterShard:
     """This rank's part [N] of a parameter, as a flat range of its elements: what its optimizer updates."""
 
     parameter: nn.Parameter
+    """The whole parameter, as the model has it."""
     start: int
+    """Index of the first element."""
     end: int
-    """The element after the last."""
+    """Index after the last element."""
     master: Tensor
     """float32 [N], what the inner optimizer steps; in host memory with `HostOptimizer`."""
     group: int
@@ -94,7 +96,7 @@ class ShardedOptimizer(DistributedOptimizer):
 
 @dataclass(frozen=True, slots=True)
 class _Seat:
-    """A position in a data-parallel group, which is all that megatron-core asks a group for."""
+    """A position in a data-parallel group: all that megatron-core reads of a group here."""
 
     index: int
     num_seats: int
@@ -107,7 +109,7 @@ class _Seat:
 
 
 def shard_ranges(buffer: Any, index: int, num_shards: int) -> Iterator[tuple[nn.Parameter, int, int]]:
-    """(parameter, start, end) of each shard in a gradient buffer that one of its `num_shards` ranks has."""
+    """(parameter, start, end) of each shard in a gradient buffer that rank `index` of `num_shards` has."""
     view = SimpleNamespace(
         data_parallel_group=_Seat(index, num_shards),
         num_optimizer_shards=buffer.num_optimizer_shards,
@@ -141,9 +143,9 @@ def shard(
     Its state is sharded over the ranks that reduce the buffers' gradients.
     """
     # 1. The groups that share the state, and the partition's buffers.
-    places = ProcessGroupCollection.setup_process_groups_for_optimizer(None, list(chunks), False)
-    group = chunks[0].intra_expt_dp_group if part.is_expert else chunks[0].intra_dp_cp_group
-    model_parallel = places["expt_tp_pp_with_egtp_remat_group" if part.is_expert else "mp_group"]
+    process_groups = ProcessGroupCollection.setup_process_groups_for_optimizer(None, list(chunks), False)
+    data_parallel = chunks[0].intra_expt_dp_group if part.is_expert else chunks[0].intra_dp_cp_group
+    model_parallel = process_groups["expt_tp_pp_with_egtp_remat_group" if part.is_expert else "mp_group"]
     own = {parameter for group in part.groups for parameter in group["params"]}
     buffers = {
         index: [
@@ -162,10 +164,10 @@ def shard(
         lambda *_: None,
         model_chunks=list(chunks),
         per_model_buffers=buffers,
-        data_parallel_group=group,
+        data_parallel_group=data_parallel,
         data_parallel_group_gloo=None,
         data_parallel_group_idx=dist.get_rank(model_parallel),
         distributed_optimizer_instance_id=0,
     )
-    optimizer.grad_stats_parallel_group = places["intra_dist_opt_group"]
+    optimizer.grad_stats_parallel_group = process_groups["intra_dist_opt_group"]
     return optimizer

@@ -18,10 +18,11 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
     """
 
     def __init__(self, optimizers: Sequence[ShardedOptimizer], names: Mapping[nn.Parameter, str]) -> None:
-        """`names` are those of parameters in the whole model."""
+        """`names` are the names of the parameters in the whole model."""
         super().__init__(list(optimizers))
         for optimizer in optimizers:
-            # Buckets of several may be gathered together: after one optimizer's step the others' are stale.
+            # Buckets of several optimizers may be gathered together: after the step of one, the others' are
+            # stale. `step_with_ready_grads` gathers them when all have stepped.
             optimizer._defer_param_sync = True
         self._names = names
         self._is_finite = True
@@ -59,6 +60,7 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
         return updated
 
     def _find_not_finite(self) -> list[str]:
+        """Names of the parameters, of all ranks, with such a gradient. Called by every rank."""
         shards = [shard for part in self.chained_optimizers for shard in part.shards().values()]
         found = [self._names[each.parameter] for each in shards if not each.gradient.isfinite().all()]
         by_rank: list[list[str]] = [[] for _ in range(dist.get_world_size())]

@@ -1,4 +1,4 @@
-"""Communication that is in flight, with something to be done around waiting for it."""
+"""Communication that is in flight, with a context around waiting for it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -1,7 +1,7 @@
 """Traces what megatron-core and torch.distributed do: phases and the ranks they wait for.
 
 Nothing is changed in what they do: each function below is called within a phase of the tracker. The tracker
-is kept in this module because those functions are upstream's, and nobody can pass them one. Without a tracker
+is kept in this module because those functions are upstream's and cannot be passed one. Without a tracker
 (as in tests of single functions) there are no phases.
 
 Collectives are traced where they are called. What is only started there and waited for later (pipeline sends
@@ -57,13 +57,13 @@ _BUCKET_GROUP_PHASES = {
 
 
 def set_tracker(tracker: PhaseTracker | None) -> None:
-    """Trace what this process does from now on with `tracker`; None ends it."""
+    """Trace with `tracker` what this process does from now on; None stops tracing."""
     global _tracker
     _tracker = tracker
 
 
 def trace_collectives() -> None:
-    """Wrap torch.distributed's, before modules of megatron-core import them by name. Idempotent."""
+    """Wrap the collectives of torch.distributed, before megatron-core imports them by name. Idempotent."""
     if _is_first("torch.distributed"):
         for name, phase in COLLECTIVES.items():
             setattr(dist, name, traced_collective(getattr(dist, name), phase))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from parallel.megatron.patches.in_flight import WorkInFlight
 
 Direction = Literal["send", "recv", "send/recv"]
-"""What communication with a neighbouring stage is; the last where a handle may be for either."""
+"""Which way an exchange with a neighbouring stage goes; the last is for a handle that may be of either."""
 
 _NOTHING = nullcontext()
 _NEIGHBOURS = {

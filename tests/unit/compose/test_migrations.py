@@ -119,6 +119,17 @@ def test_versions_are_passed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert migrate({VERSION_KEY: 2, "a": {"new": 3}}) == ({"a": {"new": 3}}, [])
 
 
+@pytest.mark.parametrize("old", [{}, {"a": {"b": {"c": 3}}}, {"a": {"b": {"c": 3}}, "e": {"f": 1}}])
+def test_a_key_that_moves_leaves_no_empty_section(
+    monkeypatch: pytest.MonkeyPatch, old: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(migrations, "MIGRATIONS", ((Rename("a.b.c", "e.c"),),))
+    monkeypatch.setattr(migrations, "VERSION", 1)
+    moved = {"c": 3} if old else {}
+    assert migrate(old).values.get("e", {}) == old.get("e", {}) | moved
+    assert "a" not in migrate(old).values
+
+
 def test_a_section_that_is_null_gets_no_keys() -> None:
     assert migrate({"cluster": {"slurm": None}}).values["cluster"]["slurm"] is None
 
