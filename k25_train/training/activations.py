@@ -1,4 +1,4 @@
-"""The activation policies of one rank, put together: names from the configuration, budgets from the plan.
+"""The activation policies of one rank, assembled: names from the configuration, budgets from the plan.
 
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
@@ -27,13 +27,13 @@ class Activations(Protocol):
         """The output of `run`, a forward pass of a micro-batch through a chunk."""
 
     def forward_plan(self, run: Callable[[], Any], model: MultimodalModel, micro_batch: int) -> Any:
-        """The same where `run` gives a schedule plan, whose nodes run later."""
+        """The schedule plan that `run` returns instead of an output; its nodes run, and save, later."""
 
     def before_pass(self, num_done: int) -> None:
-        """Start what is needed soon on its way back, once this rank has done `num_done` passes."""
+        """Start bringing back what is needed soon, once this rank has completed `num_done` passes."""
 
     def finish_step(self) -> OffloadStats | NoOffload:
-        """After all passes of a step: figures of the worst rank. Called by every rank."""
+        """Figures of offloading, of the worst rank, after all passes of a step. Called by every rank."""
 
     def close(self) -> None:
         """Release host memory."""
@@ -49,14 +49,14 @@ class KeepEverything:
     forward_plan = forward
 
     def before_pass(self, num_done: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finish_step(self) -> NoOffload:
         """No figures."""
         return NoOffload()
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class ByPolicy:

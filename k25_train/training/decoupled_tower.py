@@ -1,4 +1,4 @@
-"""The decoupled encoder of one rank, put together: module, engines, and the readers of its items.
+"""The decoupled encoder of one rank, assembled: module, engines, and the readers of its items.
 
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
@@ -73,7 +73,7 @@ class DecoupledTower:
         return self.reader.read(plan)
 
     def read_heldout(self, plan: StepPlan) -> StepVision:
-        """The same for an evaluation."""
+        """Do the same for an evaluation."""
         return self.heldout_reader.read(plan)
 
     def arrange(self, batches: Sequence[MicroBatch], vision: StepVision) -> list[MicroBatch]:

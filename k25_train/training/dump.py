@@ -1,4 +1,7 @@
-"""Write held-out batches and the loss of every token, for comparison with another implementation."""
+"""Write held-out batches and the loss of every token, for comparison with another implementation.
+
+Import this module only after `use_platform` has chosen the device: it imports megatron-core.
+"""
 
 from pathlib import Path
 

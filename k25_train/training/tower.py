@@ -111,7 +111,7 @@ class CoupledTower:
         return self
 
     def read(self, plan: StepPlan) -> StepVision:
-        """Nothing: pixels are in the micro-batches."""
+        """No items: pixels are in the micro-batches."""
         return NOTHING_TO_ENCODE
 
     read_heldout = read
@@ -139,23 +139,23 @@ class CoupledTower:
         return box[0]
 
     def start(self, work: VisionWork) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def before_pass(self, num_done: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def leaf(self, micro_batch: int) -> Tensor | None:
-        """Nothing: the first chunk encodes pixels itself."""
+        """None: the first chunk encodes pixels itself."""
         return None
 
     def finish(self, num_tokens: int) -> None:
-        """Nothing: its gradients are among the first chunk's."""
+        """Do nothing: its gradients are among the first chunk's."""
 
     def start_gather(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def release(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def summary(self) -> NoSummary:
         """No figures."""
