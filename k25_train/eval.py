@@ -7,6 +7,7 @@ the command runs in one process as written. `dump=DIR` writes each batch with it
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -34,7 +35,7 @@ def evaluate(
     from parallel.topology import stop_process_group
 
     # No optimizer steps, so its kernel need not be compiled.
-    config.optim.offload = OptimizerOffload.none
+    config = replace(config, optim=replace(config.optim, offload=OptimizerOffload.none))
     run = build_run(config, device, trains=False)
     with run.loader:
         step = state.load(checkpoint, config, run.modules, optimizer=None)

@@ -26,9 +26,11 @@ def traced(run: Run, report: Report, step: int) -> Iterator[None]:
     dist.barrier()
     ready_s = time.monotonic()
     recorder = run.tracker.recorder = Recorder()
-    yield
-    # 2. Recording ends with the step.
-    run.tracker.recorder = None
+    try:
+        yield
+    finally:
+        # 2. Recording ends with the step, also with one that fails.
+        run.tracker.recorder = None
     record = RankRecord(
         rank=run.topology.rank,
         stage=run.topology.pp_rank,
