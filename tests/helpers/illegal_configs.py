@@ -176,7 +176,7 @@ def too_few_micro_batches(name: str) -> Callable[[Legal], Broken]:
             "parallelism.delay_wgrad": False, "model.num_layers": 2 * pp, "train.micro_batch_size": 1,
             "train.global_batch_size": pp * dp, "train.eval_sequences": 2 * pp * dp,
         }  # fmt: skip
-        return changes | {name: 2 * dp}, name, "each of the pp ranks starts on a micro-batch of its own"
+        return changes | {name: 2 * dp}, name, "each of the pp ranks starts on its own micro-batch"
 
     return broken
 
