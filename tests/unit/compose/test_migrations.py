@@ -11,6 +11,7 @@ from k25_train.compose import migrations
 from k25_train.compose.migrations import VERSION, VERSION_KEY, Fill, Rename, migrate
 from k25_train.compose.resolve import compose, load, to_yaml
 from k25_train.errors import CheckpointError, ConfigError
+from parallel.config import DepMode
 from tests.helpers.project_sources import REPO
 
 SAMPLES = REPO / "tests/golden/configs"
@@ -67,6 +68,13 @@ def test_a_saved_file_keeps_its_values_and_the_others_are_what_its_code_did(samp
     assert len(set(told)) == len(told)
     assert all(any(f"{key}.".startswith(f"{name}.") for name in told) for key in added)
     assert not set(told) & dict(leaves(given)).keys()
+
+
+def test_a_file_without_the_encoders_section_has_a_coupled_tower(tmp_path: Path) -> None:
+    """The only one that there was before the keys."""
+    config, notes = load(changed(tmp_path, {"dep": {}}))
+    assert config.dep.mode is DepMode.coupled
+    assert any(note.startswith("dep.mode: 'coupled'") for note in notes)
 
 
 def test_a_current_file_needs_nothing(tmp_path: Path) -> None:
