@@ -35,7 +35,11 @@ from k25_train.data.mix.plan import StepPlan
 from k25_train.data.prefetch import StepPrefetch
 from tests.helpers.hf_reference import build_hf_reference, media_pad_id
 
-ONE_PROCESS = ("parallelism.pp=1", "parallelism.vpp=1", "parallelism.ep=1", "cluster.gpus_per_node=1")
+ONE_PROCESS = (
+    *("parallelism.pp=1", "parallelism.vpp=1", "parallelism.ep=1", "cluster.gpus_per_node=1"),
+    # As transformers has it; a decoupled encoder would read its images from the loader that is replaced.
+    "dep.mode=coupled",
+)
 EXPERTS = ("eager", "grouped_mm")
 """transformers' ways to compute experts; a third, batched_mm, copies weights per token and took ten times as
 long."""
