@@ -115,16 +115,36 @@ def real_model(console: Console) -> None:
     console.print(table)
 
 
-def measured(context: RankContext) -> dict[str, tuple[int, int]]:
-    """What -> bytes that the shrunk model's pass leaves, by the plan and by hooks."""
+def bytes_that_autograd_saves(chunk: Any, inputs: Mapping[str, Any], weights: frozenset[int]) -> int:
+    """What torch keeps of a forward pass for its backward pass, each storage once, weights left out."""
     import torch
 
+    from parallel.activations.storage import storage_id
+
+    saved: dict[int, int] = {}
+
+    def note(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        saved[storage_id(tensor)] = storage.nbytes()
+        held.append(storage)
+        return tensor
+
+    # Storages are held until the end, so that no address is used twice.
+    held: list[Any] = []
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        losses = chunk(**inputs)
+    losses.sum().backward()
+    return sum(num_bytes for key, num_bytes in saved.items() if key not in weights)
+
+
+def measured(context: RankContext) -> dict[str, tuple[int, int]]:
+    """What -> bytes that the shrunk model's pass leaves, by the plan and by hooks."""
     from k25_train.model.backbone import build_language_model
     from k25_train.model.megatron_config import backbone_config
     from k25_train.model.multimodal import MultimodalModel
     from k25_train.model.weights import initialize
     from parallel.activations.saving_pass import SavingPass
-    from parallel.activations.storage import storage_id, weights_of
+    from parallel.activations.storage import weights_of
     from parallel.pipeline.schedule import PassKey
     from tests.helpers.hf_reference import tiny_model_config
     from tests.helpers.model_chunks import SERIAL, WHOLE_MODEL, start, train_config
@@ -146,9 +166,9 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
             model, backbone, topology.groups, range(model.num_layers),
             pre_process=True, post_process=True, vp_stage=None,
         )  # fmt: skip
-        initialize(language_model, WHOLE_MODEL, seed=5, std=0.1)
         whole, tokens = MultimodalModel(backbone, language_model), random_tokens(64)
-        weights, saved, total = weights_of([whole]), {}, 0
+        initialize(whole, WHOLE_MODEL, seed=5, std=0.1)
+        weights = weights_of([whole])
         inputs = {"tokens": tokens, "documents": documents((64,)), "labels": tokens.roll(-1)}
         if policies is not None:
             held: list[int] = []
@@ -159,15 +179,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
                 whole(**inputs)
             return sum(held)
 
-        def note(tensor: Any) -> Any:
-            saved[storage_id(tensor)] = tensor.untyped_storage()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            losses = whole(**inputs)
-        total = sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
-        losses.sum().backward()
-        return total
+        return bytes_that_autograd_saves(whole, inputs, weights)
 
     def plan(name: str) -> int:
         config = choices[name]
@@ -175,7 +187,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
         lists = SavedTensors(model, train.dtype, kernels, policies[name], sizes)
         tensors = [*lists.first_chunk(), *lists.every_chunk(), *lists.last_chunk()]
         for layer in range(model.num_layers):
-            tensors += lists.layer(is_moe=layer >= model.num_dense_layers)
+            tensors += lists.layer(is_moe=model.is_moe(layer))
         stored = (pack(each, policies[name][each.name], offloads=False) for each in tensors)
         return WaitingBytes.of(stored).device
 

@@ -2,7 +2,8 @@
 
     python -m tests.bench.agreement
 
-Prints the figures that tests/distributed/test_against_transformers.py and test_parity.py hold to their bars.
+Prints the figures that tests/distributed/test_against_transformers.py, test_parity.py and
+test_smoke_dimensions.py hold to their bars.
 """
 
 from __future__ import annotations
@@ -15,11 +16,27 @@ from rich.table import Table
 
 from tests.helpers.hf_comparison import TOLERANCE as LOGIT_BAR
 from tests.helpers.hf_comparison import compare
-from tests.helpers.parity import BFLOAT16_CASES, CASES, Parity
+from tests.helpers.parity import BFLOAT16_CASES, CASES, Parity, worst_difference
 from tests.helpers.parity import BFLOAT16_TOLERANCE as BFLOAT16_BAR
 from tests.helpers.parity import TOLERANCE as PARITY_BAR
 from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import losses_of
+from tests.helpers.smoke_dimensions import SMOKE_LAYOUTS, SMOKE_TOLERANCE, smoke_overrides
 from tests.helpers.tiny_shards import write_tiny_shard_set
+
+
+def print_smoke_dimensions() -> None:
+    """The smoke experiment's own model in its layouts, against one process."""
+    table = Table(
+        "smoke's dimensions", "largest relative difference", title=f"5 steps, bar {SMOKE_TOLERANCE:g}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        data, run = write_tiny_shard_set(Path(folder, "shards")), Path(folder, "run")
+        alone = losses_of([*smoke_overrides(data, run), "dep.mode=coupled"], 1)
+        for name, sizes in SMOKE_LAYOUTS.items():
+            found = losses_of(smoke_overrides(data, run, **sizes), 4)
+            table.add_row(name, f"{worst_difference(found, alone):.1e}")
+    Console().print(table)
 
 
 def main() -> None:
@@ -32,6 +49,7 @@ def main() -> None:
         logits.add_row(name, difference, scale, f"{result['same_experts']:.0%}")
     Console().print(logits)
 
+    print_smoke_dimensions()
     layouts = Table("layout", "largest relative difference", title=f"20 steps, bar {PARITY_BAR:g}")
     with tempfile.TemporaryDirectory() as folder:
         parity = Parity(write_tiny_shard_set(Path(folder, "shards")), Path(folder, "run"))
