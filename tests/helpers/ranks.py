@@ -9,18 +9,23 @@ picklable, comes back. If a rank fails, the others are ended and the traceback o
 """
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import pickle
 import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 PRELOADED = "tests.helpers.rank_imports"
+PORTS = range(20_000, 32_000)
+"""Ports of tests; Linux takes those of outgoing connections from 32768 on."""
 
 
 class RankError(AssertionError):
@@ -127,7 +132,29 @@ def _rank_main(
 
 
 def free_port() -> int:
-    """A TCP port nothing listens on at the moment."""
+    """A TCP port that nothing listens on and that no other test process of this user gets in the next while.
+
+    Ports are handed out in turn from below the range that the kernel takes for outgoing connections: a port
+    that the kernel picked may become the source of somebody's connection before the ranks listen on it.
+    """
+    counter = Path(tempfile.gettempdir()) / f"k25_test_ports.{os.getuid()}"
+    with counter.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        latest = int(file.read() or 0)
+        for offset in range(1, len(PORTS) + 1):
+            index = (latest + offset) % len(PORTS)
+            if _is_free(PORTS[index]):
+                file.truncate(0)
+                file.write(str(index))
+                return PORTS[index]
+    raise RankError(f"no port from {PORTS[0]} to {PORTS[-1]} is free")
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+        try:
+            listener.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
