@@ -15,6 +15,7 @@ from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler
 from k25_train.data.decode.media import MediaReader
+from k25_train.data.fingerprint import data_facts
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.mix.blend import Blend
@@ -60,6 +61,7 @@ class DataLoader:
             for kind in data.blend
         }
         self._prefetches: list[StepPrefetch[Any]] = []
+        self._facts: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -73,6 +75,19 @@ class DataLoader:
         """End the prefetching; what is in the making is finished and dropped."""
         for prefetch in self._prefetches:
             prefetch.close()
+
+    def facts(self) -> dict[str, str]:
+        """What the batches depend on outside the configuration: dotted key -> text, as `data_facts` says.
+
+        Costs seconds per million samples the first time, and nothing later.
+        """
+        if not self._facts:
+            train, heldout = (
+                {kind: self._records(split, kind) for kind in self._data.blend}
+                for split in ("train", self._heldout_split)
+            )
+            self._facts = data_facts(train, heldout, self.dataset.tokenizer_sha256)
+        return self._facts
 
     def prefetch[Result](self, read: Callable[[StepPlan], Result]) -> StepPrefetch[Result]:
         """What `read` makes of the plan of each step; the next `data.prefetch_steps` in a background thread.
@@ -125,8 +140,12 @@ class DataLoader:
             for i in range(first, first + share, size)
         ]
 
+    @property
+    def _heldout_split(self) -> str:
+        return "heldout" if self._data.limit_samples is None else "train"
+
     def _eval_stream(self, kind: str, shuffle_media_seed: int | None) -> KindStream:
-        records = self._records("heldout" if self._data.limit_samples is None else "train", kind)
+        records = self._records(self._heldout_split, kind)
         if shuffle_media_seed is not None:
             records = shuffle_media(records, shuffle_media_seed)
         return self._build_stream(kind, records, EVAL_SEED, shuffle=True)
