@@ -66,8 +66,8 @@ def _segment(segment: Segment) -> list[Any]:
 
 
 def _with_options(segment: MediaSegment) -> list[Any]:
-    """Fields without a default, then those that differ from theirs: a field that is added later, whose default
-    is what sets without it mean, leaves the hash of such a set as it was."""
+    """Fields without a default, then those that differ from theirs: one added later, whose default is what
+    sets without it mean, leaves the hash of such a set as it was."""
     options = [[name, value] for name, default in _OPTIONS if (value := getattr(segment, name)) != default]
     return [*_OF_MEDIA(segment), *options]
 

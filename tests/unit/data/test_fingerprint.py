@@ -1,4 +1,4 @@
-"""Facts of the data: equal wherever the set lies and however it is cut into shards; other data, other facts."""
+"""Facts of the data: equal wherever the set lies and however it is cut into shards, others for other data."""
 
 import hashlib
 import json
