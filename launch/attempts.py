@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch import scheduler
 from launch.restart_policy import Attempt, Outcome
@@ -12,7 +14,19 @@ from launch.submission import write_atomically
 
 RECORD, LATEST, PREFLIGHT = "attempt.json", "latest", "preflight.json"
 TAIL_BYTES = 1 << 20
-"""Bytes read from the end of the metrics: more than two rows."""
+"""Bytes of the metrics that are read at a time, from the end: more than two rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far the metrics say that a run has come."""
+
+    last: int | None = None
+    """Step of the last row; None if there is none."""
+    sound: int | None = None
+    """Last step whose loss and gradient were finite, or the evaluation at step 0; None if there is none."""
+    skipped: int = 0
+    """Rows after it: steps that changed no weight, since their gradient was not finite."""
 
 
 class Attempts:
@@ -86,11 +100,16 @@ class Attempts:
         for attempt in self.history():
             if attempt.outcome is None:
                 started_ns = (self.folder(attempt) / RECORD).stat().st_mtime_ns
-                reached = self.last_step() if stamp is not None and stamp[0] >= started_ns else None
-                reason = "its supervisor ended before it could record the outcome"
-                self.write(
-                    dataclasses.replace(attempt, outcome=Outcome.vanished, reached=reached, reason=reason)
+                has_trained = stamp is not None and stamp[0] >= started_ns
+                progress = self.progress() if has_trained else Progress()
+                ended = dataclasses.replace(
+                    attempt,
+                    outcome=Outcome.vanished,
+                    reached=progress.sound,
+                    skipped=progress.skipped,
+                    reason="its supervisor ended before it could record the outcome",
                 )
+                self.write(ended)
 
     def first_to_fail(self, attempt: Attempt) -> str | None:
         """The node on which a process of the attempt failed first."""
@@ -106,15 +125,51 @@ class Attempts:
             return None
         return status.st_mtime_ns, status.st_size
 
-    def last_step(self) -> int | None:
-        """Step of the last complete row of the metrics; None if there is none."""
+    def progress(self) -> Progress:
+        """How far the run has come. Skipped steps are no progress, however many there are."""
+        last, skipped = None, 0
+        for row in self._rows_from_the_end():
+            last = row["step"] if last is None else last
+            if is_sound(row):
+                return Progress(last=last, sound=row["step"], skipped=skipped)
+            skipped += 1
+        return Progress(last=last, skipped=skipped)
+
+    def _rows_from_the_end(self) -> Iterator[dict[str, Any]]:
+        """Complete rows of the metrics, last one first; what is no row is passed over."""
         try:
-            with (self.run / "metrics.jsonl").open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-                lines = file.read().split(b"\n")[:-1]
+            file = (self.run / "metrics.jsonl").open("rb")
         except FileNotFoundError:
-            return None
-        return int(json.loads(lines[-1])["step"]) if lines else None
+            return
+        with file:
+            # The end of the file that is no complete line, then the beginning of a line read in part.
+            end, rest, is_last = file.seek(0, os.SEEK_END), b"", True
+            while end > 0:
+                start = max(0, end - TAIL_BYTES)
+                file.seek(start)
+                first, *lines = (file.read(end - start) + rest).split(b"\n")
+                if is_last and lines:
+                    lines.pop()
+                    is_last = False
+                rest, end = first, start
+                yield from filter(None, map(parse_row, reversed(lines)))
+            if not is_last:
+                yield from filter(None, [parse_row(rest)])
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """A row of the metrics; None if the line is not one."""
+    try:
+        row = json.loads(line)
+        return row if isinstance(row["step"], int) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def is_sound(row: dict[str, Any]) -> bool:
+    """Whether a step has changed the weights as it should; null is what the metrics have for NaN and
+    infinity."""
+    return row.get("loss", 0.0) is not None and row.get("grad_norm", 0.0) is not None
 
 
 def read_log(log: Path) -> str:

@@ -46,7 +46,9 @@ class Attempt:
     outcome: str | None = None
     """An `Outcome`; None while the attempt is running."""
     reached: int | None = None
-    """Last step that the attempt trained; None if it trained none."""
+    """Last step that changed the weights, as far as the attempt came; None if it trained none."""
+    skipped: int = 0
+    """Steps at its end that changed nothing, since their gradient was not finite."""
     first_to_fail: str | None = None
     """Node whose ranks failed first; None if none failed."""
     unfit: dict[str, str] = field(default_factory=dict)
@@ -104,12 +106,29 @@ def reason_to_give_up(history: Sequence[Attempt], max_restarts: int) -> str | No
         before, last = last_two
         if before.reached == last.reached:
             where = "before its first step" if last.reached is None else f"after step {last.reached}"
-            return f"attempts {before.number} and {last.number} both failed {where}: this is no accident"
+            return (
+                f"attempts {before.number} and {last.number} both failed {where}{with_skipped(last)}: "
+                "this is no accident"
+            )
     # 4. Too many restarts without progress.
     fruitless = num_fruitless(history)
     if fruitless > max_restarts:
-        return f"{fruitless} attempts in a row made no progress, --max-restarts {max_restarts} are allowed"
+        skipped = with_skipped(history[-1])
+        return (
+            f"{fruitless} attempts in a row made no progress{skipped}, --max-restarts {max_restarts} are "
+            "allowed"
+        )
     return None
+
+
+def with_skipped(attempt: Attempt) -> str:
+    """What to add about an attempt whose last steps changed nothing; empty for others."""
+    if not attempt.skipped:
+        return ""
+    return (
+        f" (attempt {attempt.number} then skipped {attempt.skipped} steps, whose gradients were not finite: "
+        "lower optim.lr or look at their data; the last checkpoint with finite steps is kept)"
+    )
 
 
 def num_fruitless_stops(history: Sequence[Attempt]) -> int:

@@ -100,10 +100,11 @@ class Supervisor:
             log(f"attempt {attempt.number} could not start: {error}")
             status = 1
         # How did it end?
-        last_step, lost = self.attempts.last_step(), self.unusable(nodes)
+        progress, lost = self.attempts.progress(), self.unusable(nodes)
+        has_trained = self.attempts.metrics_stamp() != metrics_before
         outcome = outcome_of(
             status,
-            last_step,
+            progress.last,
             self.submission.num_steps,
             asked_to_stop=self.stop.signal is not None,
             lost=lost,
@@ -111,12 +112,13 @@ class Supervisor:
         ended = dataclasses.replace(
             attempt,
             outcome=Outcome.unfit if unfit else outcome,
-            reached=None if self.attempts.metrics_stamp() == metrics_before else last_step,
+            reached=progress.sound if has_trained else None,
+            skipped=progress.skipped if has_trained else 0,
             first_to_fail=None if unfit else self.attempts.first_to_fail(attempt),
             unfit=unfit,
         )
         # Keep it, and which nodes to avoid.
-        ended = dataclasses.replace(ended, reason=self._describe(ended, status, last_step, lost))
+        ended = dataclasses.replace(ended, reason=self._describe(ended, status, progress.last, lost))
         self.unfit |= unfit.keys()
         if outcome is Outcome.failed and self.submission.preflight and not self.attempts.has_report(attempt):
             # The first node writes the report, so it is the likely culprit.

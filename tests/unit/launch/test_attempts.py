@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.attempts import TAIL_BYTES, Attempts
+from launch.attempts import TAIL_BYTES, Attempts, Progress
 from launch.node import end_leftovers
 from launch.preflight.findings import failed, passed, warned
 from launch.preflight.report import write_report
@@ -99,10 +99,33 @@ def test_records_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
 )
 def test_the_last_step_is_that_of_the_last_whole_row(tmp_path: Path, text: str, expected: int | None) -> None:
     attempts = Attempts(tmp_path)
-    assert attempts.last_step() is None and attempts.metrics_stamp() is None
+    assert attempts.progress().last is None and attempts.metrics_stamp() is None
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert attempts.last_step() == expected
+    assert attempts.progress() == Progress(last=expected, sound=expected)
     assert attempts.metrics_stamp() is not None
+
+
+SOUND, SKIPPED = '{"step": 2, "loss": 1.0, "grad_norm": 3.0}', '"loss": 1.0, "grad_norm": null}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([SOUND, f'{{"step": 3, {SKIPPED}', f'{{"step": 4, {SKIPPED}'], Progress(last=4, sound=2, skipped=2)),
+        ([SOUND, '{"step": 3, "loss": null, "grad_norm": 1.0}'], Progress(last=3, sound=2, skipped=1)),
+        ([f'{{"step": 1, {SKIPPED}'], Progress(last=1, sound=None, skipped=1)),
+        ([SOUND, '{"step": 3, "lo', "\0\0", "[]"], Progress(last=2, sound=2)),
+        # More rows than are read at a time.
+        (
+            [SOUND, *[f'{{"step": {n}, "x": "{"a" * 30_000}", {SKIPPED}' for n in range(3, 103)]],
+            Progress(last=102, sound=2, skipped=100),
+        ),
+    ],
+    ids=["skipped", "no loss", "never", "not rows", "many"],
+)
+def test_skipped_steps_are_no_progress(tmp_path: Path, lines: list[str], expected: Progress) -> None:
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert Attempts(tmp_path).progress() == expected
 
 
 def test_a_submission_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -54,6 +54,20 @@ def test_outcome(status: int, reached: int | None, asked: bool, lost: list[str],
     assert outcome_of(status, reached, 20, asked_to_stop=asked, lost=lost) is expected
 
 
+def test_skipped_steps_are_named_as_the_reason() -> None:
+    history = [replace(attempt, skipped=11) for attempt in attempts((Outcome.failed, 2), (Outcome.failed, 2))]
+    reason = reason_to_give_up(history, 3)
+    assert reason is not None and reason.startswith(
+        "attempts 1 and 2 both failed after step 2 (attempt 2 then "
+    )
+    assert "skipped 11 steps, whose gradients were not finite: lower optim.lr" in reason
+    lost = [
+        replace(attempt, skipped=3, number=n)
+        for n, attempt in enumerate(attempts((Outcome.node_lost, 2)) * 5, start=1)
+    ]
+    assert "made no progress (attempt 5 then skipped 3 steps" in str(reason_to_give_up(lost, 3))
+
+
 def test_two_failures_at_one_step_are_no_accident() -> None:
     history = attempts((Outcome.failed, 7), (Outcome.failed, 7))
     assert reason_to_give_up(history, 3) == ("attempts 1 and 2 both failed after step 7: this is no accident")

@@ -60,6 +60,21 @@ def test_two_failures_at_a_step_end_the_run(job: ScriptedJob, capsys: pytest.Cap
     assert f"when their cause is fixed: sbatch {job.run}/submit.sbatch" in printed
 
 
+def test_attempts_that_only_skip_steps_end_the_run(
+    job: ScriptedJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each gets further than the one before, by steps that change nothing."""
+    for attempt in range(50):
+        rows = [f'{{"step": {11 * attempt + n + 3}, "loss": 9.0, "grad_norm": null}}' for n in range(11)]
+        job.then(
+            "step 2\n" + "\n".join(f"echo '{row}' >> {job.run}/metrics.jsonl" for row in rows) + "\nexit 1"
+        )
+    status, supervised = job.supervise(restart_wait_s=0.0)
+    assert status == 1
+    assert [attempt.reached for attempt in supervised.attempts.history()] == [2, 2]
+    assert "both failed after step 2 (attempt 2 then skipped 11 steps" in capsys.readouterr().out
+
+
 def test_a_lost_node_is_replaced_by_a_spare_then_replicas_are_fewer(job: ScriptedJob) -> None:
     states = f"cat > {job.folder}/states"
     job.then(f"step 3; printf 'n1 allocated\\nn2 down*\\nn3 mixed-\\nn4 idle\\n' | {states}; exit 1")
