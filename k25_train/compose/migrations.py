@@ -181,6 +181,12 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("cluster.slurm.preflight", False),
         Fill("cluster.fabric", None),
     ),
+    # 1 to 2.
+    (
+        # What the data are was not recorded, and whether a checkpoint is sound neither.
+        Fill("checkpoint.accept_changed_data", False),
+        Fill("checkpoint.accept_unsound", False),
+    ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""
 VERSION = len(MIGRATIONS)

@@ -63,9 +63,14 @@ class CheckpointConfig:
     interval: int
     """Steps between checkpoints; the last step and SIGTERM save as well."""
     keep: int
-    """Number of checkpoints that stay on disk, the newest ones."""
+    """Number of sound checkpoints that stay on disk, the newest ones."""
     resume: bool
-    """Whether a run whose folder holds checkpoints resumes from the newest."""
+    """Whether a run whose folder holds checkpoints resumes from the newest sound one."""
+    accept_changed_data: bool
+    """Whether a run resumes although its shard set or tokenizer is not what it was: the next step is then not
+    the one that an uninterrupted run would take."""
+    accept_unsound: bool
+    """Whether a run resumes from its newest checkpoint even if that one was set aside as unsound."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
