@@ -1,0 +1,92 @@
+"""Which checkpoints of a run are sound: complete, and equal to the uninterrupted run's of that step."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from k25_train.checkpoint import folders
+from k25_train.errors import K25Error
+
+
+def sound_steps(run: Path, reference: Path, tolerance: float = 0.0) -> set[int]:
+    """Steps of the checkpoints that verify, and whose tensors are the reference's."""
+    found = set()
+    for folder in folders.list_checkpoints(run / "checkpoints"):
+        step = folders.step_of(folder)
+        expected = folders.step_folder(reference / "checkpoints", step)
+        if expected.is_dir() and is_whole(folder) and difference(folder, expected) <= tolerance:
+            found.add(step)
+    return found
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the product itself takes the checkpoint for complete."""
+    try:
+        folders.verify(folder)
+    except (K25Error, OSError):
+        return False
+    return True
+
+
+def difference(folder: Path, expected: Path) -> float:
+    """Largest difference of a tensor, relative to its largest entry; infinite where names or sizes differ."""
+    if _bytes_of(folder) == _bytes_of(expected) and _places(folder) == _places(expected):
+        return 0.0
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        found, wanted = read_tensors(folder), read_tensors(expected)
+    # Whatever a damaged file leads to; torch's own is no Exception.
+    except (Exception, CheckpointException):
+        return float("inf")
+    if found.keys() != wanted.keys():
+        return float("inf")
+    return max((_distance(found[name], wanted[name]) for name in wanted), default=0.0)
+
+
+def read_tensors(folder: Path) -> dict[str, Any]:
+    """Every tensor of a checkpoint by name, whole."""
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    state: dict[str, Any] = {}
+    _load_state_dict(state, FileSystemReader(folder), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return dict(_flat(state, ""))
+
+
+def _flat(value: Any, path: str) -> list[tuple[str, Any]]:
+    """Leaves of nested mappings and lists by their paths."""
+    if isinstance(value, Mapping):
+        return [leaf for key, each in value.items() for leaf in _flat(each, f"{path}/{key}")]
+    if isinstance(value, list | tuple):
+        return [leaf for key, each in enumerate(value) for leaf in _flat(each, f"{path}/{key}")]
+    return [(path, value)]
+
+
+def _distance(found: Any, wanted: Any) -> float:
+    import torch
+
+    if not isinstance(wanted, torch.Tensor):
+        return 0.0 if found == wanted or hasattr(wanted, "read") else float("inf")
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return float("inf")
+    if torch.equal(found, wanted):
+        return 0.0
+    scale = max(float(wanted.double().abs().max()), 1e-12)
+    gap = float((found.double() - wanted.double()).abs().max()) / scale
+    return gap if gap == gap else float("inf")
+
+
+def _bytes_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.distcp"))}
+
+
+def _places(folder: Path) -> Any:
+    """What the metadata says of tensors and of where they are."""
+    with (folder / ".metadata").open("rb") as file:
+        metadata = pickle.load(file)
+    return repr(metadata.state_dict_metadata), repr(metadata.storage_data)
