@@ -1,78 +1,19 @@
 """Queries and requests to SLURM, through its command-line tools."""
 
 import json
-import os
 import re
 import subprocess
-import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from k25_train.errors import K25Error
+from k25_train.run_folder.jobs import ANSWER_S, SchedulerError, ask, job_state, query_job
 
-ANSWER_S = 60.0
-"""Time limit of a SLURM command; the commands wait for a controller that is down."""
-RETRY_S = 10.0
-"""Pause before a command is retried."""
-TRANSIENT_ERRORS = (
-    "Unable to contact slurm controller", "timed out", "no answer", "Zero Bytes were transmitted",
-    "Communication connection failure", "transitional state",
-)  # fmt: skip
-"""Parts of error messages that go away by themselves."""
 USABLE = {"idle", "mixed", "allocated", "completing", "planned", "reserved"}
 """Node states in which a step can run."""
 HARMLESS_FLAGS = "-$@!"
 """Suffixes of a node's state that mean planned changes. Any other, such as * for a node that does not
 respond, means that no step can run."""
-
-
-class SchedulerError(K25Error):
-    """SLURM refuses, cannot be reached, or is not installed."""
-
-
-def ask(*command: str, patience_s: float = 0.0) -> str:
-    """Run a SLURM command and return what it prints.
-
-    Args:
-        command: the program and its arguments; no shell is involved.
-        patience_s: how long to retry while the controller does not answer.
-
-    Raises:
-        SchedulerError: the command is not installed, or fails; with its own message.
-    """
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            done = subprocess.run(
-                command,
-                env=environment(),
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=ANSWER_S,
-                check=False,
-            )
-        except FileNotFoundError as error:
-            raise SchedulerError(
-                f"{command[0]} is not on PATH: submit from a node of the cluster, or view the script with "
-                "--dry-run"
-            ) from error
-        except subprocess.TimeoutExpired:
-            trouble = f"no answer within {ANSWER_S:g} s"
-        else:
-            if done.returncode == 0:
-                return done.stdout
-            trouble = (done.stderr or done.stdout).strip()
-        if time.monotonic() >= deadline or not any(words in trouble for words in TRANSIENT_ERRORS):
-            raise SchedulerError(f"{' '.join(command)}: {trouble}")
-        time.sleep(RETRY_S)
-
-
-def environment() -> dict[str, str]:
-    """This process's environment without the variables by which users filter sinfo and squeue."""
-    filters = ("SINFO_", "SQUEUE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(filters)}
 
 
 def submit(script: Path) -> int:
@@ -116,27 +57,10 @@ def partitions() -> dict[str, Partition]:
     return found
 
 
-def job_state(job_id: int, patience_s: float = 0.0) -> str | None:
-    """State of a job, such as RUNNING; None if SLURM no longer knows the job."""
-    states = query_job(job_id, "%T", patience_s).split()
-    return states[0] if states else None
-
-
 def nodes_of(job_id: int, patience_s: float) -> list[str]:
     """Nodes of a running job, none if it is not running; SLURM removes lost nodes, even if they return."""
     state, *nodelist = query_job(job_id, "%T %N", patience_s).split() or [""]
     return expand(nodelist[0]) if state == "RUNNING" and nodelist else []
-
-
-def query_job(job_id: int, line_format: str, patience_s: float) -> str:
-    """squeue's line on a job in the given format; empty if SLURM no longer knows the job."""
-    command = ["squeue", "--noheader", f"--jobs={job_id}", "--states=all", f"--format={line_format}"]
-    try:
-        return ask(*command, patience_s=patience_s)
-    except SchedulerError as error:
-        if "Invalid job id" in str(error):
-            return ""
-        raise
 
 
 def expand(nodelist: str) -> list[str]:

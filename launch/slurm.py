@@ -18,7 +18,8 @@ from k25_train.compose.command_line import exit_with
 from k25_train.compose.resolve import compose, to_yaml
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
-from launch import lock, scheduler
+from k25_train.run_folder import jobs, lock
+from launch import scheduler
 from launch.fabric import environment
 from launch.feasibility import (
     check_memory,
@@ -139,7 +140,7 @@ def submit(config: Config, submission: Submission, script: str) -> Iterable[str]
     check_paths(config)
     check_partition(config)
     run = Path(submission.run)
-    lock.check_free(run, scheduler.job_state)
+    lock.check_free(run, jobs.job_state)
     # 2. The run folder.
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / CONFIG, to_yaml(config))
@@ -148,7 +149,7 @@ def submit(config: Config, submission: Submission, script: str) -> Iterable[str]
     # 3. The queue; from now on the folder belongs to the job.
     starts = scheduler.estimate_start(run / SCRIPT)
     job_id = scheduler.submit(run / SCRIPT)
-    lock.acquire(run, job_id, scheduler.job_state)
+    lock.acquire(run, job_id, jobs.job_state)
     return follow_up(submission, job_id, starts)
 
 

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from k25_train.run_folder.jobs import SchedulerError
 from launch.rendezvous import JOIN_S
-from launch.scheduler import SchedulerError, last_json
+from launch.scheduler import last_json
 from launch.submission import Submission
 
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from k25_train.errors import K25Error
-from launch import lock, scheduler
+from k25_train.run_folder import jobs, lock
+from launch import scheduler
 from launch.attempt_steps import AttemptSteps, StopRequest
 from launch.attempts import Attempts
 from launch.output import log
@@ -174,7 +175,7 @@ class Supervisor:
         """Put the job back into the queue under its id, unless it was cancelled or SLURM requeues it itself;
         returns the exit status."""
         # 1. Is the job still ours to requeue?
-        state = scheduler.job_state(self.job_id, PATIENCE_S)
+        state = jobs.job_state(self.job_id, PATIENCE_S)
         if state != "RUNNING":
             log(f"{reason}; job {self.job_id} is {state}, so the supervisor does not requeue it")
             return 1
@@ -221,9 +222,9 @@ def main() -> None:
         nodes = scheduler.expand(os.environ["SLURM_JOB_NODELIST"])
         # Signals are handled from here on.
         supervisor = Supervisor(Submission.read(run), job_id, nodes, os.environ["SLURM_JOB_PARTITION"])
-        lock.acquire(run, job_id, lambda job: scheduler.job_state(job, PATIENCE_S))
+        lock.acquire(run, job_id, lambda job: jobs.job_state(job, PATIENCE_S))
         status = supervisor.run()
-        if scheduler.job_state(job_id, PATIENCE_S) == "RUNNING":
+        if jobs.job_state(job_id, PATIENCE_S) == "RUNNING":
             lock.release(run, job_id)
     except (K25Error, OSError, ValueError) as error:
         log(f"{type(error).__name__}: {error}")

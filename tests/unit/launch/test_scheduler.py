@@ -2,8 +2,9 @@
 
 import pytest
 
-from launch import scheduler
-from launch.scheduler import SchedulerError, ask, job_state, unusable
+from k25_train.run_folder import jobs
+from k25_train.run_folder.jobs import SchedulerError, ask, job_state
+from launch.scheduler import unusable
 from tests.helpers.scripted_job import ScriptedJob
 
 
@@ -27,7 +28,7 @@ def test_states_of_nodes(job: ScriptedJob, state: str, is_usable: bool) -> None:
 def test_a_controller_that_is_away_is_waited_for(
     job: ScriptedJob, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
-    monkeypatch.setattr(scheduler, "RETRY_S", 0.01)
+    monkeypatch.setattr(jobs, "RETRY_S", 0.01)
     counting = f"""
 echo x >> {job.folder}/asked
 [ "$(wc -l < {job.folder}/asked)" -gt 2 ] && echo RUNNING && exit 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from k25_train.compose.resolve import compose, load
+from k25_train.run_folder.lock import current
 from launch import scheduler, slurm
 from launch.feasibility import checkpoint_bytes, legal_nodes
 from launch.restart_policy import Outcome
@@ -102,7 +103,8 @@ def test_what_a_submission_leaves(login: Login) -> None:
     assert facts.legal_nodes == [1, 2] and facts.python == sys.executable
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=True)
     assert facts.code.startswith(head.stdout.strip())
-    assert json.loads((login.run / "lock.json").read_text()) == {"job_id": 7}
+    holder = current(login.run)
+    assert holder is not None and (holder.job_id, holder.process) == (7, None)
     assert sorted(path.name for path in login.run.iterdir()) == [
         "lock.json", "submit.json", "submit.sbatch", "submit.yaml"
     ]  # fmt: skip
