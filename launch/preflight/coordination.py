@@ -3,18 +3,16 @@
 A collective hangs with its slowest member and cannot tell which one that is. A store knows who has answered.
 """
 
-import base64
 import contextlib
 import datetime
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch.distributed as dist
 
 from launch.preflight.cross_node import Offset
+from launch.preflight.messages import MessageError, decode, encode
 from launch.preflight.reach import neighbours, try_to_reach
 
 CLOCK_ROUNDS = 5
@@ -68,32 +66,40 @@ class Coordinator:
         return rank - rank % self.ranks_per_node
 
     def publish(self, phase: str, value: object) -> None:
-        """Store a value for rank 0."""
-        self.store.set(f"{phase}/{self.rank}", base64.b64encode(pickle.dumps(value)).decode())
+        """Store a value for rank 0, of a type that `messages.encode` takes."""
+        self.store.set(f"{phase}/{self.rank}", encode(value))
 
-    def collect(self, phase: str, ranks: Iterable[int], timeout_s: float) -> dict[int, Any]:
-        """Rank -> value that it published, for the `ranks` that did within `timeout_s`; called by rank 0."""
+    def collect[T](self, phase: str, ranks: Iterable[int], kind: type[T], timeout_s: float) -> dict[int, T]:
+        """Rank -> value that it published, for the `ranks` that did within `timeout_s`; called by rank 0.
+
+        A rank whose value is no `kind` is left out, as if it had published nothing.
+        """
         deadline = time.monotonic() + timeout_s
-        values = {}
+        values: dict[int, T] = {}
         for rank in ranks:
             # The timeout covers all ranks: those after a silent one have had their time and are only polled.
             remaining_s = max(0.05, deadline - time.monotonic())
-            with contextlib.suppress(dist.DistStoreError):
+            with contextlib.suppress(dist.DistStoreError, MessageError):
                 self.store.wait([f"{phase}/{rank}"], datetime.timedelta(seconds=remaining_s))
-                values[rank] = pickle.loads(base64.b64decode(self.store.get(f"{phase}/{rank}")))
+                values[rank] = decode(self.store.get(f"{phase}/{rank}"), kind)
         return values
 
-    def collect_and_vote(
-        self, phase: str, ranks: Sequence[int], is_good: Callable[[Any], bool], timeout_s: float
-    ) -> tuple[dict[int, Any], bool]:
-        """Decide together whether to go on: if each of `ranks` has published a value that `is_good`.
+    def collect_and_vote[T](
+        self,
+        phase: str,
+        ranks: Sequence[int],
+        kind: type[T],
+        is_good: Callable[[T], bool],
+        timeout_s: float,
+    ) -> tuple[dict[int, T], bool]:
+        """Decide together whether to go on: if each of `ranks` has published a `kind` that `is_good`.
 
         Returns:
             Rank -> value, on rank 0 only, and the decision.
         """
         if not self.is_first:
             return {}, self.share_decision(phase, None, 2 * timeout_s)
-        values = self.collect(phase, ranks, timeout_s)
+        values = self.collect(phase, ranks, kind, timeout_s)
         goes_on = len(values) == len(ranks) and all(is_good(value) for value in values.values())
         return values, self.share_decision(phase, goes_on, timeout_s)
 
@@ -113,7 +119,7 @@ class Coordinator:
         """Leave together: the others wait for rank 0, and rank 0 for them, since it may host the store."""
         if self.is_first:
             self.share_decision("leave", True, timeout_s)
-            self.collect("left", range(1, self.world_size), LEAVE_TIMEOUT_S)
+            self.collect("left", range(1, self.world_size), bool, LEAVE_TIMEOUT_S)
         else:
             self.share_decision("leave", None, timeout_s)
             self.publish("left", True)

@@ -49,7 +49,7 @@ def run_preflight(
     if node is not None:
         coordinator.publish("node", node)
     nodes, goes_on = coordinator.collect_and_vote(
-        "node", coordinator.node_leaders, lambda _: True, NODE_TIMEOUT_S
+        "node", coordinator.node_leaders, Node, lambda _: True, NODE_TIMEOUT_S
     )
     # 2. Compare clocks, measure devices and connections, and read the nodes' counters again.
     offsets: dict[int, Offset | None] = {}
@@ -68,7 +68,7 @@ def run_preflight(
         coordinator.leave(2 * MEASURE_TIMEOUT_S)
         return True
     if goes_on:
-        nodes |= coordinator.collect("node after", coordinator.node_leaders, NODE_TIMEOUT_S)
+        nodes |= coordinator.collect("node after", coordinator.node_leaders, Node, NODE_TIMEOUT_S)
     findings = judge(config, coordinator, nodes, measured if goes_on else None, offsets)
     print_report(console, findings)
     path = write_report(folder, findings, _facts(coordinator, nodes, measured))
@@ -91,7 +91,7 @@ def measure_ranks(
     everyone = range(coordinator.world_size)
     coordinator.publish("computed", own)
     computed, goes_on = coordinator.collect_and_vote(
-        "computed", everyone, lambda one: one.fault is None, NODE_TIMEOUT_S
+        "computed", everyone, RankMeasurements, lambda one: one.fault is None, NODE_TIMEOUT_S
     )
     if device is None or not goes_on or coordinator.world_size == 1:
         return computed
@@ -102,7 +102,7 @@ def measure_ranks(
             own.refused = coordinator.try_neighbours(endpoint, NODE_TIMEOUT_S)
         coordinator.publish("reached", own)
         reached, goes_on = coordinator.collect_and_vote(
-            "reached", everyone, lambda one: not one.refused, NODE_TIMEOUT_S
+            "reached", everyone, RankMeasurements, lambda one: not one.refused, NODE_TIMEOUT_S
         )
     if not goes_on:
         return reached
@@ -112,7 +112,9 @@ def measure_ranks(
     except measure.StuckError as error:
         own.fault = error.fault
     coordinator.publish("measured", own)
-    return coordinator.collect("measured", everyone, MEASURE_TIMEOUT_S) if coordinator.is_first else {}
+    if not coordinator.is_first:
+        return {}
+    return coordinator.collect("measured", everyone, RankMeasurements, MEASURE_TIMEOUT_S)
 
 
 def measure_device(

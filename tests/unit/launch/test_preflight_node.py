@@ -1,7 +1,6 @@
 """What preflight finds on a node: nothing bad on a sound one, and every check reports on every node."""
 
 import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from launch.preflight.findings import Verdict, worst
-from launch.preflight.node import Node, judge_node, read_node
+from launch.preflight.node import judge_node, read_node
 from tests.helpers.recorded_node import (
     GIB,
     RecordedNode,
@@ -76,9 +75,3 @@ def test_output_of_another_form_is_reported(recorded: RecordedNode, config: Conf
     recorded.outputs["nvidia-smi --query-gpu"] = "0, NVIDIA H800\n"
     (finding, *_) = [one for one in examine(recorded, config) if one.verdict is Verdict.failed]
     assert "expected 10 values" in finding.found
-
-
-def test_records_travel_between_ranks(recorded: RecordedNode, config: Config) -> None:
-    node = read_node(recorded.system, "node-1", config)
-    copy: Node = pickle.loads(pickle.dumps(node))
-    assert copy == node
