@@ -23,3 +23,7 @@ class CheckpointError(K25Error):
 
 class TrainingError(K25Error):
     """A step failed in a way that continuing would only make worse."""
+
+
+class MachineError(K25Error):
+    """This machine refused something that was asked of it: a file, memory, room, a package, a connection."""

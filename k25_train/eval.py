@@ -5,7 +5,6 @@ the command runs in one process as written. `dump=DIR` writes each batch with it
 `shuffle_media=SEED` also reports the loss when every sample is shown another sample's images.
 """
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,16 @@ from pathlib import Path
 from rich.console import Console
 
 from k25_train.checkpoint import folders
-from k25_train.compose.command_line import exit_with, load_saved
+from k25_train.compose.command_line import load_saved
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
-from k25_train.errors import ConfigError, K25Error
+from k25_train.entry import run_command
+from k25_train.errors import ConfigError
 from k25_train.startup.platform import prepare_device
+from k25_train.startup.ranks import number_of
 
+OWN = ("checkpoint", "dump", "shuffle_media")
+"""Arguments that are no settings of the run."""
 USAGE = "python -m k25_train.eval checkpoint=runs/…/step_N [dump=DIR] [shuffle_media=SEED] [key=value …]"
 
 
@@ -66,38 +69,59 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None, int
     Raises `ConfigError` for a missing checkpoint argument and for every broken rule of the configuration,
     `CheckpointError` for an incomplete checkpoint.
     """
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    strays = [argument for argument in arguments if "=" not in argument]
-    if strays or "checkpoint" not in given:
-        raise ConfigError(f"{strays or 'no checkpoint=…'}: usage is {USAGE}")
-    checkpoint = Path(given.pop("checkpoint"))
+    own: dict[str, str] = {}
+    overrides = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals and name in OWN:
+            own[name] = value
+        else:
+            overrides.append(argument)
+    if not own.get("checkpoint"):
+        raise ConfigError(f"checkpoint=: must name a checkpoint; usage is {USAGE}")
+    checkpoint = Path(own["checkpoint"])
     folders.verify(checkpoint)
-    dump = Path(given.pop("dump")) if "dump" in given else None
-    shuffle_media_seed = given.pop("shuffle_media", None)
-    if shuffle_media_seed is not None and not shuffle_media_seed.isdecimal():
-        raise ConfigError(f"shuffle_media={shuffle_media_seed} must be a seed, a whole number from 0 on")
     one_replica_per_process = {
-        "parallelism.pp": "1",
-        "parallelism.vpp": "1",
-        "parallelism.ep": "1",
+        "parallelism.pp": 1,
+        "parallelism.vpp": 1,
+        "parallelism.ep": 1,
         "parallelism.layout": "null",
         "parallelism.overlap_expert_comm": "false",
         "parallelism.delay_wgrad": "false",
         "dep.mode": "coupled",
-        "cluster.nodes": "1",
-        "cluster.gpus_per_node": os.environ.get("WORLD_SIZE", "1"),
+        "cluster.nodes": 1,
+        "cluster.gpus_per_node": number_of("WORLD_SIZE", 1),
     }
-    overrides = [f"{key}={value}" for key, value in (one_replica_per_process | given).items()]
+    overrides = [*(f"{key}={value}" for key, value in one_replica_per_process.items()), *overrides]
     config = load_saved(checkpoint / folders.CONFIG, overrides)
-    return config, checkpoint, dump, None if shuffle_media_seed is None else int(shuffle_media_seed)
+    if "dump" in own and not own["dump"]:
+        raise ConfigError("dump=: must name a folder; leave it out to write nothing")
+    seed = shuffle_seed(own["shuffle_media"], config) if "shuffle_media" in own else None
+    return config, checkpoint, Path(own["dump"]) if "dump" in own else None, seed
+
+
+def shuffle_seed(text: str, config: Config) -> int:
+    """The seed to shuffle media by. Raises `ConfigError` if it is none, or there are no media to shuffle."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigError(f"shuffle_media={text}: must be a seed, a whole number from 0 on")
+    if set(config.data.blend) <= {"text"}:
+        raise ConfigError(
+            f"shuffle_media={text}: needs samples with media, but data.blend={config.data.blend} has none\n"
+            "  -> leave shuffle_media out, or give a kind with media a share: data.blend={caption: 1.0}"
+        )
+    return int(text)
 
 
 def main() -> None:
     """Console entry point."""
-    try:
-        evaluate(*read_arguments(sys.argv[1:]))
-    except K25Error as error:
-        exit_with(error)
+    run_command(_run)
+
+
+def _run() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    evaluate(*read_arguments(sys.argv[1:]))
 
 
 if __name__ == "__main__":

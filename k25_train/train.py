@@ -6,6 +6,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from k25_train.compose.command_line import hydra_app
 from k25_train.config.schema import Config
 from k25_train.startup.platform import prepare_device
+from k25_train.startup.ranks import check_world_size
 
 
 @record
@@ -28,7 +29,7 @@ def train(config: Config) -> None:
     trainer.stop.close()
 
 
-main = hydra_app(train)
+main = hydra_app(train, check=check_world_size)
 
 if __name__ == "__main__":
     main()

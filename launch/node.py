@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from k25_train.entry import run_command
 from launch import rendezvous
 from launch.output import redirect
 from launch.submission import CONFIG, Submission
@@ -23,6 +24,10 @@ _SIGNAL_WHEN_PARENT_DIES = 1
 
 def main() -> None:
     """Prepare the node, then become torchrun."""
+    run_command(_run, output_goes_on=True)
+
+
+def _run() -> None:
     run, attempt, num_nodes, address, port = sys.argv[1:]
     submission, node = Submission.read(Path(run)), int(os.environ["SLURM_NODEID"])
     attempts = Path(run) / "attempts"
@@ -30,13 +35,10 @@ def main() -> None:
     redirect(attempts / attempt / f"node_{os.environ['SLURMD_NODENAME']}.log")
     end_leftovers(attempts, attempt)
     # 2. The port must be free on the first node, and reachable from the others.
-    try:
-        if node:
-            rendezvous.wait_for(address, int(port))
-        else:
-            rendezvous.free_port([int(port)])
-    except rendezvous.RendezvousError as error:
-        sys.exit(str(error))
+    if node:
+        rendezvous.wait_for(address, int(port))
+    else:
+        rendezvous.free_port([int(port)])
     # 3. torchrun takes the place of this process, with signals set for the ranks.
     ranks = ["-m", "launch.rank", str(attempts / attempt), "--config", str(Path(run) / CONFIG)]
     command = torchrun(

@@ -10,6 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from k25_train.entry import run_command
 from launch.node import end_leftovers
 from launch.output import redirect
 from launch.submission import CONFIG, Submission
@@ -17,6 +18,10 @@ from launch.submission import CONFIG, Submission
 
 def main() -> None:
     """Redirect, then become a rank of the preflight."""
+    run_command(_run, output_goes_on=True)
+
+
+def _run() -> None:
     attempt, run, nodes, address, port = sys.argv[1:]
     folder, ranks_per_node = Path(attempt), Submission.read(Path(run)).ranks_per_node
     node, local_rank = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_LOCALID"])

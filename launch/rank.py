@@ -9,11 +9,16 @@ import signal
 import sys
 from pathlib import Path
 
+from k25_train.entry import run_command
 from launch.output import redirect
 
 
 def main() -> None:
     """Redirect, then become the training command."""
+    run_command(_run, output_goes_on=True)
+
+
+def _run() -> None:
     folder, *arguments = sys.argv[1:]
     redirect(Path(folder) / f"rank_{os.environ['RANK']}.log")
     # launch.node left SIGTERM ignored; until the trainer handles it, it must end the rank.

@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from k25_train.compose.command_line import exit_with
+from k25_train.compose.command_line import read_arguments
 from k25_train.compose.resolve import compose, to_yaml
 from k25_train.config.schema import Config
-from k25_train.errors import ConfigError, K25Error
+from k25_train.entry import run_command
+from k25_train.errors import ConfigError
 from k25_train.run_folder import jobs, lock
 from launch import scheduler
 from launch.fabric import environment
@@ -41,6 +42,11 @@ STOP_SHARE = 0.8
 
 def main() -> None:
     """Run the command with the process's arguments."""
+    # A job that is being submitted is not given up because nobody reads about it.
+    run_command(_run, output_goes_on="--dry-run" not in sys.argv)
+
+
+def _run() -> None:
     parser = argparse.ArgumentParser(
         prog="k25-submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,25 +62,17 @@ def main() -> None:
     parser.add_argument(
         "--force", action="store_true", help="submit even if the plan does not fit into memory"
     )
-    arguments = parser.parse_intermixed_args()
-    try:
-        config = with_absolute_paths(compose(arguments.overrides))
-        submission, script = prepare(config, arguments.max_restarts)
-        print(*format_summary(config, submission), sep="\n")
-        memory = (
-            memory_verdict(config)[1] if arguments.force else check_memory(config, submission.legal_nodes)
-        )
-        if memory:
-            print("", *memory, sep="\n")
-        if arguments.dry_run:
-            print(f"\n# {submission.run}/{SCRIPT}\n{script}", end="")
-        else:
-            print("", *submit(config, submission, script), sep="\n")
-    except K25Error as error:
-        exit_with(error)
-    except OSError as error:
-        # A path that is too long or not accessible, or a quota, which free disk space does not show.
-        exit_with(ConfigError(str(error)))
+    arguments = read_arguments(parser)
+    config = with_absolute_paths(compose(arguments.overrides))
+    submission, script = prepare(config, arguments.max_restarts)
+    print(*format_summary(config, submission), sep="\n")
+    memory = memory_verdict(config)[1] if arguments.force else check_memory(config, submission.legal_nodes)
+    if memory:
+        print("", *memory, sep="\n")
+    if arguments.dry_run:
+        print(f"\n# {submission.run}/{SCRIPT}\n{script}", end="")
+    else:
+        print("", *submit(config, submission, script), sep="\n")
 
 
 def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:

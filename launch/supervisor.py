@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from k25_train.entry import REFUSED, run_command
 from k25_train.errors import K25Error
 from k25_train.run_folder import jobs, lock
 from launch import scheduler
@@ -216,6 +217,10 @@ class Supervisor:
 
 def main() -> None:
     """Supervise the run of the given folder in this SLURM job."""
+    run_command(_run, output_goes_on=True)
+
+
+def _run() -> int:
     (folder,) = sys.argv[1:]
     run, job_id = Path(folder), int(os.environ["SLURM_JOB_ID"])
     try:
@@ -228,8 +233,8 @@ def main() -> None:
             lock.release(run, job_id)
     except (K25Error, OSError, ValueError) as error:
         log(f"{type(error).__name__}: {error}")
-        sys.exit(2)
-    sys.exit(status)
+        return REFUSED
+    return status
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from k25_train.errors import K25Error
+from k25_train.entry import run_command
 from launch import rendezvous
 
 DEFAULT_PORT, LAST_PORT = 29500, 65535
@@ -46,6 +46,13 @@ def torchrun(
 
 def main() -> None:
     """Run the command with the process's arguments."""
+    run_command(_run, output_goes_on=True)
+
+
+def _run() -> None:
+    # Imported late: launch.node uses `torchrun` on nodes that have the standard library only.
+    from k25_train.compose.command_line import read_arguments
+
     parser = argparse.ArgumentParser(
         prog="python -m launch.torchrun",
         description=__doc__,
@@ -55,12 +62,10 @@ def main() -> None:
     parser.add_argument("--node", type=int, required=True, help="index of this node, from 0")
     parser.add_argument("--first-node", required=True, metavar="HOST[:PORT]", help="address of node 0")
     parser.add_argument("--preflight", action="store_true", help="check the nodes instead of training")
-    arguments = parser.parse_intermixed_args()
+    arguments = read_arguments(parser)
     module = "launch.preflight" if arguments.preflight else "k25_train.train"
-    try:
-        command, variables = prepare(arguments.overrides, arguments.node, arguments.first_node, module)
-    except K25Error as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    command, variables = prepare(arguments.overrides, arguments.node, arguments.first_node, module)
+    sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **variables})
 
 

@@ -1,52 +1,93 @@
-"""How a command that takes hydra overrides starts, prints its usage and reports errors."""
+"""How a command that takes settings reads its arguments and prints its usage."""
 
+import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
 
-import hydra
-from omegaconf import DictConfig
-
-from k25_train.compose.resolve import CONF_DIR, CONFIG_NAME, accept_new_keys, group_choices, load, resolve
+from k25_train.compose.conf_files import group_choices
+from k25_train.compose.overrides import not_a_setting
+from k25_train.compose.resolve import compose, compose_values, describe, load
+from k25_train.compose.values import unquoted
+from k25_train.compose.yaml_files import dump
 from k25_train.config.schema import Config
-from k25_train.errors import ConfigError, K25Error
+from k25_train.entry import run_command, shared
+from k25_train.errors import ConfigError
 
 
-def hydra_app(task: Callable[[Config], None]) -> Callable[[], None]:
-    """Make a command of `task`: arguments are overrides, a user's error ends it without a traceback."""
+def hydra_app(
+    task: Callable[[Config], None], *, check: Callable[[Config], None] = lambda _: None
+) -> Callable[[], None]:
+    """Make a command of `task`; its arguments are settings, an error ends it as `entry` says.
 
-    def run(build: Callable[[], Config]) -> None:
-        try:
-            config = build()
-        except ConfigError as error:
-            exit_with_shared(error)
-        try:
-            task(config)
-        except K25Error as error:
-            exit_with(error)
+    Args:
+        check: looks at the configuration before anything is made; raises `ConfigError`, on all ranks or none.
+    """
 
-    @hydra.main(config_path=str(CONF_DIR), config_name=CONFIG_NAME, version_base="1.3")
-    def app(cfg: DictConfig) -> None:
-        run(lambda: resolve(cfg))
-
-    def main() -> None:
-        if {"-h", "--help"} & set(sys.argv[1:]):
+    def body() -> None:
+        arguments = sys.argv[1:]
+        if {"-h", "--help"} & set(arguments):
             print(usage(task))
             return
-        if sys.argv[1:2] == ["--config"]:
-            run(lambda: load_saved(Path(*sys.argv[2:3]), sys.argv[3:]))
-            return
         try:
-            sys.argv[1:] = accept_new_keys(sys.argv[1:])
+            shown = _takes(arguments, ("--cfg", "-c"))
+            if shown is not None:
+                print_values(shown, arguments)
+                return
+            saved = _takes(arguments, ("--config",))
+            config = compose(arguments) if saved is None else load_saved(Path(saved), arguments)
+            check(config)
         except ConfigError as error:
-            exit_with_shared(error)
-        app()
+            raise shared(error) from error
+        task(config)
+
+    def main() -> None:
+        run_command(body, output_goes_on=not {"-h", "--help", "--cfg", "-c"} & set(sys.argv[1:]))
 
     return main
+
+
+def print_values(what: str, arguments: Sequence[str]) -> None:
+    """Print the values that arguments give, unchecked, as YAML; `ConfigError` for anything but `job`."""
+    if what != "job":
+        raise ConfigError(f"--cfg {what}: there is nothing else to show; write --cfg job")
+    print(dump(unquoted(compose_values(arguments)[0])), end="")
+
+
+def _takes(arguments: list[str], names: Sequence[str]) -> str | None:
+    """The value of an option, which is taken out of the arguments; None without the option.
+
+    Raises:
+        ConfigError: the option has no value.
+    """
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name not in names:
+            continue
+        if not equals:
+            value = arguments.pop(index + 1) if index + 1 < len(arguments) else ""
+        del arguments[index]
+        if not value:
+            what = "job" if "--cfg" in names else "FILE, the config.yaml of a run folder"
+            raise ConfigError(f"{name}: is not followed by a value: write {name} {what}")
+        return value
+    return None
+
+
+def read_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The options of a command and its `overrides`.
+
+    Raises:
+        ConfigError: there is an option that the command does not have.
+    """
+    options, strays = parser.parse_known_intermixed_args(arguments)
+    if strays:
+        raise ConfigError(describe([not_a_setting(stray) for stray in strays], "the command line"))
+    return options
 
 
 def load_saved(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -67,8 +108,11 @@ def usage(task: Callable[[Config], None]) -> str:
     lines = [
         (module.__doc__ or "").strip(),
         "",
-        "Arguments: GROUP=CHOICE and SECTION.KEY=VALUE; or --config FILE SECTION.KEY=VALUE with the",
-        "config.yaml of a run folder and the values to change in it",
+        "Arguments: GROUP=CHOICE, SECTION.KEY=VALUE and ~SECTION.KEY, which takes a key away; or",
+        "--config FILE SECTION.KEY=VALUE, the config.yaml of a run folder and the values to change in it.",
+        "A VALUE is taken as typed, up to the end of the argument; numbers are decimal. null is null where",
+        "the key may be null, {a: 1, b: 2} a mapping, [a, b] a list, ${oc.env:NAME} what the environment",
+        "holds; a VALUE in quotes of its own ('...') is the text in them.",
         "",
         "Groups",
     ]
@@ -78,22 +122,3 @@ def usage(task: Callable[[Config], None]) -> str:
         keys = ", ".join(field.name for field in fields(section.type))  # type: ignore[arg-type]
         lines.append(f"  {section.name}: {keys}")
     return "\n".join([*lines, "", "`experiment=NAME --cfg job` prints the values that an experiment gives."])
-
-
-def exit_with(error: K25Error) -> NoReturn:
-    """End the process with the error's text on stderr."""
-    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    print(f"{rank}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    sys.exit(2)
-
-
-def exit_with_shared(error: ConfigError) -> NoReturn:
-    """End the process with an error that every rank has and rank 0 alone prints.
-
-    The others wait to be ended by torchrun: the first exit makes it end all, rank 0 perhaps before it spoke.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(30)
-        sys.exit(2)
-    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    sys.exit(2)

@@ -1,20 +1,14 @@
 """From plain values to one typed section, with every unknown, missing and mistyped key reported."""
 
 import difflib
-import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from typing import Any, get_args
 
-from omegaconf import Container, OmegaConf
-from omegaconf.errors import ValidationError
-
+from k25_train.compose.values import MISSING, NULL, read
 from parallel.config import Problem
-
-MISSING = "???"
-"""How a YAML file says that a value must be given."""
 
 
 def build_section(values: object, section: type, path: str) -> tuple[Any, list[Problem]]:
@@ -23,52 +17,29 @@ def build_section(values: object, section: type, path: str) -> tuple[Any, list[P
         names = ", ".join(field.name for field in fields(section))
         return None, [Problem(path, values, "is a section, not a value", f"set its keys: {names}")]
     problems = unknown_keys(values, section, path)
-    node = OmegaConf.structured(section)
     typed = {}
     for field in fields(section):
         key, value = f"{path}.{field.name}", values.get(field.name, MISSING)
-        nested = nested_section(field)
+        nested, may_be_null = section_of(field.type), types.NoneType in get_args(field.type)
         # A section within this one, unless it may be null and is.
-        if nested is not None and not (value is None and types.NoneType in get_args(field.type)):
+        if nested is not None and not (may_be_null and value in (None, NULL)):
             typed[field.name], found = build_section({} if value == MISSING else value, nested, key)
             problems += found
-        elif value == MISSING:
+        elif value == MISSING or (value is None and not may_be_null):
             problems.append(Problem(key, None, "must be given", f"{key}=VALUE, {expectation(field)}"))
-        # A value: OmegaConf converts it to the type of the field, or refuses it.
+        # A value, read as the field's type says.
         else:
             try:
-                node[field.name] = member_of(field, value)
-                typed[field.name] = unwrap(node[field.name])
-            except (ValidationError, ValueError):
+                typed[field.name] = None if nested is not None else read(field.type, value)
+            except ValueError:
                 problems.append(Problem(key, value, f"must be {expectation(field)}", "correct the value"))
     return (None if problems else section(**typed)), problems
 
 
-def member_of(field: "Field[Any]", value: Any) -> Any:
-    """The member of a field's enumeration that is written like this; any other value as it is."""
-    kind = field.type
-    if isinstance(kind, type) and issubclass(kind, Enum) and value in [member.value for member in kind]:
-        return kind(value)
-    return value
-
-
-def nested_section(field: "Field[Any]") -> type | None:
-    """The section that a field holds, also where it may be null instead; None if it holds a value."""
-    kinds = get_args(field.type) or (field.type,)
-    return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
-
-
-def unwrap(node: Any) -> Any:
-    """The plain value of OmegaConf's typed one.
-
-    Raises:
-        ValueError: a number is not finite, which no rule could compare.
-    """
-    value = OmegaConf.to_container(node) if isinstance(node, Container) else node
-    numbers = value.values() if isinstance(value, dict) else [value]
-    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-        raise ValueError
-    return value
+def section_of(kind: Any) -> type | None:
+    """The section that a type is, also where null may take its place; None for the type of a value."""
+    kinds = get_args(kind) or (kind,)
+    return next((each for each in kinds if isinstance(each, type) and is_dataclass(each)), None)
 
 
 def unknown_keys(values: Mapping[Any, Any], section: type, path: str) -> list[Problem]:
@@ -112,4 +83,5 @@ def expectation(field: "Field[Any]") -> str:
             choices.append("null")
         else:
             choices.append(words.get(kind, "a mapping of names to finite numbers"))
-    return " or ".join(choices)
+    digits = ", in decimal digits without _" if {int, float} & set(kinds) else ""
+    return " or ".join(choices) + digits

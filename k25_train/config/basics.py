@@ -22,6 +22,16 @@ def data_parallel_size(world_size: int, pp: int) -> int:
     return max(1, world_size // pp)
 
 
+def not_from_home(section: object, names: Iterable[str]) -> list[Problem]:
+    """Problems of the named paths that start with `~`, which the shell has not replaced after `KEY=`."""
+    values = ((name, getattr(section, name)) for name in names)
+    return [
+        Problem(name, value, "starts with ~, which nothing replaces", "write $HOME/…, or ./~… for that name")
+        for name, value in values
+        if isinstance(value, str) and value.startswith("~")
+    ]
+
+
 def not_negative(section: object, names: Iterable[str]) -> list[Problem]:
     """Problems of the named fields that are below zero."""
     values = ((name, getattr(section, name)) for name in names)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from k25_train.config.basics import not_negative
+from k25_train.config.basics import not_from_home, not_negative
 from parallel.config import Problem, not_positive
 
 SAMPLE_KINDS = ("text", "caption", "ocr", "video")
@@ -32,7 +32,8 @@ class DataConfig:
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
         found = not_negative(self, ("max_skipped_samples", "prefetch_steps"))
-        if not self.dir:
+        found += not_from_home(self, ("dir", "tokenizer"))
+        if "\0" in self.dir or not self.dir.strip():
             found.append(
                 Problem("dir", self.dir, "must name a folder", "build one: python -m k25_train.data build")
             )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from k25_train.config.basics import DType, not_negative
+from k25_train.config.basics import DType, not_from_home, not_negative
 from parallel.config import Problem, not_positive
 
 
@@ -86,4 +86,6 @@ class RunConfig:
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        return [] if self.dir else [Problem("dir", self.dir, "must name a folder", "e.g. run.dir=runs/smoke")]
+        if "\0" in self.dir or not self.dir.strip():
+            return [Problem("dir", self.dir, "must name a folder", "e.g. run.dir=runs/smoke")]
+        return not_from_home(self, ("dir",))

@@ -13,7 +13,7 @@ from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.smoke_set.build import BuildOptions, build_dataset
 from k25_train.data.smoke_set.overview import print_samples, print_tables, write_contact_sheet
 from k25_train.data.smoke_set.verify import verify_dataset
-from k25_train.errors import K25Error
+from k25_train.entry import exit_status
 
 DEFAULT_DIRECTORY = Path("datasets/smoke")
 CONTACT_SHEET_SAMPLES = 60
@@ -21,15 +21,17 @@ KINDS_WITH_MEDIA = ("caption", "ocr", "video")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, or 1 after an error or a fault found."""
-    options = _parser().parse_args(arguments)
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    try:
+    """Run one command; returns the exit status: 0, 1 after a fault found, or 2 after an error."""
+
+    def body() -> int:
+        options = _parser().parse_args(arguments)
+        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         status: int = options.run(options, console)
-    except K25Error as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(str(error))}")
-        return 1
-    return status
+        return status
+
+    words = sys.argv[1:] if arguments is None else arguments
+    # A set is built whether or not somebody reads about it; the others exist to print.
+    return exit_status(body, output_goes_on="build" in words[:1])
 
 
 def _parser() -> argparse.ArgumentParser:

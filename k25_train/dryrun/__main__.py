@@ -12,10 +12,11 @@ import json
 
 from rich.console import Console
 
-from k25_train.compose.command_line import exit_with
+from k25_train.compose.command_line import read_arguments
 from k25_train.compose.resolve import compose, describe
 from k25_train.config.schema import Config
-from k25_train.errors import DryRunError, K25Error
+from k25_train.entry import run_command
+from k25_train.errors import DryRunError
 
 TABLE_WIDTH = 110
 """Characters of the widest row."""
@@ -23,16 +24,17 @@ TABLE_WIDTH = 110
 
 def main() -> None:
     """Run the command with the process's arguments."""
+    run_command(_run)
+
+
+def _run() -> None:
     parser = argparse.ArgumentParser(
         prog="k25-dryrun", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parser.parse_intermixed_args()
-    try:
-        run(compose(arguments.overrides), as_json=arguments.json)
-    except K25Error as error:
-        exit_with(error)
+    arguments = read_arguments(parser)
+    run(compose(arguments.overrides), as_json=arguments.json)
 
 
 def run(config: Config, *, as_json: bool) -> None:

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.measure import Measurement
 
-from k25_train.compose.command_line import exit_with
+from k25_train.compose.command_line import read_arguments
 from k25_train.compose.resolve import compose
-from k25_train.errors import ConfigError
+from k25_train.entry import run_command
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.optimizer import parameter_kinds
@@ -38,6 +38,10 @@ ANY_WIDTH = Console(width=1000)
 
 def main() -> None:
     """Run the command with the process's arguments."""
+    run_command(_run)
+
+
+def _run() -> None:
     parser = argparse.ArgumentParser(
         prog="k25-plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,11 +50,8 @@ def main() -> None:
     views.add_argument("--optimizer", action="store_true", help="print rules and state of the optimizer")
     views.add_argument("--activations", action="store_true", help="print activations and memory by stage")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parser.parse_intermixed_args()
-    try:
-        pipeline = plan_pipeline(compose(arguments.overrides))
-    except ConfigError as error:
-        exit_with(error)
+    arguments = read_arguments(parser)
+    pipeline = plan_pipeline(compose(arguments.overrides))
     print_view = print_overview
     if arguments.optimizer:
         print_view = print_optimizer

@@ -3,7 +3,6 @@
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from k25_train.objectives.base import Objective
 from k25_train.objectives.next_token import NextToken
 from k25_train.optim.qk_clip import NoClip, QkClip, build_qk_clip
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
+from k25_train.startup.ranks import check_world_size
 from k25_train.training.activations import Activations, KeepEverything, build_activations
 from k25_train.training.assemble import assemble
 from k25_train.training.decoupled_tower import build_decoupled_tower
@@ -96,20 +96,6 @@ class Run:
     def is_main(self) -> bool:
         """Whether this rank writes metrics and prints."""
         return self.topology.rank == 0
-
-
-def check_world_size(config: Config) -> None:
-    """Raise `ConfigError` unless as many processes were started as the configuration counts on."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started == config.world_size:
-        return
-    nodes, per_node = config.cluster.nodes, config.cluster.gpus_per_node
-    raise ConfigError(
-        f"{started} process(es) started, but cluster.nodes={nodes} x cluster.gpus_per_node={per_node} = "
-        f"{config.world_size} ranks are configured: start them with "
-        f"`torchrun --nnodes {nodes} --nproc-per-node {per_node} -m k25_train.train …`, or run alone with "
-        "`parallelism=serial cluster.nodes=1 cluster.gpus_per_node=1`"
-    )
 
 
 def check_vocabulary(config: Config, loader: DataLoader) -> None:

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from k25_train.compose.command_line import exit_with_shared, load_saved
+from k25_train.compose.command_line import load_saved, read_arguments
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
+from k25_train.entry import run_command, shared
 from k25_train.errors import ConfigError
+from k25_train.startup.ranks import number_of
 from launch.preflight.system import System
 
 JOIN_TIMEOUT_S = 300.0
@@ -31,6 +33,10 @@ DEFAULT_EXPERIMENT = "experiment=smoke"
 
 def main() -> None:
     """Run the command with the process's arguments."""
+    run_command(_run, output_goes_on=True)
+
+
+def _run() -> None:
     parser = argparse.ArgumentParser(
         prog="k25-preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,9 +49,9 @@ def main() -> None:
         metavar="NODE,NODE,...",
         help="names of the nodes, in order (host names)",
     )
-    arguments = parser.parse_intermixed_args()
-    overrides = arguments.overrides
     try:
+        arguments = read_arguments(parser)
+        overrides = arguments.overrides
         saved = arguments.config
         config = load_saved(saved, overrides) if saved else compose(with_default(overrides))
         check_world_size(config)
@@ -53,7 +59,7 @@ def main() -> None:
         make_folder(folder)
         check_node_names(arguments.node_names, config)
     except ConfigError as error:
-        exit_with_shared(error)
+        raise shared(error) from error
     # torch is imported only from here on: everything above works on a login node.
     from launch.preflight.coordination import join
     from launch.preflight.job import run_preflight
@@ -108,7 +114,7 @@ def check_world_size(config: Config) -> None:
     if "RANK" not in os.environ:
         return
     cluster = config.cluster
-    started = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    started = number_of("WORLD_SIZE", 1), number_of("LOCAL_WORLD_SIZE", 1)
     if started != (config.world_size, cluster.gpus_per_node):
         raise ConfigError(
             f"{started[0]} ranks started, {started[1]} per node, but cluster.nodes={cluster.nodes} x "

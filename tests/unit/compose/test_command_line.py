@@ -65,7 +65,7 @@ def test_a_saved_configuration_takes_the_place_of_an_experiment(command: Path, t
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--config"], "ConfigError: .: cannot be read as a configuration"),
+        (["--config"], "ConfigError: --config: is not followed by a value: write --config FILE"),
         (["--config", "none.yaml"], "ConfigError: none.yaml: cannot be read as a configuration"),
         (["--config", "saved.yaml", "train.stpes=1"], "train.stpes=1\n      is not a key of train"),
         (["--config", "saved.yaml", "train.seed=5"], "DataError: a.tar: cut short"),

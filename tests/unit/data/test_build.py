@@ -145,12 +145,12 @@ def test_a_build_that_fails_leaves_the_old_set_and_nothing_else(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["downloads", "set"]
 
 
-def test_commands_report_errors_in_one_line_and_status_1(
+def test_commands_report_errors_in_one_line_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", str(tmp_path)]) == 1
+    assert main(["inspect", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    assert error.startswith("DataError: ")
     assert str(tmp_path / "dataset.json") in error
 
 

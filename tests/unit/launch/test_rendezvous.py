@@ -125,7 +125,7 @@ def test_by_hand_errors_are_shown_without_a_traceback(arguments: list[str], expe
     done = subprocess.run(
         command, cwd=REPO, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert expected in done.stderr and "Traceback" not in done.stderr
 
 

@@ -1,0 +1,79 @@
+"""The files of `conf/`, composed by hydra: which file of each group comes first is for their
+defaults lists to say.
+
+hydra gets choices of groups and nothing else. Values of the files stay texts (`yaml_files`), and those of the
+command line are applied afterwards (`overrides`), so neither hydra nor YAML guesses at types.
+"""
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.compose import compose as hydra_compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from k25_train.compose.yaml_files import read_file
+from k25_train.errors import ConfigError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+"""Folder of the YAML files: inside the package in a wheel, next to it in a checkout."""
+CONFIG_NAME = "train"
+"""The primary config file."""
+
+
+class TextFiles(FileConfigSource):
+    """hydra's files, with scalars that stay texts."""
+
+    @staticmethod
+    def scheme() -> str:
+        """What search paths of such files start with."""
+        return "k25-texts"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """One file. Raises `ConfigError` if it cannot be read."""
+        path = Path(self.path, self._normalize_file_name(config_path))
+        values = read_file(path)
+        header = self._get_header_dict(path.read_text(encoding="utf-8-sig"))
+        return ConfigResult(
+            config=OmegaConf.create(values), path=self.full_path(), provider=self.provider, header=header
+        )
+
+
+def group_choices() -> dict[str, list[str]]:
+    """Config group -> its choices, from the files of `conf/`."""
+    groups = sorted(path for path in CONF_DIR.iterdir() if path.is_dir())
+    return {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
+
+
+def compose_files(choices: dict[str, str]) -> dict[str, Any]:
+    """The values that the chosen file of each group gives, as texts; a group left out has its default.
+
+    Raises:
+        ConfigError: a file cannot be read, or a defaults list leads nowhere.
+    """
+    return copy.deepcopy(_composed(CONF_DIR, tuple(choices.items())))
+
+
+@lru_cache(maxsize=128)
+def _composed(folder: Path, choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    Plugins.instance().register(TextFiles)
+    overrides = [f"{group}={choice}" for group, choice in choices]
+    GlobalHydra.instance().clear()
+    try:
+        Hydra.create_main_hydra2("k25", create_config_search_path(f"{TextFiles.scheme()}://{folder}"))
+        composed = hydra_compose(CONFIG_NAME, overrides)
+        return cast(dict[str, Any], OmegaConf.to_container(composed))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{' '.join(overrides)}: the files of {folder} do not fit: {error}") from error
+    finally:
+        GlobalHydra.instance().clear()

@@ -1,0 +1,110 @@
+"""How every command ends: with its status, or with one named error on stderr and status 2."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from k25_train.errors import ConfigError, K25Error
+from k25_train.escapes import named, place_of
+from k25_train.terminal import ClosedPipeError, tolerant_output
+
+REFUSED, FAULT, INTERRUPTED, CLOSED_PIPE = 2, 1, 130, 141
+"""Exit statuses: of a named error, a fault of the code, Ctrl-C, and output that nobody reads (SIGPIPE's)."""
+WAIT_FOR_FIRST_RANK_S = 30.0
+
+
+class SharedError(ConfigError):
+    """An error that every rank has, which the first rank alone prints."""
+
+
+def run_command(body: Callable[[], int | None], *, output_goes_on: bool = False) -> None:
+    """Run a command and end the process unless it succeeds; see `exit_status`."""
+    status = exit_status(body, output_goes_on=output_goes_on)
+    if status:
+        sys.exit(status)
+
+
+def exit_status(body: Callable[[], int | None], *, output_goes_on: bool = False) -> int:
+    """Run the body of a command; returns its exit status, after printing what ended it.
+
+    Args:
+        body: returns an exit status, None for 0.
+        output_goes_on: whether it goes on where stdout cannot be written: it does something other than print.
+    """
+    try:
+        with tolerant_output(goes_on=output_goes_on):
+            return _status(body)
+    except K25Error as error:
+        # Of stdout itself, when the last of it was written.
+        return report(error)
+
+
+def _status(body: Callable[[], int | None]) -> int:
+    try:
+        return body() or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return INTERRUPTED
+    except Exception as error:  # everything that a command lets out comes by here
+        return report(error)
+
+
+def report(error: Exception) -> int:
+    """Print an error, with the rank that has it; returns the exit status."""
+    if isinstance(error, ClosedPipeError):
+        return CLOSED_PIPE
+    cause = named(error)
+    if cause is None:
+        traceback.print_exception(error)
+        print(
+            f"{_rank()}{type(error).__name__} in {place_of(error)} is a fault of k25-train, not of your "
+            "settings: please report it with the lines above, the command and the run's config.yaml",
+            file=sys.stderr,
+            flush=True,
+        )
+        return FAULT
+    if isinstance(cause, SharedError):
+        return _report_shared(cause)
+    text = f"{type(cause).__name__}: {cause}"
+    print(f"{_rank()}{text}", file=sys.stderr, flush=True)
+    _tell_torchrun(text)
+    return REFUSED
+
+
+def _report_shared(error: SharedError) -> int:
+    """Print an error that every rank has on rank 0.
+
+    The others wait to be ended by torchrun: the first exit makes it end all, rank 0 perhaps before it spoke.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(WAIT_FOR_FIRST_RANK_S)
+        return REFUSED
+    text = f"ConfigError: {error}"
+    print(text, file=sys.stderr, flush=True)
+    _tell_torchrun(text)
+    return REFUSED
+
+
+def shared(error: ConfigError) -> SharedError:
+    """The same error, for the first rank alone to print."""
+    return SharedError(str(error))
+
+
+def _rank() -> str:
+    return f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+
+
+def _tell_torchrun(text: str) -> None:
+    """Have torchrun end its report with the error instead of a link to its manual."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    try:
+        if not Path(path).exists():
+            Path(path).write_text(json.dumps({"message": text}), encoding="utf-8")
+    except OSError:
+        pass  # The error is on stderr.
