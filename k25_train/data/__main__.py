@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--force", action="store_true", help="build again even if the set exists")
     build.set_defaults(run=_build)
     inspect = commands.add_parser("inspect", help="show what a shard set holds")
-    inspect.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIRECTORY)
+    inspect.add_argument("directory", nargs="?", default=str(DEFAULT_DIRECTORY))
     inspect.add_argument("--show", type=int, metavar="N", help="print N samples of each split")
     inspect.add_argument(
         "--contact-sheet", type=Path, metavar="PNG", help="write images with their captions to this file"
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--kind", choices=("text", *KINDS_WITH_MEDIA), help="only samples of this kind")
     inspect.set_defaults(run=_inspect)
     verify = commands.add_parser("verify", help="read everything again and name every faulty file")
-    verify.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIRECTORY)
+    verify.add_argument("directory", nargs="?", default=str(DEFAULT_DIRECTORY))
     verify.set_defaults(run=_verify)
     return parser
 
@@ -81,7 +81,7 @@ def _build(options: argparse.Namespace, console: Console) -> int:
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
-    dataset = load_dataset(str(options.directory))
+    dataset = load_dataset(options.directory)
     if options.show is None and options.contact_sheet is None:
         print_tables(dataset, console)
     if options.show is not None:

@@ -73,7 +73,7 @@ class MicroBatchAssembler:
         pad_token: int,
         skip_log: SkipLog,
     ) -> None:
-        """`skip_log` counts samples whose media do not decode, and may stop the run."""
+        """`skip_log` counts samples whose words or media cannot be used, and may stop the run."""
         self._documents = documents
         self._vision = vision
         self._seq_len = seq_len
@@ -84,8 +84,8 @@ class MicroBatchAssembler:
     def assemble(self, sequences: Sequence[SequencePlan], with_pixels: bool) -> MicroBatch:
         """One micro-batch of the given sequences.
 
-        A sample whose media do not decode keeps its place: pixels 0, loss masked, `failed_items` set.
-        Raises DataError when those pass the limit, or when shard and index disagree.
+        A sample whose words or media cannot be used keeps its place: padding for words, 0 for pixels, and no
+        loss. Raises DataError when those pass the limit, or when a shard cannot be read.
         """
         # 1. Rows of padding without loss.
         num_tokens = len(sequences) * self._seq_len
@@ -103,6 +103,8 @@ class MicroBatchAssembler:
             for piece in sequence.pieces:
                 span = slice(position, position + piece.length)
                 document = self._documents.tokens(piece.record, piece.media)
+                if document.failure is not None:
+                    self._skip_log.add(piece.record, document.failure)
                 tokens[span] = document.tokens[piece.start : piece.start + piece.length]
                 is_target = document.is_target[piece.start + 1 : piece.start + piece.length]
                 targets = slice(position, position + piece.length - 1)

@@ -73,6 +73,7 @@ class DataLoader:
 
     def close(self) -> None:
         """End the prefetching; what is in the making is finished and dropped."""
+        self.dataset.reader.folder.close()
         for prefetch in self._prefetches:
             prefetch.close()
 

@@ -17,6 +17,8 @@ import tiktoken
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from k25_train.data.formats.folder import read_file
+from k25_train.data.long_runs import PanicErrors, cut_long_runs
 from k25_train.errors import DataError
 
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -78,10 +80,9 @@ _KIMI_SPECIAL_OFFSETS = {
 class Tokenizer(ABC):
     """Encodes text; knows the ids of the tokens that structure a sequence."""
 
-    def __init__(self, path: Path, special_ids: dict[str, int]) -> None:
-        """`path`: the vocabulary file; `special_ids`: special token -> id, at least `SPECIAL_TOKENS`."""
-        self.path = path
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    def __init__(self, data: bytes, special_ids: dict[str, int]) -> None:
+        """`data`: of the vocabulary file; `special_ids`: special token -> id, at least `SPECIAL_TOKENS`."""
+        self.sha256 = hashlib.sha256(data).hexdigest()
         """Hex SHA-256 of the vocabulary file, by which a shard set recognises its tokenizer."""
         self.bos = special_ids["[BOS]"]
         self.eos = special_ids["[EOS]"]
@@ -98,7 +99,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without any special token."""
+        """Token ids of each text, without any special token. Half of a surrogate pair counts as U+FFFD."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -112,10 +113,11 @@ class Tokenizer(ABC):
 class TrainedTokenizer(Tokenizer):
     """A byte-level BPE in the file format of the `tokenizers` library."""
 
-    def __init__(self, path: Path) -> None:
-        """Load a file that `train_tokenizer` wrote. Raises DataError if it is not one."""
+    def __init__(self, path: str, data: bytes) -> None:
+        """Load what `train_tokenizer` wrote to `path`. Raises DataError if it is nothing such."""
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            with PanicErrors():
+                self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"{path}: not a tokenizer file ({error}). Build the shard set again.") from error
         vocabulary = self._tokenizer.get_vocab()
@@ -125,7 +127,7 @@ class TrainedTokenizer(Tokenizer):
                 f"{path}: has no special token {', '.join(missing)}; no vocabulary of this project."
             )
         self._tokenizer.encode_special_tokens = True
-        super().__init__(path, {token: vocabulary[token] for token in SPECIAL_TOKENS})
+        super().__init__(data, {token: vocabulary[token] for token in SPECIAL_TOKENS})
 
     @property
     def vocab_size(self) -> int:
@@ -134,7 +136,9 @@ class TrainedTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without any special token."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        with PanicErrors():
+            encodings = self._tokenizer.encode_batch_fast([_whole_characters(text) for text in texts])
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens written out."""
@@ -144,16 +148,19 @@ class TrainedTokenizer(Tokenizer):
 class KimiTokenizer(Tokenizer):
     """A `tiktoken.model` file as Moonshot ships it: base64 token and rank in every line."""
 
-    def __init__(self, path: Path) -> None:
-        """Load the file; special tokens take the ids above its own. Raises DataError if it is malformed."""
-        ranks = _read_ranks(path)
+    def __init__(self, path: str, data: bytes) -> None:
+        """Load a file's content; special tokens get the ids above its own. Raises DataError if malformed."""
+        ranks = _parse_ranks(path, data)
         names = {len(ranks) + offset: token for token, offset in _KIMI_SPECIAL_OFFSETS.items()}
         ids = range(len(ranks), len(ranks) + KIMI_NUM_SPECIAL_TOKENS)
         special_ids = {names.get(i, f"<|reserved_token_{i}|>"): i for i in ids}
         self._encoding = tiktoken.Encoding(
-            name=path.name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special_ids
+            name=path.rpartition("/")[2],
+            pat_str=SPLIT_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens=special_ids,
         )
-        super().__init__(path, special_ids)
+        super().__init__(data, special_ids)
 
     @property
     def vocab_size(self) -> int:
@@ -161,8 +168,11 @@ class KimiTokenizer(Tokenizer):
         return self._encoding.n_vocab
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without any special token."""
-        return self._encoding.encode_ordinary_batch(list(texts))
+        """Token ids of each text, without any special token; the same as the release's tokenizer gives."""
+        return [
+            [token for part in cut_long_runs(text) for token in self._encoding.encode_ordinary(part)]
+            for text in texts
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens written out."""
@@ -170,17 +180,17 @@ class KimiTokenizer(Tokenizer):
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a `tokenizer.json` (trained here) or a Kimi `*.model` file, distinguished by the file's name.
+    """Load a `tokenizer.json` (trained here) or a Kimi `*.model` file, distinguished by the file's name, from
+    a path or any fsspec URL.
 
     Raises DataError if the file does not exist, has another suffix or is malformed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such tokenizer file. Set data.tokenizer, or build the shard set.")
-    if path.suffix == ".json":
-        return TrainedTokenizer(path)
-    if path.suffix == ".model":
-        return KimiTokenizer(path)
+    path = str(path)
+    data = read_file(path, "tokenizer", "data.tokenizer")
+    if path.endswith(".json"):
+        return TrainedTokenizer(path, data)
+    if path.endswith(".model"):
+        return KimiTokenizer(path, data)
     raise DataError(f"{path}: a tokenizer is a .json file (trained) or a .model file (Kimi's tiktoken).")
 
 
@@ -216,9 +226,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     tokenizer.save(str(path), pretty=False)
 
 
-def _read_ranks(path: Path) -> dict[bytes, int]:
+def _whole_characters(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which have no UTF-8; as tiktoken does it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _parse_ranks(path: str, data: bytes) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(data.splitlines(), start=1):
         if not line:
             continue
         try:

@@ -8,15 +8,15 @@ A shard set is one directory (local, or any fsspec URL):
     <split>-00000.index.jsonl  one header line, then one line per sample: where it is and how large it is
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import url_to_fs  # type: ignore[import-untyped]
-
-from k25_train.data.formats.index import FORMAT_VERSION, file_sha256, read_index, read_index_header
+from k25_train.data.formats.folder import DataFolder, MissingFileError, read_file
+from k25_train.data.formats.index import FORMAT_VERSION, IndexHeader, parse_index
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.formats.shard_reader import ShardReader
 from k25_train.data.formats.shard_writer import index_path
@@ -76,24 +76,28 @@ def load_dataset(directory: str, tokenizer_path: str | None = None) -> Dataset:
     Raises DataError, naming the file and what is wrong, for: no or malformed `dataset.json`, a shard that is
     missing or whose size is not its index's, an incomplete index, a tokenizer that is not the index's.
     """
-    reader = ShardReader(directory)
-    manifest = _read_manifest(directory)
+    folder = DataFolder(directory)
+    manifest = _read_manifest(folder)
+    # 1. What the manifest names is inside the folder; the user's own tokenizer may be anywhere.
     try:
-        tokenizer_path = tokenizer_path or f"{directory}/{manifest['tokenizer']}"
         shards = {
-            split: [(str(entry["shard"]), str(entry["index"])) for entry in entries]
+            str(split): [(folder.check_name(e["shard"]), folder.check_name(e["index"])) for e in entries]
             for split, entries in manifest["splits"].items()
         }
         sources = tuple(SourceInfo(**source) for source in manifest["sources"])
+        tokenizer_path = tokenizer_path or folder.path(folder.check_name(manifest["tokenizer"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{directory}/{MANIFEST}: malformed ({error!r}). Run {_BUILD} again.") from error
-    tokenizer_sha256 = _tokenizer_sha256(tokenizer_path)
+    tokenizer_sha256 = hashlib.sha256(read_file(tokenizer_path, "tokenizer", "data.tokenizer")).hexdigest()
+
+    # 2. Its indexes, each checked against its shard and the tokenizer.
     splits: dict[str, tuple[SampleRecord, ...]] = {}
     for split, entries in shards.items():
         records: list[SampleRecord] = []
         for shard, index in entries:
-            _check_shard(reader, shard, index, tokenizer_path, tokenizer_sha256)
-            records += read_index(f"{directory}/{index}")
+            header, found = parse_index(folder.path(index), folder.read(index))
+            _check_shard(folder, shard, index, header, tokenizer_path, tokenizer_sha256)
+            records += found
         splits[split] = tuple(records)
     return Dataset(
         directory=directory,
@@ -101,21 +105,20 @@ def load_dataset(directory: str, tokenizer_path: str | None = None) -> Dataset:
         tokenizer_sha256=tokenizer_sha256,
         splits=splits,
         sources=sources,
-        reader=reader,
+        reader=ShardReader(folder),
     )
 
 
-def _read_manifest(directory: str) -> dict[str, Any]:
-    fs, root = url_to_fs(directory)
-    path = f"{directory}/{MANIFEST}"
+def _read_manifest(folder: DataFolder) -> dict[str, Any]:
+    path = folder.path(MANIFEST)
     try:
-        manifest = json.loads(fs.cat_file(f"{root}/{MANIFEST}"))
-    except FileNotFoundError as error:
+        manifest = json.loads(folder.read(folder.check_name(MANIFEST)))
+    except MissingFileError as error:
         raise DataError(
-            f"{path}: no such file, so data.dir={directory} is no (complete) shard set. Run {_BUILD}, or "
-            "point data.dir at one."
+            f"{path}: no such file, so data.dir={folder.directory} is no (complete) shard set. Run {_BUILD}, "
+            "or point data.dir at one."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}). Run {_BUILD} again.") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
@@ -125,31 +128,32 @@ def _read_manifest(directory: str) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _tokenizer_sha256(path: str) -> str:
-    try:
-        return file_sha256(path)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such tokenizer file. Set data.tokenizer, or run {_BUILD} again."
-        ) from error
-
-
 def _check_shard(
-    reader: ShardReader, shard: str, index: str, tokenizer_path: str, tokenizer_sha256: str
+    folder: DataFolder,
+    shard: str,
+    index: str,
+    header: IndexHeader,
+    tokenizer_path: str,
+    tokenizer_sha256: str,
 ) -> None:
-    header = read_index_header(f"{reader.directory}/{index}")
     if header.shard != shard:
-        raise DataError(f"{reader.directory}/{index}: indexes {header.shard}, but {MANIFEST} says {shard}.")
-    size = reader.shard_bytes(shard)
+        raise DataError(f"{folder.path(index)}: indexes {header.shard!r}, but {MANIFEST} says {shard}.")
+    try:
+        size = folder.num_bytes(shard)
+    except MissingFileError as error:
+        raise DataError(
+            f"{folder.path(shard)}: no such shard, though {MANIFEST} lists it. Bring it back, or run "
+            f"{_BUILD} again."
+        ) from error
     if size != header.shard_bytes:
         what = "cut short" if size < header.shard_bytes else "not the one indexed"
         raise DataError(
-            f"{reader.directory}/{shard}: has {size} bytes but its index says {header.shard_bytes}; it is "
+            f"{folder.path(shard)}: has {size} bytes but its index says {header.shard_bytes}; it is "
             f"{what}. Copy it again from where it was built, or run {_BUILD} again."
         )
     if header.tokenizer_sha256 != tokenizer_sha256:
         raise DataError(
-            f"{reader.directory}/{index}: tokens were counted with tokenizer {header.tokenizer_sha256[:12]}… "
+            f"{folder.path(index)}: tokens were counted with tokenizer {header.tokenizer_sha256[:12]}… "
             f"but {tokenizer_path} is {tokenizer_sha256[:12]}…. Use that tokenizer (data.tokenizer), or "
             "build the shard set with this one."
         )

@@ -3,7 +3,6 @@
 Planning reads nothing else. `records.py` says what a record holds, `dataset.py` what else is in the set.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -12,10 +11,14 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 
 from k25_train.config.data import SAMPLE_KINDS
+from k25_train.data.formats.folder import read_file
+from k25_train.data.formats.limits import check_count, check_sizes, check_text
 from k25_train.data.formats.records import MEDIA_TYPES, MediaSegment, SampleRecord, Segment, TextSegment
 from k25_train.errors import DataError
 
 FORMAT_VERSION = 1
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What parsing a line raises that has other JSON than expected, or none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +32,6 @@ class IndexHeader:
     num_samples: int
 
 
-def file_sha256(path: str) -> str:
-    """Hex SHA-256 of the file at `path` (any fsspec URL). A tokenizer is identified by that of its file."""
-    with fsspec.open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
-
-
 def write_index(path: str, header: IndexHeader, records: Iterable[SampleRecord]) -> None:
     """Write an index file: the header line, then one line for each record."""
     with fsspec.open(path, "w", encoding="utf-8") as file:
@@ -43,42 +40,35 @@ def write_index(path: str, header: IndexHeader, records: Iterable[SampleRecord])
             file.write(json.dumps(_record_to_json(record), ensure_ascii=False) + "\n")
 
 
-def read_index_header(path: str) -> IndexHeader:
-    """Read the header of an index file. Raises DataError if it is missing or of another format version."""
-    with _open_text(path) as file:
-        return _parse_header(path, file.readline())
-
-
 def read_index(path: str) -> list[SampleRecord]:
-    """Read all records of an index file.
+    """All records of an index file at a path or URL. Raises DataError as `parse_index` does."""
+    return parse_index(path, read_file(path, "index", "data.dir"))[1]
 
-    Raises DataError, naming file and line, for a malformed line, and if the number of records is not the
-    header's (an index cut short).
+
+def parse_index(path: str, data: bytes) -> tuple[IndexHeader, list[SampleRecord]]:
+    """Header and records of an index file; `path` is for messages.
+
+    Raises DataError, naming file and line, for a malformed line, for sizes that the shard cannot hold, and if
+    the number of records is not the header's (an index cut short).
     """
-    with _open_text(path) as file:
-        header = _parse_header(path, file.readline())
-        records = [_parse_record(path, number, line, header) for number, line in enumerate(file, start=2)]
+    first, *lines = data.removesuffix(b"\n").split(b"\n")
+    header = _parse_header(path, first)
+    records = [_parse_record(path, number, line, header) for number, line in enumerate(lines, start=2)]
     if len(records) != header.num_samples:
         raise DataError(
             f"{path}: holds {len(records)} samples but its header says {header.num_samples}; the index is "
             "incomplete. Build the shard set again (`python -m k25_train.data build`)."
         )
-    return records
+    return header, records
 
 
-def _open_text(path: str) -> Any:
-    try:
-        return fsspec.open(path, "r", encoding="utf-8").open()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such file. Build the shard set (`python -m k25_train.data build`)."
-        ) from error
-
-
-def _parse_header(path: str, line: str) -> IndexHeader:
+def _parse_header(path: str, line: bytes) -> IndexHeader:
     try:
         header = IndexHeader(**json.loads(line))
-    except (ValueError, TypeError) as error:
+        check_count(header.shard_bytes, "shard_bytes")
+        check_count(header.num_samples, "num_samples")
+        check_text(header.tokenizer_sha256, "tokenizer_sha256")
+    except _MALFORMED as error:
         raise DataError(
             f"{path}, line 1: not an index header ({error}). Build the shard set again."
         ) from error
@@ -90,12 +80,13 @@ def _parse_header(path: str, line: str) -> IndexHeader:
     return header
 
 
-def _parse_record(path: str, line_number: int, line: str, header: IndexHeader) -> SampleRecord:
+def _parse_record(path: str, line_number: int, line: bytes, header: IndexHeader) -> SampleRecord:
     try:
         fields = json.loads(line)
         segments = tuple(_parse_segment(segment, header.shard) for segment in fields.pop("segments"))
         record = SampleRecord(shard=header.shard, num_bytes=fields.pop("bytes"), segments=segments, **fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        check_sizes(record, header.shard_bytes)
+    except _MALFORMED as error:
         raise DataError(
             f"{path}, line {line_number}: not a sample record ({error!r}). Build the shard set again."
         ) from error

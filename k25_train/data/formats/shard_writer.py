@@ -17,9 +17,13 @@ from typing import Any, Self
 from k25_train.config.data import SAMPLE_KINDS
 from k25_train.data.formats.index import FORMAT_VERSION, IndexHeader, write_index
 from k25_train.data.formats.records import MediaSegment, SampleRecord, Segment, TextSegment
+from k25_train.data.formats.sample_json import surrogate_in
 from k25_train.errors import DataError
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
+_FORMAT = re.compile(r"[A-Za-z0-9]+")
+_MAX_NAME_CHARACTERS = 100
+"""Of a member in a plain tar file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +93,8 @@ class ShardWriter:
         """Append one sample and return its record.
 
         Raises DataError if the key is used twice or has characters other than letters, digits, `_` and `-`
-        (a dot would end the stem), or if the kind is unknown.
+        (a dot would end the stem), if the kind is unknown, and for text with half of a surrogate pair, which
+        readers would skip: only its writer knows what it should be.
         """
         if not _KEY.fullmatch(key) or key in self._keys:
             raise DataError(
@@ -99,6 +104,13 @@ class ShardWriter:
             raise DataError(
                 f"{self.path}: sample {key!r} has kind {kind!r}, known kinds are {', '.join(SAMPLE_KINDS)}."
             )
+        for part in parts:
+            defect = surrogate_in(part.text) if isinstance(part, TextPart) else None
+            if defect is not None:
+                raise DataError(
+                    f"{self.path}: a text of sample {key!r} has {defect}. Decode it with errors='replace', "
+                    "or leave the sample out."
+                )
         segments: list[Segment] = []
         segments_json: list[dict[str, Any]] = []
         for part in parts:
@@ -106,6 +118,8 @@ class ShardWriter:
                 segments.append(TextSegment(num_tokens=part.num_tokens, loss=part.loss))
                 segments_json.append({"type": "text", "text": part.text, "loss": part.loss})
             else:
+                if not _FORMAT.fullmatch(part.format):
+                    raise DataError(f"{self.path}: sample {key!r}: {part.format!r} is no file extension.")
                 member = f"{len(segments)}.{part.format}"
                 segments.append(self._add_media(f"{key}.{member}", part))
                 segments_json.append({"type": part.type, "member": member})
@@ -138,6 +152,11 @@ class ShardWriter:
         )
 
     def _add_member(self, name: str, data: bytes) -> int:
+        if len(name) > _MAX_NAME_CHARACTERS:
+            raise DataError(
+                f"{self.path}: member {name!r} has more than {_MAX_NAME_CHARACTERS} characters. Shorten its "
+                "key."
+            )
         info = tarfile.TarInfo(name)
         info.size = len(data)
         self._tar.addfile(info, io.BytesIO(data))

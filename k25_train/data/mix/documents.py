@@ -15,9 +15,9 @@ import numpy as np
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.items import MediaItem, PlannedMedia, fits_aspect, format_timestamp, plan_media
 from k25_train.data.formats.records import SampleRecord, TextSegment
+from k25_train.data.formats.sample_json import SampleError
 from k25_train.data.formats.shard_reader import ShardReader
 from k25_train.data.tokenizer import Tokenizer
-from k25_train.errors import DataError
 
 _CACHED_DOCUMENTS = 256
 """Tokenised documents kept: long texts are cut into pieces that follow one another in the stream."""
@@ -31,6 +31,8 @@ class DocumentTokens:
     """[L] int64."""
     is_target: np.ndarray
     """[L] bool: whether predicting this token counts in the loss."""
+    failure: str | None
+    """Why its words cannot be used, in which case they are padding and nothing is a target."""
 
 
 def find_defect(record: SampleRecord, vision: VisionConfig) -> str | None:
@@ -66,7 +68,7 @@ class DocumentBuilder:
         self.tokens = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._build_tokens)
         """`tokens(record, media) -> DocumentTokens`, cached; `media` is what `media(record)` has planned.
 
-        Raises DataError if the words do not fit the index.
+        Words that cannot be used, or do not fit the index, are its `failure`.
         """
 
     def media(self, record: SampleRecord) -> tuple[PlannedMedia, ...]:
@@ -94,14 +96,22 @@ class DocumentBuilder:
         )
 
     def _build_tokens(self, record: SampleRecord, media: tuple[PlannedMedia, ...]) -> DocumentTokens:
+        # A sample without usable words keeps its place: planning counts on its length and its media.
+        failure = None
+        try:
+            words = self._words(record)
+        except SampleError as error:
+            failure = error.reason
+            words = [[self._tokenizer.pad] * segment.num_tokens for segment in _texts(record)]
+        learned = failure is None
+
         tokens = [self._tokenizer.bos]
         is_target = [False]
-        planned = iter(media)
-        for segment, text in zip(record.segments, self._reader.read_texts(record), strict=True):
+        texts, planned = iter(words), iter(media)
+        for segment in record.segments:
             if isinstance(segment, TextSegment):
-                words = self._encode_words(record, segment, text)
-                tokens += words
-                is_target += [segment.loss] * len(words)
+                tokens += next(texts)
+                is_target += [segment.loss and learned] * segment.num_tokens
             else:
                 placeholders = [token for item in next(planned).items for token in self._item_tokens(item)]
                 tokens += placeholders
@@ -109,14 +119,24 @@ class DocumentBuilder:
         # The end is learned after words that are, so not after a prompt or an image.
         last = record.segments[-1]
         tokens.append(self._tokenizer.eos)
-        is_target.append(isinstance(last, TextSegment) and last.loss)
-        return DocumentTokens(np.array(tokens, dtype=np.int64), np.array(is_target, dtype=np.bool_))
+        is_target.append(isinstance(last, TextSegment) and last.loss and learned)
+        return DocumentTokens(np.array(tokens, dtype=np.int64), np.array(is_target, dtype=np.bool_), failure)
 
-    def _encode_words(self, record: SampleRecord, segment: TextSegment, text: str) -> list[int]:
-        tokens = self._tokenizer.encode(text)
-        if len(tokens) != segment.num_tokens:
-            raise DataError(
-                f"{self._reader.directory}/{record.shard}, sample {record.key}: a text has {len(tokens)} "
-                f"tokens, the index says {segment.num_tokens}. Build the shard set again."
-            )
-        return tokens
+    def _words(self, record: SampleRecord) -> list[list[int]]:
+        """The tokens of each text segment. Raises SampleError if they are not as many as the index says."""
+        found = []
+        for segment, text in zip(record.segments, self._reader.read_texts(record), strict=True):
+            if not isinstance(segment, TextSegment):
+                continue
+            try:
+                tokens = self._tokenizer.encode(text)
+            except RuntimeError as error:
+                raise SampleError(str(error)) from error
+            if len(tokens) != segment.num_tokens:
+                raise SampleError(f"a text has {len(tokens)} tokens, the index says {segment.num_tokens}")
+            found.append(tokens)
+        return found
+
+
+def _texts(record: SampleRecord) -> list[TextSegment]:
+    return [segment for segment in record.segments if isinstance(segment, TextSegment)]

@@ -5,6 +5,7 @@ index, and every file with its checksum.
 """
 
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
@@ -13,8 +14,10 @@ from typing import Any
 
 from k25_train.data.decode.frames import probe_media
 from k25_train.data.formats.dataset import MANIFEST
-from k25_train.data.formats.index import read_index, read_index_header
+from k25_train.data.formats.folder import DataFolder, MissingFileError
+from k25_train.data.formats.index import parse_index
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
+from k25_train.data.formats.sample_json import SampleError, parse_sample, parse_texts
 from k25_train.data.smoke_set.build import TOKENIZER_FILE
 from k25_train.data.smoke_set.provenance import CHECKSUMS_FILE
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
@@ -24,60 +27,72 @@ Members = dict[str, tuple[int, bytes]]
 """Member name -> offset of its data in the shard, and the data."""
 
 
-def verify_dataset(directory: Path, report: Callable[[str], None]) -> list[str]:
-    """All faults of a shard set, each a line that starts with the file; `report` gets one line per shard.
+def verify_dataset(directory: str | Path, report: Callable[[str], None]) -> list[str]:
+    """All faults of a shard set, local or at an fsspec URL, each a line that starts with the file; `report`
+    gets one line per shard.
 
     Finds: a missing, changed or cut file, media that do not decode or differ in size from the index, a sample
-    without the media or the text its kind needs, token counts that are not the tokenizer's, and samples that
-    only the shard or only the index has.
+    without the media or the text its kind needs, text that is none, token counts that are not the
+    tokenizer's, samples that only the shard or only the index has, and names that lead out of the set.
     """
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        folder = DataFolder(str(directory))
+        manifest = json.loads(folder.read(folder.check_name(MANIFEST)))
         entries = [entry for split in manifest["splits"].values() for entry in split]
-        tokenizer = load_tokenizer(directory / manifest["tokenizer"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{directory / MANIFEST}: not readable as a manifest ({error!r})"]
+        names = [(folder.check_name(entry["shard"]), folder.check_name(entry["index"])) for entry in entries]
+        tokenizer = load_tokenizer(folder.path(folder.check_name(manifest["tokenizer"])))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [f"{directory}/{MANIFEST}: not readable as a manifest ({error!r})"]
     except DataError as error:
         return [str(error)]
-    faults = list(_checksum_faults(directory))
-    for entry in entries:
-        found = list(_shard_faults(directory, entry["shard"], entry["index"], tokenizer))
-        report(f"{entry['shard']}: {len(found) or 'no'} fault{'s' * (len(found) != 1)}")
+    faults = list(_checksum_faults(folder))
+    for shard, index in names:
+        found = list(_shard_faults(folder, shard, index, tokenizer))
+        report(f"{shard}: {len(found) or 'no'} fault{'s' * (len(found) != 1)}")
         faults += found
     return faults
 
 
-def _checksum_faults(directory: Path) -> Iterator[str]:
-    path = directory / CHECKSUMS_FILE
-    if not path.is_file():
-        yield f"{path}: missing"
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        expected, _, name = line.partition("  ")
-        file = directory / name
-        if not file.is_file():
-            yield f"{file}: missing"
-        elif hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-            yield f"{file}: content is not that of its checksum in {CHECKSUMS_FILE}"
-
-
-def _shard_faults(directory: Path, shard: str, index: str, tokenizer: Tokenizer) -> Iterator[str]:
+def _checksum_faults(folder: DataFolder) -> Iterator[str]:
     try:
-        header = read_index_header(str(directory / index))
-        records = read_index(str(directory / index))
+        lines = folder.read(folder.check_name(CHECKSUMS_FILE)).decode(errors="replace").splitlines()
     except DataError as error:
-        yield str(error)
+        yield _unreadable(folder, CHECKSUMS_FILE, error)
+        return
+    for line in lines:
+        expected, _, name = line.partition("  ")
+        try:
+            data = folder.read(folder.check_name(name))
+        except DataError as error:
+            yield _unreadable(folder, name, error)
+            continue
+        if hashlib.sha256(data).hexdigest() != expected:
+            yield f"{folder.path(name)}: content is not that of its checksum in {CHECKSUMS_FILE}"
+
+
+def _unreadable(folder: DataFolder, name: str, error: DataError) -> str:
+    return f"{folder.path(name)}: missing" if isinstance(error, MissingFileError) else str(error)
+
+
+def _shard_faults(folder: DataFolder, shard: str, index: str, tokenizer: Tokenizer) -> Iterator[str]:
+    path = folder.path(shard)
+    try:
+        header, records = parse_index(folder.path(index), folder.read(index))
+        data = folder.read(shard)
+    except DataError as error:
+        yield _unreadable(folder, shard, error)
         return
     if header.tokenizer_sha256 != tokenizer.sha256:
-        yield f"{directory / index}: tokens were counted with another tokenizer than {TOKENIZER_FILE}"
-    path = directory / shard
+        yield f"{folder.path(index)}: tokens were counted with another tokenizer than {TOKENIZER_FILE}"
+    if len(data) != header.shard_bytes:
+        yield f"{path}: has {len(data)} bytes, its index says {header.shard_bytes}"
     try:
-        if path.stat().st_size != header.shard_bytes:
-            yield f"{path}: has {path.stat().st_size} bytes, its index says {header.shard_bytes}"
-        members = _read_members(path)
-    except (OSError, tarfile.TarError) as error:
+        members, foreign = _read_members(data)
+    except tarfile.TarError as error:
         yield f"{path}: cannot be read to its end ({error})"
         return
+    for name in foreign:
+        yield f"{path}, member {name!r}: is a link, no file, or leads out of the shard"
     for record in records:
         for fault in _sample_faults(record, members, tokenizer):
             yield f"{path}, sample {record.key}: {fault}"
@@ -87,19 +102,23 @@ def _shard_faults(directory: Path, shard: str, index: str, tokenizer: Tokenizer)
             yield f"{path}, member {name}: belongs to no sample of the index"
 
 
-def _read_members(path: Path) -> Members:
-    """Read up to where the shard ends, orderly or not."""
+def _read_members(data: bytes) -> tuple[Members, list[str]]:
+    """Files up to where the shard ends, orderly or not, and the names of members that are none."""
     members: Members = {}
-    with tarfile.open(path, "r:") as tar:
+    foreign = []
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         try:
             for member in tar:
-                file = tar.extractfile(member)
-                if file is not None:
-                    members[member.name] = (member.offset_data, file.read())
+                # Nothing is unpacked, but other readers of the shard might.
+                if not member.isreg() or "/" in member.name or "\\" in member.name:
+                    foreign.append(member.name)
+                    continue
+                start = member.offset_data
+                members[member.name] = (start, data[start : start + member.size])
         except tarfile.ReadError:
             # The samples missing then are reported one by one.
             pass
-    return members
+    return members, foreign
 
 
 def _sample_faults(record: SampleRecord, members: Members, tokenizer: Tokenizer) -> Iterator[str]:
@@ -108,32 +127,39 @@ def _sample_faults(record: SampleRecord, members: Members, tokenizer: Tokenizer)
         yield f"no {record.key}.json of {record.num_bytes} bytes at byte {record.offset}, as the index says"
         return
     try:
-        content = json.loads(data)
-        segments = list(content["segments"])
-        same = (content["kind"], content["source"]) == (record.kind, record.source)
-    except (ValueError, KeyError, TypeError) as error:
-        yield f"{record.key}.json is no sample ({error!r})"
+        texts = parse_texts(data, record)
+        content = parse_sample(data)
+    except SampleError as error:
+        yield error.reason
         return
-    if not same or len(segments) != len(record.segments):
-        yield "kind, source or number of segments differ from the index"
+    segments = content["segments"]
+    same = (content.get("kind"), content.get("source")) == (record.kind, record.source)
+    if not same:
+        yield "kind, source or both differ from the index"
         return
     has_media = any(isinstance(segment, MediaSegment) for segment in record.segments)
     if has_media == (record.kind == "text"):
         yield f"is of kind {record.kind} {'with' if has_media else 'without'} an image or video"
     if record.num_text_tokens == 0:
         yield "has no text"
-    for segment, described in zip(record.segments, segments, strict=True):
+    for segment, described, text in zip(record.segments, segments, texts, strict=True):
         if isinstance(segment, TextSegment):
-            yield from _text_faults(segment, described, tokenizer)
+            yield from _text_faults(segment, described, text, tokenizer)
         else:
             yield from _media_faults(record.key, segment, described, members)
 
 
-def _text_faults(segment: TextSegment, described: dict[str, Any], tokenizer: Tokenizer) -> Iterator[str]:
+def _text_faults(
+    segment: TextSegment, described: dict[str, Any], text: str, tokenizer: Tokenizer
+) -> Iterator[str]:
     if described.get("type") != "text" or described.get("loss") != segment.loss:
         yield "a text segment differs from the index"
         return
-    num_tokens = len(tokenizer.encode(described["text"]))
+    try:
+        num_tokens = len(tokenizer.encode(text))
+    except RuntimeError as error:
+        yield str(error)
+        return
     if num_tokens != segment.num_tokens:
         yield f"text has {num_tokens} tokens, the index says {segment.num_tokens}"
 

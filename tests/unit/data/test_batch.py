@@ -229,12 +229,15 @@ def test_a_rank_may_count_without_logging(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.records == []
 
 
-def test_words_that_do_not_fit_the_index_are_refused(tmp_path: Path) -> None:
+def test_words_that_do_not_fit_the_index_keep_their_place_and_are_not_learned(tmp_path: Path) -> None:
     rig = Rig(tmp_path, [Sample("a", "text", ["red green blue"])])
     index = tmp_path / "train-00000.index.jsonl"
     num_tokens = rig.dataset.splits["train"][0].num_text_tokens
     index.write_text(index.read_text().replace(f'"num_tokens": {num_tokens}', '"num_tokens": 1'))
     record = load_dataset(str(tmp_path)).splits["train"][0]
 
-    with pytest.raises(DataError, match=rf"sample a: a text has {num_tokens} tokens, the index says 1"):
-        rig.documents.tokens(record, ())
+    document = rig.documents.tokens(record, ())
+
+    assert document.failure == f"a text has {num_tokens} tokens, the index says 1"
+    assert document.tokens.tolist() == [rig.tokenizer.bos, rig.tokenizer.pad, rig.tokenizer.eos]
+    assert not document.is_target.any()

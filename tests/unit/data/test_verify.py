@@ -140,7 +140,7 @@ def test_a_shard_cut_short(broken: Path) -> None:
         (lambda fields: fields["segments"][1].update(num_tokens=99), "tokens, the index says 99"),
         (lambda fields: fields["segments"][1].update(loss=False), "a text segment differs"),
         (lambda fields: fields.update(offset=1024), "at byte 1024, as the index says"),
-        (lambda fields: fields.update(source="elsewhere"), "kind, source or number"),
+        (lambda fields: fields.update(source="elsewhere"), "kind, source or both"),
         (lambda fields: fields.update(key="renamed"), "belongs to no sample of the index"),
     ],
 )
@@ -167,6 +167,6 @@ def test_missing_files(broken: Path) -> None:
     (broken / SHARD).unlink()
     faults = "\n".join(verify_dataset(broken, lambda line: None))
     assert f"{broken / SHARD}: missing" in faults
-    assert f"{broken / SHARD}: cannot be read" in faults
+    assert len(faults.splitlines()) == 2
     (broken / "dataset.json").unlink()
-    assert "not readable as a manifest" in verify_dataset(broken, lambda line: None)[0]
+    assert "dataset.json: no such file" in verify_dataset(broken, lambda line: None)[0]
