@@ -5,6 +5,7 @@ Only rank 0 reports; on other ranks every method returns at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +15,10 @@ from rich.console import Console
 
 from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
-from k25_train.errors import K25Error
 from k25_train.metrics.chrome_trace import write_chrome_trace
 from k25_train.metrics.plots import plot_losses
 from k25_train.metrics.progress import Progress
-from k25_train.metrics.sinks import JsonlSink, Row, Sink, TensorBoardSink, number, read_rows
+from k25_train.metrics.sinks import JsonlSink, Row, SteadySink, TensorBoardSink, number, read_rows
 from k25_train.metrics.summary import summary_table
 from k25_train.metrics.throughput import Throughput
 from k25_train.metrics.timeline import RankRecord, aligned, step_s
@@ -39,7 +39,7 @@ class Report:
         self.console = Console(soft_wrap=True)
         self.progress = Progress(config.train.steps, self.console)
         self.throughput = Throughput(config.train.steps)
-        self.sinks: list[Sink] = []
+        self.sinks: list[SteadySink] = []
 
     def __enter__(self) -> Self:
         return self
@@ -60,13 +60,14 @@ class Report:
             return
         text = to_yaml(self.config)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(text)
+        write_atomically(self.folder / "config.yaml", text)
         self.console.print(text, markup=False, highlight=False)
         first = finished_steps + 1 if finished_steps else 0
-        self.sinks = [
-            JsonlSink(self.folder / METRICS_FILE, first),
-            TensorBoardSink(self.folder / "tensorboard", first),
-        ]
+        metrics, events = self.folder / METRICS_FILE, self.folder / "tensorboard"
+        lines = SteadySink(str(metrics), lambda step: JsonlSink(metrics, step, self.warn), self.warn)
+        lines.open(first)
+        scalars = SteadySink(str(events), lambda step: TensorBoardSink(events, step), self.warn)
+        self.sinks = [lines, scalars]
         if finished_steps:
             self.progress.print(f"resuming after step {finished_steps} of {self.config.train.steps}")
         self.progress.__enter__()
@@ -82,10 +83,7 @@ class Report:
         self.progress.show(row, self.throughput.time_left_s(int(number(row["step"]))))
 
     def timeline(self, step: int, records: Sequence[RankRecord]) -> None:
-        """Write what all ranks did in a step, as `trace/step_<N>.json` for Perfetto and as a picture.
-
-        Raises K25Error where the disk does not take it.
-        """
+        """Write what all ranks did in a step, as `trace/step_<N>.json` for Perfetto and as a picture."""
         if not self.is_main:
             return
         of_all, folder = aligned(records), self.folder / "trace"
@@ -96,9 +94,11 @@ class Report:
             write_chrome_trace(of_all, folder / f"step_{step}.json", title)
             plot_timeline(of_all, folder / f"step_{step}.png", title)
         except OSError as error:
-            raise K25Error(
-                f"{folder}: cannot write the timeline ({error}); make room or set train.trace_step=null"
-            ) from error
+            self.warn(f"{folder}: the timeline of step {step} cannot be written ({error}); the run goes on")
+
+    def warn(self, text: str) -> None:
+        """Print what went wrong with a file, without ending the run."""
+        self.progress.print(f"warning: {text}")
 
     def already_finished(self, steps: int) -> None:
         """The run had all its steps when it was started; nothing is written."""
@@ -125,10 +125,21 @@ class Report:
         if not self.is_main:
             return
         self.progress.__exit__(None, None, None)
-        rows = read_rows(self.folder / METRICS_FILE)
         name = f"{self.config.model.name}, {self.folder}"
-        plot_losses(rows, self.folder / "loss.png", name)
+        try:
+            rows = read_rows(self.folder / METRICS_FILE)
+            plot_losses(rows, self.folder / "loss.png", name)
+        except OSError as error:
+            self.warn(f"{self.folder}: no summary, the metrics or their plot are out of reach ({error})")
+            return
         per_device = peak_flops(self.device_name)
         all_devices = None if per_device is None else per_device * self.config.world_size
         self.console.print(summary_table(rows, name, all_devices))
         self.console.print(f"metrics, plot and checkpoints: {self.folder}", markup=False, highlight=False)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file such that neither a reader nor a full disk ever leaves half of it."""
+    scratch = path.with_name(f"{path.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)

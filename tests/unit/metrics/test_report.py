@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from k25_train.compose.resolve import compose, load
 from k25_train.config.schema import Config
-from k25_train.errors import K25Error
 from k25_train.metrics.report import Report
 from k25_train.metrics.sinks import Row, read_rows
 from k25_train.metrics.timeline import RankRecord
@@ -73,10 +74,34 @@ def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_timeline_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
+def test_a_timeline_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spans = (Span("train", 0.0, 1.0, 0, ""),)
     record = RankRecord(rank=0, stage=0, replica=0, node="a", ready_s=0.0, spans=spans)
-    (tmp_path / "trace").write_text("not a folder")
-    with pytest.raises(K25Error, match=r"trace: cannot write the timeline .*train\.trace_step=null"):
-        Report(config_for(tmp_path), is_main=True, device_name="CPU").timeline(3, [record])
+    (tmp_path / "trace").write_text("not a folder", encoding="utf-8")
+    Report(config_for(tmp_path), is_main=True, device_name="CPU").timeline(3, [record])
+    assert re.search(
+        r"trace: the timeline of step 3 cannot be written .*File exists", capsys.readouterr().out
+    )
     Report(config_for(tmp_path), is_main=False, device_name="CPU").timeline(3, [record])
+
+
+def test_a_run_folder_that_is_deleted_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    with Report(config_for(folder), is_main=True, device_name="CPU") as report:
+        report.start(0)
+        for step in range(1, 3):
+            report.add(row_of(step))
+        shutil.rmtree(folder)
+        for step in range(3, 7):
+            report.add(row_of(step))
+        shutil.rmtree(folder, ignore_errors=True)
+        report.finish()
+    told = capsys.readouterr().out
+    assert told.count("metrics.jsonl: cannot be written (ENOENT") == 1
+    assert told.count("tensorboard: cannot be written") <= 1
+    assert "no summary, the metrics or their plot are out of reach" in told
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [3, 4, 5, 6]

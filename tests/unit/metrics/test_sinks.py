@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from k25_train.errors import K25Error
-from k25_train.metrics.sinks import JsonlSink, TensorBoardSink, number, read_rows
+from k25_train.metrics.rows_file import drop_rows_from
+from k25_train.metrics.sinks import JsonlSink, Row, SteadySink, TensorBoardSink, number, read_rows
 
 
 def write_steps(path: Path, steps: range, first_step: int) -> None:
@@ -71,20 +73,140 @@ def test_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
     assert [row["step"] for row in read_rows(path)] == [0, 1, 2, 3]
 
 
-def test_broken_line_is_named(tmp_path: Path) -> None:
+BAD_LINES = {
+    "not JSON": b"nonsense",
+    "not UTF-8": b"\xff\xfe\x00",
+    "NUL bytes": b"\x00" * 512,
+    "a list": b"[1, 2]",
+    "a number": b"7",
+    "no step": b'{"loss": 1.0}',
+    "a step that is a text": b'{"step": "2"}',
+    "a step that is true": b'{"step": true}',
+    "a metric that is a mapping": b'{"step": 2, "loss": {"a": 1}}',
+    "half a line and another": b'{"step": 2, "lo{"step": 3}',
+    "nested without end": b"[" * 5000,
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES)
+def test_damaged_lines_are_set_aside_in_the_middle_and_dropped_at_the_end(tmp_path: Path, bad: bytes) -> None:
+    path, told = tmp_path / "metrics.jsonl", []
+    path.write_bytes(b'{"step": 1}\n' + bad + b'\n{"step": 2, "loss": 0.5}\n' + bad)
+    assert read_rows(path) == [{"step": 1}, {"step": 2, "loss": 0.5}]
+    sink = JsonlSink(path, 3, told.append)
+    sink.write({"step": 3})
+    sink.close()
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2, "loss": 0.5}\n{"step": 3}\n'
+    assert (tmp_path / "metrics.damaged").read_bytes() == bad + b"\n"
+    assert told == [f"{path}: 1 damaged line(s) moved to {tmp_path / 'metrics.damaged'}"]
+
+
+def test_a_last_row_that_lacks_its_line_end_only_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(K25Error, match=r"metrics\.jsonl, line 2: not a JSON object .*remove the line"):
-        JsonlSink(path, first_step=5)
+    path.write_bytes(b'{"step": 1}\n{"step": 2}')
+    write_steps(path, range(3, 4), first_step=3)
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
+
+
+def test_a_resume_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, range(8), first_step=0)
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: pytest.fail("a copy was written"))
+    drop_rows_from(path, 5, pytest.fail)
+    assert [row["step"] for row in read_rows(path)] == [0, 1, 2, 3, 4]
+
+
+class Scripted:
+    """A sink that takes rows while it is told to."""
+
+    rows_per_flush = 2
+
+    def __init__(self, taken: list[float], fault: list[Exception]) -> None:
+        self.taken, self.fault = taken, fault
+        self.buffered: list[float] = []
+
+    def write(self, row: Row) -> None:
+        self.buffered.append(number(row["step"]))
+
+    def flush(self) -> None:
+        if self.fault:
+            raise self.fault[0]
+        self.taken += self.buffered
+        self.buffered = []
+
+    def close(self) -> None:
+        self.flush()
+
+
+def test_a_sink_that_fails_gets_its_rows_when_it_works_again() -> None:
+    taken, fault, told, now = [], [], [], [0.0]
+    sink = SteadySink("events", lambda _: Scripted(taken, fault), told.append, clock=lambda: now[0])
+    for step in range(1, 9):
+        fault[:] = [OSError(28, "No space left on device")] if 3 <= step < 6 else []
+        now[0] += 6.0
+        sink.write({"step": step})
+    sink.close()
+    assert taken == list(range(1, 9))
+    assert len(told) == 2 and "events: cannot be written (ENOSPC" in told[0], told
+    assert re.fullmatch(r"events: works again, \d row\(s\) that waited are written", told[1])
+
+
+def test_rows_that_wait_are_bounded_and_those_lost_are_counted() -> None:
+    taken, told = [], []
+    fault = [RuntimeError("a thread died")]
+    sink = SteadySink("events", lambda _: Scripted(taken, fault), told.append, most_rows=5, clock=lambda: 0.0)
+    for step in range(1, 9):
+        sink.write({"step": step})
+    assert sink.num_lost == 3
+    fault.clear()
+    sink.close()
+    assert taken == [4, 5, 6, 7, 8]
+    assert told[-1] == "events: 3 row(s) could not be written and are lost"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_full_disk_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    sink = JsonlSink(path, first_step=1)
-    sink._file = Path("/dev/full").open("w")  # noqa: SIM115
-    with pytest.raises(K25Error, match=r"metrics\.jsonl: cannot write metrics .*No space left.*run\.dir"):
-        sink.write({"step": 1})
+def test_a_full_disk_keeps_rows_in_memory(tmp_path: Path) -> None:
+    path, told, now = tmp_path / "metrics.jsonl", [], [0.0]
+    sink = SteadySink("m", lambda step: JsonlSink(path, step, told.append), told.append, clock=lambda: now[0])
+    sink.open(1)
+    sink.write({"step": 1})
+    # The file is on a full disk from here on.
+    moved = path.rename(tmp_path / "moved")
+    path.symlink_to("/dev/full")
+    for step in (2, 3):
+        sink.write({"step": step})
+    assert [line.split("(")[0] for line in told] == ["m: cannot be written "]
+    path.unlink()
+    moved.rename(path)
+    now[0] = 60.0
+    sink.write({"step": 4})
+    sink.close()
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4]
+    assert told[1:] == ["m: works again, 3 row(s) that waited are written"]
+
+
+def test_a_fault_of_tensorboards_thread_ends_nothing_and_loses_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, told, now = tmp_path / "events", [], [0.0]
+    sink = SteadySink("t", lambda step: TensorBoardSink(folder, step), told.append, clock=lambda: now[0])
+    sink.write({"step": 1, "loss": 1.0})
+    shutil.rmtree(folder)
+    folder.write_text("in the way", encoding="utf-8")
+    for step in range(2, 45):
+        sink.write({"step": step, "loss": 1.0 / step})
+    folder.unlink()
+    now[0] = 60.0
+    sink.write({"step": 45, "loss": 0.0})
+    sink.close()
+    assert len(told) == 2 and told[0].startswith("t: cannot be written ("), told
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    # The first one was written, and went with the folder.
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(2, 46))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_tensorboard_has_the_scalars(tmp_path: Path) -> None:
