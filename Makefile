@@ -39,7 +39,7 @@ setup: $(STAMP)  ## make .venv and install everything into it; done once
 
 smoke: $(STAMP) $(SMOKE)  ## train the shrunk model on real text, images and video, into runs/smoke
 	rm -rf runs/smoke
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 4 -m k25_train.train experiment=smoke
+	OMP_NUM_THREADS=1 $(BIN)/python -m launch.torchrun experiment=smoke
 
 data: $(SMOKE)  ## build the smoke set into datasets/smoke, unless it is there
 

@@ -1,5 +1,7 @@
 """Start the ranks of one node by hand, without SLURM: one command per node, identical except for --node.
 
+    python -m launch.torchrun experiment=…    a job of this node alone
+
     python -m launch.torchrun --node 0 --first-node HOST[:PORT] experiment=… cluster=… cluster.nodes=2
     python -m launch.torchrun --node 1 --first-node HOST[:PORT] experiment=… cluster=… cluster.nodes=2
 
@@ -11,6 +13,7 @@ first node can be reached (on the others), and becomes torchrun.
 import argparse
 import os
 import re
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +21,7 @@ from k25_train.entry import run_command
 from launch import rendezvous
 
 DEFAULT_PORT, LAST_PORT = 29500, 65535
+LOOPBACK = "127.0.0.1"
 
 
 def torchrun(
@@ -32,7 +36,7 @@ def torchrun(
     return [
         python,
         "-m",
-        "torch.distributed.run",
+        "launch.agent",
         f"--nnodes={num_nodes}",
         f"--node-rank={node}",
         f"--nproc-per-node={ranks}",
@@ -59,8 +63,10 @@ def _run() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
-    parser.add_argument("--node", type=int, required=True, help="index of this node, from 0")
-    parser.add_argument("--first-node", required=True, metavar="HOST[:PORT]", help="address of node 0")
+    parser.add_argument("--node", type=int, default=0, help="index of this node, from 0")
+    parser.add_argument(
+        "--first-node", metavar="HOST[:PORT]", help="address of node 0; may be left out for one node"
+    )
     parser.add_argument("--preflight", action="store_true", help="check the nodes instead of training")
     arguments = read_arguments(parser)
     module = "launch.preflight" if arguments.preflight else "k25_train.train"
@@ -70,7 +76,7 @@ def _run() -> None:
 
 
 def prepare(
-    overrides: Sequence[str], node: int, first_node: str, module: str
+    overrides: Sequence[str], node: int, first_node: str | None, module: str
 ) -> tuple[list[str], dict[str, str]]:
     """torchrun's command, whose ranks run `module`, and the variables it needs; returns once the ranks can
     meet.
@@ -90,6 +96,8 @@ def prepare(
         raise ConfigError(
             f"--node {node}: must be within 0 to cluster.nodes - 1 ({config.cluster.nodes - 1})"
         )
+    if first_node is None:
+        first_node = _this_node(config.cluster.nodes)
     match = re.fullmatch(r"([^:\s]+)(?::(\d+))?", first_node)
     port = int(match[2] or DEFAULT_PORT) if match else 0
     if match is None or not 1 <= port <= LAST_PORT:
@@ -114,6 +122,20 @@ def prepare(
         command=["-m", module, *overrides],
     )
     return command, {variable.name: variable.value for variable in environment(config)}
+
+
+def _this_node(num_nodes: int) -> str:
+    """Address and port of a job that has this node alone: nobody else can reach it."""
+    from k25_train.errors import ConfigError
+
+    if num_nodes > 1:
+        raise ConfigError(
+            f"cluster.nodes={num_nodes}: --first-node HOST[:PORT] must say where the nodes meet; or set "
+            "cluster.nodes=1"
+        )
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return f"{LOOPBACK}:{listener.getsockname()[1]}"
 
 
 if __name__ == "__main__":

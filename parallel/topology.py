@@ -8,6 +8,7 @@ replicated over the remaining `expert_dp = dp / ep`. Rank order is the one of me
 import datetime
 import math
 import os
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ def start_process_group(device: torch.device, timeout_s: float) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
+    _listen_on_loopback_if_alone()
     # Without torchrun: a job of one rank, whose store is in this process.
     alone = os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ
     dist.init_process_group(
@@ -90,6 +92,18 @@ def start_process_group(device: torch.device, timeout_s: float) -> None:
         rank=0 if alone else -1,
         world_size=1 if alone else -1,
     )
+
+
+def _listen_on_loopback_if_alone() -> None:
+    """Have the ranks of a job on one host listen where this host alone reaches them.
+
+    Else gloo and NCCL listen on the address of the host's name, or on the first interface. What is set stays.
+    """
+    is_one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if is_one_host and loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback[0])
 
 
 def job_store() -> dist.Store:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch.distributed as dist
 
+from launch.listener import listen_at
 from launch.preflight.cross_node import Offset
 from launch.preflight.messages import MessageError, decode, encode
 from launch.preflight.reach import neighbours, try_to_reach
@@ -189,12 +190,18 @@ def join(timeout_s: float, node_names: Sequence[str] | None = None) -> Coordinat
     """
     if "RANK" not in os.environ:
         return Coordinator(dist.HashStore(), rank=0, world_size=1, local_rank=0, ranks_per_node=1)
-    rank = int(os.environ["RANK"])
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    ranks_per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torchrun's agent already hosts a store.
+    is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_alone = world_size == ranks_per_node
     store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        # torchrun's agent already hosts a store.
-        is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        address,
+        port,
+        is_master=is_host,
+        # The store closes it.
+        master_listen_fd=listen_at(address, port, is_alone=is_alone).detach() if is_host else None,
         # Ranks that never arrive are reported, not waited for.
         wait_for_workers=False,
         timeout=datetime.timedelta(seconds=timeout_s),
@@ -202,8 +209,8 @@ def join(timeout_s: float, node_names: Sequence[str] | None = None) -> Coordinat
     return Coordinator(
         dist.PrefixStore("preflight", store),
         rank=rank,
-        world_size=int(os.environ["WORLD_SIZE"]),
+        world_size=world_size,
         local_rank=int(os.environ["LOCAL_RANK"]),
-        ranks_per_node=int(os.environ["LOCAL_WORLD_SIZE"]),
+        ranks_per_node=ranks_per_node,
         node_names=node_names,
     )

@@ -21,8 +21,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 def main() -> None:
     """Train, evaluate, print the ratio next to its bar; ends non-zero if it is missed."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-        command += ["-m", "k25_train.train", "experiment=smoke_overfit", f"run.dir={folder}", *sys.argv[1:]]
+        command = [sys.executable, "-m", "launch.torchrun"]
+        command += ["experiment=smoke_overfit", f"run.dir={folder}", *sys.argv[1:]]
         subprocess.run(command, check=True, env=ENVIRONMENT)
         checkpoint = max(Path(folder, "checkpoints").iterdir(), key=lambda path: int(path.name.split("_")[1]))
         right, shuffled = caption_losses(checkpoint)

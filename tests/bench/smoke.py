@@ -49,15 +49,8 @@ def main() -> None:
 
 def run_job(folder: Path, overrides: list[str]) -> tuple[float, float]:
     """Seconds that the job took, and the most memory in GiB that its processes had together."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(NUM_RANKS),
-    ]
-    command += ["-m", "k25_train.train", "experiment=smoke", f"run.dir={folder}", *overrides]
+    command = [sys.executable, "-m", "launch.torchrun"]
+    command += ["experiment=smoke", f"run.dir={folder}", *overrides]
     started = time.perf_counter()
     job = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     peak = PeakMemory(job.pid)

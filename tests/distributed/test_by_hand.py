@@ -1,5 +1,6 @@
-"""Two nodes without SLURM: one command on each, whichever starts first."""
+"""Nodes without SLURM: one command on each, whichever starts first."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from tests.helpers.interrupted_runs import rows, short_run, without_times
 from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import free_port, run_ranks
 from tests.helpers.runs import fit, layout
+from tests.helpers.sockets import is_loopback, listening_addresses
+from tests.helpers.torchrun_jobs import living, strings
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -37,3 +40,21 @@ def test_one_command_per_node_trains_as_one_node_does(data: Path, tmp_path: Path
         second.wait()
 
     assert without_times(rows(tmp_path / "run")) == without_times(rows(tmp_path / "alone"))
+
+
+def test_a_job_of_one_node_listens_on_loopback_alone(data: Path, tmp_path: Path) -> None:
+    arguments = short_run(data, tmp_path / "run", *layout(dp=2))
+    mark = f"run.dir={tmp_path / 'run'}"
+    found: set[tuple[str, int]] = set()
+
+    job = subprocess.Popen([sys.executable, "-m", "launch.torchrun", *arguments], cwd=REPO, env=os.environ)
+    while job.poll() is None:
+        for pid in [pid for pid in living() if mark in strings(pid, "cmdline")]:
+            with contextlib.suppress(OSError):
+                found |= listening_addresses(pid)
+        time.sleep(0.1)
+
+    assert job.returncode == 0
+    # The store of torchrun, and gloo of both ranks.
+    assert len(found) > 2
+    assert [one for one in found if not is_loopback(one[0])] == []

@@ -24,7 +24,6 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((REPO / "docker" / "compose.yaml").read_text())[
     "services"
 ]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TIMEOUT_S = 400.0
 SHORT = "train.steps=4 train.eval_interval=4 checkpoint.interval=4 optim.warmup_steps=1 optim.decay_steps=1"
 
@@ -40,13 +39,13 @@ def run_services(folder: Path, replace_module: str, *overrides: str) -> str:
         processes = []
         for name, service in SERVICES.items():
             first, *words = service["command"]
-            assert first == "torchrun"
+            assert first == "python"
             words = [
                 word.replace("/runs", str(folder)).replace("k25_train.train", replace_module)
                 for word in words
             ]
             log = stack.enter_context(logs[name].open("w"))
-            command = [*TORCHRUN, *words, *overrides]
+            command = [sys.executable, *words, *overrides]
             process = start_on(spaces[name], name, command, service["environment"], REPO, log)
             processes.append(process)
             # In any case, nothing outlives the test.
@@ -76,7 +75,7 @@ def train_on_one(run: Path, overrides: Sequence[str]) -> None:
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*TORCHRUN, *words, *overrides], cwd=REPO, env=environment, check=True, capture_output=True
+        [sys.executable, *words, *overrides], cwd=REPO, env=environment, check=True, capture_output=True
     )
 
 

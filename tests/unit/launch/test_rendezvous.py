@@ -103,7 +103,7 @@ def test_by_hand_the_first_node_becomes_torchrun() -> None:
     port = any_port()
     command, variables = prepare([*SMOKE, "train.seed=7"], 0, f"127.0.0.1:{port}", "k25_train.train")
     assert command[1:] == [
-        "-m", "torch.distributed.run", "--nnodes=2", "--node-rank=0", "--nproc-per-node=2",
+        "-m", "launch.agent", "--nnodes=2", "--node-rank=0", "--nproc-per-node=2",
         "--master-addr=127.0.0.1", f"--master-port={port}", "--rdzv-conf=timeout=300", "--max-restarts=0",
         "-m", "k25_train.train", *SMOKE, "train.seed=7",
     ]  # fmt: skip

@@ -37,8 +37,13 @@ TORCH_FREE = (
     "launch",
 )
 """Folders and modules that a login node imports, which has no torch."""
-TORCH_IN_LAUNCH = {"launch.preflight.job", "launch.preflight.measure", "launch.preflight.coordination"}
-"""All of `launch` that imports torch: imported when preflight starts to measure, not before."""
+TORCH_IN_LAUNCH = {
+    "launch.agent",
+    "launch.preflight.job",
+    "launch.preflight.measure",
+    "launch.preflight.coordination",
+}
+"""All of `launch` that imports torch: what becomes torchrun, and preflight once it measures."""
 ON_NODES = ["supervisor", "attempt_steps", "srun", "preflight_rank", "node", "rank", "rendezvous"]
 """Modules of `launch` for which the first node's Python may have nothing but the standard library."""
 

@@ -1,0 +1,40 @@
+"""torchrun, with the job's store at one address: `python -m launch.agent` takes torchrun's arguments.
+
+torchrun's agent on the first node holds the store through which the ranks meet. torch would have it listen on
+every interface; here it listens where the ranks look for it.
+"""
+
+import datetime
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
+from torch.distributed.run import main as run
+
+from launch.listener import listen_at
+
+
+def open_store(
+    address: str,
+    port: int,
+    num_nodes: int,
+    is_master: bool,
+    timeout: datetime.timedelta,
+    **options: Any,
+) -> dist.TCPStore:
+    """What the static rendezvous calls in place of `TCPStore`; only node 0 listens."""
+    if is_master:
+        listener = listen_at(address, port, is_alone=num_nodes == 1)
+        # The store closes it.
+        options["master_listen_fd"] = listener.detach()
+    return dist.TCPStore(address, port, num_nodes, is_master, timeout, **options)
+
+
+def main() -> None:
+    """Run torchrun with the process's arguments."""
+    static_tcp_rendezvous.TCPStore = open_store
+    run()
+
+
+if __name__ == "__main__":
+    main()
