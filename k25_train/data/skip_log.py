@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Iterable
 
 from k25_train.data.formats.records import SampleRecord
 from k25_train.errors import DataError
@@ -26,7 +27,7 @@ class SkipLog:
 
         Without `log` it is only counted: several ranks may learn of it, and one of them logs it.
         """
-        name = f"{self._directory}/{record.shard}, sample {record.key}"
+        name = self.name(record)
         with self._lock:
             if name in self.skipped:
                 return
@@ -40,3 +41,13 @@ class SkipLog:
                     f"{self._max_skipped_samples} are allowed:\n{listing}\nFix or rebuild the shard set "
                     "(`python -m k25_train.data verify` checks all of it), or raise the limit."
                 )
+
+    def name(self, record: SampleRecord) -> str:
+        """Where a sample is, as messages say it."""
+        return f"{self._directory}/{record.shard}, sample {record.key}"
+
+    def room_for(self, records: Iterable[SampleRecord]) -> int:
+        """How many of `records` may be skipped, those that are already included."""
+        with self._lock:
+            known = sum(self.name(record) in self.skipped for record in records)
+            return self._max_skipped_samples - len(self.skipped) + known

@@ -67,5 +67,6 @@ def total(rows: Sequence[Row], key: str) -> float:
 
 
 def change(before: float, after: float) -> str:
-    """Two values and how far apart they are."""
-    return f"{before:.4f} -> {after:.4f} ({after / before - 1:+.1%})"
+    """Two values and how far apart they are; a first value of 0 has no percentage."""
+    percent = f" ({after / before - 1:+.1%})" if before else ""
+    return f"{before:.4f} -> {after:.4f}{percent}"

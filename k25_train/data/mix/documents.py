@@ -55,6 +55,17 @@ def find_defect(record: SampleRecord, vision: VisionConfig) -> str | None:
     return None
 
 
+def has_target(record: SampleRecord) -> bool:
+    """Whether anything of a sample is learned: a text with a loss, or the end after one without words."""
+    segments = record.segments
+    last = segments[-1]
+    return any(
+        segment.loss and (segment.num_tokens > 0 or segment is last)
+        for segment in segments
+        if isinstance(segment, TextSegment)
+    )
+
+
 class DocumentBuilder:
     """Knows the layout of documents under one tokenizer and one set of image limits; reads their words."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from k25_train.config.data import SAMPLE_KINDS
 from k25_train.config.model import VisionConfig
 from k25_train.data.formats.records import MediaSegment, SampleRecord
-from k25_train.data.mix.documents import DocumentBuilder, find_defect
+from k25_train.data.mix.documents import DocumentBuilder, find_defect, has_target
 from k25_train.data.mix.packing import PackedEpoch, epoch_order, pack_cut, pack_whole
 from k25_train.data.mix.plan import PlannedPiece, SequencePlan
 from k25_train.data.skip_log import SkipLog
@@ -42,7 +42,7 @@ class KindStream:
     ) -> None:
         """`records`: the samples of this kind. Those that the index shows to be unusable go to `skip_log`.
 
-        Raises DataError if no usable one remains.
+        Raises DataError if no usable one remains, or none that has a loss.
         """
         # 1. Usable samples and the lengths of their documents.
         self.kind = kind
@@ -50,28 +50,69 @@ class KindStream:
         self._seq_len = seq_len
         self._seed = seed
         self._shuffle = shuffle
-        self._records: list[SampleRecord] = []
-        self._lengths: list[int] = []
-        for record in records:
-            defect = find_defect(record, vision)
-            length = 0 if defect else documents.num_tokens(record)
-            if defect is None and kind != "text" and length > seq_len:
-                defect = f"it has {length} tokens and is not cut, train.seq_len is {seq_len}"
-            if defect is not None:
-                skip_log.add(record, defect)
-                continue
-            self._records.append(record)
-            self._lengths.append(length)
-        if not self._records:
-            raise DataError(
-                f"data.blend gives a share to {kind!r}, but {documents.directory} has no usable sample of it "
-                f"({len(records)} in this split). Take it out of the blend or build the set with that kind."
-            )
+        self._records, self._lengths = self._usable(records, vision, skip_log)
 
         # 2. Number of sequences up to the end of each epoch packed so far. Several threads plan batches.
         self._ends: list[int] = []
         self._lock = threading.Lock()
         self._pack = lru_cache(maxsize=2)(self._pack_epoch)
+
+    def _usable(
+        self, records: Sequence[SampleRecord], vision: VisionConfig, skip_log: SkipLog
+    ) -> tuple[list[SampleRecord], list[int]]:
+        """The samples that can be used, and the lengths of their documents."""
+        usable: list[tuple[SampleRecord, int]] = []
+        too_long: list[tuple[SampleRecord, int]] = []
+        for record in records:
+            defect = find_defect(record, vision)
+            if defect is not None:
+                skip_log.add(record, defect)
+                continue
+            length = self._documents.num_tokens(record)
+            fits = self.kind == "text" or length <= self._seq_len
+            (usable if fits else too_long).append((record, length))
+        self._skip_too_long(too_long, bool(usable), skip_log)
+        if not usable:
+            raise DataError(
+                f"data.blend gives a share to {self.kind!r}, but {self._documents.directory} has no usable "
+                f"sample of it ({len(records)} in this split). Leave it out of the blend (~data.blend."
+                f"{self.kind}), use more samples (data.limit_samples), or build the set with that kind."
+            )
+        if not any(has_target(record) for record, _ in usable):
+            raise DataError(
+                f"data.blend gives a share to {self.kind!r}, but no text of its {len(usable)} samples in "
+                f"{self._documents.directory} has a loss: there is nothing to learn from them. Write the set "
+                f"with `loss: true` where words are to be learned, or leave it out (~data.blend.{self.kind})."
+            )
+        return [record for record, _ in usable], [length for _, length in usable]
+
+    def _skip_too_long(
+        self, too_long: Sequence[tuple[SampleRecord, int]], has_others: bool, skip_log: SkipLog
+    ) -> None:
+        """Skip samples that are longer than a sequence and not cut. Raises DataError if they are too many."""
+        if not too_long:
+            return
+        # At least one sample has to remain.
+        most = len(too_long) if has_others else len(too_long) - 1
+        room = min(most, skip_log.room_for(record for record, _ in too_long))
+        if len(too_long) > room:
+            lengths = sorted((length for _, length in too_long), reverse=True)
+            listing = "\n".join(
+                f"  {skip_log.name(record)}: {self._too_long(length)}" for record, length in too_long[:5]
+            )
+            rest = len(too_long) - 5
+            raise DataError(
+                f"{len(too_long)} {self.kind} samples are longer than train.seq_len={self._seq_len}:\n"
+                + listing
+                + (f"\n  and {rest} more" if rest > 0 else "")
+                + f"\nRaise train.seq_len: {lengths[room]} is the smallest that leaves {room} of them out, "
+                f"{lengths[0]} holds all. Or leave more of them out with data.max_skipped_samples."
+            )
+        for record, length in too_long:
+            skip_log.add(record, self._too_long(length))
+
+    def _too_long(self, length: int) -> str:
+        return f"it has {length} tokens and is not cut, train.seq_len is {self._seq_len}"
 
     def sequence(self, number: int) -> SequencePlan:
         """The `number`-th sequence (from 0) of the stream."""
