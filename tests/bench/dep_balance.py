@@ -24,6 +24,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from rich.console import Console
@@ -32,6 +33,7 @@ from rich.table import Table
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.data.decode.items import plan_items
+from k25_train.data.formats.frame_times import FrameTimes
 from k25_train.data.formats.records import MediaSegment
 from k25_train.data.loader import DataLoader
 from k25_train.plan.flops import encoder_cost
@@ -94,8 +96,7 @@ def drawn_media(rng: random.Random, video_share: float, most_images: int) -> Ite
     """The media of one sequence."""
     if rng.random() < video_share:
         width, height = rng.choice(VIDEO_SIZES)
-        duration_s = rng.uniform(1, LONGEST_VIDEO_S)
-        yield segment_of("video", width, height, max(1, int(30 * duration_s)), duration_s)
+        yield segment_of("video", width, height, max(1, int(30 * rng.uniform(1, LONGEST_VIDEO_S))))
         return
     for _ in range(rng.randint(0, most_images)):
         area = IMAGE_PIXELS * math.exp(rng.gauss(0, AREA_SPREAD))
@@ -103,10 +104,10 @@ def drawn_media(rng: random.Random, video_share: float, most_images: int) -> Ite
         yield segment_of("image", round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect)))
 
 
-def segment_of(
-    kind: str, width: int, height: int, num_frames: int = 1, duration_s: float = 0.0
-) -> MediaSegment:
-    """A file of this size that lies nowhere."""
+def segment_of(kind: str, width: int, height: int, num_frames: int = 1) -> MediaSegment:
+    """A file of this size that lies nowhere; a video has 30 frames per second."""
+    times = FrameTimes.even(num_frames, Fraction(1, 30))
+    is_video = kind == "video"
     return MediaSegment(
         type=kind,
         shard="",
@@ -116,7 +117,8 @@ def segment_of(
         width=width,
         height=height,
         num_frames=num_frames,
-        duration_s=duration_s,
+        duration_s=times.duration_s if is_video else 0.0,
+        frame_times=str(times) if is_video else "",
     )
 
 

@@ -275,7 +275,7 @@ def test_media_of_several_ranks_that_do_not_decode_are_one_skipped_sample_each(t
     """An image that is split, and a video that breaks after the items that some of its ranks hold."""
     large = Media("image", "png", b"no image", MediaInfo(width=112, height=112, num_frames=1, duration_s=0.0))
     whole = make_video(28, 28, "gif", num_frames=24, fps=4, seed=1)
-    info = MediaInfo(width=28, height=28, num_frames=24, duration_s=6.0)
+    info = MediaInfo(width=28, height=28, num_frames=24, duration_s=6.0, frame_times="1/4 1x24")
     video = replace(whole, data=whole.data[: len(whole.data) * 2 // 3], info=info)
     samples = [
         Sample("broken", "caption", [large, "nothing to see"]),

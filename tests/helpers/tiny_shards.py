@@ -220,6 +220,7 @@ def _to_part(part: str | Prompt | Media, tokenizer: Tokenizer) -> TextPart | Med
             height=info.height,
             num_frames=info.num_frames,
             duration_s=info.duration_s,
+            frame_times=info.frame_times,
         )
     text = part.text if isinstance(part, Prompt) else part
     return TextPart(text=text, num_tokens=len(tokenizer.encode(text)), loss=isinstance(part, str))

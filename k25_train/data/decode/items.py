@@ -18,9 +18,11 @@ class MediaItem:
     grid_thw: Grid
     """Frames, rows and columns of patches, padding included."""
     frames: tuple[int, ...]
-    """Positions of its frames in the file; (0,) for an image."""
+    """Positions of its frames in the file, ascending; (0,) for an image. A frame that is on screen for long
+    may be seen more than once, in one item or in several."""
     timestamp_s: float | None
-    """Time of the first frame of a video chunk; None for an image."""
+    """When the first frame of a video chunk appears or, if the chunk before has seen it already, when it is
+    seen again; None for an image."""
 
     @property
     def num_patches(self) -> int:
@@ -53,16 +55,30 @@ def plan_items(segment: MediaSegment, vision: VisionConfig) -> tuple[MediaItem, 
     grid = grid_of(segment.width, segment.height, patch_limit_of(segment, vision), vision)
     if segment.type == "image":
         return (MediaItem(grid_thw=Grid(1, *grid), frames=(0,), timestamp_s=None),)
-    frames = sampled_frames(segment.num_frames, segment.duration_s, vision.video_fps)
-    chunks = [frames[i : i + vision.pos_emb_time] for i in range(0, len(frames), vision.pos_emb_time)]
-    return tuple(
-        MediaItem(
-            grid_thw=Grid(len(chunk), *grid),
-            frames=chunk,
-            timestamp_s=chunk[0] * segment.duration_s / segment.num_frames,
+    times = segment.times
+    samples = list(times.sampled(num_samples(segment, vision.video_fps)))
+    items = []
+    for start in range(0, len(samples), vision.pos_emb_time):
+        chunk = samples[start : start + vision.pos_emb_time]
+        seen_before = start > 0 and samples[start - 1].frame == chunk[0].frame
+        mark = chunk[0].time if seen_before else chunk[0].frame_start
+        items.append(
+            MediaItem(
+                grid_thw=Grid(len(chunk), *grid),
+                frames=tuple(sample.frame for sample in chunk),
+                timestamp_s=mark * segment.duration_s / times.num_units,
+            )
         )
-        for chunk in chunks
-    )
+    return tuple(items)
+
+
+def num_samples(segment: MediaSegment, fps: float) -> int:
+    """How often a video is looked at: `fps` times per second, but not more often than it has frames.
+
+    Looks are evenly spread over the duration, the first at its first frame, and see what is on screen then.
+    Which frames Kimi takes is not disclosed; this is our choice.
+    """
+    return min(segment.num_frames, max(1, round(segment.duration_s * fps)))
 
 
 def grid_of(width: int, height: int, patch_limit: int, vision: VisionConfig) -> tuple[int, int]:
@@ -105,15 +121,6 @@ def _scale(width: int, height: int, patch_limit: int, vision: VisionConfig) -> f
     side_pixels = vision.side_patch_limit * patch
     num_patches = max(1, width // patch) * max(1, height // patch)
     return min(1.0, math.sqrt(patch_limit / num_patches), side_pixels / width, side_pixels / height)
-
-
-def sampled_frames(num_frames: int, duration_s: float, fps: float) -> tuple[int, ...]:
-    """Positions of the frames used: `fps` per second, evenly spread, at least one, none twice.
-
-    Which frames Kimi takes is not disclosed; evenly spread from the first is our choice.
-    """
-    num_sampled = min(num_frames, max(1, round(duration_s * fps)))
-    return tuple(i * num_frames // num_sampled for i in range(num_sampled))
 
 
 def format_timestamp(seconds: float) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.patches import load_patches
-from k25_train.data.formats.shard_reader import ShardReader
+from k25_train.data.formats.shard_reader import ShardReader, check_crc32
 from k25_train.errors import DataError
 
 
@@ -41,6 +41,7 @@ class MediaReader:
         sizes = [items[position].num_patches for position in chosen]
         failure = None
         try:
+            check_crc32(data, segment.crc32)
             patches = load_patches(data, media, self._vision, chosen)
         except DataError as error:
             patches = torch.zeros(sum(sizes), 3 * self._vision.patch_size**2)

@@ -1,5 +1,6 @@
 """From media files to patches, at native resolution as K2.5's preprocessing does it."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,8 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from k25_train.config.model import VisionConfig
+from k25_train.data.decode.clock import Shown, frame_times
 from k25_train.data.decode.frames import DecoderErrors, decode_frames
 from k25_train.data.decode.items import PlannedMedia, patch_limit_of, resized_size
+from k25_train.data.formats.records import MediaSegment
 from k25_train.errors import DataError
 
 
@@ -28,31 +31,39 @@ def load_patches(
     size = resized_size(segment.width, segment.height, patch_limit_of(segment, vision), vision)
     chosen = media.items if positions is None else [media.items[position] for position in positions]
     _, rows, columns = media.items[0].grid_thw
-    wanted = {frame for item in chosen for frame in item.frames}
+    uses = Counter(frame for item in chosen for frame in item.frames)
     patches: list[Tensor] = []
     pixel_formats: set[str] = set()
-    num_frames = 0
+    shown: list[Shown] = []
     # Every frame is decoded, whichever are wanted: a file that breaks after them, or has another number of
     # frames than the index says, has to fail on every rank that holds a part of it, as it does in one process
     # that holds all. Converting a frame is costly, too, and done only for those that are wanted; only a
     # pixel format without a way to RGB can make that fail, so each format is converted once.
     with DecoderErrors():
-        for frame in decode_frames(data, segment.type, segment.format):
+        for frame in decode_frames(data, segment.type, segment.format, legacy=segment.format_version == 1):
             if frame.size != (segment.width, segment.height):
                 raise DataError(
                     f"decodes to {frame.size[0]}x{frame.size[1]} pixels, the index says "
                     f"{segment.width}x{segment.height}"
                 )
-            if num_frames in wanted or frame.pixel_format not in pixel_formats:
+            num_uses = uses[len(shown)]
+            if num_uses or frame.pixel_format not in pixel_formats:
                 image = frame.to_rgb()
                 pixel_formats.add(frame.pixel_format)
-            if num_frames in wanted:
+            if num_uses:
                 resized = image.resize(size, Image.Resampling.BICUBIC) if size != image.size else image
-                patches.append(patchify(np.asarray(resized), (rows, columns), vision.patch_size))
-            num_frames += 1
-    if num_frames != segment.num_frames:
-        raise DataError(f"decodes to {num_frames} frame(s), the index says {segment.num_frames}")
+                frame_patches = patchify(np.asarray(resized), (rows, columns), vision.patch_size)
+                patches += [frame_patches] * num_uses
+            shown.append(frame.shown)
+    _check_frames(segment, shown)
     return torch.cat(patches)
+
+
+def _check_frames(segment: MediaSegment, shown: Sequence[Shown]) -> None:
+    if len(shown) != segment.num_frames:
+        raise DataError(f"decodes to {len(shown)} frame(s), the index says {segment.num_frames}")
+    if segment.frame_times and str(frame_times(shown)) != segment.frame_times:
+        raise DataError("shows its frames at other times than the index says")
 
 
 def patchify(frame: np.ndarray, grid: Sequence[int], patch: int) -> Tensor:

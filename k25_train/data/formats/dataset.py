@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from k25_train.data.formats.folder import DataFolder, MissingFileError, read_file
-from k25_train.data.formats.index import FORMAT_VERSION, IndexHeader, parse_index
-from k25_train.data.formats.records import SampleRecord
+from k25_train.data.formats.index import IndexHeader, parse_index
+from k25_train.data.formats.records import FORMAT_VERSION, READABLE_VERSIONS, SampleRecord
 from k25_train.data.formats.shard_reader import ShardReader
 from k25_train.data.formats.shard_writer import index_path
 from k25_train.errors import DataError
@@ -121,9 +121,9 @@ def _read_manifest(folder: DataFolder) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}). Run {_BUILD} again.") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise DataError(
-            f"{path}: format_version is {version}, this code reads {FORMAT_VERSION}. Run {_BUILD} again."
+            f"{path}: format_version is {version}, this code reads {READABLE_VERSIONS}. Run {_BUILD} again."
         )
     return dict(manifest)
 

@@ -4,6 +4,7 @@ Planning reads nothing else. `records.py` says what a record holds, `dataset.py`
 """
 
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,10 +14,16 @@ import fsspec  # type: ignore[import-untyped]
 from k25_train.config.data import SAMPLE_KINDS
 from k25_train.data.formats.folder import read_file
 from k25_train.data.formats.limits import check_count, check_sizes, check_text
-from k25_train.data.formats.records import MEDIA_TYPES, MediaSegment, SampleRecord, Segment, TextSegment
+from k25_train.data.formats.records import (
+    MEDIA_TYPES,
+    READABLE_VERSIONS,
+    MediaSegment,
+    SampleRecord,
+    Segment,
+    TextSegment,
+)
 from k25_train.errors import DataError
 
-FORMAT_VERSION = 1
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 """What parsing a line raises that has other JSON than expected, or none."""
 
@@ -30,6 +37,11 @@ class IndexHeader:
     shard_bytes: int
     tokenizer_sha256: str
     num_samples: int
+
+
+def bytes_crc32(data: bytes) -> str:
+    """CRC-32 of a member of a shard as the index has it. It finds every change of up to 32 bits in a row."""
+    return f"{zlib.crc32(data):08x}"
 
 
 def write_index(path: str, header: IndexHeader, records: Iterable[SampleRecord]) -> None:
@@ -72,9 +84,9 @@ def _parse_header(path: str, line: bytes) -> IndexHeader:
         raise DataError(
             f"{path}, line 1: not an index header ({error}). Build the shard set again."
         ) from error
-    if header.format_version != FORMAT_VERSION:
+    if header.format_version not in READABLE_VERSIONS:
         raise DataError(
-            f"{path}: format_version is {header.format_version}, this code reads {FORMAT_VERSION}. "
+            f"{path}: format_version is {header.format_version}, this code reads {READABLE_VERSIONS}. "
             "Build the shard set again with this version."
         )
     return header
@@ -83,7 +95,7 @@ def _parse_header(path: str, line: bytes) -> IndexHeader:
 def _parse_record(path: str, line_number: int, line: bytes, header: IndexHeader) -> SampleRecord:
     try:
         fields = json.loads(line)
-        segments = tuple(_parse_segment(segment, header.shard) for segment in fields.pop("segments"))
+        segments = tuple(_parse_segment(segment, header) for segment in fields.pop("segments"))
         record = SampleRecord(shard=header.shard, num_bytes=fields.pop("bytes"), segments=segments, **fields)
         check_sizes(record, header.shard_bytes)
     except _MALFORMED as error:
@@ -97,12 +109,17 @@ def _parse_record(path: str, line_number: int, line: bytes, header: IndexHeader)
     return record
 
 
-def _parse_segment(fields: dict[str, Any], shard: str) -> Segment:
+def _parse_segment(fields: dict[str, Any], header: IndexHeader) -> Segment:
     if fields["type"] == "text":
         return TextSegment(num_tokens=fields["num_tokens"], loss=fields["loss"])
     if fields["type"] not in MEDIA_TYPES:
         raise ValueError(f"segment type {fields['type']!r} is none of text, {', '.join(MEDIA_TYPES)}")
-    return MediaSegment(shard=shard, num_bytes=fields.pop("bytes"), **fields)
+    if header.format_version == 1:
+        fields["frame_times"] = ""
+    num_bytes = fields.pop("bytes")
+    return MediaSegment(
+        shard=header.shard, num_bytes=num_bytes, format_version=header.format_version, **fields
+    )
 
 
 def _record_to_json(record: SampleRecord) -> dict[str, Any]:
@@ -112,6 +129,7 @@ def _record_to_json(record: SampleRecord) -> dict[str, Any]:
         "source": record.source,
         "offset": record.offset,
         "bytes": record.num_bytes,
+        "crc32": record.crc32,
         "segments": [_segment_to_json(segment) for segment in record.segments],
     }
 
@@ -120,6 +138,6 @@ def _segment_to_json(segment: Segment) -> dict[str, Any]:
     if isinstance(segment, TextSegment):
         return {"type": "text", **asdict(segment)}
     fields = asdict(segment)
-    del fields["shard"]
+    del fields["shard"], fields["format_version"]
     fields["bytes"] = fields.pop("num_bytes")
     return fields

@@ -15,7 +15,7 @@ def check_sizes(record: SampleRecord, shard_bytes: int) -> None:
 
     A token is at least one byte of text, which is at least one of JSON; a frame is at least one of its file.
     """
-    for name in ("key", "kind", "source"):
+    for name in ("key", "kind", "source", "crc32"):
         check_text(getattr(record, name), name)
     _check_place(record.offset, record.num_bytes, shard_bytes)
     num_tokens = 0
@@ -28,7 +28,8 @@ def check_sizes(record: SampleRecord, shard_bytes: int) -> None:
             continue
         for name in ("width", "height", "num_frames"):
             check_count(getattr(segment, name), name)
-        check_text(segment.format, "format")
+        for name in ("format", "frame_times", "crc32"):
+            check_text(getattr(segment, name), name)
         _check_place(segment.offset, segment.num_bytes, shard_bytes)
         if segment.num_frames > max(_FEW_FRAMES, segment.num_bytes):
             raise ValueError(

@@ -1,9 +1,16 @@
 """Reading of shards at random, by offset."""
 
 from k25_train.data.formats.folder import DataFolder
+from k25_train.data.formats.index import bytes_crc32
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.formats.sample_json import SampleError, parse_texts
 from k25_train.errors import DataError
+
+
+def check_crc32(data: bytes, crc32: str) -> None:
+    """Raises SampleError, with the reason alone, unless bytes are those indexed; "" checks nothing."""
+    if crc32 and bytes_crc32(data) != crc32:
+        raise SampleError(f"changed since it was indexed: its CRC-32 is {bytes_crc32(data)}, not {crc32}")
 
 
 class ShardReader:
@@ -33,6 +40,7 @@ class ShardReader:
         """
         data = self.read(record.shard, record.offset, record.num_bytes)
         try:
+            check_crc32(data, record.crc32)
             return parse_texts(data, record)
         except SampleError as error:
             place = f"{self.directory}/{record.shard}, sample {record.key}"

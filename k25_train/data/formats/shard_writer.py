@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from k25_train.config.data import SAMPLE_KINDS
-from k25_train.data.formats.index import FORMAT_VERSION, IndexHeader, write_index
-from k25_train.data.formats.records import MediaSegment, SampleRecord, Segment, TextSegment
+from k25_train.data.formats.index import IndexHeader, bytes_crc32, write_index
+from k25_train.data.formats.records import FORMAT_VERSION, MediaSegment, SampleRecord, Segment, TextSegment
 from k25_train.data.formats.sample_json import surrogate_in
 from k25_train.errors import DataError
 
@@ -47,6 +47,8 @@ class MediaPart:
     height: int
     num_frames: int = 1
     duration_s: float = 0.0
+    frame_times: str = ""
+    """Needed for a video."""
 
 
 class ShardWriter:
@@ -132,6 +134,7 @@ class ShardWriter:
             source=source,
             offset=self._add_member(f"{key}.json", data),
             num_bytes=len(data),
+            crc32=bytes_crc32(data),
             segments=tuple(segments),
         )
         self._keys.add(key)
@@ -149,6 +152,8 @@ class ShardWriter:
             height=part.height,
             num_frames=part.num_frames,
             duration_s=part.duration_s,
+            frame_times=part.frame_times,
+            crc32=bytes_crc32(part.data),
         )
 
     def _add_member(self, name: str, data: bytes) -> int:

@@ -76,4 +76,5 @@ def _probed(sample: Sample, media: Media) -> MediaPart:
         height=info.height,
         num_frames=info.num_frames,
         duration_s=info.duration_s,
+        frame_times=info.frame_times,
     )

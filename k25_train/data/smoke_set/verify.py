@@ -188,3 +188,5 @@ def _media_faults(
             f"{name} is {info.width}x{info.height} in {info.num_frames} frame(s), the index says "
             f"{segment.width}x{segment.height} in {segment.num_frames}"
         )
+    elif segment.frame_times and info.frame_times != segment.frame_times:
+        yield f"{name} shows its frames at other times than the index says"

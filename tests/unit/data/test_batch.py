@@ -31,7 +31,12 @@ IMAGE = make_image(40, 28, "png", seed=1)  # grid 2x4: 2 tokens
 VIDEO = make_video(
     28, 28, "gif", num_frames=12, fps=4, seed=2
 )  # at 2 fps: chunks of 4 and 2 frames, 1 token each
-BROKEN = Media("video", "mp4", b"broken", MediaInfo(width=28, height=28, num_frames=8, duration_s=4.0))
+BROKEN = Media(
+    "video",
+    "mp4",
+    b"broken",
+    MediaInfo(width=28, height=28, num_frames=8, duration_s=4.0, frame_times="1/2 1x8"),
+)
 
 
 class Rig:

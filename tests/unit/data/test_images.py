@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,9 @@ from k25_train.data.decode.items import (
     plan_items,
     plan_media,
     resized_size,
-    sampled_frames,
 )
 from k25_train.data.decode.patches import load_patches, patchify
+from k25_train.data.formats.frame_times import FrameTimes
 from k25_train.data.formats.records import MediaSegment
 from k25_train.errors import DataError
 from tests.helpers.tiny_shards import (
@@ -55,6 +56,7 @@ def segment_of(media: Media, info: MediaInfo | None = None) -> MediaSegment:
         height=info.height,
         num_frames=info.num_frames,
         duration_s=info.duration_s,
+        frame_times=info.frame_times,
     )
 
 
@@ -208,16 +210,24 @@ def test_frames_have_their_own_patch_limit() -> None:
     assert items[0].grid_thw == (2, 4, 4)
 
 
-@given(st.integers(1, 5000), st.floats(0, 2000), st.floats(0.1, 30))
-def test_sampled_frames_are_distinct_in_order_and_follow_the_rate(
-    num_frames: int, duration_s: float, fps: float
+@given(st.integers(1, 5000), st.fractions(Fraction(1, 1000), 2), st.floats(0.1, 30))
+def test_samples_of_a_constant_rate_are_distinct_in_order_and_follow_the_rate(
+    num_frames: int, interval_s: Fraction, fps: float
 ) -> None:
-    frames = sampled_frames(num_frames, duration_s, fps)
+    times = FrameTimes.even(num_frames, interval_s)
+    info = MediaInfo(
+        width=28, height=28, num_frames=num_frames, duration_s=times.duration_s, frame_times=str(times)
+    )
+    segment = segment_of(Media("video", "mp4", b""), info)
 
-    assert len(frames) == min(num_frames, max(1, round(duration_s * fps)))
-    assert list(frames) == sorted(set(frames))
-    assert frames[0] == 0
-    assert frames[-1] < num_frames
+    items = plan_items(segment, replace(CHECKPOINT, video_fps=fps))
+    frames = [frame for item in items for frame in item.frames]
+
+    num_samples = min(num_frames, max(1, round(times.duration_s * fps)))
+    assert frames == [number * num_frames // num_samples for number in range(num_samples)]
+    assert [item.timestamp_s for item in items] == [
+        item.frames[0] * times.duration_s / num_frames for item in items
+    ]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +306,7 @@ def test_a_video_that_breaks_late_breaks_for_every_item(file_format: str, positi
             load_patches(cut, plan_media(segment, CHECKPOINT), CHECKPOINT, positions)
         messages.add(str(caught.value).split(" at 0x")[0])
     assert len(messages) == 1
-    planned = plan_media(replace(segment, num_frames=23), CHECKPOINT)
+    planned = plan_media(replace(segment, num_frames=23, duration_s=5.75, frame_times="1/4 1x23"), CHECKPOINT)
     with pytest.raises(DataError, match=r"decodes to 24 frame\(s\), the index says 23"):
         load_patches(media.data, planned, CHECKPOINT, [position])
 
@@ -307,7 +317,8 @@ def test_sizes_other_than_the_index_says_are_refused() -> None:
     with pytest.raises(DataError, match="decodes to 40x30 pixels, the index says 41x30"):
         load_patches(image.data, plan_media(replace(segment_of(image), width=41), CHECKPOINT), CHECKPOINT)
     with pytest.raises(DataError, match=r"decodes to 8 frame\(s\), the index says 9"):
-        load_patches(video.data, plan_media(replace(segment_of(video), num_frames=9), CHECKPOINT), CHECKPOINT)
+        longer = replace(segment_of(video), num_frames=9, duration_s=2.25, frame_times="1/4 1x9")
+        load_patches(video.data, plan_media(longer, CHECKPOINT), CHECKPOINT)
 
 
 def test_extreme_aspect_is_noticed_from_sizes_alone() -> None:

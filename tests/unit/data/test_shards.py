@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.formats.folder import DataFolder
+from k25_train.data.formats.frame_times import FrameTimes
 from k25_train.data.formats.index import IndexHeader, read_index, write_index
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
 from k25_train.data.formats.shard_reader import ShardReader
@@ -18,7 +20,16 @@ from k25_train.errors import DataError
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
 PICTURE = MediaPart(type="image", data=b"\x89PNG" * 300, format="png", width=30, height=20)
-CLIP = MediaPart(type="video", data=b"clip", format="mp4", width=8, height=6, num_frames=9, duration_s=1.5)
+CLIP = MediaPart(
+    type="video",
+    data=b"clip",
+    format="mp4",
+    width=8,
+    height=6,
+    num_frames=9,
+    duration_s=1.5,
+    frame_times="1/6 1x9",
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +105,44 @@ def test_bad_keys_and_kinds_are_refused(tmp_path: Path, key: str, kind: str, mes
 
 
 printable = st.text(st.characters(exclude_categories=("C", "Z")))
+
+
+def clip_segment(unit_s: Fraction, runs: list[tuple[int, int]]) -> MediaSegment:
+    times = FrameTimes(unit_s, tuple(runs))
+    return MediaSegment(
+        type="video",
+        shard="x.tar",
+        offset=1,
+        num_bytes=10**13,
+        format="mp4",
+        width=3,
+        height=4,
+        num_frames=times.num_frames,
+        duration_s=times.duration_s,
+        frame_times=str(times),
+    )
+
+
 segments = st.one_of(
     st.builds(TextSegment, num_tokens=st.integers(0, 2**38), loss=st.booleans()),
     st.builds(
         MediaSegment,
-        type=st.sampled_from(["image", "video"]),
+        type=st.just("image"),
         shard=st.just("x.tar"),
         offset=st.integers(0, 2**50),
         num_bytes=st.integers(10**6, 2**40),
-        format=st.sampled_from(["png", "mp4"]),
+        format=st.just("png"),
         width=st.integers(1, 10**5),
         height=st.integers(1, 10**5),
-        num_frames=st.integers(1, 10**6),
-        duration_s=st.floats(0, 1e6),
+        num_frames=st.just(1),
+        duration_s=st.just(0.0),
+        frame_times=st.just(""),
+        crc32=st.sampled_from(["", "0123abcd"]),
+    ),
+    st.builds(
+        clip_segment,
+        st.fractions(Fraction(1, 10**6), 10),
+        st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)), min_size=1, max_size=5),
     ),
 )
 records_lists = st.lists(
@@ -129,7 +165,7 @@ records_lists = st.lists(
 def test_index_round_trip(tmp_path_factory: pytest.TempPathFactory, records: list[SampleRecord]) -> None:
     path = str(tmp_path_factory.getbasetemp() / "round_trip.index.jsonl")
     header = IndexHeader(
-        format_version=1, shard="x.tar", shard_bytes=2**51, tokenizer_sha256="", num_samples=len(records)
+        format_version=2, shard="x.tar", shard_bytes=2**51, tokenizer_sha256="", num_samples=len(records)
     )
 
     write_index(path, header, records)
@@ -241,7 +277,7 @@ def test_foreign_tokenizer_is_refused(shard_set: Path) -> None:
 
 @pytest.mark.parametrize(
     ("manifest", "message"),
-    [("{", "not valid JSON"), ("[]", "format_version is None"), ('{"format_version": 1}', "malformed")],
+    [("{", "not valid JSON"), ("[]", "format_version is None"), ('{"format_version": 2}', "malformed")],
 )
 def test_malformed_manifest_is_refused(shard_set: Path, manifest: str, message: str) -> None:
     (shard_set / "dataset.json").write_text(manifest)
@@ -252,7 +288,7 @@ def test_malformed_manifest_is_refused(shard_set: Path, manifest: str, message: 
 
 def test_index_of_another_shard_set_version_is_refused(shard_set: Path) -> None:
     index = shard_set / "heldout-00000.index.jsonl"
-    index.write_text(index.read_text().replace('"format_version": 1', '"format_version": 9', 1))
+    index.write_text(index.read_text().replace('"format_version": 2', '"format_version": 9', 1))
 
     with pytest.raises(DataError, match=r"heldout-00000.index.jsonl: format_version is 9"):
         load_dataset(str(shard_set))

@@ -1,0 +1,77 @@
+"""Images and animated images, decoded by Pillow, as a browser shows them."""
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import partial
+
+from PIL import ExifTags, Image, ImageOps, ImageSequence
+
+from k25_train.data.decode.clock import DEFAULT_DELAY_S, MIN_DELAY_S, Clock, Shown
+from k25_train.data.decode.frame import Frame
+from k25_train.data.decode.picture_colour import PictureFile, to_rgb
+from k25_train.errors import DataError
+
+_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX"),
+    *("PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
+)
+"""Pillow's names of the formats that are read. Of its others, some start a program (EPS), some hold
+measurements rather than pictures (FITS, GRIB)."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Value of the orientation tag -> what it asks for. Pillow's turns are counterclockwise."""
+_FIRST_QUARTER_TURN = 5
+"""From here on width and height are swapped."""
+_STILL = Shown(Fraction(0), Fraction(0), Clock(Fraction(1), Fraction(0)))
+
+
+def picture_frame(data: bytes, *, legacy: bool) -> Frame:
+    """The image in a file; of an animated one the first frame. Raises Pillow's errors, or DataError."""
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        rgb = to_rgb(image, PictureFile(data, legacy))
+        return Frame(rgb.size, image.mode, _STILL, lambda: rgb)
+
+
+def animation_frames(data: bytes, *, legacy: bool) -> Iterator[Frame]:
+    """All frames of an animated image in the order of display, turned unless `legacy`."""
+    file = PictureFile(data, legacy)
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if not legacy else 1
+        start_s = Fraction(0)
+        first_delay_s: Fraction | None = None
+        for number, frame in enumerate(ImageSequence.Iterator(image)):
+            frame.load()
+            if number == 0 and getattr(image, "default_image", False) and image.n_frames > 1:
+                continue  # an APNG's picture for programs that show no animation
+            delay_s = _delay_s(frame)
+            first_delay_s = first_delay_s or delay_s
+            size = frame.size[::-1] if orientation >= _FIRST_QUARTER_TURN else frame.size
+            shown = Shown(start_s, delay_s, Clock(first_delay_s, Fraction(0)))
+            yield Frame(size, frame.mode, shown, partial(_upright, frame, file, orientation))
+            start_s += delay_s
+
+
+def _delay_s(frame: Image.Image) -> Fraction:
+    milliseconds = frame.info.get("duration", 0)
+    if not 0 <= milliseconds < float("inf"):
+        raise DataError(f"shows a frame for {milliseconds} ms")
+    # Delays are whole milliseconds, but in APNG fractions of a second: the microsecond is exact enough.
+    delay_s = Fraction(round(milliseconds * 1000), 1_000_000)
+    return DEFAULT_DELAY_S if delay_s <= MIN_DELAY_S else delay_s
+
+
+def _upright(frame: Image.Image, file: PictureFile, orientation: int) -> Image.Image:
+    # The frame itself is left alone: later ones may be painted over it.
+    turn = _TURNS.get(orientation)
+    rgb = to_rgb(frame, file)
+    return rgb if turn is None else rgb.transpose(turn)
