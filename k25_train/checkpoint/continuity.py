@@ -8,6 +8,7 @@ import yaml
 from k25_train.checkpoint import folders
 from k25_train.compose.migrations import migrate
 from k25_train.compose.resolve import to_yaml
+from k25_train.compose.yaml_files import read_file
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
 
@@ -37,9 +38,12 @@ def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None
     that it lacks has the value that earlier code behaved as.
 
     Raises `CheckpointError` naming every key that differs, both values, and the remedy; `ConfigError` if the
-    checkpoint is of a later version.
+    configuration cannot be read or is of a later version.
     """
-    saved = dict(leaves(migrate(yaml.safe_load((folder / folders.CONFIG).read_text())).values))
+    file = folder / folders.CONFIG
+    # A checkpoint may come from elsewhere: refuses tags, and aliases that multiply.
+    read_file(file)
+    saved = dict(leaves(migrate(yaml.safe_load(file.read_text())).values))
     now = dict(leaves(yaml.safe_load(to_yaml(config))))
     changed = [
         f"  {key}={value} in the checkpoint, {now.get(key)} now"

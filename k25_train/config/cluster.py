@@ -158,6 +158,8 @@ class ClusterConfig:
         """Every rule of this section that is broken."""
         rates = ("model_tflops", "network_gb_per_s", "host_copy_gb_per_s", "host_memory_gib")
         found = not_positive(self, ("nodes", "gpus_per_node", *rates))
+        # It is a comment of the submitted script, which a line break would end.
+        found += misread([("name", self.name)])
         if self.gpu_memory_gb is not None:
             found += not_positive(self, ("gpu_memory_gb",))
         elif self.device is Device.cuda:
