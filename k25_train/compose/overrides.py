@@ -5,8 +5,9 @@ value replaces what was there; only of a whole section does `{...}` change the k
 """
 
 import contextlib
+import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_origin
 
@@ -29,6 +30,7 @@ FLAGS = {
     "--run": "leave it out: running is what the command does",
 }
 """Options of hydra that a user may try, and what to do instead."""
+NO_OPTION = "is not an option of this command"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +72,20 @@ def find_choices(settings: Sequence[Setting], groups: Mapping[str, Collection[st
 def not_a_setting(argument: str, following: str = "") -> Problem:
     """What is wrong with an argument of another form; `following` is the one after it."""
     name, equals, value = argument.partition("=")
-    key = name.strip().lstrip("+-~").strip()
     if name in FLAGS:
-        return Problem(argument, None, "is not an option of this command", FLAGS[name])
-    known = find_kind(key) is not None
-    value = value.strip() or (following if not equals and "=" not in following else "")
-    example = "SECTION.KEY=VALUE" + (f", here {key}={value or 'VALUE'}" if known else "")
-    if argument.startswith("-"):
-        remedy = f"settings have no dashes: write {example}" if known else "--help lists what there is"
-        return Problem(argument, None, "is not an option of this command", remedy)
-    remedy = f"write {example}, without blanks around =" if known or equals else f"write {example}"
-    if not known and key.partition(".")[0] not in {field.name for field in fields(Config)}:
-        remedy += "; --help lists the keys"
-    return Problem(argument, None, "is not an override", remedy)
+        return Problem(argument, None, NO_OPTION, FLAGS[name])
+    key = name.strip().lstrip("+-~").strip()
+    value = value.strip() or ("" if equals or "=" in following else following) or "VALUE"
+    remedy = f"write SECTION.KEY=VALUE without dashes and blanks{_example(key, value)}; --help lists the keys"
+    return Problem(argument, None, NO_OPTION if argument.startswith("-") else "is not an override", remedy)
+
+
+def _example(key: str, value: str) -> str:
+    """How the nearest key is set."""
+    if find_kind(key) is not None:
+        return f", here {key}={value}"
+    near = difflib.get_close_matches(key, EVERY_KEY, n=1)
+    return f"; did you mean {near[0]}={value}?" if near else ""
 
 
 def find_kind(key: str) -> Any:
@@ -95,6 +98,19 @@ def find_kind(key: str) -> Any:
         else:
             kind = get_args(kind)[-1] if get_origin(kind) in (dict, list) else None
     return kind
+
+
+def _field_keys(section: type, path: str = "") -> Iterator[str]:
+    """Dotted name of every field of a section and of those in it."""
+    for field in fields(section):
+        yield f"{path}{field.name}"
+        inner = section_of(field.type)
+        if inner is not None:
+            yield from _field_keys(inner, f"{path}{field.name}.")
+
+
+EVERY_KEY = tuple(_field_keys(Config))
+"""Every key of the schema."""
 
 
 def apply(settings: Sequence[Setting], values: dict[str, Any]) -> list[Problem]:

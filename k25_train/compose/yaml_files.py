@@ -15,6 +15,7 @@ from k25_train.compose.references import OPENS
 from k25_train.compose.values import MISSING, quote
 from k25_train.errors import ConfigError
 
+MOST_LEVELS = 30
 MOST_NODES = 20_000
 """Of a file, each alias counted as often as it is used: hundreds of times a configuration."""
 _KNOWN_TAGS = frozenset(
@@ -37,6 +38,16 @@ class _Texts(
         yaml.parser.Parser.__init__(self)
         yaml.composer.Composer.__init__(self)
         BaseResolver.__init__(self)
+        self.depth = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        """The next node. Raises YAMLError where lists and mappings lie deeper in each other than any do."""
+        self.depth += 1
+        if self.depth > MOST_LEVELS:
+            raise yaml.YAMLError("is nested too deeply")
+        node: Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -79,8 +90,6 @@ def read_text(text: str, where: str) -> dict[str, Any]:
         values = _Reader().value(node) if node is not None else None
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: cannot be read as a configuration: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{where}: cannot be read as a configuration: is nested too deeply") from error
     if not isinstance(values, dict):
         raise ConfigError(
             f"{where}: is not a configuration but {_kind(values)}; expected the config.yaml of a run folder"

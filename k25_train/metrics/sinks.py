@@ -201,8 +201,8 @@ class SteadySink:
         """Close what is left of the sink and wait; rows that it took may be lost and are written again."""
         if self._failed_at_s is None:
             self._warn(
-                f"{self.name}: cannot be written ({_text(error)}); the run goes on, up to {self._most_rows:,} "
-                "rows wait in memory until it works again"
+                f"{self.name}: cannot be written ({_text(error)}); the run goes on, and up to "
+                f"{self._most_rows:,} rows wait in memory until it works again"
             )
         broken, self._sink = self._sink, None
         if broken is not None:

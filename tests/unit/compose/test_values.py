@@ -1,0 +1,246 @@
+"""Texts stay texts and numbers decimal, on every path into a configuration."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from k25_train.compose.references import refers
+from k25_train.compose.resolve import compose, load, to_yaml
+from k25_train.compose.sections import section_of
+from k25_train.compose.values import MISSING, NULL, UnreadableError, is_quoted, quote, read, unquote
+from k25_train.compose.yaml_files import dump, read_text
+from k25_train.config.basics import DType
+from k25_train.config.schema import Config
+from k25_train.errors import ConfigError
+
+BASE = ("experiment=smoke", "cluster=local_slurm")
+TEXTS = (
+    *"2024_07 1e3 1_000 0x10 1:30 007 .5 1e999 nan true off yes No 2024-01-02 ~ Null NULL None = <<".split(),
+    *"* & ! ? : # {} [] {a:1} [1,2] a=b=c a: it's \"a\"b\" 'a'b' $HOME $ a\\'b //x C:\\x %".split(),
+    *(" a", "a ", "  ", "a b", "a\nb", "a #b", "a: b", "- a", "", "\ufeff", "\x85", "é", "\udcff", "\u2028"),
+)
+"""What YAML, hydra or Python would take for something else, or strip."""
+ON_EVERY_PATH = (
+    "2024_07",
+    "1e3",
+    "true",
+    "~",
+    "1:30",
+    "",
+    " a ",
+    "a=b=c",
+    "{a:1}",
+    "[1,2]",
+    "it's",
+    "a: b #c",
+    "é\n",
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved configuration."""
+    path = tmp_path_factory.mktemp("saved") / "config.yaml"
+    path.write_text(to_yaml(compose(BASE)), encoding="utf-8")
+    return path
+
+
+def as_typed(text: str) -> str:
+    """What a user types to mean the text: itself, unless it would mean something else."""
+    return quote(text) if text in (NULL, MISSING) or is_quoted(text) or refers(text) else text
+
+
+@pytest.mark.parametrize("text", ON_EVERY_PATH)
+def test_a_text_arrives_as_typed_on_every_path(
+    text: str, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAMED", text)
+    for typed in (text, "${oc.env:NAMED}"):
+        assert compose([*BASE, f"model.name={typed}"]).model.name == text
+        assert load(saved, [f"model.name={typed}"]).config.model.name == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_is_read_as_typed(text: str) -> None:
+    assert read(str, text) == read(str | None, text) == text
+    assert read(str, read_text(dump({"name": text}), "here")["name"]) == text
+
+
+@settings(max_examples=300)
+@given(st.text())
+@example("???")
+@example("null")
+@example("'a'")
+@example("a${oc.env:HOME}b")
+@example("x" * 300 + "  " + "y" * 300)
+def test_any_text_survives_command_line_yaml_and_load(text: str) -> None:
+    values = {"name": read(str, as_typed(text))}
+    assert values["name"] == text
+    written = dump({"names": [text], **values, "may_be_null": text})
+    again = read_text(written, "here")
+    assert read(str, again["name"]) == text
+    assert read(str | None, again["may_be_null"]) == text
+    assert read(list[str], again["names"]) == [text]
+    assert not refers(again["name"]) and written.isascii()
+
+
+@settings(max_examples=200)
+@given(st.text())
+def test_quotes_come_off_again(text: str) -> None:
+    assert unquote(quote(text)) == text
+    assert read(list[str], f"[{quote(text)}, {quote(text)}]") == [text, text]
+
+
+def text_fields(kind: type = Config, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every field that may hold a text."""
+    for field in dataclasses.fields(kind):
+        section = section_of(field.type)
+        if section is not None:
+            yield from text_fields(section, f"{path}{field.name}.")
+        elif field.type in (str, str | None):
+            yield f"{path}{field.name}", field.type
+
+
+@pytest.mark.parametrize("text", ["2024_07", "1e3", "true", "1:30", "007", "0x10", "off"])
+def test_every_text_field_is_one(text: str, saved: Path, tmp_path: Path) -> None:
+    fields = [key for key, _ in text_fields() if not key.startswith(("parallelism.", "cluster.fabric."))]
+    assert len(fields) >= 9
+    config = compose([*BASE, *(f"{key}={text}" for key in fields)])
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(config), encoding="ascii")
+    for found in (config, load(again).config, load(saved, [f"{key}={text}" for key in fields]).config):
+        for key in fields:
+            value: Any = found
+            for name in key.split("."):
+                value = getattr(value, name)
+            assert value == text, key
+
+
+def test_yaml_by_hand_is_read_as_the_command_line_is(saved: Path, tmp_path: Path) -> None:
+    by_hand = tmp_path / "by_hand.yaml"
+    values = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    values["cluster"]["slurm"]["account"] = "ACCOUNT"
+    text = yaml.safe_dump(values).replace("ACCOUNT", "2024_07").replace("steps: 160", "steps: 0160")
+    by_hand.write_text(text, encoding="utf-8-sig")
+    with pytest.raises(ConfigError, match=r"train\.steps=0160\n *must be a whole number"):
+        load(by_hand)
+    by_hand.write_text(text.replace("steps: 0160", "steps: 160"), encoding="utf-8-sig")
+    slurm = load(by_hand).config.cluster.slurm
+    assert slurm is not None and slurm.account == "2024_07"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("7", 7), ("+7", 7), ("-3", -3), ("0", 0), (" 7 ", 7), ("'7'", 7)]
+)
+def test_whole_numbers(text: str, number: int) -> None:
+    assert read(int, text) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *"1_000 0x10 0o7 0b1 1e3 1:30 007 1.0 - ٣ true null 1,000 10m".split(),
+        *("", "1 0", "9" * 30, "9" * 9000, str(2**63)),
+    ],
+)
+def test_what_is_no_whole_number(text: str) -> None:
+    with pytest.raises(UnreadableError):
+        read(int, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e3", 1000.0), (".5", 0.5), ("5.", 5.0), ("1E-3", 1e-3), ("-2", -2.0), ("0e5", 0.0)],
+)
+def test_decimals(text: str, number: float) -> None:
+    assert read(float, text) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["1_0.5", "inf", ".inf", "nan", "1e999", "1e-999", "0x1p3", "1:30", "05.1", "1e", ""]
+)
+def test_what_is_no_decimal(text: str) -> None:
+    with pytest.raises(UnreadableError):
+        read(float, text)
+
+
+@settings(max_examples=200)
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1 - 2**63, 2**63 - 1))
+def test_numbers_survive_to_the_bit(decimal: float, whole: int) -> None:
+    again = read_text(dump({"decimal": decimal, "whole": whole}), "here")
+    assert read(float, again["decimal"]).hex() == decimal.hex()
+    assert read(int, again["whole"]) == whole
+    assert read(float, repr(decimal)).hex() == decimal.hex()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (bool, "true", True),
+        (bool, "False", False),
+        (int | None, "null", None),
+        (str | None, "null", None),
+        (str | None, "'null'", "null"),
+        (str, "null", "null"),
+        (str | None, "~", "~"),
+        (int | str, "3", 3),
+        (int | str, "0x3", "0x3"),
+        (DType, "bfloat16", DType.bfloat16),
+        (list[str], "[]", []),
+        (list[str], "[/a:/b, '/c,d:/e', it's]", ["/a:/b", "/c,d:/e", "it's"]),
+        (dict[str, float], "{text:1.0}", {"text": 1.0}),
+        (dict[str, float], "{ 'text' : 0.5,caption: .5 }", {"text": 0.5, "caption": 0.5}),
+    ],
+)
+def test_other_types(kind: Any, text: str, value: object) -> None:
+    assert read(kind, text) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (bool, "on"), (bool, "yes"), (bool, "1"), (bool, ""), (int | None, "~"), (int | None, "None"),
+        (DType, "Float32"), (DType, "0"), (list[str], "a"), (list[str], "[a,,b]"), (list[str], "[a"),
+        (list[str], "[a]]"), (dict[str, float], "{a: 1, a: 2}"), (dict[str, float], "{a}"),
+        (dict[str, float], "{a: 1_0}"), (dict[str, float], "{: 1}"),
+    ],
+)  # fmt: skip
+def test_what_other_types_are_not(kind: Any, text: str) -> None:
+    with pytest.raises(UnreadableError):
+        read(kind, text)
+
+
+REPLACED = "data.blend={text:1.0}"
+
+
+@pytest.mark.parametrize("through", ["compose", "load"])
+@pytest.mark.parametrize(
+    ("settings_of_blend", "blend"),
+    [
+        ([REPLACED], {"text": 1.0}),
+        ([REPLACED, "~data.blend.caption", "~data.blend.ocr"], {"text": 1.0}),
+        (["data.blend={text: 0.5, caption: 0.5}"], {"text": 0.5, "caption": 0.5}),
+        (["data.blend.text=0.7", "~data.blend.video"], {"text": 0.7, "caption": 0.25, "ocr": 0.05}),
+        ([REPLACED, "data.blend.ocr=0.5", "data.blend.text=0.5"], {"text": 0.5, "ocr": 0.5}),
+        (["data.blend.text=9", REPLACED], {"text": 1.0}),
+    ],
+)
+def test_a_mapping_is_replaced_and_an_entry_changed(
+    through: str, settings_of_blend: list[str], blend: dict[str, float], saved: Path
+) -> None:
+    if through == "compose":
+        assert compose([*BASE, *settings_of_blend]).data.blend == blend
+    else:
+        assert load(saved, settings_of_blend).config.data.blend == blend
+
+
+def test_the_last_of_several_settings_counts(saved: Path) -> None:
+    twice = ["train.seed=1", "train.seed=2", "optim=adamw", "optim=muonclip"]
+    assert compose([*BASE, *twice]) == compose([*BASE, "train.seed=2"])
+    assert load(saved, twice[:2]).config.train.seed == 2
