@@ -62,7 +62,7 @@ class AttemptSteps:
         """
         srun_log, folder = self.attempts.preflight_log(attempt), self.attempts.folder(attempt)
         rendezvous = self._find_rendezvous(attempt, srun_log)
-        with srun_log.open("a") as output:
+        with srun_log.open("a", encoding="utf-8") as output:
             command = srun.preflight(self.submission, folder, attempt.nodes, rendezvous)
             step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             status = self._watch_preflight(step, attempt)
@@ -81,7 +81,7 @@ class AttemptSteps:
         """
         srun_log = self.attempts.srun_log(attempt)
         rendezvous = self._find_rendezvous(attempt, srun_log)
-        with srun_log.open("a") as output:
+        with srun_log.open("a", encoding="utf-8") as output:
             command = srun.training(self.submission, attempt.number, attempt.nodes, rendezvous)
             step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             return self._watch_training(step, srun_log)

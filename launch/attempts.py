@@ -52,7 +52,7 @@ class Attempts:
     def unfit(self, attempt: Attempt) -> dict[str, str] | None:
         """Node -> why it failed the preflight of an attempt; None if there is no report."""
         try:
-            report = json.loads((self.folder(attempt) / PREFLIGHT).read_text())
+            report = json.loads((self.folder(attempt) / PREFLIGHT).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         found: dict[str, str] = {}
@@ -69,7 +69,11 @@ class Attempts:
     def history(self) -> list[Attempt]:
         """All attempts so far, oldest first."""
         records = self.root.glob(f"*/{RECORD}")
-        found = [Attempt(**json.loads(path.read_text())) for path in records if not path.parent.is_symlink()]
+        found = [
+            Attempt(**json.loads(path.read_text(encoding="utf-8")))
+            for path in records
+            if not path.parent.is_symlink()
+        ]
         return sorted(found, key=lambda attempt: attempt.number)
 
     def start(self, job_id: int, nodes: Sequence[str], code: str) -> Attempt:
@@ -178,6 +182,6 @@ def read_log(log: Path) -> str:
     A file system that is unavailable for a moment must not end ranks that are fine.
     """
     try:
-        return log.read_text(errors="replace")
+        return log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

@@ -40,7 +40,7 @@ def render(config: Config, run: Path, checkout: Path, python: str) -> str:
     for key, path in (("run.dir", run), ("the code's folder", checkout), ("cluster.slurm.python", python)):
         check_path(key, str(path))
     # Everything else that reaches the shell is quoted.
-    template = Template((resources.files("launch") / "templates" / SCRIPT).read_text())
+    template = Template((resources.files("launch") / "templates" / SCRIPT).read_text(encoding="utf-8"))
     return template.substitute(
         script=run / SCRIPT,
         cluster=config.cluster.name,

@@ -29,7 +29,9 @@ def estimate_start(script: Path) -> str:
     """
     command = ["sbatch", "--test-only", str(script)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=ANSWER_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"SLURM cannot estimate the start ({error})"
     # The message names a job that does not exist.

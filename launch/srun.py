@@ -51,13 +51,14 @@ def find_rendezvous(
     command = [*srun([first_node]), sys.executable, "-m", "launch.rendezvous", port, *interface]
     deadline = time.monotonic() + JOIN_S
     with (
-        log.open("a") as errors,
+        log.open("a", encoding="utf-8") as errors,
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             errors="replace",
         ) as step,
     ):

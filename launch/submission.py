@@ -61,14 +61,14 @@ class Submission:
 
     def write(self, folder: Path) -> None:
         """Write it to the run folder."""
-        (folder / FACTS).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        (folder / FACTS).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
     def read(folder: Path) -> "Submission":
         """Read it from a run folder. Raises OSError or ValueError if the file is missing or not valid."""
         path = folder / FACTS
         try:
-            return Submission(**json.loads(path.read_text()))
+            return Submission(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path}: cannot be read ({error}): submit the run again with python -m launch.slurm"
@@ -78,7 +78,7 @@ class Submission:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file such that neither a reader nor a kill ever sees half of it."""
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.write_text(text)
+    scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
 
 
@@ -86,8 +86,16 @@ def code_version(checkout: Path) -> str:
     """Commit of the code and whether there are local changes; the reason if git cannot tell."""
     git = ["git", "-C", str(checkout)]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
+        status = subprocess.run(
+            [*git, "status", "--porcelain"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return f"not a git checkout: {checkout}"
     return head.stdout.strip() + (", with local changes" if status.stdout.strip() else "")

@@ -43,7 +43,7 @@ def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None
     file = folder / folders.CONFIG
     # A checkpoint may come from elsewhere: refuses tags, and aliases that multiply.
     read_file(file)
-    saved = dict(leaves(migrate(yaml.safe_load(file.read_text())).values))
+    saved = dict(leaves(migrate(yaml.safe_load(file.read_text(encoding="utf-8"))).values))
     now = dict(leaves(yaml.safe_load(to_yaml(config))))
     changed = [
         f"  {key}={value} in the checkpoint, {now.get(key)} now"

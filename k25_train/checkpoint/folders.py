@@ -86,7 +86,7 @@ def publish(root: Path, step: int, config_yaml: str) -> Path:
 
 
 def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -107,7 +107,7 @@ def verify(folder: Path) -> int:
             f"{folder}: no such checkpoint; {folder.parent} holds {', '.join(others) or 'none'}"
         )
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sizes, version = manifest["file_bytes"], manifest["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: missing or unreadable ({error}); {remedy}") from error

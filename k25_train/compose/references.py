@@ -49,7 +49,7 @@ def find_references(values: Mapping[str, Any], path: str = "") -> list[Problem]:
             found += find_references(value, f"{path}{name}.")
         for item in value if isinstance(value, list) else [value]:
             if refers(item):
-                rule = "refers to something, which a saved configuration may not"
+                rule = "refers to something, which a saved one may not"
                 found.append(
                     Problem(f"{path}{name}", item, rule, "write the value; in quotes it is the text")
                 )

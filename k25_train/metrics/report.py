@@ -65,7 +65,7 @@ class Report:
         first = finished_steps + 1 if finished_steps else 0
         metrics, events = self.folder / METRICS_FILE, self.folder / "tensorboard"
         lines = SteadySink(str(metrics), lambda step: JsonlSink(metrics, step, self.warn), self.warn)
-        lines.open(first)
+        lines.start(first)
         scalars = SteadySink(str(events), lambda step: TensorBoardSink(events, step), self.warn)
         self.sinks = [lines, scalars]
         if finished_steps:

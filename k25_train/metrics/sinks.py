@@ -148,7 +148,7 @@ class SteadySink:
         self._sink: Sink | None = None
         self._failed_at_s: float | None = None
 
-    def open(self, first_step: int) -> None:
+    def start(self, first_step: int) -> None:
         """Open the sink now. Raises what the sink raises: before the run, a fault costs nothing yet."""
         self._sink = self._open_sink(first_step)
 

@@ -116,7 +116,7 @@ def _alone_in_cache() -> Iterator[None]:
     from torch.utils.cpp_extension import _get_build_directory
 
     folder = Path(_get_build_directory(_NAME, verbose=False))
-    with (folder / "k25_train.lock").open("w") as lock:
+    with (folder / "k25_train.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / "lock").unlink(missing_ok=True)
         if not (folder / f"{_NAME}.so").exists():

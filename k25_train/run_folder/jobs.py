@@ -43,7 +43,7 @@ def ask(*command: str, patience_s: float = 0.0) -> str:
                 command,
                 env=environment(),
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 timeout=ANSWER_S,
                 check=False,

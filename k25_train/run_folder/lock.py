@@ -61,10 +61,10 @@ def chain(run: Path) -> list[Link]:
 def read(path: Path) -> Holder | None:
     """The record in a file; None if there is none."""
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
         if not text:
             time.sleep(EMPTY_S)
-            text = path.read_text(errors="replace")
+            text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
     return parse(path, text)
@@ -202,7 +202,7 @@ def written(run: Path, holder: Holder) -> Iterator[Path]:
     """The record in a file of its own, on disk, as long as the context lasts."""
     scratch = run / f"{LOCK}.new.{holder.id}"
     try:
-        with scratch.open("x") as file:
+        with scratch.open("x", encoding="utf-8") as file:
             file.write(holder.to_json())
             file.flush()
             os.fsync(file.fileno())
@@ -224,8 +224,8 @@ def link_once(source: Path, target: Path) -> bool:
         if error.errno not in NO_HARD_LINKS:
             raise
         try:
-            with target.open("x") as file:
-                file.write(source.read_text())
+            with target.open("x", encoding="utf-8") as file:
+                file.write(source.read_text(encoding="utf-8"))
         except FileExistsError:
             return False
     return True

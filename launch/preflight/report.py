@@ -86,7 +86,7 @@ def write_report(folder: Path, nodes: Findings, facts: Mapping[str, Any]) -> Pat
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return path
 
 

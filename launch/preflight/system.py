@@ -42,7 +42,12 @@ def run_command(words: Sequence[str]) -> str:
     """
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False, errors="replace"
+            words,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+            errors="replace",
         )
     except FileNotFoundError as error:
         raise AbsentError(f"{words[0]} is not installed") from error
@@ -91,7 +96,7 @@ class System:
         The kernel shows unused table rows as files that cannot be read, so both mean the same.
         """
         try:
-            return (self.root / path).read_text(errors="replace").strip()
+            return (self.root / path).read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return None
 

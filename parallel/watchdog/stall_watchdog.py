@@ -172,7 +172,7 @@ class StallWatchdog:
         path = self.folder / f"rank_{self.tracker.rank}.stall.txt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with path.open("w") as file:
+            with path.open("w", encoding="utf-8") as file:
                 print(time.strftime("%Y-%m-%d %H:%M:%S"), *lines, "", sep="\n", file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:

