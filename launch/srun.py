@@ -59,7 +59,6 @@ def find_rendezvous(
             stderr=errors,
             encoding="utf-8",
             errors="replace",
-            errors="replace",
         ) as step,
     ):
         while True:
