@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from k25_train.config.schema import Config
-from k25_train.metrics.sinks import Value
+from k25_train.metrics.rows_file import Value
 from k25_train.optim.qk_clip import ClipResult
 from k25_train.plan.flops import training_flops
 from k25_train.training.step import StepResult
