@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -87,7 +88,10 @@ def test_other_data_have_other_facts(
 
     keys = differing(open_loader(tiny).facts(), open_loader(other).facts())
 
-    assert keys == {f"{split}.{kind}" for split in changed for kind in ("text", "caption", "ocr", "video")}
+    kinds = ("text", "caption", "ocr", "video")
+    assert keys == {
+        f"{split}.{kind}{what}" for split in changed for kind in kinds for what in ("", ".content")
+    }
 
 
 def test_one_sample_of_another_length_changes_its_kind_alone(tiny: Path, tmp_path: Path) -> None:
@@ -95,7 +99,38 @@ def test_one_sample_of_another_length_changes_its_kind_alone(tiny: Path, tmp_pat
     samples[0] = replace(samples[0], parts=[make_text(30, 99)])
     other = write_shard_set(tmp_path / "set", {"train": samples, "heldout": tiny_samples(6, seed=1000)})
 
-    assert differing(open_loader(tiny).facts(), open_loader(other).facts()) == {"data.train.text"}
+    keys = differing(open_loader(tiny).facts(), open_loader(other).facts())
+    assert keys == {"data.train.text", "data.train.text.content"}
+
+
+@pytest.mark.parametrize(("kind", "of_media"), [("text", False), ("caption", True), ("video", True)])
+def test_other_words_or_pixels_of_the_same_size_change_the_content_alone(
+    tiny: Path, tmp_path: Path, kind: str, of_media: bool
+) -> None:
+    other = Path(shutil.copytree(tiny, tmp_path / "set"))
+    index = other / "train-00000.index.jsonl"
+    first, *lines = index.read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    record = next(record for record in records if record["kind"] == kind)
+    described = next(part for part in record["segments"] if part["type"] != "text") if of_media else record
+    described["crc32"] = "00000000"
+    index.write_text("\n".join([first, *map(json.dumps, records)]) + "\n", encoding="utf-8")
+
+    keys = differing(open_loader(tiny).facts(), open_loader(other).facts())
+
+    assert keys == {f"data.train.{kind}.content"}
+
+
+def test_a_set_without_checksums_says_nothing_of_its_content(tiny: Path, tmp_path: Path) -> None:
+    older = Path(shutil.copytree(tiny, tmp_path / "set"))
+    for index in older.glob("*.index.jsonl"):
+        text = index.read_text(encoding="utf-8")
+        index.write_text(re.sub(r'"crc32": "[0-9a-f]{8}"', '"crc32": ""', text), encoding="utf-8")
+
+    facts, of_older = open_loader(tiny).facts(), open_loader(older).facts()
+
+    assert differing(facts, of_older) == {key for key in facts if key.endswith(".content")}
+    assert of_older.items() < facts.items()
 
 
 def test_samples_behind_the_limit_do_not_count(tiny: Path, tmp_path: Path) -> None:
