@@ -46,6 +46,12 @@ def exit_status(body: Callable[[], int | None], *, output_goes_on: bool = False)
 def _status(body: Callable[[], int | None]) -> int:
     try:
         return body() or 0
+    except SystemExit as end:
+        # argparse ends a process that has printed its help; what it printed has to arrive all the same.
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr, flush=True)
+        return FAULT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED

@@ -5,12 +5,15 @@ every interface; here it listens where the ranks look for it.
 """
 
 import datetime
+import sys
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 from torch.distributed.run import main as run
 
+from k25_train.entry import FAULT, run_command
 from launch.listener import listen_at
 
 
@@ -32,8 +35,21 @@ def open_store(
 
 def main() -> None:
     """Run torchrun with the process's arguments."""
+    run_command(_run, output_goes_on=True)
+
+
+def _run() -> int:
     static_tcp_rendezvous.TCPStore = open_store
-    run()
+    try:
+        run()
+    except ChildFailedError as error:
+        # torchrun has shown it already; its own traceback would bury what the rank said.
+        rank, failure = error.get_first_failure()
+        print(
+            f"rank {rank} failed first, with status {failure.exitcode}: its message is above", file=sys.stderr
+        )
+        return FAULT
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 
+from k25_train.entry import run_command
 from k25_train.errors import K25Error
 
 NUM_PORTS = 100
@@ -97,12 +98,13 @@ def wait_for(address: str, port: int, timeout_s: float = JOIN_S) -> None:
 
 def main() -> None:
     """Print the address and port at which this node's ranks can be reached."""
+    run_command(_run)
+
+
+def _run() -> None:
     first_port, *interface = sys.argv[1:]
-    try:
-        address = address_of(interface[0] if interface else None)
-        port = free_port(range(int(first_port), int(first_port) + NUM_PORTS))
-    except RendezvousError as error:
-        sys.exit(str(error))
+    address = address_of(interface[0] if interface else None)
+    port = free_port(range(int(first_port), int(first_port) + NUM_PORTS))
     print(json.dumps({"address": address, "port": str(port)}))
 
 

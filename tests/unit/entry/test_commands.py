@@ -1,0 +1,247 @@
+"""Every command, with an output that cannot be written and with files that cannot be read."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+import k25_train.plan.__main__ as plan
+import launch.preflight.__main__ as preflight
+import launch.slurm as slurm
+import launch.torchrun as torchrun
+from k25_train import eval as evaluate
+from k25_train import train
+from k25_train.compose.resolve import compose, to_yaml
+from k25_train.data import __main__ as data
+from k25_train.dryrun import __main__ as dryrun
+from k25_train.errors import DataError
+from tests.helpers.project_sources import CODE, source_files
+from tests.helpers.tiny_shards import write_tiny_shard_set
+
+Main = Callable[[], object]
+SMALL = "experiment=smoke"
+FOLDERS = (SMALL, "cluster=local_slurm")
+LARGE = "experiment=k25_pretrain_4k"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small shard set."""
+    return write_tiny_shard_set(tmp_path_factory.mktemp("data") / "tiny")
+
+
+def run(main: Main, *arguments: str) -> int:
+    """Run a command in this process; returns its exit status."""
+    before = sys.argv
+    sys.argv = ["command", *arguments]
+    try:
+        status = main()
+    except SystemExit as end:
+        status = end.code
+    finally:
+        sys.argv = before
+    assert status is None or isinstance(status, int), status
+    return status or 0
+
+
+@contextlib.contextmanager
+def output_to(stream: TextIO) -> Iterator[None]:
+    """Have this process print into a stream, which may fail."""
+    before, sys.stdout = sys.stdout, stream
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+PRINTING: dict[str, tuple[Main, list[str]]] = {
+    "plan": (plan.main, [SMALL]),
+    "plan of activations": (plan.main, [LARGE, "--activations"]),
+    "plan of the optimizer": (plan.main, [SMALL, "--optimizer"]),
+    "plan as JSON": (plan.main, [SMALL, "--json"]),
+    "plan's help": (plan.main, ["--help"]),
+    "train's help": (train.main, ["--help"]),
+    "train's values": (train.main, [SMALL, "--cfg", "job", "model.name=ü→"]),
+    "eval's help": (evaluate.main, ["--help"]),
+    "dryrun's help": (dryrun.main, ["--help"]),
+    "inspect": (data.main, ["inspect", "TINY", "--show", "1"]),
+    "verify": (data.main, ["verify", "TINY"]),
+    "data's help": (data.main, ["--help"]),
+    "submission": (slurm.main, [*FOLDERS, "--dry-run"]),
+    "submission's help": (slurm.main, ["--help", "--dry-run"]),
+}
+"""Commands that exist to print."""
+
+
+ONE_OF_EACH_WAY = ("plan", "plan's help", "train's help", "inspect")
+"""Some that print by rich, by argparse and by themselves."""
+
+
+@pytest.fixture(params=PRINTING)
+def printing(request: pytest.FixtureRequest, tiny: Path) -> tuple[Main, list[str]]:
+    """A command and its arguments."""
+    main, arguments = PRINTING[request.param]
+    return main, [str(tiny) if each == "TINY" else each for each in arguments]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_any_encoding_will_do(printing: tuple[Main, list[str]], encoding: str) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with output_to(terminal):
+        # What `verify` finds ends it with 1.
+        assert run(printing[0], *printing[1]) in (0, 1)
+    terminal.seek(0)
+    assert len(terminal.read()) > 100
+
+
+@pytest.mark.parametrize("printing", ONE_OF_EACH_WAY, indirect=True)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_named(printing: tuple[Main, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    full = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+    with output_to(full):
+        assert run(printing[0], *printing[1]) == 2
+    error = capsys.readouterr().err
+    assert "MachineError: stdout: cannot be written" in error and "ENOSPC" in error
+    assert "Traceback" not in error
+    with contextlib.suppress(OSError):
+        full.close()
+
+
+@pytest.mark.parametrize("printing", ONE_OF_EACH_WAY, indirect=True)
+def test_a_reader_that_leaves_ends_it_in_silence(
+    printing: tuple[Main, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    pipe = open(write, "w", encoding="utf-8")  # noqa: SIM115
+    with output_to(pipe):
+        assert run(printing[0], *printing[1]) == 141
+    assert capsys.readouterr().err == ""
+    with contextlib.suppress(OSError):
+        pipe.close()
+
+
+NONE, FILE, FOLDER, LOOP = "NONE", "FILE", "FOLDER", "LOOP"
+"""Stand for a path to nothing, to a file of bytes, to an empty folder, and for a link to itself."""
+UNREADABLE: list[tuple[Main, list[str], str]] = [
+    (train.main, ["--config", NONE], "No such file"),
+    (train.main, ["--config", FOLDER], "Is a directory"),
+    (train.main, ["--config", LOOP], "symbolic links"),
+    (train.main, ["--config", FILE], "is not UTF-8"),
+    (train.main, ["--config"], "--config: is not followed by a value"),
+    (train.main, [SMALL, "--cfg", "hydra"], "--cfg hydra"),
+    (evaluate.main, ["checkpoint="], "checkpoint=: must name a checkpoint"),
+    (evaluate.main, [f"checkpoint={NONE}"], NONE),
+    (evaluate.main, [f"checkpoint={FILE}"], FILE),
+    (evaluate.main, [f"checkpoint={FOLDER}"], FOLDER),
+    (evaluate.main, [f"checkpoint={LOOP}"], LOOP),
+    (plan.main, ["experiment=none"], "is not a choice of experiment"),
+    (plan.main, [SMALL, "--train.steps=7"], "here train.steps=7"),
+    (dryrun.main, [SMALL, "-m"], "sweeps are not done"),
+    (dryrun.main, ["experiment=smoke", "train.steps"], "here train.steps=VALUE"),
+    (data.main, ["inspect", NONE], NONE),
+    (data.main, ["inspect", FILE], FILE),
+    (data.main, ["inspect", FOLDER], FOLDER),
+    (data.main, ["inspect", LOOP], LOOP),
+    (data.main, ["build", "--out", f"{FILE}/set"], "FILE"),
+    (slurm.main, [*FOLDERS, f"run.dir={FILE}/run"], "FILE"),
+    (preflight.main, [SMALL, "--report", f"{FILE}/report"], "FILE"),
+    (preflight.main, ["--config", FOLDER], "Is a directory"),
+    (torchrun.main, [SMALL, "--node", "7", "--first-node", "h"], "--node 7"),
+]
+
+
+@pytest.mark.parametrize(
+    "index", range(len(UNREADABLE)), ids=lambda i: " ".join(UNREADABLE[i][1]) or "nothing"
+)
+def test_what_cannot_be_read_or_made_is_named(
+    index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, arguments, words = UNREADABLE[index]
+    monkeypatch.chdir(tmp_path)
+    Path(FILE).write_bytes(b"\xff\x00")
+    Path(FOLDER).mkdir()
+    Path(LOOP).symlink_to(LOOP)
+    assert run(main, *arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Error: " in error
+    assert "Traceback" not in error
+    assert sorted(os.listdir()) == [FILE, FOLDER, LOOP]
+
+
+def test_a_rank_waits_for_the_first_to_speak(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("k25_train.entry.WAIT_FOR_FIRST_RANK_S", 0.0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, words in (("0", "ConfigError: 2 process(es) started, but"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert run(train.main, SMALL) == 2
+        assert capsys.readouterr().err.startswith(words)
+    assert words == "" and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("value", ["", "two", "-1", "٣"])
+def test_a_number_of_ranks_that_is_none(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", value)
+    assert run(train.main, SMALL) == 2
+    assert f"WORLD_SIZE={value!r}: must be a whole number" in capsys.readouterr().err
+
+
+def test_torchruns_report_ends_with_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert run(plan.main, "experiment=none") == 2
+    assert "is not a choice of experiment" in (tmp_path / "error.json").read_text(encoding="utf-8")
+
+
+def test_media_are_not_shuffled_where_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose([SMALL, "data.blend={text: 1.0}"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    monkeypatch.setattr("k25_train.checkpoint.folders.verify", lambda _: 1)
+    assert run(evaluate.main, f"checkpoint={tmp_path}", "shuffle_media=1") == 2
+    assert (
+        "shuffle_media=1: needs samples with media, but data.blend={'text': 1.0}" in capsys.readouterr().err
+    )
+
+
+def test_a_fault_of_the_code_keeps_its_traceback_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "plan_pipeline", lambda config: {}[config.model.name])
+    assert run(plan.main, SMALL) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error and "KeyError: 'k25_tiny'" in error
+    assert "KeyError in k25_train.plan.__main__:" in error and "is a fault of k25-train" in error
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "plan_pipeline", interrupted)
+    assert run(plan.main, SMALL) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_streams_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sys.stdout, sys.stderr
+    monkeypatch.setattr(plan, "plan_pipeline", lambda config: (_ for _ in ()).throw(DataError("x")))
+    assert run(plan.main, SMALL) == 2
+    assert (sys.stdout, sys.stderr) == before
+
+
+def test_every_entry_point_ends_that_way() -> None:
+    for path in source_files(*CODE):
+        source = path.read_text(encoding="utf-8")
+        if '__name__ == "__main__"' in source:
+            ends = ("run_command(_run", "exit_status(body", "hydra_app(")
+            assert any(words in source for words in ends), path
