@@ -3,17 +3,23 @@
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+
+import torch
+import torch.distributed as dist
 
 from k25_train.data.batch import MicroBatch
 from k25_train.data.loader import DataLoader
 from k25_train.data.mix.plan import StepPlan
 from k25_train.data.vision_reader import StepVision
+from k25_train.errors import DataError, K25Error
 from k25_train.training.forward import DeviceBatch, to_device
 from k25_train.training.tower import Tower
 from parallel.dep.engine import VisionWork
 from parallel.topology import Topology
+from parallel.watchdog.phases import PhaseTracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +49,54 @@ class Inputs:
 class InputReader:
     """Plans and reads training steps, ahead of time, and evaluations; each batch is planned once."""
 
-    def __init__(self, loader: DataLoader, tower: Tower, topology: Topology) -> None:
+    def __init__(self, loader: DataLoader, tower: Tower, topology: Topology, tracker: PhaseTracker) -> None:
         self._loader = loader
         self._tower = tower
         self._topology = topology
+        self._tracker = tracker
         self._steps = loader.prefetch(self._read_step)
 
     def step(self, step: int) -> Inputs:
         """Inputs of a training step, counted from 1; the next ones are read in the background.
 
-        Called by every rank. Raises `DataError` if too many samples do not decode.
+        Called by every rank. Raises `DataError`, on every rank, if one of them could not read its share or
+        has met too many samples that cannot be used.
         """
-        return self._prepare(self._steps.get(step - 1))
+        return self._prepare(self._on_all_ranks(lambda: self._steps.get(step - 1)))
 
     def evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> Inputs:
-        """Inputs of the first `num_sequences` held-out sequences. Called by every rank.
+        """Inputs of the first `num_sequences` held-out sequences. Called by every rank, and raises as `step`.
 
         With `shuffle_media_seed` every sample gets another sample's images: the rise of the loss is what the
         model gains from seeing the right ones.
         """
-        plan = self._loader.plan_evaluation(num_sequences, shuffle_media_seed)
-        return self._prepare(self._read(plan, self._tower.read_heldout(plan)))
+
+        def read() -> HostInputs:
+            plan = self._loader.plan_evaluation(num_sequences, shuffle_media_seed)
+            return self._read(plan, self._tower.read_heldout(plan))
+
+        return self._prepare(self._on_all_ranks(read))
+
+    def _on_all_ranks(self, read: Callable[[], HostInputs]) -> HostInputs:
+        """What `read` gives, if it succeeds on every rank; otherwise all raise, before any waits for another.
+
+        So all are at the same step, and can save and stop together.
+        """
+        topology = self._topology
+        result, failure = None, None
+        try:
+            result = read()
+        except K25Error as error:
+            failure = error
+        failed = torch.tensor(0 if result is not None else topology.rank + 1, device=topology.device)
+        with self._tracker.phase("agree on inputs", range(topology.world_size)):
+            dist.all_reduce(failed, dist.ReduceOp.MAX)
+            rank = int(failed.item()) - 1
+        if failure is not None:
+            raise failure
+        if result is None or rank >= 0:
+            raise DataError(f"rank {rank} could not read its share of the data; its own message says why")
+        return result
 
     def _read_step(self, plan: StepPlan) -> HostInputs:
         return self._read(plan, self._tower.read(plan))

@@ -145,7 +145,7 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
         optimizer=optimizer,
         qk_clip=build_qk_clip(chunks, optimizer, config, device),
         loader=loader,
-        reader=InputReader(loader, tower, topology),
+        reader=InputReader(loader, tower, topology, tracker),
         tracker=tracker,
     )
 

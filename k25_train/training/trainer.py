@@ -3,7 +3,7 @@
 import signal
 
 from k25_train.checkpoint import folders, state
-from k25_train.errors import ConfigError, TrainingError
+from k25_train.errors import ConfigError, DataError, TrainingError
 from k25_train.metrics.report import Report
 from k25_train.training.evaluation import eval_losses
 from k25_train.training.rows import metrics_row
@@ -23,6 +23,10 @@ class Trainer:
         self.stop = StopRequest()
         self.skipped_steps = 0
         """Consecutive steps, up to the latest one, whose gradient was not finite."""
+        self.finished_step = 0
+        """The latest step that was trained, here or before the run was resumed."""
+        self.saved_step = 0
+        """The latest step with a checkpoint."""
 
     def fit(self) -> None:
         """Train to `train.steps`, or to a checkpoint if a signal asks to stop.
@@ -36,11 +40,27 @@ class Trainer:
                 raise TrainingError(
                     f"{error}; then start again: the run goes on from its newest checkpoint"
                 ) from error
+            except DataError as error:
+                raise DataError(f"{error}\n{self.keep_progress()}") from error
+
+    def keep_progress(self) -> str:
+        """Save the last finished step before the run ends, if it is not saved yet; says where it is.
+
+        Called by every rank, when what ends the run has been agreed on: all have finished the same step.
+        """
+        if self.finished_step > self.saved_step:
+            self.save(self.finished_step)
+        if not self.saved_step:
+            return "No step was finished, so nothing is lost."
+        return (
+            f"Step {self.finished_step} is saved in {self.run.checkpoints}; start again when the data can be "
+            "read, and the run goes on from there."
+        )
 
     def _fit(self) -> None:
         run, cadence = self.run, self.run.config.train
         # 1. Where to start: after the newest checkpoint, or from the beginning with a first evaluation.
-        start = self.resume()
+        start = self.finished_step = self.saved_step = self.resume()
         if start == cadence.steps:
             self.report.already_finished(start)
             return
@@ -52,6 +72,7 @@ class Trainer:
             is_last = step == cadence.steps
             with traced(run, self.report, step), run.tracker.training(step):
                 result = train_step(run, step)
+                self.finished_step = step
                 row = metrics_row(run.config, step, result)
             if is_last or step % cadence.eval_interval == 0:
                 row |= self.evaluate()
@@ -134,3 +155,4 @@ class Trainer:
             state.save(run.checkpoints, step, run.modules, run.optimizer, run.config)
             if run.is_main:
                 folders.prune(run.checkpoints, run.config.checkpoint.keep)
+        self.saved_step = step
