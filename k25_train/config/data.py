@@ -1,6 +1,7 @@
 """The data's configuration: shard set, tokenizer and mixture."""
 
 from dataclasses import dataclass
+from math import inf
 
 from k25_train.config.basics import not_from_home, not_negative
 from parallel.config import Problem, not_positive
@@ -43,7 +44,7 @@ class DataConfig:
             if kind not in SAMPLE_KINDS:
                 rule = f"is not a kind of sample; known kinds: {', '.join(SAMPLE_KINDS)}"
                 found.append(Problem(f"blend.{kind}", share, rule, "correct or remove it"))
-            if share <= 0:
+            if not 0 < share < inf:
                 remedy = "leave out a kind that is not wanted: ~data.blend." + kind
                 found.append(Problem(f"blend.{kind}", share, "must be positive", remedy))
         total = sum(self.blend.values())

@@ -14,7 +14,7 @@ from typing import Any
 
 from k25_train.data.formats.records import MediaSegment, SampleRecord, Segment, TextSegment
 
-BATCH_VERSION = 1
+BATCH_VERSION = 2
 """Raised whenever the same shard set, configuration and step give another batch than before: another order,
 packing, blend, document layout, or choice of frames and patches. A test keeps the batches of a tiny set."""
 
