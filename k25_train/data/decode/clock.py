@@ -31,7 +31,7 @@ class Shown:
     start_s: Fraction
     """When it appears, since the first frame."""
     duration_s: Fraction
-    """How long it is shown if it is the last one."""
+    """How long it is shown if it is the last one; 0 if the file does not say."""
     clock: Clock
 
 
@@ -53,7 +53,7 @@ def frame_times(shown: Sequence[Shown]) -> FrameTimes:
         intervals_s.append(starts[-1] / (len(starts) - 1))
     for interval_s in intervals_s:
         is_even = all(abs(start - number * interval_s) <= rounding_s for number, start in enumerate(starts))
-        if is_even and last.duration_s - interval_s <= rounding_s:
+        if is_even and (last.duration_s == 0 or abs(last.duration_s - interval_s) <= rounding_s):
             return FrameTimes.even(len(starts), interval_s)
     durations_s = [following - start for start, following in pairwise(starts)]
     return FrameTimes.from_durations([*durations_s, last.duration_s or last.clock.interval_s])

@@ -7,6 +7,7 @@ from functools import partial
 
 import av
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from PIL import Image
 
 from k25_train.data.decode.clock import Clock, Shown
@@ -44,7 +45,9 @@ def container_frames(data: bytes, *, legacy: bool) -> Iterator[Frame]:
                     first_stamp = frame.pts - round((start_s + clock.interval_s) / clock.tick_s)
                 start_s = (frame.pts - first_stamp) * clock.tick_s
             display = AS_CODED if legacy else Display(_turn(frame), aspect)
-            shown = Shown(start_s, (frame.duration or 0) * clock.tick_s, clock)
+            # Without stamps the duration comes from another source than the rate, and need not agree with it.
+            ticks = frame.duration if frame.pts is not None else 0
+            shown = Shown(start_s, (ticks or 0) * clock.tick_s, clock)
             size = display.size(frame.width, frame.height)
             yield Frame(size, _pixel_format(frame), shown, partial(_picture, frame, display, legacy))
 
@@ -74,7 +77,7 @@ def _fraction(value: object) -> Fraction | None:
 def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     context = stream.codec_context
     if stream.metadata.get("alpha_mode") == "1" and stream.codec.name in _ALPHA_DECODERS:
-        context = av.CodecContext.create(_ALPHA_DECODERS[stream.codec.name], "r")
+        context = VideoCodecContext.create(_ALPHA_DECODERS[stream.codec.name], "r")
     context.options = _STRICT
     context.thread_count = 1  # the ranks of a node share its cores
     for packet in container.demux(stream):

@@ -8,15 +8,13 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
+from k25_train.data.decode.screen import show_on_screen
 from k25_train.errors import DataError
 
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 _WHITE_IS_ZERO = 0
 _SIGNED = 2
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
-_HDR_CURVES = {16: "PQ", 18: "HLG"}
-_WIDE_PRIMARIES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
-"""Codes of ITU-T H.273."""
 _SRGB_GAMMA = 1 / 2.2
 _PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
 """Colour space of an ICC profile -> the mode that it describes."""
@@ -54,21 +52,19 @@ def to_rgb(image: Image.Image, file: PictureFile) -> Image.Image:
 
     Samples of 16 bits keep their high byte. An ICC profile is applied (relative colorimetric, black point
     compensated); one that is broken or of another colour model is ignored, as browsers do; without one,
-    values are sRGB, unless a PNG states a gamma. Raises DataError where no rule says what a viewer shows:
-    samples of 32 bits or with a sign, HDR, wide gamut without a profile.
+    values are sRGB, unless a PNG states a gamma or a file codes of H.273. Raises DataError where no rule says
+    what a viewer shows: samples of 32 bits or with a sign.
     """
     if file.legacy:
         return _on_white(*_split_alpha(image, file))
     primaries, curve = file.colour_codes
     profile = image.info.get("icc_profile")
-    if curve in _HDR_CURVES:
-        raise DataError(f"is an HDR image ({_HDR_CURVES[curve]}), which has no agreed look on other screens")
-    if primaries in _WIDE_PRIMARIES and not profile:
-        raise DataError(f"has colours of {_WIDE_PRIMARIES[primaries]} and no ICC profile")
     colours, alpha = _split_alpha(image, file)
-    rgb = _apply_profile(colours, profile) if profile else colours.convert("RGB")
-    if not profile and "srgb" not in image.info:
-        rgb = _apply_gamma(rgb, image.info.get("gamma", _SRGB_GAMMA))
+    if profile:
+        rgb = _apply_profile(colours, profile)
+    else:
+        gamma = _SRGB_GAMMA if "srgb" in image.info else image.info.get("gamma", _SRGB_GAMMA)
+        rgb = show_on_screen(_apply_gamma(colours.convert("RGB"), gamma), primaries, curve)
     return _on_white(rgb, alpha)
 
 
@@ -98,9 +94,10 @@ def _split_alpha(image: Image.Image, file: PictureFile) -> tuple[Image.Image, Im
         # Pillow scales pixels of 2 and 4 bits to eight, but not the transparent value.
         level = transparent * 255 // (2**file.png_depth - 1)
         return image, image.point([0 if value == level else 255 for value in range(256)])
+    if image.mode == "La":
+        image = image.convert("LA")
     rgba = image.convert("RGBA")
-    colours = image.convert("L") if image.mode in ("LA", "La") else rgba.convert("RGB")
-    return colours, rgba.getchannel("A")
+    return rgba.convert("RGB" if image.mode != "LA" else "L"), rgba.getchannel("A")
 
 
 def _from_deep_grey(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

@@ -51,7 +51,8 @@ def animation_frames(data: bytes, *, legacy: bool) -> Iterator[Frame]:
         first_delay_s: Fraction | None = None
         for number, frame in enumerate(ImageSequence.Iterator(image)):
             frame.load()
-            if number == 0 and getattr(image, "default_image", False) and image.n_frames > 1:
+            has_default = getattr(image, "default_image", False) and getattr(image, "n_frames", 1) > 1
+            if number == 0 and has_default:
                 continue  # an APNG's picture for programs that show no animation
             delay_s = _delay_s(frame)
             first_delay_s = first_delay_s or delay_s
