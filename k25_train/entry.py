@@ -111,6 +111,8 @@ def _tell_torchrun(text: str) -> None:
         return
     try:
         if not Path(path).exists():
-            Path(path).write_text(json.dumps({"message": text}), encoding="utf-8")
+            details = {"py_callstack": text, "timestamp": str(int(time.time()))}
+            report = {"message": {"message": text, "extraInfo": details}}
+            Path(path).write_text(json.dumps(report), encoding="utf-8")
     except OSError:
         pass  # The error is on stderr.

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import PurePath
 
 from k25_train.errors import K25Error, MachineError
 
@@ -36,6 +37,7 @@ _REMEDIES: Mapping[int, str] = {
     errno.EADDRINUSE: "another process has the port: end it, or choose another port",
     errno.ECONNREFUSED: "nothing listens there: check the address, and that the first node was started",
 }
+FRAMES_WITH_PATHS = 6
 _OUT_OF_MEMORY = "use smaller batches or sequences, more pipeline stages, or activation=k2"
 _FILE_FORMATS = frozenset(("json", "yaml", "tarfile", "zipfile", "zlib", "gzip", "lzma", "struct", "pickle"))
 """Modules whose errors speak of a file's bytes."""
@@ -84,11 +86,21 @@ def _described(error: BaseException) -> str | None:
 
 def _of_system(error: OSError) -> str:
     paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
-    where = " -> ".join(paths) or "the system refused a request"
-    number = error.errno
+    where = " -> ".join(paths) or _path_nearby(error) or "the system refused a request"
+    number = error.errno or 0
     code = f" [{errno.errorcode[number]}]" if number in errno.errorcode else ""
-    remedy = _REMEDIES.get(number or 0, "see what is wrong there, then start again")
+    remedy = _REMEDIES.get(number, "see what is wrong there, then start again")
     return f"{where}: {error.strerror or error or type(error).__name__}{code}\n  -> {remedy}"
+
+
+def _path_nearby(error: OSError) -> str | None:
+    """The path that the innermost functions had in hand: a write that fails does not say to what."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-FRAMES_WITH_PATHS:]
+    for frame in reversed(frames):
+        found = [value for value in frame.f_locals.values() if isinstance(value, PurePath)]
+        if found:
+            return str(found[-1])
+    return None
 
 
 def _of_import(error: ImportError) -> str | None:

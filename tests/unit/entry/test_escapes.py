@@ -94,6 +94,15 @@ def test_the_machines_faults_are_named(name: str) -> None:
     assert "\n  -> " in str(found) and "(raised in " in str(found)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    link = tmp_path / "full"
+    link.symlink_to("/dev/full")
+    error = caught(lambda: link.write_text("x", encoding="utf-8"))
+    assert isinstance(error, OSError) and error.filename is None
+    assert str(named(error)).startswith(f"{link}: No space left on device [ENOSPC]\n  -> the disk is full")
+
+
 @pytest.mark.parametrize("name", BUGS)
 def test_faults_of_the_code_are_not(name: str) -> None:
     assert named(caught(BUGS[name])) is None
