@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.helpers.faults.moments import Moment
-from tests.helpers.faults.scenes import LAYOUTS, NUM_STEPS, Scene, World
+from tests.helpers.faults.scenes import KEEP, LAYOUTS, NUM_STEPS, Scene, World
 from tests.helpers.faults.small_jobs import SmallJob
 
 DONE, STOPPED, NAMED, KILLED = "done", "stopped", "named error", "killed"
@@ -42,6 +42,14 @@ class Plan:
     """The layout of the restarts, where it is another."""
     may_lose_rows: bool = False
     """Whether metrics of finished steps are lost by the fault itself."""
+    first_row: int = 0
+    """Step of the first row of the metrics that the fault cannot have changed."""
+    num_kept: int = KEEP
+    """How many of the newest sound checkpoints must survive the job with the fault."""
+    ends_there: bool = False
+    """Whether the run cannot go on from where the job with the fault leaves it, as the error says."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the ranks of the job with the fault."""
     folders: Sequence[str] = field(default=())
     """Folders below the scene's in which the ranks start; the scene's own if empty."""
     plant: Callable[[], None] | None = None
@@ -50,10 +58,10 @@ class Plan:
     """Whether run.dir is given relative to them."""
 
 
-def draw_start(rng: random.Random, world: World) -> tuple[str, int]:
+def draw_start(rng: random.Random, earliest: int = 0) -> tuple[str, int]:
     """A layout, mostly of one rank, and the step at which the run was cut off before; 0 for a new run."""
     name = rng.choices(list(LAYOUTS), weights=[70, 15, 15])[0]
-    return name, rng.choice([0, *range(1, NUM_STEPS)])
+    return name, rng.choice(range(earliest, NUM_STEPS))
 
 
 def draw_moment(rng: random.Random, world: World, layout: str, started_at: int) -> Moment:

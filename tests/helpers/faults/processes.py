@@ -11,6 +11,9 @@ from tests.helpers.faults.plans import DONE, KILLED, NAMED, STOPPED, Plan, draw_
 from tests.helpers.faults.scenes import LAYOUTS, Scene, World
 from tests.helpers.faults.small_jobs import SmallJob
 
+OTHER_LAYOUT_SHARE = 0.15
+"""Share of runs that go on in another layout."""
+
 
 def draw_kill(rng: random.Random, world: World) -> Plan:
     """SIGKILL of one rank or all, at any moment."""
@@ -31,7 +34,7 @@ def draw_pause(rng: random.Random, world: World) -> Plan:
 def _draw(
     rng: random.Random, world: World, kind: str, numbers: list[signal.Signals], ends: frozenset[str]
 ) -> Plan:
-    layout, started_at = draw_start(rng, world)
+    layout, started_at = draw_start(rng)
     moment = draw_moment(rng, world, layout, started_at)
     everyone = list(range(LAYOUTS[layout][0]))
     ranks = rng.choice([everyone, [rng.choice(everyone)]])
@@ -43,6 +46,7 @@ def _draw(
         started_at=started_at,
         ends=ends,
         moment=moment,
+        end_layout=rng.choice(list(LAYOUTS)) if rng.random() < OTHER_LAYOUT_SHARE else None,
         strike=partial(send, number=number, ranks=ranks, pause_s=rng.uniform(0.1, 1.0)),
     )
 

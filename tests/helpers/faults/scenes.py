@@ -7,13 +7,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from k25_train.metrics.sinks import Row, read_rows
+from k25_train.metrics.rows_file import Row, read_rows
+from tests.helpers.faults import clock
 from tests.helpers.faults.small_jobs import JobSpec, SmallJob
 from tests.helpers.interrupted_runs import without_times
 from tests.helpers.runs import layout, overrides
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
-NUM_STEPS = 5
+NUM_STEPS = 4
 KEEP = 2
 LAYOUTS = {
     "alone": (1, layout()),
@@ -62,6 +63,7 @@ class World:
         """Make the data set and these references."""
         if not self.data.exists():
             write_tiny_shard_set(self.data)
+        clock.preload(self.folder)
         for name in names:
             self.reference(name)
 
@@ -138,13 +140,14 @@ def small_run(data: Path, run: Path, layout_name: str, *more: str) -> list[str]:
         data,
         run,
         f"train.steps={NUM_STEPS}",
-        "train.eval_interval=3",
+        "train.eval_interval=2",
         "train.eval_sequences=2",
-        "train.global_batch_size=4",
+        "train.global_batch_size=2",
+        "model.num_layers=3",
         "checkpoint.interval=1",
         f"checkpoint.keep={KEEP}",
         "optim.warmup_steps=1",
-        "optim.decay_steps=2",
+        "optim.decay_steps=1",
         *LAYOUTS[layout_name][1],
         *more,
     )

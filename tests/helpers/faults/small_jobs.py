@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.helpers.faults import clock
 from tests.helpers.faults.moments import Moment, Watch
 from tests.helpers.ranks import RankContext, free_port
 
@@ -74,6 +75,7 @@ class SmallJob:
         context.set_forkserver_preload([PRELOADED])
         self.spec = spec
         self.failed_at: float | None = None
+        self._clock_shift_s = 0
         port = free_port()
         self.ranks: list[BaseProcess] = []
         spec.scratch.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ class SmallJob:
             if not has_reached and reached.exists():
                 has_reached = True
                 fault(self)
-                _go_file(self.spec.scratch).touch()
+                self._let_go()
             self._end_those_left()
             if time.monotonic() > deadline:
                 is_hung = True
@@ -111,6 +113,15 @@ class SmallJob:
         for rank in ranks:
             if self.ranks[rank].is_alive():
                 os.kill(self._pid(rank), number)
+
+    def shift_clock(self, seconds: int) -> None:
+        """Have the rank that is held see another time of day from now on."""
+        self._clock_shift_s = seconds
+
+    def _let_go(self) -> None:
+        go, draft = _go_file(self.spec.scratch), self.spec.scratch / "go.draft"
+        draft.write_text(str(self._clock_shift_s))
+        draft.rename(go)
 
     def kill(self) -> tuple[int, ...]:
         """Kill all ranks; returns what outlived a rank that had ended by itself, which is killed too."""
@@ -158,13 +169,13 @@ def run_rank(spec: JobSpec, context: RankContext) -> None:
     is_meant = spec.moment is not None and spec.moment.rank == context.rank
     watch = Watch(spec.moment if is_meant else None, lambda: _hold(spec.scratch))
     watch.install(spec.run)
+    if spec.plant is not None:
+        spec.plant()
     import torch
 
     from k25_train.train import main
 
     torch.set_num_threads(1)
-    if spec.plant is not None:
-        spec.plant()
     try:
         main()
     finally:
@@ -177,6 +188,8 @@ def _hold(scratch: Path) -> None:
     _reached_file(scratch).touch()
     while not _go_file(scratch).exists():
         time.sleep(_POLL_S)
+    if seconds := int(_go_file(scratch).read_text()):
+        clock.shift(seconds)
 
 
 def _redirect(log: Path) -> None:

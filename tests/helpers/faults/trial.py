@@ -6,7 +6,8 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from k25_train.metrics.sinks import read_rows
+from k25_train.metrics.rows_file import read_rows
+from tests.helpers.faults.disks import unmount_below
 from tests.helpers.faults.inventory import sound_steps
 from tests.helpers.faults.plans import DONE, KILLED, NAMED, STOPPED, Plan, nothing
 from tests.helpers.faults.scenes import (
@@ -45,7 +46,14 @@ def run_trial(world: World, plan: Plan, folder: Path, timeout_s: float = TIMEOUT
     """Do what is planned in an empty `folder`, and judge it."""
     scene = Scene(world=world, folder=folder, layout=plan.layout, started_at=plan.started_at)
     scene.prepare()
-    plan.prepare(scene)
+    try:
+        plan.prepare(scene)
+        return _judged(scene, plan, timeout_s)
+    finally:
+        unmount_below(folder)
+
+
+def _judged(scene: Scene, plan: Plan, timeout_s: float) -> Verdict:
     before = sound_steps(scene.run, scene.reference.folder)
     # 1. The job with the fault.
     seen: list[set[int]] = [before]
@@ -58,13 +66,23 @@ def run_trial(world: World, plan: Plan, folder: Path, timeout_s: float = TIMEOUT
     outputs = [outcome.output]
     way, problems = way_of(outcome), problems_of(outcome, plan)
     # What the fault itself has destroyed is no loss: what counts is what was there right after it.
-    problems += lost(seen[-1], sound_steps(scene.run, scene.reference.folder))
+    problems += lost(seen[-1], sound_steps(scene.run, scene.reference.folder), plan.num_kept)
     # 2. Restarts without it, until the run is done.
-    plan.repair(scene)
-    calm = replace(
-        plan, moment=None, strike=nothing, overrides=(), layout=plan.end_layout or plan.layout, folders=()
-    )
     done = way == DONE
+    if not done:
+        plan.repair(scene)
+    calm = replace(
+        plan,
+        moment=None,
+        strike=nothing,
+        overrides=(),
+        layout=plan.end_layout or plan.layout,
+        folders=(),
+        is_relative=False,
+        environment={},
+    )
+    if plan.ends_there and way == NAMED:
+        return Verdict(plan=plan, way=way, problems=tuple(problems), output=outcome.output)
     while not done and len(outputs) <= MAX_RESTARTS and not problems:
         kept = sound_steps(scene.run, scene.reference.folder, tolerance_of(plan))
         outcome = start(scene, calm, timeout_s).run(nothing, timeout_s)
@@ -93,6 +111,7 @@ def start(scene: Scene, plan: Plan, timeout_s: float) -> SmallJob:
             folders=folders,
             moment=plan.moment,
             plant=plan.plant,
+            environment=plan.environment,
         )
     )
 
@@ -128,9 +147,9 @@ def problems_of(outcome: Outcome, plan: Plan) -> list[str]:
     return problems
 
 
-def lost(before: set[int], after: set[int]) -> list[str]:
+def lost(before: set[int], after: set[int], num_kept: int = KEEP) -> list[str]:
     """Sound checkpoints that should still be there: the newest ones, as many as are kept."""
-    missing = sorted(set(sorted(before | after)[-KEEP:]) - after)
+    missing = sorted(set(sorted(before | after)[-num_kept:]) - after)
     return [f"sound checkpoints are lost: {missing}; before {sorted(before)}, after {sorted(after)}"] * bool(
         missing
     )
@@ -142,7 +161,7 @@ def differences(scene: Scene, plan: Plan, output: str) -> list[str]:
     if NUM_STEPS not in sound_steps(scene.run, scene.reference.folder, tolerance_of(plan)):
         problems.append("the last checkpoint is not the uninterrupted run's")
     found = {row["step"]: row for row in without_times(read_rows(scene.run / "metrics.jsonl"))}
-    for row in scene.reference.rows:
+    for row in scene.reference.rows[plan.first_row :]:
         other = found.get(row["step"])
         if other is None and not plan.may_lose_rows and "metrics.jsonl" not in output:
             problems.append(f"the row of step {row['step']} is missing")
