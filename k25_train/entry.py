@@ -55,11 +55,11 @@ def _status(body: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
-    except Exception as error:  # everything that a command lets out comes by here
+    except BaseException as error:  # what a command lets out, and what libraries raise that is no Exception
         return report(error)
 
 
-def report(error: Exception) -> int:
+def report(error: BaseException) -> int:
     """Print an error, with the rank that has it; returns the exit status."""
     if isinstance(error, ClosedPipeError):
         return CLOSED_PIPE

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from k25_train.compose.checks import batches_divide, experts_divide, pipeline_divides_ranks
 from k25_train.compose.derived import derived_sizes
+from k25_train.config.basics import is_url
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from k25_train.parameters.released import count_parameters
@@ -24,15 +25,20 @@ def with_absolute_paths(config: Config) -> Config:
     tokenizer, cluster = config.data.tokenizer, config.cluster
     data = replace(
         config.data,
-        dir=str(Path(config.data.dir).absolute()),
-        tokenizer=None if tokenizer is None else str(Path(tokenizer).absolute()),
+        dir=absolute(config.data.dir),
+        tokenizer=None if tokenizer is None else absolute(tokenizer),
     )
     slurm = cluster.slurm
     if slurm is not None and slurm.container_image is not None and slurm.container_image.startswith("."):
         image = os.path.abspath(slurm.container_image)
         cluster = replace(cluster, slurm=replace(slurm, container_image=image))
-    run = replace(config.run, dir=str(Path(config.run.dir).absolute()))
+    run = replace(config.run, dir=absolute(config.run.dir))
     return replace(config, data=data, run=run, cluster=cluster)
+
+
+def absolute(path: str) -> str:
+    """The path from the root; a URL as it is."""
+    return path if is_url(path) else str(Path(path).absolute())
 
 
 def legal_nodes(config: Config) -> list[int]:
@@ -123,7 +129,7 @@ def check_paths(config: Config) -> None:
         raise ConfigError(f"run.dir={config.run.dir}: {existing} is not a writable folder: choose another")
     # Data and container image.
     data = Path(config.data.dir) / "dataset.json"
-    if not data.is_file():
+    if not is_url(config.data.dir) and not data.is_file():
         raise ConfigError(
             f"data.dir={config.data.dir}: {data} does not exist: name the folder of a shard set, or build "
             "one with python -m k25_train.data build"

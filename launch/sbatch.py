@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from k25_train.config.basics import is_url
 from k25_train.config.cluster import SAFE_NAME, Device
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
@@ -116,7 +117,8 @@ def container_options(config: Config, run: Path, checkout: Path, variables: Sequ
     if slurm is None or slurm.container_image is None:
         return []
     tokenizer = [] if config.data.tokenizer is None else [config.data.tokenizer]
-    own = [str(checkout), str(run), config.data.dir, *tokenizer]
+    paths = [str(checkout), str(run), config.data.dir, *tokenizer]
+    own = [path for path in paths if not is_url(path)]
     for path in own:
         check_path("what is mounted into the container", path)
         if {",", ":"} & set(path):

@@ -22,6 +22,11 @@ def data_parallel_size(world_size: int, pp: int) -> int:
     return max(1, world_size // pp)
 
 
+def is_url(path: str) -> bool:
+    """Whether a path is a URL, such as s3://BUCKET/SET, and so none of this machine's."""
+    return "://" in path
+
+
 def not_from_home(section: object, names: Iterable[str]) -> list[Problem]:
     """Problems of the named paths that start with `~`, which the shell has not replaced after `KEY=`."""
     values = ((name, getattr(section, name)) for name in names)

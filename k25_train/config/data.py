@@ -10,6 +10,9 @@ SAMPLE_KINDS = ("text", "caption", "ocr", "video")
 """The kinds of sample that a shard set holds and `data.blend` gives shares to."""
 
 
+RESCALE = "rescale the shares, or give all of them: data.blend={text: 0.5, caption: 0.5}"
+
+
 @dataclass(slots=True, kw_only=True)
 class DataConfig:
     """Shard set, tokenizer, mixture and order of samples."""
@@ -49,7 +52,5 @@ class DataConfig:
                 found.append(Problem(f"blend.{kind}", share, "must be positive", remedy))
         total = sum(self.blend.values())
         if abs(total - 1) > 1e-6:
-            found.append(
-                Problem("blend", self.blend, f"shares must sum to 1, not {total:g}", "rescale the shares")
-            )
+            found.append(Problem("blend", self.blend, f"shares must sum to 1, not {total:g}", RESCALE))
         return found

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from k25_train.config.basics import DType, not_from_home, not_negative
+from k25_train.config.basics import DType, is_url, not_from_home, not_negative
 from parallel.config import Problem, not_positive
 
 
@@ -88,4 +88,7 @@ class RunConfig:
         """Every rule of this section that is broken."""
         if "\0" in self.dir or not self.dir.strip():
             return [Problem("dir", self.dir, "must name a folder", "e.g. run.dir=runs/smoke")]
+        if is_url(self.dir):
+            rule = "is a URL; a run writes to a local folder, or one that is mounted"
+            return [Problem("dir", self.dir, rule, "e.g. run.dir=/shared/runs/smoke")]
         return not_from_home(self, ("dir",))

@@ -21,7 +21,7 @@ from rich.console import Console
 from k25_train.compose.command_line import load_saved, read_arguments
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.entry import run_command, shared
+from k25_train.entry import report, run_command, shared
 from k25_train.errors import ConfigError
 from k25_train.startup.ranks import number_of
 from launch.preflight.system import System
@@ -73,10 +73,13 @@ def _run() -> None:
         )
     # SLURM's name for the node, which is the one to drain.
     host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    is_sound = run_preflight(config, coordinator, System(), host, console, folder)
+    try:
+        status = 0 if run_preflight(config, coordinator, System(), host, console, folder) else 1
+    except Exception as error:
+        status = report(error)
     sys.stdout.flush()
     # A hanging connection would keep the interpreter from exiting.
-    os._exit(0 if is_sound else 1)
+    os._exit(status)
 
 
 def check_node_names(names: Sequence[str] | None, config: Config) -> None:

@@ -70,9 +70,12 @@ def run_preflight(
     if goes_on:
         nodes |= coordinator.collect("node after", coordinator.node_leaders, Node, NODE_TIMEOUT_S)
     findings = judge(config, coordinator, nodes, measured if goes_on else None, offsets)
-    # Written before it is printed: a supervisor reads the file, whatever becomes of the terminal.
-    path = write_report(folder, findings, _facts(coordinator, nodes, measured))
-    print_report(console, findings)
+    # Written before it is printed: a supervisor reads the file, whatever becomes of the terminal. And printed
+    # where it cannot be written.
+    try:
+        path = write_report(folder, findings, _facts(coordinator, nodes, measured))
+    finally:
+        print_report(console, findings)
     console.print(f"\n{summary(findings)}\nreport: {path}", highlight=False, soft_wrap=True)
     coordinator.leave(0)
     return worst(finding for own in findings.values() for finding in own) is not Verdict.failed

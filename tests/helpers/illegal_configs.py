@@ -306,6 +306,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("is a section, not a value", [3, "x"], "model.rope", "checkpoint"),
     **values("must name a folder", ["''"], "data.dir", "run.dir"),
     **values("starts with ~", ["~/x"], "data.dir", "data.tokenizer", "run.dir"),
+    **values("is a URL", ["s3://bucket/run"], "run.dir"),
     **values("must be even", [15, 17], "model.qk_nope_head_dim", "model.qk_rope_head_dim"),
     **values("must be even", [7, 31], "train.eval_sequences"),
     **values("must be a multiple of 8", [100, 130], "model.hidden_size", "model.expert_ffn_hidden_size"),

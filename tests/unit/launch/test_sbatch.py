@@ -74,6 +74,12 @@ def test_what_slurm_is_asked_for() -> None:
     assert {f"#SBATCH --{option}" for option in expected} <= set(lines)
 
 
+@pytest.mark.parametrize("account", ["2024_07", "1e3", "true", "007", "1:30"])
+def test_an_account_is_the_text_that_was_typed(account: str) -> None:
+    script = rendered("experiment=smoke", "cluster=local_slurm", f"cluster.slurm.account={account}")
+    assert f"#SBATCH --account={account}\n" in script
+
+
 def test_without_spares_the_number_of_nodes_is_fixed() -> None:
     """Even if the run may go on with fewer: SLURM would start it on those, although more are free soon."""
     assert "#SBATCH --nodes=64\n" in rendered(*experiment_of("h800_roce"))
@@ -171,5 +177,7 @@ def test_a_container_gets_the_code_the_run_and_the_data() -> None:
         "--container-env=OMP_NUM_THREADS,PYTHONUNBUFFERED",
     ]
     assert container_options(compose(["experiment=smoke"]), RUN, CODE, []) == []
+    config.data.dir = "s3://bucket/set"
+    assert "bucket" not in " ".join(container_options(config, RUN, CODE, environment(config)))
     with pytest.raises(ConfigError, match="/runs/a:b: is mounted into the container, where"):
         container_options(config, Path("/runs/a:b"), CODE, [])
