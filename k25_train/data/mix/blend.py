@@ -45,8 +45,8 @@ class _Order(Protocol):
 class _Period:
     """One period, scheduled by earliest deadline.
 
-    The j-th sequence of a kind with share p is released at slot floor((j-1)/p) and due by slot ceil(j/p). Such
-    a schedule always exists (it is the chairman assignment problem), and earliest-deadline-first finds it,
+    The j-th sequence of a kind with share p is released at slot floor((j-1)/p) and due by slot ceil(j/p). A
+    schedule always exists (it is the chairman assignment problem), and earliest-deadline-first finds it,
     these being unit jobs.
     """
 
