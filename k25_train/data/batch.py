@@ -32,7 +32,9 @@ class MicroBatch:
     is_caption: Tensor
     """[T] bool, True in documents with media, whose loss evaluations report separately."""
     document_lengths: tuple[int, ...]
-    """Lengths that sum to T. Padding at a row's end counts as a document; none crosses rows."""
+    """Lengths that sum to T. Padding at a row's end is in the place of a document; none crosses rows."""
+    padding: tuple[int, ...]
+    """Positions in `document_lengths` of what is padding."""
     grid_thw: tuple[Grid, ...]
     """Patch grid of each item in placeholder order."""
     item_documents: tuple[int, ...]
@@ -97,6 +99,7 @@ class MicroBatchAssembler:
         # 2. Pieces one after another. Each position's label is the next token of its own piece: across a cut,
         #    and across documents, nothing is predicted.
         lengths: list[int] = []
+        paddings: list[int] = []
         item_documents: list[int] = []
         for row, sequence in enumerate(sequences):
             position = row * self._seq_len
@@ -114,9 +117,10 @@ class MicroBatchAssembler:
                 item_documents += [len(lengths)] * len(piece.items)
                 lengths.append(piece.length)
                 position += piece.length
-            padding = (row + 1) * self._seq_len - position
-            if padding:
-                lengths.append(padding)
+            rest = (row + 1) * self._seq_len - position
+            if rest:
+                paddings.append(len(lengths))
+                lengths.append(rest)
 
         # 3. Pixels, if this rank encodes them; documents whose media do not decode lose their loss.
         pixels, failed_items = self._load_pixels(sequences) if with_pixels else (None, ())
@@ -126,6 +130,7 @@ class MicroBatchAssembler:
             loss_mask=torch.from_numpy(loss_mask),
             is_caption=torch.from_numpy(is_caption),
             document_lengths=tuple(lengths),
+            padding=tuple(paddings),
             grid_thw=tuple(item.grid_thw for sequence in sequences for item in sequence.items),
             item_documents=tuple(item_documents),
             pixels=pixels,

@@ -8,7 +8,7 @@ Shapes: T tokens of a micro-batch (all documents one after another), L tokens of
 heads, Q query/key head size (nope + rope), R rope part of it, V value head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -35,17 +35,24 @@ class PackedDocuments(PackedSeqParams):
 
     lengths: tuple[int, ...] = ()
     """Number of tokens of each document."""
+    padding: frozenset[int] = frozenset()
+    """Positions in `lengths` of what is no document, but padding."""
+    is_padding: Tensor = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.bool))
+    """Which tokens are padding, [T, 1] bool."""
     positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     """Position of each token inside its document, [T] int64."""
     rotations: Tensor | None = None
     """Rotations of the rotary pairs, [T, 1, R/2] complex64; set by the first layer that needs them."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> "PackedDocuments":
-        """Documents of these lengths, one after another without gaps."""
+    def of(
+        cls, lengths: Sequence[int], device: torch.device, padding: Collection[int] = ()
+    ) -> "PackedDocuments":
+        """Documents of these lengths, one after another without gaps; those at `padding` are padding."""
         boundaries = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         torch.cumsum(torch.tensor(lengths), 0, out=boundaries[1:])
         positions = torch.cat([torch.arange(length) for length in lengths])
+        is_padding = torch.cat([torch.full((n, 1), i in padding) for i, n in enumerate(lengths)])
         cu_seqlens = boundaries.to(device, non_blocking=True)
         return cls(
             qkv_format="thd",
@@ -54,8 +61,15 @@ class PackedDocuments(PackedSeqParams):
             max_seqlen_q=max(lengths),
             max_seqlen_kv=max(lengths),
             lengths=tuple(lengths),
+            padding=frozenset(padding),
+            is_padding=is_padding.to(device, non_blocking=True),
             positions=positions.to(device, non_blocking=True),
         )
+
+    @property
+    def num_padding(self) -> int:
+        """Tokens that are padding."""
+        return sum(self.lengths[position] for position in self.padding)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
@@ -172,8 +186,9 @@ class DocumentAttention(MegatronModule):
         self.record_max_logits = False
         self.max_logits: Tensor | None = None
         """The largest q·k·scale of each head since this was last set to None, [H] float32: over the allowed
-        pairs of training passes. Stays None unless `record_max_logits` is set. The fused attention kernel
-        does not return logits: recording computes q·k again. Source: K2 report, section 2.1."""
+        pairs of training passes, but for padding. Stays None unless `record_max_logits` is set. The fused
+        attention kernel does not return logits: recording computes q·k again. Source: K2 report, section
+        2.1."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
         """Attend: query and key [T, H, Q], value [T, H, V] -> [T, H * V]."""
@@ -187,9 +202,9 @@ class DocumentAttention(MegatronModule):
         records = self.record_max_logits and self.training
         maxima = []
         pieces = (tensor.split(documents.lengths) for tensor in (query, key, value))
-        for q_LHQ, k_LHQ, v_LHV in zip(*pieces, strict=True):
+        for number, (q_LHQ, k_LHQ, v_LHV) in enumerate(zip(*pieces, strict=True)):
             q_HLQ, k_HLQ, v_HLV = (tensor.transpose(0, 1) for tensor in (q_LHQ, k_LHQ, v_LHV))
-            if records:
+            if records and number not in documents.padding:
                 maxima.append(max_logits_per_head(q_HLQ, k_HLQ, self.softmax_scale))
             with saves("attention.output"):
                 attended_1HLV = F.scaled_dot_product_attention(
@@ -201,7 +216,7 @@ class DocumentAttention(MegatronModule):
                 )
             outputs.append(attended_1HLV)
         # 3. Maxima over micro-batches; outputs one after another.
-        if records:
+        if maxima:
             before = [] if self.max_logits is None else [self.max_logits]
             self.max_logits = torch.stack([*before, *maxima]).amax(0)
         return recomputed("attention.joined", partial(_join, v_channels), *outputs)

@@ -11,18 +11,19 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor, nn
 
 from k25_train.config.model import ModelConfig
 from k25_train.errors import ConfigError
 from k25_train.model.attention import DocumentAttention, PackedLatentAttention
 from k25_train.model.experts import GroupedExperts
+from k25_train.model.layer import DocumentExperts, DocumentLayer
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.model.router import SequenceBalancedRouter
 from k25_train.model.swiglu import SwiGLU
@@ -97,13 +98,13 @@ def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
         ),
     )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=DocumentLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm,
-            mlp=partial(MoELayer, submodules=moe)
+            mlp=partial(DocumentExperts, submodules=moe)
             if is_moe
             else partial(MLP.as_mlp_submodule, submodules=mlp("dense")),
             mlp_bda=get_bias_dropout_add,

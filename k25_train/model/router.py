@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
@@ -15,13 +17,30 @@ class SequenceBalancedRouter(TopKRouter):
     treat that row as a single sequence, and its value would depend on the micro-batch size. Here the loss is
     computed over the sequences of `config.balance_sequence_tokens` tokens that make up the row.
 
-    Shapes: T tokens of a micro-batch, D hidden, E experts of the layer.
+    Padding has no expert and counts nowhere: not as load that moves the expert bias, and not in the balance
+    loss, which is what it would be if the sequence ended before the padding.
+
+    Shapes: T tokens of a micro-batch, S sequences of L tokens, E experts of the layer.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_padding = torch.zeros(1, 1, dtype=torch.bool, device=self.weight.device)
+        """Which tokens of the next micro-batch are padding, [T, 1] bool; [1, 1] stands for all of them."""
 
     def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> Any:
         """Route tokens [T, 1, D] as the base class does, and name what is saved."""
         with saves("router.scores"):
             return super().forward(input, padding_mask)
+
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights [T, E] of the chosen experts, and which are chosen, [T, E] bool: for padding, none."""
+        probs, routing_map = super().routing(logits, padding_mask)
+        return probs, routing_map.masked_fill(self.is_padding, value=False)
+
+    def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
+        """Count the tokens of each expert in `routing_map` [T, E]; after the step they move its bias."""
+        super()._apply_expert_bias(routing_map.masked_fill(self.is_padding, value=False), padding_mask)
 
     def _apply_seq_aux_loss(
         self,
@@ -32,19 +51,24 @@ class SequenceBalancedRouter(TopKRouter):
         bsz: int,
         with_padding_mask: bool = False,
     ) -> Tensor:
-        """Attach the balance loss to `probs` [T, E]; scores and routing map are [T, E] too."""
-        tokens = self.config.balance_sequence_tokens
-        num_sequences = seq_length * bsz // tokens
+        """Attach the balance loss to `probs` [T, E]; scores and routing map are [T, E] too.
 
-        def interleave(per_token_TE: Tensor) -> Tensor:
-            # Upstream expects the tokens of all sequences interleaved: position-major.
-            return per_token_TE.unflatten(0, (num_sequences, tokens)).transpose(0, 1).flatten(0, 1)
-
-        return super()._apply_seq_aux_loss(
-            probs,
-            interleave(scores_for_aux_loss),
-            interleave(routing_map),
-            tokens,
-            num_sequences,
-            with_padding_mask,
+        Equations 17 to 20 of the DeepSeek-V3 report (arXiv 2412.19437) for each sequence, times its tokens:
+        the schedule divides by those of the global batch, so that the loss is a mean over tokens, however
+        they are divided into sequences, micro-batches and ranks.
+        """
+        config = self.config
+        # 1. Of each sequence: tokens, how many of them choose an expert, and the sums of their scores.
+        counted_T1 = ~self.is_padding.expand(len(probs), 1)
+        tokens_S1, chosen_SE, scores_SE = (
+            each.unflatten(0, (-1, config.balance_sequence_tokens)).sum(1)
+            for each in (
+                counted_T1,
+                routing_map & counted_T1,
+                scores_for_aux_loss.masked_fill(self.is_padding, 0.0),
+            )
         )
+        # 2. The loss, whose gradient the balance scale multiplies. A sequence of padding alone adds nothing.
+        coefficient = self.get_aux_loss_coeff("seq_aux_loss") * config.num_moe_experts / self.topk
+        frequencies_SE = chosen_SE * (coefficient / tokens_S1.clamp(min=1))
+        return MoEAuxLossAutoScaler.apply(probs, (scores_SE * frequencies_SE).sum())

@@ -16,7 +16,9 @@ class PassSizes:
     """The sizes of a micro-batch."""
 
     documents: tuple[int, ...]
-    """Tokens of each document of all its sequences."""
+    """Tokens of each document of all its sequences; padding is in the place of one."""
+    padding_tokens: int
+    """Tokens that are padding, which goes to no expert."""
     num_sequences: int
     """Sequences of the micro-batch."""
     expert_rows: int
@@ -31,7 +33,7 @@ class PassSizes:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the micro-batch."""
+        """Tokens of the micro-batch, padding included."""
         return sum(self.documents)
 
 
@@ -61,6 +63,7 @@ def _pass_sizes(config: Config, expert_rows: int, vision_share: float, num_frame
     patches = vision_tokens * num_frames * config.model.vision.merge_size**2
     return PassSizes(
         documents=(train.seq_len,) * train.micro_batch_size,
+        padding_tokens=0,
         num_sequences=train.micro_batch_size,
         expert_rows=max(expert_rows, 1),
         local_experts=config.model.num_experts // config.parallelism.ep,

@@ -36,6 +36,8 @@ class DeviceBatch:
     """[T] each: which labels count, and as which kind of token."""
     document_lengths: tuple[int, ...]
     """Tokens of each document; they sum to T."""
+    padding: tuple[int, ...]
+    """Positions in `document_lengths` of what is padding."""
     media_positions: Tensor
     """[V] int64, where the vision placeholders are."""
     pixels: Tensor | None
@@ -57,6 +59,7 @@ def to_device(number: int, batch: MicroBatch, media_pad: int, device: torch.devi
         labels=move(batch.labels),
         targets=Targets(loss_mask=move(batch.loss_mask), kind=move(batch.is_caption.long())),
         document_lengths=batch.document_lengths,
+        padding=batch.padding,
         media_positions=move((batch.tokens == media_pad).nonzero().squeeze(1)),
         pixels=None if batch.pixels is None else move(batch.pixels),
         grid_thw=batch.grid_thw,
@@ -69,13 +72,18 @@ class TokenCounts(NamedTuple):
     with_loss: int
     """Tokens that count in the loss."""
     total: int
-    """All tokens, padding included."""
+    """All tokens; padding is none."""
 
 
 def count_tokens(batches: Sequence[DeviceBatch], topology: Topology) -> TokenCounts:
     """Count the global batch's tokens; every rank gets the same."""
     counted = [batch.targets.loss_mask.sum(dtype=torch.float64) for batch in batches]
-    num_tokens = sum(batch.tokens.numel() for batch in batches)
+    num_tokens = sum(
+        length
+        for batch in batches
+        for position, length in enumerate(batch.document_lengths)
+        if position not in batch.padding
+    )
     # float64 counts exactly what a global batch of 67M tokens can have, and is reduced in one collective.
     counts = torch.stack([torch.stack(counted).sum(), torch.tensor(float(num_tokens)).to(counted[0])])
     dist.all_reduce(counts, group=topology.groups.dp)
@@ -107,7 +115,7 @@ def forward_micro_batch(
     # 2. Only the first chunk embeds tokens, and so takes features.
     inputs = {
         "tokens": batch.tokens,
-        "documents": PackedDocuments.of(batch.document_lengths, batch.tokens.device),
+        "documents": PackedDocuments.of(batch.document_lengths, batch.tokens.device, batch.padding),
         "labels": batch.labels,
         "media_positions": batch.media_positions,
         "pixels": batch.pixels,

@@ -66,7 +66,7 @@ def train_step(run: Run, step: int) -> StepResult:
 
     # 3. Forward and backward of the pipeline: 1F1B, interleaved with virtual stages. It ends with the
     #    gradients reduced over data-parallel ranks and divided by the number of tokens with a loss. The
-    #    balance loss is a mean over all tokens, so its gradient gets their ratio beforehand.
+    #    balance loss is a mean over all tokens but padding, so its gradient gets their ratio beforehand.
     reported = run_schedule(
         partial(
             forward_micro_batch, objective=run.objective, leaf=run.tower.leaf, activations=run.activations
@@ -75,7 +75,7 @@ def train_step(run: Run, step: int) -> StepResult:
         inputs.micro_batches,
         run.topology,
         tokens_per_micro_batch=run.tokens_per_micro_batch,
-        balance_loss_scale=tokens.with_loss / tokens.total,
+        balance_loss_scale=tokens.with_loss / max(tokens.total, 1),
         before_pass=[run.activations.before_pass, run.tower.before_pass],
     )
 

@@ -185,7 +185,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
         config = choices[name]
         kernels = KERNELS[config.cluster.device]
         lists = SavedTensors(model, train.dtype, kernels, policies[name], sizes)
-        tensors = [*lists.first_chunk(), *lists.every_chunk(), *lists.last_chunk()]
+        tensors = [*lists.first_chunk(), *lists.every_chunk(range(model.num_layers)), *lists.last_chunk()]
         for layer in range(model.num_layers):
             tensors += lists.layer(is_moe=model.is_moe(layer))
         stored = (pack(each, policies[name][each.name], offloads=False) for each in tensors)

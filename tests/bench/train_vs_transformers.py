@@ -264,6 +264,7 @@ def synthetic_batches(config: Config) -> list[MicroBatch]:
                 loss_mask=loss_mask.flatten(),
                 is_caption=torch.zeros(tokens.numel(), dtype=torch.bool),
                 document_lengths=(config.train.seq_len,) * rows,
+                padding=(),
                 grid_thw=tuple(grids),
                 item_documents=tuple(range(0, rows, 2)),
                 pixels=pixels,

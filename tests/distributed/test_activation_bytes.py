@@ -75,10 +75,14 @@ def planned(stage: StagePlan, key: PassKey, stored: Sequence[Record], *, offload
     rows = iter([shape[0] for name, shape, *_ in stored if name == "moe.up_input"])
     logarithms = [shape for name, shape, *_ in stored if name == "attention.output" and len(shape) == 3]
     lengths = tuple(shape[2] for shape in logarithms[: len(logarithms) // max(1, len(layers))])
-    sizes = replace(stage.balanced_sizes, documents=lengths or (config.train.seq_len,))
-    assert sizes.tokens == config.train.seq_len
+    # Padding is in the place of a document, and goes to no expert.
+    tokens, chosen = config.train.seq_len, config.model.num_experts_per_token
+    sent = [shape[0] // chosen for name, shape, *_ in stored if name == "rest" and len(shape) == 1]
+    num_sent = sent[0] if sent else tokens
+    sizes = replace(stage.balanced_sizes, documents=lengths or (tokens,), padding_tokens=tokens - num_sent)
+    assert sizes.tokens == tokens
     lists = saved_tensors(config, sizes)
-    tensors = lists.every_chunk() if layers else []
+    tensors = lists.every_chunk(layers)
     if chunk.is_first:
         tensors += lists.first_chunk()
     if chunk.is_last:

@@ -10,18 +10,20 @@ from tests.helpers.runs import layout, overrides, start_run
 pytestmark = pytest.mark.distributed
 
 
-def scales(context: RankContext, arguments: list[str]) -> tuple[float, float]:
-    """What a step multiplied the balance loss by, and the share of this rank's tokens that had a loss."""
+def scales(context: RankContext, arguments: list[str]) -> tuple[float, float, int]:
+    """What a step multiplied the balance loss by; this rank's tokens with a loss, and all but padding."""
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.loader:
-        masks = [batch.targets.loss_mask for batch in run.reader.step(1).micro_batches]
+        batches = run.reader.step(1).micro_batches
         train_step(run, 1)
-    share = sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
-    return float(MoEAuxLossAutoScaler.main_loss_backward_scale), share
+    pad = run.loader.tokenizer.pad
+    num_tokens = sum(int((batch.tokens != pad).sum()) for batch in batches)
+    with_loss = sum(float(batch.targets.loss_mask.sum()) for batch in batches)
+    return float(MoEAuxLossAutoScaler.main_loss_backward_scale), with_loss, num_tokens
 
 
 def test_every_rank_scales_by_the_share_of_the_global_batch(data: Path, tmp_path: Path) -> None:
@@ -29,7 +31,9 @@ def test_every_rank_scales_by_the_share_of_the_global_batch(data: Path, tmp_path
 
     by_rank = run_ranks(scales, 4, arguments)
 
-    used, shares = zip(*by_rank, strict=True)
+    used, with_loss, num_tokens = zip(*by_rank, strict=True)
     # Ranks 0 and 1 are the two replicas of the first stage.
-    assert shares[0] != shares[1]
-    assert used == pytest.approx([(shares[0] + shares[1]) / 2] * 4, rel=1e-6)
+    assert num_tokens[0] != num_tokens[1]
+    assert all(number < 4 * 128 for number in num_tokens[:2]), "no sequence has padding"
+    share = (with_loss[0] + with_loss[1]) / (num_tokens[0] + num_tokens[1])
+    assert used == pytest.approx([share] * 4, rel=1e-6)

@@ -1,5 +1,6 @@
 """Experts and their balance against plain formulas."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,15 @@ def balance_loss(logits: Tensor, num_chosen: int, coefficient: float) -> Tensor:
     return coefficient * (frequency * probability).sum()
 
 
-def router_gradients(context: RankContext) -> dict[str, Tensor]:
+PADDING = {
+    "none": (),
+    "at ends": ((50, 64), (100, 128)),
+    "anywhere": ((0, 3), (30, 41), (63, 70), (128, 192)),
+}
+"""Ranges of padding among the tokens of four sequences of 64."""
+
+
+def router_gradients(context: RankContext, padding: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
     """Gradient of the balance loss alone, summed over 4 sequences cut into micro-batches in three ways."""
     [router, *_] = modules_of(build_random_model(context, balance_loss_coeff=0.5), "SequenceBalancedRouter")
     # The bias steers the choice of experts; the report's frequencies are those of the unbiased choice.
@@ -67,22 +76,34 @@ def router_gradients(context: RankContext) -> dict[str, Tensor]:
     tokens = router.config.balance_sequence_tokens
     hidden = torch.randn(4 * tokens, 1, 64, generator=torch.Generator().manual_seed(1))
     hidden = hidden + torch.linspace(0, 1, 4).repeat_interleave(tokens).view(-1, 1, 1)
+    is_padding = torch.zeros(4 * tokens, 1, dtype=torch.bool)
+    for start, stop in padding:
+        is_padding[start:stop] = True
+        hidden[start:stop] = 1000.0
     found = {}
     for num_sequences in (1, 2, 4):
         router.weight.grad = None
-        for micro_batch in hidden.split(num_sequences * tokens):
-            probs, _ = router(micro_batch)
+        router.local_tokens_per_expert.zero_()
+        parts = zip(*(each.split(num_sequences * tokens) for each in (hidden, is_padding)), strict=True)
+        for micro_batch, router.is_padding in parts:
+            probs, routing_map = router(micro_batch)
+            assert torch.equal(routing_map.sum(1, keepdim=True), torch.where(router.is_padding, 0, 3))
             (probs * 0).sum().backward()
+        assert router.local_tokens_per_expert.sum() == 3 * (~is_padding).sum()
         found[f"cut into {num_sequences}"] = router.weight.grad
     weight = router.weight.detach().requires_grad_()
-    losses = [balance_loss(part.squeeze(1) @ weight.T, 3, 0.5) for part in hidden.split(tokens)]
     # Each sequence weighs as many tokens as it has: the schedule divides by the tokens of the global batch.
-    (tokens * torch.stack(losses).sum()).backward()
+    kept = [part[~its] for part, its in zip(hidden.split(tokens), is_padding.split(tokens), strict=True)]
+    losses = [len(part) * balance_loss(part @ weight.T, 3, 0.5) for part in kept if len(part)]
+    torch.stack(losses).sum().backward()
     return found | {"formula": weight.grad}
 
 
-def test_the_balance_loss_is_the_reports_whatever_the_micro_batch_size() -> None:
-    gradients = run_ranks(router_gradients, 1)[0]
+@pytest.mark.parametrize("padding", PADDING.values(), ids=list(PADDING))
+def test_the_balance_loss_is_the_reports_whatever_the_micro_batch_size(
+    padding: Sequence[tuple[int, int]],
+) -> None:
+    gradients = run_ranks(router_gradients, 1, padding)[0]
     formula = gradients.pop("formula")
     assert formula.abs().max() > 0.1
     for gradient in gradients.values():
@@ -101,8 +122,8 @@ def count_tokens(router: torch.nn.Module) -> Tensor:
     return count
 
 
-def biases_after_a_step(context: RankContext, arguments: list[str]) -> tuple[list[Tensor], list[Tensor]]:
-    """(expert biases, numbers of tokens that every expert got over all ranks) of each layer after a step."""
+def biases_after_a_step(context: RankContext, arguments: list[str]) -> tuple[list[Tensor], list[Tensor], int]:
+    """Of each layer, expert biases and the tokens that each expert got over all ranks; tokens of the step."""
     import torch.distributed as dist
 
     from k25_train.training.evaluation import eval_losses
@@ -118,7 +139,7 @@ def biases_after_a_step(context: RankContext, arguments: list[str]) -> tuple[lis
     for count in counts:
         dist.all_reduce(count)
     assert all(router.local_tokens_per_expert.dtype is torch.float32 for router in routers)
-    return [router.expert_bias for router in routers], counts
+    return [router.expert_bias for router in routers], counts, run.loader.plan(0).num_tokens
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -127,10 +148,10 @@ def test_expert_biases_move_against_the_load_of_the_global_batch(
 ) -> None:
     arguments = overrides(data, tmp_path, *layout(ep=2, dp=2), f"train.dtype={dtype}")
     by_rank = run_ranks(biases_after_a_step, 2, arguments)
-    for biases, counts in by_rank:
+    for biases, counts, num_tokens in by_rank:
         assert len(biases) == 4
         for bias, count in zip(biases, counts, strict=True):
-            assert count.sum() == 2 * 8 * 128, "every token of 8 sequences of 128 chooses 2 experts"
+            assert count.sum() == 2 * num_tokens < 2 * 8 * 128, "each token has 2 experts, and padding none"
             torch.testing.assert_close(bias, 0.001 * (count.mean() - count).sign(), rtol=1e-6, atol=0)
     assert all(torch.equal(a, b) for a, b in zip(by_rank[0][0], by_rank[1][0], strict=True))
 

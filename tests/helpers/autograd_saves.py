@@ -29,6 +29,13 @@ class Case(NamedTuple):
     lengths: tuple[int, ...]
     stays: bool = False
     """Whether nothing of it is offloaded."""
+    padding: tuple[int, ...] = ()
+    """Positions of padding among the documents."""
+
+    @property
+    def num_padding(self) -> int:
+        """Tokens that are padding."""
+        return sum(self.lengths[position] for position in self.padding)
 
 
 def records_of_cases(
@@ -50,7 +57,7 @@ def records_of_cases(
         with saving.active():
             losses = model(
                 tokens=tokens,
-                documents=documents(case.lengths),
+                documents=documents(case.lengths, case.padding),
                 labels=tokens.roll(-1),
                 media_positions=torch.empty(0, dtype=torch.long),
             )
@@ -150,7 +157,7 @@ def records_without_memory(
             with saving.active():
                 chunks[0](
                     tokens=tokens,
-                    documents=PackedDocuments.of(case.lengths, meta),
+                    documents=PackedDocuments.of(case.lengths, meta, case.padding),
                     labels=tokens.clone(),
                     media_positions=tokens[:0],
                 )

@@ -18,6 +18,8 @@ class Counted:
     """Elements of the buffers that belong to no parameter, of groups of more than one rank."""
     features: int
     """Bytes that the decoupled encoder says it has sent."""
+    tokens: int
+    """Of the global batch, without padding."""
     vision_tokens: int
     """Of the global batch."""
 
@@ -40,7 +42,8 @@ def count_a_step(context: RankContext, arguments: Sequence[str]) -> Counted:
     )
     payload, sent = Counter(traffic.payload_bytes), Counter(traffic.sent_bytes)
     features = run.tower.engine.stats.sent_bytes
-    return Counted(payload, sent, padding, features, run.loader.plan(1).num_vision_tokens)
+    plan = run.loader.plan(1)
+    return Counted(payload, sent, padding, features, plan.num_tokens, plan.num_vision_tokens)
 
 
 def count(arguments: list[str], num_ranks: int) -> Counted:
@@ -52,4 +55,4 @@ def count(arguments: list[str], num_ranks: int) -> Counted:
         total.update(rank.payload)
         sent.update(rank.sent)
     padding, features = sum(rank.padding for rank in ranks), sum(rank.features for rank in ranks)
-    return Counted(total, sent, padding, features, ranks[0].vision_tokens)
+    return Counted(total, sent, padding, features, ranks[0].tokens, ranks[0].vision_tokens)

@@ -32,10 +32,10 @@ def random_tokens(num: int, seed: int = 3) -> Tensor:
     return torch.randint(0, 240, (num,), generator=torch.Generator().manual_seed(seed))
 
 
-def documents(lengths: tuple[int, ...] = LENGTHS) -> Any:
+def documents(lengths: tuple[int, ...] = LENGTHS, padding: tuple[int, ...] = ()) -> Any:
     from k25_train.model.attention import PackedDocuments
 
-    return PackedDocuments.of(lengths, torch.device("cpu"))
+    return PackedDocuments.of(lengths, torch.device("cpu"), padding)
 
 
 def modules_of(model: torch.nn.Module, name: str) -> Iterator[Any]:

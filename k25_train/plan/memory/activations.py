@@ -77,7 +77,7 @@ def stage_tensors(stage: StagePlan, sizes: PassSizes, *, offloads: bool = True) 
     found = []
     for chunk in stage.chunks:
         saved = lists.first_chunk() if chunk.is_first else []
-        saved += lists.every_chunk() if chunk.layers else []
+        saved += lists.every_chunk(chunk.layers)
         for layer in chunk.layers:
             saved += lists.layer(is_moe=model.is_moe(layer))
         saved += lists.last_chunk() if chunk.is_last else []

@@ -7,7 +7,7 @@ Shapes: T tokens of a micro-batch, L of a document, D hidden, H heads, Q and V w
 value, F of a feed-forward part, E experts of a layer, k of a token, R rows that arrive at a rank's experts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -18,8 +18,8 @@ from k25_train.plan.pass_sizes import PassSizes
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from parallel.activations.policy import Policy
 
-FLOAT_BYTES, INDEX_BYTES, COMPLEX_BYTES = 4, 8, 8
-"""Bytes of float32, int64 and complex64."""
+BOOL_BYTES, FLOAT_BYTES, INDEX_BYTES, COMPLEX_BYTES = 1, 4, 8, 8
+"""Bytes of bool, float32, int64 and complex64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +63,17 @@ class SavedTensors:
         """What a decoder layer saves."""
         return [*self._attention(), *(self._moe() if is_moe else self._dense())]
 
-    def every_chunk(self) -> list[SavedTensor]:
-        """What a chunk with layers saves once: the turns of the rotary pairs."""
-        shape = (self._sizes.tokens, 1, self._model.qk_rope_head_dim // 2)
-        return [_exact("mla.rotations", shape, COMPLEX_BYTES)]
+    def every_chunk(self, layers: Iterable[int]) -> list[SavedTensor]:
+        """What all layers of a chunk, counted from 0, save only once: the turns of the rotary pairs; and
+        which tokens are padding, which the balance loss leaves out."""
+        tokens, found = self._sizes.tokens, []
+        has_experts = [self._model.is_moe(layer) for layer in layers]
+        if has_experts:
+            shape = (tokens, 1, self._model.qk_rope_head_dim // 2)
+            found.append(_exact("mla.rotations", shape, COMPLEX_BYTES))
+        if any(has_experts) and self._model.balance_loss_coeff:
+            found.append(_exact("router.scores", (tokens, 1), BOOL_BYTES))
+        return found
 
     def first_chunk(self) -> list[SavedTensor]:
         """Token ids, and what vision in the first chunk saves at most. Positions of vision tokens, 8 bytes
@@ -144,14 +151,15 @@ class SavedTensors:
             yield _exact("router.scores", scores, FLOAT_BYTES)
             yield _exact("router.scores", total, FLOAT_BYTES)
             yield _exact("router.scores", choice, INDEX_BYTES)
-            yield _exact("router.scores", (self._sizes.num_sequences * experts,), INDEX_BYTES)
+            yield _exact("router.scores", (self._sizes.num_sequences, experts), FLOAT_BYTES)
             yield _exact("router.scores", (), FLOAT_BYTES)
 
     def _dispatch(self) -> Iterator[SavedTensor]:
         """Which of all pairs of an expert and a token are sent, as a part of their sorted list; their tokens;
         and where each expert's rows end."""
         pairs = self._sizes.tokens * self._model.num_experts
-        sent = (self._sizes.tokens * self._model.num_experts_per_token,)
+        num_sent = self._sizes.tokens - self._sizes.padding_tokens
+        sent = (num_sent * self._model.num_experts_per_token,)
         yield _exact("rest", sent, INDEX_BYTES, memory_bytes=pairs * INDEX_BYTES)
         yield _exact("rest", sent, INDEX_BYTES)
         yield _exact("rest", (self._sizes.local_experts,), 4)

@@ -37,7 +37,7 @@ def packed_by_part(config: Config) -> dict[str, list[PackedTensor]]:
     if model.num_moe_layers:
         saved["MoE layer"] = lists.layer(is_moe=True)
     saved |= {
-        "once per chunk": lists.every_chunk(),
+        "once per chunk": lists.every_chunk(range(config.model.num_layers)),
         "first chunk": lists.first_chunk(),
         "last chunk": lists.last_chunk(),
     }

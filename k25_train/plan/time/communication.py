@@ -2,11 +2,12 @@
 
 Counted here is what the mechanisms need: megatron-core pads each tensor of a gradient buffer to 64 elements
 and the buffer to a multiple of 128 and of the ranks, and a few numbers per step (losses, token counts, the
-gradient norm) are reduced in addition. What a decoupled encoder sends depends on the images: of each vision
-token a feature and its gradient, `hidden_size` numbers each in `dep.exchange_dtype`; and of each patch of an
-item that n ranks encode (`dep.split_items`), in each layer, its keys and values, twice, and their gradients,
-each n - 1 times. A frozen tower is sent no gradient, and its features are `merged_size` wide if the projector
-is trained. tests/distributed/{test_communication,test_dep_split}.py compare all of it with what ranks send.
+gradient norm) are reduced in addition. Sequences are full: padding would go to no expert. What a decoupled
+encoder sends depends on the images: of each vision token a feature and its gradient, `hidden_size` numbers
+each in `dep.exchange_dtype`; and of each patch of an item that n ranks encode (`dep.split_items`), in each
+layer, its keys and values, twice, and their gradients, each n - 1 times. A frozen tower is sent no gradient,
+and its features are `merged_size` wide if the projector is trained. All of it is compared with what ranks
+send: tests/distributed/{test_communication,test_dep_split}.py.
 """
 
 from collections.abc import Iterable

@@ -81,6 +81,7 @@ def test_caption_is_laid_out_as_kimi_writes_it(tmp_path: Path) -> None:
     num_padding = SEQ_LEN - len(document)
     assert batch.tokens.tolist() == document + [t.pad] * num_padding
     assert batch.document_lengths == (len(document), num_padding)
+    assert batch.padding == (1,)
     no_loss = len(prompt) + len(media)  # positions whose next token is prompt or media
     targets = [*words, t.eos]
     assert batch.loss_mask.tolist() == [0.0] * no_loss + [1.0] * len(targets) + [0.0] * (num_padding + 1)
@@ -127,6 +128,7 @@ def test_pieces_of_a_text_are_documents_without_loss_across_the_cut(tmp_path: Pa
     )
 
     assert batch.document_lengths == (SEQ_LEN, 20, SEQ_LEN - 20)
+    assert batch.padding == (2,)
     assert batch.tokens[: SEQ_LEN + 20].tolist() == whole[: SEQ_LEN + 20].tolist()
     assert batch.loss_mask[: SEQ_LEN + 20].tolist() == [1.0] * 63 + [0.0] + [1.0] * 19 + [0.0]
     assert batch.labels[:63].tolist() == whole[1:64].tolist()

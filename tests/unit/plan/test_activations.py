@@ -58,14 +58,15 @@ def planned(
     """What the plan says that a pass through the whole model stores."""
     sizes = PassSizes(
         documents=case.lengths,
+        padding_tokens=case.num_padding,
         num_sequences=sum(case.lengths) // sequence_tokens,
-        expert_rows=sum(case.lengths) * model.num_experts_per_token,
+        expert_rows=(sum(case.lengths) - case.num_padding) * model.num_experts_per_token,
         local_experts=model.num_experts,
         patches=0,
         vision_tokens=0,
     )
     lists = SavedTensors(model, DTYPES[case.dtype], KERNELS[device], case.policies, sizes)
-    saved = [*lists.first_chunk(), *lists.every_chunk(), *lists.last_chunk()]
+    saved = [*lists.first_chunk(), *lists.every_chunk(range(model.num_layers)), *lists.last_chunk()]
     for layer in range(model.num_layers):
         saved += lists.layer(is_moe=layer >= model.num_dense_layers)
     packed = [pack(tensor, case.policies[tensor.name], offloads=not case.stays) for tensor in saved]
@@ -101,18 +102,19 @@ def test_plan_lists_what_autograd_saves(
 
 
 @pytest.mark.parametrize("overrides", MODELS.values(), ids=list(MODELS))
-def test_plan_holds_for_other_models_and_documents(overrides: dict[str, float]) -> None:
+def test_plan_holds_for_other_models_documents_and_padding(overrides: dict[str, float]) -> None:
     cases = [
-        Case(policies, dtype, lengths, stays)
+        Case(policies, dtype, lengths, stays, padding)
         for dtype in DTYPES
         for policies in (POLICIES["keep"], POLICIES["k2"])
-        for lengths in ((64,), (192,), (1,) * 64, (40, 24))
+        for lengths, padding in (((64,), ()), ((192,), ()), ((1,) * 64, ()), ((40, 24), ()), ((40, 24), (1,)))
         for stays in (False, True)
     ]
     model = tiny_model_config(**overrides)
     found = run_ranks(records_of_cases, 1, cases, overrides)[0]
     for case, saved in zip(cases, found, strict=True):
-        assert_alike(planned(model, case), saved, f"{case.dtype}, documents of {case.lengths}")
+        what = f"{case.dtype}, documents of {case.lengths}, padding {case.padding}"
+        assert_alike(planned(model, case), saved, what)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
@@ -123,6 +125,7 @@ def test_vision_in_the_first_chunk_saves_no_more_than_planned(dtype: torch.dtype
     for grid_thw, found in zip(grids, run_ranks(vision_bytes, 1, grids, dtype)[0], strict=True):
         sizes = PassSizes(
             documents=(64,),
+            padding_tokens=0,
             num_sequences=1,
             expert_rows=1,
             local_experts=1,
