@@ -25,6 +25,8 @@ class SequenceBalancedRouter(TopKRouter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # In float32, sums over ranks and experts of a global batch of 67M tokens would be rounded.
+        self.local_tokens_per_expert = self.local_tokens_per_expert.double()
         self.is_padding = torch.zeros(1, 1, dtype=torch.bool, device=self.weight.device)
         """Which tokens of the next micro-batch are padding, [T, 1] bool; [1, 1] stands for all of them."""
 

@@ -20,9 +20,12 @@ from k25_train.units import MIB
 from parallel.megatron.sharded_optimizer import ParameterShard, ParamGroups, ShardedOptimizer
 from parallel.muon.exchange import MatrixExchange
 from parallel.muon.plan import Matrix, cut, plan_owners, plan_rounds
+from parallel.norms import frobenius_norms
 
 STATE_KEYS = ("exp_avg",)
 """The momentum, named as checkpoints of megatron-core name a first moment."""
+SMALLEST_NORM = 1e-7
+"""What the norm of a smaller matrix is taken to be, so that one of zeros remains so."""
 
 
 class Segment(NamedTuple):
@@ -100,14 +103,18 @@ class Muon(torch.optim.Optimizer):
         return segment.master.grad[own] + self.settings.momentum * momentum
 
     def _orthogonalize(self, matrices: Tensor) -> Tensor:
-        """The updates of matrices [B, rows, cols], without the learning rate."""
+        """The updates of matrices [B, rows, cols], without the learning rate; overwrites the matrices."""
         settings = self.settings
+        # Newton-Schulz divides by norms that are 4e-3 too small for 50M elements on the CPU. Of matrices of
+        # norm 1 it takes the norm to be `eps`: at least 1.
+        matrices.div_(frobenius_norms(matrices).clamp_min(SMALLEST_NORM).float())
         precision = "highest" if settings.newton_schulz_dtype is DType.float32 else "medium"
         with fp32_matmul_precision(precision):
             updates = newton_schulz(
                 matrices,
                 steps=settings.newton_schulz_steps,
                 coefficient_type=settings.newton_schulz_coefficients.value,
+                eps=1.0,
             )
         return updates * (settings.update_rms * max(matrices.shape[-2:]) ** 0.5)
 

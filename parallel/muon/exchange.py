@@ -15,7 +15,7 @@ from torch import Tensor
 from parallel.muon.plan import ExchangeRound, Matrix
 
 ComputeUpdates = Callable[[Tensor], Tensor]
-"""Maps matrices of one shape [B, rows, cols] to their updates of the same shape; float32."""
+"""Maps matrices of one shape [B, rows, cols], which it may overwrite, to updates of that shape; float32."""
 ApplyUpdate = Callable[[int, Tensor], None]
 """Called with a matrix's number and the update of this rank's piece of it: flat, float32, on the device."""
 

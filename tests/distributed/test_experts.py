@@ -138,7 +138,7 @@ def biases_after_a_step(context: RankContext, arguments: list[str]) -> tuple[lis
         eval_losses(run, 4)
     for count in counts:
         dist.all_reduce(count)
-    assert all(router.local_tokens_per_expert.dtype is torch.float32 for router in routers)
+    assert all(router.local_tokens_per_expert.dtype is torch.float64 for router in routers)
     return [router.expert_bias for router in routers], counts, run.loader.plan(0).num_tokens
 
 
@@ -181,3 +181,36 @@ def test_a_rank_whose_experts_get_no_token_takes_part_in_every_exchange(
         train_with_experts_of_first_rank_only, 2, overrides(data, tmp_path, *layout(ep=2, dp=2), *flags)
     )
     torch.testing.assert_close(torch.tensor(shared), torch.tensor(alone), rtol=1e-5, atol=0)
+
+
+def norms_of_a_step(context: RankContext, arguments: list[str]) -> tuple[float, float]:
+    """The gradient's norm before clipping, as reported, and afterwards, as float64 has it."""
+    import torch.distributed as dist
+
+    from k25_train.training.step import train_step
+
+    run = start_run(context, arguments)
+    with run.loader:
+        result = train_step(run, 1)
+    shards = [shard for part in run.optimizer.chained_optimizers for shard in part.shards().values()]
+    squares = torch.stack([shard.gradient.double().square().sum() for shard in shards]).sum()
+    dist.all_reduce(squares, group=run.optimizer.get_grad_stats_parallel_group())
+    return result.grad_norm, float(squares.sqrt())
+
+
+def test_the_norm_of_many_experts_does_not_depend_on_the_layout(data: Path, tmp_path: Path) -> None:
+    """Tensors of a million elements; one expert for each token."""
+    many = (
+        "model.num_experts=256",
+        "model.num_experts_per_token=1",
+        "model.num_layers=3",
+        "optim.grad_clip=0.5",
+    )
+    (alone, *_), (shared, *_) = (
+        run_ranks(norms_of_a_step, num_ranks, overrides(data, tmp_path, *layout(**sizes), *many))
+        for num_ranks, sizes in ((1, {}), (2, {"ep": 2, "dp": 2}))
+    )
+    assert alone[0] > 1
+    assert shared == pytest.approx(alone, rel=1e-7)
+    # Clipping divides by the norm and another 1e-6.
+    assert alone[1] == pytest.approx(0.5, rel=2e-6)

@@ -72,6 +72,32 @@ def test_an_update_is_the_papers(shape: tuple[int, ...]) -> None:
     assert float((found - expected).norm() / expected.norm()) <= 2e-6
 
 
+def normalized(_context: RankContext, shape: tuple[int, ...]) -> list[float]:
+    """Norms of matrices of different sizes, and of one of zeros, before the first Newton-Schulz step."""
+    from k25_train.compose.resolve import compose
+    from k25_train.optim.muon import Muon
+
+    settings = compose(["experiment=smoke"]).optim.muon
+    settings.newton_schulz_steps, settings.update_rms = 0, max(shape[1:]) ** -0.5
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    matrices[0] *= 1e-3
+    matrices[1:] *= 1e3
+    matrices[2] = 0
+    expected = torch.stack([matrix / matrix.double().square().sum().sqrt() for matrix in matrices[:2]])
+    found = Muon([{"params": [torch.zeros(1)]}], settings)._orthogonalize(matrices)
+    assert not found[2].any()
+    return ((found[:2] - expected).double().norm(dim=(1, 2))).tolist()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 1000, 1000), (3, 2000, 3000), pytest.param((3, 5000, 10000), marks=pytest.mark.slow)],
+    ids=lambda shape: f"{shape[1] * shape[2]:,}",
+)
+def test_a_matrix_is_normalized_exactly_whatever_its_size(shape: tuple[int, ...]) -> None:
+    assert max(run_ranks(normalized, 1, shape)[0]) < 1e-6
+
+
 Plain = Callable[..., list[tuple[float, float]]]
 
 

@@ -24,6 +24,8 @@ ROUTING_WEIGHT_BYTES = 4
 """The router works in float32."""
 TOKEN_COUNT_BYTES = 8
 """Numbers of tokens are exchanged as int64 ahead of the tokens."""
+LOAD_BYTES = 8
+"""Tokens of each expert in the global batch, which move its bias, are counted in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def _muon_elements(config: Config, parameters: Iterable[TrainedParameter]) -> in
 def _bookkeeping(config: Config) -> Volume:
     ep, dp, model = config.parallelism.ep, config.dp, config.model
     counts = _moe_passes(config) * ep * model.num_experts * TOKEN_COUNT_BYTES if ep > 1 else 0
-    biases = model.num_moe_layers * dp * model.num_experts * 4 if dp > 1 else 0
+    biases = model.num_moe_layers * dp * model.num_experts * LOAD_BYTES if dp > 1 else 0
     world = config.world_size
     is_clipped = config.optim.qk_clip_threshold is not None and world > 1
     maxima = world * model.num_layers * model.num_attention_heads * 4 if is_clipped else 0
