@@ -23,7 +23,7 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
         norms = torch._foreach_norm(list(tensors), 2, torch.float64)
     else:
         blocks = (block for tensor in tensors for block in tensor.reshape(-1).split(BLOCK))
-        norms = [torch.linalg.vector_norm(block, dtype=torch.float64) for block in blocks]
+        norms = tuple(torch.linalg.vector_norm(block, dtype=torch.float64) for block in blocks)
     return torch.stack(norms).square().sum()
 
 

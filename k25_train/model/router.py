@@ -25,9 +25,11 @@ class SequenceBalancedRouter(TopKRouter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        device = self.weight.device
         # In float32, sums over ranks and experts of a global batch of 67M tokens would be rounded.
-        self.local_tokens_per_expert = self.local_tokens_per_expert.double()
-        self.is_padding = torch.zeros(1, 1, dtype=torch.bool, device=self.weight.device)
+        loads_E = torch.zeros(self.num_experts, dtype=torch.float64, device=device)
+        self.register_buffer("local_tokens_per_expert", loads_E, persistent=False)
+        self.is_padding = torch.zeros(1, 1, dtype=torch.bool, device=device)
         """Which tokens of the next micro-batch are padding, [T, 1] bool; [1, 1] stands for all of them."""
 
     def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> Any:
