@@ -17,7 +17,8 @@ OTHER_LAYOUT_SHARE = 0.15
 
 def draw_kill(rng: random.Random, world: World) -> Plan:
     """SIGKILL of one rank or all, at any moment."""
-    return _draw(rng, world, "kill", [signal.SIGKILL], frozenset({KILLED, DONE}))
+    # A rank that loses its peer says so.
+    return _draw(rng, world, "kill", [signal.SIGKILL], frozenset({KILLED, NAMED, DONE}))
 
 
 def draw_stop(rng: random.Random, world: World) -> Plan:
