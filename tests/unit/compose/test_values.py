@@ -1,6 +1,7 @@
 """Texts stay texts and numbers decimal, on every path into a configuration."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from k25_train.compose import conf_files
 from k25_train.compose.references import refers
 from k25_train.compose.resolve import compose, load, to_yaml
 from k25_train.compose.sections import section_of
@@ -244,3 +246,26 @@ def test_the_last_of_several_settings_counts(saved: Path) -> None:
     twice = ["train.seed=1", "train.seed=2", "optim=adamw", "optim=muonclip"]
     assert compose([*BASE, *twice]) == compose([*BASE, "train.seed=2"])
     assert load(saved, twice[:2]).config.train.seed == 2
+
+
+def test_the_files_of_conf_are_read_as_the_command_line_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = shutil.copytree(conf_files.CONF_DIR, tmp_path / "conf")
+    monkeypatch.setattr(conf_files, "CONF_DIR", conf)
+    monkeypatch.setenv("QUEUE", "0x10")
+    text = (conf / "cluster/local_slurm.yaml").read_text(encoding="utf-8")
+    mine = text.replace("account: null", "account: 2024_07").replace("qos: null", "qos: on")
+    mine = mine.replace("partition: null", "partition: ${oc.env:QUEUE}")
+    (conf / "cluster/mine.yaml").write_text(mine, encoding="utf-8")
+    slurm = compose(["experiment=smoke", "cluster=mine"]).cluster.slurm
+    assert slurm is not None
+    assert (slurm.account, slurm.qos, slurm.partition) == ("2024_07", "on", "0x10")
+    (conf / "cluster/mine.yaml").write_text(text.replace("nodes: 2", "nodes: 0x2"), encoding="utf-8")
+    conf_files._composed.cache_clear()
+    with pytest.raises(ConfigError, match=r"cluster\.nodes=0x2\n *must be a whole number"):
+        compose(["experiment=smoke", "cluster=mine"])
+    (conf / "cluster/mine.yaml").write_text(text + "\n\tx: 1", encoding="utf-8")
+    conf_files._composed.cache_clear()
+    with pytest.raises(ConfigError, match=r"mine\.yaml: cannot be read as a configuration"):
+        compose(["experiment=smoke", "cluster=mine"])
