@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from k25_train.checkpoint import folders
+from k25_train.checkpoint.integrity import verify
 from k25_train.compose.command_line import load_saved
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
@@ -32,6 +33,7 @@ def evaluate(
     device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.checkpoint import state
+    from k25_train.checkpoint.checking import notes_on
     from k25_train.training.dump import dump_batches
     from k25_train.training.evaluation import eval_losses
     from k25_train.training.run import build_run
@@ -49,6 +51,8 @@ def evaluate(
         if dump is not None:
             dump_batches(run, dump)
     if run.is_main:
+        for note in notes_on(checkpoint, run.loader.facts()):
+            print_line(note)
         print_line(f"{checkpoint}: step {step}, {config.train.eval_sequences} held-out sequences")
         for name, loss in losses.items():
             print_line(f"{name:26}  {loss:.6f}")
@@ -80,7 +84,7 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None, int
     if not own.get("checkpoint"):
         raise ConfigError(f"checkpoint=: must name a checkpoint; usage is {USAGE}")
     checkpoint = Path(own["checkpoint"])
-    folders.verify(checkpoint)
+    verify(checkpoint)
     one_replica_per_process = {
         "parallelism.pp": 1,
         "parallelism.vpp": 1,

@@ -1,7 +1,8 @@
 """Whether a configuration may resume from a checkpoint: the keys that the training up to it depends on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -40,10 +41,7 @@ def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None
     Raises `CheckpointError` naming every key that differs, both values, and the remedy; `ConfigError` if the
     configuration cannot be read or is of a later version.
     """
-    file = folder / folders.CONFIG
-    # A checkpoint may come from elsewhere: refuses tags, and aliases that multiply.
-    read_file(file)
-    saved = dict(leaves(migrate(yaml.safe_load(file.read_text(encoding="utf-8"))).values))
+    saved = dict(leaves(migrate(_saved_config(folder / folders.CONFIG)).values))
     now = dict(leaves(yaml.safe_load(to_yaml(config))))
     changed = [
         f"  {key}={value} in the checkpoint, {now.get(key)} now"
@@ -55,6 +53,41 @@ def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None
             "\n".join([f"{folder} was trained with another configuration:", *changed])
             + "\n  -> set them back to resume from it, or choose another run.dir to start from scratch"
         )
+
+
+def _saved_config(path: Path) -> dict[str, Any]:
+    # A checkpoint may come from elsewhere: refuses tags, and aliases that multiply.
+    read_file(path)
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
+def check_facts(
+    folder: Path, saved: Mapping[str, str], now: Mapping[str, str], *, accept: bool = False
+) -> None:
+    """Compare what was true of the data that the checkpoint was trained on with what is true now.
+
+    A checkpoint or a caller without facts is not compared. Raises `CheckpointError` naming every fact that
+    differs, unless differences are accepted.
+    """
+    changed = changed_facts(saved, now)
+    if changed and not accept:
+        raise CheckpointError(
+            "\n".join([f"{folder} was trained on other data:", *changed])
+            + "\n  -> set data.dir and data.tokenizer to what they were (another place is fine), accept the "
+            "change with checkpoint.accept_changed_data=true, or choose another run.dir to start from scratch"
+        )
+
+
+def changed_facts(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """A line for each fact that differs, with both values; none if either side has no facts at all."""
+    if not saved or not now:
+        return []
+    return [
+        f"  {key}: {saved.get(key, 'nothing')} in the checkpoint, {now.get(key, 'nothing')} now"
+        for key in sorted({*saved, *now})
+        if saved.get(key) != now.get(key)
+    ]
 
 
 def leaves(values: dict[str, object], path: str = "") -> Iterator[tuple[str, object]]:

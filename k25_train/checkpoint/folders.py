@@ -1,29 +1,38 @@
-"""Checkpoint folders: which are complete, how one becomes complete, and which may go.
+"""Checkpoint folders: their names, which of them count, and which may go.
 
-`checkpoints/step_<N>/` holds what the ranks wrote, `config.yaml`, and `manifest.json` with the size of every
-file. A checkpoint is written into `step_<N>.partial` and renamed when its manifest is on disk; one that has
-to go is renamed back before it is deleted. So a folder with the final name is whole, whatever happened to the
-job, and a `.partial` is never read.
+`checkpoints/step_<N>/` is a complete checkpoint, `step_<N>.partial` one that is being written or deleted, and
+`step_<N>.unsound` one whose last step went wrong: kept aside to be looked at, never resumed from by itself,
+and never counted in `checkpoint.keep`. A folder gets its final name when all of it is on disk, so whatever
+happens to the job, a folder with the final name is whole, and a `.partial` is never read. Any of them may be
+a symbolic link to a folder elsewhere: a link that has to go is removed, and what it points to stays.
+
+Needs neither torch nor anything else but the standard library.
 """
 
-import json
+import errno
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from k25_train.checkpoint.manifest import MANIFEST, read_manifest
 from k25_train.errors import CheckpointError
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 """The configuration that the run had when it saved."""
 PARTIAL = ".partial"
-_STEP = re.compile(r"^step_(\d+)$")
+UNSOUND = ".unsound"
+PROVEN = "proven"
+"""An empty file in a checkpoint from whose weights a sound step was taken: it is never set aside later."""
+MAX_UNSOUND = 2
+"""Unsound checkpoints that stay on disk, the newest ones: the state that a run stopped in, and the checkpoint
+before it, whose weights turned out to be ruined."""
+_STEP = re.compile(r"step_(0|[1-9][0-9]*)")
 
 
 def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint of `step` belongs."""
+    """Where the sound checkpoint of `step` belongs."""
     return root / f"step_{step}"
 
 
@@ -32,98 +41,210 @@ def partial_folder(root: Path, step: int) -> Path:
     return root / f"step_{step}{PARTIAL}"
 
 
+def unsound_folder(root: Path, step: int) -> Path:
+    """Where a checkpoint of `step` is set aside."""
+    return root / f"step_{step}{UNSOUND}"
+
+
+def has_step_name(folder: Path) -> bool:
+    """Whether a folder is called as a checkpoint in a run folder is, sound or not."""
+    return _STEP.fullmatch(folder.name.removesuffix(UNSOUND)) is not None
+
+
 def step_of(folder: Path) -> int:
-    """The step in a checkpoint folder's name. Raises `CheckpointError` for another name."""
-    match = _STEP.match(folder.name)
+    """The step in the name of a checkpoint, sound or not. Raises `CheckpointError` for another name."""
+    match = _STEP.fullmatch(folder.name.removesuffix(UNSOUND))
     if match is None:
         raise CheckpointError(f"{folder} is not a checkpoint: its name must be step_<N>")
     return int(match[1])
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Checkpoint folders under `root`, oldest step first; empty if there is no such folder."""
-    if not root.is_dir():
-        return []
-    return sorted((path for path in root.iterdir() if path.is_dir() and _STEP.match(path.name)), key=step_of)
+    """Folders, or links to some, with the name of a complete checkpoint, oldest step first."""
+    return _named(root, "")
 
 
-def newest_checkpoint(root: Path) -> Path | None:
-    """The folder to resume from, or None. It is not verified yet."""
-    folders = list_checkpoints(root)
-    return folders[-1] if folders else None
+def sound_checkpoints(root: Path) -> list[Path]:
+    """Of those, the ones that do not say that they are unsound, oldest step first.
 
-
-def start_from(root: Path) -> Path | None:
-    """The folder to resume from, or None, after deleting what interrupted saves and deletions left behind.
-
-    Only for the start of a run, while no rank is saving.
+    One whose manifest cannot be read is among them: a damaged checkpoint must not be passed over in silence.
     """
-    for folder in root.glob(f"step_*{PARTIAL}"):
-        shutil.rmtree(folder, ignore_errors=True)
-    return newest_checkpoint(root)
+    return [folder for folder in list_checkpoints(root) if why_unsound(folder) == ""]
+
+
+def unsound_checkpoints(root: Path) -> list[Path]:
+    """Checkpoints that were set aside, and those that say so under another name, oldest step first."""
+    found = [folder for folder in list_checkpoints(root) if why_unsound(folder) != ""]
+    return sorted([*found, *_named(root, UNSOUND)], key=step_of)
+
+
+def newest_checkpoint(root: Path, *, accept_unsound: bool = False) -> Path | None:
+    """The checkpoint to resume from, or None. It is not verified yet."""
+    found = sound_checkpoints(root)
+    if accept_unsound:
+        found = sorted([*unsound_checkpoints(root), *found], key=step_of)
+    return found[-1] if found else None
+
+
+def newest_sound_step(root: Path) -> int | None:
+    """Step of the newest checkpoint that a run resumes from by itself, or None. Reads small files only."""
+    newest = newest_checkpoint(root)
+    return None if newest is None else step_of(newest)
+
+
+def why_unsound(folder: Path) -> str:
+    """What a complete checkpoint says to be wrong with it; empty if it is sound, or says nothing readable."""
+    try:
+        return read_manifest(folder).why_unsound
+    except CheckpointError:
+        return ""
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the manifest is readable and every file has its size."""
+    try:
+        files = read_manifest(folder).files
+    except CheckpointError:
+        return False
+    return all(size_of(folder / name) == file.num_bytes for name, file in files.items())
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file, or None if there is none that can be seen."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def start_from(root: Path, *, accept_unsound: bool = False) -> Path | None:
+    """The checkpoint to resume from, or None, after deleting what interrupted saves and deletions left.
+
+    Only for the start of a run, while no rank is saving. Raises `CheckpointError` if the folder cannot be
+    read, if the newest checkpoint is a link that leads nowhere, or if all checkpoints are unsound ones.
+    """
+    try:
+        for suffix in (PARTIAL, UNSOUND + PARTIAL):
+            for left_over in _named(root, suffix, folders_only=False):
+                remove(left_over)
+        newest = newest_checkpoint(root, accept_unsound=accept_unsound)
+        links = [each for each in _named(root, "", folders_only=False) if _leads_nowhere(each)]
+    except OSError as error:
+        raise CheckpointError(f"{root}: cannot be read ({error}); see that all ranks may read it") from error
+    if links and (newest is None or step_of(links[-1]) > step_of(newest)):
+        older = f"resume from {newest.name}" if newest else "start from scratch"
+        raise CheckpointError(
+            f"{links[-1]} is a link to {os.readlink(links[-1])}, where no folder is: bring that back, or "
+            f"remove the link to {older}"
+        )
+    if newest is None and (unsound := unsound_checkpoints(root)):
+        reasons = "; ".join(f"{each.name} ({why_unsound(each) or 'set aside'})" for each in unsound)
+        raise CheckpointError(
+            f"{root} holds no sound checkpoint to resume from, only {reasons}: choose another run.dir to "
+            "start from scratch, or go on from the newest of these with checkpoint.accept_unsound=true"
+        )
+    return newest
 
 
 def prepare_partial(root: Path, step: int) -> Path:
     """Create an empty folder to write `step` into; a left-over of an interrupted save is dropped."""
     folder = partial_folder(root, step)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     folder.mkdir(parents=True)
     return folder
 
 
-def publish(root: Path, step: int, config_yaml: str) -> Path:
-    """Give the written checkpoint its configuration, its manifest and its final name."""
-    partial, final = partial_folder(root, step), step_folder(root, step)
-    _write_durably(partial / CONFIG, config_yaml)
-    sizes = {
-        str(path.relative_to(partial)): path.stat().st_size
-        for path in sorted(partial.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {"format_version": FORMAT_VERSION, "step": step, "file_bytes": sizes}
-    _write_durably(partial / MANIFEST, json.dumps(manifest, indent=1))
-    return partial.rename(final)
+def prune(root: Path, keep: int) -> None:
+    """Delete all but the newest `keep` sound checkpoints, oldest first.
+
+    One that is damaged neither counts nor goes: it does not replace a good one, and is the user's to judge.
+    """
+    sound = [folder for folder in sound_checkpoints(root) if is_whole(folder)]
+    for folder in sound[:-keep]:
+        discard(folder)
 
 
-def _write_durably(path: Path, text: str) -> None:
+def prune_unsound(root: Path, keep: int) -> None:
+    """Delete all but the newest `keep` of those that were set aside."""
+    unsound = unsound_checkpoints(root)
+    for folder in unsound[: len(unsound) - keep]:
+        discard(folder)
+
+
+def mark_proven(root: Path, step: int) -> None:
+    """Note that the weights of a checkpoint are good: a sound step was taken from them."""
+    if (folder := step_folder(root, step)).is_dir():
+        (folder / PROVEN).touch()
+
+
+def set_aside(root: Path, step: int, why: str) -> Path | None:
+    """Mark the checkpoint of `step` as unsound, because what came after it showed that it is.
+
+    Returns its new place, or None if there is no such checkpoint, or it is proven to be good.
+    """
+    folder, target = step_folder(root, step), unsound_folder(root, step)
+    if (folder / PROVEN).exists() or not is_whole(folder):
+        return None
+    write_durably(folder / f"{MANIFEST}.new", replace(read_manifest(folder), why_unsound=why).to_text())
+    os.replace(folder / f"{MANIFEST}.new", folder / MANIFEST)
+    discard(target)
+    os.rename(folder, target)
+    sync_folder(root)
+    return target
+
+
+def discard(folder: Path) -> None:
+    """Delete a checkpoint so that no half of it is ever taken for one; of a link, the link alone."""
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        return
+    doomed = folder.with_name(folder.name + PARTIAL)
+    remove(doomed)
+    os.rename(folder, doomed)
+    remove(doomed)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, a file, or a link but not what it points to; nothing if nothing is there."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file that is on disk when this returns."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
-def verify(folder: Path) -> int:
-    """Check that a checkpoint is whole and return its step.
-
-    Raises `CheckpointError` naming the first file that is missing, cut short or unknown to the manifest's
-    format, and what to do.
-    """
-    others = [path.name for path in list_checkpoints(folder.parent) if path != folder]
-    remedy = f"restore {folder} from a copy, or delete it to " + (
-        f"resume from {others[-1]}" if others else "start from scratch"
-    )
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such checkpoint; {folder.parent} holds {', '.join(others) or 'none'}"
-        )
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to disk. File systems that cannot do that for folders are left alone."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sizes, version = manifest["file_bytes"], manifest["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST}: missing or unreadable ({error}); {remedy}") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: format {version}, but this version reads {FORMAT_VERSION}")
-    for name, expected in sizes.items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != expected:
-            state = "is missing" if found is None else f"has {found} bytes instead of {expected}"
-            raise CheckpointError(f"{path} {state}: the checkpoint is incomplete; {remedy}")
-    return int(manifest["step"])
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
-def prune(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, oldest first."""
-    for folder in list_checkpoints(root)[:-keep]:
-        doomed = folder.rename(folder.with_name(folder.name + PARTIAL))
-        shutil.rmtree(doomed, ignore_errors=True)
+def _named(root: Path, suffix: str, *, folders_only: bool = True) -> list[Path]:
+    """Entries of `root` called step_<N> and the suffix, in the order of steps; none without `root`."""
+    if not root.is_dir():
+        return []
+    found = [
+        (int(match[1]), path)
+        for path in root.iterdir()
+        if path.name.endswith(suffix)
+        and (match := _STEP.fullmatch(path.name[: len(path.name) - len(suffix)]))
+        and (path.is_dir() or not folders_only)
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.is_dir()

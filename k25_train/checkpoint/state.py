@@ -6,26 +6,27 @@ ranks write about equal shares of what they all hold. Each reads what it needs i
 as well would send every expert to every rank of a stage.
 """
 
+import errno
 import shutil
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
-from torch.distributed.checkpoint.api import CheckpointException
 
 from k25_train.checkpoint import folders
-from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, check_continuity
+from k25_train.checkpoint.agreement import on_first_rank
+from k25_train.checkpoint.checking import check, check_content
+from k25_train.checkpoint.finite import state_not_finite
+from k25_train.checkpoint.integrity import METADATA
+from k25_train.checkpoint.publish import publish
+from k25_train.checkpoint.sharded import read_sharded, write_sharded
 from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
-from k25_train.errors import CheckpointError, K25Error
+from k25_train.errors import CheckpointError
+from parallel.megatron.patches.checkpoint_reading import bytes_by_file
 from parallel.megatron.replicas import EncoderReplica, complete_parameters
 
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
@@ -48,69 +49,76 @@ def sharded_state(
 
 
 def save(
-    root: Path, step: int, chunks: list[DistributedDataParallel], optimizer: ChainedOptimizer, config: Config
-) -> None:
-    """Write `root/step_<step>`; called by every rank.
+    root: Path,
+    step: int,
+    chunks: list[DistributedDataParallel],
+    optimizer: ChainedOptimizer,
+    config: Config,
+    *,
+    facts: Mapping[str, str] | None = None,
+    why_unsound: str = "",
+) -> Path:
+    """Write `root/step_<step>` and return it; called by every rank.
 
-    Raises `CheckpointError` naming the folder if it cannot be written (a full disk, say); checkpoints already
-    there stay untouched.
+    If `why_unsound` says so, or a weight or moment is not finite, it becomes `step_<step>.unsound`.
+
+    Args:
+        facts: what is true of the data that was trained on; rank 0's count.
+        why_unsound: what was wrong with the last step; empty if nothing was. The same on every rank.
+
+    Raises `CheckpointError` naming the folder, on every rank, if any rank cannot write (a full disk, say), or
+    a file is not seen by rank 0 as it was written; checkpoints already there stay untouched.
     """
     folder = folders.partial_folder(root, step)
     complete_parameters(chunks)
-    # Else the first data-parallel rank writes all that it shares with the others.
-    shared_out = FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), chunks[0].dp_group)
     try:
+        ruined = state_not_finite([_unwrap(chunk) for chunk in chunks], optimizer)
         on_first_rank(lambda: folders.prepare_partial(root, step))
         state = sharded_state(chunks, optimizer, is_loading=False)
-        dist_checkpointing.save(state, str(folder), shared_out)
-        on_first_rank(lambda: folders.publish(root, step, to_yaml(config)))
-    except OSError as error:
-        raise CheckpointError(_not_written(folder, str(error))) from error
-    except CheckpointException as error:
-        # Every rank gets here at once, but torch tells the cause to rank 0 alone.
-        causes = on_first_rank(partial(_causes, error))
-        raise CheckpointError(_not_written(folder, causes)) from error
+        written = write_sharded(state, folder, chunks[0].dp_group)
+        return on_first_rank(
+            lambda: publish(
+                root,
+                step,
+                named=bytes_by_file(folder / METADATA),
+                written=written,
+                config_yaml=to_yaml(config),
+                facts=facts or {},
+                why_unsound="; ".join(filter(None, (why_unsound, ruined))),
+            )
+        )
+    except (OSError, CheckpointError) as error:
+        raise CheckpointError(_not_written(folder, error)) from error
 
 
 def load(
-    folder: Path, config: Config, chunks: list[torch.nn.Module], optimizer: ChainedOptimizer | None
+    folder: Path,
+    config: Config,
+    chunks: list[torch.nn.Module],
+    optimizer: ChainedOptimizer | None,
+    *,
+    facts: Mapping[str, str] | None = None,
 ) -> int:
     """Load a checkpoint into the chunks and, to go on training, the optimizer; returns its step.
 
-    The layout may differ from the one that saved. Raises `CheckpointError` if files are missing or cut short,
-    or if the configuration contradicts the one it was trained with.
+    The layout may differ from the one that saved. Called by every rank; each reads a share of all files once
+    to compare their content with the checksums.
+
+    Raises `CheckpointError`, on every rank, if files are missing, cut short or changed, if they hold what no
+    checkpoint has, or if the configuration, or with an optimizer the `facts` of rank 0, contradict those of
+    the training so far.
     """
-    step = folders.verify(folder)
-    check_continuity(folder, config, SAME_MODEL if optimizer is None else SAME_RUN)
+    manifest = on_first_rank(lambda: check(folder, config, facts or {}, resumes=optimizer is not None))
+    check_content(folder, manifest)
     state = sharded_state(chunks, optimizer, is_loading=True)
-    try:
-        loaded = dist_checkpointing.load(state, str(folder))
-    except dist_checkpointing.core.CheckpointingException as error:
-        raise CheckpointError(f"{folder}: does not fit the configured model: {error}") from error
-    except CheckpointException as error:
-        raise CheckpointError(f"{folder}: does not fit the configured model: {_causes(error)}") from error
+    loaded = read_sharded(state, folder, has_checksums=manifest.has_checksums)
     for index, chunk in enumerate(chunks):
         missing, unexpected = _unwrap(chunk).load_state_dict(loaded[f"model{index}"], strict=False)
         assert not unexpected, f"{folder} gave tensors that nobody asked for: {unexpected}"
         assert not _weights(dict.fromkeys(missing)), f"{folder} left tensors out: {missing}"
     if optimizer is not None:
         _load_optimizer(optimizer, loaded["optimizer"])
-    return step
-
-
-def on_first_rank[T](action: Callable[[], T]) -> T:
-    """Do something to files on rank 0 alone; every rank gets its result, or raises its error."""
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = action()
-        except (OSError, K25Error) as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome)
-    result, failure = outcome
-    if failure is not None:
-        raise failure
-    return result
+    return manifest.step
 
 
 def _load_optimizer(optimizer: ChainedOptimizer, loaded: dict[int, dict[str, Any]]) -> None:
@@ -148,16 +156,18 @@ def _describing(chunk: torch.nn.Module) -> Any:
     return chunk if isinstance(chunk, EncoderReplica) else _unwrap(chunk)
 
 
-def _causes(error: CheckpointException) -> str:
-    return "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())
-
-
-def _not_written(folder: Path, cause: str) -> str:
+def _not_written(folder: Path, error: Exception) -> str:
     root = folder.parent
     newest = folders.newest_checkpoint(root)
-    free = f"{shutil.disk_usage(root).free:,} bytes are free there, " if root.is_dir() else ""
     safe = f"{newest} is complete" if newest else "no earlier checkpoint exists"
+    try:
+        free = f"{shutil.disk_usage(root).free:,} bytes are free there, "
+    except OSError:
+        free = ""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    is_full = getattr(error, "errno", None) in full or any(f"[Errno {code}]" in str(error) for code in full)
+    advice = "make room" if is_full else "see that every rank may write there"
     return (
-        f"{folder}: could not be written ({cause}); {free}{safe}; make room, or move the run folder and set "
+        f"{folder}: could not be written ({error}); {free}{safe}; {advice}, or move the run folder and set "
         "run.dir, and start again"
     )

@@ -113,6 +113,11 @@ class Report:
         if self.is_main:
             self.progress.print(f"step {step} skipped: the gradient is not finite in {where}")
 
+    def notice(self, text: str) -> None:
+        """Something to know about the run's checkpoints."""
+        if self.is_main:
+            self.progress.print(text)
+
     def stopped(self, step: int, signal_name: str) -> None:
         """The run saved a checkpoint and ends because a signal asked it to."""
         if self.is_main:

@@ -36,8 +36,10 @@ class StepResult:
     """Learning rate of the update, before the factors of parameter groups."""
     step_time_s: float
     """Wall-clock seconds on this rank."""
+    updated: bool
+    """Whether weights changed; not if the gradient norm was not finite."""
     not_finite: tuple[str, ...]
-    """Parameters whose gradient was not finite, so that the update was skipped; empty if it took place."""
+    """Parameters whose gradient was not finite; empty if the update took place."""
     clip: ClipResult
     """Largest logits and clipped heads of QK-Clip; empty if it is off."""
     vision: VisionSummary | NoSummary
@@ -107,5 +109,6 @@ def train_step(run: Run, step: int) -> StepResult:
         clip=clip,
         vision=run.tower.summary(),
         offload=run.activations.finish_step(),
+        updated=bool(updated),
         not_finite=tuple(run.optimizer.not_finite),
     )

@@ -2,12 +2,13 @@
 
 import signal
 
-from k25_train.checkpoint import folders, state
-from k25_train.errors import ConfigError, DataError, TrainingError
+from k25_train.errors import DataError, TrainingError
 from k25_train.metrics.report import Report
 from k25_train.training.evaluation import eval_losses
+from k25_train.training.keeper import CheckpointKeeper
 from k25_train.training.rows import metrics_row
 from k25_train.training.run import Run, stall_watchdog
+from k25_train.training.soundness import Soundness, Verdict
 from k25_train.training.step import StepResult, train_step
 from k25_train.training.stop import StopRequest
 from k25_train.training.trace import traced
@@ -21,12 +22,16 @@ class Trainer:
         self.run = run
         self.report = report
         self.stop = StopRequest()
+        self.keeper = CheckpointKeeper(run, report)
+        self.soundness = Soundness(run.config.model.vocab_size)
         self.skipped_steps = 0
         """Consecutive steps, up to the latest one, whose gradient was not finite."""
         self.finished_step = 0
         """The latest step that was trained, here or before the run was resumed."""
-        self.saved_step = 0
-        """The latest step with a checkpoint."""
+        self.verdict = Verdict()
+        """Whether it went well."""
+        self.waited_to_stop = False
+        """Whether the latest step was skipped after a request to stop."""
 
     def fit(self) -> None:
         """Train to `train.steps`, or to a checkpoint if a signal asks to stop.
@@ -48,19 +53,19 @@ class Trainer:
 
         Called by every rank, when what ends the run has been agreed on: all have finished the same step.
         """
-        if self.finished_step > self.saved_step:
-            self.save(self.finished_step)
-        if not self.saved_step:
+        if self.finished_step > self.keeper.saved_step:
+            self.keeper.save(self.finished_step, self.verdict)
+        newest = self.keeper.newest()
+        if newest is None:
             return "No step was finished, so nothing is lost."
         return (
-            f"Step {self.finished_step} is saved in {self.run.checkpoints}; start again when the data can be "
-            "read, and the run goes on from there."
+            f"The run is saved in {newest}; start again when the data can be read, and it goes on from there."
         )
 
     def _fit(self) -> None:
         run, cadence = self.run, self.run.config.train
         # 1. Where to start: after the newest checkpoint, or from the beginning with a first evaluation.
-        start = self.finished_step = self.saved_step = self.resume()
+        start = self.finished_step = self.keeper.resume()
         if start == cadence.steps:
             self.report.already_finished(start)
             return
@@ -72,87 +77,64 @@ class Trainer:
             is_last = step == cadence.steps
             with traced(run, self.report, step), run.tracker.training(step):
                 result = train_step(run, step)
-                self.finished_step = step
+                self.finished_step, self.verdict = step, self.soundness.judge(result)
                 row = metrics_row(run.config, step, result)
-            if is_last or step % cadence.eval_interval == 0:
-                row |= self.evaluate()
+            evaluation = self.evaluate() if is_last or step % cadence.eval_interval == 0 else {}
             with run.tracker.phase("report"):
-                self.report.add(row)
-            self.count_skipped(step, result)
+                self.report.add(row | evaluation)
+            # 3. What the step says of the state before and after it, then whether to save and to stop.
+            verdict = self.verdict = self.soundness.judge_evaluation(self.verdict, evaluation)
+            self.count_skipped(step, result, verdict)
+            self.keeper.learn(verdict)
             # All ranks have to agree on stopping, or some would wait forever in the next step.
-            stopping = self.stop.agreed(run.topology.device) and not is_last
-            if is_last or stopping or step % run.config.checkpoint.interval == 0:
-                self.save(step)
+            stopping = self.stop.agreed(run.topology.device) and not is_last and self.may_stop(verdict)
+            if self.keeper.is_due(step, verdict) or is_last or stopping:
+                self.keeper.save(step, verdict, is_proven=is_last)
             if stopping:
-                self.report.stopped(step, signal.Signals(self.stop.received).name)
+                self.tell_stopped(step, verdict)
                 return
-        # 3. Summary and plot.
+        # 4. Summary and plot.
         self.report.finish()
 
-    def count_skipped(self, step: int, result: StepResult) -> None:
+    def count_skipped(self, step: int, result: StepResult, verdict: Verdict) -> None:
         """Report a step that changed nothing.
 
-        Raises `TrainingError` after more of them in a row than `optim.max_skipped_steps`, with a checkpoint
-        of the weights as they were before.
+        Raises `TrainingError` after more of them in a row than `optim.max_skipped_steps`, with the state set
+        aside and the last sound checkpoint named.
         """
-        if not result.not_finite:
+        if not verdict.was_skipped:
             self.skipped_steps = 0
             return
         # Name where it happened.
         self.skipped_steps += 1
-        first, others = result.not_finite[0], len(result.not_finite) - 1
-        where = f"{first} and {others} more" if others else first
+        first, others = next(iter(result.not_finite), "its norm"), len(result.not_finite) - 1
+        where = f"{first} and {others} more" if others > 0 else first
         self.report.skipped(step, where)
         most = self.run.config.optim.max_skipped_steps
         if self.skipped_steps > most:
-            # Weights are as before the first of them, so nothing is lost.
-            self.save(step)
             raise TrainingError(
                 f"step {step}: {self.skipped_steps} gradients in a row were not finite, "
-                f"optim.max_skipped_steps={most} are allowed; the last one in {where}. No weight has changed "
-                f"since, and {self.run.checkpoints}/step_{step} is saved: lower optim.lr, or look at the "
-                "data of these steps, and start again"
+                f"optim.max_skipped_steps={most} are allowed; the last one in {where}. "
+                f"{self.keeper.give_up(step, verdict)}"
             )
 
-    def resume(self) -> int:
-        """Load the newest checkpoint, if there is one, and return its step; 0 for a new run.
+    def may_stop(self, verdict: Verdict) -> bool:
+        """Whether a request to stop is followed now: a skipped step leaves no sound state to go on from, and
+        the next one probably does; only one is waited for."""
+        waits = verdict.was_skipped and not self.waited_to_stop
+        self.waited_to_stop = waits
+        return not waits
 
-        Raises `ConfigError` if there is one that the configuration does not allow to resume from, and
-        `CheckpointError` if it is incomplete or was trained with another configuration.
-        """
-        run, num_steps = self.run, self.run.config.train.steps
-        # Nodes may see a shared folder differently for a moment: one rank looks on behalf of all.
-        newest = state.on_first_rank(lambda: folders.start_from(run.checkpoints))
-        if newest is None:
-            return 0
-        # Whether this configuration may resume from it.
-        step = folders.step_of(newest)
-        if not run.config.checkpoint.resume:
-            raise ConfigError(
-                f"checkpoint.resume=false, but an earlier run left {newest}: choose another run.dir, delete "
-                f"{run.checkpoints}, or go on with checkpoint.resume=true"
-            )
-        if step > num_steps:
-            raise ConfigError(
-                f"train.steps={num_steps}, but the run has {newest}: raise train.steps, or choose another "
-                "run.dir to start from the beginning"
-            )
-        if step == num_steps:
-            return step
-        # Weights, optimizer and step; data follow from the step.
-        return state.load(newest, run.config, run.modules, run.optimizer)
+    def tell_stopped(self, step: int, verdict: Verdict) -> None:
+        """Report that a signal ended the run, and from where the same command goes on."""
+        name = signal.Signals(self.stop.received).name
+        if verdict.is_sound:
+            self.report.stopped(step, name)
+        else:
+            newest = self.keeper.newest() or "no checkpoint"
+            self.report.notice(f"{name}: step {step} is not sound; the same command goes on from {newest}")
 
     def evaluate(self) -> dict[str, float]:
         """Held-out losses, text apart from samples with media; a kind that the blend lacks has none."""
         with self.run.tracker.phase("evaluate"):
             return eval_losses(self.run, self.run.config.train.eval_sequences)
-
-    def save(self, step: int) -> None:
-        """Write a checkpoint and drop the oldest beyond `checkpoint.keep`."""
-        run = self.run
-        # How long this takes depends on the file system, not on a step.
-        with run.tracker.phase("checkpoint", may_be_long=True):
-            state.save(run.checkpoints, step, run.modules, run.optimizer, run.config)
-            if run.is_main:
-                folders.prune(run.checkpoints, run.config.checkpoint.keep)
-        self.saved_step = step

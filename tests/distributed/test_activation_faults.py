@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from k25_train.checkpoint.folders import newest_checkpoint, verify
+from k25_train.checkpoint.folders import newest_checkpoint
+from k25_train.checkpoint.integrity import verify
 from tests.helpers.interrupted_runs import rows, without_times
 from tests.helpers.ranks import RankContext, RankError, run_ranks
 from tests.helpers.runs import fit, layout, overrides, start_run
@@ -51,7 +52,7 @@ def test_a_full_host_ends_the_run_and_leaves_the_checkpoint(data: Path, tmp_path
     told = str(failure.value)
     assert "TrainingError: activation.host_gib = " in told
     assert "raise it, or offload fewer tensors; then start again" in told
-    assert verify(newest_checkpoint(run / "checkpoints")) == 4
+    assert verify(newest_checkpoint(run / "checkpoints")).step == 4
     for folder in (run, uninterrupted):
         run_ranks(fit, NUM_RANKS, arguments(data, folder))
     resumed, whole = (

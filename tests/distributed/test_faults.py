@@ -2,7 +2,6 @@
 
 import logging
 import os
-import resource
 import shutil
 import signal
 import time
@@ -13,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.checkpoint.folders import newest_checkpoint, verify
+from k25_train.checkpoint.folders import newest_checkpoint
+from k25_train.checkpoint.integrity import verify
 from k25_train.compose.resolve import compose
 from k25_train.data.formats.records import MediaSegment, SampleRecord
 from k25_train.data.loader import DataLoader
@@ -21,7 +21,6 @@ from tests.helpers.interrupted_runs import (
     LONG,
     ONE_RANK,
     SHORT,
-    cut_off,
     long_run,
     rows,
     short_run,
@@ -57,7 +56,7 @@ def test_a_job_ended_from_outside_goes_on_bitwise(data: Path, tmp_path: Path) ->
         job.wait(END_S)
     stopped_at = rows(run)[-1]["step"]
     assert f"SIGTERM: checkpoint of step {stopped_at} saved" in job.output
-    assert verify(newest_checkpoint(run / "checkpoints")) == stopped_at < LONG.saved_at
+    assert verify(newest_checkpoint(run / "checkpoints")).step == stopped_at < LONG.saved_at
 
     with Job(command, 2, tmp_path / "killed.log") as job:
         job.wait_until(lambda: has_row(run, LONG.saved_at + 1), START_S)
@@ -66,14 +65,14 @@ def test_a_job_ended_from_outside_goes_on_bitwise(data: Path, tmp_path: Path) ->
         assert job.wait(END_S) != 0
     assert f"resuming after step {stopped_at} of {LONG.num_steps}" in job.output
     assert "Signal 9 (SIGKILL)" in job.output
-    assert verify(newest_checkpoint(run / "checkpoints")) == LONG.saved_at
+    assert verify(newest_checkpoint(run / "checkpoints")).step == LONG.saved_at
 
     with Job(command, 2, tmp_path / "orphaned.log") as job:
         job.wait_until(lambda: f"step {LONG.saved_at + 2}/" in job.output, START_S)
         job.signal(signal.SIGKILL)
         job.wait_until_gone(END_S)
     stopped_at = rows(run)[-1]["step"]
-    assert verify(newest_checkpoint(run / "checkpoints")) == stopped_at < LONG.num_steps
+    assert verify(newest_checkpoint(run / "checkpoints")).step == stopped_at < LONG.num_steps
 
     run_ranks(fit, 2, command)
     run_ranks(fit, 2, long_run(data, uninterrupted, *sizes))
@@ -161,47 +160,3 @@ def test_an_undecodable_image_within_the_limit_is_skipped_alike_in_every_layout(
     assert losses[0] == pytest.approx(losses[2], rel=1e-5)
     assert losses[0][:-1] == pytest.approx(intact[:-1], rel=1e-5)
     assert abs(losses[0][-1] - intact[-1]) > 1e-4, "the sample still counts"
-
-
-def saves_that_fail(context: RankContext, arguments: Sequence[str], file: str) -> list[str]:
-    """Where the run goes on, and what a disk that is full on rank 1 and a run.dir that is a file lead to."""
-    from k25_train.errors import CheckpointError
-    from k25_train.metrics.report import Report
-    from k25_train.training.trainer import Trainer
-
-    run = start_run(context, arguments)
-    trainer = Trainer(run, Report(run.config, is_main=run.is_main, device_name="CPU"))
-    outcomes = [f"resumed after step {trainer.resume()}"]
-    if context.rank == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-    for folder in (run.config.run.dir, file):
-        run.config.run.dir = folder
-        try:
-            trainer.save(SHORT.saved_at + 2)
-        except CheckpointError as error:
-            outcomes.append(str(error))
-    return outcomes
-
-
-def test_a_full_disk_ends_all_ranks_and_costs_no_checkpoint(
-    data: Path, run_alone: Path, tmp_path: Path
-) -> None:
-    run, file = cut_off(run_alone, tmp_path / "run"), tmp_path / "file"
-    file.touch()
-    command = short_run(data, run, *layout(ep=2, dp=2))
-
-    by_rank = run_ranks(saves_that_fail, 2, command, str(file))
-
-    partial, good = run / "checkpoints/step_7.partial", run / "checkpoints/step_5"
-    for resumed, full_disk, no_folder in by_rank:
-        assert resumed == "resumed after step 5"
-        assert full_disk.startswith(f"{partial}: could not be written (")
-        assert "rank 1: Worker failure" in full_disk
-        assert f"bytes are free there, {good} is complete" in full_disk
-        assert no_folder.startswith(f"{file}/checkpoints/step_7.partial: could not be written ([Errno 20]")
-    assert partial.exists()
-    assert verify(good) == SHORT.saved_at
-
-    run_ranks(fit, 2, [*command, "train.steps=6", "optim.warmup_steps=0", "optim.decay_steps=0"])
-
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_5", "step_6"]

@@ -35,8 +35,10 @@ def age(run: Path) -> None:
                 if section is not None:
                     section.pop(name, None)
         (folder / "config.yaml").write_text(yaml.safe_dump(values))
-        manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["file_bytes"]["config.yaml"] = (folder / "config.yaml").stat().st_size
+        # The first format of the manifest.
+        step, files = int(folder.name.split("_")[1]), [*folder.glob("*.distcp"), folder / "config.yaml"]
+        sizes = {path.name: path.stat().st_size for path in (*files, *folder.glob("*metadata*"))}
+        manifest = {"format_version": 1, "step": step, "file_bytes": sizes}
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -79,4 +81,6 @@ def test_an_old_checkpoint_is_evaluated_and_goes_on(data: Path, tmp_path: Path) 
         "model.latent_norm_eps",
     ):
         assert f"{checkpoint}/config.yaml: {key}: " in printed, key
+    assert f"{checkpoint} was saved without checksums: the content of its files was not checked" in printed
+    assert f"{checkpoint} was saved without facts of the data: whether they changed is not known" in printed
     assert_goes_on(resumed, finished, after=SHORT.saved_at)

@@ -66,7 +66,7 @@ def outcomes_of_starts(
         config = compose([*arguments, *case.split()])
         report = Report(config, is_main=run.is_main, device_name="CPU")
         try:
-            step = Trainer(replace(run, config=config), report).resume()
+            step = Trainer(replace(run, config=config), report).keeper.resume()
             outcomes[case] = f"step {step}, weight decay {run.optimizer.param_groups[0]['weight_decay']}"
         except K25Error as error:
             outcomes[case] = f"{type(error).__name__}: {error}"

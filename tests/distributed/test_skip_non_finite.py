@@ -71,14 +71,22 @@ def test_a_spoilt_step_is_left_out_on_every_rank(name: str, data: Path, tmp_path
     assert [row["grad_norm"] is None for row in metrics if "loss" in row] == [False, True, False, True, False]
 
 
-def test_too_many_in_a_row_end_the_run_and_cost_nothing(data: Path, tmp_path: Path) -> None:
+def test_too_many_in_a_row_end_the_run_which_goes_on_from_weights_that_a_step_was_taken_from(
+    data: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    arguments = overrides(data, run, *layout(**SMOKE_LAYOUT), "optim.max_skipped_steps=1")
+    arguments = [
+        *overrides(data, run, *layout(**SMOKE_LAYOUT), "optim.max_skipped_steps=1", "checkpoint.interval=1"),
+        *("train.steps=6", "optim.warmup_steps=1", "optim.decay_steps=1"),
+    ]
     for changes, ended in run_ranks(spoil_gradients, 4, arguments, [3, 4]):
         assert changes == [True, True, False, False]
         assert "2 gradients in a row were not finite, optim.max_skipped_steps=1 are allowed" in ended
-        assert f"in {SPOILT}. No weight has changed since, and {run}/checkpoints/step_4 is saved" in ended
-    few = ("train.steps=6", "optim.warmup_steps=1", "optim.decay_steps=1")
-    for changes, ended in run_ranks(spoil_gradients, 4, [*arguments, *few], []):
-        assert changes == [True] * 2
+        assert f"in {SPOILT}. Its state is set aside as {run}/checkpoints/step_4.unsound" in ended
+        assert f"The last sound checkpoint is {run}/checkpoints/step_1: lower optim.lr" in ended
+    # No step from the weights of step 2 was sound.
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert left == ["step_1", "step_2.unsound", "step_4.unsound"]
+    for changes, ended in run_ranks(spoil_gradients, 4, arguments, []):
+        assert changes == [True] * 5
         assert ended == "finished"

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch.distributed
 
-from k25_train.checkpoint.folders import newest_checkpoint, verify
+from k25_train.checkpoint.folders import newest_checkpoint
+from k25_train.checkpoint.integrity import verify
 from tests.helpers.interrupted_runs import FOUR_RANKS, SHORT, cut_off, rows, short_run, without_times
 from tests.helpers.ranks import RankContext, RankError, run_ranks
 from tests.helpers.runs import fit, start_run
@@ -245,7 +246,7 @@ def test_a_stopped_rank_ends_the_job_which_goes_on_bitwise(
     assert "exitcode  : 75" in job.output
     for number in (0, 1, 3):
         assert re.search(r'k25_train/\w+.py", line \d+ in ', stacks_of(run / "logs", number))
-    assert verify(newest_checkpoint(run / "checkpoints")) == SHORT.saved_at
+    assert verify(newest_checkpoint(run / "checkpoints")).step == SHORT.saved_at
 
     run_ranks(fit, 4, command)
 

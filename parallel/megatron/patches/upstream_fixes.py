@@ -31,6 +31,9 @@ def install(*, on_cpu: bool) -> None:
         keep_singleton_groups_local()
     from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
 
+    from parallel.megatron.patches.checkpoint_reading import unpickle_plain_data_only
+    from parallel.megatron.patches.checkpoint_writing import tell_why_files_were_not_written
+
     # 2. For torch's AdamW.
     if not HAVE_APEX_OR_TE:
         keep_adam_steps_apart()
@@ -39,6 +42,8 @@ def install(*, on_cpu: bool) -> None:
     # 3. Everywhere.
     count_steps_without_parameters(torch_adam=not HAVE_APEX_OR_TE)
     write_checkpoints_in_this_process()
+    tell_why_files_were_not_written()
+    unpickle_plain_data_only()
 
 
 def switch_off_compilation() -> None:

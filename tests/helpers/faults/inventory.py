@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from k25_train.checkpoint import folders
+from k25_train.checkpoint.integrity import verify
 from k25_train.errors import K25Error
 
 
@@ -25,7 +26,7 @@ def sound_steps(run: Path, reference: Path, tolerance: float = 0.0) -> set[int]:
 def is_whole(folder: Path) -> bool:
     """Whether the product itself takes the checkpoint for complete."""
     try:
-        folders.verify(folder)
+        verify(folder)
     except (K25Error, OSError):
         return False
     return True

@@ -1,39 +1,25 @@
-"""Checkpoint folders: what counts as whole, what is never read, and that one is always there."""
+"""Checkpoint folders: what counts, what is never read, what may go, and that a good one is always there."""
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from k25_train.checkpoint import folders
+from k25_train.checkpoint.integrity import verify
 from k25_train.errors import CheckpointError
-
-CONFIG_YAML = "train:\n  seed: 7\n"
+from tests.helpers.written_checkpoints import write_checkpoint
 
 
 class Killed(BaseException):
     """The process ends here."""
 
 
-def write_checkpoint(root: Path, step: int) -> Path:
-    """What the ranks and then rank 0 do."""
-    partial = folders.prepare_partial(root, step)
-    for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
-        (partial / name).write_bytes(name.encode() * step)
-    return folders.publish(root, step, CONFIG_YAML)
-
-
-def test_a_published_checkpoint_is_whole(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, 3)
-
-    assert folder == tmp_path / "step_3"
-    assert folders.verify(folder) == 3
-    assert (folder / "config.yaml").read_text() == CONFIG_YAML
-    listed = json.loads((folder / "manifest.json").read_text())["file_bytes"]
-    assert set(listed) == {".metadata", "__0_0.distcp", "__1_0.distcp", "config.yaml"}
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
 
 
 def test_the_newest_is_the_highest_step(tmp_path: Path) -> None:
@@ -41,86 +27,29 @@ def test_the_newest_is_the_highest_step(tmp_path: Path) -> None:
     for step in (9, 10, 2):
         write_checkpoint(tmp_path, step)
     (tmp_path / "step_99").write_text("a file, not a checkpoint")
-    (tmp_path / "step_x").mkdir()
+    for name in ("step_x", "step_0123", "step_12.damaged", "step_²"):
+        (tmp_path / name).mkdir()
     assert folders.newest_checkpoint(tmp_path) == tmp_path / "step_10"
+    assert folders.newest_sound_step(tmp_path) == 10
 
 
 def test_a_partial_is_never_resumed_from_and_goes_at_the_next_start(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 10)
-    left_over = folders.prepare_partial(tmp_path, 20)
-    (left_over / "__0_0.distcp").write_bytes(b"half")
+    (folders.prepare_partial(tmp_path, 20) / "__0_0.distcp").write_bytes(b"half")
+    (tmp_path / "step_14.unsound.partial").mkdir()
+    (tmp_path / "step_30.partial").write_text("a file")
+    (tmp_path / "step_31.partial").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "notes.partial").mkdir()
 
     assert folders.newest_checkpoint(tmp_path) == tmp_path / "step_10"
     assert folders.start_from(tmp_path) == tmp_path / "step_10"
-    assert [path.name for path in tmp_path.iterdir()] == ["step_10"]
+    assert names(tmp_path) == ["notes.partial", "step_10"]
 
 
 def test_a_left_over_of_the_same_step_does_not_get_into_the_next_save(tmp_path: Path) -> None:
-    left_over = folders.prepare_partial(tmp_path, 3)
-    (left_over / "__7_0.distcp").write_bytes(b"of a larger job")
+    (folders.prepare_partial(tmp_path, 3) / "__7_0.distcp").write_bytes(b"of a larger job")
 
-    folder = write_checkpoint(tmp_path, 3)
-
-    assert not (folder / "__7_0.distcp").exists()
-
-
-def test_a_complete_checkpoint_is_not_replaced(tmp_path: Path) -> None:
-    before = (write_checkpoint(tmp_path, 3) / "__0_0.distcp").stat()
-
-    with pytest.raises(OSError, match="not empty"):
-        write_checkpoint(tmp_path, 3)
-
-    assert (tmp_path / "step_3/__0_0.distcp").stat() == before
-
-
-@pytest.mark.parametrize("name", [".metadata", "__1_0.distcp", "config.yaml"])
-def test_a_missing_file_is_named_with_the_remedy(name: str, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, 10)
-    folder = write_checkpoint(tmp_path, 20)
-    (folder / name).unlink()
-
-    with pytest.raises(CheckpointError) as raised:
-        folders.verify(folder)
-
-    assert f"{folder / name} is missing" in str(raised.value)
-    assert "delete it to resume from step_10" in str(raised.value)
-
-
-def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, 10)
-    os.truncate(folder / "__0_0.distcp", 7)
-
-    with pytest.raises(
-        CheckpointError, match=r"__0_0\.distcp has 7 bytes instead of 120.* start from scratch"
-    ):
-        folders.verify(folder)
-
-
-@pytest.mark.parametrize("text", [None, "", "{", "[1]", '{"step": 10}', '{"format_version": 1, "step": 10}'])
-def test_a_missing_or_broken_manifest_is_named(text: str | None, tmp_path: Path) -> None:
-    manifest = write_checkpoint(tmp_path, 10) / "manifest.json"
-    if text is None:
-        manifest.unlink()
-    else:
-        manifest.write_text(text)
-
-    with pytest.raises(CheckpointError, match=r"manifest\.json: missing or unreadable"):
-        folders.verify(manifest.parent)
-
-
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    manifest = write_checkpoint(tmp_path, 10) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 99'))
-
-    with pytest.raises(CheckpointError, match="format 99, but this version reads 1"):
-        folders.verify(manifest.parent)
-
-
-def test_an_absent_checkpoint_is_named_with_those_that_exist(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, 10)
-
-    with pytest.raises(CheckpointError, match=r"step_11: no such checkpoint; .* holds step_10"):
-        folders.verify(tmp_path / "step_11")
+    assert not (write_checkpoint(tmp_path, 3) / "__7_0.distcp").exists()
 
 
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:
@@ -129,37 +58,169 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
 
     folders.prune(tmp_path, keep=2)
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_9"]
+    assert names(tmp_path) == ["step_10", "step_9"]
+
+
+def test_unsound_ones_neither_count_nor_are_resumed_from(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_checkpoint(tmp_path, step)
+    for step in (3, 14, 25):
+        write_checkpoint(tmp_path, step, why_unsound="its gradient was not finite")
+    # By another name it stays what it says it is.
+    (tmp_path / "step_25.unsound").rename(tmp_path / "step_25")
+
+    folders.prune(tmp_path, keep=1)
+    folders.prune_unsound(tmp_path, keep=2)
+
+    assert names(tmp_path) == ["step_14.unsound", "step_2", "step_25"]
+    assert folders.newest_sound_step(tmp_path) == 2
+    assert folders.start_from(tmp_path) == tmp_path / "step_2"
+    assert folders.start_from(tmp_path, accept_unsound=True) == tmp_path / "step_25"
+
+
+def test_a_run_with_unsound_ones_alone_asks_what_to_do(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 3, why_unsound="its gradient was not finite")
+
+    with pytest.raises(CheckpointError) as raised:
+        folders.start_from(tmp_path)
+
+    assert "no sound checkpoint to resume from, only step_3.unsound (its gradient was not" in str(
+        raised.value
+    )
+    assert "another run.dir" in str(raised.value)
+    assert "checkpoint.accept_unsound=true" in str(raised.value)
+
+
+def test_one_that_turns_out_to_be_ruined_is_set_aside_unless_it_is_proven(tmp_path: Path) -> None:
+    for step in (2, 3):
+        write_checkpoint(tmp_path, step)
+    folders.mark_proven(tmp_path, 2)
+
+    for step in (2, 3, 4):
+        folders.set_aside(tmp_path, step, "its weights are bad")
+
+    assert names(tmp_path) == ["step_2", "step_3.unsound"]
+    aside = verify(tmp_path / "step_3.unsound")
+    assert (aside.why_unsound, aside.has_checksums) == ("its weights are bad", True)
+    assert folders.newest_sound_step(tmp_path) == 2
+    # The run comes by again, and again.
+    write_checkpoint(tmp_path, 3)
+    folders.set_aside(tmp_path, 3, "its weights are bad again")
+    assert verify(tmp_path / "step_3.unsound").why_unsound == "its weights are bad again"
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "cut"])
+def test_a_damaged_one_neither_counts_nor_is_deleted(damage: str, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step)
+    if damage == "cut":
+        os.truncate(tmp_path / "step_2/__0_0.distcp", 3)
+    else:
+        (tmp_path / "step_2/manifest.json").unlink()
+
+    folders.prune(tmp_path, keep=2)
+
+    assert names(tmp_path) == ["step_1", "step_2", "step_3"]
+
+
+def test_a_checkpoint_that_is_a_link_goes_and_comes_without_its_target(tmp_path: Path) -> None:
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "run"
+    for step in (1, 2, 3):
+        write_checkpoint(root, step)
+    for name in ("step_1", "step_2"):
+        shutil.move(root / name, elsewhere / name)
+        (root / name).symlink_to(elsewhere / name)
+
+    folders.prune(root, keep=2)
+
+    assert names(root) == ["step_2", "step_3"]
+    assert verify(elsewhere / "step_1").step == 1
+    assert not write_checkpoint(root, 1).is_symlink()
+    # Set aside, it is still a link.
+    aside = folders.set_aside(root, 2, "its weights are bad")
+    assert aside is not None
+    assert aside.is_symlink()
+    assert (elsewhere / "step_2/.metadata").exists()
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 5)
+    (tmp_path / "step_4").symlink_to(tmp_path / "gone")
+    assert folders.start_from(tmp_path) == tmp_path / "step_5"
+    folders.prune(tmp_path, keep=1)
+    assert not write_checkpoint(tmp_path, 4).is_symlink()
+
+    (tmp_path / "step_6").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(CheckpointError) as raised:
+        folders.start_from(tmp_path)
+    assert f"step_6 is a link to {tmp_path}/unmounted, where no folder is" in str(raised.value)
+    assert "remove the link to resume from step_5" in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "file"])
+def test_a_partial_of_another_kind_is_replaced_without_its_target(kind: str, tmp_path: Path) -> None:
+    target, partial = tmp_path / "target", tmp_path / "run/step_3.partial"
+    partial.parent.mkdir()
+    if kind == "file":
+        partial.touch()
+    else:
+        partial.symlink_to(target)
+    if kind == "link":
+        target.mkdir()
+        (target / "kept").touch()
+
+    write_checkpoint(tmp_path / "run", 3)
+
+    assert names(tmp_path / "run") == ["step_3"]
+    assert kind != "link" or names(target) == ["kept"]
+
+
+def test_a_folder_of_checkpoints_that_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    root = tmp_path / "checkpoints"
+    root.symlink_to(tmp_path / "elsewhere")
+    for step in (1, 2):
+        write_checkpoint(root, step)
+
+    folders.prune(root, keep=1)
+
+    assert names(tmp_path / "elsewhere") == ["step_2"]
+    assert folders.start_from(root) == root / "step_2"
 
 
 def test_a_kill_at_any_moment_leaves_a_complete_newest_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saves step 3 over steps 1 and 2 with keep=1, killed before each single change of the file system."""
-    num_changes = 0
+    """Saves 3 over 1 and 2 with keep=1, sets it aside and saves it again, killed before each single change
+    of the file system."""
+    num_changes, before = 0, tmp_path / "before"
+    for step in (1, 2):
+        write_checkpoint(before, step)
+    folders.mark_proven(before, 2)
     while True:
-        root = tmp_path / str(num_changes)
-        for step in (1, 2):
-            write_checkpoint(root, step)
+        root = shutil.copytree(before, tmp_path / str(num_changes))
         with monkeypatch.context() as patched:
             kill_after(num_changes, patched)
             try:
                 write_checkpoint(root, 3)
+                folders.set_aside(root, 3, "bad")
+                write_checkpoint(root, 3)
                 folders.prune(root, keep=1)
+                folders.prune_unsound(root, keep=0)
                 finished = True
             except Killed:
                 finished = False
         newest = folders.newest_checkpoint(root)
         assert newest is not None
-        assert folders.verify(newest) in (2, 3)
-        if finished:
-            break
+        assert verify(newest).step in (2, 3)
         start = folders.start_from(root)
         assert start == newest
-        assert all(folders.verify(folder) for folder in root.iterdir()), "something half-made is left"
+        assert all(verify(folder) for folder in root.iterdir()), "something half-made is left"
+        if finished:
+            break
         num_changes += 1
-    assert folders.verify(newest) == 3
-    assert num_changes > 10
+    assert names(root) == ["step_3"]
+    assert num_changes > 30
 
 
 def kill_after(num_changes: int, patched: pytest.MonkeyPatch) -> None:

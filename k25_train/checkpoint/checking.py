@@ -1,0 +1,90 @@
+"""What must be true of a checkpoint before any of it is loaded."""
+
+import pickle
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+
+from k25_train.checkpoint import folders
+from k25_train.checkpoint.agreement import on_every_rank, on_first_rank
+from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, changed_facts, check_continuity, check_facts
+from k25_train.checkpoint.integrity import (
+    METADATA,
+    changed_files,
+    check_content_of,
+    remedy,
+    remedy_with,
+    verify,
+)
+from k25_train.checkpoint.manifest import Manifest, read_manifest
+from k25_train.config.schema import Config
+from k25_train.errors import CheckpointError
+from parallel.megatron.patches.checkpoint_reading import bytes_by_file
+
+
+def check(folder: Path, config: Config, facts: Mapping[str, str], *, resumes: bool) -> Manifest:
+    """All that one rank can see is wrong with a checkpoint; returns its manifest."""
+    manifest = verify(folder)
+    try:
+        check_content_of(folder, manifest, METADATA)
+        named = bytes_by_file(folder / METADATA)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {remedy(folder)}") from error
+    except (OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{folder / METADATA}: {error}; {remedy(folder)}") from error
+    if strays := [name for name in named if name not in manifest.files]:
+        raise CheckpointError(
+            f"{folder / METADATA} names {strays[0]}, which the manifest does not list; {remedy(folder)}"
+        )
+    if resumes:
+        check_same_run(folder, config, facts)
+    else:
+        check_continuity(folder, config, SAME_MODEL)
+    return manifest
+
+
+def check_same_run(folder: Path, config: Config, facts: Mapping[str, str]) -> None:
+    """Raise `CheckpointError` unless configuration and data are those of the training so far."""
+    check_continuity(folder, config, SAME_RUN)
+    saved = read_manifest(folder).facts
+    check_facts(folder, saved, facts, accept=config.checkpoint.accept_changed_data)
+
+
+def notes_on(folder: Path, facts: Mapping[str, str]) -> list[str]:
+    """What to know of a checkpoint that was loaded, a line each; none if all is as it should be."""
+    manifest = read_manifest(folder)
+    notes = [] if manifest.is_sound else [f"{folder} is unsound: {manifest.why_unsound}"]
+    if not manifest.has_checksums:
+        notes.append(f"{folder} was saved without checksums: the content of its files was not checked")
+    if manifest.version == 1:
+        notes.append(f"{folder} was saved without facts of the data: whether they changed is not known")
+    changed = changed_facts(manifest.facts, facts)
+    return [*notes, *([f"{folder} was trained on other data:", *changed] if changed else [])]
+
+
+def check_content(folder: Path, manifest: Manifest) -> None:
+    """Raise `CheckpointError` for a file whose content changed, naming the newest other whole checkpoint."""
+    changed = _changed(folder, manifest)
+    if not changed:
+        return
+    # Only now, since it costs as much: which other one is as it was written?
+    others = on_first_rank(lambda: folders.sound_checkpoints(folder.parent))
+    for other in reversed(others):
+        whole = other.name != folder.name and on_first_rank(partial(folders.is_whole, other))
+        if whole and not _changed(other, on_first_rank(partial(read_manifest, other))):
+            raise CheckpointError(f"{changed}; {remedy_with(folder, other)}")
+    raise CheckpointError(f"{changed}; {remedy_with(folder, None)}")
+
+
+def _changed(folder: Path, manifest: Manifest) -> str:
+    """The first file whose content is not as it was written, and how many more; each rank reads its share."""
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    by_rank = on_every_rank(lambda: changed_files(folder, manifest.files, rank, num_ranks))
+
+    def first() -> str:
+        found = [each for share in by_rank for each in share]
+        return "; ".join(found[:1]) + (f" (and {len(found) - 1} more files)" if len(found) > 1 else "")
+
+    return on_first_rank(first)
