@@ -2,6 +2,7 @@
 
 import signal
 
+from k25_train.checkpoint.folders import step_of
 from k25_train.errors import DataError, TrainingError
 from k25_train.metrics.report import Report
 from k25_train.training.evaluation import eval_losses
@@ -59,7 +60,8 @@ class Trainer:
         if newest is None:
             return "No step was finished, so nothing is lost."
         return (
-            f"The run is saved in {newest}; start again when the data can be read, and it goes on from there."
+            f"Step {step_of(newest)} is saved in {newest.parent}; start again when the data can be read, and the "
+            "run goes on from there."
         )
 
     def _fit(self) -> None:

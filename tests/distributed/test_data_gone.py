@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from k25_train.checkpoint.folders import newest_checkpoint, verify
+from k25_train.checkpoint.folders import newest_checkpoint
+from k25_train.checkpoint.integrity import verify
 from tests.helpers.interrupted_runs import SHORT, rows, short_run
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import fit, layout, start_run
@@ -85,7 +86,7 @@ def test_a_rank_without_data_ends_all_ranks_after_a_save(data: Path, run_alone: 
     assert error_0.startswith("rank 1 could not read its share of the data")
     for error in (error_0, error_1):
         assert f"Step {GONE_AT - 1} is saved in {folder}/checkpoints" in error
-    assert verify(newest_checkpoint(folder / "checkpoints")) == GONE_AT - 1
+    assert verify(newest_checkpoint(folder / "checkpoints")).step == GONE_AT - 1
 
     # 3. With the data back, the run goes on as if nothing had been.
     run_ranks(fit, 2, command)

@@ -8,13 +8,15 @@ from tests.helpers.project_sources import CODE, REPO, relative, source_files
 _OWN_RANKS = "between ranks of one job, which trust each other"
 _OWN_NAME = "the name is written in the code"
 ALLOWED = {
-    ("k25_train/checkpoint/state.py", "torch.distributed.broadcast_object_list"): _OWN_RANKS,
+    ("k25_train/checkpoint/agreement.py", "torch.distributed.broadcast_object_list"): _OWN_RANKS,
+    ("k25_train/checkpoint/agreement.py", "torch.distributed.gather_object"): _OWN_RANKS,
     ("k25_train/startup/packages.py", "importlib.import_module"): _OWN_NAME,
     ("k25_train/training/decoupled_tower.py", "torch.distributed.all_gather_object"): _OWN_RANKS,
     ("k25_train/training/tower.py", "torch.distributed.broadcast_object_list"): _OWN_RANKS,
     ("k25_train/training/trace.py", "torch.distributed.gather_object"): _OWN_RANKS,
     ("launch/preflight_rank.py", "runpy.run_module"): _OWN_NAME,
     ("launch/rank.py", "runpy.run_module"): _OWN_NAME,
+    ("parallel/megatron/patches/checkpoint_reading.py", "pickle.UnpicklingError"): "raises, reads nothing",
     ("parallel/megatron/skip_non_finite.py", "torch.distributed.all_gather_object"): _OWN_RANKS,
 }
 """File and call -> why it is no way in."""
