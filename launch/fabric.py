@@ -1,22 +1,27 @@
 """Environment variables that ranks need for their network, each with its reason, derived from the cluster."""
 
-from typing import NamedTuple
+from pathlib import Path
 
-from k25_train.config.cluster import DETECT, Device, FabricConfig
+from k25_train.config.cluster import Device
+from k25_train.config.fabric import DETECT, AddressFamily, FabricConfig
 from k25_train.config.schema import Config
+from launch.variables import Variable, with_site
 
-
-class Variable(NamedTuple):
-    """An environment variable of every rank."""
-
-    name: str
-    value: str
-    reason: str
-    """Why the variable has this value, in one line."""
+SOCKET_FAMILIES = {AddressFamily.ipv4: "AF_INET", AddressFamily.ipv6: "AF_INET6"}
+"""NCCL's names of the versions of IP."""
+ADDRESSES = {AddressFamily.ipv4: "IPv4", AddressFamily.ipv6: "IPv6"}
 
 
 def environment(config: Config) -> list[Variable]:
-    """All variables of a run's ranks, in display order."""
+    """All variables of a run's ranks but the secret ones, in display order.
+
+    Raises `ConfigError` if the cluster's file contradicts itself.
+    """
+    return with_site(follow_from(config), config.cluster)
+
+
+def follow_from(config: Config) -> list[Variable]:
+    """Variables that follow from the rest of the configuration."""
     found = [
         Variable("OMP_NUM_THREADS", "1", "ranks share the node's cores; torchrun would set this and warn"),
         Variable("PYTHONUNBUFFERED", "1", "a rank's log shows what it printed before it was killed"),
@@ -28,6 +33,11 @@ def environment(config: Config) -> list[Variable]:
         found.append(Variable("NCCL_DEBUG", "WARN", "NCCL reports why it fails, and nothing else"))
     if config.cluster.fabric is not None:
         found += fabric_variables(config.cluster.fabric)
+    slurm = config.cluster.slurm
+    if slurm is not None and slurm.container_credentials is not None:
+        folder = str(Path(slurm.container_credentials).parent)
+        reason = "enroot takes the logins of registries from .credentials in this folder"
+        found.append(Variable("ENROOT_CONFIG_PATH", folder, reason))
     return found
 
 
@@ -35,11 +45,7 @@ def fabric_variables(fabric: FabricConfig) -> list[Variable]:
     """Network settings of NCCL and gloo. Source: NCCL's user guide, environment variables."""
     wait_s = 4.096e-6 * 2**fabric.ack_timeout
     found = [
-        Variable(
-            "NCCL_SOCKET_IFNAME",
-            f"={fabric.interface}",
-            "ranks find each other over this interface; = excludes others with the same prefix",
-        ),
+        _nccl_interfaces(fabric),
         Variable(
             "GLOO_SOCKET_IFNAME",
             fabric.interface,
@@ -58,6 +64,9 @@ def fabric_variables(fabric: FabricConfig) -> list[Variable]:
         ),
         Variable("NCCL_IB_RETRY_CNT", str(fabric.retries), "retransmissions before a connection fails"),
     ]
+    if fabric.address_family is AddressFamily.ipv6:
+        reason = "interfaces may have IPv4 addresses, too, on which nothing routes between nodes"
+        found.insert(1, Variable("NCCL_SOCKET_FAMILY", "AF_INET6", reason))
     if fabric.gid_index != DETECT:
         reason = "row of the RoCEv2 address, the same on every device of every node"
         return [*found, Variable("NCCL_IB_GID_INDEX", str(fabric.gid_index), reason)]
@@ -65,5 +74,20 @@ def fabric_variables(fabric: FabricConfig) -> list[Variable]:
     return [
         *found,
         Variable("NCCL_IB_ROCE_VERSION_NUM", "2", reason),
-        Variable("NCCL_IB_ADDR_FAMILY", "AF_INET", "of these rows, the one with an IPv4 address"),
+        Variable(
+            "NCCL_IB_ADDR_FAMILY",
+            SOCKET_FAMILIES[fabric.address_family],
+            f"of these rows, the one with an {ADDRESSES[fabric.address_family]} address",
+        ),
     ]
+
+
+def _nccl_interfaces(fabric: FabricConfig) -> Variable:
+    """Interfaces of NCCL's sockets."""
+    if fabric.nccl_interfaces is not None:
+        reason = "NCCL's sockets use these interfaces: cluster.fabric.nccl_interfaces"
+        return Variable("NCCL_SOCKET_IFNAME", fabric.nccl_interfaces, reason)
+    reason = "ranks find each other over this interface; = excludes others with the same prefix"
+    if len(fabric.interfaces) > 1:
+        reason = "NCCL's sockets use exactly these interfaces; = excludes others with the same prefix"
+    return Variable("NCCL_SOCKET_IFNAME", f"={fabric.interface}", reason)

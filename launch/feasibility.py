@@ -28,12 +28,22 @@ def with_absolute_paths(config: Config) -> Config:
         dir=absolute(config.data.dir),
         tokenizer=None if tokenizer is None else absolute(tokenizer),
     )
+    cluster = replace(cluster, secrets={name: home(path) for name, path in cluster.secrets.items()})
     slurm = cluster.slurm
-    if slurm is not None and slurm.container_image is not None and slurm.container_image.startswith("."):
-        image = os.path.abspath(slurm.container_image)
-        cluster = replace(cluster, slurm=replace(slurm, container_image=image))
+    if slurm is not None:
+        image, credentials = slurm.container_image, slurm.container_credentials
+        if image is not None and image.startswith("."):
+            image = os.path.abspath(image)
+        credentials = None if credentials is None else home(credentials)
+        slurm = replace(slurm, container_image=image, container_credentials=credentials)
+        cluster = replace(cluster, slurm=slurm)
     run = replace(config.run, dir=absolute(config.run.dir))
     return replace(config, data=data, run=run, cluster=cluster)
+
+
+def home(path: str) -> str:
+    """The path with `~` replaced: quoted, as in the batch script, no shell does so."""
+    return os.path.expanduser(path)
 
 
 def absolute(path: str) -> str:
@@ -134,9 +144,27 @@ def check_paths(config: Config) -> None:
             f"data.dir={config.data.dir}: {data} does not exist: name the folder of a shard set, or build "
             "one with python -m k25_train.data build"
         )
+    check_private_files(config)
     image = config.cluster.slurm.container_image if config.cluster.slurm else None
     if image is not None and image.startswith(("/", ".", "~")) and not Path(image).is_file():
         raise ConfigError(
             f"cluster.slurm.container_image={image}: no such file: import the image there (enroot "
             "import), or name one in a registry as docker://…"
         )
+
+
+def check_private_files(config: Config) -> None:
+    """Raise `ConfigError` if a file with secrets is missing, empty, or readable by others than its owner."""
+    slurm = config.cluster.slurm
+    files = {f"cluster.secrets.{name}": path for name, path in config.cluster.secrets.items()}
+    if slurm is not None and slurm.container_credentials is not None:
+        files["cluster.slurm.container_credentials"] = slurm.container_credentials
+    for key, path in files.items():
+        file = Path(path).expanduser()
+        if not file.is_file() or not os.access(file, os.R_OK):
+            raise ConfigError(f"{key}={path}: is not a file that you can read: write the secret into it")
+        if file.stat().st_mode & 0o077:
+            mode = f"{file.stat().st_mode & 0o777:o}"
+            raise ConfigError(f"{key}={path}: others may use it (mode {mode}): chmod 600 {path}")
+        if not file.stat().st_size:
+            raise ConfigError(f"{key}={path}: is empty: write the secret into it")

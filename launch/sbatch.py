@@ -7,19 +7,23 @@ from pathlib import Path
 from string import Template
 
 from k25_train.config.basics import is_url
-from k25_train.config.cluster import SAFE_NAME, Device
+from k25_train.config.cluster import ClusterConfig, Device, gpus_in
+from k25_train.config.forms import SAFE_NAME
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
-from launch.fabric import Variable, environment
+from launch.fabric import environment
 from launch.scheduler import node_range
+from launch.setup import batch_setup, check_setup, node_start
 from launch.submission import SCRIPT, SUPERVISOR_LOG
+from launch.variables import Variable
 
 OVERRIDING = {
     f"SBATCH_{name}"
     for name in (
-        "ACCOUNT", "ARRAY_INX", "ERROR", "EXCLUSIVE", "GPUS", "GPUS_PER_NODE", "JOB_NAME", "MEM_PER_CPU",
-        "MEM_PER_GPU", "MEM_PER_NODE", "NO_KILL", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "PARTITION", "QOS",
-        "REQUEUE", "SIGNAL", "TIMELIMIT", "WAIT",
+        "ACCOUNT", "ARRAY_INX", "CLUSTERS", "CONSTRAINT", "CPUS_PER_GPU", "ERROR", "EXCLUSIVE", "GPUS",
+        "GPUS_PER_NODE", "GPUS_PER_TASK", "GRES", "JOB_NAME", "MEM_PER_CPU", "MEM_PER_GPU", "MEM_PER_NODE",
+        "NO_KILL", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "OVERCOMMIT", "PARTITION", "QOS", "REQ_SWITCH",
+        "REQUEUE", "RESERVATION", "SIGNAL", "TIMELIMIT", "WAIT", "WAIT_ALL_NODES", "WAIT4SWITCH",
     )
 }  # fmt: skip
 """Environment variables that take precedence over the `#SBATCH` lines of a script."""
@@ -46,7 +50,8 @@ def render(config: Config, run: Path, checkout: Path, python: str) -> str:
         script=run / SCRIPT,
         cluster=config.cluster.name,
         directives="\n".join(f"#SBATCH --{option}" for option in directives(config, run)),
-        exports="\n".join(export(variable) for variable in environment(config)),
+        setup=batch_setup(config.cluster.slurm.setup if config.cluster.slurm else []),
+        exports="\n".join([*map(export, environment(config)), *export_secrets(config.cluster)]),
         checkout=shlex.quote(str(checkout)),
         python=shlex.quote(python),
         run=shlex.quote(str(run)),
@@ -78,16 +83,15 @@ def directives(config: Config, run: Path) -> Iterator[str]:
     assert slurm is not None
     # Queue.
     yield f"job-name=k25-{run.name}"
-    for name in ("partition", "account", "qos"):
+    for name in ("partition", "account", "qos", "reservation", "nice"):
         value = getattr(slurm, name)
         if value is not None:
             yield f"{name}={value}"
-    # Whole nodes, for a limited time.
-    yield f"nodes={node_range(cluster.nodes, cluster.nodes + slurm.spare_nodes)}"
-    if cluster.device is Device.cuda:
-        yield f"gpus-per-node={cluster.gpus_per_node}"
-    yield "exclusive"
-    yield "mem=0"
+    if slurm.comment is not None:
+        # The only text that may have spaces; it has no character that quotes do not protect.
+        yield f'comment="{slurm.comment}"' if " " in slurm.comment else f"comment={slurm.comment}"
+    # Nodes, for a limited time.
+    yield from _node_options(cluster)
     yield f"time={slurm.time_limit_min}"
     yield f"signal=B:USR1@{slurm.stop_before_end_s}"
     # If the first node is lost, SLURM requeues the job; if another one is, the job goes on.
@@ -97,6 +101,33 @@ def directives(config: Config, run: Path) -> Iterator[str]:
     yield "wait-all-nodes=1"
     yield "open-mode=append"
     yield f"output={run / SUPERVISOR_LOG}"
+    # What the site wants in addition.
+    yield from (option.removeprefix("--") for option in slurm.sbatch)
+
+
+def _node_options(cluster: ClusterConfig) -> Iterator[str]:
+    """Options that say which nodes, and what of them."""
+    slurm = cluster.slurm
+    assert slurm is not None
+    yield f"nodes={node_range(cluster.nodes, cluster.nodes + slurm.spare_nodes)}"
+    if cluster.device is Device.cuda and gpus_in(slurm.gres) is None:
+        yield f"gpus-per-node={cluster.gpus_per_node}"
+    if slurm.gres is not None:
+        yield f"gres={slurm.gres}"
+    if slurm.exclusive:
+        yield "exclusive"
+    if slurm.mem is not None:
+        yield f"mem={slurm.mem}"
+    if slurm.cpus_per_task is not None:
+        yield "ntasks-per-node=1"
+        yield f"cpus-per-task={slurm.cpus_per_task}"
+    for name in ("constraint", "exclude"):
+        value = getattr(slurm, name)
+        if value is not None:
+            yield f"{name}={value}"
+    if slurm.switches is not None:
+        wait = "" if slurm.switches_wait_min is None else f"@{slurm.switches_wait_min}"
+        yield f"switches={slurm.switches}{wait}"
 
 
 def export(variable: Variable) -> str:
@@ -105,6 +136,32 @@ def export(variable: Variable) -> str:
     quoted = shlex.quote(variable.value)
     quoted = quoted if quoted != variable.value else f"'{quoted}'"
     return f"# {variable.reason}\nexport {variable.name}={quoted}"
+
+
+def export_secrets(cluster: ClusterConfig) -> Iterator[str]:
+    """Shell lines that export the secret variables, each read from its file when the job starts."""
+    for name, path in cluster.secrets.items():
+        yield "# secret: read when the job starts, so that it is in no file of the run and in no command line"
+        yield f"{name}=$(< {shlex.quote(path)})"
+        yield f"export {name}"
+
+
+def start_of_nodes(config: Config, checkout: Path, variables: Sequence[Variable]) -> list[str]:
+    """The command that precedes that of every node's ranks, in the container if there is one; empty without
+    setup. Raises `ConfigError` for a line that is no command."""
+    slurm = config.cluster.slurm
+    assert slurm is not None
+    for name in ("setup", "container_setup"):
+        check_setup(f"cluster.slurm.{name}", getattr(slurm, name))
+    name = "setup" if slurm.container_image is None else "container_setup"
+    exports = [export(variable) for variable in variables]
+    return node_start(f"cluster.slurm.{name}", getattr(slurm, name), exports, str(checkout))
+
+
+def step_options(config: Config) -> list[str]:
+    """Options of every srun."""
+    slurm = config.cluster.slurm
+    return [f"--mpi={slurm.mpi}"] if slurm is not None and slurm.mpi is not None else []
 
 
 def container_options(config: Config, run: Path, checkout: Path, variables: Sequence[Variable]) -> list[str]:
@@ -132,5 +189,5 @@ def container_options(config: Config, run: Path, checkout: Path, variables: Sequ
         f"--container-mounts={','.join(mounts)}",
         f"--container-workdir={checkout}",
         # Otherwise the image's own variables of these names would win.
-        f"--container-env={','.join(variable.name for variable in variables)}",
+        f"--container-env={','.join([*(variable.name for variable in variables), *config.cluster.secrets])}",
     ]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from k25_train.compose.command_line import read_arguments
 from k25_train.compose.resolve import compose, to_yaml
+from k25_train.config.fabric import AddressFamily
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
 from k25_train.errors import ConfigError
@@ -30,7 +31,7 @@ from launch.feasibility import (
     summary,
     with_absolute_paths,
 )
-from launch.sbatch import check_environment, container_options, render
+from launch.sbatch import check_environment, container_options, render, start_of_nodes, step_options
 from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, code_version, write_atomically
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -89,6 +90,7 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
     if max_restarts < 0:
         raise ConfigError(f"--max-restarts {max_restarts}: must not be negative; 0 gives up at once")
     run, nodes, variables = Path(config.run.dir), legal_nodes(config), environment(config)
+    fabric = config.cluster.fabric
     python = os.path.expanduser(slurm.python or sys.executable)
     submission = Submission(
         run=str(run),
@@ -104,7 +106,11 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
         stop_within_s=STOP_SHARE * slurm.stop_before_end_s,
         preflight=slurm.preflight,
         rendezvous_port=slurm.rendezvous_port,
-        interface=None if config.cluster.fabric is None else config.cluster.fabric.interface,
+        interface=None if fabric is None else fabric.interfaces[0],
+        address_family=(AddressFamily.ipv4 if fabric is None else fabric.address_family).value,
+        cpus_per_task=slurm.cpus_per_task,
+        step_options=step_options(config),
+        node_start=start_of_nodes(config, CHECKOUT, variables),
         container=container_options(config, run, CHECKOUT, variables),
         environment=[(name, value, reason) for name, value, reason in variables],
     )
@@ -116,12 +122,22 @@ def format_summary(config: Config, submission: Submission) -> Iterable[str]:
     for name, value in (*summary(config, submission.legal_nodes), ("code", submission.code)):
         yield f"{name:<18} {value}"
     yield ""
+    secrets = config.cluster.secrets
     yield "variables of the ranks"
     width = max(len(f"{name}={value}") for name, value, _ in submission.environment)
     for name, value, reason in submission.environment:
         yield f"  {f'{name}={value}':<{width}}  {reason}"
+    for name, path in secrets.items():
+        yield f"  {f'{name}=(secret)':<{width}}  read from {path} when the job starts"
+    if submission.step_options:
+        yield f"options of srun    {shlex.join(submission.step_options)}"
     if submission.container:
         yield f"container          {shlex.join(submission.container)}"
+    slurm = config.cluster.slurm
+    if slurm is not None and submission.node_start:
+        in_container = slurm.container_image is not None
+        yield f"each node runs this first{', in the container' if in_container else ''}"
+        yield from (f"  {line}" for line in (slurm.container_setup if in_container else slurm.setup))
 
 
 def submit(config: Config, submission: Submission, script: str) -> Iterable[str]:

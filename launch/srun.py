@@ -17,8 +17,9 @@ from launch.scheduler import last_json
 from launch.submission import Submission
 
 
-def srun(nodes: Sequence[str], tasks_per_node: int = 1) -> list[str]:
-    """srun with tasks on each of these nodes, which get all of the node."""
+def srun(submission: Submission, nodes: Sequence[str], tasks_per_node: int = 1) -> list[str]:
+    """srun with tasks on each of these nodes, which get all that the job has of the node."""
+    cpus = submission.cpus_per_task
     return [
         "srun",
         f"--nodes={len(nodes)}",
@@ -32,6 +33,9 @@ def srun(nodes: Sequence[str], tasks_per_node: int = 1) -> list[str]:
         "--mem=0",
         # Otherwise SBATCH_EXPORT=NONE in the submitting shell keeps the script's variables from the ranks.
         "--export=ALL",
+        # Otherwise a task gets one CPU, since srun does not look at what sbatch was asked for (SLURM 22.05).
+        *([] if cpus is None else [f"--cpus-per-task={max(1, cpus // tasks_per_node)}"]),
+        *submission.step_options,
     ]
 
 
@@ -46,9 +50,7 @@ def find_rendezvous(
         SchedulerError: the command fails, takes too long, or `is_over()` becomes true while it runs.
         ValueError: its output has no answer.
     """
-    interface = [] if submission.interface is None else [submission.interface]
-    port = str(submission.rendezvous_port)
-    command = [*srun([first_node]), sys.executable, "-m", "launch.rendezvous", port, *interface]
+    command = rendezvous(submission, first_node, sys.executable)
     deadline = time.monotonic() + JOIN_S
     with (
         log.open("a", encoding="utf-8") as errors,
@@ -76,33 +78,38 @@ def find_rendezvous(
     return answer["address"], answer["port"]
 
 
-def training(
-    submission: Submission, number: int, nodes: Sequence[str], rendezvous: Sequence[str]
-) -> list[str]:
+def rendezvous(submission: Submission, first_node: str, interpreter: str) -> list[str]:
+    """The command that determines where ranks meet, on the first node."""
+    interface = [] if submission.interface is None else [submission.interface, submission.address_family]
+    port = str(submission.rendezvous_port)
+    return [*srun(submission, [first_node]), interpreter, "-m", "launch.rendezvous", port, *interface]
+
+
+def training(submission: Submission, number: int, nodes: Sequence[str], endpoint: Sequence[str]) -> list[str]:
     """The command that starts an attempt's ranks.
 
     Args:
         submission: the run's submission.
         number: the attempt's number.
         nodes: the attempt's nodes.
-        rendezvous: address and port.
+        endpoint: address and port.
     """
     # A task that fails ends all: the others would wait for it.
-    ranks = ["launch.node", submission.run, str(number), str(len(nodes)), *rendezvous]
-    return [*srun(nodes), "--kill-on-bad-exit=1", *python(submission), *ranks]
+    ranks = ["launch.node", submission.run, str(number), str(len(nodes)), *endpoint]
+    return [*srun(submission, nodes), "--kill-on-bad-exit=1", *python(submission), *ranks]
 
 
 def preflight(
-    submission: Submission, folder: Path, nodes: Sequence[str], rendezvous: Sequence[str]
+    submission: Submission, folder: Path, nodes: Sequence[str], endpoint: Sequence[str]
 ) -> list[str]:
     """The command that checks an attempt's nodes and writes the report to `folder`; otherwise as
     `training`."""
     # A task that fails does not end the others: they report which ones are silent.
     options = ["--kill-on-bad-exit=0", "--overcommit"]
-    checks = ["launch.preflight_rank", str(folder), submission.run, ",".join(nodes), *rendezvous]
-    return [*srun(nodes, submission.ranks_per_node), *options, *python(submission), *checks]
+    checks = ["launch.preflight_rank", str(folder), submission.run, ",".join(nodes), *endpoint]
+    return [*srun(submission, nodes, submission.ranks_per_node), *options, *python(submission), *checks]
 
 
 def python(submission: Submission) -> list[str]:
-    """The command that runs a module on a node, in the container if there is one."""
-    return [*submission.container, submission.python, "-m"]
+    """The command that runs a module on a node, in the container if there is one, after the site's setup."""
+    return [*submission.container, *submission.node_start, submission.python, "-m"]

@@ -17,9 +17,17 @@ import os
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 SCRIPT, CONFIG, FACTS = "submit.sbatch", "submit.yaml", "submit.json"
 SUPERVISOR_LOG = "supervisor.log"
+_ADDED: dict[str, Any] = {
+    "address_family": "ipv4",
+    "cpus_per_task": None,
+    "step_options": [],
+    "node_start": [],
+}
+"""Facts that earlier versions did not write, with what they did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +62,14 @@ class Submission:
     """`cluster.slurm.rendezvous_port`."""
     interface: str | None
     """Network interface of the rendezvous; None for the address of the host's name."""
+    address_family: str
+    """`ipv4` or `ipv6`: which address of the interface."""
+    cpus_per_task: int | None
+    """`cluster.slurm.cpus_per_task`."""
+    step_options: list[str]
+    """Options of every srun."""
+    node_start: list[str]
+    """Command that precedes that of each node's ranks; empty without setup."""
     container: list[str]
     """Options of srun for the container; empty without one."""
     environment: list[tuple[str, str, str]]
@@ -68,7 +84,7 @@ class Submission:
         """Read it from a run folder. Raises OSError or ValueError if the file is missing or not valid."""
         path = folder / FACTS
         try:
-            return Submission(**json.loads(path.read_text(encoding="utf-8")))
+            return Submission(**{**_ADDED, **json.loads(path.read_text(encoding="utf-8"))})
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path}: cannot be read ({error}): submit the run again with python -m launch.slurm"

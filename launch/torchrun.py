@@ -89,6 +89,7 @@ def prepare(
     from k25_train.compose.resolve import compose
     from k25_train.errors import ConfigError
     from launch.fabric import environment
+    from launch.variables import secrets_of
 
     # 1. Check the arguments.
     config = compose(overrides)
@@ -98,15 +99,15 @@ def prepare(
         )
     if first_node is None:
         first_node = _this_node(config.cluster.nodes)
-    match = re.fullmatch(r"([^:\s]+)(?::(\d+))?", first_node)
+    match = re.fullmatch(r"([^:\s\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(\d+))?", first_node)
     port = int(match[2] or DEFAULT_PORT) if match else 0
     if match is None or not 1 <= port <= LAST_PORT:
         raise ConfigError(
-            f"--first-node {first_node}: must be HOST or HOST:PORT, a name or IPv4 address and a port within "
-            f"1 to {LAST_PORT}"
+            f"--first-node {first_node}: must be HOST or HOST:PORT, a name, IPv4 address or [IPv6 address], "
+            f"and a port within 1 to {LAST_PORT}"
         )
     # 2. Make sure that the ranks can meet.
-    address = match[1]
+    address = match[1].strip("[]")
     if node:
         rendezvous.wait_for(address, port)
     else:
@@ -121,7 +122,8 @@ def prepare(
         port=port,
         command=["-m", module, *overrides],
     )
-    return command, {variable.name: variable.value for variable in environment(config)}
+    variables = {variable.name: variable.value for variable in environment(config)}
+    return command, variables | secrets_of(config.cluster)
 
 
 def _this_node(num_nodes: int) -> str:

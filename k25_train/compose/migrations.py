@@ -143,6 +143,11 @@ _MUON = {
     "per_head": False,
     "exchange_mib": 512,
 }
+_SLURM_OF_ANY_SITE: Values = {
+    "reservation": None, "nice": None, "comment": None, "gres": None, "exclusive": True, "mem": "0",
+    "cpus_per_task": None, "constraint": None, "exclude": None, "switches": None, "switches_wait_min": None,
+    "sbatch": [], "setup": [], "mpi": None, "container_setup": [], "container_credentials": None,
+}  # fmt: skip
 
 MIGRATIONS: tuple[tuple[Change, ...], ...] = (
     # 0 to 1. Files without a version: keys were added over many commits, none was renamed.
@@ -186,6 +191,15 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         # What the data are was not recorded, and whether a checkpoint is sound neither.
         Fill("checkpoint.accept_changed_data", False),
         Fill("checkpoint.accept_unsound", False),
+    ),
+    # 2 to 3. What sites have; the script asked for whole nodes with all of their memory.
+    (
+        *(Fill(f"cluster.slurm.{name}", value) for name, value in _SLURM_OF_ANY_SITE.items()),
+        Fill("cluster.fabric.nccl_interfaces", None),
+        Fill("cluster.fabric.address_family", "ipv4"),
+        Fill("cluster.environment", {}),
+        Fill("cluster.overrides", {}),
+        Fill("cluster.secrets", {}),
     ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""

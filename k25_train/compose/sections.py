@@ -1,13 +1,14 @@
 """From plain values to one typed section, with every unknown, missing and mistyped key reported."""
 
+import contextlib
 import difflib
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from enum import Enum
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
-from k25_train.compose.values import MISSING, NULL, read
+from k25_train.compose.values import MISSING, NULL, read, split_mapping
 from parallel.config import Problem
 
 
@@ -17,12 +18,17 @@ def build_section(values: object, section: type, path: str) -> tuple[Any, list[P
         names = ", ".join(field.name for field in fields(section))
         return None, [Problem(path, values, "is a section, not a value", f"set its keys: {names}")]
     problems = unknown_keys(values, section, path)
-    typed = {}
+    typed: dict[str, Any] = {}
     for field in fields(section):
         key, value = f"{path}.{field.name}", values.get(field.name, MISSING)
         nested, may_be_null = section_of(field.type), types.NoneType in get_args(field.type)
+        entry = entry_section_of(field.type)
+        # Sections under free names.
+        if entry is not None and value != MISSING:
+            typed[field.name], found = build_entries(value, entry, key)
+            problems += found
         # A section within this one, unless it may be null and is.
-        if nested is not None and not (may_be_null and value in (None, NULL)):
+        elif nested is not None and not (may_be_null and value in (None, NULL)):
             typed[field.name], found = build_section({} if value == MISSING else value, nested, key)
             problems += found
         elif value == MISSING or (value is None and not may_be_null):
@@ -36,9 +42,32 @@ def build_section(values: object, section: type, path: str) -> tuple[Any, list[P
     return (None if problems else section(**typed)), problems
 
 
+def build_entries(values: object, section: type, path: str) -> tuple[dict[str, Any], list[Problem]]:
+    """Name -> typed section, of a mapping whose names are free."""
+    if not isinstance(values, Mapping):
+        names = ", ".join(field.name for field in fields(section))
+        rule = "is a mapping of names to sections, not a value"
+        return {}, [Problem(path, values, rule, f"give each name its keys: {names}")]
+    built = {}
+    problems: list[Problem] = []
+    for name, value in values.items():
+        if isinstance(value, str):
+            # As typed; anything else than {…} is reported as a value in the place of a section.
+            with contextlib.suppress(ValueError):
+                value = split_mapping(value)
+        built[str(name)], found = build_section(value, section, f"{path}.{name}")
+        problems += found
+    return built, problems
+
+
+def entry_section_of(kind: Any) -> type | None:
+    """The section that each value of a mapping is; None for any other type."""
+    return section_of(get_args(kind)[-1]) if get_origin(kind) is dict else None
+
+
 def section_of(kind: Any) -> type | None:
     """The section that a type is, also where null may take its place; None for the type of a value."""
-    kinds = get_args(kind) or (kind,)
+    kinds = (get_args(kind) if get_origin(kind) is not dict else ()) or (kind,)
     return next((each for each in kinds if isinstance(each, type) and is_dataclass(each)), None)
 
 
@@ -73,6 +102,7 @@ def expectation(field: "Field[Any]") -> str:
         bool: "true or false",
         str: "text",
         list[str]: "a list of texts",
+        dict[str, str]: "a mapping of names to texts",
     }
     kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     choices = []

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from k25_train.config.cluster import ClusterConfig
-from launch.fabric import Variable
 from launch.preflight.findings import Finding, passed, skipped, warned
 from launch.preflight.system import System
+from launch.variables import Variable
 
 VARIABLES, ADDRESS = ENVIRONMENT_CHECKS = ("variables", "host name")
 FABRIC_VARIABLE = re.compile(r"(NCCL|GLOO)_\w+|CUDA_DEVICE_MAX_CONNECTIONS")

@@ -1,53 +1,29 @@
 """RDMA network cards (host channel adapters) as shown by the kernel, and checks of them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from k25_train.config.cluster import DETECT, FabricConfig
+from k25_train.config.fabric import Card, FabricConfig
 from launch.preflight.findings import Finding, failed, passed, warned
+from launch.preflight.gids import GID, Gid, judge_gids
 from launch.preflight.system import System
 
 FOLDER = "sys/class/infiniband"
 NET = "sys/class/net"
-ROCE_V2 = "RoCE v2"
 MIN_MTU_BYTES = 4200
 """Smallest MTU that fits RDMA packets of 4096 bytes, the largest, with their headers. Below it, the card
 falls back to 2048 or 1024 bytes per packet."""
 
-CARDS, SPEED, MTU, GID = HCA_CHECKS = ("network cards", "network speed", "network MTU", "RoCE v2 GID")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gid:
-    """An address of a port, which is a row of its GID table."""
-
-    index: int
-    address: str
-    kind: str
-    """`RoCE v2`, `IB/RoCE v1` or another type as named by the kernel."""
-    interface: str
-    """Network interface that has the address; empty on InfiniBand."""
-
-    @property
-    def is_routable_v2(self) -> bool:
-        """Whether it is RoCE v2 with a routable address, which a link-local one is not."""
-        return self.kind == ROCE_V2 and not self.address.startswith("fe80:")
-
-    @property
-    def ipv4(self) -> str:
-        """The IPv4 address that is mapped to it; empty for an IPv6 address."""
-        if not self.address.startswith("0000:0000:0000:0000:0000:ffff:"):
-            return ""
-        digits = self.address.replace(":", "")[-8:]
-        return ".".join(str(int(digits[at : at + 2], 16)) for at in range(0, 8, 2))
+CARDS, SPEED, MTU = "network cards", "network speed", "network MTU"
+HCA_CHECKS = (CARDS, SPEED, MTU, GID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hca:
-    """Port 1 of a card; None for values that the kernel does not show."""
+    """A port of a card; None for values that the kernel does not show."""
 
-    name: str
+    card: Card
     link_layer: str
     """`Ethernet` (RoCE) or `InfiniBand`."""
     state: str
@@ -65,14 +41,23 @@ class Hca:
     """Traffic class that the driver forces on all connections; None if it forces none."""
 
     @property
+    def name(self) -> str:
+        """Name of the device, with the port if it is not the first."""
+        return self.card.device if self.card.port == 1 else f"{self.card.device}:{self.card.port}"
+
+    @property
     def routable_gids(self) -> list[Gid]:
         """Rows that a RoCE v2 fabric can use, by index."""
         return [gid for gid in self.gids if gid.is_routable_v2]
 
 
-def read_hcas(system: System) -> list[Hca]:
-    """Every card of the node, used by training or not."""
-    return [_read_hca(system, name) for name in system.names(FOLDER)]
+def read_hcas(system: System, used: Collection[Card] = ()) -> list[Hca]:
+    """Every card of the node: those of its ports that training uses, or the first."""
+    return [
+        _read_hca(system, name, port)
+        for name in system.names(FOLDER)
+        for port in [port for port in _ports(system, name) if Card(name, port) in used] or [1]
+    ]
 
 
 def judge_hcas(hcas: Sequence[Hca], fabric: FabricConfig, node_gb_per_s: float) -> list[Finding]:
@@ -81,8 +66,9 @@ def judge_hcas(hcas: Sequence[Hca], fabric: FabricConfig, node_gb_per_s: float) 
     `node_gb_per_s` is the rate that the plan assumes for a node. If cards are missing, that is the only
     finding.
     """
-    in_use = [hca for hca in hcas if hca.name in fabric.hcas]
-    missing = sorted(set(fabric.hcas) - {hca.name for hca in in_use})
+    in_use = [hca for hca in hcas if hca.card in fabric.cards]
+    read = [hca.card for hca in in_use]
+    missing = [hca for hca, card in zip(fabric.hcas, fabric.cards, strict=True) if card not in read]
     if missing:
         present = ", ".join(hca.name for hca in hcas) or "none"
         remedy = f"the node has {present}; correct cluster.fabric.hcas, or load the driver and drain the node"
@@ -91,13 +77,20 @@ def judge_hcas(hcas: Sequence[Hca], fabric: FabricConfig, node_gb_per_s: float) 
     findings = [_judge_state(in_use), _judge_rate(in_use, node_gb_per_s)]
     on_ethernet = [hca for hca in in_use if hca.link_layer == "Ethernet"]
     if on_ethernet:
-        findings += [_judge_mtu(on_ethernet), _judge_gids(on_ethernet, fabric.gid_index)]
+        findings += [
+            _judge_mtu(on_ethernet),
+            judge_gids({hca.name: hca.routable_gids for hca in on_ethernet}, fabric),
+        ]
     return findings
 
 
-def _read_hca(system: System, name: str) -> Hca:
+def _ports(system: System, name: str) -> list[int]:
+    return [int(port) for port in system.names(f"{FOLDER}/{name}/ports") if port.isdigit()]
+
+
+def _read_hca(system: System, name: str, number: int) -> Hca:
     card = f"{FOLDER}/{name}"
-    port = f"{card}/ports/1"
+    port = f"{card}/ports/{number}"
 
     def value(path: str) -> str:
         return system.read(path) or ""
@@ -109,7 +102,7 @@ def _read_hca(system: System, name: str) -> Hca:
         if not re.search(r"pf\d", value(f"{NET}/{name}/phys_port_name"))
     )
     # 2. Forced traffic class. Rules for single addresses may follow it; they start with the address.
-    forced = re.match(r"Global tclass=(\d+)", value(f"{card}/tc/1/traffic_class"))
+    forced = re.match(r"Global tclass=(\d+)", value(f"{card}/tc/{number}/traffic_class"))
     # 3. The GID table; unused rows hold zeros.
     gids = [
         Gid(
@@ -125,7 +118,7 @@ def _read_hca(system: System, name: str) -> Hca:
     own = (gid.interface for gid in gids if gid.is_routable_v2)
     interfaces = _interfaces(system, next(names, "") or next(own, ""))
     return Hca(
-        name=name,
+        card=Card(name, number),
         link_layer=value(f"{port}/link_layer"),
         state=value(f"{port}/state").partition(":")[2].strip(),
         rate_gbps=_rate_gbps(system, value(f"{port}/rate"), interfaces),
@@ -214,25 +207,3 @@ def _judge_mtu(hcas: Sequence[Hca]) -> Finding:
         rule = f"RDMA packets of 4096 bytes need {MIN_MTU_BYTES}"
         return warned(check, found, rule, "ip link set INTERFACE mtu 9000, on switches too")
     return passed(check, found)
-
-
-def _judge_gids(hcas: Sequence[Hca], gid_index: int | str) -> Finding:
-    check = GID
-    detects = gid_index == DETECT
-    # NCCL searches for rows with an IPv4 address; a fixed index may refer to any row.
-    usable = {hca.name: [gid for gid in hca.routable_gids if gid.ipv4 or not detects] for hca in hcas}
-    without = [name for name, gids in usable.items() if not gids]
-    if without:
-        rule = f"RoCE v2 needs a GID with an {'IPv4 address' if detects else 'routable address'}"
-        remedy = "give the interface an IPv4 address and bring it up; drain the node"
-        return failed(check, f"none on {', '.join(without)}", rule, remedy)
-    found = ", ".join(
-        f"{name}: {gids[0].index} ({gids[0].ipv4 or gids[0].address})" for name, gids in usable.items()
-    )
-    if detects:
-        return passed(check, found)
-    wrong = [name for name, gids in usable.items() if gid_index not in [gid.index for gid in gids]]
-    if wrong:
-        rule = f"cluster.fabric.gid_index is {gid_index}, which is not usable on {', '.join(wrong)}"
-        return failed(check, found, rule, "correct it, or let NCCL find it: cluster.fabric.gid_index=detect")
-    return passed(check, f"{gid_index} on all cards")

@@ -1,6 +1,7 @@
 """Memory, disks and limits of a node's operating system, and checks of them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def judge_host(host: Host, *, memory_gib: float, run_dir: str, run_bytes: int) -
     ]
 
 
-def judge_network_access(host: Host, interface: str) -> list[Finding]:
+def judge_network_access(host: Host, interfaces: Sequence[str]) -> list[Finding]:
     """Check what RDMA and the rendezvous need from the operating system."""
     check = PINNED
     findings = [passed(check, "any amount")]
@@ -79,14 +80,16 @@ def judge_network_access(host: Host, interface: str) -> list[Finding]:
         remedy = "ulimit -l unlimited: LimitMEMLOCK=infinity of slurmd, --ulimit memlock=-1 of docker"
         findings = [failed(check, f"at most {host.locked_memory_bytes:,} bytes", rule, remedy)]
     check = INTERFACE
-    if interface in host.interfaces:
-        return [*findings, passed(check, f"{interface} is up")]
-    up = ", ".join(host.interfaces) or "none"
+    down = [name for name in interfaces if name not in host.interfaces]
+    if not down:
+        return [*findings, passed(check, f"{_are(interfaces)} up")]
+    found = f"{_are(down)} not up; up: {', '.join(host.interfaces) or 'none'}"
     rule = "cluster.fabric.interface must exist and be up on every node"
-    return [
-        *findings,
-        failed(check, f"{interface} is not up; up: {up}", rule, "bring it up or correct the cluster file"),
-    ]
+    return [*findings, failed(check, found, rule, "bring it up or correct the cluster file")]
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _judge_memory(host: Host, memory_gib: float) -> Finding:

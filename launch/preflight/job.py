@@ -101,7 +101,8 @@ def measure_ranks(
         return computed
     # 2. Can every node be reached?
     fabric = config.cluster.fabric
-    with listening(None if fabric is None else fabric.interface) as endpoint:
+    where = (None,) if fabric is None else (fabric.interfaces[0], fabric.address_family.value)
+    with listening(*where) as endpoint:
         if coordinator.is_node_leader:
             own.refused = coordinator.try_neighbours(endpoint, NODE_TIMEOUT_S)
         coordinator.publish("reached", own)

@@ -72,7 +72,7 @@ def read_counters(system: System, hca: Hca) -> dict[str, int]:
     interface without counters (macvlan in a container).
     """
     # RDMA's counters of the port.
-    port = f"{FOLDER}/{hca.name}/ports/1"
+    port = f"{FOLDER}/{hca.card.device}/ports/{hca.card.port}"
     counts = {
         name: int(text)
         for folder in (f"{port}/counters", f"{port}/hw_counters")
@@ -102,7 +102,7 @@ def judge_traffic_class(
     forced = {hca.name: hca.traffic_class for hca in hcas if hca.traffic_class not in (None, traffic_class)}
     if forced:
         rule = f"cluster.fabric.traffic_class is {traffic_class}, and the driver's value wins"
-        remedy = f"write tclass={traffic_class} into /sys/class/infiniband/CARD/tc/1/traffic_class"
+        remedy = f"write tclass={traffic_class} into /sys/class/infiniband/CARD/tc/PORT/traffic_class"
         return [failed(check, f"the driver forces {forced}", rule, remedy)]
     # 2. Is its DSCP mapped to a lossless priority on every card?
     dscp = traffic_class >> 2

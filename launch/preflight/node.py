@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from k25_train.config.cluster import Device, FabricConfig
+from k25_train.config.cluster import Device
+from k25_train.config.fabric import Card, FabricConfig
 from k25_train.config.schema import Config
 from launch.fabric import environment
 from launch.preflight.affinity import PATH_CHECKS, Paths, judge_paths, read_paths
@@ -75,7 +76,7 @@ class Node:
 
 def read_node(system: System, name: str, config: Config) -> Node:
     """Read everything that can be read at rest."""
-    hcas = read_hcas(system)
+    hcas = read_hcas(system, ports_in_use(config.cluster.fabric))
     used = cards_in_use(hcas, config.cluster.fabric)
     gpus = _try_to_read(lambda: read_gpus(system))
     return Node(
@@ -107,7 +108,12 @@ def read_under_load(system: System, node: Node) -> None:
 
 def cards_in_use(hcas: list[Hca], fabric: FabricConfig | None) -> list[Hca]:
     """Cards that the cluster file names; none if it has no fabric."""
-    return [hca for hca in hcas if fabric is not None and hca.name in fabric.hcas]
+    return [hca for hca in hcas if fabric is not None and hca.card in fabric.cards]
+
+
+def ports_in_use(fabric: FabricConfig | None) -> list[Card]:
+    """Ports that the cluster file names."""
+    return [] if fabric is None else fabric.cards
 
 
 def read_versions(system: System, gpus: list[Gpu] | Missing, hcas: list[Hca]) -> dict[str, str]:
@@ -150,7 +156,7 @@ def judge_node(node: Node, config: Config, run_bytes: int) -> list[Finding]:
         reason = f"cluster {cluster.name} has no RDMA fabric (cluster.fabric is null)"
         checks = (*ACCESS_CHECKS, *HCA_CHECKS, TRAFFIC_CLASS, COUNTERS)
         return findings + [skipped(check, reason) for check in checks]
-    findings += judge_network_access(node.host, cluster.fabric.interface)
+    findings += judge_network_access(node.host, cluster.fabric.interfaces)
     findings += judge_hcas(node.hcas, cluster.fabric, cluster.gpus_per_node * cluster.network_gb_per_s)
     used = cards_in_use(node.hcas, cluster.fabric)
     findings += judge_traffic_class(used, node.priorities, cluster.fabric.traffic_class)
@@ -179,7 +185,7 @@ def _judge_gpus(node: Node, config: Config) -> list[Finding]:
         findings += [skipped(check, node.paths.reason) for check in PATH_CHECKS]
     else:
         cards = cards_in_use(node.hcas, cluster.fabric)
-        findings += judge_paths(node.paths, [hca.name for hca in cards])
+        findings += judge_paths(node.paths, list(dict.fromkeys(hca.card.device for hca in cards)))
     if isinstance(node.slowdowns, Missing):
         return [*findings, skipped(THROTTLING, node.slowdowns.reason)]
     return [*findings, judge_slowdowns(node.slowdowns)]

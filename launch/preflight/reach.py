@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from launch import rendezvous
 from launch.preflight.findings import Finding, failed, passed, skipped
-from launch.rendezvous import RendezvousError, address_of
+from launch.rendezvous import IPV4, IPV6, RendezvousError, address_of
 
 REACH = "reachable"
 CONNECT_S = 5.0
@@ -35,18 +36,20 @@ def neighbours(node: int, num_nodes: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def listening(interface: str | None) -> Iterator[str]:
+def listening(interface: str | None, family: str = IPV4) -> Iterator[str]:
     """Listen on this node, and give others the endpoint `ADDRESS PORT`, or the reason if that fails.
 
-    `interface` is `cluster.fabric.interface`; if None, gloo's variable or the host's name determines the
-    address.
+    `interface` is the first of `cluster.fabric.interface`; if None, gloo's variable or the host's name
+    determines the address. `family` is `cluster.fabric.address_family`.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+    version = socket.AF_INET6 if family == IPV6 else socket.AF_INET
+    with socket.socket(version, socket.SOCK_STREAM) as listener:
         try:
-            address = socket.gethostbyname(address_of(interface or os.environ.get("GLOO_SOCKET_IFNAME")))
-            listener.bind((address, 0))
+            name = interface or os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0] or None
+            found = socket.getaddrinfo(address_of(name, family), 0, version, socket.SOCK_STREAM)
+            listener.bind(found[0][4])
             listener.listen()
-            endpoint = " ".join(map(str, listener.getsockname()))
+            endpoint = " ".join(map(str, listener.getsockname()[:2]))
         except (OSError, RendezvousError) as error:
             endpoint = f"it cannot listen: {error}"
         yield endpoint
@@ -61,7 +64,7 @@ def try_to_reach(endpoint: str) -> str | None:
         with socket.create_connection((address, int(port)), timeout=CONNECT_S):
             return None
     except OSError as error:
-        return f"{address}:{port}: {error}"
+        return f"{rendezvous.endpoint(address, int(port))}: {error}"
 
 
 def judge_reach(refusals: Collection[Refusal], nodes: Collection[str]) -> dict[str, Finding]:

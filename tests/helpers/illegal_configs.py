@@ -5,39 +5,12 @@ rule that is broken.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import strategies as st
 
-Values = dict[str, Any]
-"""Override key -> value."""
-Broken = tuple[Values, str, str]
-"""(overrides, key that the report names, words of the rule)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Legal:
-    """A legal configuration of the shrunk model, and how to choose among wrong values."""
-
-    values: Values
-    pick: Callable[[Sequence[Any]], Any]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.values[key]
-
-    @property
-    def world_size(self) -> int:
-        return self["cluster.nodes"] * self["cluster.gpus_per_node"]
-
-    @property
-    def dp(self) -> int:
-        return self.world_size // self["parallelism.pp"]
-
-    @property
-    def unit(self) -> int:
-        """Sequences of one micro-batch on every data-parallel rank."""
-        return self["train.micro_batch_size"] * self.dp
+from tests.helpers.illegal_clusters import CLUSTER_BREAKS
+from tests.helpers.legal_config import Broken, Legal, Values
 
 
 def divisors(number: int) -> list[int]:
@@ -245,37 +218,6 @@ def blend_off_one(legal: Legal) -> Broken:
     return changes, "data.blend", "shares must sum to 1"
 
 
-SLURM: Values = {
-    "partition": None, "account": None, "qos": None, "time_limit_min": 60, "stop_before_end_s": 120,
-    "spare_nodes": 0, "min_nodes": None, "restart_wait_s": 5, "preflight": False,
-    "rendezvous_port": 29500, "python": None, "container_image": None, "container_mounts": [],
-}  # fmt: skip
-FABRIC: Values = {
-    "interface": "bond0", "hcas": ["mlx5_0"], "gid_index": 3, "traffic_class": 106, "ack_timeout": 22,
-    "retries": 7,
-}  # fmt: skip
-
-
-def of_cluster(section: str, key: str, wrong: Sequence[Any], rule: str) -> Callable[[Legal], Broken]:
-    """A wrong value in a section that the shrunk model's cluster does without."""
-    legal_section = {"slurm": SLURM, "fabric": FABRIC}[section]
-
-    def broken(legal: Legal) -> Broken:
-        return (
-            {f"cluster.{section}": legal_section | {key: legal.pick(wrong)}},
-            f"cluster.{section}.{key}",
-            rule,
-        )
-
-    return broken
-
-
-def long_before_the_end(legal: Legal) -> Broken:
-    """Of a job that is longer still."""
-    section = SLURM | {"time_limit_min": 2880, "stop_before_end_s": legal.pick([65536, 90000])}
-    return {"cluster.slurm": section}, "cluster.slurm.stop_before_end_s", "must be at most 65535"
-
-
 POSITIVE = (
     "parallelism.pp parallelism.vpp parallelism.ep model.num_layers model.num_experts model.vocab_size "
     "model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps train.seq_len "
@@ -346,16 +288,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "GPU without memory": gpu_without_memory,
     "host memory": host_memory_below_what_is_offloaded,
     "memory of a node": node_without_memory,
-    "partition": of_cluster("slurm", "partition", ["a b", "$x", "a#b", ""], "must consist of letters"),
-    "time limit": of_cluster("slurm", "time_limit_min", [0, -5], "must be positive"),
-    "spare nodes": of_cluster("slurm", "spare_nodes", [-1], "must not be negative"),
-    "stop before end": of_cluster("slurm", "stop_before_end_s", [3600, 9999], "must be shorter than the job"),
-    "stop too long before": long_before_the_end,
-    "port": of_cluster("slurm", "rendezvous_port", [80, 65500], "must leave 100 ports"),
-    "least nodes": of_cluster("slurm", "min_nodes", [0, 999], "must lie within 1 to cluster.nodes"),
-    "HCAs": of_cluster("fabric", "hcas", [[]], "must name a device"),
-    "GID": of_cluster("fabric", "gid_index", ["third", -1, 256], "must be a row of the GID table"),
-    "traffic class": of_cluster("fabric", "traffic_class", [-1, 256], "must lie within 0 to 255"),
+    **CLUSTER_BREAKS,
 }
 """Name -> break; tests/unit/compose/test_illegal_configs.py finds every rule of the configuration in it."""
 
@@ -371,4 +304,6 @@ def argument(key: str, given: Any) -> str:
         return "null"
     if isinstance(given, dict):
         return "{" + ", ".join(f"{name}: {argument(name, inner)}" for name, inner in given.items()) + "}"
+    if isinstance(given, list):
+        return "[" + ", ".join(argument(key, inner) for inner in given) + "]"
     return f"'{given}'" if key in ("parallelism.layout", "partition") else str(given)

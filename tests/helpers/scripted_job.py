@@ -94,6 +94,7 @@ class ScriptedJob:
             "num_steps": NUM_STEPS, "ranks_per_node": 8, "legal_nodes": [2, 4], "spare_nodes": 0,
             "max_restarts": 3, "restart_wait_s": 0.0, "stop_within_s": 60.0, "preflight": False,
             "rendezvous_port": 29500, "interface": None, "container": [], "environment": [],
+            "address_family": "ipv4", "cpus_per_task": None, "step_options": [], "node_start": [],
         }  # fmt: skip
         submission = Submission(**(values | changes))  # type: ignore[arg-type]
         job = Supervisor(submission, 7, ["n1", "n2", "n3", "n4"], "main")

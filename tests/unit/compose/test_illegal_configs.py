@@ -18,14 +18,29 @@ from hypothesis import strategies as st
 import parallel.config
 from k25_train.compose import checks, resolve
 from k25_train.compose.resolve import compose, load, to_yaml
-from k25_train.config import basics, cluster, model, optimizer, training
+from k25_train.config import (
+    basics,
+    cluster,
+    fabric,
+    forms,
+    model,
+    optimizer,
+    sbatch_options,
+    site,
+    slurm,
+    training,
+)
 from k25_train.config import data as data_section
 from k25_train.errors import ConfigError
 from parallel.config import Problem
-from tests.helpers.illegal_configs import BREAKS, Legal, Values, as_arguments, legal_values
+from tests.helpers.illegal_configs import BREAKS, as_arguments, legal_values
+from tests.helpers.legal_config import Legal, Values
 from tests.helpers.project_sources import REPO
 
-WITH_RULES = (basics, checks, cluster, data_section, model, optimizer, resolve, training, parallel.config)
+WITH_RULES = (
+    basics, checks, cluster, data_section, fabric, forms, model, optimizer, resolve, sbatch_options, site,
+    slurm, training, parallel.config,
+)  # fmt: skip
 """The modules that report problems."""
 PLAIN: Values = {
     "cluster.nodes": 1, "cluster.gpus_per_node": 8, "parallelism.pp": 4, "parallelism.vpp": 2,

@@ -35,6 +35,12 @@ FILLED: dict[str, dict[str, Any]] = {
     },
     "muon_decoupled": CPU | {"optim.vision.trained": "all", "dep.split_items": False},
     "slurm_no_activations": {"cluster.slurm.preflight": False, "cluster.gpu_memory_gb": 80.0},
+    "fabric_of_one_site": {
+        "cluster.slurm.exclusive": True,
+        "cluster.slurm.mem": "0",
+        "cluster.slurm.setup": [],
+        "cluster.fabric.address_family": "ipv4",
+    },
     "one_resume_rule": {"checkpoint.accept_changed_data": False, "checkpoint.accept_unsound": False},
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""

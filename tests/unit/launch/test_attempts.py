@@ -133,6 +133,7 @@ def test_a_submission_is_read_as_it_was_written(tmp_path: Path) -> None:
         run="/runs/x", checkout="/code", code="abc", python="python", num_steps=9, ranks_per_node=8,
         legal_nodes=[1, 2], spare_nodes=1, max_restarts=3, restart_wait_s=1.5, stop_within_s=96.0,
         preflight=True, rendezvous_port=29500, interface=None, container=["--container-image=x"],
+        address_family="ipv6", cpus_per_task=16, step_options=["--mpi=none"], node_start=["bash", "-c", "x"],
         environment=[("A", "b c", "why")],
     )  # fmt: skip
     kept.write(tmp_path)

@@ -32,18 +32,57 @@ def test_a_fixed_gid_index_is_held_against_every_card(
         assert "mlx5_0: 3 (10.10.0.5)" in finding.found
 
 
-@pytest.mark.parametrize(("index", "verdict"), [("3", Verdict.passed), ("detect", Verdict.failed)])
-def test_a_fabric_of_ipv6_needs_a_fixed_gid_index(
-    recorded: RecordedNode, index: str, verdict: Verdict
+@pytest.mark.parametrize(
+    ("index", "family", "verdict"),
+    [
+        ("3", "ipv4", Verdict.passed),
+        ("detect", "ipv4", Verdict.failed),
+        ("3", "ipv6", Verdict.passed),
+        ("detect", "ipv6", Verdict.passed),
+    ],
+)
+def test_a_fabric_of_ipv6_needs_its_family_or_a_fixed_gid_index(
+    recorded: RecordedNode, index: str, family: str, verdict: Verdict
 ) -> None:
-    """NCCL is set to search only for IPv4 addresses."""
+    """NCCL searches only for addresses of the family that it is set to."""
     for number in range(8):
         for row, kind in ((2, "IB/RoCE v1"), (3, "RoCE v2")):
             recorded.write_gid(number, row, f"fd93:0016:d59a:0000:0000:0000:0a0a:{number:02x}05", kind)
-    config = compose(["experiment=k25_pretrain_4k", f"cluster.fabric.gid_index={index}"])
+    keys = [f"cluster.fabric.gid_index={index}", f"cluster.fabric.address_family={family}"]
+    config = compose(["experiment=k25_pretrain_4k", *keys])
     (finding,) = [one for one in examine(recorded, config) if one.check == "RoCE v2 GID"]
     assert finding.verdict is verdict
-    assert finding.found.startswith("3 on all cards" if verdict is Verdict.passed else "none on mlx5_0")
+    passed = "3 on all cards" if index == "3" else "mlx5_0: 3 (fd93:0016:d59a:0000:0000:0000:0a0a:0005)"
+    assert finding.found.startswith(passed if verdict is Verdict.passed else "none on mlx5_0")
+
+
+def test_cards_with_ipv4_only_do_not_fit_a_fabric_of_ipv6(recorded: RecordedNode) -> None:
+    config = compose(["experiment=k25_pretrain_4k", "cluster.fabric.address_family=ipv6"])
+    (finding,) = [one for one in examine(recorded, config) if one.check == "RoCE v2 GID"]
+    assert finding.verdict is Verdict.failed and "a GID with an IPv6 address" in finding.rule
+
+
+def test_cards_named_with_their_port_are_those_of_the_device(recorded: RecordedNode, config: Config) -> None:
+    """In NCCL's notation; a port that is not there is missed under its own name."""
+    hcas = ",".join(f"'mlx5_{number}:1'" for number in range(8))
+    named = compose(["experiment=k25_pretrain_4k", f"cluster.fabric.hcas=[{hcas}]"])
+    recorded.environment["NCCL_IB_HCA"] = "=" + hcas.replace("'", "")
+    assert [one for one in examine(recorded, named) if one.verdict is not Verdict.passed] == []
+    other = compose(["experiment=k25_pretrain_4k", "cluster.fabric.hcas=[mlx5_0,'mlx5_1:2']"])
+    (finding,) = [one for one in examine(recorded, other) if one.check == "network cards"]
+    assert finding.verdict is Verdict.failed and finding.found == "no mlx5_1:2"
+    # A second port that is there is read instead of the first.
+    for name, text in (("state", "4: ACTIVE"), ("link_layer", "Ethernet"), ("rate", "100 Gb/sec (4X EDR)")):
+        recorded.write(f"sys/class/infiniband/mlx5_1/ports/2/{name}", f"{text}\n")
+    second = read_hcas(recorded.system, other.cluster.fabric.cards)[1]
+    assert (second.name, second.rate_gbps) == ("mlx5_1:2", 100.0)
+    assert [hca.name for hca in read_hcas(recorded.system)][:2] == ["mlx5_0", "mlx5_1"]
+
+
+def test_each_of_several_interfaces_must_be_up(recorded: RecordedNode) -> None:
+    several = compose(["experiment=k25_pretrain_4k", "cluster.fabric.interface='bond0,eth0,eth99'"])
+    (finding,) = [one for one in examine(recorded, several) if one.check == "interface"]
+    assert finding.verdict is Verdict.failed and finding.found.startswith("eth99 is not up; up: bond0, ")
 
 
 def test_packets_too_small_for_rdma(recorded: RecordedNode, config: Config) -> None:

@@ -76,8 +76,20 @@ def test_an_endpoint_can_be_reached_while_it_is_open() -> None:
     assert "127.0.0.1" in str(try_to_reach(endpoint)) and "refused" in str(try_to_reach(endpoint))
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_so_can_one_of_ipv6() -> None:
+    with listening("lo", "ipv6") as endpoint:
+        assert endpoint.startswith("::1 ")
+        assert try_to_reach(endpoint) is None
+    assert str(try_to_reach(endpoint)).startswith("[::1]:")
+
+
 def test_without_an_interface_the_variable_or_the_host_name_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with listening(None) as endpoint:
+        assert endpoint.startswith("127.0.0.1 ")
+    # gloo takes several.
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth9")
     with listening(None) as endpoint:
         assert endpoint.startswith("127.0.0.1 ")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")

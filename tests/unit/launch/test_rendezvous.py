@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from k25_train.errors import ConfigError
-from launch.rendezvous import RendezvousError, address_of, free_port, is_free, wait_for
+from launch import rendezvous
+from launch.rendezvous import RendezvousError, address_of, endpoint, free_port, is_free, wait_for
 from launch.torchrun import prepare
 from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import free_port as any_port
@@ -60,6 +62,53 @@ def test_where_every_port_is_taken_they_are_named(taken: socket.socket) -> None:
 def test_the_address_is_that_of_the_interface() -> None:
     assert address_of("lo") == "127.0.0.1"
     assert address_of(None) == socket.gethostname()
+
+
+def test_an_address_of_ipv6_is_one_that_other_nodes_can_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a link-local one, which needs a zone, nor one that is deprecated or not yet checked."""
+    kernel = tmp_path / "if_inet6"
+    rows = [
+        f"{digits:0<28}{number:04x} 02 40 {scope} {flags} {name}"
+        for number, (digits, scope, flags, name) in enumerate(
+            [
+                ("fe80", "20", "80", "bond0"), ("fd", "00", "20", "bond0"), ("fd", "00", "40", "bond0"),
+                ("fd", "00", "80", "eth1"), ("fd", "00", "80", "bond0"), ("fd", "00", "80", "bond0"),
+            ]
+        )
+    ]  # fmt: skip
+    kernel.write_text("\n".join(rows) + "\n")
+    monkeypatch.setattr(rendezvous, "_ADDRESSES", kernel)
+    assert address_of("bond0", "ipv6") == "fd00::4"
+    kernel.write_text(rows[0] + "\n")
+    with pytest.raises(
+        RendezvousError, match=r"interface=bond0: .* no .*IPv6 address beyond the link \(IPv6"
+    ):
+        address_of("bond0", "ipv6")
+    monkeypatch.setattr(rendezvous, "_ADDRESSES", tmp_path / "none")
+    with pytest.raises(RendezvousError, match=r"beyond the link \(IPv6 is off\)"):
+        address_of("bond0", "ipv6")
+    assert address_of(None, "ipv6") == socket.gethostname()
+
+
+def test_an_endpoint_of_ipv6_has_brackets() -> None:
+    assert endpoint("fd00::4", 29500) == "[fd00::4]:29500"
+    assert endpoint("n1", 29500) == "n1:29500" and endpoint("10.0.0.1", 1) == "10.0.0.1:1"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_ranks_meet_over_ipv6() -> None:
+    port = any_port()
+    command = [sys.executable, "-m", "launch.rendezvous", str(port), "lo", "ipv6"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["address"] == "::1"
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        wait_for("::1", port_of(listener), timeout_s=10.0)
+    with pytest.raises(RendezvousError, match=r"cannot reach the rendezvous at \[::1\]:\d+"):
+        wait_for("::1", any_port(), timeout_s=0.3)
+    command, _ = prepare(SMOKE, 0, f"[::1]:{port}", "k25_train.train")
+    assert {"--master-addr=::1", f"--master-port={port}"} <= set(command)
 
 
 def test_an_interface_that_is_not_there_is_named_with_those_that_are() -> None:
@@ -129,7 +178,9 @@ def test_by_hand_errors_are_shown_without_a_traceback(arguments: list[str], expe
     assert expected in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("given", ["n1:abc", "n1:0", "n1:65536", "n1:", ":29500", "[::1]:29500"])
+@pytest.mark.parametrize(
+    "given", ["n1:abc", "n1:0", "n1:65536", "n1:", ":29500", "[::1", "::1:29500", "[n1]:29500"]
+)
 def test_by_hand_an_address_that_is_none_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match=r"^--first-node .*: must be HOST or HOST:PORT"):
         prepare(SMOKE, 0, given, "k25_train.train")

@@ -36,7 +36,7 @@ def test_checks_and_ranks_run_in_the_container(job: ScriptedJob) -> None:
     asked = job.calls("rendezvous")
     assert len(asked) == 2
     # Before any image is there.
-    assert all(call.endswith(f"{sys.executable} -m launch.rendezvous 29500 bond0") for call in asked)
+    assert all(call.endswith(f"{sys.executable} -m launch.rendezvous 29500 bond0 ipv4") for call in asked)
     assert not any("--container" in call for call in asked)
     assert f"{inside}preflight_rank " in job.calls("checks")[0] and f"{inside}node " in job.calls("srun")[0]
 
