@@ -8,17 +8,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from k25_train.errors import ConfigError, K25Error
+from k25_train.errors import K25Error
 from k25_train.escapes import named, place_of
+from k25_train.joining.environment import speaks
 from k25_train.terminal import ClosedPipeError, tolerant_output
 
 REFUSED, FAULT, INTERRUPTED, CLOSED_PIPE = 2, 1, 130, 141
 """Exit statuses: of a named error, a fault of the code, Ctrl-C, and output that nobody reads (SIGPIPE's)."""
 WAIT_FOR_FIRST_RANK_S = 30.0
-
-
-class SharedError(ConfigError):
-    """An error that every rank has, which the first rank alone prints."""
 
 
 def run_command(body: Callable[[], int | None], *, output_goes_on: bool = False) -> None:
@@ -73,31 +70,31 @@ def report(error: BaseException) -> int:
             flush=True,
         )
         return FAULT
-    if isinstance(cause, SharedError):
-        return _report_shared(cause)
     text = f"{type(cause).__name__}: {cause}"
+    if cause.is_shared:
+        return _report_shared(text)
     print(f"{_rank()}{text}", file=sys.stderr, flush=True)
     _tell_torchrun(text)
     return REFUSED
 
 
-def _report_shared(error: SharedError) -> int:
+def _report_shared(text: str) -> int:
     """Print an error that every rank has on rank 0.
 
     The others wait to be ended by torchrun: the first exit makes it end all, rank 0 perhaps before it spoke.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         time.sleep(WAIT_FOR_FIRST_RANK_S)
         return REFUSED
-    text = f"ConfigError: {error}"
     print(text, file=sys.stderr, flush=True)
     _tell_torchrun(text)
     return REFUSED
 
 
-def shared(error: ConfigError) -> SharedError:
-    """The same error, for the first rank alone to print."""
-    return SharedError(str(error))
+def shared[Error: K25Error](error: Error) -> Error:
+    """The error, marked as one that every rank has, so that the first one alone prints it."""
+    error.is_shared = True
+    return error
 
 
 def _rank() -> str:

@@ -4,6 +4,9 @@
 class K25Error(Exception):
     """Base of the errors below; entry points print its text without a traceback."""
 
+    is_shared = False
+    """Whether every rank raises it, so that rank 0 alone prints it."""
+
 
 class ConfigError(K25Error):
     """The configuration, or what it requires of this machine, breaks a rule."""

@@ -18,8 +18,8 @@ from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
 from k25_train.errors import ConfigError
+from k25_train.joining.environment import read_environment
 from k25_train.startup.platform import prepare_device
-from k25_train.startup.ranks import number_of
 
 OWN = ("checkpoint", "dump", "shuffle_media")
 """Arguments that are no settings of the run."""
@@ -94,7 +94,7 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None, int
         "parallelism.delay_wgrad": "false",
         "dep.mode": "coupled",
         "cluster.nodes": 1,
-        "cluster.gpus_per_node": number_of("WORLD_SIZE", 1),
+        "cluster.gpus_per_node": read_environment().world_size,
     }
     overrides = [*(f"{key}={value}" for key, value in one_replica_per_process.items()), *overrides]
     config = load_saved(checkpoint / folders.CONFIG, overrides)

@@ -1,17 +1,19 @@
 """`python -m k25_train.train experiment=… [overrides]`: train, under torchrun for several ranks."""
 
-import torch
-from torch.distributed.elastic.multiprocessing.errors import record
-
 from k25_train.compose.command_line import hydra_app
 from k25_train.config.schema import Config
-from k25_train.startup.platform import prepare_device
-from k25_train.startup.ranks import check_world_size
+from k25_train.joining.place import check_place, place_in
+from k25_train.startup.interrupts import end_quietly_on_interrupt
 
 
-@record
 def train(config: Config) -> None:
     """Train the configured run from its newest checkpoint, or from the start."""
+    # Imported late: torch takes seconds.
+    check_place(config)
+    import torch
+
+    from k25_train.startup.platform import prepare_device
+
     device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.metrics.report import Report
@@ -21,7 +23,7 @@ def train(config: Config) -> None:
 
     run = build_run(config, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    with Report(config, is_main=run.is_main, device_name=name) as report, run.loader:
+    with Report(config, is_main=run.is_main, device_name=name) as report, run.loader, run.claim:
         trainer = Trainer(run, report)
         trainer.fit()
     run.activations.close()
@@ -29,7 +31,14 @@ def train(config: Config) -> None:
     trainer.stop.close()
 
 
-main = hydra_app(train, check=check_world_size)
+command = hydra_app(train, check=place_in)
+
+
+def main() -> None:
+    """Console entry point."""
+    end_quietly_on_interrupt()
+    command()
+
 
 if __name__ == "__main__":
     main()

@@ -63,7 +63,8 @@ def prepare_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGINT)
+        # Not SIGINT, on which ranks would save, when those of other nodes are ended already.
+        ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGHUP)
 
 
 def end_leftovers(attempts: Path, attempt: str) -> None:

@@ -12,12 +12,13 @@ import json
 import socket
 import struct
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from k25_train.entry import run_command
 from k25_train.errors import K25Error
+from k25_train.joining import network
+from k25_train.joining.network import NetworkError
 
 NUM_PORTS = 100
 """Ports that are tried."""
@@ -46,6 +47,13 @@ def address_of(interface: str | None, family: str = IPV4) -> str:
     Raises `RendezvousError`, which names the interfaces that exist, if it has no address.
     """
     if interface is None:
+        try:
+            network.resolve(socket.gethostname())
+        except NetworkError as error:
+            raise RendezvousError(
+                f"{error}, but it is the name at which the other nodes look for this machine: add it to DNS "
+                "or /etc/hosts, or name the network interface to use (cluster.fabric.interface)"
+            ) from error
         return socket.gethostname()
     if family == IPV6:
         return _ipv6_address_of(interface)
@@ -77,21 +85,12 @@ def _no_address(interface: str, what: str, why: str) -> RendezvousError:
     )
 
 
-def endpoint(address: str, port: int) -> str:
-    """Address and port in one text, with an IPv6 address in brackets."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def is_free(port: int) -> bool:
     """Whether nothing listens on a TCP port of this host."""
-    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
-        # As torch's store does: otherwise a port whose last connection has just closed counts as taken.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-            listener.listen()
-        except OSError:
-            return False
+    try:
+        network.listen(port).close()
+    except NetworkError:
+        return False
     return True
 
 
@@ -108,25 +107,18 @@ def free_port(candidates: Iterable[int]) -> int:
 
 
 def wait_for(address: str, port: int, timeout_s: float = JOIN_S) -> None:
-    """Return as soon as something listens at the address and port.
+    """Return as soon as something listens at the address and port; tells every few seconds what it waits
+    for.
 
-    Raises `RendezvousError` after `timeout_s`, with the last connection error.
+    Raises `RendezvousError` if the name does not resolve, or after `timeout_s` with the last error.
     """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            with socket.create_connection((address, port), timeout=5.0):
-                return
-        except OSError as error:
-            trouble = error
-        if time.monotonic() >= deadline:
-            raise RendezvousError(
-                f"{socket.gethostname()} cannot reach the rendezvous at {endpoint(address, port)} "
-                f"({trouble}) after {timeout_s:g} s: check whether the first node's ranks started (its "
-                "node_<NODE>.log), whether a firewall closes the port, and whether every node can reach "
-                f"{address} (cluster.fabric.interface)"
-            )
-        time.sleep(0.2)
+    try:
+        network.wait_for(address, port, timeout_s, f"{socket.gethostname()} waits for the first node's ranks")
+    except NetworkError as error:
+        raise RendezvousError(
+            f"{error}: check whether the first node's ranks started (its node_<NODE>.log), whether a "
+            f"firewall closes the port, and whether every node can reach {address} (cluster.fabric.interface)"
+        ) from error
 
 
 def main() -> None:

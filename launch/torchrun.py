@@ -5,9 +5,12 @@
     python -m launch.torchrun --node 0 --first-node HOST[:PORT] experiment=… cluster=… cluster.nodes=2
     python -m launch.torchrun --node 1 --first-node HOST[:PORT] experiment=… cluster=… cluster.nodes=2
 
-With --preflight the ranks check their nodes and the connections between them instead of training.
-Checks the configuration, sets the fabric's variables, checks that the port is free (on node 0) or that the
-first node can be reached (on the others), and becomes torchrun.
+With --preflight the ranks check their nodes and the connections between them instead of training. One node
+needs neither --node nor --first-node.
+
+Checks the configuration, sets the fabric's variables, checks that the first node is this machine (on node 0)
+or can be reached (on the others), waits until all nodes are there, and runs torchrun. Ctrl-C, SIGTERM and
+SIGUSR1 go to the ranks, which finish their step, save and end.
 """
 
 import argparse
@@ -16,12 +19,32 @@ import re
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from k25_train.entry import run_command
+from k25_train.errors import ConfigError
+from k25_train.joining import network
+from k25_train.joining.network import NetworkError
 from launch import rendezvous
+from launch.forwarding import run_forwarding
+from launch.gathering import Gathering, Node, report
+from launch.listener import listen_at
+
+if TYPE_CHECKING:
+    from k25_train.config.schema import Config
 
 DEFAULT_PORT, LAST_PORT = 29500, 65535
 LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which node this is, and where the ranks of all nodes meet."""
+
+    node: int
+    address: str
+    port: int
 
 
 def torchrun(
@@ -53,7 +76,7 @@ def main() -> None:
     run_command(_run, output_goes_on=True)
 
 
-def _run() -> None:
+def _run() -> int:
     # Imported late: launch.node uses `torchrun` on nodes that have the standard library only.
     from k25_train.compose.command_line import read_arguments
 
@@ -63,42 +86,43 @@ def _run() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
-    parser.add_argument("--node", type=int, default=0, help="index of this node, from 0")
+    parser.add_argument("--node", type=int, help="index of this node, from 0")
     parser.add_argument(
         "--first-node", metavar="HOST[:PORT]", help="address of node 0; may be left out for one node"
     )
     parser.add_argument("--preflight", action="store_true", help="check the nodes instead of training")
     arguments = read_arguments(parser)
     module = "launch.preflight" if arguments.preflight else "k25_train.train"
-    command, variables = prepare(arguments.overrides, arguments.node, arguments.first_node, module)
-    sys.stdout.flush()
-    os.execve(sys.executable, command, {**os.environ, **variables})
-
-
-def prepare(
-    overrides: Sequence[str], node: int, first_node: str | None, module: str
-) -> tuple[list[str], dict[str, str]]:
-    """torchrun's command, whose ranks run `module`, and the variables it needs; returns once the ranks can
-    meet.
-
-    Raises:
-        ConfigError: the configuration is invalid, `node` is out of range, or `first_node` is not an address.
-        RendezvousError: the port is taken, or the first node does not answer.
-    """
     # Imported late: launch.node uses `torchrun` on nodes that have the standard library only.
     from k25_train.compose.resolve import compose
-    from k25_train.errors import ConfigError
-    from launch.fabric import environment
-    from launch.variables import secrets_of
 
-    # 1. Check the arguments.
-    config = compose(overrides)
-    if not 0 <= node < config.cluster.nodes:
+    config = compose(arguments.overrides)
+    place = find_place(config, arguments.node, arguments.first_node)
+    variables = os.environ | variables_of(config)
+    meet(config, place)
+    command = start_command(config, place, module, arguments.overrides)
+    sys.stdout.flush()
+    return run_forwarding(command, variables)
+
+
+def find_place(config: "Config", node: int | None, first_node: str | None) -> Place:
+    """The place of this node.
+
+    Raises `ConfigError` if `node` or `first_node` is missing, `node` is out of range, or `first_node` is not
+    an address.
+    """
+    num_nodes = config.cluster.nodes
+    if num_nodes > 1 and (node is None or first_node is None):
         raise ConfigError(
-            f"--node {node}: must be within 0 to cluster.nodes - 1 ({config.cluster.nodes - 1})"
+            f"cluster.nodes={num_nodes}: --node and --first-node must be given, on every node another --node"
         )
+    node = node or 0
+    if not 0 <= node < num_nodes:
+        raise ConfigError(f"--node {node}: must be within 0 to cluster.nodes - 1 ({num_nodes - 1})")
     if first_node is None:
-        first_node = _this_node(config.cluster.nodes)
+        # Nobody else can reach it there.
+        with socket.create_server((LOOPBACK, 0)) as listener:
+            return Place(node=0, address=LOOPBACK, port=listener.getsockname()[1])
     match = re.fullmatch(r"([^:\s\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(\d+))?", first_node)
     port = int(match[2] or DEFAULT_PORT) if match else 0
     if match is None or not 1 <= port <= LAST_PORT:
@@ -106,38 +130,63 @@ def prepare(
             f"--first-node {first_node}: must be HOST or HOST:PORT, a name, IPv4 address or [IPv6 address], "
             f"and a port within 1 to {LAST_PORT}"
         )
-    # 2. Make sure that the ranks can meet.
-    address = match[1].strip("[]")
-    if node:
-        rendezvous.wait_for(address, port)
-    else:
-        rendezvous.free_port([port])
-    # 3. The command.
-    command = torchrun(
+    return Place(node=node, address=match[1].strip("[]"), port=port)
+
+
+def meet(config: "Config", place: Place, limit_s: float = rendezvous.JOIN_S) -> None:
+    """Return once all nodes are there.
+
+    Raises:
+        RendezvousError: the first node does not resolve, is another machine (on node 0) or does not answer,
+            or its port is taken.
+        GatheringError: nodes contradict each other, or some do not come.
+    """
+    first = f"--first-node {rendezvous.endpoint(place.address, place.port)}"
+    own = Node(
+        node=place.node,
+        num_nodes=config.cluster.nodes,
+        ranks=config.cluster.gpus_per_node,
+        host=network.own_name(),
+    )
+    try:
+        network.resolve(place.address)
+        if place.node == 0:
+            with listen_at(place.address, place.port, is_alone=own.num_nodes == 1) as listener:
+                network.check_is_own(place.address, listener)
+                Gathering(listener, own, limit_s).run()
+            return
+        who = f"node {place.node} waits for the first node"
+        network.wait_for(place.address, place.port, limit_s, who)
+        report(place.address, place.port, own, limit_s)
+        network.wait_for(
+            place.address, place.port, limit_s, "all nodes are there; waiting for rank 0's torchrun"
+        )
+    except NetworkError as error:
+        raise rendezvous.RendezvousError(
+            f"{first}: {error}: give every node the same name or address of the machine that runs --node 0, "
+            "and a port that is free there and that no firewall closes"
+        ) from error
+
+
+def variables_of(config: "Config") -> dict[str, str]:
+    """What the ranks find in their environment, secrets included."""
+    from launch.fabric import environment
+    from launch.variables import secrets_of
+
+    return {variable.name: variable.value for variable in environment(config)} | secrets_of(config.cluster)
+
+
+def start_command(config: "Config", place: Place, module: str, overrides: Sequence[str]) -> list[str]:
+    """torchrun's command, whose ranks run `module`."""
+    return torchrun(
         sys.executable,
         num_nodes=config.cluster.nodes,
-        node=node,
+        node=place.node,
         ranks=config.cluster.gpus_per_node,
-        address=address,
-        port=port,
+        address=place.address,
+        port=place.port,
         command=["-m", module, *overrides],
     )
-    variables = {variable.name: variable.value for variable in environment(config)}
-    return command, variables | secrets_of(config.cluster)
-
-
-def _this_node(num_nodes: int) -> str:
-    """Address and port of a job that has this node alone: nobody else can reach it."""
-    from k25_train.errors import ConfigError
-
-    if num_nodes > 1:
-        raise ConfigError(
-            f"cluster.nodes={num_nodes}: --first-node HOST[:PORT] must say where the nodes meet; or set "
-            "cluster.nodes=1"
-        )
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return f"{LOOPBACK}:{listener.getsockname()[1]}"
 
 
 if __name__ == "__main__":

@@ -74,23 +74,30 @@ def backend_of(device: torch.device) -> str:
     return {"cuda": "nccl", "cpu": "gloo", "meta": "fake"}[device.type]
 
 
-def start_process_group(device: torch.device, timeout_s: float) -> None:
-    """Join the job's process group from torchrun's environment; alone if there is none.
+def start_process_group(
+    device: torch.device,
+    timeout_s: float,
+    store: dist.Store | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Form the group of all ranks of the job. A rank that waits longer than `timeout_s` for a peer raises
+    instead of hanging.
 
-    A rank that waits longer than `timeout_s` for a peer raises instead of hanging.
+    Args:
+        device: decides the backend.
+        timeout_s: time limit of collectives.
+        store: through which the ranks have found each other; None if torch shall find them by the
+            environment.
+        rank, world_size: this rank's place; read from the environment without a store.
     """
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
     _listen_on_loopback_if_alone()
-    # Without torchrun: a job of one rank, whose store is in this process.
-    alone = os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ
     dist.init_process_group(
         backend=backend_of(device),
         timeout=datetime.timedelta(seconds=timeout_s),
-        store=dist.HashStore() if alone else None,
-        rank=0 if alone else -1,
-        world_size=1 if alone else -1,
+        store=store,
+        rank=-1 if store is None else rank,
+        world_size=-1 if store is None else world_size,
     )
 
 
@@ -99,7 +106,7 @@ def _listen_on_loopback_if_alone() -> None:
 
     Else gloo and NCCL listen on the address of the host's name, or on the first interface. What is set stays.
     """
-    is_one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    is_one_host = os.environ.get("LOCAL_WORLD_SIZE", "1") == os.environ.get("WORLD_SIZE", "1")
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     if is_one_host and loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])

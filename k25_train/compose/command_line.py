@@ -1,7 +1,6 @@
 """How a command that takes settings reads its arguments and prints its usage."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -15,10 +14,11 @@ from k25_train.compose.yaml_files import dump
 from k25_train.config.schema import Config
 from k25_train.entry import run_command, shared
 from k25_train.errors import ConfigError
+from k25_train.joining.environment import speaks
 
 
 def hydra_app(
-    task: Callable[[Config], None], *, check: Callable[[Config], None] = lambda _: None
+    task: Callable[[Config], None], *, check: Callable[[Config], object] = lambda _: None
 ) -> Callable[[], None]:
     """Make a command of `task`; its arguments are settings, an error ends it as `entry` says.
 
@@ -96,7 +96,7 @@ def load_saved(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises `ConfigError` as `load` does.
     """
     config, notes = load(path, overrides)
-    if os.environ.get("RANK", "0") == "0":
+    if speaks():
         for note in notes:
             print(f"{path}: {note}", flush=True)
     return config

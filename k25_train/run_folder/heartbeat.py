@@ -23,8 +23,16 @@ PROGRESS_S = 10.0
 class Heartbeat:
     """Renews a file from a thread of its own until it is closed."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises OSError if the file cannot be opened for writing."""
+    def __init__(self, path: Path, is_lost: Callable[[], bool] = lambda: False) -> None:
+        """Raises OSError if the file cannot be opened for writing.
+
+        Args:
+            path: the file.
+            is_lost: asked at each beat, whether it is no longer its owner's.
+        """
+        self.is_lost = False
+        """Whether it was lost at the latest beat."""
+        self._ask = is_lost
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         # A help where it works: not across the machines of every file system.
         with contextlib.suppress(OSError):
@@ -44,6 +52,7 @@ class Heartbeat:
             # A file system that is unavailable for a moment; whether the lock is lost is checked elsewhere.
             with contextlib.suppress(OSError):
                 os.utime(self._fd)
+            self.is_lost = self._ask()
 
 
 def is_renewed(path: Path, what: str, say: Callable[[str], None]) -> bool:

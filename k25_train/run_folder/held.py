@@ -23,7 +23,7 @@ class HeldFolder:
         """`holder` is this process's record, which is in the lock."""
         self.run = run
         self.holder = holder
-        self._heartbeat: Heartbeat | None = Heartbeat(run / LOCK)
+        self._heartbeat: Heartbeat | None = Heartbeat(run / LOCK, self._is_lost)
         # Also if the process ends by an error.
         atexit.register(self.close)
 
@@ -51,6 +51,18 @@ class HeldFolder:
             "other's checkpoints. See who else uses the folder, then start again: the run goes on from its "
             "newest checkpoint"
         )
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the folder was seen to be gone or another's, a moment ago; costs nothing to ask."""
+        return self._heartbeat is not None and self._heartbeat.is_lost
+
+    def _is_lost(self) -> bool:
+        try:
+            self.check()
+        except K25Error:
+            return True
+        return False
 
     def close(self) -> None:
         """Release the folder; it stays with the SLURM job that it belongs to, if any. Does nothing if another

@@ -98,6 +98,8 @@ class CheckpointKeeper:
         run = self.run
         # How long this takes depends on the file system, not on a step.
         with run.tracker.phase("checkpoint", may_be_long=True):
+            # Nothing is written to a folder that is another run's by now.
+            on_first_rank(run.claim.check)
             if not verdict.is_sound:
                 self._tidy(lambda: folders.prune_unsound(self.root, folders.MAX_UNSOUND - 1))
             saved = state.save(
@@ -161,6 +163,7 @@ class CheckpointKeeper:
     def _tidy(self, action: Callable[[], object]) -> None:
         """Change the folder on rank 0; a failure is told, and costs space alone."""
         with self.run.tracker.phase("checkpoint", may_be_long=True):
+            on_first_rank(self.run.claim.check)
             try:
                 on_first_rank(action)
             except (OSError, CheckpointError) as error:

@@ -13,13 +13,15 @@ from megatron.core.distributed import DistributedDataParallel
 from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.errors import ConfigError
+from k25_train.joining.claim import NoClaim, claim_folder
+from k25_train.joining.join import join
+from k25_train.joining.place import place_in
 from k25_train.model.build import build_model
 from k25_train.model.megatron_config import backbone_config
 from k25_train.objectives.base import Objective
 from k25_train.objectives.next_token import NextToken
 from k25_train.optim.qk_clip import NoClip, QkClip, build_qk_clip
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
-from k25_train.startup.ranks import check_world_size
 from k25_train.training.activations import Activations, KeepEverything, build_activations
 from k25_train.training.assemble import assemble
 from k25_train.training.decoupled_tower import build_decoupled_tower
@@ -65,6 +67,8 @@ class Run:
     """Reads this rank's share of them."""
     tracker: PhaseTracker
     """What this rank is doing, for the report of a stall."""
+    claim: NoClaim
+    """Keeps other runs out of the run folder."""
 
     @property
     def folder(self) -> Path:
@@ -112,16 +116,19 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
     """Join the job and build this rank's part of everything. Called by every rank.
 
     Args:
-        trains: whether there are backward passes, for which activations have to be stored.
+        trains: whether there are backward passes, for which activations have to be stored, and the run folder
+            is written to, which this job then holds.
     """
     # 1. Data first: what is wrong there is found before any rank waits for another.
-    check_world_size(config)
+    where = place_in(config)
     loader = DataLoader(config.data, config.train, config.model.vision)
     check_vocabulary(config, loader)
 
-    # 2. Process groups.
+    # 2. Process groups, and one run folder for all.
     timeout_s = config.train.stall_timeout_s + COLLECTIVE_MARGIN_S
-    start_process_group(device, timeout_s)
+    store = join(where, timeout_s)
+    start_process_group(device, timeout_s, store, where.rank, where.world_size)
+    claim = claim_folder(config, where, store) if trains else NoClaim()
     pipeline = plan_pipeline(config)
     layout = pipeline.layout
     topology = build_topology(config.parallelism, layout, device, timeout_s)
@@ -147,6 +154,7 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
         loader=loader,
         reader=InputReader(loader, tower, topology, tracker),
         tracker=tracker,
+        claim=claim,
     )
 
 

@@ -2,6 +2,7 @@
 
 import signal
 
+from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.folders import step_of
 from k25_train.errors import DataError, TrainingError
 from k25_train.metrics.report import Report
@@ -11,7 +12,7 @@ from k25_train.training.rows import metrics_row
 from k25_train.training.run import Run, stall_watchdog
 from k25_train.training.soundness import Soundness, Verdict
 from k25_train.training.step import StepResult, train_step
-from k25_train.training.stop import StopRequest
+from k25_train.training.stop import FOLDER_LOST, StopRequest
 from k25_train.training.trace import traced
 from parallel.activations.pool import HostBudgetError
 
@@ -89,7 +90,7 @@ class Trainer:
             self.count_skipped(step, result, verdict)
             self.keeper.learn(verdict)
             # All ranks have to agree on stopping, or some would wait forever in the next step.
-            stopping = self.stop.agreed(run.topology.device) and not is_last and self.may_stop(verdict)
+            stopping = self.asked_to_stop() and not is_last and self.may_stop(verdict)
             if self.keeper.is_due(step, verdict) or is_last or stopping:
                 self.keeper.save(step, verdict, is_proven=is_last)
             if stopping:
@@ -97,6 +98,15 @@ class Trainer:
                 return
         # 4. Summary and plot.
         self.report.finish()
+
+    def asked_to_stop(self) -> bool:
+        """Whether a signal asks to stop. Raises `LockedError` if the run folder is another's by now."""
+        stopping = self.stop.agreed(self.run.topology.device, is_lost=self.run.claim.is_lost)
+        if self.stop.received == FOLDER_LOST:
+            on_first_rank(self.run.claim.check)
+            # It was hidden for a moment only.
+            self.stop.received, stopping = 0, False
+        return stopping
 
     def count_skipped(self, step: int, result: StepResult, verdict: Verdict) -> None:
         """Report a step that changed nothing.

@@ -23,7 +23,7 @@ from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.entry import report, run_command, shared
 from k25_train.errors import ConfigError
-from k25_train.startup.ranks import number_of
+from k25_train.joining.environment import number_of
 from launch.preflight.system import System
 
 JOIN_TIMEOUT_S = 300.0

@@ -63,7 +63,8 @@ def fit(context: RankContext, arguments: Sequence[str]) -> None:
     from k25_train.training.trainer import Trainer
 
     run = start_run(context, arguments)
-    with Report(run.config, is_main=run.is_main, device_name=run.topology.device.type) as report, run.loader:
+    report = Report(run.config, is_main=run.is_main, device_name=run.topology.device.type)
+    with report, run.loader, run.claim:
         Trainer(run, report).fit()
 
 

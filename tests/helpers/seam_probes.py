@@ -220,7 +220,7 @@ def topology() -> Any:
 
     if dist.is_initialized():
         stop_process_group()
-    start_process_group(torch.device("cpu"), timeout_s=30.0)
+    start_process_group(torch.device("cpu"), 30.0, dist.HashStore())
     return build_topology(parallel_sizes(), even_layout(1), torch.device("cpu"))
 
 

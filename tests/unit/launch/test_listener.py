@@ -5,10 +5,8 @@ import socket
 
 import pytest
 
-from k25_train.errors import ConfigError
 from launch.listener import listen_at
 from launch.rendezvous import RendezvousError
-from launch.torchrun import prepare
 from tests.helpers.ranks import free_port
 from tests.helpers.sockets import is_loopback, listening_addresses
 
@@ -77,12 +75,3 @@ def test_preflights_store_listens_at_the_address_alone(monkeypatch: pytest.Monke
     coordinator = join(10.0)
     assert coordinator.world_size == 2
     assert {address for address, at in listening_addresses() if at == port} == {"127.0.0.1"}
-
-
-def test_one_node_needs_no_address() -> None:
-    command, _ = prepare(["experiment=smoke"], 0, None, "k25_train.train")
-    assert command[2] == "launch.agent"
-    assert "--master-addr=127.0.0.1" in command
-    assert "--nnodes=1" in command
-    with pytest.raises(ConfigError, match=r"cluster.nodes=2: --first-node HOST"):
-        prepare(SMOKE, 0, None, "k25_train.train")

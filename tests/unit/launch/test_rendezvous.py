@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from k25_train.compose.resolve import compose
 from k25_train.errors import ConfigError
 from launch import rendezvous
 from launch.rendezvous import RendezvousError, address_of, endpoint, free_port, is_free, wait_for
-from launch.torchrun import prepare
+from launch.torchrun import Place, find_place, start_command
 from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import free_port as any_port
 
@@ -105,9 +106,9 @@ def test_ranks_meet_over_ipv6() -> None:
     assert json.loads(done.stdout)["address"] == "::1"
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
         wait_for("::1", port_of(listener), timeout_s=10.0)
-    with pytest.raises(RendezvousError, match=r"cannot reach the rendezvous at \[::1\]:\d+"):
+    with pytest.raises(RendezvousError, match=r"cannot reach \[::1\]:\d+"):
         wait_for("::1", any_port(), timeout_s=0.3)
-    command, _ = prepare(SMOKE, 0, f"[::1]:{port}", "k25_train.train")
+    command = start_command(compose(SMOKE), place(0, f"[::1]:{port}"), "k25_train.train", SMOKE)
     assert {"--master-addr=::1", f"--master-port={port}"} <= set(command)
 
 
@@ -139,24 +140,51 @@ def test_a_node_waits_for_the_first_one() -> None:
     thread.join()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "no-such-host.invalid"])
-def test_a_rendezvous_that_is_out_of_reach_is_named(address: str) -> None:
+def test_a_rendezvous_that_is_out_of_reach_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     port = any_port()
     with pytest.raises(RendezvousError) as caught:
-        wait_for(address, port, timeout_s=0.3)
-    assert f"cannot reach the rendezvous at {address}:{port}" in str(caught.value)
+        wait_for("127.0.0.1", port, timeout_s=0.3)
+    assert f"cannot reach 127.0.0.1:{port} ([Errno 111] Connection refused) after 0.3 s" in str(caught.value)
     assert "a firewall closes the port" in str(caught.value)
+    printed = capsys.readouterr().out
+    assert f"waits for the first node's ranks at 127.0.0.1:{port}" in printed
+    assert "0 of at most 0.3 s" in printed
 
 
-def test_by_hand_the_first_node_becomes_torchrun() -> None:
+def test_a_first_node_whose_name_does_not_resolve_is_not_waited_for() -> None:
+    with pytest.raises(RendezvousError, match=r"the name 'no-such-host\.invalid' does not resolve on"):
+        wait_for("no-such-host.invalid", 29500)
+
+
+def test_a_host_that_does_not_know_its_own_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other nodes would look for it by that name."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "no-such-host.invalid")
+    with pytest.raises(RendezvousError, match="add it to DNS or /etc/hosts, or name the network interface"):
+        address_of(None)
+
+
+def place(node: int | None, first_node: str | None) -> Place:
+    """The place of one of two nodes."""
+    return find_place(compose(SMOKE), node, first_node)
+
+
+def test_by_hand_the_first_node_runs_torchrun() -> None:
     port = any_port()
-    command, variables = prepare([*SMOKE, "train.seed=7"], 0, f"127.0.0.1:{port}", "k25_train.train")
+    config = compose(SMOKE)
+    first = find_place(config, 0, f"127.0.0.1:{port}")
+    command = start_command(config, first, "k25_train.train", [*SMOKE, "train.seed=7"])
     assert command[1:] == [
         "-m", "launch.agent", "--nnodes=2", "--node-rank=0", "--nproc-per-node=2",
         "--master-addr=127.0.0.1", f"--master-port={port}", "--rdzv-conf=timeout=300", "--max-restarts=0",
         "-m", "k25_train.train", *SMOKE, "train.seed=7",
     ]  # fmt: skip
-    assert variables["OMP_NUM_THREADS"] == "1"
+
+
+def test_one_node_by_hand_needs_no_address() -> None:
+    alone = find_place(compose(["experiment=smoke"]), None, None)
+    assert (alone.node, alone.address) == (0, "127.0.0.1") and is_free(alone.port)
+    command = start_command(compose(["experiment=smoke"]), alone, "k25_train.train", [])
+    assert "--master-addr=127.0.0.1" in command and "--nnodes=1" in command
 
 
 @pytest.mark.parametrize(
@@ -183,4 +211,10 @@ def test_by_hand_errors_are_shown_without_a_traceback(arguments: list[str], expe
 )
 def test_by_hand_an_address_that_is_none_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match=r"^--first-node .*: must be HOST or HOST:PORT"):
-        prepare(SMOKE, 0, given, "k25_train.train")
+        place(0, given)
+
+
+@pytest.mark.parametrize(("node", "first_node"), [(None, "h1"), (1, None), (None, None)])
+def test_several_nodes_by_hand_need_both_arguments(node: int | None, first_node: str | None) -> None:
+    with pytest.raises(ConfigError, match="--node and --first-node must be given"):
+        place(node, first_node)

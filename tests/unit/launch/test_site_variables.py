@@ -13,9 +13,8 @@ from k25_train.errors import ConfigError
 from launch.fabric import environment
 from launch.feasibility import check_private_files
 from launch.sbatch import render
-from launch.torchrun import prepare
+from launch.torchrun import find_place, start_command, variables_of
 from launch.variables import secrets_of
-from tests.helpers.ranks import free_port
 
 ROCE = compose(["experiment=k25_pretrain_4k"])
 REASON = "this site needs it for a test"
@@ -127,9 +126,8 @@ def test_a_secret_reaches_the_ranks_and_no_file(secret: Path, tmp_path: Path) ->
     assert done.stdout == SECRET and done.stderr == "1\n" and not (tmp_path / "x").exists()
     # By hand they are the same.
     assert secrets_of(config.cluster) == {"MY_TOKEN": SECRET}
-    port = free_port()
-    command, variables = prepare(with_secret(secret), 0, f"127.0.0.1:{port}", "k25_train.train")
-    assert variables["MY_TOKEN"] == SECRET and "hunter2" not in " ".join(command)
+    command = start_command(config, find_place(config, None, None), "k25_train.train", with_secret(secret))
+    assert variables_of(config)["MY_TOKEN"] == SECRET and "hunter2" not in " ".join(command)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load(tmp_path / "config.yaml").config.cluster.secrets == {"MY_TOKEN": str(secret)}
 

@@ -302,7 +302,7 @@ def test_where_there_are_no_hard_links_one_gets_it_too(
 @pytest.mark.parametrize("left_behind", [True, False])
 def test_of_many_jobs_at_once_one_gets_it(tmp_path: Path, left_behind: bool) -> None:
     """Also where all find the same lock of a job that is gone."""
-    for turn in range(25):
+    for turn in range(12):
         folder = tmp_path / str(turn)
         folder.mkdir()
         if left_behind:
@@ -349,7 +349,7 @@ os.close(over)
 
 @pytest.mark.parametrize("left_behind", [True, False])
 def test_of_ten_processes_at_once_one_gets_it(tmp_path: Path, left_behind: bool) -> None:
-    for turn in range(5):
+    for turn in range(3):
         folder = tmp_path / str(turn)
         folder.mkdir()
         if left_behind:

@@ -1,0 +1,113 @@
+"""The run folder as a node sees it: made, looked into, written to, each failure with its remedy.
+
+A file that another machine has just written may be hidden by caches for a few seconds. What is looked for is
+opened, and its folder before it, since NFS asks the server then, and answers `stat` by itself.
+"""
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from k25_train.errors import ConfigError
+from k25_train.run_folder.lock import current
+from k25_train.run_folder.record import LockedError
+
+LOOK_S = 10.0
+"""How long a file that should be there is looked for."""
+RETRY_S = 0.25
+TOKENS = ".startup."
+"""Beginning of the name of the folder in which nodes leave their tokens; it goes when all have been seen."""
+REMEDIES = {
+    errno.ENOTDIR: "a file, or a broken link, is in its place: choose another run.dir",
+    errno.EEXIST: "a file, or a broken link, is in its place: choose another run.dir",
+    errno.EACCES: "this user may not write there: change its permissions, or choose another run.dir",
+    errno.EPERM: "this user may not write there: change its permissions, or choose another run.dir",
+    errno.EROFS: "the file system is read-only: mount it writable, or choose another run.dir",
+    errno.ENOSPC: "the disk is full: make room there, or choose a run.dir on another",
+    errno.EDQUOT: "the quota is used up: make room there, or choose another run.dir",
+    errno.ENAMETOOLONG: "its name is too long: choose a shorter run.dir",
+    errno.ELOOP: "a link leads back to itself: choose another run.dir",
+}
+"""Error of the file system -> what it means here, and what to do."""
+
+
+def make(run: Path) -> None:
+    """Make sure that the folder exists. Raises `ConfigError` if it cannot."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(run, error) from error
+
+
+def unusable(run: Path, error: OSError) -> ConfigError:
+    """The error of a run folder that cannot be made or written."""
+    remedy = REMEDIES.get(error.errno or 0, "choose another run.dir")
+    return ConfigError(f"run.dir={run} cannot be used ({error.strerror or error}): {remedy}")
+
+
+def sees_lock(run: Path, holder_id: str) -> str | None:
+    """None if this node sees the lock that rank 0 has just taken; else why not."""
+
+    def look() -> str | None:
+        try:
+            holder = current(run)
+        except LockedError as error:
+            return str(error)
+        if holder is None:
+            return "does not see the lock that rank 0 has written there"
+        return None if holder.id == holder_id else f"sees the lock of {holder.describe()} there"
+
+    return _retry(look, run, "does not see it", LOOK_S)
+
+
+def leave_token(run: Path, holder_id: str, rank: int) -> str | None:
+    """Write a file that rank 0 looks for. Returns why it cannot, or None."""
+    try:
+        (tokens(run, holder_id) / str(rank)).write_text(holder_id, encoding="utf-8")
+    except OSError as error:
+        return f"cannot write there ({error.strerror or error})"
+    return None
+
+
+def sees_token(run: Path, holder_id: str, rank: int, limit_s: float) -> str | None:
+    """None if the file of `rank` is seen from here within `limit_s`; else why not."""
+    path = tokens(run, holder_id) / str(rank)
+
+    def look() -> str | None:
+        return (
+            None
+            if path.read_text(encoding="utf-8") == holder_id
+            else "writes there what rank 0 reads differently"
+        )
+
+    return _retry(look, path.parent, "writes there what rank 0 does not see", limit_s)
+
+
+def tokens(run: Path, holder_id: str) -> Path:
+    """The folder of the tokens."""
+    return run / f"{TOKENS}{holder_id}"
+
+
+def remove_tokens(run: Path) -> None:
+    """Remove what nodes left, in this start or an earlier one; for rank 0, which holds the folder."""
+    for folder in run.glob(f"{TOKENS}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _retry(look: Callable[[], str | None], folder: Path, missing: str, limit_s: float) -> str | None:
+    """The answer of `look` once it is None, or the last one after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+            trouble = look()
+        except FileNotFoundError:
+            trouble = missing
+        except OSError as error:
+            trouble = f"cannot read it ({error.strerror or error})"
+        if trouble is None or time.monotonic() >= deadline:
+            return trouble
+        time.sleep(RETRY_S)

@@ -1,0 +1,78 @@
+"""torchrun as a child process that signals pass by: they go to its ranks, which save and stop.
+
+torchrun itself would answer a signal by killing its ranks 30 s later, and print a traceback.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNAL_WHEN_PARENT_DIES = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
+
+
+def run_forwarding(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run torchrun and return its exit status; `FORWARDED` signals to this process go to the ranks.
+
+    If this process is killed, torchrun gets SIGHUP and ends its ranks.
+    """
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def forward(number: int, _frame: types.FrameType | None) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            send(child.pid, number)
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+    # In a session of its own, else a terminal's Ctrl-C would reach torchrun as well.
+    child = subprocess.Popen(
+        command, env=dict(environment), start_new_session=True, preexec_fn=_end_with_parent
+    )
+    for number_before in early:
+        send(child.pid, number_before)
+    status = child.wait()
+    return status if status >= 0 else 128 - status
+
+
+def send(torchrun: int, number: int) -> None:
+    """Send a signal to torchrun's ranks; before there are any, end torchrun."""
+    ranks = children(torchrun)
+    for pid in ranks or [torchrun]:
+        try:
+            os.kill(pid, number if ranks else signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+
+
+def children(parent: int) -> list[int]:
+    """Processes whose parent this is."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (
+                    (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+                )
+            except OSError:
+                # It has ended.
+                continue
+            if int(fields[1]) == parent:
+                found.append(int(entry.name))
+    return found
+
+
+def _end_with_parent() -> None:
+    """In the child: default signals, and SIGHUP when the parent dies."""
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGHUP)
