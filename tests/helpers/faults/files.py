@@ -100,15 +100,16 @@ def _damaged(kind: str, rng: random.Random, layout: str, started_at: int, folder
         layout=layout,
         started_at=started_at,
         ends=frozenset({DONE, NAMED}),
-        prepare=partial(_damage, folder=folder, pattern=pattern, damage=damage, seed=seed),
-        repair=partial(_restore, folder=folder),
+        prepare=partial(damage_one, folder=folder, pattern=pattern, damage=damage, seed=seed),
+        repair=partial(restore, folder=folder),
         # Rows of before the damage are what the damage has made of them.
         first_row=started_at + 1 if is_of_metrics else 0,
         may_lose_rows=is_of_metrics,
     )
 
 
-def _damage(scene: Scene, *, folder: str, pattern: str, damage: str, seed: int) -> None:
+def damage_one(scene: Scene, *, folder: str, pattern: str, damage: str, seed: int) -> None:
+    """Damage a file that matches the pattern, and keep a copy of it."""
     if folder == "data":
         scene.copy_data()
     rng, root = random.Random(seed), scene.folder / folder
@@ -121,7 +122,7 @@ def _damage(scene: Scene, *, folder: str, pattern: str, damage: str, seed: int) 
         DAMAGES[damage](file, rng)
 
 
-def _restore(scene: Scene, *, folder: str) -> None:
+def restore(scene: Scene, *, folder: str) -> None:
     """Put the backup back, as an operator would who is told of the file."""
     root, backups = scene.folder / folder, scene.folder / _BACKUP
     for backup in [path for path in backups.rglob("*") if path.is_file()]:
