@@ -4,13 +4,16 @@ import io
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
+from typing import cast
 
 import av
+from av.codec.context import CodecContext
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from PIL import Image
 
 from k25_train.data.decode.clock import Clock, Shown
+from k25_train.data.decode.cropping import container_cropping
 from k25_train.data.decode.display import AS_CODED, Display, pixel_aspect_of, turn_of
 from k25_train.data.decode.frame import Frame
 from k25_train.data.decode.video_colour import to_rgb
@@ -27,6 +30,7 @@ def container_frames(data: bytes, *, legacy: bool) -> Iterator[Frame]:
 
     Raises DataError for a file without exactly one video.
     """
+    cropping = container_cropping(data)
     with av.open(io.BytesIO(data), mode="r") as container:
         stream = _video_stream(container)
         clock = _clock(stream)
@@ -44,7 +48,7 @@ def container_frames(data: bytes, *, legacy: bool) -> Iterator[Frame]:
                 if first_stamp is None:
                     first_stamp = frame.pts - round((start_s + clock.interval_s) / clock.tick_s)
                 start_s = (frame.pts - first_stamp) * clock.tick_s
-            display = AS_CODED if legacy else Display(_turn(frame), aspect)
+            display = AS_CODED if legacy else Display(_turn(frame), aspect, cropping)
             # Without stamps the duration comes from another source than the rate, and need not agree with it.
             ticks = frame.duration if frame.pts is not None else 0
             shown = Shown(start_s, (ticks or 0) * clock.tick_s, clock)
@@ -77,7 +81,7 @@ def _fraction(value: object) -> Fraction | None:
 def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     context = stream.codec_context
     if stream.metadata.get("alpha_mode") == "1" and stream.codec.name in _ALPHA_DECODERS:
-        context = VideoCodecContext.create(_ALPHA_DECODERS[stream.codec.name], "r")
+        context = cast(VideoCodecContext, CodecContext.create(_ALPHA_DECODERS[stream.codec.name], "r"))
     context.options = _STRICT
     context.thread_count = 1  # the ranks of a node share its cores
     for packet in container.demux(stream):

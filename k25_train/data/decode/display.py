@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from PIL import Image
 
+from k25_train.data.decode.cropping import NOTHING_CROPPED, Cropping
 from k25_train.errors import DataError
 
 _Turn = Image.Transpose | None
@@ -31,12 +32,16 @@ class Display:
     """None leaves it as it is."""
     pixel_aspect: Fraction
     """Width of a decoded pixel over its height."""
+    cropping: Cropping
+    """What the container cuts off the coded picture."""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height as shown, of a picture decoded to `width` x `height`.
 
         Pixels that are not square are widened or heightened, so that no line and no column is lost.
         """
+        left, top, right, bottom = self.cropping.box(width, height)
+        width, height = right - left, bottom - top
         if self.pixel_aspect > 1:
             width = round(width * self.pixel_aspect)
         else:
@@ -45,12 +50,15 @@ class Display:
         return (height, width) if turned else (width, height)
 
     def place(self, picture: Image.Image) -> Image.Image:
-        """The picture turned; stretching is left to the one resize that preprocessing does anyway."""
+        """The picture cropped and turned; stretching is left to the one resize of preprocessing."""
+        box = self.cropping.box(*picture.size)
+        if box != (0, 0, *picture.size):
+            picture = picture.crop(box)
         return picture if self.turn is None else picture.transpose(self.turn)
 
 
-AS_CODED = Display(None, Fraction(1))
-"""Neither turned nor stretched."""
+AS_CODED = Display(None, Fraction(1), NOTHING_CROPPED)
+"""Neither cropped nor turned nor stretched."""
 _KEEPS_SIDES = (
     Image.Transpose.FLIP_LEFT_RIGHT,
     Image.Transpose.FLIP_TOP_BOTTOM,

@@ -56,6 +56,7 @@ def plan_items(segment: MediaSegment, vision: VisionConfig) -> tuple[MediaItem, 
     if segment.type == "image":
         return (MediaItem(grid_thw=Grid(1, *grid), frames=(0,), timestamp_s=None),)
     times = segment.times
+    num_units = times.num_units
     samples = list(times.sampled(num_samples(segment, vision.video_fps)))
     items = []
     for start in range(0, len(samples), vision.pos_emb_time):
@@ -66,7 +67,7 @@ def plan_items(segment: MediaSegment, vision: VisionConfig) -> tuple[MediaItem, 
             MediaItem(
                 grid_thw=Grid(len(chunk), *grid),
                 frames=tuple(sample.frame for sample in chunk),
-                timestamp_s=mark * segment.duration_s / times.num_units,
+                timestamp_s=mark * segment.duration_s / num_units,
             )
         )
     return tuple(items)

@@ -15,7 +15,7 @@ from typing import Any
 from k25_train.data.decode.frames import probe_media
 from k25_train.data.formats.dataset import MANIFEST
 from k25_train.data.formats.folder import DataFolder, MissingFileError
-from k25_train.data.formats.index import parse_index
+from k25_train.data.formats.index import bytes_crc32, parse_index
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
 from k25_train.data.formats.sample_json import SampleError, parse_sample, parse_texts
 from k25_train.data.smoke_set.build import TOKENIZER_FILE
@@ -190,3 +190,5 @@ def _media_faults(
         )
     elif segment.frame_times and info.frame_times != segment.frame_times:
         yield f"{name} shows its frames at other times than the index says"
+    elif segment.crc32 and bytes_crc32(data) != segment.crc32:
+        yield f"{name} has another CRC-32 than the index says"

@@ -23,7 +23,6 @@ from k25_train.errors import DataError
 from tests.helpers.media_files import Clip, corners, segment_of
 from tests.helpers.tiny_shards import (
     Sample,
-    make_image,
     make_text,
     make_video,
     tiny_vision_config,
@@ -232,9 +231,3 @@ def test_one_frame_is_a_video(container: str, codec: str) -> None:
 
     assert info.num_frames == 1
     assert info.duration_s > 0
-
-
-def test_a_large_image_is_used() -> None:
-    image = make_image(28, 28, "png", 1)
-
-    assert probe_media(image.data, "image", "png").width == 28

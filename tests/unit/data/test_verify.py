@@ -17,6 +17,7 @@ from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
 from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.data.tokenizer import load_tokenizer
 from tests.helpers.tiny_set_sources import build_tiny, png
+from tests.helpers.tiny_shards import make_video
 
 SHARD = "train-00000.tar"
 INDEX = "train-00000.index.jsonl"
@@ -113,6 +114,32 @@ def test_an_image_without_a_caption(broken: Path) -> None:
     image = MediaPart(type="image", data=png(9, 9, 0), format="png", width=9, height=9)
     rewrite_train_split(broken, "caption", [image])
     assert faults_of(broken) == f"{broken / SHARD}, sample bad: has no text"
+
+
+def test_frames_at_other_times(broken: Path) -> None:
+    data = make_video(28, 28, "gif", num_frames=4, fps=4, seed=1).data
+    clip = MediaPart(
+        type="video",
+        data=data,
+        format="gif",
+        width=28,
+        height=28,
+        num_frames=4,
+        duration_s=1.0,
+        frame_times="1/10 1x3 7",
+    )
+    rewrite_train_split(broken, "video", [clip, caption_of(broken, "words")])
+    assert faults_of(broken) == (
+        f"{broken / SHARD}, sample bad: bad.0.gif shows its frames at other times than the index says"
+    )
+
+
+def test_a_changed_picture_that_still_decodes(broken: Path) -> None:
+    record = first(broken, "video")
+    media = record.media[0]
+    # A GIF's comment or palette may change without an error: here the background colour's index.
+    overwrite(broken / SHARD, media.offset + 11, b"\x01")
+    assert f"{record.key}.0.gif has another CRC-32 than the index says" in faults_of(broken)
 
 
 def test_an_image_that_the_sample_does_not_have(broken: Path) -> None:
