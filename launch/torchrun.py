@@ -141,7 +141,7 @@ def meet(config: "Config", place: Place, limit_s: float = rendezvous.JOIN_S) -> 
             or its port is taken.
         GatheringError: nodes contradict each other, or some do not come.
     """
-    first = f"--first-node {rendezvous.endpoint(place.address, place.port)}"
+    first = f"--first-node {network.endpoint(place.address, place.port)}"
     own = Node(
         node=place.node,
         num_nodes=config.cluster.nodes,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from launch import rendezvous
+from k25_train.joining.network import endpoint as endpoint_of
 from launch.preflight.findings import Finding, failed, passed, skipped
 from launch.rendezvous import IPV4, IPV6, RendezvousError, address_of
 
@@ -64,7 +64,7 @@ def try_to_reach(endpoint: str) -> str | None:
         with socket.create_connection((address, int(port)), timeout=CONNECT_S):
             return None
     except OSError as error:
-        return f"{rendezvous.endpoint(address, int(port))}: {error}"
+        return f"{endpoint_of(address, int(port))}: {error}"
 
 
 def judge_reach(refusals: Collection[Refusal], nodes: Collection[str]) -> dict[str, Finding]:

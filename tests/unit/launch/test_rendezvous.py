@@ -13,8 +13,9 @@ import pytest
 
 from k25_train.compose.resolve import compose
 from k25_train.errors import ConfigError
+from k25_train.joining.network import endpoint
 from launch import rendezvous
-from launch.rendezvous import RendezvousError, address_of, endpoint, free_port, is_free, wait_for
+from launch.rendezvous import RendezvousError, address_of, free_port, is_free, wait_for
 from launch.torchrun import Place, find_place, start_command
 from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import free_port as any_port
