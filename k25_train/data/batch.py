@@ -105,11 +105,12 @@ class MicroBatchAssembler:
             position = row * self._seq_len
             for piece in sequence.pieces:
                 span = slice(position, position + piece.length)
-                document = self._documents.tokens(piece.record, piece.media)
+                stop = piece.start + piece.length
+                document = self._documents.tokens(piece.record, piece.media, piece.start, stop)
                 if document.failure is not None:
                     self._skip_log.add(piece.record, document.failure)
-                tokens[span] = document.tokens[piece.start : piece.start + piece.length]
-                is_target = document.is_target[piece.start + 1 : piece.start + piece.length]
+                tokens[span] = document.tokens
+                is_target = document.is_target[1:]
                 targets = slice(position, position + piece.length - 1)
                 labels[targets] = np.where(is_target, tokens[position + 1 : position + piece.length], 0)
                 loss_mask[targets] = is_target

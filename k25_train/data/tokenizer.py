@@ -8,6 +8,7 @@ tokens have their meaning only where the code places their ids; written out in a
 import base64
 import binascii
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,63 +19,15 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from k25_train.data.formats.folder import read_file
+from k25_train.data.kimi_tokens import (
+    KIMI_NUM_SPECIAL_TOKENS,
+    KIMI_SPECIAL_OFFSETS,
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+)
 from k25_train.data.long_runs import PanicErrors, cut_long_runs
+from k25_train.data.text_parts import cut_at_boundaries
 from k25_train.errors import DataError
-
-_CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
-_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
-_BEFORE_WORD = r"[^\r\n\p{L}\p{N}]?"
-SPLIT_PATTERN = "|".join(
-    [
-        r"[\p{Han}]+",
-        f"{_BEFORE_WORD}{_UPPER}*{_LOWER}+{_CONTRACTION}",
-        f"{_BEFORE_WORD}{_UPPER}+{_LOWER}*{_CONTRACTION}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ]
-)
-"""Moonshot's `pat_str`, joined from the same parts."""
-
-SPECIAL_TOKENS = (
-    "[BOS]",
-    "[EOS]",
-    "[PAD]",
-    "<|media_begin|>",
-    "<|media_content|>",
-    "<|media_end|>",
-    "<|media_pad|>",
-)
-"""Special tokens of a trained vocabulary, its last ids in this order (Kimi's order of the media tokens)."""
-
-KIMI_NUM_SPECIAL_TOKENS = 256
-_KIMI_SPECIAL_OFFSETS = {
-    "[BOS]": 0,
-    "[EOS]": 1,
-    "<|im_end|>": 2,
-    "<|im_user|>": 3,
-    "<|im_assistant|>": 4,
-    "[EOT]": 9,
-    "<|im_system|>": 10,
-    "<|tool_calls_section_begin|>": 11,
-    "<|tool_calls_section_end|>": 12,
-    "<|tool_call_begin|>": 13,
-    "<|tool_call_argument_begin|>": 14,
-    "<|tool_call_end|>": 15,
-    "<|im_middle|>": 17,
-    "<|media_begin|>": 18,
-    "<|media_content|>": 19,
-    "<|media_end|>": 20,
-    "<|media_pad|>": 21,
-    "<think>": 22,
-    "</think>": 23,
-    "[UNK]": 254,
-    "[PAD]": 255,
-}
-"""Ids of Kimi K2.5's special tokens, counted from its 163,584 ordinary ones on; the others are reserved."""
 
 
 class Tokenizer(ABC):
@@ -109,6 +62,14 @@ class Tokenizer(ABC):
         """Token ids of `text`, without any special token."""
         return self.encode_batch([text])[0]
 
+    @abstractmethod
+    def parts(self, text: str) -> list[str]:
+        """The text in parts whose tokens, in order, are its own; cheap compared with encoding it."""
+
+    def part_tokens(self, text: str) -> tuple[int, ...]:
+        """Number of tokens of each part; they sum to that of the text."""
+        return tuple(len(tokens) for tokens in self.encode_batch(self.parts(text)))
+
 
 class TrainedTokenizer(Tokenizer):
     """A byte-level BPE in the file format of the `tokenizers` library."""
@@ -127,6 +88,7 @@ class TrainedTokenizer(Tokenizer):
                 f"{path}: has no special token {', '.join(missing)}; no vocabulary of this project."
             )
         self._tokenizer.encode_special_tokens = True
+        self._has_boundaries = _splits_as_trained_here(data)
         super().__init__(data, {token: vocabulary[token] for token in SPECIAL_TOKENS})
 
     @property
@@ -140,6 +102,10 @@ class TrainedTokenizer(Tokenizer):
             encodings = self._tokenizer.encode_batch_fast([_whole_characters(text) for text in texts])
         return [encoding.ids for encoding in encodings]
 
+    def parts(self, text: str) -> list[str]:
+        """Parts between boundaries of the pattern; all of the text for a vocabulary with another pattern."""
+        return list(cut_at_boundaries(text)) if self._has_boundaries else [text]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens written out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -151,7 +117,7 @@ class KimiTokenizer(Tokenizer):
     def __init__(self, path: str, data: bytes) -> None:
         """Load a file's content; special tokens get the ids above its own. Raises DataError if malformed."""
         ranks = _parse_ranks(path, data)
-        names = {len(ranks) + offset: token for token, offset in _KIMI_SPECIAL_OFFSETS.items()}
+        names = {len(ranks) + offset: token for token, offset in KIMI_SPECIAL_OFFSETS.items()}
         ids = range(len(ranks), len(ranks) + KIMI_NUM_SPECIAL_TOKENS)
         special_ids = {names.get(i, f"<|reserved_token_{i}|>"): i for i in ids}
         self._encoding = tiktoken.Encoding(
@@ -173,6 +139,11 @@ class KimiTokenizer(Tokenizer):
             [token for part in cut_long_runs(text) for token in self._encoding.encode_ordinary(part)]
             for text in texts
         ]
+
+    def parts(self, text: str) -> list[str]:
+        """Parts between boundaries of the pattern, within those that the release cuts itself."""
+        # Boundaries are between what is blank and what is not, so runs are counted from the same places.
+        return [part for stretch in cut_long_runs(text) for part in cut_at_boundaries(stretch)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens written out."""
@@ -224,6 +195,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
             f"(256 bytes and {len(SPECIAL_TOKENS)} special tokens always). Set --vocab-size to that."
         )
     tokenizer.save(str(path), pretty=False)
+
+
+def _splits_as_trained_here(data: bytes) -> bool:
+    """Whether a `tokenizer.json` splits text by our pattern alone, so that parts may be encoded."""
+    content = json.loads(data)
+    steps = (content.get("pre_tokenizer") or {}).get("pretokenizers") or []
+    kinds = [step.get("type") for step in steps]
+    if content.get("normalizer") or content.get("post_processor") or kinds != ["Split", "ByteLevel"]:
+        return False
+    split, to_bytes = steps
+    return (
+        split.get("pattern") == {"Regex": SPLIT_PATTERN}
+        and split.get("behavior") == "Isolated"
+        and not (
+            split.get("invert") or to_bytes.get("add_prefix_space", True) or to_bytes.get("use_regex", True)
+        )
+    )
 
 
 def _whole_characters(text: str) -> str:

@@ -40,7 +40,7 @@ def break_reads(run: Any, step: int, failures: int, number: int) -> None:
     def micro_batches(plan: Any, **place: Any) -> Any:
         # An evaluation's plan has number 0.
         if plan.step == step - 1:
-            run.loader._documents.tokens.cache_clear()
+            run.loader._documents.clear()
             reader._fs = Broken()
         return read(plan, **place)
 

@@ -1,7 +1,7 @@
 """A sample's `.json` member: the words of its segments, or why they cannot be used."""
 
 import json
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from k25_train.data.formats.records import SampleRecord, TextSegment
 from k25_train.errors import DataError
@@ -16,8 +16,16 @@ class SampleError(DataError):
         self.reason = reason
 
 
-def parse_texts(data: bytes, record: SampleRecord) -> tuple[str, ...]:
-    """The words of a sample's segments, by position; an empty string for a media segment.
+class Words(NamedTuple):
+    """The words of a text segment."""
+
+    text: str
+    part_tokens: tuple[int, ...]
+    """Number of tokens of each of the parts in which `Tokenizer.parts` cuts the text; empty if not stored."""
+
+
+def parse_words(data: bytes, record: SampleRecord) -> tuple[Words, ...]:
+    """The words of a sample's segments, by position; none for a media segment.
 
     Raises SampleError, with the reason alone, for anything but strict JSON in UTF-8 with the segments that
     the index lists, and for words with half of a surrogate pair, which has no UTF-8.
@@ -57,9 +65,9 @@ def surrogate_in(text: str) -> str | None:
     return None
 
 
-def _words(position: int, segment: dict[str, Any], is_text: bool) -> str:
+def _words(position: int, segment: dict[str, Any], is_text: bool) -> Words:
     if not is_text:
-        return ""
+        return Words("", ())
     text = segment.get("text")
     if not isinstance(text, str):
         found = "missing" if "text" not in segment else f"a {type(text).__name__}"
@@ -67,7 +75,9 @@ def _words(position: int, segment: dict[str, Any], is_text: bool) -> str:
     defect = surrogate_in(text)
     if defect is not None:
         raise SampleError(f"the text of its segment {position} has {defect}")
-    return text
+    stored = segment.get("part_tokens", [])
+    is_valid = isinstance(stored, list) and all(type(count) is int and count >= 0 for count in stored)
+    return Words(text, tuple(stored) if is_valid else ())
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from k25_train.data.formats.folder import DataFolder
 from k25_train.data.formats.index import bytes_crc32
 from k25_train.data.formats.records import SampleRecord
-from k25_train.data.formats.sample_json import SampleError, parse_texts
+from k25_train.data.formats.sample_json import SampleError, Words, parse_words
 from k25_train.errors import DataError
 
 
@@ -34,14 +34,20 @@ class ShardReader:
         return data
 
     def read_texts(self, record: SampleRecord) -> tuple[str, ...]:
-        """The words of a sample's segments, by position; an empty string for a media segment.
+        """The texts alone of `read_words`."""
+        return tuple(words.text for words in self.read_words(record))
+
+    def read_words(self, record: SampleRecord) -> tuple[Words, ...]:
+        """The words of a sample's segments, by position; none for a media segment.
 
         Raises SampleError if the `.json` member is not what the index says is there, or its text is none.
         """
         data = self.read(record.shard, record.offset, record.num_bytes)
         try:
+            # What is wrong with the words says more than that they changed.
+            words = parse_words(data, record)
             check_crc32(data, record.crc32)
-            return parse_texts(data, record)
         except SampleError as error:
             place = f"{self.directory}/{record.shard}, sample {record.key}"
             raise SampleError(error.reason, place) from error
+        return words

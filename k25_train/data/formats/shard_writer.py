@@ -4,12 +4,14 @@ Members follow WebDataset's naming: those with the same stem are one sample. `<k
 licence and the segments with their words; `<key>.<position>.<format>` holds a media file unchanged.
 """
 
+import hashlib
 import io
 import json
 import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,8 +20,11 @@ from k25_train.config.data import SAMPLE_KINDS
 from k25_train.data.formats.index import IndexHeader, bytes_crc32, write_index
 from k25_train.data.formats.records import FORMAT_VERSION, MediaSegment, SampleRecord, Segment, TextSegment
 from k25_train.data.formats.sample_json import surrogate_in
+from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import DataError
 
+LONG_TEXT_TOKENS = 4096
+"""Texts of more tokens are stored with the token counts of their parts."""
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _FORMAT = re.compile(r"[A-Za-z0-9]+")
 _MAX_NAME_CHARACTERS = 100
@@ -118,7 +123,7 @@ class ShardWriter:
         for part in parts:
             if isinstance(part, TextPart):
                 segments.append(TextSegment(num_tokens=part.num_tokens, loss=part.loss))
-                segments_json.append({"type": "text", "text": part.text, "loss": part.loss})
+                segments_json.append(self._describe(part))
             else:
                 if not _FORMAT.fullmatch(part.format):
                     raise DataError(f"{self.path}: sample {key!r}: {part.format!r} is no file extension.")
@@ -140,6 +145,21 @@ class ShardWriter:
         self._keys.add(key)
         self._records.append(record)
         return record
+
+    def _describe(self, part: TextPart) -> dict[str, Any]:
+        content: dict[str, Any] = {"type": "text", "text": part.text, "loss": part.loss}
+        # Readers of a long text then encode the parts that they need; without these they find out themselves.
+        if part.num_tokens > LONG_TEXT_TOKENS and self._tokenizer is not None:
+            content["part_tokens"] = self._tokenizer.part_tokens(part.text)
+        return content
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that counted the tokens, if it is next to the shard."""
+        for path in sorted([*self.path.parent.glob("*.json"), *self.path.parent.glob("*.model")]):
+            if hashlib.sha256(path.read_bytes()).hexdigest() == self.tokenizer_sha256:
+                return load_tokenizer(path)
+        return None
 
     def _add_media(self, name: str, part: MediaPart) -> MediaSegment:
         return MediaSegment(

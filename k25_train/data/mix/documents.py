@@ -7,25 +7,31 @@ n is the item's number of merged patches. Lengths are known from the index; word
 for the documents of a batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from k25_train.config.model import VisionConfig
+from k25_train.data.byte_cache import ByteCache
 from k25_train.data.decode.items import MediaItem, PlannedMedia, fits_aspect, format_timestamp, plan_media
 from k25_train.data.formats.records import SampleRecord, TextSegment
-from k25_train.data.formats.sample_json import SampleError
+from k25_train.data.formats.sample_json import SampleError, Words
 from k25_train.data.formats.shard_reader import ShardReader
+from k25_train.data.mix.texts import TextTokens
 from k25_train.data.tokenizer import Tokenizer
 
-_CACHED_DOCUMENTS = 256
-"""Tokenised documents kept: long texts are cut into pieces that follow one another in the stream."""
+LONG_DOCUMENT_TOKENS = 4096
+"""Documents of more tokens are encoded piece by piece; shorter ones as a whole, once for the pieces that
+follow one another in the stream."""
+CACHED_BYTES = 2**26
+"""What the documents that were encoded last may take. Our choice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DocumentTokens:
-    """A whole document."""
+    """A document or a stretch of one, of L tokens."""
 
     tokens: np.ndarray
     """[L] int64."""
@@ -76,11 +82,14 @@ class DocumentBuilder:
         self._tokenizer = tokenizer
         self._vision = vision
         self._encode = lru_cache(maxsize=4096)(lambda text: tuple(tokenizer.encode(text)))
-        self.tokens = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._build_tokens)
-        """`tokens(record, media) -> DocumentTokens`, cached; `media` is what `media(record)` has planned.
+        self._texts = TextTokens(tokenizer)
+        self._documents = ByteCache[DocumentTokens](
+            CACHED_BYTES, lambda document: document.tokens.nbytes + document.is_target.nbytes
+        )
 
-        Words that cannot be used, or do not fit the index, are its `failure`.
-        """
+    def clear(self) -> None:
+        """Forget the documents encoded so far."""
+        self._documents.clear()
 
     def media(self, record: SampleRecord) -> tuple[PlannedMedia, ...]:
         """The images and videos of a sample with their items, in the order of their placeholders."""
@@ -106,48 +115,81 @@ class DocumentBuilder:
             tokenizer.media_end,
         )
 
-    def _build_tokens(self, record: SampleRecord, media: tuple[PlannedMedia, ...]) -> DocumentTokens:
-        # A sample without usable words keeps its place: planning counts on its length and its media.
-        failure = None
-        try:
-            words = self._words(record)
-        except SampleError as error:
-            failure = error.reason
-            words = [[self._tokenizer.pad] * segment.num_tokens for segment in _texts(record)]
-        learned = failure is None
+    def tokens(
+        self, record: SampleRecord, media: tuple[PlannedMedia, ...], start: int = 0, stop: int | None = None
+    ) -> DocumentTokens:
+        """Tokens `start` to `stop` of a document, all by default; `media` is what `media(record)` planned.
 
-        tokens = [self._tokenizer.bos]
-        is_target = [False]
-        texts, planned = iter(words), iter(media)
-        for segment in record.segments:
-            if isinstance(segment, TextSegment):
-                tokens += next(texts)
-                is_target += [segment.loss and learned] * segment.num_tokens
-            else:
-                placeholders = [token for item in next(planned).items for token in self._item_tokens(item)]
-                tokens += placeholders
-                is_target += [False] * len(placeholders)
-        # The end is learned after words that are, so not after a prompt or an image.
-        last = record.segments[-1]
-        tokens.append(self._tokenizer.eos)
-        is_target.append(isinstance(last, TextSegment) and last.loss and learned)
+        Words that cannot be used, or do not fit the index, are its `failure`.
+        """
+        length = self.num_tokens(record)
+        stop = length if stop is None else stop
+        if length > LONG_DOCUMENT_TOKENS:
+            return self._build(record, media, start, stop)
+        whole = self._documents.get((record, media), lambda: self._build(record, media, 0, length))
+        return DocumentTokens(whole.tokens[start:stop], whole.is_target[start:stop], whole.failure)
+
+    def _build(
+        self, record: SampleRecord, media: tuple[PlannedMedia, ...], start: int, stop: int
+    ) -> DocumentTokens:
+        failure, words = None, None
+        try:
+            words = self._reader.read_words(record)
+            tokens, is_target = self._lay_out(record, media, words, start, stop)
+        except SampleError as error:
+            # It keeps its place: planning counts on its length and its media.
+            failure = error.reason
+            tokens, is_target = self._lay_out(record, media, None, start, stop)
         return DocumentTokens(np.array(tokens, dtype=np.int64), np.array(is_target, dtype=np.bool_), failure)
 
-    def _words(self, record: SampleRecord) -> list[list[int]]:
-        """The tokens of each text segment. Raises SampleError if they are not as many as the index says."""
-        found = []
-        for segment, text in zip(record.segments, self._reader.read_texts(record), strict=True):
-            if not isinstance(segment, TextSegment):
-                continue
-            try:
-                tokens = self._tokenizer.encode(text)
-            except RuntimeError as error:
-                raise SampleError(str(error)) from error
-            if len(tokens) != segment.num_tokens:
-                raise SampleError(f"a text has {len(tokens)} tokens, the index says {segment.num_tokens}")
-            found.append(tokens)
-        return found
+    def _lay_out(
+        self,
+        record: SampleRecord,
+        media: tuple[PlannedMedia, ...],
+        words: tuple[Words, ...] | None,
+        start: int,
+        stop: int,
+    ) -> tuple[list[int], list[bool]]:
+        """Tokens of the stretch, and which are targets; without words, padding and none."""
+        # 1. Document by segments, each with its first position; what lies outside of the stretch is cut off.
+        tokens: list[int] = []
+        is_target: list[bool] = []
+        position = 0
 
+        def add(count: int, of: Callable[[int, int], list[int]], learned: bool) -> None:
+            nonlocal position
+            first, last = max(start - position, 0), min(stop - position, count)
+            if first < last:
+                tokens.extend(of(first, last))
+                is_target.extend([learned] * (last - first))
+            position += count
 
-def _texts(record: SampleRecord) -> list[TextSegment]:
-    return [segment for segment in record.segments if isinstance(segment, TextSegment)]
+        # 2. Words and media between the document's first and last token.
+        add(1, lambda first, last: [self._tokenizer.bos], False)
+        planned = iter(media)
+        for number, segment in enumerate(record.segments):
+            if isinstance(segment, TextSegment):
+                encode = self._encoder(record, number, segment, None if words is None else words[number])
+                add(segment.num_tokens, encode, segment.loss and words is not None)
+            else:
+                placeholders = [token for item in next(planned).items for token in self._item_tokens(item)]
+                add(len(placeholders), lambda first, last, of=placeholders: of[first:last], False)
+        # The end is learned after words that are, so not after a prompt or an image.
+        last = record.segments[-1]
+        learned = isinstance(last, TextSegment) and last.loss and words is not None
+        add(1, lambda first, last: [self._tokenizer.eos], learned)
+        return tokens, is_target
+
+    def _encoder(
+        self, record: SampleRecord, number: int, segment: TextSegment, words: Words | None
+    ) -> Callable[[int, int], list[int]]:
+        """From a stretch of a text to its tokens."""
+
+        def encode(first: int, last: int) -> list[int]:
+            if words is None:
+                return [self._tokenizer.pad] * (last - first)
+            if (first, last) == (0, segment.num_tokens):
+                return self._texts.whole(words, segment.num_tokens)
+            return self._texts.stretch(record, number, words, segment.num_tokens, first, last)
+
+        return encode

@@ -17,7 +17,7 @@ from k25_train.data.formats.dataset import MANIFEST
 from k25_train.data.formats.folder import DataFolder, MissingFileError
 from k25_train.data.formats.index import bytes_crc32, parse_index
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
-from k25_train.data.formats.sample_json import SampleError, parse_sample, parse_texts
+from k25_train.data.formats.sample_json import SampleError, Words, parse_sample, parse_words
 from k25_train.data.smoke_set.build import TOKENIZER_FILE
 from k25_train.data.smoke_set.provenance import CHECKSUMS_FILE
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
@@ -127,7 +127,7 @@ def _sample_faults(record: SampleRecord, members: Members, tokenizer: Tokenizer)
         yield f"no {record.key}.json of {record.num_bytes} bytes at byte {record.offset}, as the index says"
         return
     try:
-        texts = parse_texts(data, record)
+        texts = parse_words(data, record)
         content = parse_sample(data)
     except SampleError as error:
         yield error.reason
@@ -150,18 +150,21 @@ def _sample_faults(record: SampleRecord, members: Members, tokenizer: Tokenizer)
 
 
 def _text_faults(
-    segment: TextSegment, described: dict[str, Any], text: str, tokenizer: Tokenizer
+    segment: TextSegment, described: dict[str, Any], words: Words, tokenizer: Tokenizer
 ) -> Iterator[str]:
     if described.get("type") != "text" or described.get("loss") != segment.loss:
         yield "a text segment differs from the index"
         return
     try:
-        num_tokens = len(tokenizer.encode(text))
+        num_tokens = len(tokenizer.encode(words.text))
+        part_tokens = tokenizer.part_tokens(words.text)
     except RuntimeError as error:
         yield str(error)
         return
     if num_tokens != segment.num_tokens:
         yield f"text has {num_tokens} tokens, the index says {segment.num_tokens}"
+    if words.part_tokens and words.part_tokens != part_tokens:
+        yield f"a text's parts have {part_tokens} tokens, not {words.part_tokens}"
 
 
 def _media_faults(

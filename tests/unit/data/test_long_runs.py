@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k25_train.data import long_runs
+from k25_train.data.kimi_tokens import SPLIT_PATTERN
 from k25_train.data.long_runs import PanicErrors, cut_long_runs
-from k25_train.data.tokenizer import SPLIT_PATTERN, Tokenizer, load_tokenizer, train_tokenizer
+from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 MERGES = [b"aa", b"aaaa", b"  ", b"    ", b"\n\n", b"ab", b" a"]
 RANKS = {token: rank for rank, token in enumerate([*(bytes([i]) for i in range(256)), *MERGES])}

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k25_train.data.tokenizer import SPECIAL_TOKENS, KimiTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from k25_train.data.kimi_tokens import SPECIAL_TOKENS
+from k25_train.data.tokenizer import KimiTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from k25_train.errors import DataError
 
 CORPUS = ["The quick brown fox isn't lazy, it jumped 1234567 times.\n", "def f(x):\n    return x + 1\n"] * 40
