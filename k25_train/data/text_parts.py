@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 PART_CHARACTERS = 1000
-"""Shortest part, but for the last: about 250 tokens, so a piece costs little more than its own (our choice)."""
+"""Shortest part, but for the last: about 250 tokens, so a piece costs little more than its own."""
 _BOUNDARY = re.compile(r"(?<=[A-Za-z0-9\u4e00-\u9fff])(?=[ \n])|(?<=\n)(?=\S)")
 
 

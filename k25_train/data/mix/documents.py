@@ -9,7 +9,7 @@ for the documents of a batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -173,7 +173,7 @@ class DocumentBuilder:
                 add(segment.num_tokens, encode, segment.loss and words is not None)
             else:
                 placeholders = [token for item in next(planned).items for token in self._item_tokens(item)]
-                add(len(placeholders), lambda first, last, of=placeholders: of[first:last], False)
+                add(len(placeholders), partial(_between, placeholders), False)
         # The end is learned after words that are, so not after a prompt or an image.
         last = record.segments[-1]
         learned = isinstance(last, TextSegment) and last.loss and words is not None
@@ -193,3 +193,7 @@ class DocumentBuilder:
             return self._texts.stretch(record, number, words, segment.num_tokens, first, last)
 
         return encode
+
+
+def _between(tokens: list[int], first: int, last: int) -> list[int]:
+    return tokens[first:last]
