@@ -212,6 +212,7 @@ def _receive(connection: socket.socket, *, waits: bool = False) -> dict[str, Any
         if text or not waits:
             return None
         raise
-    except (OSError, ValueError):
+    # A thousand brackets are no ValueError.
+    except (OSError, ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None

@@ -72,8 +72,9 @@ def wait_until(happened: Callable[[], bool]) -> None:
 def test_all_go_when_all_are_there(listener: socket.socket, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever else calls meanwhile."""
     address = listener.getsockname()
-    strays = [socket.create_connection(address) for _ in range(2)]
+    strays = [socket.create_connection(address) for _ in range(3)]
     strays[0].sendall(b"GET / HTTP/1.1\r\n\r\n")
+    strays[2].sendall(b"[" * 4000 + b"\n")
     strays[1].close()
     others = [reporting(listener, node) for node in (THIRD, SECOND)]
     Gathering(listener, FIRST, 20.0).run()
@@ -83,7 +84,8 @@ def test_all_go_when_all_are_there(listener: socket.socket, capsys: pytest.Captu
     assert "node 2 is there; 127.0.0.1 waits for the others" in printed
     # The port is free for the ranks.
     socket.create_server(address).close()
-    strays[0].close()
+    for stray in strays:
+        stray.close()
 
 
 def test_who_does_not_come_is_named_everywhere(listener: socket.socket) -> None:
