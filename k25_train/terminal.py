@@ -76,9 +76,6 @@ class Output:
 
     def _fault(self, error: OSError | ValueError) -> None:
         is_first, self.failed = not self.failed, True
-        if isinstance(error, BrokenPipeError):
-            # What comes later goes nowhere, what is buffered as well.
-            _point_at_nothing(self.stream)
         if not self.goes_on:
             if isinstance(error, BrokenPipeError):
                 raise ClosedPipeError(f"{self.name} was closed") from error

@@ -229,7 +229,7 @@ REPLACED = "data.blend={text:1.0}"
         ([REPLACED, "~data.blend.caption", "~data.blend.ocr"], {"text": 1.0}),
         (["data.blend={text: 0.5, caption: 0.5}"], {"text": 0.5, "caption": 0.5}),
         (["data.blend.text=0.7", "~data.blend.video"], {"text": 0.7, "caption": 0.25, "ocr": 0.05}),
-        ([REPLACED, "data.blend.ocr=0.5", "data.blend.text=0.5"], {"text": 0.5, "ocr": 0.5}),
+        (["data.blend={text: 0.5}", "data.blend.ocr=0.5"], {"text": 0.5, "ocr": 0.5}),
         (["data.blend.text=9", REPLACED], {"text": 1.0}),
     ],
 )
