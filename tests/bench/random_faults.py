@@ -92,8 +92,12 @@ def records_of(seeds: range, folder: Path, only: str | None, num_jobs: int) -> I
     """The records of all seeds as they come; each of `num_jobs` processes works on one at a time."""
     with ProcessPoolExecutor(num_jobs, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(record_of, seed, folder, only) for seed in seeds]
-        for future in as_completed(futures):
-            yield future.result()
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            # After Ctrl-C, trials that have not begun are left out.
+            pool.shutdown(cancel_futures=True)
 
 
 def lines_of(record: Record, only: str | None, *, verbose: bool) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The bench of random faults notices a product that is wrong, and passes one that is right."""
 
+import random
 import shutil
 import signal
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 
 from tests.helpers.faults import processes
 from tests.helpers.faults.inventory import sound_steps
+from tests.helpers.faults.kinds import KINDS
 from tests.helpers.faults.moments import Moment
 from tests.helpers.faults.plans import DONE, KILLED, Plan
 from tests.helpers.faults.scenes import NUM_STEPS, Reference, World
@@ -49,6 +51,15 @@ def test_a_run_that_is_killed_while_it_publishes_loses_nothing(world: World, tmp
 
     assert verdict.problems == ()
     assert verdict.way == KILLED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_of_every_kind(kind: str, world: World, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        plan = KINDS[kind].draw(random.Random(seed), world)
+        verdict = run_trial(world, plan, tmp_path / f"trial_{seed}")
+        assert verdict.problems == (), f"{plan.text}; {plan.layout}, from step {plan.started_at}"
 
 
 def keep_one_less() -> None:

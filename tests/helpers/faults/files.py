@@ -12,7 +12,7 @@ from tests.helpers.faults.plans import DONE, NAMED, STOPPED, Plan, draw_moment, 
 from tests.helpers.faults.scenes import KEEP, Scene, World
 from tests.helpers.faults.small_jobs import SmallJob
 
-_BACKUP = "backup"
+_BACKUP, LOCK = "backup", "lock.json"
 
 
 def _cut(file: Path, rng: random.Random) -> None:
@@ -61,7 +61,7 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
     "is gone": _remove,
     "is a folder": _make_folder,
 }
-RUN_FILES = ("metrics.jsonl", "config.yaml", "tensorboard/*", "lock*", "*.json")
+RUN_FILES = ("metrics.jsonl", "config.yaml", "tensorboard/*", LOCK)
 CHECKPOINT_FILES = (
     "*.distcp",
     ".metadata",
@@ -113,6 +113,11 @@ def damage_one(scene: Scene, *, folder: str, pattern: str, damage: str, seed: in
     if folder == "data":
         scene.copy_data()
     rng, root = random.Random(seed), scene.folder / folder
+    if pattern == LOCK:
+        # Of a job that has ended; nobody has a copy of it.
+        (root / LOCK).write_text('{"job_id": 7}\n')
+        DAMAGES[damage](root / LOCK, rng)
+        return
     files = sorted(path for path in root.glob(pattern) if path.is_file())
     if files:
         file = rng.choice(files)
@@ -125,6 +130,11 @@ def damage_one(scene: Scene, *, folder: str, pattern: str, damage: str, seed: in
 def restore(scene: Scene, *, folder: str) -> None:
     """Put the backup back, as an operator would who is told of the file."""
     root, backups = scene.folder / folder, scene.folder / _BACKUP
+    # No job runs now.
+    lock = scene.run / LOCK
+    if lock.is_dir():
+        lock.rmdir()
+    lock.unlink(missing_ok=True)
     for backup in [path for path in backups.rglob("*") if path.is_file()]:
         file = root / backup.relative_to(backups)
         # A row of metrics that was added meanwhile would be lost otherwise; what was damaged is set aside.

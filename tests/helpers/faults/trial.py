@@ -169,7 +169,11 @@ def differences(scene: Scene, plan: Plan, output: str) -> list[str]:
             problems.append(f"the row of step {row['step']} differs: {other} instead of {row}")
     left = [path.name for path in scene.checkpoints.iterdir() if not path.name.startswith("step_")]
     left += [path.name for path in scene.checkpoints.iterdir() if path.suffix]
-    return problems + [f"left behind: {name}" for name in left if name.endswith((".partial", ".tmp"))]
+    left += [path.name for path in scene.run.iterdir() if path.name.startswith("lock")]
+    ends = (".partial", ".tmp")
+    return problems + [
+        f"left behind: {name}" for name in left if name.endswith(ends) or name.startswith("lock")
+    ]
 
 
 def tolerance_of(plan: Plan) -> float:
