@@ -126,7 +126,9 @@ def test_a_secret_reaches_the_ranks_and_no_file(secret: Path, tmp_path: Path) ->
     assert done.stdout == SECRET and done.stderr == "1\n" and not (tmp_path / "x").exists()
     # By hand they are the same.
     assert secrets_of(config.cluster) == {"MY_TOKEN": SECRET}
-    command = start_command(config, find_place(config, None, None), "k25_train.train", with_secret(secret))
+    command = start_command(
+        config, find_place(config, 0, "127.0.0.1"), "k25_train.train", with_secret(secret)
+    )
     assert variables_of(config)["MY_TOKEN"] == SECRET and "hunter2" not in " ".join(command)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load(tmp_path / "config.yaml").config.cluster.secrets == {"MY_TOKEN": str(secret)}
