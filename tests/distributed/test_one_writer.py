@@ -13,7 +13,7 @@ from k25_train.errors import K25Error
 from k25_train.run_folder import held, location
 from k25_train.run_folder.process import this_process
 from k25_train.run_folder.record import LOCK, new_holder
-from tests.helpers.interrupted_runs import short_run
+from tests.helpers.interrupted_runs import rows, short_run
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import fit, layout, start_run
 
@@ -100,12 +100,10 @@ def fit_disturbed(context: RankContext, arguments: Sequence[str], what: str, run
         ("SIGINT", ""),
     ],
 )
-def test_what_happens_to_a_run_stops_it(
-    data: Path, tmp_path: Path, what: str, expected: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_happens_to_a_run_stops_it(data: Path, tmp_path: Path, what: str, expected: str) -> None:
     """On all ranks, and nothing is written any more."""
     run = tmp_path / "run"
-    arguments = short_run(data, run, *layout(ep=2, dp=2), "checkpoint.interval=2")
+    arguments = short_run(data, run, *layout(ep=2, dp=2), "checkpoint.interval=4")
     errors = run_ranks(fit_disturbed, 2, arguments, what, str(run))
     if what == "SIGINT":
         assert errors == ["", ""]
