@@ -17,10 +17,11 @@ from k25_train.compose.command_line import load_saved
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
-from k25_train.errors import ConfigError
+from k25_train.errors import ConfigError, DataError
 from k25_train.joining.environment import read_environment
 from k25_train.startup.platform import prepare_device
 
+CAPTION_LOSS = "eval_caption_loss"
 OWN = ("checkpoint", "dump", "shuffle_media")
 """Arguments that are no settings of the run."""
 USAGE = "python -m k25_train.eval checkpoint=runs/…/step_N [dump=DIR] [shuffle_media=SEED] [key=value …]"
@@ -47,7 +48,12 @@ def evaluate(
         losses = eval_losses(run, config.train.eval_sequences)
         if shuffle_media_seed is not None:
             shuffled = eval_losses(run, config.train.eval_sequences, shuffle_media_seed)
-            losses["eval_caption_loss_shuffled"] = shuffled["eval_caption_loss"]
+            if CAPTION_LOSS not in shuffled:
+                raise DataError(
+                    f"shuffle_media={shuffle_media_seed}: no held-out sample with media in {config.data.dir} "
+                    "has a text with a loss\n  -> leave shuffle_media out, or name a set that has: data.dir=…"
+                )
+            losses[f"{CAPTION_LOSS}_shuffled"] = shuffled[CAPTION_LOSS]
         if dump is not None:
             dump_batches(run, dump)
     if run.is_main:
