@@ -30,6 +30,48 @@ SAME_RUN = (
 )
 """Keys that must be unchanged for the next step to be the one that an uninterrupted run would take, except
 for the learning rate and other hyperparameters of the optimizer, which may change during a run."""
+MAY_CHANGE = {
+    "every layout trains the same model": (
+        "parallelism",
+        "dep",
+        "cluster",
+        "derived",
+        "train.micro_batch_size",
+    ),
+    "how tensors are kept and computed, equal up to rounding": (
+        "activation",
+        "optim.offload",
+        "train.transformer_engine",
+    ),
+    "hyperparameters of the optimizer, changed on purpose during a run": (
+        "optim.lr",
+        "optim.min_lr",
+        "optim.beta1",
+        "optim.beta2",
+        "optim.eps",
+        "optim.weight_decay",
+        "optim.grad_clip",
+        "optim.warmup_steps",
+        "optim.decay_steps",
+        "optim.qk_clip_threshold",
+        "optim.muon",
+        "optim.vision.lr_scale",
+        "train.steps",
+    ),
+    "where the data are; what they are is compared as facts": ("data.dir", "data.tokenizer"),
+    "what is tolerated, prepared, saved, evaluated and told": (
+        "optim.max_skipped_steps",
+        "data.max_skipped_samples",
+        "data.prefetch_steps",
+        "train.eval_interval",
+        "train.eval_sequences",
+        "train.stall_timeout_s",
+        "train.trace_step",
+        "checkpoint",
+        "run",
+    ),
+}
+"""Why -> keys and sections that a resume may change. Every key is here or in `SAME_RUN`."""
 
 
 def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None:

@@ -61,8 +61,8 @@ class Trainer:
         if newest is None:
             return "No step was finished, so nothing is lost."
         return (
-            f"Step {step_of(newest)} is saved in {newest.parent}; start again when the data can be read, and the "
-            "run goes on from there."
+            f"Step {step_of(newest)} is saved in {newest.parent}; start again when the data can be read, and "
+            "the run goes on from there."
         )
 
     def _fit(self) -> None:

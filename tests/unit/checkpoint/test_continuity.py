@@ -5,8 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, check_continuity
+from k25_train.checkpoint.continuity import (
+    MAY_CHANGE,
+    SAME_MODEL,
+    SAME_RUN,
+    check_continuity,
+    check_facts,
+    leaves,
+)
+from k25_train.compose.migrations import VERSION_KEY
 from k25_train.compose.resolve import compose, to_yaml
 from k25_train.errors import CheckpointError
 
@@ -86,3 +95,44 @@ def test_a_key_of_a_later_version_does_not_contradict(checkpoint: Path, tmp_path
     (tmp_path / "config.yaml").write_text("\n".join(line for line in lines if "num_layers" not in line))
 
     check_continuity(tmp_path, config, SAME_RUN)
+
+
+def test_every_key_is_fixed_or_may_change_for_a_reason() -> None:
+    """A new key has to be put into one of the two lists."""
+    keys = set(dict(leaves(yaml.safe_load(to_yaml(compose(BASE)))))) - {VERSION_KEY}
+    free = [name for names in MAY_CHANGE.values() for name in names]
+    places = {
+        key: [name for name in (*SAME_RUN, *free) if f"{key}.".startswith(f"{name}.")] for key in sorted(keys)
+    }
+    assert {key: names for key, names in places.items() if len(names) != 1} == {}
+    assert {*SAME_RUN, *free} == {name for names in places.values() for name in names}
+
+
+FACTS = {"data.train.text": "7 samples", "data.train.ocr": "3 samples", "data.tokenizer": "sha256 a"}
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (
+            {**FACTS, "data.train.text": "6 samples"},
+            "data.train.text: 7 samples in the checkpoint, 6 samples now",
+        ),
+        ({**FACTS, "data.tokenizer": "sha256 b"}, "data.tokenizer: sha256 a in the checkpoint, sha256 b now"),
+        ({**FACTS, "data.train.video": "1"}, "data.train.video: nothing in the checkpoint, 1 now"),
+        ({"data.tokenizer": "sha256 a", "data.train.text": "7 samples"}, "data.train.ocr: 3 samples in"),
+    ],
+)
+def test_other_data_are_told_fact_by_fact_and_accepted_on_request(
+    now: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError) as raised:
+        check_facts(tmp_path, FACTS, now)
+    first, difference, *remedy = str(raised.value).splitlines()
+    assert first == f"{tmp_path} was trained on other data:"
+    assert difference.startswith(f"  {told}")
+    assert "checkpoint.accept_changed_data=true" in " ".join(remedy)
+
+    check_facts(tmp_path, FACTS, now, accept=True)
+    check_facts(tmp_path, FACTS, FACTS)
+    check_facts(tmp_path, {}, now)
