@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from k25_train.entry import run_command
-from launch import rendezvous
+from launch import rendezvous, started_by
 from launch.output import redirect
 from launch.submission import CONFIG, Submission
 from launch.torchrun import torchrun
@@ -28,11 +28,11 @@ def main() -> None:
 
 
 def _run() -> None:
-    run, attempt, num_nodes, address, port = sys.argv[1:]
-    submission, node = Submission.read(Path(run)), int(os.environ["SLURM_NODEID"])
+    run, attempt, num_nodes, address, port = started_by.arguments("RUN_FOLDER ATTEMPT NUM_NODES ADDRESS PORT")
+    submission, node = Submission.read(Path(run)), started_by.number("SLURM_NODEID")
     attempts = Path(run) / "attempts"
     # 1. Clear the node: everything printed from here on goes to its log.
-    redirect(attempts / attempt / f"node_{os.environ['SLURMD_NODENAME']}.log")
+    redirect(attempts / attempt / f"node_{started_by.variable('SLURMD_NODENAME')}.log")
     end_leftovers(attempts, attempt)
     # 2. The port must be free on the first node, and reachable from the others.
     if node:

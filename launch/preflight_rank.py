@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from k25_train.entry import run_command
+from launch import started_by
 from launch.node import end_leftovers
 from launch.output import redirect
 from launch.submission import CONFIG, Submission
@@ -22,9 +23,9 @@ def main() -> None:
 
 
 def _run() -> None:
-    attempt, run, nodes, address, port = sys.argv[1:]
+    attempt, run, nodes, address, port = started_by.arguments("ATTEMPT_FOLDER RUN_FOLDER NODES ADDRESS PORT")
     folder, ranks_per_node = Path(attempt), Submission.read(Path(run)).ranks_per_node
-    node, local_rank = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_LOCALID"])
+    node, local_rank = started_by.number("SLURM_NODEID"), started_by.number("SLURM_LOCALID")
     names = nodes.split(",")
     rank = node * ranks_per_node + local_rank
     redirect(folder / (f"node_{names[node]}.log" if rank else "preflight.log"))

@@ -3,13 +3,13 @@
 python -m launch.rank ATTEMPT_FOLDER [arguments of k25_train.train]
 """
 
-import os
 import runpy
 import signal
 import sys
 from pathlib import Path
 
 from k25_train.entry import run_command
+from launch import started_by
 from launch.output import redirect
 
 
@@ -19,8 +19,8 @@ def main() -> None:
 
 
 def _run() -> None:
-    folder, *arguments = sys.argv[1:]
-    redirect(Path(folder) / f"rank_{os.environ['RANK']}.log")
+    folder, *arguments = started_by.arguments("ATTEMPT_FOLDER ...")
+    redirect(Path(folder) / f"rank_{started_by.number('RANK')}.log")
     # launch.node left SIGTERM ignored; until the trainer handles it, it must end the rank.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.argv[1:] = arguments

@@ -11,7 +11,6 @@ import ipaddress
 import json
 import socket
 import struct
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from k25_train.entry import run_command
 from k25_train.errors import K25Error
 from k25_train.joining import network
 from k25_train.joining.network import NetworkError
+from launch import started_by
 
 NUM_PORTS = 100
 """Ports that are tried."""
@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    first_port, *where = sys.argv[1:]
+    first_port, *where = started_by.arguments("FIRST_PORT ...")
     address = address_of(*where) if where else address_of(None)
     port = free_port(range(int(first_port), int(first_port) + NUM_PORTS))
     print(json.dumps({"address": address, "port": str(port)}))

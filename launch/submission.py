@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from k25_train.errors import ConfigError
+
 SCRIPT, CONFIG, FACTS = "submit.sbatch", "submit.yaml", "submit.json"
 SUPERVISOR_LOG = "supervisor.log"
 _ADDED: dict[str, Any] = {
@@ -81,12 +83,12 @@ class Submission:
 
     @staticmethod
     def read(folder: Path) -> "Submission":
-        """Read it from a run folder. Raises OSError or ValueError if the file is missing or not valid."""
+        """Read it from a run folder. Raises OSError if it is missing, ConfigError if it is not valid."""
         path = folder / FACTS
         try:
             return Submission(**{**_ADDED, **json.loads(path.read_text(encoding="utf-8"))})
         except (ValueError, TypeError) as error:
-            raise ValueError(
+            raise ConfigError(
                 f"{path}: cannot be read ({error}): submit the run again with python -m launch.slurm"
             ) from error
 

@@ -7,9 +7,7 @@ has the whole picture.
 """
 
 import dataclasses
-import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from pathlib import Path
 from k25_train.entry import REFUSED, run_command
 from k25_train.errors import K25Error
 from k25_train.run_folder import jobs, lock
-from launch import scheduler
+from launch import scheduler, started_by
 from launch.attempt_steps import AttemptSteps, StopRequest
 from launch.attempts import Attempts
 from launch.output import log
@@ -221,12 +219,13 @@ def main() -> None:
 
 
 def _run() -> int:
-    (folder,) = sys.argv[1:]
-    run, job_id = Path(folder), int(os.environ["SLURM_JOB_ID"])
+    (folder,) = started_by.arguments("RUN_FOLDER")
+    run, job_id = Path(folder), started_by.number("SLURM_JOB_ID")
     try:
-        nodes = scheduler.expand(os.environ["SLURM_JOB_NODELIST"])
+        nodes = scheduler.expand(started_by.variable("SLURM_JOB_NODELIST"))
         # Signals are handled from here on.
-        supervisor = Supervisor(Submission.read(run), job_id, nodes, os.environ["SLURM_JOB_PARTITION"])
+        partition = started_by.variable("SLURM_JOB_PARTITION")
+        supervisor = Supervisor(Submission.read(run), job_id, nodes, partition)
         lock.acquire(run, job_id, lambda job: jobs.job_state(job, PATIENCE_S))
         status = supervisor.run()
         if jobs.job_state(job_id, PATIENCE_S) == "RUNNING":

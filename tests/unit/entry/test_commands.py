@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from k25_train.compose.resolve import compose, to_yaml
 from k25_train.data import __main__ as data
 from k25_train.dryrun import __main__ as dryrun
 from k25_train.errors import DataError
-from tests.helpers.project_sources import CODE, source_files
+from launch import node, preflight_rank, rank, rendezvous, supervisor
+from tests.helpers.project_sources import CODE, REPO, source_files
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
 Main = Callable[[], object]
@@ -152,6 +154,13 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (slurm.main, [*FOLDERS, f"run.dir={FILE}/run"], "FILE"),
     (preflight.main, [SMALL, "--report", f"{FILE}/report"], "FILE"),
     (preflight.main, ["--config", FOLDER], "Is a directory"),
+    (supervisor.main, [], "0 arguments were given, expected RUN_FOLDER"),
+    (supervisor.main, [FOLDER], "SLURM_JOB_ID is not set"),
+    (node.main, [FOLDER, "1"], "2 arguments were given, expected RUN_FOLDER ATTEMPT"),
+    (node.main, [FOLDER, "1", "2", "h", "1"], "FOLDER/submit.json: No such file"),
+    (rank.main, [FOLDER], "RANK is not set"),
+    (preflight_rank.main, [], "0 arguments were given"),
+    (rendezvous.main, [], "0 arguments were given, expected FIRST_PORT"),
     (torchrun.main, [SMALL, "--node", "7", "--first-node", "h"], "--node 7"),
 ]
 
@@ -164,6 +173,8 @@ def test_what_cannot_be_read_or_made_is_named(
 ) -> None:
     main, arguments, words = UNREADABLE[index]
     monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
     Path(FILE).write_bytes(b"\xff\x00")
     Path(FOLDER).mkdir()
     Path(LOOP).symlink_to(LOOP)
@@ -180,8 +191,8 @@ def test_a_rank_waits_for_the_first_to_speak(
     monkeypatch.setattr("k25_train.entry.WAIT_FOR_FIRST_RANK_S", 0.0)
     for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    for rank, words in (("0", "ConfigError: 2 process(es) started, but"), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
+    for number, words in (("0", "ConfigError: 2 process(es) started, but"), ("1", "")):
+        monkeypatch.setenv("RANK", number)
         assert run(train.command, SMALL) == 2
         assert capsys.readouterr().err.startswith(words)
     assert words == "" and capsys.readouterr().err == ""
@@ -247,3 +258,18 @@ def test_every_entry_point_ends_that_way() -> None:
         if '__name__ == "__main__"' in source:
             ends = ("run_command(_run", "exit_status(body", "hydra_app(")
             assert any(words in source for words in ends), path
+
+
+@pytest.mark.slow
+def test_a_preflight_writes_its_report_whatever_becomes_of_the_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch.preflight", SMALL, "--report", str(tmp_path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for target in (os.devnull, "/dev/full"):
+        with open(target, "wb") as output:
+            done = subprocess.run(
+                command, cwd=REPO, stdout=output, stderr=subprocess.PIPE, env=environment, check=False
+            )
+        report = tmp_path / "preflight.json"
+        assert report.exists() and b"Traceback" not in done.stderr
+        assert done.returncode in (0, 1), done.stderr
+        report.unlink()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from k25_train.errors import ConfigError
 from launch.attempts import TAIL_BYTES, Attempts, Progress
 from launch.node import end_leftovers
 from launch.preflight.findings import failed, passed, warned
@@ -53,7 +54,7 @@ def test_a_vanished_attempt_has_got_as_far_as_the_metrics_that_it_wrote(tmp_path
 
 def test_facts_of_another_version_are_reported(tmp_path: Path) -> None:
     (tmp_path / "submit.json").write_text('{"run": "x"}')
-    with pytest.raises(ValueError, match=r"submit\.json: cannot be read .*: submit the run again"):
+    with pytest.raises(ConfigError, match=r"submit\.json: cannot be read .*: submit the run again"):
         Submission.read(tmp_path)
 
 
