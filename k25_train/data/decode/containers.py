@@ -21,6 +21,8 @@ from k25_train.errors import DataError
 
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 """The decoder stops at damage that it notices, instead of painting over it from other frames."""
+_NO_OTHER_FILES = {"protocol_whitelist": "none"}
+"""A playlist in place of a video names other files, and FFmpeg would open them."""
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """WebM keeps transparency in a second picture, which only these decoders read."""
 
@@ -31,7 +33,7 @@ def container_frames(data: bytes, *, legacy: bool) -> Iterator[Frame]:
     Raises DataError for a file without exactly one video.
     """
     cropping = container_cropping(data)
-    with av.open(io.BytesIO(data), mode="r") as container:
+    with av.open(io.BytesIO(data), mode="r", container_options=_NO_OTHER_FILES) as container:
         stream = _video_stream(container)
         clock = _clock(stream)
         aspect = pixel_aspect_of(_fraction(stream.sample_aspect_ratio))

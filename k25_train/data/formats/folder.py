@@ -8,8 +8,8 @@ import errno
 import logging
 import os
 import stat
-import threading
 from collections.abc import Callable, Sequence
+from threading import Event
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
@@ -21,11 +21,24 @@ from k25_train.errors import DataError
 logger = logging.getLogger(__name__)
 
 RETRY_DELAYS_S: Sequence[float] = (1, 2, 4, 8, 15, 30)
-"""Waits between attempts to read what was there when the run began: a file system that fails over, or a stale
-handle, is back within a minute. Our choice; shorter than any sensible `train.stall_timeout_s`."""
+"""Waits between attempts to read: a file system that fails over, or a stale handle, is back within a minute.
+Our choice; shorter than any sensible `train.stall_timeout_s`."""
 GONE_DELAYS_S: Sequence[float] = (1, 2, 4, 8)
-"""The same for errors that seldom pass: a name that is gone, or may no longer be read."""
-_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP})
+"""The same where what was there when the run began is gone or may no longer be read, which seldom passes."""
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_PASSING = (TimeoutError, ConnectionError, BlockingIOError, InterruptedError)
+_PASSING_NUMBERS = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.EBUSY,
+        errno.EREMOTEIO,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+    }
+    | {errno.EHOSTUNREACH, errno.ENOTCONN, errno.ENFILE, errno.EMFILE, errno.ENOMEM}
+)
 
 
 class MissingFileError(DataError):
@@ -44,7 +57,7 @@ class DataFolder:
         self.directory = directory
         self._fs, self._root = locate(directory, "data.dir")
         self._is_local = "file" in _protocols(self._fs)
-        self._closing = threading.Event()
+        self._closing = Event()
 
     def close(self) -> None:
         """Make a read that waits to try again fail at once."""
@@ -78,8 +91,8 @@ class DataFolder:
         return text
 
     def read(self, name: str) -> bytes:
-        """All of a file. Raises DataError if it is not there or cannot be read."""
-        return bytes(self._attempt(name, lambda path: self._fs.cat_file(path), ()))
+        """All of a file, at the start. Raises DataError if it is not there or cannot be read."""
+        return bytes(self._attempt(name, lambda path: self._fs.cat_file(path), _delays_at_start))
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """`num_bytes` of a file from `offset`, fewer if it ends before.
@@ -87,21 +100,23 @@ class DataFolder:
         A file system that fails is asked again for up to a minute; then raises DataError.
         """
         end = offset + num_bytes
-        read = lambda path: self._fs.cat_file(path, start=offset, end=end)  # noqa: E731
-        return bytes(self._attempt(name, read, GONE_DELAYS_S))
+        return bytes(
+            self._attempt(name, lambda path: self._fs.cat_file(path, start=offset, end=end), _delays_in_use)
+        )
 
     def num_bytes(self, name: str) -> int:
-        """Size of a file. Raises DataError if it is not there."""
-        return int(self._attempt(name, self._fs.size, ()))
+        """Size of a file, at the start. Raises DataError if it is not there."""
+        return int(self._attempt(name, self._fs.size, _delays_at_start))
 
-    def _attempt(self, name: str, read: Callable[[str], Any], gone_delays_s: Sequence[float]) -> Any:
+    def _attempt(
+        self, name: str, read: Callable[[str], Any], delays_of: Callable[[Exception], Sequence[float]]
+    ) -> Any:
         attempt = 0
         while True:
             try:
                 return read(f"{self._root}/{name}")
             except Exception as error:  # file systems of fsspec raise what their libraries do
-                number = getattr(error, "errno", None)
-                delays_s = gone_delays_s if number in _GONE else RETRY_DELAYS_S
+                delays_s = delays_of(error)
                 if attempt >= len(delays_s) or self._closing.is_set():
                     raise self._failure(name, error, attempt + 1) from error
                 logger.warning(
@@ -191,6 +206,16 @@ def describe(error: BaseException) -> str:
     if isinstance(number, int) and number in errno.errorcode:
         return f"{os.strerror(number)}, {errno.errorcode[number]}"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _delays_at_start(error: Exception) -> Sequence[float]:
+    # What is wrong at the start is most likely a setting, and somebody is looking.
+    passes = isinstance(error, _PASSING) or getattr(error, "errno", None) in _PASSING_NUMBERS
+    return RETRY_DELAYS_S if passes else ()
+
+
+def _delays_in_use(error: Exception) -> Sequence[float]:
+    return GONE_DELAYS_S if isinstance(error, _GONE) else RETRY_DELAYS_S
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from k25_train.data.decode.frames import probe_media
 from k25_train.data.formats.dataset import MANIFEST, load_dataset
 from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.errors import DataError
@@ -127,7 +128,11 @@ LINES: dict[str, tuple[int, Callable[[dict[str, Any]], object], str]] = {
     "media of another shard": (2, lambda r: r["segments"][0].update(shard="/etc/passwd"), "shard"),
     "width as text": (2, lambda r: r["segments"][0].update(width="40"), "not a sample record"),
     "no frames": (3, lambda r: r["segments"][0].update(num_frames=0), "impossible sizes"),
-    "too many frames": (3, lambda r: r["segments"][0].update(num_frames=10**12), "num_frames=10* are"),
+    "too many frames": (
+        3,
+        lambda r: r["segments"][0].update(num_frames=10**12, duration_s=2.5e11, frame_times="1/4 1x1000000000000"),
+        "num_frames=10* are",
+    ),
     "endless": (3, lambda r: r["segments"][0].update(duration_s=float("inf")), "impossible sizes"),
     "not a number of seconds": (3, lambda r: r["segments"][0].update(duration_s=float("nan")), "impossible"),
 }  # fmt: skip
@@ -196,3 +201,33 @@ def test_a_tokenizer_of_the_set_that_is_a_pickle_is_data(foreign: Path) -> None:
 
     with pytest.raises(DataError, match="tokens were counted with tokenizer"):
         load_dataset(str(foreign))
+
+
+def test_a_playlist_in_place_of_a_video_opens_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = make_video(64, 48, "mp4", num_frames=4, fps=4, seed=1).data
+    (tmp_path / "other.mp4").write_bytes(video)
+    (tmp_path / "other.ts").write_bytes(video)
+    url = f"file://{tmp_path}/other.ts"
+    playlists = [
+        "ffconcat version 1.0\nfile other.mp4\n",
+        f"ffconcat version 1.0\nfile {tmp_path}/other.mp4\n",
+        *(
+            f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{name}\n#EXT-X-ENDLIST\n"
+            for name in ("other.ts", url, "http://127.0.0.1:9/other.ts")
+        ),
+    ]
+
+    for playlist in playlists:
+        with pytest.raises(DataError, match="does not decode"):
+            probe_media(playlist.encode(), "video", "mp4")
+    assert probe_media(video, "video", "mp4").num_frames == 4
+
+
+def test_a_script_in_place_of_an_image_is_not_run() -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n0 0 10 10 rectfill\n"
+
+    with pytest.raises(DataError, match="does not decode"):
+        probe_media(postscript, "image", "png")
