@@ -88,9 +88,12 @@ def noisy(codec: str, container: str, pixel_format: str = "yuv420p") -> bytes:
     )
 
 
-@pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("flv", "flv"), ("mpeg4", "mp4")])
+@pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("wmv2", "asf")])
 def test_damage_that_the_decoder_sees_is_not_painted_over(codec: str, container: str) -> None:
-    """Where no checksum is there, as in an index of version 1 or before a file is indexed."""
+    """Where no checksum is there, as in an index of version 1 or before a file is indexed.
+
+    Decoders of other codecs see less; that of wmv2 sees nearly all only if it is told to be strict.
+    """
     data = noisy(codec, container)
     probe_media(data, "video", container)
     num_refused = 0

@@ -2,14 +2,27 @@
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from k25_train.data.decode.frames import probe_media
+from k25_train.data.decode.items import plan_media
+from k25_train.data.decode.patches import load_patches
 from k25_train.errors import DataError
-from tests.helpers.media_files import first_picture, image_bytes, png, png_chunk, rgb_profile, tiff
+from tests.helpers.media_files import (
+    first_picture,
+    image_bytes,
+    png,
+    png_chunk,
+    rgb_profile,
+    segment_of,
+    tiff,
+)
+from tests.helpers.tiny_shards import tiny_vision_config
 
 WHITE = (255, 255, 255)
 
@@ -132,6 +145,20 @@ def test_colour_profiles_are_applied(image_format: str, colour: tuple[int, int, 
     shown = first_picture(data, "image", image_format.lower())
 
     np.testing.assert_allclose(shown[4, 4], as_srgb(colour, 2.19921875, ADOBE_TO_XYZ), atol=3)
+
+
+def test_in_an_index_of_version_1_profiles_are_not_applied() -> None:
+    vision = tiny_vision_config()
+    profile = rgb_profile("Adobe RGB (1998)", 2.19921875, ADOBE_TO_XYZ)
+    tagged = plain("RGB", (120, 160, 130), icc_profile=profile)
+    now = segment_of(tagged, "image", "png")
+    old = replace(now, format_version=1)
+    untagged = plain("RGB", (120, 160, 130))
+
+    shown, stored = (load_patches(tagged, plan_media(segment, vision), vision) for segment in (now, old))
+
+    assert torch.equal(stored, load_patches(untagged, plan_media(now, vision), vision))
+    assert not torch.equal(shown, stored)
 
 
 def test_a_profile_leaves_transparency_white() -> None:
