@@ -36,7 +36,8 @@ class FabricConfig:
     """Interfaces of NCCL's sockets in the notation of NCCL_SOCKET_IFNAME (`^docker,lo`, `=ens1f0,ens1f1`, or
     prefixes), where they differ; null is exactly those of `interface`."""
     address_family: AddressFamily
-    """Version of IP of the rendezvous, of NCCL's sockets and of the RoCEv2 addresses."""
+    """Version of IP of the rendezvous, of NCCL's sockets and of the RoCEv2 addresses. gloo has no such
+    choice: it takes the first address of `interface`, which is of IPv4 if there is one."""
     hcas: list[str]
     """RDMA devices that carry training, one per GPU, as DEVICE or DEVICE:PORT; without a port NCCL uses all
     of them, and preflight reads the first. Storage and management devices are left out."""

@@ -1,6 +1,7 @@
 """Records of attempts, and how far a run has come."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -141,6 +142,14 @@ def test_a_submission_is_read_as_it_was_written(tmp_path: Path) -> None:
     found = Submission.read(tmp_path)
     assert dataclasses.replace(found, environment=[("A", "b c", "why")]) == kept
     assert found.environment == [["A", "b c", "why"]]
+    # What was submitted before there were keys for sites goes on as it did.
+    path = tmp_path / "submit.json"
+    later = ("address_family", "cpus_per_task", "step_options", "node_start")
+    earlier = {name: fact for name, fact in json.loads(path.read_text()).items() if name not in later}
+    path.write_text(json.dumps(earlier))
+    found = Submission.read(tmp_path)
+    assert (found.address_family, found.cpus_per_task) == ("ipv4", None)
+    assert found.step_options == found.node_start == [] and found.num_steps == 9
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from k25_train.compose.resolve import CONF_DIR, compose, load, to_yaml
+from k25_train.config.sbatch_options import option_problems
 from k25_train.errors import ConfigError
 from launch.fabric import Variable, environment
-from launch.sbatch import container_options, export, render
+from launch.sbatch import check_environment, container_options, export, render
 from tests.helpers.project_sources import REPO
 
 GOLDEN = REPO / "tests/golden/sbatch"
@@ -114,6 +115,28 @@ def test_what_slurm_would_misread_is_refused(key: str) -> None:
         (problem,) = replace(slurm, **{key: value}).problems()
         assert problem.key == key and problem.value == repr(value)
         assert problem.rule.startswith("must consist of letters, digits")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--time=5", "cluster.slurm.time_limit_min decides"),
+        ("--tim=5", "cluster.slurm.time_limit_min decides"),
+        ("--excl", "cluster.slurm.exclu"), ("--gres=gpu:1", "cluster.slurm.gres decides"),
+        ("--array=1-3", "leave --array to the launcher"), ("--arr=1-3", "leave --array to the launcher"),
+        ("--no-req", "leave --no-requeue to the launcher"), ("--export=NONE", "cluster.environment decides"),
+    ],
+)  # fmt: skip
+def test_a_free_option_says_nothing_that_is_decided_not_even_in_short(option: str, words: str) -> None:
+    (problem,) = option_problems(["--licenses=k25:1", "--time-min=60", option])
+    assert problem.key == "sbatch.2" and words in problem.rule
+
+
+@pytest.mark.parametrize("name", ["RESERVATION", "CONSTRAINT", "GRES", "REQ_SWITCH", "PARTITION"])
+def test_a_variable_that_wins_over_the_script_is_refused(name: str) -> None:
+    check_environment({"SBATCH_DEBUG": "1", "SBATCH_EXPORT": "NONE"})
+    with pytest.raises(ConfigError, match=f"^SBATCH_{name}: set in the environment"):
+        check_environment({f"SBATCH_{name}": "x"})
 
 
 def test_so_is_a_run_folder() -> None:
