@@ -4,8 +4,10 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from k25_train.training.step import StepResult
+if TYPE_CHECKING:
+    from k25_train.training.step import StepResult
 
 _NUM_REMEMBERED = 64
 _NUM_NEEDED = 16
@@ -51,7 +53,7 @@ class Soundness:
             limit = min(limit, max(self._losses) + 0.5 * self._guessing)
         return limit
 
-    def judge(self, result: StepResult) -> Verdict:
+    def judge(self, result: "StepResult") -> Verdict:
         """The verdict on a step."""
         if not result.updated or not math.isfinite(result.grad_norm):
             return Verdict("its gradient was not finite, so it was skipped", was_skipped=True)
