@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    static_tcp_rendezvous.TCPStore = open_store
+    static_tcp_rendezvous.TCPStore = open_store  # type: ignore[misc, assignment]
     try:
         run()
     except ChildFailedError as error:
