@@ -130,7 +130,9 @@ LINES: dict[str, tuple[int, Callable[[dict[str, Any]], object], str]] = {
     "no frames": (3, lambda r: r["segments"][0].update(num_frames=0), "impossible sizes"),
     "too many frames": (
         3,
-        lambda r: r["segments"][0].update(num_frames=10**12, duration_s=2.5e11, frame_times="1/4 1x1000000000000"),
+        lambda r: r["segments"][0].update(
+            num_frames=10**12, duration_s=2.5e11, frame_times=f"1/4 1x{10**12}"
+        ),
         "num_frames=10* are",
     ),
     "endless": (3, lambda r: r["segments"][0].update(duration_s=float("inf")), "impossible sizes"),
