@@ -6,6 +6,7 @@ that is taken and a rank that is there twice are named in seconds, and who is mi
 
 import datetime
 import os
+import threading
 import time
 
 import torch.distributed as dist
@@ -50,22 +51,48 @@ def connect(where: RankEnvironment) -> dist.Store:
     """
     address = reachable_name(where)
     limit_s = ANSWER_S + PER_RANK_S * where.world_size
-    timeout = datetime.timedelta(seconds=limit_s)
     who = f"rank {where.rank} on {own_name()} waits for the job's store"
     while True:
         if not where.opens_store:
             wait_for(address, where.port, JOIN_S, who, say if where.local_rank == 0 else lambda _text: None)
         try:
-            return dist.TCPStore(
-                address, where.port, is_master=where.opens_store, wait_for_workers=False, timeout=timeout
-            )
-        except (dist.DistError, RuntimeError) as error:
+            return open_store(address, where, limit_s)
+        except (dist.DistError, RuntimeError, TimeoutError) as error:
             # Rank 0 also listens for a moment to check its own address, before the store is there.
             if where.opens_store or is_listening(address, where.port):
                 raise NetworkError(
                     f"what listens at {address}:{where.port} does not answer as a store of torch within "
                     f"{limit_s:g} s: another program has the port"
                 ) from error
+
+
+def open_store(address: str, where: RankEnvironment, limit_s: float) -> dist.Store:
+    """torch's store. Raises TimeoutError after `limit_s`: torch itself waits forever for a program that is
+    silent."""
+    found: list[dist.Store | Exception] = []
+
+    def body() -> None:
+        try:
+            store = dist.TCPStore(
+                address,
+                where.port,
+                is_master=where.opens_store,
+                wait_for_workers=False,
+                timeout=datetime.timedelta(seconds=limit_s),
+            )
+        except (dist.DistError, RuntimeError) as error:
+            found.append(error)
+        else:
+            found.append(store)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if not found:
+        raise TimeoutError(f"no answer within {limit_s:g} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
 def wait_for_all(store: dist.Store, where: RankEnvironment) -> None:

@@ -16,6 +16,8 @@ BEAT_S = 2.0
 """Seconds between renewals: every renewal is a request to the file system's server."""
 WATCH_S = 30.0
 """Longest time that a stamp is watched: the holder's Python may be busy for seconds."""
+CLOSE_S = 10.0
+"""Longest time that the end of a process waits for a renewal in progress."""
 PROGRESS_S = 10.0
 """Seconds between lines that tell what is waited for."""
 
@@ -44,8 +46,10 @@ class Heartbeat:
     def close(self) -> None:
         """Stop; the file stays."""
         self._is_over.set()
-        self._thread.join()
-        os.close(self._fd)
+        self._thread.join(CLOSE_S)
+        # A file system that hangs keeps the thread, which must not find another file behind the number.
+        if not self._thread.is_alive():
+            os.close(self._fd)
 
     def _beat(self) -> None:
         while not self._is_over.wait(BEAT_S):
