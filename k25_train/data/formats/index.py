@@ -114,8 +114,7 @@ def _parse_segment(fields: dict[str, Any], header: IndexHeader) -> Segment:
         return TextSegment(num_tokens=fields["num_tokens"], loss=fields["loss"])
     if fields["type"] not in MEDIA_TYPES:
         raise ValueError(f"segment type {fields['type']!r} is none of text, {', '.join(MEDIA_TYPES)}")
-    if header.format_version == 1:
-        fields["frame_times"] = ""
+    fields.setdefault("frame_times", "")
     num_bytes = fields.pop("bytes")
     return MediaSegment(
         shard=header.shard, num_bytes=num_bytes, format_version=header.format_version, **fields
@@ -139,5 +138,7 @@ def _segment_to_json(segment: Segment) -> dict[str, Any]:
         return {"type": "text", **asdict(segment)}
     fields = asdict(segment)
     del fields["shard"], fields["format_version"]
+    if not segment.frame_times:
+        del fields["frame_times"]
     fields["bytes"] = fields.pop("num_bytes")
     return fields
