@@ -26,6 +26,9 @@ HIGHEST_NICE = 2147483645
 CREDENTIALS = ".credentials"
 """Name of the file in which enroot looks for logins. Source: enroot's `doc/cmd/import.md`."""
 
+HOST_OF_IMAGE = re.compile(r"(?:docker://)?(?:[\w-]+(?:\.[\w-]+)+(?::\d+)?|[\w-]+:\d+)/[^#]*")
+"""An image whose registry is separated by a slash, as Docker has it."""
+
 
 @dataclass(slots=True, kw_only=True)
 class SlurmConfig:
@@ -171,7 +174,7 @@ class SlurmConfig:
         if image is not None and PASSWORD_IN_IMAGE.match(image):
             remedy = "put the login into a file, and name that in cluster.slurm.container_credentials"
             found.append(Problem("container_image", NOT_SHOWN, "must not hold a password", remedy))
-        elif image is not None and re.match(r"(?:docker://)?[\w-]+(?:\.[\w-]+)+(?::\d+)?/[^#]*$", image):
+        elif image is not None and HOST_OF_IMAGE.fullmatch(image):
             rule = (
                 "must have # after the registry: otherwise enroot asks Docker Hub for an image of that name"
             )

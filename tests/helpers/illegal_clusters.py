@@ -129,7 +129,9 @@ CLUSTER_BREAKS: dict[str, Callable[[Legal], Broken]] = {
         "setup.0", ["export HF_TOKEN=abc", "API_KEY=x curl y", "curl https://u:p@h"], "must not hold a secret"
     ),
     "a registry without #": text(
-        "container_image", ["nvcr.io/nvidia/pytorch:25.01", "docker://r.org:5000/k/x"], "must have # after"
+        "container_image",
+        ["nvcr.io/nvidia/pytorch:25.01", "docker://r.org:5000/k/x", "localhost:5000/x"],
+        "must have # after",
     ),
     "a password of a registry": text(
         "container_image", ["docker://u:secret@r.org#k/x", "u:secret@r.org#k"], "must not hold a password"
