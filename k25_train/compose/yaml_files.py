@@ -102,14 +102,16 @@ def _kind(values: object) -> str:
 
 
 class _Reader:
-    """Turns nodes into values, up to `MOST_NODES` of them."""
+    """Turns nodes into values, up to `MOST_NODES` of them; an alias may be within what it names."""
 
     def __init__(self) -> None:
         self.num_nodes = 0
 
-    def value(self, node: Node) -> Any:
+    def value(self, node: Node, level: int = 0) -> Any:
         """A text, None, a list or a mapping."""
         self.num_nodes += 1
+        if level > MOST_LEVELS:
+            raise yaml.YAMLError("is nested too deeply")
         if self.num_nodes > MOST_NODES:
             raise yaml.YAMLError(f"has more than {MOST_NODES} values")
         if node.tag not in _KNOWN_TAGS:
@@ -117,15 +119,15 @@ class _Reader:
                 f"line {_line(node)}: the tag {node.tag} is not read; write the value without it"
             )
         if isinstance(node, SequenceNode):
-            return [self.value(item) for item in node.value]
+            return [self.value(item, level + 1) for item in node.value]
         if isinstance(node, MappingNode):
-            return self.mapping(node)
+            return self.mapping(node, level)
         assert isinstance(node, ScalarNode)
         if node.style is not None:
             return quote(node.value)
         return node.value or None
 
-    def mapping(self, node: MappingNode) -> dict[str, Any]:
+    def mapping(self, node: MappingNode, level: int) -> dict[str, Any]:
         """A mapping, each key once."""
         values: dict[str, Any] = {}
         for key, item in node.value:
@@ -135,7 +137,7 @@ class _Reader:
                 raise yaml.YAMLError(
                     f"line {_line(key)}: the key {key.value} is there twice; remove one of them"
                 )
-            values[key.value] = self.value(item)
+            values[key.value] = self.value(item, level + 1)
         return values
 
 
