@@ -18,7 +18,7 @@ import tiktoken
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from k25_train.data.formats.folder import read_file
+from k25_train.data.folder import read_file
 from k25_train.data.kimi_tokens import (
     KIMI_NUM_SPECIAL_TOKENS,
     KIMI_SPECIAL_OFFSETS,

@@ -49,7 +49,7 @@ def break_reads(run: Any, step: int, failures: int, number: int) -> None:
 
 def lose_data(context: RankContext, arguments: Sequence[str]) -> tuple[str, str]:
     """Train while reads fail; the error that ended the run, and what was logged."""
-    from k25_train.data.formats import folder
+    from k25_train.data import folder
     from k25_train.errors import DataError
     from k25_train.metrics.report import Report
     from k25_train.training.trainer import Trainer

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from k25_train.data.formats.folder import DataFolder, MissingFileError, read_file
+from k25_train.data.folder import DataFolder, MissingFileError, read_file
 from k25_train.data.formats.index import IndexHeader, parse_index
 from k25_train.data.formats.records import FORMAT_VERSION, READABLE_VERSIONS, SampleRecord
 from k25_train.data.formats.shard_reader import ShardReader

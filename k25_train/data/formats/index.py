@@ -12,7 +12,7 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 
 from k25_train.config.data import SAMPLE_KINDS
-from k25_train.data.formats.folder import read_file
+from k25_train.data.folder import read_file
 from k25_train.data.formats.limits import check_count, check_sizes, check_text
 from k25_train.data.formats.records import (
     MEDIA_TYPES,

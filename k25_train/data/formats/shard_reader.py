@@ -1,6 +1,6 @@
 """Reading of shards at random, by offset."""
 
-from k25_train.data.formats.folder import DataFolder
+from k25_train.data.folder import DataFolder
 from k25_train.data.formats.index import bytes_crc32
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.formats.sample_json import SampleError, Words, parse_words

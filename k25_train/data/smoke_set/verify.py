@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from k25_train.data.decode.frames import probe_media
+from k25_train.data.folder import DataFolder, MissingFileError
 from k25_train.data.formats.dataset import MANIFEST
-from k25_train.data.formats.folder import DataFolder, MissingFileError
 from k25_train.data.formats.index import bytes_crc32, parse_index
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
 from k25_train.data.formats.sample_json import SampleError, Words, parse_sample, parse_words

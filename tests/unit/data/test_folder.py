@@ -13,9 +13,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from k25_train.data.formats import folder
+from k25_train.data import folder
+from k25_train.data.folder import DataFolder
 from k25_train.data.formats.dataset import load_dataset
-from k25_train.data.formats.folder import DataFolder
 from k25_train.data.loader import DataLoader
 from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.data.tokenizer import load_tokenizer

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from k25_train.data.folder import DataFolder
 from k25_train.data.formats.dataset import load_dataset
-from k25_train.data.formats.folder import DataFolder
 from k25_train.data.formats.frame_times import FrameTimes
 from k25_train.data.formats.index import IndexHeader, read_index, write_index
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
