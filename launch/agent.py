@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 from torch.distributed.run import main as run
 
 from k25_train.entry import FAULT, run_command
-from launch.listener import listen_at
+from k25_train.joining.listener import listen_at
 
 
 def open_store(

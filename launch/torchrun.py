@@ -29,7 +29,7 @@ from k25_train.joining.network import NetworkError
 from launch import rendezvous
 from launch.forwarding import run_forwarding
 from launch.gathering import Gathering, Node, report
-from launch.listener import listen_at
+from k25_train.joining.listener import listen_at
 
 if TYPE_CHECKING:
     from k25_train.config.schema import Config

@@ -12,6 +12,7 @@ import time
 import torch.distributed as dist
 
 from k25_train.joining.environment import RankEnvironment
+from k25_train.joining.listener import listen_at
 from k25_train.joining.network import PROGRESS_S, NetworkError, is_listening, own_name, say, wait_for
 from k25_train.joining.place import JoinError, naming_variables, reachable_name
 
@@ -70,6 +71,10 @@ def open_store(address: str, where: RankEnvironment, limit_s: float) -> dist.Sto
     """torch's store. Raises TimeoutError after `limit_s`: torch itself waits forever for a program that is
     silent."""
     found: list[dist.Store | Exception] = []
+    listener = None
+    if where.opens_store:
+        # The store closes it.
+        listener = listen_at(address, where.port, is_alone=where.is_on_one_node).detach()
 
     def body() -> None:
         try:
@@ -79,6 +84,7 @@ def open_store(address: str, where: RankEnvironment, limit_s: float) -> dist.Sto
                 is_master=where.opens_store,
                 wait_for_workers=False,
                 timeout=datetime.timedelta(seconds=limit_s),
+                master_listen_fd=listener,
             )
         except (dist.DistError, RuntimeError) as error:
             found.append(error)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch.distributed as dist
 
-from launch.listener import listen_at
+from k25_train.joining.listener import listen_at
 from launch.preflight.cross_node import Offset
 from launch.preflight.messages import MessageError, decode, encode
 from launch.preflight.reach import neighbours, try_to_reach

@@ -1,4 +1,4 @@
-"""Ranks of a job on one host listen where this host alone reaches them."""
+"""Ranks of a job on one host, and its store, listen where this host alone reaches them."""
 
 import os
 
@@ -15,18 +15,24 @@ def listening(context: RankContext, gloo_interface: str | None) -> set[tuple[str
     import torch
     import torch.distributed as dist
 
+    from k25_train.joining.environment import read_environment
+    from k25_train.joining.join import connect
     from parallel.topology import start_process_group
 
     os.environ.update(context.environment())
     os.environ.pop("GLOO_SOCKET_IFNAME", None)
     if gloo_interface is not None:
         os.environ["GLOO_SOCKET_IFNAME"] = gloo_interface
-    start_process_group(torch.device("cpu"), timeout_s=60.0)
+    store = connect(read_environment())
+    start_process_group(
+        torch.device("cpu"), 60.0, store=store, rank=context.rank, world_size=context.world_size
+    )
     dist.new_group()
     dist.barrier()
     assert os.environ["GLOO_SOCKET_IFNAME"] == (gloo_interface or "lo")
-    # Rank 0 of a test holds the store, which torch opens; torchrun's agent does otherwise (launch.agent).
-    return {found for found in listening_addresses() if found[1] != context.port}
+    # Rank 0 of a test holds the store too, where torchrun's agent would.
+    assert context.rank or context.port in {port for _, port in listening_addresses()}
+    return listening_addresses()
 
 
 @pytest.mark.parametrize("interface", [None, "lo"])

@@ -7,7 +7,7 @@ import ipaddress
 import socket
 import sys
 
-from launch.rendezvous import RendezvousError
+from k25_train.joining.network import NetworkError, own_name
 
 
 def listen_at(address: str, port: int, *, is_alone: bool) -> socket.socket:
@@ -18,7 +18,7 @@ def listen_at(address: str, port: int, *, is_alone: bool) -> socket.socket:
         port: its port.
         is_alone: whether all ranks are on this host.
 
-    Raises `RendezvousError` if the address does not resolve or the port is taken.
+    Raises `NetworkError` if the address does not resolve or the port is taken.
     """
     host = _host_for(address, port, is_alone=is_alone)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -30,8 +30,8 @@ def listen_at(address: str, port: int, *, is_alone: bool) -> socket.socket:
         listener.listen(socket.SOMAXCONN)
     except OSError as error:
         listener.close()
-        raise RendezvousError(
-            f"{address}:{port}: {socket.gethostname()} cannot listen there ({error.strerror}): another "
+        raise NetworkError(
+            f"{address}:{port}: {own_name()} cannot listen there ({error.strerror}): another "
             "program may have the port; choose another"
         ) from error
     return listener
@@ -42,13 +42,13 @@ def _host_for(address: str, port: int, *, is_alone: bool) -> str:
     try:
         host = str(socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
-        raise RendezvousError(f"{address}: does not resolve to an address ({error})") from error
+        raise NetworkError(f"{address}: does not resolve to an address ({error})") from error
     # Debian writes the host's name next to 127.0.1.1: other nodes, which know it by its real address, would
     # find nobody.
     if ipaddress.ip_address(host.partition("%")[0]).is_loopback and not is_alone:
         return _everywhere(f"{address} is loopback here")
     if not _is_ours(host):
-        return _everywhere(f"{address} is no address of {socket.gethostname()}")
+        return _everywhere(f"{address} is no address of {own_name()}")
     return host
 
 

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from launch.listener import listen_at
-from launch.rendezvous import RendezvousError
+from k25_train.joining.listener import listen_at
+from k25_train.joining.network import NetworkError
 from tests.helpers.ranks import free_port
 from tests.helpers.sockets import is_loopback, listening_addresses
 
@@ -35,10 +35,10 @@ def test_a_port_that_is_taken_and_a_name_that_is_none_are_named() -> None:
     port = free_port()
     with (
         listen_at("127.0.0.1", port, is_alone=True),
-        pytest.raises(RendezvousError, match=f"127.0.0.1:{port}: .* cannot listen there .*in use"),
+        pytest.raises(NetworkError, match=f"127.0.0.1:{port}: .* cannot listen there .*in use"),
     ):
         listen_at("127.0.0.1", port, is_alone=True)
-    with pytest.raises(RendezvousError, match=r"no-such-host.invalid: does not resolve"):
+    with pytest.raises(NetworkError, match=r"no-such-host.invalid: does not resolve"):
         listen_at("no-such-host.invalid", port, is_alone=True)
 
 
