@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 from k25_train.entry import run_command
 from k25_train.errors import ConfigError
 from k25_train.joining import network
+from k25_train.joining.listener import listen_at
 from k25_train.joining.network import NetworkError
 from launch import rendezvous
 from launch.forwarding import run_forwarding
 from launch.gathering import Gathering, Node, report
-from k25_train.joining.listener import listen_at
 
 if TYPE_CHECKING:
     from k25_train.config.schema import Config
