@@ -30,6 +30,8 @@ class Trainer:
         """Consecutive steps, up to the latest one, whose gradient was not finite."""
         self.finished_step = 0
         """The latest step that was trained, here or before the run was resumed."""
+        self.reported_step = 0
+        """The latest step whose row, with its evaluation, is in the metrics."""
         self.verdict = Verdict()
         """Whether it went well."""
         self.waited_to_stop = False
@@ -55,7 +57,8 @@ class Trainer:
 
         Called by every rank, when what ends the run has been agreed on: all have finished the same step.
         """
-        if self.finished_step > self.keeper.saved_step:
+        # Without its row, a step is done again: a run that goes on after it would never have the row.
+        if self.reported_step == self.finished_step > self.keeper.saved_step:
             self.keeper.save(self.finished_step, self.verdict)
         newest = self.keeper.newest()
         if newest is None:
@@ -68,7 +71,7 @@ class Trainer:
     def _fit(self) -> None:
         run, cadence = self.run, self.run.config.train
         # 1. Where to start: after the newest checkpoint, or from the beginning with a first evaluation.
-        start = self.finished_step = self.keeper.resume()
+        start = self.finished_step = self.reported_step = self.keeper.resume()
         if start == cadence.steps:
             self.report.already_finished(start)
             return
@@ -85,6 +88,7 @@ class Trainer:
             evaluation = self.evaluate() if is_last or step % cadence.eval_interval == 0 else {}
             with run.tracker.phase("report"):
                 self.report.add(row | evaluation)
+            self.reported_step = step
             # 3. What the step says of the state before and after it, then whether to save and to stop.
             verdict = self.verdict = self.soundness.judge_evaluation(self.verdict, evaluation)
             self.count_skipped(step, result, verdict)
