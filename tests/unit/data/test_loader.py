@@ -69,7 +69,7 @@ def joined(batches: Sequence[MicroBatch]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for field in fields(MicroBatch):
         values = [getattr(batch, field.name) for batch in batches]
-        if field.name in ("item_documents", "failed_items"):
+        if field.name in ("item_documents", "failed_items", "padding"):
             continue  # positions inside their own micro-batch
         whole[field.name] = torch.cat(values) if isinstance(values[0], torch.Tensor) else sum(values, ())
     return whole
