@@ -54,3 +54,10 @@ def test_what_is_not_finite_shows(value: float) -> None:
     tensor = numbers(10**6)
     tensor[-1] = value
     assert not sum_of_squares([tensor, numbers(3)]).isfinite()
+
+
+def test_a_meta_tensor_of_any_size_is_not_cut() -> None:
+    """A dry run's have billions of elements: in blocks, it took six times as long."""
+    tensor = torch.empty(10**15, device="meta")
+    assert sum_of_squares([tensor]).dtype is torch.float64
+    assert frobenius_norms(tensor.view(10, 10**7, 10**7)).shape == (10, 1, 1)
