@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, ImageOps, ImageSequence
 
 from k25_train.data.decode.clock import DEFAULT_DELAY_S, MIN_DELAY_S, Clock, Shown
 from k25_train.data.decode.frame import Frame
+from k25_train.data.decode.gif import gif_frames, is_gif
 from k25_train.data.decode.picture_colour import PictureFile, to_rgb
 from k25_train.errors import DataError
 
@@ -35,6 +36,12 @@ _STILL = Shown(Fraction(0), Fraction(0), Clock(Fraction(1), Fraction(0)))
 
 def picture_frame(data: bytes, *, legacy: bool) -> Frame:
     """The image in a file; of an animated one the first frame. Raises Pillow's errors, or DataError."""
+    if is_gif(data) and not legacy:
+        composed, _ = next(gif_frames(data), (None, 0))
+        if composed is None:
+            raise DataError("has no picture")
+        rgb = to_rgb(composed, PictureFile(data, legacy))
+        return Frame(rgb.size, composed.mode, _STILL, lambda: rgb)
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
@@ -49,12 +56,8 @@ def animation_frames(data: bytes, *, legacy: bool) -> Iterator[Frame]:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if not legacy else 1
         start_s = Fraction(0)
         first_delay_s: Fraction | None = None
-        for number, frame in enumerate(ImageSequence.Iterator(image)):
-            frame.load()
-            has_default = getattr(image, "default_image", False) and getattr(image, "n_frames", 1) > 1
-            if number == 0 and has_default:
-                continue  # an APNG's picture for programs that show no animation
-            delay_s = _delay_s(frame)
+        for frame, delay_ms in gif_frames(data) if is_gif(data) and not legacy else _pillow_frames(image):
+            delay_s = _delay_s(delay_ms)
             first_delay_s = first_delay_s or delay_s
             size = frame.size[::-1] if orientation >= _FIRST_QUARTER_TURN else frame.size
             shown = Shown(start_s, delay_s, Clock(first_delay_s, Fraction(0)))
@@ -62,8 +65,17 @@ def animation_frames(data: bytes, *, legacy: bool) -> Iterator[Frame]:
             start_s += delay_s
 
 
-def _delay_s(frame: Image.Image) -> Fraction:
-    milliseconds = frame.info.get("duration", 0)
+def _pillow_frames(image: Image.Image) -> Iterator[tuple[Image.Image, float]]:
+    """Each frame, valid until the next one is requested, and its delay in ms."""
+    for number, frame in enumerate(ImageSequence.Iterator(image)):
+        frame.load()
+        has_default = getattr(image, "default_image", False) and getattr(image, "n_frames", 1) > 1
+        if number == 0 and has_default:
+            continue  # an APNG's picture for programs that show no animation
+        yield frame, frame.info.get("duration", 0)
+
+
+def _delay_s(milliseconds: float) -> Fraction:
     if not 0 <= milliseconds < float("inf"):
         raise DataError(f"shows a frame for {milliseconds} ms")
     # Delays are whole milliseconds, but in APNG fractions of a second: the microsecond is exact enough.
