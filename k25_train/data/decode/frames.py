@@ -67,8 +67,8 @@ def decode_frames(data: bytes, media_type: str, file_format: str, *, legacy: boo
     """All frames of a file, in order; one for an image. Use it within `DecoderErrors`.
 
     `legacy` decodes as an index of version 1 was meant: videos neither turned nor stretched, no guess at
-    the colour matrix of HD, HDR as it is; images without their ICC profile or gamma, GIFs on their
-    background colour.
+    the colour matrix of HD, HDR as it is; images without their ICC profile or gamma, animations
+    as Pillow composes them.
     """
     if media_type == "image":
         yield picture_frame(data, legacy=legacy)

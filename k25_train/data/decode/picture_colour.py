@@ -56,10 +56,10 @@ def to_rgb(image: Image.Image, file: PictureFile) -> Image.Image:
     what a viewer shows: samples of 32 bits or with a sign.
     """
     if file.legacy:
-        return _on_white(*_split_alpha(image, file))
+        return _on_white(*split_alpha(image, file))
     primaries, curve = file.colour_codes
     profile = image.info.get("icc_profile")
-    colours, alpha = _split_alpha(image, file)
+    colours, alpha = split_alpha(image, file)
     if profile:
         rgb = _apply_profile(colours, profile)
     else:
@@ -77,7 +77,7 @@ def _on_white(colours: Image.Image, alpha: Image.Image | None) -> Image.Image:
     return page
 
 
-def _split_alpha(image: Image.Image, file: PictureFile) -> tuple[Image.Image, Image.Image | None]:
+def split_alpha(image: Image.Image, file: PictureFile) -> tuple[Image.Image, Image.Image | None]:
     """Colours without transparency, in eight bits, and the opacity of each pixel."""
     if _SIGNED in _tiff_values(image, _TIFF_SAMPLE_FORMAT):
         raise DataError("has samples with a sign, and nothing says which value is black")

@@ -7,6 +7,7 @@ from functools import partial
 
 from PIL import ExifTags, Image, ImageOps, ImageSequence
 
+from k25_train.data.decode.apng import apng_frames, is_apng
 from k25_train.data.decode.clock import DEFAULT_DELAY_S, MIN_DELAY_S, Clock, Shown
 from k25_train.data.decode.frame import Frame
 from k25_train.data.decode.gif import gif_frames, is_gif
@@ -29,6 +30,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """Value of the orientation tag -> what it asks for. Pillow's turns are counterclockwise."""
+_OF_COLOUR = ("icc_profile", "srgb", "gamma")
+"""What Pillow tells of a PNG's colours."""
 _FIRST_QUARTER_TURN = 5
 """From here on width and height are swapped."""
 _STILL = Shown(Fraction(0), Fraction(0), Clock(Fraction(1), Fraction(0)))
@@ -39,7 +42,7 @@ def picture_frame(data: bytes, *, legacy: bool) -> Frame:
     if is_gif(data) and not legacy:
         composed, _ = next(gif_frames(data), (None, 0))
         if composed is None:
-            raise DataError("has no picture")
+            raise OSError("the file has no picture")
         rgb = to_rgb(composed, PictureFile(data, legacy))
         return Frame(rgb.size, composed.mode, _STILL, lambda: rgb)
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -56,13 +59,25 @@ def animation_frames(data: bytes, *, legacy: bool) -> Iterator[Frame]:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if not legacy else 1
         start_s = Fraction(0)
         first_delay_s: Fraction | None = None
-        for frame, delay_ms in gif_frames(data) if is_gif(data) and not legacy else _pillow_frames(image):
+        for frame, delay_ms in _pillow_frames(image) if legacy else _composed_frames(image, data):
             delay_s = _delay_s(delay_ms)
             first_delay_s = first_delay_s or delay_s
             size = frame.size[::-1] if orientation >= _FIRST_QUARTER_TURN else frame.size
             shown = Shown(start_s, delay_s, Clock(first_delay_s, Fraction(0)))
             yield Frame(size, frame.mode, shown, partial(_upright, frame, file, orientation))
             start_s += delay_s
+
+
+def _composed_frames(image: Image.Image, data: bytes) -> Iterator[tuple[Image.Image, float]]:
+    """As `_pillow_frames`, but composed as in browsers where Pillow does it otherwise."""
+    if is_gif(data):
+        yield from gif_frames(data)
+    elif is_apng(data):
+        for frame, delay_ms in apng_frames(data):
+            frame.info = {name: image.info[name] for name in _OF_COLOUR if name in image.info}
+            yield frame, delay_ms
+    else:
+        yield from _pillow_frames(image)
 
 
 def _pillow_frames(image: Image.Image) -> Iterator[tuple[Image.Image, float]]:
