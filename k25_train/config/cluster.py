@@ -100,5 +100,6 @@ class ClusterConfig:
 
 def gpus_in(gres: str | None) -> int | None:
     """GPUs of a node in a text of generic resources; None if it requests none."""
-    counts = re.findall(r"(?:^|,)gpu(?::[A-Za-z][\w.-]*)?(?::(\d+))?(?=,|$)", gres or "")
+    # A number alone is a count; types may begin with digits, too: gpu:2080ti:4, gpu:3g.20gb:2, gpu:3090:8.
+    counts = re.findall(r"(?:^|,)gpu(?::[\w.-]+?)??(?::(\d+))?(?=,|$)", gres or "")
     return sum(int(count or 1) for count in counts) if counts else None

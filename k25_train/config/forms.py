@@ -12,7 +12,7 @@ from parallel.config import Problem
 
 NOT_SHOWN = "(not shown)"
 """Value that errors give for what could be a secret."""
-_RESOURCE = r"[A-Za-z][\w-]*(?::[A-Za-z][\w.-]*)?(?::\d+)?"
+_RESOURCE = r"[A-Za-z][\w-]*(?::[\w.-]+)?(?::\d+)?"
 _HOSTS = r"(?:[\w.-]|\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\])+"
 SAFE_NAME = re.compile(r"[\w@+=:,./~-]+", re.ASCII)
 """Text that SLURM reads literally, in a `#SBATCH` line and in an option of srun."""

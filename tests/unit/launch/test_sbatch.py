@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from k25_train.compose.resolve import CONF_DIR, compose, load, to_yaml
+from k25_train.config.cluster import gpus_in
+from k25_train.config.forms import GRES
 from k25_train.config.sbatch_options import option_problems
 from k25_train.errors import ConfigError
 from launch.fabric import Variable, environment
@@ -130,6 +132,18 @@ def test_what_slurm_would_misread_is_refused(key: str) -> None:
 def test_a_free_option_says_nothing_that_is_decided_not_even_in_short(option: str, words: str) -> None:
     (problem,) = option_problems(["--licenses=k25:1", "--time-min=60", option])
     assert problem.key == "sbatch.2" and words in problem.rule
+
+
+@pytest.mark.parametrize(
+    ("gres", "num_gpus"),
+    [
+        ("gpu:8", 8), ("gpu:h800:8", 8), ("gpu:2080ti:4,nvme:1", 4), ("gpu:3g.20gb:2", 2), ("gpu:3090:8", 8),
+        ("gpu", 1), ("gpu:2080ti", 1), ("nvme:3", None), ("nvme:3,gpu:a:2,gpu:b:2", 4),
+    ],
+)  # fmt: skip
+def test_types_of_gpus_may_begin_with_a_digit(gres: str, num_gpus: int | None) -> None:
+    assert GRES.misfits([("gres", gres)]) == []
+    assert gpus_in(gres) == num_gpus
 
 
 @pytest.mark.parametrize("name", ["RESERVATION", "CONSTRAINT", "GRES", "REQ_SWITCH", "PARTITION"])
