@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args, get_origin
 
 from k25_train.compose.sections import section_of, suggestion
-from k25_train.compose.values import split_mapping
+from k25_train.compose.values import split_list, split_mapping
 from k25_train.config.schema import Config
 from parallel.config import Problem
 
@@ -152,10 +152,24 @@ def _set(values: dict[str, Any], key: str, value: str) -> None:
         if not isinstance(holder.get(part), dict):
             holder[part] = {}
         holder = holder[part]
-    holder[name] = value
-    if get_origin(find_kind(key)) is dict:
-        with contextlib.suppress(ValueError):
-            holder[name] = split_mapping(value)
+    holder[name] = _in_parts(find_kind(key), value)
+
+
+def _in_parts(kind: Any, value: str) -> Any:
+    """A list or mapping as its parts, each as typed, so that quotes around a part are seen as such.
+
+    What is none, as where a reference stands for all of it, remains a text.
+    """
+    section = section_of(kind)
+    with contextlib.suppress(ValueError):
+        if get_origin(kind) is list:
+            return [_in_parts(get_args(kind)[0], item) for item in split_list(value)]
+        if get_origin(kind) is dict:
+            return {name: _in_parts(get_args(kind)[1], item) for name, item in split_mapping(value).items()}
+        if section is not None:
+            kinds = {field.name: field.type for field in fields(section)}
+            return {name: _in_parts(kinds.get(name), item) for name, item in split_mapping(value).items()}
+    return value
 
 
 def _remove(values: dict[str, Any], key: str) -> bool:

@@ -103,6 +103,7 @@ def expectation(field: "Field[Any]") -> str:
         str: "text",
         list[str]: "a list of texts",
         dict[str, str]: "a mapping of names to texts",
+        dict[str, float]: "a mapping of names to finite numbers",
     }
     kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     choices = []
@@ -112,6 +113,6 @@ def expectation(field: "Field[Any]") -> str:
         elif kind is types.NoneType:
             choices.append("null")
         else:
-            choices.append(words.get(kind, "a mapping of names to finite numbers"))
+            choices.append(words.get(kind, "a mapping of names to sections"))
     digits = ", in decimal digits without _" if {int, float} & set(kinds) else ""
     return " or ".join(choices) + digits

@@ -250,6 +250,31 @@ def test_a_mapping_is_replaced_and_an_entry_changed(
         assert load(saved, settings_of_blend).config.data.blend == blend
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("setup=['source ${HOME}/a.sh', ${oc.env:K25_LINE}]", ["source ${HOME}/a.sh", "ulimit -l"]),
+        ('setup=["${K25_LINE}, b"]', ["${K25_LINE}, b"]),
+        ("setup=${oc.env:K25_LINES}", ["a", "b"]),
+        ("={setup: ['a ${B}', c]}", ["a ${B}", "c"]),
+    ],
+)
+def test_parts_in_quotes_are_literal_too(
+    setting: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`${NAME}` is what shells have, too."""
+    monkeypatch.setenv("K25_LINE", "ulimit -l")
+    monkeypatch.setenv("K25_LINES", "[a, b]")
+    key = "cluster.slurm" if setting.startswith("=") else "cluster.slurm."
+    slurm = compose([*BASE, key + setting]).cluster.slurm
+    assert slurm is not None and slurm.setup == expected
+
+
+def test_a_reference_outside_of_quotes_is_none_of_a_part_of_a_list() -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.slurm\.setup\.1=.*\n.*refers to B, which has no value"):
+        compose([*BASE, "cluster.slurm.setup=['${A}', ${B}]"])
+
+
 def test_the_last_of_several_settings_counts(saved: Path) -> None:
     twice = ["train.seed=1", "train.seed=2", "optim=adamw", "optim=muonclip"]
     assert compose([*BASE, *twice]) == compose([*BASE, "train.seed=2"])
