@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 from torch.distributed.run import main as run
@@ -49,6 +50,10 @@ def _run() -> int:
             f"rank {rank} failed first, with status {failure.exitcode}: its message is above", file=sys.stderr
         )
         return FAULT
+    except SignalException as end:
+        # Its ranks have been ended.
+        print(f"torchrun was ended by {end.sigval.name}", file=sys.stderr)
+        return 128 + end.sigval
     return 0
 
 

@@ -110,6 +110,7 @@ class Attempts:
                     attempt,
                     outcome=Outcome.vanished,
                     reached=progress.sound,
+                    saved=self.saved_step(),
                     skipped=progress.skipped,
                     reason="its supervisor ended before it could record the outcome",
                 )
@@ -128,6 +129,20 @@ class Attempts:
         except FileNotFoundError:
             return None
         return status.st_mtime_ns, status.st_size
+
+    def saved_step(self) -> int | None:
+        """Step of the newest sound checkpoint, 0 if there is none; None if that cannot be seen.
+
+        By their names: others end in `.partial` or `.unsound`.
+        """
+        try:
+            names = [path.name for path in (self.run / "checkpoints").iterdir()]
+        except FileNotFoundError:
+            return 0
+        except OSError:
+            return None
+        steps = [name.removeprefix("step_") for name in names if name.startswith("step_")]
+        return max((int(step) for step in steps if step.isdecimal()), default=0)
 
     def progress(self) -> Progress:
         """How far the run has come. Skipped steps are no progress, however many there are."""

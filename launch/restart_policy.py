@@ -7,6 +7,8 @@ from itertools import pairwise
 
 LONGEST_WAIT_S = 900.0
 """Upper limit of the pause before a restart."""
+MAX_UNSAVED = 20
+"""Limit of consecutive faults without a newer checkpoint: each attempt may have come a step further."""
 MAX_FRUITLESS_STOPS = 10
 """Limit of consecutive stops without progress: each costs a start of the job."""
 
@@ -47,6 +49,8 @@ class Attempt:
     """An `Outcome`; None while the attempt is running."""
     reached: int | None = None
     """Last step that changed the weights, as far as the attempt came; None if it trained none."""
+    saved: int | None = None
+    """Step of the newest sound checkpoint when it ended, 0 if there was none; None if unknown."""
     skipped: int = 0
     """Steps at its end that changed nothing, since their gradient was not finite."""
     first_to_fail: str | None = None
@@ -110,7 +114,14 @@ def reason_to_give_up(history: Sequence[Attempt], max_restarts: int) -> str | No
                 f"attempts {before.number} and {last.number} both failed {where}{with_skipped(last)}: "
                 "this is no accident"
             )
-    # 4. Too many restarts without progress.
+    # 4. Further each time, but what was gained is lost each time.
+    unsaved = num_unsaved(history)
+    if unsaved > MAX_UNSAVED:
+        return (
+            f"{unsaved} attempts in a row failed before the next checkpoint, the newest is of step "
+            f"{history[-1].saved}: save more often (checkpoint.interval), or find out why they fail"
+        )
+    # 5. Too many restarts without progress.
     fruitless = num_fruitless(history)
     if fruitless > max_restarts:
         skipped = with_skipped(history[-1])
@@ -150,6 +161,17 @@ def num_fruitless(history: Sequence[Attempt]) -> int:
         if attempt.outcome not in (*NOT_COUNTED, Outcome.finished):
             fruitless += 1
     return fruitless
+
+
+def num_unsaved(history: Sequence[Attempt]) -> int:
+    """Number of attempts at the end of the history that ended by a fault and left no newer checkpoint."""
+    newest, unsaved = -1, 0
+    for attempt in history:
+        if attempt.saved is None or attempt.saved > newest:
+            newest, unsaved = attempt.saved if attempt.saved is not None else newest, 0
+        if attempt.saved is not None and attempt.outcome not in (*NOT_COUNTED, Outcome.finished):
+            unsaved += 1
+    return unsaved
 
 
 def wait_before_restart_s(history: Sequence[Attempt], shortest_s: float) -> float:

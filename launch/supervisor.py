@@ -113,6 +113,7 @@ class Supervisor:
             attempt,
             outcome=Outcome.unfit if unfit else outcome,
             reached=progress.sound if has_trained else None,
+            saved=self.attempts.saved_step(),
             skipped=progress.skipped if has_trained else 0,
             first_to_fail=None if unfit else self.attempts.first_to_fail(attempt),
             unfit=unfit,

@@ -18,6 +18,7 @@ from launch.preflight.report import write_report
 from launch.restart_policy import Outcome
 from launch.scheduler import first_to_fail, last_json
 from launch.submission import Submission
+from tests.helpers.written_checkpoints import write_checkpoint
 
 
 def test_attempts_count_over_jobs_and_latest_leads_to_the_newest(tmp_path: Path) -> None:
@@ -51,6 +52,18 @@ def test_a_vanished_attempt_has_got_as_far_as_the_metrics_that_it_wrote(tmp_path
     metrics.write_text('{"step": 9}\n')
     attempts.close_vanished()
     assert [attempt.reached for attempt in attempts.history()] == [None, 9]
+
+
+def test_what_is_saved_is_the_newest_sound_checkpoint(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    assert attempts.saved_step() == 0
+    write_checkpoint(tmp_path / "checkpoints", 10)
+    write_checkpoint(tmp_path / "checkpoints", 20, "its loss was 30")
+    (tmp_path / "checkpoints/step_30.partial").mkdir()
+    assert attempts.saved_step() == 10
+    attempts.start(7, ["n1"], "abc")
+    attempts.close_vanished()
+    assert [attempt.saved for attempt in attempts.history()] == [10]
 
 
 def test_facts_of_another_version_are_reported(tmp_path: Path) -> None:

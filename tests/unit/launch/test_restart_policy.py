@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from launch.restart_policy import (
     LONGEST_WAIT_S,
     MAX_FRUITLESS_STOPS,
+    MAX_UNSAVED,
     Attempt,
     Outcome,
     choose_nodes,
@@ -118,6 +119,20 @@ def test_restarts_that_get_no_further_are_limited() -> None:
     assert reason_to_give_up(history[:3], 3) is None
     assert "4 attempts" in str(reason_to_give_up(history, 3))
     assert reason_to_give_up([*history, *attempts((Outcome.node_lost, 10))], 3) is None
+
+
+def test_faults_that_never_reach_a_checkpoint_are_limited() -> None:
+    """Each trains a step more than the one before, and each loses what it gained."""
+    faults = attempts(*((Outcome.failed, 500 + number) for number in range(MAX_UNSAVED + 2)))
+    at_500 = [replace(attempt, saved=500) for attempt in faults]
+    assert reason_to_give_up(at_500[:-2], 3) is None
+    assert "21 attempts in a row failed before the next checkpoint, the newest is of step 500" in str(
+        reason_to_give_up(at_500[:-1], 3)
+    )
+    assert reason_to_give_up([*at_500[:-1], replace(at_500[-1], saved=520)], 3) is None
+    # Records of earlier versions do not say, and stops are no faults.
+    assert reason_to_give_up(faults, 3) is None
+    assert reason_to_give_up([replace(each, outcome=Outcome.stopped) for each in at_500], 3) is None
 
 
 def test_no_restart_is_allowed_with_zero() -> None:
