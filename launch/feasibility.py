@@ -10,6 +10,7 @@ from k25_train.compose.checks import batches_divide, experts_divide, pipeline_di
 from k25_train.compose.derived import derived_sizes
 from k25_train.config.basics import is_url
 from k25_train.config.schema import Config
+from k25_train.config.training import EXTRA_CHECKPOINTS
 from k25_train.errors import ConfigError
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.memory.stage import fullest, room_bytes, stage_memories
@@ -118,7 +119,8 @@ def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "legal node counts", ", ".join(map(str, nodes))
-    yield "checkpoint", f"{checkpoint_bytes(config) / GIB:,.4g} GiB, {config.checkpoint.keep} are kept"
+    size, keep = f"{checkpoint_bytes(config) / GIB:,.4g} GiB", config.checkpoint.keep
+    yield "checkpoint", f"{size}, {keep} are kept, at most {keep + EXTRA_CHECKPOINTS} are on disk"
 
 
 def check_paths(config: Config) -> None:

@@ -6,7 +6,7 @@ and never counted in `checkpoint.keep`. A folder gets its final name when all of
 happens to the job, a folder with the final name is whole, and a `.partial` is never read. Any of them may be
 a symbolic link to a folder elsewhere: a link that has to go is removed, and what it points to stays.
 
-Needs neither torch nor anything else but the standard library.
+Needs no torch.
 """
 
 import errno
@@ -25,9 +25,6 @@ PARTIAL = ".partial"
 UNSOUND = ".unsound"
 PROVEN = "proven"
 """An empty file in a checkpoint from whose weights a sound step was taken: it is never set aside later."""
-MAX_UNSOUND = 2
-"""Unsound checkpoints that stay on disk, the newest ones: the state that a run stopped in, and the checkpoint
-before it, whose weights turned out to be ruined."""
 _STEP = re.compile(r"step_(0|[1-9][0-9]*)")
 
 

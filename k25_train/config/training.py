@@ -56,6 +56,13 @@ class TrainConfig:
         return found
 
 
+MAX_UNSOUND = 2
+"""Unsound checkpoints that stay on disk, the newest ones: the state that a run stopped in, and the checkpoint
+before it, whose weights turned out to be ruined."""
+EXTRA_CHECKPOINTS = 1 + MAX_UNSOUND
+"""Checkpoints on disk, at most, in addition to `checkpoint.keep`: one is new and not proven yet."""
+
+
 @dataclass(slots=True, kw_only=True)
 class CheckpointConfig:
     """When the state of the run is saved, and how many checkpoints are kept."""
@@ -63,7 +70,8 @@ class CheckpointConfig:
     interval: int
     """Steps between checkpoints; the last step and SIGTERM save as well."""
     keep: int
-    """Number of sound checkpoints that stay on disk, the newest ones."""
+    """Number of sound checkpoints that stay on disk, the newest ones. There is one more until a step proves
+    the newest good, and up to two that were set aside as unsound."""
     resume: bool
     """Whether a run whose folder holds checkpoints resumes from the newest sound one."""
     accept_changed_data: bool

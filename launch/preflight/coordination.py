@@ -5,12 +5,12 @@ A collective hangs with its slowest member and cannot tell which one that is. A 
 
 import contextlib
 import datetime
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch.distributed as dist
 
+from k25_train.joining.environment import read_environment
 from k25_train.joining.listener import listen_at
 from launch.preflight.cross_node import Offset
 from launch.preflight.messages import MessageError, decode, encode
@@ -184,33 +184,32 @@ class Coordinator:
 
 
 def join(timeout_s: float, node_names: Sequence[str] | None = None) -> Coordinator:
-    """Connect to the other ranks started by torchrun or `launch.preflight_rank`; alone if RANK is not set.
+    """Connect to the other ranks started by torchrun or `launch.preflight_rank`; alone if there are none.
 
-    Raises `RuntimeError` if rank 0 cannot be reached within `timeout_s`.
+    Raises `ConfigError` for a variable that is wrong, `RuntimeError` if rank 0 cannot be reached within
+    `timeout_s`.
     """
-    if "RANK" not in os.environ:
+    where = read_environment()
+    if where.is_alone:
         return Coordinator(dist.HashStore(), rank=0, world_size=1, local_rank=0, ranks_per_node=1)
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    ranks_per_node = int(os.environ["LOCAL_WORLD_SIZE"])
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torchrun's agent already hosts a store.
-    is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    is_alone = world_size == ranks_per_node
-    store = dist.TCPStore(
-        address,
-        port,
-        is_master=is_host,
+    listener = None
+    if where.opens_store:
         # The store closes it.
-        master_listen_fd=listen_at(address, port, is_alone=is_alone).detach() if is_host else None,
+        listener = listen_at(where.address, where.port, is_alone=where.is_on_one_node).detach()
+    store = dist.TCPStore(
+        where.address,
+        where.port,
+        is_master=where.opens_store,
+        master_listen_fd=listener,
         # Ranks that never arrive are reported, not waited for.
         wait_for_workers=False,
         timeout=datetime.timedelta(seconds=timeout_s),
     )
     return Coordinator(
         dist.PrefixStore("preflight", store),
-        rank=rank,
-        world_size=world_size,
-        local_rank=int(os.environ["LOCAL_RANK"]),
-        ranks_per_node=ranks_per_node,
+        rank=where.rank,
+        world_size=where.world_size,
+        local_rank=where.local_rank,
+        ranks_per_node=where.local_world_size,
         node_names=node_names,
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from k25_train.config.training import EXTRA_CHECKPOINTS
 from k25_train.units import GIB
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.system import System
@@ -114,7 +115,7 @@ def _judge_disk(host: Host, run_dir: str, run_bytes: int) -> Finding:
     if host.checkpoint_bytes:
         found += f", {host.checkpoint_bytes / GIB:,.1f} GiB used by its checkpoints"
     if host.run_free_bytes + host.checkpoint_bytes < run_bytes:
-        rule = f"checkpoint.keep + 1 checkpoints take {run_bytes / GIB:,.1f} GiB"
+        rule = f"checkpoint.keep + {EXTRA_CHECKPOINTS} checkpoints take {run_bytes / GIB:,.1f} GiB"
         return failed(check, found, rule, "free space, choose another run.dir, or lower checkpoint.keep")
     return passed(check, found)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
+from k25_train.config.training import EXTRA_CHECKPOINTS
 from launch.feasibility import checkpoint_bytes
 from launch.preflight import measure
 from launch.preflight.coordination import Coordinator
@@ -210,8 +211,9 @@ def node_names(nodes: Mapping[int, Node], coordinator: Coordinator) -> dict[int,
 
 
 def run_bytes(config: Config) -> int:
-    """Disk space that a run needs: for the checkpoints that are kept and the one being written."""
-    return (config.checkpoint.keep + 1) * checkpoint_bytes(config)
+    """Disk space that a run needs: for the checkpoints that are kept, the one being written, and those that
+    are set aside as unsound."""
+    return (config.checkpoint.keep + EXTRA_CHECKPOINTS) * checkpoint_bytes(config)
 
 
 def _facts(
