@@ -90,6 +90,9 @@ def drop_rows_from(path: Path, first_step: int, warn: Callable[[str], None]) -> 
 
     A damaged line at the end is what a kill cut short and is dropped. Others are moved to `metrics.damaged`.
     """
+    scratch = path.with_suffix(".tmp")
+    # Of a process that was killed while it did this.
+    scratch.unlink(missing_ok=True)
     if not path.exists():
         return
     before = path.read_bytes()
@@ -110,6 +113,5 @@ def drop_rows_from(path: Path, first_step: int, warn: Callable[[str], None]) -> 
         # The usual case: needs no room, which there may be none of.
         os.truncate(path, len(after))
         return
-    scratch = path.with_suffix(".tmp")
     scratch.write_bytes(after)
     os.replace(scratch, path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from k25_train.errors import K25Error
 from k25_train.run_folder.heartbeat import Heartbeat
+from k25_train.run_folder.leftovers import remove_leftovers
 from k25_train.run_folder.lock import JobState, current, take, written
 from k25_train.run_folder.process import this_process
 from k25_train.run_folder.record import LOCK, Holder, LockedError, new_holder
@@ -92,4 +93,5 @@ def hold(run: Path, within_job: int | None, job_state: JobState) -> HeldFolder:
     belongs_to_job = before is not None and before.job_id is not None and before.job_id == within_job
     mine = new_holder(within_job if belongs_to_job else None, this_process())
     take(run, mine, within_job, job_state)
+    remove_leftovers(run)
     return HeldFolder(run, mine)

@@ -172,7 +172,8 @@ def ask_state(run: Path, job_id: int, job_state: JobState) -> str | None:
     except K25Error as error:
         raise LockedError(
             f"run.dir={run} belongs to SLURM's job {job_id}, and SLURM cannot be asked whether it has ended "
-            f"({error}): start from a node where squeue works, or choose another run.dir"
+            f"({error}): start from a node where squeue works, or choose another run.dir; if "
+            f"that job has ended for certain, remove {run / LOCK}"
         ) from error
 
 

@@ -207,6 +207,23 @@ def test_a_process_that_died_while_taking_a_lock_is_no_obstacle(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_others_left_while_they_took_the_lock_goes_if_they_are_dead(tmp_path: Path) -> None:
+    kept, gone = {"living", "elsewhere", "half"}, {"dead", "old", "claimed"}
+    (tmp_path / f"{LOCK}.new.living").write_text(new_holder(None, HERE).to_json())
+    (tmp_path / f"{LOCK}.new.elsewhere").write_text(new_holder(None, ELSEWHERE).to_json())
+    (tmp_path / f"{LOCK}.new.half").write_text("{")
+    (tmp_path / f"{LOCK}.new.dead").write_text(new_holder(None, DEAD).to_json())
+    (tmp_path / f"{LOCK}.new.old").write_text(new_holder(7, None).to_json())
+    os.utime(tmp_path / f"{LOCK}.new.old", (0, 0))
+    (tmp_path / f"{LOCK}.claim.claimed").write_text(new_holder(None, HERE).to_json())
+    leave(tmp_path, DEAD)
+    held = hold(tmp_path, None, no_slurm)
+    left = {path.suffix[1:] for path in tmp_path.glob(f"{LOCK}.*")}
+    assert (left, left & gone) == (kept, set())
+    held.check()
+    held.close()
+
+
 def test_a_lock_that_is_being_taken_counts(tmp_path: Path) -> None:
     left = leave(tmp_path, DEAD)
     claim_of(tmp_path, left).write_text(new_holder(8, None).to_json())
