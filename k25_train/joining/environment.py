@@ -35,6 +35,8 @@ class RankEnvironment:
     """Whether torchrun started this process, not the user with variables of an earlier session."""
     agent_has_store: bool
     """Whether torchrun keeps the job's store; otherwise rank 0 does."""
+    restart: int = 0
+    """How often torchrun has started the ranks again (--max-restarts), with the same store."""
 
     @property
     def is_alone(self) -> bool:
@@ -89,6 +91,7 @@ def read_environment(environment: Mapping[str, str] = os.environ) -> RankEnviron
         port=_number(environment, "MASTER_PORT", None, 1, LAST_PORT),
         by_torchrun=by_torchrun,
         agent_has_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        restart=_number(environment, "TORCHELASTIC_RESTART_COUNT", "0", 0, None),
     )
 
 

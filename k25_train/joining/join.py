@@ -39,7 +39,8 @@ def join(where: RankEnvironment, timeout_s: float) -> dist.Store:
     if where.is_alone:
         return dist.HashStore()
     with naming_variables(where):
-        store = connect(where)
+        # What ranks have said before torchrun started them again is still in its store.
+        store = dist.PrefixStore(f"start_{where.restart}", connect(where))
     wait_for_all(dist.PrefixStore("join", store), where)
     store.set_timeout(datetime.timedelta(seconds=timeout_s))
     return store

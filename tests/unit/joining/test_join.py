@@ -47,6 +47,22 @@ def test_ranks_find_each_other_whichever_is_first(monkeypatch: pytest.MonkeyPatc
     assert found == [b"value"]
 
 
+def test_ranks_that_torchrun_starts_again_meet_in_the_same_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first ones have said is still there, by other processes."""
+    monkeypatch.setattr(joining, "JOIN_S", 20.0)
+    stores: list[dist.HashStore] = [dist.HashStore()]
+    monkeypatch.setattr(joining, "connect", lambda _where: stores[0])
+    for restart in range(2):
+        monkeypatch.setattr(joining, "own_name", lambda restart=restart: f"host of start {restart}")
+        ranks = [replace(each, agent_has_store=True, restart=restart) for each in (FIRST, SECOND)]
+        threads = [threading.Thread(target=join, args=(rank, 20.0)) for rank in ranks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert stores[0].get(f"start_{restart}/join/num_here") == b"2"
+
+
 def test_alone_there_is_nobody_to_find() -> None:
     assert isinstance(join(replace(FIRST, world_size=1, address="nowhere"), 1.0), dist.HashStore)
 
