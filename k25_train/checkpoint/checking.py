@@ -64,6 +64,18 @@ def notes_on(folder: Path, facts: Mapping[str, str]) -> list[str]:
     return [*notes, *([f"{folder} was trained on other data:", *changed] if changed else [])]
 
 
+def losses_before(folder: Path, facts: Mapping[str, str]) -> list[float]:
+    """Losses that those of a run which resumes from the checkpoint are compared with.
+
+    None if it is unsound or was trained on other data: both were accepted by hand, and what is to come is not
+    known.
+    """
+    manifest = read_manifest(folder)
+    if not manifest.is_sound or changed_facts(manifest.facts, facts):
+        return []
+    return list(manifest.losses)
+
+
 def check_content(folder: Path, manifest: Manifest) -> None:
     """Raise `CheckpointError` for a file whose content changed, naming the newest other whole checkpoint."""
     changed = _changed(folder, manifest)

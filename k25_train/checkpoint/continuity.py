@@ -11,7 +11,7 @@ from k25_train.compose.migrations import migrate
 from k25_train.compose.resolve import to_yaml
 from k25_train.compose.yaml_files import read_file
 from k25_train.config.schema import Config
-from k25_train.errors import CheckpointError
+from k25_train.errors import CheckpointError, ConfigError
 
 SAME_MODEL = ("model",)
 """Sections that must be unchanged for the weights to mean the same."""
@@ -83,7 +83,7 @@ def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None
     Raises `CheckpointError` naming every key that differs, both values, and the remedy; `ConfigError` if the
     configuration cannot be read or is of a later version.
     """
-    saved = dict(leaves(migrate(_saved_config(folder / folders.CONFIG)).values))
+    saved = dict(leaves(_saved_config(folder / folders.CONFIG)))
     now = dict(leaves(yaml.safe_load(to_yaml(config))))
     changed = [
         f"  {key}={value} in the checkpoint, {now.get(key)} now"
@@ -98,10 +98,14 @@ def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None
 
 
 def _saved_config(path: Path) -> dict[str, Any]:
-    # A checkpoint may come from elsewhere: refuses tags, and aliases that multiply.
+    """Its values under the keys of today."""
+    # A checkpoint may come from elsewhere: refuses what is no mapping, tags, and aliases that multiply.
     read_file(path)
-    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return values
+    try:
+        return migrate(yaml.safe_load(path.read_text(encoding="utf-8-sig"))).values
+    # The last three are what a migration meets where a section is a value.
+    except (ConfigError, yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
 
 
 def check_facts(

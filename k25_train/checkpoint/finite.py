@@ -15,12 +15,12 @@ def state_not_finite(modules: Sequence[nn.Module], optimizer: ChainedOptimizer) 
 
     Called by every rank, and the same on all. Reads a rank's state once, without memory.
     """
-    by_rank = on_every_rank(lambda: names_not_finite(modules, optimizer))
+    # A rank names two at most: thousands of ranks may have thousands each.
+    by_rank = on_every_rank(lambda: sorted(names_not_finite(modules, optimizer))[:2])
 
     def sentence() -> str:
         names = sorted({name for names in by_rank for name in names})
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return f"{names[0]}{more} is not finite" if names else ""
+        return f"{names[0]}{' and more' if len(names) > 1 else ''} is not finite" if names else ""
 
     return on_first_rank(sentence)
 

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: its files with checksums, whether it is sound, and the data behind it.
+"""The manifest of a checkpoint: its files with checksums, whether it is sound, the losses and data behind it.
 
 `manifest.json` is written last. It has a checksum of its own text, so that one changed by a disk or by hand
 is not taken for what the ranks wrote. That protects against accidents, not against who can compute SHA-256.
@@ -6,7 +6,7 @@ is not taken for what the ranks wrote. That protects against accidents, not agai
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,6 +42,8 @@ class Manifest:
     """What was wrong with the last step or its outcome; empty for a sound checkpoint."""
     facts: Mapping[str, str]
     """Dotted key -> what is true of the data that it was trained on (`k25_train/data/fingerprint.py`)."""
+    losses: Sequence[float] = ()
+    """Of the last sound steps, in nats per token, which those of a resumed run are compared with."""
     version: int = FORMAT_VERSION
     """Of the format that it was read from."""
 
@@ -63,6 +65,7 @@ class Manifest:
             "sound": self.is_sound,
             "why_unsound": self.why_unsound,
             "facts": dict(self.facts),
+            "losses": list(self.losses),
             "files": {
                 name: {"bytes": file.num_bytes, "sha256": file.sha256} for name, file in self.files.items()
             },
@@ -92,6 +95,7 @@ class Manifest:
             files=files,
             why_unsound=_member(values, "why_unsound", str),
             facts=_member(values, "facts", dict),
+            losses=[float(loss) for loss in values.get("losses", [])],
         )
 
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from k25_train.checkpoint import folders
@@ -23,6 +23,7 @@ def publish(
     written: Mapping[str, FileEntry],
     config_yaml: str,
     facts: Mapping[str, str],
+    losses: Sequence[float],
     why_unsound: str,
 ) -> Path:
     """Give the written checkpoint its configuration, its manifest and its final name, which is returned.
@@ -32,6 +33,7 @@ def publish(
         written: files that the ranks say they wrote, with what they found in them.
         config_yaml: the run's configuration.
         facts: what is true of the data it was trained on.
+        losses: of the last sound steps.
         why_unsound: why it is set aside instead, as `step_<N>.unsound`; empty for a sound one.
 
     Raises `CheckpointError` if a file is not there as it was written, or the name is taken; OSError.
@@ -41,7 +43,9 @@ def publish(
     # What is on disk must be on disk before the name says so.
     folders.write_durably(partial / folders.CONFIG, config_yaml)
     own = {name: entry_of(partial / name) for name in (METADATA, BACKEND, folders.CONFIG)}
-    manifest = Manifest(step=step, files={**written, **own}, why_unsound=why_unsound, facts=facts)
+    manifest = Manifest(
+        step=step, files={**written, **own}, why_unsound=why_unsound, facts=facts, losses=losses
+    )
     folders.write_durably(partial / MANIFEST, manifest.to_text())
     folders.sync_folder(partial)
     final = folders.unsound_folder(root, step) if why_unsound else folders.step_folder(root, step)

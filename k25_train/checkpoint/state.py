@@ -8,7 +8,7 @@ as well would send every expert to every rank of a stage.
 
 import errno
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def save(
     config: Config,
     *,
     facts: Mapping[str, str] | None = None,
+    losses: Sequence[float] = (),
     why_unsound: str = "",
 ) -> Path:
     """Write `root/step_<step>` and return it; called by every rank.
@@ -64,6 +65,7 @@ def save(
 
     Args:
         facts: what is true of the data that was trained on; rank 0's count.
+        losses: of the last sound steps, which those of a resumed run are compared with.
         why_unsound: what was wrong with the last step; empty if nothing was. The same on every rank.
 
     Raises `CheckpointError` naming the folder, on every rank, if any rank cannot write (a full disk, say), or
@@ -84,6 +86,7 @@ def save(
                 written=written,
                 config_yaml=to_yaml(config),
                 facts=facts or {},
+                losses=losses,
                 why_unsound="; ".join(filter(None, (why_unsound, ruined))),
             )
         )

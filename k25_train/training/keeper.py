@@ -10,19 +10,21 @@ from pathlib import Path
 
 from k25_train.checkpoint import folders, state
 from k25_train.checkpoint.agreement import on_first_rank
-from k25_train.checkpoint.checking import check_same_run, notes_on
+from k25_train.checkpoint.checking import check_same_run, losses_before, notes_on
+from k25_train.config.training import MAX_UNSOUND
 from k25_train.errors import CheckpointError, ConfigError
 from k25_train.metrics.report import Report
 from k25_train.training.run import Run
-from k25_train.training.soundness import Verdict
+from k25_train.training.soundness import Soundness, Verdict
 
 
 class CheckpointKeeper:
     """Saves and loads the checkpoints of a run. Every rank calls every method."""
 
-    def __init__(self, run: Run, report: Report) -> None:
+    def __init__(self, run: Run, report: Report, soundness: Soundness) -> None:
         self.run = run
         self.report = report
+        self.soundness = soundness
         self._unproven: int | None = None
         """Step of the newest sound checkpoint, until a sound step was taken from its weights."""
         self.saved_step = 0
@@ -69,6 +71,7 @@ class CheckpointKeeper:
         state.load(newest, run.config, run.modules, run.optimizer, facts=facts)
         for note in on_first_rank(lambda: notes_on(newest, facts)):
             self.report.notice(note)
+        self.soundness.recall(on_first_rank(lambda: losses_before(newest, facts)))
         self._unproven = step
         return step
 
@@ -96,26 +99,28 @@ class CheckpointKeeper:
         Returns where it is: set aside if the step or the state is not sound.
         """
         run = self.run
+        facts = on_first_rank(run.loader.facts)
         # How long this takes depends on the file system, not on a step.
         with run.tracker.phase("checkpoint", may_be_long=True):
             # Nothing is written to a folder that is another run's by now.
             on_first_rank(run.claim.check)
             if not verdict.is_sound:
-                self._tidy(lambda: folders.prune_unsound(self.root, folders.MAX_UNSOUND - 1))
+                self._tidy(lambda: folders.prune_unsound(self.root, MAX_UNSOUND - 1))
             saved = state.save(
                 self.root,
                 step,
                 run.modules,
                 run.optimizer,
                 run.config,
-                facts=run.loader.facts() if run.is_main else None,
+                facts=facts,
+                losses=self.soundness.losses,
                 why_unsound=verdict.why_unsound,
             )
         self.saved_step = step
         if saved != folders.step_folder(self.root, step):
             why = on_first_rank(lambda: folders.why_unsound(saved))
             self.report.notice(f"step {step} is not sound: {why}; set aside as {saved}")
-            self._tidy(lambda: folders.prune_unsound(self.root, folders.MAX_UNSOUND))
+            self._tidy(lambda: folders.prune_unsound(self.root, MAX_UNSOUND))
         elif is_proven:
             self._tidy(lambda: folders.mark_proven(self.root, step))
             self._prune()
@@ -155,7 +160,7 @@ class CheckpointKeeper:
         self._tidy(lambda: place.append(folders.set_aside(self.root, step, why)))
         if place and place[0]:
             self.report.notice(f"step_{step} is set aside as {place[0]}: {why}")
-        self._tidy(lambda: folders.prune_unsound(self.root, folders.MAX_UNSOUND))
+        self._tidy(lambda: folders.prune_unsound(self.root, MAX_UNSOUND))
 
     def _prune(self) -> None:
         self._tidy(lambda: folders.prune(self.root, self.run.config.checkpoint.keep))

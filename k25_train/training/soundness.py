@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,15 @@ class Soundness:
     def __init__(self, vocab_size: int) -> None:
         self._guessing = math.log(vocab_size)
         self._losses: deque[float] = deque(maxlen=_NUM_REMEMBERED)
+
+    @property
+    def losses(self) -> list[float]:
+        """What the next losses are compared with, the latest last."""
+        return list(self._losses)
+
+    def recall(self, losses: Iterable[float]) -> None:
+        """Go on as after these losses, which an earlier part of the run had."""
+        self._losses.extend(losses)
 
     @property
     def limit(self) -> float:

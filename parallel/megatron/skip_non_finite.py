@@ -11,6 +11,9 @@ from torch import nn
 from parallel.megatron.sharded_optimizer import ShardedOptimizer
 from parallel.norms import sum_of_squares
 
+_MOST_NAMED = 32
+"""Parameters that a rank names: thousands of ranks may have thousands each."""
+
 
 class SkipNonFiniteOptimizer(ChainedOptimizer):
     """Leaves weights and optimizer state unchanged if the global gradient norm is NaN or infinite.
@@ -28,7 +31,7 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
         self._names = names
         self._is_finite = True
         self.not_finite: list[str] = []
-        """Names of the parameters, of all ranks, whose gradient was not finite in the last step."""
+        """Names of parameters whose gradient was not finite in the last step, some of each rank."""
 
     @torch.no_grad()
     def get_grad_norm(self) -> float:
@@ -55,9 +58,9 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
         return updated
 
     def _find_not_finite(self) -> list[str]:
-        """Names of the parameters, of all ranks, with such a gradient. Called by every rank."""
+        """Names of parameters with such a gradient, some of each rank. Called by every rank."""
         shards = [shard for part in self.chained_optimizers for shard in part.shards().values()]
         found = [self._names[each.parameter] for each in shards if not each.gradient.isfinite().all()]
         by_rank: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(by_rank, found)
+        dist.all_gather_object(by_rank, sorted(found)[:_MOST_NAMED])
         return sorted({name for names in by_rank for name in names})

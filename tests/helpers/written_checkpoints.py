@@ -1,7 +1,7 @@
 """Checkpoint folders as a run leaves them, made without a run: files of a few bytes instead of tensors."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,7 +24,7 @@ def fill_partial(root: Path, step: int) -> Path:
     return partial
 
 
-def write_checkpoint(root: Path, step: int, why_unsound: str = "") -> Path:
+def write_checkpoint(root: Path, step: int, why_unsound: str = "", losses: Sequence[float] = ()) -> Path:
     """What the ranks and then rank 0 do."""
     partial = fill_partial(root, step)
     return publish(
@@ -34,6 +34,7 @@ def write_checkpoint(root: Path, step: int, why_unsound: str = "") -> Path:
         written={name: entry_of(partial / name) for name in RANK_FILES},
         config_yaml=CONFIG_YAML,
         facts=FACTS,
+        losses=losses,
         why_unsound=why_unsound,
     )
 

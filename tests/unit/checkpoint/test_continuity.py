@@ -17,7 +17,7 @@ from k25_train.checkpoint.continuity import (
 )
 from k25_train.compose.migrations import VERSION_KEY
 from k25_train.compose.resolve import compose, to_yaml
-from k25_train.errors import CheckpointError
+from k25_train.errors import CheckpointError, ConfigError
 
 BASE = (
     "experiment=smoke train.seed=7 train.seq_len=256 train.dtype=float32 data.shuffle=true "
@@ -95,6 +95,27 @@ def test_a_key_of_a_later_version_does_not_contradict(checkpoint: Path, tmp_path
     (tmp_path / "config.yaml").write_text("\n".join(line for line in lines if "num_layers" not in line))
 
     check_continuity(tmp_path, config, SAME_RUN)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is not a configuration but empty"),
+        ("- a\n", "is not a configuration but a list"),
+        ("model: !!python/name:os.system\n", "the tag"),
+        ("model: 2024-13-45\n", "month must be in 1..12"),
+        ("config_version: seven\n", "must be a version that this code knows"),
+        ("cluster: 7\n", "cannot be read as a configuration"),
+        ("model: {\n", "cannot be read as a configuration"),
+    ],
+)
+def test_a_configuration_that_is_none_is_named(text: str, told: str, tmp_path: Path) -> None:
+    """That of a checkpoint without checksums may be anything."""
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        check_continuity(tmp_path, compose(BASE), SAME_RUN)
+    assert str(raised.value).startswith(f"{tmp_path}/config.yaml: ")
+    assert told in str(raised.value)
 
 
 def test_every_key_is_fixed_or_may_change_for_a_reason() -> None:

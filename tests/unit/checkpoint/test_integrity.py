@@ -84,6 +84,17 @@ def test_changed_content_is_named_by_the_rank_whose_share_it_is(name: str, step_
     ]
 
 
+def test_losses_to_compare_with_are_those_of_the_run_and_no_others(tmp_path: Path) -> None:
+    """A resumed run is judged as if it had not ended; what was accepted by hand starts over."""
+    from k25_train.checkpoint.checking import losses_before
+
+    folder = write_checkpoint(tmp_path, 10, losses=[2.5, 0.1, 1 / 3])
+    assert verify(folder).losses == [2.5, 0.1, 1 / 3]
+    assert losses_before(folder, FACTS) == losses_before(folder, {}) == [2.5, 0.1, 1 / 3]
+    assert losses_before(folder, FACTS | {"data.tokenizer": "another"}) == []
+    assert losses_before(write_checkpoint(tmp_path, 20, "its loss was 30", losses=[2.5]), FACTS) == []
+
+
 def test_a_file_of_another_step_with_the_same_size_is_found(tmp_path: Path) -> None:
     first, second = write_checkpoint(tmp_path, 1), write_checkpoint(tmp_path, 2)
     (first / "config.yaml").write_text(CONFIG_YAML.replace("7", "8"))
@@ -221,7 +232,7 @@ def test_what_lacks_a_file_is_not_published(
 
     with pytest.raises(CheckpointError, match=r"__1_0\.distcp: ") as raised:
         publish(
-            tmp_path, 3, named=named, written=written, config_yaml="", facts={}, why_unsound=""
+            tmp_path, 3, named=named, written=written, config_yaml="", facts={}, losses=(), why_unsound=""
         )  # fmt: skip
 
     assert told in str(raised.value)

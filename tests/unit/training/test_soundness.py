@@ -42,6 +42,17 @@ def test_a_jump_over_all_recent_losses_is_an_alarm_while_it_lasts() -> None:
     assert soundness.judge(step(4.0 + 0.5 * GUESSING - 0.1)).is_sound
 
 
+def test_a_resumed_run_is_judged_like_one_that_went_on() -> None:
+    """Else weights that a slip has ruined would count as proven by the first step after a restart."""
+    before, after = Soundness(1000), Soundness(1000)
+    for number in range(100):
+        before.judge(step(2.0 + number % 3))
+    after.recall(before.losses)
+    assert (after.limit, after.losses) == (before.limit, before.losses)
+    assert after.judge(step(GUESSING + 2)).weights_were_ruined
+    assert Soundness(1000).judge(step(GUESSING + 2)).is_sound
+
+
 def test_the_noise_of_a_young_run_is_none() -> None:
     soundness = Soundness(1000)
     assert all(soundness.judge(step(loss)).is_sound for loss in (0.1, 6.9, 0.2, 9.0, 12.0))
