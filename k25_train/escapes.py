@@ -79,7 +79,7 @@ def _described(error: BaseException) -> str | None:
         )
     if isinstance(error, RecursionError) and _raised_by(error) & _FILE_FORMATS:
         return "a file is nested too deeply to be read\n  -> write it again, or restore it from a copy"
-    if {kind.split(".")[0] for kind in kinds} & _FILE_FORMATS:
+    if {kind.split(".")[0].lstrip("_") for kind in kinds} & _FILE_FORMATS:
         return f"a file is damaged: {error}\n  -> restore it from a copy"
     return None
 

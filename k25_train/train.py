@@ -23,7 +23,8 @@ def train(config: Config) -> None:
 
     run = build_run(config, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    with Report(config, is_main=run.is_main, device_name=name) as report, run.loader, run.claim:
+    # The claim ends last: what waits for the metrics is written on the way out.
+    with run.claim, Report(config, is_main=run.is_main, device_name=name) as report, run.loader:
         trainer = Trainer(run, report)
         trainer.fit()
     run.activations.close()

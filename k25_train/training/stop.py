@@ -31,7 +31,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received = 0
-        """Number of the signal, 0 if there was none; after `agreed`, the highest of any rank."""
+        """Number of the signal, 0 if there was none; once ranks have agreed on one, the highest of any."""
         self._interrupted_s = math.inf
         """When the first SIGINT came, on the monotonic clock."""
         self._numbers = [signal.SIGTERM, signal.SIGUSR1]
@@ -64,11 +64,13 @@ class StopRequest:
         for number in self._numbers:
             signal.signal(number, signal.SIG_IGN)
 
-    def agreed(self, device: torch.device, *, is_lost: bool = False) -> bool:
-        """Whether any rank was asked to stop, or has lost the run folder; every rank gets the same answer in
-        the same step."""
-        self.received = FOLDER_LOST if is_lost else self.received
-        flag = torch.tensor(self.received, device=device)
+    def agreed(self, device: torch.device, *, is_lost: bool = False) -> int:
+        """The highest signal that any rank was sent, 0 if there was none, `FOLDER_LOST` if one has lost the
+        run folder; every rank gets the same answer in the same step."""
+        flag = torch.tensor(FOLDER_LOST if is_lost else self.received, device=device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
-        self.received = int(flag.item())
-        return self.received > 0
+        found = int(flag.item())
+        # One that came while ranks waited for each other, or together with the loss, is for the next step.
+        if 0 < found < FOLDER_LOST:
+            self.received = found
+        return found

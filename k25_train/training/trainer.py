@@ -3,8 +3,8 @@
 import signal
 
 from k25_train.checkpoint.agreement import on_first_rank
-from k25_train.checkpoint.folders import step_of
-from k25_train.errors import DataError, TrainingError
+from k25_train.checkpoint.folders import step_folder, step_of
+from k25_train.errors import CheckpointError, DataError, TrainingError
 from k25_train.metrics.report import Report
 from k25_train.training.evaluation import eval_losses
 from k25_train.training.keeper import CheckpointKeeper
@@ -24,8 +24,8 @@ class Trainer:
         self.run = run
         self.report = report
         self.stop = StopRequest()
-        self.keeper = CheckpointKeeper(run, report)
         self.soundness = Soundness(run.config.model.vocab_size)
+        self.keeper = CheckpointKeeper(run, report, self.soundness)
         self.skipped_steps = 0
         """Consecutive steps, up to the latest one, whose gradient was not finite."""
         self.finished_step = 0
@@ -59,7 +59,10 @@ class Trainer:
         """
         # Without its row, a step is done again: a run that goes on after it would never have the row.
         if self.reported_step == self.finished_step > self.keeper.saved_step:
-            self.keeper.save(self.finished_step, self.verdict)
+            try:
+                self.keeper.save(self.finished_step, self.verdict)
+            except CheckpointError as error:
+                return f"Step {self.finished_step} could not be saved: {error}"
         newest = self.keeper.newest()
         if newest is None:
             return "No step was finished, so nothing is lost."
@@ -102,15 +105,26 @@ class Trainer:
                 return
         # 4. Summary and plot.
         self.report.finish()
+        self.check_last()
+
+    def check_last(self) -> None:
+        """Raise `TrainingError` if the state after the last step was set aside: the run has no result."""
+        last, newest = self.run.config.train.steps, self.keeper.newest()
+        if newest != step_folder(self.keeper.root, last):
+            raise TrainingError(
+                f"step {last}, the last one, is not sound: its state is set aside in {self.keeper.root}. The "
+                f"same command goes on from {newest or 'the beginning'}; if that ends here too, lower "
+                "optim.lr or look at the data of the last steps"
+            )
 
     def asked_to_stop(self) -> bool:
         """Whether a signal asks to stop. Raises `LockedError` if the run folder is another's by now."""
-        stopping = self.stop.agreed(self.run.topology.device, is_lost=self.run.claim.is_lost)
-        if self.stop.received == FOLDER_LOST:
+        request = self.stop.agreed(self.run.topology.device, is_lost=self.run.claim.is_lost)
+        if request == FOLDER_LOST:
             on_first_rank(self.run.claim.check)
             # It was hidden for a moment only.
-            self.stop.received, stopping = 0, False
-        return stopping
+            return False
+        return request > 0
 
     def count_skipped(self, step: int, result: StepResult, verdict: Verdict) -> None:
         """Report a step that changed nothing.

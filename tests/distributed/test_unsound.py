@@ -126,6 +126,11 @@ def test_what_falls_on_a_skipped_step_waits_for_a_sound_one(data: Path, tmp_path
     assert "is not finite; set aside as" in by_rank[0][1]
     assert newest_sound_step(run / "checkpoints") == 6
     assert "step_12.unsound" in left(run)
+    # No result, so no success.
+    newest = f"{run}/checkpoints/step_11" if "step_11" in left(run) else "checkpoints/step_"
+    for ended, _ in by_rank:
+        assert ended.startswith("TrainingError: step 12, the last one, is not sound")
+        assert newest in ended
 
 
 @pytest.mark.slow

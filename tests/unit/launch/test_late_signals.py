@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from k25_train.startup.interrupts import end_quietly_on_interrupt
 from k25_train.training import stop
@@ -34,6 +35,21 @@ def test_signals_count_until_the_run_is_over_and_change_nothing_later(number: si
     assert late.received == 0
     # Not a function of Python's, which would be taken away before the process ends.
     assert signal.getsignal(number) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("others", [0, int(signal.SIGUSR1), stop.FOLDER_LOST])
+def test_a_signal_that_comes_while_ranks_agree_is_for_the_next_step(
+    others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reduce(flag: torch.Tensor, _operation: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        flag.fill_(others)
+
+    request = StopRequest()
+    monkeypatch.setattr(stop.dist, "all_reduce", reduce)
+    assert request.agreed(torch.device("cpu"), is_lost=others == stop.FOLDER_LOST) == others
+    monkeypatch.setattr(stop.dist, "all_reduce", lambda _flag, _operation: None)
+    assert request.agreed(torch.device("cpu")) == (others % stop.FOLDER_LOST or signal.SIGTERM)
 
 
 def ends_with(*steps: Callable[[], object]) -> int:
