@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,12 +84,6 @@ def newest_checkpoint(root: Path, *, accept_unsound: bool = False) -> Path | Non
     return found[-1] if found else None
 
 
-def newest_sound_step(root: Path) -> int | None:
-    """Step of the newest checkpoint that a run resumes from by itself, or None. Reads small files only."""
-    newest = newest_checkpoint(root)
-    return None if newest is None else step_of(newest)
-
-
 def why_unsound(folder: Path) -> str:
     """What a complete checkpoint says to be wrong with it; empty if it is sound, or says nothing readable."""
     try:
@@ -103,7 +98,10 @@ def is_whole(folder: Path) -> bool:
         files = read_manifest(folder).files
     except CheckpointError:
         return False
-    return all(size_of(folder / name) == file.num_bytes for name, file in files.items())
+    # There are thousands, each a request to the file system.
+    with ThreadPoolExecutor(16) as pool:
+        sizes = pool.map(lambda name: size_of(folder / name), files)
+        return all(size == file.num_bytes for size, file in zip(sizes, files.values(), strict=True))
 
 
 def size_of(path: Path) -> int | None:

@@ -6,6 +6,7 @@ is not taken for what the ranks wrote. That protects against accidents, not agai
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -95,7 +96,7 @@ class Manifest:
             files=files,
             why_unsound=_member(values, "why_unsound", str),
             facts=_member(values, "facts", dict),
-            losses=[float(loss) for loss in values.get("losses", [])],
+            losses=[_loss(loss) for loss in values.get("losses", [])],
         )
 
 
@@ -123,6 +124,13 @@ def _member(values: Mapping[str, Any], key: str, kind: type) -> Any:
 def _number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _loss(value: object) -> float:
+    """A loss that others can be compared with: no other is written, and NaN would condemn all that follow."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a loss")
     return value
 
 

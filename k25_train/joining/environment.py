@@ -81,6 +81,7 @@ def read_environment(environment: Mapping[str, str] = os.environ) -> RankEnviron
     address = environment.get("MASTER_ADDR", "").strip()
     if not address:
         raise _wrong(environment, "MASTER_ADDR", "must name the host of rank 0")
+    agent_has_store = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return RankEnvironment(
         rank=rank,
         world_size=world_size,
@@ -90,8 +91,8 @@ def read_environment(environment: Mapping[str, str] = os.environ) -> RankEnviron
         address=address,
         port=_number(environment, "MASTER_PORT", None, 1, LAST_PORT),
         by_torchrun=by_torchrun,
-        agent_has_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        restart=_number(environment, "TORCHELASTIC_RESTART_COUNT", "0", 0, None),
+        agent_has_store=agent_has_store,
+        restart=_number(environment, "TORCHELASTIC_RESTART_COUNT", "0", 0, None) if agent_has_store else 0,
     )
 
 

@@ -62,12 +62,22 @@ def read_host(system: System, run_dir: Path) -> Host:
     )
 
 
-def judge_host(host: Host, *, memory_gib: float, run_dir: str, run_bytes: int) -> list[Finding]:
+def judge_host(
+    host: Host, *, memory_gib: float, run_dir: str, num_kept: int, one_bytes: int
+) -> list[Finding]:
     """Check memory against `cluster.host_memory_gib`, the disk against the checkpoints' size, and
-    /dev/shm."""
+    /dev/shm.
+
+    Args:
+        host: what was read.
+        memory_gib: `cluster.host_memory_gib`.
+        run_dir: the run folder.
+        num_kept: `checkpoint.keep`.
+        one_bytes: size of a checkpoint.
+    """
     return [
         _judge_memory(host, memory_gib),
-        _judge_disk(host, run_dir, run_bytes),
+        _judge_disk(host, run_dir, num_kept, one_bytes),
         _judge_shared_memory(host),
     ]
 
@@ -109,14 +119,18 @@ def _judge_memory(host: Host, memory_gib: float) -> Finding:
     return passed(check, found)
 
 
-def _judge_disk(host: Host, run_dir: str, run_bytes: int) -> Finding:
+def _judge_disk(host: Host, run_dir: str, num_kept: int, one_bytes: int) -> Finding:
+    """Every run needs room for one checkpoint beyond those that are kept; some for unsound ones too."""
     check = DISK
     found = f"{host.run_free_bytes / GIB:,.1f} GiB free at {run_dir}"
     if host.checkpoint_bytes:
         found += f", {host.checkpoint_bytes / GIB:,.1f} GiB used by its checkpoints"
-    if host.run_free_bytes + host.checkpoint_bytes < run_bytes:
-        rule = f"checkpoint.keep + {EXTRA_CHECKPOINTS} checkpoints take {run_bytes / GIB:,.1f} GiB"
-        return failed(check, found, rule, "free space, choose another run.dir, or lower checkpoint.keep")
+    remedy = "free space, choose another run.dir, or lower checkpoint.keep"
+    for extra, judge, when in ((1, failed, ""), (EXTRA_CHECKPOINTS, warned, ", if some are set aside")):
+        needed_bytes = (num_kept + extra) * one_bytes
+        if host.run_free_bytes + host.checkpoint_bytes < needed_bytes:
+            rule = f"checkpoint.keep + {extra} checkpoints take {needed_bytes / GIB:,.1f} GiB{when}"
+            return judge(check, found, rule, remedy)
     return passed(check, found)
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
-from k25_train.config.training import EXTRA_CHECKPOINTS
 from launch.feasibility import checkpoint_bytes
 from launch.preflight import measure
 from launch.preflight.coordination import Coordinator
@@ -175,8 +174,8 @@ def judge(
     # 1. Each node on its own.
     names = node_names(nodes, coordinator)
     present = {rank: names[rank] for rank in nodes}
-    needed = run_bytes(config)
-    findings = {names[rank]: judge_node(node, config, needed) for rank, node in nodes.items()}
+    one_bytes = checkpoint_bytes(config)
+    findings = {names[rank]: judge_node(node, config, one_bytes) for rank, node in nodes.items()}
     # 2. Nodes compared with each other.
     versions = judge_versions({present[rank]: node.versions for rank, node in nodes.items()})
     clocks = judge_clocks({names[rank]: offset for rank, offset in offsets.items()}, names[0])
@@ -208,12 +207,6 @@ def node_names(nodes: Mapping[int, Node], coordinator: Coordinator) -> dict[int,
         rank: host if all_hosts.count(host) == 1 else f"{host} (node {number})"
         for number, (rank, host) in enumerate(hosts.items())
     }
-
-
-def run_bytes(config: Config) -> int:
-    """Disk space that a run needs: for the checkpoints that are kept, the one being written, and those that
-    are set aside as unsound."""
-    return (config.checkpoint.keep + EXTRA_CHECKPOINTS) * checkpoint_bytes(config)
 
 
 def _facts(

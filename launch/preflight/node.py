@@ -142,12 +142,19 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def judge_node(node: Node, config: Config, run_bytes: int) -> list[Finding]:
-    """Every finding that needs no other node; a check that cannot be made is skipped with its reason."""
+def judge_node(node: Node, config: Config, one_bytes: int) -> list[Finding]:
+    """Every finding that needs no other node; a check that cannot be made is skipped with its reason.
+
+    `one_bytes` is the size of a checkpoint.
+    """
     cluster = config.cluster
     # 1. Host, environment, GPUs.
     findings = judge_host(
-        node.host, memory_gib=cluster.host_memory_gib, run_dir=config.run.dir, run_bytes=run_bytes
+        node.host,
+        memory_gib=cluster.host_memory_gib,
+        run_dir=config.run.dir,
+        num_kept=config.checkpoint.keep,
+        one_bytes=one_bytes,
     )
     findings += judge_environment(node.surroundings, environment(config), cluster)
     findings += _judge_gpus(node, config)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from k25_train.checkpoint.folders import newest_sound_step
+from k25_train.checkpoint.folders import newest_checkpoint
 from k25_train.checkpoint.integrity import verify
 from tests.helpers.interrupted_runs import ONE_RANK, rows
 from tests.helpers.ranks import RankContext, run_ranks
@@ -89,14 +89,14 @@ def test_a_slip_in_the_rate_costs_nothing_but_the_time(slip: str, data: Path, tm
             assert f"The last sound checkpoint is {run}/checkpoints/step_3: lower optim.lr" in ended
         else:
             assert "is not sound: " in printed
-        assert newest_sound_step(run / "checkpoints") == 3
+        assert newest_checkpoint(run / "checkpoints") == run / "checkpoints/step_3"
         assert verify(run / "checkpoints/step_3") == before
         assert len(left(run)) <= 3
 
     ((ended, printed),) = run_ranks(fit_through, 1, [*command, "train.steps=7"], {})
     assert ended == "finished"
     assert "resuming after step 3 of 7" in printed
-    assert newest_sound_step(run / "checkpoints") == 7
+    assert newest_checkpoint(run / "checkpoints") == run / "checkpoints/step_7"
     assert rows(run)[-1]["loss"] < 7
 
 
@@ -124,7 +124,7 @@ def test_what_falls_on_a_skipped_step_waits_for_a_sound_one(data: Path, tmp_path
     assert "resuming after step 5 of 12" in by_rank[0][1]
     assert "step 8 is not sound: " in by_rank[0][1]
     assert "is not finite; set aside as" in by_rank[0][1]
-    assert newest_sound_step(run / "checkpoints") == 6
+    assert newest_checkpoint(run / "checkpoints") == run / "checkpoints/step_6"
     assert "step_12.unsound" in left(run)
     # No result, so no success.
     newest = f"{run}/checkpoints/step_11" if "step_11" in left(run) else "checkpoints/step_"
@@ -148,4 +148,4 @@ def test_a_run_without_a_sound_checkpoint_goes_on_from_an_unsound_one_if_told_to
     ((ended, printed),) = run_ranks(fit_through, 1, [*command, "checkpoint.accept_unsound=true"], {})
     assert ended == "finished"
     assert f"{run}/checkpoints/step_5.unsound is unsound: its gradient was not finite" in printed
-    assert newest_sound_step(run / "checkpoints") == 8
+    assert newest_checkpoint(run / "checkpoints") == run / "checkpoints/step_8"

@@ -30,7 +30,7 @@ def test_the_newest_is_the_highest_step(tmp_path: Path) -> None:
     for name in ("step_x", "step_0123", "step_12.damaged", "step_²"):
         (tmp_path / name).mkdir()
     assert folders.newest_checkpoint(tmp_path) == tmp_path / "step_10"
-    assert folders.newest_sound_step(tmp_path) == 10
+    assert folders.newest_checkpoint(tmp_path) == tmp_path / "step_10"
 
 
 def test_a_partial_is_never_resumed_from_and_goes_at_the_next_start(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_unsound_ones_neither_count_nor_are_resumed_from(tmp_path: Path) -> None
     folders.prune_unsound(tmp_path, keep=2)
 
     assert names(tmp_path) == ["step_14.unsound", "step_2", "step_25"]
-    assert folders.newest_sound_step(tmp_path) == 2
+    assert folders.newest_checkpoint(tmp_path) == tmp_path / "step_2"
     assert folders.start_from(tmp_path) == tmp_path / "step_2"
     assert folders.start_from(tmp_path, accept_unsound=True) == tmp_path / "step_25"
 
@@ -102,7 +102,7 @@ def test_one_that_turns_out_to_be_ruined_is_set_aside_unless_it_is_proven(tmp_pa
     assert names(tmp_path) == ["step_2", "step_3.unsound"]
     aside = verify(tmp_path / "step_3.unsound")
     assert (aside.why_unsound, aside.has_checksums) == ("its weights are bad", True)
-    assert folders.newest_sound_step(tmp_path) == 2
+    assert folders.newest_checkpoint(tmp_path) == tmp_path / "step_2"
     # The run comes by again, and again.
     write_checkpoint(tmp_path, 3)
     folders.set_aside(tmp_path, 3, "its weights are bad again")

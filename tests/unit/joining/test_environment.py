@@ -30,6 +30,10 @@ def test_a_rank_is_what_its_launcher_says() -> None:
     with_agent = {"RANK": "0", "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     of_agent = read_environment(RANK_3 | with_agent)
     assert of_agent.by_torchrun and not of_agent.opens_store and not of_agent.origin
+    again = {"TORCHELASTIC_RESTART_COUNT": "2"}
+    assert read_environment(RANK_3 | with_agent | again).restart == 2
+    # A store of rank 0 ends with it.
+    assert read_environment(RANK_3 | again).restart == 0
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,14 @@ FAULTS = [
         set_value("free_bytes", 39_000 * GIB),
         "disk of the run",
         BAD,
-        ("39,000.0 GiB free", "40,000.0 GiB", "checkpoint.keep + 3"),
+        ("39,000.0 GiB free", "40,000.0 GiB", "checkpoint.keep + 1"),
+    ),
+    Fault(
+        "no room for unsound checkpoints",
+        set_value("free_bytes", 59_000 * GIB),
+        "disk of the run",
+        SO_SO,
+        ("59,000.0 GiB free", "60,000.0 GiB", "checkpoint.keep + 3"),
     ),
     Fault("small shm", set_value("shm_bytes", 64 * 2**20), "/dev/shm", BAD, ("0.06 GiB", "--shm-size")),
     Fault(

@@ -35,7 +35,7 @@ def test_every_check_speaks_on_a_node_without_gpus_and_rdma(tmp_path: Path, conf
     bare = RecordedNode(tmp_path / "bare", num_gpus=0)
     bare.outputs, bare.environment = {}, {}
     local = compose(["experiment=smoke"])
-    findings = judge_node(read_node(bare.system, "laptop", local), local, run_bytes=GIB)
+    findings = judge_node(read_node(bare.system, "laptop", local), local, one_bytes=GIB)
     assert sorted(finding.check for finding in findings) == sorted(checks)
     by_check = {finding.check: finding for finding in findings}
     assert by_check["GPU count"].verdict is Verdict.skipped
@@ -46,7 +46,7 @@ def test_every_check_speaks_on_a_node_without_gpus_and_rdma(tmp_path: Path, conf
 
 def test_checkpoints_that_the_run_has_need_no_more_room(recorded: RecordedNode, config: Config) -> None:
     """Else no run whose disk holds just its checkpoints could be started again after a fault."""
-    recorded.free_bytes = 15_000 * GIB
+    recorded.free_bytes = 35_000 * GIB
     folder = Path(config.run.dir).absolute().relative_to("/")
     for step in (100, 200):
         recorded.write(f"{folder}/checkpoints/step_{step}/rank_0.pt", "")
@@ -54,7 +54,7 @@ def test_checkpoints_that_the_run_has_need_no_more_room(recorded: RecordedNode, 
     (finding,) = [one for one in examine(recorded, config) if one.check == "disk of the run"]
     assert finding.verdict is Verdict.passed
     assert (
-        "15,000.0 GiB free at " in finding.found and "26,000.0 GiB used by its checkpoints" in finding.found
+        "35,000.0 GiB free at " in finding.found and "26,000.0 GiB used by its checkpoints" in finding.found
     )
 
 
