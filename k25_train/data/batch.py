@@ -34,7 +34,7 @@ class MicroBatch:
     document_lengths: tuple[int, ...]
     """Lengths that sum to T. Padding at a row's end is in the place of a document; none crosses rows."""
     padding: tuple[int, ...]
-    """Positions in `document_lengths` of what is padding."""
+    """Positions in `document_lengths` of what is padding, samples included whose words cannot be used."""
     grid_thw: tuple[Grid, ...]
     """Patch grid of each item in placeholder order."""
     item_documents: tuple[int, ...]
@@ -109,6 +109,7 @@ class MicroBatchAssembler:
                 document = self._documents.tokens(piece.record, piece.media, piece.start, stop)
                 if document.failure is not None:
                     self._skip_log.add(piece.record, document.failure)
+                    paddings.append(len(lengths))
                 tokens[span] = document.tokens
                 is_target = document.is_target[1:]
                 targets = slice(position, position + piece.length - 1)

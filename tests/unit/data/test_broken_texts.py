@@ -102,6 +102,9 @@ def test_broken_text_is_skipped_and_named(
         for step in range(3):
             for batch in loader.micro_batches(loader.plan(step), dp_rank=0, dp_size=1, with_pixels=True):
                 assert batch.tokens.shape == (256,)
+                documents = batch.tokens.split(batch.document_lengths)
+                for position, tokens in enumerate(documents):
+                    assert position in batch.padding or loader.tokenizer.pad not in tokens
         return loader
 
     skipped = steps_of(2).skip_log.skipped
