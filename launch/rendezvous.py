@@ -128,8 +128,9 @@ def main() -> None:
 
 def _run() -> None:
     first_port, *where = started_by.arguments("FIRST_PORT ...")
+    first = started_by.count("FIRST_PORT", first_port)
     address = address_of(*where) if where else address_of(None)
-    port = free_port(range(int(first_port), int(first_port) + NUM_PORTS))
+    port = free_port(range(first, first + NUM_PORTS))
     print(json.dumps({"address": address, "port": str(port)}))
 
 

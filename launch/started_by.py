@@ -31,7 +31,11 @@ def variable(name: str) -> str:
 
 def number(name: str) -> int:
     """An environment variable that counts something. Raises `ConfigError` if it is no whole number."""
-    value = variable(name)
+    return count(name, variable(name))
+
+
+def count(name: str, value: str) -> int:
+    """The number in a variable or argument. Raises `ConfigError` if it is no whole number."""
     if not (value.isascii() and value.isdecimal()):
         raise ConfigError(f"{name}={value!r}: must be a whole number\n  -> {REMEDY}")
     return int(value)

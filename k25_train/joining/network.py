@@ -83,9 +83,10 @@ def listen(port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("", port))
         listener.listen(1024)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
-        raise NetworkError(f"port {port} of {own_name()} cannot be opened ({error.strerror})") from error
+        trouble = getattr(error, "strerror", None) or error
+        raise NetworkError(f"port {port} of {own_name()} cannot be opened ({trouble})") from error
     return listener
 
 

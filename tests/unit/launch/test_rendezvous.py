@@ -219,3 +219,16 @@ def test_by_hand_an_address_that_is_none_is_refused(given: str) -> None:
 def test_several_nodes_by_hand_need_both_arguments(node: int | None, first_node: str | None) -> None:
     with pytest.raises(ConfigError, match="--node and --first-node must be given"):
         place(node, first_node)
+
+
+@pytest.mark.parametrize(
+    ("port", "told"),
+    [("abc", "FIRST_PORT='abc': must be a whole number"), ("65536", "every port from 65536")],
+)
+def test_a_port_that_is_none_is_named(port: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As does a range that goes beyond the last port."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["rendezvous", port])
+        rendezvous.main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

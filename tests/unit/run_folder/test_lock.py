@@ -208,10 +208,10 @@ def test_a_process_that_died_while_taking_a_lock_is_no_obstacle(tmp_path: Path) 
 
 
 def test_what_others_left_while_they_took_the_lock_goes_if_they_are_dead(tmp_path: Path) -> None:
-    kept, gone = {"living", "elsewhere", "half"}, {"dead", "old", "claimed"}
+    kept, gone = {"living", "elsewhere"}, {"dead", "old", "claimed", "empty"}
     (tmp_path / f"{LOCK}.new.living").write_text(new_holder(None, HERE).to_json())
     (tmp_path / f"{LOCK}.new.elsewhere").write_text(new_holder(None, ELSEWHERE).to_json())
-    (tmp_path / f"{LOCK}.new.half").write_text("{")
+    (tmp_path / f"{LOCK}.new.empty").touch()
     (tmp_path / f"{LOCK}.new.dead").write_text(new_holder(None, DEAD).to_json())
     (tmp_path / f"{LOCK}.new.old").write_text(new_holder(7, None).to_json())
     os.utime(tmp_path / f"{LOCK}.new.old", (0, 0))
