@@ -12,7 +12,6 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 
 from k25_train.config.data import SAMPLE_KINDS
-from k25_train.data.folder import read_file
 from k25_train.data.formats.limits import check_count, check_sizes, check_text
 from k25_train.data.formats.records import (
     MEDIA_TYPES,
@@ -50,11 +49,6 @@ def write_index(path: str, header: IndexHeader, records: Iterable[SampleRecord])
         file.write(json.dumps(asdict(header)) + "\n")
         for record in records:
             file.write(json.dumps(_record_to_json(record), ensure_ascii=False) + "\n")
-
-
-def read_index(path: str) -> list[SampleRecord]:
-    """All records of an index file at a path or URL. Raises DataError as `parse_index` does."""
-    return parse_index(path, read_file(path, "index", "data.dir"))[1]
 
 
 def parse_index(path: str, data: bytes) -> tuple[IndexHeader, list[SampleRecord]]:

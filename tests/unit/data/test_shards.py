@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from k25_train.data.folder import DataFolder
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.formats.frame_times import FrameTimes
-from k25_train.data.formats.index import IndexHeader, read_index, write_index
+from k25_train.data.formats.index import IndexHeader, parse_index, write_index
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
 from k25_train.data.formats.shard_reader import ShardReader
 from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
@@ -48,7 +48,8 @@ def test_samples_and_media_are_read_back_by_offset(tmp_path: Path) -> None:
         writer.add("a", "text", "s", "MIT", [TextPart(text="words", num_tokens=1)])
         written = writer.add("b", "caption", "s", "MIT", parts)
 
-    records = read_index(str(tmp_path / "train-00000.index.jsonl"))
+    index = tmp_path / "train-00000.index.jsonl"
+    _, records = parse_index(str(index), index.read_bytes())
     reader = ShardReader(DataFolder(str(tmp_path)))
 
     assert records[1] == written
@@ -163,14 +164,14 @@ records_lists = st.lists(
 @settings(max_examples=50)
 @given(records_lists)
 def test_index_round_trip(tmp_path_factory: pytest.TempPathFactory, records: list[SampleRecord]) -> None:
-    path = str(tmp_path_factory.getbasetemp() / "round_trip.index.jsonl")
+    path = tmp_path_factory.getbasetemp() / "round_trip.index.jsonl"
     header = IndexHeader(
         format_version=2, shard="x.tar", shard_bytes=2**51, tokenizer_sha256="", num_samples=len(records)
     )
 
-    write_index(path, header, records)
+    write_index(str(path), header, records)
 
-    assert read_index(path) == records
+    assert parse_index(str(path), path.read_bytes()) == (header, records)
 
 
 def test_tiny_set_loads_with_both_splits(tiny: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from k25_train.data.__main__ import main
 from k25_train.data.formats.dataset import write_manifest
-from k25_train.data.formats.index import read_index
+from k25_train.data.formats.index import parse_index
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
 from k25_train.data.smoke_set.verify import verify_dataset
@@ -35,8 +35,12 @@ def broken(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "set"))
 
 
+def records_of(folder: Path) -> list[SampleRecord]:
+    return parse_index(INDEX, (folder / INDEX).read_bytes())[1]
+
+
 def first(folder: Path, kind: str) -> SampleRecord:
-    return next(r for r in read_index(str(folder / INDEX)) if r.kind == kind)
+    return next(r for r in records_of(folder) if r.kind == kind)
 
 
 def faults_of(folder: Path) -> str:
@@ -155,7 +159,7 @@ def test_a_shard_cut_short(broken: Path) -> None:
     path.write_bytes(path.read_bytes()[: size // 2])
     faults = faults_of(broken)
     assert f"{path}: has {size // 2} bytes, its index says {size}" in faults
-    last = read_index(str(broken / INDEX))[-1]
+    last = records_of(broken)[-1]
     assert f"sample {last.key}: no {last.key}.json" in faults
 
 
