@@ -2,7 +2,9 @@
 
 import errno
 import json
+import lzma
 import os
+import pickle
 import re
 import tarfile
 import zlib
@@ -69,6 +71,8 @@ NAMED: dict[str, tuple[Callable[[], object], str]] = {
         "a file is damaged: unexpected end of data",
     ),
     "compressed": (lambda: zlib.decompress(b"x"), "a file is damaged"),
+    "packed harder": (lambda: lzma.decompress(b"x"), "a file is damaged"),
+    "pickled": (lambda: pickle.loads(b"?"), "a file is damaged"),
     "nested JSON": (lambda: json.loads("[" * 100_000), "a file is nested too deeply"),
 }
 BUGS: dict[str, Callable[[], object]] = {

@@ -118,6 +118,12 @@ def test_a_resume_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [row["step"] for row in read_rows(path)] == [0, 1, 2, 3, 4]
 
 
+def test_what_a_killed_process_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    (tmp_path / "metrics.tmp").write_text("half of it")
+    write_steps(tmp_path / "metrics.jsonl", range(2), first_step=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 class Scripted:
     """A sink that takes rows while it is told to."""
 
