@@ -54,7 +54,8 @@ def test_batches_of_one_kind_train_as_in_one_process(blend: str, way: str, parit
 @pytest.mark.parametrize("way", ["upfront", "bubbles"])
 def test_replicas_with_unequal_numbers_of_images_train_as_one_process(way: str, parity: Parity) -> None:
     """A gradient of the tower that is a mean over replicas, or over their images, would be off by far."""
-    few = ("train.steps=4", "optim.warmup_steps=1", "optim.decay_steps=1")
+    # With the seed of the other runs, a token of step 4 chooses between two experts of equal score.
+    few = ("train.steps=4", "optim.warmup_steps=1", "optim.decay_steps=1", "train.seed=1")
     blend = ("data.blend.text=0.875", "data.blend.caption=0.125", "~data.blend.ocr", "~data.blend.video")
     case = Case(SMOKE, 8, 16, (*WAYS[way], *few, *blend))
     assert any(first != second for first, second in images_of_replicas(compose(parity.arguments(case))))

@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -139,7 +140,7 @@ def build_pair() -> tuple[Any, Any]:
     device = use_platform("cpu")
     config = compose([*SHRUNK, *layout(), "train.dtype=bfloat16"])
     pipeline = layout_of(config)
-    start_process_group(device, timeout_s=30.0)
+    start_process_group(device, 30.0, dist.HashStore())
     topology = build_topology(config.parallelism, pipeline, device)
     backbone = backbone_config(config.model, config.train, config.parallelism, pipeline)
     ours = build_model(config, backbone, topology)
