@@ -17,7 +17,7 @@ def sound_steps(run: Path, reference: Path, tolerance: float = 0.0) -> set[int]:
     for folder in folders.list_checkpoints(run / "checkpoints"):
         step = folders.step_of(folder)
         expected = folders.step_folder(reference / "checkpoints", step)
-        if expected.is_dir() and is_whole(folder) and difference(folder, expected) <= tolerance:
+        if expected.is_dir() and is_whole(folder) and farthest(folder, expected, tolerance)[0] <= tolerance:
             found.add(step)
     return found
 
@@ -31,20 +31,27 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def difference(folder: Path, expected: Path) -> float:
-    """Largest difference of a tensor, relative to its largest entry; infinite where names or sizes differ."""
+UNDETERMINED = "wqkv.bias"
+"""Tensors that another layout need not reproduce: a bias of all keys changes no attention weight, so a third
+of these has no gradient but the noise of rounding, which Adam scales to full steps."""
+
+
+def farthest(folder: Path, expected: Path, tolerance: float = 0.0) -> tuple[float, str]:
+    """Largest difference of a tensor, relative to its largest entry, and which one has it; infinite where
+    names or sizes differ. With a tolerance, `UNDETERMINED` tensors do not count."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         if _bytes_of(folder) == _bytes_of(expected) and _places(folder) == _places(expected):
-            return 0.0
+            return 0.0, "nothing"
         found, wanted = read_tensors(folder), read_tensors(expected)
     # Whatever a damaged file leads to; torch's own is no Exception.
     except (Exception, CheckpointException):
-        return float("inf")
+        return float("inf"), "what can be read"
     if found.keys() != wanted.keys():
-        return float("inf")
-    return max((_distance(found[name], wanted[name]) for name in wanted), default=0.0)
+        return float("inf"), "the set of names"
+    names = [name for name in wanted if not tolerance or not name.endswith(UNDETERMINED)]
+    return max(((_distance(found[name], wanted[name]), name) for name in names), default=(0.0, "nothing"))
 
 
 def read_tensors(folder: Path) -> dict[str, Any]:
