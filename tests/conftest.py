@@ -1,6 +1,7 @@
 """Settings for every test, and the one reason for which a test may be skipped: no CUDA device."""
 
 import importlib.util
+import signal
 
 import pytest
 from hypothesis import settings
@@ -8,6 +9,12 @@ from hypothesis import settings
 # No test asserts a time: a busy machine takes hundreds of times as long for a case as an idle one.
 settings.register_profile("k25", deadline=None)
 settings.load_profile("k25")
+
+
+# A shell has background jobs ignore these, and nohup the second one; what tests start would inherit it.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

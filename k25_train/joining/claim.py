@@ -4,11 +4,13 @@ Ranks talk through the job's store, not through collectives, so that the one tha
 0 collects what each says, decides, and tells all: they raise the same error.
 """
 
+import contextlib
 import json
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +33,8 @@ REMEDIES = {
     "versions": "install the same versions on every node",
 }
 """Facts that are compared -> what to do where they differ."""
+READ_S = 10.0
+"""Longest time that rank 0 waits for the others to have read an error."""
 
 
 class NoClaim:
@@ -107,10 +111,21 @@ class Council:
             self.store.set(topic, json.dumps([answer, kind, str(error)]))
         answer, kind, text = json.loads(self.store.get(topic))
         if kind is not None:
+            self._all_have_read(topic)
             failure = LockedError(text) if kind == LockedError.__name__ else ConfigError(text)
             failure.is_shared = True
             raise failure
         return answer
+
+    def _all_have_read(self, topic: str) -> None:
+        """Have rank 0 wait until all have the error: the store may be its own, and ends with it."""
+        if self.rank:
+            self.store.set(f"{topic}/read/{self.rank}", "")
+            return
+        keys = [f"{topic}/read/{rank}" for rank in range(1, self.world_size)]
+        # A rank that has ended by itself does not answer.
+        with contextlib.suppress(dist.DistError):
+            self.store.wait(keys, timedelta(seconds=READ_S))
 
 
 def claim_folder(config: Config, where: RankEnvironment, store: dist.Store) -> NoClaim:
