@@ -1,5 +1,6 @@
 """How every command ends: with its status, or with one named error on stderr and status 2."""
 
+import contextlib
 import json
 import os
 import sys
@@ -21,8 +22,20 @@ WAIT_FOR_FIRST_RANK_S = 30.0
 def run_command(body: Callable[[], int | None], *, output_goes_on: bool = False) -> None:
     """Run a command and end the process unless it succeeds; see `exit_status`."""
     status = exit_status(body, output_goes_on=output_goes_on)
+    if status and _has_process_group():
+        # Threads of gloo and NCCL outlive an error, and C++ aborts a process that leaves while they run.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
     if status:
         sys.exit(status)
+
+
+def _has_process_group() -> bool:
+    """Whether this process is a rank that has met the others; looks without importing torch."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def exit_status(body: Callable[[], int | None], *, output_goes_on: bool = False) -> int:
