@@ -12,7 +12,8 @@ import torch.distributed as dist
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
-from k25_train.joining.claim import FolderClaim, NoClaim, claim_folder, find_unshared
+from k25_train.joining import claim
+from k25_train.joining.claim import Council, FolderClaim, NoClaim, claim_folder, find_unshared
 from k25_train.joining.environment import read_environment
 from k25_train.run_folder import location
 from k25_train.run_folder.agreement import Statement
@@ -194,3 +195,24 @@ def test_what_a_node_writes_must_be_seen_too(tmp_path: Path) -> None:
     assert "node 1 (h1): cannot write there (No such file or directory)" in str(error)
     location.remove_tokens(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_rank_ends_after_all_have_read_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the store, which may be in its process, would end before."""
+    monkeypatch.setattr(claim, "READ_S", 60.0)
+    store, ended = dist.HashStore(), threading.Event()
+
+    def decide(rank: int) -> None:
+        with pytest.raises(ConfigError, match="no"):
+            Council(store, rank, 2).decide("topic", None, ConfigError("no") if rank == 0 else None)
+
+    def first_rank() -> None:
+        decide(0)
+        ended.set()
+
+    first = threading.Thread(target=first_rank, daemon=True)
+    first.start()
+    assert not ended.wait(0.3)
+    decide(1)
+    assert ended.wait(60)
+    first.join()
