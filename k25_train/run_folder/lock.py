@@ -220,7 +220,10 @@ def link_once(source: Path, target: Path) -> bool:
         os.link(source, target)
     except FileExistsError:
         # Over NFS, a link whose first answer was lost exists when it is asked for again.
-        return target.exists() and target.samefile(source)
+        try:
+            return target.samefile(source)
+        except FileNotFoundError:  # Whoever had it is done with it.
+            return False
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise

@@ -33,7 +33,7 @@ def claimed_on_nodes(context: RankContext, arguments: Sequence[str], scene: str,
         subprocess.run(["mount", "--bind", run, run], check=True)
         subprocess.run(["mount", "-o", "remount,ro,bind", run], check=True)
     if context.rank == 1 and scene == "other folder":
-        os.chdir("/")
+        os.chdir(run)
     nodes = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": str(context.rank)}
     environment = RankContext.environment
 

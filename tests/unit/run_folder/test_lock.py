@@ -316,6 +316,24 @@ def test_where_there_are_no_hard_links_one_gets_it_too(
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
+def test_a_claim_that_goes_while_it_is_looked_at_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever made it was not faster after all, and took it away between the two looks."""
+    link, refused = os.link, []
+
+    def taken_at_first(source: Path, target: Path) -> None:
+        if not refused:
+            refused.append(target)
+            raise FileExistsError(17, "File exists")
+        link(source, target)
+
+    leave(tmp_path, DEAD)
+    monkeypatch.setattr(os, "link", taken_at_first)
+    acquire(tmp_path, 7, no_slurm)
+    assert refused and job_of(tmp_path) == 7
+
+
 @pytest.mark.parametrize("left_behind", [True, False])
 def test_of_many_jobs_at_once_one_gets_it(tmp_path: Path, left_behind: bool) -> None:
     """Also where all find the same lock of a job that is gone."""
