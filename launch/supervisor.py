@@ -7,7 +7,6 @@ has the whole picture.
 """
 
 import dataclasses
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from launch import scheduler, started_by
 from launch.attempt_steps import AttemptSteps, StopRequest
 from launch.attempts import Attempts
 from launch.output import log
+from launch.requeueing import PATIENCE_S, Job
 from launch.restart_policy import (
     Attempt,
     Outcome,
@@ -30,9 +30,6 @@ from launch.restart_policy import (
 )
 from launch.submission import SCRIPT, Submission, code_version
 
-PATIENCE_S = 3600.0
-"""How long SLURM's controller may be unreachable while the run goes on."""
-
 
 class Supervisor:
     """The part of a run that one SLURM job carries out."""
@@ -40,9 +37,7 @@ class Supervisor:
     def __init__(self, submission: Submission, job_id: int, nodes: Sequence[str], partition: str) -> None:
         """Handle SIGUSR1 and SIGTERM from now on; `nodes` are the job's, in SLURM's order."""
         self.submission = submission
-        self.job_id = job_id
-        self.allocated = list(nodes)
-        self.partition = partition
+        self.job = Job(submission, job_id, nodes, partition)
         self.unfit: set[str] = set()
         """Nodes that failed a preflight in this job."""
         self.attempts = Attempts(Path(submission.run))
@@ -65,9 +60,9 @@ class Supervisor:
             if self.stop.signal is not None:
                 return self.requeue(f"{self.stop.signal.name} arrived between two attempts")
             # 3. On which nodes?
-            lost = self.unusable(self.allocated)
+            lost = self.job.unusable(self.job.allocated)
             excluded = {*lost, *self.unfit}
-            nodes = nodes_for(self.allocated, excluded, suspects(history), self.submission.legal_nodes)
+            nodes = nodes_for(self.job.allocated, excluded, suspects(history), self.submission.legal_nodes)
             if not nodes:
                 return self.requeue_for_other_nodes(lost)
             # 4. Preflight and training.
@@ -81,11 +76,11 @@ class Supervisor:
     def history(self) -> list[Attempt]:
         """The attempts of this job, across requeues; those of earlier jobs do not count, since whoever
         submitted the run again has looked at what happened before."""
-        return [attempt for attempt in self.attempts.history() if attempt.job_id == self.job_id]
+        return [attempt for attempt in self.attempts.history() if attempt.job_id == self.job.id]
 
     def run_attempt(self, nodes: Sequence[str]) -> Attempt:
         """Check these nodes, run the ranks once on them, and record how that ended."""
-        attempt = self.attempts.start(self.job_id, nodes, code_version(Path(self.submission.checkout)))
+        attempt = self.attempts.start(self.job.id, nodes, code_version(Path(self.submission.checkout)))
         if attempt.code != self.submission.code:
             log(f"the code is {attempt.code}; the run was submitted with {self.submission.code}")
         log(f"attempt {attempt.number} starts on {', '.join(nodes)}; logs in {self.attempts.folder(attempt)}")
@@ -100,7 +95,7 @@ class Supervisor:
             log(f"attempt {attempt.number} could not start: {error}")
             status = 1
         # How did it end?
-        progress, lost = self.attempts.progress(), self.unusable(nodes)
+        progress, lost = self.attempts.progress(), self.job.unusable(nodes)
         has_trained = self.attempts.metrics_stamp() != metrics_before
         outcome = outcome_of(
             status,
@@ -156,53 +151,12 @@ class Supervisor:
 
     def requeue_for_other_nodes(self, lost: dict[str, str]) -> int:
         """Requeue the job, unless the partition has too few nodes apart from those that failed preflight."""
-        unsound = [f"{node} {state}" for node, state in lost.items()]
-        unsound += [f"{node} failed preflight" for node in sorted(self.unfit - lost.keys())]
-        num_sound, legal = len(self.allocated) - len(unsound), self.submission.legal_nodes
-        reason = (
-            f"{num_sound} of {len(self.allocated)} nodes are sound ({', '.join(unsound)}), the run needs one "
-            f"of {legal}"
-        )
-        if self.unfit:
-            # SLURM keeps excluding the nodes of earlier requeues: the job would wait for them forever.
-            excluded = {*self.unfit, *scheduler.excluded_nodes(self.job_id, PATIENCE_S)}
-            others = scheduler.members(self.partition, PATIENCE_S) - excluded
-            if len(others) < legal[0]:
-                return self.give_up(f"{reason}, and partition {self.partition} has only {len(others)} others")
-        return self.requeue(reason)
+        reason, obstacle = self.job.too_few_sound(lost, self.unfit), self.job.too_few_others(self.unfit)
+        return self.requeue(reason) if obstacle is None else self.give_up(f"{reason}, and {obstacle}")
 
     def requeue(self, reason: str) -> int:
-        """Put the job back into the queue under its id, unless it was cancelled or SLURM requeues it itself;
-        returns the exit status."""
-        # 1. Is the job still ours to requeue?
-        state = jobs.job_state(self.job_id, PATIENCE_S)
-        if state != "RUNNING":
-            log(f"{reason}; job {self.job_id} is {state}, so the supervisor does not requeue it")
-            return 1
-        # 2. For how many nodes? Of a range, SLURM gives the least: as many as are sound now, or the fewest
-        #    on which the run can go on.
-        excluded = {*self.unusable(self.allocated), *self.unfit}
-        legal, spares = self.submission.legal_nodes, self.submission.spare_nodes
-        num_sound = len(self.allocated) - len(excluded)
-        with_sound = max((number for number in legal if number <= num_sound), default=legal[0])
-        least, most = with_sound if excluded else legal[-1], legal[-1] + spares
-        nodes = scheduler.node_range(least, most)
-        log(f"{reason}; job {self.job_id} goes back to the queue, for {nodes} nodes")
-        if self.unfit:
-            command = f"scontrol update JobId={self.job_id} ExcNodeList="
-            names = ", ".join(sorted(self.unfit))
-            log(f"it will not get {names} again; when they are fixed: {command}")
-        # 3. SLURM ends a job that it requeues with all its processes, scontrol included, by SIGTERM first.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        scheduler.requeue(self.job_id, least, most, self.unfit, PATIENCE_S)
-        return 0
-
-    def unusable(self, nodes: Sequence[str]) -> dict[str, str]:
-        """Node -> state, of those that SLURM finds unable to run a step or has taken away from the job."""
-        states = scheduler.unusable(nodes, PATIENCE_S)
-        kept = scheduler.nodes_of(self.job_id, PATIENCE_S)
-        taken = {node: "no longer the job's" for node in nodes if kept and node not in kept}
-        return taken | states
+        """Put the job back into the queue, without the nodes that failed preflight."""
+        return self.job.requeue(reason, self.unfit)
 
     def give_up(self, reason: str) -> int:
         """Log why, and how to continue by hand; returns the exit status."""
