@@ -28,6 +28,10 @@ TRAFFIC_CLASS = "traffic class"
 COUNTERS = "PFC and loss counters"
 
 
+Counters = dict[str, dict[str, int]]
+"""Card -> name of a counter -> its count."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priorities:
     """How the card of an interface maps packets to its eight priorities."""

@@ -2,13 +2,11 @@
 
 import hashlib
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from k25_train.config.cluster import Device
-from k25_train.config.fabric import Card, FabricConfig
 from k25_train.config.schema import Config
 from launch.fabric import environment
 from launch.preflight.affinity import PATH_CHECKS, Paths, judge_paths, read_paths
@@ -23,33 +21,17 @@ from launch.preflight.gpus import (
     read_gpus,
     read_slowdowns,
 )
-from launch.preflight.hcas import HCA_CHECKS, Hca, judge_hcas, read_hcas
+from launch.preflight.hcas import Hca
 from launch.preflight.host import ACCESS_CHECKS, Host, judge_host, judge_network_access, read_host
-from launch.preflight.lossless import (
-    COUNTERS,
-    TRAFFIC_CLASS,
-    Priorities,
-    judge_growth,
-    judge_traffic_class,
-    read_counters,
-    read_priorities,
-)
-from launch.preflight.system import AbsentError, BrokenError, System
+from launch.preflight.network import Network, judge_network, read_network, read_network_after_load
+from launch.preflight.system import Missing, System, try_to_read
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "megatron-core", "emerging-optimizers", "transformer-engine", "nvidia-nccl-cu13")
 """Distributions that must have the same version on all nodes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Missing:
-    """Placeholder for something that could not be read, with the reason."""
-
-    reason: str
-
-
-Counters = dict[str, dict[str, int]]
-"""Card -> name of a counter -> its count."""
+NOTHING_MEASURED = Missing(reason="nothing was measured")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,58 +44,35 @@ class Node:
     """Environment of the node's leader, under its key in preflight.json."""
     gpus: list[Gpu] | Missing
     paths: Paths | Missing
-    hcas: list[Hca]
-    priorities: dict[str, Priorities | str]
-    """Card, followed by the interface if it has several -> priorities, or why they are unknown."""
+    network: Network
     versions: dict[str, str]
-    counters: Counters
-    """Counters before the measurements."""
-    counters_after: Counters | Missing = Missing(reason="nothing was sent")
-    """Counters after the measurements."""
-    slowdowns: dict[int, int] | Missing = Missing(reason="nothing was measured")
+    slowdowns: dict[int, int] | Missing = NOTHING_MEASURED
     """GPU -> bits of the reasons for reduced clocks, read under load."""
 
 
 def read_node(system: System, name: str, config: Config) -> Node:
     """Read everything that can be read at rest."""
-    hcas = read_hcas(system, ports_in_use(config.cluster.fabric))
-    used = cards_in_use(hcas, config.cluster.fabric)
-    gpus = _try_to_read(lambda: read_gpus(system))
+    gpus = try_to_read(lambda: read_gpus(system))
+    network = read_network(system, config.cluster.fabric)
     return Node(
         name=name,
         host=read_host(system, Path(config.run.dir).absolute()),
         surroundings=read_environment(system),
         gpus=gpus,
-        paths=_try_to_read(lambda: read_paths(system)),
-        hcas=hcas,
-        priorities={
-            f"{hca.name} {name}" if len(hca.interfaces) > 1 else hca.name: _priorities(system, name)
-            for hca in used
-            for name in hca.interfaces
-        },
-        versions=read_versions(system, gpus, used),
-        counters=_counters(system, used),
+        paths=try_to_read(lambda: read_paths(system)),
+        network=network,
+        versions=read_versions(system, gpus, network.in_use(config.cluster.fabric)),
     )
 
 
 def read_after_load(system: System, node: Node, config: Config) -> None:
     """Add the counters after the measurements."""
-    node.counters_after = _counters(system, cards_in_use(node.hcas, config.cluster.fabric))
+    read_network_after_load(system, node.network, config.cluster.fabric)
 
 
 def read_under_load(system: System, node: Node) -> None:
     """Add the reasons for reduced clocks; to be called while the GPUs compute."""
-    node.slowdowns = _try_to_read(lambda: read_slowdowns(system))
-
-
-def cards_in_use(hcas: list[Hca], fabric: FabricConfig | None) -> list[Hca]:
-    """Cards that the cluster file names; none if it has no fabric."""
-    return [hca for hca in hcas if fabric is not None and hca.card in fabric.cards]
-
-
-def ports_in_use(fabric: FabricConfig | None) -> list[Card]:
-    """Ports that the cluster file names."""
-    return [] if fabric is None else fabric.cards
+    node.slowdowns = try_to_read(lambda: read_slowdowns(system))
 
 
 def read_versions(system: System, gpus: list[Gpu] | Missing, hcas: list[Hca]) -> dict[str, str]:
@@ -158,19 +117,13 @@ def judge_node(node: Node, config: Config, one_bytes: int) -> list[Finding]:
     )
     findings += judge_environment(node.surroundings, environment(config), cluster)
     findings += _judge_gpus(node, config)
-    # 2. Network cards, if training uses any.
+    # 2. Network, if training uses any.
     if cluster.fabric is None:
         reason = f"cluster {cluster.name} has no RDMA fabric (cluster.fabric is null)"
-        checks = (*ACCESS_CHECKS, *HCA_CHECKS, TRAFFIC_CLASS, COUNTERS)
-        return findings + [skipped(check, reason) for check in checks]
-    findings += judge_network_access(node.host, cluster.fabric.interfaces)
-    findings += judge_hcas(node.hcas, cluster.fabric, cluster.gpus_per_node * cluster.network_gb_per_s)
-    used = cards_in_use(node.hcas, cluster.fabric)
-    findings += judge_traffic_class(used, node.priorities, cluster.fabric.traffic_class)
-    # 3. Loss during the measurements, if there were any.
-    if isinstance(node.counters_after, Missing):
-        return [*findings, skipped(COUNTERS, node.counters_after.reason)]
-    return [*findings, judge_growth(node.counters, node.counters_after)]
+        findings += [skipped(check, reason) for check in ACCESS_CHECKS]
+    else:
+        findings += judge_network_access(node.host, cluster.fabric.interfaces)
+    return findings + judge_network(node.network, cluster)
 
 
 def _judge_gpus(node: Node, config: Config) -> list[Finding]:
@@ -191,24 +144,8 @@ def _judge_gpus(node: Node, config: Config) -> list[Finding]:
     if isinstance(node.paths, Missing):
         findings += [skipped(check, node.paths.reason) for check in PATH_CHECKS]
     else:
-        cards = cards_in_use(node.hcas, cluster.fabric)
+        cards = node.network.in_use(cluster.fabric)
         findings += judge_paths(node.paths, list(dict.fromkeys(hca.card.device for hca in cards)))
     if isinstance(node.slowdowns, Missing):
         return [*findings, skipped(THROTTLING, node.slowdowns.reason)]
     return [*findings, judge_slowdowns(node.slowdowns)]
-
-
-def _try_to_read[Facts](read: Callable[[], Facts]) -> Facts | Missing:
-    try:
-        return read()
-    except (AbsentError, BrokenError) as error:
-        return Missing(reason=str(error))
-
-
-def _priorities(system: System, interface: str) -> Priorities | str:
-    found = _try_to_read(lambda: read_priorities(system, interface))
-    return found.reason if isinstance(found, Missing) else found
-
-
-def _counters(system: System, hcas: list[Hca]) -> Counters:
-    return {hca.name: read_counters(system, hca) for hca in hcas}

@@ -26,6 +26,21 @@ class BrokenError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """Placeholder for something that could not be read, with the reason."""
+
+    reason: str
+
+
+def try_to_read[Facts](read: Callable[[], Facts]) -> Facts | Missing:
+    """What `read` returns, or why the node does not have it or it does not work."""
+    try:
+        return read()
+    except (AbsentError, BrokenError) as error:
+        return Missing(reason=str(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Size and free space of a file system."""
 

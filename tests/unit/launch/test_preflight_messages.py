@@ -9,8 +9,9 @@ import pytest
 from k25_train.config.schema import Config
 from launch.preflight.measurements import Fault, RankMeasurements
 from launch.preflight.messages import MessageError, decode, encode
-from launch.preflight.node import Missing, Node, read_node
+from launch.preflight.node import Node, read_node
 from launch.preflight.rates import Link
+from launch.preflight.system import Missing
 from tests.helpers.recorded_node import RecordedNode
 
 MEASURED = RankMeasurements(
@@ -25,7 +26,8 @@ def test_records_travel_between_ranks(recorded: RecordedNode, config: Config) ->
     node = read_node(recorded.system, "node-1", config)
     assert node.gpus
     assert decode(encode(node), Node) == node
-    node.paths, node.counters_after = Missing(reason="no GPU"), {"mlx5_0": {"out_of_sequence": 2}}
+    node.paths = Missing(reason="no GPU")
+    node.network.counters_after = {"mlx5_0": {"out_of_sequence": 2}}
     assert decode(encode(node), Node) == node
     for measured in (MEASURED, RankMeasurements()):
         assert decode(encode(measured).encode(), RankMeasurements) == measured
