@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch import scheduler, srun
 from launch.attempts import Attempts, read_log
+from launch.comment import JobComment
 from launch.output import log
 from launch.restart_policy import Attempt
 from launch.submission import Submission
@@ -46,10 +47,13 @@ class StopRequest:
 class AttemptSteps:
     """Runs the steps of one attempt at a time; a stop request ends them early."""
 
-    def __init__(self, submission: Submission, attempts: Attempts, stop: StopRequest) -> None:
+    def __init__(
+        self, submission: Submission, attempts: Attempts, stop: StopRequest, comment: JobComment
+    ) -> None:
         self.submission = submission
         self.attempts = attempts
         self.stop = stop
+        self.comment = comment
 
     def preflight(self, attempt: Attempt) -> tuple[dict[str, str], int]:
         """Check the nodes of an attempt.
@@ -60,6 +64,7 @@ class AttemptSteps:
         Raises:
             SchedulerError, ValueError: the first node cannot tell where ranks meet.
         """
+        self.comment.say(f"attempt {attempt.number}: nodes are checked")
         srun_log, folder = self.attempts.preflight_log(attempt), self.attempts.folder(attempt)
         rendezvous = self._find_rendezvous(attempt, srun_log)
         with srun_log.open("a", encoding="utf-8") as output:
@@ -79,6 +84,7 @@ class AttemptSteps:
         Raises:
             SchedulerError, ValueError: the first node cannot tell where ranks meet.
         """
+        self.comment.say(f"attempt {attempt.number} trains", with_progress=True)
         srun_log = self.attempts.srun_log(attempt)
         rendezvous = self._find_rendezvous(attempt, srun_log)
         with srun_log.open("a", encoding="utf-8") as output:
@@ -118,6 +124,7 @@ class AttemptSteps:
             # Stop requested: ask the ranks to save, and kill them if that takes too long.
             if self.stop.signal is not None and now_s - signaled_at_s >= REPEAT_S:
                 log(f"{self.stop.signal.name}: ranks are asked to save and stop")
+                self.comment.say(f"{self.stop.signal.name}: ranks save and stop", with_progress=True)
                 signaled_at_s = now_s
                 step.send_signal(STOP_SIGNAL)
             if self.stop.signal is not None and (

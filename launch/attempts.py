@@ -1,6 +1,7 @@
 """The attempts of a run on disk: their folders, records and logs, and how far the run has come."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import scheduler
+from launch.patience import Patience, UnwritableError
 from launch.restart_policy import Attempt, Outcome
 from launch.submission import write_atomically
 
@@ -32,10 +34,14 @@ class Progress:
 class Attempts:
     """The folder `attempts/` of a run."""
 
-    def __init__(self, run: Path) -> None:
-        """`run` is the run folder."""
+    def __init__(self, run: Path, patience: Patience | None = None) -> None:
+        """`run` is the run folder; `patience` is for files that cannot be read or written for the moment,
+        none by default."""
         self.run = run
         self.root = run / "attempts"
+        self.patience = patience or Patience(run)
+        self._unwritten: dict[int, Attempt] = {}
+        """Number -> record that the folder did not take yet."""
 
     def folder(self, attempt: Attempt) -> Path:
         """The folder of an attempt's record and logs."""
@@ -64,25 +70,37 @@ class Attempts:
 
     def has_report(self, attempt: Attempt) -> bool:
         """Whether the preflight of an attempt has written its report."""
-        return (self.folder(attempt) / PREFLIGHT).exists()
+        try:
+            return (self.folder(attempt) / PREFLIGHT).exists()
+        except OSError:
+            return False
 
     def history(self) -> list[Attempt]:
-        """All attempts so far, oldest first."""
+        """All attempts so far, oldest first. Raises `UnwritableError` if they cannot be read."""
+        found = {attempt.number: attempt for attempt in self.patience.of(self._read)} | self._unwritten
+        return [found[number] for number in sorted(found)]
+
+    def _read(self) -> list[Attempt]:
         records = self.root.glob(f"*/{RECORD}")
-        found = [
+        return [
             Attempt(**json.loads(path.read_text(encoding="utf-8")))
             for path in records
             if not path.parent.is_symlink()
         ]
-        return sorted(found, key=lambda attempt: attempt.number)
 
     def start(self, job_id: int, nodes: Sequence[str], code: str) -> Attempt:
-        """Create a new attempt with its folder, and point `latest` to it."""
+        """Create a new attempt with its folder, and point `latest` to it.
+
+        Raises `UnwritableError` if the run folder does not take it.
+        """
+        return self.patience.of(lambda: self._start(job_id, nodes, code))
+
+    def _start(self, job_id: int, nodes: Sequence[str], code: str) -> Attempt:
         # Folders count, not records: on a full disk, a folder may exist without its record.
         number = max((int(path.name) for path in self.root.glob("*") if path.name.isdigit()), default=0) + 1
         attempt = Attempt(number=number, job_id=job_id, nodes=list(nodes), code=code)
         self.folder(attempt).mkdir(parents=True)
-        self.write(attempt)
+        self._write(attempt)
         self.srun_log(attempt).touch()
         scratch = self.root / f"{LATEST}.{job_id}"
         scratch.unlink(missing_ok=True)
@@ -91,7 +109,19 @@ class Attempts:
         return attempt
 
     def write(self, attempt: Attempt) -> None:
-        """Write an attempt's record."""
+        """Write an attempt's record, and what could not be written before.
+
+        It is kept in memory if the run folder does not take it: a job that has to stop cannot wait.
+        """
+        self._unwritten[attempt.number] = attempt
+        try:
+            for number, each in list(self._unwritten.items()):
+                self.patience.of(functools.partial(self._write, each))
+                del self._unwritten[number]
+        except UnwritableError as error:
+            self.patience.tell(f"the record of attempt {attempt.number} could not be written: {error}")
+
+    def _write(self, attempt: Attempt) -> None:
         record = json.dumps(dataclasses.asdict(attempt), indent=1)
         write_atomically(self.folder(attempt) / RECORD, record + "\n")
 
@@ -103,7 +133,8 @@ class Attempts:
         stamp = self.metrics_stamp()
         for attempt in self.history():
             if attempt.outcome is None:
-                started_ns = (self.folder(attempt) / RECORD).stat().st_mtime_ns
+                record = self.folder(attempt) / RECORD
+                started_ns = self.patience.of(record.stat).st_mtime_ns
                 has_trained = stamp is not None and stamp[0] >= started_ns
                 progress = self.progress() if has_trained else Progress()
                 ended = dataclasses.replace(
@@ -124,6 +155,9 @@ class Attempts:
 
     def metrics_stamp(self) -> tuple[int, int] | None:
         """Modification time and size of the metrics file; None if it does not exist."""
+        return self.patience.of(self._stamp_metrics)
+
+    def _stamp_metrics(self) -> tuple[int, int] | None:
         try:
             status = (self.run / "metrics.jsonl").stat()
         except FileNotFoundError:
@@ -146,6 +180,9 @@ class Attempts:
 
     def progress(self) -> Progress:
         """How far the run has come. Skipped steps are no progress, however many there are."""
+        return self.patience.of(self._progress)
+
+    def _progress(self) -> Progress:
         last, skipped = None, 0
         for row in self._rows_from_the_end():
             last = row["step"] if last is None else last

@@ -3,12 +3,15 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 LONGEST_WAIT_S = 900.0
 """Upper limit of the pause before a restart."""
 MAX_UNSAVED = 20
 """Limit of consecutive faults without a newer checkpoint: each attempt may have come a step further."""
+MAX_NO_ROOM = 50
+"""Limit of consecutive attempts whose checkpoint had no room in the run folder, in spite of the waiting: with
+a quarter of an hour between them, half a day."""
 MAX_FRUITLESS_STOPS = 10
 """Limit of consecutive stops without progress: each costs a start of the job."""
 
@@ -26,11 +29,13 @@ class Outcome(StrEnum):
     """A node of the attempt is down, drained or not responding."""
     unfit = "unfit"
     """A node failed preflight, so no rank was started."""
+    no_room = "no_room"
+    """The run folder was full or could not be written, which is waited out."""
     vanished = "vanished"
     """The supervisor ended before it could record an outcome: lost with the first node, or by SIGKILL."""
 
 
-NOT_COUNTED = (Outcome.stopped, Outcome.unfit)
+NOT_COUNTED = (Outcome.stopped, Outcome.unfit, Outcome.no_room)
 """Outcomes that say nothing about the run itself. Unfit attempts are limited anyway: each excludes nodes."""
 
 
@@ -95,6 +100,12 @@ def reason_to_give_up(history: Sequence[Attempt], max_restarts: int) -> str | No
             f"{idle} attempts in a row were stopped before they trained another step: leave more time before "
             "the end (cluster.slurm.time_limit_min, stop_before_end_s), or find out why they are preempted"
         )
+    without_room = num_without_room(history)
+    if without_room > MAX_NO_ROOM:
+        return (
+            f"the run folder had no room for a checkpoint in {without_room} attempts in a row: make room, "
+            "raise the quota, or keep fewer checkpoints (checkpoint.keep)"
+        )
     # 2. Every node failed preflight.
     last_one = history[-1] if history else None
     if last_one is not None and 1 < len(last_one.nodes) == len(last_one.unfit):
@@ -152,6 +163,11 @@ def num_fruitless_stops(history: Sequence[Attempt]) -> int:
     return fruitless
 
 
+def num_without_room(history: Sequence[Attempt]) -> int:
+    """Number of attempts at the end of the history whose checkpoint had no room."""
+    return len(list(takewhile(lambda attempt: attempt.outcome == Outcome.no_room, reversed(history))))
+
+
 def num_fruitless(history: Sequence[Attempt]) -> int:
     """Number of attempts at the end of the history that did not get beyond the furthest earlier step."""
     furthest, fruitless = 0, 0
@@ -175,8 +191,9 @@ def num_unsaved(history: Sequence[Attempt]) -> int:
 
 
 def wait_before_restart_s(history: Sequence[Attempt], shortest_s: float) -> float:
-    """Pause before the next attempt; it doubles with every attempt that made no progress."""
-    return min(LONGEST_WAIT_S, shortest_s * 2 ** max(0, num_fruitless(history) - 1))
+    """Pause before the next attempt; it doubles with every attempt that made no progress, or had no room."""
+    doublings = min(30, max(0, num_fruitless(history) - 1, num_without_room(history) - 1))
+    return min(LONGEST_WAIT_S, shortest_s * 2**doublings)
 
 
 def suspects(history: Sequence[Attempt]) -> set[str]:

@@ -20,12 +20,16 @@ from k25_train.config.fabric import AddressFamily
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
 from k25_train.errors import ConfigError
+from k25_train.plan.pipeline import plan_pipeline
+from k25_train.plan.time.step import step_times
 from k25_train.run_folder import jobs, lock
+from k25_train.units import MIB
 from launch import scheduler
 from launch.fabric import environment
 from launch.feasibility import (
     check_memory,
     check_paths,
+    checkpoint_bytes,
     legal_nodes,
     memory_verdict,
     summary,
@@ -37,6 +41,8 @@ from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, code_v
 CHECKOUT = Path(__file__).resolve().parents[1]
 MAX_RESTARTS = 3
 """Default of --max-restarts."""
+MAX_LOG_MIB = 16
+"""Default of --max-log-mib: with 4,096 ranks, an attempt leaves at most 200 GB."""
 STOP_SHARE = 0.8
 """Share of `cluster.slurm.stop_before_end_s` that ranks may take to stop; the rest is for requeueing."""
 
@@ -63,9 +69,17 @@ def _run() -> None:
     parser.add_argument(
         "--force", action="store_true", help="submit even if the plan does not fit into memory"
     )
+    parser.add_argument(
+        "--max-log-mib",
+        type=int,
+        default=MAX_LOG_MIB,
+        metavar="MIB",
+        help="size at which a log of the job is continued in a new file, of which the first and the last two "
+        f"stay; 0 for never ({MAX_LOG_MIB})",
+    )
     arguments = read_arguments(parser)
     config = with_absolute_paths(compose(arguments.overrides))
-    submission, script = prepare(config, arguments.max_restarts)
+    submission, script = prepare(config, arguments.max_restarts, arguments.max_log_mib)
     print(*format_summary(config, submission), sep="\n")
     memory = memory_verdict(config)[1] if arguments.force else check_memory(config, submission.legal_nodes)
     if memory:
@@ -76,7 +90,7 @@ def _run() -> None:
         print("", *submit(config, submission, script), sep="\n")
 
 
-def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
+def prepare(config: Config, max_restarts: int, max_log_mib: int = MAX_LOG_MIB) -> tuple[Submission, str]:
     """The contents of submit.json and the batch script; nothing is written.
 
     Raises `ConfigError` if the cluster has no SLURM, or a value cannot be used in the script.
@@ -89,6 +103,8 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
         )
     if max_restarts < 0:
         raise ConfigError(f"--max-restarts {max_restarts}: must not be negative; 0 gives up at once")
+    if max_log_mib < 0:
+        raise ConfigError(f"--max-log-mib {max_log_mib}: must not be negative; 0 keeps everything")
     run, nodes, variables = Path(config.run.dir), legal_nodes(config), environment(config)
     fabric = config.cluster.fabric
     python = os.path.expanduser(slurm.python or sys.executable)
@@ -111,6 +127,11 @@ def prepare(config: Config, max_restarts: int) -> tuple[Submission, str]:
         cpus_per_task=slurm.cpus_per_task,
         step_options=step_options(config),
         node_start=start_of_nodes(config, CHECKOUT, variables),
+        comment=slurm.comment,
+        checkpoint_bytes=checkpoint_bytes(config),
+        max_checkpoints=config.checkpoint.keep + 1,
+        max_log_bytes=max_log_mib * MIB,
+        planned_step_s=step_times(plan_pipeline(config)).text.makespan_s,
         container=container_options(config, run, CHECKOUT, variables),
         environment=[(name, value, reason) for name, value, reason in variables],
     )

@@ -12,6 +12,7 @@
 Imports only the standard library, since it also runs on nodes whose Python has nothing else.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -28,6 +29,11 @@ _ADDED: dict[str, Any] = {
     "cpus_per_task": None,
     "step_options": [],
     "node_start": [],
+    "comment": None,
+    "checkpoint_bytes": 0,
+    "max_checkpoints": 0,
+    "max_log_bytes": 0,
+    "planned_step_s": None,
 }
 """Facts that earlier versions did not write, with what they did."""
 
@@ -72,6 +78,16 @@ class Submission:
     """Options of every srun."""
     node_start: list[str]
     """Command that precedes that of each node's ranks; empty without setup."""
+    comment: str | None
+    """`cluster.slurm.comment`."""
+    checkpoint_bytes: int
+    """Size of a checkpoint; 0 if unknown."""
+    max_checkpoints: int
+    """Checkpoints for which preflight wants room; 0 if unknown."""
+    max_log_bytes: int
+    """Size at which a log is continued in a new file; 0 for never."""
+    planned_step_s: float | None
+    """Seconds that a step should take at least; None if the plan does not know the device."""
     container: list[str]
     """Options of srun for the container; empty without one."""
     environment: list[tuple[str, str, str]]
@@ -96,8 +112,14 @@ class Submission:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file such that neither a reader nor a kill ever sees half of it."""
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError:
+        # What a full disk has of it.
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
 
 
 def code_version(checkout: Path) -> str:

@@ -17,7 +17,9 @@ from k25_train.run_folder import jobs, lock
 from launch import scheduler, started_by
 from launch.attempt_steps import AttemptSteps, StopRequest
 from launch.attempts import Attempts
+from launch.comment import JobComment
 from launch.output import log
+from launch.patience import UnwritableError
 from launch.requeueing import PATIENCE_S, Job
 from launch.restart_policy import (
     Attempt,
@@ -28,6 +30,7 @@ from launch.restart_policy import (
     suspects,
     wait_before_restart_s,
 )
+from launch.room import RunFolderRoom
 from launch.submission import SCRIPT, Submission, code_version
 
 
@@ -40,12 +43,33 @@ class Supervisor:
         self.job = Job(submission, job_id, nodes, partition)
         self.unfit: set[str] = set()
         """Nodes that failed a preflight in this job."""
-        self.attempts = Attempts(Path(submission.run))
         self.stop = StopRequest()
-        self.steps = AttemptSteps(submission, self.attempts, self.stop)
+        self.room = RunFolderRoom(submission, lambda: self.stop.signal is not None, self.tell)
+        self.attempts = Attempts(Path(submission.run), self.room.patience)
+        self.comment = JobComment(job_id, submission.comment, self.room.step_now)
+        self.steps = AttemptSteps(submission, self.attempts, self.stop, self.comment)
+
+    def tell(self, text: str) -> None:
+        """Say something about the run folder, which may not take the log, in the job's comment too."""
+        log(text)
+        self.comment.say(text)
 
     def run(self) -> int:
-        """Make attempts until the run finishes, is requeued or is given up; returns the exit status."""
+        """Make attempts until the run finishes, is requeued or is given up; returns the exit status.
+
+        Raises `UnwritableError` if the run folder cannot be used for a day.
+        """
+        try:
+            return self._run()
+        except UnwritableError as error:
+            if self.stop.signal is None:
+                self.comment.say(f"ended: {error}")
+                raise
+            return self.requeue(f"{self.stop.signal.name} arrived while the run folder could not be used")
+        finally:
+            self.comment.close()
+
+    def _run(self) -> int:
         self.attempts.close_vanished()
         attempt: Attempt | None = None
         while True:
@@ -57,6 +81,7 @@ class Supervisor:
             # 2. Pause after a fault; nodes that failed preflight are replaced without one.
             if attempt is not None and attempt.outcome != Outcome.unfit:
                 self.pause(wait_before_restart_s(history, self.submission.restart_wait_s))
+            self.room.wait()
             if self.stop.signal is not None:
                 return self.requeue(f"{self.stop.signal.name} arrived between two attempts")
             # 3. On which nodes?
@@ -68,6 +93,7 @@ class Supervisor:
             # 4. Preflight and training.
             attempt = self.run_attempt(nodes)
             log(f"attempt {attempt.number} {attempt.outcome}: {attempt.reason}")
+            self.comment.say(f"attempt {attempt.number} {attempt.outcome}: {attempt.reason}")
             if attempt.outcome == Outcome.finished:
                 return 0
             if attempt.outcome == Outcome.stopped:
@@ -91,7 +117,9 @@ class Supervisor:
             unfit, status = self.steps.preflight(attempt) if self.submission.preflight else ({}, 0)
             if not unfit and not status and self.stop.signal is None:
                 status = self.steps.train(attempt)
-        except (K25Error, ValueError) as error:
+        except UnwritableError:
+            raise
+        except (K25Error, OSError, ValueError) as error:
             log(f"attempt {attempt.number} could not start: {error}")
             status = 1
         # How did it end?
@@ -119,6 +147,7 @@ class Supervisor:
         if outcome is Outcome.failed and self.submission.preflight and not self.attempts.has_report(attempt):
             # The first node writes the report, so it is the likely culprit.
             self.unfit.add(attempt.nodes[0])
+        ended = self.room.judged(ended, self.attempts)
         self.attempts.write(ended)
         return ended
 
@@ -156,10 +185,13 @@ class Supervisor:
 
     def requeue(self, reason: str) -> int:
         """Put the job back into the queue, without the nodes that failed preflight."""
+        self.comment.say(f"goes back to the queue: {reason}")
+        self.comment.close()
         return self.job.requeue(reason, self.unfit)
 
     def give_up(self, reason: str) -> int:
         """Log why, and how to continue by hand; returns the exit status."""
+        self.comment.say(f"given up: {reason}")
         folder = self.attempts.folder(self.history()[-1])
         log(
             f"GIVEN UP: {reason}. The first errors are in {folder}/rank_<R>.log, node_<NODE>.log and "
@@ -181,10 +213,11 @@ def _run() -> int:
         # Signals are handled from here on.
         partition = started_by.variable("SLURM_JOB_PARTITION")
         supervisor = Supervisor(Submission.read(run), job_id, nodes, partition)
-        lock.acquire(run, job_id, lambda job: jobs.job_state(job, PATIENCE_S))
+        patience = supervisor.room.patience
+        patience.of(lambda: lock.acquire(run, job_id, lambda job: jobs.job_state(job, PATIENCE_S)))
         status = supervisor.run()
         if jobs.job_state(job_id, PATIENCE_S) == "RUNNING":
-            lock.release(run, job_id)
+            patience.of(lambda: lock.release(run, job_id))
     except (K25Error, OSError, ValueError) as error:
         log(f"{type(error).__name__}: {error}")
         return REFUSED

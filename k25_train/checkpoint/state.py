@@ -6,6 +6,7 @@ ranks write about equal shares of what they all hold. Each reads what it needs i
 as well would send every expert to every rank of a stage.
 """
 
+import contextlib
 import errno
 import shutil
 from collections.abc import Mapping, Sequence
@@ -91,7 +92,10 @@ def save(
             )
         )
     except (OSError, CheckpointError) as error:
-        raise CheckpointError(_not_written(folder, error)) from error
+        lost = CheckpointError(_not_written(folder, error))
+        # It would keep a full disk full, and the run from starting again there.
+        on_first_rank(lambda: _drop(folder))
+        raise lost from error
 
 
 def load(
@@ -157,6 +161,11 @@ def _unwrap(chunk: torch.nn.Module) -> Any:
 def _describing(chunk: torch.nn.Module) -> Any:
     """What knows how a chunk's weights are spread: an encoder's wrapper, else the chunk itself."""
     return chunk if isinstance(chunk, EncoderReplica) else _unwrap(chunk)
+
+
+def _drop(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folders.remove(folder)
 
 
 def _not_written(folder: Path, error: Exception) -> str:

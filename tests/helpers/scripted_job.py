@@ -31,6 +31,7 @@ cat "$FAKE/states" """,
     "squeue": 'cat "$FAKE/state"',
     "scontrol": """
 case "$1 $2" in "show hostnames") echo "$3" | sed "s/n\\[5-6\\]/n5,n6/" | tr , "\\n"; exit;; esac
+case "$*" in *" Comment="*) echo "$*" >> "$FAKE/comment.calls"; exit;; esac
 echo "$*" >> "$FAKE/scontrol.calls"
 case "$1 $2" in "show job") cat "$FAKE/job";; esac""",
 }
@@ -95,6 +96,8 @@ class ScriptedJob:
             "max_restarts": 3, "restart_wait_s": 0.0, "stop_within_s": 60.0, "preflight": False,
             "rendezvous_port": 29500, "interface": None, "container": [], "environment": [],
             "address_family": "ipv4", "cpus_per_task": None, "step_options": [], "node_start": [],
+            "comment": None, "checkpoint_bytes": 0, "max_checkpoints": 0, "max_log_bytes": 0,
+            "planned_step_s": None,
         }  # fmt: skip
         submission = Submission(**(values | changes))  # type: ignore[arg-type]
         job = Supervisor(submission, 7, ["n1", "n2", "n3", "n4"], "main")

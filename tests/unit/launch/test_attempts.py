@@ -149,7 +149,8 @@ def test_a_submission_is_read_as_it_was_written(tmp_path: Path) -> None:
         legal_nodes=[1, 2], spare_nodes=1, max_restarts=3, restart_wait_s=1.5, stop_within_s=96.0,
         preflight=True, rendezvous_port=29500, interface=None, container=["--container-image=x"],
         address_family="ipv6", cpus_per_task=16, step_options=["--mpi=none"], node_start=["bash", "-c", "x"],
-        environment=[("A", "b c", "why")],
+        environment=[("A", "b c", "why")], comment="site", checkpoint_bytes=9, max_checkpoints=4,
+        max_log_bytes=1, planned_step_s=2.5,
     )  # fmt: skip
     kept.write(tmp_path)
     found = Submission.read(tmp_path)
