@@ -8,7 +8,7 @@ from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.rates import Link, Scope, Threshold, judge_links, judge_ranks, medians
-from launch.preflight.reach import judge_reach, refusals_of
+from launch.preflight.reach import REACH, judge_reach, refusals_of
 
 MEASUREMENT, GEMM, COPY = "measurement", "matrix products", "host to device copy"
 CONNECTIONS, ALL_TO_ALL, PLAN = "connections", "expert all-to-all", "rates of the plan"
@@ -45,8 +45,8 @@ class RankMeasurements:
     host_copy_gb_per_s: float | None = None
     links: list[Link] = field(default_factory=list)
     all_to_all_gb_per_s: float | None = None
-    refused: dict[int, str] = field(default_factory=dict)
-    """Node leader -> why its node could not be reached from this one; only for node leaders."""
+    refused: dict[int, str] | None = None
+    """Node leader -> why its node could not be reached from this one; None if this rank tried none."""
     fault: Fault | None = None
 
 
@@ -64,8 +64,9 @@ def judge_measurements(
     threshold = THRESHOLDS[cluster.device]
     everyone = sorted(set(nodes.values()))
     # 1. Who broke off, and who could not be reached?
-    refusals = refusals_of({rank: own.refused for rank, own in measured.items()}, nodes)
-    found: list[dict[str, Finding]] = [_judge_faults(measured, nodes), judge_reach(refusals, everyone)]
+    tries = {rank: own.refused for rank, own in measured.items() if own.refused is not None}
+    reach = judge_reach(refusals_of(tries, nodes), everyone, {nodes[rank] for rank in tries})
+    found: list[dict[str, Finding]] = [_judge_faults(measured, nodes), reach]
     # 2. Devices.
     products = {rank: own.gemm_tflops for rank, own in measured.items() if own.gemm_tflops}
     found.append(judge_ranks(GEMM, "TFLOP/s", products, nodes, threshold))
@@ -124,6 +125,11 @@ def _judge_faults(measured: Mapping[int, RankMeasurements], nodes: Mapping[int, 
             findings[node] = failed(MEASUREMENT, found, rule, remedy)
         elif own_texts:
             findings[node] = skipped(MEASUREMENT, f"broken off by others: {own_texts[0]}")
+        elif guilty:
+            at_fault = ", ".join(sorted({nodes[rank] for rank in guilty}))
+            findings[node] = skipped(MEASUREMENT, f"broken off because of {at_fault}")
+        elif any(own.refused for own in measured.values()):
+            findings[node] = skipped(MEASUREMENT, f"broken off: not every node is {REACH}")
         else:
             findings[node] = passed(MEASUREMENT, "all ranks completed it")
     return findings
@@ -159,18 +165,24 @@ def _judge_plan(
             ),
             ("network_gb_per_s", network, NETWORK_SHARE * cluster.network_gb_per_s),
         )
+        reached_rates = {key: statistics.median(values) for key, values, _ in rates if values}
         short = [
-            f"cluster.{key} needs {least:g}, measured {statistics.median(values):.3g}"
-            for key, values, least in rates
-            if values and statistics.median(values) < least
+            f"cluster.{key} needs {least:g}, measured {reached_rates[key]:.3g}"
+            for key, _, least in rates
+            if key in reached_rates and reached_rates[key] < least
         ]
+        unmeasured = ", ".join(f"cluster.{key}" for key, values, _ in rates if not values)
         if short:
             rule = "the plan of a step assumes these rates"
-            findings[node] = warned(
-                PLAN, "; ".join(short), rule, "correct the cluster file, or find what is slow"
-            )
+            remedy = "correct the cluster file, or find what is slow"
+            findings[node] = warned(PLAN, "; ".join(short), rule, remedy)
+        elif not reached_rates:
+            findings[node] = skipped(PLAN, "none of them was measured")
         else:
-            findings[node] = passed(PLAN, "reached")
+            found = ", ".join(f"cluster.{key}: {rate:.3g}" for key, rate in reached_rates.items())
+            # The rest is not measured by design: a node alone has no connections to others.
+            rest = f"; not measured: {unmeasured}" if unmeasured else ""
+            findings[node] = passed(PLAN, f"reached by {found}{rest}")
     return findings
 
 

@@ -83,11 +83,24 @@ def judge_ranks(
                 rule=f"the median over all ranks is {median:.3g} {unit}",
                 remedy="drain the node, or check it for other load, heat and power",
             )
-        elif own:
-            findings[node] = passed(check, f"{' to '.join(_lowest_and_highest(own.values()))} {unit}")
         else:
-            findings[node] = skipped(check, "no rank got to it")
+            measured = f"{' to '.join(_lowest_and_highest(own.values()))} {unit}" if own else ""
+            findings[node] = _passed_if_all(check, measured, own, _ranks_of(node, nodes))
     return findings
+
+
+def _ranks_of(node: str, nodes: Mapping[int, str]) -> list[int]:
+    return [rank for rank, own in nodes.items() if own == node]
+
+
+def _passed_if_all(check: str, measured: str, done: Collection[int], ranks: Sequence[int]) -> Finding:
+    """Passed if all `ranks` of a node are among those that were measured, `done`; skipped otherwise."""
+    missing = [rank for rank in ranks if rank not in done]
+    if len(missing) == len(ranks):
+        return skipped(check, "no rank got to it")
+    if missing:
+        return skipped(check, f"ranks {missing} did not get to it; the others: {measured}")
+    return passed(check, measured)
 
 
 def _lowest_and_highest(rates: Collection[float]) -> list[str]:
@@ -103,13 +116,16 @@ def judge_links(
     slow = slow_ranks(links, nodes, threshold.tolerance)
     bad = slow_links(links, nodes, threshold.tolerance, slow)
     median = medians(links, nodes)
+    connected = {rank for link in links for rank in link.pair}
     findings = {}
     for node in set(nodes.values()):
         own_slow = {rank: link for rank, link in slow.items() if nodes[rank] == node}
         own_bad = [link for link in bad if node in _nodes_of(link, nodes)]
         suspects = [*own_slow.values(), *own_bad]
         if not suspects:
-            findings[node] = passed(check, f"median {_format(median)}")
+            findings[node] = _passed_if_all(
+                check, f"median {_format(median)}", connected, _ranks_of(node, nodes)
+            )
             continue
         texts = [f"rank {rank}: at best {link.gb_per_s:.3g} GB/s" for rank, link in own_slow.items()]
         texts += [f"ranks {link.pair[0]} and {link.pair[1]}: {link.gb_per_s:.3g} GB/s" for link in own_bad]

@@ -67,8 +67,11 @@ def try_to_reach(endpoint: str) -> str | None:
         return f"{endpoint_of(address, int(port))}: {error}"
 
 
-def judge_reach(refusals: Collection[Refusal], nodes: Collection[str]) -> dict[str, Finding]:
-    """Node -> finding on its reachability; `nodes` are the names of all nodes."""
+def judge_reach(
+    refusals: Collection[Refusal], nodes: Collection[str], tried: Collection[str]
+) -> dict[str, Finding]:
+    """Node -> finding on its reachability; `nodes` are all nodes, `tried` those that tried others
+    and were tried."""
     guilty = culprits(refusals)
     findings = {}
     for node in nodes:
@@ -80,6 +83,8 @@ def judge_reach(refusals: Collection[Refusal], nodes: Collection[str]) -> dict[s
             rule = "nodes must accept TCP connections from each other on every free port"
             remedy = "open the firewall, fix its name in /etc/hosts or cluster.fabric.interface, or drain it"
             findings[node] = failed(REACH, "; ".join(texts[:3]), rule, remedy)
+        elif node not in tried:
+            findings[node] = skipped(REACH, "broken off before nodes tried each other")
         else:
             findings[node] = passed(
                 REACH, "by the nodes that tried, except those that fail" if own else "yes"

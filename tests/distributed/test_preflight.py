@@ -151,7 +151,9 @@ def test_a_device_that_fails_is_not_waited_for(tmp_path: Path) -> None:
     assert measurement["verdict"] == "failed"
     assert "rank 6: computing: CUDA error: unspecified launch failure" in measurement["found"]
     assert "advice" not in measurement["found"]
-    assert found["node-0"]["measurement"]["verdict"] == "passed"
+    assert found["node-0"]["measurement"]["verdict"] == "skipped"
+    assert found["node-0"]["measurement"]["found"] == "broken off because of node-1"
+    assert found["node-0"]["reachable"]["verdict"] == "skipped"
     assert found["node-0"]["matrix products"]["verdict"] == "passed"
     assert found["node-0"]["connections"]["found"] == "measuring broke off earlier"
 

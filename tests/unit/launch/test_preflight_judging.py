@@ -107,6 +107,37 @@ def test_a_network_below_that_of_the_plan(config: Config) -> None:
     assert plan.found == "cluster.network_gb_per_s needs 40, measured 30"
 
 
+def test_nothing_is_reached_that_was_not_measured(config: Config) -> None:
+    """A preflight that measured no rate at all used to say "reached"."""
+    for measured, verdict, found in (
+        (RankMeasurements(), Verdict.skipped, "none of them was measured"),
+        (
+            RankMeasurements(gemm_tflops=500.0),
+            Verdict.passed,
+            "reached by cluster.model_tflops: 500; not measured: cluster.host_copy_gb_per_s, "
+            "cluster.network_gb_per_s",
+        ),
+    ):
+        (plan,) = judge_measurements({0: measured}, {0: "a"}, config)["a"][-1:]
+        assert (plan.check, plan.verdict, plan.found) == ("rates of the plan", verdict, found)
+
+
+def test_whoever_is_stopped_by_others_completed_nothing(config: Config) -> None:
+    """A device that fails stops all, before nodes try each other; so does a node that nobody reaches."""
+    broken = RankMeasurements(gemm_tflops=500.0, fault=Fault(text="computing: CUDA error"))
+    computed = RankMeasurements(gemm_tflops=500.0, host_copy_gb_per_s=40.0)
+    names = {0: "a", 1: "b", 2: "c"}
+    findings = judge_measurements({0: computed, 1: broken, 2: computed}, names, config)
+    for node in "ac":
+        measurement, reach = findings[node][:2]
+        assert (measurement.verdict, measurement.found) == (Verdict.skipped, "broken off because of b")
+        assert (reach.check, reach.verdict) == ("reachable", Verdict.skipped)
+    tried = {rank: RankMeasurements(refused={1: "refused"} if rank != 1 else {}) for rank in names}
+    assert [judge_measurements(tried, names, config)[node][0].verdict for node in "abc"] == [
+        Verdict.skipped
+    ] * 3
+
+
 NODES = {
     "node-1": [passed("GPU count", "8 x NVIDIA H800"), skipped("clock", "no answer")],
     "node-2": [passed("GPU count", "8 x NVIDIA H800"), warned("clock", "late", "be on time", "chronyd")],

@@ -73,6 +73,19 @@ def test_a_node_that_measured_nothing_does_not_pass() -> None:
     assert judge_ranks("copy", "GB/s", values, NODES, THRESHOLD)["node-3"].verdict is Verdict.skipped
 
 
+@pytest.mark.parametrize("missing", [{26}, set(range(24, 32))])
+def test_ranks_that_got_nowhere_do_not_pass_with_their_neighbours(missing: set[int]) -> None:
+    values = {rank: 500.0 for rank in NODES if rank not in missing}
+    links = [link for link in measured_links({}) if not missing & set(link.pair)]
+    for findings in (
+        judge_ranks("copy", "GB/s", values, NODES, THRESHOLD),
+        judge_links("connections", links, NODES, THRESHOLD),
+    ):
+        bad = {node: one for node, one in findings.items() if one.verdict is not Verdict.passed}
+        assert {node: one.verdict for node, one in bad.items()} == {"node-3": Verdict.skipped}
+        assert ("ranks [26] did not get to it" if len(missing) == 1 else "no rank") in bad["node-3"].found
+
+
 def test_a_slow_rank_is_distinguished_from_its_peers() -> None:
     links = measured_links({13: 3.0})
     assert set(slow_ranks(links, NODES, 0.1)) == {13}

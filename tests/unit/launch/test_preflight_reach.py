@@ -55,11 +55,17 @@ def test_of_two_nodes_neither_is_cleared() -> None:
 
 def test_findings() -> None:
     names = ["n0", "n1", "n2", "n3"]
-    found = judge_reach(refused([(0, 2), (1, 2), (3, 2)]), names)
+    found = judge_reach(refused([(0, 2), (1, 2), (3, 2)]), names, names)
     assert found["n2"].verdict is Verdict.failed
     assert "n0 to n2: no route; n1 to n2: no route" in found["n2"].found
     assert {found[name].verdict for name in ("n0", "n1", "n3")} == {Verdict.passed}
-    assert judge_reach([], ["n0"])["n0"].verdict is Verdict.skipped
+    assert judge_reach([], ["n0"], ["n0"])["n0"].verdict is Verdict.skipped
+
+
+def test_a_node_that_was_not_tried_does_not_pass() -> None:
+    """Measuring broke off before, or its leader fell silent."""
+    found = judge_reach([], ["n0", "n1"], ["n0"])
+    assert [found[name].verdict for name in ("n0", "n1")] == [Verdict.passed, Verdict.skipped]
 
 
 def test_ranks_are_reported_by_the_names_of_their_nodes() -> None:
