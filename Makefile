@@ -30,7 +30,7 @@ NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data smoke test test-slow check lint types test-fast format python clean
+.PHONY: help setup data smoke test test-slow faults check lint types test-fast format python clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test: $(STAMP)  ## run the whole test suite but the slow and the GPU tests
 
 test-slow: $(STAMP)  ## run the slow tests
 	$(TEST) -m "slow and not gpu"
+
+faults: $(STAMP)  ## disturb a running job on a real SLURM 40 times; needs slurm-wlm and munge
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.slurm_faults
 
 check: lint  ## format, lint, types, import rules and the fast tests
 	@$(MAKE) --no-print-directory --jobs 2 types test-fast

@@ -66,6 +66,29 @@ class Slurm:
         """`folder` has the cluster's files; `env` makes SLURM's commands use it."""
         self.folder = folder
         self.env = dict(env)
+        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        """By name: munged, slurmctld, and the slurmd of each node under the node's name."""
+
+    def start(self, name: str) -> None:
+        """Start a daemon, or start it again after it was killed."""
+        with (self.folder / f"{name}.out").open("a") as output:
+            self.daemons[name] = subprocess.Popen(
+                daemon_command(self.folder, name),
+                env=self.env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=end_with_parent,
+            )
+
+    def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End a daemon, at the latest by SIGKILL; does nothing if it has ended."""
+        process = self.daemons[name]
+        process.send_signal(number)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     def try_to(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command, however it ends."""
@@ -132,25 +155,11 @@ def running_slurm(folder: Path, num_nodes: int = 2) -> Iterator[Slurm]:
     cluster = Slurm(folder, env)
     with ExitStack() as stack:
         # Ended in reverse order; by then, no job is running.
-        munge = folder / "munge"
-        stack.enter_context(
-            daemon(
-                folder / "munged.log",
-                env,
-                "munged",
-                "--foreground",
-                "--force",
-                f"--socket={munge}/socket",
-                f"--key-file={munge}/key",
-                f"--pid-file={munge}/pid",
-                f"--seed-file={munge}/seed",
-                f"--log-file={munge}/log",
-            )
-        )
-        cluster.wait_until((munge / "socket").exists, START_S)
-        stack.enter_context(daemon(folder / "slurmctld.out", env, "slurmctld", "-D", "-i"))
-        for number in range(1, num_nodes + 1):
-            stack.enter_context(daemon(folder / f"n{number}.out", env, "slurmd", "-D", "-N", f"n{number}"))
+        for name in ("munged", "slurmctld", *(f"n{number}" for number in range(1, num_nodes + 1))):
+            cluster.start(name)
+            stack.callback(cluster.end, name)
+            if name == "munged":
+                cluster.wait_until((folder / "munge/socket").exists, START_S)
         cluster.wait_until(lambda: all_idle(cluster, num_nodes), START_S)
         try:
             yield cluster
@@ -195,19 +204,13 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-@contextmanager
-def daemon(log: Path, env: Mapping[str, str], *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A foreground process that ends on exit, or with this process if that is killed."""
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, env=env, stdout=output, stderr=subprocess.STDOUT, preexec_fn=end_with_parent
-        )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def daemon_command(folder: Path, name: str) -> list[str]:
+    """The command that runs a daemon in the foreground; it ends with this process if that is killed."""
+    if name == "slurmctld":
+        return ["slurmctld", "-D", "-i"]
+    if name != "munged":
+        return ["slurmd", "-D", "-N", name]
+    munge = folder / "munge"
+    files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
+    options = [f"--{option}={munge / file}" for option, file in files.items()]
+    return ["munged", "--foreground", "--force", *options]

@@ -1,0 +1,191 @@
+"""Seeded random disturbances of a running job on a real SLURM of three nodes, which this host pretends to be.
+
+    python -m tests.bench.slurm_faults [--count 40] [--seed 0] [--jobs 1] [--only KIND] [--verbose]
+
+Trial number i has the seed `--seed` + i. Each run has to recover alone, or to end in a named state that one
+`sbatch` continues; its loss curve has to be the undisturbed run's; no node but the disturbed one may be left
+out, and nothing may be left behind. Prints a line for each, then counts; ends with status 1 if anything was
+wrong.
+
+As root, each cluster gets a /dev/shm of its own, so that what is left there is seen; otherwise it is not
+looked at, and disturbances that mount file systems are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.helpers.slurm_cluster import require_slurm
+from tests.helpers.slurm_faults.kinds import KINDS, plan_of
+from tests.helpers.slurm_faults.plans import STARTING
+from tests.helpers.slurm_faults.site import Site, World
+from tests.helpers.slurm_faults.trial import Verdict, run_trial
+
+VIOLATION, SKIPPED = "violation", "skipped"
+MAX_OUTPUT_LINES = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What became of the trial of one seed."""
+
+    seed: int
+    kind: str
+    text: str
+    """The disturbance in words."""
+    when: str
+    recovered: str
+    steps_lost: int
+    is_told: bool
+    """Whether all that had to be told was."""
+    problems: Sequence[str]
+    """What was not right; empty if all was."""
+    history: Sequence[str]
+    """The attempts in words."""
+    log: str
+    seconds: float
+
+    @property
+    def outcome(self) -> str:
+        """The column that it counts in."""
+        return VIOLATION if self.problems else self.recovered.partition(",")[0]
+
+
+_sites: dict[Path, Site] = {}
+"""The cluster of this worker process, which its trials share."""
+
+
+def record_of(seed: int, folder: Path, only: str | None) -> Record:
+    """Run the trial of a seed in a folder below `folder`, which is removed."""
+    started = time.monotonic()
+    kind, plan = plan_of(seed, only)
+    world, place = World(folder), folder / f"t{seed}"
+    when = "start" if plan.step == STARTING else f"step {plan.step}"
+    if plan.small_disk and os.geteuid() != 0:
+        verdict = Verdict(problems=(), recovered=SKIPPED, steps_lost=0, evidence=None, log="")
+    else:
+        try:
+            if folder not in _sites:
+                _sites[folder] = Site(folder / f"w{os.getpid()}")
+                atexit.register(_sites[folder].close)
+            verdict = run_trial(_sites[folder], world, plan, place)
+        except Exception as error:
+            problems = [f"the bench itself failed: {error!r:.300}"]
+            log = traceback.format_exc()
+            verdict = Verdict(problems=problems, recovered="?", steps_lost=0, evidence=None, log=log)
+    shutil.rmtree(place, ignore_errors=True)
+    attempts = verdict.evidence.attempts if verdict.evidence else []
+    return Record(
+        seed=seed,
+        kind=kind,
+        text=plan.text,
+        when=when,
+        recovered=verdict.recovered,
+        steps_lost=verdict.steps_lost,
+        is_told=not any(problem.startswith("not told") for problem in verdict.problems),
+        problems=verdict.problems,
+        history=[
+            f"attempt {attempt.number} on {', '.join(attempt.nodes)}: {attempt.outcome}: {attempt.reason}"
+            for attempt in attempts
+        ],
+        log=verdict.log,
+        seconds=time.monotonic() - started,
+    )
+
+
+def records_of(seeds: range, folder: Path, only: str | None, num_jobs: int) -> Iterator[Record]:
+    """The records of all seeds as they come; each of `num_jobs` processes has a cluster of its own."""
+    with ProcessPoolExecutor(num_jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(record_of, seed, folder, only) for seed in seeds]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            # After Ctrl-C, trials that have not begun are left out.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def lines_of(record: Record, only: str | None, *, verbose: bool) -> Iterator[str]:
+    """What is printed of a trial."""
+    told = "told" if record.is_told else "NOT told"
+    end = VIOLATION.upper() if record.problems else "nothing left"
+    yield (
+        f"seed {record.seed}: {record.kind}: {record.text}: at {record.when}: {told}, "
+        f"{record.steps_lost} steps lost, recovered {record.recovered}, {end}, {record.seconds:.0f} s"
+    )
+    yield from (f"    {problem}" for problem in record.problems)
+    if record.problems or verbose:
+        yield from (f"    | {text}" for text in record.history)
+    if record.problems:
+        option = f" --only '{only}'" if only else ""
+        yield f"    python -m tests.bench.slurm_faults --count 1 --seed {record.seed}{option} --verbose"
+        if verbose:
+            yield from record.log.splitlines()[-MAX_OUTPUT_LINES:]
+
+
+def table_of(counts: Counter[tuple[str, str]]) -> Table:
+    """Counts by kind and outcome."""
+    outcomes = sorted({outcome for _, outcome in counts})
+    kinds = sorted({kind for kind, _ in counts})
+    table = Table("disturbance", *outcomes, "all")
+    for kind in kinds:
+        own = [counts[kind, outcome] for outcome in outcomes]
+        table.add_row(kind, *(str(count or "") for count in own), str(sum(own)))
+    totals = [sum(counts[kind, outcome] for kind in kinds) for outcome in outcomes]
+    table.add_row("all", *map(str, totals), str(sum(totals)))
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the trials; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.slurm_faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", choices=list(KINDS))
+    parser.add_argument("--verbose", action="store_true")
+    options = parser.parse_args(arguments)
+    require_slurm()
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    started = time.monotonic()
+    counts: Counter[tuple[str, str]] = Counter()
+    violations = []
+    with tempfile.TemporaryDirectory(prefix="k25_sf_", ignore_cleanup_errors=True) as folder:
+        World(Path(folder)).build()
+        seeds = range(options.seed, options.seed + options.count)
+        for record in records_of(seeds, Path(folder), options.only, options.jobs):
+            counts[record.kind, record.outcome] += 1
+            violations += [record.seed] * bool(record.problems)
+            for line in lines_of(record, options.only, verbose=options.verbose):
+                console.print(line)
+    console.print(table_of(counts))
+    minutes = (time.monotonic() - started) / 60
+    seeds_text = f": seeds {', '.join(map(str, sorted(violations)))}" if violations else ""
+    console.print(
+        f"{options.count} disturbances in {minutes:.1f} min, {len(violations)} violations{seeds_text}"
+    )
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
