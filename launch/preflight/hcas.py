@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from k25_train.config.fabric import Card, FabricConfig
-from launch.preflight.findings import Finding, failed, passed, warned
+from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.gids import GID, Gid, judge_gids
 from launch.preflight.system import System
 
@@ -73,7 +73,11 @@ def judge_hcas(hcas: Sequence[Hca], fabric: FabricConfig, node_gb_per_s: float) 
         present = ", ".join(hca.name for hca in hcas) or "none"
         remedy = f"the node has {present}; correct cluster.fabric.hcas, or load the driver and drain the node"
         rule = "each card of the cluster file must exist"
-        return [failed(CARDS, f"no {', '.join(missing)}", rule, remedy)]
+        finding = failed(CARDS, f"no {', '.join(missing)}", rule, remedy)
+        return [
+            finding,
+            *(skipped(check, "not all cards of the cluster file exist") for check in HCA_CHECKS[1:]),
+        ]
     findings = [_judge_state(in_use), _judge_rate(in_use, node_gb_per_s)]
     on_ethernet = [hca for hca in in_use if hca.link_layer == "Ethernet"]
     if on_ethernet:
@@ -81,7 +85,14 @@ def judge_hcas(hcas: Sequence[Hca], fabric: FabricConfig, node_gb_per_s: float) 
             _judge_mtu(on_ethernet),
             judge_gids({hca.name: hca.routable_gids for hca in on_ethernet}, fabric),
         ]
+    else:
+        findings += [skipped(check, "the cards are on InfiniBand") for check in (MTU, GID)]
     return findings
+
+
+def name_cards(names: Sequence[str], num_cards: int) -> str:
+    """The cards' names; the number if they are all of several, so that nodes with one fault read the same."""
+    return f"all {num_cards} cards" if len(names) == num_cards > 1 else ", ".join(names)
 
 
 def _ports(system: System, name: str) -> list[int]:
@@ -170,6 +181,9 @@ def _judge_state(hcas: Sequence[Hca]) -> Finding:
 
 def _judge_rate(hcas: Sequence[Hca], node_gb_per_s: float) -> Finding:
     check = SPEED
+    unknown = [hca.name for hca in hcas if hca.rate_gbps is None]
+    if unknown:
+        return skipped(check, f"the driver shows no rate of {name_cards(unknown, len(hcas))}")
     rates = sorted({hca.rate_gbps for hca in hcas if hca.rate_gbps is not None})
     total_gb_per_s = sum(hca.rate_gbps or 0.0 for hca in hcas) / 8
     speeds = " and ".join(f"{rate:g}" for rate in rates)

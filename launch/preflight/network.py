@@ -2,22 +2,28 @@
 
 from dataclasses import dataclass
 
-from k25_train.config.cluster import ClusterConfig
+from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.fabric import FabricConfig
+from launch.preflight.congestion import ECN, Congestion, judge_congestion, read_congestion
+from launch.preflight.counters import LOSS_CHECKS, Counters, judge_loss, read_counters
 from launch.preflight.findings import Finding, skipped
 from launch.preflight.hcas import HCA_CHECKS, Hca, judge_hcas, read_hcas
-from launch.preflight.lossless import (
-    COUNTERS,
-    TRAFFIC_CLASS,
-    Counters,
-    Priorities,
-    judge_growth,
-    judge_traffic_class,
-    read_counters,
-    read_priorities,
-)
+from launch.preflight.links import LINK_CHECKS, Link, judge_links, read_links
+from launch.preflight.lossless import LOSSLESS_CHECKS, judge_lossless
+from launch.preflight.pcie import PCIE_CHECKS, Slot, judge_slots, read_slots
+from launch.preflight.peer_memory import GPUDIRECT, PeerMemory, judge_peer_memory, read_peer_memory
+from launch.preflight.priorities import Priorities, read_priorities
 from launch.preflight.system import Missing, System, try_to_read
 
+NETWORK_CHECKS = (
+    *HCA_CHECKS,
+    *PCIE_CHECKS,
+    *LOSSLESS_CHECKS,
+    GPUDIRECT,
+    *LINK_CHECKS,
+    ECN,
+    *LOSS_CHECKS,
+)
 NOTHING_SENT = Missing(reason="nothing was sent")
 
 
@@ -26,8 +32,13 @@ class Network:
     """What was read of a node's cards; counters after the measurements are added later."""
 
     hcas: list[Hca]
+    """All cards of the node; the rest is of those in use."""
+    slots: dict[str, Slot]
     priorities: dict[str, Priorities | str]
     """Card, followed by the interface if it has several -> priorities, or why they are unknown."""
+    congestion: dict[str, Congestion | Missing]
+    links: dict[str, Link]
+    peer_memory: PeerMemory
     counters: Counters
     """Counters before the measurements."""
     counters_after: Counters | Missing = NOTHING_SENT
@@ -35,27 +46,36 @@ class Network:
 
     def in_use(self, fabric: FabricConfig | None) -> list[Hca]:
         """Cards that the cluster file names; none if it has no fabric."""
-        return [hca for hca in self.hcas if fabric is not None and hca.card in fabric.cards]
+        return cards_in_use(self.hcas, fabric)
+
+
+def cards_in_use(hcas: list[Hca], fabric: FabricConfig | None) -> list[Hca]:
+    """Those of the cards that the cluster file names; none if it has no fabric."""
+    return [hca for hca in hcas if fabric is not None and hca.card in fabric.cards]
 
 
 def read_network(system: System, fabric: FabricConfig | None) -> Network:
     """Read everything that can be read at rest."""
-    network = Network(
-        hcas=read_hcas(system, [] if fabric is None else fabric.cards), priorities={}, counters={}
+    hcas = read_hcas(system, [] if fabric is None else fabric.cards)
+    used = cards_in_use(hcas, fabric)
+    return Network(
+        hcas=hcas,
+        slots=read_slots(system, used),
+        priorities={
+            f"{hca.name} {name}" if len(hca.interfaces) > 1 else hca.name: _priorities(system, name)
+            for hca in used
+            for name in hca.interfaces
+        },
+        congestion=read_congestion(system, used),
+        links=read_links(system, used),
+        peer_memory=read_peer_memory(system),
+        counters=read_counters(system, used),
     )
-    used = network.in_use(fabric)
-    network.priorities = {
-        f"{hca.name} {name}" if len(hca.interfaces) > 1 else hca.name: _priorities(system, name)
-        for hca in used
-        for name in hca.interfaces
-    }
-    network.counters = _counters(system, used)
-    return network
 
 
 def read_network_after_load(system: System, network: Network, fabric: FabricConfig | None) -> None:
     """Add the counters after the measurements."""
-    network.counters_after = _counters(system, network.in_use(fabric))
+    network.counters_after = read_counters(system, network.in_use(fabric))
 
 
 def judge_network(network: Network, cluster: ClusterConfig) -> list[Finding]:
@@ -63,21 +83,23 @@ def judge_network(network: Network, cluster: ClusterConfig) -> list[Finding]:
     fabric = cluster.fabric
     if fabric is None:
         reason = f"cluster {cluster.name} has no RDMA fabric (cluster.fabric is null)"
-        return [skipped(check, reason) for check in (*HCA_CHECKS, TRAFFIC_CLASS, COUNTERS)]
+        return [skipped(check, reason) for check in NETWORK_CHECKS]
     # 1. The cards at rest.
     findings = judge_hcas(network.hcas, fabric, cluster.gpus_per_node * cluster.network_gb_per_s)
-    used = network.in_use(fabric)
-    findings += judge_traffic_class(used, network.priorities, fabric.traffic_class)
-    # 2. Loss during the measurements, if there were any.
-    if isinstance(network.counters_after, Missing):
-        return [*findings, skipped(COUNTERS, network.counters_after.reason)]
-    return [*findings, judge_growth(network.counters, network.counters_after)]
+    used, traffic_class = network.in_use(fabric), fabric.traffic_class
+    findings += judge_slots(used, network.slots)
+    findings += judge_lossless(used, network.priorities, traffic_class)
+    if cluster.device is Device.cpu:
+        findings.append(skipped(GPUDIRECT, f"cluster {cluster.name} computes on CPUs"))
+    else:
+        findings.append(judge_peer_memory(network.peer_memory))
+    # 2. What their counters say of the time since boot and of the measurements, if there were any.
+    before, after = network.counters, network.counters_after
+    findings += judge_links(used, network.links, before, after)
+    findings.append(judge_congestion(network.congestion, network.priorities, traffic_class, before, after))
+    return findings + judge_loss(before, after)
 
 
 def _priorities(system: System, interface: str) -> Priorities | str:
     found = try_to_read(lambda: read_priorities(system, interface))
     return found.reason if isinstance(found, Missing) else found
-
-
-def _counters(system: System, hcas: list[Hca]) -> Counters:
-    return {hca.name: read_counters(system, hca) for hca in hcas}

@@ -32,10 +32,12 @@ class Missing:
     reason: str
 
 
-def try_to_read[Facts](read: Callable[[], Facts]) -> Facts | Missing:
+def try_to_read[**Arguments, Facts](
+    read: Callable[Arguments, Facts], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Facts | Missing:
     """What `read` returns, or why the node does not have it or it does not work."""
     try:
-        return read()
+        return read(*args, **kwargs)
     except (AbsentError, BrokenError) as error:
         return Missing(reason=str(error))
 
@@ -114,6 +116,13 @@ class System:
             return (self.root / path).read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return None
+
+    def read_bytes(self, path: str) -> bytes:
+        """Contents of a binary file; empty if it does not exist or cannot be read."""
+        try:
+            return (self.root / path).read_bytes()
+        except OSError:
+            return b""
 
     def names(self, folder: str) -> list[str]:
         """Sorted names in a folder, numbers numerically; empty if there is no such folder."""

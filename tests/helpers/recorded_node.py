@@ -36,6 +36,10 @@ GPU = {
     "remapped_rows.pending": "0",
     "remapped_rows.failure": "0",
 }
+DRIVER = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (root@n1)\n"
+    "GCC version:  gcc version 13.3.0 (Ubuntu 13.3.0-6ubuntu2~24.04)\n"
+)
 MEMINFO = "MemTotal:       {total} kB\nMemFree:        1024 kB\nMemAvailable:   {available} kB\n"
 LIMITS = "Limit                     Soft Limit           Hard Limit           Units     \n"
 LIMITS += "Max locked memory         {limit}            {limit}            bytes     \n"
@@ -59,7 +63,9 @@ class RecordedNode:
         self.outputs: dict[str, str | Exception | Callable[[], str]] = {
             "nvidia-smi topo": (GOLDEN / "nvidia_smi_topo.txt").read_text(),
             "mlnx_qos": (GOLDEN / "mlnx_qos.txt").read_text(),
-            "ethtool": (GOLDEN / "ethtool_statistics.txt").read_text(),
+            "ethtool --show-fec": (GOLDEN / "ethtool_fec.txt").read_text(),
+            "ethtool -S": (GOLDEN / "ethtool_statistics.txt").read_text(),
+            "mlxlink": (GOLDEN / "mlxlink.json").read_text(),
         }
         self.environment = {"RANK": "0", "NCCL_VERSION": "2.29.7", "PATH": "/usr/bin"}
         self.environment |= fabric_variables()
@@ -69,6 +75,9 @@ class RecordedNode:
         self.write("proc/meminfo", MEMINFO.format(total=2113 * 10**6, available=2090 * 10**6))
         self.write("proc/self/limits", LIMITS.format(limit="unlimited"))
         self.write("proc/sys/kernel/osrelease", "6.8.0-60-generic\n")
+        self.write("proc/uptime", f"{30 * 86400}.25 9999999.00\n")
+        self.write("sys/module/nvidia_peermem/version", "580.95.05\n")
+        self.write("proc/driver/nvidia/version", DRIVER)
         self.write("sys/class/net/bond0/operstate", "up\n")
         self.write("sys/class/net/bond0/mtu", "1500\n")
         for number in range(8):
@@ -93,10 +102,21 @@ class RecordedNode:
         self.write(f"{port}/phys_state", "5: LinkUp\n")
         self.write(f"{port}/rate", "400 Gb/sec (4X NDR)\n")
         self.write(f"{port}/link_layer", "Ethernet\n")
-        self.write(f"{port}/hw_counters/packet_seq_err", "0\n")
-        self.write(f"{port}/hw_counters/out_of_sequence", "17\n")
-        self.write(f"{port}/counters/link_downed", "1\n")
-        self.write(f"{port}/counters/port_xmit_data", "99999999\n")
+        self.write_pcie(f"{card}/device", f"0000:{0x19 + number:02x}:00.0")
+        counters = {
+            "counters/symbol_error": 0,
+            "counters/link_downed": 1,
+            "counters/port_xmit_data": 99999999,
+        }
+        counters |= {"hw_counters/packet_seq_err": 0, "hw_counters/out_of_sequence": 17}
+        counters |= {f"hw_counters/{name}": 0 for name in ("rp_cnp_ignored", "rp_cnp_handled")}
+        counters |= {"hw_counters/np_cnp_sent": 4, "hw_counters/np_ecn_marked_roce_packets": 9}
+        for name, count in counters.items():
+            self.write(f"{port}/{name}", f"{count}\n")
+        self.write(f"{net}/carrier_changes", "3\n")
+        for point in ("roce_np", "roce_rp"):
+            for priority in range(8):
+                self.write(f"{net}/ecn/{point}/enable/{priority}", f"{int(priority == 3)}\n")
         addresses = (
             "fe80:0000:0000:0000:ba3f:d2ff:fe12:3456",
             f"0000:0000:0000:0000:0000:ffff:0a0a:{number:02x}05",
@@ -106,6 +126,19 @@ class RecordedNode:
         # Unused rows hold zeros.
         self.write(f"{port}/gids/4", "0000:0000:0000:0000:0000:0000:0000:0000\n")
 
+    def write_pcie(self, folder: str, address: str, control: int = 0x5936) -> None:
+        """The PCI side of a card, Gen5 x16; its capability with `control` is at 0x60, as a ConnectX's."""
+        self.write(f"{folder}/uevent", f"DRIVER=mlx5_core\nPCI_CLASS=20000\nPCI_SLOT_NAME={address}\n")
+        for name in ("current", "max"):
+            self.write(f"{folder}/{name}_link_speed", "32.0 GT/s PCIe\n")
+            self.write(f"{folder}/{name}_link_width", "16\n")
+        config = bytearray(256)
+        config[:8] = bytes.fromhex("b315211046051000")
+        config[0x34], config[0x60], config[0x61] = 0x60, 0x10, 0x48
+        config[0x48], config[0x49] = 0x03, 0x00
+        config[0x68:0x6A] = control.to_bytes(2, "little")
+        (self.root / folder / "config").write_bytes(config)
+
     def bond_card(self, number: int) -> None:
         """Make the card one of two bonded ports of 200 Gb/s; the driver keeps the first one's for both."""
         first, second = f"eth{number}", f"eth{number}b"
@@ -113,6 +146,9 @@ class RecordedNode:
         for name in (first, second):
             self.write(f"sys/class/net/{name}/speed", "200000\n")
             self.write(f"sys/class/net/{name}/operstate", "up\n")
+            self.write(f"sys/class/net/{name}/carrier_changes", "3\n")
+            for point in ("roce_np", "roce_rp"):
+                self.write(f"sys/class/net/{name}/ecn/{point}/enable/3", "1\n")
             # A link to the bond's folder.
             self.write(f"sys/class/net/{name}/master/bonding/mode", "802.3ad 4\n")
             self.write(f"sys/class/net/{name}/master/bonding/slaves", f"{first} {second}\n")

@@ -123,10 +123,10 @@ def test_a_port_of_a_bonded_card_is_down(recorded: RecordedNode, config: Config)
 
 def test_all_ports_of_a_bonded_card_are_looked_at(recorded: RecordedNode, config: Config) -> None:
     recorded.bond_card(2)
-    texts = {start: str(recorded.outputs[start]) for start in ("mlnx_qos", "ethtool")}
+    texts = {start: str(recorded.outputs[start]) for start in ("mlnx_qos", "ethtool -S")}
     recorded.outputs = {
         "mlnx_qos -i eth2b": texts["mlnx_qos"].replace("state: dscp", "state: pcp"),
-        "ethtool -S eth2b": texts["ethtool"],
+        "ethtool -S eth2b": texts["ethtool -S"],
         **recorded.outputs,
     }
     lose = change_output("ethtool -S eth2b", "rx_discards_phy: 0", "rx_discards_phy: 5")
@@ -134,7 +134,7 @@ def test_all_ports_of_a_bonded_card_are_looked_at(recorded: RecordedNode, config
     found = {one.check: one.found for one in findings if one.verdict is not Verdict.passed}
     assert found == {
         "traffic class": "mlx5_2 eth2b takes the priority from pcp",
-        "PFC and loss counters": "mlx5_2 rx_discards_phy +5",
+        "Ethernet loss": "mlx5_2 rx_discards_phy +5",
     }
 
 
@@ -161,8 +161,9 @@ def test_a_container_with_an_interface_on_top_of_the_card(recorded: RecordedNode
     recorded.write_gid(2, 5, "0000:0000:0000:0000:0000:ffff:0a0a:0205", "RoCE v2")
     recorded.write(f"{PORT}/gid_attrs/ndevs/5", "net1\n")
     recorded.write("sys/class/net/net1/mtu", "9000\n")
-    findings = examine(recorded, config)
-    assert {one.verdict for one in findings} == {Verdict.passed}, "\n".join(map(str, findings))
+    findings = [one for one in examine(recorded, config) if one.verdict is not Verdict.passed]
+    # The switches of congestion control are those of the interface that the container does not see.
+    assert [(one.check, one.verdict) for one in findings] == [("congestion control", Verdict.skipped)]
 
 
 def test_a_card_that_is_not_there(recorded: RecordedNode) -> None:

@@ -1,48 +1,11 @@
 """Each fault of a node is named by one check, with what it is and what to do."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pytest
 
 from k25_train.config.schema import Config
-from launch.preflight.findings import Verdict
 from launch.preflight.system import AbsentError, BrokenError
-from tests.helpers.recorded_node import CARD, GIB, LIMITS, MEMINFO, PORT, RecordedNode, change_output, examine
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong with a node, and what the finding must say."""
-
-    name: str
-    do: Callable[[RecordedNode], object]
-    check: str
-    verdict: Verdict
-    words: tuple[str, ...]
-
-
-def gpu(index: int, **fields: str) -> Callable[[RecordedNode], object]:
-    """A function that changes fields of a GPU; `__` in a name is a dot."""
-    return lambda node: node.gpus[index].update(
-        {key.replace("__", "."): value for key, value in fields.items()}
-    )
-
-
-def write(path: str, text: str) -> Callable[[RecordedNode], object]:
-    return lambda node: node.write(path, text)
-
-
-def says(start: str, error: Exception) -> Callable[[RecordedNode], object]:
-    return lambda node: node.outputs.update({start: error})
-
-
-def set_value(name: str, value: int) -> Callable[[RecordedNode], object]:
-    return lambda node: setattr(node, name, value)
-
-
-BAD, SO_SO, SKIPPED = Verdict.failed, Verdict.warned, Verdict.skipped
-
+from tests.helpers.node_faults import BAD, SKIPPED, SO_SO, Fault, assert_named, gpu, says, set_value, write
+from tests.helpers.recorded_node import CARD, GIB, LIMITS, MEMINFO, PORT, RecordedNode, change_output
 
 NO_DRIVER = BrokenError("nvidia-smi --query: status 9: NVIDIA-SMI has failed")
 
@@ -185,7 +148,7 @@ FAULTS = [
         says("mlnx_qos", AbsentError("mlnx_qos is not installed")),
         "traffic class",
         SKIPPED,
-        ("mlnx_qos is not installed",),
+        ("neither mlnx_qos nor dcb is installed", "mlnx-tools", "iproute2"),
     ),
     Fault(
         "no trust state",
@@ -256,18 +219,4 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_named(fault: Fault, recorded: RecordedNode, config: Config) -> None:
-    fault.do(recorded)
-    findings = [finding for finding in examine(recorded, config) if finding.verdict is not Verdict.passed]
-    texts = "\n".join(map(str, findings))
-    bad = [finding for finding in findings if finding.check == fault.check]
-    assert bad, texts
-    assert bad[0].verdict is fault.verdict, texts
-    for word in fault.words:
-        assert word in str(bad[0])
-    if bad[0].verdict is not Verdict.skipped:
-        assert bad[0].rule
-        assert bad[0].remedy
-    # One fault, one check: a second bad one would send people after what is not broken.
-    assert {finding.check for finding in findings if finding.verdict is not Verdict.skipped} <= {
-        fault.check
-    }, texts
+    assert_named(fault, recorded, config)

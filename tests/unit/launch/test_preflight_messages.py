@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from k25_train.config.schema import Config
+from launch.preflight.counters import Counters
 from launch.preflight.measurements import Fault, RankMeasurements
 from launch.preflight.messages import MessageError, decode, encode
 from launch.preflight.node import Node, read_node
@@ -27,7 +28,9 @@ def test_records_travel_between_ranks(recorded: RecordedNode, config: Config) ->
     assert node.gpus
     assert decode(encode(node), Node) == node
     node.paths = Missing(reason="no GPU")
-    node.network.counters_after = {"mlx5_0": {"out_of_sequence": 2}}
+    node.network.counters_after = Counters(
+        uptime_s=3.5, counts={"mlx5_0": {"packet_seq_err": 2}}, unread={"mlx5_1": "no ethtool"}
+    )
     assert decode(encode(node), Node) == node
     for measured in (MEASURED, RankMeasurements()):
         assert decode(encode(measured).encode(), RankMeasurements) == measured

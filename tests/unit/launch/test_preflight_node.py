@@ -26,7 +26,16 @@ def test_a_sound_node_passes_every_check(recorded: RecordedNode, config: Config)
     assert found["network speed"] == "8 cards of 400 Gb/s, 400 GB/s per node"
     assert found["RoCE v2 GID"].startswith("mlx5_0: 3 (10.10.0.5), mlx5_1: 3 (10.10.1.5)")
     assert found["traffic class"] == "106 is DSCP 26, on lossless priority 3"
-    assert found["PFC and loss counters"] == "no loss, 0 pause frames while measuring"
+    assert found["RDMA loss"] == "none while measuring"
+    assert found["Ethernet loss"] == "none while measuring, 0 pause frames"
+    assert found["receive buffers"] == "243,072 bytes, not shared"
+    assert found["card PCIe link"] == "32 GT/s x16 each"
+    assert found["card PCIe requests"] == "MaxReadReq 4096 bytes, relaxed ordering on"
+    assert found["GPUDirect RDMA"] == "nvidia-peermem is loaded"
+    assert found["link flaps"] == "at most 1 since boot"
+    assert found["bit errors"] == "none after correction; before correction at most 2e-08"
+    assert found["error correction"] == "RS on all cards"
+    assert found["congestion control"].startswith("on for priority 3; np_cnp_sent +0, np_ecn_marked")
 
 
 def test_every_check_speaks_on_a_node_without_gpus_and_rdma(tmp_path: Path, config: Config) -> None:
