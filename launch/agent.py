@@ -16,6 +16,8 @@ from torch.distributed.run import main as run
 
 from k25_train.entry import FAULT, run_command
 from k25_train.joining.listener import listen_at
+from launch.output import keep_others_limited
+from launch.temporary import temporary_folder
 
 
 def open_store(
@@ -41,8 +43,10 @@ def main() -> None:
 
 def _run() -> int:
     static_tcp_rendezvous.TCPStore = open_store  # type: ignore[misc, assignment]
+    keep_others_limited()
     try:
-        run()
+        with temporary_folder():
+            run()
     except ChildFailedError as error:
         # torchrun has shown it already; its own traceback would bury what the rank said.
         rank, failure = error.get_first_failure()

@@ -8,11 +8,12 @@ import time
 import types
 from pathlib import Path
 
-from launch import scheduler, srun
-from launch.attempts import Attempts, read_log
+from launch import srun
+from launch.attempts import Attempts
 from launch.comment import JobComment
 from launch.output import log
 from launch.restart_policy import Attempt
+from launch.step_log import StepLog
 from launch.submission import Submission
 
 STOP_SIGNAL = signal.SIGUSR1
@@ -90,7 +91,7 @@ class AttemptSteps:
         with srun_log.open("a", encoding="utf-8") as output:
             command = srun.training(self.submission, attempt.number, attempt.nodes, rendezvous)
             step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-            return self._watch_training(step, srun_log)
+            return self._watch_training(step, StepLog(srun_log, self.submission.max_log_bytes))
 
     def _find_rendezvous(self, attempt: Attempt, srun_log: Path) -> tuple[str, str]:
         return srun.find_rendezvous(
@@ -114,7 +115,7 @@ class AttemptSteps:
             elif late_s >= 0:
                 step.terminate()
 
-    def _watch_training(self, step: "subprocess.Popen[bytes]", srun_log: Path) -> int:
+    def _watch_training(self, step: "subprocess.Popen[bytes]", step_log: StepLog) -> int:
         """srun's exit status; a stop request is passed on to the ranks, and a step that hangs is killed."""
         signaled_at_s = failed_at_s = -math.inf
         while True:
@@ -136,5 +137,5 @@ class AttemptSteps:
             if failed_at_s > 0 and now_s - failed_at_s >= STEP_END_S:
                 log(f"srun is still waiting {STEP_END_S:g} s after ranks failed: it is killed")
                 step.kill()
-            elif failed_at_s < 0 and scheduler.first_to_fail(read_log(srun_log)) is not None:
+            elif step_log.look() is not None and failed_at_s < 0:
                 failed_at_s = now_s

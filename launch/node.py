@@ -14,7 +14,7 @@ from pathlib import Path
 
 from k25_train.entry import run_command
 from launch import rendezvous, started_by
-from launch.output import redirect
+from launch.output import LIMIT, LOGS, redirect
 from launch.submission import CONFIG, Submission
 from launch.torchrun import torchrun
 
@@ -32,7 +32,8 @@ def _run() -> None:
     submission, node = Submission.read(Path(run)), started_by.number("SLURM_NODEID")
     attempts = Path(run) / "attempts"
     # 1. Clear the node: everything printed from here on goes to its log.
-    redirect(attempts / attempt / f"node_{started_by.variable('SLURMD_NODENAME')}.log")
+    own_log = attempts / attempt / f"node_{started_by.variable('SLURMD_NODENAME')}.log"
+    redirect(own_log)
     end_leftovers(attempts, attempt)
     # 2. The port must be free on the first node, and reachable from the others.
     if node:
@@ -50,6 +51,11 @@ def _run() -> None:
         port=int(port),
         command=[*ranks, f"cluster.nodes={num_nodes}"],
     )
+    # It keeps the logs of this node within their limit.
+    first_rank = node * submission.ranks_per_node
+    logs = [attempts / attempt / f"rank_{first_rank + n}.log" for n in range(submission.ranks_per_node)]
+    os.environ[LIMIT] = str(submission.max_log_bytes)
+    os.environ[LOGS] = os.pathsep.join(map(str, [own_log, *logs]))
     prepare_signals()
     os.execv(sys.executable, [*command[:3], "--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", *command[3:]])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from k25_train.entry import run_command
 from launch import started_by
 from launch.node import end_leftovers
-from launch.output import redirect
+from launch.output import keep_limited, redirect
 from launch.submission import CONFIG, Submission
 
 
@@ -24,11 +24,14 @@ def main() -> None:
 
 def _run() -> None:
     attempt, run, nodes, address, port = started_by.arguments("ATTEMPT_FOLDER RUN_FOLDER NODES ADDRESS PORT")
-    folder, ranks_per_node = Path(attempt), Submission.read(Path(run)).ranks_per_node
+    folder, submission = Path(attempt), Submission.read(Path(run))
+    ranks_per_node = submission.ranks_per_node
     node, local_rank = started_by.number("SLURM_NODEID"), started_by.number("SLURM_LOCALID")
     names = nodes.split(",")
     rank = node * ranks_per_node + local_rank
-    redirect(folder / (f"node_{names[node]}.log" if rank else "preflight.log"))
+    log = folder / (f"node_{names[node]}.log" if rank else "preflight.log")
+    redirect(log)
+    keep_limited(log, submission.max_log_bytes)
     if local_rank == 0:
         end_leftovers(folder.parent, folder.name)
     os.environ |= {

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from k25_train.entry import run_command
 from launch import started_by
-from launch.output import redirect
+from launch.output import keep_limited, limit_of_environment, redirect
+from launch.temporary import hold_own
 
 
 def main() -> None:
@@ -20,7 +21,10 @@ def main() -> None:
 
 def _run() -> None:
     folder, *arguments = started_by.arguments("ATTEMPT_FOLDER ...")
-    redirect(Path(folder) / f"rank_{started_by.number('RANK')}.log")
+    log = Path(folder) / f"rank_{started_by.number('RANK')}.log"
+    redirect(log)
+    keep_limited(log, limit_of_environment())
+    hold_own()
     # launch.node left SIGTERM ignored; until the trainer handles it, it must end the rank.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.argv[1:] = arguments

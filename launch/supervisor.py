@@ -18,7 +18,7 @@ from launch import scheduler, started_by
 from launch.attempt_steps import AttemptSteps, StopRequest
 from launch.attempts import Attempts
 from launch.comment import JobComment
-from launch.output import log
+from launch.output import keep_limited, log
 from launch.patience import UnwritableError
 from launch.requeueing import PATIENCE_S, Job
 from launch.restart_policy import (
@@ -31,7 +31,7 @@ from launch.restart_policy import (
     wait_before_restart_s,
 )
 from launch.room import RunFolderRoom
-from launch.submission import SCRIPT, Submission, code_version
+from launch.submission import SCRIPT, SUPERVISOR_LOG, Submission, code_version
 
 
 class Supervisor:
@@ -213,6 +213,7 @@ def _run() -> int:
         # Signals are handled from here on.
         partition = started_by.variable("SLURM_JOB_PARTITION")
         supervisor = Supervisor(Submission.read(run), job_id, nodes, partition)
+        keep_limited(run / SUPERVISOR_LOG, supervisor.submission.max_log_bytes)
         patience = supervisor.room.patience
         patience.of(lambda: lock.acquire(run, job_id, lambda job: jobs.job_state(job, PATIENCE_S)))
         status = supervisor.run()

@@ -47,6 +47,7 @@ def assert_as_if_uninterrupted(run: SubmittedRun, uninterrupted: Path, *more_log
     assert os.readlink(run.folder / "attempts/latest") == str(len(run.attempts))
     assert not run.processes()
     assert not (run.folder / "lock.json").exists()
+    assert not run.cluster.temporary_files()
 
 
 def test_a_run_saves_goes_back_to_the_queue_and_on_bitwise(
@@ -61,9 +62,11 @@ def test_a_run_saves_goes_back_to_the_queue_and_on_bitwise(
     run.wait_for_step(2)
 
     cluster.ask("scancel", "--signal=USR1", "--batch", str(run.job_id))
+    cluster.wait_until(lambda: run.comment.startswith("k25: goes back to the queue: at step "), 60)
     run.wait_for_attempt(2)
     stopped = run.attempts[0]
     assert run.wait_for_end() == "COMPLETED", run.log
+    assert run.comment == f"k25: attempt 2 finished: at step {LONG.num_steps} of {LONG.num_steps}"
 
     assert stopped.reached is not None and 2 <= stopped.reached < LONG.num_steps
     assert f"SIGUSR1: checkpoint of step {stopped.reached} saved" in run.rank_log(1, 0)

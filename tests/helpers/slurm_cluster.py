@@ -123,6 +123,11 @@ class Slurm:
         """Living processes of which an argument contains this text."""
         return [pid for pid in living() if any(mark in text for text in strings(pid, "cmdline"))]
 
+    def temporary_files(self) -> list[str]:
+        """What jobs have left, apart from kernels that torch compiled, which the next start uses."""
+        names = (path.name for path in (self.folder / "tmp").iterdir())
+        return [name for name in names if not name.startswith("torchinductor_")]
+
     def slurmds(self, node: str) -> list[int]:
         """The daemon of a node of this cluster; another that runs may have a node of the same name."""
         own = f"SLURM_CONF={self.env['SLURM_CONF']}"
@@ -151,7 +156,11 @@ def running_slurm(folder: Path, num_nodes: int = 2) -> Iterator[Slurm]:
     """Start a cluster of nodes n1, n2, …; on exit, stop it with everything that it started."""
     require_slurm()
     write_files(folder, num_nodes)
-    env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    env = os.environ | {
+        "SLURM_CONF": str(folder / "slurm.conf"),
+        "PATH": f"{os.environ['PATH']}:/usr/sbin",
+        "TMPDIR": str(folder / "tmp"),
+    }
     cluster = Slurm(folder, env)
     with ExitStack() as stack:
         # Ended in reverse order; by then, no job is running.
@@ -173,7 +182,7 @@ def running_slurm(folder: Path, num_nodes: int = 2) -> Iterator[Slurm]:
 def write_files(folder: Path, num_nodes: int) -> None:
     """Write configuration, key and folders."""
     host, user = os.uname().nodename, os.environ.get("USER") or "root"
-    for name in ("munge", "state", *(f"spool_n{number}" for number in range(1, num_nodes + 1))):
+    for name in ("munge", "state", "tmp", *(f"spool_n{number}" for number in range(1, num_nodes + 1))):
         (folder / name).mkdir(parents=True)
     key = folder / "munge/key"
     key.write_bytes(os.urandom(128))

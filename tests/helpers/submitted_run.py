@@ -44,6 +44,12 @@ class SubmittedRun:
         return self.cluster.state(self.job_id)
 
     @property
+    def comment(self) -> str:
+        """What squeue shows as the job's comment."""
+        command = ["squeue", "--noheader", f"--jobs={self.job_id}", "--states=all", "--format=%k"]
+        return self.cluster.ask(*command).strip()
+
+    @property
     def log(self) -> str:
         """The supervisor's log so far."""
         path = self.folder / "supervisor.log"

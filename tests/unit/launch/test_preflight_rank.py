@@ -24,7 +24,7 @@ def test_a_task_becomes_its_rank(
     log: str,
     clears: bool,
 ) -> None:
-    values = dict.fromkeys(Submission.__dataclass_fields__) | {"ranks_per_node": 4}
+    values = dict.fromkeys(Submission.__dataclass_fields__) | {"ranks_per_node": 4, "max_log_bytes": 0}
     Submission(**values).write(tmp_path)  # type: ignore[arg-type]
     folder = tmp_path / "attempts/3"
     logs: list[Path] = []
