@@ -52,6 +52,7 @@ setup(
             "ruff==0.17.6",
             "mypy>=2.4,<2.5",
             "types-PyYAML>=6.0,<7",
+            "kubernetes-validate>=1.37,<2",
             "pre-commit>=4,<5",
             "transformers==5.23.0",
             "torchvision>=0.28,<0.29",

@@ -17,30 +17,42 @@ _SIGNAL_WHEN_PARENT_DIES = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
 
 
-def run_forwarding(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run torchrun and return its exit status; `FORWARDED` signals to this process go to the ranks.
+class Forwarding:
+    """Runs one torchrun after another, and passes signals on to the ranks of the current one."""
 
-    If this process is killed, torchrun gets SIGHUP and ends its ranks.
-    """
-    child: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
+    def __init__(self) -> None:
+        """Handle `FORWARDED` from now on."""
+        self.received: list[int] = []
+        """Signals so far, also those that arrived while nothing ran."""
+        self._child: subprocess.Popen[bytes] | None = None
+        for number in FORWARDED:
+            signal.signal(number, self._forward)
 
-    def forward(number: int, _frame: types.FrameType | None) -> None:
-        if child is None:
-            early.append(number)
-        else:
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Run torchrun and return its exit status; signals that came before are passed on as well.
+
+        If this process is killed, torchrun gets SIGHUP and ends its ranks.
+        """
+        # In a session of its own, else a terminal's Ctrl-C would reach torchrun as well.
+        child = subprocess.Popen(
+            command, env=dict(environment), start_new_session=True, preexec_fn=_end_with_parent
+        )
+        early, self._child = list(self.received), child
+        for number in early:
             send(child.pid, number)
+        status = child.wait()
+        self._child = None
+        return status if status >= 0 else 128 - status
 
-    for number in FORWARDED:
-        signal.signal(number, forward)
-    # In a session of its own, else a terminal's Ctrl-C would reach torchrun as well.
-    child = subprocess.Popen(
-        command, env=dict(environment), start_new_session=True, preexec_fn=_end_with_parent
-    )
-    for number_before in early:
-        send(child.pid, number_before)
-    status = child.wait()
-    return status if status >= 0 else 128 - status
+    def _forward(self, number: int, _frame: types.FrameType | None) -> None:
+        self.received.append(number)
+        if self._child is not None:
+            send(self._child.pid, number)
+
+
+def run_forwarding(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run one torchrun and return its exit status; `FORWARDED` signals to this process go to its ranks."""
+    return Forwarding().run(command, environment)
 
 
 def send(torchrun: int, number: int) -> None:

@@ -17,6 +17,9 @@ DECIDED = {
 HARMLESS = {("NCCL_IB_DISABLE", "0"), ("NCCL_NET", "IB")}
 """Values with which it would not."""
 
+NODE_NAME = "K25_NODE_NAME"
+"""Variable in which a pod has Kubernetes' name of its node."""
+
 
 class Variable(NamedTuple):
     """An environment variable of every rank."""

@@ -201,6 +201,8 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("cluster.overrides", {}),
         Fill("cluster.secrets", {}),
     ),
+    # 3 to 4.
+    (Fill("cluster.kubernetes", None),),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""
 VERSION = len(MIGRATIONS)

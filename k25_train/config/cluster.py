@@ -6,6 +6,7 @@ from enum import Enum
 
 from k25_train.config.fabric import FabricConfig
 from k25_train.config.forms import NAME
+from k25_train.config.kubernetes import KubernetesConfig
 from k25_train.config.site import SiteVariable, secret_problems, variable_problems
 from k25_train.config.slurm import SlurmConfig
 from parallel.config import Problem, not_positive
@@ -42,7 +43,9 @@ class ClusterConfig:
     host_memory_gib: float
     """Host memory of a machine."""
     slurm: SlurmConfig | None
-    """Scheduler; null where jobs are started by hand."""
+    """Scheduler; null where jobs are started by hand or by Kubernetes."""
+    kubernetes: KubernetesConfig | None
+    """Kubernetes, for `launch.kubernetes`; null where there is none."""
     fabric: FabricConfig | None
     """Network between GPUs; null where there is none to set up."""
     environment: dict[str, SiteVariable]
@@ -81,6 +84,8 @@ class ClusterConfig:
             if self.device is Device.cuda and gpus is not None and gpus != self.gpus_per_node:
                 rule = f"must have as many GPUs as cluster.gpus_per_node ({self.gpus_per_node})"
                 found.append(Problem("slurm.gres", self.slurm.gres, rule, "correct one of them"))
+        if self.kubernetes is not None:
+            found += [problem.under("kubernetes") for problem in self.kubernetes.problems()]
         if self.fabric is not None:
             found += [problem.under("fabric") for problem in self.fabric.problems()]
         return found + self._variable_problems()

@@ -25,6 +25,7 @@ from k25_train.entry import report, run_command, shared
 from k25_train.errors import ConfigError
 from k25_train.joining.environment import number_of
 from launch.preflight.system import System
+from launch.variables import NODE_NAME
 
 JOIN_TIMEOUT_S = 300.0
 """Time within which all ranks must meet; imports from a cold shared file system take a minute."""
@@ -71,8 +72,9 @@ def _run() -> None:
         console.print(
             f"preflight of {config.run.dir}: {describe_cluster(config)}\n", highlight=False, soft_wrap=True
         )
-    # SLURM's name for the node, which is the one to drain.
-    host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    # SLURM's or Kubernetes' name for the node, which is the one to drain.
+    names = (os.environ.get(name) for name in ("SLURMD_NODENAME", NODE_NAME))
+    host = next(filter(None, names), socket.gethostname())
     try:
         status = 0 if run_preflight(config, coordinator, System(), host, console, folder) else 1
     except Exception as error:

@@ -1,0 +1,1 @@
+"""Training on Kubernetes: a JobSet from the same configuration and cluster file as everywhere else."""

@@ -1,0 +1,110 @@
+"""The first process of a pod: meets the other pods, checks the nodes, trains, and says how that ended.
+
+    python -m launch.kubernetes.pod CONFIG
+
+Kubernetes sends it SIGTERM when the pod has to go; the ranks then finish their step, save and stop.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from k25_train.compose.command_line import load_saved
+from k25_train.config.schema import Config
+from k25_train.entry import run_command
+from k25_train.joining import network
+from k25_train.joining.network import NetworkError, say
+from launch import rendezvous, started_by
+from launch.attempts import Attempts
+from launch.forwarding import Forwarding
+from launch.kubernetes.manifest import section
+from launch.kubernetes.outcomes import FAILED, FINISHED, STOPPED, UNFIT
+from launch.kubernetes.pod_spec import FIRST_NODE
+from launch.torchrun import Place, find_place, meet, start_command
+
+INDEX = "JOB_COMPLETION_INDEX"
+"""Kubernetes' number of the pod within its job."""
+SEEN_WITHIN_S = 30.0
+"""How long a pod looks for the last step in the metrics, which the first one writes: file systems cache."""
+
+
+def main() -> None:
+    """Be the first process of a pod."""
+    run_command(_run, output_goes_on=True)
+
+
+def _run() -> int:
+    (path,) = started_by.arguments("CONFIG")
+    config = load_saved(Path(path))
+    kubernetes, forwarding = section(config), Forwarding()
+    node, first = started_by.number(INDEX), started_by.variable(FIRST_NODE)
+    place = find_place(config, node, f"{first}:{kubernetes.port}" if config.cluster.nodes > 1 else None)
+    wait_for_name(place.address, rendezvous.JOIN_S)
+    arguments = ["--config", path]
+    if kubernetes.preflight:
+        status = start(config, place, forwarding, "launch.preflight", arguments)
+        if status and not forwarding.received:
+            say(
+                "preflight failed: the first pod's log says on which nodes; repair them, or name them in "
+                "cluster.kubernetes.exclude, and create the JobSet again"
+            )
+            return UNFIT
+    # Another port: a pod that comes early would otherwise find the store of the preflight.
+    place = replace(place, port=place.port + 1)
+    status = start(config, place, forwarding, "k25_train.train", arguments)
+    if status == 0 and has_finished(config, SEEN_WITHIN_S if node else 0.0):
+        return FINISHED
+    if status == 0 or forwarding.received:
+        say("stopped before the last step: the JobSet starts all pods again")
+        return STOPPED
+    return FAILED
+
+
+def start(config: Config, place: Place, forwarding: Forwarding, module: str, arguments: Sequence[str]) -> int:
+    """Run a module on this node's ranks, once all nodes are there; its status. Not after a signal."""
+    if not forwarding.received:
+        meet(config, place)
+    # Meeting takes minutes; ranks that have just been started would die of the signal.
+    if forwarding.received:
+        return STOPPED
+    # The manifest has set the variables.
+    return forwarding.run(start_command(config, place, module, arguments), os.environ)
+
+
+def wait_for_name(host: str, limit_s: float) -> None:
+    """Return once the first pod's name resolves, which takes a while after it was created.
+
+    Raises `NetworkError` after `limit_s`.
+    """
+    start_s, told_s = time.monotonic(), 0.0
+    while True:
+        try:
+            network.resolve(host)
+        except NetworkError as error:
+            waited_s = time.monotonic() - start_s
+            if waited_s >= limit_s:
+                raise
+            if waited_s - told_s >= network.PROGRESS_S:
+                told_s = waited_s
+                say(f"{error}; {waited_s:.0f} of at most {limit_s:g} s")
+            time.sleep(1.0)
+        else:
+            return
+
+
+def has_finished(config: Config, within_s: float) -> bool:
+    """Whether the metrics have the last step, or do so within this time."""
+    attempts, deadline = Attempts(Path(config.run.dir)), time.monotonic() + within_s
+    while True:
+        last = attempts.progress().last
+        if last is not None and last >= config.train.steps:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()
