@@ -1,6 +1,6 @@
 """Seeded random disturbances of a running job on a real SLURM of three nodes, which this host pretends to be.
 
-    python -m tests.bench.slurm_faults [--count 40] [--seed 0] [--jobs 1] [--only KIND] [--verbose]
+    python -m tests.bench.slurm_faults [--count 40] [--seed 0] [--jobs 1] [--only KIND] [--keep FOLDER]
 
 Trial number i has the seed `--seed` + i. Each run has to recover alone, or to end in a named state that one
 `sbatch` continues; its loss curve has to be the undisturbed run's; no node but the disturbed one may be left
@@ -17,6 +17,7 @@ import argparse
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.helpers.slurm_cluster import require_slurm
+from tests.helpers.slurm_cluster import end_with_parent, require_slurm
 from tests.helpers.slurm_faults.kinds import KINDS, plan_of
 from tests.helpers.slurm_faults.plans import STARTING
 from tests.helpers.slurm_faults.site import Site, World
@@ -71,7 +72,7 @@ _sites: dict[Path, Site] = {}
 """The cluster of this worker process, which its trials share."""
 
 
-def record_of(seed: int, folder: Path, only: str | None) -> Record:
+def record_of(seed: int, folder: Path, only: str | None, keep: Path | None) -> Record:
     """Run the trial of a seed in a folder below `folder`, which is removed."""
     started = time.monotonic()
     kind, plan = plan_of(seed, only)
@@ -84,7 +85,8 @@ def record_of(seed: int, folder: Path, only: str | None) -> Record:
             if folder not in _sites:
                 _sites[folder] = Site(folder / f"w{os.getpid()}")
                 atexit.register(_sites[folder].close)
-            verdict = run_trial(_sites[folder], world, plan, place)
+            keep_in = None if keep is None else keep / f"seed_{seed}"
+            verdict = run_trial(_sites[folder], world, plan, place, keep_in)
         except Exception as error:
             problems = [f"the bench itself failed: {error!r:.300}"]
             log = traceback.format_exc()
@@ -109,10 +111,20 @@ def record_of(seed: int, folder: Path, only: str | None) -> Record:
     )
 
 
-def records_of(seeds: range, folder: Path, only: str | None, num_jobs: int) -> Iterator[Record]:
+def prepare_worker() -> None:
+    """End in order, with the cluster, if the bench ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    end_with_parent()
+
+
+def records_of(
+    seeds: range, folder: Path, only: str | None, num_jobs: int, keep: Path | None
+) -> Iterator[Record]:
     """The records of all seeds as they come; each of `num_jobs` processes has a cluster of its own."""
-    with ProcessPoolExecutor(num_jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(record_of, seed, folder, only) for seed in seeds]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=prepare_worker) as pool:
+        futures = [pool.submit(record_of, seed, folder, only, keep) for seed in seeds]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -163,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", choices=list(KINDS))
+    parser.add_argument("--keep", type=Path, help="where to copy run folders in which something was wrong")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args(arguments)
     require_slurm()
@@ -173,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="k25_sf_", ignore_cleanup_errors=True) as folder:
         World(Path(folder)).build()
         seeds = range(options.seed, options.seed + options.count)
-        for record in records_of(seeds, Path(folder), options.only, options.jobs):
+        for record in records_of(seeds, Path(folder), options.only, options.jobs, options.keep):
             counts[record.kind, record.outcome] += 1
             violations += [record.seed] * bool(record.problems)
             for line in lines_of(record, options.only, verbose=options.verbose):

@@ -15,6 +15,16 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 def test_a_disturbed_job_recovers(kind: str) -> None:
     """In a process of its own, which may have its own /dev/shm."""
     require_slurm()
-    command = [sys.executable, "-m", "tests.bench.slurm_faults", "--count", "1", "--seed", "3", "--only", kind]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.slurm_faults",
+        "--count",
+        "1",
+        "--seed",
+        "3",
+        "--only",
+        kind,
+    ]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -37,7 +37,8 @@ class Scene:
         self.site = site
         self.cluster = site.cluster
         self.folder = folder
-        self.run = SubmittedRun(site.cluster, data, folder / "run", *RUN, *overrides)
+        port = f"cluster.slurm.rendezvous_port={site.port}"
+        self.run = SubmittedRun(site.cluster, data, folder / "run", *RUN, port, *overrides)
         self.job_id = self.run.job_id
         self.strikes: list[Strike] = []
         self.allocated: dict[int, list[str]] = {}

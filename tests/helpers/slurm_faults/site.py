@@ -11,7 +11,7 @@ from pathlib import Path
 
 from k25_train.metrics.rows_file import Row, read_rows
 from tests.helpers.interrupted_runs import RunLength, without_times
-from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.ranks import RankContext, free_port, run_ranks
 from tests.helpers.runs import fit, layout, overrides
 from tests.helpers.slurm_cluster import Slurm, all_idle, running_slurm
 from tests.helpers.slurm_faults.evidence import INTERVAL, NUM_STEPS
@@ -60,6 +60,8 @@ class Site:
         self.folder = folder
         self.temporary = folder / "tmp"
         self.num_clusters = 0
+        self.port = free_port()
+        """Of the ranks' rendezvous: nodes of several clusters on one host take each other's ports."""
         self.stack = ExitStack()
         self.sees_shared_memory = own_shared_memory()
         self.cluster = self._start()
@@ -74,6 +76,8 @@ class Site:
         folder = self.folder / f"slurm_{self.num_clusters}"
         cluster = self.stack.enter_context(running_slurm(folder, len(NODES)))
         cluster.env |= {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
+        # Compiled once instead of in every process of every trial.
+        cluster.env.pop("PYTHONDONTWRITEBYTECODE", None)
         return cluster
 
     def renew(self) -> None:

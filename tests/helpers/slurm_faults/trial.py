@@ -39,8 +39,9 @@ class Verdict:
     """What to look at if something was not right."""
 
 
-def run_trial(site: Site, world: World, plan: Plan, folder: Path) -> Verdict:
-    """Do what is planned to a run below a new folder, and judge it."""
+def run_trial(site: Site, world: World, plan: Plan, folder: Path, keep: Path | None = None) -> Verdict:
+    """Do what is planned to a run below a new folder, and judge it; if something is wrong, the run folder is
+    copied to `keep`."""
     site.renew()
     for path in site.temporary.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -54,6 +55,8 @@ def run_trial(site: Site, world: World, plan: Plan, folder: Path) -> Verdict:
         continued_from = recover(scene, plan)
         evidence = found(scene, continued_from, missed, shared_memory)
         problems = problems_of(plan.expected, evidence, plan.num_strikes, world.rows)
+        if problems and keep is not None:
+            shutil.copytree(scene.run.folder, keep, symlinks=True, dirs_exist_ok=True)
         return Verdict(
             problems=problems,
             recovered="alone" if continued_from is None else f"by sbatch, from {continued_from}",
