@@ -6,7 +6,7 @@ import random
 import signal
 from functools import partial
 
-from launch.restart_policy import Outcome
+from tests.helpers.slurm_faults.evidence import FAILED, FINISHED
 from tests.helpers.slurm_faults.judge import Expected
 from tests.helpers.slurm_faults.plans import Plan, draw_spares, draw_step
 from tests.helpers.slurm_faults.scene import Scene
@@ -25,12 +25,12 @@ def authentication_away(rng: random.Random) -> Plan:
 def _away(rng: random.Random, name: str, away_s: float) -> Plan:
     """Alone, or when a rank is killed, or the job is asked to stop, meanwhile."""
     meanwhile = rng.choice(["nothing", "SIGKILL of rank 1"])
-    outcome = Outcome.finished if meanwhile == "nothing" else Outcome.failed
+    outcome = FINISHED if meanwhile == "nothing" else FAILED
     return Plan(
         text=f"{name} away for {away_s:.0f} s, meanwhile {meanwhile}",
         strike=partial(_take_away, name=name, away_s=away_s, kills=meanwhile != "nothing"),
         expected=Expected(
-            outcomes=frozenset({outcome.value}),
+            outcomes=frozenset({outcome}),
             max_steps_lost=0 if meanwhile == "nothing" else 6,
             max_attempts=1 if meanwhile == "nothing" else 2,
         ),

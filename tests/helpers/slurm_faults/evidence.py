@@ -6,10 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from k25_train.metrics.rows_file import Row
-from launch.restart_policy import Attempt
 
 NUM_STEPS, INTERVAL = 24, 6
 """Of every run: its steps, and after how many it saves."""
+
+
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+NODE_LOST, VANISHED, NO_ROOM = "node_lost", "vanished", "no_room"
+"""How an attempt may end, by its record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """What an attempt's record says when all is over."""
+
+    number: int
+    nodes: Sequence[str]
+    outcome: str | None
+    """None if the record was never closed."""
+    reached: int | None = None
+    """Its last step; None if it trained none."""
+    blamed: str | None = None
+    """The node to blame; None if none is said to be."""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +48,7 @@ class Evidence:
     """What a trial left, and what was seen of it meanwhile."""
 
     strikes: Sequence[Strike]
-    attempts: Sequence[Attempt]
+    attempts: Sequence[Ended]
     state: str
     """The run's job when all was over, such as COMPLETED."""
     continued_from: str | None = None
@@ -61,7 +80,7 @@ def steps_lost(evidence: Evidence) -> int:
     return lost
 
 
-def left_out(attempt: Attempt, allocated: Sequence[str], num_wanted: int) -> set[str]:
+def left_out(attempt: Ended, allocated: Sequence[str], num_wanted: int) -> set[str]:
     """Nodes of the job that the attempt might have used and did not.
 
     Args:

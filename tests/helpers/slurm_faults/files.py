@@ -11,15 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from launch.restart_policy import Outcome
+from tests.helpers.slurm_faults.evidence import FAILED, FINISHED, NO_ROOM, STOPPED
 from tests.helpers.slurm_faults.judge import Expected
 from tests.helpers.slurm_faults.plans import Plan, draw_spares, draw_step
 from tests.helpers.slurm_faults.scene import Scene
 
 DISK_SIZE = "96m"
 FILL = ".fill"
-ANY_END = frozenset({Outcome.finished.value, Outcome.failed.value, Outcome.stopped.value})
-KILLED = frozenset({Outcome.failed.value})
+ANY_END = frozenset({FINISHED, FAILED, STOPPED, NO_ROOM})
+KILLED = frozenset({FAILED})
 
 
 def disk_full(rng: random.Random) -> Plan:
@@ -75,7 +75,7 @@ def _freeze(scene: Scene, *, name: str, away_s: float) -> None:
 def mount_small_disk(folder: Path) -> None:
     """Give a folder a small file system, seen by this process and those it starts from here on."""
     folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", str(folder)]
     subprocess.run(command, check=True)
 
 

@@ -7,8 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from k25_train.metrics.rows_file import Row
-from launch.restart_policy import Attempt, Outcome
-from tests.helpers.slurm_faults.evidence import INTERVAL, Evidence, left_out, steps_lost
+from tests.helpers.slurm_faults.evidence import (
+    FAILED,
+    FINISHED,
+    INTERVAL,
+    Ended,
+    Evidence,
+    left_out,
+    steps_lost,
+)
 
 OTHER_NODE_COUNT = 1e-5
 """Largest relative difference of a loss from the undisturbed run's, where the number of nodes changed."""
@@ -62,7 +69,7 @@ def problems_of(
 def _of_end(expected: Expected, evidence: Evidence) -> Iterator[str]:
     """Did it recover, at which cost?"""
     last = evidence.attempts[-1].outcome if evidence.attempts else None
-    if (evidence.state, last) != ("COMPLETED", Outcome.finished):
+    if (evidence.state, last) != ("COMPLETED", FINISHED):
         yield f"it did not finish: job {evidence.state}, last attempt {last}"
     if evidence.continued_from is not None and expected.alone:
         yield f"it did not recover alone: job {evidence.continued_from}"
@@ -86,7 +93,7 @@ def _of_words(expected: Expected, evidence: Evidence) -> Iterator[str]:
             if not re.search(wanted, evidence.words, re.IGNORECASE):
                 yield f"not told: {wanted}"
     for attempt in evidence.attempts:
-        if attempt.outcome not in (None, Outcome.finished) and not attempt.reason:
+        if attempt.outcome not in (None, FINISHED) and not attempt.reason:
             yield f"attempt {attempt.number} ended {attempt.outcome} without a reason"
 
 
@@ -120,10 +127,10 @@ def _of_exclusion(who: str, node: str, num_hits: int, expected: Expected) -> Ite
         yield f"{who} leaves out {node}, which was to blame only {num_hits} times"
 
 
-def _of_blame(attempt: Attempt, node: str | None) -> Iterator[str]:
+def _of_blame(attempt: Ended, node: str | None) -> Iterator[str]:
     """The record names the node that was hit, or none."""
-    if attempt.outcome == Outcome.failed and attempt.first_to_fail not in (None, node):
-        yield f"attempt {attempt.number} blames {attempt.first_to_fail} instead of {node}"
+    if attempt.outcome == FAILED and attempt.blamed not in (None, node):
+        yield f"attempt {attempt.number} blames {attempt.blamed} instead of {node}"
 
 
 def differences(expected: Expected, evidence: Evidence, reference: Sequence[Row]) -> Iterator[str]:

@@ -8,17 +8,16 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
-from launch.restart_policy import Outcome
-from tests.helpers.slurm_faults.evidence import INTERVAL
+from tests.helpers.slurm_faults.evidence import FAILED, FINISHED, INTERVAL, NODE_LOST, STOPPED, VANISHED
 from tests.helpers.slurm_faults.hook import EXIT, FLOOD, tell
 from tests.helpers.slurm_faults.judge import Expected
 from tests.helpers.slurm_faults.plans import Plan, can_replace, draw_spares, draw_step
 from tests.helpers.slurm_faults.scene import MissedError, Scene
 from tests.helpers.submitted_run import parent_of
 
-FAILED = frozenset({Outcome.failed.value})
+HIT = frozenset({FAILED})
 STALL = ["train.stall_timeout_s=15"]
-LOST = frozenset({Outcome.node_lost.value, Outcome.failed.value, Outcome.vanished.value})
+LOST = frozenset({NODE_LOST, FAILED, VANISHED})
 
 
 def rank_killed(rng: random.Random) -> Plan:
@@ -57,7 +56,7 @@ def _of_rank(
     text: str,
     hit: Callable[[Scene, str], None],
     *more: str,
-    outcomes: frozenset[str] = FAILED,
+    outcomes: frozenset[str] = HIT,
 ) -> Plan:
     """The same node is hit once or twice."""
     rank, times, spares = rng.randrange(2), rng.choice([1, 1, 2]), draw_spares(rng)
@@ -115,9 +114,7 @@ def rank_asked_to_stop(rng: random.Random) -> Plan:
     return Plan(
         text=f"{number.name} to rank {rank} alone",
         strike=partial(_hit_node, rank=rank, hit=partial(_signal_rank, number=number)),
-        expected=Expected(
-            outcomes=frozenset({Outcome.stopped.value}), told=("a signal to its ranks",), max_steps_lost=0
-        ),
+        expected=Expected(outcomes=frozenset({STOPPED}), told=("a signal to its ranks",), max_steps_lost=0),
         step=draw_step(rng),
         overrides=draw_spares(rng),
     )
@@ -170,9 +167,7 @@ def supervisor_killed(rng: random.Random) -> Plan:
     return Plan(
         text="SIGKILL",
         strike=partial(_signal_supervisor, number=signal.SIGKILL, pause_s=0.0),
-        expected=Expected(
-            outcomes=frozenset({Outcome.vanished.value}), told=("supervisor ended before",), alone=False
-        ),
+        expected=Expected(outcomes=frozenset({VANISHED}), told=("supervisor ended before",), alone=False),
         step=draw_step(rng, may_start=True),
         overrides=draw_spares(rng),
     )
@@ -185,7 +180,7 @@ def supervisor_frozen(rng: random.Random) -> Plan:
     return Plan(
         text=f"SIGSTOP of {who} for {pause_s:g} s",
         strike=partial(hit, number=signal.SIGSTOP, pause_s=pause_s),
-        expected=Expected(outcomes=frozenset({Outcome.finished.value}), max_steps_lost=0, max_attempts=1),
+        expected=Expected(outcomes=frozenset({FINISHED}), max_steps_lost=0, max_attempts=1),
         step=draw_step(rng),
         overrides=draw_spares(rng),
     )
@@ -215,7 +210,7 @@ def log_flood(rng: random.Random) -> Plan:
     return Plan(
         text=f"rank {rank} prints 100 MB",
         strike=partial(_flood, rank=rank),
-        expected=Expected(outcomes=frozenset({Outcome.finished.value}), max_steps_lost=0, max_attempts=1),
+        expected=Expected(outcomes=frozenset({FINISHED}), max_steps_lost=0, max_attempts=1),
         step=draw_step(rng),
     )
 

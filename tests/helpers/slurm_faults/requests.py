@@ -6,13 +6,13 @@ import random
 import signal
 from functools import partial
 
-from launch.restart_policy import Outcome
+from tests.helpers.slurm_faults.evidence import FINISHED, NODE_LOST, STOPPED, VANISHED
 from tests.helpers.slurm_faults.judge import Expected
 from tests.helpers.slurm_faults.plans import Plan, draw_spares, draw_step
 from tests.helpers.slurm_faults.scene import Scene
 
-STOPPED = frozenset({Outcome.stopped.value})
-UNTOUCHED = frozenset({Outcome.finished.value})
+SAVED = frozenset({STOPPED})
+UNTOUCHED = frozenset({FINISHED})
 
 
 def cancelled(rng: random.Random) -> Plan:
@@ -22,20 +22,20 @@ def cancelled(rng: random.Random) -> Plan:
         rng,
         f"scancel {' '.join(options)}",
         ["scancel", *options],
-        Expected(outcomes=STOPPED | {Outcome.vanished.value}, alone=False, max_steps_lost=6),
+        Expected(outcomes=SAVED | {VANISHED}, alone=False, max_steps_lost=6),
     )
 
 
 def signalled(rng: random.Random) -> Plan:
     """The job is asked to save and stop, by each of the ways that reach other processes of it."""
     options = rng.choice([["--signal=USR1"], ["--signal=USR1", "--batch"], ["--signal=USR1", "--full"]])
-    expected = Expected(outcomes=STOPPED, told=("SIGUSR1|signal to its ranks",), max_steps_lost=0)
+    expected = Expected(outcomes=SAVED, told=("SIGUSR1|signal to its ranks",), max_steps_lost=0)
     return _request(rng, f"scancel {' '.join(options)}", ["scancel", *options], expected)
 
 
 def requeued(rng: random.Random) -> Plan:
     """An administrator requeues the job."""
-    expected = Expected(outcomes=STOPPED | {Outcome.vanished.value}, max_steps_lost=0)
+    expected = Expected(outcomes=SAVED | {VANISHED}, max_steps_lost=0)
     return _request(rng, "scontrol requeue", ["scontrol", "requeue"], expected)
 
 
@@ -60,7 +60,7 @@ def time_limit_shortened(rng: random.Random) -> Plan:
     return Plan(
         text="TimeLimit=1",
         strike=_shorten,
-        expected=Expected(outcomes=STOPPED, told=("SIGUSR1",), max_steps_lost=0, max_attempts=4),
+        expected=Expected(outcomes=SAVED, told=("SIGUSR1",), max_steps_lost=0, max_attempts=4),
         step=draw_step(rng),
         overrides=["cluster.slurm.stop_before_end_s=60"],
     )
@@ -104,7 +104,7 @@ def preempted(rng: random.Random) -> Plan:
     return Plan(
         text="preempted by a job of all nodes",
         strike=_preempt,
-        expected=Expected(outcomes=STOPPED, max_steps_lost=0),
+        expected=Expected(outcomes=SAVED, max_steps_lost=0),
         step=draw_step(rng),
         overrides=draw_spares(rng),
     )
@@ -120,7 +120,7 @@ def node_taken(rng: random.Random) -> Plan:
     """A node is set DOWN: the step on it ends, the job goes on."""
     rank = rng.randrange(2)
     spares = rng.choice([["cluster.slurm.spare_nodes=1"], ["cluster.slurm.min_nodes=1"]])
-    lost = frozenset({Outcome.node_lost.value, Outcome.vanished.value, Outcome.stopped.value})
+    lost = frozenset({NODE_LOST, VANISHED, STOPPED})
     return Plan(
         text=f"State=DOWN of the node of rank {rank}, {' '.join(spares)}",
         strike=partial(_set_state, rank=rank, state="DOWN", stop=False),
@@ -136,7 +136,7 @@ def node_drained(rng: random.Random) -> Plan:
     """A node is drained: the job stays there until it stops, and then goes on without it."""
     rank, stop = rng.randrange(2), rng.random() < 0.7
     expected = Expected(
-        outcomes=STOPPED if stop else UNTOUCHED,
+        outcomes=SAVED if stop else UNTOUCHED,
         strikes_to_exclude=1,
         has_to_exclude=stop,
         max_steps_lost=0,

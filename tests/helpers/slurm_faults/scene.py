@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from launch.restart_policy import Attempt
-from tests.helpers.slurm_faults.evidence import Strike
+from tests.helpers.slurm_faults.evidence import Ended, Strike
 from tests.helpers.slurm_faults.site import RUN, Site
 from tests.helpers.submitted_run import SubmittedRun
 from tests.helpers.torchrun_jobs import living, strings
@@ -50,10 +52,20 @@ class Scene:
     # What is seen.
 
     @property
-    def attempt(self) -> Attempt | None:
+    def attempt(self) -> Ended | None:
         """The newest attempt, if any has started."""
-        attempts = self.run.attempts
+        attempts = self.attempts()
         return attempts[-1] if attempts else None
+
+    def attempts(self) -> list[Ended]:
+        """The records of all attempts so far, oldest first."""
+        found = []
+        for path in (self.run.folder / "attempts").glob("*/attempt.json"):
+            if path.parent.name.isdecimal():
+                # It may be replaced at this moment.
+                with suppress(OSError, ValueError):
+                    found.append(ended(json.loads(path.read_text())))
+        return sorted(found, key=lambda attempt: attempt.number)
 
     def step(self) -> int:
         """The newest step in the metrics, of which some lines may be damaged."""
@@ -98,7 +110,7 @@ class Scene:
 
     def wait_for_step(self, step: int, attempt: int = 1) -> None:
         """Return when an attempt has trained up to a step."""
-        self.wait_until(lambda: len(self.run.attempts) >= attempt and self.step() >= step)
+        self.wait_until(lambda: len(self.attempts()) >= attempt and self.step() >= step)
 
     def wait_for_ranks(self) -> None:
         """Return when all ranks of the newest attempt have been started."""
@@ -205,3 +217,16 @@ class Scene:
 def variable(variables: list[str], name: str) -> str:
     """A variable of a process's environment; empty if it has none."""
     return next((text.partition("=")[2] for text in variables if text.startswith(f"{name}=")), "")
+
+
+def ended(record: dict[str, Any]) -> Ended:
+    """What the record of an attempt says."""
+    blame = record.get("blame")
+    return Ended(
+        number=record["number"],
+        nodes=record["nodes"],
+        outcome=record["outcome"],
+        reached=record["reached"],
+        blamed=blame["node"] if blame else record["first_to_fail"],
+        reason=record["reason"],
+    )

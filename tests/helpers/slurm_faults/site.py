@@ -126,7 +126,7 @@ def own_shared_memory() -> bool:
     try:
         os.unshare(os.CLONE_NEWNS)
         subprocess.run(["mount", "--make-rprivate", "/"], check=True, capture_output=True)
-        command = ["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", SHARED_MEMORY]
+        command = ["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", str(SHARED_MEMORY)]
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return False

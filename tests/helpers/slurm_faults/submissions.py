@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Sequence
 from functools import partial
 
-from launch.restart_policy import Outcome
+from tests.helpers.slurm_faults.evidence import FINISHED
 from tests.helpers.slurm_faults.judge import Expected
 from tests.helpers.slurm_faults.plans import Plan, draw_step
 from tests.helpers.slurm_faults.scene import Scene
 
-UNTOUCHED = Expected(outcomes=frozenset({Outcome.finished.value}), max_steps_lost=0, max_attempts=1)
+UNTOUCHED = Expected(outcomes=frozenset({FINISHED}), max_steps_lost=0, max_attempts=1)
 SETTINGS = ("submit.yaml", "submit.json", "submit.sbatch", "config.yaml")
 END_S = 120.0
 """Most seconds that the others' jobs may take to end when the run is over."""

@@ -106,7 +106,7 @@ def recover(scene: Scene, plan: Plan) -> str | None:
 def found(scene: Scene, continued_from: str | None, missed: list[str], shared_memory: set[str]) -> Evidence:
     """Collect what is left of a run that is over."""
     scene.wait_within(lambda: not leftovers(scene, shared_memory), GRACE_S)
-    attempts, log = scene.run.attempts, scene.run.log
+    attempts, log = scene.attempts(), scene.run.log
     lines = [line for line in log.splitlines() if " starts on " not in line]
     try:
         rows = without_times(read_rows(scene.run.folder / "metrics.jsonl"))

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from k25_train.metrics.rows_file import Row
-from launch.restart_policy import Attempt, Outcome
-from tests.helpers.slurm_faults.evidence import Evidence, Strike, left_out, steps_lost
+from tests.helpers.slurm_faults.evidence import FAILED, Ended, Evidence, Strike, left_out, steps_lost
 from tests.helpers.slurm_faults.judge import Expected, problems_of
 from tests.helpers.slurm_faults.kinds import KINDS, plan_of
 
@@ -17,17 +16,17 @@ ROWS: list[Row] = [{"step": step, "loss": 5.0 - step / 10, "grad_norm": 1.0} for
 NODES = ("n1", "n2", "n3")
 
 
-def attempt(number: int, nodes: str, outcome: str, reached: int, **more: Any) -> Attempt:
+def attempt(number: int, nodes: str, outcome: str, reached: int, **more: Any) -> Ended:
     """An attempt on nodes such as "n1 n3"."""
-    facts = {"job_id": 7, "code": "abc", "reason": f"{outcome}, of {nodes}", "reached": reached} | more
-    return Attempt(number=number, nodes=nodes.split(), outcome=outcome, **facts)
+    facts = {"reason": f"{outcome}, of {nodes}", "reached": reached} | more
+    return Ended(number=number, nodes=nodes.split(), outcome=outcome, **facts)
 
 
 KILLED = Evidence(
     strikes=[Strike(attempt=1, node="n2", step=8), Strike(attempt=2, node="n2", step=10)],
     attempts=[
-        attempt(1, "n1 n2", "failed", 8, first_to_fail="n2", reason="first on n2"),
-        attempt(2, "n1 n2", "failed", 10, first_to_fail="n2", reason="first on n2"),
+        attempt(1, "n1 n2", "failed", 8, blamed="n2", reason="first on n2"),
+        attempt(2, "n1 n2", "failed", 10, blamed="n2", reason="first on n2"),
         attempt(3, "n1 n3", "finished", 24),
     ],
     state="COMPLETED",
@@ -37,9 +36,7 @@ KILLED = Evidence(
     allocated={1: NODES, 2: NODES, 3: NODES},
 )
 """A rank on n2 was killed twice, and a spare took its place."""
-TWICE = Expected(
-    outcomes=frozenset({Outcome.failed.value}), told=(r"\b{node}\b",), has_to_exclude=True, max_attempts=3
-)
+TWICE = Expected(outcomes=frozenset({FAILED}), told=(r"\b{node}\b",), has_to_exclude=True, max_attempts=3)
 
 
 def judged(expected: Expected = TWICE, **changes: Any) -> list[str]:
@@ -50,7 +47,7 @@ def test_a_run_that_recovered_is_right() -> None:
     assert judged() == []
 
 
-def other(place: int, **changes: Any) -> list[Attempt]:
+def other(place: int, **changes: Any) -> list[Ended]:
     """The attempts, of which one is another."""
     attempts = list(KILLED.attempts)
     attempts[place] = replace(attempts[place], **changes)
@@ -80,7 +77,7 @@ PLANTED: dict[str, dict[str, Any]] = {
     "attempt 2 leaves out n2, which was to blame only 1 times": {"attempts": other(1, nodes=["n1", "n3"])},
     "the job leaves out n1, which was not disturbed": {"excluded": ["n1"]},
     "n2, which was hit, is kept": {"attempts": other(2, nodes=["n1", "n2"])},
-    "attempt 2 blames n1 instead of n2": {"attempts": other(1, first_to_fail="n1")},
+    "attempt 2 blames n1 instead of n2": {"attempts": other(1, blamed="n1")},
     "the row of step 9 differs": {"rows": rows_with(9, loss=4.1000001)},
     "the row of step 3 is missing": {"rows": [row for row in ROWS if row["step"] != 3]},
     "in the metrics twice: [5]": {"rows": sorted([*ROWS, ROWS[5]], key=lambda row: row["step"])},
