@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from k25_train.metrics.rows_file import Row
+from k25_train.metrics.rows_file import Row, number
 from tests.helpers.slurm_faults.evidence import (
     FAILED,
     FINISHED,
@@ -136,9 +136,9 @@ def _of_blame(attempt: Ended, node: str | None) -> Iterator[str]:
 def differences(expected: Expected, evidence: Evidence, reference: Sequence[Row]) -> Iterator[str]:
     """In what the loss curve differs from the undisturbed run's: bitwise while the number of nodes stays."""
     is_exact = all(len(attempt.nodes) == NUM_NODES for attempt in evidence.attempts)
-    steps = [row["step"] for row in evidence.rows]
+    steps = [number(row["step"]) for row in evidence.rows]
     if len(steps) != len(set(steps)):
-        yield f"steps are in the metrics twice: {sorted({step for step in steps if steps.count(step) > 1})}"
+        yield f"steps are in the metrics twice: {sorted({int(step) for step in steps if steps.count(step) > 1})}"
     found = {row["step"]: row for row in evidence.rows}
     for row in reference:
         other = found.get(row["step"])
@@ -155,7 +155,8 @@ def differences(expected: Expected, evidence: Evidence, reference: Sequence[Row]
 def _is_close(found: Row, wanted: Row) -> bool:
     for name in COMPARED:
         if name in wanted:
-            value = found.get(name)
-            if value is None or not abs(value - wanted[name]) <= OTHER_NODE_COUNT * abs(wanted[name]):
+            # NaN for what is missing or not finite, which is close to nothing.
+            value, goal = number(found.get(name)), number(wanted[name])
+            if not abs(value - goal) <= OTHER_NODE_COUNT * abs(goal):
                 return False
     return True
