@@ -1,6 +1,6 @@
 """Whether a configuration may resume from a checkpoint: the keys that the training up to it depends on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from k25_train.checkpoint import folders
 from k25_train.compose.migrations import migrate
 from k25_train.compose.resolve import to_yaml
 from k25_train.compose.yaml_files import read_file
+from k25_train.config.leaves import leaves
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError, ConfigError
 
@@ -134,12 +135,3 @@ def changed_facts(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]
         for key in sorted({*saved, *now})
         if saved.get(key) != now.get(key)
     ]
-
-
-def leaves(values: dict[str, object], path: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted key and value of everything in nested mappings that is not itself a mapping."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value

@@ -5,8 +5,7 @@ wrong type and broken rules, within a section and across sections, are listed in
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
-from enum import Enum
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +19,7 @@ from k25_train.compose.references import find_references, resolve_references
 from k25_train.compose.sections import build_section, suggestion, unknown_keys
 from k25_train.compose.values import WHOLE
 from k25_train.compose.yaml_files import dump, read_file
+from k25_train.config.leaves import plain, plain_values
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from parallel.config import Problem
@@ -144,13 +144,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 def to_yaml(config: Config) -> str:
     """The configuration, the version of its keys and the sizes derived from it, as `config.yaml` of a run
     folder holds them."""
-    values = asdict(config, dict_factory=lambda items: {key: plain(value) for key, value in items})
-    return dump({VERSION_KEY: VERSION, **values, DERIVED: derived_sizes(config)})
-
-
-def plain(value: object) -> object:
-    """The value of an enum; anything else unchanged."""
-    return value.value if isinstance(value, Enum) else value
+    return dump({VERSION_KEY: VERSION, **plain_values(config), DERIVED: derived_sizes(config)})
 
 
 def describe(problems: Sequence[Problem], where: str = "the configuration") -> str:

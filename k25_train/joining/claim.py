@@ -1,17 +1,8 @@
-"""Before anything is built: all ranks are of one job, see one run folder, and rank 0 holds it.
+"""The run folder before anything is built: all ranks see one folder, and rank 0 holds it."""
 
-Ranks talk through the job's store, not through collectives, so that the one that disagrees can be named. Rank
-0 collects what each says, decides, and tells all: they raise the same error.
-"""
-
-import contextlib
-import json
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,21 +11,13 @@ import torch.distributed as dist
 
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
+from k25_train.joining.council import Council
 from k25_train.joining.environment import RankEnvironment
 from k25_train.joining.network import own_name
+from k25_train.joining.words import Member, some_of
 from k25_train.run_folder import location
-from k25_train.run_folder.agreement import Statement, disagreement, not_shared
 from k25_train.run_folder.held import HeldFolder, hold
 from k25_train.run_folder.jobs import job_state
-from k25_train.run_folder.record import LockedError
-
-REMEDIES = {
-    "run.dir": "give the same absolute path on every node, on a file system that all of them share",
-    "versions": "install the same versions on every node",
-}
-"""Facts that are compared -> what to do where they differ."""
-READ_S = 10.0
-"""Longest time that rank 0 waits for the others to have read an error."""
 
 
 class NoClaim:
@@ -86,71 +69,28 @@ class FolderClaim(NoClaim):
         self.held.close()
 
 
-class Council:
-    """The ranks of a job, of which the first decides for all."""
-
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
-        """`store` is for this purpose alone; its time limit is the longest time to wait for a rank."""
-        self.store = store
-        self.rank = rank
-        self.world_size = world_size
-
-    def tell(self, topic: str, value: object) -> list[Any]:
-        """Say something; rank 0 gets what all said, by rank, the others nothing."""
-        self.store.set(f"{topic}/{self.rank}", json.dumps(value))
-        if self.rank:
-            return []
-        keys = [f"{topic}/{rank}" for rank in range(self.world_size)]
-        self.store.wait(keys)
-        return [json.loads(text) for text in self.store.multi_get(keys)]
-
-    def decide(self, topic: str, answer: object, error: K25Error | None) -> Any:
-        """Rank 0 gives an answer or an error; every rank gets the answer, or raises the error."""
-        if not self.rank:
-            kind = None if error is None else type(error).__name__
-            self.store.set(topic, json.dumps([answer, kind, str(error)]))
-        answer, kind, text = json.loads(self.store.get(topic))
-        if kind is not None:
-            self._all_have_read(topic)
-            failure = LockedError(text) if kind == LockedError.__name__ else ConfigError(text)
-            failure.is_shared = True
-            raise failure
-        return answer
-
-    def _all_have_read(self, topic: str) -> None:
-        """Have rank 0 wait until all have the error: the store may be its own, and ends with it."""
-        if self.rank:
-            self.store.set(f"{topic}/read/{self.rank}", "")
-            return
-        keys = [f"{topic}/read/{rank}" for rank in range(1, self.world_size)]
-        # A rank that has ended by itself does not answer.
-        with contextlib.suppress(dist.DistError):
-            self.store.wait(keys, timedelta(seconds=READ_S))
-
-
 def claim_folder(config: Config, where: RankEnvironment, store: dist.Store) -> NoClaim:
     """Agree on the run folder, and take it; called by every rank.
 
     Raises, on every rank:
-        ConfigError: ranks differ in what has to be the same, the folder cannot be used, or it is not one
-            folder on all nodes, which are named.
+        ConfigError: the folder cannot be used; or it, or a folder in it, is not one on all nodes, which are
+            named.
         LockedError: another run has it.
     """
     run = Path(os.path.abspath(config.run.dir))
     council = Council(dist.PrefixStore("claim", store), where.rank, where.world_size)
-    # 1. Are we of one job?
-    own = Statement(rank=where.rank, node=where.node, host=own_name(), facts=facts(run))
-    said = [Statement(**values) for values in council.tell("statement", asdict(own))]
-    # 2. Rank 0 takes the folder; its lock is what the others look for.
-    claim, failure = (NoClaim(), None) if where.rank else try_to_take(run, disagreement(said, REMEDIES))
+    # 1. Rank 0 takes the folder; its lock is what the others look for.
+    claim, failure = (NoClaim(), None) if where.rank else try_to_take(run)
+    folders = location.shared_folders(run) if isinstance(claim, FolderClaim) else []
     try:
-        holder_id = council.decide("taken", claim.holder_id, failure)
-        # 3. Do all see it, and does rank 0 see what each node writes?
+        holder_id, folders = council.decide("taken", (claim.holder_id, folders), failure)
+        # 2. Do all see it, and does rank 0 see what each node writes?
         trouble = location.sees_lock(run, holder_id)
         if trouble is None and where.local_rank == 0:
-            trouble = location.leave_token(run, holder_id, where.rank)
-        troubles = council.tell("trouble", (where.local_rank == 0, trouble))
-        council.decide("shared", None, find_unshared(run, holder_id, said, troubles))
+            trouble = location.exchange_tokens(run, folders, holder_id, where.rank)
+        own = Member(rank=where.rank, node=where.node, host=own_name())
+        said = council.tell("seeing the run folder", (asdict(own), where.local_rank == 0, trouble))
+        council.decide("shared", None, find_unshared(run, folders, holder_id, said))
     except K25Error:
         claim.close()
         raise
@@ -160,23 +100,15 @@ def claim_folder(config: Config, where: RankEnvironment, store: dist.Store) -> N
     return claim
 
 
-def facts(run: Path) -> dict[str, str]:
-    """What has to be the same on all ranks: name -> value. Each has its remedy in `REMEDIES`."""
-    packages = ("torch", "megatron-core", "numpy")
-    versions = [f"{name} {version(name)}" for name in packages]
-    return {"run.dir": str(run), "versions": ", ".join([f"Python {platform.python_version()}", *versions])}
-
-
-def try_to_take(run: Path, reason_not_to: str | None) -> tuple[NoClaim, K25Error | None]:
-    """Rank 0 takes the folder, unless there is a reason not to; the claim, or why there is none."""
-    if reason_not_to is not None:
-        return NoClaim(), ConfigError(reason_not_to)
+def try_to_take(run: Path) -> tuple[NoClaim, K25Error | None]:
+    """Rank 0 takes the folder; the claim, or why there is none."""
     job = os.environ.get("SLURM_JOB_ID", "")
     held: HeldFolder | None = None
     try:
         location.make(run)
         held = hold(run, int(job) if job.isdecimal() else None, job_state)
-        location.tokens(run, held.holder.id).mkdir()
+        for name in location.shared_folders(run):
+            location.make_tokens(run / name, held.holder.id, rank=0)
     except OSError as error:
         if held is not None:
             held.close()
@@ -187,23 +119,27 @@ def try_to_take(run: Path, reason_not_to: str | None) -> tuple[NoClaim, K25Error
 
 
 def find_unshared(
-    run: Path, holder_id: str, said: Sequence[Statement], troubles: Sequence[tuple[bool, str | None]]
+    run: Path, folders: Sequence[str], holder_id: str, said: Sequence[tuple[dict[str, Any], bool, str | None]]
 ) -> K25Error | None:
     """The error if some node does not see the folder, or rank 0 not what a node wrote; on rank 0.
 
     Args:
         run: the run folder.
+        folders: which of its folders are looked into, "." for itself.
         holder_id: what is to be found there.
-        said: who the ranks are; empty on the others, as `troubles` is.
-        troubles: [rank] -> whether it wrote for its node, and what it could not.
+        said: [rank] -> a `Member`, whether it wrote for its node, and what it could not; empty on the others.
     """
-    places: dict[str, list[str]] = {}
+    members = [Member(**member) for member, _, _ in said]
+    places: dict[str, list[Member]] = {}
     limit_s = location.LOOK_S
-    for statement, (is_writer, trouble) in zip(said, troubles, strict=True):
+    for member, (_, is_writer, trouble) in zip(members, said, strict=True):
         if trouble is None and is_writer:
-            trouble = location.sees_token(run, holder_id, statement.rank, limit_s)
+            trouble = location.sees_tokens(run, folders, holder_id, member.rank, limit_s)
             # The others have had the time as well.
             limit_s = limit_s if trouble is None else 0.0
         if trouble is not None:
-            places.setdefault(trouble, []).append(statement.where)
-    return ConfigError(not_shared(str(run), places)) if places else None
+            places.setdefault(trouble, []).append(member)
+    if not places:
+        return None
+    found = {trouble: some_of(own, members) for trouble, own in places.items()}
+    return ConfigError(location.not_shared(run, found))

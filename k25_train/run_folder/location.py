@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from k25_train.errors import ConfigError
@@ -63,38 +63,87 @@ def sees_lock(run: Path, holder_id: str) -> str | None:
     return _retry(look, run, "does not see it", LOOK_S)
 
 
-def leave_token(run: Path, holder_id: str, rank: int) -> str | None:
+def shared_folders(run: Path) -> list[str]:
+    """The folders that all nodes have to share: "." and what is in it already, each of which may be a mount
+    or a link of its own. What is made later is where its parent is."""
+    inner = [entry.name for entry in os.scandir(run) if entry.is_dir() and not entry.name.startswith(".")]
+    return [".", *sorted(inner)]
+
+
+def make_tokens(folder: Path, holder_id: str, rank: int) -> None:
+    """Make the folder of the tokens, with one of this rank in it. Raises OSError."""
+    tokens(folder, holder_id).mkdir()
+    (tokens(folder, holder_id) / str(rank)).write_text(holder_id, encoding="utf-8")
+
+
+def exchange_tokens(run: Path, folders: Sequence[str], holder_id: str, rank: int) -> str | None:
+    """Look for the token of rank 0 in each of the folders, and leave one there for it to find; what is wrong,
+    or None."""
+    for name in folders:
+        trouble = _sees_token(run / name, holder_id, 0, LOOK_S, "does not see what rank 0 has written there")
+        trouble = leave_token(run / name, holder_id, rank) if trouble is None else trouble
+        if trouble is not None:
+            return _in_folder(name, trouble)
+    return None
+
+
+def leave_token(folder: Path, holder_id: str, rank: int) -> str | None:
     """Write a file that rank 0 looks for. Returns why it cannot, or None."""
     try:
-        (tokens(run, holder_id) / str(rank)).write_text(holder_id, encoding="utf-8")
+        (tokens(folder, holder_id) / str(rank)).write_text(holder_id, encoding="utf-8")
     except OSError as error:
         return f"cannot write there ({error.strerror or error})"
     return None
 
 
-def sees_token(run: Path, holder_id: str, rank: int, limit_s: float) -> str | None:
-    """None if the file of `rank` is seen from here within `limit_s`; else why not."""
-    path = tokens(run, holder_id) / str(rank)
+def sees_tokens(run: Path, folders: Sequence[str], holder_id: str, rank: int, limit_s: float) -> str | None:
+    """None if the files of `rank` are seen from here within `limit_s`; else why not."""
+    for name in folders:
+        trouble = _sees_token(run / name, holder_id, rank, limit_s, "writes there what rank 0 does not see")
+        if trouble is not None:
+            return _in_folder(name, trouble)
+    return None
+
+
+def _sees_token(folder: Path, holder_id: str, rank: int, limit_s: float, missing: str) -> str | None:
+    path = tokens(folder, holder_id) / str(rank)
 
     def look() -> str | None:
-        return (
-            None
-            if path.read_text(encoding="utf-8") == holder_id
-            else "writes there what rank 0 reads differently"
-        )
+        is_right = path.read_text(encoding="utf-8") == holder_id
+        return None if is_right else "reads there something else than was written"
 
-    return _retry(look, path.parent, "writes there what rank 0 does not see", limit_s)
+    return _retry(look, path.parent, missing, limit_s)
 
 
-def tokens(run: Path, holder_id: str) -> Path:
+def _in_folder(name: str, trouble: str) -> str:
+    return trouble if name == "." else f"{name}/: {trouble}"
+
+
+def tokens(folder: Path, holder_id: str) -> Path:
     """The folder of the tokens."""
-    return run / f"{TOKENS}{holder_id}"
+    return folder / f"{TOKENS}{holder_id}"
 
 
 def remove_tokens(run: Path) -> None:
     """Remove what nodes left, in this start or an earlier one; for rank 0, which holds the folder."""
-    for folder in run.glob(f"{TOKENS}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for pattern in (f"{TOKENS}*", f"*/{TOKENS}*"):
+        for folder in run.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def not_shared(run: Path, troubles: Mapping[str, str]) -> str:
+    """The error of a folder that is not one on all nodes.
+
+    Args:
+        run: the run folder.
+        troubles: what is wrong -> the nodes, in words.
+    """
+    lines = [f"  {place}: {trouble}" for trouble, place in troubles.items()]
+    remedy = (
+        "  -> choose a folder on a file system that every node has mounted, and may write to, without mounts "
+        "or links in it that lead elsewhere on some nodes: each writes its part of a checkpoint there"
+    )
+    return "\n".join([f"run.dir={run} is not one folder that all nodes share:", *lines, remedy])
 
 
 def _retry(look: Callable[[], str | None], folder: Path, missing: str, limit_s: float) -> str | None:

@@ -16,6 +16,7 @@ from k25_train.errors import ConfigError
 from k25_train.joining.claim import NoClaim, claim_folder
 from k25_train.joining.join import join
 from k25_train.joining.place import place_in
+from k25_train.joining.same_job import SameJob
 from k25_train.model.build import build_model
 from k25_train.model.megatron_config import backbone_config
 from k25_train.objectives.base import Objective
@@ -102,14 +103,17 @@ class Run:
         return self.topology.rank == 0
 
 
-def check_vocabulary(config: Config, loader: DataLoader) -> None:
-    """Raise `ConfigError` if the tokenizer has ids that the embedding has no row for."""
+def open_data(config: Config) -> DataLoader:
+    """The data of this rank. Raises `ConfigError` if the tokenizer has ids that the embedding has no row
+    for."""
+    loader = DataLoader(config.data, config.train, config.model.vision)
     if loader.tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"the tokenizer of {config.data.dir} has {loader.tokenizer.vocab_size} ids, but "
             f"model.vocab_size={config.model.vocab_size}: raise it, or build the shard set with a smaller "
             "--vocab-size"
         )
+    return loader
 
 
 def build_run(config: Config, device: torch.device, *, trains: bool = True) -> Run:
@@ -119,14 +123,15 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
         trains: whether there are backward passes, for which activations have to be stored, and the run folder
             is written to, which this job then holds.
     """
-    # 1. Data first: what is wrong there is found before any rank waits for another.
+    # 1. All ranks are of one job, with the same data: groups and collectives would fail without a word of it.
     where = place_in(config)
-    loader = DataLoader(config.data, config.train, config.model.vision)
-    check_vocabulary(config, loader)
-
-    # 2. Process groups, and one run folder for all.
     timeout_s = config.train.stall_timeout_s + COLLECTIVE_MARGIN_S
     store = join(where, timeout_s)
+    job = SameJob(store, where)
+    job.check_start(config)
+    loader = job.load_data(lambda: open_data(config), DataLoader.facts)
+
+    # 2. Process groups, and one run folder for all.
     start_process_group(device, timeout_s, store, where.rank, where.world_size)
     claim = claim_folder(config, where, store) if trains else NoClaim()
     pipeline = plan_pipeline(config)

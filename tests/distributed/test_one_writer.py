@@ -23,17 +23,16 @@ pytestmark = pytest.mark.distributed
 def claimed_on_nodes(context: RankContext, arguments: Sequence[str], scene: str, run: str) -> str:
     """The error of a rank that is a node of its own, on a file system as the scene says."""
     location.LOOK_S = 0.5
-    if context.rank == 1 and scene == "not shared":
+    if context.rank == 1 and scene in ("not shared", "checkpoints not shared"):
+        place = run if scene == "not shared" else f"{run}/checkpoints"
         os.unshare(os.CLONE_NEWNS)
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-        subprocess.run(["mount", "-t", "tmpfs", "none", run], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
     if context.rank == 1 and scene == "read-only":
         os.unshare(os.CLONE_NEWNS)
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["mount", "--bind", run, run], check=True)
         subprocess.run(["mount", "-o", "remount,ro,bind", run], check=True)
-    if context.rank == 1 and scene == "other folder":
-        os.chdir(run)
     nodes = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": str(context.rank)}
     environment = RankContext.environment
 
@@ -53,19 +52,18 @@ def claimed_on_nodes(context: RankContext, arguments: Sequence[str], scene: str,
     [
         ("not shared", "is not one folder that all nodes share:\n  node 1 ("),
         ("read-only", "cannot write there (Read-only file system)"),
-        ("other folder", "run.dir has to be the same on all ranks:\n"),
+        ("checkpoints not shared", "rank 1): checkpoints/: does not see what rank 0 has written there"),
     ],
 )
 def test_a_folder_that_is_not_one_is_refused(data: Path, tmp_path: Path, scene: str, expected: str) -> None:
-    if scene != "other folder" and os.geteuid() != 0:
+    if os.geteuid() != 0:
         pytest.skip("only root can mount")
     run = tmp_path / "run"
-    run.mkdir()
-    named = os.path.relpath(run) if scene == "other folder" else str(run)
-    arguments = short_run(data, Path(named), *layout(ep=2, dp=2))
+    (run / "checkpoints").mkdir(parents=True)
+    arguments = short_run(data, run, *layout(ep=2, dp=2))
     errors = run_ranks(claimed_on_nodes, 2, arguments, scene, str(run))
     assert errors[0] == errors[1] and errors[0].startswith("ConfigError: ") and expected in errors[0]
-    assert list(run.iterdir()) == []
+    assert [path.name for path in run.rglob("*")] == ["checkpoints"]
 
 
 def fit_disturbed(context: RankContext, arguments: Sequence[str], what: str, run: str) -> str:

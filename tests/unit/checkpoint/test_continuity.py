@@ -13,10 +13,10 @@ from k25_train.checkpoint.continuity import (
     SAME_RUN,
     check_continuity,
     check_facts,
-    leaves,
 )
 from k25_train.compose.migrations import VERSION_KEY
 from k25_train.compose.resolve import compose, to_yaml
+from k25_train.config.leaves import leaves
 from k25_train.errors import CheckpointError, ConfigError
 
 BASE = (

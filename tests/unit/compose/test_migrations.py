@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from k25_train.checkpoint.continuity import SAME_RUN, check_continuity, leaves
+from k25_train.checkpoint.continuity import SAME_RUN, check_continuity
 from k25_train.compose import migrations
 from k25_train.compose.migrations import VERSION, VERSION_KEY, Fill, Rename, migrate
 from k25_train.compose.resolve import compose, load, to_yaml
+from k25_train.config.leaves import leaves
 from k25_train.errors import CheckpointError, ConfigError
 from parallel.config import DepMode
 from tests.helpers.project_sources import REPO

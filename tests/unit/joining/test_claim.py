@@ -12,11 +12,11 @@ import torch.distributed as dist
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
-from k25_train.joining import claim
-from k25_train.joining.claim import Council, FolderClaim, NoClaim, claim_folder, find_unshared
+from k25_train.joining import council
+from k25_train.joining.claim import FolderClaim, NoClaim, claim_folder, find_unshared
+from k25_train.joining.council import Council
 from k25_train.joining.environment import read_environment
 from k25_train.run_folder import location
-from k25_train.run_folder.agreement import Statement
 from k25_train.run_folder.record import LOCK, LockedError
 
 ALONE = read_environment({})
@@ -146,14 +146,6 @@ def test_ranks_share_a_folder_that_one_of_them_holds(tmp_path: Path) -> None:
     first.close()
 
 
-def test_different_paths_are_told_to_all(tmp_path: Path) -> None:
-    ranks = Ranks(tmp_path / "a", tmp_path / "b")
-    assert len(ranks.errors) == 2 and ranks.errors[0] == ranks.errors[1]
-    assert f"    {tmp_path}/a on node 0 (" in ranks.errors[0]
-    assert list(tmp_path.iterdir()) == []
-    assert all(isinstance(each, K25Error) and each.is_shared for each in ranks.outcomes)
-
-
 def test_who_is_second_is_refused_on_all_ranks(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text("damaged")
     ranks = Ranks(tmp_path, tmp_path)
@@ -181,25 +173,58 @@ def test_a_node_that_does_not_see_the_folder_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+def said(*troubles: tuple[bool, str | None]) -> list[tuple[dict[str, Any], bool, str | None]]:
+    """What ranks, each a node of its own, tell of the folder."""
+    return [({"rank": n, "node": n, "host": f"h{n}"}, *trouble) for n, trouble in enumerate(troubles)]
+
+
 def test_what_a_node_writes_must_be_seen_too(tmp_path: Path) -> None:
     """A node may see the folder below a layer of its own, which takes what it writes."""
-    said = [Statement(rank=rank, node=rank, host=f"h{rank}", facts={}) for rank in range(3)]
-    location.tokens(tmp_path, "id").mkdir()
-    for rank in (0, 2):
-        assert location.leave_token(tmp_path, "id", rank) is None
-    assert find_unshared(tmp_path, "id", said[::2], [(True, None), (True, None)]) is None
-    error = find_unshared(tmp_path, "id", said, [(True, None), (True, None), (False, None)])
-    assert "node 1 (h1): writes there what rank 0 does not see" in str(error)
+    location.make_tokens(tmp_path, "id", rank=0)
+    assert location.leave_token(tmp_path, "id", 1) is None
+    fine = [(True, None), (True, None), (False, None)]
+    assert find_unshared(tmp_path, ["."], "id", said(*fine)) is None
+    error = find_unshared(tmp_path, ["."], "id", said(*fine, (True, None)))
+    assert "  node 3 (host h3, rank 3): writes there what rank 0 does not see" in str(error)
     refused = location.leave_token(tmp_path / "no", "id", 1)
-    error = find_unshared(tmp_path, "id", said, [(True, None), (True, refused), (False, None)])
-    assert "node 1 (h1): cannot write there (No such file or directory)" in str(error)
+    error = find_unshared(tmp_path, ["."], "id", said(*fine, (True, refused), (True, refused)))
+    assert "  nodes 3 and 4 (hosts h3, h4): cannot write there (No such file or directory)" in str(error)
     location.remove_tokens(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "attempts", "anything"])
+def test_every_folder_in_it_has_to_be_shared(tmp_path: Path, name: str) -> None:
+    """A node may have another file system there, or a link may lead to a disk of its own."""
+    run, other = tmp_path / "run", tmp_path / "seen by node 1"
+    (run / name).mkdir(parents=True)
+    # Node 1 sees the run folder itself, but within it a folder of its own.
+    other.mkdir()
+    names = location.shared_folders(run)
+    assert names == [".", name]
+    for each in names:
+        location.make_tokens(run / each, "id", rank=0)
+    assert location.exchange_tokens(run, names, "id", 1) is None
+    (other / name).mkdir()
+    location.tokens(run, "id").rename(other / location.tokens(run, "id").name)
+    trouble = location.exchange_tokens(other, names, "id", 1)
+    assert trouble == f"{name}/: does not see what rank 0 has written there"
+
+
+def test_tokens_go_from_every_folder(tmp_path: Path) -> None:
+    """Those of an earlier start, too."""
+    (tmp_path / "checkpoints" / ".startup.dead").mkdir(parents=True)
+    ranks = Ranks(tmp_path, tmp_path)
+    assert ranks.errors == []
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["checkpoints", LOCK]
+    first = ranks.outcomes[0]
+    assert isinstance(first, FolderClaim)
+    first.close()
+
+
 def test_the_first_rank_ends_after_all_have_read_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the store, which may be in its process, would end before."""
-    monkeypatch.setattr(claim, "READ_S", 60.0)
+    monkeypatch.setattr(council, "READ_S", 60.0)
     store, ended = dist.HashStore(), threading.Event()
 
     def decide(rank: int) -> None:
