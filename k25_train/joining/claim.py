@@ -80,8 +80,11 @@ def claim_folder(config: Config, where: RankEnvironment, store: dist.Store) -> N
     run = Path(os.path.abspath(config.run.dir))
     council = Council(dist.PrefixStore("claim", store), where.rank, where.world_size)
     # 1. Rank 0 takes the folder; its lock is what the others look for.
-    claim, failure = (NoClaim(), None) if where.rank else try_to_take(run)
-    folders = location.shared_folders(run) if isinstance(claim, FolderClaim) else []
+    claim, failure = (NoClaim(), None) if where.rank else try_to_take(run, is_shared=not where.is_on_one_node)
+    # One node shares with itself whatever there is.
+    folders = (
+        location.shared_folders(run) if isinstance(claim, FolderClaim) and not where.is_on_one_node else []
+    )
     try:
         holder_id, folders = council.decide("taken", (claim.holder_id, folders), failure)
         # 2. Do all see it, and does rank 0 see what each node writes?
@@ -100,14 +103,14 @@ def claim_folder(config: Config, where: RankEnvironment, store: dist.Store) -> N
     return claim
 
 
-def try_to_take(run: Path) -> tuple[NoClaim, K25Error | None]:
-    """Rank 0 takes the folder; the claim, or why there is none."""
+def try_to_take(run: Path, *, is_shared: bool) -> tuple[NoClaim, K25Error | None]:
+    """Rank 0 takes the folder, and leaves its tokens where it is shared; the claim, or why there is none."""
     job = os.environ.get("SLURM_JOB_ID", "")
     held: HeldFolder | None = None
     try:
         location.make(run)
         held = hold(run, int(job) if job.isdecimal() else None, job_state)
-        for name in location.shared_folders(run):
+        for name in location.shared_folders(run) if is_shared else []:
             location.make_tokens(run / name, held.holder.id, rank=0)
     except OSError as error:
         if held is not None:

@@ -124,7 +124,9 @@ def test_each_difference_is_named_on_all_ranks(data: Path, tmp_path: Path, place
             assert first[scene] == "", scene
             continue
         assert expected in first[scene], f"{scene}: {first[scene]}"
-        assert "rank 1)" in first[scene] and first[scene].count("on node") <= 4, first[scene]
+        assert "rank 1)" in first[scene], scene
+        # Nothing else differs.
+        assert first[scene].count("on node 1") <= 2 or scene in ("other data", "code"), first[scene]
     assert "hunter2" not in str(first)
     assert first["no data"].startswith("DataError: ")
 
