@@ -50,6 +50,9 @@ class FabricConfig:
     """Local ACK timeout exponent, 1 to 31: a packet is sent again after 4.096 us x 2^n."""
     retries: int
     """Times a packet is sent again before the connection fails, 0 to 7."""
+    mtu_bytes: int | None
+    """MTU that the interfaces of all devices must have at least, which preflight checks; null warns of those
+    in which RDMA packets of 4096 bytes, the largest, do not fit."""
 
     @property
     def interfaces(self) -> list[str]:
@@ -93,4 +96,7 @@ class FabricConfig:
             if not least <= number <= most:
                 rule = f"must lie within {least} to {most}"
                 found.append(Problem(name, number, rule, "ask who runs the switches"))
+        if self.mtu_bytes is not None and not 1280 <= self.mtu_bytes <= 65535:
+            rule = "must lie within 1280 to 65535, or be null"
+            found.append(Problem("mtu_bytes", self.mtu_bytes, rule, "9000 is what most fabrics have"))
         return found

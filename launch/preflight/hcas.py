@@ -82,7 +82,7 @@ def judge_hcas(hcas: Sequence[Hca], fabric: FabricConfig, node_gb_per_s: float) 
     on_ethernet = [hca for hca in in_use if hca.link_layer == "Ethernet"]
     if on_ethernet:
         findings += [
-            _judge_mtu(on_ethernet),
+            _judge_mtu(on_ethernet, fabric.mtu_bytes),
             judge_gids({hca.name: hca.routable_gids for hca in on_ethernet}, fabric),
         ]
     else:
@@ -200,7 +200,7 @@ def _judge_rate(hcas: Sequence[Hca], node_gb_per_s: float) -> Finding:
     return passed(check, found)
 
 
-def _judge_mtu(hcas: Sequence[Hca]) -> Finding:
+def _judge_mtu(hcas: Sequence[Hca], wanted_bytes: int | None) -> Finding:
     check = MTU
     by_card = {hca.name: hca.mtu_bytes for hca in hcas}
     sizes = {size for size in by_card.values() if size is not None}
@@ -217,6 +217,10 @@ def _judge_mtu(hcas: Sequence[Hca]) -> Finding:
     if len(sizes) > 1:
         rule = "all cards must have the same MTU, otherwise large packets are dropped"
         return failed(check, found, rule, "ip link set INTERFACE mtu 9000")
+    if min(sizes) < (wanted_bytes or 0):
+        rule = f"cluster.fabric.mtu_bytes is {wanted_bytes}"
+        remedy = f"ip link set INTERFACE mtu {wanted_bytes}, on switches too, or correct the cluster file"
+        return failed(check, found, rule, remedy)
     if min(sizes) < MIN_MTU_BYTES:
         rule = f"RDMA packets of 4096 bytes need {MIN_MTU_BYTES}"
         return warned(check, found, rule, "ip link set INTERFACE mtu 9000, on switches too")

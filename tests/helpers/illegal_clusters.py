@@ -15,7 +15,7 @@ SLURM: Values = {
 }  # fmt: skip
 FABRIC: Values = {
     "interface": "bond0", "nccl_interfaces": None, "address_family": "ipv4", "hcas": ["mlx5_0"],
-    "gid_index": 3, "traffic_class": 106, "ack_timeout": 22, "retries": 7,
+    "gid_index": 3, "traffic_class": 106, "ack_timeout": 22, "retries": 7, "mtu_bytes": None,
 }  # fmt: skip
 
 
@@ -185,5 +185,6 @@ CLUSTER_BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "HCAs": of_cluster("fabric", "hcas", [[]], "must name a device"),
     "GID": of_cluster("fabric", "gid_index", ["third", -1, 256], "must be a row of the GID table"),
     "traffic class": of_cluster("fabric", "traffic_class", [-1, 256], "must lie within 0 to 255"),
+    "MTU": of_cluster("fabric", "mtu_bytes", [0, 1279, 65536], "must lie within 1280 to 65535"),
 }
 """Name -> break."""

@@ -37,6 +37,7 @@ FILLED: dict[str, dict[str, Any]] = {
     "muon_decoupled": CPU | {"optim.vision.trained": "all", "dep.split_items": False},
     "slurm_no_activations": {"cluster.slurm.preflight": False, "cluster.gpu_memory_gb": 80.0},
     "fabric_of_one_site": {
+        "cluster.fabric.mtu_bytes": None,
         "cluster.slurm.exclusive": True,
         "cluster.slurm.mem": "0",
         "cluster.slurm.setup": [],

@@ -16,7 +16,7 @@ GOLDEN = REPO / "tests/golden/sbatch/keys"
 ELSEWHERE = {
     "partition", "account", "qos", "time_limit_min", "stop_before_end_s", "spare_nodes", "min_nodes",
     "restart_wait_s", "preflight", "rendezvous_port", "python", "container_mounts", "switches_wait_min",
-    "gid_index", "traffic_class", "ack_timeout", "retries",
+    "gid_index", "traffic_class", "ack_timeout", "retries", "mtu_bytes",
 }  # fmt: skip
 """Keys that the clusters' own golden files, or tests of the command, have."""
 

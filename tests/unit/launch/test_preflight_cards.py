@@ -85,12 +85,23 @@ def test_each_of_several_interfaces_must_be_up(recorded: RecordedNode) -> None:
     assert finding.verdict is Verdict.failed and finding.found.startswith("eth99 is not up; up: bond0, ")
 
 
-def test_packets_too_small_for_rdma(recorded: RecordedNode, config: Config) -> None:
+@pytest.mark.parametrize(
+    ("mtu_bytes", "wanted", "verdict", "rule"),
+    [
+        (1500, "null", Verdict.warned, "RDMA packets of 4096 bytes need 4200"),
+        (1500, "4200", Verdict.failed, "cluster.fabric.mtu_bytes is 4200"),
+        (4200, "9000", Verdict.failed, "cluster.fabric.mtu_bytes is 9000"),
+    ],
+)
+def test_packets_too_small_for_rdma_or_for_the_cluster_file(
+    recorded: RecordedNode, mtu_bytes: int, wanted: str, verdict: Verdict, rule: str
+) -> None:
     for number in range(8):
-        recorded.write(f"sys/class/net/eth{number}/mtu", "1500\n")
+        recorded.write(f"sys/class/net/eth{number}/mtu", f"{mtu_bytes}\n")
+    config = compose(["experiment=k25_pretrain_4k", f"cluster.fabric.mtu_bytes={wanted}"])
     (finding,) = [one for one in examine(recorded, config) if one.verdict is not Verdict.passed]
-    assert (finding.check, finding.verdict, finding.found) == ("network MTU", Verdict.warned, "1500 bytes")
-    assert "4200" in finding.rule
+    assert (finding.check, finding.verdict) == ("network MTU", verdict)
+    assert (finding.found, finding.rule) == (f"{mtu_bytes} bytes", rule)
 
 
 def test_cards_too_slow_for_the_plan(recorded: RecordedNode) -> None:
