@@ -112,9 +112,16 @@ def record_of(seed: int, folder: Path, only: str | None, keep: Path | None) -> R
 
 
 def prepare_worker() -> None:
-    """End in order, with the cluster, if the bench ends."""
+    """End with the cluster if the bench ends, in the middle of a trial."""
+
+    def end(*_: object) -> None:
+        # An exception would only end the trial.
+        for site in _sites.values():
+            site.close()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, end)
     end_with_parent()
 
 
