@@ -9,14 +9,14 @@ from collections.abc import Callable
 from functools import partial
 
 from tests.helpers.slurm_faults.evidence import FAILED, FINISHED, INTERVAL, NODE_LOST, STOPPED, VANISHED
-from tests.helpers.slurm_faults.hook import EXIT, FLOOD, tell
+from tests.helpers.slurm_faults.hook import EXIT, FLOOD, FLOOD_BYTES, FLOOD_S, tell
 from tests.helpers.slurm_faults.judge import Expected
 from tests.helpers.slurm_faults.plans import Plan, can_replace, draw_spares, draw_step
 from tests.helpers.slurm_faults.scene import MissedError, Scene
 from tests.helpers.submitted_run import parent_of
 
 HIT = frozenset({FAILED})
-STALL = ["train.stall_timeout_s=15"]
+STALL = ["train.stall_timeout_s=25"]
 LOST = frozenset({NODE_LOST, FAILED, VANISHED})
 
 
@@ -205,13 +205,15 @@ def _freeze_torchrun(scene: Scene, *, number: signal.Signals, pause_s: float) ->
 
 
 def log_flood(rng: random.Random) -> Plan:
-    """A rank prints 100 MB, as a library that warns in every call does."""
+    """A rank prints 100 MB, as a library that warns in every call does: the logs stay small."""
     rank = rng.randrange(2)
     return Plan(
-        text=f"rank {rank} prints 100 MB",
+        text=f"rank {rank} prints {FLOOD_BYTES / 1e6:g} MB",
         strike=partial(_flood, rank=rank),
         expected=Expected(outcomes=frozenset({FINISHED}), max_steps_lost=0, max_attempts=1),
         step=draw_step(rng),
+        finish=_measure_logs,
+        overrides=["--max-log-mib=2"],
     )
 
 
@@ -221,3 +223,14 @@ def _flood(scene: Scene, *, rank: int) -> None:
     tell(scene.folder, FLOOD)
     scene.note(None)
     scene.kill(pid, signal.SIGUSR2)
+    # The ranks are done before it is over: the others wait in the next step.
+    other = scene.ranks()[scene.node_of(1 - rank)]
+    scene.kill(other, signal.SIGSTOP)
+    scene.pause(FLOOD_S)
+    scene.kill(other, signal.SIGCONT)
+
+
+def _measure_logs(scene: Scene) -> None:
+    sizes = [path.stat().st_size for path in (scene.run.folder / "attempts/1").iterdir()]
+    if sum(sizes) > FLOOD_BYTES / 2:
+        scene.more.append(f"the attempt's logs have {sum(sizes) / 1e6:.0f} MB")
