@@ -123,9 +123,16 @@ def rank_asked_to_stop(rng: random.Random) -> Plan:
 def node_daemon_killed(rng: random.Random) -> Plan:
     """SIGKILL of slurmd: the node stops responding, its processes go on."""
     rank = rng.randrange(2)
-    return _of_node(
-        rng, rank, "SIGKILL of slurmd", lambda scene, node: scene.cluster.end(node, signal.SIGKILL)
-    )
+    return _of_node(rng, rank, "SIGKILL of slurmd", _kill_slurmd)
+
+
+def _kill_slurmd(scene: Scene, node: str) -> None:
+    """SLURM takes a while to notice."""
+    scene.cluster.end(node, signal.SIGKILL)
+    (other,) = {scene.node_of(0), scene.node_of(1)} - {node}
+    with scene.held(other):
+        command = ["sinfo", "--noheader", f"--nodes={node}", "--format=%T"]
+        scene.wait_until(lambda: scene.cluster.ask(*command).startswith("down"), also_over=True)
 
 
 def node_lost(rng: random.Random) -> Plan:
@@ -223,11 +230,8 @@ def _flood(scene: Scene, *, rank: int) -> None:
     tell(scene.folder, FLOOD)
     scene.note(None)
     scene.kill(pid, signal.SIGUSR2)
-    # The ranks are done before it is over: the others wait in the next step.
-    other = scene.ranks()[scene.node_of(1 - rank)]
-    scene.kill(other, signal.SIGSTOP)
-    scene.pause(FLOOD_S)
-    scene.kill(other, signal.SIGCONT)
+    with scene.held(scene.node_of(1 - rank)):
+        scene.pause(FLOOD_S)
 
 
 def _measure_logs(scene: Scene) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 from functools import partial
 
 from tests.helpers.slurm_faults.evidence import FINISHED, NODE_LOST, STOPPED, VANISHED
@@ -58,7 +57,7 @@ def _ask(scene: Scene, *, command: list[str]) -> None:
 def time_limit_shortened(rng: random.Random) -> Plan:
     """The job's time is nearly over: it saves before. A rank is held until SLURM looks at time limits."""
     return Plan(
-        text="TimeLimit=1",
+        text="TimeLimit=2",
         strike=_shorten,
         expected=Expected(outcomes=SAVED, told=("SIGUSR1",), max_steps_lost=0, max_attempts=4),
         step=draw_step(rng),
@@ -67,17 +66,12 @@ def time_limit_shortened(rng: random.Random) -> Plan:
 
 
 def _shorten(scene: Scene) -> None:
-    scene.wait_for_ranks()
-    pid = scene.ranks()[scene.node_of(1)]
-    scene.kill(pid, signal.SIGSTOP)
-    scene.note(None)
-    try:
-        # A minute for its first attempt, and enough for the next.
+    with scene.held(scene.node_of(1)):
+        scene.note(None)
+        # Over in a minute or two, and enough for the next attempt.
         scene.cluster.ask("scontrol", "update", f"JobId={scene.job_id}", "TimeLimit=2")
         scene.wait_until(lambda: "SIGUSR1" in scene.run.log)
         scene.cluster.ask("scontrol", "update", f"JobId={scene.job_id}", "TimeLimit=60")
-    finally:
-        scene.kill(pid, signal.SIGCONT)
 
 
 def suspended(rng: random.Random) -> Plan:
@@ -113,7 +107,9 @@ def preempted(rng: random.Random) -> Plan:
 def _preempt(scene: Scene) -> None:
     scene.note(None)
     options = ["--partition=urgent", "--nodes=3", "--exclusive", f"--output={scene.folder}/urgent.log"]
-    scene.cluster.ask("sbatch", "--parsable", *options, "--wrap=sleep 2")
+    with scene.held(scene.node_of(1)):
+        scene.cluster.ask("sbatch", "--parsable", *options, "--wrap=sleep 2")
+        scene.wait_until(lambda: "ranks are asked to save" in scene.run.log)
 
 
 def node_taken(rng: random.Random) -> Plan:

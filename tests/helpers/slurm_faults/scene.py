@@ -8,8 +8,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,18 @@ class Scene:
             os.kill(pid, number)
         except ProcessLookupError as error:
             raise MissedError(f"process {pid} has ended") from error
+
+    @contextmanager
+    def held(self, node: str) -> Iterator[None]:
+        """Hold a node's rank still, so that the run does not end before something slow takes place."""
+        self.wait_until(lambda: node in self.ranks())
+        pid = self.ranks()[node]
+        self.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def submit_again(self, *options: str) -> list[int]:
         """Queue the run's script again, as a user does; returns the job's id, or none if it is refused."""
