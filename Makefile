@@ -30,7 +30,7 @@ NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data smoke test test-slow faults check lint types test-fast format python clean
+.PHONY: help setup data smoke test test-slow faults check lint types test-fast format pins python clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ test-fast: $(STAMP)  ## run the tests that need one process
 format: $(STAMP)  ## format the code and fix what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+pins: $(STAMP)  ## make docker/pins.lock, the hashes of what an image installs, from docker/pins.txt
+	$(BIN)/python docker/lock.py
 
 python:  ## print the Python that set-up uses
 	@$(NEED_PYTHON); echo "$(PYTHON)"

@@ -56,6 +56,9 @@ setup(
             "pre-commit>=4,<5",
             "transformers==5.23.0",
             "torchvision>=0.28,<0.29",
+            # docker/pins.lock is made with uv; SPDX's own library validates the image's bill of materials.
+            "uv>=0.13,<0.14",
+            "spdx-tools>=0.8.5,<0.9",
             # The wheel test builds without isolation, so without a network.
             "setuptools>=77",
             "wheel>=0.45",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Self-test of the image; needs no network:
 #   smoke.sh            packages, a few training steps on two CPU ranks (and on a GPU if there is one), preflight
-#   smoke.sh packages   only the packages; last step of the build
+#   smoke.sh packages   only packages and revision; last step of the build
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,9 +19,15 @@ from_base = not Path(torch.__file__).is_relative_to(sys.prefix)
 # A base's PyTorch is a separate build between two releases, such as 2.13.0a0+1234; only the release counts.
 release = torch.__version__.partition("+")[0].partition("a")[0]
 faults = [] if release == pins["torch"] else [f"torch {torch.__version__}: pins.txt has {pins['torch']}"]
+cuda = ("triton", "cuda", "nvidia")
 if from_base:
-    provided = ("triton", "cuda", "nvidia")
-    pins = {name: pin for name, pin in pins.items() if name != "torch" and not name.startswith(provided)}
+    pins = {name: pin for name, pin in pins.items() if name != "torch" and not name.startswith(cuda)}
+elif Path("/usr/local/lib/no-cuda/libcudart.so.13").exists():
+    # Stand-ins for NVIDIA's libraries: none of the real ones may be there, nor a GPU be seen.
+    pins = {name: pin for name, pin in pins.items() if not name.startswith(cuda)}
+    found = {each.metadata["Name"] for each in importlib.metadata.distributions()}
+    faults += [f"{name} is in an image for CPUs" for name in sorted(found) if name.startswith(cuda)]
+    faults += ["an image for CPUs sees a GPU"] if torch.cuda.is_available() else []
 for name, pin in pins.items():
     if name != "torch" and (found := importlib.metadata.version(name)) != pin:
         faults.append(f"{name} {found}: pins.txt has {pin}")
@@ -35,6 +41,10 @@ for module in modules:
     importlib.import_module(module)
 if faults:
     sys.exit("\n".join([*faults, "choose another BASE, or change docker/pins.txt and setup.py together"]))
+revision = importlib.import_module("launch.revision").code_version(Path.cwd())
+if len(revision) < 40:
+    sys.exit(f"the image does not know its revision: {revision}")
+print(f"revision {revision}")
 print(f"packages: torch {torch.__version__} from the {'base' if from_base else 'pins'}, {len(pins)} pins satisfied")
 PYTHON
 }

@@ -35,8 +35,9 @@ from launch.feasibility import (
     summary,
     with_absolute_paths,
 )
+from launch.revision import code_version
 from launch.sbatch import check_environment, container_options, render, start_of_nodes, step_options
-from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, code_version, write_atomically
+from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, write_atomically
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MAX_RESTARTS = 3

@@ -15,7 +15,6 @@ Imports only the standard library, since it also runs on nodes whose Python has 
 import contextlib
 import json
 import os
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,22 +119,3 @@ def write_atomically(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise
-
-
-def code_version(checkout: Path) -> str:
-    """Commit of the code and whether there are local changes; the reason if git cannot tell."""
-    git = ["git", "-C", str(checkout)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", errors="replace", check=True
-        )
-        status = subprocess.run(
-            [*git, "status", "--porcelain"],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return f"not a git checkout: {checkout}"
-    return head.stdout.strip() + (", with local changes" if status.stdout.strip() else "")

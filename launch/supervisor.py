@@ -30,8 +30,9 @@ from launch.restart_policy import (
     suspects,
     wait_before_restart_s,
 )
+from launch.revision import code_version
 from launch.room import RunFolderRoom
-from launch.submission import SCRIPT, SUPERVISOR_LOG, Submission, code_version
+from launch.submission import SCRIPT, SUPERVISOR_LOG, Submission
 
 
 class Supervisor:
