@@ -16,7 +16,7 @@ from k25_train.terminal import ClosedPipeError, tolerant_output
 
 REFUSED, FAULT, INTERRUPTED, CLOSED_PIPE = 2, 1, 130, 141
 """Exit statuses: of a named error, a fault of the code, Ctrl-C, and output that nobody reads (SIGPIPE's)."""
-WAIT_FOR_FIRST_RANK_S = 30.0
+WAIT_FOR_FIRST_RANK_S = 20.0
 
 
 def run_command(body: Callable[[], int | None], *, output_goes_on: bool = False) -> None:
@@ -95,9 +95,13 @@ def _report_shared(text: str) -> int:
     """Print an error that every rank has on rank 0.
 
     The others wait to be ended by torchrun: the first exit makes it end all, rank 0 perhaps before it spoke.
+    Whoever is not ended is of a node whose settings differ, and so is the error: its first rank prints it.
     """
     if not speaks():
         time.sleep(WAIT_FOR_FIRST_RANK_S)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{_rank()}{text}", file=sys.stderr, flush=True)
+            _tell_torchrun(text)
         return REFUSED
     print(text, file=sys.stderr, flush=True)
     _tell_torchrun(text)

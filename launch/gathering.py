@@ -18,6 +18,8 @@ from k25_train.joining.network import CONNECT_S, PROGRESS_S, say
 MAX_BYTES = 4096
 """Longest message; whoever sends more is not one of us."""
 MARK = "k25-train"
+WHO: dict[str, object] = {"asks": "who"}
+"""What another first node sends that finds the port taken."""
 ANSWER_S = 4.0
 """Longest time that the first node takes to answer a newcomer."""
 HELLO_S = 2.0
@@ -114,6 +116,10 @@ class Gathering:
             # A port scanner, a health check.
             connection.close()
             return
+        if said == WHO:
+            with connection:
+                _send(connection, {"mark": MARK, **asdict(self.own)})
+            return
         try:
             other = Node(**said)
             known = {number: node for number, (node, _) in self._present.items()}
@@ -171,6 +177,17 @@ def report(address: str, port: int, own: Node, limit_s: float) -> None:
         f"what listens at {address}:{port} is not `launch.torchrun` of the first node: start that first, or "
         "use another port on all nodes (--first-node HOST:PORT)"
     )
+
+
+def first_node_at(address: str, port: int) -> Node | None:
+    """The first node that waits there for others; None if it is another program that has the port."""
+    with contextlib.suppress(OSError), socket.create_connection((address, port), CONNECT_S) as connection:
+        connection.settimeout(ANSWER_S)
+        _send(connection, {"mark": MARK, **WHO})
+        said = _receive(connection) or {}
+        with contextlib.suppress(TypeError):
+            return Node(**said) if said.pop("mark", None) == MARK else None
+    return None
 
 
 def _wait_to_go(

@@ -15,7 +15,7 @@ from launch.fabric import environment
 from launch.scheduler import node_range
 from launch.setup import batch_setup, check_setup, node_start
 from launch.submission import SCRIPT, SUPERVISOR_LOG
-from launch.variables import Variable
+from launch.variables import Variable, unset_foreign
 
 OVERRIDING = {
     f"SBATCH_{name}"
@@ -51,6 +51,7 @@ def render(config: Config, run: Path, checkout: Path, python: str) -> str:
         cluster=config.cluster.name,
         directives="\n".join(f"#SBATCH --{option}" for option in directives(config, run)),
         setup=batch_setup(config.cluster.slurm.setup if config.cluster.slurm else []),
+        unset=unset_foreign(),
         exports="\n".join([*map(export, environment(config)), *export_secrets(config.cluster)]),
         checkout=shlex.quote(str(checkout)),
         python=shlex.quote(python),

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 
 from k25_train.errors import ConfigError
+from launch.variables import unset_foreign
 
 SOURCES = re.compile(r"(?:^|[;&|{(])\s*(?:source|\.)\s")
 """A command that reads another script."""
@@ -62,6 +63,6 @@ def node_start(key: str, lines: Sequence[str], exports: Sequence[str], checkout:
     """
     if not lines:
         return []
-    shell = ["set -eo pipefail", *setup_lines(key, lines), 'unset "${!NCCL_@}"', *exports]
+    shell = ["set -eo pipefail", *setup_lines(key, lines), unset_foreign(), *exports]
     shell += [f"cd {shlex.quote(checkout)}", 'exec "$@"']
     return ["bash", "-c", "\n".join(shell), "k25-setup"]

@@ -18,7 +18,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from k25_train.joining.listener import listen_at
 from k25_train.joining.network import NetworkError
 from launch import rendezvous
 from launch.forwarding import run_forwarding
-from launch.gathering import Gathering, Node, report
+from launch.gathering import Gathering, GatheringError, Node, first_node_at, report
 
 if TYPE_CHECKING:
     from k25_train.config.schema import Config
@@ -98,7 +98,7 @@ def _run() -> int:
 
     config = compose(arguments.overrides)
     place = find_place(config, arguments.node, arguments.first_node)
-    variables = os.environ | variables_of(config)
+    variables = variables_of(config, os.environ)
     meet(config, place)
     command = start_command(config, place, module, arguments.overrides)
     sys.stdout.flush()
@@ -148,10 +148,14 @@ def meet(config: "Config", place: Place, limit_s: float = rendezvous.JOIN_S) -> 
         ranks=config.cluster.gpus_per_node,
         host=network.own_name(),
     )
+    remedy = (
+        "give every node the same name or address of the machine that runs --node 0, and a port that is free "
+        f"there and that no firewall closes: --first-node {place.address}:PORT"
+    )
     try:
         network.resolve(place.address)
         if place.node == 0:
-            with listen_at(place.address, place.port, is_alone=own.num_nodes == 1) as listener:
+            with listen_as_first(place, own) as listener:
                 network.check_is_own(place.address, listener)
                 Gathering(listener, own, limit_s).run()
             return
@@ -162,18 +166,43 @@ def meet(config: "Config", place: Place, limit_s: float = rendezvous.JOIN_S) -> 
             place.address, place.port, limit_s, "all nodes are there; waiting for rank 0's torchrun"
         )
     except NetworkError as error:
-        raise rendezvous.RendezvousError(
-            f"{first}: {error}: give every node the same name or address of the machine that runs --node 0, "
-            "and a port that is free there and that no firewall closes"
-        ) from error
+        raise rendezvous.RendezvousError(f"{first}: {error}: {remedy}") from error
 
 
-def variables_of(config: "Config") -> dict[str, str]:
-    """What the ranks find in their environment, secrets included."""
+def listen_as_first(place: Place, own: Node) -> socket.socket:
+    """Where the first node listens.
+
+    Raises `GatheringError` if another first node listens there, `NetworkError` if another program does.
+    """
+    try:
+        return listen_at(place.address, place.port, is_alone=own.num_nodes == 1)
+    except NetworkError:
+        other = first_node_at(place.address, place.port)
+        if other is None:
+            raise
+        where = network.endpoint(place.address, place.port)
+        raise GatheringError(
+            f"--node 0: {other.host} is the first node already, at {where}, of "
+            f"cluster.nodes={other.num_nodes}: give this node another --node or, if it is of another job, "
+            f"another port (--first-node {place.address}:PORT)"
+        ) from None
+
+
+def variables_of(config: "Config", shell: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the ranks, secrets included: what a job script would make of this shell's.
+
+    Prints which variables of the shell the ranks do not get.
+    """
     from launch.fabric import environment
-    from launch.variables import secrets_of
+    from launch.variables import foreign_in, secrets_of, without_foreign
 
-    return {variable.name: variable.value for variable in environment(config)} | secrets_of(config.cluster)
+    own = {variable.name: variable.value for variable in environment(config)} | secrets_of(config.cluster)
+    if foreign := foreign_in(shell, own):
+        network.say(
+            f"not passed on to the ranks: {', '.join(foreign)} of this shell. To set them, on all nodes and "
+            f"in jobs of SLURM too, name them in `environment:` of conf/cluster/{config.cluster.name}.yaml"
+        )
+    return without_foreign(shell) | own
 
 
 def start_command(config: "Config", place: Place, module: str, overrides: Sequence[str]) -> list[str]:

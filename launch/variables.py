@@ -21,6 +21,12 @@ NODE_NAME = "K25_NODE_NAME"
 """Variable in which a pod has Kubernetes' name of its node."""
 
 
+FOREIGN = ("NCCL_",)
+"""Beginnings of names of variables that the cluster's file alone sets, never the shell that starts a job."""
+UNREAD = ("NCCL_VERSION",)
+"""Variables of these names that images set and no library reads."""
+
+
 class Variable(NamedTuple):
     """An environment variable of every rank."""
 
@@ -77,6 +83,27 @@ def decided_by(name: str, value: str, cluster: ClusterConfig) -> str | None:
     if cluster.fabric is None or (name, value) in HARMLESS:
         return None
     return DECIDED.get(name)
+
+
+def unset_foreign() -> str:
+    """The line of shell that unsets them."""
+    return "unset " + " ".join(f'"${{!{start}@}}"' for start in FOREIGN)
+
+
+def foreign_in(shell: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """Variables of a shell that its ranks do not get, or get with another value.
+
+    Args:
+        shell: its variables.
+        wanted: those that follow from the cluster's file.
+    """
+    found = [name for name in shell if name.startswith(FOREIGN) and name not in UNREAD]
+    return sorted(name for name in found if shell[name] != wanted.get(name))
+
+
+def without_foreign(shell: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a shell without those that only the cluster's file sets."""
+    return {name: value for name, value in shell.items() if not name.startswith(FOREIGN)}
 
 
 def secrets_of(cluster: ClusterConfig) -> dict[str, str]:

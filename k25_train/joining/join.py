@@ -25,6 +25,8 @@ PER_RANK_S = 0.01
 FIRST_PROGRESS_S = 2.0
 """Seconds after which the first line tells who is missing."""
 POLL_S = 0.05
+ENOUGH = 2**31
+"""More ranks than any job has."""
 
 
 def join(where: RankEnvironment, timeout_s: float) -> dist.Store:
@@ -41,7 +43,13 @@ def join(where: RankEnvironment, timeout_s: float) -> dist.Store:
     with naming_variables(where):
         # What ranks have said before torchrun started them again is still in its store.
         store = dist.PrefixStore(f"start_{where.restart}", connect(where))
-    wait_for_all(dist.PrefixStore("join", store), where)
+    try:
+        wait_for_all(dist.PrefixStore("join", store), where)
+    except dist.DistError as error:
+        raise JoinError(
+            f"the job's store at {where.address}:{where.port} has ended while rank {where.rank} waited for "
+            f"others ({error}): see what the first node prints{where.origin}"
+        ) from error
     store.set_timeout(datetime.timedelta(seconds=timeout_s))
     return store
 
@@ -105,23 +113,16 @@ def open_store(address: str, where: RankEnvironment, limit_s: float) -> dist.Sto
 def wait_for_all(store: dist.Store, where: RankEnvironment) -> None:
     """Return when every rank of the job is there.
 
-    Raises `JoinError` if two processes are the same rank or count on different numbers of ranks, and, naming
-    who is missing, after `JOIN_S`.
+    Raises `JoinError` if two processes are the same rank or count on different numbers of ranks, on all ranks
+    that are there; and after `JOIN_S`, naming who is missing.
     """
     # 1. This rank is there, once.
-    own = f"rank/{where.rank}"
-    counted_on = store.compare_set("world_size", "", str(where.world_size)).decode()
-    if counted_on != str(where.world_size):
-        raise JoinError(
-            f"WORLD_SIZE={where.world_size} of rank {where.rank} on {own_name()}, but {counted_on} of "
-            f"another: start every node with the same number of nodes and ranks{where.origin}"
-        )
-    first = store.compare_set(own, "", f"{own_name()}, process {os.getpid()}").decode()
-    if first != f"{own_name()}, process {os.getpid()}":
-        raise JoinError(
-            f"RANK={where.rank} is there twice, on {first} and on {own_name()}: two nodes have the same "
-            f"number, or another job meets at {where.address}:{where.port}{where.origin}"
-        )
+    trouble = contradiction(store, where)
+    if trouble is not None:
+        # Whoever waits looks for the trouble as soon as the number suffices.
+        store.set("trouble", trouble)
+        store.add("num_here", ENOUGH)
+        raise JoinError(trouble + where.origin)
     store.add("num_here", 1)
     # 2. So are the others.
     start_s, told_s = time.monotonic(), FIRST_PROGRESS_S - PROGRESS_S
@@ -134,6 +135,26 @@ def wait_for_all(store: dist.Store, where: RankEnvironment) -> None:
             say(f"waiting for {missing(store, where)}, {waited_s:.0f} of at most {JOIN_S:g} s")
         # A store serves its clients in turn: the more there are, the less often each asks.
         time.sleep(POLL_S * max(1.0, where.world_size / 64))
+    if store.check(["trouble"]):
+        raise JoinError(store.get("trouble").decode() + where.origin)
+
+
+def contradiction(store: dist.Store, where: RankEnvironment) -> str | None:
+    """Why this rank cannot be of the job of those that are there already; None if it can."""
+    counted_on = store.compare_set("world_size", "", str(where.world_size)).decode()
+    if counted_on != str(where.world_size):
+        return (
+            f"WORLD_SIZE={where.world_size} of rank {where.rank} on {own_name()}, but {counted_on} of "
+            "another: start every node with the same number of nodes and ranks"
+        )
+    own = f"{own_name()}, process {os.getpid()}"
+    first = store.compare_set(f"rank/{where.rank}", "", own).decode()
+    if first != own:
+        return (
+            f"RANK={where.rank} is there twice, on {first} and on {own}: two nodes have the same number, or "
+            f"another job meets at {where.address}:{where.port}"
+        )
+    return None
 
 
 def missing(store: dist.Store, where: RankEnvironment) -> str:

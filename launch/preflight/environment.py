@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from k25_train.config.cluster import ClusterConfig
 from launch.preflight.findings import Finding, passed, skipped, warned
 from launch.preflight.system import System
-from launch.variables import Variable
+from launch.variables import UNREAD, Variable
 
 VARIABLES, ADDRESS = ENVIRONMENT_CHECKS = ("variables", "host name")
 FABRIC_VARIABLE = re.compile(r"(NCCL|GLOO)_\w+|CUDA_DEVICE_MAX_CONNECTIONS")
-IGNORED = ("NCCL_VERSION",)
-"""Variables set by container images that no library reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +30,7 @@ def read_environment(system: System) -> RankEnvironment:
     variables = {
         name: value
         for name, value in system.environment.items()
-        if FABRIC_VARIABLE.fullmatch(name) and name not in IGNORED
+        if FABRIC_VARIABLE.fullmatch(name) and name not in UNREAD
     }
     is_rank = "RANK" in system.environment
     return RankEnvironment(is_rank=is_rank, variables=variables, address=system.resolve())

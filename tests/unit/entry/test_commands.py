@@ -191,8 +191,12 @@ def test_a_rank_waits_for_the_first_to_speak(
     monkeypatch.setattr("k25_train.entry.WAIT_FOR_FIRST_RANK_S", 0.0)
     for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    for number, words in (("0", "ConfigError: 2 process(es) started, but"), ("1", "")):
+    # Nobody has ended the first rank of another node: the error is that node's own.
+    own = "rank 1: ConfigError: 2 process(es) started, but"
+    for number, local, words in (("0", "0", own.partition(": ")[2]), ("1", "0", own), ("1", "1", "")):
         monkeypatch.setenv("RANK", number)
+        monkeypatch.setenv("LOCAL_RANK", local)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         assert run(train.command, SMALL) == 2
         assert capsys.readouterr().err.startswith(words)
     assert words == "" and capsys.readouterr().err == ""

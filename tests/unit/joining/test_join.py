@@ -94,6 +94,49 @@ def test_ranks_of_another_number_are_told() -> None:
         wait_for_all(store, SECOND)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [replace(SECOND, rank=2, world_size=4), replace(SECOND, rank=0, node=0)],
+    ids=["another number", "the same rank"],
+)
+def test_who_waits_is_told_what_is_wrong_with_another(
+    monkeypatch: pytest.MonkeyPatch, wrong: RankEnvironment
+) -> None:
+    """At once: it would wait for ten minutes, and then say that ranks are missing."""
+    monkeypatch.setattr(joining, "JOIN_S", 60.0)
+    monkeypatch.setattr(joining.os, "getpid", lambda: threading.get_ident())
+    store = dist.HashStore()
+    errors: dict[str, str] = {}
+
+    def wait(name: str, where: RankEnvironment) -> None:
+        try:
+            wait_for_all(store, where)
+        except JoinError as error:
+            errors[name] = str(error)
+
+    first = threading.Thread(target=wait, args=("first", replace(FIRST, world_size=3)))
+    first.start()
+    while not store.check(["rank/0"]):
+        pass
+    wait("wrong", replace(wrong, world_size=wrong.world_size if wrong.world_size == 4 else 3))
+    first.join(30)
+    assert not first.is_alive() and errors["first"] == errors["wrong"]
+
+
+def test_a_store_that_ends_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does when the first node is stopped."""
+    monkeypatch.setattr(joining, "connect", lambda _where: dist.HashStore())
+
+    def ended(_store: dist.Store, _where: RankEnvironment) -> None:
+        raise dist.DistNetworkError("Connection reset by peer")
+
+    monkeypatch.setattr(joining, "wait_for_all", ended)
+    with pytest.raises(
+        JoinError, match=r"127\.0\.0\.1:29500 has ended while rank 1 waited .*see what the first"
+    ):
+        join(SECOND, 1.0)
+
+
 def test_a_store_that_does_not_come_is_named_with_progress(capsys: pytest.CaptureFixture[str]) -> None:
     port = free_port()
     with pytest.raises(

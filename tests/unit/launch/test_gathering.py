@@ -14,6 +14,7 @@ from k25_train.joining import network
 from k25_train.joining.network import NetworkError, check_is_own
 from launch import gathering
 from launch.gathering import Gathering, GatheringError, Node, contradiction, report
+from launch.torchrun import Place, listen_as_first
 
 FIRST = Node(node=0, num_nodes=3, ranks=8, host="h0")
 SECOND, THIRD = replace(FIRST, node=1, host="h1"), replace(FIRST, node=2, host="h2")
@@ -114,6 +115,24 @@ def test_a_node_that_contradicts_ends_the_meeting(
     for outcome in (gathered, second, intruder):
         text = outcome.join()
         assert re.search(expected, text), text
+
+
+def test_a_second_first_node_is_told_who_is(listener: socket.socket) -> None:
+    """And the first goes on; another program with the port is called that."""
+    address = listener.getsockname()
+    place = Place(node=0, address="127.0.0.1", port=address[1])
+    gathered = Outcome(Gathering(listener, FIRST, 20.0).run)
+    with pytest.raises(
+        GatheringError, match=r"--node 0: h0 is the first node already, at 127\.0\.0\.1:\d+, of "
+    ):
+        listen_as_first(place, FIRST)
+    others = [reporting(listener, node) for node in (SECOND, THIRD)]
+    assert [gathered.join(), *(other.join() for other in others)] == ["", "", ""]
+    with (
+        socket.create_server(address),
+        pytest.raises(NetworkError, match="another program may have the port"),
+    ):
+        listen_as_first(place, FIRST)
 
 
 def test_nodes_are_numbered_once() -> None:
