@@ -14,6 +14,7 @@ from k25_train.joining.environment import read_environment
 from k25_train.joining.listener import listen_at
 from launch.preflight.cross_node import Offset
 from launch.preflight.messages import MessageError, decode, encode
+from launch.preflight.path_mtu import Rail
 from launch.preflight.reach import neighbours, try_to_reach
 
 CLOCK_ROUNDS = 5
@@ -161,6 +162,16 @@ class Coordinator:
             if reason is not None:
                 refused[leaders[number]] = reason
         return refused
+
+    def exchange_rails(self, rails: dict[str, Rail], timeout_s: float) -> dict[int, dict[str, Rail]]:
+        """Leader of each node that this one tries -> its rails; called by the node leaders with their own.
+
+        A node that does not answer within `timeout_s` has none.
+        """
+        self.publish("rails", rails)
+        number = self.node_leaders.index(self.rank)
+        others = [self.node_leaders[other] for other in neighbours(number, len(self.node_leaders))]
+        return self.collect("rails", others, dict[str, Rail], timeout_s)
 
     def _measure_clock(self, rank: int, timeout_s: float) -> Offset | None:
         best: Offset | None = None

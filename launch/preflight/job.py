@@ -18,6 +18,7 @@ from launch.preflight.findings import Finding, Verdict, failed, worst
 from launch.preflight.groups import expert_groups, plan_rounds
 from launch.preflight.measurements import Fault, RankMeasurements, judge_measurements
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
+from launch.preflight.path_mtu import answering, rails_of, try_paths
 from launch.preflight.reach import listening
 from launch.preflight.report import print_report, summary, write_report
 from launch.preflight.system import System
@@ -102,9 +103,11 @@ def measure_ranks(
     # 2. Can every node be reached?
     fabric = config.cluster.fabric
     where = (None,) if fabric is None else (fabric.interfaces[0], fabric.address_family.value)
-    with listening(*where) as endpoint:
+    rails = [] if node is None else rails_of(node.network.in_use(fabric), fabric)
+    with listening(*where) as endpoint, answering(rails) as open_rails:
         if coordinator.is_node_leader:
             own.refused = coordinator.try_neighbours(endpoint, NODE_TIMEOUT_S)
+            own.paths = try_paths(rails, coordinator.exchange_rails(open_rails, measure.ANSWER_TIMEOUT_S))
         coordinator.publish("reached", own)
         reached, goes_on = coordinator.collect_and_vote(
             "reached", everyone, RankMeasurements, lambda one: not one.refused, NODE_TIMEOUT_S

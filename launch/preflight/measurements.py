@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
+from launch.preflight.path_mtu import PathTry
+from launch.preflight.path_verdicts import judge_path_mtu
 from launch.preflight.rates import Link, Scope, Threshold, judge_links, judge_ranks, medians
 from launch.preflight.reach import REACH, judge_reach, refusals_of
 
@@ -47,6 +49,8 @@ class RankMeasurements:
     all_to_all_gb_per_s: float | None = None
     refused: dict[int, str] | None = None
     """Node leader -> why its node could not be reached from this one; None if this rank tried none."""
+    paths: list[PathTry] | None = None
+    """Packets to the same card of other nodes; None if this rank tried none."""
     fault: Fault | None = None
 
 
@@ -67,6 +71,8 @@ def judge_measurements(
     tries = {rank: own.refused for rank, own in measured.items() if own.refused is not None}
     reach = judge_reach(refusals_of(tries, nodes), everyone, {nodes[rank] for rank in tries})
     found: list[dict[str, Finding]] = [_judge_faults(measured, nodes), reach]
+    paths = {nodes[rank]: own.paths for rank, own in measured.items() if own.paths}
+    found.append(judge_path_mtu(paths, nodes, everyone, _why_no_paths(measured, len(everyone), cluster)))
     # 2. Devices.
     products = {rank: own.gemm_tflops for rank, own in measured.items() if own.gemm_tflops}
     found.append(judge_ranks(GEMM, "TFLOP/s", products, nodes, threshold))
@@ -205,6 +211,16 @@ def _reason_not_measured(num_ranks: int, keys: Collection[str], config: Config) 
         start = f"torchrun --nnodes {nodes} --nproc-per-node {per_node} -m launch.preflight"
         return f"a single process has no peer; start all ranks with {start} …"
     return "measuring broke off earlier"
+
+
+def _why_no_paths(measured: Mapping[int, RankMeasurements], num_nodes: int, cluster: ClusterConfig) -> str:
+    if cluster.fabric is None:
+        return f"cluster {cluster.name} has no RDMA fabric (cluster.fabric is null)"
+    if num_nodes == 1:
+        return "there is no other node"
+    if all(own.paths is None for own in measured.values()):
+        return "measuring broke off earlier"
+    return "no card has an MTU and a routable address on both nodes, or the other nodes did not answer"
 
 
 def _skipped(check: str, reason: str, nodes: Collection[str]) -> dict[str, Finding]:

@@ -43,6 +43,49 @@ def two_machines(names: tuple[str, str]) -> Iterator[dict[str, str]]:
                 (NETNS / space).rmdir()
 
 
+@contextmanager
+def switched_machines(num_machines: int, mtu_bytes: int, port_mtus: Mapping[int, int]) -> Iterator[list[str]]:
+    """Namespaces of machines whose interfaces have `mtu_bytes`, on one switch.
+
+    The switch is a bridge in a namespace of its own. `port_mtus` maps machines to the MTU of their port,
+    if it is another; a port drops larger packets without a word, as switches do. Machine n has the addresses
+    10.78.0.(n + 1) and fd78::(n + 1).
+    """
+    spaces = [f"k25-{os.getpid()}-m{number}" for number in range(num_machines)]
+    switch = f"k25-{os.getpid()}-switch"
+    try:
+        ip("netns", "add", switch)
+        ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        ip("-n", switch, "link", "set", "bridge", "up")
+        for number, space in enumerate(spaces):
+            ip("netns", "add", space)
+            ip("-n", space, "link", "set", "lo", "up")
+            port = f"port{number}"
+            ends = ("type", "veth", "peer", "name", port, "netns", switch)
+            ip("link", "add", INTERFACE, "netns", space, "mtu", str(mtu_bytes), *ends)
+            for address in (f"10.78.0.{number + 1}/24", f"fd78::{number + 1}/64"):
+                nodad = ("nodad",) if ":" in address else ()
+                ip("-n", space, "address", "add", address, "dev", INTERFACE, *nodad)
+            ip("-n", space, "link", "set", INTERFACE, "up")
+            port_mtu = str(port_mtus.get(number, mtu_bytes))
+            ip("-n", switch, "link", "set", port, "mtu", port_mtu, "master", "bridge", "up")
+        yield spaces
+    finally:
+        for space in (*spaces, switch):
+            subprocess.run(["ip", "netns", "delete", space], check=False, capture_output=True)
+
+
+@contextmanager
+def inside(space: str) -> Iterator[None]:
+    """Let this thread, and those that it starts, open sockets on one of the machines."""
+    with open("/proc/thread-self/ns/net") as own, open(f"/run/netns/{space}") as other:
+        os.setns(other.fileno(), os.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            os.setns(own.fileno(), os.CLONE_NEWNET)
+
+
 def start_on(
     space: str, host: str, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: IO[str]
 ) -> subprocess.Popen[str]:
