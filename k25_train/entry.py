@@ -1,14 +1,13 @@
 """How every command ends: with its status, or with one named error on stderr and status 2."""
 
 import contextlib
-import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
+from k25_train import farewell
 from k25_train.errors import K25Error
 from k25_train.escapes import named, place_of
 from k25_train.joining.environment import speaks
@@ -21,15 +20,28 @@ WAIT_FOR_FIRST_RANK_S = 20.0
 
 def run_command(body: Callable[[], int | None], *, output_goes_on: bool = False) -> None:
     """Run a command and end the process unless it succeeds; see `exit_status`."""
-    status = exit_status(body, output_goes_on=output_goes_on)
+    left: list[int] = []
+    status = exit_status(lambda: _leaving(body, left), output_goes_on=output_goes_on)
+    if not status and not left:
+        farewell.is_done()
     if status and _has_process_group():
         # Threads of gloo and NCCL outlive an error, and C++ aborts a process that leaves while they run.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(status)
-    if status:
+    # A rank that left with 0 in mid-run must not look done to a command around this one, such as launch.rank.
+    if status or (left and farewell.error_file() is not None):
         sys.exit(status)
+
+
+def _leaving(body: Callable[[], int | None], left: list[int]) -> int | None:
+    """Run the body; a status is added to `left` if it left by sys.exit."""
+    try:
+        return body()
+    except SystemExit:
+        left.append(0)
+        raise
 
 
 def _has_process_group() -> bool:
@@ -76,6 +88,7 @@ def report(error: BaseException) -> int:
     cause = named(error)
     if cause is None:
         traceback.print_exception(error)
+        farewell.tell(f"{type(error).__name__}: {error}", error, is_fault=True)
         print(
             f"{_rank()}{type(error).__name__} in {place_of(error)} is a fault of k25-train, not of your "
             "settings: please report it with the lines above, the command and the run's config.yaml",
@@ -84,10 +97,10 @@ def report(error: BaseException) -> int:
         )
         return FAULT
     text = f"{type(cause).__name__}: {cause}"
+    farewell.tell(text, cause, is_fault=False)
     if cause.is_shared:
         return _report_shared(text)
     print(f"{_rank()}{text}", file=sys.stderr, flush=True)
-    _tell_torchrun(text)
     return REFUSED
 
 
@@ -104,7 +117,6 @@ def _report_shared(text: str) -> int:
             _tell_torchrun(text)
         return REFUSED
     print(text, file=sys.stderr, flush=True)
-    _tell_torchrun(text)
     return REFUSED
 
 
@@ -116,17 +128,3 @@ def shared[Error: K25Error](error: Error) -> Error:
 
 def _rank() -> str:
     return f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-
-
-def _tell_torchrun(text: str) -> None:
-    """Have torchrun end its report with the error instead of a link to its manual."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    try:
-        if not Path(path).exists():
-            details = {"py_callstack": text, "timestamp": str(int(time.time()))}
-            report = {"message": {"message": text, "extraInfo": details}}
-            Path(path).write_text(json.dumps(report), encoding="utf-8")
-    except OSError:
-        pass  # The error is on stderr.

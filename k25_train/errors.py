@@ -1,11 +1,17 @@
 """Errors that a user can cause and fix: the text names key or file, value, rule and remedy."""
 
+from pathlib import Path
+
 
 class K25Error(Exception):
     """Base of the errors below; entry points print its text without a traceback."""
 
     is_shared = False
     """Whether every rank raises it, so that rank 0 alone prints it."""
+    of_ranks: tuple[int, ...] = ()
+    """Ranks on which it happened, where others raise it because they agreed on it; empty if not known."""
+    code = ""
+    """Name of the system's error number behind it, such as EIO, where no cause has it; empty for none."""
 
 
 class ConfigError(K25Error):
@@ -22,6 +28,19 @@ class DataError(K25Error):
 
 class CheckpointError(K25Error):
     """A checkpoint is incomplete, does not fit the model, or cannot be written."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not what was written, or cannot be read; another may be."""
+
+    def __init__(self, text: str, folder: Path, instead: Path | None) -> None:
+        """`folder` does not load; `instead` is the newest other one that is sound and whole, None without."""
+        super().__init__(text, folder, instead)
+        self.folder = folder
+        self.instead = instead
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class TrainingError(K25Error):

@@ -11,8 +11,8 @@ from pathlib import Path
 from launch import srun
 from launch.attempts import Attempts
 from launch.comment import JobComment
+from launch.history import Attempt
 from launch.output import log
-from launch.restart_policy import Attempt
 from launch.step_log import StepLog
 from launch.submission import Submission
 

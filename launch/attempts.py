@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from launch import scheduler
+from launch.blame.verdict import Verdict
+from launch.history import Attempt, Outcome
 from launch.patience import Patience, UnwritableError
-from launch.restart_policy import Attempt, Outcome
 from launch.submission import write_atomically
 
 RECORD, LATEST, PREFLIGHT = "attempt.json", "latest", "preflight.json"
@@ -83,9 +84,7 @@ class Attempts:
     def _read(self) -> list[Attempt]:
         records = self.root.glob(f"*/{RECORD}")
         return [
-            Attempt(**json.loads(path.read_text(encoding="utf-8")))
-            for path in records
-            if not path.parent.is_symlink()
+            parse_record(path.read_text(encoding="utf-8")) for path in records if not path.parent.is_symlink()
         ]
 
     def start(self, job_id: int, nodes: Sequence[str], code: str) -> Attempt:
@@ -211,6 +210,13 @@ class Attempts:
                 yield from filter(None, map(parse_row, reversed(lines)))
             if not is_last:
                 yield from filter(None, [parse_row(rest)])
+
+
+def parse_record(text: str) -> Attempt:
+    """An attempt's record; one of an earlier version has no verdict."""
+    values = json.loads(text)
+    blame = values.pop("blame", None)
+    return Attempt(**values, blame=None if blame is None else Verdict(**blame))
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:

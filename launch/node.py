@@ -14,6 +14,7 @@ from pathlib import Path
 
 from k25_train.entry import run_command
 from launch import rendezvous, started_by
+from launch.ends import log_of as ends_file
 from launch.output import LIMIT, LOGS, redirect
 from launch.submission import CONFIG, Submission
 from launch.torchrun import torchrun
@@ -57,7 +58,8 @@ def _run() -> None:
     os.environ[LIMIT] = str(submission.max_log_bytes)
     os.environ[LOGS] = os.pathsep.join(map(str, [own_log, *logs]))
     prepare_signals()
-    os.execv(sys.executable, [*command[:3], "--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", *command[3:]])
+    ends = f"--ends={ends_file(attempts / attempt, started_by.variable('SLURMD_NODENAME'))}"
+    os.execv(sys.executable, [*command[:3], ends, "--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", *command[3:]])
 
 
 def prepare_signals() -> None:

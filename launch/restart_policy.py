@@ -1,9 +1,10 @@
 """Restart policy: pure decisions, given the history of attempts, on whether and where to try again."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from itertools import pairwise, takewhile
+from itertools import takewhile
+
+from launch.history import NOT_COUNTED, Attempt, Outcome
+from launch.recurrence import reason_of_checkpoint, reason_of_recurrence, with_skipped
 
 LONGEST_WAIT_S = 900.0
 """Upper limit of the pause before a restart."""
@@ -14,56 +15,6 @@ MAX_NO_ROOM = 50
 a quarter of an hour between them, half a day."""
 MAX_FRUITLESS_STOPS = 10
 """Limit of consecutive stops without progress: each costs a start of the job."""
-
-
-class Outcome(StrEnum):
-    """How an attempt ended."""
-
-    finished = "finished"
-    """The last step is trained and saved."""
-    stopped = "stopped"
-    """The run was asked to stop: by the time limit, a preemption or an operator."""
-    failed = "failed"
-    """A rank failed or was killed on nodes that SLURM considers sound."""
-    node_lost = "node_lost"
-    """A node of the attempt is down, drained or not responding."""
-    unfit = "unfit"
-    """A node failed preflight, so no rank was started."""
-    no_room = "no_room"
-    """The run folder was full or could not be written, which is waited out."""
-    vanished = "vanished"
-    """The supervisor ended before it could record an outcome: lost with the first node, or by SIGKILL."""
-
-
-NOT_COUNTED = (Outcome.stopped, Outcome.unfit, Outcome.no_room)
-"""Outcomes that say nothing about the run itself. Unfit attempts are limited anyway: each excludes nodes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One start of the ranks, as recorded in `attempts/<N>/attempt.json`."""
-
-    number: int
-    """Number of the attempt, from 1, across all jobs of the run."""
-    job_id: int
-    nodes: list[str]
-    """Nodes that ran ranks."""
-    code: str
-    """Commit of the code."""
-    outcome: str | None = None
-    """An `Outcome`; None while the attempt is running."""
-    reached: int | None = None
-    """Last step that changed the weights, as far as the attempt came; None if it trained none."""
-    saved: int | None = None
-    """Step of the newest sound checkpoint when it ended, 0 if there was none; None if unknown."""
-    skipped: int = 0
-    """Steps at its end that changed nothing, since their gradient was not finite."""
-    first_to_fail: str | None = None
-    """Node whose ranks failed first; None if none failed."""
-    unfit: dict[str, str] = field(default_factory=dict)
-    """Node -> why it failed preflight."""
-    reason: str = ""
-    """Description of the outcome."""
 
 
 def outcome_of(
@@ -85,13 +36,21 @@ def outcome_of(
     return Outcome.node_lost if lost else Outcome.failed
 
 
-def reason_to_give_up(history: Sequence[Attempt], max_restarts: int) -> str | None:
+def reason_to_give_up(
+    history: Sequence[Attempt], max_restarts: int, avoidable: Collection[str] = ()
+) -> str | None:
     """Why no further attempt makes sense, or None.
 
-    A failure that recurs at the same step is no accident. Other failures may be accidents as long as attempts
-    make progress; up to `max_restarts` in a row may make none. Attempts that SLURM stopped count for neither,
-    up to `MAX_FRUITLESS_STOPS`. Nor do those that failed preflight, unless every node did: then the fault
-    lies in what the nodes share.
+    A failure that recurs at the same step is no accident, unless a node was to blame that the next attempt
+    can do without. Other failures may be accidents as long as attempts make progress; up to `max_restarts` in
+    a row may make none. Attempts that SLURM stopped count for neither, up to `MAX_FRUITLESS_STOPS`. Nor do
+    those that failed preflight, unless every node did: then the fault lies in what the nodes share. Nor does
+    one whose checkpoint is passed over; a checkpoint that is not is a reason to give up at once.
+
+    Args:
+        history: the job's attempts, oldest first.
+        max_restarts: how many in a row may fail without progress.
+        avoidable: nodes without each of which the run could go on.
     """
     # 1. Stopped again and again without progress.
     idle = num_fruitless_stops(history)
@@ -114,17 +73,11 @@ def reason_to_give_up(history: Sequence[Attempt], max_restarts: int) -> str | No
             "file or the fabric is wrong rather than each node (see preflight.log; submitted with "
             "cluster.slurm.preflight=false, the run starts regardless)"
         )
-    # 3. Two failures at the same step.
-    ended = [attempt for attempt in history if attempt.outcome not in NOT_COUNTED]
-    last_two = ended[-2:]
-    if len(last_two) == 2 and all(attempt.outcome == Outcome.failed for attempt in last_two):
-        before, last = last_two
-        if before.reached == last.reached:
-            where = "before its first step" if last.reached is None else f"after step {last.reached}"
-            return (
-                f"attempts {before.number} and {last.number} both failed {where}{with_skipped(last)}: "
-                "this is no accident"
-            )
+    # 3. A checkpoint that does not load, and is not passed over; or twice the same failure.
+    if (unloadable := reason_of_checkpoint(history)) is not None:
+        return unloadable
+    if (again := reason_of_recurrence(history, avoidable)) is not None:
+        return again
     # 4. Further each time, but what was gained is lost each time.
     unsaved = num_unsaved(history)
     if unsaved > MAX_UNSAVED:
@@ -141,16 +94,6 @@ def reason_to_give_up(history: Sequence[Attempt], max_restarts: int) -> str | No
             "allowed"
         )
     return None
-
-
-def with_skipped(attempt: Attempt) -> str:
-    """What to add about an attempt whose last steps changed nothing; empty for others."""
-    if not attempt.skipped:
-        return ""
-    return (
-        f" (attempt {attempt.number} then skipped {attempt.skipped} steps, whose gradients were not finite: "
-        "lower optim.lr or look at their data; the last checkpoint with finite steps is kept)"
-    )
 
 
 def num_fruitless_stops(history: Sequence[Attempt]) -> int:
@@ -194,16 +137,6 @@ def wait_before_restart_s(history: Sequence[Attempt], shortest_s: float) -> floa
     """Pause before the next attempt; it doubles with every attempt that made no progress, or had no room."""
     doublings = min(30, max(0, num_fruitless(history) - 1, num_without_room(history) - 1))
     return min(LONGEST_WAIT_S, shortest_s * 2**doublings)
-
-
-def suspects(history: Sequence[Attempt]) -> set[str]:
-    """Nodes that failed first in two consecutive failures; SLURM may still consider them sound."""
-    failed = [attempt for attempt in history if attempt.outcome == Outcome.failed]
-    return {
-        last.first_to_fail
-        for before, last in pairwise(failed)
-        if last.first_to_fail is not None and last.first_to_fail == before.first_to_fail
-    }
 
 
 def choose_nodes(allocated: Sequence[str], unfit: Iterable[str], legal_counts: Sequence[int]) -> list[str]:

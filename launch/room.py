@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch.attempts import Attempts
+from launch.history import Attempt, Outcome
 from launch.patience import LIMIT_S, Patience, check_room, found_no_room
-from launch.restart_policy import Attempt, Outcome
 from launch.submission import Submission
 
 LOG_END_BYTES = 64 << 10

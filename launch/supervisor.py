@@ -15,24 +15,21 @@ from k25_train.entry import REFUSED, run_command
 from k25_train.errors import K25Error
 from k25_train.run_folder import jobs, lock
 from launch import scheduler, started_by
+from launch.aftermath import Aftermath
 from launch.attempt_steps import AttemptSteps, StopRequest
 from launch.attempts import Attempts
+from launch.blame.verdict import Verdict
 from launch.comment import JobComment
+from launch.history import Attempt, Outcome
 from launch.output import keep_limited, log
 from launch.patience import UnwritableError
+from launch.recurrence import suspects
 from launch.requeueing import PATIENCE_S, Job
-from launch.restart_policy import (
-    Attempt,
-    Outcome,
-    nodes_for,
-    outcome_of,
-    reason_to_give_up,
-    suspects,
-    wait_before_restart_s,
-)
+from launch.restart_policy import nodes_for, outcome_of, reason_to_give_up, wait_before_restart_s
 from launch.revision import code_version
 from launch.room import RunFolderRoom
 from launch.submission import SCRIPT, SUPERVISOR_LOG, Submission
+from launch.witnesses import forget_stall
 
 
 class Supervisor:
@@ -48,6 +45,7 @@ class Supervisor:
         self.room = RunFolderRoom(submission, lambda: self.stop.signal is not None, self.tell)
         self.attempts = Attempts(Path(submission.run), self.room.patience)
         self.comment = JobComment(job_id, submission.comment, self.room.step_now)
+        self.aftermath = Aftermath(submission, self.attempts)
         self.steps = AttemptSteps(submission, self.attempts, self.stop, self.comment)
 
     def tell(self, text: str) -> None:
@@ -76,7 +74,8 @@ class Supervisor:
         while True:
             # 1. Does another attempt make sense?
             history = self.history()
-            reason = reason_to_give_up(history, self.submission.max_restarts)
+            avoidable = self.aftermath.avoidable(self.job.allocated, self.unfit)
+            reason = reason_to_give_up(history, self.submission.max_restarts, avoidable)
             if reason is not None:
                 return self.give_up(reason)
             # 2. Pause after a fault; nodes that failed preflight are replaced without one.
@@ -91,8 +90,9 @@ class Supervisor:
             nodes = nodes_for(self.job.allocated, excluded, suspects(history), self.submission.legal_nodes)
             if not nodes:
                 return self.requeue_for_other_nodes(lost)
+            left_out = self.aftermath.without(history, nodes, set(self.job.allocated) - excluded)
             # 4. Preflight and training.
-            attempt = self.run_attempt(nodes)
+            attempt = self.run_attempt(nodes, left_out)
             log(f"attempt {attempt.number} {attempt.outcome}: {attempt.reason}")
             self.comment.say(f"attempt {attempt.number} {attempt.outcome}: {attempt.reason}")
             if attempt.outcome == Outcome.finished:
@@ -105,14 +105,18 @@ class Supervisor:
         submitted the run again has looked at what happened before."""
         return [attempt for attempt in self.attempts.history() if attempt.job_id == self.job.id]
 
-    def run_attempt(self, nodes: Sequence[str]) -> Attempt:
-        """Check these nodes, run the ranks once on them, and record how that ended."""
+    def run_attempt(self, nodes: Sequence[str], left_out: dict[str, str]) -> Attempt:
+        """Check these nodes, run the ranks once on them, and record how it ended and who was `left_out`."""
+        history = self.history()
         attempt = self.attempts.start(self.job.id, nodes, code_version(Path(self.submission.checkout)))
+        attempt = dataclasses.replace(attempt, left_out=left_out)
+        self.attempts.write(attempt)
+        forget_stall(self.attempts.run)
         if attempt.code != self.submission.code:
             log(f"the code is {attempt.code}; the run was submitted with {self.submission.code}")
         log(f"attempt {attempt.number} starts on {', '.join(nodes)}; logs in {self.attempts.folder(attempt)}")
         metrics_before = self.attempts.metrics_stamp()
-        unfit: dict[str, str] = {}
+        unfit, silent_start = dict[str, str](), ""
         # Preflight, then training.
         try:
             unfit, status = self.steps.preflight(attempt) if self.submission.preflight else ({}, 0)
@@ -122,7 +126,7 @@ class Supervisor:
             raise
         except (K25Error, OSError, ValueError) as error:
             log(f"attempt {attempt.number} could not start: {error}")
-            status = 1
+            status, silent_start = 1, "" if isinstance(error, OSError) else nodes[0]
         # How did it end?
         progress, lost = self.attempts.progress(), self.job.unusable(nodes)
         has_trained = self.attempts.metrics_stamp() != metrics_before
@@ -142,7 +146,8 @@ class Supervisor:
             first_to_fail=None if unfit else self.attempts.first_to_fail(attempt),
             unfit=unfit,
         )
-        # Keep it, and which nodes to avoid.
+        # Who ended it? Keep that, and which nodes to avoid.
+        ended = self.aftermath.judged(ended, history, lost, silent_start)
         ended = dataclasses.replace(ended, reason=self._describe(ended, status, progress.last, lost))
         self.unfit |= unfit.keys()
         if outcome is Outcome.failed and self.submission.preflight and not self.attempts.has_report(attempt):
@@ -163,13 +168,12 @@ class Supervisor:
             signal_name = self.stop.signal.name if self.stop.signal else "a signal to its ranks"
             return f"{where}, requested by {signal_name}"
         if ended.outcome == Outcome.failed:
-            node, logs = ended.first_to_fail, "srun.log"
+            blame = ended.blame or Verdict()
+            logs = "srun.log" if blame.node is None else f"node_{blame.node}.log"
+            logs = logs if blame.rank is None else f"rank_{blame.rank}.log and {logs}"
             if self.submission.preflight and not self.attempts.has_report(ended):
                 logs = "preflight.log and preflight_srun.log"
-            elif node is not None:
-                logs = f"node_{node}.log"
-            first = f"see {logs}" if node is None else f"first on {node}, see {logs}"
-            return f"{where}, srun ended with status {status}, {first}"
+            return f"{where}, srun ended with status {status}: {blame.reason}; see {logs}"
         return where
 
     def pause(self, seconds: float) -> None:
@@ -185,10 +189,18 @@ class Supervisor:
         return self.requeue(reason) if obstacle is None else self.give_up(f"{reason}, and {obstacle}")
 
     def requeue(self, reason: str) -> int:
-        """Put the job back into the queue, without the nodes that failed preflight."""
+        """Put the job back into the queue, without the nodes that are not sound."""
         self.comment.say(f"goes back to the queue: {reason}")
         self.comment.close()
-        return self.job.requeue(reason, self.unfit)
+        return self.job.requeue(reason, self.to_exclude())
+
+    def to_exclude(self) -> set[str]:
+        """Nodes that the job must not get again: those that failed preflight, and those that were to blame
+        twice, unless the partition is too small without them."""
+        suspected = suspects(self.history()).keys() - self.unfit
+        if not suspected or self.job.too_few_others(self.unfit | suspected) is not None:
+            return self.unfit
+        return self.unfit | suspected
 
     def give_up(self, reason: str) -> int:
         """Log why, and how to continue by hand; returns the exit status."""

@@ -14,8 +14,8 @@ from k25_train.checkpoint.integrity import (
     METADATA,
     changed_files,
     check_content_of,
-    remedy,
-    remedy_with,
+    damaged,
+    damaged_with,
     verify,
 )
 from k25_train.checkpoint.manifest import Manifest, read_manifest
@@ -31,13 +31,11 @@ def check(folder: Path, config: Config, facts: Mapping[str, str], *, resumes: bo
         check_content_of(folder, manifest, METADATA)
         named = bytes_by_file(folder / METADATA)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; {remedy(folder)}") from error
+        raise damaged(folder, error) from error
     except (OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder / METADATA}: {error}; {remedy(folder)}") from error
+        raise damaged(folder, f"{folder / METADATA}: {error}") from error
     if strays := [name for name in named if name not in manifest.files]:
-        raise CheckpointError(
-            f"{folder / METADATA} names {strays[0]}, which the manifest does not list; {remedy(folder)}"
-        )
+        raise damaged(folder, f"{folder / METADATA} names {strays[0]}, which the manifest does not list")
     if resumes:
         check_same_run(folder, config, facts)
     else:
@@ -77,7 +75,7 @@ def losses_before(folder: Path, facts: Mapping[str, str]) -> list[float]:
 
 
 def check_content(folder: Path, manifest: Manifest) -> None:
-    """Raise `CheckpointError` for a file whose content changed, naming the newest other whole checkpoint."""
+    """Raise `DamagedCheckpointError` for a file whose content changed, naming the newest other whole one."""
     changed = _changed(folder, manifest)
     if not changed:
         return
@@ -86,8 +84,8 @@ def check_content(folder: Path, manifest: Manifest) -> None:
     for other in reversed(others):
         whole = other.name != folder.name and on_first_rank(partial(folders.is_whole, other))
         if whole and not _changed(other, on_first_rank(partial(read_manifest, other))):
-            raise CheckpointError(f"{changed}; {remedy_with(folder, other)}")
-    raise CheckpointError(f"{changed}; {remedy_with(folder, None)}")
+            raise damaged_with(folder, changed, other)
+    raise damaged_with(folder, changed, None)
 
 
 def _changed(folder: Path, manifest: Manifest) -> str:

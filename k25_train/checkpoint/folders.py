@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from k25_train.checkpoint.manifest import MANIFEST, read_manifest
-from k25_train.errors import CheckpointError
+from k25_train.errors import CheckpointError, DamagedCheckpointError
 
 CONFIG = "config.yaml"
 """The configuration that the run had when it saved."""
@@ -128,9 +128,11 @@ def start_from(root: Path, *, accept_unsound: bool = False) -> Path | None:
         raise CheckpointError(f"{root}: cannot be read ({error}); see that all ranks may read it") from error
     if links and (newest is None or step_of(links[-1]) > step_of(newest)):
         older = f"resume from {newest.name}" if newest else "start from scratch"
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"{links[-1]} is a link to {os.readlink(links[-1])}, where no folder is: bring that back, or "
-            f"remove the link to {older}"
+            f"remove the link to {older}",
+            links[-1],
+            newest,
         )
     if newest is None and (unsound := unsound_checkpoints(root)):
         reasons = "; ".join(f"{each.name} ({why_unsound(each) or 'set aside'})" for each in unsound)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.manifest import MANIFEST, FileEntry, Manifest, read_manifest
-from k25_train.errors import CheckpointError
+from k25_train.errors import CheckpointError, DamagedCheckpointError
 
 METADATA = ".metadata"
 """Which tensor is where, in torch's format."""
@@ -28,8 +28,8 @@ def verify(folder: Path) -> Manifest:
 
     Of content it checks that of the configuration, which is read before anything is loaded.
 
-    Raises `CheckpointError` naming the first file that is missing, cut short or not in the manifest, or what
-    the path is instead of a checkpoint; with a remedy.
+    Raises `DamagedCheckpointError` naming the first file that is missing, cut short or not in the manifest,
+    with a remedy, or `CheckpointError` saying what the path is instead of a checkpoint.
     """
     check_is_checkpoint(folder)
     try:
@@ -37,7 +37,7 @@ def verify(folder: Path) -> Manifest:
         _check_files(folder, manifest)
         check_content_of(folder, manifest, folders.CONFIG)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; {remedy(folder)}") from error
+        raise damaged(folder, error) from error
     return manifest
 
 
@@ -62,17 +62,18 @@ def check_is_checkpoint(folder: Path) -> None:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
 
 
-def remedy(damaged: Path) -> str:
-    """What to do about a damaged checkpoint, with the newest other one whose files are all there."""
-    others = [each for each in folders.sound_checkpoints(damaged.parent) if each.name != damaged.name]
+def damaged(folder: Path, what: object) -> DamagedCheckpointError:
+    """The error for a damaged checkpoint, with the newest other one whose files are all there."""
+    others = [each for each in folders.sound_checkpoints(folder.parent) if each.name != folder.name]
     whole = [each for each in others if folders.is_whole(each)]
-    return remedy_with(damaged, whole[-1] if whole else None)
+    return damaged_with(folder, what, whole[-1] if whole else None)
 
 
-def remedy_with(damaged: Path, other: Path | None) -> str:
-    """What to do about a damaged checkpoint if `other` is the newest one that is sound and whole."""
+def damaged_with(folder: Path, what: object, other: Path | None) -> DamagedCheckpointError:
+    """The error for a damaged checkpoint if `other` is the newest one that is sound and whole."""
     instead = f"resume from {other}, which is whole" if other else "start from scratch: no other is whole"
-    return f"restore it from a copy, or move it away (mv {damaged} {damaged}.damaged) to {instead}"
+    remedy = f"restore it from a copy, or move it away (mv {folder} {folder}.damaged) to {instead}"
+    return DamagedCheckpointError(f"{what}; {remedy}", folder, other)
 
 
 def entry_of(path: Path) -> FileEntry:

@@ -20,7 +20,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from torch.distributed.checkpoint.api import CheckpointException
 
 from k25_train.checkpoint.agreement import on_every_rank, on_first_rank
-from k25_train.checkpoint.integrity import BACKEND, entry_of
+from k25_train.checkpoint.integrity import BACKEND, damaged, entry_of
 from k25_train.checkpoint.manifest import FileEntry
 from k25_train.errors import CheckpointError
 
@@ -71,8 +71,11 @@ def read_sharded(state: dict[str, Any], folder: Path, *, has_checksums: bool) ->
     try:
         on_every_rank(read)
     except CheckpointError as error:
-        doubt = "" if has_checksums else ", or is damaged (it was saved without checksums)"
-        raise CheckpointError(f"{folder}: does not fit the configured model{doubt}: {error}") from error
+        if has_checksums:
+            raise CheckpointError(f"{folder}: does not fit the configured model: {error}") from error
+        doubt = "does not fit the configured model, or is damaged (it was saved without checksums)"
+        what = f"{folder}: {doubt}: {error}"
+        raise on_first_rank(lambda: damaged(folder, what)) from error
     return loaded
 
 

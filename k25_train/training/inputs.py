@@ -95,7 +95,9 @@ class InputReader:
         if failure is not None:
             raise failure
         if result is None or rank >= 0:
-            raise DataError(f"rank {rank} could not read its share of the data; its own message says why")
+            other = DataError(f"rank {rank} could not read its share of the data; its own message says why")
+            other.of_ranks = (rank,)
+            raise other
         return result
 
     def _read_step(self, plan: StepPlan) -> HostInputs:

@@ -18,21 +18,24 @@ flight recorder keeps the last ones, and its own watchdog writes them when the p
 """
 
 import faulthandler
+import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from parallel.watchdog.phases import PhaseTracker
 from parallel.watchdog.rank_states import RankStateStore
-from parallel.watchdog.states import RankState, report
+from parallel.watchdog.states import RankState, findings, report
 
 STALLED_STATUS = 75
 """Exit status of a rank that ends because of a stall: EX_TEMPFAIL of sysexits.h, "try again"."""
+FINDINGS = "stall.json"
+"""The culprits of the latest report, next to the stacks."""
 _MAX_CHECK_INTERVAL_S = 10.0
 _GRACE_S = 5.0
 """Time in which a live rank on a busy machine answers, in addition to its check interval."""
@@ -130,10 +133,11 @@ class StallWatchdog:
         """Wait for answers and print the report; returns its lines and the state of every rank."""
         store = self.store
         self._wait(lambda: len(store.answers()) == store.world_size, self._answer_time_s)
-        answers = store.answers()
+        answers, last_seen = store.answers(), store.states()
+        self._write_findings(findings(answers, last_seen, self.tracker.rank, store.world_size))
         text = report(
             answers,
-            store.states(),
+            last_seen,
             self.tracker.rank,
             store.world_size,
             headline=self._headline(answers[self.tracker.rank]),
@@ -178,6 +182,16 @@ class StallWatchdog:
         except OSError as error:
             write_to_stderr(f"{path}: cannot be written ({error}); the stacks of rank {self.tracker.rank}:")
             faulthandler.dump_traceback(2, all_threads=True)
+
+    def _write_findings(self, found: Mapping[str, Any]) -> None:
+        """Write what the report says to a file for programs, which take it away; it is printed anyway."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            scratch = self.folder / f"{FINDINGS}.{os.getpid()}"
+            scratch.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            scratch.replace(self.folder / FINDINGS)
+        except OSError as error:
+            write_to_stderr(f"{self.folder / FINDINGS}: cannot be written ({error})")
 
 
 def write_to_stderr(text: str) -> None:

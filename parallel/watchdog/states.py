@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import Any
 
 BETWEEN_STEPS = "between steps"
 
@@ -98,6 +99,27 @@ def _cycle(states: Mapping[int, RankState], ranks: list[int]) -> list[int]:
             if not num_waiting[peer]:
                 free.append(peer)
     return [rank for rank in ranks if num_waiting[rank]]
+
+
+def findings(
+    answers: Mapping[int, RankState], last_seen: Mapping[int, RankState], first: int, world_size: int
+) -> dict[str, Any]:
+    """What `report` says of culprits, for programs: JSON's types.
+
+    `silent` are ranks that do not answer, `culprits` those that answer and wait for nobody, `cycle` those
+    that wait for each other; `doing` says what silent ranks did last, and what culprits do.
+    """
+    chain = blocking_chain(answers, first)
+    silent = [rank for rank in range(world_size) if rank not in answers]
+    known = {**last_seen, **answers}
+    culprits = [rank for rank in chain.culprits if rank in answers]
+    return {
+        "first": first,
+        "silent": silent,
+        "culprits": culprits,
+        "cycle": list(chain.cycle),
+        "doing": {str(rank): known[rank].doing for rank in (*silent, *culprits) if rank in known},
+    }
 
 
 def report(

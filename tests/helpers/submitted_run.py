@@ -8,7 +8,7 @@ from pathlib import Path
 
 from k25_train.metrics.sinks import Row
 from launch.attempts import Attempts
-from launch.restart_policy import Attempt
+from launch.history import Attempt
 from tests.helpers.interrupted_runs import long_run, rows
 from tests.helpers.slurm_cluster import Slurm
 from tests.helpers.torchrun_jobs import strings

@@ -12,10 +12,10 @@ import pytest
 
 from k25_train.errors import ConfigError
 from launch.attempts import TAIL_BYTES, Attempts, Progress
+from launch.history import Outcome
 from launch.node import end_leftovers
 from launch.preflight.findings import failed, passed, warned
 from launch.preflight.report import write_report
-from launch.restart_policy import Outcome
 from launch.scheduler import first_to_fail, last_json
 from launch.submission import Submission
 from tests.helpers.written_checkpoints import write_checkpoint

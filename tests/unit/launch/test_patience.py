@@ -13,8 +13,9 @@ import pytest
 
 from launch import patience
 from launch.attempts import Attempts
+from launch.history import Attempt, Outcome
 from launch.patience import Patience, UnwritableError, check_room, found_no_room, remove_partials
-from launch.restart_policy import MAX_NO_ROOM, Attempt, Outcome, reason_to_give_up, wait_before_restart_s
+from launch.restart_policy import MAX_NO_ROOM, reason_to_give_up, wait_before_restart_s
 from launch.room import RunFolderRoom
 from launch.submission import write_atomically
 from tests.helpers.scripted_job import ScriptedJob, send_when

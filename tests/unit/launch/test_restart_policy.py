@@ -7,18 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.history import Attempt, Outcome
+from launch.recurrence import suspects
 from launch.restart_policy import (
     LONGEST_WAIT_S,
     MAX_FRUITLESS_STOPS,
     MAX_UNSAVED,
-    Attempt,
-    Outcome,
     choose_nodes,
     nodes_for,
     num_fruitless,
     outcome_of,
     reason_to_give_up,
-    suspects,
     wait_before_restart_s,
 )
 
@@ -177,9 +176,9 @@ def test_a_preflight_that_leaves_nodes_out_is_no_restart() -> None:
 
 def test_a_node_that_fails_first_twice_in_a_row_is_suspected() -> None:
     once = attempts((Outcome.failed, 7, "n2"), (Outcome.failed, 9, "n3"), (Outcome.failed, 11, "n2"))
-    assert suspects(once) == set()
+    assert suspects(once) == {}
     twice = attempts((Outcome.failed, 7, "n2"), (Outcome.stopped, 8), (Outcome.failed, 9, "n2"))
-    assert suspects(twice) == {"n2"}
+    assert suspects(twice) == {"n2": "it was to blame in attempts 1, 3; srun reported it first"}
 
 
 def test_nodes_are_as_many_as_the_run_may_have() -> None:

@@ -13,7 +13,7 @@ from k25_train.compose.resolve import compose, load
 from k25_train.run_folder.lock import current
 from launch import scheduler, slurm
 from launch.feasibility import checkpoint_bytes, legal_nodes
-from launch.restart_policy import Outcome
+from launch.history import Outcome
 from launch.submission import Submission
 from tests.helpers.project_sources import REPO
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import attempt_steps
-from launch.restart_policy import Outcome
+from launch.history import Outcome
 from launch.submission import Submission
 from launch.supervisor import Supervisor
 from tests.helpers.scripted_job import ScriptedJob, send_when

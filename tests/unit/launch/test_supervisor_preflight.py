@@ -74,7 +74,9 @@ def test_a_preflight_without_a_report_is_a_failure(job: ScriptedJob) -> None:
     assert not job.calls("srun")
     first = supervised.attempts.history()[0]
     assert first.first_to_fail == "n3"
-    assert "first on n3, see preflight.log and preflight_srun.log" in first.reason
+    assert "srun reported n3 first (Exited with exit code 1); see preflight.log and preflight_srun.log" in (
+        first.reason
+    )
 
 
 def test_a_first_node_that_leaves_no_report_is_left_out(job: ScriptedJob) -> None:

@@ -25,7 +25,14 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "k25_train.metrics": RANKS[:2],
 }
 """Folder -> folders and packages that nothing in it imports. Cycles need no rule: no folder has any."""
-STANDARD_LIBRARY_ONLY = ("parallel.config", "parallel.pipeline", "launch.restart_policy")
+STANDARD_LIBRARY_ONLY = (
+    "parallel.config",
+    "parallel.pipeline",
+    "launch.blame",
+    "launch.history",
+    "launch.recurrence",
+    "launch.restart_policy",
+)
 """Folders and modules that import nothing else but each other and `parallel.config`."""
 TORCH_FREE = (
     "k25_train.config",
