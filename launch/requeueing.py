@@ -69,8 +69,8 @@ class Job:
         if state != "RUNNING":
             log(f"{reason}; job {self.id} is {state}, so the supervisor does not requeue it")
             return 1
-        # 2. For how many nodes? Of a range, SLURM gives the least: as many as are sound now, or the fewest
-        #    on which the run can go on.
+        # 2. For how many nodes? At least for as many as are sound now, or the fewest on which the run can go
+        #    on; at most for all, with spares.
         excluded = {*self.unusable(self.allocated), *unfit}
         legal, spares = self.submission.legal_nodes, self.submission.spare_nodes
         num_sound = len(self.allocated) - len(excluded)

@@ -97,30 +97,48 @@ def requeue(job_id: int, least: int, most: int, without: Collection[str], patien
 
     Args:
         job_id: the job.
-        least: number of nodes on which it comes back, since its number of tasks allows no more.
-        most: largest number of nodes that it may get.
+        least: smallest number of nodes with which it comes back.
+        most: largest number of nodes: it gets as many as are free when it starts.
         without: nodes to exclude from now on, in addition to those excluded already.
         patience_s: how long to retry while the controller does not answer.
     """
     # 1. Requeue; SLURM may have done so although its answer got lost.
-    excluded = {*excluded_nodes(job_id, patience_s), *without} if without else set()
+    facts = job_facts(job_id, patience_s)
     try:
         ask("scontrol", "requeue", str(job_id), patience_s=patience_s)
     except SchedulerError:
         if job_state(job_id, patience_s) == "RUNNING":
             raise
-    # 2. Change its size: with the tasks and CPUs counted at submission, it would wait for as many nodes.
-    size = [f"NumNodes={node_range(least, most)}", f"NumTasks={least}", f"NumCPUs={least}"]
-    if excluded:
-        size.append(f"ExcNodeList={','.join(sorted(excluded))}")
+    # 2. Change its size: with the CPUs counted at submission, it would wait for as many nodes. So it would
+    #    with a number of tasks; but given that number, SLURM gives no more nodes than tasks, and no spares.
+    size = [f"NumNodes={node_range(least, most)}", f"NumCPUs={least}"]
+    if counts_tasks(facts):
+        size.append(f"NumTasks={least}")
+    if without:
+        size.append(f"ExcNodeList={','.join(sorted({*excluded_in(facts), *without}))}")
     ask("scontrol", "update", f"JobId={job_id}", *size, patience_s=patience_s)
+
+
+def job_facts(job_id: int, patience_s: float) -> str:
+    """What SLURM says of a job, as NAME=VALUE."""
+    return ask("scontrol", "show", "job", str(job_id), patience_s=patience_s)
+
+
+def counts_tasks(facts: str) -> bool:
+    """Whether a job was submitted with a number of tasks for each node, and so with one for the job."""
+    match = re.search(r"NtasksPerN\S*=(\d+)", facts)
+    return match is not None and int(match[1]) > 0
+
+
+def excluded_in(facts: str) -> list[str]:
+    """Nodes that a job must not get, in what SLURM says of it."""
+    match = re.search(r"ExcNodeList=(\S+)", facts)
+    return [] if match is None or match[1] == "(null)" else expand(match[1])
 
 
 def excluded_nodes(job_id: int, patience_s: float) -> list[str]:
     """Nodes that a job must not get."""
-    printed = ask("scontrol", "show", "job", str(job_id), patience_s=patience_s)
-    match = re.search(r"ExcNodeList=(\S+)", printed)
-    return [] if match is None or match[1] == "(null)" else expand(match[1])
+    return excluded_in(job_facts(job_id, patience_s))
 
 
 def node_range(least: int, most: int) -> str:

@@ -11,7 +11,7 @@ def test_without_enough_nodes_the_job_goes_back_for_fewer(job: ScriptedJob) -> N
     job.set_states(n1="down", n2="drained", n3="fail")
     status, supervised = job.supervise(spare_nodes=1)
     assert status == 0 and job.outcomes(supervised) == []
-    assert job.calls("scontrol") == ["requeue 7", "update JobId=7 NumNodes=2-5 NumTasks=2 NumCPUs=2"]
+    assert job.calls("scontrol") == ["show job 7", "requeue 7", "update JobId=7 NumNodes=2-5 NumCPUs=2"]
 
 
 def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(
@@ -23,7 +23,7 @@ def test_the_job_goes_back_without_the_nodes_that_failed_the_preflight(
     assert status == 0 and job.outcomes(supervised) == ["unfit"]
     assert job.calls("scontrol") == [
         "show job 7", "show job 7", "requeue 7",
-        "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4 ExcNodeList=n3,n4",
+        "update JobId=7 NumNodes=4 NumCPUs=4 ExcNodeList=n3,n4",
     ]  # fmt: skip
     assert (
         "n3, n4 again; when they are fixed: scontrol update JobId=7 ExcNodeList=" in capsys.readouterr().out
@@ -38,7 +38,7 @@ def test_a_job_that_goes_back_later_keeps_out_the_nodes_that_failed_the_prefligh
     status, supervised = job.supervise(preflight=True, legal_nodes=[2, 3])
     assert status == 0 and job.outcomes(supervised) == ["unfit", "stopped"]
     assert job.calls("scontrol")[1:] == [
-        "requeue 7", "update JobId=7 NumNodes=3 NumTasks=3 NumCPUs=3 ExcNodeList=n3"
+        "requeue 7", "update JobId=7 NumNodes=3 NumCPUs=3 ExcNodeList=n3"
     ]  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_a_requeue_whose_answer_is_lost_still_gets_its_size(
     send_when(ready, signal.SIGUSR1)
     status, _ = job.supervise()
     assert status == 0
-    assert job.calls("scontrol")[-1] == "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4"
+    assert job.calls("scontrol")[-1] == "update JobId=7 NumNodes=4 NumCPUs=4"
 
 
 def test_nodes_that_failed_before_a_requeue_are_no_others_either(
@@ -101,6 +101,23 @@ def test_nodes_that_failed_before_a_requeue_are_no_others_either(
     assert "partition main has only 3 others" in capsys.readouterr().out
 
 
+def test_a_job_whose_tasks_are_counted_comes_back_with_fewer(job: ScriptedJob) -> None:
+    """SLURM would wait for as many nodes as it has tasks, one on each."""
+    (job.folder / "job").write_text("JobId=7 ExcNodeList=(null) NtasksPerN:B:S:C=1:0:*:*\n")
+    job.set_states(n1="down", n2="drained", n3="fail")
+    job.supervise()
+    assert job.calls("scontrol")[-1] == "update JobId=7 NumNodes=2-4 NumCPUs=2 NumTasks=2"
+
+
+def test_spare_nodes_are_asked_for_again(job: ScriptedJob) -> None:
+    """Of three nodes and a spare, one is down: three come back at least, and a fourth if there is one."""
+    job.set_states(n2="down")
+    job.then("step 5")
+    status, _ = job.supervise(spare_nodes=1, legal_nodes=[1, 3])
+    assert status == 0
+    assert job.calls("scontrol")[-1] == "update JobId=7 NumNodes=3-4 NumCPUs=3"
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_reaches_the_ranks_and_the_job_goes_back(job: ScriptedJob, number: signal.Signals) -> None:
     ready = job.folder / "ready"
@@ -109,7 +126,7 @@ def test_a_signal_reaches_the_ranks_and_the_job_goes_back(job: ScriptedJob, numb
     status, supervised = job.supervise()
     assert status == 0 and job.outcomes(supervised) == ["stopped"]
     assert supervised.attempts.history()[0].reached == 7
-    assert job.calls("scontrol") == ["requeue 7", "update JobId=7 NumNodes=4 NumTasks=4 NumCPUs=4"]
+    assert job.calls("scontrol") == ["show job 7", "requeue 7", "update JobId=7 NumNodes=4 NumCPUs=4"]
 
 
 def test_a_cancelled_job_does_not_come_back(job: ScriptedJob, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,4 +145,4 @@ def test_ranks_that_do_not_stop_are_left_in_time_to_go_back(job: ScriptedJob) ->
     send_when(ready, signal.SIGUSR1)
     status, supervised = job.supervise(stop_within_s=1.0)
     assert status == 0 and job.outcomes(supervised) == ["stopped"]
-    assert job.calls("scontrol")[0] == "requeue 7"
+    assert job.calls("scontrol")[1] == "requeue 7"
