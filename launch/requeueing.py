@@ -69,13 +69,8 @@ class Job:
         if state != "RUNNING":
             log(f"{reason}; job {self.id} is {state}, so the supervisor does not requeue it")
             return 1
-        # 2. For how many nodes? At least for as many as are sound now, or the fewest on which the run can go
-        #    on; at most for all, with spares.
-        excluded = {*self.unusable(self.allocated), *unfit}
-        legal, spares = self.submission.legal_nodes, self.submission.spare_nodes
-        num_sound = len(self.allocated) - len(excluded)
-        with_sound = max((number for number in legal if number <= num_sound), default=legal[0])
-        least, most = with_sound if excluded else legal[-1], legal[-1] + spares
+        # 2. For how many nodes?
+        least, most = self.size({*self.unusable(self.allocated), *unfit})
         nodes = scheduler.node_range(least, most)
         log(f"{reason}; job {self.id} goes back to the queue, for {nodes} nodes")
         if unfit:
@@ -85,3 +80,24 @@ class Job:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         scheduler.requeue(self.id, least, most, unfit, PATIENCE_S)
         return 0
+
+    def size(self, excluded: Collection[str]) -> tuple[int, int]:
+        """The least and the most nodes to ask for: SLURM gives the most if it has them, otherwise the least.
+
+        The least are as many as are sound now, or the fewest on which the run can go on; the most are those
+        that there are, up to all of them with their spares.
+
+        Args:
+            excluded: nodes of the job that it cannot or must not use.
+        """
+        legal, spares = self.submission.legal_nodes, self.submission.spare_nodes
+        if not excluded:
+            return legal[-1], legal[-1] + spares
+        num_sound = len(set(self.allocated) - set(excluded))
+        least = max((number for number in legal if number <= num_sound), default=legal[0])
+        if not spares:
+            return least, legal[-1]
+        apart = {*excluded, *self.allocated, *scheduler.excluded_nodes(self.id, PATIENCE_S)}
+        num_there = num_sound + scheduler.num_idle(self.partition, apart, PATIENCE_S)
+        most = legal[-1] + spares
+        return least, min(most, num_there) if num_there > least else most

@@ -1,13 +1,14 @@
 """Queries and requests to SLURM, through its command-line tools."""
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from k25_train.run_folder.jobs import ANSWER_S, SchedulerError, ask, job_state, query_job
+from k25_train.run_folder.jobs import ANSWER_S, ENDED, SchedulerError, ask, job_state, query_job
 
 USABLE = {"idle", "mixed", "allocated", "completing", "planned", "reserved"}
 """Node states in which a step can run."""
@@ -16,9 +17,20 @@ HARMLESS_FLAGS = "-$@!"
 respond, means that no step can run."""
 
 
-def submit(script: Path) -> int:
-    """Queue the script and return the job's id. Raises `SchedulerError` with sbatch's message."""
-    return int(ask("sbatch", "--parsable", str(script)).split(";")[0])
+def jobs_submitted_as(token: str, patience_s: float) -> list[int]:
+    """This user's queued and running jobs that were submitted from a script whose path has the token."""
+    options = [f"--user={os.getuid()}", "--noheader", "--format=%A|%o"]
+    lines = [line.split("|", 1) for line in ask("squeue", *options, patience_s=patience_s).splitlines()]
+    return sorted({int(job[0]) for job in lines if len(job) == 2 and token in job[1]})
+
+
+def cancel(job_id: int, patience_s: float) -> None:
+    """End a job; one that has ended already is fine."""
+    try:
+        ask("scancel", str(job_id), patience_s=patience_s)
+    except SchedulerError:
+        if job_state(job_id, patience_s) not in {None, *ENDED}:
+            raise
 
 
 def estimate_start(script: Path) -> str:
@@ -85,6 +97,12 @@ def node_states(patience_s: float, *selection: str) -> dict[str, str]:
     """Node -> state, of the nodes selected by options of sinfo."""
     printed = ask("sinfo", "--noheader", "--Node", *selection, "--format=%N %T", patience_s=patience_s)
     return dict(line.split() for line in printed.splitlines())
+
+
+def num_idle(partition: str, without: Collection[str], patience_s: float) -> int:
+    """Number of a partition's idle nodes apart from these."""
+    states = node_states(patience_s, f"--partition={partition}")
+    return sum(state.rstrip(HARMLESS_FLAGS) == "idle" for node, state in states.items() if node not in without)
 
 
 def is_usable(state: str) -> bool:

@@ -3,6 +3,7 @@
     submit.sbatch           the script; `sbatch` on it continues the run
     submit.yaml             the resolved configuration that every attempt trains
     submit.json             this module's `Submission`
+    submit.new.TOKEN/       these three while they are being submitted (`queueing`)
     lock.json               the job that holds the folder, if any
     supervisor.log          the supervisor's decisions, across all jobs
     attempts/<N>/           one start of the ranks: attempt.json, rank_<R>.log, node_<NODE>.log, srun.log, and
@@ -91,6 +92,8 @@ class Submission:
     """Options of srun for the container; empty without one."""
     environment: list[tuple[str, str, str]]
     """Name, value and reason of each variable that the script exports."""
+    token: str = ""
+    """Unique to one call of launch.slurm; its job has the same. Empty before that call."""
 
     def write(self, folder: Path) -> None:
         """Write it to the run folder."""

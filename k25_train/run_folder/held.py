@@ -65,14 +65,26 @@ class HeldFolder:
             return True
         return False
 
+    def hand_over(self, job_id: int) -> None:
+        """Give the folder to a SLURM job, by one rename. Raises `LockedError` if another has taken it, OSError
+        if that cannot be written; then it stays this process's."""
+        self.check()
+        with written(self.run, new_holder(job_id, None)) as scratch:
+            os.replace(scratch, self.run / LOCK)
+        self._stop()
+
+    def _stop(self) -> None:
+        atexit.unregister(self.close)
+        if self._heartbeat is not None:
+            self._heartbeat.close()
+            self._heartbeat = None
+
     def close(self) -> None:
         """Release the folder; it stays with the SLURM job that it belongs to, if any. Does nothing if another
         has it by now, or when called again."""
         if self._heartbeat is None or self.holder.process != this_process():
             return
-        atexit.unregister(self.close)
-        self._heartbeat.close()
-        self._heartbeat = None
+        self._stop()
         with contextlib.suppress(OSError, K25Error):
             now = current(self.run)
             if now is None or now.id != self.holder.id:
@@ -84,14 +96,20 @@ class HeldFolder:
                 os.replace(scratch, self.run / LOCK)
 
 
-def hold(run: Path, within_job: int | None, job_state: JobState) -> HeldFolder:
+def hold(run: Path, within_job: int | None, job_state: JobState, mine: Holder | None = None) -> HeldFolder:
     """Take an existing folder for this process.
+
+    Args:
+        run: the folder.
+        within_job: SLURM job of this process, which may have the folder already.
+        job_state: asks SLURM.
+        mine: this process's record, if its id has to be known beforehand.
 
     Raises as `lock.take` does.
     """
     before = current(run)
     belongs_to_job = before is not None and before.job_id is not None and before.job_id == within_job
-    mine = new_holder(within_job if belongs_to_job else None, this_process())
+    mine = mine or new_holder(within_job if belongs_to_job else None, this_process())
     take(run, mine, within_job, job_state)
     remove_leftovers(run)
     return HeldFolder(run, mine)

@@ -81,12 +81,6 @@ def current(run: Path) -> Holder | None:
     return links[-1].holder if links else None
 
 
-def check_free(run: Path, job_state: JobState) -> None:
-    """Raise `LockedError` if a queued or running job, or a living process, holds the folder."""
-    for link in chain(run)[-1:]:
-        check_over(run, link, None, job_state)
-
-
 def acquire(run: Path, job_id: int, job_state: JobState) -> None:
     """Take the folder for a job, which may hold it already.
 
