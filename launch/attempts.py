@@ -124,12 +124,13 @@ class Attempts:
         record = json.dumps(dataclasses.asdict(attempt), indent=1)
         write_atomically(self.folder(attempt) / RECORD, record + "\n")
 
-    def close_vanished(self) -> None:
-        """Record attempts without an outcome as vanished; to be called while none is running.
+    def close_vanished(self) -> list[Attempt]:
+        """Record attempts without an outcome as vanished, and return them; to be called while none is
+        running.
 
         An attempt has trained if the metrics are newer than its record, which was written at its start.
         """
-        stamp = self.metrics_stamp()
+        stamp, vanished = self.metrics_stamp(), []
         for attempt in self.history():
             if attempt.outcome is None:
                 record = self.folder(attempt) / RECORD
@@ -142,9 +143,12 @@ class Attempts:
                     reached=progress.sound,
                     saved=self.saved_step(),
                     skipped=progress.skipped,
-                    reason="its supervisor ended before it could record the outcome",
+                    reason="its supervisor ended before it could record the outcome: it was killed, or lost "
+                    "with its node",
                 )
                 self.write(ended)
+                vanished.append(ended)
+        return vanished
 
     def first_to_fail(self, attempt: Attempt) -> str | None:
         """The node on which a process of the attempt failed first."""
@@ -176,6 +180,16 @@ class Attempts:
             return None
         steps = [name.removeprefix("step_") for name in names if name.startswith("step_")]
         return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+    def done(self, num_steps: int) -> str | None:
+        """In words, that the run has all its steps; None if it has not, or that cannot be seen."""
+        saved = self.saved_step()
+        if saved is None or saved < num_steps:
+            return None
+        return (
+            f"step {saved} of {num_steps} is done; nothing to do: raise train.steps to go on, or choose "
+            "another run.dir to start again"
+        )
 
     def progress(self) -> Progress:
         """How far the run has come. Skipped steps are no progress, however many there are."""

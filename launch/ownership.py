@@ -1,12 +1,13 @@
 """Whether a job that starts is the run's: it takes the folder, or ends before it starts any rank.
 
-A job of launch.slurm has a token, which is also in the submit.json that it was queued with; one that was queued
-by `sbatch RUN/submit.sbatch` has none, and continues whatever was submitted last.
+A job of launch.slurm has a token, which is also in the submit.json that it was queued with. One that was
+queued by `sbatch RUN/submit.sbatch` has none, and continues whatever was submitted last.
 """
 
 import time
 from pathlib import Path
 
+from k25_train.errors import ConfigError
 from k25_train.run_folder import jobs, lock, process
 from k25_train.run_folder.heartbeat import is_renewed
 from k25_train.run_folder.record import LOCK, Holder, LockedError
@@ -28,7 +29,8 @@ def take_run(run: Path, job_id: int, token: str, patience_s: float) -> Submissio
 
     Raises:
         LockedError: the folder is another's, or the job's submission was not completed or is outdated.
-        OSError, ConfigError: nothing was submitted, or submit.json is damaged.
+        ConfigError: nothing was submitted, or submit.json is damaged.
+        OSError: the folder cannot be read or written.
     """
     holder = wait_for_hand_over(run, token)
     was_handed_over = holder is not None and holder.job_id == job_id
@@ -42,13 +44,15 @@ def take_run(run: Path, job_id: int, token: str, patience_s: float) -> Submissio
     submission = None
     try:
         submission = Submission.read(run)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename}: does not exist: submit the run with launch.slurm") from error
     finally:
         if submission is None or token not in {"", submission.token}:
             lock.release(run, job_id)
     if token not in {"", submission.token}:
         raise LockedError(
-            f"run.dir={run}: job {job_id} is not of the run's last submission, which another one has replaced "
-            f"or which was not completed; nothing was started. To continue the run: sbatch {run / SCRIPT}"
+            f"run.dir={run}: job {job_id} is not of the run's last submission: another one has replaced its "
+            f"own, or that was not completed; nothing was started. To continue the run: sbatch {run / SCRIPT}"
         )
     return submission
 

@@ -1,5 +1,6 @@
 """The SLURM job of a supervisor: which of its nodes are sound, and how it goes back into the queue."""
 
+import os
 import signal
 from collections.abc import Collection, Sequence
 
@@ -10,6 +11,16 @@ from launch.submission import Submission
 
 PATIENCE_S = 3600.0
 """How long SLURM's controller may be unreachable while the run goes on."""
+
+
+def ends_for_good(job_id: int) -> bool:
+    """Whether this process's job, which is about to end, does not come back: it was not requeued."""
+    state = jobs.job_state(job_id, PATIENCE_S)
+    if state == "RUNNING":
+        return True
+    # A job that was cancelled is COMPLETING, as one that was requeued.
+    so_far = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return state == "COMPLETING" and scheduler.num_restarts(job_id, PATIENCE_S) == int(so_far)
 
 
 class Job:

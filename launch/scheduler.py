@@ -61,11 +61,12 @@ class Partition:
     """Whether jobs that name no partition run in it."""
 
 
-def partitions() -> dict[str, Partition]:
+def partitions(patience_s: float = 0.0) -> dict[str, Partition]:
     """Name -> partition, sorted by name."""
     found: dict[str, Partition] = {}
     # Without --summarize there is one line per partition and node state, to be added up.
-    for line in sorted(ask("sinfo", "--all", "--noheader", "--summarize", "--format=%R %P %D").splitlines()):
+    options = ["--all", "--noheader", "--summarize", "--format=%R %P %D"]
+    for line in sorted(ask("sinfo", *options, patience_s=patience_s).splitlines()):
         name, marked, num_nodes = line.split()
         found[name] = Partition(num_nodes=int(num_nodes), is_default=marked.endswith("*"))
     return found
@@ -102,7 +103,9 @@ def node_states(patience_s: float, *selection: str) -> dict[str, str]:
 def num_idle(partition: str, without: Collection[str], patience_s: float) -> int:
     """Number of a partition's idle nodes apart from these."""
     states = node_states(patience_s, f"--partition={partition}")
-    return sum(state.rstrip(HARMLESS_FLAGS) == "idle" for node, state in states.items() if node not in without)
+    return sum(
+        state.rstrip(HARMLESS_FLAGS) == "idle" for node, state in states.items() if node not in without
+    )
 
 
 def is_usable(state: str) -> bool:
@@ -157,6 +160,12 @@ def excluded_in(facts: str) -> list[str]:
 def excluded_nodes(job_id: int, patience_s: float) -> list[str]:
     """Nodes that a job must not get."""
     return excluded_in(job_facts(job_id, patience_s))
+
+
+def num_restarts(job_id: int, patience_s: float) -> int | None:
+    """How often a job was requeued; None if SLURM does not say."""
+    match = re.search(r"Restarts=(\d+)", job_facts(job_id, patience_s))
+    return None if match is None else int(match[1])
 
 
 def node_range(least: int, most: int) -> str:

@@ -22,9 +22,9 @@ from k25_train.entry import run_command
 from k25_train.errors import ConfigError
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.step import step_times
-from k25_train.run_folder import jobs, lock
 from k25_train.units import MIB
 from launch import scheduler
+from launch.attempts import Attempts
 from launch.fabric import environment
 from launch.feasibility import (
     check_memory,
@@ -35,9 +35,10 @@ from launch.feasibility import (
     summary,
     with_absolute_paths,
 )
+from launch.queueing import PATIENCE_S, queue
 from launch.revision import code_version
 from launch.sbatch import check_environment, container_options, render, start_of_nodes, step_options
-from launch.submission import CONFIG, SCRIPT, SUPERVISOR_LOG, Submission, write_atomically
+from launch.submission import SCRIPT, SUPERVISOR_LOG, Submission
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MAX_RESTARTS = 3
@@ -166,33 +167,32 @@ def submit(config: Config, submission: Submission, script: str) -> Iterable[str]
     """Write the run folder and queue the job; returns instructions for following it.
 
     Raises:
-        ConfigError: disk space or files are missing, the partition does not exist or is too small, or an
-            environment variable overrides the script.
+        ConfigError: the run is finished, disk space or files are missing, the partition does not exist or is
+            too small, or an environment variable overrides the script.
         SchedulerError: SLURM rejects the job.
-        LockedError: another job holds the run folder.
+        LockedError: another job or process holds the run folder.
     """
-    # 1. Everything that can be checked first.
+    # 1. Everything that can be checked without writing.
     check_environment(os.environ)
+    check_unfinished(config)
     check_paths(config)
     check_partition(config)
-    run = Path(submission.run)
-    lock.check_free(run, jobs.job_state)
-    # 2. The run folder.
-    run.mkdir(parents=True, exist_ok=True)
-    write_atomically(run / CONFIG, to_yaml(config))
-    submission.write(run)
-    write_atomically(run / SCRIPT, script)
-    # 3. The queue; from now on the folder belongs to the job.
-    starts = scheduler.estimate_start(run / SCRIPT)
-    job_id = scheduler.submit(run / SCRIPT)
-    lock.acquire(run, job_id, jobs.job_state)
+    # 2. The run folder and the queue: both, or neither.
+    job_id, starts = queue(submission, to_yaml(config), script)
     return follow_up(submission, job_id, starts)
+
+
+def check_unfinished(config: Config) -> None:
+    """Raise `ConfigError` if the run has all its steps already."""
+    done = Attempts(Path(config.run.dir)).done(config.train.steps)
+    if done is not None:
+        raise ConfigError(f"run.dir={config.run.dir}: {done}")
 
 
 def check_partition(config: Config) -> None:
     """Raise `ConfigError` if a partition does not exist, or none has enough nodes in total: SLURM would let
     such a job wait forever."""
-    slurm, known = config.cluster.slurm, scheduler.partitions()
+    slurm, known = config.cluster.slurm, scheduler.partitions(PATIENCE_S)
     assert slurm is not None
     names = [name for name, partition in known.items() if partition.is_default]
     if slurm.partition is not None:

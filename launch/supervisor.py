@@ -13,7 +13,7 @@ from pathlib import Path
 
 from k25_train.entry import REFUSED, run_command
 from k25_train.errors import K25Error
-from k25_train.run_folder import jobs, lock
+from k25_train.run_folder import lock
 from launch import scheduler, started_by
 from launch.aftermath import Aftermath
 from launch.attempt_steps import AttemptSteps, StopRequest
@@ -22,9 +22,10 @@ from launch.blame.verdict import Verdict
 from launch.comment import JobComment
 from launch.history import Attempt, Outcome
 from launch.output import keep_limited, log
-from launch.patience import UnwritableError
+from launch.ownership import take_run
+from launch.patience import LIMIT_S, Patience, UnwritableError
 from launch.recurrence import suspects
-from launch.requeueing import PATIENCE_S, Job
+from launch.requeueing import PATIENCE_S, Job, ends_for_good
 from launch.restart_policy import nodes_for, outcome_of, reason_to_give_up, wait_before_restart_s
 from launch.revision import code_version
 from launch.room import RunFolderRoom
@@ -35,13 +36,21 @@ from launch.witnesses import forget_stall
 class Supervisor:
     """The part of a run that one SLURM job carries out."""
 
-    def __init__(self, submission: Submission, job_id: int, nodes: Sequence[str], partition: str) -> None:
-        """Handle SIGUSR1 and SIGTERM from now on; `nodes` are the job's, in SLURM's order."""
+    def __init__(
+        self,
+        submission: Submission,
+        job_id: int,
+        nodes: Sequence[str],
+        partition: str,
+        stop: StopRequest | None = None,
+    ) -> None:
+        """Handle SIGUSR1 and SIGTERM from now on, unless `stop` does; `nodes` are the job's, in SLURM's
+        order."""
         self.submission = submission
         self.job = Job(submission, job_id, nodes, partition)
         self.unfit: set[str] = set()
         """Nodes that failed a preflight in this job."""
-        self.stop = StopRequest()
+        self.stop = stop or StopRequest()
         self.room = RunFolderRoom(submission, lambda: self.stop.signal is not None, self.tell)
         self.attempts = Attempts(Path(submission.run), self.room.patience)
         self.comment = JobComment(job_id, submission.comment, self.room.step_now)
@@ -69,10 +78,15 @@ class Supervisor:
             self.comment.close()
 
     def _run(self) -> int:
-        self.attempts.close_vanished()
+        for vanished in self.attempts.close_vanished():
+            log(f"attempt {vanished.number} of job {vanished.job_id} vanished: {vanished.reason}")
         attempt: Attempt | None = None
         while True:
-            # 1. Does another attempt make sense?
+            # 1. Is anything left to do, and does another attempt make sense?
+            done = self.attempts.done(self.submission.num_steps)
+            if done is not None:
+                log(f"FINISHED: {done}")
+                return 0
             history = self.history()
             avoidable = self.aftermath.avoidable(self.job.allocated, self.unfit)
             reason = reason_to_give_up(history, self.submission.max_restarts, avoidable)
@@ -219,18 +233,18 @@ def main() -> None:
 
 
 def _run() -> int:
-    (folder,) = started_by.arguments("RUN_FOLDER")
+    folder, *token = started_by.arguments("RUN_FOLDER ...")
     run, job_id = Path(folder), started_by.number("SLURM_JOB_ID")
+    # Signals are handled from here on.
+    stop = StopRequest()
+    patience = Patience(run, LIMIT_S, lambda: stop.signal is not None, log)
     try:
         nodes = scheduler.expand(started_by.variable("SLURM_JOB_NODELIST"))
-        # Signals are handled from here on.
         partition = started_by.variable("SLURM_JOB_PARTITION")
-        supervisor = Supervisor(Submission.read(run), job_id, nodes, partition)
-        keep_limited(run / SUPERVISOR_LOG, supervisor.submission.max_log_bytes)
-        patience = supervisor.room.patience
-        patience.of(lambda: lock.acquire(run, job_id, lambda job: jobs.job_state(job, PATIENCE_S)))
-        status = supervisor.run()
-        if jobs.job_state(job_id, PATIENCE_S) == "RUNNING":
+        submission = patience.of(lambda: take_run(run, job_id, "".join(token[:1]), PATIENCE_S))
+        keep_limited(run / SUPERVISOR_LOG, submission.max_log_bytes)
+        status = Supervisor(submission, job_id, nodes, partition, stop).run()
+        if ends_for_good(job_id):
             patience.of(lambda: lock.release(run, job_id))
     except (K25Error, OSError, ValueError) as error:
         log(f"{type(error).__name__}: {error}")

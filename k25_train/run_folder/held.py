@@ -66,8 +66,11 @@ class HeldFolder:
         return False
 
     def hand_over(self, job_id: int) -> None:
-        """Give the folder to a SLURM job, by one rename. Raises `LockedError` if another has taken it, OSError
-        if that cannot be written; then it stays this process's."""
+        """Give the folder to a SLURM job, by one rename.
+
+        Raises `LockedError` if another has taken it; OSError if that cannot be written, and then it stays
+        this process's.
+        """
         self.check()
         with written(self.run, new_holder(job_id, None)) as scratch:
             os.replace(scratch, self.run / LOCK)

@@ -91,9 +91,10 @@ def test_what_a_submission_leaves(login: Login) -> None:
         "train.seed=7", "--max-restarts", "5", "cluster.slurm.min_nodes=1", "parallelism.ep=1"
     )
 
-    assert login.sbatch_calls() == [
-        f"--test-only {login.run}/submit.sbatch", f"--parsable {login.run}/submit.sbatch"
-    ]  # fmt: skip
+    test, call = login.sbatch_calls()
+    token = Submission.read(login.run).token
+    staged = login.run / f"submit.new.{token}/submit.sbatch"
+    assert len(token) == 32 and (test, call) == (f"--test-only {staged}", f"--parsable {staged} {token}")
     assert "submitted job 7: to start at noon" in printed
     assert f"tail -F {login.run}/attempts/latest/rank_0.log" in printed
     config = load(login.run / "submit.yaml").config

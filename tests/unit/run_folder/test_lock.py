@@ -14,7 +14,7 @@ import pytest
 from k25_train.run_folder import heartbeat, lock
 from k25_train.run_folder.held import HeldFolder, hold
 from k25_train.run_folder.jobs import SchedulerError
-from k25_train.run_folder.lock import acquire, check_free, claim_of, current, release, take
+from k25_train.run_folder.lock import acquire, claim_of, current, release, take
 from k25_train.run_folder.process import Liveness, Process, liveness, this_process
 from k25_train.run_folder.record import LOCK, Holder, LockedError, new_holder
 from tests.helpers.project_sources import REPO
@@ -69,8 +69,6 @@ def test_a_job_that_may_write_keeps_others_out(tmp_path: Path, state: str) -> No
     with pytest.raises(LockedError, match=expected):
         acquire(tmp_path, 8, states(j7=state).get)
     with pytest.raises(LockedError, match=expected):
-        check_free(tmp_path, states(j7=state).get)
-    with pytest.raises(LockedError, match=expected):
         hold(tmp_path, None, states(j7=state).get)
     assert job_of(tmp_path) == 7
 
@@ -78,7 +76,6 @@ def test_a_job_that_may_write_keeps_others_out(tmp_path: Path, state: str) -> No
 @pytest.mark.parametrize("state", ["CANCELLED", "NODE_FAIL", "TIMEOUT", None])
 def test_what_a_job_left_behind_is_taken(tmp_path: Path, state: str | None) -> None:
     acquire(tmp_path, 7, states().get)
-    check_free(tmp_path, lambda _job: state)
     acquire(tmp_path, 8, lambda _job: state)
     assert job_of(tmp_path) == 8
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
