@@ -69,15 +69,14 @@ class ScriptedQueue:
         return queueing.queue(a_submission(run), f"config {mark}\n", f"script {mark}\n")[0]
 
 
-EMPTY: dict[str, object] = {"str": "", "int": 1, "float": 1.0, "bool": False}
+EMPTY: dict[object, object] = {str: "", int: 0, float: 0.0, bool: False}
 
 
 def a_submission(run: Path) -> Submission:
     """A submission before it is queued; what is not about queueing is empty."""
-    values = {}
+    values: dict[str, object] = {}
     for field in fields(Submission):
-        kind = str(field.type)
-        values[field.name] = None if "None" in kind else [] if kind.startswith("list") else EMPTY.get(kind)
+        values[field.name] = [] if str(field.type).startswith("list") else EMPTY.get(field.type)
     values |= {"run": str(run), "legal_nodes": [1], "token": ""}
     return Submission(**values)  # type: ignore[arg-type]
 

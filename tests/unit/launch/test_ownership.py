@@ -140,6 +140,7 @@ def main_of(job: ScriptedJob, monkeypatch: pytest.MonkeyPatch) -> Callable[[], i
         monkeypatch.setenv(f"SLURM_JOB_{name}", value)
     monkeypatch.setattr(sys, "argv", ["supervisor", str(job.run)])
     submission = dataclasses.replace(a_submission(job.run), num_steps=20, legal_nodes=[2], max_restarts=3)
+    submission = dataclasses.replace(submission, stop_within_s=60.0)
     submission.write(job.run)
 
     def call() -> int:
