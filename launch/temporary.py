@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PREFIX = "k25_"
+PREFIX = ".k25_ranks_"
+"""Of the folders' names. Nobody else names a folder so: whatever has this name goes, with all that is in it."""
 _FRESH = ".k25_new_"
 """Name of a folder until it is locked."""
 FRESH_S = 3600.0

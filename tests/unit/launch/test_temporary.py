@@ -87,7 +87,8 @@ def test_nothing_of_others_goes(base: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (base / f"{PREFIX}link").symlink_to(target)
     (base / f"{PREFIX}file").write_text("x")
     (base / "torchelastic_of_another").mkdir()
-    (base / "k25").mkdir()
+    for name in ("k25", "k25_runs", "k25_1g7yiidg", ".k25"):
+        (base / name).mkdir()
     (base / ".k25_new_just_made").mkdir()
     old = base / ".k25_new_old"
     old.mkdir()
