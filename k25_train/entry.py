@@ -114,7 +114,6 @@ def _report_shared(text: str) -> int:
         time.sleep(WAIT_FOR_FIRST_RANK_S)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{_rank()}{text}", file=sys.stderr, flush=True)
-            _tell_torchrun(text)
         return REFUSED
     print(text, file=sys.stderr, flush=True)
     return REFUSED
