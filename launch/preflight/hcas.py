@@ -43,12 +43,17 @@ class Hca:
     @property
     def name(self) -> str:
         """Name of the device, with the port if it is not the first."""
-        return self.card.device if self.card.port == 1 else f"{self.card.device}:{self.card.port}"
+        return card_name(self.card)
 
     @property
     def routable_gids(self) -> list[Gid]:
         """Rows that a RoCE v2 fabric can use, by index."""
         return [gid for gid in self.gids if gid.is_routable_v2]
+
+
+def card_name(card: Card) -> str:
+    """Name of the device, with the port if it is not the first."""
+    return card.device if card.port == 1 else f"{card.device}:{card.port}"
 
 
 def read_hcas(system: System, used: Collection[Card] = ()) -> list[Hca]:

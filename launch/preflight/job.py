@@ -17,6 +17,7 @@ from launch.preflight.cross_node import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, worst
 from launch.preflight.groups import expert_groups, plan_rounds
 from launch.preflight.measurements import Fault, RankMeasurements, judge_measurements
+from launch.preflight.network import judge_all_rails
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
 from launch.preflight.path_mtu import answering, rails_of, try_paths
 from launch.preflight.reach import listening
@@ -182,8 +183,9 @@ def judge(
     # 2. Nodes compared with each other.
     versions = judge_versions({present[rank]: node.versions for rank, node in nodes.items()})
     clocks = judge_clocks({names[rank]: offset for rank, offset in offsets.items()}, names[0])
+    rails = judge_all_rails({present[rank]: node.network for rank, node in nodes.items()}, config.cluster)
     for name, own in findings.items():
-        own += [by_node[name] for by_node in (versions, clocks) if name in by_node]
+        own += [by_node[name] for by_node in (versions, clocks, rails) if name in by_node]
     # 3. Silent nodes, and measurements.
     for rank, name in names.items():
         if rank not in nodes:

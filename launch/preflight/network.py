@@ -1,5 +1,6 @@
 """The network of one node: everything that is read of its cards, and the verdicts that need no other node."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from k25_train.config.cluster import ClusterConfig, Device
@@ -7,12 +8,13 @@ from k25_train.config.fabric import FabricConfig
 from launch.preflight.congestion import ECN, Congestion, judge_congestion, read_congestion
 from launch.preflight.counters import LOSS_CHECKS, Counters, judge_loss, read_counters
 from launch.preflight.findings import Finding, skipped
-from launch.preflight.hcas import HCA_CHECKS, Hca, judge_hcas, read_hcas
+from launch.preflight.hcas import HCA_CHECKS, Hca, card_name, judge_hcas, read_hcas
 from launch.preflight.links import LINK_CHECKS, Link, judge_links, read_links
 from launch.preflight.lossless import LOSSLESS_CHECKS, judge_lossless
 from launch.preflight.pcie import PCIE_CHECKS, Slot, judge_slots, read_slots
 from launch.preflight.peer_memory import GPUDIRECT, PeerMemory, judge_peer_memory, read_peer_memory
 from launch.preflight.priorities import Priorities, read_priorities
+from launch.preflight.rails import RAILS, Neighbours, judge_rails, read_neighbours
 from launch.preflight.system import Missing, System, try_to_read
 
 NETWORK_CHECKS = (
@@ -39,6 +41,7 @@ class Network:
     congestion: dict[str, Congestion | Missing]
     links: dict[str, Link]
     peer_memory: PeerMemory
+    neighbours: Neighbours | Missing
     counters: Counters
     """Counters before the measurements."""
     counters_after: Counters | Missing = NOTHING_SENT
@@ -69,6 +72,7 @@ def read_network(system: System, fabric: FabricConfig | None) -> Network:
         congestion=read_congestion(system, used),
         links=read_links(system, used),
         peer_memory=read_peer_memory(system),
+        neighbours=try_to_read(read_neighbours, system, used),
         counters=read_counters(system, used),
     )
 
@@ -98,6 +102,20 @@ def judge_network(network: Network, cluster: ClusterConfig) -> list[Finding]:
     findings += judge_links(used, network.links, before, after)
     findings.append(judge_congestion(network.congestion, network.priorities, traffic_class, before, after))
     return findings + judge_loss(before, after)
+
+
+def judge_all_rails(networks: Mapping[str, Network], cluster: ClusterConfig) -> dict[str, Finding]:
+    """Node -> finding on the switches of its cards, compared with those of other nodes."""
+    fabric = cluster.fabric
+    if fabric is None:
+        reason = f"cluster {cluster.name} has no RDMA fabric (cluster.fabric is null)"
+        return {node: skipped(RAILS, reason) for node in networks}
+    by_node: dict[str, Neighbours | Missing] = {}
+    for node, own in networks.items():
+        used = own.in_use(fabric)
+        on_ethernet = used and all(hca.link_layer == "Ethernet" for hca in used)
+        by_node[node] = own.neighbours if on_ethernet else Missing(reason="no card of it is on Ethernet")
+    return judge_rails(by_node, [card_name(card) for card in fabric.cards])
 
 
 def _priorities(system: System, interface: str) -> Priorities | str:
