@@ -1,7 +1,7 @@
 """Rails: which switch each card is plugged into, as lldpd hears it, and whether that is so on all nodes.
 
-In a rail-optimized fabric, the same card of all nodes of a unit is on one leaf switch, so that what ranks send
-to the same card of other nodes crosses one switch. Two exchanged cables send it through the spine.
+In a rail-optimized fabric, the same card of all nodes of a unit is on one leaf switch, so what ranks send to
+the same card of other nodes crosses one switch. Two exchanged cables send it through the spine.
 """
 
 import json
