@@ -49,6 +49,8 @@ setup(
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",
             "hypothesis>=6.170,<7",
+            # Its parser judges what k25-status writes.
+            "prometheus-client>=0.26,<0.27",
             "ruff==0.17.6",
             "mypy>=2.4,<2.5",
             "types-PyYAML>=6.0,<7",
@@ -72,6 +74,7 @@ setup(
             "k25-dryrun=k25_train.dryrun.__main__:main",
             "k25-plan=k25_train.plan.__main__:main",
             "k25-preflight=launch.preflight.__main__:main",
+            "k25-status=launch.status.__main__:main",
             "k25-submit=launch.slurm:main",
         ]
     },

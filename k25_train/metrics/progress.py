@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from k25_train.metrics.sinks import Row, number
-from k25_train.metrics.throughput import format_duration
+from k25_train.units import format_duration
 
 PLAIN_LINES = 60
 """About how many plain lines a whole run prints, evaluations apart."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from k25_train.metrics.sinks import Row, number
-from k25_train.metrics.throughput import format_duration
+from k25_train.units import format_duration
 
 LAST_STEPS = 10
 """The final training loss is the mean of this many steps."""

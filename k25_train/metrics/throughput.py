@@ -30,15 +30,3 @@ class Throughput:
     def time_left_s(self, step: int) -> float:
         """Seconds until the last step, when `step` steps are done, at the smoothed pace."""
         return self.step_time_s * max(0, self.total_steps - step)
-
-
-def format_duration(seconds: float) -> str:
-    """A duration for people: 45s, 3m12s, 2h05m, 3d04h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 24 * 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from k25_train.metrics.throughput import Throughput, format_duration
+from k25_train.metrics.throughput import Throughput
+from k25_train.units import format_duration
 
 
 def test_constant_pace_is_exact_from_the_first_step() -> None:
