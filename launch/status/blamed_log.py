@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.restart_policy import Outcome
+from launch.history import Outcome
 from launch.status.facts import Facts, Record
 from launch.status.files import Reader
 from launch.status.judging import TROUBLED, State
@@ -52,12 +52,13 @@ def blamed_log(facts: Facts, state: State) -> BlamedLog | None:
 def candidates(record: Record) -> Iterator[Path]:
     """Logs of an attempt, the most telling one first."""
     values, folder = record.values, record.folder
-    rank = values.get("blamed_rank")
+    blame = values.get("blame")
+    rank, node = (blame.get("rank"), blame.get("node")) if isinstance(blame, dict) else (None, None)
     if isinstance(rank, int):
         yield folder / f"rank_{rank}.log"
     if values.get("unfit"):
         yield folder / "preflight.log"
-    node = values.get("first_to_fail")
+    node = node or values.get("first_to_fail")
     if isinstance(node, str) and "/" not in node:
         own = folder / f"node_{node}.log"
         match = _FIRST_RANK.search("\n".join(last_lines(own)))

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from k25_train.run_folder.jobs import ENDED
 from k25_train.units import format_duration
-from launch.restart_policy import Outcome
+from launch.history import Outcome
 from launch.status.facts import Facts, Record
 from launch.status.files import number
 from launch.status.queue import Queue, QueuedJob

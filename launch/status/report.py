@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.restart_policy import Outcome
+from launch.history import Outcome
 from launch.status.blamed_log import BlamedLog, blamed_log
 from launch.status.facts import Facts, Record, look
 from launch.status.files import number
@@ -60,8 +60,10 @@ class AttemptStatus:
     changed_at_s: float
     """When it ended, or started if it is running."""
     reason: str
-    blamed: str
-    """Who was to blame, in words; empty for nobody."""
+    blamed_node: str | None
+    """Node that was to blame for its end; None for none."""
+    blamed_rank: int | None
+    """Its rank, if it was one rank's doing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +179,7 @@ def checkpoints_of(facts: Facts, pace: Pace | None, *, is_going_on: bool) -> Che
 
 def attempt_status(record: Record) -> AttemptStatus:
     """An attempt, from a record of any version."""
-    values = record.values
+    values, blame = record.values, mapping(record.values.get("blame"))
     return AttemptStatus(
         number=record.number,
         job_id=whole(values.get("job_id")),
@@ -187,35 +189,33 @@ def attempt_status(record: Record) -> AttemptStatus:
         saved=whole(values.get("saved")),
         changed_at_s=record.changed_s,
         reason=text(values.get("reason")) or "",
-        blamed=blamed(values),
+        blamed_node=text(blame.get("node")) if blame else text(values.get("first_to_fail")),
+        blamed_rank=whole(blame.get("rank")),
     )
-
-
-def blamed(values: dict[str, Any]) -> str:
-    """Who was to blame for the end of an attempt."""
-    unfit = values.get("unfit")
-    if isinstance(unfit, dict) and unfit:
-        return ", ".join(map(str, unfit))
-    return text(values.get("first_to_fail")) or ""
 
 
 def left_out(facts: Facts, job: QueuedJob | None, attempts: Sequence[AttemptStatus]) -> dict[str, str]:
     """Nodes that the run does not use any more, of the job that it belongs to."""
     found: dict[str, str] = {}
-    own = [each for each in facts.records if each.values.get("job_id") == facts.job_id]
+    own = [record for record in facts.records if record.values.get("job_id") == facts.job_id]
     for record in own:
-        unfit = record.values.get("unfit")
-        for node, why in unfit.items() if isinstance(unfit, dict) else ():
-            found[str(node)] = f"failed the preflight of attempt {record.number}: {why}"
-    # Nodes of earlier attempts that the newest one does without.
+        for node, why in mapping(record.values.get("unfit")).items():
+            found[node] = f"failed the preflight of attempt {record.number}: {why}"
+    # What the newest one says of itself; of an earlier version, whom it does without after a fault.
     current = set(attempts[-1].nodes) if attempts else set()
+    for node, why in mapping(own[-1].values.get("left_out")).items() if own else ():
+        found[node] = str(why)
     for attempt in attempts:
-        if attempt.job_id != facts.job_id or attempt.outcome in (None, Outcome.stopped, Outcome.finished):
-            continue
-        for node in attempt.nodes:
-            if node not in current and (node == attempt.blamed or attempt.outcome == Outcome.node_lost):
+        is_fault = attempt.outcome in (Outcome.failed, Outcome.node_lost)
+        for node in attempt.nodes if is_fault and attempt.job_id == facts.job_id else ():
+            if node == attempt.blamed_node:
                 found.setdefault(node, f"attempt {attempt.number} {attempt.outcome}: {attempt.reason}")
     return {node: why for node, why in found.items() if node not in current}
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """A mapping; empty for anything else."""
+    return value if isinstance(value, dict) else {}
 
 
 def text(value: object) -> str | None:

@@ -26,7 +26,7 @@ def print_run(console: Console, status: RunStatus) -> None:
         table.add_row(Text(name), Text(value))
     console.print(table)
     if status.attempts:
-        console.print(attempts_table(status.attempts))
+        console.print(attempts_table(status))
     if status.blamed_log is not None:
         console.print(Text(f"end of {status.blamed_log.file}:"), soft_wrap=True)
         for line in status.blamed_log.lines:
@@ -114,8 +114,9 @@ def checkpoint_text(status: RunStatus) -> str:
     return f"{newest}; next at step {found.next_step:,}{when}"
 
 
-def attempts_table(attempts: Sequence[AttemptStatus]) -> Table:
+def attempts_table(status: RunStatus) -> Table:
     """The latest attempts."""
+    attempts = status.attempts
     table = Table()
     table.add_column("attempt", justify="right", no_wrap=True)
     table.add_column("nodes", overflow="fold")
@@ -129,11 +130,17 @@ def attempts_table(attempts: Sequence[AttemptStatus]) -> Table:
         table.add_row(
             Text(str(attempt.number)),
             Text(nodes_text(attempt.nodes)),
-            Text(attempt.outcome or "no outcome"),
+            Text(outcome_text(status, attempt)),
             Text("" if attempt.reached is None else f"{attempt.reached:,}"),
             Text(attempt.reason),
         )
     return table
+
+
+def outcome_text(status: RunStatus, attempt: AttemptStatus) -> str:
+    """How an attempt ended, if it did."""
+    is_running = status.state in GOING_ON and attempt is status.attempts[-1]
+    return attempt.outcome or ("running" if is_running else "no outcome")
 
 
 def nodes_text(nodes: Sequence[str]) -> str:

@@ -212,7 +212,8 @@ def test_a_stop_request_while_it_waits_requeues_the_job(
     disk = Disk(job.folder / "full", monkeypatch)
     disk.mark.touch()
     job.then("step 20")
-    send_when(disk.mark, signal.SIGUSR1)
+    # Once the comment says that it waits.
+    send_when(job.folder / "comment.calls", signal.SIGUSR1)
     status, _ = job.supervise(checkpoint_bytes=1000)
     assert status == 0 and job.calls("scontrol")[0] == "requeue 7" and not job.calls("srun")
     assert "goes back to the queue" in job.calls("comment")[-1]

@@ -203,11 +203,12 @@ def test_nodes_that_are_left_out_are_told_with_the_reason(tmp_path: Path) -> Non
     run.attempt(1, outcome="unfit", nodes=["n1", "n2"], unfit={"n2": "gpus: 7 GPUs"})
     run.attempt(2, outcome="failed", nodes=["n1", "n3"], first_to_fail="n3", reason="at step 5 of 100")
     run.attempt(3, outcome="failed", nodes=["n1", "n3"], first_to_fail="n3", reason="at step 5 of 100")
-    run.attempt(4, nodes=["n1", "n4"])
+    run.attempt(4, nodes=["n1", "n4"], left_out={"n5": "was to blame for attempts 1 and 2 of job 6"})
     found = look(run, queue_with("RUNNING"))
     assert found.left_out == {
         "n2": "failed the preflight of attempt 1: gpus: 7 GPUs",
         "n3": "attempt 2 failed: at step 5 of 100",
+        "n5": "was to blame for attempts 1 and 2 of job 6",
     }
 
 
@@ -226,6 +227,18 @@ def test_the_log_of_the_rank_to_blame_is_shown(tmp_path: Path) -> None:
     record = run.folder / "attempts/2/attempt.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"outcome": "stopped"}))
     assert look(run, queue_with("PENDING")).blamed_log is None
+
+
+def test_a_verdict_counts_more_than_what_srun_saw_first(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run").submitted().steps(1, 5)
+    verdict = {"node": "n1", "rank": 0, "kind": "stuck", "reason": "rank 0 on n1 stood still"}
+    folder = run.attempt(1, outcome="failed", first_to_fail="n2", blame=verdict)
+    (folder / "rank_0.log").write_text("hangs\n")
+    (folder / "node_n2.log").write_text("rank 1 failed first, with status 1\n")
+    (folder / "rank_1.log").write_text("gloo: RuntimeError: connection reset\n")
+    found = look(run, FORGOTTEN)
+    assert found.blamed_log is not None and found.blamed_log.lines == ["hangs"]
+    assert (found.attempts[0].blamed_node, found.attempts[0].blamed_rank) == ("n1", 0)
 
 
 def test_where_nobody_was_named_the_rank_with_an_error_is_shown(tmp_path: Path) -> None:
