@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = ".k25_ranks_"
-"""Of the folders' names. Nobody else names a folder so: whatever has this name goes, with all that is in it."""
+"""Of the folders' names, which nobody else gives: whatever is called so goes, with all that is in it."""
 _FRESH = ".k25_new_"
 """Name of a folder until it is locked."""
 FRESH_S = 3600.0
