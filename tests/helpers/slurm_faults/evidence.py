@@ -28,6 +28,8 @@ class Ended:
     """Its last step; None if it trained none."""
     blamed: str | None = None
     """The node to blame; None if none is said to be."""
+    left_out: Sequence[str] = ()
+    """Nodes that it says it did without because they were to blame before."""
     reason: str = ""
 
 

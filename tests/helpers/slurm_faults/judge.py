@@ -100,7 +100,8 @@ def _of_words(expected: Expected, evidence: Evidence) -> Iterator[str]:
 def _of_nodes(expected: Expected, evidence: Evidence) -> Iterator[str]:
     """Was the right one left out, and no other?"""
     for attempt in evidence.attempts:
-        for node in sorted(left_out(attempt, evidence.allocated.get(attempt.number, ()), NUM_NODES)):
+        seen = left_out(attempt, evidence.allocated.get(attempt.number, ()), NUM_NODES)
+        for node in sorted(seen | {*attempt.left_out}):
             before = [strike for strike in evidence.strikes if strike.attempt < attempt.number]
             yield from _of_exclusion(f"attempt {attempt.number}", node, len(_hits(before, node)), expected)
     for node in sorted(evidence.excluded):

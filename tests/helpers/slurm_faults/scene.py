@@ -240,5 +240,6 @@ def ended(record: dict[str, Any]) -> Ended:
         outcome=record["outcome"],
         reached=record["reached"],
         blamed=blame["node"] if blame else record["first_to_fail"],
+        left_out=list(record.get("left_out", ())),
         reason=record["reason"],
     )

@@ -75,6 +75,7 @@ PLANTED: dict[str, dict[str, Any]] = {
     "ended failed without a reason": {"attempts": other(1, reason="")},
     "attempt 3 leaves out n1, which was not disturbed": {"attempts": other(2, nodes=["n2", "n3"])},
     "attempt 2 leaves out n2, which was to blame only 1 times": {"attempts": other(1, nodes=["n1", "n3"])},
+    "attempt 2 leaves out n3, which was not disturbed": {"attempts": other(1, left_out=["n3"])},
     "the job leaves out n1, which was not disturbed": {"excluded": ["n1"]},
     "n2, which was hit, is kept": {"attempts": other(2, nodes=["n1", "n2"])},
     "attempt 2 blames n1 instead of n2": {"attempts": other(1, blamed="n1")},
