@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     counts: Counter[tuple[str, str]] = Counter()
     violations = []
-    with tempfile.TemporaryDirectory(prefix="k25_sf_", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="slurm_faults_", ignore_cleanup_errors=True) as folder:
         World(Path(folder)).build()
         seeds = range(options.seed, options.seed + options.count)
         for record in records_of(seeds, Path(folder), options.only, options.jobs, options.keep):
