@@ -18,7 +18,8 @@ usage: docker run IMAGE COMMAND [ARGUMENTS]
   dryrun       build every rank of a configuration without memory
   data         build, inspect and verify data sets
   preflight    check this node
-  submit       submit to SLURM
+  submit       submit to SLURM; in an image mostly with --dry-run
+  kubernetes   the same for Kubernetes
   revision     which code this image has
   self-test    packages, two training steps on two ranks, preflight
   sbom         the software bill of materials, SPDX 2.3 as JSON
@@ -50,7 +51,7 @@ case $command in
     train) exec python -m launch.torchrun "$@" ;;
     rank) exec python -m k25_train.train "$@" ;;
     eval | plan | dryrun | data) exec python -m "k25_train.$command" "$@" ;;
-    preflight | revision) exec python -m "launch.$command" "$@" ;;
+    preflight | kubernetes | revision) exec python -m "launch.$command" "$@" ;;
     submit) exec python -m launch.slurm "$@" ;;
     self-test) exec "$code/docker/smoke.sh" "$@" ;;
     sbom) exec cat /usr/share/k25-train/sbom.spdx.json ;;

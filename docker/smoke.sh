@@ -10,6 +10,7 @@ check_packages() {
 """Check that every package comes from where it should, in the version of pins.txt."""
 import importlib
 import importlib.metadata
+import re
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ for module in modules:
 if faults:
     sys.exit("\n".join([*faults, "choose another BASE, or change docker/pins.txt and setup.py together"]))
 revision = importlib.import_module("launch.revision").code_version(Path.cwd())
-if len(revision) < 40:
+if not re.match(r"[0-9a-f]{40}\b", revision):
     sys.exit(f"the image does not know its revision: {revision}")
 print(f"revision {revision}")
 print(f"packages: torch {torch.__version__} from the {'base' if from_base else 'pins'}, {len(pins)} pins satisfied")

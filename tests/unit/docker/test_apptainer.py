@@ -6,8 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.helpers.image_files import DOCKER, stages, stand_in
+from k25_train.compose.resolve import compose
+from tests.helpers.image_files import DOCKER, SCRIPTS, stages, stand_in
 
 DEFINITION = (DOCKER / "apptainer.def").read_text()
 SECTIONS = {
@@ -102,3 +104,25 @@ def test_without_an_image_the_key_is_named(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "launch.node")
     assert done.returncode == 2
     assert "K25_SIF" in done.stderr
+
+
+def test_the_cluster_file_of_the_readme_and_of_the_wrapper_is_legal() -> None:
+    blocks = re.findall(r"^```\n(slurm:\n.*?)^```", (DOCKER / "README.md").read_text(), re.M | re.S)
+    comment = re.findall(r"^#   (slurm:|environment:|  .*)$", Path(WRAPPER).read_text(), re.M)
+    for text in (*blocks, "\n".join(comment)):
+        keys = yaml.safe_load(text)
+        assert Path(keys["slurm"]["python"]).name in {script.name for script in SCRIPTS}
+        given = [
+            f"cluster.environment.{name}={{value: '{each['value']}', reason: '{each['reason']}'}}"
+            for name, each in keys["environment"].items()
+        ]
+        config = compose(
+            [
+                "experiment=smoke",
+                "cluster=local_slurm",
+                f"cluster.slurm.python={keys['slurm']['python']}",
+                *given,
+            ]
+        )
+        assert config.cluster.environment["K25_SIF"].value == "/shared/images/k25-train.sif"
+    assert len(blocks) == 1

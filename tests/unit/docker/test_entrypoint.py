@@ -44,6 +44,7 @@ MODULES = {
     "data": "k25_train.data",
     "preflight": "launch.preflight",
     "submit": "launch.slurm",
+    "kubernetes": "launch.kubernetes",
     "revision": "launch.revision",
 }
 
