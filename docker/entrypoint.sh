@@ -50,8 +50,8 @@ command=${1:-help}
 case $command in
     train) exec python -m launch.torchrun "$@" ;;
     rank) exec python -m k25_train.train "$@" ;;
-    eval | plan | dryrun | data) exec python -m "k25_train.$command" "$@" ;;
-    preflight | kubernetes | revision) exec python -m "launch.$command" "$@" ;;
+    eval | plan | dryrun | data | revision) exec python -m "k25_train.$command" "$@" ;;
+    preflight | kubernetes) exec python -m "launch.$command" "$@" ;;
     submit) exec python -m launch.slurm "$@" ;;
     self-test) exec "$code/docker/smoke.sh" "$@" ;;
     sbom) exec cat /usr/share/k25-train/sbom.spdx.json ;;

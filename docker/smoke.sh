@@ -42,7 +42,7 @@ for module in modules:
     importlib.import_module(module)
 if faults:
     sys.exit("\n".join([*faults, "choose another BASE, or change docker/pins.txt and setup.py together"]))
-revision = importlib.import_module("launch.revision").code_version(Path.cwd())
+revision = importlib.import_module("k25_train.revision").code_version(Path.cwd())
 if not re.match(r"[0-9a-f]{40}\b", revision):
     sys.exit(f"the image does not know its revision: {revision}")
 print(f"revision {revision}")

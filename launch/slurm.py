@@ -22,6 +22,7 @@ from k25_train.entry import run_command
 from k25_train.errors import ConfigError
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.step import step_times
+from k25_train.revision import code_version
 from k25_train.units import MIB
 from launch import scheduler
 from launch.attempts import Attempts
@@ -36,7 +37,6 @@ from launch.feasibility import (
     with_absolute_paths,
 )
 from launch.queueing import PATIENCE_S, queue
-from launch.revision import code_version
 from launch.sbatch import check_environment, container_options, render, start_of_nodes, step_options
 from launch.submission import SCRIPT, SUPERVISOR_LOG, Submission
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from k25_train.entry import REFUSED, run_command
 from k25_train.errors import K25Error
+from k25_train.revision import code_version
 from k25_train.run_folder import lock
 from launch import scheduler, started_by
 from launch.aftermath import Aftermath
@@ -27,7 +28,6 @@ from launch.patience import LIMIT_S, Patience, UnwritableError
 from launch.recurrence import suspects
 from launch.requeueing import PATIENCE_S, Job, ends_for_good
 from launch.restart_policy import nodes_for, outcome_of, reason_to_give_up, wait_before_restart_s
-from launch.revision import code_version
 from launch.room import RunFolderRoom
 from launch.submission import SCRIPT, SUPERVISOR_LOG, Submission
 from launch.witnesses import forget_stall

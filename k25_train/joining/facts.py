@@ -5,7 +5,6 @@ Training compares it before anything is built, preflight before anything costs m
 
 import hashlib
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from k25_train.config.leaves import leaves, plain_values
 from k25_train.config.schema import Config
 from k25_train.joining.agreement import Facts, Kind
 from k25_train.joining.variables import shown, variable_facts
+from k25_train.revision import code_version
 
 CONFIGURATION = Kind(
     "configuration", "give every node the same settings on its command line, and the same conf/ or file"
@@ -113,26 +113,6 @@ def package_folder(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def commit() -> str:
-    """Commit of the code, and whether there are local changes; why it is unknown where git cannot tell."""
-    git = ["git", "-C", str(package_folder(OWN_PACKAGES[0]))]
-    outputs = []
-    for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."]):
-        try:
-            done = subprocess.run(
-                [*git, *words],
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=20,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return "not a git checkout"
-        outputs.append(done.stdout.strip())
-    return outputs[0][:12] + (" with local changes" if outputs[1] else "")
-
-
 @cache
 def package_facts() -> dict[str, str]:
     """Package -> its version; of torch also the build, which a version does not tell."""
@@ -167,5 +147,5 @@ def data_facts_of(config: Config) -> dict[str, str]:
 
 def with_notes(facts: Facts) -> dict[str, Mapping[str, str]]:
     """Facts with what helps to explain a difference but is none: the commit of the code."""
-    notes = {CODE.name: {"commit": commit()}}
+    notes = {CODE.name: {"commit": code_version(package_folder(OWN_PACKAGES[0]).parent)}}
     return {kind: {**notes.get(kind, {}), **own} for kind, own in facts.items()}

@@ -45,7 +45,7 @@ MODULES = {
     "preflight": "launch.preflight",
     "submit": "launch.slurm",
     "kubernetes": "launch.kubernetes",
-    "revision": "launch.revision",
+    "revision": "k25_train.revision",
 }
 
 

@@ -65,11 +65,6 @@ def test_all_code_is_compared_wherever_it_is(tmp_path: Path, monkeypatch: pytest
     code_facts.cache_clear()
 
 
-def test_code_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "package_folder", lambda _name: tmp_path)
-    assert facts.commit() == "not a git checkout"
-
-
 def test_packages_that_compute_and_communicate() -> None:
     own = package_facts()
     assert own["torch"][0].isdigit() and own["numpy"][0].isdigit() and own["Python"][0] == "3"

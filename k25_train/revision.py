@@ -1,7 +1,7 @@
 """Which code this is: the commit of a checkout, or what was recorded where there is no git, as in an image.
 
-    python -m launch.revision                   prints it
-    python -m launch.revision --record TEXT     for the build of an image: writes REVISION next to the code
+    python -m k25_train.revision                   prints it
+    python -m k25_train.revision --record TEXT     for the build of an image: writes REVISION next to the code
 
 REVISION has two lines: the revision, and a digest of the code as it was then, by which later changes are
 noticed. Only the standard library is used, since this also runs on nodes whose Python has nothing else.
@@ -34,8 +34,10 @@ def code_version(checkout: Path) -> str:
 def _git(checkout: Path, *words: str) -> str | None:
     command = ["git", "-C", str(checkout), *words]
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
 

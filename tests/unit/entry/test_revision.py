@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from k25_train.errors import ConfigError
-from launch.revision import CODE, code_digest, code_version, record
+from k25_train.revision import CODE, code_digest, code_version, record
 from tests.helpers.project_sources import REPO
 
 COMMIT = "0123456789" * 4
@@ -92,6 +92,6 @@ def test_names_are_part_of_the_digest(image: Path) -> None:
 
 
 def test_the_command_prints_it() -> None:
-    command = [sys.executable, "-m", "launch.revision"]
+    command = [sys.executable, "-m", "k25_train.revision"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == code_version(REPO)
