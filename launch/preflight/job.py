@@ -16,13 +16,15 @@ from launch.preflight.coordination import Coordinator
 from launch.preflight.cross_node import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, worst
 from launch.preflight.groups import expert_groups, plan_rounds
-from launch.preflight.measurements import Fault, RankMeasurements, judge_measurements
+from launch.preflight.measurements import judge_measurements
 from launch.preflight.network import judge_all_rails
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
 from launch.preflight.path_mtu import answering, rails_of, try_paths
+from launch.preflight.rank import Fault, RankMeasurements
 from launch.preflight.reach import listening
 from launch.preflight.report import print_report, summary, write_report
 from launch.preflight.system import System
+from launch.preflight.transports import recorded_log
 
 NODE_TIMEOUT_S = 300.0
 """Time within which every node must be read, and every device must have computed: commands of a faulty node
@@ -116,10 +118,12 @@ def measure_ranks(
     if not goes_on:
         return reached
     # 3. Connect all ranks and measure.
-    try:
-        measure_connections(config, coordinator, device, own)
-    except measure.StuckError as error:
-        own.fault = error.fault
+    with recorded_log() as log:
+        try:
+            measure_connections(config, coordinator, device, own)
+        except measure.StuckError as error:
+            own.fault = error.fault
+        own.transports = log.transports() if device.type == "cuda" else None
     coordinator.publish("measured", own)
     if not coordinator.is_first:
         return {}

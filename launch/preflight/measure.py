@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from launch.preflight.groups import Round
-from launch.preflight.measurements import Fault
+from launch.preflight.rank import Fault
 from launch.preflight.rates import Link
 
 ANSWER_TIMEOUT_S = 60.0

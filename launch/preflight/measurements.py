@@ -2,13 +2,12 @@
 
 import statistics
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
 
 from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
-from launch.preflight.path_mtu import PathTry
-from launch.preflight.path_verdicts import judge_path_mtu
+from launch.preflight.network_measurements import judge_network_measurements
+from launch.preflight.rank import RankMeasurements
 from launch.preflight.rates import Link, Scope, Threshold, judge_links, judge_ranks, medians
 from launch.preflight.reach import REACH, judge_reach, refusals_of
 
@@ -21,37 +20,6 @@ THRESHOLDS = {
 """Our choice: GPUs of one kind differ by a few percent, processes on shared cores by much more."""
 NETWORK_SHARE = 0.8
 """Share of `cluster.network_gb_per_s` that connections between nodes should reach. Our choice."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """What a rank was doing when it could not continue."""
-
-    text: str
-    peer: int | None = None
-    """Rank that was waited for; None if it was not a single one."""
-    exchange: int | None = None
-    """Number of the exchange between pairs; failures of later ones may be consequences."""
-
-    def ended_by(self, error: Exception) -> "Fault":
-        """This fault with the first line of the error."""
-        first_line = str(error).strip().partition("\n")[0]
-        return replace(self, text=f"{self.text}: {first_line}")
-
-
-@dataclass(slots=True, kw_only=True)
-class RankMeasurements:
-    """Measurements of one rank; None for those not made."""
-
-    gemm_tflops: float | None = None
-    host_copy_gb_per_s: float | None = None
-    links: list[Link] = field(default_factory=list)
-    all_to_all_gb_per_s: float | None = None
-    refused: dict[int, str] | None = None
-    """Node leader -> why its node could not be reached from this one; None if this rank tried none."""
-    paths: list[PathTry] | None = None
-    """Packets to the same card of other nodes; None if this rank tried none."""
-    fault: Fault | None = None
 
 
 def judge_measurements(
@@ -71,8 +39,6 @@ def judge_measurements(
     tries = {rank: own.refused for rank, own in measured.items() if own.refused is not None}
     reach = judge_reach(refusals_of(tries, nodes), everyone, {nodes[rank] for rank in tries})
     found: list[dict[str, Finding]] = [_judge_faults(measured, nodes), reach]
-    paths = {nodes[rank]: own.paths for rank, own in measured.items() if own.paths}
-    found.append(judge_path_mtu(paths, nodes, everyone, _why_no_paths(measured, len(everyone), cluster)))
     # 2. Devices.
     products = {rank: own.gemm_tflops for rank, own in measured.items() if own.gemm_tflops}
     found.append(judge_ranks(GEMM, "TFLOP/s", products, nodes, threshold))
@@ -93,6 +59,7 @@ def judge_measurements(
         found.append(judge_ranks(ALL_TO_ALL, unit, exchanges, nodes, threshold))
     else:
         found.append(_skipped(ALL_TO_ALL, _reason_not_measured(len(nodes), ("ep",), config), everyone))
+    found += judge_network_measurements(measured, nodes, cluster)
     # 4. All of them compared with the plan of a step.
     found.append(_judge_plan(measured, links, nodes, cluster))
     return {node: [by_node[node] for by_node in found] for node in everyone}
@@ -211,16 +178,6 @@ def _reason_not_measured(num_ranks: int, keys: Collection[str], config: Config) 
         start = f"torchrun --nnodes {nodes} --nproc-per-node {per_node} -m launch.preflight"
         return f"a single process has no peer; start all ranks with {start} …"
     return "measuring broke off earlier"
-
-
-def _why_no_paths(measured: Mapping[int, RankMeasurements], num_nodes: int, cluster: ClusterConfig) -> str:
-    if cluster.fabric is None:
-        return f"cluster {cluster.name} has no RDMA fabric (cluster.fabric is null)"
-    if num_nodes == 1:
-        return "there is no other node"
-    if all(own.paths is None for own in measured.values()):
-        return "measuring broke off earlier"
-    return "no card has an MTU and a routable address on both nodes, or the other nodes did not answer"
 
 
 def _skipped(check: str, reason: str, nodes: Collection[str]) -> dict[str, Finding]:

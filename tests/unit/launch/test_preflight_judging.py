@@ -12,7 +12,8 @@ from k25_train.config.schema import Config
 from launch.preflight.__main__ import check_world_size, main
 from launch.preflight.cross_node import Offset, judge_clocks, judge_versions
 from launch.preflight.findings import Finding, Verdict, failed, passed, skipped, warned
-from launch.preflight.measurements import Fault, RankMeasurements, culprits, judge_measurements
+from launch.preflight.measurements import culprits, judge_measurements
+from launch.preflight.rank import Fault, RankMeasurements
 from launch.preflight.rates import Link
 from launch.preflight.report import print_report, summary, write_report
 

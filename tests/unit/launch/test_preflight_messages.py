@@ -8,9 +8,9 @@ import pytest
 
 from k25_train.config.schema import Config
 from launch.preflight.counters import Counters
-from launch.preflight.measurements import Fault, RankMeasurements
 from launch.preflight.messages import MessageError, decode, encode
 from launch.preflight.node import Node, read_node
+from launch.preflight.rank import Fault, RankMeasurements
 from launch.preflight.rates import Link
 from launch.preflight.system import Missing
 from tests.helpers.recorded_node import RecordedNode

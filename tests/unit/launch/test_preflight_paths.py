@@ -10,10 +10,11 @@ import pytest
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from launch.preflight.findings import Verdict
-from launch.preflight.measurements import RankMeasurements, judge_measurements
+from launch.preflight.measurements import judge_measurements
 from launch.preflight.network import read_network
 from launch.preflight.path_mtu import PathTry, Rail, answering, rails_of, try_path, try_paths
 from launch.preflight.path_verdicts import judge_path_mtu
+from launch.preflight.rank import RankMeasurements
 from launch.preflight.reach import neighbours
 from tests.helpers.network_nodes import INTERFACE, inside, switched_machines
 from tests.helpers.recorded_node import RecordedNode
