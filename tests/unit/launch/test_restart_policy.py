@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.blame.verdict import STRENGTH, Confidence, Kind, Verdict
 from launch.history import Attempt, Outcome
-from launch.recurrence import suspects
+from launch.recurrence import may_pass_over, suspects
 from launch.restart_policy import (
     LONGEST_WAIT_S,
     MAX_FRUITLESS_STOPS,
@@ -209,3 +210,73 @@ def test_every_pair_of_outcomes_has_a_decision() -> None:
     for pair in itertools.product(Outcome, repeat=2):
         reason = reason_to_give_up(attempts(*((outcome, 7) for outcome in pair)), 3)
         assert (reason is not None) == (pair == (Outcome.failed, Outcome.failed))
+
+
+def blamed(node: str | None, kind: Kind = Kind.stopped, step: int | None = 7, *, error: str = "") -> Attempt:
+    """A failure with a verdict."""
+    confidence = STRENGTH[kind][1] if node else Confidence.none
+    verdict = Verdict(node=node, kind=kind, confidence=confidence, error=error, reason=f"{kind} on {node}")
+    return replace(attempts((Outcome.failed, step))[0], blame=verdict)
+
+
+def numbered(*history: Attempt) -> list[Attempt]:
+    return [replace(attempt, number=number) for number, attempt in enumerate(history, start=1)]
+
+
+def test_convincing_evidence_counts_whenever_it_comes_and_weak_evidence_at_once() -> None:
+    between = attempts((Outcome.failed, 9))
+    far_apart = numbered(blamed("n2"), *between, blamed("n3"), *between, blamed("n2", Kind.killed))
+    assert list(suspects(far_apart)) == ["n2"]
+    assert suspects(far_apart)["n2"] == "it was to blame in attempts 1, 5; killed on n2"
+    weak = [blamed("n2", Kind.first), *between, blamed("n2", Kind.first)]
+    assert suspects(numbered(*weak)) == {}
+    assert list(suspects(numbered(*weak, blamed("n2", Kind.first)))) == ["n2"]
+    assert list(suspects(numbered(blamed("n2", Kind.fault), blamed("n2", Kind.killed)))) == ["n2"]
+
+
+def test_a_node_that_is_lost_twice_is_left_out_when_it_is_back() -> None:
+    lost = replace(blamed("n2", Kind.node_lost), outcome=Outcome.node_lost)
+    assert list(suspects(numbered(lost, lost))) == ["n2"]
+    assert suspects(numbered(lost, replace(lost, outcome=Outcome.stopped))) == {}
+
+
+def test_a_step_is_tried_once_without_the_node_that_was_to_blame() -> None:
+    twice = numbered(blamed("n2"), blamed("n2"))
+    assert reason_to_give_up(twice, 9, {"n2"}) is None
+    assert "both failed after step 7" in str(reason_to_give_up(twice, 9))
+    assert "both failed after step 7" in str(reason_to_give_up(numbered(*twice, blamed("n2")), 9, {"n2"}))
+    assert "both failed after step 7" in str(
+        reason_to_give_up(numbered(*twice, blamed("n1")), 9, {"n1", "n2"})
+    )
+    # Another step in between: it is the node again, not the step.
+    assert reason_to_give_up(numbered(blamed("n2", step=5), *twice), 9, {"n2"}) is None
+    weak = numbered(blamed("n2", Kind.first), blamed("n2", Kind.first))
+    assert "both failed after step 7" in str(reason_to_give_up(weak, 9, {"n2"}))
+
+
+@pytest.mark.parametrize("kind", [Kind.shared, Kind.named_error])
+def test_the_same_named_error_ends_a_run_that_came_no_further(kind: Kind) -> None:
+    node = "n2" if kind == Kind.named_error else None
+    first = blamed(node, kind, 6, error="DataError: shard_7: 7 bytes")
+    again = blamed(node, kind, None, error="DataError: shard_7: 9 bytes")
+    assert "(DataError: shard_7: 9 bytes)" in str(reason_to_give_up(numbered(first, again), 9, {"n2"}))
+    further = replace(again, reached=8)
+    assert reason_to_give_up(numbered(first, further), 9, {"n2"}) is None
+    other = replace(again, blame=replace(again.blame or Verdict(), error="DataError: shard_8"))
+    assert reason_to_give_up(numbered(first, other), 9, {"n2"}) is None
+
+
+def test_one_checkpoint_is_passed_over_until_a_step_is_trained() -> None:
+    unloadable = blamed(None, Kind.checkpoint, None)
+    passed = replace(unloadable, passed_over="step_8")
+    assert reason_to_give_up(numbered(passed), 3) is None
+    assert "no other one is there" in str(reason_to_give_up(numbered(unloadable), 3))
+    assert "neither step_8 nor" in str(reason_to_give_up(numbered(passed, unloadable), 3))
+    assert (
+        may_pass_over([])
+        and not may_pass_over([passed])
+        and not may_pass_over([passed, blamed(None, step=None)])
+    )
+    assert may_pass_over([passed, blamed("n1", step=9), unloadable])
+    # Nor is it one of two failures before the first step.
+    assert reason_to_give_up(numbered(passed, *attempts((Outcome.failed, None))), 3) is None
