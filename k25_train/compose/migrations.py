@@ -202,7 +202,11 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("cluster.secrets", {}),
     ),
     # 3 to 4.
-    (Fill("cluster.kubernetes", None), Fill("cluster.fabric.mtu_bytes", None)),
+    (
+        Fill("cluster.kubernetes", None),
+        Fill("cluster.fabric.mtu_bytes", None),
+        Fill("cluster.gpu", None),
+    ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""
 VERSION = len(MIGRATIONS)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from k25_train.config.fabric import FabricConfig
-from k25_train.config.forms import NAME
+from k25_train.config.forms import NAME, PRODUCT
 from k25_train.config.kubernetes import KubernetesConfig
 from k25_train.config.site import SiteVariable, secret_problems, variable_problems
 from k25_train.config.slurm import SlurmConfig
@@ -17,6 +17,21 @@ class Device(Enum):
 
     cpu = "cpu"
     cuda = "cuda"
+
+
+@dataclass(slots=True, kw_only=True)
+class GpuConfig:
+    """The GPUs that a site says its nodes have; preflight compares them."""
+
+    model: str
+    """Words of the product's name as nvidia-smi has it, e.g. `H800` or `H100 NVL`."""
+    power_limit_w: float | None
+    """Power cap that each GPU should have at least; null compares with the GPU's default."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        found = PRODUCT.misfits([("model", self.model)])
+        return found + ([] if self.power_limit_w is None else not_positive(self, ("power_limit_w",)))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +55,8 @@ class ClusterConfig:
     """Bytes that a rank copies from host memory to its device in a second, in units of 1e9."""
     gpu_memory_gb: float | None
     """Memory of a GPU, in units of 1e9 bytes; null where the device is the CPU."""
+    gpu: GpuConfig | None
+    """Product and power cap of the GPUs; null leaves both unchecked."""
     host_memory_gib: float
     """Host memory of a machine."""
     slurm: SlurmConfig | None
@@ -73,6 +90,11 @@ class ClusterConfig:
         elif self.device is Device.cuda:
             rule = "must be given where cluster.device is cuda"
             found.append(Problem("gpu_memory_gb", None, rule, "use what the data sheet says, e.g. 80"))
+        if self.gpu is not None:
+            found += [problem.under("gpu") for problem in self.gpu.problems()]
+            if self.device is not Device.cuda:
+                rule = f"is for GPUs, but cluster.device is {self.device.value}"
+                found.append(Problem("gpu", self.gpu.model, rule, "use null, or correct cluster.device"))
         if self.slurm is not None:
             found += [problem.under("slurm") for problem in self.slurm.problems()]
             least = self.slurm.min_nodes

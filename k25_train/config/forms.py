@@ -103,6 +103,11 @@ HCA = Form(
     "must consist of letters, digits and .-_ only: the name of an RDMA device, or DEVICE:PORT",
     "e.g. mlx5_0 or mlx5_0:1; `ibv_devices` lists them",
 )
+PRODUCT = Form(
+    re.compile(r"[\w.-]+( [\w.-]+)*", re.ASCII),
+    "must be words of a product's name: letters, digits and .-_, separated by one space",
+    "e.g. H800; `nvidia-smi --query-gpu=name --format=csv,noheader` prints the whole name",
+)
 VARIABLE = Form(
     re.compile(r"[A-Za-z_]\w*", re.ASCII),
     "must be the name of an environment variable: letters, digits and _",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 
 from k25_train.config.basics import DType
-from k25_train.config.model import ModelConfig
+from k25_train.config.model import TOKEN_DISPATCHER, ModelConfig
 from k25_train.config.training import TrainConfig
 from parallel.config import ParallelismConfig
 from parallel.pipeline.layout import PipelineLayout
@@ -87,7 +87,7 @@ def _router(model: ModelConfig) -> dict:
         "moe_router_load_balancing_type": "seq_aux_loss",
         "moe_aux_loss_coeff": model.balance_loss_coeff,
         "moe_router_dtype": "fp32",
-        "moe_token_dispatcher_type": "alltoall",
+        "moe_token_dispatcher_type": TOKEN_DISPATCHER,
     }
 
 

@@ -58,15 +58,21 @@ def read_paths(system: System) -> Paths:
     return Paths(between_gpus=between_gpus, to_cards=to_cards)
 
 
-def judge_paths(paths: Paths, cards: Sequence[str]) -> list[Finding]:
-    """Check for NVLink between all GPUs, and for one of `cards`, those in use, near each GPU."""
+def judge_paths(paths: Paths, num_gpus: int, cards: Sequence[str]) -> list[Finding]:
+    """Check for NVLink between all of the node's GPUs, and for one of `cards`, those in use, near each."""
+    if len(paths.to_cards) < num_gpus:
+        reason = f"nvidia-smi topo -m shows {len(paths.to_cards)} of {num_gpus} GPUs"
+        return [skipped(check, reason) for check in PATH_CHECKS]
     return [_judge_nvlink(paths), _judge_cards(paths, cards)]
 
 
 def _judge_nvlink(paths: Paths) -> Finding:
     check = NVLINK
-    if not paths.between_gpus:
-        return skipped(check, "one GPU")
+    num_gpus = len(paths.to_cards)
+    if num_gpus < 2:
+        return skipped(check, "one GPU" if num_gpus else "no GPU")
+    if len(paths.between_gpus) < num_gpus * (num_gpus - 1):
+        return skipped(check, "nvidia-smi topo -m does not show the paths of all pairs")
     others = {pair: path for pair, path in paths.between_gpus.items() if not path.startswith("NV")}
     if others:
         (first, second), path = next(iter(others.items()))
@@ -80,8 +86,8 @@ def _judge_nvlink(paths: Paths) -> Finding:
 
 def _judge_cards(paths: Paths, cards: Sequence[str]) -> Finding:
     check = NEAR_CARD
-    if not cards:
-        return skipped(check, "no RDMA network card in use")
+    if not cards or not paths.to_cards:
+        return skipped(check, "no RDMA network card in use" if paths.to_cards else "no GPU")
     # The nearest cards of each GPU.
     nearest: dict[int, list[str]] = {}
     far = []

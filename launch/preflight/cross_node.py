@@ -50,6 +50,8 @@ def judge_clocks(offsets: Mapping[str, Offset | None], reference: str) -> dict[s
     findings = {reference: passed(CLOCK, "the others are compared with it")}
     if not offsets:
         findings[reference] = skipped(CLOCK, "a single node has nothing to be compared with")
+    elif not any(offsets.values()):
+        findings[reference] = skipped(CLOCK, "no other node answered")
     for node, offset in offsets.items():
         if offset is None:
             findings[node] = skipped(CLOCK, "the node did not answer")

@@ -60,6 +60,8 @@ def _judge_variables(own: RankEnvironment, wanted: Mapping[str, str], extra: Seq
         rule = "the cluster file alone determines them"
         remedy = "start with launch.slurm or launch.torchrun, and unset the others"
         return warned(check, "; ".join(other), rule, remedy)
+    if not wanted:
+        return skipped(check, "the cluster file sets none")
     return passed(check, f"{len(wanted)} as in the cluster file")
 
 

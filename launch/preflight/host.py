@@ -17,6 +17,9 @@ AVAILABLE_SHARE = 0.9
 SHARED_MEMORY_BYTES = GIB
 """Smallest size of /dev/shm, through which ranks of a node communicate; a container has 64 MiB by default."""
 
+UNLIMITED = -1
+"""Value of a limit that there is none."""
+
 CHECKPOINTS = "checkpoints"
 """Folder of checkpoints in a run's folder."""
 
@@ -31,14 +34,14 @@ class Host:
     kernel: str
     memory_bytes: int | None
     available_bytes: int | None
-    shared_memory_bytes: int
-    """Size of /dev/shm."""
+    shared_memory_bytes: int | None
+    """Size of /dev/shm; None if it is no file system of its own."""
     run_free_bytes: int
     """Free space of the run folder's file system."""
     checkpoint_bytes: int
     """Size of checkpoints that the run already has, as when it goes on after a fault."""
     locked_memory_bytes: int | None
-    """Memory that a process may pin; None if unlimited."""
+    """Memory that a process may pin, or `UNLIMITED`."""
     interfaces: tuple[str, ...]
     """Network interfaces that are up."""
 
@@ -46,20 +49,31 @@ class Host:
 def read_host(system: System, run_dir: Path) -> Host:
     """Read the operating system's values."""
     meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB$", system.read("proc/meminfo") or "", re.MULTILINE))
-    limit = re.search(r"^Max locked memory\s+(\d+)", system.read("proc/self/limits") or "", re.MULTILINE)
+    limits = read_limits(system)
+    mounts = system.read("proc/mounts")
     net = "sys/class/net"
     return Host(
         kernel=system.read("proc/sys/kernel/osrelease") or "",
         memory_bytes=1024 * int(meminfo["MemTotal"]) if "MemTotal" in meminfo else None,
         available_bytes=1024 * int(meminfo["MemAvailable"]) if "MemAvailable" in meminfo else None,
-        shared_memory_bytes=system.usage(Path("/dev/shm")).total_bytes,
+        shared_memory_bytes=system.usage(Path("/dev/shm")).total_bytes
+        if mounts is None or re.search(r"^\S+ /dev/shm ", mounts, re.MULTILINE)
+        else None,
         run_free_bytes=system.usage(run_dir).free_bytes,
         checkpoint_bytes=system.bytes_in(f"{run_dir.relative_to('/')}/{CHECKPOINTS}"),
-        locked_memory_bytes=int(limit[1]) if limit else None,
+        locked_memory_bytes=limits.get("Max locked memory"),
         interfaces=tuple(
             name for name in system.names(net) if system.read(f"{net}/{name}/operstate") in ("up", "unknown")
         ),
     )
+
+
+def read_limits(system: System) -> dict[str, int]:
+    """Name of a limit of this process, as in /proc/self/limits -> its soft limit, or `UNLIMITED`."""
+    rows = re.findall(
+        r"^(Max [a-z ]*?[a-z])\s{2,}(\d+|unlimited)", system.read("proc/self/limits") or "", re.M
+    )
+    return {name: UNLIMITED if value == "unlimited" else int(value) for name, value in rows}
 
 
 def judge_host(
@@ -86,7 +100,9 @@ def judge_network_access(host: Host, interfaces: Sequence[str]) -> list[Finding]
     """Check what RDMA and the rendezvous need from the operating system."""
     check = PINNED
     findings = [passed(check, "any amount")]
-    if host.locked_memory_bytes is not None:
+    if host.locked_memory_bytes is None:
+        findings = [skipped(check, "no /proc/self/limits")]
+    elif host.locked_memory_bytes != UNLIMITED:
         rule = "RDMA pins its buffers; the limit must be unlimited"
         remedy = "ulimit -l unlimited: LimitMEMLOCK=infinity of slurmd, --ulimit memlock=-1 of docker"
         findings = [failed(check, f"at most {host.locked_memory_bytes:,} bytes", rule, remedy)]
@@ -136,6 +152,11 @@ def _judge_disk(host: Host, run_dir: str, num_kept: int, one_bytes: int) -> Find
 
 def _judge_shared_memory(host: Host) -> Finding:
     check = SHARED_MEMORY
+    if host.shared_memory_bytes is None:
+        rule = "ranks of a node communicate through it, which must be memory, not a disk"
+        return failed(
+            check, "is no file system of its own", rule, "mount a tmpfs there (docker run --shm-size=8g)"
+        )
     found = f"{host.shared_memory_bytes / GIB:,.2f} GiB"
     if host.shared_memory_bytes < SHARED_MEMORY_BYTES:
         rule = "NCCL and the data loader need 1 GiB"

@@ -12,12 +12,12 @@ from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
 from launch.feasibility import checkpoint_bytes
 from launch.preflight import measure
+from launch.preflight.between import judge_between
 from launch.preflight.coordination import Coordinator
-from launch.preflight.cross_node import Offset, judge_clocks, judge_versions
+from launch.preflight.cross_node import Offset, judge_clocks
 from launch.preflight.findings import Finding, Verdict, failed, worst
 from launch.preflight.groups import expert_groups, plan_rounds
 from launch.preflight.measurements import judge_measurements
-from launch.preflight.network import judge_all_rails
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
 from launch.preflight.path_mtu import answering, rails_of, try_paths
 from launch.preflight.rank import Fault, RankMeasurements
@@ -185,11 +185,10 @@ def judge(
     one_bytes = checkpoint_bytes(config)
     findings = {names[rank]: judge_node(node, config, one_bytes) for rank, node in nodes.items()}
     # 2. Nodes compared with each other.
-    versions = judge_versions({present[rank]: node.versions for rank, node in nodes.items()})
     clocks = judge_clocks({names[rank]: offset for rank, offset in offsets.items()}, names[0])
-    rails = judge_all_rails({present[rank]: node.network for rank, node in nodes.items()}, config.cluster)
+    between = judge_between({present[rank]: node for rank, node in nodes.items()}, config.cluster)
     for name, own in findings.items():
-        own += [by_node[name] for by_node in (versions, clocks, rails) if name in by_node]
+        own += [by_node[name] for by_node in (*between, clocks) if name in by_node]
     # 3. Silent nodes, and measurements.
     for rank, name in names.items():
         if rank not in nodes:

@@ -62,6 +62,20 @@ def gpus_of_another_number(legal: Legal) -> Broken:
     return changes, "cluster.slurm.gres", "must have as many GPUs as cluster.gpus_per_node"
 
 
+def of_gpu(key: str, wrong: Sequence[Any], rule: str, device: str = "cuda") -> Callable[[Legal], Broken]:
+    """A wrong value of what the site's GPUs are."""
+
+    def broken(legal: Legal) -> Broken:
+        section = {"model": "H800", "power_limit_w": 700} | ({key: legal.pick(wrong)} if key else {})
+        changes = {
+            "cluster.device": device, "cluster.gpu_memory_gb": 80 if device == "cuda" else None,
+            "cluster.gpu": section,
+        }  # fmt: skip
+        return changes, f"cluster.gpu.{key}" if key else "cluster.gpu", rule
+
+    return broken
+
+
 def variable(
     key: str, name: str, wrong: Sequence[Any], broken_key: str, rule: str
 ) -> Callable[[Legal], Broken]:
@@ -181,6 +195,9 @@ CLUSTER_BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "an interface twice": of_cluster("fabric", "interface", ["'bond0,bond0'"], "must be named once"),
     "form of HCAs": of_cluster("fabric", "hcas.0", [["'mlx5_0:0'"]], "must consist of letters"),
     "an HCA twice": of_cluster("fabric", "hcas", [["mlx5_0", "'mlx5_0:1'"]], "must be named once"),
+    "GPU model": of_gpu("model", ["'H800; x'", "' H800'", "''", "'H800  SXM'"], "must be words of a product"),
+    "GPU power": of_gpu("power_limit_w", [0, -5], "must be positive"),
+    "GPUs of CPUs": of_gpu("", [], "is for GPUs, but cluster.device is cpu", device="cpu"),
     "least nodes": of_cluster("slurm", "min_nodes", [0, 999], "must lie within 1 to cluster.nodes"),
     "HCAs": of_cluster("fabric", "hcas", [[]], "must name a device"),
     "GID": of_cluster("fabric", "gid_index", ["third", -1, 256], "must be a row of the GID table"),

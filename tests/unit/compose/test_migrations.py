@@ -44,7 +44,7 @@ FILLED: dict[str, dict[str, Any]] = {
         "cluster.fabric.address_family": "ipv4",
     },
     "one_resume_rule": {"checkpoint.accept_changed_data": False, "checkpoint.accept_unsound": False},
-    "slurm_alone": {"cluster.kubernetes": None},
+    "slurm_alone": {"cluster.kubernetes": None, "cluster.gpu": None},
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""
 

@@ -53,7 +53,7 @@ def without_peer_memory(driver: str, kernel: str) -> Change:
     return change
 
 
-CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
+CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Mar  5 22:23:56 UTC 2024\n"
 OPEN = CLOSED.replace("UNIX x86_64 Kernel Module", "UNIX Open Kernel Module for x86_64")
 
 FAULTS = [

@@ -66,7 +66,7 @@ FAULTS = [
         BAD,
         ("8 x NVIDIA H800", "GPUs [3] are lost or require a reset", "--gpu-reset"),
     ),
-    Fault("few lanes", gpu(6, pcie__link__width__current="8"), "GPU PCIe lanes", BAD, ("GPU 6: 8 of 16",)),
+    Fault("few lanes", gpu(6, pcie__link__width__current="8"), "GPU PCIe link", BAD, ("lanes 8 of 16",)),
     Fault("MIG", gpu(2, mig__mode__current="Enabled"), "GPU modes", BAD, ("MIG is on for GPUs [2]",)),
     Fault(
         "hot",

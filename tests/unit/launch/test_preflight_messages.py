@@ -25,9 +25,9 @@ MEASURED = RankMeasurements(
 
 def test_records_travel_between_ranks(recorded: RecordedNode, config: Config) -> None:
     node = read_node(recorded.system, "node-1", config)
-    assert node.gpus
+    assert node.accelerators.gpus
     assert decode(encode(node), Node) == node
-    node.paths = Missing(reason="no GPU")
+    node.accelerators.paths = Missing(reason="no GPU")
     node.network.counters_after = Counters(
         uptime_s=3.5, counts={"mlx5_0": {"packet_seq_err": 2}}, unread={"mlx5_1": "no ethtool"}
     )

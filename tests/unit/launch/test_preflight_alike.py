@@ -1,0 +1,86 @@
+"""What nodes must have alike: names that lead to the same place, parts; and what a token dispatcher needs."""
+
+import pytest
+
+from k25_train.config.schema import Config
+from launch.preflight.dispatcher import Shmem, judge_dispatcher
+from launch.preflight.findings import Verdict
+from launch.preflight.names import Names, judge_names, read_names
+from launch.preflight.node import read_node
+from launch.preflight.system import Build
+from launch.preflight.traits import judge_traits
+from tests.helpers.node_faults import BAD, PASSED, SKIPPED, SO_SO, in_gpu
+from tests.helpers.recorded_node import RecordedNode
+
+
+def names(host: str, own: str, first: str = "10.0.0.10", reverse: str | None = None) -> Names:
+    """What a node resolves; the first node is called node-0."""
+    return Names(
+        host=host,
+        addresses=(own,) if own else (),
+        reverse=reverse,
+        first="node-0",
+        first_addresses=(first,) if first else (),
+    )
+
+
+def test_names_that_do_not_lead_where_they_should() -> None:
+    found = judge_names(
+        {
+            "sound": names("node-0", "10.0.0.10", reverse="node-0.example.org"),
+            "no reverse": names("node-1", "10.0.0.11"),
+            "another first": names("node-2", "10.0.0.12", first="10.9.9.9"),
+            "unknown first": names("node-3", "10.0.0.13", first=""),
+            "wrong back": names("node-4", "10.0.0.14", reverse="node-9"),
+            "shared": names("node-5", "10.0.0.11"),
+            "loopback": names("node-6", ""),
+            "same host": names("node-0", "10.0.0.10"),
+        }
+    )
+    verdicts = {node: one.verdict for node, one in found.items()}
+    assert verdicts == {
+        "sound": PASSED, "no reverse": SO_SO, "another first": BAD, "unknown first": BAD,
+        "wrong back": SO_SO, "shared": SO_SO, "loopback": SKIPPED, "same host": PASSED,
+    }  # fmt: skip
+    assert "node-0 is 10.9.9.9" in found["another first"].found and "10.0.0.10" in found["another first"].rule
+    assert "node-4 is 10.0.0.14, which is node-9" in found["wrong back"].found
+    assert "and so is node-1" in found["shared"].found
+    assert judge_names({"alone": names("node-0", "10.0.0.10")})["alone"].verdict is SKIPPED
+
+
+def test_only_names_are_resolved(recorded: RecordedNode) -> None:
+    """launch.slurm gives the first node's address, which needs no name."""
+    recorded.environment["MASTER_ADDR"] = "10.0.0.10"
+    assert read_names(recorded.system).first == ""
+    recorded.environment["MASTER_ADDR"] = "node-0"
+    assert read_names(recorded.system).first_addresses == ("10.0.0.10",)
+    recorded.known_names["node-1"] = ["127.0.1.1"]
+    assert read_names(recorded.system).addresses == ()
+
+
+def test_a_node_of_other_parts(recorded: RecordedNode, config: Config) -> None:
+    sound = read_node(recorded.system, "a", config).traits
+    assert set(sound) == {"CPUs", "memory", "GPUs", "GPU memory", "GPU power cap", "GPU clock", "NVLinks"}
+    in_gpu("nvidia-smi nvlink --status", 0, "26.562 GB/s", "<inactive>")(recorded)
+    odd = read_node(recorded.system, "b", config).traits
+    found = judge_traits(
+        {"a": sound, "b": odd, "c": sound, "d": sound | {"memory": "about 992 GiB"}, "e": {}}
+    )
+    assert [found[node].verdict for node in "abcde"] == [PASSED, BAD, PASSED, SO_SO, SKIPPED]
+    assert found["b"].found == "NVLinks 7 and 8" and found["b"].rule == "most nodes have NVLinks 8"
+
+
+@pytest.mark.parametrize(
+    ("shmem", "deep_ep", "verdict", "words"),
+    [
+        (Shmem(has_gdrcopy=True, maps_peers=True), "1.2.1", PASSED, "deep_ep 1.2.1"),
+        (Shmem(has_gdrcopy=True, maps_peers=True), None, BAD, "no deep_ep"),
+        (Shmem(has_gdrcopy=False, maps_peers=True), "1.2.1", SO_SO, "/dev/gdrdrv"),
+        (Shmem(has_gdrcopy=True, maps_peers=False), "1.2.1", SO_SO, "does not map peers"),
+    ],
+)
+def test_deepep_needs_more_than_nccl(shmem: Shmem, deep_ep: str | None, verdict: Verdict, words: str) -> None:
+    build = Build(cuda="13.0", nccl={}, nvshmem="3.4.5", deep_ep=deep_ep)
+    own = judge_dispatcher("flex", shmem, build)
+    assert own.verdict is verdict and words in own.found
+    assert judge_dispatcher("alltoall", shmem, build).verdict is SKIPPED
