@@ -18,6 +18,7 @@ usage: docker run IMAGE COMMAND [ARGUMENTS]
   dryrun       build every rank of a configuration without memory
   data         build, inspect and verify data sets
   preflight    check this node
+  status       what a run does
   submit       submit to SLURM; in an image mostly with --dry-run
   kubernetes   the same for Kubernetes
   revision     which code this image has
@@ -50,8 +51,8 @@ command=${1:-help}
 case $command in
     train) exec python -m launch.torchrun "$@" ;;
     rank) exec python -m k25_train.train "$@" ;;
-    eval | plan | dryrun | data | revision) exec python -m "k25_train.$command" "$@" ;;
-    preflight | kubernetes) exec python -m "launch.$command" "$@" ;;
+    eval | plan | dryrun | data) exec python -m "k25_train.$command" "$@" ;;
+    preflight | kubernetes | status | revision) exec python -m "launch.$command" "$@" ;;
     submit) exec python -m launch.slurm "$@" ;;
     self-test) exec "$code/docker/smoke.sh" "$@" ;;
     sbom) exec cat /usr/share/k25-train/sbom.spdx.json ;;

@@ -1,18 +1,14 @@
 """Which code this is: the commit of a checkout, or what was recorded where there is no git, as in an image.
 
-    python -m k25_train.revision                   prints it
-    python -m k25_train.revision --record TEXT     for the build of an image: writes REVISION next to the code
-
-REVISION has two lines: the revision, and a digest of the code as it was then, by which later changes are
-noticed. Only the standard library is used, since this also runs on nodes whose Python has nothing else.
+An image's build writes REVISION next to the code (`launch.revision`), with two lines: the revision, and a
+digest of the code as it was then, by which later changes are noticed. Only the standard library is used,
+since this also runs on nodes whose Python has nothing else.
 """
 
 import hashlib
 import subprocess
-import sys
 from pathlib import Path
 
-from k25_train.entry import run_command
 from k25_train.errors import ConfigError
 
 CODE = ("conf", "k25_train", "launch", "parallel")
@@ -71,19 +67,3 @@ def code_digest(checkout: Path) -> str:
                 digest.update(f"{path.relative_to(checkout).as_posix()}\0{len(content)}\0".encode())
                 digest.update(content)
     return f"sha256:{digest.hexdigest()}"
-
-
-def _run() -> None:
-    checkout = Path(__file__).resolve().parent.parent
-    if sys.argv[1:2] == ["--record"]:
-        record(checkout, " ".join(sys.argv[2:]))
-    print(code_version(checkout))
-
-
-def main() -> None:
-    """The command."""
-    run_command(_run)
-
-
-if __name__ == "__main__":
-    main()

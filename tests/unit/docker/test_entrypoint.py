@@ -43,9 +43,10 @@ MODULES = {
     "dryrun": "k25_train.dryrun",
     "data": "k25_train.data",
     "preflight": "launch.preflight",
+    "status": "launch.status",
     "submit": "launch.slurm",
     "kubernetes": "launch.kubernetes",
-    "revision": "k25_train.revision",
+    "revision": "launch.revision",
 }
 
 

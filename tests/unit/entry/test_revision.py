@@ -92,6 +92,6 @@ def test_names_are_part_of_the_digest(image: Path) -> None:
 
 
 def test_the_command_prints_it() -> None:
-    command = [sys.executable, "-m", "k25_train.revision"]
+    command = [sys.executable, "-m", "launch.revision"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == code_version(REPO)
