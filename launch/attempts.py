@@ -95,6 +95,8 @@ class Attempts:
         return self.patience.of(lambda: self._start(job_id, nodes, code))
 
     def _start(self, job_id: int, nodes: Sequence[str], code: str) -> Attempt:
+        # A file system that is not mounted at the moment must not get a run folder below its mount point.
+        os.stat(self.run)
         # Folders count, not records: on a full disk, a folder may exist without its record.
         number = max((int(path.name) for path in self.root.glob("*") if path.name.isdigit()), default=0) + 1
         attempt = Attempt(number=number, job_id=job_id, nodes=list(nodes), code=code)
@@ -121,6 +123,8 @@ class Attempts:
             self.patience.tell(f"the record of attempt {attempt.number} could not be written: {error}")
 
     def _write(self, attempt: Attempt) -> None:
+        os.stat(self.run)
+        self.folder(attempt).mkdir(parents=True, exist_ok=True)
         record = json.dumps(dataclasses.asdict(attempt), indent=1)
         write_atomically(self.folder(attempt) / RECORD, record + "\n")
 

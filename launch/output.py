@@ -21,6 +21,8 @@ CHECK_S = 1.0
 CHECK_OTHERS_S = 10.0
 """Seconds between looks at logs of other processes."""
 STREAMS = (1, 2)
+FAST = 2
+"""Multiple of the limit beyond which a log is shortened when it is continued: it grew by that between looks."""
 STUCK = 4
 """Multiple of the limit at which a log is cut from outside: its process holds Python's lock, or has ended and
 left the file to another."""
@@ -68,14 +70,18 @@ def continue_if_long(log: Path, limit_bytes: int) -> None:
     own = [stream for stream in long if any(_leads_to(stream, path) for path in family(log))]
     if not own:
         return
+    renamed: Path | None = None
     # Another process may share the file, and have been faster.
     if _leads_to(own[0], log):
-        first = log.with_name(log.name + FIRST)
-        os.rename(log, log.with_name(log.name + PREVIOUS) if first.exists() else first)
+        _, previous, first = family(log)
+        renamed = previous if first.exists() else first
+        os.rename(log, renamed)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in own:
         os.dup2(file, stream)
     os.close(file)
+    if renamed is not None:
+        cut(renamed, limit_bytes, FAST)
 
 
 def family(log: Path) -> list[Path]:
@@ -108,14 +114,15 @@ def _watch_others(logs: list[Path], limit_bytes: int) -> None:
                 cut(log, limit_bytes)
 
 
-def cut(log: Path, limit_bytes: int) -> None:
-    """Shorten a file that others append to: its beginning and end stay, each up to the limit.
+def cut(log: Path, limit_bytes: int, multiple: int = STUCK) -> None:
+    """Shorten a file of more than a multiple of the limit that others may append to: its beginning and end
+    stay, each up to the limit.
 
     For logs of programs that cannot continue in a new file; lines that come in this moment may be lost.
     """
     with log.open("r+b") as file:
         size_bytes = file.seek(0, os.SEEK_END)
-        if size_bytes <= STUCK * limit_bytes:
+        if size_bytes <= multiple * limit_bytes:
             return
         file.seek(size_bytes - limit_bytes)
         end = file.read()

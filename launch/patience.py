@@ -118,7 +118,8 @@ def describe(error: OSError, run: Path) -> str:
 
 def check_room(run: Path, needed_bytes: int) -> None:
     """Raise OSError unless the run folder can be written and has room for `needed_bytes` more."""
-    probe = run / f".probe.{os.getpid()}"
+    # The same name each time: one that a kill left is overwritten.
+    probe = run / ".probe"
     try:
         with probe.open("wb") as file:
             file.write(bytes(PROBE_BYTES))

@@ -44,7 +44,8 @@ class RunFolderRoom:
         return max(one_bytes, wanted * one_bytes - bytes_in(self.run / "checkpoints"))
 
     def judged(self, ended: Attempt, attempts: Attempts) -> Attempt:
-        """The record of an attempt that failed, with another outcome if it did so for want of room."""
+        """The record of an attempt that failed, with another outcome and reason if it did so for want of room:
+        no node is to blame for that."""
         if ended.outcome != Outcome.failed:
             return ended
         try:
@@ -54,7 +55,7 @@ class RunFolderRoom:
             trouble = str(error)
         if not trouble:
             return ended
-        return dataclasses.replace(ended, outcome=Outcome.no_room, reason=f"{ended.reason}; {trouble}")
+        return dataclasses.replace(ended, outcome=Outcome.no_room, reason=trouble)
 
 
 def bytes_in(folder: Path) -> int:

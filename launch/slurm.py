@@ -43,8 +43,9 @@ from launch.submission import SCRIPT, SUPERVISOR_LOG, Submission
 CHECKOUT = Path(__file__).resolve().parents[1]
 MAX_RESTARTS = 3
 """Default of --max-restarts."""
-MAX_LOG_MIB = 16
-"""Default of --max-log-mib: with 4,096 ranks, an attempt leaves at most 200 GB."""
+MAX_LOG_MIB = 8
+"""Default of --max-log-mib. A log and what came before it take at most five times that: 4,096 ranks that flood
+theirs leave 170 GB."""
 STOP_SHARE = 0.8
 """Share of `cluster.slurm.stop_before_end_s` that ranks may take to stop; the rest is for requeueing."""
 

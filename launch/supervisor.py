@@ -160,14 +160,15 @@ class Supervisor:
             first_to_fail=None if unfit else self.attempts.first_to_fail(attempt),
             unfit=unfit,
         )
-        # Who ended it? Keep that, and which nodes to avoid.
+        # Was it the run folder, or else who? Keep that, and which nodes to avoid.
+        ended = self.room.judged(ended, self.attempts)
         ended = self.aftermath.judged(ended, history, lost, silent_start)
         ended = dataclasses.replace(ended, reason=self._describe(ended, status, progress.last, lost))
         self.unfit |= unfit.keys()
-        if outcome is Outcome.failed and self.submission.preflight and not self.attempts.has_report(attempt):
+        is_failed = ended.outcome == Outcome.failed
+        if is_failed and self.submission.preflight and not self.attempts.has_report(attempt):
             # The first node writes the report, so it is the likely culprit.
             self.unfit.add(attempt.nodes[0])
-        ended = self.room.judged(ended, self.attempts)
         self.attempts.write(ended)
         return ended
 
@@ -176,6 +177,8 @@ class Supervisor:
         where = f"at step {last_step} of {self.submission.num_steps}"
         if ended.outcome == Outcome.unfit:
             return "preflight failed on " + ", ".join(f"{node} ({why})" for node, why in ended.unfit.items())
+        if ended.outcome == Outcome.no_room:
+            return f"{where}: {ended.reason}"
         if ended.outcome == Outcome.node_lost:
             return f"{where}, as {', '.join(f'{node} is {state}' for node, state in lost.items())}"
         if ended.outcome == Outcome.stopped:

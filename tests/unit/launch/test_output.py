@@ -70,6 +70,21 @@ def test_the_beginning_and_the_newest_lines_of_a_flood_stay(tmp_path: Path) -> N
     assert sum(path.stat().st_size for path in family(log)) < 10 * limit_bytes
 
 
+def test_a_flood_between_two_looks_is_shortened(tmp_path: Path) -> None:
+    log = tmp_path / "rank_0.log"
+    before = [os.dup(stream) for stream in (1, 2)]
+    try:
+        output.redirect(log)
+        os.write(1, b"the first error\n" + b"x" * 100_000 + b"\nthe last line\n")
+        output.continue_if_long(log, 1_000)
+    finally:
+        for stream, was in zip((1, 2), before, strict=True):
+            os.dup2(was, stream)
+            os.close(was)
+    text = family(log)[2].read_bytes()
+    assert len(text) < 2_200 and text.startswith(b"the first error\n") and text.endswith(b"\nthe last line\n")
+
+
 def test_processes_may_share_a_log(tmp_path: Path) -> None:
     log = tmp_path / "node_n1.log"
     talkers = [talk(log, 30_000, 1_500, name) for name in "ab"]
