@@ -22,7 +22,7 @@ CHECK_OTHERS_S = 10.0
 """Seconds between looks at logs of other processes."""
 STREAMS = (1, 2)
 FAST = 2
-"""Multiple of the limit beyond which a log is shortened when it is continued: it grew by that between looks."""
+"""Multiple of the limit beyond which a log is shortened when it is continued: it grew so much in between."""
 STUCK = 4
 """Multiple of the limit at which a log is cut from outside: its process holds Python's lock, or has ended and
 left the file to another."""

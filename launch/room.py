@@ -44,8 +44,10 @@ class RunFolderRoom:
         return max(one_bytes, wanted * one_bytes - bytes_in(self.run / "checkpoints"))
 
     def judged(self, ended: Attempt, attempts: Attempts) -> Attempt:
-        """The record of an attempt that failed, with another outcome and reason if it did so for want of room:
-        no node is to blame for that."""
+        """The record of an attempt that failed, with another outcome and reason if it did for want of room.
+
+        No node is to blame for that.
+        """
         if ended.outcome != Outcome.failed:
             return ended
         try:

@@ -44,8 +44,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 MAX_RESTARTS = 3
 """Default of --max-restarts."""
 MAX_LOG_MIB = 8
-"""Default of --max-log-mib. A log and what came before it take at most five times that: 4,096 ranks that flood
-theirs leave 170 GB."""
+"""Default of --max-log-mib. A log and what came before it take at most five times that: 4,096 ranks that
+flood theirs leave 170 GB."""
 STOP_SHARE = 0.8
 """Share of `cluster.slurm.stop_before_end_s` that ranks may take to stop; the rest is for requeueing."""
 

@@ -14,6 +14,7 @@ import pytest
 import k25_train.plan.__main__ as plan
 import launch.preflight.__main__ as preflight
 import launch.slurm as slurm
+import launch.status.__main__ as status
 import launch.torchrun as torchrun
 from k25_train import eval as evaluate
 from k25_train import train
@@ -74,6 +75,7 @@ PRINTING: dict[str, tuple[Main, list[str]]] = {
     "inspect": (data.main, ["inspect", "TINY", "--show", "1"]),
     "verify": (data.main, ["verify", "TINY"]),
     "data's help": (data.main, ["--help"]),
+    "status's help": (status.main, ["--help"]),
     "submission": (slurm.main, [*FOLDERS, "--dry-run"]),
     "submission's help": (slurm.main, ["--help", "--dry-run"]),
 }
@@ -161,6 +163,9 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (rank.main, [FOLDER], "RANK is not set"),
     (preflight_rank.main, [], "0 arguments were given"),
     (rendezvous.main, [], "0 arguments were given, expected FIRST_PORT"),
+    (status.main, [FILE], "FILE: is not the folder of a run"),
+    (status.main, [FOLDER], "FOLDER: is not the folder of a run"),
+    (status.main, [LOOP, "--json"], "LOOP: is not the folder of a run"),
     (torchrun.main, [SMALL, "--node", "7", "--first-node", "h"], "--node 7"),
 ]
 
