@@ -14,6 +14,7 @@ from k25_train.errors import ConfigError
 from launch.attempts import TAIL_BYTES, Attempts, Progress
 from launch.history import Outcome
 from launch.node import end_leftovers
+from launch.old_logs import KEPT, remove_old_logs
 from launch.preflight.findings import failed, passed, warned
 from launch.preflight.report import write_report
 from launch.scheduler import first_to_fail, last_json
@@ -64,6 +65,25 @@ def test_what_is_saved_is_the_newest_sound_checkpoint(tmp_path: Path) -> None:
     attempts.start(7, ["n1"], "abc")
     attempts.close_vanished()
     assert [attempt.saved for attempt in attempts.history()] == [10]
+
+
+def test_old_logs_of_attempts_that_were_stopped_go_and_nothing_else(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    for number in range(1, KEPT + 4):
+        attempt = attempts.start(7, ["n1"], "abc")
+        for name in ("rank_0.log", "rank_0.log.first", "node_n1.log"):
+            (attempts.folder(attempt) / name).write_text("x")
+        attempts.write(dataclasses.replace(attempt, outcome="failed" if number == 2 else "stopped"))
+    remove_old_logs(attempts.root, attempts.history())
+    left = {
+        folder.name: {path.name for path in folder.glob("*.log*")}
+        for folder in attempts.root.iterdir()
+        if not folder.is_symlink()
+    }
+    everything = {"rank_0.log", "rank_0.log.first", "node_n1.log", "srun.log"}
+    assert left.pop("1") == left.pop("3") == {"node_n1.log", "srun.log"}
+    assert set(map(frozenset, left.values())) == {frozenset(everything)}
+    assert len(attempts.history()) == KEPT + 3
 
 
 def test_facts_of_another_version_are_reported(tmp_path: Path) -> None:
