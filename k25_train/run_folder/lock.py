@@ -152,6 +152,12 @@ def check_over(run: Path, link: Link, within_job: int | None, job_state: JobStat
 def in_use(run: Path, holder: Holder) -> LockedError:
     """The error of whoever comes second."""
     assert holder.process is not None
+    if holder.job_id is not None:
+        # A signal to one of its ranks would send the job back to the queue.
+        return LockedError(
+            f"run.dir={run} belongs to job {holder.job_id}, in which it is in use by {holder.describe()}: follow "
+            f"that job, end it with `scancel {holder.job_id}`, or choose another run.dir"
+        )
     stop = f"`kill {holder.process.pid}` on {holder.process.host}"
     return LockedError(
         f"run.dir={run} is in use by {holder.describe()}: wait for its end, have it save and stop ({stop}), "
