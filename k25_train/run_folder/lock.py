@@ -155,8 +155,8 @@ def in_use(run: Path, holder: Holder) -> LockedError:
     if holder.job_id is not None:
         # A signal to one of its ranks would send the job back to the queue.
         return LockedError(
-            f"run.dir={run} belongs to job {holder.job_id}, in which it is in use by {holder.describe()}: follow "
-            f"that job, end it with `scancel {holder.job_id}`, or choose another run.dir"
+            f"run.dir={run} belongs to job {holder.job_id}, in which it is in use by {holder.describe()}: "
+            f"follow that job, end it with `scancel {holder.job_id}`, or choose another run.dir"
         )
     stop = f"`kill {holder.process.pid}` on {holder.process.host}"
     return LockedError(
