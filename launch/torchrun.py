@@ -93,6 +93,11 @@ def _run() -> int:
     parser.add_argument("--preflight", action="store_true", help="check the nodes instead of training")
     arguments = read_arguments(parser)
     module = "launch.preflight" if arguments.preflight else "k25_train.train"
+    if arguments.node is not None:
+        # Reading the configuration takes seconds, on a cold file system more.
+        network.say(
+            f"node {arguments.node} starts on {network.own_name()}, the first is {arguments.first_node}"
+        )
     # Imported late: launch.node uses `torchrun` on nodes that have the standard library only.
     from k25_train.compose.resolve import compose
 

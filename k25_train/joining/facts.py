@@ -21,7 +21,8 @@ from k25_train.joining.variables import shown, variable_facts
 from k25_train.revision import code_version
 
 CONFIGURATION = Kind(
-    "configuration", "give every node the same settings on its command line, and the same conf/ or file"
+    "configuration",
+    "give every node the same settings on its command line, paths from the root on, and the same conf/",
 )
 CODE = Kind(
     "code",

@@ -124,9 +124,9 @@ def tokens(folder: Path, holder_id: str) -> Path:
     return folder / f"{TOKENS}{holder_id}"
 
 
-def remove_tokens(run: Path) -> None:
+def remove_tokens(run: Path, holder_id: str = "*") -> None:
     """Remove what nodes left, in this start or an earlier one; for rank 0, which holds the folder."""
-    for pattern in (f"{TOKENS}*", f"*/{TOKENS}*"):
+    for pattern in (f"{TOKENS}{holder_id}", f"*/{TOKENS}{holder_id}"):
         for folder in run.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -117,6 +117,17 @@ class Coordinator:
             return False
         return self.store.get(key) == b"True"
 
+    def share[T](self, phase: str, value: T | None, kind: type[T], timeout_s: float) -> T | None:
+        """Rank 0 shares `value`; the others pass None and get it, or None if it is late or no `kind`."""
+        if self.is_first:
+            self.store.set(phase, encode(value))
+            return value
+        try:
+            self.store.wait([phase], datetime.timedelta(seconds=timeout_s))
+            return decode(self.store.get(phase), kind)
+        except (dist.DistStoreError, MessageError):
+            return None
+
     def leave(self, timeout_s: float) -> None:
         """Leave together: the others wait for rank 0, and rank 0 for them, since it may host the store."""
         if self.is_first:

@@ -22,7 +22,9 @@ from launch.preflight.node import Node, judge_node, read_after_load, read_node, 
 from launch.preflight.path_mtu import answering, rails_of, try_paths
 from launch.preflight.rank import Fault, RankMeasurements
 from launch.preflight.reach import listening
-from launch.preflight.report import print_report, summary, write_report
+from launch.preflight.report import plain, print_report, summary, write_report
+from launch.preflight.same_job import compare_job
+from launch.preflight.shared_folder import try_shared_folder
 from launch.preflight.system import System
 from launch.preflight.transports import recorded_log
 
@@ -58,7 +60,12 @@ def run_preflight(
     # 2. Compare clocks, measure devices and connections, and read the nodes' counters again.
     offsets: dict[int, Offset | None] = {}
     measured: dict[int, RankMeasurements] = {}
+    together: dict[int, list[Finding]] = {}
     if goes_on:
+        together = compare_job(config, coordinator, host)
+        if coordinator.is_node_leader:
+            for leader, own in try_shared_folder(config, coordinator).items():
+                together[leader] += own
         if coordinator.is_first:
             offsets = coordinator.measure_clocks(measure.ANSWER_TIMEOUT_S)
         elif coordinator.is_node_leader:
@@ -73,7 +80,7 @@ def run_preflight(
         return True
     if goes_on:
         nodes |= coordinator.collect("node after", coordinator.node_leaders, Node, NODE_TIMEOUT_S)
-    findings = judge(config, coordinator, nodes, measured if goes_on else None, offsets)
+    findings = judge(config, coordinator, nodes, measured if goes_on else None, offsets, together)
     # Written before it is printed: a supervisor reads the file, whatever becomes of the terminal. And printed
     # where it cannot be written.
     try:
@@ -169,6 +176,7 @@ def judge(
     nodes: Mapping[int, Node],
     measured: Mapping[int, RankMeasurements] | None,
     offsets: Mapping[int, Offset | None],
+    together: Mapping[int, Sequence[Finding]],
 ) -> dict[str, list[Finding]]:
     """Node -> all its findings.
 
@@ -178,6 +186,7 @@ def judge(
         nodes: node leader -> what it read; without silent nodes.
         measured: rank -> measurements; None if nothing was measured because nodes are silent.
         offsets: node leader -> clock offset.
+        together: node leader -> what nodes found out with each other; empty if nodes are silent.
     """
     # 1. Each node on its own.
     names = node_names(nodes, coordinator)
@@ -189,6 +198,8 @@ def judge(
     between = judge_between({present[rank]: node for rank, node in nodes.items()}, config.cluster)
     for name, own in findings.items():
         own += [by_node[name] for by_node in (*between, clocks) if name in by_node]
+    for rank, own_findings in together.items():
+        findings[names[rank]] += own_findings
     # 3. Silent nodes, and measurements.
     for rank, name in names.items():
         if rank not in nodes:
@@ -224,21 +235,12 @@ def _facts(
     names = node_names(nodes, coordinator)
     return {
         names[rank]: {
-            "read": _plain(asdict(node)),
+            "read": plain(asdict(node)),
             "measured": {
-                str(other): _plain(asdict(own))
+                str(other): plain(asdict(own))
                 for other, own in measured.items()
                 if coordinator.leader_of(other) == rank
             },
         }
         for rank, node in nodes.items()
     }
-
-
-def _plain(value: Any) -> Any:
-    """`value` with mappings and sequences as JSON's types."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value

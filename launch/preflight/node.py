@@ -1,10 +1,6 @@
 """One node: everything that is read from it, and the verdicts that need no other node."""
 
-import hashlib
-import platform
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from k25_train.config.schema import Config
@@ -24,10 +20,6 @@ from launch.preflight.machine import Machine, judge_machine, read_machine
 from launch.preflight.network import Network, judge_network, read_network, read_network_after_load
 from launch.preflight.system import Missing, System
 from launch.preflight.traits import read_traits
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "megatron-core", "emerging-optimizers", "transformer-engine", "nvidia-nccl-cu13")
-"""Distributions that must have the same version on all nodes."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,13 +68,8 @@ def read_under_load(system: System, node: Node) -> None:
 
 
 def read_versions(system: System, accelerators: Accelerators, hcas: list[Hca]) -> dict[str, str]:
-    """Versions that should be the same on all nodes: code, packages, driver, kernel, firmware."""
-    versions = {"code": code_digest(), "Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
+    """Versions of what Python does not see, and should be the same on all nodes: driver, firmware, kernel."""
+    versions: dict[str, str] = {}
     if not isinstance(accelerators.gpus, Missing):
         versions["GPU driver"] = ", ".join(sorted({gpu.driver for gpu in accelerators.gpus}))
     versions["CUDA"] = accelerators.driver.build.cuda or "none"
@@ -90,17 +77,6 @@ def read_versions(system: System, accelerators: Accelerators, hcas: list[Hca]) -
         versions["card firmware"] = ", ".join(sorted({hca.firmware for hca in hcas}))
     versions["kernel"] = system.read("proc/sys/kernel/osrelease") or "unknown"
     return versions
-
-
-@cache
-def code_digest() -> str:
-    """Hash of this project's modules and YAML files, which should be the same on all nodes."""
-    digest = hashlib.sha256()
-    for folder in ("k25_train", "parallel", "launch", "conf"):
-        for path in sorted((CHECKOUT / folder).rglob("*")):
-            if path.suffix in (".py", ".yaml"):
-                digest.update(str(path.relative_to(CHECKOUT)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def judge_node(node: Node, config: Config, one_bytes: int) -> list[Finding]:

@@ -90,6 +90,15 @@ def write_report(folder: Path, nodes: Findings, facts: Mapping[str, Any]) -> Pat
     return path
 
 
+def plain(value: Any) -> Any:
+    """`value` with mappings and sequences as JSON's types."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
+
+
 def _add_row(table: Table, check: str, verdict: Verdict, nodes: str, text: str) -> None:
     word, style = STYLES[verdict]
     table.add_row(check, Text(word, style), nodes, Text(text))

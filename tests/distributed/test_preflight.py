@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import subprocess
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +42,8 @@ class Trouble:
     """Whether it hangs in its third exchange."""
     cannot_compute: bool = False
     """Whether its device fails."""
+    other_job: bool = False
+    """Whether its node has another learning rate, and a disk of its own for checkpoints."""
 
 
 def config_of(folder: Path, world_size: int, ep: int) -> Config:
@@ -60,6 +64,11 @@ def preflight(context: RankContext, config: Config, trouble: Trouble) -> tuple[b
     measure.LOADS["cpu"] = replace(measure.LOADS["cpu"], seconds=0.05, message_bytes=2**16)
     if context.rank == trouble.rank:
         afflict(trouble, Path(config.run.dir))
+    if trouble.other_job and context.rank // RANKS_PER_NODE == trouble.rank // RANKS_PER_NODE:
+        config = replace(config, optim=replace(config.optim, lr=1.0))
+        os.unshare(os.CLONE_NEWNS)
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "none", f"{config.run.dir}/checkpoints"], check=True)
     shown = io.StringIO()
     host = f"node-{context.rank // RANKS_PER_NODE}"
     console, folder = Console(file=shown, width=200), Path(config.run.dir)
@@ -116,6 +125,11 @@ def test_the_groups_of_training_are_measured(world_size: int, ep: int, tmp_path:
         assert node["measurement"]["verdict"] == "passed"
         assert node["versions"]["verdict"] == "passed"
         assert node["clock"]["verdict"] == "passed"
+        for check in ("configuration", "code", "packages", "environment", "shared folder"):
+            assert node[check]["verdict"] == "passed", node[check]
+        assert "what each node writes is read on the others" in node["shared folder"]["found"]
+        assert re.fullmatch(r"writes [\d.e+-]+ GB/s, reads .* GB/s", node["speed of the run folder"]["found"])
+    assert [path.name for path in tmp_path.iterdir()] == ["preflight.json"]
     report = json.loads((tmp_path / "preflight.json").read_text())
     ranks = {rank: one for own in report["nodes"].values() for rank, one in own["facts"]["measured"].items()}
     met = {tuple(link["pair"]) for one in ranks.values() for link in one["links"]}
@@ -123,11 +137,30 @@ def test_the_groups_of_training_are_measured(world_size: int, ep: int, tmp_path:
     assert met == {(a, b) for a, b in pairs if a // ep == b // ep or b - a == world_size // 2}
 
 
-def test_a_slow_rank_is_named_with_its_node(tmp_path: Path) -> None:
-    run_ranks(preflight, 8, config_of(tmp_path, 8, ep=4), Trouble(rank=5, delay_s=0.3))
+def test_a_slow_rank_and_a_node_of_another_job_are_named(tmp_path: Path) -> None:
+    """One has other settings, as at the start of a run, and would write into a folder of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    (tmp_path / "checkpoints").mkdir()
+    results = run_ranks(
+        preflight, 8, config_of(tmp_path, 8, ep=4), Trouble(rank=5, delay_s=0.3, other_job=True)
+    )
+    assert not results[0][0]
     found = findings_of(tmp_path)
     assert found["node-1"]["connections"]["verdict"] == "warned"
     assert "rank 5: at best" in found["node-1"]["connections"]["found"]
+    text = found["node-1"]["configuration"]["found"]
+    assert re.search(
+        r"optim.lr: .* on node 0 \(host node-0, ranks 0-3\), 1.0 on node 1 \(host node-1, ra", text
+    )
+    assert found["node-1"]["shared folder"]["found"].endswith(
+        "checkpoints/: does not see what rank 0 has written there"
+    )
+    assert {found["node-1"][check]["verdict"] for check in ("configuration", "shared folder")} == {"failed"}
+    assert (
+        found["node-0"]["configuration"]["verdict"] == found["node-0"]["shared folder"]["verdict"] == "passed"
+    )
+    assert found["node-0"]["speed of the run folder"]["verdict"] == "skipped"
 
 
 def test_a_rank_that_does_not_continue_is_named(tmp_path: Path) -> None:
