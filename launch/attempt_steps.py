@@ -13,6 +13,7 @@ from launch.attempts import Attempts
 from launch.comment import JobComment
 from launch.history import Attempt
 from launch.output import log
+from launch.step_creation import until_created
 from launch.step_log import StepLog
 from launch.submission import Submission
 
@@ -67,17 +68,23 @@ class AttemptSteps:
         """
         self.comment.say(f"attempt {attempt.number}: nodes are checked")
         srun_log, folder = self.attempts.preflight_log(attempt), self.attempts.folder(attempt)
-        rendezvous = self._find_rendezvous(attempt, srun_log)
-        with srun_log.open("a", encoding="utf-8") as output:
-            command = srun.preflight(self.submission, folder, attempt.nodes, rendezvous)
-            step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-            status = self._watch_preflight(step, attempt)
+        status = until_created(lambda: self._preflight(attempt, srun_log, folder), srun_log, self._is_over)
         unfit = self.attempts.unfit(attempt)
         if unfit is None:
             log(f"preflight ended with status {status} and without a report, see {folder}/preflight*.log")
             return {}, status or 1
         log(f"preflight: {len(attempt.nodes) - len(unfit)} of {len(attempt.nodes)} nodes passed")
         return unfit, 0
+
+    def _preflight(self, attempt: Attempt, srun_log: Path, folder: Path) -> int:
+        rendezvous = self._find_rendezvous(attempt, srun_log)
+        with srun_log.open("a", encoding="utf-8") as output:
+            command = srun.preflight(self.submission, folder, attempt.nodes, rendezvous)
+            step = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            return self._watch_preflight(step, attempt)
+
+    def _is_over(self) -> bool:
+        return self.stop.signal is not None
 
     def train(self, attempt: Attempt) -> int:
         """Run the ranks and return srun's exit status.
@@ -87,6 +94,9 @@ class AttemptSteps:
         """
         self.comment.say(f"attempt {attempt.number} trains", with_progress=True)
         srun_log = self.attempts.srun_log(attempt)
+        return until_created(lambda: self._train(attempt, srun_log), srun_log, self._is_over)
+
+    def _train(self, attempt: Attempt, srun_log: Path) -> int:
         rendezvous = self._find_rendezvous(attempt, srun_log)
         with srun_log.open("a", encoding="utf-8") as output:
             command = srun.training(self.submission, attempt.number, attempt.nodes, rendezvous)
@@ -94,9 +104,7 @@ class AttemptSteps:
             return self._watch_training(step, StepLog(srun_log, self.submission.max_log_bytes))
 
     def _find_rendezvous(self, attempt: Attempt, srun_log: Path) -> tuple[str, str]:
-        return srun.find_rendezvous(
-            self.submission, attempt.nodes[0], srun_log, is_over=lambda: self.stop.signal is not None
-        )
+        return srun.find_rendezvous(self.submission, attempt.nodes[0], srun_log, self._is_over)
 
     def _watch_preflight(self, step: "subprocess.Popen[bytes]", attempt: Attempt) -> int:
         """srun's exit status; past its deadline, the step gets SIGTERM and `STEP_END_S` later SIGKILL."""
