@@ -57,7 +57,7 @@ def _ask(scene: Scene, *, command: list[str]) -> None:
 def time_limit_shortened(rng: random.Random) -> Plan:
     """The job's time is nearly over: it saves before. A rank is held until SLURM looks at time limits."""
     return Plan(
-        text="TimeLimit=2",
+        text="TimeLimit in two minutes",
         strike=_shorten,
         expected=Expected(outcomes=SAVED, told=("SIGUSR1",), max_steps_lost=0, max_attempts=4),
         step=draw_step(rng),
@@ -68,8 +68,10 @@ def time_limit_shortened(rng: random.Random) -> Plan:
 def _shorten(scene: Scene) -> None:
     with scene.held(scene.node_of(1)):
         scene.note(None)
-        # Over in a minute or two, and enough for the next attempt.
-        scene.cluster.ask("scontrol", "update", f"JobId={scene.job_id}", "TimeLimit=2")
+        # Over in a minute or two, and then enough for the next attempt.
+        elapsed = scene.cluster.ask("squeue", "--noheader", f"--jobs={scene.job_id}", "--format=%M")
+        limit_min = int(elapsed.strip().split(":")[-2]) + 2
+        scene.cluster.ask("scontrol", "update", f"JobId={scene.job_id}", f"TimeLimit={limit_min}")
         scene.wait_until(lambda: "SIGUSR1" in scene.run.log)
         scene.cluster.ask("scontrol", "update", f"JobId={scene.job_id}", "TimeLimit=60")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,8 @@ def disturb(scene: Scene, plan: Plan) -> list[str]:
             else:
                 scene.wait_for_step(step, number)
             plan.strike(scene)
-    except MissedError as error:
-        return [str(error)]
+    except (MissedError, AssertionError, subprocess.SubprocessError) as error:
+        return [f"the disturbance failed: {error}"]
     return []
 
 
@@ -98,7 +99,7 @@ def recover(scene: Scene, plan: Plan) -> str | None:
             scene.follow(scene.submit_again())
             scene.wait_for_end()
         plan.finish(scene)
-    except MissedError as error:
+    except (MissedError, AssertionError, subprocess.SubprocessError) as error:
         scene.more.append(str(error))
     return needed_in
 
