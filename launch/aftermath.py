@@ -67,6 +67,42 @@ class Aftermath:
         )
         return damaged.name
 
+    def in_words(
+        self,
+        ended: Attempt,
+        *,
+        status: int,
+        last_step: int | None,
+        lost: Mapping[str, str],
+        requested_by: str,
+    ) -> str:
+        """How an attempt ended.
+
+        Args:
+            ended: the record, with its outcome and who is to blame.
+            status: srun's exit status.
+            last_step: of the metrics.
+            lost: node -> SLURM's state, of its nodes that are no longer usable.
+            requested_by: the signal that asked it to stop, if one did.
+        """
+        where = f"at step {last_step} of {self.submission.num_steps}"
+        if ended.outcome == Outcome.unfit:
+            return "preflight failed on " + ", ".join(f"{node} ({why})" for node, why in ended.unfit.items())
+        if ended.outcome == Outcome.no_room:
+            return f"{where}: {ended.reason}"
+        if ended.outcome == Outcome.node_lost:
+            return f"{where}, as {', '.join(f'{node} is {state}' for node, state in lost.items())}"
+        if ended.outcome == Outcome.stopped:
+            return f"{where}, requested by {requested_by}"
+        if ended.outcome == Outcome.failed:
+            blame = ended.blame or Verdict()
+            logs = "srun.log" if blame.node is None else f"node_{blame.node}.log"
+            logs = logs if blame.rank is None else f"rank_{blame.rank}.log and {logs}"
+            if self.submission.preflight and not self.attempts.has_report(ended):
+                logs = "preflight.log and preflight_srun.log"
+            return f"{where}, srun ended with status {status}: {blame.reason}; see {logs}"
+        return where
+
     def without(
         self, history: Sequence[Attempt], nodes: Sequence[str], sound: Collection[str]
     ) -> dict[str, str]:

@@ -4,32 +4,19 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from launch import scheduler
 from launch.blame.verdict import Verdict
 from launch.history import Attempt, Outcome
+from launch.old_logs import remove_old_logs
 from launch.patience import Patience, UnwritableError
+from launch.progress import Progress, progress_of, stamp_of
 from launch.submission import write_atomically
 
 RECORD, LATEST, PREFLIGHT = "attempt.json", "latest", "preflight.json"
-TAIL_BYTES = 1 << 20
-"""Bytes of the metrics that are read at a time, from the end: more than two rows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far the metrics say that a run has come."""
-
-    last: int | None = None
-    """Step of the last row; None if there is none."""
-    sound: int | None = None
-    """Last step whose loss and gradient were finite, or the evaluation at step 0; None if there is none."""
-    skipped: int = 0
-    """Rows after it: steps that changed no weight, since their gradient was not finite."""
+METRICS = "metrics.jsonl"
 
 
 class Attempts:
@@ -43,6 +30,7 @@ class Attempts:
         self.patience = patience or Patience(run)
         self._unwritten: dict[int, Attempt] = {}
         """Number -> record that the folder did not take yet."""
+        self._damaged: set[Path] = set()
 
     def folder(self, attempt: Attempt) -> Path:
         """The folder of an attempt's record and logs."""
@@ -82,10 +70,21 @@ class Attempts:
         return [found[number] for number in sorted(found)]
 
     def _read(self) -> list[Attempt]:
-        records = self.root.glob(f"*/{RECORD}")
-        return [
-            parse_record(path.read_text(encoding="utf-8")) for path in records if not path.parent.is_symlink()
-        ]
+        found = []
+        for path in self.root.glob(f"*/{RECORD}"):
+            if path.parent.is_symlink():
+                continue
+            try:
+                found.append(parse_record(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError, AttributeError) as error:
+                self._pass_over(path, error)
+        return found
+
+    def _pass_over(self, path: Path, error: Exception) -> None:
+        """Tell once that a record is damaged: the run goes on without it."""
+        if path not in self._damaged:
+            self._damaged.add(path)
+            self.patience.tell(f"{path}: is damaged and passed over ({error})")
 
     def start(self, job_id: int, nodes: Sequence[str], code: str) -> Attempt:
         """Create a new attempt with its folder, and point `latest` to it.
@@ -152,6 +151,7 @@ class Attempts:
                 )
                 self.write(ended)
                 vanished.append(ended)
+        remove_old_logs(self.root, self.history())
         return vanished
 
     def first_to_fail(self, attempt: Attempt) -> str | None:
@@ -162,14 +162,7 @@ class Attempts:
 
     def metrics_stamp(self) -> tuple[int, int] | None:
         """Modification time and size of the metrics file; None if it does not exist."""
-        return self.patience.of(self._stamp_metrics)
-
-    def _stamp_metrics(self) -> tuple[int, int] | None:
-        try:
-            status = (self.run / "metrics.jsonl").stat()
-        except FileNotFoundError:
-            return None
-        return status.st_mtime_ns, status.st_size
+        return self.patience.of(lambda: stamp_of(self.run / METRICS))
 
     def saved_step(self) -> int | None:
         """Step of the newest sound checkpoint, 0 if there is none; None if that cannot be seen.
@@ -197,37 +190,7 @@ class Attempts:
 
     def progress(self) -> Progress:
         """How far the run has come. Skipped steps are no progress, however many there are."""
-        return self.patience.of(self._progress)
-
-    def _progress(self) -> Progress:
-        last, skipped = None, 0
-        for row in self._rows_from_the_end():
-            last = row["step"] if last is None else last
-            if is_sound(row):
-                return Progress(last=last, sound=row["step"], skipped=skipped)
-            skipped += 1
-        return Progress(last=last, skipped=skipped)
-
-    def _rows_from_the_end(self) -> Iterator[dict[str, Any]]:
-        """Complete rows of the metrics, last one first; what is no row is passed over."""
-        try:
-            file = (self.run / "metrics.jsonl").open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            # The end of the file that is no complete line, then the beginning of a line read in part.
-            end, rest, is_last = file.seek(0, os.SEEK_END), b"", True
-            while end > 0:
-                start = max(0, end - TAIL_BYTES)
-                file.seek(start)
-                first, *lines = (file.read(end - start) + rest).split(b"\n")
-                if is_last and lines:
-                    lines.pop()
-                    is_last = False
-                rest, end = first, start
-                yield from filter(None, map(parse_row, reversed(lines)))
-            if not is_last:
-                yield from filter(None, [parse_row(rest)])
+        return self.patience.of(lambda: progress_of(self.run / METRICS))
 
 
 def parse_record(text: str) -> Attempt:
@@ -235,21 +198,6 @@ def parse_record(text: str) -> Attempt:
     values = json.loads(text)
     blame = values.pop("blame", None)
     return Attempt(**values, blame=None if blame is None else Verdict(**blame))
-
-
-def parse_row(line: bytes) -> dict[str, Any] | None:
-    """A row of the metrics; None if the line is not one."""
-    try:
-        row = json.loads(line)
-        return row if isinstance(row["step"], int) else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def is_sound(row: dict[str, Any]) -> bool:
-    """Whether a step has changed the weights as it should; null is what the metrics have for NaN and
-    infinity."""
-    return row.get("loss", 0.0) is not None and row.get("grad_norm", 0.0) is not None
 
 
 def read_log(log: Path) -> str:

@@ -19,7 +19,6 @@ from launch import scheduler, started_by
 from launch.aftermath import Aftermath
 from launch.attempt_steps import AttemptSteps, StopRequest
 from launch.attempts import Attempts
-from launch.blame.verdict import Verdict
 from launch.comment import JobComment
 from launch.history import Attempt, Outcome
 from launch.output import keep_limited, log
@@ -163,7 +162,14 @@ class Supervisor:
         # Was it the run folder, or else who? Keep that, and which nodes to avoid.
         ended = self.room.judged(ended, self.attempts)
         ended = self.aftermath.judged(ended, history, lost, silent_start)
-        ended = dataclasses.replace(ended, reason=self._describe(ended, status, progress.last, lost))
+        reason = self.aftermath.in_words(
+            ended,
+            status=status,
+            last_step=progress.last,
+            lost=lost,
+            requested_by=self.stop.signal.name if self.stop.signal else "a signal to its ranks",
+        )
+        ended = dataclasses.replace(ended, reason=reason)
         self.unfit |= unfit.keys()
         is_failed = ended.outcome == Outcome.failed
         if is_failed and self.submission.preflight and not self.attempts.has_report(attempt):
@@ -171,27 +177,6 @@ class Supervisor:
             self.unfit.add(attempt.nodes[0])
         self.attempts.write(ended)
         return ended
-
-    def _describe(self, ended: Attempt, status: int, last_step: int | None, lost: dict[str, str]) -> str:
-        """The outcome in words; `status` is srun's, `lost` maps lost nodes to their states."""
-        where = f"at step {last_step} of {self.submission.num_steps}"
-        if ended.outcome == Outcome.unfit:
-            return "preflight failed on " + ", ".join(f"{node} ({why})" for node, why in ended.unfit.items())
-        if ended.outcome == Outcome.no_room:
-            return f"{where}: {ended.reason}"
-        if ended.outcome == Outcome.node_lost:
-            return f"{where}, as {', '.join(f'{node} is {state}' for node, state in lost.items())}"
-        if ended.outcome == Outcome.stopped:
-            signal_name = self.stop.signal.name if self.stop.signal else "a signal to its ranks"
-            return f"{where}, requested by {signal_name}"
-        if ended.outcome == Outcome.failed:
-            blame = ended.blame or Verdict()
-            logs = "srun.log" if blame.node is None else f"node_{blame.node}.log"
-            logs = logs if blame.rank is None else f"rank_{blame.rank}.log and {logs}"
-            if self.submission.preflight and not self.attempts.has_report(ended):
-                logs = "preflight.log and preflight_srun.log"
-            return f"{where}, srun ended with status {status}: {blame.reason}; see {logs}"
-        return where
 
     def pause(self, seconds: float) -> None:
         """Sleep before the next attempt; a stop request ends the pause."""

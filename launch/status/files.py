@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launch.progress import parse_row
+
 MAX_BYTES = 4 << 20
 """Longest record or configuration that is read."""
 
@@ -84,17 +86,6 @@ class Reader:
                 num_damaged += 1
         if num_damaged:
             self.troubles.append(f"{path}: {num_damaged} of the newest lines are no rows")
-
-
-def parse_row(line: bytes) -> dict[str, Any] | None:
-    """A row of the metrics; None if the line is not one."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or number(row.get("step")) is None:
-        return None
-    return row
 
 
 def number(value: object) -> float | None:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from k25_train.errors import ConfigError
-from launch.attempts import TAIL_BYTES, Attempts, Progress
+from launch.attempts import Attempts
 from launch.history import Outcome
 from launch.node import end_leftovers
 from launch.old_logs import KEPT, remove_old_logs
 from launch.preflight.findings import failed, passed, warned
 from launch.preflight.report import write_report
+from launch.progress import TAIL_BYTES, Progress
 from launch.scheduler import first_to_fail, last_json
 from launch.submission import Submission
 from tests.helpers.written_checkpoints import write_checkpoint
@@ -113,6 +114,19 @@ def test_why_nodes_failed_the_preflight(tmp_path: Path) -> None:
     ]
     write_report(attempts.folder(attempt), {"n1": sound, "n2": broken}, {})
     assert attempts.unfit(attempt) == {"n2": "gpus: 7 GPUs; clock: 1 h ahead"}
+
+
+def test_a_damaged_record_is_passed_over_and_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempts = Attempts(tmp_path)
+    for text in ("", "{", "[]", '{"number": 3}', "null"):
+        attempt = attempts.start(7, ["n1"], "abc")
+        (attempts.folder(attempt) / "attempt.json").write_text(text)
+    attempts.start(7, ["n1"], "abc")
+    for _ in range(2):
+        assert [attempt.number for attempt in attempts.history()] == [6]
+    assert capsys.readouterr().out.count("is damaged and passed over") == 5
 
 
 def test_records_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
