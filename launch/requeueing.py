@@ -83,7 +83,10 @@ class Job:
         # 2. For how many nodes?
         least, most = self.size({*self.unusable(self.allocated), *unfit})
         nodes = scheduler.node_range(least, most)
-        log(f"{reason}; job {self.id} goes back to the queue, for {nodes} nodes")
+        log(
+            f"{reason}; job {self.id} goes back to the queue, for {nodes} nodes; should SLURM hold it there "
+            f"(squeue --jobs={self.id} --format='%T %r'): scontrol release {self.id}"
+        )
         if unfit:
             command = f"scontrol update JobId={self.id} ExcNodeList="
             log(f"it will not get {', '.join(sorted(unfit))} again; when they are fixed: {command}")

@@ -138,9 +138,10 @@ def check_over(run: Path, link: Link, within_job: int | None, job_state: JobStat
     if holder.job_id is not None and holder.job_id != within_job:
         state = ask_state(run, holder.job_id, job_state)
         if state is not None and state not in ENDED:
+            held = f"; if SLURM holds it: `scontrol release {holder.job_id}`" if state == "PENDING" else ""
             raise LockedError(
                 f"run.dir={run} belongs to job {holder.job_id}, which is {state}: follow that job, end it "
-                f"with `scancel {holder.job_id}`, or choose another run.dir"
+                f"with `scancel {holder.job_id}`, or choose another run.dir{held}"
             )
         return
     # 3. A process elsewhere.
