@@ -24,7 +24,7 @@ LOOK_S = 0.1
 SAMPLE_S = 0.7
 OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 HELD = ("held", "Held")
-"""Parts of squeue's reason for a job that does not start by itself."""
+"""Parts of squeue's reason for a job that waits for a release."""
 
 
 class MissedError(Exception):
@@ -93,7 +93,12 @@ class Scene:
     @property
     def is_over(self) -> bool:
         """Whether the job has ended, or is held in the queue."""
-        return self.state in OVER or (self.state == "PENDING" and any(word in self.reason for word in HELD))
+        return self.state in OVER or self.is_held
+
+    @property
+    def is_held(self) -> bool:
+        """Whether SLURM keeps the job in the queue until somebody releases it."""
+        return self.state == "PENDING" and any(word in self.reason for word in HELD)
 
     # Waiting.
 

@@ -96,7 +96,13 @@ def recover(scene: Scene, plan: Plan) -> str | None:
             needed_in = state
             plan.repair(scene)
             scene.site.repair()
-            scene.follow(scene.submit_again())
+            if scene.is_held:
+                # SLURM itself holds a job that could not be launched; only a release brings it back.
+                needed_in = f"{state} (held)"
+                scene.cluster.ask("scontrol", "release", str(scene.job_id))
+                scene.state = ""
+            else:
+                scene.follow(scene.submit_again())
             scene.wait_for_end()
         plan.finish(scene)
     except (MissedError, AssertionError, subprocess.SubprocessError) as error:
