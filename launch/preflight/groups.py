@@ -55,7 +55,7 @@ def plan_rounds(world_size: int, *, pp: int, ep: int) -> list[Round]:
     other.
     """
     experts = [list(_all_pairs(group)) for group in expert_groups(world_size, ep)]
-    pipelines = [list(_ring_pairs(group)) for group in pipeline_groups(world_size, pp)]
+    pipelines = [list(ring_rounds(group)) for group in pipeline_groups(world_size, pp)]
     rounds = []
     for exchange, by_group in ((Exchange.experts, experts), (Exchange.pipeline, pipelines)):
         # All groups of a kind have the same number of rounds, and their rounds run at the same time.
@@ -77,8 +77,8 @@ def _all_pairs(group: Sequence[int]) -> Iterator[list[Pair]]:
         seats[1:] = [seats[-1], *seats[1:-1]]
 
 
-def _ring_pairs(group: Sequence[int]) -> Iterator[list[Pair]]:
-    """Rounds over the connections of a ring; two ranks have a single connection."""
+def ring_rounds(group: Sequence[int]) -> Iterator[list[Pair]]:
+    """Rounds of disjoint pairs over the connections of a ring; two members have a single connection."""
     if len(group) < 2:
         return
     links = [(group[i], group[(i + 1) % len(group)]) for i in range(len(group) if len(group) > 2 else 1)]

@@ -21,6 +21,7 @@ from launch.preflight.measurements import judge_measurements
 from launch.preflight.node import Node, judge_node, read_after_load, read_node, read_under_load
 from launch.preflight.path_mtu import answering, rails_of, try_paths
 from launch.preflight.rank import Fault, RankMeasurements
+from launch.preflight.raw_rates import measure_raw_rates
 from launch.preflight.reach import listening
 from launch.preflight.report import plain, print_report, summary, write_report
 from launch.preflight.same_job import compare_job
@@ -118,6 +119,9 @@ def measure_ranks(
         if coordinator.is_node_leader:
             own.refused = coordinator.try_neighbours(endpoint, NODE_TIMEOUT_S)
             own.paths = try_paths(rails, coordinator.exchange_rails(open_rails, measure.ANSWER_TIMEOUT_S))
+        if node is not None and not own.refused:
+            used = node.network.in_use(fabric)
+            own.raw_rates = measure_raw_rates(coordinator, system, used, fabric, measure.ANSWER_TIMEOUT_S)
         coordinator.publish("reached", own)
         reached, goes_on = coordinator.collect_and_vote(
             "reached", everyone, RankMeasurements, lambda one: not one.refused, NODE_TIMEOUT_S

@@ -6,6 +6,8 @@ from k25_train.config.cluster import ClusterConfig, Device
 from launch.preflight.findings import Finding, skipped
 from launch.preflight.path_verdicts import PATH_MTU, judge_path_mtu
 from launch.preflight.rank import RankMeasurements
+from launch.preflight.raw_verdicts import RAW, judge_raw
+from launch.preflight.system import Missing
 from launch.preflight.transports import TRANSPORT, judge_transports
 
 Measured = Mapping[int, RankMeasurements]
@@ -19,11 +21,12 @@ def judge_network_measurements(
     everyone = sorted(set(nodes.values()))
     if cluster.fabric is None:
         reason = f"cluster {cluster.name} has no RDMA fabric (cluster.fabric is null)"
-        checks = (PATH_MTU, TRANSPORT)
+        checks = (PATH_MTU, RAW, TRANSPORT)
         return [{node: skipped(check, reason) for node in everyone} for check in checks]
     paths = {nodes[rank]: own.paths for rank, own in measured.items() if own.paths}
     return [
         judge_path_mtu(paths, nodes, everyone, _why_no_paths(measured, len(everyone))),
+        _judge_raw(measured, nodes),
         _judge_transports(measured, nodes, cluster),
     ]
 
@@ -34,6 +37,17 @@ def _why_no_paths(measured: Measured, num_nodes: int) -> str:
     if all(own.paths is None for own in measured.values()):
         return "measuring broke off earlier"
     return "no card has an MTU and a routable address on both nodes, or the other nodes did not answer"
+
+
+def _judge_raw(measured: Measured, nodes: Mapping[int, str]) -> dict[str, Finding]:
+    everyone = sorted(set(nodes.values()))
+    by_leader = {rank: own.raw_rates for rank, own in measured.items() if own.raw_rates is not None}
+    links = [link for own in by_leader.values() if not isinstance(own, Missing) for link in own]
+    absent = {nodes[rank]: own.reason for rank, own in by_leader.items() if isinstance(own, Missing)}
+    why = "there is no other node" if len(everyone) == 1 else "measuring broke off earlier"
+    if len(everyone) == 1 or not by_leader:
+        absent = {node: absent.get(node, why) for node in everyone}
+    return judge_raw(links, nodes, everyone, absent)
 
 
 def _judge_transports(

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field, replace
 
 from launch.preflight.path_mtu import PathTry
+from launch.preflight.perftest import RawLink
 from launch.preflight.rates import Link
+from launch.preflight.system import Missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,4 +38,6 @@ class RankMeasurements:
     """Kind of NCCL's connections to other nodes -> number of them; None if NCCL was not used."""
     paths: list[PathTry] | None = None
     """Packets to the same card of other nodes; None if this rank tried none."""
+    raw_rates: list[RawLink] | Missing | None = None
+    """Rates by perftest, by the client of each pair; None if this rank measured none."""
     fault: Fault | None = None
