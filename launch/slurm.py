@@ -16,6 +16,7 @@ from pathlib import Path
 
 from k25_train.compose.command_line import read_arguments
 from k25_train.compose.resolve import compose, to_yaml
+from k25_train.config.cluster import Device
 from k25_train.config.fabric import AddressFamily
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
@@ -134,11 +135,18 @@ def prepare(config: Config, max_restarts: int, max_log_mib: int = MAX_LOG_MIB) -
         checkpoint_bytes=checkpoint_bytes(config),
         max_checkpoints=config.checkpoint.keep + 1,
         max_log_bytes=max_log_mib * MIB,
-        planned_step_s=step_times(plan_pipeline(config)).text.makespan_s,
+        planned_step_s=planned_step_s(config),
         container=container_options(config, run, CHECKOUT, variables),
         environment=[(name, value, reason) for name, value, reason in variables],
     )
     return submission, render(config, run, CHECKOUT, python)
+
+
+def planned_step_s(config: Config) -> float | None:
+    """Seconds of a step's passes by the plan; None for CPUs, whose rate nobody has measured."""
+    if config.cluster.device is Device.cpu:
+        return None
+    return step_times(plan_pipeline(config)).text.makespan_s
 
 
 def format_summary(config: Config, submission: Submission) -> Iterable[str]:

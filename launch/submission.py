@@ -87,7 +87,7 @@ class Submission:
     max_log_bytes: int
     """Size at which a log is continued in a new file; 0 for never."""
     planned_step_s: float | None
-    """Seconds that a step should take at least; None if the plan does not know the device."""
+    """Seconds that the passes of a step take by the plan; None if it does not know the device."""
     container: list[str]
     """Options of srun for the container; empty without one."""
     environment: list[tuple[str, str, str]]

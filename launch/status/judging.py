@@ -55,6 +55,10 @@ GOING_ON = (
     State.saving, State.stalled, State.between,
 )  # fmt: skip
 """States of a run that needs nobody, perhaps but for the stalled one."""
+MOVING = (State.training, State.saving)
+"""States in which steps come one after the other, so that times can be foreseen from the last one."""
+WILL_MOVE = (State.starting, State.preflight, State.between)
+"""States in which ranks have yet to go on from the newest checkpoint."""
 TROUBLED = (State.given_up, State.failed, State.lost, State.stalled, State.unknown)
 """States that somebody should look at."""
 _OUTCOMES = {
@@ -131,9 +135,10 @@ def _phase(facts: Facts, attempt: Record | None) -> Judgement:
     if attempt is not None and attempt.values.get("outcome") is not None:
         return _waits(facts)
     step, metrics_s = last_step(facts), facts.metrics_s
-    if facts.partial is not None and facts.partial.step == step:
-        return Judgement(State.saving, f"step {step:,}")
     since_s = 0.0 if attempt is None else attempt.changed_s
+    partial = facts.partial
+    if step is not None and partial is not None and partial.step == step and partial.at_s >= since_s:
+        return Judgement(State.saving, f"step {step:,}")
     if step is None or metrics_s is None or metrics_s < since_s:
         is_checking = attempt is not None and facts.submission.get("preflight") and not attempt.has_ranks
         return Judgement(State.preflight if is_checking else State.starting, "")

@@ -10,7 +10,7 @@ from launch.history import Outcome
 from launch.status.blamed_log import BlamedLog, blamed_log
 from launch.status.facts import Facts, Record, look
 from launch.status.files import number
-from launch.status.judging import GOING_ON, State, judge, last_step, step_times
+from launch.status.judging import MOVING, WILL_MOVE, State, judge, last_step, step_times
 from launch.status.queue import Queue, QueuedJob
 
 FORMAT_VERSION = 1
@@ -113,13 +113,13 @@ def status_of(run: Path, queue: Queue, now_s: float | None = None) -> RunStatus:
 def conclude(facts: Facts, queue: Queue) -> RunStatus:
     """What the facts amount to."""
     found, pace, step = judge(facts, queue), pace_of(facts), last_step(facts)
-    is_going_on = found.state in GOING_ON
     job = None if facts.job_id is None else queue.jobs.get(facts.job_id)
     attempts = [attempt_status(record) for record in facts.records]
     newest: dict[str, Any] = facts.rows[0] if facts.rows else {}
+    start = starting_point(facts, found.state)
     ends_at_s = None
-    if is_going_on and pace and step is not None and facts.steps and facts.metrics_s:
-        ends_at_s = max(facts.now_s, facts.metrics_s + pace.step_s * (facts.steps - step))
+    if pace and start and facts.steps:
+        ends_at_s = max(facts.now_s, start[1] + pace.step_s * (facts.steps - start[0]))
     return RunStatus(
         run=str(facts.run.absolute()),
         at_s=facts.now_s,
@@ -134,7 +134,7 @@ def conclude(facts: Facts, queue: Queue) -> RunStatus:
         learning_rate=number(newest.get("lr")),
         last_step_at_s=facts.metrics_s if facts.rows else None,
         pace=pace,
-        checkpoints=checkpoints_of(facts, pace, is_going_on=is_going_on),
+        checkpoints=checkpoints_of(facts, pace, start),
         ends_at_s=ends_at_s,
         attempts=attempts,
         left_out=left_out(facts, job, attempts),
@@ -159,16 +159,28 @@ def pace_of(facts: Facts) -> Pace | None:
     )
 
 
-def checkpoints_of(facts: Facts, pace: Pace | None, *, is_going_on: bool) -> Checkpoints:
+def starting_point(facts: Facts, state: State) -> tuple[int, float] | None:
+    """A step and when it was, or could be, done, from which times are foreseen; None if nothing moves."""
+    step, saved = last_step(facts), facts.checkpoint
+    if state in MOVING and step is not None and facts.metrics_s is not None:
+        return step, facts.metrics_s
+    if state in WILL_MOVE:
+        return 0 if saved is None else saved.step, facts.now_s
+    return None
+
+
+def checkpoints_of(facts: Facts, pace: Pace | None, start: tuple[int, float] | None) -> Checkpoints:
     """The newest checkpoint and the next."""
-    step, steps, newest = last_step(facts), facts.steps, facts.checkpoint
+    steps, newest = facts.steps, facts.checkpoint
     interval = number(facts.setting("checkpoint", "interval"))
     next_step = next_at_s = None
-    if is_going_on and interval and interval >= 1 and steps:
-        done = max(step or 0, newest.step if newest else 0)
-        next_step = min(steps, (done // int(interval) + 1) * int(interval))
-        if pace and facts.metrics_s and step is not None:
-            next_at_s = max(facts.now_s, facts.metrics_s + pace.step_s * (next_step - step))
+    if start is not None and interval and interval >= 1 and steps:
+        next_step = min(steps, (start[0] // int(interval) + 1) * int(interval))
+        if facts.partial is not None and facts.partial.step == start[0]:
+            # It is being written.
+            next_step = start[0]
+        if pace:
+            next_at_s = max(facts.now_s, start[1] + pace.step_s * (next_step - start[0]))
     return Checkpoints(
         newest_step=newest.step if newest else None,
         newest_at_s=newest.at_s if newest else None,

@@ -61,6 +61,16 @@ def saving(run: RunFolder) -> Queue:
     return queue_with("RUNNING")
 
 
+def starting_after_a_save_was_cut_off(run: RunFolder) -> Queue:
+    """What the attempt before left is not being written."""
+    run.submitted().steps(1, 20, 300).locked(JOB).attempt(1, 200, outcome="failed", reached=20)
+    partial = run.folder / "checkpoints/step_20.partial"
+    partial.mkdir(parents=True)
+    os.utime(partial, (NOW_S - 290, NOW_S - 290))
+    (run.attempt(2, 30) / "rank_0.log").touch()
+    return queue_with("RUNNING")
+
+
 def stalled(run: RunFolder) -> Queue:
     run.submitted().steps(1, 20, 500).locked(JOB).attempt(1, 999)
     return queue_with("RUNNING")
@@ -146,6 +156,7 @@ CASES: dict[Callable[[RunFolder], Queue], tuple[State, str]] = {
     training_seen_from_elsewhere: (State.training, ""),
     training_by_hand: (State.training, ""),
     saving: (State.saving, "step 20"),
+    starting_after_a_save_was_cut_off: (State.starting, ""),
     stalled: (State.stalled, "no step for 8m20s"),
     slow_but_well: (State.training, ""),
     between: (State.between, "waiting for the run folder, for 300 s so far: /r: No space left"),
@@ -189,6 +200,16 @@ def test_what_goes_on_is_compared_with_the_plan_and_foreseen(tmp_path: Path) -> 
     assert (saved.newest_step, saved.next_step) == (4, 20)
     assert saved.next_at_s == pytest.approx(NOW_S - 1 + 30)
     assert found.ends_at_s == pytest.approx(NOW_S - 1 + 190)
+
+
+def test_what_starts_is_foreseen_from_its_checkpoint(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run").saved(4)
+    found = look(run, starting(run))
+    assert found.state == State.starting and found.checkpoints.next_step == 20
+    assert found.checkpoints.next_at_s == pytest.approx(NOW_S + 32)
+    assert found.ends_at_s == pytest.approx(NOW_S + 192)
+    waiting = look(run, queue_with("PENDING"))
+    assert waiting.ends_at_s is None and waiting.checkpoints.next_at_s is None
 
 
 def test_without_a_plan_it_is_compared_with_itself(tmp_path: Path) -> None:
