@@ -1,11 +1,12 @@
 """The report: a table for people and JSON for programs."""
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -21,8 +22,21 @@ STYLES = {
 }
 FILE = "preflight.json"
 
+MAX_SIMILAR = 4
+"""Faults of one rule, in other numbers, of which each has a line; of more, the first have one each and the
+others share one."""
+
 Findings = Mapping[str, Sequence[Finding]]
 """Node -> its findings."""
+
+
+class Row(NamedTuple):
+    """A line of the report."""
+
+    check: str
+    verdict: Verdict
+    nodes: str
+    text: str
 
 
 def print_report(console: Console, nodes: Findings) -> None:
@@ -30,7 +44,16 @@ def print_report(console: Console, nodes: Findings) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("check", "", "nodes", "found"):
         table.add_column(heading, overflow="fold")
-    # 1. Checks in the order in which they were made.
+    for row in _without_repeats(_rows(nodes)):
+        word, style = STYLES[row.verdict]
+        table.add_row(row.check, Text(word, style), row.nodes, Text(row.text))
+    console.print(table)
+    console.print()
+    console.print(_verdicts(nodes))
+
+
+def _rows(nodes: Findings) -> Iterator[Row]:
+    """The lines of all checks, in the order in which they were made."""
     checks = dict.fromkeys(finding.check for findings in nodes.values() for finding in findings)
     for check in checks:
         outcomes: dict[Finding, list[str]] = {}
@@ -40,18 +63,40 @@ def print_report(console: Console, nodes: Findings) -> None:
                     outcomes.setdefault(finding, []).append(node)
         # The worst first: among hundreds of nodes it is the one to look at.
         bad = [finding for finding in outcomes if finding.verdict > Verdict.skipped]
-        for finding in sorted(bad, key=lambda finding: -finding.verdict):
-            text = "; ".join((finding.found, finding.rule, finding.remedy))
-            _add_row(table, check, finding.verdict, name_nodes(outcomes[finding], len(nodes)), text)
+        for similar in _similar(sorted(bad, key=lambda finding: -finding.verdict)):
+            first = similar[0]
+            names = [name for finding in similar for name in outcomes[finding]]
+            found = first.found if len(similar) == 1 else f"{first.found}, and similar on the others"
+            text = "; ".join((found, first.rule, first.remedy))
+            yield Row(check, first.verdict, name_nodes(names, len(nodes)), text)
         for verdict in (Verdict.skipped, Verdict.passed):
             equal = {finding.found: own for finding, own in outcomes.items() if finding.verdict is verdict}
             if equal:
                 names = [name for own in equal.values() for name in own]
-                _add_row(table, check, verdict, name_nodes(names, len(nodes)), _shorten(list(equal)))
-    # 2. Nodes.
-    console.print(table)
-    console.print()
-    console.print(_verdicts(nodes))
+                yield Row(check, verdict, name_nodes(names, len(nodes)), _shorten(list(equal)))
+
+
+def _similar(bad: Sequence[Finding]) -> list[list[Finding]]:
+    """The faults of a check, each on its own; those that follow `MAX_SIMILAR` of one rule are together."""
+    groups: list[list[Finding]] = []
+    by_rule: dict[tuple[Verdict, str, str], list[list[Finding]]] = {}
+    for finding in bad:
+        own = by_rule.setdefault((finding.verdict, finding.rule, finding.remedy), [])
+        if len(own) <= MAX_SIMILAR:
+            own.append([finding])
+            groups.append(own[-1])
+        else:
+            own[-1].append(finding)
+    return groups
+
+
+def _without_repeats(rows: Iterable[Row]) -> Iterator[Row]:
+    """Lines of checks that were skipped one after the other for one reason become one line."""
+    for (verdict, names, text), equal in itertools.groupby(rows, key=lambda row: row[1:]):
+        checks = [row.check for row in equal]
+        if verdict is Verdict.skipped and len(checks) > 2:
+            checks = [f"{checks[0]} and {len(checks) - 1} more, to {checks[-1]}"]
+        yield from (Row(check, verdict, names, text) for check in checks)
 
 
 def name_nodes(names: Sequence[str], num_nodes: int) -> str:
@@ -97,11 +142,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(item) for item in value]
     return value
-
-
-def _add_row(table: Table, check: str, verdict: Verdict, nodes: str, text: str) -> None:
-    word, style = STYLES[verdict]
-    table.add_row(check, Text(word, style), nodes, Text(text))
 
 
 def _shorten(texts: Sequence[str]) -> str:

@@ -202,3 +202,32 @@ def test_options_may_be_between_overrides(
     with pytest.raises(SystemExit):
         main()
     assert "train.steps=0" in capsys.readouterr().err
+
+
+def printed(nodes: dict[str, list[Finding]]) -> list[str]:
+    """The report's lines, with single spaces."""
+    output = io.StringIO()
+    print_report(Console(file=output, width=200), nodes)
+    return [" ".join(line.split()) for line in output.getvalue().splitlines()]
+
+
+def test_hundreds_of_nodes_with_one_fault_in_other_numbers_are_few_lines() -> None:
+    nodes = {f"n{i}": [warned("errors", f"{i} errors", "none", "reset")] for i in range(512)}
+    lines = [line for line in printed(nodes) if line.startswith("errors")]
+    assert lines[0] == "errors warn n0 0 errors; none; reset"
+    assert lines[4:] == [
+        "errors warn n4, n5, n6 and 505 more 4 errors, and similar on the others; none; reset"
+    ]
+    same = {f"n{i}": [warned("errors", "3 errors", "none", "reset")] for i in range(512)}
+    assert printed(same)[1] == "errors warn all 512 3 errors; none; reset"
+
+
+def test_checks_skipped_for_one_reason_share_a_line() -> None:
+    found = [skipped(name, "no GPU") for name in ("a", "b", "c")]
+    lines = printed({"n": [*found, passed("d", "yes"), skipped("e", "no GPU"), skipped("f", "no GPU")]})
+    assert lines[1:5] == [
+        "a and 2 more, to c skipped n no GPU",
+        "d pass n yes",
+        "e skipped n no GPU",
+        "f skipped n no GPU",
+    ]
