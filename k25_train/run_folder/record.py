@@ -17,6 +17,7 @@ from k25_train.run_folder.process import Process
 LOCK = "lock.json"
 FORMAT_VERSION = 2
 """Version 1 was `{"job_id": N}`, written for SLURM jobs only."""
+SINCE_FORMAT = "%Y-%m-%d %H:%M:%S %z"
 MAX_COMMAND_LENGTH = 200
 """Characters of the holder's command that are kept."""
 
@@ -62,7 +63,7 @@ def new_holder(job_id: int | None, process: Process | None) -> Holder:
         id=uuid.uuid4().hex,
         job_id=job_id,
         process=process,
-        since=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        since=time.strftime(SINCE_FORMAT),
         user=_user(),
         command=command if len(command) <= MAX_COMMAND_LENGTH else command[:MAX_COMMAND_LENGTH] + "…",
     )

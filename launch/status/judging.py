@@ -3,9 +3,11 @@
 import re
 import statistics
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from k25_train.run_folder.jobs import ENDED
+from k25_train.run_folder.record import SINCE_FORMAT
 from k25_train.units import format_duration
 from launch.history import Outcome
 from launch.status.facts import Facts, Record
@@ -135,7 +137,7 @@ def _phase(facts: Facts, attempt: Record | None) -> Judgement:
     if attempt is not None and attempt.values.get("outcome") is not None:
         return _waits(facts)
     step, metrics_s = last_step(facts), facts.metrics_s
-    since_s = 0.0 if attempt is None else attempt.changed_s
+    since_s = held_since_s(facts) if attempt is None else attempt.changed_s
     partial = facts.partial
     if step is not None and partial is not None and partial.step == step and partial.at_s >= since_s:
         return Judgement(State.saving, f"step {step:,}")
@@ -150,6 +152,14 @@ def _phase(facts: Facts, attempt: Record | None) -> Judgement:
     if silent_s > limit_s:
         return Judgement(State.stalled, f"no step for {format_duration(silent_s)}")
     return Judgement(State.training, "")
+
+
+def held_since_s(facts: Facts) -> float:
+    """When the process that has the lock took it, in seconds since 1970; 0 if it does not tell."""
+    try:
+        return datetime.strptime(facts.holder.since if facts.holder else "", SINCE_FORMAT).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _waits(facts: Facts) -> Judgement:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from k25_train.run_folder.process import this_process
-from k25_train.run_folder.record import LOCK, new_holder
+from k25_train.run_folder.record import LOCK, SINCE_FORMAT, new_holder
 from launch.status.queue import Queue, QueuedJob
 from tests.helpers.written_checkpoints import write_checkpoint
 
@@ -70,6 +70,7 @@ class RunFolder:
         """Held by this process, or one with another number, or by a job alone."""
         holder = new_holder(job_id, this_process() if process else None)
         values = json.loads(holder.to_json())
+        values["since"] = time.strftime(SINCE_FORMAT, time.localtime(NOW_S - 50))
         if pid is not None:
             values["process"] |= {"pid": pid, "started_ticks": 1}
         (self.folder / LOCK).write_text(json.dumps(values))

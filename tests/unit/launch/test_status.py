@@ -55,6 +55,12 @@ def training_by_hand(run: RunFolder) -> Queue:
     return UNTOLD
 
 
+def resuming_by_hand(run: RunFolder) -> Queue:
+    """The metrics are of days ago."""
+    run.steps(1, 5, 99_999).locked()
+    return UNTOLD
+
+
 def saving(run: RunFolder) -> Queue:
     run.submitted().steps(1, 20, 300).locked(JOB).attempt(1, 999)
     (run.folder / "checkpoints/step_20.partial").mkdir(parents=True)
@@ -155,6 +161,7 @@ CASES: dict[Callable[[RunFolder], Queue], tuple[State, str]] = {
     training: (State.training, ""),
     training_seen_from_elsewhere: (State.training, ""),
     training_by_hand: (State.training, ""),
+    resuming_by_hand: (State.starting, ""),
     saving: (State.saving, "step 20"),
     starting_after_a_save_was_cut_off: (State.starting, ""),
     stalled: (State.stalled, "no step for 8m20s"),

@@ -195,7 +195,8 @@ def test_watching_ends_with_the_run(
 
 
 def test_a_login_node_needs_no_torch_and_no_utf8(full: RunFolder) -> None:
-    code = "import sys, launch.status.__main__ as m; m.main(); assert 'torch' not in sys.modules, 'torch'"
+    check = "assert not {'torch', 'hydra'} & set(sys.modules)"
+    code = f"import sys, launch.status.__main__ as m; m.main(); {check}"
     done = subprocess.run(
         [sys.executable, "-c", code, str(full.folder)],
         cwd=REPO,
