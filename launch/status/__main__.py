@@ -8,6 +8,7 @@ It reads files and asks squeue once; nothing is written to a run, no rank is ask
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -69,7 +70,9 @@ def statuses_of(runs: Sequence[Path]) -> list[RunStatus]:
     """The status of these runs, or of all that are found. Raises `ConfigError` where there is none."""
     if runs:
         for run in runs:
-            if not run.is_dir() or not is_run(run):
+            # One that may not be read is shown as such.
+            may_be_read = os.access(run, os.R_OK | os.X_OK)
+            if not run.is_dir() or (may_be_read and not is_run(run)):
                 raise ConfigError(
                     f"{run}: is not the folder of a run: give the run.dir of one, such as runs/smoke"
                 )
@@ -108,7 +111,10 @@ def show(statuses: Sequence[RunStatus], arguments: argparse.Namespace) -> None:
     elif arguments.prometheus == "-":
         print(prometheus.as_text(statuses), end="", flush=True)
     elif arguments.prometheus is not None:
-        prometheus.write(Path(arguments.prometheus), prometheus.as_text(statuses))
+        path = Path(arguments.prometheus)
+        if os.path.lexists(path) and not path.is_file():
+            raise ConfigError(f"--prometheus {path}: is no file; - prints instead of writing one")
+        prometheus.write(path, prometheus.as_text(statuses))
     else:
         console = Console(highlight=False)
         if arguments.watch and console.is_terminal:

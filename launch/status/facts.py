@@ -1,5 +1,6 @@
 """A run folder as it is found: what every file says, without conclusions."""
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -100,8 +101,8 @@ class Facts:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder looks like that of a run."""
-    return any((folder / name).exists() for name in MARKS)
+    """Whether a folder looks like that of a run, as far as it can be seen."""
+    return any(os.path.lexists(folder / name) for name in MARKS)
 
 
 def look(run: Path, now_s: float | None = None) -> Facts:
@@ -113,7 +114,7 @@ def look(run: Path, now_s: float | None = None) -> Facts:
     return Facts(
         run=run,
         now_s=time.time() if now_s is None else now_s,
-        submission=reader.object_in(run / FACTS) if (run / FACTS).exists() else {},
+        submission=reader.object_in(run / FACTS),
         settings=_settings(reader, run),
         holder=holder,
         is_alive=is_alive,

@@ -114,6 +114,8 @@ def _by_hand(facts: Facts) -> Judgement:
             return _phase(facts, None)
         return Judgement(State.lost, f"{holder.describe()} ended without a word, or its machine is down")
     if step is None and facts.checkpoint is None:
+        if facts.troubles:
+            return Judgement(State.unknown, "its files cannot be read")
         return Judgement(State.new, "")
     at = "" if step is None or steps is None else f"at step {step:,} of {steps:,}; "
     return Judgement(State.stopped, f"{at}the same command goes on from there")

@@ -351,3 +351,15 @@ def test_a_large_file_of_metrics_is_read_from_its_end(tmp_path: Path) -> None:
         file.truncate(1 << 33)
     run.steps(7, 12)
     assert look(run, UNTOLD).step == 12
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_shown_as_such(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    training(run)
+    run.folder.chmod(0)
+    try:
+        found = status_of(run.folder, UNTOLD, NOW_S)
+    finally:
+        run.folder.chmod(0o700)
+    assert found.state == State.unknown and found.troubles

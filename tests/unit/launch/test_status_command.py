@@ -134,6 +134,9 @@ def test_a_file_that_cannot_be_written_is_named(
 ) -> None:
     assert run_command(full.folder, "--prometheus", tmp_path / "nowhere/k25.prom") == 2
     assert "MachineError" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe")
+    assert run_command(full.folder, "--prometheus", tmp_path / "pipe") == 2
+    assert "pipe: is no file; - prints" in capsys.readouterr().err
 
 
 def test_all_runs_of_a_folder_and_of_the_users_jobs_are_listed(
