@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launch.attempts import Attempts
 from launch.history import Attempt, Outcome
-from launch.patience import LIMIT_S, Patience, check_room, found_no_room
+from launch.patience import LIMIT_S, Patience, check_room, describe, found_no_room
 from launch.submission import Submission
 
 LOG_END_BYTES = 64 << 10
@@ -54,7 +54,7 @@ class RunFolderRoom:
             check_room(self.run, self.submission.checkpoint_bytes)
             trouble = found_no_room(log_ends(attempts.folder(ended)), self.run)
         except OSError as error:
-            trouble = str(error)
+            trouble = describe(error, self.run)
         if not trouble:
             return ended
         return dataclasses.replace(ended, outcome=Outcome.no_room, reason=trouble)
