@@ -25,8 +25,10 @@ def kernel_messages(evidence: Evidence) -> Iterator[Accusation]:
     which nodes on one machine do."""
     ends = {(end.node, end.pid): end for end in evidence.ends}
     kinds = {"xid": Kind.device, "machine": Kind.machine, "disk": Kind.machine, "link": Kind.link}
+    same: dict[str, set[str]] = {}
     for message in evidence.kernel:
-        same = {each.node for each in evidence.kernel if each.text == message.text}
+        same.setdefault(message.text, set()).add(message.node)
+    for message in evidence.kernel:
         end = None if message.pid is None else ends.get((message.node, message.pid))
         said = f"the kernel of {message.node} says: {message.text}"
         if message.kind == "out_of_memory" and end is not None:
@@ -34,7 +36,7 @@ def kernel_messages(evidence: Evidence) -> Iterator[Accusation]:
             yield Accusation(
                 kind=Kind.out_of_memory, node=message.node, rank=end.rank, reason=reason, at_s=end.at_s
             )
-        elif message.kind in kinds and len(same) == 1:
+        elif message.kind in kinds and len(same[message.text]) == 1:
             yield Accusation(kind=kinds[message.kind], node=message.node, reason=said)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from launch.blame.evidence import LEFT_EARLY, STALLED, Evidence, RankEnd
+from launch.blame.evidence import LEFT_EARLY, STALLED, Evidence, RankEnd, RankError
 from launch.blame.library_texts import says_device_is_broken
 from launch.blame.verdict import Accusation, Kind
 
@@ -36,6 +36,7 @@ def broken_devices(evidence: Evidence) -> Iterator[Accusation]:
 
 def shared_errors(evidence: Evidence) -> Iterator[Accusation]:
     """An error that every rank has by what they share: settings, data, a checkpoint."""
+    everywhere = errors_everywhere(evidence)
     for end in own_ends(evidence):
         error = end.error
         if error is None or error.is_of_peer or error.is_fault:
@@ -45,37 +46,46 @@ def shared_errors(evidence: Evidence) -> Iterator[Accusation]:
             yield Accusation(
                 kind=Kind.checkpoint, node=None, reason=reason, checkpoint=error.path, instead=error.instead
             )
-        elif error.is_shared or is_everywhere(evidence, error.kind):
+        elif error.is_shared or error.kind in everywhere:
             reason = f"no node is to blame: {error.kind}: {first_line(error.text)}"
             yield Accusation(kind=Kind.shared, node=None, reason=reason)
 
 
-def is_everywhere(evidence: Evidence, kind: str) -> bool:
-    """Whether ranks of at least two nodes, and of all that have own errors, ended with this kind of error.
+def errors_everywhere(evidence: Evidence) -> frozenset[str]:
+    """The kind of error with which ranks of at least two nodes ended, and all that have errors of their own.
 
-    They agreed on it, or each met it by itself; not if they say on which rank it was.
+    They agreed on it, or each met it by itself; none if they say on which rank it was.
     """
     errors = [(end.node, end.error) for end in own_ends(evidence) if end.error and not end.error.is_of_peer]
-    if any(error.of_ranks for _, error in errors):
-        return False
-    nodes = {node for node, error in errors if error.kind == kind}
-    return len(nodes) > 1 and all(error.kind == kind for _, error in errors)
+    kinds, nodes = {error.kind for _, error in errors}, {node for node, _ in errors}
+    is_agreed = any(error.of_ranks for _, error in errors)
+    return frozenset(kinds) if len(kinds) == 1 and len(nodes) > 1 and not is_agreed else frozenset()
 
 
 def disk_errors(evidence: Evidence) -> Iterator[Accusation]:
     """A rank could not use a disk or mount of its node; a full shared folder is nobody's."""
-    for end in own_ends(evidence):
-        error = end.error
-        if error is None or error.code not in (*DISK_TROUBLE, *FULL):
+    for end, error, ranks in errors_with_ranks(evidence):
+        if error.code not in (*DISK_TROUBLE, *FULL):
             continue
         if error.code in FULL and lies_in(error.path, evidence.run):
             reason = f"no node is to blame: {error.kind}: {first_line(error.text)}"
             yield Accusation(kind=Kind.shared, node=None, reason=reason)
             continue
-        for rank in error.of_ranks or (end.rank,):
+        for rank in ranks:
             node = evidence.node_of(rank)
             reason = f"rank {rank} on {node} could not use {error.path or 'a file'}: {first_line(error.text)}"
             yield Accusation(kind=Kind.disk, node=node, rank=rank, reason=reason, at_s=end.at_s)
+
+
+def errors_with_ranks(evidence: Evidence) -> Iterator[tuple[RankEnd, RankError, Sequence[int]]]:
+    """Errors of ranks' own, with the ranks on which they happened; what all agreed on comes once."""
+    agreed: set[tuple[int, ...]] = set()
+    for end in own_ends(evidence):
+        if end.error is None or end.error.of_ranks in agreed:
+            continue
+        if end.error.of_ranks:
+            agreed.add(end.error.of_ranks)
+        yield end, end.error, end.error.of_ranks or (end.rank,)
 
 
 def lies_in(path: str, folder: str) -> bool:
@@ -120,11 +130,11 @@ def stalls(evidence: Evidence) -> Iterator[Accusation]:
 
 def own_errors(evidence: Evidence) -> Iterator[Accusation]:
     """A rank ended with an error that others do not have: of its machine, or of what only it has read."""
-    for end in own_ends(evidence):
-        error = end.error
-        if error is None or end.signal_name or error.is_of_peer or error.is_shared:
+    everywhere = errors_everywhere(evidence)
+    for end, error, ranks in errors_with_ranks(evidence):
+        if end.signal_name or error.is_of_peer or error.is_shared:
             continue
-        if is_everywhere(evidence, error.kind):
+        if error.kind in everywhere:
             if error.is_fault:
                 reason = f"all nodes ended with {error.kind}: {first_line(error.text)}"
                 yield Accusation(kind=Kind.fault, node=None, reason=reason)
@@ -132,7 +142,7 @@ def own_errors(evidence: Evidence) -> Iterator[Accusation]:
         kind = Kind.own_error if error.kind == MACHINE_ERROR else Kind.named_error
         kind = Kind.fault if error.is_fault else kind
         what = f"ended with {error.kind}: {first_line(error.text)}"
-        for rank in error.of_ranks or (end.rank,):
+        for rank in ranks:
             node = evidence.node_of(rank)
             yield Accusation(
                 kind=kind, node=node, rank=rank, reason=f"rank {rank} on {node} {what}", at_s=end.at_s

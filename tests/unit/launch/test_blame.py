@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.blame.evidence import Evidence, KernelMessage, RankEnd, RankError, Stall, StepFailure
@@ -380,6 +380,7 @@ EVIDENCE = st.builds(
 )  # fmt: skip
 
 
+@settings(max_examples=50)
 @given(EVIDENCE)
 def test_no_node_is_blamed_before_one_with_stronger_evidence(evidence: Evidence) -> None:
     """Nor one of several against which there is the same at the same moment."""
@@ -402,6 +403,7 @@ def test_no_node_is_blamed_before_one_with_stronger_evidence(evidence: Evidence)
         assert min(found for found in own if found is not None) < at_s - SAME_MOMENT_S
 
 
+@settings(max_examples=50)
 @given(EVIDENCE)
 def test_what_the_launcher_ended_accuses_nobody(evidence: Evidence) -> None:
     """Ends that torchrun brought about change nothing but whose process a kernel speaks of."""
@@ -409,3 +411,20 @@ def test_what_the_launcher_ended_accuses_nobody(evidence: Evidence) -> None:
         evidence, ends=[end for end in evidence.ends if not end.is_closing], kernel=[], steps=[]
     )
     assert judge(without) == judge(replace(evidence, kernel=[], steps=[]))
+
+
+def test_one_of_4096_ranks_is_found() -> None:
+    """Each of the others has an error on which all agreed, and every kernel has lines of its own."""
+    agreed = RankError(kind="CheckpointError", text="rank 7: EIO", code="EIO", of_ranks=tuple(range(8)))
+    nodes = [f"n{number}" for number in range(512)]
+    ends = [
+        RankEnd(rank=rank, node=nodes[rank // 8], pid=rank, status=2, at_s=1.0, error=agreed)
+        for rank in range(4096)
+    ]
+    kernel = [
+        KernelMessage(node=node, kind="out_of_memory", text=f"{node} {number}", pid=9999)
+        for node in nodes
+        for number in range(20)
+    ]
+    verdict = judge(Evidence(nodes=nodes, ranks_per_node=8, ends=ends, kernel=kernel))
+    assert (verdict.node, verdict.kind) == ("n0", Kind.disk)
