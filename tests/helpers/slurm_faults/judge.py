@@ -39,7 +39,7 @@ class Expected:
     strikes_to_exclude: int = 2
     """After how many strikes a node may be left out; 1 if SLURM itself or preflight finds it unfit."""
     has_to_exclude: bool = False
-    """Whether the node has to be left out in the end."""
+    """Whether the node has to be left out in the end, by a run that recovers alone."""
     max_attempts: int = 2
     """How many attempts the run may take in all."""
     lost_rows: frozenset[int] = field(default_factory=frozenset)
@@ -106,7 +106,8 @@ def _of_nodes(expected: Expected, evidence: Evidence) -> Iterator[str]:
             yield from _of_exclusion(f"attempt {attempt.number}", node, len(_hits(before, node)), expected)
     for node in sorted(evidence.excluded):
         yield from _of_exclusion("the job", node, len(_hits(evidence.strikes, node)), expected)
-    if expected.has_to_exclude and evidence.attempts:
+    # Who continues a run by hand has repaired the node before.
+    if expected.has_to_exclude and evidence.attempts and evidence.continued_from is None:
         kept = {strike.node for strike in evidence.strikes} & set(evidence.attempts[-1].nodes)
         yield from (
             f"{node}, which was hit, is kept in the last attempt" for node in sorted(filter(None, kept))

@@ -115,7 +115,8 @@ def _preempt(scene: Scene) -> None:
 
 
 def node_taken(rng: random.Random) -> Plan:
-    """A node is set DOWN: the step on it ends, the job goes on."""
+    """A node is set DOWN: the step on it ends, the job goes on. On the first node, SLURM kills the supervisor
+    and takes the job for failed."""
     rank = rng.randrange(2)
     spares = rng.choice([["cluster.slurm.spare_nodes=1"], ["cluster.slurm.min_nodes=1"]])
     lost = frozenset({NODE_LOST, VANISHED, STOPPED})
@@ -123,7 +124,11 @@ def node_taken(rng: random.Random) -> Plan:
         text=f"State=DOWN of the node of rank {rank}, {' '.join(spares)}",
         strike=partial(_set_state, rank=rank, state="DOWN", stop=False),
         expected=Expected(
-            outcomes=lost, told=(r"\b{node}\b",) if rank else (), strikes_to_exclude=1, has_to_exclude=True
+            outcomes=lost,
+            told=(r"\b{node}\b",) if rank else (),
+            alone=rank > 0,
+            strikes_to_exclude=1,
+            has_to_exclude=True,
         ),
         step=draw_step(rng),
         overrides=["cluster.slurm.min_nodes=1", *spares],
