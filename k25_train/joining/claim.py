@@ -145,4 +145,6 @@ def find_unshared(
     if not places:
         return None
     found = {trouble: some_of(own, members) for trouble, own in places.items()}
-    return ConfigError(location.not_shared(run, found))
+    error = ConfigError(location.not_shared(run, found))
+    error.of_ranks = tuple(member.rank for own in places.values() for member in own)
+    return error

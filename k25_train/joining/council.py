@@ -80,16 +80,17 @@ class Council:
         """
         if not self.rank:
             kind = None if error is None else type(error).__name__
-            self.store.set(topic, json.dumps([answer, kind, str(error)]))
+            of_whom = ("", ()) if error is None else (error.code, error.of_ranks)
+            self.store.set(topic, json.dumps([answer, kind, str(error), *of_whom]))
         try:
             self.store.wait([topic], timedelta(seconds=limit_s))
-            answer, kind, text = json.loads(self.store.get(topic))
+            answer, kind, text, code, of_ranks = json.loads(self.store.get(topic))
         except dist.DistError as trouble:
             raise JoinError(f"rank 0 does not answer ({topic}): see what the first node prints") from trouble
         if kind is not None:
             self._all_have_read(topic)
             failure = ERRORS.get(kind, ConfigError)(text)
-            failure.is_shared = True
+            failure.is_shared, failure.code, failure.of_ranks = True, code, tuple(of_ranks)
             raise failure
         return answer
 

@@ -3,6 +3,7 @@
 Every rank calls these functions, in the same order, and all raise the same error.
 """
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -84,8 +85,8 @@ class SameJob:
 
     def _share(self, topic: str, failure: K25Error | None) -> None:
         """Raise a failure of some ranks on all of them."""
-        text = "" if failure is None else f"{type(failure).__name__}: {failure}"
-        said = self._hear(topic, {"failure": text}, DATA_S)
+        own = {"failure": "" if failure is None else f"{type(failure).__name__}: {failure}"}
+        said = self._hear(topic, {**own, "code": code_of(failure)}, DATA_S)
         self.council.decide(f"verdict on {topic}", None, failure_of(said), limit_s=2 * DATA_S)
 
 
@@ -101,4 +102,19 @@ def failure_of(said: Sequence[Statement]) -> K25Error | None:
     if len(by_text) > 1:
         texts = [f"{some_of(ranks, said)}: {text.partition(': ')[2]}" for text, ranks in failed]
         text = "\n".join(["some nodes fail where others do not", *(f"  {line}" for line in texts)])
-    return ERRORS.get(kind, ConfigError)(text)
+    error = ERRORS.get(kind, ConfigError)(text)
+    error.code = next((code for one in said if (code := one.digests["code"])), "")
+    if len(by_text) > 1:
+        error.of_ranks = tuple(one.rank for _, ranks in failed for one in ranks)
+    return error
+
+
+def code_of(failure: BaseException | None) -> str:
+    """Name of the system's error behind a failure, such as EIO; empty if there is none."""
+    while failure is not None:
+        if isinstance(failure, OSError) and failure.errno:
+            return errno.errorcode.get(failure.errno, "")
+        if isinstance(failure, K25Error) and failure.code:
+            return failure.code
+        failure = failure.__cause__
+    return ""

@@ -58,3 +58,30 @@ def test_a_job_of_one_node_listens_on_loopback_alone(data: Path, tmp_path: Path)
     # The store of torchrun, and gloo of both ranks.
     assert len(found) > 2
     assert [one for one in found if not is_loopback(one[0])] == []
+
+
+def test_nodes_with_other_settings_are_told_on_both(data: Path, tmp_path: Path) -> None:
+    """Whose shell has variables of NCCL is no matter: they do not reach the ranks."""
+    few = ["train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2"]
+    two_nodes = [*layout(ep=2, dp=2), *few, "cluster.nodes=2", "cluster.gpus_per_node=1"]
+    command = [sys.executable, "-m", "launch.torchrun", "--first-node", f"127.0.0.1:{free_port()}"]
+    arguments = short_run(data, tmp_path / "run", *two_nodes)
+    started = [
+        subprocess.Popen(
+            [*command, "--node", str(node), *arguments, *more],
+            cwd=REPO,
+            env=os.environ | {"NCCL_IB_DISABLE": str(node)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node, more in enumerate(([], ["optim.lr=6e-3"]))
+    ]
+    for node, process in enumerate(started):
+        printed, _ = process.communicate(timeout=240)
+        assert process.returncode != 0
+        assert f"node {node} starts on " in printed
+        assert "not passed on to the ranks: NCCL_IB_DISABLE of this shell" in printed
+        assert "optim.lr: 0.005 on node 0 (host " in printed and "0.006 on node 1 (host " in printed
+        assert "environment: has" not in printed
+    assert not (tmp_path / "run").exists()

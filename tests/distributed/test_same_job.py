@@ -66,6 +66,8 @@ def raised_in_scenes(
         except K25Error as error:
             errors[scene] = f"{type(error).__name__}: {error}"
             assert error.is_shared
+            # What finds the node to blame.
+            assert (error.of_ranks, error.code) == (((1,), "ENOENT") if scene == "no data" else ((), ""))
         undo()
     return errors
 

@@ -186,6 +186,7 @@ def test_what_a_node_writes_must_be_seen_too(tmp_path: Path) -> None:
     assert find_unshared(tmp_path, ["."], "id", said(*fine)) is None
     error = find_unshared(tmp_path, ["."], "id", said(*fine, (True, None)))
     assert "  node 3 (host h3, rank 3): writes there what rank 0 does not see" in str(error)
+    assert error is not None and error.of_ranks == (3,)
     refused = location.leave_token(tmp_path / "no", "id", 1)
     error = find_unshared(tmp_path, ["."], "id", said(*fine, (True, refused), (True, refused)))
     assert "  nodes 3 and 4 (hosts h3, h4): cannot write there (No such file or directory)" in str(error)
