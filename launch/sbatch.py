@@ -120,8 +120,8 @@ def _node_options(cluster: ClusterConfig) -> Iterator[str]:
     if slurm.mem is not None:
         yield f"mem={slurm.mem}"
     if slurm.cpus_per_task is not None:
-        yield "ntasks-per-node=1"
-        yield f"cpus-per-task={slurm.cpus_per_task}"
+        # Not by tasks: SLURM counts them for the fewest nodes and gives no more nodes than tasks: no spare.
+        yield f"mincpus={slurm.cpus_per_task}"
     for name in ("constraint", "exclude"):
         value = getattr(slurm, name)
         if value is not None:

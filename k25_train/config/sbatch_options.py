@@ -24,7 +24,7 @@ OF_LAUNCHER = (
     "ntasks", "ntasks-per-node", "ntasks-per-gpu", "ntasks-per-core", "ntasks-per-socket", "gpus",
     "gpus-per-task", "gpus-per-socket", "cpus-per-gpu", "mem-per-cpu", "mem-per-gpu", "overcommit",
     "clusters",
-    "parsable", "test-only", "quiet", "help", "usage", "version", "uid", "gid",
+    "mincpus", "parsable", "test-only", "quiet", "help", "usage", "version", "uid", "gid",
     "container-env", "container-workdir", "container-name",
 )  # fmt: skip
 """Options with which a job would not be one that the launcher can follow, requeue and divide among ranks."""

@@ -12,6 +12,10 @@ ANSWER_S = 60.0
 """Time limit of a SLURM command; the commands wait for a controller that is down."""
 RETRY_S = 10.0
 """Pause before a command is retried."""
+SILENT = "ended without a word, with status"
+"""Of a command that was killed, or could not print."""
+SILENT_S = 60.0
+"""Longest time that a command without a word is called again: it may be broken."""
 TELL_S = 60.0
 """Seconds between lines that tell what is waited for."""
 ENDED = {
@@ -43,13 +47,15 @@ def ask(*command: str, patience_s: float = 0.0, answer_s: float = ANSWER_S) -> s
         if printed is not None:
             return printed
         waited_s = time.monotonic() - start_s
-        if waited_s >= patience_s or not passes(trouble):
+        is_silent = trouble.startswith(SILENT)
+        limit_s = min(patience_s, SILENT_S) if is_silent else patience_s
+        if waited_s >= limit_s or not (is_silent or passes(trouble)):
             raise SchedulerError(f"{' '.join(command)}: {trouble}")
         if waited_s - told_s >= TELL_S:
             told_s = waited_s
             say(
                 f"{' '.join(command)}: {trouble}: that passes; asking again, {waited_s:.0f} of at most "
-                f"{patience_s:g} s"
+                f"{limit_s:g} s"
             )
         time.sleep(RETRY_S)
 
@@ -81,7 +87,8 @@ def attempt(command: Sequence[str], answer_s: float) -> tuple[str, str | None]:
         return str(error), None
     if done.returncode == 0:
         return "", done.stdout
-    return (done.stderr or done.stdout).strip(), None
+    words = (done.stderr or done.stdout).strip()
+    return words or f"{SILENT} {done.returncode}", None
 
 
 def say(text: str) -> None:

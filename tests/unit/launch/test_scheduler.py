@@ -127,6 +127,22 @@ fi"""
     assert calls.count(operation) == 4 and calls[-1] == "update"
 
 
+@pytest.mark.parametrize("end", ["exit 1", "kill -9 $$"])
+def test_a_command_that_ends_without_a_word_is_called_again_for_a_while(
+    job: ScriptedJob, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(jobs, "RETRY_S", 0.01)
+    monkeypatch.setattr(jobs, "SILENT_S", 0.5)
+    tool = job.folder / "bin/squeue"
+    tool.write_text(
+        f'#!/bin/sh\n[ -f {job.folder}/asked ] && exec cat "$FAKE/state"\ntouch {job.folder}/asked; {end}\n'
+    )
+    assert job_state(7, patience_s=3600.0) == "RUNNING"
+    tool.write_text(f"#!/bin/sh\n{end}\n")
+    with pytest.raises(SchedulerError, match="ended without a word"):
+        job_state(7, patience_s=3600.0)
+
+
 def test_a_refusal_of_the_requeue_is_not_waited_on(job: ScriptedJob) -> None:
     refuse = "#!/bin/sh\necho 'Requested operation is presently disabled for job 7' >&2; exit 1\n"
     (job.folder / "bin/scontrol").write_text(refuse)
