@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from k25_train import farewell
 from k25_train.compose.command_line import load_saved, read_arguments
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
@@ -80,6 +81,8 @@ def _run() -> None:
     except Exception as error:
         status = report(error)
     sys.stdout.flush()
+    if status == 0:
+        farewell.is_done()
     # A hanging connection would keep the interpreter from exiting.
     os._exit(status)
 

@@ -61,3 +61,17 @@ def test_torchrun_notes_who_ended_first_and_how(tmp_path: Path, how: str, status
         ("DataError", "EIO", "/d/shard_7") if how == "error" else (None, None, None)
     )
     assert (f"with status {LEFT_EARLY}: it ended with status 0 before" in done.stderr) == (how == "leave")
+
+
+@pytest.mark.slow
+def test_a_preflight_that_passes_is_done(tmp_path: Path) -> None:
+    """It leaves without tearing down, with status 0."""
+    command = [
+        sys.executable, "-m", "launch.torchrun", "--preflight", "experiment=smoke", "parallelism=serial",
+        "cluster.gpus_per_node=1", f"run.dir={tmp_path}",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=REPO, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        check=False, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
