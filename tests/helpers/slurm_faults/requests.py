@@ -13,6 +13,9 @@ from tests.helpers.slurm_faults.scene import Scene
 SAVED = frozenset({STOPPED})
 UNTOUCHED = frozenset({FINISHED})
 
+ARRIVAL_S = 1.0
+"""After which a request has reached everything that it is sent to."""
+
 
 def cancelled(rng: random.Random) -> Plan:
     """The job is cancelled, with or without --full: it stays so until it is submitted again."""
@@ -50,8 +53,10 @@ def _request(rng: random.Random, text: str, command: list[str], expected: Expect
 
 
 def _ask(scene: Scene, *, command: list[str]) -> None:
-    scene.note(None)
-    scene.cluster.ask(*command, str(scene.job_id))
+    with scene.held(scene.node_of(1)):
+        scene.note(None)
+        scene.cluster.ask(*command, str(scene.job_id))
+        scene.pause(ARRIVAL_S)
 
 
 def time_limit_shortened(rng: random.Random) -> Plan:
