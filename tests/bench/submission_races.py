@@ -13,13 +13,15 @@ import argparse
 import collections
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import launch.slurm
+from k25_train import entry
 from k25_train.compose.resolve import load
 from k25_train.run_folder import lock
 from launch.submission import CONFIG, FACTS, SCRIPT, Submission
@@ -29,7 +31,6 @@ from tests.helpers.slurm_cluster import Slurm, running_slurm
 NAMED = re.compile(
     r"^LockedError: run\.dir=\S+ (belongs to job \d+, which is|is in use by process \d+)", re.M
 )
-TIMEOUT_S = 600.0
 END_S = 30.0
 
 
@@ -53,7 +54,7 @@ def main() -> None:
         for number in range(arguments.rounds):
             start_s, run = time.monotonic(), root / f"runs/{number}"
             if number % 2:
-                start(slurm, root, run, "0.5").communicate(timeout=TIMEOUT_S)
+                start(slurm, root, run, "0.5").end()
                 slurm.ask("scancel", f"--user={os.getuid()}")
             problems = one_round(slurm, root, run, arguments.submissions, counts)
             wrong += bool(problems)
@@ -73,35 +74,61 @@ def one_round(
     """Submit a run several times at once; what is not as it should be."""
     rates = [f"{number + 1}e-3" for number in range(num_submissions)]
     started = [start(slurm, folder, run, rate) for rate in rates]
-    ends = [(process.communicate(timeout=TIMEOUT_S), process.returncode) for process in started]
+    ends = [child.end() for child in started]
     accepted = [index for index, (_, status) in enumerate(ends) if status == 0]
-    refused = [printed[1] for printed, status in ends if status == 2 and NAMED.search(printed[1])]
+    refused = [printed for printed, status in ends if status == 2 and NAMED.search(printed)]
     counts.update({"accepted": len(accepted), "refused by name": len(refused)})
     problems = []
     if len(accepted) != 1:
-        return [f"{len(accepted)} submissions were accepted", *(printed[1][-300:] for printed, _ in ends)]
+        return [f"{len(accepted)} submissions were accepted", *(printed[-300:] for printed, _ in ends)]
     if len(refused) != num_submissions - 1:
-        problems.append(f"{len(refused)} refused by name: {[printed[1][-300:] for printed, _ in ends]}")
-    problems += problems_of_winner(slurm, run, rates[accepted[0]], ends[accepted[0]][0][0])
+        problems.append(f"{len(refused)} refused by name: {[printed[-300:] for printed, _ in ends]}")
+    problems += problems_of_winner(slurm, run, rates[accepted[0]], ends[accepted[0]][0])
     problems += leftovers(slurm, run)
     slurm.ask("scancel", f"--user={os.getuid()}")
     return problems
 
 
-def start(slurm: Slurm, folder: Path, run: Path, rate: str) -> "subprocess.Popen[str]":
-    """One submission."""
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A submission in a process of its own, forked so that all are at the same point at the same time."""
+
+    pid: int
+    printed: Path
+
+    def end(self) -> tuple[str, int]:
+        """What it printed, and its exit status."""
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.printed.read_text(), status
+
+
+def start(slurm: Slurm, folder: Path, run: Path, rate: str) -> Child:
+    """One submission, as its command does it."""
     overrides = [
         "experiment=smoke", "cluster=local_slurm", "cluster.nodes=1", "cluster.gpus_per_node=1",
         "parallelism=serial", f"data.dir={folder}/data", f"run.dir={run}", f"optim.lr={rate}",
     ]  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch.slurm", *overrides],
-        env=slurm.env,
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    printed = folder / f"printed_{rate}"
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return Child(pid, printed)
+    os.environ.update(slurm.env)
+    os.chdir(REPO)
+    sys.argv = ["k25-submit", *overrides]
+    output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    status = entry.FAULT
+    try:
+        launch.slurm.main()
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def problems_of_winner(slurm: Slurm, run: Path, rate: str, printed: str) -> list[str]:

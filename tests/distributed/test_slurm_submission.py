@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.interrupted_runs import LONG
+from k25_train.compose.resolve import compose
+from k25_train.errors import ConfigError
+from launch import slurm
+from launch.feasibility import with_absolute_paths
+from tests.helpers.project_sources import REPO
 from tests.helpers.slurm_cluster import Slurm, running_slurm
-from tests.helpers.submitted_run import SubmittedRun
+from tests.helpers.submitted_run import END_S, SubmittedRun
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -48,34 +52,74 @@ def no_jobs(cluster: Slurm) -> Iterator[None]:
     cluster.wait_until(lambda: not cluster.ask("squeue", "--noheader").strip(), 60)
 
 
-def num_nodes(run: SubmittedRun) -> int:
-    """How many nodes the job has."""
-    return int(run.cluster.ask("squeue", "--noheader", f"--jobs={run.job_id}", "--format=%D"))
+REQUEUED_ONCE = """#!/bin/bash
+# A job that asks for nodes as a supervisor does, and goes back to the queue once as a supervisor does.
+echo "$SLURM_JOB_NUM_NODES nodes" >> {folder}/nodes
+cd {repo}
+[ -n "$SLURM_RESTART_COUNT" ] || exec {python} -c "
+from pathlib import Path
+from dataclasses import replace
+from launch.requeueing import Job
+from tests.helpers.scripted_queue import a_submission
+submission = replace(a_submission(Path('{folder}')), legal_nodes=[1, 2], spare_nodes=1)
+Job(submission, $SLURM_JOB_ID, {nodes}, 'main').requeue('test', {unfit})"
+"""
 
 
-def test_spares_come_back_and_a_finished_run_starts_no_ranks(
-    cluster: Slurm, data: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("options", "unfit", "expected"),
+    [
+        ([], [], [3, 3]),
+        (["--mincpus=1"], [], [3, 3]),
+        ([], ["n3"], [3, 2]),
+        ([], ["n2", "n3"], [3, 1]),
+    ],
+)
+def test_spares_come_back_after_a_requeue(
+    cluster: Slurm, tmp_path: Path, options: list[str], unfit: list[str], expected: list[int]
 ) -> None:
-    run = SubmittedRun(cluster, data, tmp_path / "run", "cluster.slurm.spare_nodes=1")
-    run.wait_for_step(2)
-    assert num_nodes(run) == 3
-    cluster.ask("scancel", "--signal=USR1", "--batch", str(run.job_id))
-    run.wait_for_attempt(2)
-    assert num_nodes(run) == 3, run.log
-    assert run.wait_for_end() == "COMPLETED", run.log
-    assert [attempt.outcome for attempt in run.attempts] == ["stopped", "finished"]
-    assert not (run.folder / "lock.json").exists()
+    nodes = ["n1", "n2", "n3"]
+    text = REQUEUED_ONCE.format(folder=tmp_path, repo=REPO, python=sys.executable, nodes=nodes, unfit=unfit)
+    script = tmp_path / "script"
+    script.write_text(text)
+    fixed = ["--nodes=2-3", "--requeue", "--no-kill", "--exclusive", f"--output={tmp_path}/log"]
+    job_id = int(cluster.ask("sbatch", "--parsable", *fixed, *options, str(script)))
+    cluster.wait_until(lambda: cluster.state(job_id) == "COMPLETED", END_S, tmp_path)
+    assert [int(line.split()[0]) for line in (tmp_path / "nodes").read_text().splitlines()] == expected
 
-    # What is submitted by hand after the end: an array, several at once, and one that waits for another.
-    script = str(run.folder / "submit.sbatch")
+
+def test_jobs_of_a_finished_run_start_no_ranks(
+    cluster: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an array, several at once, and one that waits for another."""
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/dataset.json").touch()
+    run = tmp_path / "run"
+    one_rank = ["cluster.nodes=1", "cluster.gpus_per_node=1", "parallelism=serial"]
+    given = ["experiment=smoke", "cluster=local_slurm", *one_rank, f"data.dir={tmp_path}/data"]
+    config = with_absolute_paths(compose([*given, f"run.dir={run}"]))
+    (run / f"checkpoints/step_{config.train.steps}").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"is done; nothing to do: raise train\.steps"):
+        slurm.submit(config, *slurm.prepare(config, 3))
+    (run / f"checkpoints/step_{config.train.steps}").rename(run / "away")
+    # Held, so that the last step can be done before it starts.
+    cluster.ask("scontrol", "update", "PartitionName=main", "State=DOWN")
+    slurm.submit(config, *slurm.prepare(config, 3))
+    (run / "away").rename(run / f"checkpoints/step_{config.train.steps}")
+    script = str(run / "submit.sbatch")
     array = cluster.ask("sbatch", "--parsable", "--array=1-3", script).strip()
-    later = cluster.ask("sbatch", "--parsable", f"--dependency=afterany:{array}", script).strip()
-    cluster.wait_until(lambda: cluster.state(int(later)) == "COMPLETED", 120, run.folder)
-    assert run.log.count(f"FINISHED: step {LONG.num_steps} of {LONG.num_steps} is done; nothing to do") == 4
-    assert len(run.attempts) == 2
-    assert not (run.folder / "lock.json").exists()
-    again = cluster.try_to(sys.executable, "-m", *run.command)
-    assert again.returncode == 2 and "is done; nothing to do: raise train.steps" in again.stderr
+    later = int(cluster.ask("sbatch", "--parsable", f"--dependency=afterany:{array}", script))
+    cluster.ask("scontrol", "update", "PartitionName=main", "State=UP")
+    cluster.wait_until(lambda: cluster.state(later) in ("COMPLETED", "FAILED"), END_S, run)
+    log = (run / "supervisor.log").read_text()
+    refused = len(re.findall(r"LockedError: run\.dir=\S+ belongs to job \d+, which is", log))
+    finished = log.count(
+        f"FINISHED: step {config.train.steps} of {config.train.steps} is done; nothing to do"
+    )
+    assert refused + finished == 5 and finished >= 1, log
+    assert not (run / "attempts").exists() and not (run / "lock.json").exists()
 
 
 def test_of_jobs_that_continue_at_once_one_trains(cluster: Slurm, data: Path, tmp_path: Path) -> None:
