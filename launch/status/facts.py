@@ -134,7 +134,7 @@ def _settings(reader: Reader, run: Path) -> dict[str, Any]:
         text = reader.end_of(path, MAX_BYTES)
         if text:
             try:
-                found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+                found = yaml.safe_load(text)
             except (yaml.YAMLError, ValueError, RecursionError) as error:
                 reader.troubles.append(f"{path}: is not YAML ({' '.join(str(error).split())})")
                 continue

@@ -49,6 +49,9 @@ TORCH_IN_LAUNCH = {
     "launch.preflight.job",
     "launch.preflight.measure",
     "launch.preflight.coordination",
+    "launch.preflight.raw_rates",
+    "launch.preflight.same_job",
+    "launch.preflight.shared_folder",
 }
 """All of `launch` that imports torch: what becomes torchrun, and preflight once it measures."""
 ON_NODES = ["supervisor", "attempt_steps", "srun", "preflight_rank", "node", "rank", "rendezvous"]
