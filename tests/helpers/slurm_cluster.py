@@ -46,7 +46,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 SlurmdTimeout=10
-KillWait=10
+KillWait={kill_wait_s}
 ReturnToService=2
 SwitchType=switch/none
 SlurmdParameters=config_overrides
@@ -152,10 +152,13 @@ def require_slurm() -> None:
 
 
 @contextmanager
-def running_slurm(folder: Path, num_nodes: int = 2) -> Iterator[Slurm]:
-    """Start a cluster of nodes n1, n2, …; on exit, stop it with everything that it started."""
+def running_slurm(folder: Path, num_nodes: int = 2, kill_wait_s: int = 10) -> Iterator[Slurm]:
+    """Start a cluster of nodes n1, n2, …; on exit, stop it with everything that it started.
+
+    Processes have `kill_wait_s` from SIGTERM to SIGKILL.
+    """
     require_slurm()
-    write_files(folder, num_nodes)
+    write_files(folder, num_nodes, kill_wait_s)
     env = os.environ | {
         "SLURM_CONF": str(folder / "slurm.conf"),
         "PATH": f"{os.environ['PATH']}:/usr/sbin",
@@ -179,7 +182,7 @@ def running_slurm(folder: Path, num_nodes: int = 2) -> Iterator[Slurm]:
             cluster.wait_until(lambda: not cluster.ask("squeue", "--noheader").strip(), START_S)
 
 
-def write_files(folder: Path, num_nodes: int) -> None:
+def write_files(folder: Path, num_nodes: int, kill_wait_s: int) -> None:
     """Write configuration, key and folders."""
     host, user = os.uname().nodename, os.environ.get("USER") or "root"
     for name in ("munge", "state", "tmp", *(f"spool_n{number}" for number in range(1, num_nodes + 1))):
@@ -191,7 +194,8 @@ def write_files(folder: Path, num_nodes: int) -> None:
         f"NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs=1 State=UNKNOWN"
         for number in range(1, num_nodes + 1)
     )
-    conf = CONF.format(host=host, user=user, port=free_port(), folder=folder, nodes=nodes)
+    facts = {"host": host, "user": user, "port": free_port(), "folder": folder, "nodes": nodes}
+    conf = CONF.format(**facts, kill_wait_s=kill_wait_s)
     (folder / "slurm.conf").write_text(conf)
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
 

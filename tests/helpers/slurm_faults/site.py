@@ -18,6 +18,8 @@ from tests.helpers.slurm_faults.evidence import INTERVAL, NUM_STEPS
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
 NODES = ("n1", "n2", "n3")
+KILL_WAIT_S = 30
+"""SLURM's default: on a busy machine, ranks that are asked to save need more than the tests' seconds."""
 SHARED_MEMORY = Path("/dev/shm")
 LENGTH = RunLength(NUM_STEPS, saved_at=INTERVAL, warmup_steps=4, decay_steps=8)
 RUN = [
@@ -74,7 +76,7 @@ class Site:
         self.num_clusters += 1
         self.temporary.mkdir(parents=True, exist_ok=True)
         folder = self.folder / f"slurm_{self.num_clusters}"
-        cluster = self.stack.enter_context(running_slurm(folder, len(NODES)))
+        cluster = self.stack.enter_context(running_slurm(folder, len(NODES), KILL_WAIT_S))
         cluster.env |= {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
         # Compiled once instead of in every process of every trial.
         cluster.env.pop("PYTHONDONTWRITEBYTECODE", None)
