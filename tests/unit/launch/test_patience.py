@@ -28,6 +28,7 @@ PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, err
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "RETRY_S", 0.01)
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.05)
+    monkeypatch.setattr("launch.comment.SHORTEST_S", 0.05)
 
 
 def failing(number: int, times: int) -> Callable[[], str]:
@@ -221,7 +222,6 @@ def test_a_full_disk_costs_an_attempt_and_not_the_job(
 ) -> None:
     """Twice at the same step, which would otherwise end the run; the job's comment says why it waits."""
     disk = Disk(job.folder / "full", monkeypatch)
-    monkeypatch.setattr("launch.comment.SHORTEST_S", 0.05)
     for _ in range(2):
         job.then(f"step 5; touch {disk.mark}; exit 1")
     job.then("step 20")
