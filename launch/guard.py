@@ -29,7 +29,7 @@ LATE_S = 10.0
 """How long a job may take to appear after sbatch has ended."""
 POLL_S = 1.0
 SBATCH, DONE = "sbatch", "done"
-"""What the guard is told, besides `job N`."""
+"""What the guard is told, in addition to `job N`."""
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 

@@ -1,4 +1,4 @@
-"""The log that says why a run stands still or ended: that of the rank to blame, as far as it is known."""
+"""The log that says why a run has stalled or ended: that of the rank to blame, as far as it is known."""
 
 import re
 from collections.abc import Iterator

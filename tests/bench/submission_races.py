@@ -156,7 +156,7 @@ def problems_of_winner(slurm: Slurm, run: Path, rate: str, printed: str) -> list
 
 
 def leftovers(slurm: Slurm, run: Path) -> list[str]:
-    """What is left besides the accepted submission."""
+    """What is left apart from the accepted submission."""
     deadline = time.monotonic() + END_S
     while (processes := slurm.processes(str(run))) and time.monotonic() < deadline:
         time.sleep(0.1)
