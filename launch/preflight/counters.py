@@ -61,7 +61,9 @@ def read_counters(system: System, hcas: list[Hca]) -> Counters:
         for interface in hca.interfaces:
             printed = try_to_read(system.run, ["ethtool", "-S", interface])
             if isinstance(printed, Missing):
-                unread[hca.name] = printed.reason
+                absent = printed.reason.endswith("is not installed")
+                hint = ": install it on the node and in the container" if absent else ""
+                unread[hca.name] = f"{printed.reason}{hint}"
             else:
                 for name, count in re.findall(r"^\s+(\w+): (\d+)$", printed, re.MULTILINE):
                     own[name] = own.get(name, 0) + int(count)
@@ -78,27 +80,27 @@ def read_counters(system: System, hcas: list[Hca]) -> Counters:
 
 
 def growth(before: Counters, after: Counters, names: re.Pattern[str]) -> Growth:
-    """Growth of counters with these names; of those that both readings show and that were not reset."""
-    return {
-        card: {
+    """Growth of counters with these names that both readings show; none of a card that was reset."""
+    grown: dict[str, dict[str, int]] = {}
+    for card, counts in before.counts.items():
+        own = {
             name: count - counts[name]
             for name, count in after.counts.get(card, {}).items()
-            if names.fullmatch(name) and name in counts and count >= counts[name]
+            if names.fullmatch(name) and name in counts
         }
-        for card, counts in before.counts.items()
-    }
+        grown[card] = own if all(count >= 0 for count in own.values()) else {}
+    return grown
 
 
-def without_counters(before: Counters, grown: Growth) -> str:
+def without_counters(before: Counters, after: Counters, grown: Growth) -> str:
     """Why some of the cards show none of the counters in `grown`; empty if all show some."""
     if not grown:
         return "no card of the cluster file was found"
     silent = [card for card, counts in grown.items() if not counts]
     if not silent:
         return ""
-    reason = before.unread.get(silent[0], "their driver shows none of them")
-    if reason.endswith("is not installed"):
-        reason += ": install ethtool on the node and in the container"
+    unread = {**after.unread, **before.unread}
+    reason = unread.get(silent[0], "their driver shows none of them, or was reset while measuring")
     return f"no such counters of {name_cards(silent, len(grown))}: {reason}"
 
 
@@ -116,7 +118,7 @@ def judge_loss(before: Counters, after: Counters | Missing) -> list[Finding]:
             remedy = "check PFC on switch and card, cables, and the switch port's counters"
             judged = failed if sum(lost.values()) >= MANY_LOST else warned
             findings.append(judged(check, found, rule, remedy))
-        elif reason := without_counters(before, grown):
+        elif reason := without_counters(before, after, grown):
             findings.append(skipped(check, reason))
         else:
             findings.append(passed(check, f"none while measuring{_pauses(before, after, check)}"))

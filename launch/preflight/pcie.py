@@ -75,7 +75,9 @@ def _read_slot(system: System, folder: str) -> Slot:
         value = number(name)
         return None if value is None else int(value)
 
-    control = device_control(system.read_bytes(f"{folder}/config"))
+    # A virtual function follows its physical one; its own register holds zeros.
+    is_virtual = bool(system.names(f"{folder}/physfn"))
+    control = None if is_virtual else device_control(system.read_bytes(f"{folder}/config"))
     return Slot(
         gt_per_s=number("current_link_speed"),
         lanes=whole("current_link_width"),
@@ -137,6 +139,7 @@ def _judge_requests(hcas: Sequence[Hca], slots: Mapping[str, Slot]) -> Finding:
         remedy = "setpci -s SLOT CAP_EXP+8.w: set bits 14 to 12 to 5, and bit 4; or both in the BIOS"
         return warned(check, "; ".join(found), rule, remedy)
     if unknown:
-        return skipped(check, f"only root reads those of {name_cards(unknown, len(hcas))} (lspci -vv)")
+        cards = name_cards(unknown, len(hcas))
+        return skipped(check, f"only root reads those of {cards}, and not of virtual functions (lspci -vv)")
     read = sorted({slot.read_bytes for slot in slots.values() if slot.read_bytes})
     return passed(check, f"MaxReadReq {' and '.join(map(str, read))} bytes, relaxed ordering on")
