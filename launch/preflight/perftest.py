@@ -142,10 +142,9 @@ def measure_round(
         number: of the round.
         is_server: which side this node is.
         traffic_class: `cluster.fabric.traffic_class`.
-        ready: called when this server is started, or returns when the other is.
+        ready: called when this server is started; of the client, returns when the other is.
 
-    Returns:
-        The rates, by the client; the server returns none.
+    Returns: the rates, by the client; the server returns none.
     """
     cards = [card for card in own if card in other]
     ports = {card: FIRST_PORT + len(cards) * number + at for at, card in enumerate(cards)}
@@ -165,15 +164,8 @@ def measure_round(
         measured = dict(zip(cards, rates, strict=True))
     if is_server:
         return []
-    return [
-        RawLink(
-            card=card,
-            pair=pair,
-            gbps=measured[card],
-            rate_gbps=min(own[card].rate_gbps, other[card].rate_gbps),
-        )
-        for card in cards
-    ]
+    speeds = {card: min(own[card].rate_gbps, other[card].rate_gbps) for card in cards}
+    return [RawLink(card=c, pair=pair, gbps=measured[c], rate_gbps=speeds[c]) for c in cards]
 
 
 def _run_patiently(system: System, words: Sequence[str]) -> str:
