@@ -95,7 +95,8 @@ def directives(config: Config, run: Path) -> Iterator[str]:
     yield from _node_options(cluster)
     yield f"time={slurm.time_limit_min}"
     yield f"signal=B:USR1@{slurm.stop_before_end_s}"
-    # If the first node is lost, SLURM requeues the job; if another one is, the job goes on.
+    # If a node is lost, the job goes on with the others. If it is the first, so is the supervisor, and SLURM
+    # (22.05) neither ends nor requeues the job: `scontrol requeue` does.
     yield "requeue"
     yield "no-kill"
     # Otherwise it would start once the first node is up, while others are still powering on.
