@@ -143,12 +143,12 @@ def differences(expected: Expected, evidence: Evidence, reference: Sequence[Row]
     if twice:
         yield f"steps are in the metrics twice: {twice}"
     found = {row["step"]: row for row in evidence.rows}
+    missing = [row["step"] for row in reference if row["step"] not in {*found, *expected.lost_rows}]
+    if missing:
+        yield f"rows are missing: {missing}"
     for row in reference:
         other = found.get(row["step"])
-        if other is None:
-            if row["step"] not in expected.lost_rows:
-                yield f"the row of step {row['step']} is missing"
-        elif (is_exact and other != row) or not _is_close(other, row):
+        if other is not None and ((is_exact and other != row) or not _is_close(other, row)):
             names = [name for name in sorted({*row, *other}) if row.get(name) != other.get(name)]
             texts = [f"{name} {other.get(name)} instead of {row.get(name)}" for name in names]
             yield f"the row of step {row['step']} differs: {', '.join(texts)}"

@@ -80,7 +80,7 @@ PLANTED: dict[str, dict[str, Any]] = {
     "n2, which was hit, is kept": {"attempts": other(2, nodes=["n1", "n2"])},
     "attempt 2 blames n1 instead of n2": {"attempts": other(1, blamed="n1")},
     "the row of step 9 differs": {"rows": rows_with(9, loss=4.1000001)},
-    "the row of step 3 is missing": {"rows": [row for row in ROWS if row["step"] != 3]},
+    "rows are missing: [3]": {"rows": [row for row in ROWS if row["step"] != 3]},
     "in the metrics twice: [5]": {"rows": sorted([*ROWS, ROWS[5]], key=lambda row: row["step"])},
     "left behind: process 9": {"left": ["process 9"]},
     "a refused submission left jobs": {"more": ["a refused submission left jobs"]},
