@@ -67,7 +67,7 @@ def _chrony(system: System) -> ClockSource:
         raise BrokenError(f"chronyc tracking: {' '.join(text.split())[:100]!r}")
     reference = re.match(r"([0-9A-F]{8}) \((.*)\)", values.get("Reference ID", ""))
     offset = re.match(r"([\d.]+) seconds (slow|fast)", values.get("System time", ""))
-    # An address of loopback stands for the node's own clock.
+    # An address of loopback means the node's own clock.
     is_own = reference is not None and reference[1].startswith("7F7F")
     return ClockSource(
         service="chrony",

@@ -52,7 +52,7 @@ def _judge_alike(driver: Driver, of_gpus: Sequence[str]) -> Finding:
         found = f"GPUs have {', '.join(sorted(set(of_gpus)))}{module}"
         rule = "library and kernel module must be of one version"
         return failed(
-            DRIVER, found, rule, "reboot the node after an update of the driver, or install it anew"
+            DRIVER, found, rule, "reboot the node after an update of the driver, or install the driver again"
         )
     if not of_gpus:
         return skipped(DRIVER, "nvidia-smi does not report it")

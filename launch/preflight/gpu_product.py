@@ -99,7 +99,7 @@ def _judge_settings(states: Sequence[GpuState]) -> Finding:
         return warned(check, "; ".join(lowered), rule, "nvidia-smi --reset-applications-clocks")
     off = [number for number, state in enumerate(states) if state.persistence is False]
     if off:
-        rule = "without persistence mode the driver starts anew for each process, and forgets its settings"
+        rule = "without persistence mode each process starts the driver again, which forgets its settings"
         return warned(
             check, f"persistence mode is off on GPUs {off}", rule, "start nvidia-persistenced on the node"
         )

@@ -74,7 +74,7 @@ HARMLESS_SXIDS = frozenset((10005, 22013))
 
 
 def meaning_of(xid: int) -> str:
-    """What an XID stands for; empty if the catalogue does not say."""
+    """What an XID means; empty if the catalogue does not say."""
     if xid in NVLINK5:
         return "NVLink error"
     return RESET.get(xid) or REBOOT.get(xid) or WARNED.get(xid) or ""
