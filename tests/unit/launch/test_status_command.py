@@ -106,7 +106,7 @@ def test_json_has_the_documented_fields(full: RunFolder, capsys: pytest.CaptureF
 
 
 def test_prometheus_reads_what_is_written(full: RunFolder, tmp_path: Path) -> None:
-    odd = RunFolder(tmp_path / 'odd"na\\me\nü')
+    odd = RunFolder(tmp_path / 'odd"a\\name\nü')
     path = tmp_path / "k25.prom"
     path.write_text("of before")
     text = prometheus.as_text([status(full), status_of(odd.folder, queue_with("RUNNING"), NOW_S)])
