@@ -38,6 +38,9 @@ if from_base:
     modules += ["transformer_engine.pytorch", "apex"] if torch.cuda.is_available() else []
     for name in ("transformer-engine", "apex"):
         print(f"{name} {importlib.metadata.version(name)} from the base")
+# As programs do: what megatron-core needs on a CPU is in place before it is imported.
+use_platform = importlib.import_module("parallel.megatron.platform").use_platform
+use_platform("cuda" if torch.cuda.is_available() else "cpu")
 for module in modules:
     importlib.import_module(module)
 if faults:

@@ -6,6 +6,9 @@ fixes one upstream makes that test fail, and ours can be removed.
 
 import contextlib
 import functools
+import importlib.util
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +27,7 @@ def install(*, on_cpu: bool) -> None:
     _INSTALLED = True
     # 1. For the CPU; compilation first, before other modules of megatron-core are imported.
     if on_cpu:
+        do_without_triton()
         switch_off_compilation()
         return_split_sizes_as_numpy()
         accept_cpu_parameters_in_optimizers()
@@ -44,6 +48,29 @@ def install(*, on_cpu: bool) -> None:
     write_checkpoints_in_this_process()
     tell_why_files_were_not_written()
     unpickle_plain_data_only()
+
+
+def do_without_triton() -> None:
+    """Let megatron-core be imported where triton is not installed, as in an image for CPUs.
+
+    One module that everything imports needs it at once, for kernels that only run on a GPU. Its stand-in says
+    so if they are used.
+    """
+    if importlib.util.find_spec("triton") is not None:
+        return
+
+    class Refusal:
+        """A kernel, which is indexed by its grid and called."""
+
+        def __getitem__(self, _: Any) -> Any:
+            raise RuntimeError("paged stashing of experts' tokens needs triton, which is not installed here")
+
+    name = "megatron.core.transformer.moe.ops.paged_stash"
+    stand_in = types.ModuleType(name, "Kernels that are not there.")
+    for kernel in ("paged_stash_copy_kernel", "paged_stash_pop_kernel"):
+        setattr(stand_in, kernel, Refusal())
+    stand_in.GLOBAL_BLOCK_SIZE = 1024  # type: ignore[attr-defined]
+    sys.modules[name] = stand_in
 
 
 def switch_off_compilation() -> None:

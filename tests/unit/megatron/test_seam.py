@@ -342,3 +342,23 @@ def test_no_layout_gets_the_communication_that_swaps_messages() -> None:
     for (_, vpp), setting in settings.items():
         # The plain schedule refuses unbatched, overlapped communication.
         assert setting == ((True, False) if vpp > 1 else (False, True))
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+from parallel.megatron.platform import use_platform
+use_platform("cpu")
+from megatron.core.transformer.moe import paged_stash
+try:
+    paged_stash.paged_stash_copy_kernel[(1,)]()
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_megatron_core_is_imported_without_triton() -> None:
+    """As in an image for CPUs."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "needs triton" in done.stdout
