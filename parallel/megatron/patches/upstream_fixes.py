@@ -50,27 +50,39 @@ def install(*, on_cpu: bool) -> None:
     unpickle_plain_data_only()
 
 
-def do_without_triton() -> None:
-    """Let megatron-core be imported where triton is not installed, as in an image for CPUs.
+class _Refusal:
+    """A kernel that is not there: called as it is, or indexed by its grid first."""
 
-    One module that everything imports needs it at once, for kernels that only run on a GPU. Its stand-in says
-    so if they are used.
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("this kernel of megatron-core or emerging-optimizers needs triton, for a GPU")
+
+    def __getitem__(self, _: Any) -> Any:
+        return self
+
+
+_WITHOUT_TRITON: dict[str, dict[str, Any]] = {
+    "megatron.core.transformer.moe.ops.paged_stash": {
+        "GLOBAL_BLOCK_SIZE": 1024,
+        "paged_stash_copy_kernel": _Refusal(),
+        "paged_stash_pop_kernel": _Refusal(),
+    },
+    "emerging_optimizers.triton_kernels": {"HAS_TRITON_340": False, "tsyrk_ex": _Refusal()},
+}
+"""Modules that need triton as soon as they are imported, and what others take from them."""
+
+
+def do_without_triton() -> None:
+    """Let megatron-core and emerging-optimizers be imported without triton, as in an image for CPUs.
+
+    What everything imports needs it at once, for kernels that only run on a GPU. Their stand-ins say so if
+    they are used.
     """
     if importlib.util.find_spec("triton") is not None:
         return
-
-    class Refusal:
-        """A kernel, which is indexed by its grid and called."""
-
-        def __getitem__(self, _: Any) -> Any:
-            raise RuntimeError("paged stashing of experts' tokens needs triton, which is not installed here")
-
-    name = "megatron.core.transformer.moe.ops.paged_stash"
-    stand_in = types.ModuleType(name, "Kernels that are not there.")
-    for kernel in ("paged_stash_copy_kernel", "paged_stash_pop_kernel"):
-        setattr(stand_in, kernel, Refusal())
-    stand_in.GLOBAL_BLOCK_SIZE = 1024  # type: ignore[attr-defined]
-    sys.modules[name] = stand_in
+    for name, content in _WITHOUT_TRITON.items():
+        stand_in = types.ModuleType(name, "Kernels that are not there.")
+        vars(stand_in).update(content)
+        sys.modules[name] = stand_in
 
 
 def switch_off_compilation() -> None:

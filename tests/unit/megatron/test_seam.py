@@ -349,6 +349,7 @@ import sys
 sys.modules["triton"] = None
 from parallel.megatron.platform import use_platform
 use_platform("cpu")
+from emerging_optimizers.orthogonalized_optimizers.muon_utils import newton_schulz
 from megatron.core.transformer.moe import paged_stash
 try:
     paged_stash.paged_stash_copy_kernel[(1,)]()
