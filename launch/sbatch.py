@@ -96,7 +96,7 @@ def directives(config: Config, run: Path) -> Iterator[str]:
     yield f"time={slurm.time_limit_min}"
     yield f"signal=B:USR1@{slurm.stop_before_end_s}"
     # If a node is lost, the job goes on with the others. If it is the first, so is the supervisor, and SLURM
-    # (22.05) neither ends nor requeues the job: `scontrol requeue` does.
+    # (22.05) neither ends nor requeues the job: `launch.standby` does.
     yield "requeue"
     yield "no-kill"
     # Otherwise it would start once the first node is up, while others are still powering on.

@@ -28,6 +28,7 @@ from launch.recurrence import suspects
 from launch.requeueing import PATIENCE_S, Job, ends_for_good
 from launch.restart_policy import nodes_for, outcome_of, reason_to_give_up, wait_before_restart_s
 from launch.room import RunFolderRoom
+from launch.standby import Standby
 from launch.submission import SCRIPT, SUPERVISOR_LOG, Submission
 from launch.witnesses import forget_stall
 
@@ -54,6 +55,7 @@ class Supervisor:
         self.attempts = Attempts(Path(submission.run), self.room.patience)
         self.comment = JobComment(job_id, submission.comment, self.room.step_now)
         self.aftermath = Aftermath(submission, self.attempts)
+        self.standby = Standby(submission, job_id, nodes)
         self.steps = AttemptSteps(submission, self.attempts, self.stop, self.comment)
 
     def tell(self, text: str) -> None:
@@ -74,6 +76,7 @@ class Supervisor:
                 raise
             return self.requeue(f"{self.stop.signal.name} arrived while the run folder could not be used")
         finally:
+            self.standby.end()
             self.comment.close()
 
     def _run(self) -> int:
@@ -105,6 +108,7 @@ class Supervisor:
                 return self.requeue_for_other_nodes(lost)
             left_out = self.aftermath.without(history, nodes, set(self.job.allocated) - excluded)
             # 4. Preflight and training.
+            self.standby.keep(nodes)
             attempt = self.run_attempt(nodes, left_out)
             log(f"attempt {attempt.number} {attempt.outcome}: {attempt.reason}")
             self.comment.say(f"attempt {attempt.number} {attempt.outcome}: {attempt.reason}")

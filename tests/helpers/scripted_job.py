@@ -22,6 +22,7 @@ esac
 case "$*" in *launch.preflight_rank*)
     echo "$*" >> "$FAKE/checks.calls"; exec sh "$FAKE/check_$(wc -l < "$FAKE/checks.calls")";;
 esac
+case "$*" in *launch.standby*) echo "$*" >> "$FAKE/standby.calls"; exec sh "$FAKE/standby";; esac
 echo "$*" >> "$FAKE/srun.calls"
 exec sh "$FAKE/behaviour_$(wc -l < "$FAKE/srun.calls")"
 """,
@@ -57,6 +58,7 @@ class ScriptedJob:
         self.set_states()
         self.set_job_state("RUNNING")
         (folder / "others").touch()
+        self.set_standby("exec sleep 600")
         (folder / "job").write_text("JobId=7 ExcNodeList=(null)\n")
         self.num_behaviours = self.num_checks = 0
 
@@ -68,6 +70,10 @@ class ScriptedJob:
     def set_job_state(self, state: str) -> None:
         """What squeue says of the job."""
         (self.folder / "state").write_text(f"{state}\n")
+
+    def set_standby(self, script: str) -> None:
+        """What the step that watches over the supervisor does, as a shell script."""
+        (self.folder / "standby").write_text(script + "\n")
 
     def then(self, script: str) -> None:
         """What the ranks of the next attempt do, as a shell script; `step N` writes metrics."""

@@ -1,0 +1,96 @@
+"""The step that brings a job back whose first node, and with it the supervisor, is lost."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from k25_train.run_folder.jobs import SchedulerError
+from launch.standby import wait_for_loss
+from launch.submission import SUPERVISOR_LOG
+from tests.helpers.project_sources import REPO
+from tests.helpers.scripted_job import ScriptedJob
+
+ALL, REST = ["n1", "n2", "n3"], ["n2", "n3"]
+
+
+@pytest.mark.parametrize(
+    ("looks", "expected"),
+    [
+        ([ALL, REST, REST], 3),
+        ([REST, ALL, REST, REST], 4),
+        # SLURM does not answer: that is no look.
+        ([REST, None, REST], 3),
+        # The job is ending, or is back in the queue.
+        ([REST, [], REST, REST], 4),
+        ([["n1", "n3"], ["n1"], REST, ["n3"]], 4),
+    ],
+)
+def test_the_job_is_lost_when_two_looks_say_so(looks: list[list[str] | None], expected: int) -> None:
+    answers: Iterator[list[str] | None] = iter(looks)
+    num_looks, num_pauses = 0, 0
+
+    def nodes_of() -> list[str]:
+        nonlocal num_looks
+        num_looks += 1
+        nodes = next(answers)
+        if nodes is None:
+            raise SchedulerError("Unable to contact slurm controller")
+        return nodes
+
+    def pause() -> None:
+        nonlocal num_pauses
+        num_pauses += 1
+
+    assert wait_for_loss("n1", nodes_of, pause) == looks[expected - 1]
+    assert (num_looks, num_pauses) == (expected, expected - 1)
+
+
+def test_it_runs_on_the_last_node_until_the_run_is_over(job: ScriptedJob) -> None:
+    job.set_standby("echo $$ > $FAKE/pid; exec sleep 600")
+    job.then("step 20")
+    status, supervisor = job.supervise()
+    assert status == 0 and job.outcomes(supervisor) == ["finished"]
+    (call,) = job.calls("standby")
+    assert "--nodelist=n4 " in call and "--nodes=1 " in call and "--no-kill=off" in call
+    assert call.endswith(f"launch.standby {job.run} 7 n1,n2,n3,n4")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((job.folder / "pid").read_text()), 0)
+
+
+def test_one_that_ends_is_started_again(job: ScriptedJob, capsys: pytest.CaptureFixture[str]) -> None:
+    """As when its node is lost: on the last one of those that the next attempt has."""
+    job.set_standby("exit 3")
+    job.then("while [ ! -s $FAKE/standby.calls ]; do sleep 0.05; done; sleep 0.3; step 5; exit 1")
+    job.then("step 20")
+    job.supervise()
+    assert len(job.calls("standby")) == 2
+    assert "the standby ended with status 3; it is started again" in capsys.readouterr().out
+
+
+def test_a_job_of_one_node_needs_none(job: ScriptedJob) -> None:
+    job.set_states(n2="down", n3="down", n4="down")
+    job.then("step 20")
+    status, _ = job.supervise(legal_nodes=[1])
+    assert status == 0 and job.calls("standby") == []
+
+
+def test_it_requeues_the_job(job: ScriptedJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command itself, in a job that has lost n1; a request to stop is not for it."""
+    _, supervisor = job.supervise(num_steps=0)
+    supervisor.submission.write(job.run)
+    monkeypatch.setenv("SLURM_JOB_PARTITION", "main")
+    squeue = 'case "$*" in *%N*) echo "7|RUNNING n2,n3,n4";; *) echo "7|RUNNING";; esac'
+    (job.folder / "bin/squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    script = (
+        "import os, signal, launch.standby as s; s.LOOK_S = 0.05; "
+        "wait = s.wait_for_loss; s.wait_for_loss = lambda *given: "
+        "(os.kill(os.getpid(), signal.SIGUSR1), wait(*given)); s.main()"
+    )
+    command = [sys.executable, "-c", script, str(job.run), "7", "n1,n2,n3,n4"]
+    assert subprocess.run(command, cwd=REPO, timeout=60, check=False).returncode == 0
+    said = (job.run / SUPERVISOR_LOG).read_text()
+    assert "n1 is lost, and with it the supervisor; job 7 goes back to the queue" in said
+    assert "requeue 7" in job.calls("scontrol")
