@@ -122,6 +122,12 @@ def test_who_agrees_is_not_asked() -> None:
     assert to_ask([], KINDS) == {}
 
 
+def test_what_most_ranks_have_is_always_asked_for() -> None:
+    """Wherever they are in the job."""
+    statements, _ = job(64, {rank: settings(optim__lr=str(rank)) for rank in range(20)})
+    assert to_ask(statements, KINDS)["configuration"] == [20, *range(agreement.MAX_GROUPS - 1)]
+
+
 def test_all_kinds_are_told_at_once() -> None:
     lines = told(*job(4, {2: {**settings(optim__lr="2"), **files(a="9")}}))
     assert [line.strip() for line in lines if "has to be" in line] == [
