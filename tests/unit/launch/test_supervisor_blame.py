@@ -165,12 +165,14 @@ def test_the_only_checkpoint_stays_where_it_is(
 ) -> None:
     """The run would start from scratch without a word. Nor is anything moved that is not its checkpoint."""
     only = checkpoint(job, 8)
+    (job.run / "checkpoints/aside/step_8").mkdir(parents=True)
     script = unloadable(job, 8, only if instead else None)
     job.then(
         script.replace(f"{job.run}/checkpoints/step_8", f"{job.run}/checkpoints/aside/step_8", bool(instead))
     )
     status, supervised = job.supervise()
     assert status == 1 and only.exists() and len(history(supervised)) == 1
+    assert (job.run / "checkpoints/aside/step_8").exists()
     assert "GIVEN UP: the checkpoint" in capsys.readouterr().out
 
 
