@@ -71,7 +71,7 @@ def tell(text: str, error: BaseException, *, is_fault: bool) -> None:
 
 
 def facts_of(text: str, error: BaseException, *, is_fault: bool) -> dict[str, Any]:
-    """What the error is, for whoever has to find out which node is to blame (`launch.evidence.RankError`)."""
+    """What the error is, for whoever looks for the node to blame (`launch.blame.evidence.RankError`)."""
     causes = list(chain_of(error))
     system = [each for each in causes if isinstance(each, OSError) and each.errno]
     named = [each for each in causes if isinstance(each, K25Error)]

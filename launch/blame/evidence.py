@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 LEFT_EARLY = 70
 """Exit status that a rank gets which ended with 0 before its command was done: EX_SOFTWARE of sysexits.h."""
 STALLED = 75
-"""Exit status of a rank that ended because the job stalled (`parallel/watchdog/stall_watchdog.py`)."""
+"""`parallel.watchdog.stall_watchdog.STALLED_STATUS`, which `launch` must not import; a test compares them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Every rule looks at the evidence in one way and accuses nodes, or what they share. The strongest accusations
 count; where they name several nodes, the one that was clearly first, and no node if none was: what happens to
-several at once is no node's fault. launch/README.md has the table.
+several at once is no node's fault. README.md has the table.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -19,7 +19,7 @@ class Confidence(StrEnum):
 
 
 class Kind(StrEnum):
-    """What ended an attempt; the table in launch/README.md has the evidence for each."""
+    """What ended an attempt; the table in README.md has the evidence for each."""
 
     node_lost = "node_lost"
     out_of_memory = "out_of_memory"

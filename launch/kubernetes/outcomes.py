@@ -10,7 +10,7 @@ IMPOSSIBLE = REFUSED
 """Configuration or pod are wrong, named before any rank was started: starting again is no use."""
 UNFIT = 3
 """Preflight failed; the first pod's log names the nodes."""
-STOPPED = 75
-"""The pod was told to end before the last step, and its ranks have saved: start again. EX_TEMPFAIL."""
+STOPPED = 4
+"""The pod was told to end before the last step, and its ranks have saved: start again."""
 NAMED = (IMPOSSIBLE, UNFIT, STOPPED)
 """Statuses that the manifest has rules for."""

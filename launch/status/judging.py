@@ -1,4 +1,4 @@
-"""In which state a run is, from the facts: pure. The table of states is in launch/README.md."""
+"""In which state a run is, from the facts: pure. README.md has the table of states."""
 
 import re
 import statistics

@@ -158,7 +158,7 @@ def test_each_way_to_end_has_its_rule() -> None:
     codes = job_of(job_set)["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
     assert set(codes) == {IMPOSSIBLE, UNFIT, STOPPED} and 0 not in codes and 1 not in codes
     rule = "matching FailJob rule at index 0"
-    pod = "Container ranks for pod training/x-node-0-75-abcde"
+    pod = "Container ranks for pod training/x-node-0-4-abcde"
     by_code = {code: f"{pod} failed with exit code {code} {rule}" for code in codes}
     evicted = "Pod training/x-node-0-2 has condition DisruptionTarget matching FailJob rule at index 1"
 
