@@ -19,8 +19,6 @@ HARMLESS = {("NCCL_IB_DISABLE", "0"), ("NCCL_NET", "IB")}
 
 NODE_NAME = "K25_NODE_NAME"
 """Variable in which a pod has Kubernetes' name of its node."""
-
-
 FOREIGN = ("NCCL_",)
 """Beginnings of names of variables that the cluster's file alone sets, never the shell that starts a job."""
 UNREAD = ("NCCL_VERSION",)
@@ -86,7 +84,7 @@ def decided_by(name: str, value: str, cluster: ClusterConfig) -> str | None:
 
 
 def unset_foreign() -> str:
-    """The line of shell that unsets them."""
+    """The line of shell that unsets `FOREIGN` variables."""
     return "unset " + " ".join(f'"${{!{start}@}}"' for start in FOREIGN)
 
 
