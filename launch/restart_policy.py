@@ -52,19 +52,9 @@ def reason_to_give_up(
         max_restarts: how many in a row may fail without progress.
         avoidable: nodes without each of which the run could go on.
     """
-    # 1. Stopped again and again without progress.
-    idle = num_fruitless_stops(history)
-    if idle > MAX_FRUITLESS_STOPS:
-        return (
-            f"{idle} attempts in a row were stopped before they trained another step: leave more time before "
-            "the end (cluster.slurm.time_limit_min, stop_before_end_s), or find out why they are preempted"
-        )
-    without_room = num_without_room(history)
-    if without_room > MAX_NO_ROOM:
-        return (
-            f"the run folder had no room for a checkpoint in {without_room} attempts in a row: make room, "
-            "raise the quota, or keep fewer checkpoints (checkpoint.keep)"
-        )
+    # 1. Stopped, or without room, again and again.
+    if (hindered := _reason_of_hindrance(history)) is not None:
+        return hindered
     # 2. Every node failed preflight.
     last_one = history[-1] if history else None
     if last_one is not None and 1 < len(last_one.nodes) == len(last_one.unfit):
@@ -92,6 +82,23 @@ def reason_to_give_up(
         return (
             f"{fruitless} attempts in a row made no progress{skipped}, --max-restarts {max_restarts} are "
             "allowed"
+        )
+    return None
+
+
+def _reason_of_hindrance(history: Sequence[Attempt]) -> str | None:
+    """Why the run does not come further though nothing fails, or None."""
+    idle = num_fruitless_stops(history)
+    if idle > MAX_FRUITLESS_STOPS:
+        return (
+            f"{idle} attempts in a row were stopped before they trained another step: leave more time before "
+            "the end (cluster.slurm.time_limit_min, stop_before_end_s), or find out why they are preempted"
+        )
+    without_room = num_without_room(history)
+    if without_room > MAX_NO_ROOM:
+        return (
+            f"the run folder had no room for a checkpoint in {without_room} attempts in a row: make room, "
+            "raise the quota, or keep fewer checkpoints (checkpoint.keep)"
         )
     return None
 
