@@ -26,14 +26,16 @@ KINDS: Mapping[str, Sequence[re.Pattern[str]]] = {
         re.compile(r"NVRM: GPU [^ ]* GPU has fallen off the bus"),
     ),
     "machine": (
-        re.compile(r"mce: \[Hardware Error\]"),
+        # Bit 61 of the bank's status says that the error was not corrected.
+        re.compile(r"mce: \[Hardware Error\]: .*Machine [Cc]heck(?: Exception)?: \w+ Bank \d+: [abefABEF]"),
         re.compile(r"\[Hardware Error\]: .*(?:Uncorrected|uncorrectable|fatal)", re.IGNORECASE),
         re.compile(r"EDAC .*\bUE\b"),
         re.compile(r"AER: .*[Uu]ncorrect"),
         re.compile(r"watchdog: BUG: soft lockup|Watchdog detected hard LOCKUP"),
     ),
     "disk": (
-        re.compile(r"I/O error, dev \S+"),
+        # Not of a drive without a medium, such as the virtual one of a board's controller.
+        re.compile(r"I/O error, dev (?!sr\d|fd\d|loop\d)\S+"),
         re.compile(r"(?:EXT4-fs|BTRFS|XFS) .*(?:error|corrupt|[Ss]hutting down)"),
         re.compile(r"Remounting filesystem read-only"),
         re.compile(r"nvme\S*: .*(?:controller is down|timeout, (?:reset|abort|disable)|Removing after)"),
