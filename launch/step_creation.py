@@ -12,6 +12,7 @@ from k25_train.run_folder.jobs import RETRY_S, SchedulerError
 from k25_train.run_folder.passing import passes
 from launch.output import log
 from launch.requeueing import PATIENCE_S
+from launch.scheduler import first_to_fail
 
 NOT_CREATED = re.compile(
     r"^srun: (?:error: Unable to (?:create step|confirm allocation) for job .*|fatal: .*|error: Munge .*)$",
@@ -37,6 +38,8 @@ def until_created[T](start: Callable[[], T], srun_log: Path, is_over: Callable[[
         before, error = size_of(srun_log), None
         try:
             result = start()
+            if result == 0:
+                return result
         except SchedulerError as failed:
             error = failed
         trouble = why_not_created(text_from(srun_log, before))
@@ -53,6 +56,9 @@ def until_created[T](start: Callable[[], T], srun_log: Path, is_over: Callable[[
 
 def why_not_created(printed: str) -> str:
     """The line in which srun says that trouble which passes kept it from creating a step; empty without."""
+    if first_to_fail(printed) is not None:
+        # It was created, and its tasks have failed.
+        return ""
     lines = (match[0] for match in NOT_CREATED.finditer(printed))
     return next((line for line in lines if passes(line)), "")
 

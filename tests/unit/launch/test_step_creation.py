@@ -31,6 +31,8 @@ AWAY = "srun: error: Unable to create step for job 7: Unable to contact slurm co
         ),
         ("srun: error: Unable to create step for job 7: Invalid job id specified", False),
         ("srun: error: n2: task 1: Exited with exit code 1", False),
+        # The step was there, and munge was away for a moment.
+        ("srun: error: Munge encode failed: try again\nsrun: error: n2: task 1: Killed", False),
         ("rank 1: ConnectionError: Connection refused, try again", False),
         ("srun: Job 7 step creation temporarily disabled, retrying (Requested nodes are busy)", False),
         ("", False),
@@ -73,3 +75,9 @@ def test_a_refused_step_is_a_failure(job: ScriptedJob) -> None:
     job.then(f"echo '{refused}' >&2; exit 1")
     status, supervised = job.supervise()
     assert status == 1 and job.outcomes(supervised) == ["failed", "failed"]
+
+
+def test_a_step_that_ended_well_is_not_repeated(job: ScriptedJob) -> None:
+    job.then("step 20; echo 'srun: error: Munge encode failed: Socket communication error' >&2")
+    status, supervised = job.supervise()
+    assert status == 0 and job.outcomes(supervised) == ["finished"]
