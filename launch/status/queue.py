@@ -10,7 +10,8 @@ from launch.submission import SCRIPT
 
 ANSWER_S = 5.0
 """Longest wait for squeue: whoever asks for a status waits for it."""
-_FIELDS = "%i|%T|%D|%N|%r|%k|%o"
+# Not %i, which is no job id for a task of an array.
+_FIELDS = "%A|%T|%D|%N|%r|%k|%o"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
