@@ -113,9 +113,10 @@ def remove_segments(folder: Path, proc: Path = Path("/proc")) -> None:
     """Remove segments of shared memory that ranks of this user left: nobody maps them or has them open."""
     with contextlib.suppress(OSError):
         candidates = [path for path in folder.iterdir() if _may_be_left(path, proc)]
-        in_use = names_in_use(proc) if candidates else set()
+        in_use = {os.path.basename(each) for each in names_in_use(proc)} if candidates else set()
         for path in candidates:
-            if str(path) not in in_use:
+            # By name: in another container, the folder may have another path.
+            if path.name not in in_use:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
