@@ -13,6 +13,7 @@ from launch.attempts import Attempts
 from launch.comment import JobComment
 from launch.history import Attempt
 from launch.output import log
+from launch.requeueing import check_is_own
 from launch.step_creation import until_created
 from launch.step_log import StepLog
 from launch.submission import Submission
@@ -40,6 +41,13 @@ class StopRequest:
         """Arrival of the first signal, on the monotonic clock."""
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self._receive)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep before the next attempt; a request ends the pause."""
+        log(f"next attempt in {seconds:g} s")
+        deadline = time.monotonic() + seconds
+        while self.signal is None and time.monotonic() < deadline:
+            time.sleep(min(0.2, seconds))
 
     def _receive(self, number: int, _frame: types.FrameType | None) -> None:
         self.received_at_s = self.received_at_s if self.signal else time.monotonic()
@@ -104,6 +112,8 @@ class AttemptSteps:
             return self._watch_training(step, StepLog(srun_log, self.submission.max_log_bytes))
 
     def _find_rendezvous(self, attempt: Attempt, srun_log: Path) -> tuple[str, str]:
+        # SLURM would create the step in whatever runs under the job's number.
+        check_is_own(attempt.job_id)
         return srun.find_rendezvous(self.submission, attempt.nodes[0], srun_log, self._is_over)
 
     def _watch_preflight(self, step: "subprocess.Popen[bytes]", attempt: Attempt) -> int:

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Collection, Sequence
 
+from k25_train.errors import K25Error
 from k25_train.run_folder import jobs
 from launch import scheduler
 from launch.output import log
@@ -13,14 +14,31 @@ PATIENCE_S = 3600.0
 """How long SLURM's controller may be unreachable while the run goes on."""
 
 
+class RequeuedError(K25Error):
+    """The job of this process was put back into the queue: whatever runs under its number now is another
+    supervisor's."""
+
+
+def was_requeued(job_id: int) -> bool:
+    """Whether the job was requeued since this process was started, which SLURM could not end: on a node that
+    it lost."""
+    num_restarts = scheduler.num_restarts(job_id, PATIENCE_S)
+    return num_restarts is not None and num_restarts != int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def check_is_own(job_id: int) -> None:
+    """Raise `RequeuedError` if the job was requeued since this process was started."""
+    if was_requeued(job_id):
+        raise RequeuedError(
+            f"job {job_id} was put back into the queue, and SLURM could not end this supervisor: it leaves "
+            "the run to the next one"
+        )
+
+
 def ends_for_good(job_id: int) -> bool:
     """Whether this process's job, which is about to end, does not come back: it was not requeued."""
-    state = jobs.job_state(job_id, PATIENCE_S)
-    if state == "RUNNING":
-        return True
-    # A job that was cancelled is COMPLETING, as one that was requeued.
-    so_far = os.environ.get("SLURM_RESTART_COUNT", "0")
-    return state == "COMPLETING" and scheduler.num_restarts(job_id, PATIENCE_S) == int(so_far)
+    # A job that was cancelled is COMPLETING, as one that was requeued; one that was requeued may run again.
+    return jobs.job_state(job_id, PATIENCE_S) in ("RUNNING", "COMPLETING") and not was_requeued(job_id)
 
 
 class Job:
@@ -39,6 +57,15 @@ class Job:
         kept = scheduler.nodes_of(self.id, PATIENCE_S)
         taken = {node: "no longer the job's" for node in nodes if kept and node not in kept}
         return taken | states
+
+    def has_lost_supervisor(self) -> bool:
+        """Whether SLURM has taken away the first node, on which the supervisor is, and lets the job go on.
+
+        Raises `RequeuedError` if the job is no longer this process's.
+        """
+        check_is_own(self.id)
+        kept = scheduler.nodes_of(self.id, PATIENCE_S)
+        return bool(kept) and self.allocated[0] not in kept
 
     def too_few_sound(self, lost: dict[str, str], unfit: Collection[str]) -> str:
         """In words, why the run cannot go on with the job's nodes.
@@ -74,12 +101,15 @@ class Job:
 
         Returns:
             The exit status of the supervisor.
+
+        Raises `RequeuedError` if the job is no longer this process's.
         """
         # 1. Is the job still ours to requeue?
         state = jobs.job_state(self.id, PATIENCE_S)
         if state != "RUNNING":
             log(f"{reason}; job {self.id} is {state}, so the supervisor does not requeue it")
             return 1
+        check_is_own(self.id)
         # 2. For how many nodes?
         least, most = self.size({*self.unusable(self.allocated), *unfit})
         nodes = scheduler.node_range(least, most)

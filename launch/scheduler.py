@@ -125,8 +125,9 @@ def requeue(job_id: int, least: int, most: int, without: Collection[str], patien
     """
     # 1. Requeue; SLURM may have done so although its answer got lost.
     facts = job_facts(job_id, patience_s)
+    name = name_of(job_id, facts)
     try:
-        ask("scontrol", "requeue", str(job_id), patience_s=patience_s)
+        ask("scontrol", "requeue", name, patience_s=patience_s)
     except SchedulerError:
         if job_state(job_id, patience_s) == "RUNNING":
             raise
@@ -137,12 +138,21 @@ def requeue(job_id: int, least: int, most: int, without: Collection[str], patien
         size.append(f"NumTasks={least}")
     if without:
         size.append(f"ExcNodeList={','.join(sorted({*excluded_in(facts), *without}))}")
-    ask("scontrol", "update", f"JobId={job_id}", *size, patience_s=patience_s)
+    ask("scontrol", "update", f"JobId={name}", *size, patience_s=patience_s)
 
 
 def job_facts(job_id: int, patience_s: float) -> str:
     """What SLURM says of a job, as NAME=VALUE."""
-    return ask("scontrol", "show", "job", str(job_id), patience_s=patience_s)
+    # The number of a job array is also that of one of its tasks, and scontrol answers with all of them.
+    records = ask("scontrol", "show", "job", str(job_id), patience_s=patience_s).split("\n\n")
+    own = [record for record in records if re.match(rf"\s*JobId={job_id}\b", record)]
+    return (own or records)[0]
+
+
+def name_of(job_id: int, facts: str) -> str:
+    """What scontrol calls this job alone: the number of an array's task may be that of the whole array."""
+    task = re.search(r"\bArrayJobId=(\d+) ArrayTaskId=(\d+)\s", facts)
+    return f"{task[1]}_{task[2]}" if task else str(job_id)
 
 
 def counts_tasks(facts: str) -> bool:

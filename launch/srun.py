@@ -75,6 +75,8 @@ def find_rendezvous(
             f"{first_node} reported no rendezvous address (srun's status {step.returncode}), see {log}"
         )
     answer = last_json(printed)
+    if not {"address", "port"} <= answer.keys():
+        raise ValueError(printed)
     return answer["address"], answer["port"]
 
 

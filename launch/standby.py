@@ -18,7 +18,7 @@ from k25_train.entry import run_command
 from k25_train.run_folder.jobs import SchedulerError
 from launch import scheduler, srun, started_by
 from launch.output import log, redirect
-from launch.requeueing import Job
+from launch.requeueing import Job, was_requeued
 from launch.submission import SUPERVISOR_LOG, Submission
 
 LOOK_S = 30.0
@@ -97,17 +97,26 @@ def main() -> None:
 
 
 def _run() -> int:
-    run, job, names = started_by.arguments("RUN_FOLDER JOB_ID NODE,NODE,...")
+    run, number, names = started_by.arguments("RUN_FOLDER JOB_ID NODE,NODE,...")
     # A request to stop is the supervisor's.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    job_id, allocated = started_by.count("JOB_ID", job), names.split(",")
-    submission = Submission.read(Path(run))
+    job_id, allocated = started_by.count("JOB_ID", number), names.split(",")
     redirect(Path(run) / SUPERVISOR_LOG)
+    job = Job(Submission.read(Path(run)), job_id, allocated, started_by.variable("SLURM_JOB_PARTITION"))
     first = allocated[0]
-    wait_for_loss(first, lambda: scheduler.nodes_of(job_id, 0.0), lambda: time.sleep(LOOK_S))
-    partition = started_by.variable("SLURM_JOB_PARTITION")
-    reason = f"{first} is lost, and with it the supervisor"
-    return Job(submission, job_id, allocated, partition).requeue(reason, set())
+    while True:
+        wait_for_loss(first, lambda: scheduler.nodes_of(job_id, 0.0), lambda: time.sleep(LOOK_S))
+        # The log may have been continued in a new file meanwhile.
+        with contextlib.suppress(OSError):
+            redirect(Path(run) / SUPERVISOR_LOG)
+        try:
+            # Its number may be that of a later start, on other nodes, of which this one knows nothing.
+            if was_requeued(job_id):
+                return 0
+            return job.requeue(f"{first} is lost, and with it the supervisor", set())
+        except SchedulerError as error:
+            # Nobody else would do it.
+            log(f"job {job_id} could not be put back into the queue: {error}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ has the whole picture.
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,14 +17,14 @@ from k25_train.run_folder import lock
 from launch import scheduler, started_by
 from launch.aftermath import Aftermath
 from launch.attempt_steps import AttemptSteps, StopRequest
-from launch.attempts import Attempts
+from launch.attempts import LATEST, Attempts
 from launch.comment import JobComment
 from launch.history import Attempt, Outcome
 from launch.output import keep_limited, log
 from launch.ownership import take_run
 from launch.patience import LIMIT_S, Patience, UnwritableError
 from launch.recurrence import suspects
-from launch.requeueing import PATIENCE_S, Job, ends_for_good
+from launch.requeueing import PATIENCE_S, Job, RequeuedError, ends_for_good
 from launch.restart_policy import nodes_for, outcome_of, reason_to_give_up, wait_before_restart_s
 from launch.room import RunFolderRoom
 from launch.standby import Standby
@@ -96,11 +95,13 @@ class Supervisor:
                 return self.give_up(reason)
             # 2. Pause after a fault; nodes that failed preflight are replaced without one.
             if attempt is not None and attempt.outcome != Outcome.unfit:
-                self.pause(wait_before_restart_s(history, self.submission.restart_wait_s))
+                self.stop.pause(wait_before_restart_s(history, self.submission.restart_wait_s))
             self.room.wait()
             if self.stop.signal is not None:
                 return self.requeue(f"{self.stop.signal.name} arrived between two attempts")
             # 3. On which nodes?
+            if self.job.has_lost_supervisor():
+                return self.requeue("the supervisor's node is no longer the job's")
             lost = self.job.unusable(self.job.allocated)
             excluded = {*lost, *self.unfit}
             nodes = nodes_for(self.job.allocated, excluded, suspects(history), self.submission.legal_nodes)
@@ -133,17 +134,19 @@ class Supervisor:
             log(f"the code is {attempt.code}; the run was submitted with {self.submission.code}")
         log(f"attempt {attempt.number} starts on {', '.join(nodes)}; logs in {self.attempts.folder(attempt)}")
         metrics_before = self.attempts.metrics_stamp()
-        unfit, silent_start = dict[str, str](), ""
+        unfit, silent_start, is_refused = dict[str, str](), "", False
         # Preflight, then training.
         try:
             unfit, status = self.steps.preflight(attempt) if self.submission.preflight else ({}, 0)
             if not unfit and not status and self.stop.signal is None:
                 status = self.steps.train(attempt)
-        except UnwritableError:
+        except (UnwritableError, RequeuedError):
             raise
         except (K25Error, OSError, ValueError) as error:
             log(f"attempt {attempt.number} could not start: {error}")
-            status, silent_start = 1, "" if isinstance(error, OSError) else nodes[0]
+            # What this node refuses to the supervisor says nothing about the attempt's.
+            status, is_refused = 1, isinstance(error, OSError)
+            silent_start = "" if is_refused else nodes[0]
         # How did it end?
         progress, lost = self.attempts.progress(), self.job.unusable(nodes)
         has_trained = self.attempts.metrics_stamp() != metrics_before
@@ -175,19 +178,12 @@ class Supervisor:
         )
         ended = dataclasses.replace(ended, reason=reason)
         self.unfit |= unfit.keys()
-        is_failed = ended.outcome == Outcome.failed
+        is_failed = ended.outcome == Outcome.failed and not is_refused
         if is_failed and self.submission.preflight and not self.attempts.has_report(attempt):
             # The first node writes the report, so it is the likely culprit.
             self.unfit.add(attempt.nodes[0])
         self.attempts.write(ended)
         return ended
-
-    def pause(self, seconds: float) -> None:
-        """Sleep before the next attempt; a stop request ends the pause."""
-        log(f"next attempt in {seconds:g} s")
-        deadline = time.monotonic() + seconds
-        while self.stop.signal is None and time.monotonic() < deadline:
-            time.sleep(min(0.2, seconds))
 
     def requeue_for_other_nodes(self, lost: dict[str, str]) -> int:
         """Requeue the job, unless the partition has too few nodes apart from those that failed preflight."""
@@ -202,8 +198,11 @@ class Supervisor:
 
     def to_exclude(self) -> set[str]:
         """Nodes that the job must not get again: those that failed preflight, and those that were to blame
-        twice, unless the partition is too small without them."""
-        suspected = suspects(self.history()).keys() - self.unfit
+        twice, unless the partition is too small without them, or the run folder does not tell."""
+        try:
+            suspected = suspects(self.history()).keys() - self.unfit
+        except UnwritableError:
+            return self.unfit
         if not suspected or self.job.too_few_others(self.unfit | suspected) is not None:
             return self.unfit
         return self.unfit | suspected
@@ -211,7 +210,8 @@ class Supervisor:
     def give_up(self, reason: str) -> int:
         """Log why, and how to continue by hand; returns the exit status."""
         self.comment.say(f"given up: {reason}")
-        folder = self.attempts.folder(self.history()[-1])
+        history = self.history()
+        folder = self.attempts.folder(history[-1]) if history else self.attempts.root / LATEST
         log(
             f"GIVEN UP: {reason}. The first errors are in {folder}/rank_<R>.log, node_<NODE>.log and "
             f"preflight.log; when their cause is fixed: sbatch {self.submission.run}/{SCRIPT}"

@@ -33,8 +33,8 @@ cat "$FAKE/states" """,
     "scontrol": """
 case "$1 $2" in "show hostnames") echo "$3" | sed "s/n\\[5-6\\]/n5,n6/" | tr , "\\n"; exit;; esac
 case "$*" in *" Comment="*) echo "$*" >> "$FAKE/comment.calls"; exit;; esac
-echo "$*" >> "$FAKE/scontrol.calls"
-case "$1 $2" in "show job") cat "$FAKE/job";; esac""",
+case "$1 $2" in "show job") cat "$FAKE/job"; exit;; esac
+echo "$*" >> "$FAKE/scontrol.calls" """,
 }
 WAIT_FOR_USR1 = "trap 'step 7; exit 0' USR1; step 6; touch {ready}; while :; do sleep 0.05; done"
 """Script of ranks that train a step, create a file, and save and stop on SIGUSR1."""
@@ -110,7 +110,7 @@ class ScriptedJob:
         return job.run(), job
 
     def calls(self, tool: str) -> list[str]:
-        """Arguments of each call."""
+        """Arguments of each call; of scontrol, of those that change something."""
         log = self.folder / f"{tool}.calls"
         return log.read_text().splitlines() if log.exists() else []
 

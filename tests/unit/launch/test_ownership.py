@@ -183,7 +183,13 @@ def test_ranks_that_fail_after_the_last_checkpoint_are_not_started_again(
 
 @pytest.mark.parametrize(
     ("state", "restarts", "goes"),
-    [("RUNNING", 0, True), ("COMPLETING", 0, True), ("COMPLETING", 1, False), ("PENDING", 1, False)],
+    [
+        ("RUNNING", 0, True),
+        ("RUNNING", 1, False),
+        ("COMPLETING", 0, True),
+        ("COMPLETING", 1, False),
+        ("PENDING", 1, False),
+    ],
 )
 def test_a_job_that_does_not_come_back_leaves_no_lock(
     job: ScriptedJob, monkeypatch: pytest.MonkeyPatch, state: str, restarts: int, goes: bool

@@ -94,3 +94,40 @@ def test_it_requeues_the_job(job: ScriptedJob, monkeypatch: pytest.MonkeyPatch) 
     said = (job.run / SUPERVISOR_LOG).read_text()
     assert "n1 is lost, and with it the supervisor; job 7 goes back to the queue" in said
     assert "requeue 7" in job.calls("scontrol")
+
+
+def test_it_leaves_a_later_start_of_the_job_alone(job: ScriptedJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its node was cut off while the job was requeued, and the job runs on other nodes by now."""
+    _, supervisor = job.supervise(num_steps=0)
+    supervisor.submission.write(job.run)
+    monkeypatch.setenv("SLURM_JOB_PARTITION", "main")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    (job.folder / "job").write_text("JobId=7 Restarts=2 ExcNodeList=(null)\n")
+    squeue = 'case "$*" in *%N*) echo "7|RUNNING n2,n3,n4";; *) echo "7|RUNNING";; esac'
+    (job.folder / "bin/squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    script = "import launch.standby as s; s.LOOK_S = 0.05; s.main()"
+    command = [sys.executable, "-c", script, str(job.run), "7", "n1,n2,n3,n4"]
+    assert subprocess.run(command, cwd=REPO, timeout=60, check=False).returncode == 0
+    assert "requeue 7" not in job.calls("scontrol")
+
+
+def test_it_goes_on_if_the_job_cannot_be_requeued_yet(
+    job: ScriptedJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else would requeue it."""
+    _, supervisor = job.supervise(num_steps=0)
+    supervisor.submission.write(job.run)
+    monkeypatch.setenv("SLURM_JOB_PARTITION", "main")
+    squeue = 'case "$*" in *%N*) echo "7|RUNNING n2,n3,n4";; *) echo "7|RUNNING";; esac'
+    (job.folder / "bin/squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    tool = job.folder / "bin/scontrol"
+    refused = 'echo "Access denied" >&2; exit 1'
+    once = f'case "$1" in requeue) if mkdir $FAKE/once 2>/dev/null; then {refused}; fi;; esac'
+    tool.write_text(tool.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{once}\n"))
+    script = "import launch.standby as s; s.LOOK_S = 0.05; s.main()"
+    command = [sys.executable, "-c", script, str(job.run), "7", "n1,n2,n3,n4"]
+    assert subprocess.run(command, cwd=REPO, timeout=60, check=False).returncode == 0
+    assert "job 7 could not be put back into the queue: scontrol requeue 7: Access denied" in (
+        (job.run / SUPERVISOR_LOG).read_text()
+    )
+    assert "requeue 7" in job.calls("scontrol")

@@ -6,6 +6,8 @@ import time
 import pytest
 
 from launch import attempt_steps
+from launch.attempt_steps import AttemptSteps
+from launch.history import Attempt
 from tests.helpers.scripted_job import ScriptedJob, send_when
 
 
@@ -124,3 +126,24 @@ def test_a_node_that_hangs_holds_nobody_after_the_report(
     status, supervised = job.supervise(preflight=True, legal_nodes=[3])
     assert status == 0 and job.outcomes(supervised) == ["unfit", "finished"]
     assert time.monotonic() - started_s < 30.0
+
+
+def test_what_the_system_refuses_to_the_supervisor_is_no_nodes_fault(
+    job: ScriptedJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a process, for a moment: the first node stays, though there is no report."""
+    monkeypatch.setattr("launch.step_creation.RETRY_S", 0.01)
+    refusals = iter([True])
+    real = AttemptSteps.preflight
+
+    def preflight(self: AttemptSteps, attempt: Attempt) -> tuple[dict[str, str], int]:
+        if next(refusals, False):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real(self, attempt)
+
+    monkeypatch.setattr(AttemptSteps, "preflight", preflight)
+    job.then_check()
+    job.then("step 20")
+    status, supervised = job.supervise(preflight=True)
+    assert status == 0 and supervised.unfit == set()
+    assert "--nodelist=n1,n2,n3,n4" in job.calls("srun")[0]
