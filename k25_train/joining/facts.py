@@ -52,8 +52,10 @@ MAY_DIFFER = {
 }
 """Key or section of the configuration that nodes may have otherwise -> why."""
 OWN_PACKAGES = ("k25_train", "parallel", "launch")
-NOT_CODE = (".pyc", ".md")
+NOT_CODE = (".md",)
 """Files in these packages that are not part of what runs."""
+COMPILED = "__pycache__"
+"""Folder of what Python compiles, into which other ranks write meanwhile."""
 INSTALLED = (
     "torch", "triton", "megatron-core", "emerging-optimizers", "transformer-engine", "deepspeed", "deep-ep",
     "flash-attn", "numpy", "safetensors", "pillow", "av", "resvg-py", "tokenizers", "tiktoken", "fsspec",
@@ -100,7 +102,8 @@ def code_facts() -> dict[str, str]:
     for name in OWN_PACKAGES:
         folder = package_folder(name)
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix not in NOT_CODE and not path.name.startswith("."):
+            is_hidden = COMPILED in path.parts or path.name.startswith(".")
+            if not is_hidden and path.suffix not in NOT_CODE and path.is_file():
                 found[f"{name}/{path.relative_to(folder)}"] = hashlib.sha256(path.read_bytes()).hexdigest()[
                     :12
                 ]

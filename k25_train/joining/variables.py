@@ -17,7 +17,7 @@ COMPARED = re.compile(
 MAY_DIFFER = {
     "which of its devices a node gives to the job, or to a rank": r"CUDA_VISIBLE_DEVICES",
     "names of interfaces and cards, and rows of their tables, which nodes may have otherwise": (
-        r"\w+_SOCK(ET)?_IFNAME|NCCL_IB_HCA|NCCL_IB_GID_INDEX|NCCL_HOSTID|NVSHMEM_HCA_\w+|UCX_NET_DEVICES"
+        r"\w+_SOCK(ET)?_IFNAME|NCCL_IB_HCA|\w+_IB_GID_INDEX|NCCL_HOSTID|NVSHMEM_HCA_\w+|UCX_NET_DEVICES"
     ),
     "cores that a rank is bound to": r"OMP_PLACES|OMP_PROC_BIND|KMP_AFFINITY|GOMP_CPU_AFFINITY",
     "what a node writes to its log: one may be looked at alone": (

@@ -55,6 +55,9 @@ def test_all_code_is_compared_wherever_it_is(tmp_path: Path, monkeypatch: pytest
     assert not [name for name in own if "__pycache__" in name or name.endswith(".md")]
     (tmp_path / "a.py").write_text("1")
     (tmp_path / ".a.py.swp").touch()
+    # Other ranks import, and Python writes to a temporary name first.
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "a.cpython-312.pyc.139872").touch()
     monkeypatch.setattr(facts, "package_folder", lambda _name: tmp_path)
     code_facts.cache_clear()
     before = dict(code_facts())
