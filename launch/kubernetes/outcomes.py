@@ -5,7 +5,7 @@ from k25_train.entry import FAULT, REFUSED
 FINISHED = 0
 """The last step is trained and saved."""
 FAILED = FAULT
-"""A rank failed or was killed: start again, a limited number of times."""
+"""A rank failed or was killed, or not all pods came in time: start again, a limited number of times."""
 IMPOSSIBLE = REFUSED
 """Configuration or pod are wrong, named before any rank was started: starting again is no use."""
 UNFIT = 3

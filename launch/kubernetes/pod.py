@@ -19,6 +19,7 @@ from k25_train.joining.network import NetworkError, say
 from launch import rendezvous, started_by
 from launch.attempts import Attempts
 from launch.forwarding import Forwarding
+from launch.gathering import GatheringError
 from launch.kubernetes.manifest import section
 from launch.kubernetes.outcomes import FAILED, FINISHED, STOPPED, UNFIT
 from launch.kubernetes.pod_spec import FIRST_NODE
@@ -41,9 +42,20 @@ def _run() -> int:
     kubernetes, forwarding = section(config), Forwarding()
     node, first = started_by.number(INDEX), started_by.variable(FIRST_NODE)
     place = find_place(config, node, f"{first}:{kubernetes.port}" if config.cluster.nodes > 1 else None)
+    try:
+        return run_ranks(config, place, forwarding, ["--config", path], is_first=node == 0)
+    except (NetworkError, rendezvous.RendezvousError, GatheringError) as error:
+        # Pods that are still fetching the image will be there next time.
+        say(f"{type(error).__name__}: {error}")
+        return STOPPED if forwarding.received else FAILED
+
+
+def run_ranks(
+    config: Config, place: Place, forwarding: Forwarding, arguments: Sequence[str], *, is_first: bool
+) -> int:
+    """Check the nodes, and train; the pod's exit status. Raises what says that nodes do not come together."""
     wait_for_name(place.address, rendezvous.JOIN_S)
-    arguments = ["--config", path]
-    if kubernetes.preflight:
+    if section(config).preflight:
         status = start(config, place, forwarding, "launch.preflight", arguments)
         if status and not forwarding.received:
             say(
@@ -54,7 +66,7 @@ def _run() -> int:
     # Another port: a pod that comes early would otherwise find the store of the preflight.
     place = replace(place, port=place.port + 1)
     status = start(config, place, forwarding, "k25_train.train", arguments)
-    if status == 0 and has_finished(config, SEEN_WITHIN_S if node else 0.0):
+    if status == 0 and has_finished(config, 0.0 if is_first else SEEN_WITHIN_S):
         return FINISHED
     if status == 0 or forwarding.received:
         say("stopped before the last step: the JobSet starts all pods again")

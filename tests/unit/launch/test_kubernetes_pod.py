@@ -10,12 +10,15 @@ import yaml
 
 from k25_train.compose.resolve import compose, to_yaml
 from k25_train.entry import exit_status
+from k25_train.errors import K25Error
 from k25_train.joining import network
 from k25_train.joining.network import NetworkError
 from launch import torchrun
 from launch.forwarding import FORWARDED, Forwarding
+from launch.gathering import GatheringError
 from launch.kubernetes import pod
 from launch.kubernetes.outcomes import FAILED, FINISHED, IMPOSSIBLE, STOPPED, UNFIT
+from launch.rendezvous import RendezvousError
 from tests.helpers.project_sources import REPO
 
 NUM_STEPS = 5
@@ -110,6 +113,28 @@ def test_how_it_ended(
     assert exit_status(pod._run) == expected
     if expected == UNFIT or signal_during in ("launch.preflight", "meeting"):
         assert "k25_train.train" not in [module for module, _ in ranks.started]
+
+
+@pytest.mark.parametrize("error", [NetworkError, RendezvousError, GatheringError])
+@pytest.mark.parametrize(("signalled", "expected"), [(False, FAILED), (True, STOPPED)])
+def test_pods_that_do_not_come_in_time_may_do_so_at_the_next_start(
+    ranks: Ranks,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[K25Error],
+    signalled: bool,
+    expected: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A large image takes longer to fetch on a new node than pods wait for each other."""
+
+    def meet(config: object, place: torchrun.Place) -> None:
+        if signalled:
+            signal.raise_signal(signal.SIGTERM)
+        raise error("3 of 4 nodes are there")
+
+    monkeypatch.setattr(pod, "meet", meet)
+    assert exit_status(pod._run) == expected
+    assert f"{error.__name__}: 3 of 4 nodes" in capsys.readouterr().out and not ranks.started
 
 
 @pytest.mark.parametrize("missing", [pod.INDEX, pod.FIRST_NODE])
