@@ -71,6 +71,8 @@ def run_preflight(
             offsets = coordinator.measure_clocks(measure.ANSWER_TIMEOUT_S)
         elif coordinator.is_node_leader:
             coordinator.answer_clock(NODE_TIMEOUT_S)
+        # All devices compute at the same time: a node's GPUs are read under load by its first rank.
+        coordinator.share_decision("measuring", True if coordinator.is_first else None, 2 * NODE_TIMEOUT_S)
         measured = measure_ranks(config, coordinator, system, node)
         if node is not None:
             read_after_load(system, node, config)
