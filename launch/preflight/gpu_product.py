@@ -1,5 +1,6 @@
 """GPUs against the cluster file: product, memory, power cap; and settings that jobs rely on."""
 
+import re
 from collections.abc import Sequence
 
 from k25_train.config.cluster import ClusterConfig
@@ -35,13 +36,18 @@ def _judge_name(gpus: Sequence[Gpu], cluster: ClusterConfig) -> Finding:
         return skipped(check, "the cluster file does not say which (cluster.gpu is null)")
     if len({gpu.name for gpu in gpus}) != 1:
         return skipped(check, "there are several" if gpus else "no GPU")
-    wanted = cluster.gpu.model.lower().split()
-    others = sorted({gpu.name for gpu in gpus if not set(wanted) <= set(gpu.name.lower().split())})
+    wanted = _words(cluster.gpu.model)
+    others = sorted({gpu.name for gpu in gpus if not wanted <= _words(gpu.name)})
     if others:
         rule = f"cluster.gpu.model is {cluster.gpu.model}"
         remedy = "leave the node out of the partition, or correct the cluster file and with it the plan"
         return failed(check, ", ".join(others), rule, remedy)
     return passed(check, ", ".join(sorted({gpu.name for gpu in gpus})))
+
+
+def _words(name: str) -> set[str]:
+    """Of a product's name: `NVIDIA H100 80GB HBM3`, but `NVIDIA A100-SXM4-80GB`."""
+    return set(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 def _judge_size(gpus: Sequence[Gpu], cluster: ClusterConfig) -> Finding:

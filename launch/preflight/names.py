@@ -48,7 +48,9 @@ def judge_names(names: Mapping[str, Names]) -> dict[str, Finding]:
     """Node -> finding on what it resolves, compared with the other nodes."""
     if len(names) < 2:
         return {node: skipped(NAMES, "a single node has no other to resolve") for node in names}
-    usual = Counter(own.first_addresses for own in names.values() if own.first_addresses).most_common(1)
+    # The first node may know itself by other addresses: /etc/hosts, or all of its own from systemd.
+    others = (own.first_addresses for own in names.values() if not _is_first(own) and own.first_addresses)
+    usual = Counter(others).most_common(1)
     owners: dict[str, set[str]] = {}
     for own in names.values():
         for address in own.addresses[:1]:
@@ -58,7 +60,9 @@ def judge_names(names: Mapping[str, Names]) -> dict[str, Finding]:
 
 def _judge(own: Names, usual: tuple[str, ...], owners: Mapping[str, set[str]]) -> Finding:
     # 1. The name by which all ranks meet.
-    if own.first and own.first_addresses != usual:
+    # One address in common is enough: not all nodes have those of IPv6.
+    is_same = not usual or not set(usual).isdisjoint(own.first_addresses)
+    if own.first and not (own.first_addresses and (is_same or _is_first(own))):
         found = f"{own.first} is {', '.join(own.first_addresses) or 'unknown'}"
         rule = f"on most nodes it is {', '.join(usual)}" if usual else "it must resolve: ranks meet there"
         return failed(NAMES, found, rule, REMEDY)
@@ -74,6 +78,10 @@ def _judge(own: Names, usual: tuple[str, ...], owners: Mapping[str, set[str]]) -
         return warned(NAMES, found, "a node's address must lead back to its name", REMEDY)
     back = "and back" if own.reverse is not None else "; its address has no name"
     return passed(NAMES, f"{own.host} to {own.addresses[0]} {back}".replace(" ;", ";"))
+
+
+def _is_first(own: Names) -> bool:
+    return bool(own.first) and _short(own.first) == _short(own.host)
 
 
 def _short(name: str) -> str:

@@ -95,10 +95,12 @@ def try_shared_folder(config: Config, coordinator: Coordinator) -> dict[int, lis
         if not coordinator.is_first:
             return {}
         found = coordinator.collect("folder read", leaders, FolderRates, FOLDER_TIMEOUT_S)
+        limit_s = location.LOOK_S
         for rank, one in found.items():
-            one.trouble = one.trouble or location.sees_tokens(
-                run, meeting.folders, meeting.token, rank, location.LOOK_S
-            )
+            if one.trouble is None:
+                one.trouble = location.sees_tokens(run, meeting.folders, meeting.token, rank, limit_s)
+                # The others have had the time as well.
+                limit_s = limit_s if one.trouble is None else 0.0
         return judge_folder(run, found, leaders)
     finally:
         if coordinator.is_first:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from k25_train.units import GIB
 from launch.preflight.accelerators import Accelerators
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
+from launch.preflight.gpus import Gpu
 from launch.preflight.host import Host
 from launch.preflight.system import Missing, System
 
@@ -29,7 +30,7 @@ def read_traits(system: System, host: Host, own: Accelerators) -> dict[str, str]
     if not isinstance(own.gpus, Missing):
         kinds = Counter(gpu.name for gpu in own.gpus)
         found["GPUs"] = " + ".join(f"{count} x {name}" for name, count in sorted(kinds.items()))
-        found["GPU memory"] = _listed(gpu.memory_mib for gpu in own.gpus) + " MiB"
+        found["GPU memory"] = _listed(map(_whole_gib, own.gpus)) + " GiB"
     if not isinstance(own.states, Missing):
         found["GPU power cap"] = _listed(state.power_limit_w for state in own.states) + " W"
         found["GPU clock"] = _listed(state.max_clock_mhz for state in own.states) + " MHz"
@@ -58,6 +59,11 @@ def judge_traits(traits: Mapping[str, Mapping[str, str]]) -> dict[str, Finding]:
         else:
             findings[node] = skipped(TRAITS, "the node shows none of them")
     return findings
+
+
+def _whole_gib(gpu: Gpu) -> float | None:
+    """Its memory: firmware does not reserve the same on all GPUs of a kind."""
+    return None if gpu.memory_mib is None else round(gpu.memory_mib / 1024)
 
 
 def _most(values: Iterable[str]) -> str:

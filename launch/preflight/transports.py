@@ -20,8 +20,9 @@ TRANSPORT = "transport between nodes"
 GPU_MEMORY = "GDRDMA"
 """NCCL's word for RDMA from and to GPU memory."""
 SOCKET = "Socket"
-CONNECTION = re.compile(r"\[(?:send|receive)\] via (?:NET|COLLNET)/(\w+)(\S*)")
-"""A line per connection, e.g. `Channel 03/0 : 1[1] -> 9[1] [send] via NET/IB/3/GDRDMA`."""
+CONNECTION = re.compile(r"\[(?:send|receive)\] via (?:NET|COLLNET)/([^/\n]+)(\S*)")
+"""A line per connection, e.g. `Channel 03/0 : 1[1] -> 9[1] [send] via NET/IB/3/GDRDMA`; names of plugins have
+spaces (`AWS Libfabric`), and GDRDMA may be followed by its way (`GDRDMA(PCI)`)."""
 SETTINGS = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET"}
 FILE = "NCCL_DEBUG_FILE"
 
@@ -74,7 +75,7 @@ def parse_transports(text: str) -> dict[str, int]:
     """Kind of connection -> number of them, in NCCL's log."""
     return dict(
         Counter(
-            f"{network}/{GPU_MEMORY}" if GPU_MEMORY in rest.split("/") else network
+            f"{network}/{GPU_MEMORY}" if f"/{GPU_MEMORY}" in rest else network
             for network, rest in CONNECTION.findall(text)
         )
     )

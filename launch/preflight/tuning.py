@@ -22,8 +22,9 @@ CPUS = "sys/devices/system/cpu"
 FAST_DRIVERS = ("intel_pstate", "amd-pstate-epp", "amd-pstate")
 """Drivers whose governor `powersave` only allows the hardware to choose; what it prefers is in
 `energy_performance_preference`."""
-SPARE_FILES = 1024
-"""Files and connections of a process apart from those to all ranks. Our choice."""
+SPARE_FILES = 896
+"""Files and connections of a process apart from those to all ranks. Our choice: 1024, the usual limit of a
+shell, is enough for a job of 16 nodes."""
 GOOD_FILES = 65_536
 """Open files from which nobody has run into the limit. Our choice; DGX systems have 1,048,576."""
 PROCESSES_PER_RANK = 1000

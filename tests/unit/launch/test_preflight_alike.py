@@ -1,5 +1,7 @@
 """What nodes must have alike: names that lead to the same place, parts; and what a token dispatcher needs."""
 
+from dataclasses import replace
+
 import pytest
 
 from k25_train.config.schema import Config
@@ -46,6 +48,19 @@ def test_names_that_do_not_lead_where_they_should() -> None:
     assert "node-4 is 10.0.0.14, which is node-9" in found["wrong back"].found
     assert "and so is node-1" in found["shared"].found
     assert judge_names({"alone": names("node-0", "10.0.0.10")})["alone"].verdict is SKIPPED
+
+
+def test_names_of_a_sound_site_are_sound() -> None:
+    """The first node knows itself from /etc/hosts or by all of its addresses; not all nodes have IPv6."""
+    itself = names("node-0", "10.0.0.10", first="127.0.1.1")
+    other = names("node-1", "10.0.0.11")
+    both = replace(names("node-2", "10.0.0.12"), first_addresses=("10.0.0.10", "fd00::10"))
+    for own in (itself, replace(itself, first_addresses=("10.0.0.10", "172.17.0.1", "fe80::1%eth0"))):
+        for nodes in ([own, other], [own, other, both], [own, both]):
+            found = judge_names({one.host: one for one in nodes})
+            assert {one.verdict for one in found.values()} == {PASSED}, found
+    lost = judge_names({"a": replace(itself, first_addresses=()), "b": other})
+    assert lost["a"].verdict is BAD and lost["b"].verdict is PASSED
 
 
 def test_only_names_are_resolved(recorded: RecordedNode) -> None:

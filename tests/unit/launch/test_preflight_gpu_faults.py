@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 
 from k25_train.compose.resolve import compose
+from k25_train.config.cluster import GpuConfig
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding
+from launch.preflight.gpu_product import judge_product
 from launch.preflight.gpu_state import read_states
+from launch.preflight.gpus import read_gpus
 from launch.preflight.system import BrokenError
 from tests.helpers.node_faults import (
     BAD,
@@ -212,6 +215,23 @@ def test_gpus_that_the_cluster_file_does_not_name_are_not_compared(recorded: Rec
     # The power cap is compared with the GPU's default.
     in_log(5, POWER, "500.00 W")(recorded)
     assert "the GPU's default" in found_by("GPU power cap", recorded, config).rule
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("H100", "NVIDIA H100 80GB HBM3"), ("H200", "NVIDIA H200"), ("A100", "NVIDIA A100-SXM4-80GB"),
+        ("H20", "NVIDIA H20-3e"), ("H100 NVL", "NVIDIA H100 NVL"), ("A800 SXM4", "NVIDIA A800-SXM4-80GB"),
+    ],
+)  # fmt: skip
+def test_products_as_their_drivers_name_them(recorded: RecordedNode, model: str, name: str) -> None:
+    cluster = compose(["experiment=k25_pretrain_4k"]).cluster
+    assert cluster.gpu is not None
+    cluster = replace(cluster, gpu=replace(cluster.gpu, model=model))
+    recorded.gpus = [gpu | {"name": name} for gpu in recorded.gpus]
+    assert judge_product(read_gpus(recorded.system), cluster)[0].verdict is PASSED
+    other = replace(cluster, gpu=GpuConfig(model="H800", power_limit_w=None))
+    assert judge_product(read_gpus(recorded.system), other)[0].verdict is BAD
 
 
 def test_no_word_of_a_gpu_that_is_not_there(recorded: RecordedNode, config: Config) -> None:

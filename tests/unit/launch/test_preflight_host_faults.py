@@ -6,6 +6,7 @@ from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding
 from launch.preflight.system import AbsentError, BrokenError
+from launch.preflight.tuning import FILES, judge_tuning, read_tuning
 from tests.helpers.node_faults import (
     BAD,
     PASSED,
@@ -95,11 +96,11 @@ FAULTS = [
     ),
     Fault(
         "1,024 files", write("proc/self/limits", limit("Max open files", "1024")), "open files", BAD,
-        ("at most 1,024", "256 ranks, and needs 1,280"),
+        ("at most 1,024", "256 ranks, and needs 1,152"),
     ),
     Fault(
         "4,096 files", write("proc/self/limits", limit("Max open files", "4096")), "open files", SO_SO,
-        ("at most 4,096", "20,480"),
+        ("at most 4,096", "18,432"),
     ),
     Fault(
         "few processes", write("proc/self/limits", limit("Max processes", "4096")), "processes", SO_SO,
@@ -189,12 +190,24 @@ def test_a_governor_that_lets_the_hardware_choose(recorded: RecordedNode, config
     assert found_by("CPU governor", recorded, config).verdict is PASSED
 
 
+def test_the_usual_limit_of_a_shell_is_enough_for_one_node(recorded: RecordedNode) -> None:
+    recorded.write("proc/self/limits", f"{'Max open files':<26}{1024:<21}{1048576:<21}files\n")
+    tuning = read_tuning(recorded.system)
+    verdicts = [
+        one.verdict
+        for world_size in (8, 16, 4096)
+        for one in judge_tuning(tuning, world_size=world_size, ranks_per_node=8)
+        if one.check == FILES
+    ]
+    assert verdicts == [SO_SO, SO_SO, BAD]
+
+
 def test_open_files_follow_from_the_size_of_the_job(recorded: RecordedNode) -> None:
     """Rank 0 of 4,096 has as many connections."""
     write("proc/self/limits", limit("Max open files", "4096"))(recorded)
     large = ["cluster.nodes=512", "parallelism.pp=16", "train.global_batch_size=8192"]
     own = found_by("open files", recorded, compose(["experiment=k25_pretrain_4k", *large]))
-    assert own.verdict is BAD and "4,096 ranks, and needs 5,120" in own.rule
+    assert own.verdict is BAD and "4,096 ranks, and needs 4,992" in own.rule
 
 
 def test_timesyncd_tells_its_server(recorded: RecordedNode, config: Config) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from k25_train.config.schema import Config
 from launch.preflight.findings import Finding
+from launch.preflight.nvlink import read_link_errors
 from launch.preflight.system import AbsentError, BrokenError
 from tests.helpers.node_faults import (
     BAD,
@@ -59,8 +60,16 @@ FAULTS = [
         ("CRC Errors 65,535",),
     ),
     Fault(
-        "errors now", lambda _: None, "NVLink errors", BAD, ("GPU 5 link 0 Replay Errors +3",),
+        "few errors now", lambda _: None, "NVLink errors", SO_SO, ("GPU 5 link 0 Replay Errors +3",),
         meanwhile=in_gpu(ERRORS, 5, "Replay Errors: 0", "Replay Errors: 3"),
+    ),
+    Fault(
+        "many errors now", lambda _: None, "NVLink errors", BAD, ("GPU 5 link 0 Replay Errors +300",),
+        meanwhile=in_gpu(ERRORS, 5, "Replay Errors: 0", "Replay Errors: 300"),
+    ),
+    Fault(
+        "link breaks down now", lambda _: None, "NVLink errors", BAD, ("GPU 5 link 0 Recovery Errors +1",),
+        meanwhile=in_gpu(ERRORS, 5, "Recovery Errors: 0", "Recovery Errors: 1"),
     ),
     Fault(
         "no error counters", says(ERRORS, BrokenError("nvidia-smi nvlink -e: status 3: not supported")),
@@ -175,3 +184,9 @@ def test_gpus_in_no_fabric(recorded: RecordedNode, config: Config, old: str) -> 
 def test_a_virtual_machine_has_acs_and_iommu_of_its_host(recorded: RecordedNode, config: Config) -> None:
     write("proc/cpuinfo", "processor\t: 0\nflags\t\t: fpu vme hypervisor lahf_lm\n")(recorded)
     assert {found_by(check, recorded, config).verdict for check in ("PCIe ACS", "IOMMU")} == {SKIPPED}
+
+
+def test_code_words_by_corrected_symbols_are_no_errors(recorded: RecordedNode) -> None:
+    """Newer GPUs count those without any, too, under the name of errors."""
+    says(ERRORS, nvlink_report(("Link recovery failed events: 0", "FEC Errors - 0: 4711"), 8))(recorded)
+    assert set(read_link_errors(recorded.system)["GPU 0 link 0"]) == {"Link recovery failed events"}

@@ -28,6 +28,10 @@ n1:3077:3290 [1] NCCL INFO Channel 02/1 : 1[1] -> 2[2] via SHM/direct/direct
 def test_connections_are_counted_by_kind() -> None:
     assert parse_transports(LOG) == {"IB/GDRDMA": 2, "IB": 1, "Socket": 1}
     assert parse_transports("") == {}
+    # A plugin's name with a space, and a GPU that is reached through its CPU's PCIe.
+    others = [LOG.replace("NET/IB/1", "NET/AWS Libfabric/1"), LOG.replace("GDRDMA", "GDRDMA(PCI)")]
+    assert parse_transports(others[0]) == {"AWS Libfabric/GDRDMA": 2, "IB": 1, "Socket": 1}
+    assert parse_transports(others[1]) == parse_transports(LOG)
 
 
 def test_the_log_goes_to_a_file_and_its_warnings_are_printed(
@@ -58,7 +62,12 @@ def verdict(config: Config, *transports: dict[str, int] | None) -> tuple[Verdict
     return finding.verdict, finding.found
 
 
-NO_GPU = ["cluster.device=cpu", "cluster.gpu_memory_gb=null", "train.transformer_engine=false"]
+NO_GPU = [
+    "cluster.device=cpu",
+    "cluster.gpu=null",
+    "cluster.gpu_memory_gb=null",
+    "train.transformer_engine=false",
+]
 DIRECT = {"IB/GDRDMA": 12}
 
 
