@@ -5,20 +5,24 @@
 Kubernetes sends it SIGTERM when the pod has to go; the ranks then finish their step, save and stop.
 """
 
+import contextlib
 import os
+import signal
 import time
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from k25_train.compose.command_line import load_saved
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
+from k25_train.errors import K25Error
 from k25_train.joining import network
 from k25_train.joining.network import NetworkError, say
 from launch import rendezvous, started_by
 from launch.attempts import Attempts
-from launch.forwarding import Forwarding
+from launch.forwarding import FORWARDED, Forwarding
 from launch.gathering import GatheringError
 from launch.kubernetes.manifest import section
 from launch.kubernetes.outcomes import FAILED, FINISHED, STOPPED, UNFIT
@@ -31,30 +35,59 @@ SEEN_WITHIN_S = 30.0
 """How long a pod looks for the last step in the metrics, which the first one writes: file systems cache."""
 
 
+class SignalledError(K25Error):
+    """The pod has to go, and has no ranks."""
+
+
 def main() -> None:
     """Be the first process of a pod."""
     run_command(_run, output_goes_on=True)
 
 
 def _run() -> int:
+    # At once: the first process of a container ignores signals that it does not handle.
+    forwarding = Forwarding()
     (path,) = started_by.arguments("CONFIG")
     config = load_saved(Path(path))
-    kubernetes, forwarding = section(config), Forwarding()
+    kubernetes = section(config)
     node, first = started_by.number(INDEX), started_by.variable(FIRST_NODE)
     place = find_place(config, node, f"{first}:{kubernetes.port}" if config.cluster.nodes > 1 else None)
     try:
         return run_ranks(config, place, forwarding, ["--config", path], is_first=node == 0)
+    except SignalledError:
+        say("told to end before it had ranks: the JobSet starts all pods again")
+        return STOPPED
     except (NetworkError, rendezvous.RendezvousError, GatheringError) as error:
         # Pods that are still fetching the image will be there next time.
         say(f"{type(error).__name__}: {error}")
-        return STOPPED if forwarding.received else FAILED
+        return FAILED
+
+
+@contextlib.contextmanager
+def ending_at_signals(forwarding: Forwarding) -> Iterator[None]:
+    """Raise `SignalledError` at a signal, also at one that has come: waiting takes minutes, and has no ranks
+    that would save."""
+
+    def end(number: int, _frame: types.FrameType | None) -> None:
+        forwarding.received.append(number)
+        raise SignalledError(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, end) for number in FORWARDED}
+    try:
+        if forwarding.received:
+            raise SignalledError(signal.Signals(forwarding.received[0]).name)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_ranks(
     config: Config, place: Place, forwarding: Forwarding, arguments: Sequence[str], *, is_first: bool
 ) -> int:
     """Check the nodes, and train; the pod's exit status. Raises what says that nodes do not come together."""
-    wait_for_name(place.address, rendezvous.JOIN_S)
+    with ending_at_signals(forwarding):
+        wait_for_name(place.address, rendezvous.JOIN_S)
     if section(config).preflight:
         status = start(config, place, forwarding, "launch.preflight", arguments)
         if status and not forwarding.received:
@@ -75,10 +108,10 @@ def run_ranks(
 
 
 def start(config: Config, place: Place, forwarding: Forwarding, module: str, arguments: Sequence[str]) -> int:
-    """Run a module on this node's ranks, once all nodes are there; its status. Not after a signal."""
-    if not forwarding.received:
+    """Run a module on this node's ranks, once all nodes are there; its status. Raises `SignalledError`."""
+    with ending_at_signals(forwarding):
         meet(config, place)
-    # Meeting takes minutes; ranks that have just been started would die of the signal.
+    # Ranks that have just been started would die of the signal.
     if forwarding.received:
         return STOPPED
     # The manifest has set the variables.

@@ -116,25 +116,35 @@ def test_how_it_ended(
 
 
 @pytest.mark.parametrize("error", [NetworkError, RendezvousError, GatheringError])
-@pytest.mark.parametrize(("signalled", "expected"), [(False, FAILED), (True, STOPPED)])
 def test_pods_that_do_not_come_in_time_may_do_so_at_the_next_start(
     ranks: Ranks,
     monkeypatch: pytest.MonkeyPatch,
     error: type[K25Error],
-    signalled: bool,
-    expected: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A large image takes longer to fetch on a new node than pods wait for each other."""
 
     def meet(config: object, place: torchrun.Place) -> None:
-        if signalled:
-            signal.raise_signal(signal.SIGTERM)
         raise error("3 of 4 nodes are there")
 
     monkeypatch.setattr(pod, "meet", meet)
-    assert exit_status(pod._run) == expected
+    assert exit_status(pod._run) == FAILED
     assert f"{error.__name__}: 3 of 4 nodes" in capsys.readouterr().out and not ranks.started
+
+
+@pytest.mark.parametrize("moment", ["meet", "wait_for_name", "load_saved"])
+def test_a_pod_without_ranks_goes_at_once(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    original = getattr(pod, moment)
+
+    def wait(*arguments: object) -> object:
+        signal.raise_signal(signal.SIGTERM)
+        if moment != "load_saved":
+            pytest.fail("it waits on")
+        return original(*arguments)
+
+    monkeypatch.setattr(pod, moment, wait)
+    assert exit_status(pod._run) == STOPPED
+    assert not ranks.started
 
 
 @pytest.mark.parametrize("missing", [pod.INDEX, pod.FIRST_NODE])

@@ -73,6 +73,22 @@ def test_a_folder_that_is_not_shared_fails_on_that_node_alone(tmp_path: Path) ->
     assert list(run.iterdir()) == list(other.iterdir()) == []
 
 
+def test_a_folder_seen_one_way_is_looked_into_once_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise rank 0 would wait for each of hundreds of nodes in turn, and the others for it."""
+    limits: list[float] = []
+
+    def sees(_run: Path, _folders: object, _token: str, rank: int, limit_s: float) -> str | None:
+        limits.append(limit_s)
+        return None if rank == 0 else "writes there what rank 0 does not see"
+
+    monkeypatch.setattr(location, "sees_tokens", sees)
+    found = tried_by(tmp_path, tmp_path, tmp_path)
+    assert limits == [0.2, 0.2, 0.0]
+    assert [found[rank][0].verdict for rank in range(3)] == [Verdict.passed, Verdict.failed, Verdict.failed]
+
+
 def test_a_folder_that_the_first_node_cannot_use(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = tried_by(tmp_path / "file", tmp_path / "file")
