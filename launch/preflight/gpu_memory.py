@@ -73,19 +73,24 @@ def _judge_corrected(
 
 def _judge_wear(gpus: Sequence[GpuState]) -> Finding:
     check = WEAR
-    worn = [number for number, gpu in enumerate(gpus) if gpu.is_worn or gpu.banks_without_spares]
+    # A bank without spare rows is sound until its next error; the maker looks at remappings that failed.
+    worn = [number for number, gpu in enumerate(gpus) if gpu.is_worn]
     if worn:
-        found = f"GPUs {worn} have none left, or more errors than the maker accepts"
+        found = f"GPUs {worn} have more errors than the maker accepts, or cannot be repaired"
         return failed(check, found, "broken memory must be repairable", "replace the GPUs")
     pending = [number for number, gpu in enumerate(gpus) if gpu.repair_pending]
     if pending:
         found = f"GPUs {pending} wait for a repair"
         remedy = "reset the GPUs (nvidia-smi --gpu-reset) or reboot the node"
         return failed(check, found, "repairs take effect at a reset", remedy)
-    scarce = [number for number, gpu in enumerate(gpus) if gpu.banks_with_few_spares]
+    scarce = [
+        number for number, gpu in enumerate(gpus) if gpu.banks_with_few_spares or gpu.banks_without_spares
+    ]
     if scarce:
         remedy = "have the GPUs replaced at the next maintenance"
-        return warned(check, f"GPUs {scarce} have banks with few spare rows", "most should be left", remedy)
+        return warned(
+            check, f"GPUs {scarce} have banks with few or no spare rows", "most should be left", remedy
+        )
     silent = [
         number for number, gpu in enumerate(gpus) if gpu.banks_without_spares is None and gpu.is_worn is None
     ]

@@ -109,7 +109,7 @@ FAULTS = [
     ),
     Fault(
         "no spare rows", in_gpu(Q, 1, "None                          : 0 bank(s)", "None : 1 bank(s)"),
-        "GPU spare memory", BAD, ("GPUs [1]", "replace"),
+        "GPU spare memory", SO_SO, ("GPUs [1] have banks with few or no", "replace"),
     ),
     Fault(
         "few spare rows", in_log(1, "Low", "2 bank(s)"), "GPU spare memory", SO_SO,
