@@ -8,6 +8,7 @@ A log that grows beyond a limit is continued in a new file of the same name, so 
 """
 
 import contextlib
+import fcntl
 import os
 import threading
 import time
@@ -70,18 +71,35 @@ def continue_if_long(log: Path, limit_bytes: int) -> None:
     own = [stream for stream in long if any(_leads_to(stream, path) for path in family(log))]
     if not own:
         return
-    renamed: Path | None = None
-    # Another process may share the file, and have been faster.
-    if _leads_to(own[0], log):
-        _, previous, first = family(log)
-        renamed = previous if first.exists() else first
-        os.rename(log, renamed)
+    renamed = _rename(log, own[0])
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in own:
         os.dup2(file, stream)
     os.close(file)
     if renamed is not None:
         cut(renamed, limit_bytes, FAST)
+
+
+def _rename(log: Path, stream: int) -> Path | None:
+    """Give `log` the name of what came before; its new path. None if the stream no longer leads to it, since
+    another process that shares the file was faster.
+
+    Raises `BlockingIOError` if it is just doing so: two would both take the log for the first one.
+    """
+    with contextlib.suppress(FileNotFoundError), log.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            # A file system without locks.
+            pass
+        if _leads_to(stream, log) and os.path.samestat(os.fstat(file.fileno()), os.fstat(stream)):
+            _, previous, first = family(log)
+            renamed = previous if first.exists() else first
+            os.rename(log, renamed)
+            return renamed
+    return None
 
 
 def family(log: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Logs that grow without end: the beginning and the newest lines stay, and no line is lost on the way."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -93,6 +94,27 @@ def test_processes_may_share_a_log(tmp_path: Path) -> None:
     for name in "ab":
         own = [line for line in found if line.startswith(name)]
         assert sorted(own) == expected(1_500, name)
+
+
+def test_one_process_at_a_time_continues_a_shared_log(tmp_path: Path) -> None:
+    """Otherwise two take it for the first one, and the beginning is overwritten."""
+    log = tmp_path / "node_n1.log"
+    before = [os.dup(stream) for stream in (1, 2)]
+    try:
+        output.redirect(log)
+        os.write(1, b"x" * 100)
+        with log.open("ab") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(BlockingIOError):
+                output.continue_if_long(log, 50)
+            assert list(tmp_path.iterdir()) == [log]
+        output.continue_if_long(log, 50)
+    finally:
+        for stream, was in zip((1, 2), before, strict=True):
+            os.dup2(was, stream)
+            os.close(was)
+    newest, _, first = family(log)
+    assert newest.read_bytes() == b"" and first.read_bytes() == b"x" * 100
 
 
 def test_a_full_disk_does_not_end_the_watching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

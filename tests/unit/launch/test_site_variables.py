@@ -129,7 +129,7 @@ def test_a_secret_reaches_the_ranks_and_no_file(secret: Path, tmp_path: Path) ->
     command = start_command(
         config, find_place(config, 0, "127.0.0.1"), "k25_train.train", with_secret(secret)
     )
-    assert variables_of(config)["MY_TOKEN"] == SECRET and "hunter2" not in " ".join(command)
+    assert variables_of(config, {})["MY_TOKEN"] == SECRET and "hunter2" not in " ".join(command)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load(tmp_path / "config.yaml").config.cluster.secrets == {"MY_TOKEN": str(secret)}
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from launch.status import __main__ as command
-from launch.status import prometheus
+from launch.status import facts, prometheus
 from launch.status.judging import State
 from launch.status.queue import parse
 from launch.status.report import RunStatus, status_of
@@ -52,6 +52,8 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)
+    # Folders are as old as their files say, however long other tests have taken before.
+    monkeypatch.setattr(facts, "time", SimpleNamespace(time=lambda: NOW_S))
     yield script
 
 
