@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,12 +101,17 @@ class Attempts:
         number = max((int(path.name) for path in self.root.glob("*") if path.name.isdigit()), default=0) + 1
         attempt = Attempt(number=number, job_id=job_id, nodes=list(nodes), code=code)
         self.folder(attempt).mkdir(parents=True)
-        self._write(attempt)
-        self.srun_log(attempt).touch()
-        scratch = self.root / f"{LATEST}.{job_id}"
-        scratch.unlink(missing_ok=True)
-        scratch.symlink_to(str(number))
-        os.replace(scratch, self.root / LATEST)
+        try:
+            self._write(attempt)
+            self.srun_log(attempt).touch()
+            scratch = self.root / f"{LATEST}.{job_id}"
+            scratch.unlink(missing_ok=True)
+            scratch.symlink_to(str(number))
+            os.replace(scratch, self.root / LATEST)
+        except OSError:
+            # Otherwise each try would leave an attempt.
+            shutil.rmtree(self.folder(attempt), ignore_errors=True)
+            raise
         return attempt
 
     def write(self, attempt: Attempt) -> None:

@@ -1,7 +1,7 @@
 """Room for the next checkpoint in the run folder: before ranks compute towards it, and after they failed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launch.attempts import Attempts
@@ -52,7 +52,8 @@ class RunFolderRoom:
             return ended
         try:
             check_room(self.run, self.submission.checkpoint_bytes)
-            trouble = found_no_room(log_ends(attempts.folder(ended)), self.run)
+            found = (found_no_room(end, self.run) for end in log_ends(attempts.folder(ended)))
+            trouble = next(filter(None, found), "")
         except OSError as error:
             trouble = describe(error, self.run)
         if not trouble:
@@ -71,14 +72,12 @@ def bytes_in(folder: Path) -> int:
     return found
 
 
-def log_ends(folder: Path) -> str:
-    """The ends of the ranks' logs of an attempt, one after the other."""
-    ends: list[bytes] = []
+def log_ends(folder: Path) -> Iterator[str]:
+    """The end of each rank's log of an attempt: one at a time, since there may be thousands."""
     for path in sorted(folder.glob("rank_*.log")):
         try:
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - LOG_END_BYTES))
-                ends.append(file.read())
+                yield file.read().decode(errors="replace")
         except OSError:
             continue
-    return b"\n".join(ends).decode(errors="replace")

@@ -59,7 +59,7 @@ def candidates(record: Record) -> Iterator[Path]:
     if values.get("unfit"):
         yield folder / "preflight.log"
     node = node or values.get("first_to_fail")
-    if isinstance(node, str) and "/" not in node:
+    if isinstance(node, str) and "/" not in node and node.isprintable():
         own = folder / f"node_{node}.log"
         match = _FIRST_RANK.search("\n".join(last_lines(own)))
         if match is not None:

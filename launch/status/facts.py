@@ -11,7 +11,7 @@ import yaml
 
 from k25_train.run_folder.process import Liveness, liveness
 from k25_train.run_folder.record import LOCK, Holder, LockedError, parse
-from launch.attempts import PREFLIGHT, RECORD
+from launch.attempts import RECORD
 from launch.status.files import MAX_BYTES, Reader, modified_s, number
 from launch.submission import CONFIG, FACTS, SUPERVISOR_LOG
 
@@ -45,10 +45,8 @@ class Record:
     """As in `attempt.json`; empty if that is missing or damaged."""
     changed_s: float
     """When it was written: at the attempt's start, and at its end."""
-    is_checked: bool
-    """Whether its preflight has reported."""
     has_ranks: bool
-    """Whether a rank has started."""
+    """Whether a rank has started; all but the newest attempt are taken to have ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,19 +162,19 @@ def _holder(reader: Reader, run: Path, now_s: float) -> tuple[Holder | None, boo
 
 def _records(reader: Reader, attempts: Path) -> list[Record]:
     found: list[Record] = []
-    for name in sorted((name for name in reader.names_in(attempts) if name.isdecimal()), key=int):
+    names = sorted((name for name in reader.names_in(attempts) if name.isdecimal()), key=int)
+    for name in names:
+        # Without a look at what else is there: a run of months has millions of logs.
         folder = attempts / name
-        names = set(reader.names_in(folder))
         values = reader.object_in(folder / RECORD)
-        if not values and RECORD not in names:
+        if not values and modified_s(folder / RECORD) is None:
             reader.troubles.append(f"{folder / RECORD}: is missing")
         record = Record(
             number=int(name),
             folder=folder,
             values=values,
             changed_s=modified_s(folder / RECORD) or modified_s(folder) or 0.0,
-            is_checked=PREFLIGHT in names,
-            has_ranks=any(each.startswith("rank_") for each in names),
+            has_ranks=name != names[-1] or any(each.startswith("rank_") for each in reader.names_in(folder)),
         )
         found.append(record)
     return found

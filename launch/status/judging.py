@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -63,7 +64,7 @@ WILL_MOVE = (State.starting, State.preflight, State.between)
 """States in which ranks have yet to go on from the newest checkpoint."""
 TROUBLED = (State.given_up, State.failed, State.lost, State.stalled, State.unknown)
 """States that somebody should look at."""
-_OUTCOMES = {
+_OUTCOMES: Mapping[str, State] = {
     Outcome.finished: State.finished, Outcome.stopped: State.stopped, Outcome.vanished: State.lost,
 }  # fmt: skip
 
@@ -186,7 +187,7 @@ def _ended(facts: Facts, job_id: int, job: QueuedJob | None) -> Judgement:
         return Judgement(
             State.lost, f"job {job_id} is over, and its supervisor recorded nothing about its end"
         )
-    outcome, reason = newest.values["outcome"], str(newest.values.get("reason") or "")
+    outcome, reason = str(newest.values["outcome"]), str(newest.values.get("reason") or "")
     return Judgement(_OUTCOMES.get(outcome, State.failed), f"attempt {newest.number} {outcome}: {reason}")
 
 

@@ -126,6 +126,22 @@ def test_what_could_not_be_written_is_kept_and_written_later(
     assert [attempt.outcome for attempt in Attempts(tmp_path).history()] == ["failed", "finished"]
 
 
+def test_a_start_that_is_tried_again_leaves_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk may take the folder, and not the record; it may stay full for a day."""
+    refuse, write = failing(errno.ENOSPC, 3), write_atomically
+
+    def write_later(path: Path, text: str) -> None:
+        refuse()
+        write(path, text)
+
+    monkeypatch.setattr("launch.attempts.write_atomically", write_later)
+    attempts = Attempts(tmp_path, Patience(tmp_path, 60, tell=lambda text: None))
+    assert attempts.start(7, ["n1"], "abc").number == 1
+    assert {path.name for path in attempts.root.iterdir()} == {"1", "latest"}
+
+
 def test_records_of_attempts_that_somebody_deleted_are_written_again(tmp_path: Path) -> None:
     """But not to a folder that is gone: a mount point would get it."""
     run = tmp_path / "mount/run"

@@ -345,6 +345,18 @@ def test_a_damaged_folder_is_shown_as_far_as_it_can_be_read(
     json.dumps(found.as_json(), allow_nan=False)
 
 
+@pytest.mark.parametrize("outcome", [["failed"], {"failed": 1}, 7])
+def test_an_outcome_that_is_no_word_is_shown(outcome: object, tmp_path: Path) -> None:
+    """The job is over, so the state follows from it."""
+    run = RunFolder(tmp_path / "run")
+    training(run)
+    record = run.folder / "attempts/1/attempt.json"
+    values = {**json.loads(record.read_text()), "outcome": outcome, "first_to_fail": "n\0"}
+    record.write_text(json.dumps(values))
+    (run.folder / "lock.json").unlink()
+    assert look(run, FORGOTTEN).state == State.failed
+
+
 def test_a_large_file_of_metrics_is_read_from_its_end(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run").locked()
     with (run.folder / "metrics.jsonl").open("wb") as file:

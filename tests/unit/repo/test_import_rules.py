@@ -54,7 +54,17 @@ TORCH_IN_LAUNCH = {
     "launch.preflight.shared_folder",
 }
 """All of `launch` that imports torch: what becomes torchrun, and preflight once it measures."""
-ON_NODES = ["supervisor", "attempt_steps", "srun", "preflight_rank", "node", "rank", "rendezvous", "standby"]
+ON_NODES = [
+    "supervisor",
+    "standby",
+    "attempt_steps",
+    "srun",
+    "preflight_rank",
+    "node",
+    "rank",
+    "rendezvous",
+    "standby",
+]
 """Modules of `launch` for which the first node's Python may have nothing but the standard library."""
 
 
