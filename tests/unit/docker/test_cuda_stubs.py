@@ -1,10 +1,9 @@
 """Stand-ins for NVIDIA's libraries: which are made, with what in them; programs load and call them."""
 
-import ctypes
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,23 +69,26 @@ def test_libraries_that_are_missing_are_made_but_never_the_driver(made: Path) ->
     assert sorted(path.name for path in made.iterdir()) == ["libcudart.so.13", "libnccl.so.2"]
 
 
-def call[Result](made: Path, torch_lib: Path, use: Callable[[ctypes.CDLL], Result]) -> Result:
-    """Load the stand-ins, then the library that needs them, and use it."""
-    for path in sorted(made.iterdir()):
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    return use(ctypes.CDLL(str(torch_lib / "libtorch_cpu.so")))
+USE = """
+import ctypes, sys
+*stand_ins, torch = sys.argv[1:]
+for path in stand_ins:
+    ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+library, count = ctypes.CDLL(torch), ctypes.c_int(7)
+library.words.restype = library.last.restype = ctypes.c_char_p
+status = library.count(ctypes.byref(count))
+print((status, count.value, library.allocate(), library.stop(), library.words(), library.last()))
+print(library.registered())
+"""
+"""Loads the stand-ins, then the library that needs them, and uses it."""
 
 
 def test_programs_load_them_and_hear_that_no_device_is_there(made: Path, torch_lib: Path) -> None:
-    def use(library: ctypes.CDLL) -> tuple[object, ...]:
-        count = ctypes.c_int(7)
-        library.words.restype = library.last.restype = ctypes.c_char_p
-        status = library.count(ctypes.byref(count))
-        return status, count.value, library.allocate(), library.stop(), library.words(), library.last()
-
+    """In a process of their own: another test may have loaded PyTorch with CUDA's libraries."""
+    paths = [*sorted(made.iterdir()), torch_lib / "libtorch_cpu.so"]
+    done = subprocess.run([sys.executable, "-c", USE, *paths], capture_output=True, text=True, check=True)
     words = b"no CUDA device: this image is for CPUs"
-    assert call(made, torch_lib, use) == (NO_DEVICE, 0, NO_DEVICE, NO_DEVICE, words, words)
-    assert call(made, torch_lib, lambda library: library.registered()) == 1
+    assert done.stdout == f"{(NO_DEVICE, 0, NO_DEVICE, NO_DEVICE, words, words)}\n1\n"
 
 
 def test_versions_are_those_that_are_asked_for(made: Path) -> None:
