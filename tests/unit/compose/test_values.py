@@ -112,6 +112,7 @@ def text_fields(kind: type = Config, path: str = "") -> Iterator[tuple[str, Any]
 WITH_FORMS = (
     "parallelism.",
     "cluster.fabric.",
+    "cluster.gpu.",
     "cluster.kubernetes.",
     *(f"cluster.slurm.{name}" for name in ("gres", "mem", "exclude", "container_credentials")),
 )
