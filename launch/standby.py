@@ -57,9 +57,13 @@ class Standby:
             *arguments,
         ]
         # What it has to say is in supervisor.log, also when this srun is lost.
-        self._step = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        try:
+            self._step = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        except OSError as error:
+            # The run can do without.
+            log(f"the standby could not be started: {error}")
 
     def end(self) -> None:
         """End the step: the supervisor has done its work."""

@@ -49,13 +49,17 @@ def collect(
     folder = attempts.folder(attempt)
     of_nodes = [(node, line) for node, line in ends.lines_in(folder) if node in attempt.nodes]
     logs = (attempts.srun_log(attempt), attempts.preflight_log(attempt))
+    ranks = set(range(len(attempt.nodes) * ranks_per_node))
+    found = [end for node, line in of_nodes if (end := rank_end(node, line)) is not None]
+    stall = stall_in(attempts.run, folder)
     return Evidence(
         nodes=attempt.nodes,
         ranks_per_node=ranks_per_node,
         run=str(attempts.run),
         lost=dict(lost),
-        ends=with_logs(folder, [end for node, line in of_nodes if (end := rank_end(node, line)) is not None]),
-        stall=stall_in(attempts.run, folder),
+        # Damaged lines may name ranks that there are not.
+        ends=with_logs(folder, [end for end in found if {end.rank, *of_ranks(end)} <= ranks]),
+        stall=stall if stall is None or {*stall.silent, *stall.culprits} <= ranks else None,
         kernel=[message for node, line in of_nodes for message in kernel_messages(node, line)],
         steps=[failure for log in logs if log.exists() for failure in step_failures(read_log(log))],
         silent_start=silent_start,
@@ -76,28 +80,40 @@ def rank_end(node: str, line: Mapping[str, Any]) -> RankEnd | None:
             at_s=float(line["at_s"]), is_closing=bool(line["is_closing"]),
             error=rank_error(line.get("error")),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
+
+
+def of_ranks(end: RankEnd) -> tuple[int, ...]:
+    """The ranks that its error names."""
+    return () if end.error is None else end.error.of_ranks
 
 
 def rank_error(told: object) -> RankError | None:
     """What a rank said of its error; None if it said nothing that can be read."""
     if not isinstance(told, dict):
         return None
-    known = {field.name for field in fields(RankError)}
-    try:
-        found = RankError(**{name: value for name, value in told.items() if name in known})
-    except TypeError:
+    known = {field.name: bool if field.name.startswith("is_") else str for field in fields(RankError)}
+    values = {name: value for name, value in told.items() if name in known}
+    named = values.pop("of_ranks", [])
+    if not {"kind", "text"} <= values.keys() or not isinstance(named, list):
         return None
-    return replace(found, of_ranks=tuple(int(rank) for rank in found.of_ranks))
+    if not all(isinstance(value, known[name]) for name, value in values.items()):
+        return None
+    return RankError(**values, of_ranks=tuple(rank for rank in named if isinstance(rank, int)))
 
 
 def kernel_messages(node: str, line: Mapping[str, Any]) -> Iterator[KernelMessage]:
     """Messages of a node's kernel that a line tells."""
-    if line.get("event") == "kernel":
-        for each in line.get("lines", []):
+    told = line.get("lines") if line.get("event") == "kernel" else None
+    for each in told if isinstance(told, list) else ():
+        if isinstance(each, dict):
+            pid = each.get("pid")
             yield KernelMessage(
-                node=node, kind=str(each["kind"]), text=str(each["text"]), pid=each.get("pid")
+                node=node,
+                kind=str(each.get("kind")),
+                text=str(each.get("text")),
+                pid=pid if isinstance(pid, int) else None,
             )
 
 
@@ -122,7 +138,7 @@ def stall_in(run: Path, folder: Path) -> Stall | None:
             culprits=tuple(map(int, found["culprits"])),
             doing={int(rank): str(what) for rank, what in found["doing"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

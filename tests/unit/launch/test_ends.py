@@ -1,5 +1,6 @@
 """What torchrun's watch of its ranks notes, and what kernels say."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -8,9 +9,12 @@ import pytest
 
 from k25_train import farewell
 from launch import kernel_log
+from launch.attempts import Attempts
 from launch.blame.evidence import LEFT_EARLY
+from launch.blame.judge import judge
 from launch.blame.library_texts import peer_of, says_device_is_broken
 from launch.ends import EndsLog, NoLog, RankWatch, lines_in, log_of, own_addresses
+from launch.witnesses import collect
 
 
 @pytest.fixture
@@ -131,3 +135,27 @@ def test_libraries_name_the_peer(text: str, peer: str) -> None:
 def test_libraries_name_a_broken_device() -> None:
     assert says_device_is_broken("CUDA error: uncorrectable NVLink error detected during the execution")
     assert not says_device_is_broken("CUDA error: an illegal memory access was encountered")
+
+
+END = {"event": "end", "rank": 0, "pid": 7, "status": -9, "at_s": 1.0, "is_closing": False, "error": None}
+ERROR = {"kind": "DataError", "text": "no", "code": "EIO"}
+STALL = {"silent": [0], "culprits": [], "doing": {}}
+
+
+@pytest.mark.parametrize("garbage", [None, 99, -1, 1e400, "x", [None], [99], {"a": 1}, [{"a": 1}]], ids=repr)
+def test_damaged_evidence_ends_no_supervisor(garbage: object, tmp_path: Path) -> None:
+    """Whatever a value is, there is a verdict, and it names a node of the attempt or none."""
+    attempts = Attempts(tmp_path)
+    attempt = attempts.start(7, ["n1", "n2"], "abc")
+    folder = attempts.folder(attempt)
+    ends = [{**END, name: garbage} for name in END if name != "event"]
+    ends += [{**END, "error": {**ERROR, name: garbage}} for name in (*ERROR, "of_ranks", "is_fault", "path")]
+    kernel = {"kind": "disk", "text": "x", "pid": 7}
+    kernels: list[object] = [garbage, *([{**kernel, name: garbage}] for name in kernel)]
+    lines = [*ends, *({"event": "kernel", "lines": each} for each in kernels)]
+    lines.append({"event": "begin", "addresses": garbage})
+    (tmp_path / "logs").mkdir()
+    for line, stall in itertools.zip_longest(lines, [garbage, *({**STALL, name: garbage} for name in STALL)]):
+        log_of(folder, "n1").write_text(json.dumps(line) + "\n")
+        (tmp_path / "logs/stall.json").write_text(json.dumps(stall))
+        assert judge(collect(attempts, attempt, 1, {}, "")).node in {"n1", "n2", None}

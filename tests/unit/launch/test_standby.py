@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,6 +69,19 @@ def test_one_that_ends_is_started_again(job: ScriptedJob, capsys: pytest.Capture
     job.supervise()
     assert len(job.calls("standby")) == 2
     assert "the standby ended with status 3; it is started again" in capsys.readouterr().out
+
+
+def test_the_run_goes_on_without_one_that_cannot_be_started(
+    job: ScriptedJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    job.then("step 20")
+    with monkeypatch.context() as busy:
+        busy.setattr("launch.standby.subprocess", SimpleNamespace(Popen=refuse, DEVNULL=subprocess.DEVNULL))
+        status, _ = job.supervise()
+    assert status == 0 and "the standby could not be started" in capsys.readouterr().out
 
 
 def test_a_job_of_one_node_needs_none(job: ScriptedJob) -> None:
