@@ -41,11 +41,6 @@ class RunFolder:
         os.utime(path, (NOW_S - ago_s, NOW_S - ago_s))
         return self
 
-    def trained_just_now(self) -> "RunFolder":
-        """For a command, which looks at the clock: `NOW_S` may be many tests ago."""
-        os.utime(self.folder / "metrics.jsonl")
-        return self
-
     def saved(self, *steps: int, ago_s: float = 10.0) -> "RunFolder":
         """Complete checkpoints."""
         for step in steps:

@@ -168,7 +168,7 @@ def test_scripts_can_ask(squeue: Path, full: RunFolder, state: str, expected: in
         full.saved(100)
         state = "COMPLETED"
     squeue.write_text(SQUEUE.format(jobs=f"{JOB}|{state}|2|n[1-2]|None|a=b|c|/x\\n"))
-    assert run_command(full.trained_just_now().folder, "--check") == expected
+    assert run_command(full.folder, "--check") == expected
     assert run_command(full.folder) == 0
 
 
@@ -193,7 +193,6 @@ def test_watching_ends_with_the_run(
             squeue.write_text(SQUEUE.format(jobs=""))
 
     monkeypatch.setattr(command, "time", SimpleNamespace(sleep=pause))
-    full.trained_just_now()
     assert run_command(full.folder, "--watch", "5", "--json", "--check") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["runs"][0]["state"] for line in lines] == ["training", "training", "finished"]
