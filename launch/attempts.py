@@ -73,10 +73,11 @@ class Attempts:
     def _read(self) -> list[Attempt]:
         found = []
         for path in self.root.glob(f"*/{RECORD}"):
-            if path.parent.is_symlink():
+            # Nor a copy that somebody keeps there.
+            if path.parent.is_symlink() or not path.parent.name.isdecimal():
                 continue
             try:
-                found.append(parse_record(path.read_text(encoding="utf-8")))
+                found.append(parse_record(path.read_text(encoding="utf-8"), int(path.parent.name)))
             except (ValueError, TypeError, AttributeError) as error:
                 self._pass_over(path, error)
         return found
@@ -199,11 +200,25 @@ class Attempts:
         return self.patience.of(lambda: progress_of(self.run / METRICS))
 
 
-def parse_record(text: str) -> Attempt:
-    """An attempt's record; one of an earlier version has no verdict."""
+def parse_record(text: str, number: int) -> Attempt:
+    """The record of the attempt with this number; one of an earlier version has no verdict.
+
+    Raises ValueError, TypeError or AttributeError if it is damaged.
+    """
     values = json.loads(text)
     blame = values.pop("blame", None)
-    return Attempt(**values, blame=None if blame is None else Verdict(**blame))
+    found = Attempt(**values, blame=None if blame is None else Verdict(**blame))
+    if found.number != number:
+        raise ValueError(f"it is that of attempt {found.number}")
+    counts = (found.job_id, found.skipped, found.reached or 0, found.saved or 0)
+    tables = (found.unfit, found.left_out)
+    if not (
+        all(isinstance(count, int) for count in counts)
+        and all(isinstance(table, dict) for table in tables)
+        and isinstance(found.nodes, list)
+    ):
+        raise TypeError("a value is of another kind than it should be")
+    return found
 
 
 def read_log(log: Path) -> str:

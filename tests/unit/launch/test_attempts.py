@@ -33,6 +33,30 @@ def test_attempts_count_over_jobs_and_latest_leads_to_the_newest(tmp_path: Path)
     assert attempts.folder(first) != attempts.folder(second)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("1.bak", {}),
+        ("2", {}),
+        ("2", {"number": "2"}),
+        ("2", {"number": 2, "nodes": None}),
+        ("2", {"number": 2, "reached": "7"}),
+        ("2", {"number": 2, "unfit": ["n1"]}),
+    ],
+)
+def test_copies_and_damaged_records_are_no_attempts(
+    name: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    """Somebody keeps a copy of the first attempt."""
+    attempts = Attempts(tmp_path)
+    first = attempts.start(7, ["n1"], "abc")
+    attempts.write(dataclasses.replace(first, outcome=Outcome.failed))
+    copy = attempts.root / name
+    copy.mkdir()
+    (copy / "attempt.json").write_text(json.dumps(dataclasses.asdict(first) | changes))
+    assert [attempt.outcome for attempt in attempts.history()] == ["failed"]
+
+
 def test_an_attempt_without_an_end_has_vanished(tmp_path: Path) -> None:
     attempts = Attempts(tmp_path)
     ended = attempts.start(7, ["n1"], "abc")
