@@ -1,5 +1,6 @@
 """The RoCE cards of a recorded node, as the kernel shows them in sysfs."""
 
+import os
 from pathlib import Path
 
 
@@ -11,12 +12,15 @@ class RecordedCards:
 
     def write(self, path: str, text: str) -> None:
         """Make a file of the node, or change it."""
-        file = self.root / path
+        # Each of hundreds of tests makes hundreds of files: this takes a third of `write_text`'s time.
+        file, flags = f"{self.root}/{path}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         try:
-            file.write_text(text)
+            descriptor = os.open(file, flags, 0o644)
         except FileNotFoundError:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            os.makedirs(os.path.dirname(file), exist_ok=True)
+            descriptor = os.open(file, flags, 0o644)
+        os.write(descriptor, text.encode())
+        os.close(descriptor)
 
     def write_card(self, number: int) -> None:
         """An active card of 400 Gb/s with its addresses: link-local and IPv4, each as RoCE v1 and v2."""
