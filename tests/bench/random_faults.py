@@ -23,12 +23,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from tests.helpers.faults.kinds import KINDS
 from tests.helpers.faults.plans import Plan
 from tests.helpers.faults.scenes import LAYOUTS, World
 from tests.helpers.faults.trial import run_trial
+from tests.helpers.trial_table import table_of
 
 VIOLATION = "violation"
 MAX_OUTPUT_LINES = 100
@@ -114,19 +114,6 @@ def lines_of(record: Record, only: str | None, *, verbose: bool) -> Iterator[str
             yield from record.output.splitlines()[-MAX_OUTPUT_LINES:]
 
 
-def table_of(counts: Counter[tuple[str, str]]) -> Table:
-    """Counts by kind and outcome."""
-    outcomes = sorted({outcome for _, outcome in counts})
-    kinds = sorted({kind for kind, _ in counts})
-    table = Table("fault", *outcomes, "all")
-    for kind in kinds:
-        own = [counts[kind, outcome] for outcome in outcomes]
-        table.add_row(kind, *(str(count or "") for count in own), str(sum(own)))
-    totals = [sum(counts[kind, outcome] for kind in kinds) for outcome in outcomes]
-    table.add_row("all", *map(str, totals), str(sum(totals)))
-    return table
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the trials; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -152,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             violations += [record.seed] * bool(record.problems)
             for line in lines_of(record, options.only, verbose=options.verbose):
                 console.print(line)
-    console.print(table_of(counts))
+    console.print(table_of(counts, "fault"))
     minutes = (time.monotonic() - started) / 60
     seeds_text = f": seeds {', '.join(map(str, sorted(violations)))}" if violations else ""
     console.print(f"{options.count} faults in {minutes:.1f} min, {len(violations)} violations{seeds_text}")

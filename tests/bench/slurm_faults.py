@@ -30,13 +30,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from tests.helpers.slurm_cluster import end_with_parent, require_slurm
 from tests.helpers.slurm_faults.kinds import KINDS, plan_of
 from tests.helpers.slurm_faults.plans import STARTING
 from tests.helpers.slurm_faults.site import Site, World
 from tests.helpers.slurm_faults.trial import Verdict, run_trial
+from tests.helpers.trial_table import table_of
 
 VIOLATION, SKIPPED = "violation", "skipped"
 MAX_OUTPUT_LINES = 400
@@ -158,19 +158,6 @@ def lines_of(record: Record, only: str | None, *, verbose: bool) -> Iterator[str
             yield from record.log.splitlines()[-MAX_OUTPUT_LINES:]
 
 
-def table_of(counts: Counter[tuple[str, str]]) -> Table:
-    """Counts by kind and outcome."""
-    outcomes = sorted({outcome for _, outcome in counts})
-    kinds = sorted({kind for kind, _ in counts})
-    table = Table("disturbance", *outcomes, "all")
-    for kind in kinds:
-        own = [counts[kind, outcome] for outcome in outcomes]
-        table.add_row(kind, *(str(count or "") for count in own), str(sum(own)))
-    totals = [sum(counts[kind, outcome] for kind in kinds) for outcome in outcomes]
-    table.add_row("all", *map(str, totals), str(sum(totals)))
-    return table
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the trials; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -198,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             violations += [record.seed] * bool(record.problems)
             for line in lines_of(record, options.only, verbose=options.verbose):
                 console.print(line)
-    console.print(table_of(counts))
+    console.print(table_of(counts, "disturbance"))
     minutes = (time.monotonic() - started) / 60
     seeds_text = f": seeds {', '.join(map(str, sorted(violations)))}" if violations else ""
     console.print(
