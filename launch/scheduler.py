@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ USABLE = {"idle", "mixed", "allocated", "completing", "planned", "reserved"}
 HARMLESS_FLAGS = "-$@!"
 """Suffixes of a node's state that mean planned changes. Any other, such as * for a node that does not
 respond, means that no step can run."""
+
+HEARD_S = 60.0
+"""Longest time until a controller that was started again has heard of nodes that are there."""
+LOOK_S = 1.0
+"""Seconds between looks at nodes meanwhile."""
 
 
 def jobs_submitted_as(token: str, patience_s: float) -> list[int]:
@@ -85,7 +91,13 @@ def expand(nodelist: str) -> list[str]:
 
 def unusable(nodes: Iterable[str], patience_s: float = 0.0) -> dict[str, str]:
     """Node -> state, of those that cannot run a step: down, drained, draining, failing, not responding."""
-    states = node_states(patience_s, "--all", f"--nodes={','.join(nodes)}")
+    selection = ("--all", f"--nodes={','.join(nodes)}")
+    states = node_states(patience_s, *selection)
+    # A controller that has just been started has not heard of its nodes yet, which run on.
+    deadline = time.monotonic() + min(patience_s, HEARD_S)
+    while any(map(is_unheard, states.values())) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+        states = node_states(patience_s, *selection)
     return {node: state for node, state in states.items() if not is_usable(state)}
 
 
@@ -111,6 +123,11 @@ def num_idle(partition: str, without: Collection[str], patience_s: float) -> int
 def is_usable(state: str) -> bool:
     """Whether a node in this state can run a step."""
     return state.rstrip(HARMLESS_FLAGS) in USABLE
+
+
+def is_unheard(state: str) -> bool:
+    """Whether the controller has not heard of the node since it was started."""
+    return state.startswith("unknown")
 
 
 def requeue(job_id: int, least: int, most: int, without: Collection[str], patience_s: float) -> None:

@@ -23,6 +23,23 @@ def test_states_of_nodes(job: ScriptedJob, state: str, is_usable: bool) -> None:
     assert unusable(["n1", "n2"]) == ({} if is_usable else {"n2": state})
 
 
+@pytest.mark.parametrize("state", ["unknown", "unknown*"])
+def test_nodes_that_the_controller_has_not_heard_of_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """As after its restart: they are there, and nobody's ranks were lost with them."""
+    answers = [{"n1": state, "n2": state}, {"n1": "mixed", "n2": state}, {"n1": "mixed", "n2": "down"}]
+    looks = iter(answers)
+    monkeypatch.setattr(scheduler, "node_states", lambda patience_s, *selection: next(looks))
+    monkeypatch.setattr(scheduler, "LOOK_S", 0.01)
+    assert unusable(["n1", "n2"], patience_s=3600.0) == {"n2": "down"} and not list(looks)
+    # Not for ever, and not by a command that a user waits for.
+    monkeypatch.setattr(scheduler, "node_states", lambda patience_s, *selection: answers[0])
+    monkeypatch.setattr(scheduler, "HEARD_S", 0.05)
+    for patience_s in (0.0, 3600.0):
+        assert unusable(["n1", "n2"], patience_s) == answers[0]
+
+
 def answer_first(job: ScriptedJob, tool: str, words: str, *, times: int = 2) -> None:
     """Have a command fail with these words, and then do as before."""
     path = job.folder / "bin" / tool
