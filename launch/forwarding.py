@@ -86,5 +86,10 @@ def _end_with_parent() -> None:
     """In the child: default signals, and SIGHUP when the parent dies."""
     for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
+    hang_up_with_parent()
+
+
+def hang_up_with_parent() -> None:
+    """Have this process get SIGHUP when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGHUP)

@@ -3,7 +3,6 @@
 python -m launch.node RUN_FOLDER ATTEMPT NUM_NODES ADDRESS PORT
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -15,12 +14,10 @@ from pathlib import Path
 from k25_train.entry import run_command
 from launch import rendezvous, started_by
 from launch.ends import log_of as ends_file
+from launch.forwarding import hang_up_with_parent
 from launch.output import LIMIT, LOGS, redirect
 from launch.submission import CONFIG, Submission
 from launch.torchrun import torchrun
-
-_SIGNAL_WHEN_PARENT_DIES = 1
-"""PR_SET_PDEATHSIG of Linux's prctl."""
 
 
 def main() -> None:
@@ -70,9 +67,8 @@ def prepare_signals() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # Not SIGINT, on which ranks would save, when those of other nodes are ended already.
-        ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGHUP)
+    # Not SIGINT, on which ranks would save, when those of other nodes are ended already.
+    hang_up_with_parent()
 
 
 def end_leftovers(attempts: Path, attempt: str) -> None:

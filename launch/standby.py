@@ -17,6 +17,7 @@ from pathlib import Path
 from k25_train.entry import run_command
 from k25_train.run_folder.jobs import SchedulerError
 from launch import scheduler, srun, started_by
+from launch.forwarding import hang_up_with_parent
 from launch.output import log, redirect
 from launch.requeueing import Job, was_requeued
 from launch.submission import SUPERVISOR_LOG, Submission
@@ -104,6 +105,8 @@ def _run() -> int:
     run, number, names = started_by.arguments("RUN_FOLDER JOB_ID NODE,NODE,...")
     # A request to stop is the supervisor's.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Without SLURM's process on this node, nobody else would end it.
+    hang_up_with_parent()
     job_id, allocated = started_by.count("JOB_ID", number), names.split(",")
     redirect(Path(run) / SUPERVISOR_LOG)
     job = Job(Submission.read(Path(run)), job_id, allocated, started_by.variable("SLURM_JOB_PARTITION"))

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -145,3 +147,26 @@ def test_it_goes_on_if_the_job_cannot_be_requeued_yet(
         (job.run / SUPERVISOR_LOG).read_text()
     )
     assert "requeue 7" in job.calls("scontrol")
+
+
+def test_it_ends_with_the_process_of_slurm_that_started_it(job: ScriptedJob) -> None:
+    """On a node that SLURM has lost, nobody else would end it."""
+    _, supervisor = job.supervise(num_steps=0)
+    supervisor.submission.write(job.run)
+    command = [sys.executable, "-m", "launch.standby", str(job.run), "7", "n1,n2"]
+    script = (
+        "import subprocess, sys; child = subprocess.Popen(sys.argv[1:]); print(child.pid, flush=True); "
+        "child.wait()"
+    )
+    env = os.environ | {"SLURM_JOB_PARTITION": "main"}
+    started = [sys.executable, "-c", script, *command]
+    with subprocess.Popen(started, cwd=REPO, env=env, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        while not (job.run / SUPERVISOR_LOG).exists():
+            time.sleep(0.05)
+        parent.kill()
+    deadline = time.monotonic() + 30.0
+    while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
