@@ -25,7 +25,7 @@ from launch.submission import SUPERVISOR_LOG, Submission
 LOOK_S = 30.0
 """Seconds between looks at the job."""
 NUM_LOOKS = 2
-"""Looks in a row that have to find the first node gone."""
+"""Looks in a row that have to find the first node gone, or the job over."""
 END_S = 5.0
 """Longest time that the step may take to end."""
 
@@ -78,21 +78,25 @@ class Standby:
             self._step.wait()
 
 
-def wait_for_loss(first: str, nodes_of: Callable[[], list[str]], pause: Callable[[], None]) -> list[str]:
-    """Wait until the job runs without its first node; returns the nodes that it has left.
+def wait_for_loss(first: str, own: str, nodes_of: Callable[[], list[str]], pause: Callable[[], None]) -> bool:
+    """Wait until the job runs without its first node; False if there is nothing left to wait for.
 
     Args:
         first: the first node.
+        own: this node; SLURM cannot end what runs there if it has lost the node.
         nodes_of: the job's nodes, none if it does not run; raises `SchedulerError` if SLURM does not answer.
         pause: sleeps between looks.
     """
-    num_gone = 0
+    num_gone = num_over = 0
     while True:
         with contextlib.suppress(SchedulerError):
             nodes = nodes_of()
+            if nodes and own not in nodes:
+                return False
             num_gone = num_gone + 1 if nodes and first not in nodes else 0
-            if num_gone >= NUM_LOOKS:
-                return nodes
+            num_over = 0 if nodes else num_over + 1
+            if NUM_LOOKS in (num_gone, num_over):
+                return num_gone == NUM_LOOKS
         pause()
 
 
@@ -110,9 +114,10 @@ def _run() -> int:
     job_id, allocated = started_by.count("JOB_ID", number), names.split(",")
     redirect(Path(run) / SUPERVISOR_LOG)
     job = Job(Submission.read(Path(run)), job_id, allocated, started_by.variable("SLURM_JOB_PARTITION"))
-    first = allocated[0]
+    first, own = allocated[0], started_by.variable("SLURMD_NODENAME")
     while True:
-        wait_for_loss(first, lambda: scheduler.nodes_of(job_id, 0.0), lambda: time.sleep(LOOK_S))
+        if not wait_for_loss(first, own, lambda: scheduler.nodes_of(job_id, 0.0), lambda: time.sleep(LOOK_S)):
+            return 0
         # The log may have been continued in a new file meanwhile.
         with contextlib.suppress(OSError):
             redirect(Path(run) / SUPERVISOR_LOG)

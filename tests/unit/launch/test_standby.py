@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,24 +19,26 @@ ALL, REST = ["n1", "n2", "n3"], ["n2", "n3"]
 
 
 @pytest.mark.parametrize(
-    ("looks", "expected"),
+    ("looks", "is_lost"),
     [
-        ([ALL, REST, REST], 3),
-        ([REST, ALL, REST, REST], 4),
+        ([ALL, REST, REST], True),
+        ([REST, ALL, REST, REST], True),
         # SLURM does not answer: that is no look.
-        ([REST, None, REST], 3),
-        # The job is ending, or is back in the queue.
-        ([REST, [], REST, REST], 4),
-        ([["n1", "n3"], ["n1"], REST, ["n3"]], 4),
+        ([REST, None, REST], True),
+        # The job was suspended for a moment.
+        ([REST, [], REST, REST], True),
+        # It is over, and SLURM could not end what runs on this node.
+        ([ALL, [], None, []], False),
+        # SLURM has lost this node, whether it has lost the first one or not.
+        ([ALL, ["n1", "n2"]], False),
+        ([["n2"]], False),
     ],
 )
-def test_the_job_is_lost_when_two_looks_say_so(looks: list[list[str] | None], expected: int) -> None:
-    answers: Iterator[list[str] | None] = iter(looks)
-    num_looks, num_pauses = 0, 0
+def test_what_looks_at_the_job_tell_its_last_node(looks: list[list[str] | None], is_lost: bool) -> None:
+    answers = iter(looks)
+    num_pauses = 0
 
     def nodes_of() -> list[str]:
-        nonlocal num_looks
-        num_looks += 1
         nodes = next(answers)
         if nodes is None:
             raise SchedulerError("Unable to contact slurm controller")
@@ -47,8 +48,8 @@ def test_the_job_is_lost_when_two_looks_say_so(looks: list[list[str] | None], ex
         nonlocal num_pauses
         num_pauses += 1
 
-    assert wait_for_loss("n1", nodes_of, pause) == looks[expected - 1]
-    assert (num_looks, num_pauses) == (expected, expected - 1)
+    assert wait_for_loss("n1", "n3", nodes_of, pause) is is_lost
+    assert not list(answers) and num_pauses == len(looks) - 1
 
 
 def test_it_runs_on_the_last_node_until_the_run_is_over(job: ScriptedJob) -> None:
@@ -98,6 +99,7 @@ def test_it_requeues_the_job(job: ScriptedJob, monkeypatch: pytest.MonkeyPatch) 
     _, supervisor = job.supervise(num_steps=0)
     supervisor.submission.write(job.run)
     monkeypatch.setenv("SLURM_JOB_PARTITION", "main")
+    monkeypatch.setenv("SLURMD_NODENAME", "n4")
     squeue = 'case "$*" in *%N*) echo "7|RUNNING n2,n3,n4";; *) echo "7|RUNNING";; esac'
     (job.folder / "bin/squeue").write_text(f"#!/bin/sh\n{squeue}\n")
     script = (
@@ -117,6 +119,7 @@ def test_it_leaves_a_later_start_of_the_job_alone(job: ScriptedJob, monkeypatch:
     _, supervisor = job.supervise(num_steps=0)
     supervisor.submission.write(job.run)
     monkeypatch.setenv("SLURM_JOB_PARTITION", "main")
+    monkeypatch.setenv("SLURMD_NODENAME", "n4")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     (job.folder / "job").write_text("JobId=7 Restarts=2 ExcNodeList=(null)\n")
     squeue = 'case "$*" in *%N*) echo "7|RUNNING n2,n3,n4";; *) echo "7|RUNNING";; esac'
@@ -134,6 +137,7 @@ def test_it_goes_on_if_the_job_cannot_be_requeued_yet(
     _, supervisor = job.supervise(num_steps=0)
     supervisor.submission.write(job.run)
     monkeypatch.setenv("SLURM_JOB_PARTITION", "main")
+    monkeypatch.setenv("SLURMD_NODENAME", "n4")
     squeue = 'case "$*" in *%N*) echo "7|RUNNING n2,n3,n4";; *) echo "7|RUNNING";; esac'
     (job.folder / "bin/squeue").write_text(f"#!/bin/sh\n{squeue}\n")
     tool = job.folder / "bin/scontrol"
@@ -158,7 +162,7 @@ def test_it_ends_with_the_process_of_slurm_that_started_it(job: ScriptedJob) -> 
         "import subprocess, sys; child = subprocess.Popen(sys.argv[1:]); print(child.pid, flush=True); "
         "child.wait()"
     )
-    env = os.environ | {"SLURM_JOB_PARTITION": "main"}
+    env = os.environ | {"SLURM_JOB_PARTITION": "main", "SLURMD_NODENAME": "n2"}
     started = [sys.executable, "-c", script, *command]
     with subprocess.Popen(started, cwd=REPO, env=env, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
