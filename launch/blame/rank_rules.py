@@ -63,11 +63,15 @@ def errors_everywhere(evidence: Evidence) -> frozenset[str]:
 
 
 def disk_errors(evidence: Evidence) -> Iterator[Accusation]:
-    """A rank could not use a disk or mount of its node; a full shared folder is nobody's."""
+    """A rank could not use a disk or mount of its node; a shared folder that is full or read-only is
+    nobody's."""
     for end, error, ranks in errors_with_ranks(evidence):
         if error.code not in (*DISK_TROUBLE, *FULL):
             continue
-        if error.code in FULL and lies_in(error.path, evidence.run):
+        # Rank 0 makes folders there before others write: that it alone met a read-only one says nothing of
+        # its node, and a node's own mount fails preflight.
+        is_first_alone = error.code == "EROFS" and tuple(ranks) == (0,)
+        if (error.code in FULL or is_first_alone) and lies_in(error.path, evidence.run):
             reason = f"no node is to blame: {error.kind}: {first_line(error.text)}"
             yield Accusation(kind=Kind.shared, node=None, reason=reason)
             continue

@@ -135,9 +135,10 @@ def records_of(
         try:
             for future in as_completed(futures):
                 yield future.result()
-        finally:
-            # After Ctrl-C, trials that have not begun are left out.
+        except BaseException:
+            # After Ctrl-C, trials that have not begun are left out; otherwise workers close their clusters.
             pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def lines_of(record: Record, only: str | None, *, verbose: bool) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from k25_train.config.schema import Config
-from launch.preflight.findings import Verdict
+from launch.preflight.findings import Finding, Verdict
 from tests.helpers.recorded_node import RecordedNode, examine
 
 Change = Callable[[RecordedNode], object]
@@ -114,3 +114,9 @@ def assert_named(fault: Fault, recorded: RecordedNode, config: Config) -> None:
     assert {finding.check for finding in findings if finding.verdict is not Verdict.skipped} <= {
         fault.check
     }, texts
+
+
+def found_by(check: str, recorded: RecordedNode, config: Config) -> Finding:
+    """The only finding of a check."""
+    (own,) = [one for one in examine(recorded, config) if one.check == check]
+    return own

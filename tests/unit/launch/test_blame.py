@@ -105,6 +105,13 @@ def read_only_for_one_rank(job: Recorded) -> None:
         job.end(rank, 2, kind="CheckpointError", text=text, code="EROFS", of_ranks=[4])
 
 
+def read_only_for_all(job: Recorded) -> None:
+    """Rank 0 makes the folder, before others write into it."""
+    path = f"{job.run}/checkpoints/step_12.partial"
+    for rank in range(6):
+        job.end(rank, 2, kind="CheckpointError", code="EROFS", path=path, text="read-only", of_ranks=[0])
+
+
 def full_local_disk(job: Recorded) -> None:
     job.end(3, 2, kind="MachineError", code="ENOSPC", path="/tmp/x", text="/tmp/x: No space left [ENOSPC]")
     job.closed(2).victims(0, 1, 4, 5)
@@ -259,6 +266,7 @@ CASES: dict[str, Case] = {
     "disk gone": (gone_disk, "n2", 3, Kind.disk),
     "read-only for one rank": (read_only_for_one_rank, "n3", 4, Kind.disk),
     "local disk full": (full_local_disk, "n2", 3, Kind.disk),
+    "shared folder read-only": (read_only_for_all, None, None, Kind.shared),
     "shared folder full": (full_shared_folder, None, None, Kind.shared),
     "GPU memory broken": (dead_device, "n2", 3, Kind.device),
     "GPU fell off the bus": (xid, "n2", None, Kind.device),

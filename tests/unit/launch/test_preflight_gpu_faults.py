@@ -8,7 +8,6 @@ import pytest
 from k25_train.compose.resolve import compose
 from k25_train.config.cluster import GpuConfig
 from k25_train.config.schema import Config
-from launch.preflight.findings import Finding
 from launch.preflight.gpu_product import judge_product
 from launch.preflight.gpu_state import read_states
 from launch.preflight.gpus import read_gpus
@@ -22,6 +21,7 @@ from tests.helpers.node_faults import (
     Fault,
     assert_named,
     both,
+    found_by,
     gpu,
     in_gpu,
     in_log,
@@ -163,11 +163,6 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_named(fault: Fault, recorded: RecordedNode, config: Config) -> None:
     assert_named(fault, recorded, config)
-
-
-def found_by(check: str, recorded: RecordedNode, config: Config) -> Finding:
-    (own,) = [one for one in examine(recorded, config) if one.check == check]
-    return own
 
 
 def test_the_log_of_an_older_driver(recorded: RecordedNode) -> None:

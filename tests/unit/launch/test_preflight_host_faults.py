@@ -4,7 +4,6 @@ import pytest
 
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from launch.preflight.findings import Finding
 from launch.preflight.system import AbsentError, BrokenError
 from launch.preflight.tuning import FILES, judge_tuning, read_tuning
 from tests.helpers.node_faults import (
@@ -16,10 +15,11 @@ from tests.helpers.node_faults import (
     adds,
     assert_named,
     both,
+    found_by,
     says,
     write,
 )
-from tests.helpers.recorded_node import LIMITS, RecordedNode, change_output, examine
+from tests.helpers.recorded_node import LIMITS, RecordedNode, change_output
 
 CPU0 = "sys/devices/system/cpu/cpu0/cpufreq"
 HUGE = "sys/kernel/mm/transparent_hugepage"
@@ -173,11 +173,6 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_named(fault: Fault, recorded: RecordedNode, config: Config) -> None:
     assert_named(fault, recorded, config)
-
-
-def found_by(check: str, recorded: RecordedNode, config: Config) -> Finding:
-    (own,) = [one for one in examine(recorded, config) if one.check == check]
-    return own
 
 
 def test_a_governor_that_lets_the_hardware_choose(recorded: RecordedNode, config: Config) -> None:

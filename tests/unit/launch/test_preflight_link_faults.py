@@ -3,7 +3,6 @@
 import pytest
 
 from k25_train.config.schema import Config
-from launch.preflight.findings import Finding
 from launch.preflight.nvlink import read_link_errors
 from launch.preflight.system import AbsentError, BrokenError
 from tests.helpers.node_faults import (
@@ -15,13 +14,14 @@ from tests.helpers.node_faults import (
     Fault,
     assert_named,
     both,
+    found_by,
     gpu,
     in_gpu,
     in_log,
     says,
     write,
 )
-from tests.helpers.recorded_node import RecordedNode, change_output, examine, nvlink_report
+from tests.helpers.recorded_node import RecordedNode, change_output, nvlink_report
 
 Q, LINKS, ERRORS = "nvidia-smi -q", "nvidia-smi nvlink --status", "nvidia-smi nvlink --errorcounters"
 DEVICE = "sys/bus/pci/devices/0000:1a:00.0"
@@ -135,11 +135,6 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_named(fault: Fault, recorded: RecordedNode, config: Config) -> None:
     assert_named(fault, recorded, config)
-
-
-def found_by(check: str, recorded: RecordedNode, config: Config) -> Finding:
-    (own,) = [one for one in examine(recorded, config) if one.check == check]
-    return own
 
 
 def test_links_and_clocks_at_rest_are_not_judged(recorded: RecordedNode, config: Config) -> None:
