@@ -207,6 +207,8 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("cluster.fabric.mtu_bytes", None),
         Fill("cluster.gpu", None),
     ),
+    # 4 to 5.
+    (),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""
 VERSION = len(MIGRATIONS)

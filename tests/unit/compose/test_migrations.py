@@ -45,6 +45,7 @@ FILLED: dict[str, dict[str, Any]] = {
     },
     "one_resume_rule": {"checkpoint.accept_changed_data": False, "checkpoint.accept_unsound": False},
     "slurm_alone": {"cluster.kubernetes": None, "cluster.gpu": None},
+    "alltoall_alone": {},
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""
 
