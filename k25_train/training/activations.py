@@ -10,11 +10,11 @@ from k25_train.errors import ConfigError
 from k25_train.model.multimodal import MultimodalModel
 from k25_train.plan.memory.offload import offload_budget
 from k25_train.plan.pipeline import StagePlan
-from parallel.activations.copier import HostMemoryError
 from parallel.activations.manager import ActivationManager, build_engine
 from parallel.activations.offload import NoOffload, OffloadStats
 from parallel.activations.order import offload_order
 from parallel.activations.storage import deallocate_data
+from parallel.host.memory import HostMemoryError
 from parallel.megatron.ep_overlap_activations import save_by_policy
 from parallel.pipeline.schedule import PassKey
 from parallel.topology import Topology

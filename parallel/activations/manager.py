@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.activations.copier import Copier, CudaCopier, ThreadCopier
 from parallel.activations.offload import NoOffload, OffloadEngine, OffloadStats
 from parallel.activations.order import OffloadOrder
 from parallel.activations.policy import Policy
 from parallel.activations.saving_pass import SaveRecord, SavingPass
 from parallel.activations.sizes import OUTPUTS_IN_FLIGHT
 from parallel.activations.storage import deallocate_data, weights_of
+from parallel.host.copier import copier_of
 from parallel.pipeline.schedule import PassKey
 
 
@@ -104,5 +104,4 @@ def build_engine(device: torch.device, host_bytes: int, device_bytes: int) -> Of
 
     Raises `HostMemoryError` if the host does not have that much.
     """
-    copier: Copier = CudaCopier(device) if device.type == "cuda" else ThreadCopier()
-    return OffloadEngine(copier, host_bytes, device_bytes)
+    return OffloadEngine(copier_of(device), host_bytes, device_bytes)

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parallel.activations.copier import Copier
 from parallel.activations.pool import HostPool
 from parallel.activations.ticket import OffloadedTensor, Ticket
+from parallel.host.copier import Copier
 from parallel.pipeline.schedule import PassKey
 from parallel.stopwatch import Stopwatch
 

@@ -8,11 +8,10 @@ from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from parallel.activations.copier import HostMemoryError
 from parallel.activations.sizes import BLOCK_BYTES, block_bytes
+from parallel.host.memory import HostMemoryError, map_pages
 from parallel.units import GIB
 
 
@@ -49,7 +48,7 @@ class HostPool:
         """
         num_bytes -= num_bytes % BLOCK_BYTES
         try:
-            self._memory = torch.empty(num_bytes, dtype=torch.uint8)
+            self._memory = map_pages(num_bytes)
             # A rank whose passes all stay on the device needs none, and CUDA cannot lock zero bytes.
             if num_bytes:
                 pin(self._memory)

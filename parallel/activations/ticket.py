@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from parallel.activations.copier import Event
 from parallel.activations.pool import Block
+from parallel.host.copier import Event
 from parallel.pipeline.schedule import PassKey
 
 

@@ -66,7 +66,8 @@ def test_a_full_host_ends_the_run_and_leaves_the_checkpoint(data: Path, tmp_path
 
 
 def start_on_a_host_that_locks_nothing(context: RankContext, arguments: Sequence[str]) -> None:
-    from parallel.activations.copier import HostMemoryError, ThreadCopier
+    from parallel.host.copier import ThreadCopier
+    from parallel.host.memory import HostMemoryError
 
     def pin(_copier: ThreadCopier, _memory: object) -> None:
         raise HostMemoryError("cudaHostRegister fails with error 2")

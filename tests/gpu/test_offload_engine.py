@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.activations.copier import CudaCopier
 from parallel.activations.offload import OffloadEngine
 from parallel.activations.order import offload_order
-from parallel.activations.pool import HostBudgetError, HostMemoryError
+from parallel.activations.pool import HostBudgetError
 from parallel.activations.ticket import Ticket
+from parallel.host.copier import CudaCopier
+from parallel.host.memory import HostMemoryError
 from parallel.pipeline.schedule import PassKey, schedule_of
 from tests.helpers.faulty_offload import InlineReload
 from tests.helpers.gpu import in_fresh_process

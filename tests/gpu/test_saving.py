@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from parallel.activations.copier import CudaCopier
 from parallel.activations.offload import OffloadEngine
 from parallel.activations.order import OffloadOrder
 from parallel.activations.policy import Policy
+from parallel.host.copier import CudaCopier
 from tests.helpers.activation_policies import EXACT_K2, OFFLOAD, RECOMPUTE
 from tests.helpers.gpu import alone, in_fresh_process, on_gpu
 from tests.helpers.ranks import RankContext

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parallel.activations.copier import Event, ThreadCopier
+from parallel.host.copier import Event, ThreadCopier
 
 POISON = 0xAB
 

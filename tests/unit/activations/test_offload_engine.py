@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.activations.copier import Event, HostMemoryError, ThreadCopier
 from parallel.activations.offload import OffloadEngine, OffloadStats
 from parallel.activations.order import OffloadOrder, offload_order
 from parallel.activations.pool import HostBudgetError
 from parallel.activations.sizes import BLOCK_BYTES
 from parallel.activations.ticket import Ticket
+from parallel.host.copier import Event, ThreadCopier
+from parallel.host.memory import HostMemoryError
 from parallel.pipeline.schedule import Pass, PassKey, schedule_of
 from tests.helpers.faulty_offload import InlineReload
 from tests.helpers.racy_device import RacyCopier, RacyDevice, random_delays

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from parallel.activations.annotate import named, recomputed, saves
-from parallel.activations.copier import ThreadCopier
 from parallel.activations.fp8 import compress, decompress
 from parallel.activations.offload import OffloadEngine
 from parallel.activations.packed import Restorable
@@ -24,6 +23,7 @@ from parallel.activations.policy import Policy
 from parallel.activations.saving_pass import SaveRecord, SavingPass
 from parallel.activations.storage import weights_of
 from parallel.activations.ticket import Ticket
+from parallel.host.copier import ThreadCopier
 from parallel.pipeline.schedule import PassKey
 from tests.helpers.saving_pass_blocks import CAN_REPLAY, KEY, NAMES, Block, all_of, run, swiglu
 

@@ -12,9 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-
-class HostMemoryError(RuntimeError):
-    """Host memory that cannot be allocated or page-locked."""
+from parallel.host.memory import HostMemoryError
 
 
 class Event(Protocol):
@@ -49,6 +47,9 @@ class Copier(Protocol):
 
     def make_host_copies_wait(self, event: Event) -> None:
         """Make copies to the host that are started from now on wait for the event."""
+
+    def make_device_copies_wait(self, event: Event) -> None:
+        """Make copies to the device that are started from now on wait for the event."""
 
     def make_compute_wait(self, event: Event, tensor: Tensor) -> None:
         """Make computation queued from now on wait for the event; it may then use the copied `tensor`."""
@@ -92,6 +93,10 @@ class CudaCopier:
     def make_host_copies_wait(self, event: Event) -> None:
         assert isinstance(event, torch.cuda.Event)
         self._to_host_stream.wait_event(event)
+
+    def make_device_copies_wait(self, event: Event) -> None:
+        assert isinstance(event, torch.cuda.Event)
+        self._to_device_stream.wait_event(event)
 
     def make_compute_wait(self, event: Event, tensor: Tensor) -> None:
         stream = torch.cuda.current_stream(self.device)
@@ -147,6 +152,9 @@ class ThreadCopier:
         # Tasks of the thread run in order: this one makes later copies wait, not the caller.
         self._to_host_thread.submit(event.synchronize)
 
+    def make_device_copies_wait(self, event: Event) -> None:
+        self._to_device_thread.submit(event.synchronize)
+
     def make_compute_wait(self, event: Event, tensor: Tensor) -> None:
         # The caller computes.
         event.synchronize()
@@ -168,3 +176,8 @@ class _ThreadEvent:
 
     def synchronize(self) -> None:
         self._future.result(self._timeout_s)
+
+
+def copier_of(device: torch.device) -> Copier:
+    """What copies from and to a device."""
+    return CudaCopier(device) if device.type == "cuda" else ThreadCopier()
