@@ -13,6 +13,14 @@ CUDA_QUEUES = 32
 that share one wait for each other: with CUDA's default of 8, exchanges of different groups could, in an order
 that no rank knows of. megatron-core's advice of 1 is for tensor parallelism, which is not used here."""
 
+CUDA_ALLOCATOR = "expandable_segments:True"
+"""PYTORCH_CUDA_ALLOC_CONF of every rank. The rows of an expert differ from pass to pass: without it, torch's
+allocator keeps a segment for each size that it has seen, 4 to 20 GB of them in reports of others who train
+mixtures of experts. torch 2.13 reads this name, PYTORCH_ALLOC_CONF only where it is not set; megatron-core
+looks at this name, too. Memory that NCCL registers by torch's allocator hook, and that CUDA graphs of
+Transformer Engine read with NCCL_GRAPH_REGISTER, must not come from such segments; this project uses neither.
+Page-locked host memory, NCCL's own buffers and NVSHMEM's are not torch's, and stay as they are."""
+
 
 class Problem(NamedTuple):
     """One broken rule of the configuration."""

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from parallel.config import CUDA_QUEUES
+from parallel.config import CUDA_ALLOCATOR, CUDA_QUEUES
 from parallel.megatron.patches import cuda_shim, instrument, pass_hooks, upstream_fixes
 
 MEGATRON_CORE_VERSION = "0.19.2"
@@ -40,6 +40,8 @@ def use_platform(device_type: str) -> torch.device:
     if device_type == "cuda":
         # CUDA reads it once, when it starts.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(CUDA_QUEUES))
+        if "PYTORCH_ALLOC_CONF" not in os.environ:
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", CUDA_ALLOCATOR)
         if not torch.cuda.is_available():
             raise RuntimeError(
                 "cluster.device=cuda, but torch sees no CUDA device: use a cluster with device=cpu "

@@ -1,9 +1,11 @@
 """Variables of the ranks follow from the cluster's file alone."""
 
 import pytest
+import torch
 
 from k25_train.compose.resolve import compose
 from launch.fabric import environment
+from parallel.config import CUDA_ALLOCATOR
 from parallel.megatron import platform
 from tests.helpers.project_sources import REPO
 
@@ -20,6 +22,7 @@ def test_roce() -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
         "CUDA_DEVICE_MAX_CONNECTIONS": "32",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "NCCL_DEBUG": "WARN",
         "NCCL_SOCKET_IFNAME": "=bond0",
         "GLOO_SOCKET_IFNAME": "bond0",
@@ -52,6 +55,17 @@ def test_cuda_queues_in_either_overlap_mode(overlap: str) -> None:
 def test_the_number_of_cuda_queues_is_defined_once() -> None:
     source = (REPO / "parallel/megatron/platform.py").read_text()
     assert "str(CUDA_QUEUES)" in source and platform.CUDA_QUEUES == 32
+
+
+def test_a_site_can_choose_another_allocator() -> None:
+    own = "cluster.overrides.PYTORCH_CUDA_ALLOC_CONF={value: max_split_size_mb:512, reason: tried here}"
+    assert variables(*ROCE)["PYTORCH_CUDA_ALLOC_CONF"] == CUDA_ALLOCATOR
+    assert variables(*ROCE, own)["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512"
+
+
+def test_torch_knows_the_allocator_that_is_asked_for() -> None:
+    torch._C._accelerator_setAllocatorSettings(CUDA_ALLOCATOR)
+    assert torch._C._accelerator_getAllocatorSettings() == CUDA_ALLOCATOR
 
 
 def test_every_variable_has_a_reason() -> None:
