@@ -15,6 +15,7 @@ from dataclasses import replace
 from k25_train.config.model import ModelConfig, VisionConfig
 from k25_train.config.optimizer import TrainedVision
 from k25_train.config.vision import VisionPart
+from k25_train.plan.batch_sizes import BatchSizes, causal_pairs
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import Grid
 from parallel.pipeline.schedule import BACKWARD_COST
@@ -31,28 +32,32 @@ PEAK_BFLOAT16_FLOPS = {
 """Dense bfloat16 operations a second by a part of the device's name. Source: NVIDIA's data sheets."""
 
 
-def training_flops(
-    model: ModelConfig,
-    document_lengths: Sequence[int],
-    grid_thw: Sequence[Grid],
-    trained: TrainedVision,
-) -> int:
-    """Forward and backward of the language model over these documents and of tower and projector over these
-    items.
+def training_flops(model: ModelConfig, sizes: BatchSizes, trained: TrainedVision) -> int:
+    """Forward and backward of the language model, tower and projector over a batch.
+
+    The sums of the batch are enough, however many documents and items it has: a product costs what is
+    proportional to tokens or patches, and attention what is proportional to their pairs.
 
     Args:
         model: dimensions.
-        document_lengths: in tokens, vision tokens included; attention does not cross documents.
-        grid_thw: (t, h, w) in patches of each image or video chunk.
+        sizes: of the batch; attention does not cross documents or items.
         trained: of tower and projector; what is frozen costs its forward pass alone.
     """
-    text = text_forward_flops(model, document_lengths)
-    tower = sum(tower_cost(model.vision).of_item(grid) for grid in grid_thw)
-    projector = vision_forward_flops(model.vision, model.hidden_size, grid_thw) - tower
+    layers = range(model.num_layers)
+    text = sum(_layer_flops(model, layer, sizes.num_tokens, sizes.num_token_pairs) for layer in layers)
+    text += head_forward_flops(model, sizes.num_tokens)
+    tower = _of_sums(tower_cost(model.vision), sizes)
+    projector = _of_sums(encoder_cost(model.vision, model.hidden_size), sizes) - tower
     # The projector's norm comes first and is trained, so a backward pass goes through all of it.
     vision = {VisionPart.tower: tower, VisionPart.projector: projector}
     trained_forward = text + sum(vision[part] for part in trained.parts)
     return text + tower + projector + BACKWARD_COST * trained_forward
+
+
+def _of_sums(cost: EncoderCost, sizes: BatchSizes) -> int:
+    """What `EncoderCost.of_item` sums up to over all items of a batch."""
+    of_patches = cost.per_patch * sizes.num_patches + cost.per_pair * sizes.num_patch_pairs
+    return of_patches + cost.per_token * sizes.num_vision_tokens
 
 
 def text_forward_flops(model: ModelConfig, document_lengths: Sequence[int]) -> int:
@@ -63,9 +68,12 @@ def text_forward_flops(model: ModelConfig, document_lengths: Sequence[int]) -> i
 
 def layer_forward_flops(model: ModelConfig, layer: int, document_lengths: Sequence[int]) -> int:
     """One forward pass of a decoder layer, counted from 0, over packed documents."""
-    num_pairs = sum(length * (length + 1) // 2 for length in document_lengths)
+    return _layer_flops(model, layer, sum(document_lengths), causal_pairs(document_lengths))
+
+
+def _layer_flops(model: ModelConfig, layer: int, num_tokens: int, num_pairs: int) -> int:
     attention = model.num_attention_heads * (model.q_head_dim + model.v_head_dim)
-    return 2 * (sum(document_lengths) * layer_multiply_adds(model, layer) + num_pairs * attention)
+    return 2 * (num_tokens * layer_multiply_adds(model, layer) + num_pairs * attention)
 
 
 def head_forward_flops(model: ModelConfig, num_tokens: int) -> int:

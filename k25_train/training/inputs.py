@@ -15,6 +15,7 @@ from k25_train.data.loader import DataLoader
 from k25_train.data.mix.plan import StepPlan
 from k25_train.data.vision_reader import StepVision
 from k25_train.errors import DataError, K25Error
+from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.training.forward import DeviceBatch, to_device
 from k25_train.training.tower import Tower
 from parallel.dep.engine import VisionWork
@@ -26,8 +27,8 @@ from parallel.watchdog.phases import PhaseTracker
 class HostInputs:
     """One rank's inputs in host memory."""
 
-    plan: StepPlan
-    """The global batch, the same on every rank."""
+    sizes: BatchSizes
+    """Of the global batch, the same on every rank."""
     micro_batches: list[MicroBatch]
     """The micro-batches of this rank's replica, in the order of the batch."""
     vision: StepVision
@@ -38,8 +39,8 @@ class HostInputs:
 class Inputs:
     """One rank's inputs where the model is."""
 
-    plan: StepPlan
-    """The global batch, the same on every rank; planned once, and read by all that need it."""
+    sizes: BatchSizes
+    """Of the global batch, the same on every rank."""
     micro_batches: list[DeviceBatch]
     """This replica's micro-batches, in the order in which they run."""
     vision: VisionWork
@@ -110,11 +111,11 @@ class InputReader:
             dp_size=self._topology.dp_size,
             with_pixels=self._tower.takes_pixels and self._topology.holds_first_chunk,
         )
-        return HostInputs(plan, micro_batches, vision)
+        return HostInputs(plan.sizes(), micro_batches, vision)
 
     def _prepare(self, read: HostInputs) -> Inputs:
         """Agree with the other ranks on order and failures, and move the micro-batches to the device."""
         arranged = self._tower.arrange(read.micro_batches, read.vision)
         move = partial(to_device, media_pad=self._loader.tokenizer.media_pad, device=self._topology.device)
         batches = [move(number, batch) for number, batch in enumerate(arranged)]
-        return Inputs(read.plan, batches, read.vision.work)
+        return Inputs(read.sizes, batches, read.vision.work)

@@ -13,23 +13,21 @@ MetricsRow = dict[str, Value | Sequence[Value]]
 
 
 def metrics_row(config: Config, step: int, result: StepResult) -> MetricsRow:
-    """The row of a step; parts that did nothing add no figures."""
-    plan = result.plan
-    lengths = [piece.length for sequence in plan.sequences for piece in sequence.pieces]
-    grids = [item.grid_thw for item in plan.items]
+    """The row of a step; parts that did nothing add no figures. Only the rank that writes it needs it."""
+    sizes = result.sizes
     return {
         "step": step,
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "lr": result.learning_rate,
-        "tokens": plan.num_tokens,
-        "text_tokens": plan.num_tokens - plan.num_vision_tokens,
-        "vision_tokens": plan.num_vision_tokens,
-        "images": len(plan.items),
-        "patches": plan.num_patches,
-        "flops": training_flops(config.model, lengths, grids, config.optim.vision.trained),
+        "tokens": sizes.num_tokens,
+        "text_tokens": sizes.num_tokens - sizes.num_vision_tokens,
+        "vision_tokens": sizes.num_vision_tokens,
+        "images": sizes.num_items,
+        "patches": sizes.num_patches,
+        "flops": training_flops(config.model, sizes, config.optim.vision.trained),
         "step_time_s": result.step_time_s,
-        "tokens_per_s": plan.num_tokens / result.step_time_s,
+        "tokens_per_s": sizes.num_tokens / result.step_time_s,
         **{f"vision_{name}": value for name, value in asdict(result.vision).items()},
         **{f"offload_{name}": value for name, value in asdict(result.offload).items()},
         **clip_figures(result.clip),

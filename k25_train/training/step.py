@@ -9,11 +9,11 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from k25_train.data.mix.plan import StepPlan
 from k25_train.errors import TrainingError
 from k25_train.optim.build import set_learning_rate
 from k25_train.optim.qk_clip import ClipResult
 from k25_train.optim.schedule import learning_rate
+from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.training.forward import count_tokens, forward_micro_batch, sum_over_all_ranks
 from k25_train.training.run import Run
 from k25_train.training.tower import NoSummary
@@ -26,8 +26,8 @@ from parallel.megatron.schedule import run_schedule
 class StepResult:
     """What one step did, the same on every rank."""
 
-    plan: StepPlan
-    """The global batch that was trained on."""
+    sizes: BatchSizes
+    """Of the global batch that was trained on."""
     loss: float
     """Mean loss per token of the global batch, in nats, before the update."""
     grad_norm: float
@@ -101,7 +101,7 @@ def train_step(run: Run, step: int) -> StepResult:
             "and start again: the run resumes from its last checkpoint"
         )
     return StepResult(
-        plan=inputs.plan,
+        sizes=inputs.sizes,
         loss=loss,
         grad_norm=float(grad_norm),
         learning_rate=rate,

@@ -8,7 +8,7 @@ from k25_train.errors import CheckpointError, DataError, TrainingError
 from k25_train.metrics.report import Report
 from k25_train.training.evaluation import eval_losses
 from k25_train.training.keeper import CheckpointKeeper
-from k25_train.training.rows import metrics_row
+from k25_train.training.rows import MetricsRow, metrics_row
 from k25_train.training.run import Run, stall_watchdog
 from k25_train.training.soundness import Soundness, Verdict
 from k25_train.training.step import StepResult, train_step
@@ -87,7 +87,7 @@ class Trainer:
             with traced(run, self.report, step), run.tracker.training(step):
                 result = train_step(run, step)
                 self.finished_step, self.verdict = step, self.soundness.judge(result)
-                row = metrics_row(run.config, step, result)
+                row = row_of(run, step, result)
             evaluation = self.evaluate() if is_last or step % cadence.eval_interval == 0 else {}
             with run.tracker.phase("report"):
                 self.report.add(row | evaluation)
@@ -168,3 +168,8 @@ class Trainer:
         """Held-out losses, text apart from samples with media; a kind that the blend lacks has none."""
         with self.run.tracker.phase("evaluate"):
             return eval_losses(self.run, self.run.config.train.eval_sequences)
+
+
+def row_of(run: Run, step: int, result: StepResult) -> MetricsRow:
+    """The row of a step on the rank that writes it; nothing on others, which would idle the device for it."""
+    return metrics_row(run.config, step, result) if run.is_main else {}

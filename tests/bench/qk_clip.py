@@ -23,6 +23,7 @@ from rich.table import Table
 from k25_train.compose.resolve import compose
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import TrainedVision
+from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.plan.flops import training_flops
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, start_run
@@ -56,7 +57,8 @@ def shares_of_flops(_context: RankContext) -> dict[int, float]:
     """Tokens of a document -> the recording's share of a step's FLOPs, for the real model."""
     model = compose(["experiment=k25_pretrain_4k"]).model
     return {
-        length: recording_flops(model, length) / training_flops(model, [length], [], TrainedVision.all)
+        length: recording_flops(model, length)
+        / training_flops(model, BatchSizes.of([length], []), TrainedVision.all)
         for length in DOCUMENT_LENGTHS
     }
 

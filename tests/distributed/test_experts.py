@@ -139,7 +139,7 @@ def biases_after_a_step(context: RankContext, arguments: list[str]) -> tuple[lis
     for count in counts:
         dist.all_reduce(count)
     assert all(router.local_tokens_per_expert.dtype is torch.float64 for router in routers)
-    return [router.expert_bias for router in routers], counts, run.loader.plan(0).num_tokens
+    return [router.expert_bias for router in routers], counts, run.loader.plan(0).sizes().num_tokens
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -42,8 +42,8 @@ def count_a_step(context: RankContext, arguments: Sequence[str]) -> Counted:
     )
     payload, sent = Counter(traffic.payload_bytes), Counter(traffic.sent_bytes)
     features = run.tower.engine.stats.sent_bytes
-    plan = run.loader.plan(1)
-    return Counted(payload, sent, padding, features, plan.num_tokens, plan.num_vision_tokens)
+    sizes = run.loader.plan(1).sizes()
+    return Counted(payload, sent, padding, features, sizes.num_tokens, sizes.num_vision_tokens)
 
 
 def count(arguments: list[str], num_ranks: int) -> Counted:

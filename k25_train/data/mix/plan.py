@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from k25_train.data.decode.items import MediaItem, PlannedMedia
 from k25_train.data.formats.records import SampleRecord
+from k25_train.plan.batch_sizes import BatchSizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,20 +61,10 @@ class StepPlan:
         """Vision items of the whole batch, sequence by sequence."""
         return tuple(item for sequence in self.sequences for item in sequence.items)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens without padding."""
-        return sum(sequence.num_tokens for sequence in self.sequences)
-
-    @property
-    def num_vision_tokens(self) -> int:
-        """Placeholders, i.e. tokens whose embedding comes from the vision tower."""
-        return sum(item.num_tokens for item in self.items)
-
-    @property
-    def num_patches(self) -> int:
-        """Patches that the vision tower reads."""
-        return sum(item.num_patches for item in self.items)
+    def sizes(self) -> BatchSizes:
+        """What the batch amounts to; adds up all pieces and items, so call it once."""
+        lengths = (piece.length for sequence in self.sequences for piece in sequence.pieces)
+        return BatchSizes.of(lengths, (item.grid_thw for item in self.items))
 
 
 def media_of(sequences: Iterable[SequencePlan]) -> Iterator[tuple[SampleRecord, PlannedMedia]]:

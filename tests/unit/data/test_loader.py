@@ -143,10 +143,11 @@ def test_plan_says_what_the_batches_hold(tiny: Path) -> None:
         plan = loader.plan(step)
         batches = batches_of(loader, step)
         whole = joined(batches)
+        sizes = plan.sizes()
         assert tuple(item.grid_thw for item in plan.items) == whole["grid_thw"]
-        assert plan.num_patches == len(whole["pixels"])
-        assert plan.num_vision_tokens == (whole["tokens"] == loader.tokenizer.media_pad).sum()
-        assert plan.num_tokens == (whole["tokens"] != loader.tokenizer.pad).sum()
+        assert sizes.num_patches == len(whole["pixels"])
+        assert sizes.num_vision_tokens == (whole["tokens"] == loader.tokenizer.media_pad).sum()
+        assert sizes.num_tokens == (whole["tokens"] != loader.tokenizer.pad).sum()
         for batch in batches:
             assert sum(batch.document_lengths) == len(batch.tokens) == 2 * 128
             ends = torch.tensor(batch.document_lengths).cumsum(0)
@@ -233,7 +234,8 @@ def test_each_batch_is_planned_once_however_many_use_its_plan(
         for step in range(2):
             plan, num_micro_batches, num_items = prefetch.get(step)
             assert (len(plan.sequences), num_micro_batches) == (16384, 8)
-            assert 0 < num_items < plan.num_vision_tokens < plan.num_tokens
+            sizes = plan.sizes()
+            assert 0 < num_items < sizes.num_vision_tokens < sizes.num_tokens
 
     assert num_planned == 2 * 16384
 

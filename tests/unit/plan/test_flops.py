@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import TrainedVision
 from k25_train.model.projector import PatchMergerProjector
+from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.plan.flops import (
     encoder_cost,
     peak_flops,
@@ -56,8 +59,10 @@ def test_cost_of_the_real_tower_by_hand() -> None:
 def test_training_is_three_forward_passes() -> None:
     model = tiny_model_config()
     forward = text_forward_flops(model, [7]) + vision_forward_flops(model.vision, model.hidden_size, GRIDS)
-    assert training_flops(model, [7], GRIDS, TrainedVision.all) == 3 * forward
-    assert training_flops(model, [7], [], TrainedVision.all) == 3 * text_forward_flops(model, [7])
+    assert training_flops(model, BatchSizes.of([7], GRIDS), TrainedVision.all) == 3 * forward
+    assert training_flops(model, BatchSizes.of([7], []), TrainedVision.all) == 3 * text_forward_flops(
+        model, [7]
+    )
 
 
 def test_what_is_frozen_is_one_forward_pass() -> None:
@@ -68,10 +73,30 @@ def test_what_is_frozen_is_one_forward_pass() -> None:
     with FlopCounterMode(display=False) as counter:
         projector(torch.randn(num_tokens, 4, model.vision.hidden_size)).sum().backward()
     of_tower = sum(tower_cost(model.vision).of_item(grid) for grid in GRIDS)
-    text = training_flops(model, [7], [], TrainedVision.all)
-    found = {trained: training_flops(model, [7], GRIDS, trained) - text for trained in TrainedVision}
+    text = training_flops(model, BatchSizes.of([7], []), TrainedVision.all)
+    found = {
+        trained: training_flops(model, BatchSizes.of([7], GRIDS), trained) - text for trained in TrainedVision
+    }
     assert found[TrainedVision.projector] == of_tower + counter.get_total_flops()
     assert found[TrainedVision.nothing] == vision_forward_flops(model.vision, model.hidden_size, GRIDS)
+
+
+def test_the_sums_of_a_batch_give_what_its_documents_and_items_add_up_to() -> None:
+    """Document by document, layer by layer, as it was counted before there were sums."""
+    model = compose(["experiment=k25_pretrain_4k"]).model
+    draw = random.Random(0)
+    lengths = [draw.randint(1, 4096) for _ in range(300)]
+    grids = [Grid(draw.randint(1, 4), 2 * draw.randint(1, 64), 2 * draw.randint(1, 64)) for _ in range(80)]
+    text = sum(text_forward_flops(model, [length]) for length in lengths)
+    tower = sum(tower_cost(model.vision).of_item(grid) for grid in grids)
+    vision = vision_forward_flops(model.vision, model.hidden_size, grids)
+    expected = {
+        TrainedVision.all: 3 * (text + vision),
+        TrainedVision.projector: 3 * (text + vision - tower) + tower,
+        TrainedVision.nothing: 3 * text + vision,
+    }
+    sizes = BatchSizes.of(lengths, grids)
+    assert {trained: training_flops(model, sizes, trained) for trained in TrainedVision} == expected
 
 
 def test_attention_counts_documents_apart() -> None:

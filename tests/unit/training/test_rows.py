@@ -1,0 +1,48 @@
+"""A step's row costs nothing where nobody writes it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from k25_train.compose.resolve import compose
+from k25_train.plan.batch_sizes import BatchSizes
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_only_the_rank_that_writes_makes_a_row(is_main: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = pytest.importorskip("k25_train.training.trainer")
+    made: list[int] = []
+    monkeypatch.setattr(trainer, "metrics_row", lambda config, step, result: made.append(step) or {})
+    assert trainer.row_of(SimpleNamespace(is_main=is_main, config=None), 7, None) == {}
+    assert made == [7] * is_main
+
+
+def test_a_row_has_what_the_batch_amounts_to() -> None:
+    from k25_train.training.rows import metrics_row
+
+    sizes = BatchSizes(
+        num_tokens=100,
+        num_token_pairs=700,
+        num_items=3,
+        num_vision_tokens=10,
+        num_patches=40,
+        num_patch_pairs=900,
+    )
+    nothing: Any = SimpleNamespace(max_logits=())
+    from k25_train.training.tower import NoSummary
+    from parallel.activations.offload import NoOffload
+
+    result = SimpleNamespace(
+        sizes=sizes,
+        loss=1.0,
+        grad_norm=1.0,
+        learning_rate=1.0,
+        step_time_s=2.0,
+        vision=NoSummary(),
+        offload=NoOffload(),
+        clip=nothing,
+    )
+    row = metrics_row(compose(["experiment=smoke"]), 1, result)
+    assert (row["tokens"], row["text_tokens"], row["vision_tokens"]) == (100, 90, 10)
+    assert (row["images"], row["patches"], row["tokens_per_s"]) == (3, 40, 50.0)
