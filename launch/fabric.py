@@ -6,7 +6,6 @@ from k25_train.config.cluster import Device
 from k25_train.config.fabric import DETECT, AddressFamily, FabricConfig
 from k25_train.config.schema import Config
 from launch.variables import Variable, with_site
-from parallel.config import CUDA_ALLOCATOR
 
 SOCKET_FAMILIES = {AddressFamily.ipv4: "AF_INET", AddressFamily.ipv6: "AF_INET6"}
 """NCCL's names of the versions of IP."""
@@ -32,7 +31,7 @@ def follow_from(config: Config) -> list[Variable]:
         reason = "streams that share a hardware queue serialize; exchanges and overlaps need separate queues"
         found.append(Variable("CUDA_DEVICE_MAX_CONNECTIONS", str(queues), reason))
         reason = "sizes differ in every pass: the allocator grows what it has instead of keeping one of each"
-        found.append(Variable("PYTORCH_CUDA_ALLOC_CONF", CUDA_ALLOCATOR, reason))
+        found.append(Variable("PYTORCH_CUDA_ALLOC_CONF", config.parallelism.cuda_allocator, reason))
         found.append(Variable("NCCL_DEBUG", "WARN", "NCCL reports why it fails, and nothing else"))
     if config.cluster.fabric is not None:
         found += fabric_variables(config.cluster.fabric)

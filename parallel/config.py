@@ -107,6 +107,11 @@ class ParallelismConfig:
         """Value that `CUDA_DEVICE_MAX_CONNECTIONS` must have, in every overlap mode."""
         return CUDA_QUEUES
 
+    @property
+    def cuda_allocator(self) -> str:
+        """Value that `PYTORCH_CUDA_ALLOC_CONF` must have, in every layout."""
+        return CUDA_ALLOCATOR
+
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
         found = not_positive(self, ("pp", "vpp", "ep"))

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallel.dep.chunk_memory import Task
 from parallel.dep.engine import Engine, EngineSetup, VisionWork
 from parallel.dep.feature_exchange import Posted
-from parallel.dep.program import Program, Task
+from parallel.dep.program import Program
 from parallel.dep.stats import VisionStats
 from parallel.dep.vision_pass import BackwardInSteps, Chunk, EncodeInSteps, LayeredEncoder
 
@@ -203,7 +204,10 @@ class BubbleEngine(Engine):
             gradient = self._gradient(step, parts) if is_new else None
             with self._stopwatch.timed("backward_s"):
                 if gradient is not None:
-                    step.in_backward[task.chunk] = BackwardInSteps(self._encoder, chunk, gradient)
+                    keeps = step.program.keeps_activations[task.chunk]
+                    step.in_backward[task.chunk] = BackwardInSteps(
+                        self._encoder, chunk, gradient, keeps_activations=keeps
+                    )
                 if step.in_backward[task.chunk].advance(task.num_steps):
                     del step.in_backward[task.chunk]
         step.num_backward_tasks -= 1

@@ -12,6 +12,7 @@ can deadlock, however long passes really take, because none waits for what only 
 - Only the encoders wait for gradients of a micro-batch, in their tasks. They have been ready to receive them
   since the time at which the first stage has them in the simulated step; earlier would only hold memory.
 - The encoder's gradients are reduced when a rank's own are complete, and waited for when all passes are done.
+- Steps that are done early, to make room for another chunk, belong to a chunk that has its gradient already.
 - All forward tasks of a micro-batch precede its use by the first stage in the simulated step, all backward
   tasks follow it. So whatever is waited for depends only on what ended earlier in the simulation.
 """
@@ -20,23 +21,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
 
 from parallel.dep.bubbles import Placement
+from parallel.dep.chunk_memory import ROOM_FOR_ALL, ChunkMemory, Task, within_room
 from parallel.dep.cost import EncoderCost
 from parallel.dep.plan import VisionItem, VisionPlan, build_plan
 from parallel.pipeline.timeline import Timeline
-
-
-class Task(NamedTuple):
-    """Some steps of a pass of the tower over a chunk; the chunk's next task continues where it ends."""
-
-    is_forward: bool
-    """Whether it belongs to the forward pass; otherwise to recomputation and backward."""
-    chunk: int
-    """Index among the rank's chunks."""
-    num_steps: int
-    """Number of steps, of those that make up either pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +44,8 @@ class Program:
     """Position from which the encoder's gradients are reduced, once the rank's own are complete."""
     num_passes: int
     """Number of the rank's passes, which is also the last position."""
+    keeps_activations: Sequence[bool]
+    """[chunk of the rank] -> whether it keeps its activations while its backward pass is suspended."""
 
 
 def chunks_of(
@@ -100,6 +92,7 @@ def program_of(
     text: Timeline,
     num_replicas: int,
     reduce_s: float = 0.0,
+    memory: ChunkMemory = ROOM_FOR_ALL,
 ) -> Program:
     """The program of one rank.
 
@@ -111,6 +104,7 @@ def program_of(
         num_replicas: data-parallel size of the job.
         reduce_s: duration of the reduction of the encoder's gradients. Started much earlier than that before
             the end, it would only wait for ranks that are not ready, and slow passes down meanwhile.
+        memory: what chunks take between their steps, and the room for them.
     """
     # 1. Tasks by position, in the order in which others wait for them, as in `bubbles.work_of`.
     tasks: dict[int, list[Task]] = {}
@@ -122,7 +116,13 @@ def program_of(
     for at_position in tasks.values():
         at_position.sort(key=lambda task: (not task.is_forward, micro_batches[task.chunk]))
 
-    # 2. Exchange: a first stage receives features one forward pass ahead, gradients when the plan has them.
+    # 2. Suspended chunks stay within the room for them.
+    num_patches = [sum(plan.parts[part].num_patches for part in parts) for parts in plan.chunks[rank]]
+    num_steps = sum(steps for _, steps in placements[0].forward) if placements else 0
+    bounded = within_room(tasks, num_patches, num_steps, memory)
+    keeps = tuple(map(memory.keeps, num_patches))
+
+    # 3. Exchange: a first stage receives features one forward pass ahead, gradients when the plan has them.
     stage = rank // num_replicas
     passes, starts_s = text.schedules[stage], text.starts_s[stage]
     gradients_from = [bisect_left(starts_s, time_s) for time_s in text.gradient_times_s()]
@@ -131,6 +131,6 @@ def program_of(
         forward = [position for position, each in enumerate(passes) if each.is_forward and each.vp_stage == 0]
         features_from = [0, *forward[:-1]]
 
-    # 3. Reduction: before the pass that is running `reduce_s` before the end.
+    # 4. Reduction: before the pass that is running `reduce_s` before the end.
     reduce_from = max(bisect_right(starts_s, text.makespan_s - reduce_s) - 1, 0)
-    return Program(tasks, features_from, gradients_from, reduce_from, len(passes))
+    return Program(bounded, features_from, gradients_from, reduce_from, len(passes), keeps)

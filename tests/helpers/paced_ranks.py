@@ -119,8 +119,8 @@ def _slow_tower(config: Config, clock: Clock) -> None:
 
     def slow_steps[Pass: EncodeInSteps | BackwardInSteps](kind: type[Pass], num_forward: int) -> type[Pass]:
         class Slow(kind):  # type: ignore[valid-type,misc]
-            def __init__(self, encoder: Any, chunk: Chunk, last: Any) -> None:
-                super().__init__(encoder, chunk, last)
+            def __init__(self, encoder: Any, chunk: Chunk, last: Any, **more: bool) -> None:
+                super().__init__(encoder, chunk, last, **more)
                 self._step_s = num_forward * forward_s(chunk) / config.model.vision.num_layers
 
             def advance(self, num_steps: int) -> Any:
