@@ -46,7 +46,7 @@ def legal_values(draw: st.DrawFn) -> Values:
         "parallelism.overlap_param_gather": reduce and draw(st.booleans()),
         "model.num_layers": num_layers,
         "model.num_dense_layers": draw(st.integers(0, min(3, num_layers - 1))),
-        "model.num_experts": ep * draw(st.integers(2, 4)),
+        "model.num_experts": ep * draw(st.integers(3 if ep == 1 else 2, 4)),
         "train.micro_batch_size": micro_batch_size,
         "train.global_batch_size": num_micro_batches * unit,
         "train.eval_sequences": 2 * fewest * unit,
