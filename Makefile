@@ -30,7 +30,7 @@ NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data smoke test test-slow faults check lint types test-fast format pins python clean
+.PHONY: help setup data smoke smoke-gpu test test-slow faults check lint types test-fast format pins python clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ setup: $(STAMP)  ## make .venv and install everything into it; done once
 smoke: $(STAMP) $(SMOKE)  ## train the shrunk model on real text, images and video, into runs/smoke
 	rm -rf runs/smoke
 	OMP_NUM_THREADS=1 $(BIN)/python -m launch.torchrun experiment=smoke
+
+smoke-gpu: $(STAMP) $(SMOKE)  ## train the shrunk model on one GPU, in bfloat16 with Transformer Engine, into runs/smoke_1gpu
+	rm -rf runs/smoke_1gpu
+	$(BIN)/python -m k25_train.train experiment=smoke_1gpu $(OVERRIDES)
 
 data: $(SMOKE)  ## build the smoke set into datasets/smoke, unless it is there
 

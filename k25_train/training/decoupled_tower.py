@@ -24,7 +24,7 @@ from parallel.dep.feature_exchange import FeatureExchange
 from parallel.dep.part_exchange import PartExchange
 from parallel.dep.stats import VisionSummary
 from parallel.dep.upfront_engine import UpfrontEngine
-from parallel.megatron.replicas import EncoderReplica, reduce_gradients
+from parallel.megatron.replicas import EncoderReplica, reduce_gradients, start_gather
 from parallel.topology import Topology
 from parallel.watchdog.phases import PhaseTracker
 
@@ -86,7 +86,7 @@ class DecoupledTower:
 
     def start(self, work: VisionWork) -> None:
         """Encode, balanced over all ranks, and send the features to the first stages."""
-        self.encoder.start_gather()
+        start_gather(self.replicas)
         self.engine.start(work)
 
     def before_pass(self, num_done: int) -> None:
@@ -101,10 +101,6 @@ class DecoupledTower:
         """Recompute and go backward; sum the encoder's gradients over all ranks, once."""
         self.engine.finish()
         reduce_gradients(self.encoder, num_tokens)
-
-    def start_gather(self) -> None:
-        """Start to gather updated weights, which the next forward pass waits for."""
-        self.encoder.start_gather()
 
     def summary(self) -> VisionSummary:
         """Figures of the last step over all ranks."""

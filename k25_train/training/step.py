@@ -19,6 +19,7 @@ from k25_train.training.run import Run
 from k25_train.training.tower import NoSummary
 from parallel.activations.offload import NoOffload, OffloadStats
 from parallel.dep.stats import VisionSummary
+from parallel.megatron.replicas import start_gather
 from parallel.megatron.schedule import run_schedule
 
 
@@ -94,7 +95,8 @@ def train_step(run: Run, step: int) -> StepResult:
         run.qk_clip.gather()
         updated, grad_norm, _ = run.optimizer.step()
         clip = run.qk_clip.finish(updated=updated)
-        run.tower.start_gather()
+        # In the order in which the next step needs them: it encodes first.
+        start_gather([*run.tower.replicas, *run.chunks])
     if updated and not math.isfinite(loss):
         raise TrainingError(
             f"step {step}: the loss is {loss}, but its gradient is finite: look at the data of this step, "

@@ -85,9 +85,6 @@ class Tower(Protocol):
     def finish(self, num_tokens: int) -> None:
         """Do what comes after the pipeline, and divide gradients by `num_tokens`. Called by every rank."""
 
-    def start_gather(self) -> None:
-        """Start to gather the weights that the optimizer has updated. Called by every rank."""
-
     def summary(self) -> VisionSummary | NoSummary:
         """Figures of the last step over all ranks. Called by every rank."""
 
@@ -150,9 +147,6 @@ class CoupledTower:
 
     def finish(self, num_tokens: int) -> None:
         """Do nothing: its gradients are among the first chunk's."""
-
-    def start_gather(self) -> None:
-        """Do nothing."""
 
     def release(self) -> None:
         """Do nothing."""

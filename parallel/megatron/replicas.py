@@ -32,10 +32,10 @@ def replicate(
     Args:
         overlap_grad_reduce: reduce each bucket as soon as its gradients are complete, concurrently with the
             backward pass of the others.
-        overlap_param_gather: gather each bucket's updated parameters when the next forward pass reaches its
-            first module, and the next bucket meanwhile. Between an update and that pass parameters are
-            stale: call `complete_parameters` before anything else reads them. Needs `overlap_grad_reduce`,
-            without which all parameters are one bucket.
+        overlap_param_gather: gather updated parameters concurrently with other work, from `start_gather` on;
+            the next forward pass waits for each bucket where it first needs it. Between an update and that
+            pass parameters are stale: call `complete_parameters` before anything else reads them. Needs
+            `overlap_grad_reduce`, without which all parameters are one bucket.
         bucket_parameters: number of parameters after which a bucket is full. None is megatron-core's choice,
             max(40M, 1M x dp): large enough for the bandwidth of the network, not its latency, to count.
 
@@ -47,6 +47,9 @@ def replicate(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=overlap_grad_reduce,
         overlap_param_gather=overlap_param_gather,
+        # `start_gather` starts all buckets together. Upstream starts a bucket when a pass has waited for the
+        # one before it, in an order of buckets that is not the order of use where each rule has a buffer.
+        align_param_gather=overlap_param_gather,
         bucket_size=bucket_parameters,
         delay_wgrad_compute=config.delay_wgrad_compute,
     )
@@ -79,15 +82,6 @@ class EncoderReplica(DistributedDataParallel):
         # Tells megatron-core that more gradients will follow.
         for group in self.bucket_groups:
             group.is_last_microbatch = False
-
-    def start_gather(self) -> None:
-        """Start to gather weights, unless that has started. The module's next forward pass waits for them.
-
-        Called by every rank after each update, and before the first step.
-        """
-        for group in self.bucket_groups:
-            if not group.param_gather_dispatched:
-                group.start_param_sync()
 
     def layers(
         self, pixels: Tensor, grid_thw: tuple[tuple[int, int, int], ...]
@@ -154,6 +148,21 @@ def _reduce_in_schedule(replicas: list[DistributedDataParallel], config: Transfo
     alone = len(replicas) == 1
     config.no_sync_func = hold_back[0] if alone else hold_back
     config.grad_sync_func = start[0] if alone else start
+
+
+@torch.no_grad()
+def start_gather(replicas: Sequence[DistributedDataParallel]) -> None:
+    """Start to gather parameters that are stale, unless that has started, in the order of `replicas`.
+
+    The next forward pass waits for them. Called by every rank after each update; without overlap nothing is
+    stale, and this does nothing.
+    """
+    for replica in replicas:
+        if not replica.ddp_config.overlap_param_gather:
+            continue
+        for group in replica.bucket_groups + replica.expert_parallel_bucket_groups:
+            if not group.param_gather_dispatched:
+                group.start_param_sync()
 
 
 @torch.no_grad()

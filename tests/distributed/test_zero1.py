@@ -121,41 +121,48 @@ def test_overlap_goes_together_with_expert_overlap(data: Path, tmp_path: Path) -
     assert overlapped[0]["losses"] == plain[0]["losses"]
 
 
-def parameters_around_completion(context: RankContext, arguments: Sequence[str]) -> dict[str, list[float]]:
-    """Sums of each parameter after an update, after its completion, an evaluation and a save."""
+def parameters_around_completion(context: RankContext, arguments: Sequence[str]) -> dict[str, Any]:
+    """How many gathers are in flight after an update, and after what completes them; sums of each parameter
+    then."""
     from k25_train.checkpoint import state
     from k25_train.training.evaluation import eval_losses
     from k25_train.training.step import train_step
     from parallel.megatron.replicas import complete_parameters
 
     run = start_in_buckets(context, arguments, bucket_parameters=1)
+    groups = [
+        group for chunk in run.chunks for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups
+    ]
     completions = {
         "completed": lambda: complete_parameters(run.chunks),
         "evaluated": lambda: eval_losses(run, 2),
         "saved": lambda: state.save(run.checkpoints, 3, run.modules, run.optimizer, run.config),
     }
 
-    def sums() -> list[float]:
-        return [float(parameter.double().sum()) for chunk in run.chunks for parameter in chunk.parameters()]
+    def in_flight() -> int:
+        return sum(group.param_gather_handle is not None for group in groups)
 
-    found = {}
+    found: dict[str, Any] = {"num_buckets": len(groups)}
     with run.loader:
         for step, (name, complete) in enumerate(completions.items(), start=1):
             train_step(run, step)
-            found[f"before {name}"] = sums()
+            before = in_flight()
             complete()
-            found[name] = sums()
+            sums = [float(each.double().sum()) for chunk in run.chunks for each in chunk.parameters()]
+            found[name] = (before, in_flight(), sums)
     return found
 
 
-def test_parameters_are_stale_until_completed_and_evaluations_and_saves_complete_them(
+def test_gathers_start_with_the_update_and_evaluations_and_saves_complete_them(
     data: Path, tmp_path: Path
 ) -> None:
     command = overrides(data, tmp_path, *layout(dp=2), *SHORT, *OVERLAP)
     one, other = run_ranks(parameters_around_completion, 2, command)
+    assert one == other
     for name in ("completed", "evaluated", "saved"):
-        assert one[f"before {name}"] != other[f"before {name}"]
-        assert one[name] == other[name] != one[f"before {name}"]
+        before, after, _ = one[name]
+        assert (before, after) == (one["num_buckets"], 0)
+    assert one["completed"] != one["evaluated"] != one["saved"]
 
 
 # The global norm -------------------------------------------------------------------------------------------
