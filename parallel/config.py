@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from parallel.dispatcher import DEEPEP_RANKS, Dispatcher
+
 CUDA_QUEUES = 32
 """Hardware queues between a process and its GPU (CUDA_DEVICE_MAX_CONNECTIONS), the most there are. Streams
 that share one wait for each other: with CUDA's default of 8, exchanges of different groups could, in an order
@@ -88,6 +90,15 @@ class ParallelismConfig:
     layout: str | None
     """Layers of each chunk in pipeline order, e.g. `Ett|tt|tt|tL` (`parallel.pipeline.layout`). Null balances
     the cost of the ranks (`parallel.pipeline.balance`). Source: not disclosed, our choice."""
+    dispatcher: Dispatcher
+    """How tokens get to the ranks of their experts. Source: not disclosed, our choice; K2 says that EP16 is
+    small enough for the exchange to be hidden."""
+    dispatcher_sms: int | None
+    """SMs that the kernels of `deepep`, `hybridep` and `ncclep` take from computation; null is the library's
+    own number. Source: not disclosed, our choice."""
+    dispatcher_capacity: float | None
+    """Rows that a rank can receive with `ncclep`, as a multiple of its even share; null with the others,
+    which receive whatever arrives. Source: not disclosed, our choice."""
     overlap_expert_comm: bool
     """Whether the expert all-to-all of one micro-batch overlaps the computation of another, with one more
     warm-up micro-batch. Source: K2 report, section 2.4."""
@@ -121,7 +132,42 @@ class ParallelismConfig:
                     "vpp", self.vpp, "needs a pipeline (pp > 1) to interleave", "raise pp, or set vpp to 1"
                 )
             )
-        return found + self._overlap_problems()
+        return found + self._dispatcher_problems() + self._overlap_problems()
+
+    def _dispatcher_problems(self) -> list[Problem]:
+        kind, ep, found = self.dispatcher, self.ep, []
+        if kind is not Dispatcher.alltoall and ep == 1:
+            rule = "needs experts spread over ranks (ep > 1): at ep=1 no token is sent"
+            found.append(Problem("dispatcher", kind.value, rule, "use alltoall, or raise ep"))
+        elif kind is Dispatcher.deepep and ep not in DEEPEP_RANKS:
+            sizes = ", ".join(map(str, DEEPEP_RANKS))
+            rule = f"has no settings for expert groups of {ep} ranks, only for {sizes}"
+            found.append(Problem("dispatcher", kind.value, rule, "use alltoall, or one of these for ep"))
+        return found + self._sms_problems() + self._capacity_problems()
+
+    def _sms_problems(self) -> list[Problem]:
+        sms = self.dispatcher_sms
+        if sms is None:
+            return []
+        if self.dispatcher is Dispatcher.alltoall:
+            rule = "is for deepep, hybridep and ncclep; NCCL chooses its own for alltoall"
+            return [Problem("dispatcher_sms", sms, rule, "use null")]
+        if sms < 2 or sms % 2:
+            rule = "must be even and positive: half of them send, half receive"
+            remedy = f"use {max(2, sms + sms % 2)}, or null for the library's own number"
+            return [Problem("dispatcher_sms", sms, rule, remedy)]
+        return []
+
+    def _capacity_problems(self) -> list[Problem]:
+        capacity = self.dispatcher_capacity
+        if self.dispatcher is not Dispatcher.ncclep:
+            rule = f"is for ncclep; {self.dispatcher.value} receives whatever arrives"
+            return [] if capacity is None else [Problem("dispatcher_capacity", capacity, rule, "use null")]
+        if capacity is None or capacity < 1:
+            rule = "must be 1 or more: NCCL EP's buffers have that size, and more rows end the job"
+            remedy = f"use {self.ep}, which no routing exceeds, or what memory allows"
+            return [Problem("dispatcher_capacity", capacity, rule, remedy)]
+        return []
 
     def _overlap_problems(self) -> list[Problem]:
         found = []

@@ -43,6 +43,7 @@ MAY_CHANGE = {
         "activation",
         "optim.offload",
         "train.transformer_engine",
+        "train.deterministic",
     ),
     "hyperparameters of the optimizer, changed on purpose during a run": (
         "optim.lr",

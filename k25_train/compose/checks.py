@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from k25_train.compose import dispatcher_checks
 from k25_train.config.basics import data_parallel_size
 from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.model import ModelConfig
@@ -207,4 +208,5 @@ RULES: tuple[Callable[..., list[Problem]], ...] = (
     schedule_fits_run,
     context_fits_rope,
     transformer_engine_has_cuda,
+    *dispatcher_checks.RULES,
 )

@@ -208,7 +208,12 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("cluster.gpu", None),
     ),
     # 4 to 5.
-    (),
+    (
+        Fill("parallelism.dispatcher", "alltoall"),
+        Fill("parallelism.dispatcher_sms", None),
+        Fill("parallelism.dispatcher_capacity", None),
+        Fill("train.deterministic", False),
+    ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""
 VERSION = len(MIGRATIONS)

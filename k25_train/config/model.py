@@ -9,10 +9,6 @@ from dataclasses import dataclass
 from k25_train.config.basics import not_negative
 from parallel.config import Problem, not_positive
 
-TOKEN_DISPATCHER = "alltoall"
-"""How tokens get to the ranks of their experts, in megatron-core's names: torch's all-to-all over NCCL.
-`flex` would be DeepEP over NVSHMEM, which preflight looks for then. Our choice; not disclosed."""
-
 
 @dataclass(slots=True, kw_only=True)
 class RopeConfig:

@@ -28,6 +28,9 @@ class TrainConfig:
     """Held-out sequences of one evaluation: half text, half with media."""
     transformer_engine: bool
     """Whether layers of Transformer Engine replace megatron-core's own; CUDA only."""
+    deterministic: bool
+    """Whether CUDA computes with kernels that give the same bits in every run, which costs speed (README of
+    `parallel/megatron`); the CPU does so anyway. Source: not disclosed, our choice."""
     stall_timeout_s: float
     """Seconds without progress after which a rank reports where it waits and for whom, and ends the job.
     Source: not disclosed, our choice."""

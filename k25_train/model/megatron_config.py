@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 
 from k25_train.config.basics import DType
-from k25_train.config.model import TOKEN_DISPATCHER, ModelConfig
+from k25_train.config.model import ModelConfig
 from k25_train.config.training import TrainConfig
 from parallel.config import ParallelismConfig
+from parallel.dispatcher import Dispatcher
 from parallel.pipeline.layout import PipelineLayout
 
 TORCH_DTYPE = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
@@ -32,6 +33,8 @@ def backbone_config(
     config = BackboneConfig(
         **_architecture(model),
         **_router(model),
+        **_dispatch(sizes),
+        **_fusions(train),
         **_rotary(model),
         **_numerics(train),
         **_pipeline(sizes, layout),
@@ -87,7 +90,28 @@ def _router(model: ModelConfig) -> dict:
         "moe_router_load_balancing_type": "seq_aux_loss",
         "moe_aux_loss_coeff": model.balance_loss_coeff,
         "moe_router_dtype": "fp32",
-        "moe_token_dispatcher_type": TOKEN_DISPATCHER,
+    }
+
+
+def _dispatch(sizes: ParallelismConfig) -> dict:
+    kind = sizes.dispatcher
+    if kind is Dispatcher.alltoall:
+        return {"moe_token_dispatcher_type": "alltoall"}
+    return {
+        "moe_token_dispatcher_type": "flex",
+        "moe_flex_dispatcher_backend": kind.value,
+        "moe_flex_dispatcher_num_sms": sizes.dispatcher_sms,
+        # Of NCCL EP; more rows end the job. megatron-core's own default is None.
+        "moe_expert_rank_capacity_factor": sizes.dispatcher_capacity,
+    }
+
+
+def _fusions(train: TrainConfig) -> dict:
+    """Kernels of Transformer Engine around the experts, which all sum in float32 and in a fixed order."""
+    return {
+        "moe_permute_fusion": train.transformer_engine,
+        "moe_router_fusion": train.transformer_engine,
+        "deterministic_mode": train.deterministic,
     }
 
 

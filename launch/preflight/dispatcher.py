@@ -7,7 +7,7 @@ from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.system import Build, System
 
 DISPATCHER = "token dispatcher"
-OVER_NCCL = ("alltoall", "allgather")
+OVER_NCCL = ("alltoall",)
 """Dispatchers of megatron-core that only use torch's collectives; `flex` is DeepEP or HybridEP."""
 
 

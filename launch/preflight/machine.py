@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from k25_train.config.cluster import Device
-from k25_train.config.model import TOKEN_DISPATCHER
 from k25_train.config.schema import Config
 from launch.preflight.clock_source import ClockSource, judge_clock_source, read_clock_source
 from launch.preflight.dispatcher import DISPATCHER, Shmem, judge_dispatcher, read_shmem
@@ -50,5 +49,5 @@ def judge_machine(machine: Machine, build: Build, config: Config) -> list[Findin
     )
     findings.append(judge_clock_source(machine.clock_source))
     if has_gpus:
-        return [*findings, judge_dispatcher(TOKEN_DISPATCHER, machine.shmem, build)]
+        return [*findings, judge_dispatcher(config.parallelism.dispatcher.value, machine.shmem, build)]
     return [*findings, skipped(DISPATCHER, "the cluster computes on CPUs")]

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.helpers.illegal_clusters import CLUSTER_BREAKS
+from tests.helpers.illegal_dispatchers import DISPATCHER_BREAKS
 from tests.helpers.legal_config import Broken, Legal, Values
 
 
@@ -289,6 +290,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "host memory": host_memory_below_what_is_offloaded,
     "memory of a node": node_without_memory,
     **CLUSTER_BREAKS,
+    **DISPATCHER_BREAKS,
 }
 """Name -> break; tests/unit/compose/test_illegal_configs.py finds every rule of the configuration in it."""
 

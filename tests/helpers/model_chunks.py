@@ -28,7 +28,7 @@ def train_config(**overrides: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "steps": 10, "seq_len": 64, "global_batch_size": 8, "micro_batch_size": 1, "seed": 7,
         "dtype": DType.float32, "eval_interval": 10, "eval_sequences": 2, "transformer_engine": False,
-        "stall_timeout_s": 60.0, "trace_step": None,
+        "deterministic": False, "stall_timeout_s": 60.0, "trace_step": None,
     }  # fmt: skip
     return TrainConfig(**values | overrides)
 

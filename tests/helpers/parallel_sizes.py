@@ -3,6 +3,7 @@
 from typing import Any
 
 from parallel.config import ParallelismConfig
+from parallel.dispatcher import Dispatcher
 from parallel.pipeline.balance import StackCost, plan_layout
 from parallel.pipeline.layout import PipelineLayout
 
@@ -10,8 +11,9 @@ from parallel.pipeline.layout import PipelineLayout
 def parallel_sizes(**overrides: Any) -> ParallelismConfig:
     """Nothing is cut and nothing overlaps, but for the overrides."""
     values: dict[str, Any] = {
-        "pp": 1, "vpp": 1, "ep": 1, "layout": None, "overlap_expert_comm": False, "delay_wgrad": False,
-        "overlap_grad_reduce": False, "overlap_param_gather": False,
+        "pp": 1, "vpp": 1, "ep": 1, "layout": None, "dispatcher": Dispatcher.alltoall,
+        "dispatcher_sms": None, "dispatcher_capacity": None, "overlap_expert_comm": False,
+        "delay_wgrad": False, "overlap_grad_reduce": False, "overlap_param_gather": False,
     }  # fmt: skip
     return ParallelismConfig(**values | overrides)
 

@@ -204,6 +204,7 @@ def tiny_train_config() -> TrainConfig:
         eval_interval=10,
         eval_sequences=8,
         transformer_engine=False,
+        deterministic=False,
         stall_timeout_s=60.0,
         trace_step=None,
     )

@@ -45,7 +45,12 @@ FILLED: dict[str, dict[str, Any]] = {
     },
     "one_resume_rule": {"checkpoint.accept_changed_data": False, "checkpoint.accept_unsound": False},
     "slurm_alone": {"cluster.kubernetes": None, "cluster.gpu": None},
-    "alltoall_alone": {},
+    "alltoall_alone": {
+        "parallelism.dispatcher": "alltoall",
+        "parallelism.dispatcher_sms": None,
+        "parallelism.dispatcher_capacity": None,
+        "train.deterministic": False,
+    },
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""
 

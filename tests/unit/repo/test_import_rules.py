@@ -27,6 +27,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
 """Folder -> folders and packages that nothing in it imports. Cycles need no rule: no folder has any."""
 STANDARD_LIBRARY_ONLY = (
     "parallel.config",
+    "parallel.dispatcher",
     "parallel.pipeline",
     "launch.blame",
     "launch.history",
@@ -40,6 +41,7 @@ TORCH_FREE = (
     "k25_train.plan",
     "k25_train.compose",
     "parallel.config",
+    "parallel.dispatcher",
     "parallel.pipeline",
     "launch",
 )
