@@ -56,6 +56,7 @@ MAY_CHANGE = {
         "optim.warmup_steps",
         "optim.decay_steps",
         "optim.qk_clip_threshold",
+        "optim.qk_clip_interval",
         "optim.muon",
         "optim.vision.lr_scale",
         "train.steps",

@@ -213,6 +213,7 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("parallelism.dispatcher_sms", None),
         Fill("parallelism.dispatcher_capacity", None),
         Fill("train.deterministic", False),
+        Fill("optim.qk_clip_interval", 1),
     ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""

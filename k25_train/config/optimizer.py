@@ -147,6 +147,10 @@ class OptimConfig:
     qk_clip_threshold: float | None
     """Largest attention logit of a head (the softmax's input) above which QK-Clip scales the head's query and
     key weights down after the update; null is off. Source: 100 in K2, section 2.1."""
+    qk_clip_interval: int
+    """Steps from one in which largest logits are taken and heads clipped to the next, counted from the first;
+    with 1 every step. In between nothing is clipped: logits of another step would clip what the last clip has
+    cured, or miss what has grown since. Source: 1 in K2, section 2.1."""
     max_skipped_steps: int
     """Consecutive steps with non-finite gradients that are skipped; one more stops the run. Source: not
     disclosed, our choice."""
@@ -157,7 +161,7 @@ class OptimConfig:
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken, those of its sub-sections included."""
-        found = not_positive(self, ("lr", "eps", "grad_clip"))
+        found = not_positive(self, ("lr", "eps", "grad_clip", "qk_clip_interval"))
         found += not_negative(
             self, ("min_lr", "weight_decay", "warmup_steps", "decay_steps", "max_skipped_steps")
         )

@@ -2,10 +2,10 @@
 
 A row is a flat mapping with `step`, the number of finished optimizer steps (0 is the evaluation before the
 first), and any of: loss, grad_norm, lr, tokens, text_tokens, vision_tokens, images, patches, step_time_s,
-tokens_per_s, flops; with QK-Clip max_logit, heads_clipped and the list max_logits, one per layer; with a
-decoupled encoder the fields of `parallel.dep.stats.VisionSummary`, each behind `vision_`; with offloaded
-activations those of `parallel.activations.offload.OffloadStats`, the largest of any rank, behind `offload_`;
-and at evaluations eval_text_loss and eval_caption_loss.
+tokens_per_s, flops; in steps that QK-Clip samples max_logit, heads_clipped and the list max_logits, one per
+layer; with a decoupled encoder the fields of `parallel.dep.stats.VisionSummary`, each behind `vision_`; with
+offloaded activations those of `parallel.activations.offload.OffloadStats`, the largest of any rank, behind
+`offload_`; and at evaluations eval_text_loss and eval_caption_loss.
 """
 
 from __future__ import annotations

@@ -2,41 +2,38 @@
 
 Two subclasses of megatron-core's modules. `PackedLatentAttention` projects to queries, keys and values and
 applies rotary positions that restart with every document; `DocumentAttention` attends inside each document
-with torch's scaled-dot-product attention and can record the largest logit of every head.
+with one of `attention_kernels.py` and can record the largest logit of every head.
 
-Shapes: T tokens of a micro-batch (all documents one after another), L tokens of a document, D hidden, H
-heads, Q query/key head size (nope + rope), R rope part of it, V value head size.
+Shapes: T tokens of a micro-batch (all documents one after another), D hidden, H heads, Q query/key head size
+(nope + rope), R rope part of it, V value head size.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from torch import Tensor
 
-from k25_train.model.max_logits import max_logits_per_head
+from k25_train.model.attention_kernels import HeadSizes, build_attention
+from k25_train.model.documents import DocumentBounds
 from k25_train.model.megatron_config import BackboneConfig
-from parallel.activations.annotate import named, recomputed, saves
+from k25_train.plan.memory.kernels import AttentionKernel
+from parallel.activations.annotate import named, recomputed
 
 
 @dataclass
 class PackedDocuments(PackedSeqParams):
     """The documents of one micro-batch, as megatron-core passes them from layer to layer.
 
-    The lengths are kept as Python integers in addition to the base class's device tensors, so that no layer
-    waits for the device to read them.
+    The base class's fields are filled in addition to ours, for megatron-core's own readers.
     """
 
-    lengths: tuple[int, ...] = ()
-    """Number of tokens of each document."""
-    padding: frozenset[int] = frozenset()
-    """Positions in `lengths` of what is no document, but padding."""
+    bounds: DocumentBounds = field(default_factory=lambda: DocumentBounds.of((), torch.device("cpu")))
+    """Where documents begin and end, for attention."""
     is_padding: Tensor = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.bool))
     """Which tokens are padding, [T, 1] bool."""
     positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
@@ -49,19 +46,16 @@ class PackedDocuments(PackedSeqParams):
         cls, lengths: Sequence[int], device: torch.device, padding: Collection[int] = ()
     ) -> "PackedDocuments":
         """Documents of these lengths, one after another without gaps; those at `padding` are padding."""
-        boundaries = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        torch.cumsum(torch.tensor(lengths), 0, out=boundaries[1:])
+        bounds = DocumentBounds.of(lengths, device, padding)
         positions = torch.cat([torch.arange(length) for length in lengths])
         is_padding = torch.cat([torch.full((n, 1), i in padding) for i, n in enumerate(lengths)])
-        cu_seqlens = boundaries.to(device, non_blocking=True)
         return cls(
             qkv_format="thd",
-            cu_seqlens_q=cu_seqlens,
-            cu_seqlens_kv=cu_seqlens,
-            max_seqlen_q=max(lengths),
-            max_seqlen_kv=max(lengths),
-            lengths=tuple(lengths),
-            padding=frozenset(padding),
+            cu_seqlens_q=bounds.boundaries,
+            cu_seqlens_kv=bounds.boundaries,
+            max_seqlen_q=bounds.longest,
+            max_seqlen_kv=bounds.longest,
+            bounds=bounds,
             is_padding=is_padding.to(device, non_blocking=True),
             positions=positions.to(device, non_blocking=True),
         )
@@ -69,7 +63,7 @@ class PackedDocuments(PackedSeqParams):
     @property
     def num_padding(self) -> int:
         """Tokens that are padding."""
-        return sum(self.lengths[position] for position in self.padding)
+        return sum(self.bounds.lengths[position] for position in self.bounds.padding)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
@@ -165,7 +159,7 @@ class PackedLatentAttention(MLASelfAttention):
         attn_mask_type: Any = None,
         **_: Any,
     ) -> Tensor:
-        # The base class pads values to the query's head size for Transformer Engine; ours needs no padding.
+        # The base class pads values to the query's head size, whether the kernel needs it or not.
         return self.core_attention(query, key, value, packed_seq_params)
 
 
@@ -177,51 +171,37 @@ class DocumentAttention(MegatronModule):
         config: BackboneConfig,
         layer_number: int,
         *,
+        kernel: AttentionKernel,
         softmax_scale: float,
         **_: Any,
     ) -> None:
         super().__init__(config)
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale
+        # Not registered as modules: the kernels have no weights.
+        self._kernel = build_attention(
+            kernel,
+            HeadSizes(
+                config.num_attention_heads,
+                config.qk_head_dim + config.qk_pos_emb_head_dim,
+                config.v_head_dim,
+            ),
+            softmax_scale,
+            layer_number=layer_number,
+            max_document_tokens=config.balance_sequence_tokens,
+        )
         self.record_max_logits = False
         self.max_logits: Tensor | None = None
         """The largest q·k·scale of each head since this was last set to None, [H] float32: over the allowed
-        pairs of training passes, but for padding. Stays None unless `record_max_logits` is set. The fused
-        attention kernel does not return logits: recording computes q·k again. Source: K2 report, section
-        2.1."""
+        pairs of training passes, but for padding. Stays None unless `record_max_logits` is set. Source: K2
+        report, section 2.1."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
         """Attend: query and key [T, H, Q], value [T, H, V] -> [T, H * V]."""
-        # 1. Head sizes that the kernel accepts.
-        outputs = []
-        v_channels = value.shape[-1]
-        if value.device.type == "cpu":
-            # torch's fused CPU kernel takes one head size; the unfused path costs more than the padding.
-            value = recomputed("mla.up_proj", partial(F.pad, pad=(0, query.shape[-1] - v_channels)), value)
-        # 2. Document by document.
-        records = self.record_max_logits and self.training
-        maxima = []
-        pieces = (tensor.split(documents.lengths) for tensor in (query, key, value))
-        for number, (q_LHQ, k_LHQ, v_LHV) in enumerate(zip(*pieces, strict=True)):
-            q_HLQ, k_HLQ, v_HLV = (tensor.transpose(0, 1) for tensor in (q_LHQ, k_LHQ, v_LHV))
-            if records and number not in documents.padding:
-                maxima.append(max_logits_per_head(q_HLQ, k_HLQ, self.softmax_scale))
-            with saves("attention.output"):
-                attended_1HLV = F.scaled_dot_product_attention(
-                    q_HLQ.unsqueeze(0),
-                    k_HLQ.unsqueeze(0),
-                    v_HLV.unsqueeze(0),
-                    is_causal=True,
-                    scale=self.softmax_scale,
-                )
-            outputs.append(attended_1HLV)
-        # 3. Maxima over micro-batches; outputs one after another.
-        if maxima:
-            before = [] if self.max_logits is None else [self.max_logits]
-            self.max_logits = torch.stack([*before, *maxima]).amax(0)
-        return recomputed("attention.joined", partial(_join, v_channels), *outputs)
-
-
-def _join(v_channels: int, *attended: Tensor) -> Tensor:
-    """Outputs of all documents, each [1, H, L, V or more], one after another: [T, H * V]."""
-    return torch.cat([each[0, ..., :v_channels].transpose(0, 1).flatten(1) for each in attended])
+        if not (self.record_max_logits and self.training):
+            return self._kernel.attend(query, key, value, documents.bounds)
+        attended, largest = self._kernel.attend_and_measure(query, key, value, documents.bounds)
+        if largest is not None:
+            before = self.max_logits
+            self.max_logits = largest if before is None else torch.maximum(before, largest)
+        return attended

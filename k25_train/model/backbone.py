@@ -27,6 +27,7 @@ from k25_train.model.layer import DocumentExperts, DocumentLayer
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.model.router import SequenceBalancedRouter
 from k25_train.model.swiglu import SwiGLU
+from k25_train.plan.memory.kernels import AttentionKernel
 from parallel.activations.annotate import named, recomputed, saves
 from parallel.megatron.deferred_wgrad import delay_linear_wgrads
 
@@ -67,8 +68,8 @@ def saved_norm(build: Callable[..., nn.Module], inputs: str, outputs: str) -> Ca
     return build_saved
 
 
-def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
-    """One decoder layer: pre-norm MLA, then a dense SwiGLU or the mixture of experts."""
+def layer_spec(backend: BackendSpecProvider, kernel: AttentionKernel, *, is_moe: bool) -> ModuleSpec:
+    """One decoder layer: pre-norm MLA with this kernel, then a dense SwiGLU or the mixture of experts."""
     # 1. Linear layers and norms of the backend.
     norm = layer_norm(backend)
     qk_norm = saved_norm(backend.layer_norm(rms_norm=True, for_qk=True), "mla.latent", "mla.up_input")
@@ -91,7 +92,7 @@ def layer_spec(backend: BackendSpecProvider, *, is_moe: bool) -> ModuleSpec:
             linear_q_up_proj=column,
             linear_kv_down_proj=column,
             linear_kv_up_proj=column,
-            core_attention=DocumentAttention,
+            core_attention=ModuleSpec(module=DocumentAttention, params={"kernel": kernel}),
             linear_proj=row,
             q_layernorm=qk_norm,
             kv_layernorm=qk_norm,
@@ -135,6 +136,7 @@ def build_language_model(
     post_process: bool,
     vp_stage: int | None,
     transformer_engine: bool = False,
+    attention: AttentionKernel = AttentionKernel.cpu,
 ) -> LanguageModel:
     """Build the part of the language model that holds the decoder layers `layer_ids`.
 
@@ -143,9 +145,10 @@ def build_language_model(
         post_process: whether the part has the final norm and the output head.
         vp_stage: its rank's virtual stage that it is; None without virtual stages.
         transformer_engine: whether to build with Transformer Engine's linear layers and norms.
+        attention: the kernel that attends.
     """
     backend = linear_backend(transformer_engine=transformer_engine)
-    kinds = {is_moe: layer_spec(backend, is_moe=is_moe) for is_moe in (False, True)}
+    kinds = {is_moe: layer_spec(backend, attention, is_moe=is_moe) for is_moe in (False, True)}
     block = TransformerBlockSubmodules(
         layer_specs=[kinds[model.is_moe(layer)] for layer in layer_ids],
         layer_norm=layer_norm(backend),

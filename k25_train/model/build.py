@@ -17,6 +17,7 @@ from k25_train.model.moonvit import MoonViT3D
 from k25_train.model.multimodal import MultimodalModel, VisionEncoder
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.model.weights import ChunkPlace, initialize
+from k25_train.plan.memory.kernels import configured_kernels
 from parallel.topology import Topology
 
 WHOLE = ChunkPlace(first_layer=0, first_expert=0)
@@ -96,6 +97,7 @@ def _build_chunk(
         post_process=layout.is_last(pp_rank, vp_stage),
         vp_stage=vp_stage if topology.vpp_size > 1 else None,
         transformer_engine=config.train.transformer_engine,
+        attention=configured_kernels(config).attention,
     )
     dtype = TORCH_DTYPE[config.train.dtype]
     parts = config.vision_placement.first_stage_parts if is_first else frozenset[VisionPart]()
@@ -111,7 +113,8 @@ def _build_chunk(
 def _build_tower(config: Config) -> MoonViT3D:
     """The tower; building it draws nothing from torch's generator."""
     with torch.random.fork_rng(devices=[]):
-        return MoonViT3D(config.model.vision).to(TORCH_DTYPE[config.train.dtype])
+        kernel = configured_kernels(config).vision_attention
+        return MoonViT3D(config.model.vision, kernel).to(TORCH_DTYPE[config.train.dtype])
 
 
 def _build_projector(config: Config) -> PatchMergerProjector:

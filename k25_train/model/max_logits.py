@@ -1,6 +1,10 @@
-"""The largest attention logit of each head, which QK-Clip needs and the fused kernel does not return.
+"""The largest attention logit of each head, which QK-Clip needs and most fused kernels do not return.
 
-Shapes: H heads, L tokens of a document, Q query/key head size, N queries of a block.
+Computed apart from attention, by products of queries and keys once more: on CUDA in one launch for all
+documents (`max_logits_triton.py`), elsewhere document by document.
+
+Shapes: T tokens of all documents, H heads, L tokens of a document, Q query/key head size, N queries of a
+block.
 """
 
 import functools
@@ -8,8 +12,49 @@ import functools
 import torch
 from torch import Tensor
 
+from k25_train.model.documents import DocumentBounds
+
+LARGEST_LOGITS = "k25::largest_logits"
 QUERY_BLOCK, KEY_BLOCK = 256, 4096
 """Queries and keys of a block whose maximum logits are taken at once: 128 MiB for 64 heads in bfloat16."""
+
+
+@torch.library.custom_op(LARGEST_LOGITS, mutates_args=(), device_types="cuda")
+def largest_logits(query: Tensor, key: Tensor, first_keys: Tensor, scale: float) -> Tensor:
+    """The largest softmax input of each head over packed documents on CUDA, in float32.
+
+    Args:
+        query: [T, H, Q], of any floating point; as is `key`.
+        first_keys: [T] int32, the first token that each token attends to (`DocumentBounds.first_keys`).
+
+    Returns [H] float32; infinite where a logit is NaN, minus infinity if all tokens are padding. It is an
+    operator of torch's, so that tensors without memory can be sent through it.
+    """
+    from k25_train.model import max_logits_triton
+
+    return max_logits_triton.launch(query, key, first_keys, scale)
+
+
+@largest_logits.register_fake
+def _(query: Tensor, key: Tensor, first_keys: Tensor, scale: float) -> Tensor:
+    return query.new_empty(query.shape[1], dtype=torch.float32)
+
+
+@torch.no_grad()
+def max_logits_of_documents(
+    query: Tensor, key: Tensor, documents: DocumentBounds, scale: float
+) -> Tensor | None:
+    """The same document by document, on any device: [T, H, Q] twice -> [H] float32; NaN where a logit is.
+
+    None if all is padding.
+    """
+    pieces = zip(query.split(documents.lengths), key.split(documents.lengths), strict=True)
+    maxima = [
+        max_logits_per_head(q_LHQ.transpose(0, 1), k_LHQ.transpose(0, 1), scale)
+        for position, (q_LHQ, k_LHQ) in enumerate(pieces)
+        if position not in documents.padding
+    ]
+    return torch.stack(maxima).amax(0) if maxima else None
 
 
 @torch.no_grad()

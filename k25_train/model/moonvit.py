@@ -7,7 +7,8 @@ also be one *part* of an item, some of its rows, if the others are encoded elsew
 
     moonvit_items       grids are checked, and items sorted so that equal ones are neighbours
     moonvit_positions   patches are embedded; learned, fixed and rotary positions
-    moonvit_blocks      the transformer blocks, attention inside each item
+    moonvit_attention   attention inside each item
+    moonvit_blocks      the transformer blocks
     moonvit             the tower: all of it, and 2x2 merging
 
 Shapes: P patches of all items, X = 3·patch_size² values of a patch, C tower width, V vision tokens
@@ -37,16 +38,18 @@ from k25_train.model.moonvit_items import (
     pack_part,
 )
 from k25_train.model.moonvit_positions import PatchEmbed
+from k25_train.plan.memory.kernels import AttentionKernel
 
 
 class MoonViT3D(nn.Module):
     """Patches of images and video chunks in, 2x2-merged features out."""
 
-    def __init__(self, vision: VisionConfig) -> None:
+    def __init__(self, vision: VisionConfig, kernel: AttentionKernel = AttentionKernel.cpu) -> None:
+        """`kernel` attends (`vision_attention_kernel`)."""
         super().__init__()
         self.vision = vision
         self.patch_embed = PatchEmbed(vision)
-        self.encoder = Encoder(vision)
+        self.encoder = Encoder(vision, kernel)
 
     def forward(self, pixels: Tensor, grid_thw: Sequence[Grid], part: ItemPart | None = None) -> Tensor:
         """Encode the items of a batch; without items, every parameter still gets a gradient, of zeros.

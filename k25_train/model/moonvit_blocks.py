@@ -1,6 +1,6 @@
 """The transformer blocks of MoonViT-3D: bidirectional attention inside each item, and an MLP.
 
-Shapes: P patches of all items, K patches whose keys are attended to, N heads, D head dim, C tower width.
+Shapes: P patches of all items, N heads, D head dim, C tower width.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from k25_train.config.model import VisionConfig
+from k25_train.model.moonvit_attention import Attend, attention_over
 from k25_train.model.moonvit_items import PackedItems
 from k25_train.model.moonvit_positions import rope_rotations, rotate
+from k25_train.plan.memory.kernels import AttentionKernel
 
 Layer = Callable[[Tensor], Tensor]
 """A share of the forward pass over certain items."""
@@ -23,16 +25,18 @@ Layer = Callable[[Tensor], Tensor]
 class Encoder(nn.Module):
     """The transformer blocks and their final norm."""
 
-    def __init__(self, vision: VisionConfig) -> None:
+    def __init__(self, vision: VisionConfig, kernel: AttentionKernel) -> None:
         super().__init__()
         self.vision = vision
+        self._kernel = kernel
         self.blocks = nn.ModuleList(Block(vision) for _ in range(vision.num_layers))
         self.final_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
 
     def layers(self, items: PackedItems, device: torch.device) -> list[Layer]:
         """The blocks [P, C] -> [P, C] for these items, without the final norm."""
         rotations = rope_rotations(items, self.vision, device)
-        return [functools.partial(block, rotations=rotations, items=items) for block in self.blocks]
+        attend = attention_over(items, device, self._kernel)
+        return [functools.partial(block, rotations=rotations, attend=attend) for block in self.blocks]
 
 
 class Block(nn.Module):
@@ -48,11 +52,11 @@ class Block(nn.Module):
         self.wo = nn.Linear(width, width)
         self.mlp = Mlp(width, vision.ffn_hidden_size)
 
-    def forward(self, hidden: Tensor, rotations: Tensor, items: PackedItems) -> Tensor:
+    def forward(self, hidden: Tensor, rotations: Tensor, attend: Attend) -> Tensor:
         """[P, C] -> [P, C]; `rotations` is [P, D/2] complex64."""
         qkv_P3ND = self.wqkv(self.norm0(hidden)).unflatten(-1, (3, self.num_heads, -1))
         qk_P2ND = rotate(qkv_P3ND[:, :2], rotations)
-        attended_PND = packed_attention(qk_P2ND[:, 0], qk_P2ND[:, 1], qkv_P3ND[:, 2], items)
+        attended_PND = attend(qk_P2ND[:, 0], qk_P2ND[:, 1], qkv_P3ND[:, 2])
         hidden = hidden + self.wo(attended_PND.flatten(1))
         return hidden + self.mlp(self.norm1(hidden))
 
@@ -68,29 +72,3 @@ class Mlp(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[P, C] -> [P, C]."""
         return self.fc1(F.gelu(self.fc0(hidden), approximate="tanh"))
-
-
-def packed_attention(q_PND: Tensor, k_PND: Tensor, v_PND: Tensor, items: PackedItems) -> Tensor:
-    """Bidirectional attention inside each item: [P, N, D]. Items of equal length share one batched call.
-
-    A part's queries also attend to the keys and values of the item's other parts.
-    """
-    if items.gather is not None:
-        k_KND, v_KND = items.gather(torch.stack([k_PND, v_PND], dim=1)).unbind(1)
-        return attention(1, q_PND, k_KND, v_KND)
-    if not items.segments:
-        return v_PND
-    sizes = [length * num_items for length, num_items in items.segments]
-    outputs = [
-        attention(num_items, *qkv)
-        for (_, num_items), *qkv in zip(
-            items.segments, q_PND.split(sizes), k_PND.split(sizes), v_PND.split(sizes), strict=True
-        )
-    ]
-    return torch.cat(outputs)
-
-
-def attention(num_items: int, q_PND: Tensor, k_KND: Tensor, v_KND: Tensor) -> Tensor:
-    """Attention of `num_items` items of equal length, or of a part: [P, N, D]."""
-    heads_first = (each.unflatten(0, (num_items, -1)).transpose(1, 2) for each in (q_PND, k_KND, v_KND))
-    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2).flatten(0, 1)

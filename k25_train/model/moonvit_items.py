@@ -56,8 +56,8 @@ class GridRun:
 class PackedItems:
     """The tower's own order of a batch: sorted by length and grid, so that equal items are neighbours.
 
-    Every operation then treats equal items as one batched view instead of gathering or looping over items: a
-    hundred icons of one size cost one attention call per layer.
+    Operations then treat equal items as one batched view instead of gathering or looping over items: the
+    positions of a hundred icons of one size are made once.
     """
 
     grids: tuple[Grid, ...]

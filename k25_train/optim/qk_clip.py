@@ -5,7 +5,8 @@ With S the largest logit of a head in this step's forward passes and tau the thr
 gamma = min(1, tau / S). The head's rows of the query's up-projection are multiplied by sqrt(gamma), those of
 its rotary part by gamma, and its key rows of the key-value up-projection by sqrt(gamma). The rotary key,
 which all heads share, and the values are not scaled: every logit of the head is gamma times what it was, and
-no other head is affected.
+no other head is affected. Only every `optim.qk_clip_interval`-th step is sampled and clips: by the logits of
+an earlier step, a head would be scaled down once more for what has been cured since.
 
 The float32 masters are scaled, between the update and their copy to the model, so that weights and masters
 are clipped alike, whatever their dtypes and wherever a shard begins and ends.
@@ -38,9 +39,19 @@ class ClipResult:
 
     max_logits: tuple[float, ...]
     """The largest logit of each layer, before the update; infinite where a logit was NaN. Empty if QK-Clip is
-    off."""
+    off, and in steps that are not sampled."""
     heads_clipped: int
     """Number of heads whose weights were scaled down."""
+
+
+NOTHING_SEEN = ClipResult(max_logits=(), heads_clipped=0)
+"""The result of a step that is not sampled, or without QK-Clip."""
+
+
+def is_sampled(step: int, interval: int) -> bool:
+    """Whether a step, counted from 1, is one of those whose logits are recorded: the first, then every
+    `interval`-th. It depends on the step alone, so that a resumed run goes on as an uninterrupted one."""
+    return (step - 1) % interval == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +66,22 @@ class _Weight:
 class NoClip:
     """QK-Clip that is off: attention records nothing, and no weight is scaled."""
 
+    def start(self, step: int) -> None:
+        """Nothing."""
+
     def gather(self) -> None:
         """Nothing."""
 
     def finish(self, *, updated: bool) -> ClipResult:
         """Nothing was seen."""
-        return ClipResult((), 0)
+        return NOTHING_SEEN
 
 
 class QkClip:
     """QK-Clip of the attention layers on this rank, with any optimizer. Built and called by every rank.
 
-    In a step: `gather` after the last backward pass, then the optimizer's step, then `finish`.
+    In a step: `start` before the first forward pass, `gather` after the last backward pass, then the
+    optimizer's step, then `finish`. In steps between two samples all of them do nothing.
     """
 
     def __init__(
@@ -75,6 +90,7 @@ class QkClip:
         optimizer: MegatronOptimizer,
         model: ModelConfig,
         threshold: float,
+        interval: int,
         device: torch.device,
     ) -> None:
         """Find the attention layers, whatever wraps them, and let them record their largest logits.
@@ -82,10 +98,13 @@ class QkClip:
         Args:
             optimizer: a chain of `ShardedOptimizer`s, with their state on the device or the host.
             threshold: tau, in units of the softmax's input.
+            interval: steps from one sample to the next; the first step is one.
             device: device of the model.
         """
         self._model = model
         self._threshold = threshold
+        self._interval = interval
+        self._samples = True
         self._device = device
         self._attentions: list[Any] = [
             module
@@ -93,8 +112,7 @@ class QkClip:
             for module in chunk.modules()
             if all(hasattr(module, name) for name in _ATTENTION_PARTS)
         ]
-        for attention in self._attentions:
-            attention.core_attention.record_max_logits = True
+        self.start(step=1)
         assert isinstance(optimizer, ChainedOptimizer)
         for part in optimizer.chained_optimizers:
             weights = list(_held_weights(self._attentions, part.shards()))
@@ -102,19 +120,29 @@ class QkClip:
                 part.optimizer.register_step_post_hook(partial(self._clip, weights))
         self._maxima: Tensor | None = None
 
+    def start(self, step: int) -> None:
+        """Let attention record in this step, counted from 1, if it is one of those that are sampled."""
+        self._samples = is_sampled(step, self._interval)
+        for attention in self._attentions:
+            attention.core_attention.record_max_logits = self._samples
+
     @torch.no_grad()
     def gather(self) -> None:
         """Reduce the layers' recorded maxima over micro-batches and ranks, and reset them for the next step.
 
         One collective for all layers; nothing waits for the device.
         """
+        if not self._samples:
+            return
         shape = (self._model.num_layers, self._model.num_attention_heads)
         maxima_LH = torch.full(shape, -torch.inf, device=self._device)
         for attention in self._attentions:
             core = attention.core_attention
             if core.max_logits is not None:
                 # Whether a NaN survives a maximum over ranks depends on their order: make it infinite.
-                maxima_LH[core.layer_number - 1] = core.max_logits.nan_to_num(nan=torch.inf, posinf=torch.inf)
+                maxima_LH[core.layer_number - 1] = core.max_logits.nan_to_num(
+                    nan=torch.inf, posinf=torch.inf, neginf=-torch.inf
+                )
                 core.max_logits = None
         dist.all_reduce(maxima_LH, dist.ReduceOp.MAX)
         self._maxima = maxima_LH
@@ -124,6 +152,8 @@ class QkClip:
 
         Raises `RuntimeError` naming layers that recorded nothing: their logits would grow unnoticed.
         """
+        if not self._samples:
+            return NOTHING_SEEN
         assert self._maxima is not None, "gather comes first"
         maxima_LH, self._maxima = self._maxima.cpu(), None
         silent = (maxima_LH == -torch.inf).any(1).nonzero().flatten().tolist()
@@ -172,8 +202,10 @@ def build_qk_clip(
     chunks: Iterable[nn.Module], optimizer: MegatronOptimizer, config: Config, device: torch.device
 ) -> QkClip | NoClip:
     """QK-Clip with `optim.qk_clip_threshold`, or `NoClip` if that is null."""
-    threshold = config.optim.qk_clip_threshold
-    return NoClip() if threshold is None else QkClip(chunks, optimizer, config.model, threshold, device)
+    threshold, interval = config.optim.qk_clip_threshold, config.optim.qk_clip_interval
+    if threshold is None:
+        return NoClip()
+    return QkClip(chunks, optimizer, config.model, threshold, interval, device)
 
 
 def clip_factors(maxima: Tensor, threshold: float) -> Tensor:

@@ -10,6 +10,15 @@ VISION_SHARE = 0.1
 """Share of tokens that count as images' tokens where the first stage has a part of vision. Source: not
 disclosed, our choice."""
 
+FEWEST_DOCUMENTS = 32
+"""Documents that there is room for in any micro-batch where a kernel's plan depends on their number. Source:
+Transformer Engine 2.20 fills up to as many itself (`fused_attn/utils.cu`, `get_max_batch_size`)."""
+
+
+def document_room(num_documents: int) -> int:
+    """How many documents there is room for: powers of two, of which few occur."""
+    return max(FEWEST_DOCUMENTS, 1 << (num_documents - 1).bit_length())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSizes:

@@ -62,6 +62,7 @@ def train_step(run: Run, step: int) -> StepResult:
         inputs = run.reader.step(step)
     tokens = count_tokens(inputs.micro_batches, run.topology)
     run.zero_gradients()
+    run.qk_clip.start(step)
 
     # 2. Balanced vision forward: every rank encodes an equal share of all images, whoever owns them, and the
     #    features go to the first stages. In bubbles only what the first micro-batches need.

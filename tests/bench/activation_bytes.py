@@ -24,8 +24,9 @@ from rich.table import Table
 
 from k25_train.compose.resolve import compose
 from k25_train.plan.memory.activations import WaitingBytes, pack
-from k25_train.plan.memory.kernels import KERNELS
-from k25_train.plan.memory.saved_tensors import SavedTensor, SavedTensors
+from k25_train.plan.memory.kernels import configured_kernels
+from k25_train.plan.memory.saved_tensor import SavedTensor
+from k25_train.plan.memory.saved_tensors import SavedTensors
 from k25_train.plan.pass_sizes import balanced_sizes
 from parallel.activations.policy import Policy
 from tests.helpers.ranks import RankContext, run_ranks
@@ -69,7 +70,7 @@ def plans() -> dict[str, dict[str, Policy]]:
 def layers(policies: Mapping[str, Policy]) -> dict[str, list[SavedTensor]]:
     """What a dense and a MoE layer of the real model save."""
     config = compose(["experiment=k25_pretrain_4k", f"train.seq_len={SEQUENCE}"])
-    kernels = KERNELS[config.cluster.device]
+    kernels = configured_kernels(config)
     lists = SavedTensors(config.model, config.train.dtype, kernels, policies, balanced_sizes(config))
     return {"dense": lists.layer(is_moe=False), "MoE": lists.layer(is_moe=True)}
 
@@ -183,7 +184,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
 
     def plan(name: str) -> int:
         config = choices[name]
-        kernels = KERNELS[config.cluster.device]
+        kernels = configured_kernels(config)
         lists = SavedTensors(model, train.dtype, kernels, policies[name], sizes)
         tensors = [*lists.first_chunk(), *lists.every_chunk(range(model.num_layers)), *lists.last_chunk()]
         for layer in range(model.num_layers):
@@ -191,7 +192,7 @@ def measured(context: RankContext) -> dict[str, tuple[int, int]]:
         stored = (pack(each, policies[name][each.name], offloads=False) for each in tensors)
         return WaitingBytes.of(stored).device
 
-    lists = SavedTensors(model, train.dtype, KERNELS[choices["keep"].cluster.device], policies["keep"], sizes)
+    lists = SavedTensors(model, train.dtype, configured_kernels(choices["keep"]), policies["keep"], sizes)
     ends = [*lists.first_chunk(), *lists.last_chunk()]
     inputs = model.num_layers * 64 * model.hidden_size * 4
     full = inputs + sum(each.memory_bytes for each in ends)

@@ -191,7 +191,8 @@ def step_with_a_silent_layer(context: RankContext, arguments: Sequence[str]) -> 
 
     run = start_run(context, arguments)
     cores = list(modules_of(run.chunks[0], "DocumentAttention"))
-    cores[3].record_max_logits = False
+    # As in an evaluation.
+    cores[3].eval()
     with run.loader:
         train_step(run, 1)
 

@@ -224,10 +224,10 @@ POSITIVE = (
     "model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps train.seq_len "
     "train.global_batch_size train.micro_batch_size train.eval_sequences train.eval_interval "
     "train.stall_timeout_s checkpoint.interval checkpoint.keep cluster.nodes cluster.gpus_per_node "
-    "data.limit_samples data.blend.text optim.qk_clip_threshold optim.muon.newton_schulz_steps "
-    "optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale dep.max_patches_per_chunk "
-    "cluster.model_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s cluster.host_memory_gib "
-    "cluster.gpu_memory_gb"
+    "data.limit_samples data.blend.text optim.qk_clip_threshold optim.qk_clip_interval "
+    "optim.muon.newton_schulz_steps optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale "
+    "dep.max_patches_per_chunk cluster.model_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s "
+    "cluster.host_memory_gib cluster.gpu_memory_gb"
 ).split()
 NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from k25_train.config.schema import Config
-from k25_train.plan.memory.kernels import KERNELS
-from k25_train.plan.memory.saved_tensors import SavedTensor, SavedTensors
+from k25_train.plan.memory.kernels import configured_kernels
+from k25_train.plan.memory.saved_tensor import SavedTensor
+from k25_train.plan.memory.saved_tensors import SavedTensors
 from k25_train.plan.pass_sizes import PassSizes
 from k25_train.plan.pipeline import StagePlan
 from parallel.activations.policy import Policy
@@ -67,7 +68,7 @@ def peak_held(passes: Sequence[Pass], bytes_of: Callable[[PassKey], int]) -> int
 
 def saved_tensors(config: Config, sizes: PassSizes) -> SavedTensors:
     """The lists of what this configuration's passes save."""
-    kernels, policies = KERNELS[config.cluster.device], config.activation.policies()
+    kernels, policies = configured_kernels(config), config.activation.policies()
     return SavedTensors(config.model, config.train.dtype, kernels, policies, sizes)
 
 

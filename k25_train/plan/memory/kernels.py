@@ -1,29 +1,74 @@
-"""What kernels keep for their backward pass, where devices differ; torch-free."""
+"""Which kernels run, and what they keep for their backward pass, where that differs; torch-free."""
 
 from dataclasses import dataclass
+from enum import Enum
 
+from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
+from k25_train.config.schema import Config
+
+
+class AttentionKernel(Enum):
+    """The implementations of attention, of which a run has one (`k25_train/model/attention_kernels.py`)."""
+
+    cpu = "torch's flash attention for the CPU, document by document"
+    """Takes queries, keys and values of one width."""
+    float32 = "torch's memory-efficient attention, document by document"
+    """CUDA in float32, for comparisons with the CPU: no kernel for packed documents computes in float32."""
+    varlen = "torch's varlen_attn (FlashAttention 2), one call for all documents"
+    """CUDA without Transformer Engine. Takes queries, keys and values of one width."""
+    transformer_engine = "Transformer Engine's DotProductAttention (cuDNN), one call for all documents"
+    """CUDA with Transformer Engine."""
+
+    @property
+    def pads_values(self) -> bool:
+        """Whether it takes queries, keys and values of one width only."""
+        return self in (AttentionKernel.cpu, AttentionKernel.varlen)
+
+
+def attention_kernel(device: Device, dtype: DType, *, transformer_engine: bool) -> AttentionKernel:
+    """Which attention the language model is built with, by what the configuration says and nothing else."""
+    if device is Device.cpu:
+        return AttentionKernel.cpu
+    if dtype is DType.float32:
+        return AttentionKernel.float32
+    return AttentionKernel.transformer_engine if transformer_engine else AttentionKernel.varlen
+
+
+def vision_attention_kernel(device: Device, dtype: DType) -> AttentionKernel:
+    """Which attention the tower is built with, where heads of queries, keys and values are of one width."""
+    return attention_kernel(device, dtype, transformer_engine=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """What operations keep for their backward pass, where devices differ."""
+    """What operations keep for their backward pass, where that differs."""
 
     norm_is_fused: bool
     """Whether RMSNorm is one kernel, which keeps its input. Otherwise it is made of operations on float32,
     which keep that input in float32 and what it is normalised to. Both keep a float32 a row."""
-    pads_values: bool
-    """Whether the attention kernel takes queries, keys and values of one width only."""
-    attention_rows: int
-    """Rows for which the attention kernel keeps the logarithm of a sum are filled up to a multiple of it."""
-    attention_seeds: int
-    """Scalars, 8 bytes each, that the attention kernel keeps for dropout, whether there is any or not."""
+    attention: AttentionKernel
+    """The language model's attention."""
+    vision_attention: AttentionKernel
+    """The tower's attention."""
 
 
-KERNELS = {
-    Device.cpu: Kernels(norm_is_fused=False, pads_values=True, attention_rows=1, attention_seeds=0),
-    Device.cuda: Kernels(norm_is_fused=True, pads_values=False, attention_rows=32, attention_seeds=2),
-}
-"""By device. CUDA's are from reading torch 2.13, and have not been measured on a GPU: `_fused_rms_norm` (what
-Transformer Engine's keeps is the same) and `_scaled_dot_product_efficient_attention`, the kernel for values
-narrower than keys (cuDNN's keeps no more)."""
+def kernels_of(device: Device, dtype: DType, *, transformer_engine: bool) -> Kernels:
+    """The kernels of a run.
+
+    What CUDA's keep is from reading torch 2.13 (`_fused_rms_norm`, `torch.nn.attention.varlen`) and
+    Transformer Engine 2.20 (`FusedAttnFunc`; its norm keeps what torch's does), and has not been measured on
+    a GPU.
+    """
+    return Kernels(
+        norm_is_fused=device is Device.cuda,
+        attention=attention_kernel(device, dtype, transformer_engine=transformer_engine),
+        vision_attention=vision_attention_kernel(device, dtype),
+    )
+
+
+def configured_kernels(config: Config) -> Kernels:
+    """The kernels of a run with this configuration."""
+    return kernels_of(
+        config.cluster.device, config.train.dtype, transformer_engine=config.train.transformer_engine
+    )

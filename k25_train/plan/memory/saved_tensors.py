@@ -8,37 +8,23 @@ value, F of a feed-forward part, E experts of a layer, k of a token, R rows that
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from math import prod
 
 from k25_train.config.basics import DType
 from k25_train.config.model import ModelConfig
-from k25_train.plan.memory.kernels import Kernels
+from k25_train.plan.memory.attention_saves import attention_outputs, document_boundaries
+from k25_train.plan.memory.kernels import AttentionKernel, Kernels
+from k25_train.plan.memory.saved_tensor import (
+    BOOL_BYTES,
+    COMPLEX_BYTES,
+    FLOAT_BYTES,
+    INDEX_BYTES,
+    SavedTensor,
+    exact,
+)
 from k25_train.plan.pass_sizes import PassSizes
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from parallel.activations.policy import Policy
-
-BOOL_BYTES, FLOAT_BYTES, INDEX_BYTES, COMPLEX_BYTES = 1, 4, 8, 8
-"""Bytes of bool, float32, int64 and complex64."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedTensor:
-    """A tensor that autograd saves; views of the same memory count once."""
-
-    name: str
-    """Name of the activation, as in `activation.<name>`."""
-    shape: tuple[int, ...]
-    """Its dimensions; empty for a scalar."""
-    num_bytes: int
-    """Bytes of its elements."""
-    memory_bytes: int
-    """Bytes that it keeps from being freed if it is kept unchanged: more than its own if it is a view."""
-    may_be_rounded: bool
-    """Whether it may be stored in FP8: the model gave it its name, and it is of floating point and has more
-    than one dimension. Statistics that a kernel keeps, and indices, may not."""
-    is_made_again: bool
-    """Whether it is an output of what `recompute` runs again."""
 
 
 class SavedTensors:
@@ -64,36 +50,38 @@ class SavedTensors:
         return [*self._attention(), *(self._moe() if is_moe else self._dense())]
 
     def every_chunk(self, layers: Iterable[int]) -> list[SavedTensor]:
-        """What all layers of a chunk, counted from 0, save only once: the turns of the rotary pairs; and
-        which tokens are padding, which the balance loss leaves out."""
+        """What all layers of a chunk, counted from 0, save only once: the turns of the rotary pairs; where
+        documents begin; and which tokens are padding, which the balance loss leaves out."""
         tokens, found = self._sizes.tokens, []
         has_experts = [self._model.is_moe(layer) for layer in layers]
         if has_experts:
             shape = (tokens, 1, self._model.qk_rope_head_dim // 2)
-            found.append(_exact("mla.rotations", shape, COMPLEX_BYTES))
+            found.append(exact("mla.rotations", shape, COMPLEX_BYTES))
+            found += document_boundaries(self._kernels.attention, self._sizes)
         if any(has_experts) and self._model.balance_loss_coeff:
-            found.append(_exact("router.scores", (tokens, 1), BOOL_BYTES))
+            found.append(exact("router.scores", (tokens, 1), BOOL_BYTES))
         return found
 
     def first_chunk(self) -> list[SavedTensor]:
         """Token ids, and what vision in the first chunk saves at most. Positions of vision tokens, 8 bytes
         each, are not counted."""
-        return [_exact("rest", (1, self._sizes.tokens), INDEX_BYTES), *self._tower(), *self._projector()]
+        return [exact("rest", (1, self._sizes.tokens), INDEX_BYTES), *self._tower(), *self._projector()]
 
     def last_chunk(self) -> list[SavedTensor]:
         """What the final norm and the loss save."""
         tokens = self._sizes.tokens
         return [
             *self._norm("norm.input", "norm.output", (tokens, 1, self._model.hidden_size)),
-            _exact("head.logits", (tokens, self._model.vocab_size), FLOAT_BYTES),
-            _exact("head.logits", (tokens,), INDEX_BYTES),
-            _exact("head.logits", (), FLOAT_BYTES),
+            exact("head.logits", (tokens, self._model.vocab_size), FLOAT_BYTES),
+            exact("head.logits", (tokens,), INDEX_BYTES),
+            exact("head.logits", (), FLOAT_BYTES),
         ]
 
     def _attention(self) -> Iterator[SavedTensor]:
         model, tokens = self._model, self._sizes.tokens
         heads, width = model.num_attention_heads, model.q_head_dim
-        value_width = width if self._kernels.pads_values else model.v_head_dim
+        pads_values = self._kernels.attention.pads_values
+        value_width = width if pads_values else model.v_head_dim
         yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
         yield from self._norm("mla.latent", "mla.up_input", (tokens, model.q_lora_rank))
         yield from self._norm(
@@ -104,17 +92,14 @@ class SavedTensors:
             read_from=(tokens, model.kv_lora_rank + model.qk_rope_head_dim),
             has_other_reader=self._recomputes("mla.up_proj"),
         )
-        if self._kernels.pads_values and self._recomputes("mla.up_proj"):
+        if pads_values and self._recomputes("mla.up_proj"):
             yield self._made("mla.up_proj", (tokens, heads, model.v_head_dim))
         for last in (width, width, value_width):
             yield self._made("mla.up_proj", (tokens, heads, last))
-        for length in self._sizes.documents:
-            rows = -(-length // self._kernels.attention_rows) * self._kernels.attention_rows
-            yield _exact("attention.output", (1, heads, rows), FLOAT_BYTES)
-            yield _exact("attention.output", (1, heads, length, value_width), self._element_bytes)
-            for _ in range(self._kernels.attention_seeds):
-                yield _exact("attention.output", (), INDEX_BYTES)
-        yield self._made("attention.joined", (tokens, heads * model.v_head_dim))
+        kernel = self._kernels.attention
+        yield from attention_outputs(kernel, self._sizes, heads, value_width, self._element_bytes)
+        if kernel is not AttentionKernel.transformer_engine:
+            yield self._made("attention.joined", (tokens, heads * model.v_head_dim))
         yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
 
     def _dense(self) -> Iterator[SavedTensor]:
@@ -131,7 +116,7 @@ class SavedTensors:
         tokens, inner = self._sizes.tokens, f"{part}.down_input"
         yield self._named(f"{part}.swiglu_input", (tokens, 1, 2 * width))
         if not self._recomputes(inner):
-            yield _exact(inner, (tokens, 1, width), self._element_bytes)
+            yield exact(inner, (tokens, 1, width), self._element_bytes)
         yield self._made(inner, (tokens, 1, width))
 
     def _router(self) -> Iterator[SavedTensor]:
@@ -142,17 +127,17 @@ class SavedTensors:
             self._model.num_experts_per_token,
         )
         scores, choice, total = (tokens, experts), (tokens, chosen), (tokens, 1)
-        yield _exact("router.scores", scores, FLOAT_BYTES)
-        yield _exact("router.scores", choice, INDEX_BYTES)
+        yield exact("router.scores", scores, FLOAT_BYTES)
+        yield exact("router.scores", choice, INDEX_BYTES)
         if chosen > 1:
-            yield _exact("router.scores", total, FLOAT_BYTES)
-            yield _exact("router.scores", choice, FLOAT_BYTES)
+            yield exact("router.scores", total, FLOAT_BYTES)
+            yield exact("router.scores", choice, FLOAT_BYTES)
         if self._model.balance_loss_coeff:
-            yield _exact("router.scores", scores, FLOAT_BYTES)
-            yield _exact("router.scores", total, FLOAT_BYTES)
-            yield _exact("router.scores", choice, INDEX_BYTES)
-            yield _exact("router.scores", (self._sizes.num_sequences, experts), FLOAT_BYTES)
-            yield _exact("router.scores", (), FLOAT_BYTES)
+            yield exact("router.scores", scores, FLOAT_BYTES)
+            yield exact("router.scores", total, FLOAT_BYTES)
+            yield exact("router.scores", choice, INDEX_BYTES)
+            yield exact("router.scores", (self._sizes.num_sequences, experts), FLOAT_BYTES)
+            yield exact("router.scores", (), FLOAT_BYTES)
 
     def _dispatch(self) -> Iterator[SavedTensor]:
         """Which of all pairs of an expert and a token are sent, as a part of their sorted list; their tokens;
@@ -160,22 +145,22 @@ class SavedTensors:
         pairs = self._sizes.tokens * self._model.num_experts
         num_sent = self._sizes.tokens - self._sizes.padding_tokens
         sent = (num_sent * self._model.num_experts_per_token,)
-        yield _exact("rest", sent, INDEX_BYTES, memory_bytes=pairs * INDEX_BYTES)
-        yield _exact("rest", sent, INDEX_BYTES)
-        yield _exact("rest", (self._sizes.local_experts,), 4)
+        yield exact("rest", sent, INDEX_BYTES, memory_bytes=pairs * INDEX_BYTES)
+        yield exact("rest", sent, INDEX_BYTES)
+        yield exact("rest", (self._sizes.local_experts,), 4)
 
     def _experts(self) -> Iterator[SavedTensor]:
         rows, width = self._sizes.expert_rows, self._model.expert_ffn_hidden_size
         yield self._named("moe.up_input", (rows, self._model.hidden_size))
         yield self._named("moe.swiglu_input", (rows, 2 * width))
         if self._recomputes("moe.down_input") or self._is_float32:
-            yield _exact("moe.probs", (rows,), FLOAT_BYTES)
+            yield exact("moe.probs", (rows,), FLOAT_BYTES)
         if not self._recomputes("moe.down_input"):
             if not self._is_float32:
-                yield _exact("moe.down_input", (rows, 1), self._element_bytes)
+                yield exact("moe.down_input", (rows, 1), self._element_bytes)
             # SiLU of the gates, and SwiGLU without the router's weights.
-            yield _exact("moe.down_input", (rows, width), self._element_bytes)
-            yield _exact("moe.down_input", (rows, width), self._element_bytes)
+            yield exact("moe.down_input", (rows, width), self._element_bytes)
+            yield exact("moe.down_input", (rows, width), self._element_bytes)
         yield self._made("moe.down_input", (rows, width))
 
     def _tower(self) -> Iterator[SavedTensor]:
@@ -185,23 +170,25 @@ class SavedTensors:
         if not patches:
             return
         # A block saves input and output of both norms, the joint projection of queries, keys and values,
-        # rotated queries and keys, attention's output and the same joined, and both sides of GELU.
-        block = 11 * width + 2 * vision.ffn_hidden_size
-        yield _exact("vision.encoder", (vision.num_layers * patches, block), self._element_bytes)
+        # rotated queries and keys, attention's output, the same joined unless one call made all of it, and
+        # both sides of GELU.
+        is_one_call = self._kernels.vision_attention is AttentionKernel.varlen
+        block = (10 if is_one_call else 11) * width + 2 * vision.ffn_hidden_size
+        yield exact("vision.encoder", (vision.num_layers * patches, block), self._element_bytes)
         # Statistics of two norms, and the attention kernel's.
-        yield _exact("vision.encoder", (vision.num_layers * patches, 4 + heads), FLOAT_BYTES)
-        yield _exact("vision.encoder", (patches, width // heads // 2), COMPLEX_BYTES)
+        yield exact("vision.encoder", (vision.num_layers * patches, 4 + heads), FLOAT_BYTES)
+        yield exact("vision.encoder", (patches, width // heads // 2), COMPLEX_BYTES)
         # The last norm's, whose input lies with the pixels in the line below.
-        yield _exact("vision.encoder", (patches, 2), FLOAT_BYTES)
+        yield exact("vision.encoder", (patches, 2), FLOAT_BYTES)
         pixels = 3 * vision.patch_size**2
-        yield _exact("vision.encoder", (patches, pixels + width), self._element_bytes)
+        yield exact("vision.encoder", (patches, pixels + width), self._element_bytes)
 
     def _projector(self) -> Iterator[SavedTensor]:
         """Its norm's input, and what its two matrices and GELU read."""
         vision, tokens = self._model.vision, self._sizes.vision_tokens
         if tokens:
-            yield _exact("vision.encoder", (tokens, 4 * vision.merged_size), self._element_bytes)
-            yield _exact("vision.encoder", (tokens, 2 * vision.merge_size**2), FLOAT_BYTES)
+            yield exact("vision.encoder", (tokens, 4 * vision.merged_size), self._element_bytes)
+            yield exact("vision.encoder", (tokens, 2 * vision.merge_size**2), FLOAT_BYTES)
 
     def _norm(
         self,
@@ -217,11 +204,11 @@ class SavedTensors:
         if fused or is_made_again or self._is_float32 or has_other_reader:
             yield self._named(inputs, read_from or shape)
         if not is_made_again:
-            yield _exact(outputs, (*shape[:-1], 1), FLOAT_BYTES)
+            yield exact(outputs, (*shape[:-1], 1), FLOAT_BYTES)
             if not fused:
-                yield _exact(outputs, shape, FLOAT_BYTES)
+                yield exact(outputs, shape, FLOAT_BYTES)
             if not fused and not self._is_float32:
-                yield _exact(outputs, shape, FLOAT_BYTES)
+                yield exact(outputs, shape, FLOAT_BYTES)
         yield self._made(outputs, shape)
 
     def _recomputes(self, name: str) -> bool:
@@ -240,17 +227,3 @@ class SavedTensors:
 
     def _made(self, name: str, shape: tuple[int, ...]) -> SavedTensor:
         return self._named(name, shape, is_made_again=self._recomputes(name))
-
-
-def _exact(
-    name: str, shape: tuple[int, ...], element_bytes: int, *, memory_bytes: int | None = None
-) -> SavedTensor:
-    num_bytes = prod(shape) * element_bytes
-    return SavedTensor(
-        name=name,
-        shape=shape,
-        num_bytes=num_bytes,
-        memory_bytes=num_bytes if memory_bytes is None else memory_bytes,
-        may_be_rounded=False,
-        is_made_again=False,
-    )

@@ -12,9 +12,10 @@ from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.parameters.megatron import TrainedParameter, layer_parameters, vision_parameters
 from k25_train.plan.memory.activations import WaitingBytes, peak_held, stage_tensors
-from k25_train.plan.memory.kernels import KERNELS
+from k25_train.plan.memory.kernels import configured_kernels
 from k25_train.plan.memory.offload import OffloadBudget, budget_for, offload_need
-from k25_train.plan.memory.saved_tensors import FLOAT_BYTES, SavedTensors
+from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
+from k25_train.plan.memory.saved_tensors import SavedTensors
 from k25_train.plan.optimizer import encoder_parameters, stage_parameters, stage_state
 from k25_train.plan.pass_sizes import PassSizes, balanced_sizes
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
@@ -170,7 +171,7 @@ def _working(stage: StagePlan, sizes: PassSizes) -> int:
     config, model = stage.config, stage.config.model
     element_bytes = WEIGHT_BYTES[config.train.dtype]
     kept = dict.fromkeys(config.activation.policies(), Policy.keep)
-    lists = SavedTensors(model, config.train.dtype, KERNELS[config.cluster.device], kept, sizes)
+    lists = SavedTensors(model, config.train.dtype, configured_kernels(config), kept, sizes)
     num_passes = 2 if config.parallelism.overlap_expert_comm else 1
     found = []
     for chunk in stage.chunks:

@@ -125,6 +125,7 @@ def _bookkeeping(config: Config) -> Volume:
     counts = _moe_passes(config) * ep * model.num_experts * TOKEN_COUNT_BYTES if ep > 1 else 0
     biases = model.num_moe_layers * dp * model.num_experts * LOAD_BYTES if dp > 1 else 0
     world = config.world_size
+    # Those of a step that is sampled.
     is_clipped = config.optim.qk_clip_threshold is not None and world > 1
     maxima = world * model.num_layers * model.num_attention_heads * 4 if is_clipped else 0
     sent = counts * (ep - 1) / ep + biases * 2 * (dp - 1) / dp + maxima * 2 * (world - 1) / world

@@ -57,6 +57,7 @@ BROKEN_WITHIN = [
     ("optim.warmup_steps=-1", "optim.warmup_steps=-1", "must not be negative"),
     ("optim.max_skipped_steps=-1", "optim.max_skipped_steps=-1", "must not be negative"),
     ("optim.qk_clip_threshold=0", "optim.qk_clip_threshold=0.0", "must be positive"),
+    ("optim.qk_clip_interval=0", "optim.qk_clip_interval=0", "must be positive"),
     ("optim.muon.momentum=1", "optim.muon.momentum=1.0", "must lie in [0, 1)"),
     ("optim.muon.newton_schulz_steps=0", "optim.muon.newton_schulz_steps=0", "must be positive"),
     ("optim.muon.update_rms=-1", "optim.muon.update_rms=-1.0", "must be positive"),

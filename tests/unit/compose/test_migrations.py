@@ -50,6 +50,7 @@ FILLED: dict[str, dict[str, Any]] = {
         "parallelism.dispatcher_sms": None,
         "parallelism.dispatcher_capacity": None,
         "train.deterministic": False,
+        "optim.qk_clip_interval": 1,
     },
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""

@@ -12,7 +12,7 @@ from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
 from k25_train.config.model import ModelConfig
 from k25_train.plan.memory.activations import pack
-from k25_train.plan.memory.kernels import KERNELS
+from k25_train.plan.memory.kernels import kernels_of
 from k25_train.plan.memory.saved_tensors import SavedTensors
 from k25_train.plan.pass_sizes import PassSizes
 from parallel.activations.policy import Policy
@@ -53,7 +53,12 @@ def is_allowed(name: str, policy: Policy) -> bool:
 
 
 def planned(
-    model: ModelConfig, case: Case, *, device: Device = Device.cpu, sequence_tokens: int = 64
+    model: ModelConfig,
+    case: Case,
+    *,
+    device: Device = Device.cpu,
+    transformer_engine: bool = False,
+    sequence_tokens: int = 64,
 ) -> Counter[Record]:
     """What the plan says that a pass through the whole model stores."""
     sizes = PassSizes(
@@ -65,7 +70,8 @@ def planned(
         patches=0,
         vision_tokens=0,
     )
-    lists = SavedTensors(model, DTYPES[case.dtype], KERNELS[device], case.policies, sizes)
+    kernels = kernels_of(device, DTYPES[case.dtype], transformer_engine=transformer_engine)
+    lists = SavedTensors(model, DTYPES[case.dtype], kernels, case.policies, sizes)
     saved = [*lists.first_chunk(), *lists.every_chunk(range(model.num_layers)), *lists.last_chunk()]
     for layer in range(model.num_layers):
         saved += lists.layer(is_moe=layer >= model.num_dense_layers)
@@ -132,7 +138,8 @@ def test_vision_in_the_first_chunk_saves_no_more_than_planned(dtype: torch.dtype
             patches=sum(t * h * w for t, h, w in grid_thw),
             vision_tokens=sum(h * w // 4 for _, h, w in grid_thw),
         )
-        lists = SavedTensors(model, DTYPES[dtype], KERNELS[Device.cpu], POLICIES["keep"], sizes)
+        kernels = kernels_of(Device.cpu, DTYPES[dtype], transformer_engine=False)
+        lists = SavedTensors(model, DTYPES[dtype], kernels, POLICIES["keep"], sizes)
         bound = sum(each.num_bytes for each in lists.first_chunk() if each.name == "vision.encoder")
         resampling = sum(4 * 16 * (h + w) for _, h, w in grid_thw)
         assert 0.8 * bound < found <= bound + resampling

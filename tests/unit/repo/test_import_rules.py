@@ -46,6 +46,8 @@ TORCH_FREE = (
     "launch",
 )
 """Folders and modules that a login node imports, which has no torch."""
+TRITON_KERNELS = ("parallel.activations.fp8_triton", "k25_train.model.max_logits_triton")
+"""Modules that may import Triton, which the CPU does without."""
 TORCH_IN_LAUNCH = {
     "launch.agent",
     "launch.preflight.job",
@@ -97,8 +99,8 @@ def violations(name: str, imported: str) -> list[str]:
     is_pure = any(within(name, folder) for folder in STANDARD_LIBRARY_ONLY)
     if is_pure and not any(within(imported, other) for other in pure):
         found.append(f"{name} imports {imported}: it may need the standard library only")
-    if within(imported, "triton") and name != "parallel.activations.fp8_triton":
-        found.append(f"{name} imports {imported}: only parallel.activations.fp8_triton may, on CUDA")
+    if within(imported, "triton") and name not in TRITON_KERNELS:
+        found.append(f"{name} imports {imported}: only {' and '.join(TRITON_KERNELS)} may, on CUDA")
     return found
 
 
