@@ -37,7 +37,8 @@ def experiment_of(cluster: str) -> list[str]:
         return ["experiment=k25_pretrain_4k", "cluster.nodes=64", "cluster.slurm.min_nodes=32"]
     if cluster.startswith("site_"):
         return ["experiment=k25_pretrain_4k", f"cluster={cluster}"]
-    return ["experiment=smoke_1gpu" if cluster == "local_gpu" else "experiment=smoke", f"cluster={cluster}"]
+    on_gpus = {"local_gpu": "smoke_1gpu", "local_8gpu": "smoke_8gpu"}
+    return [f"experiment={on_gpus.get(cluster, 'smoke')}", f"cluster={cluster}"]
 
 
 def assert_sound(script: str, folder: Path) -> None:
