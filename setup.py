@@ -7,7 +7,6 @@ wheel all import the same modules. The YAML files of `conf/` travel as package d
 from setuptools import find_packages, setup
 
 CODE = ["k25_train", "parallel", "launch"]
-DEEPSPEED = "deepspeed>=0.19.8,<0.20"
 
 setup(
     name="k25-train",
@@ -41,11 +40,8 @@ setup(
         "matplotlib>=3.11,<3.12",
     ],
     extras_require={
-        "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21", DEEPSPEED],
-        # For optim.offload=cpu; compiles its kernel with g++ at first use.
-        "offload": [DEEPSPEED],
+        "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21"],
         "dev": [
-            DEEPSPEED,
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",
             "hypothesis>=6.170,<7",

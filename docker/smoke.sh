@@ -32,7 +32,7 @@ elif Path("/usr/local/lib/no-cuda/libcudart.so.13").exists():
 for name, pin in pins.items():
     if name != "torch" and (found := importlib.metadata.version(name)) != pin:
         faults.append(f"{name} {found}: pins.txt has {pin}")
-modules = ["megatron.core", "emerging_optimizers", "deepspeed", "av", "k25_train.train", "launch.preflight.job"]
+modules = ["megatron.core", "emerging_optimizers", "av", "k25_train.train", "launch.preflight.job"]
 if from_base:
     # Loading kernels may need a driver, which a machine that builds images does not have.
     modules += ["transformer_engine.pytorch", "apex"] if torch.cuda.is_available() else []

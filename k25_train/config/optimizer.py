@@ -18,12 +18,12 @@ class OptimName(Enum):
 
 
 class OptimizerOffload(Enum):
-    """Where optimizer state is kept and stepped."""
+    """Where optimizer state rests between steps."""
 
     none = "none"
     """On the device."""
     cpu = "cpu"
-    """In host memory, AdamW by DeepSpeed's CPU Adam."""
+    """In page-locked host memory; it passes through the device in each step."""
 
 
 class TrainedVision(Enum):

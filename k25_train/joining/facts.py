@@ -57,7 +57,7 @@ NOT_CODE = (".md",)
 COMPILED = "__pycache__"
 """Folder of what Python compiles, into which other ranks write meanwhile."""
 INSTALLED = (
-    "torch", "triton", "megatron-core", "emerging-optimizers", "transformer-engine", "deepspeed", "deep-ep",
+    "torch", "triton", "megatron-core", "emerging-optimizers", "transformer-engine", "deep-ep",
     "flash-attn", "numpy", "safetensors", "pillow", "av", "resvg-py", "tokenizers", "tiktoken", "fsspec",
     "hydra-core", "omegaconf", "PyYAML", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "nvidia-cudnn-cu12",
     "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas", "nvidia-cuda-runtime-cu12",

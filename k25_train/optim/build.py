@@ -12,19 +12,24 @@ from torch import nn
 
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig, OptimizerOffload, OptimName
-from k25_train.optim.cpu_adam import CpuAdamW
+from k25_train.errors import ConfigError
 from k25_train.optim.muon import STATE_KEYS as MUON_STATE_KEYS
 from k25_train.optim.muon import Muon, bind_matrices
+from k25_train.optim.streamed_adamw import ADAM_STATE_KEYS, StreamedAdamW
 from k25_train.parameters.update_rules import ParameterRule, is_trained, rule_of
+from parallel.host.copier import copier_of
+from parallel.host.memory import HostMemoryError
+from parallel.host.state_stream import StateStream
 from parallel.megatron.host_optimizer import HostOptimizer
 from parallel.megatron.replicas import EncoderReplica
 from parallel.megatron.sharded_optimizer import OptimizerPartition, ParamGroups, ShardedOptimizer, shard
 from parallel.megatron.skip_non_finite import SkipNonFiniteOptimizer
+from parallel.megatron.state_store import ResidentStore
 from parallel.topology import Topology
 
-ADAM_STATE_KEYS = ("exp_avg", "exp_avg_sq")
-
 Rules = Mapping[nn.Parameter, ParameterRule]
+Place = Callable[[ShardedOptimizer, OptimizerPartition], ShardedOptimizer]
+"""Moves the state of a partition's new optimizer to where it is to rest."""
 
 
 def freeze(modules: Iterable[nn.Module], optim: OptimConfig) -> None:
@@ -63,9 +68,9 @@ def build_optimizer(
 
     `chunks` and `encoders` have separate buffers for Muon's parameters; `names` are those in the whole model.
     The learning rate is set before each step by `set_learning_rate`. With `optim.offload=cpu`, masters and
-    state are in host memory and stepped there.
+    state rest in host memory, and pass through the device in a step.
 
-    Raises `ConfigError` if that is configured and DeepSpeed's kernel is not available.
+    Raises `ConfigError` if that is configured and the host has no page-locked memory for it.
     """
     config = OptimizerConfig(
         optimizer="adam",
@@ -79,14 +84,15 @@ def build_optimizer(
         bf16=params_dtype is torch.bfloat16,
         params_dtype=params_dtype,
     )
-    optimizers, work = _sharded(optim, rules, config, chunks, topology.groups.dp, topology.device)
+    place = _placement(optim, topology.device)
+    optimizers, work = _sharded(optim, rules, config, chunks, topology.groups.dp, topology.device, place)
     for encoder in encoders:
         # A frozen encoder has no buffers, and nothing to update.
         if encoder.buffers:
             own = work[topology.dp_rank] if work else 0
             everyone, device = topology.everyone, topology.device
             busy = of_all_ranks(own, everyone, device)
-            optimizers += _sharded(optim, rules, config, [encoder], everyone, device, busy)[0]
+            optimizers += _sharded(optim, rules, config, [encoder], everyone, device, place, busy)[0]
     return SkipNonFiniteOptimizer(optimizers, names)
 
 
@@ -99,6 +105,21 @@ def of_all_ranks(number: int, group: dist.ProcessGroup, device: torch.device) ->
     return numbers.tolist()
 
 
+def _placement(optim: OptimConfig, device: torch.device) -> Place:
+    """Where the state of the rank's optimizers rests."""
+    if optim.offload is OptimizerOffload.none:
+        return lambda optimizer, part: optimizer
+    stream = StateStream(copier_of(device))
+
+    def in_host(optimizer: ShardedOptimizer, part: OptimizerPartition) -> ShardedOptimizer:
+        try:
+            return HostOptimizer(optimizer, part.build_on_host, stream)
+        except HostMemoryError as error:
+            raise ConfigError(str(error)) from error
+
+    return in_host
+
+
 def _sharded(
     optim: OptimConfig,
     rules: Rules,
@@ -106,6 +127,7 @@ def _sharded(
     chunks: list[DistributedDataParallel],
     group: dist.ProcessGroup,
     device: torch.device,
+    place: Place,
     busy: Sequence[int] = (),
 ) -> tuple[list[ShardedOptimizer], list[int]]:
     """The optimizers of these chunks, whose dense weights are replicated over `group`, and the Newton-Schulz
@@ -115,9 +137,7 @@ def _sharded(
     optimizers: list[ShardedOptimizer] = []
     work = list(busy)
     for part in parts(optim, own, is_encoder=isinstance(chunks[0], EncoderReplica)):
-        optimizer = shard(part, config, chunks)
-        if optim.offload is OptimizerOffload.cpu:
-            optimizer = HostOptimizer(optimizer, part.build_on_host)
+        optimizer = place(shard(part, config, chunks), part)
         if isinstance(optimizer.optimizer, Muon):
             work = bind_matrices(optimizer, own, group, device, work)
         optimizers.append(optimizer)
@@ -149,19 +169,18 @@ def is_expert_weight(parameter: nn.Parameter) -> bool:
 def _part(optim: OptimConfig, update: OptimName, rules: Rules, is_expert: bool) -> OptimizerPartition:
     groups = list(_groups(optim, rules, is_expert))
     if update is OptimName.muonclip:
-        build: Callable[[ParamGroups], torch.optim.Optimizer] = partial(Muon, settings=optim.muon)
         return OptimizerPartition(
             groups=groups,
             is_expert=is_expert,
-            build=build,
-            build_on_host=build,
+            build=partial(Muon, store=ResidentStore(), settings=optim.muon),
+            build_on_host=partial(Muon, settings=optim.muon),
             state_keys=MUON_STATE_KEYS,
         )
     return OptimizerPartition(
         groups=groups,
         is_expert=is_expert,
         build=partial(_adamw, optim),
-        build_on_host=CpuAdamW,
+        build_on_host=StreamedAdamW,
         state_keys=ADAM_STATE_KEYS,
     )
 

@@ -4,6 +4,7 @@ K2 report, algorithm 1: M <- mu M + G; O <- NS(M) * sqrt(max(rows, cols)) * 0.2;
 With Nesterov's momentum, as in Moonlight's code, NS(G + mu M).
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,9 @@ from k25_train.config.basics import DType
 from k25_train.config.optimizer import MuonConfig
 from k25_train.parameters.update_rules import ParameterRule
 from k25_train.units import MIB
+from parallel.host.state_stream import Loaded
 from parallel.megatron.sharded_optimizer import ParameterShard, ParamGroups, ShardedOptimizer
+from parallel.megatron.state_store import StateStore
 from parallel.muon.exchange import MatrixExchange
 from parallel.muon.plan import Matrix, cut, plan_owners, plan_rounds
 from parallel.norms import frobenius_norms
@@ -40,16 +43,22 @@ class Segment(NamedTuple):
     group: int
     """Index of the shard's parameter group."""
 
+    def of(self, shard: Tensor) -> Tensor:
+        """The piece [size] of a tensor of the shard's shape."""
+        return shard[self.start : self.start + self.size]
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum on this rank's shards, orthogonalisation by the matrices' owners, decoupled weight decay.
 
     State of a shard [N]: `exp_avg` [N] float32, the momentum M, and `step`. It is built on flat shards;
-    `bind` sets which matrices they are pieces of.
+    `bind` sets which matrices they are pieces of. The store says where the shards and their state rest; the
+    arithmetic is on the device in any case, round by round of the exchange.
     """
 
-    def __init__(self, groups: ParamGroups, settings: MuonConfig) -> None:
+    def __init__(self, groups: ParamGroups, store: StateStore, settings: MuonConfig) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        self.store = store
         self.settings = settings
         self._exchange: MatrixExchange | None = None
         self._segments: list[Segment | None] = []
@@ -74,33 +83,17 @@ class Muon(torch.optim.Optimizer):
         """Update every shard in place. Called by every rank of the group."""
         assert closure is None, "gradients are ready when the optimizer steps"
         assert self._exchange is not None, "bind comes first"
-        # 1. Momentum and weight decay of this rank's shards.
         for group in self.param_groups:
             for master in group["params"]:
-                self._accumulate(master)
-                master.mul_(1 - group["lr"] * group["weight_decay"])
-        # 2. Owners orthogonalise whole matrices; every rank applies the updates of its pieces.
-        pieces = [None if segment is None else self._direction(segment) for segment in self._segments]
-        self._exchange.run(pieces, self._orthogonalize, self._apply)
-
-    def _accumulate(self, master: Tensor) -> None:
-        """M <- mu M + G of a shard."""
-        state = self.state[master]
-        if "exp_avg" not in state:
-            state["exp_avg"] = torch.zeros_like(master)
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-        state["step"] += 1
-        state["exp_avg"].mul_(self.settings.momentum).add_(master.grad)
-
-    def _direction(self, segment: Segment) -> Tensor:
-        """What is orthogonalised of a piece: M, or G + mu M with Nesterov's momentum."""
-        own = slice(segment.start, segment.start + segment.size)
-        momentum = self.state[segment.master]["exp_avg"][own]
-        if not self.settings.nesterov:
-            return momentum
-        assert segment.master.grad is not None
-        return segment.master.grad[own] + self.settings.momentum * momentum
+                state = self.state[master]
+                if "exp_avg" not in state:
+                    state["exp_avg"] = torch.zeros_like(master)
+                if "step" not in state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                state["step"] += 1
+        pieces = _StepOfPieces(self, self._segments, self._exchange.most_held)
+        self._exchange.run(pieces, self._orthogonalize)
+        pieces.close()
 
     def _orthogonalize(self, matrices: Tensor) -> Tensor:
         """The updates of matrices [B, rows, cols], without the learning rate; overwrites the matrices."""
@@ -118,12 +111,64 @@ class Muon(torch.optim.Optimizer):
             )
         return updates * (settings.update_rms * max(matrices.shape[-2:]) ** 0.5)
 
-    def _apply(self, number: int, update: Tensor) -> None:
-        """Subtract a piece's update from its shard."""
-        segment = self._segments[number]
-        assert segment is not None
-        own = segment.master[segment.start : segment.start + segment.size]
-        own.add_(update.to(own.device), alpha=-self.param_groups[segment.group]["lr"])
+
+class _StepOfPieces:
+    """One step of this rank's pieces of matrices, in the rounds of the exchange.
+
+    Momentum goes through one lane and masters through another: a round's masters come when its momentum is
+    gone, since its matrices are orthogonalised in between.
+    """
+
+    def __init__(self, muon: Muon, segments: Sequence[Segment | None], most_elements: int) -> None:
+        """`most_elements` are the most that this rank has of the matrices of one round."""
+        self._muon, self._segments = muon, segments
+        self._momenta, self._masters = (muon.store.lane(most_elements) for _ in range(2))
+        self._directions: Loaded | None = None
+        self._targets: deque[Loaded] = deque()
+
+    def load_directions(self, matrices: Sequence[int]) -> None:
+        """Start loading momentum."""
+        held = self._held(matrices)
+        self._directions = self._momenta.load(
+            [segment.of(self._muon.state[segment.master]["exp_avg"]) for segment in held]
+        )
+
+    def directions(self, matrices: Sequence[int]) -> list[Tensor]:
+        """What is orthogonalised: M <- mu M + G, or G + mu M with Nesterov's momentum."""
+        assert self._directions is not None
+        decay, found = self._muon.settings.momentum, []
+        for segment, momentum in zip(self._held(matrices), self._directions.tensors(), strict=True):
+            gradient = segment.of(self._muon.store.gradient(segment.master))
+            momentum.mul_(decay).add_(gradient)
+            found.append(gradient + decay * momentum if self._muon.settings.nesterov else momentum)
+        self._directions.write_back()
+        return found
+
+    def load_targets(self, matrices: Sequence[int]) -> None:
+        """Start loading masters."""
+        held = self._held(matrices)
+        self._targets.append(self._masters.load([segment.of(segment.master) for segment in held]))
+
+    def apply(self, matrices: Sequence[int], updates: Sequence[Tensor]) -> None:
+        """W <- W - lr (O + decay W)."""
+        targets = self._targets.popleft()
+        held = self._held(matrices)
+        for segment, master, update in zip(held, targets.tensors(), updates, strict=True):
+            group = self._muon.param_groups[segment.group]
+            master.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+            self._muon.store.finish(segment.master, segment.start, master)
+        targets.write_back()
+
+    def close(self) -> None:
+        """Free the lanes' buffers."""
+        self._momenta.close()
+        self._masters.close()
+
+    def _held(self, matrices: Sequence[int]) -> list[Segment]:
+        found = [self._segments[matrix] for matrix in matrices]
+        held = [segment for segment in found if segment is not None]
+        assert len(held) == len(found), "the plan gives this rank a piece that it lacks"
+        return held
 
 
 def bind_matrices(

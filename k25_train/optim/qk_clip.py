@@ -9,13 +9,13 @@ no other head is affected. Only every `optim.qk_clip_interval`-th step is sample
 an earlier step, a head would be scaled down once more for what has been cured since.
 
 The float32 masters are scaled, between the update and their copy to the model, so that weights and masters
-are clipped alike, whatever their dtypes and wherever a shard begins and ends.
+are clipped alike, whatever their dtypes, wherever a shard begins and ends, and wherever masters rest.
 
 Shapes: L layers of the whole model, H heads, N elements of a shard.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from k25_train.config.model import ModelConfig
 from k25_train.config.schema import Config
-from parallel.megatron.sharded_optimizer import ParameterShard
 
 _ATTENTION_PARTS = ("core_attention", "linear_q_up_proj", "linear_kv_up_proj")
 """Attributes that identify a latent attention module; only the model knows the class."""
@@ -56,9 +55,9 @@ def is_sampled(step: int, interval: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """This rank's shard of a matrix with rows to scale."""
+    """A matrix with rows to scale."""
 
-    shard: ParameterShard
+    parameter: nn.Parameter
     layer: int
     is_query: bool
 
@@ -115,9 +114,14 @@ class QkClip:
         self.start(step=1)
         assert isinstance(optimizer, ChainedOptimizer)
         for part in optimizer.chained_optimizers:
-            weights = list(_held_weights(self._attentions, part.shards()))
-            if weights:
-                part.optimizer.register_step_post_hook(partial(self._clip, weights))
+            own = part.shards()
+            part.transform_updates(
+                {
+                    weight.parameter: partial(self._clip, weight)
+                    for weight in _weights(self._attentions)
+                    if weight.parameter in own
+                }
+            )
         self._maxima: Tensor | None = None
 
     def start(self, step: int) -> None:
@@ -167,35 +171,25 @@ class QkClip:
         return ClipResult(tuple(maxima_LH.amax(1).tolist()), num_clipped)
 
     @torch.no_grad()
-    def _clip(self, weights: list[_Weight], *_: Any) -> None:
-        """Scale this rank's shards of the weights; runs after each step of the part's inner optimizer."""
+    def _clip(self, weight: _Weight, values: Tensor, start: int) -> None:
+        """Scale updated masters [n] of a weight, which begin at its element `start`."""
         if self._maxima is None:
             return
-        model, factors_LH = self._model, clip_factors(self._maxima, self._threshold)
+        model = self._model
+        factors_H = clip_factors(self._maxima[weight.layer], self._threshold)
         nope, rope, value = model.qk_nope_head_dim, model.qk_rope_head_dim, model.v_head_dim
-        for weight in weights:
-            master, start = weight.shard.master, weight.shard.start
-            # Factors move to the host once per step, if masters are there.
-            factors_LH = factors_LH.to(master.device)
-            factors_H = factors_LH[weight.layer]
-            if weight.is_query:
-                row_scales = query_row_scales(factors_H, nope, rope)
-            else:
-                row_scales = key_value_row_scales(factors_H, nope, value)
-            scale_rows(master, start, row_scales, weight.shard.parameter.shape[1])
+        if weight.is_query:
+            row_scales = query_row_scales(factors_H, nope, rope)
+        else:
+            row_scales = key_value_row_scales(factors_H, nope, value)
+        scale_rows(values, start, row_scales, weight.parameter.shape[1])
 
 
-def _held_weights(
-    attentions: Iterable[Any], shards: Mapping[nn.Parameter, ParameterShard]
-) -> Iterator[_Weight]:
+def _weights(attentions: Iterable[Any]) -> Iterator[_Weight]:
     for attention in attentions:
         layer = attention.core_attention.layer_number - 1
-        for parameter, is_query in (
-            (attention.linear_q_up_proj.weight, True),
-            (attention.linear_kv_up_proj.weight, False),
-        ):
-            if parameter in shards:
-                yield _Weight(shards[parameter], layer, is_query)
+        yield _Weight(attention.linear_q_up_proj.weight, layer, True)
+        yield _Weight(attention.linear_kv_up_proj.weight, layer, False)
 
 
 def build_qk_clip(

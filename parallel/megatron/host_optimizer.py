@@ -1,116 +1,136 @@
-"""ZeRO-1 whose float32 masters, moments and update live in host memory.
+"""ZeRO-1 whose float32 masters and moments rest in host memory, and are updated on the device.
 
-megatron-core offloads too (`optimizer/cpu_offloading/hybrid_optimizer.py`), but only from CUDA: it picks
-parameters by `is_cuda`, and on the CPU it stops at a KeyError, so nothing of it could be tested here. It also
-copies the moments' references again in every step, and its masters after loading are other tensors than
-before. This one takes over a built `ShardedOptimizer` and changes nothing else of it, checkpoints included.
+megatron-core offloads too (`optimizer/cpu_offloading/hybrid_optimizer.py`), but steps on the host, with one
+thread per rank as ranks are started, and copies through memory that is not page-locked. This one takes over a
+built `ShardedOptimizer` and changes nothing else of it, checkpoints included.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from parallel.host.memory import HostMemoryError, map_pages
+from parallel.host.state_stream import StateStream
 from parallel.megatron.sharded_optimizer import ParameterShard, ParamGroups, ShardedOptimizer
+from parallel.megatron.state_store import HostShard, HostStore, StateStore, Transform
+from parallel.units import GIB
 
-BuildOptimizer = Callable[[ParamGroups], torch.optim.Optimizer]
-"""From parameter groups of host tensors to the optimizer that steps them."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostShard:
-    """This rank's part [N] of one parameter, on both sides of the bus."""
-
-    master: Tensor
-    """float32 in host memory: what the optimizer updates."""
-    host_gradient: Tensor
-    """float32 in host memory: copy of the reduced and clipped gradient."""
-    gradient: Tensor
-    """float32 on the device, in the gradient buffer: reduced, and clipped there."""
-    weights: Tensor
-    """In the run's dtype on the device, in the parameter buffer: what is gathered after the update."""
+BuildOptimizer = Callable[[ParamGroups, StateStore], torch.optim.Optimizer]
+"""From parameter groups of masters in host memory, and their store, to the optimizer that steps them."""
 
 
 class HostOptimizer(ShardedOptimizer):
-    """A `ShardedOptimizer` whose inner optimizer steps tensors in host memory.
+    """A `ShardedOptimizer` whose state is one page-locked region of host memory.
 
-    Reduction, norm and clipping stay on the device. Then gradients are copied to the host and applied to the
-    masters there, and updated masters are copied back and cast on the device. The host holds 16 bytes per
-    element of a shard: master, gradient and two moments. The 8 bytes that cross the bus are pinned; moments
-    never cross it.
+    Reduction, norm and clipping stay on the device, and gradients never leave it. In a step masters and
+    moments pass through the device, which writes the weights: 8 bytes of each element of a shard cross the
+    bus in each direction with Muon, 12 with AdamW. The host holds the same 8 or 12 bytes, and nothing else.
     """
 
-    def __init__(self, resident: ShardedOptimizer, build: BuildOptimizer) -> None:
-        """Take over `resident`, which has not made a step yet and must not be used afterwards."""
+    def __init__(self, resident: ShardedOptimizer, build: BuildOptimizer, stream: StateStream) -> None:
+        """Take over `resident`, which has not made a step yet and must not be used afterwards.
+
+        Raises `HostMemoryError` if the host does not have the memory, or cannot page-lock it.
+        """
         self.__dict__.update(resident.__dict__)
-        self.host_shards: list[HostShard] = []
+        self.store = HostStore(stream)
         own = resident.shards()
+        # 1. One region for all of the state.
+        self.arena = self._lock(4 * sum(self._num_elements(shard) for shard in own.values()))
+        free = self.arena.view(torch.float32)
+        state: dict[Tensor, dict[str, Tensor]] = {}
+
+        def take(shard: ParameterShard) -> Tensor:
+            nonlocal free
+            size, tensors = shard.end - shard.start, []
+            for _ in range(1 + len(self.optimizer_state_keys)):
+                tensors.append(free[:size])
+                free = free[size:]
+            master, *moments = tensors
+            master.copy_(shard.weights)
+            state[master] = dict(zip(self.optimizer_state_keys, moments, strict=True))
+            self.store.add(HostShard(master, shard.gradient, shard.weights, shard.start))
+            return master
+
         groups = resident.optimizer.param_groups
-        # 1. Masters, in megatron-core's order: float32 parameters of a group first, then the others.
         for index, group in enumerate(groups):
+            # 2. Masters, in megatron-core's order: float32 parameters of a group first, then the others.
             float32, float16 = self.model_fp32_groups[index], self.model_float16_groups[index]
-            shards = [_to_host(own[parameter]) for parameter in [*float32, *float16]]
-            # 2. megatron-core finds masters in four places; all of them get those on the host.
-            masters = [shard.master for shard in shards]
+            masters = [take(own[parameter]) for parameter in [*float32, *float16]]
+            # 3. megatron-core finds masters in four places; all of them get those in the host.
             for parameter, master in zip(float16, masters[len(float32) :], strict=True):
                 parameter.main_param = master
             self.shard_fp32_groups[index] = masters[: len(float32)]
             self.shard_fp32_from_float16_groups[index] = masters[len(float32) :]
             group["params"] = masters
-            self.host_shards += shards
-        # 3. An inner optimizer for the host.
-        self.optimizer = build(groups)
-        self._gradients = [_holder(shard.gradient) for shard in self.host_shards]
+        # 4. An inner optimizer with all of its state: what it made itself would lie elsewhere.
+        self.optimizer = build(groups, self.store)
+        for master, moments in state.items():
+            self.optimizer.state[master] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+        self._gradients = [_holder(shard.gradient) for shard in self.store.shards()]
+
+    def _num_elements(self, shard: ParameterShard) -> int:
+        return (shard.end - shard.start) * (1 + len(self.optimizer_state_keys))
+
+    def _lock(self, num_bytes: int) -> Tensor:
+        try:
+            region = map_pages(num_bytes)
+            if num_bytes:
+                self.store.stream.copier.pin(region)
+        except HostMemoryError as error:
+            raise HostMemoryError(
+                f"optim.offload: the host has no {num_bytes / GIB:.4g} GiB of page-locked memory for every "
+                f"rank on it ({error}): use more nodes, raise the limit of locked memory (ulimit -l), or "
+                "keep the state on the device with optim.offload=none"
+            ) from error
+        return region
 
     def get_parameters(self) -> list[Tensor]:
         """Tensors whose gradients norm and clipping read: those on the device."""
         return self._gradients
 
+    def transform_updates(self, transforms: Mapping[nn.Parameter, Transform]) -> None:
+        """Let updated masters of these parameters be changed in each step, while they are on the device."""
+        own = self.shards()
+        for parameter, transform in transforms.items():
+            self.store.shard(own[parameter].master).transforms.append(transform)
+
+    def state_dict(self) -> dict[str, Any]:
+        """megatron-core's, once all state is in the host."""
+        self.store.stream.settle()
+        return super().state_dict()
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """megatron-core's, once all state is in the host."""
+        self.store.stream.settle()
+        return super().sharded_state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """megatron-core's, which copies into the tensors that are there, once nothing else writes them."""
+        self.store.stream.settle()
+        super().load_state_dict(state_dict)
+
+    def shards(self) -> dict[nn.Parameter, ParameterShard]:
+        """This rank's shards, with their masters as the last step left them."""
+        self.store.stream.settle()
+        return super().shards()
+
+    def _set_main_param_and_optimizer_states(
+        self, model_param: nn.Parameter, tensors: dict[str, Any]
+    ) -> None:
+        # No file holds a step per parameter: the state has one before it is loaded.
+        super()._set_main_param_and_optimizer_states(model_param, {"step": None, **tensors})
+
     def _copy_model_grads_to_main_grads(self) -> None:
         """Do nothing: gradients are used where the reduction left them."""
 
-    @torch.no_grad()
-    def step_with_ready_grads(self) -> bool:
-        """Copy clipped gradients to the host, step there, and copy updated weights back."""
-        for shard in self.host_shards:
-            shard.host_gradient.copy_(shard.gradient, non_blocking=True)
-        # Copies to pinned memory are asynchronous, and so are those of the previous step, which read the
-        # masters that are about to change.
-        torch.cuda.synchronize()
-        for shard in self.host_shards:
-            shard.master.grad = shard.host_gradient
-        return super().step_with_ready_grads()
-
     def _copy_main_params_to_model_params(self) -> None:
-        for shard in self.host_shards:
-            # Cast on the device: a cast on the host would go through memory that is not pinned.
-            shard.weights.copy_(shard.master.to(shard.weights.device, non_blocking=True))
-
-
-def _to_host(shard: ParameterShard) -> HostShard:
-    weights = shard.weights
-    return HostShard(
-        master=_pinned_for(weights).copy_(weights),
-        host_gradient=_pinned_for(weights),
-        gradient=shard.gradient,
-        weights=weights,
-    )
+        """Do nothing: weights are written while masters are on the device."""
 
 
 def _holder(gradient: Tensor) -> Tensor:
     holder = gradient.detach()
     holder.grad = gradient.detach()
     return holder
-
-
-def _pinned_for(shard: Tensor) -> Tensor:
-    """Host memory for a float32 copy of `shard`; page-locked if the shard is on a GPU.
-
-    torch's own pinned allocator rounds sizes up to powers of two: up to twice the memory.
-    """
-    host = torch.zeros(shard.numel(), dtype=torch.float32)
-    if shard.is_cuda and host.numel():
-        status = torch.cuda.cudart().cudaHostRegister(host.data_ptr(), host.nbytes, 0)
-        torch.cuda.check_error(status)
-    return host

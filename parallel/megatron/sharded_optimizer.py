@@ -6,7 +6,7 @@ Here the mark means "another rule", and is removed when the buffers exist. The l
 is not used: it keeps whole matrices in shards of equal size, most of which is padding where ranks are many.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,6 +19,8 @@ from megatron.core.optimizer import OptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
+
+from parallel.megatron.state_store import StateStore, Transform
 
 _MARK = "is_managed_by_layer_wise_optimizer"
 
@@ -36,8 +38,9 @@ class OptimizerPartition:
     """Whether the parameters are routed experts."""
     build: Callable[[ParamGroups], torch.optim.Optimizer]
     """Function from groups of flat float32 shards to the optimizer that updates them."""
-    build_on_host: Callable[[ParamGroups], torch.optim.Optimizer]
-    """Function from groups of flat float32 shards in host memory to their optimizer."""
+    build_on_host: Callable[[ParamGroups, StateStore], torch.optim.Optimizer]
+    """Function from groups of flat float32 shards in host memory, and what streams them through the device,
+    to their optimizer."""
     state_keys: tuple[str, ...]
     """Names of the state tensors, in the shape of a shard, that the optimizer keeps per shard."""
 
@@ -86,6 +89,17 @@ class ShardedOptimizer(DistributedOptimizer):
         Masters keep their identity through steps and checkpoints, so that a caller may keep the result.
         """
         return {parameter: self._shard_of(parameter) for parameter in self.model_param_gbuf_map}
+
+    def transform_updates(self, transforms: Mapping[nn.Parameter, Transform]) -> None:
+        """Let updated masters of these parameters be changed in each step, before they reach the model."""
+        own = self.shards()
+        chosen = [(own[parameter], transform) for parameter, transform in transforms.items()]
+
+        def run(*_: Any) -> None:
+            for held, transform in chosen:
+                transform(held.master, held.start)
+
+        self.optimizer.register_step_post_hook(run)
 
     def _shard_of(self, parameter: nn.Parameter) -> ParameterShard:
         own = self._get_model_param_range_map(parameter)["param"]

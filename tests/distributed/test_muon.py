@@ -53,10 +53,11 @@ def update(_context: RankContext, shape: tuple[int, ...]) -> tuple[Tensor, Tenso
     """(ours, the papers' in float64) update of a batch of matrices, before the factor for their shape."""
     from k25_train.compose.resolve import compose
     from k25_train.optim.muon import Muon
+    from parallel.megatron.state_store import ResidentStore
 
     settings = compose(["experiment=smoke"]).optim.muon
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    muon = Muon([{"params": [torch.zeros(1)]}], settings)
+    muon = Muon([{"params": [torch.zeros(1)]}], ResidentStore(), settings)
     plain = [orthogonal(matrix) for matrix in matrices.double()]
     return muon._orthogonalize(matrices) / (0.2 * max(shape[1:]) ** 0.5), torch.stack(plain)
 
@@ -76,6 +77,7 @@ def normalized(_context: RankContext, shape: tuple[int, ...]) -> list[float]:
     """Norms of matrices of different sizes, and of one of zeros, before the first Newton-Schulz step."""
     from k25_train.compose.resolve import compose
     from k25_train.optim.muon import Muon
+    from parallel.megatron.state_store import ResidentStore
 
     settings = compose(["experiment=smoke"]).optim.muon
     settings.newton_schulz_steps, settings.update_rms = 0, max(shape[1:]) ** -0.5
@@ -84,7 +86,7 @@ def normalized(_context: RankContext, shape: tuple[int, ...]) -> list[float]:
     matrices[1:] *= 1e3
     matrices[2] = 0
     expected = torch.stack([matrix / matrix.double().square().sum().sqrt() for matrix in matrices[:2]])
-    found = Muon([{"params": [torch.zeros(1)]}], settings)._orthogonalize(matrices)
+    found = Muon([{"params": [torch.zeros(1)]}], ResidentStore(), settings)._orthogonalize(matrices)
     assert not found[2].any()
     return ((found[:2] - expected).double().norm(dim=(1, 2))).tolist()
 

@@ -1,5 +1,7 @@
 """Whole matrices reach their owners, and their updates every shard, over real ranks."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +14,38 @@ from tests.helpers.ranks import RankContext, run_ranks
 pytestmark = pytest.mark.distributed
 
 SHAPES = [(8, 6), (3, 50), (8, 6), (1, 7), (40, 2), (8, 6), (5, 5), (2, 2)]
+
+
+class Pieces:
+    """A rank's pieces of the matrices, which come and go in the order of the protocol."""
+
+    def __init__(self, shard: Tensor, places: list[tuple[int, int] | None]) -> None:
+        self.results = torch.zeros_like(shard)
+        self._shard, self._places = shard, places
+        self._to_send: list[list[int]] = []
+        self._to_update: list[list[int]] = []
+
+    def _of(self, tensor: Tensor, matrix: int) -> Tensor:
+        place = self._places[matrix]
+        assert place is not None
+        return tensor[slice(*place)]
+
+    def load_directions(self, matrices: Sequence[int]) -> None:
+        self._to_send.append(list(matrices))
+        assert len(self._to_send) == 1
+
+    def directions(self, matrices: Sequence[int]) -> list[Tensor]:
+        assert self._to_send.pop() == list(matrices)
+        return [self._of(self._shard, matrix) for matrix in matrices]
+
+    def load_targets(self, matrices: Sequence[int]) -> None:
+        self._to_update.append(list(matrices))
+        assert len(self._to_update) <= 2
+
+    def apply(self, matrices: Sequence[int], updates: Sequence[Tensor]) -> None:
+        assert self._to_update.pop(0) == list(matrices)
+        for matrix, update in zip(matrices, updates, strict=True):
+            self._of(self.results, matrix).add_(update)
 
 
 def exchanged(
@@ -44,16 +78,10 @@ def exchanged(
         in_hand.append(batch.numel())
         return batch.cumsum(dim=-1) + batch.sum(dim=-2, keepdim=True)
 
-    results = torch.zeros(shard_size)
-
-    def apply(number: int, result: Tensor) -> None:
-        place = places[number]
-        assert place is not None
-        results[slice(*place)] += result
-
-    pieces = [None if place is None else shard[slice(*place)] for place in places]
+    pieces = Pieces(shard, places)
     exchange = MatrixExchange(matrices, rounds, group, wire_dtype=wire_dtype, device=topology.device)
-    exchange.run(pieces, compute, apply)
+    exchange.run(pieces, compute)
+    results = pieces.results
 
     gathered = [torch.empty(shard_size) for _ in range(num_ranks)]
     dist.all_gather(gathered, results, group=group)

@@ -1,8 +1,4 @@
-"""The optimizer on the host trains like the one on the device, from and into the same checkpoints.
-
-By default torch's AdamW steps the host's tensors: the mechanism is then bitwise the resident one. With
-DeepSpeed's CPU Adam, whose kernel takes minutes to compile where no cache has it, tests are marked slow.
-"""
+"""State that rests in the host trains bitwise as on the device, from and into the same checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,25 +15,19 @@ from tests.helpers.interrupted_runs import (
     cut_off,
     short_run,
 )
-from tests.helpers.optimizer_on_host import ON_DEVICE, ON_HOST, fit_with_torch_adam, use_torch_adam
-from tests.helpers.parity import worst_difference
+from tests.helpers.optimizer_on_host import ON_DEVICE, ON_HOST
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import fit, layout, overrides, start_run
 
 pytestmark = pytest.mark.distributed
 
-COMPILE_S = 600.0
-TOLERANCE = 1e-6
-
 
 def train_and_look(
-    context: RankContext, arguments: Sequence[str], kernel: str
+    context: RankContext, arguments: Sequence[str]
 ) -> tuple[list[tuple[float, float]], dict[str, Any]]:
     """Loss and norm of each step, and where the optimizer's tensors are."""
     from k25_train.training.step import train_step
 
-    if kernel == "torch":
-        use_torch_adam()
     run = start_run(context, arguments)
     with run.loader:
         results = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
@@ -69,7 +59,7 @@ FEW = "train.steps=5 optim.warmup_steps=2 optim.decay_steps=2 optim.grad_clip=0.
 def test_the_host_steps_as_the_device_does(dtype: str, data: Path, tmp_path: Path) -> None:
     command = overrides(data, tmp_path, *layout(ep=2, dp=2), *FEW, f"train.dtype={dtype}")
     ((resident, _), _), ((hosted, looks), _) = (
-        run_ranks(train_and_look, 2, [*command, place], "torch") for place in (ON_DEVICE, ON_HOST)
+        run_ranks(train_and_look, 2, [*command, place]) for place in (ON_DEVICE, ON_HOST)
     )
     assert hosted == resident
     assert looks["apart"]
@@ -84,48 +74,9 @@ def test_runs_go_on_with_and_without_offload_bitwise(data: Path, run_as_smoke: P
     between = SHORT.saved_at + 2
 
     command = short_run(data, hosted, *FOUR_RANKS, f"checkpoint.interval={between}", "checkpoint.keep=3")
-    run_ranks(fit_with_torch_adam, 4, [*command, ON_HOST])
+    run_ranks(fit, 4, [*command, ON_HOST])
 
     assert_goes_on(hosted, run_as_smoke, after=SHORT.saved_at)
     resident = cut_off(hosted, tmp_path / "resident")
     run_ranks(fit, 1, short_run(data, resident, *ONE_RANK))
     assert_close(resident, run_as_smoke, after=between)
-
-
-# DeepSpeed's kernel ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", [{"dp": 2}, {"ep": 2, "dp": 2}], ids=str)
-def test_deepspeeds_adam_trains_as_torchs(sizes: dict[str, int], data: Path, tmp_path: Path) -> None:
-    command = overrides(data, tmp_path, *layout(**sizes))
-    resident, hosted = (
-        run_ranks(train_and_look, 2, [*command, place], "deepspeed", timeout_s=COMPILE_S)
-        for place in (ON_DEVICE, ON_HOST)
-    )
-    assert hosted[0][1]["inner"] == {"CpuAdamW"}
-    assert len(hosted[0][0]) == 20
-    difference = worst_difference(hosted[0][0], resident[0][0])
-    assert 0 < difference <= TOLERANCE
-
-
-@pytest.mark.slow
-def test_with_deepspeeds_adam_runs_go_on_bitwise_and_change_sides(
-    data: Path, run_alone: Path, tmp_path: Path
-) -> None:
-    finished = tmp_path / "finished"
-    command = [*layout(dp=2), ON_HOST]
-    run_ranks(fit, 2, short_run(data, finished, *command), timeout_s=COMPILE_S)
-    assert_close(finished, run_alone, after=0)
-
-    same = cut_off(finished, tmp_path / "same")
-    run_ranks(fit, 2, short_run(data, same, *command), timeout_s=COMPILE_S)
-    assert_goes_on(same, finished, after=SHORT.saved_at)
-
-    to_device = cut_off(finished, tmp_path / "to_device")
-    run_ranks(fit, 1, short_run(data, to_device, *ONE_RANK))
-    assert_close(to_device, run_alone, after=SHORT.saved_at)
-
-    to_host = cut_off(run_alone, tmp_path / "to_host")
-    run_ranks(fit, 2, short_run(data, to_host, *command), timeout_s=COMPILE_S)
-    assert_close(to_host, run_alone, after=SHORT.saved_at)

@@ -22,7 +22,7 @@ from tests.helpers.large_query_runs import (
     enlarge_queries,
     global_names,
 )
-from tests.helpers.optimizer_on_host import ON_HOST, use_torch_adam
+from tests.helpers.optimizer_on_host import ON_HOST
 from tests.helpers.parity import EVERYTHING_OVERLAPS
 from tests.helpers.qk_clip_reference import clip_layer, largest_logits
 from tests.helpers.ranks import RankContext, run_ranks
@@ -181,13 +181,22 @@ def record_logits(run: Any, logits: dict[int, Tensor]) -> None:
             core.register_forward_hook(look)
 
 
+def look_at_pieces(shard: Any, before: dict[str, Tensor], name: str) -> None:
+    """Keep updated masters of a shard in host memory, before anything else is done to them."""
+    before[name] = torch.full_like(shard.master, torch.nan)
+
+    def keep(values: Tensor, start: int) -> None:
+        first = start - shard.start
+        before[name][first : first + values.numel()] = values
+
+    shard.transforms.insert(0, keep)
+
+
 def clip_a_step(context: RankContext, arguments: Sequence[str]) -> Clipped:
     """A step of a run whose heads 0 and 2 have large queries, one parameter a bucket if there are buckets."""
     from k25_train.training.step import train_step
     from parallel.megatron.replicas import complete_parameters
 
-    if ON_HOST in arguments:
-        use_torch_adam()
     run = start_in_buckets(context, arguments, bucket_parameters=1)
     enlarge_queries(run, BOOST, range(NUM_LAYERS), (0, 2))
     names = global_names(run)
@@ -196,7 +205,7 @@ def clip_a_step(context: RankContext, arguments: Sequence[str]) -> Clipped:
 
     def look(part: Any, *_: Any) -> None:
         for parameter, shard in part.shards().items():
-            before[names[parameter]] = shard.master.detach().clone()
+            before.setdefault(names[parameter], shard.master.detach().clone())
             for key, state in part.optimizer.state[shard.master].items():
                 states[f"{names[parameter]}: {key}"] = (state, state.clone())
 
@@ -204,6 +213,10 @@ def clip_a_step(context: RankContext, arguments: Sequence[str]) -> Clipped:
     record_logits(run, logits)
     for part in run.optimizer.chained_optimizers:
         first_after_update(part.optimizer, partial(look, part))
+        # Masters in the host are clipped on their way through the device.
+        for parameter, shard in part.shards().items() if ON_HOST in arguments else ():
+            name = names[parameter]
+            look_at_pieces(part.store.shard(shard.master), before, name)
     with run.loader:
         result = train_step(run, 1)
     complete_parameters(run.chunks)

@@ -159,10 +159,7 @@ def test_install_leaves_out_what_the_base_has(
 
 def test_sources_are_built_with_what_was_installed_by_hash(tmp_path: Path) -> None:
     lists, printed = install(tmp_path, "cpu", base_has_torch=False)
-    assert sorted(re.findall(r"^([\w-]+)==", lists["sources"], re.MULTILINE)) == [
-        "antlr4-python3-runtime",
-        "deepspeed",
-    ]
+    assert re.findall(r"^([\w-]+)==", lists["sources"], re.MULTILINE) == ["antlr4-python3-runtime"]
     assert ".tar.gz" not in lists["wheels"]
     wheels, sources = [line for line in printed.splitlines() if "pip install" in line]
     for line in (wheels, sources):
