@@ -55,9 +55,11 @@ class AttentionActivations:
     """Policies of the attention kernel's results."""
 
     output: Policy
-    """Output of the kernel, document by document, [T, H, V], with its log-sum-exps, [T, H] float32."""
+    """Output of the kernel, [T, H, V], with its log-sum-exps, [T, H] float32; V is the width of queries where
+    the kernel pads values (`plan/memory/kernels.py`)."""
     joined: Policy
-    """Outputs of all documents in one tensor, [T, H * V], which the output projection reads."""
+    """Outputs of all documents in one tensor, [T, H * V], which the output projection reads; with Transformer
+    Engine that is the kernel's own output, and nothing has this name."""
 
 
 @dataclass(slots=True, kw_only=True)

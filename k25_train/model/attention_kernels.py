@@ -107,6 +107,8 @@ class Varlen:
             attended_THQ = varlen_attn(
                 query, key, value, bounds, bounds, longest, longest, scale=self.scale, window_size=CAUSAL
             )
+        # A pair of tensors only where that is asked for.
+        assert isinstance(attended_THQ, Tensor)
         return recomputed("attention.joined", partial(_trim, v_channels), attended_THQ)
 
     def attend_and_measure(
@@ -190,11 +192,11 @@ def build_attention(
 def _transformer_engine(
     heads: HeadSizes, scale: float, layer_number: int, max_document_tokens: int
 ) -> TransformerEngine:
-    from megatron.core.utils import get_te_version
+    import transformer_engine
     from transformer_engine.pytorch import DotProductAttention
 
-    version = get_te_version()
-    if version.release[:2] < OLDEST_TRANSFORMER_ENGINE:
+    version = transformer_engine.__version__
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_TRANSFORMER_ENGINE:
         oldest = ".".join(map(str, OLDEST_TRANSFORMER_ENGINE))
         raise ConfigError(
             f"train.transformer_engine=true, but transformer_engine is {version}: attention over packed "

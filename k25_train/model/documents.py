@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from k25_train.plan.pass_sizes import document_room
+from parallel.host.upload import upload
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class DocumentBounds:
         width = document_room(len(lengths)) + 1
         rows = [[*itertools.accumulate(each, initial=0)] for each in (lengths, real)]
         table = torch.tensor([row + [row[-1]] * (width - len(row)) for row in rows], dtype=torch.int32)
-        return cls(tuple(lengths), frozenset(padding), table.to(device, non_blocking=True))
+        return cls(tuple(lengths), frozenset(padding), upload(table, device))
 
     @property
     def boundaries(self) -> Tensor:

@@ -24,6 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from k25_train.model.moonvit_items import PackedItems
 from k25_train.plan.memory.kernels import AttentionKernel
+from parallel.host.upload import upload
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries [P, N, D], keys and values [K, N, D] -> [P, N, D], over certain items."""
@@ -61,19 +62,21 @@ def _one_call(items: PackedItems, device: torch.device) -> Attend:
     key_lengths = query_lengths if items.gather is None else [math.prod(items.grids[0])]
     query_bounds = _boundaries(query_lengths, device)
     key_bounds = query_bounds if items.gather is None else _boundaries(key_lengths, device)
-    return partial(
-        varlen_attn,
-        cu_seq_q=query_bounds,
-        cu_seq_k=key_bounds,
-        max_q=max(query_lengths),
-        max_k=max(key_lengths),
-    )
+    longest = max(query_lengths), max(key_lengths)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attended = varlen_attn(query, key, value, query_bounds, key_bounds, *longest)
+        # A pair of tensors only where that is asked for.
+        assert isinstance(attended, Tensor)
+        return attended
+
+    return attend
 
 
 def _boundaries(lengths: Sequence[int], device: torch.device) -> Tensor:
     """[number of lengths + 1] int32: patches before each and after the last."""
     before = [*itertools.accumulate(lengths, initial=0)]
-    return torch.tensor(before, dtype=torch.int32).to(device, non_blocking=True)
+    return upload(torch.tensor(before, dtype=torch.int32), device)
 
 
 def _per_length(segments: Sequence[tuple[int, int]], query: Tensor, key: Tensor, value: Tensor) -> Tensor:

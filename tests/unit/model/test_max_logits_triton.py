@@ -1,0 +1,116 @@
+"""Largest logits in one launch, without a GPU: Triton's interpreter finds them, and its compiler takes the kernel.
+
+Triton decides while it is imported whether it interprets, so each way has a process of its own. In the
+interpreter, products of bfloat16 are those of its bits: float16 stands for it.
+"""
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "one": ((70,), ()),
+    "many": ((20, 1, 33, 10, 70, 7), (2, 5)),
+    "of one token": ((1,) * 40, (7,)),
+    "padding first": ((40, 3), (0,)),
+    "padding alone": ((40, 3), (0, 1)),
+}
+BLOCK = 32
+"""Rows and keys of a block, so that documents have several."""
+
+
+def in_process[T](variables: dict[str, str], function: Callable[[], T]) -> T:
+    """Call a function in a process that imports Triton under these environment variables."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=os.environ.update, initargs=(variables,)) as pool:
+        return pool.submit(function).result()
+
+
+def interpret() -> dict[str, float]:
+    """Case -> the largest difference from the block-wise computation; infinite differences are equal ones."""
+    from k25_train.model import max_logits_triton
+    from k25_train.model.documents import DocumentBounds
+    from k25_train.model.max_logits import max_logits_of_documents
+
+    max_logits_triton.QUERY_BLOCK = max_logits_triton.KEY_BLOCK = BLOCK
+    found = {}
+    for name, (lengths, padding) in CASES.items():
+        for head_size, dtype in ((24, torch.float32), (192, torch.float16)):
+            torch.manual_seed(head_size)
+            query, key = (torch.randn(sum(lengths), 3, head_size).to(dtype) for _ in range(2))
+            documents = DocumentBounds.of(lengths, torch.device("cpu"), padding)
+            # What no real token attends to: padding, and a later token of the same block.
+            key[documents.first_keys == sum(lengths)] = math.nan
+            query[0] = key[lengths[0] - 1] = 4.0
+            result = max_logits_triton.launch(query, key, documents.first_keys, 0.3)
+            expected = max_logits_of_documents(query.float(), key.float(), documents, 0.3)
+            if expected is None:
+                expected = torch.full_like(result, -torch.inf)
+            same = result == expected
+            found[f"{name}, {head_size}"] = float((result - expected).masked_fill(same, 0.0).abs().max())
+    # A NaN that counts is not lost in a maximum.
+    query[1, 2] = math.nan
+    every = DocumentBounds.of((sum(lengths),), torch.device("cpu"))
+    result = max_logits_triton.launch(
+        query.nan_to_num(nan=0.0) * 0 + query, query * 0 + 1, every.first_keys, 1.0
+    )
+    found["NaN"] = float(result[2]) - math.inf if math.isinf(result[2]) and result[2] > 0 else 1.0
+    return found
+
+
+def test_the_interpreter_finds_the_largest_logits() -> None:
+    found = in_process({"TRITON_INTERPRET": "1"}, interpret)
+    assert math.isnan(found.pop("NaN"))
+    assert max(found.values()) < 1e-4, found
+
+
+def compile_for_h800() -> dict[str, Any]:
+    """PTX and shared memory of the kernel for Kimi K2.5's heads in bfloat16 on sm_90."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from k25_train.model import max_logits_triton as module
+
+    kernel = module.max_logits_kernel
+    whole, rest = module.head_parts(192)
+    constants = {
+        "head_size": 192,
+        "whole": whole,
+        "rest": rest,
+        "query_block": module.QUERY_BLOCK,
+        "key_block": module.KEY_BLOCK,
+    }
+    pointers = {"query": "*bf16", "key": "*bf16", "first_keys": "*i32", "maxima": "*fp32"}
+    signature = {name: pointers.get(name, "i32") for name in kernel.arg_names}
+    even = (*pointers, "query_row", "query_head", "key_row", "key_head", "num_tokens")
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
+    source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants, attributes)
+    compiled = triton.compile(source, GPUTarget("cuda", 90, 32), module.COMPILE_OPTIONS)
+    return {"parts": (whole, rest), "ptx": compiled.asm["ptx"], "shared": compiled.metadata.shared}
+
+
+def test_it_compiles_to_hoppers_matrix_products(tmp_path: Path) -> None:
+    found = in_process({"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}, compile_for_h800)
+    assert found["parts"] == (128, 64)
+    assert "wgmma.mma_async" in found["ptx"] and "cp.async" in found["ptx"]
+    assert "st.local" not in found["ptx"], "registers are spilled"
+    # An SM has 227 KiB for a block.
+    assert found["shared"] <= 227 << 10
+
+
+def test_shapes_without_memory_go_through_it() -> None:
+    from k25_train.model.max_logits import largest_logits
+
+    with FakeTensorMode():
+        rows = torch.empty(4096, 64, 192, dtype=torch.bfloat16, device="cuda")
+        first_keys = torch.empty(4096, dtype=torch.int32, device="cuda")
+        found = largest_logits(rows, rows, first_keys, 0.1)
+    assert found.shape == (64,) and found.dtype is torch.float32 and found.is_cuda
