@@ -75,9 +75,6 @@ class StateStream:
 
     def lane(self, num_elements: int) -> "StreamedLane":
         """A lane with buffers for so many elements per load."""
-        # Host memory that the previous lane writes may be loaded first thing.
-        if self._last_write is not None:
-            self.copier.make_device_copies_wait(self._last_write)
         return StreamedLane(self, num_elements)
 
     def written(self, event: Event) -> None:
@@ -128,7 +125,8 @@ class StreamedLane:
             self._stream.written(written)
 
     def close(self) -> None:
-        """Let what is computed from now on wait for the last copies, as it may get the buffers' memory."""
+        """Let what is computed from now on wait for the last copies: it may get the buffers' memory, and the
+        next lane's loads, which come after it, may read what the copies write."""
         assert not any(self._is_open), "a load is still to be written back"
         for buffer, written in zip(self._buffers, self._written, strict=True):
             if written is not None:
