@@ -80,7 +80,7 @@ def max_logits_kernel(
             logits = tl.dot(rest_queries, other, logits, input_precision="ieee")
         # A maximum would drop NaN.
         logits = tl.where(logits != logits, float("inf"), logits)
-        attends = (keys[None, :] >= first[:, None]) & (keys[None, :] <= rows[:, None])
+        attends = exists & (keys[None, :] >= first[:, None]) & (keys[None, :] <= rows[:, None])
         best = tl.maximum(best, tl.max(tl.where(attends, logits, -float("inf")), axis=1))
     # 3. One number for the block.
     tl.store(maxima + block * tl.num_programs(1) + head, tl.max(best))
