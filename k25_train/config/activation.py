@@ -100,7 +100,7 @@ class HeadActivations:
     """Policy of the last chunk."""
 
     logits: Policy
-    """State that the loss saves, [T, vocabulary] float32."""
+    """Logits, which the loss saves, [T, vocabulary]."""
 
 
 @dataclass(slots=True, kw_only=True)

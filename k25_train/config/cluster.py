@@ -54,7 +54,8 @@ class ClusterConfig:
     host_copy_gb_per_s: float
     """Bytes that a rank copies from host memory to its device in a second, in units of 1e9."""
     gpu_memory_gb: float | None
-    """Memory of a GPU, in units of 1e9 bytes; null where the device is the CPU."""
+    """Memory of a GPU that torch finds, in units of 1e9 bytes; null where the device is the CPU. On an H100
+    of 80 GB that is 79.11 GiB, which is 84.9 (vllm issue 27508)."""
     gpu: GpuConfig | None
     """Product and power cap of the GPUs; null leaves both unchecked."""
     host_memory_gib: float
@@ -89,7 +90,9 @@ class ClusterConfig:
             found += not_positive(self, ("gpu_memory_gb",))
         elif self.device is Device.cuda:
             rule = "must be given where cluster.device is cuda"
-            found.append(Problem("gpu_memory_gb", None, rule, "use what the data sheet says, e.g. 80"))
+            found.append(
+                Problem("gpu_memory_gb", None, rule, "use what torch finds, e.g. 84.9 on a card of 80 GB")
+            )
         if self.gpu is not None:
             found += [problem.under("gpu") for problem in self.gpu.problems()]
             if self.device is not Device.cuda:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from k25_train.config.basics import not_negative
 from parallel.config import Problem, not_positive
 
+LOSS_PIECE_BYTES = 128 * 2**20
+"""Float32 logits for which the loss is computed at a time: little next to the logits of a micro-batch, and
+work enough for a GPU. Source: our choice."""
+
 
 @dataclass(slots=True, kw_only=True)
 class RopeConfig:

@@ -5,7 +5,8 @@ first), and any of: loss, grad_norm, lr, tokens, text_tokens, vision_tokens, ima
 tokens_per_s, flops; in steps that QK-Clip samples max_logit, heads_clipped and the list max_logits, one per
 layer; with a decoupled encoder the fields of `parallel.dep.stats.VisionSummary`, each behind `vision_`; with
 offloaded activations those of `parallel.activations.offload.OffloadStats`, the largest of any rank, behind
-`offload_`; and at evaluations eval_text_loss and eval_caption_loss.
+`offload_`; on GPUs those of `k25_train.training.device_memory.MemoryFigures` behind `memory_`; and at
+evaluations eval_text_loss and eval_caption_loss.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -27,6 +26,7 @@ from k25_train.model.layer import DocumentExperts, DocumentLayer
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.model.router import SequenceBalancedRouter
 from k25_train.model.swiglu import SwiGLU
+from k25_train.model.token_losses import token_losses
 from k25_train.plan.memory.kernels import AttentionKernel
 from parallel.activations.annotate import named, recomputed, saves
 from parallel.megatron.deferred_wgrad import delay_linear_wgrads
@@ -114,15 +114,15 @@ def layer_spec(backend: BackendSpecProvider, kernel: AttentionKernel, *, is_moe:
 
 
 class LanguageModel(GPTModel):
-    """megatron-core's GPTModel with torch's cross entropy.
+    """megatron-core's GPTModel with a cross entropy that takes little memory.
 
-    Upstream's loss is split over tensor-parallel ranks, which this project does not have; torch's is faster.
+    Upstream's loss is split over tensor-parallel ranks, which this project does not have.
     """
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Losses [B, S] float32 of logits [S, B, vocabulary] against labels [B, S]."""
         with saves("head.logits"):
-            losses = F.cross_entropy(logits.float().flatten(0, 1), labels.T.flatten(), reduction="none")
+            losses = token_losses(logits.flatten(0, 1), labels.T.flatten())
         return losses.view(logits.shape[:2]).T
 
 

@@ -18,11 +18,12 @@ from k25_train.compose.command_line import read_arguments
 from k25_train.compose.resolve import compose
 from k25_train.entry import run_command
 from k25_train.parameters.released import count_parameters
-from k25_train.plan.memory.stage import stage_memories
+from k25_train.plan.memory.stage import fullest, stage_memories
 from k25_train.plan.optimizer import parameter_kinds
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.report.communication import communication_table
 from k25_train.plan.report.memory import (
+    item_table,
     memory_as_dict,
     memory_lines,
     packed_by_part,
@@ -96,7 +97,7 @@ def print_activations(pipeline: PipelinePlan, *, as_json: bool) -> None:
         print(json.dumps(memory_as_dict(config, memories), indent=2))
         return
     tables = [part_table(config, part, tensors) for part, tensors in packed_by_part(config).items()]
-    tables.append(stage_table(config, memories))
+    tables += [stage_table(config, memories), item_table(config, fullest(memories))]
     # Rich would cut numbers short where there is no terminal, or a narrow one.
     console = Console(
         width=max(Measurement.get(ANY_WIDTH, ANY_WIDTH.options, each).maximum for each in tables)

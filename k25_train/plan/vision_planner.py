@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from k25_train.config.schema import Config
+from k25_train.plan.memory.stage import chunk_memory
 from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.time.step import decoupled_cost, step_times
 from parallel.dep.bubbles import Placement, TimedItem, order_costly_to_middle, plan_bubbles
@@ -62,6 +63,7 @@ class BubblePlanner:
         self._rank = rank
         self._cost = decoupled_cost(config)
         self._times = step_times(pipeline)
+        self._memory = chunk_memory(pipeline)
         self._is_trained = bool(config.vision_placement.trained_encoder_parts)
 
     def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
@@ -92,12 +94,14 @@ class BubblePlanner:
         if not self._is_trained:
             placements = [placement._replace(backward=()) for placement in placements]
         # 3. Items of a rank that run together form chunks; this rank's become its program.
-        limit = config.dep.max_patches_per_chunk
+        limit = self._memory.most_joined(config.dep.max_patches_per_chunk)
         plan, places = chunks_of(items, placements, config.world_size, self._cost, limit)
         own = places[self._rank]
-        return plan, program_of(self._rank, plan, own, times.text, config.dp, times.reduce_s)
+        return plan, program_of(self._rank, plan, own, times.text, config.dp, times.reduce_s, self._memory)
 
     def _timed(self, item: VisionItem) -> TimedItem:
         forward_s, copy_s = self._times.forward_s(item.grid_thw), self._times.copy_s(item.grid_thw)
-        backward_s = RECOMPUTE_AND_BACKWARD_COST * forward_s + copy_s if self._is_trained else 0.0
+        # Without room for its activations, each layer runs once more before its backward.
+        num_forward = RECOMPUTE_AND_BACKWARD_COST + (not self._memory.keeps(item.num_patches))
+        backward_s = num_forward * forward_s + copy_s if self._is_trained else 0.0
         return TimedItem(item.replica, item.micro_batch, forward_s + copy_s, backward_s)

@@ -30,6 +30,7 @@ def metrics_row(config: Config, step: int, result: StepResult) -> MetricsRow:
         "tokens_per_s": sizes.num_tokens / result.step_time_s,
         **{f"vision_{name}": value for name, value in asdict(result.vision).items()},
         **{f"offload_{name}": value for name, value in asdict(result.offload).items()},
+        **{f"memory_{name}": value for name, value in asdict(result.memory).items()},
         **clip_figures(result.clip),
     }
 

@@ -26,6 +26,7 @@ from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.training.activations import Activations, KeepEverything, build_activations
 from k25_train.training.assemble import assemble
 from k25_train.training.decoupled_tower import build_decoupled_tower
+from k25_train.training.device_memory import DeviceMemory, NoDeviceMemory, build_device_memory
 from k25_train.training.inputs import InputReader
 from k25_train.training.tower import CoupledTower, Tower
 from parallel.megatron.patches.instrument import set_tracker
@@ -54,6 +55,8 @@ class Run:
     """Model chunks of this rank, one per virtual stage."""
     activations: Activations
     """How passes save what their backward passes need."""
+    memory: DeviceMemory | NoDeviceMemory
+    """Counts the device memory of steps."""
     tower: Tower
     """The vision tower: decoupled, or coupled and so part of the first chunk."""
     objective: Objective
@@ -152,6 +155,7 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
         topology=topology,
         chunks=chunks,
         activations=build_activations(stage, model.chunks, topology) if trains else KeepEverything(),
+        memory=build_device_memory(pipeline, topology) if trains else NoDeviceMemory(),
         tower=tower,
         objective=NextToken(),
         optimizer=optimizer,

@@ -14,6 +14,7 @@ from k25_train.optim.build import set_learning_rate
 from k25_train.optim.qk_clip import ClipResult
 from k25_train.optim.schedule import learning_rate
 from k25_train.plan.batch_sizes import BatchSizes
+from k25_train.training.device_memory import MemoryFigures, NoMemoryFigures
 from k25_train.training.forward import count_tokens, forward_micro_batch, sum_over_all_ranks
 from k25_train.training.run import Run
 from k25_train.training.tower import NoSummary
@@ -47,6 +48,8 @@ class StepResult:
     """Figures of the decoupled encoder over all ranks; none with a coupled tower."""
     offload: OffloadStats | NoOffload
     """Figures of offloaded activations, the worst of any rank; none if nothing is offloaded."""
+    memory: MemoryFigures | NoMemoryFigures
+    """Peaks of device memory, the worst of any rank; none on the CPU."""
 
 
 def train_step(run: Run, step: int) -> StepResult:
@@ -56,6 +59,7 @@ def train_step(run: Run, step: int) -> StepResult:
     Raises `TrainingError` if the loss is not finite though the gradient is.
     """
     started = time.perf_counter()
+    run.memory.start_step()
 
     # 1. The plan of the global batch is the same on every rank; each reads its own share.
     with run.tracker.phase("read data"):
@@ -112,6 +116,7 @@ def train_step(run: Run, step: int) -> StepResult:
         clip=clip,
         vision=run.tower.summary(),
         offload=run.activations.finish_step(),
+        memory=run.memory.finish_step(),
         updated=bool(updated),
         not_finite=tuple(run.optimizer.not_finite),
     )

@@ -2,10 +2,13 @@
 
 import signal
 
+import torch
+
 from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.folders import step_folder, step_of
 from k25_train.errors import CheckpointError, DataError, TrainingError
 from k25_train.metrics.report import Report
+from k25_train.training.device_memory import out_of_memory
 from k25_train.training.evaluation import eval_losses
 from k25_train.training.keeper import CheckpointKeeper
 from k25_train.training.rows import MetricsRow, metrics_row
@@ -49,6 +52,8 @@ class Trainer:
                 raise TrainingError(
                     f"{error}; then start again: the run goes on from its newest checkpoint"
                 ) from error
+            except torch.OutOfMemoryError as error:
+                raise out_of_memory(error, self.run.memory.told(), self.run.config) from error
             except DataError as error:
                 raise DataError(f"{error}\n{self.keep_progress()}") from error
 
@@ -92,6 +97,8 @@ class Trainer:
             with run.tracker.phase("report"):
                 self.report.add(row | evaluation)
             self.reported_step = step
+            if is_off := self.run.memory.warning():
+                self.report.notice(f"warning: step {step}: {is_off}")
             # 3. What the step says of the state before and after it, then whether to save and to stop.
             verdict = self.verdict = self.soundness.judge_evaluation(self.verdict, evaluation)
             self.count_skipped(step, result, verdict)

@@ -47,6 +47,8 @@ class Kernels:
     norm_is_fused: bool
     """Whether RMSNorm is one kernel, which keeps its input. Otherwise it is made of operations on float32,
     which keep that input in float32 and what it is normalised to. Both keep a float32 a row."""
+    norm_statistics_in_float32: bool
+    """Whether LayerNorm keeps means and deviations in float32; otherwise in the format of what it reads."""
     attention: AttentionKernel
     """The language model's attention."""
     vision_attention: AttentionKernel
@@ -62,6 +64,7 @@ def kernels_of(device: Device, dtype: DType, *, transformer_engine: bool) -> Ker
     """
     return Kernels(
         norm_is_fused=device is Device.cuda,
+        norm_statistics_in_float32=device is Device.cuda,
         attention=attention_kernel(device, dtype, transformer_engine=transformer_engine),
         vision_attention=vision_attention_kernel(device, dtype),
     )

@@ -72,9 +72,8 @@ class SavedTensors:
         tokens = self._sizes.tokens
         return [
             *self._norm("norm.input", "norm.output", (tokens, 1, self._model.hidden_size)),
-            exact("head.logits", (tokens, self._model.vocab_size), FLOAT_BYTES),
+            exact("head.logits", (tokens, self._model.vocab_size), self._element_bytes),
             exact("head.logits", (tokens,), INDEX_BYTES),
-            exact("head.logits", (), FLOAT_BYTES),
         ]
 
     def _attention(self) -> Iterator[SavedTensor]:

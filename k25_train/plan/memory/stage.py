@@ -1,95 +1,79 @@
 """What one rank of each pipeline stage holds on its device while it trains, and in the host; torch-free.
 
-States are exact but for the padding of buffers. Activations that wait are exact for balanced routing. What a
-layer works with is an upper bound. Nothing of this has been measured on a GPU.
+What a rank holds from step to step is exact but for the padding of buffers. On top of it come, one after
+another, the pipeline's passes, the encoder before and after them, the optimizer's rounds, and a checkpoint:
+the largest counts. What is no tensor's is estimated (`outside.py`). Nothing of this was measured on a GPU;
+what ranks have at their peaks is in `metrics.jsonl`, next to the plan (`training/device_memory.py`).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from k25_train.config.optimizer import OptimizerOffload
+from k25_train.config.optimizer import OptimizerOffload, OptimName
 from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
-from k25_train.parameters.megatron import TrainedParameter, layer_parameters, vision_parameters
-from k25_train.plan.memory.activations import WaitingBytes, peak_held, stage_tensors
-from k25_train.plan.memory.kernels import configured_kernels
+from k25_train.parameters.megatron import TrainedParameter, vision_parameters
+from k25_train.parameters.update_rules import rule_of
+from k25_train.plan.memory.activations import peak_held
+from k25_train.plan.memory.expert_exchange import exchange_bytes
 from k25_train.plan.memory.offload import OffloadBudget, budget_for, offload_need
+from k25_train.plan.memory.outside import GAPS, context_bytes, nccl_bytes
+from k25_train.plan.memory.pipeline_peak import output_bytes, rank_size, saved_bytes, working_bytes
 from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
-from k25_train.plan.memory.saved_tensors import SavedTensors
+from k25_train.plan.memory.stage_memory import StageMemory
+from k25_train.plan.memory.tower import bubble_bytes, bubble_memory, feature_bytes, upfront_bytes
 from k25_train.plan.optimizer import encoder_parameters, stage_parameters, stage_state
-from k25_train.plan.pass_sizes import PassSizes, balanced_sizes
+from k25_train.plan.pass_sizes import balanced_sizes
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
-from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
-from k25_train.units import GB
-from parallel.activations.order import offload_order
-from parallel.activations.policy import Policy
-from parallel.activations.sizes import OUTPUTS_IN_FLIGHT
-from parallel.pipeline.schedule import PassKey
+from k25_train.plan.weight_bytes import GRADIENT_BYTES, MASTER_BYTES, WEIGHT_BYTES
+from k25_train.units import GB, MIB
+from parallel.config import DepSchedule
+from parallel.dep.chunk_memory import ROOM_FOR_ALL, ChunkMemory
 
-OVERHEAD_BYTES = 10 * GB
-"""Device memory outside tensors: CUDA's and NCCL's own, and gaps between the allocator's blocks. Source:
-Megatron-LM's pull request 6429 reports 9 to 14 GB on H100 between tensors and the device."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageMemory:
-    """One rank of a pipeline stage, in bytes. Each is a peak; they may not coincide."""
-
-    stage: int
-    """Position in the pipeline, counted from 0."""
-    layers: tuple[range, ...]
-    """Decoder layers of each of the rank's chunks."""
-    num_held: int
-    """Passes between forward and backward at the peak."""
-    weights: int
-    """Weights, a decoupled encoder's among them."""
-    gradients: int
-    """Gradients of the trained weights."""
-    optimizer: int
-    """Masters and moments, on the device or in the host."""
-    optimizer_on_device: int
-    """Masters and moments on the device."""
-    saved: int
-    """Activations that wait on the device for their backward pass."""
-    outputs: int
-    """Outputs of chunks until they are sent; if all activations are kept, until their backward pass."""
-    buffer: int
-    """What the offload engine may keep on its way to the host and back."""
-    working: int
-    """What one layer, or the head, needs in addition while it is computed."""
-    host: int
-    """Page-locked host memory for offloaded activations."""
-    copied: int
-    """Bytes of a micro-batch in all of the rank's chunks that are copied to the host, and back."""
-
-    @property
-    def states(self) -> int:
-        """What is on the device from step to step."""
-        return self.weights + self.gradients + self.optimizer_on_device
-
-    @property
-    def activations(self) -> int:
-        """What is on the device during a step in addition."""
-        return self.saved + self.outputs + self.buffer + self.working
-
-    @property
-    def device(self) -> int:
-        """All that tensors take on the device."""
-        return self.states + self.activations
+ROUNDS_AT_WORK = 6
+"""Buffers of a round of Muon on the device: its pieces as sent and received, its updates as sent and
+received, and either of the rounds before and after it. Source: `parallel/muon/exchange.py`."""
+MATRICES_AT_WORK = 4
+"""Float32 matrices in Newton-Schulz: the one that is orthogonalised, its update and two products."""
+GATHERED_BUCKETS = 2
+"""Float32 copies of the largest bucket on the device while a checkpoint is made: as ranks send their shards,
+and all together. Source: megatron-core 0.19.2, `distrib_optimizer.py`, `get_parameter_state_dp_zero`."""
 
 
 def stage_memories(pipeline: PipelinePlan) -> list[StageMemory]:
     """The memory of every stage if tokens are spread evenly over experts."""
-    return [stage_memory(stage) for stage in pipeline.stages]
+    alone = [stage_memory(stage) for stage in pipeline.stages]
+    config = pipeline.config
+    if config.dep.schedule is not DepSchedule.bubbles or not config.vision_placement.encoder_parts:
+        return alone
+    tower = bubble_bytes(config, _free_bytes(config, alone))
+    return [replace(memory, tower=tower) for memory in alone]
+
+
+def chunk_memory(pipeline: PipelinePlan) -> ChunkMemory:
+    """How chunks of the encoder share the room in bubbles, on all ranks alike."""
+    config = pipeline.config
+    if config.cluster.gpu_memory_gb is None:
+        return ROOM_FOR_ALL
+    return bubble_memory(config, _free_bytes(config, map(stage_memory, pipeline.stages)))
+
+
+def _free_bytes(config: Config, alone: Iterable[StageMemory]) -> float:
+    """What the fullest stage leaves for chunks of the encoder; nothing where that is not known."""
+    if config.cluster.gpu_memory_gb is None:
+        return 0.0
+    least = min(room_bytes(config, memory) for memory in alone)
+    return least / (1 + GAPS)
 
 
 def stage_memory(stage: StagePlan) -> StageMemory:
-    """The memory of one stage if tokens are spread evenly over experts."""
+    """The memory of one stage if tokens are spread evenly over experts, without the encoder in bubbles."""
     config, sizes = stage.config, stage.balanced_sizes
     need = offload_need(stage)
     budget = budget_for(config.activation, need) if config.activation.offloads else OffloadBudget(0, 0)
     weights, gradients = _weights_and_gradients(stage)
-    optimizer = round(stage_state(stage).rank_bytes)
+    optimizer, features = round(stage_state(stage).rank_bytes), feature_bytes(stage)
+    is_upfront = config.dep.schedule is DepSchedule.upfront and bool(config.vision_placement.encoder_parts)
     return StageMemory(
         stage=stage.stage,
         layers=tuple(chunk.layers for chunk in stage.chunks),
@@ -98,10 +82,18 @@ def stage_memory(stage: StagePlan) -> StageMemory:
         gradients=gradients,
         optimizer=optimizer,
         optimizer_on_device=0 if config.optim.offload is OptimizerOffload.cpu else optimizer,
-        saved=_saved(stage, sizes),
-        outputs=_outputs(stage),
+        saved=saved_bytes(stage, sizes),
+        outputs=output_bytes(stage),
         buffer=budget.device_bytes,
-        working=_working(stage, sizes),
+        working=working_bytes(stage, sizes),
+        exchanged=exchange_bytes(stage, sizes),
+        features=features.in_pipeline,
+        tower=0,
+        encoding=upfront_bytes(config) + features.while_encoding if is_upfront else 0,
+        updating=_updating(stage),
+        checkpoint=_checkpoint(stage),
+        context=context_bytes(config),
+        nccl=nccl_bytes(config),
         host=budget.host_bytes,
         copied=round(need.micro_batch_bytes),
     )
@@ -110,7 +102,12 @@ def stage_memory(stage: StagePlan) -> StageMemory:
 def with_imbalance(stage: StagePlan, memory: StageMemory, imbalance: float) -> StageMemory:
     """The same if the rank's experts get `imbalance` times their even share of tokens in every pass."""
     sizes = balanced_sizes(stage.config, imbalance)
-    return replace(memory, saved=_saved(stage, sizes), working=_working(stage, sizes))
+    return replace(
+        memory,
+        saved=saved_bytes(stage, sizes),
+        working=working_bytes(stage, sizes),
+        exchanged=exchange_bytes(stage, sizes),
+    )
 
 
 def fullest(memories: Iterable[StageMemory]) -> StageMemory:
@@ -119,9 +116,9 @@ def fullest(memories: Iterable[StageMemory]) -> StageMemory:
 
 
 def room_bytes(config: Config, memory: StageMemory) -> float:
-    """Device memory that tensors and `OVERHEAD_BYTES` leave; negative if there is too little."""
+    """Device memory that is left; negative if there is too little."""
     assert config.cluster.gpu_memory_gb is not None, "the CPU has no memory of its own"
-    return config.cluster.gpu_memory_gb * GB - OVERHEAD_BYTES - memory.device
+    return config.cluster.gpu_memory_gb * GB - memory.device
 
 
 def most_imbalance(stage: StagePlan, memory: StageMemory) -> float:
@@ -142,49 +139,23 @@ def most_imbalance(stage: StagePlan, memory: StageMemory) -> float:
     return low
 
 
-def _saved(stage: StagePlan, sizes: PassSizes) -> int:
-    """The most bytes of activations that wait on the device."""
-    passes = stage.sampled_passes
-    stay = offload_order(passes, stage.config.activation.passes_ahead).stay
-    leaving = [WaitingBytes.of(each).device for each in stage_tensors(stage, sizes)]
-    staying = [WaitingBytes.of(each).device for each in stage_tensors(stage, sizes, offloads=False)]
+def _updating(stage: StagePlan) -> int:
+    """Muon's rounds, and Newton-Schulz of the largest matrix: at most."""
+    optim, model, largest = stage.config.optim, stage.config.model, 0
+    for each in _trained(stage):
+        rule = rule_of(*each, optim, model)
+        if rule.update is OptimName.muonclip:
+            largest = max(largest, each.size // rule.num_matrices)
+    if not largest:
+        return 0
+    return ROUNDS_AT_WORK * optim.muon.exchange_mib * MIB + MATRICES_AT_WORK * FLOAT_BYTES * largest
 
-    def saved(key: PassKey) -> int:
-        return staying[key.vp_stage] if key in stay else leaving[key.vp_stage]
 
-    return peak_held(passes, saved)
-
-
-def _outputs(stage: StagePlan) -> int:
-    """The most bytes of chunks' outputs; the last chunk's is the loss, which is nothing."""
+def _checkpoint(stage: StagePlan) -> int:
     config = stage.config
-    output = stage.balanced_sizes.tokens * config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
-    outputs = peak_held(stage.sampled_passes, lambda key: 0 if stage.chunks[key.vp_stage].is_last else output)
-    if config.activation.keeps_all:
-        return outputs
-    return min(outputs, (OUTPUTS_IN_FLIGHT + 1) * output)
-
-
-def _working(stage: StagePlan, sizes: PassSizes) -> int:
-    """At most: all that a layer saves in its own format, each with its gradient, and the largest gradient of
-    a weight before it is accumulated; in addition another layer's forward pass if that is overlapped."""
-    config, model = stage.config, stage.config.model
-    element_bytes = WEIGHT_BYTES[config.train.dtype]
-    kept = dict.fromkeys(config.activation.policies(), Policy.keep)
-    lists = SavedTensors(model, config.train.dtype, configured_kernels(config), kept, sizes)
-    num_passes = 2 if config.parallelism.overlap_expert_comm else 1
-    found = []
-    for chunk in stage.chunks:
-        for layer in chunk.layers:
-            tensors = lists.layer(is_moe=model.is_moe(layer))
-            made = sum(tensor.memory_bytes for tensor in tensors)
-            gradients = sum(tensor.num_bytes for tensor in tensors if tensor.may_be_rounded)
-            of_weight = max(_rank_size(config, each) for each in layer_parameters(model, layer))
-            found.append(num_passes * made + gradients + of_weight * element_bytes)
-        if chunk.is_last:
-            # Logits and their gradient, in the model's format and in float32.
-            found.append(sizes.tokens * model.vocab_size * (element_bytes + FLOAT_BYTES))
-    return max(found, default=0)
+    sizes = [rank_size(config, each) for each in _trained(stage)]
+    bucket = max(sizes, default=0) if config.parallelism.overlap_grad_reduce else sum(sizes)
+    return GATHERED_BUCKETS * max(MASTER_BYTES.values()) * bucket
 
 
 def _weights_and_gradients(stage: StagePlan) -> tuple[int, int]:
@@ -192,15 +163,15 @@ def _weights_and_gradients(stage: StagePlan) -> tuple[int, int]:
     config = stage.config
     held = [each for each in vision_parameters(config.model) if _holds_vision(stage, each)]
     held += stage.text_parameters()
-    trained = [*encoder_parameters(config), *stage_parameters(stage)]
-    weights = sum(_rank_size(config, parameter) for parameter in held)
-    gradients = sum(_rank_size(config, parameter) for parameter in trained)
+    weights = sum(rank_size(config, parameter) for parameter in held)
+    gradients = sum(rank_size(config, parameter) for parameter in _trained(stage))
     return weights * WEIGHT_BYTES[config.train.dtype], gradients * GRADIENT_BYTES
+
+
+def _trained(stage: StagePlan) -> Iterator[TrainedParameter]:
+    yield from encoder_parameters(stage.config)
+    yield from stage_parameters(stage)
 
 
 def _holds_vision(stage: StagePlan, parameter: TrainedParameter) -> bool:
     return stage.stage == 0 or VisionPart.of(parameter.name) in stage.config.vision_placement.encoder_parts
-
-
-def _rank_size(config: Config, parameter: TrainedParameter) -> int:
-    return parameter.size // (config.parallelism.ep if parameter.is_expert else 1)

@@ -10,22 +10,24 @@ from dataclasses import asdict
 from rich import box
 from rich.table import Table
 
-from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.plan.memory.activations import (
     PackedTensor,
     WaitingBytes,
     pack_all,
     saved_tensors,
-    stage_tensors,
 )
-from k25_train.plan.memory.stage import OVERHEAD_BYTES, StageMemory, fullest, most_imbalance, room_bytes
+from k25_train.plan.memory.outside import communicators
+from k25_train.plan.memory.remedies import fitting_overrides
+from k25_train.plan.memory.stage import chunk_memory, fullest, most_imbalance, room_bytes
+from k25_train.plan.memory.stage_memory import StageMemory
+from k25_train.plan.memory.tower import most_chunk_patches
 from k25_train.plan.pass_sizes import balanced_sizes
-from k25_train.plan.pipeline import PipelinePlan, StagePlan
+from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.report.text import format_gb, format_layers, format_shape
 from k25_train.plan.time.step import layers_s
 from k25_train.units import GB
-from parallel.activations.policy import Policy
+from parallel.config import DepSchedule
 
 
 def packed_by_part(config: Config) -> dict[str, list[PackedTensor]]:
@@ -82,6 +84,9 @@ def stage_table(config: Config, memories: Sequence[StageMemory]) -> Table:
         "chunk\noutputs",
         "copy\nbuffer",
         "one layer\nat work",
+        "expert\nexchange",
+        "vision",
+        "gaps, CUDA,\nNCCL",
         "sum",
     ]
     for name in (*columns, *(["left"] if has_limit else []), "in the\nhost"):
@@ -89,22 +94,60 @@ def stage_table(config: Config, memories: Sequence[StageMemory]) -> Table:
     table.add_column("", no_wrap=True)
     most = fullest(memories)
     for memory in memories:
-        held = (memory.states, memory.saved, memory.outputs, memory.buffer, memory.working, memory.device)
+        passes = (memory.saved, memory.outputs, memory.buffer, memory.working, memory.exchanged)
+        outside = memory.device - memory.tensors
+        held = (memory.states, *passes, memory.features + memory.tower, outside, memory.device)
         left = [room_bytes(config, memory)] if has_limit else []
-        numbers = (*held, *left, memory.host)
         table.add_row(
             str(memory.stage),
             " | ".join(map(format_layers, memory.layers)),
             str(memory.num_held),
-            *(f" {format_gb(number)}" for number in numbers),
+            *(f" {format_gb(number) if number else '-'}" for number in (*held, *left, memory.host)),
             " ◄" if memory is most else "",
         )
     return table
 
 
+def item_table(config: Config, memory: StageMemory) -> Table:
+    """Everything on the device of one stage, a row each, with what is left."""
+    table = Table(
+        title=f"stage {memory.stage}, item by item", title_justify="left", box=box.SIMPLE_HEAD, padding=0
+    )
+    for name in ("when ", "what "):
+        table.add_column(name, no_wrap=True)
+    table.add_column("GB", justify="right", no_wrap=True)
+    for when, what, num_bytes in items_of(config, memory):
+        table.add_row(f"{when} ", f"{what} ", format_gb(num_bytes) if num_bytes else "-")
+    return table
+
+
+def items_of(config: Config, memory: StageMemory) -> Iterator[tuple[str, str, float]]:
+    """(when, what, bytes) of everything on a stage's device, the total and what is left."""
+    yield "always", "weights, with the encoder's", memory.weights
+    yield "always", "gradients in float32", memory.gradients
+    yield "always", "masters and moments", memory.optimizer_on_device
+    yield "pipeline", f"activations of {memory.num_held} passes", memory.saved
+    yield "pipeline", "chunk outputs", memory.outputs
+    yield "pipeline", "activations on their way to the host and back", memory.buffer
+    yield "pipeline", "a layer or the head at work", memory.working
+    yield "pipeline", "tokens on their way to experts and back", memory.exchanged
+    yield "pipeline", "features of images, and their gradients", memory.features
+    yield "pipeline", "chunks of the encoder in bubbles", memory.tower
+    yield "encoder", "a chunk with its activations, and features", memory.encoding
+    yield "optimizer", "rounds of Muon and Newton-Schulz", memory.updating
+    yield "checkpoint", "gathered state of the largest bucket", memory.checkpoint
+    yield "", f"fullest phase: {memory.fullest_phase}, with states", memory.tensors
+    yield "always", "gaps between tensors (estimate)", memory.gaps
+    yield "always", "CUDA's context (estimate)", memory.context
+    yield "always", f"{len(list(communicators(config)))} communicators of NCCL (estimate)", memory.nccl
+    yield "", "total", memory.device
+    if config.cluster.gpu_memory_gb is not None:
+        yield "", f"margin to {config.cluster.gpu_memory_gb:g} GB", room_bytes(config, memory)
+
+
 def memory_lines(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> Iterator[str]:
     """Whether the fullest stage fits and what it leaves, or what would help."""
-    worst, cluster = fullest(memories), pipeline.config.cluster
+    worst, config, cluster = fullest(memories), pipeline.config, pipeline.config.cluster
     # 1. What was counted, and where offloaded activations go.
     yield (
         "Saved: activations from forward to backward, tokens spread over experts evenly, a sequence as one "
@@ -120,9 +163,13 @@ def memory_lines(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> Ite
     # 2. Whether the device has room for all of it.
     if cluster.gpu_memory_gb is None:
         return
-    stage, left = pipeline.stages[worst.stage], room_bytes(pipeline.config, worst)
-    held = f"{format_gb(worst.states)} GB of states and {format_gb(worst.activations)} of activations"
-    rest = f"{format_gb(OVERHEAD_BYTES)} for CUDA, NCCL and gaps between tensors"
+    if config.dep.schedule is DepSchedule.bubbles and config.vision_placement.trained_encoder_parts:
+        yield chunk_line(pipeline)
+    stage, left = pipeline.stages[worst.stage], room_bytes(config, worst)
+    in_phase = max(worst.phases.values())
+    what = "activations" if worst.fullest_phase == "pipeline" else f"the phase {worst.fullest_phase}"
+    held = f"{format_gb(worst.states)} GB of states and {format_gb(in_phase)} of {what}"
+    rest = f"{format_gb(worst.device - worst.tensors)} for CUDA, NCCL and gaps between tensors"
     if left >= 0:
         yield (
             f"FITS: stage {worst.stage} is the fullest. Of {cluster.gpu_memory_gb:g} GB, {held} leave "
@@ -132,8 +179,30 @@ def memory_lines(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> Ite
         return
     yield (
         f"DOES NOT FIT: stage {worst.stage} has {held}, with {rest} {format_gb(-left)} more than "
-        f"{cluster.gpu_memory_gb:g}. What would help: {'; '.join(remedies(stage, worst))}."
+        f"{cluster.gpu_memory_gb:g}. {remedy_line(config)}"
     )
+
+
+def chunk_line(pipeline: PipelinePlan) -> str:
+    """Which chunks of the encoder keep their activations in bubbles."""
+    config, memory = pipeline.config, chunk_memory(pipeline)
+    largest = most_chunk_patches(config)
+    kept = memory.most_joined(largest) if memory.keeps(1) else 0
+    return (
+        f"Encoder in bubbles: chunks of up to {kept:,} patches keep their activations between their steps "
+        f"({format_gb(memory.room_bytes)} GB for all that wait on a rank); larger ones, up to {largest:,}, "
+        "keep the inputs of blocks and run each block once more."
+    )
+
+
+def remedy_line(config: Config) -> str:
+    """The overrides that make it fit, or which help the most if none does."""
+    if config.activation.keeps_all:
+        return "What would help: activation=k2_fp8_offload, which leaves the least on the device."
+    found = fitting_overrides(config)
+    what = "This fits" if found.fits else "No choice of memory alone makes it fit; the most that helps"
+    what += f", with {format_gb(found.left_bytes)} GB to spare" if found.fits else ""
+    return f"{what}: {' '.join(found.overrides)}" if found.overrides else "Use more nodes or larger GPUs."
 
 
 def copy_line(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> str:
@@ -150,20 +219,6 @@ def copy_line(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> str:
     )
 
 
-def remedies(stage: StagePlan, memory: StageMemory) -> Iterator[str]:
-    """What would take the most off the device."""
-    held = Counter[str]()
-    for chunk in stage_tensors(stage, stage.balanced_sizes):
-        for packed in chunk:
-            held[packed.tensor.name] += packed.device_bytes
-    policies = stage.config.activation.policies()
-    for name, _ in held.most_common(2):
-        offloaded = Policy.fp8_offload if policies[name].compresses else Policy.offload
-        yield f"activation.{name}={offloaded.value} ({format_gb(held[name])} GB in a pass through all chunks)"
-    if stage.config.optim.offload is OptimizerOffload.none:
-        yield f"optim.offload=cpu ({format_gb(memory.optimizer)} GB); more nodes, which share optimizer state"
-
-
 def memory_as_dict(config: Config, memories: Sequence[StageMemory]) -> dict[str, object]:
     """Saved tensors and the memory of every stage, for JSON."""
     parts = packed_by_part(config)
@@ -173,6 +228,7 @@ def memory_as_dict(config: Config, memories: Sequence[StageMemory]) -> dict[str,
         "stages": [
             asdict(memory)
             | {"layers": [list(layers) for layers in memory.layers], "device": memory.device}
+            | {"tensors": memory.tensors, "gaps": memory.gaps, "fullest_phase": memory.fullest_phase}
             | ({} if config.cluster.gpu_memory_gb is None else {"left": room_bytes(config, memory)})
             for memory in memories
         ],

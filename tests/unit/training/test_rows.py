@@ -30,6 +30,7 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
         num_patch_pairs=900,
     )
     nothing: Any = SimpleNamespace(max_logits=())
+    from k25_train.training.device_memory import MemoryFigures, NoMemoryFigures
     from k25_train.training.tower import NoSummary
     from parallel.activations.offload import NoOffload
 
@@ -41,8 +42,14 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
         step_time_s=2.0,
         vision=NoSummary(),
         offload=NoOffload(),
+        memory=NoMemoryFigures(),
         clip=nothing,
     )
     row = metrics_row(compose(["experiment=smoke"]), 1, result)
+    assert not [key for key in row if key.startswith("memory_")]
     assert (row["tokens"], row["text_tokens"], row["vision_tokens"]) == (100, 90, 10)
     assert (row["images"], row["patches"], row["tokens_per_s"]) == (3, 40, 50.0)
+    result.memory = MemoryFigures(peak_allocated_bytes=70, peak_reserved_bytes=75, planned_bytes=65, rank=3)
+    row = metrics_row(compose(["experiment=smoke"]), 1, result)
+    assert row["memory_peak_allocated_bytes"] == 70 and row["memory_peak_reserved_bytes"] == 75
+    assert (row["memory_planned_bytes"], row["memory_rank"]) == (65, 3)

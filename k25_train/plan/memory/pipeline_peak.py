@@ -1,0 +1,88 @@
+"""What the passes of a pipeline rank take on the device at their peak; torch-free.
+
+Activations that wait are exact for balanced routing. What a layer works with is an upper bound.
+"""
+
+from collections.abc import Iterator
+
+from k25_train.config.model import LOSS_PIECE_BYTES
+from k25_train.config.schema import Config
+from k25_train.parameters.megatron import (
+    TrainedParameter,
+    embedding_parameter,
+    head_parameters,
+    layer_parameters,
+)
+from k25_train.plan.memory.activations import WaitingBytes, peak_held, stage_tensors
+from k25_train.plan.memory.kernels import configured_kernels
+from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
+from k25_train.plan.memory.saved_tensors import SavedTensors
+from k25_train.plan.pass_sizes import PassSizes
+from k25_train.plan.pipeline import ChunkPlan, StagePlan
+from k25_train.plan.weight_bytes import WEIGHT_BYTES
+from parallel.activations.order import offload_order
+from parallel.activations.policy import Policy
+from parallel.activations.sizes import OUTPUTS_IN_FLIGHT
+from parallel.pipeline.schedule import PassKey
+
+PIECES_AT_WORK = 4
+"""Float32 pieces of logits in the loss's backward pass: the logits, normalised, and the gradients of both."""
+
+
+def saved_bytes(stage: StagePlan, sizes: PassSizes) -> int:
+    """The most bytes of activations that wait on the device."""
+    passes = stage.sampled_passes
+    stay = offload_order(passes, stage.config.activation.passes_ahead).stay
+    leaving = [WaitingBytes.of(each).device for each in stage_tensors(stage, sizes)]
+    staying = [WaitingBytes.of(each).device for each in stage_tensors(stage, sizes, offloads=False)]
+
+    def saved(key: PassKey) -> int:
+        return staying[key.vp_stage] if key in stay else leaving[key.vp_stage]
+
+    return peak_held(passes, saved)
+
+
+def output_bytes(stage: StagePlan) -> int:
+    """The most bytes of chunks' outputs; the last chunk's is the loss, which is nothing."""
+    config = stage.config
+    output = stage.balanced_sizes.tokens * config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
+    outputs = peak_held(stage.sampled_passes, lambda key: 0 if stage.chunks[key.vp_stage].is_last else output)
+    if config.activation.keeps_all:
+        return outputs
+    return min(outputs, (OUTPUTS_IN_FLIGHT + 1) * output)
+
+
+def working_bytes(stage: StagePlan, sizes: PassSizes) -> int:
+    """At most: all that a layer saves in its own format, each with its gradient, and the largest gradient of
+    a weight before it is accumulated; in addition another layer's forward pass if that is overlapped."""
+    return max((each for chunk in stage.chunks for each in _in_chunk(stage, chunk, sizes)), default=0)
+
+
+def _in_chunk(stage: StagePlan, chunk: ChunkPlan, sizes: PassSizes) -> Iterator[int]:
+    config, model = stage.config, stage.config.model
+    element_bytes = WEIGHT_BYTES[config.train.dtype]
+    kept = dict.fromkeys(config.activation.policies(), Policy.keep)
+    lists = SavedTensors(model, config.train.dtype, configured_kernels(config), kept, sizes)
+    num_passes = 2 if config.parallelism.overlap_expert_comm else 1
+    # 1. Layers.
+    made = 0
+    for layer in chunk.layers:
+        tensors = lists.layer(is_moe=model.is_moe(layer))
+        made = num_passes * sum(tensor.memory_bytes for tensor in tensors)
+        gradients = sum(tensor.num_bytes for tensor in tensors if tensor.may_be_rounded)
+        of_weight = max(rank_size(config, each) for each in layer_parameters(model, layer))
+        yield made + gradients + of_weight * element_bytes
+    # 2. The gradient of the embedding, which is dense, while another layer runs.
+    if chunk.is_first:
+        yield made // 2 + embedding_parameter(model).size * element_bytes
+    # 3. Logits and their gradient, and either pieces of them in float32 or the gradient of the head's weight.
+    if chunk.is_last:
+        logits = sizes.tokens * model.vocab_size
+        piece = min(LOSS_PIECE_BYTES, logits * FLOAT_BYTES)
+        of_head = max(each.size for each in head_parameters(model)) * element_bytes
+        yield 2 * logits * element_bytes + max(PIECES_AT_WORK * piece, of_head)
+
+
+def rank_size(config: Config, parameter: TrainedParameter) -> int:
+    """Elements of a parameter on one rank."""
+    return parameter.size // (config.parallelism.ep if parameter.is_expert else 1)

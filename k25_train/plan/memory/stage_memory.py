@@ -1,0 +1,99 @@
+"""The memory of one rank of a pipeline stage, item by item; torch-free."""
+
+from dataclasses import dataclass
+
+from k25_train.plan.memory.outside import GAPS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """One rank of a pipeline stage, in bytes. Each is a peak; they may not coincide."""
+
+    stage: int
+    """Position in the pipeline, counted from 0."""
+    layers: tuple[range, ...]
+    """Decoder layers of each of the rank's chunks."""
+    num_held: int
+    """Passes between forward and backward at the peak."""
+    weights: int
+    """Weights, a decoupled encoder's among them."""
+    gradients: int
+    """Gradients of the trained weights."""
+    optimizer: int
+    """Masters and moments, on the device or in the host."""
+    optimizer_on_device: int
+    """Masters and moments on the device."""
+    saved: int
+    """Activations that wait on the device for their backward pass."""
+    outputs: int
+    """Outputs of chunks until they are sent; if all activations are kept, until their backward pass."""
+    buffer: int
+    """What the offload engine may keep on its way to the host and back."""
+    working: int
+    """What one layer, or the head, needs in addition while it is computed."""
+    exchanged: int
+    """Tokens on their way to experts and back."""
+    features: int
+    """Features of images and their gradients, at rest and in flight while the pipeline runs."""
+    tower: int
+    """Chunks of the decoupled encoder that share the device with the pipeline's passes."""
+    encoding: int
+    """The decoupled encoder, with its features, before or after the pipeline."""
+    updating: int
+    """Buffers of the optimizer's rounds."""
+    checkpoint: int
+    """Buffers in which optimizer state is gathered."""
+    context: int
+    """CUDA's own memory."""
+    nccl: int
+    """Buffers of NCCL's communicators."""
+    host: int
+    """Page-locked host memory for offloaded activations."""
+    copied: int
+    """Bytes of a micro-batch in all of the rank's chunks that are copied to the host, and back."""
+
+    @property
+    def states(self) -> int:
+        """What is on the device from step to step."""
+        return self.weights + self.gradients + self.optimizer_on_device
+
+    @property
+    def activations(self) -> int:
+        """What the pipeline's passes have on the device, and what runs between them."""
+        passes = self.saved + self.outputs + self.buffer + self.working + self.exchanged
+        return passes + self.features + self.tower
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Phase -> what it takes on the device on top of states."""
+        return {
+            "pipeline": self.activations,
+            "encoder": self.encoding,
+            "optimizer": self.updating,
+            "checkpoint": self.checkpoint,
+        }
+
+    @property
+    def fullest_phase(self) -> str:
+        """The phase that takes the most."""
+        return max(self.phases, key=self.phases.__getitem__)
+
+    @property
+    def tensors(self) -> int:
+        """All that tensors take on the device."""
+        return self.states + max(self.phases.values())
+
+    @property
+    def step_tensors(self) -> int:
+        """The same within a step: without a checkpoint."""
+        return self.states + max(size for phase, size in self.phases.items() if phase != "checkpoint")
+
+    @property
+    def gaps(self) -> int:
+        """What the allocator holds between tensors; nothing where the device is the CPU."""
+        return round(GAPS * self.tensors) if self.context else 0
+
+    @property
+    def device(self) -> int:
+        """All that is taken of the device."""
+        return self.tensors + self.gaps + self.context + self.nccl
