@@ -1,5 +1,6 @@
 """Tokens on their way to experts and back, as far as no backward pass saves them; torch-free."""
 
+from k25_train.config.schema import Config
 from k25_train.plan.pass_sizes import PassSizes
 from k25_train.plan.pipeline import StagePlan
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
@@ -10,20 +11,28 @@ LIBRARY_BYTES = 1 << 30
 this size and not measured; our choice."""
 
 
+FORWARD_ROWS, BACKWARD_ROWS = 3, 4
+"""Tensors of the rows that a rank's experts get, as far as no backward pass saves them: forward, tokens sorted
+for sending and as they arrive, and outputs by expert; backward, the gradient of each step of the way back and
+its result. Held against what is alive in a layer's pass (tests/unit/plan/test_layer_peak.py)."""
+
+
+def row_bytes(config: Config, sizes: PassSizes) -> int:
+    """One tensor of the rows that a rank sends to experts or gets, whichever are more."""
+    num_sent = (sizes.tokens - sizes.padding_tokens) * config.model.num_experts_per_token
+    width = config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
+    return max(sizes.expert_rows, num_sent) * width
+
+
 def exchange_bytes(stage: StagePlan, sizes: PassSizes) -> int:
     """What the exchanges of a MoE layer take at most, of all passes that run at a time.
 
-    On the way there: tokens sorted for sending, and as they arrive; sorted by expert they are what the layer
-    saves. On the way back: outputs by expert, as they are sent, and as they arrive. Backward has gradients of
-    the same. So up to two tensors of the rows that arrive are alive at a time, and one of those sent. The
-    overlapped schedule has a forward and a backward pass in the same layer's exchanges. Dispatchers that send
-    a token once per rank have no more rows, and buffers of their own.
+    The overlapped schedule has a forward and a backward pass in the same layer's exchanges. Dispatchers that
+    send a token once per rank have no more rows, and buffers of their own.
     """
     config = stage.config
     if not any(config.model.is_moe(layer) for chunk in stage.chunks for layer in chunk.layers):
         return 0
-    num_sent = (sizes.tokens - sizes.padding_tokens) * config.model.num_experts_per_token
-    row_bytes = config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
-    num_passes = 2 if config.parallelism.overlap_expert_comm else 1
+    num_rows = BACKWARD_ROWS + FORWARD_ROWS * config.parallelism.overlap_expert_comm
     of_library = 0 if config.parallelism.dispatcher is Dispatcher.alltoall else LIBRARY_BYTES
-    return of_library + num_passes * (2 * sizes.expert_rows + num_sent) * row_bytes
+    return of_library + num_rows * row_bytes(config, sizes)

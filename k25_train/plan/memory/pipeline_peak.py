@@ -14,6 +14,7 @@ from k25_train.parameters.megatron import (
     layer_parameters,
 )
 from k25_train.plan.memory.activations import WaitingBytes, peak_held, stage_tensors
+from k25_train.plan.memory.expert_exchange import BACKWARD_ROWS, row_bytes
 from k25_train.plan.memory.kernels import configured_kernels
 from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
 from k25_train.plan.memory.saved_tensors import SavedTensors
@@ -53,8 +54,8 @@ def output_bytes(stage: StagePlan) -> int:
 
 
 def working_bytes(stage: StagePlan, sizes: PassSizes) -> int:
-    """At most: all that a layer saves in its own format, each with its gradient, and the largest gradient of
-    a weight before it is accumulated; in addition another layer's forward pass if that is overlapped."""
+    """At most: all that a layer saves in its own format, and gradients; in addition another layer's forward
+    pass if that is overlapped. Tokens on their way to experts are counted elsewhere (`exchange_bytes`)."""
     return max((each for chunk in stage.chunks for each in _in_chunk(stage, chunk, sizes)), default=0)
 
 
@@ -64,14 +65,21 @@ def _in_chunk(stage: StagePlan, chunk: ChunkPlan, sizes: PassSizes) -> Iterator[
     kept = dict.fromkeys(config.activation.policies(), Policy.keep)
     lists = SavedTensors(model, config.train.dtype, configured_kernels(config), kept, sizes)
     num_passes = 2 if config.parallelism.overlap_expert_comm else 1
-    # 1. Layers.
-    made = 0
+    # 1. Layers: the gradient of a layer's output is there from the start.
+    made, output = 0, sizes.tokens * model.hidden_size * element_bytes
     for layer in chunk.layers:
         tensors = lists.layer(is_moe=model.is_moe(layer))
-        made = num_passes * sum(tensor.memory_bytes for tensor in tensors)
-        gradients = sum(tensor.num_bytes for tensor in tensors if tensor.may_be_rounded)
-        of_weight = max(rank_size(config, each) for each in layer_parameters(model, layer))
-        yield made + gradients + of_weight * element_bytes
+        made = num_passes * sum(tensor.memory_bytes for tensor in tensors) + output
+        if model.is_moe(layer):
+            # The gradient of experts' weights comes when most gradients of the exchange are gone: all but
+            # that of what the experts read and, if weights wait, that of what they returned.
+            of_weight = max(rank_size(config, each) for each in layer_parameters(model, layer))
+            rows = (1 + config.parallelism.delay_wgrad - BACKWARD_ROWS) * row_bytes(config, sizes)
+            yield made + max(rows + of_weight * element_bytes, 0)
+        else:
+            # The most is there when the down-projection goes backward.
+            of_down = (model.hidden_size + sizes.tokens) * model.dense_ffn_hidden_size
+            yield made + of_down * element_bytes
     # 2. The gradient of the embedding, which is dense, while another layer runs.
     if chunk.is_first:
         yield made // 2 + embedding_parameter(model).size * element_bytes

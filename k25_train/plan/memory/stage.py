@@ -30,9 +30,10 @@ from k25_train.units import GB, MIB
 from parallel.config import DepSchedule
 from parallel.dep.chunk_memory import ROOM_FOR_ALL, ChunkMemory
 
-ROUNDS_AT_WORK = 6
+ROUNDS_AT_WORK = 10
 """Buffers of a round of Muon on the device: its pieces as sent and received, its updates as sent and
-received, and either of the rounds before and after it. Source: `parallel/muon/exchange.py`."""
+received, and either of the rounds before and after it (`parallel/muon/exchange.py`); master and momentum of
+two rounds, if they rest in the host (`parallel/host/state_stream.py`)."""
 MATRICES_AT_WORK = 4
 """Float32 matrices in Newton-Schulz: the one that is orthogonalised, its update and two products."""
 GATHERED_BUCKETS = 2

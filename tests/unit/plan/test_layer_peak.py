@@ -1,0 +1,96 @@
+"""What is alive on the device while a layer of the real model goes forward and backward, against the plan."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from k25_train.compose.resolve import compose
+from k25_train.plan.memory.expert_exchange import exchange_bytes
+from k25_train.plan.memory.pipeline_peak import working_bytes
+from k25_train.plan.pipeline import plan_pipeline
+from tests.helpers.autograd_saves import chunks_in_order
+from tests.helpers.live_bytes import LiveBytes
+from tests.helpers.ranks import RankContext, run_ranks
+
+REAL = [
+    "experiment=k25_pretrain_4k", "parallelism=serial", "cluster.nodes=1", "cluster.gpus_per_node=1",
+    "train.transformer_engine=false", "activation=keep", "model.num_layers=1", "model.vocab_size=1024",
+    "model.num_experts=24",
+]  # fmt: skip
+"""One layer at the width, and with the rows and weights per rank, of 16 expert-parallel ranks."""
+KINDS = {"MoE": ["model.num_dense_layers=0"], "dense": ["model.num_dense_layers=1"]}
+
+
+class FusedNorm(torch.autograd.Function):
+    """What `_fused_rms_norm` saves and returns, which torch has for CUDA alone."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows, weight, rows.new_empty((*rows.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, weight, _ = ctx.saved_tensors
+        return torch.empty_like(rows), torch.empty_like(weight)
+
+
+def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list[int]:
+    """The most bytes of tensors that are no weights in a pass through each model, which takes no memory."""
+    import torch.nn.functional as F
+    from megatron.core.transformer.moe import token_dispatcher
+
+    from k25_train.model.attention import PackedDocuments
+    from k25_train.model.build import build_model
+    from k25_train.model.megatron_config import backbone_config
+    from k25_train.plan.pipeline import layout_of
+    from parallel.fake_group import fake_rank
+    from parallel.megatron.platform import use_platform
+    from parallel.topology import build_topology
+
+    use_platform("meta")
+    F.rms_norm = lambda rows, _shape, weight, _eps: FusedNorm.apply(rows, weight)
+    token_dispatcher.sort_chunks_by_idxs = chunks_in_order
+    meta, found = torch.device("meta"), []
+    with fake_rank(0, 1):
+        for overrides in configurations:
+            config = compose(overrides)
+            layout = layout_of(config)
+            topology = build_topology(config.parallelism, layout, meta)
+            backbone = backbone_config(config.model, config.train, config.parallelism, layout)
+            with meta:
+                [chunk] = build_model(config, backbone, topology).chunks
+            for parameter in chunk.parameters():
+                # As data parallelism does, which adds it to its own.
+                parameter.register_post_accumulate_grad_hook(lambda each: setattr(each, "grad", None))
+            tokens = torch.empty(config.train.seq_len, dtype=torch.long, device=meta)
+            with LiveBytes(chunk.parameters()) as live:
+                losses = chunk(
+                    tokens=tokens,
+                    documents=PackedDocuments.of((config.train.seq_len,), meta),
+                    labels=tokens.clone(),
+                    media_positions=tokens[:0],
+                )
+                losses.sum().backward()
+            found.append(live.peak)
+            from megatron.core import parallel_state
+
+            parallel_state.destroy_model_parallel()
+    return found
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, int]:
+    configurations = [[*REAL, *more] for more in KINDS.values()]
+    return dict(zip(KINDS, run_ranks(peaks, 1, configurations)[0], strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_takes_what_is_planned(measured: dict[str, int], kind: str) -> None:
+    [stage] = plan_pipeline(compose([*REAL, *KINDS[kind]])).stages
+    sizes = stage.balanced_sizes
+    planned = working_bytes(stage, sizes) + exchange_bytes(stage, sizes)
+    assert measured[kind] <= 1.01 * planned, f"{measured[kind] / 1e9:.3f} GB, planned {planned / 1e9:.3f}"
+    assert measured[kind] >= 0.9 * planned, f"{measured[kind] / 1e9:.3f} GB, planned {planned / 1e9:.3f}"
