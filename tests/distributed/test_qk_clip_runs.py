@@ -116,15 +116,20 @@ def test_clipped_runs_are_those_of_one_process(parity: Parity) -> None:
 
 
 def test_a_clipped_run_goes_on_bitwise(data: Path, tmp_path: Path) -> None:
+    """Every second step is sampled, the same ones after a resume."""
     finished, resumed = tmp_path / "finished", tmp_path / "resumed"
     how = [*layout(dp=2), *NARROW, "train.dtype=bfloat16", "optim.qk_clip_threshold=0.005"]
+    how += ["optim.qk_clip_interval=2"]
     run_ranks(fit, 2, short_run(data, finished, *how), timeout_s=240.0)
     cut_off(finished, resumed)
     run_ranks(fit, 2, short_run(data, resumed, *how), timeout_s=240.0)
     assert_goes_on(resumed, finished, after=SHORT.saved_at)
     steps = rows(finished)[1:]
-    assert all(row["heads_clipped"] for row in steps[:3] + steps[SHORT.saved_at : SHORT.saved_at + 3])
-    for row in steps:
+    sampled = [row for row in steps if "max_logits" in row]
+    assert [row["step"] for row in sampled] == list(range(1, len(steps) + 1, 2))
+    assert all(row["heads_clipped"] for row in sampled if row["step"] <= SHORT.saved_at + 2)
+    assert not any("heads_clipped" in row or "max_logit" in row for row in steps if row not in sampled)
+    for row in sampled:
         by_layer = row["max_logits"]
         assert isinstance(by_layer, list)
         assert len(by_layer) == NUM_LAYERS
@@ -202,3 +207,30 @@ def test_a_layer_that_records_nothing_is_an_error(data: Path, tmp_path: Path) ->
         RankError, match=r"qk_clip_threshold=1, but layers \[3\] recorded no attention logits"
     ):
         run_ranks(step_with_a_silent_layer, 1, overrides(data, tmp_path, *layout(), *MODEL, CLIP))
+
+
+def weights_between_samples(context: RankContext, arguments: Sequence[str]) -> list[tuple[bool, int]]:
+    """Of each step: whether a head's queries shrank beyond what the update does, and heads clipped."""
+    from k25_train.training.step import train_step
+
+    run = start_run(context, arguments)
+    enlarge_queries(run, LARGE, range(NUM_LAYERS), range(NUM_HEADS))
+    (weight, *_) = [
+        each.linear_q_up_proj.weight for each in modules_of(run.chunks[0], "PackedLatentAttention")
+    ]
+    found = []
+    with run.loader:
+        for number in range(1, 6):
+            before = weight.detach().norm()
+            result = train_step(run, number)
+            found.append((bool(weight.detach().norm() < 0.9 * before), result.clip.heads_clipped))
+    return found
+
+
+def test_between_two_samples_nothing_is_clipped(data: Path, tmp_path: Path) -> None:
+    """Though logits are beyond the threshold in every step: those of the step before are not this one's."""
+    command = overrides(data, tmp_path, *layout(), *MODEL, "train.steps=6", "optim.lr=1e-4")
+    command += ["optim.warmup_steps=0", "optim.decay_steps=1", "optim.qk_clip_threshold=1e-4"]
+    found = run_ranks(weights_between_samples, 1, [*command, "optim.qk_clip_interval=3"])[0]
+    everything = NUM_LAYERS * NUM_HEADS
+    assert found == [(True, everything), (False, 0), (False, 0), (True, everything), (False, 0)]

@@ -7,11 +7,20 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 
+from k25_train.compose.resolve import compose
+from k25_train.config.basics import DType
+from k25_train.config.cluster import Device
+from k25_train.plan.memory.kernels import kernels_of
+from k25_train.plan.memory.saved_tensors import SavedTensors
+from k25_train.plan.pass_sizes import PassSizes
 from tests.helpers.project_sources import REPO
+from tests.helpers.runs import SHRUNK, layout
 
 pytestmark = pytest.mark.distributed
 
@@ -50,3 +59,33 @@ def test_names_are_the_same_and_extra_states_are_no_weights(found: dict[str, Any
 
 def test_losses_and_gradients_are_the_same_in_bfloat16(found: dict[str, Any]) -> None:
     assert found["difference"] == 0.0
+
+
+def test_attention_is_one_call_per_layer_with_its_constant_shape(found: dict[str, Any]) -> None:
+    calls = found["attention"]
+    assert len(calls) == len(found["logits"][1])
+    assert {tuple(call["longest"]) for call in calls} == {(128, 128)}
+    assert {call["documents"] for call in calls} == {32}
+    assert all(call["padded"] and call["max logits"] for call in calls)
+
+
+def test_largest_logits_are_those_of_the_cpus_path(found: dict[str, Any]) -> None:
+    ours, twin = (torch.tensor(each) for each in found["logits"])
+    # Both are rounded to bfloat16.
+    torch.testing.assert_close(twin, ours, rtol=8e-3, atol=0)
+
+
+def test_the_plan_lists_what_attention_saves(found: dict[str, Any]) -> None:
+    config = compose([*SHRUNK, *layout()])
+    sizes = PassSizes(
+        documents=(50, 58, 20), padding_tokens=20, num_sequences=1, expert_rows=1, local_experts=1, patches=0,
+        vision_tokens=0,
+    )  # fmt: skip
+    kernels = kernels_of(Device.cuda, DType.bfloat16, transformer_engine=True)
+    lists = SavedTensors(config.model, DType.bfloat16, kernels, config.activation.policies(), sizes)
+    layers = range(config.model.num_layers)
+    planned = lists.every_chunk(layers) + [each for _ in layers for each in lists.layer(is_moe=True)]
+    expected = Counter(
+        (each.name, each.shape, each.memory_bytes) for each in planned if each.name.startswith("attention.")
+    )
+    assert Counter((name, tuple(shape), size) for name, shape, size in found["saved"]) == expected

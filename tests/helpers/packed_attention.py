@@ -120,8 +120,10 @@ class DotProductAttention(nn.Module):
         return_max_logit: bool = False,
     ) -> None:
         super().__init__()
-        assert attention_dropout == 0 and softmax_scale is not None
-        self.heads, self.channels, self.scale = num_attention_heads, kv_channels, softmax_scale
+        assert attention_dropout == 0
+        # megatron-core builds attention twice, first without a scale, and keeps the second.
+        self.scale = softmax_scale or kv_channels[0] ** -0.5
+        self.heads, self.channels = num_attention_heads, kv_channels
         self.return_max_logit = return_max_logit
 
     def forward(

@@ -1,8 +1,9 @@
 """A stand-in for Transformer Engine 2.20 on the CPU, and the model built with it.
 
-Transformer Engine needs CUDA to be installed. What the model needs of it is two modules, `Linear` and
-`RMSNorm`; here they have its signatures, its demand that inputs and weights are of one type, and its extra
-state, and compute the same with torch. Everything else that megatron-core imports is a mock.
+Transformer Engine needs CUDA to be installed. What the model needs of it is three modules, `Linear`,
+`RMSNorm` and `DotProductAttention` (`packed_attention.py`); here they have its signatures, its demand that
+inputs and weights are of one type, and its extra state, and compute the same with torch. Everything else that
+megatron-core imports is a mock.
 
 `python -m tests.helpers.transformer_engine_twin` compares the model built with and without, and prints what
 it found as JSON. It needs a process of its own: megatron-core looks for Transformer Engine when imported.
@@ -22,6 +23,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from k25_train.config.cluster import Device
+from tests.helpers.packed_attention import DotProductAttention
+from tests.helpers.tiny_model import modules_of
 
 
 class WithExtraState(nn.Module):
@@ -102,7 +107,8 @@ class Twin(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.root = MagicMock(__version__="2.20.0")
         pytorch = self.root.pytorch
         pytorch.Linear, pytorch.RMSNorm = Linear, RMSNorm
-        for base in ("LayerNormLinear", "GroupedLinear", "DotProductAttention"):
+        pytorch.DotProductAttention = DotProductAttention
+        for base in ("LayerNormLinear", "GroupedLinear"):
             setattr(pytorch, base, type(base, (nn.Module,), {}))
         pytorch.distributed.CudaRNGStatesTracker = type("CudaRNGStatesTracker", (), {})
         self.root.common.recipe.DelayedScaling = type("DelayedScaling", (), {})
@@ -144,24 +150,53 @@ def build_pair() -> tuple[Any, Any]:
     topology = build_topology(config.parallelism, pipeline, device)
     backbone = backbone_config(config.model, config.train, config.parallelism, pipeline)
     ours = build_model(config, backbone, topology)
-    # The configuration rightly refuses this on the CPU.
+    # The configuration rightly refuses this on the CPU. A cuDNN of that version gives largest logits.
     config.train.transformer_engine = True
+    config.cluster.device = Device.cuda
+    torch.backends.cudnn.version = lambda: 92100
     twin = build_model(config, backbone, topology)
     for model in (ours, twin):
         model.initialize(config.train.seed, config.model.init_std)
     return ours.chunks[0], twin.chunks[0]
 
 
+DOCUMENTS, NUM_REAL = (50, 58, 20), 108
+"""Tokens of two documents and of padding, and of the documents."""
+
+
 def run(chunk: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses of one sequence and the gradients of their sum."""
+    """Losses of two documents and the gradients of their sum."""
     from k25_train.model.attention import PackedDocuments
 
     tokens = torch.arange(128) % 300
-    documents = PackedDocuments.of((50, 78), torch.device("cpu"))
-    losses = chunk(tokens, documents, labels=tokens.flip(0))
+    documents = PackedDocuments.of(DOCUMENTS, torch.device("cpu"), (2,))
+    for core in modules_of(chunk, "DocumentAttention"):
+        core.record_max_logits = True
+    losses = chunk(tokens, documents, labels=tokens.flip(0))[:NUM_REAL]
     losses.sum().backward()
     gradients = {name: weight.grad for name, weight in chunk.named_parameters() if weight.grad is not None}
     return losses.detach(), gradients
+
+
+def records_of_attention(chunk: Any) -> list[tuple[str, tuple[int, ...], int]]:
+    """What a pass saves of attention's own results: name, shape, bytes."""
+    from k25_train.compose.resolve import compose
+    from k25_train.model.attention import PackedDocuments
+    from parallel.activations.saving_pass import SaveRecord, SavingPass
+    from parallel.activations.storage import weights_of
+    from parallel.pipeline.schedule import PassKey
+
+    stored: list[SaveRecord] = []
+    policies = compose(["experiment=smoke"]).activation.policies()
+    saving = SavingPass(policies, PassKey(0, 0), weights_of([chunk]), None, stored.append)
+    tokens = torch.arange(128) % 300
+    documents = PackedDocuments.of(DOCUMENTS, torch.device("cpu"), (2,))
+    with saving.active():
+        losses = chunk(tokens, documents, labels=tokens)
+    losses.sum().backward()
+    return [
+        (each.name, each.shape, each.device_bytes) for each in stored if each.name.startswith("attention.")
+    ]
 
 
 def compare() -> dict[str, Any]:
@@ -171,6 +206,11 @@ def compare() -> dict[str, Any]:
     place = ChunkPlace(first_layer=0, first_expert=0)
     ours, twin = build_pair()
     (losses, gradients), (twin_losses, twin_gradients) = run(ours), run(twin)
+    calls = [dict(call) for call in DotProductAttention.calls]
+    logits = [
+        torch.stack([core.max_logits for core in modules_of(model, "DocumentAttention")])
+        for model in (ours, twin)
+    ]
     differences = [(gradients[name] - twin_gradients[name]).abs().max().item() for name in gradients]
     return {
         "modules": sorted({type(module).__name__ for module in twin.modules()}),
@@ -182,6 +222,9 @@ def compare() -> dict[str, Any]:
         "parameters": [[*dict(model.named_parameters())] for model in (ours, twin)],
         "global names": [[name for name, _ in global_state(model, place)] for model in (ours, twin)],
         "gradients": [sorted(gradients), sorted(twin_gradients)],
+        "attention": calls,
+        "logits": [each.tolist() for each in logits],
+        "saved": records_of_attention(twin),
         "difference": max((losses - twin_losses).abs().max().item(), *differences),
     }
 
