@@ -16,6 +16,7 @@ from k25_train.checkpoint.integrity import verify
 from k25_train.compose.command_line import load_saved
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
+from k25_train.data.source import ThreadSource
 from k25_train.entry import run_command
 from k25_train.errors import ConfigError, DataError
 from k25_train.joining.environment import read_environment
@@ -31,6 +32,8 @@ def evaluate(
     config: Config, checkpoint: Path, dump: Path | None = None, shuffle_media_seed: int | None = None
 ) -> dict[str, float]:
     """Held-out losses of a checkpoint by name, in nats per token; prints them."""
+    # One evaluation is read before it is computed: a second process would only wait.
+    data = ThreadSource(config)
     device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.checkpoint import state
@@ -42,8 +45,8 @@ def evaluate(
 
     # No optimizer steps, so its kernel need not be compiled.
     config = replace(config, optim=replace(config.optim, offload=OptimizerOffload.none))
-    run = build_run(config, device, trains=False)
-    with run.loader:
+    run = build_run(config, device, data, trains=False)
+    with run.data:
         step = state.load(checkpoint, config, run.modules, optimizer=None)
         losses = eval_losses(run, config.train.eval_sequences)
         if shuffle_media_seed is not None:
@@ -57,7 +60,7 @@ def evaluate(
         if dump is not None:
             dump_batches(run, dump)
     if run.is_main:
-        for note in notes_on(checkpoint, run.loader.facts()):
+        for note in notes_on(checkpoint, run.data.facts()):
             print_line(note)
         print_line(f"{checkpoint}: step {step}, {config.train.eval_sequences} held-out sequences")
         for name, loss in losses.items():

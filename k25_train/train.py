@@ -12,8 +12,11 @@ def train(config: Config) -> None:
     check_place(config)
     import torch
 
+    from k25_train.data.source import start_source
     from k25_train.startup.platform import prepare_device
 
+    # Forked while there is neither a thread nor a CUDA context.
+    data = start_source(config)
     device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.metrics.report import Report
@@ -21,10 +24,10 @@ def train(config: Config) -> None:
     from k25_train.training.trainer import Trainer
     from parallel.topology import stop_process_group
 
-    run = build_run(config, device)
+    run = build_run(config, device, data)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     # The claim ends last: what waits for the metrics is written on the way out.
-    with run.claim, Report(config, is_main=run.is_main, device_name=name) as report, run.loader:
+    with run.claim, Report(config, is_main=run.is_main, device_name=name) as report, run.data:
         trainer = Trainer(run, report)
         trainer.fit()
     run.activations.close()

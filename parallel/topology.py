@@ -59,6 +59,11 @@ class Topology:
         return self.pp_rank == 0
 
     @property
+    def holds_last_chunk(self) -> bool:
+        """Whether this rank computes losses."""
+        return self.pp_rank == self.pp_size - 1
+
+    @property
     def first_stage_ranks(self) -> range:
         """[data-parallel rank] -> global rank of the first stage of that replica's pipeline."""
         return range(self.dp_size)

@@ -66,6 +66,7 @@ MAY_CHANGE = {
         "optim.max_skipped_steps",
         "data.max_skipped_samples",
         "data.prefetch_steps",
+        "data.read_in",
         "train.eval_interval",
         "train.eval_sequences",
         "train.stall_timeout_s",

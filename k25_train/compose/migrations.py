@@ -209,6 +209,7 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
     ),
     # 4 to 5.
     (
+        Fill("data.read_in", "thread"),
         Fill("parallelism.dispatcher", "alltoall"),
         Fill("parallelism.dispatcher_sms", None),
         Fill("parallelism.dispatcher_capacity", None),

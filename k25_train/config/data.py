@@ -1,6 +1,7 @@
 """The data's configuration: shard set, tokenizer and mixture."""
 
 from dataclasses import dataclass
+from enum import Enum
 from math import inf
 
 from k25_train.config.basics import not_from_home, not_negative
@@ -11,6 +12,15 @@ SAMPLE_KINDS = ("text", "caption", "ocr", "video")
 
 
 RESCALE = "rescale the shares, or give all of them: data.blend={text: 0.5, caption: 0.5}"
+
+
+class ReadIn(Enum):
+    """Where batches are planned, read and decoded."""
+
+    process = "process"
+    """In a process of each rank's own, next to the one that trains. Needs Linux."""
+    thread = "thread"
+    """In a thread of the process that trains, which it delays while kernels are launched."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,6 +40,8 @@ class DataConfig:
     """Undecodable samples that a run tolerates; one more stops it."""
     prefetch_steps: int
     """Steps whose batches are prepared ahead of use; 0 prepares each when it is needed."""
+    read_in: ReadIn
+    """Where that is done (`process` or `thread`); batches are the same. Our choice."""
     limit_samples: int | None
     """Number of samples of each kind that are used, the first ones; null is all of them."""
 

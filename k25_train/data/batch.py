@@ -1,9 +1,9 @@
 """Micro-batches: planned sequences (`mix/plan.py`), assembled as tensors.
 
-Shapes: T = micro_batch_size * seq_len tokens, rows one after another; P patches of all items.
+Shapes: T = micro_batch_size * seq_len tokens, rows one after another; V vision tokens; P patches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -14,14 +14,31 @@ from torch import Tensor
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.media import MediaReader
 from k25_train.data.mix.documents import DocumentBuilder
-from k25_train.data.mix.plan import SequencePlan, media_of
+from k25_train.data.mix.plan import PlannedPiece, SequencePlan, media_of
 from k25_train.data.skip_log import SkipLog
 from parallel.dep.grid import Grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """What of its micro-batches a rank needs. What the index tells of documents all ranks have."""
+
+    tokens: bool
+    """For embedding them: in the first pipeline stage."""
+    labels: bool
+    """For the loss: in the last one."""
+    pixels: bool
+    """For a coupled tower."""
+
+    @property
+    def words(self) -> bool:
+        """Whether samples have to be read and tokenized."""
+        return self.tokens or self.labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """The sequences that a rank computes at once."""
+    """The sequences that a rank computes at once. Tensors that were not asked for have no elements."""
 
     tokens: Tensor
     """[T] int64."""
@@ -31,10 +48,16 @@ class MicroBatch:
     """[T] float32, 0 or 1; 0 where the next token is padding, of media, of text without loss, or absent."""
     is_caption: Tensor
     """[T] bool, True in documents with media, whose loss evaluations report separately."""
+    media_positions: Tensor
+    """[V] int64, where the placeholders of vision tokens are; asked for with the tokens."""
     document_lengths: tuple[int, ...]
     """Lengths that sum to T. Padding at a row's end is in the place of a document; none crosses rows."""
     padding: tuple[int, ...]
     """Positions in `document_lengths` of what is padding, samples included whose words cannot be used."""
+    num_targets: tuple[int, ...]
+    """For each of `document_lengths`, how many of its tokens have a loss."""
+    unreadable: tuple[int, ...]
+    """Positions in `document_lengths` of samples whose words cannot be used; known where they are read."""
     grid_thw: tuple[Grid, ...]
     """Patch grid of each item in placeholder order."""
     item_documents: tuple[int, ...]
@@ -45,6 +68,19 @@ class MicroBatch:
     """Items whose file did not decode; their pixels are 0. Known only if pixels were requested."""
 
 
+def without_loss(batch: MicroBatch, documents: Collection[int]) -> MicroBatch:
+    """The batch without the loss of `documents` (positions in `document_lengths`); twice changes nothing."""
+    ends = list(accumulate(batch.document_lengths))
+    loss_mask, labels = batch.loss_mask.clone(), batch.labels.clone()
+    for document in documents:
+        span = slice(ends[document] - batch.document_lengths[document], ends[document])
+        # Where labels are not read, both are empty.
+        loss_mask[span] = 0
+        labels[span] = 0
+    counts = tuple(0 if number in documents else count for number, count in enumerate(batch.num_targets))
+    return replace(batch, loss_mask=loss_mask, labels=labels, num_targets=counts)
+
+
 def mask_failed(batch: MicroBatch, failed_items: Sequence[int]) -> MicroBatch:
     """The batch without the loss of the documents that hold `failed_items` (positions in `grid_thw`).
 
@@ -53,13 +89,46 @@ def mask_failed(batch: MicroBatch, failed_items: Sequence[int]) -> MicroBatch:
     """
     if not failed_items:
         return batch
-    ends = list(accumulate(batch.document_lengths))
-    loss_mask, labels = batch.loss_mask.clone(), batch.labels.clone()
-    for document in {batch.item_documents[item] for item in failed_items}:
-        span = slice(ends[document] - batch.document_lengths[document], ends[document])
-        loss_mask[span] = 0
-        labels[span] = 0
-    return replace(batch, loss_mask=loss_mask, labels=labels, failed_items=tuple(failed_items))
+    masked = without_loss(batch, {batch.item_documents[item] for item in failed_items})
+    return replace(masked, failed_items=tuple(failed_items))
+
+
+def mask_unreadable(batch: MicroBatch, documents: Collection[int]) -> MicroBatch:
+    """The batch with `documents` as padding: those whose words another stage could not use."""
+    if set(documents) <= set(batch.unreadable):
+        return batch
+    padding, unreadable = {*batch.padding, *documents}, {*batch.unreadable, *documents}
+    masked = without_loss(batch, documents)
+    return replace(masked, padding=tuple(sorted(padding)), unreadable=tuple(sorted(unreadable)))
+
+
+@dataclass(slots=True)
+class _Rows:
+    """A micro-batch in the making: rows of padding without loss, filled piece by piece."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    loss_mask: np.ndarray
+    is_caption: np.ndarray
+
+    @classmethod
+    def of(cls, num_tokens: int, pad_token: int) -> "_Rows":
+        return cls(
+            np.full(num_tokens, pad_token, dtype=np.int64),
+            np.zeros(num_tokens, dtype=np.int64),
+            np.zeros(num_tokens, dtype=np.float32),
+            np.zeros(num_tokens, dtype=np.bool_),
+        )
+
+    def put(self, position: int, piece: PlannedPiece, tokens: np.ndarray, is_target: np.ndarray) -> None:
+        """Each position's label is the next token of its own piece: across a cut, and across documents,
+        nothing is predicted."""
+        span = slice(position, position + piece.length)
+        targets = slice(position, position + piece.length - 1)
+        self.tokens[span] = tokens
+        self.labels[targets] = np.where(is_target[1:], self.tokens[position + 1 : position + piece.length], 0)
+        self.loss_mask[targets] = is_target[1:]
+        self.is_caption[span] = piece.record.kind != "text"
 
 
 class MicroBatchAssembler:
@@ -73,72 +142,81 @@ class MicroBatchAssembler:
         vision: VisionConfig,
         seq_len: int,
         pad_token: int,
+        media_pad: int,
         skip_log: SkipLog,
     ) -> None:
-        """`skip_log` counts samples whose words or media cannot be used, and may stop the run."""
+        """`media_pad` is the placeholder of a vision token; `skip_log` counts samples whose words or media
+        cannot be used, and may stop the run."""
         self._documents = documents
         self._vision = vision
         self._seq_len = seq_len
         self._pad_token = pad_token
+        self._media_pad = media_pad
         self._skip_log = skip_log
         self._media = media
 
-    def assemble(self, sequences: Sequence[SequencePlan], with_pixels: bool) -> MicroBatch:
-        """One micro-batch of the given sequences.
+    def assemble(self, sequences: Sequence[SequencePlan], reads: Reads) -> MicroBatch:
+        """One micro-batch of the given sequences, with what `reads` asks for.
 
         A sample whose words or media cannot be used keeps its place: padding for words, 0 for pixels, and no
         loss. Raises DataError when those pass the limit, or when a shard cannot be read.
         """
-        # 1. Rows of padding without loss.
-        num_tokens = len(sequences) * self._seq_len
-        tokens = np.full(num_tokens, self._pad_token, dtype=np.int64)
-        labels = np.zeros(num_tokens, dtype=np.int64)
-        loss_mask = np.zeros(num_tokens, dtype=np.float32)
-        is_caption = np.zeros(num_tokens, dtype=np.bool_)
-
-        # 2. Pieces one after another. Each position's label is the next token of its own piece: across a cut,
-        #    and across documents, nothing is predicted.
+        # 1. Pieces one after another, in rows with padding at their ends.
+        rows = _Rows.of(len(sequences) * self._seq_len if reads.words else 0, self._pad_token)
         lengths: list[int] = []
+        num_targets: list[int] = []
         paddings: list[int] = []
+        unreadable: list[int] = []
         item_documents: list[int] = []
         for row, sequence in enumerate(sequences):
             position = row * self._seq_len
             for piece in sequence.pieces:
-                span = slice(position, position + piece.length)
-                stop = piece.start + piece.length
-                document = self._documents.tokens(piece.record, piece.media, piece.start, stop)
-                if document.failure is not None:
-                    self._skip_log.add(piece.record, document.failure)
+                count, is_usable = self._read_piece(piece, position, rows, reads)
+                if not is_usable:
+                    unreadable.append(len(lengths))
                     paddings.append(len(lengths))
-                tokens[span] = document.tokens
-                is_target = document.is_target[1:]
-                targets = slice(position, position + piece.length - 1)
-                labels[targets] = np.where(is_target, tokens[position + 1 : position + piece.length], 0)
-                loss_mask[targets] = is_target
-                is_caption[span] = piece.record.kind != "text"
                 item_documents += [len(lengths)] * len(piece.items)
                 lengths.append(piece.length)
+                num_targets.append(count)
                 position += piece.length
             rest = (row + 1) * self._seq_len - position
             if rest:
                 paddings.append(len(lengths))
                 lengths.append(rest)
+                num_targets.append(0)
 
-        # 3. Pixels, if this rank encodes them; documents whose media do not decode lose their loss.
-        pixels, failed_items = self._load_pixels(sequences) if with_pixels else (None, ())
+        # 2. Pixels, if this rank encodes them; documents whose media do not decode lose their loss.
+        pixels, failed_items = self._load_pixels(sequences) if reads.pixels else (None, ())
+        (tokens,) = _asked_for(reads.tokens, rows.tokens)
+        labels, loss_mask, is_caption = _asked_for(reads.labels, rows.labels, rows.loss_mask, rows.is_caption)
         batch = MicroBatch(
-            tokens=torch.from_numpy(tokens),
-            labels=torch.from_numpy(labels),
-            loss_mask=torch.from_numpy(loss_mask),
-            is_caption=torch.from_numpy(is_caption),
+            tokens=tokens,
+            labels=labels,
+            loss_mask=loss_mask,
+            is_caption=is_caption,
+            media_positions=torch.from_numpy(np.flatnonzero(tokens.numpy() == self._media_pad)),
             document_lengths=tuple(lengths),
             padding=tuple(paddings),
+            num_targets=tuple(num_targets),
+            unreadable=tuple(unreadable),
             grid_thw=tuple(item.grid_thw for sequence in sequences for item in sequence.items),
             item_documents=tuple(item_documents),
             pixels=pixels,
             failed_items=failed_items,
         )
         return mask_failed(batch, failed_items)
+
+    def _read_piece(self, piece: PlannedPiece, position: int, rows: _Rows, reads: Reads) -> tuple[int, bool]:
+        """Fill in a piece if words are asked for; how many of its tokens have a loss, and whether its words
+        can be used, which is not known unless they are read."""
+        stop = piece.start + piece.length
+        if not reads.words:
+            return self._documents.num_targets(piece.record, piece.media, piece.start + 1, stop), True
+        document = self._documents.tokens(piece.record, piece.media, piece.start, stop)
+        if document.failure is not None:
+            self._skip_log.add(piece.record, document.failure)
+        rows.put(position, piece, document.tokens, document.is_target)
+        return int(document.is_target[1:].sum()), document.failure is None
 
     def _load_pixels(self, sequences: Sequence[SequencePlan]) -> tuple[Tensor, tuple[int, ...]]:
         """Patches [P, 3*p*p] of all items, and the items that did not decode."""
@@ -153,3 +231,8 @@ class MicroBatchAssembler:
             patches += found.items.values()
             num_items += len(found.items)
         return torch.cat(patches), tuple(failed_items)
+
+
+def _asked_for(is_asked_for: bool, *arrays: np.ndarray) -> tuple[Tensor, ...]:
+    """The arrays as tensors, without elements where nobody asked for them."""
+    return tuple(torch.from_numpy(array if is_asked_for else array[:0]) for array in arrays)

@@ -16,6 +16,7 @@ import fsspec  # type: ignore[import-untyped]
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 from fsspec.registry import known_implementations  # type: ignore[import-untyped]
 
+from k25_train.data.open_files import OpenFiles
 from k25_train.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class MissingFileError(DataError):
 class DataFolder:
     """Reads files of one folder, local or at any fsspec URL.
 
-    Stateless between calls (every read opens, seeks and closes), hence safe across threads and forks; on an
-    object store each read is one ranged request.
+    Safe across threads and forks. Local files stay open between reads of a range; on an object store each is
+    one request.
     """
 
     def __init__(self, directory: str) -> None:
@@ -57,6 +58,7 @@ class DataFolder:
         self.directory = directory
         self._fs, self._root = locate(directory, "data.dir")
         self._is_local = "file" in _protocols(self._fs)
+        self._read_at = OpenFiles().read if self._is_local else self._request
         self._closing = Event()
 
     def close(self) -> None:
@@ -99,14 +101,15 @@ class DataFolder:
 
         A file system that fails is asked again for up to a minute; then raises DataError.
         """
-        end = offset + num_bytes
-        return bytes(
-            self._attempt(name, lambda path: self._fs.cat_file(path, start=offset, end=end), _delays_in_use)
-        )
+        read_at = self._read_at
+        return bytes(self._attempt(name, lambda path: read_at(path, offset, num_bytes), _delays_in_use))
 
     def num_bytes(self, name: str) -> int:
         """Size of a file, at the start. Raises DataError if it is not there."""
         return int(self._attempt(name, self._fs.size, _delays_at_start))
+
+    def _request(self, path: str, offset: int, num_bytes: int) -> bytes:
+        return bytes(self._fs.cat_file(path, start=offset, end=offset + num_bytes))
 
     def _attempt(
         self, name: str, read: Callable[[str], Any], delays_of: Callable[[Exception], Sequence[float]]

@@ -13,7 +13,7 @@ from typing import Any, Self
 from k25_train.config.data import DataConfig
 from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
-from k25_train.data.batch import MicroBatch, MicroBatchAssembler
+from k25_train.data.batch import MicroBatch, MicroBatchAssembler, Reads
 from k25_train.data.decode.media import MediaReader
 from k25_train.data.fingerprint import data_facts
 from k25_train.data.formats.dataset import load_dataset
@@ -51,6 +51,7 @@ class DataLoader:
             vision=vision,
             seq_len=train.seq_len,
             pad_token=self.tokenizer.pad,
+            media_pad=self.tokenizer.media_pad,
             skip_log=self.skip_log,
         )
 
@@ -119,10 +120,8 @@ class DataLoader:
         streams = {kind: self._eval_stream(kind, shuffle_media_seed) for kind in self._data.blend}
         return StepPlan(step=0, sequences=_draw(blend, streams, range(num_sequences)))
 
-    def micro_batches(
-        self, plan: StepPlan, *, dp_rank: int, dp_size: int, with_pixels: bool
-    ) -> list[MicroBatch]:
-        """The micro-batches of one data-parallel rank in a planned batch, in order.
+    def micro_batches(self, plan: StepPlan, *, dp_rank: int, dp_size: int, reads: Reads) -> list[MicroBatch]:
+        """The micro-batches of one data-parallel rank in a planned batch, in order, with what it `reads`.
 
         Raises ConfigError if the batch does not divide into micro-batches, and DataError as
         `MicroBatchAssembler.assemble` does.
@@ -137,7 +136,7 @@ class DataLoader:
         share = len(sequences) // dp_size
         first = dp_rank * share
         return [
-            self._assembler.assemble(sequences[i : i + size], with_pixels)
+            self._assembler.assemble(sequences[i : i + size], reads)
             for i in range(first, first + share, size)
         ]
 

@@ -27,7 +27,10 @@ class SkipLog:
 
         Without `log` it is only counted: several ranks may learn of it, and one of them logs it.
         """
-        name = self.name(record)
+        self.add_named(self.name(record), reason, log=log)
+
+    def add_named(self, name: str, reason: str, *, log: bool) -> None:
+        """Do what `add` does, for a sample by its name in messages."""
         with self._lock:
             if name in self.skipped:
                 return

@@ -1,8 +1,8 @@
-"""Work of the decoupled encoder in a step: the plan for all items of the global batch, one rank's pixels."""
+"""Work of the decoupled encoder in a step: one rank's share of the plan for all items, and its pixels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from k25_train.data.mix.plan import SequencePlan, StepPlan, media_of
 from k25_train.plan.vision_planner import VisionPlanner
 from parallel.dep.engine import VisionWork
 from parallel.dep.grid import Grid
-from parallel.dep.plan import Part, VisionItem, VisionPlan, transfers_of
+from parallel.dep.plan import Part, VisionItem
+from parallel.dep.plan_share import NO_SHARE, PlanShare, Receiver
 from parallel.dep.vision_pass import Chunk
 
 
@@ -32,20 +33,52 @@ class SampleItem(NamedTuple):
         return self.media.items[self.position].grid_thw
 
 
+class FailedItem(NamedTuple):
+    """An item whose file did not decode."""
+
+    replica: int
+    """Replica that owns its sample."""
+    micro_batch: int
+    """Number of its micro-batch, in the order in which the replica takes them."""
+    item: int
+    """Its position among the items of its micro-batch."""
+    record: SampleRecord
+    """Its sample."""
+    reason: str
+    """Why it did not decode."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepVision:
-    """The global batch's items, and what this rank has read of them."""
+    """What a rank's encoder does in a step, with the pixels that it has read."""
 
     work: VisionWork
-    """What the encoder does: the plan of all ranks, and this rank's pixels."""
-    order: Sequence[Sequence[int]]
-    """[replica] -> its micro-batches, numbered as in the global batch, in the order in which they run. Plan
-    and work number them by their position in this order."""
-    items: tuple[SampleItem, ...]
-    """[item of the plan] -> its sample and file."""
-    failures: dict[int, str]
-    """Item of the plan -> why it did not decode, for the items of which this rank encodes at least a part.
-    Their pixels are 0."""
+    """The rank's share of the plan, and its pixels."""
+    order: Sequence[int]
+    """The own replica's micro-batches, numbered as in the batch, in the order in which they run. Work numbers
+    them by their position in this order."""
+    failures: tuple[FailedItem, ...]
+    """Items that did not decode, of those of which this rank encodes at least a part. Their pixels are 0."""
+
+
+class VisionSource(Protocol):
+    """Plans and reads the vision items of a step: `VisionReader` or, its do-nothing twin, `NoVision`."""
+
+    def read(self, batch: StepPlan) -> StepVision:
+        """What this rank encodes of a global batch."""
+
+
+class NoVision:
+    """With a coupled tower nothing is encoded around the pipeline, and micro-batches run as they come."""
+
+    def __init__(self, sequences_per_turn: int) -> None:
+        """`sequences_per_turn`: those of one micro-batch of each replica."""
+        self._sequences_per_turn = sequences_per_turn
+
+    def read(self, batch: StepPlan) -> StepVision:
+        """Nothing."""
+        num_micro_batches = len(batch.sequences) // self._sequences_per_turn
+        return StepVision(VisionWork(NO_SHARE, (), ()), range(num_micro_batches), ())
 
 
 class VisionReader:
@@ -58,16 +91,16 @@ class VisionReader:
         *,
         micro_batch_size: int,
         rank: int,
+        replica: int,
         num_replicas: int,
-        pin_memory: bool,
     ) -> None:
-        """With `pin_memory` pixels are in page-locked memory, which a GPU copies from while it computes."""
+        """`replica`: the one whose pipeline the rank belongs to, whichever stage it is."""
         self._media = media
         self._planner = planner
         self._micro_batch_size = micro_batch_size
         self._rank = rank
+        self._replica = replica
         self._num_replicas = num_replicas
-        self._pin_memory = pin_memory
 
     def read(self, batch: StepPlan) -> StepVision:
         """Plan the items of a global batch, the same on every rank, and decode this rank's."""
@@ -90,15 +123,16 @@ class VisionReader:
                 planned += [VisionItem(item.grid_thw, replica, turn) for item in own[number]]
 
         # 3. Who encodes what; this rank's share of it is decoded.
-        plan, program = self._planner.plan(planned)
+        first_of = self._rank if self._rank < self._num_replicas else None
+        shared, program = self._planner.share(planned, Receiver(self._rank, first_of, share))
         failures: dict[int, str] = {}
-        chunks = self._read_chunks(plan, items, failures)
-        own_replica = self._rank if self._rank < self._num_replicas else None
-        work = VisionWork(plan, chunks, transfers_of(plan, share, self._rank, own_replica), program)
-        return StepVision(work, orders, tuple(items), failures)
+        chunks = self._read_chunks(shared.plan, items, failures)
+        work = VisionWork(shared.plan, chunks, shared.transfers, program)
+        failed = tuple(_failed(planned, items, item, reason) for item, reason in sorted(failures.items()))
+        return StepVision(work, orders[self._replica], failed)
 
     def _read_chunks(
-        self, plan: VisionPlan, items: Sequence[SampleItem], failures: dict[int, str]
+        self, plan: PlanShare, items: Sequence[SampleItem], failures: dict[int, str]
     ) -> list[Chunk]:
         """This rank's chunks; notes in `failures` which of its items did not decode."""
         own = plan.chunks[self._rank]
@@ -120,9 +154,19 @@ class VisionReader:
                 if patches.failure:
                     failures[part.item] = patches.failure
                 pixels.append(_rows_of(part, grid, patches.items[position]))
-            joined = torch.cat(pixels)
-            chunks.append(Chunk(joined.pin_memory() if self._pin_memory else joined, grids))
+            chunks.append(Chunk(torch.cat(pixels), grids))
         return chunks
+
+
+def _failed(
+    planned: Sequence[VisionItem], items: Sequence[SampleItem], number: int, reason: str
+) -> FailedItem:
+    """An item of the global batch by its place in its micro-batch."""
+    place = planned[number].replica, planned[number].micro_batch
+    first = number
+    while first and (planned[first - 1].replica, planned[first - 1].micro_batch) == place:
+        first -= 1
+    return FailedItem(*place, number - first, items[number].record, reason)
 
 
 def _items_of(sequences: Sequence[SequencePlan]) -> Iterator[SampleItem]:

@@ -6,6 +6,8 @@ A planner orders the micro-batches of each replica and plans their items; the sa
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from k25_train.config.schema import Config
 from k25_train.plan.memory.stage import chunk_memory
 from k25_train.plan.pipeline import PipelinePlan
@@ -13,7 +15,8 @@ from k25_train.plan.time.step import decoupled_cost, step_times
 from parallel.dep.bubbles import Placement, TimedItem, order_costly_to_middle, plan_bubbles
 from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
-from parallel.dep.program import Program, chunks_of, program_of
+from parallel.dep.plan_share import PlanShare, Receiver, Shared, plan_share, share_of_whole
+from parallel.dep.program import Program, chunks_of, chunks_of_rank, program_of
 from parallel.pipeline.schedule import RECOMPUTE_AND_BACKWARD_COST
 
 
@@ -28,6 +31,9 @@ class VisionPlanner(Protocol):
 
         The program says when this rank encodes its chunks; None if that is before and after the pipeline.
         """
+
+    def share(self, items: Sequence[VisionItem], receiver: Receiver) -> tuple[Shared, Program | None]:
+        """A rank's share of what `plan` gives, in a fraction of the time."""
 
 
 class UpfrontPlanner:
@@ -52,6 +58,18 @@ class UpfrontPlanner:
         )
         return plan, None
 
+    def share(self, items: Sequence[VisionItem], receiver: Receiver) -> tuple[Shared, Program | None]:
+        """See `VisionPlanner`."""
+        shared = plan_share(
+            items,
+            self._config.world_size,
+            self._cost,
+            receiver,
+            max_patches_per_chunk=self._config.dep.max_patches_per_chunk,
+            split=self._config.dep.split_items,
+        )
+        return shared, None
+
 
 class BubblePlanner:
     """Items are encoded where the pipeline leaves ranks idle."""
@@ -74,6 +92,31 @@ class BubblePlanner:
 
     def plan(self, items: Sequence[VisionItem]) -> tuple[VisionPlan, Program | None]:
         """See `VisionPlanner`."""
+        config = self._config
+        placements = self._place(items)
+        # Items of a rank that run together form chunks; this rank's become its program.
+        limit = self._memory.most_joined(config.dep.max_patches_per_chunk)
+        plan, places = chunks_of(items, placements, config.world_size, self._cost, limit)
+        return plan, self._program(plan, places[self._rank])
+
+    def share(self, items: Sequence[VisionItem], receiver: Receiver) -> tuple[Shared, Program | None]:
+        """See `VisionPlanner`; `receiver` is this rank."""
+        placements = self._place(items)
+        rank_of = np.array([placement.rank for placement in placements], dtype=np.int64)
+        own = np.flatnonzero(rank_of == self._rank).tolist()
+        limit = self._memory.most_joined(self._config.dep.max_patches_per_chunk)
+        chunks, places = chunks_of_rank(own, items, placements, limit)
+        shared = share_of_whole(items, rank_of, chunks, receiver)
+        return shared, self._program(shared.plan, places)
+
+    def _program(self, plan: VisionPlan | PlanShare, own: Sequence[Placement]) -> Program:
+        times = self._times
+        return program_of(
+            self._rank, plan, own, times.text, self._config.dp, times.reduce_s, self._memory
+        )
+
+    def _place(self, items: Sequence[VisionItem]) -> Sequence[Placement]:
+        """Where each item is encoded."""
         config, times = self._config, self._times
         # 1. The exchange is planned for the micro-batch with the most vision tokens.
         num_tokens: dict[tuple[int, int], int] = {}
@@ -90,14 +133,9 @@ class BubblePlanner:
             gather_s=times.gather_s,
             reduce_s=times.reduce_s,
         )
-        placements: Sequence[Placement] = found.placements
-        if not self._is_trained:
-            placements = [placement._replace(backward=()) for placement in placements]
-        # 3. Items of a rank that run together form chunks; this rank's become its program.
-        limit = self._memory.most_joined(config.dep.max_patches_per_chunk)
-        plan, places = chunks_of(items, placements, config.world_size, self._cost, limit)
-        own = places[self._rank]
-        return plan, program_of(self._rank, plan, own, times.text, config.dp, times.reduce_s, self._memory)
+        if self._is_trained:
+            return found.placements
+        return [placement._replace(backward=()) for placement in found.placements]
 
     def _timed(self, item: VisionItem) -> TimedItem:
         forward_s, copy_s = self._times.forward_s(item.grid_thw), self._times.copy_s(item.grid_thw)

@@ -14,6 +14,7 @@ from k25_train.objectives.next_token import KINDS
 from k25_train.training.activations import KeepEverything
 from k25_train.training.forward import DeviceBatch, forward_micro_batch
 from k25_train.training.run import Run
+from parallel.config import DepMode
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def dump_batches(run: Run, folder: Path) -> None:
     """
     if run.topology.pp_size > 1:
         raise ConfigError(f"dump={folder} needs parallelism.pp=1, not {run.topology.pp_size}")
-    if not run.tower.takes_pixels:
+    if run.config.dep.mode is not DepMode.coupled:
         raise ConfigError(f"dump={folder} needs dep.mode=coupled, not {run.config.dep.mode.value}")
     # With one stage and a coupled tower this rank computes whole micro-batches alone.
     folder.mkdir(parents=True, exist_ok=True)

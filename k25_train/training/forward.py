@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from k25_train.data.batch import MicroBatch
+from k25_train.data.step_batches import Documents, StepBatches
 from k25_train.model.attention import PackedDocuments
 from k25_train.objectives.base import NamedSums, Objective, Targets, total
 from k25_train.training.activations import Activations
@@ -29,11 +29,11 @@ class DeviceBatch:
     number: int
     """Position of the micro-batch in its replica's step."""
     tokens: Tensor
-    """[T] int64."""
+    """[T] int64; [0] where no chunk embeds them."""
     labels: Tensor
-    """[T] int64."""
+    """[T] int64; [0] where no chunk has losses."""
     targets: Targets
-    """[T] each: which labels count, and as which kind of token."""
+    """[T] each: which labels count, and as which kind of token; [0] as the labels."""
     document_lengths: tuple[int, ...]
     """Tokens of each document; they sum to T."""
     padding: tuple[int, ...]
@@ -46,24 +46,38 @@ class DeviceBatch:
     """Patch grid of each item in placeholder order."""
 
 
-def to_device(number: int, batch: MicroBatch, media_pad: int, device: torch.device) -> DeviceBatch:
-    """Move the micro-batch with this number to `device`; `media_pad` is the id of the vision placeholder."""
+def to_device(batches: StepBatches, device: torch.device) -> list[DeviceBatch]:
+    """The micro-batches of a step on `device`: one copy of each kind of tensor, however many they are."""
+    # 1. Small types cross the bus; the model takes those of torch's operators. The kind is an index into
+    #    `next_token.KINDS`: text 0, caption 1.
+    moved = [tensor.to(device, non_blocking=True) for tensor in batches.tensors()]
+    tokens, labels, loss_mask, is_caption, media_positions, pixels = moved
+    masks, kinds = loss_mask.float().unbind(), is_caption.long().unbind()
+    all_tokens, all_labels = tokens.long().unbind(), labels.long().unbind()
 
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
+    # 2. A view of each for every micro-batch.
+    positions = media_positions.long().split(batches.num_media_positions)
+    own_pixels: Sequence[Tensor | None] = [None] * len(batches.documents)
+    if batches.has_pixels:
+        own_pixels = pixels.split([_num_patches(each) for each in batches.documents])
+    return [
+        DeviceBatch(
+            number=number,
+            tokens=all_tokens[number],
+            labels=all_labels[number],
+            targets=Targets(loss_mask=masks[number], kind=kinds[number]),
+            document_lengths=documents.lengths,
+            padding=documents.padding,
+            media_positions=positions[number],
+            pixels=own_pixels[number],
+            grid_thw=documents.grid_thw,
+        )
+        for number, documents in enumerate(batches.documents)
+    ]
 
-    # The kind is an index into `next_token.KINDS`: text 0, caption 1.
-    return DeviceBatch(
-        number=number,
-        tokens=move(batch.tokens),
-        labels=move(batch.labels),
-        targets=Targets(loss_mask=move(batch.loss_mask), kind=move(batch.is_caption.long())),
-        document_lengths=batch.document_lengths,
-        padding=batch.padding,
-        media_positions=move((batch.tokens == media_pad).nonzero().squeeze(1)),
-        pixels=None if batch.pixels is None else move(batch.pixels),
-        grid_thw=batch.grid_thw,
-    )
+
+def _num_patches(documents: Documents) -> int:
+    return sum(grid.num_patches for grid in documents.grid_thw)
 
 
 class TokenCounts(NamedTuple):
@@ -73,22 +87,6 @@ class TokenCounts(NamedTuple):
     """Tokens that count in the loss."""
     total: int
     """All tokens; padding is none."""
-
-
-def count_tokens(batches: Sequence[DeviceBatch], topology: Topology) -> TokenCounts:
-    """Count the global batch's tokens; every rank gets the same."""
-    counted = [batch.targets.loss_mask.sum(dtype=torch.float64) for batch in batches]
-    num_tokens = sum(
-        length
-        for batch in batches
-        for position, length in enumerate(batch.document_lengths)
-        if position not in batch.padding
-    )
-    # float64 counts exactly what a global batch of 67M tokens can have, and is reduced in one collective.
-    counts = torch.stack([torch.stack(counted).sum(), torch.tensor(float(num_tokens)).to(counted[0])])
-    dist.all_reduce(counts, group=topology.groups.dp)
-    with_loss, everything = counts.tolist()
-    return TokenCounts(int(with_loss), int(everything))
 
 
 def forward_micro_batch(

@@ -1,38 +1,24 @@
-"""What one rank reads for a step or an evaluation: the plan, its micro-batches, and the items it encodes.
+"""What one rank computes on in a step or an evaluation: read by its `DataSource`, agreed on by all ranks.
 
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 
-from k25_train.data.batch import MicroBatch
-from k25_train.data.loader import DataLoader
-from k25_train.data.mix.plan import StepPlan
-from k25_train.data.vision_reader import StepVision
+from k25_train.data.share_reader import Failure, HostInputs
+from k25_train.data.source import DataSource
+from k25_train.data.step_batches import without_failures
 from k25_train.errors import DataError, K25Error
 from k25_train.plan.batch_sizes import BatchSizes
-from k25_train.training.forward import DeviceBatch, to_device
-from k25_train.training.tower import Tower
+from k25_train.training.forward import DeviceBatch, TokenCounts, to_device
+from k25_train.training.staging import Staging
 from parallel.dep.engine import VisionWork
 from parallel.topology import Topology
 from parallel.watchdog.phases import PhaseTracker
-
-
-@dataclass(frozen=True, slots=True)
-class HostInputs:
-    """One rank's inputs in host memory."""
-
-    sizes: BatchSizes
-    """Of the global batch, the same on every rank."""
-    micro_batches: list[MicroBatch]
-    """The micro-batches of this rank's replica, in the order of the batch."""
-    vision: StepVision
-    """The items for the decoupled encoder; none with a coupled tower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +27,8 @@ class Inputs:
 
     sizes: BatchSizes
     """Of the global batch, the same on every rank."""
+    tokens: TokenCounts
+    """Of the global batch, without what could not be read."""
     micro_batches: list[DeviceBatch]
     """This replica's micro-batches, in the order in which they run."""
     vision: VisionWork
@@ -48,14 +36,13 @@ class Inputs:
 
 
 class InputReader:
-    """Plans and reads training steps, ahead of time, and evaluations; each batch is planned once."""
+    """Takes what this rank has read, agrees on it with the other ranks, and brings it to the device."""
 
-    def __init__(self, loader: DataLoader, tower: Tower, topology: Topology, tracker: PhaseTracker) -> None:
-        self._loader = loader
-        self._tower = tower
+    def __init__(self, data: DataSource, topology: Topology, staging: Staging, tracker: PhaseTracker) -> None:
+        self._data = data
         self._topology = topology
+        self._staging = staging
         self._tracker = tracker
-        self._steps = loader.prefetch(self._read_step)
 
     def step(self, step: int) -> Inputs:
         """Inputs of a training step, counted from 1; the next ones are read in the background.
@@ -63,7 +50,7 @@ class InputReader:
         Called by every rank. Raises `DataError`, on every rank, if one of them could not read its share or
         has met too many samples that cannot be used.
         """
-        return self._prepare(self._on_all_ranks(lambda: self._steps.get(step - 1)))
+        return self._prepare(lambda: self._data.step(step - 1))
 
     def evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> Inputs:
         """Inputs of the first `num_sequences` held-out sequences. Called by every rank, and raises as `step`.
@@ -71,51 +58,88 @@ class InputReader:
         With `shuffle_media_seed` every sample gets another sample's images: the rise of the loss is what the
         model gains from seeing the right ones.
         """
+        return self._prepare(lambda: self._data.evaluation(num_sequences, shuffle_media_seed))
 
-        def read() -> HostInputs:
-            plan = self._loader.plan_evaluation(num_sequences, shuffle_media_seed)
-            return self._read(plan, self._tower.read_heldout(plan))
-
-        return self._prepare(self._on_all_ranks(read))
-
-    def _on_all_ranks(self, read: Callable[[], HostInputs]) -> HostInputs:
-        """What `read` gives, if it succeeds on every rank; otherwise all raise, before any waits for another.
-
-        So all are at the same step, and can save and stop together.
-        """
-        topology = self._topology
+    def _prepare(self, read: Callable[[], HostInputs]) -> Inputs:
         result, failure = None, None
         try:
             result = read()
         except K25Error as error:
             failure = error
-        failed = torch.tensor(0 if result is not None else topology.rank + 1, device=topology.device)
-        with self._tracker.phase("agree on inputs", range(topology.world_size)):
-            dist.all_reduce(failed, dist.ReduceOp.MAX)
-            rank = int(failed.item()) - 1
+        # 1. One collective tells whether all could read, whether anything could not be used, and how many
+        #    tokens there are. Else all raise before any waits for another, at the same step, and can save.
+        num_failed, num_failures, *counts = self._sum_over_ranks(result)
+        if num_failed:
+            rank = self._last_that_failed(failure is not None)
         if failure is not None:
             raise failure
-        if result is None or rank >= 0:
+        if result is None or num_failed:
             other = DataError(f"rank {rank} could not read its share of the data; its own message says why")
             other.of_ranks = (rank,)
             raise other
-        return result
+        # 2. Only if any sample failed: what other ranks could not use has no loss here either.
+        if num_failures:
+            result = self._without_failures(result)
+            *_, with_loss, total = self._sum_over_ranks(result)
+            counts = [with_loss, total]
+        return self._on_device(result, TokenCounts(*counts))
 
-    def _read_step(self, plan: StepPlan) -> HostInputs:
-        return self._read(plan, self._tower.read(plan))
-
-    def _read(self, plan: StepPlan, vision: StepVision) -> HostInputs:
-        micro_batches = self._loader.micro_batches(
-            plan,
-            dp_rank=self._topology.dp_rank,
-            dp_size=self._topology.dp_size,
-            with_pixels=self._tower.takes_pixels and self._topology.holds_first_chunk,
+    def _on_device(self, read: HostInputs, tokens: TokenCounts) -> Inputs:
+        """Move micro-batches to the device; pixels follow when their chunk is encoded."""
+        chunks = read.vision.chunks
+        batches = read.batches.tensors()
+        staged = self._staging.stage([*batches, *(chunk.pixels for chunk in chunks)])
+        pixels = staged[len(batches) :]
+        vision = replace(
+            read.vision,
+            chunks=[chunk._replace(pixels=own) for chunk, own in zip(chunks, pixels, strict=True)],
         )
-        return HostInputs(plan.sizes(), micro_batches, vision)
+        moved = to_device(read.batches.with_tensors(staged[: len(batches)]), self._topology.device)
+        return Inputs(read.sizes, tokens, moved, vision)
 
-    def _prepare(self, read: HostInputs) -> Inputs:
-        """Agree with the other ranks on order and failures, and move the micro-batches to the device."""
-        arranged = self._tower.arrange(read.micro_batches, read.vision)
-        move = partial(to_device, media_pad=self._loader.tokenizer.media_pad, device=self._topology.device)
-        batches = [move(number, batch) for number, batch in enumerate(arranged)]
-        return Inputs(read.sizes, batches, read.vision.work)
+    def _sum_over_ranks(self, read: HostInputs | None) -> list[int]:
+        """Over all ranks: those that could not read, samples that could not be used; over replicas, from
+        their first stages: tokens with a loss, and all tokens."""
+        topology = self._topology
+        own = [1, 0, 0, 0]
+        if read is not None:
+            own = [0, len(read.failures), 0, 0]
+            if topology.holds_first_chunk:
+                own[2:] = read.batches.num_with_loss, read.batches.num_tokens
+        # float64 counts exactly what a global batch of 67M tokens can have.
+        summed = torch.tensor(own, dtype=torch.float64, device=topology.device)
+        with self._tracker.phase("agree on inputs", range(topology.world_size)):
+            dist.all_reduce(summed)
+            return [int(number) for number in summed.tolist()]
+
+    def _last_that_failed(self, has_failed: bool) -> int:
+        """The highest rank that could not read. Called by every rank once any could not."""
+        failed = torch.tensor(self._topology.rank if has_failed else -1, device=self._topology.device)
+        dist.all_reduce(failed, dist.ReduceOp.MAX)
+        return int(failed.item())
+
+    def _without_failures(self, read: HostInputs) -> HostInputs:
+        """The inputs without the loss of what any rank could not use.
+
+        Every rank counts the samples of items that the encoders could not decode, so that all stop together
+        when there are too many (`DataError`); the first rank logs them.
+        """
+        topology = self._topology
+        by_rank: list[tuple[Failure, ...]] = [()] * topology.world_size
+        dist.all_gather_object(by_rank, read.failures)
+        failures = [failure for of_rank in by_rank for failure in of_rank]
+        counted = {(*each[:3], each.sample, each.reason) for each in failures if each.sample}
+        for *_, sample, reason in sorted(counted):
+            self._data.skip_log.add_named(str(sample), str(reason), log=topology.rank == 0)
+        own = [failure for failure in failures if failure.replica == topology.dp_rank]
+        items = _by_micro_batch((each.micro_batch, each.item) for each in own)
+        documents = _by_micro_batch((each.micro_batch, each.document) for each in own)
+        return replace(read, batches=without_failures(read.batches, items, documents))
+
+
+def _by_micro_batch(failures: Iterable[tuple[int, int | None]]) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
+    for micro_batch, position in failures:
+        if position is not None:
+            found.setdefault(micro_batch, set()).add(position)
+    return found

@@ -62,7 +62,7 @@ class CheckpointKeeper:
                 f"train.steps={num_steps}, but the run has {newest}: raise train.steps, or choose another "
                 "run.dir to start from the beginning"
             )
-        facts = on_first_rank(run.loader.facts)
+        facts = on_first_rank(run.data.facts)
         self.saved_step = step
         if step == num_steps:
             on_first_rank(lambda: check_same_run(newest, run.config, facts))
@@ -99,7 +99,7 @@ class CheckpointKeeper:
         Returns where it is: set aside if the step or the state is not sound.
         """
         run = self.run
-        facts = on_first_rank(run.loader.facts)
+        facts = on_first_rank(run.data.facts)
         # How long this takes depends on the file system, not on a step.
         with run.tracker.phase("checkpoint", may_be_long=True):
             # Nothing is written to a folder that is another run's by now.

@@ -11,7 +11,9 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 
 from k25_train.config.schema import Config
-from k25_train.data.loader import DataLoader
+from k25_train.data.batch import Reads
+from k25_train.data.share_reader import Share
+from k25_train.data.source import DataSource
 from k25_train.errors import ConfigError
 from k25_train.joining.claim import NoClaim, claim_folder
 from k25_train.joining.join import join
@@ -28,7 +30,9 @@ from k25_train.training.assemble import assemble
 from k25_train.training.decoupled_tower import build_decoupled_tower
 from k25_train.training.device_memory import DeviceMemory, NoDeviceMemory, build_device_memory
 from k25_train.training.inputs import InputReader
+from k25_train.training.staging import build_staging
 from k25_train.training.tower import CoupledTower, Tower
+from parallel.config import DepMode
 from parallel.megatron.patches.instrument import set_tracker
 from parallel.megatron.platform import has_work_left
 from parallel.megatron.replicas import EncoderReplica
@@ -65,10 +69,10 @@ class Run:
     """The optimizer of all parameters, sharded."""
     qk_clip: QkClip | NoClip
     """Keeps attention logits from growing."""
-    loader: DataLoader
-    """Training and held-out data."""
+    data: DataSource
+    """Training and held-out data, planned and read for this rank."""
     reader: InputReader
-    """Reads this rank's share of them."""
+    """Agrees on them with other ranks, and brings them to the device."""
     tracker: PhaseTracker
     """What this rank is doing, for the report of a stall."""
     claim: NoClaim
@@ -106,23 +110,24 @@ class Run:
         return self.topology.rank == 0
 
 
-def open_data(config: Config) -> DataLoader:
-    """The data of this rank. Raises `ConfigError` if the tokenizer has ids that the embedding has no row
+def open_data(config: Config, data: DataSource) -> DataSource:
+    """Open the data of this rank. Raises `ConfigError` if the tokenizer has ids that the embedding has no row
     for."""
-    loader = DataLoader(config.data, config.train, config.model.vision)
-    if loader.tokenizer.vocab_size > config.model.vocab_size:
+    opened = data.open()
+    if opened.vocab_size > config.model.vocab_size:
         raise ConfigError(
-            f"the tokenizer of {config.data.dir} has {loader.tokenizer.vocab_size} ids, but "
+            f"the tokenizer of {config.data.dir} has {opened.vocab_size} ids, but "
             f"model.vocab_size={config.model.vocab_size}: raise it, or build the shard set with a smaller "
             "--vocab-size"
         )
-    return loader
+    return data
 
 
-def build_run(config: Config, device: torch.device, *, trains: bool = True) -> Run:
+def build_run(config: Config, device: torch.device, data: DataSource, *, trains: bool = True) -> Run:
     """Join the job and build this rank's part of everything. Called by every rank.
 
     Args:
+        data: not opened yet (`start_source`).
         trains: whether there are backward passes, for which activations have to be stored, and the run folder
             is written to, which this job then holds.
     """
@@ -132,7 +137,7 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
     store = join(where, timeout_s)
     job = SameJob(store, where)
     job.check_start(config)
-    loader = job.load_data(lambda: open_data(config), DataLoader.facts)
+    job.load_data(lambda: open_data(config, data), lambda opened: opened.facts())
 
     # 2. Process groups, and one run folder for all.
     start_process_group(device, timeout_s, store, where.rank, where.world_size)
@@ -149,7 +154,8 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
     tracker = PhaseTracker(topology.rank)
     set_tracker(tracker)
     stage = pipeline.stages[topology.pp_rank]
-    tower = build_tower(encoders, pipeline, topology, loader, tracker)
+    tower = build_tower(encoders, pipeline, topology, tracker)
+    data.take(share_of(config, topology))
     return Run(
         config=config,
         topology=topology,
@@ -160,8 +166,8 @@ def build_run(config: Config, device: torch.device, *, trains: bool = True) -> R
         objective=NextToken(),
         optimizer=optimizer,
         qk_clip=build_qk_clip(chunks, optimizer, config, device),
-        loader=loader,
-        reader=InputReader(loader, tower, topology, tracker),
+        data=data,
+        reader=InputReader(data, topology, build_staging(device), tracker),
         tracker=tracker,
         claim=claim,
     )
@@ -171,14 +177,28 @@ def build_tower(
     encoders: Sequence[EncoderReplica],
     pipeline: PipelinePlan,
     topology: Topology,
-    loader: DataLoader,
     tracker: PhaseTracker,
 ) -> Tower:
     """The tower of this rank: decoupled if it has a replica of the encoder, coupled otherwise."""
     if not encoders:
-        return CoupledTower(topology)
+        return CoupledTower()
     (encoder,) = encoders
-    return build_decoupled_tower(encoder, pipeline, topology, loader, tracker)
+    return build_decoupled_tower(encoder, pipeline, topology, tracker)
+
+
+def share_of(config: Config, topology: Topology) -> Share:
+    """What this rank reads of each batch: words in the first and last stage alone."""
+    is_first = topology.holds_first_chunk
+    return Share(
+        rank=topology.rank,
+        dp_rank=topology.dp_rank,
+        dp_size=topology.dp_size,
+        reads=Reads(
+            tokens=is_first,
+            labels=topology.holds_last_chunk,
+            pixels=is_first and config.dep.mode is DepMode.coupled,
+        ),
+    )
 
 
 def stall_watchdog(run: Run) -> StallWatchdog:

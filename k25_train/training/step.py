@@ -15,7 +15,7 @@ from k25_train.optim.qk_clip import ClipResult
 from k25_train.optim.schedule import learning_rate
 from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.training.device_memory import MemoryFigures, NoMemoryFigures
-from k25_train.training.forward import count_tokens, forward_micro_batch, sum_over_all_ranks
+from k25_train.training.forward import forward_micro_batch, sum_over_all_ranks
 from k25_train.training.run import Run
 from k25_train.training.tower import NoSummary
 from parallel.activations.offload import NoOffload, OffloadStats
@@ -64,7 +64,7 @@ def train_step(run: Run, step: int) -> StepResult:
     # 1. The plan of the global batch is the same on every rank; each reads its own share.
     with run.tracker.phase("read data"):
         inputs = run.reader.step(step)
-    tokens = count_tokens(inputs.micro_batches, run.topology)
+    tokens = inputs.tokens
     run.zero_gradients()
     run.qk_clip.start(step)
 

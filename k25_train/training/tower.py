@@ -10,23 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from k25_train.data.batch import MicroBatch, mask_failed
-from k25_train.data.mix.plan import StepPlan
-from k25_train.data.vision_reader import StepVision
 from parallel.dep.engine import VisionWork
-from parallel.dep.plan import VisionPlan
 from parallel.dep.stats import VisionSummary
 from parallel.megatron.replicas import EncoderReplica
-from parallel.topology import Topology
-
-NOTHING_TO_ENCODE = StepVision(
-    VisionWork(VisionPlan(items=(), num_ranks=1, parts=(), chunks=((),), costs=(0,)), (), ()), (), (), {}
-)
-"""What there is to do for a decoupled encoder where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +46,6 @@ class Tower(Protocol):
     def evaluating(self) -> Evaluating:
         """The same tower for evaluations."""
 
-    @property
-    def takes_pixels(self) -> bool:
-        """Whether the micro-batches of first stages come with pixels."""
-
-    def read(self, plan: StepPlan) -> StepVision:
-        """Divide the items of a global batch over all ranks and decode this rank's. May run in a thread."""
-
-    def read_heldout(self, plan: StepPlan) -> StepVision:
-        """The same for an evaluation."""
-
-    def arrange(self, batches: Sequence[MicroBatch], vision: StepVision) -> list[MicroBatch]:
-        """This replica's micro-batches in the order in which they run, without the loss of documents whose
-        media did not decode, on whichever rank. Called by every rank."""
-
     def start(self, work: VisionWork) -> None:
         """Do what comes before the pipeline. Called by every rank."""
 
@@ -92,11 +66,6 @@ class Tower(Protocol):
 class CoupledTower:
     """Does nothing around the schedule: the tower is part of the first chunk."""
 
-    takes_pixels = True
-
-    def __init__(self, topology: Topology) -> None:
-        self._topology = topology
-
     @property
     def replicas(self) -> Sequence[EncoderReplica]:
         """No modules: the tower is in the first chunk."""
@@ -106,34 +75,6 @@ class CoupledTower:
     def evaluating(self) -> Evaluating:
         """The same object: it does nothing in evaluations either."""
         return self
-
-    def read(self, plan: StepPlan) -> StepVision:
-        """No items: pixels are in the micro-batches."""
-        return NOTHING_TO_ENCODE
-
-    read_heldout = read
-
-    def arrange(self, batches: Sequence[MicroBatch], vision: StepVision) -> list[MicroBatch]:
-        """The micro-batches as they are, without the loss of what the first stage could not decode.
-
-        Only the first stage decodes; without this the last stage would learn from a blank image.
-        """
-        failed = [batch.failed_items for batch in batches]
-        if self._topology.pp_size > 1:
-            failed = self._of_first_stage(failed)
-        return [mask_failed(batch, items) for batch, items in zip(batches, failed, strict=True)]
-
-    def _of_first_stage(self, failed: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """[micro-batch] -> items that this pipeline's first stage could not decode."""
-        first, group = self._topology.first_stage_rank, self._topology.groups.pp
-        # Objects are sent through pickle and two collectives: only if there is anything to send.
-        count = torch.tensor(sum(map(len, failed)), device=self._topology.device)
-        dist.broadcast(count, first, group=group)
-        if not count.item():
-            return failed
-        box = [failed]
-        dist.broadcast_object_list(box, first, group=group)
-        return box[0]
 
     def start(self, work: VisionWork) -> None:
         """Do nothing."""

@@ -14,6 +14,7 @@ values in each layer, so one with a smaller share would only wait; it counts as 
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from heapq import heapify, heapreplace
 from typing import NamedTuple
 
 TARGET_PERCENT = 102
@@ -56,7 +57,10 @@ def assign_items(
     # 3. The first result within the limit, or else the best.
     found: list[_Assignment] = []
     for may_split, best_fit in rules:
-        found.append(_assign(row_costs, num_rows, order, num_ranks, limit, may_split, best_fit))
+        if best_fit or (may_split and costs and max(costs) > limit):
+            found.append(_assign(row_costs, num_rows, order, num_ranks, limit, may_split, best_fit))
+        else:
+            found.append(_assign_whole(costs, order, num_ranks))
         if found[-1].max_cost <= limit:
             break
     return min(found, key=lambda assignment: assignment.max_cost).ranks
@@ -66,6 +70,18 @@ def equal_rows(num_rows: int, num_shares: int) -> list[int]:
     """Rows of each share; the first ones have one more if the rows do not divide evenly."""
     least, remainder = divmod(num_rows, num_shares)
     return [least + 1] * remainder + [least] * (num_shares - remainder)
+
+
+def _assign_whole(costs: Sequence[int], order: Sequence[int], num_ranks: int) -> _Assignment:
+    """Assign items in this order to the rank with the least work, of equals the last."""
+    # One number for work and rank compares faster than a pair.
+    loads = [num_ranks - 1 - rank for rank in range(num_ranks)]
+    heapify(loads)
+    ranks: list[tuple[int, ...]] = [()] * len(order)
+    for item in order:
+        ranks[item] = (num_ranks - 1 - loads[0] % num_ranks,)
+        heapreplace(loads, loads[0] + costs[item] * num_ranks)
+    return _Assignment(max(loads) // num_ranks, ranks)
 
 
 def _assign(

@@ -16,6 +16,7 @@ delays the start of the pipeline or the end of the step, for all ranks alike.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
+from itertools import chain
 from typing import NamedTuple
 
 from parallel.dep.idle_time import StageIdleTime, Windows
@@ -189,7 +190,11 @@ class _Candidate(NamedTuple):
 def _place(item: TimedItem, stages: Sequence[StageIdleTime], windows: Windows, num_steps: int) -> Placement:
     """Put an item where it fits, or where it delays the step least."""
     best: _Candidate | None = None
-    for stage in sorted(stages, key=lambda stage: (stage.least_load, stage.number)):
+    # Stages from the least loaded one on; mostly the first has the time.
+    loads = [(stage.least_load, stage.number) for stage in stages]
+    first = min(loads)
+    candidates = chain((first,), (each for each in sorted(loads) if each != first))
+    for stage in (stages[number] for _, number in candidates):
         candidate = _candidate_on(stage, item, windows, num_steps)
         delay_s = candidate.start_delay_s + candidate.end_delay_s
         if best is None or delay_s < best.start_delay_s + best.end_delay_s:

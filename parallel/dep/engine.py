@@ -13,6 +13,7 @@ from torch import Tensor
 
 from parallel.dep.feature_exchange import FeatureExchange
 from parallel.dep.plan import Transfer, VisionPlan
+from parallel.dep.plan_share import PlanShare
 from parallel.dep.program import Program
 from parallel.dep.stats import VisionStats
 from parallel.dep.vision_pass import Chunk
@@ -23,8 +24,8 @@ from parallel.stopwatch import Stopwatch
 class VisionWork:
     """What the encoders do in one step, and this rank's share of the pixels."""
 
-    plan: VisionPlan
-    """Plan of the global batch, the same on every rank."""
+    plan: VisionPlan | PlanShare
+    """Plan of the global batch, at least this rank's share of it."""
     chunks: Sequence[Chunk]
     """This rank's chunks of the plan."""
     transfers: Sequence[Transfer]

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.dep.plan import Transfer, VisionPlan
+from parallel.dep.plan_share import PlanShare
 
 Phase = Callable[[str, Sequence[int]], AbstractContextManager[object]]
 """Context that announces what a rank waits for, and the global ranks that it waits for."""
@@ -139,7 +140,7 @@ class FeatureExchange:
             Posted("meet", operations, self._phase, lambda: None).wait()
 
     def post_features(
-        self, plan: VisionPlan, transfer: Transfer, own: Mapping[int, Tensor]
+        self, plan: VisionPlan | PlanShare, transfer: Transfer, own: Mapping[int, Tensor]
     ) -> Posted[Tensor | None]:
         """Start sending this rank's features of a transfer, and receiving its replica's.
 
@@ -166,7 +167,7 @@ class FeatureExchange:
                 operations.append(dist.P2POp(dist.irecv, rows, sender, self._feature_group))
         return Posted("features", operations, self._phase, lambda: self._put_together(plan, messages))
 
-    def _put_together(self, plan: VisionPlan, messages: Sequence[Message]) -> Tensor | None:
+    def _put_together(self, plan: VisionPlan | PlanShare, messages: Sequence[Message]) -> Tensor | None:
         if not messages:
             return None
         # Parts of several senders alternate in the micro-batch: each goes to its own offset.
@@ -178,7 +179,7 @@ class FeatureExchange:
         return features
 
     def post_gradients(
-        self, plan: VisionPlan, transfer: Transfer, gradient: Tensor | None
+        self, plan: VisionPlan | PlanShare, transfer: Transfer, gradient: Tensor | None
     ) -> Posted[dict[int, Tensor]]:
         """Start sending the gradient [V, D] of a replica's features, and receiving that of own parts.
 
@@ -212,7 +213,7 @@ class FeatureExchange:
         return torch.empty(num_tokens, self._width, dtype=self._wire_dtype, device=self._device)
 
 
-def _by_part(plan: VisionPlan, messages: Sequence[Message]) -> dict[int, Tensor]:
+def _by_part(plan: VisionPlan | PlanShare, messages: Sequence[Message]) -> dict[int, Tensor]:
     return {
         part: block
         for parts, rows in messages
@@ -220,5 +221,5 @@ def _by_part(plan: VisionPlan, messages: Sequence[Message]) -> dict[int, Tensor]
     }
 
 
-def _num_tokens(plan: VisionPlan, parts: Sequence[int]) -> list[int]:
+def _num_tokens(plan: VisionPlan | PlanShare, parts: Sequence[int]) -> list[int]:
     return [plan.parts[part].num_tokens for part in parts]

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionPlan
+from parallel.dep.plan_share import PlanShare
 
 
 class PartExchange:
@@ -41,7 +42,7 @@ class PartExchange:
         self.sent_bytes = 0
         """Bytes that this rank has sent to others since it was created."""
 
-    def part_in(self, plan: VisionPlan, chunk: int) -> "PartOfItem | None":
+    def part_in(self, plan: VisionPlan | PlanShare, chunk: int) -> "PartOfItem | None":
         """The part of a split item that this rank's chunk is; None if it is made of whole items."""
         part = plan.parts[plan.chunks[self.rank][chunk][0]]
         parts = plan.parts_of(part.item)

@@ -68,8 +68,6 @@ class Part(NamedTuple):
     """Number of the item in the global batch."""
     rank: int
     """Global rank that encodes it."""
-    chunk: int
-    """Number of the chunk of that rank in which it is encoded."""
     row: int
     """First row of patches."""
     num_rows: int
@@ -134,11 +132,13 @@ def plan_vision(
 
     Raises ValueError for grids that are not made of whole squares, items out of order, and bounds below 1.
     """
-    _check(items, num_ranks, max_patches_per_chunk)
+    check_items(items, num_ranks, max_patches_per_chunk)
     row_costs = [cost.of_row(item.grid_thw) for item in items]
     num_rows = [item.grid_thw.num_token_rows for item in items]
     ranks = assign_items(row_costs, num_rows, num_ranks, split)
-    return build_plan(items, ranks, _chunks(items, ranks, row_costs, num_ranks, max_patches_per_chunk), cost)
+    return build_plan(
+        items, ranks, chunks_of_ranks(items, ranks, row_costs, num_ranks, max_patches_per_chunk), cost
+    )
 
 
 def build_plan(
@@ -155,13 +155,8 @@ def build_plan(
         chunks: [rank][chunk] -> numbers of the parts that are encoded together; parts by item, then row.
         cost: unit of `VisionPlan.costs`.
     """
-    # 1. Parts, each with its chunk and its place in the micro-batch's features.
-    chunk_of_part = [0] * sum(map(len, ranks))
-    for of_rank in chunks:
-        for chunk, numbers in enumerate(of_rank):
-            for number in numbers:
-                chunk_of_part[number] = chunk
-    parts = tuple(_parts(items, ranks, chunk_of_part))
+    # 1. Parts, each with its place in the micro-batch's features.
+    parts = tuple(_parts(items, ranks))
     # 2. The balance that results.
     costs = [0] * len(chunks)
     for part in parts:
@@ -189,7 +184,8 @@ def transfers_of(plan: VisionPlan, num_micro_batches: int, rank: int, replica: i
     return found
 
 
-def _check(items: Sequence[VisionItem], num_ranks: int, max_patches_per_chunk: int) -> None:
+def check_items(items: Sequence[VisionItem], num_ranks: int, max_patches_per_chunk: int) -> None:
+    """Raise the errors of `plan_vision`."""
     for name, value in (("num_ranks", num_ranks), ("max_patches_per_chunk", max_patches_per_chunk)):
         if value < 1:
             raise ValueError(f"{name} is {value}, must be at least 1: set it to what the job has")
@@ -201,7 +197,7 @@ def _check(items: Sequence[VisionItem], num_ranks: int, max_patches_per_chunk: i
                 f"items[{number}] has grid_thw={(t, h, w)}: frames must be at least 1, rows and columns "
                 f"positive multiples of {MERGE_EDGE}; pad it to whole squares of that edge"
             )
-        # `_parts` counts offsets, and `_chunks` sorts, by this order.
+        # `_parts` counts offsets, and `chunks_of_ranks` sorts, by this order.
         key = (item.replica, item.micro_batch)
         if key < last or item.micro_batch < 0:
             raise ValueError(
@@ -211,7 +207,7 @@ def _check(items: Sequence[VisionItem], num_ranks: int, max_patches_per_chunk: i
         last = key
 
 
-def _chunks(
+def chunks_of_ranks(
     items: Sequence[VisionItem],
     ranks: Sequence[tuple[int, ...]],
     row_costs: Sequence[int],
@@ -241,11 +237,8 @@ def _chunks(
     return chunks
 
 
-def _parts(
-    items: Sequence[VisionItem], ranks: Sequence[tuple[int, ...]], chunk_of_part: Sequence[int]
-) -> Iterator[Part]:
+def _parts(items: Sequence[VisionItem], ranks: Sequence[tuple[int, ...]]) -> Iterator[Part]:
     """All parts, by item and row."""
-    chunks = iter(chunk_of_part)
     micro_batch, offset = (0, 0), 0
     for number, item in enumerate(items):
         if (item.replica, item.micro_batch) != micro_batch:
@@ -257,6 +250,6 @@ def _parts(
             num_rows = MERGE_EDGE * num_token_rows
             num_tokens = num_token_rows * grid.num_token_columns
             num_patches = grid.t * num_rows * grid.w
-            yield Part(number, rank, next(chunks), row, num_rows, offset, num_tokens, num_patches)
+            yield Part(number, rank, row, num_rows, offset, num_tokens, num_patches)
             row += num_rows
             offset += num_tokens

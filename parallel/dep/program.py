@@ -1,5 +1,4 @@
-"""What ranks do between their passes when the tower runs in the pipeline's idle time. Pure; standard library
-only.
+"""What ranks do between their passes when the tower runs in the pipeline's idle time. Pure.
 
 `parallel.dep.bubbles` says where each item is encoded. Here that becomes chunks and, for one rank, the tasks
 at each position in its list of passes, with the positions from which it takes part in the exchange. No rank
@@ -26,6 +25,7 @@ from parallel.dep.bubbles import Placement
 from parallel.dep.chunk_memory import ROOM_FOR_ALL, ChunkMemory, Task, within_room
 from parallel.dep.cost import EncoderCost
 from parallel.dep.plan import VisionItem, VisionPlan, build_plan
+from parallel.dep.plan_share import PlanShare, fill_chunks
 from parallel.pipeline.timeline import Timeline
 
 
@@ -66,28 +66,38 @@ def chunks_of(
 
     Returns the plan, and [rank][chunk] -> where the chunk is encoded.
     """
-    chunks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
-    chunk_placements: list[list[Placement]] = [[] for _ in range(num_ranks)]
+    own: list[list[int]] = [[] for _ in range(num_ranks)]
+    for index, placement in enumerate(placements):
+        own[placement.rank].append(index)
+    of_ranks = [chunks_of_rank(each, items, placements, max_patches_per_chunk) for each in own]
+    ranks = [(placement.rank,) for placement in placements]
+    chunks = [of_rank for of_rank, _ in of_ranks]
+    return build_plan(items, ranks, chunks, cost), [places for _, places in of_ranks]
+
+
+def chunks_of_rank(
+    own: Sequence[int],
+    items: Sequence[VisionItem],
+    placements: Sequence[Placement],
+    max_patches_per_chunk: int,
+) -> tuple[list[list[int]], list[Placement]]:
+    """[chunk of a rank] -> its items, of `own`, and where the chunk is encoded."""
+    chunks: list[list[int]] = []
+    places: list[Placement] = []
 
     def key(index: int) -> tuple[int, int, Placement]:
         return items[index].micro_batch, items[index].replica, placements[index]
 
-    for (_, _, placement), group in groupby(sorted(range(len(items)), key=key), key=key):
-        free_patches = 0
-        for index in group:
-            if items[index].num_patches > free_patches:
-                chunks[placement.rank].append([])
-                chunk_placements[placement.rank].append(placement)
-                free_patches = max_patches_per_chunk
-            chunks[placement.rank][-1].append(index)
-            free_patches -= items[index].num_patches
-    ranks = [(placement.rank,) for placement in placements]
-    return build_plan(items, ranks, chunks, cost), chunk_placements
+    for (_, _, placement), group in groupby(sorted(own, key=key), key=key):
+        filled = fill_chunks(group, items, max_patches_per_chunk)
+        chunks += filled
+        places += [placement] * len(filled)
+    return chunks, places
 
 
 def program_of(
     rank: int,
-    plan: VisionPlan,
+    plan: VisionPlan | PlanShare,
     placements: Sequence[Placement],
     text: Timeline,
     num_replicas: int,

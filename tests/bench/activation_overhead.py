@@ -38,7 +38,7 @@ def step_times(context: RankContext, arguments: Sequence[str]) -> list[float]:
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         return [train_step(run, step).step_time_s for step in range(1, STEPS + 1)][SKIPPED:]
 
 

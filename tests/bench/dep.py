@@ -42,7 +42,7 @@ from parallel.dep.bubbles import BubblePlan
 from tests.helpers.paced_ranks import Clock, slow_down
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
-from tests.helpers.tiny_shards import write_tiny_shard_set
+from tests.helpers.tiny_shards import all_words, write_tiny_shard_set
 
 NUM_RANKS = 4
 WARM_UP_STEPS, STEPS_AS_IT_IS, STEPS_SLOW = 2, 4, 2
@@ -125,18 +125,20 @@ def train(context: RankContext, arguments: Sequence[str]) -> OfRank:
     planning.plan_bubbles = plan_and_keep
     run, clock, steps = start_run(context, arguments), Clock(), list[Step]()
     slow_down(run, clock)
-    batch = run.loader.plan(0)
+    batch = run.data.loader.plan(0)
     # Steps are alike if their batches are.
-    run.loader.plan = lambda step: batch
-    with run.loader:
+    run.data.loader.plan = lambda step: batch
+    with run.data:
         for step in range(1, NUM_STEPS + 1):
             clock.clear()
             clock.is_slow = step > WARM_UP_STEPS + STEPS_AS_IT_IS
             seconds = train_step(run, step).step_time_s
             times = clock.text_s, clock.vision_s, clock.computing_share
             steps.append(Step(seconds, clock.is_slow, *times))
-        batches = run.loader.micro_batches(batch, dp_rank=0, dp_size=1, with_pixels=False)
-    media_pad = run.loader.tokenizer.media_pad
+        batches = run.data.loader.micro_batches(
+            batch, dp_rank=0, dp_size=1, reads=all_words(with_pixels=False)
+        )
+    media_pad = run.data.loader.tokenizer.media_pad
     num_vision = sum(int((each.tokens == media_pad).sum()) for each in batches)
     share = num_vision / sum(each.tokens.numel() for each in batches)
     return OfRank(

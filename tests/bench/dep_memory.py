@@ -110,7 +110,7 @@ def peak(context: RankContext, arguments: Sequence[str]) -> Peak:
 
     run.reader.step, run.optimizer.step = read_then_reset, note_then_update
     features = 0
-    with run.loader:
+    with run.data:
         for step in range(1, STEPS + 1):
             vision = train_step(run, step).vision
             features = max(features, getattr(vision, "peak_feature_bytes", 0))

@@ -48,7 +48,7 @@ def steps_per_s(context: RankContext, arguments: Sequence[str]) -> float:
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         times = [train_step(run, step).step_time_s for step in range(1, run.config.train.steps + 1)]
     return 1 / min(times[WARM_UP_STEPS:])
 

@@ -27,6 +27,7 @@ from k25_train.data.formats.dataset import write_manifest
 from k25_train.data.formats.shard_writer import ShardWriter, TextPart
 from k25_train.data.loader import DataLoader
 from k25_train.data.tokenizer import load_tokenizer
+from tests.helpers.tiny_shards import all_words
 
 TOKENIZER = Path("datasets/smoke/tokenizer.json")
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
@@ -64,7 +65,7 @@ def step_times(folder: Path) -> tuple[float, float]:
             rounds.append([])
             for plan in plans:
                 started = time.perf_counter()
-                loader.micro_batches(plan, dp_rank=0, dp_size=1, with_pixels=False)
+                loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=False))
                 rounds[-1].append((time.perf_counter() - started) * 1000)
             loader._documents.clear()
     first, *others = rounds

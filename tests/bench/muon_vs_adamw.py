@@ -49,7 +49,7 @@ def train_and_evaluate(context: RankContext, arguments: Sequence[str]) -> tuple[
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         losses = [train_step(run, step).loss for step in range(1, run.config.train.steps + 1)]
         return losses, run.objective.loss(eval_sums(run, run.config.train.eval_sequences))
 

@@ -37,7 +37,7 @@ def times(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, f
         return result
 
     run.optimizer.step = timed
-    with run.loader:
+    with run.data:
         found = [(train_step(run, step).step_time_s, seconds[-1]) for step in range(1, STEPS + 1)]
     return found[WARM_UP_STEPS:]
 

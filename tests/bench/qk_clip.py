@@ -79,7 +79,7 @@ def times(context: RankContext, arguments: Sequence[str], num_steps: int) -> tup
 
     run = start_run(context, arguments)
     found: tuple[list[float], list[float]] = ([], [])
-    with run.loader:
+    with run.data:
         for step in range(1, num_steps + 2):
             # The same batch, so that both do the same work.
             for is_on in (False, True):

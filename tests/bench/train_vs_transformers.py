@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, cast
-from unittest import mock
 
 import torch
 from rich.console import Console
@@ -31,8 +30,13 @@ from torch.nn import functional
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.data.batch import MicroBatch
-from k25_train.data.mix.plan import StepPlan
-from k25_train.data.prefetch import StepPrefetch
+from k25_train.data.share_reader import HostInputs, Share
+from k25_train.data.source import Opened, ThreadSource
+from k25_train.data.step_batches import stack
+from k25_train.plan.batch_sizes import BatchSizes
+from parallel.dep.engine import VisionWork
+from parallel.dep.grid import Grid
+from parallel.dep.plan_share import NO_SHARE
 from tests.helpers.hf_reference import build_hf_reference, media_pad_id
 
 ONE_PROCESS = (
@@ -136,8 +140,7 @@ def our_step(config: Config) -> tuple[Step, str]:
     from k25_train.training.run import build_run
     from k25_train.training.step import train_step
 
-    with mock.patch("k25_train.training.run.DataLoader", return_value=FixedLoader(config)):
-        run = build_run(config, device)
+    run = build_run(config, device, FixedSource(config))
     step_number = 0
 
     def step() -> float:
@@ -148,26 +151,26 @@ def our_step(config: Config) -> tuple[Step, str]:
     return step, ""
 
 
-class FixedLoader:
-    """The loader's part that train_step uses."""
+class FixedSource(ThreadSource):
+    """Gives the same synthetic batch at every step; opens nothing."""
 
     def __init__(self, config: Config) -> None:
-        self.batches = synthetic_batches(config)
-        self.tokenizer = argparse.Namespace(
-            media_pad=media_pad_id(config.model), vocab_size=config.model.vocab_size
-        )
+        batches = stack(synthetic_batches(config))
+        sizes = BatchSizes.of((), ())
+        super().__init__(config)
+        self.inputs = HostInputs(sizes, batches, VisionWork(NO_SHARE, (), ()), ())
+        self.opened = Opened(vocab_size=config.model.vocab_size, pad=0)
 
-    def plan(self, step: int) -> StepPlan:
-        """A plan that says nothing of the batch."""
-        return StepPlan(step=step, sequences=())
+    def open(self) -> Opened:
+        """Nothing to open."""
+        return self.opened
 
-    def prefetch(self, read: Callable[[StepPlan], Any]) -> StepPrefetch[Any]:
-        """Nothing is read ahead."""
-        return StepPrefetch(lambda step: read(self.plan(step)), num_ahead=0, num_steps=0)
+    def take(self, share: Share) -> None:
+        """One rank has all of it."""
 
-    def micro_batches(self, plan: StepPlan, **place: Any) -> list[MicroBatch]:
-        """The same batch at every step."""
-        return self.batches
+    def step(self, step: int) -> HostInputs:
+        """The batch."""
+        return self.inputs
 
 
 def transformers_step(config: Config) -> tuple[Step, str]:
@@ -249,7 +252,7 @@ def synthetic_batches(config: Config) -> list[MicroBatch]:
         grids = []
         for row in range(0, rows, 2):
             h, w = (2 * int(torch.randint(2, 8, (), generator=generator)) for _ in range(2))
-            grids.append((1, h, w))
+            grids.append(Grid(1, h, w))
             is_media[row, 2 : 2 + h * w // 4] = True
         tokens[is_media] = media_pad_id(config.model)
         labels = tokens.roll(-1, dims=1)
@@ -264,7 +267,10 @@ def synthetic_batches(config: Config) -> list[MicroBatch]:
                 loss_mask=loss_mask.flatten(),
                 is_caption=torch.zeros(tokens.numel(), dtype=torch.bool),
                 document_lengths=(config.train.seq_len,) * rows,
+                media_positions=is_media.flatten().nonzero().squeeze(1),
                 padding=(),
+                num_targets=tuple(int(mask.sum()) for mask in loss_mask),
+                unreadable=(),
                 grid_thw=tuple(grids),
                 item_documents=tuple(range(0, rows, 2)),
                 pixels=pixels,

@@ -62,7 +62,7 @@ def observe_a_step(context: RankContext, arguments: Sequence[str]) -> Observed:
         return finish_step()
 
     manager.forward_pass, manager.finish_step = observed_pass, finish_and_note
-    with run.loader:
+    with run.data:
         train_step(run, 1)
     records = {key: list(map(record_of, each)) for key, each in stored.items()}
     return Observed(records, peaks[0])

@@ -109,7 +109,7 @@ def held_by_nodes(context: RankContext, arguments: Sequence[str], *, lets_go: bo
         note(num_passes)
 
     run.activations.before_pass = before_pass_and_note
-    with run.loader:
+    with run.data:
         result = train_step(run, 1)
     return most, result.offload
 

@@ -17,10 +17,10 @@ def scales(context: RankContext, arguments: list[str]) -> tuple[float, float, in
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         batches = run.reader.step(1).micro_batches
         train_step(run, 1)
-    pad = run.loader.tokenizer.pad
+    pad = run.data.loader.tokenizer.pad
     num_tokens = sum(int((batch.tokens != pad).sum()) for batch in batches)
     with_loss = sum(float(batch.targets.loss_mask.sum()) for batch in batches)
     return float(MoEAuxLossAutoScaler.main_loss_backward_scale), with_loss, num_tokens

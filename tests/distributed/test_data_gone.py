@@ -23,28 +23,25 @@ PASSES_AT, GONE_AT = 2, 4
 
 def break_reads(run: Any, step: int, failures: int, number: int) -> None:
     """Let as many reads from the given step on fail with this error number."""
-    reader = run.loader.dataset.reader.folder
-    file_system, read = reader._fs, run.loader.micro_batches
+    reader = run.data.loader.dataset.reader.folder
+    read_at, read = reader._read_at, run.data.loader.micro_batches
     left = failures
 
-    class Broken:
-        protocol = file_system.protocol
-
-        def cat_file(self, path: str, **span: int) -> bytes:
-            nonlocal left
-            if left > 0:
-                left -= 1
-                raise OSError(number, "broken", path)
-            return bytes(file_system.cat_file(path, **span))
+    def broken(path: str, offset: int, num_bytes: int) -> bytes:
+        nonlocal left
+        if left > 0:
+            left -= 1
+            raise OSError(number, "broken", path)
+        return bytes(read_at(path, offset, num_bytes))
 
     def micro_batches(plan: Any, **place: Any) -> Any:
         # An evaluation's plan has number 0.
         if plan.step == step - 1:
-            run.loader._documents.clear()
-            reader._fs = Broken()
+            run.data.loader._documents.clear()
+            reader._read_at = broken
         return read(plan, **place)
 
-    run.loader.micro_batches = micro_batches
+    run.data.loader.micro_batches = micro_batches
 
 
 def lose_data(context: RankContext, arguments: Sequence[str]) -> tuple[str, str]:
@@ -64,7 +61,7 @@ def lose_data(context: RankContext, arguments: Sequence[str]) -> tuple[str, str]
         break_reads(run, GONE_AT, failures=10**6, number=errno.ENOENT)
     with (
         Report(run.config, is_main=run.is_main, device_name="CPU") as report,
-        run.loader,
+        run.data,
         pytest.raises(DataError) as caught,
     ):
         Trainer(run, report).fit()

@@ -250,7 +250,7 @@ def train_and_evaluate(
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         steps = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
         evaluation = sum(eval_losses(run, 8).values())
     losses = [(step.loss, step.grad_norm) for step in steps]
@@ -321,7 +321,7 @@ def step_and_skips(context: RankContext, arguments: Sequence[str]) -> Skips:
     log = StringIO()
     logging.getLogger("k25_train").addHandler(logging.StreamHandler(log))
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         loss = train_step(run, 1).loss
-        failures = run.tower.read_heldout(run.loader.plan(0)).failures
-    return Skips(loss, list(run.loader.skip_log.skipped), list(failures), log.getvalue())
+        failures = run.data.reader.heldout.read(run.data.loader.plan(0)).failures
+    return Skips(loss, list(run.data.skip_log.skipped), list(failures), log.getvalue())

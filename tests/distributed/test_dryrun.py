@@ -213,7 +213,7 @@ def bytes_after_a_step(context: RankContext, arguments: Sequence[str]) -> tuple[
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         train_step(run, 1)
     models = [module.module for module in run.modules]
     weights = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]

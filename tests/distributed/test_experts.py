@@ -132,14 +132,14 @@ def biases_after_a_step(context: RankContext, arguments: list[str]) -> tuple[lis
     run = start_run(context, arguments)
     routers = [router for chunk in run.chunks for router in modules_of(chunk, "SequenceBalancedRouter")]
     counts = [count_tokens(router) for router in routers]
-    with run.loader:
+    with run.data:
         eval_losses(run, 4)
         train_step(run, 1)
         eval_losses(run, 4)
     for count in counts:
         dist.all_reduce(count)
     assert all(router.local_tokens_per_expert.dtype is torch.float64 for router in routers)
-    return [router.expert_bias for router in routers], counts, run.loader.plan(0).sizes().num_tokens
+    return [router.expert_bias for router in routers], counts, run.data.loader.plan(0).sizes().num_tokens
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -166,7 +166,7 @@ def train_with_experts_of_first_rank_only(
     for chunk in run.chunks:
         for router in modules_of(chunk, "SequenceBalancedRouter"):
             router.expert_bias[:2] += 100.0
-    with run.loader:
+    with run.data:
         results = [train_step(run, step) for step in (1, 2, 3)]
     return [(result.loss, result.grad_norm) for result in results]
 
@@ -190,7 +190,7 @@ def norms_of_a_step(context: RankContext, arguments: list[str]) -> tuple[float, 
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         result = train_step(run, 1)
     shards = [shard for part in run.optimizer.chained_optimizers for shard in part.shards().values()]
     squares = torch.stack([shard.gradient.double().square().sum() for shard in shards]).sum()

@@ -136,9 +136,9 @@ def train_and_count(
     log = StringIO()
     logging.getLogger("k25_train").addHandler(logging.StreamHandler(log))
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         losses = [train_step(run, step).loss for step in range(1, num_steps + 1)]
-    return losses, list(run.loader.skip_log.skipped), log.getvalue()
+    return losses, list(run.data.skip_log.skipped), log.getvalue()
 
 
 def test_an_undecodable_image_within_the_limit_is_skipped_alike_in_every_layout(

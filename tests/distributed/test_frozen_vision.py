@@ -106,7 +106,7 @@ def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
     }
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
     backward_s, sent_bytes, num_tokens = 0.0, 0, 0
-    with run.loader:
+    with run.data:
         for step in range(1, run.config.train.steps + 1):
             train_step(run, step)
             stats = run.tower.engine.stats
@@ -130,7 +130,7 @@ def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
 
 def tokens_for_others(run: Any, step: int) -> int:
     """Vision tokens that this rank encodes in a step for first stages that are other ranks."""
-    plan = run.tower.read_heldout(run.loader.plan(step - 1)).work.plan
+    plan = run.data.reader.heldout.read(run.data.loader.plan(step - 1)).work.plan
     rank, receivers = run.topology.rank, run.topology.first_stage_ranks
     own = [plan.parts[part] for chunk in plan.chunks[rank] for part in chunk]
     return sum(part.num_tokens for part in own if receivers[plan.items[part.item].replica] != rank)

@@ -44,7 +44,7 @@ def train_and_evaluate(context: RankContext, arguments: Sequence[str]) -> list[f
 
     run = start_run(context, arguments)
     figures = []
-    with run.loader:
+    with run.data:
         for step in (1, 2, 3):
             result = train_step(run, step)
             figures += [result.loss, result.grad_norm]

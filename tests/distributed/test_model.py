@@ -94,7 +94,7 @@ def initial_weights(context: RankContext, arguments: list[str]) -> dict[str, byt
         for name, tensor in global_state(chunk.module, place):
             assert name not in weights, "two chunks of a rank hold the same weight"
             weights[name] = tensor.contiguous().numpy().tobytes()
-    run.loader.close()
+    run.data.close()
     return weights
 
 

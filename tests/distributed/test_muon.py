@@ -160,7 +160,7 @@ def state_bytes(context: RankContext, arguments: list[str]) -> tuple[int, int, i
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         train_step(run, 1)
     kept = shards = whole = 0
     for part in run.optimizer.chained_optimizers:

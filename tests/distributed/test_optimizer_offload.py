@@ -29,7 +29,7 @@ def train_and_look(
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         results = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
     weights = {
         tensor.untyped_storage().data_ptr()

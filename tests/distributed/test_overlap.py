@@ -72,7 +72,7 @@ def order_of_work(context: RankContext, arguments: Sequence[str]) -> list[str]:
     record(DeferredWgrads, "compute", lambda wgrads: f"compute {len(wgrads.pending)}")
     record(P2PCommunicator, "send_backward_recv_backward", "exchange gradients")
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         step.train_step(run, 1)
     return events
 

@@ -52,7 +52,7 @@ def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
     run = start_run(context, arguments)
     routers = [each for chunk in run.chunks for each in modules_of(chunk, "SequenceBalancedRouter")]
     rows, biases = [], {router.layer_number: [] for router in routers}
-    with run.loader:
+    with run.data:
         for step in range(1, STEPS + 1):
             row = metrics_row(run.config, step, train_step(run, step))
             rows.append({name: row[name] for name in row if not any(part in name for part in TIMES)})

@@ -35,7 +35,7 @@ def plans_of_a_run(context: RankContext, arguments: list[str], num_steps: int) -
 
     run = start_run(context, arguments)
     planned: list[int] = []
-    plan, plan_evaluation, num_evaluations = run.loader.plan, run.loader.plan_evaluation, 0
+    plan, plan_evaluation, num_evaluations = run.data.loader.plan, run.data.loader.plan_evaluation, 0
 
     def counted(step: int) -> Any:
         planned.append(step)
@@ -46,8 +46,8 @@ def plans_of_a_run(context: RankContext, arguments: list[str], num_steps: int) -
         num_evaluations += 1
         return plan_evaluation(*arguments)
 
-    run.loader.plan, run.loader.plan_evaluation = counted, counted_evaluation
-    with run.loader:
+    run.data.loader.plan, run.data.loader.plan_evaluation = counted, counted_evaluation
+    with run.data:
         for step in range(1, num_steps + 1):
             row = metrics_row(run.config, step, train_step(run, step))
             assert row["tokens"] == plan(step - 1).sizes().num_tokens

@@ -217,7 +217,7 @@ def clip_a_step(context: RankContext, arguments: Sequence[str]) -> Clipped:
         for parameter, shard in part.shards().items() if ON_HOST in arguments else ():
             name = names[parameter]
             look_at_pieces(part.store.shard(shard.master), before, name)
-    with run.loader:
+    with run.data:
         result = train_step(run, 1)
     complete_parameters(run.chunks)
     shards = {}

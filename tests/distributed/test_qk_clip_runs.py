@@ -58,7 +58,7 @@ def train_with_large_queries(
 
     run = start_run(context, arguments)
     enlarge_queries(run, LARGE, layers, range(NUM_HEADS))
-    with run.loader:
+    with run.data:
         results = [train_step(run, number) for number in batches]
     found = []
     for result in results:
@@ -153,7 +153,7 @@ def reductions_of_a_step(context: RankContext, arguments: Sequence[str]) -> list
         sizes.append(sum(tensor.numel() for tensor in ([tensors] if torch.is_tensor(tensors) else tensors)))
         return reduce(group, tensors, *args, **kwargs)
 
-    with run.loader:
+    with run.data:
         train_step(run, 1)
         dist.ProcessGroup.allreduce = reduce_and_note
         train_step(run, 2)
@@ -176,7 +176,7 @@ def step_on_nan(context: RankContext, arguments: Sequence[str]) -> tuple[Any, bo
     run = start_run(context, arguments)
     enlarge_queries(run, float("nan"), [0], [1])
     before = [parameter.clone() for module in run.modules for parameter in module.parameters()]
-    with run.loader:
+    with run.data:
         result = train_step(run, 1)
     after = [parameter for module in run.modules for parameter in module.parameters()]
     same = all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(before, after, strict=True))
@@ -198,7 +198,7 @@ def step_with_a_silent_layer(context: RankContext, arguments: Sequence[str]) -> 
     cores = list(modules_of(run.chunks[0], "DocumentAttention"))
     # As in an evaluation.
     cores[3].eval()
-    with run.loader:
+    with run.data:
         train_step(run, 1)
 
 

@@ -50,7 +50,7 @@ def spoil_gradients(context: RankContext, arguments: list[str], steps: list[int]
 
     run.optimizer.get_grad_norm = spoilt_norm
     trainer.train_step = watched_step
-    with Report(run.config, is_main=run.is_main, device_name="CPU") as report, run.loader:
+    with Report(run.config, is_main=run.is_main, device_name="CPU") as report, run.data:
         try:
             trainer.Trainer(run, report).fit()
         except TrainingError as error:

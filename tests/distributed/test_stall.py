@@ -33,7 +33,7 @@ def hang() -> None:
 
 
 def hang_in_data(run: Any) -> None:
-    read = run.loader.micro_batches
+    read = run.data.loader.micro_batches
 
     def micro_batches(plan: Any, **place: Any) -> Any:
         # The plan of an evaluation, which comes before the first step, has a number as well.
@@ -41,7 +41,7 @@ def hang_in_data(run: Any) -> None:
             hang()
         return read(plan, **place)
 
-    run.loader.micro_batches = micro_batches
+    run.data.loader.micro_batches = micro_batches
 
 
 def before_forward(run: Any, act: Callable[[], None]) -> None:
@@ -110,7 +110,7 @@ def fit_with(
     if context.rank == rank:
         prepare(run)
     started = time.monotonic()
-    with run.loader:
+    with run.data:
         Trainer(run, Report(run.config, is_main=False, device_name="CPU")).fit()
     return time.monotonic() - started
 
@@ -174,7 +174,7 @@ def phases_of_a_step(context: RankContext, arguments: Sequence[str]) -> set[str]
     run.tracker.phase = engine._phase = engine._exchange._phase = remember
     from k25_train.training.step import train_step
 
-    with run.loader:
+    with run.data:
         train_step(run, 1)
     return seen
 

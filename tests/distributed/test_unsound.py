@@ -62,7 +62,7 @@ def fit_through(
             ended = f"{type(error).__name__}: {error}"
         finally:
             trainer.train_step = real_step
-            run.loader.close()
+            run.data.close()
     return ended, printed.getvalue()
 
 

@@ -47,7 +47,7 @@ def train_in_buckets(context: RankContext, arguments: Sequence[str]) -> dict[str
         finish(self, *args, **kwargs)
 
     BucketGroup.finish_grad_sync = finish_and_note
-    with run.loader:
+    with run.data:
         results = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
     return {
         "losses": [result.loss for result in results],
@@ -143,7 +143,7 @@ def parameters_around_completion(context: RankContext, arguments: Sequence[str])
         return sum(group.param_gather_handle is not None for group in groups)
 
     found: dict[str, Any] = {"num_buckets": len(groups)}
-    with run.loader:
+    with run.data:
         for step, (name, complete) in enumerate(completions.items(), start=1):
             train_step(run, step)
             before = in_flight()
@@ -187,7 +187,7 @@ def norms_by_class(
         return True, 1.0, None
 
     run.optimizer.step = measure
-    with run.loader:
+    with run.data:
         train_step(run, 1)
     return found
 
@@ -252,7 +252,7 @@ def optimizer_bytes(context: RankContext, arguments: Sequence[str]) -> dict[str,
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         train_step(run, 1)
     found = {}
     parts = zip(BYTES_PER_PARAMETER, run.optimizer.chained_optimizers, strict=True)

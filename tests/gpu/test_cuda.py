@@ -182,7 +182,7 @@ def test_a_run_resumes_on_a_gpu(engine: str, data: Path, tmp_path: Path) -> None
 def weights_on_gpu(arguments: list[str]) -> dict[str, Any]:
     """Kinds of what one GPU holds."""
     run = start_run(alone(), arguments)
-    run.loader.close()
+    run.data.close()
     [chunk] = run.chunks
     return {
         "modules": {type(module).__name__ for module in chunk.modules()},

@@ -26,7 +26,7 @@ def train_and_measure(arguments: Sequence[str]) -> dict[str, Any]:
     from k25_train.training.step import train_step
 
     run = start_run(alone(), arguments)
-    with run.loader:
+    with run.data:
         losses = [train_step(run, step).loss for step in range(1, run.config.train.steps + 1)]
     parts = run.optimizer.chained_optimizers
     shards = [shard for part in parts for shard in getattr(part, "host_shards", [])]

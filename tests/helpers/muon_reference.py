@@ -106,6 +106,6 @@ def train_plainly(context: RankContext, arguments: Sequence[str]) -> list[tuple[
         return True, norms[-1], None
 
     run.optimizer.step = update
-    with run.loader:
+    with run.data:
         results = [steps.train_step(run, step) for step in range(1, run.config.train.steps + 1)]
     return [(result.loss, result.grad_norm) for result in results]

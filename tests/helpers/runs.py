@@ -16,7 +16,7 @@ SHRUNK = (
     "train.seq_len=128 train.global_batch_size=8 train.micro_batch_size=1 train.steps=20 "
     "train.eval_interval=10 train.eval_sequences=8 optim.lr=5e-3 optim.min_lr=2e-4 optim.warmup_steps=4 "
     "optim.decay_steps=8 "
-    "checkpoint.interval=10 data.max_skipped_samples=0"
+    "checkpoint.interval=10 data.max_skipped_samples=0 data.read_in=thread"
 ).split()
 """Overrides of `experiment=smoke` that make a step take a fraction of a second."""
 
@@ -41,10 +41,13 @@ def start_run(context: RankContext, arguments: Sequence[str]) -> Any:
     from parallel.megatron.platform import use_platform
 
     config = compose(arguments)
+    from k25_train.data.source import start_source
+
+    data = start_source(config)
     device = use_platform(config.cluster.device.value)
     from k25_train.training.run import build_run
 
-    return build_run(config, device)
+    return build_run(config, device, data)
 
 
 def train(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, float]]:
@@ -52,7 +55,7 @@ def train(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, f
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         results = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
     return [(result.loss, result.grad_norm) for result in results]
 
@@ -64,7 +67,7 @@ def fit(context: RankContext, arguments: Sequence[str]) -> None:
 
     run = start_run(context, arguments)
     report = Report(run.config, is_main=run.is_main, device_name=run.topology.device.type)
-    with report, run.loader, run.claim:
+    with report, run.data, run.claim:
         Trainer(run, report).fit()
 
 

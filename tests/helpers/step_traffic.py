@@ -30,7 +30,7 @@ def count_a_step(context: RankContext, arguments: Sequence[str]) -> Counted:
     from tests.helpers.traffic import counted_traffic
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         train_step(run, 1)
         with counted_traffic() as traffic:
             train_step(run, 2)
@@ -42,7 +42,7 @@ def count_a_step(context: RankContext, arguments: Sequence[str]) -> Counted:
     )
     payload, sent = Counter(traffic.payload_bytes), Counter(traffic.sent_bytes)
     features = run.tower.engine.stats.sent_bytes
-    sizes = run.loader.plan(1).sizes()
+    sizes = run.data.loader.plan(1).sizes()
     return Counted(payload, sent, padding, features, sizes.num_tokens, sizes.num_vision_tokens)
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from k25_train.config.basics import DType
-from k25_train.config.data import DataConfig
+from k25_train.config.data import DataConfig, ReadIn
 from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
+from k25_train.data.batch import Reads
 from k25_train.data.decode.frames import MediaInfo, probe_media
 from k25_train.data.formats.dataset import SourceInfo, write_manifest
 from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
@@ -188,6 +189,7 @@ def tiny_data_config(directory: Path) -> DataConfig:
         shuffle=True,
         max_skipped_samples=0,
         prefetch_steps=0,
+        read_in=ReadIn.thread,
         limit_samples=None,
     )
 
@@ -225,3 +227,8 @@ def _to_part(part: str | Prompt | Media, tokenizer: Tokenizer) -> TextPart | Med
         )
     text = part.text if isinstance(part, Prompt) else part
     return TextPart(text=text, num_tokens=len(tokenizer.encode(text)), loss=isinstance(part, str))
+
+
+def all_words(*, with_pixels: bool) -> Reads:
+    """What a rank reads that holds the whole pipeline."""
+    return Reads(tokens=True, labels=True, pixels=with_pixels)

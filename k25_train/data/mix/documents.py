@@ -129,6 +129,25 @@ class DocumentBuilder:
         whole = self._documents.get((record, media), lambda: self._build(record, media, 0, length))
         return DocumentTokens(whole.tokens[start:stop], whole.is_target[start:stop], whole.failure)
 
+    def num_targets(
+        self, record: SampleRecord, media: tuple[PlannedMedia, ...], start: int, stop: int
+    ) -> int:
+        """How many of the tokens `start` to `stop` of a document count in the loss, from the index alone:
+        what `tokens` finds where its words can be used."""
+        position, found = 1, 0
+        planned = iter(media)
+        for segment in record.segments:
+            if isinstance(segment, TextSegment):
+                end = position + segment.num_tokens
+                if segment.loss:
+                    found += max(min(end, stop) - max(position, start), 0)
+            else:
+                end = position + sum(len(self._item_tokens(item)) for item in next(planned).items)
+            position = end
+        last = record.segments[-1]
+        has_end = start <= position < stop
+        return found + (has_end and isinstance(last, TextSegment) and last.loss)
+
     def _build(
         self, record: SampleRecord, media: tuple[PlannedMedia, ...], start: int, stop: int
     ) -> DocumentTokens:

@@ -46,6 +46,7 @@ FILLED: dict[str, dict[str, Any]] = {
     "one_resume_rule": {"checkpoint.accept_changed_data": False, "checkpoint.accept_unsound": False},
     "slurm_alone": {"cluster.kubernetes": None, "cluster.gpu": None},
     "alltoall_alone": {
+        "data.read_in": "thread",
         "parallelism.dispatcher": "alltoall",
         "parallelism.dispatcher_sms": None,
         "parallelism.dispatcher_capacity": None,

@@ -19,6 +19,7 @@ from tests.helpers.tiny_shards import (
     Media,
     Prompt,
     Sample,
+    all_words,
     make_image,
     make_text,
     make_video,
@@ -54,13 +55,15 @@ class Rig:
             vision=tiny_vision_config(),
             seq_len=SEQ_LEN,
             pad_token=self.tokenizer.pad,
+            media_pad=self.tokenizer.media_pad,
             skip_log=self.skip_log,
         )
 
     def assemble(self, *rows: Sequence[int], with_pixels: bool = True) -> MicroBatch:
         """A micro-batch with the samples of the given positions, one sequence a row."""
         return self.assembler.assemble(
-            [SequencePlan(kind="caption", pieces=tuple(map(self.piece, row))) for row in rows], with_pixels
+            [SequencePlan(kind="caption", pieces=tuple(map(self.piece, row))) for row in rows],
+            all_words(with_pixels=with_pixels),
         )
 
     def piece(self, position: int) -> PlannedPiece:
@@ -124,7 +127,8 @@ def test_pieces_of_a_text_are_documents_without_loss_across_the_cut(tmp_path: Pa
         PlannedPiece(record=record, start=SEQ_LEN, length=20, media=()),
     )
     batch = rig.assembler.assemble(
-        [SequencePlan(kind="text", pieces=(first,)), SequencePlan(kind="text", pieces=(second,))], True
+        [SequencePlan(kind="text", pieces=(first,)), SequencePlan(kind="text", pieces=(second,))],
+        all_words(with_pixels=True),
     )
 
     assert batch.document_lengths == (SEQ_LEN, 20, SEQ_LEN - 20)

@@ -14,6 +14,7 @@ from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.errors import DataError
 from tests.helpers.tiny_shards import (
     Sample,
+    all_words,
     make_image,
     make_text,
     tiny_data_config,
@@ -100,7 +101,9 @@ def test_broken_text_is_skipped_and_named(
         )
         loader = DataLoader(data, tiny_train_config(), tiny_vision_config())
         for step in range(3):
-            for batch in loader.micro_batches(loader.plan(step), dp_rank=0, dp_size=1, with_pixels=True):
+            for batch in loader.micro_batches(
+                loader.plan(step), dp_rank=0, dp_size=1, reads=all_words(with_pixels=True)
+            ):
                 assert batch.tokens.shape == (256,)
                 documents = batch.tokens.split(batch.document_lengths)
                 for position, tokens in enumerate(documents):
@@ -126,7 +129,7 @@ def test_text_with_nul_and_odd_characters_is_text(tmp_path: Path) -> None:
     with DataLoader(data, tiny_train_config(), tiny_vision_config()) as loader:
         (record,) = loader.dataset.splits["train"]
         plan = loader.plan(0)
-        batch = loader.micro_batches(plan, dp_rank=0, dp_size=1, with_pixels=False)[0]
+        batch = loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=False))[0]
         words = batch.tokens[1 : 1 + record.num_text_tokens].tolist()
 
     assert loader.tokenizer.decode(words) == text

@@ -15,6 +15,7 @@ from k25_train.data.fingerprint import BATCH_VERSION
 from k25_train.data.formats.dataset import MANIFEST
 from k25_train.data.loader import DataLoader
 from tests.helpers.tiny_shards import (
+    all_words,
     make_text,
     tiny_data_config,
     tiny_samples,
@@ -146,7 +147,7 @@ def test_batches_of_a_fixed_set_change_only_with_the_version(tiny: Path) -> None
     with open_loader(tiny) as loader:
         plans = [loader.plan(step) for step in (0, 1, 7, 40)] + [loader.plan_evaluation(8)]
         for plan in plans:
-            for batch in loader.micro_batches(plan, dp_rank=0, dp_size=1, with_pixels=False):
+            for batch in loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=False)):
                 for tensor in (batch.tokens, batch.labels, batch.loss_mask, batch.is_caption):
                     digest.update(tensor.numpy().tobytes())
                 digest.update(repr((batch.document_lengths, batch.item_documents)).encode())

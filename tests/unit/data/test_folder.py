@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from k25_train.data import folder
+from k25_train.data import folder, open_files
 from k25_train.data.folder import DataFolder
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.loader import DataLoader
@@ -21,6 +21,7 @@ from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import DataError
 from tests.helpers.tiny_shards import (
+    all_words,
     tiny_data_config,
     tiny_train_config,
     tiny_vision_config,
@@ -47,7 +48,7 @@ def tokens_of(directory: str, tokenizer: str | None = None) -> list[list[int]]:
     data = replace(tiny_data_config(Path("x")), dir=directory, tokenizer=tokenizer)
     with DataLoader(data, tiny_train_config(), tiny_vision_config()) as loader:
         batches = loader.micro_batches(
-            loader.plan(2), dp_rank=0, dp_size=1, with_pixels="memory" in directory
+            loader.plan(2), dp_rank=0, dp_size=1, reads=all_words(with_pixels="memory" in directory)
         )
         return [batch.tokens.tolist() for batch in batches]
 
@@ -137,6 +138,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def failing(tmp_path: Path, errors: Iterator[Exception]) -> tuple[DataFolder, Failing]:
     data_folder, files = DataFolder(str(tmp_path)), Failing(errors)
     data_folder._fs = files
+    data_folder._read_at = data_folder._request
     return data_folder, files
 
 
@@ -206,14 +208,17 @@ def test_closing_ends_a_wait(tmp_path: Path) -> None:
     assert files.num_reads == 1
 
 
-def test_set_that_moves_away_while_it_is_read(tiny: Path, tmp_path: Path, waits: list[float]) -> None:
+def test_set_that_moves_away_while_it_is_read(
+    tiny: Path, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     moving = Path(shutil.copytree(tiny, tmp_path / "set"))
     data = replace(tiny_data_config(moving), prefetch_steps=1)
     with DataLoader(data, tiny_train_config(), tiny_vision_config()) as loader:
         prefetch = loader.prefetch(
-            lambda plan: loader.micro_batches(plan, dp_rank=0, dp_size=1, with_pixels=True)
+            lambda plan: loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=True))
         )
         prefetch.get(0)
+        monkeypatch.setattr(open_files, "RECHECK_S", 0.0)
         os.rename(moving, tmp_path / "away")
 
         with pytest.raises(DataError, match=r"train-0000\d\.tar: no such file after 5 attempts"):

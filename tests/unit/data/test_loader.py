@@ -19,6 +19,7 @@ from k25_train.errors import ConfigError, DataError
 from tests.helpers.tiny_shards import (
     Media,
     Sample,
+    all_words,
     make_image,
     make_text,
     tiny_data_config,
@@ -48,12 +49,14 @@ def open_loader(directory: Path, *, data: dict[str, Any] | None = None, **train:
 
 def share_of(loader: DataLoader, plan: StepPlan, dp_rank: int, dp_size: int) -> list[MicroBatch]:
     """The micro-batches of one of several ranks."""
-    return loader.micro_batches(plan, dp_rank=dp_rank, dp_size=dp_size, with_pixels=True)
+    return loader.micro_batches(plan, dp_rank=dp_rank, dp_size=dp_size, reads=all_words(with_pixels=True))
 
 
 def batches_of(loader: DataLoader, step: int, *, with_pixels: bool = True) -> list[MicroBatch]:
     """The micro-batches of a step, on a rank that computes all of them."""
-    return loader.micro_batches(loader.plan(step), dp_rank=0, dp_size=1, with_pixels=with_pixels)
+    return loader.micro_batches(
+        loader.plan(step), dp_rank=0, dp_size=1, reads=all_words(with_pixels=with_pixels)
+    )
 
 
 def heldout_batches(
@@ -61,7 +64,7 @@ def heldout_batches(
 ) -> list[MicroBatch]:
     """The micro-batches of eight held-out sequences, on a rank that computes all of them."""
     plan = loader.plan_evaluation(8, shuffle_media_seed)
-    return loader.micro_batches(plan, dp_rank=0, dp_size=1, with_pixels=with_pixels)
+    return loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=with_pixels))
 
 
 def joined(batches: Sequence[MicroBatch]) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def joined(batches: Sequence[MicroBatch]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for field in fields(MicroBatch):
         values = [getattr(batch, field.name) for batch in batches]
-        if field.name in ("item_documents", "failed_items", "padding"):
+        if field.name in ("item_documents", "failed_items", "padding", "unreadable", "media_positions"):
             continue  # positions inside their own micro-batch
         whole[field.name] = torch.cat(values) if isinstance(values[0], torch.Tensor) else sum(values, ())
     return whole
@@ -178,7 +181,7 @@ def prefetch_of(loader: DataLoader) -> StepPrefetch[Read]:
     """What reads as a rank does that computes all of each batch."""
 
     def read(plan: StepPlan) -> Read:
-        return Read(plan, loader.micro_batches(plan, dp_rank=0, dp_size=1, with_pixels=True))
+        return Read(plan, loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=True)))
 
     return loader.prefetch(read)
 
@@ -227,7 +230,7 @@ def test_each_batch_is_planned_once_however_many_use_its_plan(
     with open_loader(tiny, data=data, steps=2, global_batch_size=16384, micro_batch_size=1) as loader:
 
         def read(plan: StepPlan) -> tuple[StepPlan, int, int]:
-            share = loader.micro_batches(plan, dp_rank=5, dp_size=2048, with_pixels=False)
+            share = loader.micro_batches(plan, dp_rank=5, dp_size=2048, reads=all_words(with_pixels=False))
             return plan, len(share), len(plan.items)
 
         prefetch = loader.prefetch(read)

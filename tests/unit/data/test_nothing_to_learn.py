@@ -13,6 +13,7 @@ from tests.helpers.tiny_shards import (
     Media,
     Prompt,
     Sample,
+    all_words,
     make_image,
     make_text,
     tiny_data_config,
@@ -62,7 +63,7 @@ def test_one_sample_with_a_loss_is_enough(
 
     loader = open_loader(tmp_path, kind, [silent, parts])
 
-    batches = loader.micro_batches(loader.plan(0), dp_rank=0, dp_size=1, with_pixels=False)
+    batches = loader.micro_batches(loader.plan(0), dp_rank=0, dp_size=1, reads=all_words(with_pixels=False))
     assert sum(float(batch.loss_mask.sum()) for batch in batches) > 0
 
 

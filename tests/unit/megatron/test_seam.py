@@ -258,7 +258,7 @@ def save_after_a_step(context: RankContext, arguments: list[str], root: Path) ->
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    with run.loader:
+    with run.data:
         train_step(run, 1)
         [_, _, experts, *_] = run.optimizer.chained_optimizers
         stock = outcome(DistributedOptimizer.state_dict.__wrapped__, experts)
@@ -274,7 +274,7 @@ def load_and_go_on(context: RankContext, arguments: list[str], folder: Path) -> 
 
     run = start_run(context, arguments)
     state.load(folder, run.config, run.modules, run.optimizer)
-    with run.loader:
+    with run.data:
         return [train_step(run, step).loss for step in (2, 3)]
 
 
@@ -301,7 +301,7 @@ def gradient_norm_of_stock_communication(context: RankContext, arguments: list[s
     run = start_run(context, arguments)
     config = run.chunks[0].config
     config.overlap_p2p_comm, config.batch_p2p_comm = False, True
-    with run.loader:
+    with run.data:
         return train_step(run, 1).grad_norm
 
 

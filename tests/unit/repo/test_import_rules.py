@@ -17,7 +17,9 @@ PEERS = ("model", "data", "optim", "checkpoint", "objectives")
 RANKS = ("megatron", "torch.distributed", "parallel")
 """What knows of ranks and groups."""
 FORBIDDEN: dict[str, tuple[str, ...]] = {
-    "parallel": ("k25_train", "launch", "hydra", "omegaconf", "numpy", "rich"),
+    "parallel": ("k25_train", "launch", "hydra", "omegaconf", "rich"),
+    # Plans of tens of thousands of vision items are arrays.
+    **{f"parallel.{folder}": ("numpy",) for folder in ("activations", "megatron", "muon", "watchdog")},
     "k25_train": ("launch",),
     "launch": ("parallel", *(f"k25_train.{room}" for room in (*PEERS, "training", "dryrun", "metrics"))),
     "k25_train.config": ("hydra", "omegaconf", "yaml", "rich"),

@@ -1,0 +1,245 @@
+"""The reading of one rank in a process of its own, which plans, reads and decodes while the rank trains.
+
+It is forked from the rank before that has threads or a CUDA context, and holds the index, which the rank does
+not. It answers one request at a time and makes steps ahead in between. It ends with its rank, by the kernel
+if the rank is killed, and ignores the signals that ask a rank to stop: the rank finishes its step first.
+
+An index in memory-mapped files would be shared by all of a node's readers, as it is by any processes.
+"""
+
+import contextlib
+import errno
+import faulthandler
+import gc
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from ctypes import CDLL
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from k25_train.config.schema import Config
+from k25_train.data.channel import Channel
+from k25_train.data.share_reader import HostInputs, Share
+from k25_train.data.skip_log import SkipLog
+from k25_train.data.source import Opened, ThreadSource
+from k25_train.errors import ConfigError, DataError, K25Error
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+"""Of Linux's prctl."""
+NAME = "k25-data"
+"""Of the process, where `top` shows names."""
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+_REMEDY = (
+    "A SIGKILL that nobody sent is the kernel's when memory runs out (`dmesg` names the process): give the "
+    "job more memory, or lower data.prefetch_steps. Then start again: the run goes on from its newest "
+    "checkpoint. With data.read_in=thread reading is part of the rank."
+)
+
+
+class _Request(NamedTuple):
+    """A method of `ThreadSource`, with its arguments."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a request gave."""
+
+    result: Any
+    """What the method returned."""
+    error: BaseException | None
+    """What it raised instead."""
+    skipped: dict[str, str]
+    """Samples that were found unusable so far: where they are -> why."""
+
+
+class ReadingProcess:
+    """The rank's end: a `DataSource`."""
+
+    def __init__(self, config: Config) -> None:
+        """Fork the process. Raises `ConfigError` where there is no Linux."""
+        if sys.platform != "linux":
+            raise ConfigError(
+                f"data.read_in=process needs Linux, this is {sys.platform}: set data.read_in=thread"
+            )
+        self.skip_log = SkipLog(config.data.dir, config.data.max_skipped_samples)
+        self._facts: dict[str, str] = {}
+        self._why_ended = ""
+        self._channel, theirs = Channel.pair()
+        self._log = os.memfd_create("k25-train data log")
+        self.pid = _fork(lambda: _serve(config, theirs, self._channel, self._log))
+        theirs.close()
+
+    def open(self) -> Opened:
+        """See `DataSource`."""
+        opened: Opened = self._ask("open")
+        return opened
+
+    def facts(self) -> dict[str, str]:
+        """See `DataSource`."""
+        # Kept: what is saved when the process has ended needs them, too.
+        self._facts = self._facts or self._ask("facts")
+        return self._facts
+
+    def take(self, share: Share) -> None:
+        """See `DataSource`."""
+        self._ask("take", share)
+        if share.rank == 0:
+            self.facts()
+
+    def step(self, step: int) -> HostInputs:
+        """See `DataSource`. Raises `DataError` also if the process has ended."""
+        inputs: HostInputs = self._ask("step", step)
+        return inputs
+
+    def evaluation(self, num_sequences: int, shuffle_media_seed: int | None) -> HostInputs:
+        """See `DataSource`."""
+        inputs: HostInputs = self._ask("evaluation", num_sequences, shuffle_media_seed)
+        return inputs
+
+    def close(self) -> None:
+        """End the process; it has nothing that would be lost."""
+        if not self._why_ended:
+            os.kill(self.pid, signal.SIGKILL)
+            self._bury("was closed")
+
+    def _bury(self, how: str) -> None:
+        """Take leave of a process that has ended, or will at once."""
+        self._why_ended = how
+        with contextlib.suppress(ChildProcessError):
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            ended_by = (
+                f"ended with status {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+            )
+            told = os.pread(self._log, 4000, 0).decode(errors="replace").strip()
+            self._why_ended = how or ended_by + (f"; its last words:\n{told}\n" if told else ". ")
+        self._channel.close()
+        os.close(self._log)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        if self._why_ended:
+            raise self._ended()
+        try:
+            self._channel.send(_Request(method, arguments))
+            answer: _Answer = self._channel.receive()
+        except (EOFError, ConnectionError) as error:
+            self._bury("")
+            raise self._ended() from error
+        for name, reason in answer.skipped.items():
+            self.skip_log.add_named(name, reason, log=False)
+        if answer.error is not None:
+            raise answer.error
+        return answer.result
+
+    def _ended(self) -> DataError:
+        return DataError(
+            f"the process that reads this rank's data (pid {self.pid}) {self._why_ended}{_REMEDY}"
+        )
+
+
+def _fork(body: Callable[[], None]) -> int:
+    """Run the body in a child that ends with this process; returns the child's number."""
+    parent = os.getpid()
+    # A signal in between would be handled by what the child has inherited.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        pid = os.fork()
+        if pid:
+            return pid
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
+    try:
+        prctl = CDLL(None).prctl
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(_PR_SET_NAME, NAME.encode())
+        # The parent may have ended before the kernel was asked.
+        if os.getppid() == parent:
+            body()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def _serve(config: Config, channel: Channel, other_end: Channel, log: int) -> None:
+    """Answer requests until the rank is gone; in between make the next steps."""
+    # The rank alone holds its end: this process notices when it is closed.
+    other_end.close()
+    faulthandler.enable(log)
+    # The rank has threads for its own work; one per reader is its share of a node.
+    torch.set_num_threads(1)
+    source = ThreadSource(_without_thread(config))
+    ready: dict[int, _Answer] = {}
+    ahead: list[int] = []
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            if ahead and not select.select([channel], [], [], 0)[0]:
+                step = ahead.pop(0)
+                ready[step] = _answer(source, _Request("step", (step,)))
+                continue
+            request: _Request = channel.receive()
+            if request.method != "step":
+                channel.send(_answer(source, request))
+                continue
+            (step,) = request.arguments
+            channel.send(ready.pop(step, None) or _answer(source, request))
+            wanted = range(step + 1, min(step + 1 + config.data.prefetch_steps, config.train.steps))
+            ready = {step: answer for step, answer in ready.items() if step in wanted}
+            ahead = [step for step in wanted if step not in ready]
+
+
+def _answer(source: ThreadSource, request: _Request) -> _Answer:
+    """Do what is asked; errors are the answer's."""
+    result, error = None, None
+    try:
+        result = getattr(source, request.method)(*request.arguments)
+    except Exception as raised:  # told to the rank, which ends by it as by its own
+        error = _portable(raised)
+    if request.method == "open":
+        # The index lives as long as the process: looking for garbage in it would take seconds.
+        gc.freeze()
+    has_log = hasattr(source, "loader")
+    return _Answer(result, error, dict(source.skip_log.skipped) if has_log else {})
+
+
+def _without_thread(config: Config) -> Config:
+    """The same for a process that reads ahead by itself."""
+    return replace(config, data=replace(config.data, prefetch_steps=0))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as the rank can raise it: the same if it is ours or the system's, with its number."""
+    if isinstance(error, K25Error):
+        error.code = error.code or _code_of(error)
+    elif not isinstance(error, OSError | MemoryError):
+        text = "".join(traceback.format_exception(error))
+        return RuntimeError(f"a fault in the process that reads data:\n{text}")
+    return error
+
+
+def _code_of(error: BaseException | None) -> str:
+    """Name of the system's error number behind an error, whose causes do not come along; empty for none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return errno.errorcode.get(error.errno, "")
+        error = error.__cause__
+    return ""

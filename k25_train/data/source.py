@@ -1,0 +1,130 @@
+"""Where the training process gets its inputs from: a process of its own (`reading_process.py`) or itself.
+
+Planning, reading, tokenizing and decoding are Python for the most part: in a thread of the training process
+they would hold the lock of its interpreter while it launches kernels. `data.read_in` chooses.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from k25_train.config.data import ReadIn
+from k25_train.config.schema import Config
+from k25_train.data.loader import DataLoader
+from k25_train.data.prefetch import StepPrefetch
+from k25_train.data.share_reader import HostInputs, Share, ShareReader
+from k25_train.data.skip_log import SkipLog
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is known of a shard set once it is open."""
+
+    vocab_size: int
+    """Ids of its tokenizer; every one is smaller."""
+    pad: int
+    """Id of padding."""
+
+
+class DataSource(Protocol):
+    """Training and held-out batches of one rank. A context manager: leaving it ends all reading.
+
+    `open` comes first, then `take`, then the others, each by one thread.
+    """
+
+    @property
+    def skip_log(self) -> SkipLog:
+        """Counts the samples that cannot be used, and stops the run when they are too many."""
+
+    def open(self) -> Opened:
+        """Read and check the index. Raises what `DataLoader` does."""
+
+    def facts(self) -> dict[str, str]:
+        """What the batches depend on outside the configuration (`DataLoader.facts`)."""
+
+    def take(self, share: Share) -> None:
+        """Say which part of each batch is this rank's."""
+
+    def step(self, step: int) -> HostInputs:
+        """Inputs of a training step, counted from 0; the next ones are read meanwhile. Raises `DataError`."""
+
+    def evaluation(self, num_sequences: int, shuffle_media_seed: int | None) -> HostInputs:
+        """Inputs of the first held-out sequences (`DataLoader.plan_evaluation`). Raises as `step`."""
+
+    def close(self) -> None:
+        """End all reading; what is in the making is dropped."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class ThreadSource:
+    """Reads in this process, steps ahead of use in a thread. For runs of few steps, for platforms other than
+    Linux, and for tests that reach into the reading."""
+
+    def __init__(self, config: Config) -> None:
+        """Nothing is read before `open`."""
+        self._config = config
+        self._open = ExitStack()
+        self.loader: DataLoader
+        self.reader: ShareReader
+        self._steps: StepPrefetch[HostInputs]
+
+    @property
+    def skip_log(self) -> SkipLog:
+        """The loader's own."""
+        return self.loader.skip_log
+
+    def open(self) -> Opened:
+        """See `DataSource`."""
+        config = self._config
+        loader = DataLoader(config.data, config.train, config.model.vision)
+        self.loader = self._open.enter_context(loader)
+        return Opened(self.loader.tokenizer.vocab_size, self.loader.tokenizer.pad)
+
+    def facts(self) -> dict[str, str]:
+        """See `DataSource`."""
+        return self.loader.facts()
+
+    def take(self, share: Share) -> None:
+        """See `DataSource`."""
+        self.reader = ShareReader(self._config, self.loader, share)
+        self._steps = self.loader.prefetch(lambda plan: self.reader.step(plan))
+
+    def step(self, step: int) -> HostInputs:
+        """See `DataSource`."""
+        return self._steps.get(step)
+
+    def evaluation(self, num_sequences: int, shuffle_media_seed: int | None) -> HostInputs:
+        """See `DataSource`."""
+        return self.reader.evaluation(num_sequences, shuffle_media_seed)
+
+    def close(self) -> None:
+        """See `DataSource`."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def start_source(config: Config) -> DataSource:
+    """The source that `data.read_in` names.
+
+    Call it before anything computes: a process is forked, which must not share threads or a CUDA context.
+    Raises `ConfigError` where there can be no such process.
+    """
+    if config.data.read_in is ReadIn.thread:
+        return ThreadSource(config)
+    # Imported late: it needs Linux.
+    from k25_train.data.reading_process import ReadingProcess
+
+    return ReadingProcess(config)
