@@ -1,25 +1,38 @@
 """Messages between two processes of one rank whose arrays are not copied when they arrive.
 
-A message is an object and all arrays in it, written into memory that the receiver maps (an anonymous file,
-which needs no room in /dev/shm and is gone when nobody holds it, however its holders end); the socket carries
-its descriptor alone. Both ends are of one rank: the reader is forked from the process that it reads for.
+A message is an object and all arrays in it, written into shared memory (`regions.py`); the socket carries the
+place alone. Both ends are of one rank: the process that reads is forked from the one that it reads for.
 """
 
 import io
-import mmap
 import os
 import pickle
 import socket
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from k25_train.data.regions import Received, Written
+
+_PLACE = struct.Struct("<QQQQ")
+"""Number of the region, bytes in it, and numbers of regions that follow: dropped ones, and freed ones of the
+other direction."""
+_MAX_BYTES = 65536
 _HEADER = struct.Struct("<QQ")
-"""Bytes of the pickled object, and number of arrays; their sizes follow."""
+"""At the start of a message: bytes of the pickled object, and number of arrays. Their sizes follow."""
 _ALIGNMENT = 64
 """Of every array, in bytes."""
+
+
+class Letter(NamedTuple):
+    """A message that is written and not yet passed on."""
+
+    region: int
+    """Number of the region that it is in."""
+    num_bytes: int
+    """From the region's start on."""
 
 
 class Channel:
@@ -28,6 +41,9 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         """`end` of a pair of the type SOCK_SEQPACKET."""
         self._socket = end
+        self._written = Written()
+        self.received = Received()
+        """Memory that messages arrive in."""
 
     @classmethod
     def pair(cls) -> "tuple[Channel, Channel]":
@@ -45,42 +61,60 @@ class Channel:
 
     def send(self, message: object) -> None:
         """Write a message into memory and pass it on. Raises OSError if the other end is gone."""
+        self.pass_on(self.write(message))
+
+    def write(self, message: object) -> Letter:
+        """Write a message into memory, ahead of the time at which it is passed on."""
         data, arrays = _dump(message)
-        sizes = struct.pack(f"<{len(arrays)}Q", *(array.nbytes for array in arrays))
-        places, num_bytes = _places(_HEADER.size + len(sizes) + len(data), arrays)
-        descriptor = os.memfd_create("k25-train data")
+        head = _HEADER.pack(len(data), len(arrays))
+        head += struct.pack(f"<{len(arrays)}Q", *(array.nbytes for array in arrays)) + data
+        places, num_bytes = _places(len(head), [array.nbytes for array in arrays])
+        region = self._written.take(num_bytes)
+        region.memory[: len(head)] = head
+        for place, array in zip(places, arrays, strict=True):
+            region.memory[place : place + array.nbytes] = array
+        return Letter(region.number, num_bytes)
+
+    def drop(self, letter: Letter) -> None:
+        """Pass on nothing: the message is not wanted any more."""
+        self._written.free(letter.region)
+
+    def pass_on(self, letter: Letter) -> None:
+        """Tell the other end where a written message is. Raises OSError if it is gone."""
+        # Along with what this end no longer uses.
+        descriptor, dropped = self._written.news_of(letter.region)
+        freed = self.received.freed()
+        numbers = struct.pack(f"<{len(dropped) + len(freed)}Q", *dropped, *freed)
+        place = _PLACE.pack(*letter, len(dropped), len(freed)) + numbers
         try:
-            os.ftruncate(descriptor, num_bytes)
-            with mmap.mmap(descriptor, num_bytes) as memory:
-                head = _HEADER.pack(len(data), len(arrays)) + sizes + data
-                memory[: len(head)] = head
-                for place, array in zip(places, arrays, strict=True):
-                    memory[place : place + array.nbytes] = array
-            socket.send_fds(self._socket, [struct.pack("<Q", num_bytes)], [descriptor])
+            socket.send_fds(self._socket, [place], [] if descriptor is None else [descriptor])
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
 
     def receive(self) -> Any:
         """The next message; its arrays stay in the memory that it came in. Raises EOFError if the other end
         is gone."""
-        header, descriptors, *_ = socket.recv_fds(self._socket, 8, 1)
-        if not header:
+        # 1. Where it is.
+        place, descriptors, *_ = socket.recv_fds(self._socket, _MAX_BYTES, 1)
+        if not place:
             raise EOFError
-        (descriptor,) = descriptors
-        try:
-            # Mapped at once: page by page it would take as long as a copy.
-            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-            memory = memoryview(mmap.mmap(descriptor, *struct.unpack("<Q", header), flags=flags))
-        finally:
+        number, num_bytes, num_dropped, num_freed = _PLACE.unpack_from(place)
+        numbers = struct.unpack_from(f"<{num_dropped + num_freed}Q", place, _PLACE.size)
+        for dropped in numbers[:num_dropped]:
+            self.received.drop(dropped)
+        for freed in numbers[num_dropped:]:
+            self._written.free(freed)
+        for descriptor in descriptors:
+            self.received.map(number, descriptor)
             os.close(descriptor)
-        num_data_bytes, num_arrays = _HEADER.unpack(memory[: _HEADER.size])
+        # 2. The object around its arrays.
+        memory = self.received.view(number, num_bytes)
+        num_data_bytes, num_arrays = _HEADER.unpack_from(memory)
         sizes = struct.unpack_from(f"<{num_arrays}Q", memory, _HEADER.size)
         start = _HEADER.size + 8 * num_arrays
-        arrays, place = [], start + num_data_bytes
-        for size in sizes:
-            place = -(-place // _ALIGNMENT) * _ALIGNMENT
-            arrays.append(memory[place : place + size])
-            place += size
+        places, _ = _places(start + num_data_bytes, sizes)
+        arrays = [memory[at : at + size] for at, size in zip(places, sizes, strict=True)]
         return pickle.loads(memory[start : start + num_data_bytes], buffers=arrays)
 
 
@@ -107,11 +141,11 @@ def _dump(message: object) -> tuple[bytes, list[memoryview]]:
     return file.getvalue(), [buffer.raw() for buffer in buffers]
 
 
-def _places(start: int, arrays: list[memoryview]) -> tuple[list[int], int]:
+def _places(start: int, sizes: "list[int] | tuple[int, ...]") -> tuple[list[int], int]:
     """Where each array goes behind the first `start` bytes, and where the last one ends."""
     places = []
-    for array in arrays:
+    for size in sizes:
         start = -(-start // _ALIGNMENT) * _ALIGNMENT
         places.append(start)
-        start += array.nbytes
+        start += size
     return places, start

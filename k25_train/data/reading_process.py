@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from k25_train.config.schema import Config
-from k25_train.data.channel import Channel
+from k25_train.data.channel import Channel, Letter
+from k25_train.data.regions import PageLock, leave_pageable
 from k25_train.data.share_reader import HostInputs, Share
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.source import Opened, ThreadSource
@@ -90,8 +91,9 @@ class ReadingProcess:
         self._facts = self._facts or self._ask("facts")
         return self._facts
 
-    def take(self, share: Share) -> None:
+    def take(self, share: Share, page_lock: PageLock = leave_pageable) -> None:
         """See `DataSource`."""
+        self._channel.received.page_lock = page_lock
         self._ask("take", share)
         if share.rank == 0:
             self.facts()
@@ -188,23 +190,25 @@ def _serve(config: Config, channel: Channel, other_end: Channel, log: int) -> No
     # The rank has threads for its own work; one per reader is its share of a node.
     torch.set_num_threads(1)
     source = ThreadSource(_without_thread(config))
-    ready: dict[int, _Answer] = {}
+    written: dict[int, Letter] = {}
     ahead: list[int] = []
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             if ahead and not select.select([channel], [], [], 0)[0]:
+                # Written now, so that the rank only has to be told where.
                 step = ahead.pop(0)
-                ready[step] = _answer(source, _Request("step", (step,)))
+                written[step] = channel.write(_answer(source, _Request("step", (step,))))
                 continue
             request: _Request = channel.receive()
             if request.method != "step":
                 channel.send(_answer(source, request))
                 continue
             (step,) = request.arguments
-            channel.send(ready.pop(step, None) or _answer(source, request))
+            channel.pass_on(written.pop(step, None) or channel.write(_answer(source, request)))
             wanted = range(step + 1, min(step + 1 + config.data.prefetch_steps, config.train.steps))
-            ready = {step: answer for step, answer in ready.items() if step in wanted}
-            ahead = [step for step in wanted if step not in ready]
+            for stale in written.keys() - set(wanted):
+                channel.drop(written.pop(stale))
+            ahead = [step for step in wanted if step not in written]
 
 
 def _answer(source: ThreadSource, request: _Request) -> _Answer:

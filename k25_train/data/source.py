@@ -13,6 +13,7 @@ from k25_train.config.data import ReadIn
 from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.data.prefetch import StepPrefetch
+from k25_train.data.regions import PageLock, leave_pageable
 from k25_train.data.share_reader import HostInputs, Share, ShareReader
 from k25_train.data.skip_log import SkipLog
 
@@ -43,8 +44,9 @@ class DataSource(Protocol):
     def facts(self) -> dict[str, str]:
         """What the batches depend on outside the configuration (`DataLoader.facts`)."""
 
-    def take(self, share: Share) -> None:
-        """Say which part of each batch is this rank's."""
+    def take(self, share: Share, page_lock: PageLock) -> None:
+        """Say which part of each batch is this rank's, and how memory shared with another process is
+        page-locked."""
 
     def step(self, step: int) -> HostInputs:
         """Inputs of a training step, counted from 0; the next ones are read meanwhile. Raises `DataError`."""
@@ -90,8 +92,8 @@ class ThreadSource:
         """See `DataSource`."""
         return self.loader.facts()
 
-    def take(self, share: Share) -> None:
-        """See `DataSource`."""
+    def take(self, share: Share, page_lock: PageLock = leave_pageable) -> None:
+        """See `DataSource`; no memory is shared."""
         self.reader = ShareReader(self._config, self.loader, share)
         self._steps = self.loader.prefetch(lambda plan: self.reader.step(plan))
 

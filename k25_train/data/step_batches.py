@@ -8,6 +8,7 @@ Shapes: M micro-batches of T tokens, V vision tokens and P patches of all of the
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,9 +74,11 @@ class StepBatches:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Documents:
-    """The documents and items of one micro-batch; fields are those of `MicroBatch`."""
+class Documents(NamedTuple):
+    """The documents and items of one micro-batch; fields are those of `MicroBatch`.
+
+    A tuple, because a step has thousands, which pass between processes.
+    """
 
     lengths: tuple[int, ...]
     padding: tuple[int, ...]

@@ -12,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 
 from k25_train.config.schema import Config
 from k25_train.data.batch import Reads
+from k25_train.data.regions import leave_pageable
 from k25_train.data.share_reader import Share
 from k25_train.data.source import DataSource
 from k25_train.errors import ConfigError
@@ -30,7 +31,7 @@ from k25_train.training.assemble import assemble
 from k25_train.training.decoupled_tower import build_decoupled_tower
 from k25_train.training.device_memory import DeviceMemory, NoDeviceMemory, build_device_memory
 from k25_train.training.inputs import InputReader
-from k25_train.training.staging import build_staging
+from k25_train.training.staging import build_staging, page_lock
 from k25_train.training.tower import CoupledTower, Tower
 from parallel.config import DepMode
 from parallel.megatron.patches.instrument import set_tracker
@@ -155,7 +156,7 @@ def build_run(config: Config, device: torch.device, data: DataSource, *, trains:
     set_tracker(tracker)
     stage = pipeline.stages[topology.pp_rank]
     tower = build_tower(encoders, pipeline, topology, tracker)
-    data.take(share_of(config, topology))
+    data.take(share_of(config, topology), page_lock if device.type == "cuda" else leave_pageable)
     return Run(
         config=config,
         topology=topology,

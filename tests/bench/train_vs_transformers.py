@@ -165,7 +165,7 @@ class FixedSource(ThreadSource):
         """Nothing to open."""
         return self.opened
 
-    def take(self, share: Share) -> None:
+    def take(self, share: Share, *_: object) -> None:
         """One rank has all of it."""
 
     def step(self, step: int) -> HostInputs:

@@ -1,6 +1,7 @@
 """Messages between a rank and its reading process: what arrives is what was sent, without a copy."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,13 +48,71 @@ def test_arrays_stay_where_they_arrived_and_can_be_written() -> None:
     assert last.tolist() == [3] * 1000
 
 
+def test_memory_is_used_again_once_its_arrays_are_gone() -> None:
+    one, other = Channel.pair()
+
+    def pass_on(number: int) -> torch.Tensor:
+        one.send(torch.full((5000,), number))
+        received = other.receive()
+        # What is free is told with the next message of the other direction.
+        other.send(None)
+        one.receive()
+        return received
+
+    first = pass_on(0)
+    address = first.data_ptr()
+    second = pass_on(1)
+    assert second.data_ptr() != address
+    assert first.tolist() == [0] * 5000
+    part = first[7:9]
+    del first
+    third = pass_on(2)
+    assert third.data_ptr() != address, "a part of it is still used"
+    assert part.tolist() == [0, 0]
+    del part, third
+    pass_on(3)
+    assert pass_on(4).data_ptr() == address
+    assert second.tolist() == [1] * 5000
+
+
+def test_larger_messages_get_larger_memory() -> None:
+    """Nor does what was too small stay mapped."""
+    one, other = Channel.pair()
+    for size in (10, 10_000, 100, 1_000_000, 10):
+        one.send(torch.arange(size))
+        assert other.receive().tolist() == list(range(size))
+        other.send(None)
+        one.receive()
+    assert len(one._written._regions) == len(other.received._regions) == 1
+
+
+def test_memory_is_page_locked_once_and_released() -> None:
+    one, other = Channel.pair()
+    told: list[str] = []
+
+    def pin(memory: np.ndarray) -> Callable[[], None]:
+        told.append(f"pin {len(memory)}")
+        return lambda: told.append("unpin")
+
+    other.received.page_lock = pin
+    for size in (1000, 1000, 900, 5000):
+        one.send(torch.zeros(size, dtype=torch.uint8))
+        other.receive()
+        other.send(None)
+        one.receive()
+    assert told == ["pin 4096", "unpin", "pin 8192"]
+
+
 def test_nothing_is_left_open() -> None:
     one, other = Channel.pair()
-    before = len(os.listdir("/proc/self/fd"))
+    found = []
     for _ in range(50):
         one.send(torch.ones(1000))
         other.receive()
-    assert len(os.listdir("/proc/self/fd")) == before
+        other.send(None)
+        one.receive()
+        found.append(len(os.listdir("/proc/self/fd")))
+    assert found[3:] == [found[-1]] * 47
 
 
 def test_the_end_of_the_other_side_is_noticed() -> None:

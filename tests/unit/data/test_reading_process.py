@@ -18,6 +18,7 @@ from k25_train.data.reading_process import NAME, ReadingProcess
 from k25_train.data.share_reader import HostInputs, Share
 from k25_train.data.source import DataSource, ThreadSource, start_source
 from k25_train.errors import ConfigError, DataError
+from k25_train.joining.same_job import code_of
 from tests.helpers.runs import layout, overrides
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
@@ -146,7 +147,7 @@ def error_of(source: DataSource) -> str:
         source.take(ALL)
         for step in range(20):
             source.step(step)
-    return f"{type(caught.value).__name__} {caught.value.code} {caught.value}"
+    return f"{type(caught.value).__name__} {code_of(caught.value)} {caught.value}"
 
 
 @pytest.mark.parametrize("fault", ["no set", "cut shards", "a kind without samples"])

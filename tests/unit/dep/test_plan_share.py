@@ -55,6 +55,7 @@ def test_planners_share_what_they_plan(trained: str) -> None:
     config = compose(
         [
             "experiment=smoke",
+            "train.global_batch_size=16",
             "cluster.gpus_per_node=8",
             "dep.schedule=bubbles",
             f"optim.vision.trained={trained}",

@@ -1,5 +1,6 @@
 """Page-locked memory is allocated once, and never overwritten before the device has copied from it."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -51,7 +52,7 @@ class ForgetfulEvent(LateEvent):
 
 def received_over_steps(event: type[LateEvent], sizes: list[int]) -> tuple[list[list[float]], list[int]]:
     device = Device()
-    staging = PinnedStaging(device.allocate, lambda: event(device))
+    staging = PinnedStaging(device.allocate, lambda: event(device), lambda tensor: False)
     for step, size in enumerate(sizes):
         staged = staging.stage([torch.full((size,), float(step)), torch.tensor([step], dtype=torch.int32)])
         for tensor in staged:
@@ -81,13 +82,28 @@ def test_slots_grow_with_room_to_spare() -> None:
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (2, 5)])
 def test_types_and_shapes_stay(shape: tuple[int, ...]) -> None:
     device = Device()
-    staging = PinnedStaging(device.allocate, lambda: LateEvent(device))
+    staging = PinnedStaging(device.allocate, lambda: LateEvent(device), lambda tensor: False)
     tensor = torch.ones(shape, dtype=torch.bool)
     (staged, other) = staging.stage([tensor, torch.arange(3)])
     assert staged.shape == tensor.shape
     assert torch.equal(staged, tensor)
     assert other.tolist() == [0, 1, 2]
     assert staged.data_ptr() != tensor.data_ptr() or not tensor.numel()
+
+
+def test_what_is_page_locked_is_held_until_it_is_copied() -> None:
+    """Whoever owns the memory writes it again when nobody refers to it."""
+    device = Device()
+    staging = PinnedStaging(device.allocate, lambda: LateEvent(device), lambda tensor: True)
+    alive = []
+    for _ in range(4):
+        tensor = torch.ones(3)
+        assert staging.stage([tensor])[0] is tensor
+        alive.append(weakref.ref(tensor))
+        del tensor
+        held = [each() is not None for each in alive]
+        assert held == [False] * (len(alive) - 2) + [True] * min(len(alive), 2)
+    assert device.allocated == []
 
 
 def test_on_the_cpu_nothing_moves() -> None:
