@@ -111,9 +111,7 @@ class BubblePlanner:
 
     def _program(self, plan: VisionPlan | PlanShare, own: Sequence[Placement]) -> Program:
         times = self._times
-        return program_of(
-            self._rank, plan, own, times.text, self._config.dp, times.reduce_s, self._memory
-        )
+        return program_of(self._rank, plan, own, times.text, self._config.dp, times.reduce_s, self._memory)
 
     def _place(self, items: Sequence[VisionItem]) -> Sequence[Placement]:
         """Where each item is encoded."""
