@@ -12,7 +12,7 @@ def train(config: Config) -> None:
     check_place(config)
     import torch
 
-    from k25_train.data.source import start_source
+    from k25_train.data.start import start_source
     from k25_train.startup.platform import prepare_device
 
     # Forked while there is neither a thread nor a CUDA context.

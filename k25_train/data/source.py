@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from k25_train.config.data import ReadIn
 from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.data.prefetch import StepPrefetch
@@ -116,17 +115,3 @@ class ThreadSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def start_source(config: Config) -> DataSource:
-    """The source that `data.read_in` names.
-
-    Call it before anything computes: a process is forked, which must not share threads or a CUDA context.
-    Raises `ConfigError` where there can be no such process.
-    """
-    if config.data.read_in is ReadIn.thread:
-        return ThreadSource(config)
-    # Imported late: it needs Linux.
-    from k25_train.data.reading_process import ReadingProcess
-
-    return ReadingProcess(config)

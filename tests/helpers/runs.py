@@ -41,7 +41,7 @@ def start_run(context: RankContext, arguments: Sequence[str]) -> Any:
     from parallel.megatron.platform import use_platform
 
     config = compose(arguments)
-    from k25_train.data.source import start_source
+    from k25_train.data.start import start_source
 
     data = start_source(config)
     device = use_platform(config.cluster.device.value)

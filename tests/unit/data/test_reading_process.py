@@ -16,7 +16,8 @@ from k25_train.data import reading_process
 from k25_train.data.batch import Reads
 from k25_train.data.reading_process import NAME, ReadingProcess
 from k25_train.data.share_reader import HostInputs, Share
-from k25_train.data.source import DataSource, ThreadSource, start_source
+from k25_train.data.source import DataSource, ThreadSource
+from k25_train.data.start import start_source
 from k25_train.errors import ConfigError, DataError
 from k25_train.joining.same_job import code_of
 from tests.helpers.runs import layout, overrides
