@@ -11,10 +11,16 @@ from parallel.config import Problem
 
 def find_plan_problems(config: Config) -> list[Problem]:
     """Rules that plan a whole step; every other rule must hold."""
-    if not config.activation.offloads:
+    if not (config.activation.offloads or _keeps_state(config)):
         return []
     pipeline = plan_pipeline(config)
-    return [*host_holds_activations(pipeline), *node_holds_activations(pipeline)]
+    of_activations = host_holds_activations(pipeline) if config.activation.offloads else []
+    return [*of_activations, *node_holds_what_is_offloaded(pipeline)]
+
+
+def _keeps_state(config: Config) -> bool:
+    """Whether optimizer state is in host memory."""
+    return config.optim.offload is OptimizerOffload.cpu
 
 
 def host_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
@@ -35,12 +41,12 @@ def host_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
     return [Problem("activation.host_gib", given, rule, remedy)]
 
 
-def node_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
-    """A node has the memory that its ranks take for activations, and for optimizer state in host memory."""
-    config, cluster = pipeline.config, pipeline.config.cluster
-    of_optimizer = config.optim.offload is OptimizerOffload.cpu
+def node_holds_what_is_offloaded(pipeline: PipelinePlan) -> list[Problem]:
+    """A node has the memory that its ranks lock: all that is offloaded of activations and optimizer state."""
+    config, cluster, offloads = pipeline.config, pipeline.config.cluster, pipeline.config.activation.offloads
+    of_optimizer = _keeps_state(config)
     most = max(
-        offload_budget(stage).host_bytes + (stage_state(stage).rank_bytes if of_optimizer else 0.0)
+        stage_state(stage).host_bytes + (offload_budget(stage).host_bytes if offloads else 0)
         for stage in pipeline.stages
     )
     node_gib = most * cluster.gpus_per_node / GIB
@@ -48,6 +54,11 @@ def node_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
         return []
     rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks"
     rule += ", optimizer state included," if of_optimizer else ""
+    if not offloads:
+        rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks,"
+        rule += f" and cluster.host_memory_gib is {cluster.host_memory_gib:g}"
+        remedy = "use more nodes, which share the state, or correct the node's memory"
+        return [Problem("optim.offload", config.optim.offload.value, rule, remedy)]
     rule += f" and cluster.host_memory_gib is {cluster.host_memory_gib:g}"
     remedy = "offload fewer activations, or correct the node's memory"
     if config.vision_placement.first_stage_parts and config.activation.host_gib is None:

@@ -30,7 +30,7 @@ from k25_train.plan.report.memory import (
     part_table,
     stage_table,
 )
-from k25_train.plan.report.optimizer import optimizer_as_dict, rule_lines, state_lines
+from k25_train.plan.report.optimizer import optimizer_as_dict, rule_lines, state_lines, time_lines
 from k25_train.plan.report.parameters import parameter_summary, parameter_table
 from k25_train.plan.time.communication import communication
 
@@ -87,7 +87,8 @@ def print_optimizer(pipeline: PipelinePlan, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(optimizer_as_dict(pipeline), indent=2))
         return
-    print(*rule_lines(parameter_kinds(pipeline.config)), "", *state_lines(pipeline), sep="\n")
+    rules, states = rule_lines(parameter_kinds(pipeline.config)), state_lines(pipeline)
+    print(*rules, "", *states, "", *time_lines(pipeline), sep="\n")
 
 
 def print_activations(pipeline: PipelinePlan, *, as_json: bool) -> None:

@@ -1,16 +1,16 @@
 """How each parameter is updated, and what the optimizer remembers on each rank; torch-free."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from k25_train.config.optimizer import OptimName
+from k25_train.config.optimizer import OptimizerOffload, OptimName
 from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.parameters.megatron import TrainedParameter, iterate_parameters, vision_parameters
 from k25_train.parameters.update_rules import ParameterRule, is_trained, rule_of
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
-from k25_train.plan.weight_bytes import state_bytes
+from k25_train.plan.weight_bytes import host_state_bytes, state_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,9 @@ class StageState:
     """What one of its ranks keeps: ZeRO-1 cuts dense weights over dp ranks, the experts of each of ep ranks
     over dp / ep, and a decoupled encoder over all ranks of the job. The padding of buckets shifts a few
     hundred elements from one rank to another."""
+    host_bytes: float
+    """What one of its ranks keeps in page-locked host memory, at the peak as between steps; 0 if state is on
+    the device."""
 
 
 def parameter_kinds(config: Config) -> list[ParameterKind]:
@@ -112,7 +115,25 @@ def stage_state(stage: StagePlan) -> StageState:
     num_weights = weights_by_update(config, stage_parameters(stage))
     total = sum(number * state_bytes(update, config.train.dtype) for update, number in num_weights.items())
     rank_bytes = total / config.dp + encoder_state_bytes(config) / config.world_size
-    return StageState(stage=stage.stage, num_weights=num_weights, state_bytes=total, rank_bytes=rank_bytes)
+    return StageState(
+        stage=stage.stage,
+        num_weights=num_weights,
+        state_bytes=total,
+        rank_bytes=rank_bytes,
+        host_bytes=_host_bytes(config, num_weights),
+    )
+
+
+def _host_bytes(config: Config, num_weights: Mapping[OptimName, int]) -> float:
+    """Bytes that a rank keeps in the host of a stage's weights, and of a decoupled encoder's."""
+    if config.optim.offload is OptimizerOffload.none:
+        return 0.0
+    encoder = weights_by_update(config, encoder_parameters(config))
+    of_stage, of_encoder = (
+        sum(number * host_state_bytes(update) for update, number in weights.items())
+        for weights in (num_weights, encoder)
+    )
+    return of_stage / config.dp + of_encoder / config.world_size
 
 
 def weights_by_update(config: Config, parameters: Iterable[TrainedParameter]) -> dict[OptimName, int]:

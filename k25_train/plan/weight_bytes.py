@@ -14,6 +14,16 @@ MOMENT_BYTES = {OptimName.adamw: 8, OptimName.muonclip: 4}
 """Bytes of what the update of a weight remembers: AdamW two float32 moments, Muon a float32 momentum."""
 
 
+HOST_MASTER_BYTES = 4
+"""Bytes of a weight's master in host memory (`optim.offload=cpu`), a float32 weight's among them."""
+
+
 def state_bytes(update: OptimName, dtype: DType) -> int:
     """Bytes of optimizer state of one weight, over all data-parallel ranks."""
     return MASTER_BYTES[dtype] + MOMENT_BYTES[update]
+
+
+def host_state_bytes(update: OptimName) -> int:
+    """Bytes of optimizer state of one weight in host memory, over all data-parallel ranks. In a step they
+    pass through the device, once in each direction."""
+    return HOST_MASTER_BYTES + MOMENT_BYTES[update]

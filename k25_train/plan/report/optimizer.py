@@ -1,6 +1,7 @@
 """Update rules and optimizer state, as lines of text and as JSON; torch-free."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import groupby
 
 from k25_train.config.optimizer import OptimName
@@ -17,8 +18,9 @@ from k25_train.plan.optimizer import (
 )
 from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.report.text import format_shape
+from k25_train.plan.time.optimizer import optimizer_times, slowest_optimizer
 from k25_train.plan.weight_bytes import MASTER_BYTES, MOMENT_BYTES, state_bytes
-from k25_train.units import GIB
+from k25_train.units import GB, GIB
 
 
 def rule_lines(kinds: Iterable[ParameterKind]) -> Iterator[str]:
@@ -57,6 +59,24 @@ def state_lines(pipeline: PipelinePlan) -> Iterator[str]:
         each = f"{of_encoder / config.world_size / GIB:20,.3f}"
         yield f"  DEP  {of_encoder / GIB:14,.3f}  {each}  (vision, on each of {config.world_size:,} ranks)"
     yield f"{'all':>5}  {optimizer_state_bytes(pipeline) / GIB:14,.3f}"
+    most = max(state.host_bytes for state in stage_states(pipeline))
+    if most:
+        on_node = most * config.cluster.gpus_per_node
+        yield f"in page-locked host memory: {most / GB:.1f} GB per rank at most, {on_node / GB:.1f} on a node"
+
+
+def time_lines(pipeline: PipelinePlan) -> Iterator[str]:
+    """How long the slowest stage's optimizer takes in a step, and what in it."""
+    times, muon = slowest_optimizer(pipeline), pipeline.config.optim.muon
+    yield (
+        f"A step of stage {times.stage}, computed: {times.total_s:.2f} s, with Newton-Schulz "
+        f"{times.newton_schulz_s:.2f} s ({times.newton_schulz_flops:.3g} FLOPs per rank in "
+        f"{muon.newton_schulz_dtype.value}; the largest matrix {times.largest_matrix_s:.3f} s, which more "
+        f"ranks do not shorten), exchange {times.exchange_s:.2f} s in {muon.exchange_dtype.value}, state "
+        f"through the device {times.stream_s:.2f} s ({times.stream_bytes / GB:.1f} GB each way) at the same "
+        "time, and "
+        f"{times.edges_s:.2f} s before and after. Nothing of it was measured on a GPU."
+    )
 
 
 def _lines_by_update(pipeline: PipelinePlan) -> Iterator[str]:
@@ -103,8 +123,12 @@ def optimizer_as_dict(pipeline: PipelinePlan) -> dict[str, object]:
                 "num_weights": {update.value: number for update, number in state.num_weights.items()},
                 "state_bytes": state.state_bytes,
                 "rank_bytes": state.rank_bytes,
+                "host_bytes": state.host_bytes,
             }
             for state in stage_states(pipeline)
         ],
         "encoder_state_bytes": encoder_state_bytes(config),
+        "times": [
+            asdict(times) | {"total_s": times.total_s} for times in map(optimizer_times, pipeline.stages)
+        ],
     }

@@ -9,10 +9,19 @@ import pytest
 
 from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import OptimName
+from k25_train.errors import ConfigError
 from k25_train.parameters.released import EXPERTS, VISION_MODULES, count_parameters
-from k25_train.plan.optimizer import encoder_state_bytes, parameter_kinds, stage_states
+from k25_train.plan.optimizer import (
+    encoder_state_bytes,
+    parameter_kinds,
+    stage_parameters,
+    stage_state,
+    stage_states,
+)
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.report.optimizer import state_lines
+from k25_train.plan.time.optimizer import muon_matrices, optimizer_times, slowest_optimizer
+from parallel.muon.plan import newton_schulz_flops
 from tests.helpers.project_sources import REPO
 
 WITHOUT_TORCH = (
@@ -117,7 +126,7 @@ def test_float32_weights_are_their_own_masters() -> None:
 
 
 def test_the_command_explains_every_rule_without_torch() -> None:
-    lines = plan("experiment=k25_pretrain_4k", "optim=muonclip", "--optimizer").splitlines()
+    lines = plan("experiment=k25_pretrain_4k", "--optimizer").splitlines()
     [experts] = [line.split("  ") for line in lines if ".mlp.experts.gate_up_proj" in line]
     cells = [cell.strip() for cell in experts if cell.strip()]
     assert cells[1:] == [
@@ -125,7 +134,11 @@ def test_the_command_explains_every_rule_without_torch() -> None:
     ]  # fmt: skip
     assert "AdamW: 2,355,626,480 parameters x 12 bytes (master 4 + two moments 8)" in lines
     assert "Muon: 1,024,523,726,848 parameters x 8 bytes (master 4 + momentum 4)" in lines
-    assert [line.split()[0] for line in lines[lines.index("") + 4 :]] == [
+    table, _, times = "\n".join(lines[lines.index("") + 4 :]).partition("\n\n")
+    assert times.startswith("A step of stage 1, computed: ")
+    *stages, in_host = table.splitlines()
+    assert in_host == "in page-locked host memory: 34.1 GB per rank at most, 273.1 on a node"
+    assert [line.split()[0] for line in stages] == [
         "0",
         "1-14",
         "15",
@@ -145,3 +158,50 @@ def test_the_command_prints_json() -> None:
     assert by_name["mm_projector.proj.0.bias"]["weight_decay"] is False
     assert found["state_bytes_per_parameter"] == {"adamw": 8, "muonclip": 4}
     assert [stage["stage"] for stage in found["stages"]] == [0, 1]
+
+
+@pytest.mark.parametrize(("offload", "expected"), [("cpu", 1), ("none", 0)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_host_holds_masters_and_moments_whatever_weights_are(
+    offload: str, expected: int, dtype: str
+) -> None:
+    config = compose(["experiment=k25_pretrain_4k", f"optim.offload={offload}", f"train.dtype={dtype}"])
+    for state in stage_states(plan_pipeline(config)):
+        held = 12 * state.num_weights[OptimName.adamw] + 8 * state.num_weights[OptimName.muonclip]
+        encoder = 12 * 2_000_000  # at most, of AdamW's part of the tower
+        rest = state.host_bytes - expected * held / config.dp
+        assert 0 <= rest <= expected * (8 * count_parameters(config.model).vision + encoder) / 256
+
+
+def test_state_alone_must_fit_a_node() -> None:
+    few = ["experiment=k25_pretrain_4k", "activation=keep", "cluster.host_memory_gib=250"]
+    with pytest.raises(ConfigError, match=r"optim.offload=cpu\n.* on a node of 8 ranks, and"):
+        compose(few)
+
+
+def test_the_optimizer_of_the_real_model_in_seconds() -> None:
+    """2.0e14 FLOPs and 34 GB a rank on 256 ranks; in bfloat16 the bus is what takes longest."""
+    times = slowest_optimizer(plan_pipeline(compose(["experiment=k25_pretrain_4k"])))
+    assert times.newton_schulz_flops == pytest.approx(2.02e14, rel=0.01)
+    assert times.newton_schulz_s == pytest.approx(0.51, rel=0.02)
+    assert times.stream_bytes == pytest.approx(34.1e9, rel=0.01)
+    assert times.total_s == pytest.approx(times.stream_s + times.edges_s)
+    # 4,096 ranks: the output projection, 7168 x 8192, takes as long as on one.
+    in_float32 = ["optim.muon.newton_schulz_dtype=float32", "optim.offload=none", "cluster.nodes=512"]
+    many = slowest_optimizer(plan_pipeline(compose(["experiment=k25_pretrain_4k", *in_float32])))
+    assert many.newton_schulz_s >= many.largest_matrix_s > 0.2
+    assert (many.stream_s, many.edges_s) == (0, 0)
+
+
+def test_work_is_that_of_the_owners() -> None:
+    """FLOPs per rank are a stage's matrices over its replicas, as `plan_owners` spreads them."""
+    config = compose(["experiment=smoke", "dep.mode=coupled", "cluster.nodes=1"])
+    pipeline = plan_pipeline(config)
+    for stage in pipeline.stages:
+        matrices = list(muon_matrices(config, stage_parameters(stage)))
+        work = sum(each.number * newton_schulz_flops(each.rows, each.cols, 5) for each in matrices)
+        assert (
+            sum(each.number * each.rows * each.cols for each in matrices)
+            == (stage_state(stage).num_weights[OptimName.muonclip])
+        )
+        assert optimizer_times(stage).newton_schulz_flops == pytest.approx(work / config.dp)

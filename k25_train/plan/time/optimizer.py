@@ -1,0 +1,120 @@
+"""How long the optimizer's part of a step takes on a rank, as far as it can be computed; torch-free.
+
+Three things run concurrently, in the rounds of the exchange (`parallel/muon`): Newton-Schulz, the exchange of
+matrices, and state that streams through the device (`optim.offload=cpu`). The longest of them counts, and
+what comes before the first round and after the last. Elementwise arithmetic, 0.07 s for 4e9 weights at
+2.85 TB/s, is left out. Nothing of this has been measured on a GPU.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from k25_train.config.basics import DType
+from k25_train.config.optimizer import OptimizerOffload, OptimName
+from k25_train.config.schema import Config
+from k25_train.parameters.megatron import TrainedParameter
+from k25_train.parameters.update_rules import rule_of
+from k25_train.plan.optimizer import encoder_parameters, stage_parameters, stage_state, weights_by_update
+from k25_train.plan.pipeline import PipelinePlan, StagePlan
+from k25_train.plan.time.step import flops_per_s, network_bytes_per_s
+from k25_train.plan.weight_bytes import WEIGHT_BYTES, host_state_bytes
+from k25_train.units import GB, MIB
+from parallel.muon.plan import newton_schulz_flops
+
+FLOAT32_FLOPS_PER_S = 50e12
+"""FLOPs per second of float32 products without TF32. Source: 67e12 in the H100's data sheet, three quarters
+of it as our choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class MuonMatrix:
+    """Equal matrices that Muon orthogonalises."""
+
+    rows: int
+    cols: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerTimes:
+    """The optimizer on one rank of a stage, in seconds per step."""
+
+    stage: int
+    """Position in the pipeline, counted from 0."""
+    newton_schulz_flops: float
+    """What a rank computes if matrices are spread evenly over owners, and at least one of the largest."""
+    newton_schulz_s: float
+    """How long that takes in `optim.muon.newton_schulz_dtype`."""
+    largest_matrix_s: float
+    """How long the largest matrix takes, which no number of ranks makes shorter."""
+    exchange_s: float
+    """How long a rank sends pieces to owners and updates back, at most: what an owner holds stays."""
+    stream_bytes: float
+    """Bytes of state that cross the bus in each direction; 0 if state is on the device."""
+    stream_s: float
+    """How long they take; both directions run concurrently."""
+    edges_s: float
+    """First load and last write-back, when nothing else runs."""
+
+    @property
+    def total_s(self) -> float:
+        """How long the step's other work waits for the optimizer."""
+        return max(self.newton_schulz_s, self.exchange_s, self.stream_s) + self.edges_s
+
+
+def slowest_optimizer(pipeline: PipelinePlan) -> OptimizerTimes:
+    """The stage whose optimizer takes longest; the first of several."""
+    return max((optimizer_times(stage) for stage in pipeline.stages), key=lambda times: times.total_s)
+
+
+def optimizer_times(stage: StagePlan) -> OptimizerTimes:
+    """The optimizer on one rank of a stage, a decoupled encoder's share included."""
+    config, muon = stage.config, stage.config.optim.muon
+    # 1. Newton-Schulz: owners are among the stage's replicas, of an encoder's matrices among all ranks.
+    own, encoder = list(stage_parameters(stage)), encoder_parameters(config)
+    work, largest = 0.0, 0
+    for parameters, num_ranks in ((own, config.dp), (encoder, config.world_size)):
+        for matrix in muon_matrices(config, parameters):
+            flops = newton_schulz_flops(matrix.rows, matrix.cols, muon.newton_schulz_steps)
+            work += matrix.number * flops / num_ranks
+            largest = max(largest, flops)
+    work = max(work, largest)
+    rate = newton_schulz_flops_per_s(config)
+    # 2. The exchange.
+    held = {
+        update: number / config.dp + weights_by_update(config, encoder)[update] / config.world_size
+        for update, number in stage_state(stage).num_weights.items()
+    }
+    sent = 2 * held[OptimName.muonclip] * WEIGHT_BYTES[muon.exchange_dtype] if config.world_size > 1 else 0.0
+    # 3. Streaming.
+    is_streamed = config.optim.offload is OptimizerOffload.cpu
+    bus = GB * config.cluster.host_copy_gb_per_s
+    stream_bytes = sum(number * host_state_bytes(update) for update, number in held.items()) * is_streamed
+    edge_bytes = 2 * min(4 * held[OptimName.muonclip], muon.exchange_mib * MIB) * is_streamed
+    return OptimizerTimes(
+        stage=stage.stage,
+        newton_schulz_flops=work,
+        newton_schulz_s=work / rate,
+        largest_matrix_s=largest / rate,
+        exchange_s=sent / network_bytes_per_s(config),
+        stream_bytes=stream_bytes,
+        stream_s=stream_bytes / bus,
+        edges_s=edge_bytes / bus,
+    )
+
+
+def newton_schulz_flops_per_s(config: Config) -> float:
+    """FLOPs per second of Newton-Schulz: the run's rate in bfloat16, far less in float32."""
+    if config.optim.muon.newton_schulz_dtype is DType.float32:
+        return min(FLOAT32_FLOPS_PER_S, flops_per_s(config))
+    return flops_per_s(config)
+
+
+def muon_matrices(config: Config, parameters: Iterable[TrainedParameter]) -> Iterator[MuonMatrix]:
+    """The matrices of these parameters, equal ones of a parameter together."""
+    for parameter in parameters:
+        rule = rule_of(*parameter, config.optim, config.model)
+        if rule.update is OptimName.muonclip:
+            columns = parameter.shape[-1]
+            rows = parameter.size // columns
+            yield MuonMatrix(rows // rule.num_matrices, columns, rule.num_matrices)
