@@ -4,10 +4,12 @@ import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.interrupted_runs import rows
 from tests.helpers.muon_reference import orthogonal, train_plainly
@@ -71,6 +73,32 @@ def test_an_update_is_the_papers(shape: tuple[int, ...]) -> None:
     # 1.4e-6 where a processor's kernels add in an unlucky order.
     assert float((found - expected).abs().max()) <= 2e-6
     assert float((found - expected).norm() / expected.norm()) <= 2e-6
+
+
+def operands(_context: RankContext, dtype: str) -> set[torch.dtype]:
+    """Formats of the operands of Newton-Schulz's products."""
+    from k25_train.compose.resolve import compose
+    from k25_train.optim.muon import Muon
+    from parallel.megatron.state_store import ResidentStore
+
+    found: set[torch.dtype] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm"):
+                found.update(each.dtype for each in args if torch.is_tensor(each))
+            return func(*args, **(kwargs or {}))
+
+    settings = compose(["experiment=smoke", f"optim.muon.newton_schulz_dtype={dtype}"]).optim.muon
+    with Watch():
+        Muon([{"params": [torch.zeros(1)]}], ResidentStore(), settings)._orthogonalize(torch.randn(2, 8, 6))
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_are_in_the_format_that_is_configured(dtype: str) -> None:
+    """Operands are converted on any device; torch's "medium" precision alone would leave them in float32."""
+    assert run_ranks(operands, 1, dtype) == [{getattr(torch, dtype)}]
 
 
 def normalized(_context: RankContext, shape: tuple[int, ...]) -> list[float]:

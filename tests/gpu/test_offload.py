@@ -1,4 +1,4 @@
-"""`optim.offload=cpu` on a GPU: state lies in the host's memory, what crosses the bus is pinned."""
+"""`optim.offload=cpu` on a GPU: state rests in page-locked host memory, and trains as on the device."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def train_and_measure(arguments: Sequence[str]) -> dict[str, Any]:
     with run.data:
         losses = [train_step(run, step).loss for step in range(1, run.config.train.steps + 1)]
     parts = run.optimizer.chained_optimizers
-    shards = [shard for part in parts for shard in getattr(part, "host_shards", [])]
+    shards = [shard for part in parts if hasattr(part, "store") for shard in part.store.shards()]
     state = [
         value
         for part in parts
@@ -42,7 +42,7 @@ def train_and_measure(arguments: Sequence[str]) -> dict[str, Any]:
         "bytes": torch.cuda.memory_allocated(),
         "elements": sum(part.numel() for part in state if part.dim()) // 2,
         "state on": {tensor.device.type for tensor in state if tensor.dim()},
-        "pinned": all(shard.master.is_pinned() and shard.host_gradient.is_pinned() for shard in shards),
+        "pinned": all(tensor.is_pinned() for tensor in state if tensor.dim() and not tensor.is_cuda),
         "shards": len(shards),
     }
 
