@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.dep.bubbles import TimedItem, plan_bubbles
+from parallel.dep.chunk_memory import ROOM_FOR_ALL, ChunkMemory
 from parallel.dep.plan import VisionItem, transfers_of
 from parallel.dep.program import chunks_of, program_of
 from parallel.pipeline.micro_batches import micro_batch_group_size
@@ -35,6 +36,7 @@ from tests.helpers.toy_encoder import (
 pytestmark = pytest.mark.distributed
 
 NUM_RANKS = 4
+LITTLE_ROOM = ChunkMemory(room_bytes=10.0, kept_bytes=1.0, input_bytes=0.5)
 
 
 class Case(NamedTuple):
@@ -46,6 +48,8 @@ class Case(NamedTuple):
     items: list[VisionItem]
     item_s: float
     """Seconds per unit of cost, where a pass takes one second."""
+    has_little_room: bool = False
+    """Whether chunks of more than 10 patches keep the inputs of layers alone, and one waits at a time."""
 
     @property
     def num_replicas(self) -> int:
@@ -62,7 +66,8 @@ def drawn(seed: int) -> Case:
         for _ in range(generator.randrange(40))
     )
     items = [VisionItem(generator.choice((SMALL, LARGE, VIDEO)), *place) for place in places]
-    return Case(pp, generator.choice((1, 2)), num_micro_batches, items, generator.choice((1e-4, 3e-4, 1e-3)))
+    item_s = generator.choice((1e-4, 3e-4, 1e-3))
+    return Case(pp, generator.choice((1, 2)), num_micro_batches, items, item_s, bool(seed % 2))
 
 
 CASES = {name: Case(2, 1, 3, items, 1e-3) for name, items in BATCHES.items()}
@@ -173,7 +178,8 @@ def run_case(
     if not is_trained:
         placements = [place._replace(backward=()) for place in placements]
     plan, places = chunks_of(case.items, placements, NUM_RANKS, COST, 30)
-    program = program_of(rank, plan, places[rank], text, case.num_replicas)
+    memory = LITTLE_ROOM if case.has_little_room else ROOM_FOR_ALL
+    program = program_of(rank, plan, places[rank], text, case.num_replicas, memory=memory)
     ended: list[int] = []
     # Less than the gradients of one micro-batch: first stages wait for each to leave.
     setup = engine_setup(exchange, is_trained, device_bytes=100 if case.vpp == 1 else 1 << 30)

@@ -10,6 +10,7 @@ import pytest
 
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
+from k25_train.plan.memory.stage import chunk_memory
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.step import step_times
 from k25_train.plan.vision_planner import BubblePlanner, UpfrontPlanner
@@ -111,3 +112,19 @@ def test_no_items_no_work() -> None:
     plan, program = BubblePlanner(plan_pipeline(config), 1).plan([])
     assert program is not None
     assert (plan.parts, dict(program.tasks)) == ((), {})
+
+
+def test_large_images_are_computed_again_in_bubbles() -> None:
+    """An image of 16,384 patches has no room for its activations between the passes of the real model."""
+    config = compose(["experiment=k25_pretrain_4k", "dep.schedule=bubbles", "train.global_batch_size=512"])
+    pipeline, memory = plan_pipeline(config), chunk_memory(plan_pipeline(config))
+    sizes = (Grid(1, 16, 16), Grid(1, 128, 128))
+    items = [VisionItem(grid, replica, 16) for replica in range(config.dp) for grid in sizes]
+    plan, _ = BubblePlanner(pipeline, 0).plan(items)
+    patches = [[sum(plan.parts[part].num_patches for part in parts) for parts in own] for own in plan.chunks]
+    for size, keeps in ((256, True), (16384, False)):
+        assert memory.keeps(size) is keeps
+        rank = next(rank for rank, own in enumerate(patches) if size in own)
+        _, program = BubblePlanner(pipeline, rank).plan(items)
+        assert program is not None
+        assert list(program.keeps_activations) == list(map(memory.keeps, patches[rank]))
