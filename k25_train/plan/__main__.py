@@ -18,6 +18,7 @@ from k25_train.compose.command_line import read_arguments
 from k25_train.compose.resolve import compose
 from k25_train.entry import run_command
 from k25_train.parameters.released import count_parameters
+from k25_train.plan.memory.kernels import kernel_line
 from k25_train.plan.memory.stage import fullest, stage_memories
 from k25_train.plan.optimizer import parameter_kinds
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
@@ -105,6 +106,7 @@ def print_activations(pipeline: PipelinePlan, *, as_json: bool) -> None:
     )
     for table in tables:
         console.print(table)
+    console.print(kernel_line(config), soft_wrap=True, highlight=False)
     for line in memory_lines(pipeline, memories):
         console.print(line, soft_wrap=True, highlight=False)
 

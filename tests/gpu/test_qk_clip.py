@@ -15,22 +15,20 @@ def clip_on_gpu(lengths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
     from parallel.megatron.platform import use_platform
 
     device = use_platform("cuda")
-    from k25_train.model.max_logits import max_logits_per_head
+    from k25_train.model.documents import DocumentBounds
+    from k25_train.model.max_logits import largest_logits as found_logits
     from k25_train.optim.qk_clip import clip_factors, query_row_scales, scale_rows
 
     generator = torch.Generator().manual_seed(3)
     query, key = (torch.randn(sum(lengths), 4, 24, generator=generator).bfloat16() for _ in range(2))
-    on_device = [tensor.to(device).split(lengths) for tensor in (query, key)]
+    on_device = [tensor.to(device) for tensor in (query, key)]
+    first_keys = DocumentBounds.of(lengths, device).first_keys
     weight = torch.randn(4 * 24, 10, generator=generator)
     shard = weight.flatten()[35:901].clone().to(device)
-    # The block of queries and keys is masked by a constant that is made once.
-    max_logits_per_head(query[:1].to(device).transpose(0, 1), key[:1].to(device).transpose(0, 1), 1.0)
+    # The kernel is compiled at first use.
+    found_logits(*on_device, first_keys, 0.3)
     torch.cuda.set_sync_debug_mode("error")
-    maxima = [
-        max_logits_per_head(q.transpose(0, 1), k.transpose(0, 1), 0.3)
-        for q, k in zip(*on_device, strict=True)
-    ]
-    largest = torch.stack(maxima).amax(0)
+    largest = found_logits(*on_device, first_keys, 0.3)
     scales = query_row_scales(clip_factors(largest, 5.0), nope=16, rope=8)
     scale_rows(shard, 35, scales, num_columns=10)
     torch.cuda.set_sync_debug_mode("default")

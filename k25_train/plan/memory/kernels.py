@@ -75,3 +75,9 @@ def configured_kernels(config: Config) -> Kernels:
     return kernels_of(
         config.cluster.device, config.train.dtype, transformer_engine=config.train.transformer_engine
     )
+
+
+def kernel_line(config: Config) -> str:
+    """Which attention runs, as a line of text."""
+    kernels = configured_kernels(config)
+    return f"attention: {kernels.attention.value}; the tower's: {kernels.vision_attention.value}"
