@@ -24,6 +24,7 @@ from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.memory.tower import most_chunk_patches
 from k25_train.plan.pass_sizes import balanced_sizes
 from k25_train.plan.pipeline import PipelinePlan
+from k25_train.plan.report.optimizer import host_lines
 from k25_train.plan.report.text import format_gb, format_layers, format_shape
 from k25_train.plan.time.step import layers_s
 from k25_train.units import GB
@@ -159,6 +160,7 @@ def memory_lines(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> Ite
             f"Host memory for activations: {format_gb(most_host)} GB per rank at most, "
             f"{format_gb(most_host * cluster.gpus_per_node)} GB on a node with {cluster.gpus_per_node} such."
         )
+        yield from host_lines(pipeline, [memory.host for memory in memories])
         yield copy_line(pipeline, memories)
     # 2. Whether the device has room for all of it.
     if cluster.gpu_memory_gb is None:

@@ -11,6 +11,7 @@ from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import OptimName
 from k25_train.errors import ConfigError
 from k25_train.parameters.released import EXPERTS, VISION_MODULES, count_parameters
+from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.optimizer import (
     encoder_state_bytes,
     parameter_kinds,
@@ -19,7 +20,7 @@ from k25_train.plan.optimizer import (
     stage_states,
 )
 from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.report.optimizer import state_lines
+from k25_train.plan.report.optimizer import host_lines, state_lines
 from k25_train.plan.time.optimizer import muon_matrices, optimizer_times, slowest_optimizer
 from parallel.muon.plan import newton_schulz_flops
 from tests.helpers.project_sources import REPO
@@ -171,6 +172,15 @@ def test_the_host_holds_masters_and_moments_whatever_weights_are(
         encoder = 12 * 2_000_000  # at most, of AdamW's part of the tower
         rest = state.host_bytes - expected * held / config.dp
         assert 0 <= rest <= expected * (8 * count_parameters(config.model).vision + encoder) / 256
+
+
+def test_a_node_of_the_real_run_has_room_for_all_that_is_locked() -> None:
+    """63 GB of activations and 34 GB of state per rank, each byte of the state once."""
+    pipeline = plan_pipeline(compose(["experiment=k25_pretrain_4k"]))
+    [line] = host_lines(pipeline, [memory.host for memory in stage_memories(pipeline)])
+    assert line.endswith(" 97.6 GB per rank, and 780 GB on a node, which has 2,147.")
+    resident = plan_pipeline(compose(["experiment=k25_pretrain_4k", "optim.offload=none"]))
+    assert not list(host_lines(resident, [0] * 16))
 
 
 def test_state_alone_must_fit_a_node() -> None:
