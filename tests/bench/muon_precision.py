@@ -40,7 +40,7 @@ def train_and_compare(
 
     run = start_run(context, arguments)
     num_steps, found = run.config.train.steps, list[Difference]()
-    with run.loader:
+    with run.data:
         losses = [train_step(run, step).loss for step in range(1, num_steps)]
         for part in run.optimizer.chained_optimizers:
             if hasattr(part.optimizer, "_orthogonalize"):

@@ -81,10 +81,13 @@ def start_on_gpu(context: RankContext, arguments: Sequence[str]) -> Any:
     from parallel.megatron.platform import use_platform
 
     config = compose(arguments)
+    from k25_train.data.start import start_source
+
+    data = start_source(config)
     use_platform("cpu")
     from k25_train.training.run import build_run
 
-    return build_run(config, DEVICE)
+    return build_run(config, DEVICE, data)
 
 
 def elements_by_rule(run: Any) -> dict[str, int]:
