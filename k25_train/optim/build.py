@@ -22,9 +22,9 @@ from parallel.host.memory import HostMemoryError
 from parallel.host.state_stream import StateStream
 from parallel.megatron.host_optimizer import HostOptimizer
 from parallel.megatron.replicas import EncoderReplica
-from parallel.megatron.sharded_optimizer import OptimizerPartition, ParamGroups, ShardedOptimizer, shard
+from parallel.megatron.sharded_optimizer import OptimizerPartition, ShardedOptimizer, shard
 from parallel.megatron.skip_non_finite import SkipNonFiniteOptimizer
-from parallel.megatron.state_store import ResidentStore
+from parallel.megatron.state_store import ParamGroups, ResidentStore
 from parallel.topology import Topology
 
 Rules = Mapping[nn.Parameter, ParameterRule]

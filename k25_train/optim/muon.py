@@ -19,8 +19,8 @@ from k25_train.config.optimizer import MuonConfig
 from k25_train.parameters.update_rules import ParameterRule
 from k25_train.units import MIB
 from parallel.host.state_stream import Loaded
-from parallel.megatron.sharded_optimizer import ParameterShard, ParamGroups, ShardedOptimizer
-from parallel.megatron.state_store import StateStore
+from parallel.megatron.sharded_optimizer import ParameterShard, ShardedOptimizer
+from parallel.megatron.state_store import ParamGroups, StateStore
 from parallel.muon.exchange import MatrixExchange
 from parallel.muon.plan import Matrix, cut, plan_owners, plan_rounds
 from parallel.norms import frobenius_norms

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from k25_train.units import MIB
-from parallel.megatron.sharded_optimizer import ParamGroups
-from parallel.megatron.state_store import StateStore
+from parallel.megatron.state_store import ParamGroups, StateStore
 
 ADAM_STATE_KEYS = ("exp_avg", "exp_avg_sq")
 CHUNK_ELEMENTS = 64 * MIB // 4

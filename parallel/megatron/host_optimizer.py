@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from parallel.host.memory import HostMemoryError, map_pages
 from parallel.host.state_stream import StateStream
-from parallel.megatron.sharded_optimizer import ParameterShard, ParamGroups, ShardedOptimizer
-from parallel.megatron.state_store import HostShard, HostStore, StateStore, Transform
+from parallel.megatron.sharded_optimizer import ParameterShard, ShardedOptimizer
+from parallel.megatron.state_store import HostShard, HostStore, ParamGroups, StateStore, Transform
 from parallel.units import GIB
 
 BuildOptimizer = Callable[[ParamGroups, StateStore], torch.optim.Optimizer]

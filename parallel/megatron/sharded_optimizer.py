@@ -20,12 +20,9 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
-from parallel.megatron.state_store import StateStore, Transform
+from parallel.megatron.state_store import ParamGroups, StateStore, Transform
 
 _MARK = "is_managed_by_layer_wise_optimizer"
-
-ParamGroups = list[dict[str, Any]]
-"""Parameters with what they have in common: `params`, `lr_mult`, `wd_mult`, `weight_decay`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

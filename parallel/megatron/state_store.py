@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from parallel.host.state_stream import Lane, ResidentLane, StateStream
 
+ParamGroups = list[dict[str, Any]]
+"""Parameters with what they have in common: `params`, `lr_mult`, `wd_mult`, `weight_decay`."""
 Transform = Callable[[Tensor, int], None]
 """Changes updated masters [n] in place on the device; the number is the index of their first element in the
 parameter."""
