@@ -54,7 +54,8 @@ def test_chunks_train_as_whole_tensors_do(chunk_elements: int, monkeypatch: pyte
     for master in masters:
         weights = torch.zeros(master.numel(), dtype=torch.bfloat16)
         store.add(HostShard(master, torch.zeros_like(master), weights, start=0))
-    streamed = StreamedAdamW(groups(masters), store)
+    streamed, lane, lanes = StreamedAdamW(groups(masters), store), store.lane, list[int]()
+    monkeypatch.setattr(store, "lane", lambda number: lanes.append(number) or lane(number))
     for master in masters:
         streamed.state[master] = {key: torch.zeros_like(master) for key in ADAM_STATE_KEYS}
     for step in range(NUM_STEPS):
@@ -65,6 +66,7 @@ def test_chunks_train_as_whole_tensors_do(chunk_elements: int, monkeypatch: pyte
         streamed.step()
     store.stream.settle()
     copier.close()
+    assert max(lanes) == 3 * min(chunk_elements, sum(SIZES))
     expected, plain = train_plainly()
     for shard, whole in zip(store.shards(), expected, strict=True):
         # A chunk's last elements go through the kernel's scalar path.
