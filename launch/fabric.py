@@ -1,10 +1,12 @@
 """Environment variables that ranks need for their network, each with its reason, derived from the cluster."""
 
+import math
 from pathlib import Path
 
 from k25_train.config.cluster import Device
 from k25_train.config.fabric import DETECT, AddressFamily, FabricConfig
 from k25_train.config.schema import Config
+from k25_train.startup import numa
 from launch.variables import Variable, with_site
 
 SOCKET_FAMILIES = {AddressFamily.ipv4: "AF_INET", AddressFamily.ipv6: "AF_INET6"}
@@ -32,7 +34,10 @@ def follow_from(config: Config) -> list[Variable]:
         found.append(Variable("CUDA_DEVICE_MAX_CONNECTIONS", str(queues), reason))
         reason = "sizes differ in every pass: the allocator grows what it has instead of keeping one of each"
         found.append(Variable("PYTORCH_CUDA_ALLOC_CONF", config.parallelism.cuda_allocator, reason))
+        reason = "each rank runs on the CPUs of its GPU's NUMA node, where its page-locked memory then lies"
+        found.append(Variable(numa.VARIABLE, numa.TO_GPU, reason))
         found.append(Variable("NCCL_DEBUG", "WARN", "NCCL reports why it fails, and nothing else"))
+        found += watchdog_variables(config)
     if config.cluster.fabric is not None:
         found += fabric_variables(config.cluster.fabric)
     slurm = config.cluster.slurm
@@ -41,6 +46,18 @@ def follow_from(config: Config) -> list[Variable]:
         reason = "enroot takes the logins of registries from .credentials in this folder"
         found.append(Variable("ENROOT_CONFIG_PATH", folder, reason))
     return found
+
+
+def watchdog_variables(config: Config) -> list[Variable]:
+    """Limits and records of torch's own watchdog of NCCL (torch 2.13, ProcessGroupNCCL)."""
+    limit_s = math.ceil(config.train.collective_timeout_s)
+    reason = "a thread that waits for the GPU counts as dead no earlier than collectives time out"
+    return [
+        Variable("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(limit_s), reason),
+        Variable("TORCH_FR_BUFFER_SIZE", "2000", "the last collectives of each rank are kept, for a timeout"),
+        Variable("TORCH_NCCL_DUMP_ON_TIMEOUT", "1", "then each rank writes them"),
+        Variable("TORCH_FR_DUMP_TEMP_FILE", f"{config.run.dir}/nccl_trace_rank_", "to a file of its own"),
+    ]
 
 
 def fabric_variables(fabric: FabricConfig) -> list[Variable]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from k25_train.config.cluster import ClusterConfig
+from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.site import SiteVariable
 from k25_train.errors import ConfigError
 
@@ -16,6 +16,12 @@ DECIDED = {
 """Variable -> the key of `cluster.fabric` that it would make void, even where that key leads to others."""
 HARMLESS = {("NCCL_IB_DISABLE", "0"), ("NCCL_NET", "IB")}
 """Values with which it would not."""
+LIMITS = (
+    "NCCL_MAX_CTAS", "NCCL_MIN_CTAS", "NCCL_MAX_NCHANNELS", "NCCL_MIN_NCHANNELS", "NCCL_MAX_NRINGS",
+    "NCCL_MIN_NRINGS", "NCCL_MAX_P2P_NCHANNELS", "NCCL_MIN_P2P_NCHANNELS", "NCCL_NVLS_NCHANNELS",
+    "NCCL_CGA_CLUSTER_SIZE",
+)  # fmt: skip
+"""Variables that would set one limit for all communicators, in place of that of each."""
 
 NODE_NAME = "K25_NODE_NAME"
 """Variable in which a pod has Kubernetes' name of its node."""
@@ -41,7 +47,7 @@ def with_site(computed: Sequence[Variable], cluster: ClusterConfig) -> list[Vari
     """
     known = {variable.name: variable for variable in computed}
     for name, site in cluster.overrides.items():
-        if name not in known and decided_by(name, site.value, cluster) is None:
+        if name not in (*known, *LIMITS) and decided_by(name, site.value, cluster) is None:
             raise ConfigError(
                 f"cluster.overrides.{name}={site.value}: nothing else in the cluster's file leads to this "
                 "variable, so there is nothing to override: move it to cluster.environment"
@@ -67,6 +73,12 @@ def check_addition(
         raise ConfigError(
             f"{where}: contradicts {known[name].value}, which follows from the rest of the cluster's file "
             f"({known[name].reason}): leave it out, change what it follows from, or move it to "
+            "cluster.overrides"
+        )
+    if name in LIMITS and cluster.device is Device.cuda:
+        raise ConfigError(
+            f"{where}: would set one limit for all communicators, each of which has its own, so that all of "
+            "them fit a GPU together (parallel/communicators.py): change it there, or move this to "
             "cluster.overrides"
         )
     key = decided_by(name, site.value, cluster)

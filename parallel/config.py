@@ -217,6 +217,12 @@ class DepConfig:
     those that are complete; the rest waits in host memory. In bubbles the features of one micro-batch are
     received ahead of time, and gradients are sent at once. Source: not disclosed, our choice."""
 
+    @property
+    def separates_gradients(self) -> bool:
+        """Whether gradients of features need a communicator of their own. Upfront, all features of a step
+        precede all gradients on every rank, so that both can go through one."""
+        return self.schedule is DepSchedule.bubbles
+
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
         found = not_positive(self, ("max_patches_per_chunk",))

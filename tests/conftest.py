@@ -1,4 +1,4 @@
-"""Settings for every test, and the one reason for which a test may be skipped: no CUDA device."""
+"""Settings for every test, and the one reason for which a test may be skipped: too few CUDA devices."""
 
 import importlib.util
 import signal
@@ -18,18 +18,26 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device."""
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if not marked or has_cuda():
-        return
-    for item in marked:
-        item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    """Skip tests that need more CUDA devices than there are: `gpu` needs one, `gpus(n)` n of them."""
+    needed = {item: most for item in items if (most := gpus_of(item))}
+    num_gpus = count_gpus() if needed else 0
+    for item, most in needed.items():
+        if most > num_gpus:
+            reason = f"needs {most} CUDA device{'s' * (most > 1)}, this machine has {num_gpus or 'none'}"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def has_cuda() -> bool:
-    """Whether torch finds a CUDA device; torch is imported only where a test needs to know."""
+def gpus_of(item: pytest.Item) -> int:
+    """CUDA devices that a test needs."""
+    several = item.get_closest_marker("gpus")
+    one = item.get_closest_marker("gpu")
+    return several.args[0] if several is not None else int(one is not None)
+
+
+def count_gpus() -> int:
+    """CUDA devices that torch finds; torch is imported only where a test needs to know."""
     if importlib.util.find_spec("torch") is None:
-        return False
+        return 0
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count()

@@ -48,12 +48,13 @@ def on_every_rank[T](action: Callable[[], T]) -> list[T]:
         text = str(error) if isinstance(error, (OSError, K25Error)) else f"{type(error).__name__}: {error}"
         code = errno.errorcode.get(error.errno or 0, "") if isinstance(error, OSError) else ""
         mine = None, text or type(error).__name__, code
-    by_rank: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(mine, by_rank)
-    failure = on_first_rank(lambda: _failure([(text, code) for _, text, code in by_rank or []]))
+    by_rank: list[Any] = [None] * dist.get_world_size()
+    # Not gathered on rank 0 alone: for that NCCL connects it to each of thousands of others.
+    dist.all_gather_object(by_rank, mine)
+    failure = on_first_rank(lambda: _failure([(text, code) for _, text, code in by_rank]))
     if failure is not None:
         raise failure
-    return [result for result, _, _ in by_rank or []]
+    return [result for result, _, _ in by_rank] if dist.get_rank() == 0 else []
 
 
 def _failure(by_rank: Sequence[tuple[str, str]]) -> CheckpointError | None:

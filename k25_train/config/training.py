@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from k25_train.config.basics import DType, is_url, not_from_home, not_negative
 from parallel.config import Problem, not_positive
 
+COLLECTIVE_MARGIN_S = 600.0
+"""How much later than `train.stall_timeout_s` collectives time out: the stall watchdog, which can say where a
+job is stuck, reports first. This is the only limit for start-up and checkpoints, which it leaves alone."""
+
 
 @dataclass(slots=True, kw_only=True)
 class TrainConfig:
@@ -36,6 +40,11 @@ class TrainConfig:
     Source: not disclosed, our choice."""
     trace_step: int | None
     """Step whose timeline over all ranks is written to the run folder; null for none."""
+
+    @property
+    def collective_timeout_s(self) -> float:
+        """Time limit of a collective, and of NCCL's own watchdog."""
+        return self.stall_timeout_s + COLLECTIVE_MARGIN_S
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

@@ -6,8 +6,9 @@ from k25_train.dryrun.group_members import KINDS, Sizes, everyone
 from k25_train.dryrun.rank import BuiltRank
 from parallel.config import Problem
 
-ENCODER_GROUPS = ("VISION_GROUP", "VISION_FEATURES_GROUP", "VISION_FEATURE_GRADIENTS_GROUP")
-"""Descriptions of the decoupled encoder's groups, each of all ranks."""
+ENCODER_GROUPS = ("VISION_GROUP", "VISION_FEATURES_GROUP")
+"""Descriptions of the decoupled encoder's groups, each of all ranks; gradients of features may have one,
+too."""
 
 REMEDY = (
     "the order of ranks has changed, in parallel/topology.py or in megatron-core: correct it there, or here "
@@ -46,7 +47,9 @@ def _of_world(ranks: Sequence[BuiltRank], sizes: Sizes) -> list[Problem]:
             # Forming a group is collective: ranks that form others wait for each other for ever.
             rule = f"must be those that rank {ranks[0].topology.rank} forms, in the same order"
             found.append(Problem(f"groups that rank {built.topology.rank} forms", None, rule, REMEDY))
-    kinds = dict(KINDS.values()) | dict.fromkeys(ENCODER_GROUPS, everyone)
+    topology = ranks[0].topology
+    own = ("VISION_FEATURE_GRADIENTS_GROUP",) * (topology.features is not topology.feature_gradients)
+    kinds = dict(KINDS.values()) | dict.fromkeys((*ENCODER_GROUPS, *own), everyone)
     for description, members_of in kinds.items():
         expected = {members_of(rank, sizes) for rank in range(sizes.world)}
         groups = formed.get(description, [])

@@ -74,7 +74,8 @@ def build_rank(config: Config, layout: PipelineLayout, rank: int) -> BuiltRank:
     optim = replace(config.optim, offload=OptimizerOffload.none)
     config = replace(config, train=train, optim=optim)
     with fake_rank(rank, config.world_size) as groups_of_world:
-        topology = build_topology(config.parallelism, layout, META)
+        separates = config.dep.separates_gradients
+        topology = build_topology(config.parallelism, layout, META, separates_gradients=separates)
         backbone = backbone_config(config.model, train, config.parallelism, layout)
         with META:
             model = build_model(config, backbone, topology)

@@ -18,6 +18,7 @@ from k25_train.data.source import DataSource
 from k25_train.errors import ConfigError
 from k25_train.joining.claim import NoClaim, claim_folder
 from k25_train.joining.join import join
+from k25_train.joining.network import say
 from k25_train.joining.place import place_in
 from k25_train.joining.same_job import SameJob
 from k25_train.model.build import build_model
@@ -33,19 +34,20 @@ from k25_train.training.device_memory import DeviceMemory, NoDeviceMemory, build
 from k25_train.training.inputs import InputReader
 from k25_train.training.staging import build_staging, page_lock
 from k25_train.training.tower import CoupledTower, Tower
+from parallel.communicators import communicators_of
 from parallel.config import DepMode
 from parallel.megatron.patches.instrument import set_tracker
 from parallel.megatron.platform import has_work_left
 from parallel.megatron.replicas import EncoderReplica
 from parallel.megatron.skip_non_finite import SkipNonFiniteOptimizer
 from parallel.topology import Topology, build_topology, job_store, start_process_group
+from parallel.warm_up import set_up
 from parallel.watchdog.phases import PhaseTracker
 from parallel.watchdog.rank_states import RankStateStore
 from parallel.watchdog.stall_watchdog import StallWatchdog
 
-COLLECTIVE_MARGIN_S = 600.0
-"""How much later than `train.stall_timeout_s` collectives time out: the stall watchdog, which can say where a
-job is stuck, reports first. This is the only limit for start-up and checkpoints, which it leaves alone."""
+SET_UP_S = 300.0
+"""Longest time without progress while communicators are set up: thousands of ranks take a minute for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +136,7 @@ def build_run(config: Config, device: torch.device, data: DataSource, *, trains:
     """
     # 1. All ranks are of one job, with the same data: groups and collectives would fail without a word of it.
     where = place_in(config)
-    timeout_s = config.train.stall_timeout_s + COLLECTIVE_MARGIN_S
+    timeout_s = config.train.collective_timeout_s
     store = join(where, timeout_s)
     job = SameJob(store, where)
     job.check_start(config)
@@ -145,14 +147,21 @@ def build_run(config: Config, device: torch.device, data: DataSource, *, trains:
     claim = claim_folder(config, where, store) if trains else NoClaim()
     pipeline = plan_pipeline(config)
     layout = pipeline.layout
-    topology = build_topology(config.parallelism, layout, device, timeout_s)
+    topology = build_topology(
+        config.parallelism,
+        layout,
+        device,
+        timeout_s,
+        separates_gradients=config.dep.separates_gradients,
+    )
+    tracker = PhaseTracker(topology.rank)
+    connect(config, topology, tracker)
 
     # 3. The model, then what trains it.
     backbone = backbone_config(config.model, config.train, config.parallelism, layout)
     model = build_model(config, backbone, topology)
     model.initialize(config.train.seed, config.model.init_std)
     chunks, encoders, optimizer = assemble(model, config, backbone, topology)
-    tracker = PhaseTracker(topology.rank)
     set_tracker(tracker)
     stage = pipeline.stages[topology.pp_rank]
     tower = build_tower(encoders, pipeline, topology, tracker)
@@ -202,13 +211,31 @@ def share_of(config: Config, topology: Topology) -> Share:
     )
 
 
+def connect(config: Config, topology: Topology, tracker: PhaseTracker) -> None:
+    """Set up every communicator that the run will use. Called by every rank; one that does not come within
+    `SET_UP_S` is named."""
+    communicators = communicators_of(config.parallelism, config.dep, topology.world_size)
+    if not communicators:
+        return
+    with watchdog_of(config, topology, tracker, SET_UP_S, "limit to set up"), tracker.setting_up():
+        set_up(topology, communicators, tracker.phase, say)
+
+
 def stall_watchdog(run: Run) -> StallWatchdog:
     """What ends the job if it makes no progress for `train.stall_timeout_s`; use it as a context manager."""
-    topology = run.topology
+    timeout_s = run.config.train.stall_timeout_s
+    return watchdog_of(run.config, run.topology, run.tracker, timeout_s, "train.stall_timeout_s")
+
+
+def watchdog_of(
+    config: Config, topology: Topology, tracker: PhaseTracker, timeout_s: float, limit: str
+) -> StallWatchdog:
+    """A watchdog of this rank, with a time limit and its name."""
     return StallWatchdog(
-        run.tracker,
+        tracker,
         RankStateStore(job_store(), topology.rank, topology.world_size),
-        timeout_s=run.config.train.stall_timeout_s,
-        folder=run.folder / "logs",
+        timeout_s=timeout_s,
+        folder=Path(config.run.dir) / "logs",
         device_is_busy=lambda: has_work_left(topology.device),
+        limit=limit,
     )

@@ -3,11 +3,12 @@
 This is all that ranks send to each other about items, apart from which ones did not decode and what the ranks
 of a split item exchange (`part_exchange.py`). One transfer covers the micro-batches of one number in all
 replicas at once. Both ends read their transfers from the plan and post them in the same order, each with
-everything that the rank sends and receives of it. Features and gradients use separate groups, because
-transfers of one kind are posted between transfers of the other.
+everything that the rank sends and receives of it. Features and gradients use separate groups where transfers
+of one kind are posted between transfers of the other, as in bubbles.
 
-Posting must not wait for the other end. NCCL does wait when two ranks first meet in a group, and when a group
-first communicates at all; both happen while ranks have nothing else to wait for (`connect`).
+Posting must not wait for the other end. NCCL does wait when a group first communicates at all, which it does
+before the first step (`parallel.warm_up`), and when two ranks first meet in a group, which happens while
+ranks have nothing else to wait for (`connect`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +92,7 @@ class FeatureExchange:
     ) -> None:
         """
         Args:
-            feature_group: all ranks of the job; used for features only.
+            feature_group: all ranks of the job; used for features, and for their gradients if both are one.
             gradient_group: all ranks of the job; used for gradients of features only.
             first_stage_ranks: [replica] -> global rank of its first pipeline stage.
             width: D of features [V, D].
@@ -113,14 +114,17 @@ class FeatureExchange:
         is_first = self.rank in first_stage_ranks
         self.replica = first_stage_ranks.index(self.rank) if is_first else None
         """The replica whose first stage this rank is; None on later stages."""
+        self._groups = [feature_group] if feature_group is gradient_group else [feature_group, gradient_group]
         self._connected: set[int] = set()
-        for group in (feature_group, gradient_group):
-            dist.all_reduce(torch.zeros(1, device=device), group=group)
 
     def connect(self, transfers: Sequence[Transfer]) -> None:
         """Set up connections to the ranks of these transfers that this rank has not met before.
 
-        Called by every rank, with its transfers of one plan, so that both ends of a pair take part.
+        Called by every rank, with its transfers of one plan, so that both ends of a pair take part. A first
+        stage meets at most as many ranks per step as its replica has items, and NCCL connects 128 of them at
+        a time (`NCCL_CONNECT_ROUND_MAX_PEERS`): with 16,800 items, all 255 others of 256 ranks in the first
+        step, at 4,096 ranks 66 per step until it knows most of them, after some hundred steps. Ranks that
+        never exchange anything never meet.
         """
         # 1. Ranks that exchange something in this step for the first time.
         pairs = [
@@ -131,7 +135,7 @@ class FeatureExchange:
         peers = {rank for pair in pairs for rank in pair} - self._connected - {self.rank}
         self._connected |= peers
         # 2. One byte each way, in both groups: NCCL connects two ranks per group, when they first meet.
-        for group in (self._feature_group, self._gradient_group):
+        for group in self._groups:
             operations = []
             for peer in sorted(peers):
                 for operation in (dist.isend, dist.irecv):

@@ -5,7 +5,8 @@ microsecond, so each call that communicates is a phase. Another thread may ask f
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 from parallel.watchdog.recorder import Recorder
@@ -57,8 +58,9 @@ class Phase:
 class PhaseTracker:
     """What this rank is doing.
 
-    Time counts from the first step on, and inside phases only: start-up and the first evaluation have the
-    limits of torchrun's rendezvous and of the process group. It does not count in a phase that may be long.
+    Time counts while communicators are set up and from the first step on, and inside phases only: the rest
+    of start-up and the first evaluation have the limits of torchrun's rendezvous and of the process group. It
+    does not count in a phase that may be long.
     """
 
     def __init__(self, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -70,6 +72,7 @@ class PhaseTracker:
         self._phases: list[Phase] = []
         self._changed = clock()
         self._step = 0
+        self._is_setting_up = False
         self._last_communication: Phase | None = None
 
     def phase(self, name: str, peers: Peers = (), *, may_be_long: bool = False) -> Phase:
@@ -80,6 +83,16 @@ class PhaseTracker:
         """
         return Phase(self, name, peers, may_be_long)
 
+    @contextmanager
+    def setting_up(self) -> Iterator[None]:
+        """Within: the ranks connect; time counts."""
+        self._is_setting_up = True
+        try:
+            with self.phase("set up"):
+                yield
+        finally:
+            self._is_setting_up = False
+
     def training(self, step: int) -> Phase:
         """The phase of training step `step` (from 1); time counts from the first such call."""
         self._step = step
@@ -88,7 +101,8 @@ class PhaseTracker:
     def seconds_without_progress(self) -> float:
         """Time since a phase began or ended; 0 where time does not count."""
         phases = tuple(self._phases)
-        if not self._step or not phases or any(phase.may_be_long for phase in phases):
+        counts = self._step or self._is_setting_up
+        if not counts or not phases or any(phase.may_be_long for phase in phases):
             return 0.0
         return self._clock() - self._changed
 

@@ -13,8 +13,8 @@ Three cases are handled elsewhere:
   which needs no interpreter, prints the stacks and ends the rank, a little later than its peers.
 
 On CUDA the host only submits work, so a hang shows where the host next waits for the device. NCCL knows more
-about the collectives themselves: with `TORCH_NCCL_TRACE_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1` its
-flight recorder keeps the last ones, and its own watchdog writes them when the process group times out.
+about the collectives themselves: torch's flight recorder keeps the last ones, and each rank writes them to
+the run folder when the process group times out (`launch/fabric.py` sets its variables).
 """
 
 import faulthandler
@@ -56,8 +56,10 @@ class StallWatchdog:
         folder: Path,
         device_is_busy: Callable[[], bool],
         end: Callable[[int], None] = os._exit,
+        limit: str = "train.stall_timeout_s",
     ) -> None:
-        """`folder` gets a `rank_<N>.stall.txt`; `device_is_busy` says if the GPU has work left."""
+        """`folder` gets a `rank_<N>.stall.txt`; `device_is_busy` says if the GPU has work left; `limit` names
+        `timeout_s` in the report."""
         self.tracker = tracker
         self.store = store
         self.timeout_s = timeout_s
@@ -65,6 +67,7 @@ class StallWatchdog:
         self.check_interval_s = min(timeout_s / 10, _MAX_CHECK_INTERVAL_S)
         self._device_is_busy = device_is_busy
         self._end = end
+        self._limit = limit
         self._is_leaving = threading.Event()
         self._thread = threading.Thread(target=self._check_periodically, name="stall watchdog", daemon=True)
 
@@ -156,7 +159,7 @@ class StallWatchdog:
     def _headline(self, state: RankState) -> str:
         return (
             f"STALL: rank {state.rank} made no progress for {state.seconds:.1f} s in {state.doing} "
-            f"(train.stall_timeout_s={self.timeout_s:g}); the job ends"
+            f"({self._limit}={self.timeout_s:g}); the job ends"
         )
 
     def _own_state(self) -> RankState:

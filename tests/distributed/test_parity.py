@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import Phase, given, reject, settings
@@ -14,6 +15,8 @@ from tests.helpers.parity import (
     BFLOAT16_TOLERANCE,
     CASES,
     CLIPPED,
+    CUDA_CASES,
+    CUDA_TOLERANCE,
     DATA_OVERLAPS,
     DEEPEST,
     EVERYTHING_OVERLAPS,
@@ -76,6 +79,28 @@ def test_layouts_agree_in_bfloat16_as_far_as_it_goes(
     case: Case, steps: Sequence[str], parity: Parity
 ) -> None:
     assert parity.difference(case, "train.dtype=bfloat16", *steps) <= BFLOAT16_TOLERANCE
+
+
+@pytest.fixture(scope="session")
+def parity_on_gpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
+    return Parity(data, tmp_path_factory.mktemp("parity_on_gpus"), "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [((), CUDA_TOLERANCE), (("train.dtype=bfloat16",), BFLOAT16_TOLERANCE)],
+    ids=["float32", "bfloat16"],
+)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.gpus(case.num_ranks)) for case in CUDA_CASES],
+    ids=lambda case: case.name,
+)
+def test_a_layout_over_nccl_trains_like_one_gpu(
+    case: Case, changes: Sequence[str], tolerance: float, parity_on_gpus: Parity
+) -> None:
+    assert parity_on_gpus.difference(case, *changes, *FEW_STEPS) <= tolerance
 
 
 @st.composite

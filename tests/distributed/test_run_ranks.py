@@ -42,6 +42,20 @@ def note_pid_and_sleep(context: RankContext, folder: str) -> None:
     time.sleep(600)
 
 
+def platform_of(context: RankContext) -> tuple[str, str, bool, bool]:
+    """Device and local rank, whether the platform of the CPU is in place, and whether CUDA was started."""
+    import torch
+
+    has_shim = torch.cuda.Stream.__module__.startswith("parallel")
+    return context.device, os.environ["LOCAL_RANK"], has_shim, torch.cuda.is_initialized()
+
+
+def test_ranks_on_gpus_start_with_stock_torch_and_no_rank_inherits_cuda() -> None:
+    # No GPU is needed to see it: nothing here computes.
+    assert run_ranks(platform_of, 2, device="cuda") == [("cuda", str(n), False, False) for n in range(2)]
+    assert run_ranks(platform_of, 1) == [("cpu", "0", True, False)]
+
+
 def test_results_come_back_by_rank() -> None:
     assert run_ranks(sum_of_ranks, 3) == [3.0, 3.0, 3.0]
 

@@ -21,6 +21,11 @@ another number of rows, for which some processors' kernels add in another order;
 BFLOAT16_TOLERANCE = 0.02
 """bfloat16 rounds a value by up to 0.4%, and layouts round sums at other places."""
 
+CUDA_TOLERANCE = 1e-4
+"""The same on GPUs, over 8 steps: cuBLAS chooses another kernel for another number of rows, and sums over
+tokens of an expert are added by atomics, in any order; each step's difference of 1e-7 to 1e-6 goes through the
+update of all weights after it. A wrong group, a swapped message or a lost gradient shows at 1e-2."""
+
 Losses = list[tuple[float, float]]
 """Loss and gradient norm of each step."""
 
@@ -74,8 +79,9 @@ class Case:
 class Parity:
     """Losses of layouts and of one process; each run is made once."""
 
-    def __init__(self, data: Path, folder: Path) -> None:
-        self._data, self._folder = data, folder
+    def __init__(self, data: Path, folder: Path, device: str = "cpu") -> None:
+        """`device` is cpu, over gloo, or cuda, over NCCL, with a GPU for each rank."""
+        self._data, self._folder, self._device = data, folder, device
         self._found: dict[tuple[str, ...], Losses] = {}
 
     def serial(self, num_layers: int, global_batch_size: int, *changes: str) -> Losses:
@@ -88,7 +94,7 @@ class Parity:
         arguments = self.arguments(case)
         key = tuple(arguments)
         if key not in self._found:
-            by_rank = run_ranks(train, case.num_ranks, arguments, timeout_s=900.0)
+            by_rank = run_ranks(train, case.num_ranks, arguments, timeout_s=900.0, device=self._device)
             assert all(losses == by_rank[0] for losses in by_rank), "ranks report different losses"
             self._found[key] = by_rank[0]
         return self._found[key]
@@ -99,7 +105,10 @@ class Parity:
             f"model.num_layers={case.num_layers}",
             f"train.global_batch_size={case.global_batch_size}",
         )
-        return overrides(self._data, self._folder, *layout(**case.sizes), *NARROW, model, batch, *case.more)
+        # First: what follows sets keys of the group.
+        cluster = ["cluster=local_gpu"] if self._device == "cuda" else []
+        sizes = [*cluster, *layout(**case.sizes)]
+        return overrides(self._data, self._folder, *sizes, *NARROW, model, batch, *case.more)
 
     def difference(self, case: Case, *changes: str) -> float:
         """Largest relative difference from one process; `changes` are overrides that both get."""
@@ -138,6 +147,18 @@ DEEPEST = 64
 LOW_LEARNING_RATE = ("optim.lr=1e-4", "optim.min_lr=1e-5")
 """A change for the deepest model: at NARROW's rate the choice of an expert tips within ten steps, whichever
 way sums are ordered; the steps before agree to 1e-6."""
+
+
+BUBBLES = ("dep.schedule=bubbles",)
+CUDA_CASES = (
+    Case({"dp": 2}, more=DATA_OVERLAPS),
+    Case({"ep": 2, "dp": 2}),
+    Case({"pp": 2}),
+    Case({"pp": 2, "vpp": 2}, more=BUBBLES),
+    Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, more=(*EVERYTHING_OVERLAPS, *BUBBLES)),
+    Case({"pp": 4, "vpp": 2, "ep": 2, "dp": 2}, 8, more=(*EVERYTHING_OVERLAPS, *BUBBLES)),
+)
+"""What is compared over NCCL, on two, four and eight GPUs: each kind of communicator, then all together."""
 
 
 def sweep() -> Iterator[Case]:

@@ -1,8 +1,11 @@
-"""Run a function on several gloo ranks, cheaply and without leaving anything behind.
+"""Run a function on several ranks, cheaply and without leaving anything behind.
 
 `run_ranks(function, world_size)` forks its ranks from a server process that has imported torch and
 megatron-core once and has computed nothing yet (a process that has used its thread pools must not be forked).
 A rank therefore starts in milliseconds instead of the many seconds that the imports take.
+
+Ranks that compute on GPUs are started from nothing instead: the server has the CPU's platform, which a process
+keeps, and CUDA does not survive a fork. Each takes the GPU of its number, since NCCL refuses two on one.
 
 The function must live in an importable module; it gets a `RankContext` and its result, which must be
 picklable, comes back. If a rank fails, the others are ended and the traceback of every failed rank is raised.
@@ -39,6 +42,7 @@ class RankContext:
     rank: int
     world_size: int
     port: int
+    device: str = "cpu"
 
     def environment(self) -> dict[str, str]:
         """The variables torchrun would set."""
@@ -54,22 +58,25 @@ class RankContext:
 
 
 def run_ranks[Result](
-    function: Callable[..., Result], world_size: int, *arguments: Any, timeout_s: float = 120.0
+    function: Callable[..., Result],
+    world_size: int,
+    *arguments: Any,
+    timeout_s: float = 120.0,
+    device: str = "cpu",
 ) -> list[Result]:
     """Call `function(context, *arguments)` on `world_size` ranks and return their results by rank.
 
     Raises `RankError` with the traceback of every rank that failed, or naming the ranks that were still
-    running after `timeout_s`. No rank outlives the call.
+    running after `timeout_s`. No rank outlives the call. With `device="cuda"` each rank has a GPU.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOADED])
+    context = start_context(device)
     port = free_port()
     processes, pipes = [], []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(
             target=_rank_main,
-            args=(RankContext(rank, world_size, port), sender, function, arguments),
+            args=(RankContext(rank, world_size, port, device), sender, function, arguments),
             daemon=True,
         )
         process.start()
@@ -83,6 +90,15 @@ def run_ranks[Result](
             if process.is_alive():
                 process.kill()
             process.join()
+
+
+def start_context(device: str) -> Any:
+    """How ranks on a device are started."""
+    if device == "cuda":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    return context
 
 
 def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:

@@ -23,7 +23,12 @@ def test_roce() -> None:
         "PYTHONUNBUFFERED": "1",
         "CUDA_DEVICE_MAX_CONNECTIONS": "32",
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "K25_NUMA_BINDING": "gpu",
         "NCCL_DEBUG": "WARN",
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "1200",
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": "runs/k25_pretrain_4k/nccl_trace_rank_",
         "NCCL_SOCKET_IFNAME": "=bond0",
         "GLOO_SOCKET_IFNAME": "bond0",
         "NCCL_IB_HCA": "=mlx5_0,mlx5_1,mlx5_2,mlx5_3,mlx5_4,mlx5_5,mlx5_6,mlx5_7",
@@ -44,6 +49,13 @@ def test_a_row_of_the_gid_table_takes_the_place_of_the_search() -> None:
 @pytest.mark.parametrize("cluster", ["local", "local_slurm"])
 def test_cpu_ranks_get_nothing_of_nccl_or_cuda(cluster: str) -> None:
     assert set(variables("experiment=smoke", f"cluster={cluster}")) == {"OMP_NUM_THREADS", "PYTHONUNBUFFERED"}
+
+
+def test_torch_s_watchdog_waits_for_the_stall_watchdog() -> None:
+    found = variables(*ROCE, "train.stall_timeout_s=900.5")
+    assert int(found["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"]) == 1501
+    config = compose([*ROCE, "train.stall_timeout_s=900.5"])
+    assert config.train.collective_timeout_s > config.train.stall_timeout_s
 
 
 @pytest.mark.parametrize("overlap", ["true", "false"])

@@ -1,6 +1,7 @@
 """Variables of a site: added, overriding, secret, and refused where they contradict the cluster's file."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,9 @@ def test_what_overrides_takes_the_place() -> None:
         ("NCCL_NET", "Socket", "would make cluster.fabric.hcas void"),
         ("NCCL_IB_GID_INDEX", "3", "would make cluster.fabric.gid_index void"),
         ("NCCL_SOCKET_FAMILY", "AF_INET6", "would make cluster.fabric.address_family void"),
+        ("NCCL_MAX_CTAS", "16", "would set one limit for all communicators"),
+        ("NCCL_MIN_P2P_NCHANNELS", "32", "would set one limit for all communicators"),
+        ("K25_NUMA_BINDING", "off", "contradicts gpu"),
     ],
 )
 def test_a_contradiction_is_refused_unless_it_says_so(name: str, value: str, words: str) -> None:
@@ -73,6 +77,32 @@ def test_harmless_values_and_clusters_without_a_fabric_contradict_nothing() -> N
     own = {"NCCL_IB_DISABLE": SiteVariable(value="1", reason=REASON)}
     cluster = dataclasses.replace(config.cluster, environment=own)
     assert environment(dataclasses.replace(config, cluster=cluster))[-1].value == "1"
+
+
+OF_A_SITE = {
+    "NCCL_TOPO_FILE": "/opt/site/topo.xml",
+    "NCCL_NVLS_ENABLE": "0",
+    "NCCL_IB_QPS_PER_CONNECTION": "4",
+    "NCCL_NET_PLUGIN": "/opt/site/libnccl-net.so",
+}
+"""What a RoCE site is likely to need on its first day."""
+
+
+def test_variables_of_nccl_reach_ranks_in_every_way_and_those_of_the_shell_in_none() -> None:
+    own = {name: SiteVariable(value=value, reason=REASON) for name, value in OF_A_SITE.items()}
+    config = dataclasses.replace(ROCE, cluster=dataclasses.replace(ROCE.cluster, environment=own))
+    shell = {"NCCL_TOPO_FILE": "/of/a/shell", "NCCL_P2P_DISABLE": "1", "PATH": os.environ["PATH"]}
+    # 1. Under SLURM: the script up to where it starts something.
+    script = render(config, Path("/runs/x"), Path("/code"), "/env/bin/python")
+    head = script[: script.index("\ncd ")] + "\nexec env"
+    done = subprocess.run(["bash", "-c", head], env=shell, capture_output=True, text=True, check=True)
+    by_slurm = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    # 2. By hand, and 3. in a pod.
+    by_hand = variables_of(config, shell)
+    in_a_pod = {variable.name: variable.value for variable in environment(config)}
+    for found in (by_slurm, by_hand, in_a_pod):
+        assert {name: found.get(name) for name in OF_A_SITE} == OF_A_SITE
+        assert "NCCL_P2P_DISABLE" not in found
 
 
 def test_there_must_be_something_to_override() -> None:
