@@ -55,8 +55,8 @@ def watchdog_variables(config: Config) -> list[Variable]:
     return [
         Variable("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(limit_s), reason),
         Variable("TORCH_FR_BUFFER_SIZE", "2000", "the last collectives of each rank are kept, for a timeout"),
-        Variable("TORCH_NCCL_DUMP_ON_TIMEOUT", "1", "then each rank writes them"),
-        Variable("TORCH_FR_DUMP_TEMP_FILE", f"{config.run.dir}/nccl_trace_rank_", "to a file of its own"),
+        Variable("TORCH_NCCL_DUMP_ON_TIMEOUT", "1", "then each rank writes these collectives to a file"),
+        Variable("TORCH_FR_DUMP_TEMP_FILE", f"{config.run.dir}/nccl_trace_rank_", "beginning of its name"),
     ]
 
 

@@ -13,7 +13,7 @@ below are powers of two. Rates are those of the H800's eight cards of 50 GB/s; a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from parallel.config import DepConfig, DepMode, ParallelismConfig
@@ -116,7 +116,9 @@ def communicators_of(sizes: ParallelismConfig, dep: DepConfig, world_size: int) 
         purpose = "the same of experts, which fewer ranks share"
         found.append(_of("experts' weights", "expt_dp", "ep_dp", purpose, *SHARDS, Operation.all_to_all))
     if sizes.ep > 1:
-        found.append(_of("tokens", "ep", "ep", "tokens to experts and back", Operation.all_to_all))
+        tokens = _of("tokens", "ep", "ep", "tokens to experts and back", Operation.all_to_all)
+        # Other dispatchers have kernels of their own, whose SMs count in place of these.
+        found.append(replace(tokens, max_ctas=max(tokens.max_ctas, sizes.dispatcher_sms or 0)))
         purpose = "counts of tokens: the host waits for them, so they must not queue behind tokens"
         found.append(_of("token counts", "tp_ep", "tp_ep_mp", purpose, Operation.all_gather))
     if sizes.pp > 1:

@@ -16,7 +16,8 @@ from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig
 from k25_train.config.training import TrainConfig
 from k25_train.plan.stack_cost import stack_cost
-from parallel.config import ParallelismConfig, Problem
+from parallel.communicators import MAX_SPINNING_CTAS, communicators_of, spinning_ctas
+from parallel.config import DepConfig, ParallelismConfig, Problem
 from parallel.pipeline.balance import plan_layout
 from parallel.pipeline.layout import LayoutError, fitting_sizes, most_chunks, parse_layout
 
@@ -185,6 +186,23 @@ def context_fits_rope(model: ModelConfig, train: TrainConfig) -> list[Problem]:
     return [Problem("train.seq_len", train.seq_len, rule, f"use {longest} or less, or stretch model.rope")]
 
 
+def kernels_fit_a_gpu(
+    cluster: ClusterConfig, parallelism: ParallelismConfig, dep: DepConfig
+) -> list[Problem]:
+    """What waits for other ranks on a GPU fits it together; else ranks could wait in a circle."""
+    communicators = communicators_of(parallelism, dep, cluster.world_size)
+    taken = spinning_ctas(communicators)
+    if cluster.device is not Device.cuda or taken <= MAX_SPINNING_CTAS:
+        return []
+    sms, others = parallelism.dispatcher_sms, taken - (parallelism.dispatcher_sms or 0)
+    rule = (
+        f"must leave room: with the other {others} SMs, kernels that wait for other ranks would take {taken} "
+    )
+    rule += f"of the {MAX_SPINNING_CTAS} that they can have at once"
+    remedy = f"use at most {MAX_SPINNING_CTAS - others}"
+    return [Problem("parallelism.dispatcher_sms", sms, rule, remedy)]
+
+
 def transformer_engine_has_cuda(train: TrainConfig, cluster: ClusterConfig) -> list[Problem]:
     """Transformer Engine has kernels for CUDA only."""
     if not train.transformer_engine or cluster.device is Device.cuda:
@@ -207,6 +225,7 @@ RULES: tuple[Callable[..., list[Problem]], ...] = (
     batches_divide,
     schedule_fits_run,
     context_fits_rope,
+    kernels_fit_a_gpu,
     transformer_engine_has_cuda,
     *dispatcher_checks.RULES,
 )

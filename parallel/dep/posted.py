@@ -1,8 +1,8 @@
 """How many exchanges of features a rank has in flight when the tower runs in the pipeline's idle time.
 Pure; standard library only.
 
-A rank posts the features of a micro-batch as soon as it has encoded its share, and gradients when the plan
-has them; each waits on the GPU, in order, until its other end has come that far. Only the first kernel of a
+A rank posts the features of a micro-batch when it has encoded its share and the first stage is near it, and
+gradients when the plan has them; each waits on the GPU, in order, until its other end has come that far. Only the first kernel of a
 communicator occupies SMs, the others queue behind it. CUDA holds about a thousand launches for a stream;
 beyond that the next launch blocks the host, which then can no longer start what others wait for.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from parallel.dep.bubbles import Placement
+from parallel.dep.program import receiving_times_s, sending_times_s
 from parallel.pipeline.timeline import Timeline
 
 LAUNCHES = 1000
@@ -88,14 +89,15 @@ def _features_posted_s(
         time_s = _start_s(text, placement.rank // num_replicas, placement.forward[-1][0])
         own = encoded_s[micro_batch]
         own[placement.rank] = max(own.get(placement.rank, 0.0), time_s)
-        # 2. A first stage also waits for its turn, one forward pass ahead. All post in one order.
-    turns_s = [0.0, *text.feature_deadlines_s()[:-1]]
+        # 2. It also waits for its turn. All post in one order.
     latest_s: dict[int, float] = {}
     posted_s = []
-    for turn_s, encoded, own in zip(turns_s, encoded_s, peers, strict=True):
+    turns_s = zip(receiving_times_s(text), sending_times_s(text), strict=True)
+    for (receiving_s, sending_s), encoded, own in zip(turns_s, encoded_s, peers, strict=True):
         for rank in own.keys() | encoded.keys():
-            is_first = rank < num_replicas
-            ready_s = max(encoded.get(rank, 0.0), turn_s if is_first else 0.0)
+            stage = rank // num_replicas
+            turn_s = _next_s(text, stage, sending_s) if stage else receiving_s
+            ready_s = max(encoded.get(rank, 0.0), turn_s)
             latest_s[rank] = max(ready_s, latest_s.get(rank, 0.0))
         posted_s.append({rank: latest_s[rank] for rank in own})
     return posted_s

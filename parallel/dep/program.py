@@ -7,7 +7,10 @@ can deadlock, however long passes really take, because none waits for what only 
 - A rank takes part in the exchange of features micro-batch by micro-batch, and in that of gradients in the
   same order. Posting waits for nobody, as ranks have met before (`FeatureExchange.connect`).
 - Only the first stage waits for features of a micro-batch, when it starts the forward pass. It has been ready
-  to receive them since it started the forward pass before that one.
+  to receive them since it started the forward pass before that one. Encoders have posted them by then: they
+  take part `AHEAD` micro-batches earlier in the simulated step. Still earlier, sends would pile up on the
+  GPU, each with its launch and its work for NCCL's proxy, until the host cannot post another one and stops
+  with what others wait for (`parallel.dep.posted`).
 - Only the encoders wait for gradients of a micro-batch, in their tasks. They have been ready to receive them
   since the time at which the first stage has them in the simulated step; earlier would only hold memory.
 - The encoder's gradients are reduced when a rank's own are complete, and waited for when all passes are done.
@@ -27,6 +30,10 @@ from parallel.dep.cost import EncoderCost
 from parallel.dep.plan import VisionItem, VisionPlan, build_plan
 from parallel.dep.plan_share import PlanShare, fill_chunks
 from parallel.pipeline.timeline import Timeline
+
+AHEAD = 8
+"""Micro-batches by which encoders post features before the first stage takes part. Our choice: the features
+of one take about a millisecond, a pass more than a hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +143,7 @@ def program_of(
     stage = rank // num_replicas
     passes, starts_s = text.schedules[stage], text.starts_s[stage]
     gradients_from = [bisect_left(starts_s, time_s) for time_s in text.gradient_times_s()]
-    features_from = [0] * len(gradients_from)
+    features_from = [bisect_left(starts_s, time_s) for time_s in sending_times_s(text)]
     if stage == 0:
         forward = [position for position, each in enumerate(passes) if each.is_forward and each.vp_stage == 0]
         features_from = [0, *forward[:-1]]
@@ -144,3 +151,15 @@ def program_of(
     # 4. Reduction: before the pass that is running `reduce_s` before the end.
     reduce_from = max(bisect_right(starts_s, text.makespan_s - reduce_s) - 1, 0)
     return Program(bounded, features_from, gradients_from, reduce_from, len(passes), keeps)
+
+
+def receiving_times_s(text: Timeline) -> list[float]:
+    """[micro-batch] -> when first stages take part in the exchange of its features: one forward pass
+    ahead."""
+    return [0.0, *text.feature_deadlines_s()[:-1]]
+
+
+def sending_times_s(text: Timeline) -> list[float]:
+    """[micro-batch] -> from when other stages do."""
+    turns_s = receiving_times_s(text)
+    return [turns_s[max(0, number - AHEAD)] for number in range(len(turns_s))]

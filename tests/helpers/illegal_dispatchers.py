@@ -56,6 +56,7 @@ DISPATCHER_BREAKS: dict[str, Callable[[Legal], Broken]] = {
         "is for deepep, hybridep and ncclep", SMS,
         parallelism__dispatcher="alltoall", parallelism__dispatcher_sms=16,
     ),
+    "more SMs than there are": broken("must leave room", SMS, parallelism__dispatcher_sms=96),
     "odd number of SMs": broken("must be even and positive", SMS, parallelism__dispatcher_sms=7),
     "capacity of DeepEP": broken("is for ncclep", CAPACITY, parallelism__dispatcher_capacity=2),
     "no capacity": broken("must be 1 or more", CAPACITY, parallelism__dispatcher="ncclep"),

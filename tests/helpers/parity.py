@@ -23,8 +23,8 @@ BFLOAT16_TOLERANCE = 0.02
 
 CUDA_TOLERANCE = 1e-4
 """The same on GPUs, over 8 steps: cuBLAS chooses another kernel for another number of rows, and sums over
-tokens of an expert are added by atomics, in any order; each step's difference of 1e-7 to 1e-6 goes through the
-update of all weights after it. A wrong group, a swapped message or a lost gradient shows at 1e-2."""
+tokens of an expert are added by atomics, in any order; each step's difference of 1e-7 to 1e-6 goes through
+the update of all weights after it. A wrong group, a swapped message or a lost gradient shows at 1e-2."""
 
 Losses = list[tuple[float, float]]
 """Loss and gradient norm of each step."""

@@ -4,8 +4,9 @@
 megatron-core once and has computed nothing yet (a process that has used its thread pools must not be forked).
 A rank therefore starts in milliseconds instead of the many seconds that the imports take.
 
-Ranks that compute on GPUs are started from nothing instead: the server has the CPU's platform, which a process
-keeps, and CUDA does not survive a fork. Each takes the GPU of its number, since NCCL refuses two on one.
+Ranks that compute on GPUs are started from nothing instead: the server has the CPU's platform, which a
+process keeps, and CUDA does not survive a fork. Each takes the GPU of its number, since NCCL refuses two on
+one.
 
 The function must live in an importable module; it gets a `RankContext` and its result, which must be
 picklable, comes back. If a rank fails, the others are ended and the traceback of every failed rank is raised.
