@@ -1,14 +1,18 @@
 """What every command does before it imports megatron-core: quiet the libraries and choose the device."""
 
 import os
+from collections.abc import Mapping
 
 import torch
 
 from k25_train.config.cluster import ClusterConfig
 from k25_train.errors import ConfigError
-from k25_train.startup import numa
+from k25_train.startup.near_gpu import bind_near
 from k25_train.startup.quiet import quiet_libraries
 from parallel.megatron.platform import use_platform
+
+BLOCKING = ("CUDA_LAUNCH_BLOCKING", "TORCH_NCCL_BLOCKING_WAIT", "NCCL_BLOCKING_WAIT")
+"""Variables with which the host waits for each kernel, or each exchange."""
 
 
 def prepare_device(cluster: ClusterConfig) -> torch.device:
@@ -18,23 +22,22 @@ def prepare_device(cluster: ClusterConfig) -> torch.device:
     """
     device = prepare_platform(cluster.device.value)
     if device.type == "cuda":
+        check_nothing_blocks(os.environ)
         bind_near(device)
     return device
 
 
-def bind_near(device: torch.device) -> None:
-    """Run on the CPUs of the GPU's NUMA node. Rank 0 says so, and every rank that cannot."""
-    gpus = [pci_address(number) for number in range(torch.cuda.device_count())]
-    bound = numa.bind(gpus, device.index, os.environ)
-    rank = os.environ.get("RANK", "0")
-    if bound.is_flawed or (bound.text and rank == "0"):
-        print(f"rank {rank} {bound.text}", flush=True)
-
-
-def pci_address(number: int) -> str:
-    """Address of a visible GPU, as the kernel writes it."""
-    properties = torch.cuda.get_device_properties(number)
-    return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+def check_nothing_blocks(environment: Mapping[str, str]) -> None:
+    """Raise `ConfigError` for variables with which a rank waits for each operation that it starts: one that
+    posts what it is to receive ahead of time would wait for a sender that waits for it."""
+    if environment.get("WORLD_SIZE", "1") == "1":
+        return
+    for name in BLOCKING:
+        if environment.get(name, "0") not in ("", "0"):
+            raise ConfigError(
+                f"{name}={environment[name]} in the environment: ranks would wait for each other in a "
+                "circle, as each then waits for what it starts: unset it, or debug with one rank"
+            )
 
 
 def prepare_platform(device_type: str) -> torch.device:

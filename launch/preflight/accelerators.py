@@ -1,5 +1,6 @@
 """The GPUs of one node: everything that is read of them, and the verdicts that need no other node."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from k25_train.config.cluster import ClusterConfig, Device
@@ -11,6 +12,7 @@ from launch.preflight.gpu_memory import MEMORY_CHECKS, judge_memory
 from launch.preflight.gpu_product import PRODUCT_CHECKS, judge_product, judge_settings
 from launch.preflight.gpu_state import GpuState, read_states
 from launch.preflight.gpus import GPU_CHECKS, Gpu, judge_gpus, read_gpus
+from launch.preflight.near_cpus import NEAR_CPUS, judge_near_cpus, read_near_cpus
 from launch.preflight.nvlink import (
     NVLINK_CHECKS,
     NvLinks,
@@ -26,8 +28,8 @@ from launch.preflight.system import Missing, System, try_to_read
 NOTHING_MEASURED = Missing(reason="nothing was measured")
 STATE_CHECKS = (*MEMORY_CHECKS, *PRODUCT_CHECKS[2:])
 REST = (
-    *GPU_CHECKS[1:], *PRODUCT_CHECKS[:2], *STATE_CHECKS, *DRIVER_CHECKS, *PATH_CHECKS, *NVLINK_CHECKS,
-    *PCI_CHECKS, *LOAD_CHECKS,
+    *GPU_CHECKS[1:], *PRODUCT_CHECKS[:2], *STATE_CHECKS, *DRIVER_CHECKS, *PATH_CHECKS, NEAR_CPUS,
+    *NVLINK_CHECKS, *PCI_CHECKS, *LOAD_CHECKS,
 )  # fmt: skip
 """All checks of GPUs but that of their number."""
 LinkErrors = dict[str, dict[str, int]]
@@ -51,6 +53,8 @@ class Accelerators:
     states: list[GpuState] | Missing
     driver: Driver
     paths: Paths | Missing
+    far_cpus: Mapping[int, str] | Missing
+    """GPU -> what keeps its rank from running near it."""
     links: NvLinks | Missing
     link_errors: LinkErrors | Missing
     pci: Pci
@@ -68,6 +72,7 @@ def read_accelerators(system: System, up_s: float | None) -> Accelerators:
         states=try_to_read(lambda: read_states(system)),
         driver=read_driver(system),
         paths=try_to_read(lambda: read_paths(system)),
+        far_cpus=gpus if isinstance(gpus, Missing) else try_to_read(read_near_cpus, system, gpus),
         links=try_to_read(lambda: read_links(system)),
         link_errors=try_to_read(lambda: read_link_errors(system)),
         pci=read_pci(system, [] if isinstance(gpus, Missing) else [gpu.bus_id for gpu in gpus]),
@@ -109,6 +114,10 @@ def judge_accelerators(own: Accelerators, cluster: ClusterConfig, cards: list[st
         findings += [skipped(check, own.paths.reason) for check in PATH_CHECKS]
     else:
         findings += judge_paths(own.paths, len(own.gpus), cards)
+    if isinstance(own.far_cpus, Missing):
+        findings.append(skipped(NEAR_CPUS, own.far_cpus.reason))
+    else:
+        findings.append(judge_near_cpus(own.far_cpus))
     findings += _judge_links(own, len(own.gpus))
     after = None if isinstance(own.after, Missing) else own.after
     findings += judge_pci(own.pci, None if after is None else after.pci_errors)

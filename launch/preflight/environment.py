@@ -10,7 +10,7 @@ from launch.preflight.system import System
 from launch.variables import UNREAD, Variable
 
 VARIABLES, ADDRESS = ENVIRONMENT_CHECKS = ("variables", "host name")
-FABRIC_VARIABLE = re.compile(r"(NCCL|GLOO)_\w+|CUDA_DEVICE_MAX_CONNECTIONS")
+FABRIC_VARIABLE = re.compile(r"(TORCH_)?NCCL_\w+|GLOO_\w+|CUDA_DEVICE_MAX_CONNECTIONS|CUDA_LAUNCH_BLOCKING")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

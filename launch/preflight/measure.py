@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
+from k25_train.startup.near_gpu import bind_near
 from launch.preflight.groups import Round
 from launch.preflight.rank import Fault
 from launch.preflight.rates import Link
@@ -61,11 +62,13 @@ class StuckError(Exception):
 
 
 def prepare_device(device_type: str, local_rank: int) -> torch.device:
-    """Select this rank's device. Raises `RuntimeError` if it is a GPU that torch does not see."""
+    """Select this rank's device, and run near it, as in training. Raises `RuntimeError` if it is a GPU that
+    torch does not see."""
     if device_type == "cpu":
         return torch.device("cpu")
     device = torch.device(device_type, local_rank)
     torch.cuda.set_device(device)
+    bind_near(device)
     return device
 
 

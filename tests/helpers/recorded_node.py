@@ -118,6 +118,7 @@ class RecordedNode(RecordedCards):
         self.write("proc/cmdline", "BOOT_IMAGE=/vmlinuz-6.8.0-60-generic root=/dev/md0 ro iommu=pt\n")
         cpu = "model name\t: Intel(R) Xeon(R) Platinum 8468\nflags\t\t: fpu vme de\n"
         self.write("proc/cpuinfo", "".join(f"processor\t: {number}\n{cpu}\n" for number in range(2)))
+        self.write("proc/self/status", "Cpus_allowed_list:\t0-95\nMems_allowed_list:\t0-1\n")
         self.write("proc/swaps", "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n")
         self.write("proc/sys/kernel/numa_balancing", "0\n")
         self.write("proc/sys/kernel/pid_max", "4194304\n")
@@ -129,7 +130,8 @@ class RecordedNode(RecordedCards):
             "sys/kernel/mm/transparent_hugepage/defrag", "always defer defer+madvise [madvise] never\n"
         )
         for node in range(2):
-            self.write(f"sys/devices/system/node/node{node}/cpulist", f"{node}\n")
+            cpus = f"{48 * node}-{48 * node + 47}"
+            self.write(f"sys/devices/system/node/node{node}/cpulist", f"{cpus}\n")
             self.write(f"sys/devices/system/cpu/cpu{node}/cpufreq/scaling_governor", "performance\n")
         self.write("sys/class/iommu/dmar0/name", "dmar0\n")
         self.write("proc/driver/nvidia/version", NVRM)
@@ -145,6 +147,7 @@ class RecordedNode(RecordedCards):
         device = f"0000:{0x18 + number:02x}:00.0"
         folder = "/".join((domain, *bridges, device))
         self.write(f"{folder}/iommu_group/type", "identity\n")
+        self.write(f"{folder}/numa_node", f"{number // 4}\n")
         devices = self.root / "sys/bus/pci/devices"
         devices.mkdir(parents=True, exist_ok=True)
         for kind, name in (("correctable", "COR"), ("nonfatal", "NONFATAL"), ("fatal", "FATAL")):

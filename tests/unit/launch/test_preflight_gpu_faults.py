@@ -47,7 +47,17 @@ def of_all(change: Callable[[int], Change]) -> Change:
     return both(*(change(number) for number in range(8)))
 
 
+SECOND_SOCKET = "sys/bus/pci/devices/0000:1e:00.0/numa_node"
 FAULTS = [
+    # CPUs near them.
+    Fault(
+        "a job on one socket", write("proc/self/status", "Cpus_allowed_list:\t0-47\n"),
+        "CPUs near GPUs", SO_SO, ("4 of 8 GPUs", "no CPU of NUMA node 1", "48-95"),
+    ),
+    Fault(
+        "a node that the firmware does not tell", write(SECOND_SOCKET, "-1\n"), "CPUs near GPUs", SO_SO,
+        ("1 of 8 GPUs", "GPU 6", "does not say"),
+    ),
     # Product, memory, power, settings.
     Fault(
         "H20s", of_all(lambda i: gpu(i, name="NVIDIA H20")), "GPU product", BAD,

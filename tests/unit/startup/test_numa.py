@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from k25_train.startup import numa, platform
+from k25_train.errors import ConfigError
+from k25_train.startup import near_gpu, numa
 from k25_train.startup.numa import Binding, bind, cpus_in, plan, spans
+from k25_train.startup.platform import check_nothing_blocks
 from tests.helpers.project_sources import REPO
 
 GPUS = [f"0000:{number:02x}:00.0" for number in (0x18, 0x2A, 0x3A, 0x5D, 0x9A, 0xAB, 0xBA, 0xDB)]
@@ -157,6 +159,14 @@ def test_a_rank_binds_to_the_gpu_that_it_has_chosen(
         numa, "bind", lambda *given: asked.append(given) or Binding(cpus=None, text="slow", is_flawed=True)
     )
     monkeypatch.setenv("RANK", "13")
-    platform.bind_near(torch.device("cuda", 5))
+    near_gpu.bind_near(torch.device("cuda", 5))
     assert asked[0][:2] == (GPUS, 5)
     assert capsys.readouterr().out == "rank 13 slow\n"
+
+
+@pytest.mark.parametrize("name", ["CUDA_LAUNCH_BLOCKING", "TORCH_NCCL_BLOCKING_WAIT"])
+def test_variables_with_which_ranks_would_wait_in_a_circle_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}=1 in the environment: ranks would wait"):
+        check_nothing_blocks({name: "1", "WORLD_SIZE": "2"})
+    check_nothing_blocks({name: "1", "WORLD_SIZE": "1"})
+    check_nothing_blocks({name: "0", "WORLD_SIZE": "2"})
