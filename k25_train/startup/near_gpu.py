@@ -1,6 +1,7 @@
 """Binds a rank to the CPUs near its GPU, of which torch knows the address."""
 
 import os
+from typing import Any
 
 import torch
 
@@ -18,5 +19,6 @@ def bind_near(device: torch.device) -> None:
 
 def pci_address(number: int) -> str:
     """Address of a visible GPU, as the kernel writes it."""
-    properties = torch.cuda.get_device_properties(number)
+    # torch's types do not list these attributes.
+    properties: Any = torch.cuda.get_device_properties(number)
     return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"

@@ -2,9 +2,10 @@
 Pure; standard library only.
 
 A rank posts the features of a micro-batch when it has encoded its share and the first stage is near it, and
-gradients when the plan has them; each waits on the GPU, in order, until its other end has come that far. Only the first kernel of a
-communicator occupies SMs, the others queue behind it. CUDA holds about a thousand launches for a stream;
-beyond that the next launch blocks the host, which then can no longer start what others wait for.
+gradients when the plan has them; each waits on the GPU, in order, until its other end has come that far. Only
+the first kernel of a communicator occupies SMs, the others queue behind it. CUDA holds about a thousand
+launches for a stream; beyond that the next launch blocks the host, which then can no longer start what others
+wait for.
 """
 
 from bisect import bisect_left
@@ -87,9 +88,9 @@ def _features_posted_s(
     encoded_s: list[dict[int, float]] = [{} for _ in peers]
     for (_, micro_batch), placement in zip(items, placements, strict=True):
         time_s = _start_s(text, placement.rank // num_replicas, placement.forward[-1][0])
-        own = encoded_s[micro_batch]
-        own[placement.rank] = max(own.get(placement.rank, 0.0), time_s)
-        # 2. It also waits for its turn. All post in one order.
+        known_s = encoded_s[micro_batch]
+        known_s[placement.rank] = max(known_s.get(placement.rank, 0.0), time_s)
+    # 2. It also waits for its turn. All post in one order.
     latest_s: dict[int, float] = {}
     posted_s = []
     turns_s = zip(receiving_times_s(text), sending_times_s(text), strict=True)
