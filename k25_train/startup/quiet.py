@@ -18,6 +18,8 @@ _KNOWN_WARNINGS = (
     # Features of megatron-core that its imports touch and nothing here uses.
     ("full scope is deprecated", UserWarning),
     ("MimoModelConfig is experimental", UserWarning),
+    # The default group is bound to its GPU only while it starts (parallel/topology.py); the device is right.
+    (r"barrier\(\): using the device under current context", UserWarning),
     # A single process reads a checkpoint that several wrote.
     ("torch.distributed is disabled, unavailable or uninitialized", UserWarning),
     ("The argument order of load has been changed", UserWarning),
