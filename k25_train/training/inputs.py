@@ -3,7 +3,7 @@
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,27 +61,22 @@ class InputReader:
         return self._prepare(lambda: self._data.evaluation(num_sequences, shuffle_media_seed))
 
     def _prepare(self, read: Callable[[], HostInputs]) -> Inputs:
-        result, failure = None, None
+        results: list[HostInputs] = []
+        failures: list[K25Error] = []
         try:
-            result = read()
+            results.append(read())
         except K25Error as error:
-            failure = error
+            failures.append(error)
         # 1. One collective tells whether all could read, whether anything could not be used, and how many
         #    tokens there are. Else all raise before any waits for another, at the same step, and can save.
-        num_failed, num_failures, *counts = self._sum_over_ranks(result)
+        num_failed, num_failures, *counts = self._sum_over_ranks(results)
         if num_failed:
-            rank = self._last_that_failed(failure is not None)
-        if failure is not None:
-            raise failure
-        if result is None or num_failed:
-            other = DataError(f"rank {rank} could not read its share of the data; its own message says why")
-            other.of_ranks = (rank,)
-            raise other
+            raise self._error_of(failures)
+        (result,) = results
         # 2. Only if any sample failed: what other ranks could not use has no loss here either.
         if num_failures:
             result = self._without_failures(result)
-            *_, with_loss, total = self._sum_over_ranks(result)
-            counts = [with_loss, total]
+            _, _, *counts = self._sum_over_ranks([result])
         return self._on_device(result, TokenCounts(*counts))
 
     def _on_device(self, read: HostInputs, tokens: TokenCounts) -> Inputs:
@@ -97,12 +92,12 @@ class InputReader:
         moved = to_device(read.batches.with_tensors(staged[: len(batches)]), self._topology.device)
         return Inputs(read.sizes, tokens, moved, vision)
 
-    def _sum_over_ranks(self, read: HostInputs | None) -> list[int]:
+    def _sum_over_ranks(self, results: Sequence[HostInputs]) -> list[int]:
         """Over all ranks: those that could not read, samples that could not be used; over replicas, from
         their first stages: tokens with a loss, and all tokens."""
         topology = self._topology
         own = [1, 0, 0, 0]
-        if read is not None:
+        for read in results:
             own = [0, len(read.failures), 0, 0]
             if topology.holds_first_chunk:
                 own[2:] = read.batches.num_with_loss, read.batches.num_tokens
@@ -112,11 +107,15 @@ class InputReader:
             dist.all_reduce(summed)
             return [int(number) for number in summed.tolist()]
 
-    def _last_that_failed(self, has_failed: bool) -> int:
-        """The highest rank that could not read. Called by every rank once any could not."""
-        failed = torch.tensor(self._topology.rank if has_failed else -1, device=self._topology.device)
+    def _error_of(self, failures: Sequence[K25Error]) -> K25Error:
+        """What to raise once any rank could not read: the own error, or the name of the highest such rank.
+        Called by every rank."""
+        failed = torch.tensor(self._topology.rank if failures else -1, device=self._topology.device)
         dist.all_reduce(failed, dist.ReduceOp.MAX)
-        return int(failed.item())
+        rank = int(failed.item())
+        other = DataError(f"rank {rank} could not read its share of the data; its own message says why")
+        other.of_ranks = (rank,)
+        return failures[0] if failures else other
 
     def _without_failures(self, read: HostInputs) -> HostInputs:
         """The inputs without the loss of what any rank could not use.

@@ -219,7 +219,7 @@ def weights_between_samples(context: RankContext, arguments: Sequence[str]) -> l
         each.linear_q_up_proj.weight for each in modules_of(run.chunks[0], "PackedLatentAttention")
     ]
     found = []
-    with run.loader:
+    with run.data:
         for number in range(1, 6):
             before = weight.detach().norm()
             result = train_step(run, number)
