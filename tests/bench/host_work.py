@@ -132,7 +132,8 @@ def host_work(config: Config) -> Work:
         source.open()
         source.take(share_of(config))
         receive = timed(source.step, times["receive"])
-        reader = InputReader(SimpleNamespace(step=receive), topology, NoStaging(), PhaseTracker(0))  # type: ignore[arg-type]
+        data: Any = SimpleNamespace(step=receive)
+        reader = InputReader(data, topology, NoStaging(), PhaseTracker(0))
         step = timed(reader.step, times["step"])
         row = timed(metrics_row, times["row"])
         for number in range(1, WARM_UP_STEPS + STEPS + 1):
@@ -158,11 +159,13 @@ def timed[Result](function: Callable[..., Result], times_s: list[float]) -> Call
 
 def result_of(sizes: Any) -> Any:
     """A step's result as far as its row needs it."""
+    from k25_train.training.device_memory import NoMemoryFigures
     from k25_train.training.tower import NoSummary
     from parallel.activations.offload import NoOffload
 
     return SimpleNamespace(
         sizes=sizes, loss=1.0, grad_norm=1.0, learning_rate=1.0, step_time_s=1.0, vision=NoSummary(),
+        memory=NoMemoryFigures(),
         offload=NoOffload(), clip=SimpleNamespace(max_logits=(1.0,) * 61, heads_clipped=0),
     )  # fmt: skip
 
@@ -201,7 +204,7 @@ def slowdowns(config: Config) -> tuple[float, float]:
     print(f"launch loop alone: {1000 * median(alone):.0f} ms, median of {len(alone)} rounds", flush=True)
     for name, seconds in beside.items():
         print(f"  next to the {name}: {1000 * median(seconds):.0f} ms, median of {len(seconds)} rounds")
-    return tuple(median(beside[name]) / median(alone) for name in ("process", "thread"))  # type: ignore[return-value]
+    return median(beside["process"]) / median(alone), median(beside["thread"]) / median(alone)
 
 
 def is_busy(pid: int) -> bool:

@@ -15,7 +15,7 @@ from tests.helpers.runs import layout, losses_of, overrides, start_run
 pytestmark = pytest.mark.distributed
 
 PP4 = layout(pp=4)
-FEW_STEPS = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
+FEW_STEPS = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1", "data.prefetch_steps=0")
 ALONE = ("parallelism=serial", "cluster.gpus_per_node=1", "dep.mode=coupled")
 
 
@@ -49,9 +49,9 @@ def count_reads(context: RankContext, arguments: Sequence[str]) -> Counted:
         spans["words"] += 1
         return read_words(record)
 
-    def counted_open(path: str, *flags: int) -> int:
+    def counted_open(path: str, *flags: int, **options: int) -> int:
         spans["opened"] += str(path).endswith(".tar")
-        return really_open(path, *flags)
+        return really_open(path, *flags, **options)
 
     reader.read, reader.read_words, open_files.os.open = counted, counted_words, counted_open
     with run.data:
@@ -65,7 +65,7 @@ def count_reads(context: RankContext, arguments: Sequence[str]) -> Counted:
 def test_middle_stages_read_no_words_and_files_are_opened_once(
     tower: str, data: Path, tmp_path: Path
 ) -> None:
-    by_rank = run_ranks(count_reads, 4, overrides(data, tmp_path, *PP4, *FEW_STEPS, tower))
+    by_rank = run_ranks(count_reads, 4, overrides(data, tmp_path, *PP4, *FEW_STEPS, tower), timeout_s=240.0)
     words = [rank.words_read for rank in by_rank]
     assert words[0] == words[3] > 0
     assert words[1:3] == [0, 0]
