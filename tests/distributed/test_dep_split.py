@@ -310,8 +310,8 @@ class Skips(NamedTuple):
     """Of the first step."""
     skipped: list[str]
     """Samples left out."""
-    failures: list[int]
-    """Items that did not decode on this rank."""
+    failures: list[tuple[int, ...]]
+    """Items that did not decode on this rank: replica, micro-batch, position in it."""
     log: str
 
 
@@ -323,5 +323,5 @@ def step_and_skips(context: RankContext, arguments: Sequence[str]) -> Skips:
     run = start_run(context, arguments)
     with run.data:
         loss = train_step(run, 1).loss
-        failures = run.data.reader.heldout.read(run.data.loader.plan(0)).failures
-    return Skips(loss, list(run.data.skip_log.skipped), list(failures), log.getvalue())
+        failures = [each[:3] for each in run.data.reader.heldout.read(run.data.loader.plan(0)).failures]
+    return Skips(loss, list(run.data.skip_log.skipped), failures, log.getvalue())
