@@ -48,7 +48,8 @@ def test_a_job_ended_from_outside_goes_on_bitwise(data: Path, tmp_path: Path) ->
     run, uninterrupted = tmp_path / "run", tmp_path / "uninterrupted"
     # Two ranks, since each takes seconds of imports in each job.
     sizes = layout(ep=2, dp=2)
-    command = long_run(data, run, *sizes)
+    # Each rank has a process that reads for it, which ends with it and outlives a SIGTERM to the job.
+    command = long_run(data, run, *sizes, "data.read_in=process")
 
     with Job(command, 2, tmp_path / "terminated.log") as job:
         job.wait_until(lambda: has_row(run, 2), START_S)

@@ -13,6 +13,9 @@ from typing import Self
 
 from tests.helpers.project_sources import REPO
 
+READING = "k25-data"
+"""Name of a process that reads for a rank, which has the command and the environment of its rank."""
+
 
 class Job:
     """`torchrun -m k25_train.train …`; leaving the context kills all of its processes."""
@@ -51,9 +54,10 @@ class Job:
         return [pid for pid in living() if self._mark in strings(pid, "cmdline")]
 
     def rank(self, number: int) -> int:
-        """The process of a rank."""
+        """The process of a rank, not the one that reads for it."""
         marks = f"RANK={number}"
-        (pid,) = [pid for pid in self.processes() if marks in strings(pid, "environ")]
+        found = [pid for pid in self.processes() if marks in strings(pid, "environ")]
+        (pid,) = [pid for pid in found if strings(pid, "comm") != [f"{READING}\n"]]
         return pid
 
     def signal(self, number: signal.Signals) -> None:
