@@ -204,7 +204,9 @@ def _serve(config: Config, channel: Channel, other_end: Channel, log: int) -> No
                 channel.send(_answer(source, request))
                 continue
             (step,) = request.arguments
-            channel.pass_on(written.pop(step, None) or channel.write(_answer(source, request)))
+            if step not in written:
+                written[step] = channel.write(_answer(source, request))
+            channel.pass_on(written.pop(step))
             wanted = range(step + 1, min(step + 1 + config.data.prefetch_steps, config.train.steps))
             for stale in written.keys() - set(wanted):
                 channel.drop(written.pop(stale))
