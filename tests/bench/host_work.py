@@ -36,12 +36,12 @@ from k25_train.data.source import DataSource, ThreadSource
 from tests.helpers.synthetic_index import BLEND, synthetic_data
 
 NODES = (32, 256, 512)
-WARM_UP_STEPS, STEPS = 6, 5
+WARM_UP_STEPS, STEPS = 4, 3
 """In the first ones memory is mapped, which is used again later."""
 MAX_HOST_WORK_S = 0.050
 MAX_GROWTH = 1.2
 """Of the work at most ranks over that at fewest: noise, and nothing that grows."""
-ROUNDS, LAUNCHES = 15, 1500
+ROUNDS, LAUNCHES = 9, 1000
 MAX_SLOWDOWN = 1.1
 MIN_SEEN = 1.3
 """What a thread has to be seen to do; otherwise the measurement shows nothing."""
