@@ -12,7 +12,8 @@ from torch import Tensor
 from k25_train.errors import ConfigError
 from k25_train.objectives.next_token import KINDS
 from k25_train.training.activations import KeepEverything
-from k25_train.training.forward import DeviceBatch, forward_micro_batch
+from k25_train.training.device_batch import DeviceBatch
+from k25_train.training.forward import forward_micro_batch
 from k25_train.training.run import Run
 from parallel.config import DepMode
 

@@ -14,7 +14,8 @@ from k25_train.data.source import DataSource
 from k25_train.data.step_batches import without_failures
 from k25_train.errors import DataError, K25Error
 from k25_train.plan.batch_sizes import BatchSizes
-from k25_train.training.forward import DeviceBatch, TokenCounts, to_device
+from k25_train.training.device_batch import DeviceBatch, to_device
+from k25_train.training.forward import TokenCounts
 from k25_train.training.staging import Staging
 from parallel.dep.engine import VisionWork
 from parallel.topology import Topology

@@ -8,7 +8,7 @@ import torch
 from k25_train.data.batch import MicroBatch, Reads, mask_failed, mask_unreadable
 from k25_train.data.loader import DataLoader
 from k25_train.data.step_batches import StepBatches, stack, without_failures
-from k25_train.training.forward import to_device
+from k25_train.training.device_batch import to_device
 from tests.helpers.tiny_shards import (
     all_words,
     tiny_data_config,

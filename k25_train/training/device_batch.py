@@ -1,0 +1,71 @@
+"""Micro-batches where the model is.
+
+Shapes: T tokens of a micro-batch, V vision tokens, P patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from k25_train.data.step_batches import Documents, StepBatches
+from k25_train.objectives.base import Targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBatch:
+    """A micro-batch where the model is."""
+
+    number: int
+    """Position of the micro-batch in its replica's step."""
+    tokens: Tensor
+    """[T] int64; [0] where no chunk embeds them."""
+    labels: Tensor
+    """[T] int64; [0] where no chunk has losses."""
+    targets: Targets
+    """[T] each: which labels count, and as which kind of token; [0] as the labels."""
+    document_lengths: tuple[int, ...]
+    """Tokens of each document; they sum to T."""
+    padding: tuple[int, ...]
+    """Positions in `document_lengths` of what is padding."""
+    media_positions: Tensor
+    """[V] int64, where the vision placeholders are."""
+    pixels: Tensor | None
+    """[P, 588] float32; None where the tower takes no pixels from micro-batches."""
+    grid_thw: tuple[tuple[int, int, int], ...]
+    """Patch grid of each item in placeholder order."""
+
+
+def to_device(batches: StepBatches, device: torch.device) -> list[DeviceBatch]:
+    """The micro-batches of a step on `device`: one copy of each kind of tensor, however many they are."""
+    # 1. Small types cross the bus; the model takes those of torch's operators. The kind is an index into
+    #    `next_token.KINDS`: text 0, caption 1.
+    moved = [tensor.to(device, non_blocking=True) for tensor in batches.tensors()]
+    tokens, labels, loss_mask, is_caption, media_positions, pixels = moved
+    masks, kinds = loss_mask.float().unbind(), is_caption.long().unbind()
+    all_tokens, all_labels = tokens.long().unbind(), labels.long().unbind()
+
+    # 2. A view of each for every micro-batch.
+    positions = media_positions.long().split(batches.num_media_positions)
+    own_pixels: Sequence[Tensor | None] = [None] * len(batches.documents)
+    if batches.has_pixels:
+        own_pixels = pixels.split([_num_patches(each) for each in batches.documents])
+    return [
+        DeviceBatch(
+            number=number,
+            tokens=all_tokens[number],
+            labels=all_labels[number],
+            targets=Targets(loss_mask=masks[number], kind=kinds[number]),
+            document_lengths=documents.lengths,
+            padding=documents.padding,
+            media_positions=positions[number],
+            pixels=own_pixels[number],
+            grid_thw=documents.grid_thw,
+        )
+        for number, documents in enumerate(batches.documents)
+    ]
+
+
+def _num_patches(documents: Documents) -> int:
+    return sum(grid.num_patches for grid in documents.grid_thw)
