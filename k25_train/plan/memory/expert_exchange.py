@@ -12,9 +12,9 @@ this size and not measured; our choice."""
 
 
 FORWARD_ROWS, BACKWARD_ROWS = 3, 4
-"""Tensors of the rows that a rank's experts get, as far as no backward pass saves them: forward, tokens sorted
-for sending and as they arrive, and outputs by expert; backward, the gradient of each step of the way back and
-its result. Held against what is alive in a layer's pass (tests/unit/plan/test_layer_peak.py)."""
+"""Tensors of the rows that a rank's experts get, as far as no backward pass saves them: forward, tokens
+sorted for sending and as they arrive, and outputs by expert; backward, the gradient of each step of the way
+back and its result. Held against what is alive in a layer's pass (tests/unit/plan/test_layer_peak.py)."""
 
 
 def row_bytes(config: Config, sizes: PassSizes) -> int:

@@ -116,10 +116,10 @@ def test_no_items_no_work() -> None:
 
 def test_large_images_are_computed_again_in_bubbles() -> None:
     """An image of 16,384 patches has no room for its activations between the passes of the real model."""
-    config = compose(["experiment=k25_pretrain_4k", "dep.schedule=bubbles", "train.global_batch_size=512"])
+    config = compose(["experiment=k25_pretrain_4k", "dep.schedule=bubbles", "train.global_batch_size=256"])
     pipeline, memory = plan_pipeline(config), chunk_memory(plan_pipeline(config))
     sizes = (Grid(1, 16, 16), Grid(1, 128, 128))
-    items = [VisionItem(grid, replica, 16) for replica in range(config.dp) for grid in sizes]
+    items = [VisionItem(grid, replica, 8) for replica in range(config.dp) for grid in sizes]
     plan, _ = BubblePlanner(pipeline, 0).plan(items)
     patches = [[sum(plan.parts[part].num_patches for part in parts) for parts in own] for own in plan.chunks]
     for size, keeps in ((256, True), (16384, False)):
