@@ -22,6 +22,8 @@ from parallel.topology import Topology
 
 TOLERANCE = 0.1
 """Share of the planned memory by which a rank may differ from it without a warning."""
+LEAST_DIFFERENCE_BYTES = GB
+"""A smaller difference needs no warning: what a shrunk model takes is little next to workspaces of kernels."""
 RANK_BITS = 16
 """A figure and its rank are reduced as one integer; the figure counts `UNIT_BYTES` or millionths."""
 UNIT_BYTES = 1024
@@ -138,16 +140,14 @@ class DeviceMemory:
     def warning(self) -> str:
         """What to say of the rank that differs the most from its plan, once in a run; empty if none does."""
         ratio, rank = self._off
-        if self._has_warned or abs(ratio - 1) <= TOLERANCE:
+        off, planned = abs(ratio - 1), self._of_rank(rank) / GB
+        if self._has_warned or off <= TOLERANCE or off * planned * GB <= LEAST_DIFFERENCE_BYTES:
             return ""
         self._has_warned = True
-        planned = self._of_rank(rank) / GB
         what = (
             f"rank {rank} (stage {self._stage_of_rank[rank]}) had {ratio * planned:.2f} GB of tensors at its "
         )
-        what += (
-            f"peak, {abs(ratio - 1):.0%} {'more' if ratio > 1 else 'less'} than the {planned:.2f} planned; "
-        )
+        what += f"peak, {off:.0%} {'more' if ratio > 1 else 'less'} than the {planned:.2f} planned; "
         if ratio < 1:
             return what + "the plan is an upper bound, and room may be left for fewer offloaded activations"
         return what + (

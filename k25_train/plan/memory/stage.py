@@ -142,14 +142,14 @@ def most_imbalance(stage: StagePlan, memory: StageMemory) -> float:
 
 def _updating(stage: StagePlan) -> int:
     """Muon's rounds, and Newton-Schulz of the largest matrix: at most."""
-    optim, model, largest = stage.config.optim, stage.config.model, 0
+    config, largest, total = stage.config, 0, 0
     for each in _trained(stage):
-        rule = rule_of(*each, optim, model)
+        rule = rule_of(*each, config.optim, config.model)
         if rule.update is OptimName.muonclip:
             largest = max(largest, each.size // rule.num_matrices)
-    if not largest:
-        return 0
-    return ROUNDS_AT_WORK * optim.muon.exchange_mib * MIB + MATRICES_AT_WORK * FLOAT_BYTES * largest
+            total += each.size
+    of_round = min(config.optim.muon.exchange_mib * MIB, FLOAT_BYTES * total)
+    return ROUNDS_AT_WORK * of_round + MATRICES_AT_WORK * FLOAT_BYTES * largest
 
 
 def _checkpoint(stage: StagePlan) -> int:

@@ -81,6 +81,12 @@ def test_a_rank_far_from_its_plan_is_named_once(
     assert memory.warning() == ""
 
 
+def test_little_memory_needs_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.unit.training.test_device_memory.PLANNED", [10**8, 10**8])
+    memory, figures = finished(monkeypatch, [0.9, 0.5, 0.9, 0.9])
+    assert figures.planned_bytes == 10**8 and not memory.warning()
+
+
 def test_peaks_are_of_one_step() -> None:
     counters = Counters(0, 0)
     memory: Any = DeviceMemory(PLANNED, STAGES, 0, CPU, counters)
