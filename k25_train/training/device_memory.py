@@ -23,7 +23,7 @@ from parallel.topology import Topology
 TOLERANCE = 0.1
 """Share of the planned memory by which a rank may differ from it without a warning."""
 LEAST_DIFFERENCE_BYTES = GB
-"""A smaller difference needs no warning: what a shrunk model takes is little next to workspaces of kernels."""
+"""A smaller difference needs no warning: a shrunk model takes little next to workspaces of kernels."""
 RANK_BITS = 16
 """A figure and its rank are reduced as one integer; the figure counts `UNIT_BYTES` or millionths."""
 UNIT_BYTES = 1024
