@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from k25_train.compose.resolve import compose
 from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
 from k25_train.errors import ConfigError
@@ -22,6 +23,7 @@ from k25_train.model.max_logits import max_logits_of_documents
 from k25_train.plan.memory.attention_saves import attention_outputs, document_boundaries
 from k25_train.plan.memory.kernels import AttentionKernel, attention_kernel
 from k25_train.plan.pass_sizes import PassSizes
+from tests.helpers.logits_cost import logits_cost
 from tests.helpers.packed_attention import DotProductAttention, varlen_on_cpu
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -228,6 +230,37 @@ def test_an_older_transformer_engine_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "transformer_engine", SimpleNamespace(__version__="2.9.0"))
     with pytest.raises(ConfigError, match=r"transformer_engine is 2\.9\.0: .* needs 2\.20 or later"):
         built(AttentionKernel.transformer_engine)
+
+
+@pytest.mark.parametrize("num_tokens", [4096, 32768, 262144])
+def test_largest_logits_cost_a_sixth_of_attention_and_no_memory(num_tokens: int) -> None:
+    model = compose(["experiment=k25_pretrain_4k"]).model
+    whole, halves = ([num_tokens], [num_tokens // 2] * 2)
+    for lengths in (whole, halves):
+        cost = logits_cost(model, lengths)
+        # Blocks are computed whole: on the diagonal that is twice what counts.
+        assert cost.share < 1 / 6 * (1 + 2 * 128 / min(lengths)) + 0.001
+        assert cost.memory_bytes <= num_tokens // 128 * 64 * 4
+
+
+@pytest.mark.parametrize("kernel", ONE_CALL)
+def test_measuring_launches_as_much_whatever_the_documents(
+    kernel: AttentionKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92000)
+    heads, seen = HeadSizes(64, 192, 128), []
+    for lengths in ((262144,), (1,) * 40 + (262104,), (60000, 202144)):
+        attention = built(kernel, heads, 262144)
+        with FakeTensorMode():
+            inputs, documents = (
+                rows(CUDA, torch.bfloat16, 262144, heads),
+                DocumentBounds.of(lengths, CUDA),
+            )
+            with Spy() as spy:
+                attention.attend_and_measure(*inputs, documents)
+        assert spy.seen["k25.largest_logits"] == 1
+        seen.append(sum(spy.seen.values()))
+    assert len({*seen}) == 1 and seen[0] < 100, seen
 
 
 def test_bounds_know_where_each_token_may_look() -> None:
