@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from k25_train.compose import dispatcher_checks
-from k25_train.config.basics import data_parallel_size
+from k25_train.config.basics import DType, data_parallel_size
 from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig
@@ -20,6 +20,9 @@ from parallel.communicators import MAX_SPINNING_CTAS, communicators_of, spinning
 from parallel.config import DepConfig, ParallelismConfig, Problem
 from parallel.pipeline.balance import plan_layout
 from parallel.pipeline.layout import LayoutError, fitting_sizes, most_chunks, parse_layout
+
+HEAD_MULTIPLE, LARGEST_HEAD = 8, 256
+"""Head sizes that FlashAttention 2 takes (torch 2.13), and cuDNN on Hopper (Transformer Engine 2.20)."""
 
 
 class Section(Protocol):
@@ -211,6 +214,26 @@ def transformer_engine_has_cuda(train: TrainConfig, cluster: ClusterConfig) -> l
     return [Problem("train.transformer_engine", True, rule, "use train.transformer_engine=false")]
 
 
+def attention_takes_heads(model: ModelConfig, train: TrainConfig, cluster: ClusterConfig) -> list[Problem]:
+    """On CUDA, the kernels for packed documents and items take bfloat16 heads of some sizes only."""
+    if cluster.device is not Device.cuda or train.dtype is not DType.bfloat16:
+        return []
+    vision = model.vision
+    found = []
+    for key, value, size in (
+        ("model.qk_nope_head_dim", model.qk_nope_head_dim, model.q_head_dim),
+        ("model.v_head_dim", model.v_head_dim, model.v_head_dim),
+        ("model.vision.hidden_size", vision.hidden_size, vision.hidden_size // vision.num_attention_heads),
+    ):
+        if size % HEAD_MULTIPLE or size > LARGEST_HEAD:
+            rule = (
+                f"makes attention heads {size} wide, but in bfloat16 CUDA's kernels take multiples of "
+                f"{HEAD_MULTIPLE} up to {LARGEST_HEAD}"
+            )
+            found.append(Problem(key, value, rule, "choose a size that they take, or train.dtype=float32"))
+    return found
+
+
 def divisors(number: int) -> str:
     """The divisors of a number, for a remedy; the largest few of a number that has many."""
     every = [str(n) for n in range(1, number + 1) if number % n == 0]
@@ -227,5 +250,6 @@ RULES: tuple[Callable[..., list[Problem]], ...] = (
     context_fits_rope,
     kernels_fit_a_gpu,
     transformer_engine_has_cuda,
+    attention_takes_heads,
     *dispatcher_checks.RULES,
 )

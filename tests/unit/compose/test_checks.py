@@ -93,6 +93,16 @@ BROKEN_ACROSS = [
     ("train.eval_sequences=4", "train.eval_sequences=4", "with vpp > 1 each of the pp ranks"),
     ("train.steps=119", "train.steps=119", "room for optim.warmup_steps (20) + optim.decay_steps (100)"),
     ("train.seq_len=1025", "train.seq_len=1025", "rope.original_max_position x rope.scaling_factor (1024)"),
+    (
+        "cluster.device=cuda cluster.gpu_memory_gb=80 train.dtype=bfloat16 model.qk_nope_head_dim=18",
+        "model.qk_nope_head_dim=18",
+        "makes attention heads 34 wide, but in bfloat16 CUDA's kernels take multiples of 8 up to 256",
+    ),
+    (
+        "cluster.device=cuda cluster.gpu_memory_gb=80 train.dtype=bfloat16 model.vision.hidden_size=80",
+        "model.vision.hidden_size=80",
+        "makes attention heads 20 wide",
+    ),
     ("train.transformer_engine=true", "train.transformer_engine=True", "needs cluster.device=cuda, not cpu"),
 ]
 SMOKE = [
