@@ -219,6 +219,12 @@ def blend_off_one(legal: Legal) -> Broken:
     return changes, "data.blend", "shares must sum to 1"
 
 
+def heads_for_cuda(legal: Legal) -> Broken:
+    on_cuda = {"cluster.device": "cuda", "cluster.gpu_memory_gb": 80.0, "train.dtype": "bfloat16"}
+    changes = on_cuda | {"model.v_head_dim": legal.pick([12, 14])}
+    return changes, "model.v_head_dim", "CUDA's kernels take multiples of 8"
+
+
 POSITIVE = (
     "parallelism.pp parallelism.vpp parallelism.ep model.num_layers model.num_experts model.vocab_size "
     "model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps train.seq_len "
@@ -268,6 +274,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "context": value("train.seq_len", [1025, 8192], "must not exceed rope.original_max_position"),
     "Transformer Engine": value("train.transformer_engine", [True], "needs cluster.device=cuda"),
     "step of the timeline": value("train.trace_step", [0, -3, 10**6], "must be a step of the run"),
+    "heads for CUDA": heads_for_cuda,
     "blend": blend_off_one,
     "split in bubbles": split_in_bubbles,
     "interleaved alone": interleaved_alone,
