@@ -22,6 +22,7 @@ from k25_train.config.model import ModelConfig
 from k25_train.errors import ConfigError
 from k25_train.model.attention import DocumentAttention, PackedLatentAttention
 from k25_train.model.experts import GroupedExperts
+from k25_train.model.grouped_gemm import GroupedGemm, grouped_gemm
 from k25_train.model.layer import DocumentExperts, DocumentLayer
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.model.router import SequenceBalancedRouter
@@ -29,7 +30,7 @@ from k25_train.model.swiglu import SwiGLU
 from k25_train.model.token_losses import token_losses
 from k25_train.plan.memory.kernels import AttentionKernel
 from parallel.activations.annotate import named, recomputed, saves
-from parallel.megatron.deferred_wgrad import delay_linear_wgrads
+from parallel.megatron.wgrad import accumulate_in_main_grad
 
 
 def linear_backend(*, transformer_engine: bool) -> BackendSpecProvider:
@@ -68,8 +69,10 @@ def saved_norm(build: Callable[..., nn.Module], inputs: str, outputs: str) -> Ca
     return build_saved
 
 
-def layer_spec(backend: BackendSpecProvider, kernel: AttentionKernel, *, is_moe: bool) -> ModuleSpec:
-    """One decoder layer: pre-norm MLA with this kernel, then a dense SwiGLU or the mixture of experts."""
+def layer_spec(
+    backend: BackendSpecProvider, kernel: AttentionKernel, gemm: GroupedGemm, *, is_moe: bool
+) -> ModuleSpec:
+    """One decoder layer: pre-norm MLA, then a dense SwiGLU or the mixture of experts, with these kernels."""
     # 1. Linear layers and norms of the backend.
     norm = layer_norm(backend)
     qk_norm = saved_norm(backend.layer_norm(rms_norm=True, for_qk=True), "mla.latent", "mla.up_input")
@@ -81,7 +84,7 @@ def layer_spec(backend: BackendSpecProvider, kernel: AttentionKernel, *, is_moe:
     # 2. Our router, experts and attention in megatron-core's layer.
     moe = MoESubmodules(
         router=SequenceBalancedRouter,
-        experts=GroupedExperts,
+        experts=partial(GroupedExperts, gemm=gemm),
         shared_experts=partial(SharedExpertMLP, submodules=mlp("shared_expert")),
     )
     attention = ModuleSpec(
@@ -148,7 +151,8 @@ def build_language_model(
         attention: the kernel that attends.
     """
     backend = linear_backend(transformer_engine=transformer_engine)
-    kinds = {is_moe: layer_spec(backend, attention, is_moe=is_moe) for is_moe in (False, True)}
+    gemm = grouped_gemm(transformer_engine=transformer_engine, dtype=config.params_dtype)
+    kinds = {is_moe: layer_spec(backend, attention, gemm, is_moe=is_moe) for is_moe in (False, True)}
     block = TransformerBlockSubmodules(
         layer_specs=[kinds[model.is_moe(layer)] for layer in layer_ids],
         layer_norm=layer_norm(backend),
@@ -165,6 +169,7 @@ def build_language_model(
         pg_collection=groups,
         vp_stage=vp_stage,
     )
-    if config.delay_wgrad_compute:
-        delay_linear_wgrads(language_model.decoder)
+    # The schedule calls `backward_dw` of layers, not of the output head.
+    delays = config.delay_wgrad_compute
+    accumulate_in_main_grad(language_model, later=lambda name: delays and name.startswith("decoder."))
     return language_model

@@ -1,7 +1,8 @@
 """Routed experts as two stacked weights and two grouped matrix products, on CPU and CUDA alike.
 
 megatron-core has grouped experts only with Transformer Engine. Without it, every expert is a separate module,
-which on a CPU costs 40% (8 experts) to 65% (64 experts) of a training step. `F.grouped_mm` runs on both.
+which on a CPU costs 40% (8 experts) to 65% (64 experts) of a training step. Which kernels multiply is up to
+`grouped_gemm.py`.
 
 Shapes: T tokens sent to this rank's experts, E experts of this rank, D hidden, F expert width.
 """
@@ -9,23 +10,23 @@ Shapes: T tokens sent to this rank's experts, E experts of this rank, D hidden, 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from k25_train.model.grouped_gemm import GroupedGemm, RowGroups, grouped_linear
 from k25_train.model.swiglu import weighted_swiglu
 from parallel.activations.annotate import named, recomputed
-from parallel.megatron.deferred_wgrad import defer_wgrads, grouped_linear_deferring_wgrad
+from parallel.megatron.wgrad import own_weight_gradients
 
 
 class GroupedExperts(MegatronModule):
     """This rank's experts of one layer (SwiGLU, no bias).
 
-    Parameters: `gate_up_proj` [E, 2F, D], rows of the gate first, and `down_proj` [E, D, F]. `grouped_mm`
-    needs rows that are multiples of 16 bytes; the configuration checks that.
+    Parameters: `gate_up_proj` [E, 2F, D], rows of the gate first, and `down_proj` [E, D, F]. Grouped products
+    need rows that are multiples of 16 bytes; the configuration checks that.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class GroupedExperts(MegatronModule):
         config: TransformerConfig,
         *,
         pg_collection: ProcessGroupCollection,
+        gemm: GroupedGemm,
         name: str | None = None,
     ) -> None:
         super().__init__(config)
+        self.gemm = gemm
         self.ep_group, self.expert_dp_group = pg_collection.ep, pg_collection.expt_dp
         width, hidden = config.moe_ffn_hidden_size, config.hidden_size
         options = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
@@ -46,9 +49,8 @@ class GroupedExperts(MegatronModule):
             # Marks expert weights for megatron-core: reduced over the expert-data-parallel group only. Set
             # with EP=1 too, so that the optimizer has the same two parts in every layout.
             parameter.allreduce = False
-        self.wgrads = (
-            defer_wgrads(self, self.gate_up_proj, self.down_proj) if config.delay_wgrad_compute else None
-        )
+        later = config.delay_wgrad_compute
+        self.wgrads = own_weight_gradients(self, self.gate_up_proj, self.down_proj, later=later)
 
     def forward(
         self, tokens: Tensor, tokens_per_expert: Tensor, weights: Tensor, **_: Any
@@ -62,38 +64,34 @@ class GroupedExperts(MegatronModule):
 
         Returns the experts' outputs [T, D], and None where megatron-core expects a bias.
         """
+        groups = self.gemm.groups(tokens_per_expert, tokens.device)
         if tokens.shape[0] == 0:
-            return self._no_tokens(tokens, weights), None
-        counts = torch.as_tensor(tokens_per_expert, device=tokens.device)
-        ends_E = counts.cumsum(0).to(torch.int32)
-        gate_up_T2F = self._product(named("moe.up_input", tokens), self.gate_up_proj, ends_E)
+            return self._no_tokens(tokens, groups, weights), None
+        gate_up_T2F = self._product(named("moe.up_input", tokens), self.gate_up_proj, groups)
         hidden_TF = recomputed(
             "moe.down_input",
             weighted_swiglu,
             named("moe.swiglu_input", gate_up_T2F),
             named("moe.probs", weights),
         )
-        return self._product(hidden_TF, self.down_proj, ends_E), None
+        return self._product(hidden_TF, self.down_proj, groups), None
 
-    def _product(self, tokens: Tensor, weights: nn.Parameter, ends: Tensor) -> Tensor:
-        """`grouped_linear`, whose weight gradients may be computed later (`parallelism.delay_wgrad`)."""
-        if self.wgrads is None:
-            return grouped_linear(tokens, weights, ends)
-        return grouped_linear_deferring_wgrad(tokens, weights, ends, self.wgrads)
+    def _product(self, tokens: Tensor, weights: nn.Parameter, groups: RowGroups) -> Tensor:
+        return grouped_linear(tokens, weights, groups, self.gemm, self.wgrads)
 
-    def _no_tokens(self, tokens: Tensor, weights: Tensor) -> Tensor:
+    def _no_tokens(self, tokens: Tensor, groups: RowGroups, weights: Tensor) -> Tensor:
         """An empty output [0, D] that depends on everything that an output of tokens depends on.
 
-        The experts' weights get a gradient of zeros. The router's weights get one without rows, which makes
-        this rank take part in the exchange in which all ranks send such gradients back.
+        The experts' weights get no gradient, and data parallelism is told that it is complete. The router's
+        weights get one without rows, which makes this rank take part in the exchange in which all ranks send
+        such gradients back. Nothing is named: there is nothing to save.
         """
-        hidden_TF = tokens @ self.gate_up_proj[0, : self.down_proj.shape[2]].T
-        return (hidden_TF * weights.unsqueeze(-1).to(tokens.dtype)) @ self.down_proj[0].T
+        gate_up_T2F = self._product(tokens, self.gate_up_proj, groups)
+        return self._product(weighted_swiglu(gate_up_T2F, weights), self.down_proj, groups)
 
     def backward_dw(self) -> None:
         """Compute the weight gradients that backward has left pending, if they are delayed."""
-        if self.wgrads is not None:
-            self.wgrads.compute()
+        self.wgrads.compute()
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -111,16 +109,3 @@ class GroupedExperts(MegatronModule):
             )
             for name, parameter in self.named_parameters()
         }
-
-
-def grouped_linear(tokens: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """Multiply each group of rows with its group's matrix.
-
-    Args:
-        tokens: [T, In], grouped by expert.
-        weights: [E, Out, In].
-        ends: [E] int32, the index of the row after each group's last.
-
-    Returns [T, Out].
-    """
-    return F.grouped_mm(tokens, weights.transpose(1, 2), offs=ends)

@@ -51,7 +51,9 @@ def replicate(
         # one before it, in an order of buckets that is not the order of use where each rule has a buffer.
         align_param_gather=overlap_param_gather,
         bucket_size=bucket_parameters,
-        delay_wgrad_compute=config.delay_wgrad_compute,
+        # Lets modules say when the gradients that they own are complete, delayed or not: what is added to
+        # `main_grad` directly (`wgrad.py`) never passes through autograd.
+        delay_wgrad_compute=True,
     )
     replicas = [
         DistributedDataParallel(

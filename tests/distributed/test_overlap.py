@@ -53,7 +53,7 @@ def order_of_work(context: RankContext, arguments: Sequence[str]) -> list[str]:
     from megatron.core.transformer.moe import token_dispatcher
 
     from k25_train.training import step
-    from parallel.megatron.deferred_wgrad import DeferredWgrads
+    from parallel.megatron.wgrad import WeightGradients
 
     events: list[str] = []
 
@@ -68,8 +68,8 @@ def order_of_work(context: RankContext, arguments: Sequence[str]) -> list[str]:
 
     record(step, "forward_micro_batch", "chunk")
     record(token_dispatcher, "all_to_all", "all-to-all")
-    record(DeferredWgrads, "add", "put off")
-    record(DeferredWgrads, "compute", lambda wgrads: f"compute {len(wgrads.pending)}")
+    record(WeightGradients, "add", lambda wgrads, *_: "put off" if wgrads.later else "wgrad")
+    record(WeightGradients, "compute", lambda wgrads: f"compute {len(wgrads.pending)}")
     record(P2PCommunicator, "send_backward_recv_backward", "exchange gradients")
     run = start_run(context, arguments)
     with run.data:

@@ -57,6 +57,13 @@ def test_names_are_the_same_and_extra_states_are_no_weights(found: dict[str, Any
     assert not any("_extra_state" in name for name in found["global names"][1])
 
 
+def test_each_grouped_layer_is_three_grouped_products(found: dict[str, Any]) -> None:
+    layouts = found["grouped products"]
+    assert layouts[: len(layouts) // 3] == ["TN"] * (len(layouts) // 3), "forward"
+    assert layouts[len(layouts) // 3 :] == ["NN", "NT"] * (len(layouts) // 3), "backward"
+    assert len(layouts) >= 2 * 3
+
+
 def test_losses_and_gradients_are_the_same_in_bfloat16(found: dict[str, Any]) -> None:
     assert found["difference"] == 0.0
 

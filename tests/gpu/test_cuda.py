@@ -66,7 +66,7 @@ def test_on_cuda_torch_is_left_alone() -> None:
 # Kernels against the CPU -----------------------------------------------------------------------------------
 
 
-def compare_experts(counts: list[int]) -> list[tuple[Tensor, Tensor]]:
+def compare_experts(counts: list[int], transformer_engine: bool) -> list[tuple[Tensor, Tensor]]:
     """(CUDA in bfloat16, a loop on the CPU in float32 over the same rounded values), output and gradients."""
     from parallel.megatron.platform import use_platform
 
@@ -74,6 +74,7 @@ def compare_experts(counts: list[int]) -> list[tuple[Tensor, Tensor]]:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from k25_train.model.experts import GroupedExperts
+    from k25_train.model.grouped_gemm import grouped_gemm
 
     config = TransformerConfig(
         num_layers=1,
@@ -84,7 +85,9 @@ def compare_experts(counts: list[int]) -> list[tuple[Tensor, Tensor]]:
         add_bias_linear=False,
         params_dtype=torch.bfloat16,
     )
-    experts = GroupedExperts(len(counts), config, pg_collection=SimpleNamespace(ep=None, expt_dp=None))
+    gemm = grouped_gemm(transformer_engine=transformer_engine, dtype=torch.bfloat16)
+    groups = SimpleNamespace(ep=None, expt_dp=None)
+    experts = GroupedExperts(len(counts), config, pg_collection=groups, gemm=gemm)
     generator = torch.Generator().manual_seed(2)
 
     def draw(*shape: int) -> Tensor:
@@ -107,10 +110,42 @@ def compare_experts(counts: list[int]) -> list[tuple[Tensor, Tensor]]:
     return [(a.detach().cpu().float(), b.detach()) for a, b in zip(found, expected, strict=True)]
 
 
+@pytest.mark.parametrize("transformer_engine", [True, False])
 @pytest.mark.parametrize("counts", [[5, 9, 1, 33], [0, 40, 0, 8], [0, 0, 0, 0]], ids=str)
-def test_grouped_experts_equal_a_loop_on_the_cpu(counts: list[int]) -> None:
-    for grouped, loop in in_fresh_process(compare_experts, counts):
+def test_grouped_experts_equal_a_loop_on_the_cpu(counts: list[int], transformer_engine: bool) -> None:
+    for grouped, loop in in_fresh_process(compare_experts, counts, transformer_engine):
         torch.testing.assert_close(grouped, loop, rtol=5e-2, atol=2e-2)
+
+
+def sums_of_weight_gradients(transformer_engine: bool) -> tuple[Tensor, Tensor]:
+    """The sum of 64 micro-batches' gradients of grouped matrices: in `main_grad`, and as float64 has it."""
+    from parallel.megatron.platform import use_platform
+
+    device = use_platform("cuda")
+    from k25_train.model.grouped_gemm import grouped_gemm, grouped_linear
+    from parallel.megatron.wgrad import own_weight_gradients
+
+    counts = [96, 0, 33, 127]
+    weights = torch.nn.Parameter(torch.zeros(len(counts), 128, 64, device=device, dtype=torch.bfloat16))
+    weights.main_grad = torch.zeros_like(weights, dtype=torch.float32)  # type: ignore[attr-defined]
+    gemm = grouped_gemm(transformer_engine=transformer_engine, dtype=torch.bfloat16)
+    wgrads = own_weight_gradients(torch.nn.Identity(), weights, later=False)
+    exact = torch.zeros(weights.shape, device=device, dtype=torch.float64)
+    for _ in range(64):
+        rows, gradient = (
+            torch.randn(sum(counts), width, device=device, dtype=torch.bfloat16) for width in (64, 128)
+        )
+        groups = gemm.groups(torch.tensor(counts), device)
+        grouped_linear(rows.requires_grad_(), weights, groups, gemm, wgrads).backward(gradient)
+        split = zip(gradient.double().split(counts), rows.detach().double().split(counts), strict=True)
+        exact += torch.stack([of_output.T @ part for of_output, part in split])
+    return weights.main_grad.double().cpu(), exact.cpu()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("transformer_engine", [True, False])
+def test_weight_gradients_add_up_as_in_float32(transformer_engine: bool) -> None:
+    found, exact = in_fresh_process(sums_of_weight_gradients, transformer_engine)
+    assert (found - exact).norm() < 1e-5 * exact.norm(), "rounded to bfloat16 it would be 1e-3"
 
 
 def test_the_tower_computes_what_it_computes_on_the_cpu() -> None:

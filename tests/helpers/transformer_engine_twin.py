@@ -1,9 +1,9 @@
 """A stand-in for Transformer Engine 2.20 on the CPU, and the model built with it.
 
 Transformer Engine needs CUDA to be installed. What the model needs of it is three modules, `Linear`,
-`RMSNorm` and `DotProductAttention` (`packed_attention.py`); here they have its signatures, its demand that
-inputs and weights are of one type, and its extra state, and compute the same with torch. Everything else that
-megatron-core imports is a mock.
+`RMSNorm` and `DotProductAttention` (`packed_attention.py`), and grouped products (`te_grouped_gemm.py`); here
+they have its signatures, its demand that inputs and weights are of one type, its extra state and its way with
+`main_grad`, and compute the same with torch. Everything else that megatron-core imports is a mock.
 
 `python -m tests.helpers.transformer_engine_twin` compares the model built with and without, and prints what
 it found as JSON. It needs a process of its own: megatron-core looks for Transformer Engine when imported.
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from k25_train.config.cluster import Device
+from tests.helpers import te_grouped_gemm
 from tests.helpers.packed_attention import DotProductAttention
 from tests.helpers.tiny_model import modules_of
 
@@ -60,13 +61,15 @@ class Linear(WithExtraState):
     ) -> None:
         super().__init__()
         assert parallel_mode in (None, "row", "column") and not bias and not return_bias
-        self.parallel_mode = parallel_mode
+        self.parallel_mode, self.fuse_wgrad_accumulation = parallel_mode, fuse_wgrad_accumulation
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=params_dtype, device=device))
         self.bias = torch.empty(0, dtype=params_dtype, device=device)
 
     def forward(self, inp: Tensor, is_first_microbatch: bool | None = None) -> Tensor:
         if inp.dtype is not self.weight.dtype:
             raise TypeError(f"input is {inp.dtype}, weight is {self.weight.dtype}")
+        if self.fuse_wgrad_accumulation:
+            return te_grouped_gemm.FusedLinear.apply(inp, self.weight)
         return F.linear(inp, self.weight)
 
 
@@ -114,6 +117,7 @@ class Twin(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.root.common.recipe.DelayedScaling = type("DelayedScaling", (), {})
         pytorch.optimizers.FusedAdam = torch.optim.AdamW
         pytorch.cpp_extensions.general_gemm = general_gemm
+        pytorch.cpp_extensions.general_grouped_gemm = te_grouped_gemm.general_grouped_gemm
         no_offload = (contextlib.nullcontext(), lambda tensor: tensor)
         pytorch.cpu_offload.get_cpu_offload_context = lambda *_, **__: no_offload
 
@@ -165,17 +169,23 @@ DOCUMENTS, NUM_REAL = (50, 58, 20), 108
 
 
 def run(chunk: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses of two documents and the gradients of their sum."""
+    """Losses of two documents, and the gradients of their sum as data parallelism would have them."""
     from k25_train.model.attention import PackedDocuments
 
     tokens = torch.arange(128) % 300
     documents = PackedDocuments.of(DOCUMENTS, torch.device("cpu"), (2,))
     for core in modules_of(chunk, "DocumentAttention"):
         core.record_max_logits = True
+    weights = dict(chunk.named_parameters())
+    for weight in weights.values():
+        weight.main_grad = torch.zeros_like(weight, dtype=torch.float32)
+        weight.grad_added_to_main_grad = False
     losses = chunk(tokens, documents, labels=tokens.flip(0))[:NUM_REAL]
     losses.sum().backward()
-    gradients = {name: weight.grad for name, weight in chunk.named_parameters() if weight.grad is not None}
-    return losses.detach(), gradients
+    for weight in weights.values():
+        if weight.grad is not None and not weight.grad_added_to_main_grad:
+            weight.main_grad.add_(weight.grad)
+    return losses.detach(), {name: weight.main_grad for name, weight in weights.items()}
 
 
 def records_of_attention(chunk: Any) -> list[tuple[str, tuple[int, ...], int]]:
@@ -206,6 +216,7 @@ def compare() -> dict[str, Any]:
     place = ChunkPlace(first_layer=0, first_expert=0)
     ours, twin = build_pair()
     (losses, gradients), (twin_losses, twin_gradients) = run(ours), run(twin)
+    products = [call.layout for call in te_grouped_gemm.calls]
     calls = [dict(call) for call in DotProductAttention.calls]
     logits = [
         torch.stack([core.max_logits for core in modules_of(model, "DocumentAttention")])
@@ -221,7 +232,10 @@ def compare() -> dict[str, Any]:
         },
         "parameters": [[*dict(model.named_parameters())] for model in (ours, twin)],
         "global names": [[name for name, _ in global_state(model, place)] for model in (ours, twin)],
-        "gradients": [sorted(gradients), sorted(twin_gradients)],
+        "gradients": [
+            sorted(name for name in each if each[name].any()) for each in (gradients, twin_gradients)
+        ],
+        "grouped products": products,
         "attention": calls,
         "logits": [each.tolist() for each in logits],
         "saved": records_of_attention(twin),

@@ -4,8 +4,9 @@ It reduces gradients and gathers parameters through the data-parallel group what
 group of one costs a copy; gloo gives the copy to its own threads, which start separate OpenMP teams and
 compete with the model's for cores: a step with two threads took 1.5 times as long.
 
-It also passes every linear layer and every token exchange through autograd functions written in Python, which
-do nothing in a group of one; where a matrix product takes microseconds, they cost several percent of a step.
+It also passes the inputs and outputs of linear layers and every token exchange through autograd functions
+written in Python, which do nothing in a group of one; where a matrix product takes microseconds, they cost
+several percent of a step.
 """
 
 import contextlib
@@ -13,7 +14,6 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -56,7 +56,7 @@ def keep_singleton_groups_local() -> None:
     buffers.dist_reduce_scatter_func = _copy_if_singleton(buffers.dist_reduce_scatter_func)
     buffers.dist_all_gather_func = _copy_if_singleton(buffers.dist_all_gather_func)
     buffers._coalescing_manager = _coalesce_unless_singleton(buffers._coalescing_manager)
-    # 2. Linear layers and token exchanges.
+    # 2. Inputs and outputs of linear layers, and token exchanges.
     _skip_autograd_functions()
 
 
@@ -67,8 +67,6 @@ def _skip_autograd_functions() -> None:
     copy_to, reduce_from = "copy_to_tensor_model_parallel_region", "reduce_from_tensor_model_parallel_region"
     for module, name in ((layers, copy_to), (layers, reduce_from), (moe_utils, reduce_from)):
         setattr(module, name, _identity_if_singleton(getattr(module, name)))
-    name = "linear_with_grad_accumulation_and_async_allreduce"
-    setattr(layers, name, _plain_if_singleton(getattr(layers, name)))
     token_dispatcher.all_to_all = _no_exchange_if_singleton(token_dispatcher.all_to_all)
 
 
@@ -84,18 +82,5 @@ def _no_exchange_if_singleton(exchange: Callable[..., Tensor]) -> Callable[..., 
     @functools.wraps(exchange)
     def run(group: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return tensor if group.size() == 1 else exchange(group, tensor, *args, **kwargs)
-
-    return run
-
-
-def _plain_if_singleton(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(linear)
-    def run(
-        input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, tp_group: Any = None, **kwargs: Any
-    ) -> Tensor:
-        asks_more = kwargs.get("gradient_accumulation_fusion") or kwargs.get("grad_output_buffer") is not None
-        if tp_group is None or tp_group.size() > 1 or asks_more:
-            return linear(input, weight, bias, *args, tp_group=tp_group, **kwargs)
-        return F.linear(input, weight, bias)
 
     return run
