@@ -88,7 +88,7 @@ def general_grouped_gemm(
 
 
 class FusedLinear(torch.autograd.Function):
-    """The product of `Linear` with `fuse_wgrad_accumulation`: the weight's gradient is added to `main_grad`, read
+    """`Linear` with `fuse_wgrad_accumulation`: the weight's gradient is added to `main_grad`, which is read
     when it is needed; autograd, and so data parallelism's hook, gets a tensor of anything."""
 
     @staticmethod
