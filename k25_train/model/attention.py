@@ -23,6 +23,7 @@ from k25_train.model.documents import DocumentBounds
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.plan.memory.kernels import AttentionKernel
 from parallel.activations.annotate import named, recomputed
+from parallel.host.upload import upload
 
 
 @dataclass
@@ -56,8 +57,8 @@ class PackedDocuments(PackedSeqParams):
             max_seqlen_q=bounds.longest,
             max_seqlen_kv=bounds.longest,
             bounds=bounds,
-            is_padding=is_padding.to(device, non_blocking=True),
-            positions=positions.to(device, non_blocking=True),
+            is_padding=upload(is_padding, device),
+            positions=upload(positions, device),
         )
 
     @property

@@ -39,6 +39,7 @@ from k25_train.model.moonvit_items import (
 )
 from k25_train.model.moonvit_positions import PatchEmbed
 from k25_train.plan.memory.kernels import AttentionKernel
+from parallel.host.upload import upload
 
 
 class MoonViT3D(nn.Module):
@@ -88,7 +89,7 @@ class MoonViT3D(nn.Module):
     def _embed(self, pixels_PX: Tensor, items: PackedItems) -> Tensor:
         """[P, X] in the given order -> [P, C] in the tower's order."""
         if items.patch_order is not None:
-            pixels_PX = pixels_PX.index_select(0, items.patch_order.to(pixels_PX.device))
+            pixels_PX = pixels_PX.index_select(0, upload(items.patch_order, pixels_PX.device))
         return self.patch_embed(pixels_PX, items)
 
     def _merge(self, hidden_PC: Tensor, items: PackedItems) -> Tensor:
@@ -96,9 +97,8 @@ class MoonViT3D(nn.Module):
         features_VSC = pool_and_merge(self.encoder.final_layernorm(hidden_PC), items, self.vision.merge_size)
         if items.patch_order is None:
             return features_VSC
-        return features_VSC.index_select(
-            0, items.feature_order(self.vision.merge_size).to(features_VSC.device)
-        )
+        order_V = upload(items.feature_order(self.vision.merge_size), features_VSC.device)
+        return features_VSC.index_select(0, order_V)
 
 
 def chain(first: Layer, second: Layer) -> Layer:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from k25_train.config.model import VisionConfig
 from k25_train.model.moonvit_items import GridRun, PackedItems
+from parallel.host.upload import upload
 
 NUM_CHANNELS = 3
 TEMPORAL_BASE = 10000.0
@@ -89,7 +90,7 @@ def bicubic_matrix(table_size: int, size: int, device: torch.device) -> Tensor:
     """[size, table_size] float32 weights that resample one axis as F.interpolate(mode="bicubic") does."""
     unit_rows = torch.eye(table_size).view(1, table_size, table_size, 1)
     resampled = F.interpolate(unit_rows, size=(size, 1), mode="bicubic", align_corners=False)
-    return resampled[0, :, :, 0].T.contiguous().to(device)
+    return upload(resampled[0, :, :, 0].T.contiguous(), device)
 
 
 @fixed_table
@@ -97,7 +98,7 @@ def temporal_table(num_frames: int, channels: int, device: torch.device) -> Tens
     """[num_frames, channels] float32: sines of all frequencies, then cosines."""
     frequencies = TEMPORAL_BASE ** -(torch.arange(0, channels, 2, dtype=torch.float32) / channels)
     angles = torch.outer(torch.arange(num_frames, dtype=torch.float32), frequencies)
-    return torch.cat([angles.sin(), angles.cos()], dim=1).to(device)
+    return upload(torch.cat([angles.sin(), angles.cos()], dim=1), device)
 
 
 @fixed_table
@@ -105,7 +106,7 @@ def axis_rotations(max_grid: int, head_dim: int, theta: float, device: torch.dev
     """[max_grid, head_dim/4] complex64: the rotation of each frequency at each position along one axis."""
     frequencies = theta ** -(torch.arange(0, head_dim, 4, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(max_grid, dtype=torch.float32), frequencies)
-    return torch.polar(torch.ones_like(angles), angles).to(device)
+    return upload(torch.polar(torch.ones_like(angles), angles), device)
 
 
 def rope_rotations(items: PackedItems, vision: VisionConfig, device: torch.device) -> Tensor:

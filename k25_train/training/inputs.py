@@ -18,6 +18,7 @@ from k25_train.training.device_batch import DeviceBatch, to_device
 from k25_train.training.forward import TokenCounts
 from k25_train.training.staging import Staging
 from parallel.dep.engine import VisionWork
+from parallel.host.upload import upload
 from parallel.topology import Topology
 from parallel.watchdog.phases import PhaseTracker
 
@@ -103,7 +104,7 @@ class InputReader:
             if topology.holds_first_chunk:
                 own[2:] = read.batches.num_with_loss, read.batches.num_tokens
         # float64 counts exactly what a global batch of 67M tokens can have.
-        summed = torch.tensor(own, dtype=torch.float64, device=topology.device)
+        summed = upload(torch.tensor(own, dtype=torch.float64), topology.device)
         with self._tracker.phase("agree on inputs", range(topology.world_size)):
             dist.all_reduce(summed)
             return [int(number) for number in summed.tolist()]

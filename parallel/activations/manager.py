@@ -22,6 +22,7 @@ from parallel.activations.saving_pass import SaveRecord, SavingPass
 from parallel.activations.sizes import OUTPUTS_IN_FLIGHT
 from parallel.activations.storage import deallocate_data, weights_of
 from parallel.host.copier import copier_of
+from parallel.host.upload import upload
 from parallel.pipeline.schedule import PassKey
 
 
@@ -88,7 +89,7 @@ class ActivationManager:
         self._engine.check_empty()
         stats = self._engine.read_stats()
         # 3. One collective for all figures; each gets its type back.
-        values = torch.tensor(astuple(stats), dtype=torch.float64, device=self._engine.device)
+        values = upload(torch.tensor(astuple(stats), dtype=torch.float64), self._engine.device)
         dist.all_reduce(values, dist.ReduceOp.MAX)
         kinds = [type(value) for value in astuple(stats)]
         return OffloadStats(*(kind(value) for kind, value in zip(kinds, values.tolist(), strict=True)))

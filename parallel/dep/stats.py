@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from parallel.host.upload import upload
+
 
 @dataclass(slots=True)
 class VisionStats:
@@ -69,12 +71,12 @@ class VisionSummary:
                 stats.split_bytes,
             ],
             dtype=torch.float64,
-            device=device,
         )
         # float64 holds counts of bytes exactly up to 2**53.
         gathered = torch.empty(dist.get_world_size() * len(own), dtype=torch.float64, device=device)
-        dist.all_gather_into_tensor(gathered, own)
-        by_rank = gathered.view(-1, len(own))
+        dist.all_gather_into_tensor(gathered, upload(own, device))
+        # Read once: each value that is read from a device waits for it.
+        by_rank = gathered.view(-1, len(own)).cpu()
         work_max, exposed_max, patches_max, peak, *_ = by_rank.amax(dim=0).tolist()
         work_mean, _, patches_mean, *_ = by_rank.mean(dim=0).tolist()
         return cls(

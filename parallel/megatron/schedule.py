@@ -56,7 +56,9 @@ def run_schedule[Batch](
 
     # These two are read from the chunks' configuration at every call, and differ from call to call.
     config = get_model_config(chunks[0])
-    config.moe_grad_scale_func = lambda: balance_loss_scale
+    # Made on the device once: a number would be copied there in every pass, and the host would wait.
+    scale = torch.full((), balance_loss_scale, device=topology.device)
+    config.moe_grad_scale_func = lambda: scale
     if topology.vpp_size > 1:
         group_size = micro_batch_group_size(len(micro_batches), topology.pp_size)
         config.microbatch_group_size_per_vp_stage = group_size

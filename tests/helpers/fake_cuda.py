@@ -8,7 +8,8 @@
 
 Within, tensors say that they are on `cuda:0`, and compute in host memory: values are right, so that code
 whose course depends on them (token counts, masks) runs as it is, and collectives go over gloo, which takes
-the place of NCCL. A kernel that only a GPU has gives zeros of the right shapes. Streams order nothing, and
+the place of NCCL. A kernel that only a GPU has gives zeros of the right shapes; FP8 storage runs as its twin.
+Streams order nothing, and
 `torch.cuda.is_available()` is true. Host memory counts as pinned where it was made so (`pin_memory`,
 `cudaHostRegister`).
 
@@ -34,6 +35,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from parallel.activations import fp8
 from parallel.megatron.patches import cuda_shim
 from tests.helpers.fake_cuda_device import answer_for_gpu, let_backward_run
 from tests.helpers.fake_cuda_seen import Seen
@@ -231,6 +233,8 @@ def fake_cuda() -> Iterator[Seen]:
         mock.patch.object(Tensor, "pin_memory", lambda tensor, *_: seen.pinned.mark(tensor.clone())),
         mock.patch.object(Tensor, "is_pinned", lambda tensor, *_: seen.pinned.has(tensor)),
         *(mock.patch.object(torch, name, pinning(getattr(torch, name), seen)) for name in ("empty", "zeros")),
+        # Kernels of Triton run as their twins in torch.
+        mock.patch.object(fp8, "_on_cuda", lambda tensor: False),
         mock.patch.object(dist, "init_process_group", over_gloo(dist.init_process_group)),
         mock.patch.object(dist, "barrier", blocking(dist.barrier, seen)),
         # A module's `.to("cuda")` makes new parameters: those in host memory cannot become of another class.
