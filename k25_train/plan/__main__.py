@@ -4,7 +4,8 @@
 
 Printed are the model's parameters by module, total and active, the pipeline layout, and what ranks send in a
 step. Views: --optimizer is the rule by which each parameter is updated, and the optimizer's state on each
-rank; --activations what is saved of each layer and done with it, and what a rank of each stage has to hold.
+rank; --activations what is saved of each layer and done with it, and what a rank of each stage has to hold;
+--time where the time of a step goes, next to the model's FLOPs.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from k25_train.plan.report.memory import (
 )
 from k25_train.plan.report.optimizer import optimizer_as_dict, rule_lines, state_lines, time_lines
 from k25_train.plan.report.parameters import parameter_summary, parameter_table
+from k25_train.plan.report.time import budget_as_dict, budget_table
+from k25_train.plan.time.budget import StepBudget
 from k25_train.plan.time.communication import communication
 
 ANY_WIDTH = Console(width=1000)
@@ -51,6 +54,7 @@ def _run() -> None:
     views = parser.add_mutually_exclusive_group()
     views.add_argument("--optimizer", action="store_true", help="print rules and state of the optimizer")
     views.add_argument("--activations", action="store_true", help="print activations and memory by stage")
+    views.add_argument("--time", action="store_true", help="print where the time of a step goes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = read_arguments(parser)
     pipeline = plan_pipeline(compose(arguments.overrides))
@@ -59,6 +63,8 @@ def _run() -> None:
         print_view = print_optimizer
     elif arguments.activations:
         print_view = print_activations
+    elif arguments.time:
+        print_view = print_time
     print_view(pipeline, as_json=arguments.json)
 
 
@@ -109,6 +115,16 @@ def print_activations(pipeline: PipelinePlan, *, as_json: bool) -> None:
     console.print(kernel_line(config), soft_wrap=True, highlight=False)
     for line in memory_lines(pipeline, memories):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def print_time(pipeline: PipelinePlan, *, as_json: bool) -> None:
+    """Print the budget of a step."""
+    budget = StepBudget(pipeline)
+    if as_json:
+        print(json.dumps(budget_as_dict(budget), indent=2))
+        return
+    table = budget_table(budget)
+    Console(width=Measurement.get(ANY_WIDTH, ANY_WIDTH.options, table).maximum).print(table)
 
 
 if __name__ == "__main__":
