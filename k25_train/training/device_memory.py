@@ -18,6 +18,7 @@ from k25_train.plan.memory.remedies import fitting_overrides
 from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.pipeline import PipelinePlan
 from k25_train.units import GB
+from parallel.host.upload import upload
 from parallel.topology import Topology
 
 TOLERANCE = 0.1
@@ -120,7 +121,7 @@ class DeviceMemory:
         ratio = min(allocated / self._of_rank(self._rank), MOST_RATIO)
         figures = [allocated // UNIT_BYTES, reserved // UNIT_BYTES]
         figures += [round(each * MILLIONTHS) for each in (ratio, MOST_RATIO - ratio)]
-        packed = torch.tensor([(each << RANK_BITS) + self._rank for each in figures], device=self._device)
+        packed = upload(torch.tensor([(each << RANK_BITS) + self._rank for each in figures]), self._device)
         # 2. The largest of each, over all ranks.
         dist.all_reduce(packed, dist.ReduceOp.MAX)
         (most, where), (held, _), (over, over_at), (under, under_at) = (

@@ -1,6 +1,7 @@
 """What makes the host wait in each part of a training step, seen on fake CUDA tensors (`fake_cuda`)."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -25,9 +26,8 @@ DISPATCHER = (
 """Where megatron-core learns how many tokens it sends to each rank: the host has to wait for that."""
 ONCE_A_STEP = {
     "inputs": (
-        "k25_train/training/inputs.py",  # whether all ranks could read their share
-        "k25_train/training/decoupled_tower.py",  # which items did not decode
-        "k25_train/training/decoupled_tower.py",
+        "k25_train/training/inputs.py",  # whether all ranks could read their share, and how many tokens
+        "k25_train/training/staging.py",  # copies of the step before last, which are done
     ),
     OPTIMIZER: ("parallel/megatron/skip_non_finite.py",),  # whether the gradient is finite
     # Figures of the step, once it is done.
@@ -36,6 +36,7 @@ ONCE_A_STEP = {
         "k25_train/optim/qk_clip.py",
         "parallel/dep/stats.py",
         "parallel/activations/manager.py",
+        "k25_train/training/device_memory.py",
     ),
 }
 """Part -> where the host reads a value once a step, one entry for each time."""
@@ -70,28 +71,24 @@ def is_allowed(part: str, blocking: Blocking) -> bool:
 
 def blocking_by_part(context: RankContext, arguments: Sequence[str]) -> ByPart:
     """Train two steps of a run with a faked GPU; what blocks in the second, and in modules alone."""
+    os.environ.update(context.environment() | {"LOCAL_RANK": "0"})
+    from k25_train.compose.resolve import compose
+    from k25_train.data.start import start_source
+
+    # What reads ahead is a process of its own, without a GPU.
+    config = compose(arguments)
+    data = start_source(config)
     with fake_cuda() as seen:
-        run, train_step = start(context, arguments)
-        with run.loader:
+        from k25_train.training.run import build_run
+        from k25_train.training.step import train_step
+        from parallel.megatron.platform import use_platform
+
+        run = build_run(config, use_platform("cuda"), data)
+        with run.data:
             with seen.paused():
                 train_step(run, 1)
             found = in_step(seen, run, train_step)
             return found | in_modules(seen, run)
-
-
-def start(context: RankContext, arguments: Sequence[str]) -> tuple[Any, Callable[..., Any]]:
-    """Build a run of these overrides on the faked GPU."""
-    import os
-
-    os.environ.update(context.environment() | {"LOCAL_RANK": "0"})
-    from k25_train.compose.resolve import compose
-    from parallel.megatron.platform import use_platform
-
-    device = use_platform("cuda")
-    from k25_train.training.run import build_run
-    from k25_train.training.step import train_step
-
-    return build_run(compose(arguments), device), train_step
 
 
 def in_step(seen: Seen, run: Any, train_step: Callable[..., Any]) -> ByPart:
