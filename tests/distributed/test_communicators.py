@@ -58,7 +58,7 @@ def trained(context: RankContext, arguments: Sequence[str]) -> Found:
         before = {(group, KINDS.get(kind, kind)) for group, kind in used}
         used.clear()
         report = Report(run.config, is_main=run.is_main, device_name="CPU")
-        with report, run.loader, run.claim:
+        with report, run.data, run.claim:
             Trainer(run, report).fit()
     return Found(lines, before, {(group, KINDS.get(kind, kind)) for group, kind in used})
 
