@@ -10,26 +10,11 @@ from typing import Any
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import MoELayer
-from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
-from torch import Tensor
 
 from k25_train.model.attention import PackedDocuments
-
-
-class RealTokenDispatcher(MoEAlltoAllTokenDispatcher):
-    """Sends each token to its experts, and padding, which has none, nowhere."""
-
-    num_padding = 0
-    """Tokens of the next micro-batch that are padding."""
-
-    def preprocess(self, routing_map: Tensor) -> Tensor:
-        """Count what is sent and received, by the map [T, E]; returns the tokens of each local expert."""
-        tokens_per_expert = super().preprocess(routing_map)
-        # Upstream takes the chosen pairs to be as many as the map has rows, and would send others, too.
-        self.num_out_tokens -= self.num_padding * self.config.moe_router_topk
-        return tokens_per_expert
+from k25_train.model.dispatcher import DISPATCHERS
 
 
 class DocumentExperts(MoELayer):
@@ -39,7 +24,7 @@ class DocumentExperts(MoELayer):
         self, config: TransformerConfig, *, pg_collection: ProcessGroupCollection, **kwargs: Any
     ) -> None:
         super().__init__(config, pg_collection=pg_collection, **kwargs)
-        self.token_dispatcher = RealTokenDispatcher(
+        self.token_dispatcher = DISPATCHERS[config.moe_token_dispatcher_type](
             self.num_local_experts, self.local_expert_indices, config=config, pg_collection=pg_collection
         )
 

@@ -75,11 +75,14 @@ def planned(stage: StagePlan, key: PassKey, stored: Sequence[Record], *, offload
     rows = iter([shape[0] for name, shape, *_ in stored if name == "moe.up_input"])
     logarithms = [shape for name, shape, *_ in stored if name == "attention.output" and len(shape) == 3]
     lengths = tuple(shape[2] for shape in logarithms[: len(logarithms) // max(1, len(layers))])
-    # Padding is in the place of a document, and goes to no expert: of the sorted list of all pairs of a token
-    # and an expert, only those of other tokens are used.
+    # Padding is in the place of a document, and goes to no expert: the pairs of a token and an expert that are
+    # sent are saved twice, before where each token's begin.
     tokens, model = config.train.seq_len, config.model
+    shapes = [shape for name, shape, *_ in stored if name == "rest"]
     sent = [
-        shape[0] for name, shape, _, num_bytes, _ in stored if num_bytes == 8 * tokens * model.num_experts
+        first[0]
+        for first, second, third in zip(shapes, shapes[1:], shapes[2:], strict=False)
+        if len(first) == 1 and first == second and third == (tokens,)
     ]
     num_sent = sent[0] // model.num_experts_per_token if sent else tokens
     sizes = replace(stage.balanced_sizes, documents=lengths or (tokens,), padding_tokens=tokens - num_sent)

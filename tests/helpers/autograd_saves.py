@@ -124,7 +124,6 @@ def records_without_memory(
     they are, since nobody knows where they are sent.
     """
     import torch.nn.functional as F
-    from megatron.core.transformer.moe import token_dispatcher
 
     from k25_train.model.attention import PackedDocuments
     from k25_train.model.build import build_model
@@ -140,7 +139,6 @@ def records_without_memory(
     use_platform("meta")
     F.rms_norm = lambda rows, _shape, weight, _eps: FusedNorm.apply(rows, weight)
     F.scaled_dot_product_attention = attention_of_unequal_widths
-    token_dispatcher.sort_chunks_by_idxs = chunks_in_order
     fp8._on_cuda = lambda tensor: False
     config, meta = compose(overrides), torch.device("meta")
     layout, found = layout_of(config), []
@@ -171,14 +169,6 @@ def attention_of_unequal_widths(
     """The kernel that CUDA has for values narrower than keys; autograd knows it on all devices."""
     attend = torch.ops.aten._scaled_dot_product_efficient_attention
     return attend(query, key, value, None, True, 0.0, is_causal, scale=scale)[0]
-
-
-def chunks_in_order(
-    rows: torch.Tensor, sizes: torch.Tensor, order: torch.Tensor, *, fused: bool, probs: Any = None
-) -> tuple[torch.Tensor, Any]:
-    """megatron-core's `sort_chunks_by_idxs` for chunks of about one size that are sorted already."""
-    copies = [each if each is None else torch.cat(each.tensor_split(len(sizes))) for each in (rows, probs)]
-    return copies[0], copies[1]
 
 
 def record_of(stored: SaveRecord) -> Record:

@@ -49,6 +49,9 @@ class Kernels:
     which keep that input in float32 and what it is normalised to. Both keep a float32 a row."""
     norm_statistics_in_float32: bool
     """Whether LayerNorm keeps means and deviations in float32; otherwise in the format of what it reads."""
+    permutation_is_fused: bool
+    """Whether rows are sorted by expert with Transformer Engine's kernels, which keep a map of all pairs of a
+    token and an expert. Otherwise those that are sent are kept, as indices of torch."""
     attention: AttentionKernel
     """The language model's attention."""
     vision_attention: AttentionKernel
@@ -65,6 +68,7 @@ def kernels_of(device: Device, dtype: DType, *, transformer_engine: bool) -> Ker
     return Kernels(
         norm_is_fused=device is Device.cuda,
         norm_statistics_in_float32=device is Device.cuda,
+        permutation_is_fused=transformer_engine,
         attention=attention_kernel(device, dtype, transformer_engine=transformer_engine),
         vision_attention=vision_attention_kernel(device, dtype),
     )

@@ -139,14 +139,22 @@ class SavedTensors:
             yield exact("router.scores", (), FLOAT_BYTES)
 
     def _dispatch(self) -> Iterator[SavedTensor]:
-        """Which of all pairs of an expert and a token are sent, as a part of their sorted list; their tokens;
-        and where each expert's rows end."""
-        pairs = self._sizes.tokens * self._model.num_experts
-        num_sent = self._sizes.tokens - self._sizes.padding_tokens
-        sent = (num_sent * self._model.num_experts_per_token,)
-        yield exact("rest", sent, INDEX_BYTES, memory_bytes=pairs * INDEX_BYTES)
-        yield exact("rest", sent, INDEX_BYTES)
-        yield exact("rest", (self._sizes.local_experts,), 4)
+        """Which pairs of a token and an expert are sent, twice, where each token's begin, how received rows
+        are sorted and put back; and where each expert's rows end."""
+        model, tokens, local = self._model, self._sizes.tokens, self._sizes.local_experts
+        is_fused, index_bytes = self._kernels.permutation_is_fused, INDEX_BYTES
+        if is_fused:
+            index_bytes = 4
+            yield exact("rest", (tokens, 2 * model.num_experts + 1), index_bytes)
+        else:
+            sent = ((tokens - self._sizes.padding_tokens) * model.num_experts_per_token,)
+            yield exact("rest", sent, index_bytes)
+            yield exact("rest", sent, index_bytes)
+            yield exact("rest", (tokens,), index_bytes)
+        if 1 < local < model.num_experts:
+            yield exact("rest", (self._sizes.expert_rows,), index_bytes)
+            yield exact("rest", (self._sizes.expert_rows,), index_bytes)
+        yield exact("rest", (local,), 4)
 
     def _experts(self) -> Iterator[SavedTensor]:
         rows, width = self._sizes.expert_rows, self._model.expert_ffn_hidden_size
