@@ -20,6 +20,7 @@ from k25_train.data.source import ThreadSource
 from k25_train.entry import run_command
 from k25_train.errors import ConfigError, DataError
 from k25_train.joining.environment import read_environment
+from k25_train.startup.determinism import prepare_determinism
 from k25_train.startup.platform import prepare_device
 
 CAPTION_LOSS = "eval_caption_loss"
@@ -34,6 +35,7 @@ def evaluate(
     """Held-out losses of a checkpoint by name, in nats per token; prints them."""
     # One evaluation is read before it is computed: a second process would only wait.
     data = ThreadSource(config)
+    prepare_determinism(config.train, config.cluster)
     device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.checkpoint import state

@@ -13,10 +13,12 @@ def train(config: Config) -> None:
     import torch
 
     from k25_train.data.start import start_source
+    from k25_train.startup.determinism import prepare_determinism
     from k25_train.startup.platform import prepare_device
 
     # Forked while there is neither a thread nor a CUDA context.
     data = start_source(config)
+    prepare_determinism(config.train, config.cluster)
     device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
     from k25_train.metrics.report import Report

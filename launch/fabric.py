@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from k25_train.config.cluster import Device
+from k25_train.config.determinism import deterministic_settings
 from k25_train.config.fabric import DETECT, AddressFamily, FabricConfig
 from k25_train.config.schema import Config
 from k25_train.startup import numa
@@ -38,6 +39,7 @@ def follow_from(config: Config) -> list[Variable]:
         found.append(Variable(numa.VARIABLE, numa.TO_GPU, reason))
         found.append(Variable("NCCL_DEBUG", "WARN", "NCCL reports why it fails, and nothing else"))
         found += watchdog_variables(config)
+    found += [Variable(*setting) for setting in deterministic_settings(config.train, config.cluster)]
     if config.cluster.fabric is not None:
         found += fabric_variables(config.cluster.fabric)
     slurm = config.cluster.slurm

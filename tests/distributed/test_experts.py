@@ -151,7 +151,7 @@ def test_expert_biases_move_against_the_load_of_the_global_batch(
     for biases, counts, num_tokens in by_rank:
         assert len(biases) == 4
         for bias, count in zip(biases, counts, strict=True):
-            assert count.sum() == 2 * num_tokens < 2 * 8 * 128, "each token has 2 experts, and padding none"
+            assert count.sum() == 3 * num_tokens < 3 * 8 * 128, "each token has 3 experts, and padding none"
             torch.testing.assert_close(bias, 0.001 * (count.mean() - count).sign(), rtol=1e-6, atol=0)
     assert all(torch.equal(a, b) for a, b in zip(by_rank[0][0], by_rank[1][0], strict=True))
 

@@ -38,12 +38,14 @@ def start_run(context: RankContext, arguments: Sequence[str]) -> Any:
     """Build the run of these overrides on a test rank."""
     os.environ.update(context.environment())
     from k25_train.compose.resolve import compose
+    from k25_train.startup.determinism import prepare_determinism
     from parallel.megatron.platform import use_platform
 
     config = compose(arguments)
     from k25_train.data.start import start_source
 
     data = start_source(config)
+    prepare_determinism(config.train, config.cluster)
     device = use_platform(config.cluster.device.value)
     from k25_train.training.run import build_run
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from k25_train.compose.resolve import compose
+from k25_train.joining.variables import is_compared
 from launch.fabric import environment
 from parallel.config import CUDA_ALLOCATOR
 from parallel.megatron import platform
@@ -56,6 +57,19 @@ def test_torch_s_watchdog_waits_for_the_stall_watchdog() -> None:
     assert int(found["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"]) == 1501
     config = compose([*ROCE, "train.stall_timeout_s=900.5"])
     assert config.train.collective_timeout_s > config.train.stall_timeout_s
+
+
+def test_what_determinism_needs_is_there_before_libraries_start() -> None:
+    found = variables(*ROCE, "train.deterministic=true")
+    added = {name: value for name, value in found.items() if name not in variables(*ROCE)}
+    assert added == {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+        "NCCL_ALGO": "Ring",
+    }
+    # Ranks that have them otherwise are told before the first step.
+    assert all(is_compared(name) for name in added)
+    assert "NCCL_ALGO" not in variables("experiment=smoke", "train.deterministic=true")
 
 
 @pytest.mark.parametrize("overlap", ["true", "false"])
