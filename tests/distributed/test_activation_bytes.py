@@ -75,7 +75,7 @@ def planned(stage: StagePlan, key: PassKey, stored: Sequence[Record], *, offload
     rows = iter([shape[0] for name, shape, *_ in stored if name == "moe.up_input"])
     logarithms = [shape for name, shape, *_ in stored if name == "attention.output" and len(shape) == 3]
     lengths = tuple(shape[2] for shape in logarithms[: len(logarithms) // max(1, len(layers))])
-    # Padding is in the place of a document, and goes to no expert: the pairs of a token and an expert that are
+    # Padding is in the place of a document, and goes to no expert: pairs of a token and an expert that are
     # sent are saved twice, before where each token's begin.
     tokens, model = config.train.seq_len, config.model
     shapes = [shape for name, shape, *_ in stored if name == "rest"]
