@@ -38,12 +38,16 @@ class AlltoAllDispatcher(MoEAlltoAllTokenDispatcher):
     num_padding = 0
     """Tokens of the next micro-batch that are padding."""
 
+    @property
+    def sorts_rows(self) -> bool:
+        """Whether rows arrive rank by rank, each with rows of several experts."""
+        return self.ep_size > 1 and self.num_local_experts > 1
+
     def preprocess(self, routing_map: Tensor) -> Tensor:
         """Count what is sent and received, by the map [T, E]; returns the tokens of each local expert."""
         tokens_per_expert = super().preprocess(routing_map)
         # Upstream takes the chosen pairs to be as many as the map has rows, and would send others, too.
         self.num_out_tokens -= self.num_padding * self.config.moe_router_topk
-        self.sorts_rows = self.ep_size > 1 and self.num_local_experts > 1
         if self.sorts_rows:
             # [ranks, local experts]; upstream goes on to move its own to the host.
             self.rows_from_ranks = self.num_global_tokens_per_local_expert

