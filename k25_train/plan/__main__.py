@@ -23,7 +23,7 @@ from k25_train.plan.memory.kernels import kernel_line
 from k25_train.plan.memory.stage import fullest, stage_memories
 from k25_train.plan.optimizer import parameter_kinds
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
-from k25_train.plan.report.communication import communication_table
+from k25_train.plan.report.communication import communication_table, dispatcher_table
 from k25_train.plan.report.memory import (
     item_table,
     memory_as_dict,
@@ -87,6 +87,8 @@ def print_overview(pipeline: PipelinePlan, *, as_json: bool) -> None:
     line = f"\nlayout over pp {sizes.pp} x vpp {sizes.vpp}: {layout}"
     console.print(line, soft_wrap=True, highlight=False)
     console.print(communication_table(config))
+    if config.parallelism.ep > config.cluster.gpus_per_node:
+        console.print(dispatcher_table(config))
 
 
 def print_optimizer(pipeline: PipelinePlan, *, as_json: bool) -> None:

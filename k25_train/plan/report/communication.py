@@ -4,7 +4,9 @@ from rich.table import Table
 
 from k25_train.config.schema import Config
 from k25_train.plan.time.communication import communication
+from k25_train.plan.time.expert_copies import bytes_between_nodes
 from k25_train.units import GB
+from parallel.dispatcher import Dispatcher
 
 
 def communication_table(config: Config) -> Table:
@@ -14,4 +16,18 @@ def communication_table(config: Config) -> Table:
     table.add_column("GB per rank", justify="right", no_wrap=True)
     for kind, volume in communication(config).items():
         table.add_row(kind, f"{volume.sent_bytes / config.world_size / GB:,.3f}")
+    return table
+
+
+def dispatcher_table(config: Config) -> Table:
+    """One row per dispatcher: what a rank sends to other nodes for experts in a step, and how long it takes
+    a network card."""
+    table = Table(title="Tokens between nodes in a step", title_justify="left")
+    table.add_column("dispatcher", no_wrap=True)
+    for name in ("GB per rank", "seconds of its card"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for kind in Dispatcher:
+        sent = bytes_between_nodes(config, kind) / GB
+        mark = " ◄" if kind is config.parallelism.dispatcher else ""
+        table.add_row(kind.value + mark, f"{sent:,.0f}", f"{sent / config.cluster.network_gb_per_s:,.1f}")
     return table

@@ -18,7 +18,9 @@ from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter
 from k25_train.parameters.update_rules import rule_of
 from k25_train.plan.optimizer import encoder_parameters, updated_parameters
+from k25_train.plan.time.expert_copies import EXCHANGES, copies_elsewhere
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
+from parallel.dispatcher import Dispatcher
 
 ROUTING_WEIGHT_BYTES = 4
 """The router works in float32."""
@@ -72,14 +74,18 @@ def _pipeline(config: Config) -> Volume:
 
 
 def _expert_exchange(config: Config) -> dict[str, Volume]:
-    """Each token goes to `num_experts_per_token` experts and back, and its gradient the same way."""
-    ep, model = config.parallelism.ep, config.model
-    rows = _moe_passes(config) * _tokens(config) * model.num_experts_per_token
-    hidden = rows * model.hidden_size * WEIGHT_BYTES[config.train.dtype]
-    leaving = (ep - 1) / ep
-    payloads = {"all-to-all": 4 * hidden, "all-to-all of weights": 2 * rows * ROUTING_WEIGHT_BYTES}
+    """Each token goes to `num_experts_per_token` experts and back, and its gradient the same way; with other
+    dispatchers than `alltoall` once to each rank that has any of them."""
+    ep, kind = config.parallelism.ep, config.parallelism.dispatcher
     # A group of one moves nothing.
-    return {kind: Volume(payload, payload * leaving) for kind, payload in payloads.items()}
+    leaving = copies_elsewhere(config, ep, kind)
+    copies = (
+        config.model.num_experts_per_token if kind is Dispatcher.alltoall else leaving * ep / max(1, ep - 1)
+    )
+    tokens = _moe_passes(config) * _tokens(config)
+    hidden = config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
+    each = {"all-to-all": EXCHANGES * hidden, "all-to-all of weights": 2 * ROUTING_WEIGHT_BYTES}
+    return {name: Volume(tokens * copies * size, tokens * leaving * size) for name, size in each.items()}
 
 
 def _over_replicas(config: Config, bytes_per_weight: int) -> Volume:

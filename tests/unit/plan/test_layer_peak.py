@@ -39,6 +39,7 @@ class FusedNorm(torch.autograd.Function):
 def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list[int]:
     """The most bytes of tensors that are no weights in a pass through each model, which takes no memory."""
     import torch.nn.functional as F
+
     from k25_train.model.attention import PackedDocuments
     from k25_train.model.build import build_model
     from k25_train.model.dispatcher import AlltoAllDispatcher
