@@ -49,5 +49,5 @@ def judge_machine(machine: Machine, build: Build, config: Config) -> list[Findin
     )
     findings.append(judge_clock_source(machine.clock_source))
     if has_gpus:
-        return [*findings, judge_dispatcher(config.parallelism.dispatcher.value, machine.shmem, build)]
+        return [*findings, judge_dispatcher(config, machine.shmem, build)]
     return [*findings, skipped(DISPATCHER, "the cluster computes on CPUs")]

@@ -92,6 +92,7 @@ class Build:
     """Package of NCCL -> its version: one for each major version of CUDA."""
     nvshmem: str | None
     deep_ep: str | None
+    transformer_engine: str | None = None
 
 
 def read_build() -> Build:
@@ -115,6 +116,7 @@ def read_build() -> Build:
         nccl=nccl,
         nvshmem=shmem[0] if shmem else None,
         deep_ep=installed("deep_ep"),
+        transformer_engine=installed("transformer_engine"),
     )
 
 

@@ -2,14 +2,9 @@
 
 from dataclasses import replace
 
-import pytest
-
 from k25_train.config.schema import Config
-from launch.preflight.dispatcher import Shmem, judge_dispatcher
-from launch.preflight.findings import Verdict
 from launch.preflight.names import Names, judge_names, read_names
 from launch.preflight.node import read_node
-from launch.preflight.system import Build
 from launch.preflight.traits import judge_traits
 from tests.helpers.node_faults import BAD, PASSED, SKIPPED, SO_SO, in_gpu
 from tests.helpers.recorded_node import RecordedNode
@@ -83,19 +78,3 @@ def test_a_node_of_other_parts(recorded: RecordedNode, config: Config) -> None:
     )
     assert [found[node].verdict for node in "abcde"] == [PASSED, BAD, PASSED, SO_SO, SKIPPED]
     assert found["b"].found == "NVLinks 7 and 8" and found["b"].rule == "most nodes have NVLinks 8"
-
-
-@pytest.mark.parametrize(
-    ("shmem", "deep_ep", "verdict", "words"),
-    [
-        (Shmem(has_gdrcopy=True, maps_peers=True), "1.2.1", PASSED, "deep_ep 1.2.1"),
-        (Shmem(has_gdrcopy=True, maps_peers=True), None, BAD, "no deep_ep"),
-        (Shmem(has_gdrcopy=False, maps_peers=True), "1.2.1", SO_SO, "/dev/gdrdrv"),
-        (Shmem(has_gdrcopy=True, maps_peers=False), "1.2.1", SO_SO, "does not map peers"),
-    ],
-)
-def test_deepep_needs_more_than_nccl(shmem: Shmem, deep_ep: str | None, verdict: Verdict, words: str) -> None:
-    build = Build(cuda="13.0", nccl={}, nvshmem="3.4.5", deep_ep=deep_ep)
-    own = judge_dispatcher("flex", shmem, build)
-    assert own.verdict is verdict and words in own.found
-    assert judge_dispatcher("alltoall", shmem, build).verdict is SKIPPED
