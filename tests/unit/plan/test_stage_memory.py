@@ -170,7 +170,7 @@ def test_the_encoder_is_planned_upfront_and_in_bubbles(fitting: Config) -> None:
     config = compose(["experiment=k25_pretrain_4k", "dep.schedule=bubbles"])
     pipeline = plan_pipeline(config)
     memories, memory = stage_memories(pipeline), chunk_memory(pipeline)
-    assert all(not each.encoding and 2.3e9 < each.tower < 5e9 for each in memories)
+    assert all(not each.encoding and 2.3e9 < each.tower < 7e9 for each in memories)
     assert not memory.keeps(16384) and memory.keeps(500)
     assert room_bytes(config, fullest(memories)) > 0
     on_cpu = replace(config, cluster=replace(config.cluster, gpu_memory_gb=None))
