@@ -229,7 +229,7 @@ def weights_between_samples(context: RankContext, arguments: Sequence[str]) -> l
 
 def test_between_two_samples_nothing_is_clipped(data: Path, tmp_path: Path) -> None:
     """Though logits are beyond the threshold in every step: those of the step before are not this one's."""
-    command = overrides(data, tmp_path, *layout(), *MODEL, "train.steps=6", "optim.lr=1e-4")
+    command = overrides(data, tmp_path, *layout(), *MODEL, "train.steps=6", "optim.lr=2e-4")
     command += ["optim.warmup_steps=0", "optim.decay_steps=1", "optim.qk_clip_threshold=1e-4"]
     found = run_ranks(weights_between_samples, 1, [*command, "optim.qk_clip_interval=3"])[0]
     everything = NUM_LAYERS * NUM_HEADS
