@@ -19,12 +19,11 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from torch import Tensor, nn
 
 from k25_train.config.model import ModelConfig
-from k25_train.errors import ConfigError
 from k25_train.model.attention import DocumentAttention, PackedLatentAttention
 from k25_train.model.experts import GroupedExperts
 from k25_train.model.grouped_gemm import GroupedGemm, grouped_gemm
 from k25_train.model.layer import DocumentExperts, DocumentLayer
-from k25_train.model.megatron_config import BackboneConfig
+from k25_train.model.megatron_config import BackboneConfig, check_transformer_engine
 from k25_train.model.router import SequenceBalancedRouter
 from k25_train.model.swiglu import SwiGLU
 from k25_train.model.token_losses import token_losses
@@ -40,15 +39,9 @@ def linear_backend(*, transformer_engine: bool) -> BackendSpecProvider:
     """
     if not transformer_engine:
         return LocalSpecProvider()
-    from megatron.core.extensions.transformer_engine import HAVE_TE
+    check_transformer_engine()
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
-    if not HAVE_TE:
-        raise ConfigError(
-            "train.transformer_engine=true, but transformer_engine cannot be imported: install it "
-            "(pip install 'k25-train[gpu]', or take it from the container), or set "
-            "train.transformer_engine=false"
-        )
     return TESpecProvider()
 
 

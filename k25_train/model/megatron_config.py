@@ -9,6 +9,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 from k25_train.config.basics import DType
 from k25_train.config.model import ModelConfig
 from k25_train.config.training import TrainConfig
+from k25_train.errors import ConfigError
 from parallel.config import ParallelismConfig
 from parallel.dispatcher import Dispatcher
 from parallel.pipeline.layout import PipelineLayout
@@ -29,7 +30,12 @@ class BackboneConfig(MLATransformerConfig):
 def backbone_config(
     model: ModelConfig, train: TrainConfig, sizes: ParallelismConfig, layout: PipelineLayout
 ) -> BackboneConfig:
-    """Translate to megatron-core. The layout's chunks must match `sizes.pp` and `sizes.vpp`."""
+    """Translate to megatron-core. The layout's chunks must match `sizes.pp` and `sizes.vpp`.
+
+    Raises `ConfigError` if Transformer Engine is configured but not installed.
+    """
+    if train.transformer_engine:
+        check_transformer_engine()
     config = BackboneConfig(
         **_architecture(model),
         **_router(model),
@@ -47,6 +53,18 @@ def backbone_config(
     )
     config.bf16 = train.dtype is DType.bfloat16
     return config
+
+
+def check_transformer_engine() -> None:
+    """Raise `ConfigError` if Transformer Engine cannot be imported."""
+    from megatron.core.extensions.transformer_engine import HAVE_TE
+
+    if not HAVE_TE:
+        raise ConfigError(
+            "train.transformer_engine=true, but transformer_engine cannot be imported: install it "
+            "(pip install 'k25-train[gpu]', or take it from the container), or set "
+            "train.transformer_engine=false"
+        )
 
 
 def _architecture(model: ModelConfig) -> dict:
