@@ -27,8 +27,8 @@ def test_the_reports_plan() -> None:
     weights_sent = dense * 15 + vision * 255
     assert volumes["reduce-scatter"].sent_bytes == weights_sent * 4
     assert volumes["all-gather"].sent_bytes == weights_sent * 2
-    # All matrices go to their owners and back, in float32.
-    assert volumes["matrices"].payload_bytes == 1_024_523_726_848 * 2 * 4
+    # All matrices go to their owners and back, in bfloat16.
+    assert volumes["matrices"].payload_bytes == 1_024_523_726_848 * 2 * 2
 
 
 def test_a_token_goes_once_to_each_node_or_once_for_each_expert() -> None:
