@@ -127,6 +127,8 @@ class FlexDispatcher(MoEFlexTokenDispatcher):
 class DeepEP(_DeepepManager):
     """Upstream's calls of DeepEP, without padding and without waiting for the device."""
 
+    token_indices: Tensor
+
     def setup_metadata(self, routing_map: Tensor, probs: Tensor) -> None:
         """The experts [T, K] of each token and their weights; -1 for those that it does not have."""
         super().setup_metadata(routing_map, probs)
@@ -169,6 +171,9 @@ class NcclEP(_NCCLEPManager):
     Its interface does not say that a token may go nowhere. Padding goes with a weight of zero, which makes
     its outputs and all of its gradients zeros, and to no expert more than to others.
     """
+
+    token_indices: Tensor
+    token_probs: Tensor
 
     def setup_metadata(self, routing_map: Tensor, probs: Tensor) -> None:
         """The experts [T, K] of each token and their weights."""

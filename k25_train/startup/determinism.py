@@ -28,5 +28,5 @@ def prepare_determinism(train: TrainConfig, cluster: ClusterConfig) -> None:
         import torch
 
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False

@@ -14,7 +14,7 @@ from k25_train.plan.time.step import flops_per_s, layers_s
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.units import GB
 from parallel.activations.policy import Policy
-from parallel.config import Dispatcher
+from parallel.dispatcher import Dispatcher
 
 EXCHANGES = 4
 """Of a layer: dispatch and combine, forward and backward."""
