@@ -21,7 +21,11 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+)
 from torch import Tensor, nn
 
 
@@ -165,8 +169,41 @@ def linear(inputs: Tensor, weight: nn.Parameter, wgrads: WeightGradients) -> Ten
     return _Linear.apply(inputs, weight, wgrads)
 
 
+@dataclass(frozen=True, slots=True)
+class _EmbeddingGradient:
+    output_gradient: Tensor
+    """[..., D]."""
+    ids: Tensor
+    """[...] int64."""
+
+    def add_to(self, total: Tensor) -> None:
+        rows = self.output_gradient.flatten(0, -2).to(total.dtype)
+        total.index_add_(0, self.ids.flatten(), rows)
+
+
+class _Embedding(torch.autograd.Function):
+    """`F.embedding` whose gradient, of the rows that were looked up, goes to a `WeightGradients`."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: nn.Parameter, wgrads: WeightGradients) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.weight, ctx.wgrads = weight, wgrads
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, None]:
+        (ids,) = ctx.saved_tensors
+        return None, ctx.wgrads.add(ctx.weight, _EmbeddingGradient(gradients[0], ids)), None
+
+
+def embedding(ids: Tensor, weight: nn.Parameter, wgrads: WeightGradients) -> Tensor:
+    """Rows `ids` [...] int64 of weight [V, D]: [..., D]; the weight's gradient goes to `wgrads`."""
+    return _Embedding.apply(ids, weight, wgrads)
+
+
 def accumulate_in_main_grad(model: nn.Module, *, later: Callable[[str], bool]) -> None:
-    """Let the weight gradients of all linear layers inside `model` be added to `main_grad` in float32.
+    """Let the weight gradients of all linear layers inside `model`, and of its input embedding, be added to
+    `main_grad` in float32.
 
     megatron-core's own layers get the product above, with and without Apex, whose kernel their
     `gradient_accumulation_fusion` would insist on. Transformer Engine's have one; `main_grad` must be there
@@ -182,6 +219,10 @@ def accumulate_in_main_grad(model: nn.Module, *, later: Callable[[str], bool]) -
             wgrads = own_weight_gradients(module, module.weight, later=later(name))
             module._forward_impl = partial(_forward_impl, wgrads)
             module.backward_dw = wgrads.compute
+        elif isinstance(module, VocabParallelEmbedding):
+            # The whole vocabulary: tensor parallelism is not used here.
+            wgrads = own_weight_gradients(module, module.weight, later=False)
+            module.forward = partial(embedding, weight=module.weight, wgrads=wgrads)
         elif hasattr(module, "fuse_wgrad_accumulation"):
             module.fuse_wgrad_accumulation = True
 

@@ -1,4 +1,4 @@
-"""The experiment for one node of eight GPUs, on as many CPU ranks: everything at once trains like one process."""
+"""The experiment for one node of eight GPUs, on as many CPU ranks, trains like one process."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ SHORT = (
 )
 ALONE = "parallelism=serial cluster.gpus_per_node=1 dep.mode=coupled optim.offload=none"
 FP8_TOLERANCE = 1e-3
-"""Largest relative difference of a loss or a gradient norm: a value near the middle of two FP8 numbers becomes
-the other one for a difference of 1e-7 before."""
+"""Largest relative difference of a loss or a gradient norm: a value near the middle of two FP8 numbers
+becomes the other one for a difference of 1e-7 before."""
 
 
 def test_eight_ranks_agree_with_one(data: Path, tmp_path: Path) -> None:

@@ -53,6 +53,38 @@ def test_a_linear_layer(dtype: torch.dtype) -> None:
         assert torch.equal(found, expected)
 
 
+def embedding_gradients(_context: RankContext, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+    """(found, expected) gradients of an embedding's rows of two passes, and the largest new tensor's rows."""
+    from parallel.megatron.wgrad import embedding, own_weight_gradients
+
+    weight = nn.Parameter(draw(50, 16, dtype=dtype))
+    ids = torch.tensor([[3, 7, 3, 3, 49, 0]])
+    weighting = draw(1, 6, 16, dtype=dtype, seed=3)
+    exact = weight.detach().double().requires_grad_()
+    (nn.functional.embedding(ids, exact) * weighting.double()).sum().backward()
+    assert exact.grad is not None
+
+    total, events = add_up(
+        weight, lambda wgrads: embedding(ids, weight, wgrads).backward(weighting), later=False
+    )
+    assert events == ["complete True", "backward"] * 2
+    del weight.main_grad
+    wgrads = own_weight_gradients(nn.Identity(), weight, later=False)
+    (alone,) = torch.autograd.grad(embedding(ids, weight, wgrads), weight, weighting)
+    output = embedding(ids, weight, wgrads).detach()
+    return {
+        "output": (output, nn.functional.embedding(ids, weight).detach()),
+        "main_grad": (total.double(), 2 * exact.grad),
+        "alone": (alone, exact.grad.to(dtype)),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_embedding(dtype: torch.dtype) -> None:
+    for found, expected in run_ranks(embedding_gradients, 1, dtype)[0].values():
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def add_up(weights: nn.Parameter, run: Any, *, later: bool) -> tuple[Tensor, list[str]]:
     """The sum in `main_grad` of two backward passes of `run`, and when data parallelism's hook was called."""
     from parallel.megatron.wgrad import own_weight_gradients
