@@ -98,7 +98,7 @@ class AlltoAllDispatcher(MoEAlltoAllTokenDispatcher):
 class FlexDispatcher(MoEFlexTokenDispatcher):
     """The kernels of DeepEP, HybridEP or NCCL EP.
 
-    DeepEP waits for the numbers of rows that arrive, on the host; HybridEP and NCCL EP for their sum.
+    The host waits once per pass, for the numbers of rows that arrive.
     """
 
     num_padding = 0
@@ -182,6 +182,14 @@ class NcclEP(_NCCLEPManager):
         spread = torch.arange(is_chosen.numel(), device=is_chosen.device).view_as(is_chosen)
         self.token_indices = self.token_indices.where(is_chosen, spread % self.num_experts)
         self.token_probs = self.token_probs.masked_fill(~is_chosen, 0.0)
+
+    def get_permuted_hidden_states_by_experts(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Received rows [capacity, D], sorted by expert -> those that there are, [R, D], and their weights.
+
+        Upstream waits for their number alone, and the experts' products would wait for the counts, each.
+        """
+        self.tokens_per_expert = self.tokens_per_expert.cpu()
+        return super().get_permuted_hidden_states_by_experts(hidden_states)
 
 
 DISPATCHERS: dict[str, type[MoETokenDispatcher]] = {"alltoall": AlltoAllDispatcher, "flex": FlexDispatcher}

@@ -1,6 +1,6 @@
 """megatron-core's flex dispatcher with our experts, router and padding, over a twin of DeepEP's kernels.
 
-DeepEP itself is tried in `tests/gpu`.
+DeepEP itself needs GPUs, and no test runs it.
 """
 
 from collections.abc import Sequence

@@ -175,7 +175,9 @@ def record_logits(run: Any, logits: dict[int, Tensor]) -> None:
 
             def look(core: Any, arguments: Any, _output: Any, *, layer: int = first + local) -> None:
                 query, key, _, packed = arguments
-                found = largest_logits(query.detach(), key.detach(), packed.bounds.lengths, core.softmax_scale)
+                found = largest_logits(
+                    query.detach(), key.detach(), packed.bounds.lengths, core.softmax_scale
+                )
                 logits[layer] = torch.maximum(logits.get(layer, found), found)
 
             core.register_forward_hook(look)
