@@ -34,6 +34,8 @@ CAUSAL = (-1, 0)
 OLDEST_TRANSFORMER_ENGINE = (2, 20)
 """What it does with packed documents and heads of two sizes was read there, and differs in earlier versions:
 2.9 gives largest logits of packed documents by writing all logits to memory."""
+NOT_TAKEN = ("NVTE_UNFUSED_ATTN", "NVTE_FLASH_ATTN")
+"""Variables that switch off what Transformer Engine would take in place of cuDNN's attention."""
 CUDNN_WITH_MAX_LOGITS = 92100
 """cuDNN from which Transformer Engine 2.20 gives each head's largest logit (`fused_attn.cpp`)."""
 
@@ -52,7 +54,11 @@ class DocumentAttend(Protocol):
     """Causal attention inside each document; nothing attends across documents."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, documents: DocumentBounds) -> Tensor:
-        """Query and key [T, H, Q], value [T, H, V] -> [T, H * V]. What padding gets, nobody reads."""
+        """Query and key [T, H, Q], value [T, H, V] -> [T, H * V].
+
+        What padding gets, nobody reads, but it is finite, and so are its gradients: weight gradients have
+        products of both with zeros.
+        """
 
     def attend_and_measure(
         self, query: Tensor, key: Tensor, value: Tensor, documents: DocumentBounds
@@ -123,7 +129,8 @@ class Varlen:
 class TransformerEngine:
     """One call of Transformer Engine's attention, which on Hopper is cuDNN's and takes Q = 192, V = 128.
 
-    Padding has no length there, only a place, so it costs nothing and its logits do not count.
+    Padding has no length there, only a place, so it costs nothing and its logits do not count. Its outputs
+    and gradients are zeros: `fused_attn_fwd` and `fused_attn_bwd` fill them first.
     """
 
     scale: float
@@ -203,8 +210,10 @@ def _transformer_engine(
             f"documents needs {oldest} or later\n  -> install that, or set train.transformer_engine=false, "
             "with which torch's own attention runs"
         )
-    # Where no fused kernel fits, it would write all logits to memory without a word: rather have it say so.
-    os.environ.setdefault("NVTE_UNFUSED_ATTN", "0")
+    # Where cuDNN's kernels do not fit, it should say so. It would write all logits to memory, or take
+    # FlashAttention 3, whose rows of padding are as memory was: NaN there would reach weight gradients.
+    for name in NOT_TAKEN:
+        os.environ.setdefault(name, "0")
     build = partial(
         DotProductAttention,
         num_attention_heads=heads.num_heads,

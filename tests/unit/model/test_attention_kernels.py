@@ -1,5 +1,6 @@
 """Attention as CUDA runs it: one call whatever the documents, no plan by lengths, the CPU path's numbers."""
 
+import os
 import random
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
 from k25_train.errors import ConfigError
 from k25_train.model import attention_kernels
-from k25_train.model.attention_kernels import DocumentAttend, HeadSizes, build_attention
+from k25_train.model.attention_kernels import NOT_TAKEN, DocumentAttend, HeadSizes, build_attention
 from k25_train.model.documents import DocumentBounds
 from k25_train.model.max_logits import max_logits_of_documents
 from k25_train.plan.memory.attention_saves import attention_outputs, document_boundaries
@@ -46,7 +47,8 @@ def transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformer_engine", SimpleNamespace(__version__="2.20.0+1234"))
     monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", pytorch)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92100)
-    monkeypatch.setenv("NVTE_UNFUSED_ATTN", "0")
+    for name in NOT_TAKEN:
+        monkeypatch.setenv(name, "0")
     # Fake tensors cannot be page-locked.
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     DotProductAttention.calls.clear()
@@ -224,6 +226,17 @@ def test_transformer_engine_with_an_older_cudnn_does_not_return_them(monkeypatch
     with pytest.raises(AssertionError):
         measured(AttentionKernel.transformer_engine, monkeypatch)
     assert not any(call["max logits"] for call in DotProductAttention.calls)
+
+
+def test_transformer_engine_takes_nothing_but_cudnns_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention 3 would leave rows of padding as memory was, and weight gradients add them up."""
+    for name in NOT_TAKEN:
+        monkeypatch.delenv(name)
+    built(AttentionKernel.transformer_engine)
+    assert {name: os.environ[name] for name in NOT_TAKEN} == {
+        "NVTE_UNFUSED_ATTN": "0",
+        "NVTE_FLASH_ATTN": "0",
+    }
 
 
 def test_an_older_transformer_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
