@@ -76,6 +76,7 @@ BROKEN_WITHIN = [
     ("run.dir=''", "run.dir=", "must name a folder"),
     ("cluster.nodes=0", "cluster.nodes=0", "must be positive"),
 ]
+ON_CUDA = "cluster.device=cuda cluster.gpu_memory_gb=80 train.dtype=bfloat16"
 BROKEN_ACROSS = [
     ("parallelism.pp=3", "parallelism.pp=3", "must divide the 4 ranks (nodes 1 x 4)"),
     ("parallelism.vpp=4", "parallelism.pp=2", "cuts 5 layers into pp x vpp = 8 chunks"),
@@ -94,16 +95,27 @@ BROKEN_ACROSS = [
     ("train.steps=119", "train.steps=119", "room for optim.warmup_steps (20) + optim.decay_steps (100)"),
     ("train.seq_len=1025", "train.seq_len=1025", "rope.original_max_position x rope.scaling_factor (1024)"),
     (
-        "cluster.device=cuda cluster.gpu_memory_gb=80 train.dtype=bfloat16 model.qk_nope_head_dim=18",
+        f"{ON_CUDA} model.qk_nope_head_dim=18",
         "model.qk_nope_head_dim=18",
         "makes attention heads 34 wide, but in bfloat16 CUDA's kernels take multiples of 8 up to 256",
     ),
     (
-        "cluster.device=cuda cluster.gpu_memory_gb=80 train.dtype=bfloat16 model.vision.hidden_size=80",
+        f"{ON_CUDA} model.vision.hidden_size=80",
         "model.vision.hidden_size=80",
         "makes attention heads 20 wide",
     ),
     ("train.transformer_engine=true", "train.transformer_engine=True", "needs cluster.device=cuda, not cpu"),
+    ("parallelism.dispatcher=deepep", "parallelism.dispatcher=deepep", "has kernels for CUDA only"),
+    (
+        f"{ON_CUDA} parallelism.dispatcher=hybridep train.seq_len=250",
+        "parallelism.dispatcher=hybridep",
+        "moves chunks of 64 tokens, and a micro-batch has 500",
+    ),
+    (
+        f"{ON_CUDA} parallelism.dispatcher=deepep parallelism.dispatcher_sms=96",
+        "parallelism.dispatcher_sms=96",
+        "would take 148 of the 128",
+    ),
 ]
 SMOKE = [
     "experiment=smoke",
