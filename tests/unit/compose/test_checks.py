@@ -99,11 +99,7 @@ BROKEN_ACROSS = [
         "model.qk_nope_head_dim=18",
         "makes attention heads 34 wide, but in bfloat16 CUDA's kernels take multiples of 8 up to 256",
     ),
-    (
-        f"{ON_CUDA} model.vision.hidden_size=80",
-        "model.vision.hidden_size=80",
-        "makes attention heads 20 wide",
-    ),
+    (f"{ON_CUDA} model.vision.hidden_size=80", "model.vision.hidden_size=80", "attention heads 20 wide"),
     ("train.transformer_engine=true", "train.transformer_engine=True", "needs cluster.device=cuda, not cpu"),
     ("parallelism.dispatcher=deepep", "parallelism.dispatcher=deepep", "has kernels for CUDA only"),
     (
