@@ -4,6 +4,7 @@ A message is an object and all arrays in it, written into shared memory (`region
 place alone. Both ends are of one rank: the process that reads is forked from the one that it reads for.
 """
 
+import errno
 import io
 import os
 import pickle
@@ -93,12 +94,18 @@ class Channel:
                 os.close(descriptor)
 
     def receive(self) -> Any:
-        """The next message; its arrays stay in the memory that it came in. Raises EOFError if the other end
-        is gone."""
+        """The next message; its arrays stay in the memory that it came in.
+
+        Raises EOFError if the other end is gone, and OSError if its memory cannot be mapped; the message is
+        lost then.
+        """
         # 1. Where it is.
-        place, descriptors, *_ = socket.recv_fds(self._socket, _MAX_BYTES, 1)
+        place, descriptors, flags, _ = socket.recv_fds(self._socket, _MAX_BYTES, 1)
         if not place:
             raise EOFError
+        if flags & socket.MSG_CTRUNC:
+            # The kernel drops a descriptor for which the process has no number left.
+            raise OSError(errno.EMFILE, "too many files are open: raise the limit (ulimit -n)")
         number, num_bytes, num_dropped, num_freed = _PLACE.unpack_from(place)
         numbers = struct.unpack_from(f"<{num_dropped + num_freed}Q", place, _PLACE.size)
         for dropped in numbers[:num_dropped]:

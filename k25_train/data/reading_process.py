@@ -12,12 +12,11 @@ import errno
 import faulthandler
 import gc
 import os
+import pickle
 import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from ctypes import CDLL
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,21 +25,22 @@ import torch
 
 from k25_train.config.schema import Config
 from k25_train.data.channel import Channel, Letter
+from k25_train.data.child_process import fork
 from k25_train.data.regions import PageLock, leave_pageable
 from k25_train.data.share_reader import HostInputs, Share
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.source import Opened, ThreadSource
 from k25_train.errors import ConfigError, DataError, K25Error
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
-"""Of Linux's prctl."""
 NAME = "k25-data"
 """Of the process, where `top` shows names."""
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-_REMEDY = (
+_KILLED = (
     "A SIGKILL that nobody sent is the kernel's when memory runs out (`dmesg` names the process): give the "
-    "job more memory, or lower data.prefetch_steps. Then start again: the run goes on from its newest "
-    "checkpoint. With data.read_in=thread reading is part of the rank."
+    "job more memory, or lower data.prefetch_steps. "
+)
+_REMEDY = (
+    "Then start again: the run goes on from its newest checkpoint. With data.read_in=thread reading is part "
+    "of the rank."
 )
 
 
@@ -77,7 +77,7 @@ class ReadingProcess:
         self._why_ended = ""
         self._channel, theirs = Channel.pair()
         self._log = os.memfd_create("k25-train data log")
-        self.pid = _fork(lambda: _serve(config, theirs, self._channel, self._log))
+        self.pid = fork(NAME, self._log, lambda: _serve(config, theirs, self._channel, self._log))
         theirs.close()
 
     def open(self) -> Opened:
@@ -115,17 +115,20 @@ class ReadingProcess:
             self._bury("was closed")
 
     def _bury(self, how: str) -> None:
-        """Take leave of a process that has ended, or will at once."""
-        self._why_ended = how
+        """Take leave of a process that has ended, or will at once; `how`, if it is known."""
+        self._why_ended = how or "has ended. "
         with contextlib.suppress(ChildProcessError):
             code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            ended_by = (
-                f"ended with status {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
-            )
-            told = os.pread(self._log, 4000, 0).decode(errors="replace").strip()
-            self._why_ended = how or ended_by + (f"; its last words:\n{told}\n" if told else ". ")
+            self._why_ended = how or self._last_words(code)
         self._channel.close()
         os.close(self._log)
+
+    def _last_words(self, code: int) -> str:
+        """How the process ended, by its exit code as `subprocess` has it."""
+        ended_by = f"ended with status {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        told = os.pread(self._log, 4000, 0).decode(errors="replace").strip()
+        remedy = _KILLED if code == -signal.SIGKILL else ""
+        return f"{ended_by}; its last words:\n{told}\n{remedy}" if told else f"{ended_by}. {remedy}"
 
     def __enter__(self) -> Self:
         return self
@@ -144,6 +147,11 @@ class ReadingProcess:
         except (EOFError, ConnectionError) as error:
             self._bury("")
             raise self._ended() from error
+        except OSError as error:
+            # What it sends next would be the answer to this request.
+            os.kill(self.pid, signal.SIGKILL)
+            self._bury(f"was ended, since this rank cannot use the memory that they share: {error}. ")
+            raise self._ended() from error
         for name, reason in answer.skipped.items():
             self.skip_log.add_named(name, reason, log=False)
         if answer.error is not None:
@@ -154,32 +162,6 @@ class ReadingProcess:
         return DataError(
             f"the process that reads this rank's data (pid {self.pid}) {self._why_ended}{_REMEDY}"
         )
-
-
-def _fork(body: Callable[[], None]) -> int:
-    """Run the body in a child that ends with this process; returns the child's number."""
-    parent = os.getpid()
-    # A signal in between would be handled by what the child has inherited.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
-    try:
-        pid = os.fork()
-        if pid:
-            return pid
-        for number in _IGNORED:
-            signal.signal(number, signal.SIG_IGN)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
-    try:
-        prctl = CDLL(None).prctl
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        prctl(_PR_SET_NAME, NAME.encode())
-        # The parent may have ended before the kernel was asked.
-        if os.getppid() == parent:
-            body()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
 
 
 def _serve(config: Config, channel: Channel, other_end: Channel, log: int) -> None:
@@ -236,10 +218,20 @@ def _portable(error: Exception) -> Exception:
     """The error as the rank can raise it: the same if it is ours or the system's, with its number."""
     if isinstance(error, K25Error):
         error.code = error.code or _code_of(error)
-    elif not isinstance(error, OSError | MemoryError):
+    if not isinstance(error, K25Error | OSError | MemoryError) or not _is_portable(error):
         text = "".join(traceback.format_exception(error))
         return RuntimeError(f"a fault in the process that reads data:\n{text}")
     return error
+
+
+def _is_portable(error: Exception) -> bool:
+    """Whether another process can raise the same: a library's error may hold a connection, or ask for other
+    arguments than it keeps."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a library's class does
+        return False
+    return True
 
 
 def _code_of(error: BaseException | None) -> str:

@@ -63,23 +63,30 @@ class InputReader:
         return self._prepare(lambda: self._data.evaluation(num_sequences, shuffle_media_seed))
 
     def _prepare(self, read: Callable[[], HostInputs]) -> Inputs:
+        result, num_failures, counts = self._agree(read)
+        if num_failures:
+            # What other ranks could not use has no loss here either. One may have met too many by this.
+            own = result
+            result, _, counts = self._agree(lambda: self._without_failures(own))
+        return self._on_device(result, TokenCounts(*counts))
+
+    def _agree(self, read: Callable[[], HostInputs]) -> tuple[HostInputs, int, list[int]]:
+        """What `read` gives, if it succeeds on every rank; and of all ranks, the samples that could not be
+        used, and the token counts.
+
+        One collective tells all of it. Otherwise all raise before any waits for another, at the same step,
+        and can save.
+        """
         results: list[HostInputs] = []
         failures: list[K25Error] = []
         try:
             results.append(read())
         except K25Error as error:
             failures.append(error)
-        # 1. One collective tells whether all could read, whether anything could not be used, and how many
-        #    tokens there are. Else all raise before any waits for another, at the same step, and can save.
         num_failed, num_failures, *counts = self._sum_over_ranks(results)
         if num_failed:
             raise self._error_of(failures)
-        (result,) = results
-        # 2. Only if any sample failed: what other ranks could not use has no loss here either.
-        if num_failures:
-            result = self._without_failures(result)
-            _, _, *counts = self._sum_over_ranks([result])
-        return self._on_device(result, TokenCounts(*counts))
+        return results[0], num_failures, counts
 
     def _on_device(self, read: HostInputs, tokens: TokenCounts) -> Inputs:
         """Move micro-batches to the device; pixels follow when their chunk is encoded."""

@@ -109,3 +109,40 @@ def test_stages_that_read_nothing_learn_of_words_that_fail(data: Path, tmp_path:
 def test_a_process_of_its_own_changes_no_figure(data: Path, tmp_path: Path) -> None:
     arguments = overrides(data, tmp_path, *layout(pp=2), *FEW_STEPS)
     assert losses_of([*arguments, "data.read_in=process"], 2) == losses_of(arguments, 2)
+
+
+def count_differently(context: RankContext, arguments: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+    """How the first step ends where an item does not decode, and rank 0 has counted a sample before."""
+    from dataclasses import replace
+
+    from k25_train.data.share_reader import Failure
+    from k25_train.errors import DataError
+    from k25_train.training.step import train_step
+
+    run = start_run(context, arguments)
+    really_read, rank = run.data.step, run.topology.rank
+
+    def read(step: int) -> object:
+        inputs = really_read(step)
+        if not rank:
+            run.data.skip_log.add_named("sample 1", "its words are torn", log=False)
+            return inputs
+        failed = Failure(run.topology.dp_rank, 0, None, None, "sample 2", "its image is torn")
+        return replace(inputs, failures=(failed,))
+
+    run.data.step = read
+    with run.data:
+        try:
+            train_step(run, 1)
+        except DataError as error:
+            return str(error), error.of_ranks
+    return "", ()
+
+
+def test_ranks_that_have_counted_differently_end_together(data: Path, tmp_path: Path) -> None:
+    """One that passed the limit alone would leave the others in a collective, and could not save."""
+    limit = "data.max_skipped_samples=1"
+    command = overrides(data, tmp_path, *layout(dp=2), *FEW_STEPS, limit)
+    (first, _), (other, of_ranks) = run_ranks(count_differently, 2, command, timeout_s=120.0)
+    assert "2 samples cannot be used" in first
+    assert ("rank 0 could not read" in other, of_ranks) == (True, (0,))

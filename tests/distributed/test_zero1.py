@@ -109,9 +109,12 @@ def test_overlap_changes_nothing_in_any_layout(
     sizes: dict[str, int], dtype: str, data: Path, tmp_path: Path
 ) -> None:
     plain, overlapped = compare_overlap(data, tmp_path, sizes, f"train.dtype={dtype}")
-    # Gloo adds four ranks' values in an order that depends on their place in the bucket.
+    # Gloo adds four ranks' values in an order that depends on their place in the bucket; of the update,
+    # bfloat16 may round what differs in float32's last bit to another number.
+    later = 1e-6 if dtype == "float32" else 1e-3
     for values in ("losses", "norms"):
-        assert overlapped[0][values] == pytest.approx(plain[0][values], rel=1e-6)
+        assert overlapped[0][values][0] == pytest.approx(plain[0][values][0], rel=1e-6)
+        assert overlapped[0][values] == pytest.approx(plain[0][values], rel=later)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Messages between a rank and its reading process: what arrives is what was sent, without a copy."""
 
+import errno
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -122,3 +124,17 @@ def test_the_end_of_the_other_side_is_noticed() -> None:
         other.receive()
     with pytest.raises(BrokenPipeError):
         other.send("anybody there?")
+
+
+def test_memory_that_does_not_arrive_is_a_named_error() -> None:
+    """The kernel drops a descriptor without a word where a process has all that it may."""
+    one, other = Channel.pair()
+    one.send(torch.ones(1000))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="ulimit -n") as caught:
+            other.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.errno == errno.EMFILE

@@ -1,7 +1,9 @@
 """The process that reads for a rank: it gives what a thread would, and tells its end and its faults."""
 
+import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from k25_train.config.schema import Config
 from k25_train.data import reading_process
 from k25_train.data.batch import Reads
 from k25_train.data.reading_process import NAME, ReadingProcess
+from k25_train.data.regions import Region, Written
 from k25_train.data.share_reader import HostInputs, Share
 from k25_train.data.source import DataSource, ThreadSource
 from k25_train.data.start import start_source
@@ -108,6 +111,39 @@ def test_a_crash_tells_its_last_words(reading: ReadingProcess) -> None:
         reading.step(0)
 
 
+def test_a_process_that_gets_no_memory_says_so(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A status alone would have its cause looked for elsewhere."""
+    rank, make = os.getpid(), Written._make
+
+    def fails(written: Written, num_bytes: int) -> Region:
+        if os.getpid() != rank:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return make(written, num_bytes)
+
+    monkeypatch.setattr(Written, "_make", fails)
+    told = r"(?s)with status 1; its last words:.*Too many open"
+    with ReadingProcess(config_of(data)) as source, pytest.raises(DataError, match=told) as caught:
+        source.open()
+    assert "SIGKILL" not in str(caught.value)
+
+
+def test_a_rank_that_cannot_map_memory_ends_by_a_named_error(
+    reading: ReadingProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ranks agree on such an error and save; the next answer would be that to the request before."""
+
+    def fails(number: int, descriptor: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(reading._channel.received, "map", fails)
+    with pytest.raises(DataError, match=r"memory that they share: \[Errno 12\] Cannot allocate memory"):
+        for step in range(9):
+            reading.step(step)
+    assert has_ended(reading.pid)
+    with pytest.raises(DataError, match="memory that they share"):
+        reading.step(0)
+
+
 def test_it_outlives_what_asks_its_rank_to_stop(reading: ReadingProcess) -> None:
     """The rank finishes its step, evaluates and saves after such a signal."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -177,6 +213,25 @@ def test_a_fault_of_the_code_shows_where_it_is(data: Path, monkeypatch: pytest.M
     with ReadingProcess(config_of(data)) as source:
         source.open()
         with pytest.raises(RuntimeError, match=r"(?s)in the process that reads data:.*KeyError: 'missing'"):
+            source.facts()
+
+
+class NotPortableError(OSError):
+    """Like those of clients of object stores, which hold their connection."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.connection = threading.Lock()
+
+
+def test_an_error_that_cannot_be_sent_is_told(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(source: ThreadSource) -> None:
+        raise NotPortableError("the bucket is gone")
+
+    monkeypatch.setattr(ThreadSource, "facts", fails)
+    with ReadingProcess(config_of(data)) as source:
+        source.open()
+        with pytest.raises(RuntimeError, match=r"(?s)process that reads data:.*NotPortableError: the bucket"):
             source.facts()
 
 
