@@ -87,7 +87,7 @@ def max_logits_kernel(
 
 
 def launch(query: Tensor, key: Tensor, first_keys: Tensor, scale: float) -> Tensor:
-    """The largest softmax input of each head, [H] float32: what `packed_max_logits` computes on CUDA."""
+    """The largest softmax input of each head, [H] float32: what `max_logits.largest_logits` returns."""
     num_tokens, num_heads, head_size = query.shape
     num_blocks = triton.cdiv(num_tokens, QUERY_BLOCK)
     maxima = torch.empty(num_blocks, num_heads, dtype=torch.float32, device=query.device)

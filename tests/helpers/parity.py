@@ -22,9 +22,9 @@ BFLOAT16_TOLERANCE = 0.02
 """bfloat16 rounds a value by up to 0.4%, and layouts round sums at other places."""
 
 CUDA_TOLERANCE = 1e-4
-"""The same on GPUs, over 8 steps: cuBLAS chooses another kernel for another number of rows, and sums over
-tokens of an expert are added by atomics, in any order; each step's difference of 1e-7 to 1e-6 goes through
-the update of all weights after it. A wrong group, a swapped message or a lost gradient shows at 1e-2."""
+"""The same on GPUs, over 8 steps: cuBLAS chooses another kernel for another number of rows, and atomics add
+up the embedding's gradient in any order; each step's difference of 1e-7 to 1e-6 goes through the update of
+all weights after it. A wrong group, a swapped message or a lost gradient shows at 1e-2."""
 
 Losses = list[tuple[float, float]]
 """Loss and gradient norm of each step."""

@@ -21,9 +21,6 @@ EXCHANGES = 4
 ROUTER_PASSES = 12
 """How often a score [tokens, experts] in float32 is read or written, forward and backward. Source: the
 operations of megatron-core's router (scores, bias, top-k, balance loss) and their gradients; assumed."""
-UNFUSED_PERMUTATION = 2.5
-"""Bytes of the permutation without Transformer Engine over those with it; assumed: atomic additions read and
-write, and rows are sorted by copies of parts."""
 MOVES = 3
 """How often the bytes of a tensor are moved that is made again, or stored in FP8 and read."""
 
@@ -59,7 +56,7 @@ def exchange_rows(pipeline: PipelinePlan, stage: StagePlan) -> Iterator[BudgetRo
 def layer_rows(stage: StagePlan) -> Iterator[BudgetRow]:
     """Kernels of attention, experts and router."""
     config, sizes = stage.config, stage.balanced_sizes
-    model, passes, is_fused = config.model, _moe_passes(stage), config.train.transformer_engine
+    model, passes = config.model, _moe_passes(stage)
     # 1. Attention.
     kernel = configured_kernels(config).attention
     one_call = kernel in (AttentionKernel.varlen, AttentionKernel.transformer_engine)
@@ -70,22 +67,19 @@ def layer_rows(stage: StagePlan) -> Iterator[BudgetRow]:
         flops = 2 * causal_pairs(sizes.documents) * model.num_attention_heads * model.q_head_dim
         seconds = flops / flops_per_s(config) * _num_layers(stage) * stage.num_micro_batches / every
         yield BudgetRow("largest logits", seconds, f"queries times keys once more, in 1 of {every} steps")
-    # 2. Weight gradients: within the product, which is bound by computation, or by a kernel that adds them.
+    # 2. Weight gradients, read and written within the product, which is bound by computation otherwise.
     matrix = 3 * model.hidden_size * model.expert_ffn_hidden_size
     weights = matrix * model.num_experts // config.parallelism.ep
     product_s = 2 * matrix * sizes.expert_rows / flops_per_s(config)
-    within_s = max(0.0, moved_s(2 * GRADIENT_BYTES * weights) - product_s)
-    apart_s = moved_s((2 * GRADIENT_BYTES + 2 * WEIGHT_BYTES[config.train.dtype]) * weights)
-    told = "within the product" if is_fused else "by a kernel of its own"
-    added_s = (within_s if is_fused else apart_s) * passes
-    yield BudgetRow("weight gradients added", added_s, f"{weights / 1e9:.2f}e9 weights a layer, {told}")
-    # 3. Rows of tokens to the order of experts and back, forward and backward; the router.
+    added_s = max(0.0, moved_s(2 * GRADIENT_BYTES * weights) - product_s) * passes
+    told = f"{weights / 1e9:.2f}e9 weights a layer, within the product"
+    yield BudgetRow("weight gradients added", added_s, told)
+    # 3. Rows of tokens to the order of experts and back, forward and backward, which are moved as often with
+    #    Transformer Engine as without (`k25_train/model/permutation.py`); the router.
     rows = expert_exchange(config).received_rows + sizes.expert_rows
     num_bytes = 4 * rows * model.hidden_size * WEIGHT_BYTES[config.train.dtype]
-    fused_s = moved_s(num_bytes) * passes
-    yield BudgetRow("permutation", fused_s, f"4 times {rows:,.0f} rows a layer", in_rate=True)
-    if not is_fused:
-        yield BudgetRow("permutation, not fused", (UNFUSED_PERMUTATION - 1) * fused_s, "atomic additions")
+    told = f"4 times {rows:,.0f} rows a layer"
+    yield BudgetRow("permutation", moved_s(num_bytes) * passes, told, in_rate=True)
     scores = ROUTER_PASSES * 4 * sizes.tokens * model.num_experts
     told = f"{scores / 1e6:.0f} MB of scores a layer"
     yield BudgetRow("router", moved_s(scores) * passes, told, in_rate=True)

@@ -63,13 +63,17 @@ def test_overlap_hides_exchanges_but_for_fill_and_drain(at_256: StepBudget) -> N
     assert overlapped["experts' exchange, fill and drain"] == pytest.approx(33 * 2 * per_layer, rel=0.05)
 
 
-def test_kernels_that_are_not_fused_are_added(at_256: StepBudget) -> None:
+def test_without_transformer_engine_as_much_is_moved(at_256: StepBudget) -> None:
+    """Products add to `main_grad` all the same, and rows are gathered and added up in one pass."""
     fused, plain = seconds(at_256), seconds(budget("train.transformer_engine=false"))
-    assert fused["weight gradients added"] == 0.0
-    # 12 bytes for each of 1.057e9 weights in 4,096 passes at 2,850 GB/s.
-    assert plain["weight gradients added"] == pytest.approx(1.057e9 * 12 * 4096 / 2850e9, rel=1e-3)
-    assert "permutation, not fused" not in fused
-    assert plain["permutation, not fused"] == pytest.approx(1.5 * plain["permutation"])
+    assert fused["weight gradients added"] == plain["weight gradients added"] == 0.0
+    assert fused["permutation"] == plain["permutation"]
+
+
+def test_small_products_wait_for_what_they_add_to() -> None:
+    few = seconds(budget("train.seq_len=512", "train.global_batch_size=131072"))
+    # 8 bytes for each of 1.057e9 weights in 8 times the passes, less what the products take.
+    assert few["weight gradients added"] > 0.5 * 1.057e9 * 8 * 8 * 4096 / 2850e9
 
 
 def test_what_is_in_the_rate_is_not_added(at_256: StepBudget) -> None:
