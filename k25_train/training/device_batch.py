@@ -20,9 +20,9 @@ class DeviceBatch:
     number: int
     """Position of the micro-batch in its replica's step."""
     tokens: Tensor
-    """[T] int64; [0] where no chunk embeds them."""
+    """[T] int32, part of the step's; [0] where no chunk embeds them."""
     labels: Tensor
-    """[T] int64; [0] where no chunk has losses."""
+    """[T] int32, part of the step's; [0] where no chunk has losses."""
     targets: Targets
     """[T] each: which labels count, and as which kind of token; [0] as the labels."""
     document_lengths: tuple[int, ...]
@@ -39,12 +39,11 @@ class DeviceBatch:
 
 def to_device(batches: StepBatches, device: torch.device) -> list[DeviceBatch]:
     """The micro-batches of a step on `device`: one copy of each kind of tensor, however many they are."""
-    # 1. Small types cross the bus; the model takes those of torch's operators. The kind is an index into
-    #    `next_token.KINDS`: text 0, caption 1.
+    # 1. Small types cross the bus. The kind is an index into `next_token.KINDS`: text 0, caption 1.
     moved = [tensor.to(device, non_blocking=True) for tensor in batches.tensors()]
     tokens, labels, loss_mask, is_caption, media_positions, pixels = moved
     masks, kinds = loss_mask.float().unbind(), is_caption.long().unbind()
-    all_tokens, all_labels = tokens.long().unbind(), labels.long().unbind()
+    all_tokens, all_labels = tokens.unbind(), labels.unbind()
 
     # 2. A view of each for every micro-batch.
     positions = media_positions.long().split(batches.num_media_positions)

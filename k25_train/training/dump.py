@@ -50,8 +50,8 @@ def dump_batches(run: Run, folder: Path) -> None:
 def contents(batch: DeviceBatch, losses: Tensor) -> dict[str, Tensor]:
     """The tensors of one file, on the CPU."""
     tensors = {
-        "tokens": batch.tokens,
-        "labels": batch.labels,
+        "tokens": batch.tokens.long(),
+        "labels": batch.labels.long(),
         "loss_mask": batch.targets.loss_mask,
         "is_caption": batch.targets.kind == KINDS.index("caption"),
         "losses": losses.float(),

@@ -51,11 +51,12 @@ def forward_micro_batch(
     # 1. What runs: the chunk, or megatron-core's plan of its pass.
     model: Any = getattr(chunk, "module", chunk)
     run = cast(Callable[..., Any], chunk.build_schedule_plan if as_schedule_plan else chunk)
-    # 2. Only the first chunk embeds tokens, and so takes features.
+    # 2. Only the first chunk embeds tokens, and so takes features. What is saved of token ids and labels, in
+    #    the type of torch's operators, is this micro-batch's own.
     inputs = {
-        "tokens": batch.tokens,
+        "tokens": batch.tokens.long(),
         "documents": PackedDocuments.of(batch.document_lengths, batch.tokens.device, batch.padding),
-        "labels": batch.labels,
+        "labels": batch.labels.long(),
         "media_positions": batch.media_positions,
         "pixels": batch.pixels,
         "grid_thw": batch.grid_thw,
