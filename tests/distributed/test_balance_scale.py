@@ -32,8 +32,9 @@ def test_every_rank_scales_by_the_share_of_the_global_batch(data: Path, tmp_path
     by_rank = run_ranks(scales, 4, arguments)
 
     used, with_loss, num_tokens = zip(*by_rank, strict=True)
-    # Ranks 0 and 1 are the two replicas of the first stage.
+    # Ranks 0 and 1 are replicas of the first stage, which reads no targets; 2 and 3 are those of the last.
+    assert with_loss[:2] == (0, 0)
     assert num_tokens[0] != num_tokens[1]
     assert all(number < 4 * 128 for number in num_tokens[:2]), "no sequence has padding"
-    share = (with_loss[0] + with_loss[1]) / (num_tokens[0] + num_tokens[1])
+    share = (with_loss[2] + with_loss[3]) / (num_tokens[0] + num_tokens[1])
     assert used == pytest.approx([share] * 4, rel=1e-6)

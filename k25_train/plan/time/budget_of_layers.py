@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from k25_train.config.schema import Config
-from k25_train.plan.flops import causal_pairs
+from k25_train.plan.batch_sizes import causal_pairs
 from k25_train.plan.memory.activations import PackedTensor, stage_tensors
 from k25_train.plan.memory.kernels import AttentionKernel, configured_kernels
 from k25_train.plan.pipeline import PipelinePlan, StagePlan

@@ -11,7 +11,7 @@ from k25_train.config.schema import Config
 from k25_train.plan.time.step import network_bytes_per_s
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from k25_train.units import GB
-from parallel.config import Dispatcher
+from parallel.dispatcher import Dispatcher
 
 NVLINK_GB_PER_S = 150.0
 """GB per second and direction that a rank sends within a node of H800 (NVLink at 400 GB/s both ways). Source:
