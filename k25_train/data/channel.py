@@ -140,6 +140,16 @@ def _without_elements(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
+def can_be_sent(error: BaseException) -> bool:
+    """Whether the other end can raise the same error: a library's may hold a connection, or ask for other
+    arguments than it keeps."""
+    try:
+        pickle.loads(_dump(error)[0])
+    except Exception:  # whatever a library's class does
+        return False
+    return True
+
+
 def _dump(message: object) -> tuple[bytes, list[memoryview]]:
     """A message without its arrays, and these."""
     buffers: list[pickle.PickleBuffer] = []

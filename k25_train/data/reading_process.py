@@ -12,7 +12,6 @@ import errno
 import faulthandler
 import gc
 import os
-import pickle
 import select
 import signal
 import sys
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from k25_train.config.schema import Config
-from k25_train.data.channel import Channel, Letter
+from k25_train.data.channel import Channel, Letter, can_be_sent
 from k25_train.data.child_process import fork
 from k25_train.data.regions import PageLock, leave_pageable
 from k25_train.data.share_reader import HostInputs, Share
@@ -218,20 +217,10 @@ def _portable(error: Exception) -> Exception:
     """The error as the rank can raise it: the same if it is ours or the system's, with its number."""
     if isinstance(error, K25Error):
         error.code = error.code or _code_of(error)
-    if not isinstance(error, K25Error | OSError | MemoryError) or not _is_portable(error):
+    if not isinstance(error, K25Error | OSError | MemoryError) or not can_be_sent(error):
         text = "".join(traceback.format_exception(error))
         return RuntimeError(f"a fault in the process that reads data:\n{text}")
     return error
-
-
-def _is_portable(error: Exception) -> bool:
-    """Whether another process can raise the same: a library's error may hold a connection, or ask for other
-    arguments than it keeps."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a library's class does
-        return False
-    return True
 
 
 def _code_of(error: BaseException | None) -> str:
