@@ -39,6 +39,8 @@ class Operation(Enum):
 SHARDS = (Operation.reduce_scatter, Operation.all_gather)
 """Of gradients and weights that are sharded over ranks."""
 OF_ALL_KINDS = tuple(Operation)
+COLLECTIVES = tuple(kind for kind in Operation if kind is not Operation.all_to_all)
+"""All but exchanges, for which NCCL connects every pair of a node, with a hundred MB for each channel."""
 
 
 class Sends(Enum):
@@ -109,12 +111,12 @@ def communicators_of(sizes: ParallelismConfig, dep: DepConfig, world_size: int) 
     # 1. The backbone's.
     if dp > 1:
         purpose = "gradients and weights that a stage shares"
-        found.append(_of("weights", "dp_cp", "dp_cp", purpose, *OF_ALL_KINDS))
+        found.append(_of("weights", "dp_cp", "dp_cp", purpose, *COLLECTIVES))
         purpose = "Muon's matrices; counts of tokens, for which the host waits while weights are gathered"
         found.append(_of("matrices", "dp", "dp", purpose, *OF_ALL_KINDS))
     if dp > sizes.ep:
         purpose = "the same of experts, which fewer ranks share"
-        found.append(_of("experts' weights", "expt_dp", "ep_dp", purpose, *SHARDS, Operation.all_to_all))
+        found.append(_of("experts' weights", "expt_dp", "ep_dp", purpose, *SHARDS))
     if sizes.ep > 1:
         tokens = _of("tokens", "ep", "ep", "tokens to experts and back", Operation.all_to_all)
         # Other dispatchers have kernels of their own, whose SMs count in place of these.

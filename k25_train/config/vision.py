@@ -18,9 +18,10 @@ class VisionPart(Enum):
     def of(cls, parameter: str) -> "VisionPart | None":
         """The part that a parameter belongs to, by its name, ours or the checkpoint's; None if to neither."""
         root = parameter.split(".", 1)[0]
-        return next((part for part in cls if part.value == root), None)
+        return _PARTS.get(root)
 
 
+_PARTS = {part.value: part for part in VisionPart}
 TOWER, PROJECTOR = frozenset([VisionPart.tower]), frozenset([VisionPart.projector])
 
 

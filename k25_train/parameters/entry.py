@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from math import prod
 
 from k25_train.config.model import ModelConfig
@@ -163,6 +164,7 @@ class ParameterEntry:
         return (model.num_experts, *shape) if self.is_expert else shape
 
 
+@cache
 def pattern_of(name: str) -> str:
     """A name, ours or the checkpoint's, with `*` for the numbers of layer, block and expert."""
     return _NUMBER.sub("*", name)
@@ -173,6 +175,7 @@ def numbers_in(name: str) -> list[str]:
     return _NUMBER.findall(name)
 
 
+@cache
 def fill(pattern: str, *numbers: object) -> str:
     """Put numbers in the places of `*`, in order; more numbers than places are ignored."""
     remaining = iter(numbers)

@@ -101,7 +101,7 @@ def stage_parameters(stage: StagePlan) -> Iterator[TrainedParameter]:
     config = stage.config
     if stage.stage == 0:
         yield from _vision_of(config, config.vision_placement.trained_first_stage_parts)
-    yield from stage.text_parameters()
+    yield from stage.text_parameters
 
 
 def stage_states(pipeline: PipelinePlan) -> list[StageState]:
@@ -114,21 +114,23 @@ def stage_state(stage: StagePlan) -> StageState:
     config = stage.config
     num_weights = weights_by_update(config, stage_parameters(stage))
     total = sum(number * state_bytes(update, config.train.dtype) for update, number in num_weights.items())
-    rank_bytes = total / config.dp + encoder_state_bytes(config) / config.world_size
+    encoder = weights_by_update(config, encoder_parameters(config))
+    of_encoder = sum(number * state_bytes(update, config.train.dtype) for update, number in encoder.items())
     return StageState(
         stage=stage.stage,
         num_weights=num_weights,
         state_bytes=total,
-        rank_bytes=rank_bytes,
-        host_bytes=_host_bytes(config, num_weights),
+        rank_bytes=total / config.dp + of_encoder / config.world_size,
+        host_bytes=_host_bytes(config, num_weights, encoder),
     )
 
 
-def _host_bytes(config: Config, num_weights: Mapping[OptimName, int]) -> float:
+def _host_bytes(
+    config: Config, num_weights: Mapping[OptimName, int], encoder: Mapping[OptimName, int]
+) -> float:
     """Bytes that a rank keeps in the host of a stage's weights, and of a decoupled encoder's."""
     if config.optim.offload is OptimizerOffload.none:
         return 0.0
-    encoder = weights_by_update(config, encoder_parameters(config))
     of_stage, of_encoder = (
         sum(number * host_state_bytes(update) for update, number in weights.items())
         for weights in (num_weights, encoder)

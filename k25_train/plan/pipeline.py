@@ -63,8 +63,12 @@ class StagePlan:
         """The passes of a few micro-batches, at whose peaks as much is held as in a whole step."""
         return sample_of_passes(self.config.parallelism, self.num_micro_batches, self.stage)
 
-    def text_parameters(self) -> Iterator[TrainedParameter]:
+    @cached_property
+    def text_parameters(self) -> tuple[TrainedParameter, ...]:
         """The language model's parameters in the stage, in the order of its chunks."""
+        return tuple(self._text_parameters())
+
+    def _text_parameters(self) -> Iterator[TrainedParameter]:
         model = self.config.model
         for chunk in self.chunks:
             if chunk.is_first:

@@ -163,7 +163,7 @@ def _weights_and_gradients(stage: StagePlan) -> tuple[int, int]:
     """Bytes of a rank's weights, a decoupled encoder's among them, and of the gradients of those trained."""
     config = stage.config
     held = [each for each in vision_parameters(config.model) if _holds_vision(stage, each)]
-    held += stage.text_parameters()
+    held += stage.text_parameters
     weights = sum(rank_size(config, parameter) for parameter in held)
     gradients = sum(rank_size(config, parameter) for parameter in _trained(stage))
     return weights * WEIGHT_BYTES[config.train.dtype], gradients * GRADIENT_BYTES

@@ -17,7 +17,7 @@ from k25_train.plan.memory.activations import (
     pack_all,
     saved_tensors,
 )
-from k25_train.plan.memory.outside import communicators
+from k25_train.plan.memory.outside import communicators_in
 from k25_train.plan.memory.remedies import fitting_overrides
 from k25_train.plan.memory.stage import chunk_memory, fullest, most_imbalance, room_bytes
 from k25_train.plan.memory.stage_memory import StageMemory
@@ -140,7 +140,7 @@ def items_of(config: Config, memory: StageMemory) -> Iterator[tuple[str, str, fl
     yield "", f"fullest phase: {memory.fullest_phase}, with states", memory.tensors
     yield "always", "gaps between tensors (estimate)", memory.gaps
     yield "always", "CUDA's context (estimate)", memory.context
-    yield "always", f"{len(list(communicators(config)))} communicators of NCCL (estimate)", memory.nccl
+    yield "always", f"{len(communicators_in(config))} communicators of NCCL (estimate)", memory.nccl
     yield "", "total", memory.device
     if config.cluster.gpu_memory_gb is not None:
         yield "", f"margin to {config.cluster.gpu_memory_gb:g} GB", room_bytes(config, memory)

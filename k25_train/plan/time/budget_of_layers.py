@@ -9,6 +9,7 @@ from k25_train.plan.memory.activations import PackedTensor, stage_tensors
 from k25_train.plan.memory.kernels import AttentionKernel, configured_kernels
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
 from k25_train.plan.time.budget_row import BudgetRow, moved_s
+from k25_train.plan.time.expert_copies import EXCHANGES
 from k25_train.plan.time.expert_exchange import NUM_SMS, ExpertExchange, expert_exchange
 from k25_train.plan.time.step import flops_per_s, layers_s
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
@@ -16,8 +17,6 @@ from k25_train.units import GB
 from parallel.activations.policy import Policy
 from parallel.dispatcher import Dispatcher
 
-EXCHANGES = 4
-"""Of a layer: dispatch and combine, forward and backward."""
 ROUTER_PASSES = 12
 """How often a score [tokens, experts] in float32 is read or written, forward and backward. Source: the
 operations of megatron-core's router (scores, bias, top-k, balance loss) and their gradients; assumed."""

@@ -1,60 +1,29 @@
 """Rows of a step's budget that occur once in it; torch-free."""
 
-import math
 from collections.abc import Iterator
 
-from k25_train.config.basics import DType
-from k25_train.config.optimizer import OptimizerOffload, OptimName
 from k25_train.config.schema import Config
-from k25_train.plan.optimizer import ParameterKind, parameter_kinds, stage_states
 from k25_train.plan.pass_sizes import VISION_SHARE
 from k25_train.plan.pipeline import PipelinePlan
-from k25_train.plan.time.budget_row import FLOAT32_TFLOPS, BudgetRow
+from k25_train.plan.time.budget_row import BudgetRow
 from k25_train.plan.time.communication import communication
+from k25_train.plan.time.optimizer import slowest_optimizer
 from k25_train.plan.time.step import StepTimes, flops_per_s, network_bytes_per_s
-from k25_train.units import GB
-from parallel.muon.plan import newton_schulz_flops
 
 HOST_WORK_S = 0.05
 """Work of the host between two steps, while the device waits: what `tests.bench.host_work` allows."""
 
 
 def optimizer_row(pipeline: PipelinePlan) -> BudgetRow:
-    """State that streams through the device, Newton-Schulz and the exchange of matrices run concurrently, in
-    rounds: the longest of them shows. The largest matrix is computed by one rank."""
-    config = pipeline.config
-    state_bytes = max(state.rank_bytes for state in stage_states(pipeline))
-    is_streamed = config.optim.offload is not OptimizerOffload.none
-    matrices = communication(config).get("matrices")
+    """The longest of what runs concurrently on the slowest stage, and what comes before and after it."""
+    times = slowest_optimizer(pipeline)
     parts = {
-        "state streamed": state_bytes / (GB * config.cluster.host_copy_gb_per_s) if is_streamed else 0.0,
-        "Newton-Schulz": newton_schulz_s(config),
-        "matrices sent": _sent_s(config, matrices.sent_bytes) if matrices is not None else 0.0,
+        "state streamed": times.stream_s,
+        "Newton-Schulz": times.newton_schulz_s,
+        "matrices sent": times.exchange_s,
     }
     told = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
-    return BudgetRow("optimizer", max(parts.values()), f"the longest of: {told}")
-
-
-def newton_schulz_s(config: Config) -> float:
-    """How long the busiest rank orthogonalises: an equal share of all matrices, or the costliest one."""
-    muon = config.optim.muon
-    in_bfloat16 = muon.newton_schulz_dtype is DType.bfloat16
-    rate = flops_per_s(config) if in_bfloat16 else 1e12 * FLOAT32_TFLOPS
-    costs = []
-    for kind in parameter_kinds(config):
-        if kind.rule.update is OptimName.muonclip and kind.matrix is not None:
-            flops = newton_schulz_flops(*kind.matrix, muon.newton_schulz_steps)
-            costs.append((num_matrices(kind), flops))
-    if not costs:
-        return 0.0
-    equal_share = sum(number * flops for number, flops in costs) / config.world_size
-    return max(equal_share, *(flops for _, flops in costs)) / rate
-
-
-def num_matrices(kind: ParameterKind) -> int:
-    """Matrices that the parameters of a kind are orthogonalised as."""
-    rows, columns = kind.matrix or kind.shape
-    return kind.num_parameters * math.prod(kind.shape) // (rows * columns)
+    return BudgetRow("optimizer", times.total_s, f"the longest of: {told}; {times.edges_s:.2f} around it")
 
 
 def replica_rows(config: Config) -> Iterator[BudgetRow]:

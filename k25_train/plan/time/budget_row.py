@@ -7,8 +7,6 @@ from k25_train.units import GB
 MEMORY_GB_PER_S = 2850.0
 """GB per second that kernels which only move data read and write. Source: 85% of the data sheet's 3,350 (H100
 and H800, SXM5); to be measured."""
-FLOAT32_TFLOPS = 50.0
-"""Of float32 matrix products without TF32. Source: 75% of the data sheet's 67."""
 
 
 @dataclass(frozen=True, slots=True)

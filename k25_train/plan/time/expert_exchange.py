@@ -8,6 +8,7 @@ and spread it there (DeepEP's README; megatron-core 0.19.2, `fused_a2a.py`).
 from dataclasses import dataclass
 
 from k25_train.config.schema import Config
+from k25_train.plan.time.expert_copies import copies_elsewhere
 from k25_train.plan.time.step import network_bytes_per_s
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from k25_train.units import GB
@@ -50,17 +51,17 @@ def expert_exchange(config: Config) -> ExpertExchange:
     # 1. Where a token's experts are.
     sizes, model, cluster = config.parallelism, config.model, config.cluster
     tokens = config.train.micro_batch_size * config.train.seq_len
-    ep, chosen = sizes.ep, model.num_experts_per_token
+    ep = sizes.ep
     node_ranks = min(ep, cluster.gpus_per_node)
     num_nodes = ep // node_ranks
     row_bytes = model.hidden_size * WEIGHT_BYTES[config.train.dtype]
     # 2. Copies over the network and within nodes, and rows that arrive.
+    network = tokens * copies_elsewhere(config, num_nodes, sizes.dispatcher)
     if sizes.dispatcher is Dispatcher.alltoall:
-        rows = float(tokens * chosen)
-        network, nvlink = rows * (ep - node_ranks) / ep, rows * (node_ranks - 1) / ep
+        rows = float(tokens * model.num_experts_per_token)
+        nvlink = rows * (node_ranks - 1) / ep
     else:
-        network = tokens * (num_nodes - 1) * _any_of(chosen, 1 / num_nodes)
-        rows = tokens * ep * _any_of(chosen, 1 / ep)
+        rows = tokens * copies_elsewhere(config, ep, sizes.dispatcher) * ep / max(1, ep - 1)
         nvlink = rows * (node_ranks - 1) / node_ranks
     seconds = max(
         network * row_bytes / network_bytes_per_s(config), nvlink * row_bytes / (GB * NVLINK_GB_PER_S)
@@ -73,8 +74,3 @@ def expert_exchange(config: Config) -> ExpertExchange:
         seconds=seconds if ep > 1 else 0.0,
         sms=sms,
     )
-
-
-def _any_of(number: int, chance: float) -> float:
-    """The chance that any of so many choices is one that each is with this chance."""
-    return 1 - (1 - chance) ** number

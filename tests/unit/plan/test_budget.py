@@ -1,16 +1,14 @@
 """The budget of a step: its rows against figures that are known otherwise, and what changes them."""
 
-import math
+from math import comb
 
 import pytest
 
 from k25_train.compose.resolve import compose
-from k25_train.config.optimizer import OptimName
-from k25_train.plan.optimizer import parameter_kinds, updated_parameters
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.budget import StepBudget
-from k25_train.plan.time.budget_of_step import newton_schulz_s, num_matrices
 from k25_train.plan.time.expert_exchange import expert_exchange
+from k25_train.plan.time.optimizer import slowest_optimizer
 
 K25 = ("experiment=k25_pretrain_4k", "parallelism.dispatcher=alltoall")
 
@@ -47,8 +45,10 @@ def test_exchanges_send_what_each_dispatcher_sends() -> None:
     assert exchange.network_bytes == rows / 2 * 7168 * 2
     assert exchange.received_rows == rows
     once = expert_exchange(compose([*K25, "parallelism.dispatcher=hybridep"]))
-    assert once.network_bytes == pytest.approx(4096 * (1 - 0.5**8) * 7168 * 2)
-    assert once.received_rows == pytest.approx(4096 * 16 * (1 - (15 / 16) ** 8))
+    # Eight different experts of 384, of which half are on the other node.
+    none_there = comb(192, 8) / comb(384, 8)
+    assert once.network_bytes == pytest.approx(4096 * (1 - none_there) * 7168 * 2)
+    assert once.received_rows == pytest.approx(4096 * 16 * (1 - comb(360, 8) / comb(384, 8)))
     alone = expert_exchange(compose(["experiment=smoke", "parallelism=serial", "cluster.gpus_per_node=1"]))
     assert alone.seconds == 0.0
 
@@ -84,23 +84,17 @@ def test_what_is_in_the_rate_is_not_added(at_256: StepBudget) -> None:
     assert at_256.share == added / at_256.model_s
 
 
-def test_matrices_hold_all_weights_of_muon() -> None:
-    config = compose([*K25])
-    kinds = [kind for kind in parameter_kinds(config) if kind.rule.update is OptimName.muonclip]
-    elements = sum(num_matrices(kind) * math.prod(kind.matrix or ()) for kind in kinds)
-    assert elements == sum(kind.num_parameters * math.prod(kind.shape) for kind in kinds)
-    assert elements < sum(each.size for each in updated_parameters(config))
-
-
 def test_the_optimizer_is_bound_by_its_slowest_part() -> None:
-    exact = "optim.muon.newton_schulz_dtype=float32"
-    config = compose([*K25, exact])
-    # 4.85e16 FLOPs over 256 ranks at 50 TFLOP/s: 3.8 s.
-    assert newton_schulz_s(config) == pytest.approx(3.8, rel=0.02)
-    assert seconds(budget(exact))["optimizer"] == newton_schulz_s(config)
+    """Of the stage that takes longest, as the view of the optimizer says."""
+    found = budget("optim.muon.newton_schulz_dtype=float32")
+    times = slowest_optimizer(found.pipeline)
+    # 2.02e14 FLOPs per rank at 50 TFLOP/s.
+    assert times.newton_schulz_s == pytest.approx(4.04, rel=0.01)
+    assert seconds(found)["optimizer"] == times.total_s >= times.newton_schulz_s
     rounded = budget("optim.muon.newton_schulz_dtype=bfloat16", "optim.muon.exchange_dtype=bfloat16")
-    # Masters and momentum of 4.27e9 parameters at 20 GB/s.
-    assert seconds(rounded)["optimizer"] == pytest.approx(4.27e9 * 8 / 20e9, rel=0.01)
+    # Masters and momentum of 4.27e9 parameters at 20 GB/s, and half a GB before and after.
+    streamed_s = 4.27e9 * 8 / 20e9
+    assert streamed_s < seconds(rounded)["optimizer"] == pytest.approx(streamed_s + 0.05, rel=0.01)
 
 
 def test_more_ranks_share_what_is_shared() -> None:

@@ -13,7 +13,7 @@ from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.plan.memory.activations import peak_held, stage_tensors
 from k25_train.plan.memory.offload import need_of, offload_budget, offload_need
-from k25_train.plan.memory.outside import communicators
+from k25_train.plan.memory.outside import PAIR_BYTES, communicators_in
 from k25_train.plan.memory.remedies import fitting_overrides
 from k25_train.plan.memory.stage import (
     chunk_memory,
@@ -27,6 +27,7 @@ from k25_train.plan.pipeline import passes_of_stage, plan_pipeline, sample_of_pa
 from k25_train.plan.report.memory import memory_lines
 from parallel.activations.order import offload_order
 from parallel.activations.sizes import BLOCK_BYTES, block_bytes
+from parallel.communicators import communicators_of
 from parallel.pipeline.schedule import Pass, PassKey, schedule_of
 from tests.helpers.parallel_sizes import parallel_sizes
 from tests.helpers.project_sources import REPO
@@ -178,12 +179,18 @@ def test_the_encoder_is_planned_upfront_and_in_bubbles(fitting: Config) -> None:
 
 
 def test_communicators_are_counted(fitting: Config) -> None:
-    names = [each.name for each in communicators(fitting)]
-    assert len(names) == len(set(names)) == 8
+    """All that ranks set up before the first step, and a pair with each neighbour."""
+    found = communicators_in(fitting)
+    set_up = {each.name for each in communicators_of(fitting.parallelism, fitting.dep, fitting.world_size)}
+    assert set(found) - set_up == {"previous stage", "next stage"} and set_up < set(found)
+    assert found["next stage"] == PAIR_BYTES
+    # Exchanges within a node take the most, of few channels less.
+    assert found["tokens"] == 32 * 103e6 > 2 * found["matrices"] > 2 * found["weights"]
+    assert found["weights"] == 16 * 43e6
     memory = stage_memories(plan_pipeline(fitting))[1]
     assert 9e9 < memory.gaps + memory.context + memory.nccl < 14e9, "as reported on H100"
     alone = compose(["experiment=smoke_1gpu"])
-    assert not list(communicators(alone)) and fullest(stage_memories(plan_pipeline(alone))).context
+    assert not communicators_in(alone) and fullest(stage_memories(plan_pipeline(alone))).context
     assert not fullest(stage_memories(plan_pipeline(compose(["experiment=smoke"])))).gaps
 
 
