@@ -39,6 +39,8 @@ from k25_train.plan.time.budget import StepBudget
 from k25_train.plan.time.communication import communication
 
 ANY_WIDTH = Console(width=1000)
+BUDGET_WIDTH = 100
+"""Columns in which the budget of a step can be read."""
 
 
 def main() -> None:
@@ -125,8 +127,9 @@ def print_time(pipeline: PipelinePlan, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(budget_as_dict(budget), indent=2))
         return
-    table = budget_table(budget)
-    Console(width=Measurement.get(ANY_WIDTH, ANY_WIDTH.options, table).maximum).print(table)
+    # Its last column wraps; where there is no terminal, or a narrow one, numbers would be cut short.
+    console = Console()
+    Console(width=max(console.width, BUDGET_WIDTH)).print(budget_table(budget))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs a rank on the CPUs of the NUMA node that its GPU is attached to. Standard library only.
+"""Runs a rank on the CPUs of the NUMA node that its GPU is attached to. Needs no torch.
 
 Page-locked memory then lies there, too: the kernel takes a page from the node of the CPU that first touches
 or locks it, unless a site's wrapper (`numactl --interleave`) says otherwise. From the other socket a copy
@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from k25_train.errors import ConfigError
 
 VARIABLE = "K25_NUMA_BINDING"
 """Variable that says to what ranks are bound."""
@@ -73,8 +75,17 @@ def plan(gpus: Sequence[str], own: int, allowed: Iterable[int], root: Path = Pat
 
 
 def bind(gpus: Sequence[str], own: int, environment: Mapping[str, str], root: Path = Path("/")) -> Binding:
-    """Have this process and its threads run where `plan` says; returns what was done."""
-    if environment.get(VARIABLE, TO_GPU) == OFF:
+    """Have this process and its threads run where `plan` says; returns what was done.
+
+    Raises `ConfigError` if the environment asks for another binding than there is.
+    """
+    wanted = environment.get(VARIABLE, TO_GPU)
+    if wanted not in (TO_GPU, OFF):
+        raise ConfigError(
+            f"{VARIABLE}={wanted}: must be {TO_GPU} or {OFF}\n"
+            f'  -> correct it in cluster.overrides, as {VARIABLE}: {{value: "{OFF}", reason: …}}'
+        )
+    if wanted == OFF:
         return Binding(cpus=None, text="")
     planned = plan(gpus, own, os.sched_getaffinity(0), root)
     if planned.cpus is None:

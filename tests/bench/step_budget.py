@@ -39,7 +39,7 @@ def budget(num_gpus: int, overrides: Sequence[str]) -> StepBudget:
 
 def main(overrides: Sequence[str]) -> int:
     """Print tables and figures; 1 if a bar is missed."""
-    console = Console(width=150)
+    console = Console(width=120)
     budgets = {num_gpus: budget(num_gpus, overrides) for num_gpus in BARS}
     for each in budgets.values():
         console.print(budget_table(each))

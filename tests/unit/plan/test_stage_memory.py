@@ -276,7 +276,7 @@ def test_summary_says_whether_copies_are_hidden(gb_per_s: float, is_hidden: bool
     config = compose(["experiment=k25_pretrain_4k", f"cluster.host_copy_gb_per_s={gb_per_s}"])
     pipeline = plan_pipeline(config)
     text = "".join(memory_lines(pipeline, stage_memories(pipeline)))
-    assert "Copies: stage 1 sends 1.84 GB of a micro-batch to the host and back" in text
+    assert "Copies: stage 1 sends 1.89 GB of a micro-batch to the host and back" in text
     assert ("it waits for copies" not in text) == is_hidden
 
 

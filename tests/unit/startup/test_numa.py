@@ -140,6 +140,9 @@ def test_a_container_that_forbids_it_is_no_error(machine: Machine, monkeypatch: 
 def test_a_site_can_switch_it_off(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: pytest.fail("it has looked"))
     assert bind(GPUS, 0, {numa.VARIABLE: numa.OFF}, machine.root) == Binding(cpus=None, text="")
+    # As YAML reads `off` without quotes.
+    with pytest.raises(ConfigError, match="K25_NUMA_BINDING=False: must be gpu or off"):
+        bind(GPUS, 0, {numa.VARIABLE: "False"}, machine.root)
 
 
 def test_a_rank_binds_to_the_gpu_that_it_has_chosen(
