@@ -70,7 +70,7 @@ def test_a_stack_is_its_micro_batches(loader: DataLoader) -> None:
     assert stacked.num_with_loss == sum(batch.loss_mask.sum() for batch in batches)
     assert stacked.num_tokens == sum((batch.tokens != loader.tokenizer.pad).sum() for batch in batches)
     for moved, batch in zip(to_device(stacked, torch.device("cpu")), batches, strict=True):
-        assert moved.tokens.dtype is moved.labels.dtype is torch.int64
+        assert moved.tokens.dtype is moved.labels.dtype is torch.int32
         assert torch.equal(moved.tokens, batch.tokens)
         assert torch.equal(moved.labels, batch.labels)
         assert torch.equal(moved.targets.loss_mask, batch.loss_mask)
