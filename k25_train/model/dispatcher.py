@@ -174,6 +174,7 @@ class NcclEP(_NCCLEPManager):
 
     token_indices: Tensor
     token_probs: Tensor
+    tokens_per_expert: Tensor
 
     def setup_metadata(self, routing_map: Tensor, probs: Tensor) -> None:
         """The experts [T, K] of each token and their weights."""
