@@ -1,4 +1,5 @@
-"""The timeline of one step of a run: recorded on every rank, reported by the first.
+"""The timeline of one step of a run: recorded on every rank, reported by the first; and what the devices of
+the first replica did, a file for each stage.
 
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
@@ -12,8 +13,8 @@ import torch.distributed as dist
 
 from k25_train.metrics.report import Report
 from k25_train.metrics.timeline import RankRecord
+from k25_train.training.device_trace import DeviceTrace, NoDeviceTrace
 from k25_train.training.run import Run
-from parallel.watchdog.recorder import Recorder
 
 
 @contextmanager
@@ -25,9 +26,12 @@ def traced(run: Run, report: Report, step: int) -> Iterator[None]:
     # 1. All ranks begin together, so that clocks of different nodes can be aligned at this moment.
     dist.barrier()
     ready_s = time.monotonic()
-    recorder = run.tracker.recorder = Recorder()
+    is_first_replica = run.topology.dp_rank == 0
+    device_trace = DeviceTrace(run.topology.device) if is_first_replica else NoDeviceTrace()
+    recorder = run.tracker.recorder = device_trace.recorder
     try:
-        yield
+        with device_trace:
+            yield
     finally:
         # 2. Recording ends with the step, also with one that fails.
         run.tracker.recorder = None
@@ -45,3 +49,8 @@ def traced(run: Run, report: Report, step: int) -> Iterator[None]:
         dist.gather_object(record, records)
         if records is not None:
             report.timeline(step, records)
+        path = report.folder / "trace" / f"step_{step}.rank_{run.topology.rank}.json"
+        try:
+            device_trace.write(path)
+        except OSError as error:
+            report.warn(f"{path}: what the device did cannot be written ({error}); the run goes on")

@@ -24,7 +24,14 @@ def test_a_step_is_traced_and_no_number_changes(data: Path, run_as_smoke: Path, 
     assert without_times(rows(traced))[:4] == without_times(rows(run_as_smoke))[:4]
     assert not (run_as_smoke / "trace").exists()
 
-    assert {path.name for path in (traced / "trace").iterdir()} == {"step_2.json", "step_2.png"}
+    of_devices = {f"step_2.rank_{rank}.json" for rank in (0, 2)}
+    drawn = {"step_2.json", "step_2.png"}
+    assert {path.name for path in (traced / "trace").iterdir()} == drawn | of_devices
+    for name in of_devices:
+        profiled = {
+            event["name"] for event in json.loads((traced / "trace" / name).read_text())["traceEvents"]
+        }
+        assert {"train", "forward", "backward", "optimizer", "aten::mm"} <= profiled
     with Image.open(traced / "trace/step_2.png") as image:
         assert len(image.convert("RGB").getcolors(2**24) or []) > 20
     events = json.loads((traced / "trace/step_2.json").read_text())["traceEvents"]
