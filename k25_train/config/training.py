@@ -39,7 +39,8 @@ class TrainConfig:
     """Seconds without progress after which a rank reports where it waits and for whom, and ends the job.
     Source: not disclosed, our choice."""
     trace_step: int | None
-    """Step whose timeline over all ranks is written to the run folder; null for none."""
+    """Step whose timeline over all ranks is written to the run folder, with a profile of the first rank of
+    each stage; null for none."""
 
     @property
     def collective_timeout_s(self) -> float:

@@ -1,5 +1,5 @@
-"""The timeline of one step of a run: recorded on every rank, reported by the first; and what the devices of
-the first replica did, a file for each stage.
+"""The timeline of one step of a run: recorded on every rank, reported by the first; and what the device of
+the first rank of each stage did, a file for each.
 
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from k25_train.metrics.report import Report
 from k25_train.metrics.timeline import RankRecord
-from k25_train.training.device_trace import DeviceTrace, NoDeviceTrace
+from k25_train.training.device_trace import DeviceTrace, NoDeviceTrace, ProfiledTrace
 from k25_train.training.run import Run
 
 
@@ -23,18 +23,22 @@ def traced(run: Run, report: Report, step: int) -> Iterator[None]:
     if step != run.config.train.trace_step:
         yield
         return
-    # 1. All ranks begin together, so that clocks of different nodes can be aligned at this moment.
+    # 1. Profilers are set up first. All ranks begin together, so that clocks of different nodes can be
+    #    aligned at this moment.
+    profiles = run.topology.dp_rank == 0
+    device_trace: DeviceTrace = ProfiledTrace(run.topology.device) if profiles else NoDeviceTrace()
+    with run.tracker.phase("start profiler", may_be_long=True):
+        device_trace.start()
     dist.barrier()
     ready_s = time.monotonic()
-    is_first_replica = run.topology.dp_rank == 0
-    device_trace = DeviceTrace(run.topology.device) if is_first_replica else NoDeviceTrace()
     recorder = run.tracker.recorder = device_trace.recorder
     try:
-        with device_trace:
-            yield
+        yield
     finally:
         # 2. Recording ends with the step, also with one that fails.
         run.tracker.recorder = None
+        with run.tracker.phase("stop profiler", may_be_long=True):
+            device_trace.stop()
     record = RankRecord(
         rank=run.topology.rank,
         stage=run.topology.pp_rank,
@@ -43,7 +47,8 @@ def traced(run: Run, report: Report, step: int) -> Iterator[None]:
         ready_s=ready_s,
         spans=tuple(recorder.spans),
     )
-    # 3. A rank sends some tens of bytes per phase; the others wait while the first one draws.
+    # 3. A rank sends some tens of bytes per phase; the others wait while the first one draws, and then for
+    #    the profiles.
     with run.tracker.phase("write timeline", may_be_long=True):
         records = [record] * run.topology.world_size if run.is_main else None
         dist.gather_object(record, records)

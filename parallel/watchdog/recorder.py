@@ -1,8 +1,8 @@
 """Keeps the phases of a rank, for a timeline of what it did.
 
 These are spans of the host. On a GPU it submits most work and continues, so that a pass looks short, and
-whatever next waits for the device looks long: spans show where the host waits. For time on the device use
-Nsight Systems or torch.profiler.
+whatever next waits for the device looks long: spans show where the host waits. Time on the device is in the
+profiles of the same step (`k25_train/training/device_trace.py`).
 """
 
 from collections.abc import Sequence

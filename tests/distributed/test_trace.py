@@ -1,4 +1,4 @@
-"""A run writes the timeline of one step, of all ranks, and trains as without it."""
+"""A run writes the timeline of one step, of all ranks, and what devices did; it trains as without them."""
 
 import json
 from collections import Counter
@@ -14,6 +14,7 @@ from tests.helpers.runs import fit
 pytestmark = pytest.mark.distributed
 
 NUM_RANKS, NUM_CHUNKS, NUM_MICRO_BATCHES = 4, 2, 2
+FIRST_OF_STAGES = (0, 2)
 NO_DECAY = ("train.steps=4", "optim.decay_steps=0")
 """As long as the learning rate is raised, a step does not depend on how many there are."""
 
@@ -24,14 +25,14 @@ def test_a_step_is_traced_and_no_number_changes(data: Path, run_as_smoke: Path, 
     assert without_times(rows(traced))[:4] == without_times(rows(run_as_smoke))[:4]
     assert not (run_as_smoke / "trace").exists()
 
-    of_devices = {f"step_2.rank_{rank}.json" for rank in (0, 2)}
-    drawn = {"step_2.json", "step_2.png"}
-    assert {path.name for path in (traced / "trace").iterdir()} == drawn | of_devices
+    of_devices = {f"step_2.rank_{rank}.json" for rank in FIRST_OF_STAGES}
+    assert {path.name for path in (traced / "trace").iterdir()} == {"step_2.json", "step_2.png", *of_devices}
     for name in of_devices:
-        profiled = {
-            event["name"] for event in json.loads((traced / "trace" / name).read_text())["traceEvents"]
-        }
-        assert {"train", "forward", "backward", "optimizer", "aten::mm"} <= profiled
+        profiled = json.loads((traced / "trace" / name).read_text())["traceEvents"]
+        counts = Counter(event["name"] for event in profiled if event["ph"] == "X")
+        assert counts["forward"] == counts["backward"] == NUM_MICRO_BATCHES * NUM_CHUNKS
+        assert counts["train"] == counts["optimizer"] == counts["vision forward"] == 1
+        assert {"features", "all-to-all", "aten::mm"} <= set(counts)
     with Image.open(traced / "trace/step_2.png") as image:
         assert len(image.convert("RGB").getcolors(2**24) or []) > 20
     events = json.loads((traced / "trace/step_2.json").read_text())["traceEvents"]
@@ -45,3 +46,13 @@ def test_a_step_is_traced_and_no_number_changes(data: Path, run_as_smoke: Path, 
     step_time_s = rows(traced)[2]["step_time_s"]
     (of_first,) = (event for event in complete if event["name"] == "train" and event["tid"] == 0)
     assert step_time_s <= of_first["dur"] / 1e6
+
+
+@pytest.mark.slow
+def test_the_first_step_can_be_traced(data: Path, tmp_path: Path) -> None:
+    run_ranks(fit, NUM_RANKS, short_run(data, tmp_path, *FOUR_RANKS, "train.steps=4", "train.trace_step=1"))
+    written = sorted(path.name for path in (tmp_path / "trace").iterdir())
+    assert written == ["step_1.json", "step_1.png", "step_1.rank_0.json", "step_1.rank_2.json"]
+    for path in (tmp_path / "trace").glob("*.json"):
+        names = {event["name"] for event in json.loads(path.read_text())["traceEvents"]}
+        assert {"train", "forward", "backward", "vision forward", "optimizer"} <= names

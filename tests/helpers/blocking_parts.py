@@ -140,7 +140,8 @@ def in_modules(seen: Seen, run: Any) -> ByPart:
         output.backward(torch.ones_like(output))
 
     def through_encoder() -> None:
-        encoder = run.tower.replicas[0].module
+        decoupled = [replica.module for replica in run.tower.replicas]
+        encoder = decoupled[0] if decoupled else run.chunks[0].module.encode
         with seen.paused():
             patches = torch.randn(4 * 6 + 4 * 4 + 8 * 8, 588, device=device)
         output = encoder(patches, [(1, 4, 6), (1, 4, 4), (1, 8, 8)])
