@@ -135,8 +135,8 @@ class ModelConfig:
     """Width of a token's features. Source: checkpoint."""
     num_attention_heads: int
     """Attention heads of a layer. Source: checkpoint."""
-    q_lora_rank: int
-    """Width of the compressed query. Source: checkpoint."""
+    q_lora_rank: int | None
+    """Width of the compressed query; null projects queries directly. Source: checkpoint (Moonlight: null)."""
     kv_lora_rank: int
     """Width of the compressed key and value. Source: checkpoint."""
     qk_nope_head_dim: int
@@ -190,10 +190,21 @@ class ModelConfig:
         """Width of a head's query and key."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
+    @property
+    def query_widths(self) -> tuple[int, ...]:
+        """Widths of a token's features, its compressed query if there is one, and all heads' queries."""
+        widths = self.hidden_size, self.q_lora_rank, self.num_attention_heads * self.q_head_dim
+        return tuple(width for width in widths if width is not None)
+
+    @property
+    def compresses_query(self) -> bool:
+        """Whether queries are projected in two steps, with a norm between them."""
+        return self.q_lora_rank is not None
+
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken, those of its sub-sections included."""
         sizes = (
-            "num_layers hidden_size num_attention_heads q_lora_rank kv_lora_rank qk_nope_head_dim "
+            "num_layers hidden_size num_attention_heads kv_lora_rank qk_nope_head_dim "
             "qk_rope_head_dim v_head_dim dense_ffn_hidden_size expert_ffn_hidden_size num_experts "
             "num_experts_per_token num_shared_experts routed_scaling_factor rms_norm_eps latent_norm_eps "
             "vocab_size init_std"
@@ -206,6 +217,9 @@ class ModelConfig:
 
     def _attention_problems(self) -> list[Problem]:
         found = []
+        if self.q_lora_rank is not None and self.q_lora_rank <= 0:
+            rule = "must be positive, or null to project queries directly"
+            found.append(Problem("q_lora_rank", self.q_lora_rank, rule, "use null"))
         for name in ("qk_nope_head_dim", "qk_rope_head_dim"):
             dim = getattr(self, name)
             if dim % 2:
@@ -223,9 +237,7 @@ class ModelConfig:
         for name in ("hidden_size", "expert_ffn_hidden_size"):
             size = getattr(self, name)
             if size % 8:
-                rule = (
-                    "must be a multiple of 8: grouped expert products need rows of whole 16 bytes in bfloat16"
-                )
+                rule = "must be a multiple of 8: grouped expert products need rows of whole 16 bytes in bf16"
                 found.append(Problem(name, size, rule, f"use {size - size % 8 + 8}"))
         if self.num_experts_per_token > self.num_experts:
             rule = f"must not exceed num_experts ({self.num_experts})"

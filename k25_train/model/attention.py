@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention
-from torch import Tensor
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
+from torch import Tensor, nn
 
 from k25_train.model.attention_kernels import HeadSizes, build_attention
 from k25_train.model.documents import DocumentBounds
@@ -82,8 +82,20 @@ class PackedLatentAttention(MLASelfAttention):
 
     def __init__(self, config: BackboneConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        for norm in (self.q_layernorm, self.kv_layernorm):
+        for norm in self._latent_norms():
             norm.eps = config.latent_norm_eps
+
+    @property
+    def query_projection(self) -> nn.Module:
+        """The linear layer whose rows are the queries of the heads."""
+        return self.linear_q_up_proj
+
+    def _latent_norms(self) -> tuple[nn.Module, ...]:
+        return self.q_layernorm, self.kv_layernorm
+
+    def _normed_query(self, q_compressed: Tensor) -> Tensor:
+        """What `query_projection` reads."""
+        return self.q_layernorm(q_compressed)
 
     def get_query_key_value_tensors(
         self,
@@ -97,7 +109,7 @@ class PackedLatentAttention(MLASelfAttention):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Project `hidden_states` [T, 1, D] to query [T, H, Q], key [T, H, Q] and value [T, H, V].
 
-        Also returns the compressed query and key-value, as the base class does.
+        Also returns what they are projected from, the compressed query and key-value, as the base class does.
         """
         if not isinstance(packed_seq_params, PackedDocuments):
             raise TypeError(
@@ -109,7 +121,7 @@ class PackedLatentAttention(MLASelfAttention):
         q_compressed, kv_combined = self._qkv_down_projection(hidden_states.squeeze(1))
         named("mla.latent", kv_combined)
         kv_compressed, k_rope = kv_combined.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], dim=-1)
-        q_compressed = self.q_layernorm(q_compressed)
+        q_compressed = self._normed_query(q_compressed)
         kv_compressed = self.kv_layernorm(kv_compressed)
 
         # 2. Expand into heads; the backward pass may do it again.
@@ -124,7 +136,7 @@ class PackedLatentAttention(MLASelfAttention):
         """Query and key [T, H, Q] and value [T, H, V] from the normed latents and the rotary key [T, R]."""
         config, num_heads = self.config, self.num_attention_heads_per_partition
         # 1. Up-projections, split into heads.
-        query, _ = self.linear_q_up_proj(q_compressed)
+        query, _ = self.query_projection(q_compressed)
         q_THQ = query.unflatten(-1, (num_heads, self.q_head_dim))
         q_nope, q_rope = q_THQ.split([config.qk_head_dim, config.qk_pos_emb_head_dim], dim=-1)
         key_value, _ = self.linear_kv_up_proj(kv_compressed)
@@ -162,6 +174,31 @@ class PackedLatentAttention(MLASelfAttention):
     ) -> Tensor:
         # The base class pads values to the query's head size, whether the kernel needs it or not.
         return self.core_attention(query, key, value, packed_seq_params)
+
+
+class DirectQueryAttention(PackedLatentAttention):
+    """The same with queries that are projected from the features in one step (`model.q_lora_rank=null`)."""
+
+    @property
+    def query_projection(self) -> nn.Module:
+        """The linear layer whose rows are the queries of the heads."""
+        return self.linear_q_proj
+
+    def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, Any]:
+        # With Transformer Engine, upstream would fuse a norm into this projection, whose input is normed
+        # already; without it, upstream fails. The release has no such norm.
+        return {
+            "linear_q_proj": submodules.linear_q_proj,
+            "linear_kv_up_proj": submodules.linear_kv_up_proj,
+            "kv_layernorm": submodules.kv_layernorm,
+        }
+
+    def _latent_norms(self) -> tuple[nn.Module, ...]:
+        return (self.kv_layernorm,)
+
+    def _normed_query(self, q_compressed: Tensor) -> Tensor:
+        # Upstream hands on the features, which the layer's own norm has normed.
+        return q_compressed
 
 
 class DocumentAttention(MegatronModule):

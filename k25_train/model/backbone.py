@@ -9,6 +9,7 @@ from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
@@ -19,7 +20,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from torch import Tensor, nn
 
 from k25_train.config.model import ModelConfig
-from k25_train.model.attention import DocumentAttention, PackedLatentAttention
+from k25_train.model.attention import DirectQueryAttention, DocumentAttention, PackedLatentAttention
 from k25_train.model.experts import GroupedExperts
 from k25_train.model.grouped_gemm import GroupedGemm, grouped_gemm
 from k25_train.model.layer import DocumentExperts, DocumentLayer
@@ -62,37 +63,48 @@ def saved_norm(build: Callable[..., nn.Module], inputs: str, outputs: str) -> Ca
     return build_saved
 
 
-def layer_spec(
-    backend: BackendSpecProvider, kernel: AttentionKernel, gemm: GroupedGemm, *, is_moe: bool
+def attention_spec(
+    backend: BackendSpecProvider, kernel: AttentionKernel, *, compresses_query: bool
 ) -> ModuleSpec:
-    """One decoder layer: pre-norm MLA, then a dense SwiGLU or the mixture of experts, with these kernels."""
+    """Multi-head latent attention, with queries compressed as keys and values are, or projected directly."""
+    # 1. The query.
+    column = backend.column_parallel_linear()
+    norm = saved_norm(backend.layer_norm(rms_norm=True, for_qk=True), "mla.latent", "mla.up_input")
+    module: type[PackedLatentAttention] = PackedLatentAttention
+    query: dict[str, Any] = {"linear_q_down_proj": column, "q_layernorm": norm, "linear_q_up_proj": column}
+    if not compresses_query:
+        module, query = DirectQueryAttention, {"linear_q_proj": column, "q_layernorm": IdentityOp}
+    # 2. The rest.
+    return ModuleSpec(
+        module=module,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=MLASelfAttentionSubmodules(
+            **query,
+            linear_kv_down_proj=column,
+            linear_kv_up_proj=column,
+            core_attention=ModuleSpec(module=DocumentAttention, params={"kernel": kernel}),
+            linear_proj=backend.row_parallel_linear(),
+            kv_layernorm=norm,
+        ),
+    )
+
+
+def layer_spec(
+    backend: BackendSpecProvider, attention: ModuleSpec, gemm: GroupedGemm, *, is_moe: bool
+) -> ModuleSpec:
+    """One decoder layer: pre-norm attention, then a dense SwiGLU or the mixture of experts."""
     # 1. Linear layers and norms of the backend.
     norm = layer_norm(backend)
-    qk_norm = saved_norm(backend.layer_norm(rms_norm=True, for_qk=True), "mla.latent", "mla.up_input")
     column, row = backend.column_parallel_linear(), backend.row_parallel_linear()
 
     def mlp(part: str) -> MLPSubmodules:
         return MLPSubmodules(linear_fc1=column, linear_fc2=row, activation_func=partial(SwiGLU, part))
 
-    # 2. Our router, experts and attention in megatron-core's layer.
+    # 2. Our router and experts in megatron-core's layer.
     moe = MoESubmodules(
         router=SequenceBalancedRouter,
         experts=partial(GroupedExperts, gemm=gemm),
         shared_experts=partial(SharedExpertMLP, submodules=mlp("shared_expert")),
-    )
-    attention = ModuleSpec(
-        module=PackedLatentAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
-        submodules=MLASelfAttentionSubmodules(
-            linear_q_down_proj=column,
-            linear_q_up_proj=column,
-            linear_kv_down_proj=column,
-            linear_kv_up_proj=column,
-            core_attention=ModuleSpec(module=DocumentAttention, params={"kernel": kernel}),
-            linear_proj=row,
-            q_layernorm=qk_norm,
-            kv_layernorm=qk_norm,
-        ),
     )
     return ModuleSpec(
         module=DocumentLayer,
@@ -145,7 +157,8 @@ def build_language_model(
     """
     backend = linear_backend(transformer_engine=transformer_engine)
     gemm = grouped_gemm(transformer_engine=transformer_engine, dtype=config.params_dtype)
-    kinds = {is_moe: layer_spec(backend, attention, gemm, is_moe=is_moe) for is_moe in (False, True)}
+    latent = attention_spec(backend, attention, compresses_query=model.compresses_query)
+    kinds = {is_moe: layer_spec(backend, latent, gemm, is_moe=is_moe) for is_moe in (False, True)}
     block = TransformerBlockSubmodules(
         layer_specs=[kinds[model.is_moe(layer)] for layer in layer_ids],
         layer_norm=layer_norm(backend),

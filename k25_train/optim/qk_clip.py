@@ -2,8 +2,8 @@
 query and key weights are scaled down after the update, head by head.
 
 With S the largest logit of a head in this step's forward passes and tau the threshold, the factor is
-gamma = min(1, tau / S). The head's rows of the query's up-projection are multiplied by sqrt(gamma), those of
-its rotary part by gamma, and its key rows of the key-value up-projection by sqrt(gamma). The rotary key,
+gamma = min(1, tau / S). The head's rows of the query's last projection are multiplied by sqrt(gamma), those
+of its rotary part by gamma, and its key rows of the key-value up-projection by sqrt(gamma). The rotary key,
 which all heads share, and the values are not scaled: every logit of the head is gamma times what it was, and
 no other head is affected. Only every `optim.qk_clip_interval`-th step is sampled and clips: by the logits of
 an earlier step, a head would be scaled down once more for what has been cured since.
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from k25_train.config.model import ModelConfig
 from k25_train.config.schema import Config
 
-_ATTENTION_PARTS = ("core_attention", "linear_q_up_proj", "linear_kv_up_proj")
+_ATTENTION_PARTS = ("core_attention", "query_projection", "linear_kv_up_proj")
 """Attributes that identify a latent attention module; only the model knows the class."""
 
 
@@ -188,7 +188,7 @@ class QkClip:
 def _weights(attentions: Iterable[Any]) -> Iterator[_Weight]:
     for attention in attentions:
         layer = attention.core_attention.layer_number - 1
-        yield _Weight(attention.linear_q_up_proj.weight, layer, True)
+        yield _Weight(attention.query_projection.weight, layer, True)
         yield _Weight(attention.linear_kv_up_proj.weight, layer, False)
 
 
@@ -212,7 +212,7 @@ def clip_factors(maxima: Tensor, threshold: float) -> Tensor:
 
 
 def query_row_scales(factors_H: Tensor, nope: int, rope: int) -> Tensor:
-    """Scales [H * (nope + rope)] of the rows of the query's up-projection."""
+    """Scales [H * (nope + rope)] of the rows of the query's last projection."""
     plain, rotary = factors_H.sqrt()[:, None].expand(-1, nope), factors_H[:, None].expand(-1, rope)
     return torch.cat((plain, rotary), dim=1).flatten()
 

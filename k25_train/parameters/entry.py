@@ -20,7 +20,8 @@ Blocks = Callable[[tuple[int, ...], ModelConfig, OptimConfig], int]
 DIMENSIONS: dict[str, Callable[[ModelConfig], int]] = {
     "hidden": lambda model: model.hidden_size,
     "vocab": lambda model: model.vocab_size,
-    "q_lora": lambda model: model.q_lora_rank,
+    # Of what is only in layers with a compressed query.
+    "q_lora": lambda model: model.query_widths[-2],
     "kv_lora": lambda model: model.kv_lora_rank,
     "kv_lora_and_rope": lambda model: model.kv_lora_rank + model.qk_rope_head_dim,
     "q_of_heads": lambda model: model.num_attention_heads * model.q_head_dim,
@@ -56,6 +57,10 @@ class Site(Enum):
     """Once, in the chunk that embeds tokens."""
     layer = "layer"
     """In every decoder layer."""
+    compressed_query = "layer that compresses queries"
+    """In every decoder layer, if the model compresses queries."""
+    direct_query = "layer that does not compress queries"
+    """In every decoder layer, if the model does not."""
     dense_layer = "dense layer"
     """In every decoder layer with a dense MLP."""
     moe_layer = "MoE layer"
@@ -66,12 +71,15 @@ class Site(Enum):
     @property
     def is_decoder_layer(self) -> bool:
         """Whether it is in decoder layers, of whichever kind."""
-        return self in (Site.layer, Site.dense_layer, Site.moe_layer)
+        return self not in (Site.vision, Site.vision_block, Site.embedding, Site.head)
 
     def numbers(self, model: ModelConfig) -> range:
         """Numbers of the layers or blocks that have it; 0 alone for what is there once."""
         if self is Site.vision_block:
             return range(model.vision.num_layers)
+        if self in (Site.compressed_query, Site.direct_query):
+            is_there = model.compresses_query is (self is Site.compressed_query)
+            return range(model.num_layers if is_there else 0)
         if self is Site.dense_layer:
             return range(model.num_dense_layers)
         if self is Site.moe_layer:

@@ -116,10 +116,10 @@ def _norm(ours: str, released: str) -> ParameterEntry:
     return _in_layer(Site.layer, f"{ours}.weight", f"{released}.weight", "hidden", NORMS, _GAIN)
 
 
-def _attention(ours: str, released: str, shape: str, kind: Kind) -> ParameterEntry:
+def _attention(ours: str, released: str, shape: str, kind: Kind, site: Site = Site.layer) -> ParameterEntry:
     """A part of multi-head latent attention."""
     names = f"self_attention.{ours}.weight", f"self_attn.{released}.weight"
-    return _in_layer(Site.layer, *names, shape, ATTENTION, kind)
+    return _in_layer(site, *names, shape, ATTENTION, kind)
 
 
 def _swiglu(site: Site, prefix: str, width: str, module: str) -> list[ParameterEntry]:
@@ -187,9 +187,10 @@ TABLE = ParameterTable(
         # Every decoder layer: norms and multi-head latent attention.
         _norm("input_layernorm", "input_layernorm"),
         _norm("pre_mlp_layernorm", "post_attention_layernorm"),
-        _attention("linear_q_down_proj", "q_a_proj", "q_lora hidden", _MATRIX),
-        _attention("q_layernorm", "q_a_layernorm", "q_lora", _GAIN),
-        _attention("linear_q_up_proj", "q_b_proj", "q_of_heads q_lora", _HEADS),
+        _attention("linear_q_proj", "q_proj", "q_of_heads hidden", _HEADS, Site.direct_query),
+        _attention("linear_q_down_proj", "q_a_proj", "q_lora hidden", _MATRIX, Site.compressed_query),
+        _attention("q_layernorm", "q_a_layernorm", "q_lora", _GAIN, Site.compressed_query),
+        _attention("linear_q_up_proj", "q_b_proj", "q_of_heads q_lora", _HEADS, Site.compressed_query),
         _attention("linear_kv_down_proj", "kv_a_proj_with_mqa", "kv_lora_and_rope hidden", _MATRIX),
         _attention("kv_layernorm", "kv_a_layernorm", "kv_lora", _GAIN),
         _attention("linear_kv_up_proj", "kv_b_proj", "kv_of_heads kv_lora", _HEADS),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from k25_train.config.model import ModelConfig, VisionConfig
 from k25_train.config.optimizer import TrainedVision
@@ -98,9 +99,9 @@ def layer_multiply_adds(model: ModelConfig, layer: int) -> int:
 
 
 def latent_attention_multiply_adds(model: ModelConfig) -> int:
-    """Multiply-adds per token of one layer's five MLA projections."""
+    """Multiply-adds per token of one layer's MLA projections: five, or four if queries are not compressed."""
     heads = model.num_attention_heads
-    query = model.hidden_size * model.q_lora_rank + model.q_lora_rank * heads * model.q_head_dim
+    query = sum(inputs * outputs for inputs, outputs in pairwise(model.query_widths))
     key_value = model.hidden_size * (model.kv_lora_rank + model.qk_rope_head_dim)
     key_value += model.kv_lora_rank * heads * (model.qk_nope_head_dim + model.v_head_dim)
     return query + key_value + heads * model.v_head_dim * model.hidden_size

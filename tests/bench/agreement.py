@@ -44,7 +44,7 @@ def main() -> None:
     logits = Table(
         "batch", "largest difference", "largest logit", "same experts", title=f"logits, bar {LOGIT_BAR:g}"
     )
-    for name, result in run_ranks(compare, 1)[0].items():
+    for name, result in run_ranks(compare, 1, {})[0].items():
         difference, scale = f"{result['difference']:.1e}", f"{result['scale']:.1f}"
         logits.add_row(name, difference, scale, f"{result['same_experts']:.0%}")
     Console().print(logits)

@@ -54,6 +54,11 @@ def test_adamw_trains_like_one_process(parity: Parity) -> None:
     assert parity.difference(case, "optim=adamw", *FEW_STEPS) <= TOLERANCE
 
 
+def test_a_direct_query_trains_like_one_process(parity: Parity) -> None:
+    case = Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, more=EVERYTHING_OVERLAPS)
+    assert parity.difference(case, "model.q_lora_rank=null", *CLIPPED, *FEW_STEPS) <= TOLERANCE
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_layout_whose_heads_are_clipped_trains_like_one_process(case: Case, parity: Parity) -> None:

@@ -14,6 +14,7 @@ from tests.helpers.large_query_runs import (
     ADAMW,
     CLIP,
     DIMS,
+    DIRECT_QUERY,
     MODEL,
     MUONCLIP,
     NUM_LAYERS,
@@ -248,6 +249,7 @@ LAYOUTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "dp2, every matrix cut, on the host": ({"dp": 2}, (*OVERLAP, ADAMW, ON_HOST)),
     "dp4, every matrix cut, bfloat16": ({"dp": 4}, (*OVERLAP, MUONCLIP, BFLOAT16)),
     "pp2 x vpp2": ({"pp": 2, "vpp": 2}, (ADAMW,)),
+    "pp2 x vpp2, direct query": ({"pp": 2, "vpp": 2}, (ADAMW, DIRECT_QUERY)),
     "pp2 x vpp2 x ep2, all overlapped, bfloat16": (
         SMOKE,
         (*EVERYTHING_OVERLAPS, MUONCLIP, BFLOAT16),
@@ -287,7 +289,9 @@ def check_layer(layer: int, logits: Tensor, ranks: list[Clipped], rtol: float) -
     assert (logits > THRESHOLD).tolist() == [True, False, True]
     stem = f"language_model.decoder.layers.{layer}.self_attention"
     before, after, copies = [], [], []
-    for name in (f"{stem}.linear_q_up_proj.weight", f"{stem}.linear_kv_up_proj.weight"):
+    is_direct = any(f"{stem}.linear_q_proj.weight" in rank.weights for rank in ranks)
+    query = "linear_q_proj" if is_direct else "linear_q_up_proj"
+    for name in (f"{stem}.{query}.weight", f"{stem}.linear_kv_up_proj.weight"):
         copies.append([rank.weights[name] for rank in ranks if name in rank.weights])
         shards = [rank.shards[name] for rank in ranks if name in rank.shards]
         for matrices, what in ((before, "before"), (after, "after")):

@@ -33,15 +33,18 @@ def make_batch(model: Any, lengths: tuple[int, ...], grids: tuple[tuple[int, int
     return tokens, places, pixels
 
 
-def compare(context: RankContext) -> dict[str, dict[str, float]]:
-    """Worst logit difference, and share of router choices that agree, for every batch."""
+def compare(context: RankContext, changes: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Worst logit difference, and share of router choices that agree, for every batch.
+
+    `changes` are of the tiny model's configuration.
+    """
     from k25_train.export.released import to_ours
     from k25_train.model.attention import PackedDocuments
     from k25_train.model.weights import load_global_state
     from tests.helpers.hf_reference import build_hf_reference, hf_logits, tiny_model_config
     from tests.helpers.model_chunks import SERIAL, WHOLE_MODEL, build_whole_model, start, train_config
 
-    model = tiny_model_config()
+    model = tiny_model_config(**changes)
     topology = start(context, SERIAL, model.num_layers)
     ours = build_whole_model(model, train_config(), topology).eval()
     reference, weights = build_hf_reference(model)
@@ -62,6 +65,40 @@ def compare(context: RankContext) -> dict[str, dict[str, float]]:
             "same_experts": same_choices(our_choices, their_choices),
         }
     return results
+
+
+def attention_gradients(context: RankContext, changes: dict[str, Any]) -> dict[str, float]:
+    """The largest relative difference of any element of attention's gradients, by the checkpoint's names."""
+    from k25_train.export.released import to_hf, to_ours
+    from k25_train.model.attention import PackedDocuments
+    from k25_train.model.weights import load_global_state
+    from tests.helpers.hf_reference import build_hf_reference, hf_logits, tiny_model_config
+    from tests.helpers.model_chunks import SERIAL, WHOLE_MODEL, build_whole_model, start, train_config
+
+    # 1. The same loss of the same packed documents; transformers has no balance loss.
+    model, lengths = tiny_model_config(balance_loss_coeff=0.0, **changes), (20, 1, 33, 10)
+    ours = build_whole_model(model, train_config(), start(context, SERIAL, model.num_layers))
+    reference, weights = build_hf_reference(model)
+    load_global_state(ours, WHOLE_MODEL, to_ours(weights))
+    tokens, _, _ = make_batch(model, lengths, ())
+    targets = tokens.roll(1)
+    losses = ours(tokens, PackedDocuments.of(lengths, tokens.device), targets)
+    losses.sum().backward()
+    logits = hf_logits(reference, tokens, lengths)
+    torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+    # 2. transformers has the released names in its attention, so that they can be told apart by the end.
+    found = {name: weight.grad for name, weight in ours.named_parameters() if ".self_attention." in name}
+    expected = {
+        name.removeprefix("model."): weight.grad
+        for name, weight in reference.named_parameters()
+        if ".self_attn." in name
+    }
+    differences = {}
+    for name, gradient in to_hf(found).items():
+        theirs = expected.pop(name.replace("language_model.model.", "language_model."))
+        differences[name] = ((gradient - theirs).abs().max() / theirs.abs().max()).item()
+    assert not expected, f"no gradients of {expected.keys()}"
+    return differences
 
 
 def watch_routers(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,6 +69,11 @@ def tiny_model_config(**overrides: Any) -> ModelConfig:
         "vision": tiny_vision_config(),
     }
     return ModelConfig(**values | overrides)
+
+
+def plain_rope() -> RopeConfig:
+    """Rotary positions that nothing stretches."""
+    return replace(tiny_model_config().rope, scaling_factor=1.0)
 
 
 def tiny_vision_config(**overrides: Any) -> VisionConfig:

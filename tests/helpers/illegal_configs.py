@@ -264,6 +264,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("is not a kind of sample", [0.1], "data.blend.vidoe"),
     "v_head_dim": value("model.v_head_dim", [64, 48], "must not exceed qk_nope_head_dim"),
     "experts of a token": value("model.num_experts_per_token", [99, 200], "must not exceed num_experts"),
+    "query rank": value("model.q_lora_rank", [0, -24], "must be positive, or null"),
     "dense layers": value("model.num_dense_layers", [99, 500], "must not exceed num_layers"),
     "rope scaling": value("model.rope.scaling_factor", [0.5, 0], "must be 1.0 (plain RoPE) or more"),
     "rope frequencies": value("model.rope.beta_fast", [0.5, 0.9], "must not lie below beta_slow"),

@@ -18,8 +18,11 @@ MODEL = (
 ).split()
 CLIP, NO_CLIP = f"optim.qk_clip_threshold={THRESHOLD}", "optim.qk_clip_threshold=null"
 ADAMW, MUONCLIP = "optim=adamw", "optim=muonclip"
+DIRECT_QUERY = "model.q_lora_rank=null"
 
-PROJECTION = re.compile(r"layers\.(\d+)\.self_attention\.(linear_q_up_proj|linear_kv_up_proj)\.weight$")
+PROJECTION = re.compile(
+    r"layers\.(\d+)\.self_attention\.(linear_q_proj|linear_q_up_proj|linear_kv_up_proj)\.weight$"
+)
 
 
 def global_names(run: Any) -> dict[Tensor, str]:
@@ -36,6 +39,6 @@ def enlarge_queries(run: Any, factor: float, layers: Sequence[int], heads: Seque
     with torch.no_grad():
         for parameter, name in global_names(run).items():
             projection = PROJECTION.search(name)
-            if projection and projection[2] == "linear_q_up_proj" and int(projection[1]) in layers:
+            if projection and projection[2] != "linear_kv_up_proj" and int(projection[1]) in layers:
                 parameter.view(NUM_HEADS, -1)[list(heads)] *= factor
     run.optimizer.reload_model_params()

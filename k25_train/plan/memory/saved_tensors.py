@@ -82,7 +82,9 @@ class SavedTensors:
         pads_values = self._kernels.attention.pads_values
         value_width = width if pads_values else model.v_head_dim
         yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
-        yield from self._norm("mla.latent", "mla.up_input", (tokens, model.q_lora_rank))
+        # A query that is not compressed is projected from the first norm's output, as the key-value is.
+        for compressed in model.query_widths[1:-1]:
+            yield from self._norm("mla.latent", "mla.up_input", (tokens, compressed))
         yield from self._norm(
             "mla.latent",
             "mla.up_input",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 
 from k25_train.config.schema import Config
 from k25_train.plan.batch_sizes import causal_pairs
@@ -92,7 +93,7 @@ def saving_rows(stage: StagePlan) -> Iterator[BudgetRow]:
     again_s = _moved_s([each for each in tensors if each.policy is Policy.recompute])
     if config.activation.policies()["mla.up_proj"] is Policy.recompute:
         heads = model.num_attention_heads
-        query = model.q_lora_rank * heads * model.q_head_dim
+        query = prod(model.query_widths[-2:])
         key_value = model.kv_lora_rank * heads * (model.qk_nope_head_dim + model.v_head_dim)
         again_s += 2 * tokens * (query + key_value) * _num_layers(stage) / flops_per_s(config)
     how = f"what is made again is moved {MOVES} times; up-projections by FLOPs"

@@ -14,13 +14,25 @@ LAYER = "language_model.model.layers"
 
 
 def test_round_trip_is_exact_and_complete() -> None:
-    state = random_checkpoint(tiny_model_config())
-    ours = to_ours(state)
-    back = to_hf(ours)
-    assert back.keys() == state.keys()
-    for name, tensor in state.items():
-        assert torch.equal(back[name], tensor), name
-    assert {entry.name for entry, _ in entries_of(ours, TABLE.by_name)} == TABLE.by_name.keys()
+    seen = set()
+    for rank in (24, None):
+        state = random_checkpoint(tiny_model_config(q_lora_rank=rank))
+        ours = to_ours(state)
+        back = to_hf(ours)
+        assert back.keys() == state.keys()
+        for name, tensor in state.items():
+            assert torch.equal(back[name], tensor), name
+        seen |= {entry.name for entry, _ in entries_of(ours, TABLE.by_name)}
+    assert seen == TABLE.by_name.keys()
+
+
+def test_a_query_that_is_not_compressed_is_one_matrix() -> None:
+    state = random_checkpoint(tiny_model_config(q_lora_rank=None))
+    assert {name for name in state if ".layers.1.self_attn.q_" in name} == {
+        f"{LAYER}.1.self_attn.q_proj.weight"
+    }
+    query = to_ours(state)["language_model.decoder.layers.1.self_attention.linear_q_proj.weight"]
+    assert query.shape == (4 * 24, 64)
 
 
 def test_our_shapes() -> None:
@@ -69,7 +81,7 @@ def test_missing_half_of_a_pair_is_named() -> None:
     "name",
     [
         f"{LAYER}.1.mlp.experts.3.gate_proj.weight_packed",
-        f"{LAYER}.1.self_attn.q_proj.weight",
+        f"{LAYER}.1.self_attn.k_proj.weight",
         "mm_projector.proj.1.weight",
         "vision_tower.encoder.blocks.weight",
     ],
