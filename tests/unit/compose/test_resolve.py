@@ -169,7 +169,7 @@ def test_unknown_choices_list_the_known() -> None:
 
 
 def test_experiment_must_be_chosen() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)experiment\n.*must be chosen.*k25_pretrain_4k, smoke"):
+    with pytest.raises(ConfigError, match=r"(?s)experiment\n.*must be chosen.*k25_pretrain_4k, moonlight"):
         compose(["train.steps=3"])
 
 
