@@ -46,7 +46,9 @@ def test_the_serial_run_learns(parity: Parity) -> None:
 )
 @FEW_OR_ALL_STEPS
 def test_a_layout_trains_like_one_process(case: Case, steps: Sequence[str], parity: Parity) -> None:
-    assert parity.difference(case, *steps) <= TOLERANCE
+    # With 32 layers the choice of an expert tips in step 8, for one process and other micro-batches too.
+    changes = LOW_LEARNING_RATE if case.num_layers >= 32 else ()
+    assert parity.difference(case, *steps, *changes) <= TOLERANCE
 
 
 def test_adamw_trains_like_one_process(parity: Parity) -> None:
