@@ -90,7 +90,7 @@ class PackedLatentAttention(MLASelfAttention):
         """The linear layer whose rows are the queries of the heads."""
         return self.linear_q_up_proj
 
-    def _latent_norms(self) -> tuple[nn.Module, ...]:
+    def _latent_norms(self) -> tuple[Any, ...]:
         return self.q_layernorm, self.kv_layernorm
 
     def _normed_query(self, q_compressed: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class DirectQueryAttention(PackedLatentAttention):
             "kv_layernorm": submodules.kv_layernorm,
         }
 
-    def _latent_norms(self) -> tuple[nn.Module, ...]:
+    def _latent_norms(self) -> tuple[Any, ...]:
         return (self.kv_layernorm,)
 
     def _normed_query(self, q_compressed: Tensor) -> Tensor:
