@@ -79,8 +79,10 @@ class Communicator:
 
 
 MAX_CTAS: Mapping[str, int] = {
-    # Tokens are most of all traffic, over NVLink and cards at the same time: NCCL's usual number.
-    "ep": 32,
+    # Half of the tokens go over the card, 50 GB/s, and as many over NVLink meanwhile: 94 GB/s, of the 120
+    # that eight channels move. An author of NCCL takes two for each card, to keep it busy (its issue 438).
+    # Two for each peer on another node are its default. Each takes an SM from the computation that hides it.
+    "ep": 8,
     # A few numbers per expert.
     "tp_ep_mp": 4,
     # A ring has one channel for each of the node's eight cards, and a second one to overlap its steps.

@@ -22,6 +22,7 @@ def simulate(
     schedules: Sequence[Sequence[Pass]],
     seconds: ChunkSeconds,
     *,
+    alone: ChunkSeconds | None = None,
     transfer_s: float = 0.0,
     before: WorkBefore | None = None,
     exchange_s: float = 0.0,
@@ -32,6 +33,7 @@ def simulate(
     Args:
         schedules: [stage] -> its passes, from `schedule_of`.
         seconds: durations of the passes.
+        alone: what a pass takes in addition if it does not run overlapped with another; nothing if None.
         transfer_s: time from the end of a pass until the next chunk, on another rank or not, has its output.
         before: work between passes.
         exchange_s: time from the end of forward work until its features are at the first chunk, and from the
@@ -42,7 +44,7 @@ def simulate(
     if ranks wait for each other; it names what they wait for.
     """
     _check_positions(schedules, before or {}, num_replicas)
-    run = _Run(schedules, seconds, transfer_s, before or {}, exchange_s, num_replicas)
+    run = _Run(schedules, (seconds, alone), transfer_s, before or {}, exchange_s, num_replicas)
     waiting = list(range(len(schedules) * num_replicas))
     # Each rank in turn as far as it gets, until all are done or a whole round moves none.
     while waiting:
@@ -77,7 +79,7 @@ class _Run:
     def __init__(
         self,
         schedules: Sequence[Sequence[Pass]],
-        seconds: ChunkSeconds,
+        seconds: tuple[ChunkSeconds, ChunkSeconds | None],
         transfer_s: float,
         before: WorkBefore,
         exchange_s: float,
@@ -85,7 +87,7 @@ class _Run:
     ) -> None:
         self.schedules = schedules
         self.pp = len(schedules)
-        self.seconds = seconds
+        self.seconds, self.alone = seconds
         self.transfer_s = transfer_s
         self.before = before
         self.exchange_s = exchange_s
@@ -96,7 +98,7 @@ class _Run:
         self.work_starts_s: dict[tuple[int, int], list[float]] = {}
         self.free_s = [0.0] * num_ranks
         self.has_moved = False
-        self.num_chunks = len(seconds.forward_s)
+        self.num_chunks = len(self.seconds.forward_s)
         # [replica][chunk] -> micro-batch -> time from which the pass after this one may start.
         self.forward_at: list[list[dict[int, float]]] = self._empty()
         self.backward_at: list[list[dict[int, float]]] = self._empty()
@@ -136,7 +138,9 @@ class _Run:
             # 3. Its times, from which the passes that wait for it start.
             start_s = max(self.free_s[rank], ready_s)
             together = passes[position : position + 1 + first.overlaps_next]
-            end_s = start_s + sum(self._duration(stage, each) for each in together)
+            end_s = start_s + sum(_duration(self.seconds, self.pp, stage, each) for each in together)
+            if len(together) == 1 and self.alone is not None:
+                end_s += _duration(self.alone, self.pp, stage, first)
             for each in together:
                 starts_s.append(start_s)
                 ends_s.append(end_s)
@@ -158,10 +162,6 @@ class _Run:
         else:
             at_s = self.backward_at[replica][chunk + 1].get(number)
         return None if at_s is None else at_s + self.transfer_s
-
-    def _duration(self, stage: int, each: Pass) -> float:
-        of_chunks = self.seconds.forward_s if each.is_forward else self.seconds.backward_s
-        return of_chunks[each.vp_stage * self.pp + stage]
 
     def _do_work(self, rank: int, position: int) -> bool:
         """Do the rest of the work before a pass, as far as inputs are known; returns whether it is done."""
@@ -191,3 +191,8 @@ class _Run:
         works = self.before.get((rank, position), ())[len(self.work_starts_s.get((rank, position), ())) :]
         what = works[0] if works else passes[position]
         return f"rank {rank} waits at position {position} for the inputs of {what}"
+
+
+def _duration(seconds: ChunkSeconds, pp: int, stage: int, each: Pass) -> float:
+    of_chunks = seconds.forward_s if each.is_forward else seconds.backward_s
+    return of_chunks[each.vp_stage * pp + stage]

@@ -1,13 +1,19 @@
 """Where the time of a step goes, row by row, on the ranks of the stage that computes the longest; torch-free.
 
-The first row is what the model needs: its FLOPs at `cluster.model_tflops`. The others are what the step takes
-in addition. Nothing is measured on a GPU: every row is computed from the plan, with rates of data sheets.
+The first row is what the model needs: its FLOPs at `cluster.model_tflops`, spread evenly over all ranks. The
+others are what the step takes in addition. Nothing is measured on a GPU: every row is computed from the plan,
+with rates of data sheets.
 
 Rows that are `in_rate` are shown, but not added: a rate at which such a model is known to train has them in
 it. The one published for an architecture like ours, 386.6 TFLOP/s for Moonlight-16B-A3B on 16 H100 (NVIDIA's
 Megatron-Bridge, July 2026), is of whole steps with fused permutation and router and with HybridEP, which
-takes SMs. What a configuration pays more than that, without fused kernels or with NCCL's all-to-all, is
-added.
+takes SMs. What a configuration pays more than that, without fused kernels, with another dispatcher or over
+more nodes, is added.
+
+Two sums are told. `share` has every row. `code_share` has the rows of what this project's code does next to
+the model's passes, which more tuning of kernels and host work can remove: the optimizer, gradients, host work
+and kernels that are not fused. Left out of it is what the chosen layout and policies cost whatever the code:
+the pipeline's idle time, exchanges that fill it, what is made again or stored in FP8, and SMs.
 """
 
 from collections.abc import Iterator
@@ -15,10 +21,22 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
-from k25_train.plan.time.budget_of_layers import exchange_rows, layer_rows, saving_rows
-from k25_train.plan.time.budget_of_step import HOST_WORK_S, encoder_row, optimizer_row, replica_rows
+from k25_train.plan.time.budget_of_layers import embedding_row, exchange_rows, layer_rows, saving_rows
+from k25_train.plan.time.budget_of_schedule import ScheduleBudget
+from k25_train.plan.time.budget_of_step import HOST_WORK_S, encoder_row, optimizer_rows
 from k25_train.plan.time.budget_row import BudgetRow
-from k25_train.plan.time.step import StepTimes, step_times
+
+OF_THE_LAYOUT = (
+    "stages that compute less",
+    "pipeline's idle time",
+    "exchange, fill and drain",
+    "experts' exchange, not hidden",
+    "more SMs than HybridEP's",
+    "recomputation",
+    "FP8 storage",
+    "offloading, not hidden",
+)
+"""Rows of what layout and policies cost."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +47,19 @@ class StepBudget:
     """The plan of the step."""
 
     @cached_property
-    def times(self) -> StepTimes:
-        """Passes without images."""
-        return step_times(self.pipeline)
+    def schedule(self) -> ScheduleBudget:
+        """When passes run."""
+        return ScheduleBudget(self.pipeline)
 
-    @cached_property
+    @property
     def stage(self) -> StagePlan:
         """The stage that computes the longest."""
-        return max(self.pipeline.stages, key=self._computes_s)
+        return self.schedule.stage
 
-    @cached_property
+    @property
     def model_s(self) -> float:
-        """Seconds of the model's FLOPs on a rank of that stage."""
-        return self._computes_s(self.stage)
+        """Seconds of the model's FLOPs, spread evenly over all ranks."""
+        return self.schedule.model_s
 
     @cached_property
     def rows(self) -> tuple[BudgetRow, ...]:
@@ -58,19 +76,18 @@ class StepBudget:
         """The same over the model's FLOPs."""
         return self.rest_s / self.model_s
 
-    def _rows(self) -> Iterator[BudgetRow]:
-        bubbles_s = self.times.text.makespan_s - self.model_s
-        yield BudgetRow("pipeline's idle time", bubbles_s, "simulated schedule, less the stage's passes")
-        yield from exchange_rows(self.pipeline, self.stage)
-        yield from layer_rows(self.stage)
-        yield from saving_rows(self.stage)
-        yield optimizer_row(self.pipeline)
-        yield from replica_rows(self.pipeline.config)
-        yield encoder_row(self.times)
-        yield BudgetRow("host between steps", HOST_WORK_S, "the bar of tests.bench.host_work")
+    @property
+    def code_share(self) -> float:
+        """Of those the rows that are not of layout and policies, over the model's FLOPs."""
+        of_code = (row.seconds for row in self.rows if not row.in_rate and row.what not in OF_THE_LAYOUT)
+        return sum(of_code) / self.model_s
 
-    def _computes_s(self, stage: StagePlan) -> float:
-        seconds = self.times.seconds
-        chunks = range(stage.stage, len(seconds.forward_s), len(self.pipeline.stages))
-        passes_s = sum(seconds.forward_s[chunk] + seconds.backward_s[chunk] for chunk in chunks)
-        return passes_s * self.pipeline.num_micro_batches
+    def _rows(self) -> Iterator[BudgetRow]:
+        yield from self.schedule.rows()
+        yield from exchange_rows(self.stage)
+        yield from layer_rows(self.stage)
+        yield embedding_row(self.stage)
+        yield from saving_rows(self.stage)
+        yield from optimizer_rows(self.pipeline)
+        yield encoder_row(self.schedule.times, self.schedule.idle_s)
+        yield BudgetRow("host between steps", HOST_WORK_S, "the bar of tests.bench.host_work")

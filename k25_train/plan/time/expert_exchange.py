@@ -9,24 +9,22 @@ from dataclasses import dataclass
 
 from k25_train.config.schema import Config
 from k25_train.plan.time.expert_copies import copies_elsewhere
-from k25_train.plan.time.step import network_bytes_per_s
+from k25_train.plan.time.step import NVLINK_GB_PER_S, network_bytes_per_s
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from k25_train.units import GB
+from parallel.communicators import MAX_CTAS
 from parallel.dispatcher import Dispatcher
 
-NVLINK_GB_PER_S = 150.0
-"""GB per second and direction that a rank sends within a node of H800 (NVLink at 400 GB/s both ways). Source:
-DeepEP's README, dispatch and combine of 8 ranks: 153 and 158."""
 NUM_SMS = 132
 """SMs of an H100 or H800. Source: data sheet."""
 DISPATCHER_SMS = {
-    Dispatcher.alltoall: 32,
+    Dispatcher.alltoall: MAX_CTAS["ep"],
     Dispatcher.deepep: 20,
     Dispatcher.hybridep: 16,
     Dispatcher.ncclep: 16,
 }
-"""SMs that an exchange takes from computation. Sources: NCCL's default limit of channels for sends and
-receives; `Buffer.num_sms` of DeepEP; `moe_hybridep_num_sms` of megatron-core 0.19.2; for NCCL EP no figure is
+"""SMs that an exchange takes from computation. Sources: the limit of the communicator of tokens;
+`Buffer.num_sms` of DeepEP; `moe_hybridep_num_sms` of megatron-core 0.19.2; for NCCL EP no figure is
 published, HybridEP's is assumed."""
 
 

@@ -22,6 +22,9 @@ from parallel.pipeline.schedule import BACKWARD_COST
 from parallel.pipeline.simulator import simulate
 from parallel.pipeline.timeline import ChunkSeconds, Timeline
 
+NVLINK_GB_PER_S = 150.0
+"""GB per second and direction that a rank sends within a node of H800 (NVLink at 400 GB/s both ways). Source:
+DeepEP's README, dispatch and combine of 8 ranks: 153 and 158."""
 PIXEL_BYTES = 4
 FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}
 
@@ -115,8 +118,11 @@ def layers_s(stage: StagePlan) -> float:
 
 
 def _weights_s(config: Config, bytes_each: Sequence[int]) -> list[float]:
-    """How long all ranks exchange so many bytes of each of the tower's weights; 0 if it is frozen."""
+    """How long all ranks exchange so many bytes of each of the tower's weights; 0 if it is frozen. A ring
+    passes through all ranks of a node before it leaves it, and has a card for each of them."""
     if not config.vision_placement.trained_encoder_parts:
         return [0.0] * len(bytes_each)
     num_sent = count_parameters(config.model).vision * (config.world_size - 1) / config.world_size
-    return [num_sent * size / network_bytes_per_s(config) for size in bytes_each]
+    per_card = num_sent / (config.cluster.gpus_per_node if config.cluster.nodes > 1 else 1)
+    of_network, of_nvlink = network_bytes_per_s(config), GB * NVLINK_GB_PER_S
+    return [max(per_card * size / of_network, num_sent * size / of_nvlink) for size in bytes_each]
