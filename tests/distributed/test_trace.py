@@ -50,7 +50,7 @@ def test_a_step_is_traced_and_no_number_changes(data: Path, run_as_smoke: Path, 
 
 @pytest.mark.slow
 def test_the_first_step_can_be_traced(data: Path, tmp_path: Path) -> None:
-    run_ranks(fit, NUM_RANKS, short_run(data, tmp_path, *FOUR_RANKS, "train.steps=4", "train.trace_step=1"))
+    run_ranks(fit, NUM_RANKS, short_run(data, tmp_path, *FOUR_RANKS, *NO_DECAY, "train.trace_step=1"))
     written = sorted(path.name for path in (tmp_path / "trace").iterdir())
     assert written == ["step_1.json", "step_1.png", "step_1.rank_0.json", "step_1.rank_2.json"]
     for path in (tmp_path / "trace").glob("*.json"):
