@@ -28,7 +28,8 @@ def observe(data: Path, folder: Path, *more: str, ranks: int = 2) -> ByPart:
 
 @pytest.fixture(scope="module")
 def found(data: Path, tmp_path_factory: pytest.TempPathFactory) -> ByPart:
-    return observe(data, tmp_path_factory.mktemp("run"), *layout(ep=2, dp=2))
+    small = ("model.num_layers=3", "train.global_batch_size=4")
+    return observe(data, tmp_path_factory.mktemp("run"), *layout(ep=2, dp=2), *small)
 
 
 def test_a_step_and_its_modules_block_only_where_they_may(found: ByPart) -> None:
