@@ -7,14 +7,8 @@ from collections.abc import Iterator
 
 from k25_train.config.model import LOSS_PIECE_BYTES
 from k25_train.config.schema import Config
-from k25_train.parameters.megatron import (
-    TrainedParameter,
-    embedding_parameter,
-    head_parameters,
-    layer_parameters,
-)
+from k25_train.parameters.megatron import TrainedParameter
 from k25_train.plan.memory.activations import WaitingBytes, peak_held, stage_tensors
-from k25_train.plan.memory.expert_exchange import BACKWARD_ROWS, row_bytes
 from k25_train.plan.memory.kernels import configured_kernels
 from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
 from k25_train.plan.memory.saved_tensors import SavedTensors
@@ -70,25 +64,18 @@ def _in_chunk(stage: StagePlan, chunk: ChunkPlan, sizes: PassSizes) -> Iterator[
     for layer in chunk.layers:
         tensors = lists.layer(is_moe=model.is_moe(layer))
         made = num_passes * sum(tensor.memory_bytes for tensor in tensors) + output
-        if model.is_moe(layer):
-            # The gradient of experts' weights comes when most gradients of the exchange are gone: all but
-            # that of what the experts read and, if weights wait, that of what they returned.
-            of_weight = max(rank_size(config, each) for each in layer_parameters(model, layer))
-            rows = (1 + config.parallelism.delay_wgrad - BACKWARD_ROWS) * row_bytes(config, sizes)
-            yield made + max(rows + of_weight * element_bytes, 0)
-        else:
-            # The most is there when the down-projection goes backward.
-            of_down = (model.hidden_size + sizes.tokens) * model.dense_ffn_hidden_size
-            yield made + of_down * element_bytes
-    # 2. The gradient of the embedding, which is dense, while another layer runs.
+        # The gradients of its weights go to where they are added up. A dense layer takes most when its SwiGLU
+        # goes backward.
+        hidden = 0 if model.is_moe(layer) else 2 * sizes.tokens * model.dense_ffn_hidden_size
+        yield made + hidden * element_bytes
+    # 2. The rows that the embedding's gradient adds, in float32, while another layer runs.
     if chunk.is_first:
-        yield made // 2 + embedding_parameter(model).size * element_bytes
-    # 3. Logits and their gradient, and either pieces of them in float32 or the gradient of the head's weight.
+        yield made // 2 + sizes.tokens * model.hidden_size * FLOAT_BYTES
+    # 3. Logits and their gradient, and pieces of them in float32.
     if chunk.is_last:
         logits = sizes.tokens * model.vocab_size
         piece = min(LOSS_PIECE_BYTES, logits * FLOAT_BYTES)
-        of_head = max(each.size for each in head_parameters(model)) * element_bytes
-        yield 2 * logits * element_bytes + max(PIECES_AT_WORK * piece, of_head)
+        yield 2 * logits * element_bytes + PIECES_AT_WORK * piece
 
 
 def rank_size(config: Config, parameter: TrainedParameter) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from k25_train.compose.resolve import compose
-from k25_train.plan.memory.expert_exchange import exchange_bytes
+from k25_train.plan.memory.expert_exchange import exchange_bytes, row_bytes
 from k25_train.plan.memory.pipeline_peak import working_bytes
 from k25_train.plan.pipeline import plan_pipeline
 from tests.helpers.live_bytes import LiveBytes
@@ -43,6 +43,7 @@ def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list
     from k25_train.model.attention import PackedDocuments
     from k25_train.model.build import build_model
     from k25_train.model.dispatcher import AlltoAllDispatcher
+    from k25_train.model.grouped_gemm import RowGroups
     from k25_train.model.megatron_config import backbone_config
     from k25_train.plan.pipeline import layout_of
     from parallel.fake_group import fake_rank
@@ -52,6 +53,8 @@ def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list
     use_platform("meta")
     F.rms_norm = lambda rows, _shape, weight, _eps: FusedNorm.apply(rows, weight)
     AlltoAllDispatcher.sorts_rows = True
+    # How many rows an expert has, no meta tensor knows.
+    RowGroups.split = lambda self, rows: [*rows.tensor_split(len(self.counts))]  # type: ignore[method-assign]
     meta, found = torch.device("meta"), []
     with fake_rank(0, 1):
         for overrides in configurations:
@@ -62,10 +65,11 @@ def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list
             with meta:
                 [chunk] = build_model(config, backbone, topology).chunks
             for parameter in chunk.parameters():
-                # As data parallelism does, which adds it to its own.
+                # As data parallelism does, which adds gradients to its own.
+                parameter.main_grad = torch.empty_like(parameter, dtype=torch.float32)
                 parameter.register_post_accumulate_grad_hook(lambda each: setattr(each, "grad", None))
             tokens = torch.empty(config.train.seq_len, dtype=torch.long, device=meta)
-            with LiveBytes(chunk.parameters()) as live:
+            with LiveBytes([*chunk.parameters(), *(each.main_grad for each in chunk.parameters())]) as live:
                 losses = chunk(
                     tokens=tokens,
                     documents=PackedDocuments.of((config.train.seq_len,), meta),
@@ -93,4 +97,6 @@ def test_a_layer_takes_what_is_planned(measured: dict[str, int], kind: str) -> N
     planned = working_bytes(stage, sizes) + exchange_bytes(stage, sizes)
     assert measured[kind] <= 1.01 * planned, f"{measured[kind] / 1e9:.3f} GB, planned {planned / 1e9:.3f}"
     # Rows are sorted without one of the copies that the plan has room for.
-    assert measured[kind] >= 0.89 * planned, f"{measured[kind] / 1e9:.3f} GB, planned {planned / 1e9:.3f}"
+    spare = row_bytes(stage.config, sizes) if kind == "MoE" else 0
+    least = 0.99 * (planned - spare)
+    assert measured[kind] >= least, f"{measured[kind] / 1e9:.3f} GB, planned {planned / 1e9:.3f}"

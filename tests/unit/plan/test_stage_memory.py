@@ -310,5 +310,5 @@ def test_stages_may_be_without_layers() -> None:
     first, *_, last = stage_memories(plan_pipeline(config))
     assert first.copied == first.exchanged == 0
     assert last.working == 256 * 4096 * (4 + 4) + 4 * 256 * 4096 * 4
-    assert first.working == config.model.vocab_size * config.model.hidden_size * 4
+    assert first.working == 256 * config.model.hidden_size * 4
     assert first.saved == first.num_held * 256 * 8
