@@ -80,8 +80,9 @@ class Communicator:
 
 MAX_CTAS: Mapping[str, int] = {
     # Half of the tokens go over the card, 50 GB/s, and as many over NVLink meanwhile: 94 GB/s, of the 120
-    # that eight channels move. An author of NCCL takes two for each card, to keep it busy (its issue 438).
-    # Two for each peer on another node are its default. Each takes an SM from the computation that hides it.
+    # that eight channels move. Two for each card come near its peak, by a comment in NCCL's issue 438; two
+    # for each peer on another node are its default. Each takes an SM from the computation that hides it. An
+    # estimate: what preflight measures of the all-to-all is what to hold it against.
     "ep": 8,
     # A few numbers per expert.
     "tp_ep_mp": 4,
