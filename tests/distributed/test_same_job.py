@@ -44,7 +44,7 @@ def raised_in_scenes(
 ) -> dict[str, str]:
     """Scene -> error of this rank, a node of its own."""
     from k25_train.compose.resolve import compose
-    from k25_train.data.loader import DataLoader
+    from k25_train.data.start import start_source
     from k25_train.joining.environment import read_environment
     from k25_train.joining.join import join
     from k25_train.joining.same_job import SameJob
@@ -61,7 +61,10 @@ def raised_in_scenes(
         try:
             config = compose([*arguments, *own])
             job.check_start(config)
-            job.load_data(lambda config=config: open_data(config), DataLoader.facts).close()
+            source = start_source(config)
+            job.load_data(
+                lambda config=config, source=source: open_data(config, source), lambda opened: opened.facts()
+            ).close()
             errors[scene] = ""
         except K25Error as error:
             errors[scene] = f"{type(error).__name__}: {error}"

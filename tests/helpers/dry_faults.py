@@ -56,10 +56,10 @@ def form_groups_in_another_order() -> None:
 
     build = rank.build_topology
 
-    def one_more(*args: Any) -> Any:
+    def one_more(*args: Any, **kwargs: Any) -> Any:
         if dist.get_rank() > 0:
             dist.new_group([0, 1], group_desc="SURPLUS")
-        return build(*args)
+        return build(*args, **kwargs)
 
     rank.build_topology = one_more
 
