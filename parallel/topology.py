@@ -83,11 +83,6 @@ class Topology:
         """[data-parallel rank] -> global rank of the first stage of that replica's pipeline."""
         return range(self.dp_size)
 
-    @property
-    def first_stage_rank(self) -> int:
-        """Global rank of this pipeline's first stage."""
-        return dist.get_global_rank(self.groups.pp, 0)
-
 
 def backend_of(device: torch.device) -> str:
     """The torch.distributed backend for `device`: nccl on CUDA, gloo on the CPU, a fake one on meta."""

@@ -18,7 +18,6 @@ from k25_train.config.optimizer import TrainedVision
 from k25_train.config.vision import VisionPart
 from k25_train.plan.batch_sizes import BatchSizes, causal_pairs
 from parallel.dep.cost import EncoderCost
-from parallel.dep.grid import Grid
 from parallel.pipeline.schedule import BACKWARD_COST
 
 PEAK_BFLOAT16_FLOPS = {
@@ -61,12 +60,6 @@ def _of_sums(cost: EncoderCost, sizes: BatchSizes) -> int:
     return of_patches + cost.per_token * sizes.num_vision_tokens
 
 
-def text_forward_flops(model: ModelConfig, document_lengths: Sequence[int]) -> int:
-    """One forward pass of the language model, output head included, over packed documents."""
-    layers = sum(layer_forward_flops(model, layer, document_lengths) for layer in range(model.num_layers))
-    return layers + head_forward_flops(model, sum(document_lengths))
-
-
 def layer_forward_flops(model: ModelConfig, layer: int, document_lengths: Sequence[int]) -> int:
     """One forward pass of a decoder layer, counted from 0, over packed documents."""
     return _layer_flops(model, layer, sum(document_lengths), causal_pairs(document_lengths))
@@ -80,12 +73,6 @@ def _layer_flops(model: ModelConfig, layer: int, num_tokens: int, num_pairs: int
 def head_forward_flops(model: ModelConfig, num_tokens: int) -> int:
     """One forward pass of the output head."""
     return 2 * num_tokens * model.hidden_size * model.vocab_size
-
-
-def token_multiply_adds(model: ModelConfig) -> int:
-    """Multiply-adds that each token costs whatever its context: all matrices that it passes."""
-    layers = sum(layer_multiply_adds(model, layer) for layer in range(model.num_layers))
-    return layers + model.hidden_size * model.vocab_size
 
 
 def layer_multiply_adds(model: ModelConfig, layer: int) -> int:
@@ -105,12 +92,6 @@ def latent_attention_multiply_adds(model: ModelConfig) -> int:
     key_value = model.hidden_size * (model.kv_lora_rank + model.qk_rope_head_dim)
     key_value += model.kv_lora_rank * heads * (model.qk_nope_head_dim + model.v_head_dim)
     return query + key_value + heads * model.v_head_dim * model.hidden_size
-
-
-def vision_forward_flops(vision: VisionConfig, text_hidden_size: int, grid_thw: Sequence[Grid]) -> int:
-    """One forward pass of tower and projector; all frames of an item attend jointly."""
-    cost = encoder_cost(vision, text_hidden_size)
-    return sum(cost.of_item(grid) for grid in grid_thw)
 
 
 def encoder_cost(vision: VisionConfig, text_hidden_size: int) -> EncoderCost:

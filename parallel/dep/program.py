@@ -10,7 +10,7 @@ can deadlock, however long passes really take, because none waits for what only 
   to receive them since it started the forward pass before that one. Encoders have posted them by then: they
   take part `AHEAD` micro-batches earlier in the simulated step. Still earlier, sends would pile up on the
   GPU, each with its launch and its work for NCCL's proxy, until the host cannot post another one and stops
-  with what others wait for (`parallel.dep.posted`).
+  with what others wait for (`tests/helpers/posted_exchanges.py` simulates it).
 - Only the encoders wait for gradients of a micro-batch, in their tasks. They have been ready to receive them
   since the time at which the first stage has them in the simulated step; earlier would only hold memory.
 - The encoder's gradients are reduced when a rank's own are complete, and waited for when all passes are done.

@@ -23,13 +23,13 @@ from rich.table import Table
 
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from k25_train.plan.flops import text_forward_flops
 from k25_train.plan.optimizer import encoder_parameters, stage_parameters
 from k25_train.plan.pipeline import PipelinePlan, StagePlan, plan_pipeline
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.startup.platform import prepare_platform
 from parallel.muon.plan import Matrix, plan_owners
 from parallel.pipeline.layout import PipelineLayout
+from tests.helpers.forward_flops import text_forward_flops
 
 NODES = (32, 256)
 """Of 8 GPUs: 256 and 2,048 ranks."""

@@ -18,9 +18,8 @@ from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter
 from k25_train.parameters.update_rules import rule_of
 from k25_train.plan.optimizer import encoder_parameters, updated_parameters
-from k25_train.plan.time.expert_copies import EXCHANGES, copies_elsewhere
+from k25_train.plan.time.expert_copies import EXCHANGES, copies, copies_elsewhere
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
-from parallel.dispatcher import Dispatcher
 
 ROUTING_WEIGHT_BYTES = 4
 """The router works in float32."""
@@ -76,16 +75,14 @@ def _pipeline(config: Config) -> Volume:
 def _expert_exchange(config: Config) -> dict[str, Volume]:
     """Each token goes to `num_experts_per_token` experts and back, and its gradient the same way; with other
     dispatchers than `alltoall` once to each rank that has any of them."""
-    ep, kind = config.parallelism.ep, config.parallelism.dispatcher
+    sizes = config.parallelism
     # A group of one moves nothing.
-    leaving = copies_elsewhere(config, ep, kind)
-    copies = (
-        config.model.num_experts_per_token if kind is Dispatcher.alltoall else leaving * ep / max(1, ep - 1)
-    )
+    leaving = copies_elsewhere(config, sizes.ep, sizes.dispatcher)
+    in_all = copies(config, sizes.ep, sizes.dispatcher)
     tokens = _moe_passes(config) * _tokens(config)
     hidden = config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
     each = {"all-to-all": EXCHANGES * hidden, "all-to-all of weights": 2 * ROUTING_WEIGHT_BYTES}
-    return {name: Volume(tokens * copies * size, tokens * leaving * size) for name, size in each.items()}
+    return {name: Volume(tokens * in_all * size, tokens * leaving * size) for name, size in each.items()}
 
 
 def _over_replicas(config: Config, bytes_per_weight: int) -> Volume:

@@ -10,19 +10,24 @@ EXCHANGES = 4
 """Of a layer and micro-batch: tokens and outputs forward, their gradients backward."""
 
 
-def copies_elsewhere(config: Config, num_places: int, dispatcher: Dispatcher) -> float:
-    """Copies of a token that leave the place where it is, on average over balanced routing.
+def copies(config: Config, num_places: int, dispatcher: Dispatcher) -> float:
+    """Copies of a token that its experts' places get, on average over balanced routing.
 
     Args:
         num_places: ranks or nodes over which the experts of a layer are spread evenly.
-        dispatcher: `alltoall` sends one for each expert elsewhere, the others one to each place with any.
+        dispatcher: says whether there is one for each expert, or one for each place with any.
     """
-    model = config.model
-    if dispatcher is Dispatcher.alltoall:
-        return model.num_experts_per_token * (num_places - 1) / num_places
-    chosen, per_place = model.num_experts_per_token, model.num_experts // num_places
-    nowhere = math.comb(model.num_experts - per_place, chosen) / math.comb(model.num_experts, chosen)
-    return (num_places - 1) * (1 - nowhere)
+    num_experts, chosen = config.model.num_experts, config.model.num_experts_per_token
+    if not dispatcher.sends_once_per_node:
+        return chosen
+    per_place = num_experts // num_places
+    nowhere = math.comb(num_experts - per_place, chosen) / math.comb(num_experts, chosen)
+    return num_places * (1 - nowhere)
+
+
+def copies_elsewhere(config: Config, num_places: int, dispatcher: Dispatcher) -> float:
+    """Those of them that leave the place where the token is."""
+    return copies(config, num_places, dispatcher) * (num_places - 1) / num_places
 
 
 def bytes_between_nodes(config: Config, dispatcher: Dispatcher) -> float:

@@ -8,7 +8,7 @@ and spread it there (DeepEP's README; megatron-core 0.19.2, `fused_a2a.py`).
 from dataclasses import dataclass
 
 from k25_train.config.schema import Config
-from k25_train.plan.time.expert_copies import copies_elsewhere
+from k25_train.plan.time.expert_copies import copies, copies_elsewhere
 from k25_train.plan.time.step import NVLINK_GB_PER_S, network_bytes_per_s
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from k25_train.units import GB
@@ -55,12 +55,9 @@ def expert_exchange(config: Config) -> ExpertExchange:
     row_bytes = model.hidden_size * WEIGHT_BYTES[config.train.dtype]
     # 2. Copies over the network and within nodes, and rows that arrive.
     network = tokens * copies_elsewhere(config, num_nodes, sizes.dispatcher)
-    if sizes.dispatcher is Dispatcher.alltoall:
-        rows = float(tokens * model.num_experts_per_token)
-        nvlink = rows * (node_ranks - 1) / ep
-    else:
-        rows = tokens * copies_elsewhere(config, ep, sizes.dispatcher) * ep / max(1, ep - 1)
-        nvlink = rows * (node_ranks - 1) / node_ranks
+    rows = tokens * copies(config, ep, sizes.dispatcher)
+    # What has come over the network once is spread in the node, too.
+    nvlink = rows * (node_ranks - 1) / (node_ranks if sizes.dispatcher.sends_once_per_node else ep)
     seconds = max(
         network * row_bytes / network_bytes_per_s(config), nvlink * row_bytes / (GB * NVLINK_GB_PER_S)
     )

@@ -10,10 +10,10 @@ from k25_train.plan.time.step import StepTimes, step_times
 from parallel.dep import program
 from parallel.dep.bubbles import Placement, TimedItem, plan_bubbles
 from parallel.dep.grid import Grid
-from parallel.dep.posted import LAUNCHES, most_in_flight
 from parallel.pipeline.schedule import RECOMPUTE_AND_BACKWARD_COST, schedule_of
 from parallel.pipeline.simulator import simulate
 from parallel.pipeline.timeline import ChunkSeconds, Timeline
+from tests.helpers.posted_exchanges import LAUNCHES, most_in_flight
 
 BOUND = 2 * program.AHEAD
 """Exchanges of a kind: those of `AHEAD` micro-batches, and what passes of unequal length add."""

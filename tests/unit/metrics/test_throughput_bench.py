@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from k25_train.compose.resolve import compose, to_yaml
-from k25_train.plan.flops import text_forward_flops
 from tests.bench.throughput import PUBLISHED, main
+from tests.helpers.forward_flops import text_forward_flops
 
 TOKENS = 4_194_304
 

@@ -11,7 +11,8 @@ from k25_train.parameters.megatron import iterate_parameters
 from k25_train.parameters.released import count_parameters, iterate_tensors
 from k25_train.parameters.table import EMBEDDING, OUTPUT_HEAD
 from k25_train.parameters.update_rules import rule_of
-from k25_train.plan.flops import latent_attention_multiply_adds, token_multiply_adds
+from k25_train.plan.flops import latent_attention_multiply_adds
+from tests.helpers.forward_flops import token_multiply_adds
 
 NUM_TENSORS = 5344 - 27
 """NVIDIA Megatron-Bridge counted 5,344 tensors in the release (card of moonlight-16b-a3b, 2026-07-19), 27 of

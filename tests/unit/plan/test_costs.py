@@ -5,11 +5,11 @@ import pytest
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.parameters.released import EXPERTS, count_parameters
-from k25_train.plan.flops import text_forward_flops
 from k25_train.plan.pipeline import layout_of
 from k25_train.plan.stack_cost import stack_cost
 from parallel.pipeline.balance import StackCost, objective
 from parallel.pipeline.layout import parse_layout
+from tests.helpers.forward_flops import text_forward_flops
 
 NVIDIA = "Et|(tt|)*30L"
 """NVIDIA's layout of 61 layers over 16 ranks with 2 virtual stages (Megatron-Bridge, Kimi K2 and

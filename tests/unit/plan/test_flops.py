@@ -11,16 +11,9 @@ from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import TrainedVision
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.plan.batch_sizes import BatchSizes
-from k25_train.plan.flops import (
-    encoder_cost,
-    peak_flops,
-    text_forward_flops,
-    token_multiply_adds,
-    tower_cost,
-    training_flops,
-    vision_forward_flops,
-)
+from k25_train.plan.flops import encoder_cost, peak_flops, tower_cost, training_flops
 from parallel.dep.grid import Grid
+from tests.helpers.forward_flops import text_forward_flops, token_multiply_adds, vision_forward_flops
 from tests.helpers.hf_reference import build_hf_reference, hf_image_features, hf_logits, tiny_model_config
 
 GRIDS = [Grid(1, 8, 4), Grid(3, 6, 4), Grid(1, 2, 2)]
