@@ -81,6 +81,10 @@ class ReadingProcess:
 
     def open(self) -> Opened:
         """See `DataSource`."""
+        # The rank may have been bound to its GPU's NUMA node since the fork. Threads, and pages of what is
+        # shared, follow the process that makes them.
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(self.pid, os.sched_getaffinity(0))
         opened: Opened = self._ask("open")
         return opened
 

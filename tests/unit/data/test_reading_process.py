@@ -249,6 +249,18 @@ def test_samples_that_fail_are_counted_by_the_rank(data: Path, monkeypatch: pyte
             source.step(9)
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_it_runs_where_its_rank_was_bound_since_the_fork(data: Path) -> None:
+    all_cpus = os.sched_getaffinity(0)
+    with ReadingProcess(config_of(data)) as source:
+        try:
+            os.sched_setaffinity(0, {min(all_cpus)})
+            source.open()
+            assert os.sched_getaffinity(source.pid) == {min(all_cpus)}
+        finally:
+            os.sched_setaffinity(0, all_cpus)
+
+
 def test_where_it_reads_is_chosen_and_not_guessed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(start_source(config_of(data, "data.read_in=thread")), ThreadSource)
     monkeypatch.setattr(reading_process.sys, "platform", "darwin")
