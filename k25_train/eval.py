@@ -119,10 +119,11 @@ def shuffle_seed(text: str, config: Config) -> int:
     """The seed to shuffle media by. Raises `ConfigError` if it is none, or there are no media to shuffle."""
     if not (text.isascii() and text.isdecimal()):
         raise ConfigError(f"shuffle_media={text}: must be a seed, a whole number from 0 on")
-    if set(config.data.blend) <= {"text"}:
+    if not any(source.may_have_media for source in config.data.sources.values()):
         raise ConfigError(
-            f"shuffle_media={text}: needs samples with media, but data.blend={config.data.blend} has none\n"
-            "  -> leave shuffle_media out, or give a kind with media a share: data.blend={caption: 1.0}"
+            f"shuffle_media={text}: needs samples with media, but data.sources has only text: "
+            f"{', '.join(config.data.sources)}\n"
+            "  -> leave shuffle_media out, or add a source with images"
         )
     return int(text)
 

@@ -1,6 +1,7 @@
 """`python -m k25_train.train experiment=… [overrides]`: train, under torchrun for several ranks."""
 
 from k25_train.compose.command_line import hydra_app
+from k25_train.compose.filled import check_filled_in
 from k25_train.config.schema import Config
 from k25_train.joining.place import check_place, place_in
 from k25_train.startup.interrupts import end_quietly_on_interrupt
@@ -10,6 +11,7 @@ def train(config: Config) -> None:
     """Train the configured run from its newest checkpoint, or from the start."""
     # Imported late: torch takes seconds.
     check_place(config)
+    check_filled_in(config.data)
     import torch
 
     from k25_train.data.start import start_source

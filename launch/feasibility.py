@@ -8,8 +8,11 @@ from pathlib import Path
 
 from k25_train.compose.checks import batches_divide, experts_divide, pipeline_divides_ranks
 from k25_train.compose.derived import derived_sizes
+from k25_train.compose.filled import check_filled_in
 from k25_train.config.basics import is_url
+from k25_train.config.data import DataConfig
 from k25_train.config.schema import Config
+from k25_train.config.sources import SourceFormat, folder_of
 from k25_train.config.training import EXTRA_CHECKPOINTS
 from k25_train.errors import ConfigError
 from k25_train.parameters.released import count_parameters
@@ -140,12 +143,7 @@ def check_paths(config: Config) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"run.dir={config.run.dir}: {existing} is not a writable folder: choose another")
     # Data and container image.
-    data = Path(config.data.dir) / "dataset.json"
-    if not is_url(config.data.dir) and not data.is_file():
-        raise ConfigError(
-            f"data.dir={config.data.dir}: {data} does not exist: name the folder of a shard set, or build "
-            "one with python -m k25_train.data build"
-        )
+    check_data(config.data)
     check_private_files(config)
     image = config.cluster.slurm.container_image if config.cluster.slurm else None
     if image is not None and image.startswith(("/", ".", "~")) and not Path(image).is_file():
@@ -153,6 +151,24 @@ def check_paths(config: Config) -> None:
             f"cluster.slurm.container_image={image}: no such file: import the image there (enroot "
             "import), or name one in a registry as docker://…"
         )
+
+
+def check_data(data: DataConfig) -> None:
+    """Raise `ConfigError` if a path is still to be filled in, or a local one leads nowhere.
+
+    Globs and prefixes are held against the folder that they are in; the rest is for the nodes to check.
+    """
+    check_filled_in(data)
+    for name, source in data.sources.items():
+        path = data.path_of(source)
+        is_shards = source.format is SourceFormat.shards
+        folder = path if source.is_folder else folder_of(path)
+        wanted = Path(folder) / "dataset.json" if is_shards else Path(folder)
+        if not is_url(path) and not wanted.exists():
+            raise ConfigError(
+                f"data.sources.{name}.path={path}: {wanted} does not exist: name where the data are "
+                "(data.dir, data.sources), or make the smoke set with python -m k25_train.data build"
+            )
 
 
 def check_private_files(config: Config) -> None:

@@ -175,9 +175,8 @@ def container_options(config: Config, run: Path, checkout: Path, variables: Sequ
     slurm = config.cluster.slurm
     if slurm is None or slurm.container_image is None:
         return []
-    tokenizer = [] if config.data.tokenizer is None else [config.data.tokenizer]
-    paths = [str(checkout), str(run), config.data.dir, *tokenizer]
-    own = [path for path in paths if not is_url(path)]
+    places = (path for path in config.data.folders() if not is_url(path))
+    own = list(dict.fromkeys([str(checkout), str(run), *places]))
     for path in own:
         check_path("what is mounted into the container", path)
         if {",", ":"} & set(path):

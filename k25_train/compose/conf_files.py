@@ -6,6 +6,7 @@ command line are applied afterwards (`overrides`), so neither hydra nor YAML gue
 """
 
 import copy
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -55,13 +56,23 @@ def group_choices() -> dict[str, list[str]]:
     return {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
 
 
-def compose_files(choices: dict[str, str]) -> dict[str, Any]:
+def compose_files(choices: Mapping[str, str], files: Mapping[str, Path]) -> dict[str, Any]:
     """The values that the chosen file of each group gives, as texts; a group left out has its default.
+
+    Args:
+        choices: group -> name of a file of `conf/`, or of a file of the user's.
+        files: group -> file of the user's. Its keys go over those that all choices of the group share
+            (`train.yaml`), in the place of what the experiment chose.
 
     Raises:
         ConfigError: a file cannot be read, or a defaults list leads nowhere.
     """
-    return copy.deepcopy(_composed(CONF_DIR, tuple(choices.items())))
+    named = tuple(item for item in choices.items() if item[0] not in files)
+    values = copy.deepcopy(_composed(CONF_DIR, named))
+    shared = read_file(CONF_DIR / f"{CONFIG_NAME}.yaml")
+    for group, path in files.items():
+        values[group] = {**shared.get(group, {}), **read_file(path)}
+    return values
 
 
 @lru_cache(maxsize=128)

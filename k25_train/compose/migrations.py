@@ -4,11 +4,11 @@ A `config.yaml` says with which version of the keys it was written (`config_vers
 
 1. Save a sample of the version before: copy the `config.yaml` of a run into `tests/golden/configs`, and list
    it in `FILLED` of `tests/unit/compose/test_migrations.py`.
-2. Append one tuple of `Fill`s and `Rename`s to `MIGRATIONS`, which raises `VERSION`; the tuples before it
-   stay unchanged. A new key is filled in with the value that earlier code behaved as, which need not be what
-   `conf/` has.
+2. Append one tuple of `Fill`s, `Rename`s and `Remove`s to `MIGRATIONS`, which raises `VERSION`; the tuples
+   before it stay unchanged. A new key is filled in with the value that earlier code behaved as, which need
+   not be what `conf/` has.
 
-No key has been removed yet; the first removal needs a third kind of change, which deletes it with a note.
+A key whose meaning others take over goes with `Remove`, behind the `Fill`s that read it.
 """
 
 import copy
@@ -80,7 +80,25 @@ class Rename:
         return notes
 
 
-Change = Fill | Rename
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A key of earlier versions whose meaning other keys have taken over, which come before it."""
+
+    key: str
+    """Dotted name."""
+    instead: str
+    """The keys that say it now."""
+
+    def apply(self, values: Values) -> list[str]:
+        """Drop the key."""
+        section, name = _parent(values, self.key)
+        if section is None or name not in section:
+            return []
+        del section[name]
+        return [f"{self.key}: is said by {self.instead} now"]
+
+
+Change = Fill | Rename | Remove
 """One change of the keys, applied to a saved configuration in place; returns notes."""
 
 
@@ -114,6 +132,15 @@ def _by_device(cpu: object, cuda: object) -> Callable[[Values], object]:
         return cuda if values.get("cluster", {}).get("device") == "cuda" else cpu
 
     return choose
+
+
+def _sources_of_blend(values: Values) -> object:
+    """A source for each kind of the one shard set that there was."""
+    blend = values.get("data", {}).get("blend") or {}
+    return {
+        kind: {"format": "shards", "path": ".", "kinds": [kind], "weight": share}
+        for kind, share in blend.items()
+    }
 
 
 _KEEP_ALL = {
@@ -215,6 +242,20 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("parallelism.dispatcher_capacity", None),
         Fill("train.deterministic", False),
         Fill("optim.qk_clip_interval", 1),
+    ),
+    # 5 to 6. One shard set with a share for each kind of sample; sources of any format now.
+    (
+        Fill("data.sources", _sources_of_blend),
+        Remove("data.blend", "data.sources"),
+        Fill("data.vision_ratio", None),
+        Fill("data.schedule", {}),
+        Fill("data.workers", 0),
+        Fill("data.decoder", "pillow"),
+        Fill("data.augment", {"crop": 0.0, "flip": 0.0, "colour": 0.0}),
+        Fill("data.read_timeout_s", 600.0),
+        Fill("data.cache_dir", None),
+        Fill("data.cache_gib", 100.0),
+        Fill("data.requests_per_s", None),
     ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""

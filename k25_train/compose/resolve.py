@@ -52,14 +52,17 @@ def compose(overrides: Sequence[str]) -> Config:
 def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
     """What `conf/` and the overrides say, as typed, and what is wrong with it so far; see `resolve`.
 
+    The choice of a group is a name in `conf/` or a YAML file of the user's.
+
     Raises:
         ConfigError: an argument is no override, a group has no such choice, or no experiment is chosen.
     """
     settings, problems = parse(overrides)
     groups = group_choices()
     choices = {each.key: each.value for each in settings if each.key in groups and each.value is not None}
+    files = {group: Path(choice) for group, choice in choices.items() if choice.endswith(".yaml")}
     for group, choice in choices.items():
-        if choice not in groups[group]:
+        if group not in files and choice not in groups[group]:
             remedy = suggestion(choice, groups[group], "choices")
             problems.append(Problem(group, choice, f"is not a choice of {group}", remedy))
     if "experiment" not in choices:
@@ -67,7 +70,7 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Probl
         problems.append(Problem("experiment", None, "must be chosen", remedy))
     if problems:
         raise ConfigError(describe(problems))
-    values = compose_files(choices)
+    values = compose_files(choices, files)
     problems = apply([each for each in settings if each.key not in choices or each.value is None], values)
     values, unresolved = resolve_references(values)
     return values, problems + unresolved

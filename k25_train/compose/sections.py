@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import types
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING as DATACLASS_MISSING
 from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from typing import Any, get_args, get_origin
@@ -13,7 +14,11 @@ from parallel.config import Problem
 
 
 def build_section(values: object, section: type, path: str) -> tuple[Any, list[Problem]]:
-    """A section's typed object, or None and every problem of its keys and types."""
+    """A section's typed object, or None and every problem of its keys and types.
+
+    A key that is absent has the default of its field, if that has one: only sections under free names do, as
+    no file of `conf/` can give them any.
+    """
     if not isinstance(values, Mapping):
         names = ", ".join(field.name for field in fields(section))
         return None, [Problem(path, values, "is a section, not a value", f"set its keys: {names}")]
@@ -23,6 +28,8 @@ def build_section(values: object, section: type, path: str) -> tuple[Any, list[P
         key, value = f"{path}.{field.name}", values.get(field.name, MISSING)
         nested, may_be_null = section_of(field.type), types.NoneType in get_args(field.type)
         entry = entry_section_of(field.type)
+        if field.name not in values and has_default(field):
+            continue
         # Sections under free names.
         if entry is not None and value != MISSING:
             typed[field.name], found = build_entries(value, entry, key)
@@ -58,6 +65,11 @@ def build_entries(values: object, section: type, path: str) -> tuple[dict[str, A
         built[str(name)], found = build_section(value, section, f"{path}.{name}")
         problems += found
     return built, problems
+
+
+def has_default(field: "Field[Any]") -> bool:
+    """Whether a key may be left out."""
+    return field.default is not DATACLASS_MISSING or field.default_factory is not DATACLASS_MISSING
 
 
 def entry_section_of(kind: Any) -> type | None:

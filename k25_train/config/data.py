@@ -1,17 +1,14 @@
-"""The data's configuration: shard set, tokenizer and mixture."""
+"""The data's configuration: sources, their mixture, and how they are read."""
 
 from dataclasses import dataclass
 from enum import Enum
-from math import inf
 
 from k25_train.config.basics import not_from_home, not_negative
+from k25_train.config.sources import MixFrom, SourceConfig, folder_of, source_path, sources_problems
 from parallel.config import Problem, not_positive
 
-SAMPLE_KINDS = ("text", "caption", "ocr", "video")
-"""The kinds of sample that a shard set holds and `data.blend` gives shares to."""
-
-
-RESCALE = "rescale the shares, or give all of them: data.blend={text: 0.5, caption: 0.5}"
+FILL_IN = "<"
+"""What a path starts with that a template leaves to the user."""
 
 
 class ReadIn(Enum):
@@ -23,46 +20,126 @@ class ReadIn(Enum):
     """In a thread of the process that trains, which it delays while kernels are launched."""
 
 
+class Decoder(Enum):
+    """What decodes and resizes images."""
+
+    pillow = "pillow"
+    """Pillow: the release's resampling to the bit."""
+    dali = "dali"
+    """NVIDIA DALI for what it does faithfully, Pillow for the rest."""
+
+
+@dataclass(slots=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of images, keyed by (seed, source, item, epoch). Source: that K2.5 augments, keeping
+    coordinates and orientation consistent, is in appendix C.1; how much is not disclosed."""
+
+    crop: float
+    """Largest share of a side that is cut off; 0 crops nothing."""
+    flip: float
+    """Probability of mirroring left and right."""
+    colour: float
+    """Largest relative change of brightness, contrast and saturation; 0 changes nothing."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        values = ((name, getattr(self, name)) for name in ("crop", "flip", "colour"))
+        return [
+            Problem(name, value, "must be at least 0 and below 1", "use 0 to switch it off")
+            for name, value in values
+            if not 0 <= value < 1
+        ]
+
+
 @dataclass(slots=True, kw_only=True)
 class DataConfig:
-    """Shard set, tokenizer, mixture and order of samples."""
+    """Sources, mixture and order of samples, and how they are read."""
 
     dir: str
-    """Folder of the shard set (`dataset.json`, shards, indices)."""
+    """Folder or URL that the sources' relative paths start from."""
     tokenizer: str | None
-    """Path of a `tokenizer.json` or of a Kimi `tiktoken.model`; null is the shard set's own."""
-    blend: dict[str, float]
-    """Share of the sequences by sample kind (text, caption, ocr, video); kinds left out are not read. Source:
-    held constant through training, ratio not disclosed (K2.5, section 4.1)."""
+    """Path of a `tokenizer.json` or of a Kimi `tiktoken.model`; null is that of the shard sets among the
+    sources."""
+    sources: dict[str, SourceConfig]
+    """The sources by name."""
+    vision_ratio: float | None
+    """Share of the tokens in sequences with images or video, held constant; null leaves it to the weights.
+    Source: constant through training, value not disclosed (K2.5, section 4.1)."""
+    schedule: dict[str, MixFrom]
+    """Changes of the mixture by a name of their own, each from a step on."""
     shuffle: bool
     """Whether samples are drawn in an order that depends on the seed."""
-    max_skipped_samples: int
-    """Undecodable samples that a run tolerates; one more stops it."""
+    limit_samples: int | None
+    """Number of samples of each source that are used, the first ones; null is all of them."""
+    max_skipped_samples: int | float
+    """Unusable samples that a run tolerates, as a number or, below 1 and with a decimal point, as a share of
+    the samples seen so far; one more stops it."""
     prefetch_steps: int
     """Steps whose batches are prepared ahead of use; 0 prepares each when it is needed."""
     read_in: ReadIn
     """Where that is done (`process` or `thread`); batches are the same. Our choice."""
-    limit_samples: int | None
-    """Number of samples of each kind that are used, the first ones; null is all of them."""
+    workers: int
+    """Processes per rank that read and decode; 0 leaves it to the one that plans."""
+    decoder: Decoder
+    """What decodes and resizes images (`pillow` or `dali`)."""
+    augment: AugmentConfig
+    """Random changes of images."""
+    read_timeout_s: float
+    """Longest time that one read of a file or an object may take before it is tried again."""
+    cache_dir: str | None
+    """Folder on each node's own disk that keeps what was read from URLs; null keeps nothing."""
+    cache_gib: float
+    """Most that the cache holds."""
+    requests_per_s: float | None
+    """Most requests per second that one node makes to object stores; null is no limit."""
+
+    def path_of(self, source: SourceConfig) -> str:
+        """Where a source is: its path below `dir`, or itself if it is absolute or a URL."""
+        return source_path(self.dir, source.path)
+
+    def paths(self) -> dict[str, str]:
+        """Key -> path or URL of everything that is read: sources, their indexes, the tokenizer."""
+        sources = self.sources.items()
+        indexes = {name: source.index for name, source in sources if source.index is not None}
+        return {
+            **{f"data.sources.{name}.path": self.path_of(source) for name, source in sources},
+            **{f"data.sources.{name}.index": source_path(self.dir, path) for name, path in indexes.items()},
+            **({} if self.tokenizer is None else {"data.tokenizer": self.tokenizer}),
+        }
+
+    def folders(self) -> list[str]:
+        """Folders or URLs that hold all of it."""
+        sources = {f"data.sources.{name}.path": source for name, source in self.sources.items()}
+        return [
+            path if key in sources and sources[key].is_folder else folder_of(path)
+            for key, path in self.paths().items()
+        ]
+
+    def to_fill_in(self) -> list[Problem]:
+        """A problem for each path that a template leaves open: plans may go on without, runs may not."""
+        places = {f"data.sources.{name}.path": source.path for name, source in self.sources.items()}
+        remedy = "give a path of yours, another set with data=NAME or data=FILE.yaml, or take data=smoke"
+        return [
+            Problem(key, path, "has to be filled in", remedy)
+            for key, path in {**places, "data.tokenizer": self.tokenizer or ""}.items()
+            if path.startswith(FILL_IN)
+        ]
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        found = not_negative(self, ("max_skipped_samples", "prefetch_steps"))
-        found += not_from_home(self, ("dir", "tokenizer"))
+        found = not_negative(self, ("prefetch_steps", "workers"))
+        found += not_positive(self, ("read_timeout_s", "cache_gib"))
+        found += not_from_home(self, ("dir", "tokenizer", "cache_dir"))
         if "\0" in self.dir or not self.dir.strip():
             found.append(
                 Problem("dir", self.dir, "must name a folder", "build one: python -m k25_train.data build")
             )
-        if self.limit_samples is not None:
-            found += not_positive(self, ("limit_samples",))
-        for kind, share in self.blend.items():
-            if kind not in SAMPLE_KINDS:
-                rule = f"is not a kind of sample; known kinds: {', '.join(SAMPLE_KINDS)}"
-                found.append(Problem(f"blend.{kind}", share, rule, "correct or remove it"))
-            if not 0 < share < inf:
-                remedy = "leave out a kind that is not wanted: ~data.blend." + kind
-                found.append(Problem(f"blend.{kind}", share, "must be positive", remedy))
-        total = sum(self.blend.values())
-        if abs(total - 1) > 1e-6:
-            found.append(Problem("blend", self.blend, f"shares must sum to 1, not {total:g}", RESCALE))
-        return found
+        for name in ("limit_samples", "requests_per_s"):
+            if getattr(self, name) is not None:
+                found += not_positive(self, (name,))
+        skipped = self.max_skipped_samples
+        if skipped < 0 or (isinstance(skipped, float) and skipped >= 1):
+            rule = "must be a whole number of samples, or a share of them below 1"
+            found.append(Problem("max_skipped_samples", skipped, rule, "use 100, or 0.001"))
+        found += [each._replace(key=f"augment.{each.key}") for each in self.augment.problems()]
+        return found + sources_problems(self.sources, self.vision_ratio, self.schedule)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from k25_train.config.data import DataConfig
 from k25_train.config.model import VisionConfig
+from k25_train.config.sources import SAMPLE_KINDS, SourceFormat
 from k25_train.config.training import TrainConfig
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler, Reads
 from k25_train.data.decode.media import MediaReader
@@ -40,7 +41,7 @@ class DataLoader:
         self._train = train
         self._vision = vision
         # 1. The shard set, and what reads a rank's share of it.
-        self.dataset = load_dataset(data.dir, data.tokenizer)
+        self.dataset = load_dataset(_folder_of(data), data.tokenizer)
         self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
         self.skip_log = SkipLog(data.dir, data.max_skipped_samples)
         self._documents = DocumentBuilder(self.dataset.reader, self.tokenizer, vision)
@@ -56,10 +57,10 @@ class DataLoader:
         )
 
         # 2. What plans batches: one stream of sequences per kind, and the order of kinds.
-        self._blend = Blend(data.blend)
+        self._blend = Blend(_shares(data))
         self._streams = {
-            kind: self._build_stream(kind, self._records("train", kind), train.seed, data.shuffle)
-            for kind in data.blend
+            name: self._build_stream(name, self._records("train", name), train.seed, data.shuffle)
+            for name in data.sources
         }
         self._prefetches: list[StepPrefetch[Any]] = []
         self._facts: dict[str, str] = {}
@@ -85,7 +86,7 @@ class DataLoader:
         """
         if not self._facts:
             train, heldout = (
-                {kind: self._records(split, kind) for kind in self._data.blend}
+                {kind: self._records(split, kind) for kind in self._data.sources}
                 for split in ("train", self._heldout_split)
             )
             self._facts = data_facts(train, heldout, self.dataset.tokenizer_sha256)
@@ -116,8 +117,8 @@ class DataLoader:
         memorized. `shuffle_media_seed` gives every sample the image or video of another of its kind
         (`stream.shuffle_media`); as lengths change, the samples may then be packed differently.
         """
-        blend = Blend(_eval_shares(self._data.blend))
-        streams = {kind: self._eval_stream(kind, shuffle_media_seed) for kind in self._data.blend}
+        blend = Blend(_eval_shares(_shares(self._data)))
+        streams = {kind: self._eval_stream(kind, shuffle_media_seed) for kind in self._data.sources}
         return StepPlan(step=0, sequences=_draw(blend, streams, range(num_sequences)))
 
     def micro_batches(self, plan: StepPlan, *, dp_rank: int, dp_size: int, reads: Reads) -> list[MicroBatch]:
@@ -164,14 +165,28 @@ class DataLoader:
             skip_log=self.skip_log,
         )
 
-    def _records(self, split: str, kind: str) -> list[SampleRecord]:
+    def _records(self, split: str, source: str) -> list[SampleRecord]:
         if split not in self.dataset.splits:
             raise DataError(
                 f"{self.dataset.directory}: has no split {split!r}, only "
                 f"{', '.join(self.dataset.splits)}. Build the shard set again."
             )
-        records = [record for record in self.dataset.splits[split] if record.kind == kind]
+        kinds = self._data.sources[source].kinds or SAMPLE_KINDS
+        records = [record for record in self.dataset.splits[split] if record.kind in kinds]
         return records[: self._data.limit_samples]
+
+
+def _folder_of(data: DataConfig) -> str:
+    """The one folder of all sources."""
+    places = {data.path_of(source) for source in data.sources.values()}
+    if len(places) > 1 or any(source.format is not SourceFormat.shards for source in data.sources.values()):
+        raise ConfigError(f"data.sources: only one shard set can be read, not {', '.join(sorted(places))}")
+    return places.pop()
+
+
+def _shares(data: DataConfig) -> dict[str, float]:
+    weights = {name: source.weight for name, source in data.sources.items() if source.weight}
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
 def _draw(

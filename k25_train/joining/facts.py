@@ -47,6 +47,7 @@ AT_START = (CONFIGURATION, CODE, PACKAGES, ENVIRONMENT)
 MAY_DIFFER = {
     "data.dir": "a node may read a copy of its own; what is in it is compared",
     "data.tokenizer": "as data.dir",
+    "data.cache_dir": "each node's own disk",
     "cluster.secrets": "a file in a home folder, which may be elsewhere; what is in it is compared",
     "cluster.slurm.container_credentials": "a file in a home folder; read before any rank starts",
 }

@@ -119,9 +119,9 @@ def open_data(config: Config, data: DataSource) -> DataSource:
     opened = data.open()
     if opened.vocab_size > config.model.vocab_size:
         raise ConfigError(
-            f"the tokenizer of {config.data.dir} has {opened.vocab_size} ids, but "
-            f"model.vocab_size={config.model.vocab_size}: raise it, or build the shard set with a smaller "
-            "--vocab-size"
+            f"the tokenizer of the data has {opened.vocab_size} ids, but "
+            f"model.vocab_size={config.model.vocab_size}: raise it, or tokenize the data with "
+            "a smaller vocabulary"
         )
     return data
 

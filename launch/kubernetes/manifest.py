@@ -71,10 +71,9 @@ def check_paths(config: Config) -> None:
             f"run.dir={config.run.dir}: must be an absolute path on a volume that pods may write (volumes: "
             f"{mounts}): set run.dir, or add the volume to cluster.kubernetes.volumes"
         )
-    tokenizer = config.data.tokenizer
-    for key, path in (("data.dir", config.data.dir), ("data.tokenizer", tokenizer)):
+    for key, path in config.data.paths().items():
         # A relative path is in the image.
-        if path is not None and path.startswith("/") and not is_url(path) and not volume_of(path):
+        if path.startswith("/") and not is_url(path) and not volume_of(path):
             raise ConfigError(
                 f"{key}={path}: is on none of the pods' volumes ({mounts}): add one to "
                 "cluster.kubernetes.volumes, or use a URL"

@@ -42,6 +42,7 @@ from parallel.dep.bubbles import BubblePlan
 from tests.helpers.paced_ranks import Clock, slow_down
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
+from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_shards import all_words, write_tiny_shard_set
 
 NUM_RANKS = 4
@@ -61,8 +62,8 @@ RATES = (
     # Pixels are where the tower is, and loopback sends some GB a second.
     "cluster.host_copy_gb_per_s=1000 cluster.network_gb_per_s=1"
 ).split()
-IMAGES = "data.blend.text=0.4 data.blend.caption=0.4 data.blend.ocr=0.1 data.blend.video=0.1".split()
-TEXT = "dep.mode=coupled ~data.blend.caption ~data.blend.ocr ~data.blend.video data.blend.text=1".split()
+IMAGES = mix(text=0.4, caption=0.4, ocr=0.1, video=0.1)
+TEXT = ["dep.mode=coupled", *mix(text=1)]
 MODES = {
     "coupled": ["dep.mode=coupled"],
     "upfront": ["dep.schedule=upfront"],

@@ -35,6 +35,7 @@ from rich.table import Table
 
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
+from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_shards import Sample, make_image, make_text, write_shard_set
 
 NUM_RANKS = 4
@@ -57,10 +58,10 @@ WORK = (
     "model.kv_lora_rank=32 model.expert_ffn_hidden_size=256 model.dense_ffn_hidden_size=768 "
     "model.vision.num_layers=12 model.vision.hidden_size=64 model.vision.ffn_hidden_size=256 "
     f"model.vision.image_patch_limit={PATCHES} dep.max_patches_per_chunk={2 * PATCHES} "
-    f"dep.feature_buffer_gib={BUFFER_KIB / 2**20} ~data.blend.ocr ~data.blend.video"
+    f"dep.feature_buffer_gib={BUFFER_KIB / 2**20}"
 ).split()
-WITH_IMAGES = "~data.blend.text data.blend.caption=1".split()
-TEXT_ONLY = "~data.blend.caption data.blend.text=1".split()
+WITH_IMAGES = mix(caption=1)
+TEXT_ONLY = mix(text=1)
 MODES = {
     "coupled": ["dep.mode=coupled"],
     "upfront": ["dep.schedule=upfront"],

@@ -80,9 +80,8 @@ def config_of(nodes: int) -> Config:
         [
             "experiment=k25_pretrain_4k",
             f"cluster.nodes={nodes}",
-            "~data.blend.ocr",
-            "~data.blend.video",
-            BLEND,
+            "data=smoke",
+            *BLEND,
         ]
     )
 

@@ -27,6 +27,7 @@ from k25_train.data.formats.dataset import write_manifest
 from k25_train.data.formats.shard_writer import ShardWriter, TextPart
 from k25_train.data.loader import DataLoader
 from k25_train.data.tokenizer import load_tokenizer
+from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_shards import all_words
 
 TOKENIZER = Path("datasets/smoke/tokenizer.json")
@@ -56,8 +57,7 @@ def write_set(folder: Path, num_documents: int, num_words: int) -> Path:
 
 def step_times(folder: Path) -> tuple[float, float]:
     """Milliseconds per step: when documents are met for the first time, and later, each step's fastest."""
-    blend = ["data.blend={text:1.0}"]
-    config = compose(["experiment=smoke", f"data.dir={folder}", *blend, "data.prefetch_steps=0"])
+    config = compose(["experiment=smoke", f"data.dir={folder}", *mix(text=1), "data.prefetch_steps=0"])
     rounds: list[list[float]] = []
     with DataLoader(config.data, config.train, config.model.vision) as loader:
         plans = [loader.plan(step) for step in range(NUM_STEPS)]

@@ -22,15 +22,16 @@ from tests.helpers.parity import (
 )
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import fit
+from tests.helpers.smoke_mix import mix
 
 pytestmark = pytest.mark.distributed
 
 ONE_CHUNK_AN_ITEM = "dep.max_patches_per_chunk=1"
 ALL_FEATURES_ON_THE_HOST = "dep.feature_buffer_gib=0"
 BLENDS_OF_ONE_KIND = {
-    "text": "data.blend.text=1 ~data.blend.caption ~data.blend.ocr ~data.blend.video".split(),
-    "images": "data.blend.caption=1 ~data.blend.text ~data.blend.ocr ~data.blend.video".split(),
-    "video": "data.blend.video=1 ~data.blend.text ~data.blend.ocr ~data.blend.caption".split(),
+    "text": mix(text=1),
+    "images": mix(caption=1),
+    "video": mix(video=1),
 }
 
 
@@ -56,7 +57,7 @@ def test_replicas_with_unequal_numbers_of_images_train_as_one_process(way: str, 
     """A gradient of the tower that is a mean over replicas, or over their images, would be off by far."""
     # With the seed of the other runs, a token of step 4 chooses between two experts of equal score.
     few = ("train.steps=4", "optim.warmup_steps=1", "optim.decay_steps=1", "train.seed=1")
-    blend = ("data.blend.text=0.875", "data.blend.caption=0.125", "~data.blend.ocr", "~data.blend.video")
+    blend = mix(text=0.875, caption=0.125)
     case = Case(SMOKE, 8, 16, (*WAYS[way], *few, *blend))
     assert any(first != second for first, second in images_of_replicas(compose(parity.arguments(case))))
     check(parity, SMOKE, WAYS[way], *few, *blend)

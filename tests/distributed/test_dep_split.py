@@ -26,6 +26,7 @@ from tests.helpers.hf_reference import tiny_vision_config
 from tests.helpers.parity import NARROW, TOLERANCE, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
+from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_shards import Media, Sample, make_image, make_video, write_shard_set
 from tests.helpers.toy_encoder import engine_setup, loss_of
 
@@ -286,8 +287,8 @@ def test_media_of_several_ranks_that_do_not_decode_are_one_skipped_sample_each(t
     ]
     folder = write_shard_set(tmp_path / "shards", {"train": samples, "heldout": samples[2:]})
     few = "train.steps=1 optim.warmup_steps=0 optim.decay_steps=0 train.global_batch_size=4".split()
-    few += "data.max_skipped_samples=2 data.blend.caption=1 data.shuffle=false".split()
-    few += [f"~data.blend.{kind}" for kind in ("text", "ocr", "video")]
+    few += "data.max_skipped_samples=2 data.shuffle=false".split()
+    few += mix(caption=1)
     arguments = overrides(folder, tmp_path, *NARROW, *few)
     [alone] = run_ranks(step_and_skips, 1, [*arguments, *layout(), "dep.mode=coupled"])
     ranks = run_ranks(step_and_skips, 4, [*arguments, *layout(pp=2, dp=2), "dep.split_items=true"])

@@ -21,16 +21,14 @@ from tests.helpers.parity import (
 )
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import fit, layout, overrides, start_run
+from tests.helpers.smoke_mix import mix
 
 pytestmark = pytest.mark.distributed
 
 FROZEN = ("projector", "nothing")
 DECOUPLED, COUPLED = "dep.mode=decoupled", "dep.mode=coupled"
 FEW = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
-ONE_IMAGE_IN_MANY = (
-    "data.blend.text=0.94",
-    *(f"data.blend.{kind}=0.02" for kind in ("caption", "ocr", "video")),
-)
+ONE_IMAGE_IN_MANY = mix(text=0.94, caption=0.02, ocr=0.02, video=0.02)
 
 
 def check(parity: Parity, sizes: dict[str, int], both: Sequence[str], *more: str) -> None:

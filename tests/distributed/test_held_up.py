@@ -11,6 +11,7 @@ from tests.helpers.faults.small_jobs import JobSpec, Outcome, SmallJob
 from tests.helpers.interrupted_runs import rows, without_times
 from tests.helpers.parity import TOLERANCE, worst_difference
 from tests.helpers.runs import layout, losses_of, overrides
+from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_shards import Sample, make_image, make_text, write_shard_set
 
 pytestmark = pytest.mark.distributed
@@ -85,10 +86,10 @@ def test_a_later_epoch_goes_on_bitwise_in_clumsy_surroundings(data: Path, tmp_pa
 
 
 FEW = "train.steps=3 optim.warmup_steps=1 optim.decay_steps=1 train.global_batch_size=4".split()
-TEXT = "data.blend={text:1.0}"
+TEXT = mix(text=1)
 SHAPES: dict[str, tuple[dict[str, int], list[str]]] = {
-    "text alone, tower in bubbles": ({"pp": 2}, [TEXT, "dep.schedule=bubbles"]),
-    "text alone, decoupled": ({"dp": 2}, [TEXT]),
+    "text alone, tower in bubbles": ({"pp": 2}, [*TEXT, "dep.schedule=bubbles"]),
+    "text alone, decoupled": ({"dp": 2}, TEXT),
     "an expert per rank, all chosen": (
         {"ep": 2, "dp": 2},
         ["model.num_experts=2", "model.num_experts_per_token=2"],
@@ -120,7 +121,7 @@ def test_a_set_of_scraps_trains(tmp_path: Path) -> None:
     samples += [Sample(f"c{n}", "caption", [make_image(20, 20, "png", n), ""]) for n in range(3)]
     samples += [Sample("c3", "caption", [make_image(28, 28, "png", 9), make_text(4, 9)])]
     data = write_shard_set(tmp_path / "scraps", {"train": samples, "heldout": samples})
-    more = [*FEW, "data.blend={text:0.5,caption:0.5}", "data.max_skipped_samples=99"]
+    more = [*FEW, *mix(text=0.5, caption=0.5), "data.max_skipped_samples=99"]
     alone = losses_of(overrides(data, tmp_path, *layout(), *more), 1)
     assert all(0 < loss < 10 and norm < 100 for loss, norm in alone)
     assert worst_difference(losses_of(overrides(data, tmp_path, *layout(pp=2), *more), 2), alone) < TOLERANCE

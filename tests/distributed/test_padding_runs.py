@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.helpers.parity import EVERYTHING_OVERLAPS
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
+from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_model import modules_of
 from tests.helpers.tiny_shards import Sample, make_image, make_text, write_shard_set
 
@@ -21,10 +22,13 @@ SHORT, LONG = 96, 112
 """Tokens of sequences into which one document of the set fits, and no second one."""
 STEPS = 3
 ONE_A_ROW = (
-    "data.blend.caption=1 ~data.blend.text ~data.blend.ocr ~data.blend.video train.eval_sequences=4 "
-    "train.global_batch_size=4 optim.warmup_steps=1 optim.decay_steps=1 optim.lr=1e-3 "
-    f"model.balance_loss_coeff=0.1 optim.qk_clip_threshold=0.3 train.steps={STEPS}"
-).split()
+    mix(caption=1)
+    + (
+        "train.eval_sequences=4 train.global_batch_size=4 optim.warmup_steps=1 optim.decay_steps=1 "
+        "optim.lr=1e-3 "
+        f"model.balance_loss_coeff=0.1 optim.qk_clip_threshold=0.3 train.steps={STEPS}"
+    ).split()
+)
 """Overrides with which a document is a sequence, and the balance loss and QK-Clip count."""
 TIMES = ("step_time_s", "tokens_per_s", "work_s", "exposed_s")
 """Parts of the names of figures that measure time."""

@@ -7,6 +7,7 @@ import pytest
 
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
+from tests.helpers.smoke_mix import mix
 
 pytestmark = pytest.mark.distributed
 
@@ -17,7 +18,7 @@ LARGE_BATCH_OF_TEXT = (
     "train.seq_len=8",
     "model.num_layers=1",
     "optim.qk_clip_threshold=null",
-    *"data.blend.text=1 ~data.blend.caption ~data.blend.ocr ~data.blend.video".split(),
+    *mix(text=1),
     "train.eval_sequences=1024",
     "train.steps=2",
     "optim.warmup_steps=1",

@@ -27,16 +27,17 @@ from tests.helpers.parity import (
 )
 from tests.helpers.ranks import RankContext, RankError, run_ranks
 from tests.helpers.runs import fit, layout, overrides, start_run, train
+from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_model import modules_of
 
 pytestmark = pytest.mark.distributed
 
 LIMIT = 20.0
 CLIP_AT_LIMIT, ONLY_RECORD = f"optim.qk_clip_threshold={LIMIT}", "optim.qk_clip_threshold=1e9"
-STEADY = (
-    "model.num_dense_layers=4 data.blend.text=1 ~data.blend.caption ~data.blend.ocr ~data.blend.video "
-    "optim.warmup_steps=0 optim.decay_steps=1"
-).split()
+STEADY = [
+    *"model.num_dense_layers=4 optim.warmup_steps=0 optim.decay_steps=1".split(),
+    *mix(text=1),
+]
 """One layer has experts, and there is text only: tokens that change their expert make logits jump."""
 LARGE = 60.0
 

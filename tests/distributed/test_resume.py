@@ -24,6 +24,7 @@ from tests.helpers.interrupted_runs import (
 )
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import fit, start_run
+from tests.helpers.smoke_mix import mix
 
 pytestmark = pytest.mark.distributed
 
@@ -164,7 +165,7 @@ def test_eval_of_an_absent_checkpoint_names_those_that_exist(run_alone: Path) ->
         read_arguments([f"checkpoint={run_alone}/checkpoints/step_7"])
 
 
-BLEND = "data.blend.text=0.31 data.blend.caption=0.3 data.blend.ocr=0.1 data.blend.video=0.29"
+BLEND = " ".join(mix(text=0.31, caption=0.3, ocr=0.1, video=0.29))
 SHORTER = "train.steps=4 optim.warmup_steps=0 optim.decay_steps=0"
 OUTCOMES = {
     "": "step 5, weight decay 0.5",
@@ -173,7 +174,7 @@ OUTCOMES = {
     "model.hidden_size=128": "\n  model.hidden_size=64 in the checkpoint, 128 now\n",
     "model.num_layers=4": "\n  model.num_layers=5 in the checkpoint, 4 now\n",
     "train.global_batch_size=8 train.seq_len=64": "\n  train.global_batch_size=4 in the checkpoint, 8 now\n",
-    BLEND: "\n  data.blend.text=",
+    BLEND: "\n  data.sources.text.weight=",
     "checkpoint.resume=false": "ConfigError: checkpoint.resume=false, but an earlier run left {checkpoint}",
     SHORTER: "ConfigError: train.steps=4, but the run has {checkpoint}: raise train.steps",
     "run.dir={run}/no_file": "CheckpointError: {run}/no_file/checkpoints/step_5/__0_0.distcp is missing",

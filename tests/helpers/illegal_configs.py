@@ -214,9 +214,9 @@ def split_in_bubbles(legal: Legal) -> Broken:
     return {"dep.split_items": True, "dep.schedule": "bubbles"}, "dep.split_items", "needs schedule=upfront"
 
 
-def blend_off_one(legal: Legal) -> Broken:
-    changes = {"data.blend.text": legal.pick([0.5, 0.9])}
-    return changes, "data.blend", "shares must sum to 1"
+def no_weight_at_all(legal: Legal) -> Broken:
+    changes = {f"data.sources.{kind}.weight": 0 for kind in ("text", "caption", "ocr", "video")}
+    return changes, "data.sources", "need at least one with a positive weight"
 
 
 def heads_for_cuda(legal: Legal) -> Broken:
@@ -230,7 +230,8 @@ POSITIVE = (
     "model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps train.seq_len "
     "train.global_batch_size train.micro_batch_size train.eval_sequences train.eval_interval "
     "train.stall_timeout_s checkpoint.interval checkpoint.keep cluster.nodes cluster.gpus_per_node "
-    "data.limit_samples data.blend.text optim.qk_clip_threshold optim.qk_clip_interval "
+    "data.limit_samples data.sources.text.epochs data.read_timeout_s data.cache_gib "
+    "data.requests_per_s optim.qk_clip_threshold optim.qk_clip_interval "
     "optim.muon.newton_schulz_steps optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale "
     "dep.max_patches_per_chunk cluster.model_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s "
     "cluster.host_memory_gib cluster.gpu_memory_gb"
@@ -238,7 +239,8 @@ POSITIVE = (
 NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "
     "optim.weight_decay optim.warmup_steps optim.decay_steps optim.max_skipped_steps "
-    "data.max_skipped_samples data.prefetch_steps train.seed dep.feature_buffer_gib"
+    "data.prefetch_steps data.workers data.sources.text.weight data.sources.text.heldout train.seed "
+    "dep.feature_buffer_gib"
 ).split()
 
 BREAKS: dict[str, Callable[[Legal], Broken]] = {
@@ -261,7 +263,11 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("must be a multiple of 8", [100, 130], "model.hidden_size", "model.expert_ffn_hidden_size"),
     **values("must lie in [0, 1)", [1, 2, -0.5], "optim.beta1", "optim.beta2", "optim.muon.momentum"),
     **values("room for one merged token", [1, 3], "model.vision.image_patch_limit"),
-    **values("is not a kind of sample", [0.1], "data.blend.vidoe"),
+    **values("is not a kind of sample", ["[vidoe]"], "data.sources.text.kinds"),
+    **values("must name files or a folder", ["''"], "data.sources.text.path"),
+    **values("must be between 0 and 1", [0, 1, -0.5], "data.vision_ratio"),
+    **values("must be a whole number of samples, or", [-1, 1.5], "data.max_skipped_samples"),
+    **values("must be at least 0 and below 1", [-1, 1], "data.augment.flip", "data.augment.crop"),
     "v_head_dim": value("model.v_head_dim", [64, 48], "must not exceed qk_nope_head_dim"),
     "experts of a token": value("model.num_experts_per_token", [99, 200], "must not exceed num_experts"),
     "query rank": value("model.q_lora_rank", [0, -24], "must be positive, or null"),
@@ -276,7 +282,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "Transformer Engine": value("train.transformer_engine", [True], "needs cluster.device=cuda"),
     "step of the timeline": value("train.trace_step", [0, -3, 10**6], "must be a step of the run"),
     "heads for CUDA": heads_for_cuda,
-    "blend": blend_off_one,
+    "weights": no_weight_at_all,
     "split in bubbles": split_in_bubbles,
     "interleaved alone": interleaved_alone,
     "overlap without experts": overlap_without_experts,

@@ -18,12 +18,13 @@ from k25_train.data.decode.media import MediaPatches, MediaReader
 from k25_train.data.formats.dataset import Dataset
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
 from k25_train.data.mix.documents import DocumentBuilder, DocumentTokens
+from tests.helpers.smoke_mix import mix
 
 NUM_TEXTS, NUM_CAPTIONS = 125_000, 36_000
 """Samples of an epoch: those of about two steps."""
 TEXT_TOKENS, IMAGE_SIDE_PIXELS, CAPTION_TOKENS = (200, 1680), (400, 1000), (20, 400)
 """Least and most of each, evenly distributed."""
-BLEND = "data.blend={text: 0.8, caption: 0.2}"
+BLEND = mix(text=0.8, caption=0.2)
 """With it a step of 16,384 sequences of 4,096 tokens has some 74,000 documents and 16,800 images."""
 
 

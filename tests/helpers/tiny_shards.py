@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from k25_train.config.basics import DType
-from k25_train.config.data import DataConfig, ReadIn
+from k25_train.config.data import AugmentConfig, DataConfig, Decoder, ReadIn
 from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
 from k25_train.data.batch import Reads
@@ -19,6 +19,7 @@ from k25_train.data.decode.frames import MediaInfo, probe_media
 from k25_train.data.formats.dataset import SourceInfo, write_manifest
 from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from tests.helpers.smoke_mix import shard_sources
 
 _TEXT = (
     "the red green blue small large round square picture shows one two three shapes near far left right of "
@@ -185,12 +186,21 @@ def tiny_data_config(directory: Path) -> DataConfig:
     return DataConfig(
         dir=str(directory),
         tokenizer=None,
-        blend={"text": 0.4, "caption": 0.3, "ocr": 0.1, "video": 0.2},
+        sources=shard_sources(text=0.4, caption=0.3, ocr=0.1, video=0.2),
+        vision_ratio=None,
+        schedule={},
         shuffle=True,
+        limit_samples=None,
         max_skipped_samples=0,
         prefetch_steps=0,
         read_in=ReadIn.thread,
-        limit_samples=None,
+        workers=0,
+        decoder=Decoder.pillow,
+        augment=AugmentConfig(crop=0.0, flip=0.0, colour=0.0),
+        read_timeout_s=60.0,
+        cache_dir=None,
+        cache_gib=1.0,
+        requests_per_s=None,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 
-from k25_train.config.data import SAMPLE_KINDS
+from k25_train.config.sources import SAMPLE_KINDS
 from k25_train.data.formats.limits import check_count, check_sizes, check_text
 from k25_train.data.formats.records import (
     MEDIA_TYPES,

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from k25_train.config.data import SAMPLE_KINDS
+from k25_train.config.sources import SAMPLE_KINDS
 from k25_train.data.formats.index import IndexHeader, bytes_crc32, write_index
 from k25_train.data.formats.records import FORMAT_VERSION, MediaSegment, SampleRecord, Segment, TextSegment
 from k25_train.data.formats.sample_json import surrogate_in

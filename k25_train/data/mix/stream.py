@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from k25_train.config.data import SAMPLE_KINDS
 from k25_train.config.model import VisionConfig
+from k25_train.config.sources import SAMPLE_KINDS
 from k25_train.data.formats.records import MediaSegment, SampleRecord
 from k25_train.data.mix.documents import DocumentBuilder, find_defect, has_target
 from k25_train.data.mix.packing import PackedEpoch, epoch_order, pack_cut, pack_whole
@@ -74,15 +74,16 @@ class KindStream:
         self._skip_too_long(too_long, bool(usable), skip_log)
         if not usable:
             raise DataError(
-                f"data.blend gives a share to {self.kind!r}, but {self._documents.directory} has no usable "
-                f"sample of it ({len(records)} in this split). Leave it out of the blend (~data.blend."
+                f"data.sources.{self.kind}: {self._documents.directory} has no usable "
+                f"sample of it ({len(records)} in this split). Leave it out (~data.sources."
                 f"{self.kind}), use more samples (data.limit_samples), or build the set with that kind."
             )
         if not any(has_target(record) for record, _ in usable):
             raise DataError(
-                f"data.blend gives a share to {self.kind!r}, but no text of its {len(usable)} samples in "
+                f"data.sources.{self.kind}: no text of its {len(usable)} samples in "
                 f"{self._documents.directory} has a loss: there is nothing to learn from them. Write the set "
-                f"with `loss: true` where words are to be learned, or leave it out (~data.blend.{self.kind})."
+                "with `loss: true` where words are to be learned, or leave it out (~data.sources."
+                f"{self.kind})."
             )
         return [record for record, _ in usable], [length for _, length in usable]
 

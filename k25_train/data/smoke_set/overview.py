@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from k25_train.config.data import SAMPLE_KINDS
+from k25_train.config.sources import SAMPLE_KINDS
 from k25_train.data.formats.dataset import Dataset
 from k25_train.data.formats.records import MediaSegment, SampleRecord
 

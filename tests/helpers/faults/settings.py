@@ -34,7 +34,7 @@ ALWAYS = (
     "data.dir=/etc/passwd",
     "data.dir=s3://no-such-bucket-of-ours/set",
     "data.tokenizer=/nonexistent/tokenizer.json",
-    "data.blend={text:0.5,caption:0.1}",
+    "data.sources.text.weight=-0.5",
     "data.max_skipped_samples=-1",
     "run.dir=/proc/k25",
     "run.dir=/etc/passwd/run",
@@ -55,7 +55,7 @@ ON_RESUME = (
     "model.rope_theta=10000",
     "data.shuffle=false",
     "data.limit_samples=3",
-    "data.blend={text:0.7,caption:0.1,ocr:0.1,video:0.1}",
+    "data.sources.text.kinds=[ocr]",
     "optim=adamw",
     "checkpoint.resume=false",
 )

@@ -15,6 +15,7 @@ from tests.helpers.ranks import RankContext, free_port, run_ranks
 from tests.helpers.runs import fit, layout, overrides
 from tests.helpers.slurm_cluster import Slurm, all_idle, running_slurm
 from tests.helpers.slurm_faults.evidence import INTERVAL, NUM_STEPS
+from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
 NODES = ("n1", "n2", "n3")
@@ -24,7 +25,7 @@ SHARED_MEMORY = Path("/dev/shm")
 LENGTH = RunLength(NUM_STEPS, saved_at=INTERVAL, warmup_steps=4, decay_steps=8)
 RUN = [
     *LENGTH.overrides, f"train.eval_interval={NUM_STEPS}", "train.global_batch_size=4",
-    "train.eval_sequences=4", "parallelism.ep=1", "data.blend={text: 0.8, caption: 0.2}",
+    "train.eval_sequences=4", "parallelism.ep=1", *mix(text=0.8, caption=0.2),
 ]  # fmt: skip
 """Every run's overrides: short, and legal on one node as well as on two."""
 

@@ -12,6 +12,7 @@ from k25_train.data.formats.shard_writer import ShardWriter, TextPart
 from k25_train.data.loader import DataLoader
 from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.errors import DataError
+from tests.helpers.smoke_mix import shard_sources
 from tests.helpers.tiny_shards import (
     Sample,
     all_words,
@@ -96,7 +97,7 @@ def test_broken_text_is_skipped_and_named(
     def steps_of(max_skipped_samples: int) -> DataLoader:
         data = replace(
             tiny_data_config(folder),
-            blend={"text": 0.5, "caption": 0.5},
+            sources=shard_sources(text=0.5, caption=0.5),
             max_skipped_samples=max_skipped_samples,
         )
         loader = DataLoader(data, tiny_train_config(), tiny_vision_config())
@@ -124,7 +125,7 @@ def test_broken_text_is_skipped_and_named(
 def test_text_with_nul_and_odd_characters_is_text(tmp_path: Path) -> None:
     text = "a\0b \x1f\x85\u2028\ufeff\ufffd\U0010ffff e\u0301"
     folder = write_shard_set(tmp_path / "set", {"train": [Sample("odd", "text", [text])]})
-    data = replace(tiny_data_config(folder), blend={"text": 1.0})
+    data = replace(tiny_data_config(folder), sources=shard_sources(text=1.0))
 
     with DataLoader(data, tiny_train_config(), tiny_vision_config()) as loader:
         (record,) = loader.dataset.splits["train"]

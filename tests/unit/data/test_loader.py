@@ -16,6 +16,7 @@ from k25_train.data.mix.plan import SequencePlan, StepPlan
 from k25_train.data.mix.stream import KindStream
 from k25_train.data.prefetch import StepPrefetch
 from k25_train.errors import ConfigError, DataError
+from tests.helpers.smoke_mix import shard_sources
 from tests.helpers.tiny_shards import (
     Media,
     Sample,
@@ -118,7 +119,9 @@ def test_seed_alone_changes_the_order(tiny: Path) -> None:
 
 
 def test_epochs_are_shuffled_anew_and_cover_every_sample(tiny: Path) -> None:
-    loader = open_loader(tiny, data={"blend": {"caption": 1.0}}, global_batch_size=1, micro_batch_size=1)
+    loader = open_loader(
+        tiny, data={"sources": shard_sources(caption=1.0)}, global_batch_size=1, micro_batch_size=1
+    )
     keys: list[str] = []
     step = 0
     while len(keys) < 24:
@@ -130,8 +133,8 @@ def test_epochs_are_shuffled_anew_and_cover_every_sample(tiny: Path) -> None:
 
 
 def test_without_shuffle_samples_come_in_file_order(tiny: Path) -> None:
-    blend = {"text": 1.0}
-    loader = open_loader(tiny, data={"blend": blend, "shuffle": False})
+    sources = shard_sources(text=1.0)
+    loader = open_loader(tiny, data={"sources": sources, "shuffle": False})
 
     pieces = [piece for sequence in loader.plan(0).sequences for piece in sequence.pieces]
 
@@ -201,7 +204,9 @@ def test_prefetched_batches_are_the_same_and_the_thread_ends(tiny: Path) -> None
 
 def test_error_in_the_prefetch_thread_reaches_the_caller(tmp_path: Path) -> None:
     directory = write_tiny_shard_set(tmp_path / "set")
-    with open_loader(directory, data={"prefetch_steps": 1, "blend": {"video": 1.0}}, steps=50) as loader:
+    with open_loader(
+        directory, data={"prefetch_steps": 1, "sources": shard_sources(video=1.0)}, steps=50
+    ) as loader:
         prefetch = prefetch_of(loader)
         prefetch.get(0)
         for shard in directory.glob("train-*.tar"):
@@ -272,7 +277,7 @@ def test_eval_reads_held_out_samples_alone(tiny: Path) -> None:
 
 
 def test_limit_samples_uses_the_same_few_for_train_and_eval(tiny: Path) -> None:
-    loader = open_loader(tiny, data={"blend": {"caption": 1.0}, "limit_samples": 3})
+    loader = open_loader(tiny, data={"sources": shard_sources(caption=1.0), "limit_samples": 3})
 
     trained = {p.record.key for step in range(5) for s in loader.plan(step).sequences for p in s.pieces}
     evaluated = loader.tokenizer.decode(
@@ -287,7 +292,7 @@ def test_limit_samples_uses_the_same_few_for_train_and_eval(tiny: Path) -> None:
 
 
 def test_shuffled_media_keep_the_words_and_change_every_image(tiny: Path) -> None:
-    loader = open_loader(tiny, data={"blend": {"caption": 1.0}, "limit_samples": 5})
+    loader = open_loader(tiny, data={"sources": shard_sources(caption=1.0), "limit_samples": 5})
 
     own, other, again = (
         documents_of(heldout_batches(loader, shuffle_media_seed=seed), loader) for seed in (None, 3, 3)
@@ -363,7 +368,7 @@ def test_sample_that_the_index_shows_to_be_bad_is_skipped_up_to_the_limit(
 
 def test_broken_image_stops_training_only_past_the_limit(tmp_path: Path) -> None:
     directory = with_bad([Sample("bad", "caption", [BROKEN, "red"])], tmp_path)
-    caption_only = {"blend": {"caption": 1.0}}
+    caption_only = {"sources": shard_sources(caption=1.0)}
 
     with pytest.raises(DataError, match=r"sample bad: its image .* does not decode"):
         for step in range(5):

@@ -9,6 +9,7 @@ import pytest
 
 from k25_train.data.loader import DataLoader
 from k25_train.errors import DataError
+from tests.helpers.smoke_mix import shard_sources
 from tests.helpers.tiny_shards import (
     Media,
     Prompt,
@@ -32,7 +33,7 @@ def open_loader(
     """A loader of one kind, whose samples have these parts."""
     samples = [Sample(f"s{number}", kind, of_sample) for number, of_sample in enumerate(parts)]
     write_shard_set(folder, {"train": samples})
-    config = replace(tiny_data_config(folder), blend={kind: 1.0}, **data)
+    config = replace(tiny_data_config(folder), sources=shard_sources(**{kind: 1.0}), **data)
     return DataLoader(config, tiny_train_config(), tiny_vision_config())
 
 
@@ -48,7 +49,9 @@ def open_loader(
 def test_kind_without_a_loss_is_refused(
     tmp_path: Path, kind: str, parts: Sequence[str | Prompt | Media]
 ) -> None:
-    with pytest.raises(DataError, match=rf"'{kind}', but no text of its 3 samples .*~data\.blend\.{kind}"):
+    with pytest.raises(
+        DataError, match=rf"data.sources.{kind}: no text of its 3 samples .*~data\.sources\.{kind}"
+    ):
         open_loader(tmp_path, kind, [parts] * 3)
 
 
@@ -82,7 +85,9 @@ def test_too_long_for_a_sequence_names_the_length_that_helps(tmp_path: Path) -> 
     assert "ebuild" not in str(caught.value)
 
     # That length is enough, and one less is not.
-    config = replace(tiny_data_config(tmp_path / "a"), blend={"caption": 1.0}, max_skipped_samples=1)
+    config = replace(
+        tiny_data_config(tmp_path / "a"), sources=shard_sources(caption=1.0), max_skipped_samples=1
+    )
     train = tiny_train_config()
     DataLoader(config, replace(train, seq_len=lengths[-2]), tiny_vision_config())
     with pytest.raises(DataError, match="2 caption samples"):

@@ -24,6 +24,7 @@ from k25_train.dryrun import __main__ as dryrun
 from k25_train.errors import DataError
 from launch import node, preflight_rank, rank, rendezvous, supervisor
 from tests.helpers.project_sources import CODE, REPO, source_files
+from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
 Main = Callable[[], object]
@@ -226,12 +227,13 @@ def test_torchruns_report_ends_with_the_error(tmp_path: Path, monkeypatch: pytes
 def test_media_are_not_shuffled_where_there_are_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = compose([SMALL, "data.blend={text: 1.0}"])
+    config = compose([SMALL, *mix(text=1)])
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     monkeypatch.setattr(evaluate, "verify", lambda _: 1)
     assert run(evaluate.main, f"checkpoint={tmp_path}", "shuffle_media=1") == 2
     assert (
-        "shuffle_media=1: needs samples with media, but data.blend={'text': 1.0}" in capsys.readouterr().err
+        "shuffle_media=1: needs samples with media, but data.sources has only text: text"
+        in capsys.readouterr().err
     )
 
 

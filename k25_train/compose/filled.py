@@ -1,0 +1,15 @@
+"""Whether a data set that began as a template is complete."""
+
+from k25_train.compose.resolve import describe
+from k25_train.config.data import DataConfig
+from k25_train.errors import ConfigError
+
+
+def check_filled_in(data: DataConfig) -> None:
+    """Raise `ConfigError`, with every path that is still open, unless all are filled in.
+
+    Plans do without data; what runs or is submitted calls this first.
+    """
+    problems = data.to_fill_in()
+    if problems:
+        raise ConfigError(describe(problems, "the data set, which is a template so far"))
