@@ -1,6 +1,6 @@
 """Whether a configuration may resume from a checkpoint: the keys that the training up to it depends on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ SAME_RUN = (
     "optim.name",
     "optim.vision.name",
     "optim.vision.trained",
-    "data.sources",
-    "data.vision_ratio",
-    "data.schedule",
+    "data.sources.*.format",
+    "data.sources.*.kinds",
+    "data.sources.*.heldout",
     "data.decoder",
     "data.augment",
     "data.shuffle",
@@ -34,7 +34,8 @@ SAME_RUN = (
     "train.dtype",
 )
 """Keys that must be unchanged for the next step to be the one that an uninterrupted run would take, except
-for the learning rate and other hyperparameters of the optimizer, which may change during a run."""
+for the learning rate and other hyperparameters of the optimizer, and for the mixture of the data, which may
+change during a run. `*` is any name: what has one may come and go, and is compared while it is there."""
 MAY_CHANGE = {
     "every layout trains the same model": (
         "parallelism",
@@ -65,7 +66,19 @@ MAY_CHANGE = {
         "optim.vision.lr_scale",
         "train.steps",
     ),
-    "where the data are; what they are is compared as facts": ("data.dir", "data.tokenizer"),
+    "where the data are; what they are is compared as facts": (
+        "data.dir",
+        "data.tokenizer",
+        "data.sources.*.path",
+        "data.sources.*.index",
+    ),
+    "what is mixed, changed on purpose during a run: each source goes on where it was": (
+        "data.sources.*.weight",
+        "data.sources.*.epochs",
+        "data.sources.*.licence",
+        "data.vision_ratio",
+        "data.schedule",
+    ),
     "what is tolerated, prepared, saved, evaluated and told": (
         "optim.max_skipped_steps",
         "data.max_skipped_samples",
@@ -96,12 +109,13 @@ def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None
     Raises `CheckpointError` naming every key that differs, both values, and the remedy; `ConfigError` if the
     configuration cannot be read or is of a later version.
     """
-    saved = dict(leaves(_saved_config(folder / folders.CONFIG)))
+    saved = dict(leaves(saved_config(folder / folders.CONFIG)))
     now = dict(leaves(yaml.safe_load(to_yaml(config))))
     changed = [
         f"  {key}={value} in the checkpoint, {now.get(key)} now"
         for key, value in saved.items()
-        if f"{key}.".startswith(tuple(f"{name}." for name in fixed)) and now.get(key) != value
+        for name in fixed
+        if covers(name, key) and now.get(key) != value and (key in now or "*" not in name)
     ]
     if changed:
         raise CheckpointError(
@@ -110,8 +124,15 @@ def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None
         )
 
 
-def _saved_config(path: Path) -> dict[str, Any]:
-    """Its values under the keys of today."""
+def covers(name: str, key: str) -> bool:
+    """Whether a dotted key is the one of that name, or lies in the section of it; `*` is any part."""
+    parts, of_key = name.split("."), key.split(".")
+    pairs = zip(parts, of_key, strict=False)
+    return len(parts) <= len(of_key) and all(part in ("*", other) for part, other in pairs)
+
+
+def saved_config(path: Path) -> dict[str, Any]:
+    """The values of a saved configuration under the keys of today. Raises `ConfigError` if it is none."""
     # A checkpoint may come from elsewhere: refuses what is no mapping, tags, and aliases that multiply.
     read_file(path)
     try:
@@ -139,11 +160,19 @@ def check_facts(
 
 
 def changed_facts(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """A line for each fact that differs, with both values; none if either side has no facts at all."""
+    """A line for each fact that differs, with both values; none if either side has no facts at all. A source
+    that only one of them has is no difference: it was added to the mixture, or left out."""
     if not saved or not now:
         return []
+    common = _sources_of(saved) & _sources_of(now)
     return [
         f"  {key}: {saved.get(key, 'nothing')} in the checkpoint, {now.get(key, 'nothing')} now"
         for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key)
+        if saved.get(key) != now.get(key) and _sources_of([key]) <= common
     ]
+
+
+def _sources_of(facts: Iterable[str]) -> set[str]:
+    """The sources that facts are about, by their keys: `data.train.NAME`, `data.heldout.NAME.content`."""
+    parts = (key.split(".") for key in facts)
+    return {each[2] for each in parts if each[:2] in (["data", "train"], ["data", "heldout"])}

@@ -46,8 +46,8 @@ class MicroBatch:
     """[T] int64, the next token of the document; 0 where `loss_mask` is 0."""
     loss_mask: Tensor
     """[T] float32, 0 or 1; 0 where the next token is padding, of media, of text without loss, or absent."""
-    is_caption: Tensor
-    """[T] bool, True in documents with media, whose loss evaluations report separately."""
+    source: Tensor
+    """[T] int16, position of each token's source in `data.sources`: evaluations report losses by source."""
     media_positions: Tensor
     """[V] int64, where the placeholders of vision tokens are; asked for with the tokens."""
     document_lengths: tuple[int, ...]
@@ -109,7 +109,7 @@ class _Rows:
     tokens: np.ndarray
     labels: np.ndarray
     loss_mask: np.ndarray
-    is_caption: np.ndarray
+    source: np.ndarray
 
     @classmethod
     def of(cls, num_tokens: int, pad_token: int) -> "_Rows":
@@ -117,10 +117,12 @@ class _Rows:
             np.full(num_tokens, pad_token, dtype=np.int64),
             np.zeros(num_tokens, dtype=np.int64),
             np.zeros(num_tokens, dtype=np.float32),
-            np.zeros(num_tokens, dtype=np.bool_),
+            np.zeros(num_tokens, dtype=np.int16),
         )
 
-    def put(self, position: int, piece: PlannedPiece, tokens: np.ndarray, is_target: np.ndarray) -> None:
+    def put(
+        self, position: int, source: int, piece: PlannedPiece, tokens: np.ndarray, is_target: np.ndarray
+    ) -> None:
         """Each position's label is the next token of its own piece: across a cut, and across documents,
         nothing is predicted."""
         span = slice(position, position + piece.length)
@@ -128,7 +130,7 @@ class _Rows:
         self.tokens[span] = tokens
         self.labels[targets] = np.where(is_target[1:], self.tokens[position + 1 : position + piece.length], 0)
         self.loss_mask[targets] = is_target[1:]
-        self.is_caption[span] = piece.record.kind != "text"
+        self.source[span] = source
 
 
 class MicroBatchAssembler:
@@ -144,9 +146,14 @@ class MicroBatchAssembler:
         pad_token: int,
         media_pad: int,
         skip_log: SkipLog,
+        sources: Sequence[str],
     ) -> None:
-        """`media_pad` is the placeholder of a vision token; `skip_log` counts samples whose words or media
-        cannot be used, and may stop the run."""
+        """
+        Args:
+            media_pad: the placeholder of a vision token.
+            skip_log: counts samples whose words or media cannot be used, and may stop the run.
+            sources: names, in the order of the numbers that tokens are marked with.
+        """
         self._documents = documents
         self._vision = vision
         self._seq_len = seq_len
@@ -154,6 +161,7 @@ class MicroBatchAssembler:
         self._media_pad = media_pad
         self._skip_log = skip_log
         self._media = media
+        self._source_numbers = {name: number for number, name in enumerate(sources)}
 
     def assemble(self, sequences: Sequence[SequencePlan], reads: Reads) -> MicroBatch:
         """One micro-batch of the given sequences, with what `reads` asks for.
@@ -169,9 +177,9 @@ class MicroBatchAssembler:
         unreadable: list[int] = []
         item_documents: list[int] = []
         for row, sequence in enumerate(sequences):
-            position = row * self._seq_len
+            position, source = row * self._seq_len, self._source_numbers[sequence.kind]
             for piece in sequence.pieces:
-                count, is_usable = self._read_piece(piece, position, rows, reads)
+                count, is_usable = self._read_piece(piece, source, position, rows, reads)
                 if not is_usable:
                     unreadable.append(len(lengths))
                     paddings.append(len(lengths))
@@ -188,12 +196,12 @@ class MicroBatchAssembler:
         # 2. Pixels, if this rank encodes them; documents whose media do not decode lose their loss.
         pixels, failed_items = self._load_pixels(sequences) if reads.pixels else (None, ())
         (tokens,) = _asked_for(reads.tokens, rows.tokens)
-        labels, loss_mask, is_caption = _asked_for(reads.labels, rows.labels, rows.loss_mask, rows.is_caption)
+        labels, loss_mask, source = _asked_for(reads.labels, rows.labels, rows.loss_mask, rows.source)
         batch = MicroBatch(
             tokens=tokens,
             labels=labels,
             loss_mask=loss_mask,
-            is_caption=is_caption,
+            source=source,
             media_positions=torch.from_numpy(np.flatnonzero(tokens.numpy() == self._media_pad)),
             document_lengths=tuple(lengths),
             padding=tuple(paddings),
@@ -206,7 +214,9 @@ class MicroBatchAssembler:
         )
         return mask_failed(batch, failed_items)
 
-    def _read_piece(self, piece: PlannedPiece, position: int, rows: _Rows, reads: Reads) -> tuple[int, bool]:
+    def _read_piece(
+        self, piece: PlannedPiece, source: int, position: int, rows: _Rows, reads: Reads
+    ) -> tuple[int, bool]:
         """Fill in a piece if words are asked for; how many of its tokens have a loss, and whether its words
         can be used, which is not known unless they are read."""
         stop = piece.start + piece.length
@@ -215,7 +225,7 @@ class MicroBatchAssembler:
         document = self._documents.tokens(piece.record, piece.media, piece.start, stop)
         if document.failure is not None:
             self._skip_log.add(piece.record, document.failure)
-        rows.put(position, piece, document.tokens, document.is_target)
+        rows.put(position, source, piece, document.tokens, document.is_target)
         return int(document.is_target[1:].sum()), document.failure is None
 
     def _load_pixels(self, sequences: Sequence[SequencePlan]) -> tuple[Tensor, tuple[int, ...]]:

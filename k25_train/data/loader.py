@@ -24,6 +24,7 @@ from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import SequencePlan, StepPlan
 from k25_train.data.mix.stream import KindStream, shuffle_media
 from k25_train.data.prefetch import StepPrefetch
+from k25_train.data.served import SourceSummary
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import ConfigError, DataError
@@ -54,6 +55,7 @@ class DataLoader:
             pad_token=self.tokenizer.pad,
             media_pad=self.tokenizer.media_pad,
             skip_log=self.skip_log,
+            sources=list(data.sources),
         )
 
         # 2. What plans batches: one stream of sequences per kind, and the order of kinds.
@@ -91,6 +93,21 @@ class DataLoader:
             )
             self._facts = data_facts(train, heldout, self.dataset.tokenizer_sha256)
         return self._facts
+
+    def summaries(self) -> tuple[SourceSummary, ...]:
+        """What each source has, in the order of `data.sources`."""
+        return tuple(self._summary(name) for name in self._data.sources)
+
+    def _summary(self, name: str) -> SourceSummary:
+        source, records = self._data.sources[name], self._records("train", name)
+        return SourceSummary(
+            name=name,
+            has_media=source.may_have_media,
+            num_documents=len(records),
+            num_tokens=sum(map(self._documents.num_tokens, records)),
+            weight=source.weight,
+            max_epochs=source.epochs,
+        )
 
     def prefetch[Result](self, read: Callable[[StepPlan], Result]) -> StepPrefetch[Result]:
         """What `read` makes of the plan of each step; the next `data.prefetch_steps` in a background thread.

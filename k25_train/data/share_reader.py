@@ -3,6 +3,7 @@
 Knows the configuration and the rank's place, and no process group: it runs in whichever process reads.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from k25_train.config.schema import Config
 from k25_train.data.batch import Reads
 from k25_train.data.loader import DataLoader
 from k25_train.data.mix.plan import StepPlan
+from k25_train.data.served import Served
 from k25_train.data.step_batches import StepBatches, stack
 from k25_train.data.vision_reader import NoVision, VisionReader, VisionSource
 from k25_train.plan.batch_sizes import BatchSizes
@@ -62,6 +64,8 @@ class HostInputs:
     """What the decoupled encoder does; nothing with a coupled tower."""
     failures: tuple[Failure, ...]
     """What could not be used."""
+    served: Mapping[str, Served]
+    """What each source has given to the global batch."""
 
 
 class ShareReader:
@@ -95,7 +99,8 @@ class ShareReader:
             Failure(each.replica, each.micro_batch, each.item, None, name(each.record), each.reason)
             for each in found.failures
         ]
-        return HostInputs(plan.sizes(), stacked, found.work, (*items, *self._own_failures(stacked)))
+        failures = (*items, *self._own_failures(stacked))
+        return HostInputs(plan.sizes(), stacked, found.work, failures, plan.served())
 
     def _own_failures(self, batches: StepBatches) -> list[Failure]:
         """What was met in this replica's micro-batches, and is counted already."""

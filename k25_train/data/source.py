@@ -13,18 +13,21 @@ from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
 from k25_train.data.prefetch import StepPrefetch
 from k25_train.data.regions import PageLock, leave_pageable
+from k25_train.data.served import SourceSummary
 from k25_train.data.share_reader import HostInputs, Share, ShareReader
 from k25_train.data.skip_log import SkipLog
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What is known of a shard set once it is open."""
+    """What is known of the data once they are open."""
 
     vocab_size: int
     """Ids of its tokenizer; every one is smaller."""
     pad: int
     """Id of padding."""
+    sources: tuple[SourceSummary, ...]
+    """The sources, in the order of their numbers (`MicroBatch.source`)."""
 
 
 class DataSource(Protocol):
@@ -85,7 +88,8 @@ class ThreadSource:
         config = self._config
         loader = DataLoader(config.data, config.train, config.model.vision)
         self.loader = self._open.enter_context(loader)
-        return Opened(self.loader.tokenizer.vocab_size, self.loader.tokenizer.pad)
+        tokenizer = self.loader.tokenizer
+        return Opened(tokenizer.vocab_size, tokenizer.pad, self.loader.summaries())
 
     def facts(self) -> dict[str, str]:
         """See `DataSource`."""

@@ -28,8 +28,8 @@ class StepBatches:
     """[M, T] int32."""
     loss_mask: Tensor
     """[M, T] bool."""
-    is_caption: Tensor
-    """[M, T] bool."""
+    source: Tensor
+    """[M, T] int16."""
     media_positions: Tensor
     """[V] int32, within their micro-batch."""
     pixels: Tensor
@@ -57,18 +57,18 @@ class StepBatches:
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order in which `with_tensors` takes them."""
         return [
-            self.tokens, self.labels, self.loss_mask, self.is_caption, self.media_positions, self.pixels,
+            self.tokens, self.labels, self.loss_mask, self.source, self.media_positions, self.pixels,
         ]  # fmt: skip
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "StepBatches":
         """The same with its tensors elsewhere."""
-        tokens, labels, loss_mask, is_caption, media_positions, pixels = tensors
+        tokens, labels, loss_mask, source, media_positions, pixels = tensors
         return replace(
             self,
             tokens=tokens,
             labels=labels,
             loss_mask=loss_mask,
-            is_caption=is_caption,
+            source=source,
             media_positions=media_positions,
             pixels=pixels,
         )
@@ -101,7 +101,7 @@ def stack(batches: Sequence[MicroBatch]) -> StepBatches:
         tokens=rows(lambda batch: batch.tokens, torch.int32),
         labels=rows(lambda batch: batch.labels, torch.int32),
         loss_mask=rows(lambda batch: batch.loss_mask, torch.bool),
-        is_caption=rows(lambda batch: batch.is_caption, torch.bool),
+        source=rows(lambda batch: batch.source, torch.int16),
         media_positions=torch.cat([batch.media_positions for batch in batches]).to(torch.int32),
         pixels=torch.cat(pixels) if pixels else torch.zeros(0, 0),
         has_pixels=bool(pixels),
@@ -139,7 +139,7 @@ def _one_of(batches: StepBatches, number: int) -> MicroBatch:
         tokens=batches.tokens[number],
         labels=batches.labels[number],
         loss_mask=batches.loss_mask[number].float(),
-        is_caption=batches.is_caption[number],
+        source=batches.source[number],
         media_positions=batches.media_positions[:0],
         document_lengths=own.lengths,
         padding=own.padding,

@@ -21,8 +21,8 @@ class Targets:
 
     loss_mask: Tensor
     """[T] float32, 0 or 1."""
-    kind: Tensor
-    """[T] int64, index into the objective's kinds of tokens."""
+    source: Tensor
+    """[T] int64, index into the objective's sources of tokens."""
 
 
 class ObjectiveOutput(NamedTuple):

@@ -1,27 +1,33 @@
-"""Next-token prediction: the mean negative log-likelihood of the tokens that count, reported by kind.
+"""Next-token prediction: the mean negative log-likelihood of the tokens that count, reported by source.
 
-Shapes: T tokens of a micro-batch.
+Shapes: T tokens of a micro-batch, N sources.
 """
+
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
 
 from k25_train.objectives.base import NamedSums, ObjectiveOutput, Targets
 
-KINDS = ("text", "caption")
-"""Kinds of tokens in pre-training: of text alone, and of samples with media. `Targets.kind` indexes them."""
-
 
 class NextToken:
-    """Sums the losses of tokens that count. Reports `KIND_loss`, in nats, and `KIND_tokens` of each kind."""
+    """Sums the losses of tokens that count, by source. Figures are also the means over sources of text alone,
+    `text_loss`, and over those with media, `caption_loss`."""
 
-    def __init__(self, kinds: tuple[str, ...] = KINDS) -> None:
-        self.kinds = kinds
+    def __init__(self, sources: Iterable[str], with_media: Collection[str]) -> None:
+        """`sources`: names, which `Targets.source` indexes; `with_media` are those that have images or
+        video."""
+        self.sources = tuple(sources)
+        self.groups = {
+            "text_loss": [name for name in self.sources if name not in with_media],
+            "caption_loss": [name for name in self.sources if name in with_media],
+        }
 
     @property
     def sum_names(self) -> tuple[str, ...]:
-        """Loss and number of tokens of each kind."""
-        return tuple(f"{kind}_{what}" for kind in self.kinds for what in ("loss", "tokens"))
+        """Loss and number of tokens of each source."""
+        return tuple(f"{what}/{source}" for source in self.sources for what in ("loss", "tokens"))
 
     def __call__(self, token_losses: Tensor, targets: Targets) -> ObjectiveOutput:
         """Sum the losses [T], or [1, T], of the tokens that count."""
@@ -30,23 +36,27 @@ class NextToken:
         return ObjectiveOutput(counted.sum(), num_tokens, self._sums(counted.detach(), targets))
 
     def _sums(self, losses: Tensor, targets: Targets) -> Tensor:
-        """Sums of the masked `losses` [T] and of the mask, by kind; the first kind gets the remainder."""
-        losses, mask = losses.double(), targets.loss_mask.double()
-        rest_loss, rest_tokens = losses.sum(), mask.sum()
-        others = []
-        for kind in range(1, len(self.kinds)):
-            is_kind = (targets.kind == kind).double()
-            loss, tokens = (losses * is_kind).sum(), (mask * is_kind).sum()
-            rest_loss, rest_tokens = rest_loss - loss, rest_tokens - tokens
-            others += [loss, tokens]
-        return torch.stack([rest_loss, rest_tokens, *others])
+        """Sums of the masked `losses` [T] and of the mask by source, [2 * N] float64."""
+        numbers = torch.arange(len(self.sources), device=losses.device)
+        # A product of matrices: as many kernels however many sources, and the same sums in every run, which
+        # atomic additions would not give.
+        is_of = (targets.source == numbers[:, None]).double()
+        return (is_of @ torch.stack([losses, targets.loss_mask], dim=1).double()).flatten()
 
     def loss(self, sums: NamedSums) -> float:
-        """Mean loss per token over all kinds, in nats; 0 without tokens."""
-        loss = sum(sums[f"{kind}_loss"] for kind in self.kinds)
-        return loss / max(sum(sums[f"{kind}_tokens"] for kind in self.kinds), 1)
+        """Mean loss per token over all sources, in nats; 0 without tokens."""
+        return _mean(sums, self.sources)
 
     def figures(self, sums: NamedSums) -> dict[str, float]:
-        """`KIND_loss`, the mean per token in nats, of the kinds that have tokens."""
-        tokens = {kind: sums[f"{kind}_tokens"] for kind in self.kinds}
-        return {f"{kind}_loss": sums[f"{kind}_loss"] / count for kind, count in tokens.items() if count > 0}
+        """The mean per token in nats of both groups and of each source, `loss/SOURCE`, where there are
+        tokens."""
+        of = {**self.groups, **{f"loss/{name}": [name] for name in self.sources}}
+        return {name: _mean(sums, sources) for name, sources in of.items() if _num_tokens(sums, sources)}
+
+
+def _num_tokens(sums: NamedSums, sources: Iterable[str]) -> float:
+    return sum(sums[f"tokens/{source}"] for source in sources)
+
+
+def _mean(sums: NamedSums, sources: Collection[str]) -> float:
+    return sum(sums[f"loss/{source}"] for source in sources) / max(_num_tokens(sums, sources), 1)

@@ -24,7 +24,7 @@ class DeviceBatch:
     labels: Tensor
     """[T] int32, part of the step's; [0] where no chunk has losses."""
     targets: Targets
-    """[T] each: which labels count, and as which kind of token; [0] as the labels."""
+    """[T] each: which labels count, and the source of each token; [0] as the labels."""
     document_lengths: tuple[int, ...]
     """Tokens of each document; they sum to T."""
     padding: tuple[int, ...]
@@ -39,10 +39,10 @@ class DeviceBatch:
 
 def to_device(batches: StepBatches, device: torch.device) -> list[DeviceBatch]:
     """The micro-batches of a step on `device`: one copy of each kind of tensor, however many they are."""
-    # 1. Small types cross the bus. The kind is an index into `next_token.KINDS`: text 0, caption 1.
+    # 1. Small types cross the bus.
     moved = [tensor.to(device, non_blocking=True) for tensor in batches.tensors()]
-    tokens, labels, loss_mask, is_caption, media_positions, pixels = moved
-    masks, kinds = loss_mask.float().unbind(), is_caption.long().unbind()
+    tokens, labels, loss_mask, source, media_positions, pixels = moved
+    masks, sources = loss_mask.float().unbind(), source.long().unbind()
     all_tokens, all_labels = tokens.unbind(), labels.unbind()
 
     # 2. A view of each for every micro-batch.
@@ -55,7 +55,7 @@ def to_device(batches: StepBatches, device: torch.device) -> list[DeviceBatch]:
             number=number,
             tokens=all_tokens[number],
             labels=all_labels[number],
-            targets=Targets(loss_mask=masks[number], kind=kinds[number]),
+            targets=Targets(loss_mask=masks[number], source=sources[number]),
             document_lengths=documents.lengths,
             padding=documents.padding,
             media_positions=positions[number],

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from k25_train.errors import ConfigError
-from k25_train.objectives.next_token import KINDS
 from k25_train.training.activations import KeepEverything
 from k25_train.training.device_batch import DeviceBatch
 from k25_train.training.forward import forward_micro_batch
@@ -22,7 +21,7 @@ from parallel.config import DepMode
 def dump_batches(run: Run, folder: Path) -> None:
     """Write `batch_<rank>_<n>.safetensors` for each micro-batch of this rank.
 
-    Each holds tokens, labels, loss_mask, is_caption and losses [T], document_lengths, media_positions [V],
+    Each holds tokens, labels, loss_mask, source and losses [T], document_lengths, media_positions [V],
     grid_thw [N, 3] and pixels [P, 588]. Raises `ConfigError` if the pipeline has more than one stage, or the
     tower is decoupled: pixels, tokens and losses are then on different ranks.
     """
@@ -53,7 +52,7 @@ def contents(batch: DeviceBatch, losses: Tensor) -> dict[str, Tensor]:
         "tokens": batch.tokens.long(),
         "labels": batch.labels.long(),
         "loss_mask": batch.targets.loss_mask,
-        "is_caption": batch.targets.kind == KINDS.index("caption"),
+        "source": batch.targets.source,
         "losses": losses.float(),
         "document_lengths": torch.tensor(batch.document_lengths),
         "media_positions": batch.media_positions,

@@ -3,12 +3,13 @@
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 
+from k25_train.data.served import Served
 from k25_train.data.share_reader import Failure, HostInputs
 from k25_train.data.source import DataSource
 from k25_train.data.step_batches import without_failures
@@ -33,6 +34,8 @@ class Inputs:
     """Of the global batch, without what could not be read."""
     micro_batches: list[DeviceBatch]
     """This replica's micro-batches, in the order in which they run."""
+    served: Mapping[str, Served]
+    """What each source has given to the global batch."""
     vision: VisionWork
     """What the decoupled encoder does; nothing with a coupled tower."""
 
@@ -99,7 +102,7 @@ class InputReader:
             chunks=[chunk._replace(pixels=own) for chunk, own in zip(chunks, pixels, strict=True)],
         )
         moved = to_device(read.batches.with_tensors(staged[: len(batches)]), self._topology.device)
-        return Inputs(read.sizes, tokens, moved, vision)
+        return Inputs(read.sizes, tokens, moved, read.served, vision)
 
     def _sum_over_ranks(self, results: Sequence[HostInputs]) -> list[int]:
         """Over all ranks: those that could not read, samples that could not be used; over replicas, from

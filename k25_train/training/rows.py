@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from k25_train.config.schema import Config
+from k25_train.data.served import figures
 from k25_train.metrics.rows_file import Value
 from k25_train.optim.qk_clip import ClipResult
 from k25_train.plan.flops import training_flops
@@ -28,6 +29,7 @@ def metrics_row(config: Config, step: int, result: StepResult) -> MetricsRow:
         "flops": training_flops(config.model, sizes, config.optim.vision.trained),
         "step_time_s": result.step_time_s,
         "tokens_per_s": sizes.num_tokens / result.step_time_s,
+        **figures(result.served),
         **{f"vision_{name}": value for name, value in asdict(result.vision).items()},
         **{f"offload_{name}": value for name, value in asdict(result.offload).items()},
         **{f"memory_{name}": value for name, value in asdict(result.memory).items()},

@@ -13,8 +13,9 @@ from megatron.core.distributed import DistributedDataParallel
 from k25_train.config.schema import Config
 from k25_train.data.batch import Reads
 from k25_train.data.regions import leave_pageable
+from k25_train.data.served import SourceSummary, with_media
 from k25_train.data.share_reader import Share
-from k25_train.data.source import DataSource
+from k25_train.data.source import DataSource, Opened
 from k25_train.errors import ConfigError
 from k25_train.joining.claim import NoClaim, claim_folder
 from k25_train.joining.join import join
@@ -74,6 +75,8 @@ class Run:
     """Keeps attention logits from growing."""
     data: DataSource
     """Training and held-out data, planned and read for this rank."""
+    sources: tuple[SourceSummary, ...]
+    """What they are made of."""
     reader: InputReader
     """Agrees on them with other ranks, and brings them to the device."""
     tracker: PhaseTracker
@@ -113,7 +116,7 @@ class Run:
         return self.topology.rank == 0
 
 
-def open_data(config: Config, data: DataSource) -> DataSource:
+def open_data(config: Config, data: DataSource) -> Opened:
     """Open the data of this rank. Raises `ConfigError` if the tokenizer has ids that the embedding has no row
     for."""
     opened = data.open()
@@ -123,7 +126,7 @@ def open_data(config: Config, data: DataSource) -> DataSource:
             f"model.vocab_size={config.model.vocab_size}: raise it, or tokenize the data with "
             "a smaller vocabulary"
         )
-    return data
+    return opened
 
 
 def build_run(config: Config, device: torch.device, data: DataSource, *, trains: bool = True) -> Run:
@@ -140,7 +143,7 @@ def build_run(config: Config, device: torch.device, data: DataSource, *, trains:
     store = join(where, timeout_s)
     job = SameJob(store, where)
     job.check_start(config)
-    job.load_data(lambda: open_data(config, data), lambda opened: opened.facts())
+    sources = job.load_data(lambda: open_data(config, data), lambda _: data.facts()).sources
 
     # 2. Process groups, and one run folder for all.
     start_process_group(device, timeout_s, store, where.rank, where.world_size)
@@ -173,10 +176,11 @@ def build_run(config: Config, device: torch.device, data: DataSource, *, trains:
         activations=build_activations(stage, model.chunks, topology) if trains else KeepEverything(),
         memory=build_device_memory(pipeline, topology) if trains else NoDeviceMemory(),
         tower=tower,
-        objective=NextToken(),
+        objective=NextToken([source.name for source in sources], with_media(sources)),
         optimizer=optimizer,
         qk_clip=build_qk_clip(chunks, optimizer, config, device),
         data=data,
+        sources=sources,
         reader=InputReader(data, topology, build_staging(device), tracker),
         tracker=tracker,
         claim=claim,

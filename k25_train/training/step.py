@@ -6,9 +6,11 @@ stage: phases 2 and 4 do nothing.
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from k25_train.data.served import Served
 from k25_train.errors import TrainingError
 from k25_train.optim.build import set_learning_rate
 from k25_train.optim.qk_clip import ClipResult
@@ -30,6 +32,8 @@ class StepResult:
 
     sizes: BatchSizes
     """Of the global batch that was trained on."""
+    served: Mapping[str, Served]
+    """What each source has given to it."""
     loss: float
     """Mean loss per token of the global batch, in nats, before the update."""
     grad_norm: float
@@ -109,6 +113,7 @@ def train_step(run: Run, step: int) -> StepResult:
         )
     return StepResult(
         sizes=inputs.sizes,
+        served=inputs.served,
         loss=loss,
         grad_norm=float(grad_norm),
         learning_rate=rate,

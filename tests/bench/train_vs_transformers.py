@@ -30,6 +30,7 @@ from torch.nn import functional
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.data.batch import MicroBatch
+from k25_train.data.served import SourceSummary
 from k25_train.data.share_reader import HostInputs, Share
 from k25_train.data.source import Opened, ThreadSource
 from k25_train.data.step_batches import stack
@@ -151,6 +152,11 @@ def our_step(config: Config) -> tuple[Step, str]:
     return step, ""
 
 
+SOURCE = SourceSummary(
+    name="synthetic", has_media=True, num_documents=1, num_tokens=1, weight=1.0, max_epochs=None
+)
+
+
 class FixedSource(ThreadSource):
     """Gives the same synthetic batch at every step; opens nothing."""
 
@@ -158,8 +164,8 @@ class FixedSource(ThreadSource):
         batches = stack(synthetic_batches(config))
         sizes = BatchSizes.of((), ())
         super().__init__(config)
-        self.inputs = HostInputs(sizes, batches, VisionWork(NO_SHARE, (), ()), ())
-        self.opened = Opened(vocab_size=config.model.vocab_size, pad=0)
+        self.inputs = HostInputs(sizes, batches, VisionWork(NO_SHARE, (), ()), (), {})
+        self.opened = Opened(vocab_size=config.model.vocab_size, pad=0, sources=(SOURCE,))
 
     def open(self) -> Opened:
         """Nothing to open."""
@@ -265,7 +271,7 @@ def synthetic_batches(config: Config) -> list[MicroBatch]:
                 tokens=tokens.flatten(),
                 labels=(labels * loss_mask.long()).flatten(),
                 loss_mask=loss_mask.flatten(),
-                is_caption=torch.zeros(tokens.numel(), dtype=torch.bool),
+                source=torch.zeros(tokens.numel(), dtype=torch.int16),
                 document_lengths=(config.train.seq_len,) * rows,
                 media_positions=is_media.flatten().nonzero().squeeze(1),
                 padding=(),

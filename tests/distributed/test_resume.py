@@ -147,7 +147,7 @@ def test_eval_finds_the_losses_of_the_run_and_dumps_them(run_as_smoke: Path, tmp
     batches = [load_file(file) for file in (tmp_path / "dump").iterdir()]
     assert len(batches) == 4
     for is_caption, expected in ((False, all_four[0]), (True, all_four[1])):
-        counted = [batch["loss_mask"] * (batch["is_caption"] == is_caption) for batch in batches]
+        counted = [batch["loss_mask"] * ((batch["source"] != 0) == is_caption) for batch in batches]
         losses = sum(
             float((batch["losses"] * mask).sum()) for batch, mask in zip(batches, counted, strict=True)
         )

@@ -1,10 +1,12 @@
 """The plan of a global batch, made from the index alone: sequences, and pieces of documents in each."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from k25_train.data.decode.items import MediaItem, PlannedMedia
 from k25_train.data.formats.records import SampleRecord
+from k25_train.data.served import Served
 from k25_train.plan.batch_sizes import BatchSizes
 
 
@@ -65,6 +67,13 @@ class StepPlan:
         """What the batch amounts to; adds up all pieces and items, so call it once."""
         lengths = (piece.length for sequence in self.sequences for piece in sequence.pieces)
         return BatchSizes.of(lengths, (item.grid_thw for item in self.items))
+
+    def served(self) -> dict[str, Served]:
+        """What each source gives to the batch."""
+        tokens = Counter[str]()
+        for sequence in self.sequences:
+            tokens[sequence.kind] += sequence.num_tokens
+        return {name: Served(count) for name, count in sorted(tokens.items())}
 
 
 def media_of(sequences: Iterable[SequencePlan]) -> Iterator[tuple[SampleRecord, PlannedMedia]]:

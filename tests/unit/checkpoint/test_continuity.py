@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from k25_train.checkpoint.continuity import (
     MAY_CHANGE,
     SAME_MODEL,
     SAME_RUN,
+    changed_facts,
     check_continuity,
     check_facts,
+    covers,
 )
 from k25_train.compose.migrations import VERSION_KEY
 from k25_train.compose.resolve import compose, to_yaml
@@ -58,14 +61,15 @@ def test_a_contradiction_is_named_with_both_values(checkpoint: Path, override: s
 
 
 def test_all_contradictions_stand_together(checkpoint: Path) -> None:
-    blend = [f"data.blend.{kind}={share}" for kind, share in {"text": 0.4, "video": 0.3}.items()]
-    blend += ["data.blend.caption=0.2", "data.blend.ocr=0.1"]
-    now = compose([*BASE, *blend, "train.global_batch_size=32", "model.hidden_size=64"])
+    kinds = ["data.sources.text.kinds=[text, ocr]", "data.sources.video.format=webdataset"]
+    kinds.append("data.sources.video.kinds=[]")
+    now = compose([*BASE, *kinds, "train.global_batch_size=32", "model.hidden_size=64"])
 
     with pytest.raises(CheckpointError) as raised:
         check_continuity(checkpoint, now, SAME_RUN)
 
-    for key in ("data.blend.text", "data.blend.video", "train.global_batch_size", "model.hidden_size"):
+    sources = ("data.sources.text.kinds", "data.sources.video.format", "data.sources.video.kinds")
+    for key in (*sources, "train.global_batch_size", "model.hidden_size"):
         assert f"  {key}=" in str(raised.value)
 
 
@@ -77,10 +81,13 @@ def test_all_contradictions_stand_together(checkpoint: Path) -> None:
         "train.steps=1000 train.eval_interval=7 train.micro_batch_size=1",
         "checkpoint.interval=3 checkpoint.keep=9",
         "data.prefetch_steps=0 data.max_skipped_samples=3 data.dir=elsewhere",
+        "data.sources.text.path=elsewhere data.sources.text.weight=0.3 data.sources.ocr.epochs=2",
+        "~data.sources.ocr data.sources.web={format: indexed, path: web} data.vision_ratio=0.2",
+        "data.schedule={late: {from_step: 9, weights: {text: 0.1}}}",
     ],
 )
 def test_what_may_change_on_the_way(checkpoint: Path, override: str) -> None:
-    check_continuity(checkpoint, compose([*BASE, *override.split()]), SAME_RUN)
+    check_continuity(checkpoint, compose([*BASE, *re.split(r" (?=~?[a-z]+\.)", override)]), SAME_RUN)
 
 
 def test_weights_alone_ask_for_the_same_model_only(checkpoint: Path) -> None:
@@ -120,11 +127,10 @@ def test_a_configuration_that_is_none_is_named(text: str, told: str, tmp_path: P
 
 def test_every_key_is_fixed_or_may_change_for_a_reason() -> None:
     """A new key has to be put into one of the two lists."""
-    keys = set(dict(leaves(yaml.safe_load(to_yaml(compose(BASE)))))) - {VERSION_KEY}
+    late = "data.schedule={late: {from_step: 9, weights: {text: 0.1}}}"
+    keys = set(dict(leaves(yaml.safe_load(to_yaml(compose([*BASE, late])))))) - {VERSION_KEY}
     free = [name for names in MAY_CHANGE.values() for name in names]
-    places = {
-        key: [name for name in (*SAME_RUN, *free) if f"{key}.".startswith(f"{name}.")] for key in sorted(keys)
-    }
+    places = {key: [name for name in (*SAME_RUN, *free) if covers(name, key)] for key in sorted(keys)}
     assert {key: names for key, names in places.items() if len(names) != 1} == {}
     assert {*SAME_RUN, *free} == {name for names in places.values() for name in names}
 
@@ -140,8 +146,14 @@ FACTS = {"data.train.text": "7 samples", "data.train.ocr": "3 samples", "data.to
             "data.train.text: 7 samples in the checkpoint, 6 samples now",
         ),
         ({**FACTS, "data.tokenizer": "sha256 b"}, "data.tokenizer: sha256 a in the checkpoint, sha256 b now"),
-        ({**FACTS, "data.train.video": "1"}, "data.train.video: nothing in the checkpoint, 1 now"),
-        ({"data.tokenizer": "sha256 a", "data.train.text": "7 samples"}, "data.train.ocr: 3 samples in"),
+        (
+            {**FACTS, "data.train.text.content": "1"},
+            "data.train.text.content: nothing in the checkpoint, 1 now",
+        ),
+        (
+            {"data.train.text": "7 samples", "data.train.ocr": "3 samples"},
+            "data.tokenizer: sha256 a in the checkpoint, nothing now",
+        ),
     ],
 )
 def test_other_data_are_told_fact_by_fact_and_accepted_on_request(
@@ -157,3 +169,20 @@ def test_other_data_are_told_fact_by_fact_and_accepted_on_request(
     check_facts(tmp_path, FACTS, now, accept=True)
     check_facts(tmp_path, FACTS, FACTS)
     check_facts(tmp_path, {}, now)
+
+
+def test_sources_that_come_and_go_are_no_other_data(tmp_path: Path) -> None:
+    without_ocr = {"data.tokenizer": "sha256 a", "data.train.text": "7 samples"}
+    with_video = {**FACTS, "data.train.video": "1 sample", "data.heldout.video.content": "sha256 c"}
+    for now in (without_ocr, with_video, {**without_ocr, "data.train.video": "1 sample"}):
+        check_facts(tmp_path, FACTS, now)
+        check_facts(tmp_path, now, FACTS)
+    changed = changed_facts(FACTS, {**with_video, "data.train.text": "8 samples"})
+    assert changed == ["  data.train.text: 7 samples in the checkpoint, 8 samples now"]
+
+
+def test_a_name_covers_what_lies_in_it() -> None:
+    assert covers("data.sources.*.weight", "data.sources.web.weight")
+    assert covers("data", "data.sources.web.weight") and covers("data.dir", "data.dir")
+    assert not covers("data.sources.*.weight", "data.sources.web.epochs")
+    assert not covers("data.di", "data.dir") and not covers("data.dir.more", "data.dir")

@@ -57,6 +57,7 @@ class Rig:
             pad_token=self.tokenizer.pad,
             media_pad=self.tokenizer.media_pad,
             skip_log=self.skip_log,
+            sources=["text", "caption"],
         )
 
     def assemble(self, *rows: Sequence[int], with_pixels: bool = True) -> MicroBatch:
@@ -89,7 +90,7 @@ def test_caption_is_laid_out_as_kimi_writes_it(tmp_path: Path) -> None:
     targets = [*words, t.eos]
     assert batch.loss_mask.tolist() == [0.0] * no_loss + [1.0] * len(targets) + [0.0] * (num_padding + 1)
     assert batch.labels.tolist() == [0] * no_loss + targets + [0] * (num_padding + 1)
-    assert batch.is_caption.tolist() == [True] * len(document) + [False] * num_padding
+    assert batch.source.tolist() == [1] * len(document) + [0] * num_padding
     assert batch.grid_thw == ((1, 2, 4),)
     assert batch.item_documents == (0,)
     assert batch.pixels is not None
@@ -136,7 +137,7 @@ def test_pieces_of_a_text_are_documents_without_loss_across_the_cut(tmp_path: Pa
     assert batch.tokens[: SEQ_LEN + 20].tolist() == whole[: SEQ_LEN + 20].tolist()
     assert batch.loss_mask[: SEQ_LEN + 20].tolist() == [1.0] * 63 + [0.0] + [1.0] * 19 + [0.0]
     assert batch.labels[:63].tolist() == whole[1:64].tolist()
-    assert not batch.is_caption.any()
+    assert not batch.source.any()
     assert batch.pixels is not None
     assert batch.pixels.shape == (0, 588)
 

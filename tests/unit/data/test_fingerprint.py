@@ -148,7 +148,7 @@ def test_batches_of_a_fixed_set_change_only_with_the_version(tiny: Path) -> None
         plans = [loader.plan(step) for step in (0, 1, 7, 40)] + [loader.plan_evaluation(8)]
         for plan in plans:
             for batch in loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=False)):
-                for tensor in (batch.tokens, batch.labels, batch.loss_mask, batch.is_caption):
+                for tensor in (batch.tokens, batch.labels, batch.loss_mask, batch.source != 0):
                     digest.update(tensor.numpy().tobytes())
                 digest.update(repr((batch.document_lengths, batch.item_documents)).encode())
             digest.update(

@@ -59,8 +59,8 @@ def test_each_stage_has_what_it_asked_for(loader: DataLoader) -> None:
     assert torch.equal(first.media_positions, whole.media_positions)
     assert torch.equal(last.labels, whole.labels)
     assert torch.equal(last.loss_mask, whole.loss_mask)
-    assert torch.equal(last.is_caption, whole.is_caption)
-    absent = [first.labels, first.loss_mask, first.is_caption, last.tokens, nothing.tokens, nothing.labels]
+    assert torch.equal(last.source, whole.source)
+    absent = [first.labels, first.loss_mask, first.source, last.tokens, nothing.tokens, nothing.labels]
     assert [tensor.numel() for tensor in absent] == [0] * 6
 
 
@@ -74,7 +74,7 @@ def test_a_stack_is_its_micro_batches(loader: DataLoader) -> None:
         assert torch.equal(moved.tokens, batch.tokens)
         assert torch.equal(moved.labels, batch.labels)
         assert torch.equal(moved.targets.loss_mask, batch.loss_mask)
-        assert torch.equal(moved.targets.kind, batch.is_caption.long())
+        assert torch.equal(moved.targets.source, batch.source.long())
         assert torch.equal(moved.media_positions, batch.media_positions)
         assert moved.pixels is not None and batch.pixels is not None
         assert torch.equal(moved.pixels, batch.pixels)

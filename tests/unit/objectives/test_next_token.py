@@ -1,4 +1,4 @@
-"""Next-token prediction: what goes backward, what is divided by, and what is reported, by kind."""
+"""Next-token prediction: what goes backward, what is divided by, and what is reported, by source."""
 
 import torch
 
@@ -6,7 +6,8 @@ from k25_train.objectives.base import NamedSums, Targets, total
 from k25_train.objectives.next_token import NextToken
 
 LOSSES = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]])
-TARGETS = Targets(loss_mask=torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0]), kind=torch.tensor([0, 0, 1, 1, 0]))
+TARGETS = Targets(loss_mask=torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0]), source=torch.tensor([0, 0, 1, 1, 0]))
+PLAIN = NextToken(("web", "alt_texts"), {"alt_texts"})
 
 
 def named(objective: NextToken, *reported: torch.Tensor) -> NamedSums:
@@ -16,7 +17,7 @@ def named(objective: NextToken, *reported: torch.Tensor) -> NamedSums:
 
 def test_the_sum_of_counted_losses_goes_backward() -> None:
     losses = LOSSES.clone().requires_grad_()
-    output = NextToken()(losses, TARGETS)
+    output = PLAIN(losses, TARGETS)
     output.loss.backward()
     assert output.loss.item() == 29.0
     assert output.num_tokens.item() == 4
@@ -25,26 +26,35 @@ def test_the_sum_of_counted_losses_goes_backward() -> None:
     assert not output.sums.requires_grad
 
 
-def test_sums_are_named_by_kind() -> None:
-    objective = NextToken()
-    sums = named(objective, objective(LOSSES, TARGETS).sums)
-    assert sums.values == {"text_loss": 17.0, "text_tokens": 2.0, "caption_loss": 12.0, "caption_tokens": 2.0}
-    assert objective.loss(sums) == 29.0 / 4
-    assert objective.figures(sums) == {"text_loss": 8.5, "caption_loss": 6.0}
+def test_sums_are_named_by_source() -> None:
+    sums = named(PLAIN, PLAIN(LOSSES, TARGETS).sums)
+    assert sums.values == {
+        "loss/web": 17.0, "tokens/web": 2.0, "loss/alt_texts": 12.0, "tokens/alt_texts": 2.0,
+    }  # fmt: skip
+    assert PLAIN.loss(sums) == 29.0 / 4
+    assert PLAIN.figures(sums) == {
+        "text_loss": 8.5, "caption_loss": 6.0, "loss/web": 8.5, "loss/alt_texts": 6.0,
+    }  # fmt: skip
 
 
 def test_micro_batches_add_up_and_a_silent_rank_adds_nothing() -> None:
-    objective = NextToken()
-    sums = objective(LOSSES, TARGETS).sums
-    assert named(objective, sums, sums)["text_loss"] == 34.0
-    nothing = named(objective)
-    assert objective.loss(nothing) == 0.0
-    assert objective.figures(nothing) == {}
+    sums = PLAIN(LOSSES, TARGETS).sums
+    assert named(PLAIN, sums, sums)["loss/web"] == 34.0
+    nothing = named(PLAIN)
+    assert PLAIN.loss(nothing) == 0.0
+    assert PLAIN.figures(nothing) == {}
 
 
-def test_any_number_of_kinds() -> None:
-    objective = NextToken(("text", "caption", "ocr"))
-    targets = Targets(loss_mask=torch.ones(5), kind=torch.tensor([0, 1, 1, 2, 2]))
+def test_text_and_captions_are_means_over_the_tokens_of_their_sources() -> None:
+    objective = NextToken(("web", "code", "alt_texts", "pages", "unread"), {"alt_texts", "pages", "unread"})
+    targets = Targets(loss_mask=torch.ones(5), source=torch.tensor([0, 1, 1, 2, 3]))
     sums = named(objective, objective(LOSSES, targets).sums)
-    assert objective.figures(sums) == {"text_loss": 1.0, "caption_loss": 3.0, "ocr_loss": 12.0}
+    assert objective.figures(sums) == {
+        "text_loss": 7.0 / 3,
+        "caption_loss": 12.0,
+        "loss/web": 1.0,
+        "loss/code": 3.0,
+        "loss/alt_texts": 8.0,
+        "loss/pages": 16.0,
+    }
     assert objective.loss(sums) == 31.0 / 5

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from k25_train.compose.resolve import compose
+from k25_train.data.served import Served
 from k25_train.plan.batch_sizes import BatchSizes
 
 
@@ -36,6 +37,7 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
 
     result = SimpleNamespace(
         sizes=sizes,
+        served={"web": Served(60), "pages": Served(40)},
         loss=1.0,
         grad_norm=1.0,
         learning_rate=1.0,
@@ -48,6 +50,7 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
     row = metrics_row(compose(["experiment=smoke"]), 1, result)
     assert not [key for key in row if key.startswith("memory_")]
     assert (row["tokens"], row["text_tokens"], row["vision_tokens"]) == (100, 90, 10)
+    assert (row["source_tokens/web"], row["source_tokens/pages"]) == (60, 40)
     assert (row["images"], row["patches"], row["tokens_per_s"]) == (3, 40, 50.0)
     result.memory = MemoryFigures(peak_allocated_bytes=70, peak_reserved_bytes=75, planned_bytes=65, rank=3)
     row = metrics_row(compose(["experiment=smoke"]), 1, result)

@@ -1,0 +1,40 @@
+"""What each source has to give, and what it has given: figures that a run reports."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSummary:
+    """A source, once it is open."""
+
+    name: str
+    """Its key in `data.sources`."""
+    has_media: bool
+    """Whether its samples may have images or video."""
+    num_documents: int
+    """Samples that are trained on in one epoch."""
+    num_tokens: int
+    """Tokens of them, vision tokens included; an estimate where these are counted when they are drawn."""
+    weight: float
+    """Its weight at the first step of the run."""
+    max_epochs: float | None
+    """`data.sources.NAME.epochs`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a source has given to a training step."""
+
+    num_tokens: int
+    """Tokens of the step without padding, vision tokens included."""
+
+
+def with_media(sources: Iterable[SourceSummary]) -> frozenset[str]:
+    """Names of those that have images or video."""
+    return frozenset(source.name for source in sources if source.has_media)
+
+
+def figures(served: Mapping[str, Served]) -> dict[str, int]:
+    """Columns of a step's metrics: `source_tokens/NAME`."""
+    return {f"source_tokens/{name}": of.num_tokens for name, of in served.items()}
