@@ -10,7 +10,7 @@ Without quotes `null` is null where the field may be null, `{a: 1, b: 2}` a mapp
 import math
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, get_args, get_origin
 
@@ -147,7 +147,7 @@ def _read_member(kind: type[Enum], value: object) -> Enum:
 
 def _read_list(kind: Any, value: object) -> list[Any]:
     items = split_list(value) if isinstance(value, str) else value
-    if not isinstance(items, list):
+    if not isinstance(items, Sequence) or isinstance(items, str):
         raise UnreadableError
     return [read(kind, item) for item in items]
 

@@ -98,14 +98,13 @@ class DataConfig:
         return source_path(self.dir, source.path)
 
     def paths(self) -> dict[str, str]:
-        """Key -> path or URL of everything that is read: sources, their indexes, the tokenizer."""
-        sources = self.sources.items()
-        indexes = {name: source.index for name, source in sources if source.index is not None}
-        return {
-            **{f"data.sources.{name}.path": self.path_of(source) for name, source in sources},
-            **{f"data.sources.{name}.index": source_path(self.dir, path) for name, path in indexes.items()},
-            **({} if self.tokenizer is None else {"data.tokenizer": self.tokenizer}),
-        }
+        """Key -> path or URL of all that is read: sources, their indexes, the tokenizer; none that a template
+        leaves open."""
+        given = {f"data.sources.{name}.path": source.path for name, source in self.sources.items()}
+        given |= {f"data.sources.{name}.index": source.index or "" for name, source in self.sources.items()}
+        places = {key: source_path(self.dir, path) for key, path in given.items() if _is_given(path)}
+        tokenizer = self.tokenizer or ""
+        return places | ({"data.tokenizer": tokenizer} if _is_given(tokenizer) else {})
 
     def folders(self) -> list[str]:
         """Folders or URLs that hold all of it."""
@@ -115,15 +114,11 @@ class DataConfig:
             for key, path in self.paths().items()
         ]
 
-    def to_fill_in(self) -> list[Problem]:
-        """A problem for each path that a template leaves open: plans may go on without, runs may not."""
+    def open_paths(self) -> dict[str, str]:
+        """Key -> what a template says in the place of a path that the user has to fill in."""
         places = {f"data.sources.{name}.path": source.path for name, source in self.sources.items()}
-        remedy = "give a path of yours, another set with data=NAME or data=FILE.yaml, or take data=smoke"
-        return [
-            Problem(key, path, "has to be filled in", remedy)
-            for key, path in {**places, "data.tokenizer": self.tokenizer or ""}.items()
-            if path.startswith(FILL_IN)
-        ]
+        places["data.tokenizer"] = self.tokenizer or ""
+        return {key: path for key, path in places.items() if path.startswith(FILL_IN)}
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -143,3 +138,7 @@ class DataConfig:
             found.append(Problem("max_skipped_samples", skipped, rule, "use 100, or 0.001"))
         found += [each._replace(key=f"augment.{each.key}") for each in self.augment.problems()]
         return found + sources_problems(self.sources, self.vision_ratio, self.schedule)
+
+
+def _is_given(path: str) -> bool:
+    return path != "" and not path.startswith(FILL_IN)

@@ -7,8 +7,8 @@ steps that QK-Clip samples max_logit, heads_clipped and the list max_logits, one
 encoder the fields of `parallel.dep.stats.VisionSummary`, each behind `vision_`; with offloaded activations
 those of `parallel.activations.offload.OffloadStats`, the largest of any rank, behind `offload_`; on GPUs
 those of `k25_train.training.device_memory.MemoryFigures` behind `memory_`; and at evaluations eval_text_loss
-and eval_caption_loss, the means over sources of text alone and over those with media, and `eval_loss/NAME` for
-each source.
+and eval_caption_loss, the means over sources of text alone and over those with media, and `eval_loss/NAME`
+for each source.
 """
 
 from __future__ import annotations

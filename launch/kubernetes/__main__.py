@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from k25_train.compose.command_line import read_arguments
+from k25_train.compose.filled import check_filled_in
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
@@ -52,6 +53,7 @@ def _run() -> None:
         print(*(f"# {line}".rstrip() for line in shown), sep="\n")
         print(dump([config_map, job_set]), end="")
         return
+    check_filled_in(config.data)
     print(*shown, "", sep="\n", flush=True)
     create(config_map, job_set)
     print(*follow_up(config, name), sep="\n")

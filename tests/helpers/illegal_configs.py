@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.illegal_clusters import CLUSTER_BREAKS
 from tests.helpers.illegal_dispatchers import DISPATCHER_BREAKS
+from tests.helpers.illegal_sources import SOURCE_BREAKS
 from tests.helpers.legal_config import Broken, Legal, Values
 
 
@@ -214,11 +215,6 @@ def split_in_bubbles(legal: Legal) -> Broken:
     return {"dep.split_items": True, "dep.schedule": "bubbles"}, "dep.split_items", "needs schedule=upfront"
 
 
-def no_weight_at_all(legal: Legal) -> Broken:
-    changes = {f"data.sources.{kind}.weight": 0 for kind in ("text", "caption", "ocr", "video")}
-    return changes, "data.sources", "need at least one with a positive weight"
-
-
 def heads_for_cuda(legal: Legal) -> Broken:
     on_cuda = {"cluster.device": "cuda", "cluster.gpu_memory_gb": 80.0, "train.dtype": "bfloat16"}
     changes = on_cuda | {"model.v_head_dim": legal.pick([12, 14])}
@@ -282,7 +278,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "Transformer Engine": value("train.transformer_engine", [True], "needs cluster.device=cuda"),
     "step of the timeline": value("train.trace_step", [0, -3, 10**6], "must be a step of the run"),
     "heads for CUDA": heads_for_cuda,
-    "weights": no_weight_at_all,
+    **SOURCE_BREAKS,
     "split in bubbles": split_in_bubbles,
     "interleaved alone": interleaved_alone,
     "overlap without experts": overlap_without_experts,

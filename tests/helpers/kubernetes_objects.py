@@ -20,7 +20,12 @@ from tests.helpers.project_sources import REPO
 JOBSET_SCHEMA = REPO / "tests/golden/kubernetes/jobset.yaml"
 OLDEST, NEWEST = "1.31", kubernetes_validate.latest_version()
 """Versions of Kubernetes; a job's failure policy is stable since the first."""
-SITE = ["experiment=k25_pretrain_4k", "cluster=site_kubernetes", "run.dir=/runs/k25_pretrain_4k"]
+SITE = [
+    "experiment=k25_pretrain_4k",
+    "data=smoke",
+    "cluster=site_kubernetes",
+    "run.dir=/runs/k25_pretrain_4k",
+]
 
 Spec = dict[str, Any]
 

@@ -28,6 +28,7 @@ from k25_train.config import (
     sbatch_options,
     site,
     slurm,
+    sources,
     training,
 )
 from k25_train.config import data as data_section
@@ -39,7 +40,7 @@ from tests.helpers.project_sources import REPO
 
 WITH_RULES = (
     basics, checks, cluster, data_section, dispatcher_checks, fabric, forms, model, optimizer, resolve,
-    sbatch_options, site, slurm, training, parallel.config,
+    sbatch_options, site, slurm, sources, training, parallel.config,
 )  # fmt: skip
 """The modules that report problems."""
 PLAIN: Values = {

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from k25_train.compose.filled import check_filled_in
 from k25_train.compose.resolve import CONF_DIR, compose, group_choices, load, resolve, to_yaml
 from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
@@ -16,6 +17,7 @@ from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from parallel.config import DepMode
 from tests.helpers.project_sources import REPO
+from tests.helpers.smoke_mix import mix
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 
@@ -72,7 +74,7 @@ def test_sections_are_plain_typed_objects() -> None:
     config = compose(["experiment=smoke"])
     assert is_dataclass(config.model.rope)
     assert type(config.train.steps) is int
-    assert type(config.data.blend) is dict
+    assert type(config.data.sources) is dict
     assert config.train.dtype is DType.float32
     assert config.cluster.device is Device.cpu
     assert config.dep.mode is DepMode.decoupled
@@ -88,9 +90,30 @@ def test_overrides_win_over_the_experiment() -> None:
     assert (config.train.seed, config.data.limit_samples, config.data.tokenizer) == (7, 5, "a/b.json")
 
 
-def test_blend_kinds_can_be_replaced() -> None:
-    overrides = ["data.blend.text=0.5", "data.blend.caption=0.5", "~data.blend.ocr", "~data.blend.video"]
-    assert compose(["experiment=smoke", *overrides]).data.blend == {"text": 0.5, "caption": 0.5}
+def test_sources_can_be_taken_away() -> None:
+    sources = compose(["experiment=smoke", *mix(text=0.5, caption=0.25)]).data.sources
+    assert {name: source.weight for name, source in sources.items()} == {"text": 0.5, "caption": 0.25}
+
+
+def test_the_choice_of_a_group_may_be_a_file_of_the_user_s(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("dir: /corpora\nsources:\n  web: {format: indexed, path: web/en}\nvision_ratio: 0.25\n")
+    data = compose(["experiment=smoke", f"data={path}", "data.sources.web.weight=3"]).data
+    assert (data.dir, data.vision_ratio, list(data.sources)) == ("/corpora", 0.25, ["web"])
+    assert data.sources["web"].weight == 3
+    assert data.prefetch_steps == compose(["experiment=smoke"]).data.prefetch_steps
+    assert data.paths() == {"data.sources.web.path": "/corpora/web/en"}
+    assert data.folders() == ["/corpora/web"]
+    with pytest.raises(ConfigError, match=r"no_such\.yaml"):
+        compose(["experiment=smoke", "data=no_such.yaml"])
+
+
+def test_a_template_composes_but_does_not_run() -> None:
+    config = compose(["experiment=k25_pretrain_4k"])
+    with pytest.raises(ConfigError, match=r"5 problems in the data set, which is a template") as raised:
+        check_filled_in(config.data)
+    assert "data=smoke" in str(raised.value)
+    check_filled_in(compose(["experiment=k25_pretrain_4k", "data=smoke"]).data)
 
 
 def test_a_layout_is_read_from_the_command_line() -> None:
@@ -128,7 +151,7 @@ def test_unknown_key_of_a_sub_section() -> None:
         ("train.steps.x=1", "train.steps={'x': '1'}", "must be a whole number"),
         ("optim.lr=fast", "optim.lr=fast", "must be a finite number"),
         ("optim.lr=nan", "optim.lr=nan", "must be a finite number"),
-        ("data.blend.text=inf", "data.blend={", "must be a mapping of names to finite numbers"),
+        ("data.sources.text.weight=inf", "data.sources.text.weight=inf", "must be a finite number"),
         ("data.limit_samples=all", "data.limit_samples=all", "must be a whole number or null"),
         ("data.shuffle=perhaps", "data.shuffle=perhaps", "must be true or false"),
         ("train.dtype=fp8", "train.dtype=fp8", "must be one of float32, bfloat16"),

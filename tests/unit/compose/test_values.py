@@ -228,28 +228,39 @@ def test_what_other_types_are_not(kind: Any, text: str) -> None:
         read(kind, text)
 
 
-REPLACED = "data.blend={text:1.0}"
+PHASE = "data.schedule.late={from_step: 9, weights: {text: 0.6, ocr: 0.4}}"
+REPLACED = "data.schedule.late.weights={text:1.0}"
 
 
 @pytest.mark.parametrize("through", ["compose", "load"])
 @pytest.mark.parametrize(
-    ("settings_of_blend", "blend"),
+    ("settings_of_weights", "weights"),
     [
         ([REPLACED], {"text": 1.0}),
-        ([REPLACED, "~data.blend.caption", "~data.blend.ocr"], {"text": 1.0}),
-        (["data.blend={text: 0.5, caption: 0.5}"], {"text": 0.5, "caption": 0.5}),
-        (["data.blend.text=0.7", "~data.blend.video"], {"text": 0.7, "caption": 0.25, "ocr": 0.05}),
-        (["data.blend={text: 0.5}", "data.blend.ocr=0.5"], {"text": 0.5, "ocr": 0.5}),
-        (["data.blend.text=9", REPLACED], {"text": 1.0}),
+        (["data.schedule.late.weights={text: 0.5, caption: 0.5}"], {"text": 0.5, "caption": 0.5}),
+        (["data.schedule.late.weights.text=0.7"], {"text": 0.7, "ocr": 0.4}),
+        ([REPLACED, "data.schedule.late.weights.ocr=0.5"], {"text": 1.0, "ocr": 0.5}),
+        (["data.schedule.late.weights.text=9", REPLACED], {"text": 1.0}),
     ],
 )
 def test_a_mapping_is_replaced_and_an_entry_changed(
-    through: str, settings_of_blend: list[str], blend: dict[str, float], saved: Path
+    through: str, settings_of_weights: list[str], weights: dict[str, float], tmp_path: Path
 ) -> None:
     if through == "compose":
-        assert compose([*BASE, *settings_of_blend]).data.blend == blend
+        config = compose([*BASE, PHASE, *settings_of_weights])
     else:
-        assert load(saved, settings_of_blend).config.data.blend == blend
+        (tmp_path / "config.yaml").write_text(to_yaml(compose([*BASE, PHASE])), encoding="utf-8")
+        config = load(tmp_path / "config.yaml", settings_of_weights).config
+    assert config.data.schedule["late"].weights == weights
+
+
+def test_an_entry_under_a_free_name_has_defaults_for_what_is_not_given() -> None:
+    config = compose([*BASE, "data.sources.web={format: indexed, path: web/en, weight: 2}"])
+    web = config.data.sources["web"]
+    assert (web.format.value, web.path, web.weight) == ("indexed", "web/en", 2.0)
+    assert (web.index, web.kinds, web.epochs, web.heldout, web.licence) == (None, [], None, 0, "")
+    with pytest.raises(ConfigError, match=r"data\.sources\.web\.path\n.*must be given"):
+        compose([*BASE, "data.sources.web={format: indexed}"])
 
 
 @pytest.mark.parametrize(

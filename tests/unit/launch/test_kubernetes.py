@@ -197,7 +197,7 @@ def test_a_secret_is_looked_up_by_kubernetes(tmp_path: Path) -> None:
         ),
         (
             ["data.dir=/elsewhere/set"],
-            r"data\.dir=/elsewhere/set: is on none of the pods' volumes \(/runs, /datasets\)",
+            r"data\.sources\.text\.path=/elsewhere/set: is on none of the pods' volumes \(/runs, /datasets\)",
         ),
         (["data.tokenizer=/elsewhere/t"], r"data\.tokenizer=/elsewhere/t: is on none"),
         (["run.dir=/runs/" + "a" * 50], r"run\.dir: 'k25-a+' is too long, .* at most 47 letters"),

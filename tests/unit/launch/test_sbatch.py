@@ -214,7 +214,7 @@ def test_a_container_gets_the_code_the_run_and_the_data() -> None:
     assert options == [
         "--container-image=/images/k25.sqsh",
         "--container-mounts=/code:/code,/runs/example:/runs/example,/data/set:/data/set,"
-        "/data/kimi/tiktoken.model:/data/kimi/tiktoken.model,/scratch:/scratch",
+        "/data/kimi:/data/kimi,/scratch:/scratch",
         "--container-workdir=/code",
         "--container-env=OMP_NUM_THREADS,PYTHONUNBUFFERED",
     ]

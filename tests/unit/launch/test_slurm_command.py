@@ -258,7 +258,7 @@ def as_it_is(_login: Login) -> None:
         (refusing_sbatch, "", "Invalid account or account/partition combination specified"),
         (other_partition, "", "SBATCH_PARTITION: set in the environment, it would make sbatch ignore"),
         (no_slurm, "", "sinfo is not on PATH: submit from a node of the cluster"),
-        (no_data, "", "dataset.json does not exist: name the folder of a shard set"),
+        (no_data, "", "dataset.json does not exist: name where the data are"),
         (as_it_is, f"run.dir=/tmp/{'x' * 256}", "File name too long [ENAMETOOLONG]"),
         (run_is_a_file, "", "is not a writable folder: choose another"),
         (locked, "", "belongs to job 5, which is PENDING: follow that job, end it with `scancel 5`"),
