@@ -124,7 +124,9 @@ class DataLoader:
         """The global batch of a step (counted from 0), without reading a shard."""
         first = step * self._train.global_batch_size
         numbers = range(first, first + self._train.global_batch_size)
-        return StepPlan(step=step, sequences=_draw(self._blend, self._streams, numbers))
+        plan = StepPlan(step=step, sequences=_draw(self._blend, self._streams, numbers))
+        self.skip_log.saw(sum(len(sequence.pieces) for sequence in plan.sequences))
+        return plan
 
     def plan_evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> StepPlan:
         """Fixed held-out sequences, the same every time.

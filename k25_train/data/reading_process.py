@@ -27,7 +27,7 @@ from k25_train.data.channel import Channel, Letter, can_be_sent
 from k25_train.data.child_process import fork
 from k25_train.data.regions import PageLock, leave_pageable
 from k25_train.data.share_reader import HostInputs, Share
-from k25_train.data.skip_log import SkipLog
+from k25_train.data.skip_log import NewSkips, SkipLog
 from k25_train.data.source import Opened, ThreadSource
 from k25_train.errors import ConfigError, DataError, K25Error
 
@@ -59,7 +59,9 @@ class _Answer:
     error: BaseException | None
     """What it raised instead."""
     skipped: dict[str, str]
-    """Samples that were found unusable so far: where they are -> why."""
+    """Samples found unusable since the last answer, or before: where they are -> why."""
+    num_seen: int
+    """Samples drawn so far, of all ranks."""
 
 
 class ReadingProcess:
@@ -155,6 +157,7 @@ class ReadingProcess:
             os.kill(self.pid, signal.SIGKILL)
             self._bury(f"was ended, since this rank cannot use the memory that they share: {error}. ")
             raise self._ended() from error
+        self.skip_log.saw_in_all(answer.num_seen)
         for name, reason in answer.skipped.items():
             self.skip_log.add_named(name, reason, log=False)
         if answer.error is not None:
@@ -175,6 +178,8 @@ def _serve(config: Config, channel: Channel, other_end: Channel, log: int) -> No
     # The rank has threads for its own work; one per reader is its share of a node.
     torch.set_num_threads(1)
     source = ThreadSource(_without_thread(config))
+    no_skips = SkipLog("", 0)
+    skips = NewSkips(lambda: source.skip_log if hasattr(source, "loader") else no_skips)
     written: dict[int, Letter] = {}
     ahead: list[int] = []
     with contextlib.suppress(EOFError, ConnectionError):
@@ -182,23 +187,24 @@ def _serve(config: Config, channel: Channel, other_end: Channel, log: int) -> No
             if ahead and not select.select([channel], [], [], 0)[0]:
                 # Written now, so that the rank only has to be told where.
                 step = ahead.pop(0)
-                written[step] = channel.write(_answer(source, _Request("step", (step,))))
+                written[step] = channel.write(_answer(source, _Request("step", (step,)), skips))
                 continue
             request: _Request = channel.receive()
             if request.method != "step":
-                channel.send(_answer(source, request))
+                channel.send(_answer(source, request, skips))
                 continue
             (step,) = request.arguments
             if step not in written:
-                written[step] = channel.write(_answer(source, request))
+                written[step] = channel.write(_answer(source, request, skips))
             channel.pass_on(written.pop(step))
             wanted = range(step + 1, min(step + 1 + config.data.prefetch_steps, config.train.steps))
             for stale in written.keys() - set(wanted):
                 channel.drop(written.pop(stale))
+                skips.tell_again()
             ahead = [step for step in wanted if step not in written]
 
 
-def _answer(source: ThreadSource, request: _Request) -> _Answer:
+def _answer(source: ThreadSource, request: _Request, skips: NewSkips) -> _Answer:
     """Do what is asked; errors are the answer's."""
     result, error = None, None
     try:
@@ -208,8 +214,7 @@ def _answer(source: ThreadSource, request: _Request) -> _Answer:
     if request.method == "open":
         # The index lives as long as the process: looking for garbage in it would take seconds.
         gc.freeze()
-    has_log = hasattr(source, "loader")
-    return _Answer(result, error, dict(source.skip_log.skipped) if has_log else {})
+    return _Answer(result, error, *skips.take())
 
 
 def _without_thread(config: Config) -> Config:

@@ -384,9 +384,7 @@ def test_kind_without_samples_is_refused(tmp_path: Path) -> None:
     samples = [s for s in tiny_samples(2, seed=0) if s.kind != "video"]
     directory = write_shard_set(tmp_path / "set", {"train": samples, "heldout": samples})
 
-    with pytest.raises(
-        DataError, match=r"a share to 'video', but .* no usable sample of it \(0 in this split"
-    ):
+    with pytest.raises(DataError, match=r"data.sources.video: .* no usable sample of it \(0 in this split"):
         open_loader(directory)
 
 

@@ -24,6 +24,7 @@ from k25_train.data.start import start_source
 from k25_train.errors import ConfigError, DataError
 from k25_train.joining.same_job import code_of
 from tests.helpers.runs import layout, overrides
+from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
 ALL = Share(rank=0, dp_rank=0, dp_size=1, reads=Reads(tokens=True, labels=True, pixels=False))
@@ -201,7 +202,7 @@ def test_errors_are_those_of_a_thread_word_by_word(tmp_path: Path, fault: str) -
             )
             shard.write_bytes(b"\0" * 512)
     else:
-        more = ["data.blend={text: 1}", "train.seq_len=128", "data.max_skipped_samples=0"]
+        more = [*mix(text=1), "train.seq_len=128", "data.max_skipped_samples=0"]
         for index in folder.glob("train-*.index.jsonl"):
             index.write_text(index.read_text().replace('"kind": "text"', '"kind": "ocr"'))
     texts = [error_of(each(config_of(folder, *more))) for each in (ThreadSource, ReadingProcess)]
