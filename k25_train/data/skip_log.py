@@ -21,8 +21,8 @@ class SkipLog:
     threads."""
 
     def __init__(self, directory: str, max_skipped_samples: int | float) -> None:
-        """`directory`: of the data, for messages; `max_skipped_samples`: how many are tolerated, or as a float
-        their share of the samples that were drawn, at least of `FEWEST_SEEN`."""
+        """`directory`: of the data, for messages; `max_skipped_samples`: how many are tolerated, or as a
+        float their share of the samples that were drawn, at least of `FEWEST_SEEN`."""
         self._directory = directory
         self._max_skipped_samples = max_skipped_samples
         self._lock = threading.Lock()
