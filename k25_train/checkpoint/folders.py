@@ -22,6 +22,8 @@ from k25_train.errors import CheckpointError, DamagedCheckpointError
 
 CONFIG = "config.yaml"
 """The configuration that the run had when it saved."""
+DATA_STATE = "data_state.json"
+"""How far its data had been read then (`data_state.py`)."""
 PARTIAL = ".partial"
 UNSOUND = ".unsound"
 PROVEN = "proven"

@@ -21,17 +21,17 @@ def publish(
     *,
     named: Mapping[str, int],
     written: Mapping[str, FileEntry],
-    config_yaml: str,
+    texts: Mapping[str, str],
     facts: Mapping[str, str],
     losses: Sequence[float],
     why_unsound: str,
 ) -> Path:
-    """Give the written checkpoint its configuration, its manifest and its final name, which is returned.
+    """Give the written checkpoint its small files, its manifest and its final name, which is returned.
 
     Args:
         named: files that `.metadata` names -> bytes that they must have at least.
         written: files that the ranks say they wrote, with what they found in them.
-        config_yaml: the run's configuration.
+        texts: small files by name, the run's configuration among them.
         facts: what is true of the data it was trained on.
         losses: of the last sound steps.
         why_unsound: why it is set aside instead, as `step_<N>.unsound`; empty for a sound one.
@@ -41,8 +41,9 @@ def publish(
     partial = folders.partial_folder(root, step)
     check_complete(partial, named, written)
     # What is on disk must be on disk before the name says so.
-    folders.write_durably(partial / folders.CONFIG, config_yaml)
-    own = {name: entry_of(partial / name) for name in (METADATA, BACKEND, folders.CONFIG)}
+    for name, text in texts.items():
+        folders.write_durably(partial / name, text)
+    own = {name: entry_of(partial / name) for name in (METADATA, BACKEND, *texts)}
     manifest = Manifest(
         step=step, files={**written, **own}, why_unsound=why_unsound, facts=facts, losses=losses
     )

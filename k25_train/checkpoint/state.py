@@ -20,6 +20,7 @@ from megatron.core.optimizer import ChainedOptimizer
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.checking import check, check_content
+from k25_train.checkpoint.data_state import DataState
 from k25_train.checkpoint.finite import state_not_finite
 from k25_train.checkpoint.integrity import METADATA
 from k25_train.checkpoint.publish import publish
@@ -59,6 +60,7 @@ def save(
     facts: Mapping[str, str] | None = None,
     losses: Sequence[float] = (),
     why_unsound: str = "",
+    data: DataState | None = None,
 ) -> Path:
     """Write `root/step_<step>` and return it; called by every rank.
 
@@ -68,11 +70,13 @@ def save(
         facts: what is true of the data that was trained on; rank 0's count.
         losses: of the last sound steps, which those of a resumed run are compared with.
         why_unsound: what was wrong with the last step; empty if nothing was. The same on every rank.
+        data: how far the data were read; rank 0's counts. None leaves it out.
 
     Raises `CheckpointError` naming the folder, on every rank, if any rank cannot write (a full disk, say), or
     a file is not seen by rank 0 as it was written; checkpoints already there stay untouched.
     """
     folder = folders.partial_folder(root, step)
+    texts = {folders.CONFIG: to_yaml(config)} | ({} if data is None else {folders.DATA_STATE: data.to_text()})
     complete_parameters(chunks)
     try:
         ruined = state_not_finite([_unwrap(chunk) for chunk in chunks], optimizer)
@@ -85,7 +89,7 @@ def save(
                 step,
                 named=bytes_by_file(folder / METADATA),
                 written=written,
-                config_yaml=to_yaml(config),
+                texts=texts,
                 facts=facts or {},
                 losses=losses,
                 why_unsound="; ".join(filter(None, (why_unsound, ruined))),

@@ -128,6 +128,13 @@ class DataLoader:
         self.skip_log.saw(sum(len(sequence.pieces) for sequence in plan.sequences))
         return plan
 
+    def state_after(self, plan: StepPlan) -> dict[str, Any]:
+        """Where the loader is after a step."""
+        return {"step": plan.step + 1}
+
+    def start_from(self, step: int, state: Mapping[str, Any]) -> None:
+        """Go on behind the first `step` steps, where the loader was in `state`."""
+
     def plan_evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> StepPlan:
         """Fixed held-out sequences, the same every time.
 

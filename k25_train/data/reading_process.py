@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -102,6 +103,10 @@ class ReadingProcess:
         self._ask("take", share)
         if share.rank == 0:
             self.facts()
+
+    def start_from(self, step: int, state: Mapping[str, Any]) -> None:
+        """See `DataSource`."""
+        self._ask("start_from", step, state)
 
     def step(self, step: int) -> HostInputs:
         """See `DataSource`. Raises `DataError` also if the process has ended."""

@@ -4,8 +4,8 @@ Knows the configuration and the rank's place, and no process group: it runs in w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from k25_train.config.schema import Config
 from k25_train.data.batch import Reads
@@ -66,6 +66,9 @@ class HostInputs:
     """What could not be used."""
     served: Mapping[str, Served]
     """What each source has given to the global batch."""
+    state_after: Mapping[str, Any]
+    """Where the loader is after a training step, as JSON has it, for `DataSource.start_from`; a few KB. Empty
+    for an evaluation."""
 
 
 class ShareReader:
@@ -79,7 +82,7 @@ class ShareReader:
 
     def step(self, plan: StepPlan) -> HostInputs:
         """This rank's share of a planned training step."""
-        return self._read(plan, self.training)
+        return replace(self._read(plan, self.training), state_after=self._loader.state_after(plan))
 
     def evaluation(self, num_sequences: int, shuffle_media_seed: int | None) -> HostInputs:
         """The same of the first `num_sequences` held-out sequences; see `DataLoader.plan_evaluation`."""
@@ -100,7 +103,7 @@ class ShareReader:
             for each in found.failures
         ]
         failures = (*items, *self._own_failures(stacked))
-        return HostInputs(plan.sizes(), stacked, found.work, failures, plan.served())
+        return HostInputs(plan.sizes(), stacked, found.work, failures, plan.served(), {})
 
     def _own_failures(self, batches: StepBatches) -> list[Failure]:
         """What was met in this replica's micro-batches, and is counted already."""

@@ -4,10 +4,11 @@ Planning, reading, tokenizing and decoding are Python for the most part: in a th
 they would hold the lock of its interpreter while it launches kernels. `data.read_in` chooses.
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from k25_train.config.schema import Config
 from k25_train.data.loader import DataLoader
@@ -49,6 +50,13 @@ class DataSource(Protocol):
     def take(self, share: Share, page_lock: PageLock) -> None:
         """Say which part of each batch is this rank's, and how memory shared with another process is
         page-locked."""
+
+    def start_from(self, step: int, state: Mapping[str, Any]) -> None:
+        """Go on behind the first `step` steps of a run, before any step is asked for.
+
+        `state` is `HostInputs.state_after` of the last of them; if it is empty, they are planned again.
+        Raises `DataError` if it is none.
+        """
 
     def step(self, step: int) -> HostInputs:
         """Inputs of a training step, counted from 0; the next ones are read meanwhile. Raises `DataError`."""
@@ -99,6 +107,10 @@ class ThreadSource:
         """See `DataSource`; no memory is shared."""
         self.reader = ShareReader(self._config, self.loader, share)
         self._steps = self.loader.prefetch(lambda plan: self.reader.step(plan))
+
+    def start_from(self, step: int, state: Mapping[str, Any]) -> None:
+        """See `DataSource`."""
+        self.loader.start_from(step, state)
 
     def step(self, step: int) -> HostInputs:
         """See `DataSource`."""

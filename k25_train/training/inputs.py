@@ -5,6 +5,7 @@ Import this module only after `use_platform` has chosen the device: it imports m
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,8 @@ class Inputs:
     """This replica's micro-batches, in the order in which they run."""
     served: Mapping[str, Served]
     """What each source has given to the global batch."""
+    loader_state: Mapping[str, Any]
+    """Where the loader is after it."""
     vision: VisionWork
     """What the decoupled encoder does; nothing with a coupled tower."""
 
@@ -102,7 +105,7 @@ class InputReader:
             chunks=[chunk._replace(pixels=own) for chunk, own in zip(chunks, pixels, strict=True)],
         )
         moved = to_device(read.batches.with_tensors(staged[: len(batches)]), self._topology.device)
-        return Inputs(read.sizes, tokens, moved, read.served, vision)
+        return Inputs(read.sizes, tokens, moved, read.served, read.state_after, vision)
 
     def _sum_over_ranks(self, results: Sequence[HostInputs]) -> list[int]:
         """Over all ranks: those that could not read, samples that could not be used; over replicas, from

@@ -5,12 +5,14 @@ weights: only then older ones may go. One that was never proven and turns out to
 the newest checkpoint that counts is always one to go on from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from k25_train.checkpoint import folders, state
 from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.checking import check_same_run, losses_before, notes_on
+from k25_train.checkpoint.data_state import DataState, changes, mixture_of, read_data_state
 from k25_train.config.training import MAX_UNSOUND
 from k25_train.errors import CheckpointError, ConfigError
 from k25_train.metrics.report import Report
@@ -29,6 +31,8 @@ class CheckpointKeeper:
         """Step of the newest sound checkpoint, until a sound step was taken from its weights."""
         self.saved_step = 0
         """The latest step that was saved or set aside, by this job or an earlier one."""
+        self.data = DataState({}, [mixture_of(run.config, 1)])
+        """How far the data were read by the step that was trained last, and how they were mixed."""
         self._is_postponed = False
         """Whether the last step at which to save was skipped."""
 
@@ -67,13 +71,36 @@ class CheckpointKeeper:
         if step == num_steps:
             on_first_rank(lambda: check_same_run(newest, run.config, facts))
             return step
-        # Weights, optimizer and step; data follow from the step.
+        # Weights, optimizer and step, then the data from there on.
         state.load(newest, run.config, run.modules, run.optimizer, facts=facts)
         for note in on_first_rank(lambda: notes_on(newest, facts)):
             self.report.notice(note)
-        self.soundness.recall(on_first_rank(lambda: losses_before(newest, facts)))
+        is_mixed_alike = self._go_on_with_data(newest, step)
+        if is_mixed_alike:
+            self.soundness.recall(on_first_rank(lambda: losses_before(newest, facts)))
         self._unproven = step
         return step
+
+    def _go_on_with_data(self, checkpoint: Path, step: int) -> bool:
+        """Have the data go on behind a step; whether they are mixed as before, so that losses compare."""
+        saved = on_first_rank(lambda: read_data_state(checkpoint))
+        now = mixture_of(self.run.config, step + 1)
+        if not saved.loader:
+            self.report.notice(
+                f"{checkpoint} has no {folders.DATA_STATE}: its {step} steps are planned again, from 1 on"
+            )
+        self.run.data.start_from(step, saved.loader)
+        self.data = saved.with_mixture(now)
+        changed = changes(saved.mixtures[-1], now)
+        if changed:
+            self.report.notice(f"from step {step + 1} on the data are mixed in another way:")
+        for line in changed:
+            self.report.notice(f"  {line}")
+        return not changed
+
+    def trained(self, loader_state: Mapping[str, Any]) -> None:
+        """Take note of where the loader is after the step that was trained last."""
+        self.data = DataState(loader_state, self.data.mixtures)
 
     def learn(self, verdict: Verdict) -> None:
         """Draw conclusions from a step for the checkpoint whose weights it started from."""
@@ -115,6 +142,7 @@ class CheckpointKeeper:
                 facts=facts,
                 losses=self.soundness.losses,
                 why_unsound=verdict.why_unsound,
+                data=self.data,
             )
         self.saved_step = step
         if saved != folders.step_folder(self.root, step):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from k25_train.data.served import Served
 from k25_train.errors import TrainingError
@@ -34,6 +35,8 @@ class StepResult:
     """Of the global batch that was trained on."""
     served: Mapping[str, Served]
     """What each source has given to it."""
+    loader_state: Mapping[str, Any]
+    """Where the loader is after it, for a checkpoint (`HostInputs.state_after`)."""
     loss: float
     """Mean loss per token of the global batch, in nats, before the update."""
     grad_norm: float
@@ -114,6 +117,7 @@ def train_step(run: Run, step: int) -> StepResult:
     return StepResult(
         sizes=inputs.sizes,
         served=inputs.served,
+        loader_state=inputs.loader_state,
         loss=loss,
         grad_norm=float(grad_norm),
         learning_rate=rate,

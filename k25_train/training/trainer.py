@@ -92,6 +92,7 @@ class Trainer:
             with traced(run, self.report, step), run.tracker.training(step):
                 result = train_step(run, step)
                 self.finished_step, self.verdict = step, self.soundness.judge(result)
+                self.keeper.trained(result.loader_state)
                 row = row_of(run, step, result)
             evaluation = self.evaluate() if is_last or step % cadence.eval_interval == 0 else {}
             with run.tracker.phase("report"):

@@ -164,7 +164,7 @@ class FixedSource(ThreadSource):
         batches = stack(synthetic_batches(config))
         sizes = BatchSizes.of((), ())
         super().__init__(config)
-        self.inputs = HostInputs(sizes, batches, VisionWork(NO_SHARE, (), ()), (), {})
+        self.inputs = HostInputs(sizes, batches, VisionWork(NO_SHARE, (), ()), (), {}, {})
         self.opened = Opened(vocab_size=config.model.vocab_size, pad=0, sources=(SOURCE,))
 
     def open(self) -> Opened:

@@ -24,15 +24,21 @@ def fill_partial(root: Path, step: int) -> Path:
     return partial
 
 
-def write_checkpoint(root: Path, step: int, why_unsound: str = "", losses: Sequence[float] = ()) -> Path:
-    """What the ranks and then rank 0 do."""
+def write_checkpoint(
+    root: Path,
+    step: int,
+    why_unsound: str = "",
+    losses: Sequence[float] = (),
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """What the ranks and then rank 0 do; `texts` are small files of other contents than those here."""
     partial = fill_partial(root, step)
     return publish(
         root,
         step,
         named=dict.fromkeys(RANK_FILES, 1),
         written={name: entry_of(partial / name) for name in RANK_FILES},
-        config_yaml=CONFIG_YAML,
+        texts={folders.CONFIG: CONFIG_YAML, **texts},
         facts=FACTS,
         losses=losses,
         why_unsound=why_unsound,

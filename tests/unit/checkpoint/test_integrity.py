@@ -232,8 +232,15 @@ def test_what_lacks_a_file_is_not_published(
 
     with pytest.raises(CheckpointError, match=r"__1_0\.distcp: ") as raised:
         publish(
-            tmp_path, 3, named=named, written=written, config_yaml="", facts={}, losses=(), why_unsound=""
-        )  # fmt: skip
+            tmp_path,
+            3,
+            named=named,
+            written=written,
+            texts={"config.yaml": ""},
+            facts={},
+            losses=(),
+            why_unsound="",
+        )
 
     assert told in str(raised.value)
     assert not (tmp_path / "step_3").exists()
