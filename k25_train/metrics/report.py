@@ -15,10 +15,14 @@ from rich.console import Console
 
 from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
+from k25_train.data.mix.mixture import planned_tokens
+from k25_train.data.served import SourceSummary, with_media
 from k25_train.metrics.chrome_trace import write_chrome_trace
+from k25_train.metrics.mix_plot import plot_mix
 from k25_train.metrics.plots import plot_losses
 from k25_train.metrics.progress import Progress
 from k25_train.metrics.sinks import JsonlSink, Row, SteadySink, TensorBoardSink, number, read_rows
+from k25_train.metrics.sources_table import table_after, table_before
 from k25_train.metrics.summary import summary_table
 from k25_train.metrics.throughput import Throughput
 from k25_train.metrics.timeline import RankRecord, aligned, step_s
@@ -71,6 +75,15 @@ class Report:
         if finished_steps:
             self.progress.print(f"resuming after step {finished_steps} of {self.config.train.steps}")
         self.progress.__enter__()
+
+    def sources(self, sources: Sequence[SourceSummary]) -> None:
+        """What the data are made of, and how often the run draws them."""
+        if not self.is_main:
+            return
+        train = self.config.train
+        per_step = train.global_batch_size * train.seq_len
+        tokens = planned_tokens(self.config.data, with_media(sources), train.steps, per_step)
+        self.progress.console.print(table_before(sources, tokens))
 
     def add(self, row: Row) -> None:
         """One finished step, or the evaluation before the first."""
@@ -126,7 +139,7 @@ class Report:
             )
 
     def finish(self) -> None:
-        """Draw `loss.png` and print the summary."""
+        """Draw `loss.png` and `mix.png`, and print the summary."""
         if not self.is_main:
             return
         self.progress.__exit__(None, None, None)
@@ -134,12 +147,14 @@ class Report:
         try:
             rows = read_rows(self.folder / METRICS_FILE)
             plot_losses(rows, self.folder / "loss.png", name)
+            plot_mix(rows, self.folder / "mix.png", name)
         except OSError as error:
             self.warn(f"{self.folder}: no summary, the metrics or their plot are out of reach ({error})")
             return
         per_device = peak_flops(self.device_name)
         all_devices = None if per_device is None else per_device * self.config.world_size
         self.console.print(summary_table(rows, name, all_devices))
+        self.console.print(table_after(rows))
         self.console.print(f"metrics, plot and checkpoints: {self.folder}", markup=False, highlight=False)
 
 

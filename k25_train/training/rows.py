@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from k25_train.config.schema import Config
+from k25_train.data.mix.mixture import mixtures
 from k25_train.data.served import figures
 from k25_train.metrics.rows_file import Value
 from k25_train.optim.qk_clip import ClipResult
@@ -13,8 +14,11 @@ from k25_train.training.step import StepResult
 MetricsRow = dict[str, Value | Sequence[Value]]
 
 
-def metrics_row(config: Config, step: int, result: StepResult) -> MetricsRow:
-    """The row of a step; parts that did nothing add no figures. Only the rank that writes it needs it."""
+def metrics_row(config: Config, step: int, result: StepResult, *, is_first: bool) -> MetricsRow:
+    """The row of a step; parts that did nothing add no figures. Only the rank that writes it needs it.
+
+    `is_first` of a job: it has the weights of the sources, as steps have from which on others hold.
+    """
     sizes = result.sizes
     return {
         "step": step,
@@ -30,11 +34,20 @@ def metrics_row(config: Config, step: int, result: StepResult) -> MetricsRow:
         "step_time_s": result.step_time_s,
         "tokens_per_s": sizes.num_tokens / result.step_time_s,
         **figures(result.served),
+        **weights(config, step, is_first=is_first),
         **{f"vision_{name}": value for name, value in asdict(result.vision).items()},
         **{f"offload_{name}": value for name, value in asdict(result.offload).items()},
         **{f"memory_{name}": value for name, value in asdict(result.memory).items()},
         **clip_figures(result.clip),
     }
+
+
+def weights(config: Config, step: int, *, is_first: bool) -> MetricsRow:
+    """`source_weight/NAME` where a mixture begins, or is first drawn by this job."""
+    current = [mixture for mixture in mixtures(config.data) if mixture.first_step <= step][-1]
+    if not is_first and current.first_step != step:
+        return {}
+    return {f"source_weight/{name}": weight for name, weight in current.weights.items()}
 
 
 def clip_figures(clip: ClipResult) -> MetricsRow:

@@ -84,6 +84,7 @@ class Trainer:
             self.report.already_finished(start)
             return
         self.report.start(start)
+        self.report.sources(run.sources)
         if start == 0:
             self.report.add({"step": 0, **self.evaluate()})
         # 2. Step after step. A step and its evaluation share a row.
@@ -93,7 +94,7 @@ class Trainer:
                 result = train_step(run, step)
                 self.finished_step, self.verdict = step, self.soundness.judge(result)
                 self.keeper.trained(result.loader_state)
-                row = row_of(run, step, result)
+                row = row_of(run, step, result, is_first=step == start + 1)
             evaluation = self.evaluate() if is_last or step % cadence.eval_interval == 0 else {}
             with run.tracker.phase("report"):
                 self.report.add(row | evaluation)
@@ -178,6 +179,6 @@ class Trainer:
             return eval_losses(self.run, self.run.config.train.eval_sequences)
 
 
-def row_of(run: Run, step: int, result: StepResult) -> MetricsRow:
+def row_of(run: Run, step: int, result: StepResult, *, is_first: bool) -> MetricsRow:
     """The row of a step on the rank that writes it; nothing on others, which would idle the device for it."""
-    return metrics_row(run.config, step, result) if run.is_main else {}
+    return metrics_row(run.config, step, result, is_first=is_first) if run.is_main else {}

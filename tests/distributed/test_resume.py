@@ -82,7 +82,8 @@ def evaluate_checkpoint(
 
     arguments = [[f"checkpoint={checkpoint}", f"train.eval_sequences={number}"] for number in num_sequences]
     arguments[0].append(f"dump={dump}")
-    return [tuple(evaluate(*read_arguments(each)).values()) for each in arguments]
+    found = [evaluate(*read_arguments(each)) for each in arguments]
+    return [(losses["eval_text_loss"], losses["eval_caption_loss"]) for losses in found]
 
 
 def test_one_process_goes_on_bitwise(data: Path, run_alone: Path, tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_eval_of_an_absent_checkpoint_names_those_that_exist(run_alone: Path) ->
         read_arguments([f"checkpoint={run_alone}/checkpoints/step_7"])
 
 
-BLEND = " ".join(mix(text=0.31, caption=0.3, ocr=0.1, video=0.29))
+MIXED = " ".join(mix(text=0.31, caption=0.3, ocr=0.1, video=0.29))
 SHORTER = "train.steps=4 optim.warmup_steps=0 optim.decay_steps=0"
 OUTCOMES = {
     "": "step 5, weight decay 0.5",
@@ -174,7 +175,8 @@ OUTCOMES = {
     "model.hidden_size=128": "\n  model.hidden_size=64 in the checkpoint, 128 now\n",
     "model.num_layers=4": "\n  model.num_layers=5 in the checkpoint, 4 now\n",
     "train.global_batch_size=8 train.seq_len=64": "\n  train.global_batch_size=4 in the checkpoint, 8 now\n",
-    BLEND: "\n  data.sources.text.weight=",
+    MIXED: "step 5, weight decay 0.5",
+    "data.sources.ocr.kinds=[text]": "\n  data.sources.ocr.kinds=['ocr'] in the checkpoint, ['text'] now\n",
     "checkpoint.resume=false": "ConfigError: checkpoint.resume=false, but an earlier run left {checkpoint}",
     SHORTER: "ConfigError: train.steps=4, but the run has {checkpoint}: raise train.steps",
     "run.dir={run}/no_file": "CheckpointError: {run}/no_file/checkpoints/step_5/__0_0.distcp is missing",

@@ -6,16 +6,23 @@ from typing import Any
 import pytest
 
 from k25_train.compose.resolve import compose
+from k25_train.data.mix.mixture import mixtures
 from k25_train.data.served import Served
 from k25_train.plan.batch_sizes import BatchSizes
+
+CONFIG = compose(
+    ["experiment=smoke", "data.schedule={late: {from_step: 5, weights: {text: 0.25}, vision_ratio: null}}"]
+)
 
 
 @pytest.mark.parametrize("is_main", [True, False])
 def test_only_the_rank_that_writes_makes_a_row(is_main: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = pytest.importorskip("k25_train.training.trainer")
     made: list[int] = []
-    monkeypatch.setattr(trainer, "metrics_row", lambda config, step, result: made.append(step) or {})
-    assert trainer.row_of(SimpleNamespace(is_main=is_main, config=None), 7, None) == {}
+    monkeypatch.setattr(
+        trainer, "metrics_row", lambda config, step, result, is_first: made.append(step) or {}
+    )
+    assert trainer.row_of(SimpleNamespace(is_main=is_main, config=None), 7, None, is_first=False) == {}
     assert made == [7] * is_main
 
 
@@ -47,12 +54,22 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
         memory=NoMemoryFigures(),
         clip=nothing,
     )
-    row = metrics_row(compose(["experiment=smoke"]), 1, result)
+    row = metrics_row(CONFIG, 1, result, is_first=True)
     assert not [key for key in row if key.startswith("memory_")]
     assert (row["tokens"], row["text_tokens"], row["vision_tokens"]) == (100, 90, 10)
     assert (row["source_tokens/web"], row["source_tokens/pages"]) == (60, 40)
     assert (row["images"], row["patches"], row["tokens_per_s"]) == (3, 40, 50.0)
     result.memory = MemoryFigures(peak_allocated_bytes=70, peak_reserved_bytes=75, planned_bytes=65, rank=3)
-    row = metrics_row(compose(["experiment=smoke"]), 1, result)
+    row = metrics_row(CONFIG, 1, result, is_first=True)
     assert row["memory_peak_allocated_bytes"] == 70 and row["memory_peak_reserved_bytes"] == 75
     assert (row["memory_planned_bytes"], row["memory_rank"]) == (65, 3)
+
+
+def test_weights_are_told_where_a_mixture_begins() -> None:
+    from k25_train.training.rows import weights
+
+    before = {f"source_weight/{name}": weight for name, weight in mixtures(CONFIG.data)[0].weights.items()}
+    assert weights(CONFIG, 3, is_first=True) == before
+    assert weights(CONFIG, 3, is_first=False) == weights(CONFIG, 6, is_first=False) == {}
+    late = before | {"source_weight/text": 0.25}
+    assert weights(CONFIG, 5, is_first=False) == weights(CONFIG, 9, is_first=True) == late
