@@ -17,7 +17,7 @@ def check_sizes(record: SampleRecord, shard_bytes: int) -> None:
     """
     for name in ("key", "kind", "source", "crc32"):
         check_text(getattr(record, name), name)
-    _check_place(record.offset, record.num_bytes, shard_bytes)
+    check_place(record.offset, record.num_bytes, shard_bytes)
     num_tokens = 0
     for segment in record.segments:
         if isinstance(segment, TextSegment):
@@ -30,7 +30,7 @@ def check_sizes(record: SampleRecord, shard_bytes: int) -> None:
             check_count(getattr(segment, name), name)
         for name in ("format", "frame_times", "crc32"):
             check_text(getattr(segment, name), name)
-        _check_place(segment.offset, segment.num_bytes, shard_bytes)
+        check_place(segment.offset, segment.num_bytes, shard_bytes)
         if segment.num_frames > max(_FEW_FRAMES, segment.num_bytes):
             raise ValueError(
                 f"num_frames={segment.num_frames} are more than the file's {segment.num_bytes} bytes"
@@ -53,7 +53,8 @@ def check_text(value: object, name: str) -> None:
         raise TypeError(f"{name}={value!r} is no text, or has control characters")
 
 
-def _check_place(offset: object, num_bytes: object, shard_bytes: int) -> None:
+def check_place(offset: object, num_bytes: object, shard_bytes: int) -> None:
+    """Raises TypeError or ValueError unless the bytes lie in a shard of this size."""
     check_count(offset, "offset")
     check_count(num_bytes, "bytes")
     end = offset + num_bytes  # type: ignore[operator]

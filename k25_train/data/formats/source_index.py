@@ -1,0 +1,269 @@
+"""The index of one source: what planning knows of its samples, as arrays that all ranks of a node share.
+
+`SourceIndex.open` maps a file (`index_layout.py`), which costs the same whatever its number of items; small
+sets have the same arrays in memory (`index_builder.py`). Planning takes what it needs from the columns of
+many items at once; a `SampleRecord` is made of the few samples that a rank reads.
+"""
+
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from k25_train.data.formats.index_layout import (
+    COLUMNS,
+    HAS_LOSS,
+    IS_MEDIA,
+    MAGIC,
+    PREFIX,
+    TOKENS,
+    VERSION,
+    ShardInfo,
+    SourceHeader,
+    aligned,
+    item_size,
+    parse_header,
+)
+from k25_train.data.formats.limits import check_place
+from k25_train.data.formats.records import MEDIA_TYPES, MediaSegment, SampleRecord, TextSegment
+from k25_train.errors import DataError
+
+INDEX_AGAIN = "`python -m k25_train.data index data=NAME` makes it again"
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+
+
+class IndexFileError(DataError):
+    """A file is no index of this version, or not all of one."""
+
+
+class MissingIndexError(DataError):
+    """A source has no index yet."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceIndex:
+    """Header and columns of an index. Safe across threads and forks."""
+
+    header: SourceHeader
+    columns: Mapping[str, np.ndarray]
+    """Name (`index_layout.COLUMNS`) -> array; those that say nothing are absent."""
+    path: str = "an index in memory"
+    """Where it is, for messages."""
+    source: str = ""
+    """Name of the source in the configuration, which its records bear."""
+    _shards: dict[int, ShardInfo] = field(default_factory=dict)
+    """Those asked for so far."""
+
+    @classmethod
+    def open(cls, path: str | Path, source: str = "") -> "SourceIndex":
+        """Map an index file.
+
+        Raises MissingIndexError if there is none, and IndexFileError, naming it, for a file that is no index,
+        of another version, or cut short.
+        """
+        try:
+            with open(path, "rb") as file:
+                num_bytes = os.fstat(file.fileno()).st_size
+                if num_bytes < PREFIX.size:
+                    raise _no_index(path, f"it has {num_bytes} bytes")
+                mapped = mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ)
+        except FileNotFoundError as error:
+            raise MissingIndexError(
+                f"{path}: no such index. `python -m k25_train.data index data=NAME` makes it."
+            ) from error
+        except OSError as error:
+            raise DataError(f"{path}: this index cannot be read ({error}). Bring it back.") from error
+        header, places, first = _parse_prefix(path, mapped)
+        columns = {}
+        for name, (start, count) in places.items():
+            if first + start + count * item_size(name) > num_bytes:
+                raise IndexFileError(
+                    f"{path}: has {num_bytes} bytes but its column {name} ends at byte "
+                    f"{first + start + count * item_size(name)}; the index was cut short. Copy it again, or "
+                    f"{INDEX_AGAIN}."
+                )
+            columns[name] = np.frombuffer(mapped, COLUMNS[name].dtype, count, first + start)
+        _check_counts(path, header, columns)
+        return cls(header, columns, str(path), source)
+
+    def __len__(self) -> int:
+        return self.header.num_items
+
+    # What planning takes, each for many items at once.
+
+    @property
+    def text_tokens(self) -> np.ndarray:
+        """[items] u32, text tokens of each, without special tokens."""
+        return self.columns["text_tokens"]
+
+    @property
+    def first_segment(self) -> np.ndarray | None:
+        """[items + 1] u64, where the segments of each begin in `segments`; None if each is one text with a
+        loss."""
+        return self.columns.get("first_segment")
+
+    @property
+    def segments(self) -> np.ndarray:
+        """[segments] u32: `IS_MEDIA`, or the number of `TOKENS` of a text, with `HAS_LOSS`."""
+        return self.columns["segments"]
+
+    @property
+    def first_media(self) -> np.ndarray | None:
+        """[items + 1] u64, where the media of each begin in the columns `media_…`; None without media."""
+        return self.columns.get("first_media")
+
+    @property
+    def has_media(self) -> bool:
+        """Whether any item has an image or a video."""
+        return self.header.has_media
+
+    # One item, or one shard.
+
+    def record(self, item: int) -> SampleRecord:
+        """All that the index knows of one item, a number from 0 on.
+
+        Raises DataError, naming it, for values that no sample has: an index from somewhere else may hold any.
+        """
+        columns = self.columns
+        try:
+            shard = self.shard(int(columns["shard"][item]))
+            media = iter(self._media(item))
+            segments = tuple(
+                next(media) if word & IS_MEDIA else _text(word) for word in self._segment_words(item)
+            )
+            record = SampleRecord(
+                shard=shard.name,
+                key=self._key(item),
+                kind="caption" if any(isinstance(each, MediaSegment) for each in segments) else "text",
+                source=self.source,
+                offset=int(columns["offset"][item]),
+                num_bytes=int(columns["num_bytes"][item]),
+                segments=segments,
+                crc32=f"{int(columns['crc32'][item]):08x}" if shard.has_checksums else "",
+            )
+            check_place(record.offset, record.num_bytes, shard.num_bytes)
+        except (*_MALFORMED, IndexError, StopIteration) as error:
+            raise DataError(
+                f"{self.path}, item {item}: no sample has these values ({error!r}). Do not use this index: "
+                f"{INDEX_AGAIN}."
+            ) from error
+        return record
+
+    def shard(self, number: int) -> ShardInfo:
+        """One of the files that items lie in."""
+        if number not in self._shards:
+            self._shards[number] = self._read_shard(number)
+        return self._shards[number]
+
+    def shards(self) -> list[ShardInfo]:
+        """All of them; costs as much as there are shards."""
+        return [self._read_shard(number) for number in range(self.header.num_shards)]
+
+    def _read_shard(self, number: int) -> ShardInfo:
+        text = _slice(self.columns["shard_text"], self.columns["shard_text_end"], number)
+        return ShardInfo.parse(text, int(self.columns["shard_bytes"][number]))
+
+    def _key(self, item: int) -> str:
+        if "key_end" not in self.columns:
+            return str(item)
+        return _slice(self.columns["keys"], self.columns["key_end"], item).decode()
+
+    def _segment_words(self, item: int) -> list[int]:
+        first = self.first_segment
+        if first is None:
+            return [int(self.text_tokens[item]) | HAS_LOSS]
+        return self.segments[int(first[item]) : int(first[item + 1])].tolist()  # type: ignore[no-any-return]
+
+    def _media(self, item: int) -> list[MediaSegment]:
+        first = self.first_media
+        if first is None:
+            return []
+        return [self.media(number) for number in range(int(first[item]), int(first[item + 1]))]
+
+    def media(self, number: int) -> MediaSegment:
+        """One image or video, by its place in the columns `media_…`."""
+        columns = self.columns
+        shard = self.shard(int(columns["media_shard"][number]))
+        offset, num_bytes = int(columns["media_offset"][number]), int(columns["media_bytes"][number])
+        check_place(offset, num_bytes, shard.num_bytes)
+        return MediaSegment(
+            type=MEDIA_TYPES[columns["media_type"][number]],
+            shard=shard.name,
+            offset=offset,
+            num_bytes=num_bytes,
+            format=self.header.media_formats[columns["media_format"][number]],
+            width=int(columns["media_width"][number]),
+            height=int(columns["media_height"][number]),
+            num_frames=int(columns["media_frames"][number]),
+            duration_s=float(columns["media_duration_s"][number]),
+            frame_times=_slice(columns["frame_times"], columns["frame_times_end"], number).decode(),
+            crc32=f"{int(columns['media_crc32'][number]):08x}" if shard.has_checksums else "",
+            format_version=shard.format_version,
+        )
+
+    def named(self, source: str) -> "SourceIndex":
+        """The same with the name of its source."""
+        return replace(self, source=source)
+
+
+def _text(word: int) -> TextSegment:
+    return TextSegment(num_tokens=word & TOKENS, loss=bool(word & HAS_LOSS))
+
+
+def _slice(texts: np.ndarray, ends: np.ndarray, number: int) -> bytes:
+    start = int(ends[number - 1]) if number else 0
+    return texts[start : int(ends[number])].tobytes()
+
+
+def _parse_prefix(
+    path: str | Path, mapped: mmap.mmap
+) -> tuple[SourceHeader, dict[str, tuple[int, int]], int]:
+    magic, version, header_bytes = PREFIX.unpack(mapped[: PREFIX.size])
+    if magic != MAGIC:
+        raise _no_index(path, f"it begins with {magic!r}")
+    if version != VERSION:
+        raise IndexFileError(
+            f"{path}: is an index of version {version}, this code reads {VERSION}; {INDEX_AGAIN}."
+        )
+    end = PREFIX.size + header_bytes
+    if end > len(mapped):
+        raise IndexFileError(f"{path}: has {len(mapped)} bytes, its header alone {end}; it was cut short. "
+                             f"Copy it again, or {INDEX_AGAIN}.")  # fmt: skip
+    try:
+        header, columns = parse_header(mapped[PREFIX.size : end])
+    except _MALFORMED as error:
+        raise IndexFileError(f"{path}: its header is malformed ({error!r}); {INDEX_AGAIN}.") from error
+    return header, columns, aligned(end)
+
+
+def _no_index(path: str | Path, found: str) -> IndexFileError:
+    return IndexFileError(
+        f"{path}: is no index of a source ({found}). Name the index with data.sources.NAME.index, or "
+        f"{INDEX_AGAIN}."
+    )
+
+
+def _check_counts(path: str | Path, header: SourceHeader, columns: Mapping[str, np.ndarray]) -> None:
+    """What the header counts has to be what the columns hold."""
+    counts = {"item": header.num_items, "media": header.num_media, "shard": header.num_shards}
+    needed = {"offset", "num_bytes", "shard", "text_tokens", "shard_bytes", "shard_text", "shard_text_end"}
+    if header.num_media:
+        needed |= {"first_media", *(name for name, column in COLUMNS.items() if column.per.what == "media")}
+        needed -= {"media_crc32"}
+    missing = sorted(needed - set(columns))
+    wrong = [
+        f"{name} has {len(columns[name])} values"
+        for name, column in COLUMNS.items()
+        if name in columns
+        and column.per.what in counts
+        and len(columns[name]) != counts[column.per.what] + column.per.extra
+    ]
+    if missing or wrong:
+        problem = "; ".join([*(f"no column {name}" for name in missing), *wrong])
+        raise IndexFileError(
+            f"{path}: its header says {header.num_items} items, {header.num_media} media and "
+            f"{header.num_shards} shards, but: {problem}. Do not use it; {INDEX_AGAIN}."
+        )
