@@ -7,6 +7,7 @@ wheel all import the same modules. The YAML files of `conf/` travel as package d
 from setuptools import find_packages, setup
 
 CODE = ["k25_train", "parallel", "launch"]
+DALI = ["nvidia-dali-cuda130>=2.4,<2.5"]
 
 setup(
     name="k25-train",
@@ -32,6 +33,8 @@ setup(
         "av>=19,<20",
         "resvg-py>=0.5,<0.6",
         "fsspec>=2026.9",
+        "s3fs>=2026.9",
+        "pyarrow>=26,<27",
         "tokenizers>=0.23,<0.24",
         "tiktoken>=0.14,<0.15",
         "psutil>=7,<8",
@@ -40,7 +43,8 @@ setup(
         "matplotlib>=3.11,<3.12",
     ],
     extras_require={
-        "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21"],
+        "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21", *DALI],
+        "dali": DALI,
         "dev": [
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",
@@ -60,6 +64,7 @@ setup(
             # The wheel test builds without isolation, so without a network.
             "setuptools>=77",
             "wheel>=0.45",
+            *DALI,
         ],
     },
     entry_points={

@@ -28,7 +28,7 @@ def test_what_is_built_for_the_base_is_not_pinned(name: str) -> None:
 def test_pins_are_exact_and_keep_the_ranges_of_setup() -> None:
     assert all(re.fullmatch(r"\d[\w.]*", pin) for pin in PINS.values())
     assert list(PINS) == [canonicalize_name(name) for name in PINS]
-    setup = (REPO / "setup.py").read_text().partition("extras_require")[0]
+    setup = (REPO / "setup.py").read_text().partition("install_requires")[2].partition("extras_require")[0]
     requirements = [
         Requirement(text) for text in re.findall(r'"([\w-]+[=<>][^"]*)"', setup) if "python" not in text
     ]
