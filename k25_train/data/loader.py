@@ -18,6 +18,7 @@ from k25_train.data.batch import MicroBatch, MicroBatchAssembler, Reads
 from k25_train.data.decode.media import MediaReader
 from k25_train.data.fingerprint import data_facts
 from k25_train.data.formats.dataset import load_dataset
+from k25_train.data.formats.reader import WordsReader
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.mix.blend import Blend
 from k25_train.data.mix.documents import DocumentBuilder
@@ -45,7 +46,8 @@ class DataLoader:
         self.dataset = load_dataset(_folder_of(data), data.tokenizer)
         self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
         self.skip_log = SkipLog(data.dir, data.max_skipped_samples)
-        self._documents = DocumentBuilder(self.dataset.reader, self.tokenizer, vision)
+        reader = WordsReader(self.dataset.reader, self.dataset.reader.read_words, self.tokenizer)
+        self._documents = DocumentBuilder(reader, self.tokenizer, vision)
         self.media = MediaReader(self.dataset.reader, vision)
         self._assembler = MicroBatchAssembler(
             media=self.media,

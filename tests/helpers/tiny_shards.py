@@ -16,7 +16,8 @@ from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
 from k25_train.data.batch import Reads
 from k25_train.data.decode.frames import MediaInfo, probe_media
-from k25_train.data.formats.dataset import SourceInfo, write_manifest
+from k25_train.data.formats.dataset import Dataset, SourceInfo, write_manifest
+from k25_train.data.formats.reader import WordsReader
 from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.helpers.smoke_mix import shard_sources
@@ -242,3 +243,8 @@ def _to_part(part: str | Prompt | Media, tokenizer: Tokenizer) -> TextPart | Med
 def all_words(*, with_pixels: bool) -> Reads:
     """What a rank reads that holds the whole pipeline."""
     return Reads(tokens=True, labels=True, pixels=with_pixels)
+
+
+def words_reader(dataset: Dataset, tokenizer: Tokenizer) -> WordsReader:
+    """What reads the samples of a shard set."""
+    return WordsReader(dataset.reader, dataset.reader.read_words, tokenizer)

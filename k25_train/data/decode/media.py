@@ -9,7 +9,8 @@ from torch import Tensor
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.patches import load_patches
-from k25_train.data.formats.shard_reader import ShardReader, check_crc32
+from k25_train.data.formats.reader import Files
+from k25_train.data.formats.shard_reader import check_crc32
 from k25_train.errors import DataError
 
 
@@ -26,7 +27,7 @@ class MediaPatches:
 class MediaReader:
     """Reads and decodes images and videos."""
 
-    def __init__(self, reader: ShardReader, vision: VisionConfig) -> None:
+    def __init__(self, reader: Files, vision: VisionConfig) -> None:
         self._reader = reader
         self._vision = vision
 

@@ -33,6 +33,10 @@ class ShardReader:
             )
         return data
 
+    def close(self) -> None:
+        """Make a read that waits to try again fail at once."""
+        self.folder.close()
+
     def read_texts(self, record: SampleRecord) -> tuple[str, ...]:
         """The texts alone of `read_words`."""
         return tuple(words.text for words in self.read_words(record))

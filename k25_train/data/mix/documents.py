@@ -1,4 +1,5 @@
 """From a sample to the tokens of a document: `[BOS] … [EOS]`, with every media item as Kimi writes it.
+A conversation brings its own beginnings and ends, and has no such frame.
 
     image         <|media_begin|> "image" <|media_content|> <|media_pad|> x n <|media_end|>
     video chunk   "hh:mm:ss.fff" <|media_begin|> "video" <|media_content|> <|media_pad|> x n <|media_end|>
@@ -7,7 +8,7 @@ n is the item's number of merged patches. Lengths are known from the index; word
 for the documents of a batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -16,10 +17,9 @@ import numpy as np
 from k25_train.config.model import VisionConfig
 from k25_train.data.byte_cache import ByteCache
 from k25_train.data.decode.items import MediaItem, PlannedMedia, fits_aspect, format_timestamp, plan_media
+from k25_train.data.formats.reader import SourceReader
 from k25_train.data.formats.records import SampleRecord, TextSegment
-from k25_train.data.formats.sample_json import SampleError, Words
-from k25_train.data.formats.shard_reader import ShardReader
-from k25_train.data.mix.texts import TextTokens
+from k25_train.data.formats.sample_json import SampleError
 from k25_train.data.tokenizer import Tokenizer
 
 LONG_DOCUMENT_TOKENS = 4096
@@ -73,16 +73,19 @@ def has_target(record: SampleRecord) -> bool:
 
 
 class DocumentBuilder:
-    """Knows the layout of documents under one tokenizer and one set of image limits; reads their words."""
+    """Knows the layout of one source's documents under one set of image limits; reads their words."""
 
-    def __init__(self, reader: ShardReader, tokenizer: Tokenizer, vision: VisionConfig) -> None:
-        """`tokenizer` must be the one that the index was counted with (`load_dataset` checks it)."""
+    def __init__(
+        self, reader: SourceReader, tokenizer: Tokenizer, vision: VisionConfig, *, frame: bool = True
+    ) -> None:
+        """`tokenizer` must be the one that the index was counted with; `frame`: whether documents are put
+        between [BOS] and [EOS] (`SourceHeader.frame`)."""
         self._reader = reader
         self.directory = reader.directory
         self._tokenizer = tokenizer
         self._vision = vision
         self._encode = lru_cache(maxsize=4096)(lambda text: tuple(tokenizer.encode(text)))
-        self._texts = TextTokens(tokenizer)
+        self._frame_tokens = int(frame)
         self._documents = ByteCache[DocumentTokens](
             CACHED_BYTES, lambda document: document.tokens.nbytes + document.is_target.nbytes
         )
@@ -98,7 +101,8 @@ class DocumentBuilder:
     def num_tokens(self, record: SampleRecord) -> int:
         """Length of the document, from the index alone."""
         items = (item for media in self.media(record) for item in media.items)
-        return 2 + record.num_text_tokens + sum(len(self._item_tokens(item)) for item in items)
+        num_media_tokens = sum(len(self._item_tokens(item)) for item in items)
+        return 2 * self._frame_tokens + record.num_text_tokens + num_media_tokens
 
     def _item_tokens(self, item: MediaItem) -> tuple[int, ...]:
         tokenizer = self._tokenizer
@@ -134,7 +138,7 @@ class DocumentBuilder:
     ) -> int:
         """How many of the tokens `start` to `stop` of a document count in the loss, from the index alone:
         what `tokens` finds where its words can be used."""
-        position, found = 1, 0
+        position, found = self._frame_tokens, 0
         planned = iter(media)
         for segment in record.segments:
             if isinstance(segment, TextSegment):
@@ -145,73 +149,62 @@ class DocumentBuilder:
                 end = position + sum(len(self._item_tokens(item)) for item in next(planned).items)
             position = end
         last = record.segments[-1]
-        has_end = start <= position < stop
-        return found + (has_end and isinstance(last, TextSegment) and last.loss)
+        has_end = self._frame_tokens and start <= position < stop
+        return found + bool(has_end and isinstance(last, TextSegment) and last.loss)
 
     def _build(
         self, record: SampleRecord, media: tuple[PlannedMedia, ...], start: int, stop: int
     ) -> DocumentTokens:
-        failure, words = None, None
+        failure = None
         try:
-            words = self._reader.read_words(record)
-            tokens, is_target = self._lay_out(record, media, words, start, stop)
+            tokens, is_target = self._lay_out(record, media, start, stop, is_readable=True)
         except SampleError as error:
             # It keeps its place: planning counts on its length and its media.
             failure = error.reason
-            tokens, is_target = self._lay_out(record, media, None, start, stop)
+            tokens, is_target = self._lay_out(record, media, start, stop, is_readable=False)
         return DocumentTokens(np.array(tokens, dtype=np.int64), np.array(is_target, dtype=np.bool_), failure)
 
     def _lay_out(
         self,
         record: SampleRecord,
         media: tuple[PlannedMedia, ...],
-        words: tuple[Words, ...] | None,
         start: int,
         stop: int,
+        *,
+        is_readable: bool,
     ) -> tuple[list[int], list[bool]]:
-        """Tokens of the stretch, and which are targets; without words, padding and none."""
+        """Tokens of the stretch, and which are targets; of one that cannot be read, padding and none."""
         # 1. Document by segments, each with its first position; what lies outside of the stretch is cut off.
         tokens: list[int] = []
         is_target: list[bool] = []
         position = 0
 
-        def add(count: int, of: Callable[[int, int], list[int]], learned: bool) -> None:
+        def add(count: int, of: Callable[[int, int], Sequence[int]], learned: bool) -> None:
             nonlocal position
             first, last = max(start - position, 0), min(stop - position, count)
             if first < last:
                 tokens.extend(of(first, last))
-                is_target.extend([learned] * (last - first))
+                is_target.extend([learned and is_readable] * (last - first))
             position += count
 
         # 2. Words and media between the document's first and last token.
-        add(1, lambda first, last: [self._tokenizer.bos], False)
+        add(self._frame_tokens, lambda first, last: [self._tokenizer.bos], False)
         planned = iter(media)
         for number, segment in enumerate(record.segments):
             if isinstance(segment, TextSegment):
-                encode = self._encoder(record, number, segment, None if words is None else words[number])
-                add(segment.num_tokens, encode, segment.loss and words is not None)
+                read = partial(self._reader.segment_tokens, record, number)
+                add(segment.num_tokens, read if is_readable else self._padding, segment.loss)
             else:
                 placeholders = [token for item in next(planned).items for token in self._item_tokens(item)]
                 add(len(placeholders), partial(_between, placeholders), False)
         # The end is learned after words that are, so not after a prompt or an image.
         last = record.segments[-1]
-        learned = isinstance(last, TextSegment) and last.loss and words is not None
-        add(1, lambda first, last: [self._tokenizer.eos], learned)
+        learned = isinstance(last, TextSegment) and last.loss
+        add(self._frame_tokens, lambda first, last: [self._tokenizer.eos], learned)
         return tokens, is_target
 
-    def _encoder(
-        self, record: SampleRecord, number: int, segment: TextSegment, words: Words | None
-    ) -> Callable[[int, int], list[int]]:
-        """From a stretch of a text to its tokens."""
-
-        def encode(first: int, last: int) -> list[int]:
-            if words is None:
-                return [self._tokenizer.pad] * (last - first)
-            if (first, last) == (0, segment.num_tokens):
-                return self._texts.whole(words, segment.num_tokens)
-            return self._texts.stretch(record, number, words, segment.num_tokens, first, last)
-
-        return encode
+    def _padding(self, first: int, last: int) -> list[int]:
+        return [self._tokenizer.pad] * (last - first)
 
 
 def _between(tokens: list[int], first: int, last: int) -> list[int]:

@@ -24,6 +24,7 @@ from tests.helpers.tiny_shards import (
     make_text,
     make_video,
     tiny_vision_config,
+    words_reader,
     write_shard_set,
 )
 
@@ -47,7 +48,9 @@ class Rig:
         write_shard_set(directory, {"train": samples})
         self.dataset = load_dataset(str(directory))
         self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
-        self.documents = DocumentBuilder(self.dataset.reader, self.tokenizer, tiny_vision_config())
+        self.documents = DocumentBuilder(
+            words_reader(self.dataset, self.tokenizer), self.tokenizer, tiny_vision_config()
+        )
         self.skip_log = SkipLog(str(directory), max_skipped_samples)
         self.assembler = MicroBatchAssembler(
             media=MediaReader(self.dataset.reader, tiny_vision_config()),

@@ -15,9 +15,9 @@ from k25_train.data import text_parts
 from k25_train.data.byte_cache import ByteCache
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.formats.sample_json import Words
+from k25_train.data.formats.texts import TextTokens
 from k25_train.data.mix import documents
 from k25_train.data.mix.documents import DocumentBuilder
-from k25_train.data.mix.texts import TextTokens
 from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.helpers.tiny_shards import (
@@ -26,6 +26,7 @@ from tests.helpers.tiny_shards import (
     make_image,
     make_text,
     tiny_vision_config,
+    words_reader,
     write_shard_set,
 )
 
@@ -94,7 +95,7 @@ def test_every_stretch_of_a_document_is_that_of_the_whole(
     folder = write_shard_set(tmp_path / "set", {"train": samples})
     dataset = load_dataset(str(folder))
     tokenizer = load_tokenizer(dataset.tokenizer_path)
-    builder = DocumentBuilder(dataset.reader, tokenizer, tiny_vision_config())
+    builder = DocumentBuilder(words_reader(dataset, tokenizer), tokenizer, tiny_vision_config())
     rng = random.Random(1)
     for record in dataset.splits["train"]:
         media = builder.media(record)
