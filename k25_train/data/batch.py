@@ -3,7 +3,7 @@
 Shapes: T = micro_batch_size * seq_len tokens, rows one after another; V vision tokens; P patches.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from k25_train.config.model import VisionConfig
-from k25_train.data.decode.media import MediaReader
+from k25_train.data.decode.media import MediaPatches
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import PlannedPiece, SequencePlan, media_of
 from k25_train.data.skip_log import SkipLog
@@ -139,7 +139,6 @@ class MicroBatchAssembler:
     def __init__(
         self,
         *,
-        media: MediaReader,
         documents: DocumentBuilder,
         vision: VisionConfig,
         seq_len: int,
@@ -160,14 +159,13 @@ class MicroBatchAssembler:
         self._pad_token = pad_token
         self._media_pad = media_pad
         self._skip_log = skip_log
-        self._media = media
         self._source_numbers = {name: number for number, name in enumerate(sources)}
 
     def assemble(self, sequences: Sequence[SequencePlan], reads: Reads) -> MicroBatch:
-        """One micro-batch of the given sequences, with what `reads` asks for.
+        """One micro-batch of the given sequences, with what `reads` asks for but pixels (`with_pixels`).
 
-        A sample whose words or media cannot be used keeps its place: padding for words, 0 for pixels, and no
-        loss. Raises DataError when those pass the limit, or when a shard cannot be read.
+        A sample whose words cannot be used keeps its place as padding without loss. Raises DataError when
+        those pass the limit, or when a shard cannot be read.
         """
         # 1. Pieces one after another, in rows with padding at their ends.
         rows = _Rows.of(len(sequences) * self._seq_len if reads.words else 0, self._pad_token)
@@ -193,11 +191,10 @@ class MicroBatchAssembler:
                 lengths.append(rest)
                 num_targets.append(0)
 
-        # 2. Pixels, if this rank encodes them; documents whose media do not decode lose their loss.
-        pixels, failed_items = self._load_pixels(sequences) if reads.pixels else (None, ())
+        # 2. What was asked for.
         (tokens,) = _asked_for(reads.tokens, rows.tokens)
         labels, loss_mask, source = _asked_for(reads.labels, rows.labels, rows.loss_mask, rows.source)
-        batch = MicroBatch(
+        return MicroBatch(
             tokens=tokens,
             labels=labels,
             loss_mask=loss_mask,
@@ -209,10 +206,34 @@ class MicroBatchAssembler:
             unreadable=tuple(unreadable),
             grid_thw=tuple(item.grid_thw for sequence in sequences for item in sequence.items),
             item_documents=tuple(item_documents),
-            pixels=pixels,
-            failed_items=failed_items,
+            pixels=None,
+            failed_items=(),
         )
-        return mask_failed(batch, failed_items)
+
+    def with_pixels(
+        self, batch: MicroBatch, sequences: Sequence[SequencePlan], found: Iterator[MediaPatches]
+    ) -> MicroBatch:
+        """A micro-batch with the patches of all its items; `found` gives them image by image, video by video
+        (`media_of`). Documents whose media do not decode lose their loss.
+
+        Raises `DataError` when those pass the limit.
+        """
+        patch_values = 3 * self._vision.patch_size**2
+        num_patches = sum(item.num_patches for sequence in sequences for item in sequence.items)
+        # Filled in place: what `found` gives may be memory that a worker waits for.
+        pixels = torch.empty(num_patches, patch_values)
+        failed_items: list[int] = []
+        num_items, row = 0, 0
+        for record, media in media_of(sequences):
+            patches = next(found)
+            if patches.failure is not None:
+                self._skip_log.add(record, patches.failure)
+                failed_items += range(num_items, num_items + len(patches.items))
+            for of_item in patches.items.values():
+                pixels[row : row + len(of_item)] = of_item
+                row += len(of_item)
+            num_items += len(media.items)
+        return mask_failed(replace(batch, pixels=pixels, failed_items=tuple(failed_items)), failed_items)
 
     def _read_piece(
         self, piece: PlannedPiece, source: int, position: int, rows: _Rows, reads: Reads
@@ -227,20 +248,6 @@ class MicroBatchAssembler:
             self._skip_log.add(piece.record, document.failure)
         rows.put(position, source, piece, document.tokens, document.is_target)
         return int(document.is_target[1:].sum()), document.failure is None
-
-    def _load_pixels(self, sequences: Sequence[SequencePlan]) -> tuple[Tensor, tuple[int, ...]]:
-        """Patches [P, 3*p*p] of all items, and the items that did not decode."""
-        patches = [torch.zeros(0, 3 * self._vision.patch_size**2)]
-        failed_items: list[int] = []
-        num_items = 0
-        for record, media in media_of(sequences):
-            found = self._media.load(media)
-            if found.failure is not None:
-                self._skip_log.add(record, found.failure)
-                failed_items += range(num_items, num_items + len(found.items))
-            patches += found.items.values()
-            num_items += len(found.items)
-        return torch.cat(patches), tuple(failed_items)
 
 
 def _asked_for(is_asked_for: bool, *arrays: np.ndarray) -> tuple[Tensor, ...]:

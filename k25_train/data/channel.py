@@ -56,6 +56,11 @@ class Channel:
         """For `select`: readable when a message is there, or the other end is gone."""
         return self._socket.fileno()
 
+    @property
+    def socket(self) -> socket.socket:
+        """What carries the places of messages."""
+        return self._socket
+
     def close(self) -> None:
         """Close this end."""
         self._socket.close()

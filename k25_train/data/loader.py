@@ -20,6 +20,7 @@ from k25_train.data.fingerprint import data_facts
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.formats.reader import WordsReader
 from k25_train.data.formats.records import SampleRecord
+from k25_train.data.micro_batches import read_micro_batches
 from k25_train.data.mix.blend import Blend
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import SequencePlan, StepPlan
@@ -28,6 +29,7 @@ from k25_train.data.prefetch import StepPrefetch
 from k25_train.data.served import SourceSummary
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.tokenizer import load_tokenizer
+from k25_train.data.workers.units import ReadHere, Result, Unit, UnitReading, WordsUnit
 from k25_train.errors import ConfigError, DataError
 
 EVAL_SEED = 0
@@ -37,8 +39,13 @@ EVAL_SEED = 0
 class DataLoader:
     """Train and held-out batches of one shard set. A context manager: leaving it ends the prefetching."""
 
-    def __init__(self, data: DataConfig, train: TrainConfig, vision: VisionConfig) -> None:
-        """Open and check the shard set. Raises DataError for what `load_dataset` or the samples get wrong."""
+    def __init__(
+        self, data: DataConfig, train: TrainConfig, vision: VisionConfig, workers: UnitReading | None = None
+    ) -> None:
+        """Open and check the shard set. Without `workers` this process reads by itself.
+
+        Raises DataError for what `load_dataset` or the samples get wrong.
+        """
         self._data = data
         self._train = train
         self._vision = vision
@@ -50,7 +57,6 @@ class DataLoader:
         self._documents = DocumentBuilder(reader, self.tokenizer, vision)
         self.media = MediaReader(self.dataset.reader, vision)
         self._assembler = MicroBatchAssembler(
-            media=self.media,
             documents=self._documents,
             vision=vision,
             seq_len=train.seq_len,
@@ -59,6 +65,8 @@ class DataLoader:
             skip_log=self.skip_log,
             sources=list(data.sources),
         )
+
+        self.reading: UnitReading = workers or ReadHere(self.read_unit)
 
         # 2. What plans batches: one stream of sequences per kind, and the order of kinds.
         self._blend = Blend(_shares(data))
@@ -153,7 +161,7 @@ class DataLoader:
         """The micro-batches of one data-parallel rank in a planned batch, in order, with what it `reads`.
 
         Raises ConfigError if the batch does not divide into micro-batches, and DataError as
-        `MicroBatchAssembler.assemble` does.
+        `read_micro_batches` does.
         """
         sequences, size = plan.sequences, self._train.micro_batch_size
         if len(sequences) % (dp_size * size):
@@ -164,10 +172,14 @@ class DataLoader:
             )
         share = len(sequences) // dp_size
         first = dp_rank * share
-        return [
-            self._assembler.assemble(sequences[i : i + size], reads)
-            for i in range(first, first + share, size)
-        ]
+        batches = [sequences[i : i + size] for i in range(first, first + share, size)]
+        return list(read_micro_batches(batches, reads, self.reading, self._assembler, self.skip_log))
+
+    def read_unit(self, unit: Unit) -> Result:
+        """Read, tokenise and decode in this process. Raises as `micro_batches`."""
+        if isinstance(unit, WordsUnit):
+            return self._assembler.assemble(unit.sequences, unit.reads)
+        return self.media.load(unit.media, unit.positions)
 
     @property
     def _heldout_split(self) -> str:

@@ -8,14 +8,12 @@ An index in memory-mapped files would be shared by all of a node's readers, as i
 """
 
 import contextlib
-import errno
 import faulthandler
 import gc
 import os
 import select
 import signal
 import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -24,13 +22,15 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from k25_train.config.schema import Config
-from k25_train.data.channel import Channel, Letter, can_be_sent
+from k25_train.data.channel import Channel, Letter
 from k25_train.data.child_process import fork
+from k25_train.data.portable_errors import portable
 from k25_train.data.regions import PageLock, leave_pageable
 from k25_train.data.share_reader import HostInputs, Share
 from k25_train.data.skip_log import NewSkips, SkipLog
 from k25_train.data.source import Opened, ThreadSource
-from k25_train.errors import ConfigError, DataError, K25Error
+from k25_train.data.workers.pool import WorkerPool
+from k25_train.errors import ConfigError, DataError
 
 NAME = "k25-data"
 """Of the process, where `top` shows names."""
@@ -182,7 +182,9 @@ def _serve(config: Config, channel: Channel, other_end: Channel, log: int) -> No
     faulthandler.enable(log)
     # The rank has threads for its own work; one per reader is its share of a node.
     torch.set_num_threads(1)
-    source = ThreadSource(_without_thread(config))
+    # Before anything here has threads.
+    workers = WorkerPool(config, [channel]) if config.data.workers else None
+    source = ThreadSource(_without_thread(config), workers)
     no_skips = SkipLog("", 0)
     skips = NewSkips(lambda: source.skip_log if hasattr(source, "loader") else no_skips)
     written: dict[int, Letter] = {}
@@ -215,7 +217,7 @@ def _answer(source: ThreadSource, request: _Request, skips: NewSkips) -> _Answer
     try:
         result = getattr(source, request.method)(*request.arguments)
     except Exception as raised:  # told to the rank, which ends by it as by its own
-        error = _portable(raised)
+        error = portable(raised)
     if request.method == "open":
         # The index lives as long as the process: looking for garbage in it would take seconds.
         gc.freeze()
@@ -225,22 +227,3 @@ def _answer(source: ThreadSource, request: _Request, skips: NewSkips) -> _Answer
 def _without_thread(config: Config) -> Config:
     """The same for a process that reads ahead by itself."""
     return replace(config, data=replace(config.data, prefetch_steps=0))
-
-
-def _portable(error: Exception) -> Exception:
-    """The error as the rank can raise it: the same if it is ours or the system's, with its number."""
-    if isinstance(error, K25Error):
-        error.code = error.code or _code_of(error)
-    if not isinstance(error, K25Error | OSError | MemoryError) or not can_be_sent(error):
-        text = "".join(traceback.format_exception(error))
-        return RuntimeError(f"a fault in the process that reads data:\n{text}")
-    return error
-
-
-def _code_of(error: BaseException | None) -> str:
-    """Name of the system's error number behind an error, whose causes do not come along; empty for none."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            return errno.errorcode.get(error.errno, "")
-        error = error.__cause__
-    return ""

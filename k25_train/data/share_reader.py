@@ -124,8 +124,9 @@ def _vision_of(config: Config, loader: DataLoader, share: Share) -> tuple[Vision
 
     def reader(planner: VisionPlanner) -> VisionReader:
         return VisionReader(
-            loader.media,
+            loader.reading,
             planner,
+            vision=config.model.vision,
             micro_batch_size=size,
             rank=share.rank,
             replica=share.dp_rank,

@@ -17,6 +17,7 @@ from k25_train.data.regions import PageLock, leave_pageable
 from k25_train.data.served import SourceSummary
 from k25_train.data.share_reader import HostInputs, Share, ShareReader
 from k25_train.data.skip_log import SkipLog
+from k25_train.data.workers.pool import WorkerPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,10 @@ class ThreadSource:
     """Reads in this process, steps ahead of use in a thread. For runs of few steps, for platforms other than
     Linux, and for tests that reach into the reading."""
 
-    def __init__(self, config: Config) -> None:
-        """Nothing is read before `open`."""
+    def __init__(self, config: Config, workers: WorkerPool | None = None) -> None:
+        """Nothing is read before `open`. Without `workers` this process reads by itself."""
         self._config = config
+        self._workers = workers
         self._open = ExitStack()
         self.loader: DataLoader
         self.reader: ShareReader
@@ -94,7 +96,10 @@ class ThreadSource:
     def open(self) -> Opened:
         """See `DataSource`."""
         config = self._config
-        loader = DataLoader(config.data, config.train, config.model.vision)
+        if self._workers is not None:
+            # This process may have been bound to a NUMA node since it was forked.
+            self._workers.follow()
+        loader = DataLoader(config.data, config.train, config.model.vision, self._workers)
         self.loader = self._open.enter_context(loader)
         tokenizer = self.loader.tokenizer
         return Opened(tokenizer.vocab_size, tokenizer.pad, self.loader.summaries())

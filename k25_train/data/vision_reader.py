@@ -7,10 +7,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from k25_train.config.model import VisionConfig
 from k25_train.data.decode.items import PlannedMedia
-from k25_train.data.decode.media import MediaPatches, MediaReader
+from k25_train.data.decode.media import MediaPatches
 from k25_train.data.formats.records import MediaSegment, SampleRecord
 from k25_train.data.mix.plan import SequencePlan, StepPlan, media_of
+from k25_train.data.workers.units import MediaUnit, UnitReading
 from k25_train.plan.vision_planner import VisionPlanner
 from parallel.dep.engine import VisionWork
 from parallel.dep.grid import Grid
@@ -86,17 +88,19 @@ class VisionReader:
 
     def __init__(
         self,
-        media: MediaReader,
+        reading: UnitReading,
         planner: VisionPlanner,
         *,
+        vision: VisionConfig,
         micro_batch_size: int,
         rank: int,
         replica: int,
         num_replicas: int,
     ) -> None:
         """`replica`: the one whose pipeline the rank belongs to, whichever stage it is."""
-        self._media = media
+        self._reading = reading
         self._planner = planner
+        self._patch_values = 3 * vision.patch_size**2
         self._micro_batch_size = micro_batch_size
         self._rank = rank
         self._replica = replica
@@ -135,26 +139,31 @@ class VisionReader:
         self, plan: PlanShare, items: Sequence[SampleItem], failures: dict[int, str]
     ) -> list[Chunk]:
         """This rank's chunks; notes in `failures` which of its items did not decode."""
-        own = plan.chunks[self._rank]
+        own = [[plan.parts[number] for number in numbers] for numbers in plan.chunks[self._rank]]
+        # 1. Room for each chunk, and where in it each part of an item goes.
+        chunks: list[Chunk] = []
+        places: dict[MediaSegment, list[tuple[Part, Tensor]]] = {}
         wanted: dict[MediaSegment, set[int]] = {}
-        for item in (items[plan.parts[number].item] for numbers in own for number in numbers):
-            wanted.setdefault(item.media.segment, set()).add(item.position)
-        decoded: dict[MediaSegment, MediaPatches] = {}
-        chunks = []
-        for numbers in own:
-            parts = [plan.parts[number] for number in numbers]
-            grids = tuple(plan.items[part.item].grid_thw for part in parts)
-            pixels = []
-            for part, grid in zip(parts, grids, strict=True):
-                media, position = items[part.item].media, items[part.item].position
-                # A video is decoded once, however many of its items are this rank's.
-                if media.segment not in decoded:
-                    decoded[media.segment] = self._media.load(media, wanted[media.segment])
-                patches = decoded[media.segment]
+        for parts in own:
+            sizes = [part.num_patches for part in parts]
+            pixels = torch.empty(sum(sizes), self._patch_values)
+            for part, into in zip(parts, pixels.split(sizes), strict=True):
+                segment, position = items[part.item].media.segment, items[part.item].position
+                places.setdefault(segment, []).append((part, into))
+                wanted.setdefault(segment, set()).add(position)
+            chunks.append(Chunk(pixels, tuple(plan.items[part.item].grid_thw for part in parts)))
+
+        # 2. A video is decoded once, however many of its items are this rank's.
+        media = {items[part.item].media.segment: items[part.item].media for parts in own for part in parts}
+        units = [MediaUnit(media[segment], tuple(sorted(positions))) for segment, positions in wanted.items()]
+        for unit, read in zip(units, self._reading.read(units), strict=True):
+            patches = read.result
+            assert isinstance(patches, MediaPatches)
+            for part, into in places[unit.media.segment]:
                 if patches.failure:
                     failures[part.item] = patches.failure
-                pixels.append(_rows_of(part, grid, patches.items[position]))
-            chunks.append(Chunk(torch.cat(pixels), grids))
+                item = items[part.item]
+                into.copy_(_rows_of(part, plan.items[part.item].grid_thw, patches.items[item.position]))
         return chunks
 
 

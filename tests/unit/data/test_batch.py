@@ -10,10 +10,12 @@ from k25_train.data.batch import MicroBatch, MicroBatchAssembler, mask_failed
 from k25_train.data.decode.frames import MediaInfo
 from k25_train.data.decode.media import MediaReader
 from k25_train.data.formats.dataset import load_dataset
+from k25_train.data.micro_batches import read_micro_batches
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import PlannedPiece, SequencePlan
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.tokenizer import load_tokenizer
+from k25_train.data.workers.units import ReadHere, Result, Unit, WordsUnit
 from k25_train.errors import DataError
 from tests.helpers.tiny_shards import (
     Media,
@@ -52,8 +54,8 @@ class Rig:
             words_reader(self.dataset, self.tokenizer), self.tokenizer, tiny_vision_config()
         )
         self.skip_log = SkipLog(str(directory), max_skipped_samples)
+        self.media = MediaReader(self.dataset.reader, tiny_vision_config())
         self.assembler = MicroBatchAssembler(
-            media=MediaReader(self.dataset.reader, tiny_vision_config()),
             documents=self.documents,
             vision=tiny_vision_config(),
             seq_len=SEQ_LEN,
@@ -65,10 +67,20 @@ class Rig:
 
     def assemble(self, *rows: Sequence[int], with_pixels: bool = True) -> MicroBatch:
         """A micro-batch with the samples of the given positions, one sequence a row."""
-        return self.assembler.assemble(
-            [SequencePlan(kind="caption", pieces=tuple(map(self.piece, row))) for row in rows],
-            all_words(with_pixels=with_pixels),
-        )
+        sequences = tuple(SequencePlan(kind="caption", pieces=tuple(map(self.piece, row))) for row in rows)
+        return self.read(sequences, with_pixels)
+
+    def read(self, sequences: tuple[SequencePlan, ...], with_pixels: bool) -> MicroBatch:
+        """A micro-batch of planned sequences."""
+        reading = ReadHere(self._read_unit)
+        reads = all_words(with_pixels=with_pixels)
+        (batch,) = read_micro_batches([sequences], reads, reading, self.assembler, self.skip_log)
+        return batch
+
+    def _read_unit(self, unit: Unit) -> Result:
+        if isinstance(unit, WordsUnit):
+            return self.assembler.assemble(unit.sequences, unit.reads)
+        return self.media.load(unit.media, unit.positions)
 
     def piece(self, position: int) -> PlannedPiece:
         record = self.dataset.splits["train"][position]
@@ -130,10 +142,8 @@ def test_pieces_of_a_text_are_documents_without_loss_across_the_cut(tmp_path: Pa
         PlannedPiece(record=record, start=0, length=SEQ_LEN, media=()),
         PlannedPiece(record=record, start=SEQ_LEN, length=20, media=()),
     )
-    batch = rig.assembler.assemble(
-        [SequencePlan(kind="text", pieces=(first,)), SequencePlan(kind="text", pieces=(second,))],
-        all_words(with_pixels=True),
-    )
+    rows = SequencePlan(kind="text", pieces=(first,)), SequencePlan(kind="text", pieces=(second,))
+    batch = rig.read(rows, with_pixels=True)
 
     assert batch.document_lengths == (SEQ_LEN, 20, SEQ_LEN - 20)
     assert batch.padding == (2,)

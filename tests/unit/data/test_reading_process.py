@@ -4,39 +4,26 @@ import errno
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from k25_train.compose.resolve import compose
-from k25_train.config.schema import Config
 from k25_train.data import reading_process
-from k25_train.data.batch import Reads
 from k25_train.data.reading_process import NAME, ReadingProcess
 from k25_train.data.regions import Region, Written
-from k25_train.data.share_reader import HostInputs, Share
 from k25_train.data.source import DataSource, ThreadSource
 from k25_train.data.start import start_source
 from k25_train.errors import ConfigError, DataError
 from k25_train.joining.same_job import code_of
-from tests.helpers.runs import layout, overrides
+from tests.helpers.reading import ALL, assert_same, config_of, has_ended
 from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_shards import write_tiny_shard_set
-
-ALL = Share(rank=0, dp_rank=0, dp_size=1, reads=Reads(tokens=True, labels=True, pixels=False))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_shard_set(tmp_path_factory.mktemp("shards"))
-
-
-def config_of(data: Path, *more: str) -> Config:
-    return compose([*overrides(data, data / "run", *layout()), "data.read_in=process", *more])
 
 
 @pytest.fixture
@@ -45,37 +32,6 @@ def reading(data: Path) -> Iterator[ReadingProcess]:
         source.open()
         source.take(ALL)
         yield source
-
-
-def flat(inputs: HostInputs) -> list[Any]:
-    """Everything in it, tensors apart from the rest."""
-    pixels = [chunk.pixels for chunk in inputs.vision.chunks]
-    rest = (
-        inputs.sizes,
-        inputs.batches.documents,
-        inputs.vision.plan,
-        inputs.vision.transfers,
-        inputs.failures,
-    )
-    return [*inputs.batches.tensors(), *pixels, rest]
-
-
-def assert_same(one: HostInputs, other: HostInputs) -> None:
-    for a, b in zip(flat(one), flat(other), strict=True):
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def has_ended(pid: int) -> bool:
-    """Whether it ends within ten seconds; one that nobody has waited for has ended, too."""
-    for _ in range(1000):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def test_it_gives_what_a_thread_gives(reading: ReadingProcess, data: Path) -> None:

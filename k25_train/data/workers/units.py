@@ -1,0 +1,88 @@
+"""What can be read independently of all else: the words of a micro-batch, an image, items of a video."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from k25_train.config.model import VisionConfig
+from k25_train.data.batch import MicroBatch, Reads
+from k25_train.data.decode.items import PlannedMedia
+from k25_train.data.decode.media import MediaPatches
+from k25_train.data.mix.plan import SequencePlan
+
+_TOKEN_BYTES = 40
+"""Of a micro-batch's tensors without pixels, per token, generously: tokens, labels, mask, source."""
+
+
+@dataclass(frozen=True, slots=True)
+class WordsUnit:
+    """The words of a micro-batch; its result is a `MicroBatch` without pixels."""
+
+    sequences: tuple[SequencePlan, ...]
+    """Of the micro-batch."""
+    reads: Reads
+    """What is asked for; pixels are not."""
+
+    def result_bytes(self, vision: VisionConfig) -> int:
+        """About what the result takes."""
+        return _TOKEN_BYTES * sum(piece.length for each in self.sequences for piece in each.pieces)
+
+    def places(self) -> str:
+        """The samples, as messages say where they are."""
+        pieces = [piece.record for each in self.sequences for piece in each.pieces]
+        return ", ".join(sorted({f"{record.shard} at byte {record.offset}" for record in pieces}))
+
+
+@dataclass(frozen=True, slots=True)
+class MediaUnit:
+    """An image or video; its result is a `MediaPatches`."""
+
+    media: PlannedMedia
+    """What is decoded."""
+    positions: tuple[int, ...] | None
+    """Of its items those that are wanted; None is all."""
+
+    def result_bytes(self, vision: VisionConfig) -> int:
+        """About what the result takes."""
+        items = self.media.items
+        chosen = range(len(items)) if self.positions is None else self.positions
+        return 4 * 3 * vision.patch_size**2 * sum(items[position].num_patches for position in chosen)
+
+    def places(self) -> str:
+        """The file, as messages say where it is."""
+        segment = self.media.segment
+        return f"{segment.shard} at byte {segment.offset} ({segment.type}, .{segment.format})"
+
+
+Unit = WordsUnit | MediaUnit
+Result = MicroBatch | MediaPatches
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A unit that was read."""
+
+    result: Result
+    """Arrays may lie in memory that a worker writes again once they are dropped."""
+    skipped: Mapping[str, str]
+    """Samples that were found unusable elsewhere and are not counted here yet: where they are -> why."""
+
+
+class UnitReading(Protocol):
+    """Who reads units: this process, or workers under it."""
+
+    def read(self, units: Sequence[Unit]) -> Iterator[Read]:
+        """Each unit's result, in order. Leave what was yielded before taking much more: it is memory that
+        is in use. Raises `DataError` for what cannot be read."""
+
+
+class ReadHere:
+    """Without workers: one unit after the other, when it is asked for."""
+
+    def __init__(self, read: Callable[[Unit], Result]) -> None:
+        """`read` counts what cannot be used itself."""
+        self._read = read
+
+    def read(self, units: Sequence[Unit]) -> Iterator[Read]:
+        """See `UnitReading`."""
+        return (Read(self._read(unit), {}) for unit in units)
