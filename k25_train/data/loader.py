@@ -29,7 +29,7 @@ from k25_train.data.prefetch import StepPrefetch
 from k25_train.data.served import SourceSummary
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.tokenizer import load_tokenizer
-from k25_train.data.workers.units import ReadHere, Result, Unit, UnitReading, WordsUnit
+from k25_train.data.units import ReadHere, Result, Unit, UnitReading, WordsUnit
 from k25_train.errors import ConfigError, DataError
 
 EVAL_SEED = 0

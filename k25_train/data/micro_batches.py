@@ -7,7 +7,7 @@ from k25_train.data.batch import MicroBatch, MicroBatchAssembler, Reads
 from k25_train.data.decode.media import MediaPatches
 from k25_train.data.mix.plan import SequencePlan, media_of
 from k25_train.data.skip_log import SkipLog
-from k25_train.data.workers.units import MediaUnit, Read, Unit, UnitReading, WordsUnit
+from k25_train.data.units import MediaUnit, Read, Unit, UnitReading, WordsUnit
 
 
 def read_micro_batches(

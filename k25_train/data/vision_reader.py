@@ -12,7 +12,7 @@ from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.media import MediaPatches
 from k25_train.data.formats.records import MediaSegment, SampleRecord
 from k25_train.data.mix.plan import SequencePlan, StepPlan, media_of
-from k25_train.data.workers.units import MediaUnit, UnitReading
+from k25_train.data.units import MediaUnit, UnitReading
 from k25_train.plan.vision_planner import VisionPlanner
 from parallel.dep.engine import VisionWork
 from parallel.dep.grid import Grid

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from k25_train.config.model import VisionConfig
 from k25_train.config.schema import Config
 from k25_train.data.channel import Channel
+from k25_train.data.units import Read, Unit
 from k25_train.data.workers.nursery import Nursery
-from k25_train.data.workers.units import Read, Unit
 from k25_train.data.workers.worker import Done, Task, worker
 from k25_train.errors import DataError
 

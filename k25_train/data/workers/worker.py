@@ -16,7 +16,7 @@ from k25_train.data import skip_log
 from k25_train.data.channel import Channel
 from k25_train.data.loader import DataLoader
 from k25_train.data.portable_errors import portable
-from k25_train.data.workers.units import Result, Unit
+from k25_train.data.units import Result, Unit
 
 
 @dataclass(frozen=True, slots=True)

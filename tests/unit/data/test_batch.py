@@ -15,7 +15,7 @@ from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import PlannedPiece, SequencePlan
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.tokenizer import load_tokenizer
-from k25_train.data.workers.units import ReadHere, Result, Unit, WordsUnit
+from k25_train.data.units import ReadHere, Result, Unit, WordsUnit
 from k25_train.errors import DataError
 from tests.helpers.tiny_shards import (
     Media,

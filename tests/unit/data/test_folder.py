@@ -71,7 +71,7 @@ def test_urls_work_throughout(tiny: Path, in_memory: str, tmp_path: Path) -> Non
 
 PLACES = {
     "no such folder": ("/nowhere/at/all", r"/nowhere/at/all/dataset\.json: no such file"),
-    "a missing package": ("s3://bucket/set", r"data\.dir=s3://bucket/set: Install s3fs.* with pip"),
+    "a missing package": ("gs://bucket/set", r"data\.dir=gs://bucket/set: .*nstall gcsfs.* with pip"),
     "an unknown protocol": ("foo://bucket/set", r"data\.dir=foo://bucket/set: .*Protocol not known: foo"),
     "a chain of nothing": (
         "a::b",
@@ -98,8 +98,8 @@ def test_a_file_instead_of_a_folder_is_named(tiny: Path) -> None:
         DataError, match=rf"{re.escape(str(tiny))}: this tokenizer cannot be read \(Is a directory"
     ):
         load_dataset(str(tiny), str(tiny))
-    with pytest.raises(DataError, match=r"data\.tokenizer=s3://b/t\.json: Install s3fs"):
-        load_dataset(str(tiny), "s3://b/t.json")
+    with pytest.raises(DataError, match=r"data\.tokenizer=gs://b/t\.json: .*nstall gcsfs"):
+        load_dataset(str(tiny), "gs://b/t.json")
 
 
 class Failing:
