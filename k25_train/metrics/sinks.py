@@ -3,8 +3,8 @@
 A row is a flat mapping with `step`, the number of finished optimizer steps (0 is the evaluation before the
 first), and any of: loss, grad_norm, lr, tokens, text_tokens, vision_tokens, images, patches, step_time_s,
 tokens_per_s, flops; for each source of the step `source_tokens/NAME`, what it gave to the global batch, and
-where a job or a mixture begins `source_weight/NAME`; in steps that QK-Clip samples max_logit, heads_clipped
-and the list max_logits, one per layer; with a decoupled encoder the fields of
+where other weights begin `source_weight/NAME`; in steps that QK-Clip samples max_logit, heads_clipped and
+the list max_logits, one per layer; with a decoupled encoder the fields of
 `parallel.dep.stats.VisionSummary`, each behind `vision_`; with offloaded activations those of
 `parallel.activations.offload.OffloadStats`, the largest of any rank, behind `offload_`; on GPUs those of
 `k25_train.training.device_memory.MemoryFigures` behind `memory_`; and at evaluations eval_text_loss and

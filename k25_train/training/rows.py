@@ -14,10 +14,10 @@ from k25_train.training.step import StepResult
 MetricsRow = dict[str, Value | Sequence[Value]]
 
 
-def metrics_row(config: Config, step: int, result: StepResult, *, is_first: bool) -> MetricsRow:
+def metrics_row(config: Config, step: int, result: StepResult, *, is_mixed_anew: bool) -> MetricsRow:
     """The row of a step; parts that did nothing add no figures. Only the rank that writes it needs it.
 
-    `is_first` of a job: it has the weights of the sources, as steps have from which on others hold.
+    `is_mixed_anew`: the configuration's mixture is drawn from this step on, so it has the weights.
     """
     sizes = result.sizes
     return {
@@ -34,7 +34,7 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_first: bool
         "step_time_s": result.step_time_s,
         "tokens_per_s": sizes.num_tokens / result.step_time_s,
         **figures(result.served),
-        **weights(config, step, is_first=is_first),
+        **weights(config, step, is_mixed_anew=is_mixed_anew),
         **{f"vision_{name}": value for name, value in asdict(result.vision).items()},
         **{f"offload_{name}": value for name, value in asdict(result.offload).items()},
         **{f"memory_{name}": value for name, value in asdict(result.memory).items()},
@@ -42,10 +42,10 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_first: bool
     }
 
 
-def weights(config: Config, step: int, *, is_first: bool) -> MetricsRow:
-    """`source_weight/NAME` where a mixture begins, or is first drawn by this job."""
+def weights(config: Config, step: int, *, is_mixed_anew: bool) -> MetricsRow:
+    """`source_weight/NAME` where other weights begin, by the schedule or since the configuration is another."""
     current = [mixture for mixture in mixtures(config.data) if mixture.first_step <= step][-1]
-    if not is_first and current.first_step != step:
+    if not is_mixed_anew and current.first_step != step:
         return {}
     return {f"source_weight/{name}": weight for name, weight in current.weights.items()}
 

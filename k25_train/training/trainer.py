@@ -94,7 +94,8 @@ class Trainer:
                 result = train_step(run, step)
                 self.finished_step, self.verdict = step, self.soundness.judge(result)
                 self.keeper.trained(result.loader_state)
-                row = row_of(run, step, result, is_first=step == start + 1)
+                is_mixed_anew = step == self.keeper.data.mixtures[-1].from_step
+                row = row_of(run, step, result, is_mixed_anew=is_mixed_anew)
             evaluation = self.evaluate() if is_last or step % cadence.eval_interval == 0 else {}
             with run.tracker.phase("report"):
                 self.report.add(row | evaluation)
@@ -179,6 +180,6 @@ class Trainer:
             return eval_losses(self.run, self.run.config.train.eval_sequences)
 
 
-def row_of(run: Run, step: int, result: StepResult, *, is_first: bool) -> MetricsRow:
+def row_of(run: Run, step: int, result: StepResult, *, is_mixed_anew: bool) -> MetricsRow:
     """The row of a step on the rank that writes it; nothing on others, which would idle the device for it."""
-    return metrics_row(run.config, step, result, is_first=is_first) if run.is_main else {}
+    return metrics_row(run.config, step, result, is_mixed_anew=is_mixed_anew) if run.is_main else {}

@@ -20,9 +20,9 @@ def test_only_the_rank_that_writes_makes_a_row(is_main: bool, monkeypatch: pytes
     trainer = pytest.importorskip("k25_train.training.trainer")
     made: list[int] = []
     monkeypatch.setattr(
-        trainer, "metrics_row", lambda config, step, result, is_first: made.append(step) or {}
+        trainer, "metrics_row", lambda config, step, result, is_mixed_anew: made.append(step) or {}
     )
-    assert trainer.row_of(SimpleNamespace(is_main=is_main, config=None), 7, None, is_first=False) == {}
+    assert trainer.row_of(SimpleNamespace(is_main=is_main, config=None), 7, None, is_mixed_anew=False) == {}
     assert made == [7] * is_main
 
 
@@ -54,13 +54,13 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
         memory=NoMemoryFigures(),
         clip=nothing,
     )
-    row = metrics_row(CONFIG, 1, result, is_first=True)
+    row = metrics_row(CONFIG, 1, result, is_mixed_anew=True)
     assert not [key for key in row if key.startswith("memory_")]
     assert (row["tokens"], row["text_tokens"], row["vision_tokens"]) == (100, 90, 10)
     assert (row["source_tokens/web"], row["source_tokens/pages"]) == (60, 40)
     assert (row["images"], row["patches"], row["tokens_per_s"]) == (3, 40, 50.0)
     result.memory = MemoryFigures(peak_allocated_bytes=70, peak_reserved_bytes=75, planned_bytes=65, rank=3)
-    row = metrics_row(CONFIG, 1, result, is_first=True)
+    row = metrics_row(CONFIG, 1, result, is_mixed_anew=True)
     assert row["memory_peak_allocated_bytes"] == 70 and row["memory_peak_reserved_bytes"] == 75
     assert (row["memory_planned_bytes"], row["memory_rank"]) == (65, 3)
 
@@ -69,7 +69,7 @@ def test_weights_are_told_where_a_mixture_begins() -> None:
     from k25_train.training.rows import weights
 
     before = {f"source_weight/{name}": weight for name, weight in mixtures(CONFIG.data)[0].weights.items()}
-    assert weights(CONFIG, 3, is_first=True) == before
-    assert weights(CONFIG, 3, is_first=False) == weights(CONFIG, 6, is_first=False) == {}
+    assert weights(CONFIG, 3, is_mixed_anew=True) == before
+    assert weights(CONFIG, 3, is_mixed_anew=False) == weights(CONFIG, 6, is_mixed_anew=False) == {}
     late = before | {"source_weight/text": 0.25}
-    assert weights(CONFIG, 5, is_first=False) == weights(CONFIG, 9, is_first=True) == late
+    assert weights(CONFIG, 5, is_mixed_anew=False) == weights(CONFIG, 9, is_mixed_anew=True) == late
