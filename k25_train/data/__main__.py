@@ -43,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--vocab-size", type=int, default=4096, help="vocabulary size of the tokenizer to train (%(default)s)"
     )
+    build.add_argument(
+        "--chat-tokens", action="store_true", help="give the vocabulary the special tokens of conversations"
+    )
     build.add_argument("--force", action="store_true", help="build again even if the set exists")
     build.set_defaults(run=_build)
     inspect = commands.add_parser("inspect", help="show what a shard set holds")
@@ -65,6 +68,7 @@ def _build(options: argparse.Namespace, console: Console) -> int:
         out=options.out,
         downloads=options.downloads or options.out.parent / "downloads",
         vocab_size=options.vocab_size,
+        chat_tokens=options.chat_tokens,
         force=options.force,
     )
     with console.status("building"):

@@ -29,6 +29,22 @@ SPECIAL_TOKENS = (
 )
 """Special tokens of a trained vocabulary, its last ids in this order (Kimi's order of the media tokens)."""
 
+CHAT_TOKENS = (
+    "<|im_end|>",
+    "<|im_user|>",
+    "<|im_assistant|>",
+    "<|im_system|>",
+    "<|tool_calls_section_begin|>",
+    "<|tool_calls_section_end|>",
+    "<|tool_call_begin|>",
+    "<|tool_call_argument_begin|>",
+    "<|tool_call_end|>",
+    "<|im_middle|>",
+    "<think>",
+    "</think>",
+)
+"""Special tokens of conversations, in Kimi's order; a trained vocabulary that has them has them last."""
+
 KIMI_NUM_SPECIAL_TOKENS = 256
 KIMI_SPECIAL_OFFSETS = {
     "[BOS]": 0,

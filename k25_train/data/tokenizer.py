@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from k25_train.data.folder import read_file
 from k25_train.data.kimi_tokens import (
+    CHAT_TOKENS,
     KIMI_NUM_SPECIAL_TOKENS,
     KIMI_SPECIAL_OFFSETS,
     SPECIAL_TOKENS,
@@ -44,6 +45,8 @@ class Tokenizer(ABC):
         self.media_content = special_ids["<|media_content|>"]
         self.media_end = special_ids["<|media_end|>"]
         self.media_pad = special_ids["<|media_pad|>"]
+        self.chat_ids = {token: special_ids[token] for token in CHAT_TOKENS if token in special_ids}
+        """Special token of conversations -> id; empty in a vocabulary without them."""
 
     @property
     @abstractmethod
@@ -89,7 +92,8 @@ class TrainedTokenizer(Tokenizer):
             )
         self._tokenizer.encode_special_tokens = True
         self._has_boundaries = _splits_as_trained_here(data)
-        super().__init__(data, {token: vocabulary[token] for token in SPECIAL_TOKENS})
+        known = {*SPECIAL_TOKENS, *CHAT_TOKENS} & vocabulary.keys()
+        super().__init__(data, {token: vocabulary[token] for token in known})
 
     @property
     def vocab_size(self) -> int:
@@ -165,11 +169,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     raise DataError(f"{path}: a tokenizer is a .json file (trained) or a .model file (Kimi's tiktoken).")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path, *, chat_tokens: bool = False) -> None:
     """Train a byte-level BPE of exactly `vocab_size` ids, the special tokens last, and write it to `path`.
 
-    Equal texts give an equal file. Raises DataError if the texts do not yield that many tokens.
+    With `chat_tokens` it has those of conversations, too, behind the others. Equal texts give an equal file.
+    Raises DataError if the texts do not yield that many tokens.
     """
+    special_tokens = SPECIAL_TOKENS + (CHAT_TOKENS if chat_tokens else ())
     # 1. Text is split by Moonshot's pattern, then taken byte by byte.
     tokenizer = tokenizers.Tokenizer(models.BPE())
     pre_tokenizer: Any = pre_tokenizers.Sequence(
@@ -183,16 +189,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
 
     # 2. Merges are learned from the 256 bytes on; special tokens get the last ids.
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        vocab_size=vocab_size - len(special_tokens),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.add_special_tokens(list(special_tokens))
     if tokenizer.get_vocab_size() != vocab_size:
         raise DataError(
             f"vocabulary of {vocab_size} asked for, but the texts yield {tokenizer.get_vocab_size()} tokens "
-            f"(256 bytes and {len(SPECIAL_TOKENS)} special tokens always). Set --vocab-size to that."
+            f"(256 bytes and {len(special_tokens)} special tokens always). Set --vocab-size to that."
         )
     tokenizer.save(str(path), pretty=False)
 

@@ -41,8 +41,11 @@ def parse_words(data: bytes, record: SampleRecord) -> tuple[Words, ...]:
     )
 
 
-def parse_sample(data: bytes) -> dict[str, Any]:
-    """The object in a `.json` member. Raises SampleError, with the reason alone, if there is none."""
+def parse_sample(data: bytes, problem: str = "no sample JSON where the index says") -> dict[str, Any]:
+    """The object in a `.json` member, or in a line of JSON.
+
+    Raises SampleError, with the reason alone, if there is none; `problem` is said of what is no strict JSON.
+    """
     try:
         content = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
@@ -50,7 +53,7 @@ def parse_sample(data: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise SampleError("its JSON is nested too deeply") from error
     except ValueError as error:
-        raise SampleError(f"no sample JSON where the index says ({error})") from error
+        raise SampleError(f"{problem} ({error})") from error
     if not isinstance(content, dict):
         raise SampleError(f"its JSON is a {type(content).__name__}, not an object")
     return content

@@ -53,6 +53,8 @@ class BuildOptions:
     """Where archives are kept between builds."""
     vocab_size: int = 4096
     """Size of the tokenizer trained on the train split, special tokens included; 4096 is our choice."""
+    chat_tokens: bool = False
+    """Whether it has the special tokens of conversations."""
     force: bool = False
     """Build again although the set is there."""
 
@@ -72,7 +74,9 @@ def build_dataset(options: BuildOptions, report: Report, sources: Sequence[Sourc
         splits = {split: [s for s in samples if split_of(s) == split] for split in SPLITS}
         with _stage(report, f"training a tokenizer of {options.vocab_size} tokens"):
             texts = (part.text for s in splits["train"] for part in s.parts if isinstance(part, Text))
-            train_tokenizer(texts, options.vocab_size, folder / TOKENIZER_FILE)
+            train_tokenizer(
+                texts, options.vocab_size, folder / TOKENIZER_FILE, chat_tokens=options.chat_tokens
+            )
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
         licences = {source.name: source.licence for source in sources}
         shards = {}
@@ -95,7 +99,13 @@ def _may_replace(options: BuildOptions) -> bool:
         )
     if options.force or not (options.out / MANIFEST).is_file():
         return True
-    vocab_size = load_tokenizer(options.out / TOKENIZER_FILE).vocab_size
+    tokenizer = load_tokenizer(options.out / TOKENIZER_FILE)
+    vocab_size = tokenizer.vocab_size
+    if options.chat_tokens and not tokenizer.chat_ids:
+        raise DataError(
+            f"{options.out}: its vocabulary has no special tokens of conversations. Add --force to build it "
+            "again, or choose another folder with --out."
+        )
     if vocab_size != options.vocab_size:
         raise DataError(
             f"{options.out}: has a vocabulary of {vocab_size}, and {options.vocab_size} was asked for. "

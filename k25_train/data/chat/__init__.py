@@ -1,0 +1,1 @@
+"""Conversations for fine-tuning: what they may hold, Kimi's template, and their tokens."""
