@@ -15,6 +15,7 @@ from k25_train.config.model import VisionConfig
 from k25_train.config.sources import SAMPLE_KINDS, SourceFormat
 from k25_train.config.training import TrainConfig
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler, Reads
+from k25_train.data.decode.decoder import decoder_versions
 from k25_train.data.decode.media import MediaReader
 from k25_train.data.fingerprint import data_facts
 from k25_train.data.formats.dataset import load_dataset
@@ -55,7 +56,7 @@ class DataLoader:
         self.skip_log = SkipLog(data.dir, data.max_skipped_samples)
         reader = WordsReader(self.dataset.reader, self.dataset.reader.read_words, self.tokenizer)
         self._documents = DocumentBuilder(reader, self.tokenizer, vision)
-        self.media = MediaReader(self.dataset.reader, vision)
+        self.media = MediaReader(self.dataset.reader, vision, data.decoder)
         self._assembler = MicroBatchAssembler(
             documents=self._documents,
             vision=vision,
@@ -101,7 +102,10 @@ class DataLoader:
                 {kind: self._records(split, kind) for kind in self._data.sources}
                 for split in ("train", self._heldout_split)
             )
-            self._facts = data_facts(train, heldout, self.dataset.tokenizer_sha256)
+            self._facts = {
+                **data_facts(train, heldout, self.dataset.tokenizer_sha256),
+                "data.decoder": decoder_versions(self._data.decoder),
+            }
         return self._facts
 
     def summaries(self) -> tuple[SourceSummary, ...]:

@@ -5,23 +5,28 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.clock import Shown, frame_times
 from k25_train.data.decode.frames import DecoderErrors, decode_frames
 from k25_train.data.decode.items import PlannedMedia, patch_limit_of, resized_size
+from k25_train.data.decode.view import AS_IT_IS, View
 from k25_train.data.formats.records import MediaSegment
 from k25_train.errors import DataError
 
 
 def load_patches(
-    data: bytes, media: PlannedMedia, vision: VisionConfig, positions: Sequence[int] | None = None
+    data: bytes,
+    media: PlannedMedia,
+    vision: VisionConfig,
+    positions: Sequence[int] | None = None,
+    view: View = AS_IT_IS,
 ) -> Tensor:
     """Decode a media file into the patches of its items, one after another.
 
-    `positions`, in ascending order, select items; None selects all.
+    `positions`, in ascending order, select items; None selects all. `view` says how pictures are changed at
+    random.
 
     Returns [P, 3*p*p] float32 (p = patch size) in rows ordered (t, h, w), each patch channel-first, values
     (x/255 - 0.5)/0.5; padding is black, i.e. -1. Raises DataError with the reason if the file does not decode
@@ -51,8 +56,7 @@ def load_patches(
                 image = frame.to_rgb()
                 pixel_formats.add(frame.pixel_format)
             if num_uses:
-                resized = image.resize(size, Image.Resampling.BICUBIC) if size != image.size else image
-                frame_patches = patchify(np.asarray(resized), (rows, columns), vision.patch_size)
+                frame_patches = patchify(np.asarray(view.of(image, size)), (rows, columns), vision.patch_size)
                 patches += [frame_patches] * num_uses
             shown.append(frame.shown)
     _check_frames(segment, shown)

@@ -68,6 +68,15 @@ def to_rgb(image: Image.Image, file: PictureFile) -> Image.Image:
     return _on_white(rgb, alpha)
 
 
+def changes_colours(image: Image.Image, file: PictureFile) -> bool:
+    """Whether `to_rgb` does more to an opaque image than to take its values for sRGB."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        return _transform(profile, "RGB" if image.mode in ("1", "P") else image.mode) is not None
+    gamma = _SRGB_GAMMA if "srgb" in image.info else image.info.get("gamma", _SRGB_GAMMA)
+    return file.colour_codes != (1, 13) or _is_another(gamma)
+
+
 def _on_white(colours: Image.Image, alpha: Image.Image | None) -> Image.Image:
     rgb = colours.convert("RGB")
     if alpha is None:
@@ -155,6 +164,11 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 def _apply_gamma(rgb: Image.Image, gamma: float) -> Image.Image:
     """Values that were raised to `gamma` when the file was written, as sRGB has them."""
-    if gamma <= 0 or abs(gamma / _SRGB_GAMMA - 1) < 0.05:
+    if not _is_another(gamma):
         return rgb
     return rgb.point([round(255 * (value / 255) ** (_SRGB_GAMMA / gamma)) for value in range(256)] * 3)
+
+
+def _is_another(gamma: float) -> bool:
+    """Whether values raised to `gamma` are not those of sRGB."""
+    return gamma > 0 and abs(gamma / _SRGB_GAMMA - 1) >= 0.05
