@@ -1,4 +1,4 @@
-"""`python -m k25_train.data build|inspect|verify` (also `k25-data`): make, show and check shard sets."""
+"""`python -m k25_train.data build|inspect|verify|prepare` (also `k25-data`): make, show and check data."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from k25_train.data.commands import prepare
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.smoke_set.build import BuildOptions, build_dataset
 from k25_train.data.smoke_set.overview import print_samples, print_tables, write_contact_sheet
@@ -18,6 +19,8 @@ from k25_train.entry import exit_status
 DEFAULT_DIRECTORY = Path("datasets/smoke")
 CONTACT_SHEET_SAMPLES = 60
 KINDS_WITH_MEDIA = ("caption", "ocr", "video")
+MAKING = ("build", "prepare")
+"""Commands that make something."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
 
     words = sys.argv[1:] if arguments is None else arguments
-    # A set is built whether or not somebody reads about it; the others exist to print.
-    return exit_status(body, output_goes_on="build" in words[:1])
+    # Data are made whether or not somebody reads about it; the others exist to print.
+    return exit_status(body, output_goes_on=any(word in MAKING for word in words[:1]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="read everything again and name every faulty file")
     verify.add_argument("directory", nargs="?", default=str(DEFAULT_DIRECTORY))
     verify.set_defaults(run=_verify)
+    prepare.add(commands)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""A corpus of JSON lines or Parquet, tokenised once into megatron-core's indexed form."""
