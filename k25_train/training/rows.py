@@ -43,7 +43,7 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_mixed_anew:
 
 
 def weights(config: Config, step: int, *, is_mixed_anew: bool) -> MetricsRow:
-    """`source_weight/NAME` where other weights begin, by the schedule or since the configuration is another."""
+    """`source_weight/NAME` where other weights begin, by the schedule or with another configuration."""
     current = [mixture for mixture in mixtures(config.data) if mixture.first_step <= step][-1]
     if not is_mixed_anew and current.first_step != step:
         return {}
