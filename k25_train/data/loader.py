@@ -16,7 +16,7 @@ from k25_train.config.sources import SAMPLE_KINDS, SourceFormat
 from k25_train.config.training import TrainConfig
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler, Reads
 from k25_train.data.decode.decoder import decoder_versions
-from k25_train.data.decode.media import MediaReader
+from k25_train.data.decode.media import MediaReader, Wanted
 from k25_train.data.fingerprint import data_facts
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.formats.reader import WordsReader
@@ -30,7 +30,7 @@ from k25_train.data.prefetch import StepPrefetch
 from k25_train.data.served import SourceSummary
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.tokenizer import load_tokenizer
-from k25_train.data.units import ReadHere, Result, Unit, UnitReading, WordsUnit
+from k25_train.data.units import GroupedReading, MediaGroup, ReadHere, Result, Unit, UnitReading, WordsUnit
 from k25_train.errors import ConfigError, DataError
 
 EVAL_SEED = 0
@@ -67,7 +67,7 @@ class DataLoader:
             sources=list(data.sources),
         )
 
-        self.reading: UnitReading = workers or ReadHere(self.read_unit)
+        self.reading: UnitReading = GroupedReading(workers or ReadHere(self.read_unit), vision)
 
         # 2. What plans batches: one stream of sequences per kind, and the order of kinds.
         self._blend = Blend(_shares(data))
@@ -183,6 +183,9 @@ class DataLoader:
         """Read, tokenise and decode in this process. Raises as `micro_batches`."""
         if isinstance(unit, WordsUnit):
             return self._assembler.assemble(unit.sequences, unit.reads)
+        if isinstance(unit, MediaGroup):
+            wanted = [Wanted(each.media, each.positions) for each in unit.units]
+            return tuple(self.media.load_all(wanted))
         return self.media.load(unit.media, unit.positions)
 
     @property
