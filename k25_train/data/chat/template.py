@@ -12,8 +12,8 @@ Source: `chat_template.jinja` of moonshotai/Kimi-K2.5 since 2026-01-29, without 
 `preserve_thinking` is K2.6's.
 
 What is learned is what the assistant generates: all that follows the generation prompt, `<|im_end|>`
-included. That prompt ends with `<think>` where it is asked to think, else with `<think></think>`. How Moonshot
-masks its own fine-tuning is not disclosed.
+included. That prompt ends with `<think>` where it is asked to think, else with `<think></think>`. How
+Moonshot masks its own fine-tuning is not disclosed.
 
 The template shows earlier exchanges without their reasoning, so a conversation with reasoning in several
 exchanges is several documents: each as the model sees it when it generates, and every turn is learned in one.
@@ -132,7 +132,7 @@ def _content(message: Message) -> Iterator[Piece]:
 
 
 def _joined(pieces: list[Piece]) -> Iterator[Piece]:
-    """The pieces with neighbouring texts as one, since tokens may cross their seam, and without empty ones."""
+    """The pieces without empty texts, neighbours as one since tokens may cross their seam."""
     waiting: Text | None = None
     for piece in pieces:
         if isinstance(piece, Text):

@@ -68,7 +68,7 @@ def test_the_tokenizer_has_not_seen_the_heldout_split(
 ) -> None:
     seen: list[str] = []
 
-    def record_texts(texts: Any, vocab_size: int, path: Path) -> None:
+    def record_texts(texts: Any, vocab_size: int, path: Path, **_: Any) -> None:
         seen.extend(texts)
         raise DataError("enough")
 
