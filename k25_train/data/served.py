@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,13 @@ def with_media(sources: Iterable[SourceSummary]) -> frozenset[str]:
     return frozenset(source.name for source in sources if source.has_media)
 
 
-def figures(served: Mapping[str, Served]) -> dict[str, int]:
-    """Columns of a step's metrics: `source_tokens/NAME`."""
-    return {f"source_tokens/{name}": of.num_tokens for name, of in served.items()}
+def figures(served: Mapping[str, Served], loader_state: Mapping[str, Any]) -> dict[str, int | float]:
+    """Columns of a step's metrics, of the sources that gave something: `source_tokens/NAME`, and
+    `source_epochs/NAME`, passes over its samples since the run began.
+
+    `loader_state` is where the loader is after the step (`HostInputs.state_after`).
+    """
+    tokens = {f"source_tokens/{name}": of.num_tokens for name, of in served.items()}
+    positions = loader_state.get("sources", {})
+    epochs = {name: positions[name]["epochs_used"] for name in served if name in positions}
+    return tokens | {f"source_epochs/{name}": round(passes, 6) for name, passes in epochs.items()}

@@ -2,14 +2,14 @@
 
 A row is a flat mapping with `step`, the number of finished optimizer steps (0 is the evaluation before the
 first), and any of: loss, grad_norm, lr, tokens, text_tokens, vision_tokens, images, patches, step_time_s,
-tokens_per_s, flops; for each source of the step `source_tokens/NAME`, what it gave to the global batch, and
-where other weights begin `source_weight/NAME`; in steps that QK-Clip samples max_logit, heads_clipped and
-the list max_logits, one per layer; with a decoupled encoder the fields of
-`parallel.dep.stats.VisionSummary`, each behind `vision_`; with offloaded activations those of
-`parallel.activations.offload.OffloadStats`, the largest of any rank, behind `offload_`; on GPUs those of
-`k25_train.training.device_memory.MemoryFigures` behind `memory_`; and at evaluations eval_text_loss and
-eval_caption_loss, the means over sources of text alone and over those with media, and `eval_loss/NAME` for
-each source.
+tokens_per_s, flops; for each source of the step `source_tokens/NAME`, what it gave to the global batch,
+`source_epochs/NAME`, passes over its samples so far, and where other weights begin `source_weight/NAME`; in
+steps that QK-Clip samples max_logit, heads_clipped and the list max_logits, one per layer; with a decoupled
+encoder the fields of `parallel.dep.stats.VisionSummary`, each behind `vision_`; with offloaded activations
+those of `parallel.activations.offload.OffloadStats`, the largest of any rank, behind `offload_`; on GPUs
+those of `k25_train.training.device_memory.MemoryFigures` behind `memory_`; and at evaluations eval_text_loss
+and eval_caption_loss, the means over sources of text alone and over those with media, and `eval_loss/NAME`
+for each source.
 """
 
 from __future__ import annotations

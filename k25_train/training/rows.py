@@ -33,7 +33,7 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_mixed_anew:
         "flops": training_flops(config.model, sizes, config.optim.vision.trained),
         "step_time_s": result.step_time_s,
         "tokens_per_s": sizes.num_tokens / result.step_time_s,
-        **figures(result.served),
+        **figures(result.served, result.loader_state),
         **weights(config, step, is_mixed_anew=is_mixed_anew),
         **{f"vision_{name}": value for name, value in asdict(result.vision).items()},
         **{f"offload_{name}": value for name, value in asdict(result.offload).items()},

@@ -45,6 +45,7 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
     result = SimpleNamespace(
         sizes=sizes,
         served={"web": Served(60), "pages": Served(40)},
+        loader_state={"sources": {"web": {"epochs_used": 1.25}, "gone": {"epochs_used": 3.0}}},
         loss=1.0,
         grad_norm=1.0,
         learning_rate=1.0,
@@ -58,6 +59,7 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
     assert not [key for key in row if key.startswith("memory_")]
     assert (row["tokens"], row["text_tokens"], row["vision_tokens"]) == (100, 90, 10)
     assert (row["source_tokens/web"], row["source_tokens/pages"]) == (60, 40)
+    assert row["source_epochs/web"] == 1.25 and "source_epochs/gone" not in row
     assert (row["images"], row["patches"], row["tokens_per_s"]) == (3, 40, 50.0)
     result.memory = MemoryFigures(peak_allocated_bytes=70, peak_reserved_bytes=75, planned_bytes=65, rank=3)
     row = metrics_row(CONFIG, 1, result, is_mixed_anew=True)
