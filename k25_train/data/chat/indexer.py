@@ -1,4 +1,4 @@
-"""Indexing of conversations: lines of a stretch of a file become items, or are told with file, line and reason."""
+"""Indexing of conversations: lines of a stretch of a file become items, or are told with a reason."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -35,10 +35,11 @@ class Indexed(NamedTuple):
 class ChatIndexer:
     """Makes records of the conversations of one source."""
 
-    def __init__(self, folder: DataFolder, tokens: ChatTokens) -> None:
+    def __init__(self, folder: DataFolder, tokens: ChatTokens, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._folder = folder
         self._tokens = tokens
         self._media = MediaFiles(folder)
+        self._max_line_bytes = max_line_bytes
 
     def index(self, shard: str, start: int, stop: int) -> Iterator[Indexed]:
         """One result for each line of `shard` that begins in a stretch of its bytes, blank ones included.
@@ -47,10 +48,10 @@ class ChatIndexer:
         """
         if not shard.endswith(LINE_SUFFIXES):
             raise DataError(
-                f"{self._folder.path(shard)}: conversations are JSON lines, uncompressed, in files that end in "
-                f"{', '.join(LINE_SUFFIXES)}. Rename or decompress it, or correct the source's path."
+                f"{self._folder.path(shard)}: conversations are JSON lines, uncompressed, in files named "
+                f"*{', *'.join(LINE_SUFFIXES)}. Rename or decompress it, or correct the source's path."
             )
-        for line in lines(self._folder, shard, start, stop):
+        for line in lines(self._folder, shard, start, stop, self._max_line_bytes):
             try:
                 yield Indexed(self._records(shard, line), None)
             except SampleError as error:
@@ -59,7 +60,9 @@ class ChatIndexer:
     def _records(self, shard: str, line: Line) -> tuple[SampleRecord, ...]:
         data = line.data
         if data is None:
-            raise SampleError(f"is longer than {MAX_LINE_BYTES} bytes, as much as a conversation may have")
+            raise SampleError(
+                f"is longer than {self._max_line_bytes} bytes, as much as a conversation may have"
+            )
         if not data.strip():
             return ()
         documents = self._tokens.documents(parse_conversation(data))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from k25_train.data.folder import DataFolder
 
 MAX_LINE_BYTES = 2**26
-"""Longest line that is read: a conversation of 16 million tokens, or one with its images in it. Our choice."""
+"""Longest line that is read: a conversation of 16 million tokens, or with images in it. Our choice."""
 _BLOCK_BYTES = 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -22,9 +22,7 @@ class Line(NamedTuple):
     """None for a line that is too long."""
 
 
-def lines(
-    folder: DataFolder, name: str, start: int, stop: int, max_bytes: int = MAX_LINE_BYTES
-) -> Iterator[Line]:
+def lines(folder: DataFolder, name: str, start: int, stop: int, max_bytes: int) -> Iterator[Line]:
     """The lines of a file that begin at `start` or behind it and before `stop`, blank ones included.
 
     Stretches that follow one another give each line once. Raises DataError if the file cannot be read.
@@ -34,11 +32,12 @@ def lines(
     if start:
         # A line begins at `start` if the byte before ends one.
         blocks.skip_line()
-    elif blocks.starts_with(_BYTE_ORDER_MARK):
-        blocks.position += len(_BYTE_ORDER_MARK)
     while blocks.position < stop and not blocks.at_end():
         offset = blocks.position
-        yield Line(number, offset, blocks.line(max_bytes))
+        data = blocks.line(max_bytes)
+        if not offset and data is not None and data.startswith(_BYTE_ORDER_MARK):
+            offset, data = len(_BYTE_ORDER_MARK), data.removeprefix(_BYTE_ORDER_MARK)
+        yield Line(number, offset, data)
         number += 1
 
 
@@ -52,10 +51,6 @@ class _Blocks:
         """Of the next byte."""
         self._block = b""
         self._first = position
-
-    def starts_with(self, prefix: bytes) -> bool:
-        """Whether these bytes are next."""
-        return not self.at_end() and self._rest()[: len(prefix)] == prefix
 
     def at_end(self) -> bool:
         """Whether there is no next byte."""

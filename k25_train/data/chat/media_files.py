@@ -1,7 +1,7 @@
 """Images and videos of conversations: where they are, and their sizes.
 
 A conversation names them relative to its own file, by a URL below the source's folder, or has them in it as
-`data:` URIs. Then their place is that of the Base64 text in the line, which `embedded` turns into bytes again.
+`data:` URIs. Then their place is that of the Base64 text in the line, which `embedded` turns into bytes.
 """
 
 import base64
@@ -64,8 +64,8 @@ class MediaFiles:
         name = posixpath.normpath(posixpath.join(posixpath.dirname(shard), url))
         if "://" in url or name.startswith(("/", "../")):
             raise SampleError(
-                f"its {part.type} {part.url} is outside of the source's folder {root}; copy it there, or begin "
-                "the source's path further up, as in FOLDER/{annotations}/*.jsonl"
+                f"its {part.type} {part.url} is outside of the source's folder {root}; copy it there, or "
+                "begin the source's path further up, as in FOLDER/{annotations}/*.jsonl"
             )
         return name
 

@@ -54,21 +54,18 @@ class ChatReader:
             # What is wrong with a conversation says more than that it changed.
             documents = self._tokens.documents(parse_conversation(line))
             check_crc32(line, record.crc32)
-            for document in documents:
-                if fits(document, record.segments):
-                    return document
-            raise SampleError("its tokens are not those that were indexed")
+            return _chosen(documents, record.segments)
         except SampleError as error:
             place = f"{self.directory}/{record.shard}, conversation at byte {record.offset}"
             raise SampleError(error.reason, place) from error
 
 
-def fits(document: ChatDocument, segments: Sequence[Segment]) -> bool:
-    """Whether a document has these segments.
-
-    Documents of one conversation differ in them: what is learned in a later one is further behind.
-    """
-    return len(document) == len(segments) and all(map(_is_of, document, segments))
+def _chosen(documents: Sequence[ChatDocument], segments: Sequence[Segment]) -> ChatDocument:
+    """The document with these segments; all differ, since what a later one teaches is further behind."""
+    for document in documents:
+        if len(document) == len(segments) and all(map(_is_of, document, segments)):
+            return document
+    raise SampleError("its tokens are not those that were indexed")
 
 
 def _is_of(part: object, segment: Segment) -> bool:
