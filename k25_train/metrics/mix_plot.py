@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from k25_train.metrics.plots import draw_evaluations, label_ends, style
@@ -33,7 +34,7 @@ def plot_mix(rows: Sequence[Row], path: Path, title: str) -> None:
         title: printed above the plot.
     """
     names = sources_of(rows)
-    colors = {name: colormaps["tab20"](number % 20) for number, name in enumerate(names)}
+    colors = {name: to_hex(colormaps["tab20"](number % 20)) for number, name in enumerate(names)}
     figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
     shares, losses = figure.subplots(2, 1, sharex=True)
     draw_shares(shares, rows, colors)
@@ -49,7 +50,7 @@ def plot_mix(rows: Sequence[Row], path: Path, title: str) -> None:
     figure.savefig(path)
 
 
-def draw_shares(axes: Axes, rows: Sequence[Row], colors: dict[str, tuple[float, ...]]) -> None:
+def draw_shares(axes: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None:
     """Sources on top of one another, and a dotted line where the weights changed."""
     steps, shares = shares_over_steps(rows, list(colors))
     if steps:
