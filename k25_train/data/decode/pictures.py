@@ -14,7 +14,7 @@ from k25_train.data.decode.gif import gif_frames, is_gif
 from k25_train.data.decode.picture_colour import PictureFile, to_rgb
 from k25_train.errors import DataError
 
-_FORMATS = (
+PICTURE_FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX"),
     *("PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
@@ -32,8 +32,8 @@ _TURNS = {
 """Value of the orientation tag -> what it asks for. Pillow's turns are counterclockwise."""
 _OF_COLOUR = ("icc_profile", "srgb", "gamma")
 """What Pillow tells of a PNG's colours."""
-_FIRST_QUARTER_TURN = 5
-"""From here on width and height are swapped."""
+QUARTER_TURNS = (5, 6, 7, 8)
+"""Values of the orientation tag by which width and height are swapped."""
 _STILL = Shown(Fraction(0), Fraction(0), Clock(Fraction(1), Fraction(0)))
 
 
@@ -45,7 +45,7 @@ def picture_frame(data: bytes, *, legacy: bool) -> Frame:
             raise OSError("the file has no picture")
         rgb = to_rgb(composed, PictureFile(data, legacy))
         return Frame(rgb.size, composed.mode, _STILL, lambda: rgb)
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         rgb = to_rgb(image, PictureFile(data, legacy))
@@ -55,14 +55,14 @@ def picture_frame(data: bytes, *, legacy: bool) -> Frame:
 def animation_frames(data: bytes, *, legacy: bool) -> Iterator[Frame]:
     """All frames of an animated image in the order of display, turned unless `legacy`."""
     file = PictureFile(data, legacy)
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if not legacy else 1
         start_s = Fraction(0)
         first_delay_s: Fraction | None = None
         for frame, delay_ms in _pillow_frames(image) if legacy else _composed_frames(image, data):
             delay_s = _delay_s(delay_ms)
             first_delay_s = first_delay_s or delay_s
-            size = frame.size[::-1] if orientation >= _FIRST_QUARTER_TURN else frame.size
+            size = frame.size[::-1] if orientation in QUARTER_TURNS else frame.size
             shown = Shown(start_s, delay_s, Clock(first_delay_s, Fraction(0)))
             yield Frame(size, frame.mode, shown, partial(_upright, frame, file, orientation))
             start_s += delay_s

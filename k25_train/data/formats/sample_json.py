@@ -46,17 +46,22 @@ def parse_sample(data: bytes, problem: str = "no sample JSON where the index say
 
     Raises SampleError, with the reason alone, if there is none; `problem` is said of what is no strict JSON.
     """
+    content = parse_json(data, problem)
+    if not isinstance(content, dict):
+        raise SampleError(f"its JSON is a {type(content).__name__}, not an object")
+    return content
+
+
+def parse_json(data: bytes, problem: str = "no sample JSON where the index says") -> Any:
+    """Strict JSON in UTF-8. Raises SampleError, with the reason alone, for anything else."""
     try:
-        content = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise SampleError(f"its JSON is not UTF-8 (byte {error.start})") from error
     except RecursionError as error:
         raise SampleError("its JSON is nested too deeply") from error
     except ValueError as error:
         raise SampleError(f"{problem} ({error})") from error
-    if not isinstance(content, dict):
-        raise SampleError(f"its JSON is a {type(content).__name__}, not an object")
-    return content
 
 
 def surrogate_in(text: str) -> str | None:

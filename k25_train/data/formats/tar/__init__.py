@@ -1,0 +1,1 @@
+"""Tar shards read in place, whoever wrote them: `webdataset` and `energon`."""
