@@ -8,9 +8,9 @@ from pathlib import Path
 
 from k25_train.data.folder import DataFolder
 from k25_train.data.formats.records import SampleRecord
-from k25_train.data.formats.tar.indexer import TarIndexer
-from k25_train.data.formats.tar.layouts import Layout, StemLayout
-from k25_train.data.formats.tar.members import ReadAhead, Skip
+from k25_train.data.tar.indexer import TarIndexer
+from k25_train.data.tar.layouts import Layout, StemLayout
+from k25_train.data.tar.members import ReadAhead, Skip
 from k25_train.data.tokenizer import Tokenizer
 from tests.helpers.media_files import image_bytes
 from tests.helpers.tiny_shards import make_picture

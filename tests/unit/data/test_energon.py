@@ -9,9 +9,9 @@ import pytest
 
 from k25_train.data.folder import DataFolder
 from k25_train.data.formats.sample_json import SampleError
-from k25_train.data.formats.tar.braces import expand_braces
-from k25_train.data.formats.tar.energon import layout_of, load_energon
-from k25_train.data.formats.tar.layouts import StemLayout, Text, place_media
+from k25_train.data.tar.braces import expand_braces
+from k25_train.data.tar.energon import layout_of, load_energon
+from k25_train.data.tar.layouts import StemLayout, Text, place_media
 from k25_train.errors import DataError
 
 # As `energon prepare` of megatron-energon 7.4.1 wrote them for three shards of four samples each, with

@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from k25_train.data.formats.tar.headers import Member, ReadAt, TarError, scan_members
+from k25_train.data.tar.headers import Member, ReadAt, TarError, scan_members
 from tests.helpers.tar_shards import tar_bytes
 
 LONG = "a folder/" * 30 + "é.jpg"

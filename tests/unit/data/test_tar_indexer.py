@@ -18,8 +18,8 @@ from k25_train.data.formats.reader import WordsReader
 from k25_train.data.formats.records import SampleRecord, TextSegment
 from k25_train.data.formats.sample_json import SampleError
 from k25_train.data.formats.source_index import SourceIndex
-from k25_train.data.formats.tar.layouts import StemLayout
-from k25_train.data.formats.tar.reader import TarReader
+from k25_train.data.tar.layouts import StemLayout
+from k25_train.data.tar.reader import TarReader
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.helpers.media_files import Clip, corners, image_bytes
 from tests.helpers.tar_shards import Content, indexed, picture, tar_bytes

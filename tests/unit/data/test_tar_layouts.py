@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from k25_train.data.formats.sample_json import SampleError
-from k25_train.data.formats.tar.layouts import StemLayout, Text, json_parts, place_media
+from k25_train.data.tar.layouts import StemLayout, Text, json_parts, place_media
 
 Placed = list[Text | tuple[str, str | None]]
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from k25_train.data.formats.tar.headers import Member
+from k25_train.data.tar.headers import Member
 
 READ_AHEAD_BYTES = 8 * 2**20
 """What one request of a pass over a shard fetches. Our choice; object stores need megabytes per request."""

@@ -11,9 +11,9 @@ from k25_train.data.decode.file_types import (
 from k25_train.data.formats.index import bytes_crc32
 from k25_train.data.formats.records import MediaSegment, SampleRecord, Segment, TextSegment
 from k25_train.data.formats.sample_json import SampleError
-from k25_train.data.formats.tar.headers import ReadAt, TarError, scan_members
-from k25_train.data.formats.tar.layouts import AllMedia, Layout, Text, extension_of, place_media
-from k25_train.data.formats.tar.members import Group, Skip, groups
+from k25_train.data.tar.headers import Member, ReadAt, TarError, scan_members
+from k25_train.data.tar.layouts import AllMedia, Layout, Text, extension_of, place_media
+from k25_train.data.tar.members import Group, Skip, groups
 from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
 
@@ -78,7 +78,7 @@ class TarIndexer:
     def _groups(self) -> Iterator[Group | Skip]:
         fault: TarError | None = None
 
-        def members() -> Iterator:  # type: ignore[type-arg]
+        def members() -> Iterator[Member]:
             nonlocal fault
             try:
                 yield from scan_members(self._read_at, self._num_bytes)

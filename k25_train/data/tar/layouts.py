@@ -54,8 +54,9 @@ Part = Text | Slot | AllMedia
 class Layout(Protocol):
     """Which members hold words, and what these say."""
 
-    takes_lone_texts: bool
-    """Whether a text without media is a sample also where others have media."""
+    @property
+    def takes_lone_texts(self) -> bool:
+        """Whether a text without media is a sample also where others have media."""
 
     def words_of(self, suffixes: Sequence[str]) -> tuple[str, ...]:
         """Those members that hold the words, of all members of a sample by what follows their stem.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from k25_train.data.formats.sample_json import SampleError, parse_json
-from k25_train.data.formats.tar.layouts import (
+from k25_train.data.tar.layouts import (
     TEXT_EXTENSIONS,
     Part,
     Slot,

@@ -4,9 +4,9 @@ from k25_train.data.folder import DataFolder
 from k25_train.data.formats.records import SampleRecord, TextSegment
 from k25_train.data.formats.sample_json import SampleError, Words
 from k25_train.data.formats.shard_reader import ShardReader, check_crc32
-from k25_train.data.formats.tar.headers import TarError, scan_members
-from k25_train.data.formats.tar.layouts import Layout, Text, texts_of
-from k25_train.data.formats.tar.members import groups
+from k25_train.data.tar.headers import TarError, scan_members
+from k25_train.data.tar.layouts import Layout, Text, texts_of
+from k25_train.data.tar.members import groups
 
 
 class TarReader(ShardReader):
