@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from k25_train.data.chat.chat_tokens import ChatDocument, ChatTokens, Stretch
-from k25_train.data.chat.lines import MAX_LINE_BYTES, Line, lines
+from k25_train.data.chat.lines import MAX_LINE_BYTES, Line, lines, num_lines_before
 from k25_train.data.chat.media_files import LINE_SUFFIXES, MediaFiles
 from k25_train.data.chat.messages import parse_conversation
 from k25_train.data.folder import DataFolder
@@ -18,18 +18,9 @@ class Skipped(NamedTuple):
     """A line that is no conversation to learn from."""
 
     line: int
-    """Among the lines of its stretch, from 0 on."""
+    """In its file, from 1 on."""
     reason: str
     """Continues the sentence that names file and line."""
-
-
-class Indexed(NamedTuple):
-    """What came of one line."""
-
-    records: tuple[SampleRecord, ...]
-    """Its documents; more than one where reasoning is shown only in its own exchange."""
-    skipped: Skipped | None
-    """Why there are none; None for a blank line, too."""
 
 
 class ChatIndexer:
@@ -41,8 +32,8 @@ class ChatIndexer:
         self._media = MediaFiles(folder)
         self._max_line_bytes = max_line_bytes
 
-    def index(self, shard: str, start: int, stop: int) -> Iterator[Indexed]:
-        """One result for each line of `shard` that begins in a stretch of its bytes, blank ones included.
+    def index(self, shard: str, start: int, stop: int) -> Iterator[SampleRecord | Skipped]:
+        """The documents of lines of `shard` that begin in a stretch of its bytes, and the lines without any.
 
         Raises DataError for a file that has another name than JSON lines have, or cannot be read.
         """
@@ -51,11 +42,13 @@ class ChatIndexer:
                 f"{self._folder.path(shard)}: conversations are JSON lines, uncompressed, in files named "
                 f"*{', *'.join(LINE_SUFFIXES)}. Rename or decompress it, or correct the source's path."
             )
+        first = 0
         for line in lines(self._folder, shard, start, stop, self._max_line_bytes):
             try:
-                yield Indexed(self._records(shard, line), None)
+                yield from self._records(shard, line)
             except SampleError as error:
-                yield Indexed((), Skipped(line.number, error.reason))
+                first = first or 1 + num_lines_before(self._folder, shard, line.offset) - line.number
+                yield Skipped(first + line.number, error.reason)
 
     def _records(self, shard: str, line: Line) -> tuple[SampleRecord, ...]:
         data = line.data

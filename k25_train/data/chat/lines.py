@@ -41,6 +41,14 @@ def lines(folder: DataFolder, name: str, start: int, stop: int, max_bytes: int) 
         number += 1
 
 
+def num_lines_before(folder: DataFolder, name: str, offset: int) -> int:
+    """How many lines of a file end before a byte."""
+    blocks = range(0, offset, _BLOCK_BYTES)
+    return sum(
+        folder.read_range(name, start, min(_BLOCK_BYTES, offset - start)).count(b"\n") for start in blocks
+    )
+
+
 class _Blocks:
     """A file from a position on."""
 
@@ -64,9 +72,9 @@ class _Blocks:
         parts: list[bytes] = []
         num_bytes = 0
         while not self.at_end():
-            rest = self._rest()
-            end = rest.find(b"\n")
-            part = rest if end < 0 else rest[:end]
+            start = self.position - self._first
+            end = self._block.find(b"\n", start)
+            part = self._block[start:] if end < 0 else self._block[start:end]
             self.position += len(part) + (end >= 0)
             num_bytes += len(part)
             parts = [*parts, part] if num_bytes <= max_bytes else []
@@ -77,6 +85,3 @@ class _Blocks:
     def skip_line(self) -> None:
         """Go behind the next end of a line, or to the end of the file."""
         self.line(0)
-
-    def _rest(self) -> bytes:
-        return self._block[self.position - self._first :]

@@ -47,9 +47,9 @@ def asked(*parts: dict[str, Any]) -> bytes:
 def indexed(folder: Path, kimi: Tokenizer, name: str = "a.jsonl") -> tuple[list[SampleRecord], list[str]]:
     """Records of a file, and why lines are skipped."""
     indexer = ChatIndexer(DataFolder(str(folder)), ChatTokens(kimi, ""))
-    results = list(indexer.index(name, 0, (folder / name).stat().st_size))
-    records = [record for result in results for record in result.records]
-    return records, [f"{each.skipped.line}: {each.skipped.reason}" for each in results if each.skipped]
+    found = list(indexer.index(name, 0, (folder / name).stat().st_size))
+    records = [each for each in found if isinstance(each, SampleRecord)]
+    return records, [f"{each.line}: {each.reason}" for each in found if isinstance(each, Skipped)]
 
 
 def reader(folder: Path, kimi: Tokenizer) -> ChatReader:
@@ -152,7 +152,7 @@ def test_media_that_cannot_be_used_are_told(tmp_path: Path, kimi: Tokenizer, url
     (folder / "empty.png").write_bytes(b"")
     (folder / "a.jsonl").write_bytes(b"\n" + asked({"type": "image", "image": url}) + b"\n")
     records, (skipped,) = indexed(folder, kimi)
-    assert not records and skipped.startswith("1: ")
+    assert not records and skipped.startswith("2: ")
     assert reason in skipped
 
 
@@ -162,9 +162,12 @@ def test_bad_lines_are_skipped_by_number(tmp_path: Path, kimi: Tokenizer) -> Non
         b"\n".join([good, b"{", b"", b'{"a": "' + b"x" * 3000 + b'"}', good, b'"\xff"', good])
     )
     indexer = ChatIndexer(DataFolder(str(tmp_path)), ChatTokens(kimi, ""), max_line_bytes=2000)
-    found = [each.skipped or len(each.records) for each in indexer.index("a.jsonl", 0, 10**6)]
-    assert [each if isinstance(each, int) else each.line for each in found] == [1, 1, 0, 3, 1, 5, 1]
-    assert isinstance(found[3], Skipped) and "longer than 2000 bytes" in found[3].reason
+    for cuts in ([], [1], [100, 300], range(1, 3500, 7)):
+        bounds = [0, *cuts, 10**6]
+        found = [each for bound in pairwise(bounds) for each in indexer.index("a.jsonl", *bound)]
+        lines_found = [each.line if isinstance(each, Skipped) else 0 for each in found]
+        assert lines_found == [0, 2, 4, 0, 6, 0]
+        assert isinstance(found[2], Skipped) and "longer than 2000 bytes" in found[2].reason
 
 
 def test_files_of_another_kind_are_refused(tmp_path: Path, kimi: Tokenizer) -> None:
