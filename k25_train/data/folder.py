@@ -4,11 +4,9 @@ A shard set may come from anyone. Names that it states are those of files inside
 it, by its name or by a link, is refused.
 """
 
-import errno
-import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Event
 from typing import Any
 
@@ -17,28 +15,32 @@ from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 from fsspec.registry import known_implementations  # type: ignore[import-untyped]
 
 from k25_train.data.open_files import OpenFiles
+from k25_train.data.storage.attempts import (
+    ChangedFileError,
+    FailedAttemptsError,
+    attempt,
+    delays_at_start,
+    delays_in_use,
+    describe,
+)
+from k25_train.data.storage.deadline import Deadline
+from k25_train.data.storage.fsspec_files import FsspecFiles, attempt_once, options_of, protocols
+from k25_train.data.storage.options import read_options
+from k25_train.data.storage.ranges import Range
 from k25_train.errors import DataError
 
-logger = logging.getLogger(__name__)
+PART_BYTES = 2**26
+"""Of a whole file in one read: the limit on a read's time is meant for something of this size."""
 
-RETRY_DELAYS_S: Sequence[float] = (1, 2, 4, 8, 15, 30)
-"""Waits between attempts to read: a file system that fails over, or a stale handle, is back within a minute.
-Our choice; shorter than any sensible `train.stall_timeout_s`."""
-GONE_DELAYS_S: Sequence[float] = (1, 2, 4, 8)
-"""The same where what was there when the run began is gone or may no longer be read, which seldom passes."""
-_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-_PASSING = (TimeoutError, ConnectionError, BlockingIOError, InterruptedError)
-_PASSING_NUMBERS = frozenset(
-    {
-        errno.EIO,
-        errno.ESTALE,
-        errno.EBUSY,
-        errno.EREMOTEIO,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-    }
-    | {errno.EHOSTUNREACH, errno.ENOTCONN, errno.ENFILE, errno.EMFILE, errno.ENOMEM}
+
+DelaysOf = Callable[[Exception], Sequence[float]]
+_BRING_BACK = (
+    "Bring it back, or point data.dir at where the shard set is now, and start again; `python -m "
+    "k25_train.data verify` checks all of it."
+)
+_CREDENTIALS = (
+    "The store refuses these credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "on every node, and allow them to read and list the bucket."
 )
 
 
@@ -57,8 +59,11 @@ class DataFolder:
         """Raises DataError if `directory` is a URL of a kind that is unknown, or whose package is missing."""
         self.directory = directory
         self._fs, self._root = locate(directory, "data.dir")
-        self._is_local = "file" in _protocols(self._fs)
-        self._read_at = OpenFiles().read if self._is_local else self._request
+        self._is_local = "file" in protocols(self._fs)
+        options = read_options()
+        self._deadline = Deadline(options.timeout_s)
+        self._files = OpenFiles()
+        self._objects = FsspecFiles(self._fs, options)
         self._closing = Event()
 
     def close(self) -> None:
@@ -89,58 +94,74 @@ class DataFolder:
                 "`..`, `\\`, URLs or control characters. Do not use this set, or correct its dataset.json."
             )
         if self._is_local:
-            self._check_local(text)
+            self._deadline.run(lambda: self._check_local(text))
         return text
 
     def read(self, name: str) -> bytes:
         """All of a file, at the start. Raises DataError if it is not there or cannot be read."""
-        return bytes(self._attempt(name, lambda path: self._fs.cat_file(path), _delays_at_start))
+        size = self.num_bytes(name)
+        starts = range(0, size, PART_BYTES)
+        parts = [
+            self._attempt(name, start, min(PART_BYTES, size - start), delays_at_start) for start in starts
+        ]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """`num_bytes` of a file from `offset`, fewer if it ends before.
 
-        A file system that fails is asked again for up to a minute; then raises DataError.
+        A file system that fails is asked again for up to a minute, one that does not answer within
+        `data.read_timeout_s` twice; then raises DataError.
         """
-        read_at = self._read_at
-        return bytes(self._attempt(name, lambda path: read_at(path, offset, num_bytes), _delays_in_use))
+        if self._is_local:
+            # What the kernel has in memory is read without another thread.
+            data = self._files.read_cached(f"{self._root}/{name}", offset, num_bytes)
+            if data is not None:
+                return data
+        return self._attempt(name, offset, num_bytes, delays_in_use)
+
+    def plan(self, ranges: Iterable[Range]) -> None:
+        """Say what will be read next: of an object store, neighbours come with one request."""
+        if not self._is_local:
+            self._objects.plan(each._replace(name=f"{self._root}/{each.name}") for each in ranges)
 
     def num_bytes(self, name: str) -> int:
         """Size of a file, at the start. Raises DataError if it is not there."""
-        return int(self._attempt(name, self._fs.size, _delays_at_start))
+        size_of = os.path.getsize if self._is_local else self._objects.num_bytes
+        return int(self._tried(name, "", lambda path: size_of(path), delays_at_start))
 
-    def _request(self, path: str, offset: int, num_bytes: int) -> bytes:
-        return bytes(self._fs.cat_file(path, start=offset, end=offset + num_bytes))
+    def stamp(self, name: str) -> str:
+        """What says that a file is the same: its ETag or time of change. Raises as `num_bytes`."""
+        stamp_of = _local_stamp if self._is_local else self._objects.stamp
+        return str(self._tried(name, "", lambda path: stamp_of(path), delays_at_start))
 
-    def _attempt(
-        self, name: str, read: Callable[[str], Any], delays_of: Callable[[Exception], Sequence[float]]
-    ) -> Any:
-        attempt = 0
-        while True:
-            try:
-                return read(f"{self._root}/{name}")
-            except Exception as error:  # file systems of fsspec raise what their libraries do
-                delays_s = delays_of(error)
-                if attempt >= len(delays_s) or self._closing.is_set():
-                    raise self._failure(name, error, attempt + 1) from error
-                logger.warning(
-                    "%s: %s; trying again in %g s (%d of %d)",
-                    self.path(name),
-                    describe(error),
-                    delays_s[attempt],
-                    attempt + 1,
-                    len(delays_s),
-                )
-                self._closing.wait(delays_s[attempt])
-                attempt += 1
+    def _attempt(self, name: str, offset: int, num_bytes: int, delays_of: DelaysOf) -> bytes:
+        read = self._files.read if self._is_local else self._objects.read
+        what = f", bytes {offset} to {offset + num_bytes}"
+        return bytes(self._tried(name, what, lambda path: read(path, offset, num_bytes), delays_of))
 
-    def _failure(self, name: str, error: Exception, num_attempts: int) -> DataError:
+    def _tried(self, name: str, what: str, read: Callable[[str], Any], delays_of: DelaysOf) -> Any:
+        path = f"{self._root}/{name}"
+        try:
+            return attempt(lambda: read(path), self.path(name), delays_of, self._deadline, self._closing)
+        except FailedAttemptsError as failed:
+            raise self._failure(name, what, failed.error, failed.num_attempts) from failed.error
+
+    def _failure(self, name: str, what: str, error: Exception, num_attempts: int) -> DataError:
         tried = f" after {num_attempts} attempts" if num_attempts > 1 else ""
-        is_missing = isinstance(error, FileNotFoundError)
-        what = f"no such file{tried}" if is_missing else f"cannot be read{tried} ({describe(error)})"
-        return (MissingFileError if is_missing else DataError)(
-            f"{self.path(name)}: {what}. Bring it back, or point data.dir at where the shard set is now, and "
-            "start again; `python -m k25_train.data verify` checks all of it."
+        if isinstance(error, FileNotFoundError):
+            where = "" if self._is_local else " (or no such bucket)"
+            return MissingFileError(f"{self.path(name)}: no such file{where}{tried}. {_BRING_BACK}")
+        if isinstance(error, ChangedFileError):
+            return DataError(
+                f"{self.path(name)}: {error}. Objects of a data set must not be written while it trains: "
+                "bring the old one back, or index the new one and start again."
+            )
+        problem = f"cannot be read{tried} ({describe(error)}){what}"
+        is_refused = not self._is_local and (
+            isinstance(error, PermissionError) or "Credentials" in repr(error)
         )
+        remedy = _CREDENTIALS if is_refused else _BRING_BACK
+        return DataError(f"{self.path(name)}: {problem}. {remedy}")
 
     def _check_local(self, name: str) -> None:
         path = f"{self._root}/{name}"
@@ -191,7 +212,8 @@ def locate(url: str, key: str) -> tuple[Any, str]:
                 "that fsspec knows. Correct the path."
             )
     try:
-        fs, place = url_to_fs(url)
+        fs, place = url_to_fs(url, **options_of(url, read_options().timeout_s))
+        attempt_once(fs)
     except ImportError as error:
         raise DataError(
             f"{key}={url}: {error}. Install that package with pip, or copy the data to a local folder."
@@ -203,23 +225,5 @@ def locate(url: str, key: str) -> tuple[Any, str]:
     return fs, str(place)
 
 
-def describe(error: BaseException) -> str:
-    """An error in a few words: what the system says and its number, or type and text."""
-    number = getattr(error, "errno", None)
-    if isinstance(number, int) and number in errno.errorcode:
-        return f"{os.strerror(number)}, {errno.errorcode[number]}"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _delays_at_start(error: Exception) -> Sequence[float]:
-    # What is wrong at the start is most likely a setting, and somebody is looking.
-    passes = isinstance(error, _PASSING) or getattr(error, "errno", None) in _PASSING_NUMBERS
-    return RETRY_DELAYS_S if passes else ()
-
-
-def _delays_in_use(error: Exception) -> Sequence[float]:
-    return GONE_DELAYS_S if isinstance(error, _GONE) else RETRY_DELAYS_S
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+def _local_stamp(path: str) -> str:
+    return str(os.stat(path).st_mtime_ns)

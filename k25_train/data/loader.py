@@ -29,6 +29,7 @@ from k25_train.data.mix.stream import KindStream, shuffle_media
 from k25_train.data.prefetch import StepPrefetch
 from k25_train.data.served import SourceSummary
 from k25_train.data.skip_log import SkipLog
+from k25_train.data.storage.options import use_options
 from k25_train.data.tokenizer import load_tokenizer
 from k25_train.data.units import GroupedReading, MediaGroup, ReadHere, Result, Unit, UnitReading, WordsUnit
 from k25_train.errors import ConfigError, DataError
@@ -50,6 +51,7 @@ class DataLoader:
         self._data = data
         self._train = train
         self._vision = vision
+        use_options(data)
         # 1. The shard set, and what reads a rank's share of it.
         self.dataset = load_dataset(_folder_of(data), data.tokenizer)
         self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)

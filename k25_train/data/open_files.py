@@ -12,6 +12,8 @@ MAX_OPEN = 128
 RECHECK_S = 5.0
 """How long a file counts as the one under its name: one that was replaced, or brought back, is read from then
 on. Our choice."""
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
+"""Of preadv: read what is in memory or fail (Linux 4.14)."""
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
 
@@ -50,28 +52,45 @@ class OpenFiles:
             raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def read_cached(self, path: str, offset: int, num_bytes: int) -> bytes | None:
+        """The same if the file is open and the kernel has these bytes in memory, so that it cannot hang; else
+        None."""
+        with self._lock:
+            file = self._files.get(path)
+        if file is None or time.monotonic() - file.checked_s >= RECHECK_S or not _NOWAIT:
+            return None
+        data = bytearray(num_bytes)
+        try:
+            found = os.preadv(file.descriptor, [data], offset, _NOWAIT)
+        except OSError:  # not in memory, or a file system that cannot tell
+            return None
+        return bytes(data) if found == num_bytes else None
+
     def forget(self, path: str) -> None:
         """Open a file again when it is read next."""
         with self._lock:
             self._files.pop(path, None)
 
     def _file(self, path: str) -> _OpenFile:
+        """The file, opened or looked at again where it must be; both may hang, so without the lock."""
         now_s = time.monotonic()
         with self._lock:
             file = self._files.get(path)
-            if file is not None and now_s - file.checked_s >= RECHECK_S:
-                # Gone or replaced: what is there now is opened, or its error raised, at once and next time.
-                del self._files[path]
-                if _identity(os.stat(path)) == file.identity:
-                    file.checked_s = now_s
-                    self._files[path] = file
-            if path not in self._files:
-                self._files[path] = self._open(path, now_s)
-            file = self._files[path]
+        if file is not None and now_s - file.checked_s >= RECHECK_S:
+            # Gone or replaced: what is there now is opened, or its error raised, at once and next time.
+            self.forget(path)
+            if _identity(os.stat(path)) == file.identity:
+                file.checked_s = now_s
+            else:
+                file = None
+        if file is None:
+            file = self._open(path, now_s)
+        with self._lock:
+            self._files[path] = file
             self._files.move_to_end(path)
             while len(self._files) > self._max_open:
                 self._files.popitem(last=False)
-            return file
+        return file
 
     def _open(self, path: str, now_s: float) -> _OpenFile:
         try:
@@ -80,7 +99,8 @@ class OpenFiles:
             if error.errno not in _TOO_MANY or not self._files:
                 raise
             # Others in this process need them more.
-            self._files.clear()
+            with self._lock:
+                self._files.clear()
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return _OpenFile(descriptor, _identity(os.fstat(descriptor)), now_s)
 

@@ -24,7 +24,7 @@ PASSES_AT, GONE_AT = 2, 4
 def break_reads(run: Any, step: int, failures: int, number: int) -> None:
     """Let as many reads from the given step on fail with this error number."""
     reader = run.data.loader.dataset.reader.folder
-    read_at, read = reader._read_at, run.data.loader.micro_batches
+    read_at, read = reader._files.read, run.data.loader.micro_batches
     left = failures
 
     def broken(path: str, offset: int, num_bytes: int) -> bytes:
@@ -38,7 +38,8 @@ def break_reads(run: Any, step: int, failures: int, number: int) -> None:
         # An evaluation's plan has number 0.
         if plan.step == step - 1:
             run.data.loader._documents.clear()
-            reader._read_at = broken
+            reader._files.read = broken
+            reader._files.read_cached = lambda *_: None
         return read(plan, **place)
 
     run.data.loader.micro_batches = micro_batches
@@ -46,12 +47,12 @@ def break_reads(run: Any, step: int, failures: int, number: int) -> None:
 
 def lose_data(context: RankContext, arguments: Sequence[str]) -> tuple[str, str]:
     """Train while reads fail; the error that ended the run, and what was logged."""
-    from k25_train.data import folder
+    from k25_train.data.storage import attempts
     from k25_train.errors import DataError
     from k25_train.metrics.report import Report
     from k25_train.training.trainer import Trainer
 
-    folder.RETRY_DELAYS_S = folder.GONE_DELAYS_S = (0.01, 0.01)
+    attempts.RETRY_DELAYS_S = attempts.GONE_DELAYS_S = (0.01, 0.01)
     log = StringIO()
     logging.getLogger("k25_train").addHandler(logging.StreamHandler(log))
     run = start_run(context, arguments)

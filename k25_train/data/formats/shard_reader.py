@@ -23,7 +23,7 @@ class ShardReader:
     def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """`num_bytes` of `shard` from `offset`.
 
-        Raises DataError if the shard ends before, or cannot be read for longer than `RETRY_DELAYS_S`.
+        Raises DataError if the shard ends before, or cannot be read (`storage/attempts.py`).
         """
         data = self.folder.read_range(shard, offset, num_bytes)
         if len(data) != num_bytes:

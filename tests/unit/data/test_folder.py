@@ -18,6 +18,7 @@ from k25_train.data.folder import DataFolder
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.loader import DataLoader
 from k25_train.data.smoke_set.verify import verify_dataset
+from k25_train.data.storage import attempts
 from k25_train.data.tokenizer import load_tokenizer
 from k25_train.errors import DataError
 from tests.helpers.tiny_shards import (
@@ -110,9 +111,9 @@ class Failing:
         self.num_reads = 0
 
     def size(self, path: str) -> int:
-        return len(self.cat_file(path))
+        return len(self.read(path, 0, 0))
 
-    def cat_file(self, path: str, **span: int) -> bytes:
+    def read(self, path: str, offset: int, num_bytes: int) -> bytes:
         self.num_reads += 1
         for error in self.errors:
             raise error
@@ -132,13 +133,16 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         wait = staticmethod(waited.append)
 
     monkeypatch.setattr(folder, "Event", Closing)
+    monkeypatch.setattr(attempts, "JITTER", 0.0)
     return waited
 
 
-def failing(tmp_path: Path, errors: Iterator[Exception]) -> tuple[DataFolder, Failing]:
+def failing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: Iterator[Exception]
+) -> tuple[DataFolder, Failing]:
     data_folder, files = DataFolder(str(tmp_path)), Failing(errors)
-    data_folder._fs = files
-    data_folder._read_at = data_folder._request
+    monkeypatch.setattr(data_folder._files, "read", files.read)
+    monkeypatch.setattr(os.path, "getsize", files.size)
     return data_folder, files
 
 
@@ -155,9 +159,13 @@ PASSING: dict[str, Callable[[], Exception]] = {
 
 @pytest.mark.parametrize("make", PASSING.values(), ids=PASSING.keys())
 def test_fault_that_passes_is_told_and_costs_nothing(
-    tmp_path: Path, waits: list[float], caplog: pytest.LogCaptureFixture, make: Callable[[], Exception]
+    tmp_path: Path,
+    waits: list[float],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[], Exception],
 ) -> None:
-    data_folder, _ = failing(tmp_path, iter([make(), make()]))
+    data_folder, _ = failing(tmp_path, monkeypatch, iter([make(), make()]))
 
     with caplog.at_level(logging.WARNING):
         assert data_folder.read_range("train.tar", 0, 7) == b"content"
@@ -170,9 +178,13 @@ def test_fault_that_passes_is_told_and_costs_nothing(
     ("make", "seconds"), [(PASSING["EIO"], 60), (PASSING["ENOENT"], 15), (PASSING["EACCES"], 15)]
 )
 def test_fault_that_stays_ends_in_bounded_time_with_file_and_remedy(
-    tmp_path: Path, waits: list[float], make: Callable[[], Exception], seconds: float
+    tmp_path: Path,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[], Exception],
+    seconds: float,
 ) -> None:
-    data_folder, files = failing(tmp_path, (make() for _ in itertools.count()))
+    data_folder, files = failing(tmp_path, monkeypatch, (make() for _ in itertools.count()))
 
     with pytest.raises(DataError, match=rf"{tmp_path}/train\.tar: .* after \d attempts.* data\.dir"):
         data_folder.read_range("train.tar", 0, 7)
@@ -181,9 +193,11 @@ def test_fault_that_stays_ends_in_bounded_time_with_file_and_remedy(
     assert files.num_reads == len(waits) + 1
 
 
-def test_what_is_not_there_at_the_start_is_not_waited_for(tmp_path: Path, waits: list[float]) -> None:
+def test_what_is_not_there_at_the_start_is_not_waited_for(
+    tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for make in (PASSING["ENOENT"], PASSING["EACCES"], PASSING["an error of a library"], FileNotFoundError):
-        data_folder, _ = failing(tmp_path, (make() for _ in itertools.count()))
+        data_folder, _ = failing(tmp_path, monkeypatch, (make() for _ in itertools.count()))
         with pytest.raises(DataError, match=r"no such file\.|cannot be read \("):
             data_folder.read("dataset.json")
         with pytest.raises(DataError, match=r"no such file\.|cannot be read \("):
@@ -191,15 +205,17 @@ def test_what_is_not_there_at_the_start_is_not_waited_for(tmp_path: Path, waits:
     assert waits == []
 
 
-def test_what_passes_is_waited_for_at_the_start_too(tmp_path: Path, waits: list[float]) -> None:
-    data_folder, _ = failing(tmp_path, iter([OSError(errno.ESTALE, "x"), TimeoutError()]))
+def test_what_passes_is_waited_for_at_the_start_too(
+    tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_folder, _ = failing(tmp_path, monkeypatch, iter([OSError(errno.ESTALE, "x"), TimeoutError()]))
 
     assert data_folder.read("dataset.json") == b"content"
     assert waits == [1, 2]
 
 
-def test_closing_ends_a_wait(tmp_path: Path) -> None:
-    data_folder, files = failing(tmp_path, (OSError(errno.EIO, "x") for _ in itertools.count()))
+def test_closing_ends_a_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_folder, files = failing(tmp_path, monkeypatch, (OSError(errno.EIO, "x") for _ in itertools.count()))
     data_folder.close()
 
     with pytest.raises(DataError, match=r"train\.tar"):
