@@ -55,6 +55,8 @@ setup(
             "mypy>=2.4,<2.5",
             "types-PyYAML>=6.0,<7",
             "kubernetes-validate>=1.37,<2",
+            # S3 over HTTP on localhost, for tests of object stores.
+            "moto[server]>=5.2,<6",
             "pre-commit>=4,<5",
             "transformers==5.23.0",
             "torchvision>=0.28,<0.29",
