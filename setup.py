@@ -15,7 +15,11 @@ setup(
     description="Open training system for Kimi-K2.5-class models (MLA + MoE + MoonViT-3D) on megatron-core",
     packages=[*find_packages(include=[p for name in CODE for p in (name, f"{name}.*")]), "k25_train.conf"],
     package_dir={"k25_train.conf": "conf"},
-    package_data={"k25_train.conf": ["**/*.yaml"], "launch": ["templates/*"]},
+    package_data={
+        "k25_train.conf": ["**/*.yaml"],
+        "launch": ["templates/*"],
+        "k25_train.data": ["overview/*.css"],
+    },
     python_requires=">=3.12",
     # Every range is one that was tried together; megatron-core is patched per version (parallel/megatron).
     install_requires=[

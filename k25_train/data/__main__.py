@@ -1,4 +1,4 @@
-"""`python -m k25_train.data build|inspect|verify|prepare` (also `k25-data`): make, show and check data."""
+"""`python -m k25_train.data COMMAND` (also `k25-data`): make, show and check data."""
 
 import argparse
 import sys
@@ -9,16 +9,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from k25_train.data.commands import prepare
+from k25_train.data.commands import inspect, prepare, stats
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.smoke_set.build import BuildOptions, build_dataset
-from k25_train.data.smoke_set.overview import print_samples, print_tables, write_contact_sheet
+from k25_train.data.smoke_set.overview import print_tables
 from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.entry import exit_status
 
 DEFAULT_DIRECTORY = Path("datasets/smoke")
-CONTACT_SHEET_SAMPLES = 60
-KINDS_WITH_MEDIA = ("caption", "ocr", "video")
 MAKING = ("build", "prepare")
 """Commands that make something."""
 
@@ -51,14 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--force", action="store_true", help="build again even if the set exists")
     build.set_defaults(run=_build)
-    inspect = commands.add_parser("inspect", help="show what a shard set holds")
-    inspect.add_argument("directory", nargs="?", default=str(DEFAULT_DIRECTORY))
-    inspect.add_argument("--show", type=int, metavar="N", help="print N samples of each split")
-    inspect.add_argument(
-        "--contact-sheet", type=Path, metavar="PNG", help="write images with their captions to this file"
-    )
-    inspect.add_argument("--kind", choices=("text", *KINDS_WITH_MEDIA), help="only samples of this kind")
-    inspect.set_defaults(run=_inspect)
+    inspect.add(commands, str(DEFAULT_DIRECTORY))
+    stats.add(commands)
     verify = commands.add_parser("verify", help="read everything again and name every faulty file")
     verify.add_argument("directory", nargs="?", default=str(DEFAULT_DIRECTORY))
     verify.set_defaults(run=_verify)
@@ -85,18 +77,6 @@ def _build(options: argparse.Namespace, console: Console) -> int:
         else "exists already (--force builds it again)"
     )
     console.print(f"{options.out}: {took}, {num_bytes / 1e6:.1f} MB")
-    return 0
-
-
-def _inspect(options: argparse.Namespace, console: Console) -> int:
-    dataset = load_dataset(options.directory)
-    if options.show is None and options.contact_sheet is None:
-        print_tables(dataset, console)
-    if options.show is not None:
-        print_samples(dataset, console, options.show, options.kind)
-    if options.contact_sheet is not None:
-        write_contact_sheet(dataset, options.contact_sheet, CONTACT_SHEET_SAMPLES, options.kind)
-        console.print(f"wrote {options.contact_sheet}")
     return 0
 
 

@@ -1,0 +1,1 @@
+"""What a person looks at: statistics of sources, and pages of packed sequences."""
