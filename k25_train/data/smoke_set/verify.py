@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from k25_train.data.decode.frames import probe_media
 from k25_train.data.folder import DataFolder, MissingFileError
 from k25_train.data.formats.dataset import MANIFEST
-from k25_train.data.formats.index import bytes_crc32, parse_index
+from k25_train.data.formats.index import parse_index
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
 from k25_train.data.formats.sample_json import SampleError, Words, parse_sample, parse_words
 from k25_train.data.smoke_set.build import TOKENIZER_FILE
 from k25_train.data.smoke_set.provenance import CHECKSUMS_FILE
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
+from k25_train.data.verify.media_faults import media_faults
 from k25_train.errors import DataError
 
 Members = dict[str, tuple[int, bytes]]
@@ -178,20 +178,5 @@ def _media_faults(
     if (offset, len(data)) != (segment.offset, segment.num_bytes):
         yield f"{name}: {len(data)} bytes at {offset}; the index says {segment.num_bytes} at {segment.offset}"
         return
-    if not data:
-        yield f"{name} is empty"
-        return
-    try:
-        info = probe_media(data, segment.type, segment.format)
-    except DataError as error:
-        yield f"{name} {error}"
-        return
-    if (info.width, info.height, info.num_frames) != (segment.width, segment.height, segment.num_frames):
-        yield (
-            f"{name} is {info.width}x{info.height} in {info.num_frames} frame(s), the index says "
-            f"{segment.width}x{segment.height} in {segment.num_frames}"
-        )
-    elif segment.frame_times and info.frame_times != segment.frame_times:
-        yield f"{name} shows its frames at other times than the index says"
-    elif segment.crc32 and bytes_crc32(data) != segment.crc32:
-        yield f"{name} has another CRC-32 than the index says"
+    for fault in media_faults(data, segment):
+        yield f"{name} {fault}"

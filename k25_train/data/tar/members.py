@@ -78,8 +78,13 @@ class ReadAhead:
         """The bytes, fewer if the file ends before."""
         end = min(offset + num_bytes, self._num_bytes)
         for start, data in self._windows:
-            if start <= offset and end <= start + len(data):
-                return data[offset - start : end - start]
+            if start <= offset < start + len(data):
+                found = data[offset - start : end - start]
+                # What goes over the end of a window goes on in the other one.
+                position = offset + len(found)
+                return found if position == end else found + self.read(position, end - position)
+        if offset >= end:
+            return b""
         wanted = min(max(end - offset, READ_AHEAD_BYTES), self._num_bytes - offset)
         data = self._read_range(offset, wanted)
         # A sample is read after the header behind it was: the window before is still needed.

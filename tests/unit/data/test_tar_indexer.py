@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
 
@@ -18,7 +19,10 @@ from k25_train.data.formats.reader import WordsReader
 from k25_train.data.formats.records import SampleRecord, TextSegment
 from k25_train.data.formats.sample_json import SampleError
 from k25_train.data.formats.source_index import SourceIndex
+from k25_train.data.tar import members
+from k25_train.data.tar.indexer import TarIndexer
 from k25_train.data.tar.layouts import StemLayout
+from k25_train.data.tar.members import ReadAhead
 from k25_train.data.tar.reader import TarReader
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.helpers.media_files import Clip, corners, image_bytes
@@ -229,3 +233,42 @@ def test_a_truncated_image_is_a_skipped_sample_when_it_is_read(
 
     assert failure is not None
     assert "truncated" in failure
+
+
+def test_shards_at_a_url_are_read_by_ranges(tokenizer: Tokenizer) -> None:
+    memory = fsspec.filesystem("memory")
+    data = tar_bytes(MIXED)
+    memory.pipe_file("/tars/s.tar", data)
+    folder = DataFolder("memory://tars")
+    requests: list[tuple[int, int]] = []
+
+    def read_range(offset: int, num_bytes: int) -> bytes:
+        requests.append((offset, num_bytes))
+        return folder.read_range("s.tar", offset, num_bytes)
+
+    indexer = TarIndexer("s.tar", ReadAhead(read_range, len(data)).read, len(data), StemLayout(), tokenizer)
+    records = [each for each in indexer if isinstance(each, SampleRecord)]
+
+    assert requests == [(0, len(data))]
+    reader = TarReader(folder, StemLayout())
+    assert [reader.read_words(record)[-1].text for record in records][-1] == "no picture here"
+    assert MediaReader(reader, VISION).load(plan_media(records[0].media[0], VISION)).failure is None
+    memory.rm("/tars", recursive=True)
+
+
+def test_a_shard_larger_than_the_window_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "READ_AHEAD_BYTES", 2048)
+    data = bytes(range(256)) * 40
+    fetched = 0
+
+    def read_range(offset: int, num_bytes: int) -> bytes:
+        nonlocal fetched
+        fetched += num_bytes
+        return data[offset : offset + num_bytes]
+
+    ahead = ReadAhead(read_range, len(data))
+    for offset in range(0, len(data), 500):
+        assert ahead.read(offset, 500) == data[offset : offset + 500]
+        back = max(offset - 700, 0)
+        assert ahead.read(back, 300) == data[back : back + 300]
+    assert fetched < 1.4 * len(data)
