@@ -9,7 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from k25_train.data.commands import inspect, prepare, stats
+from k25_train.compose.resolve import compose
+from k25_train.config.data import DataConfig
+from k25_train.data.commands import index, inspect, prepare, stats
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.smoke_set.build import BuildOptions, build_dataset
 from k25_train.data.smoke_set.overview import print_tables
@@ -17,7 +19,7 @@ from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.entry import exit_status
 
 DEFAULT_DIRECTORY = Path("datasets/smoke")
-MAKING = ("build", "prepare")
+MAKING = ("build", "prepare", "index")
 """Commands that make something."""
 
 
@@ -55,7 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("directory", nargs="?", default=str(DEFAULT_DIRECTORY))
     verify.set_defaults(run=_verify)
     prepare.add(commands)
+    index.add(commands, _compose_data)
     return parser
+
+
+def _compose_data(settings: Sequence[str]) -> DataConfig:
+    # Only the data are looked at, so any experiment will do.
+    has_experiment = any(each.startswith("experiment=") for each in settings)
+    return compose([*([] if has_experiment else ["experiment=smoke"]), *settings]).data
 
 
 def _build(options: argparse.Namespace, console: Console) -> int:

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,9 @@ class IndexBuilder:
         keep the names that their records have, which is for formats whose users know them by those."""
         self._header = header
         self._keeps_keys = keeps_keys
-        self._columns = {name: array(_TYPECODES[column.dtype]) for name, column in COLUMNS.items()}
+        self._columns: dict[str, array[Any]] = {
+            name: array(_TYPECODES[column.dtype]) for name, column in COLUMNS.items()
+        }
         self._counts = {name: array("I") for name in _COUNTS}
         self._formats: dict[str, int] = {}
         self._shards: dict[str, int] = {}

@@ -166,7 +166,7 @@ class _Merge:
             yield np.zeros(1, "<u8")
         for part in self._parts:
             index = _opened(part)
-            change: Callable[[np.ndarray], np.ndarray] = np.asarray
+            change: Callable[..., Any] = np.asarray
             if name in ("shard", "media_shard"):
                 change = np.array([self._shards[shard.name] for shard in index.shards()], "<u4").take
             elif name == "media_format":

@@ -47,6 +47,11 @@ class IndexWriter:
         self._shards[shard.name] = shard
         self._builder.add_shard(shard)
 
+    def has_shard(self, name: str) -> bool:
+        """Whether a file was added: media may lie in files of their own, which are added before their
+        item."""
+        return name in self._shards
+
     def add(self, record: SampleRecord) -> None:
         """Add an item of the current shard. Raises what `IndexBuilder.add` does."""
         self._builder.add(record)

@@ -56,6 +56,8 @@ class SourceIndex:
     """Name of the source in the configuration, which its records bear."""
     _shards: dict[int, ShardInfo] = field(default_factory=dict)
     """Those asked for so far."""
+    _by_name: dict[str, ShardInfo] = field(default_factory=dict)
+    """The same by name."""
 
     @classmethod
     def open(cls, path: str | Path, source: str = "") -> "SourceIndex":
@@ -155,8 +157,15 @@ class SourceIndex:
     def shard(self, number: int) -> ShardInfo:
         """One of the files that items lie in."""
         if number not in self._shards:
-            self._shards[number] = self._read_shard(number)
+            self._shards[number] = shard = self._read_shard(number)
+            self._by_name[shard.name] = shard
         return self._shards[number]
+
+    def shard_named(self, name: str) -> ShardInfo:
+        """One of the files, by its name; costs nothing for one that a record of this index has named."""
+        if name not in self._by_name:
+            self._by_name.update({shard.name: shard for shard in self.shards()})
+        return self._by_name[name]
 
     def shards(self) -> list[ShardInfo]:
         """All of them; costs as much as there are shards."""
@@ -175,7 +184,7 @@ class SourceIndex:
         first = self.first_segment
         if first is None:
             return [int(self.text_tokens[item]) | HAS_LOSS]
-        return self.segments[int(first[item]) : int(first[item + 1])].tolist()  # type: ignore[no-any-return]
+        return self.segments[int(first[item]) : int(first[item + 1])].tolist()
 
     def _media(self, item: int) -> list[MediaSegment]:
         first = self.first_media

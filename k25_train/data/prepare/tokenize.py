@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from k25_train.data.folder import RETRY_DELAYS_S
 from k25_train.data.long_runs import PanicErrors
 from k25_train.data.prepare.documents import NOT_ENCODED, Record, records
 from k25_train.data.prepare.inputs import InputFile, current_version
 from k25_train.data.prepare.lines import ReadError
 from k25_train.data.prepare.parts import PartReport, Parts, PartWriter
 from k25_train.data.prepare.units import Unit
+from k25_train.data.storage.attempts import RETRY_DELAYS_S
 from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
 

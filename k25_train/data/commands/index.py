@@ -1,0 +1,95 @@
+"""`k25-data index`: the index of each source of a data set, by which training finds its samples."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from k25_train.config.data import DataConfig
+from k25_train.config.sources import SourceFormat
+from k25_train.data.commands.indexing import index_source
+from k25_train.data.formats.dataset import load_dataset
+from k25_train.data.formats.source_files import SourceFiles
+from k25_train.errors import ConfigError
+
+_EPILOG = """\
+A command that was interrupted goes on with the files that it has not done yet when it is given again. A
+source whose index is of its files as they are now is left alone.
+"""
+
+
+def add(commands: Any, compose_data: Callable[[Sequence[str]], DataConfig]) -> None:
+    """Declare the command; `compose_data` makes the configuration of the data of settings."""
+    parser = commands.add_parser(
+        "index",
+        help="make the indexes that the sources of a data set have not got",
+        description=(__doc__ or "").partition(":")[2].strip(),
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "settings",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="data=NAME or data=FILE.yaml as for training, and other settings of the data",
+    )
+    parser.add_argument("--source", action="append", metavar="NAME", help="only this one; may be repeated")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (all cores); 0 works in this one")
+    parser.add_argument("--force", action="store_true", help="index again what is indexed already")
+    parser.set_defaults(run=run, compose_data=compose_data)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Index the sources; returns the exit status."""
+    data: DataConfig = options.compose_data(options.settings)
+    names = options.source or list(data.sources)
+    unknown = [name for name in names if name not in data.sources]
+    if unknown:
+        raise ConfigError(f"--source {unknown[0]}: is none of data.sources: {', '.join(data.sources)}.")
+    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    for name in names:
+        if data.sources[name].format is SourceFormat.shards:
+            console.print(f"{escape(name)}: a shard set has its index with it")
+            continue
+        _index(name, data, workers, options.force, console)
+    return 0
+
+
+def _index(name: str, data: DataConfig, workers: int, force: bool, console: Console) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(escape(name), total=None)
+
+        def progress(done: int, total: int, num_bytes: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        header = index_source(name, data, tokenizer_path(data), workers, progress, force=force)
+    if header is None:
+        console.print(f"{escape(name)}: has an index of its files as they are now")
+        return
+    console.print(
+        f"{escape(name)}: {header.num_items:,} samples, {header.num_tokens:,} text tokens, "
+        f"{header.num_media:,} images and videos in {header.num_shards:,} files; index "
+        f"{SourceFiles(name, data).index}",
+        markup=False,
+    )
+
+
+def tokenizer_path(data: DataConfig) -> str:
+    """The vocabulary of a data set: `data.tokenizer`, or that of the first shard set among its sources.
+
+    Raises ConfigError if there is neither.
+    """
+    if data.tokenizer is not None:
+        return data.tokenizer
+    for source in data.sources.values():
+        if source.format is SourceFormat.shards:
+            return load_dataset(data.path_of(source)).tokenizer_path
+    raise ConfigError(
+        "data.tokenizer: is null, and no source is a shard set, which would have one. Name a "
+        "tokenizer.json or "
+        "Kimi's tiktoken.model with data.tokenizer=FILE."
+    )

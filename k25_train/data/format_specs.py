@@ -1,0 +1,15 @@
+"""Where each format that has index files says what it is."""
+
+from k25_train.config.sources import SourceFormat
+from k25_train.data.formats.source_format import FormatSpec
+
+
+def spec_of(format: SourceFormat) -> FormatSpec:
+    """The format's own; imported when it is asked for, since some need large libraries."""
+    match format:
+        case SourceFormat.indexed:
+            from k25_train.data.formats.indexed import INDEXED
+
+            return INDEXED
+        case _:
+            raise NotImplementedError(f"{format.value} has no index file")
