@@ -96,7 +96,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.dry_run:
         print_plan(prepared, console)
         return 0
-    result = prepared.run(Bar(console))
+    try:
+        result = prepared.run(Bar(console))
+    except KeyboardInterrupt:
+        console.print("what is done is kept: the same command goes on from there", soft_wrap=True)
+        raise
     print_result(result, prepared, time.monotonic() - started_s, console)
     return 0
 

@@ -22,6 +22,7 @@ from k25_train.data.prepare.view import View
 from k25_train.data.prepare.workers import Report, Workers
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import DataError
+from k25_train.run_folder.record import LOCK
 
 SHARD_TOKENS = 10_000_000_000
 """Tokens of a shard: 40 GB of 4-byte ids. Our choice."""
@@ -266,6 +267,8 @@ class Preparation:
             return False
 
     def _clear_work(self) -> None:
-        """Remove all but the lock."""
+        """Remove all but the lock: the plan last, and what commands left that were killed."""
         shutil.rmtree(self.parts.folder, ignore_errors=True)
-        self.output.plan.unlink(missing_ok=True)
+        for path in self.output.work.iterdir():
+            if path.name != LOCK:
+                path.unlink(missing_ok=True)

@@ -73,6 +73,7 @@ class Output:
 
     def number_of(self, path: Path) -> int:
         """Number of the shard that a file is of; -1 if it is of none."""
+        path = path.with_suffix("") if path.suffix == ".partial" else path
         number = path.stem.removeprefix(f"{self.name}-")
         is_ours = path.suffix in (".bin", ".idx", ".json") and number != path.stem and number.isdecimal()
         return int(number) if is_ours else -1
@@ -170,7 +171,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file of ours, whole or not at all."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    scratch = path.with_name(f"{path.name}.partial")
     try:
         with scratch.open("w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)

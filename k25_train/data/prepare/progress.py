@@ -114,7 +114,10 @@ def print_plan(prepared: Preparation, console: Console) -> None:
     table = Table("", "", show_header=False, box=None)
     kinds = sorted({f"{file.kind}{f' in {file.codec}' if file.codec else ''}" for file in prepared.files})
     for name, value in (
-        ("inputs", f"{len(prepared.files):,} files of {decimal(total)} ({', '.join(kinds)})"),
+        (
+            "inputs",
+            f"{len(prepared.files):,}, {decimal(total)} ({', '.join(kinds)})",
+        ),
         ("first, last", f"{prepared.files[0].url}, {prepared.files[-1].url}"),
         ("units of work", f"{len(prepared.units):,}, on {prepared.options.num_workers} workers"),
         ("done already", f"{len(done):,} units, {decimal(done_bytes)}" if finished is None else "all of it"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from k25_train.data.prepare.inputs import PARQUET, InputFile, total_bytes
 
-UNIT_BYTES = 16 * 2**20
+UNIT_BYTES = 4 * 2**20
 """Input of a unit: seconds of work, so an interruption costs little and cores end together. Our choice."""
 MAX_UNITS = 100_000
 """Units of a corpus beyond which they grow, so that the folder of parts stays usable. Our choice."""
