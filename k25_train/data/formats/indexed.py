@@ -90,6 +90,7 @@ def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writ
 def _read_layout(files: SourceFiles, shard: ShardInfo) -> _Layout:
     name = _idx(shard.name)
     where = f"{files.root}/{name}"
+    found = files.folder.num_bytes(name)
     magic, version, code, num_sequences, num_ends = _HEADER.unpack(
         files.folder.read_range(name, 0, _HEADER.size).ljust(_HEADER.size, b"\0")
     )
@@ -105,7 +106,6 @@ def _read_layout(files: SourceFiles, shard: ShardInfo) -> _Layout:
             f"{where}: its ids have type {code}, which is not of whole numbers. Tokenize it again."
         )
     layout = _Layout(np.dtype(_TYPES[code]), num_sequences, num_ends - 1)
-    found = files.folder.num_bytes(name)
     if found == layout.num_bytes + num_sequences:
         raise DataError(
             f"{where}: is a multimodal set of megatron-core's, whose modes are not read. Use tar shards "
