@@ -11,5 +11,9 @@ def spec_of(format: SourceFormat) -> FormatSpec:
             from k25_train.data.formats.indexed import INDEXED
 
             return INDEXED
+        case SourceFormat.chat:
+            from k25_train.data.chat.format import CHAT
+
+            return CHAT
         case _:
             raise NotImplementedError(f"{format.value} has no index file")

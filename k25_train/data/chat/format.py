@@ -1,0 +1,79 @@
+"""The format `chat` as a source has it: files, index, reader."""
+
+import logging
+from dataclasses import replace
+
+from k25_train.data.chat.chat_tokens import ChatTokens
+from k25_train.data.chat.indexer import ChatIndexer, Skipped
+from k25_train.data.chat.media_files import LINE_SUFFIXES
+from k25_train.data.chat.reader import ChatReader
+from k25_train.data.formats.index_layout import ShardInfo
+from k25_train.data.formats.index_writer import IndexWriter
+from k25_train.data.formats.shard_reader import ShardReader
+from k25_train.data.formats.source_files import SourceFiles
+from k25_train.data.formats.source_format import FormatSpec
+from k25_train.data.formats.source_index import SourceIndex
+from k25_train.data.tokenizer import Tokenizer
+from k25_train.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+STRETCH_BYTES = 2**28
+"""A larger file is indexed by several processes at once, each a stretch of it. Our choice."""
+TOLD_LINES = 20
+"""Lines without a conversation that are told of each stretch; more are counted."""
+
+
+def list_shards(files: SourceFiles) -> list[ShardInfo]:
+    """Every file with conversations that the path names, once for each of its stretches."""
+    named = tuple(suffix for suffix in LINE_SUFFIXES if files.path.endswith(suffix))
+    found = [files.info(name) for name in files.find(named or LINE_SUFFIXES)]
+    return [
+        replace(shard, facts={"start": start, "stop": min(start + STRETCH_BYTES, shard.num_bytes)})
+        for shard in found
+        for start in range(0, shard.num_bytes or 1, STRETCH_BYTES)
+    ]
+
+
+def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writer: IndexWriter) -> None:
+    """Add the conversations of a stretch of a file, and the files of their media.
+
+    Lines without a conversation are told and left out. Raises DataError, naming the file, if no line has one,
+    and for a vocabulary without chat tokens.
+    """
+    indexer = ChatIndexer(files.folder, ChatTokens(tokenizer, _vocabulary(files)))
+    writer.add_shard(replace(shard, facts={}))
+    known = {shard.name}
+    num_skipped = 0
+    for found in indexer.index(shard.name, shard.facts["start"], shard.facts["stop"]):
+        if isinstance(found, Skipped):
+            num_skipped += 1
+            if num_skipped <= TOLD_LINES:
+                logger.warning("%s, line %d: %s", files.folder.path(shard.name), found.line, found.reason)
+            continue
+        for medium in found.media:
+            if medium.shard not in known:
+                known.add(medium.shard)
+                writer.add_shard(files.info(medium.shard))
+        writer.add(found)
+    is_whole = shard.facts["stop"] - shard.facts["start"] == shard.num_bytes
+    if num_skipped and is_whole and not writer.num_items:
+        raise DataError(
+            f"{files.folder.path(shard.name)}: none of its {num_skipped} lines is a conversation to learn "
+            "from; the first reasons are above. Correct the file, or leave it out of the source's path."
+        )
+    if num_skipped:
+        logger.warning("%s: %d lines left out in all", files.folder.path(shard.name), num_skipped)
+
+
+def make_reader(files: SourceFiles, index: SourceIndex, tokenizer: Tokenizer) -> ChatReader:
+    """What reads the conversations of an index."""
+    return ChatReader(ShardReader(files.folder), ChatTokens(tokenizer, _vocabulary(files)))
+
+
+def _vocabulary(files: SourceFiles) -> str:
+    """The vocabulary, as messages about the source name it."""
+    return f"the vocabulary (data.tokenizer) for data.sources.{files.name}"
+
+
+CHAT = FormatSpec(list_shards=list_shards, index_shard=index_shard, make_reader=make_reader, frame=False)

@@ -1,0 +1,96 @@
+"""A source of conversations from its files to documents: indexed by stretches, opened, laid out, masked."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from k25_train.config.data import DataConfig
+from k25_train.config.sources import SourceConfig, SourceFormat
+from k25_train.data.chat import format as chat_format
+from k25_train.data.commands.indexing import index_source
+from k25_train.data.mix.documents import DocumentBuilder
+from k25_train.data.open_source import open_source
+from k25_train.data.tokenizer import load_tokenizer, train_tokenizer
+from k25_train.errors import DataError
+from tests.helpers.chat_goldens import CLOSE, OPEN, goldens, without_mask, write_kimi_vocabulary
+from tests.helpers.tiny_shards import encode_image, make_picture, tiny_data_config, tiny_vision_config
+
+
+def data_of(folder: Path, path: str = "chat/*.jsonl") -> DataConfig:
+    """A configuration with one source of conversations."""
+    return replace(
+        tiny_data_config(folder),
+        tokenizer=str(folder / "tiktoken.model"),
+        sources={"chat": SourceConfig(format=SourceFormat.chat, path=path)},
+    )
+
+
+def write_source(folder: Path) -> list[str]:
+    """Two files of conversations, of texts and images; returns their documents, masks drawn."""
+    (folder / "chat").mkdir()
+    write_kimi_vocabulary(folder / "tiktoken.model")
+    for name, file_format in (("a.png", "png"), ("b.jpg", "jpg")):
+        (folder / "chat" / name).write_bytes(encode_image(make_picture(56, 28, 1), file_format))
+    chosen = [golden for golden in goldens() if golden.name != "video"]
+    lines = [golden.line for golden in chosen]
+    (folder / "chat" / "1.jsonl").write_bytes(b"\n".join([*lines[:4], b"{", *lines[4:]]))
+    (folder / "chat" / "2.jsonl").write_bytes(lines[0] + b"\n" + lines[-1])
+    return [text for golden in [*chosen, chosen[0], chosen[-1]] for text in golden.documents]
+
+
+@pytest.mark.parametrize("stretch_bytes", [2**28, 300])
+def test_documents_are_those_of_the_files(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stretch_bytes: int,
+) -> None:
+    monkeypatch.setattr(chat_format, "STRETCH_BYTES", stretch_bytes)
+    expected = write_source(tmp_path)
+    data = data_of(tmp_path)
+    tokenizer = load_tokenizer(tmp_path / "tiktoken.model")
+    with caplog.at_level(logging.WARNING):
+        header = index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
+    assert header is not None and (header.num_items, header.num_media, header.frame) == (
+        len(expected),
+        4,
+        False,
+    )
+    assert "chat/1.jsonl, line 5: is not valid JSON" in caplog.text
+    assert index_source("chat", data, str(data.tokenizer), 0, lambda *_: None) is None
+
+    source = open_source("chat", data, tokenizer, checks_shards=True)
+    builder = DocumentBuilder(source.reader, tokenizer, tiny_vision_config(), frame=source.index.header.frame)
+    for item, drawn in enumerate(expected):
+        record = source.index.record(item)
+        document = builder.tokens(record, builder.media(record))
+        assert document.failure is None
+        # A picture of 56x28 is two tokens.
+        text = without_mask(drawn).replace("<|media_pad|>", "<|media_pad|><|media_pad|>")
+        assert tokenizer.decode(document.tokens.tolist()) == text
+        learned = "".join(part.partition(CLOSE)[0] for part in drawn.split(OPEN)[1:])
+        assert tokenizer.decode(document.tokens[document.is_target].tolist()) == learned
+        assert not np.isin(document.tokens, (tokenizer.bos, tokenizer.eos)).any()
+
+
+def test_what_cannot_be_indexed_is_refused_by_name(tmp_path: Path) -> None:
+    write_source(tmp_path)
+    (tmp_path / "chat" / "bad.jsonl").write_text(json.dumps({"conversations": []}) + "\n")
+    data = data_of(tmp_path, "chat/bad.jsonl")
+    with pytest.raises(DataError, match=r"bad\.jsonl: none of its 1 lines is a conversation"):
+        index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
+    train_tokenizer(["the quick brown fox"] * 9, 270, tmp_path / "plain.json")
+    with pytest.raises(DataError, match=r"data\.sources\.chat: has no <\|im_end\|>"):
+        index_source("chat", data_of(tmp_path), str(tmp_path / "plain.json"), 0, lambda *_: None)
+
+
+def test_an_exact_name_is_that_file_alone(tmp_path: Path) -> None:
+    write_source(tmp_path)
+    (tmp_path / "chat" / "2.json").write_text("{")
+    data = data_of(tmp_path, "chat/2.jsonl")
+    header = index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
+    assert header is not None and header.num_items == 2
