@@ -3,7 +3,7 @@
 Shapes: T = micro_batch_size * seq_len tokens, rows one after another; V vision tokens; P patches.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.media import MediaPatches
-from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import PlannedPiece, SequencePlan, media_of
 from k25_train.data.skip_log import SkipLog
+from k25_train.data.sources import OpenSource
 from parallel.dep.grid import Grid
 
 
@@ -139,21 +139,20 @@ class MicroBatchAssembler:
     def __init__(
         self,
         *,
-        documents: DocumentBuilder,
         vision: VisionConfig,
         seq_len: int,
         pad_token: int,
         media_pad: int,
         skip_log: SkipLog,
-        sources: Sequence[str],
+        sources: Mapping[str, OpenSource],
     ) -> None:
         """
         Args:
             media_pad: the placeholder of a vision token.
             skip_log: counts samples whose words or media cannot be used, and may stop the run.
-            sources: names, in the order of the numbers that tokens are marked with.
+            sources: by name, in the order of the numbers that tokens are marked with.
         """
-        self._documents = documents
+        self._sources = sources
         self._vision = vision
         self._seq_len = seq_len
         self._pad_token = pad_token
@@ -175,9 +174,11 @@ class MicroBatchAssembler:
         unreadable: list[int] = []
         item_documents: list[int] = []
         for row, sequence in enumerate(sequences):
-            position, source = row * self._seq_len, self._source_numbers[sequence.kind]
+            position, number = row * self._seq_len, self._source_numbers[sequence.source]
             for piece in sequence.pieces:
-                count, is_usable = self._read_piece(piece, source, position, rows, reads)
+                count, is_usable = self._read_piece(
+                    piece, self._sources[sequence.source], number, position, rows, reads
+                )
                 if not is_usable:
                     unreadable.append(len(lengths))
                     paddings.append(len(lengths))
@@ -224,10 +225,10 @@ class MicroBatchAssembler:
         pixels = torch.empty(num_patches, patch_values)
         failed_items: list[int] = []
         num_items, row = 0, 0
-        for record, media in media_of(sequences):
+        for name, record, media in media_of(sequences):
             patches = next(found)
             if patches.failure is not None:
-                self._skip_log.add(record, patches.failure)
+                self._skip_log.add_named(self._sources[name].where(record), patches.failure, log=True)
                 failed_items += range(num_items, num_items + len(patches.items))
             for of_item in patches.items.values():
                 pixels[row : row + len(of_item)] = of_item
@@ -236,17 +237,23 @@ class MicroBatchAssembler:
         return mask_failed(replace(batch, pixels=pixels, failed_items=tuple(failed_items)), failed_items)
 
     def _read_piece(
-        self, piece: PlannedPiece, source: int, position: int, rows: _Rows, reads: Reads
+        self,
+        piece: PlannedPiece,
+        source: OpenSource,
+        number: int,
+        position: int,
+        rows: _Rows,
+        reads: Reads,
     ) -> tuple[int, bool]:
         """Fill in a piece if words are asked for; how many of its tokens have a loss, and whether its words
         can be used, which is not known unless they are read."""
         stop = piece.start + piece.length
         if not reads.words:
-            return self._documents.num_targets(piece.record, piece.media, piece.start + 1, stop), True
-        document = self._documents.tokens(piece.record, piece.media, piece.start, stop)
+            return source.documents.num_targets(piece.record, piece.media, piece.start + 1, stop), True
+        document = source.documents.tokens(piece.record, piece.media, piece.start, stop)
         if document.failure is not None:
-            self._skip_log.add(piece.record, document.failure)
-        rows.put(position, source, piece, document.tokens, document.is_target)
+            self._skip_log.add_named(source.where(piece.record), document.failure, log=True)
+        rows.put(position, number, piece, document.tokens, document.is_target)
         return int(document.is_target[1:].sum()), document.failure is None
 
 

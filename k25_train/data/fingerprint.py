@@ -7,14 +7,14 @@ into shards, so it may be copied, moved, or written again in shards of another s
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from operator import attrgetter
 from typing import Any
 
 from k25_train.data.formats.records import MediaSegment, SampleRecord, Segment, TextSegment
 
-BATCH_VERSION = 2
+BATCH_VERSION = 3
 """Raised whenever the same shard set, configuration and step give another batch than before: another order,
 packing, blend, document layout, or choice of frames and patches. A test keeps the batches of a tiny set."""
 
@@ -22,29 +22,22 @@ _NOT_SIZES = frozenset({"shard", "offset", "crc32"})
 """Where a file is, and its checksum, which is compared apart."""
 
 
-def data_facts(
-    train: Mapping[str, Sequence[SampleRecord]],
-    heldout: Mapping[str, Sequence[SampleRecord]],
-    tokenizer_sha256: str,
-) -> dict[str, str]:
-    """Dotted key -> what is true of the data, in words that show a difference.
+def common_facts(tokenizer_sha256: str) -> dict[str, str]:
+    """Dotted key -> what is true of all sources, in words that show a difference.
+
+    `tokenizer_sha256`: of the vocabulary file.
+    """
+    return {"data.tokenizer": f"sha256 {tokenizer_sha256}", "data.packing": f"version {BATCH_VERSION}"}
+
+
+def record_facts(name: str, records: Sequence[SampleRecord]) -> dict[str, str]:
+    """What is true of samples in memory: `name` is the dotted key, `data.train.NAME` or `data.heldout.NAME`.
 
     `data.heldout.*` decides no step, but which loss the evaluations report.
-
-    Args:
-        train: kind of the blend -> its samples in the order of the shards, as many as are used.
-        heldout: the same of the split that evaluations read.
-        tokenizer_sha256: of the vocabulary file.
     """
-    splits = {"train": train, "heldout": heldout}
-    kinds = [(f"data.{split}.{kind}", records) for split in splits for kind, records in splits[split].items()]
-    return {
-        **{name: describe(records) for name, records in kinds},
-        # A set indexed without checksums is not known to be another one than its copy indexed with them.
-        **{f"{name}.content": _content(records) for name, records in kinds if _has_checksums(records)},
-        "data.tokenizer": f"sha256 {tokenizer_sha256}",
-        "data.packing": f"version {BATCH_VERSION}",
-    }
+    # A set indexed without checksums is not known to be another one than its copy indexed with them.
+    content = {f"{name}.content": _content(records)} if _has_checksums(records) else {}
+    return {name: describe(records), **content}
 
 
 def describe(records: Sequence[SampleRecord]) -> str:

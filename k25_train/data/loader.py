@@ -1,84 +1,106 @@
-"""Global batches that depend on (seed, step) alone.
+"""Global batches that depend on (seed, configuration, step) alone.
 
-`plan(step)` names every sequence of the step from the index, the same on every rank; `micro_batches` reads
+`plan(step)` names every sequence of the step from the indexes, the same on every rank; `micro_batches` reads
 and decodes a rank's share of such a plan. Each batch is planned once, by the caller, and its plan travels
 with what was read. Sequences go to data-parallel ranks in contiguous blocks, so the global batch is bitwise
-the same for any number of ranks and any micro-batch size, and resuming needs nothing but the step.
+the same for any number of ranks and any micro-batch size. A plan follows from the state behind the one
+before; a run that goes on has it from its checkpoint, or plans the steps before once more.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from types import TracebackType
 from typing import Any, Self
 
 from k25_train.config.data import DataConfig
 from k25_train.config.model import VisionConfig
-from k25_train.config.sources import SAMPLE_KINDS, SourceFormat
 from k25_train.config.training import TrainConfig
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler, Reads
 from k25_train.data.decode.decoder import decoder_versions
-from k25_train.data.decode.media import MediaReader, Wanted
-from k25_train.data.fingerprint import data_facts
-from k25_train.data.formats.dataset import load_dataset
-from k25_train.data.formats.reader import WordsReader
-from k25_train.data.formats.records import SampleRecord
+from k25_train.data.decode.media import MediaPatches, Wanted
+from k25_train.data.evaluation_plan import EvaluationPlanner
+from k25_train.data.fingerprint import common_facts
+from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.micro_batches import read_micro_batches
-from k25_train.data.mix.blend import Blend
-from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.plan import SequencePlan, StepPlan
-from k25_train.data.mix.stream import KindStream, shuffle_media
+from k25_train.data.mix.planner import PlannedSource, Planner
+from k25_train.data.mix.state import LoaderState
+from k25_train.data.mix.stream import SourceStream
+from k25_train.data.mix.windows import Windows
+from k25_train.data.open_sources import open_sources
 from k25_train.data.prefetch import StepPrefetch
 from k25_train.data.served import SourceSummary
 from k25_train.data.skip_log import SkipLog
+from k25_train.data.sources import OpenSource, training_documents
 from k25_train.data.storage.options import use_options
-from k25_train.data.tokenizer import load_tokenizer
 from k25_train.data.units import GroupedReading, MediaGroup, ReadHere, Result, Unit, UnitReading, WordsUnit
 from k25_train.errors import ConfigError, DataError
 
-EVAL_SEED = 0
-"""Seed of the held-out order, the same in every run: shuffled, so that few sequences represent all."""
+MOST_STATES = 64
+"""States behind planned steps that are kept, for steps that are asked for once more. Our choice."""
 
 
 class DataLoader:
-    """Train and held-out batches of one shard set. A context manager: leaving it ends the prefetching."""
+    """Train and held-out batches of the sources. A context manager: leaving it ends the prefetching."""
 
     def __init__(
         self, data: DataConfig, train: TrainConfig, vision: VisionConfig, workers: UnitReading | None = None
     ) -> None:
-        """Open and check the shard set. Without `workers` this process reads by itself.
+        """Open and check the sources. Without `workers` this process reads by itself.
 
-        Raises DataError for what `load_dataset` or the samples get wrong.
+        Raises DataError for what the sources or their samples get wrong.
         """
         self._data = data
         self._train = train
-        self._vision = vision
         use_options(data)
-        # 1. The shard set, and what reads a rank's share of it.
-        self.dataset = load_dataset(_folder_of(data), data.tokenizer)
-        self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
-        self.skip_log = SkipLog(data.dir, data.max_skipped_samples)
-        reader = WordsReader(self.dataset.reader, self.dataset.reader.read_words, self.tokenizer)
-        self._documents = DocumentBuilder(reader, self.tokenizer, vision)
-        self.media = MediaReader(self.dataset.reader, vision, data.decoder)
+        # 1. The sources, and what reads a rank's share of them.
+        opened = open_sources(data, vision)
+        self.tokenizer = opened.tokenizer
+        self._tokenizer_sha256 = opened.tokenizer_sha256
+        self.sources: Mapping[str, OpenSource] = opened.sources
+        """By name, in the order of `data.sources`."""
+        self.skip_log = SkipLog(data.max_skipped_samples)
         self._assembler = MicroBatchAssembler(
-            documents=self._documents,
             vision=vision,
             seq_len=train.seq_len,
             pad_token=self.tokenizer.pad,
             media_pad=self.tokenizer.media_pad,
             skip_log=self.skip_log,
-            sources=list(data.sources),
+            sources=self.sources,
         )
 
         self.reading: UnitReading = GroupedReading(workers or ReadHere(self.read_unit), vision)
 
-        # 2. What plans batches: one stream of sequences per kind, and the order of kinds.
-        self._blend = Blend(_shares(data))
-        self._streams = {
-            name: self._build_stream(name, self._records("train", name), train.seed, data.shuffle)
-            for name in data.sources
-        }
+        # 2. What plans batches. Several threads do.
+        self._planner = Planner(
+            [self._planned(source, vision) for source in self.sources.values()], data, train.global_batch_size
+        )
+        self._states: dict[int, LoaderState] = {0: LoaderState()}
+        self._lock = threading.Lock()
+        self._evaluation = EvaluationPlanner(self.sources, data, train, vision, self.skip_log)
         self._prefetches: list[StepPrefetch[Any]] = []
         self._facts: dict[str, str] = {}
+
+    def _planned(self, source: OpenSource, vision: VisionConfig) -> PlannedSource:
+        """A source that has something to learn from. Raises DataError for one that has not."""
+        data, seq_len, name = self._data, self._train.seq_len, source.name
+        documents = training_documents(source, data.limit_samples, vision, seq_len, self.skip_log)
+        if not documents.num_items:
+            raise DataError(documents.nothing_usable())
+        windows = Windows(documents.num_items, self._train.seed, name, shuffle=data.shuffle)
+        stream = SourceStream(
+            list(self.sources).index(name), documents, windows, seq_len, data.sources[name].epochs
+        )
+        # What its first window gets wrong is told before the job costs anything.
+        stream.check()
+        if not source.training.has_target(data.limit_samples):
+            raise DataError(
+                f"data.sources.{name}: no text of its {documents.num_items} samples in {source.place} has a "
+                "loss: there is nothing to learn from them. Write the set with `loss: true` where words are "
+                f"to be learned, or leave it out (~data.sources.{name})."
+            )
+        return PlannedSource(stream, source.has_media, documents)
 
     def __enter__(self) -> Self:
         return self
@@ -90,39 +112,36 @@ class DataLoader:
 
     def close(self) -> None:
         """End the prefetching; what is in the making is finished and dropped."""
-        self.dataset.reader.folder.close()
+        for source in self.sources.values():
+            source.reader.close()
         for prefetch in self._prefetches:
             prefetch.close()
 
     def facts(self) -> dict[str, str]:
-        """What the batches depend on outside the configuration: dotted key -> text, as `data_facts` says.
-
-        Costs seconds per million samples the first time, and nothing later.
-        """
+        """What the batches depend on outside the configuration (`fingerprint.py`): dotted key -> text."""
         if not self._facts:
-            train, heldout = (
-                {kind: self._records(split, kind) for kind in self._data.sources}
-                for split in ("train", self._heldout_split)
-            )
-            self._facts = {
-                **data_facts(train, heldout, self.dataset.tokenizer_sha256),
-                "data.decoder": decoder_versions(self._data.decoder),
-            }
+            self._facts = common_facts(self._tokenizer_sha256)
+            self._facts["data.decoder"] = decoder_versions(self._data.decoder)
+            for name, source in self.sources.items():
+                self._facts |= source.facts(
+                    f"data.train.{name}", f"data.heldout.{name}", self._data.limit_samples
+                )
         return self._facts
 
     def summaries(self) -> tuple[SourceSummary, ...]:
         """What each source has, in the order of `data.sources`."""
-        return tuple(self._summary(name) for name in self._data.sources)
+        return tuple(self._summary(source) for source in self.sources.values())
 
-    def _summary(self, name: str) -> SourceSummary:
-        source, records = self._data.sources[name], self._records("train", name)
+    def _summary(self, source: OpenSource) -> SourceSummary:
+        config = self._data.sources[source.name]
+        num_items = source.num_training(self._data.limit_samples)
         return SourceSummary(
-            name=name,
-            has_media=source.may_have_media,
-            num_documents=len(records),
-            num_tokens=sum(map(self._documents.num_tokens, records)),
-            weight=source.weight,
-            max_epochs=source.epochs,
+            name=source.name,
+            has_media=source.has_media,
+            num_documents=num_items,
+            num_tokens=self._planner.tokens_of_epoch(source.name),
+            weight=config.weight,
+            max_epochs=config.epochs,
         )
 
     def prefetch[Result](self, read: Callable[[StepPlan], Result]) -> StepPrefetch[Result]:
@@ -137,31 +156,39 @@ class DataLoader:
         return prefetch
 
     def plan(self, step: int) -> StepPlan:
-        """The global batch of a step (counted from 0), without reading a shard."""
-        first = step * self._train.global_batch_size
-        numbers = range(first, first + self._train.global_batch_size)
-        plan = StepPlan(step=step, sequences=_draw(self._blend, self._streams, numbers))
-        self.skip_log.saw(sum(len(sequence.pieces) for sequence in plan.sequences))
+        """The global batch of a step (counted from 0), without reading a shard.
+
+        Steps in order cost least. Those between the nearest one that is known and this one are planned, too.
+        """
+        with self._lock:
+            state = self._states[max(known for known in self._states if known <= step)]
+            while True:
+                plan, after = self._planner.plan(state)
+                self._keep(after)
+                if state.step == step:
+                    break
+                state = after
+        self.skip_log.saw(len(plan.sequences_of.items))
         return plan
 
+    def _keep(self, state: LoaderState) -> None:
+        self._states.setdefault(state.step, state)
+        for step in list(self._states)[1:-MOST_STATES]:
+            del self._states[step]
+
     def state_after(self, plan: StepPlan) -> dict[str, Any]:
-        """Where the loader is after a step."""
-        return {"step": plan.step + 1}
+        """Where the loader is after a step that was planned lately."""
+        return self._states[plan.step + 1].to_json()
 
     def start_from(self, step: int, state: Mapping[str, Any]) -> None:
-        """Go on behind the first `step` steps, where the loader was in `state`."""
+        """Go on behind the first `step` steps, where the loader was in `state`; an empty one is found by
+        planning them again. Raises DataError for a state that is none."""
+        if state:
+            self._states[step] = LoaderState.from_json(state)
 
     def plan_evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> StepPlan:
-        """Fixed held-out sequences, the same every time.
-
-        Half are text and half have media, in the proportions of the blend; where the blend has only one of
-        the two, all are. With `data.limit_samples` they are the train samples, which are then meant to be
-        memorized. `shuffle_media_seed` gives every sample the image or video of another of its kind
-        (`stream.shuffle_media`); as lengths change, the samples may then be packed differently.
-        """
-        blend = Blend(_eval_shares(_shares(self._data)))
-        streams = {kind: self._eval_stream(kind, shuffle_media_seed) for kind in self._data.sources}
-        return StepPlan(step=0, sequences=_draw(blend, streams, range(num_sequences)))
+        """Fixed held-out sequences, the same every time (`EvaluationPlanner`)."""
+        return self._evaluation.plan(num_sequences, shuffle_media_seed)
 
     def micro_batches(self, plan: StepPlan, *, dp_rank: int, dp_size: int, reads: Reads) -> list[MicroBatch]:
         """The micro-batches of one data-parallel rank in a planned batch, in order, with what it `reads`.
@@ -178,74 +205,28 @@ class DataLoader:
             )
         share = len(sequences) // dp_size
         first = dp_rank * share
-        batches = [sequences[i : i + size] for i in range(first, first + share, size)]
+        batches = [tuple(sequences[i : i + size]) for i in range(first, first + share, size)]
         return list(read_micro_batches(batches, reads, self.reading, self._assembler, self.skip_log))
+
+    def read_sequences(self, sequences: Sequence[SequencePlan], reads: Reads) -> list[MicroBatch]:
+        """A micro-batch of each of some sequences alone. Raises as `micro_batches`."""
+        batches = [(sequence,) for sequence in sequences]
+        return list(read_micro_batches(batches, reads, self.reading, self._assembler, self.skip_log))
+
+    def indexes(self) -> dict[str, SourceIndex]:
+        """The index of each source, made in memory for shard sets."""
+        return {name: source.training.index(self._tokenizer_sha256) for name, source in self.sources.items()}
 
     def read_unit(self, unit: Unit) -> Result:
         """Read, tokenise and decode in this process. Raises as `micro_batches`."""
         if isinstance(unit, WordsUnit):
             return self._assembler.assemble(unit.sequences, unit.reads)
         if isinstance(unit, MediaGroup):
-            wanted = [Wanted(each.media, each.positions) for each in unit.units]
-            return tuple(self.media.load_all(wanted))
-        return self.media.load(unit.media, unit.positions)
+            return tuple(self._read_group(unit))
+        return self.sources[unit.source].media_reader.load(unit.media, unit.positions)
 
-    @property
-    def _heldout_split(self) -> str:
-        return "heldout" if self._data.limit_samples is None else "train"
-
-    def _eval_stream(self, kind: str, shuffle_media_seed: int | None) -> KindStream:
-        records = self._records(self._heldout_split, kind)
-        if shuffle_media_seed is not None:
-            records = shuffle_media(records, shuffle_media_seed)
-        return self._build_stream(kind, records, EVAL_SEED, shuffle=True)
-
-    def _build_stream(
-        self, kind: str, records: Sequence[SampleRecord], seed: int, shuffle: bool
-    ) -> KindStream:
-        return KindStream(
-            kind,
-            records,
-            documents=self._documents,
-            vision=self._vision,
-            seq_len=self._train.seq_len,
-            seed=seed,
-            shuffle=shuffle,
-            skip_log=self.skip_log,
-        )
-
-    def _records(self, split: str, source: str) -> list[SampleRecord]:
-        if split not in self.dataset.splits:
-            raise DataError(
-                f"{self.dataset.directory}: has no split {split!r}, only "
-                f"{', '.join(self.dataset.splits)}. Build the shard set again."
-            )
-        kinds = self._data.sources[source].kinds or SAMPLE_KINDS
-        records = [record for record in self.dataset.splits[split] if record.kind in kinds]
-        return records[: self._data.limit_samples]
-
-
-def _folder_of(data: DataConfig) -> str:
-    """The one folder of all sources."""
-    places = {data.path_of(source) for source in data.sources.values()}
-    if len(places) > 1 or any(source.format is not SourceFormat.shards for source in data.sources.values()):
-        raise ConfigError(f"data.sources: only one shard set can be read, not {', '.join(sorted(places))}")
-    return places.pop()
-
-
-def _shares(data: DataConfig) -> dict[str, float]:
-    weights = {name: source.weight for name, source in data.sources.items() if source.weight}
-    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
-
-
-def _draw(
-    blend: Blend, streams: Mapping[str, KindStream], numbers: Sequence[int]
-) -> tuple[SequencePlan, ...]:
-    located = [blend.locate(number) for number in numbers]
-    return tuple(streams[kind].sequence(position) for kind, position in located)
-
-
-def _eval_shares(shares: Mapping[str, float]) -> dict[str, float]:
-    """Half for text, half for the media kinds together; all for one of the two where the other is absent."""
-    media_total = sum(share for kind, share in shares.items() if kind != "text")
-    return {kind: 1.0 if kind == "text" else share / media_total for kind, share in shares.items()}
+    def _read_group(self, group: MediaGroup) -> Iterator[MediaPatches]:
+        """Neighbours of one source are decoded together."""
+        for name, units in groupby(group.units, key=lambda unit: unit.source):
+            wanted = [Wanted(unit.media, unit.positions) for unit in units]
+            yield from self.sources[name].media_reader.load_all(wanted)

@@ -27,7 +27,11 @@ def read_micro_batches(
     for sequences in batches:
         # Without words nothing is read for them.
         units += [WordsUnit(sequences, words)] if reads.words else []
-        units += [MediaUnit(media, None) for _, media in media_of(sequences)] if reads.pixels else []
+        units += (
+            [MediaUnit(source, media, None) for source, _, media in media_of(sequences)]
+            if reads.pixels
+            else []
+        )
     found = reading.read(units)
     for sequences in batches:
         if reads.words:

@@ -28,6 +28,9 @@ class StepPrefetch[Result]:
         An error in the background is raised when its step is asked for.
         """
         ready = self._pending.pop(step, None)
+        if ready is None and self._num_ahead:
+            # In the thread, too, and before those ahead: a plan follows from the one before.
+            ready = self._thread().submit(self._make, step)
         ahead = range(step + 1, min(step + 1 + self._num_ahead, self._num_steps))
         for stale in self._pending.keys() - set(ahead):
             self._pending.pop(stale).cancel()

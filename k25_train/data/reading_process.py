@@ -74,7 +74,7 @@ class ReadingProcess:
             raise ConfigError(
                 f"data.read_in=process needs Linux, this is {sys.platform}: set data.read_in=thread"
             )
-        self.skip_log = SkipLog(config.data.dir, config.data.max_skipped_samples)
+        self.skip_log = SkipLog(config.data.max_skipped_samples)
         self._facts: dict[str, str] = {}
         self._why_ended = ""
         self._channel, theirs = Channel.pair()
@@ -185,7 +185,7 @@ def _serve(config: Config, channel: Channel, other_end: Channel, log: int) -> No
     # Before anything here has threads.
     workers = WorkerPool(config, [channel]) if config.data.workers else None
     source = ThreadSource(_without_thread(config), workers)
-    no_skips = SkipLog("", 0)
+    no_skips = SkipLog(0)
     skips = NewSkips(lambda: source.skip_log if hasattr(source, "loader") else no_skips)
     written: dict[int, Letter] = {}
     ahead: list[int] = []

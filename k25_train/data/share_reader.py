@@ -97,9 +97,8 @@ class ShareReader:
         stacked = stack([batches[number] for number in found.order])
         # 2. What other ranks have to learn of: all of items, which any rank may encode, and of words the
         #    other stages of this replica.
-        name = self._loader.skip_log.name
         items = [
-            Failure(each.replica, each.micro_batch, each.item, None, name(each.record), each.reason)
+            Failure(each.replica, each.micro_batch, each.item, None, each.sample, each.reason)
             for each in found.failures
         ]
         failures = (*items, *self._own_failures(stacked))
@@ -125,6 +124,7 @@ def _vision_of(config: Config, loader: DataLoader, share: Share) -> tuple[Vision
     def reader(planner: VisionPlanner) -> VisionReader:
         return VisionReader(
             loader.reading,
+            loader.sources,
             planner,
             vision=config.model.vision,
             micro_batch_size=size,

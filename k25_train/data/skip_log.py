@@ -2,10 +2,9 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from itertools import islice
 
-from k25_train.data.formats.records import SampleRecord
 from k25_train.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -20,13 +19,13 @@ class SkipLog:
     """Samples left out so far, each counted once and logged at most once, however often met. Safe across
     threads."""
 
-    def __init__(self, directory: str, max_skipped_samples: int | float) -> None:
-        """`directory`: of the data, for messages; `max_skipped_samples`: how many are tolerated, or as a
-        float their share of the samples that were drawn, at least of `FEWEST_SEEN`."""
-        self._directory = directory
+    def __init__(self, max_skipped_samples: int | float) -> None:
+        """`max_skipped_samples`: how many are tolerated, or as a float their share of the samples that were
+        drawn, at least of `FEWEST_SEEN`."""
         self._max_skipped_samples = max_skipped_samples
         self._lock = threading.Lock()
         self._num_seen = 0
+        self._unnamed: dict[tuple[str, int], int] = {}
         self.skipped: dict[str, str] = {}
         """`<shard>, sample <key>` -> reason, in the order in which they were met."""
 
@@ -44,33 +43,40 @@ class SkipLog:
         with self._lock:
             self._num_seen = max(self._num_seen, num_samples)
 
-    def add(self, record: SampleRecord, reason: str, *, log: bool = True) -> None:
-        """Note that a sample is skipped. Raises DataError, naming some, when they pass the limit.
+    def add_named(self, name: str, reason: str, *, log: bool) -> None:
+        """Note that a sample, by its name in messages, is skipped. Raises DataError, naming some, when they
+        pass the limit.
 
         Without `log` it is only counted: several ranks may learn of it, and one of them logs it.
         """
-        self.add_named(self.name(record), reason, log=log)
-
-    def add_named(self, name: str, reason: str, *, log: bool) -> None:
-        """Do what `add` does, for a sample by its name in messages."""
         with self._lock:
             if name in self.skipped:
                 return
             self.skipped[name] = reason
             if log:
                 logger.warning("skipped %s: %s", name, reason)
-            if len(self.skipped) > self._most():
+            if self.num_skipped > self._most():
                 raise DataError(self._too_many())
 
-    def name(self, record: SampleRecord) -> str:
-        """Where a sample is, as messages say it."""
-        return f"{self._directory}/{record.shard}, sample {record.key}"
-
-    def room_for(self, records: Iterable[SampleRecord]) -> int:
-        """How many of `records` may be skipped, those that are already included."""
+    def add_window(self, window: tuple[str, int], named: Mapping[str, str], num_unnamed: int) -> None:
+        """Note what cannot be used of a planned window: some by name and reason, and the number of others. A
+        window is counted once. Raises as `add`."""
         with self._lock:
-            known = sum(self.name(record) in self.skipped for record in records)
-            return self._most() - len(self.skipped) + known
+            self._unnamed[window] = num_unnamed
+        for name, reason in named.items():
+            self.add_named(name, reason, log=True)
+        if self.num_skipped > self._most():
+            raise DataError(self._too_many())
+
+    @property
+    def num_skipped(self) -> int:
+        """Samples left out so far, those without a name included."""
+        return len(self.skipped) + sum(self._unnamed.values())
+
+    @property
+    def room(self) -> int:
+        """How many more samples may be skipped."""
+        return max(self._most() - self.num_skipped, 0)
 
     def later_than(self, num_skipped: int) -> dict[str, str]:
         """Those behind the first `num_skipped`, as `skipped` has them."""
@@ -83,15 +89,16 @@ class SkipLog:
 
     def _too_many(self) -> str:
         names = [f"  {where}: {why}" for where, why in islice(self.skipped.items(), LISTED)]
-        if len(self.skipped) > LISTED:
-            names.append(f"  and {len(self.skipped) - LISTED} more, which the log names")
+        if self.num_skipped > len(names):
+            more = f"  and {self.num_skipped - len(names)} more"
+            names.append(more if self.num_skipped > len(self.skipped) else f"{more}, which the log names")
         limit = self._max_skipped_samples
         of_seen = (
             "" if isinstance(limit, int) else f", which is {self._most()} after {self._num_seen} samples,"
         )
         listing = "\n".join(names)
         return (
-            f"{len(self.skipped)} samples cannot be used, data.max_skipped_samples={limit}{of_seen} are "
+            f"{self.num_skipped} samples cannot be used, data.max_skipped_samples={limit}{of_seen} are "
             f"allowed:\n{listing}\nFix or rebuild the data (`python -m k25_train.data verify` checks all of "
             "them), or raise the limit."
         )

@@ -42,6 +42,8 @@ class WordsUnit:
 class MediaUnit:
     """An image or video; its result is a `MediaPatches`."""
 
+    source: str
+    """Name of its source."""
     media: PlannedMedia
     """What is decoded."""
     positions: tuple[int, ...] | None

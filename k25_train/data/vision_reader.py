@@ -1,17 +1,18 @@
 """Work of the decoupled encoder in a step: one rank's share of the plan for all items, and its pixels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from k25_train.config.model import VisionConfig
-from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.media import MediaPatches
-from k25_train.data.formats.records import MediaSegment, SampleRecord
-from k25_train.data.mix.plan import SequencePlan, StepPlan, media_of
+from k25_train.data.formats.records import MediaSegment
+from k25_train.data.mix.plan import SampleItem, StepPlan
+from k25_train.data.sources import OpenSource
 from k25_train.data.units import MediaUnit, UnitReading
 from k25_train.plan.vision_planner import VisionPlanner
 from parallel.dep.engine import VisionWork
@@ -19,20 +20,6 @@ from parallel.dep.grid import Grid
 from parallel.dep.plan import Part, VisionItem
 from parallel.dep.plan_share import NO_SHARE, PlanShare, Receiver
 from parallel.dep.vision_pass import Chunk
-
-
-class SampleItem(NamedTuple):
-    """A vision item of the global batch in its sample."""
-
-    record: SampleRecord
-    media: PlannedMedia
-    position: int
-    """Position of the item among those of its image or video."""
-
-    @property
-    def grid_thw(self) -> Grid:
-        """Patches of the item."""
-        return self.media.items[self.position].grid_thw
 
 
 class FailedItem(NamedTuple):
@@ -44,8 +31,8 @@ class FailedItem(NamedTuple):
     """Number of its micro-batch, in the order in which the replica takes them."""
     item: int
     """Its position among the items of its micro-batch."""
-    record: SampleRecord
-    """Its sample."""
+    sample: str
+    """Where its sample is, as messages say it."""
     reason: str
     """Why it did not decode."""
 
@@ -79,7 +66,7 @@ class NoVision:
 
     def read(self, batch: StepPlan) -> StepVision:
         """Nothing."""
-        num_micro_batches = len(batch.sequences) // self._sequences_per_turn
+        num_micro_batches = batch.num_sequences // self._sequences_per_turn
         return StepVision(VisionWork(NO_SHARE, (), ()), range(num_micro_batches), ())
 
 
@@ -89,6 +76,7 @@ class VisionReader:
     def __init__(
         self,
         reading: UnitReading,
+        sources: Mapping[str, OpenSource],
         planner: VisionPlanner,
         *,
         vision: VisionConfig,
@@ -99,6 +87,7 @@ class VisionReader:
     ) -> None:
         """`replica`: the one whose pipeline the rank belongs to, whichever stage it is."""
         self._reading = reading
+        self._sources = sources
         self._planner = planner
         self._patch_values = 3 * vision.patch_size**2
         self._micro_batch_size = micro_batch_size
@@ -109,80 +98,80 @@ class VisionReader:
     def read(self, batch: StepPlan) -> StepVision:
         """Plan the items of a global batch, the same on every rank, and decode this rank's."""
         # 1. Items of each micro-batch of the global batch.
-        sequences, size = batch.sequences, self._micro_batch_size
-        micro_batches = [
-            list(_items_of(sequences[start : start + size])) for start in range(0, len(sequences), size)
-        ]
+        grids = batch.grids()
+        firsts = batch.first_items()[:: self._micro_batch_size].tolist()
+        micro_batches = [range(first, end) for first, end in pairwise(firsts)]
 
         # 2. The order of each replica's micro-batches; items are numbered in that order.
         share = len(micro_batches) // self._num_replicas
         orders: list[Sequence[int]] = []
-        items: list[SampleItem] = []
+        numbers: list[int] = []
         planned: list[VisionItem] = []
         for replica in range(self._num_replicas):
             own = micro_batches[replica * share : (replica + 1) * share]
-            orders.append(self._planner.order([[item.grid_thw for item in each] for each in own]))
+            orders.append(self._planner.order([grids[each.start : each.stop] for each in own]))
             for turn, number in enumerate(orders[-1]):
-                items += own[number]
-                planned += [VisionItem(item.grid_thw, replica, turn) for item in own[number]]
+                numbers += own[number]
+                planned += [VisionItem(grids[item], replica, turn) for item in own[number]]
 
         # 3. Who encodes what; this rank's share of it is decoded.
         first_of = self._rank if self._rank < self._num_replicas else None
         shared, program = self._planner.share(planned, Receiver(self._rank, first_of, share))
+        parts = [[shared.plan.parts[number] for number in chunk] for chunk in shared.plan.chunks[self._rank]]
+        own_items = sorted({part.item for of_chunk in parts for part in of_chunk})
+        items = {item: batch.vision_item(numbers[item]) for item in own_items}
         failures: dict[int, str] = {}
-        chunks = self._read_chunks(shared.plan, items, failures)
+        chunks = self._read_chunks(shared.plan, parts, items, failures)
         work = VisionWork(shared.plan, chunks, shared.transfers, program)
-        failed = tuple(_failed(planned, items, item, reason) for item, reason in sorted(failures.items()))
+        failed = tuple(
+            self._failed(planned, items[item], item, reason) for item, reason in sorted(failures.items())
+        )
         return StepVision(work, orders[self._replica], failed)
 
     def _read_chunks(
-        self, plan: PlanShare, items: Sequence[SampleItem], failures: dict[int, str]
+        self,
+        plan: PlanShare,
+        own: Sequence[Sequence[Part]],
+        items: Mapping[int, SampleItem],
+        failures: dict[int, str],
     ) -> list[Chunk]:
-        """This rank's chunks; notes in `failures` which of its items did not decode."""
-        own = [[plan.parts[number] for number in numbers] for numbers in plan.chunks[self._rank]]
+        """This rank's chunks, of which the parts are given; notes in `failures` which of its items did not
+        decode."""
         # 1. Room for each chunk, and where in it each part of an item goes.
         chunks: list[Chunk] = []
-        places: dict[MediaSegment, list[tuple[Part, Tensor]]] = {}
-        wanted: dict[MediaSegment, set[int]] = {}
+        places: dict[tuple[str, MediaSegment], list[tuple[Part, Tensor]]] = {}
         for parts in own:
             sizes = [part.num_patches for part in parts]
             pixels = torch.empty(sum(sizes), self._patch_values)
             for part, into in zip(parts, pixels.split(sizes), strict=True):
-                segment, position = items[part.item].media.segment, items[part.item].position
-                places.setdefault(segment, []).append((part, into))
-                wanted.setdefault(segment, set()).add(position)
+                item = items[part.item]
+                places.setdefault((item.source, item.media.segment), []).append((part, into))
             chunks.append(Chunk(pixels, tuple(plan.items[part.item].grid_thw for part in parts)))
 
         # 2. A video is decoded once, however many of its items are this rank's.
-        media = {items[part.item].media.segment: items[part.item].media for parts in own for part in parts}
-        units = [MediaUnit(media[segment], tuple(sorted(positions))) for segment, positions in wanted.items()]
+        units = []
+        for (source, _), of_file in places.items():
+            positions = {items[part.item].position for part, _ in of_file}
+            units.append(MediaUnit(source, items[of_file[0][0].item].media, tuple(sorted(positions))))
         for unit, read in zip(units, self._reading.read(units), strict=True):
             patches = read.result
             assert isinstance(patches, MediaPatches)
-            for part, into in places[unit.media.segment]:
+            for part, into in places[unit.source, unit.media.segment]:
                 if patches.failure:
                     failures[part.item] = patches.failure
                 item = items[part.item]
                 into.copy_(_rows_of(part, plan.items[part.item].grid_thw, patches.items[item.position]))
         return chunks
 
-
-def _failed(
-    planned: Sequence[VisionItem], items: Sequence[SampleItem], number: int, reason: str
-) -> FailedItem:
-    """An item of the global batch by its place in its micro-batch."""
-    place = planned[number].replica, planned[number].micro_batch
-    first = number
-    while first and (planned[first - 1].replica, planned[first - 1].micro_batch) == place:
-        first -= 1
-    return FailedItem(*place, number - first, items[number].record, reason)
-
-
-def _items_of(sequences: Sequence[SequencePlan]) -> Iterator[SampleItem]:
-    """Items of a micro-batch in the order of their placeholders."""
-    for record, media in media_of(sequences):
-        for position in range(len(media.items)):
-            yield SampleItem(record, media, position)
+    def _failed(
+        self, planned: Sequence[VisionItem], item: SampleItem, number: int, reason: str
+    ) -> FailedItem:
+        """An item of the global batch by its place in its micro-batch."""
+        place = planned[number].replica, planned[number].micro_batch
+        first = number
+        while first and (planned[first - 1].replica, planned[first - 1].micro_batch) == place:
+            first -= 1
+        return FailedItem(*place, number - first, self._sources[item.source].where(item.record), reason)
 
 
 def _rows_of(part: Part, grid_thw: Grid, pixels: Tensor) -> Tensor:

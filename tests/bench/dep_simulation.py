@@ -39,9 +39,11 @@ import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from heapq import heappop, heappush
+from itertools import pairwise
 from statistics import mean
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +51,6 @@ from k25_train.compose.resolve import compose
 from k25_train.config.model import VisionConfig
 from k25_train.config.schema import Config
 from k25_train.data.decode.items import grid_of
-from k25_train.data.mix.blend import Blend
 from k25_train.data.mix.packing import pack_whole
 from k25_train.plan.flops import encoder_cost
 from k25_train.plan.pipeline import plan_pipeline
@@ -93,12 +94,13 @@ def draw_batch(config: Config, share: float, num_sequences: int) -> Batch:
     vision, seq_len, generator = config.model.vision, config.train.seq_len, random.Random(SEED)
     samples = [draw_sample(vision, generator) for _ in range(4 * num_sequences)]
     lengths = [text + sum(grid.num_tokens for grid in grids) for grids, text in samples]
-    packed = pack_whole(lengths, range(len(samples)), seq_len).sequences
-    with_media = [[grid for piece in row for grid in samples[piece.document][0]] for row in packed]
+    packed = pack_whole(np.array(lengths), seq_len, SEED)
+    rows = np.split(packed.documents, packed.offsets[1:-1])
+    with_media = [[grid for document in row for grid in samples[document][0]] for row in rows]
     density = mean(sum(grid.num_tokens for grid in row) for row in with_media) / seq_len
-    blend = Blend({"media": share / density, "text": 1 - share / density})
-    places = [blend.locate(number) for number in range(num_sequences)]
-    return [with_media[position] if kind == "media" else [] for kind, position in places]
+    # As evenly as whole sequences allow.
+    counts = np.round(np.arange(num_sequences + 1) * share / density).astype(int)
+    return [with_media[count] if after > count else [] for count, after in pairwise(counts.tolist())]
 
 
 def draw_sample(vision: VisionConfig, generator: random.Random) -> tuple[list[Grid], int]:

@@ -67,7 +67,7 @@ def step_times(folder: Path) -> tuple[float, float]:
                 started = time.perf_counter()
                 loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=False))
                 rounds[-1].append((time.perf_counter() - started) * 1000)
-            loader._documents.clear()
+            loader.sources["text"].documents.clear()
     first, *others = rounds
     return fmean(first), fmean(map(min, zip(*others, strict=True)))
 

@@ -23,7 +23,8 @@ PASSES_AT, GONE_AT = 2, 4
 
 def break_reads(run: Any, step: int, failures: int, number: int) -> None:
     """Let as many reads from the given step on fail with this error number."""
-    reader = run.data.loader.dataset.reader.folder
+    sources = run.data.loader.sources.values()
+    reader = next(iter(sources)).reader._files.folder
     read_at, read = reader._files.read, run.data.loader.micro_batches
     left = failures
 
@@ -37,7 +38,8 @@ def break_reads(run: Any, step: int, failures: int, number: int) -> None:
     def micro_batches(plan: Any, **place: Any) -> Any:
         # An evaluation's plan has number 0.
         if plan.step == step - 1:
-            run.data.loader._documents.clear()
+            for source in sources:
+                source.documents.clear()
             reader._files.read = broken
             reader._files.read_cached = lambda *_: None
         return read(plan, **place)

@@ -110,7 +110,7 @@ def first_image_of_second_half(loader: DataLoader) -> tuple[int, SampleRecord]:
         sequences = loader.plan(step - 1).sequences
         for number, sequence in enumerate(sequences):
             for sample in (piece.record for piece in sequence.pieces):
-                is_new = sample.kind in ("caption", "ocr") and sample.key not in seen
+                is_new = sequence.source in ("caption", "ocr") and sample.key not in seen
                 if is_new and number >= len(sequences) // 2:
                     return step, sample
                 seen.add(sample.key)

@@ -37,7 +37,7 @@ def count_reads(context: RankContext, arguments: Sequence[str]) -> Counted:
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
-    reader = run.data.loader.dataset.reader
+    reader = next(iter(run.data.loader.sources.values())).reader._files
     spans, read, really_open = {"words": 0, "all": 0, "opened": 0}, reader.read, os.open
     read_words = reader.read_words
 

@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from k25_train.data import loader
+from k25_train.data import open_sources
 from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.media import MediaPatches, MediaReader
 from k25_train.data.formats.dataset import Dataset
@@ -44,8 +44,8 @@ def synthetic_data() -> Iterator[None]:
     """Within it, and in processes forked from it, loaders open the synthetic index."""
     dataset = _dataset()
     with (
-        mock.patch.object(loader, "load_dataset", lambda *_: dataset),
-        mock.patch.object(loader, "load_tokenizer", lambda _: SyntheticTokenizer()),
+        mock.patch.object(open_sources, "load_dataset", lambda *_: dataset),
+        mock.patch.object(open_sources, "load_tokenizer", lambda _: SyntheticTokenizer()),
         mock.patch.object(DocumentBuilder, "tokens", _tokens),
         mock.patch.object(MediaReader, "load", _patches),
     ):

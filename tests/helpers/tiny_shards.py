@@ -16,9 +16,13 @@ from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
 from k25_train.data.batch import Reads
 from k25_train.data.decode.frames import MediaInfo, probe_media
+from k25_train.data.decode.media import MediaReader
 from k25_train.data.formats.dataset import Dataset, SourceInfo, write_manifest
 from k25_train.data.formats.reader import WordsReader
 from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
+from k25_train.data.mix.documents import DocumentBuilder
+from k25_train.data.mix.windows import Selection
+from k25_train.data.sources import OpenSource, RecordItems
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.helpers.smoke_mix import shard_sources
 
@@ -248,3 +252,13 @@ def all_words(*, with_pixels: bool) -> Reads:
 def words_reader(dataset: Dataset, tokenizer: Tokenizer) -> WordsReader:
     """What reads the samples of a shard set."""
     return WordsReader(dataset.reader, dataset.reader.read_words, tokenizer)
+
+
+def open_source_of(dataset: Dataset, documents: DocumentBuilder, media: MediaReader) -> OpenSource:
+    """A source of all training samples of a shard set."""
+    items = RecordItems(dataset.splits["train"])
+    return OpenSource(
+        name="all", place=dataset.directory, documents=documents, media_reader=media, stays_whole=True,
+        num_frame_tokens=2, training=items, heldout=items, selection=Selection(len(items.records), 0),
+        reader=documents._reader,
+    )  # fmt: skip

@@ -1,126 +1,123 @@
-"""Which kind of sample each sequence of the endless training stream holds. Pure.
+"""Which source each sequence of the training stream comes from: shares are of tokens. Pure.
 
-Invariants, for up to four kinds and shares of any number of decimals, which are rescaled to sum to 1:
-- among the first n sequences of the stream, the number of any kind differs from n x share by less than one;
-- the k-th sequence of a kind is followed by its (k+1)-th: none is left out or repeated;
-- `locate(n)` depends on n and the shares alone, and costs the same for every n.
+Every source has a clock: the tokens that it has served by its weight. A sequence is due when the clock of
+its source passes the middle of it, and sequences come in the order in which they are due. So each is
+never off its share by much more than half a sequence, whatever its padding, and one that ends leaves its
+share to the others. A merge is itself a feed that can be merged: text sources among themselves, vision
+sources among themselves, then the two.
 
-Shares in whole ten-thousandths, which most are, follow a table of one period. Others would need a table as
-long as their common denominator; they follow a tree of choices between two.
+Invariants:
+- the order is a function of the tokens served before and of the sequences to come, not of how many of these
+  are looked at ahead;
+- sequences of a source keep their order, and none is left out;
+- while none ends, the clocks of any two differ by less than the sum of half a sequence of each.
+
+How K2.5 mixes sources is not disclosed beyond a constant ratio of vision (section 4.1); this is our choice.
 """
 
-from collections.abc import Mapping
-from fractions import Fraction
-from math import gcd
+from collections.abc import Sequence
+from math import inf
 from typing import Protocol
 
-RESOLUTION = 10_000
-"""Longest period that is kept as a table."""
-_ROUNDING = Fraction(1, 10**9)
-"""In units of 1/RESOLUTION: what sums and quotients of floats are off by at most; 10^13 sequences hide it."""
+import numpy as np
 
 
-class Blend:
-    """A schedule of kinds that follows the shares as closely as whole sequences allow."""
+class Feed(Protocol):
+    """Sequences to come, of one source or several."""
 
-    def __init__(self, shares: Mapping[str, float]) -> None:
-        """`shares`: kind -> share of the sequences, positive; they are rescaled to sum to 1."""
-        # As they are written: 0.1 is a tenth, though the float is not.
-        exact = {kind: Fraction(str(share)) for kind, share in sorted(shares.items())}
-        total = sum(exact.values())
-        exact = {kind: share / total for kind, share in exact.items()}
-        units = _whole_units(exact)
-        self._order: _Order = _tree(exact) if units is None else _Period(units)
+    def more(self) -> np.ndarray | None:
+        """[k] int64: tokens of the next k > 0 sequences, behind those told before; None if there are none."""
 
-    def locate(self, sequence: int) -> tuple[str, int]:
-        """The kind of a sequence of the stream, and how many of that kind came before."""
-        return self._order.locate(sequence)
+    def take(self, count: int) -> np.ndarray:
+        """[count] int64: the sources of the next sequences, which are told already and are served by this."""
 
 
-class _Order(Protocol):
-    def locate(self, sequence: int) -> tuple[str, int]:
-        """As `Blend.locate`."""
+class DryError(Exception):
+    """A feed that must not end has ended, and its next sequence would be due."""
+
+    def __init__(self, feed: int) -> None:
+        """`feed`: its position in the merge."""
+        super().__init__(feed)
+        self.feed = feed
 
 
-class _Period:
-    """One period, scheduled by earliest deadline.
+class Merge:
+    """Feeds merged by tokens served / weight; itself a feed."""
 
-    The j-th sequence of a kind with share p is released at slot floor((j-1)/p) and due by slot ceil(j/p). A
-    schedule always exists (it is the chairman assignment problem), and earliest-deadline-first finds it,
-    these being unit jobs.
-    """
+    def __init__(
+        self, feeds: Sequence[Feed], weights: Sequence[float], served: Sequence[int], *, may_end: bool
+    ) -> None:
+        """
+        Args:
+            feeds: of equal clocks the first comes first.
+            weights: of each, positive.
+            served: tokens that each has served since these weights hold.
+            may_end: whether the others go on when one of them ends; otherwise `more` raises `DryError`.
+        """
+        self._feeds = feeds
+        self._weights = weights
+        self._may_end = may_end
+        # Of each feed: tokens told so far, the clocks of sequences that are not merged yet, and their tokens.
+        self._told = list(served)
+        self._clocks = [np.zeros(0) for _ in feeds]
+        self._tokens = [np.zeros(0, dtype=np.int64) for _ in feeds]
+        self._has_ended = [False] * len(feeds)
+        # Feeds of the sequences that are merged and not taken.
+        self._order = np.zeros(0, dtype=np.int64)
 
-    def __init__(self, units: Mapping[str, int]) -> None:
-        self._period = sum(units.values())
-        self._counts = units
-        self._schedule = _earliest_deadline_first(units, self._period)
+    @property
+    def num_ready(self) -> int:
+        """Sequences that are told and not taken."""
+        return len(self._order)
 
-    def locate(self, sequence: int) -> tuple[str, int]:
-        period, slot = divmod(sequence, self._period)
-        kind, position = self._schedule[slot]
-        return kind, period * self._counts[kind] + position
-
-
-class _Kind:
-    """A leaf of the tree: all sequences are of one kind."""
-
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-
-    def locate(self, sequence: int) -> tuple[str, int]:
-        return self._kind, sequence
-
-
-class _Pair:
-    """Of the first n sequences, n x share rounded to the nearest go to one side, the others to the other.
-
-    Each side is off by half a sequence at most, and a side of a side by half and less than another half.
-    """
-
-    def __init__(self, first: _Order, second: _Order, share: Fraction) -> None:
-        """`share`: of the first in the two."""
-        self._first, self._second = first, second
-        self._numerator, self._denominator = share.numerator, share.denominator
-
-    def locate(self, sequence: int) -> tuple[str, int]:
-        before = self._count(sequence)
-        if self._count(sequence + 1) > before:
-            return self._first.locate(before)
-        return self._second.locate(sequence - before)
-
-    def _count(self, num_sequences: int) -> int:
-        return (2 * self._numerator * num_sequences + self._denominator) // (2 * self._denominator)
-
-
-def _tree(shares: Mapping[str, Fraction]) -> _Order:
-    """The smaller half of the kinds against the larger, down to single ones."""
-    kinds = sorted(shares, key=lambda kind: (shares[kind], kind))
-    if len(kinds) == 1:
-        return _Kind(kinds[0])
-    first, second = (
-        {kind: shares[kind] for kind in half} for half in (kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :])
-    )
-    return _Pair(_tree(first), _tree(second), sum(first.values(), Fraction()) / sum(shares.values()))
-
-
-def _whole_units(shares: Mapping[str, Fraction]) -> dict[str, int] | None:
-    """Shares as the smallest whole numbers in their ratio; None if they are not whole in 1/RESOLUTION."""
-    units = {kind: round(RESOLUTION * share) for kind, share in shares.items()}
-    if any(abs(RESOLUTION * shares[kind] - unit) > _ROUNDING for kind, unit in units.items()):
+    def more(self) -> np.ndarray | None:
+        """See `Feed`. Raises `DryError`."""
+        while not all(self._has_ended) or any(map(len, self._clocks)):
+            horizons = [self._horizon(feed) for feed in range(len(self._feeds))]
+            earliest = min(range(len(self._feeds)), key=horizons.__getitem__)
+            if horizons[earliest] < inf:
+                self._hear(earliest)
+            # What is told later is due later than this.
+            merged = self._merge_before(min(map(self._horizon, range(len(self._feeds)))))
+            if len(merged):
+                return merged
         return None
-    divisor = gcd(*units.values())
-    return {kind: unit // divisor for kind, unit in units.items()}
 
+    def take(self, count: int) -> np.ndarray:
+        """See `Feed`."""
+        taken, self._order = self._order[:count], self._order[count:]
+        sources = np.empty(len(taken), dtype=np.int64)
+        for number, feed in enumerate(self._feeds):
+            own = np.flatnonzero(taken == number)
+            if len(own):
+                sources[own] = feed.take(len(own))
+        return sources
 
-def _earliest_deadline_first(units: Mapping[str, int], period: int) -> list[tuple[str, int]]:
-    """[slot of the period] -> its kind, and how many of that kind come before in the period."""
-    done = dict.fromkeys(units, 0)
-    schedule: list[tuple[str, int]] = []
-    for slot in range(period):
-        # A kind's next sequence is released when its share of the slots so far calls for it; of the released
-        # ones, that with the nearest deadline gets the slot.
-        released = [kind for kind, unit in units.items() if done[kind] * period // unit <= slot]
-        kind = min(released, key=lambda kind: -(-(done[kind] + 1) * period // units[kind]))
-        schedule.append((kind, done[kind]))
-        done[kind] += 1
-    return schedule
+    def _horizon(self, feed: int) -> float:
+        """Before this nothing of a feed is due that has not been told."""
+        ends = self._has_ended[feed] and self._may_end
+        return inf if ends else self._told[feed] / self._weights[feed]
+
+    def _hear(self, feed: int) -> None:
+        tokens = None if self._has_ended[feed] else self._feeds[feed].more()
+        if tokens is None:
+            if not self._may_end:
+                raise DryError(feed)
+            self._has_ended[feed] = True
+            return
+        ends = self._told[feed] + np.cumsum(tokens)
+        self._clocks[feed] = np.concatenate([self._clocks[feed], (ends - tokens / 2) / self._weights[feed]])
+        self._tokens[feed] = np.concatenate([self._tokens[feed], tokens])
+        self._told[feed] = int(ends[-1])
+
+    def _merge_before(self, clock: float) -> np.ndarray:
+        """Merge what is due before; its tokens."""
+        counts = [int(np.searchsorted(clocks, clock)) for clocks in self._clocks]
+        due = np.concatenate([clocks[:count] for clocks, count in zip(self._clocks, counts, strict=True)])
+        tokens = np.concatenate([own[:count] for own, count in zip(self._tokens, counts, strict=True)])
+        feeds = np.repeat(np.arange(len(counts)), counts)
+        order = np.argsort(due, kind="stable")
+        self._order = np.concatenate([self._order, feeds[order]])
+        for feed, count in enumerate(counts):
+            self._clocks[feed], self._tokens[feed] = self._clocks[feed][count:], self._tokens[feed][count:]
+        return tokens[order]

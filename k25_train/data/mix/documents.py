@@ -104,6 +104,10 @@ class DocumentBuilder:
         num_media_tokens = sum(len(self._item_tokens(item)) for item in items)
         return 2 * self._frame_tokens + record.num_text_tokens + num_media_tokens
 
+    def num_item_tokens(self, item: MediaItem) -> int:
+        """Tokens of a vision item, with those around its placeholders."""
+        return len(self._item_tokens(item))
+
     def _item_tokens(self, item: MediaItem) -> tuple[int, ...]:
         tokenizer = self._tokenizer
         name = "image"

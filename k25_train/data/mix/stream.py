@@ -1,164 +1,283 @@
-"""The endless stream of packed sequences of one kind, addressed by number."""
+"""The sequences of one source, window after window and epoch after epoch."""
 
-import threading
-from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import floor
+from typing import Protocol
 
 import numpy as np
 
-from k25_train.config.model import VisionConfig
-from k25_train.config.sources import SAMPLE_KINDS
-from k25_train.data.formats.records import MediaSegment, SampleRecord
-from k25_train.data.mix.documents import DocumentBuilder, find_defect, has_target
-from k25_train.data.mix.packing import PackedEpoch, epoch_order, pack_cut, pack_whole
-from k25_train.data.mix.plan import PlannedPiece, SequencePlan
-from k25_train.data.skip_log import SkipLog
+from k25_train.data.mix.lengths import Measured
+from k25_train.data.mix.packing import Packed, pack_cut, pack_whole
+from k25_train.data.mix.ragged import offsets_of, positions_of
+from k25_train.data.mix.state import SourcePosition
+from k25_train.data.mix.windows import Windows
 from k25_train.errors import DataError
 
+NUM_WINDOWS_WITHOUT = 64
+"""So many windows in a row without anything usable, or one whole epoch, and a source has nothing to give.
+Our choice."""
 
-class KindStream:
-    """Epoch after epoch over the samples of one kind, each packed again in its own order.
 
-    Documents are shuffled before packing and sequences after it: a long document fills many sequences in a
-    row, which would make up a whole batch otherwise.
+@dataclass(frozen=True, slots=True, eq=False)
+class Sequences:
+    """S packed sequences with P pieces of documents, whose vision items are I."""
 
-    Sequence k depends on (records, seq_len, seed, shuffle, k) alone. Epochs may differ in their number of
-    sequences, so the first look-up packs every epoch before the one asked for; later ones are cached.
-    """
+    items: np.ndarray
+    """[P] int64: item of the source that each piece is of."""
+    starts: np.ndarray
+    """[P] int64: first token of the piece in its document."""
+    lengths: np.ndarray
+    """[P] int64: tokens of the piece."""
+    offsets: np.ndarray
+    """[S + 1] int64: where the pieces of each sequence begin."""
+    vision_offsets: np.ndarray
+    """[P + 1] int64: where the vision items of each piece begin."""
+    grids: np.ndarray
+    """[I, 3] int32: frames, rows and columns of patches of each vision item."""
+
+    @classmethod
+    def joined(cls, parts: list["Sequences"]) -> "Sequences":
+        """Those of all parts, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        names = ("items", "starts", "lengths", "grids")
+        values = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        counts = np.concatenate([np.diff(part.offsets) for part in parts])
+        of_pieces = np.concatenate([np.diff(part.vision_offsets) for part in parts])
+        return cls(**values, offsets=offsets_of(counts), vision_offsets=offsets_of(of_pieces))
+
+    def chosen(self, numbers: np.ndarray) -> "Sequences":
+        """The sequences of the given numbers [k], in that order."""
+        counts = np.diff(self.offsets)[numbers]
+        pieces = positions_of(self.offsets[:-1][numbers], counts)
+        of_pieces = np.diff(self.vision_offsets)[pieces]
+        grids = self.grids[positions_of(self.vision_offsets[:-1][pieces], of_pieces)]
+        return Sequences(
+            self.items[pieces],
+            self.starts[pieces],
+            self.lengths[pieces],
+            offsets_of(counts),
+            offsets_of(of_pieces),
+            grids,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """A window of a source, packed."""
+
+    epoch: int
+    number: int
+    sequences: Sequences
+    num_tokens: np.ndarray
+    """[S] int64: tokens of each sequence without padding."""
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+
+class Documents(Protocol):
+    """The items of a source that are trained on, or those held out."""
+
+    @property
+    def name(self) -> str:
+        """The source, as `data.sources` names it."""
+
+    @property
+    def num_items(self) -> int:
+        """Of an epoch."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether documents are cut at the end of a sequence."""
+
+    def nothing_usable(self) -> str:
+        """An error's words where no item can be used."""
+
+    def items(self, positions: np.ndarray) -> np.ndarray:
+        """Items of the index at positions [0, num_items)."""
+
+    def measure(self, items: np.ndarray, *, is_first: bool) -> Measured:
+        """Documents of items [n]: none is longer than a sequence unless they are cut.
+
+        `is_first`: in the first epoch, in which those that cannot be used are counted.
+        """
+
+
+class SourceStream:
+    """A feed of `blend.Merge`: tells sequences ahead, and serves them."""
 
     def __init__(
-        self,
-        kind: str,
-        records: Sequence[SampleRecord],
-        *,
-        documents: DocumentBuilder,
-        vision: VisionConfig,
-        seq_len: int,
-        seed: int,
-        shuffle: bool,
-        skip_log: SkipLog,
+        self, number: int, documents: Documents, windows: Windows, seq_len: int, max_epochs: float | None
     ) -> None:
-        """`records`: the samples of this kind. Those that the index shows to be unusable go to `skip_log`.
-
-        Raises DataError if no usable one remains, or none that has a loss.
-        """
-        # 1. Usable samples and the lengths of their documents.
-        self.kind = kind
+        """`number`: of the source, which `take` returns."""
+        self.number = number
         self._documents = documents
+        self._windows = windows
         self._seq_len = seq_len
-        self._seed = seed
-        self._shuffle = shuffle
-        self._records, self._lengths = self._usable(records, vision, skip_log)
+        self._max_epochs = max_epochs
+        self._pack = lru_cache(maxsize=4)(self._pack_window)
+        self.seek(SourcePosition())
 
-        # 2. Number of sequences up to the end of each epoch packed so far. Several threads plan batches.
-        self._ends: list[int] = []
-        self._lock = threading.Lock()
-        self._pack = lru_cache(maxsize=2)(self._pack_epoch)
+    @property
+    def name(self) -> str:
+        """Of the source."""
+        return self._documents.name
 
-    def _usable(
-        self, records: Sequence[SampleRecord], vision: VisionConfig, skip_log: SkipLog
-    ) -> tuple[list[SampleRecord], list[int]]:
-        """The samples that can be used, and the lengths of their documents."""
-        usable: list[tuple[SampleRecord, int]] = []
-        too_long: list[tuple[SampleRecord, int]] = []
-        for record in records:
-            defect = find_defect(record, vision)
-            if defect is not None:
-                skip_log.add(record, defect)
-                continue
-            length = self._documents.num_tokens(record)
-            fits = self.kind == "text" or length <= self._seq_len
-            (usable if fits else too_long).append((record, length))
-        self._skip_too_long(too_long, bool(usable), skip_log)
-        if not usable:
-            raise DataError(
-                f"data.sources.{self.kind}: {self._documents.directory} has no usable "
-                f"sample of it ({len(records)} in this split). Leave it out (~data.sources."
-                f"{self.kind}), use more samples (data.limit_samples), or build the set with that kind."
-            )
-        if not any(has_target(record) for record, _ in usable):
-            raise DataError(
-                f"data.sources.{self.kind}: no text of its {len(usable)} samples in "
-                f"{self._documents.directory} has a loss: there is nothing to learn from them. Write the set "
-                "with `loss: true` where words are to be learned, or leave it out (~data.sources."
-                f"{self.kind})."
-            )
-        return [record for record, _ in usable], [length for _, length in usable]
+    @property
+    def num_items(self) -> int:
+        """Of an epoch."""
+        return self._windows.num_items
 
-    def _skip_too_long(
-        self, too_long: Sequence[tuple[SampleRecord, int]], has_others: bool, skip_log: SkipLog
-    ) -> None:
-        """Skip samples that are longer than a sequence and not cut. Raises DataError if they are too many."""
-        if not too_long:
-            return
-        # At least one sample has to remain.
-        most = len(too_long) if has_others else len(too_long) - 1
-        room = min(most, skip_log.room_for(record for record, _ in too_long))
-        if len(too_long) > room:
-            lengths = sorted((length for _, length in too_long), reverse=True)
-            listing = "\n".join(
-                f"  {skip_log.name(record)}: {self._too_long(length)}" for record, length in too_long[:5]
-            )
-            rest = len(too_long) - 5
-            raise DataError(
-                f"{len(too_long)} {self.kind} samples are longer than train.seq_len={self._seq_len}:\n"
-                + listing
-                + (f"\n  and {rest} more" if rest > 0 else "")
-                + f"\nRaise train.seq_len: {lengths[room]} is the smallest that leaves {room} of them out, "
-                f"{lengths[0]} holds all. Or leave more of them out with data.max_skipped_samples."
-            )
-        for record, length in too_long:
-            skip_log.add(record, self._too_long(length))
+    def seek(self, position: SourcePosition) -> None:
+        """Go on from a position.
 
-    def _too_long(self, length: int) -> str:
-        return f"it has {length} tokens and is not cut, train.seq_len is {self._seq_len}"
+        Where the items or the length of sequences have changed since, windows are other ones: with the next
+        epoch, or the next window.
+        """
+        epoch, window, sequence = position.epoch, position.window, position.sequence
+        if position.num_items not in (0, self._windows.num_items):
+            epoch, window, sequence = epoch + bool(window or sequence), 0, 0
+        elif position.seq_len not in (0, self._seq_len) and sequence:
+            window, sequence = window + 1, 0
+        if window >= self._windows.num_windows:
+            epoch, window = epoch + 1, 0
+        self._told: deque[Window] = deque()
+        self._next = epoch, window
+        self._done = sequence
+        self._is_first_told = False
+        self.position = replace(
+            position,
+            epoch=epoch,
+            window=window,
+            sequence=sequence,
+            num_items=self._windows.num_items,
+            seq_len=self._seq_len,
+        )
 
-    def sequence(self, number: int) -> SequencePlan:
-        """The `number`-th sequence (from 0) of the stream."""
-        # 1. The epoch that holds this sequence; epochs before it are packed for their number of sequences.
-        with self._lock:
-            while not self._ends or self._ends[-1] <= number:
-                packed = self._pack(len(self._ends))
-                self._ends.append((self._ends[-1] if self._ends else 0) + len(packed.sequences))
-            epoch = bisect_right(self._ends, number)
-            pieces = self._pack(epoch).sequences[number - (self._ends[epoch - 1] if epoch else 0)]
+    def more(self) -> np.ndarray | None:
+        """See `blend.Feed`."""
+        for _ in range(min(self._windows.num_windows, NUM_WINDOWS_WITHOUT) + 1):
+            epoch, number = self._next
+            limit = self._limit(epoch, number)
+            if limit <= 0:
+                return None
+            window = self._pack(epoch, number)
+            self._next = (epoch, number + 1) if number + 1 < self._windows.num_windows else (epoch + 1, 0)
+            done, self._is_first_told = (0 if self._is_first_told else self._done), True
+            self._told.append(window)
+            tokens = window.num_tokens[done : floor(limit * len(window))]
+            if len(tokens):
+                return tokens
+        raise DataError(self._documents.nothing_usable())
 
-        # 2. Its pieces, with what the tower sees of their media.
-        planned = []
-        for piece in pieces:
-            record = self._records[piece.document]
-            media = self._documents.media(record)
-            planned.append(PlannedPiece(record=record, start=piece.start, length=piece.length, media=media))
-        return SequencePlan(kind=self.kind, pieces=tuple(planned))
+    def check(self) -> None:
+        """Pack the window that comes first. Raises DataError if more of it than may be cannot be used."""
+        if self.more() is None:
+            raise DataError(f"data.sources.{self.name}: epochs={self._max_epochs} leave no sequence of it")
+        self.seek(self.position)
 
-    def _pack_epoch(self, epoch: int) -> PackedEpoch:
-        pack = pack_cut if self.kind == "text" else pack_whole
-        packed = pack(self._lengths, self._order(len(self._records), epoch, "documents"), self._seq_len)
-        order = self._order(len(packed.sequences), epoch, "sequences")
-        return replace(packed, sequences=tuple(packed.sequences[i] for i in order))
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens per item, in the first window."""
+        window = self._pack(0, 0)
+        return int(window.num_tokens.sum()) / len(self._windows.items(0, 0))
 
-    def _order(self, count: int, epoch: int, of: str) -> list[int]:
-        # Each kind has one random stream for its documents and one for its sequences.
-        stream = SAMPLE_KINDS.index(self.kind) + (0 if of == "documents" else len(SAMPLE_KINDS))
-        return epoch_order(count, self._seed, epoch, stream, self._shuffle)
+    def take(self, count: int) -> np.ndarray:
+        """See `blend.Feed`; `serve` gives what was taken."""
+        return np.full(count, self.number, dtype=np.int64)
+
+    def serve(self, count: int) -> Sequences:
+        """The next sequences, all of them told; the position moves behind them."""
+        parts: list[Sequences] = []
+        position = self.position
+        num_tokens = 0
+        while count:
+            window = self._told[0]
+            begin, end = self._done, min(self._done + count, len(window))
+            if begin < end:
+                parts.append(window.sequences.chosen(np.arange(begin, end)))
+                num_tokens += int(window.num_tokens[begin:end].sum())
+                count -= end - begin
+            self._done = end
+            if end == len(window):
+                self._told.popleft()
+                self._done = 0
+            position = self._behind(position, window, end)
+        served = Sequences.joined(parts)
+        self.position = replace(
+            position,
+            num_sequences=position.num_sequences + len(served.offsets) - 1,
+            num_tokens=position.num_tokens + num_tokens,
+            tokens_of_mix=position.tokens_of_mix + num_tokens,
+        )
+        return served
+
+    def _behind(self, position: SourcePosition, window: Window, sequence: int) -> SourcePosition:
+        """The position behind `sequence` sequences of a window."""
+        num_windows = self._windows.num_windows
+        epoch, number, part = window.epoch, window.number, 0.0
+        if sequence == len(window):
+            number, sequence = number + 1, 0
+            epoch, number = (epoch + 1, 0) if number == num_windows else (epoch, number)
+        else:
+            part = sequence / len(window)
+        used = epoch + (number + part) / num_windows
+        return replace(position, epoch=epoch, window=number, sequence=sequence, epochs_used=used)
+
+    def _limit(self, epoch: int, window: int) -> float:
+        """The share of a window that may be served; less than 1 in the last one of a cap, 0 behind it."""
+        if self._max_epochs is None:
+            return 1.0
+        left = (self._max_epochs - epoch) * self._windows.num_windows - window
+        # What the product of floats is off by is no sequence.
+        return min(1.0, max(0.0, left + 1e-9))
+
+    def _pack_window(self, epoch: int, number: int) -> Window:
+        windows, documents = self._windows, self._documents
+        # 1. The documents in their order.
+        items = documents.items(windows.items(epoch, number))
+        measured = documents.measure(items, is_first=epoch == 0)
+
+        # 2. Sequences of them, shuffled: a long document fills many in a row.
+        key = windows.key(epoch, number, "packing")
+        packed = (
+            pack_cut(measured.lengths, self._seq_len)
+            if documents.is_cut
+            else pack_whole(measured.lengths, self._seq_len, key)
+        )
+        order = windows.order(packed.num_sequences, epoch, number, "sequences")
+        packed = packed.in_order(order if windows.shuffle or documents.is_cut else _by_first(packed))
+        return Window(epoch, number, _sequences_of(items, measured, packed), packed.num_tokens())
 
 
-def shuffle_media(records: Sequence[SampleRecord], seed: int) -> list[SampleRecord]:
-    """The samples with every image and video replaced by another's, with the words unchanged.
+def serve(streams: Sequence[SourceStream], order: np.ndarray) -> Sequences:
+    """The next sequences of the streams in the order of a merge: [S] int64, the number of each stream."""
+    parts = []
+    ranks = np.empty(len(order), dtype=np.int64)
+    num_before = 0
+    for stream in streams:
+        own = np.flatnonzero(order == stream.number)
+        if len(own):
+            parts.append(stream.serve(len(own)))
+            ranks[own] = num_before + np.arange(len(own))
+            num_before += len(own)
+    return Sequences.joined(parts).chosen(ranks)
 
-    One cycle through all media in an order drawn from `seed`, so none keeps its own if there are two or more.
-    Shows whether a model uses what it sees: its caption loss on these must be higher.
-    """
-    positions = [
-        (i, j)
-        for i, record in enumerate(records)
-        for j, segment in enumerate(record.segments)
-        if isinstance(segment, MediaSegment)
-    ]
-    cycle = [positions[i] for i in np.random.Generator(np.random.PCG64(seed)).permutation(len(positions))]
-    segments = [list(record.segments) for record in records]
-    for (i, j), (other, position) in zip(cycle, cycle[1:] + cycle[:1], strict=True):
-        segments[i][j] = records[other].segments[position]
-    return [replace(record, segments=tuple(new)) for record, new in zip(records, segments, strict=True)]
+
+def _by_first(packed: Packed) -> np.ndarray:
+    """The order of the sequences by their first document."""
+    if not packed.num_sequences:
+        return np.arange(0)
+    return np.argsort(np.minimum.reduceat(packed.documents, packed.offsets[:-1]), kind="stable")
+
+
+def _sequences_of(items: np.ndarray, measured: Measured, packed: Packed) -> Sequences:
+    counts = np.diff(measured.vision_offsets)[packed.documents]
+    grids = measured.grids[positions_of(measured.vision_offsets[:-1][packed.documents], counts)]
+    return Sequences(
+        items[packed.documents], packed.starts, packed.lengths, packed.offsets, offsets_of(counts), grids
+    )

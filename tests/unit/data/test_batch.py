@@ -25,6 +25,7 @@ from tests.helpers.tiny_shards import (
     make_image,
     make_text,
     make_video,
+    open_source_of,
     tiny_vision_config,
     words_reader,
     write_shard_set,
@@ -53,21 +54,21 @@ class Rig:
         self.documents = DocumentBuilder(
             words_reader(self.dataset, self.tokenizer), self.tokenizer, tiny_vision_config()
         )
-        self.skip_log = SkipLog(str(directory), max_skipped_samples)
+        self.skip_log = SkipLog(max_skipped_samples)
         self.media = MediaReader(self.dataset.reader, tiny_vision_config())
+        source = open_source_of(self.dataset, self.documents, self.media)
         self.assembler = MicroBatchAssembler(
-            documents=self.documents,
             vision=tiny_vision_config(),
             seq_len=SEQ_LEN,
             pad_token=self.tokenizer.pad,
             media_pad=self.tokenizer.media_pad,
             skip_log=self.skip_log,
-            sources=["text", "caption"],
+            sources={"text": source, "caption": source},
         )
 
     def assemble(self, *rows: Sequence[int], with_pixels: bool = True) -> MicroBatch:
         """A micro-batch with the samples of the given positions, one sequence a row."""
-        sequences = tuple(SequencePlan(kind="caption", pieces=tuple(map(self.piece, row))) for row in rows)
+        sequences = tuple(SequencePlan(source="caption", pieces=tuple(map(self.piece, row))) for row in rows)
         return self.read(sequences, with_pixels)
 
     def read(self, sequences: tuple[SequencePlan, ...], with_pixels: bool) -> MicroBatch:
@@ -142,7 +143,7 @@ def test_pieces_of_a_text_are_documents_without_loss_across_the_cut(tmp_path: Pa
         PlannedPiece(record=record, start=0, length=SEQ_LEN, media=()),
         PlannedPiece(record=record, start=SEQ_LEN, length=20, media=()),
     )
-    rows = SequencePlan(kind="text", pieces=(first,)), SequencePlan(kind="text", pieces=(second,))
+    rows = SequencePlan(source="text", pieces=(first,)), SequencePlan(source="text", pieces=(second,))
     batch = rig.read(rows, with_pixels=True)
 
     assert batch.document_lengths == (SEQ_LEN, 20, SEQ_LEN - 20)
@@ -244,11 +245,11 @@ def test_skips_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 def test_a_rank_may_count_without_logging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig(tmp_path, [Sample(key, "video", [BROKEN, "blue"]) for key in ("one", "two")])
     one, two = rig.dataset.splits["train"]
-    skip_log = SkipLog(str(tmp_path), 1)
+    skip_log = SkipLog(1)
 
-    skip_log.add(one, "of another rank", log=False)
+    skip_log.add_named(f"sample {one.key}", "of another rank", log=False)
     with pytest.raises(DataError, match=r"sample one: of another rank\n.*sample two: of another rank"):
-        skip_log.add(two, "of another rank", log=False)
+        skip_log.add_named(f"sample {two.key}", "of another rank", log=False)
 
     assert len(skip_log.skipped) == 2
     assert caplog.records == []

@@ -128,7 +128,7 @@ def test_text_with_nul_and_odd_characters_is_text(tmp_path: Path) -> None:
     data = replace(tiny_data_config(folder), sources=shard_sources(text=1.0))
 
     with DataLoader(data, tiny_train_config(), tiny_vision_config()) as loader:
-        (record,) = loader.dataset.splits["train"]
+        record = loader.sources["text"].training.record(0)
         plan = loader.plan(0)
         batch = loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=False))[0]
         words = batch.tokens[1 : 1 + record.num_text_tokens].tolist()

@@ -1,5 +1,6 @@
 """Global batches fixed by (seed, step): for any ranks, micro-batch size, prefetching, and after a resume."""
 
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -11,9 +12,11 @@ import torch
 
 from k25_train.data.batch import MicroBatch
 from k25_train.data.decode.frames import MediaInfo
+from k25_train.data.formats.dataset import Dataset, load_dataset
 from k25_train.data.loader import DataLoader
-from k25_train.data.mix.plan import SequencePlan, StepPlan
-from k25_train.data.mix.stream import KindStream
+from k25_train.data.mix.plan import StepPlan
+from k25_train.data.mix.planner import Planner
+from k25_train.data.mix.state import LoaderState
 from k25_train.data.prefetch import StepPrefetch
 from k25_train.errors import ConfigError, DataError
 from tests.helpers.smoke_mix import shard_sources
@@ -46,6 +49,11 @@ def open_loader(directory: Path, *, data: dict[str, Any] | None = None, **train:
         replace(tiny_train_config(), **train),
         tiny_vision_config(),
     )
+
+
+def dataset_of(directory: Path) -> Dataset:
+    """The shard set behind a loader."""
+    return load_dataset(str(directory))
 
 
 def share_of(loader: DataLoader, plan: StepPlan, dp_rank: int, dp_size: int) -> list[MicroBatch]:
@@ -160,17 +168,27 @@ def test_plan_says_what_the_batches_hold(tiny: Path) -> None:
             assert 128 in ends, "a document crosses rows"
 
 
-def test_kinds_follow_the_blend(tiny: Path) -> None:
+def test_tokens_follow_the_weights(tiny: Path) -> None:
     loader = open_loader(tiny)
 
-    kinds = [sequence.kind for step in range(10) for sequence in loader.plan(step).sequences]
+    served = [loader.plan(step).served() for step in range(100)]
 
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
-        "text": 32,
-        "caption": 24,
-        "ocr": 8,
-        "video": 16,
-    }
+    tokens = {name: sum(each[name].num_tokens for each in served if name in each) for name in loader.sources}
+    total = sum(tokens.values())
+    for name, weight in {"text": 0.4, "caption": 0.3, "ocr": 0.1, "video": 0.2}.items():
+        assert abs(tokens[name] - weight * total) < 2 * 128
+
+
+def test_a_state_is_small_and_goes_on_where_it_was(tiny: Path) -> None:
+    running = open_loader(tiny)
+    states = [running.state_after(running.plan(step)) for step in range(40)]
+    assert len(json.dumps(states[-1])) < 4 * 400
+
+    for step in (3, 17, 39):
+        resumed = open_loader(tiny)
+        resumed.start_from(step, json.loads(json.dumps(states[step - 1])))
+        for later in range(step, step + 5):
+            assert list(resumed.plan(later).sequences) == list(running.plan(later).sequences)
 
 
 class Read(NamedTuple):
@@ -195,7 +213,7 @@ def test_prefetched_batches_are_the_same_and_the_thread_ends(tiny: Path) -> None
         prefetch = prefetch_of(loader)
         for step in (0, 1, 2, 4, 3):  # out of order too
             read = prefetch.get(step)
-            assert read.plan == plain.plan(step)
+            assert list(read.plan.sequences) == list(plain.plan(step).sequences)
             assert_equal(joined(read.batches), joined(batches_of(plain, step)))
         assert any(thread.name.startswith("prefetch") for thread in threading.enumerate())
 
@@ -222,15 +240,14 @@ def test_each_batch_is_planned_once_however_many_use_its_plan(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, prefetch_steps: int
 ) -> None:
     """At 16,384 sequences per step, for a consumer of micro-batches, vision items and token counts."""
-    num_planned = 0
-    sequence = KindStream.sequence
+    planned: list[int] = []
+    plan_step = Planner.plan
 
-    def plan_and_count(stream: KindStream, number: int) -> SequencePlan:
-        nonlocal num_planned
-        num_planned += 1
-        return sequence(stream, number)
+    def plan_and_count(planner: Planner, state: LoaderState) -> tuple[StepPlan, LoaderState]:
+        planned.append(state.step)
+        return plan_step(planner, state)
 
-    monkeypatch.setattr(KindStream, "sequence", plan_and_count)
+    monkeypatch.setattr(Planner, "plan", plan_and_count)
     data = {"prefetch_steps": prefetch_steps}
     with open_loader(tiny, data=data, steps=2, global_batch_size=16384, micro_batch_size=1) as loader:
 
@@ -245,7 +262,7 @@ def test_each_batch_is_planned_once_however_many_use_its_plan(
             sizes = plan.sizes()
             assert 0 < num_items < sizes.num_vision_tokens < sizes.num_tokens
 
-    assert num_planned == 2 * 16384
+    assert sorted(planned) == [0, 1]
 
 
 def test_eval_is_the_same_every_time_and_half_text(tiny: Path) -> None:
@@ -263,7 +280,7 @@ def test_eval_is_the_same_every_time_and_half_text(tiny: Path) -> None:
 def test_eval_reads_held_out_samples_alone(tiny: Path) -> None:
     loader = open_loader(tiny)
     train, heldout = (
-        {loader.dataset.reader.read_texts(record)[-1] for record in loader.dataset.splits[split]}
+        {dataset_of(tiny).reader.read_texts(record)[-1] for record in dataset_of(tiny).splits[split]}
         for split in ("train", "heldout")
     )
     assert not train & heldout
@@ -285,8 +302,8 @@ def test_limit_samples_uses_the_same_few_for_train_and_eval(tiny: Path) -> None:
     )
 
     assert trained == {"caption-0", "caption-1", "caption-2"}
-    records = [r for r in loader.dataset.splits["train"] if r.kind == "caption"]
-    words = [loader.dataset.reader.read_texts(record)[1] for record in records]
+    records = [r for r in dataset_of(tiny).splits["train"] if r.kind == "caption"]
+    words = [dataset_of(tiny).reader.read_texts(record)[1] for record in records]
     assert [text in evaluated for text in words[:3]] == [True] * 3
     assert not any(text in evaluated for text in words[3:])
 
@@ -391,7 +408,7 @@ def test_kind_without_samples_is_refused(tmp_path: Path) -> None:
 def test_set_without_a_held_out_split_is_refused(tmp_path: Path) -> None:
     directory = write_shard_set(tmp_path / "set", {"train": tiny_samples(2, seed=0)})
 
-    with pytest.raises(DataError, match="has no split 'heldout', only train"):
+    with pytest.raises(DataError, match="no source holds anything out"):
         heldout_batches(open_loader(directory), with_pixels=False)
 
 

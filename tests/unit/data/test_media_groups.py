@@ -13,7 +13,7 @@ VISION = tiny_vision_config()
 
 
 def unit_of(data: bytes, media_type: str, file_format: str) -> MediaUnit:
-    return MediaUnit(plan_media(segment_of(data, media_type, file_format), VISION), None)
+    return MediaUnit("a", plan_media(segment_of(data, media_type, file_format), VISION), None)
 
 
 SMALL = unit_of(image_bytes(make_picture(56, 28, 1), "PNG"), "image", "png")
@@ -53,7 +53,7 @@ def test_results_come_one_by_one_in_order() -> None:
 def test_large_images_stay_alone() -> None:
     vision = replace(VISION, image_patch_limit=16384, side_patch_limit=512)
     media = plan_media(segment_of(image_bytes(make_picture(900, 900, 1), "PNG"), "image", "png"), vision)
-    large = MediaUnit(media, None)
+    large = MediaUnit("a", media, None)
 
     assert large.result_bytes(vision) > 2**23
     assert grouped([large] * 3, vision) == [large] * 3

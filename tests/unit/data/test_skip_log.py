@@ -13,14 +13,14 @@ def add(log: SkipLog, *numbers: int) -> None:
 
 
 def test_a_number_is_the_most_and_each_counts_once() -> None:
-    log = SkipLog("set", 2)
+    log = SkipLog(2)
     add(log, 1, 2, 1, 2)
     with pytest.raises(DataError, match=r"3 samples cannot be used, data\.max_skipped_samples=2 are allowed"):
         add(log, 3)
 
 
 def test_a_share_is_of_the_samples_seen_but_of_some_at_the_start() -> None:
-    log = SkipLog("set", 0.001)
+    log = SkipLog(0.001)
     add(log, *range(FEWEST_SEEN // 1000))
     log.saw(5 * FEWEST_SEEN)
     add(log, *range(5 * FEWEST_SEEN // 1000))
@@ -33,7 +33,7 @@ def test_a_share_is_of_the_samples_seen_but_of_some_at_the_start() -> None:
 
 
 def test_what_was_seen_is_never_less_than_before() -> None:
-    log = SkipLog("set", 0.5)
+    log = SkipLog(0.5)
     log.saw(7)
     log.saw_in_all(5)
     log.saw(1)
@@ -41,9 +41,9 @@ def test_what_was_seen_is_never_less_than_before() -> None:
 
 
 def test_only_new_ones_are_told() -> None:
-    log = SkipLog("set", 9)
+    log = SkipLog(9)
     add(log, 1, 2)
     assert list(log.later_than(1)) == ["sample 2"]
     add(log, 3)
     assert log.later_than(2) == {"sample 3": "broken"}
-    assert skip_log.SkipLog("set", 0).later_than(0) == {}
+    assert skip_log.SkipLog(0).later_than(0) == {}

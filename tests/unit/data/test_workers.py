@@ -122,13 +122,13 @@ def test_nothing_is_forked_by_a_process_with_threads(
 ) -> None:
     """Opening the files starts threads in the reading process; a worker that replaces another comes later."""
     log = tmp_path / "threads"
-    opened = loader_module.load_dataset
+    opened = loader_module.open_sources
 
     def with_a_thread(*arguments: object) -> object:
         threading.Thread(target=signal.pause, daemon=True).start()
         return opened(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loader_module, "load_dataset", with_a_thread)
+    monkeypatch.setattr(loader_module, "open_sources", with_a_thread)
     fork = os.fork
 
     def noted() -> int:

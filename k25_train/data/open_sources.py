@@ -1,0 +1,132 @@
+"""Opens the sources of a configuration."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from k25_train.config.data import DataConfig
+from k25_train.config.model import VisionConfig
+from k25_train.config.sources import SAMPLE_KINDS, SourceFormat
+from k25_train.data.decode.media import MediaReader
+from k25_train.data.formats.dataset import Dataset, load_dataset
+from k25_train.data.formats.reader import SourceReader, WordsReader
+from k25_train.data.formats.records import SampleRecord
+from k25_train.data.formats.sample_json import Words
+from k25_train.data.mix.documents import DocumentBuilder
+from k25_train.data.mix.windows import Selection
+from k25_train.data.open_source import open_source
+from k25_train.data.sources import IndexItems, OpenSource, RecordItems
+from k25_train.data.tokenizer import Tokenizer, load_tokenizer
+from k25_train.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSources:
+    """All of them, with the tokenizer that counted their tokens."""
+
+    tokenizer: Tokenizer
+    tokenizer_sha256: str
+    sources: dict[str, OpenSource]
+    """By name, in the order of `data.sources`."""
+
+
+def open_sources(data: DataConfig, vision: VisionConfig) -> OpenSources:
+    """Open and check every source. Raises DataError for what its files get wrong."""
+    # 1. Shard sets, once each however many sources are of it, and the vocabulary of all.
+    sets: dict[str, Dataset] = {}
+    for source in data.sources.values():
+        folder = data.path_of(source)
+        if source.format is SourceFormat.shards and folder not in sets:
+            sets[folder] = load_dataset(folder, data.tokenizer)
+    paths = [data.tokenizer, *(dataset.tokenizer_path for dataset in sets.values())]
+    path = next((path for path in paths if path is not None), None)
+    if path is None:
+        raise ConfigError(
+            "data.tokenizer is null and no source is a shard set, which has one of its own: name the "
+            "vocabulary that the sources' tokens were counted with"
+        )
+    tokenizer = load_tokenizer(path)
+    for folder, dataset in sets.items():
+        if dataset.tokenizer_sha256 != tokenizer.sha256:
+            raise DataError(
+                f"{folder}: its tokens were counted with another vocabulary than that of {path}: build it "
+                "again with this one"
+            )
+
+    # 2. Readers of shard sets are shared: they keep what was parsed last.
+    readers = {
+        folder: WordsReader(dataset.reader, partial(_words, dataset), tokenizer)
+        for folder, dataset in sets.items()
+    }
+    found = {}
+    for name, source in data.sources.items():
+        folder = data.path_of(source)
+        if source.format is SourceFormat.shards:
+            found[name] = _of_set(name, data, vision, tokenizer, sets[folder], readers[folder])
+        else:
+            found[name] = _of_index(name, data, vision, tokenizer)
+    return OpenSources(tokenizer, tokenizer.sha256, found)
+
+
+def _of_set(
+    name: str,
+    data: DataConfig,
+    vision: VisionConfig,
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    reader: SourceReader,
+) -> OpenSource:
+    source = data.sources[name]
+    training = _items(dataset, "train", source.kinds)
+    limited = data.limit_samples is not None
+    return OpenSource(
+        name=name,
+        place=dataset.directory,
+        documents=DocumentBuilder(reader, tokenizer, vision),
+        media_reader=MediaReader(reader, vision, data.decoder),
+        stays_whole=training.columns.has_media,
+        num_frame_tokens=2,
+        training=training,
+        heldout=training if limited else _items(dataset, "heldout", source.kinds),
+        selection=Selection(training.columns.num_items, 0),
+        reader=reader,
+    )
+
+
+def _of_index(name: str, data: DataConfig, vision: VisionConfig, tokenizer: Tokenizer) -> OpenSource:
+    # 1. One rank holds the files against the index for all.
+    source = data.sources[name]
+    opened = open_source(name, data, tokenizer, checks_shards=os.environ.get("RANK", "0") == "0")
+    index, reader = opened.index, opened.reader
+    training = IndexItems(index, *opened.items_of("train"))
+
+    # 2. What is held out: a split of its own, or every n-th item.
+    num_items = training.columns.num_items
+    if 2 * source.heldout > num_items:
+        raise DataError(
+            f"data.sources.{name}.heldout={source.heldout}, but it has {num_items} items: hold out half of "
+            "them at most"
+        )
+    has_split = "heldout" in index.header.splits and data.limit_samples is None
+    return OpenSource(
+        name=name,
+        place=reader.directory,
+        documents=DocumentBuilder(reader, tokenizer, vision, frame=index.header.frame),
+        media_reader=MediaReader(reader, vision, data.decoder),
+        stays_whole=index.has_media or source.format is SourceFormat.chat,
+        num_frame_tokens=2 if index.header.frame else 0,
+        training=training,
+        heldout=IndexItems(index, *opened.items_of("heldout")) if has_split else training,
+        selection=Selection(num_items, source.heldout),
+        reader=reader,
+    )
+
+
+def _words(dataset: Dataset, record: SampleRecord) -> Sequence[Words]:
+    return dataset.reader.read_words(record)
+
+
+def _items(dataset: Dataset, split: str, kinds: list[str]) -> RecordItems:
+    records = dataset.splits.get(split, ())
+    return RecordItems([record for record in records if record.kind in (kinds or SAMPLE_KINDS)])

@@ -1,0 +1,335 @@
+"""The sources of `data.sources`, open: their items for planning, and what reads them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from k25_train.config.model import VisionConfig
+from k25_train.data.decode.media import MediaReader
+from k25_train.data.fingerprint import record_facts
+from k25_train.data.formats.index_builder import index_of_records
+from k25_train.data.formats.index_layout import HAS_LOSS, ShardInfo, SourceHeader
+from k25_train.data.formats.reader import SourceReader
+from k25_train.data.formats.records import MediaSegment, SampleRecord
+from k25_train.data.formats.source_index import SourceIndex
+from k25_train.data.mix.columns import ItemColumns
+from k25_train.data.mix.documents import DocumentBuilder, find_defect, has_target
+from k25_train.data.mix.lengths import DocumentLengths, Measured
+from k25_train.data.mix.windows import Selection
+from k25_train.data.skip_log import LISTED, SkipLog
+from k25_train.errors import DataError
+
+SEGMENTS_AT_ONCE = 2**20
+"""Segments that are looked at before the next."""
+
+
+class Items(Protocol):
+    """Items of an index."""
+
+    @property
+    def columns(self) -> ItemColumns:
+        """What planning knows of them."""
+
+    def record(self, item: int) -> SampleRecord:
+        """One of them."""
+
+    def has_target(self, limit: int | None) -> bool:
+        """Whether any of them, or of the first ones, has something to learn."""
+
+    def facts(self, name: str, limit: int | None) -> dict[str, str]:
+        """What is true of them, or of the first ones, under a dotted key (`fingerprint.py`)."""
+
+    def index(self, tokenizer_sha256: str) -> SourceIndex:
+        """The index that they are items of, counted with this vocabulary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OpenSource:
+    """A source that passed its checks."""
+
+    name: str
+    """Its key in `data.sources`."""
+    place: str
+    """Where it is, for messages."""
+    documents: DocumentBuilder
+    """Lays out and tokenizes its documents."""
+    media_reader: MediaReader
+    """Reads and decodes its images and videos."""
+    stays_whole: bool
+    """Whether its documents are never cut: chats, and all that may have media."""
+    num_frame_tokens: int
+    """Tokens around a whole document."""
+    training: Items
+    """What is trained on."""
+    heldout: Items
+    """What evaluations read."""
+    selection: Selection
+    """Which of `training` are trained on; the others are held out, if it is the same index."""
+    reader: SourceReader
+    """Reads its files."""
+
+    @property
+    def has_media(self) -> bool:
+        """Whether it has images or video to train on."""
+        return self.training.columns.has_media
+
+    def facts(self, of_training: str, of_heldout: str, limit: int | None) -> dict[str, str]:
+        """What is true of what it trains on and of what it holds out, under these dotted keys."""
+        return self.training.facts(of_training, limit) | self.heldout.facts(of_heldout, limit)
+
+    def num_training(self, limit: int | None) -> int:
+        """Items that are trained on."""
+        return _least(self.selection.num_training, limit)
+
+    def where(self, record: SampleRecord) -> str:
+        """Where a sample is, as messages say it."""
+        return f"{self.place}/{record.shard}, sample {record.key}"
+
+
+class SourceDocuments:
+    """What is trained on, or held out, of one source: `stream.Documents` and `plan.PieceSource`."""
+
+    def __init__(
+        self,
+        source: OpenSource,
+        items: Items,
+        *,
+        chosen: Callable[[np.ndarray], np.ndarray],
+        num_items: int,
+        vision: VisionConfig,
+        seq_len: int,
+        skip_log: SkipLog,
+    ) -> None:
+        """`chosen`: from positions [0, num_items) to items of the index. What cannot be used goes to
+        `skip_log`."""
+        self.source = source
+        self.name = source.name
+        self.num_items = num_items
+        self.is_cut = not source.stays_whole
+        self.items = chosen
+        self.record = items.record
+        self.media = source.documents.media
+        self._vision = vision
+        self._seq_len = seq_len
+        self._skip_log = skip_log
+        self._lengths = DocumentLengths(
+            items.columns,
+            items.record,
+            vision,
+            source.documents.num_item_tokens,
+            num_frame_tokens=source.num_frame_tokens,
+        )
+
+    def measure(self, items: np.ndarray, *, is_first: bool) -> Measured:
+        """See `stream.Documents`. Raises DataError where too many cannot be used."""
+        measured = self._lengths.measure(items)
+        is_too_long = ~np.bool_(self.is_cut) & (measured.lengths > self._seq_len)
+        lengths = np.where(is_too_long, 0, measured.lengths)
+        if is_first:
+            self._note_unusable(items, lengths, np.where(is_too_long, measured.lengths, 0))
+        return replace(measured, lengths=lengths)
+
+    def _note_unusable(self, items: np.ndarray, lengths: np.ndarray, too_long: np.ndarray) -> None:
+        """Count, and name some of, what cannot be used of a window; `too_long`: lengths of those that are."""
+        unusable = np.flatnonzero((lengths == 0) & (too_long == 0))
+        window = self.name, int(items[0])
+        named = dict(self._defect(int(item)) for item in items[unusable[:LISTED]])
+        self._skip_log.add_window(window, named, len(unusable) - len(named))
+        long = np.flatnonzero(too_long)
+        if len(long):
+            self._check_too_long(items[long], too_long[long], has_others=bool(lengths.any()))
+            for item, length in zip(items[long[:LISTED]].tolist(), too_long[long].tolist(), strict=False):
+                named[self.source.where(self.record(item))] = self._too_long(length)
+            self._skip_log.add_window(window, named, len(unusable) + len(long) - len(named))
+
+    def _defect(self, item: int) -> tuple[str, str]:
+        record = self.record(item)
+        return self.source.where(record), find_defect(record, self._vision) or "its document is empty"
+
+    def nothing_usable(self) -> str:
+        """See `stream.Documents`."""
+        return (
+            f"data.sources.{self.name}: {self.source.place} has no usable sample of it ({self.num_items} in "
+            f"this split). Leave it out (~data.sources.{self.name}), use more samples (data.limit_samples), "
+            "or build or index it again."
+        )
+
+    def _check_too_long(self, items: np.ndarray, lengths: np.ndarray, *, has_others: bool) -> None:
+        """Raises DataError if more documents are longer than a sequence, and not cut, than may be skipped."""
+        # At least one sample has to remain.
+        room = min(len(items) if has_others else len(items) - 1, self._skip_log.room + self._num_known(items))
+        if len(items) <= room:
+            return
+        descending = np.sort(lengths)[::-1].tolist()
+        listing = "\n".join(
+            f"  {self.source.where(self.record(item))}: {self._too_long(length)}"
+            for item, length in zip(items[:5].tolist(), lengths[:5].tolist(), strict=True)
+        )
+        rest = len(items) - 5
+        raise DataError(
+            f"{len(items)} {self.name} samples are longer than train.seq_len={self._seq_len}:\n"
+            + listing
+            + (f"\n  and {rest} more" if rest > 0 else "")
+            + f"\nRaise train.seq_len: {descending[room]} is the smallest that leaves {room} of them out, "
+            f"{descending[0]} holds all. Or leave more of them out with data.max_skipped_samples."
+        )
+
+    def _num_known(self, items: np.ndarray) -> int:
+        """How many of them are counted already."""
+        return sum(self.source.where(self.record(item)) in self._skip_log.skipped for item in items.tolist())
+
+    def _too_long(self, length: int) -> str:
+        return f"it has {length} tokens and is not cut, train.seq_len is {self._seq_len}"
+
+
+def training_documents(
+    source: OpenSource, limit: int | None, vision: VisionConfig, seq_len: int, skip_log: SkipLog
+) -> SourceDocuments:
+    """What is trained on of a source, at most the first `limit` items."""
+    chosen = source.selection.training
+    return _documents(source, source.training, chosen, source.num_training(limit), vision, seq_len, skip_log)
+
+
+def heldout_documents(
+    source: OpenSource, limit: int | None, vision: VisionConfig, seq_len: int, skip_log: SkipLog
+) -> SourceDocuments:
+    """What is held out of a source; with a `limit` what is trained on, which is then to be memorized."""
+    if limit is not None:
+        return training_documents(source, limit, vision, seq_len, skip_log)
+    if source.heldout is source.training:
+        selection = source.selection
+        return _documents(
+            source, source.heldout, selection.heldout, selection.num_heldout, vision, seq_len, skip_log
+        )
+    num_items = source.heldout.columns.num_items
+    return _documents(
+        source, source.heldout, lambda positions: positions, num_items, vision, seq_len, skip_log
+    )
+
+
+def _documents(
+    source: OpenSource,
+    items: Items,
+    chosen: Callable[[np.ndarray], np.ndarray],
+    num_items: int,
+    vision: VisionConfig,
+    seq_len: int,
+    skip_log: SkipLog,
+) -> SourceDocuments:
+    return SourceDocuments(
+        source, items, chosen=chosen, num_items=num_items, vision=vision, seq_len=seq_len, skip_log=skip_log
+    )
+
+
+def _least(count: int, limit: int | None) -> int:
+    return count if limit is None else min(count, limit)
+
+
+class RecordItems:
+    """Items in memory."""
+
+    def __init__(self, records: Sequence[SampleRecord]) -> None:
+        self.records = records
+        self.columns = ItemColumns.of(records)
+
+    def record(self, item: int) -> SampleRecord:
+        """See `Items`."""
+        return self.records[item]
+
+    def has_target(self, limit: int | None) -> bool:
+        """See `Items`."""
+        return any(map(has_target, self.records[:limit]))
+
+    def facts(self, name: str, limit: int | None) -> dict[str, str]:
+        """See `Items`."""
+        return record_facts(name, self.records[:limit])
+
+    def index(self, tokenizer_sha256: str) -> SourceIndex:
+        """See `Items`."""
+        shards: dict[str, list[SampleRecord]] = {}
+        for record in self.records:
+            shards.setdefault(record.shard, []).append(record)
+        header = SourceHeader(format="shards", tokenizer_sha256=tokenizer_sha256)
+        infos = [(ShardInfo(name=name, num_bytes=_end_of(of)), of) for name, of in shards.items()]
+        return index_of_records(header, infos)
+
+
+class IndexItems:
+    """Items of an index file: those of a split, or all."""
+
+    def __init__(self, index: SourceIndex, first: int, stop: int) -> None:
+        self._index = index
+        self._first, self._stop = first, stop
+        self.columns = ItemColumns.of_index(index, first, stop)
+
+    def record(self, item: int) -> SampleRecord:
+        """See `Items`."""
+        return self._index.record(self._first + item)
+
+    def has_target(self, limit: int | None) -> bool:
+        """See `Items`. Looks at segments until one has a loss, which the first does as a rule."""
+        segments = self._index.first_segment
+        if segments is None:
+            return True
+        stop = self._stop if limit is None else min(self._stop, self._first + limit)
+        begin, end = int(segments[self._first]), int(segments[stop])
+        return any(
+            bool((self._index.segments[at : min(at + SEGMENTS_AT_ONCE, end)] & HAS_LOSS).any())
+            for at in range(begin, end, SEGMENTS_AT_ONCE)
+        )
+
+    def facts(self, name: str, limit: int | None) -> dict[str, str]:
+        """See `Items`: what the header says, which costs nothing."""
+        header = self._index.header
+        used = "" if limit is None else f", the first {limit}"
+        items = f"items {self._first} to {self._stop} of {header.num_items}{used}"
+        told = f"{items}, {header.num_tokens} text tokens"
+        content = {f"{name}.content": f"sha256 {header.content_sha256[:32]}"} if header.content_sha256 else {}
+        return {name: f"{told}, sha256 {header.sizes_sha256[:32]}", **content}
+
+    def index(self, tokenizer_sha256: str) -> SourceIndex:
+        """See `Items`."""
+        return self._index
+
+
+def _end_of(records: Sequence[SampleRecord]) -> int:
+    """A size that a shard has at least."""
+    ends = [record.offset + record.num_bytes for record in records]
+    return max(ends + [each.offset + each.num_bytes for record in records for each in record.media])
+
+
+def with_shuffled_media(source: OpenSource, limit: int | None, seed: int) -> OpenSource:
+    """The source with the images and videos of what it holds out exchanged; see `shuffle_media`."""
+    if limit is not None:
+        positions = source.selection.training(np.arange(source.num_training(limit)))
+        items = source.training
+    elif source.heldout is source.training:
+        items, positions = source.heldout, source.selection.heldout(np.arange(source.selection.num_heldout))
+    else:
+        items, positions = source.heldout, np.arange(source.heldout.columns.num_items)
+    records = shuffle_media([items.record(position) for position in positions.tolist()], seed)
+    shuffled = RecordItems(records)
+    return replace(
+        source, training=shuffled, heldout=RecordItems(records), selection=Selection(len(records), 0)
+    )
+
+
+def shuffle_media(records: Sequence[SampleRecord], seed: int) -> list[SampleRecord]:
+    """The samples with every image and video replaced by another's, with the words unchanged.
+
+    One cycle through all media in an order drawn from `seed`, so none keeps its own if there are two or more.
+    Shows whether a model uses what it sees: its caption loss on these must be higher.
+    """
+    positions = [
+        (i, j)
+        for i, record in enumerate(records)
+        for j, segment in enumerate(record.segments)
+        if isinstance(segment, MediaSegment)
+    ]
+    cycle = [positions[i] for i in np.random.Generator(np.random.PCG64(seed)).permutation(len(positions))]
+    segments = [list(record.segments) for record in records]
+    for (i, j), (other, position) in zip(cycle, cycle[1:] + cycle[:1], strict=True):
+        segments[i][j] = records[other].segments[position]
+    return [replace(record, segments=tuple(new)) for record, new in zip(records, segments, strict=True)]
