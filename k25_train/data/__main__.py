@@ -11,11 +11,10 @@ from rich.markup import escape
 
 from k25_train.compose.resolve import compose
 from k25_train.config.data import DataConfig
-from k25_train.data.commands import index, inspect, prepare, stats
+from k25_train.data.commands import index, inspect, prepare, stats, verify
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.smoke_set.build import BuildOptions, build_dataset
 from k25_train.data.smoke_set.overview import print_tables
-from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.entry import exit_status
 
 DEFAULT_DIRECTORY = Path("datasets/smoke")
@@ -53,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
     inspect.add(commands, str(DEFAULT_DIRECTORY))
     stats.add(commands)
-    verify = commands.add_parser("verify", help="read everything again and name every faulty file")
-    verify.add_argument("directory", nargs="?", default=str(DEFAULT_DIRECTORY))
-    verify.set_defaults(run=_verify)
+    verify.add(commands, _compose_data, str(DEFAULT_DIRECTORY))
     prepare.add(commands)
     index.add(commands, _compose_data)
     return parser
@@ -87,15 +84,6 @@ def _build(options: argparse.Namespace, console: Console) -> int:
     )
     console.print(f"{options.out}: {took}, {num_bytes / 1e6:.1f} MB")
     return 0
-
-
-def _verify(options: argparse.Namespace, console: Console) -> int:
-    with console.status("verifying"):
-        faults = verify_dataset(options.directory, lambda line: console.print(escape(line)))
-    for fault in faults:
-        console.print(escape(fault))
-    console.print(f"{options.directory}: {len(faults) or 'no'} fault{'s' * (len(faults) != 1)} found")
-    return 1 if faults else 0
 
 
 if __name__ == "__main__":

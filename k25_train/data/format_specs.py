@@ -15,5 +15,13 @@ def spec_of(format: SourceFormat) -> FormatSpec:
             from k25_train.data.chat.format import CHAT
 
             return CHAT
+        case SourceFormat.webdataset:
+            from k25_train.data.tar.source import WEBDATASET
+
+            return WEBDATASET
+        case SourceFormat.energon:
+            from k25_train.data.tar.source import ENERGON
+
+            return ENERGON
         case _:
             raise NotImplementedError(f"{format.value} has no index file")

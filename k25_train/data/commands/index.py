@@ -9,13 +9,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from k25_train.config.basics import is_url
 from k25_train.config.data import DataConfig
 from k25_train.config.sources import SourceFormat
 from k25_train.data.commands.indexing import index_source
 from k25_train.data.formats.dataset import load_dataset
+from k25_train.data.formats.left_out import left_out_of
 from k25_train.data.formats.source_files import SourceFiles
+from k25_train.data.formats.source_index import SourceIndex
 from k25_train.errors import ConfigError
 
+PRINTED = 10
+"""Samples left out of a source that are told when it is indexed. Our choice."""
 _EPILOG = """\
 A command that was interrupted goes on with the files that it has not done yet when it is given again. A
 source whose index is of its files as they are now is left alone.
@@ -76,6 +81,17 @@ def _index(name: str, data: DataConfig, workers: int, force: bool, console: Cons
         f"{SourceFiles(name, data).index}",
         markup=False,
     )
+    _print_left_out(SourceFiles(name, data).index, console)
+
+
+def _print_left_out(path: str, console: Console) -> None:
+    if is_url(path):
+        return  # `verify` tells them
+    number, lines = left_out_of(SourceIndex.open(path).shards())
+    for line in lines[:PRINTED]:
+        console.print(f"  left out: {line}", markup=False)
+    if number > len(lines[:PRINTED]):
+        console.print(f"  left out: {number:,} in all; `verify` lists those of each file")
 
 
 def tokenizer_path(data: DataConfig) -> str:
