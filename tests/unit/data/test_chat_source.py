@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,20 @@ from k25_train.config.data import DataConfig
 from k25_train.config.sources import SourceConfig, SourceFormat
 from k25_train.data.chat import format as chat_format
 from k25_train.data.commands.indexing import index_source
+from k25_train.data.loader import DataLoader
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.open_source import open_source
 from k25_train.data.tokenizer import load_tokenizer, train_tokenizer
 from k25_train.errors import DataError
 from tests.helpers.chat_goldens import CLOSE, OPEN, goldens, without_mask, write_kimi_vocabulary
-from tests.helpers.tiny_shards import encode_image, make_picture, tiny_data_config, tiny_vision_config
+from tests.helpers.tiny_shards import (
+    all_words,
+    encode_image,
+    make_picture,
+    tiny_data_config,
+    tiny_train_config,
+    tiny_vision_config,
+)
 
 
 def data_of(folder: Path, path: str = "chat/*.jsonl") -> DataConfig:
@@ -75,6 +84,32 @@ def test_documents_are_those_of_the_files(
         learned = "".join(part.partition(CLOSE)[0] for part in drawn.split(OPEN)[1:])
         assert tokenizer.decode(document.tokens[document.is_target].tolist()) == learned
         assert not np.isin(document.tokens, (tokenizer.bos, tokenizer.eos)).any()
+
+
+def test_the_loader_serves_whole_conversations_with_their_mask(tmp_path: Path) -> None:
+    expected = write_source(tmp_path)
+    data = replace(data_of(tmp_path), max_skipped_samples=99)
+    index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
+    tokenizer = load_tokenizer(tmp_path / "tiktoken.model")
+    train = replace(tiny_train_config(), seq_len=512, global_batch_size=len(expected), micro_batch_size=1)
+    loader = DataLoader(data, train, tiny_vision_config())
+    plan = loader.plan(0)
+    batches = loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=True))
+    served = set()
+    for batch in batches:
+        ends = list(accumulate(batch.document_lengths))
+        for number, (start, end) in enumerate(pairwise([0, *ends])):
+            if number not in batch.padding:
+                learned = batch.labels[start:end][batch.loss_mask[start:end] > 0].tolist()
+                served.add((tokenizer.decode(batch.tokens[start:end].tolist()), tokenizer.decode(learned)))
+        assert not batch.failed_items and not batch.unreadable
+    assert served == {
+        (
+            without_mask(drawn).replace("<|media_pad|>", "<|media_pad|><|media_pad|>"),
+            "".join(part.partition(CLOSE)[0] for part in drawn.split(OPEN)[1:]),
+        )
+        for drawn in expected
+    }
 
 
 def test_what_cannot_be_indexed_is_refused_by_name(tmp_path: Path) -> None:
