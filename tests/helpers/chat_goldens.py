@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.tiny_shards import encode_image, make_picture
+
 _GOLDEN = Path(__file__).parents[1] / "golden" / "chat" / "conversations.json"
 OPEN, CLOSE = "⟦", "⟧"
 VIDEO_PLACEHOLDER = "<|kimi_k25_video_placeholder|>"
@@ -67,3 +69,16 @@ def write_kimi_vocabulary(path: Path) -> Path:
     lines = [base64.b64encode(token) + f" {rank}".encode() for rank, token in enumerate(KIMI_RANKS)]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
+
+
+def write_chat_source(folder: Path) -> list[str]:
+    """Two files of conversations, of texts and images; returns their documents, masks drawn."""
+    (folder / "chat").mkdir()
+    write_kimi_vocabulary(folder / "tiktoken.model")
+    for name, file_format in (("a.png", "png"), ("b.jpg", "jpg")):
+        (folder / "chat" / name).write_bytes(encode_image(make_picture(56, 28, 1), file_format))
+    chosen = [golden for golden in goldens() if golden.name != "video"]
+    lines = [golden.line for golden in chosen]
+    (folder / "chat" / "1.jsonl").write_bytes(b"\n".join([*lines[:4], b"{", *lines[4:]]))
+    (folder / "chat" / "2.jsonl").write_bytes(lines[0] + b"\n" + lines[-1])
+    return [text for golden in [*chosen, chosen[0], chosen[-1]] for text in golden.documents]

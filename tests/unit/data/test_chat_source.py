@@ -18,11 +18,9 @@ from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.open_source import open_source
 from k25_train.data.tokenizer import load_tokenizer, train_tokenizer
 from k25_train.errors import DataError
-from tests.helpers.chat_goldens import CLOSE, OPEN, goldens, without_mask, write_kimi_vocabulary
+from tests.helpers.chat_goldens import CLOSE, OPEN, without_mask, write_chat_source
 from tests.helpers.tiny_shards import (
     all_words,
-    encode_image,
-    make_picture,
     tiny_data_config,
     tiny_train_config,
     tiny_vision_config,
@@ -38,19 +36,6 @@ def data_of(folder: Path, path: str = "chat/*.jsonl") -> DataConfig:
     )
 
 
-def write_source(folder: Path) -> list[str]:
-    """Two files of conversations, of texts and images; returns their documents, masks drawn."""
-    (folder / "chat").mkdir()
-    write_kimi_vocabulary(folder / "tiktoken.model")
-    for name, file_format in (("a.png", "png"), ("b.jpg", "jpg")):
-        (folder / "chat" / name).write_bytes(encode_image(make_picture(56, 28, 1), file_format))
-    chosen = [golden for golden in goldens() if golden.name != "video"]
-    lines = [golden.line for golden in chosen]
-    (folder / "chat" / "1.jsonl").write_bytes(b"\n".join([*lines[:4], b"{", *lines[4:]]))
-    (folder / "chat" / "2.jsonl").write_bytes(lines[0] + b"\n" + lines[-1])
-    return [text for golden in [*chosen, chosen[0], chosen[-1]] for text in golden.documents]
-
-
 @pytest.mark.parametrize("stretch_bytes", [2**28, 300])
 def test_documents_are_those_of_the_files(
     tmp_path: Path,
@@ -59,7 +44,7 @@ def test_documents_are_those_of_the_files(
     stretch_bytes: int,
 ) -> None:
     monkeypatch.setattr(chat_format, "STRETCH_BYTES", stretch_bytes)
-    expected = write_source(tmp_path)
+    expected = write_chat_source(tmp_path)
     data = data_of(tmp_path)
     tokenizer = load_tokenizer(tmp_path / "tiktoken.model")
     with caplog.at_level(logging.WARNING):
@@ -87,7 +72,7 @@ def test_documents_are_those_of_the_files(
 
 
 def test_the_loader_serves_whole_conversations_with_their_mask(tmp_path: Path) -> None:
-    expected = write_source(tmp_path)
+    expected = write_chat_source(tmp_path)
     data = replace(data_of(tmp_path), max_skipped_samples=99)
     index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
     tokenizer = load_tokenizer(tmp_path / "tiktoken.model")
@@ -113,7 +98,7 @@ def test_the_loader_serves_whole_conversations_with_their_mask(tmp_path: Path) -
 
 
 def test_what_cannot_be_indexed_is_refused_by_name(tmp_path: Path) -> None:
-    write_source(tmp_path)
+    write_chat_source(tmp_path)
     (tmp_path / "chat" / "bad.jsonl").write_text(json.dumps({"conversations": []}) + "\n")
     data = data_of(tmp_path, "chat/bad.jsonl")
     with pytest.raises(DataError, match=r"bad\.jsonl: none of its 1 lines is a conversation"):
@@ -124,7 +109,7 @@ def test_what_cannot_be_indexed_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_an_exact_name_is_that_file_alone(tmp_path: Path) -> None:
-    write_source(tmp_path)
+    write_chat_source(tmp_path)
     (tmp_path / "chat" / "2.json").write_text("{")
     data = data_of(tmp_path, "chat/2.jsonl")
     header = index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
