@@ -29,6 +29,7 @@ from k25_train.data.regions import PageLock, leave_pageable
 from k25_train.data.share_reader import HostInputs, Share
 from k25_train.data.skip_log import NewSkips, SkipLog
 from k25_train.data.source import Opened, ThreadSource
+from k25_train.data.storage.counts import COUNTS
 from k25_train.data.workers.pool import WorkerPool
 from k25_train.errors import ConfigError, DataError
 
@@ -63,6 +64,8 @@ class _Answer:
     """Samples found unusable since the last answer, or before: where they are -> why."""
     num_seen: int
     """Samples drawn so far, of all ranks."""
+    counts: Mapping[str, int]
+    """What reading has cost since the last answer."""
 
 
 class ReadingProcess:
@@ -163,6 +166,7 @@ class ReadingProcess:
             self._bury(f"was ended, since this rank cannot use the memory that they share: {error}. ")
             raise self._ended() from error
         self.skip_log.saw_in_all(answer.num_seen)
+        COUNTS.add_all(answer.counts)
         for name, reason in answer.skipped.items():
             self.skip_log.add_named(name, reason, log=False)
         if answer.error is not None:
@@ -221,7 +225,7 @@ def _answer(source: ThreadSource, request: _Request, skips: NewSkips) -> _Answer
     if request.method == "open":
         # The index lives as long as the process: looking for garbage in it would take seconds.
         gc.freeze()
-    return _Answer(result, error, *skips.take())
+    return _Answer(result, error, *skips.take(), COUNTS.take())
 
 
 def _without_thread(config: Config) -> Config:

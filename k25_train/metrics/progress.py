@@ -15,6 +15,9 @@ from k25_train.units import format_duration
 PLAIN_LINES = 60
 """About how many plain lines a whole run prints, evaluations apart."""
 
+WAIT_SHOWN = 0.05
+"""Share of a step's time spent waiting for data from which on the line says so."""
+
 
 class Progress:
     """Shows step, loss, gradient norm, tokens/s and time left; a context manager."""
@@ -63,6 +66,9 @@ def status_text(row: Row, time_left_s: float) -> str:
     """The live line of one step."""
     formats = {"loss": "loss {:.4f}", "grad_norm": "grad norm {:.3f}", "tokens_per_s": "{:,.0f} tokens/s"}
     parts = [formats[key].format(number(row[key])) for key in formats if key in row]
+    wait_s, step_s = (number(row.get(key, 0.0)) for key in ("data_wait_s", "step_time_s"))
+    if wait_s > WAIT_SHOWN * step_s:
+        parts.append(f"{wait_s:.1f} s waiting for data")
     return "  ".join([*parts, f"{format_duration(time_left_s)} left"])
 
 

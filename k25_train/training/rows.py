@@ -33,6 +33,8 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_mixed_anew:
         "flops": training_flops(config.model, sizes, config.optim.vision.trained),
         "step_time_s": result.step_time_s,
         "tokens_per_s": sizes.num_tokens / result.step_time_s,
+        "data_wait_s": result.data_wait_s,
+        **{f"data_{name}": count for name, count in result.reads.items() if count},
         **figures(result.served, result.loader_state),
         **weights(config, step, is_mixed_anew=is_mixed_anew),
         **{f"vision_{name}": value for name, value in asdict(result.vision).items()},

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from k25_train.data.served import Served
+from k25_train.data.storage.counts import COUNTS
 from k25_train.errors import TrainingError
 from k25_train.optim.build import set_learning_rate
 from k25_train.optim.qk_clip import ClipResult
@@ -45,6 +46,10 @@ class StepResult:
     """Learning rate of the update, before the factors of parameter groups."""
     step_time_s: float
     """Wall-clock seconds on this rank."""
+    data_wait_s: float
+    """Seconds of it in which the slowest rank waited for its inputs."""
+    reads: Mapping[str, int]
+    """What this rank's reading has cost since the step before (`k25_train.data.storage.counts`)."""
     updated: bool
     """Whether weights changed; not if the gradient norm was not finite."""
     not_finite: tuple[str, ...]
@@ -122,6 +127,8 @@ def train_step(run: Run, step: int) -> StepResult:
         grad_norm=float(grad_norm),
         learning_rate=rate,
         step_time_s=time.perf_counter() - started,
+        data_wait_s=inputs.wait_s,
+        reads=COUNTS.take(),
         clip=clip,
         vision=run.tower.summary(),
         offload=run.activations.finish_step(),

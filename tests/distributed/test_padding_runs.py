@@ -30,7 +30,7 @@ ONE_A_ROW = (
     ).split()
 )
 """Overrides with which a document is a sequence, and the balance loss and QK-Clip count."""
-TIMES = ("step_time_s", "tokens_per_s", "work_s", "exposed_s")
+TIMES = ("step_time_s", "wait_s", "tokens_per_s", "work_s", "exposed_s")
 """Parts of the names of figures that measure time."""
 
 

@@ -16,7 +16,14 @@ FOUR_RANKS = layout(pp=2, vpp=2, ep=2, dp=2)
 TOLERANCE = 1e-5
 """Largest relative difference between runs that went on in different layouts."""
 
-_TIMES = ("step_time_s", "tokens_per_s", "vision_work_s_max", "vision_work_s_mean", "vision_exposed_s_max")
+_TIMES = (
+    "step_time_s",
+    "data_wait_s",
+    "tokens_per_s",
+    "vision_work_s_max",
+    "vision_work_s_mean",
+    "vision_exposed_s_max",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from k25_train.config.model import VisionConfig
 from k25_train.config.schema import Config
 from k25_train.data.channel import Channel
+from k25_train.data.storage.counts import COUNTS
 from k25_train.data.units import Read, Unit
 from k25_train.data.workers.nursery import Nursery
 from k25_train.data.workers.worker import Done, Task, worker
@@ -118,6 +119,7 @@ class WorkerPool:
                 self._replace(at, reading)
                 continue
             at.tasks.popleft()
+            COUNTS.add_all(done.counts)
             # After an error workers still answer what they had; those answers are nobody's.
             if done.number in reading.numbers:
                 reading.done[done.number] = done

@@ -16,6 +16,7 @@ from k25_train.data import skip_log
 from k25_train.data.channel import Channel
 from k25_train.data.loader import DataLoader
 from k25_train.data.portable_errors import portable
+from k25_train.data.storage.counts import COUNTS
 from k25_train.data.units import Result, Unit
 
 
@@ -41,6 +42,8 @@ class Done:
     """What was raised instead."""
     skipped: Mapping[str, str]
     """Samples that this worker has found unusable since its last answer."""
+    counts: Mapping[str, int]
+    """What reading has cost it since then."""
 
 
 def worker(config: Config) -> Callable[[socket.socket, int], None]:
@@ -74,4 +77,4 @@ def _answer_all(channel: Channel, open_loader: Callable[[], DataLoader]) -> None
                 error = portable(raised)
             new = {} if loader is None else loader.skip_log.later_than(num_told)
             num_told += len(new)
-            channel.send(Done(task.number, result, error, new))
+            channel.send(Done(task.number, result, error, new, COUNTS.take()))

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from k25_train.metrics.progress import Progress
+from k25_train.metrics.progress import Progress, status_text
 from k25_train.metrics.sinks import Row
 from k25_train.metrics.summary import summary_lines, summary_table
 
@@ -52,6 +52,12 @@ def test_plain_lines_without_a_terminal() -> None:
     assert "step 600/600  loss 4.0000  grad norm 1.250  8,192 tokens/s  1m15s left" in lines
     assert "step 600/600  held-out  text 4.0000  caption nan" in lines
     assert len(lines) == 1 + 2 + 61
+
+
+def test_waiting_for_data_is_shown_where_it_matters() -> None:
+    row: Row = {"loss": 1.0, "step_time_s": 10.0, "data_wait_s": 0.4}
+    assert status_text(row, 75.0) == "loss 1.0000  1m15s left"
+    assert status_text({**row, "data_wait_s": 6.0}, 75.0) == "loss 1.0000  6.0 s waiting for data  1m15s left"
 
 
 def test_short_runs_print_every_step() -> None:

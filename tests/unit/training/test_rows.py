@@ -50,6 +50,8 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
         grad_norm=1.0,
         learning_rate=1.0,
         step_time_s=2.0,
+        data_wait_s=0.5,
+        reads={"retries": 2, "cache_hits": 0},
         vision=NoSummary(),
         offload=NoOffload(),
         memory=NoMemoryFigures(),
@@ -57,6 +59,10 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
     )
     row = metrics_row(CONFIG, 1, result, is_mixed_anew=True)
     assert not [key for key in row if key.startswith("memory_")]
+    assert {key: row[key] for key in row if key.startswith("data_")} == {
+        "data_wait_s": 0.5,
+        "data_retries": 2,
+    }
     assert (row["tokens"], row["text_tokens"], row["vision_tokens"]) == (100, 90, 10)
     assert (row["source_tokens/web"], row["source_tokens/pages"]) == (60, 40)
     assert row["source_epochs/web"] == 1.25 and "source_epochs/gone" not in row
