@@ -26,8 +26,8 @@ from parallel.topology import Topology
 from parallel.watchdog.phases import PhaseTracker
 
 _POWER = 64
-"""Sums of this power of seconds are about that of the largest, which saves a collective for the maximum. It is
-exact where one rank alone is slow, and at most 14% too large where 4,096 are slow alike."""
+"""Sums of this power of seconds are about that of the largest, which saves a collective for the maximum. It
+is exact where one rank alone is slow, and at most 14% too large where 4,096 are slow alike."""
 
 
 def slowest_term(wait_s: float) -> float:

@@ -163,7 +163,8 @@ def result_of(sizes: Any) -> Any:
     from parallel.activations.offload import NoOffload
 
     return SimpleNamespace(
-        sizes=sizes, loss=1.0, grad_norm=1.0, learning_rate=1.0, step_time_s=1.0, data_wait_s=0.0, reads={}, vision=NoSummary(),
+        sizes=sizes, loss=1.0, grad_norm=1.0, learning_rate=1.0, step_time_s=1.0, data_wait_s=0.0, reads={},
+        vision=NoSummary(),
         memory=NoMemoryFigures(),
         offload=NoOffload(), clip=SimpleNamespace(max_logits=(1.0,) * 61, heads_clipped=0),
     )  # fmt: skip

@@ -108,7 +108,9 @@ def test_stages_that_read_nothing_learn_of_words_that_fail(data: Path, tmp_path:
 
 def test_a_process_of_its_own_changes_no_figure(data: Path, tmp_path: Path) -> None:
     arguments = overrides(data, tmp_path, *layout(pp=2), *FEW_STEPS)
-    assert losses_of([*arguments, "data.read_in=process"], 2) == losses_of(arguments, 2)
+    expected = losses_of(arguments, 2)
+    for workers in (0, 2):
+        assert losses_of([*arguments, "data.read_in=process", f"data.workers={workers}"], 2) == expected
 
 
 def count_differently(context: RankContext, arguments: Sequence[str]) -> tuple[str, tuple[int, ...]]:

@@ -51,7 +51,7 @@ def test_a_hung_read_names_file_place_and_seconds(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(OpenFiles, "read", hangs)
     folder = DataFolder(str(tmp_path))
-    told = r"dead\.tar: cannot be read after 3 attempts \(HungReadError: .*read_timeout_s=0\.05 s\), bytes 2 to 5"
+    told = r"dead\.tar: cannot be read after 3 attempts \(HungReadError: .*=0\.05 s\), bytes 2 to 5"
     with pytest.raises(DataError, match=told):
         folder.read_range("dead.tar", 2, 3)
     assert folder.read_range("live.tar", 0, 7) == b"content"
