@@ -14,6 +14,7 @@ from torch import Tensor
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.media import MediaPatches
 from k25_train.data.mix.plan import PlannedPiece, SequencePlan, media_of
+from k25_train.data.reused_memory import ReusedMemory
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.sources import OpenSource
 from parallel.dep.grid import Grid
@@ -153,6 +154,7 @@ class MicroBatchAssembler:
             sources: by name, in the order of the numbers that tokens are marked with.
         """
         self._sources = sources
+        self._memory = ReusedMemory()
         self._vision = vision
         self._seq_len = seq_len
         self._pad_token = pad_token
@@ -212,17 +214,18 @@ class MicroBatchAssembler:
         )
 
     def with_pixels(
-        self, batch: MicroBatch, sequences: Sequence[SequencePlan], found: Iterator[MediaPatches]
+        self,
+        batch: MicroBatch,
+        sequences: Sequence[SequencePlan],
+        found: Iterator[MediaPatches],
+        pixels: Tensor,
     ) -> MicroBatch:
         """A micro-batch with the patches of all its items; `found` gives them image by image, video by video
-        (`media_of`). Documents whose media do not decode lose their loss.
+        (`media_of`). Documents whose media do not decode lose their loss. `pixels` [P, 3*p*p] is filled.
 
         Raises `DataError` when those pass the limit.
         """
-        patch_values = 3 * self._vision.patch_size**2
-        num_patches = sum(item.num_patches for sequence in sequences for item in sequence.items)
         # Filled in place: what `found` gives may be memory that a worker waits for.
-        pixels = torch.empty(num_patches, patch_values)
         failed_items: list[int] = []
         num_items, row = 0, 0
         for name, record, media in media_of(sequences):
@@ -235,6 +238,16 @@ class MicroBatchAssembler:
                 row += len(of_item)
             num_items += len(media.items)
         return mask_failed(replace(batch, pixels=pixels, failed_items=tuple(failed_items)), failed_items)
+
+    def room_for(self, batches: Sequence[Sequence[SequencePlan]]) -> Sequence[Tensor]:
+        """Memory [P, 3*p*p] float32 for the patches of each micro-batch, one behind the other, so that
+        stacking them copies nothing."""
+        counts = [
+            sum(item.num_patches for sequence in sequences for item in sequence.items)
+            for sequences in batches
+        ]
+        room = self._memory.array(sum(counts), 3 * self._vision.patch_size**2)
+        return torch.from_numpy(room).split(counts)
 
     def _read_piece(
         self,

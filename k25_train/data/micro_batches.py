@@ -33,7 +33,8 @@ def read_micro_batches(
             else []
         )
     found = reading.read(units)
-    for sequences in batches:
+    room = assembler.room_for(batches if reads.pixels else [])
+    for number, sequences in enumerate(batches):
         if reads.words:
             read = next(found)
             for name, reason in read.skipped.items():
@@ -42,7 +43,7 @@ def read_micro_batches(
             batch = read.result
         else:
             batch = assembler.assemble(sequences, words)
-        yield assembler.with_pixels(batch, sequences, _media(found)) if reads.pixels else batch
+        yield assembler.with_pixels(batch, sequences, _media(found), room[number]) if reads.pixels else batch
 
 
 def _media(found: Iterator[Read]) -> Iterator[MediaPatches]:

@@ -103,11 +103,23 @@ def stack(batches: Sequence[MicroBatch]) -> StepBatches:
         loss_mask=rows(lambda batch: batch.loss_mask, torch.bool),
         source=rows(lambda batch: batch.source, torch.int16),
         media_positions=torch.cat([batch.media_positions for batch in batches]).to(torch.int32),
-        pixels=torch.cat(pixels) if pixels else torch.zeros(0, 0),
+        pixels=_joined(pixels) if pixels else torch.zeros(0, 0),
         has_pixels=bool(pixels),
         num_media_positions=tuple(len(batch.media_positions) for batch in batches),
         documents=tuple(map(_documents_of, batches)),
     )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors [P, D] of one type behind one another, without a copy where they already are in memory."""
+    first = parts[0]
+    ends = [part.data_ptr() + part.nbytes for part in parts[:-1]]
+    follow = [part.data_ptr() for part in parts[1:]]
+    storage = first.untyped_storage()
+    is_one = all(part.untyped_storage().data_ptr() == storage.data_ptr() for part in parts)
+    if not (is_one and ends == follow and all(part.is_contiguous() for part in parts)):
+        return torch.cat(list(parts))
+    return first.as_strided((sum(map(len, parts)), first.shape[1]), first.stride())
 
 
 def without_failures(

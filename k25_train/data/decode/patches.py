@@ -60,7 +60,8 @@ def load_patches(
                 patches += [frame_patches] * num_uses
             shown.append(frame.shown)
     _check_frames(segment, shown)
-    return torch.cat(patches)
+    # A copy of an image's patches would cost as much as making them.
+    return patches[0] if len(patches) == 1 else torch.cat(patches)
 
 
 def _check_frames(segment: MediaSegment, shown: Sequence[Shown]) -> None:

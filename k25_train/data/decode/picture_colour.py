@@ -64,7 +64,7 @@ def to_rgb(image: Image.Image, file: PictureFile) -> Image.Image:
         rgb = _apply_profile(colours, profile)
     else:
         gamma = _SRGB_GAMMA if "srgb" in image.info else image.info.get("gamma", _SRGB_GAMMA)
-        rgb = show_on_screen(_apply_gamma(colours.convert("RGB"), gamma), primaries, curve)
+        rgb = show_on_screen(_apply_gamma(_as_rgb(colours), gamma), primaries, curve)
     return _on_white(rgb, alpha)
 
 
@@ -78,7 +78,7 @@ def changes_colours(image: Image.Image, file: PictureFile) -> bool:
 
 
 def _on_white(colours: Image.Image, alpha: Image.Image | None) -> Image.Image:
-    rgb = colours.convert("RGB")
+    rgb = _as_rgb(colours)
     if alpha is None:
         return rgb
     page = Image.new("RGB", rgb.size, "white")
@@ -172,3 +172,8 @@ def _apply_gamma(rgb: Image.Image, gamma: float) -> Image.Image:
 def _is_another(gamma: float) -> bool:
     """Whether values raised to `gamma` are not those of sRGB."""
     return gamma > 0 and abs(gamma / _SRGB_GAMMA - 1) >= 0.05
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """The image itself where it is RGB, which Pillow would copy."""
+    return image if image.mode == "RGB" else image.convert("RGB")
