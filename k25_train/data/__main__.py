@@ -4,13 +4,16 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
+from k25_train.compose.filled import check_filled_in
 from k25_train.compose.resolve import compose
 from k25_train.config.data import DataConfig
+from k25_train.config.schema import Config
 from k25_train.data.commands import index, inspect, prepare, stats, verify
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.smoke_set.build import BuildOptions, build_dataset
@@ -50,18 +53,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--force", action="store_true", help="build again even if the set exists")
     build.set_defaults(run=_build)
-    inspect.add(commands, str(DEFAULT_DIRECTORY))
-    stats.add(commands)
+    inspect.add(commands, str(DEFAULT_DIRECTORY), _config_of)
+    stats.add(commands, _config_of)
     verify.add(commands, _compose_data, str(DEFAULT_DIRECTORY))
     prepare.add(commands)
     index.add(commands, _compose_data)
     return parser
 
 
+def _config_of(settings: Sequence[str]) -> Config:
+    """The configuration that a command about data means: `experiment=smoke` unless another one is given.
+
+    Raises ConfigError as `compose` does, and for a template that is not filled in.
+    """
+    chosen = any(each.startswith("experiment=") for each in settings)
+    config = compose([*([] if chosen else ["experiment=smoke"]), *settings])
+    check_filled_in(config.data)
+    # Nothing is read ahead, and one process shows what it finds.
+    return replace(config, data=replace(config.data, prefetch_steps=0, workers=0))
+
+
 def _compose_data(settings: Sequence[str]) -> DataConfig:
-    # Only the data are looked at, so any experiment will do.
-    has_experiment = any(each.startswith("experiment=") for each in settings)
-    return compose([*([] if has_experiment else ["experiment=smoke"]), *settings]).data
+    return _config_of(settings).data
 
 
 def _build(options: argparse.Namespace, console: Console) -> int:

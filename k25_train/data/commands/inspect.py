@@ -2,16 +2,13 @@
 `inspect FOLDER`: what a shard set holds, in the terminal."""
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from k25_train.compose.filled import check_filled_in
-from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.data.batch import Reads
 from k25_train.data.formats.dataset import load_dataset
@@ -27,7 +24,7 @@ CONTACT_SHEET_SAMPLES = 60
 KINDS_WITH_MEDIA = ("caption", "ocr", "video")
 
 
-def add(commands: Any, folder: str) -> None:
+def add(commands: Any, folder: str, config_of: Callable[[Sequence[str]], Config]) -> None:
     """Declare the command; `folder`: the shard set that is shown by default."""
     parser = commands.add_parser(
         "inspect", help="a page of what a step trains on, or in the terminal what a shard set holds"
@@ -48,7 +45,7 @@ def add(commands: Any, folder: str) -> None:
         "--contact-sheet", type=Path, metavar="PNG", help="write images with their captions to this file"
     )
     of_set.add_argument("--kind", choices=("text", *KINDS_WITH_MEDIA), help="only samples of this kind")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, config_of=config_of)
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -75,21 +72,9 @@ def show_shard_set(options: argparse.Namespace, folder: str, console: Console) -
     return 0
 
 
-def config_of(overrides: Sequence[str]) -> Config:
-    """The configuration that a command about data means: `experiment=smoke` unless another one is given.
-
-    Raises ConfigError as `compose` does, and for a template that is not filled in.
-    """
-    chosen = any(each.startswith("experiment=") for each in overrides)
-    config = compose([*([] if chosen else ["experiment=smoke"]), *overrides])
-    check_filled_in(config.data)
-    # Nothing is read ahead, and one process shows what it finds.
-    return replace(config, data=replace(config.data, prefetch_steps=0, workers=0))
-
-
 def write_page(options: argparse.Namespace, console: Console) -> int:
     """Draw the step and write the page."""
-    config = config_of(options.what)
+    config: Config = options.config_of(options.what)
     if options.step < 1 or options.sequences < 1:
         raise ConfigError("--step and --sequences: count from 1")
     if options.source is not None and options.source not in config.data.sources:
