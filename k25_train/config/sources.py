@@ -56,7 +56,8 @@ class SourceConfig:
     @property
     def is_folder(self) -> bool:
         """Whether its path names a folder, not files in one."""
-        return self.format not in (SourceFormat.indexed, SourceFormat.chat) and not GLOB.search(self.path)
+        names_files = self.format in (SourceFormat.indexed, SourceFormat.chat) or self.path.endswith(".tar")
+        return not names_files and not GLOB.search(self.path)
 
     @property
     def may_have_media(self) -> bool:

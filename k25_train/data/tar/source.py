@@ -23,7 +23,7 @@ from k25_train.data.tokenizer import Tokenizer
 
 def list_webdataset(files: SourceFiles) -> list[ShardInfo]:
     """All `.tar` files that the path names, those in folders of a folder too."""
-    return [files.info(name) for name in files.find((".tar",), in_folders="**")]
+    return [files.info(name) for name in files.find((".tar",), in_folders="**/*")]
 
 
 def list_energon(files: SourceFiles) -> list[ShardInfo]:

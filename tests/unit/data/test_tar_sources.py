@@ -1,0 +1,69 @@
+"""Corpora of texts alone, of images alone and of one document are indexed and give whole batches."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from k25_train.config.sources import SourceConfig, SourceFormat
+from k25_train.data.commands.indexing import index_source
+from k25_train.data.loader import DataLoader
+from k25_train.data.tokenizer import train_tokenizer
+from tests.helpers.tar_shards import Content, picture, tar_bytes
+from tests.helpers.tiny_shards import (
+    VOCAB_SIZE,
+    all_words,
+    make_text,
+    tiny_data_config,
+    tiny_train_config,
+    tiny_vision_config,
+)
+
+Members = list[tuple[str, Content]]
+
+
+def texts() -> Members:
+    return [(f"{number}.txt", make_text(30, number)) for number in range(20)]
+
+
+def pictures() -> Members:
+    return [
+        (f"{number}.{kind}", content)
+        for number in range(12)
+        for kind, content in (
+            ("png", picture(40, 30, "PNG", number)),
+            ("json", {"caption": make_text(8, number)}),
+        )
+    ]
+
+
+def one_document() -> Members:
+    return [
+        ("doc.json", {"texts": [make_text(20, 1), None, make_text(9, 2)], "images": [None, "a.webp", None]}),
+        ("doc.a.webp", picture(60, 30, "WEBP")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("members", "path"), [(texts(), "x/s.tar"), (pictures(), "x"), (one_document(), "{x,y}/s*.tar")]
+)
+def test_corpora_of_one_kind_give_whole_batches(members: Members, path: str, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "s.tar").write_bytes(tar_bytes(members))
+    train_tokenizer([make_text(400, seed) for seed in range(4)], VOCAB_SIZE, tmp_path / "tokenizer.json")
+    data = replace(
+        tiny_data_config(tmp_path),
+        tokenizer=str(tmp_path / "tokenizer.json"),
+        sources={"tars": SourceConfig(format=SourceFormat.webdataset, path=path)},
+    )
+    index_source("tars", data, str(tmp_path / "tokenizer.json"), 0, lambda done, total, num_bytes: None)
+
+    with DataLoader(data, tiny_train_config(), tiny_vision_config()) as loader:
+        for step in (1, 2):
+            plan = loader.plan(step)
+            batches = list(
+                loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=True))
+            )
+            assert len(batches) == 4
+            assert all(batch.loss_mask.sum() > 0 for batch in batches)
+        assert loader.skip_log.num_skipped == 0
