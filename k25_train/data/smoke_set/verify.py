@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from k25_train.data.decode.media_faults import media_faults
 from k25_train.data.folder import DataFolder, MissingFileError
 from k25_train.data.formats.dataset import MANIFEST
 from k25_train.data.formats.index import parse_index
@@ -20,7 +21,6 @@ from k25_train.data.formats.sample_json import SampleError, Words, parse_sample,
 from k25_train.data.smoke_set.build import TOKENIZER_FILE
 from k25_train.data.smoke_set.provenance import CHECKSUMS_FILE
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
-from k25_train.data.verify.media_faults import media_faults
 from k25_train.errors import DataError
 
 Members = dict[str, tuple[int, bytes]]

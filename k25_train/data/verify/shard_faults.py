@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from k25_train.data.decode.media_faults import media_faults
 from k25_train.data.formats.left_out import left_out_of
 from k25_train.data.formats.reader import SourceReader
 from k25_train.data.formats.records import MediaSegment, SampleRecord
@@ -13,7 +14,6 @@ from k25_train.data.formats.sample_json import SampleError
 from k25_train.data.formats.source_files import SourceFiles
 from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.open_source import difference_of
-from k25_train.data.verify.media_faults import media_faults
 from k25_train.errors import DataError
 
 
