@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -20,28 +19,26 @@ from k25_train.data.units import GroupedReading, MediaUnit
 from k25_train.data.workers.pool import WorkerPool
 
 NUM_IMAGES, STEPS, ROUNDS = 200, 40, 2
-_config: list[Config] = []
-
-
-@cache
-def _loader(pid: int) -> DataLoader:
-    """One per process."""
-    config = _config[0]
-    return DataLoader(config.data, config.train, config.model.vision)
 
 
 class Images:
     """The same units for the others: each is one image's patches."""
 
-    def __init__(self, units: Sequence[MediaUnit]) -> None:
+    def __init__(self, config: Config, units: Sequence[MediaUnit]) -> None:
+        self._config = config
         self._units = units
+        self._loaders: dict[int, DataLoader] = {}
+        """By process."""
 
     def __len__(self) -> int:
         return len(self._units)
 
     def __getitem__(self, number: int) -> Any:
         torch.set_num_threads(1)
-        found: Any = _loader(os.getpid()).read_unit(self._units[number])
+        if os.getpid() not in self._loaders:
+            config = self._config
+            self._loaders[os.getpid()] = DataLoader(config.data, config.train, config.model.vision)
+        found: Any = self._loaders[os.getpid()].read_unit(self._units[number])
         return found.items[0].numpy()
 
 
@@ -54,7 +51,7 @@ def ours(config: Config, units: Sequence[MediaUnit]) -> Callable[[], int]:
 def torchs(config: Config, units: Sequence[MediaUnit]) -> Callable[[], int]:
     """DataLoader with workers that stay."""
     loader = torch.utils.data.DataLoader(
-        Images(units), batch_size=None, num_workers=config.data.workers, persistent_workers=True
+        Images(config, units), batch_size=None, num_workers=config.data.workers, persistent_workers=True
     )
     return lambda: sum(1 for _ in loader)
 
@@ -64,7 +61,7 @@ def grains(config: Config, units: Sequence[MediaUnit]) -> Callable[[], int]:
     import grain  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     options = grain.MultiprocessingOptions(num_workers=config.data.workers)
-    data = grain.MapDataset.source(Images(units)).repeat(ROUNDS + 1).to_iter_dataset()
+    data = grain.MapDataset.source(Images(config, units)).repeat(ROUNDS + 1).to_iter_dataset()
     found = iter(data.mp_prefetch(options))
     return lambda: sum(1 for _, _ in zip(range(len(units)), found, strict=False))
 
@@ -74,8 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     num_workers = int(arguments[0]) if arguments else 2
     more = [f"data.dir={arguments[1]}"] if len(arguments) > 1 else []
     config = compose(["experiment=smoke", f"data.workers={num_workers}", *more])
-    _config.append(config)
-    with _loader(os.getpid()) as loader:
+    with DataLoader(config.data, config.train, config.model.vision) as loader:
         units = [
             MediaUnit(source, media, None)
             for step in range(STEPS)

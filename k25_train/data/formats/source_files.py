@@ -10,8 +10,9 @@ from typing import Any
 from k25_train.config.basics import is_url
 from k25_train.config.data import DataConfig
 from k25_train.config.sources import GLOB, SourceConfig, folder_of, source_path
-from k25_train.data.folder import DataFolder, describe, locate
+from k25_train.data.folder import DataFolder, locate
 from k25_train.data.formats.index_layout import ShardInfo
+from k25_train.data.storage.attempts import describe
 from k25_train.errors import DataError
 
 INDEX_SUFFIX = ".k25index"
