@@ -139,6 +139,7 @@ class DataLoader:
             name=source.name,
             has_media=source.has_media,
             num_documents=num_items,
+            num_heldout=source.num_heldout(self._data.limit_samples),
             num_tokens=self._planner.tokens_of_epoch(source.name),
             weight=config.weight,
             max_epochs=config.epochs,

@@ -15,6 +15,8 @@ class SourceSummary:
     """Whether its samples may have images or video."""
     num_documents: int
     """Samples that are trained on in one epoch."""
+    num_heldout: int
+    """Samples that evaluations read."""
     num_tokens: int
     """Tokens of them, vision tokens included; an estimate where these are counted when they are drawn."""
     weight: float

@@ -83,6 +83,13 @@ class OpenSource:
         """Items that are trained on."""
         return _least(self.selection.num_training, limit)
 
+    def num_heldout(self, limit: int | None) -> int:
+        """Items that evaluations read: with a `limit`, those trained on."""
+        if limit is not None:
+            return self.num_training(limit)
+        is_same = self.heldout is self.training
+        return self.selection.num_heldout if is_same else self.heldout.columns.num_items
+
     def where(self, record: SampleRecord) -> str:
         """Where a sample is, as messages say it."""
         return f"{self.place}/{record.shard}, sample {record.key}"

@@ -175,7 +175,12 @@ class Trainer:
             self.report.notice(f"{name}: step {step} is not sound; the same command goes on from {newest}")
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out losses, text apart from samples with media; a kind that the blend lacks has none."""
+        """Held-out losses, text apart from samples with media; a kind that the blend lacks has none.
+
+        There are none at all where no source holds anything out.
+        """
+        if not any(source.num_heldout for source in self.run.sources):
+            return {}
         with self.run.tracker.phase("evaluate"):
             return eval_losses(self.run, self.run.config.train.eval_sequences)
 

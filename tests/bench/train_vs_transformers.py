@@ -153,7 +153,13 @@ def our_step(config: Config) -> tuple[Step, str]:
 
 
 SOURCE = SourceSummary(
-    name="synthetic", has_media=True, num_documents=1, num_tokens=1, weight=1.0, max_epochs=None
+    num_heldout=0,
+    name="synthetic",
+    has_media=True,
+    num_documents=1,
+    num_tokens=1,
+    weight=1.0,
+    max_epochs=None,
 )
 
 

@@ -56,8 +56,10 @@ class ItemColumns:
     @classmethod
     def of(cls, records: Sequence[SampleRecord]) -> "ItemColumns":
         """Those of samples in memory."""
-        media = [segment for record in records for segment in record.media]
-        counts = [len(record.media) for record in records]
+        # A text that has media cannot be used, and makes no source of texts one with media.
+        by_record = [() if record.kind == "text" else record.media for record in records]
+        media = [segment for of_record in by_record for segment in of_record]
+        counts = [len(of_record) for of_record in by_record]
         return cls(
             text_tokens=np.array([record.num_text_tokens for record in records], dtype=np.int64),
             first_media=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),

@@ -44,7 +44,9 @@ def tokens_of(number: int, count: int, padding: float) -> list[int]:
 def test_order_does_not_depend_on_how_far_is_looked_ahead(weights: list[float], chunks: list[int]) -> None:
     tokens = [tokens_of(number, 300, 0.5) for number in range(len(weights))]
     merges = [
-        Merge([Source(i, t, sizes[i]) for i, t in enumerate(tokens)], weights, [0] * len(weights), may_end=True)
+        Merge(
+            [Source(i, t, sizes[i]) for i, t in enumerate(tokens)], weights, [0] * len(weights), may_end=True
+        )
         for sizes in (chunks, [300] * 6)
     ]
 

@@ -1,4 +1,6 @@
-"""The invariants that k25_train/data/mix/packing.py lists, on arbitrary lengths, and packing next to a plain one."""
+"""The invariants that k25_train/data/mix/packing.py lists, on arbitrary lengths, next to a plain packing."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ def rows_of(packed: Packed) -> list[list[tuple[int, int, int]]]:
         zip(packed.documents.tolist(), packed.starts.tolist(), packed.lengths.tolist(), strict=True)
     )
     ends = packed.offsets.tolist()
-    return [pieces[first:end] for first, end in zip(ends, ends[1:], strict=False)]
+    return [pieces[first:end] for first, end in pairwise(ends)]
 
 
 @settings(max_examples=60, deadline=None)
