@@ -49,12 +49,25 @@ class Sequences:
         of_pieces = np.concatenate([np.diff(part.vision_offsets) for part in parts])
         return cls(**values, offsets=offsets_of(counts), vision_offsets=offsets_of(of_pieces))
 
+    def between(self, first: int, end: int) -> "Sequences":
+        """The sequences from `first` to `end`, without a copy."""
+        begin, stop = int(self.offsets[first]), int(self.offsets[end])
+        grids = slice(int(self.vision_offsets[begin]), int(self.vision_offsets[stop]))
+        return Sequences(
+            self.items[begin:stop],
+            self.starts[begin:stop],
+            self.lengths[begin:stop],
+            self.offsets[first : end + 1] - begin,
+            self.vision_offsets[begin : stop + 1] - grids.start,
+            self.grids[grids],
+        )
+
     def chosen(self, numbers: np.ndarray) -> "Sequences":
         """The sequences of the given numbers [k], in that order."""
-        counts = np.diff(self.offsets)[numbers]
-        pieces = positions_of(self.offsets[:-1][numbers], counts)
-        of_pieces = np.diff(self.vision_offsets)[pieces]
-        grids = self.grids[positions_of(self.vision_offsets[:-1][pieces], of_pieces)]
+        counts = self.offsets[numbers + 1] - self.offsets[numbers]
+        pieces = positions_of(self.offsets[numbers], counts)
+        of_pieces = self.vision_offsets[pieces + 1] - self.vision_offsets[pieces]
+        grids = self.grids[positions_of(self.vision_offsets[pieces], of_pieces)]
         return Sequences(
             self.items[pieces],
             self.starts[pieces],
@@ -199,7 +212,7 @@ class SourceStream:
             window = self._told[0]
             begin, end = self._done, min(self._done + count, len(window))
             if begin < end:
-                parts.append(window.sequences.chosen(np.arange(begin, end)))
+                parts.append(window.sequences.between(begin, end))
                 num_tokens += int(window.num_tokens[begin:end].sum())
                 count -= end - begin
             self._done = end
