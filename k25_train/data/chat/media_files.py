@@ -93,7 +93,7 @@ class MediaFiles:
 
 
 def embedded(written: bytes) -> bytes:
-    """The file that stands as Base64 in a line of JSON. Raises SampleError, with the reason alone."""
+    """The file that a line of JSON has as Base64. Raises SampleError, with the reason alone."""
     try:
         return base64.b64decode(written.replace(b"\\/", b"/"), validate=True)
     except binascii.Error as error:
