@@ -50,7 +50,8 @@ class DaliImages:
         """Raises `ConfigError` where DALI is not installed."""
         dali_versions()
         self._vision = vision
-        self._pipeline: Any = None
+        self._pipelines: dict[bool, Any] = {}
+        """Whether it resizes -> the pipeline: resampling to the same size would cost as much as decoding."""
         self._pid = 0
 
     def decode(self, files: Sequence[tuple[bytes, PlannedMedia]]) -> list[Tensor | None]:
@@ -63,36 +64,42 @@ class DaliImages:
                 f"a DALI pipeline of process {self._pid} was used in process {os.getpid()}, forked from it, "
                 "where its threads do not exist: make the decoder after the fork"
             )
-        found: list[Tensor | None] = []
-        for batch in _batches(files):
-            found += self._run(batch)
-        return found
+        found: dict[int, Tensor | None] = {}
+        resizes = [self._size(media) != (media.segment.height, media.segment.width) for _, media in files]
+        for does_resize in (False, True):
+            numbers = [number for number, resized in enumerate(resizes) if resized is does_resize]
+            for batch in _batches([files[number] for number in numbers]):
+                here, numbers = numbers[: len(batch)], numbers[len(batch) :]
+                found.update(zip(here, self._run(batch, does_resize), strict=True))
+        return [found[number] for number in range(len(files))]
 
-    def _run(self, batch: Sequence[tuple[bytes, PlannedMedia]]) -> list[Tensor | None]:
-        # 1. Its input: bytes that are not copied, and the size after resizing (height, width).
-        vision, sizes = self._vision, []
-        for _, media in batch:
-            segment = media.segment
-            width, height = resized_size(
-                segment.width, segment.height, patch_limit_of(segment, vision), vision
-            )
-            sizes.append(np.array((height, width), dtype=np.float32))
-        if self._pipeline is None:
-            self._pipeline, self._pid = _build(_device_id()), os.getpid()
-        self._pipeline.feed_input("files", [np.frombuffer(data, dtype=np.uint8) for data, _ in batch])
-        self._pipeline.feed_input("sizes", sizes)
+    def _size(self, media: PlannedMedia) -> tuple[int, int]:
+        """Height and width after resizing."""
+        segment, vision = media.segment, self._vision
+        width, height = resized_size(segment.width, segment.height, patch_limit_of(segment, vision), vision)
+        return height, width
+
+    def _run(self, batch: Sequence[tuple[bytes, PlannedMedia]], does_resize: bool) -> list[Tensor | None]:
+        # 1. Its input: bytes that are not copied, and sizes.
+        if does_resize not in self._pipelines:
+            self._pipelines[does_resize], self._pid = _build(_device_id(), does_resize), os.getpid()
+        pipeline = self._pipelines[does_resize]
+        pipeline.feed_input("files", [np.frombuffer(data, dtype=np.uint8) for data, _ in batch])
+        if does_resize:
+            sizes = [np.array(self._size(media), dtype=np.float32) for _, media in batch]
+            pipeline.feed_input("sizes", sizes)
 
         # 2. One bad file fails the run, and the pipeline with it: each of several is then tried alone.
         try:
-            (pictures,) = self._pipeline.run()
+            (pictures,) = pipeline.run()
         except RuntimeError:
-            self._pipeline = None
+            del self._pipelines[does_resize]
             if len(batch) == 1:
                 return [None]
-            return [patches for file in batch for patches in self._run([file])]
+            return [patches for file in batch for patches in self._run([file], does_resize)]
         pictures = pictures.as_cpu()
         return [
-            patchify(np.asarray(pictures.at(number)), media.items[0].grid_thw[1:], vision.patch_size)
+            patchify(np.asarray(pictures.at(number)), media.items[0].grid_thw[1:], self._vision.patch_size)
             for number, (_, media) in enumerate(batch)
         ]
 
@@ -112,7 +119,7 @@ def _batches(files: Sequence[tuple[bytes, PlannedMedia]]) -> Iterator[list[tuple
         yield batch
 
 
-def _build(device_id: int | None) -> Any:
+def _build(device_id: int | None, does_resize: bool) -> Any:
     """The pipeline: decode, then resize as the release does, on a GPU unless `device_id` is None."""
     # Imported here: it takes a second, and only processes that decode with it need it.
     from nvidia.dali import Pipeline, fn, types
@@ -127,14 +134,16 @@ def _build(device_id: int | None) -> Any:
     )
     with pipeline:
         files = fn.external_source(name="files", no_copy=True, dtype=types.UINT8, ndim=1)
-        sizes = fn.external_source(name="sizes", dtype=types.FLOAT, ndim=1)
         on_gpu = {} if device_id is None else {"device": "mixed", "jpeg_fancy_upsampling": True}
         # Turned images are the reference's.
         pictures = fn.decoders.image(files, output_type=types.RGB, adjust_orientation=False, **on_gpu)
-        resized = fn.resize(
-            pictures, size=sizes, interp_type=types.INTERP_CUBIC, antialias=True, subpixel_scale=False
-        )
-        pipeline.set_outputs(resized)
+        if does_resize:
+            sizes = fn.external_source(name="sizes", dtype=types.FLOAT, ndim=1)
+            cubic = types.INTERP_CUBIC
+            pictures = fn.resize(
+                pictures, size=sizes, interp_type=cubic, antialias=True, subpixel_scale=False
+            )
+        pipeline.set_outputs(pictures)
     pipeline.build()
     return pipeline
 

@@ -154,7 +154,9 @@ def test_batches_are_bounded_in_images_and_pixels(monkeypatch: pytest.MonkeyPatc
     runs: list[int] = []
     run = DaliImages._run
     monkeypatch.setattr(
-        DaliImages, "_run", lambda self, batch: (runs.append(len(batch)), run(self, batch))[1]
+        DaliImages,
+        "_run",
+        lambda self, batch, resizes: (runs.append(len(batch)), run(self, batch, resizes))[1],
     )
 
     found, expected = both(data, LARGE)
