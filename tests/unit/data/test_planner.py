@@ -1,4 +1,4 @@
-"""The plan of steps on indexes in memory: exact going on, changed mixtures, caps of epochs, held-out items."""
+"""Plans of steps on made-up indexes: exact going on, changed mixtures, caps of epochs, held-out items."""
 
 import json
 from collections import Counter
