@@ -43,9 +43,10 @@ class Images:
 
 
 def ours(config: Config, units: Sequence[MediaUnit]) -> Callable[[], int]:
-    """A pool that is warm."""
+    """A pool that is warm, with one stream of units over all rounds, as Grain has."""
     pool = GroupedReading(WorkerPool(config, []), config.model.vision)
-    return lambda: sum(1 for _ in pool.read(units))
+    found = pool.read([*units] * (ROUNDS + 1))
+    return lambda: sum(1 for _ in zip(units, found, strict=False))
 
 
 def torchs(config: Config, units: Sequence[MediaUnit]) -> Callable[[], int]:
@@ -63,7 +64,7 @@ def grains(config: Config, units: Sequence[MediaUnit]) -> Callable[[], int]:
     options = grain.MultiprocessingOptions(num_workers=config.data.workers)
     data = grain.MapDataset.source(Images(config, units)).repeat(ROUNDS + 1).to_iter_dataset()
     found = iter(data.mp_prefetch(options))
-    return lambda: sum(1 for _, _ in zip(range(len(units)), found, strict=False))
+    return lambda: sum(1 for _, _ in zip(units, found, strict=False))
 
 
 def main(arguments: Sequence[str]) -> int:
