@@ -72,6 +72,9 @@ class SourceIndex:
                 if num_bytes < PREFIX.size:
                     raise _no_index(path, f"it has {num_bytes} bytes")
                 mapped = mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ)
+                if hasattr(mmap, "MADV_RANDOM"):
+                    # Windows read blocks all over the file: reading ahead would take hundreds of times as much.
+                    mapped.madvise(mmap.MADV_RANDOM)
         except FileNotFoundError as error:
             raise MissingIndexError(
                 f"{path}: no such index. `python -m k25_train.data index data=NAME` makes it."
