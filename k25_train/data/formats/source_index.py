@@ -73,7 +73,7 @@ class SourceIndex:
                     raise _no_index(path, f"it has {num_bytes} bytes")
                 mapped = mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ)
                 if hasattr(mmap, "MADV_RANDOM"):
-                    # Windows read blocks all over the file: reading ahead would take hundreds of times as much.
+                    # Windows read blocks all over the file, where reading ahead is in vain.
                     mapped.madvise(mmap.MADV_RANDOM)
         except FileNotFoundError as error:
             raise MissingIndexError(
