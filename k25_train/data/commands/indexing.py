@@ -17,7 +17,7 @@ from pathlib import Path
 
 from k25_train.config.basics import is_url
 from k25_train.config.data import DataConfig
-from k25_train.data.folder import describe, locate
+from k25_train.data.folder import locate
 from k25_train.data.format_specs import spec_of
 from k25_train.data.formats.index_layout import VERSION, ShardInfo, SourceHeader
 from k25_train.data.formats.index_merge import write_index
@@ -30,6 +30,7 @@ from k25_train.data.open_source import (
     infos,
     open_index,
 )
+from k25_train.data.storage.attempts import describe
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import DataError
 

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from k25_train.data.folder import describe
 from k25_train.data.formats.sample_json import surrogate_in
 from k25_train.data.prepare.inputs import PARQUET, InputFile
 from k25_train.data.prepare.lines import MAX_LINE_BYTES, ReadError, lines
 from k25_train.data.prepare.parquet import first_row, rows
 from k25_train.data.prepare.units import Unit
+from k25_train.data.storage.attempts import describe
 from k25_train.errors import DataError
 
 TOO_LONG = "too long"

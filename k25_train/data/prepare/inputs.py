@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from k25_train.data.folder import describe, locate
+from k25_train.data.folder import locate
 from k25_train.data.prepare.parquet import row_groups
+from k25_train.data.storage.attempts import describe
 from k25_train.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet")

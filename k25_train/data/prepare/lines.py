@@ -4,9 +4,10 @@ import io
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from k25_train.data.folder import describe, locate
+from k25_train.data.folder import locate
 from k25_train.data.prepare.inputs import InputFile
 from k25_train.data.prepare.units import Unit
+from k25_train.data.storage.attempts import describe
 from k25_train.errors import DataError
 
 MAX_LINE_BYTES = 512 * 2**20

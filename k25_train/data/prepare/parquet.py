@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from k25_train.data.folder import describe, locate
+from k25_train.data.folder import locate
+from k25_train.data.storage.attempts import describe
 from k25_train.errors import DataError
 
 ROWS_AT_ONCE = 256
