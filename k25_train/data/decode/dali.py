@@ -134,7 +134,9 @@ def _build(device_id: int | None, does_resize: bool) -> Any:
     )
     with pipeline:
         files = fn.external_source(name="files", no_copy=True, dtype=types.UINT8, ndim=1)
-        on_gpu = {} if device_id is None else {"device": "mixed", "jpeg_fancy_upsampling": True}
+        on_gpu: dict[str, Any] = (
+            {} if device_id is None else {"device": "mixed", "jpeg_fancy_upsampling": True}
+        )
         # Turned images are the reference's.
         pictures = fn.decoders.image(files, output_type=types.RGB, adjust_orientation=False, **on_gpu)
         if does_resize:
