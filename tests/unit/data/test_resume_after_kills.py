@@ -10,7 +10,7 @@ from tests.helpers.data_job import Job, Layout, differences, run_with_kills
 from tests.helpers.runs import layout, overrides
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
-NUM_STEPS = 16
+NUM_STEPS = 12
 LAYOUTS = (
     Layout(2, ("data.read_in=process", "data.prefetch_steps=2", "train.micro_batch_size=2")),
     Layout(4, ("data.read_in=process", "data.prefetch_steps=0", "train.micro_batch_size=1")),
