@@ -26,7 +26,7 @@ from k25_train.data.kimi_tokens import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
 )
-from k25_train.data.long_runs import PanicErrors, cut_long_runs
+from k25_train.data.long_runs import MAX_RUN, PanicErrors, cut_long_runs
 from k25_train.data.text_parts import cut_at_boundaries
 from k25_train.errors import DataError
 
@@ -139,8 +139,11 @@ class KimiTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without any special token; the same as the release's tokenizer gives."""
+        encode = self._encoding.encode_ordinary
         return [
-            [token for part in cut_long_runs(text) for token in self._encoding.encode_ordinary(part)]
+            encode(text)
+            if len(text) <= MAX_RUN
+            else [token for part in cut_long_runs(text) for token in encode(part)]
             for text in texts
         ]
 
