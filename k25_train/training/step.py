@@ -114,11 +114,8 @@ def train_step(run: Run, step: int) -> StepResult:
         clip = run.qk_clip.finish(updated=updated)
         # In the order in which the next step needs them: it encodes first.
         start_gather([*run.tower.replicas, *run.chunks])
-    if updated and not math.isfinite(loss):
-        raise TrainingError(
-            f"step {step}: the loss is {loss}, but its gradient is finite: look at the data of this step, "
-            "and start again: the run resumes from its last checkpoint"
-        )
+    if updated:
+        _check_loss(step, loss)
     return StepResult(
         sizes=inputs.sizes,
         served=inputs.served,
@@ -136,3 +133,11 @@ def train_step(run: Run, step: int) -> StepResult:
         updated=bool(updated),
         not_finite=tuple(run.optimizer.not_finite),
     )
+
+
+def _check_loss(step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"step {step}: the loss is {loss}, but its gradient is finite: look at the data of this step, "
+            "and start again: the run resumes from its last checkpoint"
+        )
