@@ -10,10 +10,12 @@ from k25_train.config.training import TrainConfig
 from k25_train.data.mix.blend import Merge
 from k25_train.data.mix.mixture import mixtures
 from k25_train.data.mix.plan import StepPlan
-from k25_train.data.mix.stream import Sequences, SourceStream, serve
+from k25_train.data.mix.sequences import Sequences
+from k25_train.data.mix.stream import SourceStream, serve
 from k25_train.data.mix.windows import Windows
+from k25_train.data.shuffled_media import with_shuffled_media
 from k25_train.data.skip_log import SkipLog
-from k25_train.data.sources import OpenSource, SourceDocuments, heldout_documents, with_shuffled_media
+from k25_train.data.sources import OpenSource, SourceDocuments, heldout_documents
 from k25_train.errors import DataError
 
 EVAL_SEED = 0

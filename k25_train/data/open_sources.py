@@ -16,7 +16,8 @@ from k25_train.data.formats.sample_json import Words
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.windows import Selection
 from k25_train.data.open_source import open_source
-from k25_train.data.sources import IndexItems, OpenSource, RecordItems
+from k25_train.data.source_items import IndexItems, RecordItems
+from k25_train.data.sources import OpenSource
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import ConfigError, DataError
 

@@ -1,48 +1,20 @@
 """The sources of `data.sources`, open: their items for planning, and what reads them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.media import MediaReader
-from k25_train.data.fingerprint import record_facts
-from k25_train.data.formats.index_builder import index_of_records
-from k25_train.data.formats.index_layout import HAS_LOSS, ShardInfo, SourceHeader
 from k25_train.data.formats.reader import SourceReader
-from k25_train.data.formats.records import MediaSegment, SampleRecord
-from k25_train.data.formats.source_index import SourceIndex
-from k25_train.data.mix.columns import ItemColumns
-from k25_train.data.mix.documents import DocumentBuilder, find_defect, has_target
+from k25_train.data.formats.records import SampleRecord
+from k25_train.data.mix.documents import DocumentBuilder, find_defect
 from k25_train.data.mix.lengths import DocumentLengths, Measured
 from k25_train.data.mix.windows import Selection
 from k25_train.data.skip_log import LISTED, SkipLog
+from k25_train.data.source_items import Items
 from k25_train.errors import DataError
-
-SEGMENTS_AT_ONCE = 2**20
-"""Segments that are looked at before the next."""
-
-
-class Items(Protocol):
-    """Items of an index."""
-
-    @property
-    def columns(self) -> ItemColumns:
-        """What planning knows of them."""
-
-    def record(self, item: int) -> SampleRecord:
-        """One of them."""
-
-    def has_target(self, limit: int | None) -> bool:
-        """Whether any of them, or of the first ones, has something to learn."""
-
-    def facts(self, name: str, limit: int | None) -> dict[str, str]:
-        """What is true of them, or of the first ones, under a dotted key (`fingerprint.py`)."""
-
-    def index(self, tokenizer_sha256: str) -> SourceIndex:
-        """The index that they are items of, counted with this vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -232,111 +204,3 @@ def _documents(
 
 def _least(count: int, limit: int | None) -> int:
     return count if limit is None else min(count, limit)
-
-
-class RecordItems:
-    """Items in memory."""
-
-    def __init__(self, records: Sequence[SampleRecord]) -> None:
-        self.records = records
-        self.columns = ItemColumns.of(records)
-
-    def record(self, item: int) -> SampleRecord:
-        """See `Items`."""
-        return self.records[item]
-
-    def has_target(self, limit: int | None) -> bool:
-        """See `Items`."""
-        return any(map(has_target, self.records[:limit]))
-
-    def facts(self, name: str, limit: int | None) -> dict[str, str]:
-        """See `Items`."""
-        return record_facts(name, self.records[:limit])
-
-    def index(self, tokenizer_sha256: str) -> SourceIndex:
-        """See `Items`."""
-        shards: dict[str, list[SampleRecord]] = {}
-        for record in self.records:
-            shards.setdefault(record.shard, []).append(record)
-        header = SourceHeader(format="shards", tokenizer_sha256=tokenizer_sha256)
-        infos = [(ShardInfo(name=name, num_bytes=_end_of(of)), of) for name, of in shards.items()]
-        return index_of_records(header, infos)
-
-
-class IndexItems:
-    """Items of an index file: those of a split, or all."""
-
-    def __init__(self, index: SourceIndex, first: int, stop: int) -> None:
-        self._index = index
-        self._first, self._stop = first, stop
-        self.columns = ItemColumns.of_index(index, first, stop)
-
-    def record(self, item: int) -> SampleRecord:
-        """See `Items`."""
-        return self._index.record(self._first + item)
-
-    def has_target(self, limit: int | None) -> bool:
-        """See `Items`. Looks at segments until one has a loss, which the first does as a rule."""
-        segments = self._index.first_segment
-        if segments is None:
-            return True
-        stop = self._stop if limit is None else min(self._stop, self._first + limit)
-        begin, end = int(segments[self._first]), int(segments[stop])
-        return any(
-            bool((self._index.segments[at : min(at + SEGMENTS_AT_ONCE, end)] & HAS_LOSS).any())
-            for at in range(begin, end, SEGMENTS_AT_ONCE)
-        )
-
-    def facts(self, name: str, limit: int | None) -> dict[str, str]:
-        """See `Items`: what the header says, which costs nothing."""
-        header = self._index.header
-        used = "" if limit is None else f", the first {limit}"
-        items = f"items {self._first} to {self._stop} of {header.num_items}{used}"
-        told = f"{items}, {header.num_tokens} text tokens"
-        content = {f"{name}.content": f"sha256 {header.content_sha256[:32]}"} if header.content_sha256 else {}
-        return {name: f"{told}, sha256 {header.sizes_sha256[:32]}", **content}
-
-    def index(self, tokenizer_sha256: str) -> SourceIndex:
-        """See `Items`."""
-        return self._index
-
-
-def _end_of(records: Sequence[SampleRecord]) -> int:
-    """A size that a shard has at least."""
-    ends = [record.offset + record.num_bytes for record in records]
-    return max(ends + [each.offset + each.num_bytes for record in records for each in record.media])
-
-
-def with_shuffled_media(source: OpenSource, limit: int | None, seed: int) -> OpenSource:
-    """The source with the images and videos of what it holds out exchanged; see `shuffle_media`."""
-    if limit is not None:
-        positions = source.selection.training(np.arange(source.num_training(limit)))
-        items = source.training
-    elif source.heldout is source.training:
-        items, positions = source.heldout, source.selection.heldout(np.arange(source.selection.num_heldout))
-    else:
-        items, positions = source.heldout, np.arange(source.heldout.columns.num_items)
-    records = shuffle_media([items.record(position) for position in positions.tolist()], seed)
-    shuffled = RecordItems(records)
-    return replace(
-        source, training=shuffled, heldout=RecordItems(records), selection=Selection(len(records), 0)
-    )
-
-
-def shuffle_media(records: Sequence[SampleRecord], seed: int) -> list[SampleRecord]:
-    """The samples with every image and video replaced by another's, with the words unchanged.
-
-    One cycle through all media in an order drawn from `seed`, so none keeps its own if there are two or more.
-    Shows whether a model uses what it sees: its caption loss on these must be higher.
-    """
-    positions = [
-        (i, j)
-        for i, record in enumerate(records)
-        for j, segment in enumerate(record.segments)
-        if isinstance(segment, MediaSegment)
-    ]
-    cycle = [positions[i] for i in np.random.Generator(np.random.PCG64(seed)).permutation(len(positions))]
-    segments = [list(record.segments) for record in records]
-    for (i, j), (other, position) in zip(cycle, cycle[1:] + cycle[:1], strict=True):
-        segments[i][j] = records[other].segments[position]
-    return [replace(record, segments=tuple(new)) for record, new in zip(records, segments, strict=True)]

@@ -22,7 +22,8 @@ from k25_train.data.formats.reader import WordsReader
 from k25_train.data.formats.shard_writer import MediaPart, ShardWriter, TextPart
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.windows import Selection
-from k25_train.data.sources import OpenSource, RecordItems
+from k25_train.data.source_items import RecordItems
+from k25_train.data.sources import OpenSource
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.helpers.smoke_mix import shard_sources
 

@@ -13,7 +13,7 @@ import numpy as np
 from k25_train.data.decode.items import MediaItem, PlannedMedia
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.mix.ragged import sums_of
-from k25_train.data.mix.stream import Sequences
+from k25_train.data.mix.sequences import Sequences
 from k25_train.data.served import Served
 from k25_train.plan.batch_sizes import BatchSizes
 from parallel.dep.grid import Grid
