@@ -8,7 +8,7 @@ from k25_train.config.data import DataConfig
 from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
 from k25_train.data.mix.blend import Merge
-from k25_train.data.mix.mixture import mixtures
+from k25_train.data.mix.mixture import first_weights
 from k25_train.data.mix.plan import StepPlan
 from k25_train.data.mix.sequences import Sequences
 from k25_train.data.mix.stream import SourceStream, serve
@@ -55,12 +55,13 @@ class EvaluationPlanner:
             if shuffle_media_seed is not None and source.has_media:
                 source = with_shuffled_media(source, limit, shuffle_media_seed)
             documents.append(heldout_documents(source, limit, self._vision, seq_len, self._skip_log))
-        weights = self._weights()
+        weights = first_weights(self._data)
         numbers = [n for n, each in enumerate(documents) if each.num_items and weights[each.name]]
         if not numbers:
             raise DataError(
-                "no source holds anything out, so there is nothing to evaluate on: give one of "
-                "data.sources.NAME a heldout of 1000, or a shard set its split 'heldout'"
+                "data.sources: none of those that are trained on holds anything out, so there is nothing to "
+                "evaluate on\n  -> train with data.sources.NAME.heldout=N, which keeps N items of a source "
+                "for that, or with a shard set that has a split 'heldout'"
             )
 
         # 2. Half of the sequences from each group, in turn.
@@ -79,13 +80,6 @@ class EvaluationPlanner:
             sequences_of=Sequences.joined([sequences for _, sequences in drawn]).chosen(order),
             sources=documents,
         )
-
-    def _weights(self) -> dict[str, float]:
-        """Source -> its first positive weight, or 0 if it has none in any step."""
-        found = dict.fromkeys(self._sources, 0.0)
-        for mixture in mixtures(self._data):
-            found = {name: weight or mixture.weights[name] for name, weight in found.items()}
-        return found
 
     def _draw(
         self, group: Sequence[tuple[int, SourceDocuments, float]], count: int

@@ -23,6 +23,7 @@ from k25_train.data.evaluation_plan import EvaluationPlanner
 from k25_train.data.fingerprint import common_facts
 from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.micro_batches import read_micro_batches
+from k25_train.data.mix.mixture import first_weights
 from k25_train.data.mix.plan import SequencePlan, StepPlan
 from k25_train.data.mix.planner import PlannedSource, Planner
 from k25_train.data.mix.state import LoaderState
@@ -135,11 +136,12 @@ class DataLoader:
     def _summary(self, source: OpenSource) -> SourceSummary:
         config = self._data.sources[source.name]
         num_items = source.num_training(self._data.limit_samples)
+        num_heldout = source.num_heldout(self._data.limit_samples)
         return SourceSummary(
             name=source.name,
             has_media=source.has_media,
             num_documents=num_items,
-            num_heldout=source.num_heldout(self._data.limit_samples),
+            num_heldout=num_heldout if first_weights(self._data)[source.name] else 0,
             num_tokens=self._planner.tokens_of_epoch(source.name),
             weight=config.weight,
             max_epochs=config.epochs,

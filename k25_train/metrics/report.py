@@ -30,6 +30,10 @@ from k25_train.metrics.timeline_plot import plot_timeline
 from k25_train.plan.flops import peak_flops
 
 METRICS_FILE = "metrics.jsonl"
+NOTHING_HELD_OUT = (
+    "nothing is held out, so no held-out loss is reported; a run with data.sources.NAME.heldout=N "
+    "keeps N items of a source for that"
+)
 
 
 class Report:
@@ -84,6 +88,8 @@ class Report:
         per_step = train.global_batch_size * train.seq_len
         tokens = planned_tokens(self.config.data, with_media(sources), train.steps, per_step)
         self.progress.console.print(table_before(sources, tokens))
+        if not any(source.num_heldout for source in sources):
+            self.progress.print(NOTHING_HELD_OUT)
 
     def add(self, row: Row) -> None:
         """One finished step, or the evaluation before the first."""

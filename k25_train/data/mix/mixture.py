@@ -51,6 +51,14 @@ def mixtures(data: DataConfig) -> list[MixtureAt]:
     return found[1:] if len(found) > 1 and found[1].first_step == 1 else found
 
 
+def first_weights(data: DataConfig) -> dict[str, float]:
+    """Source -> its first positive weight, or 0 if it has none in any step."""
+    found = dict.fromkeys(data.sources, 0.0)
+    for mixture in mixtures(data):
+        found = {name: weight or mixture.weights[name] for name, weight in found.items()}
+    return found
+
+
 def planned_tokens(
     data: DataConfig, with_media: Collection[str], num_steps: int, tokens_per_step: int
 ) -> dict[str, float]:

@@ -408,7 +408,7 @@ def test_kind_without_samples_is_refused(tmp_path: Path) -> None:
 def test_set_without_a_held_out_split_is_refused(tmp_path: Path) -> None:
     directory = write_shard_set(tmp_path / "set", {"train": tiny_samples(2, seed=0)})
 
-    with pytest.raises(DataError, match="no source holds anything out"):
+    with pytest.raises(DataError, match="holds anything out, so there is nothing to evaluate on"):
         heldout_batches(open_loader(directory), with_pixels=False)
 
 
