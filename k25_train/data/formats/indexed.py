@@ -18,6 +18,7 @@ import numpy as np
 
 from k25_train.data.formats.index_layout import ShardInfo
 from k25_train.data.formats.index_writer import IndexWriter
+from k25_train.data.formats.prepared import check_prepared
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.formats.sample_json import SampleError
 from k25_train.data.formats.shard_reader import ShardReader
@@ -71,9 +72,10 @@ def list_shards(files: SourceFiles) -> list[ShardInfo]:
 def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writer: IndexWriter) -> None:
     """Add the documents of PREFIX.bin, without the [BOS] and [EOS] that they may have already.
 
-    Raises DataError, naming the file, for one that is no such set, is cut short, or has ids that the
-    vocabulary has not.
+    Raises DataError, naming the file, for one that is no such set, is cut short, was prepared with another
+    tokenizer, or has ids that the vocabulary has not.
     """
+    check_prepared(files, shard.name, tokenizer)
     layout = _read_layout(files, shard)
     has_bos, has_eos = _ends_of_documents(files, shard, layout, tokenizer)
     size = layout.dtype.itemsize

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from k25_train.data.formats.prepared import MADE_BY
 from k25_train.data.prepare.assemble import Shard, into_shards, shard_is_written, slices_of, write_shard
 from k25_train.data.prepare.duplicates import find_duplicates
 from k25_train.data.prepare.existing import check_ours, finished, remove
@@ -86,7 +87,7 @@ class Preparation:
         self.parts = Parts(self.output.work / "parts")
         self._facts = {
             "format_version": FORMAT_VERSION,
-            "made_by": "k25-data prepare",
+            "made_by": MADE_BY,
             "tokenizer_sha256": self.tokenizer.sha256,
             "vocab_size": self.tokenizer.vocab_size,
             "ends_with_eod": options.append_eod,

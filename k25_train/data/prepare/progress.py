@@ -1,5 +1,6 @@
 """How a preparation goes on, on a terminal as a bar, elsewhere in a line now and then; and its tables."""
 
+import os
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from k25_train.config.basics import is_url
 from k25_train.data.prepare.job import Preparation, Result
 from k25_train.data.prepare.skips import Skips
 from k25_train.units import format_count, format_duration
@@ -98,11 +100,15 @@ def print_result(result: Result, prepared: Preparation, took_s: float, console: 
     shards = f"{len(names)} shard{'s' * (len(names) != 1)}"
     existed = "exists already: " if result.existed else ""
     console.print(f"{existed}{prefix}-*: {shards}, {names[0]}.bin to {names[-1]}.bin", soft_wrap=True)
-    console.print(
-        f"train on it: data.sources.NAME={{format: indexed, path: '{prefix}-*'}} "
-        f"data.tokenizer={escape(prepared.options.tokenizer)}",
-        soft_wrap=True,
-    )
+    tokenizer = prepared.options.tokenizer
+    tokenizer = tokenizer if is_url(tokenizer) else os.path.abspath(tokenizer)
+    for line in (
+        "to train on it, write a FILE.yaml, then `python -m k25_train.data index data=FILE.yaml`:",
+        f"  dir: {escape(str(prepared.output.folder))}",
+        f"  tokenizer: {escape(tokenizer)}",
+        f"  sources: {{NAME: {{format: indexed, path: '{escape(prepared.output.name)}-*'}}}}",
+    ):
+        console.print(line, soft_wrap=True)
 
 
 def print_plan(prepared: Preparation, console: Console) -> None:
