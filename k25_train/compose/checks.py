@@ -12,6 +12,7 @@ from typing import Protocol
 from k25_train.compose import dispatcher_checks
 from k25_train.config.basics import DType, data_parallel_size
 from k25_train.config.cluster import ClusterConfig, Device
+from k25_train.config.data import DataConfig
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig
 from k25_train.config.training import TrainConfig
@@ -180,6 +181,20 @@ def schedule_fits_run(optim: OptimConfig, train: TrainConfig) -> list[Problem]:
     return [Problem("train.steps", train.steps, rule, remedy)]
 
 
+def reads_end_before_stalls(data: DataConfig, train: TrainConfig) -> list[Problem]:
+    """What hangs while it is read is named, before the watchdog ends the job as one that has stalled."""
+    most_s = train.stall_timeout_s / data.num_timeouts
+    if data.read_timeout_s < most_s:
+        return []
+    what = "a worker is waited for" if data.workers else "a read is tried"
+    rule = (
+        f"must be below {most_s:g}: {what} for {data.num_timeouts} times as long, which has to end before "
+        f"train.stall_timeout_s={train.stall_timeout_s:g}"
+    )
+    longer = f"train.stall_timeout_s={math.floor(data.num_timeouts * data.read_timeout_s) + 1}"
+    return [Problem("data.read_timeout_s", data.read_timeout_s, rule, f"use {most_s / 2:g}, or {longer}")]
+
+
 def context_fits_rope(model: ModelConfig, train: TrainConfig) -> list[Problem]:
     """Positions stay within the context that the rotary embedding was stretched to."""
     longest = int(model.rope.original_max_position * model.rope.scaling_factor)
@@ -247,6 +262,7 @@ RULES: tuple[Callable[..., list[Problem]], ...] = (
     overlap_has_experts,
     batches_divide,
     schedule_fits_run,
+    reads_end_before_stalls,
     context_fits_rope,
     kernels_fit_a_gpu,
     transformer_engine_has_cuda,

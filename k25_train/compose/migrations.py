@@ -143,6 +143,11 @@ def _sources_of_blend(values: Values) -> object:
     }
 
 
+def _read_timeout_s(values: Values) -> object:
+    """There was none but that of a stall, before which what hangs is named now."""
+    return values.get("train", {}).get("stall_timeout_s", 600.0) / 10
+
+
 _KEEP_ALL = {
     "norm": {"input": "keep", "output": "keep"},
     "mla": {"latent": "keep", "up_input": "keep", "up_proj": "keep", "rotations": "keep"},
@@ -252,7 +257,7 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("data.workers", 0),
         Fill("data.decoder", "pillow"),
         Fill("data.augment", {"crop": 0.0, "flip": 0.0, "colour": 0.0}),
-        Fill("data.read_timeout_s", 600.0),
+        Fill("data.read_timeout_s", _read_timeout_s),
         Fill("data.cache_dir", None),
         Fill("data.cache_gib", 100.0),
         Fill("data.requests_per_s", None),

@@ -7,6 +7,14 @@ from k25_train.config.basics import not_from_home, not_negative
 from k25_train.config.sources import MixFrom, SourceConfig, folder_of, source_path, sources_problems
 from parallel.config import Problem, not_positive
 
+HUNG_READ_ATTEMPTS = 3
+"""How often a read that does not return is tried before the run ends by its file's name. Our choice."""
+UNIT_READ_TIMEOUTS = 4
+"""Read timeouts after which a worker that has not finished what it reads and decodes is ended; above
+`HUNG_READ_ATTEMPTS`, so that a read is found out first, which names the bytes. Our choice."""
+MAX_WORKERS_LOST = 2
+"""Workers that may die of, or hang in, the same unit. Our choice: the kernel ends whatever process it likes
+when memory runs out, but hardly twice the same."""
 FILL_IN = "<"
 """What a path starts with that a template leaves to the user."""
 
@@ -88,13 +96,19 @@ class DataConfig:
     augment: AugmentConfig
     """Random changes of images."""
     read_timeout_s: float
-    """Longest time that one read of a file or an object may take before it is tried again."""
+    """Longest time that one read of a file or an object may take before it is tried again; a worker that takes
+    four times as long for something is replaced."""
     cache_dir: str | None
     """Folder on each node's own disk that keeps what was read from URLs; null keeps nothing."""
     cache_gib: float
     """Most that the cache holds."""
     requests_per_s: float | None
     """Most requests per second that one node makes to object stores; null is no limit."""
+
+    @property
+    def num_timeouts(self) -> int:
+        """Read timeouts until what hangs for ever is named."""
+        return UNIT_READ_TIMEOUTS * MAX_WORKERS_LOST if self.workers else HUNG_READ_ATTEMPTS
 
     def path_of(self, source: SourceConfig) -> str:
         """Where a source is: its path below `dir`, or itself if it is absolute or a URL."""
@@ -131,6 +145,11 @@ class DataConfig:
         if "\0" in self.dir or not self.dir.strip():
             found.append(
                 Problem("dir", self.dir, "must name a folder", "build one: python -m k25_train.data build")
+            )
+        if self.workers > 0 and self.read_in is ReadIn.thread:
+            rule = "needs data.read_in=process: a thread of the rank cannot fork them"
+            found.append(
+                Problem("workers", self.workers, rule, "use data.read_in=process, or data.workers=0")
             )
         for name in ("limit_samples", "requests_per_s"):
             if getattr(self, name) is not None:

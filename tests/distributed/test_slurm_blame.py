@@ -14,7 +14,7 @@ from tests.helpers.submitted_run import SubmittedRun
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-SPARE = ("cluster.slurm.spare_nodes=1", "train.stall_timeout_s=10")
+SPARE = ("cluster.slurm.spare_nodes=1", "train.stall_timeout_s=10", "data.read_timeout_s=3")
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,14 @@ pytestmark = pytest.mark.distributed
 STEP = 1
 """The step in which a rank hangs."""
 TIMEOUT_S = 2.0
+
 SLOW_S = 1.2
 """Several of these, one after the other, exceed the timeout of a run that is slow; one does not."""
+
+
+def stall_after(timeout_s: float) -> tuple[str, str]:
+    """Overrides; what is read has to fail before."""
+    return f"train.stall_timeout_s={timeout_s}", f"data.read_timeout_s={timeout_s / 4}"
 
 
 def hang() -> None:
@@ -146,7 +152,7 @@ SLOW = ("forward", "optimizer")
 )
 def test_a_hang_is_reported_with_its_phase_and_culprit(case: str, data: Path, tmp_path: Path) -> None:
     prepare, rank, expected = CASES[case]
-    command = short_run(data, tmp_path / "run", *FOUR_RANKS, f"train.stall_timeout_s={TIMEOUT_S}")
+    command = short_run(data, tmp_path / "run", *FOUR_RANKS, *stall_after(TIMEOUT_S))
 
     with pytest.raises(RankError):
         run_ranks(fit_with, 4, command, prepare, rank, str(tmp_path), timeout_s=60)
@@ -234,7 +240,7 @@ def test_a_stopped_rank_ends_the_job_which_goes_on_bitwise(
     # A stopped process does not hear SIGTERM; torchrun waits this long, 30 s by default, before it kills.
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "2")
     run = cut_off(run_as_smoke, tmp_path / "run")
-    command = short_run(data, run, *FOUR_RANKS, "train.stall_timeout_s=3")
+    command = short_run(data, run, *FOUR_RANKS, *stall_after(3))
 
     with Job(command, 4, tmp_path / "stopped.log") as job:
         job.wait_until(lambda: f"step {SHORT.saved_at + 1}/" in job.output, 120)

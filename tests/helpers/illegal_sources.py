@@ -12,6 +12,14 @@ def changed(changes: Values, key: str, rule: str) -> Callable[[Legal], Broken]:
     return lambda legal: (changes, key, rule)
 
 
+def slow_reads(legal: Legal) -> Broken:
+    """Each number alone is one that somebody could want."""
+    workers = legal.pick([0, 2])
+    changes = {"data.read_in": "process", "data.workers": workers, "data.read_timeout_s": 50}
+    changes["train.stall_timeout_s"] = 400 if workers else 150
+    return changes, "data.read_timeout_s", "has to end before train.stall_timeout_s"
+
+
 SOURCE_BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "weights": changed(
         {f"data.sources.{kind}.weight": 0 for kind in ("text", "caption", "ocr", "video")},
@@ -23,6 +31,10 @@ SOURCE_BREAKS: dict[str, Callable[[Legal], Broken]] = {
         f"{MORE}.kinds",
         "are only for format=shards",
     ),
+    "workers of a thread": changed(
+        {"data.read_in": "thread", "data.workers": 2}, "data.workers", "needs data.read_in=process"
+    ),
+    "reads slower than a stall": slow_reads,
     "held out twice": changed(
         {"data.sources.text.heldout": 5}, "data.sources.text.heldout", "is not for format=shards"
     ),

@@ -24,7 +24,7 @@ than any sensible `train.stall_timeout_s`."""
 GONE_DELAYS_S: Sequence[float] = (1, 2, 4, 8)
 """The same where what was there when the run began is gone or may no longer be read, which seldom passes."""
 HUNG_DELAYS_S: Sequence[float] = (1, 2)
-"""The same after a read that did not return: each costs `data.read_timeout_s`."""
+"""The same after a read that did not return: each of `HUNG_READ_ATTEMPTS` costs `data.read_timeout_s`."""
 JITTER = 0.25
 """Largest share by which a wait is longer: thousands of ranks that were refused together must not come back
 together. Our choice."""

@@ -2,7 +2,9 @@
 
 Which worker reads what is left to chance, and nothing depends on it. What is out is bounded in bytes: a unit
 waits until results before it have been taken. A worker that dies is replaced, and what it had is read again
-by the next one; a unit that two workers died of ends the run.
+by the next one. One that does not finish a unit within some read timeouts hangs, in a decoder most likely:
+reads have a deadline of their own. It is ended as one that has died. A unit that two workers were lost to ends
+the run.
 """
 
 import contextlib
@@ -11,10 +13,12 @@ import os
 import select
 import signal
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from k25_train.config.data import MAX_WORKERS_LOST, UNIT_READ_TIMEOUTS
 from k25_train.config.model import VisionConfig
 from k25_train.config.schema import Config
 from k25_train.data.channel import Channel
@@ -31,9 +35,17 @@ IN_FLIGHT_BYTES = 2**28
 float32. A single larger unit goes out alone. Our choice."""
 QUEUED_UNITS = 2
 """Units that a worker has at most: the one that it reads and one that follows. Our choice."""
-MAX_DEATHS = 2
-"""Workers that may die while they read the same unit. Our choice: the kernel ends whatever process it likes
-when memory runs out, but hardly twice the same."""
+ABORT_S = 2.0
+"""How long a worker that hangs has to write its stack down before it is killed. Our choice."""
+
+_KEEPS_DYING = (
+    "Killed by signal 9 it was most likely for memory: give the job more, or lower data.workers or "
+    "data.prefetch_steps. By another signal the file may crash its decoder: take it out of the data."
+)
+_TAKES_TOO_LONG = (
+    "The file may hang its decoder: take it out of the data. If this node is that slow, raise "
+    "data.read_timeout_s, of which this is a multiple."
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +57,24 @@ class _Worker:
     log: int
     tasks: deque[Task] = field(default_factory=deque)
     """What it has not answered, in order; it reads the first."""
+    started_s: float = 0.0
+    """When it began to."""
+    hung: bool = False
+    """Whether it was ended for the time that it took."""
+
+    def give(self, task: Task) -> None:
+        """One more to read."""
+        if not self.tasks:
+            self.started_s = time.monotonic()
+        self.tasks.append(task)
+        # One that has ended is found out when its answer is waited for.
+        with contextlib.suppress(OSError):
+            self.channel.send(task)
+
+    def answered(self) -> None:
+        """It has begun with the next one."""
+        self.tasks.popleft()
+        self.started_s = time.monotonic()
 
 
 class WorkerPool:
@@ -59,6 +89,7 @@ class WorkerPool:
         self._vision: VisionConfig = config.model.vision
         self._workers: list[_Worker] = []
         self._num_tasks = 0
+        self._unit_timeout_s = UNIT_READ_TIMEOUTS * config.data.read_timeout_s
         self._nursery = Nursery(worker(config), [each.socket for each in left_open])
 
     @property
@@ -102,27 +133,41 @@ class WorkerPool:
             free = min(self._workers, key=lambda each: len(each.tasks))
             if len(free.tasks) >= QUEUED_UNITS or not reading.has_room:
                 return
-            task = reading.next_task()
-            free.tasks.append(task)
-            # One that has ended is found out when its answer is waited for.
-            with contextlib.suppress(OSError):
-                free.channel.send(task)
+            free.give(reading.next_task())
 
     def _collect(self, reading: "_Reading") -> None:
-        """Wait until a worker answers or ends."""
-        busy = [each for each in self._workers if each.tasks]
-        for each in select.select(busy_channels := [each.channel for each in busy], [], [])[0]:
-            at = busy[busy_channels.index(each)]
+        """Wait until a worker answers or ends; end those that hang."""
+        busy = {each.channel: each for each in self._workers if each.tasks}
+        first_s = min(each.started_s for each in busy.values()) + self._unit_timeout_s
+        ready = select.select(list(busy), [], [], max(first_s - time.monotonic(), 0.0))[0]
+        if not ready:
+            self._end_hung(list(busy.values()), reading)
+        for channel in ready:
+            at = busy[channel]
             try:
                 done: Done = at.channel.receive()
             except (EOFError, ConnectionError):
                 self._replace(at, reading)
                 continue
-            at.tasks.popleft()
+            at.answered()
             COUNTS.add_all(done.counts)
             # After an error workers still answer what they had; those answers are nobody's.
             if done.number in reading.numbers:
                 reading.done[done.number] = done
+
+    def _end_hung(self, busy: Sequence[_Worker], reading: "_Reading") -> None:
+        """End workers whose time is over, when nobody has answered."""
+        for each in busy:
+            if time.monotonic() - each.started_s < self._unit_timeout_s:
+                continue
+            # First so that its stack goes to its last words; one that is stopped does not hear that.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each.pid, signal.SIGKILL if each.hung else signal.SIGABRT)
+            if each.hung:
+                self._replace(each, reading)
+            else:
+                each.hung = True
+                each.started_s = time.monotonic() - self._unit_timeout_s + ABORT_S
 
     def _replace(self, dead: _Worker, reading: "_Reading") -> None:
         """Start another worker in the place of one that has ended, with all that it had to do."""
@@ -131,25 +176,23 @@ class WorkerPool:
         self._leave(dead)
         self._workers.remove(dead)
         first = dead.tasks[0]
-        reading.deaths[first.number] = reading.deaths.get(first.number, 0) + 1
+        lost = reading.lost[first.number] = reading.lost.get(first.number, 0) + 1
         told = f"; its last words:\n{words}\n" if words else ". "
+        if dead.hung:
+            how = f"was ended ({how}), since it took more than {self._unit_timeout_s:g} s"
         story = f"a worker that reads data (pid {dead.pid}) {how} while it read {first.unit.places()}{told}"
-        if reading.deaths[first.number] >= MAX_DEATHS and first.number in reading.numbers:
+        if lost >= MAX_WORKERS_LOST and first.number in reading.numbers:
+            remedy = _TAKES_TOO_LONG if dead.hung else _KEEPS_DYING
             raise DataError(
-                f"{story}It is the second one that did. Killed by signal 9 it was most likely for memory: "
-                "give the job more, or lower data.workers or data.prefetch_steps. By another signal the file "
-                "may crash its decoder: take it out of the data. Then start again: the run goes on from its "
+                f"{story}It is the second one that did. {remedy} Then start again: the run goes on from its "
                 "newest checkpoint."
             )
         logger.warning("%sAnother takes its place.", story)
         new = self._start()
         self._workers.append(new)
         for task in dead.tasks:
-            if task.number not in reading.numbers:
-                continue
-            new.tasks.append(task)
-            with contextlib.suppress(OSError):
-                new.channel.send(task)
+            if task.number in reading.numbers:
+                new.give(task)
 
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -177,7 +220,8 @@ class _Reading:
         self.numbers = range(first, first + len(units))
         self.waiting = deque(Task(*each) for each in zip(self.numbers, units, strict=True))
         self.done: dict[int, Done] = {}
-        self.deaths: dict[int, int] = {}
+        self.lost: dict[int, int] = {}
+        """Unit -> workers that died of it or hung in it."""
         self._vision = vision
         self._out_bytes: dict[int, int] = {}
 

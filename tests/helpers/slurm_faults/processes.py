@@ -16,7 +16,7 @@ from tests.helpers.slurm_faults.scene import MissedError, Scene
 from tests.helpers.submitted_run import parent_of
 
 HIT = frozenset({FAILED})
-STALL = ["train.stall_timeout_s=25"]
+STALL = ["train.stall_timeout_s=25", "data.read_timeout_s=5"]
 LOST = frozenset({NODE_LOST, FAILED, VANISHED})
 
 

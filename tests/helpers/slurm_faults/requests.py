@@ -89,7 +89,7 @@ def suspended(rng: random.Random) -> Plan:
         strike=partial(_suspend, pause_s=pause_s),
         expected=Expected(outcomes=UNTOUCHED, max_steps_lost=0, max_attempts=1),
         step=draw_step(rng),
-        overrides=[*draw_spares(rng), "train.stall_timeout_s=20"],
+        overrides=[*draw_spares(rng), "train.stall_timeout_s=20", "data.read_timeout_s=5"],
     )
 
 

@@ -110,6 +110,7 @@ BROKEN_ACROSS = [
         "parallelism.overlap_expert_comm=True",
         "needs layers with experts; all 5 are dense",
     ),
+    ("data.read_timeout_s=200", "data.read_timeout_s=200", "must be below 200: a read is tried for 3 times"),
     ("train.global_batch_size=18", "train.global_batch_size=18", "must be a multiple of 4"),
     ("train.eval_sequences=38", "train.eval_sequences=38", "must be a multiple of 4"),
     ("train.global_batch_size=4", "train.global_batch_size=4", "must be 8 or more (2 x micro_batch_size 2"),

@@ -62,7 +62,7 @@ FILLED: dict[str, dict[str, Any]] = {
         "data.workers": 0,
         "data.decoder": "pillow",
         "data.augment.flip": 0.0,
-        "data.read_timeout_s": 600.0,
+        "data.read_timeout_s": 60.0,
         "data.cache_dir": None,
         "data.cache_gib": 100.0,
         "data.requests_per_s": None,

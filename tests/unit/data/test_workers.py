@@ -95,6 +95,44 @@ def test_a_file_that_kills_its_decoder_ends_the_run_by_its_name(
                 source.step(step)
 
 
+@pytest.mark.slow
+def test_a_file_that_hangs_its_decoder_ends_the_run_by_its_name(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once is survived: another worker reads the file."""
+    load, hung, forever = MediaReader.load, tmp_path / "hung", threading.Event()
+    here = os.getpid()
+
+    def hangs(reader: MediaReader, media: PlannedMedia, positions: object = None) -> MediaPatches:
+        if os.getpid() != here and (not hung.exists() or forever.is_set()):
+            hung.touch()
+            signal.pause()
+        return load(reader, media, positions)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MediaReader, "load", hangs)
+    monkeypatch.setattr(pool, "UNIT_READ_TIMEOUTS", 3)
+    told = (
+        r"(?s)worker that reads data \(pid \d+\) was ended \(was ended by signal 6\), since it took more "
+        r"than 3 s while it read train-\d+\.tar at byte \d+ \((image|video), \.\w+\).*in hangs.*second one"
+        r".*may hang its decoder"
+    )
+    impatient = config_of(data, TWO, "data.read_timeout_s=1")
+    with ThreadSource(config_of(data)) as alone, ReadingProcess(impatient) as source:
+        for each in (alone, source):
+            each.open()
+            each.take(ALL)
+        for step in range(2):
+            assert_same(source.step(step), alone.step(step))
+        assert hung.exists()
+    forever.set()
+    with ReadingProcess(impatient) as source:
+        source.open()
+        source.take(ALL)
+        with pytest.raises(DataError, match=told):
+            for step in range(8):
+                source.step(step)
+
+
 def test_workers_end_with_whoever_reads_or_trains(reading: ReadingProcess) -> None:
     reading.step(0)
     below = [pid for pid, _ in descendants(reading.pid)]

@@ -16,7 +16,7 @@ SMOKE = ["experiment=smoke"]
 @pytest.mark.parametrize(
     "override",
     ["optim.lr=1e-3", "train.seed=7", "train.steps=150", "checkpoint.keep=9", "run.dir=/other",
-     "data.shuffle=false", "cluster.network_gb_per_s=9", "parallelism.ep=1", "train.stall_timeout_s=99"],
+     "data.shuffle=false", "cluster.network_gb_per_s=9", "parallelism.ep=1", "train.stall_timeout_s=999"],
 )  # fmt: skip
 def test_a_setting_that_differs_is_a_fact_that_differs(override: str) -> None:
     before, after = configuration_facts(compose(SMOKE)), configuration_facts(compose([*SMOKE, override]))
