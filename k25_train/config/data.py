@@ -96,8 +96,8 @@ class DataConfig:
     augment: AugmentConfig
     """Random changes of images."""
     read_timeout_s: float
-    """Longest time that one read of a file or an object may take before it is tried again; a worker that takes
-    four times as long for something is replaced."""
+    """Longest time that one read of a file or an object may take before it is tried again; a worker that
+    takes four times as long for something is replaced."""
     cache_dir: str | None
     """Folder on each node's own disk that keeps what was read from URLs; null keeps nothing."""
     cache_gib: float

@@ -3,8 +3,8 @@
 Which worker reads what is left to chance, and nothing depends on it. What is out is bounded in bytes: a unit
 waits until results before it have been taken. A worker that dies is replaced, and what it had is read again
 by the next one. One that does not finish a unit within some read timeouts hangs, in a decoder most likely:
-reads have a deadline of their own. It is ended as one that has died. A unit that two workers were lost to ends
-the run.
+reads have a deadline of their own. It is ended as one that has died. A unit that two workers were lost to
+ends the run.
 """
 
 import contextlib
