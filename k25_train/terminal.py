@@ -12,7 +12,17 @@ from k25_train.errors import K25Error, MachineError
 
 PLAIN = "k25-plain"
 """Name of the handler that writes other characters where an encoding lacks one."""
+WIDTH_OF_FILES = 160
+"""Characters of a table that no terminal shows. Our choice."""
 _INSTEAD = {"…": "...", "×": "x", "→": "->", "—": "-", "\N{EN DASH}": "-", "’": "'", "·": ".", "•": "*"}
+
+
+def table_width() -> int | None:
+    """Characters that tables may have: None, for rich to ask for, on a terminal or where COLUMNS says it.
+
+    In a file or a pipe rich takes 80, for which it cuts words off.
+    """
+    return None if sys.stdout.isatty() or os.environ.get("COLUMNS") else WIDTH_OF_FILES
 
 
 class ClosedPipeError(K25Error):

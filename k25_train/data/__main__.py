@@ -19,6 +19,7 @@ from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.smoke_set.build import BuildOptions, build_dataset
 from k25_train.data.smoke_set.overview import print_tables
 from k25_train.entry import exit_status
+from k25_train.terminal import table_width
 
 DEFAULT_DIRECTORY = Path("datasets/smoke")
 MAKING = ("build", "prepare", "index")
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         options = _parser().parse_args(arguments)
-        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        console = Console(width=table_width(), highlight=False, soft_wrap=not sys.stdout.isatty())
         status: int = options.run(options, console)
         return status
 

@@ -28,6 +28,7 @@ from k25_train.metrics.throughput import Throughput
 from k25_train.metrics.timeline import RankRecord, aligned, step_s
 from k25_train.metrics.timeline_plot import plot_timeline
 from k25_train.plan.flops import peak_flops
+from k25_train.terminal import table_width
 
 METRICS_FILE = "metrics.jsonl"
 NOTHING_HELD_OUT = (
@@ -44,7 +45,7 @@ class Report:
         self.is_main = is_main
         self.device_name = device_name
         self.folder = Path(config.run.dir)
-        self.console = Console(soft_wrap=True)
+        self.console = Console(width=table_width(), soft_wrap=True)
         self.progress = Progress(config.train.steps, self.console)
         self.throughput = Throughput(config.train.steps)
         self.sinks: list[SteadySink] = []

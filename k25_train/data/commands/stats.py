@@ -27,9 +27,9 @@ def show_statistics(options: argparse.Namespace, console: Console) -> int:
     config: Config = options.config_of(options.overrides)
     with DataLoader(config.data, config.train, config.model.vision) as loader:
         sources = [statistics(name, index) for name, index in loader.indexes().items()]
-    console.print(sources_table(sources))
+    console.print(sources_table(sources, console.width))
     if any(each.num_media for each in sources):
-        console.print(media_table(sources))
+        console.print(media_table(sources, console.width))
     if options.png is not None:
         path = Path(options.png)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,73 +1,66 @@
 """Statistics as tables that people read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich import box
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from k25_train.data.overview.statistics import SourceStatistics
 from k25_train.units import format_count
 
 QUANTILES = (0.05, 0.5, 0.95)
+_LEFT = ("source", "format", "file formats")
+_ANY_WIDTH = Console(width=10_000)
 
 
-def sources_table(sources: Sequence[SourceStatistics]) -> Table:
-    """A row for each source: what there is, and how long its texts are."""
-    table = _table("Sources")
-    for name in ("source", "format"):
-        table.add_column(name, no_wrap=True)
-    for name in (
-        "samples",
-        "text tokens",
-        "images",
-        "videos",
-        "shards",
-        "GB",
-        "5%",
-        "median",
-        "95%",
-        "longest",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+def sources_table(sources: Sequence[SourceStatistics], width: int) -> Table:
+    """A row for each source: what there is, and how long its texts are; no wider than `width`, if it can."""
+    rows = []
     for each in sources:
         videos = round(each.num_media * float(each.is_video.mean())) if each.num_media else 0
-        table.add_row(
-            each.name,
-            each.format,
-            format_count(each.num_items),
-            format_count(each.num_tokens),
-            format_count(each.num_media - videos),
-            format_count(videos),
-            f"{each.num_shards:,}",
-            f"{each.num_bytes / 1e9:,.3g}",
-            *(f"{value:,}" for value in lengths_of(each)),
-        )
+        lengths = (f"{value:,}" for value in lengths_of(each))
+        row = {
+            "source": each.name,
+            "format": each.format,
+            "samples": format_count(each.num_items),
+            "text tokens": format_count(each.num_tokens),
+            "images": format_count(each.num_media - videos),
+            "videos": format_count(videos),
+            "shards": f"{each.num_shards:,}",
+            "GB": f"{each.num_bytes / 1e9:,.3g}",
+        }
+        rows.append(row | dict(zip(("5%", "median", "95%", "longest"), lengths, strict=True)))
+    table = _fitting("Sources", rows, width, least=("shards", "5%", "95%", "format", "GB"))
     if any(each.is_sampled for each in sources):
-        table.caption = "lengths, and images against videos, are of a million samples, evenly spread"
+        sampled = "lengths, and images against videos, are of a million samples, evenly spread"
+        table.caption = "; ".join([*([str(table.caption)] if table.caption else []), sampled])
     return table
 
 
-def media_table(sources: Sequence[SourceStatistics]) -> Table:
-    """A row for each source with media: sizes, shapes and file formats."""
-    table = _table("Images and videos")
-    table.add_column("source", no_wrap=True)
-    for name in ("longer side 5%", "median", "95%", "aspect 5%", "95%", "per sample", "longest video"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("file formats")
+def media_table(sources: Sequence[SourceStatistics], width: int) -> Table:
+    """A row for each source with media: sizes, shapes and file formats; `width` as above."""
+    rows = []
     for each in sources:
         if not each.num_media:
             continue
         sides = np.quantile(np.maximum(each.width, each.height), QUANTILES)
         aspects = np.quantile(each.aspect_ratio, (QUANTILES[0], QUANTILES[-1]))
-        table.add_row(
-            each.name,
-            *(f"{side:,.0f} px" for side in sides),
-            *(f"{aspect:.2f}" for aspect in aspects),
-            f"{each.media_per_item.mean():.2f}",
-            f"{each.duration_s.max():,.1f} s" if len(each.duration_s) else "",
-            ", ".join(f"{name} {100 * count / len(each.width):.0f}%" for name, count in each.formats[:6]),
-        )
+        row = {"source": each.name}
+        row |= dict(zip(("side 5%", "median", "95%"), (f"{side:,.0f} px" for side in sides), strict=True))
+        row |= dict(zip(("aspect 5%", "aspect 95%"), (f"{aspect:.2f}" for aspect in aspects), strict=True))
+        row |= {
+            "per sample": f"{each.media_per_item.mean():.2f}",
+            "longest video": f"{each.duration_s.max():,.1f} s" if len(each.duration_s) else "",
+            "file formats": ", ".join(
+                f"{name} {100 * count / len(each.width):.0f}%" for name, count in each.formats[:6]
+            ),
+        }
+        rows.append(row)
+    least = ("per sample", "longest video", "aspect 5%", "aspect 95%", "side 5%")
+    table = _fitting("Images and videos (sides: the longer one)", rows, width, least)
     return table
 
 
@@ -79,5 +72,31 @@ def lengths_of(source: SourceStatistics) -> tuple[int, ...]:
     return (*(int(value) for value in quantiles), int(source.text_tokens.max()))
 
 
+def _fitting(title: str, rows: Sequence[Mapping[str, str]], width: int, least: Sequence[str]) -> Table:
+    """A table without as many of its `least` important columns, the first ones first, as `width` asks for."""
+    for number in range(len(least) + 1):
+        out = least[:number]
+        table = _table(title)
+        for name in rows[0] if rows else ():
+            if name not in out:
+                table.add_column(
+                    name, justify="left" if name in _LEFT else "right", no_wrap=name != "file formats"
+                )
+        for row in rows:
+            table.add_row(*(escape(value) for name, value in row.items() if name not in out))
+        if out:
+            table.caption = f"no room for {', '.join(out)}"
+        if _ANY_WIDTH.measure(table).maximum <= width:
+            break
+    return table
+
+
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    return Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )

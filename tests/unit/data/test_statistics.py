@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from rich.console import Console
 
@@ -41,14 +42,28 @@ def test_lengths_are_quantiles_and_the_longest() -> None:
 def test_tables_name_every_source_with_its_counts() -> None:
     console = Console(width=160, force_terminal=False)
     with console.capture() as captured:
-        console.print(sources_table([source("web"), source("photos", with_media=True)]))
-        console.print(media_table([source("web"), source("photos", with_media=True)]))
+        console.print(sources_table([source("web"), source("photos", with_media=True)], 160))
+        console.print(media_table([source("web"), source("photos", with_media=True)], 160))
     lines = captured.get().splitlines()
     [web] = [line.split() for line in lines if line.strip().startswith("web")]
     assert web == "web indexed 1.0K 123.5M 0 0 3 5 49 499 949 999".split()
     [photos, sizes] = [line for line in lines if line.strip().startswith("photos")]
     assert photos.split()[4:6] == ["1.5K", "500"], "three of four media are images"
     assert "jpg 50%, mp4 50%" in sizes
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_narrow_terminal_shows_fewer_columns_and_says_which(width: int) -> None:
+    console = Console(width=width, force_terminal=False)
+    sources = [source("a_source_with_a_name", with_media=True)]
+    with console.capture() as captured:
+        console.print(sources_table(sources, width))
+        console.print(media_table(sources, width))
+    text = captured.get()
+    assert "…" not in text
+    for figure in ("1.0K", "123.5M", "1.5K", "499", "999", "a_source_with_a_name"):
+        assert figure in text
+    assert ("no room for shards" in text) == (width == 80)
 
 
 def test_a_picture_has_panels_for_what_there_is(tmp_path: Path) -> None:
