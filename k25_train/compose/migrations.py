@@ -145,7 +145,8 @@ def _sources_of_blend(values: Values) -> object:
 
 def _read_timeout_s(values: Values) -> object:
     """There was none but that of a stall, before which what hangs is named now."""
-    return values.get("train", {}).get("stall_timeout_s", 600.0) / 10
+    stall_timeout_s = (values.get("train") or {}).get("stall_timeout_s")
+    return stall_timeout_s / 10 if isinstance(stall_timeout_s, int | float) else 60.0
 
 
 _KEEP_ALL = {
