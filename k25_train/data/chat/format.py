@@ -1,6 +1,5 @@
 """The format `chat` as a source has it: files, index, reader."""
 
-import logging
 from dataclasses import replace
 
 from k25_train.data.chat.chat_tokens import ChatTokens
@@ -9,6 +8,7 @@ from k25_train.data.chat.media_files import LINE_SUFFIXES
 from k25_train.data.chat.reader import ChatReader
 from k25_train.data.formats.index_layout import ShardInfo
 from k25_train.data.formats.index_writer import IndexWriter
+from k25_train.data.formats.left_out import LISTED, facts_of
 from k25_train.data.formats.shard_reader import ShardReader
 from k25_train.data.formats.source_files import SourceFiles
 from k25_train.data.formats.source_format import FormatSpec
@@ -16,12 +16,8 @@ from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
 
-logger = logging.getLogger(__name__)
-
 STRETCH_BYTES = 2**28
 """A larger file is indexed by several processes at once, each a stretch of it. Our choice."""
-TOLD_LINES = 20
-"""Lines without a conversation that are told of each stretch; more are counted."""
 
 
 def list_shards(files: SourceFiles) -> list[ShardInfo]:
@@ -38,18 +34,18 @@ def list_shards(files: SourceFiles) -> list[ShardInfo]:
 def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writer: IndexWriter) -> None:
     """Add the conversations of a stretch of a file, and the files of their media.
 
-    Lines without a conversation are told and left out. Raises DataError, naming the file, if no line has one,
-    and for a vocabulary without chat tokens.
+    Facts of the file say which lines have no conversation, and why. Raises DataError, naming the file, if no
+    line has one, and for a vocabulary without chat tokens.
     """
     indexer = ChatIndexer(files.folder, ChatTokens(tokenizer, _vocabulary(files)))
     writer.add_shard(replace(shard, facts={}))
     known = {shard.name}
-    num_skipped = 0
+    num_left_out, left_out = 0, list[str]()
     for found in indexer.index(shard.name, shard.facts["start"], shard.facts["stop"]):
         if isinstance(found, Skipped):
-            num_skipped += 1
-            if num_skipped <= TOLD_LINES:
-                logger.warning("%s, line %d: %s", files.folder.path(shard.name), found.line, found.reason)
+            num_left_out += 1
+            if num_left_out <= LISTED:
+                left_out.append(f"{shard.name}, line {found.line}: {found.reason}")
             continue
         for medium in found.media:
             if medium.shard not in known:
@@ -57,13 +53,13 @@ def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writ
                 writer.add_shard(files.info(medium.shard))
         writer.add(found)
     is_whole = shard.facts["stop"] - shard.facts["start"] == shard.num_bytes
-    if num_skipped and is_whole and not writer.num_items:
+    if left_out and is_whole and not writer.num_items:
         raise DataError(
-            f"{files.folder.path(shard.name)}: none of its {num_skipped} lines is a conversation to learn "
-            "from; the first reasons are above. Correct the file, or leave it out of the source's path."
+            f"{files.folder.path(shard.name)}: none of its {num_left_out} lines is a conversation to learn "
+            f"from; the first: {left_out[0]}. Correct the file, or leave it out of the source's path."
         )
-    if num_skipped:
-        logger.warning("%s: %d lines left out in all", files.folder.path(shard.name), num_skipped)
+    if left_out:
+        writer.add_facts(shard.name, facts_of(left_out, num_left_out))
 
 
 def make_reader(files: SourceFiles, index: SourceIndex, tokenizer: Tokenizer) -> ChatReader:

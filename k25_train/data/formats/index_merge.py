@@ -21,6 +21,7 @@ from k25_train.data.formats.index_layout import (
     encode_prefix,
     item_size,
 )
+from k25_train.data.formats.left_out import joined
 from k25_train.data.formats.source_index import SourceIndex
 from k25_train.errors import DataError
 
@@ -80,6 +81,10 @@ class _Merge:
             if shard.name not in self._shards:
                 self._shards[shard.name] = len(self._shards)
                 self._infos.append(shard)
+            elif shard.facts:
+                number = self._shards[shard.name]
+                facts = joined(self._infos[number].facts, shard.facts)
+                self._infos[number] = replace(self._infos[number], facts=facts)
         for name in index.header.media_formats:
             self._formats.setdefault(name, len(self._formats))
         self._is_plain &= index.first_segment is None

@@ -5,9 +5,11 @@ interruption are kept (`commands/indexing.py`).
 """
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -36,6 +38,7 @@ class IndexWriter:
         self._builder = IndexBuilder(header, keeps_keys=keeps_keys)
         self.num_items = 0
         """Items added so far."""
+        self._facts: dict[str, Mapping[str, Any]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -52,6 +55,10 @@ class IndexWriter:
         item."""
         return name in self._shards
 
+    def add_facts(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Facts of a file that was added, as they turn out when its items are known."""
+        self._facts[name] = facts
+
     def add(self, record: SampleRecord) -> None:
         """Add an item of the current shard. Raises what `IndexBuilder.add` does."""
         self._builder.add(record)
@@ -67,8 +74,11 @@ class IndexWriter:
         self.num_items += len(offsets)
 
     def _spill(self) -> None:
-        if self._builder.num_rows < ROWS_IN_MEMORY:
-            return
+        if self._builder.num_rows >= ROWS_IN_MEMORY:
+            self._begin_part({})
+
+    def _begin_part(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write what there is; the next part has these facts of shards, to be added to those of the first."""
         self._folder.mkdir(parents=True, exist_ok=True)
         part = self._folder / f"{len(self._parts):06d}"
         write_index(part, [self._builder.build()])
@@ -76,12 +86,14 @@ class IndexWriter:
         self._builder = IndexBuilder(self._header, keeps_keys=self._keeps_keys)
         # Media of later items may lie in any shard so far.
         for shard in self._shards.values():
-            self._builder.add_shard(shard)
+            self._builder.add_shard(replace(shard, facts=facts.get(shard.name, {})))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
+            if self._facts:
+                self._begin_part(self._facts)
             write_index(self._path, [*self._parts, self._builder.build()])
         if self._parts:
             shutil.rmtree(self._folder, ignore_errors=True)

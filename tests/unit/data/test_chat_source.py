@@ -1,7 +1,6 @@
 """A source of conversations from its files to documents: indexed by stretches, opened, laid out, masked."""
 
 import json
-import logging
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ from k25_train.config.data import DataConfig
 from k25_train.config.sources import SourceConfig, SourceFormat
 from k25_train.data.chat import format as chat_format
 from k25_train.data.commands.indexing import index_source
+from k25_train.data.formats.left_out import left_out_of
 from k25_train.data.loader import DataLoader
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.open_source import open_source
@@ -40,24 +40,23 @@ def data_of(folder: Path, path: str = "chat/*.jsonl") -> DataConfig:
 def test_documents_are_those_of_the_files(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
     stretch_bytes: int,
 ) -> None:
     monkeypatch.setattr(chat_format, "STRETCH_BYTES", stretch_bytes)
     expected = write_chat_source(tmp_path)
     data = data_of(tmp_path)
     tokenizer = load_tokenizer(tmp_path / "tiktoken.model")
-    with caplog.at_level(logging.WARNING):
-        header = index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
+    header = index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
     assert header is not None and (header.num_items, header.num_media, header.frame) == (
         len(expected),
         4,
         False,
     )
-    assert "chat/1.jsonl, line 5: is not valid JSON" in caplog.text
     assert index_source("chat", data, str(data.tokenizer), 0, lambda *_: None) is None
 
     source = open_source("chat", data, tokenizer, checks_shards=True)
+    number, [line] = left_out_of(source.index.shards())
+    assert number == 1 and "1.jsonl, line 5: is not valid JSON" in line
     builder = DocumentBuilder(source.reader, tokenizer, tiny_vision_config(), frame=source.index.header.frame)
     for item, drawn in enumerate(expected):
         record = source.index.record(item)
