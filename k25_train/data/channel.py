@@ -8,8 +8,10 @@ import errno
 import io
 import os
 import pickle
+import select
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +55,7 @@ class Channel:
         return cls(one), cls(other)
 
     def fileno(self) -> int:
-        """For `select`: readable when a message is there, or the other end is gone."""
+        """For `readable`: there is something when a message is there, or the other end is gone."""
         return self._socket.fileno()
 
     @property
@@ -171,3 +173,15 @@ def _places(start: int, sizes: "list[int] | tuple[int, ...]") -> tuple[list[int]
         places.append(start)
         start += size
     return places, start
+
+
+def readable(channels: Sequence[Channel], timeout_s: float) -> list[Channel]:
+    """Those that have a message, or whose other end is gone, once there is one; none when the time is over.
+
+    `select` would refuse file descriptors from 1024 on, which a rank with many files and sockets has.
+    """
+    by_descriptor = {channel.fileno(): channel for channel in channels}
+    poll = select.poll()
+    for descriptor in by_descriptor:
+        poll.register(descriptor, select.POLLIN)
+    return [by_descriptor[descriptor] for descriptor, _ in poll.poll(1000 * timeout_s)]

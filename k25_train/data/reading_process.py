@@ -11,7 +11,6 @@ import contextlib
 import faulthandler
 import gc
 import os
-import select
 import signal
 import sys
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from k25_train.config.schema import Config
-from k25_train.data.channel import Channel, Letter
+from k25_train.data.channel import Channel, Letter, readable
 from k25_train.data.child_process import fork
 from k25_train.data.portable_errors import portable
 from k25_train.data.regions import PageLock, leave_pageable
@@ -195,7 +194,7 @@ def _serve(config: Config, channel: Channel, other_end: Channel, log: int) -> No
     ahead: list[int] = []
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            if ahead and not select.select([channel], [], [], 0)[0]:
+            if ahead and not readable([channel], 0.0):
                 # Written now, so that the rank only has to be told where.
                 step = ahead.pop(0)
                 written[step] = channel.write(_answer(source, _Request("step", (step,)), skips))

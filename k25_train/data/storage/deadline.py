@@ -41,6 +41,11 @@ class Deadline:
         answer: Result = result
         return answer
 
+    def __del__(self) -> None:
+        # A thread of another process is none of this one's.
+        for caller in self._idle if self._pid == os.getpid() else ():
+            caller.calls.put(None)
+
     def _take(self) -> "_Caller":
         if self._pid != os.getpid():
             # Threads are not forked along.
@@ -64,3 +69,5 @@ class _Caller:
                 self.answers.put((call(), None))
             except Exception as error:  # raised where the call was asked for
                 self.answers.put((None, error))
+            # Whatever the call holds, as an open file, is not kept until the next one.
+            del call

@@ -10,7 +10,6 @@ ends the run.
 import contextlib
 import logging
 import os
-import select
 import signal
 import socket
 import time
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from k25_train.config.data import MAX_WORKERS_LOST, UNIT_READ_TIMEOUTS
 from k25_train.config.model import VisionConfig
 from k25_train.config.schema import Config
-from k25_train.data.channel import Channel
+from k25_train.data.channel import Channel, readable
 from k25_train.data.storage.counts import COUNTS
 from k25_train.data.units import Read, Unit
 from k25_train.data.workers.nursery import Nursery
@@ -139,7 +138,7 @@ class WorkerPool:
         """Wait until a worker answers or ends; end those that hang."""
         busy = {each.channel: each for each in self._workers if each.tasks}
         first_s = min(each.started_s for each in busy.values()) + self._unit_timeout_s
-        ready = select.select(list(busy), [], [], max(first_s - time.monotonic(), 0.0))[0]
+        ready = readable(list(busy), max(first_s - time.monotonic(), 0.0))
         if not ready:
             self._end_hung(list(busy.values()), reading)
         for channel in ready:

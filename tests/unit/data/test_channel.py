@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from k25_train.data.channel import Channel
+from k25_train.data.channel import Channel, readable
 
 
 @dataclass
@@ -138,3 +138,24 @@ def test_memory_that_does_not_arrive_is_a_named_error() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert caught.value.errno == errno.EMFILE
+
+
+def test_descriptors_of_any_number_are_waited_for() -> None:
+    """`select` refuses those from 1024 on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    one, other = Channel.pair()
+    copies = [os.dup(other.fileno()) for _ in range(1100)]
+    try:
+        high_one, high_other = Channel.pair()
+        assert high_one.fileno() > 1024
+        assert readable([one, high_one], 0.0) == []
+        high_other.send("a message")
+        assert readable([one, high_one], 5.0) == [high_one]
+        high_other.close()
+        other.close()
+    finally:
+        for copy in copies:
+            os.close(copy)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert one in readable([one, high_one], 5.0), "the other end is gone"

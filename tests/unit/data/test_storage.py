@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -235,3 +237,23 @@ def test_counts_are_told_once() -> None:
     COUNTS.add("retries")
     COUNTS.add_all({"retries": 2})
     assert (COUNTS.take(), COUNTS.take()) == ({"retries": 3}, {})
+
+
+def test_a_deadline_keeps_neither_threads_nor_what_was_called() -> None:
+    class Held:
+        """Stands for an open file."""
+
+    held = Held()
+    alive = weakref.ref(held)
+    before = threading.active_count()
+    deadline = Deadline(5.0)
+    assert deadline.run(lambda one=held: one is not None)
+    del held
+    assert _soon(lambda: alive() is None)
+    del deadline
+    assert _soon(lambda: threading.active_count() <= before)
+
+
+def _soon(is_so: Callable[[], bool]) -> bool:
+    """Whether something is so within some seconds."""
+    return any(is_so() or time.sleep(0.01) for _ in range(500))
