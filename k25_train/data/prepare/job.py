@@ -17,12 +17,14 @@ from k25_train.data.prepare.lock import heartbeat, locked
 from k25_train.data.prepare.manifest import FORMAT_VERSION, Output, Plan, difference, read_json, write_json
 from k25_train.data.prepare.parts import PartReport, Parts
 from k25_train.data.prepare.skips import Skips
+from k25_train.data.prepare.stages import make_parts, write_shards
 from k25_train.data.prepare.tokenize import Tokenization, token_dtype
 from k25_train.data.prepare.units import UNIT_BYTES, Unit, cut, unit_size
 from k25_train.data.prepare.view import View
 from k25_train.data.prepare.workers import Report, Workers
+from k25_train.data.storage.attempts import describe
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
-from k25_train.errors import DataError
+from k25_train.errors import DataError, MachineError
 from k25_train.run_folder.record import LOCK
 
 SHARD_TOKENS = 10_000_000_000
@@ -175,14 +177,15 @@ class Preparation:
         for number, report in reports.items():
             skips.add(self.units[number], report)
         old_tokens = skips.num_tokens
-        self._make_parts(workers, reports, skips, view)
+        make_parts(workers, self.units, reports, skips, view)
         new_tokens = skips.num_tokens - old_tokens
 
         # 2. Parts to shards; a part is removed when all shards with tokens of it are on disk.
         shards, dropped_tokens, num_dropped = self._shards(reports)
         skips.drop_duplicates(num_dropped, dropped_tokens)
         skips.check(at_end=True)
-        self._write_shards(workers, shards, skips, view)
+        written = {shard.number for shard in shards if self._is_written(shard)}
+        write_shards(workers, shards, written, self.parts, self.dtype.itemsize, skips, view)
         remove(self.output, from_shard=len(shards))
         return {
             "format_version": FORMAT_VERSION,
@@ -196,48 +199,18 @@ class Preparation:
             "plan": self.plan,
         }, new_tokens
 
-    def _make_parts(self, workers: Workers, reports: dict[int, PartReport], skips: Skips, view: View) -> None:
-        total = sum(unit.num_bytes for unit in self.units)
-        view.start("tokenise", total, skips.done_bytes)
-        at_work: dict[int, tuple[int, int]] = {}
-        for kind, unit, value in workers.run(unit for unit in self.units if unit.number not in reports):
-            if kind == "progress":
-                at_work[unit.number] = value
-            elif kind == "done":
-                at_work.pop(unit.number, None)
-                reports[unit.number] = value
-                skips.add(unit, value)
-                skips.check(at_end=False)
-            done, tokens = (sum(each[i] for each in at_work.values()) for i in (0, 1))
-            view.show(skips.done_bytes + done, skips, tokens)
-        view.stop()
-        skips.check(at_end=True)
-
-    def _write_shards(self, workers: Workers, shards: Sequence[Shard], skips: Skips, view: View) -> None:
-        open_shards = [shard for shard in shards if not self._is_written(shard)]
-        total = sum(shard.num_tokens for shard in shards) * self.dtype.itemsize
-        done = total - sum(shard.num_tokens for shard in open_shards) * self.dtype.itemsize
-        view.start("write", total, done)
-        uses: dict[int, int] = {}
-        for shard in open_shards:
-            for each in shard.slices:
-                uses[each.unit.number] = uses.get(each.unit.number, 0) + 1
-        at_work: dict[int, int] = {}
-        for kind, shard, value in workers.run(open_shards):
-            if kind == "progress":
-                at_work[shard.number] = value
-            elif kind == "done":
-                at_work.pop(shard.number, None)
-                done += shard.num_tokens * self.dtype.itemsize
-                for each in shard.slices:
-                    uses[each.unit.number] -= 1
-                    if not uses[each.unit.number]:
-                        self.parts.tokens(each.unit).unlink(missing_ok=True)
-            view.show(done + sum(at_work.values()), skips, 0)
-        view.stop()
-
     def _work(self, task: Unit | Shard, report: Report) -> PartReport | None:
         """What a worker does."""
+        try:
+            return self._done(task, report)
+        except OSError as error:
+            # What fails in reading the inputs has another name by now.
+            raise MachineError(
+                f"{error.filename or self.output.folder}: cannot be written: {describe(error)}\n  -> "
+                "make room or correct what is wrong there; the same command goes on from what is done"
+            ) from error
+
+    def _done(self, task: Unit | Shard, report: Report) -> PartReport | None:
         if isinstance(task, Shard):
             write_shard(self.output.shard(task.number), task, self.parts, self.dtype, self._facts, report)
             return None

@@ -105,7 +105,7 @@ class PartWriter:
         self.report = PartReport()
         self._dtype = dtype
         self._tokens, self._done = parts.tokens(unit), parts.done(unit)
-        self._scratch = [path.with_name(f"{path.name}.{os.getpid()}") for path in (self._tokens, self._done)]
+        self._scratch = [path.with_name(f"{path.name}.partial") for path in (self._tokens, self._done)]
         self._lengths: list[int] = []
         self._hashes: list[int] = []
         self._tokens.parent.mkdir(parents=True, exist_ok=True)

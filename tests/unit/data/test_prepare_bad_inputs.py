@@ -17,6 +17,7 @@ from k25_train.data.prepare.documents import records
 from k25_train.data.prepare.inputs import find_inputs
 from k25_train.data.prepare.job import Preparation
 from k25_train.data.prepare.lock import locked
+from k25_train.data.prepare.parts import PartWriter
 from k25_train.data.prepare.units import cut
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import DataError, MachineError
@@ -263,12 +264,12 @@ def test_a_full_disk(
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl", texts(30))
 
-    def full(_: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("k25_train.data.prepare.parts.os.fsync", full)
-        with pytest.raises((OSError, MachineError), match="No space"):
+        patch.setattr(PartWriter, "add", full)
+        with pytest.raises(MachineError, match="No space"):
             prepare([path], out, tokenizer, num_workers=num_workers)
     left = [each.name for each in out.parent.rglob("*") if each.is_file()]
     assert not [name for name in left if name.endswith((".done", ".tokens", ".bin"))]
