@@ -39,7 +39,6 @@ def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writ
     """
     indexer = ChatIndexer(files.folder, ChatTokens(tokenizer, _vocabulary(files)))
     writer.add_shard(replace(shard, facts={}))
-    known = {shard.name}
     num_left_out, left_out = 0, list[str]()
     for found in indexer.index(shard.name, shard.facts["start"], shard.facts["stop"]):
         if isinstance(found, Skipped):
@@ -48,8 +47,7 @@ def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writ
                 left_out.append(f"{shard.name}, line {found.line}: {found.reason}")
             continue
         for medium in found.media:
-            if medium.shard not in known:
-                known.add(medium.shard)
+            if not writer.has_shard(medium.shard):
                 writer.add_shard(files.info(medium.shard))
         writer.add(found)
     is_whole = shard.facts["stop"] - shard.facts["start"] == shard.num_bytes

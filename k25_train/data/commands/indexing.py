@@ -54,14 +54,15 @@ def _difference(files: SourceFiles, index: SourceIndex, shards: list[ShardInfo])
     if new:
         return f"{len(new)} files are new, {new[0]} is one of them"
     # Files that only media lie in are not listed.
-    others = [name for name in indexed if name not in listed]
+    others = {name for name in indexed if name not in listed}
     try:
         listed |= {shard.name: shard for shard in infos(files, others)}
     except DataError as error:
         return str(error)
-    last = index.header.num_items and index.shard(int(index.columns["shard"][-1])).name
-    if last and last not in {shard.name for shard in shards}:
-        return f"{last} is no longer one of its files"
+    for number, shard in enumerate(index.shards()):
+        first, stop = index.items_in(number)
+        if first < stop and shard.name in others:
+            return f"{shard.name} is no longer one of its files"
     for name, shard in listed.items():
         difference = difference_of(indexed[name], shard)
         if difference:

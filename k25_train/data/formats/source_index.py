@@ -174,6 +174,11 @@ class SourceIndex:
         """All of them; costs as much as there are shards."""
         return [self._read_shard(number) for number in range(self.header.num_shards)]
 
+    def items_in(self, shard: int) -> tuple[int, int]:
+        """First item that lies in a file and the one after its last; they follow one another."""
+        numbers = self.columns["shard"]
+        return int(np.searchsorted(numbers, shard, "left")), int(np.searchsorted(numbers, shard, "right"))
+
     def _read_shard(self, number: int) -> ShardInfo:
         text = _slice(self.columns["shard_text"], self.columns["shard_text_end"], number)
         return ShardInfo.parse(text, int(self.columns["shard_bytes"][number]))

@@ -44,6 +44,8 @@ class EnergonFolder:
     shards: tuple[EnergonShard, ...]
     """Those of `SPLITS`, split after split."""
     layout: Layout
+    meta: tuple[str, ...]
+    """The files that say so: what changes them makes an index stale."""
 
 
 def load_energon(folder: DataFolder) -> EnergonFolder:
@@ -51,9 +53,9 @@ def load_energon(folder: DataFolder) -> EnergonFolder:
 
     Raises DataError, naming file and remedy, where it is missing, malformed, or asks for what is not read.
     """
-    info = _read(folder, (".info.json", ".info.yaml"))
-    split = _read(folder, ("split.yaml", "split.json"))
-    dataset = _read(folder, ("dataset.yaml",))
+    info_name, info = _read(folder, (".info.json", ".info.yaml"))
+    split_name, split = _read(folder, ("split.yaml", "split.json"))
+    dataset_name, dataset = _read(folder, ("dataset.yaml",))
     try:
         shards = _shards(folder, info["shard_counts"], split["split_parts"], split.get("exclude") or [])
     except _MALFORMED as error:
@@ -61,14 +63,19 @@ def load_energon(folder: DataFolder) -> EnergonFolder:
             f"{folder.path(META)}: its shard counts or splits are malformed ({error!r}). Run `energon "
             "prepare` again."
         ) from error
-    return EnergonFolder(shards=shards, layout=layout_of(folder.path(f"{META}/dataset.yaml"), dataset))
+    return EnergonFolder(
+        shards=shards,
+        layout=layout_of(folder.path(dataset_name), dataset),
+        meta=(info_name, split_name, dataset_name),
+    )
 
 
-def _read(folder: DataFolder, names: tuple[str, ...]) -> dict[str, Any]:
-    for name in names:
-        path = folder.path(f"{META}/{name}")
+def _read(folder: DataFolder, names: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """The first file that there is, and what it holds."""
+    for name in (f"{META}/{each}" for each in names):
+        path = folder.path(name)
         try:
-            data = folder.read(folder.check_name(f"{META}/{name}"))
+            data = folder.read(folder.check_name(name))
         except MissingFileError:
             continue
         try:
@@ -77,7 +84,7 @@ def _read(folder: DataFolder, names: tuple[str, ...]) -> dict[str, Any]:
             raise DataError(f"{path}: malformed ({error}). Run `energon prepare` again.") from error
         if not isinstance(content, dict):
             raise DataError(f"{path}: is no mapping. Run `energon prepare` again.")
-        return content
+        return name, content
     raise MissingFileError(
         f"{folder.path(META)}/{' or '.join(names)}: no such file, so this folder is not prepared. Run "
         f"`energon prepare {folder.directory}`, or read its shards with format=webdataset."

@@ -6,6 +6,7 @@ a file to seek in; here a shard that may have lost its end is told, and a pass o
 requests.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from k25_train.errors import DataError
 BLOCK_BYTES = 512
 MAX_EXTENSION_BYTES = 2**20
 """Longest extended header: names and a few numbers. Our choice; more is damage or an attack on memory."""
+MAX_SIZE_DIGITS = 20
+"""Of a size in an extended header: 2^64 has as many."""
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -158,7 +162,12 @@ def _name(block: bytes) -> str:
     name = block[:100].split(b"\0")[0]
     is_posix = block[257:263] == b"ustar\0"
     prefix = block[345:500].split(b"\0")[0] if is_posix else b""
-    return (prefix + b"/" + name if prefix else name).decode(errors="surrogateescape")
+    return _text(prefix + b"/" + name if prefix else name)
+
+
+def _text(name: bytes) -> str:
+    # Names go to indexes, which are UTF-8, and to terminals: bytes that are neither are shown as `\\xe9`.
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", name.decode(errors="backslashreplace"))
 
 
 def _extension(read_at: ReadAt, offset: int, size: int, num_bytes: int) -> bytes:
@@ -171,11 +180,11 @@ def _extension(read_at: ReadAt, offset: int, size: int, num_bytes: int) -> bytes
 
 def _extend(extended: _Extended, kind: bytes, content: bytes) -> None:
     if kind == _LONG_NAME:
-        extended.name = content.split(b"\0")[0].decode(errors="surrogateescape")
+        extended.name = _text(content.split(b"\0")[0])
     elif kind in _PAX:
         for key, value in _pax_records(content, extended.start):
             if key == b"path":
-                extended.name = value.decode(errors="surrogateescape")
+                extended.name = _text(value)
             elif key == b"size":
                 extended.size = int(value)
             elif key.startswith(b"GNU.sparse"):
@@ -190,7 +199,11 @@ def _pax_records(content: bytes, position: int) -> Iterator[tuple[bytes, bytes]]
         record = content[len(length_text) + 1 : length]
         key, equals, value = record.partition(b"=")
         is_sound = length <= len(content) and equals and value.endswith(b"\n")
-        if not is_sound or (key == b"size" and not value[:-1].isdigit()):
+        if not is_sound or (key == b"size" and not _is_size(value[:-1])):
             raise TarError(f"is damaged at byte {position}: its extended header is malformed", position)
         yield key, value[:-1]
         content = content[length:]
+
+
+def _is_size(digits: bytes) -> bool:
+    return digits.isdigit() and len(digits) <= MAX_SIZE_DIGITS

@@ -244,8 +244,10 @@ def extension_of(suffix: str) -> str:
     return suffix.rpartition(".")[2].lower()
 
 
-def natural_order(name: str) -> list[tuple[int, int | str]]:
-    """Numbers in names count as numbers: 2 is before 10."""
-    return [
-        (0, int(piece)) if piece.isdigit() else (1, piece) for piece in re.split(r"([0-9]+)", name) if piece
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Numbers in names count as numbers, of any length: 2 is before 10."""
+    pieces = [
+        piece.lstrip("0") if odd % 2 else piece for odd, piece in enumerate(re.split(r"([0-9]+)", name))
     ]
+    # A number with fewer digits is smaller; texts, at even places, are compared as they are.
+    return [(len(piece) if odd % 2 else 0, piece) for odd, piece in enumerate(pieces)]

@@ -1,5 +1,6 @@
 """Sources of tar shards: which files they are, how each is indexed, and what reads them."""
 
+import hashlib
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ from k25_train.data.formats.records import SampleRecord
 from k25_train.data.formats.source_files import SourceFiles
 from k25_train.data.formats.source_format import FormatSpec
 from k25_train.data.formats.source_index import SourceIndex
-from k25_train.data.tar.energon import load_energon
+from k25_train.data.tar.energon import EnergonFolder, load_energon
 from k25_train.data.tar.indexer import TarIndexer
 from k25_train.data.tar.layouts import Layout, StemLayout
 from k25_train.data.tar.members import ReadAhead, Skip
@@ -28,13 +29,19 @@ def list_webdataset(files: SourceFiles) -> list[ShardInfo]:
 
 def list_energon(files: SourceFiles) -> list[ShardInfo]:
     """The shards of the splits that energon has made."""
+    found = load_energon(files.folder)
+    layout = hashlib.sha256(repr(found.layout).encode()).hexdigest()
     return [
         files.info(
             shard.name,
             split=shard.split,
-            facts={"num_samples": shard.num_samples, "excluded": sorted(shard.excluded)},
+            facts={
+                "num_samples": shard.num_samples,
+                "excluded": sorted(shard.excluded),
+                "layout_sha256": layout,
+            },
         )
-        for shard in load_energon(files.folder).shards
+        for shard in found.shards
     ]
 
 
@@ -45,7 +52,9 @@ def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writ
         lambda offset, num_bytes: folder.read_range(shard.name, offset, num_bytes), shard.num_bytes
     )
     excluded = frozenset(shard.facts.get("excluded", ()))
-    layout = _layout(files)
+    layout: Layout = StemLayout()
+    if "layout_sha256" in shard.facts:
+        layout = _energon(files.root, shard.facts["layout_sha256"]).layout
     found = list(TarIndexer(shard.name, ahead.read, shard.num_bytes, layout, tokenizer, excluded))
     skips = [each for each in found if isinstance(each, Skip)]
     num_seen = sum(bool(skip.key) for skip in skips) + len(found) - len(skips) + len(excluded)
@@ -54,6 +63,10 @@ def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writ
         reason = f"has {num_seen} samples, .nv-meta says {counted}; run `energon prepare` again"
         skips.append(Skip(shard.name, "", 0, reason))
     writer.add_shard(replace(shard, facts={**shard.facts, **facts_of(skips)}))
+    if "layout_sha256" in shard.facts:
+        # Splits and fields are .nv-meta's: the index is stale when that changes, as when a shard does.
+        for name in _energon(files.root, shard.facts["layout_sha256"]).meta:
+            writer.add_shard(files.info(name))
     for each in found:
         if isinstance(each, SampleRecord):
             writer.add(each)
@@ -61,17 +74,16 @@ def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writ
 
 def make_reader(files: SourceFiles, index: SourceIndex, tokenizer: Tokenizer) -> SourceReader:
     """What reads words and media of a source."""
-    reader = TarReader(files.folder, _layout(files))
+    is_energon = files.config.format is SourceFormat.energon
+    layout = load_energon(files.folder).layout if is_energon else StemLayout()
+    reader = TarReader(files.folder, layout)
     return WordsReader(reader, reader.read_words, tokenizer)
 
 
-def _layout(files: SourceFiles) -> Layout:
-    return _energon_layout(files.root) if files.config.format is SourceFormat.energon else StemLayout()
-
-
 @lru_cache
-def _energon_layout(root: str) -> Layout:
-    return load_energon(DataFolder(root)).layout
+def _energon(root: str, layout_sha256: str) -> EnergonFolder:
+    """What `.nv-meta` says, read once for all shards that a process indexes, and again when it changes."""
+    return load_energon(DataFolder(root))
 
 
 WEBDATASET = FormatSpec(

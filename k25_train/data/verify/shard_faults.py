@@ -58,7 +58,7 @@ def check_shard(
         difference = str(error)
     if difference:
         faults.append(Fault(source, shard.name, "", 0, difference))
-    first, stop = items_of(index, number)
+    first, stop = index.items_in(number)
     keys = np.zeros(stop - first, np.uint64)
     num_media = num_bytes = 0
     for item in range(first, stop):
@@ -72,12 +72,6 @@ def check_shard(
             for reason in _item_faults(record, reader)
         ]
     return ShardCheck(faults, stop - first, num_media, num_bytes, keys)
-
-
-def items_of(index: SourceIndex, shard: int) -> tuple[int, int]:
-    """First item of a file and the one after its last: items of a file follow one another."""
-    numbers = index.columns["shard"]
-    return int(np.searchsorted(numbers, shard, "left")), int(np.searchsorted(numbers, shard, "right"))
 
 
 def _item_faults(record: SampleRecord, reader: SourceReader) -> Iterator[str]:

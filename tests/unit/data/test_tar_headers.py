@@ -119,3 +119,21 @@ def test_a_huge_extended_header_takes_no_memory() -> None:
 
     with pytest.raises(TarError, match="extended header of 1099511627776 bytes"):
         list(scan_members(reader(header), 2**41))
+
+
+def test_names_that_are_no_text_can_be_written_and_shown() -> None:
+    data = bytearray(tar_bytes([("caf_.txt", "a")]))
+    data[3:5] = b"\xe9\x1b"
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+
+    (member,) = members_of(bytes(data))
+
+    assert member.name == r"caf\xe9\x1btxt"
+
+
+def test_a_size_of_thousands_of_digits_is_damage() -> None:
+    info = tarfile.TarInfo("a.txt")
+    info.pax_headers = {"size": "9" * 5000}
+
+    assert "extended header is malformed" in fault_of(info.tobuf(tarfile.PAX_FORMAT))[1].reason

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from k25_train.data.formats.sample_json import SampleError
-from k25_train.data.tar.layouts import StemLayout, Text, json_parts, place_media
+from k25_train.data.tar.layouts import StemLayout, Text, json_parts, natural_order, place_media
 
 Placed = list[Text | tuple[str, str | None]]
 
@@ -118,3 +118,10 @@ def test_which_member_has_the_words() -> None:
         layout.words_of(("de.txt", "en.txt"))
     with pytest.raises(SampleError, match=r"its text is not UTF-8 \(byte 1\)"):
         layout.parts({"txt": b"a\xff"})
+
+
+def test_numbers_in_names_are_ordered_by_value() -> None:
+    ordered = ["1", "01b", "2.png", "10.png", "1" * 5000, "a", "a2²3", "a10"]
+
+    backwards = ordered[::-1]
+    assert sorted(backwards, key=natural_order) == ordered
