@@ -92,7 +92,7 @@ def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writ
 def _read_layout(files: SourceFiles, shard: ShardInfo) -> _Layout:
     name = _idx(shard.name)
     where = f"{files.root}/{name}"
-    found = files.folder.num_bytes(name)
+    found = files.folder.num_bytes(files.folder.check_name(name))
     magic, version, code, num_sequences, num_ends = _HEADER.unpack(
         files.folder.read_range(name, 0, _HEADER.size).ljust(_HEADER.size, b"\0")
     )
@@ -108,7 +108,7 @@ def _read_layout(files: SourceFiles, shard: ShardInfo) -> _Layout:
             f"{where}: its ids have type {code}, which is not of whole numbers. Tokenize it again."
         )
     layout = _Layout(np.dtype(_TYPES[code]), num_sequences, num_ends - 1)
-    if found == layout.num_bytes + num_sequences:
+    if num_sequences and found == layout.num_bytes + num_sequences:
         raise DataError(
             f"{where}: is a multimodal set of megatron-core's, whose modes are not read. Use tar shards "
             "(format: webdataset) for images."
@@ -160,7 +160,7 @@ def _ends_of_documents(
     """Whether documents have a [BOS] and an [EOS] of their own, by a sample of them."""
     chosen = np.unique(np.linspace(0, layout.num_documents - 1, SAMPLED_DOCUMENTS).astype(np.int64))
     firsts_and_lasts = []
-    for number in chosen[chosen >= 0].tolist():
+    for number in chosen[: layout.num_documents].tolist():
         first, stop = _read_array(files, _idx(shard.name), layout.documents + 8 * number, 2, "<i8").tolist()
         if not 0 <= first < stop <= layout.num_sequences:
             continue
@@ -199,6 +199,11 @@ def _check_ids(
 
 def _read_array(files: SourceFiles, name: str, offset: int, count: int, dtype: str) -> np.ndarray:
     num_bytes = count * np.dtype(dtype).itemsize
+    if not 0 <= offset <= offset + num_bytes < 1 << 63:
+        raise DataError(
+            f"{files.root}/{name.rpartition('.')[0]}.idx: has lengths or places that no file has. Copy it "
+            "again, or tokenize the texts again."
+        )
     data = files.folder.read_range(name, offset, num_bytes) if num_bytes else b""
     if len(data) != num_bytes:
         raise DataError(

@@ -71,7 +71,7 @@ class SourceFiles:
                 f"{self.key}={self.path}: there is no file {' or '.join(f'*{each}' for each in suffixes)}. "
                 "Correct the path, or bring the files there."
             )
-        return [self.folder.check_name(name) for name in names]
+        return names
 
     def _matching(self, fs: Any, pattern: str, suffixes: tuple[str, ...]) -> Iterable[str]:
         stem = pattern
@@ -87,7 +87,9 @@ class SourceFiles:
         return [str(name) for name in names if str(name).endswith(suffixes)]
 
     def info(self, name: str, **more: Any) -> ShardInfo:
-        """A file as it is now. Raises DataError, naming it, if it is gone."""
+        """A file as it is now. Raises DataError, naming it, if it is gone, or is none in the folder: an index
+        may come from anyone."""
+        self.folder.check_name(name)
         fs, root = locate(self.root, self.key)
         try:
             found = fs.info(f"{root}/{name}")

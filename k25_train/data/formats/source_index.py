@@ -278,6 +278,10 @@ def _check_counts(path: str | Path, header: SourceHeader, columns: Mapping[str, 
         and column.per.what in counts
         and len(columns[name]) != counts[column.per.what] + column.per.extra
     ]
+    spans = sorted(header.splits.values())
+    bounds = [0, *(bound for span in spans for bound in span), header.num_items]
+    if bounds != sorted(bounds):
+        wrong.append(f"its splits {dict(header.splits)} overlap or are of no items")
     if missing or wrong:
         problem = "; ".join([*(f"no column {name}" for name in missing), *wrong])
         raise IndexFileError(

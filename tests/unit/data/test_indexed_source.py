@@ -17,9 +17,12 @@ from k25_train.config.sources import SourceConfig, SourceFormat
 from k25_train.data.commands import indexing
 from k25_train.data.commands.indexing import index_source
 from k25_train.data.formats import indexed, source_files
+from k25_train.data.formats.index_builder import IndexBuilder
+from k25_train.data.formats.index_layout import ShardInfo, SourceHeader
+from k25_train.data.formats.index_merge import write_index
 from k25_train.data.formats.sample_json import SampleError
 from k25_train.data.formats.source_files import SourceFiles, expand_braces
-from k25_train.data.formats.source_index import MissingIndexError
+from k25_train.data.formats.source_index import IndexFileError, MissingIndexError, SourceIndex
 from k25_train.data.open_source import Source, StaleIndexError, open_source
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import DataError
@@ -205,6 +208,16 @@ def _edit_idx(folder: Path, edit: Callable[[bytes], bytes]) -> None:
     path.write_bytes(edit(path.read_bytes()))
 
 
+def write_idx_place(prefix: Path, place: int) -> None:
+    write_set(prefix, [[[1, 2, 3]]])
+    _edit_idx(prefix.parent, lambda data: data[:38] + struct.pack("<q", place) + data[46:])
+
+
+def _link_idx(folder: Path) -> None:
+    shutil.move(folder / "part_0.idx", folder.parent / "elsewhere.idx")
+    (folder / "part_0.idx").symlink_to(folder.parent / "elsewhere.idx")
+
+
 BAD: dict[str, tuple[Callable[[Path, Tokenizer], object], str]] = {
     "no idx": (lambda folder, _: (folder / "part_0.idx").unlink(), "part_0.idx"),
     "other magic": (
@@ -225,6 +238,15 @@ BAD: dict[str, tuple[Callable[[Path, Tokenizer], object], str]] = {
         lambda folder, tokenizer: write_set(folder / "part_0", [[[1, tokenizer.vocab_size, 3]]]),
         "document 0: has the ids 1 to 320, the vocabulary those below 320",
     ),
+    "a length below zero": (
+        lambda folder, _: _edit_idx(folder, lambda data: data[:34] + b"\xff" * 4 + data[38:]),
+        r"part_0\.idx: (has lengths or places|its sequences do not follow)",
+    ),
+    "a place that is none": (
+        lambda folder, _: write_idx_place(folder / "part_0", 2**63 - 1),
+        r"part_0\.idx: has lengths or places that no file has",
+    ),
+    "idx elsewhere": (lambda folder, _: _link_idx(folder), "is a link to .*outside of its shard set"),
     "some end": (
         lambda folder, tokenizer: write_set(folder / "part_0", [[[1, tokenizer.eos]], [[2]]]),
         r"1 of 2 documents looked at end with \[EOS\], the others do not",
@@ -298,3 +320,42 @@ def test_paths_name_prefixes_globs_and_braces(tmp_path: Path, vocabulary: Path) 
     with pytest.raises(DataError, match="more than"):
         list(expand_braces("{0..99999999}"))
     shutil.rmtree(tmp_path)
+
+
+def test_a_set_of_nothing_is_no_error_next_to_others(tmp_path: Path, vocabulary: Path) -> None:
+    write_set(tmp_path / "part_0", [])
+    write_set(tmp_path / "part_1", [[[1, 2, 3]]])
+    assert build(data_of(tmp_path, vocabulary))
+
+
+def test_an_index_of_files_elsewhere_is_refused(
+    tmp_path: Path, vocabulary: Path, tokenizer: Tokenizer
+) -> None:
+    write_set(tmp_path / "secret", [[[1, 2, 3]]])
+    data = data_of(tmp_path / "set", vocabulary)
+    facts = {"dtype": "<i4", "has_bos": False, "has_eos": False}
+    shard = ShardInfo(name="../secret.bin", num_bytes=12, has_checksums=False, facts=facts)
+    builder = IndexBuilder(SourceHeader(format="indexed", tokenizer_sha256=tokenizer.sha256))
+    builder.add_shard(shard)
+    builder.add_texts(np.array([0]), np.array([12]), np.array([3]))
+    (tmp_path / "set").mkdir()
+    write_index(Path(SourceFiles("web", data).index), [builder.build()])
+
+    with pytest.raises(DataError, match=r"names a file '\.\./secret\.bin'"):
+        open_source("web", data, tokenizer, checks_shards=True)
+
+
+def test_splits_that_overlap_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    header = SourceHeader(format="indexed", tokenizer_sha256=tokenizer.sha256)
+    builder = IndexBuilder(header)
+    for split in ("train", "heldout"):
+        builder.add_shard(ShardInfo(name=split, num_bytes=12, has_checksums=False, split=split))
+        builder.add_texts(np.array([0]), np.array([12]), np.array([3]))
+    write_index(tmp_path / "a.k25index", [builder.build()])
+    assert SourceIndex.open(tmp_path / "a.k25index").header.splits == {"train": (0, 1), "heldout": (1, 2)}
+
+    data = (tmp_path / "a.k25index").read_bytes()
+    for wrong in (b"[0, 2]", b"[2, 3]"):
+        (tmp_path / "a.k25index").write_bytes(data.replace(b"[1, 2]", wrong))
+        with pytest.raises(IndexFileError, match=r"its splits .* overlap or are of no items"):
+            SourceIndex.open(tmp_path / "a.k25index")
