@@ -27,6 +27,7 @@ from k25_train.data.storage.deadline import Deadline
 from k25_train.data.storage.fsspec_files import FsspecFiles, attempt_once, options_of, protocols
 from k25_train.data.storage.options import read_options
 from k25_train.data.storage.ranges import Range
+from k25_train.data.storage.stamps import Version
 from k25_train.errors import DataError
 
 PART_BYTES = 2**26
@@ -119,8 +120,15 @@ class DataFolder:
                 return data
         return self._attempt(name, offset, num_bytes, delays_in_use)
 
+    def expect(self, indexed: Callable[[str], Version | None]) -> None:
+        """Read objects at a URL in the version that an index has of them; `indexed` says it by the name of
+        the file. Reading one that has changed since raises DataError."""
+        start = len(self._root) + 1
+        self._objects.expect(lambda path: indexed(path[start:]))
+
     def plan(self, ranges: Iterable[Range]) -> None:
-        """Say what will be read next: of an object store, neighbours come with one request."""
+        """Say what will be read next: of an object store, small neighbours come with one
+        request."""
         if not self._is_local:
             self._objects.plan(each._replace(name=f"{self._root}/{each.name}") for each in ranges)
 
@@ -128,11 +136,6 @@ class DataFolder:
         """Size of a file, at the start. Raises DataError if it is not there."""
         size_of = os.path.getsize if self._is_local else self._objects.num_bytes
         return int(self._tried(name, "", lambda path: size_of(path), delays_at_start))
-
-    def stamp(self, name: str) -> str:
-        """What says that a file is the same: its ETag or time of change. Raises as `num_bytes`."""
-        stamp_of = _local_stamp if self._is_local else self._objects.stamp
-        return str(self._tried(name, "", lambda path: stamp_of(path), delays_at_start))
 
     def _attempt(self, name: str, offset: int, num_bytes: int, delays_of: DelaysOf) -> bytes:
         read = self._files.read if self._is_local else self._objects.read
@@ -154,7 +157,8 @@ class DataFolder:
         if isinstance(error, ChangedFileError):
             return DataError(
                 f"{self.path(name)}: {error}. Objects of a data set must not be written while it trains: "
-                "bring the old one back, or index the new one and start again."
+                "bring the old one back, or index the new one (`python -m k25_train.data index`) and start "
+                "again."
             )
         problem = f"cannot be read{tried} ({describe(error)}){what}"
         is_refused = not self._is_local and (
@@ -223,7 +227,3 @@ def locate(url: str, key: str) -> tuple[Any, str]:
             f"{key}={url}: cannot be opened ({describe(error)}). Use a local path or a URL that fsspec knows."
         ) from error
     return fs, str(place)
-
-
-def _local_stamp(path: str) -> str:
-    return str(os.stat(path).st_mtime_ns)

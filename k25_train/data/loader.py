@@ -21,6 +21,7 @@ from k25_train.data.decode.decoder import decoder_versions
 from k25_train.data.decode.media import MediaPatches, Wanted
 from k25_train.data.evaluation_plan import EvaluationPlanner
 from k25_train.data.fingerprint import common_facts
+from k25_train.data.formats.reader import SourceReader
 from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.micro_batches import read_micro_batches
 from k25_train.data.mix.mixture import first_weights
@@ -35,6 +36,7 @@ from k25_train.data.served import SourceSummary
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.sources import OpenSource, training_documents
 from k25_train.data.storage.options import use_options
+from k25_train.data.storage.ranges import Range
 from k25_train.data.units import GroupedReading, MediaGroup, ReadHere, Result, Unit, UnitReading, WordsUnit
 from k25_train.errors import ConfigError, DataError
 
@@ -222,6 +224,12 @@ class DataLoader:
 
     def read_unit(self, unit: Unit) -> Result:
         """Read, tokenise and decode in this process. Raises as `micro_batches`."""
+        # Sources of one shard set share its reader.
+        planned: dict[SourceReader, list[Range]] = {}
+        for name, each in unit.stretches():
+            planned.setdefault(self.sources[name].reader, []).append(each)
+        for reader, ranges in planned.items():
+            reader.plan(ranges)
         if isinstance(unit, WordsUnit):
             return self._assembler.assemble(unit.sequences, unit.reads)
         if isinstance(unit, MediaGroup):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from k25_train.config.basics import is_url
 from k25_train.config.data import DataConfig
@@ -12,6 +13,7 @@ from k25_train.data.formats.index_layout import ShardInfo
 from k25_train.data.formats.reader import SourceReader
 from k25_train.data.formats.source_files import SourceFiles, index_command
 from k25_train.data.formats.source_index import MissingIndexError, SourceIndex
+from k25_train.data.storage.stamps import Version
 from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
 
@@ -59,6 +61,7 @@ def open_source(name: str, data: DataConfig, tokenizer: Tokenizer, *, checks_sha
     files = SourceFiles(name, data)
     spec = spec_of(files.config.format)
     index = open_index(files, tokenizer, data.cache_dir)
+    files.folder.expect(partial(indexed_version, index))
     if checks_shards:
         check_shards(files, index)
     return Source(name, index, spec.make_reader(files, index, tokenizer))
@@ -93,6 +96,15 @@ def open_index(files: SourceFiles, tokenizer: Tokenizer, cache_dir: str | None) 
     if not len(index):
         raise DataError(f"{files.index}: has no item. Correct {files.key}, or leave the source out.")
     return index
+
+
+def indexed_version(index: SourceIndex, name: str) -> Version | None:
+    """A file as it was when it was indexed; None for one that the index does not name."""
+    try:
+        shard = index.shard_named(name)
+    except KeyError:
+        return None
+    return Version(shard.num_bytes, shard.stamp)
 
 
 def check_shards(files: SourceFiles, index: SourceIndex) -> None:

@@ -9,6 +9,7 @@ from k25_train.data.batch import MicroBatch, Reads
 from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.media import MediaPatches
 from k25_train.data.mix.plan import SequencePlan
+from k25_train.data.storage.ranges import Range
 
 _TOKEN_BYTES = 40
 """Of a micro-batch's tensors without pixels, per token, generously: tokens, labels, mask, source."""
@@ -37,6 +38,12 @@ class WordsUnit:
         pieces = [piece.record for each in self.sequences for piece in each.pieces]
         return ", ".join(sorted({f"{record.shard} at byte {record.offset}" for record in pieces}))
 
+    def stretches(self) -> Iterator[tuple[str, Range]]:
+        """Source and stretch of a shard of each sample."""
+        for each in self.sequences:
+            for piece in each.pieces:
+                yield each.source, Range.of(piece.record.shard, piece.record.offset, piece.record.num_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class MediaUnit:
@@ -60,6 +67,11 @@ class MediaUnit:
         segment = self.media.segment
         return f"{segment.shard} at byte {segment.offset} ({segment.type}, .{segment.format})"
 
+    def stretches(self) -> Iterator[tuple[str, Range]]:
+        """Source and stretch of a shard."""
+        segment = self.media.segment
+        yield self.source, Range.of(segment.shard, segment.offset, segment.num_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class MediaGroup:
@@ -75,6 +87,10 @@ class MediaGroup:
     def places(self) -> str:
         """The files, as messages say where they are."""
         return ", ".join(unit.places() for unit in self.units)
+
+    def stretches(self) -> Iterator[tuple[str, Range]]:
+        """Source and stretch of a shard of each."""
+        return (each for unit in self.units for each in unit.stretches())
 
 
 Unit = WordsUnit | MediaUnit | MediaGroup

@@ -1,6 +1,6 @@
 """Reading of conversations at random: the same rendering as when they were indexed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from k25_train.data.byte_cache import ByteCache
 from k25_train.data.chat.chat_tokens import ChatDocument, ChatTokens, Stretch
@@ -10,6 +10,7 @@ from k25_train.data.formats.reader import Files
 from k25_train.data.formats.records import MediaSegment, SampleRecord, Segment
 from k25_train.data.formats.sample_json import SampleError
 from k25_train.data.formats.shard_reader import check_crc32
+from k25_train.data.storage.ranges import Range
 
 CACHED_BYTES = 2**26
 """What the conversations that were encoded last may take: their segments are asked for one by one."""
@@ -42,6 +43,10 @@ class ChatReader:
         if not isinstance(part, Stretch):
             raise SampleError(f"its segment {segment} is an image or a video")
         return part.tokens[start:stop]
+
+    def plan(self, ranges: Iterable[Range]) -> None:
+        """See `SourceReader`."""
+        self._files.plan(ranges)
 
     def close(self) -> None:
         """See `SourceReader`."""

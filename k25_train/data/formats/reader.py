@@ -1,12 +1,13 @@
 """What every format gives to readers of samples: bytes of media, and tokens of a stretch of a text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from k25_train.data.byte_cache import ByteCache
 from k25_train.data.formats.records import SampleRecord, TextSegment
 from k25_train.data.formats.sample_json import SampleError, Words
 from k25_train.data.formats.texts import TextTokens
+from k25_train.data.storage.ranges import Range
 from k25_train.data.tokenizer import Tokenizer
 
 PARSED_CHARACTERS = 2**24
@@ -29,6 +30,9 @@ class SourceReader(Protocol):
         Raises SampleError if the words cannot be used or are not those indexed, and DataError as `read`.
         """
 
+    def plan(self, ranges: Iterable[Range]) -> None:
+        """Say which stretches of shards will be read next: of an object store neighbours come together."""
+
     def close(self) -> None:
         """Make a read that waits to try again fail at once."""
 
@@ -42,6 +46,9 @@ class Files(Protocol):
 
     def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """Part of a file."""
+
+    def plan(self, ranges: Iterable[Range]) -> None:
+        """See `SourceReader`."""
 
     def close(self) -> None:
         """End waiting."""
@@ -67,6 +74,10 @@ class WordsReader:
     def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """See `SourceReader`."""
         return self._files.read(shard, offset, num_bytes)
+
+    def plan(self, ranges: Iterable[Range]) -> None:
+        """See `SourceReader`."""
+        self._files.plan(ranges)
 
     def segment_tokens(self, record: SampleRecord, segment: int, start: int, stop: int) -> Sequence[int]:
         """See `SourceReader`."""

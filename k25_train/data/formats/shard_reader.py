@@ -1,9 +1,12 @@
 """Reading of shards at random, by offset."""
 
+from collections.abc import Iterable
+
 from k25_train.data.folder import DataFolder
 from k25_train.data.formats.index import bytes_crc32
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.formats.sample_json import SampleError, Words, parse_words
+from k25_train.data.storage.ranges import Range
 from k25_train.errors import DataError
 
 
@@ -32,6 +35,10 @@ class ShardReader:
                 f"{len(data)} are there; the shard was cut short while in use. Copy or build it again."
             )
         return data
+
+    def plan(self, ranges: Iterable[Range]) -> None:
+        """Say which stretches of shards will be read next: of an object store neighbours come together."""
+        self.folder.plan(ranges)
 
     def close(self) -> None:
         """Make a read that waits to try again fail at once."""

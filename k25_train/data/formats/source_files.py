@@ -13,6 +13,7 @@ from k25_train.config.sources import GLOB, SourceConfig, folder_of, source_path
 from k25_train.data.folder import DataFolder, locate
 from k25_train.data.formats.index_layout import ShardInfo
 from k25_train.data.storage.attempts import describe
+from k25_train.data.storage.stamps import version_of
 from k25_train.errors import DataError
 
 INDEX_SUFFIX = ".k25index"
@@ -100,7 +101,7 @@ class SourceFiles:
                 "index "
                 f"the source again: {index_command(self.name)}."
             ) from error
-        return ShardInfo(name=name, num_bytes=int(found["size"]), stamp=_stamp(found), **more)
+        return ShardInfo(name=name, **version_of(found)._asdict(), **more)
 
     @property
     def is_remote(self) -> bool:
@@ -134,13 +135,3 @@ def _alternatives(text: str) -> Iterable[str]:
     if int(last) - int(first) >= MAX_FILES:
         raise DataError(f"{{{text}}}: names more than {MAX_FILES} files. Correct it.")
     return (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
-
-
-def _stamp(found: dict[str, Any]) -> str:
-    for key in ("ETag", "etag"):
-        if found.get(key):
-            return f"etag {found[key]}".replace('"', "")
-    for key in ("mtime", "LastModified", "last_modified"):
-        if found.get(key) is not None:
-            return f"time {found[key]}"
-    return ""

@@ -1,7 +1,7 @@
 """Neighbouring ranges of files, read by one request: each costs a store as much as some hundred KB."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 GAP_BYTES = 2**18
 """Bytes between two ranges that are read and dropped rather than asked for apart: about what comes in the 10
@@ -19,6 +19,11 @@ class Range(NamedTuple):
     """First byte."""
     stop: int
     """Behind the last byte."""
+
+    @classmethod
+    def of(cls, name: str, offset: int, num_bytes: int) -> Self:
+        """Of some bytes from an offset."""
+        return cls(name, offset, offset + num_bytes)
 
 
 def coalesce(ranges: Iterable[Range], gap_bytes: int = GAP_BYTES, max_bytes: int = MAX_BYTES) -> list[Range]:

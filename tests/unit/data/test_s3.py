@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from k25_train.data.batch import Reads
 from k25_train.data.folder import DataFolder, MissingFileError
 from k25_train.data.loader import DataLoader
 from k25_train.data.storage import attempts, options
@@ -16,6 +17,8 @@ from k25_train.data.storage.counts import COUNTS
 from k25_train.data.storage.options import ReadOptions
 from k25_train.data.storage.ranges import Range
 from k25_train.data.storage.request_rate import NoLimit
+from k25_train.data.storage.stamps import Version, version_of
+from k25_train.data.units import WordsUnit
 from k25_train.errors import DataError
 from tests.helpers.s3_server import KEYS, S3, s3_server
 from tests.helpers.tiny_shards import (
@@ -67,7 +70,7 @@ def test_a_set_in_s3_gives_what_a_local_one_does(store: S3, tmp_path: Path) -> N
     assert tokens_and_pixels("s3://corpus/set") == expected
 
 
-FAULTS = ["refusals", pytest.param("stalls", marks=pytest.mark.slow), "halves"]
+FAULTS = ["refusals", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stalls", "halves"))]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -119,6 +122,44 @@ def test_an_object_that_changes_is_never_mixed(
         folder.read_range("shard", 2_500_000, 10)
     # One who opens it now gets the new one alone.
     assert DataFolder("s3://changing").read_range("shard", 0, 10) == other[:10]
+
+
+def test_what_is_read_is_what_was_indexed(store: S3) -> None:
+    """By no request more where the store can be told the version, and at the first read elsewhere."""
+    store.put("indexed", {"shard": CONTENT})
+    info = fsspec.filesystem("s3").info("indexed/shard")
+    indexed = version_of(info)
+    assert indexed.etag == info["ETag"]
+    for version, requests in ((indexed, ["GET"]), (indexed._replace(stamp=""), ["HEAD", "GET"])):
+        store.faults.requests.clear()
+        folder = DataFolder("s3://indexed")
+        folder.expect({"shard": version}.get)
+        assert folder.read_range("shard", 0, 10) == CONTENT[:10]
+        assert [method for method, *_ in store.faults.requests] == requests
+    store.put("indexed", {"shard": CONTENT[::-1]})
+    folder = DataFolder("s3://indexed")
+    folder.expect({"shard": indexed}.get)
+    told = r"s3://indexed/shard: it has changed since it was indexed: it had .*k25_train\.data index"
+    with pytest.raises(DataError, match=told):
+        folder.read_range("shard", 0, 10)
+    # A file system that cannot be told a version.
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/indexed/shard", CONTENT)
+    folder = DataFolder("memory://indexed")
+    folder.expect({"shard": Version(len(CONTENT) - 1, "")}.get)
+    with pytest.raises(DataError, match=r"memory://indexed/shard: it has changed since it was indexed"):
+        folder.read_range("shard", 0, 10)
+
+
+def test_neighbours_of_a_unit_come_with_one_request(store: S3) -> None:
+    data = replace(tiny_data_config(Path("x")), dir="s3://corpus/set")
+    with DataLoader(data, tiny_train_config(), tiny_vision_config()) as loader:
+        words = WordsUnit(tuple(loader.plan(0).sequences[:4]), Reads(tokens=True, labels=False, pixels=False))
+        store.faults.requests.clear()
+        loader.read_unit(words)
+    gets = [each for each in store.faults.requests if each[0] == "GET"]
+    shards = {piece.record.shard for each in words.sequences for piece in each.pieces}
+    assert len(gets) == len(shards) < sum(len(each.pieces) for each in words.sequences)
 
 
 def test_what_is_set_wrong_is_named_at_once(store: S3, monkeypatch: pytest.MonkeyPatch) -> None:

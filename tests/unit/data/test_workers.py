@@ -41,7 +41,10 @@ def workers_of(reading: ReadingProcess) -> list[int]:
     return [pid for pid, name in descendants(reading.pid) if name == "k25-data-worker"]
 
 
-@pytest.mark.parametrize("share", [ALL, COUPLED], ids=["decoupled", "coupled"])
+@pytest.mark.parametrize(
+    "share",
+    [pytest.param(ALL, id="decoupled"), pytest.param(COUPLED, id="coupled", marks=pytest.mark.slow)],
+)
 def test_workers_give_what_the_process_gives_by_itself(
     data: Path, share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +144,7 @@ def test_workers_end_with_whoever_reads_or_trains(reading: ReadingProcess) -> No
     assert all(map(has_ended, below))
 
 
+@pytest.mark.slow
 def test_workers_run_where_the_rank_was_bound(data: Path) -> None:
     cpus = os.sched_getaffinity(0)
     with ReadingProcess(config_of(data, TWO)) as source:
@@ -155,6 +159,7 @@ def test_workers_run_where_the_rank_was_bound(data: Path) -> None:
     assert found == [{min(cpus)}] * 3
 
 
+@pytest.mark.slow
 def test_nothing_is_forked_by_a_process_with_threads(
     data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
