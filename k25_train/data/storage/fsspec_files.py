@@ -46,7 +46,7 @@ class FsspecFiles:
         self._fs = fs
         self._options = options
         self._is_s3 = "s3" in protocols(fs)
-        self._indexed = unknown
+        self._indexed: Callable[[str], Version | None] = unknown
         self._objects: dict[str, _Object] = {}
         self._held: ByteCache[bytes] = ByteCache(HELD_BYTES, len)
         self._held_ranges: dict[str, list[Range]] = {}
