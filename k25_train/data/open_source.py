@@ -7,6 +7,7 @@ from functools import partial
 
 from k25_train.config.basics import is_url
 from k25_train.config.data import DataConfig
+from k25_train.config.sources import SourceFormat
 from k25_train.data.format_specs import spec_of
 from k25_train.data.formats.index_cache import local_index
 from k25_train.data.formats.index_layout import ShardInfo
@@ -88,10 +89,13 @@ def open_index(files: SourceFiles, tokenizer: Tokenizer, cache_dir: str | None) 
             f"{index_command(files.name)}."
         )
     if header.tokenizer_sha256 != tokenizer.sha256:
+        # The ids of tokens lie in the files of one format, for which another index would not be enough.
+        is_tokenized = files.config.format is SourceFormat.indexed
+        first = "if the files were tokenized with this one, " if is_tokenized else ""
         raise StaleIndexError(
             f"{files.index}: tokens were counted with vocabulary {header.tokenizer_sha256[:12]}…, this is "
-            f"{tokenizer.sha256[:12]}…. Set data.tokenizer to that vocabulary, or make the index again: "
-            f"{index_command(files.name)}."
+            f"{tokenizer.sha256[:12]}…. Set data.tokenizer to that vocabulary, or {first}make the index "
+            f"again: {index_command(files.name)}."
         )
     if not len(index):
         raise DataError(f"{files.index}: has no item. Correct {files.key}, or leave the source out.")
