@@ -11,7 +11,6 @@ def train(config: Config) -> None:
     """Train the configured run from its newest checkpoint, or from the start."""
     # Imported late: torch takes seconds.
     check_place(config)
-    check_filled_in(config.data)
     import torch
 
     from k25_train.data.start import start_source
@@ -39,7 +38,13 @@ def train(config: Config) -> None:
     trainer.stop.close()
 
 
-command = hydra_app(train, check=place_in)
+def check_start(config: Config) -> None:
+    """Raise `ConfigError` for a data set that is still a template, and as `place_in`."""
+    check_filled_in(config.data)
+    place_in(config)
+
+
+command = hydra_app(train, check=check_start)
 
 
 def main() -> None:
