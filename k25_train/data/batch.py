@@ -64,7 +64,7 @@ class MicroBatch:
     item_documents: tuple[int, ...]
     """For each item, the position of its document in `document_lengths`."""
     pixels: Tensor | None
-    """[P, 3*p*p] float32, patches of all items; None if not requested."""
+    """[P, 3*p*p] uint8, patches of all items; None if not requested."""
     failed_items: tuple[int, ...]
     """Items whose file did not decode; their pixels are 0. Known only if pixels were requested."""
 
@@ -240,7 +240,7 @@ class MicroBatchAssembler:
         return mask_failed(replace(batch, pixels=pixels, failed_items=tuple(failed_items)), failed_items)
 
     def room_for(self, batches: Sequence[Sequence[SequencePlan]]) -> Sequence[Tensor]:
-        """Memory [P, 3*p*p] float32 for the patches of each micro-batch, one behind the other, so that
+        """Memory [P, 3*p*p] uint8 for the patches of each micro-batch, one behind the other, so that
         stacking them copies nothing."""
         counts = [
             sum(item.num_patches for sequence in sequences for item in sequence.items)

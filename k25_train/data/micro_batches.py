@@ -19,7 +19,7 @@ def read_micro_batches(
 ) -> Iterator[MicroBatch]:
     """The micro-batches of the given sequences, in order, with what `reads` asks for.
 
-    A sample whose words or media cannot be used keeps its place: padding for words, 0 for pixels, and no
+    A sample whose words or media cannot be used keeps its place: padding for words, black for pixels, and no
     loss. Raises DataError when those pass the limit of `skip_log`, or when a file cannot be read.
     """
     words = replace(reads, pixels=False)

@@ -16,7 +16,7 @@ class ReusedMemory:
         self._free: list[np.ndarray] = []
 
     def array(self, num_rows: int, num_columns: int) -> np.ndarray:
-        """[num_rows, num_columns] float32, not initialised."""
+        """[num_rows, num_columns] uint8, not initialised."""
         count = num_rows * num_columns
         number = next((i for i, each in enumerate(self._free) if len(each) >= count), None)
         if number is not None:
@@ -24,8 +24,8 @@ class ReusedMemory:
         else:
             # All free ones are too small, and would be for what comes next.
             self._free.clear()
-            memory = np.empty(int(_HEADROOM * count), dtype=np.float32)
+            memory = np.empty(int(_HEADROOM * count), dtype=np.uint8)
         # Whoever holds a part of it holds this object; a view of the array itself would hold the array alone.
-        array = np.frombuffer(memoryview(memory), dtype=np.float32, count=count)
+        array = np.frombuffer(memoryview(memory), dtype=np.uint8, count=count)
         weakref.finalize(array, self._free.append, memory).atexit = False
         return array.reshape(num_rows, num_columns)

@@ -33,7 +33,7 @@ class StepBatches:
     media_positions: Tensor
     """[V] int32, within their micro-batch."""
     pixels: Tensor
-    """[P, 3*p*p] float32; no rows unless the rank encodes them."""
+    """[P, 3*p*p] uint8; no rows unless the rank encodes them."""
     has_pixels: bool
     """Whether it does."""
     num_media_positions: tuple[int, ...]
@@ -103,7 +103,7 @@ def stack(batches: Sequence[MicroBatch]) -> StepBatches:
         loss_mask=rows(lambda batch: batch.loss_mask, torch.bool),
         source=rows(lambda batch: batch.source, torch.int16),
         media_positions=torch.cat([batch.media_positions for batch in batches]).to(torch.int32),
-        pixels=_joined(pixels) if pixels else torch.zeros(0, 0),
+        pixels=_joined(pixels) if pixels else torch.zeros(0, 0, dtype=torch.uint8),
         has_pixels=bool(pixels),
         num_media_positions=tuple(len(batch.media_positions) for batch in batches),
         documents=tuple(map(_documents_of, batches)),

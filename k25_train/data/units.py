@@ -16,7 +16,7 @@ _TOKEN_BYTES = 40
 
 GROUP_IMAGES = 16
 """Most images of a group. Our choice: DALI gains nothing measurable from more."""
-GROUP_BYTES = 2**23
+GROUP_BYTES = 2**21
 """Most bytes of a group's patches, so that workers share even few images evenly. Our choice."""
 
 
@@ -60,7 +60,7 @@ class MediaUnit:
         """About what the result takes."""
         items = self.media.items
         chosen = range(len(items)) if self.positions is None else self.positions
-        return 4 * 3 * vision.patch_size**2 * sum(items[position].num_patches for position in chosen)
+        return 3 * vision.patch_size**2 * sum(items[position].num_patches for position in chosen)
 
     def places(self) -> str:
         """The file, as messages say where it is."""

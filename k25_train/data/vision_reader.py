@@ -47,7 +47,8 @@ class StepVision:
     """The own replica's micro-batches, numbered as in the batch, in the order in which they run. Work numbers
     them by their position in this order."""
     failures: tuple[FailedItem, ...]
-    """Items that did not decode, of those of which this rank encodes at least a part. Their pixels are 0."""
+    """Items that did not decode, of those of which this rank encodes at least a part. Their pixels
+    are black."""
 
 
 class VisionSource(Protocol):
@@ -142,7 +143,7 @@ class VisionReader:
         places: dict[tuple[str, MediaSegment], list[tuple[Part, Tensor]]] = {}
         for parts in own:
             sizes = [part.num_patches for part in parts]
-            pixels = torch.empty(sum(sizes), self._patch_values)
+            pixels = torch.empty(sum(sizes), self._patch_values, dtype=torch.uint8)
             for part, into in zip(parts, pixels.split(sizes), strict=True):
                 item = items[part.item]
                 places.setdefault((item.source, item.media.segment), []).append((part, into))

@@ -56,7 +56,7 @@ class MoonViT3D(nn.Module):
         """Encode the items of a batch; without items, every parameter still gets a gradient, of zeros.
 
         Args:
-            pixels: [P, X] normalised patches, channel-major; cast to the weights' dtype.
+            pixels: [P, X] patches, channel-major: uint8 as decoded, or floats that are normalised already.
             grid_thw: one (t, h, w) per item, in the order of `pixels`.
             part: the rows to encode of the only item in `grid_thw`; `pixels` then holds these rows alone.
 

@@ -32,9 +32,20 @@ class PatchEmbed(nn.Module):
         self.pos_emb = PositionEmbedding(vision)
 
     def forward(self, pixels: Tensor, items: PackedItems) -> Tensor:
-        """[P, X] -> [P, C]."""
+        """Pixels [P, X], uint8 or normalised already, -> [P, C]."""
+        if pixels.dtype is torch.uint8:
+            pixels = normalised(pixels)
         hidden_PC = self.proj(pixels.to(self.proj.weight.dtype))
         return hidden_PC + self.pos_emb(items).to(hidden_PC.dtype)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Decoded pixels, uint8, as the tower takes them: (x/255 - 0.5)/0.5 in float32, of the same shape.
+
+    Source: image_mean and image_std of the release's preprocessor_config.json, in the operations of its
+    image processor.
+    """
+    return pixels.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
 
 
 class PositionEmbedding(nn.Module):

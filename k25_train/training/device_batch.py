@@ -32,7 +32,7 @@ class DeviceBatch:
     media_positions: Tensor
     """[V] int64, where the vision placeholders are."""
     pixels: Tensor | None
-    """[P, 588] float32; None where the tower takes no pixels from micro-batches."""
+    """[P, 588] uint8; None where the tower takes no pixels from micro-batches."""
     grid_thw: tuple[tuple[int, int, int], ...]
     """Patch grid of each item in placeholder order."""
 

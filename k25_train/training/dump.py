@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from k25_train.errors import ConfigError
+from k25_train.model.moonvit_positions import normalised
 from k25_train.training.activations import KeepEverything
 from k25_train.training.device_batch import DeviceBatch
 from k25_train.training.forward import forward_micro_batch
@@ -22,8 +23,8 @@ def dump_batches(run: Run, folder: Path) -> None:
     """Write `batch_<rank>_<n>.safetensors` for each micro-batch of this rank.
 
     Each holds tokens, labels, loss_mask, source and losses [T], document_lengths, media_positions [V],
-    grid_thw [N, 3] and pixels [P, 588]. Raises `ConfigError` if the pipeline has more than one stage, or the
-    tower is decoupled: pixels, tokens and losses are then on different ranks.
+    grid_thw [N, 3] and pixels [P, 588], normalised. Raises `ConfigError` if the pipeline has more than one
+    stage, or the tower is decoupled: pixels, tokens and losses are then on different ranks.
     """
     if run.topology.pp_size > 1:
         raise ConfigError(f"dump={folder} needs parallelism.pp=1, not {run.topology.pp_size}")
@@ -59,5 +60,5 @@ def contents(batch: DeviceBatch, losses: Tensor) -> dict[str, Tensor]:
         "grid_thw": torch.tensor(batch.grid_thw, dtype=torch.long).view(-1, 3),
     }
     if batch.pixels is not None:
-        tensors["pixels"] = batch.pixels
+        tensors["pixels"] = normalised(batch.pixels)
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}

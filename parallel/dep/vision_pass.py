@@ -32,7 +32,7 @@ class Chunk(NamedTuple):
     """Items that a rank encodes at once, or a part of one."""
 
     pixels: Tensor
-    """[P, 3*p*p] float32 in host memory, item after item; for a part only those of its rows."""
+    """[P, 3*p*p] uint8 in host memory, item after item; for a part only those of its rows."""
     grid_thw: tuple[Grid, ...]
     """Grid of each item; for a part that of the whole item."""
 

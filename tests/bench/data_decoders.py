@@ -43,7 +43,7 @@ def main() -> int:
             file = MediaFile(data=data, media=plan_media(segment_of(data, "image", "x"), VISION))
             one, other = reference.decode([file])[0].patches, dali.decode([file])[0].patches
             assert one is not None and other is not None
-            difference = float((one - other).abs().max()) * 127.5
+            difference = float((one.float() - other.float()).abs().max())
             worst = max(worst, difference)
             own, theirs = (_cost_ms(each, [file] * count, seconds) for each in (reference, dali))
             print(

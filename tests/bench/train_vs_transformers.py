@@ -34,6 +34,7 @@ from k25_train.data.served import SourceSummary
 from k25_train.data.share_reader import HostInputs, Share
 from k25_train.data.source import Opened, ThreadSource
 from k25_train.data.step_batches import stack
+from k25_train.model.moonvit_positions import normalised
 from k25_train.plan.batch_sizes import BatchSizes
 from parallel.dep.engine import VisionWork
 from parallel.dep.grid import Grid
@@ -237,7 +238,7 @@ def plain_loop(model: torch.nn.Module, config: Config, batches: list[MicroBatch]
         for batch in batches:
             output = model(
                 input_ids=batch.tokens.view(config.train.micro_batch_size, -1),
-                pixel_values=cast(Tensor, batch.pixels).view(-1, 3, patch, patch),
+                pixel_values=normalised(cast(Tensor, batch.pixels)).view(-1, 3, patch, patch),
                 image_grid_thw=torch.tensor(batch.grid_thw),
             )
             losses = functional.cross_entropy(output.logits.flatten(0, 1), batch.labels, reduction="none")
@@ -271,7 +272,8 @@ def synthetic_batches(config: Config) -> list[MicroBatch]:
         loss_mask = (~is_media.roll(-1, dims=1)).float()
         loss_mask[:, -1] = 0
         num_patches = sum(math.prod(grid) for grid in grids)
-        pixels = torch.randn(num_patches, 3 * config.model.vision.patch_size**2, generator=generator)
+        shape = num_patches, 3 * config.model.vision.patch_size**2
+        pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         batches.append(
             MicroBatch(
                 tokens=tokens.flatten(),

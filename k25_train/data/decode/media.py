@@ -1,4 +1,4 @@
-"""Media files of a data set as patches; zeros, with the reason, for a file that does not decode."""
+"""Media files of a data set as patches; black ones, with the reason, for a file that does not decode."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -22,9 +22,9 @@ class MediaPatches:
     """The patches of one image or video, or of some of its items."""
 
     items: Mapping[int, Tensor]
-    """Position among the file's vision items, ascending -> [P, 3*p*p] float32."""
+    """Position among the file's vision items, ascending -> [P, 3*p*p] uint8."""
     failure: str | None
-    """Why the file does not decode, in which case all patches are 0."""
+    """Why the file does not decode, in which case all patches are 0, black."""
     by: str = REFERENCE
     """What decoded it (`Decoded.by`)."""
 
@@ -83,7 +83,7 @@ class MediaReader:
         sizes = [file.media.items[position].num_patches for position in positions]
         reason = None
         if patches is None:
-            patches = torch.zeros(sum(sizes), 3 * self._vision.patch_size**2)
+            patches = torch.zeros(sum(sizes), 3 * self._vision.patch_size**2, dtype=torch.uint8)
             place = f"its {segment.type} (.{segment.format} at byte {segment.offset} of {segment.shard})"
             reason = f"{place} {failure}"
         return MediaPatches(dict(zip(positions, patches.split(sizes), strict=True)), reason, by)

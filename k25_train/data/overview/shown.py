@@ -127,7 +127,6 @@ def _images(batch: MicroBatch, vision: VisionConfig) -> list[ShownImage]:
         own = batch.pixels[position : position + rows * columns]
         position += frames * rows * columns
         image = own.reshape(rows, columns, 3, patch, patch).permute(0, 3, 1, 4, 2)
-        image = image.reshape(rows * patch, columns * patch, 3)
-        pixels = ((image * 0.5 + 0.5) * 255).round().clamp(0, 255).byte().numpy()
+        pixels = image.reshape(rows * patch, columns * patch, 3).numpy()
         shown.append(ShownImage(pixels, frames, grid.num_tokens))
     return shown

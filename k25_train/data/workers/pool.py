@@ -30,8 +30,8 @@ from k25_train.errors import DataError
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT_BYTES = 2**28
-"""Results that are being made or wait to be taken, of all workers of a rank: 80 images of 512x512 pixels as
-float32. A single larger unit goes out alone. Our choice."""
+"""Results that are being made or wait to be taken, of all workers of a rank: 340 images of 512x512
+pixels. A single larger unit goes out alone. Our choice."""
 QUEUED_UNITS = 2
 """Units that a worker has at most: the one that it reads and one that follows. Our choice."""
 ABORT_S = 2.0

@@ -21,6 +21,8 @@ from k25_train.units import GIB
 from parallel.config import DepSchedule, WireFormat
 from parallel.dep.chunk_memory import ChunkMemory
 
+PIXEL_BYTES = 1
+"""Of a value of a patch, which the tower normalises after the copy to the device."""
 FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}
 SHARE_OF_ROOM = 0.5
 """Share of the device memory that everything else leaves, which suspended chunks may take in bubbles. The
@@ -65,7 +67,7 @@ def patch_bytes(vision: VisionConfig, dtype: DType, device: Device, *, has_proje
     # 4. The projector's norm, what its two matrices and GELU read; tokens are squares of patches.
     if has_projector:
         kept += 4 * width * element + norm
-    inputs = (vision.num_layers - 1) * width * element + pixels * FLOAT_BYTES + rotations
+    inputs = (vision.num_layers - 1) * width * element + pixels * PIXEL_BYTES + rotations
     return PatchBytes(block=block, kept=kept, inputs=inputs)
 
 

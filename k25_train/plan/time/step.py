@@ -11,6 +11,7 @@ from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.flops import encoder_cost, head_forward_flops, layer_forward_flops, tower_cost
+from k25_train.plan.memory.tower import PIXEL_BYTES
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.units import GB
@@ -25,7 +26,6 @@ from parallel.pipeline.timeline import ChunkSeconds, Timeline
 NVLINK_GB_PER_S = 150.0
 """GB per second and direction that a rank sends within a node of H800 (NVLink at 400 GB/s both ways). Source:
 DeepEP's README, dispatch and combine of 8 ranks: 153 and 158."""
-PIXEL_BYTES = 4
 FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}
 
 

@@ -41,7 +41,7 @@ def both(files: Sequence[bytes], vision: VisionConfig) -> tuple[list[Decoded], l
 
 def levels(found: Decoded, expected: Decoded) -> torch.Tensor:
     assert found.patches is not None and expected.patches is not None
-    return (found.patches - expected.patches).abs() * 127.5
+    return (found.patches.float() - expected.patches.float()).abs()
 
 
 def noise(width: int, height: int) -> Image.Image:

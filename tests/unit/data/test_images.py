@@ -28,6 +28,7 @@ from k25_train.data.decode.patches import load_patches, patchify
 from k25_train.data.formats.frame_times import FrameTimes
 from k25_train.data.formats.records import MediaSegment
 from k25_train.errors import DataError
+from k25_train.model.moonvit_positions import normalised
 from tests.helpers.tiny_shards import (
     IMAGE_FORMATS,
     VIDEO_FORMATS,
@@ -65,9 +66,9 @@ def patches_of(media: Media, vision: VisionConfig = CHECKPOINT) -> torch.Tensor:
 
 
 def unpatchify(patches: torch.Tensor, rows: int, columns: int) -> np.ndarray:
-    """[h*w, 588] -> [H, W, 3] uint8, the inverse of the loader's layout and normalisation."""
+    """[h*w, 588] -> [H, W, 3] uint8, the inverse of the loader's layout."""
     pixels = patches.view(rows, columns, 3, 14, 14).permute(0, 3, 1, 4, 2)
-    return ((pixels.reshape(rows * 14, columns * 14, 3) * 0.5 + 0.5) * 255).round().to(torch.uint8).numpy()
+    return pixels.reshape(rows * 14, columns * 14, 3).numpy()
 
 
 @given(sides, sides, st.sampled_from([(16384, 512), (4096, 512), (64, 32)]))
@@ -103,7 +104,7 @@ def test_patches_of_an_unresized_image_equal_the_independent_processor(width: in
 
     assert [[1, *grid_of(width, height, 16384, CHECKPOINT)]] == expected["image_grid_thw"].tolist()
     torch.testing.assert_close(
-        patches_of(media), expected["pixel_values"].reshape(-1, 588), rtol=0, atol=1e-6
+        normalised(patches_of(media)), expected["pixel_values"].reshape(-1, 588), rtol=0, atol=1e-6
     )
 
 
@@ -112,7 +113,7 @@ def test_resized_image_is_close_to_the_independent_processor() -> None:
     vision = replace(CHECKPOINT, image_patch_limit=64)
 
     expected = Kimi_K25ImageProcessor(max_patches=64)(make_picture(300, 200, seed=2), return_tensors="pt")
-    difference = (patches_of(media, vision) - expected["pixel_values"].reshape(-1, 588)).abs()
+    difference = (normalised(patches_of(media, vision)) - expected["pixel_values"].reshape(-1, 588)).abs()
 
     # Two bicubic filters in eight bits: a few levels apart at edges of the mosaic, equal elsewhere.
     assert difference.mean() < 1 / 127.5

@@ -9,6 +9,7 @@ from k25_train.data.decode.items import format_timestamp, plan_media
 from k25_train.data.decode.patches import load_patches
 from k25_train.data.formats.dataset import Dataset, load_dataset
 from k25_train.data.formats.records import MediaSegment, SampleRecord
+from k25_train.model.moonvit_positions import normalised
 from tests.helpers.tiny_shards import tiny_vision_config
 
 OLD_SET = Path(__file__).parents[2] / "golden" / "shard_set_v1"
@@ -27,7 +28,7 @@ def video_of(dataset: Dataset) -> tuple[SampleRecord, MediaSegment]:
 def patches_digest(dataset: Dataset, segment: MediaSegment, vision: VisionConfig) -> str:
     data = dataset.reader.read(segment.shard, segment.offset, segment.num_bytes)
     return hashlib.sha256(
-        load_patches(data, plan_media(segment, vision), vision).numpy().tobytes()
+        normalised(load_patches(data, plan_media(segment, vision), vision)).numpy().tobytes()
     ).hexdigest()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from k25_train.config.model import VisionConfig
 from k25_train.model.moonvit import MoonViT3D
 from k25_train.model.moonvit_items import Grid, check_grids, pack_items
-from k25_train.model.moonvit_positions import PositionEmbedding, bicubic_matrix, temporal_table
+from k25_train.model.moonvit_positions import PositionEmbedding, bicubic_matrix, normalised, temporal_table
 from tests.helpers.hf_reference import build_hf_reference, tiny_model_config, tiny_vision_config
 
 IMAGES = [(1, 8, 4), (1, 2, 2), (1, 16, 16), (1, 4, 20), (1, 20, 32), (1, 8, 4), (1, 4, 8)]
@@ -228,3 +228,12 @@ def test_bad_grids_name_item_value_and_rule(grids: list[Grid], num_patches: int,
         check_grids(grids, num_patches, tiny_vision_config())
     with pytest.raises(ValueError, match=message):
         MoonViT3D(tiny_vision_config())(torch.zeros(num_patches, 588), grids)
+
+
+def test_decoded_pixels_are_normalised_as_the_release_does(towers: tuple[MoonViT3D, torch.nn.Module]) -> None:
+    ours, _ = towers
+    pixels = torch.arange(16 * 588).view(16, 588).to(torch.uint8)
+    as_floats = (pixels.float() / 255 - 0.5) / 0.5
+
+    assert torch.equal(normalised(pixels), as_floats)
+    assert torch.equal(ours(pixels, [(1, 4, 4)]), ours(as_floats, [(1, 4, 4)]))
