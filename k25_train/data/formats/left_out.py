@@ -8,6 +8,9 @@ from k25_train.data.formats.index_layout import ShardInfo
 LISTED = 100
 """Samples of a shard that are told one by one; more are counted. Our choice."""
 
+MAX_CHARACTERS = 500
+"""Of what is told of one sample. Our choice."""
+
 
 def facts_of(left_out: Sequence[object], number: int | None = None) -> dict[str, Any]:
     """Facts of a shard: how many samples, and the first of them; each text names place and reason.
@@ -15,7 +18,13 @@ def facts_of(left_out: Sequence[object], number: int | None = None) -> dict[str,
     `number`: how many there are, where `left_out` has the first of them only.
     """
     count = len(left_out) if number is None else number
-    return {"num_left_out": count, "left_out": [str(each) for each in left_out[:LISTED]]}
+    return {"num_left_out": count, "left_out": [_shown(str(each)) for each in left_out[:LISTED]]}
+
+
+def _shown(line: str) -> str:
+    """A line that any file and terminal takes, though it quotes data from anyone."""
+    short = line if len(line) <= MAX_CHARACTERS else f"{line[:MAX_CHARACTERS]}…"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in short)
 
 
 def joined(facts: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from k25_train.data.folder import DataFolder
 from k25_train.data.formats.index_builder import index_of_records
 from k25_train.data.formats.index_layout import ShardInfo, SourceHeader
 from k25_train.data.formats.index_merge import write_index
+from k25_train.data.formats.left_out import facts_of
 from k25_train.data.formats.reader import WordsReader
 from k25_train.data.formats.records import SampleRecord, TextSegment
 from k25_train.data.formats.sample_json import SampleError
@@ -272,3 +273,11 @@ def test_a_shard_larger_than_the_window_is_read_once(monkeypatch: pytest.MonkeyP
         back = max(offset - 700, 0)
         assert ahead.read(back, 300) == data[back : back + 300]
     assert fetched < 1.4 * len(data)
+
+
+def test_reasons_quote_data_in_a_form_that_any_file_takes() -> None:
+    facts = facts_of(["refers to \ud800\x1b[31m.jpg", "x" * 10**6])
+
+    told = ShardInfo.parse(ShardInfo(name="s.tar", num_bytes=1, facts=facts).text(), 1).facts["left_out"]
+
+    assert told == [r"refers to \ud800\x1b[31m.jpg", "x" * 500 + "…"]
