@@ -118,6 +118,7 @@ def share_of(config: Config) -> Share:
 
 def host_work(config: Config) -> Work:
     """Train without a model: all that rank 0 does for a step but launching it."""
+    from k25_train.data.skip_log import SkipLog
     from k25_train.training.inputs import InputReader
     from k25_train.training.rows import metrics_row
     from k25_train.training.staging import NoStaging
@@ -131,7 +132,7 @@ def host_work(config: Config) -> Work:
         source.open()
         source.take(share_of(config))
         receive = timed(source.step, times["receive"])
-        data: Any = SimpleNamespace(step=receive)
+        data: Any = SimpleNamespace(step=receive, skip_log=SkipLog(config.data.max_skipped_samples))
         reader = InputReader(data, topology, NoStaging(), PhaseTracker(0))
         step = timed(reader.step, times["step"])
         row = timed(metrics_row, times["row"])
@@ -139,7 +140,7 @@ def host_work(config: Config) -> Work:
             before_s = cpu_s(source.pid)
             inputs = step(number)
             times["made"].append(cpu_s(source.pid) - before_s)
-            row(config, number, result_of(inputs.sizes))
+            row(config, number, result_of(inputs.sizes), is_mixed_anew=False)
     receive_s, step_s, row_s, made_s = (median(each[WARM_UP_STEPS:]) for each in times.values())
     return Work(receive_s, step_s - receive_s, row_s, made_s, inputs.sizes)
 
@@ -147,9 +148,9 @@ def host_work(config: Config) -> Work:
 def timed[Result](function: Callable[..., Result], times_s: list[float]) -> Callable[..., Result]:
     """The function, noting the seconds for which its thread computes."""
 
-    def call(*arguments: Any) -> Result:
+    def call(*arguments: Any, **named: Any) -> Result:
         started = time.thread_time()
-        result = function(*arguments)
+        result = function(*arguments, **named)
         times_s.append(time.thread_time() - started)
         return result
 

@@ -58,7 +58,7 @@ def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
     rows, biases = [], {router.layer_number: [] for router in routers}
     with run.data:
         for step in range(1, STEPS + 1):
-            row = metrics_row(run.config, step, train_step(run, step))
+            row = metrics_row(run.config, step, train_step(run, step), is_mixed_anew=False)
             rows.append({name: row[name] for name in row if not any(part in name for part in TIMES)})
             for router in routers:
                 biases[router.layer_number].append(router.expert_bias.clone())

@@ -50,7 +50,7 @@ def plans_of_a_run(context: RankContext, arguments: list[str], num_steps: int) -
     run.data.loader.plan, run.data.loader.plan_evaluation = counted, counted_evaluation
     with run.data:
         for step in range(1, num_steps + 1):
-            row = metrics_row(run.config, step, train_step(run, step))
+            row = metrics_row(run.config, step, train_step(run, step), is_mixed_anew=False)
             assert row["tokens"] == plan(step - 1).sizes().num_tokens
         eval_losses(run, run.config.train.eval_sequences)
     # Threads plan ahead, so the first steps may swap.

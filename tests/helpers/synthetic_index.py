@@ -33,6 +33,7 @@ class SyntheticTokenizer:
 
     vocab_size, bos, eos, pad = 163_840, 1, 2, 3
     media_begin, media_content, media_pad, media_end = 4, 5, 6, 7
+    sha256 = "0" * 64
 
     def encode(self, text: str) -> list[int]:
         """One token."""
@@ -66,7 +67,7 @@ def _dataset() -> Dataset:
     return Dataset(
         directory="synthetic",
         tokenizer_path="tokenizer.json",
-        tokenizer_sha256="0" * 64,
+        tokenizer_sha256=SyntheticTokenizer.sha256,
         splits={"train": tuple(records), "heldout": tuple(records[-10:])},
         sources=(),
         reader=reader,

@@ -101,7 +101,7 @@ def _rows_of(lengths: np.ndarray, seq_len: int, wanted: Wanted) -> np.ndarray:
     while len(left):
         # 1. As many rows as the documents need, each opened with one of the longest.
         of_left = lengths[left]
-        needed = -(-int(of_left.sum()) // seq_len)
+        needed = int(of_left.sum()) // seq_len
         if needed > FEW_SEQUENCES and wanted is not _longest_that_fits:
             needed = needed * 9 // 10
         opened = min(max(needed, int(np.count_nonzero(2 * of_left > seq_len)), 1), len(left))

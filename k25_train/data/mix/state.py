@@ -21,6 +21,8 @@ class SourcePosition:
     """Sequences of the window that are done."""
     num_items: int = 0
     """Items that an epoch has: windows of another number are other ones."""
+    carried: tuple[int, ...] = ()
+    """Items that the window before this one left to it (`stream.Window.left`)."""
     seq_len: int = 0
     """Tokens of a sequence: windows are packed in another way for another length."""
     epochs_used: float = 0.0
@@ -73,7 +75,7 @@ class LoaderState:
                 f"{STATE_VERSION}: resume with the version of the code that wrote it"
             )
         try:
-            sources = {name: SourcePosition(**fields) for name, fields in content["sources"].items()}
+            sources = {name: _position_of(fields) for name, fields in content["sources"].items()}
             return cls(step=int(content["step"]), mix=Mix(**content["mix"]), sources=sources)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"the state of the data in the checkpoint is malformed: {error!r}") from error
@@ -84,3 +86,7 @@ class LoaderState:
             return self
         sources = {name: replace(position, tokens_of_mix=0) for name, position in self.sources.items()}
         return replace(self, mix=mix, sources=sources)
+
+
+def _position_of(fields: Mapping[str, Any]) -> SourcePosition:
+    return SourcePosition(**{**fields, "carried": tuple(map(int, fields.get("carried", ())))})

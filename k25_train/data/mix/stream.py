@@ -17,17 +17,24 @@ from k25_train.data.mix.state import SourcePosition
 from k25_train.data.mix.windows import Windows
 from k25_train.errors import DataError
 
+ROUNDING = 1e-9
 NUM_WINDOWS_WITHOUT = 64
 """So many windows in a row without anything usable, or one whole epoch, and a source has nothing to give.
 Our choice."""
+MOST_SEQUENCES_TO_CARRY = 256
+"""Windows of more sequences leave nothing to the next: it would save less than 0.4% of them. Our choice."""
+MOST_CARRIED = 256
+"""Items that are left to the next window at most, as a checkpoint has them. Our choice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """A window of a source, packed."""
+    """A window of a source, packed: its own documents, and those that the one before left to it."""
 
     epoch: int
     number: int
+    left: tuple[int, ...]
+    """Items that are left to the next window: those of the sequence with most padding."""
     sequences: Sequences
     num_tokens: np.ndarray
     """[S] int64: tokens of each sequence without padding."""
@@ -96,14 +103,15 @@ class SourceStream:
         epoch, or the next window.
         """
         epoch, window, sequence = position.epoch, position.window, position.sequence
+        carried = position.carried
         if position.num_items not in (0, self._windows.num_items):
-            epoch, window, sequence = epoch + bool(window or sequence), 0, 0
+            epoch, window, sequence, carried = epoch + bool(window or sequence), 0, 0, ()
         elif position.seq_len not in (0, self._seq_len) and sequence:
-            window, sequence = window + 1, 0
+            window, sequence, carried = window + 1, 0, ()
         if window >= self._windows.num_windows:
             epoch, window = epoch + 1, 0
         self._told: deque[Window] = deque()
-        self._next = epoch, window
+        self._next = epoch, window, carried
         self._done = sequence
         self._is_first_told = False
         self.position = replace(
@@ -111,6 +119,7 @@ class SourceStream:
             epoch=epoch,
             window=window,
             sequence=sequence,
+            carried=carried,
             num_items=self._windows.num_items,
             seq_len=self._seq_len,
         )
@@ -118,12 +127,13 @@ class SourceStream:
     def more(self) -> np.ndarray | None:
         """See `blend.Feed`."""
         for _ in range(min(self._windows.num_windows, NUM_WINDOWS_WITHOUT) + 1):
-            epoch, number = self._next
+            epoch, number, carried = self._next
             limit = self._limit(epoch, number)
             if limit <= 0:
                 return None
-            window = self._pack(epoch, number)
-            self._next = (epoch, number + 1) if number + 1 < self._windows.num_windows else (epoch + 1, 0)
+            following = (epoch, number + 1) if number + 1 < self._windows.num_windows else (epoch + 1, 0)
+            window = self._pack(epoch, number, carried, is_last=self._limit(*following) <= 0)
+            self._next = *following, window.left
             done, self._is_first_told = (0 if self._is_first_told else self._done), True
             self._told.append(window)
             tokens = window.num_tokens[done : floor(limit * len(window))]
@@ -140,7 +150,7 @@ class SourceStream:
     @property
     def mean_tokens(self) -> float:
         """Tokens per item, in the first window."""
-        window = self._pack(0, 0)
+        window = self._pack(0, 0, (), is_last=True)
         return int(window.num_tokens.sum()) / len(self._windows.items(0, 0))
 
     def take(self, count: int) -> np.ndarray:
@@ -176,14 +186,16 @@ class SourceStream:
     def _behind(self, position: SourcePosition, window: Window, sequence: int) -> SourcePosition:
         """The position behind `sequence` sequences of a window."""
         num_windows = self._windows.num_windows
-        epoch, number, part = window.epoch, window.number, 0.0
+        epoch, number, part, carried = window.epoch, window.number, 0.0, position.carried
         if sequence == len(window):
-            number, sequence = number + 1, 0
+            number, sequence, carried = number + 1, 0, window.left
             epoch, number = (epoch + 1, 0) if number == num_windows else (epoch, number)
         else:
             part = sequence / len(window)
         used = epoch + (number + part) / num_windows
-        return replace(position, epoch=epoch, window=number, sequence=sequence, epochs_used=used)
+        return replace(
+            position, epoch=epoch, window=number, sequence=sequence, epochs_used=used, carried=carried
+        )
 
     def _limit(self, epoch: int, window: int) -> float:
         """The share of a window that may be served; less than 1 in the last one of a cap, 0 behind it."""
@@ -191,12 +203,13 @@ class SourceStream:
             return 1.0
         left = (self._max_epochs - epoch) * self._windows.num_windows - window
         # What the product of floats is off by is no sequence.
-        return min(1.0, max(0.0, left + 1e-9))
+        return min(1.0, left + ROUNDING) if left > ROUNDING else 0.0
 
-    def _pack_window(self, epoch: int, number: int) -> Window:
+    def _pack_window(self, epoch: int, number: int, carried: tuple[int, ...], *, is_last: bool) -> Window:
         windows, documents = self._windows, self._documents
         # 1. The documents in their order.
-        items = documents.items(windows.items(epoch, number))
+        own = documents.items(windows.items(epoch, number))
+        items = np.concatenate([own, np.array(carried, dtype=np.int64)]) if carried else own
         measured = documents.measure(items, is_first=epoch == 0)
 
         # 2. Sequences of them, shuffled: a long document fills many in a row.
@@ -207,8 +220,20 @@ class SourceStream:
             else pack_whole(measured.lengths, self._seq_len, key)
         )
         order = windows.order(packed.num_sequences, epoch, number, "sequences")
-        packed = packed.in_order(order if windows.shuffle or documents.is_cut else _by_first(packed))
-        return Window(epoch, number, _sequences_of(items, measured, packed), packed.num_tokens())
+        if not windows.shuffle and not documents.is_cut:
+            order = _by_first(packed)
+
+        # 3. The one with most padding goes to the next window or, if there is none, comes last. So all others
+        # are where they are in both cases: a cap may change while a window is served.
+        left: tuple[int, ...] = ()
+        if not documents.is_cut and 1 < len(order) <= MOST_SEQUENCES_TO_CARRY:
+            emptiest = int(np.argmin(packed.num_tokens()))
+            pieces = packed.documents[packed.offsets[emptiest] : packed.offsets[emptiest + 1]]
+            order = np.append(order[order != emptiest], emptiest)
+            if not is_last and len(pieces) <= MOST_CARRIED:
+                left, order = tuple(items[pieces].tolist()), order[:-1]
+        packed = packed.in_order(order)
+        return Window(epoch, number, left, _sequences_of(items, measured, packed), packed.num_tokens())
 
 
 def serve(streams: Sequence[SourceStream], order: np.ndarray) -> Sequences:
