@@ -13,14 +13,21 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
     Raises ValueError for one that has too many, or an open brace.
     """
+    for number, name in enumerate(_expand(pattern)):
+        if number == MAX_NAMES:
+            raise ValueError(f"{pattern!r} has more than {MAX_NAMES} names")
+        yield name
+
+
+def _expand(pattern: str) -> Iterator[str]:
     before, brace, rest = pattern.partition("{")
     if not brace:
         yield pattern
         return
     choices, after = _closed(rest, pattern)
     for choice in choices:
-        for inner in expand_braces(choice):
-            for tail in expand_braces(after):
+        for inner in _expand(choice):
+            for tail in _expand(after):
                 yield before + inner + tail
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from k25_train.data.folder import DataFolder
 from k25_train.data.formats.sample_json import SampleError
+from k25_train.data.tar import braces
 from k25_train.data.tar.braces import expand_braces
 from k25_train.data.tar.energon import layout_of, load_energon
 from k25_train.data.tar.layouts import StemLayout, Text, place_media
@@ -195,3 +196,11 @@ def test_braces() -> None:
     for wrong in ("{a", "{0..99999999999}"):
         with pytest.raises(ValueError, match=r"not closed|more than"):
             list(expand_braces(wrong))
+
+
+def test_braces_that_multiply_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(braces, "MAX_NAMES", 1000)
+
+    assert len(list(expand_braces("{0..9}{0..9}{0..9}"))) == 1000
+    with pytest.raises(ValueError, match="more than 1000 names"):
+        list(expand_braces("{a,b}" * 40))
