@@ -20,7 +20,8 @@ from k25_train.errors import ConfigError
 
 _EPILOG = """\
 The exit status is 0 without faults, 1 with, and 2 where something could not be looked at. What an index left
-out when it was made is a fault, too.
+out when it was made is a fault, too. Names that samples of several files have are only warned of, unless the
+samples are equal.
 """
 
 
@@ -91,6 +92,8 @@ def _print(checks: list[SourceCheck], console: Console) -> None:
     for check in checks:
         for fault in check.faults:
             console.print(escape(fault), soft_wrap=True)
+        for warning in check.warnings:
+            console.print(f"warning: {escape(warning)}", soft_wrap=True)
     if len(checks) == 1 and not checks[0].num_shards:
         return
     table = Table("source", "format", "files", "samples", "media", "GB read", "faults")

@@ -44,6 +44,8 @@ class ShardCheck(NamedTuple):
     """Read from it."""
     keys: np.ndarray
     """[n] u64, a hash of each of its samples' names."""
+    contents: np.ndarray
+    """[n] u64, a hash of what the index knows of each one's words and media, their checksums included."""
 
 
 def check_shard(
@@ -59,19 +61,28 @@ def check_shard(
     if difference:
         faults.append(Fault(source, shard.name, "", 0, difference))
     first, stop = index.items_in(number)
-    keys = np.zeros(stop - first, np.uint64)
+    keys, contents = np.zeros((2, stop - first), np.uint64)
     num_media = num_bytes = 0
     for item in range(first, stop):
         record = index.record(item)
-        digest = hashlib.blake2b(record.key.encode(), digest_size=8).digest()
-        keys[item - first] = int.from_bytes(digest, "little")
+        keys[item - first] = _hash(record.key.encode())
+        contents[item - first] = _hash(repr(_content(record)).encode())
         num_media += len(record.media)
         num_bytes += record.num_bytes + sum(media.num_bytes for media in record.media)
         faults += [
             Fault(source, shard.name, record.key, record.offset, reason)
             for reason in _item_faults(record, reader)
         ]
-    return ShardCheck(faults, stop - first, num_media, num_bytes, keys)
+    return ShardCheck(faults, stop - first, num_media, num_bytes, keys, contents)
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _content(record: SampleRecord) -> list[object]:
+    """Checksums and sizes, wherever the sample is."""
+    return [record.num_bytes, record.crc32, *((each.num_bytes, each.crc32) for each in record.media)]
 
 
 def _item_faults(record: SampleRecord, reader: SourceReader) -> Iterator[str]:

@@ -7,19 +7,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 
-import numpy as np
-
 from k25_train.config.data import DataConfig
 from k25_train.config.sources import SourceFormat
 from k25_train.data.formats.source_files import SourceFiles
-from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.open_source import Source, open_source
 from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.data.tokenizer import load_tokenizer
-from k25_train.data.verify.shard_faults import Fault, ShardCheck, check_shard
+from k25_train.data.verify.shard_faults import ShardCheck, check_shard
+from k25_train.data.verify.twins import Twins
 
-LISTED_TWINS = 100
-"""Names that several samples have are listed up to here, and counted beyond. Our choice."""
 Report = Callable[[int, int], None]
 """Called with (files done, files)."""
 
@@ -36,6 +32,8 @@ class SourceCheck:
     num_bytes: int = 0
     """Read of it."""
     faults: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What may well be meant."""
 
 
 def verify_source(
@@ -64,8 +62,10 @@ def verify_source(
         found.num_bytes += check.num_bytes
         found.faults += map(str, check.faults)
     if "key_end" in index.columns:
-        keys = [checks[number].keys for number in range(found.num_shards)]
-        found.faults += map(str, _twins(name, index, np.concatenate([*keys, np.zeros(0, np.uint64)])))
+        ordered = [checks[number] for number in range(found.num_shards)]
+        twins = Twins(name, index, ordered)
+        found.faults += map(str, twins.faults())
+        found.warnings += twins.warnings()
     return found
 
 
@@ -106,19 +106,3 @@ def _open(name: str, data: DataConfig, tokenizer_path: str) -> Source:
 
 
 _tokenizer = lru_cache(load_tokenizer)
-
-
-def _twins(source: str, index: SourceIndex, keys: np.ndarray) -> Iterator[Fault]:
-    """Samples whose name an earlier one has: `keys` are hashes of all names, in the order of the index."""
-    order = np.argsort(keys, kind="stable")
-    is_again = keys[order][1:] == keys[order][:-1]
-    again = np.sort(order[1:][is_again])
-    for item in again[:LISTED_TWINS]:
-        record = index.record(int(item))
-        first = index.record(int(order[np.searchsorted(keys[order], keys[item])]))
-        if first.key == record.key:
-            reason = f"has the name of a sample of {first.shard}"
-            yield Fault(source, record.shard, record.key, record.offset, reason)
-    if len(again) > LISTED_TWINS:
-        more = len(again) - LISTED_TWINS
-        yield Fault(source, index.shard(0).name, "", 0, f"and other files have {more} more names twice")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from k25_train.data.__main__ import main
 from k25_train.data.tokenizer import train_tokenizer
+from k25_train.data.verify import twins
 from tests.helpers.media_files import image_bytes
 from tests.helpers.tar_shards import picture, tar_bytes
 from tests.helpers.tiny_shards import VOCAB_SIZE, make_text
@@ -71,6 +72,7 @@ def test_every_fault_is_named(data: str, tmp_path: Path, capsys: pytest.CaptureF
             [
                 *(("0a.jpg", noise[:-300]), ("0a.txt", "a"), ("empty.jpg", b""), ("empty.txt", "c")),
                 *(("1b.jpg", picture()), ("1b.txt", "c"), ("bare.jpg", picture())),
+                *(("1a.jpg", picture()), ("1a.txt", "a"), ("1b.jpg", noise), ("1b.txt", "d")),
             ]
         )
     )
@@ -87,10 +89,28 @@ def test_every_fault_is_named(data: str, tmp_path: Path, capsys: pytest.CaptureF
         r"pictures: s-0.tar, sample 0a \(byte \d+\): its image .* image file is truncated",
         r"s-0.tar, sample 'empty' \(byte \d+\): its .jpg at byte \d+ is empty",
         r"s-0.tar, sample 'bare' \(byte \d+\): has no text",
-        r"s-1.tar, sample 1b \(byte \d+\): has the name of a sample of s-0.tar",
+        r"s-0.tar, sample '1b' \(byte \d+\): has the stem of an earlier sample",
+        r"s-1.tar, sample 1a \(byte \d+\): is the same as the sample at byte \d+ of s-0.tar",
         r"questions: 0.tar: has 2000 bytes but had \d+ when it was indexed",
         r"0.tar, sample y \(byte \d+\): .*cut short",
         r"1.tar, sample z \(byte \d+\): changed since it was indexed",
     ):
         with pytest.raises(AssertionError, match=fault):
             raise AssertionError(faults)
+    assert "s-1.tar, sample 1b" not in faults, "other samples of another file may have the name"
+
+
+def test_files_may_number_their_samples_alike(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        members = [(f"{key}.txt", f"{number} {key}") for key in ("000", "001", f"10{number}")]
+        (tmp_path / f"s-{number}.tar").write_bytes(tar_bytes(members))
+    assert main(["index", data, "--workers", "0"]) == 0
+    assert verified(data, capsys) == (0, "")
+    assert main(["verify", data, "--workers", "0"]) == 0
+    line = "warning: pictures: s-0.tar and s-1.tar have 2 names in common, of different samples"
+    assert line in capsys.readouterr().out
+    monkeypatch.setattr(twins, "LISTED_TWINS", 0)
+    assert main(["verify", data, "--workers", "0"]) == 0
+    assert "and 1 more pairs of files have" in capsys.readouterr().out
