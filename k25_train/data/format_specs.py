@@ -1,4 +1,4 @@
-"""Where each format that has index files says what it is."""
+"""Where each format says what it is."""
 
 from k25_train.config.sources import SourceFormat
 from k25_train.data.formats.source_format import FormatSpec
@@ -7,6 +7,10 @@ from k25_train.data.formats.source_format import FormatSpec
 def spec_of(format: SourceFormat) -> FormatSpec:
     """The format's own; imported when it is asked for, since some need large libraries."""
     match format:
+        case SourceFormat.shards:
+            from k25_train.data.formats.shards import SHARDS
+
+            return SHARDS
         case SourceFormat.indexed:
             from k25_train.data.formats.indexed import INDEXED
 
@@ -23,5 +27,3 @@ def spec_of(format: SourceFormat) -> FormatSpec:
             from k25_train.data.tar.source import ENERGON
 
             return ENERGON
-        case _:
-            raise NotImplementedError(f"{format.value} has no index file")

@@ -11,9 +11,10 @@ from k25_train.config.sources import SourceFormat
 from k25_train.data.format_specs import spec_of
 from k25_train.data.formats.index_cache import local_index
 from k25_train.data.formats.index_layout import ShardInfo
+from k25_train.data.formats.index_prefix import MissingIndexError
 from k25_train.data.formats.reader import SourceReader
 from k25_train.data.formats.source_files import SourceFiles, index_command
-from k25_train.data.formats.source_index import MissingIndexError, SourceIndex
+from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.storage.stamps import Version
 from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
@@ -53,7 +54,7 @@ class Source:
 
 
 def open_source(name: str, data: DataConfig, tokenizer: Tokenizer, *, checks_shards: bool) -> Source:
-    """Open one of `data.sources` that has an index file: any but a shard set.
+    """Open one of `data.sources` by its index file.
 
     With `checks_shards`, which one rank does for all, each of its files is held against the index; without,
     the cost is the same for any number of files and items. Raises MissingIndexError, StaleIndexError or
@@ -87,6 +88,12 @@ def open_index(files: SourceFiles, tokenizer: Tokenizer, cache_dir: str | None) 
             f"{files.index}: is an index of format {header.format}, data.sources.{files.name}.format is "
             f"{files.config.format.value}. Correct one of the two, or make it again: "
             f"{index_command(files.name)}."
+        )
+    kinds = header.facts.get("kinds", [])
+    if kinds != files.kinds:
+        raise StaleIndexError(
+            f"{files.index}: has the kinds {kinds or 'all'}, data.sources.{files.name}.kinds are "
+            f"{files.kinds or 'all'}. Give each its own data.sources.NAME.index, or none."
         )
     if header.tokenizer_sha256 != tokenizer.sha256:
         # The ids of tokens lie in the files of one format, for which another index would not be enough.

@@ -9,10 +9,12 @@ from k25_train.config.data import DataConfig
 from k25_train.config.model import VisionConfig
 from k25_train.config.sources import SAMPLE_KINDS, SourceFormat
 from k25_train.data.decode.media import MediaReader
-from k25_train.data.formats.dataset import Dataset, load_dataset
+from k25_train.data.formats.dataset import Dataset, load_dataset, load_manifest
+from k25_train.data.formats.index_prefix import MissingIndexError
 from k25_train.data.formats.reader import SourceReader, WordsReader
 from k25_train.data.formats.records import SampleRecord
 from k25_train.data.formats.sample_json import Words
+from k25_train.data.formats.shards import check_small
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.windows import Selection
 from k25_train.data.open_source import open_source
@@ -34,13 +36,9 @@ class OpenSources:
 
 def open_sources(data: DataConfig, vision: VisionConfig) -> OpenSources:
     """Open and check every source. Raises DataError for what its files get wrong."""
-    # 1. Shard sets, once each however many sources are of it, and the vocabulary of all.
-    sets: dict[str, Dataset] = {}
-    for source in data.sources.values():
-        folder = data.path_of(source)
-        if source.format is SourceFormat.shards and folder not in sets:
-            sets[folder] = load_dataset(folder, data.tokenizer)
-    paths = [data.tokenizer, *(dataset.tokenizer_path for dataset in sets.values())]
+    # 1. The vocabulary: that of a shard set, unless another is named.
+    sets = _ShardSets(data)
+    paths = [data.tokenizer, *sets.tokenizer_paths()]
     path = next((path for path in paths if path is not None), None)
     if path is None:
         raise ConfigError(
@@ -48,26 +46,47 @@ def open_sources(data: DataConfig, vision: VisionConfig) -> OpenSources:
             "vocabulary that the sources' tokens were counted with"
         )
     tokenizer = load_tokenizer(path)
-    for folder, dataset in sets.items():
-        if dataset.tokenizer_sha256 != tokenizer.sha256:
-            raise DataError(
-                f"{folder}: its tokens were counted with another vocabulary than that of {path}: build it "
-                "again with this one"
-            )
 
-    # 2. Readers of shard sets are shared: they keep what was parsed last.
-    readers = {
-        folder: WordsReader(dataset.reader, partial(_words, dataset), tokenizer)
-        for folder, dataset in sets.items()
-    }
+    # 2. Each by its index; shard sets without one are small and read into memory.
     found = {}
     for name, source in data.sources.items():
-        folder = data.path_of(source)
-        if source.format is SourceFormat.shards:
-            found[name] = _of_set(name, data, vision, tokenizer, sets[folder], readers[folder])
-        else:
+        try:
             found[name] = _of_index(name, data, vision, tokenizer)
+        except MissingIndexError:
+            if source.format is not SourceFormat.shards or source.index is not None:
+                raise
+            found[name] = _of_set(name, data, vision, tokenizer, *sets.open(name, tokenizer, path))
     return OpenSources(tokenizer, tokenizer.sha256, found)
+
+
+class _ShardSets:
+    """Shard sets in memory, once each however many sources are of it."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self._data = data
+        self._opened: dict[str, tuple[Dataset, SourceReader]] = {}
+
+    def tokenizer_paths(self) -> list[str]:
+        """Of each set among the sources."""
+        is_set = [each for each in self._data.sources.values() if each.format is SourceFormat.shards]
+        folders = dict.fromkeys(map(self._data.path_of, is_set))
+        return [load_manifest(folder).tokenizer_path for folder in folders]
+
+    def open(self, name: str, tokenizer: Tokenizer, path: str) -> tuple[Dataset, SourceReader]:
+        """The set of a source, and what reads it, which keeps what was parsed last. Raises DataError for one
+        that is too large for it, or of another vocabulary than that at `path`."""
+        folder = self._data.path_of(self._data.sources[name])
+        if folder not in self._opened:
+            check_small(name, load_manifest(folder))
+            dataset = load_dataset(folder, self._data.tokenizer)
+            if dataset.tokenizer_sha256 != tokenizer.sha256:
+                raise DataError(
+                    f"{folder}: its tokens were counted with another vocabulary than that of {path}: build "
+                    "it again with this one"
+                )
+            reader = WordsReader(dataset.reader, partial(_words, dataset), tokenizer)
+            self._opened[folder] = dataset, reader
+        return self._opened[folder]
 
 
 def _of_set(

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from k25_train.config.sources import SourceFormat
 from k25_train.data.fingerprint import record_facts
 from k25_train.data.formats.index_builder import index_of_records
 from k25_train.data.formats.index_layout import HAS_LOSS, ShardInfo, SourceHeader
 from k25_train.data.formats.records import SampleRecord
+from k25_train.data.formats.shards import MOST_IN_MEMORY
 from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.mix.columns import ItemColumns
 from k25_train.data.mix.documents import has_target
@@ -89,8 +91,12 @@ class IndexItems:
         )
 
     def facts(self, name: str, limit: int | None) -> dict[str, str]:
-        """See `Items`: what the header says, which costs nothing."""
+        """See `Items`: what the header says, which costs nothing. A shard set that might be in memory has the
+        facts that it has there, so that a run goes on when it gets an index."""
         header = self._index.header
+        if header.format == SourceFormat.shards.value and len(self._index) < MOST_IN_MEMORY:
+            stop = self._stop if limit is None else min(self._stop, self._first + limit)
+            return record_facts(name, [self._index.record(item) for item in range(self._first, stop)])
         used = "" if limit is None else f", the first {limit}"
         items = f"items {self._first} to {self._stop} of {header.num_items}{used}"
         told = f"{items}, {header.num_tokens} text tokens"

@@ -15,7 +15,8 @@ import torch
 from k25_train.data import open_sources
 from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.media import MediaPatches, MediaReader
-from k25_train.data.formats.dataset import Dataset
+from k25_train.data.folder import DataFolder
+from k25_train.data.formats.dataset import Dataset, Manifest
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
 from k25_train.data.mix.documents import DocumentBuilder, DocumentTokens
 from tests.helpers.smoke_mix import mix
@@ -44,8 +45,11 @@ class SyntheticTokenizer:
 def synthetic_data() -> Iterator[None]:
     """Within it, and in processes forked from it, loaders open the synthetic index."""
     dataset = _dataset()
+    manifest = Manifest(DataFolder("synthetic"), {}, (), dataset.tokenizer_path)
     with (
         mock.patch.object(open_sources, "load_dataset", lambda *_: dataset),
+        mock.patch.object(open_sources, "load_manifest", lambda *_: manifest),
+        mock.patch.object(open_sources, "check_small", lambda *_: None),
         mock.patch.object(open_sources, "load_tokenizer", lambda _: SyntheticTokenizer()),
         mock.patch.object(DocumentBuilder, "tokens", _tokens),
         mock.patch.object(MediaReader, "load", _patches),

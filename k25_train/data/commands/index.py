@@ -13,7 +13,7 @@ from k25_train.config.basics import is_url
 from k25_train.config.data import DataConfig
 from k25_train.config.sources import SourceFormat
 from k25_train.data.commands.indexing import index_source
-from k25_train.data.formats.dataset import load_dataset
+from k25_train.data.formats.dataset import load_manifest
 from k25_train.data.formats.left_out import left_out_of
 from k25_train.data.formats.source_files import SourceFiles
 from k25_train.data.formats.source_index import SourceIndex
@@ -56,9 +56,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError(f"--source {unknown[0]}: is none of data.sources: {', '.join(data.sources)}.")
     workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
     for name in names:
-        if data.sources[name].format is SourceFormat.shards:
-            console.print(f"{escape(name)}: a shard set has its index with it")
-            continue
         _index(name, data, workers, options.force, console)
     return 0
 
@@ -103,7 +100,7 @@ def tokenizer_path(data: DataConfig) -> str:
         return data.tokenizer
     for source in data.sources.values():
         if source.format is SourceFormat.shards:
-            return load_dataset(data.path_of(source)).tokenizer_path
+            return load_manifest(data.path_of(source)).tokenizer_path
     raise ConfigError(
         "data.tokenizer: is null, and no source is a shard set, which would have one. Name a "
         "tokenizer.json or "

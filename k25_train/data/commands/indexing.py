@@ -21,9 +21,10 @@ from k25_train.data.folder import locate
 from k25_train.data.format_specs import spec_of
 from k25_train.data.formats.index_layout import VERSION, ShardInfo, SourceHeader
 from k25_train.data.formats.index_merge import write_index
+from k25_train.data.formats.index_prefix import IndexFileError, MissingIndexError
 from k25_train.data.formats.index_writer import IndexWriter
 from k25_train.data.formats.source_files import SourceFiles
-from k25_train.data.formats.source_index import IndexFileError, MissingIndexError, SourceIndex
+from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.open_source import (
     StaleIndexError,
     difference_of,
@@ -138,9 +139,13 @@ def index_part(name: str, data: DataConfig, tokenizer_path: str, shard: ShardInf
     files, tokenizer = SourceFiles(name, data), _tokenizer(tokenizer_path)
     spec = spec_of(files.config.format)
     header = SourceHeader(
-        format=files.config.format.value, tokenizer_sha256=tokenizer.sha256, frame=spec.frame
+        format=files.config.format.value,
+        tokenizer_sha256=tokenizer.sha256,
+        frame=spec.frame,
+        facts={"kinds": files.kinds} if files.kinds else {},
     )
-    with IndexWriter(part, header, keeps_keys=spec.keeps_keys) as writer:
+    keeps = {"keeps_keys": spec.keeps_keys, "keeps_kinds": spec.keeps_kinds}
+    with IndexWriter(part, header, **keeps) as writer:
         spec.index_shard(files, shard, tokenizer, writer)
 
 
@@ -154,7 +159,8 @@ def _tokenizer(path: str) -> Tokenizer:
 
 
 def _part_name(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer) -> str:
-    facts = [VERSION, files.config.format.value, tokenizer.sha256, shard.num_bytes, shard.text().decode()]
+    kinds = f"{files.config.format.value} {files.kinds}"
+    facts = [VERSION, kinds, tokenizer.sha256, shard.num_bytes, shard.text().decode()]
     return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:32]
 
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from k25_train.data.folder import DataFolder, MissingFileError, read_file
 from k25_train.data.formats.index import IndexHeader, parse_index
@@ -51,6 +51,19 @@ class Dataset:
     reader: ShardReader
 
 
+class Manifest(NamedTuple):
+    """What `dataset.json` says."""
+
+    folder: DataFolder
+    """Of the set."""
+    shards: dict[str, list[tuple[str, str]]]
+    """Split -> names of its shards and of their indexes."""
+    sources: tuple[SourceInfo, ...]
+    """Where its samples come from."""
+    tokenizer_path: str
+    """The set's own tokenizer."""
+
+
 def write_manifest(
     directory: Path, tokenizer: str, splits: dict[str, list[str]], sources: Sequence[SourceInfo]
 ) -> None:
@@ -69,6 +82,25 @@ def write_manifest(
     partial_path.rename(directory / MANIFEST)
 
 
+def load_manifest(directory: str) -> Manifest:
+    """Read what a shard set consists of. All that it names is inside the folder.
+
+    Raises DataError, naming the file and what is wrong, for no or malformed `dataset.json`.
+    """
+    folder = DataFolder(directory)
+    manifest = _read_manifest(folder)
+    try:
+        shards = {
+            str(split): [(folder.check_name(e["shard"]), folder.check_name(e["index"])) for e in entries]
+            for split, entries in manifest["splits"].items()
+        }
+        sources = tuple(SourceInfo(**source) for source in manifest["sources"])
+        tokenizer_path = folder.path(folder.check_name(manifest["tokenizer"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{directory}/{MANIFEST}: malformed ({error!r}). Run {_BUILD} again.") from error
+    return Manifest(folder, shards, sources, tokenizer_path)
+
+
 def load_dataset(directory: str, tokenizer_path: str | None = None) -> Dataset:
     """Read manifest and indexes of a shard set and check that they fit the files.
 
@@ -76,18 +108,9 @@ def load_dataset(directory: str, tokenizer_path: str | None = None) -> Dataset:
     Raises DataError, naming the file and what is wrong, for: no or malformed `dataset.json`, a shard that is
     missing or whose size is not its index's, an incomplete index, a tokenizer that is not the index's.
     """
-    folder = DataFolder(directory)
-    manifest = _read_manifest(folder)
-    # 1. What the manifest names is inside the folder; the user's own tokenizer may be anywhere.
-    try:
-        shards = {
-            str(split): [(folder.check_name(e["shard"]), folder.check_name(e["index"])) for e in entries]
-            for split, entries in manifest["splits"].items()
-        }
-        sources = tuple(SourceInfo(**source) for source in manifest["sources"])
-        tokenizer_path = tokenizer_path or folder.path(folder.check_name(manifest["tokenizer"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{directory}/{MANIFEST}: malformed ({error!r}). Run {_BUILD} again.") from error
+    # 1. What there is; the user's own tokenizer may be anywhere.
+    folder, shards, sources, own_tokenizer = load_manifest(directory)
+    tokenizer_path = tokenizer_path or own_tokenizer
     tokenizer_sha256 = hashlib.sha256(read_file(tokenizer_path, "tokenizer", "data.tokenizer")).hexdigest()
 
     # 2. Its indexes, each checked against its shard and the tokenizer.
@@ -96,7 +119,7 @@ def load_dataset(directory: str, tokenizer_path: str | None = None) -> Dataset:
         records: list[SampleRecord] = []
         for shard, index in entries:
             header, found = parse_index(folder.path(index), folder.read(index))
-            _check_shard(folder, shard, index, header, tokenizer_path, tokenizer_sha256)
+            check_shard(folder, shard, index, header, tokenizer_path, tokenizer_sha256)
             records += found
         splits[split] = tuple(records)
     return Dataset(
@@ -128,7 +151,7 @@ def _read_manifest(folder: DataFolder) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _check_shard(
+def check_shard(
     folder: DataFolder,
     shard: str,
     index: str,
@@ -136,6 +159,8 @@ def _check_shard(
     tokenizer_path: str,
     tokenizer_sha256: str,
 ) -> None:
+    """Hold a shard and the vocabulary against the header of the shard's index. Raises DataError, naming what
+    is wrong."""
     if header.shard != shard:
         raise DataError(f"{folder.path(index)}: indexes {header.shard!r}, but {MANIFEST} says {shard}.")
     try:

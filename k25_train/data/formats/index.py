@@ -58,7 +58,7 @@ def parse_index(path: str, data: bytes) -> tuple[IndexHeader, list[SampleRecord]
     the number of records is not the header's (an index cut short).
     """
     first, *lines = data.removesuffix(b"\n").split(b"\n")
-    header = _parse_header(path, first)
+    header = parse_header(path, first)
     records = [_parse_record(path, number, line, header) for number, line in enumerate(lines, start=2)]
     if len(records) != header.num_samples:
         raise DataError(
@@ -68,7 +68,8 @@ def parse_index(path: str, data: bytes) -> tuple[IndexHeader, list[SampleRecord]
     return header, records
 
 
-def _parse_header(path: str, line: bytes) -> IndexHeader:
+def parse_header(path: str, line: bytes) -> IndexHeader:
+    """The first line of an index file; raises DataError, naming the file, for one that is none."""
     try:
         header = IndexHeader(**json.loads(line))
         check_count(header.shard_bytes, "shard_bytes")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from k25_train.config.sources import SAMPLE_KINDS
 from k25_train.data.formats.index_layout import COLUMNS, HAS_LOSS, IS_MEDIA, TOKENS, ShardInfo, SourceHeader
 from k25_train.data.formats.records import MEDIA_TYPES, MediaSegment, SampleRecord, TextSegment
 from k25_train.data.formats.source_index import SourceIndex
@@ -18,11 +19,13 @@ _COUNTS = ("num_segments", "num_media")
 class IndexBuilder:
     """Collects items, shard after shard, in 24 bytes each and more for media."""
 
-    def __init__(self, header: SourceHeader, *, keeps_keys: bool = False) -> None:
+    def __init__(self, header: SourceHeader, *, keeps_keys: bool = False, keeps_kinds: bool = False) -> None:
         """`header`: format, tokenizer, frame and facts; counts are filled in. `keeps_keys`: whether items
-        keep the names that their records have, which is for formats whose users know them by those."""
+        keep the names that their records have, which is for formats whose users know them by those;
+        `keeps_kinds`: whether they keep their kind, which is else known by their media."""
         self._header = header
         self._keeps_keys = keeps_keys
+        self._keeps_kinds = keeps_kinds
         self._columns: dict[str, array[Any]] = {
             name: array(_TYPECODES[column.dtype]) for name, column in COLUMNS.items()
         }
@@ -68,6 +71,8 @@ class IndexBuilder:
             if self._keeps_keys:
                 columns["keys"].frombytes(record.key.encode())
                 columns["key_end"].append(len(columns["keys"]))
+            if self._keeps_kinds:
+                columns["kind"].append(SAMPLE_KINDS.index(record.kind))
             for segment in record.segments:
                 if isinstance(segment, MediaSegment):
                     columns["segments"].append(IS_MEDIA)
@@ -115,6 +120,7 @@ class IndexBuilder:
         header = self._header
         columns = {name: _array(values, COLUMNS[name].dtype) for name, values in self._columns.items()}
         absent = set() if self._keeps_keys else {"keys", "key_end"}
+        absent |= set() if self._keeps_kinds else {"kind"}
         absent |= set() if self._has_checksums else {"crc32", "media_crc32"}
         absent |= {"first_segment", "segments"} if self._is_plain else set()
         if not columns["media_offset"].size:

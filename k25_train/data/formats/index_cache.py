@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from k25_train.data.folder import locate
-from k25_train.data.formats.source_index import MissingIndexError
+from k25_train.data.formats.index_prefix import MissingIndexError
 from k25_train.data.storage.attempts import describe
 from k25_train.errors import DataError
 

@@ -53,7 +53,8 @@ _ITEM, _MEDIA, _SHARD, _BYTE = Per("item"), Per("media"), Per("shard"), Per("byt
 _FIRST = Per("item", 1)
 COLUMNS: dict[str, Column] = {
     # Items. Absent: crc32 without checksums; first_segment if every item is one text with a loss; first_media
-    # without media; key_end if an item has no name but its number.
+    # without media; key_end if an item has no name but its number; kind (of `SAMPLE_KINDS`) in all but shard
+    # sets.
     "offset": Column("<u8", _ITEM),
     "num_bytes": Column("<u4", _ITEM),
     "shard": Column("<u4", _ITEM),
@@ -62,6 +63,7 @@ COLUMNS: dict[str, Column] = {
     "first_segment": Column("<u8", _FIRST, "sizes"),
     "first_media": Column("<u8", _FIRST, "sizes"),
     "key_end": Column("<u8", _ITEM),
+    "kind": Column("u1", _ITEM, "sizes"),
     "segments": Column("<u4", Per("segment"), "sizes"),
     # Images and videos.
     "media_offset": Column("<u8", _MEDIA),

@@ -68,6 +68,7 @@ class _Merge:
         self._formats: dict[str, int] = {}
         self._lengths = dict.fromkeys(COLUMNS, 0)
         self._is_plain, self._has_keys, self._has_checksums = True, False, False
+        self._has_kinds = False
         spans: list[tuple[str, int]] = []
         headers = []
         for part in parts:
@@ -89,6 +90,7 @@ class _Merge:
             self._formats.setdefault(name, len(self._formats))
         self._is_plain &= index.first_segment is None
         self._has_keys |= "key_end" in index.columns
+        self._has_kinds |= "kind" in index.columns
         self._has_checksums |= "crc32" in index.columns
         of_items = index.columns["shard"]
         start = 0
@@ -147,6 +149,7 @@ class _Merge:
 
     def _absent(self) -> set[str]:
         absent = set() if self._has_keys else {"keys", "key_end"}
+        absent |= set() if self._has_kinds else {"kind"}
         absent |= set() if self._has_checksums else {"crc32", "media_crc32"}
         absent |= {"first_segment", "segments"} if self._is_plain else set()
         if not self._header.num_media:

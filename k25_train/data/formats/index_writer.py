@@ -7,6 +7,7 @@ interruption are kept (`commands/indexing.py`).
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,15 +28,17 @@ class IndexWriter:
     """Context manager that writes one index. It appears under its name only when the block ends without an
     error; until then parts of it lie in `<name>.parts`."""
 
-    def __init__(self, path: Path, header: SourceHeader, *, keeps_keys: bool = False) -> None:
-        """`header`: format, tokenizer, frame and facts of the source; counts are filled in."""
+    def __init__(
+        self, path: Path, header: SourceHeader, *, keeps_keys: bool = False, keeps_kinds: bool = False
+    ) -> None:
+        """`header`: format, tokenizer, frame and facts of the source; counts are filled in. What is kept of
+        each item: see `IndexBuilder`."""
         self._path = path
-        self._header = header
-        self._keeps_keys = keeps_keys
+        self._new_builder = partial(IndexBuilder, header, keeps_keys=keeps_keys, keeps_kinds=keeps_kinds)
         self._folder = path.with_name(path.name + ".parts")
         self._parts: list[Path] = []
         self._shards: dict[str, ShardInfo] = {}
-        self._builder = IndexBuilder(header, keeps_keys=keeps_keys)
+        self._builder = self._new_builder()
         self.num_items = 0
         """Items added so far."""
         self._facts: dict[str, Mapping[str, Any]] = {}
@@ -83,7 +86,7 @@ class IndexWriter:
         part = self._folder / f"{len(self._parts):06d}"
         write_index(part, [self._builder.build()])
         self._parts.append(part)
-        self._builder = IndexBuilder(self._header, keeps_keys=self._keeps_keys)
+        self._builder = self._new_builder()
         # Media of later items may lie in any shard so far.
         for shard in self._shards.values():
             self._builder.add_shard(replace(shard, facts=facts.get(shard.name, {})))

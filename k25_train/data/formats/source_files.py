@@ -9,7 +9,7 @@ from typing import Any
 
 from k25_train.config.basics import is_url
 from k25_train.config.data import DataConfig
-from k25_train.config.sources import GLOB, SourceConfig, folder_of, source_path
+from k25_train.config.sources import GLOB, SAMPLE_KINDS, SourceConfig, folder_of, source_path
 from k25_train.data.folder import DataFolder, locate
 from k25_train.data.formats.index_layout import ShardInfo
 from k25_train.data.storage.attempts import describe
@@ -44,9 +44,15 @@ class SourceFiles:
         """What reads the files. Raises DataError for a URL that cannot be opened."""
         return DataFolder(self.root)
 
+    @property
+    def kinds(self) -> list[str]:
+        """Of a shard set, the kinds of sample that its index has; none named is all."""
+        return [kind for kind in SAMPLE_KINDS if kind in self.config.kinds]
+
     def _index_path(self) -> str:
         if self.config.is_folder:
-            return f"{self.root}/{self.config.format.value}{INDEX_SUFFIX}"
+            name = "-".join([self.config.format.value, *self.kinds])
+            return f"{self.root}/{name}{INDEX_SUFFIX}"
         pattern = self.path.removeprefix(self.root).strip("/")
         readable = re.sub(r"[^\w.-]+", "_", pattern).strip("_")
         if readable != pattern:

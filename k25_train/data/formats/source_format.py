@@ -1,4 +1,4 @@
-"""What a format whose sources have an index file has to say of itself."""
+"""What a format has to say of itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from k25_train.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatSpec:
-    """A format whose sources have an index file."""
+    """A format, whose sources have index files."""
 
     list_shards: Callable[[SourceFiles], list[ShardInfo]]
     """The files that items lie in, in the order of the index; those of a split follow one another."""
@@ -26,3 +26,5 @@ class FormatSpec:
     """Whether documents are put between [BOS] and [EOS]."""
     keeps_keys: bool = False
     """Whether items have names by which users know them."""
+    keeps_kinds: bool = False
+    """Whether items have a kind that is not known by their media."""

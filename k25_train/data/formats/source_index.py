@@ -13,34 +13,29 @@ from pathlib import Path
 
 import numpy as np
 
+from k25_train.config.sources import SAMPLE_KINDS
 from k25_train.data.formats.index_layout import (
     COLUMNS,
     HAS_LOSS,
     IS_MEDIA,
-    MAGIC,
     PREFIX,
     TOKENS,
-    VERSION,
     ShardInfo,
     SourceHeader,
-    aligned,
     item_size,
-    parse_header,
+)
+from k25_train.data.formats.index_prefix import (
+    INDEX_AGAIN,
+    MALFORMED,
+    IndexFileError,
+    MissingIndexError,
+    check_counts,
+    no_index,
+    parse_prefix,
 )
 from k25_train.data.formats.limits import check_place
-from k25_train.data.formats.records import MEDIA_TYPES, MediaSegment, SampleRecord, TextSegment
+from k25_train.data.formats.records import MEDIA_TYPES, MediaSegment, SampleRecord, Segment, TextSegment
 from k25_train.errors import DataError
-
-INDEX_AGAIN = "`python -m k25_train.data index data=NAME` makes it again"
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
-
-
-class IndexFileError(DataError):
-    """A file is no index of this version, or not all of one."""
-
-
-class MissingIndexError(DataError):
-    """A source has no index yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +65,7 @@ class SourceIndex:
             with open(path, "rb") as file:
                 num_bytes = os.fstat(file.fileno()).st_size
                 if num_bytes < PREFIX.size:
-                    raise _no_index(path, f"it has {num_bytes} bytes")
+                    raise no_index(path, f"it has {num_bytes} bytes")
                 mapped = mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ)
                 if hasattr(mmap, "MADV_RANDOM"):
                     # Windows read blocks all over the file, where reading ahead is in vain.
@@ -81,7 +76,7 @@ class SourceIndex:
             ) from error
         except OSError as error:
             raise DataError(f"{path}: this index cannot be read ({error}). Bring it back.") from error
-        header, places, first = _parse_prefix(path, mapped)
+        header, places, first = parse_prefix(path, mapped)
         columns = {}
         for name, (start, count) in places.items():
             if first + start + count * item_size(name) > num_bytes:
@@ -91,7 +86,7 @@ class SourceIndex:
                     f"{INDEX_AGAIN}."
                 )
             columns[name] = np.frombuffer(mapped, COLUMNS[name].dtype, count, first + start)
-        _check_counts(path, header, columns)
+        check_counts(path, header, columns)
         return cls(header, columns, str(path), source)
 
     def __len__(self) -> int:
@@ -142,7 +137,7 @@ class SourceIndex:
             record = SampleRecord(
                 shard=shard.name,
                 key=self._key(item),
-                kind="caption" if any(isinstance(each, MediaSegment) for each in segments) else "text",
+                kind=self._kind(item, segments),
                 source=self.source,
                 offset=int(columns["offset"][item]),
                 num_bytes=int(columns["num_bytes"][item]),
@@ -150,7 +145,7 @@ class SourceIndex:
                 crc32=f"{int(columns['crc32'][item]):08x}" if shard.has_checksums else "",
             )
             check_place(record.offset, record.num_bytes, shard.num_bytes)
-        except (*_MALFORMED, IndexError, StopIteration) as error:
+        except (*MALFORMED, IndexError, StopIteration) as error:
             raise DataError(
                 f"{self.path}, item {item}: no sample has these values ({error!r}). Do not use this index: "
                 f"{INDEX_AGAIN}."
@@ -187,6 +182,11 @@ class SourceIndex:
         if "key_end" not in self.columns:
             return str(item)
         return _slice(self.columns["keys"], self.columns["key_end"], item).decode()
+
+    def _kind(self, item: int, segments: tuple[Segment, ...]) -> str:
+        if "kind" in self.columns:
+            return SAMPLE_KINDS[self.columns["kind"][item]]
+        return "caption" if any(isinstance(each, MediaSegment) for each in segments) else "text"
 
     def _segment_words(self, item: int) -> list[int]:
         first = self.first_segment
@@ -233,58 +233,3 @@ def _text(word: int) -> TextSegment:
 def _slice(texts: np.ndarray, ends: np.ndarray, number: int) -> bytes:
     start = int(ends[number - 1]) if number else 0
     return texts[start : int(ends[number])].tobytes()
-
-
-def _parse_prefix(
-    path: str | Path, mapped: mmap.mmap
-) -> tuple[SourceHeader, dict[str, tuple[int, int]], int]:
-    magic, version, header_bytes = PREFIX.unpack(mapped[: PREFIX.size])
-    if magic != MAGIC:
-        raise _no_index(path, f"it begins with {magic!r}")
-    if version != VERSION:
-        raise IndexFileError(
-            f"{path}: is an index of version {version}, this code reads {VERSION}; {INDEX_AGAIN}."
-        )
-    end = PREFIX.size + header_bytes
-    if end > len(mapped):
-        raise IndexFileError(f"{path}: has {len(mapped)} bytes, its header alone {end}; it was cut short. "
-                             f"Copy it again, or {INDEX_AGAIN}.")  # fmt: skip
-    try:
-        header, columns = parse_header(mapped[PREFIX.size : end])
-    except _MALFORMED as error:
-        raise IndexFileError(f"{path}: its header is malformed ({error!r}); {INDEX_AGAIN}.") from error
-    return header, columns, aligned(end)
-
-
-def _no_index(path: str | Path, found: str) -> IndexFileError:
-    return IndexFileError(
-        f"{path}: is no index of a source ({found}). Name the index with data.sources.NAME.index, or "
-        f"{INDEX_AGAIN}."
-    )
-
-
-def _check_counts(path: str | Path, header: SourceHeader, columns: Mapping[str, np.ndarray]) -> None:
-    """What the header counts has to be what the columns hold."""
-    counts = {"item": header.num_items, "media": header.num_media, "shard": header.num_shards}
-    needed = {"offset", "num_bytes", "shard", "text_tokens", "shard_bytes", "shard_text", "shard_text_end"}
-    if header.num_media:
-        needed |= {"first_media", *(name for name, column in COLUMNS.items() if column.per.what == "media")}
-        needed -= {"media_crc32"}
-    missing = sorted(needed - set(columns))
-    wrong = [
-        f"{name} has {len(columns[name])} values"
-        for name, column in COLUMNS.items()
-        if name in columns
-        and column.per.what in counts
-        and len(columns[name]) != counts[column.per.what] + column.per.extra
-    ]
-    spans = sorted(header.splits.values())
-    bounds = [0, *(bound for span in spans for bound in span), header.num_items]
-    if bounds != sorted(bounds):
-        wrong.append(f"its splits {dict(header.splits)} overlap or are of no items")
-    if missing or wrong:
-        problem = "; ".join([*(f"no column {name}" for name in missing), *wrong])
-        raise IndexFileError(
-            f"{path}: its header says {header.num_items} items, {header.num_media} media and "
-            f"{header.num_shards} shards, but: {problem}. Do not use it; {INDEX_AGAIN}."
-        )

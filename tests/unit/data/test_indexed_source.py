@@ -20,9 +20,10 @@ from k25_train.data.formats import indexed, source_files
 from k25_train.data.formats.index_builder import IndexBuilder
 from k25_train.data.formats.index_layout import ShardInfo, SourceHeader
 from k25_train.data.formats.index_merge import write_index
+from k25_train.data.formats.index_prefix import IndexFileError, MissingIndexError
 from k25_train.data.formats.sample_json import SampleError
 from k25_train.data.formats.source_files import SourceFiles, expand_braces
-from k25_train.data.formats.source_index import IndexFileError, MissingIndexError, SourceIndex
+from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.open_source import Source, StaleIndexError, open_source
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import DataError

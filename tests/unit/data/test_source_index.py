@@ -12,9 +12,10 @@ from k25_train.data.formats import index_merge, index_writer
 from k25_train.data.formats.index_builder import IndexBuilder, index_of_records
 from k25_train.data.formats.index_layout import PREFIX, ShardInfo, SourceHeader
 from k25_train.data.formats.index_merge import write_index
+from k25_train.data.formats.index_prefix import IndexFileError, MissingIndexError
 from k25_train.data.formats.index_writer import IndexWriter
 from k25_train.data.formats.records import MediaSegment, SampleRecord, TextSegment
-from k25_train.data.formats.source_index import IndexFileError, MissingIndexError, SourceIndex
+from k25_train.data.formats.source_index import SourceIndex
 from k25_train.errors import DataError
 
 HEADER = SourceHeader(format="webdataset", tokenizer_sha256="0" * 64)
