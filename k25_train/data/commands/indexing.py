@@ -82,18 +82,25 @@ def index_source(
     files, tokenizer = SourceFiles(name, data), load_tokenizer(tokenizer_path)
     spec = spec_of(files.config.format)
     shards = spec.list_shards(files)
-    if not force and not why_not_current(files, shards, tokenizer):
-        return None
+    is_current = not force and not why_not_current(files, shards, tokenizer)
     local = _local_place(files, data.cache_dir)
+    folder = local.with_name(local.name + ".parts")
+    if is_current:
+        if folder.exists():  # of a command that was killed at its very end
+            with _only_one(local):
+                shutil.rmtree(folder, ignore_errors=True)
+        return None
     with _only_one(local):
-        folder = local.with_name(local.name + ".parts")
         folder.mkdir(exist_ok=True)
         parts = [folder / _part_name(files, shard, tokenizer) for shard in shards]
         if force:
             for part in parts:
                 part.unlink(missing_ok=True)
         _index_parts(name, data, tokenizer_path, list(zip(shards, parts, strict=True)), workers, progress)
-        header = write_index(local, parts)
+        # What a command that is killed leaves behind is all in the folder of parts.
+        complete = folder / "complete"
+        header = write_index(complete, parts)
+        os.replace(complete, local)
         if is_url(files.index):
             _upload(local, files.index)
         shutil.rmtree(folder)
@@ -184,20 +191,25 @@ def _local_place(files: SourceFiles, cache_dir: str | None) -> Path:
 def _only_one(place: Path) -> Iterator[None]:
     """Hold the lock of an index. Raises DataError if another command has it."""
     path = place.with_name(place.name + ".lock")
-    try:
-        lock = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error}), so no index can be made next to the data. Name another "
-            "place with data.sources.NAME.index."
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise DataError(f"{place}: another command makes this index. Wait until it has ended.") from error
-    finally:
-        os.close(lock)
+    while True:
+        try:
+            lock = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be written ({error}), so no index can be made next to the data. Name "
+                "another place with data.sources.NAME.index."
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it removes the file at its end, perhaps after it was opened here.
+            if os.fstat(lock).st_nlink:
+                yield
+                path.unlink(missing_ok=True)
+                return
+        except BlockingIOError as error:
+            raise DataError(f"{place}: another command makes this index. Wait until it has ended.") from error
+        finally:
+            os.close(lock)
 
 
 def _upload(local: Path, url: str) -> None:

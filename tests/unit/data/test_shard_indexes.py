@@ -1,6 +1,10 @@
 """A shard set with an index trains as it does in memory; a large one is not read into memory."""
 
+import multiprocessing
+import random
 import shutil
+import signal
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -145,3 +149,29 @@ def test_what_is_not_of_its_kind_is_left_out(tmp_path: Path) -> None:
     assert not source.index.has_media
     assert source.index.shard(0).facts["num_left_out"] == 2
     assert SourceFiles("all", data).index == f"{tmp_path}/shards.k25index"
+
+
+@pytest.mark.parametrize("num_kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+def test_killed_at_any_moment(tiny: Path, indexed: Path, tmp_path: Path, num_kills: int) -> None:
+    """What is killed is made when the command is given again, with the same bytes and nothing left behind."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "set"))
+    data, draw = tiny_data_config(folder), random.Random(num_kills)
+    started_s = time.monotonic()
+    index_all(data)
+    longest_s = time.monotonic() - started_s
+    wanted = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len([name for name in wanted if name.endswith(".k25index")]) == 4
+    num_killed = 0
+    for _ in range(num_kills):
+        for path in folder.glob("*.k25index"):
+            path.unlink()
+        child = multiprocessing.get_context("fork").Process(target=index_all, args=(data,))
+        child.start()
+        child.join(draw.uniform(0, longest_s))
+        child.kill()
+        child.join()
+        num_killed += child.exitcode == -signal.SIGKILL
+        for name in data.sources:
+            index_source(name, data, f"{folder}/tokenizer.json", 0, lambda *_: None)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == wanted
+    assert num_killed
