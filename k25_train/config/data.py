@@ -51,15 +51,16 @@ class AugmentConfig:
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        values = ((name, getattr(self, name)) for name in ("crop", "flip", "colour"))
-        out_of_range = "must be at least 0 and below 1"
         return [
-            Problem(
-                name, value, out_of_range if not 0 <= value < 1 else "is not applied by this version", "use 0"
-            )
-            for name, value in values
-            if value != 0
+            Problem(name, value, "must be at least 0 and below 1", "use 0")
+            for name in ("crop", "flip", "colour")
+            if not 0 <= (value := getattr(self, name)) < 1
         ]
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is changed."""
+        return not (self.crop or self.flip or self.colour)
 
 
 @dataclass(slots=True, kw_only=True)

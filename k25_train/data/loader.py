@@ -16,6 +16,7 @@ from typing import Any, Self
 from k25_train.config.data import DataConfig
 from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
+from k25_train.data.augment.draws import keys_of
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler, Reads
 from k25_train.data.decode.decoder import decoder_versions
 from k25_train.data.decode.media import MediaPatches, Wanted
@@ -88,7 +89,8 @@ class DataLoader:
     def _planned(self, source: OpenSource, vision: VisionConfig) -> PlannedSource:
         """A source that has something to learn from. Raises DataError for one that has not."""
         data, seq_len, name = self._data, self._train.seq_len, source.name
-        documents = training_documents(source, data.limit_samples, vision, seq_len, self.skip_log)
+        keys = keys_of(data.augment, self._train.seed, name)
+        documents = training_documents(source, data.limit_samples, vision, seq_len, self.skip_log, keys)
         if not documents.num_items:
             raise DataError(documents.nothing_usable())
         windows = Windows(documents.num_items, self._train.seed, name, shuffle=data.shuffle)

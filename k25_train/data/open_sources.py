@@ -8,6 +8,7 @@ from functools import partial
 from k25_train.config.data import DataConfig
 from k25_train.config.model import VisionConfig
 from k25_train.config.sources import SAMPLE_KINDS, SourceFormat
+from k25_train.data.augment.samples import build_augmentation
 from k25_train.data.decode.media import MediaReader
 from k25_train.data.formats.dataset import Dataset, load_dataset, load_manifest
 from k25_train.data.formats.index_prefix import MissingIndexError
@@ -99,12 +100,13 @@ def _of_set(
 ) -> OpenSource:
     source = data.sources[name]
     training = _items(dataset, "train", source.kinds)
+    augmentation = build_augmentation(data.augment, reader.words, tokenizer.encode)
     limited = data.limit_samples is not None
     return OpenSource(
         name=name,
         place=dataset.directory,
-        documents=DocumentBuilder(reader, tokenizer, vision),
-        media_reader=MediaReader(reader, vision, data.decoder),
+        documents=DocumentBuilder(reader, tokenizer, vision, augmentation=augmentation),
+        media_reader=MediaReader(reader, vision, data.decoder, augmentation.view),
         stays_whole=training.columns.has_media,
         num_frame_tokens=2,
         training=training,
@@ -119,6 +121,7 @@ def _of_index(name: str, data: DataConfig, vision: VisionConfig, tokenizer: Toke
     source = data.sources[name]
     opened = open_source(name, data, tokenizer, checks_shards=os.environ.get("RANK", "0") == "0")
     index, reader = opened.index, opened.reader
+    augmentation = build_augmentation(data.augment, reader.words, tokenizer.encode)
     training = IndexItems(index, *opened.items_of("train"))
 
     # 2. What is held out: a split of its own, or every n-th item.
@@ -132,8 +135,10 @@ def _of_index(name: str, data: DataConfig, vision: VisionConfig, tokenizer: Toke
     return OpenSource(
         name=name,
         place=reader.directory,
-        documents=DocumentBuilder(reader, tokenizer, vision, frame=index.header.frame),
-        media_reader=MediaReader(reader, vision, data.decoder),
+        documents=DocumentBuilder(
+            reader, tokenizer, vision, frame=index.header.frame, augmentation=augmentation
+        ),
+        media_reader=MediaReader(reader, vision, data.decoder, augmentation.view),
         stays_whole=index.has_media or source.format is SourceFormat.chat,
         num_frame_tokens=2 if index.header.frame else 0,
         training=training,

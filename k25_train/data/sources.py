@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from k25_train.config.model import VisionConfig
+from k25_train.data.augment.draws import Keys, as_stored
+from k25_train.data.decode.items import AS_STORED, Drawn, PlannedMedia
 from k25_train.data.decode.media import MediaReader
 from k25_train.data.formats.reader import SourceReader
 from k25_train.data.formats.records import SampleRecord
@@ -80,16 +82,17 @@ class SourceDocuments:
         vision: VisionConfig,
         seq_len: int,
         skip_log: SkipLog,
+        keys: Keys,
     ) -> None:
         """`chosen`: from positions [0, num_items) to items of the index. What cannot be used goes to
-        `skip_log`."""
+        `skip_log`. `keys`: what random changes depend on."""
         self.source = source
         self.name = source.name
         self.num_items = num_items
         self.is_cut = not source.stays_whole
         self.items = chosen
         self.record = items.record
-        self.media = source.documents.media
+        self._keys = keys
         self._vision = vision
         self._seq_len = seq_len
         self._skip_log = skip_log
@@ -99,6 +102,16 @@ class SourceDocuments:
             vision,
             source.documents.num_item_tokens,
             num_frame_tokens=source.num_frame_tokens,
+        )
+
+    def media(self, record: SampleRecord, item: int, epoch: int) -> tuple[PlannedMedia, ...]:
+        """See `plan.PieceSource`."""
+        planned, key = self.source.documents.media(record), self._keys(item, epoch)
+        if key == AS_STORED.key:
+            return planned
+        return tuple(
+            replace(media, drawn=Drawn(key=key, number=number, record=record))
+            for number, media in enumerate(planned)
         )
 
     def measure(self, items: np.ndarray, *, is_first: bool) -> Measured:
@@ -164,11 +177,17 @@ class SourceDocuments:
 
 
 def training_documents(
-    source: OpenSource, limit: int | None, vision: VisionConfig, seq_len: int, skip_log: SkipLog
+    source: OpenSource,
+    limit: int | None,
+    vision: VisionConfig,
+    seq_len: int,
+    skip_log: SkipLog,
+    keys: Keys = as_stored,
 ) -> SourceDocuments:
-    """What is trained on of a source, at most the first `limit` items."""
+    """What is trained on of a source, at most the first `limit` items; `keys` change it at random."""
     chosen = source.selection.training
-    return _documents(source, source.training, chosen, source.num_training(limit), vision, seq_len, skip_log)
+    num_items = source.num_training(limit)
+    return _documents(source, source.training, chosen, num_items, vision, seq_len, skip_log, keys)
 
 
 def heldout_documents(
@@ -196,9 +215,17 @@ def _documents(
     vision: VisionConfig,
     seq_len: int,
     skip_log: SkipLog,
+    keys: Keys = as_stored,
 ) -> SourceDocuments:
     return SourceDocuments(
-        source, items, chosen=chosen, num_items=num_items, vision=vision, seq_len=seq_len, skip_log=skip_log
+        source,
+        items,
+        chosen=chosen,
+        num_items=num_items,
+        vision=vision,
+        seq_len=seq_len,
+        skip_log=skip_log,
+        keys=keys,
     )
 
 

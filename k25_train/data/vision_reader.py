@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from k25_train.config.model import VisionConfig
+from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.media import MediaPatches
 from k25_train.data.formats.records import MediaSegment
 from k25_train.data.mix.plan import SampleItem, StepPlan
@@ -140,24 +141,24 @@ class VisionReader:
         decode."""
         # 1. Room for each chunk, and where in it each part of an item goes.
         chunks: list[Chunk] = []
-        places: dict[tuple[str, MediaSegment], list[tuple[Part, Tensor]]] = {}
+        places: dict[tuple[str, MediaSegment, int, int], list[tuple[Part, Tensor]]] = {}
         for parts in own:
             sizes = [part.num_patches for part in parts]
             pixels = torch.empty(sum(sizes), self._patch_values, dtype=torch.uint8)
             for part, into in zip(parts, pixels.split(sizes), strict=True):
                 item = items[part.item]
-                places.setdefault((item.source, item.media.segment), []).append((part, into))
+                places.setdefault(_file_of(item.source, item.media), []).append((part, into))
             chunks.append(Chunk(pixels, tuple(plan.items[part.item].grid_thw for part in parts)))
 
         # 2. A video is decoded once, however many of its items are this rank's.
         units = []
-        for (source, _), of_file in places.items():
+        for (source, *_), of_file in places.items():
             positions = {items[part.item].position for part, _ in of_file}
             units.append(MediaUnit(source, items[of_file[0][0].item].media, tuple(sorted(positions))))
         for unit, read in zip(units, self._reading.read(units), strict=True):
             patches = read.result
             assert isinstance(patches, MediaPatches)
-            for part, into in places[unit.source, unit.media.segment]:
+            for part, into in places[_file_of(unit.source, unit.media)]:
                 if patches.failure:
                     failures[part.item] = patches.failure
                 item = items[part.item]
@@ -173,6 +174,11 @@ class VisionReader:
         while first and (planned[first - 1].replica, planned[first - 1].micro_batch) == place:
             first -= 1
         return FailedItem(*place, number - first, self._sources[item.source].where(item.record), reason)
+
+
+def _file_of(source: str, media: PlannedMedia) -> tuple[str, MediaSegment, int, int]:
+    """What is decoded once: a file, as it is changed in an epoch."""
+    return source, media.segment, media.drawn.key, media.drawn.number
 
 
 def _rows_of(part: Part, grid_thw: Grid, pixels: Tensor) -> Tensor:

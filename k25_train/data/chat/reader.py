@@ -8,7 +8,7 @@ from k25_train.data.chat.media_files import LINE_SUFFIXES, embedded
 from k25_train.data.chat.messages import parse_conversation
 from k25_train.data.formats.reader import Files
 from k25_train.data.formats.records import MediaSegment, SampleRecord, Segment
-from k25_train.data.formats.sample_json import SampleError
+from k25_train.data.formats.sample_json import SampleError, Words
 from k25_train.data.formats.shard_reader import check_crc32
 from k25_train.data.storage.ranges import Range
 
@@ -47,6 +47,10 @@ class ChatReader:
     def plan(self, ranges: Iterable[Range]) -> None:
         """See `SourceReader`."""
         self._files.plan(ranges)
+
+    def words(self, record: SampleRecord) -> Sequence[Words]:
+        """See `SourceReader`: nothing is declared."""
+        return ()
 
     def close(self) -> None:
         """See `SourceReader`."""

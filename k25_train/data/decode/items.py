@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from k25_train.config.model import VisionConfig
-from k25_train.data.formats.records import MediaSegment
+from k25_train.data.formats.records import MediaSegment, SampleRecord
 from parallel.dep.grid import Grid
 
 
@@ -36,6 +36,26 @@ class MediaItem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What the random changes of an image or video depend on."""
+
+    key: int
+    """A hash of seed, source, item and epoch; 0 if nothing is changed."""
+    number: int
+    """Position among the images and videos of its sample."""
+    record: SampleRecord
+    """The sample, whose words limit what is changed."""
+
+
+AS_STORED = Drawn(
+    key=0,
+    number=0,
+    record=SampleRecord(shard="", key="", kind="", source="", offset=0, num_bytes=0, segments=()),
+)
+"""Changes nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedMedia:
     """An image or video, and what the tower sees of it."""
 
@@ -43,6 +63,8 @@ class PlannedMedia:
     """Where its file is, and its native size."""
     items: tuple[MediaItem, ...]
     """Its vision items, in the order of their placeholders."""
+    drawn: Drawn = AS_STORED
+    """How it is changed at random."""
 
 
 def plan_media(segment: MediaSegment, vision: VisionConfig) -> PlannedMedia:

@@ -1,7 +1,7 @@
 """Media files of a data set as patches; black ones, with the reason, for a file that does not decode."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from k25_train.config.data import Decoder
 from k25_train.config.model import VisionConfig
 from k25_train.data.decode.decoder import REFERENCE, MediaFile, build_decoder
-from k25_train.data.decode.items import PlannedMedia
+from k25_train.data.decode.items import Drawn, PlannedMedia
+from k25_train.data.decode.view import AS_IT_IS, View
 from k25_train.data.formats.reader import Files
 from k25_train.data.formats.shard_reader import check_crc32
 from k25_train.errors import DataError
@@ -40,8 +41,18 @@ class Wanted(NamedTuple):
 class MediaReader:
     """Reads and decodes images and videos."""
 
-    def __init__(self, reader: Files, vision: VisionConfig, decoder: Decoder = Decoder.pillow) -> None:
-        """Raises `ConfigError` for a decoder that is not installed."""
+    def __init__(
+        self,
+        reader: Files,
+        vision: VisionConfig,
+        decoder: Decoder = Decoder.pillow,
+        view: Callable[[Drawn], View] = lambda drawn: AS_IT_IS,
+    ) -> None:
+        """`view`: how an image or video is changed.
+
+        Raises `ConfigError` for a decoder that is not installed.
+        """
+        self._view = view
         self._reader = reader
         self._vision = vision
         self._decoder = build_decoder(decoder, vision)
@@ -63,7 +74,7 @@ class MediaReader:
             segment = media.segment
             data = self._reader.read(segment.shard, segment.offset, segment.num_bytes)
             chosen = range(len(media.items)) if positions is None else sorted(positions)
-            files.append(MediaFile(data=data, media=media, positions=chosen))
+            files.append(MediaFile(data=data, media=media, positions=chosen, view=self._view(media.drawn)))
             try:
                 check_crc32(data, segment.crc32)
             except DataError as error:

@@ -16,7 +16,7 @@ class View:
     """A change of all frames of an image or video."""
 
     box: tuple[float, float, float, float] = WHOLE
-    """Left, top, right and bottom of what is left, in shares of width and height."""
+    """Left, top, right and bottom of what is left, in shares of width and height that are whole pixels."""
     flip: bool = False
     """Whether left and right are swapped, after cropping."""
     brightness: float = 1.0
@@ -31,12 +31,17 @@ class View:
         """Whether it changes nothing."""
         return self == AS_IT_IS
 
+    @property
+    def moves(self) -> bool:
+        """Whether anything in the picture is at another place."""
+        return self.flip or self.box != WHOLE
+
     def of(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         """The RGB image at the planned size. Without a change it is the release's resampling to the bit."""
         if self.box != WHOLE:
             width, height = image.size
             left, top, right, bottom = self.box
-            box = (left * width, top * height, right * width, bottom * height)
+            box = (round(left * width), round(top * height), round(right * width), round(bottom * height))
             image = image.resize(size, Image.Resampling.BICUBIC, box)
         elif size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)

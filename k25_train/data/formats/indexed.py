@@ -20,7 +20,7 @@ from k25_train.data.formats.index_layout import ShardInfo
 from k25_train.data.formats.index_writer import IndexWriter
 from k25_train.data.formats.prepared import check_prepared
 from k25_train.data.formats.records import SampleRecord
-from k25_train.data.formats.sample_json import SampleError
+from k25_train.data.formats.sample_json import SampleError, Words
 from k25_train.data.formats.shard_reader import ShardReader
 from k25_train.data.formats.source_files import SourceFiles
 from k25_train.data.formats.source_format import FormatSpec
@@ -225,6 +225,10 @@ class IndexedReader(ShardReader):
         super().__init__(files.folder)
         self._index = index
         self._vocab_size, self._eos = tokenizer.vocab_size, tokenizer.eos
+
+    def words(self, record: SampleRecord) -> Sequence[Words]:
+        """See `SourceReader`: it has no pictures."""
+        return ()
 
     def segment_tokens(self, record: SampleRecord, segment: int, start: int, stop: int) -> Sequence[int]:
         """See `SourceReader`. Raises SampleError for ids that the vocabulary has not."""

@@ -33,6 +33,12 @@ class SourceReader(Protocol):
     def plan(self, ranges: Iterable[Range]) -> None:
         """Say which stretches of shards will be read next: of an object store neighbours come together."""
 
+    def words(self, record: SampleRecord) -> Sequence[Words]:
+        """A sample's words by segment; none where the format has no way to declare what they say of pictures.
+
+        Raises as `segment_tokens`.
+        """
+
     def close(self) -> None:
         """Make a read that waits to try again fail at once."""
 
@@ -81,13 +87,17 @@ class WordsReader:
 
     def segment_tokens(self, record: SampleRecord, segment: int, start: int, stop: int) -> Sequence[int]:
         """See `SourceReader`."""
-        words = self._words.get((record.shard, record.offset), lambda: self._read_words(record))[segment]
+        words = self.words(record)[segment]
         expected = record.segments[segment]
         if not isinstance(expected, TextSegment):
             raise SampleError(f"its segment {segment} is an image or a video")
         if (start, stop) == (0, expected.num_tokens):
             return self._texts.whole(words, expected.num_tokens)
         return self._texts.stretch(record, segment, words, expected.num_tokens, start, stop)
+
+    def words(self, record: SampleRecord) -> Sequence[Words]:
+        """See `SourceReader`."""
+        return self._words.get((record.shard, record.offset), lambda: self._read_words(record))
 
     def close(self) -> None:
         """See `SourceReader`."""

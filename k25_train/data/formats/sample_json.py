@@ -1,8 +1,10 @@
 """A sample's `.json` member: the words of its segments, or why they cannot be used."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from k25_train.data.formats.declared import UNDECLARED, DeclarationError, Declared, declared_in
 from k25_train.data.formats.records import SampleRecord, TextSegment
 from k25_train.errors import DataError
 
@@ -22,6 +24,8 @@ class Words(NamedTuple):
     text: str
     part_tokens: tuple[int, ...]
     """Number of tokens of each of the parts in which `Tokenizer.parts` cuts the text; empty if not stored."""
+    declared: Declared = UNDECLARED
+    """What it says of the sample's pictures."""
 
 
 def parse_words(data: bytes, record: SampleRecord) -> tuple[Words, ...]:
@@ -85,7 +89,15 @@ def _words(position: int, segment: dict[str, Any], is_text: bool) -> Words:
         raise SampleError(f"the text of its segment {position} has {defect}")
     stored = segment.get("part_tokens", [])
     is_valid = isinstance(stored, list) and all(type(count) is int and count >= 0 for count in stored)
-    return Words(text, tuple(stored) if is_valid else ())
+    return Words(text, tuple(stored) if is_valid else (), declarations(segment, text))
+
+
+def declarations(segment: Mapping[str, Any], text: str) -> Declared:
+    """What the JSON object of a text declares. Raises SampleError, with the reason alone, if it cannot be."""
+    try:
+        return declared_in(segment, text)
+    except DeclarationError as error:
+        raise SampleError(str(error)) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from k25_train.config.model import VisionConfig
+from k25_train.data.augment.samples import Augmentation, NoAugmentation
 from k25_train.data.byte_cache import ByteCache
 from k25_train.data.decode.items import MediaItem, PlannedMedia, fits_aspect, format_timestamp, plan_media
 from k25_train.data.formats.reader import SourceReader
@@ -25,6 +26,7 @@ from k25_train.data.tokenizer import Tokenizer
 LONG_DOCUMENT_TOKENS = 4096
 """Documents of more tokens are encoded piece by piece; shorter ones as a whole, once for the pieces that
 follow one another in the stream."""
+NO_AUGMENTATION = NoAugmentation()
 CACHED_BYTES = 2**26
 """What the documents that were encoded last may take. Our choice."""
 
@@ -76,11 +78,18 @@ class DocumentBuilder:
     """Knows the layout of one source's documents under one set of image limits; reads their words."""
 
     def __init__(
-        self, reader: SourceReader, tokenizer: Tokenizer, vision: VisionConfig, *, frame: bool = True
+        self,
+        reader: SourceReader,
+        tokenizer: Tokenizer,
+        vision: VisionConfig,
+        *,
+        frame: bool = True,
+        augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
         """`tokenizer` must be the one that the index was counted with; `frame`: whether documents are put
         between [BOS] and [EOS] (`SourceHeader.frame`)."""
         self._reader = reader
+        self._augmentation = augmentation
         self.directory = reader.directory
         self._tokenizer = tokenizer
         self._vision = vision
@@ -196,7 +205,7 @@ class DocumentBuilder:
         planned = iter(media)
         for number, segment in enumerate(record.segments):
             if isinstance(segment, TextSegment):
-                read = partial(self._reader.segment_tokens, record, number)
+                read = partial(self._words, record, media, number)
                 add(segment.num_tokens, read if is_readable else self._padding, segment.loss)
             else:
                 placeholders = [token for item in next(planned).items for token in self._item_tokens(item)]
@@ -206,6 +215,15 @@ class DocumentBuilder:
         learned = isinstance(last, TextSegment) and last.loss
         add(self._frame_tokens, lambda first, last: [self._tokenizer.eos], learned)
         return tokens, is_target
+
+    def _words(
+        self, record: SampleRecord, media: tuple[PlannedMedia, ...], segment: int, start: int, stop: int
+    ) -> Sequence[int]:
+        """Tokens of a text, as it is true of the pictures as they are shown."""
+        rewritten = self._augmentation.tokens(media[0].drawn) if media else {}
+        if segment in rewritten:
+            return rewritten[segment][start:stop]
+        return self._reader.segment_tokens(record, segment, start, stop)
 
     def _padding(self, first: int, last: int) -> list[int]:
         return [self._tokenizer.pad] * (last - first)

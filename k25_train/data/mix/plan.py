@@ -79,8 +79,8 @@ class PieceSource(Protocol):
     def record(self, item: int) -> SampleRecord:
         """The sample of an item."""
 
-    def media(self, record: SampleRecord) -> tuple[PlannedMedia, ...]:
-        """Its images and videos with their items."""
+    def media(self, record: SampleRecord, item: int, epoch: int) -> tuple[PlannedMedia, ...]:
+        """Its images and videos with their items, and how they are changed in an epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,7 +128,7 @@ class StepPlan:
         source = self.sources[self.source[sequence]]
         record = source.record(int(arrays.items[piece]))
         position = number - int(arrays.vision_offsets[piece])
-        for media in source.media(record):
+        for media in source.media(record, int(arrays.items[piece]), int(arrays.epochs[piece])):
             if position < len(media.items):
                 return SampleItem(source.name, record, media, position)
             position -= len(media.items)
@@ -162,16 +162,16 @@ class StepPlan:
         arrays, source = self.sequences_of, self.sources[self.source[number]]
         pieces = slice(*arrays.offsets[number : number + 2].tolist())
         planned = []
-        for item, start, length in zip(
+        for item, epoch, start, length in zip(
             arrays.items[pieces].tolist(),
+            arrays.epochs[pieces].tolist(),
             arrays.starts[pieces].tolist(),
             arrays.lengths[pieces].tolist(),
             strict=True,
         ):
             record = source.record(item)
-            planned.append(
-                PlannedPiece(record=record, start=start, length=length, media=source.media(record))
-            )
+            media = source.media(record, item, epoch)
+            planned.append(PlannedPiece(record=record, start=start, length=length, media=media))
         return SequencePlan(source=source.name, pieces=tuple(planned))
 
 

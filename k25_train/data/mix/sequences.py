@@ -23,13 +23,15 @@ class Sequences:
     """[P + 1] int64: where the vision items of each piece begin."""
     grids: np.ndarray
     """[I, 3] int32: frames, rows and columns of patches of each vision item."""
+    epochs: np.ndarray
+    """[P] int32: epoch of its source that each piece is of."""
 
     @classmethod
     def joined(cls, parts: list["Sequences"]) -> "Sequences":
         """Those of all parts, one after another."""
         if len(parts) == 1:
             return parts[0]
-        names = ("items", "starts", "lengths", "grids")
+        names = ("items", "starts", "lengths", "grids", "epochs")
         values = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         counts = np.concatenate([np.diff(part.offsets) for part in parts])
         of_pieces = np.concatenate([np.diff(part.vision_offsets) for part in parts])
@@ -46,6 +48,7 @@ class Sequences:
             self.offsets[first : end + 1] - begin,
             self.vision_offsets[begin : stop + 1] - grids.start,
             self.grids[grids],
+            self.epochs[begin:stop],
         )
 
     def chosen(self, numbers: np.ndarray) -> "Sequences":
@@ -61,4 +64,5 @@ class Sequences:
             offsets_of(counts),
             offsets_of(of_pieces),
             grids,
+            self.epochs[pieces],
         )

@@ -233,7 +233,11 @@ class SourceStream:
             if not is_last and len(pieces) <= MOST_CARRIED:
                 left, order = tuple(items[pieces].tolist()), order[:-1]
         packed = packed.in_order(order)
-        return Window(epoch, number, left, _sequences_of(items, measured, packed), packed.num_tokens())
+        # What an epoch's first window was left is of the epoch before.
+        epochs = np.full(len(items), epoch, dtype=np.int32)
+        epochs[: len(carried) if number == 0 else 0] -= 1
+        sequences = _sequences_of(items, epochs, measured, packed)
+        return Window(epoch, number, left, sequences, packed.num_tokens())
 
 
 def serve(streams: Sequence[SourceStream], order: np.ndarray) -> Sequences:
@@ -257,9 +261,15 @@ def _by_first(packed: Packed) -> np.ndarray:
     return np.argsort(np.minimum.reduceat(packed.documents, packed.offsets[:-1]), kind="stable")
 
 
-def _sequences_of(items: np.ndarray, measured: Measured, packed: Packed) -> Sequences:
+def _sequences_of(items: np.ndarray, epochs: np.ndarray, measured: Measured, packed: Packed) -> Sequences:
     counts = np.diff(measured.vision_offsets)[packed.documents]
     grids = measured.grids[positions_of(measured.vision_offsets[:-1][packed.documents], counts)]
     return Sequences(
-        items[packed.documents], packed.starts, packed.lengths, packed.offsets, offsets_of(counts), grids
+        items[packed.documents],
+        packed.starts,
+        packed.lengths,
+        packed.offsets,
+        offsets_of(counts),
+        grids,
+        epochs[packed.documents],
     )

@@ -12,7 +12,8 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from k25_train.data.decode.items import format_timestamp
-from k25_train.data.formats.sample_json import SampleError, parse_json, surrogate_in
+from k25_train.data.formats.declared import UNDECLARED, Declared
+from k25_train.data.formats.sample_json import SampleError, declarations, parse_json, surrogate_in
 
 TEXT_EXTENSIONS = ("txt", "text")
 CAPTION_KEYS = ("caption", "text", "answer")
@@ -30,6 +31,8 @@ class Text(NamedTuple):
     loss: bool = True
     part_tokens: tuple[int, ...] = ()
     """As `Words.part_tokens`."""
+    declared: Declared = UNDECLARED
+    """As `Words.declared`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,14 @@ def json_parts(content: Any) -> list[Part]:
         wanted = ", ".join((*CAPTION_KEYS, "segments", "texts"))
         raise SampleError(f"its JSON has none of {wanted}; it has {keys}")
     prompts = [content[key] for key in PROMPT_KEYS if isinstance(content.get(key), str)]
-    before: list[Part] = [Text(checked(text), loss=False) for text in prompts[:1]]
-    return [AllMedia(), *before, Text(checked(content[caption]))]
+    text = checked(content[caption])
+    declared = declarations(content, text)
+    # What is declared is the text that is learned; of the prompt, only that its words turn as well.
+    turns = {"orientation": content.get("orientation") is True} if declared.is_declared else {}
+    before: list[Part] = [
+        Text(checked(prompt), loss=False, declared=declarations(turns, prompt)) for prompt in prompts[:1]
+    ]
+    return [AllMedia(), *before, Text(text, declared=declared)]
 
 
 def _segments(segments: Sequence[Any]) -> list[Part]:
@@ -131,7 +140,7 @@ def _segments(segments: Sequence[Any]) -> list[Part]:
             counts = segment.get("part_tokens", [])
             is_sound = isinstance(counts, list) and all(type(each) is int and each >= 0 for each in counts)
             text = checked(segment.get("text"), f"the text of its segment {number}")
-            parts.append(Text(text, loss, tuple(counts) if is_sound else ()))
+            parts.append(Text(text, loss, tuple(counts) if is_sound else (), declarations(segment, text)))
         elif kind in ("image", "video"):
             name = next((segment[key] for key in FILE_KEYS if isinstance(segment.get(key), str)), None)
             parts.append(Slot((name,) if name else (), kind))

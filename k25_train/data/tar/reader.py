@@ -33,7 +33,7 @@ class TarReader(ShardReader):
             place = f"{self.directory}/{record.shard}, sample {record.key} (byte {record.offset})"
             raise SampleError(error.reason, place) from error
         return tuple(
-            Words((text := next(texts)).text, text.part_tokens)
+            Words((text := next(texts)).text, text.part_tokens, text.declared)
             if isinstance(segment, TextSegment)
             else Words("", ())
             for segment in record.segments

@@ -1,0 +1,1 @@
+"""Random changes of images that carry coordinates and words of orientation along."""
