@@ -1,4 +1,4 @@
-"""Crop, mirror and colours at random: the same wherever they are computed, with the words that go with them."""
+"""Crop, mirror and colours at random: the same wherever they are computed, with the words that belong."""
 
 import pickle
 import re
