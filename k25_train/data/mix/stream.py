@@ -235,7 +235,7 @@ class SourceStream:
         packed = packed.in_order(order)
         # What an epoch's first window was left is of the epoch before.
         epochs = np.full(len(items), epoch, dtype=np.int32)
-        epochs[: len(carried) if number == 0 else 0] -= 1
+        epochs[len(own) if number == 0 else len(items) :] -= 1
         sequences = _sequences_of(items, epochs, measured, packed)
         return Window(epoch, number, left, sequences, packed.num_tokens())
 
