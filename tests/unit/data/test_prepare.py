@@ -158,10 +158,14 @@ def test_a_long_document_is_encoded_in_parts(
     inputs = [write_lines(tmp_path / "long.jsonl", ["before", text, "behind"])]
     monkeypatch.setattr(tokenizing, "LONG_CHARACTERS", 10_000)
     monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 4000)
-    prepare(inputs, tmp_path / "c", folder / name)
-    assert read_documents(tmp_path / "c-00000") == load_tokenizer(folder / name).encode_batch(
-        ["before", text, "behind"]
-    )
+    prepare(inputs, tmp_path / "c", folder / name, append_eod=True)
+    tokenizer = load_tokenizer(folder / name)
+    encoded = tokenizer.encode_batch(["before", text, "behind"])
+    assert read_documents(tmp_path / "c-00000") == [[*ids, tokenizer.eos] for ids in encoded]
+    # A shard holds what fits it exactly.
+    room = len(encoded[0]) + len(encoded[1]) + 2
+    exact = prepare(inputs, tmp_path / "e", folder / name, append_eod=True, shard_tokens=room)
+    assert len(exact.record["shards"]) == 2 and len(read_documents(tmp_path / "e-00000")) == 2
 
 
 def test_a_corpus_of_one_document(folder: Path, tmp_path: Path) -> None:
