@@ -164,7 +164,8 @@ def test_a_long_document_is_encoded_in_parts(
     assert read_documents(tmp_path / "c-00000") == [[*ids, tokenizer.eos] for ids in encoded]
     # A shard holds what fits it exactly.
     room = len(encoded[0]) + len(encoded[1]) + 2
-    exact = prepare(inputs, tmp_path / "e", folder / name, append_eod=True, shard_tokens=room)
+    options = {"append_eod": True, "shard_tokens": room, "unit_bytes": 10**9}
+    exact = prepare(inputs, tmp_path / "e", folder / name, **options)
     assert len(exact.record["shards"]) == 2 and len(read_documents(tmp_path / "e-00000")) == 2
 
 
