@@ -56,7 +56,7 @@ def open_sources(data: DataConfig, vision: VisionConfig) -> OpenSources:
         except MissingIndexError:
             if source.format is not SourceFormat.shards or source.index is not None:
                 raise
-            found[name] = _of_set(name, data, vision, tokenizer, *sets.open(name, tokenizer, path))
+            found[name] = _of_set(name, data, vision, tokenizer, *sets.opened(name, tokenizer, path))
     return OpenSources(tokenizer, tokenizer.sha256, found)
 
 
@@ -73,7 +73,7 @@ class _ShardSets:
         folders = dict.fromkeys(map(self._data.path_of, is_set))
         return [load_manifest(folder).tokenizer_path for folder in folders]
 
-    def open(self, name: str, tokenizer: Tokenizer, path: str) -> tuple[Dataset, SourceReader]:
+    def opened(self, name: str, tokenizer: Tokenizer, path: str) -> tuple[Dataset, SourceReader]:
         """The set of a source, and what reads it, which keeps what was parsed last. Raises DataError for one
         that is too large for it, or of another vocabulary than that at `path`."""
         folder = self._data.path_of(self._data.sources[name])

@@ -52,7 +52,7 @@ def test_results_come_one_by_one_in_order() -> None:
 
 def test_large_images_stay_alone() -> None:
     vision = replace(VISION, image_patch_limit=16384, side_patch_limit=512)
-    media = plan_media(segment_of(image_bytes(make_picture(900, 900, 1), "PNG"), "image", "png"), vision)
+    media = plan_media(segment_of(image_bytes(make_picture(1800, 1800, 1), "PNG"), "image", "png"), vision)
     large = MediaUnit("a", media, None)
 
     assert large.result_bytes(vision) > 2**23
