@@ -13,7 +13,7 @@ import numpy as np
 from k25_train.data.mix.permutation import KeyedPermutation, key_of, shuffled
 from k25_train.data.mix.ragged import positions_of
 
-BLOCK_ITEMS = 64
+BLOCK_ITEMS = 256
 """Consecutive items that stay in the same window: their columns are on one page of the index. Our choice."""
 WINDOW_ITEMS = 16_384
 """Items of a window, about. More mix and pack better and take longer to resume. Our choice."""
