@@ -140,7 +140,7 @@ def host_work(config: Config) -> Work:
             before_s = cpu_s(source.pid)
             inputs = step(number)
             times["made"].append(cpu_s(source.pid) - before_s)
-            row(config, number, result_of(inputs.sizes), is_mixed_anew=False)
+            row(config, number, result_of(inputs), is_mixed_anew=False)
     receive_s, step_s, row_s, made_s = (median(each[WARM_UP_STEPS:]) for each in times.values())
     return Work(receive_s, step_s - receive_s, row_s, made_s, inputs.sizes)
 
@@ -157,14 +157,15 @@ def timed[Result](function: Callable[..., Result], times_s: list[float]) -> Call
     return call
 
 
-def result_of(sizes: Any) -> Any:
+def result_of(inputs: Any) -> Any:
     """A step's result as far as its row needs it."""
     from k25_train.training.device_memory import NoMemoryFigures
     from k25_train.training.tower import NoSummary
     from parallel.activations.offload import NoOffload
 
     return SimpleNamespace(
-        sizes=sizes, loss=1.0, grad_norm=1.0, learning_rate=1.0, step_time_s=1.0, data_wait_s=0.0, reads={},
+        sizes=inputs.sizes, served=inputs.served, loss=1.0, grad_norm=1.0, learning_rate=1.0,
+        step_time_s=1.0, data_wait_s=0.0, reads={},
         vision=NoSummary(),
         memory=NoMemoryFigures(),
         offload=NoOffload(), clip=SimpleNamespace(max_logits=(1.0,) * 61, heads_clipped=0),
