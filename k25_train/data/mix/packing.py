@@ -87,9 +87,11 @@ def pack_whole(lengths: np.ndarray, seq_len: int, key: int) -> Packed:
     placed = np.flatnonzero(rows >= 0)
     documents = placed[np.argsort(rows[placed], kind="stable")]
     counts = np.bincount(rows[placed])
-    return Packed(
+    packed = Packed(
         documents, np.zeros_like(documents), lengths[documents].astype(np.int64), offsets_of(counts)
     )
+    # In the order of their first documents, whatever the rows were opened for.
+    return packed.in_order(np.argsort(documents[packed.offsets[:-1]], kind="stable"))
 
 
 def _rows_of(lengths: np.ndarray, seq_len: int, wanted: Wanted) -> np.ndarray:
