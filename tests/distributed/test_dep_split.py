@@ -283,7 +283,7 @@ def test_media_of_several_ranks_that_do_not_decode_are_one_skipped_sample_each(t
         Sample("broken-video", "caption", [video, "nothing to see"]),
     ]
     samples += [
-        Sample(f"small-{n}", "caption", [make_image(28, 28, "png", n), "a small one"]) for n in range(12)
+        Sample(f"small-{n}", "caption", [make_image(28, 28, "png", n), "a small one"]) for n in range(48)
     ]
     folder = write_shard_set(tmp_path / "shards", {"train": samples, "heldout": samples[2:]})
     few = "train.steps=1 optim.warmup_steps=0 optim.decay_steps=0 train.global_batch_size=4".split()
