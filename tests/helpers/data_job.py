@@ -194,7 +194,7 @@ def ids_of(plan: StepPlan, share: Share) -> list[list[Any]]:
     size = len(plan.sequences) // share.dp_size
     return [
         [
-            getattr(sequence, "source", "") or sequence.kind,
+            sequence.source,
             [[piece.record.key, piece.start, piece.length] for piece in sequence.pieces],
         ]
         for sequence in plan.sequences[share.dp_rank * size : (share.dp_rank + 1) * size]

@@ -13,8 +13,6 @@ from k25_train.data.mix.plan import StepPlan
 from tests.helpers.runs import layout, overrides
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
-pytest.importorskip("k25_train.data.mix.planner")
-
 Pieces = list[tuple[str, int, int]]
 """Sample, first token and length of each piece of a sequence."""
 WHOLE: tuple[str, ...] = ()
