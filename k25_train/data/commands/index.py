@@ -1,7 +1,6 @@
 """`k25-data index`: the index of each source of a data set, by which training finds its samples."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from k25_train.config.basics import is_url
 from k25_train.config.data import DataConfig
 from k25_train.config.sources import SourceFormat
+from k25_train.data.commands.choice import add_choice, chosen_sources, num_workers
 from k25_train.data.commands.indexing import index_source
 from k25_train.data.formats.dataset import load_manifest
 from k25_train.data.formats.left_out import left_out_of
@@ -41,8 +41,7 @@ def add(commands: Any, compose_data: Callable[[Sequence[str]], DataConfig]) -> N
         metavar="KEY=VALUE",
         help="data=NAME or data=FILE.yaml as for training, and other settings of the data",
     )
-    parser.add_argument("--source", action="append", metavar="NAME", help="only this one; may be repeated")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (all cores); 0 works in this one")
+    add_choice(parser)
     parser.add_argument("--force", action="store_true", help="index again what is indexed already")
     parser.set_defaults(run=run, compose_data=compose_data)
 
@@ -50,11 +49,7 @@ def add(commands: Any, compose_data: Callable[[Sequence[str]], DataConfig]) -> N
 def run(options: argparse.Namespace, console: Console) -> int:
     """Index the sources; returns the exit status."""
     data: DataConfig = options.compose_data(options.settings)
-    names = options.source or list(data.sources)
-    unknown = [name for name in names if name not in data.sources]
-    if unknown:
-        raise ConfigError(f"--source {unknown[0]}: is none of data.sources: {', '.join(data.sources)}.")
-    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    names, workers = chosen_sources(options, data), num_workers(options)
     for name in names:
         _index(name, data, workers, options.force, console)
     return 0

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from k25_train.config.data import DataConfig
+from k25_train.data.commands.choice import add_choice, chosen_sources, num_workers
 from k25_train.data.commands.index import tokenizer_path
 from k25_train.data.smoke_set.verify import verify_dataset
 from k25_train.data.verify.sources import SourceCheck, verify_source
-from k25_train.errors import ConfigError
 
 _EPILOG = """\
 The exit status is 0 without faults, 1 with, and 2 where something could not be looked at. What an index left
@@ -40,8 +39,7 @@ def add(commands: Any, compose_data: Callable[[Sequence[str]], DataConfig], defa
         metavar="KEY=VALUE | FOLDER",
         help="data=NAME or data=FILE.yaml as for training, or the folder of a shard set (%(default)s)",
     )
-    parser.add_argument("--source", action="append", metavar="NAME", help="only this one; may be repeated")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (all cores); 0 works in this one")
+    add_choice(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(run=run, compose_data=compose_data)
 
@@ -53,11 +51,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         checks = [_folder(first, console, is_quiet=options.json)]
     else:
         data: DataConfig = options.compose_data(options.settings)
-        names = options.source or list(data.sources)
-        unknown = [name for name in names if name not in data.sources]
-        if unknown:
-            raise ConfigError(f"--source {unknown[0]}: is none of data.sources: {', '.join(data.sources)}.")
-        workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+        names, workers = chosen_sources(options, data), num_workers(options)
         checks = [_source(name, data, workers, console, is_quiet=options.json) for name in names]
     num_faults = sum(len(check.faults) for check in checks)
     if options.json:
