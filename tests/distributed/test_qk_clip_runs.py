@@ -88,7 +88,7 @@ def test_logits_past_the_threshold_are_back_within_two_steps(data: Path, tmp_pat
 
 
 def test_at_a_high_rate_logits_grow_without_clipping_and_stay_with_it(data: Path, tmp_path: Path) -> None:
-    command = [*overrides(data, tmp_path, *layout(), *MODEL, *STEADY), "train.steps=13", "optim.lr=5e-3"]
+    command = [*overrides(data, tmp_path, *layout(), *MODEL, *STEADY), "train.steps=13", "optim.lr=1e-2"]
     clipped, not_clipped = (
         run_ranks(train_with_large_queries, 1, [*command, how], range(NUM_LAYERS), range(1, 13))[0]
         for how in (CLIP_AT_LIMIT, ONLY_RECORD)

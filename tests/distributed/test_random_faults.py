@@ -73,7 +73,7 @@ def other_figures() -> None:
     from k25_train.training import trainer
 
     row = trainer.metrics_row
-    trainer.metrics_row = lambda *arguments: row(*arguments) | {"grad_norm": 1.0}
+    trainer.metrics_row = lambda *arguments, **named: row(*arguments, **named) | {"grad_norm": 1.0}
 
 
 PLANTED = {keep_one_less: "sound checkpoints are lost: [2]", other_figures: "the row of step 4 differs"}

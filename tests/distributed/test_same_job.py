@@ -62,9 +62,11 @@ def raised_in_scenes(
             config = compose([*arguments, *own])
             job.check_start(config)
             source = start_source(config)
-            job.load_data(
-                lambda config=config, source=source: open_data(config, source), lambda opened: opened.facts()
-            ).close()
+            with source:
+                job.load_data(
+                    lambda config=config, source=source: open_data(config, source),
+                    lambda _, source=source: source.facts(),
+                )
             errors[scene] = ""
         except K25Error as error:
             errors[scene] = f"{type(error).__name__}: {error}"
