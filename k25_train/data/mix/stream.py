@@ -220,8 +220,6 @@ class SourceStream:
             else pack_whole(measured.lengths, self._seq_len, key)
         )
         order = windows.order(packed.num_sequences, epoch, number, "sequences")
-        if not windows.shuffle and not documents.is_cut:
-            order = _by_first(packed)
 
         # 3. The one with most padding goes to the next window or, if there is none, comes last. So all others
         # are where they are in both cases: a cap may change while a window is served.
@@ -252,13 +250,6 @@ def serve(streams: Sequence[SourceStream], order: np.ndarray) -> Sequences:
             ranks[own] = num_before + np.arange(len(own))
             num_before += len(own)
     return Sequences.joined(parts).chosen(ranks)
-
-
-def _by_first(packed: Packed) -> np.ndarray:
-    """The order of the sequences by their first document."""
-    if not packed.num_sequences:
-        return np.arange(0)
-    return np.argsort(np.minimum.reduceat(packed.documents, packed.offsets[:-1]), kind="stable")
 
 
 def _sequences_of(items: np.ndarray, epochs: np.ndarray, measured: Measured, packed: Packed) -> Sequences:
