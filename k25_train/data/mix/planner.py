@@ -33,7 +33,10 @@ class Planner:
     """Plans step after step. Steps in order cost least; any other state is legal, too."""
 
     def __init__(self, sources: Sequence[PlannedSource], data: DataConfig, num_sequences: int) -> None:
-        """`sources` in the order of `data.sources`; `num_sequences` are those of a step."""
+        """`sources` in the order of `data.sources`; `num_sequences` are those of a step.
+
+        Raises DataError for a vision ratio that the sources cannot give, at whichever step it would hold.
+        """
         self._sources = sources
         self._data = data
         self._num_sequences = num_sequences
@@ -41,6 +44,8 @@ class Planner:
         self._mixtures = mixtures(data)
         self._state: LoaderState | None = None
         self._feed: Merge
+        for mixture in self._mixtures:
+            self._check_groups(self.mix_at(mixture.first_step - 1))
 
     def mix_at(self, step: int) -> Mix:
         """The mixture of a step, counted from 0."""
@@ -80,21 +85,28 @@ class Planner:
         if mix.vision_ratio is None:
             self._feed = _merge(drawn, mix.weights)
             return
-        groups = [
-            [source for source in drawn if source.has_media is has_media] for has_media in (False, True)
-        ]
-        for group, what in zip(groups, ("text alone", "media"), strict=True):
-            if not group:
-                raise DataError(
-                    f"data.vision_ratio={mix.vision_ratio}, but no source with a weight has {what}: add one, "
-                    "or set data.vision_ratio=null"
-                )
+        groups = self._groups(mix)
         self._feed = Merge(
             [_merge(group, mix.weights) for group in groups],
             [1 - mix.vision_ratio, mix.vision_ratio],
             [sum(source.stream.position.tokens_of_mix for source in group) for group in groups],
             may_end=False,
         )
+
+    def _groups(self, mix: Mix) -> list[list[PlannedSource]]:
+        """The sources that are drawn: of text alone, and with media."""
+        drawn = [source for source in self._sources if source.stream.name in mix.weights]
+        return [[source for source in drawn if source.has_media is has_media] for has_media in (False, True)]
+
+    def _check_groups(self, mix: Mix) -> None:
+        if mix.vision_ratio is None:
+            return
+        for group, what in zip(self._groups(mix), ("text alone", "media"), strict=True):
+            if not group:
+                raise DataError(
+                    f"data.vision_ratio={mix.vision_ratio}, but no source with a weight has {what}: add one, "
+                    "or set data.vision_ratio=null"
+                )
 
     def _draw(self, step: int, mix: Mix) -> np.ndarray:
         """[num_sequences] int64: the source of each sequence of the step."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from k25_train.config.sources import MixFrom
 from k25_train.data.batch import MicroBatch
 from k25_train.data.decode.frames import MediaInfo
 from k25_train.data.formats.dataset import Dataset, load_dataset
@@ -418,3 +419,17 @@ def test_set_without_a_held_out_split_is_refused(tmp_path: Path) -> None:
 def test_batch_that_does_not_divide_is_refused(tiny: Path) -> None:
     with pytest.raises(ConfigError, match=r"8 sequences .*micro_batch_size=3 on 1 .*multiples of 3"):
         batches_of(open_loader(tiny, micro_batch_size=3), 0, with_pixels=False)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"vision_ratio": 0.5}, "no source with a weight has media"),
+        ({"schedule": {"late": MixFrom(from_step=50, vision_ratio=0.5)}}, "vision_ratio=0.5, but no source"),
+    ],
+)
+def test_a_vision_ratio_that_no_source_gives_is_refused_at_the_start(
+    tiny: Path, more: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        open_loader(tiny, data={"sources": shard_sources(text=1.0), **more})
