@@ -2,25 +2,21 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 from k25_train.config.basics import is_url
 from k25_train.config.data import DataConfig
 from k25_train.config.sources import GLOB, SAMPLE_KINDS, SourceConfig, folder_of, source_path
 from k25_train.data.folder import DataFolder, locate
+from k25_train.data.formats.braces import expand_braces
 from k25_train.data.formats.index_layout import ShardInfo
 from k25_train.data.storage.attempts import describe
 from k25_train.data.storage.stamps import version_of
 from k25_train.errors import DataError
 
 INDEX_SUFFIX = ".k25index"
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-MAX_FILES = 10_000_000
-"""Files that braces may name: more is a slip."""
 
 
 class SourceFiles:
@@ -68,7 +64,7 @@ class SourceFiles:
         fs, place = locate(self.path, self.key)
         _, root = locate(self.root, self.key)
         is_folder = self.config.is_folder or (not GLOB.search(self.path) and fs.isdir(place))
-        patterns = [f"{place.rstrip('/')}/{in_folders}"] if is_folder else list(expand_braces(place))
+        patterns = [f"{place.rstrip('/')}/{in_folders}"] if is_folder else self._expanded(place)
         found: set[str] = set()
         for pattern in patterns:
             found.update(self._matching(fs, pattern, suffixes))
@@ -79,6 +75,12 @@ class SourceFiles:
                 "Correct the path, or bring the files there."
             )
         return names
+
+    def _expanded(self, place: str) -> list[str]:
+        try:
+            return list(expand_braces(place))
+        except ValueError as error:
+            raise DataError(f"{self.key}={self.path}: {error}. Correct it, or use a glob.") from error
 
     def _matching(self, fs: Any, pattern: str, suffixes: tuple[str, ...]) -> Iterable[str]:
         stem = pattern
@@ -118,26 +120,3 @@ class SourceFiles:
 def index_command(name: str) -> str:
     """How an index is made."""
     return f"`python -m k25_train.data index data=NAME --source {name}`"
-
-
-def expand_braces(pattern: str) -> Iterator[str]:
-    """`a{b,c}` as `ab` and `ac`; `{000..123}` as numbers, as wide as the first. Raises DataError for too
-    many."""
-    parts = _BRACES.split(pattern)
-    choices = [list(_alternatives(part)) if odd % 2 else [part] for odd, part in enumerate(parts)]
-    total = 1
-    for each in choices:
-        total *= len(each)
-    if total > MAX_FILES:
-        raise DataError(f"{pattern}: its braces name {total} files. Use a glob, or correct them.")
-    return ("".join(chosen) for chosen in product(*choices))
-
-
-def _alternatives(text: str) -> Iterable[str]:
-    span = _RANGE.fullmatch(text)
-    if span is None:
-        return text.split(",")
-    first, last = span.groups()
-    if int(last) - int(first) >= MAX_FILES:
-        raise DataError(f"{{{text}}}: names more than {MAX_FILES} files. Correct it.")
-    return (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))

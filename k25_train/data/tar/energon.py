@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from k25_train.data.folder import DataFolder, MissingFileError
-from k25_train.data.tar.braces import expand_braces
+from k25_train.data.formats.braces import expand_braces
 from k25_train.data.tar.fields import FieldLayout
 from k25_train.data.tar.layouts import Layout, StemLayout
 from k25_train.errors import DataError

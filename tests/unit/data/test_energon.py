@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from k25_train.data.folder import DataFolder
+from k25_train.data.formats import braces
+from k25_train.data.formats.braces import expand_braces
 from k25_train.data.formats.sample_json import SampleError
-from k25_train.data.tar import braces
-from k25_train.data.tar.braces import expand_braces
 from k25_train.data.tar.energon import layout_of, load_energon
 from k25_train.data.tar.layouts import StemLayout, Text, place_media
 from k25_train.errors import DataError

@@ -22,7 +22,7 @@ from k25_train.data.formats.index_layout import ShardInfo, SourceHeader
 from k25_train.data.formats.index_merge import write_index
 from k25_train.data.formats.index_prefix import IndexFileError, MissingIndexError
 from k25_train.data.formats.sample_json import SampleError
-from k25_train.data.formats.source_files import SourceFiles, expand_braces
+from k25_train.data.formats.source_files import SourceFiles
 from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.open_source import Source, StaleIndexError, open_source
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
@@ -317,9 +317,9 @@ def test_paths_name_prefixes_globs_and_braces(tmp_path: Path, vocabulary: Path) 
         SourceFiles("web", data_of(tmp_path, vocabulary, path)).index for path in ("a_*", "a_?", "a_{1}")
     }
     assert len(places) == 3
-    assert list(expand_braces("x{a,b}{08..10}")) == ["xa08", "xa09", "xa10", "xb08", "xb09", "xb10"]
-    with pytest.raises(DataError, match="more than"):
-        list(expand_braces("{0..99999999}"))
+    for path, told in (("{0..99999999}", "more than"), ("a_{0", "not closed")):
+        with pytest.raises(DataError, match=rf"data\.sources\.web\.path=.*{told}"):
+            found(path)
     shutil.rmtree(tmp_path)
 
 
