@@ -10,10 +10,10 @@ from k25_train.compose.checks import batches_divide, experts_divide, pipeline_di
 from k25_train.compose.derived import derived_sizes
 from k25_train.compose.filled import check_filled_in
 from k25_train.config.basics import is_url
+from k25_train.config.checkpoint import EXTRA_CHECKPOINTS
 from k25_train.config.data import DataConfig
 from k25_train.config.schema import Config
 from k25_train.config.sources import SourceFormat, folder_of
-from k25_train.config.training import EXTRA_CHECKPOINTS
 from k25_train.errors import ConfigError
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.memory.stage import fullest, room_bytes, stage_memories

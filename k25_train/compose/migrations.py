@@ -263,6 +263,20 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("data.cache_gib", 100.0),
         Fill("data.requests_per_s", None),
     ),
+    # 6 to 7. A save kept every rank waiting until all was written, into the run folder.
+    (
+        Fill("checkpoint.keep_every", 0),
+        Fill("checkpoint.dir", None),
+        Fill("checkpoint.local_dir", None),
+        Fill("checkpoint.local_interval", "5min"),
+        Fill("checkpoint.asynchronous", False),
+        Fill("checkpoint.writers", 4),
+        Fill("checkpoint.verify", "full"),
+        Fill("checkpoint.init_from", None),
+        Fill("checkpoint.init_parts", {}),
+        Fill("checkpoint.init_fresh", []),
+        Fill("checkpoint.init_leave_out", []),
+    ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""
 VERSION = len(MIGRATIONS)

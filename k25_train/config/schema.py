@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from k25_train.config.activation import ActivationConfig
 from k25_train.config.basics import data_parallel_size
+from k25_train.config.checkpoint import CheckpointConfig
 from k25_train.config.cluster import ClusterConfig
 from k25_train.config.data import DataConfig
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig
-from k25_train.config.training import CheckpointConfig, RunConfig, TrainConfig
+from k25_train.config.training import RunConfig, TrainConfig
 from k25_train.config.vision import VisionPlacement
 from parallel.config import DepConfig, ParallelismConfig
 

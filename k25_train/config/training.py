@@ -1,4 +1,4 @@
-"""The run's configuration: length, batch sizes, number format, checkpoints and folder."""
+"""The run's configuration: length, batch sizes, number format and folder."""
 
 from dataclasses import dataclass
 
@@ -67,35 +67,6 @@ class TrainConfig:
             rule = f"must be a step of the run, 1 to steps ({self.steps})"
             found.append(Problem("trace_step", self.trace_step, rule, "name one, or null for no timeline"))
         return found
-
-
-MAX_UNSOUND = 2
-"""Unsound checkpoints that stay on disk, the newest ones: the state that a run stopped in, and the checkpoint
-before it, whose weights turned out to be ruined."""
-EXTRA_CHECKPOINTS = 1 + MAX_UNSOUND
-"""Checkpoints on disk, at most, in addition to `checkpoint.keep`: one is new and not proven yet."""
-
-
-@dataclass(slots=True, kw_only=True)
-class CheckpointConfig:
-    """When the state of the run is saved, and how many checkpoints are kept."""
-
-    interval: int
-    """Steps between checkpoints; the last step and SIGTERM save as well."""
-    keep: int
-    """Number of sound checkpoints that stay on disk, the newest ones. There is one more until a step proves
-    the newest good, and up to two that were set aside as unsound."""
-    resume: bool
-    """Whether a run whose folder holds checkpoints resumes from the newest sound one."""
-    accept_changed_data: bool
-    """Whether a run resumes although its shard set or tokenizer is not what it was: the next step is then not
-    the one that an uninterrupted run would take."""
-    accept_unsound: bool
-    """Whether a run resumes from its newest checkpoint even if that one was set aside as unsound."""
-
-    def problems(self) -> list[Problem]:
-        """Every rule of this section that is broken."""
-        return not_positive(self, ("interval", "keep"))
 
 
 @dataclass(slots=True, kw_only=True)

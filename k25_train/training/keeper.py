@@ -13,7 +13,7 @@ from k25_train.checkpoint import folders, state
 from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.checking import check_same_run, losses_before, notes_on
 from k25_train.checkpoint.data_state import DataState, changes, mixture_of, read_data_state
-from k25_train.config.training import MAX_UNSOUND
+from k25_train.config.checkpoint import MAX_UNSOUND
 from k25_train.errors import CheckpointError, ConfigError
 from k25_train.metrics.report import Report
 from k25_train.training.run import Run
@@ -116,7 +116,8 @@ class CheckpointKeeper:
     def is_due(self, step: int, verdict: Verdict) -> bool:
         """Whether to save now: at the interval, or after it if that step was skipped, since the same state
         would be saved as an unsound one."""
-        due = self._is_postponed or step % self.run.config.checkpoint.interval == 0
+        every = self.run.config.checkpoint.interval_steps
+        due = self._is_postponed or (every is not None and step % every == 0)
         self._is_postponed = due and verdict.was_skipped
         return due and not verdict.was_skipped
 

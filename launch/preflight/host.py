@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from k25_train.config.training import EXTRA_CHECKPOINTS
+from k25_train.config.checkpoint import EXTRA_CHECKPOINTS
 from k25_train.units import GIB
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.system import System

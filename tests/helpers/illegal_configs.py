@@ -225,7 +225,7 @@ POSITIVE = (
     "parallelism.pp parallelism.vpp parallelism.ep model.num_layers model.num_experts model.vocab_size "
     "model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps train.seq_len "
     "train.global_batch_size train.micro_batch_size train.eval_sequences train.eval_interval "
-    "train.stall_timeout_s checkpoint.interval checkpoint.keep cluster.nodes cluster.gpus_per_node "
+    "train.stall_timeout_s checkpoint.keep checkpoint.writers cluster.nodes cluster.gpus_per_node "
     "data.limit_samples data.sources.text.epochs data.read_timeout_s data.cache_gib "
     "data.requests_per_s optim.qk_clip_threshold optim.qk_clip_interval "
     "optim.muon.newton_schulz_steps optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale "
@@ -236,13 +236,18 @@ NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "
     "optim.weight_decay optim.warmup_steps optim.decay_steps optim.max_skipped_steps "
     "data.prefetch_steps data.workers data.sources.text.weight data.sources.text.heldout train.seed "
-    "dep.feature_buffer_gib"
+    "dep.feature_buffer_gib checkpoint.keep_every"
 ).split()
 
 BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("must be positive", [0, -1, -64], *POSITIVE),
     **values("must not be negative", [-1, -7], *NOT_NEGATIVE),
     **values("must be a whole number", ["many", 1.5, None, True], "train.steps", "parallelism.pp"),
+    **values("a number of steps of at least 1", [0, -3, "'1.5'"], "checkpoint.interval"),
+    **values("or a time with its unit", ["soon", "5 days", "0min", 1.5], "checkpoint.local_interval"),
+    **values("must be one of", ["half", None], "checkpoint.verify"),
+    **values("no file is named", ["['a*']"], "checkpoint.init_fresh", "checkpoint.init_leave_out"),
+    **values("is not a part of the model", ["a"], "checkpoint.init_parts.tower"),
     **values("must be true or false", ["maybe", 1.5, None], "parallelism.delay_wgrad", "data.shuffle"),
     **values("must be one of", ["float8", None], "train.dtype", "cluster.device", "optim.offload"),
     **values("must be one of", ["sgd", None], "optim.name", "optim.vision.name"),

@@ -111,6 +111,7 @@ def text_fields(kind: type = Config, path: str = "") -> Iterator[tuple[str, Any]
 
 WITH_FORMS = (
     "parallelism.",
+    "checkpoint.local_interval",
     "cluster.fabric.",
     "cluster.gpu.",
     "cluster.kubernetes.",
