@@ -63,6 +63,8 @@ setup(
             "moto[server]>=5.2,<6",
             "pre-commit>=4,<5",
             "transformers==5.23.0",
+            # What INT4 weights are compared with; reads them in transformers.
+            "compressed-tensors>=0.20.1,<0.21",
             "torchvision>=0.28,<0.29",
             # docker/pins.lock is made with uv; SPDX's own library validates the image's bill of materials.
             "uv>=0.13,<0.14",
