@@ -15,12 +15,10 @@ from k25_train.config.data import DataConfig
 from k25_train.config.schema import Config
 from k25_train.config.sources import SourceFormat, folder_of
 from k25_train.errors import ConfigError
-from k25_train.parameters.released import count_parameters
+from k25_train.plan.memory.checkpoint import checkpoint_bytes
 from k25_train.plan.memory.stage import fullest, room_bytes, stage_memories
-from k25_train.plan.optimizer import optimizer_state_bytes
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.report.memory import memory_lines
-from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from k25_train.units import GIB, format_count
 
 
@@ -42,7 +40,15 @@ def with_absolute_paths(config: Config) -> Config:
         slurm = replace(slurm, container_image=image, container_credentials=credentials)
         cluster = replace(cluster, slurm=slurm)
     run = replace(config.run, dir=absolute(config.run.dir))
-    return replace(config, data=data, run=run, cluster=cluster)
+    saved = config.checkpoint
+    checkpoint = replace(
+        saved,
+        dir=absolute(saved.dir) if saved.dir else None,
+        local_dir=absolute(saved.local_dir) if saved.local_dir else None,
+        init_from=absolute(saved.init_from) if saved.init_from else None,
+        init_parts={part: absolute(path) for part, path in saved.init_parts.items()},
+    )
+    return replace(config, data=data, run=run, cluster=cluster, checkpoint=checkpoint)
 
 
 def home(path: str) -> str:
@@ -97,12 +103,6 @@ def check_memory(config: Config, nodes: list[int]) -> list[str]:
             remedy = "change the configuration, or submit with --force if you know better"
             raise ConfigError("\n  ".join([f"{key}={count}: memory is too small", *report, f"-> {remedy}"]))
     return report
-
-
-def checkpoint_bytes(config: Config) -> int:
-    """Size of a checkpoint: weights, master weights and moments."""
-    weights = count_parameters(config.model).total * WEIGHT_BYTES[config.train.dtype]
-    return weights + optimizer_state_bytes(plan_pipeline(config))
 
 
 def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ from k25_train.config.fabric import AddressFamily
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
 from k25_train.errors import ConfigError
+from k25_train.plan.memory.checkpoint import checkpoint_bytes
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.step import step_times
 from k25_train.revision import code_version
@@ -31,7 +32,6 @@ from launch.fabric import environment
 from launch.feasibility import (
     check_memory,
     check_paths,
-    checkpoint_bytes,
     legal_nodes,
     memory_verdict,
     summary,

@@ -2,6 +2,7 @@
 
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
+from k25_train.plan.memory.checkpoint import snapshot_bytes
 from k25_train.plan.memory.offload import need_of, offload_budget
 from k25_train.plan.optimizer import stage_state
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
@@ -42,20 +43,24 @@ def host_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
 
 
 def node_holds_what_is_offloaded(pipeline: PipelinePlan) -> list[Problem]:
-    """A node has the memory that its ranks lock: all that is offloaded of activations and optimizer state."""
+    """A node has the memory that its ranks lock: all that is offloaded of activations and optimizer state,
+    and the copy that a checkpoint is written from."""
     config, cluster, offloads = pipeline.config, pipeline.config.cluster, pipeline.config.activation.offloads
     of_optimizer = _keeps_state(config)
     most = max(
-        stage_state(stage).host_bytes + (offload_budget(stage).host_bytes if offloads else 0)
+        stage_state(stage).host_bytes
+        + snapshot_bytes(stage)
+        + (offload_budget(stage).host_bytes if offloads else 0)
         for stage in pipeline.stages
     )
     node_gib = most * cluster.gpus_per_node / GIB
     if node_gib <= cluster.host_memory_gib:
         return []
     rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks"
-    rule += ", optimizer state included," if of_optimizer else ""
+    rule += f" with{' optimizer state and' if of_optimizer else ''} the copy for checkpoints,"
     if not offloads:
-        rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks,"
+        rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks with the copy for "
+        rule += "checkpoints,"
         rule += f" and cluster.host_memory_gib is {cluster.host_memory_gib:g}"
         remedy = "use more nodes, which share the state, or correct the node's memory"
         return [Problem("optim.offload", config.optim.offload.value, rule, remedy)]

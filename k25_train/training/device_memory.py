@@ -173,7 +173,7 @@ def build_device_memory(pipeline: PipelinePlan, topology: Topology) -> DeviceMem
     """What counts this rank's device memory; nothing where the device is the CPU."""
     if topology.device.type != "cuda":
         return NoDeviceMemory()
-    planned = [memory.step_tensors for memory in stage_memories(pipeline)]
+    planned = [memory.tensors for memory in stage_memories(pipeline)]
     # megatron-core numbers ranks stage by stage.
     stages = [rank // topology.dp_size for rank in range(topology.world_size)]
     counters: Any = torch.cuda

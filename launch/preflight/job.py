@@ -10,7 +10,7 @@ from rich.console import Console
 
 from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
-from launch.feasibility import checkpoint_bytes
+from k25_train.plan.memory.checkpoint import checkpoint_bytes
 from launch.preflight import measure
 from launch.preflight.between import judge_between
 from launch.preflight.coordination import Coordinator

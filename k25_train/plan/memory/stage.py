@@ -1,9 +1,10 @@
 """What one rank of each pipeline stage holds on its device while it trains, and in the host; torch-free.
 
 What a rank holds from step to step is exact but for the padding of buffers. On top of it come, one after
-another, the pipeline's passes, the encoder before and after them, the optimizer's rounds, and a checkpoint:
-the largest counts. What is no tensor's is estimated (`outside.py`). Nothing of this was measured on a GPU;
-what ranks have at their peaks is in `metrics.jsonl`, next to the plan (`training/device_memory.py`).
+another, the pipeline's passes, the encoder before and after them, and the optimizer's rounds: the largest
+counts. A checkpoint takes none. What is no tensor's is estimated (`outside.py`). Nothing of this was measured
+on a GPU; what ranks have at their peaks is in `metrics.jsonl`, next to the plan
+(`training/device_memory.py`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from k25_train.config.vision import VisionPart
 from k25_train.parameters.megatron import TrainedParameter, vision_parameters
 from k25_train.parameters.update_rules import rule_of
 from k25_train.plan.memory.activations import peak_held
+from k25_train.plan.memory.checkpoint import snapshot_bytes
 from k25_train.plan.memory.expert_exchange import exchange_bytes
 from k25_train.plan.memory.offload import OffloadBudget, budget_for, offload_need
 from k25_train.plan.memory.outside import GAPS, context_bytes, nccl_bytes
@@ -25,7 +27,7 @@ from k25_train.plan.memory.tower import bubble_bytes, bubble_memory, feature_byt
 from k25_train.plan.optimizer import encoder_parameters, stage_parameters, stage_state
 from k25_train.plan.pass_sizes import balanced_sizes
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
-from k25_train.plan.weight_bytes import GRADIENT_BYTES, MASTER_BYTES, WEIGHT_BYTES
+from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.units import GB, MIB
 from parallel.config import DepSchedule
 from parallel.dep.chunk_memory import ROOM_FOR_ALL, ChunkMemory
@@ -36,9 +38,6 @@ received, and either of the rounds before and after it (`parallel/muon/exchange.
 two rounds, if they rest in the host (`parallel/host/state_stream.py`)."""
 MATRICES_AT_WORK = 4
 """Float32 matrices in Newton-Schulz: the one that is orthogonalised, its update and two products."""
-GATHERED_BUCKETS = 2
-"""Float32 copies of the largest bucket on the device while a checkpoint is made: as ranks send their shards,
-and all together. Source: megatron-core 0.19.2, `distrib_optimizer.py`, `get_parameter_state_dp_zero`."""
 
 
 def stage_memories(pipeline: PipelinePlan) -> list[StageMemory]:
@@ -92,10 +91,10 @@ def stage_memory(stage: StagePlan) -> StageMemory:
         tower=0,
         encoding=upfront_bytes(config) + features.while_encoding if is_upfront else 0,
         updating=_updating(stage),
-        checkpoint=_checkpoint(stage),
         context=context_bytes(config),
         nccl=nccl_bytes(config),
         host=budget.host_bytes,
+        snapshot=round(snapshot_bytes(stage)),
         copied=round(need.micro_batch_bytes),
     )
 
@@ -150,13 +149,6 @@ def _updating(stage: StagePlan) -> int:
             total += each.size
     of_round = min(config.optim.muon.exchange_mib * MIB, FLOAT_BYTES * total)
     return ROUNDS_AT_WORK * of_round + MATRICES_AT_WORK * FLOAT_BYTES * largest
-
-
-def _checkpoint(stage: StagePlan) -> int:
-    config = stage.config
-    sizes = [rank_size(config, each) for each in _trained(stage)]
-    bucket = max(sizes, default=0) if config.parallelism.overlap_grad_reduce else sum(sizes)
-    return GATHERED_BUCKETS * max(MASTER_BYTES.values()) * bucket
 
 
 def _weights_and_gradients(stage: StagePlan) -> tuple[int, int]:

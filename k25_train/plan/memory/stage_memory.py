@@ -41,14 +41,14 @@ class StageMemory:
     """The decoupled encoder, with its features, before or after the pipeline."""
     updating: int
     """Buffers of the optimizer's rounds."""
-    checkpoint: int
-    """Buffers in which optimizer state is gathered."""
     context: int
     """CUDA's own memory."""
     nccl: int
     """Buffers of NCCL's communicators."""
     host: int
     """Page-locked host memory for offloaded activations."""
+    snapshot: int
+    """Page-locked host memory for the copy of the state from which a checkpoint is written."""
     copied: int
     """Bytes of a micro-batch in all of the rank's chunks that are copied to the host, and back."""
 
@@ -70,7 +70,6 @@ class StageMemory:
             "pipeline": self.activations,
             "encoder": self.encoding,
             "optimizer": self.updating,
-            "checkpoint": self.checkpoint,
         }
 
     @property
@@ -82,11 +81,6 @@ class StageMemory:
     def tensors(self) -> int:
         """All that tensors take on the device."""
         return self.states + max(self.phases.values())
-
-    @property
-    def step_tensors(self) -> int:
-        """The same within a step: without a checkpoint."""
-        return self.states + max(size for phase, size in self.phases.items() if phase != "checkpoint")
 
     @property
     def gaps(self) -> int:

@@ -17,17 +17,18 @@ from k25_train.plan.memory.activations import (
     pack_all,
     saved_tensors,
 )
+from k25_train.plan.memory.checkpoint import checkpoint_bytes, fullest_shard, load_buffer_bytes
 from k25_train.plan.memory.outside import communicators_in
 from k25_train.plan.memory.remedies import fitting_overrides
 from k25_train.plan.memory.stage import chunk_memory, fullest, most_imbalance, room_bytes
 from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.memory.tower import most_chunk_patches
+from k25_train.plan.optimizer import stage_states
 from k25_train.plan.pass_sizes import balanced_sizes
-from k25_train.plan.pipeline import PipelinePlan
-from k25_train.plan.report.optimizer import host_lines
+from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.report.text import format_gb, format_layers, format_shape
 from k25_train.plan.time.step import layers_s
-from k25_train.units import GB
+from k25_train.units import GB, GIB
 from parallel.config import DepSchedule
 
 
@@ -136,7 +137,6 @@ def items_of(config: Config, memory: StageMemory) -> Iterator[tuple[str, str, fl
     yield "pipeline", "chunks of the encoder in bubbles", memory.tower
     yield "encoder", "a chunk with its activations, and features", memory.encoding
     yield "optimizer", "rounds of Muon and Newton-Schulz", memory.updating
-    yield "checkpoint", "gathered state of the largest bucket", memory.checkpoint
     yield "", f"fullest phase: {memory.fullest_phase}, with states", memory.tensors
     yield "always", "gaps between tensors (estimate)", memory.gaps
     yield "always", "CUDA's context (estimate)", memory.context
@@ -160,8 +160,9 @@ def memory_lines(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> Ite
             f"Host memory for activations: {format_gb(most_host)} GB per rank at most, "
             f"{format_gb(most_host * cluster.gpus_per_node)} GB on a node with {cluster.gpus_per_node} such."
         )
-        yield from host_lines(pipeline, [memory.host for memory in memories])
         yield copy_line(pipeline, memories)
+    yield checkpoint_line(pipeline)
+    yield host_line(pipeline, memories)
     # 2. Whether the device has room for all of it.
     if cluster.gpu_memory_gb is None:
         return
@@ -182,6 +183,32 @@ def memory_lines(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> Ite
     yield (
         f"DOES NOT FIT: stage {worst.stage} has {held}, with {rest} {format_gb(-left)} more than "
         f"{cluster.gpu_memory_gb:g}. {remedy_line(config)}"
+    )
+
+
+def checkpoint_line(pipeline: PipelinePlan) -> str:
+    """How large a checkpoint is, what of it a rank writes, and what a save and a load take of the host."""
+    config = pipeline.config
+    shard, buffers = fullest_shard(pipeline), load_buffer_bytes(config.checkpoint)
+    return (
+        f"Checkpoint: {format_gb(checkpoint_bytes(config))} GB, of which a rank writes {format_gb(shard)} at "
+        f"most, from a copy of as many in the host; a load reads through {format_gb(buffers)} GB per rank. "
+        "Neither takes memory of the device."
+    )
+
+
+def host_line(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> str:
+    """All that the ranks of a node lock in its memory: activations, optimizer state, a checkpoint's copy."""
+    cluster = pipeline.config.cluster
+    states = stage_states(pipeline)
+    most = max(
+        memory.host + memory.snapshot + state.host_bytes
+        for memory, state in zip(memories, states, strict=True)
+    )
+    return (
+        f"In the host all together {format_gb(most)} GB per rank, and "
+        f"{format_gb(most * cluster.gpus_per_node)} on a node, which has "
+        f"{format_gb(cluster.host_memory_gib * GIB)}."
     )
 
 
@@ -224,7 +251,13 @@ def copy_line(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> str:
 def memory_as_dict(config: Config, memories: Sequence[StageMemory]) -> dict[str, object]:
     """Saved tensors and the memory of every stage, for JSON."""
     parts = packed_by_part(config)
+    pipeline = plan_pipeline(config)
     return {
+        "checkpoint": {
+            "bytes": checkpoint_bytes(config),
+            "rank_bytes": round(fullest_shard(pipeline)),
+            "load_buffer_bytes": load_buffer_bytes(config.checkpoint),
+        },
         "tokens": config.train.seq_len * config.train.micro_batch_size,
         "parts": {part: [_tensor_as_dict(packed) for packed in tensors] for part, tensors in parts.items()},
         "stages": [

@@ -1,6 +1,6 @@
 """Update rules and optimizer state, as lines of text and as JSON; torch-free."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import groupby
 
@@ -77,18 +77,6 @@ def time_lines(pipeline: PipelinePlan) -> Iterator[str]:
         "time, and "
         f"{times.edges_s:.2f} s before and after. Nothing of it was measured on a GPU."
     )
-
-
-def host_lines(pipeline: PipelinePlan, activation_bytes: Sequence[int]) -> Iterator[str]:
-    """All that a node's ranks lock in its memory, if optimizer state is there; activations by stage."""
-    cluster, states = pipeline.config.cluster, stage_states(pipeline)
-    most = max(state.host_bytes + held for state, held in zip(states, activation_bytes, strict=True))
-    if any(state.host_bytes for state in states):
-        room = cluster.host_memory_gib * GIB / GB
-        yield (
-            f"With the optimizer's state in the host {most / GB:.1f} GB per rank, and "
-            f"{most * cluster.gpus_per_node / GB:.0f} GB on a node, which has {room:,.0f}."
-        )
 
 
 def _lines_by_update(pipeline: PipelinePlan) -> Iterator[str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from k25_train.compose.resolve import compose, load
+from k25_train.plan.memory.checkpoint import checkpoint_bytes
 from k25_train.run_folder.lock import current
 from launch import scheduler, slurm
-from launch.feasibility import checkpoint_bytes, legal_nodes
+from launch.feasibility import legal_nodes
 from launch.history import Outcome
 from launch.submission import Submission
 from tests.helpers.project_sources import REPO

@@ -1,0 +1,74 @@
+"""What a checkpoint takes: on disk, in the host while it is saved and loaded; torch-free.
+
+Each rank writes what it alone holds of the state, so all of them write a checkpoint once. A save copies that
+into page-locked host memory, from which files are written while training goes on. A load reads straight into
+the optimizer's state and the weights, through buffers of a fixed size; nothing of it is gathered on a device.
+"""
+
+from collections.abc import Collection, Iterable
+
+from k25_train.config.checkpoint import CheckpointConfig
+from k25_train.config.schema import Config
+from k25_train.config.vision import VisionPart
+from k25_train.parameters.megatron import TrainedParameter, iterate_parameters, vision_parameters
+from k25_train.parameters.released import count_parameters
+from k25_train.parameters.update_rules import is_trained, rule_of
+from k25_train.plan.pipeline import PipelinePlan, StagePlan
+from k25_train.plan.weight_bytes import WEIGHT_BYTES, host_state_bytes
+from k25_train.units import MIB
+
+READ_BUFFER_BYTES = 64 * MIB
+"""Host memory in which one of `checkpoint.writers` threads of a rank reads at a time."""
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """Size of a checkpoint: weights, float32 masters and moments, each once."""
+    weights = count_parameters(config.model).total * WEIGHT_BYTES[config.train.dtype]
+    return weights + _state_bytes(config, iterate_parameters(config.model))
+
+
+def shard_bytes(stage: StagePlan) -> float:
+    """What one rank of a stage writes: its shard of the optimizer's state and of the weights.
+
+    Dense weights are shared by dp ranks, the experts of each of ep ranks by dp / ep of them, and a decoupled
+    encoder by all ranks of the job.
+    """
+    config, placement = stage.config, stage.config.vision_placement
+    coupled = placement.first_stage_parts if stage.stage == 0 else ()
+    own = [*stage.text_parameters, *_vision(config, coupled)]
+    replicated = _vision(config, placement.encoder_parts)
+    return _bytes(config, own) / config.dp + _bytes(config, replicated) / config.world_size
+
+
+def snapshot_bytes(stage: StagePlan) -> float:
+    """Page-locked host memory of one rank for the copy that files are written from; it is kept."""
+    return shard_bytes(stage)
+
+
+def load_buffer_bytes(checkpoint: CheckpointConfig) -> int:
+    """Host memory of one rank for what it reads; all else is read to where it belongs."""
+    return checkpoint.writers * READ_BUFFER_BYTES
+
+
+def fullest_shard(pipeline: PipelinePlan) -> float:
+    """The most that any rank writes."""
+    return max(shard_bytes(stage) for stage in pipeline.stages)
+
+
+def _vision(config: Config, parts: Collection[VisionPart]) -> list[TrainedParameter]:
+    return [each for each in vision_parameters(config.model) if VisionPart.of(each.name) in parts]
+
+
+def _bytes(config: Config, parameters: Iterable[TrainedParameter]) -> int:
+    """Weights and state of parameters on disk."""
+    listed = list(parameters)
+    weights = sum(parameter.size for parameter in listed) * WEIGHT_BYTES[config.train.dtype]
+    return weights + _state_bytes(config, listed)
+
+
+def _state_bytes(config: Config, parameters: Iterable[TrainedParameter]) -> int:
+    """Masters and moments of those that are trained."""
+    trained = (each for each in parameters if is_trained(each.name, config.optim))
+    return sum(
+        each.size * host_state_bytes(rule_of(*each, config.optim, config.model).update) for each in trained
+    )
