@@ -38,6 +38,8 @@ setup(
         "resvg-py>=0.5,<0.6",
         "fsspec>=2026.9",
         "s3fs>=2026.9",
+        "universal-pathlib>=0.3.10,<0.4",
+        "xxhash>=4.1,<5",
         "pyarrow>=26,<27",
         "tokenizers>=0.23,<0.24",
         "tiktoken>=0.14,<0.15",

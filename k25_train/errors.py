@@ -1,6 +1,10 @@
 """Errors that a user can cause and fix: the text names key or file, value, rule and remedy."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 class K25Error(Exception):
@@ -33,7 +37,7 @@ class CheckpointError(K25Error):
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was written, or cannot be read; another may be."""
 
-    def __init__(self, text: str, folder: Path, instead: Path | None) -> None:
+    def __init__(self, text: str, folder: "Path | UPath", instead: "Path | UPath | None") -> None:
         """`folder` does not load; `instead` is the newest other one that is sound and whole, None without."""
         super().__init__(text, folder, instead)
         self.folder = folder

@@ -8,15 +8,19 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from upath import UPath
 
 from k25_train.errors import CheckpointError
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
-"""1 has the files' sizes alone: neither checksums, nor soundness, nor facts of the data."""
+FORMAT_VERSION = 3
+"""1 has the files' sizes alone: neither checksums, nor soundness, nor facts of the data. 2 has torch's files
+(`.distcp`) with a SHA-256 each. 3 has files of parts (`checkpoint/files`), its kind and layout."""
 _OWN_CHECKSUM = "sha256_of_the_rest"
 
 
@@ -26,9 +30,45 @@ class FileEntry:
 
     num_bytes: int
     """Its size."""
-    sha256: str
-    """Hexadecimal hash of its content; empty if it was written in format 1. Takes 0.6 s per GB on a core with
-    SHA instructions: 2 s for the 3.4 GB that each of 4,096 ranks writes of 14 TB."""
+    sha256: str = ""
+    """Hexadecimal hash of its content; empty for a file of parts, and for any that format 1 wrote."""
+    header_xxh3: str = ""
+    """Hexadecimal xxh3_64 of the header of a file of parts, its length included; empty for other files."""
+    table_xxh3: str = ""
+    """And of its table of checksums, which vouches for the data block by block."""
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether it is a file of parts (`checkpoint/files`)."""
+        return bool(self.header_xxh3)
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether its content can be checked."""
+        return bool(self.sha256 or self.table_xxh3)
+
+    def to_values(self) -> dict[str, Any]:
+        """As it is written."""
+        hashes = {"sha256": self.sha256, "header_xxh3": self.header_xxh3, "table_xxh3": self.table_xxh3}
+        return {"bytes": self.num_bytes} | {name: value for name, value in hashes.items() if value}
+
+    @staticmethod
+    def from_values(values: Mapping[str, Any]) -> "FileEntry":
+        """Read it back. Raises ValueError or KeyError."""
+        hashes = {name: _text(value) for name, value in values.items() if name != "bytes"}
+        unknown = hashes.keys() - {"sha256", "header_xxh3", "table_xxh3"}
+        if unknown or ("header_xxh3" in hashes) != ("table_xxh3" in hashes) or not any(hashes.values()):
+            raise ValueError(f"a file has the checksums {sorted(hashes)}")
+        return FileEntry(_number(values["bytes"]), **hashes)
+
+
+class Kind(StrEnum):
+    """What a checkpoint holds."""
+
+    RUN = "run"
+    """A run to go on with: weights, masters, moments, position in the data."""
+    WEIGHTS = "weights"
+    """Weights alone, to begin a run from: an import."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +85,14 @@ class Manifest:
     """Dotted key -> what is true of the data that it was trained on (`k25_train/data/fingerprint.py`)."""
     losses: Sequence[float] = ()
     """Of the last sound steps, in nats per token, which those of a resumed run are compared with."""
+    kind: Kind = Kind.RUN
+    """What it holds."""
+    layout: Mapping[str, int | str] = field(default_factory=dict)
+    """What wrote it: pp, vpp, ep, dp, world_size, dep (mode). Loading asks for none of it; people do. Empty
+    before format 3."""
+    num_updates: int | None = None
+    """Steps that the optimizers count, which skipped steps are not among; None before format 3, where it is
+    among the tensors."""
     version: int = FORMAT_VERSION
     """Of the format that it was read from."""
 
@@ -56,7 +104,12 @@ class Manifest:
     @property
     def has_checksums(self) -> bool:
         """Whether the content of its files can be checked, not their sizes alone."""
-        return all(file.sha256 for file in self.files.values())
+        return all(file.has_checksums for file in self.files.values())
+
+    @property
+    def part_files(self) -> dict[str, FileEntry]:
+        """The files of parts among its files, by name."""
+        return {name: file for name, file in sorted(self.files.items()) if file.has_parts}
 
     def to_text(self) -> str:
         """As it is written, in the current format."""
@@ -67,15 +120,16 @@ class Manifest:
             "why_unsound": self.why_unsound,
             "facts": dict(self.facts),
             "losses": list(self.losses),
-            "files": {
-                name: {"bytes": file.num_bytes, "sha256": file.sha256} for name, file in self.files.items()
-            },
+            "kind": str(self.kind),
+            "layout": dict(self.layout),
+            "num_updates": self.num_updates,
+            "files": {name: file.to_values() for name, file in self.files.items()},
         }
         return json.dumps(values | {_OWN_CHECKSUM: _checksum(values)}, indent=1)
 
     @staticmethod
     def from_text(text: str) -> "Manifest":
-        """Read either format. Raises ValueError that says what is wrong."""
+        """Read any format. Raises ValueError that says what is wrong."""
         values = json.loads(text)
         if not isinstance(values, dict) or not isinstance(version := values.get("format_version"), int):
             raise ValueError("it has no format_version")  # noqa: TRY004
@@ -83,24 +137,28 @@ class Manifest:
             raise ValueError(f"it has format {version}, but this version reads 1 to {FORMAT_VERSION}")
         if version == 1:
             sizes = _member(values, "file_bytes", dict)
-            files = {_path(name): FileEntry(_number(size), "") for name, size in sizes.items()}
+            files = {_path(name): FileEntry(_number(size)) for name, size in sizes.items()}
             return Manifest(step=_number(values.get("step")), files=files, facts={}, version=1)
         if values.pop(_OWN_CHECKSUM, None) != _checksum(values):
             raise ValueError("it was changed since it was written")
         files = {
-            _path(name): FileEntry(_number(file["bytes"]), file["sha256"])
-            for name, file in _member(values, "files", dict).items()
+            _path(name): FileEntry.from_values(file) for name, file in _member(values, "files", dict).items()
         }
+        num_updates = values.get("num_updates")
         return Manifest(
             step=_number(values.get("step")),
             files=files,
             why_unsound=_member(values, "why_unsound", str),
             facts=_member(values, "facts", dict),
             losses=[_loss(loss) for loss in values.get("losses", [])],
+            kind=Kind(values.get("kind", Kind.RUN)),
+            layout=_member(values, "layout", dict) if version > 2 else {},
+            num_updates=None if num_updates is None else _number(num_updates),
+            version=version,
         )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path | UPath) -> Manifest:
     """The manifest of a checkpoint folder.
 
     Raises `CheckpointError` if it is missing, unreadable, changed, or of a later format.
@@ -118,6 +176,12 @@ def _checksum(values: Mapping[str, Any]) -> str:
 def _member(values: Mapping[str, Any], key: str, kind: type) -> Any:
     if not isinstance(value := values.get(key), kind):
         raise ValueError(f"{key} is {value!r} and not a {kind.__name__}")  # noqa: TRY004
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text")  # noqa: TRY004
     return value
 
 

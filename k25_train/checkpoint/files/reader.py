@@ -1,0 +1,220 @@
+"""Reading ranges of files of parts: each block once, compared with its checksum, then copied to its place.
+
+Memory: a staging buffer of at most two chunks per thread, and the tables of the files that are touched.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, local
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from upath import UPath
+
+from k25_train.checkpoint.files.access import Buffer, OpenFile, opened, read_bytes
+from k25_train.checkpoint.files.header import (
+    BLOCK_BYTES,
+    LENGTH_BYTES,
+    Header,
+    digest_of,
+    header_length,
+    parse,
+)
+from k25_train.checkpoint.files.index import PartIndex
+from k25_train.checkpoint.manifest import FileEntry
+from k25_train.errors import DamagedCheckpointError
+from parallel.reshard.ranges import Overlaps
+from parallel.reshard.reads import Numbers, ReadPlan, Slices, plan_reads
+
+NUM_THREADS = 4
+"""Reads at a time of a rank. Eight ranks of a node have 32 in flight."""
+LOCAL_CHUNK_BYTES = 16 * BLOCK_BYTES
+"""What is read at once from a disk: 4 MiB."""
+REMOTE_CHUNK_BYTES = 64 * BLOCK_BYTES
+"""What is asked of an object store at once, 16 MiB: as a part of an upload has (8 to 16 MiB are advised)."""
+GAP_BYTES = 64 * 1024
+"""What is read in vain rather than by another request."""
+_READS_PER_TASK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Reads, and what becomes of what they bring: an entry per slice of `reads`."""
+
+    reads: ReadPlan
+    """What is read."""
+    low: Numbers
+    """First byte in the file of the blocks that a slice touches."""
+    high: Numbers
+    """One after their last."""
+    block: Numbers
+    """Checksum of the first of them, in the table of the file."""
+    place: Numbers
+    """Where its first byte goes, in the destination of its overlap."""
+    part: NDArray[np.intp]
+    """Which part of the index it is of."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are asked of storage, the tables of checksums not counted."""
+        return self.reads.num_bytes
+
+
+def plan(index: PartIndex, wanted: Overlaps, *, is_local: bool) -> Job:
+    """What reading these ranges asks of storage."""
+    size = index.itemsizes[wanted.ranges.tensor]
+    entry_start = index.offset[wanted.stored]
+    origin = entry_start - index.ranges.start[wanted.stored] * size
+    slices = Slices(
+        file=index.file[wanted.stored],
+        start=origin + wanted.ranges.start * size,
+        stop=origin + wanted.ranges.stop * size,
+        entry_start=entry_start,
+        entry_stop=entry_start + index.length[wanted.stored],
+    )
+    chunk_bytes = LOCAL_CHUNK_BYTES if is_local else REMOTE_CHUNK_BYTES
+    reads = plan_reads(slices, block_bytes=BLOCK_BYTES, chunk_bytes=chunk_bytes, gap_bytes=GAP_BYTES)
+    low, high = reads.slices.in_blocks(BLOCK_BYTES)
+    part = wanted.stored[reads.origin]
+    return Job(
+        reads=reads,
+        low=low,
+        high=high,
+        block=index.block[part] + (low - reads.slices.entry_start) // BLOCK_BYTES,
+        place=reads.slices.start - slices.start[reads.origin],
+        part=part,
+    )
+
+
+class PartsReader:
+    """Reads ranges of the files of a checkpoint. Threads may share it."""
+
+    def __init__(self, folder: Path | UPath, files: Mapping[str, FileEntry], index: PartIndex) -> None:
+        self._folder, self._files, self._index = folder, files, index
+        self._tables: dict[int, NDArray[np.uint64]] = {}
+        self._lock = Lock()
+        self._staging = local()
+
+    def read(self, wanted: Overlaps, destinations: Sequence[Buffer]) -> None:
+        """Copy ranges of parts to where they go.
+
+        Args:
+            wanted: parts of the index, and the ranges of them.
+            destinations: per overlap, [bytes].
+
+        Raises DamagedCheckpointError naming file and tensor for anything that is not as it was written.
+        """
+        job = plan(self._index, wanted, is_local=isinstance(self._folder, Path))
+        tasks = list(_tasks(job.reads))
+        if not tasks:
+            return
+        with ThreadPoolExecutor(min(NUM_THREADS, len(tasks)), "checkpoint-reader") as pool:
+            runs = [pool.submit(self._run, job, destinations, first, last) for first, last in tasks]
+            try:
+                for run in runs:
+                    run.result()
+            finally:
+                for run in runs:
+                    run.cancel()
+
+    def _run(self, job: Job, destinations: Sequence[Buffer], first: int, last: int) -> None:
+        """Reads `first` to `last`, all of one file."""
+        reads, number = job.reads, int(job.reads.file[first])
+        name = self._index.files[number]
+        path = self._folder / name
+        with damage(self._folder, name, self._holding(job, first)), opened(path) as file:
+            table = self._table(number, file)
+            for read in range(first, last):
+                data = self._buffer(int(reads.stop[read] - reads.start[read]))
+                with damage(self._folder, name, self._holding(job, read)):
+                    file.read_into(int(reads.start[read]), data)
+                self._deliver(job, read, table, data, destinations)
+
+    def _deliver(
+        self, job: Job, read: int, table: NDArray[np.uint64], data: Buffer, destinations: Sequence[Buffer]
+    ) -> None:
+        """Compare the blocks that are wanted of a read, and copy from them."""
+        begin = compared = int(job.reads.start[read])
+        view = memoryview(data)
+        for number in range(int(job.reads.first_slice[read]), int(job.reads.first_slice[read + 1])):
+            low, high, block = int(job.low[number]), int(job.high[number]), int(job.block[number])
+            # Two slices may share a block.
+            for at in range(low, high, BLOCK_BYTES):
+                end = min(at + BLOCK_BYTES, high)
+                if at < compared:
+                    continue
+                expected = int(table[block + (at - low) // BLOCK_BYTES])
+                if xxhash.xxh3_64_intdigest(view[at - begin : end - begin]) != expected:
+                    part = self._index.part(int(job.part[number]))
+                    raise ValueError(f"bytes {at} to {end}, of {part.entry}, are not as they were written")
+                compared = end
+            start, stop = int(job.reads.slices.start[number]), int(job.reads.slices.stop[number])
+            place = int(job.place[number])
+            destination = destinations[int(job.reads.origin[number])]
+            destination[place : place + stop - start] = data[start - begin : stop - begin]
+
+    def _table(self, number: int, file: OpenFile) -> NDArray[np.uint64]:
+        """The checksums of a file, compared with the manifest. Two threads may both read them."""
+        if (known := self._tables.get(number)) is not None:
+            return known
+        name, offset = self._index.files[number], int(self._index.table_offset[number])
+        entry = self._files[name]
+        data = read_bytes(file, offset, entry.num_bytes - offset)
+        if digest_of(data) != entry.table_xxh3:
+            raise ValueError("its checksums are not as they were written")
+        self._tables[number] = np.frombuffer(data, "<u8")
+        return self._tables[number]
+
+    def _buffer(self, count: int) -> Buffer:
+        """Staging memory of this thread."""
+        buffer: Buffer | None = getattr(self._staging, "buffer", None)
+        if buffer is None or len(buffer) < count:
+            buffer = self._staging.buffer = np.empty(count, np.uint8)
+        return buffer[:count]
+
+    def _holding(self, job: Job, read: int) -> str:
+        return self._index.part(int(job.part[job.reads.first_slice[read]])).entry
+
+
+def read_headers(folder: Path | UPath, files: Mapping[str, FileEntry]) -> dict[str, Header]:
+    """Headers of files of parts, compared with the manifest.
+
+    Raises DamagedCheckpointError naming a file that is not as it was written.
+    """
+    with ThreadPoolExecutor(4 * NUM_THREADS, "checkpoint-header") as pool:
+        headers = pool.map(lambda item: _read_header(folder, *item), files.items())
+        return dict(zip(files, headers, strict=True))
+
+
+def _read_header(folder: Path | UPath, name: str, entry: FileEntry) -> Header:
+    with damage(folder, name), opened(folder / name) as file:
+        count = header_length(read_bytes(file, 0, LENGTH_BYTES), entry.num_bytes)
+        data = read_bytes(file, 0, count)
+        if digest_of(data) != entry.header_xxh3:
+            raise ValueError("its header is not as it was written")
+        return parse(data, entry.num_bytes)
+
+
+@contextmanager
+def damage(folder: Path | UPath, name: str, entry: str = "") -> Iterator[None]:
+    """What is wrong with a file becomes a DamagedCheckpointError that names it, and what was to be read."""
+    try:
+        yield
+    except DamagedCheckpointError:
+        raise
+    except Exception as error:  # file systems of fsspec raise what their libraries do
+        reading = f" ({entry} was to be read)" if entry else ""
+        raise DamagedCheckpointError(f"{folder / name}: {error}{reading}", folder, None) from error
+
+
+def _tasks(reads: ReadPlan) -> Iterator[tuple[int, int]]:
+    """First read and the one after the last of pieces of work, each of one file."""
+    first = 0
+    for read in range(1, len(reads) + 1):
+        if read == len(reads) or reads.file[read] != reads.file[first] or read - first == _READS_PER_TASK:
+            yield first, read
+            first = read
