@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import OptimizerConfig
+from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, Adam, OptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
@@ -86,6 +86,44 @@ class ShardedOptimizer(DistributedOptimizer):
         Masters keep their identity through steps and checkpoints, so that a caller may keep the result.
         """
         return {parameter: self._shard_of(parameter) for parameter in self.model_param_gbuf_map}
+
+    def moments(self, shard: ParameterShard) -> dict[str, Tensor]:
+        """What the inner optimizer keeps about a shard: key -> float32 [N], where its master rests.
+
+        Zeros are allocated if no step was made yet: what an optimizer starts from.
+        """
+        state = self.optimizer.state[shard.master]
+        for key in self.optimizer_state_keys:
+            if key not in state:
+                state[key] = torch.zeros_like(shard.master)
+        if "step" not in state and not self._counts_in_groups:
+            on_device = self.optimizer.param_groups[shard.group].get("fused")
+            device = shard.master.device if on_device else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        return {key: state[key] for key in self.optimizer_state_keys}
+
+    @property
+    def num_updates(self) -> int:
+        """Steps that the inner optimizer has made; 0 if this rank has no shard."""
+        for group in self.optimizer.param_groups:
+            for master in group["params"]:
+                state = self.optimizer.state.get(master, {})
+                return int(state["step"] if "step" in state else group.get("step", 0))
+        return 0
+
+    def count_from(self, num_updates: int) -> None:
+        """Go on as after so many steps; all moments must exist."""
+        for group in self.optimizer.param_groups:
+            # Where fused Adams count, ours of state in the host too. torch's does not look there.
+            group["step"] = num_updates
+            for master in group["params"]:
+                if not self._counts_in_groups:
+                    self.optimizer.state[master]["step"].fill_(num_updates)
+
+    @property
+    def _counts_in_groups(self) -> bool:
+        """Whether it is a fused Adam of Transformer Engine or Apex, which has no count for each shard."""
+        return not USING_PYTORCH_OPTIMIZER and isinstance(self.optimizer, Adam)
 
     def transform_updates(self, transforms: Mapping[nn.Parameter, Transform]) -> None:
         """Let updated masters of these parameters be changed in each step, before they reach the model."""
