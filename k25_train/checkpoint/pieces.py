@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 from k25_train.checkpoint.files.parts import Part
 from k25_train.checkpoint.whole import HeldTensor, held_tensors
 from k25_train.units import MIB
+from parallel.reshard.replicas import Shares, share_out
 
 OPTIMIZER_STATE = "optimizer.state"
 """Optimizer tensors are called `optimizer.state.KEY.` and the name of their parameter."""
 MASTER = "param"
 """The key of the float32 master; the others are the optimizer's own, such as `exp_avg`."""
-LEAST_SHARE = MIB // 2
-"""Elements in a share of what is replicated, so that thousands of ranks do not have some KB each."""
+SHARE_MULTIPLE = MIB // 2
+"""Elements of which shares of what is replicated are a multiple, lest thousands of ranks have some KB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Piece:
     """Which range of which tensor."""
     tensor: Tensor
     """Its elements [n]: a view of where training has them, on the device or in host memory."""
+    is_buffer: bool = False
+    """Whether passes change it, and not the optimizer."""
 
 
 class Replicated(NamedTuple):
@@ -43,11 +47,10 @@ class Replicated(NamedTuple):
     tensors: list[HeldTensor]
     group: dist.ProcessGroup
 
-    def share(self, rank: int) -> Iterator[tuple[HeldTensor, int, int]]:
-        """What a rank of the group answers for: tensor, first and last element in it."""
-        sizes = [each.tensor.numel() for each in self.tensors]
-        for number, start, stop in share(sizes, rank, self.group.size(), LEAST_SHARE):
-            yield self.tensors[number], start, stop
+    def shares(self) -> Shares:
+        """Which rank of the group answers for which elements; `item` is the number of the tensor."""
+        sizes = np.array([each.tensor.numel() for each in self.tensors], dtype=np.int64)
+        return share_out(sizes, self.group.size(), multiple=SHARE_MULTIPLE)
 
 
 def pieces(modules: Sequence[DistributedDataParallel], optimizer: ChainedOptimizer | None) -> list[Piece]:
@@ -61,9 +64,10 @@ def pieces(modules: Sequence[DistributedDataParallel], optimizer: ChainedOptimiz
         optimizer: of all that is trained; None where nothing is.
     """
     shared = [
-        Piece(part_of(held, start, stop), held.flat[start:stop])
-        for each in replicated(modules, trains=optimizer is not None)
-        for held, start, stop in each.share(each.group.rank())
+        Piece(part_of(held, start, stop), held.flat[start:stop], is_buffer=held.parameter is None)
+        for module in modules
+        for each in replicated(module, trains=optimizer is not None)
+        for held, start, stop in share_of(each, each.group.rank())
     ]
     return [*_sharded(modules, optimizer), *shared]
 
@@ -82,20 +86,29 @@ def _sharded(
                     yield Piece(state_part_of(whole, start, stop, key), tensor)
 
 
-def replicated(modules: Sequence[DistributedDataParallel], *, trains: bool) -> Iterator[Replicated]:
-    """What no optimizer shards, by the ranks that have it alike: the same on all of these.
+def replicated(
+    module: DistributedDataParallel, *, trains: bool, ep_rank: int | None = None
+) -> Iterator[Replicated]:
+    """What of a module no optimizer shards, by the ranks that have it alike: the same on all of these.
 
     Args:
         trains: whether there is an optimizer of all that has a gradient buffer.
+        ep_rank: the expert-parallel rank to answer for; by default this rank's.
     """
-    for module in modules:
-        sharded = set(trained_parameters(module)) if trains else set[nn.Parameter]()
-        held = [each for each in held_tensors(module) if each.parameter not in sharded]
-        experts = [each for each in held if each.is_expert]
-        others = [each for each in held if not each.is_expert]
-        for tensors, group in ((others, module.dp_group), (experts, module.expt_dp_group)):
-            if tensors:
-                yield Replicated(tensors, group)
+    sharded = set(trained_parameters(module)) if trains else set[nn.Parameter]()
+    held = [each for each in held_tensors(module, ep_rank) if each.parameter not in sharded]
+    experts = [each for each in held if each.is_expert]
+    others = [each for each in held if not each.is_expert]
+    for tensors, group in ((others, module.dp_cp_group), (experts, module.expt_dp_group)):
+        if tensors:
+            yield Replicated(tensors, group)
+
+
+def share_of(each: Replicated, rank: int) -> Iterator[tuple[HeldTensor, int, int]]:
+    """What a rank of the group answers for: a tensor, its first element, and the one after the last."""
+    own = each.shares().of(rank)
+    for item, start, stop in zip(own.item, own.start, own.stop, strict=True):
+        yield each.tensors[item], int(start), int(stop)
 
 
 def trained_parameters(module: DistributedDataParallel) -> Iterator[nn.Parameter]:
@@ -113,23 +126,3 @@ def state_part_of(held: HeldTensor, start: int, stop: int, key: str) -> Part:
     """What an optimizer keeps about the same elements."""
     name = f"{OPTIMIZER_STATE}.{key}.{held.name}"
     return Part(name, torch.float32, held.shape, held.start + start, held.start + stop)
-
-
-def share(sizes: Sequence[int], index: int, num_shares: int, least: int) -> Iterator[tuple[int, int, int]]:
-    """One of even shares of several tensors, as if these were one after another.
-
-    Args:
-        sizes: number of elements of each tensor.
-        index: number of the share.
-        num_shares: how many there are; the last ones may be empty.
-        least: elements that all shares but the last have at least.
-
-    Yields the number of a tensor, and the first element in it and the one after the last.
-    """
-    size = max(-(-sum(sizes) // num_shares), least)
-    first, last, offset = index * size, (index + 1) * size, 0
-    for number, length in enumerate(sizes):
-        start, stop = max(first - offset, 0), min(last - offset, length)
-        if start < stop:
-            yield number, start, stop
-        offset += length

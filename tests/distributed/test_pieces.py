@@ -25,7 +25,7 @@ def pieces_of(
     from k25_train.checkpoint import pieces
 
     # Each rank has something of what is replicated, however little there is.
-    pieces.LEAST_SHARE = 1
+    pieces.SHARE_MULTIPLE = 1
     built = build(context, arguments)
     for number, part in enumerate(built.optimizer.chained_optimizers):
         for shard in part.shards().values():
