@@ -26,7 +26,7 @@ OPTIMIZER_STATE = "optimizer.state"
 MASTER = "param"
 """The key of the float32 master; the others are the optimizer's own, such as `exp_avg`."""
 SHARE_MULTIPLE = MIB // 2
-"""Elements of which shares of what is replicated are a multiple, lest thousands of ranks have some KB each."""
+"""Elements of which shares of what is replicated are a multiple: thousands of ranks would have KB each."""
 
 
 @dataclass(frozen=True, slots=True)
