@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import torch.distributed as dist
 
@@ -19,12 +18,13 @@ from k25_train.checkpoint.integrity import (
     verify,
 )
 from k25_train.checkpoint.manifest import Manifest, read_manifest
+from k25_train.checkpoint.storage.kinds import Place
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
 from parallel.megatron.patches.checkpoint_reading import bytes_by_file
 
 
-def check(folder: Path, config: Config, facts: Mapping[str, str], *, resumes: bool) -> Manifest:
+def check(folder: Place, config: Config, facts: Mapping[str, str], *, resumes: bool) -> Manifest:
     """All that one rank can see is wrong with a checkpoint; returns its manifest."""
     manifest = verify(folder)
     try:
@@ -43,14 +43,14 @@ def check(folder: Path, config: Config, facts: Mapping[str, str], *, resumes: bo
     return manifest
 
 
-def check_same_run(folder: Path, config: Config, facts: Mapping[str, str]) -> None:
+def check_same_run(folder: Place, config: Config, facts: Mapping[str, str]) -> None:
     """Raise `CheckpointError` unless configuration and data are those of the training so far."""
     check_continuity(folder, config, SAME_RUN)
     saved = read_manifest(folder).facts
     check_facts(folder, saved, facts, accept=config.checkpoint.accept_changed_data)
 
 
-def notes_on(folder: Path, facts: Mapping[str, str]) -> list[str]:
+def notes_on(folder: Place, facts: Mapping[str, str]) -> list[str]:
     """What to know of a checkpoint that was loaded, a line each; none if all is as it should be."""
     manifest = read_manifest(folder)
     notes = [] if manifest.is_sound else [f"{folder} is unsound: {manifest.why_unsound}"]
@@ -62,7 +62,7 @@ def notes_on(folder: Path, facts: Mapping[str, str]) -> list[str]:
     return [*notes, *([f"{folder} was trained on other data:", *changed] if changed else [])]
 
 
-def losses_before(folder: Path, facts: Mapping[str, str]) -> list[float]:
+def losses_before(folder: Place, facts: Mapping[str, str]) -> list[float]:
     """Losses that those of a run which resumes from the checkpoint are compared with.
 
     None if it is unsound or was trained on other data: both were accepted by hand, and what is to come is not
@@ -74,7 +74,7 @@ def losses_before(folder: Path, facts: Mapping[str, str]) -> list[float]:
     return list(manifest.losses)
 
 
-def check_content(folder: Path, manifest: Manifest) -> None:
+def check_content(folder: Place, manifest: Manifest) -> None:
     """Raise `DamagedCheckpointError` for a file whose content changed, naming the newest other whole one."""
     changed = _changed(folder, manifest)
     if not changed:
@@ -88,7 +88,7 @@ def check_content(folder: Path, manifest: Manifest) -> None:
     raise damaged_with(folder, changed, None)
 
 
-def _changed(folder: Path, manifest: Manifest) -> str:
+def _changed(folder: Place, manifest: Manifest) -> str:
     """The first file whose content is not as it was written, and how many more; each rank reads its share."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     by_rank = on_every_rank(lambda: changed_files(folder, manifest.files, rank, num_ranks))

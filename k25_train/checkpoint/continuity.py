@@ -1,15 +1,16 @@
 """Whether a configuration may resume from a checkpoint: the keys that the training up to it depends on."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from k25_train.checkpoint import folders
+from k25_train.checkpoint.storage.kinds import Place
+from k25_train.checkpoint.storage.places import storage_of
 from k25_train.compose.migrations import migrate
 from k25_train.compose.resolve import to_yaml
-from k25_train.compose.yaml_files import read_file
+from k25_train.compose.yaml_files import read_text
 from k25_train.config.leaves import leaves
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError, ConfigError
@@ -100,7 +101,7 @@ MAY_CHANGE = {
 """Why -> keys and sections that a resume may change. Every key is here or in `SAME_RUN`."""
 
 
-def check_continuity(folder: Path, config: Config, fixed: Sequence[str]) -> None:
+def check_continuity(folder: Place, config: Config, fixed: Sequence[str]) -> None:
     """Compare the keys or sections `fixed` with the configuration that the checkpoint was written with.
 
     A configuration of an earlier version is brought up to this one first (`compose/migrations.py`), so a key
@@ -131,19 +132,23 @@ def covers(name: str, key: str) -> bool:
     return len(parts) <= len(of_key) and all(part in ("*", other) for part, other in pairs)
 
 
-def saved_config(path: Path) -> dict[str, Any]:
+def saved_config(path: Place) -> dict[str, Any]:
     """The values of a saved configuration under the keys of today. Raises `ConfigError` if it is none."""
     # A checkpoint may come from elsewhere: refuses what is no mapping, tags, and aliases that multiply.
-    read_file(path)
     try:
-        return migrate(yaml.safe_load(path.read_text(encoding="utf-8-sig"))).values
+        text = storage_of(path).read(path).removeprefix("\ufeff")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
+    read_text(text, str(path))
+    try:
+        return migrate(yaml.safe_load(text)).values
     # The last three are what a migration meets where a section is a value.
     except (ConfigError, yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
 
 
 def check_facts(
-    folder: Path, saved: Mapping[str, str], now: Mapping[str, str], *, accept: bool = False
+    folder: Place, saved: Mapping[str, str], now: Mapping[str, str], *, accept: bool = False
 ) -> None:
     """Compare what was true of the data that the checkpoint was trained on with what is true now.
 

@@ -7,7 +7,6 @@ all steps before have to be made again. Needs no torch.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +14,8 @@ import yaml
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.continuity import saved_config
 from k25_train.checkpoint.manifest import read_manifest
+from k25_train.checkpoint.storage.kinds import Place
+from k25_train.checkpoint.storage.places import storage_of
 from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
@@ -64,7 +65,7 @@ def mixture_of(config: Config, from_step: int) -> Mixture:
     return _mixture_in(yaml.safe_load(to_yaml(config)), from_step)
 
 
-def read_data_state(folder: Path) -> DataState:
+def read_data_state(folder: Place) -> DataState:
     """What a checkpoint says of its data, with the mixture of its configuration if it has no file of them.
 
     Raises `CheckpointError` if the file is not what a run writes, or of a later format.
@@ -73,7 +74,7 @@ def read_data_state(folder: Path) -> DataState:
     if folders.DATA_STATE not in read_manifest(folder).files:
         return DataState({}, [_mixture_in(saved_config(folder / folders.CONFIG), 1)])
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(storage_of(path).read(path))
         if values["format_version"] > FORMAT_VERSION:
             raise CheckpointError(
                 f"{path}: has format {values['format_version']}, but this version reads 1 to "

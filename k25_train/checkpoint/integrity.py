@@ -5,25 +5,26 @@ and whole is named.
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from k25_train.checkpoint import folders
-from k25_train.checkpoint.manifest import MANIFEST, FileEntry, Manifest, read_manifest
+from k25_train.checkpoint.manifest import FileEntry, Manifest, read_manifest
+from k25_train.checkpoint.storage.kinds import MANIFEST, PARTIAL, Place
+from k25_train.checkpoint.storage.places import CHECKPOINTS, storage_of
 from k25_train.errors import CheckpointError, DamagedCheckpointError
 
 METADATA = ".metadata"
 """Which tensor is where, in torch's format."""
 BACKEND = "metadata.json"
 """What wrote the checkpoint, in megatron-core's format."""
-_BY_FIRST_RANK = (METADATA, BACKEND, folders.CONFIG)
+_BY_FIRST_RANK = {1: (METADATA, BACKEND, folders.CONFIG), 2: (METADATA, BACKEND, folders.CONFIG)}
+"""Format -> small files that every checkpoint of it has."""
 _NUM_THREADS = 4
 """Files that a rank reads at a time; hashing leaves Python's lock alone."""
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Place) -> Manifest:
     """Check that a checkpoint has all files in their sizes, and return its manifest.
 
     Of content it checks that of the configuration, which is read before anything is loaded.
@@ -41,49 +42,63 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def check_is_checkpoint(folder: Path) -> None:
+def check_is_checkpoint(folder: Place) -> None:
     """Raise `CheckpointError` for a path that nobody could have saved as a checkpoint, saying what it is."""
+    if not storage_of(folder).has_rename:
+        _check_is_prefix(folder)
+        return
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file, not the folder of a checkpoint")
     if not folder.is_dir():
         found = "is a link that leads nowhere" if folder.is_symlink() else "no such checkpoint"
         raise CheckpointError(f"{folder}: {found}; {folder.parent} {_holdings(folder.parent)}")
-    if folder.name.endswith(folders.PARTIAL):
+    if folder.name.endswith(PARTIAL):
         raise CheckpointError(
             f"{folder} was never completed: the run ended while it was saved; "
             f"{folder.parent} {_holdings(folder.parent)}"
         )
     if (folder / MANIFEST).exists():
         return
-    for root in (folder / "checkpoints", folder):
+    for root in (folder / CHECKPOINTS, folder):
         if root.is_dir() and (root != folder or folders.list_checkpoints(root)):
             raise CheckpointError(f"{folder} is not a checkpoint; it {_holdings(root)}")
     if not folders.has_step_name(folder):
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
 
 
-def damaged(folder: Path, what: object) -> DamagedCheckpointError:
+def _check_is_prefix(folder: Place) -> None:
+    if not storage_of(folder).is_complete(folder):
+        raise CheckpointError(
+            f"{folder}: no such checkpoint, or one that was never completed: it has no {MANIFEST}; "
+            f"{folder.parent} {_holdings(folder.parent)}"
+        )
+
+
+def damaged(folder: Place, what: object) -> DamagedCheckpointError:
     """The error for a damaged checkpoint, with the newest other one whose files are all there."""
     others = [each for each in folders.sound_checkpoints(folder.parent) if each.name != folder.name]
     whole = [each for each in others if folders.is_whole(each)]
     return damaged_with(folder, what, whole[-1] if whole else None)
 
 
-def damaged_with(folder: Path, what: object, other: Path | None) -> DamagedCheckpointError:
+def damaged_with(folder: Place, what: object, other: Place | None) -> DamagedCheckpointError:
     """The error for a damaged checkpoint if `other` is the newest one that is sound and whole."""
     instead = f"resume from {other}, which is whole" if other else "start from scratch: no other is whole"
-    remedy = f"restore it from a copy, or move it away (mv {folder} {folder}.damaged) to {instead}"
+    move = f"mv {folder} {folder}.damaged"
+    if not storage_of(folder).has_rename:
+        move = f"aws s3 mv {folder}/{MANIFEST} {folder}/{MANIFEST}.damaged"
+    remedy = f"restore it from a copy, or move it away ({move}) to {instead}"
     return DamagedCheckpointError(f"{what}; {remedy}", folder, other)
 
 
-def entry_of(path: Path) -> FileEntry:
+def entry_of(path: Place) -> FileEntry:
     """Size and hash of a file. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileEntry(os.fstat(file.fileno()).st_size, digest)
+        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
+        return FileEntry(file.tell(), digest.hexdigest())
 
 
-def changed_files(folder: Path, files: Mapping[str, FileEntry], share: int, num_shares: int) -> list[str]:
+def changed_files(folder: Place, files: Mapping[str, FileEntry], share: int, num_shares: int) -> list[str]:
     """What is wrong with the content of share number `share` of the files; empty if all are as written.
 
     Files without a checksum are not read. The largest file comes first, and shares get every n-th.
@@ -104,32 +119,33 @@ def changed_files(folder: Path, files: Mapping[str, FileEntry], share: int, num_
         return [found for found in pool.map(problem, by_size[share::num_shares]) if found]
 
 
-def check_content_of(folder: Path, manifest: Manifest, name: str) -> None:
+def check_content_of(folder: Place, manifest: Manifest, name: str) -> None:
     """Raise `CheckpointError` if one file is not as it was written."""
-    if changed := changed_files(folder, {name: manifest.files[name]}, 0, 1):
+    if name in manifest.files and (changed := changed_files(folder, {name: manifest.files[name]}, 0, 1)):
         raise CheckpointError(changed[0])
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
+def _check_files(folder: Place, manifest: Manifest) -> None:
     if folders.has_step_name(folder) and manifest.step != folders.step_of(folder):
         raise CheckpointError(
             f"{folder} holds step {manifest.step}: it was renamed, or its files were replaced"
         )
-    for name in _BY_FIRST_RANK:
+    for name in _BY_FIRST_RANK.get(manifest.version, (folders.CONFIG,)):
         if name not in manifest.files:
             raise CheckpointError(f"{folder / MANIFEST} does not list {name}")
+    sizes = storage_of(folder).sizes(folder, manifest.files)
     for name, file in manifest.files.items():
-        found = folders.size_of(folder / name)
+        found = sizes.get(name)
         if found != file.num_bytes:
             state = "is missing" if found is None else f"has {found} bytes instead of {file.num_bytes}"
             raise CheckpointError(f"{folder / name} {state}: the checkpoint is incomplete")
-    # Loaders would read these though no rank wrote them.
-    for path in folder.iterdir():
+    # Loaders of `.distcp` files would read these though no rank wrote them.
+    for path in storage_of(folder).entries(folder) if METADATA in manifest.files else ():
         if path.name not in manifest.files and (path.name == "common.pt" or path.name.endswith(METADATA)):
             raise CheckpointError(f"{path} is not a file of this checkpoint: its manifest does not list it")
 
 
-def _holdings(root: Path) -> str:
+def _holdings(root: Place) -> str:
     sound = [path.name for path in folders.sound_checkpoints(root)]
     unsound = [f"{path.name} (unsound)" for path in folders.unsound_checkpoints(root)]
     if not sound and not unsound:

@@ -10,14 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
-from upath import UPath
-
+from k25_train.checkpoint.storage.kinds import MANIFEST, Place
+from k25_train.checkpoint.storage.places import storage_of
 from k25_train.errors import CheckpointError
 
-MANIFEST = "manifest.json"
 FORMAT_VERSION = 3
 """1 has the files' sizes alone: neither checksums, nor soundness, nor facts of the data. 2 has torch's files
 (`.distcp`) with a SHA-256 each. 3 has files of parts (`checkpoint/files`), its kind and layout."""
@@ -85,6 +84,9 @@ class Manifest:
     """Dotted key -> what is true of the data that it was trained on (`k25_train/data/fingerprint.py`)."""
     losses: Sequence[float] = ()
     """Of the last sound steps, in nats per token, which those of a resumed run are compared with."""
+    number: int = 0
+    """Which sound checkpoint of its run it is, from 1 on, as `checkpoint.keep_every` counts them; 0 before
+    format 3."""
     kind: Kind = Kind.RUN
     """What it holds."""
     layout: Mapping[str, int | str] = field(default_factory=dict)
@@ -120,6 +122,7 @@ class Manifest:
             "why_unsound": self.why_unsound,
             "facts": dict(self.facts),
             "losses": list(self.losses),
+            "number": self.number,
             "kind": str(self.kind),
             "layout": dict(self.layout),
             "num_updates": self.num_updates,
@@ -151,6 +154,7 @@ class Manifest:
             why_unsound=_member(values, "why_unsound", str),
             facts=_member(values, "facts", dict),
             losses=[_loss(loss) for loss in values.get("losses", [])],
+            number=_number(values.get("number", 0)),
             kind=Kind(values.get("kind", Kind.RUN)),
             layout=_member(values, "layout", dict) if version > 2 else {},
             num_updates=None if num_updates is None else _number(num_updates),
@@ -158,13 +162,13 @@ class Manifest:
         )
 
 
-def read_manifest(folder: Path | UPath) -> Manifest:
+def read_manifest(folder: Place) -> Manifest:
     """The manifest of a checkpoint folder.
 
     Raises `CheckpointError` if it is missing, unreadable, changed, or of a later format.
     """
     try:
-        return Manifest.from_text((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Manifest.from_text(storage_of(folder).read(folder / MANIFEST))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: missing or unreadable ({error})") from error
 

@@ -22,9 +22,12 @@ from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.checking import check, check_content
 from k25_train.checkpoint.data_state import DataState
 from k25_train.checkpoint.finite import state_not_finite
-from k25_train.checkpoint.integrity import METADATA
+from k25_train.checkpoint.integrity import BACKEND, METADATA, entry_of
+from k25_train.checkpoint.manifest import FileEntry, Manifest
 from k25_train.checkpoint.publish import publish
 from k25_train.checkpoint.sharded import read_sharded, write_sharded
+from k25_train.checkpoint.storage.kinds import PARTIAL, Place
+from k25_train.checkpoint.storage.places import POSIX
 from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
@@ -61,7 +64,7 @@ def save(
     losses: Sequence[float] = (),
     why_unsound: str = "",
     data: DataState | None = None,
-) -> Path:
+) -> Place:
     """Write `root/step_<step>` and return it; called by every rank.
 
     If `why_unsound` says so, or a weight or moment is not finite, it becomes `step_<step>.unsound`.
@@ -75,7 +78,7 @@ def save(
     Raises `CheckpointError` naming the folder, on every rank, if any rank cannot write (a full disk, say), or
     a file is not seen by rank 0 as it was written; checkpoints already there stay untouched.
     """
-    folder = folders.partial_folder(root, step)
+    folder = root / f"step_{step}{PARTIAL}"
     texts = {folders.CONFIG: to_yaml(config)} | ({} if data is None else {folders.DATA_STATE: data.to_text()})
     complete_parameters(chunks)
     try:
@@ -86,13 +89,15 @@ def save(
         return on_first_rank(
             lambda: publish(
                 root,
-                step,
-                named=bytes_by_file(folder / METADATA),
-                written=written,
-                texts=texts,
-                facts=facts or {},
-                losses=losses,
-                why_unsound="; ".join(filter(None, (why_unsound, ruined))),
+                folder,
+                Manifest(
+                    step=step,
+                    files=_with_metadata(folder, written),
+                    facts=facts or {},
+                    losses=losses,
+                    why_unsound="; ".join(filter(None, (why_unsound, ruined))),
+                ),
+                texts,
             )
         )
     except (OSError, CheckpointError) as error:
@@ -102,8 +107,18 @@ def save(
         raise lost from error
 
 
+def _with_metadata(folder: Path, written: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    """What the ranks wrote, and what rank 0 did. Raises `CheckpointError` for a file that no rank wrote."""
+    for name, least_bytes in bytes_by_file(folder / METADATA).items():
+        if name not in written:
+            raise CheckpointError(f"{folder / name}: no rank wrote it, though {METADATA} names it")
+        if (found := written[name].num_bytes) < least_bytes:
+            raise CheckpointError(f"{folder / name}: has {found} of {least_bytes} bytes")
+    return {**written, **{name: entry_of(folder / name) for name in (METADATA, BACKEND)}}
+
+
 def load(
-    folder: Path,
+    folder: Place,
     config: Config,
     chunks: list[torch.nn.Module],
     optimizer: ChainedOptimizer | None,
@@ -169,7 +184,7 @@ def _describing(chunk: torch.nn.Module) -> Any:
 
 def _drop(folder: Path) -> None:
     with contextlib.suppress(OSError):
-        folders.remove(folder)
+        POSIX.remove(folder)
 
 
 def _not_written(folder: Path, error: Exception) -> str:

@@ -24,7 +24,9 @@ def main() -> None:
         command = [sys.executable, "-m", "launch.torchrun"]
         command += ["experiment=smoke_overfit", f"run.dir={folder}", *sys.argv[1:]]
         subprocess.run(command, check=True, env=ENVIRONMENT)
-        checkpoint = max(Path(folder, "checkpoints").iterdir(), key=lambda path: int(path.name.split("_")[1]))
+        checkpoint = max(
+            Path(folder, "checkpoints").glob("step_*"), key=lambda path: int(path.name.split("_")[1])
+        )
         right, shuffled = caption_losses(checkpoint)
     print(f"caption loss with the right images {right:.4f}, with shuffled ones {shuffled:.4f}")
     verdict = "kept" if right < MAX_RATIO * shuffled else "MISSED"

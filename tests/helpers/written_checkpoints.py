@@ -7,14 +7,16 @@ from types import MappingProxyType
 
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.integrity import BACKEND, METADATA, entry_of
+from k25_train.checkpoint.manifest import Manifest
 from k25_train.checkpoint.publish import publish
+from k25_train.checkpoint.storage.kinds import Place
 
 CONFIG_YAML = "train:\n  seed: 7\n"
 RANK_FILES = ("__0_0.distcp", "__1_0.distcp")
 FACTS: Mapping[str, str] = MappingProxyType({"data.train.text": "7 samples"})
 
 
-def fill_partial(root: Path, step: int) -> Path:
+def fill_partial(root: Place, step: int) -> Place:
     """What the ranks write: two files, the list of tensors, and what wrote them."""
     partial = folders.prepare_partial(root, step)
     for name in RANK_FILES:
@@ -25,24 +27,22 @@ def fill_partial(root: Path, step: int) -> Path:
 
 
 def write_checkpoint(
-    root: Path,
+    root: Place,
     step: int,
     why_unsound: str = "",
     losses: Sequence[float] = (),
     texts: Mapping[str, str] = MappingProxyType({}),
-) -> Path:
+) -> Place:
     """What the ranks and then rank 0 do; `texts` are small files of other contents than those here."""
     partial = fill_partial(root, step)
-    return publish(
-        root,
-        step,
-        named=dict.fromkeys(RANK_FILES, 1),
-        written={name: entry_of(partial / name) for name in RANK_FILES},
-        texts={folders.CONFIG: CONFIG_YAML, **texts},
+    manifest = Manifest(
+        step=step,
+        files={name: entry_of(partial / name) for name in (*RANK_FILES, METADATA, BACKEND)},
         facts=FACTS,
         losses=losses,
         why_unsound=why_unsound,
     )
+    return publish(root, partial, manifest, {folders.CONFIG: CONFIG_YAML, **texts})
 
 
 class RunsCode:

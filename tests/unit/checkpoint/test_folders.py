@@ -19,7 +19,7 @@ class Killed(BaseException):
 
 
 def names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir())
+    return sorted(path.name for path in root.iterdir() if path.name != folders.LATEST)
 
 
 def test_the_newest_is_the_highest_step(tmp_path: Path) -> None:
@@ -215,7 +215,8 @@ def test_a_kill_at_any_moment_leaves_a_complete_newest_checkpoint(
         assert verify(newest).step in (2, 3)
         start = folders.start_from(root)
         assert start == newest
-        assert all(verify(folder) for folder in root.iterdir()), "something half-made is left"
+        assert folders.latest_checkpoint(root) == newest
+        assert all(verify(root / name) for name in names(root)), "something half-made is left"
         if finished:
             break
         num_changes += 1

@@ -1,0 +1,1 @@
+"""What checkpoints lie on: file systems with a rename, and object stores without one."""
