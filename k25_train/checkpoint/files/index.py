@@ -5,6 +5,7 @@ Headers are read by shares (a share of the files per rank), made into an index e
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from parallel.reshard.ranges import CoverageError, Ranges, check_covered
 Numbers = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PartIndex:
     """Parts in files. Every array has an entry per part."""
 
@@ -41,17 +42,17 @@ class PartIndex:
     def __len__(self) -> int:
         return len(self.ranges)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Of the tensors, in the order of `ranges.tensor`."""
         return list(self.tensors)
 
-    @property
+    @cached_property
     def numels(self) -> Numbers:
         """Elements per tensor."""
         return np.array([info.numel for info in self.tensors.values()], dtype=np.int64)
 
-    @property
+    @cached_property
     def itemsizes(self) -> Numbers:
         """Bytes of an element, per tensor."""
         return np.array([info.dtype.itemsize for info in self.tensors.values()], dtype=np.int64)
@@ -79,7 +80,7 @@ def index_of(headers: Mapping[str, Header]) -> PartIndex:
                 rows.append((number, part.start, part.stop, file, offset, entry.num_bytes, block))
             block += entry.num_blocks
     columns = np.array(rows, dtype=np.int64).reshape(-1, 7).T
-    return _sorted(
+    return sorted_index(
         PartIndex(
             tensors=tensors,
             files=tuple(headers),
@@ -110,7 +111,7 @@ def combine(indexes: Sequence[PartIndex]) -> PartIndex:
         tensor.append(renumbered[index.ranges.tensor])
         file.append(index.file + np.int32(num_files))
         num_files += len(index.files)
-    return _sorted(
+    return sorted_index(
         PartIndex(
             tensors=tensors,
             files=tuple(name for index in indexes for name in index.files),
@@ -136,7 +137,7 @@ def check_complete(index: PartIndex) -> None:
         raise CheckpointError(f"{error} in the checkpoint's files") from error
 
 
-def _sorted(index: PartIndex) -> PartIndex:
+def sorted_index(index: PartIndex) -> PartIndex:
     """Tensors by name, parts by tensor and start."""
     names = sorted(index.tensors)
     place = {name: number for number, name in enumerate(names)}

@@ -14,6 +14,7 @@ from k25_train.checkpoint.files.access import Buffer
 from k25_train.checkpoint.files.index import PartIndex, check_complete, combine, index_of
 from k25_train.checkpoint.files.parts import TensorInfo
 from k25_train.checkpoint.files.reader import PartsReader, read_headers
+from k25_train.checkpoint.files.torch_files import METADATA, TorchReader, old_num_updates, read_old_index
 from k25_train.checkpoint.files.writer import bytes_of
 from k25_train.checkpoint.manifest import Manifest, read_manifest
 from k25_train.errors import CheckpointError, DamagedCheckpointError
@@ -42,9 +43,7 @@ class Reader(Protocol):
 class StoredCheckpoint:
     """The tensors of a checkpoint. Threads may share it."""
 
-    def __init__(
-        self, folder: Path | UPath, manifest: Manifest, index: PartIndex, reader: Reader | None = None
-    ) -> None:
+    def __init__(self, folder: Path | UPath, manifest: Manifest, index: PartIndex) -> None:
         """From an index that was read before, as by all ranks together (`read_share`, `combine`)."""
         self.folder = folder
         """Where it is."""
@@ -52,7 +51,11 @@ class StoredCheckpoint:
         """What it says of itself."""
         self.parts = index
         """Which part of which tensor is where."""
-        self._reader = reader or PartsReader(folder, manifest.part_files, index)
+        self._reader: Reader = (
+            TorchReader(folder, index)
+            if is_of_torch(manifest)
+            else PartsReader(folder, manifest.part_files, index)
+        )
         self._numbers = {name: number for number, name in enumerate(index.tensors)}
 
     @classmethod
@@ -64,6 +67,18 @@ class StoredCheckpoint:
         """
         manifest = read_manifest(folder)
         return cls(folder, manifest, complete_index(folder, [read_share(folder, manifest, 0, 1)]))
+
+    @property
+    def num_updates(self) -> int:
+        """Steps that its optimizers had counted.
+
+        Raises CheckpointError if it has none, DamagedCheckpointError.
+        """
+        if self.manifest.num_updates is not None:
+            return self.manifest.num_updates
+        if not is_of_torch(self.manifest):
+            raise CheckpointError(f"{self.folder} has no optimizer: it holds {self.manifest.kind}")
+        return old_num_updates(self.folder)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -124,11 +139,20 @@ class StoredCheckpoint:
         return self._numbers[name]
 
 
+def is_of_torch(manifest: Manifest) -> bool:
+    """Whether a checkpoint has torch's files: formats 1 and 2."""
+    return METADATA in manifest.files
+
+
 def read_share(folder: Path | UPath, manifest: Manifest, share: int, num_shares: int) -> PartIndex:
     """What is in every `num_shares`-th file: a rank's share of the headers, to be gathered.
 
+    Formats 1 and 2 have one index, `.metadata`, which is the first share.
+
     Raises DamagedCheckpointError naming a file that is not as it was written.
     """
+    if is_of_torch(manifest) and share == 0:
+        return read_old_index(folder)
     names = list(manifest.part_files)[share::num_shares]
     headers = read_headers(folder, {name: manifest.files[name] for name in names})
     try:

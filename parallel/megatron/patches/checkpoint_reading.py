@@ -108,7 +108,7 @@ def _read_metadata(self: FileSystemReader) -> Metadata:
 def _load_bytes(self: DefaultLoadPlanner, read_item: Any, value: IO[bytes]) -> None:
     name = read_item.dest_index.fqn
     stored = self.metadata.storage_data[read_item.storage_index]  # type: ignore[union-attr]
-    loaded = _load_plain_data(value, f"{stored.relative_path}: {name}")
+    loaded = load_plain_data(value, f"{stored.relative_path}: {name}")
     if self.flatten_state_dict:
         set_element(self.original_state_dict, self.mappings[name], loaded)
     else:
@@ -119,12 +119,13 @@ def _with_weights_only(load_common: Callable[[str], Any]) -> Callable[[str], Any
     @functools.wraps(load_common)
     def load(checkpoint_dir: str) -> Any:
         with (Path(checkpoint_dir) / "common.pt").open("rb") as file:
-            return _load_plain_data(file, "common.pt")
+            return load_plain_data(file, "common.pt")
 
     return load
 
 
-def _load_plain_data(file: IO[bytes], name: str) -> Any:
+def load_plain_data(file: IO[bytes], name: str) -> Any:
+    """What `torch.save` wrote: tensors, numbers, texts. Raises UnpicklingError naming it otherwise."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
