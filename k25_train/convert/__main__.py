@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from k25_train.convert import import_command
+from k25_train.convert import export_command, import_command
 from k25_train.entry import exit_status
 from k25_train.terminal import table_width
 
-COMMANDS = (import_command,)
+COMMANDS = (import_command, export_command)
 """Modules with `add(commands)`, which declares a command that sets `run(options, console) -> exit status`."""
 
 

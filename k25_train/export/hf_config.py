@@ -79,6 +79,18 @@ def config_json(
     }
 
 
+def text_config_json(
+    model: ModelConfig, ids: SpecialIds, dtype: str, quantization: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """config.json of the language model alone, as Moonlight has it; Kimi-K2's `kimi_k2` is the same to all
+    readers but transformers, which does not know it.
+
+    Raises `CheckpointError` as `config_json` does.
+    """
+    _refuse_unsayable(model)
+    return _text_config(model, ids, dtype) | {"model_type": "deepseek_v3"} | _quantized(quantization)
+
+
 def generation_config_json(model: ModelConfig, ids: SpecialIds) -> dict[str, Any]:
     """generation_config.json: where an answer ends, and how long it may be."""
     ends = [ids.eos] if ids.turn_end is None else [ids.eos, ids.turn_end]

@@ -1,0 +1,90 @@
+"""`k25-convert export`: a checkpoint as a Hugging Face folder with the release's names, files and formats."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from k25_train.errors import CheckpointError
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "export",
+        help="a checkpoint, of any layout, as a folder that transformers, vLLM and SGLang load",
+        description=__doc__.partition(":")[2].strip() if __doc__ else None,
+    )
+    add_option = parser.add_argument
+    add_option("checkpoint", metavar="CHECKPOINT", type=Path, help="step_N of a run, or an import")
+    add_option("out", metavar="OUT", type=Path, help="folder to make; the same command goes on with it")
+    add_option("--dtype", choices=("bf16", "int4"), default="bf16", help="of the routed experts")
+    add_option(
+        "--like",
+        metavar="DIR",
+        type=Path,
+        help="released folder of the same model: its config.json, tokenizer, processor and code are taken, "
+        "and with --dtype int4 its bytes wherever weights are unchanged",
+    )
+    add_option("--tokenizer", metavar="FILE", type=Path, help="vocabulary of the data, without --like")
+    add_option("--text-only", action="store_true", help="leave the vision part out, as Kimi-K2 and Moonlight")
+    add_option("--from-masters", action="store_true", help="round the float32 masters of the optimizer")
+    add_option("--shard-gb", metavar="GB", type=float, help="most 10^9 bytes in a file; by layer without it")
+    add_option("--processes", metavar="N", type=int, default=min(8, os.cpu_count() or 1), help="on this node")
+    add_option(
+        "--share",
+        metavar="I/N",
+        default="1/1",
+        help="write every N-th file only: the same command with 1/N to N/N runs on N nodes at once",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Export and print a summary; returns the exit status."""
+    # torch is not needed to print the help.
+    from k25_train.checkpoint.files.stored import StoredCheckpoint
+    from k25_train.export.folder import ExportOrder, export_folder
+    from k25_train.export.like import ReleasedFolder
+    from k25_train.export.listing import Contents, WeightFormat
+    from k25_train.export.model_of import check_tensors, contents_of, model_of
+    from k25_train.export.small_files import files_like, own_files
+
+    share = _share(options.share)
+    model = model_of(options.checkpoint)
+    checkpoint = StoredCheckpoint.open(options.checkpoint)
+    weights = WeightFormat(options.dtype)
+    contents = Contents.text if options.text_only else contents_of(checkpoint)
+    order = ExportOrder(
+        checkpoint=options.checkpoint,
+        out=options.out,
+        model=model,
+        weights=weights,
+        contents=contents,
+        shard_gb=options.shard_gb,
+        like=options.like,
+        from_masters=options.from_masters,
+    )
+    check_tensors(checkpoint, model, contents, from_masters=options.from_masters)
+    if options.like is None:
+        texts = own_files(model, contents, weights, options.tokenizer)
+    else:
+        texts = files_like(ReleasedFolder(options.like), model, contents, weights)
+    is_complete = export_folder(order, texts, share=share, processes=options.processes, say=console.print)
+    if is_complete:
+        files = order.files()
+        num_tensors = sum(len(file.entries) for file in files)
+        num_bytes = sum(file.num_bytes for file in files)
+        console.print(
+            f"{options.out}: {num_tensors:,} tensors in {len(files)} files, {num_bytes / 1e9:,.3f} GB"
+        )
+    return 0
+
+
+def _share(text: str) -> tuple[int, int]:
+    first, slash, last = text.partition("/")
+    if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise CheckpointError(f"--share {text}: must be I/N with I from 1 to N, such as 2/4")
+    return int(first), int(last)

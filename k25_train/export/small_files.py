@@ -1,0 +1,129 @@
+"""The files of an exported folder next to its weights: configuration, tokenizer and processor."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from k25_train.config.model import ModelConfig
+from k25_train.data.kimi_tokens import KIMI_NUM_SPECIAL_TOKENS, KIMI_SPECIAL_OFFSETS
+from k25_train.data.tokenizer import Tokenizer, TrainedTokenizer, load_tokenizer
+from k25_train.errors import CheckpointError
+from k25_train.export.hf_config import SpecialIds, config_json, generation_config_json, text_config_json
+from k25_train.export.hf_processor import (
+    preprocessor_config_json,
+    tokenizer_config_json,
+    video_preprocessor_config_json,
+)
+from k25_train.export.like import CONFIG, ReleasedFolder
+from k25_train.export.listing import Contents, WeightFormat
+from k25_train.export.quantization import int4_config
+
+KIMI_VOCAB_SIZE = 163840
+DTYPE = "bfloat16"
+QUANTIZATION = "quantization_config"
+_SAME_MODEL = (
+    "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_attention_heads "
+    "n_shared_experts n_routed_experts num_experts_per_tok first_k_dense_replace routed_scaling_factor "
+    "kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim rms_norm_eps"
+).split()
+"""Keys of config.json that have to be as in the checkpoint; others may have been changed by hand."""
+
+
+def files_like(
+    released: ReleasedFolder, model: ModelConfig, contents: Contents, weights: WeightFormat
+) -> dict[str, str]:
+    """config.json of a released folder, with INT4 said or not said; its other small files are copied.
+
+    Raises `CheckpointError` if it is of another model.
+    """
+    if contents is not released.contents:
+        raise CheckpointError(
+            f"{released.folder / CONFIG} is of a model {_with(released.contents)}, but the export is "
+            f"{_with(contents)}; name a released folder of its kind, or none"
+        )
+    expected = text_config_json(model, _kimi_ids(), DTYPE)
+    released.check_fits({key: expected[key] for key in _SAME_MODEL})
+    config = copy.deepcopy(released.config)
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    if weights is WeightFormat.bf16:
+        for part in parts:
+            part.pop(QUANTIZATION, None)
+    elif not any(QUANTIZATION in part for part in parts):
+        parts[-1][QUANTIZATION] = int4_config()
+    if config == released.config:
+        return {CONFIG: (released.folder / CONFIG).read_text(encoding="utf-8")}
+    return {CONFIG: _text(config)}
+
+
+def own_files(
+    model: ModelConfig, contents: Contents, weights: WeightFormat, tokenizer: Path | None
+) -> dict[str, str]:
+    """What can be written without a released folder: name -> text.
+
+    Args:
+        tokenizer: the `tokenizer.json` or `tiktoken.model` of the data; None for the release's vocabulary.
+
+    Raises `CheckpointError` if nothing says which ids end a text and stand for media.
+    """
+    quantization = int4_config() if weights is WeightFormat.int4 else None
+    vocabulary = None if tokenizer is None else load_tokenizer(tokenizer)
+    ids = _ids_of(vocabulary, model)
+    of_contents = config_json if contents is Contents.all else text_config_json
+    files: dict[str, Mapping[str, Any]] = {
+        CONFIG: of_contents(model, ids, DTYPE, quantization),
+        "generation_config.json": generation_config_json(model, ids),
+    }
+    if contents is Contents.all:
+        files["preprocessor_config.json"] = preprocessor_config_json(model.vision)
+        files["video_preprocessor_config.json"] = video_preprocessor_config_json(model.vision)
+    texts = {name: _text(values) for name, values in files.items()}
+    if tokenizer is not None and isinstance(vocabulary, TrainedTokenizer):
+        chat_tokens = bool(vocabulary.chat_ids)
+        texts["tokenizer_config.json"] = _text(tokenizer_config_json(model, chat_tokens=chat_tokens))
+        texts["tokenizer.json"] = Path(tokenizer).read_text(encoding="utf-8")
+    elif tokenizer is not None:
+        texts["tiktoken.model"] = Path(tokenizer).read_text(encoding="utf-8")
+    return texts
+
+
+def _ids_of(tokenizer: Tokenizer | None, model: ModelConfig) -> SpecialIds:
+    if tokenizer is None:
+        if model.vocab_size != KIMI_VOCAB_SIZE:
+            raise CheckpointError(
+                f"model.vocab_size={model.vocab_size} is not the release's {KIMI_VOCAB_SIZE}: name the "
+                "vocabulary with --tokenizer FILE, or a released folder of the same model with --like DIR"
+            )
+        return _kimi_ids()
+    return SpecialIds(
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        pad=tokenizer.pad,
+        media_begin=tokenizer.media_begin,
+        media_end=tokenizer.media_end,
+        media_pad=tokenizer.media_pad,
+        turn_end=tokenizer.chat_ids.get("<|im_end|>"),
+    )
+
+
+def _kimi_ids() -> SpecialIds:
+    first = KIMI_VOCAB_SIZE - KIMI_NUM_SPECIAL_TOKENS
+    ids = {token: first + offset for token, offset in KIMI_SPECIAL_OFFSETS.items()}
+    return SpecialIds(
+        bos=ids["[BOS]"],
+        eos=ids["[EOS]"],
+        pad=ids["[PAD]"],
+        media_begin=ids["<|media_begin|>"],
+        media_end=ids["<|media_end|>"],
+        media_pad=ids["<|media_pad|>"],
+        turn_end=ids["<|im_end|>"],
+    )
+
+
+def _with(contents: Contents) -> str:
+    return "with vision" if contents is Contents.all else "of text alone"
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

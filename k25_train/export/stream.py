@@ -1,0 +1,126 @@
+"""One stream of named tensors in the release's names, out of whatever holds the weights.
+
+A stream is an iterator of `NamedTensor`, one at a time and in the order of the release (`listing.py`), so
+that who takes them needs the memory of one tensor, never of a model. An export writes it to files; an
+inference engine can take it as weights of the next policy.
+
+`stored_tensors` reads a checkpoint of any layout; `live.py` has the twin that takes modules of a trainer.
+`quantized` packs the routed experts of either.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from k25_train.errors import CheckpointError
+from k25_train.export import int4
+from k25_train.export.int4 import Int4Weight
+from k25_train.export.listing import ReleasedTensor, WeightFormat
+
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
+"""safetensors' and the table's names of number formats -> torch's."""
+MASTER = "optimizer.state.param."
+"""What the name of a float32 master begins with in a checkpoint; the rest is the parameter's."""
+
+
+class NamedTensor(NamedTuple):
+    """A tensor of the release."""
+
+    name: str
+    """The release's name."""
+    tensor: Tensor
+    """In the release's shape and number format."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its number format."""
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.tensor.shape)
+
+
+class FlatTensors(Protocol):
+    """What has tensors by the names of training, of which ranges can be read: a `StoredCheckpoint`."""
+
+    @property
+    def tensors(self) -> Collection[str]:
+        """Their names."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Elements [start, stop) of the flattened tensor."""
+
+
+Requantize = Callable[[str, Tensor], Int4Weight]
+"""From an expert's released name (before packing) and its bfloat16 weights to what is stored."""
+
+
+def stored_tensors(
+    checkpoint: FlatTensors, tensors: Iterable[ReleasedTensor], *, from_masters: bool = False
+) -> Iterator[NamedTensor]:
+    """The stream of a checkpoint; each tensor is read when it is asked for, and no byte twice.
+
+    Args:
+        checkpoint: opened; whatever layout wrote it.
+        tensors: which, in this order.
+        from_masters: read the optimizer's float32 masters instead of the weights that are made of them. What
+            is not trained, buffers and frozen weights, has none.
+    """
+    for tensor in tensors:
+        name = source_name(tensor, checkpoint, from_masters=from_masters)
+        yield named(tensor, checkpoint.read(name, tensor.start, tensor.stop))
+
+
+def source_name(tensor: ReleasedTensor, checkpoint: FlatTensors, *, from_masters: bool = False) -> str:
+    """The name in a checkpoint of what a tensor is read from."""
+    master = MASTER + tensor.source
+    return master if from_masters and master in checkpoint.tensors else tensor.source
+
+
+def named(tensor: ReleasedTensor, flat: Tensor) -> NamedTensor:
+    """Elements of one of ours as the release's tensor; rounded if training has more digits."""
+    return NamedTensor(tensor.name, flat.view(tensor.shape).to(TORCH_DTYPES[tensor.dtype]))
+
+
+def as_stored(
+    stream: Iterable[NamedTensor],
+    tensors: Iterable[ReleasedTensor],
+    weights: WeightFormat,
+    requantize: Requantize = lambda _name, weight: int4.requantize(weight),
+) -> Iterator[NamedTensor]:
+    """A stream with the routed experts as the release stores them.
+
+    Args:
+        stream: of the release's tensors before packing.
+        tensors: what they are, in the same order.
+        weights: bf16 leaves everything as it is.
+        requantize: how weights become INT4.
+
+    Raises `CheckpointError` if the two are of different tensors, or an expert cannot be packed.
+    """
+    for each, tensor in zip(stream, tensors, strict=True):
+        if each.name != tensor.name or each.shape != tensor.shape:
+            raise CheckpointError(
+                f"the stream has {each.name} {list(each.shape)} where {tensor.name} {list(tensor.shape)} "
+                "is due; give both in the order of the release"
+            )
+        if not (tensor.is_expert and weights is WeightFormat.int4):
+            yield each
+            continue
+        try:
+            packed = requantize(each.name, each.tensor)
+        except CheckpointError as error:
+            raise CheckpointError(f"{each.name}: {error}") from error
+        parts = (packed.packed, packed.scale, packed.shape_tensor())
+        for entry, part in zip(tensor.entries(weights), parts, strict=True):
+            yield NamedTensor(entry.name, part)
