@@ -38,8 +38,8 @@ def evaluate(
     prepare_determinism(config.train, config.cluster)
     device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
-    from k25_train.checkpoint import state
     from k25_train.checkpoint.checking import notes_on
+    from k25_train.checkpoint.loading import load
     from k25_train.training.dump import dump_batches
     from k25_train.training.evaluation import eval_losses
     from k25_train.training.run import build_run
@@ -49,7 +49,7 @@ def evaluate(
     config = replace(config, optim=replace(config.optim, offload=OptimizerOffload.none))
     run = build_run(config, device, data, trains=False)
     with run.data:
-        step = state.load(checkpoint, config, run.modules, optimizer=None)
+        step = load(checkpoint, config, run.modules, optimizer=None)
         losses = eval_losses(run, config.train.eval_sequences)
         if shuffle_media_seed is not None:
             shuffled = eval_losses(run, config.train.eval_sequences, shuffle_media_seed)

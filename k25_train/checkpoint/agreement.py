@@ -41,6 +41,15 @@ def on_every_rank[T](action: Callable[[], T]) -> list[T]:
 
     Raises `CheckpointError` with the causes on every rank if it raised on any.
     """
+    results = gather_from_ranks(action)
+    return results if dist.get_rank() == 0 else []
+
+
+def gather_from_ranks[T](action: Callable[[], T]) -> list[T]:
+    """Do something on every rank; every rank gets all results in the order of ranks.
+
+    Raises `CheckpointError` with the causes on every rank if it raised on any.
+    """
     mine: tuple[Any, str, str]
     try:
         mine = action(), "", ""
@@ -54,7 +63,7 @@ def on_every_rank[T](action: Callable[[], T]) -> list[T]:
     failure = on_first_rank(lambda: _failure([(text, code) for _, text, code in by_rank]))
     if failure is not None:
         raise failure
-    return [result for result, _, _ in by_rank] if dist.get_rank() == 0 else []
+    return [result for result, _, _ in by_rank]
 
 
 def _failure(by_rank: Sequence[tuple[str, str]]) -> CheckpointError | None:

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -27,20 +28,26 @@ from parallel.megatron.patches.checkpoint_reading import bytes_by_file
 def check(folder: Place, config: Config, facts: Mapping[str, str], *, resumes: bool) -> Manifest:
     """All that one rank can see is wrong with a checkpoint; returns its manifest."""
     manifest = verify(folder)
+    if METADATA in manifest.files:
+        _check_metadata(folder, manifest)
+    if resumes:
+        check_same_run(folder, config, facts)
+    else:
+        check_continuity(folder, config, SAME_MODEL)
+    return manifest
+
+
+def _check_metadata(folder: Place, manifest: Manifest) -> None:
+    """Whether the list of tensors in a checkpoint of format 1 or 2 is as it was written, and of its files."""
     try:
         check_content_of(folder, manifest, METADATA)
-        named = bytes_by_file(folder / METADATA)
+        named = bytes_by_file(Path(str(folder)) / METADATA)
     except CheckpointError as error:
         raise damaged(folder, error) from error
     except (OSError, pickle.UnpicklingError) as error:
         raise damaged(folder, f"{folder / METADATA}: {error}") from error
     if strays := [name for name in named if name not in manifest.files]:
         raise damaged(folder, f"{folder / METADATA} names {strays[0]}, which the manifest does not list")
-    if resumes:
-        check_same_run(folder, config, facts)
-    else:
-        check_continuity(folder, config, SAME_MODEL)
-    return manifest
 
 
 def check_same_run(folder: Place, config: Config, facts: Mapping[str, str]) -> None:

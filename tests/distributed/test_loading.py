@@ -1,0 +1,92 @@
+"""Checkpoints load into any layout, bit by bit as they were saved, and say what does not fit."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.assembled import Built, build
+from tests.helpers.pieces_on_disk import write
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.runs import layout
+
+pytestmark = pytest.mark.distributed
+
+STEP = 7
+
+
+def value_of(name: str, numel: int) -> Tensor:
+    """What every element of a tensor is set to: its own number, and different in each tensor."""
+    offset = sum(map(ord, name)) % 89
+    return (torch.arange(numel) % 97 + offset).float()
+
+
+def save_known(context: RankContext, arguments: Sequence[str], folder: str) -> None:
+    """Save a state whose every element is known."""
+    built = prepared(context, arguments)
+    from k25_train.checkpoint.pieces import pieces
+
+    for piece in pieces(built.modules, built.optimizer):
+        part = piece.part
+        piece.tensor.copy_(value_of(part.name, part.stop)[part.start :])
+    write(built, Path(folder), num_updates=STEP - 1)
+
+
+def load_and_compare(
+    context: RankContext, arguments: Sequence[str], folder: str, trains: bool
+) -> tuple[int, set[int], list[str]]:
+    """Load it: the step, the number of updates on this rank, and tensors that are not as saved."""
+    built = prepared(context, arguments)
+    from k25_train.checkpoint.loading import load
+    from k25_train.checkpoint.pieces import pieces
+
+    step = load(Path(folder), built.config, built.modules, built.optimizer if trains else None)
+    wrong = [name for name, start, found in held(built) if not torch.equal(found, known(name, start, found))]
+    if trains:
+        wrong += [
+            piece.part.entry
+            for piece in pieces(built.modules, built.optimizer)
+            if not torch.equal(piece.tensor, known(piece.part.name, piece.part.start, piece.tensor))
+        ]
+    counts = {part.num_updates for part in built.optimizer.chained_optimizers if part.shards()}
+    return step, counts, wrong
+
+
+def prepared(context: RankContext, arguments: Sequence[str]) -> Built:
+    """Built with small shares and little staging memory, so that all code has something to do."""
+    built = build(context, arguments)
+    from k25_train.checkpoint import loading, pieces
+
+    pieces.SHARE_MULTIPLE = 64
+    loading.STAGING_BYTES = 4096
+    return built
+
+
+def held(built: Built) -> list[tuple[str, int, Tensor]]:
+    """Everything that the modules have: name, first element in the whole tensor, elements."""
+    from k25_train.checkpoint.whole import held_tensors
+
+    return [(each.name, each.start, each.flat) for module in built.modules for each in held_tensors(module)]
+
+
+def known(name: str, start: int, like: Tensor) -> Tensor:
+    return value_of(name, start + like.numel())[start:].to(like.dtype)
+
+
+SMOKE = (*layout(pp=2, vpp=2, ep=2, dp=2), "train.dtype=bfloat16", "optim.offload=cpu")
+ALONE = (*layout(), "train.dtype=bfloat16", "optim.offload=none")
+
+
+def test_every_element_comes_back_in_another_layout(tmp_path: Path) -> None:
+    folder = str(tmp_path / f"step_{STEP}")
+    run_ranks(save_known, 4, SMOKE, folder)
+    for arguments, num_ranks, trains in ((ALONE, 1, True), (SMOKE, 4, True), (evaluating(ALONE), 2, False)):
+        for step, counts, wrong in run_ranks(load_and_compare, num_ranks, arguments, folder, trains):
+            assert (step, counts, wrong) == (STEP, {STEP - 1 if trains else 0}, [])
+
+
+def evaluating(arguments: Sequence[str]) -> list[str]:
+    """The same on two ranks that have nothing but weights, of another dtype."""
+    return [*arguments[:-3], "cluster.gpus_per_node=2", "train.dtype=float32", "dep.mode=coupled"]
