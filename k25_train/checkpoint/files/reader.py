@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock, local
+from threading import local
 
 import numpy as np
 import xxhash
@@ -93,10 +93,18 @@ def plan(index: PartIndex, wanted: Overlaps, *, is_local: bool) -> Job:
 class PartsReader:
     """Reads ranges of the files of a checkpoint. Threads may share it."""
 
-    def __init__(self, folder: Path | UPath, files: Mapping[str, FileEntry], index: PartIndex) -> None:
+    def __init__(
+        self,
+        folder: Path | UPath,
+        files: Mapping[str, FileEntry],
+        index: PartIndex,
+        *,
+        compares: bool = True,
+    ) -> None:
+        """`compares` blocks with their checksums; without, what is read is taken as it is."""
+        self._compares = compares
         self._folder, self._files, self._index = folder, files, index
         self._tables: dict[int, NDArray[np.uint64]] = {}
-        self._lock = Lock()
         self._staging = local()
 
     def read(self, wanted: Overlaps, destinations: Sequence[Buffer]) -> None:
@@ -129,33 +137,40 @@ class PartsReader:
         with damage(self._folder, name, self._holding(job, first)), opened(path) as file:
             table = self._table(number, file)
             for read in range(first, last):
-                data = self._buffer(int(reads.stop[read] - reads.start[read]))
+                data, is_final = self._target(job, read, destinations)
                 with damage(self._folder, name, self._holding(job, read)):
                     file.read_into(int(reads.start[read]), data)
-                self._deliver(job, read, table, data, destinations)
+                if self._compares:
+                    self._compare(job, read, table, data)
+                if not is_final:
+                    _copy(job, read, data, destinations)
 
-    def _deliver(
-        self, job: Job, read: int, table: NDArray[np.uint64], data: Buffer, destinations: Sequence[Buffer]
-    ) -> None:
-        """Compare the blocks that are wanted of a read, and copy from them."""
+    def _target(self, job: Job, read: int, destinations: Sequence[Buffer]) -> tuple[Buffer, bool]:
+        """Where to read to, and whether that is final: what one slice wants all of is read in place."""
+        reads, slices = job.reads, job.reads.slices
+        start, stop = int(reads.start[read]), int(reads.stop[read])
+        only = int(reads.first_slice[read])
+        is_alone = reads.first_slice[read + 1] == only + 1
+        if is_alone and (slices.start[only], slices.stop[only]) == (start, stop):
+            place = int(job.place[only])
+            return destinations[int(reads.origin[only])][place : place + stop - start], True
+        return self._staging_of(stop - start), False
+
+    def _compare(self, job: Job, read: int, table: NDArray[np.uint64], data: Buffer) -> None:
+        """Raise ValueError unless every block that is wanted of a read is as it was written."""
         begin = compared = int(job.reads.start[read])
         view = memoryview(data)
         for number in range(int(job.reads.first_slice[read]), int(job.reads.first_slice[read + 1])):
             low, high, block = int(job.low[number]), int(job.high[number]), int(job.block[number])
-            # Two slices may share a block.
             for at in range(low, high, BLOCK_BYTES):
-                end = min(at + BLOCK_BYTES, high)
+                # Two slices may share a block.
                 if at < compared:
                     continue
+                compared = min(at + BLOCK_BYTES, high)
                 expected = int(table[block + (at - low) // BLOCK_BYTES])
-                if xxhash.xxh3_64_intdigest(view[at - begin : end - begin]) != expected:
-                    part = self._index.part(int(job.part[number]))
-                    raise ValueError(f"bytes {at} to {end}, of {part.entry}, are not as they were written")
-                compared = end
-            start, stop = int(job.reads.slices.start[number]), int(job.reads.slices.stop[number])
-            place = int(job.place[number])
-            destination = destinations[int(job.reads.origin[number])]
-            destination[place : place + stop - start] = data[start - begin : stop - begin]
+                if xxhash.xxh3_64_intdigest(view[at - begin : compared - begin]) != expected:
+                    entry = self._index.part(int(job.part[number])).entry
+                    raise ValueError(f"bytes {at} to {compared}, of {entry}, are not as they were written")
 
     def _table(self, number: int, file: OpenFile) -> NDArray[np.uint64]:
         """The checksums of a file, compared with the manifest. Two threads may both read them."""
@@ -169,7 +184,7 @@ class PartsReader:
         self._tables[number] = np.frombuffer(data, "<u8")
         return self._tables[number]
 
-    def _buffer(self, count: int) -> Buffer:
+    def _staging_of(self, count: int) -> Buffer:
         """Staging memory of this thread."""
         buffer: Buffer | None = getattr(self._staging, "buffer", None)
         if buffer is None or len(buffer) < count:
@@ -178,6 +193,15 @@ class PartsReader:
 
     def _holding(self, job: Job, read: int) -> str:
         return self._index.part(int(job.part[job.reads.first_slice[read]])).entry
+
+
+def _copy(job: Job, read: int, data: Buffer, destinations: Sequence[Buffer]) -> None:
+    """Copy from a read to where its slices go."""
+    slices, begin = job.reads.slices, int(job.reads.start[read])
+    for number in range(int(job.reads.first_slice[read]), int(job.reads.first_slice[read + 1])):
+        start, stop, place = int(slices.start[number]), int(slices.stop[number]), int(job.place[number])
+        destination = destinations[int(job.reads.origin[number])]
+        destination[place : place + stop - start] = data[start - begin : stop - begin]
 
 
 def read_headers(folder: Path | UPath, files: Mapping[str, FileEntry]) -> dict[str, Header]:

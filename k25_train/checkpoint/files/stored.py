@@ -43,8 +43,13 @@ class Reader(Protocol):
 class StoredCheckpoint:
     """The tensors of a checkpoint. Threads may share it."""
 
-    def __init__(self, folder: Path | UPath, manifest: Manifest, index: PartIndex) -> None:
-        """From an index that was read before, as by all ranks together (`read_share`, `combine`)."""
+    def __init__(
+        self, folder: Path | UPath, manifest: Manifest, index: PartIndex, *, compares: bool = True
+    ) -> None:
+        """From an index that was read before, as by all ranks together (`read_share`, `complete_index`).
+
+        `compares` what is read with its checksums.
+        """
         self.folder = folder
         """Where it is."""
         self.manifest = manifest
@@ -54,7 +59,7 @@ class StoredCheckpoint:
         self._reader: Reader = (
             TorchReader(folder, index)
             if is_of_torch(manifest)
-            else PartsReader(folder, manifest.part_files, index)
+            else PartsReader(folder, manifest.part_files, index, compares=compares)
         )
         self._numbers = {name: number for number, name in enumerate(index.tensors)}
 
@@ -110,6 +115,8 @@ class StoredCheckpoint:
                     f"{self.folder}: elements {each.start} to {each.stop} of {each.name} are {info.dtype}, "
                     f"but {destination.numel()} of {destination.dtype} are to be filled with them"
                 )
+            if destination.device.type != "cpu" or not destination.is_contiguous():
+                raise ValueError(f"{each.name}: a destination must be contiguous and on the CPU")
         found = self.overlaps(wanted)
         buffers = [np.asarray(bytes_of(destination)) for destination in destinations]
         size = self.parts.itemsizes[found.ranges.tensor]

@@ -6,7 +6,6 @@ Its bytes have no checksums per block: that of the file is compared before (`che
 
 import io
 import math
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -168,5 +167,5 @@ def _steps_in(state: Any) -> Iterator[float]:
 def _checked(name: str) -> str:
     """A name that stays in the folder."""
     if not isinstance(name, str) or not name or "/" in name or name.startswith(".."):
-        raise pickle.UnpicklingError(f"{name!r} is not a file of the checkpoint")
+        raise ValueError(f"{name!r} is not a file of the checkpoint")
     return name

