@@ -5,11 +5,9 @@ from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
-from k25_train.config.schema import Config
 
-
-def plain_values(config: Config) -> dict[str, Any]:
-    """The sections of a configuration as nested mappings of plain values."""
+def plain_values(config: Any) -> dict[str, Any]:
+    """The sections and keys of a configuration, or of a section of it, as nested mappings of plain values."""
     return asdict(config, dict_factory=lambda items: {key: plain(value) for key, value in items})
 
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from k25_train.data.child_process import fork
-from k25_train.errors import DataError, K25Error, MachineError
+from k25_train.errors import CheckpointError, DataError, K25Error, MachineError
 from k25_train.escapes import named
 
 Report = Callable[[Any], None]
@@ -23,12 +23,15 @@ Work = Callable[[Any, Report], Any]
 IDLE_S = 0.5
 """Seconds after which waiting is interrupted, so that whoever iterates can show the time."""
 
+_KINDS: dict[str, type[DataError] | type[CheckpointError]] = {"data": DataError, "checkpoint": CheckpointError}
+
 
 class Workers:
     """A pool for one kind of work."""
 
-    def __init__(self, num_workers: int, work: Work) -> None:
+    def __init__(self, num_workers: int, work: Work, name: str = "k25-prepare") -> None:
         self._work = work
+        self._name = name
         self._pids: list[int] = []
         self._connections: list[Connection] = []
         if sys.platform == "linux":
@@ -83,7 +86,7 @@ class Workers:
 
     def _start(self) -> None:
         ours, theirs = Pipe()
-        self._pids.append(fork("k25-prepare", 2, lambda: self._serve(theirs)))
+        self._pids.append(fork(self._name, 2, lambda: self._serve(theirs)))
         theirs.close()
         self._connections.append(ours)
 
@@ -131,11 +134,11 @@ def _told(error: Exception) -> tuple[str, str]:
     cause = named(error)
     if cause is None:
         return "fault", "".join(traceback.format_exception(error))
-    return ("data" if isinstance(cause, DataError) else "machine"), str(cause)
+    kind = next((kind for kind, error_class in _KINDS.items() if isinstance(cause, error_class)), "machine")
+    return kind, str(cause)
 
 
 def _raised(kind: str, text: str) -> Exception:
     if kind == "fault":
         return RuntimeError(f"in a worker process:\n{text}")
-    error: K25Error = DataError(text) if kind == "data" else MachineError(text)
-    return error
+    return _KINDS.get(kind, MachineError)(text)
