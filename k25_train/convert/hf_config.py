@@ -1,7 +1,7 @@
 """What a Hugging Face config.json says of a model, in the keys of `ModelConfig`."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ TEXT_KEYS = {
     "rms_norm_eps": ("rms_norm_eps",),
     "vocab_size": ("vocab_size",),
 }
-"""Key of `ModelConfig` -> keys of config.json, or of its text_config, of which the first that is there counts."""
+"""Key of `ModelConfig` -> keys of config.json or its text_config, of which the first that is there counts."""
 VISION_KEYS = {
     "patch_size": ("patch_size",),
     "num_layers": ("vt_num_hidden_layers", "num_hidden_layers"),
@@ -72,6 +72,8 @@ FIXED: dict[str, tuple[object, ...]] = {
     "num_nextn_predict_layers": (0, None),
 }
 """What the language model cannot be told to do otherwise -> the values that it behaves as."""
+FRACTIONS = ("routed_scaling_factor", "rms_norm_eps")
+"""What is no whole number, though it may be written as one."""
 SIGLIP = ("siglip", "siglip_vision_model")
 
 
@@ -102,7 +104,7 @@ def describe(config: Mapping[str, Any], path: Path) -> Described:
         section = _section(config, "vision_config", path) if "vision_config" in config else config
         return Described((TOWER,), _vision(section, path))
     raise CheckpointError(
-        f"{path}: model_type is {kind!r}; known are kimi_k25, kimi_vl, kimi_k2, deepseek_v3, moonvit and siglip"
+        f"{path}: model_type is {kind!r}; known are kimi_k25, kimi_vl, kimi_k2, deepseek_v3, moonvit, siglip"
     )
 
 
@@ -186,7 +188,9 @@ def _text(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         for key, expected in FIXED.items()
         if key in config and config[key] not in expected
     ]
-    if config.get("num_key_value_heads", config.get("num_attention_heads")) != config.get("num_attention_heads"):
+    if config.get("num_key_value_heads", config.get("num_attention_heads")) != config.get(
+        "num_attention_heads"
+    ):
         wrong.append("  num_key_value_heads: must be num_attention_heads")
     if wrong:
         raise CheckpointError("\n".join([f"{path}: describes a model that ours cannot be:", *wrong]))
@@ -235,7 +239,6 @@ def _values(
     optional: Iterable[str] = (),
 ) -> dict[str, Any]:
     values = {}
-    as_float: Callable[[str], bool] = lambda key: key in ("routed_scaling_factor", "rms_norm_eps")  # noqa: E731
     for ours, theirs in keys.items():
         name = next((each for each in theirs if each in config), None)
         if name is None and ours in optional:
@@ -244,5 +247,5 @@ def _values(
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number and not (ours == "q_lora_rank" and value is None):
             raise CheckpointError(f"{path}: {name or ' or '.join(theirs)} is {value!r}, no number")
-        values[prefix + ours] = float(value) if as_float(ours) and is_number else value
+        values[prefix + ours] = float(config[name]) if name in FRACTIONS else value
     return values

@@ -102,7 +102,7 @@ def open_folder(path: Path) -> HfFolder:
     missing = [name for name in names if not (path / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{path}: {len(missing)} of {len(names)} files are not there: {_first(missing)}; {INDEX} names them"
+            f"{path}: {len(missing)} of {len(names)} files in {INDEX} are not there: {_first(missing)}"
         )
     tensors: dict[str, StoredTensor] = {}
     sizes = {}
@@ -117,7 +117,9 @@ def open_folder(path: Path) -> HfFolder:
     lost = [name for name in index or {} if name not in tensors]
     if lost:
         where = index[lost[0]] if index else ""
-        raise CheckpointError(f"{path}: tensors are not in the file that {INDEX} names, {where}: {_first(lost)}")
+        raise CheckpointError(
+            f"{path}: tensors are not in the file that {INDEX} names, {where}: {_first(lost)}"
+        )
     return HfFolder(path, config, tensors, sizes)
 
 
@@ -127,24 +129,13 @@ def read_header(path: Path) -> list[StoredTensor]:
     Raises CheckpointError for a file that is not whole, or is no such file.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise ValueError(f"its header would have {length:,} bytes of {size:,}")
-            values = json.loads(file.read(length))
-        tensors = _tensors(path, values, 8 + length)
-        end = tensors[-1].offset + tensors[-1].num_bytes if tensors else 8 + length
-        if end != size:
-            raise ValueError(f"it has {size:,} bytes instead of the {end:,} of its header")
+        return _tensors(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: is no whole safetensors file: {error or type(error).__name__}; copy it again"
         ) from error
-    return tensors
 
 
 def read_bytes(path: Path, offset: int, num_bytes: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
@@ -157,7 +148,9 @@ def read_bytes(path: Path, offset: int, num_bytes: int) -> "np.ndarray[Any, np.d
         while done < num_bytes:
             got = os.preadv(descriptor, [view[done:]], offset + done)
             if not got:
-                raise CheckpointError(f"{path}: ends at byte {offset + done:,}; it was longer when it was opened")
+                raise CheckpointError(
+                    f"{path}: ends at byte {offset + done:,}; it was longer when it was opened"
+                )
             done += got
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read at byte {offset + done:,} ({error})") from error
@@ -231,9 +224,16 @@ def _only_file(folder: Path) -> str:
     raise CheckpointError(f"{folder}: {what}")
 
 
-def _tensors(path: Path, values: dict[str, Any], data_start: int) -> list[StoredTensor]:
+def _tensors(path: Path) -> list[StoredTensor]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise ValueError(f"its header would have {length:,} bytes of {size:,}")
+        values = json.loads(file.read(length))
     values.pop("__metadata__", None)
-    tensors = []
+    tensors, data_start = [], 8 + length
     ends = {}
     for name, value in values.items():
         first, last = value["data_offsets"]
@@ -253,6 +253,8 @@ def _tensors(path: Path, values: dict[str, Any], data_start: int) -> list[Stored
         if tensor.offset != end:
             raise ValueError(f"{tensor.name} starts at byte {tensor.offset:,}, where {end:,} would follow")
         end = ends[tensor.name]
+    if end != size:
+        raise ValueError(f"it has {size:,} bytes instead of the {end:,} of its header")
     return tensors
 
 

@@ -23,8 +23,9 @@ LINE_S = 30.0
 """Seconds between two lines where there is no terminal."""
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 _EPILOG = """\
-A command that was interrupted goes on where it was when it is given again, with any number of workers. On several
-nodes that share OUT, give each the same command with its own --node; the last to finish completes the checkpoint.
+A command that was interrupted goes on where it was when it is given again, with any number of workers. On
+several nodes that share OUT, give each the same command with its own --node; the last to finish completes the
+checkpoint.
 A run starts from it with checkpoint.init_from=OUT.
 """
 
@@ -40,16 +41,29 @@ def add(commands: Any) -> None:
     parser.add_argument("source", metavar="SRC", help="folder with config.json and safetensors files")
     parser.add_argument("out", metavar="OUT", help="checkpoint to make")
     parser.add_argument(
-        "--model", metavar="NAME|FILE", help="model of conf/model, or YAML file, that it must be (as config.json says)"
+        "--model",
+        metavar="NAME|FILE",
+        help="model of conf/model, or YAML file, that it must be (as config.json says)",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="bf16", help="of the weights; the router's bias is float32 (%(default)s)"
+        "--dtype",
+        choices=DTYPES,
+        default="bf16",
+        help="of the weights; the router's bias is float32 (%(default)s)",
     )
     parser.add_argument(
-        "--leave-out", action="append", default=[], metavar="PATTERN", help="names of SRC that are not taken, as *.x"
+        "--leave-out",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names of SRC that are not taken, as *.x",
     )
     parser.add_argument(
-        "--allow-missing", action="append", default=[], metavar="PATTERN", help="names of ours that may be missing"
+        "--allow-missing",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names of ours that may be missing",
     )
     parser.add_argument(
         "--memory-gib",
@@ -62,8 +76,12 @@ def add(commands: Any) -> None:
         "--workers", type=_positive(int), metavar="N", help="processes (as many as cores and memory allow)"
     )
     parser.add_argument("--node", type=int, default=0, metavar="I", help="number of this node, from 0")
-    parser.add_argument("--num-nodes", type=_positive(int), default=1, metavar="N", help="nodes (%(default)s)")
-    parser.add_argument("--restart", action="store_true", help="drop what an interrupted import left at OUT.partial")
+    parser.add_argument(
+        "--num-nodes", type=_positive(int), default=1, metavar="N", help="nodes (%(default)s)"
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="drop what an interrupted import left at OUT.partial"
+    )
     parser.add_argument("--dry-run", action="store_true", help="tell what would be done")
     parser.set_defaults(run=run)
 
@@ -71,7 +89,9 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     """Import and print a summary; returns the exit status."""
     if not 0 <= options.node < options.num_nodes:
-        raise CheckpointError(f"--node {options.node}: must be 0 to {options.num_nodes - 1}, as --num-nodes says")
+        raise CheckpointError(
+            f"--node {options.node}: must be 0 to {options.num_nodes - 1}, as --num-nodes says"
+        )
     for place in (options.source, options.out):
         if is_url(place):
             raise CheckpointError(f"{place}: must be a folder: copy what is in an object store to a disk")
@@ -144,7 +164,9 @@ class Bar:
         self._total, self._before = total, done
         self._started_s = self._told_s = time.monotonic()
         if done:
-            self._console.print(f"going on from {decimal(done)} of {decimal(total)} that are done", soft_wrap=True)
+            self._console.print(
+                f"going on from {decimal(done)} of {decimal(total)} that are done", soft_wrap=True
+            )
         self._live = Progress(
             TextColumn("[bold]import"),
             BarColumn(bar_width=24),

@@ -1,4 +1,4 @@
-"""An import: what is planned from headers alone, how much memory it may take, and how units are shared out."""
+"""An import: planned from headers alone, within a limit of memory, its units shared out."""
 
 import hashlib
 import json
@@ -16,7 +16,6 @@ from k25_train.checkpoint import folders
 from k25_train.compose.migrations import VERSION, VERSION_KEY
 from k25_train.compose.yaml_files import dump
 from k25_train.config.leaves import plain_values
-from k25_train.config.model import ModelConfig
 from k25_train.convert.hf_config import LANGUAGE_MODEL, TOWER, describe, model_of
 from k25_train.convert.hf_files import CONFIG, HfFolder, open_folder, read_bytes
 from k25_train.convert.mapping import Named, map_tensors
@@ -123,8 +122,6 @@ class Import:
         return "complete"
 
     def _write(self, todo: list[Unit], done_bytes: int, view: View) -> None:
-        # Forked processes must not inherit threads of torch.
-        torch.set_num_threads(1)
         max_elements, num_workers = self._within_memory(len(todo))
         num_heads = self.model.vision.num_attention_heads
 
@@ -132,9 +129,11 @@ class Import:
             entry = write_unit(unit, self._state.folder, num_heads, max_elements, report)
             self._state.record(unit, entry)
 
-        workers = Workers(num_workers, work, name="k25-convert")
-        total = done_bytes + sum(unit.num_bytes for unit in todo)
-        view.start(total, done_bytes)
+        # One needs no process of its own; forked ones must not inherit threads of torch.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        workers = Workers(num_workers if num_workers > 1 else 0, work, name="k25-convert")
+        view.start(done_bytes + sum(unit.num_bytes for unit in todo), done_bytes)
         try:
             for kind, _, value in workers.run(todo):
                 done_bytes += value if kind == "progress" else 0
@@ -142,24 +141,26 @@ class Import:
         finally:
             workers.close()
             view.stop()
+            torch.set_num_threads(num_threads)
 
     def _within_memory(self, num_units: int) -> tuple[int, int]:
-        """Elements of a piece and number of workers. Raises CheckpointError if memory does not suffice for one."""
+        """Elements of a piece and number of workers. Raises CheckpointError if one needs more memory."""
         limit, base = self.options.memory_bytes, resident_bytes()
         least = largest_piece(self.mapping.tensors, LEAST_ELEMENTS) * BYTES_PER_ELEMENT
         cores = len(os.sched_getaffinity(0))
         most = min(num_units, cores if self.options.num_workers is None else self.options.num_workers)
         for num_workers in range(max(most, 1), 0, -1):
             # Each process counts what it shares with its parent as its own.
-            each = (limit - base * (num_workers + 1)) // num_workers - WORKER_BYTES
+            num_processes = num_workers + (num_workers > 1)
+            each = (limit - base * num_processes) // num_workers - WORKER_BYTES
             if each >= least:
                 return max(LEAST_ELEMENTS, min(MOST_ELEMENTS, each // BYTES_PER_ELEMENT)), num_workers
             if self.options.num_workers is not None:
                 break
         count = self.options.num_workers or 1
-        needed = (base * (count + 1) + (WORKER_BYTES + least) * count) / 2**30
+        needed = (base * (count + (count > 1)) + (WORKER_BYTES + least) * count) / 2**30
         raise CheckpointError(
-            f"--memory-gib {limit / 2**30:g}: {count} worker{'s' * (count > 1)} need {needed:.2f} GiB; allow more"
+            f"--memory-gib {limit / 2**30:g}: with --workers {count}, {needed:.2f} GiB are needed; allow more"
             + (", or use fewer --workers" if count > 1 else "")
         )
 
@@ -168,15 +169,15 @@ class Import:
         free = disk_usage(self._state.folder).free
         if free < missing:
             raise CheckpointError(
-                f"{self.options.out}: {missing:,} bytes are to be written, but {free:,} are free there: make room, "
-                "or choose another OUT"
+                f"{self.options.out}: {missing:,} bytes are to be written, but {free:,} are free there: make "
+                "room, or choose another OUT"
             )
 
     def _texts(self) -> dict[str, str]:
         section = self._model_section()
         texts = {folders.CONFIG: dump({VERSION_KEY: VERSION, "model": section})}
         if LANGUAGE_MODEL in self.parts:
-            note = f"# config.json of {self.options.source.resolve()}; what it does not tell is as in the release.\n"
+            note = f"# config.json of {self.options.source.resolve()}; the rest is as in the release.\n"
             texts[MODEL_FILE] = note + dump(plain_values(self.model))
         return texts
 
@@ -193,7 +194,12 @@ class Import:
     def _identity(self) -> dict[str, str]:
         """What must be the same for another command to go on with what this one wrote."""
         planned = [
-            (each.name, list(each.shape), str(each.dtype), [(s.source.name, s.change.name) for s in each.segments])
+            (
+                each.name,
+                list(each.shape),
+                str(each.dtype),
+                [(s.source.name, s.change.name) for s in each.segments],
+            )
             for each in self.mapping.tensors
         ]
         options = self.options

@@ -161,14 +161,16 @@ def _plan(
             missing.append(name)
     if unused:
         names = shown([weight.name for pieces in unused.values() for _, weight in pieces])
-        raise CheckpointError(f"{names}: experts are there both stacked and one by one; leave one out by --leave-out")
+        raise CheckpointError(
+            f"{names}: experts are there both stacked and one by one; leave one out by --leave-out"
+        )
     return tensors, missing
 
 
 def _wanted(
     entry: ParameterEntry, number: int, model: ModelConfig, found: Mapping[str, object]
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name in the release and shape of all that make one of our tensors; the stack, where the folder has it."""
+    """Name in the release and shape of all that make one of our tensors; the stack, if it is there."""
     shape = entry.released_shape(model)
     if entry.is_expert and (stacked := fill(_stacked(entry), number)) in found:
         yield stacked, entry.stacked_shape(model)
@@ -217,8 +219,8 @@ def _segments(
         expected = _expected(known.rule, weight, shape)
         if weight.shape != expected:
             raise CheckpointError(
-                f"{weight.codes.path}: {weight.name} has shape {list(weight.shape)} instead of {list(expected)}, "
-                f"as the model's {released} has"
+                f"{weight.codes.path}: {weight.name} has shape {list(weight.shape)} instead of "
+                f"{list(expected)}, which the model's {released} has"
             )
         segments.append(Segment(weight, known.rule.change, prod(shape) // known.rule.num_parts))
     return segments

@@ -1,18 +1,19 @@
 """Names of released weights, of every form that is read, and what they are called in Kimi-K2.5's release.
 
-The one place for names of others: `RULES`, of which the first that fits counts. A `*` is a number, `**` at the
-end any rest. The table of parameters (`k25_train/parameters/table.py`) says what becomes of the release's names.
+The one place for names of others: `RULES`, of which the first that fits counts. A `*` is a number, `**` at
+the end any rest. The table of parameters (`k25_train/parameters/table.py`) says what becomes of the release's
+names.
 
 Sources, each looked at in the code that writes or reads such a folder:
-- Kimi-K2.5, K2.6: index of moonshotai/Kimi-K2.5; also Kimi-VL (`modeling_kimi_vl.py`), whose projector is called
-  multi_modal_projector.linear_1 and _2.
+- Kimi-K2.5, K2.6: index of moonshotai/Kimi-K2.5; also Kimi-VL (`modeling_kimi_vl.py`), whose projector is
+  called multi_modal_projector.linear_1 and _2.
 - Kimi-K2, Moonlight, DeepSeek-V3: `model.layers…`, as `DeepseekV3ForCausalLM` has them.
 - nvidia/Kimi-K2.5-NVFP4: without `.model` (SGLang, `kimi_k25.py`).
 - transformers 5.23.0, `kimi_k25`, in its own names: `save_pretrained(save_original_format=False)`
-  (`conversion_mapping.py`), where rows of q and k are ordered for its half-split rotation and experts stacked.
-- transformers 5.23.0, `save_pretrained()`: meant to give the release's names back, but layers of the language
-  model come out as `blocks` (the reverse of its rule for the tower applies to both), the patch embedding below
-  `encoder` and the projector's norm below `model`. Such folders exist, so they are read.
+  (`conversion_mapping.py`): rows of q and k are ordered for its half-split rotation, experts are stacked.
+- transformers 5.23.0, `save_pretrained()`: meant to give the release's names back, but layers of the
+  language model come out as `blocks` (the reverse of its rule for the tower applies to both), the patch
+  embedding below `encoder` and the projector's norm below `model`. Such folders exist, so they are read.
 - MoonViT-SO-400M: `modeling_moonvit.py`, the tower alone.
 - SigLIP-SO-400M (google/siglip-so400m-patch14-384): transformers' `modeling_siglip.py`.
 """

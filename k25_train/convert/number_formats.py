@@ -2,7 +2,7 @@
 
 - Plain: BF16, F16 or F32.
 - FP8: E4M3 with a float32 scale for each block of 128 x 128, `NAME_scale_inv`; a weight is code times scale.
-  As in DeepSeek-V3 and Kimi-K2 (`weight_dequant` of their inference code; `weight_block_size` in config.json).
+  As in DeepSeek-V3 and Kimi-K2 (`weight_dequant` of DeepSeek's inference code; `weight_block_size`).
 - INT4: `NAME_packed` int32, eight codes each, code i in bits 4i to 4i+3, stored as code + 8; `NAME_scale`
   bfloat16, one per group of 32 in a row; `NAME_shape`, the weight's shape. As in Kimi-K2-Thinking and K2.5
   (compressed-tensors, `pack-quantized`, symmetric; `k25_train/export/int4.py`).
@@ -120,8 +120,8 @@ def check_readable(weight: SourceTensor) -> None:
     """Raises CheckpointError for a plain tensor of a dtype that weights do not have."""
     if weight.format is NumberFormat.plain and weight.codes.dtype not in PLAIN:
         raise CheckpointError(
-            f"{weight.codes.path}: {weight.name} is {weight.codes.dtype}, but weights are read as BF16, F16, F32, "
-            "FP8 E4M3 with weight_scale_inv, or INT4 in groups of 32; convert it with its own tools first"
+            f"{weight.codes.path}: {weight.name} is {weight.codes.dtype}, but weights are read as BF16, F16, "
+            "F32, FP8 E4M3 with weight_scale_inv, or INT4 in groups of 32; convert it first"
         )
 
 
@@ -152,8 +152,8 @@ def check_shape(weight: SourceTensor) -> None:
     said = tuple(_read(weight.shape_tensor, 0, weight.shape_tensor.numel).tolist())
     if said != weight.shape:
         raise CheckpointError(
-            f"{weight.codes.path}: {weight.shape_tensor.name} says {list(said)}, but codes and scales are those of "
-            f"{list(weight.shape)}"
+            f"{weight.codes.path}: {weight.shape_tensor.name} says {list(said)}, but codes and scales are "
+            f"those of {list(weight.shape)}"
         )
 
 
@@ -164,8 +164,8 @@ def _fp8(name: str, codes: StoredTensor, tensors: Mapping[str, StoredTensor]) ->
     blocks = tuple(-(-length // FP8_BLOCK) for length in codes.shape)
     if len(codes.shape) != 2 or scales.shape != blocks or scales.dtype not in PLAIN:
         raise CheckpointError(
-            f"{scales.path}: {scales} does not fit {name} {list(codes.shape)}: blocks of {FP8_BLOCK} x {FP8_BLOCK} "
-            f"have scales {list(blocks)}"
+            f"{scales.path}: {scales} does not fit {name} {list(codes.shape)}: blocks of {FP8_BLOCK} x "
+            f"{FP8_BLOCK} have scales {list(blocks)}"
         )
     return SourceTensor(name, codes.shape, NumberFormat.fp8, codes, scales)
 
@@ -181,8 +181,8 @@ def _int4(name: str, codes: StoredTensor, tensors: Mapping[str, StoredTensor]) -
     expected = (codes.shape[0], columns // GROUP_SIZE)
     if columns % GROUP_SIZE or scales.shape != expected:
         raise CheckpointError(
-            f"{scales.path}: {scales} does not fit {codes.name} {list(codes.shape)}: groups of {GROUP_SIZE} have "
-            f"scales {list(expected)}; other groups are not read"
+            f"{scales.path}: {scales} does not fit {codes.name} {list(codes.shape)}: groups of {GROUP_SIZE} "
+            f"have scales {list(expected)}; other groups are not read"
         )
     if shape.shape != (2,) or shape.dtype not in ("I32", "I64"):
         raise CheckpointError(f"{shape.path}: {shape} must be two integers, the shape of {name}")
@@ -220,12 +220,12 @@ def _scales(weight: SourceTensor, first: int, last: int) -> Tensor:
     scales = _read(weight.scales, first * width, last * width).view(last - first, width).to(torch.float32)
     if not is_finite(scales):
         raise CheckpointError(
-            f"{weight.scales.path}: {weight.scales.name} holds a scale that is not finite; copy the file again"
+            f"{weight.scales.path}: {weight.scales.name} has a scale that is not finite; copy the file again"
         )
     return scales
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether no number is NaN or infinite. Without a mask of them: both extremes are NaN if one of them is."""
+    """Whether no number is NaN or infinite, without a mask of them: the extremes are NaN if one is."""
     low, high = torch.aminmax(values) if values.numel() else (torch.zeros(()), torch.zeros(()))
     return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -1,4 +1,4 @@
-"""The folder of an import that is not complete, `OUT.partial`: what is done, by whoever did it, and the commit.
+"""The folder of an import that is not complete, `OUT.partial`: what is done, and the commit.
 
 Nodes meet in this folder alone. A unit is done when its record is there, which is written after its file; so
 a kill loses the units that were being written. Whoever finds all records writes the manifest and renames the
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from k25_train.checkpoint.files.reader import read_headers
-from k25_train.checkpoint.folders import MANIFEST, PARTIAL, sync_folder, write_durably
+from k25_train.checkpoint.folders import PARTIAL, sync_folder, write_durably
 from k25_train.checkpoint.integrity import entry_of
-from k25_train.checkpoint.manifest import FileEntry, Kind, Manifest, read_manifest
+from k25_train.checkpoint.manifest import MANIFEST, FileEntry, Kind, Manifest, read_manifest
 from k25_train.convert.units import Unit
 from k25_train.errors import CheckpointError, DamagedCheckpointError
 
@@ -76,7 +76,7 @@ class PartialImport:
                 left_over.unlink(missing_ok=True)
 
     def done(self, units: Sequence[Unit]) -> dict[int, FileEntry]:
-        """Units whose files are there, with headers and tables as they were written; damaged ones are forgotten."""
+        """Units whose files have the headers and tables that were written; others are forgotten."""
         entries = {}
         for unit in units:
             record = self.folder / _DONE / f"{unit.number:05d}.json"
@@ -108,17 +108,7 @@ class PartialImport:
         Raises CheckpointError if a file is not as it was written.
         """
         try:
-            entries = self.done(units)
-            if lost := [unit.file_name for unit in units if unit.number not in entries]:
-                raise CheckpointError(f"{self.folder}: {lost[0]} is damaged; give the command again")
-            files = {unit.file_name: entries[unit.number] for unit in units}
-            for name, text in texts.items():
-                self._replace(name, text)
-                files[name] = entry_of(self.folder / name)
-            manifest = Manifest(step=0, files=files, facts=dict(facts), kind=Kind.WEIGHTS, num_updates=0)
-            self._replace(MANIFEST, manifest.to_text())
-            sync_folder(self.folder)
-            os.rename(self.folder, self.out)
+            self._publish(units, texts, facts)
         except (OSError, CheckpointError):
             if not self.folder.exists() and self.is_complete():
                 return False
@@ -126,6 +116,19 @@ class PartialImport:
         sync_folder(self.out.parent)
         self.clean_up()
         return True
+
+    def _publish(self, units: Sequence[Unit], texts: Mapping[str, str], facts: Mapping[str, str]) -> None:
+        entries = self.done(units)
+        if lost := [unit.file_name for unit in units if unit.number not in entries]:
+            raise CheckpointError(f"{self.folder}: {lost[0]} is damaged; give the command again")
+        files = {unit.file_name: entries[unit.number] for unit in units}
+        for name, text in texts.items():
+            self._replace(name, text)
+            files[name] = entry_of(self.folder / name)
+        manifest = Manifest(step=0, files=files, facts=dict(facts), kind=Kind.WEIGHTS, num_updates=0)
+        self._replace(MANIFEST, manifest.to_text())
+        sync_folder(self.folder)
+        os.rename(self.folder, self.out)
 
     def clean_up(self) -> None:
         """Remove what a complete import does not need."""

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -90,4 +89,3 @@ def _changed(values: Tensor, change: Change, shape: tuple[int, ...], num_heads: 
     if change is Change.interleave:
         return interleave(values, num_heads)
     return resample(values, shape[0], shape[1])
-

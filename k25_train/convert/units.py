@@ -1,6 +1,7 @@
 """Our tensors cut into units of work, each of which becomes one file; and the pieces that a unit is read in.
 
-Units depend on the tensors alone, not on workers, nodes or memory: whoever goes on with an import finds the same.
+Units depend on the tensors alone, not on workers, nodes or memory: whoever goes on with an import finds the
+same.
 """
 
 from bisect import bisect_right
@@ -96,7 +97,7 @@ def cut(tensors: Sequence[PlannedTensor], unit_bytes: int) -> list[Unit]:
 
 
 def pieces(each: UnitPart, max_elements: int) -> Iterator[Piece]:
-    """The pieces of a part, in order; each has at most `max_elements`, or one row, or a segment that is changed."""
+    """The pieces of a part, in order: at most `max_elements` each, one row, or a segment that is changed."""
     first = 0
     for segment in each.tensor.segments:
         start, stop = max(each.part.start - first, 0), min(each.part.stop - first, segment.numel)

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from k25_train.data.child_process import fork
-from k25_train.errors import CheckpointError, DataError, K25Error, MachineError
+from k25_train.errors import CheckpointError, DataError, MachineError
 from k25_train.escapes import named
 
 Report = Callable[[Any], None]
@@ -23,7 +23,10 @@ Work = Callable[[Any, Report], Any]
 IDLE_S = 0.5
 """Seconds after which waiting is interrupted, so that whoever iterates can show the time."""
 
-_KINDS: dict[str, type[DataError] | type[CheckpointError]] = {"data": DataError, "checkpoint": CheckpointError}
+_KINDS: dict[str, type[DataError] | type[CheckpointError]] = {
+    "data": DataError,
+    "checkpoint": CheckpointError,
+}
 
 
 class Workers:
