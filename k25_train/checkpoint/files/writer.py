@@ -203,24 +203,24 @@ def write_rank(
 def even_shares(parts: Sequence[tuple[Part, Tensor]], count: int) -> list[list[tuple[Part, Tensor]]]:
     """Parts in `count` shares of nearly equal bytes, in order; cut between blocks. None is empty."""
     total = sum(part.num_bytes for part, _ in parts)
-    share_bytes = max(BLOCK_BYTES, -(-total // count))
-    shares: list[list[tuple[Part, Tensor]]] = [[]]
-    room = share_bytes
+    count = max(1, min(count, -(-total // BLOCK_BYTES)))
+    shares: list[list[tuple[Part, Tensor]]] = [[] for _ in range(count)]
+    share = done = 0
     for part, tensor in parts:
         first = 0
-        while first < part.numel or not part.numel:
+        while first < part.numel:
+            # Up to a whole block beyond where this share ends.
+            room = -(-((share + 1) * total // count - done) // BLOCK_BYTES) * BLOCK_BYTES
             if room <= 0:
-                shares.append([])
-                room = share_bytes
-            # Up to a whole block, so that shares differ by one.
-            most = -(-room // BLOCK_BYTES) * BLOCK_BYTES // part.dtype.itemsize
-            last = min(part.numel, first + most)
-            shares[-1].append((part.cut(first, last), tensor[first:last]))
-            room -= (last - first) * part.dtype.itemsize
+                share += 1
+                continue
+            last = min(part.numel, first + room // part.dtype.itemsize)
+            shares[share].append((part.cut(first, last), tensor[first:last]))
+            done += (last - first) * part.dtype.itemsize
             first = last
-            if not part.numel:
-                break
-    return [share for share in shares if share]
+        if not part.numel:
+            shares[share].append((part, tensor))
+    return [each for each in shares if each]
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
