@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from k25_train.checkpoint.files.reader import read_headers
-from k25_train.checkpoint.folders import PARTIAL, sync_folder, write_durably
 from k25_train.checkpoint.integrity import entry_of
-from k25_train.checkpoint.manifest import MANIFEST, FileEntry, Kind, Manifest, read_manifest
+from k25_train.checkpoint.manifest import FileEntry, Kind, Manifest, read_manifest
+from k25_train.checkpoint.storage.kinds import MANIFEST, PARTIAL
+from k25_train.checkpoint.storage.places import POSIX
+from k25_train.checkpoint.storage.posix import sync_folder
 from k25_train.convert.units import Unit
 from k25_train.errors import CheckpointError, DamagedCheckpointError
 
@@ -55,7 +57,7 @@ class PartialImport:
             shutil.rmtree(self.folder)
         (self.folder / _DONE).mkdir(parents=True, exist_ok=True)
         path, scratch = self.folder / IDENTITY, self.folder / f"{IDENTITY}.{_me()}"
-        write_durably(scratch, json.dumps(self._identity, indent=1))
+        POSIX.write(scratch, json.dumps(self._identity, indent=1))
         try:
             with contextlib.suppress(FileExistsError):
                 os.link(scratch, path)
@@ -97,10 +99,7 @@ class PartialImport:
 
     def record(self, unit: Unit, entry: FileEntry) -> None:
         """Note that a unit is done."""
-        path = self.folder / _DONE / f"{unit.number:05d}.json"
-        scratch = path.with_suffix(f".{_me()}")
-        write_durably(scratch, json.dumps(entry.to_values()))
-        os.replace(scratch, path)
+        POSIX.replace(self.folder / _DONE / f"{unit.number:05d}.json", json.dumps(entry.to_values()))
 
     def commit(self, units: Sequence[Unit], texts: Mapping[str, str], facts: Mapping[str, str]) -> bool:
         """Make the result of complete parts; False if another node has done so.
@@ -123,10 +122,10 @@ class PartialImport:
             raise CheckpointError(f"{self.folder}: {lost[0]} is damaged; give the command again")
         files = {unit.file_name: entries[unit.number] for unit in units}
         for name, text in texts.items():
-            self._replace(name, text)
+            POSIX.replace(self.folder / name, text)
             files[name] = entry_of(self.folder / name)
         manifest = Manifest(step=0, files=files, facts=dict(facts), kind=Kind.WEIGHTS, num_updates=0)
-        self._replace(MANIFEST, manifest.to_text())
+        POSIX.replace(self.folder / MANIFEST, manifest.to_text())
         sync_folder(self.folder)
         os.rename(self.folder, self.out)
 
@@ -135,11 +134,6 @@ class PartialImport:
         shutil.rmtree(self.out / _DONE, ignore_errors=True)
         for left_over in (self.out / IDENTITY, *self.out.glob("*.safetensors.*")):
             left_over.unlink(missing_ok=True)
-
-    def _replace(self, name: str, text: str) -> None:
-        scratch = self.folder / f"{name}.{_me()}"
-        write_durably(scratch, text)
-        os.replace(scratch, self.folder / name)
 
 
 def _me() -> str:
