@@ -9,6 +9,9 @@ from rich.console import Console
 
 from k25_train.errors import CheckpointError
 
+MOST_WORKERS = 8
+"""Processes, unless more are asked for: each holds a tensor of up to 2.4 GB, and one disk is busy by then."""
+
 
 def add(commands: Any) -> None:
     """Declare the command."""
@@ -32,13 +35,9 @@ def add(commands: Any) -> None:
     add_option("--text-only", action="store_true", help="leave the vision part out, as Kimi-K2 and Moonlight")
     add_option("--from-masters", action="store_true", help="round the float32 masters of the optimizer")
     add_option("--shard-gb", metavar="GB", type=float, help="most 10^9 bytes in a file; by layer without it")
-    add_option("--processes", metavar="N", type=int, default=min(8, os.cpu_count() or 1), help="on this node")
-    add_option(
-        "--share",
-        metavar="I/N",
-        default="1/1",
-        help="write every N-th file only: the same command with 1/N to N/N runs on N nodes at once",
-    )
+    add_option("--workers", metavar="N", type=int, help="processes (as many as cores, 8 at most)")
+    add_option("--node", type=int, default=0, metavar="I", help="number of this node, from 0")
+    add_option("--num-nodes", type=int, default=1, metavar="N", help="nodes (%(default)s)")
     parser.set_defaults(run=run)
 
 
@@ -49,14 +48,19 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from k25_train.export.folder import ExportOrder, export_folder
     from k25_train.export.like import ReleasedFolder
     from k25_train.export.listing import Contents, WeightFormat
-    from k25_train.export.model_of import check_tensors, contents_of, model_of
+    from k25_train.export.model_of import check_tensors, contents_of, model_of, source_of
     from k25_train.export.small_files import files_like, own_files
 
-    share = _share(options.share)
+    if not 0 <= options.node < options.num_nodes:
+        rule = f"must be 0 to {options.num_nodes - 1}, as --num-nodes says"
+        raise CheckpointError(f"--node {options.node}: {rule}")
     model = model_of(options.checkpoint)
     checkpoint = StoredCheckpoint.open(options.checkpoint)
     weights = WeightFormat(options.dtype)
     contents = Contents.text if options.text_only else contents_of(checkpoint)
+    like = options.like
+    if like is None and options.tokenizer is None and (like := source_of(checkpoint)):
+        console.print(f"tokenizer and other small files: from {like}, of which it is an import")
     order = ExportOrder(
         checkpoint=options.checkpoint,
         out=options.out,
@@ -64,15 +68,22 @@ def run(options: argparse.Namespace, console: Console) -> int:
         weights=weights,
         contents=contents,
         shard_gb=options.shard_gb,
-        like=options.like,
+        like=like,
         from_masters=options.from_masters,
     )
     check_tensors(checkpoint, model, contents, from_masters=options.from_masters)
-    if options.like is None:
+    if like is None:
         texts = own_files(model, contents, weights, options.tokenizer)
     else:
-        texts = files_like(ReleasedFolder(options.like), model, contents, weights)
-    is_complete = export_folder(order, texts, share=share, processes=options.processes, say=console.print)
+        texts = files_like(ReleasedFolder(like), model, contents, weights)
+    is_complete = export_folder(
+        order,
+        texts,
+        node=options.node,
+        num_nodes=options.num_nodes,
+        num_workers=options.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0))),
+        say=console.print,
+    )
     if is_complete:
         files = order.files()
         num_tensors = sum(len(file.entries) for file in files)
@@ -81,10 +92,3 @@ def run(options: argparse.Namespace, console: Console) -> int:
             f"{options.out}: {num_tensors:,} tensors in {len(files)} files, {num_bytes / 1e9:,.3f} GB"
         )
     return 0
-
-
-def _share(text: str) -> tuple[int, int]:
-    first, slash, last = text.partition("/")
-    if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise CheckpointError(f"--share {text}: must be I/N with I from 1 to N, such as 2/4")
-    return int(first), int(last)

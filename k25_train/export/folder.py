@@ -102,17 +102,19 @@ def export_folder(
     order: ExportOrder,
     texts: Mapping[str, str],
     *,
-    share: tuple[int, int] = (1, 1),
-    processes: int = 1,
+    node: int = 0,
+    num_nodes: int = 1,
+    num_workers: int = 1,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Write a share of the files, and commit the folder if that was the last that was missing.
+    """Write this node's share of the files, and commit the folder if that was the last that was missing.
 
     Args:
         order: what to write; the same in all processes.
         texts: small files by name; the same in all processes.
-        share: (i, n): this is the i-th of n that write the folder together, from 1.
-        processes: that write at once on this node.
+        node: number of this node, from 0, among those that write the folder together.
+        num_nodes: these.
+        num_workers: processes that write at once on this node.
         say: prints a line of progress.
 
     Returns whether the folder is complete.
@@ -123,16 +125,16 @@ def export_folder(
     """
     _prepare(order)
     files = order.files()
-    mine = [index for index in range(len(files)) if index % share[1] == share[0] - 1]
+    mine = range(node, len(files), num_nodes)
     missing = [index for index in mine if not is_written(files[index], order.partial)]
     if len(missing) < len(mine):
         say(f"{len(mine) - len(missing)} of {len(mine)} files are there already")
     # The largest first, so that no process is left with one at the end.
     missing.sort(key=lambda index: -files[index].num_bytes)
-    _write_all(order, missing, processes, say)
+    _write_all(order, missing, num_workers, say)
     left = [file.name for file in files if not is_written(file, order.partial)]
     if left and not order.out.is_dir():
-        say(f"{len(left)} files are left to the other shares; who writes the last one finishes the folder")
+        say(f"{len(left)} files are left to the other nodes; who writes the last one finishes the folder")
         return False
     _commit(order, texts | {INDEX: index_text(files)})
     return True
@@ -142,15 +144,15 @@ _writer: FileExport | None = None
 """Of a process of the pool."""
 
 
-def _write_all(order: ExportOrder, indices: list[int], processes: int, say: Callable[[str], None]) -> None:
-    if processes <= 1 or len(indices) <= 1:
+def _write_all(order: ExportOrder, indices: list[int], num_workers: int, say: Callable[[str], None]) -> None:
+    if num_workers <= 1 or len(indices) <= 1:
         writer = FileExport(order) if indices else None
         for number, index in enumerate(indices, 1):
             assert writer is not None
             say(f"{number}/{len(indices)}  {writer.write(index)}")
         return
     context = get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(indices)), context, _start, (order,)) as pool:
+    with ProcessPoolExecutor(min(num_workers, len(indices)), context, _start, (order,)) as pool:
         futures = [pool.submit(_write_in_pool, index) for index in indices]
         try:
             for number, future in enumerate(as_completed(futures), 1):
@@ -158,7 +160,7 @@ def _write_all(order: ExportOrder, indices: list[int], processes: int, say: Call
         except BrokenProcessPool as error:
             raise CheckpointError(
                 f"{order.partial}: a process that wrote files was killed; the same command goes on, with "
-                "fewer --processes if memory was short"
+                "fewer --workers if memory was short"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -199,7 +201,7 @@ def _prepare(order: ExportOrder) -> None:
 
 
 def _commit(order: ExportOrder, texts: Mapping[str, str]) -> None:
-    """Add the small files and give the folder its name. Another share may do the same at the same time."""
+    """Add the small files and give the folder its name. Another node may do the same at the same time."""
     try:
         if order.like is not None:
             ReleasedFolder(order.like).copy_small_files(order.partial)

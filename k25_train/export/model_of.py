@@ -3,27 +3,46 @@
 from pathlib import Path
 
 from k25_train.checkpoint.files.stored import StoredCheckpoint
+from k25_train.checkpoint.manifest import Kind, read_manifest
 from k25_train.compose.command_line import load_saved
+from k25_train.compose.resolve import describe
+from k25_train.compose.sections import build_section
+from k25_train.compose.yaml_files import read_file
 from k25_train.config.model import ModelConfig
 from k25_train.config.vision import VisionPart
-from k25_train.errors import CheckpointError
+from k25_train.errors import CheckpointError, ConfigError
 from k25_train.export.listing import Contents, released_tensors
 from k25_train.export.released import shown
 from k25_train.export.stream import MASTER, source_name
 
-CONFIG = "config.yaml"
+CONFIG, MODEL = "config.yaml", "model.yaml"
 
 
 def model_of(folder: Path) -> ModelConfig:
-    """The model that a checkpoint's configuration describes.
+    """The model of a run's checkpoint, or of an import, which says it in a file of its own.
 
-    Raises `CheckpointError` if it has none, ConfigError if that breaks a rule.
+    Raises `CheckpointError` if the folder has no language model to export, ConfigError if a file breaks a
+    rule.
     """
+    if (folder / MODEL).is_file():
+        model, problems = build_section(read_file(folder / MODEL), ModelConfig, "model")
+        if problems or (problems := [problem.under("model") for problem in model.problems()]):
+            raise ConfigError(describe(problems, str(folder / MODEL)))
+        built: ModelConfig = model
+        return built
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"{folder / CONFIG} is missing: name a checkpoint, step_N in a run's checkpoints or an import"
         )
+    if read_manifest(folder).kind is Kind.WEIGHTS:
+        raise CheckpointError(f"{folder} is an import without a language model, which is not a whole model")
     return load_saved(folder / CONFIG).model
+
+
+def source_of(checkpoint: StoredCheckpoint) -> Path | None:
+    """The Hugging Face folder that a checkpoint was imported from, if that is still there."""
+    source = checkpoint.manifest.facts.get("import.source", "")
+    return Path(source) if source and (Path(source) / "config.json").is_file() else None
 
 
 def contents_of(checkpoint: StoredCheckpoint) -> Contents:

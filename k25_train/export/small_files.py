@@ -47,10 +47,11 @@ def files_like(
     released.check_fits({key: expected[key] for key in _SAME_MODEL})
     config = copy.deepcopy(released.config)
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
-    if weights is WeightFormat.bf16:
+    is_packed = any(part.get(QUANTIZATION, {}).get("format") == "pack-quantized" for part in parts)
+    if weights is WeightFormat.bf16 or not is_packed:
         for part in parts:
             part.pop(QUANTIZATION, None)
-    elif not any(QUANTIZATION in part for part in parts):
+    if weights is WeightFormat.int4 and not is_packed:
         parts[-1][QUANTIZATION] = int4_config()
     if config == released.config:
         return {CONFIG: (released.folder / CONFIG).read_text(encoding="utf-8")}

@@ -1,7 +1,6 @@
 """Checkpoints of weights that hold a released state dict, in files as different layouts leave them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,7 +36,8 @@ def write_weights(
     from k25_train.checkpoint.files.parts import Part
     from k25_train.checkpoint.files.writer import write_parts
     from k25_train.checkpoint.manifest import MANIFEST, Kind, Manifest
-    from k25_train.compose.resolve import compose, to_yaml
+    from k25_train.compose.yaml_files import dump
+    from k25_train.config.leaves import plain_values
 
     folder.mkdir(parents=True)
     files = {}
@@ -52,8 +52,7 @@ def write_weights(
                 parts.append((Part(key, tensor.dtype, tuple(tensor.shape), start, stop), flat))
         files[name] = write_parts(folder / name, parts)
         before += cut
-    config = compose(["experiment=smoke", "parallelism=serial", "cluster.gpus_per_node=1"])
-    (folder / "config.yaml").write_text(to_yaml(replace(config, model=model)))
+    (folder / "model.yaml").write_text(dump(plain_values(model)))
     manifest = Manifest(step=0, files=files, facts={}, kind=Kind.WEIGHTS, num_updates=0)
     (folder / MANIFEST).write_text(manifest.to_text())
     return folder

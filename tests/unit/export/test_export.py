@@ -53,12 +53,12 @@ def exported(checkpoint: Path, tokenizer: Path) -> dict[str, Path]:
 
 def export(*words: object) -> None:
     """Run the command in this process."""
-    assert main(["export", *map(str, words), "--processes", "1"]) == 0
+    assert main(["export", *map(str, words), "--workers", "1"]) == 0
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """What a command that fails says."""
-    assert main(["export", *map(str, words), "--processes", "1"]) == 2
+    assert main(["export", *map(str, words), "--workers", "1"]) == 2
     return " ".join(capsys.readouterr().err.split())
 
 
@@ -115,9 +115,10 @@ def test_every_layout_gives_the_same_folder(
     """Boundaries of stored parts within experts and matrices; three shares, one after another."""
     cut = write_weights(tmp_path / "step_0", MODEL, stacked(state), cuts=(0.3, 0.11, 0.59))
     out = tmp_path / "out"
-    for share in ("2/3", "3/3", "1/3"):
+    for node in (1, 2, 0):
         assert not out.exists()
-        export(cut, out, "--dtype", "int4", "--tokenizer", tokenizer, "--share", share)
+        words = ("--tokenizer", tokenizer, "--node", node, "--num-nodes", 3)
+        export(cut, out, "--dtype", "int4", *words)
     assert bytes_in(out) == bytes_in(exported["int4"])
 
 
@@ -214,7 +215,7 @@ def test_an_interrupted_export_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    export(checkpoint, out, "--dtype", "int4", "--tokenizer", tokenizer, "--share", "1/2")
+    export(checkpoint, out, "--dtype", "int4", "--tokenizer", tokenizer, "--num-nodes", 2)
     partial = tmp_path / "out.partial"
     before = {path: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")}
     # What a killed process leaves.
@@ -250,7 +251,7 @@ def test_refusals(
 ) -> None:
     out = tmp_path / "out"
     assert "name the vocabulary with --tokenizer FILE" in refused(capsys, checkpoint, out)
-    assert "--share 3/2: must be I/N" in refused(capsys, checkpoint, out, "--share", "3/2")
+    assert "--node 2: must be 0 to 1" in refused(capsys, checkpoint, out, "--node", 2, "--num-nodes", 2)
     assert "has no masters" in refused(capsys, checkpoint, out, "--from-masters")
     assert "name a checkpoint" in refused(capsys, exported["bf16"], out)
     other = write_weights(
