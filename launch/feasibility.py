@@ -131,17 +131,14 @@ def check_paths(config: Config) -> None:
 
     What a login node cannot see, such as an image in a registry, is left for the nodes to check.
     """
-    # Disk space and write access of the run folder.
-    folder = Path(config.run.dir)
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free_bytes, needed_bytes = shutil.disk_usage(existing).free, checkpoint_bytes(config)
-    if free_bytes < needed_bytes:
-        raise ConfigError(
-            f"run.dir={config.run.dir}: {free_bytes / GIB:,.4g} GiB are free, not enough for "
-            f"one checkpoint of {needed_bytes / GIB:,.4g} GiB: make room or choose another folder"
-        )
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"run.dir={config.run.dir}: {existing} is not a writable folder: choose another")
+    # Disk space and write access of the run folder and the checkpoints'.
+    needed_bytes, place = checkpoint_bytes(config), config.checkpoint.dir
+    if place is None:
+        check_folder("run.dir", config.run.dir, needed_bytes)
+    else:
+        check_folder("run.dir", config.run.dir, 0)
+    if place is not None and not is_url(place):
+        check_folder("checkpoint.dir", place, needed_bytes)
     # Data and container image.
     check_data(config.data)
     check_private_files(config)
@@ -151,6 +148,20 @@ def check_paths(config: Config) -> None:
             f"cluster.slurm.container_image={image}: no such file: import the image there (enroot "
             "import), or name one in a registry as docker://…"
         )
+
+
+def check_folder(key: str, folder: str, needed_bytes: int) -> None:
+    """Raise `ConfigError` if a folder, or where it would be made, cannot be written or has not the room for a
+    checkpoint of `needed_bytes`."""
+    existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise ConfigError(
+            f"{key}={folder}: {free_bytes / GIB:,.4g} GiB are free, not enough for "
+            f"one checkpoint of {needed_bytes / GIB:,.4g} GiB: make room or choose another folder"
+        )
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"{key}={folder}: {existing} is not a writable folder: choose another")
 
 
 def check_data(data: DataConfig) -> None:

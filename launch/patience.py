@@ -33,7 +33,7 @@ PERMANENT = (
 """Errors that no waiting removes."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PROBE_BYTES = 1 << 20
-_PARTIAL = re.compile(r"step_\d+(\.unsound)?\.partial")
+_PARTIAL = re.compile(r"step_\d+(\.unsound)?(\.[0-9a-f]{8})?\.partial")
 _NO_ROOM = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]|\[(ENOSPC|EDQUOT)\]")
 
 
@@ -117,21 +117,25 @@ def describe(error: OSError, run: Path) -> str:
 
 
 def check_room(run: Path, needed_bytes: int) -> None:
-    """Raise OSError unless the run folder can be written and has room for `needed_bytes` more."""
-    # The same name each time: one that a kill left is overwritten.
-    probe = run / ".probe"
-    try:
-        with probe.open("wb") as file:
-            file.write(bytes(PROBE_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
-    free_bytes = shutil.disk_usage(run).free
+    """Raise OSError unless the run folder, and what its `checkpoints` leads to, can be written and that has
+    room for `needed_bytes` more."""
+    checkpoints = run / "checkpoints"
+    place = checkpoints if checkpoints.is_symlink() else run
+    for folder in {run, place}:
+        # The same name each time: one that a kill left is overwritten.
+        probe = folder / ".probe"
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+    free_bytes = shutil.disk_usage(place).free
     if free_bytes < needed_bytes:
         text = f"{free_bytes:,} bytes are free, a checkpoint takes {needed_bytes:,}"
-        raise OSError(errno.ENOSPC, text, str(run))
+        raise OSError(errno.ENOSPC, text, str(place))
 
 
 def remove_partials(run: Path) -> None:

@@ -175,7 +175,9 @@ def container_options(config: Config, run: Path, checkout: Path, variables: Sequ
     slurm = config.cluster.slurm
     if slurm is None or slurm.container_image is None:
         return []
-    places = (path for path in config.data.folders() if not is_url(path))
+    saved = (config.checkpoint.dir, config.checkpoint.local_dir, config.checkpoint.init_from)
+    given = [path for path in (*saved, *config.checkpoint.init_parts.values()) if path is not None]
+    places = (path for path in [*given, *config.data.folders()] if not is_url(path))
     own = list(dict.fromkeys([str(checkout), str(run), *places]))
     for path in own:
         check_path("what is mounted into the container", path)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from k25_train.compose.command_line import read_arguments
 from k25_train.compose.resolve import compose, to_yaml
+from k25_train.config.basics import is_url
 from k25_train.config.cluster import Device
 from k25_train.config.fabric import AddressFamily
 from k25_train.config.schema import Config
@@ -132,7 +133,8 @@ def prepare(config: Config, max_restarts: int, max_log_mib: int = MAX_LOG_MIB) -
         step_options=step_options(config),
         node_start=start_of_nodes(config, CHECKOUT, variables),
         comment=slurm.comment,
-        checkpoint_bytes=checkpoint_bytes(config),
+        # The room in an object store is nobody's to watch.
+        checkpoint_bytes=0 if is_url(config.checkpoint.dir or "") else checkpoint_bytes(config),
         max_checkpoints=config.checkpoint.keep + 1,
         max_log_bytes=max_log_mib * MIB,
         planned_step_s=planned_step_s(config),

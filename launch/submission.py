@@ -81,7 +81,7 @@ class Submission:
     comment: str | None
     """`cluster.slurm.comment`."""
     checkpoint_bytes: int
-    """Size of a checkpoint; 0 if unknown."""
+    """Size of a checkpoint; 0 if unknown, or in an object store."""
     max_checkpoints: int
     """Checkpoints for which preflight wants room; 0 if unknown."""
     max_log_bytes: int

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.manifest import FileEntry, Manifest, read_manifest
 from k25_train.checkpoint.storage.kinds import MANIFEST, PARTIAL, Place
-from k25_train.checkpoint.storage.places import CHECKPOINTS, storage_of
+from k25_train.checkpoint.storage.places import storage_of
 from k25_train.errors import CheckpointError, DamagedCheckpointError
+from k25_train.run_folder.checkpoints import CHECKPOINTS
 
 METADATA = ".metadata"
 """Which tensor is where, in torch's format."""

@@ -16,6 +16,7 @@ from k25_train.joining.environment import RankEnvironment
 from k25_train.joining.network import own_name
 from k25_train.joining.words import Member, some_of
 from k25_train.run_folder import location
+from k25_train.run_folder.checkpoints import bind
 from k25_train.run_folder.held import HeldFolder, hold
 from k25_train.run_folder.jobs import job_state
 
@@ -80,7 +81,11 @@ def claim_folder(config: Config, where: RankEnvironment, store: dist.Store) -> N
     run = Path(os.path.abspath(config.run.dir))
     council = Council(dist.PrefixStore("claim", store), where.rank, where.world_size)
     # 1. Rank 0 takes the folder; its lock is what the others look for.
-    claim, failure = (NoClaim(), None) if where.rank else try_to_take(run, is_shared=not where.is_on_one_node)
+    claim, failure = (
+        (NoClaim(), None)
+        if where.rank
+        else try_to_take(run, config.checkpoint.dir, is_shared=not where.is_on_one_node)
+    )
     # One node shares with itself whatever there is.
     folders = (
         location.shared_folders(run) if isinstance(claim, FolderClaim) and not where.is_on_one_node else []
@@ -103,13 +108,15 @@ def claim_folder(config: Config, where: RankEnvironment, store: dist.Store) -> N
     return claim
 
 
-def try_to_take(run: Path, *, is_shared: bool) -> tuple[NoClaim, K25Error | None]:
-    """Rank 0 takes the folder, and leaves its tokens where it is shared; the claim, or why there is none."""
+def try_to_take(run: Path, checkpoint_dir: str | None, *, is_shared: bool) -> tuple[NoClaim, K25Error | None]:
+    """Rank 0 takes the folder, has it lead to `checkpoint.dir`, and leaves its tokens where it is shared; the
+    claim, or why there is none."""
     job = os.environ.get("SLURM_JOB_ID", "")
     held: HeldFolder | None = None
     try:
         location.make(run)
         held = hold(run, int(job) if job.isdecimal() else None, job_state)
+        bind(run, checkpoint_dir)
         for name in location.shared_folders(run) if is_shared else []:
             location.make_tokens(run / name, held.holder.id, rank=0)
     except OSError as error:
@@ -117,6 +124,8 @@ def try_to_take(run: Path, *, is_shared: bool) -> tuple[NoClaim, K25Error | None
             held.close()
         return NoClaim(), location.unusable(run, error)
     except K25Error as error:
+        if held is not None:
+            held.close()
         return NoClaim(), error
     return FolderClaim(held), None
 

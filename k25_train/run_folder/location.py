@@ -76,6 +76,18 @@ def make_tokens(folder: Path, holder_id: str, rank: int) -> None:
     (tokens(folder, holder_id) / str(rank)).write_text(holder_id, encoding="utf-8")
 
 
+def try_to_rename(folder: Path) -> None:
+    """Give a folder with a file another name in `folder`, as a checkpoint gets its own. Raises OSError if the
+    file system cannot do that, or loses the file."""
+    before, after = folder / "step_0.partial", folder / "step_0"
+    before.mkdir()
+    (before / "file").touch()
+    os.rename(before, after)
+    if not (after / "file").exists():
+        raise OSError(errno.EIO, "a folder was renamed, and its file is gone", str(after))
+    shutil.rmtree(after)
+
+
 def exchange_tokens(run: Path, folders: Sequence[str], holder_id: str, rank: int) -> str | None:
     """Look for the token of rank 0 in each of the folders, and leave one there for it to find; what is wrong,
     or None."""

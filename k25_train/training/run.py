@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from megatron.core.distributed import DistributedDataParallel
 
+from k25_train.checkpoint.storage.kinds import Place
+from k25_train.checkpoint.storage.places import checkpoints_of
 from k25_train.config.schema import Config
 from k25_train.data.batch import Reads
 from k25_train.data.regions import leave_pageable
@@ -90,9 +92,9 @@ class Run:
         return Path(self.config.run.dir)
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> Place:
         """Where checkpoints are kept."""
-        return self.folder / "checkpoints"
+        return checkpoints_of(self.config.run.dir, self.config.checkpoint.dir)
 
     @property
     def modules(self) -> list[DistributedDataParallel]:

@@ -71,6 +71,12 @@ def check_paths(config: Config) -> None:
             f"run.dir={config.run.dir}: must be an absolute path on a volume that pods may write (volumes: "
             f"{mounts}): set run.dir, or add the volume to cluster.kubernetes.volumes"
         )
+    saved = config.checkpoint.dir
+    if saved is not None and not is_url(saved) and volume_of(saved) != [False]:
+        raise ConfigError(
+            f"checkpoint.dir={saved}: must be an absolute path on a volume that pods may write (volumes: "
+            f"{mounts}), or a URL: set it, or add the volume to cluster.kubernetes.volumes"
+        )
     for key, path in config.data.paths().items():
         # A relative path is in the image.
         if path.startswith("/") and not is_url(path) and not volume_of(path):

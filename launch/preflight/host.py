@@ -20,9 +20,6 @@ SHARED_MEMORY_BYTES = GIB
 UNLIMITED = -1
 """Value of a limit that there is none."""
 
-CHECKPOINTS = "checkpoints"
-"""Folder of checkpoints in a run's folder."""
-
 MEMORY, DISK, SHARED_MEMORY = "host memory", "disk of the run", "/dev/shm"
 PINNED, INTERFACE = ACCESS_CHECKS = ("pinned memory", "interface")
 
@@ -36,8 +33,8 @@ class Host:
     available_bytes: int | None
     shared_memory_bytes: int | None
     """Size of /dev/shm; None if it is no file system of its own."""
-    run_free_bytes: int
-    """Free space of the run folder's file system."""
+    run_free_bytes: int | None
+    """Free space of the file system that the run's checkpoints are on; None for an object store."""
     checkpoint_bytes: int
     """Size of checkpoints that the run already has, as when it goes on after a fault."""
     locked_memory_bytes: int | None
@@ -46,8 +43,13 @@ class Host:
     """Network interfaces that are up."""
 
 
-def read_host(system: System, run_dir: Path) -> Host:
-    """Read the operating system's values."""
+def read_host(system: System, checkpoints: Path | None) -> Host:
+    """Read the operating system's values.
+
+    Args:
+        system: of the node.
+        checkpoints: folder of the run's checkpoints, absolute; None for an object store.
+    """
     meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB$", system.read("proc/meminfo") or "", re.MULTILINE))
     limits = read_limits(system)
     mounts = system.read("proc/mounts")
@@ -59,8 +61,8 @@ def read_host(system: System, run_dir: Path) -> Host:
         shared_memory_bytes=system.usage(Path("/dev/shm")).total_bytes
         if mounts is None or re.search(r"^\S+ /dev/shm ", mounts, re.MULTILINE)
         else None,
-        run_free_bytes=system.usage(run_dir).free_bytes,
-        checkpoint_bytes=system.bytes_in(f"{run_dir.relative_to('/')}/{CHECKPOINTS}"),
+        run_free_bytes=None if checkpoints is None else system.usage(checkpoints).free_bytes,
+        checkpoint_bytes=0 if checkpoints is None else system.bytes_in(str(checkpoints.relative_to("/"))),
         locked_memory_bytes=limits.get("Max locked memory"),
         interfaces=tuple(
             name for name in system.names(net) if system.read(f"{net}/{name}/operstate") in ("up", "unknown")
@@ -77,7 +79,7 @@ def read_limits(system: System) -> dict[str, int]:
 
 
 def judge_host(
-    host: Host, *, memory_gib: float, run_dir: str, num_kept: int, one_bytes: int
+    host: Host, *, memory_gib: float, checkpoints: str, num_kept: int, one_bytes: int
 ) -> list[Finding]:
     """Check memory against `cluster.host_memory_gib`, the disk against the checkpoints' size, and
     /dev/shm.
@@ -85,13 +87,13 @@ def judge_host(
     Args:
         host: what was read.
         memory_gib: `cluster.host_memory_gib`.
-        run_dir: the run folder.
+        checkpoints: where checkpoints are.
         num_kept: `checkpoint.keep`.
         one_bytes: size of a checkpoint.
     """
     return [
         _judge_memory(host, memory_gib),
-        _judge_disk(host, run_dir, num_kept, one_bytes),
+        _judge_disk(host, checkpoints, num_kept, one_bytes),
         _judge_shared_memory(host),
     ]
 
@@ -135,13 +137,15 @@ def _judge_memory(host: Host, memory_gib: float) -> Finding:
     return passed(check, found)
 
 
-def _judge_disk(host: Host, run_dir: str, num_kept: int, one_bytes: int) -> Finding:
+def _judge_disk(host: Host, checkpoints: str, num_kept: int, one_bytes: int) -> Finding:
     """Every run needs room for one checkpoint beyond those that are kept; some for unsound ones too."""
     check = DISK
-    found = f"{host.run_free_bytes / GIB:,.1f} GiB free at {run_dir}"
+    if host.run_free_bytes is None:
+        return skipped(check, f"{checkpoints} is an object store, which does not tell its room")
+    found = f"{host.run_free_bytes / GIB:,.1f} GiB free at {checkpoints}"
     if host.checkpoint_bytes:
         found += f", {host.checkpoint_bytes / GIB:,.1f} GiB used by its checkpoints"
-    remedy = "free space, choose another run.dir, or lower checkpoint.keep"
+    remedy = "free space, choose another checkpoint.dir or run.dir, or lower checkpoint.keep"
     for extra, judge, when in ((1, failed, ""), (EXTRA_CHECKPOINTS, warned, ", if some are set aside")):
         needed_bytes = (num_kept + extra) * one_bytes
         if host.run_free_bytes + host.checkpoint_bytes < needed_bytes:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from k25_train.config.basics import is_url
 from k25_train.config.schema import Config
+from k25_train.run_folder.checkpoints import CHECKPOINTS
 from launch.fabric import environment
 from launch.preflight.accelerators import (
     Accelerators,
@@ -43,7 +45,7 @@ def read_node(system: System, name: str, config: Config) -> Node:
     machine = read_machine(system)
     accelerators = read_accelerators(system, machine.up_s)
     network = read_network(system, config.cluster.fabric)
-    host = read_host(system, Path(config.run.dir).absolute())
+    host = read_host(system, checkpoint_folder(config))
     return Node(
         name=name,
         host=host,
@@ -54,6 +56,14 @@ def read_node(system: System, name: str, config: Config) -> Node:
         versions=read_versions(system, accelerators, network.in_use(config.cluster.fabric)),
         traits=read_traits(system, host, accelerators),
     )
+
+
+def checkpoint_folder(config: Config) -> Path | None:
+    """Folder of the run's checkpoints, absolute; None if they are in an object store."""
+    place = config.checkpoint.dir
+    if place is None:
+        return Path(config.run.dir).absolute() / CHECKPOINTS
+    return None if is_url(place) else Path(place).absolute()
 
 
 def read_after_load(system: System, node: Node, config: Config) -> None:
@@ -89,7 +99,7 @@ def judge_node(node: Node, config: Config, one_bytes: int) -> list[Finding]:
     findings = judge_host(
         node.host,
         memory_gib=cluster.host_memory_gib,
-        run_dir=config.run.dir,
+        checkpoints=config.checkpoint.dir or config.run.dir,
         num_kept=config.checkpoint.keep,
         one_bytes=one_bytes,
     )

@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from k25_train.config.basics import is_url
 from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
-from k25_train.run_folder import location
+from k25_train.run_folder import location, object_store
+from k25_train.run_folder.checkpoints import CHECKPOINTS, bind
 from launch.preflight.coordination import Coordinator
 from launch.preflight.findings import Finding, failed, passed, skipped, warned
 from launch.preflight.rates import outliers
@@ -56,6 +58,8 @@ class Meeting:
     """What is to be found in the folders, and part of their names."""
     folders: list[str] = field(default_factory=list)
     """Where: names below the run folder, "." for itself."""
+    fast: str = "."
+    """Which of them the ranks write checkpoints to, so that its speed counts."""
     trouble: str | None = None
     """Why there is nothing to meet at."""
 
@@ -64,7 +68,7 @@ def try_shared_folder(config: Config, coordinator: Coordinator) -> dict[int, lis
     """Node leader -> findings, on rank 0; called by every node's leader. One that is silent holds nobody up
     for long."""
     run = Path(config.run.dir).absolute()
-    meeting = prepare(run) if coordinator.is_first else None
+    meeting = prepare(run, config.checkpoint.dir) if coordinator.is_first else None
     meeting = coordinator.share("folder", meeting, Meeting, 2 * FOLDER_TIMEOUT_S)
     if meeting is None:
         return {}
@@ -75,9 +79,13 @@ def try_shared_folder(config: Config, coordinator: Coordinator) -> dict[int, lis
         # 1. Does each see what rank 0 wrote, and can it write?
         if meeting.trouble is None:
             rates.trouble = location.exchange_tokens(run, meeting.folders, meeting.token, coordinator.rank)
+        url = config.checkpoint.dir or ""
+        if rates.trouble is None and is_url(url):
+            trouble = object_store.trouble_with(url, f"{meeting.token}-{coordinator.rank}")
+            rates.trouble = trouble and f"checkpoint.dir={url} {trouble}"
         if rates.trouble is None:
             num_bytes = FILE_BYTES[config.cluster.device]
-            rates.unmeasured = too_full(run, num_bytes * len(leaders))
+            rates.unmeasured = too_full(run / meeting.fast, num_bytes * len(leaders))
             if rates.unmeasured is None:
                 write_file(_path(run, meeting, coordinator.rank), num_bytes, rates)
         coordinator.publish("folder written", rates)
@@ -107,17 +115,20 @@ def try_shared_folder(config: Config, coordinator: Coordinator) -> dict[int, lis
             location.remove_tokens(run, meeting.token)
 
 
-def prepare(run: Path) -> Meeting:
-    """Leave tokens in the run folder and in what is in it; on rank 0."""
+def prepare(run: Path, checkpoint_dir: str | None) -> Meeting:
+    """Leave tokens in the run folder and in what is in it, checkpoints' among them; on rank 0."""
     token = f"preflight-{secrets.token_hex(8)}"
     try:
         location.make(run)
+        bind(run, checkpoint_dir)
         folders = location.shared_folders(run)
+        fast = CHECKPOINTS if (run / CHECKPOINTS).is_symlink() else "."
         for name in folders:
             location.make_tokens(run / name, token, rank=0)
+        location.try_to_rename(location.tokens(run / fast, token))
     except Exception as error:  # of the file system, or named by location
         return Meeting(token=token, trouble=f"the first node cannot use it ({error})")
-    return Meeting(token=token, folders=folders)
+    return Meeting(token=token, folders=folders, fast=fast)
 
 
 def too_full(run: Path, num_bytes: int) -> str | None:
@@ -161,7 +172,7 @@ def read_file(path: Path, rates: FolderRates) -> None:
 
 
 def _path(run: Path, meeting: Meeting, rank: int) -> Path:
-    return location.tokens(run, meeting.token) / f"{rank}.data"
+    return location.tokens(run / meeting.fast, meeting.token) / f"{rank}.data"
 
 
 def judge_folder(

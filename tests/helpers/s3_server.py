@@ -29,6 +29,10 @@ class Faults:
     """Requests that are accepted and never answered."""
     halves: int = 0
     """Requests that get half of their body, and the end of the connection."""
+    cuts: int = 0
+    """Uploads whose connection ends before they are answered; nothing of them reaches the server."""
+    losses: int = 0
+    """Uploads that reach the server, and whose connection ends before they are answered."""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     """Method, path and range of each that came, in order."""
 
@@ -103,7 +107,17 @@ def _handler(behind: str, faults: Faults) -> type[socketserver.BaseRequestHandle
         def do_HEAD(self) -> None:
             self._serve()
 
+        def do_PUT(self) -> None:
+            self._serve()
+
+        def do_POST(self) -> None:
+            self._serve()
+
+        def do_DELETE(self) -> None:
+            self._serve()
+
         def _serve(self) -> None:
+            body = self._body()
             faults.requests.append((self.command, self.path, self.headers.get("Range", "")))
             if KEYS["AWS_ACCESS_KEY_ID"] not in self.headers.get("Authorization", ""):
                 return self._refuse(403, "InvalidAccessKeyId")
@@ -112,9 +126,13 @@ def _handler(behind: str, faults: Faults) -> type[socketserver.BaseRequestHandle
             if faults.take("stalls"):
                 time.sleep(3600)
             connection = HTTPConnection(behind)
-            connection.request(self.command, self.path, headers=dict(self.headers.items()))
+            if self.command == "PUT" and faults.take("cuts"):
+                return self._hang_up()
+            connection.request(self.command, self.path, body, dict(self.headers.items()))
             answer = connection.getresponse()
             data = answer.read()
+            if self.command == "PUT" and faults.take("losses"):
+                return self._hang_up()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("connection", "transfer-encoding", "server", "date"):
@@ -123,11 +141,19 @@ def _handler(behind: str, faults: Faults) -> type[socketserver.BaseRequestHandle
             if self.command == "GET" and faults.take("halves"):
                 self.wfile.write(data[: len(data) // 2])
                 self.wfile.flush()
-                self.connection.shutdown(socket.SHUT_RDWR)
-                self.close_connection = True
-                return None
+                return self._hang_up()
             self.wfile.write(data)
             return None
+
+        def _body(self) -> bytes:
+            """What was uploaded."""
+            if "100-continue" in self.headers.get("Expect", "").lower():
+                del self.headers["Expect"]
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+        def _hang_up(self) -> None:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
 
         def _refuse(self, status: int, code: str) -> None:
             body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 from k25_train.checkpoint.storage.kinds import Place, Storage
 from k25_train.checkpoint.storage.posix import PosixStorage
 from k25_train.errors import ConfigError
+from k25_train.run_folder.checkpoints import CHECKPOINTS
 
 if TYPE_CHECKING:
     from k25_train.checkpoint.storage.objects import ObjectStorage
 
-CHECKPOINTS = "checkpoints"
-"""Folder of checkpoints in a run's folder, unless `checkpoint.dir` names another place."""
 POSIX = PosixStorage()
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _LOCAL = ("file://", "local://")
@@ -42,8 +41,12 @@ def place_of(text: str) -> Place:
 
 
 def checkpoints_of(run_dir: str, checkpoint_dir: str | None) -> Place:
-    """Where the checkpoints of a run are, by `run.dir` and `checkpoint.dir`."""
-    return Path(run_dir) / CHECKPOINTS if checkpoint_dir is None else place_of(checkpoint_dir)
+    """Where the checkpoints of a run are, by `run.dir` and `checkpoint.dir`.
+
+    A folder is reached through the run folder, which leads there (`run_folder/checkpoints.py`).
+    """
+    is_url = checkpoint_dir is not None and _URL.match(checkpoint_dir)
+    return place_of(checkpoint_dir or "") if is_url else Path(run_dir) / CHECKPOINTS
 
 
 def storage_of(place: Place) -> Storage[Any]:

@@ -81,7 +81,7 @@ def test_a_full_disk_loses_what_no_rank_completed(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
     whole = write_checkpoint(root, 10)
     kept = ("my.partial", "step_x.partial", "step_5.unsound")
-    for name in ("step_20.partial", "step_9.unsound.partial", *kept):
+    for name in ("step_20.partial", "step_9.unsound.partial", "step_4.0123abcd.partial", *kept):
         (root / name).mkdir()
         (root / name / "data").write_bytes(b"x")
     elsewhere.mkdir()
@@ -89,7 +89,7 @@ def test_a_full_disk_loses_what_no_rank_completed(tmp_path: Path) -> None:
     (root / "step_30.partial").symlink_to(elsewhere)
     Patience(tmp_path, 60, tell=lambda text: None).of(failing(errno.ENOSPC, 1))
     names = {path.name for path in root.iterdir()}
-    assert names == {whole.name, *kept}
+    assert names == {whole.name, "latest", *kept}
     assert (elsewhere / "data").exists()
     remove_partials(tmp_path / "no such run")
 
