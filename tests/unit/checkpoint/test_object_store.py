@@ -153,7 +153,7 @@ def test_a_store_that_stays_away_is_named_and_the_last_one_stays(root: Any, serv
     good = save(root, 1)
     server.faults.refusals = 10_000
     try:
-        with pytest.raises(OSError, match="SlowDown.*stays_away"):
+        with pytest.raises(OSError, match=r"SlowDown.*stays_away"):
             root.fs.retries = 1
             folders.prepare_partial(root, 2)
     finally:
