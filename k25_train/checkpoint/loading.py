@@ -118,29 +118,33 @@ def misfits(stored: StoredCheckpoint, wanted: Sequence[Piece]) -> list[str]:
 
 def fill(stored: StoredCheckpoint, wanted: Sequence[Piece]) -> None:
     """Read pieces: straight into host memory, through a staging buffer to the device or another dtype."""
-    staged: list[Piece] = []
-    direct: list[Piece] = []
-    for piece in wanted:
-        is_same = piece.tensor.dtype == stored.tensors[piece.part.name].dtype
-        (direct if is_same and piece.tensor.device.type == "cpu" else staged).append(piece)
+    direct, staged = divided(stored, wanted)
     stored.read_into([_wanted(piece.part) for piece in direct], [piece.tensor for piece in direct])
-    staging = torch.empty(0, dtype=torch.uint8)
+    staging = torch.empty(STAGING_BYTES if staged else 0, dtype=torch.uint8)
     for batch in batches(stored, staged, STAGING_BYTES):
-        if not staging.numel():
-            staging = torch.empty(STAGING_BYTES, dtype=torch.uint8)
         buffers, offset = [], 0
         for piece in batch:
-            info = stored.tensors[piece.part.name]
-            stop = offset + piece.part.numel * info.dtype.itemsize
-            buffers.append(staging[offset:stop].view(info.dtype))
-            offset = -(-stop // _ALIGNMENT) * _ALIGNMENT
+            dtype = stored.tensors[piece.part.name].dtype
+            num_bytes = piece.part.numel * dtype.itemsize
+            buffers.append(staging[offset : offset + num_bytes].view(dtype))
+            offset += _aligned(num_bytes)
         stored.read_into([_wanted(piece.part) for piece in batch], buffers)
         for piece, buffer in zip(batch, buffers, strict=True):
             piece.tensor.copy_(buffer)
 
 
+def divided(stored: StoredCheckpoint, wanted: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
+    """Pieces that files are read straight into, and those on the device or of another dtype than stored."""
+    direct: list[Piece] = []
+    staged: list[Piece] = []
+    for piece in wanted:
+        is_same = piece.tensor.dtype == stored.tensors[piece.part.name].dtype
+        (direct if is_same and piece.tensor.device.type == "cpu" else staged).append(piece)
+    return direct, staged
+
+
 def batches(stored: StoredCheckpoint, staged: Sequence[Piece], most_bytes: int) -> Iterator[list[Piece]]:
-    """Pieces, cut where they are too long, of which at most so many bytes are stored and aligned together."""
+    """Pieces, cut where they are too long, that have room in so many bytes together."""
     batch: list[Piece] = []
     room = most_bytes
     for piece in staged:
@@ -149,13 +153,17 @@ def batches(stored: StoredCheckpoint, staged: Sequence[Piece], most_bytes: int) 
             stop = min(piece.part.numel, start + room // size)
             if stop > start:
                 batch.append(Piece(piece.part.cut(start, stop), piece.tensor[start:stop]))
-                room -= -(-(stop - start) * size // _ALIGNMENT) * _ALIGNMENT
+                room -= _aligned((stop - start) * size)
                 start = stop
             if start < piece.part.numel:
                 yield batch
                 batch, room = [], most_bytes
     if batch:
         yield batch
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 @torch.no_grad()

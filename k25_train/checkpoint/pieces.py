@@ -80,10 +80,9 @@ def _sharded(
     for own in [] if optimizer is None else optimizer.chained_optimizers:
         for parameter, shard in own.shards().items():
             whole, start, stop = held[parameter], shard.start, shard.end
-            if start < stop:
-                yield Piece(part_of(whole, start, stop), shard.weights)
-                for key, tensor in {MASTER: shard.master, **own.moments(shard)}.items():
-                    yield Piece(state_part_of(whole, start, stop, key), tensor)
+            yield Piece(part_of(whole, start, stop), shard.weights)
+            for key, tensor in {MASTER: shard.master, **own.moments(shard)}.items():
+                yield Piece(state_part_of(whole, start, stop, key), tensor)
 
 
 def replicated(

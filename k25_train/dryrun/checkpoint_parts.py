@@ -68,10 +68,9 @@ def _add(
             ranks = holders(ep_rank, is_expert)
             for shard, rank in enumerate(ranks):
                 for parameter, start, stop in shard_ranges(buffer, shard, len(ranks)):
-                    if start < stop:
-                        own = (held[parameter], start, stop)
-                        by_rank[rank].append(part_of(*own))
-                        by_rank[rank] += [state_part_of(*own, key) for key in keys[parameter]]
+                    own = (held[parameter], start, stop)
+                    state = (state_part_of(*own, key) for key in keys[parameter])
+                    by_rank[rank] += [part_of(*own), *state]
         for each in replicated(module, trains=trains, ep_rank=ep_rank):
             for number, rank in enumerate(holders(ep_rank, each.tensors[0].is_expert)):
                 by_rank[rank] += [part_of(*own) for own in share_of(each, number)]
