@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.helpers.assembled import build
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.runs import layout
+from tests.helpers.runs import SHRUNK, layout
 
 pytestmark = pytest.mark.distributed
 
@@ -53,6 +53,24 @@ def megatron_shapes(modules: Sequence[Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
+def dry_parts(_context: RankContext, arguments: Sequence[str], trains: bool) -> list[list[Any]]:
+    """[rank] -> the parts that the dry run says it has."""
+    from k25_train.checkpoint import pieces
+    from parallel.megatron.platform import use_platform
+
+    pieces.SHARE_MULTIPLE = 1
+    use_platform("meta")
+    from k25_train.compose.resolve import compose
+    from k25_train.dryrun.checkpoint_parts import parts_by_rank
+    from k25_train.dryrun.rank import build_rank
+    from k25_train.plan.pipeline import layout_of
+
+    config = compose([*SHRUNK, "run.dir=unused", *arguments])
+    stages = range(config.parallelism.pp)
+    ranks = [build_rank(config, layout_of(config), stage * config.dp) for stage in stages]
+    return parts_by_rank(ranks, trains=trains)
+
+
 def assemble(by_rank: Sequence[Sequence[tuple[Any, Tensor]]]) -> dict[str, Tensor]:
     """Whole tensors from all ranks' parts, each element of which must come once."""
     whole: dict[str, Tensor] = {}
@@ -86,6 +104,10 @@ def whole_state(sizes: list[str], more: Sequence[str]) -> dict[str, Tensor]:
     assert alone.keys() == weights.keys()
     assert all(torch.equal(alone[name], each) for name, each in weights.items())
     described = {name: shape for _, _, shapes in by_rank for name, shape in shapes.items()}
+    for which, trains in enumerate((True, False)):
+        (dry,) = run_ranks(dry_parts, 1, [*sizes, *more], trains)
+        real = [[part for part, _ in rank[which]] for rank in by_rank]
+        assert [sorted(parts, key=str) for parts in dry] == [sorted(parts, key=str) for parts in real]
     assert {name: tuple(each.shape) for name, each in weights.items()} == described
     return whole
 
