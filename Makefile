@@ -30,7 +30,7 @@ NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data smoke smoke-gpu test test-slow test-gpu faults check lint types test-fast format pins python clean
+.PHONY: help setup data smoke smoke-gpu test test-slow resharding test-gpu faults check lint types test-fast format pins python clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test: $(STAMP)  ## run the whole test suite but the slow and the GPU tests
 
 test-slow: $(STAMP)  ## run the slow tests
 	$(TEST) -m "slow and not gpu"
+
+resharding: $(STAMP)  ## resume a run in every change of its layout, with both optimizers
+	$(TEST) tests/distributed/test_resharding.py
 
 test-gpu: $(STAMP)  ## run the tests that need GPUs: one, or two, four and eight over NCCL as far as there are
 	$(TEST) -m gpu

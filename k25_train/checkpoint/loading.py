@@ -29,11 +29,12 @@ from k25_train.checkpoint.integrity import damaged
 from k25_train.checkpoint.manifest import Manifest
 from k25_train.checkpoint.pieces import OPTIMIZER_STATE, Piece, Replicated, pieces, replicated
 from k25_train.checkpoint.storage.kinds import Place
+from k25_train.config.checkpoint import CheckpointConfig, Verify
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError, DamagedCheckpointError
 from k25_train.units import MIB
 
-STAGING_BYTES = 256 * MIB
+STAGING_BYTES = 128 * MIB
 """Host memory through which a rank's ranges pass on their way to the device, or to another number format."""
 _ALIGNMENT = 64
 """Bytes at whose multiples ranges begin in it."""
@@ -65,9 +66,9 @@ def load(
     """
     manifest = on_first_rank(lambda: check(folder, config, facts or {}, resumes=optimizer is not None))
     # Older formats have checksums of whole files alone.
-    if is_of_torch(manifest):
+    if is_of_torch(manifest) and config.checkpoint.verify is Verify.full:
         check_content(folder, manifest)
-    stored = open_together(folder, manifest)
+    stored = open_together(folder, manifest, config.checkpoint)
     read_pieces(stored, pieces(modules, optimizer))
     complete(modules, trains=optimizer is not None)
     if optimizer is not None:
@@ -77,19 +78,23 @@ def load(
     return manifest.step
 
 
-def open_together(folder: Place, manifest: Manifest) -> StoredCheckpoint:
+def open_together(folder: Place, manifest: Manifest, how: CheckpointConfig) -> StoredCheckpoint:
     """What is where in a checkpoint. Called by every rank, each of which reads its share of the headers.
+
+    `how` says how many threads of a rank read, and what they compare with checksums.
 
     Raises `DamagedCheckpointError`, on every rank, naming a file or a tensor that is not as it was written.
     """
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     shares = _together(folder, lambda: read_share(folder, manifest, rank, num_ranks))
     try:
-        return StoredCheckpoint(folder, manifest, complete_index(folder, shares))
+        index = complete_index(folder, shares)
     except DamagedCheckpointError as error:
         # All ranks have the same headers and get here.
         what = str(error)
         raise on_first_rank(lambda: damaged(folder, what)) from error
+    compares = how.verify is Verify.full
+    return StoredCheckpoint(folder, manifest, index, compares=compares, num_threads=how.writers)
 
 
 def read_pieces(stored: StoredCheckpoint, wanted: Sequence[Piece]) -> None:

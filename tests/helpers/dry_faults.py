@@ -172,16 +172,14 @@ def lay_parameters_over_each_other() -> None:
 
 def leave_the_last_shard_to_nobody() -> None:
     """The last rank of each group updates nothing."""
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from k25_train.dryrun import optimizer_shards
 
-    original = DistributedOptimizer._build_model_gbuf_range.__func__
+    original = optimizer_shards.shard_ranges
 
-    def without_last(cls: Any, buffer: Any, bucket: int) -> Any:
-        group = buffer.data_parallel_group
-        ranges = original(cls, buffer, bucket)
-        return {"param_map": {}} if group.rank() == group.size() - 1 > 0 else ranges
+    def without_last(buffer: Any, index: int, num_shards: int) -> Any:
+        return [] if index == num_shards - 1 > 0 else original(buffer, index, num_shards)
 
-    DistributedOptimizer._build_model_gbuf_range = classmethod(without_last)
+    optimizer_shards.shard_ranges = without_last
 
 
 def forget_a_master() -> None:

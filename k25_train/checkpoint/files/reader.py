@@ -100,9 +100,10 @@ class PartsReader:
         index: PartIndex,
         *,
         compares: bool = True,
+        num_threads: int = NUM_THREADS,
     ) -> None:
         """`compares` blocks with their checksums; without, what is read is taken as it is."""
-        self._compares = compares
+        self._compares, self._num_threads = compares, num_threads
         self._folder, self._files, self._index = folder, files, index
         self._tables: dict[int, NDArray[np.uint64]] = {}
         self._staging = local()
@@ -120,7 +121,7 @@ class PartsReader:
         tasks = list(_tasks(job.reads))
         if not tasks:
             return
-        with ThreadPoolExecutor(min(NUM_THREADS, len(tasks)), "checkpoint-reader") as pool:
+        with ThreadPoolExecutor(min(self._num_threads, len(tasks)), "checkpoint-reader") as pool:
             runs = [pool.submit(self._run, job, destinations, first, last) for first, last in tasks]
             try:
                 for run in runs:

@@ -13,7 +13,7 @@ from upath import UPath
 from k25_train.checkpoint.files.access import Buffer
 from k25_train.checkpoint.files.index import PartIndex, check_complete, combine, index_of
 from k25_train.checkpoint.files.parts import TensorInfo
-from k25_train.checkpoint.files.reader import PartsReader, read_headers
+from k25_train.checkpoint.files.reader import NUM_THREADS, PartsReader, read_headers
 from k25_train.checkpoint.files.torch_files import METADATA, TorchReader, old_num_updates, read_old_index
 from k25_train.checkpoint.files.writer import bytes_of
 from k25_train.checkpoint.manifest import Manifest, read_manifest
@@ -44,11 +44,17 @@ class StoredCheckpoint:
     """The tensors of a checkpoint. Threads may share it."""
 
     def __init__(
-        self, folder: Path | UPath, manifest: Manifest, index: PartIndex, *, compares: bool = True
+        self,
+        folder: Path | UPath,
+        manifest: Manifest,
+        index: PartIndex,
+        *,
+        compares: bool = True,
+        num_threads: int = NUM_THREADS,
     ) -> None:
         """From an index that was read before, as by all ranks together (`read_share`, `complete_index`).
 
-        `compares` what is read with its checksums.
+        `compares` what is read with its checksums, in so many threads.
         """
         self.folder = folder
         """Where it is."""
@@ -59,7 +65,7 @@ class StoredCheckpoint:
         self._reader: Reader = (
             TorchReader(folder, index)
             if is_of_torch(manifest)
-            else PartsReader(folder, manifest.part_files, index, compares=compares)
+            else PartsReader(folder, manifest.part_files, index, compares=compares, num_threads=num_threads)
         )
         self._numbers = {name: number for number, name in enumerate(index.tensors)}
 
