@@ -81,6 +81,7 @@ setup(
         "console_scripts": [
             "k25-train=k25_train.train:main",
             "k25-eval=k25_train.eval:main",
+            "k25-checkpoint=k25_train.checkpoint.__main__:main",
             "k25-convert=k25_train.convert.__main__:main",
             "k25-data=k25_train.data.__main__:main",
             "k25-dryrun=k25_train.dryrun.__main__:main",

@@ -16,6 +16,7 @@ usage: docker run IMAGE COMMAND [ARGUMENTS]
   eval         held-out loss of a checkpoint
   plan         FLOPs, memory and time of a configuration, by calculation
   dryrun       build every rank of a configuration without memory
+  checkpoint   inspect, verify, compare and prune checkpoints
   data         build, inspect and verify data sets
   preflight    check this node
   status       what a run does
@@ -51,7 +52,7 @@ command=${1:-help}
 case $command in
     train) exec python -m launch.torchrun "$@" ;;
     rank) exec python -m k25_train.train "$@" ;;
-    eval | plan | dryrun | data) exec python -m "k25_train.$command" "$@" ;;
+    eval | plan | dryrun | checkpoint | data) exec python -m "k25_train.$command" "$@" ;;
     preflight | kubernetes | status | revision) exec python -m "launch.$command" "$@" ;;
     submit) exec python -m launch.slurm "$@" ;;
     self-test) exec "$code/docker/smoke.sh" "$@" ;;

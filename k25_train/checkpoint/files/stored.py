@@ -132,6 +132,17 @@ class StoredCheckpoint:
             found, [buffers[which][a:b] for which, a, b in zip(found.wanted, first, last, strict=True)]
         )
 
+    def read_parts(self, found: Overlaps, destinations: Sequence[Tensor]) -> None:
+        """Read ranges of given parts, whether or not other parts hold the same elements.
+
+        Args:
+            found: the parts, and the ranges of them.
+            destinations: per overlap, [n] of the stored dtype, contiguous, on the CPU.
+
+        Raises DamagedCheckpointError as `read` does.
+        """
+        self._reader.read(found, [np.asarray(bytes_of(destination)) for destination in destinations])
+
     def overlaps(self, wanted: Sequence[Wanted]) -> Overlaps:
         """Where the elements of ranges are stored. Raises CheckpointError if some are not."""
         rows = [(self.number(each.name), each.start, each.stop) for each in wanted]

@@ -1,19 +1,16 @@
 """Statistics as tables that people read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from k25_train.data.overview.statistics import SourceStatistics
+from k25_train.tables import fitting_table
 from k25_train.units import format_count
 
 QUANTILES = (0.05, 0.5, 0.95)
 _LEFT = ("source", "format", "file formats")
-_ANY_WIDTH = Console(width=10_000)
 
 
 def sources_table(sources: Sequence[SourceStatistics], width: int) -> Table:
@@ -33,7 +30,7 @@ def sources_table(sources: Sequence[SourceStatistics], width: int) -> Table:
             "GB": f"{each.num_bytes / 1e9:,.3g}",
         }
         rows.append(row | dict(zip(("5%", "median", "95%", "longest"), lengths, strict=True)))
-    table = _fitting("Sources", rows, width, least=("shards", "5%", "95%", "format", "GB"))
+    table = fitting_table("Sources", rows, width, least=("shards", "5%", "95%", "format", "GB"), left=_LEFT)
     if any(each.is_sampled for each in sources):
         sampled = "lengths, and images against videos, are of a million samples, evenly spread"
         table.caption = "; ".join([*([str(table.caption)] if table.caption else []), sampled])
@@ -60,8 +57,8 @@ def media_table(sources: Sequence[SourceStatistics], width: int) -> Table:
         }
         rows.append(row)
     least = ("per sample", "longest video", "aspect 5%", "aspect 95%", "side 5%")
-    table = _fitting("Images and videos (sides: the longer one)", rows, width, least)
-    return table
+    title = "Images and videos (sides: the longer one)"
+    return fitting_table(title, rows, width, least=least, left=_LEFT, wraps=("file formats",))
 
 
 def lengths_of(source: SourceStatistics) -> tuple[int, ...]:
@@ -70,33 +67,3 @@ def lengths_of(source: SourceStatistics) -> tuple[int, ...]:
         return (0,) * (len(QUANTILES) + 1)
     quantiles = np.quantile(source.text_tokens, QUANTILES)
     return (*(int(value) for value in quantiles), int(source.text_tokens.max()))
-
-
-def _fitting(title: str, rows: Sequence[Mapping[str, str]], width: int, least: Sequence[str]) -> Table:
-    """A table without as many of its `least` important columns, the first ones first, as `width` asks for."""
-    for number in range(len(least) + 1):
-        out = least[:number]
-        table = _table(title)
-        for name in rows[0] if rows else ():
-            if name not in out:
-                table.add_column(
-                    name, justify="left" if name in _LEFT else "right", no_wrap=name != "file formats"
-                )
-        for row in rows:
-            table.add_row(*(escape(value) for name, value in row.items() if name not in out))
-        if out:
-            table.caption = f"no room for {', '.join(out)}"
-        if _ANY_WIDTH.measure(table).maximum <= width:
-            break
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )

@@ -42,6 +42,7 @@ MODULES = {
     "plan": "k25_train.plan",
     "dryrun": "k25_train.dryrun",
     "data": "k25_train.data",
+    "checkpoint": "k25_train.checkpoint",
     "preflight": "launch.preflight",
     "status": "launch.status",
     "submit": "launch.slurm",

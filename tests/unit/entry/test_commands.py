@@ -18,6 +18,7 @@ import launch.status.__main__ as status
 import launch.torchrun as torchrun
 from k25_train import eval as evaluate
 from k25_train import train
+from k25_train.checkpoint import __main__ as checkpoint
 from k25_train.compose.resolve import compose, to_yaml
 from k25_train.data import __main__ as data
 from k25_train.dryrun import __main__ as dryrun
@@ -25,6 +26,7 @@ from k25_train.errors import DataError
 from launch import node, preflight_rank, rank, rendezvous, supervisor
 from tests.helpers.project_sources import CODE, REPO, source_files
 from tests.helpers.smoke_mix import mix
+from tests.helpers.stored_checkpoints import tiny_tensors, write_stored
 from tests.helpers.tiny_shards import write_tiny_shard_set
 
 Main = Callable[[], object]
@@ -76,6 +78,10 @@ PRINTING: dict[str, tuple[Main, list[str]]] = {
     "inspect": (data.main, ["inspect", "TINY", "--show", "1"]),
     "verify": (data.main, ["verify", "TINY"]),
     "data's help": (data.main, ["--help"]),
+    "a checkpoint": (checkpoint.main, ["inspect", "CHECKPOINT"]),
+    "two checkpoints": (checkpoint.main, ["diff", "CHECKPOINT", "CHECKPOINT", "--json"]),
+    "a checkpoint's faults": (checkpoint.main, ["verify", "CHECKPOINT"]),
+    "checkpoint's help": (checkpoint.main, ["--help"]),
     "status's help": (status.main, ["--help"]),
     "submission": (slurm.main, [*FOLDERS, "--dry-run"]),
     "submission's help": (slurm.main, ["--help", "--dry-run"]),
@@ -87,11 +93,18 @@ ONE_OF_EACH_WAY = ("plan", "plan's help", "train's help", "inspect")
 """Some that print by rich, by argparse and by themselves."""
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint."""
+    return write_stored(tmp_path_factory.mktemp("checkpoints") / "step_5", tiny_tensors())
+
+
 @pytest.fixture(params=PRINTING)
-def printing(request: pytest.FixtureRequest, tiny: Path) -> tuple[Main, list[str]]:
+def printing(request: pytest.FixtureRequest, tiny: Path, stored: Path) -> tuple[Main, list[str]]:
     """A command and its arguments."""
     main, arguments = PRINTING[request.param]
-    return main, [str(tiny) if each == "TINY" else each for each in arguments]
+    places = {"TINY": str(tiny), "CHECKPOINT": str(stored)}
+    return main, [places.get(each, each) for each in arguments]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -153,6 +166,12 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (data.main, ["inspect", FILE], FILE),
     (data.main, ["inspect", FOLDER], FOLDER),
     (data.main, ["inspect", LOOP], LOOP),
+    *(
+        (checkpoint.main, [command, where], where)
+        for command in ("inspect", "verify", "prune")
+        for where in (NONE, FILE, FOLDER, LOOP)
+    ),
+    (checkpoint.main, ["diff", NONE, FOLDER], NONE),
     (data.main, ["build", "--out", f"{FILE}/set"], "FILE"),
     (slurm.main, [*FOLDERS, f"run.dir={FILE}/run"], "FILE"),
     (preflight.main, [SMALL, "--report", f"{FILE}/report"], "FILE"),
