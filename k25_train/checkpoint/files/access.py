@@ -13,11 +13,15 @@ from upath import UPath
 Buffer = NDArray[np.uint8]
 
 
+class ShortFileError(OSError):
+    """A file ends before what was to be read of it."""
+
+
 class OpenFile(Protocol):
     """A file of which ranges are read."""
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
-        """Fill `buffer` with the bytes from `offset`. Raises OSError if there are fewer."""
+        """Fill `buffer` with the bytes from `offset`. Raises ShortFileError if there are fewer, OSError."""
 
 
 @contextmanager
@@ -34,7 +38,7 @@ def opened(path: Path | UPath) -> Iterator[OpenFile]:
 
 
 def read_bytes(file: OpenFile, offset: int, count: int) -> bytes:
-    """A few bytes. Raises OSError if there are fewer."""
+    """A few bytes. Raises ShortFileError if there are fewer, OSError."""
     buffer = np.empty(count, np.uint8)
     file.read_into(offset, buffer)
     return buffer.tobytes()
@@ -54,7 +58,7 @@ class _LocalFile:
         while len(missing):
             count = os.preadv(self._descriptor, [missing], offset)
             if not count:
-                raise ends_at(offset)
+                raise ShortFileError(f"it ends at byte {offset}")
             missing, offset = missing[count:], offset + count
 
 
@@ -65,12 +69,14 @@ class _RemoteFile:
     def read_into(self, offset: int, buffer: Buffer) -> None:
         if not len(buffer):
             return
-        data = self._path.fs.cat_file(self._path.path, start=offset, end=offset + len(buffer))
+        stop = offset + len(buffer)
+        try:
+            data = self._path.fs.cat_file(self._path.path, start=offset, end=stop)
+        except OSError as error:
+            # A store refuses a range that starts beyond the end of its object.
+            if (size := size_of(self._path)) < stop:
+                raise ShortFileError(f"it ends at byte {size}") from error
+            raise
         if len(data) != len(buffer):
-            raise ends_at(offset + len(data))
+            raise ShortFileError(f"it ends at byte {offset + len(data)}")
         buffer[:] = np.frombuffer(data, np.uint8)
-
-
-def ends_at(offset: int) -> OSError:
-    """What a file that ends too early raises."""
-    return OSError(f"it ends at byte {offset}")

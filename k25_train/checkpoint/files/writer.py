@@ -4,7 +4,7 @@ Memory: the tensors of the caller and the table of checksums, whatever the size 
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -56,7 +56,7 @@ class PartsWriter:
         self._written_bytes = self._started_bytes = 0
         self._entry: FileEntry | None = None
         self._is_local = isinstance(path, Path)
-        self._file = path.open("xb", buffering=0) if isinstance(path, Path) else path.open("wb")
+        self._file: Any = path.open("xb", buffering=0) if isinstance(path, Path) else path.open("wb")
         _write_all(self._file, memoryview(start))
         self._written_bytes = len(start)
         self._next_part()
@@ -164,10 +164,14 @@ class PartsWriter:
         )
 
     def _abandon(self) -> None:
-        discard: Callable[[], None] = getattr(self._file, "discard", self._file.close)
         # The first error is the one to report.
         with suppress(Exception):
-            discard()
+            if self._is_local or not hasattr(self._file, "discard"):
+                self._file.close()
+            else:
+                self._file.discard()
+                # Or it would be uploaded when Python drops it (fsspec 2026.9).
+                self._file.closed = True
 
 
 def write_parts(path: Path | UPath, parts: Iterable[tuple[Part, Tensor]]) -> FileEntry:
