@@ -3,6 +3,7 @@
 BIN    := .venv/bin
 STAMP  := .venv/.installed
 SMOKE  := datasets/smoke/dataset.json
+ENGINE := .venv-engine
 
 # Tests run on this many processes at once, a file on one of them: what its tests share is built once.
 NUM_TEST_PROCESSES ?= 2
@@ -30,12 +31,14 @@ NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data smoke smoke-gpu test test-slow resharding test-gpu faults check lint types test-fast format pins python clean
+.PHONY: help setup engine data smoke smoke-gpu test test-slow resharding test-gpu test-engine faults check lint types test-fast format pins python clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv and install everything into it; done once
+
+engine: $(ENGINE)/.installed  ## make .venv-engine with vLLM for the CPU, to serve exported folders; 2.8 GB
 
 smoke: $(STAMP) $(SMOKE)  ## train the shrunk model on real text, images and video, into runs/smoke
 	rm -rf runs/smoke
@@ -48,16 +51,19 @@ smoke-gpu: $(STAMP) $(SMOKE)  ## train the shrunk model on one GPU, in bfloat16 
 data: $(SMOKE)  ## build the smoke set into datasets/smoke, unless it is there
 
 test: $(STAMP)  ## run the whole test suite but the slow and the GPU tests
-	$(TEST) $(BY_FILE) -m "not gpu and not slow"
+	$(TEST) $(BY_FILE) -m "not gpu and not slow and not engine"
 
 test-slow: $(STAMP)  ## run the slow tests
-	$(TEST) -m "slow and not gpu"
+	$(TEST) -m "slow and not gpu and not engine"
 
 resharding: $(STAMP)  ## resume a run in every change of its layout, with both optimizers
 	$(TEST) tests/distributed/test_resharding.py
 
 test-gpu: $(STAMP)  ## run the tests that need GPUs: one, or two, four and eight over NCCL as far as there are
 	$(TEST) -m gpu
+
+test-engine: $(STAMP) $(ENGINE)/.installed  ## export a small run, serve it with vLLM and compare log-probabilities
+	$(TEST) -m engine tests/engine
 
 faults: $(STAMP)  ## disturb a running job on a real SLURM 40 times; needs slurm-wlm and munge
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.slurm_faults
@@ -86,7 +92,7 @@ python:  ## print the Python that set-up uses
 	@$(NEED_PYTHON); echo "$(PYTHON)"
 
 clean:  ## remove set-up, builds and caches; datasets and runs stay
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(ENGINE) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find k25_train parallel launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so a set-up that was interrupted is resumed; a sound .venv is kept.
@@ -98,6 +104,16 @@ $(STAMP): setup.py Makefile
 	}
 	@echo "installing into .venv; the first time, several gigabytes are downloaded"
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# An environment of its own: vLLM wants an older transformers. PyTorch's wheel runs without CUDA's libraries.
+$(ENGINE)/.installed: tests/engine/pins.txt tests/engine/vllm.txt docker/cuda_stubs.py
+	@$(NEED_PYTHON); "$(PYTHON)" -m venv --clear $(ENGINE)
+	@echo "installing vLLM into $(ENGINE); the first time, about a gigabyte is downloaded"
+	@$(ENGINE)/bin/python -m pip install --quiet --no-deps --requirement tests/engine/pins.txt
+	@$(ENGINE)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement tests/engine/vllm.txt
+	@lib=$$($(ENGINE)/bin/python -c 'import importlib.util as u; print(*u.find_spec("torch").submodule_search_locations)')/lib; \
+		$(ENGINE)/bin/python docker/cuda_stubs.py "$$lib" "$$lib" >/dev/null
 	@touch $@
 
 $(SMOKE): | $(STAMP)

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     add_option = parser.add_argument
     add_option("checkpoint", metavar="CHECKPOINT", type=Path, help="step_N of a run, or an import")
     add_option("out", metavar="OUT", type=Path, help="folder to make; the same command goes on with it")
-    add_option("--dtype", choices=("bf16", "int4"), default="bf16", help="of the routed experts")
+    add_option("--dtype", choices=("bf16", "int4", "fp32"), default="bf16", help="of the weights")
     add_option(
         "--like",
         metavar="DIR",

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class ExportOrder:
     model: ModelConfig
     """The model of the checkpoint."""
     weights: WeightFormat
-    """How routed experts are stored."""
+    """How weights are stored."""
     contents: Contents
     """With vision or without."""
     shard_gb: float | None
@@ -64,7 +64,10 @@ class ExportOrder:
 
     def files(self) -> list[PlannedFile]:
         """All weight files."""
-        return plan_files(released_tensors(self.model, self.contents), self.weights, self.shard_gb)
+        tensors = released_tensors(self.model, self.contents)
+        if self.weights is WeightFormat.fp32:
+            tensors = (replace(tensor, dtype="float32") for tensor in tensors)
+        return plan_files(tensors, self.weights, self.shard_gb)
 
     def identity(self, checkpoint_id: str) -> str:
         """A text that is the same for processes that write the same."""

@@ -27,10 +27,14 @@ INT4_GROUP, INT4_PER_WORD = 32, 8
 
 
 class WeightFormat(Enum):
-    """Number format of the routed experts; everything else is as in the release."""
+    """How weights are stored."""
 
     bf16 = "bf16"
+    """All as in the release, routed experts unpacked."""
     int4 = "int4"
+    """The release: routed experts packed."""
+    fp32 = "fp32"
+    """Not in any release: all in float32, so that nothing of a float32 run is rounded."""
 
 
 class Contents(Enum):

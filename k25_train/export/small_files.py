@@ -21,7 +21,8 @@ from k25_train.export.listing import Contents, WeightFormat
 from k25_train.export.quantization import int4_config
 
 KIMI_VOCAB_SIZE = 163840
-DTYPE = "bfloat16"
+DTYPES = {WeightFormat.bf16: "bfloat16", WeightFormat.int4: "bfloat16", WeightFormat.fp32: "float32"}
+"""What is not packed."""
 QUANTIZATION = "quantization_config"
 _SAME_MODEL = (
     "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_attention_heads "
@@ -43,16 +44,18 @@ def files_like(
             f"{released.folder / CONFIG} is of a model {_with(released.contents)}, but the export is "
             f"{_with(contents)}; name a released folder of its kind, or none"
         )
-    expected = text_config_json(model, _kimi_ids(), DTYPE)
+    expected = text_config_json(model, _kimi_ids(), DTYPES[weights])
     released.check_fits({key: expected[key] for key in _SAME_MODEL})
     config = copy.deepcopy(released.config)
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     is_packed = any(part.get(QUANTIZATION, {}).get("format") == "pack-quantized" for part in parts)
-    if weights is WeightFormat.bf16 or not is_packed:
+    if weights is not WeightFormat.int4 or not is_packed:
         for part in parts:
             part.pop(QUANTIZATION, None)
     if weights is WeightFormat.int4 and not is_packed:
         parts[-1][QUANTIZATION] = int4_config()
+    for part in parts:
+        part.update({key: DTYPES[weights] for key in ("dtype", "torch_dtype") if key in part})
     if config == released.config:
         return {CONFIG: (released.folder / CONFIG).read_text(encoding="utf-8")}
     return {CONFIG: _text(config)}
@@ -73,7 +76,7 @@ def own_files(
     ids = _ids_of(vocabulary, model)
     of_contents = config_json if contents is Contents.all else text_config_json
     files: dict[str, Mapping[str, Any]] = {
-        CONFIG: of_contents(model, ids, DTYPE, quantization),
+        CONFIG: of_contents(model, ids, DTYPES[weights], quantization),
         "generation_config.json": generation_config_json(model, ids),
     }
     if contents is Contents.all:

@@ -88,6 +88,17 @@ def test_bf16_has_the_tensors_bit_for_bit(exported: dict[str, Path], state: dict
     assert not [name for name in names if name.startswith(".")]
 
 
+def test_fp32_rounds_nothing(checkpoint: Path, tokenizer: Path, state: dict[str, Tensor]) -> None:
+    folder = checkpoint.parent / "fp32"
+    export(checkpoint, folder, "--dtype", "fp32", "--tokenizer", tokenizer)
+    found = tensors_in(folder)
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert found[name].dtype == torch.float32 and torch.equal(found[name], tensor.float()), name
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == config["text_config"]["dtype"] == "float32"
+
+
 def test_files_are_as_the_safetensors_library_writes_them(exported: dict[str, Path]) -> None:
     for folder in exported.values():
         for path in folder.glob("*.safetensors"):
