@@ -1,0 +1,1 @@
+"""Checkpoints on the nodes' own disks: they survive the job, but not the node."""
