@@ -139,7 +139,7 @@ def export_folder(
     if left and not order.out.is_dir():
         say(f"{len(left)} files are left to the other nodes; who writes the last one finishes the folder")
         return False
-    _commit(order, texts | {INDEX: index_text(files)})
+    _commit(order, {**texts, INDEX: index_text(files)})
     return True
 
 

@@ -110,7 +110,7 @@ class ReleasedFolder:
 
     def _file(self, name: str) -> Any:
         if name not in self._files:
-            opened = safe_open(self.folder / Path(name).name, framework="pt")  # type: ignore[no-untyped-call]
+            opened = safe_open(self.folder / Path(name).name, framework="pt")
             self._files[name] = self._open.enter_context(opened)
         return self._files[name]
 

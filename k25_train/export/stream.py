@@ -1,19 +1,20 @@
 """One stream of named tensors in the release's names, out of whatever holds the weights.
 
 A stream is an iterator of `NamedTensor`, one at a time and in the order of the release (`listing.py`), so
-that who takes them needs the memory of one tensor, never of a model. An export writes it to files; an
+that who takes them needs the memory of a few tensors, never of a model. An export writes it to files; an
 inference engine can take it as weights of the next policy.
 
 `stored_tensors` reads a checkpoint of any layout; `live.py` has the twin that takes modules of a trainer.
 `quantized` packs the routed experts of either.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from k25_train.checkpoint.files.stored import StoredCheckpoint, Wanted
 from k25_train.errors import CheckpointError
 from k25_train.export import int4
 from k25_train.export.int4 import Int4Weight
@@ -27,6 +28,8 @@ TORCH_DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 """safetensors' and the table's names of number formats -> torch's."""
+READ_BYTES = 256 * 2**20
+"""Bytes that are read from a checkpoint at once; a larger tensor is read alone. Neighbours share requests."""
 MASTER = "optimizer.state.param."
 """What the name of a float32 master begins with in a checkpoint; the rest is the parameter's."""
 
@@ -50,41 +53,56 @@ class NamedTensor(NamedTuple):
         return tuple(self.tensor.shape)
 
 
-class FlatTensors(Protocol):
-    """What has tensors by the names of training, of which ranges can be read: a `StoredCheckpoint`."""
-
-    @property
-    def tensors(self) -> Collection[str]:
-        """Their names."""
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Elements [start, stop) of the flattened tensor."""
-
-
 Requantize = Callable[[str, Tensor], Int4Weight]
 """From an expert's released name (before packing) and its bfloat16 weights to what is stored."""
 
 
 def stored_tensors(
-    checkpoint: FlatTensors, tensors: Iterable[ReleasedTensor], *, from_masters: bool = False
+    checkpoint: StoredCheckpoint, tensors: Iterable[ReleasedTensor], *, from_masters: bool = False
 ) -> Iterator[NamedTensor]:
-    """The stream of a checkpoint; each tensor is read when it is asked for, and no byte twice.
+    """The stream of a checkpoint; tensors are read when they are asked for, `READ_BYTES` of them at a time,
+    and no byte twice.
 
     Args:
         checkpoint: opened; whatever layout wrote it.
         tensors: which, in this order.
         from_masters: read the optimizer's float32 masters instead of the weights that are made of them. What
             is not trained, buffers and frozen weights, has none.
+
+    Raises as `StoredCheckpoint.read` does.
     """
-    for tensor in tensors:
-        name = source_name(tensor, checkpoint, from_masters=from_masters)
-        yield named(tensor, checkpoint.read(name, tensor.start, tensor.stop))
+    for batch in _batches(checkpoint, tensors, from_masters=from_masters):
+        flats = [
+            torch.empty(each.stop - each.start, dtype=checkpoint.info(each.name).dtype) for each, _ in batch
+        ]
+        checkpoint.read_into([wanted for wanted, _ in batch], flats)
+        flats.reverse()
+        for _, tensor in batch:
+            # What was taken is let free, not kept until the last of the batch.
+            yield named(tensor, flats.pop())
 
 
-def source_name(tensor: ReleasedTensor, checkpoint: FlatTensors, *, from_masters: bool = False) -> str:
+def source_name(tensor: ReleasedTensor, checkpoint: StoredCheckpoint, *, from_masters: bool = False) -> str:
     """The name in a checkpoint of what a tensor is read from."""
     master = MASTER + tensor.source
     return master if from_masters and master in checkpoint.tensors else tensor.source
+
+
+def _batches(
+    checkpoint: StoredCheckpoint, tensors: Iterable[ReleasedTensor], *, from_masters: bool
+) -> Iterator[list[tuple[Wanted, ReleasedTensor]]]:
+    batch: list[tuple[Wanted, ReleasedTensor]] = []
+    num_bytes = 0
+    for tensor in tensors:
+        wanted = Wanted(source_name(tensor, checkpoint, from_masters=from_masters), tensor.start, tensor.stop)
+        size = tensor.size * checkpoint.info(wanted.name).dtype.itemsize
+        if batch and num_bytes + size > READ_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append((wanted, tensor))
+        num_bytes += size
+    if batch:
+        yield batch
 
 
 def named(tensor: ReleasedTensor, flat: Tensor) -> NamedTensor:
