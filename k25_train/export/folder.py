@@ -13,6 +13,7 @@ one tensor at a time. Whoever sees that no file is missing commits the folder.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,7 +31,7 @@ from k25_train.export.files import PlannedFile, index_text, plan_files
 from k25_train.export.like import INDEX, ReleasedFolder
 from k25_train.export.listing import Contents, WeightFormat, released_tensors
 from k25_train.export.stream import Requantize, as_stored, stored_tensors
-from k25_train.export.writer import is_written, write_file
+from k25_train.export.writer import drop_leftovers, is_written, write_file
 
 ORDER = ".export.json"
 """What a folder that is being written is going to be; another export does not go on with it."""
@@ -129,9 +130,11 @@ def export_folder(
     _prepare(order)
     files = order.files()
     mine = range(node, len(files), num_nodes)
+    drop_leftovers(order.partial)
     missing = [index for index in mine if not is_written(files[index], order.partial)]
     if len(missing) < len(mine):
         say(f"{len(mine) - len(missing)} of {len(mine)} files are there already")
+    _check_room(order, sum(files[index].num_bytes for index in missing))
     # The largest first, so that no process is left with one at the end.
     missing.sort(key=lambda index: -files[index].num_bytes)
     _write_all(order, missing, num_workers, say)
@@ -203,6 +206,15 @@ def _prepare(order: ExportOrder) -> None:
         )
 
 
+def _check_room(order: ExportOrder, num_bytes: int) -> None:
+    free = shutil.disk_usage(order.partial).free
+    if free < num_bytes:
+        raise CheckpointError(
+            f"{order.partial}: {num_bytes:,} bytes are to be written, but {free:,} are free there: make "
+            "room, or choose another OUT"
+        )
+
+
 def _commit(order: ExportOrder, texts: Mapping[str, str]) -> None:
     """Add the small files and give the folder its name. Another node may do the same at the same time."""
     try:
@@ -210,8 +222,7 @@ def _commit(order: ExportOrder, texts: Mapping[str, str]) -> None:
             ReleasedFolder(order.like).copy_small_files(order.partial)
         for name, text in texts.items():
             _write_text(order.partial / name, text)
-        for leftover in order.partial.glob(".model-*"):
-            leftover.unlink(missing_ok=True)
+        drop_leftovers(order.partial, of_all_nodes=True)
         _sync_folder(order.partial)
         os.rename(order.partial, order.out)
     except FileNotFoundError:

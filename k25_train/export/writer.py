@@ -45,6 +45,16 @@ def write_file(file: PlannedFile, folder: Path, stream: Iterable[NamedTensor]) -
     os.replace(partial, folder / file.name)
 
 
+def drop_leftovers(folder: Path, *, of_all_nodes: bool = False) -> None:
+    """Remove what processes of this node left that were killed; of all nodes, once nobody writes any more."""
+    for path in folder.glob(".model-*"):
+        _, _, host_and_pid = path.name.partition(".safetensors.")
+        host, _, pid = host_and_pid.rpartition(".")
+        is_dead = host == socket.gethostname() and pid.isdecimal() and not Path(f"/proc/{pid}").exists()
+        if is_dead or of_all_nodes:
+            path.unlink(missing_ok=True)
+
+
 def _fill(descriptor: int, file: PlannedFile, stream: Iterable[NamedTensor]) -> None:
     missing = {entry.name: entry for entry in file.entries}
     _write_at(descriptor, memoryview(file.header), 0)

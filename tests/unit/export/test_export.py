@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,8 +231,10 @@ def test_an_interrupted_export_goes_on(
     export(checkpoint, out, "--dtype", "int4", "--tokenizer", tokenizer, "--num-nodes", 2)
     partial = tmp_path / "out.partial"
     before = {path: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")}
-    # What a killed process leaves.
+    # What killed processes leave, of another node and of this one; the number is that of no process.
     (partial / ".model-00002-of-000006.safetensors.host.1").write_bytes(b"half of it")
+    own = partial / f".model-00004-of-000006.safetensors.{socket.gethostname()}.99999999"
+    own.write_bytes(b"")
     message = refused(capsys, checkpoint, out, "--tokenizer", tokenizer)
     assert "was begun by an export of another checkpoint or with other options" in message
     export(checkpoint, out, "--dtype", "int4", "--tokenizer", tokenizer)
@@ -241,6 +245,19 @@ def test_an_interrupted_export_goes_on(
     assert "is there already; export into another folder" in refused(
         capsys, checkpoint, out, "--dtype", "int4", "--tokenizer", tokenizer
     )
+
+
+def test_without_room_nothing_is_begun(
+    checkpoint: Path,
+    tokenizer: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    message = refused(capsys, checkpoint, tmp_path / "out", "--tokenizer", tokenizer)
+    assert "but 1,000 are free there: make room" in message
+    assert not list(tmp_path.glob("**/*.safetensors"))
 
 
 def test_files_of_a_given_size(checkpoint: Path, tokenizer: Path, tmp_path: Path) -> None:
