@@ -100,6 +100,9 @@ MAY_CHANGE = {
 }
 """Why -> keys and sections that a resume may change. Every key is here or in `SAME_RUN`."""
 
+ORIGIN = "init."
+"""What facts start with that tell where a run's first weights came from: `init.PART`."""
+
 
 def check_continuity(folder: Place, config: Config, fixed: Sequence[str]) -> None:
     """Compare the keys or sections `fixed` with the configuration that the checkpoint was written with.
@@ -166,7 +169,9 @@ def check_facts(
 
 def changed_facts(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """A line for each fact that differs, with both values; none if either side has no facts at all. A source
-    that only one of them has is no difference: it was added to the mixture, or left out."""
+    that only one of them has is no difference: it was added to the mixture, or left out. What the run's first
+    weights were does not count."""
+    saved = {key: value for key, value in saved.items() if not key.startswith(ORIGIN)}
     if not saved or not now:
         return []
     common = _sources_of(saved) & _sources_of(now)

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from k25_train.checkpoint.files.reader import read_headers
+from k25_train.checkpoint.files.header import LENGTH_BYTES, digest_of, header_length, parse
 from k25_train.checkpoint.integrity import entry_of
 from k25_train.checkpoint.manifest import FileEntry, Kind, Manifest, read_manifest
 from k25_train.checkpoint.storage.kinds import MANIFEST, PARTIAL
 from k25_train.checkpoint.storage.places import POSIX
 from k25_train.checkpoint.storage.posix import sync_folder
 from k25_train.convert.units import Unit
-from k25_train.errors import CheckpointError, DamagedCheckpointError
+from k25_train.errors import CheckpointError
 
 IDENTITY = "import.json"
 """What the import is of; another must not go on in its folder."""
@@ -86,8 +86,8 @@ class PartialImport:
                 continue
             try:
                 entry = FileEntry.from_values(_read(record))
-                read_headers(self.folder, {unit.file_name: entry})
-            except (DamagedCheckpointError, ValueError, KeyError):
+                _check(self.folder / unit.file_name, entry)
+            except (OSError, ValueError, KeyError, CheckpointError):
                 record.unlink(missing_ok=True)
                 continue
             entries[unit.number] = entry
@@ -134,6 +134,22 @@ class PartialImport:
         shutil.rmtree(self.out / _DONE, ignore_errors=True)
         for left_over in (self.out / IDENTITY, *self.out.glob("*.safetensors.*")):
             left_over.unlink(missing_ok=True)
+
+
+def _check(path: Path, entry: FileEntry) -> None:
+    """Compare header and table of a file with what was written: they vouch for its data when these are read.
+
+    Raises ValueError, OSError.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(LENGTH_BYTES)
+        start += file.read(header_length(start, size) - LENGTH_BYTES)
+        header = parse(start, size)
+        file.seek(header.table_offset)
+        table = file.read(header.table_bytes)
+    if (size, digest_of(start), digest_of(table)) != (entry.num_bytes, entry.header_xxh3, entry.table_xxh3):
+        raise ValueError(f"{path.name} is not as it was written")
 
 
 def _me() -> str:

@@ -13,6 +13,7 @@ from k25_train.checkpoint import folders, state
 from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.checking import check_same_run, losses_before, notes_on
 from k25_train.checkpoint.data_state import DataState, changes, mixture_of, read_data_state
+from k25_train.checkpoint.initial import origin_of, start_from_weights
 from k25_train.config.checkpoint import MAX_UNSOUND
 from k25_train.errors import CheckpointError, ConfigError
 from k25_train.metrics.report import Report
@@ -33,6 +34,8 @@ class CheckpointKeeper:
         """The latest step that was saved or set aside, by this job or an earlier one."""
         self.data = DataState({}, [mixture_of(run.config, 1)])
         """How far the data were read by the step that was trained last, and how they were mixed."""
+        self._origin: Mapping[str, str] = {}
+        """What the run's first weights were, for the manifests of its checkpoints."""
         self._is_postponed = False
         """Whether the last step at which to save was skipped."""
 
@@ -53,6 +56,7 @@ class CheckpointKeeper:
         # Nodes may see a shared folder differently for a moment: one rank looks on behalf of all.
         newest = on_first_rank(lambda: folders.start_from(self.root, accept_unsound=accept_unsound))
         if newest is None:
+            self._start()
             return 0
         # Whether this configuration may resume from it.
         step = folders.step_of(newest)
@@ -73,6 +77,9 @@ class CheckpointKeeper:
             return step
         # Weights, optimizer and step, then the data from there on.
         state.load(newest, run.config, run.modules, run.optimizer, facts=facts)
+        self._origin = on_first_rank(lambda: origin_of(newest))
+        if run.config.checkpoint.has_initial_weights:
+            self.report.notice(f"checkpoint.init_from is not read again: the run goes on from {newest}")
         for note in on_first_rank(lambda: notes_on(newest, facts)):
             self.report.notice(note)
         is_mixed_alike = self._go_on_with_data(newest, step)
@@ -80,6 +87,15 @@ class CheckpointKeeper:
             self.soundness.recall(on_first_rank(lambda: losses_before(newest, facts)))
         self._unproven = step
         return step
+
+    def _start(self) -> None:
+        """Take the weights that a new run starts from, if there are any."""
+        run = self.run
+        if run.config.checkpoint.has_initial_weights:
+            started = start_from_weights(run.config, run.modules, run.optimizer)
+            self._origin = started.facts
+            for note in started.notes:
+                self.report.notice(note)
 
     def _go_on_with_data(self, checkpoint: Path, step: int) -> bool:
         """Have the data go on behind a step; whether they are mixed as before, so that losses compare."""
@@ -140,7 +156,7 @@ class CheckpointKeeper:
                 run.modules,
                 run.optimizer,
                 run.config,
-                facts=facts,
+                facts=facts | dict(self._origin),
                 losses=self.soundness.losses,
                 why_unsound=verdict.why_unsound,
                 data=self.data,
