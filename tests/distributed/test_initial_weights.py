@@ -133,7 +133,7 @@ def test_parts_and_what_a_run_remembers(
         f"checkpoint.init_parts={{vision_tower: {other}}}",
         "checkpoint.init_fresh=[mm_projector.*]",
     ]
-    arguments = short_run(data, tmp_path / "run", *layout(), *chosen, "train.steps=1")
+    arguments = short_run(data, tmp_path / "run", *layout(), *chosen, "train.steps=1", *SCHEDULE)
     (found,) = run_ranks(start, 1, arguments)
     stored = StoredCheckpoint.open(other)
     expected = {
