@@ -25,7 +25,7 @@ from k25_train.checkpoint.manifest import read_manifest
 from k25_train.checkpoint.pieces import OPTIMIZER_STATE, Piece, pieces
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.checkpoint.storage.places import place_of
-from k25_train.config.model import ModelConfig
+from k25_train.config.checkpoint import Verify
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
 
@@ -56,7 +56,7 @@ def start_from_weights(
     settings, model = config.checkpoint, config.model
     sources, notes = [], []
     for text, parts in sources_of(settings).items():
-        source, differences = _open(text, parts, model)
+        source, differences = _open(text, parts, config)
         sources.append(source)
         notes += differences
     plan = on_first_rank(lambda: plan_of(sources, names_of(model), settings))
@@ -73,14 +73,14 @@ def origin_of(folder: Place) -> dict[str, str]:
     return {key: value for key, value in read_manifest(folder).facts.items() if key.startswith(ORIGIN)}
 
 
-def _open(text: str, parts: tuple[str, ...], model: ModelConfig) -> tuple[Source, list[str]]:
+def _open(text: str, parts: tuple[str, ...], config: Config) -> tuple[Source, list[str]]:
     """A source by its path or URL, and allowed differences of its model. Called by every rank."""
     folder = on_first_rank(lambda: place_of(text))
     manifest = on_first_rank(lambda: verify(folder))
-    differences = on_first_rank(lambda: check_model(folder, model, parts))
-    if is_of_torch(manifest):
+    differences = on_first_rank(lambda: check_model(folder, config.model, parts))
+    if is_of_torch(manifest) and config.checkpoint.verify is Verify.full:
         check_content(folder, manifest)
-    return Source(folder, parts, open_together(folder, manifest)), differences
+    return Source(folder, parts, open_together(folder, manifest, config.checkpoint)), differences
 
 
 def _weight_of(piece: Piece) -> str:

@@ -133,7 +133,7 @@ def test_parts_and_what_a_run_remembers(
         f"checkpoint.init_parts={{vision_tower: {other}}}",
         "checkpoint.init_fresh=[mm_projector.*]",
     ]
-    arguments = short_run(data, tmp_path / "run", *layout(), *chosen, "train.steps=1", *SCHEDULE)
+    arguments = short_run(data, tmp_path / "run", *layout(), *chosen, "train.steps=2", *SCHEDULE)
     (found,) = run_ranks(start, 1, arguments)
     stored = StoredCheckpoint.open(other)
     expected = {
@@ -151,12 +151,12 @@ def test_parts_and_what_a_run_remembers(
     assert (
         f"vision_tower: {sum(name.startswith('vision') for name in weights)} tensors from {other}" in printed
     )
-    facts = read_manifest(tmp_path / "run" / "checkpoints" / "step_1").facts
+    facts = read_manifest(tmp_path / "run" / "checkpoints" / "step_2").facts
     assert facts["init.vision_tower"] == f"{other} (step 5)"
     assert "imported from" in facts["init.language_model"]
-    printed = run_ranks(fit_and_listen, 1, [*arguments, "train.steps=2"])[0]
+    printed = run_ranks(fit_and_listen, 1, [*arguments, "train.steps=3"])[0]
     assert "checkpoint.init_from is not read again" in printed
-    assert read_manifest(tmp_path / "run" / "checkpoints" / "step_2").facts == facts
+    assert read_manifest(tmp_path / "run" / "checkpoints" / "step_3").facts == facts
 
 
 def refusals(context: RankContext, arguments: Sequence[str], cases: Sequence[str]) -> dict[str, str]:
