@@ -10,9 +10,10 @@ from k25_train.checkpoint.commands.streaming import Job, in_threads, jobs, read
 from k25_train.checkpoint.continuity import saved_config
 from k25_train.checkpoint.data_state import read_data_state
 from k25_train.checkpoint.files.access import opened, read_bytes
+from k25_train.checkpoint.files.damage import damage
 from k25_train.checkpoint.files.header import Header, digest_of
 from k25_train.checkpoint.files.index import check_complete, combine, index_of
-from k25_train.checkpoint.files.reader import damage, read_headers
+from k25_train.checkpoint.files.reader import read_headers
 from k25_train.checkpoint.files.stored import StoredCheckpoint
 from k25_train.checkpoint.integrity import changed_files
 from k25_train.checkpoint.manifest import FileEntry, Manifest, read_manifest

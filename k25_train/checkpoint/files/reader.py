@@ -5,10 +5,8 @@ Memory: a staging buffer of at most two chunks per thread, and the tables of the
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import PickleError
 from threading import local
 
 import numpy as np
@@ -16,7 +14,8 @@ import xxhash
 from numpy.typing import NDArray
 from upath import UPath
 
-from k25_train.checkpoint.files.access import Buffer, OpenFile, ShortFileError, opened, read_bytes
+from k25_train.checkpoint.files.access import Buffer, OpenFile, opened, read_bytes
+from k25_train.checkpoint.files.damage import damage
 from k25_train.checkpoint.files.header import (
     BLOCK_BYTES,
     LENGTH_BYTES,
@@ -27,7 +26,6 @@ from k25_train.checkpoint.files.header import (
 )
 from k25_train.checkpoint.files.index import PartIndex
 from k25_train.checkpoint.manifest import FileEntry
-from k25_train.errors import CheckpointError, DamagedCheckpointError
 from parallel.reshard.ranges import Overlaps
 from parallel.reshard.reads import Numbers, ReadPlan, Slices, plan_reads
 
@@ -40,8 +38,6 @@ REMOTE_CHUNK_BYTES = 64 * BLOCK_BYTES
 GAP_BYTES = 64 * 1024
 """What is read in vain rather than by another request."""
 _READS_PER_TASK = 16
-_LOST = (ValueError, KeyError, PickleError, FileNotFoundError, ShortFileError)
-"""Errors of what a store holds, not of the way to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,25 +221,6 @@ def _read_header(folder: Path | UPath, name: str, entry: FileEntry) -> Header:
         if digest_of(data) != entry.header_xxh3:
             raise ValueError("its header is not as it was written")
         return parse(data, entry.num_bytes)
-
-
-@contextmanager
-def damage(folder: Path | UPath, name: str, entry: str = "") -> Iterator[None]:
-    """What is wrong with a file becomes a DamagedCheckpointError that names it, and what was to be read.
-
-    An object store that does not answer has not lost what it holds: a CheckpointError.
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:  # file systems of fsspec raise what their libraries do
-        reading = f" ({entry} was to be read)" if entry else ""
-        what = f"{folder / name}: {error}{reading}"
-        if isinstance(folder, Path) or isinstance(error, _LOST):
-            raise DamagedCheckpointError(what, folder, None) from error
-        cause = f"{what} [{type(error).__name__}]"
-        raise CheckpointError(f"{cause}: its store does not answer; try again when it does") from error
 
 
 def _tasks(reads: ReadPlan) -> Iterator[tuple[int, int]]:
