@@ -20,6 +20,7 @@ from k25_train import eval as evaluate
 from k25_train import train
 from k25_train.checkpoint import __main__ as checkpoint
 from k25_train.compose.resolve import compose, to_yaml
+from k25_train.convert import __main__ as convert
 from k25_train.data import __main__ as data
 from k25_train.dryrun import __main__ as dryrun
 from k25_train.errors import DataError
@@ -82,6 +83,7 @@ PRINTING: dict[str, tuple[Main, list[str]]] = {
     "two checkpoints": (checkpoint.main, ["diff", "CHECKPOINT", "CHECKPOINT", "--json"]),
     "a checkpoint's faults": (checkpoint.main, ["verify", "CHECKPOINT"]),
     "checkpoint's help": (checkpoint.main, ["--help"]),
+    "convert's help": (convert.main, ["import", "--help"]),
     "status's help": (status.main, ["--help"]),
     "submission": (slurm.main, [*FOLDERS, "--dry-run"]),
     "submission's help": (slurm.main, ["--help", "--dry-run"]),
@@ -155,6 +157,7 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (train.command, [SMALL, "--cfg", "hydra"], "--cfg hydra"),
     (evaluate.main, ["checkpoint="], "checkpoint=: must name a checkpoint"),
     (evaluate.main, [f"checkpoint={NONE}"], NONE),
+    (convert.main, ["import", NONE, "out"], NONE),
     (evaluate.main, [f"checkpoint={FILE}"], FILE),
     (evaluate.main, [f"checkpoint={FOLDER}"], FOLDER),
     (evaluate.main, [f"checkpoint={LOOP}"], LOOP),
