@@ -60,7 +60,7 @@ class ReleasedFolder:
             )
 
     def small_files(self) -> list[Path]:
-        """What belongs to tokenizer, processor and model code; config.json and weights are written anew."""
+        """What belongs to tokenizer, processor and model code; config.json and weights are written here."""
         return [
             path
             for path in sorted(self.folder.iterdir())

@@ -78,7 +78,7 @@ def stored_tensors(
         checkpoint.read_into([wanted for wanted, _ in batch], flats)
         flats.reverse()
         for _, tensor in batch:
-            # What was taken is let free, not kept until the last of the batch.
+            # What was taken can go, before the last of the batch.
             yield named(tensor, flats.pop())
 
 

@@ -65,7 +65,7 @@ def logits_of(model: torch.nn.Module) -> dict[str, Tensor]:
     logits = {}
     for name, (lengths, grids) in BATCHES.items():
         tokens, _, pixels = make_batch(MODEL, lengths, grids)
-        # Which token stands for an image is the vocabulary's to say in an exported folder.
+        # An exported folder says which token is an image's place, as its vocabulary does.
         model.config.image_token_id = VOCAB_SIZE - 2
         with torch.no_grad():
             logits[name] = hf_logits(model, tokens, lengths, pixels if grids else None, grids)

@@ -235,8 +235,9 @@ def test_an_interrupted_export_goes_on(
     (partial / ".model-00002-of-000006.safetensors.host.1").write_bytes(b"half of it")
     own = partial / f".model-00004-of-000006.safetensors.{socket.gethostname()}.99999999"
     own.write_bytes(b"")
-    message = refused(capsys, checkpoint, out, "--tokenizer", tokenizer)
-    assert "was begun by an export of another checkpoint or with other options" in message
+    for options in (["bf16"], ["int4", "--shard-gb", 1], ["int4", "--text-only"]):
+        message = refused(capsys, checkpoint, out, "--tokenizer", tokenizer, "--dtype", *options)
+        assert "was begun by an export of another checkpoint or with other options" in message
     export(checkpoint, out, "--dtype", "int4", "--tokenizer", tokenizer)
     assert "3 of 6 files are there already" in capsys.readouterr().out
     assert {path: (out / path.name).stat().st_mtime_ns for path in before} == before

@@ -71,6 +71,17 @@ def test_bytes_are_those_of_the_rule(dtype: torch.dtype) -> None:
     assert torch.equal(recovered.scale, ours.scale[2:])
 
 
+def test_codes_stay_within_seven_where_scales_have_few_digits() -> None:
+    """The smallest bfloat16 is 2^-133: a scale of 10/7 of it becomes 1, and the quotients become 10."""
+    weight = torch.zeros(2, 32)
+    weight[0, :4] = 2.0**-133 * torch.tensor([10, -10, 3, -8])
+    ours = quantize(weight)
+    packed, scales = by_the_rule(weight.numpy())
+    assert np.array_equal(ours.packed.numpy(), packed)
+    assert np.array_equal(ours.scale.float().numpy(), scales)
+    assert unpack(ours.packed)[0, :4].tolist() == [7, -7, 3, -7]
+
+
 def test_packing_and_dequantising_equal_compressed_tensors() -> None:
     """The library reads what we write and writes what we write: codes, words and weights, bit for bit."""
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
@@ -96,7 +107,7 @@ def test_packing_and_dequantising_equal_compressed_tensors() -> None:
 
 
 def test_every_scale_and_code_comes_back() -> None:
-    """All 128 significands of a bfloat16 with every second code that can stand next to the largest one."""
+    """All 128 significands of a bfloat16 with every second code that can be next to the largest one."""
     significands = torch.arange(128, 256).float()
     for exponent, code, sign in itertools.product((-130, -20, 3), range(8), (-1, 1)):
         codes = torch.zeros(128, GROUP_SIZE, dtype=torch.int8)
