@@ -1,4 +1,6 @@
-"""`python -m k25_train.eval checkpoint=RUN/checkpoints/step_N [overrides]`: held-out losses of a checkpoint.
+"""`python -m k25_train.eval checkpoint=RUN [overrides]`: held-out losses of a checkpoint.
+
+Of a run its newest one, or the one that is named: a folder, `RUN/checkpoints/step_N`, or a URL.
 
 The run's own configuration is used, in any layout: by default every process is a data-parallel replica, so
 the command runs in one process as written. `dump=DIR` writes each batch with its losses as safetensors.
@@ -12,7 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from k25_train.checkpoint import folders
+from k25_train.checkpoint.commands.choice import chosen
 from k25_train.checkpoint.integrity import verify
+from k25_train.checkpoint.storage.kinds import Place
 from k25_train.compose.command_line import load_saved
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
@@ -26,11 +30,11 @@ from k25_train.startup.platform import prepare_device
 CAPTION_LOSS = "eval_caption_loss"
 OWN = ("checkpoint", "dump", "shuffle_media")
 """Arguments that are no settings of the run."""
-USAGE = "python -m k25_train.eval checkpoint=runs/…/step_N [dump=DIR] [shuffle_media=SEED] [key=value …]"
+USAGE = "python -m k25_train.eval checkpoint=RUN|runs/…/step_N [dump=DIR] [shuffle_media=SEED] [key=value …]"
 
 
 def evaluate(
-    config: Config, checkpoint: Path, dump: Path | None = None, shuffle_media_seed: int | None = None
+    config: Config, checkpoint: Place, dump: Path | None = None, shuffle_media_seed: int | None = None
 ) -> dict[str, float]:
     """Held-out losses of a checkpoint by name, in nats per token; prints them."""
     # One evaluation is read before it is computed: a second process would only wait.
@@ -38,6 +42,7 @@ def evaluate(
     prepare_determinism(config.train, config.cluster)
     device = prepare_device(config.cluster)
     # The modules below import megatron-core, which must find the platform chosen.
+    from k25_train.checkpoint.agreement import on_first_rank
     from k25_train.checkpoint.checking import notes_on
     from k25_train.checkpoint.loading import load
     from k25_train.training.dump import dump_batches
@@ -48,6 +53,8 @@ def evaluate(
     # No optimizer steps, so its kernel need not be compiled.
     config = replace(config, optim=replace(config.optim, offload=OptimizerOffload.none))
     run = build_run(config, device, data, trains=False)
+    # A run that goes on may have saved another since the first rank looked.
+    checkpoint = on_first_rank(lambda: checkpoint)
     with run.data:
         step = load(checkpoint, config, run.modules, optimizer=None)
         losses = eval_losses(run, config.train.eval_sequences)
@@ -78,7 +85,7 @@ def print_line(text: str) -> None:
     Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 
-def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None, int | None]:
+def read_arguments(arguments: list[str]) -> tuple[Config, Place, Path | None, int | None]:
     """The checkpoint's configuration with overrides, the checkpoint, where to dump, the seed to shuffle by.
 
     Raises `ConfigError` for a missing checkpoint argument and for every broken rule of the configuration,
@@ -94,7 +101,7 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Path, Path | None, int
             overrides.append(argument)
     if not own.get("checkpoint"):
         raise ConfigError(f"checkpoint=: must name a checkpoint; usage is {USAGE}")
-    checkpoint = Path(own["checkpoint"])
+    checkpoint = chosen(own["checkpoint"]).folder
     verify(checkpoint)
     one_replica_per_process = {
         "parallelism.pp": 1,

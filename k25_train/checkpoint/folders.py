@@ -13,6 +13,7 @@ Needs no torch.
 """
 
 import contextlib
+import threading
 from dataclasses import replace
 
 from k25_train.checkpoint.manifest import read_manifest
@@ -28,6 +29,8 @@ PROVEN = "proven"
 """An empty file in a checkpoint from whose weights a sound step was taken: it is never set aside later."""
 LATEST = "latest"
 """A text file next to the checkpoints that names one: sound, complete, its files' sizes verified."""
+_POINTING = threading.Lock()
+"""One thread completes a checkpoint while another prunes: what was seen first must not be written last."""
 
 
 def step_folder(root: Place, step: int) -> Place:
@@ -163,16 +166,17 @@ def point_latest(root: Place, *, verified: Place | None = None, never: Place | N
         verified: one whose sizes have been compared just now.
         never: one that is about to go.
     """
-    candidates = [each for each in sound_checkpoints(root) if never is None or each.name != never.name]
-    newest = next((each for each in reversed(candidates) if each == verified or is_whole(each)), None)
-    try:
-        now = latest_checkpoint(root)
-    except CheckpointError:
-        now = root
-    if newest is not None and newest != now:
-        storage_of(root).replace(root / LATEST, f"{newest.name}\n")
-    elif newest is None and now is not None:
-        storage_of(root).remove(root / LATEST)
+    with _POINTING:
+        candidates = [each for each in sound_checkpoints(root) if never is None or each.name != never.name]
+        newest = next((each for each in reversed(candidates) if each == verified or is_whole(each)), None)
+        try:
+            now = latest_checkpoint(root)
+        except CheckpointError:
+            now = root
+        if newest is not None and newest != now:
+            storage_of(root).replace(root / LATEST, f"{newest.name}\n")
+        elif newest is None and now is not None:
+            storage_of(root).remove(root / LATEST)
 
 
 def next_number(root: Place) -> int:

@@ -44,13 +44,18 @@ def publish(root: Place, partial: Place, manifest: Manifest, texts: Mapping[str,
     for name, text in texts.items():
         storage.write(home / name, text)
         files[name] = FileEntry(len(text.encode()), hashlib.sha256(text.encode()).hexdigest())
-    complete = replace(manifest, files=files, number=folders.next_number(root))
+    text = replace(manifest, files=files, number=folders.next_number(root)).to_text()
     try:
-        storage.commit(partial, final, MANIFEST, complete.to_text())
+        storage.commit(partial, final, MANIFEST, text)
     except OSError as error:
-        if storage.is_complete(final):
+        if not storage.is_complete(final):
+            raise
+        # A client that repeats a request whose answer was lost finds that it is done.
+        is_mine = storage.read(final / MANIFEST) == text
+        if not is_mine:
             raise taken(final) from error
-        raise
+        if not isinstance(error, FileNotFoundError | FileExistsError):
+            raise
     if not has_reason:
         folders.point_latest(root, verified=final)
     return final

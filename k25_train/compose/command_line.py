@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from k25_train.compose.conf_files import group_choices
 from k25_train.compose.overrides import not_a_setting
@@ -15,6 +16,9 @@ from k25_train.config.schema import Config
 from k25_train.entry import run_command, shared
 from k25_train.errors import ConfigError
 from k25_train.joining.environment import speaks
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 def hydra_app(
@@ -90,7 +94,7 @@ def read_arguments(
     return options
 
 
-def load_saved(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_saved(path: "Path | UPath", overrides: Sequence[str] = ()) -> Config:
     """A saved configuration with overrides; the first rank prints what its version lacked.
 
     Raises `ConfigError` as `load` does.

@@ -7,7 +7,7 @@ wrong type and broken rules, within a section and across sections, are listed in
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from k25_train.compose.checks import find_problems
 from k25_train.compose.conf_files import CONF_DIR, compose_files, group_choices
@@ -23,6 +23,9 @@ from k25_train.config.leaves import plain, plain_values
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from parallel.config import Problem
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 __all__ = [
     "CONF_DIR",
@@ -114,7 +117,7 @@ class Loaded(NamedTuple):
     """One line for each key that an earlier version of this code wrote differently, or not at all."""
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+def load(path: "Path | UPath", overrides: Sequence[str] = ()) -> Loaded:
     """The configuration that `to_yaml` wrote into a file, changed by `overrides` such as `train.seed=7`.
 
     A file of an earlier version is brought up to this one first (`migrations`).

@@ -5,7 +5,7 @@ letter. Tags, which can name code to run, are refused, and so are keys that are 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -25,6 +25,9 @@ _KNOWN_TAGS = frozenset(
         BaseResolver.DEFAULT_MAPPING_TAG,
     )
 )
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 class _Texts(
@@ -66,7 +69,7 @@ def dump(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def read_file(path: "Path | UPath") -> dict[str, Any]:
     """The mapping that a file holds: names to texts as typed, None, lists and mappings.
 
     A scalar in quotes is in quotes here too (`values.quote`); one that is empty is None.

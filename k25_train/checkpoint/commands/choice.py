@@ -11,8 +11,9 @@ from k25_train.checkpoint import folders
 from k25_train.checkpoint.continuity import saved_config
 from k25_train.checkpoint.integrity import check_is_checkpoint
 from k25_train.checkpoint.storage.kinds import MANIFEST, Place
-from k25_train.checkpoint.storage.places import CHECKPOINTS, place_of
+from k25_train.checkpoint.storage.places import place_of
 from k25_train.errors import CheckpointError, ConfigError
+from k25_train.run_folder.checkpoints import CHECKPOINTS
 
 WHERE = "folder or s3:// URL of a checkpoint or an import; of a run, its newest checkpoint"
 INDEX = "model.safetensors.index.json"

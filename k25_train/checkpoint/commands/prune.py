@@ -16,8 +16,9 @@ from k25_train.checkpoint.commands.sizes import in_units
 from k25_train.checkpoint.continuity import saved_config
 from k25_train.checkpoint.manifest import read_manifest
 from k25_train.checkpoint.storage.kinds import Place
-from k25_train.checkpoint.storage.places import CHECKPOINTS, place_of, storage_of
+from k25_train.checkpoint.storage.places import place_of, storage_of
 from k25_train.errors import CheckpointError, ConfigError
+from k25_train.run_folder.checkpoints import CHECKPOINTS
 from k25_train.run_folder.held import hold
 from k25_train.run_folder.jobs import job_state
 from k25_train.tables import fitting_table

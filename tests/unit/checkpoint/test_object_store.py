@@ -149,6 +149,23 @@ def test_a_connection_that_is_lost_in_the_middle(fault: str, root: Any, server: 
 
 
 @pytest.mark.slow
+def test_the_answer_to_the_manifest_is_lost(root: Any, server: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is repeated, and refused, since it was done."""
+    partial, manifest = written(root, 2)
+    storage = type(storage_of(root))
+    commit = storage.commit
+
+    def lossy(self: Any, *arguments: Any) -> None:
+        server.faults.losses = 1
+        commit(self, *arguments)
+
+    monkeypatch.setattr(storage, "commit", lossy)
+    folder = publish.publish(root, partial, manifest, {folders.CONFIG: "train: {}\n"})
+    assert server.faults.losses == 0
+    assert folders.latest_checkpoint(root) == folder == folders.newest_checkpoint(root)
+
+
+@pytest.mark.slow
 def test_a_store_that_stays_away_is_named_and_the_last_one_stays(root: Any, server: S3) -> None:
     good = save(root, 1)
     server.faults.refusals = 10_000

@@ -251,6 +251,7 @@ def test_media_are_not_shuffled_where_there_are_none(
 ) -> None:
     config = compose([SMALL, *mix(text=1)])
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (tmp_path / "manifest.json").touch()
     monkeypatch.setattr(evaluate, "verify", lambda _: 1)
     assert run(evaluate.main, f"checkpoint={tmp_path}", "shuffle_media=1") == 2
     assert (

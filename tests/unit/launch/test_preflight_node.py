@@ -1,13 +1,14 @@
 """What preflight finds on a node: nothing bad on a sound one, and every check reports on every node."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
-from launch.preflight.findings import Verdict, worst
+from launch.preflight.findings import Finding, Verdict, worst
 from launch.preflight.node import judge_node, read_node
 from tests.helpers.recorded_node import (
     GIB,
@@ -65,6 +66,20 @@ def test_checkpoints_that_the_run_has_need_no_more_room(recorded: RecordedNode, 
     assert (
         "35,000.0 GiB free at " in finding.found and "26,000.0 GiB used by its checkpoints" in finding.found
     )
+
+
+def test_the_room_is_that_of_the_checkpoints(recorded: RecordedNode, config: Config) -> None:
+    recorded.free_bytes = 35_000 * GIB
+    recorded.write("scratch/mine/step_100/rank_0.pt", "")
+    os.truncate(recorded.root / "scratch/mine/step_100/rank_0.pt", 13_000 * GIB)
+
+    def disk(place: str) -> Finding:
+        checkpoint = replace(config.checkpoint, dir=place)
+        found = examine(recorded, replace(config, checkpoint=checkpoint))
+        return next(one for one in found if one.check == "disk of the run")
+
+    assert "free at /scratch/mine, 13,000.0 GiB used by its checkpoints" in disk("/scratch/mine").found
+    assert disk("s3://bucket/run").verdict is Verdict.skipped
 
 
 @pytest.mark.parametrize("address", [None, "127.0.1.1"])

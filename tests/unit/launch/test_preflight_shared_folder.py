@@ -31,9 +31,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordination, "LEAVE_TIMEOUT_S", 1.0)
 
 
-def tried_by(*runs: Path) -> dict[int, list[Finding]]:
+def tried_by(*runs: Path, checkpoints: str = "null") -> dict[int, list[Finding]]:
     """What nodes find, each of which sees the run folder at another path."""
-    config, store = compose(["experiment=smoke"]), dist.HashStore()
+    config, store = compose(["experiment=smoke", f"checkpoint.dir={checkpoints}"]), dist.HashStore()
     outcomes: dict[int, Any] = {}
 
     def body(rank: int, own: Config) -> None:
@@ -60,6 +60,46 @@ def test_one_folder_for_all(tmp_path: Path) -> None:
         assert shared.verdict is Verdict.passed and speed.verdict in (Verdict.passed, Verdict.warned)
         assert speed.found.startswith("writes ")
     assert [path.name for path in tmp_path.rglob("*")] == ["checkpoints"]
+
+
+def test_checkpoints_elsewhere_are_tried_where_they_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, place = tmp_path / "run", tmp_path / "scratch/checkpoints"
+    written: list[Path] = []
+    write = write_file
+
+    def noted(path: Path, num_bytes: int, rates: FolderRates) -> None:
+        written.append(path.resolve())
+        write(path, num_bytes, rates)
+
+    monkeypatch.setattr(shared_folder, "write_file", noted)
+    found = tried_by(run, run, checkpoints=str(place))
+    assert {one[0].verdict for one in found.values()} == {Verdict.passed}
+    assert len(written) == 2 and all(path.is_relative_to(place) for path in written)
+    assert list(place.iterdir()) == [] and (run / "checkpoints").samefile(place)
+    # A run that would start from scratch there.
+    found = tried_by(run, run, checkpoints=str(tmp_path / "other"))
+    assert "the run would start from scratch" in found[0][0].found
+
+
+def test_a_file_system_that_cannot_rename_folders_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, os.strerror(38))
+
+    monkeypatch.setattr(os, "rename", refuse)
+    found = tried_by(tmp_path)
+    assert found[0][0].verdict is Verdict.failed and "Function not implemented" in found[0][0].found
+
+
+def test_an_object_store_is_tried_by_every_node(tmp_path: Path) -> None:
+    found = tried_by(tmp_path, tmp_path, checkpoints="memory://bucket/run")
+    assert {one[0].verdict for one in found.values()} == {Verdict.passed}
+    found = tried_by(tmp_path / "b", tmp_path / "b", checkpoints="nosuch://bucket/run")
+    assert {one[0].verdict for one in found.values()} == {Verdict.failed}
+    assert "checkpoint.dir=nosuch://bucket/run cannot be used (ValueError: Protocol not" in found[1][0].found
 
 
 def test_a_folder_that_is_not_shared_fails_on_that_node_alone(tmp_path: Path) -> None:
