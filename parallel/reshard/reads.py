@@ -94,11 +94,14 @@ def plan_reads(wanted: Slices, *, block_bytes: int, chunk_bytes: int, gap_bytes:
     if not len(slices):
         return ReadPlan(slices.file, low, high, np.zeros(1, np.int64), slices, origin)
 
-    # A run is what lies close together; its reads start where its next chunk begins.
+    # A run is what lies close together. Its reads begin where its next chunk does and nothing is cut in two:
+    # slices that overlap, or share a block, go together, and at the chunks of an entry all of them end.
     reach = _reach(slices.file, high)
-    is_apart = np.append(True, (slices.file[1:] != slices.file[:-1]) | (low[1:] > reach[:-1] + gap_bytes))
-    run_start = low[np.flatnonzero(is_apart)][np.cumsum(is_apart) - 1]
-    chunk = (low - run_start) // chunk_bytes
+    is_other = slices.file[1:] != slices.file[:-1]
+    is_apart = np.append(True, is_other | (low[1:] > reach[:-1] + gap_bytes))
+    is_free = np.append(True, is_other | (low[1:] >= reach[:-1]))
+    run_start, start = (low[np.flatnonzero(each)][np.cumsum(each) - 1] for each in (is_apart, is_free))
+    chunk = (start - run_start) // chunk_bytes
     firsts = np.flatnonzero(is_apart | np.append(True, chunk[1:] != chunk[:-1]))
     return ReadPlan(
         file=slices.file[firsts],

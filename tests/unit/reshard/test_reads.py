@@ -57,8 +57,7 @@ def test_reads_hold_every_block_that_is_touched(
     found = bytes_read(plan)
     needed = blocks_of(rows)
     assert needed <= set(found)
-    # What two reads share is at most the block where one ends and the next starts.
-    assert len(found) - len(set(found)) <= BLOCK * max(0, len(plan) - 1)
+    assert len(found) == len(set(found))
     if not gap_bytes:
         assert set(found) == needed
     assert (plan.stop - plan.start <= 2 * CHUNK).all()

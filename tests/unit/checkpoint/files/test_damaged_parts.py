@@ -12,7 +12,7 @@ from torch import Tensor
 from k25_train.checkpoint.files.header import BLOCK_BYTES, digest_of
 from k25_train.checkpoint.files.parts import Part, whole
 from k25_train.checkpoint.files.stored import StoredCheckpoint
-from k25_train.checkpoint.files.writer import write_parts
+from k25_train.checkpoint.files.writer import write_parts, write_rank
 from k25_train.checkpoint.manifest import MANIFEST, FileEntry, read_manifest
 from k25_train.errors import CheckpointError, DamagedCheckpointError
 from tests.helpers.part_files import any_tensor, write_checkpoint, write_manifest
@@ -51,7 +51,15 @@ def test_a_flipped_byte_anywhere_is_found(folder: Path) -> None:
     path = folder / NAME
     size, header = path.stat().st_size, 8 + int.from_bytes(path.read_bytes()[:8], "little")
     last_data = size - 8 * 5
-    places = {*range(8), 8, header - 1, *range(header, size, size // 150), last_data - 1, last_data, size - 1}
+    places = {
+        *range(8),
+        *range(8, header, 5),
+        header - 1,
+        *range(header, size, size // 150),
+        last_data - 1,
+        last_data,
+        size - 1,
+    }
     places |= {header + BLOCK_BYTES - 1, header + BLOCK_BYTES, header + 280_000 - 1, header + 280_000}
     padding = range(header + 280_018, header + 280_024)
     for at in sorted(places - set(padding)):
@@ -211,3 +219,9 @@ def test_a_disk_that_fails_at_fsync_is_an_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("os.fsync", fsync)
     with pytest.raises(OSError, match="Input/output error"):
         write_parts(tmp_path / NAME, PAIRS)
+
+
+def test_one_writer_that_fails_is_an_error_of_all(tmp_path: Path) -> None:
+    (tmp_path / "rank_00004_1.safetensors").mkdir()
+    with pytest.raises(OSError, match="rank_00004_1"):
+        write_rank(tmp_path, 4, PAIRS, 2)
