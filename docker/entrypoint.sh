@@ -17,6 +17,7 @@ usage: docker run IMAGE COMMAND [ARGUMENTS]
   plan         FLOPs, memory and time of a configuration, by calculation
   dryrun       build every rank of a configuration without memory
   checkpoint   inspect, verify, compare and prune checkpoints
+  convert      import and export weights as Hugging Face folders
   data         build, inspect and verify data sets
   preflight    check this node
   status       what a run does
@@ -52,7 +53,7 @@ command=${1:-help}
 case $command in
     train) exec python -m launch.torchrun "$@" ;;
     rank) exec python -m k25_train.train "$@" ;;
-    eval | plan | dryrun | checkpoint | data) exec python -m "k25_train.$command" "$@" ;;
+    eval | plan | dryrun | checkpoint | convert | data) exec python -m "k25_train.$command" "$@" ;;
     preflight | kubernetes | status | revision) exec python -m "launch.$command" "$@" ;;
     submit) exec python -m launch.slurm "$@" ;;
     self-test) exec "$code/docker/smoke.sh" "$@" ;;
