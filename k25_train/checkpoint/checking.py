@@ -10,6 +10,7 @@ import torch.distributed as dist
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_every_rank, on_first_rank
 from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, changed_facts, check_continuity, check_facts
+from k25_train.checkpoint.heads import changed_heads
 from k25_train.checkpoint.integrity import (
     METADATA,
     changed_files,
@@ -86,19 +87,29 @@ def check_content(folder: Place, manifest: Manifest) -> None:
     changed = _changed(folder, manifest)
     if not changed:
         return
-    # Only now, since it costs as much: which other one is as it was written?
+    raise damaged_with(folder, changed, newest_whole_other(folder))
+
+
+def newest_whole_other(folder: Place) -> Place | None:
+    """The newest other checkpoint that is sound and as it was written; None if there is none.
+
+    Called by every rank. Its tensors are not read: what the heads of files and the small ones tell counts.
+    """
     others = on_first_rank(lambda: folders.sound_checkpoints(folder.parent))
     for other in reversed(others):
         whole = other.name != folder.name and on_first_rank(partial(folders.is_whole, other))
         if whole and not _changed(other, on_first_rank(partial(read_manifest, other))):
-            raise damaged_with(folder, changed, other)
-    raise damaged_with(folder, changed, None)
+            return other
+    return None
 
 
 def _changed(folder: Place, manifest: Manifest) -> str:
     """The first file whose content is not as it was written, and how many more; each rank reads its share."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    by_rank = on_every_rank(lambda: changed_files(folder, manifest.files, rank, num_ranks))
+    heads = dict(list(manifest.part_files.items())[rank::num_ranks])
+    by_rank = on_every_rank(
+        lambda: [*changed_files(folder, manifest.files, rank, num_ranks), *changed_heads(folder, heads)]
+    )
 
     def first() -> str:
         found = [each for share in by_rank for each in share]

@@ -28,7 +28,7 @@ _NUM_THREADS = 4
 def verify(folder: Place) -> Manifest:
     """Check that a checkpoint has all files in their sizes, and return its manifest.
 
-    Of content it checks that of the configuration, which is read before anything is loaded.
+    Of content it checks that of the small files, which are read before anything is loaded.
 
     Raises `DamagedCheckpointError` naming the first file that is missing, cut short or not in the manifest,
     with a remedy, or `CheckpointError` saying what the path is instead of a checkpoint.
@@ -37,7 +37,8 @@ def verify(folder: Place) -> Manifest:
     try:
         manifest = read_manifest(folder)
         _check_files(folder, manifest)
-        check_content_of(folder, manifest, folders.CONFIG)
+        for name in (folders.CONFIG, folders.DATA_STATE):
+            check_content_of(folder, manifest, name)
     except CheckpointError as error:
         raise damaged(folder, error) from error
     return manifest

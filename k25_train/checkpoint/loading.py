@@ -16,7 +16,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 
 from k25_train.checkpoint.agreement import gather_from_ranks, on_every_rank, on_first_rank
-from k25_train.checkpoint.checking import check, check_content
+from k25_train.checkpoint.checking import check, check_content, newest_whole_other
 from k25_train.checkpoint.files.parts import Part
 from k25_train.checkpoint.files.stored import (
     StoredCheckpoint,
@@ -25,7 +25,7 @@ from k25_train.checkpoint.files.stored import (
     is_of_torch,
     read_share,
 )
-from k25_train.checkpoint.integrity import damaged
+from k25_train.checkpoint.integrity import damaged, damaged_with
 from k25_train.checkpoint.manifest import Manifest
 from k25_train.checkpoint.pieces import OPTIMIZER_STATE, Piece, Replicated, pieces, replicated
 from k25_train.checkpoint.storage.kinds import Place
@@ -236,13 +236,9 @@ def _together[Result](folder: Place, action: Callable[[], Result]) -> list[Resul
             return None, str(error)
 
     found = gather_from_ranks(attempt)
-    on_first_rank(lambda: _check_whole(folder, [text for _, text in found if text]))
+    if what := on_first_rank(lambda: next((text for _, text in found if text), "")):
+        raise damaged_with(folder, what, newest_whole_other(folder))
     return [result for result, _ in found if result is not None]
-
-
-def _check_whole(folder: Place, texts: Sequence[str]) -> None:
-    if texts:
-        raise damaged(folder, texts[0])
 
 
 def _wanted(part: Part) -> Wanted:

@@ -2,23 +2,43 @@
 
 A checkpoint counts when its last step was sound, and is proven when the next sound step was taken from its
 weights: only then older ones may go. One that was never proven and turns out to be ruined is set aside, so
-the newest checkpoint that counts is always one to go on from.
+the newest checkpoint that counts is always one to go on from. What the next step says mostly comes while the
+checkpoint is still being written, and is kept until it is complete.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from k25_train.checkpoint import folders, state
+from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.checking import check_same_run, losses_before, notes_on
-from k25_train.checkpoint.data_state import DataState, changes, mixture_of, read_data_state
-from k25_train.checkpoint.initial import origin_of, start_from_weights
-from k25_train.config.checkpoint import MAX_UNSOUND
+from k25_train.checkpoint.data_state import DataState, mixture_of
+from k25_train.checkpoint.initial import origin_of
+from k25_train.checkpoint.loading import load
+from k25_train.checkpoint.saving import Committed
+from k25_train.checkpoint.storage.kinds import Place
 from k25_train.errors import CheckpointError, ConfigError
 from k25_train.metrics.report import Report
+from k25_train.metrics.rows_file import Value
+from k25_train.training.cadence import SaveCadence
+from k25_train.training.beginning import go_on_with_data, start_from_files
+from k25_train.training.kept import KeptCheckpoints
 from k25_train.training.run import Run
+from k25_train.training.saver import Saver
 from k25_train.training.soundness import Soundness, Verdict
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What is known of the weights of the save in progress."""
+
+    is_awaited: bool
+    """Whether the next step that is taken from them is still to say whether they are good."""
+    is_proven: bool = False
+    """Whether they are."""
+    why_ruined: str = ""
+    """Why they are not."""
 
 
 class CheckpointKeeper:
@@ -36,11 +56,13 @@ class CheckpointKeeper:
         """How far the data were read by the step that was trained last, and how they were mixed."""
         self._origin: Mapping[str, str] = {}
         """What the run's first weights were, for the manifests of its checkpoints."""
-        self._is_postponed = False
-        """Whether the last step at which to save was skipped."""
+        self.saver = Saver(run)
+        self._kept = KeptCheckpoints(run, report)
+        self.cadence = SaveCadence(run.config.checkpoint, has_clock=run.is_main)
+        self._pending = _Pending(is_awaited=False)
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         """Where the run's checkpoints are."""
         return self.run.checkpoints
 
@@ -56,7 +78,7 @@ class CheckpointKeeper:
         # Nodes may see a shared folder differently for a moment: one rank looks on behalf of all.
         newest = on_first_rank(lambda: folders.start_from(self.root, accept_unsound=accept_unsound))
         if newest is None:
-            self._start()
+            self._origin = start_from_files(run, self.report)
             return 0
         # Whether this configuration may resume from it.
         step = folders.step_of(newest)
@@ -76,43 +98,21 @@ class CheckpointKeeper:
             on_first_rank(lambda: check_same_run(newest, run.config, facts))
             return step
         # Weights, optimizer and step, then the data from there on.
-        state.load(newest, run.config, run.modules, run.optimizer, facts=facts)
+        load(newest, run.config, run.modules, run.optimizer, facts=facts)
         self._origin = on_first_rank(lambda: origin_of(newest))
         if run.config.checkpoint.has_initial_weights:
             self.report.notice(f"checkpoint.init_from is not read again: the run goes on from {newest}")
         for note in on_first_rank(lambda: notes_on(newest, facts)):
             self.report.notice(note)
-        is_mixed_alike = self._go_on_with_data(newest, step)
+        self.data, is_mixed_alike = go_on_with_data(run, self.report, newest, step)
         if is_mixed_alike:
             self.soundness.recall(on_first_rank(lambda: losses_before(newest, facts)))
         self._unproven = step
         return step
 
-    def _start(self) -> None:
-        """Take the weights that a new run starts from, if there are any."""
-        run = self.run
-        if run.config.checkpoint.has_initial_weights:
-            started = start_from_weights(run.config, run.modules, run.optimizer)
-            self._origin = started.facts
-            for note in started.notes:
-                self.report.notice(note)
-
-    def _go_on_with_data(self, checkpoint: Path, step: int) -> bool:
-        """Have the data go on behind a step; whether they are mixed as before, so that losses compare."""
-        saved = on_first_rank(lambda: read_data_state(checkpoint))
-        now = mixture_of(self.run.config, step + 1)
-        if not saved.loader:
-            self.report.notice(
-                f"{checkpoint} has no {folders.DATA_STATE}: its {step} steps are planned again, from 1 on"
-            )
-        self.run.data.start_from(step, saved.loader)
-        self.data = saved.with_mixture(now)
-        changed = changes(saved.mixtures[-1], now)
-        if changed:
-            self.report.notice(f"from step {step + 1} on the data are mixed in another way:")
-        for line in changed:
-            self.report.notice(f"  {line}")
-        return not changed
+    def figures(self) -> dict[str, Value]:
+        """Metrics of saves since they were last asked for."""
+        return self.saver.take_figures()
 
     def trained(self, loader_state: Mapping[str, Any]) -> None:
         """Take note of where the loader is after the step that was trained last."""
@@ -120,67 +120,113 @@ class CheckpointKeeper:
 
     def learn(self, verdict: Verdict) -> None:
         """Draw conclusions from a step for the checkpoint whose weights it started from."""
-        if self._unproven is None or verdict.was_skipped:
+        if verdict.was_skipped:
             return
-        step, self._unproven = self._unproven, None
-        if verdict.weights_were_ruined:
-            self._set_aside(step, f"the next step showed that its weights are bad: {verdict.why_unsound}")
-        else:
-            self._tidy(lambda: folders.mark_proven(self.root, step))
-            self._prune()
+        ruined = f"the next step showed that its weights are bad: {verdict.why_unsound}"
+        if self._pending.is_awaited:
+            why = ruined if verdict.weights_were_ruined else ""
+            self._pending = _Pending(is_awaited=False, is_proven=not why, why_ruined=why)
+        elif self._unproven is not None:
+            step, self._unproven = self._unproven, None
+            if verdict.weights_were_ruined:
+                self._kept.set_aside(step, ruined)
+            else:
+                self._kept.prove(step)
 
-    def is_due(self, step: int, verdict: Verdict) -> bool:
-        """Whether to save now: at the interval, or after it if that step was skipped, since the same state
-        would be saved as an unsound one."""
-        every = self.run.config.checkpoint.interval_steps
-        due = self._is_postponed or (every is not None and step % every == 0)
-        self._is_postponed = due and verdict.was_skipped
-        return due and not verdict.was_skipped
+    def go_on(self, *, is_busy: bool, has_failed: bool) -> None:
+        """Go on with the save in progress, if there is one, unless some rank is busy with it.
 
-    def save(self, step: int, verdict: Verdict, *, is_proven: bool = False) -> Path:
-        """Write a checkpoint, and drop the oldest beyond `checkpoint.keep` if the new one is proven good.
-
-        Returns where it is: set aside if the step or the state is not sound.
+        Called after each step, with what all ranks have agreed on. Raises `CheckpointError`, on every rank,
+        if one has failed.
         """
-        run = self.run
-        facts = on_first_rank(run.data.facts)
-        # How long this takes depends on the file system, not on a step.
-        with run.tracker.phase("checkpoint", may_be_long=True):
-            # Nothing is written to a folder that is another run's by now.
-            on_first_rank(run.claim.check)
-            if not verdict.is_sound:
-                self._tidy(lambda: folders.prune_unsound(self.root, MAX_UNSOUND - 1))
-            saved = state.save(
-                self.root,
-                step,
-                run.modules,
-                run.optimizer,
-                run.config,
-                facts=facts | dict(self._origin),
-                losses=self.soundness.losses,
-                why_unsound=verdict.why_unsound,
-                data=self.data,
+        self._kept.tell()
+        if self.saver.step is not None and (has_failed or not is_busy):
+            self._advance(gives_up=has_failed)
+
+    def begin(self, step: int, verdict: Verdict, *, is_proven: bool = False) -> None:
+        """Start to save the state after a step. An earlier save has to be complete: it is waited for.
+
+        Args:
+            step: that was trained last.
+            verdict: on it.
+            is_proven: whether no step will follow that could prove its weights.
+
+        Raises `CheckpointError`, on every rank, if any cannot write.
+        """
+        if (earlier := self.saver.step) is not None:
+            self.report.notice(
+                f"step {step} is to be saved, but the checkpoint of step {earlier} is not written yet: "
+                "waiting for it. Raise checkpoint.interval, or checkpoint.writers where storage can do more"
             )
+            self.finish()
+        if not verdict.is_sound:
+            self._kept.prune_unsound(coming=1)
+        with self.saver.waiting():
+            self._kept.settle()
+        self._pending = _Pending(is_awaited=verdict.is_sound and not is_proven, is_proven=is_proven)
+        self.cadence.restart()
+        self.saver.begin(
+            step,
+            data=self.data,
+            origin=self._origin,
+            losses=self.soundness.losses,
+            why_unsound=verdict.why_unsound,
+        )
         self.saved_step = step
-        if saved != folders.step_folder(self.root, step):
-            why = on_first_rank(lambda: folders.why_unsound(saved))
-            self.report.notice(f"step {step} is not sound: {why}; set aside as {saved}")
-            self._tidy(lambda: folders.prune_unsound(self.root, MAX_UNSOUND))
-        elif is_proven:
-            self._tidy(lambda: folders.mark_proven(self.root, step))
-            self._prune()
-        else:
+
+    def finish(self) -> Place | None:
+        """Wait until the save in progress is complete; returns where it is, or None if there was none."""
+        place = None
+        while self.saver.step is not None:
+            place = self._advance()
+        self._kept.settle()
+        return place
+
+    def save(self, step: int, verdict: Verdict, *, is_proven: bool = False) -> Place:
+        """Save, and wait until the checkpoint is complete; returns where it is."""
+        self.begin(step, verdict, is_proven=is_proven)
+        place = self.finish()
+        assert place is not None, "a save was begun"
+        return place
+
+    def _advance(self, *, gives_up: bool = False) -> Place | None:
+        step = self.saver.step
+        done = self.saver.go_on(self._pending.why_ruined, gives_up=gives_up)
+        if step is None or done is None:
+            return None
+        committed, cost = done
+        self.report.notice(f"step {step} is saved: {cost}")
+        self._judge(step, committed)
+        return committed.folder
+
+    def _judge(self, step: int, committed: Committed) -> None:
+        """What becomes of a checkpoint, and of others, once it is complete."""
+        pending, self._pending = self._pending, _Pending(is_awaited=False)
+        if committed.why_unsound:
+            self.report.notice(
+                f"step {step} is not sound: {committed.why_unsound}; set aside as {committed.folder}"
+            )
+            self._kept.prune_unsound()
+        elif pending.why_ruined:
+            self._kept.set_aside(step, pending.why_ruined)
+        elif pending.is_proven:
+            self._kept.prove(step)
+        elif pending.is_awaited:
             self._unproven = step
-        return saved
 
     def give_up(self, step: int, verdict: Verdict) -> str:
         """Set the state aside, and say what to do; the run ends, with skipped steps alone since an update.
 
         The checkpoint with these very weights, if there is one that was never proven, is set aside too.
         """
-        if self._unproven is not None:
-            self._set_aside(self._unproven, "no step from its weights had a finite gradient")
+        why = "no step from its weights had a finite gradient"
         try:
+            if self._pending.is_awaited:
+                self._pending = _Pending(is_awaited=False, why_ruined=why)
+            self.finish()
+            if self._unproven is not None:
+                self._kept.set_aside(self._unproven, why)
+                self._unproven = None
             saved = self.save(step, verdict)
             aside = f"Its state is set aside as {saved}"
         except CheckpointError as error:
@@ -195,26 +241,6 @@ class CheckpointKeeper:
         earlier = f"; if that fails too, move it away to go on from {sound[-2]}" if len(sound) > 1 else ""
         return f"{aside}. The last sound checkpoint is {sound[-1]}: {lower} there{earlier}"
 
-    def newest(self) -> Path | None:
+    def newest(self) -> Place | None:
         """The checkpoint that the run would resume from."""
         return on_first_rank(lambda: folders.newest_checkpoint(self.root))
-
-    def _set_aside(self, step: int, why: str) -> None:
-        self._unproven = None
-        place: list[Path | None] = []
-        self._tidy(lambda: place.append(folders.set_aside(self.root, step, why)))
-        if place and place[0]:
-            self.report.notice(f"step_{step} is set aside as {place[0]}: {why}")
-        self._tidy(lambda: folders.prune_unsound(self.root, MAX_UNSOUND))
-
-    def _prune(self) -> None:
-        self._tidy(lambda: folders.prune(self.root, self.run.config.checkpoint.keep))
-
-    def _tidy(self, action: Callable[[], object]) -> None:
-        """Change the folder on rank 0; a failure is told, and costs space alone."""
-        with self.run.tracker.phase("checkpoint", may_be_long=True):
-            on_first_rank(self.run.claim.check)
-            try:
-                on_first_rank(action)
-            except (OSError, CheckpointError) as error:
-                self.report.notice(f"{self.root}: old checkpoints could not be tidied up ({error})")

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import types
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -64,13 +65,24 @@ class StopRequest:
         for number in self._numbers:
             signal.signal(number, signal.SIG_IGN)
 
-    def agreed(self, device: torch.device, *, is_lost: bool = False) -> int:
-        """The highest signal that any rank was sent, 0 if there was none, `FOLDER_LOST` if one has lost the
-        run folder; every rank gets the same answer in the same step."""
-        flag = torch.tensor(FOLDER_LOST if is_lost else self.received, device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        found = int(flag.item())
+    def wanted(self, *, is_lost: bool) -> int:
+        """What this rank asks for: 0 for nothing, the number of a signal, or `FOLDER_LOST`."""
+        return FOLDER_LOST if is_lost else self.received
+
+    def take(self, found: int) -> int:
+        """Note the most that any rank wants, and return it."""
         # One that came while ranks waited for each other, or together with the loss, is for the next step.
         if 0 < found < FOLDER_LOST:
             self.received = found
         return found
+
+
+def most_of_any_rank(own: Sequence[int], device: torch.device) -> list[int]:
+    """The largest of each of some small numbers over all ranks, the same for all in the same step.
+
+    One collective for all that ranks agree on between two steps; the host waits for it.
+    """
+    numbers = torch.tensor(own, device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    found: list[int] = numbers.tolist()
+    return found

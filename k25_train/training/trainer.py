@@ -15,7 +15,7 @@ from k25_train.training.rows import MetricsRow, metrics_row
 from k25_train.training.run import Run, stall_watchdog
 from k25_train.training.soundness import Soundness, Verdict
 from k25_train.training.step import StepResult, train_step
-from k25_train.training.stop import FOLDER_LOST, StopRequest
+from k25_train.training.stop import FOLDER_LOST, StopRequest, most_of_any_rank
 from k25_train.training.trace import traced
 from parallel.activations.pool import HostBudgetError
 
@@ -31,6 +31,8 @@ class Trainer:
         self.keeper = CheckpointKeeper(run, report, self.soundness)
         self.skipped_steps = 0
         """Consecutive steps, up to the latest one, whose gradient was not finite."""
+        self.skipped_in = ""
+        """Where it was not finite in the last of them."""
         self.finished_step = 0
         """The latest step that was trained, here or before the run was resumed."""
         self.reported_step = 0
@@ -56,6 +58,11 @@ class Trainer:
                 raise out_of_memory(error, self.run.memory.told(), self.run.config) from error
             except DataError as error:
                 raise DataError(f"{error}\n{self.keep_progress()}") from error
+            except TrainingError as error:
+                # A step that fails on all ranks alike costs no checkpoint that was almost complete.
+                if failed := self.end_of_save():
+                    raise TrainingError(f"{error}\n{failed}") from error
+                raise
 
     def keep_progress(self) -> str:
         """Save the last finished step before the run ends, if it is not saved yet; says where it is.
@@ -63,6 +70,8 @@ class Trainer:
         Called by every rank, when what ends the run has been agreed on: all have finished the same step.
         """
         # Without its row, a step is done again: a run that goes on after it would never have the row.
+        if failed := self.end_of_save():
+            return failed
         if self.reported_step == self.finished_step > self.keeper.saved_step:
             try:
                 self.keeper.save(self.finished_step, self.verdict)
@@ -75,6 +84,15 @@ class Trainer:
             f"Step {step_of(newest)} is saved in {newest.parent}; start again when the data can be read, and "
             "the run goes on from there."
         )
+
+    def end_of_save(self) -> str:
+        """Wait for the save in progress, if there is one; says what went wrong with it."""
+        step = self.keeper.saver.step
+        try:
+            self.keeper.finish()
+        except CheckpointError as error:
+            return f"Step {step} could not be saved: {error}"
+        return ""
 
     def _fit(self) -> None:
         run, cadence = self.run, self.run.config.train
@@ -97,23 +115,23 @@ class Trainer:
                 is_mixed_anew = step == self.keeper.data.mixtures[-1].from_step
                 row = row_of(run, step, result, is_mixed_anew=is_mixed_anew)
             evaluation = self.evaluate() if is_last or step % cadence.eval_interval == 0 else {}
+            verdict = self.verdict = self.soundness.judge_evaluation(self.verdict, evaluation)
+            # 3. What the step says of the state before and after it; a save goes on, another begins.
+            self.count_skipped(step, result, verdict)
+            stopping = self.save_or_stop(step, verdict, is_last=is_last)
             with run.tracker.phase("report"):
-                self.report.add(row | evaluation)
+                self.report.add(row | evaluation | self.keeper.figures())
             self.reported_step = step
             if is_off := self.run.memory.warning():
                 self.report.notice(f"warning: step {step}: {is_off}")
-            # 3. What the step says of the state before and after it, then whether to save and to stop.
-            verdict = self.verdict = self.soundness.judge_evaluation(self.verdict, evaluation)
-            self.count_skipped(step, result, verdict)
-            self.keeper.learn(verdict)
-            # All ranks have to agree on stopping, or some would wait forever in the next step.
-            stopping = self.asked_to_stop() and not is_last and self.may_stop(verdict)
-            if self.keeper.is_due(step, verdict) or is_last or stopping:
-                self.keeper.save(step, verdict, is_proven=is_last)
+            # 4. A checkpoint is complete after the row of its step: a run that goes on there never writes it.
+            self.check_skipped(step, verdict)
+            if is_last or stopping or not run.config.checkpoint.asynchronous:
+                self.keeper.finish()
             if stopping:
                 self.tell_stopped(step, verdict)
                 return
-        # 4. Summary and plot.
+        # 5. Summary and plot.
         self.report.finish()
         self.check_last()
 
@@ -127,34 +145,61 @@ class Trainer:
                 "optim.lr or look at the data of the last steps"
             )
 
-    def asked_to_stop(self) -> bool:
-        """Whether a signal asks to stop. Raises `LockedError` if the run folder is another's by now."""
-        request = self.stop.agreed(self.run.topology.device, is_lost=self.run.claim.is_lost)
-        if request == FOLDER_LOST:
+    def save_or_stop(self, step: int, verdict: Verdict, *, is_last: bool) -> bool:
+        """Go on with the save in progress, begin one that is due, and return whether the run stops here.
+
+        Raises `CheckpointError` if a save has failed, `LockedError` if the run folder is another's by now.
+        """
+        # 1. All ranks have to agree, or some would wait forever in the next step.
+        keeper, saver = self.keeper, self.keeper.saver
+        request, is_busy, has_failed, time_is_up = most_of_any_rank(
+            [
+                self.stop.wanted(is_lost=self.run.claim.is_lost),
+                saver.is_busy,
+                saver.has_failed,
+                keeper.cadence.time_is_up,
+            ],
+            self.run.topology.device,
+        )
+        if self.stop.take(request) == FOLDER_LOST:
             on_first_rank(self.run.claim.check)
             # It was hidden for a moment only.
-            return False
-        return request > 0
+            request = 0
+        # 2. The save in progress, then the next.
+        keeper.learn(verdict)
+        keeper.go_on(is_busy=bool(is_busy), has_failed=bool(has_failed))
+        stopping = request > 0 and not is_last and self.may_stop(verdict)
+        is_due = keeper.cadence.is_due(step, verdict, time_is_up=bool(time_is_up))
+        if (is_due or is_last or stopping) and not self.has_skipped_too_many:
+            keeper.begin(step, verdict, is_proven=is_last)
+            if is_last or stopping or not self.run.config.checkpoint.asynchronous:
+                saver.write_to_the_end()
+        return stopping
 
     def count_skipped(self, step: int, result: StepResult, verdict: Verdict) -> None:
-        """Report a step that changed nothing.
-
-        Raises `TrainingError` after more of them in a row than `optim.max_skipped_steps`, with the state set
-        aside and the last sound checkpoint named.
-        """
+        """Report a step that changed nothing."""
         if not verdict.was_skipped:
             self.skipped_steps = 0
             return
         # Name where it happened.
         self.skipped_steps += 1
         first, others = next(iter(result.not_finite), "its norm"), len(result.not_finite) - 1
-        where = f"{first} and {others} more" if others > 0 else first
-        self.report.skipped(step, where)
-        most = self.run.config.optim.max_skipped_steps
-        if self.skipped_steps > most:
+        self.skipped_in = f"{first} and {others} more" if others > 0 else first
+        self.report.skipped(step, self.skipped_in)
+
+    @property
+    def has_skipped_too_many(self) -> bool:
+        """Whether more steps in a row were skipped than `optim.max_skipped_steps`."""
+        return self.skipped_steps > self.run.config.optim.max_skipped_steps
+
+    def check_skipped(self, step: int, verdict: Verdict) -> None:
+        """Raise `TrainingError` if too many steps were skipped, with the state set aside and the last sound
+        checkpoint named."""
+        if self.has_skipped_too_many:
+            most = self.run.config.optim.max_skipped_steps
             raise TrainingError(
                 f"step {step}: {self.skipped_steps} gradients in a row were not finite, "
-                f"optim.max_skipped_steps={most} are allowed; the last one in {where}. "
+                f"optim.max_skipped_steps={most} are allowed; the last one in {self.skipped_in}. "
                 f"{self.keeper.give_up(step, verdict)}"
             )
 

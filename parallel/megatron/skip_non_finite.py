@@ -1,7 +1,7 @@
 """One step of all optimizers, which every rank skips if the gradient is not finite."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,8 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
             optimizer._defer_param_sync = True
         self._names = names
         self._is_finite = True
+        self.before_update: Callable[[], None] = _nothing
+        """Called before masters, moments and weights change: who still reads them has the update wait."""
         self.not_finite: list[str] = []
         """Names of parameters whose gradient was not finite in the last step, some of each rank."""
 
@@ -51,6 +53,7 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
         """Update and gather parameters, or return False if the gradient is not finite."""
         if not self._is_finite:
             return False
+        self.before_update()
         updated = super().step_with_ready_grads()
         for chunk in self.model_chunks:
             if not chunk.ddp_config.overlap_param_gather:
@@ -64,3 +67,7 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
         by_rank: list[list[str]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(by_rank, sorted(found)[:_MOST_NAMED])
         return sorted({name for names in by_rank for name in names})
+
+
+def _nothing() -> None:
+    """What most updates wait for."""

@@ -14,6 +14,12 @@ import pytest
 
 from k25_train.checkpoint.integrity import verify
 from tests.helpers.interrupted_runs import ONE_RANK, SHORT, cut_off, short_run
+from tests.helpers.old_checkpoints import (
+    OLD,
+    fit_with_old_files,
+    write_old_manifest,
+    write_oldest_manifest,
+)
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import fit, layout, start_run
 from tests.helpers.written_checkpoints import malicious_pickle
@@ -22,6 +28,8 @@ pytestmark = pytest.mark.distributed
 
 NEXT = SHORT.saved_at + 2
 """Step of the saves that fail."""
+TENSORS = "rank_00000_0.safetensors"
+"""A file of tensors."""
 
 
 @contextmanager
@@ -57,7 +65,7 @@ def full_disk(files: str) -> Iterator[None]:
 
     def opened(path: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
         file = real(path, mode, *more, **named)
-        return Full(file) if "w" in mode and files in str(path) else file
+        return Full(file) if {"w", "x"} & set(mode) and files in str(path) else file
 
     with mock.patch("builtins.open", opened), mock.patch("io.open", opened):
         yield
@@ -71,44 +79,53 @@ def error_in(function: str, number: int) -> Iterator[None]:
 
 
 @contextmanager
-def folder_gone(root: Path) -> Iterator[None]:
-    """The folder is deleted when everything is ready to be written."""
-    from k25_train.checkpoint import sharded
+def writing_elsewhere(elsewhere: Path) -> Iterator[None]:
+    """This rank's files go to another folder, as they do where that of the checkpoints is not shared."""
+    from k25_train.checkpoint.saving import Saving
 
-    real = sharded.save_preprocess
+    start = Saving._start
 
-    def delete_first(state: Any) -> Any:
-        shutil.rmtree(root / f"step_{NEXT}.partial", ignore_errors=True)
-        return real(state)
+    def to_another_folder(self: Saving, *arguments: Any) -> None:
+        self._folder = elsewhere
+        start(self, *arguments)
 
-    with mock.patch.object(sharded, "save_preprocess", delete_first):
+    with mock.patch.object(Saving, "_start", to_another_folder):
         yield
 
 
 WRITE_FAULTS: dict[str, tuple[int, str, Callable[[Path], Any]]] = {
-    "a rank's file at its start": (1, "[Errno 27] File too large", lambda _: full_after(1000)),
-    "the first rank's amid a tensor": (0, "[Errno 27] File too large", lambda _: full_after(1_000_000)),
-    "the list of tensors": (0, "No space left", lambda _: full_disk(".metadata")),
-    "what wrote it": (0, "No space left", lambda _: full_disk("metadata.json")),
+    "a rank's file at its start": (1, "rank 1: [Errno 27] File too large: '", lambda _: full_after(1000)),
+    "the first rank's amid a tensor": (0, "rank 0: [Errno 27] File too large", lambda _: full_after(200_000)),
+    "the configuration": (0, "No space left", lambda _: full_disk("config.yaml")),
     "the manifest": (0, "No space left", lambda _: full_disk("manifest.json")),
-    "a rank's file does not reach the disk": (1, "Input/output error", lambda _: error_in("os.fsync", 5)),
+    "a rank's file does not reach the disk": (
+        1, "rank 1: [Errno 5] Input/output error: '", lambda _: error_in("os.fsync", 5)
+    ),
     "the folder's names do not": (
         0, "Input/output error", lambda _: error_in("k25_train.checkpoint.storage.posix.sync_folder", 5)
     ),
-    "the new name": (0, "Read-only file system", lambda _: error_in("os.rename", errno.EROFS)),
-    "a rank cannot read what it wrote": (
-        1, "Input/output error", lambda _: error_in("k25_train.checkpoint.sharded.entry_of", 5)
+    "the new name": (
+        0, "Read-only file system",
+        lambda _: error_in("k25_train.checkpoint.storage.posix.PosixStorage.commit", errno.EROFS)
     ),
     "a rank may not write": (
         1, "cannot be written to", lambda _: mock.patch("os.access", return_value=False)
+    ),
+    "a rank has another folder": (
+        1, "the first rank does not see it: the place of the checkpoints must be one that all nodes share",
+        lambda root: writing_elsewhere(root.parent / "elsewhere")
+    ),
+    "a rank does not see the folder": (
+        1, "is not there: checkpoints must be in a folder that all nodes share",
+        lambda root: writing_elsewhere(root.parent / "nowhere")
     ),
 }  # fmt: skip
 """Fault -> the rank that has it, what all are told, and how to make it. All but those of the first rank leave
 the others waiting if nothing is done about it."""
 
 
-def saves_that_fail(context: RankContext, arguments: Sequence[str], private: str) -> dict[str, str]:
-    """What each fault leads to on this rank, and at last a run folder that rank 1 has for itself."""
+def saves_that_fail(context: RankContext, arguments: Sequence[str]) -> dict[str, str]:
+    """What each fault leads to on this rank, and at last none."""
     from k25_train.checkpoint import publish
     from k25_train.errors import CheckpointError
     from k25_train.metrics.report import Report
@@ -119,26 +136,13 @@ def saves_that_fail(context: RankContext, arguments: Sequence[str], private: str
     keeper = Trainer(run, Report(run.config, is_main=run.is_main, device_name="CPU")).keeper
     outcomes = {"resumed": f"after step {keeper.resume()}"}
     publish.PATIENCE_S = 0.0
-
-    def save(name: str) -> None:
+    for name, (rank, _, fault) in (WRITE_FAULTS | {"none": (0, "", lambda _: mock.MagicMock())}).items():
         try:
-            outcomes[name] = f"saved as {keeper.save(NEXT, Verdict())}"
+            with fault(keeper.root) if context.rank == rank else mock.MagicMock():
+                outcomes[name] = f"saved as {keeper.save(NEXT, Verdict())}"
         except CheckpointError as error:
             left = (keeper.root / f"step_{NEXT}.partial").exists()
             outcomes[name] = f"{error}{'; it stays' if left else ''}"
-
-    for name, (rank, _, fault) in WRITE_FAULTS.items():
-        with fault(keeper.root) if context.rank == rank else mock.MagicMock():
-            save(name)
-    shared = run.config.run.dir
-    if context.rank == 1:
-        run.config.run.dir = private
-        os.makedirs(f"{private}/checkpoints/step_{NEXT}.partial")
-    save("not shared")
-    run.config.run.dir = shared
-    # The ranks make it again.
-    with folder_gone(keeper.root) if context.rank == 0 else mock.MagicMock():
-        save("folder gone")
     return outcomes
 
 
@@ -146,25 +150,24 @@ def test_a_save_that_fails_on_one_rank_fails_on_all_and_costs_no_checkpoint(
     data: Path, run_alone: Path, tmp_path: Path
 ) -> None:
     run = cut_off(run_alone, tmp_path / "run")
+    (run / "elsewhere").mkdir()
     command = short_run(data, run, *layout(ep=2, dp=2))
 
-    by_rank = run_ranks(saves_that_fail, 2, command, str(tmp_path / "private"), timeout_s=240.0)
+    by_rank = run_ranks(saves_that_fail, 2, command, timeout_s=240.0)
 
     partial, good = run / f"checkpoints/step_{NEXT}.partial", run / f"checkpoints/step_{SHORT.saved_at}"
     for outcomes in by_rank:
         assert outcomes.pop("resumed") == "after step 5"
-        assert outcomes.pop("folder gone") == f"saved as {run}/checkpoints/step_{NEXT}"
+        assert outcomes.pop("none") == f"saved as {run}/checkpoints/step_{NEXT}"
         for name, (_, told, _) in WRITE_FAULTS.items():
             found = outcomes.pop(name)
-            assert found.startswith(f"{partial}: could not be written ("), name
+            assert ": could not be written (" in found, name
+            if not name.startswith("a rank "):
+                assert found.startswith(f"{partial}: "), name
             assert told in found and "it stays" not in found, (name, found)
             assert f"bytes are free there, {good} is complete" in found, name
             assert ("; make room" in found) == (told == "No space left"), name
-        (not_shared,) = outcomes.values()
-        assert "__1_0.distcp: a rank wrote" in not_shared
-        assert "the first rank does not see it: the run folder must be one that all nodes share" in not_shared
     assert verify(good).step == SHORT.saved_at
-    assert not (tmp_path / f"private/checkpoints/step_{NEXT}").exists()
 
 
 def damage_each(run: Path, copies: Path) -> dict[str, str]:
@@ -174,17 +177,16 @@ def damage_each(run: Path, copies: Path) -> dict[str, str]:
         return shutil.copytree(run, copies / name) / f"checkpoints/step_{SHORT.num_steps}"
 
     told: dict[str, str] = {}
-    for name in ("__0_0.distcp", ".metadata", "metadata.json", "config.yaml"):
+    for name in (TENSORS, "config.yaml", "data_state.json"):
         file = copy(f"changed {name}") / name
         content = bytearray(file.read_bytes())
-        middle, length = len(content) // 2, min(65_536, len(content) // 4)
-        content[middle : middle + length] = bytes(length)
+        content[len(content) // 2] ^= 1
         file.write_bytes(content)
         told[f"changed {name}"] = f"{file}: "
-    header = copy("garbage header") / "__0_0.distcp"
+    header = copy("garbage header") / TENSORS
     with header.open("r+b") as stream:
         stream.write(b"garbage" * 1000)
-    told["garbage header"] = f"{header}: its content changed since it was saved"
+    told["garbage header"] = f"{header}: "
     return told
 
 
@@ -211,8 +213,8 @@ def test_changed_content_is_named_with_the_newest_other_that_is_as_it_was(
 ) -> None:
     told = damage_each(run_alone, tmp_path)
     both = tmp_path / "both"
-    shutil.copytree(tmp_path / "changed __0_0.distcp", both)
-    with (both / f"checkpoints/step_{SHORT.saved_at}/__0_0.distcp").open("r+b") as stream:
+    shutil.copytree(tmp_path / f"changed {TENSORS}", both)
+    with (both / f"checkpoints/step_{SHORT.saved_at}/{TENSORS}").open("r+b") as stream:
         stream.write(b"garbage")
     command = short_run(data, tmp_path, *layout(ep=2, dp=2), "train.steps=30")
 
@@ -221,38 +223,27 @@ def test_changed_content_is_named_with_the_newest_other_that_is_as_it_was(
     for outcomes in by_rank:
         for name, text in told.items():
             found = outcomes[str(tmp_path / name)]
-            assert found.startswith(f"DamagedCheckpointError: {text}"), found
+            assert found.startswith("DamagedCheckpointError: ") and text in found, found
             assert f"to resume from {tmp_path / name}/checkpoints/step_5, which is whole" in found
         assert "to start from scratch: no other is whole" in outcomes[str(both)]
 
 
-def poison_each(run: Path, copies: Path, witness: Path) -> dict[str, Path]:
-    """Copies of the run with code in each file that is unpickled, and a manifest that fits, in both formats
-    -> the file that has to be named."""
-    import json
-
-    from k25_train.checkpoint.integrity import entry_of
-    from k25_train.checkpoint.manifest import read_manifest
-
+def poison_each(old: Path, copies: Path, witness: Path) -> dict[str, Path]:
+    """Runs with an old checkpoint, in both formats, that has code in a file that was once unpickled, and a
+    manifest that fits -> the file that has to be named."""
     payload, poisoned = malicious_pickle(witness), {}
     for format_version in (1, 2):
         for name in (".metadata", "__0_0.distcp", "common.pt", "__0.metadata"):
-            folder = shutil.copytree(run, copies / f"{name} {format_version}") / (
-                f"checkpoints/step_{SHORT.num_steps}"
-            )
-            manifest, file = read_manifest(folder), folder / name
+            folder = copies / f"{name} {format_version}/checkpoints/step_{SHORT.num_steps}"
+            shutil.copytree(old, folder)
+            file = folder / name
             if name == "__0_0.distcp":
                 hide_in_common_state(file, payload)
             else:
                 file.write_bytes(payload)
             if name == "__0.metadata":
                 (folder / ".metadata").write_bytes(b"garbage")
-            files = {each: entry_of(folder / each) for each in {*manifest.files, name}}
-            text = type(manifest)(step=manifest.step, files=files, facts=manifest.facts).to_text()
-            if format_version == 1:
-                sizes = {each: entry.num_bytes for each, entry in files.items()}
-                text = json.dumps({"format_version": 1, "step": manifest.step, "file_bytes": sizes})
-            (folder / "manifest.json").write_text(text)
+            (write_oldest_manifest if format_version == 1 else write_old_manifest)(folder, SHORT.num_steps)
             poisoned[f"{name} {format_version}"] = folder / (".metadata" if name.startswith("__0.") else name)
     return poisoned
 
@@ -291,13 +282,14 @@ def evaluations(_context: RankContext, checkpoints: Sequence[str]) -> dict[str, 
     return outcomes
 
 
-def test_no_code_of_a_foreign_checkpoint_runs(data: Path, run_alone: Path, tmp_path: Path) -> None:
+def test_no_code_of_a_foreign_checkpoint_runs(data: Path, tmp_path: Path) -> None:
     import pickle
 
     witness = tmp_path / "code ran"
     pickle.loads(malicious_pickle(witness))
     witness.unlink()
-    poisoned = poison_each(run_alone, tmp_path, witness)
+    run_ranks(fit_with_old_files, 1, short_run(data, tmp_path / "run", *ONE_RANK))
+    poisoned = poison_each(tmp_path / f"run/{OLD}/step_{SHORT.num_steps}", tmp_path, witness)
     command = short_run(data, tmp_path, *ONE_RANK, "train.steps=30")
 
     folders = [str(tmp_path / name) for name in poisoned]
@@ -305,6 +297,10 @@ def test_no_code_of_a_foreign_checkpoint_runs(data: Path, run_alone: Path, tmp_p
 
     assert not witness.exists()
     for name, file in poisoned.items():
+        if name.startswith("common.pt"):
+            # Nothing reads it any more.
+            assert resumed[str(tmp_path / name)] == f"step {SHORT.num_steps}"
+            continue
         assert "CheckpointError: " in resumed[str(tmp_path / name)], name
         assert file.name in resumed[str(tmp_path / name)], name
     first = next(iter(poisoned.values())).parent

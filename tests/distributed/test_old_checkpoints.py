@@ -1,6 +1,6 @@
 """Checkpoints whose saved configuration is of an earlier version are evaluated, and runs go on from them."""
 
-import json
+import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
@@ -12,6 +12,7 @@ import yaml
 
 from k25_train.compose.migrations import MIGRATIONS, VERSION_KEY, Fill
 from tests.helpers.interrupted_runs import ONE_RANK, SHORT, assert_goes_on, cut_off, rows, short_run
+from tests.helpers.old_checkpoints import OLD, fit_with_old_files, write_oldest_manifest
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import fit
 
@@ -22,7 +23,10 @@ AS_BEFORE = (*ONE_RANK, "optim=adamw", "dep.mode=coupled", "optim.max_skipped_st
 
 
 def age(run: Path) -> None:
-    """Take the version, and every key that files without one may lack, from the checkpoints of a run."""
+    """Put checkpoints of the first format in the place of a run's: their configurations have no version, and
+    lack every key that files without one may lack."""
+    shutil.rmtree(run / "checkpoints")
+    (run / OLD).rename(run / "checkpoints")
     for folder in (run / "checkpoints").glob("step_?"):
         values = yaml.safe_load((folder / "config.yaml").read_text())
         del values[VERSION_KEY]
@@ -35,11 +39,8 @@ def age(run: Path) -> None:
                 if section is not None:
                     section.pop(name, None)
         (folder / "config.yaml").write_text(yaml.safe_dump(values))
-        # The first format of the manifest.
-        step, files = int(folder.name.split("_")[1]), [*folder.glob("*.distcp"), folder / "config.yaml"]
-        sizes = {path.name: path.stat().st_size for path in (*files, *folder.glob("*metadata*"))}
-        manifest = {"format_version": 1, "step": step, "file_bytes": sizes}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "data_state.json").unlink()
+        write_oldest_manifest(folder, int(folder.name.split("_")[1]))
 
 
 def evaluate_and_listen(_context: RankContext, checkpoint: str) -> tuple[dict[str, float], str]:
@@ -63,8 +64,9 @@ def fit_from_file(context: RankContext, file: str, overrides: Sequence[str]) -> 
 
 def test_an_old_checkpoint_is_evaluated_and_goes_on(data: Path, tmp_path: Path) -> None:
     finished = tmp_path / "finished"
-    run_ranks(fit, 1, short_run(data, finished, *AS_BEFORE))
+    run_ranks(fit_with_old_files, 1, short_run(data, finished, *AS_BEFORE))
     resumed = cut_off(finished, tmp_path / "resumed")
+    shutil.rmtree(resumed / OLD / f"step_{SHORT.num_steps}")
     age(resumed)
     checkpoint = resumed / f"checkpoints/step_{SHORT.saved_at}"
 

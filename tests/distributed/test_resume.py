@@ -179,8 +179,8 @@ OUTCOMES = {
     "data.sources.ocr.kinds=[text]": "\n  data.sources.ocr.kinds=['ocr'] in the checkpoint, ['text'] now\n",
     "checkpoint.resume=false": "ConfigError: checkpoint.resume=false, but an earlier run left {checkpoint}",
     SHORTER: "ConfigError: train.steps=4, but the run has {checkpoint}: raise train.steps",
-    "run.dir={run}/no_file": "CheckpointError: {run}/no_file/checkpoints/step_5/__0_0.distcp is missing",
-    "run.dir={run}/cut": "CheckpointError: {run}/cut/checkpoints/step_5/__0_0.distcp has 1000 bytes instead",
+    "run.dir={run}/no_file": "no_file/checkpoints/step_5/rank_00000_0.safetensors is missing",
+    "run.dir={run}/cut": "cut/checkpoints/step_5/rank_00000_0.safetensors has 1000 bytes instead",
     "run.dir={run}/no_list": "CheckpointError: {run}/no_list/checkpoints/step_5/manifest.json: missing",
 }
 """Overrides of a start with a checkpoint at step 5, where the optimizer is set otherwise than before -> what
@@ -194,8 +194,8 @@ def starts(
     run = cut_off(run_alone, tmp_path_factory.mktemp("starts") / "run")
     for name in ("no_file", "cut", "no_list"):
         cut_off(run_alone, run / name)
-    (run / "no_file/checkpoints/step_5/__0_0.distcp").unlink()
-    os.truncate(run / "cut/checkpoints/step_5/__0_0.distcp", 1000)
+    (run / "no_file/checkpoints/step_5/rank_00000_0.safetensors").unlink()
+    os.truncate(run / "cut/checkpoints/step_5/rank_00000_0.safetensors", 1000)
     (run / "no_list/checkpoints/step_5/manifest.json").unlink()
     cases = [case.format(run=run) for case in OUTCOMES]
     other_optimizer = ["optim.lr=1e-3", "optim.weight_decay=0.5"]

@@ -23,6 +23,9 @@ _TIMES = (
     "vision_work_s_max",
     "vision_work_s_mean",
     "vision_exposed_s_max",
+    "checkpoint_stall_s",
+    "checkpoint_write_s",
+    "checkpoint_bytes",
 )
 
 

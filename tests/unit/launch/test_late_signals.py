@@ -9,7 +9,7 @@ import torch
 
 from k25_train.startup.interrupts import end_quietly_on_interrupt
 from k25_train.training import stop
-from k25_train.training.stop import StopRequest
+from k25_train.training.stop import StopRequest, most_of_any_rank
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -45,11 +45,18 @@ def test_a_signal_that_comes_while_ranks_agree_is_for_the_next_step(
         signal.raise_signal(signal.SIGTERM)
         flag.fill_(others)
 
+    first = others
     request = StopRequest()
+
+    def agreed() -> int:
+        wanted = request.wanted(is_lost=others == stop.FOLDER_LOST)
+        return request.take(most_of_any_rank([wanted], torch.device("cpu"))[0])
+
     monkeypatch.setattr(stop.dist, "all_reduce", reduce)
-    assert request.agreed(torch.device("cpu"), is_lost=others == stop.FOLDER_LOST) == others
+    assert agreed() == others
+    others = 0
     monkeypatch.setattr(stop.dist, "all_reduce", lambda _flag, _operation: None)
-    assert request.agreed(torch.device("cpu")) == (others % stop.FOLDER_LOST or signal.SIGTERM)
+    assert agreed() == (first % stop.FOLDER_LOST or signal.SIGTERM)
 
 
 def ends_with(*steps: Callable[[], object]) -> int:

@@ -1,0 +1,85 @@
+"""Complete checkpoints of a run: proven ones, those that are set aside, and which of them go."""
+
+from collections.abc import Callable
+
+from k25_train.checkpoint import folders
+from k25_train.checkpoint.background import Background
+from k25_train.checkpoint.storage.kinds import Place
+from k25_train.config.checkpoint import MAX_UNSOUND
+from k25_train.errors import K25Error
+from k25_train.metrics.report import Report
+from k25_train.training.run import Run
+
+
+class KeptCheckpoints:
+    """Changes the folder of the checkpoints, on rank 0, one change after the other, while training goes on:
+    to delete thousands of files takes a file system its time. On other ranks every method does nothing."""
+
+    def __init__(self, run: Run, report: Report) -> None:
+        self._run, self._report = run, report
+        self._changes: list[Background[str]] = []
+        """Those that were not told yet, in their order."""
+
+    def prove(self, step: int) -> None:
+        """A sound step was taken from the weights of a checkpoint: it stays, and older ones may go."""
+        config = self._run.config.checkpoint
+
+        def change() -> str:
+            folders.mark_proven(self._root, step)
+            folders.prune(self._root, config.keep, config.keep_every)
+            return ""
+
+        self._start(change)
+
+    def set_aside(self, step: int, why: str) -> None:
+        """The weights of a checkpoint turned out to be bad."""
+
+        def change() -> str:
+            place = folders.set_aside(self._root, step, why)
+            folders.prune_unsound(self._root, MAX_UNSOUND)
+            return f"step_{step} is set aside as {place}: {why}" if place else ""
+
+        self._start(change)
+
+    def prune_unsound(self, *, coming: int = 0) -> None:
+        """Drop the oldest of those that were set aside, with room for so many that are `coming`."""
+
+        def change() -> str:
+            folders.prune_unsound(self._root, MAX_UNSOUND - coming)
+            return ""
+
+        self._start(change)
+
+    def tell(self) -> None:
+        """Report the changes that are done."""
+        while self._changes and self._changes[0].is_done:
+            if told := self._changes.pop(0).result():
+                self._report.notice(told)
+
+    def settle(self) -> None:
+        """Wait until all changes are done, and report them."""
+        with self._run.tracker.phase("checkpoint", may_be_long=True):
+            for change in self._changes:
+                change.result()
+        self.tell()
+
+    @property
+    def _root(self) -> Place:
+        return self._run.checkpoints
+
+    def _start(self, change: Callable[[], str]) -> None:
+        """Change the folder after the changes before; a failure is told, and costs space alone."""
+        if not self._run.is_main:
+            return
+        earlier = self._changes[-1:]
+
+        def run() -> str:
+            for each in earlier:
+                each.result()
+            try:
+                self._run.claim.check()
+                return change()
+            except (OSError, K25Error) as error:
+                return f"{self._root}: old checkpoints could not be tidied up ({error})"
+
+        self._changes.append(Background("checkpoint-folder", run))
