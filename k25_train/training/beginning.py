@@ -1,4 +1,4 @@
-"""What a run starts with, apart from the state of its newest checkpoint: first weights, or data from there on."""
+"""What a run starts with, apart from the state of its newest checkpoint: first weights, or where data are."""
 
 from collections.abc import Mapping
 
@@ -22,8 +22,8 @@ def start_from_files(run: Run, report: Report) -> Mapping[str, str]:
 
 
 def go_on_with_data(run: Run, report: Report, checkpoint: Place, step: int) -> tuple[DataState, bool]:
-    """Have the data go on behind a step; how far they were read, and whether they are mixed as before, so that
-    losses compare."""
+    """Have the data go on behind a step; how far they were read, and whether they are mixed as before, so
+    that losses compare."""
     saved = on_first_rank(lambda: read_data_state(checkpoint))
     now = mixture_of(run.config, step + 1)
     if not saved.loader:

@@ -21,8 +21,8 @@ from k25_train.checkpoint.storage.kinds import Place
 from k25_train.errors import CheckpointError, ConfigError
 from k25_train.metrics.report import Report
 from k25_train.metrics.rows_file import Value
-from k25_train.training.cadence import SaveCadence
 from k25_train.training.beginning import go_on_with_data, start_from_files
+from k25_train.training.cadence import SaveCadence
 from k25_train.training.kept import KeptCheckpoints
 from k25_train.training.run import Run
 from k25_train.training.saver import Saver
