@@ -33,7 +33,7 @@ MOST_ELEMENTS = 8 * 2**20
 LEAST_ELEMENTS = 64 * 2**10
 """Of a piece: below this requests are too many. Our choice."""
 WORKER_BYTES = 48 * 2**20
-"""What a worker takes in addition to what it has of its parent, and to pieces: buffers, the table of checksums,
+"""What a worker takes in addition to what it has of its parent and to pieces: buffers, the table of hashes,
 the allocator's free pages. `tests.bench.import_memory` measures the sum."""
 SAMPLE_BYTES = 64 * 1024
 """Of each file's data, by which one model is told from another of the same shapes."""

@@ -43,6 +43,7 @@ MODULES = {
     "dryrun": "k25_train.dryrun",
     "data": "k25_train.data",
     "checkpoint": "k25_train.checkpoint",
+    "convert": "k25_train.convert",
     "preflight": "launch.preflight",
     "status": "launch.status",
     "submit": "launch.slurm",
