@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from k25_train.convert.arguments import folder, positive
 from k25_train.errors import CheckpointError
 
 MOST_WORKERS = 8
@@ -21,9 +22,9 @@ def add(commands: Any) -> None:
         description=__doc__.partition(":")[2].strip() if __doc__ else None,
     )
     add_option = parser.add_argument
-    add_option("checkpoint", metavar="CHECKPOINT", type=Path, help="step_N of a run, or an import")
-    add_option("out", metavar="OUT", type=Path, help="folder to make; the same command goes on with it")
-    add_option("--dtype", choices=("bf16", "int4", "fp32"), default="bf16", help="of the weights")
+    add_option("checkpoint", metavar="CHECKPOINT", type=folder, help="step_N of a run, or an import")
+    add_option("out", metavar="OUT", type=folder, help="folder to make; the same command goes on with it")
+    add_option("--dtype", choices=("bf16", "int4", "float32"), default="bf16", help="of the weights")
     add_option(
         "--like",
         metavar="DIR",
@@ -34,10 +35,15 @@ def add(commands: Any) -> None:
     add_option("--tokenizer", metavar="FILE", type=Path, help="vocabulary of the data, without --like")
     add_option("--text-only", action="store_true", help="leave the vision part out, as Kimi-K2 and Moonlight")
     add_option("--from-masters", action="store_true", help="round the float32 masters of the optimizer")
-    add_option("--shard-gb", metavar="GB", type=float, help="most 10^9 bytes in a file; by layer without it")
-    add_option("--workers", metavar="N", type=int, help="processes (as many as cores, 8 at most)")
+    add_option(
+        "--shard-gb",
+        metavar="GB",
+        type=positive(float),
+        help="most 10^9 bytes in a file; by layer without it",
+    )
+    add_option("--workers", metavar="N", type=positive(int), help="processes (as many as cores, 8 at most)")
     add_option("--node", type=int, default=0, metavar="I", help="number of this node, from 0")
-    add_option("--num-nodes", type=int, default=1, metavar="N", help="nodes (%(default)s)")
+    add_option("--num-nodes", type=positive(int), default=1, metavar="N", help="nodes (%(default)s)")
     parser.set_defaults(run=run)
 
 
@@ -73,7 +79,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     )
     check_tensors(checkpoint, model, contents, from_masters=options.from_masters)
     if like is None:
-        texts = own_files(model, contents, weights, options.tokenizer)
+        texts = own_files(model, contents, weights, options.tokenizer, checkpoint.manifest.facts)
     else:
         texts = files_like(ReleasedFolder(like), model, contents, weights)
     is_complete = export_folder(

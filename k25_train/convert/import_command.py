@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from k25_train.config.basics import is_url
+from k25_train.convert.arguments import positive
 from k25_train.convert.importing import MODEL_FILE, Import, Options
 from k25_train.convert.mapping import Named
 from k25_train.errors import CheckpointError
@@ -67,18 +68,16 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--memory-gib",
-        type=_positive(float),
+        type=positive(float),
         default=4.0,
         metavar="N",
         help="most memory of all processes on this node together (%(default)s)",
     )
     parser.add_argument(
-        "--workers", type=_positive(int), metavar="N", help="processes (as many as cores and memory allow)"
+        "--workers", type=positive(int), metavar="N", help="processes (as many as cores and memory allow)"
     )
     parser.add_argument("--node", type=int, default=0, metavar="I", help="number of this node, from 0")
-    parser.add_argument(
-        "--num-nodes", type=_positive(int), default=1, metavar="N", help="nodes (%(default)s)"
-    )
+    parser.add_argument("--num-nodes", type=positive(int), default=1, metavar="N", help="nodes (%(default)s)")
     parser.add_argument(
         "--restart", action="store_true", help="drop what an interrupted import left at OUT.partial"
     )
@@ -192,13 +191,3 @@ class Bar:
     def stop(self) -> None:
         """No more to show."""
         self._live.stop()
-
-
-def _positive[Number: (int, float)](kind: type[Number]) -> Any:
-    def read(text: str) -> Number:
-        value = kind(text)
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f"{text}: must be positive")
-        return value
-
-    return read

@@ -66,7 +66,7 @@ class ExportOrder:
     def files(self) -> list[PlannedFile]:
         """All weight files."""
         tensors = released_tensors(self.model, self.contents)
-        if self.weights is WeightFormat.fp32:
+        if self.weights is WeightFormat.float32:
             tensors = (replace(tensor, dtype="float32") for tensor in tensors)
         return plan_files(tensors, self.weights, self.shard_gb)
 

@@ -33,7 +33,7 @@ class WeightFormat(Enum):
     """All as in the release, routed experts unpacked."""
     int4 = "int4"
     """The release: routed experts packed."""
-    fp32 = "fp32"
+    float32 = "float32"
     """Not in any release: all in float32, so that nothing of a float32 run is rounded."""
 
 

@@ -21,9 +21,11 @@ from k25_train.export.listing import Contents, WeightFormat
 from k25_train.export.quantization import int4_config
 
 KIMI_VOCAB_SIZE = 163840
-DTYPES = {WeightFormat.bf16: "bfloat16", WeightFormat.int4: "bfloat16", WeightFormat.fp32: "float32"}
+DTYPES = {WeightFormat.bf16: "bfloat16", WeightFormat.int4: "bfloat16", WeightFormat.float32: "float32"}
 """What is not packed."""
 QUANTIZATION = "quantization_config"
+TOKENIZER_FACT = "data.tokenizer"
+"""Of `k25_train/data/fingerprint.py`."""
 _SAME_MODEL = (
     "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_attention_heads "
     "n_shared_experts n_routed_experts num_experts_per_tok first_k_dense_replace routed_scaling_factor "
@@ -62,17 +64,25 @@ def files_like(
 
 
 def own_files(
-    model: ModelConfig, contents: Contents, weights: WeightFormat, tokenizer: Path | None
+    model: ModelConfig,
+    contents: Contents,
+    weights: WeightFormat,
+    tokenizer: Path | None,
+    facts: Mapping[str, str],
 ) -> dict[str, str]:
     """What can be written without a released folder: name -> text.
 
     Args:
         tokenizer: the `tokenizer.json` or `tiktoken.model` of the data; None for the release's vocabulary.
+        facts: of the checkpoint's manifest; a run's say which vocabulary it was trained with.
 
-    Raises `CheckpointError` if nothing says which ids end a text and stand for media.
+    Raises `CheckpointError` if nothing says which ids end a text and stand for media, or the vocabulary is
+    another one than the run's.
     """
     quantization = int4_config() if weights is WeightFormat.int4 else None
     vocabulary = None if tokenizer is None else load_tokenizer(tokenizer)
+    if vocabulary is not None:
+        _check_vocabulary(vocabulary, str(tokenizer), model, facts)
     ids = _ids_of(vocabulary, model)
     of_contents = config_json if contents is Contents.all else text_config_json
     files: dict[str, Mapping[str, Any]] = {
@@ -90,6 +100,20 @@ def own_files(
     elif tokenizer is not None:
         texts["tiktoken.model"] = Path(tokenizer).read_text(encoding="utf-8")
     return texts
+
+
+def _check_vocabulary(vocabulary: Tokenizer, path: str, model: ModelConfig, facts: Mapping[str, str]) -> None:
+    if vocabulary.vocab_size > model.vocab_size:
+        raise CheckpointError(
+            f"--tokenizer {path}: has {vocabulary.vocab_size:,} ids, but the model has {model.vocab_size:,}; "
+            "name the vocabulary that the run was trained with"
+        )
+    trained_with = facts.get(TOKENIZER_FACT, "")
+    if trained_with not in ("", f"sha256 {vocabulary.sha256}"):
+        raise CheckpointError(
+            f"--tokenizer {path}: has sha256 {vocabulary.sha256}, but the run was trained with one of "
+            f"{trained_with}; name that one"
+        )
 
 
 def _ids_of(tokenizer: Tokenizer | None, model: ModelConfig) -> SpecialIds:

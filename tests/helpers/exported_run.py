@@ -33,7 +33,7 @@ def export_run(checkpoint: Path, tokenizer: Path, work: Path) -> ExportedRun:
     """Evaluate a checkpoint with `dump` in one process, and export it in float32, both below `work`."""
     run = ExportedRun(checkpoint, work / "dump", work / "exported")
     run_ranks(_evaluate, 1, str(checkpoint), str(run.dump))
-    words = f"export {checkpoint} {run.folder} --tokenizer {tokenizer} --dtype fp32 --workers 1"
+    words = f"export {checkpoint} {run.folder} --tokenizer {tokenizer} --dtype float32 --workers 1"
     assert convert(words.split()) == 0
     return run
 

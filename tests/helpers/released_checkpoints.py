@@ -26,12 +26,17 @@ def stacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_weights(
-    folder: Path, model: ModelConfig, tensors: Mapping[str, Tensor], cuts: Sequence[float] = (1.0,)
+    folder: Path,
+    model: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    cuts: Sequence[float] = (1.0,),
+    facts: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a checkpoint of these tensors in our names.
 
     Args:
         cuts: shares of every tensor, one file each, adding up to 1.
+        facts: of the data, in the manifest.
     """
     from k25_train.checkpoint.files.parts import Part
     from k25_train.checkpoint.files.writer import write_parts
@@ -53,7 +58,7 @@ def write_weights(
         files[name] = write_parts(folder / name, parts)
         before += cut
     (folder / "model.yaml").write_text(dump(plain_values(model)))
-    manifest = Manifest(step=0, files=files, facts={}, kind=Kind.WEIGHTS, num_updates=0)
+    manifest = Manifest(step=0, files=files, facts=facts or {}, kind=Kind.WEIGHTS, num_updates=0)
     (folder / MANIFEST).write_text(manifest.to_text())
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 from dataclasses import replace
@@ -90,9 +91,9 @@ def test_bf16_has_the_tensors_bit_for_bit(exported: dict[str, Path], state: dict
     assert not [name for name in names if name.startswith(".")]
 
 
-def test_fp32_rounds_nothing(checkpoint: Path, tokenizer: Path, state: dict[str, Tensor]) -> None:
-    folder = checkpoint.parent / "fp32"
-    export(checkpoint, folder, "--dtype", "fp32", "--tokenizer", tokenizer)
+def test_float32_rounds_nothing(checkpoint: Path, tokenizer: Path, state: dict[str, Tensor]) -> None:
+    folder = checkpoint.parent / "float32"
+    export(checkpoint, folder, "--dtype", "float32", "--tokenizer", tokenizer)
     found = tensors_in(folder)
     assert found.keys() == state.keys()
     for name, tensor in state.items():
@@ -294,6 +295,40 @@ def test_refusals(
     assert "is of a model with vision, but the export is of text alone" in message
     assert "name a Hugging Face folder" in refused(capsys, checkpoint, out, "--like", tmp_path)
     assert not out.exists()
+
+
+def test_another_vocabulary_is_refused(
+    state: dict[str, Tensor], tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One with more ids than the model has, whose `[EOS]` would be none of them, and one of another run."""
+    fact = {"data.tokenizer": f"sha256 {hashlib.sha256(tokenizer.read_bytes()).hexdigest()}"}
+    smaller = tiny_model_config(vocab_size=VOCAB_SIZE - 1)
+    weights = stacked(released_state(smaller))
+    checkpoint = write_weights(tmp_path / "smaller", smaller, weights)
+    message = refused(capsys, checkpoint, tmp_path / "out", "--tokenizer", tokenizer)
+    assert "has 320 ids, but the model has 319" in message
+    trained = write_weights(tmp_path / "step_0", MODEL, stacked(state), facts=fact)
+    changed = tmp_path / "tokenizer.json"
+    changed.write_bytes(tokenizer.read_bytes() + b" ")
+    message = refused(capsys, trained, tmp_path / "out", "--tokenizer", changed)
+    assert "the run was trained with one of sha256" in message
+    export(trained, tmp_path / "out", "--tokenizer", tokenizer)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("s3://bucket/out",),
+        ("out", "--shard-gb", "0"),
+        ("out", "--shard-gb", "nan"),
+        ("out", "--workers", "-1"),
+    ],
+    ids=" ".join,
+)
+def test_arguments_that_mean_nothing(
+    words: tuple[str, ...], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "must be" in refused(capsys, checkpoint, *words)
 
 
 def test_a_damaged_checkpoint_gives_no_folder(
