@@ -44,8 +44,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--keep-every",
         type=int,
-        metavar="STEPS",
-        help="sound ones at multiples of it stay; 0 for none (checkpoint.keep_every of the run)",
+        metavar="N",
+        help="every Nth checkpoint of the run stays; 0 for none (checkpoint.keep_every of the run)",
     )
     parser.add_argument(
         "--also",
@@ -129,7 +129,7 @@ def _found(folder: Place) -> Found:
         return Found(folder.name, step, Condition.unsound, manifest.why_unsound, num_bytes)
     if folder.name.endswith(".unsound"):
         return Found(folder.name, step, Condition.unsound, "set aside", num_bytes)
-    return Found(folder.name, step, Condition.sound, "", num_bytes)
+    return Found(folder.name, step, Condition.sound, "", num_bytes, manifest.number)
 
 
 def check_named(root: Place, decided: Sequence[Decision], named: Sequence[str]) -> None:

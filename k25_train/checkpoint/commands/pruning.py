@@ -26,6 +26,8 @@ class Found:
     why: str
     """What is wrong with it; empty if it is sound."""
     num_bytes: int
+    number: int = 0
+    """Which of the run's checkpoints it is, from 1 on; 0 if that is not known, as before format 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def decide(found: Sequence[Found], keep: int, keep_every: int, named: Collection
     Args:
         found: all of a run.
         keep: so many of the newest sound ones stay, at least one.
-        keep_every: sound ones of steps that are multiples of it stay; 0 for none.
+        keep_every: every so-many-th of the run stays, if it is sound; 0 for none.
         named: folders that go though they are not sound, as the user wrote them.
     """
     by_age = sorted(found, key=lambda each: (each.condition is Condition.partial, each.step, each.name))
@@ -61,8 +63,8 @@ def decide(found: Sequence[Found], keep: int, keep_every: int, named: Collection
             return Decision(
                 each, False, "the newest" if number == 1 else f"number {number} of the newest {keep}"
             )
-        if keep_every and each.step % keep_every == 0:
-            return Decision(each, False, f"every {keep_every:,} steps")
+        if keep_every and each.number and each.number % keep_every == 0:
+            return Decision(each, False, f"the run's number {each.number:,}, a multiple of {keep_every:,}")
         return Decision(each, True, f"older than the newest {keep}")
 
     return [decision(each) for each in by_age]

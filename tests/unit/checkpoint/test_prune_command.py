@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,15 @@ def test_yes_deletes_just_that(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert names(run) == ["step_3", "step_4", "step_5", "step_7.unsound"]
     assert (run / "checkpoints" / folders.LATEST).read_text().strip() == "step_5"
     assert not (run / LOCK).exists()
+
+
+def test_it_keeps_what_the_run_keeps(run: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "own"))
+    for keep, keep_every in ((2, 3), (1, 2), (3, 0), (1, 1)):
+        folders.prune(own / "checkpoints", keep, keep_every)
+        limits = ["--keep", str(keep), "--keep-every", str(keep_every)]
+        assert main(["prune", str(run), "--yes", *limits]) == 0
+        assert names(run) == [name for name in names(own) if not name.endswith(".partial")]
 
 
 def test_the_last_sound_one_stays_whatever_is_given(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from k25_train.checkpoint.commands.pruning import Condition, Found, decide
 
 RUN = [
-    *(Found(f"step_{step}", step, Condition.sound, "", 10) for step in (30, 10, 20, 50, 40)),
+    *(Found(f"step_{step}", step, Condition.sound, "", 10, step // 10) for step in (30, 10, 20, 50, 40)),
     Found("step_45", 45, Condition.damaged, "a file is missing", 10),
     Found("step_60.unsound", 60, Condition.unsound, "loss is NaN", 10),
     Found("step_70.partial", 70, Condition.partial, "", 10),
@@ -22,7 +22,7 @@ def test_the_newest_sound_ones_stay() -> None:
 
 
 def test_milestones_stay() -> None:
-    assert gone(1, keep_every=20) == ["step_10", "step_30", "step_70.partial"]
+    assert gone(1, keep_every=2) == ["step_10", "step_30", "step_70.partial"]
 
 
 def test_what_is_not_sound_goes_if_it_is_named() -> None:
@@ -36,9 +36,9 @@ def test_damaged_ones_do_not_count() -> None:
 
 
 def test_every_decision_has_its_reason() -> None:
-    assert [each.why for each in decide(RUN, 2, 20, ())] == [
+    assert [each.why for each in decide(RUN, 2, 2, ())] == [
         "older than the newest 2",
-        "every 20 steps",
+        "the run's number 2, a multiple of 2",
         "older than the newest 2",
         "number 2 of the newest 2",
         "damaged: goes if it is named with --also",
