@@ -63,12 +63,11 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
 }
 RUN_FILES = ("metrics.jsonl", "config.yaml", "tensorboard/*", LOCK)
 CHECKPOINT_FILES = (
-    "*.distcp",
-    ".metadata",
-    "metadata.json",
+    "*.safetensors",
+    "*.safetensors",
     "manifest.json",
     "config.yaml",
-    "common.pt",
+    "data_state.json",
     "*",
 )
 DATA_FILES = ("*.tar", "*.index.jsonl", "dataset.json", "tokenizer.json")

@@ -99,7 +99,7 @@ def checkpoint_flipped(rng: random.Random) -> Plan:
 
 def checkpoint_without_manifest(rng: random.Random) -> Plan:
     """The newest checkpoint loses its manifest, or a shard, and a rank is killed."""
-    name = rng.choice(["manifest.json", "__0_0.distcp", ".metadata"])
+    name = rng.choice(["manifest.json", "rank_00000_0.safetensors", "config.yaml"])
     return _of_checkpoint(rng, f"{name} removed", lambda folder: (folder / name).unlink())
 
 
@@ -120,12 +120,12 @@ def newest_checkpoint(scene: Scene) -> Path:
 
 
 def _truncate(folder: Path) -> None:
-    shard = folder / "__0_0.distcp"
+    shard = folder / "rank_00000_0.safetensors"
     os.truncate(shard, shard.stat().st_size // 2)
 
 
 def _flip(folder: Path, *, place: float) -> None:
-    shard = folder / "__1_0.distcp"
+    shard = folder / "rank_00001_0.safetensors"
     with shard.open("r+b") as file:
         offset = int(place * shard.stat().st_size)
         file.seek(offset)
