@@ -31,7 +31,7 @@ NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup engine data smoke smoke-gpu test test-slow resharding test-gpu test-engine faults check lint types test-fast format pins python clean
+.PHONY: help setup engine data smoke smoke-gpu test test-slow resharding test-gpu test-engine faults crashes check lint types test-fast format pins python clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ test-engine: $(STAMP) $(ENGINE)/.installed  ## export a small run, serve it with
 
 faults: $(STAMP)  ## disturb a running job on a real SLURM 40 times; needs slurm-wlm and munge
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.slurm_faults
+
+crashes: $(STAMP)  ## crash jobs that save checkpoints 100 times, and look at what is left
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.checkpoint_crashes
 
 check: lint  ## format, lint, types, import rules and the fast tests
 	@$(MAKE) --no-print-directory --jobs 2 types test-fast
