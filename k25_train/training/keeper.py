@@ -196,6 +196,7 @@ class CheckpointKeeper:
             return None
         committed, cost = done
         self.report.notice(f"step {step} is saved: {cost}")
+        self._kept.note()
         self._judge(step, committed)
         return committed.folder
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.background import Background
 from k25_train.checkpoint.storage.kinds import Place
+from k25_train.checkpoint.storage.places import storage_of
 from k25_train.config.checkpoint import MAX_UNSOUND
 from k25_train.errors import K25Error
 from k25_train.metrics.report import Report
+from k25_train.run_folder.checkpoints import note_steps
 from k25_train.training.run import Run
 
 
@@ -19,6 +21,10 @@ class KeptCheckpoints:
         self._run, self._report = run, report
         self._changes: list[Background[str]] = []
         """Those that were not told yet, in their order."""
+
+    def note(self) -> None:
+        """A checkpoint is complete: those who look after the run see that in its folder."""
+        self._start(lambda: "")
 
     def prove(self, step: int) -> None:
         """A sound step was taken from the weights of a checkpoint: it stays, and older ones may go."""
@@ -78,8 +84,16 @@ class KeptCheckpoints:
                 each.result()
             try:
                 self._run.claim.check()
-                return change()
+                told = change()
+                self._note_steps()
             except (OSError, K25Error) as error:
                 return f"{self._root}: old checkpoints could not be tidied up ({error})"
+            return told
 
         self._changes.append(Background("checkpoint-folder", run))
+
+    def _note_steps(self) -> None:
+        """Leave the names of checkpoints in an object store where those of others are."""
+        if not storage_of(self._root).has_rename:
+            sound = folders.sound_checkpoints(self._root)
+            note_steps(self._run.folder, map(folders.step_of, sound))
