@@ -69,7 +69,6 @@ FIXED: dict[str, tuple[object, ...]] = {
     "moe_layer_freq": (1,),
     "attention_bias": (False,),
     "tie_word_embeddings": (False,),
-    "num_nextn_predict_layers": (0, None),
 }
 """What the language model cannot be told to do otherwise -> the values that it behaves as."""
 FRACTIONS = ("routed_scaling_factor", "rms_norm_eps")
