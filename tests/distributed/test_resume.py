@@ -1,6 +1,7 @@
 """An interrupted run goes on as if nothing had happened: bitwise in its layout, to 1e-5 in another."""
 
 import os
+import random
 import signal
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -18,6 +19,7 @@ from tests.helpers.interrupted_runs import (
     TOLERANCE,
     assert_close,
     assert_goes_on,
+    assert_same_state,
     cut_off,
     rows,
     short_run,
@@ -41,6 +43,32 @@ def fit_and_signal(context: RankContext, arguments: Sequence[str], rank: int, st
         return train_step(run, current)
 
     trainer.train_step = train_step_under_signal
+    fit(context, arguments)
+
+
+def fit_with_other_generators(context: RankContext, arguments: Sequence[str]) -> None:
+    """Train with all global generators somewhere else before each step, which must leave them there."""
+    import numpy as np
+    import torch
+
+    from k25_train.training import trainer
+
+    train_step = trainer.train_step
+
+    def states() -> list[Any]:
+        legacy = np.random.get_state(legacy=True)
+        return [random.getstate(), legacy[0], legacy[1].tolist(), legacy[2:], torch.get_rng_state().tolist()]
+
+    def train_step_elsewhere(run: Any, current: int) -> Any:
+        random.seed(current)
+        np.random.seed(current)
+        torch.manual_seed(current)
+        before = states()
+        result = train_step(run, current)
+        assert states() == before, f"step {current} has drawn from a global generator"
+        return result
+
+    trainer.train_step = train_step_elsewhere
     fit(context, arguments)
 
 
@@ -86,12 +114,15 @@ def evaluate_checkpoint(
     return [(losses["eval_text_loss"], losses["eval_caption_loss"]) for losses in found]
 
 
-def test_one_process_goes_on_bitwise(data: Path, run_alone: Path, tmp_path: Path) -> None:
+def test_one_process_goes_on_bitwise_whatever_generators_say(
+    data: Path, run_alone: Path, tmp_path: Path
+) -> None:
     resumed = cut_off(run_alone, tmp_path / "run")
 
-    run_ranks(fit, 1, short_run(data, resumed, *ONE_RANK))
+    run_ranks(fit_with_other_generators, 1, short_run(data, resumed, *ONE_RANK))
 
     assert_goes_on(resumed, run_alone, after=SHORT.saved_at)
+    assert_same_state(resumed, run_alone)
     assert sorted(path.name for path in (resumed / "checkpoints").glob("step_*")) == ["step_10", "step_5"]
 
 
@@ -108,6 +139,7 @@ def test_a_signal_to_one_of_four_ranks_stops_all_and_they_go_on_bitwise(
     run_ranks(fit, 4, short_run(data, resumed, *FOUR_RANKS))
 
     assert_goes_on(resumed, run_as_smoke, after=SHORT.saved_at)
+    assert_same_state(resumed, run_as_smoke)
 
 
 def test_four_ranks_go_on_in_one_process(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:

@@ -98,6 +98,17 @@ def assert_goes_on(resumed: Path, finished: Path, after: int) -> None:
     assert without_times(found) == without_times(expected)
 
 
+def assert_same_state(resumed: Path, finished: Path) -> None:
+    """Weights, masters, moments and buffers at the end are the same bits, tensor by tensor."""
+    from k25_train.checkpoint.files.stored import StoredCheckpoint
+
+    last = f"checkpoints/step_{SHORT.num_steps}"
+    found, expected = StoredCheckpoint.open(resumed / last), StoredCheckpoint.open(finished / last)
+    assert found.tensors == expected.tensors
+    assert found.num_updates == expected.num_updates
+    assert [name for name in expected.tensors if not found.read(name).equal(expected.read(name))] == []
+
+
 def assert_close(resumed: Path, finished: Path, after: int) -> None:
     """Losses and gradient norms after step `after` agree to the tolerance."""
     for found, expected in zip(rows(resumed)[after + 1 :], rows(finished)[after + 1 :], strict=True):
