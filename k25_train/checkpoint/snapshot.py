@@ -85,10 +85,7 @@ class Snapshot:
         there is not enough.
         """
         # 1. Where each piece goes.
-        offsets, needed = [], 0
-        for piece in pieces:
-            offsets.append(needed)
-            needed += -(-piece.part.num_bytes // _ALIGNMENT) * _ALIGNMENT
+        offsets, needed = places([piece.part for piece in pieces])
         if not self.num_bytes:
             self._arena = self._lock(needed)
         assert needed == self.num_bytes, "the pieces of a run do not change"
@@ -137,6 +134,15 @@ class Snapshot:
                 "ranks has less"
             ) from error
         return region
+
+
+def places(parts: Sequence[Part]) -> tuple[list[int], int]:
+    """First byte of each part in a snapshot, and the bytes of all."""
+    offsets, needed = [], 0
+    for part in parts:
+        offsets.append(needed)
+        needed += -(-part.num_bytes // _ALIGNMENT) * _ALIGNMENT
+    return offsets, needed
 
 
 def build_snapshot(device: torch.device) -> Snapshot:

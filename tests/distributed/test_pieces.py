@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.helpers.assembled import build
 from tests.helpers.ranks import RankContext, run_ranks
-from tests.helpers.runs import SHRUNK, layout
+from tests.helpers.runs import layout
 
 pytestmark = pytest.mark.distributed
 
@@ -40,35 +40,38 @@ def pieces_of(
 
 
 def megatron_shapes(modules: Sequence[Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of whole tensors as megatron-core describes them."""
+    """Names and shapes of whole tensors as megatron-core describes them, which sees the rank's experts."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
-    described = [module.module.sharded_state_dict(metadata={}) for module in modules]
-    apply_factories(described)
-    return {
+    described = {
         tensor.key: tuple(tensor.global_shape)
-        for tensor in nested_values(described)
+        for module in modules
+        for tensor in nested_values(_applied(apply_factories, module.module.sharded_state_dict(metadata={})))
         if isinstance(tensor, ShardedTensor)
+    }
+    ep_size = modules[0].ep_group.size()
+    return {
+        name: (shape[0] * ep_size, *shape[1:]) if ".mlp.experts." in name else shape
+        for name, shape in described.items()
     }
 
 
-def dry_parts(_context: RankContext, arguments: Sequence[str], trains: bool) -> list[list[Any]]:
+def _applied(function: Any, state: Any) -> Any:
+    function(state)
+    return state
+
+
+def parts_of_dry_run(_context: RankContext, arguments: Sequence[str], trains: bool) -> list[list[Any]]:
     """[rank] -> the parts that the dry run says it has."""
     from k25_train.checkpoint import pieces
     from parallel.megatron.platform import use_platform
 
     pieces.SHARE_MULTIPLE = 1
     use_platform("meta")
-    from k25_train.compose.resolve import compose
-    from k25_train.dryrun.checkpoint_parts import parts_by_rank
-    from k25_train.dryrun.rank import build_rank
-    from k25_train.plan.pipeline import layout_of
+    from tests.helpers.dry_parts import dry_parts
 
-    config = compose([*SHRUNK, "run.dir=unused", *arguments])
-    stages = range(config.parallelism.pp)
-    ranks = [build_rank(config, layout_of(config), stage * config.dp) for stage in stages]
-    return parts_by_rank(ranks, trains=trains)
+    return dry_parts(arguments, trains=trains)
 
 
 def assemble(by_rank: Sequence[Sequence[tuple[Any, Tensor]]]) -> dict[str, Tensor]:
@@ -105,7 +108,7 @@ def whole_state(sizes: list[str], more: Sequence[str]) -> dict[str, Tensor]:
     assert all(torch.equal(alone[name], each) for name, each in weights.items())
     described = {name: shape for _, _, shapes in by_rank for name, shape in shapes.items()}
     for which, trains in enumerate((True, False)):
-        (dry,) = run_ranks(dry_parts, 1, [*sizes, *more], trains)
+        (dry,) = run_ranks(parts_of_dry_run, 1, [*sizes, *more], trains)
         real = [[part for part, _ in rank[which]] for rank in by_rank]
         assert [sorted(parts, key=str) for parts in dry] == [sorted(parts, key=str) for parts in real]
     assert {name: tuple(each.shape) for name, each in weights.items()} == described

@@ -1,6 +1,6 @@
-"""Checkpoints of jobs of any size without a byte on disk: what is in them, and what a load asks of storage."""
+"""Checkpoints of jobs of any size without a byte on disk: what is in them, and what a load asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from k25_train.checkpoint.files.stored import StoredCheckpoint, Wanted, complete
 from k25_train.checkpoint.files.writer import even_shares
 from k25_train.checkpoint.loading import STAGING_BYTES, batches
 from k25_train.checkpoint.manifest import FileEntry, Manifest
-from k25_train.checkpoint.pieces import OPTIMIZER_STATE, Piece
+from k25_train.checkpoint.pieces import Piece
 
 
 class VirtualCheckpoint(NamedTuple):
@@ -53,18 +53,16 @@ def written_by(by_rank: Sequence[Sequence[Part]], num_writers: int) -> VirtualCh
     return VirtualCheckpoint(stored, header_bytes, sum(entry.num_bytes for entry in files.values()))
 
 
-def asked_by(checkpoint: VirtualCheckpoint, parts: Sequence[Part], *, state_in_host: bool) -> int:
+def asked_by(checkpoint: VirtualCheckpoint, parts: Sequence[Part], is_direct: Callable[[Part], bool]) -> int:
     """Bytes of files that a rank with these parts asks for when it loads, headers left out.
 
     Args:
         checkpoint: what it loads.
         parts: of its pieces.
-        state_in_host: whether masters and moments are read straight to where they belong.
+        is_direct: whether a piece is read straight to where it belongs.
     """
-    pieces = [on_meta(part) for part in parts]
-    direct = [each for each in pieces if state_in_host and each.part.name.startswith(OPTIMIZER_STATE)]
-    chosen = set(map(id, direct))
-    staged = [each for each in pieces if id(each) not in chosen]
+    direct = [on_meta(part) for part in parts if is_direct(part)]
+    staged = [on_meta(part) for part in parts if not is_direct(part)]
     index, files = checkpoint.stored.parts, checkpoint.stored.manifest.files
     num_bytes, touched = 0, set[int]()
     for batch in [direct, *batches(checkpoint.stored, staged, STAGING_BYTES)]:
