@@ -10,7 +10,6 @@ Shapes: T tokens sent to this rank's experts, E experts of this rank, D hidden, 
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -34,13 +33,13 @@ class GroupedExperts(MegatronModule):
         num_local_experts: int,
         config: TransformerConfig,
         *,
+        # Megatron-core gives it; nothing here communicates.
         pg_collection: ProcessGroupCollection,
         gemm: GroupedGemm,
         name: str | None = None,
     ) -> None:
         super().__init__(config)
         self.gemm = gemm
-        self.ep_group, self.expert_dp_group = pg_collection.ep, pg_collection.expt_dp
         width, hidden = config.moe_ffn_hidden_size, config.hidden_size
         options = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
         self.gate_up_proj = nn.Parameter(torch.empty(num_local_experts, 2 * width, hidden, **options))
@@ -92,20 +91,3 @@ class GroupedExperts(MegatronModule):
     def backward_dw(self) -> None:
         """Compute the weight gradients that backward has left pending, if they are delayed."""
         self.wgrads.compute()
-
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
-    ) -> dict[str, ShardedTensor]:
-        """Both weights, sharded over expert-parallel ranks along their expert axis."""
-        axis = len(sharded_offsets)
-        return {
-            f"{prefix}{name}": ShardedTensor.from_rank_offsets(
-                f"{prefix}{name}",
-                parameter,
-                *sharded_offsets,
-                (axis, self.ep_group.rank(), self.ep_group.size()),
-                replica_id=(0, 0, self.expert_dp_group.rank()),
-                prepend_axis_num=axis,
-            )
-            for name, parameter in self.named_parameters()
-        }

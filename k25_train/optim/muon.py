@@ -68,16 +68,6 @@ class Muon(torch.optim.Optimizer):
         self._exchange = exchange
         self._segments = segments
 
-    def load_state_dict(self, state_dict: Any) -> None:
-        """Load a state, without step counts in parameter groups: Muon counts in its state.
-
-        Transformer Engine's Adam counts in its groups. In a group of Muon's, such a count would fall behind,
-        and megatron-core saves nothing when the counts of groups differ.
-        """
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            group.pop("step", None)
-
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every shard in place. Called by every rank of the group."""

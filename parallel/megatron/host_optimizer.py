@@ -2,11 +2,10 @@
 
 megatron-core offloads too (`optimizer/cpu_offloading/hybrid_optimizer.py`), but steps on the host, with one
 thread per rank as ranks are started, and copies through memory that is not page-locked. This one takes over a
-built `ShardedOptimizer` and changes nothing else of it, checkpoints included.
+built `ShardedOptimizer` and changes nothing else of it: checkpoints see other tensors of the same shards.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,31 +96,10 @@ class HostOptimizer(ShardedOptimizer):
         for parameter, transform in transforms.items():
             self.store.shard(own[parameter].master).transforms.append(transform)
 
-    def state_dict(self) -> dict[str, Any]:
-        """megatron-core's, once all state is in the host."""
-        self.store.stream.settle()
-        return super().state_dict()
-
-    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """megatron-core's, once all state is in the host."""
-        self.store.stream.settle()
-        return super().sharded_state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """megatron-core's, which copies into the tensors that are there, once nothing else writes them."""
-        self.store.stream.settle()
-        super().load_state_dict(state_dict)
-
     def shards(self) -> dict[nn.Parameter, ParameterShard]:
         """This rank's shards, with their masters as the last step left them."""
         self.store.stream.settle()
         return super().shards()
-
-    def _set_main_param_and_optimizer_states(
-        self, model_param: nn.Parameter, tensors: dict[str, Any]
-    ) -> None:
-        # No file holds a step per parameter: the state has one before it is loaded.
-        super()._set_main_param_and_optimizer_states(model_param, {"step": None, **tensors})
 
     def _copy_model_grads_to_main_grads(self) -> None:
         """Do nothing: gradients are used where the reduction left them."""

@@ -1,10 +1,8 @@
 """Data-parallel replicas of model chunks, with the gradient buffers that ZeRO-1 shards."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -90,13 +88,6 @@ class EncoderReplica(DistributedDataParallel):
     ) -> Sequence[Callable[[Tensor], Tensor]]:
         """The module's layers: the first takes `pixels`, each other one what the one before it returns."""
         return self.module.layers(pixels, grid_thw)
-
-    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Sharded state of the wrapped module, of which a checkpoint gets one copy."""
-        state = self.module.sharded_state_dict(*args, **kwargs)
-        for tensor in nested_values(state):
-            tensor.replica_id = (0, 0, self.dp_group.rank())
-        return state
 
 
 def replicate_everywhere(

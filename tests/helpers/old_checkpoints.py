@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import queue
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,13 @@ def fit_with_old_files(context: RankContext, arguments: Sequence[str]) -> None:
 def write_old(keeper: Any, step: int) -> Path:
     """Write the state of a run of one rank in format 2."""
     from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     from k25_train.compose.resolve import to_yaml
     from parallel.megatron.replicas import complete_parameters
 
+    # Even a synchronous save would start a process for it, which imports the main program again.
+    filesystem_async._results_queue = queue.Queue()
     run = keeper.run
     folder: Path = run.folder / OLD / f"step_{step}"
     folder.mkdir(parents=True)
@@ -43,9 +47,7 @@ def write_old(keeper: Any, step: int) -> Path:
     state: dict[str, Any] = {
         f"model{index}": {
             name: value
-            for name, value in (module if hasattr(module, "layers") else module.module)
-            .sharded_state_dict(metadata=dict(_METADATA))
-            .items()
+            for name, value in module.module.sharded_state_dict(metadata=dict(_METADATA)).items()
             if not name.endswith("_extra_state")
         }
         for index, module in enumerate(run.modules)

@@ -1,15 +1,12 @@
 """Small calls into torch.cuda and megatron-core whose outcome differs with and without the seam's patches.
 
-`python -m tests.helpers.seam_probes FOLDER` runs them in a fresh process without a GPU, patch by patch, and
+`python -m tests.helpers.seam_probes` runs them in a fresh process without a GPU, patch by patch, and
 prints the outcomes as JSON: what stock torch and stock megatron-core do, and what they do with each patch.
 """
 
 import importlib
 import json
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,15 +149,18 @@ def recompute() -> str:
     return "equal" if torch.equal(recomputed, gradient(drop)) else "different"
 
 
-def results_queue() -> str:
-    """What collects the write results of a save; a manager is a process of its own."""
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    return type(filesystem_async.get_write_results_queue()).__name__
-
-
 def build_optimizer() -> str:
-    Trainee()
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.transformer.module import MegatronModule
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from parallel.megatron.replicas import replicate
+
+    config = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=1)
+    model = MegatronModule(config)
+    model.register_parameter("weight", torch.nn.Parameter(torch.ones(4, 4)))
+    adam = OptimizerConfig(optimizer="adam", lr=0.1, use_distributed_optimizer=True)
+    get_megatron_optimizer(adam, replicate([model], config, topology()), use_gloo_process_groups=False)
     return "built"
 
 
@@ -171,44 +171,6 @@ def clip_gradient() -> float:
     parameter.grad = torch.tensor([3.0, 4.0])
     optimizer.clip_grad_by_total_norm_fp32([parameter], max_norm=1.0, total_norm=5.0)
     return round(parameter.grad.norm().item(), 4)
-
-
-class Trainee:
-    """A model of three parameters with ZeRO-1 AdamW, trained on given gradients."""
-
-    def __init__(self) -> None:
-        from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-        from megatron.core.transformer.module import MegatronModule
-        from megatron.core.transformer.transformer_config import TransformerConfig
-
-        from parallel.megatron.replicas import replicate
-
-        config = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=1)
-        self.model = MegatronModule(config)
-        for name in ("first", "second", "third"):
-            self.model.register_parameter(name, torch.nn.Parameter(torch.ones(4, 4)))
-        self.replicas = replicate([self.model], config, topology())
-        adam = OptimizerConfig(
-            optimizer="adam", lr=0.1, weight_decay=0.0, clip_grad=0.0, use_distributed_optimizer=True
-        )
-        self.optimizer = get_megatron_optimizer(adam, self.replicas, use_gloo_process_groups=False)
-
-    def step(self, number: int) -> None:
-        generator = torch.Generator().manual_seed(number)
-        for parameter in self.model.parameters():
-            parameter.main_grad.copy_(torch.randn(4, 4, generator=generator))
-        self.optimizer.step()
-
-    def state(self, *, is_loading: bool) -> dict[str, Any]:
-        metadata = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-        model = self.model.sharded_state_dict(metadata=metadata)
-        optimizer = self.optimizer.sharded_state_dict(
-            {"model": model}, is_loading=is_loading, metadata=metadata
-        )
-        return {"model": model, "optimizer": optimizer}
-
-    def weights(self) -> torch.Tensor:
-        return torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()])
 
 
 def topology() -> Any:
@@ -224,60 +186,21 @@ def topology() -> Any:
     return build_topology(parallel_sizes(), even_layout(1), torch.device("cpu"))
 
 
-def resume(folder: str) -> dict[str, Any]:
-    """Save after two steps, load into a new optimizer, and take two more.
-
-    Returns the number of distinct Adam `step` tensors after loading and, for each further step, whether the
-    weights are those of the training that was not interrupted.
-    """
-    from megatron.core import dist_checkpointing
-
-    trainee = Trainee()
-    trainee.step(1)
-    trainee.step(2)
-    with tempfile.TemporaryDirectory(dir=folder) as path:
-        dist_checkpointing.save(trainee.state(is_loading=False), path)
-        expected = []
-        for number in (3, 4):
-            trainee.step(number)
-            expected.append(trainee.weights())
-        resumed = Trainee()
-        loaded = dist_checkpointing.load(resumed.state(is_loading=True), path)
-    resumed.model.load_state_dict(loaded["model"])
-    resumed.optimizer.load_state_dict(loaded["optimizer"])
-    states = [state for part in adam_parts(resumed.optimizer) for state in part.state.values()]
-    same = []
-    for number, weights in zip((3, 4), expected, strict=True):
-        resumed.step(number)
-        same.append(torch.equal(resumed.weights(), weights))
-    return {"step tensors": len({id(state["step"]) for state in states}), "steps are right": same}
-
-
-def adam_parts(optimizer: Any) -> list[Any]:
-    """The torch optimizers inside megatron-core's."""
-    return [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
-
-
-FIXES: dict[str, tuple[Callable[..., Any], bool]] = {
-    "switch_off_compilation": (fused_function, False),
-    "return_split_sizes_as_numpy": (split_sizes, False),
-    "copy_rng_state_from_cpu": (recompute, False),
-    "write_checkpoints_in_this_process": (results_queue, False),
-    "accept_cpu_parameters_in_optimizers": (build_optimizer, False),
-    "fill_adam_state_before_loading": (resume, True),
-    "read_adam_step_without_apex": (resume, True),
-    "keep_adam_steps_apart": (resume, True),
+FIXES: dict[str, Callable[[], Any]] = {
+    "switch_off_compilation": fused_function,
+    "return_split_sizes_as_numpy": split_sizes,
+    "copy_rng_state_from_cpu": recompute,
+    "accept_cpu_parameters_in_optimizers": build_optimizer,
 }
-"""Function of `upstream_fixes` -> (what it repairs, whether that needs a folder), in the order of showing."""
+"""Function of `upstream_fixes` -> what it repairs, in the order of showing."""
 
 
-def run_probe(name: str, folder: str) -> Any:
+def run_probe(name: str) -> Any:
     """Outcome of what a fix repairs, in the present state of this process."""
-    probe, needs_folder = FIXES[name]
-    return outcome(probe, *([folder] if needs_folder else []))
+    return outcome(FIXES[name])
 
 
-def main(folder: str) -> None:
+def main() -> None:
     """Print the outcomes as one JSON object."""
     found: dict[str, Any] = {"stock torch": {name: outcome(call) for name, (call, _) in CUDA_CALLS.items()}}
     found["stock meta"] = devices_under_meta()
@@ -290,9 +213,9 @@ def main(folder: str) -> None:
     found["stock clip"] = outcome(clip_gradient)
     found["stock"], found["fixed"] = {}, {}
     for name in FIXES:
-        found["stock"][name] = run_probe(name, folder)
+        found["stock"][name] = run_probe(name)
         getattr(upstream_fixes, name)()
-        found["fixed"][name] = run_probe(name, folder)
+        found["fixed"][name] = run_probe(name)
     found["fixed clip"] = outcome(clip_gradient)
     # Last, for they leave this process unusable.
     _device_constructors.cache_clear()
@@ -303,4 +226,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(str(Path(sys.argv[1])))
+    main()

@@ -1,24 +1,16 @@
-"""Reading a checkpoint runs no code of it: what torch and megatron-core unpickle is limited to plain data.
+"""Reading torch's old checkpoint files runs no code of them: what is unpickled is limited to plain data.
 
-torch's `FileSystemReader` reads `.metadata` with `pickle.load`, its `DefaultLoadPlanner` what is no tensor
-with `torch.load(weights_only=False)`, and megatron-core its older `common.pt` with torch's default, which a
-variable of the environment changes. A pickle may name any function: a foreign folder would be a program.
-Tensors are read with `weights_only=True` upstream.
+`.metadata` is a pickle, and a pickle may name any function: a foreign folder would be a program.
 """
 
-import functools
 import pickle
 import re
-from collections.abc import Callable
 from io import IOBase
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch.distributed.checkpoint._nested_dict import set_element
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata
 
 _PLAIN = {
     "torch": {"Size"},
@@ -81,47 +73,6 @@ def bytes_by_file(path: Path) -> dict[str, int]:
     except (AttributeError, TypeError) as error:
         raise pickle.UnpicklingError(f"it is damaged ({error})") from error
     return ends
-
-
-def unpickle_plain_data_only() -> None:
-    """Let every path of `dist_checkpointing.load` refuse what is not plain data."""
-    from megatron.core.dist_checkpointing import serialization
-    from megatron.core.dist_checkpointing.strategies import common
-
-    FileSystemReader.read_metadata = _read_metadata  # type: ignore[method-assign]
-    DefaultLoadPlanner.load_bytes = _load_bytes  # type: ignore[method-assign]
-    load_common = _with_weights_only(common.load_common)
-    common.load_common = load_common
-    serialization.load_common = load_common
-
-
-def _read_metadata(self: FileSystemReader) -> Metadata:
-    # Without the parameters of upstream's, torch does not try a file per rank where this one fails.
-    with self.fs.create_stream(self._get_metadata_path(), "rb") as file:
-        metadata = load_metadata(file)
-    if getattr(metadata, "storage_meta", None) is None:
-        metadata.storage_meta = StorageMeta()
-    metadata.storage_meta.load_id = self.load_id  # type: ignore[union-attr]
-    return metadata
-
-
-def _load_bytes(self: DefaultLoadPlanner, read_item: Any, value: IO[bytes]) -> None:
-    name = read_item.dest_index.fqn
-    stored = self.metadata.storage_data[read_item.storage_index]  # type: ignore[union-attr]
-    loaded = load_plain_data(value, f"{stored.relative_path}: {name}")
-    if self.flatten_state_dict:
-        set_element(self.original_state_dict, self.mappings[name], loaded)
-    else:
-        self.state_dict[name] = loaded
-
-
-def _with_weights_only(load_common: Callable[[str], Any]) -> Callable[[str], Any]:
-    @functools.wraps(load_common)
-    def load(checkpoint_dir: str) -> Any:
-        with (Path(checkpoint_dir) / "common.pt").open("rb") as file:
-            return load_plain_data(file, "common.pt")
-
-    return load
 
 
 def load_plain_data(file: IO[bytes], name: str) -> Any:

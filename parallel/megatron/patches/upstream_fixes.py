@@ -25,7 +25,7 @@ def install(*, on_cpu: bool) -> None:
     if _INSTALLED:
         return
     _INSTALLED = True
-    # 1. For the CPU; compilation first, before other modules of megatron-core are imported.
+    # Compilation first, before other modules of megatron-core are imported.
     if on_cpu:
         do_without_triton()
         switch_off_compilation()
@@ -33,21 +33,6 @@ def install(*, on_cpu: bool) -> None:
         accept_cpu_parameters_in_optimizers()
         copy_rng_state_from_cpu()
         keep_singleton_groups_local()
-    from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
-
-    from parallel.megatron.patches.checkpoint_reading import unpickle_plain_data_only
-    from parallel.megatron.patches.checkpoint_writing import tell_why_files_were_not_written
-
-    # 2. For torch's AdamW.
-    if not HAVE_APEX_OR_TE:
-        keep_adam_steps_apart()
-        read_adam_step_without_apex()
-        fill_adam_state_before_loading()
-    # 3. Everywhere.
-    count_steps_without_parameters(torch_adam=not HAVE_APEX_OR_TE)
-    write_checkpoints_in_this_process()
-    tell_why_files_were_not_written()
-    unpickle_plain_data_only()
 
 
 class _Refusal:
@@ -164,115 +149,3 @@ def copy_rng_state_from_cpu() -> None:
 
     random._get_cuda_rng_state = torch.cuda.get_rng_state
     random._set_cuda_rng_state = torch.cuda.set_rng_state
-
-
-def keep_adam_steps_apart() -> None:
-    """Give every parameter its own Adam `step` tensor after a checkpoint is loaded.
-
-    torch's AdamW keeps `step` as a tensor and adds to it in place. `DistributedOptimizer.load_state_dict`
-    puts one tensor object into the state of all N parameters, so that each step counts N times: the first
-    loss after a resume is right, and all later ones are wrong. (Apex and Transformer Engine keep `step` in
-    the parameter group and are not affected.)
-    """
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    load = DistributedOptimizer.load_state_dict
-
-    @functools.wraps(load)
-    def load_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
-        load(self, *args, **kwargs)
-        for state in self.optimizer.state.values():
-            if torch.is_tensor(state.get("step")):
-                state["step"] = state["step"].clone()
-
-    DistributedOptimizer.load_state_dict = load_state_dict
-
-
-def read_adam_step_without_apex() -> None:
-    """Load a re-shardable checkpoint although torch's AdamW has a `step` tensor that the file does not hold.
-
-    `_set_main_param_and_optimizer_states` looks every tensor of the state up in the loaded ones (KeyError
-    'step'); a None there is skipped. The step itself arrives through the parameter groups.
-    """
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
-
-    @functools.wraps(set_states)
-    def set_with_step(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, Any]) -> None:
-        tensors.setdefault("step", None)
-        set_states(self, model_param, tensors)
-
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_with_step
-
-
-def fill_adam_state_before_loading() -> None:
-    """Allocate Adam's moments before `sharded_state_dict(is_loading=True)` asks for them.
-
-    A new torch AdamW has no state until its first step, and `state_dict` asserts that it has one.
-    """
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    sharded_state_dict = DistributedOptimizer.sharded_state_dict
-
-    @functools.wraps(sharded_state_dict)
-    def with_state(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                state = self.optimizer.state[parameter]
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32)
-                    for key in self.optimizer_state_keys:
-                        state[key] = torch.zeros_like(parameter)
-        return sharded_state_dict(self, *args, **kwargs)
-
-    DistributedOptimizer.sharded_state_dict = with_state
-
-
-def count_steps_without_parameters(*, torch_adam: bool) -> None:
-    """Let a rank save an optimizer of which it holds no parameter: the experts' in a stage of dense layers.
-
-    Upstream reads the number of steps from the parameters. Where there are none, torch's AdamW makes it fail
-    when saving; Transformer Engine's Adam leaves the number out, and if the rank is the first one, bias
-    correction restarts on every rank after a resume. Here the parameter groups count steps.
-    """
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    step, state_dict = DistributedOptimizer.step_with_ready_grads, DistributedOptimizer.state_dict
-
-    def holds_none(self: Any) -> bool:
-        return not any(group["params"] for group in self.optimizer.param_groups)
-
-    @functools.wraps(step)
-    def count_and_step(self: Any) -> bool:
-        if holds_none(self):
-            for group in self.optimizer.param_groups:
-                group["step"] = group.get("step", 0) + 1
-        return step(self)
-
-    @functools.wraps(state_dict)
-    def state_dict_with_step(self: Any) -> dict[str, Any]:
-        if not (torch_adam and holds_none(self)):
-            return state_dict(self)
-        steps = max((group.get("step", 0) for group in self.optimizer.param_groups), default=0)
-        self.optimizer.state["no parameter"] = {"step": torch.tensor(float(steps))}
-        try:
-            return state_dict(self)
-        finally:
-            del self.optimizer.state["no parameter"]
-
-    DistributedOptimizer.step_with_ready_grads = count_and_step
-    DistributedOptimizer.state_dict = state_dict_with_step
-
-
-def write_checkpoints_in_this_process() -> None:
-    """Collect the write results of a synchronous save in a plain queue.
-
-    Upstream starts a `multiprocessing.Manager` with "spawn" for it even when nothing is asynchronous, which
-    imports the main program a second time: half a minute per save, and a crash for an unguarded script.
-    """
-    import queue
-
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    filesystem_async._results_queue = queue.Queue()

@@ -27,29 +27,21 @@ CURED: dict[str, Any] = {
     "switch_off_compilation": "as written",
     "return_split_sizes_as_numpy": "ndarray",
     "copy_rng_state_from_cpu": "equal",
-    "write_checkpoints_in_this_process": "Queue",
     "accept_cpu_parameters_in_optimizers": "built",
-    "fill_adam_state_before_loading": "KeyError: 'step'",
-    "read_adam_step_without_apex": {"step tensors": 1, "steps are right": [False, False]},
-    "keep_adam_steps_apart": {"step tensors": 3, "steps are right": [True, True]},
 }
-"""What a probe gives once its fix and those before it are in; one Adam fix uncovers the next one's fault."""
+"""What a probe gives once its fix and those before it are in."""
 
 FAULTS: dict[str, Any] = {
     "switch_off_compilation": "compiled",
     "return_split_sizes_as_numpy": "Tensor",
     "copy_rng_state_from_cpu": "RuntimeError",
-    "write_checkpoints_in_this_process": "AutoProxy[Queue]",
     "accept_cpu_parameters_in_optimizers": "TypeError: Wrapped parameters must be",
-    "fill_adam_state_before_loading": "AssertionError",
-    "read_adam_step_without_apex": CURED["fill_adam_state_before_loading"],
-    "keep_adam_steps_apart": CURED["read_adam_step_without_apex"],
 }
 """What a probe gives before."""
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found() -> dict[str, Any]:
     """Outcomes in a process that sees no GPU, patch by patch."""
     done = subprocess.run(
         [
@@ -58,7 +50,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "ignore",
             "-m",
             "tests.helpers.seam_probes",
-            tmp_path_factory.mktemp("probes"),
         ],
         cwd=REPO,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
@@ -70,15 +61,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def all_probes(_context: RankContext, folder: str) -> dict[str, Any]:
+def all_probes(_context: RankContext) -> dict[str, Any]:
     """Every probe in a process that `use_platform` has prepared."""
     calls = {name: outcome(call) for name, (call, _) in CUDA_CALLS.items()}
-    return calls | {name: run_probe(name, folder) for name in FIXES}
+    return calls | {name: run_probe(name) for name in FIXES}
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_ranks(all_probes, 1, str(tmp_path_factory.mktemp("probes")))[0]
+def installed() -> dict[str, Any]:
+    return run_ranks(all_probes, 1)[0]
 
 
 # The platform ----------------------------------------------------------------------------------------------
@@ -198,8 +189,7 @@ def test_stock_megatron_core_has_the_fault(found: dict[str, Any], fix: str) -> N
 @pytest.mark.parametrize("fix", FIXES)
 def test_the_fix_cures_it(found: dict[str, Any], installed: dict[str, Any], fix: str) -> None:
     assert found["fixed"][fix] == CURED[fix]
-    probe, _ = FIXES[fix]
-    assert installed[fix] == [CURED[name] for name in FIXES if FIXES[name][0] is probe][-1]
+    assert installed[fix] == CURED[fix]
 
 
 def test_gradients_on_the_cpu_can_be_clipped(found: dict[str, Any]) -> None:
@@ -214,7 +204,7 @@ def test_every_fix_is_shown() -> None:
         for name, value in module.items()
         if callable(value) and value.__module__ == upstream_fixes.__name__ and not name.startswith("_")
     }
-    shown_below = {"count_steps_without_parameters", "do_without_triton"}
+    shown_below = {"do_without_triton"}
     assert fixes - {"install", "cpu_tensors_named_cuda"} == set(FIXES) | shown_below
 
 
