@@ -94,7 +94,7 @@ def test_only_whole_and_equal_checkpoints_are_sound(reference: Reference, tmp_pa
     assert sound_steps(run, reference.folder) == set(range(1, NUM_STEPS + 1))
 
     for step, change in enumerate((remove, cut, flip), start=1):
-        change(run / f"checkpoints/step_{step}/__0_0.distcp")
+        change(run / f"checkpoints/step_{step}/rank_00000_0.safetensors")
 
     assert sound_steps(run, reference.folder) == {4}
 

@@ -91,7 +91,7 @@ def test_a_checkpoint_that_does_not_load_is_passed_over(cluster: Slurm, data: Pa
     run = SubmittedRun(cluster, data, tmp_path / "run", "checkpoint.interval=4", "checkpoint.keep=3")
     checkpoints = run.folder / "checkpoints"
     run.wait_for_step(9)
-    damaged = next(iter(sorted((checkpoints / "step_8").glob("*.distcp"))))
+    damaged = next(iter(sorted((checkpoints / "step_8").glob("*.safetensors"))))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     run.signal_rank(0, signal.SIGKILL)
     assert run.wait_for_end() == "COMPLETED", run.log

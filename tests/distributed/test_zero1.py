@@ -326,8 +326,8 @@ def test_optimizer_bytes_times_replicas_are_constant_within_padding(
 def written_bytes(checkpoint: Path) -> dict[int, int]:
     """Rank -> bytes of the tensors' files that it wrote."""
     sizes: dict[int, int] = {}
-    for file in checkpoint.glob("__*.distcp"):
-        rank = int(file.name.removeprefix("__").split("_")[0])
+    for file in checkpoint.glob("rank_*.safetensors"):
+        rank = int(file.name.split("_")[1])
         sizes[rank] = sizes.get(rank, 0) + file.stat().st_size
     return sizes
 
