@@ -1,4 +1,4 @@
-"""transformers loads an INT4 export with compressed-tensors, and gets the weights that the release's rule says."""
+"""transformers loads an INT4 export with compressed-tensors, and gets the weights of the release's rule."""
 
 from __future__ import annotations
 
