@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.checkpoint import folders
+from k25_train.checkpoint import folders, publish
 from k25_train.checkpoint.integrity import verify
+from k25_train.checkpoint.manifest import FileEntry, Manifest
+from k25_train.checkpoint.storage.places import POSIX
 from k25_train.errors import CheckpointError
-from tests.helpers.written_checkpoints import write_checkpoint
+from tests.helpers.written_checkpoints import fill_partial, write_checkpoint
 
 
 class Killed(BaseException):
@@ -59,6 +61,62 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     folders.prune(tmp_path, keep=2)
 
     assert names(tmp_path) == ["step_10", "step_9"]
+
+
+def test_every_nth_stays_for_ever_whatever_was_pruned_before(tmp_path: Path) -> None:
+    for step in range(10, 80, 10):
+        write_checkpoint(tmp_path, step)
+        folders.prune(tmp_path, keep=1, keep_every=3)
+
+    assert names(tmp_path) == ["step_30", "step_60", "step_70"]
+    # An unreadable manifest does not start the count again.
+    (tmp_path / "step_70/manifest.json").write_text("{")
+    assert verify(write_checkpoint(tmp_path, 80)).number == 7
+    folders.prune(tmp_path, keep=1)
+    assert names(tmp_path) == ["step_70", "step_80"]
+
+
+def test_latest_names_the_newest_that_is_sound_and_whole(tmp_path: Path) -> None:
+    assert folders.latest_checkpoint(tmp_path) is None
+    for step in (1, 2, 3):
+        assert folders.latest_checkpoint(write_checkpoint(tmp_path, step).parent) == tmp_path / f"step_{step}"
+    write_checkpoint(tmp_path, 4, why_unsound="its loss was 30")
+    folders.set_aside(tmp_path, 3, "its weights are bad")
+    assert folders.latest_checkpoint(tmp_path) == tmp_path / "step_2"
+    # Whoever moves or breaks one by hand: the next start looks again.
+    os.truncate(tmp_path / "step_2/__0_0.distcp", 3)
+    folders.start_from(tmp_path)
+    assert folders.latest_checkpoint(tmp_path) == tmp_path / "step_1"
+    (tmp_path / "latest").write_text("../elsewhere")
+    with pytest.raises(CheckpointError, match=r"latest names '\.\./elsewhere', which is no checkpoint"):
+        folders.latest_checkpoint(tmp_path)
+    shutil.rmtree(tmp_path / "step_1")
+    folders.start_from(tmp_path)
+    assert not (tmp_path / "latest").exists()
+
+
+def test_of_two_savers_of_a_step_only_one_gets_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "PATIENCE_S", 0.0)
+    write_checkpoint(tmp_path, 1)
+    partial = fill_partial(tmp_path, 3)
+    with (partial / "__0_0.distcp").open("ab") as still_open:
+        second = write_checkpoint(tmp_path, 3)
+        still_open.write(b"of a rank that does not know")
+    before = {path.name: path.read_bytes() for path in second.iterdir()}
+
+    manifest = Manifest(step=3, files={"__0_0.distcp": FileEntry(1, "")}, facts={})
+    with pytest.raises(CheckpointError, match="the first rank does not see it"):
+        publish.publish(tmp_path, partial, manifest, {})
+    with pytest.raises(CheckpointError, match="step_3 is there already, and stays"):
+        write_checkpoint(tmp_path, 3)
+
+    assert {path.name: path.read_bytes() for path in second.iterdir()} == before
+    assert verify(second).step == 3
+    # Texts are created, never truncated, as the files of the ranks are.
+    with pytest.raises(FileExistsError):
+        POSIX.write(second / "config.yaml", "")
 
 
 def test_unsound_ones_neither_count_nor_are_resumed_from(tmp_path: Path) -> None:
@@ -237,5 +295,5 @@ def kill_after(num_changes: int, patched: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync"):
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
         patched.setattr(os, name, guarded(getattr(os, name)))
