@@ -2,11 +2,11 @@
 
     python -m tests.bench.checkpoint_speed [FOLDER] [GB]
 
-One rank's state (bfloat16 weights, float32 masters and moments) in FOLDER, in alternating rounds: ours (copied,
-hashed, looked at for NaN, verified when it is read), torch.distributed.checkpoint and torch.save of the same
-bytes, all fsynced, and read from a cold cache as far as the system drops it. Then a loop of training steps, with
-saves that are waited for and saves behind it: what it loses of its wall time. Prints the share that an
-asynchronous save loses of a synchronous one; 1 if a bar is missed.
+One rank's state (bfloat16 weights, float32 masters and moments) in FOLDER, in alternating rounds: ours
+(copied, hashed, looked at for NaN, verified when read), torch.distributed.checkpoint and torch.save of the
+same bytes, all fsynced, and read from a cold cache as far as the system drops it. Then a loop of training
+steps, with saves that are waited for and saves behind it: what it loses of its wall time. Prints the share
+that an asynchronous save loses of a synchronous one; 1 if a bar is missed.
 """
 
 import os
@@ -37,7 +37,7 @@ MOST_STALL = 0.10
 MOST_MEMORY = 1.1
 """Bar: host memory of a save, of what the rank holds."""
 LEAST_SPEED = 0.7
-"""Bar: of the speed of torch.distributed.checkpoint, which neither copies, hashes nor looks at what it writes."""
+"""Bar: of the speed of torch.distributed.checkpoint, which neither hashes nor looks at what it writes."""
 
 State = dict[str, Tensor]
 

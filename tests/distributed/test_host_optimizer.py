@@ -19,7 +19,7 @@ from k25_train.plan.optimizer import stage_state
 from k25_train.plan.pipeline import plan_pipeline
 from tests.helpers.fake_cuda import DEVICE, fake_cuda
 from tests.helpers.fake_cuda_seen import Seen
-from tests.helpers.optimizer_on_host import ON_HOST
+from tests.helpers.optimizer_on_host import ON_DEVICE, ON_HOST
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
 
@@ -73,6 +73,37 @@ def observe_step(context: RankContext, arguments: Sequence[str]) -> dict[str, An
                 for shard in part.shards().values()
             )
     return found
+
+
+def observe_copy(context: RankContext, arguments: Sequence[str]) -> dict[str, Any]:
+    """The second copy that a save is written from, on fake CUDA tensors: what blocks, what is copied."""
+    with fake_cuda() as seen:
+        with seen.paused():
+            run = start_on_gpu(context, arguments)
+            from k25_train.checkpoint.pieces import pieces
+            from k25_train.checkpoint.snapshot import build_snapshot
+
+            snapshot = build_snapshot(run.topology.device)
+            own = pieces(run.modules, run.optimizer)
+            snapshot.take(own).wait()
+            snapshot.wait_to_update()
+        seen.copied_bytes.clear()
+        copied = snapshot.take(own)
+        snapshot.wait_to_update()
+        found = {"blocking": seen.lines(), "copied": dict(seen.copied_bytes)}
+        with seen.paused():
+            copied.wait()
+            equal = [
+                bool((copy == each.tensor.cpu()).all())
+                for (_, copy), each in zip(copied.parts, own, strict=True)
+            ]
+        return found | {
+            "equal": all(equal),
+            "on device": sum(each.part.num_bytes for each in own if each.tensor.is_cuda),
+            "own": copied.num_bytes,
+            "arena": snapshot.num_bytes,
+            "pinned": all(seen.pinned.has(tensor) for _, tensor in copied.parts),
+        }
 
 
 def start_on_gpu(context: RankContext, arguments: Sequence[str]) -> Any:
@@ -167,3 +198,16 @@ def test_the_plan_counts_the_bytes_that_are_held(dtype: str, data: Path, tmp_pat
     for stage in range(2):
         for rank in range(2):
             assert held[2 * stage + rank] == pytest.approx(planned[stage], rel=0.05)
+
+
+@pytest.mark.parametrize("offload", [ON_HOST, ON_DEVICE])
+def test_a_save_copies_what_the_rank_has_once_and_nobody_waits(
+    offload: str, data: Path, tmp_path: Path
+) -> None:
+    command = overrides(data, tmp_path / "run", *layout(), offload, "train.dtype=bfloat16")
+    (seen,) = run_ranks(observe_copy, 1, command)
+    assert seen["blocking"] == []
+    assert seen["copied"] == {"device to host": seen["on device"]}
+    assert (seen["on device"] == seen["own"]) == (offload == ON_DEVICE)
+    assert seen["own"] <= seen["arena"] <= 1.1 * seen["own"]
+    assert seen["pinned"] and seen["equal"]
