@@ -117,7 +117,7 @@ class Saving:
         self._commit: Background[Committed] | None = None
         self._folder = root / f"step_{self.step}"
         with self._failing_together():
-            self._folder = on_first_rank(lambda: folders.prepare_partial(root, self.step))
+            self._folder = self._prepare()
             on_every_rank(lambda: self._start(snapshot.take(pieces()), num_writers))
 
     @property
@@ -150,7 +150,7 @@ class Saving:
             if self._commit is None:
                 self._commit = self._end_writing(why_unsound)
                 return None
-            return on_first_rank(self._commit.result)
+            return self._result(self._commit)
 
     def wait(self) -> None:
         """Wait until this rank is not busy."""
@@ -161,6 +161,18 @@ class Saving:
     @property
     def _threads(self) -> "Sequence[Background[Written] | Background[Committed]]":
         return self._writers if self._commit is None else [self._commit]
+
+    def _prepare(self) -> Place:
+        """An empty folder for the files, which all ranks see."""
+        return on_first_rank(lambda: folders.prepare_partial(self._root, self.step))
+
+    def _result(self, commit: "Background[Committed]") -> "Committed":
+        """The checkpoint, on every rank."""
+        return on_first_rank(commit.result)
+
+    def _drop(self) -> None:
+        """Remove what was written."""
+        on_first_rank(lambda: drop(self._folder))
 
     def _start(self, copied: Copied, num_writers: int) -> None:
         """Write this rank's files, a thread each."""
@@ -234,7 +246,7 @@ class Saving:
             # A file that is still written would keep the folder from going.
             on_every_rank(self.wait)
             # It would keep a full disk full, and the run from starting again there.
-            on_first_rank(lambda: drop(self._folder))
+            self._drop()
             raise lost from error
 
 

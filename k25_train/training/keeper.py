@@ -6,7 +6,8 @@ the newest checkpoint that counts is always one to go on from. What the next ste
 checkpoint is still being written, and is kept until it is complete.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from k25_train.metrics.rows_file import Value
 from k25_train.training.beginning import go_on_with_data, start_from_files
 from k25_train.training.cadence import SaveCadence
 from k25_train.training.kept import KeptCheckpoints
+from k25_train.training.local_checkpoints import build_local_checkpoints
 from k25_train.training.run import Run
 from k25_train.training.saver import Saver
 from k25_train.training.soundness import Soundness, Verdict
@@ -57,6 +59,7 @@ class CheckpointKeeper:
         self._origin: Mapping[str, str] = {}
         """What the run's first weights were, for the manifests of its checkpoints."""
         self.saver = Saver(run)
+        self.local = build_local_checkpoints(run, report)
         self._kept = KeptCheckpoints(run, report)
         self.cadence = SaveCadence(run.config.checkpoint, has_clock=run.is_main)
         self._pending = _Pending(is_awaited=False)
@@ -73,13 +76,27 @@ class CheckpointKeeper:
         `CheckpointError` if it is damaged, was trained with another configuration or other data, or if all
         checkpoints are unsound.
         """
-        run, num_steps = self.run, self.run.config.train.steps
-        accept_unsound = run.config.checkpoint.accept_unsound
+        accept_unsound = self.run.config.checkpoint.accept_unsound
         # Nodes may see a shared folder differently for a moment: one rank looks on behalf of all.
-        newest = on_first_rank(lambda: folders.start_from(self.root, accept_unsound=accept_unsound))
-        if newest is None:
-            self._origin = start_from_files(run, self.report)
+        shared = on_first_rank(lambda: folders.start_from(self.root, accept_unsound=accept_unsound))
+        # One that was set aside is asked for by hand; then the nodes' own are not meant.
+        local = None if accept_unsound else self.local.find(shared)
+        if local is not None:
+            if step := self._resume_from(local, is_local=True):
+                return step
+            if shared is None:
+                raise CheckpointError(
+                    f"{local} does not load, and there is no shared checkpoint to go on from instead: start "
+                    "from scratch with checkpoint.local_dir=null, or in another run.dir"
+                )
+        if shared is None:
+            self._origin = start_from_files(self.run, self.report)
             return 0
+        return self._resume_from(shared)
+
+    def _resume_from(self, newest: Place, *, is_local: bool = False) -> int:
+        """Load one checkpoint; returns its step, or 0 if it is one of the nodes' own that does not load."""
+        run, num_steps = self.run, self.run.config.train.steps
         # Whether this configuration may resume from it.
         step = folders.step_of(newest)
         if not run.config.checkpoint.resume:
@@ -93,12 +110,18 @@ class CheckpointKeeper:
                 "run.dir to start from the beginning"
             )
         facts = on_first_rank(run.data.facts)
-        self.saved_step = step
-        if step == num_steps:
+        if step == num_steps or is_local:
             on_first_rank(lambda: check_same_run(newest, run.config, facts))
-            return step
         # Weights, optimizer and step, then the data from there on.
-        load(newest, run.config, run.modules, run.optimizer, facts=facts)
+        if is_local:
+            if why := self.local.load(newest):
+                self.report.notice(f"{newest} does not load: {why}")
+                return 0
+        else:
+            self.saved_step = step
+            if step == num_steps:
+                return step
+            load(newest, run.config, run.modules, run.optimizer, facts=facts)
         self._origin = on_first_rank(lambda: origin_of(newest))
         if run.config.checkpoint.has_initial_weights:
             self.report.notice(f"checkpoint.init_from is not read again: the run goes on from {newest}")
@@ -107,7 +130,8 @@ class CheckpointKeeper:
         self.data, is_mixed_alike = go_on_with_data(run, self.report, newest, step)
         if is_mixed_alike:
             self.soundness.recall(on_first_rank(lambda: losses_before(newest, facts)))
-        self._unproven = step
+        if not is_local:
+            self._unproven = step
         return step
 
     def figures(self) -> dict[str, Value]:
@@ -122,6 +146,7 @@ class CheckpointKeeper:
         """Draw conclusions from a step for the checkpoint whose weights it started from."""
         if verdict.was_skipped:
             return
+        self.local.learn(verdict)
         ruined = f"the next step showed that its weights are bad: {verdict.why_unsound}"
         if self._pending.is_awaited:
             why = ruined if verdict.weights_were_ruined else ""
@@ -153,6 +178,8 @@ class CheckpointKeeper:
 
         Raises `CheckpointError`, on every rank, if any cannot write.
         """
+        if self.saver.is_local:
+            self.finish()
         if (earlier := self.saver.step) is not None:
             self.report.notice(
                 f"step {step} is to be saved, but the checkpoint of step {earlier} is not written yet: "
@@ -174,6 +201,27 @@ class CheckpointKeeper:
         )
         self.saved_step = step
 
+    def begin_local(self, step: int) -> None:
+        """Start to save the state after a sound step to the nodes' own disks, when no save is in progress."""
+        shared = self.newest()
+        with self._tolerating(step):
+            self.saver.begin(
+                step,
+                data=self.data,
+                origin=self._origin,
+                losses=self.soundness.losses,
+                why_unsound="",
+                local=self.local.place(shared),
+            )
+
+    @contextmanager
+    def _tolerating(self, step: int) -> Iterator[None]:
+        """Within: a node's disk that fails costs the run nothing but that save."""
+        try:
+            yield
+        except CheckpointError as error:
+            self.report.notice(f"step {step} is not kept on the nodes' disks, and the run goes on: {error}")
+
     def finish(self) -> Place | None:
         """Wait until the save in progress is complete; returns where it is, or None if there was none."""
         place = None
@@ -191,6 +239,11 @@ class CheckpointKeeper:
 
     def _advance(self, *, gives_up: bool = False) -> Place | None:
         step = self.saver.step
+        if step is not None and self.saver.is_local:
+            with self._tolerating(step):
+                if local := self.saver.go_on(self.local.why_ruined, gives_up=gives_up):
+                    self.local.committed(step, local[0])
+            return None
         done = self.saver.go_on(self._pending.why_ruined, gives_up=gives_up)
         if step is None or done is None:
             return None
@@ -228,6 +281,8 @@ class CheckpointKeeper:
             if self._unproven is not None:
                 self._kept.set_aside(self._unproven, why)
                 self._unproven = None
+            # They hold these very weights, or lead to them.
+            self.local.forget()
             saved = self.save(step, verdict)
             aside = f"Its state is set aside as {saved}"
         except CheckpointError as error:

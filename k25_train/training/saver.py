@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.data_state import DataState
+from k25_train.checkpoint.local.saving import LocalPlace, LocalSaving
 from k25_train.checkpoint.manifest import Manifest
 from k25_train.checkpoint.pieces import pieces
 from k25_train.checkpoint.saving import Committed, Contents, Figures, Saving
@@ -47,6 +48,11 @@ class Saver:
         """Whether this rank has failed in it."""
         return self._saving is not None and self._saving.has_failed
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the save in progress goes to the nodes' own disks."""
+        return isinstance(self._saving, LocalSaving)
+
     def begin(
         self,
         step: int,
@@ -55,6 +61,7 @@ class Saver:
         origin: Mapping[str, str],
         losses: Sequence[float],
         why_unsound: str,
+        local: LocalPlace | None = None,
     ) -> None:
         """Start to save the state after a step, when no other save is in progress.
 
@@ -64,6 +71,7 @@ class Saver:
             origin: facts of the weights that the run began with.
             losses: of the last sound steps, which those of a resumed run are compared with.
             why_unsound: what was wrong with the last step; empty if nothing was. The same on every rank.
+            local: where it goes on this rank's node; None for the place that all nodes share.
 
         Raises `CheckpointError`, on every rank, if any cannot write; earlier checkpoints stay untouched.
         """
@@ -71,14 +79,13 @@ class Saver:
         assert self._saving is None, "one save at a time"
         self._stall_of_save_s = 0.0
         with self.waiting():
-            facts = dict(origin)
 
-            def look() -> None:
+            def look() -> dict[str, str]:
                 # Nothing is written to a folder that is another run's by now.
                 run.claim.check()
-                facts.update(run.data.facts())
+                return {**origin, **run.data.facts()}
 
-            on_first_rank(look)
+            facts = on_first_rank(look)
             manifest = Manifest(
                 step=step,
                 files={},
@@ -89,12 +96,15 @@ class Saver:
                 num_updates=num_updates(run),
             )
             texts = {folders.CONFIG: to_yaml(run.config), folders.DATA_STATE: data.to_text()}
-            self._saving = Saving(
-                run.checkpoints,
-                Contents(manifest=manifest, texts=texts),
-                self._snapshot,
-                lambda: pieces(run.modules, run.optimizer),
-                run.config.checkpoint.writers,
+            if local is not None:
+                # Every node has them, not rank 0's alone.
+                texts = on_first_rank(lambda: texts)
+            contents = Contents(manifest=manifest, texts=texts)
+            what = self._snapshot, lambda: pieces(run.modules, run.optimizer), run.config.checkpoint.writers
+            self._saving = (
+                Saving(run.checkpoints, contents, *what)
+                if local is None
+                else LocalSaving(local, contents, *what)
             )
 
     def go_on(self, why_unsound: str = "", *, gives_up: bool = False) -> tuple[Committed, str] | None:

@@ -152,12 +152,13 @@ class Trainer:
         """
         # 1. All ranks have to agree, or some would wait forever in the next step.
         keeper, saver = self.keeper, self.keeper.saver
-        request, is_busy, has_failed, time_is_up = most_of_any_rank(
+        request, is_busy, has_failed, time_is_up, local_time_is_up = most_of_any_rank(
             [
                 self.stop.wanted(is_lost=self.run.claim.is_lost),
                 saver.is_busy,
                 saver.has_failed,
                 keeper.cadence.time_is_up,
+                keeper.local.time_is_up,
             ],
             self.run.topology.device,
         )
@@ -170,10 +171,13 @@ class Trainer:
         keeper.go_on(is_busy=bool(is_busy), has_failed=bool(has_failed))
         stopping = request > 0 and not is_last and self.may_stop(verdict)
         is_due = keeper.cadence.is_due(step, verdict, time_is_up=bool(time_is_up))
+        local_is_due = keeper.local.is_due(step, verdict, time_is_up=bool(local_time_is_up))
         if (is_due or is_last or stopping) and not self.has_skipped_too_many:
             keeper.begin(step, verdict, is_proven=is_last)
             if is_last or stopping or not self.run.config.checkpoint.asynchronous:
                 saver.write_to_the_end()
+        elif local_is_due and saver.step is None:
+            keeper.begin_local(step)
         return stopping
 
     def count_skipped(self, step: int, result: StepResult, verdict: Verdict) -> None:
