@@ -192,6 +192,7 @@ class CheckpointKeeper:
             self._kept.settle()
         self._pending = _Pending(is_awaited=verdict.is_sound and not is_proven, is_proven=is_proven)
         self.cadence.restart()
+        self.local.shared_is_begun()
         self.saver.begin(
             step,
             data=self.data,

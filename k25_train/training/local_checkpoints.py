@@ -38,9 +38,12 @@ class NoLocalCheckpoints:
         """Load it. Returns why that cannot be done; then the state has to be loaded from elsewhere."""
         raise AssertionError("there is none")
 
-    def is_due(self, step: int, verdict: Verdict, *, time_is_up: bool) -> bool:
-        """Whether to save now."""
+    def is_due(self, step: int, verdict: Verdict, *, time_is_up: bool, is_free: bool) -> bool:
+        """Whether to save now; what is due while another save is in progress waits until `is_free`."""
         return False
+
+    def shared_is_begun(self) -> None:
+        """A shared checkpoint is written: the interval counts from now on."""
 
     def place(self, shared: Place | None) -> LocalPlace:
         """Where the next save goes; `shared` is the newest shared checkpoint."""
@@ -69,8 +72,12 @@ class LocalCheckpoints(NoLocalCheckpoints):
         config = run.config.checkpoint
         self._cadence = SaveCadence(replace(config, interval=config.local_interval), has_clock=run.is_main)
         self._layout = layout_of_pieces(run.config)
+        self._waits = False
+        """Whether a save is due that could not be begun."""
         self._unproven: int | None = None
-        self._saving: int | None = None
+        """Step of the newest one, until a sound step was taken from its weights."""
+        self._is_awaited = False
+        """Whether the next step is to say whether the weights of the save in progress are good."""
 
     @property
     @override
@@ -104,33 +111,40 @@ class LocalCheckpoints(NoLocalCheckpoints):
         return why
 
     @override
-    def is_due(self, step: int, verdict: Verdict, *, time_is_up: bool) -> bool:
-        return self._cadence.is_due(step, verdict, time_is_up=time_is_up) and verdict.is_sound
+    def is_due(self, step: int, verdict: Verdict, *, time_is_up: bool, is_free: bool) -> bool:
+        is_due = self._cadence.is_due(step, verdict, time_is_up=time_is_up) or self._waits
+        self._waits = is_due and not (is_free and verdict.is_sound)
+        return is_due and not self._waits
+
+    @override
+    def shared_is_begun(self) -> None:
+        self._cadence.restart()
+        self._waits = False
 
     @override
     def place(self, shared: Place | None) -> LocalPlace:
         self._cadence.restart()
         self.why_ruined = ""
-        self._saving = -1
+        self._is_awaited = True
         save, after = on_first_rank(lambda: (secrets.token_hex(8), identity_of(shared)))
         origin = Origin(save=save, after=after, layout=self._layout, ranks=self._store.ranks)
         return LocalPlace(self._store, origin)
 
     @override
     def committed(self, step: int, found: Committed) -> None:
-        was_learned, self._saving = self._saving is None, None
+        is_awaited, self._is_awaited = self._is_awaited, False
         if found.why_unsound:
             self._report.notice(f"step {step} is not kept on the nodes' disks: {found.why_unsound}")
         elif self.why_ruined:
             self._drop(step)
-        elif not was_learned:
+        elif is_awaited:
             self._unproven = step
 
     @override
     def learn(self, verdict: Verdict) -> None:
         ruined = verdict.weights_were_ruined
-        if self._saving is not None:
-            self._saving = None
+        if self._is_awaited:
+            self._is_awaited = False
             self.why_ruined = f"the next step showed that its weights are bad: {verdict.why_unsound}" * ruined
         elif self._unproven is not None:
             step, self._unproven = self._unproven, None

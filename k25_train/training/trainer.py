@@ -171,12 +171,13 @@ class Trainer:
         keeper.go_on(is_busy=bool(is_busy), has_failed=bool(has_failed))
         stopping = request > 0 and not is_last and self.may_stop(verdict)
         is_due = keeper.cadence.is_due(step, verdict, time_is_up=bool(time_is_up))
-        local_is_due = keeper.local.is_due(step, verdict, time_is_up=bool(local_time_is_up))
         if (is_due or is_last or stopping) and not self.has_skipped_too_many:
             keeper.begin(step, verdict, is_proven=is_last)
             if is_last or stopping or not self.run.config.checkpoint.asynchronous:
                 saver.write_to_the_end()
-        elif local_is_due and saver.step is None:
+        elif keeper.local.is_due(
+            step, verdict, time_is_up=bool(local_time_is_up), is_free=saver.step is None
+        ):
             keeper.begin_local(step)
         return stopping
 
