@@ -10,6 +10,7 @@ import pytest
 
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.integrity import verify
+from k25_train.checkpoint.storage.kinds import Place
 from k25_train.checkpoint.storage.places import checkpoints_of
 from launch.attempts import Attempts
 from launch.status.facts import look
@@ -19,8 +20,6 @@ from tests.helpers.runs import fit
 from tests.helpers.s3_server import KEYS, s3_server
 
 pytestmark = pytest.mark.distributed
-ENDED_AT = SHORT.saved_at + 1
-"""The last step of a run that goes on later; it is saved as well."""
 
 
 def fit_with(context: RankContext, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -35,18 +34,27 @@ def trained(run: Path) -> list[tuple[object, ...]]:
 
 
 def goes_on_there(place: str, data: Path, run: Path, reference: Path, environment: Mapping[str, str]) -> None:
-    """A run that has ended goes on; supervisor and status know of its checkpoints."""
-    arguments = [*short_run(data, run, *ONE_RANK), f"checkpoint.dir={place}", "checkpoint.keep=1"]
-    for steps in (ENDED_AT, SHORT.num_steps):
-        run_ranks(fit_with, 1, [*arguments, f"train.steps={steps}"], environment)
+    """A run whose last checkpoint was not completed goes on; supervisor and status know of the others."""
+    arguments = [*short_run(data, run, *ONE_RANK), f"checkpoint.dir={place}", "checkpoint.interval=2"]
+    run_ranks(fit_with, 1, arguments, environment)
+    root, last = checkpoints_of(str(run), place), SHORT.num_steps
+    assert [folders.step_of(each) for each in folders.list_checkpoints(root)] == [last - 2, last]
+    cut_short(root / f"step_{last}")
+    run_ranks(fit_with, 1, arguments, environment)
     assert trained(run) == trained(reference)
-    root = checkpoints_of(str(run), place)
-    assert [folders.step_of(each) for each in folders.list_checkpoints(root)] == [SHORT.num_steps]
-    assert folders.latest_checkpoint(root) == root / f"step_{SHORT.num_steps}"
-    assert verify(root / f"step_{SHORT.num_steps}").number == 3
-    assert Attempts(run).saved_step() == SHORT.num_steps
+    assert [folders.step_of(each) for each in folders.list_checkpoints(root)] == [last - 2, last]
+    assert folders.latest_checkpoint(root) == root / f"step_{last}"
+    assert verify(root / f"step_{last}").number == last // 2
+    assert Attempts(run).saved_step() == last
     status = look(run)
-    assert status.checkpoint is not None and status.checkpoint.step == SHORT.num_steps
+    assert status.checkpoint is not None and status.checkpoint.step == last
+
+
+def cut_short(checkpoint: Place) -> None:
+    """What a kill before the last request of a save leaves."""
+    (checkpoint / "manifest.json").unlink()
+    if isinstance(checkpoint, Path):
+        checkpoint.rename(f"{checkpoint}.partial")
 
 
 def test_in_another_folder(data: Path, run_alone: Path, tmp_path: Path) -> None:
