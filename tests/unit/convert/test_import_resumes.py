@@ -140,7 +140,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_kill_loses_the_units_at_work_alone(num_workers: int, source: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     command = [sys.executable, "-c", _SLOWLY, "import", str(source), str(out), "--workers", str(num_workers)]
