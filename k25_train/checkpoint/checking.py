@@ -10,6 +10,7 @@ import torch.distributed as dist
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_every_rank, on_first_rank
 from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, changed_facts, check_continuity, check_facts
+from k25_train.checkpoint.files.plain_pickle import bytes_by_file
 from k25_train.checkpoint.heads import changed_heads
 from k25_train.checkpoint.integrity import (
     METADATA,
@@ -23,7 +24,6 @@ from k25_train.checkpoint.manifest import Manifest, read_manifest
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
-from parallel.megatron.patches.checkpoint_reading import bytes_by_file
 
 
 def check(folder: Place, config: Config, facts: Mapping[str, str], *, resumes: bool) -> Manifest:

@@ -20,9 +20,9 @@ from k25_train.checkpoint.files.access import Buffer, opened, read_bytes
 from k25_train.checkpoint.files.damage import damage
 from k25_train.checkpoint.files.index import PartIndex, sorted_index
 from k25_train.checkpoint.files.parts import TensorInfo
+from k25_train.checkpoint.files.plain_pickle import load_metadata, load_plain_data
 from k25_train.checkpoint.files.reader import NUM_THREADS
 from k25_train.checkpoint.files.writer import bytes_of
-from parallel.megatron.patches.checkpoint_reading import load_metadata, load_plain_data
 from parallel.reshard.ranges import Overlaps, Ranges
 
 METADATA = ".metadata"

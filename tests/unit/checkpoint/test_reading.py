@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from parallel.megatron.patches.checkpoint_reading import bytes_by_file, load_metadata
+from k25_train.checkpoint.files.plain_pickle import bytes_by_file, load_metadata
 from tests.helpers.written_checkpoints import malicious_pickle
 
 

@@ -1,6 +1,7 @@
-"""Reading torch's old checkpoint files runs no code of them: what is unpickled is limited to plain data.
+"""What is read of formats 1 and 2 runs no code: unpickling is limited to plain data.
 
-`.metadata` is a pickle, and a pickle may name any function: a foreign folder would be a program.
+torch 2.13 reads `.metadata` with `pickle.load`, and what is no tensor with `torch.load(weights_only=False)`.
+A pickle may name any function: a foreign folder would be a program.
 """
 
 import pickle
