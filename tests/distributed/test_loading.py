@@ -139,3 +139,31 @@ def test_every_element_comes_back_and_is_read_as_planned(
         (planned,) = run_ranks(planned_bytes, 1, SMOKE, reader, trains)
         # Parts are in another order in files, and so the texts of headers have other lengths.
         assert sum(asked for *_, asked in found) == pytest.approx(planned, rel=1e-3)
+
+
+def errors_of_other_models(context: RankContext, arguments: Sequence[str], folder: str) -> list[str]:
+    """What is said where the model lacks a tensor of the checkpoint, or has one in another shape."""
+    built = prepared(context, arguments)
+    from dataclasses import replace
+
+    from k25_train.checkpoint.loading import open_together, read_pieces
+    from k25_train.checkpoint.manifest import read_manifest
+    from k25_train.checkpoint.pieces import Piece, pieces
+    from k25_train.errors import CheckpointError
+
+    stored = open_together(Path(folder), read_manifest(Path(folder)), built.config.checkpoint)
+    (norm, *others) = sorted(pieces(built.modules, built.optimizer), key=lambda piece: piece.part.name)
+    other = Piece(replace(norm.part, shape=(*norm.part.shape, 1)), norm.tensor)
+    errors = []
+    for wanted in (others, [other, *others]):
+        with pytest.raises(CheckpointError) as error:
+            read_pieces(stored, wanted)
+        errors.append(str(error.value).removeprefix(f"{folder} does not fit the configured model:\n  "))
+    return errors
+
+
+def test_what_does_not_fit_is_named_with_both_shapes(saved: str) -> None:
+    ((left, shape),) = run_ranks(errors_of_other_models, 1, ALONE, saved)
+    name = "language_model.decoder.final_layernorm.weight"
+    assert left == f"{name}: in the checkpoint, not in the model"
+    assert shape == f"{name}: [64] in the checkpoint, [64, 1] in the model"
