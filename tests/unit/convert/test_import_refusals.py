@@ -61,11 +61,15 @@ def damage_header(folder: Path) -> None:
     file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
 
 
-def name_outside(folder: Path) -> None:
+def name_outside(folder: Path, name: str = "../model.safetensors") -> None:
     def change(values: dict[str, Any]) -> None:
-        values["weight_map"][GATE] = "../model.safetensors"
+        values["weight_map"][GATE] = name
 
     edit_json(folder / "model.safetensors.index.json", change)
+
+
+def name_absolutely(folder: Path) -> None:
+    name_outside(folder, "/model.safetensors")
 
 
 def overlap(folder: Path) -> None:
@@ -150,6 +154,7 @@ OF_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated file": (truncate, "model-00001-of-00002.safetensors: is no whole safetensors file: it has"),
     "damaged header": (damage_header, "its header would have 18,446,744"),
     "index names ../": (name_outside, "names the file '../model.safetensors'"),
+    "index names a root": (name_absolutely, "names the file '/model.safetensors'"),
     "overlapping tensors": (overlap, " would follow"),
 }
 OF_TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
