@@ -12,7 +12,7 @@ from torch import Tensor
 from k25_train.checkpoint.files.header import BLOCK_BYTES, digest_of
 from k25_train.checkpoint.files.parts import Part, whole
 from k25_train.checkpoint.files.stored import StoredCheckpoint
-from k25_train.checkpoint.files.writer import write_parts, write_rank
+from k25_train.checkpoint.files.writer import _write_all, write_parts, write_rank
 from k25_train.checkpoint.manifest import MANIFEST, FileEntry, read_manifest
 from k25_train.errors import CheckpointError, DamagedCheckpointError
 from tests.helpers.part_files import any_tensor, write_checkpoint, write_manifest
@@ -199,17 +199,22 @@ def test_files_that_do_not_make_a_whole_are_refused(folder: Path, second: Part, 
         StoredCheckpoint.open(folder)
 
 
-def test_a_full_disk_is_an_error_not_a_file() -> None:
-    with pytest.raises(OSError, match="No space left"):
-        write_parts_to_full_disk()
-
-
-def write_parts_to_full_disk() -> None:
+def test_a_full_disk_is_an_error() -> None:
     """`/dev/full` takes nothing."""
-    from k25_train.checkpoint.files.writer import _write_all
-
-    with Path("/dev/full").open("wb", buffering=0) as file:
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         _write_all(file, memoryview(bytes(100)))
+
+
+def test_what_a_disk_takes_in_pieces_arrives_whole() -> None:
+    taken = bytearray()
+
+    class Slow:
+        def write(self, data: memoryview) -> int:
+            taken.extend(data[:7])
+            return len(data[:7])
+
+    _write_all(Slow(), memoryview(bytes(range(100))))
+    assert taken == bytes(range(100))
 
 
 def test_a_disk_that_fails_at_fsync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
