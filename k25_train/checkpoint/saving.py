@@ -215,17 +215,13 @@ class Saving:
         )
         own = self._contents.manifest
         reasons = (own.why_unsound, why_unsound, why_not_finite(each.not_finite for each in written))
-        manifest = replace(
-            own,
-            files={each.name: each.entry for each in written},
-            why_unsound="; ".join(filter(None, reasons)),
-        )
+        files = {each.name: each.entry for each in written}
+        manifest = replace(own, files=files, why_unsound="; ".join(filter(None, reasons)))
         return Background("checkpoint-commit", partial(self._publish, manifest))
 
     def _publish(self, manifest: Manifest) -> "Committed":
-        return Committed(
-            publish(self._root, self._folder, manifest, self._contents.texts), manifest.why_unsound
-        )
+        place = publish(self._root, self._folder, manifest, self._contents.texts)
+        return Committed(place, manifest.why_unsound)
 
     def _written(self) -> list[Written]:
         """What this rank has written; raises what kept it from that, unless it was another rank's failure."""
