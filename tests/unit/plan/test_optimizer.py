@@ -176,7 +176,7 @@ def test_the_host_holds_masters_and_moments_whatever_weights_are(
 
 
 def test_a_node_of_the_real_run_has_room_for_all_that_is_locked() -> None:
-    """65 GB of activations, 34 GB of state, 43 GB for a checkpoint per rank, each byte of the state once."""
+    """65 GB of activations, 34 GB of state, 43 GB for a checkpoint per rank, each byte of state once."""
     pipeline = plan_pipeline(compose(["experiment=k25_pretrain_4k"]))
     line = host_line(pipeline, stage_memories(pipeline))
     assert line.endswith(" 142 GB per rank, and 1,135 on a node, which has 2,147.")
