@@ -189,13 +189,12 @@ class Saving:
         not_finite: set[str] = set()
         try:
             with PartsWriter(path, [part for part, _ in share]) as writer:
-                for part, tensor in share:
-                    for piece in tensor.split(_PIECE_BYTES // part.dtype.itemsize):
-                        if self._is_cancelled.is_set():
-                            raise _CancelledError
-                        if not is_finite(piece):
-                            not_finite.add(part.name)
-                        writer.write(piece)
+                for name, piece in _in_pieces(share):
+                    if self._is_cancelled.is_set():
+                        raise _CancelledError
+                    if not is_finite(piece):
+                        not_finite.add(name)
+                    writer.write(piece)
         except OSError as error:
             # Its text then has the file. This rank's other threads need not go on.
             error.filename = error.filename or str(path)
@@ -248,3 +247,10 @@ class Saving:
 
 class _CancelledError(Exception):
     """Another file of the save has failed."""
+
+
+def _in_pieces(share: Sequence[tuple[Part, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The elements of parts, some at a time, with the names of their tensors."""
+    for part, tensor in share:
+        for piece in tensor.split(_PIECE_BYTES // part.dtype.itemsize):
+            yield part.name, piece
