@@ -19,7 +19,7 @@ class SaveCadence:
             has_clock: whether this rank's clock counts.
             clock: returns seconds since any fixed origin.
         """
-        self._steps, self._seconds = config.interval_steps, config.interval_s
+        self._steps, self._seconds = config.interval_steps or 0, config.interval_s or 0.0
         self._has_clock, self._clock = has_clock, clock
         self._since = clock()
         self._is_postponed = False
@@ -32,9 +32,7 @@ class SaveCadence:
     @property
     def time_is_up(self) -> bool:
         """Whether the interval has passed by the clock that counts; False on ranks with another."""
-        if self._seconds is None or not self._has_clock:
-            return False
-        return self._clock() - self._since >= self._seconds
+        return bool(self._seconds) and self._has_clock and self._clock() - self._since >= self._seconds
 
     def is_due(self, step: int, verdict: Verdict, *, time_is_up: bool) -> bool:
         """Whether to save now: at the interval, or after it if that step was skipped, since the same state
@@ -42,6 +40,6 @@ class SaveCadence:
 
         `time_is_up` is what the rank says whose clock counts.
         """
-        due = self._is_postponed or time_is_up or (self._steps is not None and step % self._steps == 0)
+        due = self._is_postponed or time_is_up or bool(self._steps and step % self._steps == 0)
         self._is_postponed = due and verdict.was_skipped
         return due and not verdict.was_skipped

@@ -50,8 +50,8 @@ class CheckpointKeeper:
         self.run = run
         self.report = report
         self.soundness = soundness
-        self._unproven: int | None = None
-        """Step of the newest sound checkpoint, until a sound step was taken from its weights."""
+        self._unproven = 0
+        """Step of the newest sound checkpoint, until a sound step was taken from its weights; then 0."""
         self.saved_step = 0
         """The latest step that was saved or set aside, by this job or an earlier one."""
         self.data = DataState({}, [mixture_of(run.config, 1)])
@@ -151,8 +151,8 @@ class CheckpointKeeper:
         if self._pending.is_awaited:
             why = ruined if verdict.weights_were_ruined else ""
             self._pending = _Pending(is_awaited=False, is_proven=not why, why_ruined=why)
-        elif self._unproven is not None:
-            step, self._unproven = self._unproven, None
+        elif self._unproven:
+            step, self._unproven = self._unproven, 0
             if verdict.weights_were_ruined:
                 self._kept.set_aside(step, ruined)
             else:
@@ -165,7 +165,7 @@ class CheckpointKeeper:
         if one has failed.
         """
         self._kept.tell()
-        if self.saver.step is not None and (has_failed or not is_busy):
+        if self.saver.step and (has_failed or not is_busy):
             self._advance(gives_up=has_failed)
 
     def begin(self, step: int, verdict: Verdict, *, is_proven: bool = False) -> None:
@@ -180,7 +180,7 @@ class CheckpointKeeper:
         """
         if self.saver.is_local:
             self.finish()
-        if (earlier := self.saver.step) is not None:
+        if earlier := self.saver.step:
             self.report.notice(
                 f"step {step} is to be saved, but the checkpoint of step {earlier} is not written yet: "
                 "waiting for it. Raise checkpoint.interval, or checkpoint.writers where storage can do more"
@@ -226,7 +226,7 @@ class CheckpointKeeper:
     def finish(self) -> Place | None:
         """Wait until the save in progress is complete; returns where it is, or None if there was none."""
         place = None
-        while self.saver.step is not None:
+        while self.saver.step:
             place = self._advance()
         self._kept.settle()
         return place
@@ -235,18 +235,18 @@ class CheckpointKeeper:
         """Save, and wait until the checkpoint is complete; returns where it is."""
         self.begin(step, verdict, is_proven=is_proven)
         place = self.finish()
-        assert place is not None, "a save was begun"
+        assert place, "a save was begun"
         return place
 
     def _advance(self, *, gives_up: bool = False) -> Place | None:
         step = self.saver.step
-        if step is not None and self.saver.is_local:
+        if self.saver.is_local:
             with self._tolerating(step):
                 if local := self.saver.go_on(self.local.why_ruined, gives_up=gives_up):
                     self.local.committed(step, local[0])
             return None
         done = self.saver.go_on(self._pending.why_ruined, gives_up=gives_up)
-        if step is None or done is None:
+        if not done:
             return None
         committed, cost = done
         self.report.notice(f"step {step} is saved: {cost}")
@@ -279,9 +279,9 @@ class CheckpointKeeper:
             if self._pending.is_awaited:
                 self._pending = _Pending(is_awaited=False, why_ruined=why)
             self.finish()
-            if self._unproven is not None:
+            if self._unproven:
                 self._kept.set_aside(self._unproven, why)
-                self._unproven = None
+                self._unproven = 0
             # They hold these very weights, or lead to them.
             self.local.forget()
             saved = self.save(step, verdict)

@@ -34,19 +34,19 @@ class Saver:
         self._unreported = Figures()
 
     @property
-    def step(self) -> int | None:
-        """The step of the save in progress; None if there is none."""
-        return self._saving.step if self._saving else None
+    def step(self) -> int:
+        """The step of the save in progress; 0 if there is none."""
+        return self._saving.step if self._saving else 0
 
     @property
     def is_busy(self) -> bool:
         """Whether this rank still works on a save."""
-        return self._saving is not None and self._saving.is_busy
+        return bool(self._saving and self._saving.is_busy)
 
     @property
     def has_failed(self) -> bool:
         """Whether this rank has failed in it."""
-        return self._saving is not None and self._saving.has_failed
+        return bool(self._saving and self._saving.has_failed)
 
     @property
     def is_local(self) -> bool:
@@ -76,7 +76,7 @@ class Saver:
         Raises `CheckpointError`, on every rank, if any cannot write; earlier checkpoints stay untouched.
         """
         run = self.run
-        assert self._saving is None, "one save at a time"
+        assert not self._saving, "one save at a time"
         self._stall_of_save_s = 0.0
         with self.waiting():
 
@@ -116,7 +116,7 @@ class Saver:
 
         Returns the checkpoint and what it cost, if it is complete now.
         """
-        assert self._saving is not None, "there is no save in progress"
+        assert self._saving, "there is no save in progress"
         with self.waiting():
             saving, self._saving = self._saving, None
             if not gives_up:
@@ -124,7 +124,7 @@ class Saver:
             on_first_rank(self.run.claim.check)
             was_written = saving.is_written
             committed = saving.advance(why_unsound, gives_up=gives_up)
-        if committed is not None:
+        if committed:
             return committed, self._cost(saving.figures)
         assert not was_written, "the second time a save goes on is the last"
         self._saving, self._unreported = saving, saving.figures
@@ -132,7 +132,7 @@ class Saver:
 
     def write_to_the_end(self, why_unsound: str = "") -> None:
         """Wait until all ranks have written; the checkpoint gets its name when the save goes on."""
-        if self._saving is not None and not self._saving.is_written:
+        if self._saving and not self._saving.is_written:
             self.go_on(why_unsound)
 
     def take_figures(self) -> dict[str, Value]:

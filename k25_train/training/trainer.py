@@ -175,9 +175,7 @@ class Trainer:
             keeper.begin(step, verdict, is_proven=is_last)
             if is_last or stopping or not self.run.config.checkpoint.asynchronous:
                 saver.write_to_the_end()
-        elif keeper.local.is_due(
-            step, verdict, time_is_up=bool(local_time_is_up), is_free=saver.step is None
-        ):
+        elif keeper.local.is_due(step, verdict, time_is_up=bool(local_time_is_up), is_free=not saver.step):
             keeper.begin_local(step)
         return stopping
 
