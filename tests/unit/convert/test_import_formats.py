@@ -12,13 +12,13 @@ from k25_train.checkpoint.files.stored import StoredCheckpoint
 from k25_train.config.model import ModelConfig
 from k25_train.convert import __main__ as convert
 from k25_train.convert.hf_files import open_folder
-from k25_train.convert.importing import Import, Options
-from k25_train.convert.mapping import Named
+from k25_train.convert.importing import Import
 from k25_train.convert.number_formats import find_weights, read
 from k25_train.convert.unit_writer import interleave, resample
 from k25_train.model.moonvit_positions import bicubic_matrix
 from tests.helpers import hf_folders
 from tests.helpers.hf_folders import k25_config, ours_of, random_state, small_model, write_folder
+from tests.helpers.imports import Silent, options_of
 
 
 def run(*arguments: object) -> int:
@@ -90,32 +90,6 @@ def test_small_units_and_pieces_make_the_same(
     assert all(unit.num_bytes <= 4096 for unit in planned.units)
     assert planned.run(Silent(), restart=False) == "complete"
     assert_holds(tmp_path / "out", ours_of(plain))
-
-
-def options_of(source: Path, out: Path, **changed: Any) -> Options:
-    """Options of an import, as the command's defaults."""
-    values: dict[str, Any] = {
-        "source": source,
-        "out": out,
-        "model": None,
-        "dtype": torch.bfloat16,
-        "named": Named(),
-        "memory_bytes": 2**33,
-        "num_workers": 1,
-        "node": 0,
-        "num_nodes": 1,
-    }
-    return Options(**values | changed)
-
-
-class Silent:
-    """Shows nothing."""
-
-    def start(self, total: int, done: int) -> None: ...
-
-    def show(self, done: int) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def plain_names(state: Mapping[str, Tensor], model: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,21 +13,11 @@ import torch
 
 from k25_train.checkpoint.files.stored import StoredCheckpoint
 from k25_train.convert import __main__ as convert
-from k25_train.convert.importing import Import, Options
-from k25_train.convert.mapping import Named
+from k25_train.convert.importing import Import
 from k25_train.errors import CheckpointError
 from tests.helpers.hf_folders import k25_config, ours_of, random_state, small_model, write_folder
+from tests.helpers.imports import Silent, options_of
 from tests.helpers.project_sources import REPO
-
-
-class Silent:
-    """Shows nothing."""
-
-    def start(self, total: int, done: int) -> None: ...
-
-    def show(self, done: int) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +29,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def planned(source: Path, out: Path, **changed: Any) -> Import:
     """An import in small units."""
-    values: dict[str, Any] = {
-        "source": source,
-        "out": out,
-        "model": None,
-        "dtype": torch.bfloat16,
-        "named": Named(),
-        "memory_bytes": 2**33,
-        "num_workers": 1,
-        "node": 0,
-        "num_nodes": 1,
-        "unit_bytes": 16384,
-    }
-    return Import(Options(**values | changed))
+    return Import(options_of(source, out, **{"unit_bytes": 16384} | changed))
 
 
 def assert_whole(out: Path) -> None:
