@@ -290,7 +290,7 @@ def test_every_entry_point_ends_that_way() -> None:
     for path in source_files(*CODE):
         source = path.read_text(encoding="utf-8")
         if '__name__ == "__main__"' in source:
-            ends = ("run_command(_run", "exit_status(body", "hydra_app(")
+            ends = ("run_command(_run", "run_subcommand(", "exit_status(body", "hydra_app(")
             assert any(words in source for words in ends), path
 
 
