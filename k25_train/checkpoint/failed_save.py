@@ -28,8 +28,11 @@ def drop(folder: Place) -> None:
 
 def not_written(root: Place, folder: Place, error: Exception) -> str:
     """That a checkpoint could not be written to `folder`, why, what is left of the run, and what to do."""
-    newest = folders.newest_checkpoint(root)
-    safe = f"{newest} is complete" if newest else "no earlier checkpoint exists"
+    try:
+        newest = folders.newest_checkpoint(root)
+        safe = f"{newest} is complete" if newest else "no earlier checkpoint exists"
+    except OSError as unreadable:
+        safe = f"which earlier checkpoints are there cannot be read ({unreadable})"
     free = ""
     if isinstance(root, Path):
         with contextlib.suppress(OSError):

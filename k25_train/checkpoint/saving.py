@@ -13,8 +13,8 @@ fails on one fails on all, and costs nothing but this save.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,9 @@ from k25_train.checkpoint.failed_save import check_writable, drop, not_written
 from k25_train.checkpoint.files.parts import Part
 from k25_train.checkpoint.files.writer import PartsWriter, even_shares
 from k25_train.checkpoint.finite import MOST_NAMED, is_finite, why_not_finite
-from k25_train.checkpoint.manifest import FileEntry, Manifest
+from k25_train.checkpoint.manifest import Manifest
 from k25_train.checkpoint.publish import publish
+from k25_train.checkpoint.records import Committed, Contents, Figures, Written
 from k25_train.checkpoint.snapshot import Copied, Snapshot
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.errors import CheckpointError
@@ -40,50 +41,6 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 4 * MIB
 """What is looked at, hashed and written at a time: a cache has it meanwhile."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """What a checkpoint has apart from tensors; that of rank 0 counts."""
-
-    manifest: Manifest
-    """All but its files, and what is found to be unsound later."""
-    texts: Mapping[str, str]
-    """Small files by name, the run's configuration among them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A file that a thread has written."""
-
-    name: str
-    """In the folder of the checkpoint."""
-    entry: FileEntry
-    """As the manifest lists it."""
-    not_finite: Sequence[str]
-    """Tensors with an element that is not finite, some of them."""
-    seconds: float
-    """Since the save was started."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What a save has cost; zeros on all ranks but the first, and until all have written."""
-
-    num_bytes: int = 0
-    """Of all files of tensors."""
-    write_s: float = 0.0
-    """From the start until the slowest rank had written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A checkpoint that counts."""
-
-    folder: Place
-    """Where it is."""
-    why_unsound: str
-    """What is wrong with its state; empty if it is sound."""
 
 
 class Saving:
@@ -115,9 +72,13 @@ class Saving:
         self._is_cancelled = threading.Event()
         self._writers: list[Background[Written]] = []
         self._commit: Background[Committed] | None = None
+        self._may_commit = threading.Event()
         self._folder = root / f"step_{self.step}"
+        self._is_prepared = False
+        """Whether `_folder` is this save's own; before that, it may be a checkpoint's."""
         with self._failing_together():
             self._folder = self._prepare()
+            self._is_prepared = True
             on_every_rank(lambda: self._start(snapshot.take(pieces()), num_writers))
 
     @property
@@ -135,12 +96,15 @@ class Saving:
         """Whether all ranks have written, and what is left is the checkpoint's name."""
         return self._commit is not None
 
-    def advance(self, why_unsound: str = "", *, gives_up: bool = False) -> "Committed | None":
+    def advance(
+        self, why_unsound: str = "", *, gives_up: bool = False, holds_back: bool = False
+    ) -> "Committed | None":
         """Go on, when no rank is busy or one has failed; otherwise wait. Returns the checkpoint at the end.
 
         Args:
             why_unsound: what was found to be wrong with the state; counts until all have written.
             gives_up: whether another rank has failed, so that this one need not write to the end.
+            holds_back: whether what is written gets its name when the save goes on again, not before.
 
         Raises `CheckpointError` with rank, file, cause and remedy, on every rank, if any has failed.
         """
@@ -149,11 +113,16 @@ class Saving:
         with self._failing_together():
             if self._commit is None:
                 self._commit = self._end_writing(why_unsound)
+                if not holds_back:
+                    self._may_commit.set()
                 return None
+            self._may_commit.set()
             return self._result(self._commit)
 
     def wait(self) -> None:
         """Wait until this rank is not busy."""
+        if self.is_written:
+            self._may_commit.set()
         for thread in self._threads:
             with contextlib.suppress(Exception):
                 thread.result()
@@ -219,6 +188,7 @@ class Saving:
         return Background("checkpoint-commit", partial(self._publish, manifest))
 
     def _publish(self, manifest: Manifest) -> "Committed":
+        self._may_commit.wait()
         place = publish(self._root, self._folder, manifest, self._contents.texts)
         return Committed(place, manifest.why_unsound)
 
@@ -236,13 +206,15 @@ class Saving:
         try:
             yield
         except (OSError, CheckpointError) as error:
-            lost = CheckpointError(not_written(self._root, self._folder, error))
             self._is_cancelled.set()
+            # A rank whose file system has failed may not be able to look: one does, for all.
+            told = on_first_rank(partial(not_written, self._root, self._folder, error))
             # A file that is still written would keep the folder from going.
             on_every_rank(self.wait)
-            # It would keep a full disk full, and the run from starting again there.
-            self._drop()
-            raise lost from error
+            if self._is_prepared:
+                # It would keep a full disk full, and the run from starting again there.
+                self._drop()
+            raise CheckpointError(told) from error
 
 
 class _CancelledError(Exception):

@@ -17,7 +17,7 @@ from k25_train.checkpoint.checking import check_same_run, losses_before, notes_o
 from k25_train.checkpoint.data_state import DataState, mixture_of
 from k25_train.checkpoint.initial import origin_of
 from k25_train.checkpoint.loading import load
-from k25_train.checkpoint.saving import Committed
+from k25_train.checkpoint.records import Committed
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.errors import CheckpointError, ConfigError
 from k25_train.metrics.report import Report

@@ -12,7 +12,7 @@ from k25_train.checkpoint.local.choice import choose
 from k25_train.checkpoint.local.loading import load_local
 from k25_train.checkpoint.local.saving import LocalPlace
 from k25_train.checkpoint.local.store import LocalStore, Origin, identity_of, identity_of_run
-from k25_train.checkpoint.saving import Committed
+from k25_train.checkpoint.records import Committed
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.config.schema import Config
 from k25_train.joining.environment import read_environment

@@ -10,7 +10,8 @@ from k25_train.checkpoint.data_state import DataState
 from k25_train.checkpoint.local.saving import LocalPlace, LocalSaving
 from k25_train.checkpoint.manifest import Manifest
 from k25_train.checkpoint.pieces import pieces
-from k25_train.checkpoint.saving import Committed, Contents, Figures, Saving
+from k25_train.checkpoint.records import Committed, Contents, Figures
+from k25_train.checkpoint.saving import Saving
 from k25_train.checkpoint.snapshot import build_snapshot
 from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
@@ -107,12 +108,15 @@ class Saver:
                 else LocalSaving(local, contents, *what)
             )
 
-    def go_on(self, why_unsound: str = "", *, gives_up: bool = False) -> tuple[Committed, str] | None:
+    def go_on(
+        self, why_unsound: str = "", *, gives_up: bool = False, holds_back: bool = False
+    ) -> tuple[Committed, str] | None:
         """Go on with the save in progress, when no rank is busy or one has failed; otherwise wait for that.
 
         Args:
             why_unsound: what was found to be wrong with the state since it was saved.
             gives_up: whether a rank has failed.
+            holds_back: whether what is written gets its name when the save goes on again, not before.
 
         Returns the checkpoint and what it cost, if it is complete now.
         """
@@ -123,17 +127,17 @@ class Saver:
                 saving.wait()
             on_first_rank(self.run.claim.check)
             was_written = saving.is_written
-            committed = saving.advance(why_unsound, gives_up=gives_up)
+            committed = saving.advance(why_unsound, gives_up=gives_up, holds_back=holds_back)
         if committed:
             return committed, self._cost(saving.figures)
         assert not was_written, "the second time a save goes on is the last"
         self._saving, self._unreported = saving, saving.figures
         return None
 
-    def write_to_the_end(self, why_unsound: str = "") -> None:
+    def write_to_the_end(self) -> None:
         """Wait until all ranks have written; the checkpoint gets its name when the save goes on."""
         if self._saving and not self._saving.is_written:
-            self.go_on(why_unsound)
+            self.go_on(holds_back=True)
 
     def take_figures(self) -> dict[str, Value]:
         """Metrics of saves since they were last taken: none where nothing waited and nothing was written."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from k25_train.checkpoint.files.parts import whole
 from k25_train.checkpoint.manifest import Manifest
-from k25_train.checkpoint.saving import Contents
+from k25_train.checkpoint.records import Contents
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from k25_train.checkpoint.finite import why_not_finite
 from k25_train.checkpoint.local.store import LocalStore, Origin
 from k25_train.checkpoint.manifest import Manifest
 from k25_train.checkpoint.pieces import Piece
-from k25_train.checkpoint.saving import Committed, Contents, Figures, Saving
+from k25_train.checkpoint.records import Committed, Contents, Figures
+from k25_train.checkpoint.saving import Saving
 from k25_train.checkpoint.snapshot import Snapshot
 from k25_train.checkpoint.storage.kinds import Place
 
@@ -64,10 +65,11 @@ class LocalSaving(Saving):
             num_bytes = sum(each.entry.num_bytes for each in written)
             self.figures = Figures(num_bytes, max(each.seconds for each in written))
         reasons = (why_unsound, why_not_finite(each.not_finite for each in written))
-        why = "; ".join(filter(None, reasons))
+        # Threads ask nothing of the process group.
+        why, leads = "; ".join(filter(None, reasons)), self._place.leads
         if why:
-            return Background("checkpoint-drop", lambda: self._refuse(why))
-        if not self._place.leads:
+            return Background("checkpoint-drop", partial(self._refuse, why, leads=leads))
+        if not leads:
             return Background("checkpoint-commit", lambda: Committed(self._folder, ""))
         files = {each.name: each.entry for rank in self._place.store.ranks for each in by_rank[rank]}
         manifest = dataclasses.replace(self._contents.manifest, files=files)
@@ -78,8 +80,8 @@ class LocalSaving(Saving):
         place = self._place
         return Committed(place.store.commit(manifest, self._contents.texts, place.origin), "")
 
-    def _refuse(self, why: str) -> Committed:
-        if self._place.leads:
+    def _refuse(self, why: str, *, leads: bool) -> Committed:
+        if leads:
             drop(self._folder)
         return Committed(self._folder, why)
 

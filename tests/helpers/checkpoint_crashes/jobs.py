@@ -23,7 +23,8 @@ from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.files.parts import Part
 from k25_train.checkpoint.manifest import Manifest
-from k25_train.checkpoint.saving import Contents, Saving
+from k25_train.checkpoint.records import Contents
+from k25_train.checkpoint.saving import Saving
 from k25_train.checkpoint.snapshot import build_snapshot
 from k25_train.errors import CheckpointError
 from tests.helpers.ranks import start_context

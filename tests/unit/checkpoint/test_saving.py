@@ -1,6 +1,7 @@
 """A save goes on while its state changes, and holds that of its step; what fails costs only that save."""
 
 import errno
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -12,9 +13,11 @@ from torch import Tensor
 from k25_train.checkpoint.files.stored import StoredCheckpoint
 from k25_train.checkpoint.files.writer import PartsWriter
 from k25_train.checkpoint.manifest import read_manifest
-from k25_train.checkpoint.saving import Committed, Saving
+from k25_train.checkpoint.records import Committed
+from k25_train.checkpoint.saving import Saving
 from k25_train.checkpoint.snapshot import Snapshot, build_snapshot
 from k25_train.errors import CheckpointError
+from parallel.host.copier import ThreadCopier
 from tests.helpers.small_saves import SlowDisk, contents, one_rank, pieces_of
 
 
@@ -169,3 +172,55 @@ def test_a_folder_that_is_not_there_fails_at_the_start(
         pytest.raises(CheckpointError, match=r"elsewhere is not there: .* in a folder that all nodes share"),
     ):
         Saving(tmp_path, contents(5), snapshot, lambda: pieces_of(state), num_writers=2)
+
+
+def test_a_save_that_cannot_start_leaves_the_checkpoint_of_its_step(
+    state: dict[str, Tensor], snapshot: Snapshot, tmp_path: Path
+) -> None:
+    """Nothing of it is there yet, so that nothing has to go."""
+    there = finish(Saving(tmp_path, contents(5), snapshot, lambda: pieces_of(state), num_writers=1)).folder
+    before = {path: path.read_bytes() for path in there.iterdir()}
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        mock.patch("k25_train.checkpoint.folders.prepare_partial", side_effect=full),
+        pytest.raises(CheckpointError, match="make room"),
+    ):
+        Saving(tmp_path, contents(5), snapshot, lambda: pieces_of(state), num_writers=1)
+    assert {path: path.read_bytes() for path in there.iterdir()} == before
+
+
+def test_what_is_held_back_gets_its_name_when_the_save_goes_on(
+    state: dict[str, Tensor], snapshot: Snapshot, tmp_path: Path
+) -> None:
+    """The row of a step is written in between."""
+    saving = Saving(tmp_path, contents(5), snapshot, lambda: pieces_of(state), num_writers=2)
+    saving.wait()
+    assert saving.advance(holds_back=True) is None and saving.is_written
+    time.sleep(0.1)
+    assert saving.is_busy and not (tmp_path / "step_5").exists()
+    saving.wait()
+    assert saving.advance() == Committed(tmp_path / "step_5", "")
+
+
+def test_a_failure_is_told_where_the_folder_cannot_be_listed(
+    state: dict[str, Tensor], snapshot: Snapshot, tmp_path: Path
+) -> None:
+    broken = OSError(errno.EIO, "Input/output error")
+    with (
+        mock.patch("k25_train.checkpoint.saving.publish", side_effect=broken),
+        mock.patch("k25_train.checkpoint.folders.newest_checkpoint", side_effect=broken),
+        pytest.raises(CheckpointError, match="which earlier checkpoints are there cannot be read"),
+    ):
+        finish(Saving(tmp_path, contents(5), snapshot, lambda: pieces_of(state), num_writers=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slow_copy_is_waited_for_before_it_is_written(state: dict[str, Tensor], tmp_path: Path) -> None:
+    copier = ThreadCopier(delay_s=lambda: 0.05)
+    snapshot = Snapshot(copier, copier)
+    moment = {name: tensor.clone() for name, tensor in state.items()}
+    committed = finish(Saving(tmp_path, contents(5), snapshot, lambda: pieces_of(state), num_writers=2))
+    stored = StoredCheckpoint.open(committed.folder)
+    for name, tensor in moment.items():
+        assert torch.equal(stored.read(name).view(tensor.shape), tensor), name
+    snapshot.close()
