@@ -2,6 +2,8 @@
 
 Of a run its newest one, or the one that is named: a folder, `RUN/checkpoints/step_N`, or a URL.
 
+An import (`k25-convert import`) is the same, but has no run: name an experiment, and its data, as to train.
+
 The run's own configuration is used, in any layout: by default every process is a data-parallel replica, so
 the command runs in one process as written. `dump=DIR` writes each batch with its losses as safetensors.
 `shuffle_media=SEED` also reports the loss when every sample is shown another sample's images.
@@ -16,8 +18,10 @@ from rich.console import Console
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.commands.choice import chosen
 from k25_train.checkpoint.integrity import verify
+from k25_train.checkpoint.manifest import Kind
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.compose.command_line import load_saved
+from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.data.source import ThreadSource
@@ -31,6 +35,8 @@ CAPTION_LOSS = "eval_caption_loss"
 OWN = ("checkpoint", "dump", "shuffle_media")
 """Arguments that are no settings of the run."""
 USAGE = "python -m k25_train.eval checkpoint=RUN|runs/…/step_N [dump=DIR] [shuffle_media=SEED] [key=value …]"
+MODEL = "model.yaml"
+"""Of an import with a language model: what to choose as `model`."""
 
 
 def evaluate(
@@ -102,7 +108,7 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Place, Path | None, in
     if not own.get("checkpoint"):
         raise ConfigError(f"checkpoint=: must name a checkpoint; usage is {USAGE}")
     checkpoint = chosen(own["checkpoint"]).folder
-    verify(checkpoint)
+    manifest = verify(checkpoint)
     one_replica_per_process = {
         "parallelism.pp": 1,
         "parallelism.vpp": 1,
@@ -115,11 +121,27 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Place, Path | None, in
         "cluster.gpus_per_node": read_environment().world_size,
     }
     overrides = [*(f"{key}={value}" for key, value in one_replica_per_process.items()), *overrides]
-    config = load_saved(checkpoint / folders.CONFIG, overrides)
+    if manifest.kind is Kind.WEIGHTS:
+        config = _config_for_import(checkpoint, overrides)
+    else:
+        config = load_saved(checkpoint / folders.CONFIG, overrides)
     if "dump" in own and not own["dump"]:
         raise ConfigError("dump=: must name a folder; leave it out to write nothing")
     seed = shuffle_seed(own["shuffle_media"], config) if "shuffle_media" in own else None
     return config, checkpoint, Path(own["dump"]) if "dump" in own else None, seed
+
+
+def _config_for_import(checkpoint: Place, overrides: list[str]) -> Config:
+    """What the arguments say, for the model of an import. Raises `ConfigError`."""
+    keys = {override.partition("=")[0] for override in overrides}
+    if "experiment" not in keys:
+        raise ConfigError(
+            f"checkpoint={checkpoint}: is an import, which says nothing of data\n"
+            "  -> name what it is evaluated in: experiment=NAME data=NAME|FILE.yaml …"
+        )
+    if "model" not in keys and isinstance(checkpoint, Path) and (checkpoint / MODEL).is_file():
+        overrides = [f"model={checkpoint / MODEL}", *overrides]
+    return compose(overrides)
 
 
 def shuffle_seed(text: str, config: Config) -> int:

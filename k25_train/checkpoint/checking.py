@@ -9,7 +9,14 @@ import torch.distributed as dist
 
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_every_rank, on_first_rank
-from k25_train.checkpoint.continuity import SAME_MODEL, SAME_RUN, changed_facts, check_continuity, check_facts
+from k25_train.checkpoint.continuity import (
+    NOT_OF_WEIGHTS,
+    SAME_MODEL,
+    SAME_RUN,
+    changed_facts,
+    check_continuity,
+    check_facts,
+)
 from k25_train.checkpoint.files.plain_pickle import bytes_by_file
 from k25_train.checkpoint.heads import changed_heads
 from k25_train.checkpoint.integrity import (
@@ -20,7 +27,7 @@ from k25_train.checkpoint.integrity import (
     damaged_with,
     verify,
 )
-from k25_train.checkpoint.manifest import Manifest, read_manifest
+from k25_train.checkpoint.manifest import Kind, Manifest, read_manifest
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
@@ -34,7 +41,8 @@ def check(folder: Place, config: Config, facts: Mapping[str, str], *, resumes: b
     if resumes:
         check_same_run(folder, config, facts)
     else:
-        check_continuity(folder, config, SAME_MODEL)
+        but = NOT_OF_WEIGHTS if manifest.kind is Kind.WEIGHTS else ()
+        check_continuity(folder, config, SAME_MODEL, but=but)
     return manifest
 
 
@@ -61,6 +69,9 @@ def check_same_run(folder: Place, config: Config, facts: Mapping[str, str]) -> N
 def notes_on(folder: Place, facts: Mapping[str, str]) -> list[str]:
     """What to know of a checkpoint that was loaded, a line each; none if all is as it should be."""
     manifest = read_manifest(folder)
+    if manifest.kind is Kind.WEIGHTS:
+        # Its facts are of where it came from, not of data.
+        return []
     notes = [] if manifest.is_sound else [f"{folder} is unsound: {manifest.why_unsound}"]
     if not manifest.has_checksums:
         notes.append(f"{folder} was saved without checksums: the content of its files was not checked")

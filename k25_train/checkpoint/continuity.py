@@ -17,6 +17,17 @@ from k25_train.errors import CheckpointError, ConfigError
 
 SAME_MODEL = ("model",)
 """Sections that must be unchanged for the weights to mean the same."""
+NOT_OF_WEIGHTS = (
+    "model.name",
+    "model.init_std",
+    "model.balance_loss_coeff",
+    "model.expert_bias_update_rate",
+    "model.vision.image_patch_limit",
+    "model.vision.side_patch_limit",
+    "model.vision.frame_patch_limit",
+    "model.vision.video_fps",
+)
+"""Keys of the model that an import has from nobody: they are of training and of the data alone."""
 SAME_RUN = (
     *SAME_MODEL,
     "optim.name",
@@ -104,8 +115,9 @@ ORIGIN = "init."
 """What facts start with that tell where a run's first weights came from: `init.PART`."""
 
 
-def check_continuity(folder: Place, config: Config, fixed: Sequence[str]) -> None:
-    """Compare the keys or sections `fixed` with the configuration that the checkpoint was written with.
+def check_continuity(folder: Place, config: Config, fixed: Sequence[str], *, but: Sequence[str] = ()) -> None:
+    """Compare the keys or sections `fixed`, those of `but` excepted, with the configuration that the
+    checkpoint was written with.
 
     A configuration of an earlier version is brought up to this one first (`compose/migrations.py`), so a key
     that it lacks has the value that earlier code behaved as.
@@ -119,7 +131,7 @@ def check_continuity(folder: Place, config: Config, fixed: Sequence[str]) -> Non
         f"  {key}={value} in the checkpoint, {now.get(key)} now"
         for key, value in saved.items()
         for name in fixed
-        if covers(name, key) and now.get(key) != value and (key in now or "*" not in name)
+        if key not in but and covers(name, key) and now.get(key) != value and (key in now or "*" not in name)
     ]
     if changed:
         raise CheckpointError(

@@ -32,14 +32,15 @@ def train_briefly(work: Path, *changes: str) -> tuple[Path, Path]:
 def export_run(checkpoint: Path, tokenizer: Path, work: Path) -> ExportedRun:
     """Evaluate a checkpoint with `dump` in one process, and export it in float32, both below `work`."""
     run = ExportedRun(checkpoint, work / "dump", work / "exported")
-    run_ranks(_evaluate, 1, str(checkpoint), str(run.dump))
+    run_ranks(evaluate_alone, 1, str(checkpoint), f"dump={run.dump}")
     words = f"export {checkpoint} {run.folder} --tokenizer {tokenizer} --dtype float32 --workers 1"
     assert convert(words.split()) == 0
     return run
 
 
-def _evaluate(context: RankContext, checkpoint: str, dump: str) -> dict[str, float]:
+def evaluate_alone(context: RankContext, checkpoint: str, *arguments: str) -> dict[str, float]:
+    """Held-out losses of a checkpoint as `k25-eval` finds them in one process."""
     os.environ.update(context.environment())
     from k25_train.eval import evaluate, read_arguments
 
-    return evaluate(*read_arguments([f"checkpoint={checkpoint}", f"dump={dump}"]))
+    return evaluate(*read_arguments([f"checkpoint={checkpoint}", *arguments]))

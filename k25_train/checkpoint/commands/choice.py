@@ -61,7 +61,7 @@ def chosen(text: str) -> Choice:
     if _is_there(place / INDEX) or _is_there(place / "model.safetensors"):
         raise CheckpointError(
             f"{place} is a Hugging Face folder, not a checkpoint: make one of it with "
-            f"`k25-convert import {place} --out FOLDER`"
+            f"`k25-convert import {place} FOLDER`"
         )
     check_is_checkpoint(place)
     raise CheckpointError(f"{place} is not a checkpoint: it has no {MANIFEST}")

@@ -19,6 +19,7 @@ import launch.torchrun as torchrun
 from k25_train import eval as evaluate
 from k25_train import train
 from k25_train.checkpoint import __main__ as checkpoint
+from k25_train.checkpoint.manifest import Manifest
 from k25_train.compose.resolve import compose, to_yaml
 from k25_train.convert import __main__ as convert
 from k25_train.data import __main__ as data
@@ -252,7 +253,7 @@ def test_media_are_not_shuffled_where_there_are_none(
     config = compose([SMALL, *mix(text=1)])
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     (tmp_path / "manifest.json").touch()
-    monkeypatch.setattr(evaluate, "verify", lambda _: 1)
+    monkeypatch.setattr(evaluate, "verify", lambda _: Manifest(step=1, files={}, facts={}))
     assert run(evaluate.main, f"checkpoint={tmp_path}", "shuffle_media=1") == 2
     assert (
         "shuffle_media=1: needs samples with media, but data.sources has only text: text"
