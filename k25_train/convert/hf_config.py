@@ -12,6 +12,7 @@ from k25_train.compose.yaml_files import read_file
 from k25_train.config.checkpoint import INIT_PARTS
 from k25_train.config.leaves import leaves, plain_values
 from k25_train.config.model import ModelConfig
+from k25_train.convert.hf_limits import ROPE, TEXT, TIED, VISION, check_fixed, check_quantization
 from k25_train.errors import CheckpointError
 
 LANGUAGE_MODEL, TOWER, _ = INIT_PARTS
@@ -59,18 +60,6 @@ ROPE_KEYS = {
     "mscale_all_dim": "mscale_all_dim",
 }
 """The same of YaRN's."""
-FIXED: dict[str, tuple[object, ...]] = {
-    "hidden_act": ("silu",),
-    "scoring_func": ("sigmoid",),
-    "topk_method": ("noaux_tc",),
-    "norm_topk_prob": (True,),
-    "n_group": (1,),
-    "topk_group": (1,),
-    "moe_layer_freq": (1,),
-    "attention_bias": (False,),
-    "tie_word_embeddings": (False,),
-}
-"""What the language model cannot be told to do otherwise -> the values that it behaves as."""
 FRACTIONS = ("routed_scaling_factor", "rms_norm_eps")
 """What is no whole number, though it may be written as one."""
 SIGLIP = ("siglip", "siglip_vision_model")
@@ -91,8 +80,10 @@ def describe(config: Mapping[str, Any], path: Path) -> Described:
 
     Raises CheckpointError for a kind of model that is not known, and for one that ours cannot be.
     """
+    check_quantization(config, path)
     kind = config.get("model_type")
     if kind in ("kimi_k25", "kimi_vl"):
+        check_fixed(config, TIED, path)
         values = _text(_section(config, "text_config", path), path)
         return Described(INIT_PARTS, values | _vision(_section(config, "vision_config", path), path))
     if kind in ("deepseek_v3", "kimi_k2"):
@@ -182,17 +173,10 @@ def _section(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, A
 
 
 def _text(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    wrong = [
-        f"  {key}: {config[key]!r} instead of {expected[0]!r}"
-        for key, expected in FIXED.items()
-        if key in config and config[key] not in expected
-    ]
-    if config.get("num_key_value_heads", config.get("num_attention_heads")) != config.get(
-        "num_attention_heads"
-    ):
-        wrong.append("  num_key_value_heads: must be num_attention_heads")
-    if wrong:
-        raise CheckpointError("\n".join([f"{path}: describes a model that ours cannot be:", *wrong]))
+    heads = config.get("num_attention_heads")
+    has_groups = config.get("num_key_value_heads", heads) != heads
+    grouped = ["num_key_value_heads: must be num_attention_heads"] if has_groups else []
+    check_fixed(config, TEXT, path, grouped)
     return _values(config, TEXT_KEYS, "", path) | _rope(config, path)
 
 
@@ -200,6 +184,9 @@ def _rope(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Rotation, by `rope_theta` and `rope_scaling`, or by transformers 5's `rope_parameters`."""
     newer = config.get("rope_parameters") or {}
     yarn = newer or config.get("rope_scaling") or {}
+    if not isinstance(newer, dict) or not isinstance(yarn, dict):
+        raise CheckpointError(f"{path}: rope_parameters and rope_scaling must be sections")
+    check_fixed(yarn, ROPE, path)
     theta = newer.get("rope_theta", config.get("rope_theta"))
     if not isinstance(theta, int | float):
         raise CheckpointError(f"{path}: has no rope_theta")
@@ -224,8 +211,9 @@ def _vision(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if config.get("model_type") in SIGLIP:
         return _values(config, {key: VISION_KEYS[key] for key in list(VISION_KEYS)[:5]}, "vision.", path)
     values = _values(config, VISION_KEYS, "vision.", path, optional=("pos_emb_time", "ffn_hidden_size"))
+    check_fixed(config, VISION, path)
     merge = config.get("merge_kernel_size", [2, 2])
-    if list(merge) != [2, 2]:
+    if merge != [2, 2]:
         raise CheckpointError(f"{path}: merge_kernel_size {merge}: the projector merges 2 x 2 patches")
     return values | {"vision.merge_size": 2}
 

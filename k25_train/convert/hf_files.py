@@ -181,7 +181,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes, which no such file has")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        # Python reads NaN and Infinity, which JSON has not.
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     except (ValueError, RecursionError) as error:
@@ -189,6 +190,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: is not a JSON object")
     return values
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"it has a number {text}")
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:

@@ -110,7 +110,13 @@ def find_weights(tensors: Mapping[str, StoredTensor]) -> dict[str, SourceTensor]
     by_codes = {weight.codes.name: weight for weight in found.values()}
     for name, tensor in tensors.items():
         if name in by_codes:
-            weights[by_codes[name].name] = by_codes[name]
+            weight = by_codes[name]
+            if weight.name in tensors and weight.name != name:
+                raise CheckpointError(
+                    f"{tensor.path}: {weight.name} is there both packed and as it is: which counts is not "
+                    "known; take one out of the folder"
+                )
+            weights[weight.name] = weight
         elif name not in used:
             weights[name] = SourceTensor(name, tensor.shape, NumberFormat.plain, tensor)
     return weights

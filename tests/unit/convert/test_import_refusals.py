@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from k25_train.convert import __main__ as convert
+from k25_train.export.quantization import int4_config
 from tests.helpers.hf_folders import fp8_blocks, k25_config, random_state, small_model, write_folder
 
 EXPERT = "language_model.model.layers.1.mlp.experts.0.down_proj.weight"
@@ -149,6 +150,12 @@ def twice(state: dict[str, Tensor]) -> None:
     state["lm_head.weight"] = state["language_model.lm_head.weight"].clone()
 
 
+def packed_and_plain(state: dict[str, Tensor]) -> None:
+    weight = state[EXPERT]
+    pack(state, 32)
+    state[EXPERT] = weight
+
+
 OF_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing file": (drop_file, "1 of 2 files in model.safetensors.index.json are not there: model-00002"),
     "truncated file": (truncate, "model-00001-of-00002.safetensors: is no whole safetensors file: it has"),
@@ -176,6 +183,7 @@ OF_TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
     "groups of 16": (other_groups, "groups of 32 have scales [64, 1]; other groups are not read"),
     "INT4 of another shape": (other_shape, f"{EXPERT}_shape says [64, 31]"),
     "integers": (integers, f"{GATE} is I8, but weights are read as"),
+    "packed and plain": (packed_and_plain, f"{EXPERT} is there both packed and as it is"),
     "the same twice": (twice, "comes twice or in part, as language_model.lm_head.weight, lm_head.weight"),
 }
 
@@ -199,12 +207,41 @@ def test_folders_that_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def int4(**weights: object) -> dict[str, Any]:
+    scheme = int4_config()
+    scheme["config_groups"]["group_0"]["weights"] |= weights
+    return scheme
+
+
 CONFIGS: dict[str, tuple[str, object, str]] = {
     "softmax router": ("scoring_func", "softmax", "scoring_func: 'softmax' instead of 'sigmoid'"),
     "groups of experts": ("n_group", 8, "n_group: 8 instead of 1"),
     "tied head": ("tie_word_embeddings", True, "tie_word_embeddings: True instead of False"),
     "no width": ("hidden_size", None, "hidden_size is None, no number"),
     "other rope": ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope of type 'linear'"),
+    "rows in halves": ("rope_interleave", False, "rope_interleave: False instead of True"),
+    "rope of its own scale": (
+        "rope_scaling",
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.5},
+        "attention_factor: 1.5 instead of None",
+    ),
+    "rope that is no section": ("rope_parameters", [1], "must be sections"),
+    "asymmetric INT4": (
+        "quantization_config",
+        int4(symmetric=False),
+        "quantization_config.config_groups.group_0.weights.symmetric: False instead of True",
+    ),
+    "INT4 by other columns": (
+        "quantization_config",
+        int4(actorder="group"),
+        "weights.actorder: 'group' instead of None",
+    ),
+    "FP8 of rows": (
+        "quantization_config",
+        {"quant_method": "fp8", "weight_block_size": [1, 128]},
+        "weight_block_size: [1, 128] instead of [128, 128]",
+    ),
+    "unknown numbers": ("quantization_config", {"quant_method": "awq"}, "quant_method: 'awq' instead of"),
     "layers that are not there": ("num_hidden_layers", 3, "tensors of the model are not in the folder"),
 }
 
@@ -219,6 +256,39 @@ def test_configurations_that_are_refused(
     edit_json(folder / "config.json", lambda values: values["text_config"].update({key: value}))
     assert convert.main(["import", str(folder), str(tmp_path / "out")]) == 2
     assert expected in capsys.readouterr().err
+
+
+OF_THE_WHOLE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "tied head": (
+        lambda values: values.update(tie_word_embeddings=True),
+        "tie_word_embeddings: True instead",
+    ),
+    "other merging": (lambda values: values["vision_config"].update(merge_type="mlp"), "merge_type: 'mlp'"),
+    "merging that is a number": (
+        lambda values: values["vision_config"].update(merge_kernel_size=2),
+        "merge_kernel_size 2: the projector merges 2 x 2",
+    ),
+    "no number": (lambda values: values.update(eps=float("inf")), "is no JSON (it has a number Infinity)"),
+}
+
+
+@pytest.mark.parametrize("case", OF_THE_WHOLE)
+def test_configurations_that_are_refused_as_a_whole(
+    case: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, expected = OF_THE_WHOLE[case]
+    folder = tmp_path / "hf"
+    shutil.copytree(whole, folder)
+    edit_json(folder / "config.json", change)
+    assert convert.main(["import", str(folder), str(tmp_path / "out")]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_the_release_says_what_is_read(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    shutil.copytree(whole, folder)
+    edit_json(folder / "config.json", lambda values: values["text_config"].update(quantization_config=int4()))
+    assert convert.main(["import", str(folder), str(tmp_path / "out"), "--dry-run"]) == 0
 
 
 def test_choices_of_the_user(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
