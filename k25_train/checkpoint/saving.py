@@ -46,6 +46,9 @@ _PIECE_BYTES = 4 * MIB
 class Saving:
     """A save in progress. Every rank has it, and calls its methods together; properties are a rank's own."""
 
+    is_local = False
+    """Whether every node keeps the files of its own ranks."""
+
     def __init__(
         self,
         root: Place,

@@ -1,4 +1,4 @@
-"""Which states of a run are saved, which of them stay, and from which it resumes.
+"""Which states of a run are saved, and which of them stay.
 
 A checkpoint counts when its last step was sound, and is proven when the next sound step was taken from its
 weights: only then older ones may go. One that was never proven and turns out to be ruined is set aside, so
@@ -13,19 +13,16 @@ from typing import Any
 
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_first_rank
-from k25_train.checkpoint.checking import check_same_run, losses_before, notes_on
-from k25_train.checkpoint.data_state import DataState, mixture_of
-from k25_train.checkpoint.initial import origin_of
-from k25_train.checkpoint.loading import load
+from k25_train.checkpoint.data_state import DataState
 from k25_train.checkpoint.records import Committed
 from k25_train.checkpoint.storage.kinds import Place
-from k25_train.errors import CheckpointError, ConfigError
+from k25_train.errors import CheckpointError
 from k25_train.metrics.report import Report
 from k25_train.metrics.rows_file import Value
-from k25_train.training.beginning import go_on_with_data, start_from_files
 from k25_train.training.cadence import SaveCadence
 from k25_train.training.kept import KeptCheckpoints
 from k25_train.training.local_checkpoints import build_local_checkpoints
+from k25_train.training.resuming import data_of_a_new_run, resume
 from k25_train.training.run import Run
 from k25_train.training.saver import Saver
 from k25_train.training.soundness import Soundness, Verdict
@@ -54,7 +51,7 @@ class CheckpointKeeper:
         """Step of the newest sound checkpoint, until a sound step was taken from its weights; then 0."""
         self.saved_step = 0
         """The latest step that was saved or set aside, by this job or an earlier one."""
-        self.data = DataState({}, [mixture_of(run.config, 1)])
+        self.data = data_of_a_new_run(run)
         """How far the data were read by the step that was trained last, and how they were mixed."""
         self._origin: Mapping[str, str] = {}
         """What the run's first weights were, for the manifests of its checkpoints."""
@@ -72,67 +69,14 @@ class CheckpointKeeper:
     def resume(self) -> int:
         """Load the newest sound checkpoint, if there is one, and return its step; 0 for a new run.
 
-        Raises `ConfigError` if there is one that the configuration does not allow to resume from, and
-        `CheckpointError` if it is damaged, was trained with another configuration or other data, or if all
-        checkpoints are unsound.
+        Raises as `resuming.resume` does.
         """
-        accept_unsound = self.run.config.checkpoint.accept_unsound
-        # Nodes may see a shared folder differently for a moment: one rank looks on behalf of all.
-        shared = on_first_rank(lambda: folders.start_from(self.root, accept_unsound=accept_unsound))
-        # One that was set aside is asked for by hand; then the nodes' own are not meant.
-        local = None if accept_unsound else self.local.find(shared)
-        if local is not None:
-            if step := self._resume_from(local, is_local=True):
-                return step
-            if shared is None:
-                raise CheckpointError(
-                    f"{local} does not load, and there is no shared checkpoint to go on from instead: start "
-                    "from scratch with checkpoint.local_dir=null, or in another run.dir"
-                )
-        if shared is None:
-            self._origin = start_from_files(self.run, self.report)
-            return 0
-        return self._resume_from(shared)
-
-    def _resume_from(self, newest: Place, *, is_local: bool = False) -> int:
-        """Load one checkpoint; returns its step, or 0 if it is one of the nodes' own that does not load."""
-        run, num_steps = self.run, self.run.config.train.steps
-        # Whether this configuration may resume from it.
-        step = folders.step_of(newest)
-        if not run.config.checkpoint.resume:
-            raise ConfigError(
-                f"checkpoint.resume=false, but an earlier run left {newest}: choose another run.dir, or go "
-                "on with checkpoint.resume=true"
-            )
-        if step > num_steps:
-            raise ConfigError(
-                f"train.steps={num_steps}, but the run has {newest}: raise train.steps, or choose another "
-                "run.dir to start from the beginning"
-            )
-        facts = on_first_rank(run.data.facts)
-        if step == num_steps or is_local:
-            on_first_rank(lambda: check_same_run(newest, run.config, facts))
-        # Weights, optimizer and step, then the data from there on.
-        if is_local:
-            if why := self.local.load(newest):
-                self.report.notice(f"{newest} does not load: {why}")
-                return 0
-        else:
-            self.saved_step = step
-            if step == num_steps:
-                return step
-            load(newest, run.config, run.modules, run.optimizer, facts=facts)
-        self._origin = on_first_rank(lambda: origin_of(newest))
-        if run.config.checkpoint.has_initial_weights:
-            self.report.notice(f"checkpoint.init_from is not read again: the run goes on from {newest}")
-        for note in on_first_rank(lambda: notes_on(newest, facts)):
-            self.report.notice(note)
-        self.data, is_mixed_alike = go_on_with_data(run, self.report, newest, step)
-        if is_mixed_alike:
-            self.soundness.recall(on_first_rank(lambda: losses_before(newest, facts)))
-        if not is_local:
-            self._unproven = step
-        return step
+        start = resume(self.run, self.report, self.local)
+        self.data, self._origin = start.data, start.origin
+        self.soundness.recall(start.losses)
+        if start.is_shared:
+            self.saved_step = self._unproven = start.step
+        return start.step
 
     def figures(self) -> dict[str, Value]:
         """Metrics of saves since they were last asked for."""
@@ -147,6 +91,7 @@ class CheckpointKeeper:
         if verdict.was_skipped:
             return
         self.local.learn(verdict)
+        # The newest state that was saved comes first: it is what this step began with.
         ruined = f"the next step showed that its weights are bad: {verdict.why_unsound}"
         if self._pending.is_awaited:
             why = ruined if verdict.weights_were_ruined else ""
@@ -178,6 +123,7 @@ class CheckpointKeeper:
 
         Raises `CheckpointError`, on every rank, if any cannot write.
         """
+        # 1. One at a time. One on the nodes' disks is short, and of use until this one is complete.
         if self.saver.is_local:
             self.finish()
         if earlier := self.saver.step:
@@ -186,14 +132,17 @@ class CheckpointKeeper:
                 "waiting for it. Raise checkpoint.interval, or checkpoint.writers where storage can do more"
             )
             self.finish()
+        # 2. Room for it, before it needs any.
         if not verdict.is_sound:
             self._kept.prune_unsound(coming=1)
         with self.saver.waiting():
             self._kept.settle()
+        # 3. What is said of its weights from now on is kept for the time when it is complete.
         self._pending = _Pending(is_awaited=verdict.is_sound and not is_proven, is_proven=is_proven)
         self.cadence.restart()
         self.local.shared_is_begun()
         self.saver.begin(
+            self.saver.shared,
             step,
             data=self.data,
             origin=self._origin,
@@ -204,23 +153,22 @@ class CheckpointKeeper:
 
     def begin_local(self, step: int) -> None:
         """Start to save the state after a sound step to the nodes' own disks, when no save is in progress."""
-        shared = self.newest()
         with self._tolerating(step):
             self.saver.begin(
+                self.local.place(self.newest()),
                 step,
                 data=self.data,
                 origin=self._origin,
                 losses=self.soundness.losses,
                 why_unsound="",
-                local=self.local.place(shared),
             )
 
     @contextmanager
     def _tolerating(self, step: int) -> Iterator[None]:
-        """Within: a node's disk that fails costs the run nothing but that save."""
+        """Within: a disk that fails on all ranks alike costs the run nothing but that save."""
         try:
             yield
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             self.report.notice(f"step {step} is not kept on the nodes' disks, and the run goes on: {error}")
 
     def finish(self) -> Place | None:
@@ -274,6 +222,7 @@ class CheckpointKeeper:
 
         The checkpoint with these very weights, if there is one that was never proven, is set aside too.
         """
+        # 1. The save in progress has these very weights, or the newest checkpoint has.
         why = "no step from its weights had a finite gradient"
         try:
             if self._pending.is_awaited:
@@ -288,6 +237,7 @@ class CheckpointKeeper:
             aside = f"Its state is set aside as {saved}"
         except CheckpointError as error:
             aside = f"Its state could not be set aside: {error}"
+        # 2. What is left to go on from.
         sound = on_first_rank(lambda: folders.sound_checkpoints(self.root))
         lower = "lower optim.lr, or look at the data of these steps, and start again: the run goes on from"
         if not sound:

@@ -7,7 +7,6 @@ from k25_train.checkpoint.background import Background
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.checkpoint.storage.places import storage_of
 from k25_train.config.checkpoint import MAX_UNSOUND
-from k25_train.errors import K25Error
 from k25_train.metrics.report import Report
 from k25_train.run_folder.checkpoints import note_steps
 from k25_train.training.run import Run
@@ -86,7 +85,8 @@ class KeptCheckpoints:
                 self._run.claim.check()
                 told = change()
                 self._note_steps()
-            except (OSError, K25Error) as error:
+            except Exception as error:
+                # Whatever it is, rank 0 must not end by it while the others go on.
                 return f"{self._root}: old checkpoints could not be tidied up ({error})"
             return told
 

@@ -74,8 +74,8 @@ class LocalCheckpoints(NoLocalCheckpoints):
         self._layout = layout_of_pieces(run.config)
         self._waits = False
         """Whether a save is due that could not be begun."""
-        self._unproven: int | None = None
-        """Step of the newest one, until a sound step was taken from its weights."""
+        self._unproven = 0
+        """Step of the newest one, until a sound step was taken from its weights; then 0."""
         self._is_awaited = False
         """Whether the next step is to say whether the weights of the save in progress are good."""
 
@@ -87,10 +87,12 @@ class LocalCheckpoints(NoLocalCheckpoints):
     @override
     def find(self, shared: Place | None) -> Place | None:
         rank = self._run.topology.rank
+        # 1. What each node has that is whole and of this layout.
         found = gather_from_ranks(lambda: self._store.candidates(rank, self._layout))
         # Where the run ends, a shared one is what counts.
         last = self._run.config.train.steps
         by_rank = [[each for each in candidates if each.step < last] for candidates in found]
+        # 2. One that all have, newer than the shared one, and written after that very one.
         step = folders.step_of(shared) if shared is not None else 0
         identity = on_first_rank(lambda: identity_of(shared))
         chosen = choose(by_rank, step, identity)
@@ -146,8 +148,8 @@ class LocalCheckpoints(NoLocalCheckpoints):
         if self._is_awaited:
             self._is_awaited = False
             self.why_ruined = f"the next step showed that its weights are bad: {verdict.why_unsound}" * ruined
-        elif self._unproven is not None:
-            step, self._unproven = self._unproven, None
+        elif self._unproven:
+            step, self._unproven = self._unproven, 0
             if ruined:
                 self._drop(step)
 

@@ -1,23 +1,69 @@
 """Saves of a run, one at a time: what each holds, when it goes on, and how long training waited for it."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.data_state import DataState
-from k25_train.checkpoint.local.saving import LocalPlace, LocalSaving
 from k25_train.checkpoint.manifest import Manifest
-from k25_train.checkpoint.pieces import pieces
+from k25_train.checkpoint.pieces import Piece, pieces
 from k25_train.checkpoint.records import Committed, Contents, Figures
 from k25_train.checkpoint.saving import Saving
-from k25_train.checkpoint.snapshot import build_snapshot
+from k25_train.checkpoint.snapshot import Snapshot, build_snapshot
+from k25_train.checkpoint.storage.kinds import Place
 from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
 from k25_train.metrics.rows_file import Value
 from k25_train.training.run import Run
 from k25_train.units import GB
+
+
+class NoSaving:
+    """No save is in progress."""
+
+    step = 0
+    is_busy = has_failed = is_local = False
+    is_written = True
+
+
+class Destination(Protocol):
+    """Where a save goes."""
+
+    def texts(self, own: Mapping[str, str]) -> Mapping[str, str]:
+        """The small files of a save; called by every rank."""
+
+    def start(
+        self,
+        contents: Contents,
+        snapshot: Snapshot,
+        pieces: Callable[[], Sequence[Piece]],
+        num_writers: int,
+    ) -> Saving:
+        """Start it, as `Saving` does."""
+
+
+class SharedPlace:
+    """The place that all nodes share."""
+
+    def __init__(self, root: Place) -> None:
+        self._root = root
+
+    def texts(self, own: Mapping[str, str]) -> Mapping[str, str]:
+        """Rank 0 writes its own; the others' are not read."""
+        return own
+
+    def start(
+        self,
+        contents: Contents,
+        snapshot: Snapshot,
+        pieces: Callable[[], Sequence[Piece]],
+        num_writers: int,
+    ) -> Saving:
+        """Start a save there."""
+        return Saving(self._root, contents, snapshot, pieces, num_writers)
 
 
 class Saver:
@@ -27,7 +73,9 @@ class Saver:
         self.run = run
         self._snapshot = build_snapshot(run.topology.device)
         run.optimizer.before_update = self._wait_to_update
-        self._saving: Saving | None = None
+        self._saving: Saving | NoSaving = NoSaving()
+        self.shared = SharedPlace(run.checkpoints)
+        """Where checkpoints go that any layout can load."""
         self._stall_s = 0.0
         """Seconds for which training has waited since they were last reported."""
         self._stall_of_save_s = 0.0
@@ -37,47 +85,47 @@ class Saver:
     @property
     def step(self) -> int:
         """The step of the save in progress; 0 if there is none."""
-        return self._saving.step if self._saving else 0
+        return self._saving.step
 
     @property
     def is_busy(self) -> bool:
         """Whether this rank still works on a save."""
-        return bool(self._saving and self._saving.is_busy)
+        return self._saving.is_busy
 
     @property
     def has_failed(self) -> bool:
         """Whether this rank has failed in it."""
-        return bool(self._saving and self._saving.has_failed)
+        return self._saving.has_failed
 
     @property
     def is_local(self) -> bool:
         """Whether the save in progress goes to the nodes' own disks."""
-        return isinstance(self._saving, LocalSaving)
+        return self._saving.is_local
 
     def begin(
         self,
+        where: Destination,
         step: int,
         *,
         data: DataState,
         origin: Mapping[str, str],
         losses: Sequence[float],
         why_unsound: str,
-        local: LocalPlace | None = None,
     ) -> None:
         """Start to save the state after a step, when no other save is in progress.
 
         Args:
+            where: `shared`, or this rank's node.
             step: that was trained last.
             data: how far the data were read; rank 0's counts, as for the others.
             origin: facts of the weights that the run began with.
             losses: of the last sound steps, which those of a resumed run are compared with.
             why_unsound: what was wrong with the last step; empty if nothing was. The same on every rank.
-            local: where it goes on this rank's node; None for the place that all nodes share.
 
         Raises `CheckpointError`, on every rank, if any cannot write; earlier checkpoints stay untouched.
         """
         run = self.run
-        assert not self._saving, "one save at a time"
+        assert not self.step, "one save at a time"
         self._stall_of_save_s = 0.0
         with self.waiting():
 
@@ -86,6 +134,7 @@ class Saver:
                 run.claim.check()
                 return {**origin, **run.data.facts()}
 
+            # 1. What is said of the state, the same on every rank.
             facts = on_first_rank(look)
             manifest = Manifest(
                 step=step,
@@ -97,15 +146,13 @@ class Saver:
                 num_updates=num_updates(run),
             )
             texts = {folders.CONFIG: to_yaml(run.config), folders.DATA_STATE: data.to_text()}
-            if local is not None:
-                # Every node has them, not rank 0's alone.
-                texts = on_first_rank(lambda: texts)
-            contents = Contents(manifest=manifest, texts=texts)
-            what = self._snapshot, lambda: pieces(run.modules, run.optimizer), run.config.checkpoint.writers
-            self._saving = (
-                Saving(run.checkpoints, contents, *what)
-                if local is None
-                else LocalSaving(local, contents, *what)
+            # 2. Copies and writers start; a rank on which they do not has all of them give up.
+            contents = Contents(manifest=manifest, texts=where.texts(texts))
+            self._saving = where.start(
+                contents,
+                self._snapshot,
+                lambda: pieces(run.modules, run.optimizer),
+                run.config.checkpoint.writers,
             )
 
     def go_on(
@@ -120,13 +167,14 @@ class Saver:
 
         Returns the checkpoint and what it cost, if it is complete now.
         """
-        assert self._saving, "there is no save in progress"
+        saving, self._saving = self._saving, NoSaving()
+        assert isinstance(saving, Saving), "there is no save in progress"
         with self.waiting():
-            saving, self._saving = self._saving, None
             if not gives_up:
                 saving.wait()
             on_first_rank(self.run.claim.check)
             was_written = saving.is_written
+            # What fails has nothing left in progress: the next save may begin.
             committed = saving.advance(why_unsound, gives_up=gives_up, holds_back=holds_back)
         if committed:
             return committed, self._cost(saving.figures)
@@ -136,7 +184,7 @@ class Saver:
 
     def write_to_the_end(self) -> None:
         """Wait until all ranks have written; the checkpoint gets its name when the save goes on."""
-        if self._saving and not self._saving.is_written:
+        if not self._saving.is_written:
             self.go_on(holds_back=True)
 
     def take_figures(self) -> dict[str, Value]:

@@ -1,14 +1,14 @@
 """One save to the nodes' own disks: as a shared one, but every node keeps the files of its own ranks."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import override
 
 import torch.distributed as dist
 
-from k25_train.checkpoint.agreement import gather_from_ranks, on_every_rank
+from k25_train.checkpoint.agreement import gather_from_ranks, on_every_rank, on_first_rank
 from k25_train.checkpoint.background import Background
 from k25_train.checkpoint.failed_save import drop
 from k25_train.checkpoint.finite import why_not_finite
@@ -35,9 +35,25 @@ class LocalPlace:
         """Whether this rank changes the folders of its node."""
         return dist.get_rank() == self.store.ranks[0]
 
+    def texts(self, own: Mapping[str, str]) -> Mapping[str, str]:
+        """Every node has those of rank 0."""
+        return on_first_rank(lambda: own)
+
+    def start(
+        self,
+        contents: Contents,
+        snapshot: Snapshot,
+        pieces: Callable[[], Sequence[Piece]],
+        num_writers: int,
+    ) -> "LocalSaving":
+        """Start a save there."""
+        return LocalSaving(self, contents, snapshot, pieces, num_writers)
+
 
 class LocalSaving(Saving):
     """A save in progress. Nothing comes of one whose state is not sound."""
+
+    is_local = True
 
     def __init__(
         self,
