@@ -1,10 +1,12 @@
 """Saves while training goes on: the state of their step, whatever happens, and the run as if waited for."""
 
+import errno
+import math
 import os
 import signal
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ ASYNCHRONOUS, WAITED_FOR = "checkpoint.asynchronous=true", "checkpoint.asynchron
 def fit_on_slow_disk(
     context: RankContext, arguments: Sequence[str], slow_rank: int, signal_at: int
 ) -> dict[str, Any]:
-    """Train, with a disk of one rank that writes nothing until a signal has come to the other.
+    """Train, with a disk of one rank that writes nothing until a signal has come to the other, and copies
+    that last longer than the passes.
 
     Returns what was printed, what ended it, and which checkpoints there were at the end of each step.
     """
@@ -57,6 +60,8 @@ def fit_on_slow_disk(
     with ExitStack() as stack:
         if context.rank == slow_rank:
             stack.enter_context(disk())
+        if slow_rank >= 0:
+            stack.enter_context(slow_copies(0.5))
         stack.enter_context(mock.patch.object(trainer, "train_step", noted_step))
         stack.enter_context(redirect_stdout(printed))
         report = stack.enter_context(Report(run.config, is_main=run.is_main, device_name="CPU"))
@@ -66,6 +71,28 @@ def fit_on_slow_disk(
         except K25Error as error:
             ended = f"{type(error).__name__}: {error}"
     return {"ended": ended, "printed": printed.getvalue(), "there": there}
+
+
+@contextmanager
+def slow_copies(seconds: float) -> Iterator[None]:
+    """Within: the copies of a save wait so long before the first of what updates change."""
+    from k25_train.checkpoint.snapshot import Snapshot
+    from parallel.host.copier import ThreadCopier
+
+    take, copy, slow = Snapshot.take, ThreadCopier._copy, []
+
+    def noting_take(self: Snapshot, pieces: Sequence[Any]) -> Any:
+        slow[:] = [next(each.tensor.data_ptr() for each in pieces if not each.is_buffer)]
+        return take(self, pieces)
+
+    def slow_copy(self: ThreadCopier, source: Any, target: Any, delay_s: float) -> None:
+        copy(self, source, target, seconds if source.data_ptr() in slow else delay_s)
+
+    with (
+        mock.patch.object(Snapshot, "take", noting_take),
+        mock.patch.object(ThreadCopier, "_copy", slow_copy),
+    ):
+        yield
 
 
 def tensors_in(folder: Path) -> dict[str, bytes]:
@@ -105,3 +132,79 @@ def test_a_run_that_saves_behind_training_and_is_interrupted_is_one_that_waited(
     assert "resuming after step 6 of 8" in resumed["printed"]
     assert tensors_in(behind / "checkpoints/step_8") == tensors_in(waited / "checkpoints/step_8")
     assert without_times(rows(behind)) == without_times(rows(waited))
+
+
+def fit_to_an_error(context: RankContext, arguments: Sequence[str], scene: str) -> tuple[str, int]:
+    """Train to the end that a scene makes; what it was, and which step was being saved.
+
+    "full": what rank 1 writes of step 4 finds no room, and it cannot even list the folder then. "not
+    finite": the loss of the first step after a save begins is not, while rank 1 still writes.
+    """
+    from k25_train.checkpoint import failed_save
+    from k25_train.checkpoint.files.writer import PartsWriter
+    from k25_train.errors import K25Error
+    from k25_train.metrics.report import Report
+    from k25_train.training import step as step_module
+    from k25_train.training.trainer import Trainer
+
+    run, disk, saved = start_run(context, arguments), SlowDisk(), [0]
+    check, write, is_hit = step_module._check_loss, PartsWriter.write, context.rank == 1
+
+    def full(self: PartsWriter, piece: Any) -> None:
+        if "step_4" in str(self._path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, piece)
+
+    def checked(step: int, loss: float) -> None:
+        saved[0] = trainer.keeper.saver.step
+        if saved[0]:
+            threading.Timer(0.3, disk.may_go_on.set).start()
+        check(step, math.nan if saved[0] and scene == "not finite" else loss)
+
+    with ExitStack() as stack:
+        if is_hit and scene == "full":
+            stack.enter_context(mock.patch.object(PartsWriter, "write", full))
+            unreadable = mock.Mock(newest_checkpoint=mock.Mock(side_effect=OSError(errno.EIO, "unreadable")))
+            stack.enter_context(mock.patch.object(failed_save, "folders", unreadable))
+        elif is_hit:
+            stack.enter_context(disk())
+        stack.enter_context(mock.patch.object(step_module, "_check_loss", checked))
+        report = stack.enter_context(Report(run.config, is_main=run.is_main, device_name="CPU"))
+        stack.enter_context(run.data)
+        stack.enter_context(run.claim)
+        trainer = Trainer(run, report)
+        try:
+            trainer.fit()
+        except K25Error as error:
+            return f"{type(error).__name__}: {error}", saved[0]
+    return "finished", 0
+
+
+def names_in(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_what_fails_on_one_rank_or_on_all_ends_all_and_leaves_the_save_before_it(
+    data: Path, tmp_path: Path
+) -> None:
+    """The second run saves by the clock."""
+    many = [each for each in SMALL if not each.startswith(("train.steps", "checkpoint.interval"))]
+    command = overrides(data, tmp_path / "run", *RANKS, *many, ASYNCHRONOUS, "train.steps=60")
+
+    # 1. A full disk of one rank is told on all, at the next step.
+    by_steps = [*command, "checkpoint.interval=2"]
+    (error, _), (other, _) = run_ranks(fit_to_an_error, 2, by_steps, "full")
+    assert error == other
+    assert error.startswith("CheckpointError: ") and "step_4.partial: could not be written (rank 1: " in error
+    assert "No space left on device" in error and "step_2 is complete; make room" in error
+    assert rows(tmp_path / "run")[-1]["step"] in (4, 5)
+    assert names_in(tmp_path / "run") == ["latest", "step_2"]
+
+    # 2. A loss that ends all ranks while one still writes: the checkpoint is completed, and not proven.
+    by_time = [*command, "checkpoint.interval=1s"]
+    (error, step), *others = run_ranks(fit_to_an_error, 2, by_time, "not finite")
+    assert others == [(error, step)] and step > 2
+    assert error.startswith(f"TrainingError: step {step + 1}: the loss is nan")
+    assert names_in(tmp_path / "run") == sorted(["latest", "step_2", f"step_{step}"])
+    assert (tmp_path / "run/checkpoints/latest").read_text() == f"step_{step}\n"
+    assert not (tmp_path / f"run/checkpoints/step_{step}/proven").exists()

@@ -1,0 +1,55 @@
+"""Two runs do not share a place for checkpoints; one that was moved keeps its own."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from upath import UPath
+
+from k25_train.checkpoint.owner import OWNER, own
+from k25_train.checkpoint.storage.kinds import Place
+from k25_train.errors import ConfigError
+
+
+@pytest.fixture(params=["folder", "store"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "store":
+        return UPath(f"memory://{tmp_path.name}/checkpoints")
+    (tmp_path / "scratch").mkdir()
+    return tmp_path / "scratch"
+
+
+def run_in(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_another_run_is_refused_until_the_file_goes(place: Place, tmp_path: Path) -> None:
+    first, second = run_in(tmp_path / "first"), run_in(tmp_path / "second")
+    own(place, first)
+    own(place, first)
+    with pytest.raises(ConfigError, match=rf"has the checkpoints of the run in {first}, .*remove .*{OWNER}"):
+        own(place, second)
+    (place / OWNER).unlink()
+    own(place, second)
+    with pytest.raises(ConfigError, match=f"the run in {second}"):
+        own(place, first)
+
+
+def test_a_run_that_was_moved_keeps_its_place_but_a_copy_has_none(place: Place, tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run")
+    own(place, run)
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    with pytest.raises(ConfigError, match=f"the run in {run}, and run.dir={copy} would"):
+        own(place, copy)
+    own(place, run.rename(tmp_path / "moved"))
+
+
+def test_a_place_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    run, place = run_in(tmp_path / "run"), tmp_path / "scratch"
+    with pytest.raises(ConfigError, match="scratch/owner can neither be read nor written"):
+        own(place, run)
+    place.mkdir()
+    (place / OWNER).write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="scratch/owner can neither be read nor written"):
+        own(place, run)
