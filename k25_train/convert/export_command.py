@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from k25_train.export.like import ReleasedFolder
     from k25_train.export.listing import Contents, WeightFormat
     from k25_train.export.model_of import check_tensors, contents_of, model_of, source_of
-    from k25_train.export.small_files import files_like, own_files
+    from k25_train.export.small_files import files_like, other_rope, own_files
 
     if not 0 <= options.node < options.num_nodes:
         rule = f"must be 0 to {options.num_nodes - 1}, as --num-nodes says"
@@ -82,6 +82,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         texts = own_files(model, contents, weights, options.tokenizer, checkpoint.manifest.facts)
     else:
         texts = files_like(ReleasedFolder(like), model, contents, weights)
+        if other_rope(ReleasedFolder(like), model):
+            console.print(f"config.json: of {like}, but the rotary embedding, which is the checkpoint's")
     is_complete = export_folder(
         order,
         texts,

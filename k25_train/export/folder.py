@@ -14,9 +14,11 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,7 +33,7 @@ from k25_train.export.files import PlannedFile, index_text, plan_files
 from k25_train.export.like import INDEX, ReleasedFolder
 from k25_train.export.listing import Contents, WeightFormat, released_tensors
 from k25_train.export.stream import Requantize, as_stored, stored_tensors
-from k25_train.export.writer import drop_leftovers, is_written, write_file
+from k25_train.export.writer import drop_leftovers, is_written, placed, write_file
 
 ORDER = ".export.json"
 """What a folder that is being written is going to be; another export does not go on with it."""
@@ -195,15 +197,31 @@ def _prepare(order: ExportOrder) -> None:
     identity = order.identity(hashlib.sha256(manifest).hexdigest())
     order.partial.mkdir(parents=True, exist_ok=True)
     path = order.partial / ORDER
-    if not path.exists():
-        if any(order.partial.iterdir()):
-            raise CheckpointError(f"{order.partial} holds something else; move it away, or export elsewhere")
-        _write_text(path, identity)
+    # Another node may begin at the same time: what is there is then its order, under whichever name.
+    strangers = [each for each in order.partial.iterdir() if not each.name.startswith(f".{ORDER}.")]
+    if strangers and not path.exists():
+        raise CheckpointError(f"{order.partial} holds something else; move it away, or export elsewhere")
+    if not strangers:
+        _begin(path, identity)
     if path.read_text(encoding="utf-8") != identity:
         raise CheckpointError(
             f"{order.partial} was begun by an export of another checkpoint or with other options; repeat "
             "these to go on with it, or move it away"
         )
+
+
+def _begin(path: Path, identity: str) -> None:
+    """Write the order, unless another has done so: the first counts."""
+    own = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    with own.open("w", encoding="utf-8") as file:
+        file.write(identity)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        with suppress(FileExistsError):
+            os.link(own, path)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def _check_room(order: ExportOrder, num_bytes: int) -> None:
@@ -221,7 +239,8 @@ def _commit(order: ExportOrder, texts: Mapping[str, str]) -> None:
         if order.like is not None:
             ReleasedFolder(order.like).copy_small_files(order.partial)
         for name, text in texts.items():
-            _write_text(order.partial / name, text)
+            with placed(order.partial / name) as own:
+                own.write_text(text, encoding="utf-8")
         drop_leftovers(order.partial, of_all_nodes=True)
         _sync_folder(order.partial)
         os.rename(order.partial, order.out)
@@ -229,16 +248,11 @@ def _commit(order: ExportOrder, texts: Mapping[str, str]) -> None:
         if not order.out.is_dir():
             raise
     (order.out / ORDER).unlink(missing_ok=True)
+    # Files of processes that were killed, or were writing the same when the folder got its name.
+    for left_over in order.out.glob(".*"):
+        if left_over.suffix.removeprefix(".").isdecimal():
+            left_over.unlink(missing_ok=True)
     _sync_folder(order.out.parent)
-
-
-def _write_text(path: Path, text: str) -> None:
-    own = path.with_name(f".{path.name}.{os.getpid()}")
-    with own.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(own, path)
 
 
 def _sync_folder(folder: Path) -> None:

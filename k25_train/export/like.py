@@ -16,6 +16,7 @@ from k25_train.errors import CheckpointError
 from k25_train.export import int4
 from k25_train.export.int4 import Int4Weight
 from k25_train.export.listing import Contents
+from k25_train.export.writer import placed
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 _COPIED = (".json", ".jinja", ".model", ".py", ".txt", ".tiktoken")
@@ -73,7 +74,8 @@ class ReleasedFolder:
     def copy_small_files(self, out: Path) -> None:
         """Copy them, links as what they point to."""
         for path in self.small_files():
-            shutil.copyfile(path, out / path.name)
+            with placed(out / path.name) as own:
+                shutil.copyfile(path, own)
 
     def requantize(self, name: str, weight: Tensor) -> Int4Weight:
         """`int4.requantize`, with this folder's bytes wherever its weights are unchanged.

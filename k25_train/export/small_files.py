@@ -32,12 +32,17 @@ _SAME_MODEL = (
     "kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim rms_norm_eps"
 ).split()
 """Keys of config.json that have to be as in the checkpoint; others may have been changed by hand."""
+_YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
+"""Of the release's code and transformers 5.23."""
 
 
 def files_like(
     released: ReleasedFolder, model: ModelConfig, contents: Contents, weights: WeightFormat
 ) -> dict[str, str]:
     """config.json of a released folder, with INT4 said or not said; its other small files are copied.
+
+    The rotation is the checkpoint's: a stage of training stretches it, and by another one the weights would
+    compute something else without a word.
 
     Raises `CheckpointError` if it is of another model.
     """
@@ -50,7 +55,7 @@ def files_like(
     released.check_fits({key: expected[key] for key in _SAME_MODEL})
     config = copy.deepcopy(released.config)
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
-    is_packed = any(part.get(QUANTIZATION, {}).get("format") == "pack-quantized" for part in parts)
+    is_packed = any(_is_as_packed_here(part.get(QUANTIZATION)) for part in parts)
     if weights is not WeightFormat.int4 or not is_packed:
         for part in parts:
             part.pop(QUANTIZATION, None)
@@ -58,9 +63,40 @@ def files_like(
         parts[-1][QUANTIZATION] = int4_config()
     for part in parts:
         part.update({key: DTYPES[weights] for key in ("dtype", "torch_dtype") if key in part})
+    if other_rope(released, model):
+        text = parts[-1]
+        for key in ("rope_parameters", "rope_scaling", "rope_theta", "max_position_embeddings"):
+            text.pop(key, None)
+        ours = ("rope_theta", "rope_scaling", "max_position_embeddings")
+        text.update({key: expected[key] for key in ours})
     if config == released.config:
         return {CONFIG: (released.folder / CONFIG).read_text(encoding="utf-8")}
     return {CONFIG: _text(config)}
+
+
+def other_rope(released: ReleasedFolder, model: ModelConfig) -> bool:
+    """Whether a released folder rotates otherwise than the model of the checkpoint."""
+    expected = text_config_json(model, _kimi_ids(), DTYPES[WeightFormat.bf16])
+    newer = released.text_config.get("rope_parameters") or {}
+    theirs = newer or released.text_config.get("rope_scaling") or {}
+    theta = newer.get("rope_theta", released.text_config.get("rope_theta"))
+    is_yarn = theirs.get("rope_type", theirs.get("type", "default")) != "default"
+    ours = expected["rope_scaling"] or {}
+    return (
+        theta != expected["rope_theta"]
+        or is_yarn != bool(ours)
+        or any(theirs.get(key, _YARN_DEFAULTS.get(key)) != ours[key] for key in ours if key != "type")
+    )
+
+
+def _is_as_packed_here(scheme: object) -> bool:
+    """Whether a `quantization_config` says of its groups what is written here."""
+    if not isinstance(scheme, dict) or scheme.get("format") != "pack-quantized":
+        return False
+    written = int4_config()["config_groups"]["group_0"]["weights"]
+    keys = ("num_bits", "group_size", "symmetric")
+    groups = scheme.get("config_groups") or {}
+    return all(group.get("weights", {}).get(key) == written[key] for group in groups.values() for key in keys)
 
 
 def own_files(

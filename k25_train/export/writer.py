@@ -6,7 +6,8 @@ behind it. Tensors go straight to their place in the file, and what is held is o
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +18,21 @@ from k25_train.export.stream import TORCH_DTYPES, NamedTensor
 
 _MOST_AT_ONCE = 1 << 30
 """Bytes of one write: Linux writes 2 GiB less a page at most."""
+
+
+@contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """Where to write a small file that gets its name when it is whole and on disk. Several processes of
+    several nodes may write the same; names of their own tell host and process, which may have equal numbers.
+    """
+    own = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        yield own
+        with own.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(own, path)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def is_written(file: PlannedFile, folder: Path) -> bool:

@@ -150,6 +150,58 @@ def test_int4_to_ours_and_back_has_the_same_bytes(
     assert bytes_in(tmp_path / "out") == bytes_in(exported["int4"])
 
 
+def test_like_rotates_as_the_checkpoint_does(
+    exported: dict[str, Path], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """config.json of another stage: its rotation is replaced, in either spelling, and the rest stays."""
+    own = json.loads((exported["int4"] / "config.json").read_text())
+    own["text_config"] |= {"quantization_config": None}
+    yarn = own["text_config"].pop("rope_scaling")
+    theta = own["text_config"].pop("rope_theta")
+    newer = {"rope_type": "yarn", "rope_theta": theta} | {key: yarn[key] for key in yarn if key != "type"}
+    stages = {
+        "longer": {"rope_scaling": yarn | {"factor": 2 * yarn["factor"]}, "rope_theta": theta},
+        "earlier": {"rope_scaling": None, "rope_theta": theta},
+        "in new words": {"rope_parameters": newer | {"beta_fast": 1.0}},
+        "the same": {"rope_parameters": newer},
+    }
+    for stage, keys in stages.items():
+        like = tmp_path / stage / "like"
+        like.mkdir(parents=True)
+        config = own | {"note": "not ours", "text_config": own["text_config"] | keys}
+        (like / "config.json").write_text(json.dumps(config))
+        export(checkpoint, tmp_path / stage / "out", "--like", like)
+        text = json.loads((tmp_path / stage / "out/config.json").read_text())["text_config"]
+        is_other = stage != "the same"
+        assert ("but the rotary embedding" in " ".join(capsys.readouterr().out.split())) == is_other
+        if is_other:
+            assert (text["rope_scaling"], text["rope_theta"]) == (yarn, theta)
+            assert "rope_parameters" not in text
+        else:
+            assert text["rope_parameters"] == newer
+
+
+def test_nodes_that_begin_at_once(
+    exported: dict[str, Path],
+    checkpoint: Path,
+    tokenizer: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One sees the folder before the other's order has its name; one's order is not overwritten."""
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / f"..export.json.{socket.gethostname()}.99999999").write_text("{")
+    options = ("--dtype", "int4", "--tokenizer", tokenizer)
+    export(checkpoint, tmp_path / "out", *options, "--num-nodes", 2)
+    order = (partial / ".export.json").read_text()
+    assert json.loads(order)["weights"] == "int4"
+    assert "other options" in refused(capsys, checkpoint, tmp_path / "out", "--tokenizer", tokenizer)
+    assert (partial / ".export.json").read_text() == order
+    export(checkpoint, tmp_path / "out", *options, "--node", 1, "--num-nodes", 2)
+    assert bytes_in(tmp_path / "out") == bytes_in(exported["int4"])
+
+
 def test_like_takes_small_files_and_int4_bytes_of_unchanged_weights(
     exported: dict[str, Path], state: dict[str, Tensor], tmp_path: Path
 ) -> None:
