@@ -1,6 +1,7 @@
 """An import goes on after a kill, on any number of nodes; what is done stays, and is checked."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,24 @@ def test_nodes_share_the_work(source: Path, tmp_path: Path) -> None:
     assert convert.main(["import", str(source), str(out)]) == 2, "units of another size are another import"
 
 
+def test_a_model_that_was_trained_further_is_another(source: Path, tmp_path: Path) -> None:
+    """Of the same shapes, with the same bytes at either end of each file."""
+    out = tmp_path / "out"
+    planned(source, out, num_nodes=2).run(Silent(), restart=False)
+    other = tmp_path / "other" / source.name
+    shutil.copytree(source, other)
+    file = max(other.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    assert len(data) > 220_000
+    first = len(data) // 2
+    data[first : first + 16384 : 2] = bytes(each ^ 1 for each in data[first : first + 16384 : 2])
+    file.write_bytes(data)
+    with pytest.raises(
+        CheckpointError, match=r"belongs to another import:\n  import.fingerprint: .*\n  weights: "
+    ):
+        planned(other, out).run(Silent(), restart=False)
+
+
 def test_two_nodes_that_finish_at_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both see all units done; the one that renames second finds the first one's result."""
     first, second = (planned(source, tmp_path / "out", node=number, num_nodes=2) for number in (0, 1))
@@ -94,7 +113,7 @@ def test_another_import_does_not_go_on(source: Path, tmp_path: Path) -> None:
         k25_config(small_model()),
     )
     for changed in ({"dtype": torch.float32}, {"source": other}):
-        with pytest.raises(CheckpointError, match="belongs to another import"):
+        with pytest.raises(CheckpointError, match=r"belongs to another import"):
             planned(**{"source": source, "out": tmp_path / "out"} | changed).run(Silent(), restart=False)
     assert planned(source, tmp_path / "out", dtype=torch.float32).run(Silent(), restart=True) == "complete"
     assert (
