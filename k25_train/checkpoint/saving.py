@@ -130,6 +130,10 @@ class Saving:
             with contextlib.suppress(Exception):
                 thread.result()
 
+    def abandon(self) -> None:
+        """Have this rank's threads write no more, since its process is about to end; asks no other rank."""
+        self._is_cancelled.set()
+
     @property
     def _threads(self) -> "Sequence[Background[Written] | Background[Committed]]":
         return self._writers if self._commit is None else [self._commit]

@@ -11,7 +11,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 
 from k25_train.checkpoint.agreement import on_first_rank
-from k25_train.checkpoint.owner import own
+from k25_train.checkpoint.owner import own_checkpoints
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.checkpoint.storage.places import checkpoints_of
 from k25_train.config.schema import Config
@@ -152,9 +152,6 @@ def build_run(config: Config, device: torch.device, data: DataSource, *, trains:
     # 2. Process groups, and one run folder for all.
     start_process_group(device, timeout_s, store, where.rank, where.world_size)
     claim = claim_folder(config, where, store) if trains else NoClaim()
-    if trains and config.checkpoint.dir:
-        place = checkpoints_of(config.run.dir, config.checkpoint.dir)
-        on_first_rank(lambda: own(place, Path(config.run.dir)))
     pipeline = plan_pipeline(config)
     layout = pipeline.layout
     topology = build_topology(
@@ -166,6 +163,8 @@ def build_run(config: Config, device: torch.device, data: DataSource, *, trains:
     )
     tracker = PhaseTracker(topology.rank)
     connect(config, topology, tracker)
+    if trains:
+        on_first_rank(lambda: own_checkpoints(config.run.dir, config.checkpoint.dir))
 
     # 3. The model, then what trains it.
     backbone = backbone_config(config.model, config.train, config.parallelism, layout)

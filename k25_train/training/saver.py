@@ -1,19 +1,18 @@
 """Saves of a run, one at a time: what each holds, when it goes on, and how long training waited for it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.data_state import DataState
+from k25_train.checkpoint.destination import Destination, SharedPlace
 from k25_train.checkpoint.manifest import Manifest
-from k25_train.checkpoint.pieces import Piece, pieces
+from k25_train.checkpoint.pieces import pieces
 from k25_train.checkpoint.records import Committed, Contents, Figures
 from k25_train.checkpoint.saving import Saving
-from k25_train.checkpoint.snapshot import Snapshot, build_snapshot
-from k25_train.checkpoint.storage.kinds import Place
+from k25_train.checkpoint.snapshot import build_snapshot
 from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
 from k25_train.metrics.rows_file import Value
@@ -28,42 +27,8 @@ class NoSaving:
     is_busy = has_failed = is_local = False
     is_written = True
 
-
-class Destination(Protocol):
-    """Where a save goes."""
-
-    def texts(self, own: Mapping[str, str]) -> Mapping[str, str]:
-        """The small files of a save; called by every rank."""
-
-    def start(
-        self,
-        contents: Contents,
-        snapshot: Snapshot,
-        pieces: Callable[[], Sequence[Piece]],
-        num_writers: int,
-    ) -> Saving:
-        """Start it, as `Saving` does."""
-
-
-class SharedPlace:
-    """The place that all nodes share."""
-
-    def __init__(self, root: Place) -> None:
-        self._root = root
-
-    def texts(self, own: Mapping[str, str]) -> Mapping[str, str]:
-        """Rank 0 writes its own; the others' are not read."""
-        return own
-
-    def start(
-        self,
-        contents: Contents,
-        snapshot: Snapshot,
-        pieces: Callable[[], Sequence[Piece]],
-        num_writers: int,
-    ) -> Saving:
-        """Start a save there."""
-        return Saving(self._root, contents, snapshot, pieces, num_writers)
+    def abandon(self) -> None:
+        """Nothing is written."""
 
 
 class Saver:
@@ -167,7 +132,7 @@ class Saver:
 
         Returns the checkpoint and what it cost, if it is complete now.
         """
-        saving, self._saving = self._saving, NoSaving()
+        saving = self._saving
         assert isinstance(saving, Saving), "there is no save in progress"
         with self.waiting():
             if not gives_up:
@@ -175,6 +140,7 @@ class Saver:
             on_first_rank(self.run.claim.check)
             was_written = saving.is_written
             # What fails has nothing left in progress: the next save may begin.
+            self._saving = NoSaving()
             committed = saving.advance(why_unsound, gives_up=gives_up, holds_back=holds_back)
         if committed:
             return committed, self._cost(saving.figures)
@@ -186,6 +152,10 @@ class Saver:
         """Wait until all ranks have written; the checkpoint gets its name when the save goes on."""
         if not self._saving.is_written:
             self.go_on(holds_back=True)
+
+    def abandon(self) -> None:
+        """Write no more: this rank's process ends, whatever the others do."""
+        self._saving.abandon()
 
     def take_figures(self) -> dict[str, Value]:
         """Metrics of saves since they were last taken: none where nothing waited and nothing was written."""

@@ -63,6 +63,10 @@ class Trainer:
                 if failed := self.end_of_save():
                     raise TrainingError(f"{error}\n{failed}") from error
                 raise
+            finally:
+                # A run that ends in good order has nothing in progress. Otherwise no thread may write into a
+                # folder that the next job has by then, or still run when the interpreter ends.
+                self.keeper.saver.abandon()
 
     def keep_progress(self) -> str:
         """Save the last finished step before the run ends, if it is not saved yet; says where it is.

@@ -224,3 +224,15 @@ def test_a_slow_copy_is_waited_for_before_it_is_written(state: dict[str, Tensor]
     for name, tensor in moment.items():
         assert torch.equal(stored.read(name).view(tensor.shape), tensor), name
     snapshot.close()
+
+
+def test_a_save_that_is_abandoned_writes_no_more(
+    state: dict[str, Tensor], snapshot: Snapshot, tmp_path: Path
+) -> None:
+    with SlowDisk()() as disk:
+        saving = Saving(tmp_path, contents(5), snapshot, lambda: pieces_of(state), num_writers=2)
+        saving.abandon()
+        disk.may_go_on.set()
+        saving.wait()
+    assert saving._written() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["step_5.partial"]
