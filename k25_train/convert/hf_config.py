@@ -62,6 +62,8 @@ ROPE_KEYS = {
 """The same of YaRN's."""
 FRACTIONS = ("routed_scaling_factor", "rms_norm_eps")
 """What is no whole number, though it may be written as one."""
+REPEATED, MOST_REPEATED = ("num_layers", "num_experts"), 4096
+"""What there are many of, and more than any model has: tensors of a folder from elsewhere have to be listed."""
 SIGLIP = ("siglip", "siglip_vision_model")
 
 
@@ -234,5 +236,7 @@ def _values(
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number and not (ours == "q_lora_rank" and value is None):
             raise CheckpointError(f"{path}: {name or ' or '.join(theirs)} is {value!r}, no number")
+        if ours in REPEATED and value not in range(MOST_REPEATED + 1):
+            raise CheckpointError(f"{path}: {name} is {value!r}; it must be 0 to {MOST_REPEATED}")
         values[prefix + ours] = float(config[name]) if name in FRACTIONS else value
     return values

@@ -82,7 +82,8 @@ def test_a_later_epoch_goes_on_bitwise_in_clumsy_surroundings(data: Path, tmp_pa
     assert outcome.statuses == (0,), outcome.output
     assert "resuming after step 3 of 6" in " ".join(outcome.output.split())
     assert without_times(rows(resumed)) == without_times(rows(whole))
-    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["step_3", "step_6"]
+    left = sorted(path.name for path in (tmp_path / "elsewhere").glob("step_*"))
+    assert left == ["step_3", "step_6"]
 
 
 FEW = "train.steps=3 optim.warmup_steps=1 optim.decay_steps=1 train.global_batch_size=4".split()

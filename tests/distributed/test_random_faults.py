@@ -66,7 +66,7 @@ def keep_one_less() -> None:
     from k25_train.checkpoint import folders
 
     prune = folders.prune
-    folders.prune = lambda root, keep: prune(root, keep - 1)
+    folders.prune = lambda root, keep, keep_every: prune(root, keep - 1, keep_every)
 
 
 def other_figures() -> None:

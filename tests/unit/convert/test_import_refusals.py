@@ -217,6 +217,11 @@ CONFIGS: dict[str, tuple[str, object, str]] = {
     "softmax router": ("scoring_func", "softmax", "scoring_func: 'softmax' instead of 'sigmoid'"),
     "groups of experts": ("n_group", 8, "n_group: 8 instead of 1"),
     "tied head": ("tie_word_embeddings", True, "tie_word_embeddings: True instead of False"),
+    "layers without end": (
+        "num_hidden_layers",
+        10**12,
+        "num_hidden_layers is 1000000000000; it must be 0 to",
+    ),
     "no width": ("hidden_size", None, "hidden_size is None, no number"),
     "other rope": ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope of type 'linear'"),
     "rows in halves": ("rope_interleave", False, "rope_interleave: False instead of True"),
