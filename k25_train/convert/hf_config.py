@@ -63,7 +63,7 @@ ROPE_KEYS = {
 FRACTIONS = ("routed_scaling_factor", "rms_norm_eps")
 """What is no whole number, though it may be written as one."""
 REPEATED, MOST_REPEATED = ("num_layers", "num_experts"), 4096
-"""What there are many of, and more than any model has: tensors of a folder from elsewhere have to be listed."""
+"""What there are many of, and more than any model has: tensors of a folder from elsewhere are listed."""
 SIGLIP = ("siglip", "siglip_vision_model")
 
 
