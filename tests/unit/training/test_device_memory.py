@@ -136,5 +136,9 @@ def test_training_ends_with_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
     run: Any = SimpleNamespace(memory=NoDeviceMemory(), config=compose(["experiment=smoke"]))
     own = object.__new__(trainer.Trainer)
     own.run = run
+    abandoned: list[str] = []
+    keeper: Any = SimpleNamespace(saver=SimpleNamespace(abandon=lambda: abandoned.append("a save")))
+    own.keeper = keeper
     with pytest.raises(TrainingError, match="the device is out of memory"):
         own.fit()
+    assert abandoned
