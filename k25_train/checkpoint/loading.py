@@ -32,10 +32,8 @@ from k25_train.checkpoint.storage.kinds import Place
 from k25_train.config.checkpoint import CheckpointConfig, Verify
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError, DamagedCheckpointError
-from k25_train.units import MIB
+from k25_train.plan.memory.checkpoint import LOAD_STAGING_BYTES
 
-STAGING_BYTES = 128 * MIB
-"""Host memory through which a rank's ranges pass on their way to the device, or to another number format."""
 _ALIGNMENT = 64
 """Bytes at whose multiples ranges begin in it."""
 _MOST_TOLD = 8
@@ -125,8 +123,8 @@ def fill(stored: StoredCheckpoint, wanted: Sequence[Piece]) -> None:
     """Read pieces: straight into host memory, through a staging buffer to the device or another dtype."""
     direct, staged = divided(stored, wanted)
     stored.read_into([_wanted(piece.part) for piece in direct], [piece.tensor for piece in direct])
-    staging = torch.empty(STAGING_BYTES if staged else 0, dtype=torch.uint8)
-    for batch in batches(stored, staged, STAGING_BYTES):
+    staging = torch.empty(LOAD_STAGING_BYTES if staged else 0, dtype=torch.uint8)
+    for batch in batches(stored, staged, LOAD_STAGING_BYTES):
         buffers, offset = [], 0
         for piece in batch:
             dtype = stored.tensors[piece.part.name].dtype

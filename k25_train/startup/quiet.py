@@ -31,8 +31,6 @@ _KNOWN_NOTICES = {
     "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
     # The layout of gradient buffers is computed where it is needed, as intended here.
     "megatron.core.distributed.distributed_data_parallel": "full_param_layout not provided",
-    # Said of every save, asynchronous or not.
-    "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",
 }
 
 

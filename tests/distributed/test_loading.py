@@ -72,7 +72,7 @@ def prepared(context: RankContext, arguments: Sequence[str]) -> Built:
     from k25_train.checkpoint import loading, pieces
 
     pieces.SHARE_MULTIPLE = SHARE_MULTIPLE
-    loading.STAGING_BYTES = 4096
+    loading.LOAD_STAGING_BYTES = 4096
     return built
 
 

@@ -12,7 +12,7 @@ from k25_train.checkpoint.files.parts import Part
 from k25_train.checkpoint.files.reader import plan
 from k25_train.checkpoint.files.stored import StoredCheckpoint, Wanted, complete_index
 from k25_train.checkpoint.files.writer import even_shares
-from k25_train.checkpoint.loading import STAGING_BYTES, batches
+from k25_train.checkpoint.loading import LOAD_STAGING_BYTES, batches
 from k25_train.checkpoint.manifest import FileEntry, Manifest
 from k25_train.checkpoint.pieces import Piece
 
@@ -65,7 +65,7 @@ def asked_by(checkpoint: VirtualCheckpoint, parts: Sequence[Part], is_direct: Ca
     staged = [on_meta(part) for part in parts if not is_direct(part)]
     index, files = checkpoint.stored.parts, checkpoint.stored.manifest.files
     num_bytes, touched = 0, set[int]()
-    for batch in [direct, *batches(checkpoint.stored, staged, STAGING_BYTES)]:
+    for batch in [direct, *batches(checkpoint.stored, staged, LOAD_STAGING_BYTES)]:
         wanted = [Wanted(each.part.name, each.part.start, each.part.stop) for each in batch]
         job = plan(index, checkpoint.stored.overlaps(wanted), is_local=True)
         num_bytes += job.num_bytes

@@ -79,17 +79,34 @@ def index_of(headers: Mapping[str, Header]) -> PartIndex:
                 offset = header.num_bytes + entry.offset
                 rows.append((number, part.start, part.stop, file, offset, entry.num_bytes, block))
             block += entry.num_blocks
+    return index_of_rows(tensors, list(headers), rows, [header.table_offset for header in headers.values()])
+
+
+def index_of_rows(
+    tensors: dict[str, TensorInfo],
+    files: Sequence[str],
+    rows: Sequence[tuple[int, int, int, int, int, int, int]],
+    table_offsets: Sequence[int],
+) -> PartIndex:
+    """An index of parts in any order.
+
+    Args:
+        tensors: name -> whole tensor.
+        files: their names.
+        rows: of each part: tensor, start, stop, file, offset, length, first checksum.
+        table_offsets: per file.
+    """
     columns = np.array(rows, dtype=np.int64).reshape(-1, 7).T
     return sorted_index(
         PartIndex(
             tensors=tensors,
-            files=tuple(headers),
+            files=tuple(files),
             ranges=Ranges(columns[0].astype(np.int32), columns[1].copy(), columns[2].copy()),
             file=columns[3].astype(np.int32),
             offset=columns[4].copy(),
             length=columns[5].copy(),
             block=columns[6].copy(),
-            table_offset=np.array([header.table_offset for header in headers.values()], dtype=np.int64),
+            table_offset=np.array(table_offsets, dtype=np.int64),
         )
     )
 

@@ -26,6 +26,7 @@ from k25_train.checkpoint.files.header import (
 )
 from k25_train.checkpoint.files.index import PartIndex
 from k25_train.checkpoint.manifest import FileEntry
+from k25_train.plan.memory.checkpoint import READ_CHUNK_BYTES
 from parallel.reshard.ranges import Overlaps
 from parallel.reshard.reads import Numbers, ReadPlan, Slices, plan_reads
 
@@ -33,8 +34,6 @@ NUM_THREADS = 4
 """Reads at a time of a rank. Eight ranks of a node have 32 in flight."""
 LOCAL_CHUNK_BYTES = 16 * BLOCK_BYTES
 """What is read at once from a disk: 4 MiB."""
-REMOTE_CHUNK_BYTES = 64 * BLOCK_BYTES
-"""What is asked of an object store at once, 16 MiB: as a part of an upload has (8 to 16 MiB are advised)."""
 GAP_BYTES = 64 * 1024
 """What is read in vain rather than by another request."""
 _READS_PER_TASK = 16
@@ -75,7 +74,7 @@ def plan(index: PartIndex, wanted: Overlaps, *, is_local: bool) -> Job:
         entry_start=entry_start,
         entry_stop=entry_start + index.length[wanted.stored],
     )
-    chunk_bytes = LOCAL_CHUNK_BYTES if is_local else REMOTE_CHUNK_BYTES
+    chunk_bytes = LOCAL_CHUNK_BYTES if is_local else READ_CHUNK_BYTES
     reads = plan_reads(slices, block_bytes=BLOCK_BYTES, chunk_bytes=chunk_bytes, gap_bytes=GAP_BYTES)
     low, high = reads.slices.in_blocks(BLOCK_BYTES)
     part = wanted.stored[reads.origin]

@@ -18,12 +18,12 @@ from upath import UPath
 
 from k25_train.checkpoint.files.access import Buffer, opened, read_bytes
 from k25_train.checkpoint.files.damage import damage
-from k25_train.checkpoint.files.index import PartIndex, sorted_index
+from k25_train.checkpoint.files.index import PartIndex, index_of_rows
 from k25_train.checkpoint.files.parts import TensorInfo
 from k25_train.checkpoint.files.plain_pickle import load_metadata, load_plain_data
 from k25_train.checkpoint.files.reader import NUM_THREADS
 from k25_train.checkpoint.files.writer import bytes_of
-from parallel.reshard.ranges import Overlaps, Ranges
+from parallel.reshard.ranges import Overlaps
 
 METADATA = ".metadata"
 """Which tensor is where, in torch's format."""
@@ -127,20 +127,9 @@ def _index_of(metadata: Metadata) -> PartIndex:
         except ValueError as error:
             raise ValueError(f"{where.fqn}: {error}") from error
         file = files.setdefault(_checked(item.relative_path), len(files))
-        rows.append((numbers[where.fqn], start, start + math.prod(box), file, item.offset, item.length))
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 6).T
-    return sorted_index(
-        PartIndex(
-            tensors=tensors,
-            files=tuple(files),
-            ranges=Ranges(columns[0].astype(np.int32), columns[1].copy(), columns[2].copy()),
-            file=columns[3].astype(np.int32),
-            offset=columns[4].copy(),
-            length=columns[5].copy(),
-            block=np.zeros(len(rows), dtype=np.int64),
-            table_offset=np.zeros(len(files), dtype=np.int64),
-        )
-    )
+        rows.append((numbers[where.fqn], start, start + math.prod(box), file, item.offset, item.length, 0))
+    # They have no checksums of blocks.
+    return index_of_rows(tensors, list(files), rows, [0] * len(files))
 
 
 def _plain_items(folder: Path | UPath, metadata: Metadata) -> Iterator[Any]:

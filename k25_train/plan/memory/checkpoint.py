@@ -17,8 +17,11 @@ from k25_train.plan.pipeline import PipelinePlan, StagePlan
 from k25_train.plan.weight_bytes import WEIGHT_BYTES, host_state_bytes
 from k25_train.units import MIB
 
-READ_BUFFER_BYTES = 64 * MIB
-"""Host memory in which one of `checkpoint.writers` threads of a rank reads at a time."""
+READ_CHUNK_BYTES = 16 * MIB
+"""What is asked of an object store at once, as a part of an upload has (8 to 16 MiB are advised). A read
+takes two of them at most; a disk's are smaller."""
+LOAD_STAGING_BYTES = 128 * MIB
+"""Host memory through which a rank's ranges pass on their way to the device, or to another number format."""
 
 
 def checkpoint_bytes(config: Config) -> int:
@@ -47,7 +50,7 @@ def snapshot_bytes(stage: StagePlan) -> float:
 
 def load_buffer_bytes(checkpoint: CheckpointConfig) -> int:
     """Host memory of one rank for what it reads; all else is read to where it belongs."""
-    return checkpoint.writers * READ_BUFFER_BYTES
+    return LOAD_STAGING_BYTES + checkpoint.writers * 2 * READ_CHUNK_BYTES
 
 
 def fullest_shard(pipeline: PipelinePlan) -> float:

@@ -61,7 +61,7 @@ def _elements(each: Piece) -> range:
 def test_pieces_are_filled_straight_or_converted(
     stored: StoredCheckpoint, staging: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "STAGING_BYTES", staging)
+    monkeypatch.setattr(loading, "LOAD_STAGING_BYTES", staging)
     straight = piece("c", 20, 300, torch.bfloat16)
     converted = [piece("a", 1, 199, torch.float32), piece("b", 2, 7, torch.bfloat16)]
     assert loading.divided(stored, [straight, *converted]) == ([straight], converted)
