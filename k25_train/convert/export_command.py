@@ -51,6 +51,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Export and print a summary; returns the exit status."""
     # torch is not needed to print the help.
     from k25_train.checkpoint.files.stored import StoredCheckpoint
+    from k25_train.checkpoint.integrity import check_is_checkpoint
     from k25_train.export.folder import ExportOrder, export_folder
     from k25_train.export.like import ReleasedFolder
     from k25_train.export.listing import Contents, WeightFormat
@@ -60,6 +61,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if not 0 <= options.node < options.num_nodes:
         rule = f"must be 0 to {options.num_nodes - 1}, as --num-nodes says"
         raise CheckpointError(f"--node {options.node}: {rule}")
+    check_is_checkpoint(options.checkpoint)
     model = model_of(options.checkpoint)
     checkpoint = StoredCheckpoint.open(options.checkpoint)
     weights = WeightFormat(options.dtype)

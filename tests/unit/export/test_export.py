@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -335,7 +336,10 @@ def test_refusals(
     assert "name the vocabulary with --tokenizer FILE" in refused(capsys, checkpoint, out)
     assert "--node 2: must be 0 to 1" in refused(capsys, checkpoint, out, "--node", 2, "--num-nodes", 2)
     assert "has no masters" in refused(capsys, checkpoint, out, "--from-masters")
-    assert "name a checkpoint" in refused(capsys, exported["bf16"], out)
+    assert "is not a checkpoint" in refused(capsys, exported["bf16"], out)
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint, run / "checkpoints/step_0")
+    assert "holds step_0: name one, as " in refused(capsys, run, out)
     other = write_weights(
         tmp_path / "other", tiny_model_config(vocab_size=VOCAB_SIZE, num_layers=4), stacked(state)
     )
