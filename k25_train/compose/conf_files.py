@@ -30,6 +30,8 @@ CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 """Folder of the YAML files: inside the package in a wheel, next to it in a checkout."""
 CONFIG_NAME = "train"
 """The primary config file."""
+PACKAGES = {"device": "cluster.rates"}
+"""Group -> where its files go, if not under the group's own name."""
 
 
 class TextFiles(FileConfigSource):
@@ -71,14 +73,29 @@ def compose_files(choices: Mapping[str, str], files: Mapping[str, Path]) -> dict
     values = copy.deepcopy(_composed(CONF_DIR, named))
     shared = read_file(CONF_DIR / f"{CONFIG_NAME}.yaml")
     for group, path in files.items():
-        values[group] = {**shared.get(group, {}), **read_file(path)}
+        if group not in PACKAGES:
+            values[group] = {**shared.get(group, {}), **read_file(path)}
+    _place_device(values, choices, files)
     return values
+
+
+def _place_device(values: dict[str, Any], choices: Mapping[str, str], files: Mapping[str, Path]) -> None:
+    """The rates of a device that is chosen next to a cluster's file of the user's, or in a file."""
+    if "device" in files:
+        values["cluster"]["rates"] = read_file(files["device"])
+    elif "device" in choices and "cluster" in files:
+        values["cluster"]["rates"] = read_file(CONF_DIR / "device" / f"{choices['device']}.yaml")
+
+
+def _placed(group: str) -> str:
+    """A group as hydra's overrides name it."""
+    return f"{group}@{PACKAGES[group]}" if group in PACKAGES else group
 
 
 @lru_cache(maxsize=128)
 def _composed(folder: Path, choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     Plugins.instance().register(TextFiles)
-    overrides = [f"{group}={choice}" for group, choice in choices]
+    overrides = [f"{_placed(group)}={choice}" for group, choice in choices]
     GlobalHydra.instance().clear()
     try:
         Hydra.create_main_hydra2("k25", create_config_search_path(f"{TextFiles.scheme()}://{folder}"))

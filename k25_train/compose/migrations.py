@@ -176,6 +176,30 @@ _MUON = {
     "per_head": False,
     "exchange_mib": 512,
 }
+
+
+def _rates_of_one_rate(values: Values) -> object:
+    """Of a device whose kernels all ran at one rate: those of `conf/device/cpu` and `h800`."""
+    rate = (values.get("cluster") or {}).get("model_tflops", 0.01)
+    memory_gb = (values.get("cluster") or {}).get("gpu_memory_gb")
+    on_cpu = {**_CPU_RATES, "bf16_tflops": rate, "float32_tflops": rate}
+    return _by_device(on_cpu, {**_H800_RATES, "memory_gb": memory_gb})(values)
+
+
+_CALIBRATION = {"kernels": 1.0, "exchange": 1.0, "pass_ms": 0.0, "step_ms": 0.0}
+_CPU_RATES: Values = {
+    "device": "cpu", "bf16_tflops": 0.01, "fp8_tflops": None, "float32_tflops": 0.01, "num_sms": 1,
+    "memory_gb": None, "memory_gb_per_s": None, "gemm_efficiency": 1.0, "attention_efficiency": 1.0,
+    "memory_efficiency": 1.0, "nvlink_gb_per_s": None, "nvlink_ranks": 1,
+    "pcie_gb_per_s": None, "launch_us": 0.0, "gap_us": 0.0,
+    "calibration": _CALIBRATION,
+}  # fmt: skip
+_H800_RATES: Values = {
+    "device": "H800", "bf16_tflops": 989.0, "fp8_tflops": 1979.0, "float32_tflops": 67.0, "num_sms": 132,
+    "memory_gb_per_s": 3350.0, "gemm_efficiency": 0.7, "attention_efficiency": 0.5, "memory_efficiency": 0.85,
+    "nvlink_gb_per_s": 150.0, "nvlink_ranks": 8, "pcie_gb_per_s": 55.0, "launch_us": 5.0, "gap_us": 1.0,
+    "calibration": _CALIBRATION,
+}  # fmt: skip
 _SLURM_OF_ANY_SITE: Values = {
     "reservation": None, "nice": None, "comment": None, "gres": None, "exclusive": True, "mem": "0",
     "cpus_per_task": None, "constraint": None, "exclude": None, "switches": None, "switches_wait_min": None,
@@ -276,6 +300,12 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("checkpoint.init_parts", {}),
         Fill("checkpoint.init_fresh", []),
         Fill("checkpoint.init_leave_out", []),
+    ),
+    # 7 to 8. All kernels were planned at one rate, which nothing but plans reads.
+    (
+        Fill("cluster.rates", _rates_of_one_rate),
+        Remove("cluster.model_tflops", "cluster.rates"),
+        Remove("cluster.gpu_memory_gb", "cluster.rates.memory_gb"),
     ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""

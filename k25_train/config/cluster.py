@@ -7,6 +7,7 @@ from enum import Enum
 from k25_train.config.fabric import FabricConfig
 from k25_train.config.forms import NAME, PRODUCT
 from k25_train.config.kubernetes import KubernetesConfig
+from k25_train.config.rates import RatesConfig
 from k25_train.config.site import SiteVariable, secret_problems, variable_problems
 from k25_train.config.slurm import SlurmConfig
 from parallel.config import Problem, not_positive
@@ -46,16 +47,12 @@ class ClusterConfig:
     """Machines of the job."""
     gpus_per_node: int
     """Ranks per machine: its GPUs, or processes where the device is the CPU."""
-    model_tflops: float
-    """Model FLOPs that a rank computes in a second while it trains, in units of 1e12. Only its
-    ratio to the two rates below matters, to plans of what runs when (`dep.schedule=bubbles`)."""
+    rates: RatesConfig
+    """What plans assume of a device: `device=NAME` chooses another of `conf/device`."""
     network_gb_per_s: float
     """Bytes that a rank sends in a second, in units of 1e9."""
     host_copy_gb_per_s: float
     """Bytes that a rank copies from host memory to its device in a second, in units of 1e9."""
-    gpu_memory_gb: float | None
-    """Memory of a GPU that torch finds, in units of 1e9 bytes; null where the device is the CPU. On an H100
-    of 80 GB that is 79.11 GiB, which is 84.9 (vllm issue 27508)."""
     gpu: GpuConfig | None
     """Product and power cap of the GPUs; null leaves both unchecked."""
     host_memory_gib: float
@@ -76,23 +73,26 @@ class ClusterConfig:
     owner can read. The value is in no file of the run, no log and no command line."""
 
     @property
+    def gpu_memory_gb(self) -> float | None:
+        """Memory of a GPU, in units of 1e9 bytes; None where the device is the CPU."""
+        return self.rates.memory_gb
+
+    @property
     def world_size(self) -> int:
         """Ranks of the job."""
         return self.nodes * self.gpus_per_node
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        rates = ("model_tflops", "network_gb_per_s", "host_copy_gb_per_s", "host_memory_gib")
+        rates = ("network_gb_per_s", "host_copy_gb_per_s", "host_memory_gib")
         found = not_positive(self, ("nodes", "gpus_per_node", *rates))
         # It is a comment of the submitted script, which a line break would end.
         found += NAME.misfits([("name", self.name)])
-        if self.gpu_memory_gb is not None:
-            found += not_positive(self, ("gpu_memory_gb",))
-        elif self.device is Device.cuda:
+        found += [problem.under("rates") for problem in self.rates.problems()]
+        if self.gpu_memory_gb is None and self.device is Device.cuda:
             rule = "must be given where cluster.device is cuda"
-            found.append(
-                Problem("gpu_memory_gb", None, rule, "use what torch finds, e.g. 84.9 on a card of 80 GB")
-            )
+            remedy = "use what torch finds, e.g. 84.9 on a card of 80 GB"
+            found.append(Problem("rates.memory_gb", None, rule, remedy))
         if self.gpu is not None:
             found += [problem.under("gpu") for problem in self.gpu.problems()]
             if self.device is not Device.cuda:

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 
 from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
-
-VISION_SHARE = 0.1
-"""Share of tokens that count as images' tokens where the first stage has a part of vision. Source: not
-disclosed, our choice."""
+from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
 
 FEWEST_DOCUMENTS = 32
 """Documents that there is room for in any micro-batch where a kernel's plan depends on their number. Source:
@@ -46,15 +43,11 @@ class PassSizes:
         return sum(self.documents)
 
 
-def balanced_sizes(config: Config, imbalance: float = 1.0) -> PassSizes:
-    """A micro-batch whose tokens are spread evenly over experts, with `VISION_SHARE` of them vision tokens.
-
-    Args:
-        imbalance: load of the rank's experts over their even share; no more than all tokens arrive.
-    """
+def balanced_sizes(config: Config, assumptions: Assumptions = AS_CONFIGURED) -> PassSizes:
+    """A micro-batch whose tokens are spread over experts as assumed; no more than all tokens arrive."""
     even = config.train.micro_batch_size * config.train.seq_len * config.model.num_experts_per_token
-    expert_rows = min(round(even * imbalance), largest_sizes(config).expert_rows)
-    return _pass_sizes(config, expert_rows, VISION_SHARE, num_frames=1)
+    expert_rows = min(round(even * assumptions.expert_imbalance), largest_sizes(config).expert_rows)
+    return _pass_sizes(config, expert_rows, assumptions.vision_share, num_frames=1)
 
 
 def largest_sizes(config: Config) -> PassSizes:

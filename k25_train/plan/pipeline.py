@@ -15,6 +15,7 @@ from k25_train.parameters.megatron import (
     head_parameters,
     layer_parameters,
 )
+from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
 from k25_train.plan.pass_sizes import PassSizes, balanced_sizes, largest_sizes
 from k25_train.plan.stack_cost import stack_cost
 from parallel.config import ParallelismConfig
@@ -42,6 +43,8 @@ class StagePlan:
 
     config: Config
     """The configuration that was planned."""
+    assumptions: Assumptions
+    """What else the plan assumes."""
     stage: int
     """Position in the pipeline, counted from 0."""
     chunks: tuple[ChunkPlan, ...]
@@ -85,6 +88,8 @@ class PipelinePlan:
 
     config: Config
     """The configuration that was planned."""
+    assumptions: Assumptions
+    """What else the plan assumes."""
     layout: PipelineLayout
     """Decoder layers of every chunk."""
     stages: tuple[StagePlan, ...]
@@ -93,17 +98,22 @@ class PipelinePlan:
     """Micro-batches of a step on each replica."""
 
 
-def plan_pipeline(config: Config, num_micro_batches: int | None = None) -> PipelinePlan:
+def plan_pipeline(
+    config: Config, num_micro_batches: int | None = None, assumptions: Assumptions = AS_CONFIGURED
+) -> PipelinePlan:
     """The pipeline of a configuration that satisfies its rules.
 
     Args:
+        config: the configuration.
         num_micro_batches: of a step on each replica; what the global batch amounts to if None.
+        assumptions: what else the plan assumes.
     """
     layout, number = layout_of(config), num_micro_batches or config.num_micro_batches
-    balanced, largest = balanced_sizes(config), largest_sizes(config)
+    balanced, largest = balanced_sizes(config, assumptions), largest_sizes(config)
     stages = tuple(
         StagePlan(
             config=config,
+            assumptions=assumptions,
             stage=stage,
             chunks=tuple(_chunk_plan(layout, stage, vp_stage) for vp_stage in range(layout.vpp)),
             num_micro_batches=number,
@@ -112,7 +122,9 @@ def plan_pipeline(config: Config, num_micro_batches: int | None = None) -> Pipel
         )
         for stage in range(layout.pp)
     )
-    return PipelinePlan(config=config, layout=layout, stages=stages, num_micro_batches=number)
+    return PipelinePlan(
+        config=config, assumptions=assumptions, layout=layout, stages=stages, num_micro_batches=number
+    )
 
 
 def layout_of(config: Config) -> PipelineLayout:

@@ -56,7 +56,7 @@ def _judge_size(gpus: Sequence[Gpu], cluster: ClusterConfig) -> Finding:
     sizes = {gpu.index: gpu.memory_mib * 2**20 / 1e9 for gpu in gpus if gpu.memory_mib}
     if len(sizes) < len(gpus) or not sizes or cluster.gpu_memory_gb is None:
         return skipped(check, "nvidia-smi does not report it for all GPUs")
-    rule = f"cluster.gpu_memory_gb is {cluster.gpu_memory_gb:g}"
+    rule = f"cluster.rates.memory_gb is {cluster.gpu_memory_gb:g}"
     small = [f"GPU {gpu}: {size:.1f} GB" for gpu, size in sizes.items() if size < cluster.gpu_memory_gb]
     if small:
         remedy = "drain the node, or correct the cluster file: the plan of memory follows from it"

@@ -130,7 +130,11 @@ def _judge_plan(
         reached = medians(links_by_node[node], nodes)
         network = [rate for scope, rate in reached.items() if scope is Scope.between]
         rates = (
-            ("model_tflops", [one.gemm_tflops for one in own if one.gemm_tflops], cluster.model_tflops),
+            (
+                "rates.bf16_tflops x gemm_efficiency",
+                [one.gemm_tflops for one in own if one.gemm_tflops],
+                cluster.rates.gemm_efficiency * cluster.rates.bf16_tflops,
+            ),
             (
                 "host_copy_gb_per_s",
                 [one.host_copy_gb_per_s for one in own if one.host_copy_gb_per_s],

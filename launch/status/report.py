@@ -28,7 +28,7 @@ class Pace:
     expected_step_s: float
     """What it is compared with."""
     expected_by: str
-    """Where that is from: `plan`, the passes at `cluster.model_tflops`; or `own median`, of at most some
+    """Where that is from: `plan`, that of `k25_train.plan`; or `own median`, of at most some
     hundred steps."""
     tokens_per_s: float | None
 

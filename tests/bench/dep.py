@@ -58,7 +58,7 @@ WORK = (
 ).split()
 RATES = (
     # A forward pass of a rank then lasts 0.2 s, and takes some milliseconds to compute.
-    "cluster.model_tflops=0.0004 "
+    "cluster.rates.float32_tflops=0.0004 "
     # Pixels are where the tower is, and loopback sends some GB a second.
     "cluster.host_copy_gb_per_s=1000 cluster.network_gb_per_s=1"
 ).split()

@@ -55,7 +55,7 @@ def text(key: str, wrong: Sequence[str], rule: str, **more: Any) -> Callable[[Le
 def gpus_of_another_number(legal: Legal) -> Broken:
     gpus = legal["cluster.gpus_per_node"] + 1
     changes = {
-        "cluster.device": "cuda", "cluster.gpu_memory_gb": 80, "cluster.slurm": SLURM,
+        "cluster.device": "cuda", "cluster.rates.memory_gb": 80, "cluster.slurm": SLURM,
     }  # fmt: skip
     listed = [f"gpu:h800:{gpus}", f"nvme:1,gpu:{gpus}", f"gpu:a:1,gpu:{gpus}"]
     changes["cluster.slurm.gres"] = f"'{legal.pick(listed)}'"
@@ -68,7 +68,7 @@ def of_gpu(key: str, wrong: Sequence[Any], rule: str, device: str = "cuda") -> C
     def broken(legal: Legal) -> Broken:
         section = {"model": "H800", "power_limit_w": 700} | ({key: legal.pick(wrong)} if key else {})
         changes = {
-            "cluster.device": device, "cluster.gpu_memory_gb": 80 if device == "cuda" else None,
+            "cluster.device": device, "cluster.rates.memory_gb": 80 if device == "cuda" else None,
             "cluster.gpu": section,
         }  # fmt: skip
         return changes, f"cluster.gpu.{key}" if key else "cluster.gpu", rule

@@ -129,7 +129,7 @@ OFFLOADED: Values = {
 
 
 def gpu_without_memory(_legal: Legal) -> Broken:
-    return {"cluster.device": "cuda"}, "cluster.gpu_memory_gb", "must be given where cluster.device is cuda"
+    return {"cluster.device": "cuda"}, "cluster.rates.memory_gb", "must be given where cluster.device is cuda"
 
 
 def host_memory_below_what_is_offloaded(legal: Legal) -> Broken:
@@ -216,7 +216,7 @@ def split_in_bubbles(legal: Legal) -> Broken:
 
 
 def heads_for_cuda(legal: Legal) -> Broken:
-    on_cuda = {"cluster.device": "cuda", "cluster.gpu_memory_gb": 80.0, "train.dtype": "bfloat16"}
+    on_cuda = {"cluster.device": "cuda", "cluster.rates.memory_gb": 80.0, "train.dtype": "bfloat16"}
     changes = on_cuda | {"model.v_head_dim": legal.pick([12, 14])}
     return changes, "model.v_head_dim", "CUDA's kernels take multiples of 8"
 
@@ -229,8 +229,8 @@ POSITIVE = (
     "data.limit_samples data.sources.text.epochs data.read_timeout_s data.cache_gib "
     "data.requests_per_s optim.qk_clip_threshold optim.qk_clip_interval "
     "optim.muon.newton_schulz_steps optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale "
-    "dep.max_patches_per_chunk cluster.model_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s "
-    "cluster.host_memory_gib cluster.gpu_memory_gb"
+    "dep.max_patches_per_chunk cluster.rates.bf16_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s "
+    "cluster.host_memory_gib cluster.rates.memory_gb"
 ).split()
 NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "

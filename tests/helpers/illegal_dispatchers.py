@@ -6,7 +6,7 @@ from tests.helpers.legal_config import Broken, Legal, Values
 
 DISPATCHER = "parallelism.dispatcher"
 TWO_NODES: Values = {
-    "cluster.device": "cuda", "cluster.gpu_memory_gb": 80, "cluster.nodes": 2, "cluster.gpus_per_node": 8,
+    "cluster.device": "cuda", "cluster.rates.memory_gb": 80, "cluster.nodes": 2, "cluster.gpus_per_node": 8,
     "parallelism.pp": 1, "parallelism.vpp": 1, "parallelism.ep": 16, "parallelism.layout": None,
     "parallelism.overlap_expert_comm": False, "parallelism.delay_wgrad": False, "model.num_experts": 32,
     "train.dtype": "bfloat16", "train.micro_batch_size": 1, "train.global_batch_size": 16,
@@ -34,7 +34,7 @@ DISPATCHER_BREAKS: dict[str, Callable[[Legal], Broken]] = {
         parallelism__ep=12, cluster__gpus_per_node=6, **FEWER,
     ),
     "dispatcher on the CPU": broken(
-        "has kernels for CUDA only", cluster__device="cpu", cluster__gpu_memory_gb=None
+        "has kernels for CUDA only", cluster__device="cpu", cluster__rates__memory_gb=None
     ),
     "dispatcher in float32": broken("of bfloat16 only", train__dtype="float32"),
     "NCCL EP without Transformer Engine": broken(

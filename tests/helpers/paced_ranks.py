@@ -2,7 +2,7 @@
 
 A rank that waits on a shared core gives it to another one, so work done while waiting saves no time there. In
 slow motion everything runs as it does (code, processes, messages), but each pass of a chunk and each stretch
-of the vision tower lasts as long as its model FLOPs take at `cluster.model_tflops`: when its computation is
+of the vision tower lasts as long as its model FLOPs take at `cluster.rates`: when its computation is
 done, the rank sleeps until then, which needs no core. Rates have to be so low that computing is a small part
 of it; `Clock.computing_share` says how small it was.
 """

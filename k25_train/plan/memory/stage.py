@@ -101,7 +101,7 @@ def stage_memory(stage: StagePlan) -> StageMemory:
 
 def with_imbalance(stage: StagePlan, memory: StageMemory, imbalance: float) -> StageMemory:
     """The same if the rank's experts get `imbalance` times their even share of tokens in every pass."""
-    sizes = balanced_sizes(stage.config, imbalance)
+    sizes = balanced_sizes(stage.config, replace(stage.assumptions, expert_imbalance=imbalance))
     return replace(
         memory,
         saved=saved_bytes(stage, sizes),

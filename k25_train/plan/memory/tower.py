@@ -14,7 +14,6 @@ from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.plan.memory.kernels import AttentionKernel, kernels_of
 from k25_train.plan.memory.saved_tensor import COMPLEX_BYTES, FLOAT_BYTES
-from k25_train.plan.pass_sizes import VISION_SHARE
 from k25_train.plan.pipeline import StagePlan
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from k25_train.units import GIB
@@ -132,7 +131,8 @@ class FeatureBytes:
 def feature_bytes(stage: StagePlan) -> FeatureBytes:
     """The features on a rank of a stage: what it has encoded and, on a first stage, what the pipeline takes.
 
-    `VISION_SHARE` of all tokens are images'. A first stage keeps up to `dep.feature_buffer_gib`, and has a
+    Of all tokens `Assumptions.vision_share` are images'. A first stage keeps up to
+    `dep.feature_buffer_gib`, and has a
     micro-batch of nothing but images in flight and another in use.
     """
     config = stage.config
@@ -143,7 +143,7 @@ def feature_bytes(stage: StagePlan) -> FeatureBytes:
     of_batch = stage.balanced_sizes.tokens * of_token
     of_step = stage.num_micro_batches * of_batch * config.dp
     # What a rank has encoded waits until its micro-batch is sent.
-    encoded = round(VISION_SHARE * of_step / config.world_size)
+    encoded = round(stage.assumptions.vision_share * of_step / config.world_size)
     if stage.stage > 0:
         return FeatureBytes(encoded, encoded if config.dep.schedule is DepSchedule.bubbles else 0)
     kept = min(round(config.dep.feature_buffer_gib * GIB), stage.num_micro_batches * of_batch)

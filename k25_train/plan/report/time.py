@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from k25_train.plan.time.budget import StepBudget
+from k25_train.plan.time.step import flops_per_s
 
 
 def budget_table(budget: StepBudget) -> Table:
@@ -18,7 +19,7 @@ def budget_table(budget: StepBudget) -> Table:
     for name, footer in zip(("seconds", "of the model's"), total, strict=True):
         table.add_column(name, footer=footer, justify="right", no_wrap=True)
     table.add_column("computed from", footer="* in the rate, not added", overflow="fold")
-    rate = f"model FLOPs at cluster.model_tflops={config.cluster.model_tflops:g}"
+    rate = f"model FLOPs at {flops_per_s(config) / 1e12:g} TFLOP/s"
     table.add_row("model FLOPs", f"{budget.model_s:,.2f}", "", rate)
     for row in budget.rows:
         share = f"{row.seconds / budget.model_s:.1%}{'*' if row.in_rate else ' '}"

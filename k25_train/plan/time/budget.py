@@ -1,6 +1,6 @@
 """Where the time of a step goes, row by row, on the ranks of the stage that computes the longest; torch-free.
 
-The first row is what the model needs: its FLOPs at `cluster.model_tflops`, spread evenly over all ranks. The
+The first row is what the model needs: its FLOPs at one rate, spread evenly over all ranks. The
 others are what the step takes in addition. Nothing is measured on a GPU: every row is computed from the plan,
 with rates of data sheets.
 

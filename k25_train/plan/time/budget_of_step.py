@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from k25_train.plan.assumptions import AS_CONFIGURED
 from k25_train.plan.memory.pipeline_peak import rank_size
 from k25_train.plan.optimizer import stage_parameters, stage_states
-from k25_train.plan.pass_sizes import VISION_SHARE
 from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.time.budget_row import BudgetRow, moved_s
 from k25_train.plan.time.optimizer import slowest_optimizer
@@ -48,7 +48,8 @@ def encoder_row(times: StepTimes, idle_s: float) -> BudgetRow:
     config, what = times.config, "encoder's second forward, exchange"
     if not config.vision_placement.encoder_parts:
         return BudgetRow(what, 0.0, "coupled")
-    tokens = VISION_SHARE * config.train.global_batch_size * config.train.seq_len
+    share = AS_CONFIGURED.vision_share
+    tokens = share * config.train.global_batch_size * config.train.seq_len
     patches = tokens * config.model.vision.merge_size**2
     again = times.cost.per_patch * patches + times.cost.per_token * tokens
     again_s = again / config.world_size / flops_per_s(config)
@@ -60,4 +61,4 @@ def encoder_row(times: StepTimes, idle_s: float) -> BudgetRow:
         again_s = max(0.0, again_s + sent_s - max(0.0, idle_s - (1 + BACKWARD_COST) * again_s))
         sent_s, told = 0.0, "as much as fits in idle time"
     seconds = again_s + sent_s + times.gather_s + times.reduce_s
-    return BudgetRow(what, seconds, f"{VISION_SHARE:.0%} vision tokens, {told}")
+    return BudgetRow(what, seconds, f"{share:.0%} vision tokens, {told}")

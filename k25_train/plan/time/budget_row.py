@@ -20,7 +20,7 @@ class BudgetRow:
     how: str
     """What it is computed from."""
     in_rate: bool = False
-    """Whether `cluster.model_tflops` has it in it, so that it is not added."""
+    """Whether the rate of model FLOPs has it in it, so that it is not added."""
 
 
 def moved_s(num_bytes: float) -> float:

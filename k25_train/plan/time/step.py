@@ -1,12 +1,14 @@
 """How long the parts of a step take, as far as plans need to know; torch-free.
 
-Passes and the tower take their model FLOPs at one rate, `cluster.model_tflops`. Only proportions matter to
+Passes and the tower take their model FLOPs at one rate. Only proportions matter to
 a plan of what runs in the idle times of a pipeline, and it is the same on every rank and in every run.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from k25_train.config.basics import DType
+from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.parameters.released import count_parameters
@@ -26,6 +28,8 @@ from parallel.pipeline.timeline import ChunkSeconds, Timeline
 NVLINK_GB_PER_S = 150.0
 """GB per second and direction that a rank sends within a node of H800 (NVLink at 400 GB/s both ways). Source:
 DeepEP's README, dispatch and combine of 8 ranks: 153 and 158."""
+MODEL_SHARE = 0.4
+"""Share of the data sheet's rate at which a GPU computes model FLOPs. Source: our choice."""
 FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}
 
 
@@ -74,7 +78,9 @@ def decoupled_cost(config: Config) -> EncoderCost:
 
 def flops_per_s(config: Config) -> float:
     """Model FLOPs that a rank computes per second."""
-    return 1e12 * config.cluster.model_tflops
+    rates = config.cluster.rates
+    peak_tflops = rates.float32_tflops if config.train.dtype is DType.float32 else rates.bf16_tflops
+    return 1e12 * peak_tflops * (MODEL_SHARE if config.cluster.device is Device.cuda else 1.0)
 
 
 def network_bytes_per_s(config: Config) -> float:

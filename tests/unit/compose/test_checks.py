@@ -98,7 +98,7 @@ BROKEN_WITHIN = [
     ("run.dir=''", "run.dir=", "must name a folder"),
     ("cluster.nodes=0", "cluster.nodes=0", "must be positive"),
 ]
-ON_CUDA = "cluster.device=cuda cluster.gpu_memory_gb=80 train.dtype=bfloat16"
+ON_CUDA = "cluster.device=cuda cluster.rates.memory_gb=80 train.dtype=bfloat16"
 BROKEN_ACROSS = [
     ("parallelism.pp=3", "parallelism.pp=3", "must divide the 4 ranks (nodes 1 x 4)"),
     ("parallelism.vpp=4", "parallelism.pp=2", "cuts 5 layers into pp x vpp = 8 chunks"),

@@ -20,7 +20,7 @@ NO_OVERLAP = {
     f"parallelism.{name}": False
     for name in ("overlap_expert_comm", "delay_wgrad", "overlap_grad_reduce", "overlap_param_gather")
 }
-CPU = {"cluster.model_tflops": 0.01, "cluster.host_memory_gib": 8.0, "cluster.gpu_memory_gb": None}
+CPU = {"cluster.rates.float32_tflops": 0.01, "cluster.host_memory_gib": 8.0, "cluster.rates.memory_gb": None}
 FILLED: dict[str, dict[str, Any]] = {
     "first_smoke": NO_OVERLAP
     | CPU
@@ -35,7 +35,7 @@ FILLED: dict[str, dict[str, Any]] = {
         "train.stall_timeout_s": 600.0,
     },
     "muon_decoupled": CPU | {"optim.vision.trained": "all", "dep.split_items": False},
-    "slurm_no_activations": {"cluster.slurm.preflight": False, "cluster.gpu_memory_gb": 80.0},
+    "slurm_no_activations": {"cluster.slurm.preflight": False, "cluster.rates.memory_gb": 80.0},
     "fabric_of_one_site": {
         "cluster.fabric.mtu_bytes": None,
         "cluster.slurm.exclusive": True,
@@ -74,6 +74,11 @@ FILLED: dict[str, dict[str, Any]] = {
         "checkpoint.verify": "full",
         "checkpoint.init_from": None,
     },
+    "flat_rate": {
+        "cluster.rates.device": "H800",
+        "cluster.rates.memory_gb": 84.9,
+        "cluster.rates.calibration.kernels": 1.0,
+    },
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""
 
@@ -99,6 +104,9 @@ def test_a_saved_file_keeps_its_values_and_the_others_are_what_its_code_did(samp
     # Sources have taken the place of its shares.
     if blend := given["data"].pop("blend", None):
         assert {name: source.weight for name, source in config.data.sources.items()} == blend
+    # One rate has given way to those of a device.
+    given["cluster"].pop("model_tflops", None)
+    given["cluster"].pop("gpu_memory_gb", None)
     for name, size in given.pop("derived").items():
         # Layouts are balanced by a better estimate of costs than then, and a checkpoint fits any.
         assert name == "layout" or derived[name] == size, name
@@ -107,7 +115,7 @@ def test_a_saved_file_keeps_its_values_and_the_others_are_what_its_code_did(samp
     assert {key: values[key] for key in FILLED[sample]} == FILLED[sample]
     assert config.activation.keeps_all
     added = values.keys() - dict(leaves(given)).keys() - {VERSION_KEY}
-    told = [note.split(":")[0] for note in notes if not note.startswith("data.blend: is said by")]
+    told = [note.split(":")[0] for note in notes if "is said by" not in note]
     assert len(set(told)) == len(told)
     assert all(any(f"{key}.".startswith(f"{name}.") for name in told) for key in added)
     assert not set(told) & dict(leaves(given)).keys()

@@ -65,7 +65,7 @@ FAULTS = [
     ),
     Fault(
         "small memory", gpu(2, memory__total="40960"), "GPU memory size", BAD,
-        ("GPU 2: 42.9 GB", "gpu_memory_gb is 84.9"),
+        ("GPU 2: 42.9 GB", "rates.memory_gb is 84.9"),
     ),
     Fault(
         "large memory", of_all(lambda i: gpu(i, memory__total="143771")), "GPU memory size", SO_SO,

@@ -84,12 +84,12 @@ def test_nodes_that_only_wait_do_not_fail(config: Config) -> None:
 
 
 def test_rates_below_those_of_the_plan(config: Config) -> None:
-    """cluster.model_tflops is 396, cluster.host_copy_gb_per_s 20."""
+    """cluster.rates expects 692 of products, cluster.host_copy_gb_per_s 20."""
     measured = {rank: RankMeasurements(gemm_tflops=300.0, host_copy_gb_per_s=40.0) for rank in range(8)}
     findings = judge_measurements(measured, dict.fromkeys(range(8), "a"), config)["a"]
     (plan,) = [one for one in findings if one.check == "rates of the plan"]
     assert plan.verdict is Verdict.warned
-    assert plan.found == "cluster.model_tflops needs 396, measured 300"
+    assert plan.found == "cluster.rates.bf16_tflops x gemm_efficiency needs 692.3, measured 300"
 
 
 def test_a_network_below_that_of_the_plan(config: Config) -> None:
@@ -107,10 +107,10 @@ def test_nothing_is_reached_that_was_not_measured(config: Config) -> None:
     for measured, verdict, found in (
         (RankMeasurements(), Verdict.skipped, "none of them was measured"),
         (
-            RankMeasurements(gemm_tflops=500.0),
+            RankMeasurements(gemm_tflops=700.0),
             Verdict.passed,
-            "reached by cluster.model_tflops: 500; not measured: cluster.host_copy_gb_per_s, "
-            "cluster.network_gb_per_s",
+            "reached by cluster.rates.bf16_tflops x gemm_efficiency: 700; not measured: "
+            "cluster.host_copy_gb_per_s, cluster.network_gb_per_s",
         ),
     ):
         (plan,) = judge_measurements({0: measured}, {0: "a"}, config)["a"][-1:]

@@ -65,7 +65,7 @@ def verdict(config: Config, *transports: dict[str, int] | None) -> tuple[Verdict
 NO_GPU = [
     "cluster.device=cpu",
     "cluster.gpu=null",
-    "cluster.gpu_memory_gb=null",
+    "cluster.rates.memory_gb=null",
     "train.transformer_engine=false",
 ]
 DIRECT = {"IB/GDRDMA": 12}

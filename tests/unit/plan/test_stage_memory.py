@@ -174,7 +174,9 @@ def test_the_encoder_is_planned_upfront_and_in_bubbles(fitting: Config) -> None:
     assert all(not each.encoding and 2.3e9 < each.tower < 7e9 for each in memories)
     assert not memory.keeps(16384) and memory.keeps(500)
     assert room_bytes(config, fullest(memories)) > 0
-    on_cpu = replace(config, cluster=replace(config.cluster, gpu_memory_gb=None))
+    on_cpu = replace(
+        config, cluster=replace(config.cluster, rates=replace(config.cluster.rates, memory_gb=None))
+    )
     assert chunk_memory(plan_pipeline(on_cpu)).keeps(10**6)
 
 
@@ -228,7 +230,9 @@ def test_imbalance_is_where_room_ends(fitting: Config) -> None:
     assert 1 < factor < fitting.parallelism.ep
     assert room_bytes(fitting, with_imbalance(stage, worst, factor)) >= 0
     assert room_bytes(fitting, with_imbalance(stage, worst, factor * 1.01)) < 0
-    roomy = replace(fitting, cluster=replace(fitting.cluster, gpu_memory_gb=1e6))
+    roomy = replace(
+        fitting, cluster=replace(fitting.cluster, rates=replace(fitting.cluster.rates, memory_gb=1e6))
+    )
     assert most_imbalance(plan_pipeline(roomy).stages[worst.stage], worst) == 16
 
 
@@ -283,7 +287,7 @@ def test_summary_says_whether_copies_are_hidden(gb_per_s: float, is_hidden: bool
 
 
 def test_command_prints_what_would_help() -> None:
-    text = run_command(*AS_REPORTED, "cluster.gpu_memory_gb=40", "--activations")
+    text = run_command(*AS_REPORTED, "cluster.rates.memory_gb=40", "--activations")
     assert "DOES NOT FIT: stage 1 has 65.88 GB of states" in text
     assert "the most that helps: optim.offload=cpu activation." in text
 

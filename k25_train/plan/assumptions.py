@@ -1,0 +1,78 @@
+"""What a plan assumes that no configuration says: what data bring, what may go wrong, how others' code works.
+
+`AS_CONFIGURED` is what this project's own code does on a healthy cluster. What-ifs change what data and
+cluster do, plans of published runs what other code does.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+VISION_SHARE = 0.1
+"""Share of tokens that count as images' tokens. Source: not disclosed, our choice."""
+
+
+class Compute(Enum):
+    """Number format in which products are computed."""
+
+    as_trained = "as trained"
+    """In `train.dtype`."""
+    fp8 = "fp8"
+    """Products of layers in FP8, attention in bfloat16, as others train on GPUs that have it."""
+
+
+class Sharding(Enum):
+    """How weights and gradients are held by data-parallel ranks."""
+
+    optimizer = "optimizer"
+    """Whole on each rank; only masters and moments are cut (ZeRO-1)."""
+    weights = "weights"
+    """Cut as well, and gathered for a step's passes (FSDP2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherCode:
+    """What the code of others does where this project's has no key for it. Defaults are what ours does."""
+
+    compute: Compute = Compute.as_trained
+    """Number format of products."""
+    sharding: Sharding = Sharding.optimizer
+    """What data-parallel ranks share."""
+    cuda_graphs: bool = False
+    """Whether passes are launched as graphs, so that the host's launches take no time."""
+    recomputes_layers: bool = False
+    """Whether the backward pass runs each layer's forward pass again, of which the input alone is kept."""
+    gradient_bytes: int = 4
+    """Bytes of a gradient."""
+    moment_bytes: int = 4
+    """Bytes of each moment of the optimizer."""
+    dispatch_bytes: int = 2
+    """Bytes of an element of a token on its way to experts; 1 is FP8. The way back is in bfloat16."""
+    mtp_layers: int = 0
+    """Layers of multi-token prediction, each a MoE layer with a head, in the last chunk."""
+    overlapped_share: float = 1.0
+    """Share of an overlapped pair's exchanges that may run during computation: 1 with every layer's."""
+
+
+OURS = OtherCode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """What a plan assumes next to a configuration."""
+
+    vision_share: float = VISION_SHARE
+    """Share of all tokens that are images', 0 to 1."""
+    expert_imbalance: float = 1.0
+    """Load of the busiest rank's experts over their even share, in every layer and micro-batch."""
+    slow_node: float = 1.0
+    """How many times longer the kernels of one node take; 1 if none is slow."""
+    context_parallel: int = 1
+    """Ranks that share the tokens of a sequence, which training cannot do yet."""
+    document_tokens: int | None = None
+    """Tokens of a document; None if each sequence is one."""
+    code: OtherCode = OURS
+    """How the code works."""
+
+
+AS_CONFIGURED = Assumptions()
+"""A healthy cluster, balanced experts, this project's code."""
