@@ -80,11 +80,20 @@ def compose_files(choices: Mapping[str, str], files: Mapping[str, Path]) -> dict
 
 
 def _place_device(values: dict[str, Any], choices: Mapping[str, str], files: Mapping[str, Path]) -> None:
-    """The rates of a device that is chosen next to a cluster's file of the user's, or in a file."""
+    """The rates of a device that is chosen in a file, or next to or in a cluster's file of the user's."""
     if "device" in files:
         values["cluster"]["rates"] = read_file(files["device"])
-    elif "device" in choices and "cluster" in files:
-        values["cluster"]["rates"] = read_file(CONF_DIR / "device" / f"{choices['device']}.yaml")
+    if "device" in files or "cluster" not in files:
+        return
+    known = group_choices()["device"]
+    chosen = choices.get("device", values["cluster"].get("rates"))
+    if chosen is None or (isinstance(chosen, str) and chosen not in known):
+        raise ConfigError(
+            f"cluster.rates={chosen or 'null'}: {files['cluster']} must say which device its nodes have\n"
+            f"  -> write rates: NAME with one of {', '.join(known)}, or choose device=NAME or device=FILE.yaml"
+        )
+    if isinstance(chosen, str):
+        values["cluster"]["rates"] = read_file(CONF_DIR / "device" / f"{chosen}.yaml")
 
 
 def _placed(group: str) -> str:

@@ -309,6 +309,13 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
     ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""
+SAID_BY = {
+    each.old if isinstance(each, Rename) else each.key: each.new if isinstance(each, Rename) else each.instead
+    for changes in MIGRATIONS
+    for each in changes
+    if not isinstance(each, Fill)
+}
+"""Key of earlier versions -> what says it now."""
 VERSION = len(MIGRATIONS)
 """Version of the keys that are written now."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from k25_train.compose.checks import find_problems
 from k25_train.compose.conf_files import CONF_DIR, compose_files, group_choices
 from k25_train.compose.derived import derived_sizes
-from k25_train.compose.migrations import VERSION, VERSION_KEY, migrate
+from k25_train.compose.migrations import SAID_BY, VERSION, VERSION_KEY, migrate
 from k25_train.compose.overrides import apply, find_choices, parse
 from k25_train.compose.plan_checks import find_plan_problems
 from k25_train.compose.references import find_references, resolve_references
@@ -104,8 +104,16 @@ def resolve(values: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Conf
         config = Config(**sections)
         problems = find_plan_problems(config)
     if problems:
-        raise ConfigError(describe(problems))
+        raise ConfigError(describe([_of_earlier_version(problem) for problem in problems]))
     return config
+
+
+def _of_earlier_version(problem: Problem) -> Problem:
+    """The same with what says it now, if it is an unknown key that earlier versions had."""
+    if problem.key not in SAID_BY or "is not a key" not in problem.rule:
+        return problem
+    rule = "was a key of earlier versions"
+    return problem._replace(rule=rule, remedy=f"leave it out: {SAID_BY[problem.key]} says it now")
 
 
 class Loaded(NamedTuple):
