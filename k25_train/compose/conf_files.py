@@ -90,7 +90,7 @@ def _place_device(values: dict[str, Any], choices: Mapping[str, str], files: Map
     if chosen is None or (isinstance(chosen, str) and chosen not in known):
         raise ConfigError(
             f"cluster.rates={chosen or 'null'}: {files['cluster']} must say which device its nodes have\n"
-            f"  -> write rates: NAME with one of {', '.join(known)}, or choose device=NAME or device=FILE.yaml"
+            f"  -> write rates: NAME, one of {', '.join(known)}, or choose device=NAME or device=FILE.yaml"
         )
     if isinstance(chosen, str):
         values["cluster"]["rates"] = read_file(CONF_DIR / "device" / f"{chosen}.yaml")

@@ -36,7 +36,8 @@ def test_a_file_of_the_users_goes_over_what_the_cluster_has(tmp_path: Path) -> N
     path = tmp_path / "h20.yaml"
     path.write_text(yaml.safe_dump(values))
     assert compose([REAL, f"device={path}"]).cluster.rates.device == "H20"
-    assert compose(["experiment=smoke_1gpu", f"device={path}", own_cluster(tmp_path)]).cluster.rates.device == "H20"
+    both = compose(["experiment=smoke_1gpu", f"device={path}", own_cluster(tmp_path)])
+    assert both.cluster.rates.device == "H20"
 
 
 def test_a_cluster_of_the_users_names_its_device_or_has_its_rates(tmp_path: Path) -> None:
@@ -53,9 +54,7 @@ def test_a_cluster_of_the_users_names_its_device_or_has_its_rates(tmp_path: Path
 
 @pytest.mark.parametrize("rates", [(), None, "h9000"])
 def test_a_cluster_without_a_known_device_is_refused(tmp_path: Path, rates: object) -> None:
-    with pytest.raises(
-        ConfigError, match=r"mine\.yaml must say which device.*\n.*rates: NAME with one of cpu"
-    ):
+    with pytest.raises(ConfigError, match=r"mine\.yaml must say which device.*\n.*rates: NAME, one of"):
         compose(["experiment=smoke_1gpu", own_cluster(tmp_path, rates=rates)])
 
 
