@@ -30,8 +30,8 @@ CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 """Folder of the YAML files: inside the package in a wheel, next to it in a checkout."""
 CONFIG_NAME = "train"
 """The primary config file."""
-PACKAGES = {"device": "cluster.rates"}
-"""Group -> where its files go, if not under the group's own name."""
+DEVICE = "device"
+"""The group whose files a cluster names: they go to `cluster.rates`."""
 
 
 class TextFiles(FileConfigSource):
@@ -69,42 +69,36 @@ def compose_files(choices: Mapping[str, str], files: Mapping[str, Path]) -> dict
     Raises:
         ConfigError: a file cannot be read, or a defaults list leads nowhere.
     """
-    named = tuple(item for item in choices.items() if item[0] not in files)
+    named = tuple(item for item in choices.items() if item[0] not in files and item[0] != DEVICE)
     values = copy.deepcopy(_composed(CONF_DIR, named))
     shared = read_file(CONF_DIR / f"{CONFIG_NAME}.yaml")
     for group, path in files.items():
-        if group not in PACKAGES:
+        if group != DEVICE:
             values[group] = {**shared.get(group, {}), **read_file(path)}
-    _place_device(values, choices, files)
+    values["cluster"]["rates"] = _rates(values["cluster"], choices, files)
     return values
 
 
-def _place_device(values: dict[str, Any], choices: Mapping[str, str], files: Mapping[str, Path]) -> None:
-    """The rates of a device that is chosen in a file, or next to or in a cluster's file of the user's."""
-    if "device" in files:
-        values["cluster"]["rates"] = read_file(files["device"])
-    if "device" in files or "cluster" not in files:
-        return
-    known = group_choices()["device"]
-    chosen = choices.get("device", values["cluster"].get("rates"))
+def _rates(cluster: Mapping[str, Any], choices: Mapping[str, str], files: Mapping[str, Path]) -> object:
+    """The rates of the chosen device: of the command line, or else of the cluster, which names it or has them
+    all."""
+    if DEVICE in files:
+        return read_file(files[DEVICE])
+    known = group_choices()[DEVICE]
+    chosen = choices.get(DEVICE, cluster.get("rates"))
     if chosen is None or (isinstance(chosen, str) and chosen not in known):
+        where = files.get("cluster", f"cluster {cluster.get('name')}")
         raise ConfigError(
-            f"cluster.rates={chosen or 'null'}: {files['cluster']} must say which device its nodes have\n"
+            f"cluster.rates={chosen or 'null'}: {where} must say which device its nodes have\n"
             f"  -> write rates: NAME, one of {', '.join(known)}, or choose device=NAME or device=FILE.yaml"
         )
-    if isinstance(chosen, str):
-        values["cluster"]["rates"] = read_file(CONF_DIR / "device" / f"{chosen}.yaml")
-
-
-def _placed(group: str) -> str:
-    """A group as hydra's overrides name it."""
-    return f"{group}@{PACKAGES[group]}" if group in PACKAGES else group
+    return read_file(CONF_DIR / DEVICE / f"{chosen}.yaml") if isinstance(chosen, str) else chosen
 
 
 @lru_cache(maxsize=128)
 def _composed(folder: Path, choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     Plugins.instance().register(TextFiles)
-    overrides = [f"{_placed(group)}={choice}" for group, choice in choices]
+    overrides = [f"{group}={choice}" for group, choice in choices]
     GlobalHydra.instance().clear()
     try:
         Hydra.create_main_hydra2("k25", create_config_search_path(f"{TextFiles.scheme()}://{folder}"))

@@ -15,7 +15,6 @@ REAL = "experiment=k25_pretrain_4k"
 def own_cluster(folder: Path, **changes: object) -> str:
     """An override with a cluster's file as a user writes one; keys that are None are left out."""
     values = yaml.safe_load((CONF_DIR / "cluster/local_gpu.yaml").read_text()) | changes
-    del values["defaults"]
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value != ()}))
     return f"cluster={path}"

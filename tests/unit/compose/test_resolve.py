@@ -41,7 +41,7 @@ def test_every_group_file_is_chosen_or_offered(group: str) -> None:
     readme = (REPO / "README.md").read_text()
     for choice in group_choices()[group]:
         # By an experiment, or as what another file of its group is built on; else by the README.
-        chosen = re.search(rf"^ +- (.*{group}(@rates)?: )?{choice}$", used, re.MULTILINE)
+        chosen = re.search(rf"^ +- (.*{group}: )?{choice}$|^rates: {choice}$", used, re.MULTILINE)
         assert chosen or f"`{group}={choice}`" in readme, f"conf/{group}/{choice}.yaml"
 
 
