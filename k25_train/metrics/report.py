@@ -28,9 +28,9 @@ from k25_train.metrics.throughput import Throughput
 from k25_train.metrics.timeline import RankRecord, aligned, step_s
 from k25_train.metrics.timeline_plot import plot_timeline
 from k25_train.plan.flops import peak_flops
+from k25_train.run_folder.rows_file import METRICS_FILE
 from k25_train.terminal import table_width
 
-METRICS_FILE = "metrics.jsonl"
 NOTHING_HELD_OUT = (
     "nothing is held out, so no held-out loss is reported; a run with data.sources.NAME.heldout=N "
     "keeps N items of a source for that"

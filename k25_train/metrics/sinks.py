@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from k25_train.metrics.rows_file import Row, as_line, drop_rows_from, is_finite, number, read_rows
+from k25_train.run_folder.rows_file import Row, as_line, drop_rows_from, is_finite, number, read_rows
 
 __all__ = ["JsonlSink", "Row", "Sink", "SteadySink", "TensorBoardSink", "is_finite", "number", "read_rows"]
 

@@ -18,7 +18,7 @@ from k25_train.checkpoint.records import Committed
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.errors import CheckpointError
 from k25_train.metrics.report import Report
-from k25_train.metrics.rows_file import Value
+from k25_train.run_folder.rows_file import Value
 from k25_train.training.cadence import SaveCadence
 from k25_train.training.kept import KeptCheckpoints
 from k25_train.training.local_checkpoints import build_local_checkpoints

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from k25_train.config.schema import Config
 from k25_train.data.mix.mixture import mixtures
 from k25_train.data.served import figures
-from k25_train.metrics.rows_file import Value
 from k25_train.optim.qk_clip import ClipResult
 from k25_train.plan.flops import training_flops
+from k25_train.run_folder.rows_file import Value
 from k25_train.training.step import StepResult
 
 MetricsRow = dict[str, Value | Sequence[Value]]

@@ -15,7 +15,7 @@ from k25_train.checkpoint.saving import Saving
 from k25_train.checkpoint.snapshot import build_snapshot
 from k25_train.compose.resolve import to_yaml
 from k25_train.config.schema import Config
-from k25_train.metrics.rows_file import Value
+from k25_train.run_folder.rows_file import Value
 from k25_train.training.run import Run
 from k25_train.units import GB
 

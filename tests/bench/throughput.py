@@ -20,8 +20,7 @@ from k25_train.compose.resolve import load, to_yaml
 from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError, K25Error
-from k25_train.metrics.report import METRICS_FILE
-from k25_train.metrics.rows_file import Row, number, read_rows
+from k25_train.run_folder.rows_file import METRICS_FILE, Row, number, read_rows
 
 CARDS = "NVIDIA Megatron-Bridge at 067f987, examples/model_verification_cards"
 

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from k25_train.metrics.rows_file import Row, read_rows
+from k25_train.run_folder.rows_file import Row, read_rows
 from tests.helpers.faults import clock
 from tests.helpers.faults.small_jobs import JobSpec, SmallJob
 from tests.helpers.interrupted_runs import without_times

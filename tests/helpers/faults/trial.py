@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from k25_train.metrics.rows_file import read_rows
+from k25_train.run_folder.rows_file import read_rows
 from tests.helpers.faults.disks import unmount_below
 from tests.helpers.faults.inventory import farthest, sound_steps
 from tests.helpers.faults.plans import DONE, KILLED, NAMED, STOPPED, Plan, nothing

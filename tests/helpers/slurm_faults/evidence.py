@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from k25_train.metrics.rows_file import Row
+from k25_train.run_folder.rows_file import Row
 
 NUM_STEPS, INTERVAL = 24, 6
 """Of every run: its steps, and after how many it saves."""

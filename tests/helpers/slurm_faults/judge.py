@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from k25_train.metrics.rows_file import Row, number
+from k25_train.run_folder.rows_file import Row, number
 from tests.helpers.slurm_faults.evidence import (
     FAILED,
     FINISHED,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from k25_train.metrics.rows_file import Row, read_rows
+from k25_train.run_folder.rows_file import Row, read_rows
 from tests.helpers.interrupted_runs import RunLength, without_times
 from tests.helpers.ranks import RankContext, free_port, run_ranks
 from tests.helpers.runs import fit, layout, overrides

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from k25_train.metrics.rows_file import read_rows
+from k25_train.run_folder.rows_file import read_rows
 from tests.helpers.interrupted_runs import without_times
 from tests.helpers.slurm_faults import hook
 from tests.helpers.slurm_faults.evidence import Evidence, steps_lost

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from k25_train.metrics.rows_file import Row
+from k25_train.run_folder.rows_file import Row
 from tests.helpers.slurm_faults.evidence import FAILED, Ended, Evidence, Strike, left_out, steps_lost
 from tests.helpers.slurm_faults.judge import Expected, problems_of
 from tests.helpers.slurm_faults.kinds import KINDS, plan_of

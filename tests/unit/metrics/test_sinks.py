@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.metrics.rows_file import drop_rows_from
 from k25_train.metrics.sinks import JsonlSink, Row, SteadySink, TensorBoardSink, number, read_rows
+from k25_train.run_folder.rows_file import drop_rows_from
 
 
 def write_steps(path: Path, steps: range, first_step: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 Value = float | int | None
 Row = Mapping[str, Value | Sequence[Value]]
 """One step's metrics; read back from a file, None in place of a number that was not finite."""
+METRICS_FILE = "metrics.jsonl"
 DAMAGED = "metrics.damaged"
 """File next to `metrics.jsonl` that keeps lines which are no rows, as they were."""
 
