@@ -5,13 +5,13 @@ tower between the passes; the result is a `Timeline`.
 
 A pass starts when its rank is free and its input has arrived. Sending costs the sender nothing and waits for
 nobody. Overlapped passes, as with `overlap_expert_comm`, need both inputs to start, have both outputs at the
-end, and take as long as one after the other.
+end, and take as long as `Durations` say of the two together.
 """
 
 from collections.abc import Sequence
 
 from parallel.pipeline.schedule import Pass
-from parallel.pipeline.timeline import ChunkSeconds, Timeline, WorkBefore
+from parallel.pipeline.timeline import Durations, Timeline, WorkBefore
 
 
 class ScheduleError(ValueError):
@@ -20,10 +20,9 @@ class ScheduleError(ValueError):
 
 def simulate(
     schedules: Sequence[Sequence[Pass]],
-    seconds: ChunkSeconds,
+    seconds: Durations,
     *,
-    alone: ChunkSeconds | None = None,
-    transfer_s: float = 0.0,
+    transfer_s: float | Sequence[float] = 0.0,
     before: WorkBefore | None = None,
     exchange_s: float = 0.0,
     num_replicas: int = 1,
@@ -33,8 +32,8 @@ def simulate(
     Args:
         schedules: [stage] -> its passes, from `schedule_of`.
         seconds: durations of the passes.
-        alone: what a pass takes in addition if it does not run overlapped with another; nothing if None.
-        transfer_s: time from the end of a pass until the next chunk, on another rank or not, has its output.
+        transfer_s: time from the end of a pass until the next chunk, on another rank or not, has its output;
+            the same for all borders, or of the border after each chunk but the last.
         before: work between passes.
         exchange_s: time from the end of forward work until its features are at the first chunk, and from the
             end of the first chunk's backward until its gradients are where backward work needs them.
@@ -44,7 +43,11 @@ def simulate(
     if ranks wait for each other; it names what they wait for.
     """
     _check_positions(schedules, before or {}, num_replicas)
-    run = _Run(schedules, (seconds, alone), transfer_s, before or {}, exchange_s, num_replicas)
+    num_borders = seconds.num_chunks - 1
+    borders_s = [transfer_s] * num_borders if isinstance(transfer_s, float | int) else list(transfer_s)
+    if len(borders_s) != num_borders:
+        raise ScheduleError(f"{len(borders_s)} times of transfer for the {num_borders} borders of chunks")
+    run = _Run(schedules, seconds, borders_s, before or {}, exchange_s, num_replicas)
     waiting = list(range(len(schedules) * num_replicas))
     # Each rank in turn as far as it gets, until all are done or a whole round moves none.
     while waiting:
@@ -79,16 +82,16 @@ class _Run:
     def __init__(
         self,
         schedules: Sequence[Sequence[Pass]],
-        seconds: tuple[ChunkSeconds, ChunkSeconds | None],
-        transfer_s: float,
+        seconds: Durations,
+        borders_s: Sequence[float],
         before: WorkBefore,
         exchange_s: float,
         num_replicas: int,
     ) -> None:
         self.schedules = schedules
         self.pp = len(schedules)
-        self.seconds, self.alone = seconds
-        self.transfer_s = transfer_s
+        self.seconds = seconds
+        self.borders_s = borders_s
         self.before = before
         self.exchange_s = exchange_s
         self.num_replicas = num_replicas
@@ -98,7 +101,7 @@ class _Run:
         self.work_starts_s: dict[tuple[int, int], list[float]] = {}
         self.free_s = [0.0] * num_ranks
         self.has_moved = False
-        self.num_chunks = len(self.seconds.forward_s)
+        self.num_chunks = seconds.num_chunks
         # [replica][chunk] -> micro-batch -> time from which the pass after this one may start.
         self.forward_at: list[list[dict[int, float]]] = self._empty()
         self.backward_at: list[list[dict[int, float]]] = self._empty()
@@ -138,9 +141,7 @@ class _Run:
             # 3. Its times, from which the passes that wait for it start.
             start_s = max(self.free_s[rank], ready_s)
             together = passes[position : position + 1 + first.overlaps_next]
-            end_s = start_s + sum(_duration(self.seconds, self.pp, stage, each) for each in together)
-            if len(together) == 1 and self.alone is not None:
-                end_s += _duration(self.alone, self.pp, stage, first)
+            end_s = start_s + self._duration(stage, together)
             for each in together:
                 starts_s.append(start_s)
                 ends_s.append(end_s)
@@ -156,12 +157,19 @@ class _Run:
             if chunk == 0:
                 key = replica, number
                 return None if self.num_missing.get(key) else self.features_at.get(key, 0.0)
-            at_s = self.forward_at[replica][chunk - 1].get(number)
+            at_s, border = self.forward_at[replica][chunk - 1].get(number), chunk - 1
         elif chunk == self.num_chunks - 1:
             return self.forward_at[replica][chunk].get(number)
         else:
-            at_s = self.backward_at[replica][chunk + 1].get(number)
-        return None if at_s is None else at_s + self.transfer_s
+            at_s, border = self.backward_at[replica][chunk + 1].get(number), chunk
+        return None if at_s is None else at_s + self.borders_s[border]
+
+    def _duration(self, stage: int, together: Sequence[Pass]) -> float:
+        """Seconds of a pass, or of an overlapped forward pass and the backward pass behind it."""
+        chunks = [each.vp_stage * self.pp + stage for each in together]
+        if len(chunks) == 2:
+            return self.seconds.pair_s(*chunks)
+        return self.seconds.alone_s(*chunks, is_forward=together[0].is_forward)
 
     def _do_work(self, rank: int, position: int) -> bool:
         """Do the rest of the work before a pass, as far as inputs are known; returns whether it is done."""
@@ -191,8 +199,3 @@ class _Run:
         works = self.before.get((rank, position), ())[len(self.work_starts_s.get((rank, position), ())) :]
         what = works[0] if works else passes[position]
         return f"rank {rank} waits at position {position} for the inputs of {what}"
-
-
-def _duration(seconds: ChunkSeconds, pp: int, stage: int, each: Pass) -> float:
-    of_chunks = seconds.forward_s if each.is_forward else seconds.backward_s
-    return of_chunks[each.vp_stage * pp + stage]

@@ -5,7 +5,7 @@ Ranks are numbered as megatron-core does: rank = stage * num_replicas + replica.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from parallel.pipeline.schedule import Pass
 
@@ -48,14 +48,41 @@ class Slot(NamedTuple):
         return self.end_s - self.start_s
 
 
+class Durations(Protocol):
+    """How long passes take. Chunks are counted in pipeline order (chunk = vp_stage * pp + stage)."""
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the whole pipeline."""
+
+    def alone_s(self, chunk: int, *, is_forward: bool) -> float:
+        """Seconds of a pass that runs by itself."""
+
+    def pair_s(self, forward_chunk: int, backward_chunk: int) -> float:
+        """Seconds of a forward and a backward pass that run overlapped, as one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkSeconds:
-    """Duration of a pass through each chunk, in pipeline order (chunk = vp_stage * pp + stage)."""
+    """`Durations` of chunks whose overlapped passes take as long as one after the other."""
 
     forward_s: tuple[float, ...]
     """[chunk] -> seconds of a forward pass."""
     backward_s: tuple[float, ...]
     """[chunk] -> seconds of a backward pass."""
+
+    @property
+    def num_chunks(self) -> int:
+        """See `Durations`."""
+        return len(self.forward_s)
+
+    def alone_s(self, chunk: int, *, is_forward: bool) -> float:
+        """See `Durations`."""
+        return self.forward_s[chunk] if is_forward else self.backward_s[chunk]
+
+    def pair_s(self, forward_chunk: int, backward_chunk: int) -> float:
+        """See `Durations`."""
+        return self.forward_s[forward_chunk] + self.backward_s[backward_chunk]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

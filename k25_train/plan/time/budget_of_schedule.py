@@ -31,6 +31,25 @@ from parallel.pipeline.simulator import simulate
 from parallel.pipeline.timeline import ChunkSeconds, Timeline
 
 
+@dataclass(frozen=True, slots=True)
+class _LongerAlone:
+    """`Durations` of passes that take longer if they do not overlap."""
+
+    seconds: ChunkSeconds
+    more: ChunkSeconds
+
+    @property
+    def num_chunks(self) -> int:
+        return self.seconds.num_chunks
+
+    def alone_s(self, chunk: int, *, is_forward: bool) -> float:
+        more_s = self.more.alone_s(chunk, is_forward=is_forward)
+        return self.seconds.alone_s(chunk, is_forward=is_forward) + more_s
+
+    def pair_s(self, forward_chunk: int, backward_chunk: int) -> float:
+        return self.seconds.pair_s(forward_chunk, backward_chunk)
+
+
 @dataclass(frozen=True)
 class ScheduleBudget:
     """When the passes of a step run."""
@@ -57,7 +76,8 @@ class ScheduleBudget:
     def real(self) -> Timeline:
         """Passes with what those have in addition that no other hides."""
         alone, passes = self._alone(), [stage.passes for stage in self.pipeline.stages]
-        return simulate(passes, self.times.seconds, alone=alone)
+        seconds = self.times.seconds
+        return simulate(passes, seconds if alone is None else _LongerAlone(seconds, alone))
 
     @property
     def idle_s(self) -> float:
