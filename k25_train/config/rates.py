@@ -6,6 +6,14 @@ from k25_train.config.basics import not_negative
 from k25_train.config.forms import NAME
 from parallel.config import Problem, not_positive
 
+_EFFICIENCIES = (
+    "gemm_efficiency",
+    "fp8_efficiency",
+    "attention_efficiency",
+    "attention_backward_efficiency",
+    "memory_efficiency",
+)
+
 
 @dataclass(slots=True, kw_only=True)
 class CalibrationConfig:
@@ -46,8 +54,12 @@ class RatesConfig:
     """Bytes that the device's memory reads and writes in a second, in units of 1e9, by the data sheet."""
     gemm_efficiency: float
     """Share of the data sheet's rate that a large product reaches."""
+    fp8_efficiency: float
+    """The same of products in FP8."""
     attention_efficiency: float
-    """The same of attention, forward and backward."""
+    """The same of attention's forward pass over long documents."""
+    attention_backward_efficiency: float
+    """The same of its backward pass, in FLOPs that MFU counts: scores that are computed again are not."""
     memory_efficiency: float
     """Share of `memory_gb_per_s` that kernels reach which only move data."""
     nvlink_gb_per_s: float | None
@@ -71,7 +83,7 @@ class RatesConfig:
         optional = ("memory_gb", "fp8_tflops", "memory_gb_per_s", "nvlink_gb_per_s", "pcie_gb_per_s")
         found += not_positive(self, [name for name in optional if getattr(self, name) is not None])
         found += not_negative(self, ("launch_us", "gap_us"))
-        for name in ("gemm_efficiency", "attention_efficiency", "memory_efficiency"):
+        for name in _EFFICIENCIES:
             if not 0 < getattr(self, name) <= 1:
                 rule = "must be above 0, and 1 at most: a share of the data sheet's rate"
                 found.append(Problem(name, getattr(self, name), rule, "e.g. 0.75"))

@@ -1,0 +1,102 @@
+"""How long a kernel takes on a device: the longer of its arithmetic and its memory traffic; torch-free.
+
+A product is cut into tiles, which the streaming multiprocessors compute in waves: a last wave that is not
+full takes as long as a full one. A tile's result is written while nothing else runs on its multiprocessor, so
+short sums reach less of the rate than long ones, and small tiles reload their factors more often. The tiling
+is the fastest one, as libraries choose it. Constants are what DeepGEMM's and FlashAttention-3's published
+tables amount to (`tests/unit/plan/test_kernel_seconds.py`); one factor per device,
+`rates.calibration.kernels`, corrects them all.
+
+With one multiprocessor (`conf/device/cpu.yaml`) no tiles are counted, and a kernel takes its FLOPs over the
+rate.
+"""
+
+from collections.abc import Iterable
+from math import ceil
+
+from k25_train.config.rates import RatesConfig
+from k25_train.plan.kernels.kernel import Attention, Kernel, Moved, Precision, Product
+from k25_train.units import GB
+
+TILINGS = (
+    (128, 256, 1.0),
+    (256, 128, 1.0),
+    (128, 128, 0.92),
+    (64, 256, 0.85),
+    (64, 128, 0.75),
+    (64, 64, 0.6),
+)
+"""Rows and columns of a tile, and the share of the largest tiles' rate that it reaches."""
+TILE_START_S = 0.4e-6
+"""Before a tile's first products have their factors."""
+PAIRS_TO_HALF = 400.0
+"""Mean keys per query at which causal attention reaches half its rate."""
+
+
+def kernel_s(kernel: Kernel, rates: RatesConfig, precision: Precision) -> float:
+    """Seconds of a kernel that runs alone, with the gap before the next.
+
+    Args:
+        kernel: what is computed.
+        rates: of the device.
+        precision: of a product's factors; attention computes in bfloat16 where these are FP8.
+    """
+    if isinstance(kernel, Product):
+        arithmetic_s = _product_s(kernel, rates, precision)
+    elif isinstance(kernel, Attention):
+        arithmetic_s = _attention_s(kernel, rates, precision)
+    else:
+        arithmetic_s = 0.0
+    gaps_s = (kernel.num_launches if isinstance(kernel, Moved) else 1) * rates.gap_us / 1e6
+    return rates.calibration.kernels * (
+        max(arithmetic_s, moved_s(kernel.num_bytes(precision), rates)) + gaps_s
+    )
+
+
+def kernels_s(kernels: Iterable[Kernel], rates: RatesConfig, precision: Precision) -> float:
+    """Seconds of kernels one after another."""
+    return sum(kernel_s(kernel, rates, precision) for kernel in kernels)
+
+
+def launch_s(kernels: Iterable[Kernel], rates: RatesConfig) -> float:
+    """Seconds in which the host launches these kernels."""
+    return sum(kernel.num_launches for kernel in kernels) * rates.launch_us / 1e6
+
+
+def moved_s(num_bytes: float, rates: RatesConfig) -> float:
+    """Seconds in which the device's memory reads and writes so many bytes; not calibrated."""
+    if rates.memory_gb_per_s is None:
+        return 0.0
+    return num_bytes / (GB * rates.memory_gb_per_s * rates.memory_efficiency)
+
+
+def flops_per_s(rates: RatesConfig, precision: Precision) -> float:
+    """Operations a second of large products."""
+    if precision is Precision.float32:
+        return 1e12 * rates.float32_tflops * rates.gemm_efficiency
+    if precision is Precision.fp8 and rates.fp8_tflops is not None:
+        return 1e12 * rates.fp8_tflops * rates.fp8_efficiency
+    return 1e12 * rates.bf16_tflops * rates.gemm_efficiency
+
+
+def _product_s(product: Product, rates: RatesConfig, precision: Precision) -> float:
+    rate = flops_per_s(rates, precision)
+    if rates.num_sms == 1:
+        return product.flops / rate
+    of_one_sm = rate / rates.num_sms
+    written_s = moved_s(precision.result_bytes, rates) * rates.num_sms
+    shortest = float("inf")
+    for rows, columns, share in TILINGS:
+        tiles = ceil(product.m / rows) * ceil(product.n / columns) * product.count
+        tile_s = TILE_START_S + rows * columns * (2 * product.k / (of_one_sm * share) + written_s)
+        shortest = min(shortest, ceil(tiles / rates.num_sms) * tile_s)
+    return shortest
+
+
+def _attention_s(attention: Attention, rates: RatesConfig, precision: Precision) -> float:
+    peak = rates.float32_tflops if precision is Precision.float32 else rates.bf16_tflops
+    efficiency = rates.attention_backward_efficiency if attention.is_backward else rates.attention_efficiency
+    alone_s = attention.flops / (1e12 * peak * efficiency)
+    if rates.num_sms == 1 or not attention.pairs:
+        return alone_s
+    return alone_s * (1 + PAIRS_TO_HALF * attention.tokens / attention.pairs)
