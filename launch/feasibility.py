@@ -16,7 +16,8 @@ from k25_train.config.schema import Config
 from k25_train.config.sources import SourceFormat, folder_of
 from k25_train.errors import ConfigError
 from k25_train.plan.memory.checkpoint import checkpoint_bytes
-from k25_train.plan.memory.stage import fullest, room_bytes, stage_memories
+from k25_train.plan.memory.stage import stage_memories
+from k25_train.plan.memory.verdict import judge_memory
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.report.memory import memory_lines
 from k25_train.units import GIB, format_count
@@ -78,12 +79,12 @@ def legal_nodes(config: Config) -> list[int]:
 
 
 def memory_verdict(config: Config) -> tuple[bool, list[str]]:
-    """Whether the fullest stage fits on its device, and the planner's report; empty on a CPU."""
+    """Whether devices and nodes have room, and the planner's report; empty on a CPU."""
     if config.cluster.gpu_memory_gb is None:
         return True, []
     pipeline = plan_pipeline(config)
-    memories = stage_memories(pipeline)
-    return room_bytes(config, fullest(memories)) >= 0, list(memory_lines(pipeline, memories))
+    fit = judge_memory(pipeline, seeks_remedy=False).fit
+    return fit.is_possible, list(memory_lines(pipeline, stage_memories(pipeline)))
 
 
 def check_memory(config: Config, nodes: list[int]) -> list[str]:

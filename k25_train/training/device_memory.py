@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from k25_train.config.schema import Config
 from k25_train.errors import TrainingError
-from k25_train.plan.memory.remedies import fitting_overrides
 from k25_train.plan.memory.stage import stage_memories
-from k25_train.plan.pipeline import PipelinePlan
+from k25_train.plan.memory.verdict import judge_memory
+from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.units import GB
 from parallel.host.upload import upload
 from parallel.topology import Topology
@@ -193,9 +193,10 @@ def out_of_memory(error: torch.OutOfMemoryError, told: str, config: Config) -> T
         "activation.moe.swiglu_input=fp8+offload; where less is, other programs may be on the GPU"
     )
     if config.cluster.gpu_memory_gb is not None:
-        found = fitting_overrides(config).overrides
-        if found:
-            remedy = f"By the plan it does not fit; with {' '.join(found)} it would"
+        verdict = judge_memory(plan_pipeline(config))
+        if verdict.remedy is not None and verdict.remedy.overrides:
+            changes = " ".join(verdict.remedy.overrides)
+            remedy = f"By the plan it is {verdict.fit.value!r}; with {changes} it would fit"
     return TrainingError(
         f"the device is out of memory, {told}. {remedy}; then start again: the run goes on from its newest "
         f"checkpoint ({error})"

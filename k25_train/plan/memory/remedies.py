@@ -1,105 +1,78 @@
-"""Which overrides make a configuration fit its devices: tried, not guessed; torch-free."""
+"""Which overrides make a configuration fit, and the cheapest of them: tried, not guessed; torch-free."""
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
-from k25_train.plan.memory.activations import stage_tensors
-from k25_train.plan.memory.stage import fullest, room_bytes, stage_memories
+from k25_train.plan.memory.changes import Change, changes_of
+from k25_train.plan.memory.room import Fit, Room, room_of
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
-from k25_train.units import GB
-from parallel.activations.policy import Policy
-from parallel.config import DepSchedule
 
-MOST_OVERRIDES = 6
+MOST_CHANGES = 6
 """After so many, a configuration counts as one that does not fit."""
-SPARE_BYTES = 2 * GB
-"""What a remedy should leave, for experts that get more tokens than others."""
-NUM_TRIED = 3
-"""Of the activations that hold the most, so many are tried."""
+
+StepCost = Callable[[PipelinePlan], float]
+"""What a step costs. Units only compare: GPU-seconds, so that more nodes are no gain by themselves."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Remedy:
-    """Overrides in the order in which they help."""
+    """Changes in the order in which they help."""
 
     overrides: list[str]
+    """What to add to the command line; nothing if nothing helps."""
+    fit: Fit
+    """How the configuration fits with them."""
     left_bytes: float
     """What they leave on the fullest stage's device; negative if it is still too little."""
+    times_cost: float
+    """Cost of a step with them, over that without."""
 
     @property
     def fits(self) -> bool:
-        """Whether all stages fit with them."""
-        return self.left_bytes >= 0
+        """Whether all devices and nodes have room with them."""
+        return self.fit.is_possible
 
 
-def fitting_overrides(config: Config) -> Remedy:
-    """Overrides that make a configuration fit.
+def find_remedy(pipeline: PipelinePlan, room: Room, cost: StepCost) -> Remedy:
+    """Changes that make a plan fit which has so much room.
 
-    At each turn the one that leaves the most; at the last, of those that leave `SPARE_BYTES`, the one with
-    the fewest bytes to copy.
+    At each turn the one that leaves the least missing; at the last, of those with which it fits, the one with
+    the cheapest step. Where none makes it fit with a margin, one without is better than nothing.
     """
-    chosen: list[str] = []
-    state = _State.of(config)
-    while state.left_bytes < 0 and len(chosen) < MOST_OVERRIDES:
-        tried = [(key, _State.of(changed)) for key, changed in _levers(state.pipeline)]
-        better = [(key, each) for key, each in tried if each.left_bytes > state.left_bytes]
+    first, overrides = cost(pipeline), list[str]()
+    while room.fit is not Fit.fits and len(overrides) < MOST_CHANGES:
+        tried = [_tried(pipeline, change) for change in changes_of(pipeline, room)]
+        better = [each for each in tried if each.room.shortage < room.shortage]
         if not better:
             break
-        enough = [(key, each) for key, each in better if each.left_bytes >= SPARE_BYTES]
-        key, state = (
-            min(enough, key=lambda found: found[1].copied_bytes)
-            if enough
-            else max(better, key=lambda found: found[1].left_bytes)
-        )
-        chosen.append(key)
-    return Remedy(chosen, state.left_bytes)
+        enough = [each for each in better if each.room.fit is Fit.fits]
+        chosen = min(enough, key=lambda each: cost(each.pipeline)) if enough else min(better, key=_missing)
+        overrides += chosen.change.overrides
+        pipeline, room = chosen.pipeline, chosen.room
+    left = 0.0 if room.device_left is None else room.device_left
+    times_cost = cost(pipeline) / first if overrides else 1.0
+    return Remedy(overrides=overrides, fit=room.fit, left_bytes=left, times_cost=times_cost)
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
-    """What a configuration leaves on the fullest stage's device, and copies to the host on any."""
+class _Tried:
+    """A change with what it leaves."""
 
+    change: Change
     pipeline: PipelinePlan
-    left_bytes: float
-    copied_bytes: int
-
-    @classmethod
-    def of(cls, config: Config) -> "_State":
-        pipeline = plan_pipeline(config)
-        memories = stage_memories(pipeline)
-        return cls(pipeline, room_bytes(config, fullest(memories)), max(each.copied for each in memories))
+    room: Room
 
 
-def _levers(pipeline: PipelinePlan) -> Iterator[tuple[str, Config]]:
-    """(override, configuration with it) of everything that takes less of a device."""
-    config = pipeline.config
-    # 1. What waits on the fullest stage's device goes to the host.
-    stage = pipeline.stages[fullest(stage_memories(pipeline)).stage]
-    held = Counter[str]()
-    for chunk in stage_tensors(stage, stage.balanced_sizes):
-        for packed in chunk:
-            held[packed.tensor.name] += packed.device_bytes
-    policies = config.activation.policies()
-    for name, _ in held.most_common(NUM_TRIED):
-        offloaded = Policy.fp8_offload if policies[name].compresses else Policy.offload
-        if not policies[name].offloads:
-            key = f"activation.{name}"
-            yield f"{key}={offloaded.value}", _with(config, key, offloaded)
-    # 2. Optimizer state, features and chunks of the encoder.
-    if config.optim.offload is OptimizerOffload.none:
-        yield "optim.offload=cpu", _with(config, "optim.offload", OptimizerOffload.cpu)
-    if config.vision_placement.encoder_parts:
-        if config.dep.feature_buffer_gib:
-            yield "dep.feature_buffer_gib=0", _with(config, "dep.feature_buffer_gib", 0.0)
-        if config.dep.schedule is DepSchedule.bubbles:
-            yield "dep.schedule=upfront", _with(config, "dep.schedule", DepSchedule.upfront)
+def _tried(pipeline: PipelinePlan, change: Change) -> _Tried:
+    changed = _planned(change.config, pipeline)
+    return _Tried(change, changed, room_of(changed))
 
 
-def _with(section: Any, key: str, value: object) -> Any:
-    """The same section with another value of a dotted key."""
-    name, _, rest = key.partition(".")
-    return replace(section, **{name: _with(getattr(section, name), rest, value) if rest else value})
+def _planned(config: Config, like: PipelinePlan) -> PipelinePlan:
+    """The plan of another configuration under the same assumptions."""
+    return plan_pipeline(config, assumptions=like.assumptions)
+
+
+def _missing(each: _Tried) -> float:
+    return each.room.shortage

@@ -91,3 +91,8 @@ class StageMemory:
     def device(self) -> int:
         """All that is taken of the device."""
         return self.tensors + self.gaps + self.context + self.nccl
+
+    @property
+    def loading(self) -> int:
+        """What is taken while a checkpoint is loaded: it is read through the host to where it belongs."""
+        return self.states + self.context + self.nccl

@@ -1,20 +1,14 @@
 """Whether a configuration fits its devices and hosts, with which margin, and what would help; torch-free."""
 
 from dataclasses import dataclass
-from enum import Enum
 
-from k25_train.plan.memory.remedies import Remedy
+from k25_train.plan.memory.remedies import Remedy, StepCost, find_remedy
+from k25_train.plan.memory.room import Fit, Room, room_of
+from k25_train.plan.memory.step_cost import gpu_seconds
+from k25_train.plan.pipeline import PipelinePlan
+from k25_train.units import GB, GIB
 
-
-class Fit(Enum):
-    """How a configuration fits."""
-
-    fits = "fits"
-    """With room for experts that get more tokens than others, and for what no plan knows."""
-    tight = "tight"
-    """With less room than that: the allocator may have to return memory, which is slow, or run out of it."""
-    does_not_fit = "does not fit"
-    """Not even if all goes as planned."""
+__all__ = ["Fit", "MemoryVerdict", "Remedy", "StepCost", "judge_memory"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +38,33 @@ class MemoryVerdict:
     def margin_bytes(self) -> float | None:
         """Device memory that is left; negative if there is too little."""
         return None if self.limit_bytes is None else self.limit_bytes - self.device_bytes
+
+
+def judge_memory(
+    pipeline: PipelinePlan, *, seeks_remedy: bool = True, cost: StepCost = gpu_seconds
+) -> MemoryVerdict:
+    """Whether a plan fits, on devices and in hosts.
+
+    Args:
+        pipeline: the plan.
+        seeks_remedy: whether to try what would make it fit if it does not, or is tight.
+        cost: what a step of a plan costs, by which the cheapest change is chosen; an estimate by default.
+    """
+    room = room_of(pipeline)
+    remedy = find_remedy(pipeline, room, cost) if seeks_remedy and room.fit is not Fit.fits else None
+    return _verdict(pipeline, room, remedy)
+
+
+def _verdict(pipeline: PipelinePlan, room: Room, remedy: Remedy | None) -> MemoryVerdict:
+    cluster, worst = pipeline.config.cluster, room.worst
+    return MemoryVerdict(
+        fit=room.fit,
+        stage=worst.stage,
+        allocated_bytes=worst.tensors,
+        device_bytes=worst.device,
+        limit_bytes=None if cluster.gpu_memory_gb is None else cluster.gpu_memory_gb * GB,
+        load_bytes=max(each.loading for each in room.memories),
+        node_bytes=room.node.total,
+        node_limit_bytes=cluster.host_memory_gib * GIB,
+        remedy=remedy,
+    )

@@ -19,10 +19,10 @@ from k25_train.plan.memory.activations import (
 )
 from k25_train.plan.memory.checkpoint import checkpoint_bytes, fullest_shard, load_buffer_bytes
 from k25_train.plan.memory.outside import communicators_in
-from k25_train.plan.memory.remedies import fitting_overrides
 from k25_train.plan.memory.stage import chunk_memory, fullest, most_imbalance, room_bytes
 from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.memory.tower import most_chunk_patches
+from k25_train.plan.memory.verdict import judge_memory
 from k25_train.plan.optimizer import stage_states
 from k25_train.plan.pass_sizes import balanced_sizes
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
@@ -182,7 +182,7 @@ def memory_lines(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> Ite
         return
     yield (
         f"DOES NOT FIT: stage {worst.stage} has {held}, with {rest} {format_gb(-left)} more than "
-        f"{cluster.gpu_memory_gb:g}. {remedy_line(config)}"
+        f"{cluster.gpu_memory_gb:g}. {remedy_line(pipeline)}"
     )
 
 
@@ -224,14 +224,14 @@ def chunk_line(pipeline: PipelinePlan) -> str:
     )
 
 
-def remedy_line(config: Config) -> str:
+def remedy_line(pipeline: PipelinePlan) -> str:
     """The overrides that make it fit, or which help the most if none does."""
-    if config.activation.keeps_all:
-        return "What would help: activation=k2_fp8_offload, which leaves the least on the device."
-    found = fitting_overrides(config)
+    found = judge_memory(pipeline).remedy
+    if found is None or not found.overrides:
+        return "Use more nodes or larger GPUs."
     what = "This fits" if found.fits else "No choice of memory alone makes it fit; the most that helps"
     what += f", with {format_gb(found.left_bytes)} GB to spare" if found.fits else ""
-    return f"{what}: {' '.join(found.overrides)}" if found.overrides else "Use more nodes or larger GPUs."
+    return f"{what}: {' '.join(found.overrides)}"
 
 
 def copy_line(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> str:

@@ -14,7 +14,6 @@ from k25_train.config.schema import Config
 from k25_train.plan.memory.activations import peak_held, stage_tensors
 from k25_train.plan.memory.offload import need_of, offload_budget, offload_need
 from k25_train.plan.memory.outside import PAIR_BYTES, communicators_in
-from k25_train.plan.memory.remedies import fitting_overrides
 from k25_train.plan.memory.stage import (
     chunk_memory,
     fullest,
@@ -23,6 +22,7 @@ from k25_train.plan.memory.stage import (
     stage_memories,
     with_imbalance,
 )
+from k25_train.plan.memory.verdict import Fit, judge_memory
 from k25_train.plan.pipeline import passes_of_stage, plan_pipeline, sample_of_passes
 from k25_train.plan.report.memory import memory_lines
 from parallel.activations.order import offload_order
@@ -210,14 +210,15 @@ def test_communicators_are_counted(fitting: Config) -> None:
 def test_what_does_not_fit_is_told_what_makes_it_fit(overrides: list[str]) -> None:
     """By overrides that are tried here."""
     every = ["experiment=k25_pretrain_4k", *overrides]
-    config = compose(every)
-    remedy = fitting_overrides(config)
-    pipeline = plan_pipeline(config)
-    fits = room_bytes(config, fullest(stage_memories(pipeline))) >= 0
-    assert (not remedy.overrides) == fits == (overrides == ["activation=k2_fp8_offload"])
-    chosen = compose([*every, *remedy.overrides])
-    left = room_bytes(chosen, fullest(stage_memories(plan_pipeline(chosen))))
-    assert left == pytest.approx(remedy.left_bytes) and remedy.fits and left > 1e9
+    verdict = judge_memory(plan_pipeline(compose(every)))
+    assert (
+        (verdict.remedy is None) == (verdict.fit is Fit.fits) == (overrides == ["activation=k2_fp8_offload"])
+    )
+    if verdict.remedy is None:
+        return
+    chosen = compose([*every, *verdict.remedy.overrides])
+    left = judge_memory(plan_pipeline(chosen)).margin_bytes
+    assert left == pytest.approx(verdict.remedy.left_bytes) and verdict.remedy.fits and left > 1e9
 
 
 def test_imbalance_is_where_room_ends(fitting: Config) -> None:
