@@ -196,8 +196,8 @@ _CPU_RATES: Values = {
 }  # fmt: skip
 _H800_RATES: Values = {
     "device": "H800", "bf16_tflops": 989.0, "fp8_tflops": 1979.0, "float32_tflops": 67.0, "num_sms": 132,
-    "memory_gb_per_s": 3350.0, "gemm_efficiency": 0.75, "fp8_efficiency": 0.72,
-    "attention_efficiency": 0.65, "attention_backward_efficiency": 0.44, "memory_efficiency": 0.85,
+    "memory_gb_per_s": 3350.0, "gemm_efficiency": 0.78, "fp8_efficiency": 0.78,
+    "attention_efficiency": 0.56, "attention_backward_efficiency": 0.4, "memory_efficiency": 0.85,
     "nvlink_gb_per_s": 150.0, "nvlink_ranks": 8, "pcie_gb_per_s": 55.0, "launch_us": 5.0, "gap_us": 1.0,
     "calibration": _CALIBRATION,
 }  # fmt: skip

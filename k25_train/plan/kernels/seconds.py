@@ -11,8 +11,8 @@ With one multiprocessor (`conf/device/cpu.yaml`) no tiles are counted, and a ker
 rate.
 """
 
+import math
 from collections.abc import Iterable
-from math import ceil
 
 from k25_train.config.rates import RatesConfig
 from k25_train.plan.kernels.kernel import Attention, Kernel, Moved, Precision, Product
@@ -21,16 +21,22 @@ from k25_train.units import GB
 TILINGS = (
     (128, 256, 1.0),
     (256, 128, 1.0),
-    (128, 128, 0.92),
+    (128, 128, 0.93),
     (64, 256, 0.85),
     (64, 128, 0.75),
     (64, 64, 0.6),
 )
 """Rows and columns of a tile, and the share of the largest tiles' rate that it reaches."""
-TILE_START_S = 0.4e-6
+TILE_START_S = 1e-6
 """Before a tile's first products have their factors."""
-PAIRS_TO_HALF = 400.0
-"""Mean keys per query at which causal attention reaches half its rate."""
+WRITTEN_ALONE = 0.5
+"""Share of a tile's result that is written while its multiprocessor computes nothing."""
+START_S = 1e-6
+"""Before and after a product, while not all multiprocessors are busy."""
+KEYS_TO_HALF = 160.0
+"""Mean keys per query at which attention's forward pass reaches half its rate."""
+KEYS_TO_HALF_BACKWARD = 300.0
+"""The same of its backward pass."""
 
 
 def kernel_s(kernel: Kernel, rates: RatesConfig, precision: Precision) -> float:
@@ -41,16 +47,15 @@ def kernel_s(kernel: Kernel, rates: RatesConfig, precision: Precision) -> float:
         rates: of the device.
         precision: of a product's factors; attention computes in bfloat16 where these are FP8.
     """
+    memory_s = moved_s(kernel.num_bytes(precision), rates)
     if isinstance(kernel, Product):
-        arithmetic_s = _product_s(kernel, rates, precision)
+        seconds = _product_s(kernel, memory_s, rates, precision)
     elif isinstance(kernel, Attention):
-        arithmetic_s = _attention_s(kernel, rates, precision)
+        seconds = max(_attention_s(kernel, rates, precision), memory_s)
     else:
-        arithmetic_s = 0.0
-    gaps_s = (kernel.num_launches if isinstance(kernel, Moved) else 1) * rates.gap_us / 1e6
-    return rates.calibration.kernels * (
-        max(arithmetic_s, moved_s(kernel.num_bytes(precision), rates)) + gaps_s
-    )
+        seconds = memory_s
+    gaps = kernel.num_launches if isinstance(kernel, Moved) else 1
+    return rates.calibration.kernels * (seconds + gaps * rates.gap_us / 1e6)
 
 
 def kernels_s(kernels: Iterable[Kernel], rates: RatesConfig, precision: Precision) -> float:
@@ -79,18 +84,19 @@ def flops_per_s(rates: RatesConfig, precision: Precision) -> float:
     return 1e12 * rates.bf16_tflops * rates.gemm_efficiency
 
 
-def _product_s(product: Product, rates: RatesConfig, precision: Precision) -> float:
+def _product_s(product: Product, memory_s: float, rates: RatesConfig, precision: Precision) -> float:
+    """The smooth roofline: where arithmetic and memory traffic take equally long, they hinder each other."""
     rate = flops_per_s(rates, precision)
     if rates.num_sms == 1:
-        return product.flops / rate
+        return max(product.flops / rate, memory_s)
     of_one_sm = rate / rates.num_sms
-    written_s = moved_s(precision.result_bytes, rates) * rates.num_sms
-    shortest = float("inf")
+    written_s = WRITTEN_ALONE * moved_s(precision.result_bytes, rates) * rates.num_sms
+    shortest = math.inf
     for rows, columns, share in TILINGS:
-        tiles = ceil(product.m / rows) * ceil(product.n / columns) * product.count
+        tiles = math.ceil(product.m / rows) * math.ceil(product.n / columns) * product.count
         tile_s = TILE_START_S + rows * columns * (2 * product.k / (of_one_sm * share) + written_s)
-        shortest = min(shortest, ceil(tiles / rates.num_sms) * tile_s)
-    return shortest
+        shortest = min(shortest, math.ceil(tiles / rates.num_sms) * tile_s)
+    return START_S + math.hypot(shortest, memory_s)
 
 
 def _attention_s(attention: Attention, rates: RatesConfig, precision: Precision) -> float:
@@ -99,4 +105,5 @@ def _attention_s(attention: Attention, rates: RatesConfig, precision: Precision)
     alone_s = attention.flops / (1e12 * peak * efficiency)
     if rates.num_sms == 1 or not attention.pairs:
         return alone_s
-    return alone_s * (1 + PAIRS_TO_HALF * attention.tokens / attention.pairs)
+    keys = KEYS_TO_HALF_BACKWARD if attention.is_backward else KEYS_TO_HALF
+    return alone_s * (1 + keys * attention.tokens / attention.pairs)
