@@ -125,7 +125,7 @@ def train(context: RankContext, arguments: Sequence[str]) -> OfRank:
 
     planning.plan_bubbles = plan_and_keep
     run, clock, steps = start_run(context, arguments), Clock(), list[Step]()
-    slow_down(run, clock)
+    slow_down(run, clock, run.config)
     batch = run.data.loader.plan(0)
     # Steps are alike if their batches are.
     run.data.loader.plan = lambda step: batch

@@ -2,7 +2,7 @@
 
 A rank that waits on a shared core gives it to another one, so work done while waiting saves no time there. In
 slow motion everything runs as it does (code, processes, messages), but each pass of a chunk and each stretch
-of the vision tower lasts as long as its model FLOPs take at `cluster.rates`: when its computation is
+of the vision tower lasts as long as its model FLOPs take at given rates: when its computation is
 done, the rank sleeps until then, which needs no core. Rates have to be so low that computing is a small part
 of it; `Clock.computing_share` says how small it was.
 """
@@ -60,13 +60,14 @@ class Clock:
             time.sleep(max(0.0, started_s + text_s + vision_s - time.perf_counter()))
 
 
-def slow_down(run: Any, clock: Clock) -> None:
-    """Make passes and tower of a `Run` last what `clock` is told.
+def slow_down(run: Any, clock: Clock, pace: Config) -> None:
+    """Make passes and tower of a `Run` last what its configuration with the rates of `pace` says, as far as
+    `clock` is told to.
 
     A pass is taken to cost what it does over sequences of a single document, as in the plan of the idle
     times, so that steps with and without images differ by the tower alone.
     """
-    config, place = run.config, run.topology
+    place, config = run.topology, pace
     seconds = chunk_seconds(plan_pipeline(config)).forward_s
     for vp_stage, chunk in enumerate(run.chunks):
         forward_s = seconds[vp_stage * place.pp_size + place.pp_rank]
