@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from k25_train.compose.command_line import read_arguments
-from k25_train.compose.resolve import compose, to_yaml
+from k25_train.compose.resolve import to_yaml
+from k25_train.compose.trainable import compose_trainable
 from k25_train.config.basics import is_url
 from k25_train.config.cluster import Device
 from k25_train.config.fabric import AddressFamily
@@ -83,7 +84,7 @@ def _run() -> None:
         f"stay; 0 for never ({MAX_LOG_MIB})",
     )
     arguments = read_arguments(parser)
-    config = with_absolute_paths(compose(arguments.overrides))
+    config = with_absolute_paths(compose_trainable(arguments.overrides))
     submission, script = prepare(config, arguments.max_restarts, arguments.max_log_mib)
     print(*format_summary(config, submission), sep="\n")
     memory = memory_verdict(config)[1] if arguments.force else check_memory(config, submission.legal_nodes)

@@ -99,9 +99,9 @@ def _run() -> int:
             f"node {arguments.node} starts on {network.own_name()}, the first is {arguments.first_node}"
         )
     # Imported late: launch.node uses `torchrun` on nodes that have the standard library only.
-    from k25_train.compose.resolve import compose
+    from k25_train.compose.trainable import compose_trainable
 
-    config = compose(arguments.overrides)
+    config = compose_trainable(arguments.overrides)
     place = find_place(config, arguments.node, arguments.first_node)
     variables = variables_of(config, os.environ)
     meet(config, place)

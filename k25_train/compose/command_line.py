@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from k25_train.compose.conf_files import group_choices
 from k25_train.compose.overrides import not_a_setting
 from k25_train.compose.resolve import compose, compose_values, describe, load
+from k25_train.compose.trainable import check_trainable
 from k25_train.compose.values import unquoted
 from k25_train.compose.yaml_files import dump
 from k25_train.config.schema import Config
@@ -42,6 +43,7 @@ def hydra_app(
                 return
             saved = _takes(arguments, ("--config",))
             config = compose(arguments) if saved is None else load_saved(Path(saved), arguments)
+            check_trainable(config)
             check(config)
         except ConfigError as error:
             raise shared(error) from error

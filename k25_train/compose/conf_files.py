@@ -58,6 +58,11 @@ def group_choices() -> dict[str, list[str]]:
     return {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
 
 
+def group_values(group: str, path: Path) -> dict[str, Any]:
+    """The values of one file of a group, over those that all choices of the group share (`train.yaml`)."""
+    return {**read_file(CONF_DIR / f"{CONFIG_NAME}.yaml").get(group, {}), **read_file(path)}
+
+
 def compose_files(choices: Mapping[str, str], files: Mapping[str, Path]) -> dict[str, Any]:
     """The values that the chosen file of each group gives, as texts; a group left out has its default.
 
@@ -71,10 +76,9 @@ def compose_files(choices: Mapping[str, str], files: Mapping[str, Path]) -> dict
     """
     named = tuple(item for item in choices.items() if item[0] not in files and item[0] != DEVICE)
     values = copy.deepcopy(_composed(CONF_DIR, named))
-    shared = read_file(CONF_DIR / f"{CONFIG_NAME}.yaml")
     for group, path in files.items():
         if group != DEVICE:
-            values[group] = {**shared.get(group, {}), **read_file(path)}
+            values[group] = group_values(group, path)
     values["cluster"]["rates"] = _rates(values["cluster"], choices, files)
     return values
 

@@ -304,6 +304,7 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
     ),
     # 7 to 8. All kernels were planned at one rate, which nothing but plans reads.
     (
+        Fill("model.num_key_value_heads", None),
         Fill("cluster.rates", _rates_of_one_rate),
         Remove("cluster.model_tflops", "cluster.rates"),
         Remove("cluster.gpu_memory_gb", "cluster.rates.memory_gb"),

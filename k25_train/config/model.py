@@ -1,4 +1,4 @@
-"""The model's configuration: language model, rotary embedding, vision tower and projector.
+"""The model's configuration: language model and rotary embedding.
 
 Sources: "checkpoint" is the config of the released moonshotai/Kimi-K2.5, "Moonlight" is arXiv 2502.16982,
 "K2" the Kimi K2 report (arXiv 2507.20534), "K2.5" the Kimi K2.5 report (arXiv 2602.02276).
@@ -7,6 +7,7 @@ Sources: "checkpoint" is the config of the released moonshotai/Kimi-K2.5, "Moonl
 from dataclasses import dataclass
 
 from k25_train.config.basics import not_negative
+from k25_train.config.vision import VisionConfig
 from parallel.config import Problem, not_positive
 
 LOSS_PIECE_BYTES = 128 * 2**20
@@ -48,82 +49,8 @@ class RopeConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class VisionConfig:
-    """MoonViT-3D, its preprocessing limits, and the projector's 2x2 merge."""
-
-    patch_size: int
-    """Edge of a square patch in pixels. Source: checkpoint."""
-    num_layers: int
-    """Transformer blocks. Source: checkpoint."""
-    hidden_size: int
-    """Width of a patch's features. Source: checkpoint."""
-    ffn_hidden_size: int
-    """Width of a block's MLP. Source: checkpoint."""
-    num_attention_heads: int
-    """Attention heads of a block. Source: checkpoint."""
-    pos_emb_height: int
-    """Rows of the learned position table, in patches; other heights are interpolated. Source: checkpoint."""
-    pos_emb_width: int
-    """Columns of the learned position table, in patches. Source: checkpoint."""
-    pos_emb_time: int
-    """Frames of the fixed temporal table, the most that one chunk has. Source: checkpoint."""
-    merge_size: int
-    """Edge in patches of the square that becomes one token of the language model. Source: checkpoint."""
-    rope_theta: float
-    """Base of the 2-D rotation periods. Source: checkpoint's model code."""
-    rope_max_grid: int
-    """Largest height and width, in patches, of the 2-D rotation table. Source: checkpoint's model code."""
-    layer_norm_eps: float
-    """Epsilon of the tower's and the projector's layer norms. Source: checkpoint, `projector_ln_eps`."""
-    image_patch_limit: int
-    """Maximum patches of an image; larger images are scaled down. Source: checkpoint, `in_patch_limit`."""
-    side_patch_limit: int
-    """Maximum patches along one side. Source: checkpoint, `patch_limit_on_one_side`."""
-    frame_patch_limit: int
-    """Maximum patches of a video frame. Source: checkpoint, `in_patch_limit_each_frame`."""
-    video_fps: float
-    """Frames sampled from a second of video. Source: checkpoint, `sample_fps`."""
-
-    @property
-    def merged_size(self) -> int:
-        """Width of the concatenated features of the patches that become one token of the language model."""
-        return self.merge_size**2 * self.hidden_size
-
-    def problems(self) -> list[Problem]:
-        """Every rule of this section that is broken."""
-        sizes = (
-            "patch_size num_layers hidden_size ffn_hidden_size num_attention_heads pos_emb_height "
-            "pos_emb_width pos_emb_time merge_size rope_theta rope_max_grid layer_norm_eps "
-            "image_patch_limit side_patch_limit frame_patch_limit video_fps"
-        )
-        found = not_positive(self, sizes.split())
-        if found:
-            return found
-        if self.hidden_size % (4 * self.num_attention_heads):
-            rule = (
-                f"must be a multiple of 4 x num_attention_heads ({self.num_attention_heads}): "
-                "2-D RoPE rotates pairs along x and along y"
-            )
-            remedy = f"use a multiple of {4 * self.num_attention_heads}, or change the heads"
-            found.append(Problem("hidden_size", self.hidden_size, rule, remedy))
-        if self.merge_size != 2:
-            rule = "must be 2: the chat format counts (h/2)(w/2) tokens per item"
-            found.append(Problem("merge_size", self.merge_size, rule, "use 2"))
-        if self.side_patch_limit > self.rope_max_grid:
-            rule = f"must not exceed rope_max_grid ({self.rope_max_grid})"
-            remedy = "lower the limit or raise the grid"
-            found.append(Problem("side_patch_limit", self.side_patch_limit, rule, remedy))
-        for name in ("image_patch_limit", "frame_patch_limit"):
-            limit = getattr(self, name)
-            if limit < self.merge_size**2:
-                rule = f"must leave room for one merged token ({self.merge_size**2} patches)"
-                found.append(Problem(name, limit, rule, f"use {self.merge_size**2} or more"))
-        return found
-
-
-@dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """The language model (MLA attention, mixture of experts) with its vision tower."""
+    """The language model (latent or grouped-query attention, mixture of experts) with its vision tower."""
 
     name: str
     """Name of the model in logs and tables."""
@@ -137,8 +64,12 @@ class ModelConfig:
     """Attention heads of a layer. Source: checkpoint."""
     q_lora_rank: int | None
     """Width of the compressed query; null projects queries directly. Source: checkpoint (Moonlight: null)."""
-    kv_lora_rank: int
-    """Width of the compressed key and value. Source: checkpoint."""
+    kv_lora_rank: int | None
+    """Width of the compressed key and value; null is grouped-query attention, with a norm of each head's
+    queries and keys, as in Qwen3. Source: checkpoint."""
+    num_key_value_heads: int | None
+    """Heads of keys and values in grouped-query attention; null is latent attention (MLA), in which each head
+    of queries has its own. Source: checkpoint."""
     qk_nope_head_dim: int
     """Width of a head's query and key that carries no position. Source: checkpoint."""
     qk_rope_head_dim: int
@@ -154,7 +85,7 @@ class ModelConfig:
     num_experts_per_token: int
     """Routed experts that a token is sent to. Source: checkpoint."""
     num_shared_experts: int
-    """Experts that every token passes. Source: checkpoint."""
+    """Experts that every token passes; there may be none. Source: checkpoint."""
     routed_scaling_factor: float
     """Factor on the renormalised weights of a token's experts. Source: checkpoint."""
     balance_loss_coeff: float
@@ -197,6 +128,26 @@ class ModelConfig:
         return tuple(width for width in widths if width is not None)
 
     @property
+    def key_value_widths(self) -> tuple[int, ...]:
+        """Widths of a token's features, its compressed key-value if there is one, and all heads' keys and
+        values together, without the rotary key that heads share."""
+        of_head = self.qk_nope_head_dim + self.v_head_dim
+        if self.kv_lora_rank is not None:
+            return self.hidden_size, self.kv_lora_rank, self.num_attention_heads * of_head
+        assert self.num_key_value_heads is not None, "checked by the rules"
+        return self.hidden_size, self.num_key_value_heads * (self.q_head_dim + self.v_head_dim)
+
+    @property
+    def has_latent_attention(self) -> bool:
+        """Whether keys and values are compressed (MLA), instead of shared by groups of heads."""
+        return self.kv_lora_rank is not None
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether there are a vision tower and a projector."""
+        return self.vision.num_layers > 0
+
+    @property
     def compresses_query(self) -> bool:
         """Whether queries are projected in two steps, with a norm between them."""
         return self.q_lora_rank is not None
@@ -204,13 +155,14 @@ class ModelConfig:
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken, those of its sub-sections included."""
         sizes = (
-            "num_layers hidden_size num_attention_heads kv_lora_rank qk_nope_head_dim "
+            "num_layers hidden_size num_attention_heads "
             "qk_rope_head_dim v_head_dim dense_ffn_hidden_size expert_ffn_hidden_size num_experts "
-            "num_experts_per_token num_shared_experts routed_scaling_factor rms_norm_eps latent_norm_eps "
+            "num_experts_per_token routed_scaling_factor rms_norm_eps latent_norm_eps "
             "vocab_size init_std"
         )
         found = not_positive(self, sizes.split())
-        found += not_negative(self, ("num_dense_layers", "balance_loss_coeff", "expert_bias_update_rate"))
+        may_be_zero = "num_dense_layers num_shared_experts balance_loss_coeff expert_bias_update_rate"
+        found += not_negative(self, may_be_zero.split())
         found += self._attention_problems() + self._expert_problems()
         found += [problem.under("rope") for problem in self.rope.problems()]
         return found + [problem.under("vision") for problem in self.vision.problems()]
@@ -220,6 +172,7 @@ class ModelConfig:
         if self.q_lora_rank is not None and self.q_lora_rank <= 0:
             rule = "must be positive, or null to project queries directly"
             found.append(Problem("q_lora_rank", self.q_lora_rank, rule, "use null"))
+        found += self._latent_problems() if self.has_latent_attention else self._grouped_problems()
         for name in ("qk_nope_head_dim", "qk_rope_head_dim"):
             dim = getattr(self, name)
             if dim % 2:
@@ -230,6 +183,30 @@ class ModelConfig:
                 f"must not exceed qk_nope_head_dim + qk_rope_head_dim ({self.q_head_dim}), its padded width"
             )
             found.append(Problem("v_head_dim", self.v_head_dim, rule, f"use {self.q_head_dim} or less"))
+        return found
+
+    def _latent_problems(self) -> list[Problem]:
+        found = not_positive(self, ("kv_lora_rank", "qk_nope_head_dim"))
+        if self.num_key_value_heads is not None:
+            rule = f"must be null with latent attention (kv_lora_rank {self.kv_lora_rank})"
+            found.append(Problem("num_key_value_heads", self.num_key_value_heads, rule, "use null"))
+        return found
+
+    def _grouped_problems(self) -> list[Problem]:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        found = not_negative(self, ("qk_nope_head_dim",))
+        if groups is None or groups <= 0 or heads % groups:
+            rule = f"must divide num_attention_heads ({heads}) where kv_lora_rank is null"
+            remedy = f"use e.g. {heads}, or give kv_lora_rank"
+            found.append(Problem("num_key_value_heads", groups, rule, remedy))
+        if self.q_lora_rank is not None:
+            rule = "must be null where kv_lora_rank is"
+            found.append(Problem("q_lora_rank", self.q_lora_rank, rule, "use null, or give kv_lora_rank"))
+        if self.v_head_dim != self.q_head_dim:
+            rule = (
+                f"must be qk_nope_head_dim + qk_rope_head_dim ({self.q_head_dim}) where kv_lora_rank is null"
+            )
+            found.append(Problem("v_head_dim", self.v_head_dim, rule, f"use {self.q_head_dim}"))
         return found
 
     def _expert_problems(self) -> list[Problem]:

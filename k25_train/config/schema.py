@@ -61,6 +61,8 @@ class Config:
     @property
     def vision_placement(self) -> VisionPlacement:
         """Where the vision tower and its projector are, and which of them are trained."""
+        if not self.model.has_vision:
+            return VisionPlacement.without_vision()
         return VisionPlacement.of(
             self.dep.mode,
             self.optim.vision.trained.parts,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from k25_train.compose.conf_files import CONF_DIR
+from k25_train.compose.conf_files import CONF_DIR, group_values
 from k25_train.compose.sections import build_section
-from k25_train.compose.yaml_files import read_file
+from k25_train.compose.trainable import planned_alone
 from k25_train.config.checkpoint import INIT_PARTS
 from k25_train.config.leaves import leaves, plain_values
 from k25_train.config.model import ModelConfig
@@ -106,7 +106,7 @@ def model_of(described: Described, choice: str | None, path: Path) -> ModelConfi
     Args:
         described: by `describe`.
         choice: a name in `conf/model` or a YAML file with a model section; None takes the one of `conf/model`
-            that agrees, or fills in what config.json does not tell from `BASE_MODEL`.
+            that agrees and can be trained, or fills in what config.json does not tell from `BASE_MODEL`.
         path: config.json, for errors.
 
     Raises CheckpointError with every key that differs from the chosen one, ConfigError for a file that is no
@@ -121,7 +121,8 @@ def model_of(described: Described, choice: str | None, path: Path) -> ModelConfi
             )
         return model
     for file in sorted((CONF_DIR / "model").glob("*.yaml")):
-        if not differing(described.values, model := _read_model(file.stem)):
+        model = _built(group_values("model", file), str(file))
+        if not differing(described.values, model) and not planned_alone(model):
             return model
     values = plain_values(_read_model(BASE_MODEL))
     for key, value in described.values.items():
@@ -154,7 +155,12 @@ def _read_model(choice: str) -> ModelConfig:
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in (CONF_DIR / "model").glob("*.yaml")))
         raise CheckpointError(f"--model {choice}: is neither one of {names} nor a YAML file that is there")
-    return _built(read_file(path), str(path))
+    model = _built(group_values("model", path), str(path))
+    if problems := planned_alone(model):
+        lines = [f"{path}: is no model that can be built:"]
+        lines += [f"model.{key}={value}: {rule}\n  -> {remedy}" for key, value, rule, remedy in problems]
+        raise CheckpointError("\n".join(lines))
+    return model
 
 
 def _built(values: Mapping[str, Any], source: str) -> ModelConfig:

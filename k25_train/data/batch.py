@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.media import MediaPatches
 from k25_train.data.mix.plan import PlannedPiece, SequencePlan, media_of
 from k25_train.data.reused_memory import ReusedMemory

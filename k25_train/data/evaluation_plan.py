@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from k25_train.config.data import DataConfig
-from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.mix.blend import Merge
 from k25_train.data.mix.mixture import first_weights
 from k25_train.data.mix.plan import StepPlan

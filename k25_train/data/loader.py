@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from k25_train.config.data import DataConfig
-from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.augment.draws import keys_of
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler, Reads
 from k25_train.data.decode.decoder import decoder_versions

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from k25_train.config.data import DataConfig
-from k25_train.config.model import VisionConfig
 from k25_train.config.sources import SAMPLE_KINDS, SourceFormat
+from k25_train.config.vision import VisionConfig
 from k25_train.data.augment.samples import build_augmentation
 from k25_train.data.decode.media import MediaReader
 from k25_train.data.formats.dataset import Dataset, load_dataset, load_manifest

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.augment.draws import Keys, as_stored
 from k25_train.data.decode.items import AS_STORED, Drawn, PlannedMedia
 from k25_train.data.decode.media import MediaReader

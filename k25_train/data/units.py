@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.batch import MicroBatch, Reads
 from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.media import MediaPatches

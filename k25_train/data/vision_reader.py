@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.media import MediaPatches
 from k25_train.data.formats.records import MediaSegment

@@ -13,7 +13,8 @@ import json
 from rich.console import Console
 
 from k25_train.compose.command_line import read_arguments
-from k25_train.compose.resolve import compose, describe
+from k25_train.compose.resolve import describe
+from k25_train.compose.trainable import compose_trainable
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
 from k25_train.errors import DryRunError
@@ -34,7 +35,7 @@ def _run() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = read_arguments(parser)
-    run(compose(arguments.overrides), as_json=arguments.json)
+    run(compose_trainable(arguments.overrides), as_json=arguments.json)
 
 
 def run(config: Config, *, as_json: bool) -> None:

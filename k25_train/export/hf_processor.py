@@ -7,7 +7,8 @@ and deviation of other models where they are missing (`models/kimi_k25/image_pro
 
 from typing import Any
 
-from k25_train.config.model import ModelConfig, VisionConfig
+from k25_train.config.model import ModelConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.kimi_tokens import CHAT_TOKENS, SPECIAL_TOKENS
 from k25_train.export.hf_config import context_length
 

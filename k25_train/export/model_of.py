@@ -5,9 +5,10 @@ from pathlib import Path
 from k25_train.checkpoint.files.stored import StoredCheckpoint
 from k25_train.checkpoint.manifest import Kind, read_manifest
 from k25_train.compose.command_line import load_saved
+from k25_train.compose.conf_files import group_values
 from k25_train.compose.resolve import describe
 from k25_train.compose.sections import build_section
-from k25_train.compose.yaml_files import read_file
+from k25_train.compose.trainable import check_trainable, planned_alone
 from k25_train.config.model import ModelConfig
 from k25_train.config.vision import VisionPart
 from k25_train.errors import CheckpointError, ConfigError
@@ -25,8 +26,10 @@ def model_of(folder: Path) -> ModelConfig:
     rule.
     """
     if (folder / MODEL).is_file():
-        model, problems = build_section(read_file(folder / MODEL), ModelConfig, "model")
-        if problems or (problems := [problem.under("model") for problem in model.problems()]):
+        model, problems = build_section(group_values("model", folder / MODEL), ModelConfig, "model")
+        if not problems:
+            problems = [each.under("model") for each in [*model.problems(), *planned_alone(model)]]
+        if problems:
             raise ConfigError(describe(problems, str(folder / MODEL)))
         built: ModelConfig = model
         return built
@@ -36,7 +39,9 @@ def model_of(folder: Path) -> ModelConfig:
         )
     if read_manifest(folder).kind is Kind.WEIGHTS:
         raise CheckpointError(f"{folder} is an import without a language model, which is not a whole model")
-    return load_saved(folder / CONFIG).model
+    config = load_saved(folder / CONFIG)
+    check_trainable(config)
+    return config.model
 
 
 def source_of(checkpoint: StoredCheckpoint) -> Path | None:

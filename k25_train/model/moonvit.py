@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.model.moonvit_blocks import Encoder, Layer
 from k25_train.model.moonvit_items import (
     Grid,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.model.moonvit_attention import Attend, attention_over
 from k25_train.model.moonvit_items import PackedItems
 from k25_train.model.moonvit_positions import rope_rotations, rotate

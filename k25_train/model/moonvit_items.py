@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 
 Grid = tuple[int, int, int]
 """(t, h, w) of an item, in patches."""

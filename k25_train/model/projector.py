@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 
 
 class PatchMergerProjector(nn.Module):

@@ -22,10 +22,14 @@ DIMENSIONS: dict[str, Callable[[ModelConfig], int]] = {
     "vocab": lambda model: model.vocab_size,
     # Of what is only in layers with a compressed query.
     "q_lora": lambda model: model.query_widths[-2],
-    "kv_lora": lambda model: model.kv_lora_rank,
-    "kv_lora_and_rope": lambda model: model.kv_lora_rank + model.qk_rope_head_dim,
+    # Of what is only in layers with latent attention.
+    "kv_lora": lambda model: model.key_value_widths[-2],
+    "kv_lora_and_rope": lambda model: model.key_value_widths[-2] + model.qk_rope_head_dim,
     "q_of_heads": lambda model: model.num_attention_heads * model.q_head_dim,
-    "kv_of_heads": lambda model: model.num_attention_heads * (model.qk_nope_head_dim + model.v_head_dim),
+    "kv_of_heads": lambda model: model.key_value_widths[-1],
+    # Of what is only in layers with grouped-query attention, whose keys are as wide as values.
+    "k_of_groups": lambda model: model.key_value_widths[-1] // 2,
+    "head": lambda model: model.q_head_dim,
     "v_of_heads": lambda model: model.num_attention_heads * model.v_head_dim,
     "dense_ffn": lambda model: model.dense_ffn_hidden_size,
     "experts": lambda model: model.num_experts,
@@ -61,10 +65,16 @@ class Site(Enum):
     """In every decoder layer, if the model compresses queries."""
     direct_query = "layer that does not compress queries"
     """In every decoder layer, if the model does not."""
+    latent = "layer with latent attention"
+    """In every decoder layer, if the model has latent attention."""
+    grouped = "layer with grouped-query attention"
+    """In every decoder layer, if the model has grouped-query attention."""
     dense_layer = "dense layer"
     """In every decoder layer with a dense MLP."""
     moe_layer = "MoE layer"
     """In every decoder layer with routed experts."""
+    shared_experts = "MoE layer with shared experts"
+    """In every decoder layer with routed experts, if the model has shared ones too."""
     head = "head"
     """Once, after the last decoder layer."""
 
@@ -75,16 +85,23 @@ class Site(Enum):
 
     def numbers(self, model: ModelConfig) -> range:
         """Numbers of the layers or blocks that have it; 0 alone for what is there once."""
+        is_there = {
+            Site.vision: model.has_vision,
+            Site.compressed_query: model.compresses_query,
+            Site.direct_query: not model.compresses_query,
+            Site.latent: model.has_latent_attention,
+            Site.grouped: not model.has_latent_attention,
+            Site.shared_experts: model.num_shared_experts > 0,
+        }
+        if not is_there.get(self, True):
+            return range(0)
         if self is Site.vision_block:
             return range(model.vision.num_layers)
-        if self in (Site.compressed_query, Site.direct_query):
-            is_there = model.compresses_query is (self is Site.compressed_query)
-            return range(model.num_layers if is_there else 0)
         if self is Site.dense_layer:
             return range(model.num_dense_layers)
-        if self is Site.moe_layer:
+        if self in (Site.moe_layer, Site.shared_experts):
             return range(model.num_dense_layers, model.num_layers)
-        return range(model.num_layers if self is Site.layer else 1)
+        return range(model.num_layers if self.is_decoder_layer else 1)
 
 
 class Conversion(Enum):

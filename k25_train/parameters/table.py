@@ -35,6 +35,11 @@ _HEADS = Kind(
     lambda _shape, model, optim: model.num_attention_heads if optim.muon.per_head else 1,
     reason_per_head="one matrix per head",
 )
+_GROUPS = Kind(
+    "matrix of all groups' heads",
+    lambda _shape, model, optim: (model.num_key_value_heads or 1) if optim.muon.per_head else 1,
+    reason_per_head="one matrix per head",
+)
 _GATE_UP = Kind("gate and up projection", lambda *_: 2)
 _ROUTER = Kind("matrix; gains most from Muon (Moonlight, figure 4)", lambda *_: 1)
 _EXPERTS = Kind("matrix of each expert", lambda shape, *_: shape[0])
@@ -117,7 +122,7 @@ def _norm(ours: str, released: str) -> ParameterEntry:
 
 
 def _attention(ours: str, released: str, shape: str, kind: Kind, site: Site = Site.layer) -> ParameterEntry:
-    """A part of multi-head latent attention."""
+    """A part of latent or grouped-query attention."""
     names = f"self_attention.{ours}.weight", f"self_attn.{released}.weight"
     return _in_layer(site, *names, shape, ATTENTION, kind)
 
@@ -184,16 +189,23 @@ TABLE = ParameterTable(
         *_projector("proj.2", "hidden merged", _VISION_MATRIX),
         # Language model: embedding.
         _once(Site.embedding, *_WORD_EMBEDDINGS, "vocab hidden", EMBEDDING, _WORDS),
-        # Every decoder layer: norms and multi-head latent attention.
+        # Every decoder layer: norms, and latent or grouped-query attention. The latter has the names of
+        # Qwen3MoeAttention (transformers) on both sides: plans count it, nothing builds it.
         _norm("input_layernorm", "input_layernorm"),
         _norm("pre_mlp_layernorm", "post_attention_layernorm"),
         _attention("linear_q_proj", "q_proj", "q_of_heads hidden", _HEADS, Site.direct_query),
         _attention("linear_q_down_proj", "q_a_proj", "q_lora hidden", _MATRIX, Site.compressed_query),
         _attention("q_layernorm", "q_a_layernorm", "q_lora", _GAIN, Site.compressed_query),
         _attention("linear_q_up_proj", "q_b_proj", "q_of_heads q_lora", _HEADS, Site.compressed_query),
-        _attention("linear_kv_down_proj", "kv_a_proj_with_mqa", "kv_lora_and_rope hidden", _MATRIX),
-        _attention("kv_layernorm", "kv_a_layernorm", "kv_lora", _GAIN),
-        _attention("linear_kv_up_proj", "kv_b_proj", "kv_of_heads kv_lora", _HEADS),
+        _attention(
+            "linear_kv_down_proj", "kv_a_proj_with_mqa", "kv_lora_and_rope hidden", _MATRIX, Site.latent
+        ),
+        _attention("kv_layernorm", "kv_a_layernorm", "kv_lora", _GAIN, Site.latent),
+        _attention("linear_kv_up_proj", "kv_b_proj", "kv_of_heads kv_lora", _HEADS, Site.latent),
+        _attention("k_proj", "k_proj", "k_of_groups hidden", _GROUPS, Site.grouped),
+        _attention("v_proj", "v_proj", "k_of_groups hidden", _GROUPS, Site.grouped),
+        _attention("q_norm", "q_norm", "head", _GAIN, Site.grouped),
+        _attention("k_norm", "k_norm", "head", _GAIN, Site.grouped),
         _attention("linear_proj", "o_proj", "hidden v_of_heads", _MATRIX),
         # A dense layer's MLP.
         *_swiglu(Site.dense_layer, "mlp", "dense_ffn", DENSE),
@@ -202,7 +214,7 @@ TABLE = ParameterTable(
         _moe("router.expert_bias", "gate.e_score_correction_bias", "experts", ROUTER, _ROUTER_BIAS),
         _moe("experts.*.gate_up_proj", _GATE_AND_UP, "expert_ffn hidden", EXPERTS, _EXPERTS_GATE_UP),
         _moe("experts.*.down_proj", "experts.*.down_proj.weight", "hidden expert_ffn", EXPERTS, _EXPERTS),
-        *_swiglu(Site.moe_layer, "mlp.shared_experts", "shared_ffn", SHARED_EXPERTS),
+        *_swiglu(Site.shared_experts, "mlp.shared_experts", "shared_ffn", SHARED_EXPERTS),
         # Language model: last norm and output head.
         _once(Site.head, "decoder.final_layernorm", "model.norm", "hidden", NORMS, _GAIN),
         _once(Site.head, "output_layer", "lm_head", "vocab hidden", OUTPUT_HEAD, _WORDS),

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from k25_train.config.model import ModelConfig, VisionConfig
+from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import TrainedVision
-from k25_train.config.vision import VisionPart
+from k25_train.config.vision import VisionConfig, VisionPart
 from k25_train.plan.batch_sizes import BatchSizes, causal_pairs
 from parallel.dep.cost import EncoderCost
 from parallel.pipeline.schedule import BACKWARD_COST
@@ -32,7 +32,9 @@ PEAK_BFLOAT16_FLOPS = {
 """Dense bfloat16 operations a second by a part of the device's name. Source: NVIDIA's data sheets."""
 
 
-def training_flops(model: ModelConfig, sizes: BatchSizes, trained: TrainedVision) -> int:
+def training_flops(
+    model: ModelConfig, sizes: BatchSizes, trained: TrainedVision, *, mtp_layers: int = 0
+) -> int:
     """Forward and backward of the language model, tower and projector over a batch.
 
     The sums of the batch are enough, however many documents and items it has: a product costs what is
@@ -42,10 +44,12 @@ def training_flops(model: ModelConfig, sizes: BatchSizes, trained: TrainedVision
         model: dimensions.
         sizes: of the batch; attention does not cross documents or items.
         trained: of tower and projector; what is frozen costs its forward pass alone.
+        mtp_layers: layers of multi-token prediction, which others train.
     """
     layers = range(model.num_layers)
     text = sum(_layer_flops(model, layer, sizes.num_tokens, sizes.num_token_pairs) for layer in layers)
     text += head_forward_flops(model, sizes.num_tokens)
+    text += mtp_layers * mtp_forward_flops(model, sizes.num_tokens, sizes.num_token_pairs)
     tower = _of_sums(tower_cost(model.vision), sizes)
     projector = _of_sums(encoder_cost(model.vision, model.hidden_size), sizes) - tower
     # The projector's norm comes first and is trained, so a backward pass goes through all of it.
@@ -78,20 +82,30 @@ def head_forward_flops(model: ModelConfig, num_tokens: int) -> int:
 def layer_multiply_adds(model: ModelConfig, layer: int) -> int:
     """Multiply-adds that each token costs in a decoder layer, but for attention's over the context."""
     hidden = model.hidden_size
-    attention = latent_attention_multiply_adds(model)
+    attention = attention_multiply_adds(model)
     if not model.is_moe(layer):
         return attention + 3 * hidden * model.dense_ffn_hidden_size
     experts = model.num_experts_per_token + model.num_shared_experts
     return attention + hidden * model.num_experts + experts * 3 * hidden * model.expert_ffn_hidden_size
 
 
-def latent_attention_multiply_adds(model: ModelConfig) -> int:
-    """Multiply-adds per token of one layer's MLA projections: five, or four if queries are not compressed."""
-    heads = model.num_attention_heads
-    query = sum(inputs * outputs for inputs, outputs in pairwise(model.query_widths))
-    key_value = model.hidden_size * (model.kv_lora_rank + model.qk_rope_head_dim)
-    key_value += model.kv_lora_rank * heads * (model.qk_nope_head_dim + model.v_head_dim)
-    return query + key_value + heads * model.v_head_dim * model.hidden_size
+def attention_multiply_adds(model: ModelConfig) -> int:
+    """Multiply-adds per token of the projections around one layer's attention."""
+    query, key_value = (
+        sum(inputs * outputs for inputs, outputs in pairwise(widths))
+        for widths in (model.query_widths, model.key_value_widths)
+    )
+    rotary_key = model.hidden_size * model.qk_rope_head_dim if model.has_latent_attention else 0
+    output = model.num_attention_heads * model.v_head_dim * model.hidden_size
+    return query + key_value + rotary_key + output
+
+
+def mtp_forward_flops(model: ModelConfig, num_tokens: int, num_pairs: int) -> int:
+    """One forward pass of a layer of multi-token prediction: what joins a token's features and the next one's
+    embedding, a decoder layer like the last, and the output head (DeepSeek-V3 report, section 2.2)."""
+    joined = 2 * num_tokens * 2 * model.hidden_size**2
+    layer = _layer_flops(model, model.num_layers - 1, num_tokens, num_pairs)
+    return joined + layer + head_forward_flops(model, num_tokens)
 
 
 def encoder_cost(vision: VisionConfig, text_hidden_size: int) -> EncoderCost:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from k25_train.compose.command_line import read_arguments
 from k25_train.compose.filled import check_filled_in
-from k25_train.compose.resolve import compose
+from k25_train.compose.trainable import compose_trainable
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
 from launch.fabric import environment
@@ -41,7 +41,7 @@ def _run() -> None:
         "--force", action="store_true", help="go on even if the plan does not fit into memory"
     )
     arguments = read_arguments(parser)
-    config = compose(arguments.overrides)
+    config = compose_trainable(arguments.overrides)
     section(config)
     name = name_of(config, arguments.name)
     check_paths(config)

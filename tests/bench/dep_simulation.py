@@ -48,8 +48,8 @@ from rich.console import Console
 from rich.table import Table
 
 from k25_train.compose.resolve import compose
-from k25_train.config.model import VisionConfig
 from k25_train.config.schema import Config
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.items import grid_of
 from k25_train.data.mix.packing import pack_whole
 from k25_train.plan.flops import encoder_cost

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from k25_train.config.model import ModelConfig, VisionConfig
+from k25_train.config.model import ModelConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.plan.flops import (
     encoder_cost,
     head_forward_flops,

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from k25_train.config.model import ModelConfig, RopeConfig, VisionConfig
+from k25_train.config.model import ModelConfig, RopeConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.parameters.released import iterate_tensors
 
 MEDIA_PAD_OFFSET = 2
@@ -42,6 +43,7 @@ def tiny_model_config(**overrides: Any) -> ModelConfig:
         "num_attention_heads": 4,
         "q_lora_rank": 24,
         "kv_lora_rank": 32,
+        "num_key_value_heads": None,
         "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 8,
         "v_head_dim": 16,

@@ -80,6 +80,25 @@ def values(rule: str, wrong: Sequence[Any], *keys: str) -> dict[str, Callable[[L
     return {f"{key} {rule}": value(key, wrong, rule) for key in keys}
 
 
+def grouped(key: str, wrong: Sequence[Any], rule: str) -> Callable[[Legal], Broken]:
+    """The same where attention is grouped."""
+    plain = {
+        "kv_lora_rank": None,
+        "q_lora_rank": None,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "qk_nope_head_dim": 0,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 32,
+    }
+
+    def broken(legal: Legal) -> Broken:
+        changes = {f"model.{name}": each for name, each in plain.items()}
+        return changes | {key: legal.pick(wrong)}, key, rule
+
+    return broken
+
+
 def interleaved_alone(legal: Legal) -> Broken:
     changes = {"parallelism.pp": 1, "parallelism.vpp": legal.pick([2, 3, 4])}
     return changes, "parallelism.vpp", "needs a pipeline"
@@ -272,6 +291,10 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "v_head_dim": value("model.v_head_dim", [64, 48], "must not exceed qk_nope_head_dim"),
     "experts of a token": value("model.num_experts_per_token", [99, 200], "must not exceed num_experts"),
     "query rank": value("model.q_lora_rank", [0, -24], "must be positive, or null"),
+    "latent heads": value("model.num_key_value_heads", [1, 4], "must be null with latent attention"),
+    "groups": grouped("model.num_key_value_heads", [3, 0, None], "must divide num_attention_heads"),
+    "grouped query rank": grouped("model.q_lora_rank", [8, 64], "must be null where kv_lora_rank is"),
+    "grouped values": grouped("model.v_head_dim", [16, 64], "must be qk_nope_head_dim + qk_rope_head_dim"),
     "dense layers": value("model.num_dense_layers", [99, 500], "must not exceed num_layers"),
     "rope scaling": value("model.rope.scaling_factor", [0.5, 0], "must be 1.0 (plain RoPE) or more"),
     "rope frequencies": value("model.rope.beta_fast", [0.5, 0.9], "must not lie below beta_slow"),

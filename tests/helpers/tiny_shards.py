@@ -12,8 +12,8 @@ from PIL import Image
 
 from k25_train.config.basics import DType
 from k25_train.config.data import AugmentConfig, DataConfig, Decoder, ReadIn
-from k25_train.config.model import VisionConfig
 from k25_train.config.training import TrainConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.batch import Reads
 from k25_train.data.decode.frames import MediaInfo, probe_media
 from k25_train.data.decode.media import MediaReader

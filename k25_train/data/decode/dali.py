@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.items import PlannedMedia, patch_limit_of, resized_size
 from k25_train.data.decode.patches import patchify
 from k25_train.errors import ConfigError

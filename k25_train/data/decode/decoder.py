@@ -13,7 +13,7 @@ from PIL import features
 from torch import Tensor
 
 from k25_train.config.data import Decoder
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.dali import DALI, DaliImages, dali_versions
 from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.patches import load_patches

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 
 
 class ImageGrids(NamedTuple):

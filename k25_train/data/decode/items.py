@@ -6,7 +6,7 @@ Limits are those of the released checkpoint's preprocessor, from the vision conf
 import math
 from dataclasses import dataclass
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.formats.records import MediaSegment, SampleRecord
 from parallel.dep.grid import Grid
 

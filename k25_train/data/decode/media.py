@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from k25_train.config.data import Decoder
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.decoder import REFERENCE, MediaFile, build_decoder
 from k25_train.data.decode.items import Drawn, PlannedMedia
 from k25_train.data.decode.view import AS_IT_IS, View

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.clock import Shown, frame_times
 from k25_train.data.decode.frames import DecoderErrors, decode_frames
 from k25_train.data.decode.items import PlannedMedia, patch_limit_of, resized_size

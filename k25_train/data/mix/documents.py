@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.augment.samples import Augmentation, NoAugmentation
 from k25_train.data.byte_cache import ByteCache
 from k25_train.data.decode.items import MediaItem, PlannedMedia, fits_aspect, format_timestamp, plan_media

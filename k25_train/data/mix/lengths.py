@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.grids import grids_of
 from k25_train.data.decode.items import MediaItem, plan_items
 from k25_train.data.formats.records import MEDIA_TYPES, SampleRecord

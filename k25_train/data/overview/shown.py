@@ -9,7 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.batch import MicroBatch
 from k25_train.data.mix.plan import SequencePlan
 from k25_train.data.tokenizer import Tokenizer

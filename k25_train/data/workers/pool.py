@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from k25_train.config.data import MAX_WORKERS_LOST, UNIT_READ_TIMEOUTS
-from k25_train.config.model import VisionConfig
 from k25_train.config.schema import Config
+from k25_train.config.vision import VisionConfig
 from k25_train.data.channel import Channel, readable
 from k25_train.data.storage.counts import COUNTS
 from k25_train.data.units import Read, Unit

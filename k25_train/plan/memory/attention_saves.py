@@ -5,6 +5,7 @@ Shapes: T tokens of a micro-batch, L of a document, H heads, V width of a head's
 
 from collections.abc import Iterator
 
+from k25_train.config.model import ModelConfig
 from k25_train.plan.memory.kernels import AttentionKernel
 from k25_train.plan.memory.saved_tensor import BOUND_BYTES, FLOAT_BYTES, INDEX_BYTES, SavedTensor, exact
 from k25_train.plan.pass_sizes import PassSizes, document_room
@@ -43,3 +44,12 @@ def document_boundaries(kernel: AttentionKernel, sizes: PassSizes) -> Iterator[S
         yield exact(NAME, (num_documents + 1,), BOUND_BYTES, memory_bytes=memory_bytes)
     elif kernel is AttentionKernel.transformer_engine:
         yield exact(NAME, (room + 1,), BOUND_BYTES, memory_bytes=memory_bytes)
+
+
+def normed_heads(model: ModelConfig, tokens: int, element_bytes: int) -> Iterator[SavedTensor]:
+    """Norms of each head's queries and keys in grouped-query attention, whose outputs are only rotated, for
+    which nothing is saved. Source: Qwen3MoeAttention of transformers; nothing of ours computes it, so this
+    list is held against no run."""
+    for heads in (model.num_attention_heads, model.num_key_value_heads or 1):
+        yield exact("mla.latent", (tokens, heads, model.q_head_dim), element_bytes)
+        yield exact("mla.latent", (tokens, heads, 1), FLOAT_BYTES)

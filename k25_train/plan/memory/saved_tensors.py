@@ -12,7 +12,7 @@ from math import prod
 
 from k25_train.config.basics import DType
 from k25_train.config.model import ModelConfig
-from k25_train.plan.memory.attention_saves import attention_outputs, document_boundaries
+from k25_train.plan.memory.attention_saves import attention_outputs, document_boundaries, normed_heads
 from k25_train.plan.memory.kernels import AttentionKernel, Kernels
 from k25_train.plan.memory.saved_tensor import (
     BOOL_BYTES,
@@ -82,33 +82,44 @@ class SavedTensors:
         pads_values = self._kernels.attention.pads_values
         value_width = width if pads_values else model.v_head_dim
         yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
-        # A query that is not compressed is projected from the first norm's output, as the key-value is.
-        for compressed in model.query_widths[1:-1]:
-            yield from self._norm("mla.latent", "mla.up_input", (tokens, compressed))
-        yield from self._norm(
-            "mla.latent",
-            "mla.up_input",
-            (tokens, model.kv_lora_rank),
-            # The rotary key is in the same tensor as the compressed key-value, and recomputed keys need it.
-            read_from=(tokens, model.kv_lora_rank + model.qk_rope_head_dim),
-            has_other_reader=self._recomputes("mla.up_proj"),
-        )
+        if model.has_latent_attention:
+            yield from self._latents()
+        else:
+            yield from normed_heads(model, tokens, self._element_bytes)
         if pads_values and self._recomputes("mla.up_proj"):
             yield self._made("mla.up_proj", (tokens, heads, model.v_head_dim))
-        for last in (width, width, value_width):
-            yield self._made("mla.up_proj", (tokens, heads, last))
+        pairs = model.num_key_value_heads or heads
+        for held, last in ((heads, width), (pairs, width), (pairs, value_width)):
+            yield self._made("mla.up_proj", (tokens, held, last))
         kernel = self._kernels.attention
         yield from attention_outputs(kernel, self._sizes, heads, value_width, self._element_bytes)
         if kernel is not AttentionKernel.transformer_engine:
             yield self._made("attention.joined", (tokens, heads * model.v_head_dim))
         yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
 
+    def _latents(self) -> Iterator[SavedTensor]:
+        """Norms of the compressed query and key-value of latent attention."""
+        model, tokens = self._model, self._sizes.tokens
+        # A query that is not compressed is projected from the first norm's output, as the key-value is.
+        latent = model.key_value_widths[-2]
+        for compressed in model.query_widths[1:-1]:
+            yield from self._norm("mla.latent", "mla.up_input", (tokens, compressed))
+        yield from self._norm(
+            "mla.latent",
+            "mla.up_input",
+            (tokens, latent),
+            # The rotary key is in the same tensor as the compressed key-value, and recomputed keys need it.
+            read_from=(tokens, latent + model.qk_rope_head_dim),
+            has_other_reader=self._recomputes("mla.up_proj"),
+        )
+
     def _dense(self) -> Iterator[SavedTensor]:
         yield from self._swiglu("dense", self._model.dense_ffn_hidden_size)
 
     def _moe(self) -> Iterator[SavedTensor]:
         model = self._model
-        yield from self._swiglu("shared_expert", model.num_shared_experts * model.expert_ffn_hidden_size)
+        if model.num_shared_experts:
+            yield from self._swiglu("shared_expert", model.num_shared_experts * model.expert_ffn_hidden_size)
         yield from self._router()
         yield from self._dispatch()
         yield from self._experts()

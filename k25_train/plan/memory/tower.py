@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
-from k25_train.config.model import VisionConfig
 from k25_train.config.schema import Config
-from k25_train.config.vision import VisionPart
+from k25_train.config.vision import VisionConfig, VisionPart
 from k25_train.plan.memory.kernels import AttentionKernel, kernels_of
 from k25_train.plan.memory.saved_tensor import COMPLEX_BYTES, FLOAT_BYTES
 from k25_train.plan.pipeline import StagePlan

@@ -113,9 +113,8 @@ def saving_rows(stage: StagePlan) -> Iterator[BudgetRow]:
         )
     )
     if config.activation.policies()["mla.up_proj"] is Policy.recompute:
-        heads = model.num_attention_heads
         query = prod(model.query_widths[-2:])
-        key_value = model.kv_lora_rank * heads * (model.qk_nope_head_dim + model.v_head_dim)
+        key_value = prod(model.key_value_widths[-2:])
         again_s += 2 * tokens * (query + key_value) * _num_layers(stage) / flops_per_s(config)
     how = "norms and copies moved 2 times, activations 3 times; up-projections by FLOPs"
     yield BudgetRow("recomputation", again_s * stage.num_micro_batches, how)

@@ -187,7 +187,7 @@ def test_all_failures_stand_in_one_report() -> None:
 
 def test_unknown_choices_list_the_known() -> None:
     text = refusal("model=k25_tyni", "cluster=nowhere")
-    assert "did you mean k25_tiny? known choices: k25_1t, k25_tiny" in text
+    assert "did you mean k25_tiny? known choices: deepseek_v3, k25_1t, k25_tiny" in text
     assert "cluster=nowhere\n      is not a choice of cluster" in text
 
 

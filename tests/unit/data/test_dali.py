@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from k25_train.config.data import Decoder
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode import dali
 from k25_train.data.decode.dali import MAX_DIFFERENCE, MAX_MEAN_DIFFERENCE, DaliImages
 from k25_train.data.decode.decoder import (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.kimi_k25.image_processing_kimi_k25 import Kimi_K25ImageProcessor, navit_resize
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode import patches
 from k25_train.data.decode.frames import MediaInfo, probe_media
 from k25_train.data.decode.items import (

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.items import format_timestamp, plan_media
 from k25_train.data.decode.patches import load_patches
 from k25_train.data.formats.dataset import Dataset, load_dataset

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k25_train.compose.resolve import compose
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.grids import grids_of
 from k25_train.data.decode.items import fits_aspect, grid_of
 from k25_train.data.formats.frame_times import FrameTimes

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.model.moonvit import MoonViT3D
 from k25_train.model.moonvit_items import Grid, check_grids, pack_items
 from k25_train.model.moonvit_positions import PositionEmbedding, bicubic_matrix, normalised, temporal_table

@@ -11,7 +11,7 @@ from k25_train.parameters.megatron import iterate_parameters
 from k25_train.parameters.released import count_parameters, iterate_tensors
 from k25_train.parameters.table import EMBEDDING, OUTPUT_HEAD
 from k25_train.parameters.update_rules import rule_of
-from k25_train.plan.flops import latent_attention_multiply_adds
+from k25_train.plan.flops import attention_multiply_adds
 from tests.helpers.forward_flops import token_multiply_adds
 
 NUM_TENSORS = 5344 - 27
@@ -52,7 +52,7 @@ def test_queries_are_one_matrix_for_muon_or_one_per_head(model: ModelConfig) -> 
 def test_flops_are_those_of_one_projection(model: ModelConfig) -> None:
     key_value = 2048 * (512 + 64) + 512 * 16 * (128 + 128)
     expected = 2048 * 16 * 192 + key_value + 16 * 128 * 2048
-    assert latent_attention_multiply_adds(model) == expected
+    assert attention_multiply_adds(model) == expected
     compressed = replace(model, q_lora_rank=1536)
     more = 2048 * 1536 + 1536 * 16 * 192 - 2048 * 16 * 192
     assert token_multiply_adds(compressed) - token_multiply_adds(model) == 27 * more

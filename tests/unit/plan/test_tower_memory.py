@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from k25_train.compose.resolve import compose
 from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
-from k25_train.config.model import VisionConfig
+from k25_train.config.vision import VisionConfig
 from k25_train.model.moonvit import MoonViT3D
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.plan.memory.tower import patch_bytes
