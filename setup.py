@@ -19,6 +19,7 @@ setup(
         "k25_train.conf": ["**/*.yaml"],
         "launch": ["templates/*"],
         "k25_train.data": ["overview/*.css"],
+        "k25_train.plan": ["report/html/*.css"],
     },
     python_requires=">=3.12",
     # Every range is one that was tried together; megatron-core is patched per version (parallel/megatron).
