@@ -9,6 +9,11 @@ from enum import Enum
 
 VISION_SHARE = 0.1
 """Share of tokens that count as images' tokens. Source: not disclosed, our choice."""
+ITEM_TOKENS = 640
+"""Vision tokens of an image of half a megapixel, at 784 pixels each. Source: not disclosed, our choice."""
+MEDIA_DENSITY = 0.8
+"""Share of vision tokens in a sequence that has any: images of that size, each with 150 tokens of text.
+Source: not disclosed, our choice."""
 
 
 class Compute(Enum):
@@ -62,6 +67,10 @@ class Assumptions:
 
     vision_share: float = VISION_SHARE
     """Share of all tokens that are images', 0 to 1."""
+    item_tokens: int = ITEM_TOKENS
+    """Vision tokens of an image, all alike."""
+    media_density: float = MEDIA_DENSITY
+    """Share of vision tokens in sequences that have any; the others are text alone."""
     expert_imbalance: float = 1.0
     """Load of the busiest rank's experts over their even share, in every layer and micro-batch."""
     slow_node: float = 1.0

@@ -2,8 +2,8 @@
 
 Three things run concurrently, in the rounds of the exchange (`parallel/muon`): Newton-Schulz, the exchange of
 matrices, and state that streams through the device (`optim.offload=cpu`). The longest of them counts, and
-what comes before the first round and after the last. Elementwise arithmetic, 0.07 s for 4e9 weights at
-2.85 TB/s, is left out. Nothing of this has been measured on a GPU.
+what comes before the first round and after the last; elementwise arithmetic is added. Nothing of this has
+been measured on a GPU.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,13 +14,25 @@ from k25_train.config.optimizer import OptimizerOffload, OptimName
 from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter
 from k25_train.parameters.update_rules import rule_of
-from k25_train.plan.optimizer import encoder_parameters, stage_parameters, stage_state, weights_by_update
+from k25_train.plan.kernels.seconds import moved_s
+from k25_train.plan.memory.pipeline_peak import rank_size
+from k25_train.plan.optimizer import (
+    encoder_parameters,
+    stage_parameters,
+    stage_state,
+    stage_states,
+    weights_by_update,
+)
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
 from k25_train.plan.time.step import flops_per_s, network_bytes_per_s
+from k25_train.plan.time.step_plan import Cause, Part
 from k25_train.plan.weight_bytes import WEIGHT_BYTES, host_state_bytes
 from k25_train.units import GB, MIB
 from parallel.muon.plan import newton_schulz_flops
 
+UPDATE_BYTES = 32
+"""Bytes that are read and written for a weight that is updated: gradient for the norm and for momentum,
+momentum, direction, update, master, and the weight in the model's type."""
 FLOAT32_FLOPS_PER_S = 50e12
 """FLOPs per second of float32 products without TF32. Source: 67e12 in the H100's data sheet, three quarters
 of it as our choice."""
@@ -118,3 +130,22 @@ def muon_matrices(config: Config, parameters: Iterable[TrainedParameter]) -> Ite
             columns = parameter.shape[-1]
             rows = parameter.size // columns
             yield MuonMatrix(rows // rule.num_matrices, columns, rule.num_matrices)
+
+
+def optimizer_part(pipeline: PipelinePlan) -> Part:
+    """The optimizer of the stage where it takes longest, and what it does to every weight."""
+    config, times = pipeline.config, slowest_optimizer(pipeline)
+    # Gradients are cleared whole on each rank; norm and update go over the rank's share.
+    held = max(sum(rank_size(config, each) for each in stage_parameters(stage)) for stage in pipeline.stages)
+    updated = max(sum(state.num_weights.values()) for state in stage_states(pipeline)) / config.dp
+    gradient_bytes = pipeline.assumptions.code.gradient_bytes
+    elementwise_s = moved_s(gradient_bytes * held + UPDATE_BYTES * updated, config.cluster.rates)
+    slow = pipeline.assumptions.slow_node
+    parts = {
+        "state streamed": times.stream_s,
+        "Newton-Schulz": slow * times.newton_schulz_s,
+        "matrices sent": times.exchange_s,
+    }
+    told = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
+    how = f"the longest of: {told}; {times.edges_s:.2f} before, after; elementwise {elementwise_s:.2f}"
+    return Part(Cause.optimizer, max(parts.values()) + times.edges_s + slow * elementwise_s, how)

@@ -33,18 +33,12 @@ MODEL_SHARE = 0.4
 FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}
 
 
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """How long a step without images takes, and what images add to it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionTimes:
+    """How long images take."""
 
     config: Config
     """The configuration of the step."""
-    num_micro_batches: int
-    """Micro-batches of the step on each replica."""
-    seconds: ChunkSeconds
-    """How long a micro-batch computes in each chunk."""
-    text: Timeline
-    """When the passes of one replica run."""
     gather_s: float
     """How long the tower's weights are gathered."""
     reduce_s: float
@@ -68,6 +62,18 @@ class StepTimes:
         return num_bytes / network_bytes_per_s(self.config)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes(VisionTimes):
+    """How long a step without images takes, and what images add to it."""
+
+    num_micro_batches: int
+    """Micro-batches of the step on each replica."""
+    seconds: ChunkSeconds
+    """How long a micro-batch computes in each chunk."""
+    text: Timeline
+    """When the passes of one replica run."""
+
+
 def decoupled_cost(config: Config) -> EncoderCost:
     """FLOPs of a forward pass of what every rank has of vision: tower and projector, or the tower alone."""
     vision = config.model.vision
@@ -88,14 +94,41 @@ def network_bytes_per_s(config: Config) -> float:
     return GB * config.cluster.network_gb_per_s
 
 
+def message_s(pipeline: PipelinePlan) -> float:
+    """How long a micro-batch's activations are sent from a stage to the next; 0 if there is none.
+
+    Ranks of a stage are neighbours, so the next stage is in the node only if a stage is smaller than that.
+    """
+    config = pipeline.config
+    if len(pipeline.stages) == 1:
+        return 0.0
+    num_bytes = pipeline.stages[0].balanced_sizes.tokens * config.model.hidden_size
+    num_bytes *= WEIGHT_BYTES[config.train.dtype]
+    rates = config.cluster.rates
+    speed = network_bytes_per_s(config)
+    if config.world_size <= config.cluster.gpus_per_node and rates.nvlink_gb_per_s is not None:
+        speed = GB * rates.nvlink_gb_per_s
+    return rates.calibration.exchange * num_bytes / speed
+
+
+def vision_times(config: Config) -> VisionTimes:
+    """How long images take."""
+    gather_s, reduce_s = _weights_s(config, (WEIGHT_BYTES[config.train.dtype], GRADIENT_BYTES))
+    return VisionTimes(config=config, gather_s=gather_s, reduce_s=reduce_s, cost=decoupled_cost(config))
+
+
 def step_times(pipeline: PipelinePlan) -> StepTimes:
     """The times of a step."""
-    config = pipeline.config
-    seconds = chunk_seconds(pipeline)
-    text = simulate([stage.passes for stage in pipeline.stages], seconds)
-    gather_s, reduce_s = _weights_s(config, (WEIGHT_BYTES[config.train.dtype], GRADIENT_BYTES))
-    cost, num_micro_batches = decoupled_cost(config), pipeline.num_micro_batches
-    return StepTimes(config, num_micro_batches, seconds, text, gather_s, reduce_s, cost)
+    seconds, of_vision = chunk_seconds(pipeline), vision_times(pipeline.config)
+    return StepTimes(
+        config=pipeline.config,
+        gather_s=of_vision.gather_s,
+        reduce_s=of_vision.reduce_s,
+        cost=of_vision.cost,
+        num_micro_batches=pipeline.num_micro_batches,
+        seconds=seconds,
+        text=simulate([stage.passes for stage in pipeline.stages], seconds),
+    )
 
 
 def chunk_seconds(pipeline: PipelinePlan) -> ChunkSeconds:

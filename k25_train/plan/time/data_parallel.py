@@ -1,0 +1,172 @@
+"""Gradients that are reduced and weights that are gathered over replicas of a stage; torch-free.
+
+A ring passes through all ranks of a node before it leaves it, and there are as many rings as cards: of what
+neighbours share, a card carries its part alone. Replicas of experts are `ep` ranks apart. While passes run,
+the exchange gets what these leave of network and NVLink.
+"""
+
+from dataclasses import dataclass
+
+from k25_train.config.schema import Config
+from k25_train.parameters.megatron import embedding_parameter, head_parameters, layer_parameters
+from k25_train.plan.assumptions import Sharding
+from k25_train.plan.pipeline import ChunkPlan, PipelinePlan, StagePlan
+from k25_train.plan.time.schedule import StepSchedule
+from k25_train.plan.time.step import network_bytes_per_s
+from k25_train.plan.weight_bytes import WEIGHT_BYTES
+from k25_train.units import GB
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkExchange:
+    """What ranks send of one chunk, if nothing else is sent."""
+
+    network_s: float
+    """Seconds of a rank's network card."""
+    nvlink_s: float
+    """Seconds of its NVLink."""
+    seconds: float
+    """Duration: dense weights, then experts, each on both links concurrently."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataParallelTimes:
+    """What the step waits for."""
+
+    gathered_s: float
+    """For weights, before passes can start."""
+    reduced_s: float
+    """For gradients, behind the last pass."""
+    network_s: float
+    """Seconds in which a rank's network card is in use for both, on the busiest stage."""
+    nvlink_s: float
+    """The same of NVLink."""
+
+
+def data_parallel_times(
+    pipeline: PipelinePlan, schedule: StepSchedule, free_share: list[float]
+) -> DataParallelTimes:
+    """What a step waits for, besides its passes.
+
+    Args:
+        pipeline: what is planned.
+        schedule: of its passes.
+        free_share: [stage] -> share of the time of passes in which links are free.
+    """
+    if pipeline.assumptions.code.sharding is Sharding.weights:
+        # Within passes (`step_durations`).
+        return DataParallelTimes(gathered_s=0.0, reduced_s=0.0, network_s=0.0, nvlink_s=0.0)
+    weight_bytes = WEIGHT_BYTES[pipeline.config.train.dtype]
+    gathered = [_exchanges(pipeline, stage, weight_bytes) for stage in pipeline.stages]
+    reduced = [
+        _exchanges(pipeline, stage, pipeline.assumptions.code.gradient_bytes) for stage in pipeline.stages
+    ]
+    network_s = [sum(each.network_s for each in [*a, *b]) for a, b in zip(gathered, reduced, strict=True)]
+    nvlink_s = [sum(each.nvlink_s for each in [*a, *b]) for a, b in zip(gathered, reduced, strict=True)]
+    return DataParallelTimes(
+        gathered_s=_gathered_s(pipeline, schedule, gathered, free_share),
+        reduced_s=_reduced_s(pipeline, schedule, reduced, free_share),
+        network_s=max(network_s),
+        nvlink_s=max(nvlink_s),
+    )
+
+
+def chunk_exchange(pipeline: PipelinePlan, chunk: int, bytes_each: int) -> ChunkExchange:
+    """What ranks reduce or gather of a chunk, counted in pipeline order, with so many bytes a weight."""
+    vp_stage, stage = divmod(chunk, len(pipeline.stages))
+    return _exchange(pipeline.config, pipeline.stages[stage].chunks[vp_stage], bytes_each)
+
+
+def _exchanges(pipeline: PipelinePlan, stage: StagePlan, bytes_each: int) -> list[ChunkExchange]:
+    return [_exchange(pipeline.config, chunk, bytes_each) for chunk in stage.chunks]
+
+
+def _exchange(config: Config, chunk: ChunkPlan, bytes_each: int) -> ChunkExchange:
+    sizes, gpus = config.parallelism, config.cluster.gpus_per_node
+    rates = config.cluster.rates
+    dense, experts = _held(config, chunk)
+    network_s, nvlink_s, total_s = 0.0, 0.0, 0.0
+    for num_weights, replicas, in_node in (
+        (dense, config.dp, min(config.dp, gpus)),
+        (experts / sizes.ep, config.expert_dp, max(1, min(config.dp, gpus) // sizes.ep)),
+    ):
+        sent = num_weights * bytes_each * (replicas - 1) / replicas
+        over_network_s = sent / in_node / network_bytes_per_s(config) if replicas > in_node else 0.0
+        over_nvlink_s = 0.0
+        if in_node > 1 and rates.nvlink_gb_per_s is not None:
+            over_nvlink_s = sent / (GB * rates.nvlink_gb_per_s)
+        network_s += over_network_s
+        nvlink_s += over_nvlink_s
+        total_s += max(over_network_s, over_nvlink_s)
+    factor = rates.calibration.exchange
+    return ChunkExchange(factor * network_s, factor * nvlink_s, factor * total_s)
+
+
+def _held(config: Config, chunk: ChunkPlan) -> tuple[int, int]:
+    """Dense weights and experts of a chunk."""
+    model, dense, experts = config.model, 0, 0
+    held = [each for layer in chunk.layers for each in layer_parameters(model, layer)]
+    held += [embedding_parameter(model)] if chunk.is_first else []
+    held += head_parameters(model) if chunk.is_last else []
+    for each in held:
+        if each.is_expert:
+            experts += each.size
+        else:
+            dense += each.size
+    return dense, experts
+
+
+def _reduced_s(
+    pipeline: PipelinePlan,
+    schedule: StepSchedule,
+    reduced: list[list[ChunkExchange]],
+    free_share: list[float],
+) -> float:
+    """A chunk's gradients are reduced once its last backward pass is over; what ends after the last pass of
+    the step is waited for."""
+    timeline, overlaps, ends_s = schedule.timeline, pipeline.config.parallelism.overlap_grad_reduce, []
+    for stage, passes in enumerate(timeline.schedules):
+        last_s = [0.0] * len(reduced[stage])
+        for each, end_s in zip(passes, timeline.ends_s[stage], strict=True):
+            last_s[each.vp_stage] = max(last_s[each.vp_stage], end_s)
+        if not overlaps:
+            last_s = [timeline.rank_ends_s[stage]] * len(last_s)
+        done_s, passes_end_s = 0.0, timeline.rank_ends_s[stage]
+        for begin_s, exchange in sorted(zip(last_s, reduced[stage], strict=True), key=lambda pair: pair[0]):
+            done_s = _sent_at_s(max(done_s, begin_s), exchange.seconds, passes_end_s, free_share[stage])
+        ends_s.append(done_s)
+    return max(0.0, max(ends_s) - timeline.makespan_s)
+
+
+def _gathered_s(
+    pipeline: PipelinePlan,
+    schedule: StepSchedule,
+    gathered: list[list[ChunkExchange]],
+    free_share: list[float],
+) -> float:
+    """Chunks' weights are gathered in the order of passes from the start of the step; each stage starts
+    later by what its first passes wait for."""
+    timeline, waits_s = schedule.timeline, [0.0]
+    overlaps = pipeline.config.parallelism.overlap_param_gather
+    for stage, passes in enumerate(timeline.schedules):
+        first_s = [timeline.makespan_s] * len(gathered[stage])
+        for each, start_s in zip(passes, timeline.starts_s[stage], strict=True):
+            first_s[each.vp_stage] = min(first_s[each.vp_stage], start_s)
+        start_s = min(first_s)
+        if not overlaps:
+            first_s = [0.0] * len(first_s)
+        done_s = 0.0
+        for need_s, exchange in zip(first_s, gathered[stage], strict=True):
+            # Free until the first pass starts, and shared with passes from then on.
+            before_s = min(exchange.seconds, max(0.0, start_s - done_s))
+            done_s += before_s + (exchange.seconds - before_s) / free_share[stage]
+            waits_s.append(done_s - need_s)
+    return max(waits_s)
+
+
+def _sent_at_s(begin_s: float, seconds: float, passes_end_s: float, free_share: float) -> float:
+    """When something is sent that takes so long alone, if passes run until then and then."""
+    meanwhile_s = max(0.0, passes_end_s - begin_s) * free_share
+    if seconds <= meanwhile_s:
+        return begin_s + seconds / free_share
+    return max(begin_s, passes_end_s) + seconds - meanwhile_s

@@ -1,0 +1,169 @@
+"""How long a step takes: its passes, and what comes before, between and after them; torch-free.
+
+What passes take is told as seen by a rank of the stage that computes the longest, for which the step waits;
+what it waits for itself is idle time.
+
+    step_durations   how long passes take on each stage          ─► schedule        when they run
+    data_parallel    gradients and weights over replicas, as far as passes do not hide them
+    encoder          images, before and after the passes or in their idle time
+    optimizer        update of the weights
+    between_steps    host work, data, checkpoints
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from k25_train.plan.flops import training_flops
+from k25_train.plan.pipeline import PipelinePlan
+from k25_train.plan.time.between_steps import checkpoint_part, data_part, host_part
+from k25_train.plan.time.data_parallel import DataParallelTimes, data_parallel_times
+from k25_train.plan.time.encoder import EncoderPlan, encoder_plan, step_sizes
+from k25_train.plan.time.optimizer import optimizer_part
+from k25_train.plan.time.schedule import StepSchedule, step_schedule
+from k25_train.plan.time.step import message_s
+from k25_train.plan.time.step_durations import StepDurations, free_network_s
+from k25_train.plan.time.step_plan import Cause, Part, StepPlan
+
+
+def plan_step(pipeline: PipelinePlan) -> StepPlan:
+    """The time of a step."""
+    passes = _passes(pipeline)
+    encoder = encoder_plan(pipeline, passes.mean_idle_s)
+    replicas = data_parallel_times(pipeline, passes.schedule, passes.free_shares)
+    parts = list(_parts(pipeline, passes, encoder, replicas))
+    for waits in (data_part, checkpoint_part):
+        parts.append(waits(pipeline, sum(part.seconds for part in parts)))
+    sizes, config = step_sizes(pipeline), pipeline.config
+    return StepPlan(
+        pipeline=pipeline,
+        parts=tuple(part for part in parts if part.seconds),
+        timeline=passes.schedule.timeline,
+        model_flops=training_flops(config.model, sizes, config.optim.vision.trained),
+        busy_s=_busy_s(passes, replicas),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """The passes of a step."""
+
+    durations: StepDurations
+    """How long they take."""
+    schedule: StepSchedule
+    """When they run."""
+    message_s: float
+    """How long a message between stages takes."""
+    unhindered_s: float
+    """What all passes would take without these messages."""
+    busy_s: tuple[float, ...]
+    """[stage] -> seconds in which it runs passes."""
+
+    @property
+    def stage(self) -> int:
+        """The one that computes the longest."""
+        return self.busy_s.index(max(self.busy_s))
+
+    @property
+    def mean_idle_s(self) -> float:
+        """How long ranks are idle, on average over stages."""
+        return self.schedule.makespan_s - sum(self.busy_s) / len(self.busy_s)
+
+    @property
+    def free_shares(self) -> list[float]:
+        """[stage] -> share of its passes' time in which network and NVLink are free."""
+        found = []
+        for stage, busy_s in enumerate(self.busy_s):
+            uses = self.schedule.uses[stage].items()
+            plain = ((number, self.durations.of(use)) for use, number in uses)
+            free_s = sum(number * free_network_s(each.seconds, each.busy_s) for number, each in plain)
+            found.append(max(free_s / busy_s, LEAST_SHARE) if busy_s else 1.0)
+        return found
+
+    def totals(self) -> dict[Cause, float]:
+        """Where the time of the busiest stage's passes goes."""
+        found: dict[Cause, float] = {}
+        for use, number in self.schedule.uses[self.stage].items():
+            for cause, seconds in self.durations.of(use).parts.items():
+                found[cause] = found.get(cause, 0.0) + number * seconds
+        return found
+
+
+LEAST_SHARE = 0.05
+"""Share of a link that an exchange gets at least, however busy passes keep it. Source: our choice."""
+
+
+def _passes(pipeline: PipelinePlan) -> _Passes:
+    """When passes run, with a slow node where it delays them the most."""
+    found = _simulated(pipeline, StepDurations(pipeline))
+    if pipeline.assumptions.slow_node == 1.0:
+        return found
+    return _simulated(pipeline, StepDurations(pipeline, found.stage))
+
+
+def _simulated(pipeline: PipelinePlan, durations: StepDurations) -> _Passes:
+    sizes, number = pipeline.config.parallelism, pipeline.num_micro_batches
+    of_message_s = message_s(pipeline)
+    schedule = step_schedule(sizes, number, durations, transfer_s=of_message_s)
+    unhindered_s = schedule.makespan_s
+    if of_message_s:
+        unhindered_s = step_schedule(sizes, number, durations).makespan_s
+    return _Passes(
+        durations=durations,
+        schedule=schedule,
+        message_s=of_message_s,
+        unhindered_s=unhindered_s,
+        busy_s=tuple(schedule.busy_s(stage, durations) for stage in range(sizes.pp)),
+    )
+
+
+HOW = {
+    Cause.compute: "kernels of its passes, by shape",
+    Cause.recompute: "what passes compute again",
+    Cause.memory_bound: "by bytes",
+    Cause.storage: "by bytes",
+    Cause.host: "launches that no kernel hides",
+    Cause.experts: "what computation does not hide",
+    Cause.offload: "copies that computation does not hide",
+}
+
+
+def _parts(
+    pipeline: PipelinePlan, passes: _Passes, encoder: EncoderPlan, replicas: DataParallelTimes
+) -> Iterator[Part]:
+    """All parts but those that depend on the step's own length."""
+    # 1. Passes of the busiest stage.
+    totals, schedule = passes.totals(), passes.schedule
+    for cause, how in HOW.items():
+        yield Part(cause, totals.get(cause, 0.0), f"stage {passes.stage}: {how}")
+    # 2. What it waits for meanwhile; the encoder fills some of it.
+    busy_s = passes.busy_s[passes.stage]
+    hindered_s = max(0.0, schedule.makespan_s - passes.unhindered_s)
+    idle_s = schedule.makespan_s - busy_s - hindered_s
+    filled_s = min(idle_s, encoder.in_idle_s)
+    how = f"{1e3 * passes.message_s:.2f} ms a message, as far as the schedule waits for it"
+    yield Part(Cause.pipeline, totals.get(Cause.pipeline, 0.0) + hindered_s, how)
+    number = pipeline.num_micro_batches
+    how = f"simulated schedule of {number:,} micro-batches, less stage {passes.stage}'s passes"
+    yield Part(Cause.bubble, idle_s - filled_s, how)
+    # 3. Around them.
+    coupled_s = totals.get(Cause.encoder, 0.0)
+    how = "in the first stage's passes" if coupled_s else encoder.how
+    yield Part(Cause.encoder, coupled_s + filled_s + encoder.around_s, how)
+    waited_s = totals.get(Cause.data_parallel, 0.0) + encoder.weights_s
+    waited_s += replicas.gathered_s + replicas.reduced_s
+    how = f"gradients {replicas.reduced_s:.2f} s behind the last pass, "
+    how += f"weights {replicas.gathered_s:.2f} before the first"
+    yield Part(Cause.data_parallel, waited_s, how)
+    yield optimizer_part(pipeline)
+    yield host_part(pipeline)
+
+
+def _busy_s(passes: _Passes, replicas: DataParallelTimes) -> Mapping[str, float]:
+    """Resource -> seconds in which it is in use on the busiest stage."""
+    found: dict[str, float] = {}
+    for use, number in passes.schedule.uses[passes.stage].items():
+        for resource, seconds in passes.durations.of(use).busy_s.items():
+            found[resource] = found.get(resource, 0.0) + number * seconds
+    for resource, seconds in (("network", replicas.network_s), ("nvlink", replicas.nvlink_s)):
+        found[resource] = found.get(resource, 0.0) + seconds
+    return found
