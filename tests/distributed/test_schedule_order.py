@@ -1,33 +1,61 @@
-"""The passes that megatron-core runs on real ranks are those of `schedule_of`, in its order."""
+"""The passes that megatron-core runs on real ranks are those of `schedule_of`, in its order. In layouts of
+the parity matrix they are those of the plan, and wait for their backward pass as its memory counts them.
+"""
 
 import functools
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
 import torch
 
+from k25_train.compose.resolve import compose
+from k25_train.plan.memory.activations import peak_held
+from k25_train.plan.memory.stage import stage_memory
+from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
+from k25_train.plan.time.step import step_times
 from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.pipeline.schedule import Pass, schedule_of
 from tests.helpers.parallel_sizes import even_layout, parallel_sizes
+from tests.helpers.parity import CASES as PARITY
+from tests.helpers.parity import EVERYTHING_OVERLAPS, SLOW_CASES, Case, Parity, sweep
 from tests.helpers.ranks import RankContext, run_ranks
 
 pytestmark = pytest.mark.distributed
 
 NUMBERS = (2, 3, 4, 5, 8)
 """Micro-batches of a step."""
-CASES: dict[int, list[tuple[int, int, bool]]] = {
-    1: [(1, number, overlaps) for number in (1, *NUMBERS) for overlaps in (False, True)],
+
+
+class Schedule(NamedTuple):
+    """What the order of passes depends on."""
+
+    vpp: int
+    num_micro_batches: int
+    overlaps: bool
+    """Whether forward and backward overlap."""
+
+
+CASES: dict[int, list[Schedule]] = {
+    1: [Schedule(1, number, overlaps) for number in (1, *NUMBERS) for overlaps in (False, True)],
     2: [
-        *[(1, number, False) for number in (1, *NUMBERS)],
-        *[(vpp, number, overlaps) for vpp in (2, 3) for number in NUMBERS for overlaps in (False, True)],
+        *[Schedule(1, number, False) for number in (1, *NUMBERS)],
+        *[
+            Schedule(vpp, number, overlaps)
+            for vpp in (2, 3)
+            for number in NUMBERS
+            for overlaps in (False, True)
+        ],
     ],
     4: [
-        *[(1, number, False) for number in NUMBERS],
-        *[(2, number, overlaps) for number in (4, 5, 8, 11) for overlaps in (False, True)],
+        *[Schedule(1, number, False) for number in NUMBERS],
+        *[Schedule(2, number, overlaps) for number in (4, 5, 8, 11) for overlaps in (False, True)],
     ],
 }
-"""Pipeline ranks -> (virtual stages, micro-batches, whether forward and backward overlap)."""
+"""Pipeline ranks -> what is compared with `schedule_of`."""
 
 
 class Note(torch.autograd.Function):
@@ -61,7 +89,7 @@ class Chunk(torch.nn.Module):
         self.input = tensors[0]
 
 
-def record_orders(context: RankContext, pp: int) -> list[list[Pass]]:
+def record_orders(context: RankContext, pp: int, schedules: Sequence[Schedule]) -> list[list[Pass]]:
     """Passes that this rank of a pipeline of `pp` ranks has run in each case."""
     from megatron.core import parallel_state
 
@@ -71,7 +99,7 @@ def record_orders(context: RankContext, pp: int) -> list[list[Pass]]:
     device = use_platform("cpu")
     start_process_group(device, timeout_s=60.0)
     orders = []
-    for vpp, num_micro_batches, overlaps in CASES[pp]:
+    for vpp, num_micro_batches, overlaps in schedules:
         sizes, layout = parallel_sizes(pp=pp, vpp=vpp), even_layout(pp * vpp, pp, vpp)
         topology = build_topology(sizes, layout, device)
         orders.append(record_order(topology, num_micro_batches, overlaps))
@@ -176,11 +204,90 @@ def call(hook: Any, *arguments: Any) -> None:
         hook(*arguments)
 
 
+Orders = dict[Schedule, list[list[Pass]]]
+"""What depends on the schedule -> [stage] -> passes that it ran."""
+
+
+@pytest.fixture(scope="module")
+def real_orders() -> "RealOrders":
+    return RealOrders()
+
+
+class RealOrders:
+    """What real ranks run; each pipeline is started once for all that is asked of it at a time."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, Orders] = {}
+
+    def of(self, pp: int, schedules: Sequence[Schedule]) -> Orders:
+        """The orders of all of these, on a pipeline of `pp` ranks."""
+        found = self._found.setdefault(pp, {})
+        missing = [each for each in dict.fromkeys(schedules) if each not in found]
+        if missing:
+            by_rank = run_ranks(record_orders, pp, pp, missing, timeout_s=300.0)
+            found |= dict(zip(missing, map(list, zip(*by_rank, strict=True)), strict=True))
+        return found
+
+
 @pytest.mark.parametrize("pp", CASES)
-def test_ranks_run_the_passes_of_schedule_of(pp: int) -> None:
-    by_rank = run_ranks(record_orders, pp, pp)
-    for stage, orders in enumerate(by_rank):
-        for (vpp, number, overlaps), order in zip(CASES[pp], orders, strict=True):
-            group_size = micro_batch_group_size(number, pp) if vpp > 1 else 1
+def test_ranks_run_the_passes_of_schedule_of(pp: int, real_orders: RealOrders) -> None:
+    wanted = [*CASES[pp], *(schedule_in(plan) for plan in planned("few") if plan.layout.pp == pp)]
+    for schedule, orders in real_orders.of(pp, wanted).items():
+        vpp, number, overlaps = schedule
+        group_size = micro_batch_group_size(number, pp) if vpp > 1 else 1
+        for stage, order in enumerate(orders):
             expected = schedule_of(pp, vpp, number, group_size, stage, overlaps=overlaps)
             assert order == expected, f"rank {stage} of {pp} x {vpp}, {number} micro-batches, {overlaps=}"
+
+
+LAYOUTS = {
+    # Those whose pipelines are run anyway.
+    "few": [case for case in PARITY if case not in SLOW_CASES and case.sizes.get("pp", 1) <= 4],
+    "all": [*PARITY, *sweep()],
+}
+"""Layouts of the parity matrix."""
+
+
+@functools.cache
+def planned(which: str) -> list[PipelinePlan]:
+    """The plans of layouts, and of the same with everything overlapped where the configuration has it."""
+    return [plan_pipeline(compose(arguments)) for case in LAYOUTS[which] for arguments in variants(case)]
+
+
+def variants(case: Case) -> Iterator[list[str]]:
+    parity, sizes = Parity(Path("shards"), Path("run")), {"pp": 1, "vpp": 1, "ep": 1, **case.sizes}
+    yield parity.arguments(case)
+    if sizes["ep"] > 1 and (sizes["vpp"] > 1 or sizes["pp"] == 1):
+        yield [*parity.arguments(case), *EVERYTHING_OVERLAPS]
+
+
+def schedule_in(plan: PipelinePlan) -> Schedule:
+    sizes = plan.config.parallelism
+    return Schedule(sizes.vpp, plan.num_micro_batches, sizes.overlap_expert_comm)
+
+
+@pytest.mark.parametrize("which", ["few", pytest.param("all", marks=pytest.mark.slow)])
+def test_plans_have_the_passes_and_what_waits_of_real_ranks(which: str, real_orders: RealOrders) -> None:
+    plans = sorted(planned(which), key=lambda plan: plan.layout.pp)
+    for pp, group in itertools.groupby(plans, key=lambda plan: plan.layout.pp):
+        of_pp = list(group)
+        orders = real_orders.of(pp, [schedule_in(plan) for plan in of_pp])
+        for plan in of_pp:
+            check_plan(plan, orders[schedule_in(plan)])
+
+
+def check_plan(plan: PipelinePlan, orders: Sequence[Sequence[Pass]]) -> None:
+    """Order of passes, starts in the simulated timeline, and passes between forward and backward."""
+    timeline = step_times(plan).text
+    for stage, order in zip(plan.stages, orders, strict=True):
+        where = f"stage {stage.stage} of {plan.config.parallelism}"
+        assert stage.passes == order, where
+        # Ranks are idle or in one pass, or in two that overlap: these start and end together.
+        times_s = zip(timeline.starts_s[stage.stage], timeline.ends_s[stage.stage], strict=True)
+        for each, (this, after) in zip(order, itertools.pairwise(times_s), strict=False):
+            assert this == after if each.overlaps_next else this[1] <= after[0], where
+        # At every moment as many wait, and the most is what memory is planned for.
+        waiting = list(itertools.accumulate(1 if each.is_forward else -1 for each in order))
+        assert waiting[-1] == 0 <= min(waiting), where
+        held = peak_held(stage.passes, lambda _: 1)
+        assert stage_memory(stage).num_held == held == max(waiting), where
