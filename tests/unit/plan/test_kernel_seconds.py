@@ -138,6 +138,27 @@ def test_a_wave_that_is_not_full_takes_as_long_as_a_full_one() -> None:
     assert kernel_s(two, H800, BFLOAT16) > 1.15 * seconds
 
 
+def test_a_tile_that_is_not_full_takes_as_long_as_a_full_one() -> None:
+    one, full, next_tile = (kernel_s(Product("product", m, 65536, 8192), H800, BFLOAT16) for m in (1, 64, 65))
+    assert 0.95 * full < one < full
+    assert next_tile > 1.05 * full
+
+
+def test_the_smallest_kernels_take_microseconds() -> None:
+    assert kernel_s(Product("product", 1, 1, 1), H800, BFLOAT16) > 3e-6
+    assert kernel_s(Moved("moved", 1, num_launches=5), H800, BFLOAT16) > 5e-6
+
+
+def test_attention_over_very_short_documents_is_bound_by_memory() -> None:
+    seconds = {
+        rate: kernel_s(
+            Attention("attention", 1e6, 1e6, 16, 192, 128), replace(H800, memory_gb_per_s=rate), BFLOAT16
+        )
+        for rate in (2000.0, 3000.0)
+    }
+    assert seconds[2000.0] == pytest.approx(1.5 * seconds[3000.0], rel=0.01)
+
+
 def test_short_documents_are_less_efficient() -> None:
     for is_backward in (False, True):
         rates = [
