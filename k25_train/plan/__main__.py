@@ -1,46 +1,47 @@
-"""Print what a configuration amounts to, without torch and before a GPU hour is spent.
+"""Plan a job before a GPU hour is spent: will it fit, how fast is it, where do time and memory go. No torch.
 
-    python -m k25_train.plan experiment=k25_pretrain_4k [SECTION.KEY=VALUE ...] [VIEW] [--json]
+    python -m k25_train.plan experiment=k25_pretrain_4k [SECTION.KEY=VALUE ...]     one screen
+    python -m k25_train.plan experiment=k25_pretrain_4k --html plan.html            a page with plots
+    python -m k25_train.plan calibrate RUN [RUN ...]                                constants from short runs
 
-Printed are the model's parameters by module, total and active, the pipeline layout, and what ranks send in a
-step. Views: --optimizer is the rule by which each parameter is updated, and the optimizer's state on each
-rank; --activations what is saved of each layer and done with it, and what a rank of each stage has to hold;
---time where the time of a step goes, next to the model's FLOPs.
+Everything is computed; nothing of it was measured on a GPU. A configuration that training would refuse is
+refused with the same words.
 """
 
 import argparse
-import json
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
-from rich.measure import Measurement
 
 from k25_train.compose.command_line import read_arguments
-from k25_train.compose.resolve import compose
+from k25_train.compose.resolve import compose, describe, load, to_yaml
+from k25_train.config.schema import Config
 from k25_train.entry import run_command
-from k25_train.parameters.released import count_parameters
-from k25_train.plan.memory.kernels import kernel_line
-from k25_train.plan.memory.stage import fullest, stage_memories
-from k25_train.plan.optimizer import parameter_kinds
+from k25_train.errors import ConfigError, MachineError
+from k25_train.metrics.planned_timeline import write_planned_trace
+from k25_train.plan.assumption_flags import add_flags, assumptions_of
+from k25_train.plan.memory.verdict import Fit
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
-from k25_train.plan.report.communication import communication_table, dispatcher_table
-from k25_train.plan.report.memory import (
-    item_table,
-    memory_as_dict,
-    memory_lines,
-    packed_by_part,
-    part_table,
-    stage_table,
+from k25_train.plan.report.as_json import plan_as_dict
+from k25_train.plan.report.html.page import write_page
+from k25_train.plan.report.optimizer import optimizer_as_dict
+from k25_train.plan.report.planned import Planned, planned_of
+from k25_train.plan.report.views import (
+    activations_as_dict,
+    optimizer_lines,
+    print_activations,
+    print_details,
+    print_json,
+    print_lines,
+    print_screen,
 )
-from k25_train.plan.report.optimizer import optimizer_as_dict, rule_lines, state_lines, time_lines
-from k25_train.plan.report.parameters import parameter_summary, parameter_table
-from k25_train.plan.report.time import budget_as_dict, budget_table
-from k25_train.plan.time.budget import StepBudget
-from k25_train.plan.time.communication import communication
+from k25_train.terminal import table_width
 
-ANY_WIDTH = Console(width=1000)
-BUDGET_WIDTH = 100
-"""Columns in which the budget of a step can be read."""
+CHECKED = {Fit.fits: 0, Fit.tight: 10, Fit.does_not_fit: 20}
+"""Exit statuses with --check. Without, whatever could be planned ends with 0: what does not fit is an answer,
+and scripts that print or search would end at it."""
 
 
 def main() -> None:
@@ -48,88 +49,125 @@ def main() -> None:
     run_command(_run)
 
 
-def _run() -> None:
+def _run() -> int:
+    if sys.argv[1:2] == ["calibrate"]:
+        return _calibrate(sys.argv[2:])
+    options = read_arguments(_parser())
+    _check_files(options)
+    config = compose(options.overrides)
+    assumptions, problems = assumptions_of(options, config)
+    if problems:
+        raise ConfigError(describe(problems, "the command line"))
+    pipeline = plan_pipeline(config, assumptions=assumptions)
+    if options.activations or options.optimizer:
+        _print_part(pipeline, options)
+        return 0
+    planned = planned_of(pipeline)
+    _print(planned, options)
+    _write_files(planned, options)
+    return CHECKED[planned.verdict.fit] if options.check else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="k25-plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, as for k25-train")
     views = parser.add_mutually_exclusive_group()
+    views.add_argument("--details", action="store_true", help="print every table")
     views.add_argument("--optimizer", action="store_true", help="print rules and state of the optimizer")
     views.add_argument("--activations", action="store_true", help="print activations and memory by stage")
-    views.add_argument("--time", action="store_true", help="print where the time of a step goes")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = read_arguments(parser)
-    pipeline = plan_pipeline(compose(arguments.overrides))
-    print_view = print_overview
-    if arguments.optimizer:
-        print_view = print_optimizer
-    elif arguments.activations:
-        print_view = print_activations
-    elif arguments.time:
-        print_view = print_time
-    print_view(pipeline, as_json=arguments.json)
-
-
-def print_overview(pipeline: PipelinePlan, *, as_json: bool) -> None:
-    """Print parameters, layout and what ranks send."""
-    config, layout = pipeline.config, pipeline.layout.to_megatron()
-    counts = count_parameters(config.model)
-    if as_json:
-        plan = {
-            "model": config.model.name,
-            "parameters": asdict(counts),
-            "layout": layout,
-            "communication": {kind: asdict(volume) for kind, volume in communication(config).items()},
-        }
-        print(json.dumps(plan, indent=2))
-        return
-    console, sizes = Console(), config.parallelism
-    console.print(parameter_table(config.model.name, counts))
-    console.print(parameter_summary(counts), soft_wrap=True, highlight=False)
-    line = f"\nlayout over pp {sizes.pp} x vpp {sizes.vpp}: {layout}"
-    console.print(line, soft_wrap=True, highlight=False)
-    console.print(communication_table(config))
-    if config.parallelism.ep > config.cluster.gpus_per_node:
-        console.print(dispatcher_table(config))
-
-
-def print_optimizer(pipeline: PipelinePlan, *, as_json: bool) -> None:
-    """Print the rule of every parameter and the bytes of its state."""
-    if as_json:
-        print(json.dumps(optimizer_as_dict(pipeline), indent=2))
-        return
-    rules, states = rule_lines(parameter_kinds(pipeline.config)), state_lines(pipeline)
-    print(*rules, "", *states, "", *time_lines(pipeline), sep="\n")
-
-
-def print_activations(pipeline: PipelinePlan, *, as_json: bool) -> None:
-    """Print the saved tensors of each part of the model, and the memory of each stage."""
-    config, memories = pipeline.config, stage_memories(pipeline)
-    if as_json:
-        print(json.dumps(memory_as_dict(config, memories), indent=2))
-        return
-    tables = [part_table(config, part, tensors) for part, tensors in packed_by_part(config).items()]
-    tables += [stage_table(config, memories), item_table(config, fullest(memories))]
-    # Rich would cut numbers short where there is no terminal, or a narrow one.
-    console = Console(
-        width=max(Measurement.get(ANY_WIDTH, ANY_WIDTH.options, each).maximum for each in tables)
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots, tables, timeline")
+    parser.add_argument(
+        "--perfetto", type=Path, metavar="FILE", help="write the planned step's passes for ui.perfetto.dev"
     )
-    for table in tables:
-        console.print(table)
-    console.print(kernel_line(config), soft_wrap=True, highlight=False)
-    for line in memory_lines(pipeline, memories):
-        console.print(line, soft_wrap=True, highlight=False)
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="end with {} if it fits, {} if that is tight, {} if it does not".format(*CHECKED.values()),
+    )
+    add_flags(parser)
+    return parser
 
 
-def print_time(pipeline: PipelinePlan, *, as_json: bool) -> None:
-    """Print the budget of a step."""
-    budget = StepBudget(pipeline)
-    if as_json:
-        print(json.dumps(budget_as_dict(budget), indent=2))
-        return
-    # Its last column wraps; where there is no terminal, or a narrow one, numbers would be cut short.
-    console = Console()
-    Console(width=max(console.width, BUDGET_WIDTH)).print(budget_table(budget))
+def _print_part(pipeline: PipelinePlan, options: argparse.Namespace) -> None:
+    """One of the views that need no step."""
+    if options.json:
+        as_dict = activations_as_dict if options.activations else optimizer_as_dict
+        print_json(as_dict(pipeline))
+    elif options.activations:
+        print_activations(pipeline)
+    else:
+        print_lines([*optimizer_lines(pipeline)])
+
+
+def _print(planned: Planned, options: argparse.Namespace) -> None:
+    if options.json:
+        print_json(plan_as_dict(planned))
+    elif options.details:
+        print_details(planned)
+    else:
+        print_screen(planned)
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Whether the files that are asked for could be written; before anything is planned.
+
+    Raises:
+        ConfigError: one of them has no folder, is one, or is not wanted with this view.
+    """
+    for name in ("html", "perfetto"):
+        path: Path | None = getattr(options, name)
+        if path is None:
+            continue
+        if options.activations or options.optimizer:
+            raise ConfigError(
+                f"--{name} {path}: is of the whole plan: leave --activations and --optimizer out"
+            )
+        if path.is_dir():
+            raise ConfigError(f"--{name} {path}: is a folder: give the name of a file in it")
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"--{name} {path}: {path.parent} is no folder: make it first, or write elsewhere"
+            )
+
+
+def _write_files(planned: Planned, options: argparse.Namespace) -> None:
+    """The files that are asked for; what was written is said on stderr, so that stdout stays what it is.
+
+    Raises:
+        MachineError: one of them cannot be written.
+    """
+    writers: dict[Path, Callable[[Path], object]] = {}
+    if options.html is not None:
+        writers[options.html] = lambda path: write_page(planned, to_yaml(planned.pipeline.config), path)
+    if options.perfetto is not None:
+        writers[options.perfetto] = lambda path: write_planned_trace(planned.step, path)
+    for path, write in writers.items():
+        try:
+            write(path)
+        except OSError as error:
+            raise MachineError(
+                f"{path}: cannot be written: {error.strerror}\n  -> make room, or write it elsewhere"
+            ) from error
+        print(f"written: {path}", file=sys.stderr)
+
+
+def _calibrate(arguments: Sequence[str]) -> int:
+    # It needs numpy, which takes longer to import than a plan to make.
+    from k25_train.plan.report.calibration import add_arguments, run_calibrate
+
+    parser = argparse.ArgumentParser(
+        prog="k25-plan calibrate", description="Fit the constants of a device to runs of it."
+    )
+    add_arguments(parser)
+    console = Console(width=table_width(), highlight=False)
+    return run_calibrate(parser.parse_args(arguments), console, _loaded)
+
+
+def _loaded(path: Path) -> Config:
+    return load(path).config
 
 
 if __name__ == "__main__":

@@ -102,8 +102,12 @@ def hand_made_memory(memory: StageMemory) -> StageMemory:
 def hand_made_plan(*overrides: str, verdict: MemoryVerdict | None = None) -> Planned:
     """The plan of a configuration, with a step of 60 seconds and `GIGABYTES` on the first stage."""
     pipeline = plan_pipeline(compose(overrides))
+    memories = tuple(map(hand_made_memory, stage_memories(pipeline)))
     return Planned(
-        step=hand_made_step(pipeline),
-        verdict=verdict or hand_made_verdict(),
-        memories=tuple(map(hand_made_memory, stage_memories(pipeline))),
+        step=hand_made_step(pipeline), verdict=replace(verdict or hand_made_verdict(), memories=memories)
     )
+
+
+def with_verdict(planned: Planned, verdict: MemoryVerdict) -> Planned:
+    """The same plan with another verdict on its memory."""
+    return replace(planned, verdict=replace(verdict, memories=planned.memories))

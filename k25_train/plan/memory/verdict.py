@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from k25_train.plan.memory.remedies import Remedy, StepCost, find_remedy
 from k25_train.plan.memory.room import Fit, Room, room_of
+from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.memory.step_cost import gpu_seconds
 from k25_train.plan.pipeline import PipelinePlan
 from k25_train.units import GB, GIB
@@ -33,6 +34,8 @@ class MemoryVerdict:
     """What a node has."""
     remedy: Remedy | None
     """The cheapest change found that makes it fit; None if it fits already, or if none was looked for."""
+    memories: tuple[StageMemory, ...] = ()
+    """[stage] -> what its ranks hold, of which the above follows."""
 
     @property
     def margin_bytes(self) -> float | None:
@@ -67,4 +70,5 @@ def _verdict(pipeline: PipelinePlan, room: Room, remedy: Remedy | None) -> Memor
         node_bytes=room.node.total,
         node_limit_bytes=cluster.host_memory_gib * GIB,
         remedy=remedy,
+        memories=tuple(room.memories),
     )

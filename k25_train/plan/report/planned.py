@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from k25_train.plan.memory.stage_memory import StageMemory
-from k25_train.plan.memory.verdict import MemoryVerdict
+from k25_train.plan.memory.verdict import MemoryVerdict, judge_memory
 from k25_train.plan.pipeline import PipelinePlan
+from k25_train.plan.time.plan_step import plan_step
 from k25_train.plan.time.step_plan import StepPlan
 
 
@@ -16,8 +17,11 @@ class Planned:
     """How long a step takes."""
     verdict: MemoryVerdict
     """Whether it fits."""
-    memories: tuple[StageMemory, ...]
-    """[stage] -> what its ranks hold."""
+
+    @property
+    def memories(self) -> tuple[StageMemory, ...]:
+        """[stage] -> what its ranks hold."""
+        return self.verdict.memories
 
     @property
     def pipeline(self) -> PipelinePlan:
@@ -28,3 +32,8 @@ class Planned:
     def fullest(self) -> StageMemory:
         """The stage with the fullest devices."""
         return self.memories[self.verdict.stage]
+
+
+def planned_of(pipeline: PipelinePlan) -> Planned:
+    """Time and memory of a pipeline, with what would make it fit if it does not."""
+    return Planned(step=plan_step(pipeline), verdict=judge_memory(pipeline))

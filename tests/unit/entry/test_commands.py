@@ -69,6 +69,7 @@ def output_to(stream: TextIO) -> Iterator[None]:
 
 PRINTING: dict[str, tuple[Main, list[str]]] = {
     "plan": (plan.main, [SMALL]),
+    "plan in detail": (plan.main, [LARGE, "--details"]),
     "plan of activations": (plan.main, [LARGE, "--activations"]),
     "plan of the optimizer": (plan.main, [SMALL, "--optimizer"]),
     "plan as JSON": (plan.main, [SMALL, "--json"]),
@@ -164,6 +165,12 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (evaluate.main, [f"checkpoint={LOOP}"], LOOP),
     (plan.main, ["experiment=none"], "is not a choice of experiment"),
     (plan.main, [SMALL, "--train.steps=7"], "here train.steps=7"),
+    (plan.main, [SMALL, "--html", FOLDER], "--html FOLDER: is a folder"),
+    (plan.main, [SMALL, "--perfetto", f"{NONE}/step.json"], "--perfetto NONE/step.json: NONE is no folder"),
+    (plan.main, [SMALL, "--html", LOOP], "LOOP: cannot be written: Too many levels of symbolic links"),
+    (plan.main, [SMALL, "--html", FILE, "--optimizer"], "leave --activations and --optimizer out"),
+    (plan.main, [SMALL, "--vision-share", "1.5"], "--vision-share=1.5"),
+    (plan.main, ["calibrate", NONE], NONE),
     (dryrun.main, [SMALL, "-m"], "sweeps are not done"),
     (dryrun.main, ["experiment=smoke", "train.steps"], "here train.steps=VALUE"),
     (data.main, ["inspect", NONE], NONE),
@@ -264,7 +271,7 @@ def test_media_are_not_shuffled_where_there_are_none(
 def test_a_fault_of_the_code_keeps_its_traceback_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plan, "plan_pipeline", lambda config: {}[config.model.name])
+    monkeypatch.setattr(plan, "plan_pipeline", lambda config, assumptions: {}[config.model.name])
     assert run(plan.main, SMALL) == 1
     error = capsys.readouterr().err
     assert "Traceback" in error and "KeyError: 'k25_tiny'" in error
@@ -272,7 +279,7 @@ def test_a_fault_of_the_code_keeps_its_traceback_and_says_so(
 
 
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(config: object) -> None:
+    def interrupted(config: object, assumptions: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(plan, "plan_pipeline", interrupted)
@@ -282,7 +289,9 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_streams_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     before = sys.stdout, sys.stderr
-    monkeypatch.setattr(plan, "plan_pipeline", lambda config: (_ for _ in ()).throw(DataError("x")))
+    monkeypatch.setattr(
+        plan, "plan_pipeline", lambda config, assumptions: (_ for _ in ()).throw(DataError("x"))
+    )
     assert run(plan.main, SMALL) == 2
     assert (sys.stdout, sys.stderr) == before
 

@@ -150,7 +150,7 @@ def run_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_command_prints_table_and_totals() -> None:
-    done = run_plan("experiment=k25_pretrain_4k")
+    done = run_plan("experiment=k25_pretrain_4k", "--details")
     assert done.returncode == 0, done.stderr
     assert "1,026,879,353,328" in done.stdout
     assert "language model 1026.4B, vision 471.1M" in done.stdout

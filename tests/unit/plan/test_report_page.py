@@ -4,7 +4,6 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from parallel.pipeline.schedule import schedule_of
 from parallel.pipeline.simulator import simulate
 from parallel.pipeline.timeline import ChunkSeconds
 from tests.helpers.browser import opened
-from tests.helpers.hand_made_plans import hand_made_plan, hand_made_remedy, hand_made_verdict
+from tests.helpers.hand_made_plans import hand_made_plan, hand_made_remedy, hand_made_verdict, with_verdict
 
 CURVES = [
     Curve(name, tuple((n / 10, 1500.0 - n * slope) for n in range(6)))
@@ -79,7 +78,7 @@ def written(pretrain: Planned, tmp_path_factory: pytest.TempPathFactory) -> Path
     verdict = hand_made_verdict(Fit.does_not_fit, device_gb=92, remedy=hand_made_remedy("optim.offload=cpu"))
     parts = [section("Vision", plot(CURVES, "share of <vision> tokens", "tokens/s per GPU"))]
     path = tmp_path_factory.mktemp("page") / "plan.html"
-    path.write_text(page(replace(pretrain, verdict=verdict), parts, "model: <x> & y"), encoding="utf-8")
+    path.write_text(page(with_verdict(pretrain, verdict), parts, "model: <x> & y"), encoding="utf-8")
     return path
 
 

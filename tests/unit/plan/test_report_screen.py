@@ -15,7 +15,13 @@ from k25_train.plan.report.words import assumed_text, layout_text
 from k25_train.plan.time.step_plan import Cause, Part
 from k25_train.units import GB
 from parallel.pipeline.layout import PipelineLayout, parse_layout
-from tests.helpers.hand_made_plans import SECONDS, hand_made_plan, hand_made_remedy, hand_made_verdict
+from tests.helpers.hand_made_plans import (
+    SECONDS,
+    hand_made_plan,
+    hand_made_remedy,
+    hand_made_verdict,
+    with_verdict,
+)
 from tests.helpers.project_sources import REPO
 
 OVERRIDES = ["activation.moe.swiglu_input=fp8+offload", "optim.offload=cpu", "dep.feature_buffer_gib=0"]
@@ -43,7 +49,7 @@ def test_it_fits_a_screen(pretrain: Planned, width: int, fit: Fit) -> None:
     remedy = None if fit is Fit.fits else hand_made_remedy(*OVERRIDES)
     device_gb = {Fit.fits: 72.0, Fit.tight: 83.0, Fit.does_not_fit: 92.0}[fit]
     verdict = hand_made_verdict(fit, device_gb=device_gb, remedy=remedy)
-    lines = lines_of(replace(pretrain, verdict=verdict), width)
+    lines = lines_of(with_verdict(pretrain, verdict), width)
     most = min(max(width, 80), 100)
     pasted = [line for line in lines if line.strip() == " ".join(OVERRIDES)]
     assert len(pasted) == (remedy is not None), "overrides are one line, to paste"
@@ -56,18 +62,18 @@ def test_it_fits_a_screen(pretrain: Planned, width: int, fit: Fit) -> None:
 
 def test_who_has_too_little_is_said(pretrain: Planned) -> None:
     of_device = hand_made_verdict(Fit.does_not_fit, device_gb=92.0)
-    assert "7.10 GB too little on the fullest devices" in lines_of(replace(pretrain, verdict=of_device))[1]
-    assert any("--search" in line for line in lines_of(replace(pretrain, verdict=of_device))[2:5])
+    assert "7.10 GB too little on the fullest devices" in lines_of(with_verdict(pretrain, of_device))[1]
+    assert any("--search" in line for line in lines_of(with_verdict(pretrain, of_device))[2:5])
     of_host = hand_made_verdict(Fit.does_not_fit, node_gb=2500.0)
-    assert lines_of(replace(pretrain, verdict=of_host))[2].startswith("host memory: 353 GB too little")
+    assert lines_of(with_verdict(pretrain, of_host))[2].startswith("host memory: 353 GB too little")
     closest = hand_made_remedy("optim.offload=cpu", left_gb=-1, fit=Fit.does_not_fit)
     hopeless = hand_made_verdict(Fit.does_not_fit, device_gb=192.0, remedy=closest)
-    text = "\n".join(lines_of(replace(pretrain, verdict=hopeless)))
+    text = "\n".join(lines_of(with_verdict(pretrain, hopeless)))
     assert "no change of memory alone fits; the most that helps leaves it 1.00 GB short" in text
 
 
 def test_the_cpu_has_no_limit_of_its_own(pretrain: Planned) -> None:
-    lines = lines_of(replace(pretrain, verdict=hand_made_verdict(limit_gb=None)))
+    lines = lines_of(with_verdict(pretrain, hand_made_verdict(limit_gb=None)))
     assert lines[1] == "FITS  72.00 GB per rank, which are the host's: the device is the CPU"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from importlib import resources
+from pathlib import Path
 
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.memory.stage_memory import StageMemory
@@ -19,6 +20,11 @@ from k25_train.units import GB
 
 CLASSES = {Fit.fits: "fits", Fit.tight: "tight", Fit.does_not_fit: "not"}
 PARTS = ("states", "passes in the pipeline", "encoder", "optimizer's rounds", "gaps, CUDA, NCCL")
+
+
+def write_page(planned: Planned, config_yaml: str, path: Path) -> None:
+    """Write the page of a plan, with what its mechanisms are worth and what images cost."""
+    path.write_text(page(planned, [], config_yaml), encoding="utf-8")
 
 
 def page(planned: Planned, variants: Sequence[str], config_yaml: str) -> str:
