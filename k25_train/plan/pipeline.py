@@ -127,6 +127,18 @@ def plan_pipeline(
     )
 
 
+def distinct_stages(pipeline: PipelinePlan) -> list[StagePlan]:
+    """The first of each kind of stage: those that hold as many layers of either kind, and the same ends."""
+    is_moe, found = pipeline.config.model.is_moe, dict[tuple[object, ...], StagePlan]()
+    for stage in pipeline.stages:
+        held = [
+            (chunk.is_first, chunk.is_last, sum(map(is_moe, chunk.layers)), len(chunk.layers))
+            for chunk in stage.chunks
+        ]
+        found.setdefault((stage.stage == 0, *sorted(held)), stage)
+    return list(found.values())
+
+
 def layout_of(config: Config) -> PipelineLayout:
     """The configured layout, or the one that balances the chunks' cost (`parallel.pipeline.balance`)."""
     parallelism, num_layers = config.parallelism, config.model.num_layers

@@ -2,8 +2,8 @@
 
 from k25_train.config.cluster import Device
 from k25_train.config.data import ReadIn
-from k25_train.plan.memory.checkpoint import fullest_shard
-from k25_train.plan.pipeline import PipelinePlan
+from k25_train.plan.memory.checkpoint import shard_bytes
+from k25_train.plan.pipeline import PipelinePlan, distinct_stages
 from k25_train.plan.time.step_plan import Cause, Part
 from k25_train.units import GB
 
@@ -52,7 +52,8 @@ def checkpoint_part(pipeline: PipelinePlan, step_s: float) -> Part:
         step_s: of all else.
     """
     config = pipeline.config
-    copied_s = fullest_shard(pipeline) / (GB * config.cluster.host_copy_gb_per_s)
+    most_bytes = max(map(shard_bytes, distinct_stages(pipeline)))
+    copied_s = most_bytes / (GB * config.cluster.host_copy_gb_per_s)
     steps = config.checkpoint.interval_steps
     if steps is None:
         seconds_between = config.checkpoint.interval_s

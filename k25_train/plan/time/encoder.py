@@ -38,7 +38,8 @@ def step_sizes(pipeline: PipelinePlan) -> BatchSizes:
     config, assumed = pipeline.config, pipeline.assumptions
     documents = pipeline.stages[0].balanced_sizes.documents
     num_tokens = config.train.global_batch_size * config.train.seq_len
-    num_vision_tokens, patches = round(assumed.vision_share * num_tokens), item_grid(pipeline).num_patches
+    share = assumed.vision_share if config.model.has_vision else 0.0
+    num_vision_tokens, patches = round(share * num_tokens), item_grid(pipeline).num_patches
     num_items = num_vision_tokens / item_tokens(pipeline)
     return BatchSizes(
         num_tokens=num_tokens,
@@ -70,7 +71,7 @@ def coupled_pass_s(pipeline: PipelinePlan) -> tuple[float, float]:
     other wait for the one that encodes the most.
     """
     config, assumed = pipeline.config, pipeline.assumptions
-    if config.vision_placement.encoder_parts or not assumed.vision_share:
+    if config.vision_placement.encoder_parts or not assumed.vision_share or not config.model.has_vision:
         return 0.0, 0.0
     times, grid = vision_times(config), item_grid(pipeline)
     model = config.model
@@ -92,7 +93,7 @@ def encoder_plan(pipeline: PipelinePlan, idle_s: float) -> EncoderPlan:
         idle_s: how long ranks are idle while passes run, on average over stages.
     """
     config, assumed = pipeline.config, pipeline.assumptions
-    if not config.vision_placement.encoder_parts or not assumed.vision_share:
+    if not config.vision_placement.encoder_parts or not assumed.vision_share or not config.model.has_vision:
         return NO_ENCODER
     # 1. One image, either pass, and how many there are.
     times, grid = vision_times(config), item_grid(pipeline)

@@ -9,22 +9,21 @@ been measured on a GPU.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from k25_train.config.basics import DType
 from k25_train.config.optimizer import OptimizerOffload, OptimName
 from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter
 from k25_train.parameters.update_rules import rule_of
-from k25_train.plan.kernels.seconds import moved_s
+from k25_train.plan.kernels.kernel import Precision, Product
+from k25_train.plan.kernels.seconds import kernels_s, moved_s
 from k25_train.plan.memory.pipeline_peak import rank_size
 from k25_train.plan.optimizer import (
     encoder_parameters,
     stage_parameters,
     stage_state,
-    stage_states,
     weights_by_update,
 )
-from k25_train.plan.pipeline import PipelinePlan, StagePlan
-from k25_train.plan.time.step import flops_per_s, network_bytes_per_s
+from k25_train.plan.pipeline import PipelinePlan, StagePlan, distinct_stages
+from k25_train.plan.time.step import network_bytes_per_s
 from k25_train.plan.time.step_plan import Cause, Part
 from k25_train.plan.weight_bytes import WEIGHT_BYTES, host_state_bytes
 from k25_train.units import GB, MIB
@@ -33,9 +32,6 @@ from parallel.muon.plan import newton_schulz_flops
 UPDATE_BYTES = 32
 """Bytes that are read and written for a weight that is updated: gradient for the norm and for momentum,
 momentum, direction, update, master, and the weight in the model's type."""
-FLOAT32_FLOPS_PER_S = 50e12
-"""FLOPs per second of float32 products without TF32. Source: 67e12 in the H100's data sheet, three quarters
-of it as our choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,7 @@ class OptimizerTimes:
 
 def slowest_optimizer(pipeline: PipelinePlan) -> OptimizerTimes:
     """The stage whose optimizer takes longest; the first of several."""
-    return max((optimizer_times(stage) for stage in pipeline.stages), key=lambda times: times.total_s)
+    return max(map(optimizer_times, distinct_stages(pipeline)), key=lambda times: times.total_s)
 
 
 def optimizer_times(stage: StagePlan) -> OptimizerTimes:
@@ -84,14 +80,15 @@ def optimizer_times(stage: StagePlan) -> OptimizerTimes:
     config, muon = stage.config, stage.config.optim.muon
     # 1. Newton-Schulz: owners are among the stage's replicas, of an encoder's matrices among all ranks.
     own, encoder = list(stage_parameters(stage)), encoder_parameters(config)
-    work, largest = 0.0, 0
+    work, work_s, largest, largest_s = 0.0, 0.0, 0, 0.0
     for parameters, num_ranks in ((own, config.dp), (encoder, config.world_size)):
         for matrix in muon_matrices(config, parameters):
             flops = newton_schulz_flops(matrix.rows, matrix.cols, muon.newton_schulz_steps)
-            work += matrix.number * flops / num_ranks
-            largest = max(largest, flops)
-    work = max(work, largest)
-    rate = newton_schulz_flops_per_s(config)
+            seconds = newton_schulz_s(config, matrix)
+            work, work_s = (
+                total + matrix.number * each / num_ranks for total, each in ((work, flops), (work_s, seconds))
+            )
+            largest, largest_s = max(largest, flops), max(largest_s, seconds)
     # 2. The exchange.
     held = {
         update: number / config.dp + weights_by_update(config, encoder)[update] / config.world_size
@@ -105,9 +102,9 @@ def optimizer_times(stage: StagePlan) -> OptimizerTimes:
     edge_bytes = 2 * min(4 * held[OptimName.muonclip], muon.exchange_mib * MIB) * is_streamed
     return OptimizerTimes(
         stage=stage.stage,
-        newton_schulz_flops=work,
-        newton_schulz_s=work / rate,
-        largest_matrix_s=largest / rate,
+        newton_schulz_flops=max(work, largest),
+        newton_schulz_s=max(work_s, largest_s),
+        largest_matrix_s=largest_s,
         exchange_s=sent / network_bytes_per_s(config),
         stream_bytes=stream_bytes,
         stream_s=stream_bytes / bus,
@@ -115,11 +112,17 @@ def optimizer_times(stage: StagePlan) -> OptimizerTimes:
     )
 
 
-def newton_schulz_flops_per_s(config: Config) -> float:
-    """FLOPs per second of Newton-Schulz: the run's rate in bfloat16, far less in float32."""
-    if config.optim.muon.newton_schulz_dtype is DType.float32:
-        return min(FLOAT32_FLOPS_PER_S, flops_per_s(config))
-    return flops_per_s(config)
+def newton_schulz_s(config: Config, matrix: MuonMatrix) -> float:
+    """How long one such matrix takes: three products for each step (`parallel.muon.plan`)."""
+    m, n = sorted((matrix.rows, matrix.cols))
+    muon = config.optim.muon
+    products = (
+        Product("X X^T", m, m, n),
+        Product("A A", m, m, m),
+        Product("A X", m, n, m),
+    )
+    precision = Precision.of(muon.newton_schulz_dtype)
+    return muon.newton_schulz_steps * kernels_s(products, config.cluster.rates, precision)
 
 
 def muon_matrices(config: Config, parameters: Iterable[TrainedParameter]) -> Iterator[MuonMatrix]:
@@ -136,8 +139,9 @@ def optimizer_part(pipeline: PipelinePlan) -> Part:
     """The optimizer of the stage where it takes longest, and what it does to every weight."""
     config, times = pipeline.config, slowest_optimizer(pipeline)
     # Gradients are cleared whole on each rank; norm and update go over the rank's share.
-    held = max(sum(rank_size(config, each) for each in stage_parameters(stage)) for stage in pipeline.stages)
-    updated = max(sum(state.num_weights.values()) for state in stage_states(pipeline)) / config.dp
+    stages = distinct_stages(pipeline)
+    held = max(sum(rank_size(config, each) for each in stage_parameters(stage)) for stage in stages)
+    updated = max(sum(stage_state(stage).num_weights.values()) for stage in stages) / config.dp
     gradient_bytes = pipeline.assumptions.code.gradient_bytes
     elementwise_s = moved_s(gradient_bytes * held + UPDATE_BYTES * updated, config.cluster.rates)
     slow = pipeline.assumptions.slow_node

@@ -38,7 +38,12 @@ def plan_step(pipeline: PipelinePlan) -> StepPlan:
         pipeline=pipeline,
         parts=tuple(part for part in parts if part.seconds),
         timeline=passes.schedule.timeline,
-        model_flops=training_flops(config.model, sizes, config.optim.vision.trained),
+        model_flops=training_flops(
+            config.model,
+            sizes,
+            config.optim.vision.trained,
+            mtp_layers=pipeline.assumptions.code.mtp_layers,
+        ),
         busy_s=_busy_s(passes, replicas),
     )
 

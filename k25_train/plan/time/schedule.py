@@ -82,9 +82,9 @@ def step_schedule(
     """
     group_size = 1 if sizes.vpp == 1 else micro_batch_group_size(num_micro_batches, sizes.pp)
     linked, num_groups = _num_linked(sizes, group_size), num_micro_batches // group_size
-    # The first group, `linked` that are compared with those one group later, and as many behind them, which
-    # the backward passes of these overlap with.
-    kept = 2 * linked + 2
+    # `linked` groups in which the pipeline fills, as many that are compared with those one group later, and
+    # as many behind them, with which backward passes of these alternate.
+    kept = 3 * linked + 1
     while kept < num_groups:
         # 1. A shorter step; its groups have the same size.
         skipped = num_groups - kept
