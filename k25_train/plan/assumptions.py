@@ -44,6 +44,13 @@ class OtherCode:
     """What data-parallel ranks share."""
     cuda_graphs: bool = False
     """Whether passes are launched as graphs, so that the host's launches take no time."""
+    graphs_experts: bool = True
+    """With graphs, whether they hold all of a layer; otherwise its experts, and what sends tokens to them,
+    are launched kernel by kernel, as rows of unknown number are."""
+    attention_in_fp8: bool = False
+    """Whether attention is in FP8 as well, where products are."""
+    fuses_experts: bool = False
+    """Whether SwiGLU and rounding to FP8 are a part of experts' products, and no kernels that move data."""
     recomputes_layers: bool = False
     """Whether the backward pass runs each layer's forward pass again, of which the input alone is kept."""
     gradient_bytes: int = 4
