@@ -190,14 +190,16 @@ _CALIBRATION = {"kernels": 1.0, "exchange": 1.0, "pass_ms": 0.0, "step_ms": 0.0}
 _CPU_RATES: Values = {
     "device": "cpu", "bf16_tflops": 0.01, "fp8_tflops": None, "float32_tflops": 0.01, "num_sms": 1,
     "memory_gb": None, "memory_gb_per_s": None, "gemm_efficiency": 1.0, "fp8_efficiency": 1.0,
-    "attention_efficiency": 1.0, "attention_backward_efficiency": 1.0, "memory_efficiency": 1.0,
+    "attention_efficiency": 1.0, "attention_backward_efficiency": 1.0, "attention_half_keys": 0.0,
+    "memory_efficiency": 1.0,
     "nvlink_gb_per_s": None, "nvlink_ranks": 1, "pcie_gb_per_s": None, "launch_us": 0.0, "gap_us": 0.0,
     "calibration": _CALIBRATION,
 }  # fmt: skip
 _H800_RATES: Values = {
     "device": "H800", "bf16_tflops": 989.0, "fp8_tflops": 1979.0, "float32_tflops": 67.0, "num_sms": 132,
     "memory_gb_per_s": 3350.0, "gemm_efficiency": 0.78, "fp8_efficiency": 0.78,
-    "attention_efficiency": 0.56, "attention_backward_efficiency": 0.4, "memory_efficiency": 0.85,
+    "attention_efficiency": 0.7, "attention_backward_efficiency": 0.6, "attention_half_keys": 420.0,
+    "memory_efficiency": 0.85,
     "nvlink_gb_per_s": 150.0, "nvlink_ranks": 8, "pcie_gb_per_s": 55.0, "launch_us": 5.0, "gap_us": 1.0,
     "calibration": _CALIBRATION,
 }  # fmt: skip

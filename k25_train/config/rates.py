@@ -59,7 +59,10 @@ class RatesConfig:
     attention_efficiency: float
     """The same of attention's forward pass over long documents."""
     attention_backward_efficiency: float
-    """The same of its backward pass, in FLOPs that MFU counts: scores that are computed again are not."""
+    """The same of its backward pass, in which scores are computed again: a quarter or so more FLOPs."""
+    attention_half_keys: float
+    """Keys per query, on average, with which attention reaches half of these shares: tiles of short documents
+    are less full."""
     memory_efficiency: float
     """Share of `memory_gb_per_s` that kernels reach which only move data."""
     nvlink_gb_per_s: float | None
@@ -82,7 +85,7 @@ class RatesConfig:
         found += not_positive(self, ("bf16_tflops", "float32_tflops", "num_sms", "nvlink_ranks"))
         optional = ("memory_gb", "fp8_tflops", "memory_gb_per_s", "nvlink_gb_per_s", "pcie_gb_per_s")
         found += not_positive(self, [name for name in optional if getattr(self, name) is not None])
-        found += not_negative(self, ("launch_us", "gap_us"))
+        found += not_negative(self, ("launch_us", "gap_us", "attention_half_keys"))
         for name in _EFFICIENCIES:
             if not 0 < getattr(self, name) <= 1:
                 rule = "must be above 0, and 1 at most: a share of the data sheet's rate"

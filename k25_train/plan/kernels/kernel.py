@@ -82,14 +82,20 @@ class Attention:
     v_width: int
     """Width of a head's values."""
     is_backward: bool = False
-    """Whether it computes gradients: twice the FLOPs, as MFU counts them. That it computes
-    scores again is in the efficiency."""
+    """Whether it computes gradients."""
 
     @property
     def flops(self) -> float:
-        """Operations, two for a multiply-add."""
+        """Operations as MFU counts them: twice as many backward as forward."""
         forward = 2.0 * self.pairs * self.heads * (self.qk_width + self.v_width)
         return 2 * forward if self.is_backward else forward
+
+    @property
+    def computed_flops(self) -> float:
+        """Operations of the kernel, which computes scores again backward: five products to forward's two."""
+        if not self.is_backward:
+            return self.flops
+        return 2.0 * self.pairs * self.heads * (3 * self.qk_width + 2 * self.v_width)
 
     def num_bytes(self, precision: Precision) -> float:
         """Bytes read and written: queries, keys, values and result; gradients of each as well."""

@@ -3,9 +3,9 @@
 A product is cut into tiles, which the streaming multiprocessors compute in waves: a last wave that is not
 full takes as long as a full one. A tile's result is written while nothing else runs on its multiprocessor, so
 short sums reach less of the rate than long ones, and small tiles reload their factors more often. The tiling
-is the fastest one, as libraries choose it. Constants are what DeepGEMM's and FlashAttention-3's published
-tables amount to (`tests/unit/plan/test_kernel_seconds.py`); one factor per device,
-`rates.calibration.kernels`, corrects them all.
+is the fastest one, as libraries choose it. Constants are what DeepGEMM's and cuDNN's published tables
+amount to (`tests/unit/plan/test_kernel_seconds.py`); one factor per device, `rates.calibration.kernels`,
+corrects them all.
 
 With one multiprocessor (`conf/device/cpu.yaml`) no tiles are counted, and a kernel takes its FLOPs over the
 rate.
@@ -33,10 +33,9 @@ WRITTEN_ALONE = 0.5
 """Share of a tile's result that is written while its multiprocessor computes nothing."""
 START_S = 1e-6
 """Before and after a product, while not all multiprocessors are busy."""
-KEYS_TO_HALF = 160.0
-"""Mean keys per query at which attention's forward pass reaches half its rate."""
-KEYS_TO_HALF_BACKWARD = 300.0
-"""The same of its backward pass."""
+FP8_ATTENTION = 1.35
+"""How many times faster attention is in FP8. Source: cudnn-frontend's benchmarks of DeepSeek-V3's shape,
+MXFP8 over bfloat16: 1.37 to 1.58 forward, 1.24 to 1.38 backward."""
 
 
 def kernel_s(kernel: Kernel, rates: RatesConfig, precision: Precision) -> float:
@@ -45,7 +44,7 @@ def kernel_s(kernel: Kernel, rates: RatesConfig, precision: Precision) -> float:
     Args:
         kernel: what is computed.
         rates: of the device.
-        precision: of a product's factors; attention computes in bfloat16 where these are FP8.
+        precision: of a product's factors, or in which attention computes.
     """
     memory_s = moved_s(kernel.num_bytes(precision), rates)
     if isinstance(kernel, Product):
@@ -101,9 +100,14 @@ def _product_s(product: Product, memory_s: float, rates: RatesConfig, precision:
 
 def _attention_s(attention: Attention, rates: RatesConfig, precision: Precision) -> float:
     peak = rates.float32_tflops if precision is Precision.float32 else rates.bf16_tflops
-    efficiency = rates.attention_backward_efficiency if attention.is_backward else rates.attention_efficiency
-    alone_s = attention.flops / (1e12 * peak * efficiency)
-    if rates.num_sms == 1 or not attention.pairs:
-        return alone_s
-    keys = KEYS_TO_HALF_BACKWARD if attention.is_backward else KEYS_TO_HALF
-    return alone_s * (1 + keys * attention.tokens / attention.pairs)
+    rate = 1e12 * peak * (FP8_ATTENTION if precision is Precision.fp8 else 1.0)
+    rate *= rates.attention_backward_efficiency if attention.is_backward else rates.attention_efficiency
+    if rates.num_sms == 1:
+        return attention.flops / rate
+    computed = attention.computed_flops + rates.attention_half_keys * _per_key(attention)
+    return computed / rate
+
+
+def _per_key(attention: Attention) -> float:
+    """Operations of one key for each query."""
+    return attention.computed_flops * attention.tokens / attention.pairs if attention.pairs else 0.0
