@@ -12,7 +12,8 @@ from pathlib import Path
 from k25_train.metrics.chrome_trace import write_chrome_trace
 from k25_train.metrics.timeline import RankRecord
 from k25_train.plan.assumptions import Sharding
-from k25_train.plan.time.step_plan import Cause, StepPlan
+from k25_train.plan.cause import Cause
+from k25_train.plan.time.step_plan import StepPlan
 from parallel.config import DepSchedule
 from parallel.pipeline.schedule import RECOMPUTE_AND_BACKWARD_COST
 from parallel.watchdog.recorder import Span

@@ -61,6 +61,9 @@ class OtherCode:
     """Bytes of an element of a token on its way to experts; 1 is FP8. The way back is in bfloat16."""
     mtp_layers: int = 0
     """Layers of multi-token prediction, each a MoE layer with a head, in the last chunk."""
+    fused_elementwise: bool = False
+    """Whether SwiGLU, rotary embedding, router and loss are a kernel each, forward and backward, instead of
+    torch's operations one after the other."""
     overlapped_share: float = 1.0
     """Share of an overlapped pair's exchanges that may run during computation: 1 with every layer's."""
 

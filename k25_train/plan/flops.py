@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import TrainedVision
 from k25_train.config.vision import VisionConfig, VisionPart
 from k25_train.plan.batch_sizes import BatchSizes, causal_pairs
+from k25_train.plan.projections import attention_projections, feed_forward_projections, head_projection
 from parallel.dep.cost import EncoderCost
 from parallel.pipeline.schedule import BACKWARD_COST
 
@@ -76,28 +76,18 @@ def _layer_flops(model: ModelConfig, layer: int, num_tokens: int, num_pairs: int
 
 def head_forward_flops(model: ModelConfig, num_tokens: int) -> int:
     """One forward pass of the output head."""
-    return 2 * num_tokens * model.hidden_size * model.vocab_size
+    return 2 * num_tokens * head_projection(model).multiply_adds
 
 
 def layer_multiply_adds(model: ModelConfig, layer: int) -> int:
     """Multiply-adds that each token costs in a decoder layer, but for attention's over the context."""
-    hidden = model.hidden_size
-    attention = attention_multiply_adds(model)
-    if not model.is_moe(layer):
-        return attention + 3 * hidden * model.dense_ffn_hidden_size
-    experts = model.num_experts_per_token + model.num_shared_experts
-    return attention + hidden * model.num_experts + experts * 3 * hidden * model.expert_ffn_hidden_size
+    others = sum(each.multiply_adds for each in feed_forward_projections(model, layer))
+    return attention_multiply_adds(model) + others
 
 
 def attention_multiply_adds(model: ModelConfig) -> int:
     """Multiply-adds per token of the projections around one layer's attention."""
-    query, key_value = (
-        sum(inputs * outputs for inputs, outputs in pairwise(widths))
-        for widths in (model.query_widths, model.key_value_widths)
-    )
-    rotary_key = model.hidden_size * model.qk_rope_head_dim if model.has_latent_attention else 0
-    output = model.num_attention_heads * model.v_head_dim * model.hidden_size
-    return query + key_value + rotary_key + output
+    return sum(each.multiply_adds for each in attention_projections(model))
 
 
 def mtp_forward_flops(model: ModelConfig, num_tokens: int, num_pairs: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
+from k25_train.plan.batch_sizes import causal_pairs
 
 FEWEST_DOCUMENTS = 32
 """Documents that there is room for in any micro-batch where a kernel's plan depends on their number. Source:
@@ -36,39 +37,62 @@ class PassSizes:
     """Patches that a trained tower in the first chunk encodes; 0 if there is none."""
     vision_tokens: int
     """Vision tokens that a trained projector in the first chunk makes; 0 if there is none."""
+    context_parallel: int = 1
+    """Ranks that share the tokens of these documents evenly; all other fields are one rank's."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of the micro-batch, padding included."""
-        return sum(self.documents)
+        """Tokens of the micro-batch on one rank, padding included."""
+        return -(-sum(self.documents) // self.context_parallel)
+
+    @property
+    def token_pairs(self) -> float:
+        """Pairs of a token and one of its document up to itself, of one rank."""
+        return causal_pairs(self.documents) / self.context_parallel
 
 
 def balanced_sizes(config: Config, assumptions: Assumptions = AS_CONFIGURED) -> PassSizes:
     """A micro-batch whose tokens are spread over experts as assumed; no more than all tokens arrive."""
-    even = config.train.micro_batch_size * config.train.seq_len * config.model.num_experts_per_token
-    expert_rows = min(round(even * assumptions.expert_imbalance), largest_sizes(config).expert_rows)
-    return _pass_sizes(config, expert_rows, assumptions.vision_share, num_frames=1)
+    even = _tokens(config, assumptions) * config.model.num_experts_per_token
+    largest = largest_sizes(config, assumptions).expert_rows
+    expert_rows = min(round(even * assumptions.expert_imbalance), largest)
+    return _pass_sizes(config, assumptions, expert_rows, assumptions.vision_share, num_frames=1)
 
 
-def largest_sizes(config: Config) -> PassSizes:
+def largest_sizes(config: Config, assumptions: Assumptions = AS_CONFIGURED) -> PassSizes:
     """A micro-batch of which all tokens are of the longest video chunks, and go to as many of one rank's
     experts as they can."""
     local_experts = config.model.num_experts // config.parallelism.ep
     each = min(config.model.num_experts_per_token, local_experts)
-    tokens = config.train.micro_batch_size * config.train.seq_len
-    return _pass_sizes(config, config.parallelism.ep * tokens * each, 1.0, config.model.vision.pos_emb_time)
+    expert_rows = config.parallelism.ep * _tokens(config, assumptions) * each
+    return _pass_sizes(config, assumptions, expert_rows, 1.0, config.model.vision.pos_emb_time)
 
 
-def _pass_sizes(config: Config, expert_rows: int, vision_share: float, num_frames: int) -> PassSizes:
+def _tokens(config: Config, assumptions: Assumptions) -> int:
+    """Tokens of a micro-batch on one rank."""
+    return -(-config.train.micro_batch_size * config.train.seq_len // assumptions.context_parallel)
+
+
+def _pass_sizes(
+    config: Config, assumptions: Assumptions, expert_rows: int, vision_share: float, num_frames: int
+) -> PassSizes:
     train, trained_parts = config.train, config.vision_placement.trained_first_stage_parts
-    vision_tokens = math.ceil(vision_share * train.seq_len * train.micro_batch_size)
+    vision_tokens = math.ceil(vision_share * _tokens(config, assumptions))
     patches = vision_tokens * num_frames * config.model.vision.merge_size**2
     return PassSizes(
-        documents=(train.seq_len,) * train.micro_batch_size,
+        documents=_documents(train.seq_len, assumptions.document_tokens) * train.micro_batch_size,
         padding_tokens=0,
         num_sequences=train.micro_batch_size,
         expert_rows=max(expert_rows, 1),
         local_experts=config.model.num_experts // config.parallelism.ep,
         patches=patches if VisionPart.tower in trained_parts else 0,
         vision_tokens=vision_tokens if VisionPart.projector in trained_parts else 0,
+        context_parallel=assumptions.context_parallel,
     )
+
+
+def _documents(seq_len: int, document_tokens: int | None) -> tuple[int, ...]:
+    """Lengths of a sequence's documents: all alike but the last, which fills the sequence."""
+    each = min(document_tokens or seq_len, seq_len)
+    rest = seq_len % each
+    return (each,) * (seq_len // each) + ((rest,) if rest else ())

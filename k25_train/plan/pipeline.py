@@ -108,8 +108,10 @@ def plan_pipeline(
         num_micro_batches: of a step on each replica; what the global batch amounts to if None.
         assumptions: what else the plan assumes.
     """
-    layout, number = layout_of(config), num_micro_batches or config.num_micro_batches
-    balanced, largest = balanced_sizes(config, assumptions), largest_sizes(config)
+    layout = layout_of(config)
+    # Ranks that share sequences are so many fewer replicas.
+    number = num_micro_batches or config.num_micro_batches * assumptions.context_parallel
+    balanced, largest = balanced_sizes(config, assumptions), largest_sizes(config, assumptions)
     stages = tuple(
         StagePlan(
             config=config,

@@ -3,12 +3,13 @@
 from dataclasses import fields, replace
 
 from k25_train.compose.resolve import compose
+from k25_train.plan.cause import Cause
 from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.memory.verdict import Fit, MemoryVerdict, Remedy
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.report.planned import Planned
-from k25_train.plan.time.step_plan import Cause, Part, StepPlan
+from k25_train.plan.time.step_plan import Part, StepPlan
 from k25_train.units import GB
 from parallel.pipeline.schedule import schedule_of
 from parallel.pipeline.simulator import simulate

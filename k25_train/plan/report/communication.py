@@ -3,8 +3,8 @@
 from rich.table import Table
 
 from k25_train.config.schema import Config
+from k25_train.plan.expert_copies import bytes_between_nodes
 from k25_train.plan.time.communication import communication
-from k25_train.plan.time.expert_copies import bytes_between_nodes
 from k25_train.units import GB
 from parallel.dispatcher import Dispatcher
 

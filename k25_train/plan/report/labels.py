@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+from k25_train.plan.cause import Cause
 from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.report.bars import Amount
-from k25_train.plan.time.step_plan import Cause, StepPlan
+from k25_train.plan.time.step_plan import StepPlan
 from k25_train.units import GB
 
 LABEL_WIDTH = 19
@@ -16,6 +17,7 @@ CAUSES = {
     Cause.storage: "FP8 storage",
     Cause.host: "host launches",
     Cause.experts: "expert exchange",
+    Cause.context: "sequence exchange",
     Cause.pipeline: "stage messages",
     Cause.data_parallel: "gradients, weights",
     Cause.offload: "host copies",

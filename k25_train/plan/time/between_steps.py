@@ -2,9 +2,10 @@
 
 from k25_train.config.cluster import Device
 from k25_train.config.data import ReadIn
+from k25_train.plan.cause import Cause
 from k25_train.plan.memory.checkpoint import shard_bytes
 from k25_train.plan.pipeline import PipelinePlan, distinct_stages
-from k25_train.plan.time.step_plan import Cause, Part
+from k25_train.plan.time.step_plan import Part
 from k25_train.units import GB
 
 HOST_WORK_S = 0.05

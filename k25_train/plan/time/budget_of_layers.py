@@ -6,11 +6,11 @@ from math import prod
 
 from k25_train.config.schema import Config
 from k25_train.plan.batch_sizes import causal_pairs
+from k25_train.plan.expert_copies import EXCHANGES
 from k25_train.plan.memory.activations import PackedTensor, stage_tensors
 from k25_train.plan.memory.kernels import AttentionKernel, configured_kernels
 from k25_train.plan.pipeline import StagePlan
 from k25_train.plan.time.budget_row import BudgetRow, moved_s
-from k25_train.plan.time.expert_copies import EXCHANGES
 from k25_train.plan.time.expert_exchange import NUM_SMS, ExpertExchange, expert_exchange
 from k25_train.plan.time.step import flops_per_s, layers_s
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES

@@ -17,8 +17,8 @@ from k25_train.config.optimizer import OptimName
 from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter
 from k25_train.parameters.update_rules import rule_of
+from k25_train.plan.expert_copies import EXCHANGES, copies, copies_elsewhere
 from k25_train.plan.optimizer import encoder_parameters, updated_parameters
-from k25_train.plan.time.expert_copies import EXCHANGES, copies, copies_elsewhere
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
 
 ROUTING_WEIGHT_BYTES = 4

@@ -2,14 +2,16 @@
 
 Expected values under balanced routing: each of a token's k experts is on any rank of the expert-parallel
 group alike. `alltoall` (NCCL) sends a copy per expert; the others send one per node that has any of them,
-and spread it there (DeepEP's README; megatron-core 0.19.2, `fused_a2a.py`).
+and spread it there (DeepEP's README; megatron-core 0.19.2, `fused_a2a.py`). What NVLink connects, a node or a
+rack, counts as a node. A busiest rank gets as many times more as `Assumptions.expert_imbalance` says.
 """
 
 from dataclasses import dataclass
 
+from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
-from k25_train.plan.time.expert_copies import copies, copies_elsewhere
-from k25_train.plan.time.step import NVLINK_GB_PER_S, network_bytes_per_s
+from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
+from k25_train.plan.expert_copies import copies, copies_elsewhere
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from k25_train.units import GB
 from parallel.communicators import MAX_CTAS
@@ -26,6 +28,13 @@ DISPATCHER_SMS = {
 """SMs that an exchange takes from computation. Sources: the limit of the communicator of tokens;
 `Buffer.num_sms` of DeepEP; `moe_hybridep_num_sms` of megatron-core 0.19.2; for NCCL EP no figure is
 published, HybridEP's is assumed."""
+NETWORK_SHARE = 0.85
+"""Share of the card's rate that exchanges reach. Sources: DeepEP's README, 16 ranks on 2 nodes, 43 of
+50 GB/s; Scalable Training of MoE Models with Megatron Core (arXiv 2603.07685), 4,096 tokens of
+DeepSeek-V3's shape: all-to-all over 64 ranks 9.16 ms where the card needs 8.2, over 16 ranks 5.77 where it
+needs 4.7."""
+START_S = 20e-6
+"""Until all ranks take part and the first bytes arrive. Assumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,39 +42,72 @@ class ExpertExchange:
     """One exchange (dispatch or combine) of a micro-batch in a layer, for one rank."""
 
     network_bytes: float
-    """Bytes that leave the node."""
+    """Bytes that leave the node, or the rack if NVLink connects it."""
     nvlink_bytes: float
     """Bytes to other ranks of the node."""
     received_rows: float
     """Rows that arrive at a rank before they are sorted by expert: its tokens' share of all copies."""
+    network_s: float
+    """How long the network needs if nothing else does."""
+    nvlink_s: float
+    """The same of NVLink."""
     seconds: float
     """Duration, network and NVLink at the same time."""
     sms: int
     """SMs that it takes meanwhile."""
 
 
-def expert_exchange(config: Config) -> ExpertExchange:
-    """One exchange of a full micro-batch."""
+def expert_exchange(
+    config: Config, assumptions: Assumptions = AS_CONFIGURED, *, element_bytes: int | None = None
+) -> ExpertExchange:
+    """One exchange of a full micro-batch.
+
+    Args:
+        config: the configuration.
+        assumptions: how uneven experts are, and how many ranks share a sequence.
+        element_bytes: of what is sent; that of `train.dtype` if None.
+    """
     # 1. Where a token's experts are.
-    sizes, model, cluster = config.parallelism, config.model, config.cluster
-    tokens = config.train.micro_batch_size * config.train.seq_len
+    sizes, model, rates = config.parallelism, config.model, config.cluster.rates
+    tokens = config.train.micro_batch_size * config.train.seq_len / assumptions.context_parallel
     ep = sizes.ep
-    node_ranks = min(ep, cluster.gpus_per_node)
+    node_ranks = nvlink_ranks(config, ep)
     num_nodes = ep // node_ranks
-    row_bytes = model.hidden_size * WEIGHT_BYTES[config.train.dtype]
+    row_bytes = model.hidden_size * (element_bytes or WEIGHT_BYTES[config.train.dtype])
     # 2. Copies over the network and within nodes, and rows that arrive.
     network = tokens * copies_elsewhere(config, num_nodes, sizes.dispatcher)
     rows = tokens * copies(config, ep, sizes.dispatcher)
     # What has come over the network once is spread in the node, too.
     nvlink = rows * (node_ranks - 1) / (node_ranks if sizes.dispatcher.sends_once_per_node else ep)
-    seconds = max(
-        network * row_bytes / network_bytes_per_s(config), nvlink * row_bytes / (GB * NVLINK_GB_PER_S)
-    )
+    # 3. Durations; the busiest rank's, for which the others wait.
+    busiest = assumptions.expert_imbalance * message_factor(config)
+    network_s = busiest * network * row_bytes / (GB * NETWORK_SHARE * config.cluster.network_gb_per_s)
+    nvlink_s = busiest * nvlink * row_bytes / (GB * rates.nvlink_gb_per_s) if rates.nvlink_gb_per_s else 0.0
+    longest_s = max(network_s, nvlink_s)
     sms = sizes.dispatcher_sms or DISPATCHER_SMS[sizes.dispatcher]
     return ExpertExchange(
         network_bytes=network * row_bytes,
         nvlink_bytes=nvlink * row_bytes,
         received_rows=rows,
-        seconds=seconds if ep > 1 else 0.0,
+        network_s=network_s,
+        nvlink_s=nvlink_s,
+        seconds=longest_s + START_S * message_factor(config) if longest_s else 0.0,
         sms=sms,
     )
+
+
+def message_factor(config: Config) -> float:
+    """Factor on the duration of messages. Processes of one machine send through memory that their arithmetic
+    uses as well: what they send takes no time until a calibration says so."""
+    factor = config.cluster.rates.calibration.exchange
+    return 0.0 if config.cluster.device is Device.cpu and factor == 1.0 else factor
+
+
+def nvlink_ranks(config: Config, group: int) -> int:
+    """Of neighbouring ranks in a group of this size, those that NVLink connects: the most that divide it."""
+    rates, node = config.cluster.rates, config.cluster.gpus_per_node
+    # Where NVLink connects a rack, a node is a part of it.
+    domain = rates.nvlink_ranks if rates.nvlink_ranks > node else min(rates.nvlink_ranks, node)
+    if rates.nvlink_gb_per_s is None:
+        domain = node
+    return next(size for size in range(min(group, domain), 0, -1) if group % size == 0)

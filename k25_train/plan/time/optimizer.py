@@ -13,6 +13,7 @@ from k25_train.config.optimizer import OptimizerOffload, OptimName
 from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter
 from k25_train.parameters.update_rules import rule_of
+from k25_train.plan.cause import Cause
 from k25_train.plan.kernels.kernel import Precision, Product
 from k25_train.plan.kernels.seconds import kernels_s, moved_s
 from k25_train.plan.memory.pipeline_peak import rank_size
@@ -24,7 +25,7 @@ from k25_train.plan.optimizer import (
 )
 from k25_train.plan.pipeline import PipelinePlan, StagePlan, distinct_stages
 from k25_train.plan.time.step import network_bytes_per_s
-from k25_train.plan.time.step_plan import Cause, Part
+from k25_train.plan.time.step_plan import Part
 from k25_train.plan.weight_bytes import WEIGHT_BYTES, host_state_bytes
 from k25_train.units import GB, MIB
 from parallel.muon.plan import newton_schulz_flops

@@ -13,6 +13,7 @@ what it waits for itself is idle time.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from k25_train.plan.cause import Cause
 from k25_train.plan.flops import training_flops
 from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.time.between_steps import checkpoint_part, data_part, host_part
@@ -22,7 +23,7 @@ from k25_train.plan.time.optimizer import optimizer_part
 from k25_train.plan.time.schedule import StepSchedule, step_schedule
 from k25_train.plan.time.step import message_s
 from k25_train.plan.time.step_durations import StepDurations, free_network_s
-from k25_train.plan.time.step_plan import Cause, Part, StepPlan
+from k25_train.plan.time.step_plan import Part, StepPlan
 
 
 def plan_step(pipeline: PipelinePlan) -> StepPlan:

@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import Protocol
 
 from k25_train.plan.assumptions import Sharding
+from k25_train.plan.cause import Cause
 from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.time.data_parallel import chunk_exchange
 from k25_train.plan.time.encoder import coupled_pass_s
-from k25_train.plan.time.flops_passes import PassTime, pass_times
+from k25_train.plan.time.passes import PassTime, pass_times
 from k25_train.plan.time.schedule import PassUse
-from k25_train.plan.time.step_plan import Cause
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 
 

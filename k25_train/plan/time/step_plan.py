@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
+from k25_train.plan.cause import Cause
 from k25_train.plan.pipeline import PipelinePlan
 from parallel.pipeline.timeline import Timeline
 
@@ -11,31 +11,6 @@ DAY_S = 86400.0
 HOUR_S = 3600.0
 RUN_TOKENS = 15e12
 """Tokens of a run for which days and GPU-hours are told. Source: the K2.5 report, section 4.4."""
-
-
-class Cause(Enum):
-    """What the time of a step goes to, as seen by the ranks of the stage that computes the longest."""
-
-    compute = "model's products and attention"
-    recompute = "recomputation"
-    memory_bound = "kernels that move data"
-    storage = "activations stored in FP8"
-    host = "host launches"
-    experts = "tokens to experts and back"
-    pipeline = "messages between stages"
-    data_parallel = "gradients reduced, weights gathered"
-    offload = "activations to the host and back"
-    bubble = "pipeline's idle time"
-    encoder = "vision encoder"
-    optimizer = "optimizer"
-    between_steps = "between steps"
-    data = "data not there in time"
-    checkpoint = "checkpoints"
-
-    @property
-    def is_communication(self) -> bool:
-        """Whether it is exposed communication."""
-        return self in (Cause.experts, Cause.pipeline, Cause.data_parallel, Cause.offload)
 
 
 @dataclass(frozen=True, slots=True)

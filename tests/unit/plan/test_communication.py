@@ -3,8 +3,8 @@
 import pytest
 
 from k25_train.compose.resolve import compose
+from k25_train.plan.expert_copies import bytes_between_nodes
 from k25_train.plan.time.communication import communication
-from k25_train.plan.time.expert_copies import bytes_between_nodes
 from parallel.dispatcher import Dispatcher
 
 

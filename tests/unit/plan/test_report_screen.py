@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from k25_train.plan.assumptions import Assumptions
+from k25_train.plan.cause import Cause
 from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.memory.verdict import Fit
 from k25_train.plan.report.bars import Amount, bar, bar_rows, largest
@@ -12,7 +13,7 @@ from k25_train.plan.report.labels import CAUSES, LABEL_WIDTH, memory_amounts, ti
 from k25_train.plan.report.planned import Planned
 from k25_train.plan.report.screen import NUM_LINES, screen
 from k25_train.plan.report.words import assumed_text, layout_text
-from k25_train.plan.time.step_plan import Cause, Part
+from k25_train.plan.time.step_plan import Part
 from k25_train.units import GB
 from parallel.pipeline.layout import PipelineLayout, parse_layout
 from tests.helpers.hand_made_plans import (

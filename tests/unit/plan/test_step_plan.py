@@ -13,10 +13,11 @@ from k25_train.config.schema import Config
 from k25_train.metrics.planned_timeline import planned_trace
 from k25_train.metrics.timeline import Kind, segments, step_s
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions, OtherCode, Sharding
+from k25_train.plan.cause import Cause
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.plan_step import plan_step
 from k25_train.plan.time.step_durations import StepDurations
-from k25_train.plan.time.step_plan import Cause, StepPlan
+from k25_train.plan.time.step_plan import StepPlan
 from parallel.pipeline.simulator import simulate
 
 REAL = ("experiment=k25_pretrain_4k", "cluster.nodes=64")

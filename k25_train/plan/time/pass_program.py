@@ -1,0 +1,203 @@
+"""The order of a pass's parts, or of two overlapped passes', as megatron-core 0.19.2 launches them.
+
+`models/common/model_chunk_schedule_plan.py` runs layer i of a forward pass with layer n - i of another
+micro-batch's backward pass:
+
+| stream | | | |
+|---|---|---|---|
+| exchanges | combine backward | dispatch forward, dispatch backward | combine forward |
+| computation | attention forward | experts backward, their weights, experts forward | attention backward |
+
+Nodes of one pass wait for the one before (`ScheduleNode` records an event after each); gradients of weights
+wait for nothing and nobody waits for them. The first layer's last ones are computed after its gradient is
+sent. A pass alone is the same with one side left out.
+"""
+
+from dataclasses import dataclass, field
+
+from k25_train.plan.cause import Cause
+from k25_train.plan.time.chunk_nodes import ChunkKind, Device, LayerNodes, PartNodes, without_delay
+from k25_train.plan.time.lanes import Task
+from k25_train.plan.time.nodes import Node
+
+COMPUTE, EXCHANGES, MESSAGES = "compute", "exchanges", "messages"
+TO_HOST, FROM_HOST, HOST = "to host", "from host", "host"
+
+
+@dataclass
+class PassProgram:
+    """Tasks of one pass or two, in the order in which the host launches them."""
+
+    device: Device
+    """Its nodes."""
+    tasks: list[Task] = field(default_factory=list)
+    """What has been launched."""
+    nodes: list[Node] = field(default_factory=list)
+    """[task] -> its node."""
+
+    def __post_init__(self) -> None:
+        code, sizes = self.device.setting.assumptions.code, self.device.setting.config.parallelism
+        self.is_overlapped = False
+        self._delays, self._recomputes = sizes.delay_wgrad, code.recomputes_layers
+        self._hidden_share = code.overlapped_share
+        # Last task of the forward and of the backward pass, and of the host.
+        self._forward: int | None = None
+        self._backward: int | None = None
+        self._host: int | None = None
+
+    def run(self, forward: ChunkKind | None, backward: ChunkKind | None) -> None:
+        """Launch a forward pass, a backward pass, or both overlapped."""
+        self.is_overlapped = forward is not None and backward is not None
+        device = self.device
+        ahead = device.layers(forward) if forward else []
+        back = device.layers(backward)[::-1] if backward else []
+        # 1. Copies of offloaded tensors go on all the time: those of other passes are as large.
+        for layer in ahead:
+            self._free(TO_HOST, layer.to_host)
+        for layer in back:
+            self._free(FROM_HOST, layer.from_host)
+        # 2. Ends of the model before the first layers.
+        if forward and forward.is_first:
+            self._ahead(COMPUTE, device.first.forward)
+        if backward and backward.is_last:
+            self._backward_of(device.last)
+            for _ in range(device.setting.assumptions.code.mtp_layers):
+                self._mtp_backward()
+        # 3. Layer by layer.
+        late = Node()
+        for number in range(max(len(ahead), len(back))):
+            f_layer = ahead[number] if number < len(ahead) else None
+            b_layer = back[number] if number < len(back) else None
+            late = self._layers(f_layer, b_layer, is_last=number == len(back) - 1) or late
+        # 4. Messages, and what is computed meanwhile.
+        if forward and forward.is_last:
+            for _ in range(device.setting.assumptions.code.mtp_layers):
+                self._mtp_forward()
+            self._ahead(COMPUTE, device.last.forward)
+        elif forward:
+            self._message(self._forward)
+        if backward and not backward.is_first:
+            self._message(self._backward)
+        self._free(COMPUTE, late)
+        if backward and backward.is_first:
+            self._backward_of(device.first)
+
+    def _layers(self, ahead: LayerNodes | None, back: LayerNodes | None, *, is_last: bool) -> Node | None:
+        """One layer of each pass; returns the weights' gradients that are left for after the message."""
+        late = None
+        if back and self._recomputes:
+            self._again(back)
+        if back:
+            self._back(EXCHANGES, back.combined.backward)
+            self._exchange_back(back.combine)
+        if ahead:
+            self._latents_ahead()
+            self._ahead(COMPUTE, ahead.attention.forward)
+            self._wait(ahead)
+        if back:
+            self._back(COMPUTE, back.experts.backward if self._delays else without_delay(back.experts))
+        if ahead:
+            self._exchange_ahead(ahead.dispatch)
+        if back:
+            if self._delays:
+                self._free(COMPUTE, back.experts.weights)
+            self._exchange_back(back.combine)
+        if ahead:
+            self._ahead(COMPUTE, ahead.experts.forward)
+            self._exchange_ahead(ahead.combine)
+            self._ahead(EXCHANGES, ahead.combined.forward)
+        if back:
+            self._latents_back()
+            self._back(COMPUTE, back.attention.backward if self._delays else without_delay(back.attention))
+            if self._delays and is_last:
+                late = back.attention.weights
+            elif self._delays:
+                self._free(COMPUTE, back.attention.weights)
+        return late
+
+    def _again(self, layer: LayerNodes) -> None:
+        """A layer's forward pass in its backward pass."""
+        again = Cause.recompute
+        self._back(COMPUTE, layer.attention.forward.as_cause(again))
+        self._exchange_back(layer.dispatch)
+        self._back(COMPUTE, layer.experts.forward.as_cause(again))
+        self._exchange_back(layer.combine)
+        self._back(EXCHANGES, layer.combined.forward.as_cause(again))
+
+    def _mtp_forward(self) -> None:
+        device = self.device
+        self._ahead(COMPUTE, device.before_mtp.forward)
+        self._layers(device.moe, None, is_last=False)
+        self._ahead(COMPUTE, device.last.forward)
+
+    def _mtp_backward(self) -> None:
+        device = self.device
+        self._backward_of(device.last)
+        self._layers(None, device.moe, is_last=False)
+        self._backward_of(device.before_mtp)
+
+    def _backward_of(self, nodes: PartNodes) -> None:
+        self._back(COMPUTE, without_delay(nodes))
+
+    def _latents_ahead(self) -> None:
+        if self.device.latents.seconds:
+            self._ahead(EXCHANGES, self.device.latents)
+
+    def _latents_back(self) -> None:
+        """Gathered once more, and their gradients sent."""
+        if self.device.latents.seconds:
+            self._back(EXCHANGES, self.device.latents.times(2.0))
+
+    def _exchange_ahead(self, node: Node) -> None:
+        for stream, each in self._parts_of(node):
+            self._ahead(stream, each)
+
+    def _exchange_back(self, node: Node) -> None:
+        for stream, each in self._parts_of(node):
+            self._back(stream, each)
+
+    def _parts_of(self, node: Node) -> list[tuple[str, Node]]:
+        """An exchange, and the share of it during which nothing is computed."""
+        if not node.seconds:
+            return []
+        if not self.is_overlapped or self._hidden_share >= 1.0:
+            return [(EXCHANGES, node)]
+        shown = node.times(1 - self._hidden_share)
+        return [(COMPUTE, shown), (EXCHANGES, node.times(self._hidden_share))]
+
+    def _wait(self, layer: LayerNodes) -> None:
+        """The host waits for the numbers of tokens before it launches anything else."""
+        if layer.wait_s:
+            before = () if self._forward is None else (self._forward,)
+            self._host = self._add(HOST, Node(layer.wait_s, {Cause.host: layer.wait_s}), before)
+            self._forward = self._host
+
+    def _ahead(self, stream: str, node: Node) -> None:
+        before = () if self._forward is None else (self._forward,)
+        self._forward = self._launch(stream, node, before)
+
+    def _back(self, stream: str, node: Node) -> None:
+        before = () if self._backward is None else (self._backward,)
+        self._backward = self._launch(stream, node, before)
+
+    def _free(self, stream: str, node: Node) -> None:
+        """What waits for nothing but its stream."""
+        if node.seconds:
+            self._launch(stream, node, ())
+
+    def _message(self, source: int | None) -> None:
+        if self.device.message.seconds:
+            self._launch(MESSAGES, self.device.message, () if source is None else (source,))
+
+    def _launch(self, stream: str, node: Node, before: tuple[int, ...]) -> int:
+        """A node, and the host's work for it, which takes place while earlier nodes run."""
+        launched = () if self._host is None else (self._host,)
+        position = self._add(stream, node, (*before, *launched))
+        if node.launch_s:
+            self._host = self._add(HOST, Node(node.launch_s, {Cause.host: node.launch_s}), launched)
+        return position
+
+    def _add(self, stream: str, node: Node, after: tuple[int, ...]) -> int:
+        self.tasks.append(Task(stream, node.seconds, node.shares, node.held, after))
+        self.nodes.append(node)
+        return len(self.tasks) - 1
