@@ -1,8 +1,8 @@
-"""One planned step as phases of ranks, in the form in which training records them, and as a file for Perfetto.
+"""One planned step as phases of ranks, in the form in which training records them, and as a file.
 
-A rank stands for each stage. Of the micro-batches as many are there as were simulated; the others repeat them.
-Phases have the names that training gives them. Which idle time the encoder takes is schematic: every one in
-equal parts.
+A rank stands for each stage. As many micro-batches are there as were simulated; the others repeat them.
+Phases have the names that training gives them. Which idle time the encoder takes is schematic: every one
+in equal parts.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from k25_train.metrics.chrome_trace import write_chrome_trace
-from k25_train.metrics.timeline import RankRecord
+from k25_train.metrics.timeline import RankRecord, segments
 from k25_train.plan.assumptions import Sharding
 from k25_train.plan.cause import Cause
 from k25_train.plan.time.step_plan import StepPlan
@@ -21,9 +21,8 @@ from parallel.watchdog.recorder import Span
 
 def write_planned_trace(step: StepPlan, path: Path) -> None:
     """Write a JSON file with one track for each stage of the first replica."""
-    config = step.pipeline.config
-    drawn = sum(each.is_forward and each.vp_stage == 0 for each in step.timeline.schedules[0])
-    title = f"planned step of {config.model.name}: {drawn} of {step.pipeline.num_micro_batches} micro-batches"
+    drawn, number = step.timeline.num_micro_batches, step.pipeline.num_micro_batches
+    title = f"planned step of {step.pipeline.config.model.name}: {drawn:,} of {number:,} micro-batches"
     write_chrome_trace(planned_trace(step), path, title)
 
 
@@ -40,6 +39,14 @@ def planned_trace(step: StepPlan) -> list[RankRecord]:
             spans=tuple(_spans(step, stage.stage, around)),
         )
         for stage in step.pipeline.stages
+    ]
+
+
+def planned_rows(step: StepPlan) -> list[list[tuple[str, float, float]]]:
+    """[stage] -> (what it does, from, to) in seconds, without overlap."""
+    return [
+        [(each.kind.value, each.start_s, each.end_s) for each in segments(record.spans)]
+        for record in planned_trace(step)
     ]
 
 

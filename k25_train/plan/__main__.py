@@ -20,12 +20,12 @@ from k25_train.compose.resolve import compose, describe, load, to_yaml
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
 from k25_train.errors import ConfigError, MachineError
-from k25_train.metrics.planned_timeline import write_planned_trace
+from k25_train.metrics.planned_timeline import planned_rows, write_planned_trace
 from k25_train.plan.assumption_flags import add_flags, assumptions_of
 from k25_train.plan.memory.verdict import Fit
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.report.as_json import plan_as_dict
-from k25_train.plan.report.html.page import write_page
+from k25_train.plan.report.html.page import page
 from k25_train.plan.report.optimizer import optimizer_as_dict
 from k25_train.plan.report.planned import Planned, planned_of
 from k25_train.plan.report.views import (
@@ -63,8 +63,9 @@ def _run() -> int:
         _print_part(pipeline, options)
         return 0
     planned = planned_of(pipeline)
-    _print(planned, options)
+    # Before a reader such as `head` leaves.
     _write_files(planned, options)
+    _print(planned, options)
     return CHECKED[planned.verdict.fit] if options.check else 0
 
 
@@ -141,7 +142,7 @@ def _write_files(planned: Planned, options: argparse.Namespace) -> None:
     """
     writers: dict[Path, Callable[[Path], object]] = {}
     if options.html is not None:
-        writers[options.html] = lambda path: write_page(planned, to_yaml(planned.pipeline.config), path)
+        writers[options.html] = lambda path: _write_page(planned, path)
     if options.perfetto is not None:
         writers[options.perfetto] = lambda path: write_planned_trace(planned.step, path)
     for path, write in writers.items():
@@ -152,6 +153,12 @@ def _write_files(planned: Planned, options: argparse.Namespace) -> None:
                 f"{path}: cannot be written: {error.strerror}\n  -> make room, or write it elsewhere"
             ) from error
         print(f"written: {path}", file=sys.stderr)
+
+
+def _write_page(planned: Planned, path: Path) -> None:
+    """The page, with what mechanisms are worth and what images cost."""
+    text = page(planned, planned_rows(planned.step), [], to_yaml(planned.pipeline.config))
+    path.write_text(text, encoding="utf-8")
 
 
 def _calibrate(arguments: Sequence[str]) -> int:

@@ -103,6 +103,11 @@ class Timeline:
     """[rank] -> end of everything that it does."""
 
     @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of a replica."""
+        return sum(each.is_forward and each.vp_stage == 0 for each in self.schedules[0])
+
+    @property
     def makespan_s(self) -> float:
         """When the last rank is done."""
         return max(self.rank_ends_s)

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from k25_train.metrics.planned_timeline import planned_rows
+from k25_train.metrics.timeline import Kind
 from k25_train.plan.memory.verdict import Fit
 from k25_train.plan.report.html.elements import Curve, plot, section
 from k25_train.plan.report.html.page import page
-from k25_train.plan.report.html.timeline import timeline_svg
+from k25_train.plan.report.html.timeline import IDLE, KINDS, timeline_svg
 from k25_train.plan.report.planned import Planned
-from parallel.pipeline.schedule import schedule_of
-from parallel.pipeline.simulator import simulate
-from parallel.pipeline.timeline import ChunkSeconds
 from tests.helpers.browser import opened
 from tests.helpers.hand_made_plans import hand_made_plan, hand_made_remedy, hand_made_verdict, with_verdict
 
@@ -78,7 +77,8 @@ def written(pretrain: Planned, tmp_path_factory: pytest.TempPathFactory) -> Path
     verdict = hand_made_verdict(Fit.does_not_fit, device_gb=92, remedy=hand_made_remedy("optim.offload=cpu"))
     parts = [section("Vision", plot(CURVES, "share of <vision> tokens", "tokens/s per GPU"))]
     path = tmp_path_factory.mktemp("page") / "plan.html"
-    path.write_text(page(with_verdict(pretrain, verdict), parts, "model: <x> & y"), encoding="utf-8")
+    text = page(with_verdict(pretrain, verdict), planned_rows(pretrain.step), parts, "model: <x> & y")
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -132,29 +132,28 @@ def test_tags_are_balanced(written: Path) -> None:
     assert tags.path == []
 
 
-def rectangles(svg: str, kind: int) -> Iterator[tuple[int, int]]:
-    for path in re.findall(rf'<path class="k{kind}" d="([^"]*)"', svg):
+def rectangles(svg: str, kind: str) -> Iterator[tuple[int, int]]:
+    for path in re.findall(rf'<path class="{kind}" d="([^"]*)"', svg):
         yield from ((int(x), int(w)) for x, w in re.findall(r"M(\d+) 0h(\d+)v1", path))
 
 
-def test_the_timeline_draws_every_pass_once() -> None:
-    schedules = [schedule_of(2, 2, 4, 2, stage, overlaps=True) for stage in range(2)]
-    timeline = simulate(schedules, ChunkSeconds(forward_s=(1.0,) * 4, backward_s=(2.0,) * 4))
-    svg = timeline_svg(timeline)
-    num_pairs = sum(each.overlaps_next for passes in schedules for each in passes)
-    num_passes = sum(map(len, schedules))
-    counts = [len(list(rectangles(svg, kind))) for kind in range(3)]
-    assert counts[2] == num_pairs > 0 and sum(counts) == num_passes - num_pairs
-    ends = [x + width for kind in range(3) for x, width in rectangles(svg, kind)]
-    assert max(ends) == 100_000
-    covered = sum(width for kind in range(3) for _, width in rectangles(svg, kind)) / 100_000
-    busy = sum(
-        end - start
-        for rank, passes in enumerate(schedules)
-        for n, (start, end) in enumerate(zip(timeline.starts_s[rank], timeline.ends_s[rank], strict=True))
-        if not (n and passes[n - 1].overlaps_next)
-    )
-    assert covered == pytest.approx(busy / timeline.makespan_s, abs=1e-3)
+def test_the_timeline_draws_what_ranks_do_to_scale() -> None:
+    rows = [
+        [("backbone forward", 0.0, 1.0), (IDLE, 1.0, 2.0), ("backbone backward", 2.0, 4.0)],
+        [("backbone forward", 1.0, 1.0 + 1e-9), ("optimizer", 4.0, 5.0)],
+    ]
+    svg = timeline_svg(rows)
+    assert list(rectangles(svg, "k0")) == [(0, 20_000), (20_000, 1)], "even what is short is seen"
+    assert list(rectangles(svg, "k1")) == [(40_000, 40_000)]
+    assert list(rectangles(svg, "k3")) == [(80_000, 20_000)]
+    assert svg.count("<svg") == 2
+    assert "vision forward" not in svg, "the legend has what is there"
+
+
+def test_the_timeline_knows_what_ranks_do() -> None:
+    waits = {Kind.features, Kind.experts, Kind.pipeline}
+    assert set(KINDS) == {kind.value for kind in Kind if kind not in waits}
+    assert Kind.other.value == IDLE
 
 
 def test_a_plot_is_to_scale() -> None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from pathlib import Path
 
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.memory.verdict import Fit
 from k25_train.plan.report.bars import amount
 from k25_train.plan.report.html.elements import bars, escaped, section, stacked, table
-from k25_train.plan.report.html.timeline import timeline_svg
+from k25_train.plan.report.html.timeline import Row, timeline_svg
 from k25_train.plan.report.labels import memory_amounts, time_amounts
 from k25_train.plan.report.planned import Planned
 from k25_train.plan.report.screen import exposed_share, remedy_lines, verdict_text
@@ -22,22 +21,18 @@ CLASSES = {Fit.fits: "fits", Fit.tight: "tight", Fit.does_not_fit: "not"}
 PARTS = ("states", "passes in the pipeline", "encoder", "optimizer's rounds", "gaps, CUDA, NCCL")
 
 
-def write_page(planned: Planned, config_yaml: str, path: Path) -> None:
-    """Write the page of a plan, with what its mechanisms are worth and what images cost."""
-    path.write_text(page(planned, [], config_yaml), encoding="utf-8")
-
-
-def page(planned: Planned, variants: Sequence[str], config_yaml: str) -> str:
+def page(planned: Planned, rows: Sequence[Row], variants: Sequence[str], config_yaml: str) -> str:
     """The whole page.
 
     Args:
         planned: what it is about.
+        rows: what each stage does when.
         variants: sections about plans of other configurations.
         config_yaml: the configuration, shown at the end.
     """
     style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     title = title_text(planned.pipeline)
-    parts = [*_top(planned), _time(planned), *_memory(planned), _timeline(planned), *variants]
+    parts = [*_top(planned), _time(planned), *_memory(planned), _timeline(planned, rows), *variants]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -109,13 +104,12 @@ def _parts(memory: StageMemory) -> list[float]:
     return [each / GB for each in (memory.states, *phases, memory.device - memory.tensors)]
 
 
-def _timeline(planned: Planned) -> str:
-    timeline, total = planned.step.timeline, planned.pipeline.num_micro_batches
-    drawn = sum(each.is_forward and each.vp_stage == 0 for each in timeline.schedules[0])
+def _timeline(planned: Planned, rows: Sequence[Row]) -> str:
+    drawn, total = planned.step.timeline.num_micro_batches, planned.pipeline.num_micro_batches
     note = "Each row is a stage of one replica."
     if drawn < total:
-        note += f" {drawn} of the {total:,} micro-batches of a step are drawn; the others repeat them."
-    return section("The passes of a step", timeline_svg(timeline), note=note)
+        note += f" {drawn:,} of the {total:,} micro-batches of a step are drawn; the others repeat them."
+    return section("One step", timeline_svg(rows), note=note)
 
 
 def _tables(planned: Planned) -> Iterator[str]:

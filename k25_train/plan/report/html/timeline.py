@@ -1,48 +1,60 @@
-"""The passes of a step as a row of rectangles for each stage."""
+"""What each stage does in a step, as a row of rectangles for each."""
 
-from k25_train.plan.report.html.elements import legend
-from parallel.pipeline.timeline import Timeline
+from collections.abc import Sequence
 
-KINDS = {"forward": "k0", "backward": "k1", "forward and backward at once": "k2", "idle": "idle"}
-"""What a stage does -> its class in the style sheet."""
+from k25_train.plan.report.html.elements import escaped, legend
+
+KINDS = {
+    "backbone forward": "k0",
+    "backbone backward": "k1",
+    "backbone forward and backward at once": "k2",
+    "vision forward": "k4",
+    "vision recompute and backward": "k5",
+    "optimizer": "k3",
+    "read data": "k6",
+    "gradients, weights, other collectives": "k7",
+    "idle or not announced": "idle",
+}
+"""What a rank can do, in the words of `metrics/timeline.py` -> its class in the style sheet."""
+IDLE = "idle or not announced"
 RESOLUTION = 100_000
 """Units of the whole width; a page shows a few thousand."""
 NUM_TICKS = 5
 
+Row = Sequence[tuple[str, float, float]]
+"""(what a stage does, from, to), in seconds."""
 
-def timeline_svg(timeline: Timeline) -> str:
+
+def timeline_svg(rows: Sequence[Row]) -> str:
     """One replica's stages, first on top; time to the right."""
-    end_s = timeline.makespan_s or 1.0
-    rows = []
-    for stage, shapes in enumerate(_shapes(timeline, RESOLUTION / end_s)):
-        paths = "".join(f'<path class="k{kind}" d="{path}"/>' for kind, path in enumerate(shapes) if path)
-        rows.append(
+    end_s = max((end for row in rows for _, _, end in row), default=0.0) or 1.0
+    seen = {kind for row in rows for kind, _, _ in row} | {IDLE}
+    written = []
+    for stage, row in enumerate(rows):
+        shapes = _paths(row, RESOLUTION / end_s).items()
+        paths = "".join(f'<path class="{KINDS[kind]}" d="{path}"/>' for kind, path in shapes)
+        written.append(
             f"<div class=label>{stage}</div>"
             f'<svg viewBox="0 0 {RESOLUTION} 1" preserveAspectRatio="none" role="img" '
-            f'aria-label="passes of stage {stage}">{paths}</svg>'
+            f'aria-label="{escaped(f"what stage {stage} does")}">{paths}</svg>'
         )
     ticks = "".join(
         f'<span style="left:{100 * n / NUM_TICKS:.0f}%">{end_s * n / NUM_TICKS:.3g} s</span>'
         for n in range(NUM_TICKS + 1)
     )
+    kinds = [kind for kind in KINDS if kind in seen]
+    names = [kind.removesuffix(" or not announced") for kind in kinds]
     return (
-        f"{legend(list(KINDS), list(KINDS.values()))}<div class=timeline>{''.join(rows)}"
+        f"{legend(names, [KINDS[kind] for kind in kinds])}<div class=timeline>{''.join(written)}"
         f"<div class=label>stage</div><div class=ticks>{ticks}</div></div>"
     )
 
 
-def _shapes(timeline: Timeline, scale: float) -> list[list[str]]:
-    """[stage][kind] -> path of its rectangles; idle time is what no path covers."""
-    found = []
-    for stage, passes in enumerate(timeline.schedules):
-        rank, paths = stage * timeline.num_replicas, ["", "", ""]
-        starts, ends = timeline.starts_s[rank], timeline.ends_s[rank]
-        for position, each in enumerate(passes):
-            # Two that overlap have the same times, and are drawn once.
-            if position and passes[position - 1].overlaps_next:
-                continue
-            kind = 2 if each.overlaps_next else 0 if each.is_forward else 1
-            start, end = round(scale * starts[position]), round(scale * ends[position])
-            paths[kind] += f"M{start} 0h{max(end - start, 1)}v1H{start}z"
-        found.append(paths)
-    return found
+def _paths(row: Row, scale: float) -> dict[str, str]:
+    """Kind -> path of its rectangles; idle time is what no path covers."""
+    paths: dict[str, str] = {}
+    for kind, start_s, end_s in row:
+        if kind in KINDS and kind != IDLE:
+            start, end = round(scale * start_s), round(scale * end_s)
+            paths[kind] = paths.get(kind, "") + f"M{start} 0h{max(end - start, 1)}v1H{start}z"
+    return paths
