@@ -99,14 +99,25 @@ def _rates(cluster: Mapping[str, Any], choices: Mapping[str, str], files: Mappin
     return read_file(CONF_DIR / DEVICE / f"{chosen}.yaml") if isinstance(chosen, str) else chosen
 
 
+def choice_values(group: str, name: str) -> dict[str, Any]:
+    """The values of one choice of a group by itself, as texts, with those of the choices that it is based on.
+
+    Raises:
+        ConfigError: a file cannot be read, or a defaults list leads nowhere.
+    """
+    return copy.deepcopy(cast(dict[str, Any], _composed(CONF_DIR, (), f"{group}/{name}")[group]))
+
+
 @lru_cache(maxsize=128)
-def _composed(folder: Path, choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+def _composed(
+    folder: Path, choices: tuple[tuple[str, str], ...], primary: str = CONFIG_NAME
+) -> dict[str, Any]:
     Plugins.instance().register(TextFiles)
     overrides = [f"{group}={choice}" for group, choice in choices]
     GlobalHydra.instance().clear()
     try:
         Hydra.create_main_hydra2("k25", create_config_search_path(f"{TextFiles.scheme()}://{folder}"))
-        composed = hydra_compose(CONFIG_NAME, overrides)
+        composed = hydra_compose(primary, overrides)
         return cast(dict[str, Any], OmegaConf.to_container(composed))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{' '.join(overrides)}: the files of {folder} do not fit: {error}") from error

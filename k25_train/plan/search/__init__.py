@@ -1,0 +1,1 @@
+"""Which layout is fastest among those that fit: enumerated, bounded, tried; torch-free."""
