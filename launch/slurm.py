@@ -18,14 +18,12 @@ from k25_train.compose.command_line import read_arguments
 from k25_train.compose.resolve import to_yaml
 from k25_train.compose.trainable import compose_trainable
 from k25_train.config.basics import is_url
-from k25_train.config.cluster import Device
 from k25_train.config.fabric import AddressFamily
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
 from k25_train.errors import ConfigError
 from k25_train.plan.memory.checkpoint import checkpoint_bytes
-from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.time.step import step_times
+from k25_train.plan.time.plan_step import expected_step_s
 from k25_train.revision import code_version
 from k25_train.units import MIB
 from launch import scheduler
@@ -138,18 +136,11 @@ def prepare(config: Config, max_restarts: int, max_log_mib: int = MAX_LOG_MIB) -
         checkpoint_bytes=0 if is_url(config.checkpoint.dir or "") else checkpoint_bytes(config),
         max_checkpoints=config.checkpoint.keep + 1,
         max_log_bytes=max_log_mib * MIB,
-        planned_step_s=planned_step_s(config),
+        planned_step_s=expected_step_s(config),
         container=container_options(config, run, CHECKOUT, variables),
         environment=[(name, value, reason) for name, value, reason in variables],
     )
     return submission, render(config, run, CHECKOUT, python)
-
-
-def planned_step_s(config: Config) -> float | None:
-    """Seconds of a step's passes by the plan; None for CPUs, whose rate nobody has measured."""
-    if config.cluster.device is Device.cpu:
-        return None
-    return step_times(plan_pipeline(config)).text.makespan_s
 
 
 def format_summary(config: Config, submission: Submission) -> Iterable[str]:

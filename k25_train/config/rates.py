@@ -28,6 +28,11 @@ class CalibrationConfig:
     step_ms: float
     """Milliseconds that each step takes in addition."""
 
+    @property
+    def is_neutral(self) -> bool:
+        """Whether nothing was fitted: values are those of the device's file."""
+        return (self.kernels, self.exchange, self.pass_ms, self.step_ms) == (1, 1, 0, 0)
+
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
         return not_positive(self, ("kernels", "exchange")) + not_negative(self, ("pass_ms", "step_ms"))

@@ -14,20 +14,21 @@ from typing import Self
 from rich.console import Console
 
 from k25_train.compose.resolve import to_yaml
+from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
 from k25_train.data.mix.mixture import planned_tokens
 from k25_train.data.served import SourceSummary, with_media
 from k25_train.metrics.chrome_trace import write_chrome_trace
 from k25_train.metrics.mix_plot import plot_mix
+from k25_train.metrics.pace import Pace, pace_of
 from k25_train.metrics.plots import plot_losses
 from k25_train.metrics.progress import Progress
 from k25_train.metrics.sinks import JsonlSink, Row, SteadySink, TensorBoardSink, number, read_rows
 from k25_train.metrics.sources_table import table_after, table_before
-from k25_train.metrics.summary import summary_table
+from k25_train.metrics.summary import Peak, summary_table
 from k25_train.metrics.throughput import Throughput
 from k25_train.metrics.timeline import RankRecord, aligned, step_s
 from k25_train.metrics.timeline_plot import plot_timeline
-from k25_train.plan.flops import peak_flops
 from k25_train.run_folder.rows_file import METRICS_FILE
 from k25_train.terminal import table_width
 
@@ -48,6 +49,7 @@ class Report:
         self.console = Console(width=table_width(), soft_wrap=True)
         self.progress = Progress(config.train.steps, self.console)
         self.throughput = Throughput(config.train.steps)
+        self.pace = Pace(None)
         self.sinks: list[SteadySink] = []
 
     def __enter__(self) -> Self:
@@ -77,6 +79,7 @@ class Report:
         lines.start(first)
         scalars = SteadySink(str(events), lambda step: TensorBoardSink(events, step), self.warn)
         self.sinks = [lines, scalars]
+        self.pace = pace_of(self.config)
         if finished_steps:
             self.progress.print(f"resuming after step {finished_steps} of {self.config.train.steps}")
         self.progress.__enter__()
@@ -96,10 +99,15 @@ class Report:
         """One finished step, or the evaluation before the first."""
         if not self.is_main:
             return
+        if "loss" in row:
+            row = row | self.pace.figures()
         for sink in self.sinks:
             sink.write(row)
         if "loss" in row:
-            self.throughput.add(number(row["step_time_s"]))
+            step_time_s = number(row["step_time_s"])
+            self.throughput.add(step_time_s)
+            if is_off := self.pace.add(step_time_s):
+                self.progress.print(f"step {row['step']}: {is_off}")
         self.progress.show(row, self.throughput.time_left_s(int(number(row["step"]))))
 
     def timeline(self, step: int, records: Sequence[RankRecord]) -> None:
@@ -158,11 +166,20 @@ class Report:
         except OSError as error:
             self.warn(f"{self.folder}: no summary, the metrics or their plot are out of reach ({error})")
             return
-        per_device = peak_flops(self.device_name)
-        all_devices = None if per_device is None else per_device * self.config.world_size
-        self.console.print(summary_table(rows, name, all_devices))
+        self.console.print(summary_table(rows, name, peak_of(self.config, self.device_name)))
         self.console.print(table_after(rows))
         self.console.print(f"metrics, plot and checkpoints: {self.folder}", markup=False, highlight=False)
+
+
+def peak_of(config: Config, device_name: str) -> Peak | None:
+    """What all devices of a run compute at most, as `cluster.rates` has it; None where they are CPUs."""
+    cluster = config.cluster
+    if cluster.device is Device.cpu:
+        return None
+    devices = f"{config.world_size:,} x {cluster.rates.device}"
+    if cluster.rates.device.lower() not in device_name.lower():
+        devices += f" as in cluster.rates, though the device is {device_name}"
+    return Peak(1e12 * cluster.rates.bf16_tflops * config.world_size, devices)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
 
 from rich.table import Table
 
+from k25_train.metrics.pace import PLANNED
 from k25_train.metrics.sinks import Row, number
 from k25_train.units import format_duration
 
@@ -13,23 +16,32 @@ LAST_STEPS = 10
 """The final training loss is the mean of this many steps."""
 
 
-def summary_table(rows: Sequence[Row], title: str, peak_flops: float | None = None) -> Table:
+class Peak(NamedTuple):
+    """What utilisation is a share of."""
+
+    flops_per_s: float
+    """Peak operations a second of all devices together, in bfloat16."""
+    devices: str
+    """Which devices that are."""
+
+
+def summary_table(rows: Sequence[Row], title: str, peak: Peak | None = None) -> Table:
     """Summarise the rows of a whole run.
 
     Args:
         rows: as `sinks.read_rows` gives them.
         title: above the table.
-        peak_flops: peak operations a second of all devices together; None leaves utilisation (MFU) out.
+        peak: of all devices together; None leaves utilisation (MFU) out.
     """
     table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
     table.add_column(style="bold")
     table.add_column(justify="right")
-    for name, value in summary_lines(rows, peak_flops):
+    for name, value in summary_lines(rows, peak):
         table.add_row(name, value)
     return table
 
 
-def summary_lines(rows: Sequence[Row], peak_flops: float | None) -> list[tuple[str, str]]:
+def summary_lines(rows: Sequence[Row], peak: Peak | None) -> list[tuple[str, str]]:
     """The table's lines, (name, value); a run that resumed counts whole."""
     steps = [row for row in rows if "loss" in row]
     if not steps:
@@ -56,8 +68,13 @@ def summary_lines(rows: Sequence[Row], peak_flops: float | None) -> list[tuple[s
     if timed_s:
         lines.append(("speed", f"{total(timed, 'tokens') / timed_s:,.0f} tokens/s"))
         flops = total(timed, "flops")
-        if peak_flops is not None and flops:
-            lines.append(("MFU", f"{flops / timed_s / peak_flops:.1%}"))
+        if peak is not None and flops:
+            lines.append(("MFU", f"{flops / timed_s / peak.flops_per_s:.1%} of {peak.devices}"))
+    planned = [number(row[PLANNED]) for row in timed if PLANNED in row]
+    if planned:
+        measured_s = median(number(row["step_time_s"]) for row in timed)
+        off = f"{measured_s / planned[-1] - 1:+.0%}"
+        lines.append(("step", f"{measured_s:.3g} s, planned {planned[-1]:.3g} s ({off})"))
     return lines
 
 

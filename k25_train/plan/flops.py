@@ -20,17 +20,6 @@ from k25_train.plan.projections import attention_projections, feed_forward_proje
 from parallel.dep.cost import EncoderCost
 from parallel.pipeline.schedule import BACKWARD_COST
 
-PEAK_BFLOAT16_FLOPS = {
-    "A100": 312e12,
-    "A800": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-}
-"""Dense bfloat16 operations a second by a part of the device's name. Source: NVIDIA's data sheets."""
-
 
 def training_flops(
     model: ModelConfig, sizes: BatchSizes, trained: TrainedVision, *, mtp_layers: int = 0
@@ -112,9 +101,3 @@ def tower_cost(vision: VisionConfig) -> EncoderCost:
         per_patch=2 * (3 * vision.patch_size**2 * width + vision.num_layers * block),
         per_pair=2 * vision.num_layers * 2 * width,
     )
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Peak dense bfloat16 operations a second of one device; None where it is not known, as for a CPU."""
-    known = [name for name in PEAK_BFLOAT16_FLOPS if name.lower() in device_name.lower()]
-    return PEAK_BFLOAT16_FLOPS[max(known, key=len)] if known else None

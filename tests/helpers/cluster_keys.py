@@ -56,7 +56,7 @@ def submitted(key: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The batch script of a run with this key set, followed by the command lines of its steps."""
     monkeypatch.setattr(slurm, "CHECKOUT", CODE)
     # Figures of the plan are in no script or command line, and take most of the time.
-    monkeypatch.setattr(slurm, "planned_step_s", lambda _: None)
+    monkeypatch.setattr(slurm, "expected_step_s", lambda _: None)
     monkeypatch.setattr(slurm, "checkpoint_bytes", lambda _: 0)
     places = [f"run.dir={RUN}", "data.dir=/data/set", "cluster.slurm.python=/env/bin/python"]
     config = with_absolute_paths(compose([*KEYS[key], *places]))

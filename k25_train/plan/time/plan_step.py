@@ -13,9 +13,11 @@ what it waits for itself is idle time.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from k25_train.config.cluster import Device
+from k25_train.config.schema import Config
 from k25_train.plan.cause import Cause
 from k25_train.plan.flops import training_flops
-from k25_train.plan.pipeline import PipelinePlan
+from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.between_steps import checkpoint_part, data_part, host_part
 from k25_train.plan.time.data_parallel import DataParallelTimes, data_parallel_times
 from k25_train.plan.time.encoder import EncoderPlan, encoder_plan, step_sizes
@@ -47,6 +49,14 @@ def plan_step(pipeline: PipelinePlan) -> StepPlan:
         ),
         busy_s=_busy_s(passes, replicas),
     )
+
+
+def expected_step_s(config: Config) -> float | None:
+    """Seconds of a step by the plan; None for CPUs that were not calibrated: their rates are unknown."""
+    cluster = config.cluster
+    if cluster.device is Device.cpu and cluster.rates.calibration.is_neutral:
+        return None
+    return plan_step(plan_pipeline(config)).step_s
 
 
 @dataclass(frozen=True, kw_only=True)

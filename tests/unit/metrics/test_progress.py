@@ -8,7 +8,7 @@ from rich.console import Console
 
 from k25_train.metrics.progress import Progress, status_text
 from k25_train.metrics.sinks import Row
-from k25_train.metrics.summary import summary_lines, summary_table
+from k25_train.metrics.summary import Peak, summary_lines, summary_table
 
 
 def rows(num_steps: int) -> list[Row]:
@@ -72,21 +72,27 @@ def test_terminal_has_one_live_line() -> None:
 
 
 def test_summary() -> None:
-    lines = dict(summary_lines(rows(100), peak_flops=10e12))
+    lines = dict(summary_lines(rows(100), Peak(10e12, "4 x H800")))
     assert lines["steps"] == "100"
     assert lines["tokens"] == "409,600, of which vision 9,600"
     assert lines["time in steps"] == "54s"
     assert lines["training loss"] == "7.9600 -> 4.1800 (-47.5%)"
     assert lines["held-out text loss"] == "8.0000 -> 4.0000 (-50.0%)"
     assert lines["speed"] == "8,192 tokens/s"
-    assert lines["MFU"] == "20.0%"
+    assert lines["MFU"] == "20.0% of 4 x H800"
+    assert "step" not in lines
+
+
+def test_summary_has_steps_next_to_their_plan() -> None:
+    planned = [row | {"planned_step_time_s": 0.4} if "loss" in row else row for row in rows(100)]
+    assert dict(summary_lines(planned, None))["step"] == "0.5 s, planned 0.4 s (+25%)"
 
 
 def test_summary_leaves_out_what_is_not_known() -> None:
-    lines = dict(summary_lines(rows(5)[1:-1], peak_flops=None))
+    lines = dict(summary_lines(rows(5)[1:-1], None))
     assert "MFU" not in lines
     assert "held-out text loss" not in lines
-    assert dict(summary_lines(rows(0)[:1], peak_flops=None)) == {"steps": "0"}
+    assert dict(summary_lines(rows(0)[:1], None)) == {"steps": "0"}
 
 
 def test_summary_table_prints() -> None:

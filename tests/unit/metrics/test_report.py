@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,21 @@ from k25_train.config.schema import Config
 from k25_train.metrics.report import Report
 from k25_train.metrics.sinks import Row, read_rows
 from k25_train.metrics.timeline import RankRecord
+from k25_train.plan.time.plan_step import expected_step_s
 from parallel.watchdog.recorder import Span
 
 
 def config_for(folder: Path) -> Config:
     schedule = ["train.steps=6", "optim.warmup_steps=1", "optim.decay_steps=2"]
     return compose(["experiment=smoke", f"run.dir={folder}", *schedule])
+
+
+def on_gpus(folder: Path) -> Config:
+    config = config_for(folder)
+    config.cluster = replace(
+        compose(["experiment=smoke_8gpu"]).cluster, gpus_per_node=config.cluster.gpus_per_node
+    )
+    return config
 
 
 def row_of(step: int) -> Row:
@@ -54,9 +64,23 @@ def test_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_utilisation_is_of_all_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_steps(config_for(tmp_path), start=0, stop=6, device_name="NVIDIA H800")
     mfu = 1e12 / 0.5 / (4 * 989e12)
-    assert f"{mfu:.1%}" in capsys.readouterr().out.split("MFU")[1].splitlines()[0]
+    for name, told in (("NVIDIA H800", "4 x H800"), ("NVIDIA H20", "though the device is NVIDIA H20")):
+        run_steps(on_gpus(tmp_path / name), start=0, stop=6, device_name=name)
+        line = capsys.readouterr().out.split("MFU")[1].splitlines()[0]
+        assert f"{mfu:.1%} of" in line
+        assert told in line
+
+
+def test_steps_are_held_against_their_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = on_gpus(tmp_path)
+    config.train.steps = 20
+    run_steps(config, start=0, stop=20)
+    planned_s = expected_step_s(config)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert "planned_step_time_s" not in rows[0]
+    assert {row["planned_step_time_s"] for row in rows[1:]} == {planned_s}
+    assert capsys.readouterr().out.count("% longer than the") == 1
 
 
 def test_stopped_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

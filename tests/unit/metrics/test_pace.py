@@ -1,0 +1,43 @@
+"""Steps next to their plan: what is said of them, and when."""
+
+from dataclasses import replace
+
+import pytest
+
+from k25_train.compose.resolve import compose
+from k25_train.metrics.pace import COMPARED_STEPS, PLANNED, WARM_UP_STEPS, Pace
+from k25_train.plan.time.plan_step import expected_step_s
+
+
+def told(planned_s: float | None, step_times_s: list[float]) -> list[str]:
+    pace = Pace(planned_s)
+    return [text for text in map(pace.add, step_times_s) if text]
+
+
+@pytest.mark.parametrize(("step_s", "word"), [(1.2, "20% longer"), (0.8, "20% shorter")])
+def test_steps_that_are_far_from_their_plan_are_told_once(step_s: float, word: str) -> None:
+    texts = told(1.0, [9.0] * WARM_UP_STEPS + [step_s] * 100)
+    assert len(texts) == 1
+    assert word in texts[0]
+    assert "train.trace_step" in texts[0]
+
+
+def test_a_slow_beginning_and_single_slow_steps_are_not_told() -> None:
+    assert not told(1.0, [9.0] * WARM_UP_STEPS + [1.1, 1.1, 1.1, 7.0] * 25)
+    assert not told(1.0, [9.0] * (WARM_UP_STEPS + COMPARED_STEPS - 1))
+
+
+def test_without_a_plan_nothing_is_told() -> None:
+    assert not told(None, [9.0] * 100)
+    assert Pace(None).figures() == {}
+    assert Pace(2.0).figures() == {PLANNED: 2.0}
+
+
+def test_cpus_have_a_plan_once_they_are_calibrated() -> None:
+    config = compose(["experiment=smoke"])
+    assert expected_step_s(config) is None
+    rates = config.cluster.rates
+    fitted = replace(rates, calibration=replace(rates.calibration, kernels=1.5))
+    config.cluster = replace(config.cluster, rates=fitted)
+    assert expected_step_s(config) is not None
+    assert expected_step_s(compose(["experiment=smoke_8gpu"])) is not None
