@@ -64,6 +64,10 @@ class OtherCode:
     fused_elementwise: bool = False
     """Whether SwiGLU, rotary embedding, router and loss are a kernel each, forward and backward, instead of
     torch's operations one after the other."""
+    grows_segments: bool = True
+    """Whether segments of torch's allocator grow (`expandable_segments`), which leaves fewer gaps."""
+    load_copies: float = 0.0
+    """Copies of the optimizer's state on the device while a checkpoint is loaded."""
     overlapped_share: float = 1.0
     """Share of an overlapped pair's exchanges that may run during computation: 1 with every layer's."""
 

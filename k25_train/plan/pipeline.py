@@ -16,8 +16,11 @@ from k25_train.parameters.megatron import (
     layer_parameters,
 )
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
+from k25_train.plan.memo import Memo
+from k25_train.plan.parameters import ModelParameters
 from k25_train.plan.pass_sizes import PassSizes, balanced_sizes, largest_sizes
 from k25_train.plan.stack_cost import stack_cost
+from parallel.activations.order import offload_order
 from parallel.config import ParallelismConfig
 from parallel.pipeline.balance import plan_layout
 from parallel.pipeline.layout import PipelineLayout, parse_layout
@@ -45,6 +48,10 @@ class StagePlan:
     """The configuration that was planned."""
     assumptions: Assumptions
     """What else the plan assumes."""
+    parameters: ModelParameters
+    """Those of the whole model, the same object in all stages."""
+    memo: Memo
+    """What stages have in common is computed once."""
     stage: int
     """Position in the pipeline, counted from 0."""
     chunks: tuple[ChunkPlan, ...]
@@ -65,6 +72,13 @@ class StagePlan:
     def sampled_passes(self) -> list[Pass]:
         """The passes of a few micro-batches, at whose peaks as much is held as in a whole step."""
         return sample_of_passes(self.config.parallelism, self.num_micro_batches, self.stage)
+
+    @cached_property
+    def sampled_turns(self) -> tuple[tuple[bool, int, bool], ...]:
+        """The same as (whether it is forward, virtual stage, whether its activations stay on the device)."""
+        passes = self.sampled_passes
+        stay = offload_order(passes, self.config.activation.passes_ahead).stay
+        return tuple((each.is_forward, each.vp_stage, each.key in stay) for each in passes)
 
     @cached_property
     def text_parameters(self) -> tuple[TrainedParameter, ...]:
@@ -112,10 +126,13 @@ def plan_pipeline(
     # Ranks that share sequences are so many fewer replicas.
     number = num_micro_batches or config.num_micro_batches * assumptions.context_parallel
     balanced, largest = balanced_sizes(config, assumptions), largest_sizes(config, assumptions)
+    parameters, memo = ModelParameters(config), Memo()
     stages = tuple(
         StagePlan(
             config=config,
             assumptions=assumptions,
+            parameters=parameters,
+            memo=memo,
             stage=stage,
             chunks=tuple(_chunk_plan(layout, stage, vp_stage) for vp_stage in range(layout.vpp)),
             num_micro_batches=number,

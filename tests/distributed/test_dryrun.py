@@ -14,6 +14,7 @@ import torch
 
 from k25_train.compose.resolve import compose
 from k25_train.parameters.released import EXPERTS, count_parameters
+from k25_train.plan.memory.states import pipeline_states
 from k25_train.plan.optimizer import encoder_state_bytes, optimizer_state_bytes, stage_states
 from k25_train.plan.pipeline import plan_pipeline
 from tests.helpers import dry_faults
@@ -46,6 +47,37 @@ def check_totals(found: dict[str, Any], arguments: Sequence[str]) -> None:
     assert [part["vision"] for part in parts] == [counts.vision] + [0] * (len(parts) - 1)
 
 
+def check_states(found: dict[str, Any], arguments: Sequence[str]) -> None:
+    """Weights, gradients and optimizer state of every rank are planned to the byte."""
+    states = pipeline_states(plan_pipeline(compose(arguments)))
+    for stage, planned in zip(found["stages"], states, strict=True):
+        real = [stage["weights_bytes"], stage["gradients_bytes"], stage["optimizer_bytes_by_dp_rank"]]
+        assert real == [planned.weights, planned.gradients, list(planned.optimizer)], stage["stage"]
+
+
+REAL_LAYOUTS = (
+    ["optim=muonclip", "dep.mode=coupled"],
+    ["cluster.nodes=64", "optim=muonclip_bf16_in_host", "optim.vision.trained=projector"],
+    ["cluster.nodes=64", "optim=adamw", "dep.mode=coupled", "optim.vision.trained=nothing"],
+    ["optim=muonclip", "parallelism.pp=8", "parallelism.vpp=4", "parallelism.ep=32"],
+    ["optim=muonclip", "parallelism.vpp=1", "parallelism.ep=8", "parallelism.overlap_expert_comm=false"],
+    ["optim=adamw", "parallelism.pp=4", "parallelism.vpp=8", "parallelism.ep=64"],
+    ["optim=muonclip", "parallelism.overlap_grad_reduce=false", "parallelism.overlap_param_gather=false"],
+    ["dep.mode=coupled", "optim.vision.trained=projector", "parallelism.pp=8", "parallelism.vpp=8"],
+    ["cluster.nodes=256", "optim=muonclip"],
+)
+"""More layouts of the real model: stages, experts, nodes, update rules, what of vision is trained."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", REAL_LAYOUTS, ids=" ".join)
+def test_states_of_the_real_model_are_planned_to_the_byte(arguments: list[str]) -> None:
+    every = [*REAL, *arguments]
+    found = dry(every)
+    check_totals(found, every)
+    check_states(found, every)
+
+
 @pytest.mark.parametrize(
     ("nodes", "optim"),
     [
@@ -58,6 +90,7 @@ def test_the_real_model_is_whole_on_every_rank(nodes: int, optim: str) -> None:
     arguments = [*REAL, f"cluster.nodes={nodes}", f"optim={optim}"]
     found = dry(arguments)
     check_totals(found, arguments)
+    check_states(found, arguments)
     assert found["parameters"] == 1_026_879_353_328
     assert found["world_size"] == nodes * 8
     layers = [layer for stage in found["stages"] for chunk in stage["layers"] for layer in chunk]
@@ -99,6 +132,7 @@ def test_any_layout_adds_up(arguments: list[str], optim: str, dep: str) -> None:
     every = [*SHRUNK, *sizes, *arguments]
     found = dry(every)
     check_totals(found, every)
+    check_states(found, every)
     config = compose(every)
     if dep == "decoupled":
         by_rank = [stage["optimizer_bytes_by_dp_rank"] for stage in found["stages"]]
@@ -117,6 +151,7 @@ def test_what_is_frozen_is_built_and_not_updated(trained: str, dep: str) -> None
     every = [*AS_SMOKE, f"optim.vision.trained={trained}", f"dep.mode={dep}"]
     found = dry(every)
     check_totals(found, every)
+    check_states(found, every)
     config = compose(every)
     assert encoder_state_bytes(config) == 0
     for stage, state in zip(found["stages"], stage_states(plan_pipeline(config)), strict=True):

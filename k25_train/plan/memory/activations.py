@@ -6,7 +6,9 @@ sequence counts as one document.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from k25_train.config.schema import Config
@@ -14,7 +16,7 @@ from k25_train.plan.memory.kernels import configured_kernels
 from k25_train.plan.memory.saved_tensor import SavedTensor
 from k25_train.plan.memory.saved_tensors import SavedTensors
 from k25_train.plan.pass_sizes import PassSizes
-from k25_train.plan.pipeline import StagePlan
+from k25_train.plan.pipeline import ChunkPlan, StagePlan
 from parallel.activations.policy import Policy
 from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES, block_bytes, fp8_bytes
 from parallel.pipeline.schedule import Pass, PassKey
@@ -33,6 +35,16 @@ class PackedTensor(NamedTuple):
     """Bytes copied to the host."""
     block_bytes: int
     """Host memory in whole blocks."""
+
+
+class Part(Enum):
+    """A part of a chunk that saves tensors of its own."""
+
+    first = "first chunk"
+    chunk = "once per chunk"
+    layer = "layer"
+    last = "last chunk"
+    mtp = "layer of multi-token prediction"
 
 
 class WaitingBytes(NamedTuple):
@@ -55,6 +67,12 @@ class WaitingBytes(NamedTuple):
             blocks += each.block_bytes
         return cls(device, host, blocks)
 
+    @classmethod
+    def sum(cls, parts: Iterable["WaitingBytes"]) -> "WaitingBytes":
+        """The sums over what was summed already."""
+        each = list(parts)
+        return cls(*(sum(of_part) for of_part in zip(*each, strict=True))) if each else cls(0, 0, 0)
+
 
 def peak_held(passes: Sequence[Pass], bytes_of: Callable[[PassKey], int]) -> int:
     """The most that is held at a time, from each forward pass to the end of its backward pass."""
@@ -66,6 +84,27 @@ def peak_held(passes: Sequence[Pass], bytes_of: Callable[[PassKey], int]) -> int
     return peak
 
 
+def peak_of_turns(stage: StagePlan, leaving: Sequence[int], staying: Sequence[int]) -> int:
+    """The same of a stage's passes, each of which holds `leaving` or `staying` bytes of its virtual stage,
+    whichever it does."""
+    held, peak = 0, 0
+    for is_forward, vp_stage, stays in stage.sampled_turns:
+        num_bytes = staying[vp_stage] if stays else leaving[vp_stage]
+        if not is_forward:
+            held -= num_bytes
+            continue
+        held += num_bytes
+        if held > peak:
+            peak = held
+    return peak
+
+
+def num_held(stage: StagePlan) -> int:
+    """The most passes of a stage that are between forward and backward at a time."""
+    each = [1] * len(stage.chunks)
+    return peak_of_turns(stage, each, each)
+
+
 def saved_tensors(config: Config, sizes: PassSizes) -> SavedTensors:
     """The lists of what this configuration's passes save."""
     kernels, policies = configured_kernels(config), config.activation.policies()
@@ -74,16 +113,67 @@ def saved_tensors(config: Config, sizes: PassSizes) -> SavedTensors:
 
 def stage_tensors(stage: StagePlan, sizes: PassSizes, *, offloads: bool = True) -> list[list[PackedTensor]]:
     """[virtual stage] -> what a pass through that chunk saves; `offloads`: whether it leaves the device."""
-    lists, model = saved_tensors(stage.config, sizes), stage.config.model
-    found = []
-    for chunk in stage.chunks:
-        saved = lists.first_chunk() if chunk.is_first else []
-        saved += lists.every_chunk(chunk.layers)
-        for layer in chunk.layers:
-            saved += lists.layer(is_moe=model.is_moe(layer))
-        saved += lists.last_chunk() if chunk.is_last else []
-        found.append(pack_all(stage.config, saved, offloads=offloads))
-    return found
+    return [
+        [packed for part in _parts(stage, chunk) for packed in part_tensors(stage, part, sizes, offloads)]
+        for chunk in stage.chunks
+    ]
+
+
+def stage_waiting(stage: StagePlan, sizes: PassSizes, *, offloads: bool = True) -> list[WaitingBytes]:
+    """[virtual stage] -> what these tensors take in sum."""
+    return [
+        WaitingBytes.sum(
+            stage.memo.once(
+                ("waiting", part, sizes, offloads),
+                partial(_waiting, stage, part, sizes, offloads),
+            )
+            for part in _parts(stage, chunk)
+        )
+        for chunk in stage.chunks
+    ]
+
+
+def part_tensors(
+    stage: StagePlan, part: tuple[Part, bool], sizes: PassSizes, offloads: bool
+) -> tuple[PackedTensor, ...]:
+    """What one part of a chunk saves, packed; stages have the same parts."""
+    return stage.memo.once(("packed", part, sizes, offloads), lambda: _packed(stage, part, sizes, offloads))
+
+
+def _waiting(stage: StagePlan, part: tuple[Part, bool], sizes: PassSizes, offloads: bool) -> WaitingBytes:
+    return WaitingBytes.of(part_tensors(stage, part, sizes, offloads))
+
+
+def _packed(
+    stage: StagePlan, part: tuple[Part, bool], sizes: PassSizes, offloads: bool
+) -> tuple[PackedTensor, ...]:
+    lists, (kind, has_experts) = saved_tensors(stage.config, sizes), part
+    model, runs_again = stage.config.model, stage.assumptions.code.recomputes_layers
+    # A layer of its kind.
+    layer = model.num_layers - 1 if has_experts else 0
+    saved = {
+        Part.first: lists.first_chunk,
+        Part.last: lists.last_chunk,
+        Part.chunk: lambda: lists.every_chunk([layer]),
+        Part.layer: lists.layer_input if runs_again else lambda: lists.layer(is_moe=has_experts),
+        Part.mtp: lambda: lists.mtp(is_moe=has_experts, runs_again=runs_again),
+    }[kind]()
+    return tuple(pack_all(stage.config, saved, offloads=offloads))
+
+
+def _parts(stage: StagePlan, chunk: ChunkPlan) -> Iterator[tuple[Part, bool]]:
+    """What a chunk consists of, and whether there are experts in it."""
+    kinds = [stage.config.model.is_moe(layer) for layer in chunk.layers]
+    if chunk.is_first:
+        yield Part.first, False
+    if kinds:
+        yield Part.chunk, any(kinds)
+    for is_moe in kinds:
+        yield Part.layer, is_moe
+    if chunk.is_last:
+        yield Part.last, False
+        for _ in range(stage.assumptions.code.mtp_layers):
+            yield Part.mtp, stage.config.model.is_moe(stage.config.model.num_layers - 1)
 
 
 def pack_all(config: Config, tensors: Iterable[SavedTensor], *, offloads: bool = True) -> list[PackedTensor]:

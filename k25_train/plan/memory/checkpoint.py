@@ -5,14 +5,16 @@ into page-locked host memory, from which files are written while training goes o
 the optimizer's state and the weights, through buffers of a fixed size; nothing of it is gathered on a device.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
+from k25_train.config.basics import DType
 from k25_train.config.checkpoint import CheckpointConfig
 from k25_train.config.schema import Config
-from k25_train.config.vision import VisionPart
-from k25_train.parameters.megatron import TrainedParameter, iterate_parameters, vision_parameters
+from k25_train.parameters.megatron import TrainedParameter, iterate_parameters
 from k25_train.parameters.released import count_parameters
 from k25_train.parameters.update_rules import is_trained, rule_of
+from k25_train.plan.memory.states import chunk_parameters
+from k25_train.plan.parameters import RuledParameter
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
 from k25_train.plan.weight_bytes import WEIGHT_BYTES, host_state_bytes
 from k25_train.units import MIB
@@ -36,11 +38,10 @@ def shard_bytes(stage: StagePlan) -> float:
     Dense weights are shared by dp ranks, the experts of each of ep ranks by dp / ep of them, and a decoupled
     encoder by all ranks of the job.
     """
-    config, placement = stage.config, stage.config.vision_placement
-    coupled = placement.first_stage_parts if stage.stage == 0 else ()
-    own = [*stage.text_parameters, *_vision(config, coupled)]
-    replicated = _vision(config, placement.encoder_parts)
-    return _bytes(config, own) / config.dp + _bytes(config, replicated) / config.world_size
+    config, dtype = stage.config, stage.config.train.dtype
+    own = sum(_stored(each, dtype) for chunk in stage.chunks for each in chunk_parameters(stage, chunk))
+    replicated = sum(_stored(each, dtype) for each in stage.parameters.encoder)
+    return own / config.dp + replicated / config.world_size
 
 
 def snapshot_bytes(stage: StagePlan) -> float:
@@ -58,15 +59,10 @@ def fullest_shard(pipeline: PipelinePlan) -> float:
     return max(shard_bytes(stage) for stage in pipeline.stages)
 
 
-def _vision(config: Config, parts: Collection[VisionPart]) -> list[TrainedParameter]:
-    return [each for each in vision_parameters(config.model) if VisionPart.of(each.name) in parts]
-
-
-def _bytes(config: Config, parameters: Iterable[TrainedParameter]) -> int:
-    """Weights and state of parameters on disk."""
-    listed = list(parameters)
-    weights = sum(parameter.size for parameter in listed) * WEIGHT_BYTES[config.train.dtype]
-    return weights + _state_bytes(config, listed)
+def _stored(parameter: RuledParameter, dtype: DType) -> int:
+    """A parameter on disk, with its master and moments if it is trained."""
+    state = 0 if parameter.update is None else host_state_bytes(parameter.update)
+    return parameter.size * (WEIGHT_BYTES[dtype] + state)
 
 
 def _state_bytes(config: Config, parameters: Iterable[TrainedParameter]) -> int:

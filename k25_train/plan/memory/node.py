@@ -9,12 +9,10 @@ from dataclasses import dataclass, fields
 
 from k25_train.config.cluster import Device
 from k25_train.config.data import ReadIn
-from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.vision import VisionPart
 from k25_train.plan.memory.checkpoint import load_buffer_bytes
 from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.memory.tower import PIXEL_BYTES
-from k25_train.plan.optimizer import stage_state
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
 from k25_train.units import GB, MIB
 
@@ -75,11 +73,10 @@ class NodeMemory:
 def rank_host(stage: StagePlan, memory: StageMemory) -> RankHost:
     """What each rank of a stage takes of its node's memory."""
     config = stage.config
-    in_host = config.optim.offload is OptimizerOffload.cpu
     readers = config.data.workers + (config.data.read_in is ReadIn.process)
     return RankHost(
         activations=memory.host,
-        optimizer=stage_state(stage).host_bytes if in_host else 0.0,
+        optimizer=memory.optimizer_in_host,
         snapshot=memory.snapshot,
         loading=load_buffer_bytes(config.checkpoint),
         batches=batch_bytes(stage),

@@ -4,18 +4,15 @@ import math
 from dataclasses import dataclass
 
 from k25_train.config.activation import ActivationConfig
-from k25_train.plan.memory.activations import WaitingBytes, peak_held, stage_tensors
+from k25_train.plan.memory.activations import peak_of_turns, stage_waiting
 from k25_train.plan.pass_sizes import PassSizes
 from k25_train.plan.pipeline import StagePlan
 from k25_train.units import GIB
-from parallel.activations.order import offload_order
-from parallel.pipeline.schedule import PassKey
 
 SMALL_HOST_BYTES = GIB
 """Up to here, host memory is planned for the largest micro-batch that there can be: a few hundred tokens are
 spread over experts, and over images, less evenly than any margin allows, and for a shrunk model that much is
 nothing. Source: not disclosed, our choice."""
-NOTHING = WaitingBytes(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +64,15 @@ def offload_need(stage: StagePlan) -> OffloadNeed:
 
 def need_of(stage: StagePlan, sizes: PassSizes) -> OffloadNeed:
     """What a rank of the stage offloads of micro-batches of this size."""
-    passes = stage.sampled_passes
-    stay = offload_order(passes, stage.config.activation.passes_ahead).stay
-    chunks = [WaitingBytes.of(tensors) for tensors in stage_tensors(stage, sizes)]
-
-    def offloaded(key: PassKey) -> WaitingBytes:
-        return NOTHING if key in stay else chunks[key.vp_stage]
-
-    copied = [offloaded(each.key).host for each in passes if each.is_forward]
+    chunks = stage_waiting(stage, sizes)
+    nothing = [0] * len(chunks)
+    copied = [
+        0 if stays else chunks[vp_stage].host
+        for is_forward, vp_stage, stays in stage.sampled_turns
+        if is_forward
+    ]
     return OffloadNeed(
-        host_bytes=peak_held(passes, lambda key: offloaded(key).blocks),
+        host_bytes=peak_of_turns(stage, [chunk.blocks for chunk in chunks], nothing),
         pass_bytes=max(copied),
         micro_batch_bytes=sum(copied) * len(chunks) / len(copied),
     )

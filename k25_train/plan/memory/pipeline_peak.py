@@ -8,17 +8,16 @@ from collections.abc import Iterator
 from k25_train.config.model import LOSS_PIECE_BYTES
 from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter
-from k25_train.plan.memory.activations import WaitingBytes, peak_held, stage_tensors
+from k25_train.plan.assumptions import Sharding
+from k25_train.plan.memory.activations import peak_of_turns, stage_waiting
 from k25_train.plan.memory.kernels import configured_kernels
 from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
 from k25_train.plan.memory.saved_tensors import SavedTensors
 from k25_train.plan.pass_sizes import PassSizes
 from k25_train.plan.pipeline import ChunkPlan, StagePlan
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
-from parallel.activations.order import offload_order
 from parallel.activations.policy import Policy
 from parallel.activations.sizes import OUTPUTS_IN_FLIGHT
-from parallel.pipeline.schedule import PassKey
 
 PIECES_AT_WORK = 4
 """Float32 pieces of logits in the loss's backward pass: the logits, normalised, and the gradients of both."""
@@ -26,22 +25,17 @@ PIECES_AT_WORK = 4
 
 def saved_bytes(stage: StagePlan, sizes: PassSizes) -> int:
     """The most bytes of activations that wait on the device."""
-    passes = stage.sampled_passes
-    stay = offload_order(passes, stage.config.activation.passes_ahead).stay
-    leaving = [WaitingBytes.of(each).device for each in stage_tensors(stage, sizes)]
-    staying = [WaitingBytes.of(each).device for each in stage_tensors(stage, sizes, offloads=False)]
-
-    def saved(key: PassKey) -> int:
-        return staying[key.vp_stage] if key in stay else leaving[key.vp_stage]
-
-    return peak_held(passes, saved)
+    leaving = [each.device for each in stage_waiting(stage, sizes)]
+    staying = [each.device for each in stage_waiting(stage, sizes, offloads=False)]
+    return peak_of_turns(stage, leaving, staying)
 
 
 def output_bytes(stage: StagePlan) -> int:
     """The most bytes of chunks' outputs; the last chunk's is the loss, which is nothing."""
     config = stage.config
     output = stage.balanced_sizes.tokens * config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
-    outputs = peak_held(stage.sampled_passes, lambda key: 0 if stage.chunks[key.vp_stage].is_last else output)
+    of_chunks = [0 if chunk.is_last else output for chunk in stage.chunks]
+    outputs = peak_of_turns(stage, of_chunks, of_chunks)
     if config.activation.keeps_all:
         return outputs
     return min(outputs, (OUTPUTS_IN_FLIGHT + 1) * output)
@@ -50,7 +44,22 @@ def output_bytes(stage: StagePlan) -> int:
 def working_bytes(stage: StagePlan, sizes: PassSizes) -> int:
     """At most: all that a layer saves in its own format, and gradients; in addition another layer's forward
     pass if that is overlapped. Tokens on their way to experts are counted elsewhere (`exchange_bytes`)."""
-    return max((each for chunk in stage.chunks for each in _in_chunk(stage, chunk, sizes)), default=0)
+    passes = max((each for chunk in stage.chunks for each in _in_chunk(stage, chunk, sizes)), default=0)
+    return passes + _gathered_bytes(stage)
+
+
+def _gathered_bytes(stage: StagePlan) -> int:
+    """Where ranks share weights (FSDP2): those of a layer and of the next one, whole, and its gradients."""
+    code, config = stage.assumptions.code, stage.config
+    if code.sharding is not Sharding.weights:
+        return 0
+    largest = max(
+        (
+            sum(each.size // (config.parallelism.ep if each.is_expert else 1) for each in parameters)
+            for parameters in map(stage.parameters.layer, (0, config.model.num_layers - 1))
+        ),
+    )
+    return largest * (2 * WEIGHT_BYTES[config.train.dtype] + code.gradient_bytes)
 
 
 def _in_chunk(stage: StagePlan, chunk: ChunkPlan, sizes: PassSizes) -> Iterator[int]:

@@ -49,6 +49,22 @@ class SavedTensors:
         """What a decoder layer saves."""
         return [*self._attention(), *(self._moe() if is_moe else self._dense())]
 
+    def layer_input(self) -> list[SavedTensor]:
+        """What is left of a layer that runs again before its backward pass."""
+        return [self._named("norm.input", (self._sizes.tokens, 1, self._model.hidden_size))]
+
+    def mtp(self, *, is_moe: bool, runs_again: bool) -> list[SavedTensor]:
+        """What a layer of multi-token prediction saves: norms of features and of the next token's embedding,
+        both joined, a decoder layer, the last norm and logits of its own."""
+        tokens, hidden = self._sizes.tokens, self._model.hidden_size
+        if runs_again:
+            return [*self.layer_input(), *self.layer_input(), *self.last_chunk()]
+        joined = self._named("rest", (tokens, 1, 2 * hidden))
+        norms = [
+            each for _ in range(2) for each in self._norm("norm.input", "norm.output", (tokens, 1, hidden))
+        ]
+        return [*norms, joined, *self.layer(is_moe=is_moe), *self.last_chunk()]
+
     def every_chunk(self, layers: Iterable[int]) -> list[SavedTensor]:
         """What all layers of a chunk, counted from 0, save only once: the turns of the rotary pairs; where
         documents begin; and which tokens are padding, which the balance loss leaves out."""

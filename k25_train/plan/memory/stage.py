@@ -1,33 +1,28 @@
 """What one rank of each pipeline stage holds on its device while it trains, and in the host; torch-free.
 
-What a rank holds from step to step is exact but for the padding of buffers. On top of it come, one after
-another, the pipeline's passes, the encoder before and after them, and the optimizer's rounds: the largest
-counts. A checkpoint takes none. What is no tensor's is estimated (`outside.py`). Nothing of this was measured
-on a GPU; what ranks have at their peaks is in `metrics.jsonl`, next to the plan
-(`training/device_memory.py`).
+What a rank holds from step to step is exact (`states.py`). On top of it come, one after another, the
+pipeline's passes, the encoder before and after them, and the optimizer's rounds: the largest counts. A
+checkpoint takes none. What is no tensor's is estimated (`outside.py`). Nothing of this was measured on a GPU;
+what ranks have at their peaks is in `metrics.jsonl`, next to the plan (`training/device_memory.py`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
-from k25_train.config.optimizer import OptimizerOffload, OptimName
+from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
-from k25_train.config.vision import VisionPart
-from k25_train.parameters.megatron import TrainedParameter, vision_parameters
-from k25_train.parameters.update_rules import rule_of
-from k25_train.plan.memory.activations import peak_held
+from k25_train.plan.memory.activations import num_held
 from k25_train.plan.memory.checkpoint import snapshot_bytes
 from k25_train.plan.memory.expert_exchange import exchange_bytes
 from k25_train.plan.memory.offload import OffloadBudget, budget_for, offload_need
-from k25_train.plan.memory.outside import GAPS, context_bytes, nccl_bytes
-from k25_train.plan.memory.pipeline_peak import output_bytes, rank_size, saved_bytes, working_bytes
+from k25_train.plan.memory.outside import GAPS, context_bytes, gaps_share, nccl_bytes
+from k25_train.plan.memory.pipeline_peak import output_bytes, saved_bytes, working_bytes
 from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
 from k25_train.plan.memory.stage_memory import StageMemory
+from k25_train.plan.memory.states import StageStates, chunk_parameters, pipeline_states
 from k25_train.plan.memory.tower import bubble_bytes, bubble_memory, feature_bytes, upfront_bytes
-from k25_train.plan.optimizer import encoder_parameters, stage_parameters, stage_state
 from k25_train.plan.pass_sizes import balanced_sizes
 from k25_train.plan.pipeline import PipelinePlan, StagePlan
-from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.units import GB, MIB
 from parallel.config import DepSchedule
 from parallel.dep.chunk_memory import ROOM_FOR_ALL, ChunkMemory
@@ -41,9 +36,8 @@ MATRICES_AT_WORK = 4
 
 
 def stage_memories(pipeline: PipelinePlan) -> list[StageMemory]:
-    """The memory of every stage if tokens are spread evenly over experts."""
-    alone = [stage_memory(stage) for stage in pipeline.stages]
-    config = pipeline.config
+    """The memory of every stage if tokens are spread over experts as assumed."""
+    alone, config = _without_bubbles(pipeline), pipeline.config
     if config.dep.schedule is not DepSchedule.bubbles or not config.vision_placement.encoder_parts:
         return alone
     tower = bubble_bytes(config, _free_bytes(config, alone))
@@ -55,7 +49,12 @@ def chunk_memory(pipeline: PipelinePlan) -> ChunkMemory:
     config = pipeline.config
     if config.cluster.gpu_memory_gb is None:
         return ROOM_FOR_ALL
-    return bubble_memory(config, _free_bytes(config, map(stage_memory, pipeline.stages)))
+    return bubble_memory(config, _free_bytes(config, _without_bubbles(pipeline)))
+
+
+def _without_bubbles(pipeline: PipelinePlan) -> list[StageMemory]:
+    states = pipeline_states(pipeline)
+    return [_stage_memory(*each) for each in zip(pipeline.stages, states, strict=True)]
 
 
 def _free_bytes(config: Config, alone: Iterable[StageMemory]) -> float:
@@ -66,22 +65,22 @@ def _free_bytes(config: Config, alone: Iterable[StageMemory]) -> float:
     return least / (1 + GAPS)
 
 
-def stage_memory(stage: StagePlan) -> StageMemory:
-    """The memory of one stage if tokens are spread evenly over experts, without the encoder in bubbles."""
-    config, sizes = stage.config, stage.balanced_sizes
+def _stage_memory(stage: StagePlan, states: StageStates) -> StageMemory:
+    """The memory of one stage, without the encoder in bubbles."""
+    config, code, sizes = stage.config, stage.assumptions.code, stage.balanced_sizes
     need = offload_need(stage)
     budget = budget_for(config.activation, need) if config.activation.offloads else OffloadBudget(0, 0)
-    weights, gradients = _weights_and_gradients(stage)
-    optimizer, features = round(stage_state(stage).rank_bytes), feature_bytes(stage)
+    features, in_host = feature_bytes(stage), config.optim.offload is OptimizerOffload.cpu
     is_upfront = config.dep.schedule is DepSchedule.upfront and bool(config.vision_placement.encoder_parts)
     return StageMemory(
         stage=stage.stage,
         layers=tuple(chunk.layers for chunk in stage.chunks),
-        num_held=peak_held(stage.sampled_passes, lambda _: 1),
-        weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
-        optimizer_on_device=0 if config.optim.offload is OptimizerOffload.cpu else optimizer,
+        num_held=num_held(stage),
+        weights=states.weights,
+        gradients=states.gradients,
+        optimizer=max(states.optimizer),
+        optimizer_on_device=0 if in_host else max(states.optimizer),
+        optimizer_in_host=max(states.in_host) if in_host else 0,
         saved=saved_bytes(stage, sizes),
         outputs=output_bytes(stage),
         buffer=budget.device_bytes,
@@ -91,8 +90,10 @@ def stage_memory(stage: StagePlan) -> StageMemory:
         tower=0,
         encoding=upfront_bytes(config) + features.while_encoding if is_upfront else 0,
         updating=_updating(stage),
+        gaps_share=gaps_share(config, code),
+        loaded_twice=0 if in_host else round(code.load_copies * max(states.optimizer)),
         context=context_bytes(config),
-        nccl=nccl_bytes(config),
+        nccl=nccl_bytes(config, code),
         host=budget.host_bytes,
         snapshot=round(snapshot_bytes(stage)),
         copied=round(need.micro_batch_bytes),
@@ -141,30 +142,10 @@ def most_imbalance(stage: StagePlan, memory: StageMemory) -> float:
 
 def _updating(stage: StagePlan) -> int:
     """Muon's rounds, and Newton-Schulz of the largest matrix: at most."""
-    config, largest, total = stage.config, 0, 0
-    for each in _trained(stage):
-        rule = rule_of(*each, config.optim, config.model)
-        if rule.update is OptimName.muonclip:
-            largest = max(largest, each.size // rule.num_matrices)
-            total += each.size
-    of_round = min(config.optim.muon.exchange_mib * MIB, FLOAT_BYTES * total)
+    largest, total = 0, 0
+    trained = [each for chunk in stage.chunks for each in chunk_parameters(stage, chunk)]
+    for each in (*trained, *stage.parameters.encoder):
+        if each.matrix_size:
+            largest, total = max(largest, each.matrix_size), total + each.size
+    of_round = min(stage.config.optim.muon.exchange_mib * MIB, FLOAT_BYTES * total)
     return ROUNDS_AT_WORK * of_round + MATRICES_AT_WORK * FLOAT_BYTES * largest
-
-
-def _weights_and_gradients(stage: StagePlan) -> tuple[int, int]:
-    """Bytes of a rank's weights, a decoupled encoder's among them, and of the gradients of those trained."""
-    config = stage.config
-    held = [each for each in vision_parameters(config.model) if _holds_vision(stage, each)]
-    held += stage.text_parameters
-    weights = sum(rank_size(config, parameter) for parameter in held)
-    gradients = sum(rank_size(config, parameter) for parameter in _trained(stage))
-    return weights * WEIGHT_BYTES[config.train.dtype], gradients * GRADIENT_BYTES
-
-
-def _trained(stage: StagePlan) -> Iterator[TrainedParameter]:
-    yield from encoder_parameters(stage.config)
-    yield from stage_parameters(stage)
-
-
-def _holds_vision(stage: StagePlan, parameter: TrainedParameter) -> bool:
-    return stage.stage == 0 or VisionPart.of(parameter.name) in stage.config.vision_placement.encoder_parts

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from k25_train.plan.memory.outside import GAPS
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageMemory:
@@ -23,6 +21,8 @@ class StageMemory:
     """Masters and moments, on the device or in the host."""
     optimizer_on_device: int
     """Masters and moments on the device."""
+    optimizer_in_host: int
+    """Masters and moments in page-locked host memory."""
     saved: int
     """Activations that wait on the device for their backward pass."""
     outputs: int
@@ -41,6 +41,11 @@ class StageMemory:
     """The decoupled encoder, with its features, before or after the pipeline."""
     updating: int
     """Buffers of the optimizer's rounds."""
+    gaps_share: float
+    """Share of tensors' memory that the allocator holds between them; 0 where the device is the CPU."""
+    loaded_twice: int
+    """Copies of the optimizer's state while a checkpoint is loaded, which others make: megatron-core fills it
+    from another allocation (Megatron-LM pull request 7288, Megatron-Bridge 4936)."""
     context: int
     """CUDA's own memory."""
     nccl: int
@@ -84,8 +89,8 @@ class StageMemory:
 
     @property
     def gaps(self) -> int:
-        """What the allocator holds between tensors; nothing where the device is the CPU."""
-        return round(GAPS * self.tensors) if self.context else 0
+        """What the allocator holds between tensors."""
+        return round(self.gaps_share * self.tensors)
 
     @property
     def device(self) -> int:
@@ -94,5 +99,5 @@ class StageMemory:
 
     @property
     def loading(self) -> int:
-        """What is taken while a checkpoint is loaded: it is read through the host to where it belongs."""
-        return self.states + self.context + self.nccl
+        """What is taken while a checkpoint is loaded. Ours is read through the host to where it belongs."""
+        return self.states + self.loaded_twice + self.context + self.nccl
