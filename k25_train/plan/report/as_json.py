@@ -52,7 +52,12 @@ def _memory(planned: Planned) -> dict[str, object]:
         "node_limit_gb": _gb(verdict.node_limit_bytes),
         "remedy": None
         if remedy is None
-        else {"overrides": remedy.overrides, "fits": remedy.fits, "left_gb": _gb(remedy.left_bytes)},
+        else {
+            "overrides": remedy.overrides,
+            "verdict": remedy.fit.value,
+            "left_gb": _gb(remedy.left_bytes),
+            "times_cost": remedy.times_cost,
+        },
     }
 
 
