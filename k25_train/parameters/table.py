@@ -61,8 +61,8 @@ class ParameterTable:
 
     @cached_property
     def by_name(self) -> dict[str, ParameterEntry]:
-        """Our name in the whole model, with `*` for numbers -> entry."""
-        return {entry.name: entry for entry in self.entries}
+        """Our name in the whole model, with `*` for numbers -> entry of what can be built."""
+        return {entry.name: entry for entry in self.entries if entry.site is not Site.grouped}
 
     @cached_property
     def by_stacked_name(self) -> dict[str, ParameterEntry]:
@@ -72,7 +72,7 @@ class ParameterTable:
     @cached_property
     def by_released_name(self) -> dict[str, ParameterEntry]:
         """Each of the checkpoint's names, with `*` for numbers -> the entry that it is part of."""
-        return {name: entry for entry in self.entries for name in entry.released}
+        return {name: entry for entry in self.by_name.values() for name in entry.released}
 
     def places(self, model: ModelConfig, *sites: Site) -> Iterator[tuple[ParameterEntry, int]]:
         """Every entry with the number of each layer or block that has it, in the order of the forward pass.
