@@ -15,7 +15,15 @@ from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.time.chunk_nodes import ChunkKind, Device
 from k25_train.plan.time.lanes import Resource, Run, run_tasks
 from k25_train.plan.time.nodes import Node
-from k25_train.plan.time.pass_program import COMPUTE, EXCHANGES, HOST, MESSAGES, PassProgram
+from k25_train.plan.time.pass_program import (
+    COMPUTE,
+    EXCHANGES,
+    FROM_HOST,
+    HOST,
+    MESSAGES,
+    TO_HOST,
+    PassProgram,
+)
 
 BUSY = {
     "nvlink": Resource.nvlink,
@@ -127,7 +135,7 @@ def _pass_time(program: PassProgram, calibrated_s: float) -> PassTime:
 
 def _causes(run: Run, nodes: list[Node], running: tuple[tuple[int, float], ...]) -> list[tuple[Cause, float]]:
     """Cause -> share of a time: of the kernels that run, as far as they do; the rest of what slows them down
-    or keeps them waiting: exchanges, then messages, then copies, then the host."""
+    or keeps them waiting: exchanges, then copies, then the host."""
     found: list[tuple[Cause, float]] = []
     computing = [(at, rate) for at, rate in running if run.tasks[at].stream == COMPUTE]
     others = [at for at, _ in running if run.tasks[at].stream != COMPUTE]
@@ -142,9 +150,8 @@ def _causes(run: Run, nodes: list[Node], running: tuple[tuple[int, float], ...])
 
 
 def _order(stream: str) -> int:
-    order = (EXCHANGES, MESSAGES, HOST)
-    # Copies come before the host.
-    return order.index(stream) * 2 if stream in order else 3
+    """Passes wait for exchanges most often; for messages never, which can only slow others down."""
+    return (EXCHANGES, TO_HOST, FROM_HOST, HOST, MESSAGES).index(stream)
 
 
 def _shares(node: Node, share: float) -> list[tuple[Cause, float]]:
