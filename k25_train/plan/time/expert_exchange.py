@@ -108,6 +108,4 @@ def nvlink_ranks(config: Config, group: int) -> int:
     rates, node = config.cluster.rates, config.cluster.gpus_per_node
     # Where NVLink connects a rack, a node is a part of it.
     domain = rates.nvlink_ranks if rates.nvlink_ranks > node else min(rates.nvlink_ranks, node)
-    if rates.nvlink_gb_per_s is None:
-        domain = node
     return next(size for size in range(min(group, domain), 0, -1) if group % size == 0)

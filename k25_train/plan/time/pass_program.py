@@ -20,7 +20,7 @@ from k25_train.plan.time.chunk_nodes import ChunkKind, Device, LayerNodes, PartN
 from k25_train.plan.time.lanes import Task
 from k25_train.plan.time.nodes import Node
 
-COMPUTE, EXCHANGES, MESSAGES = "compute", "exchanges", "messages"
+COMPUTE, EXCHANGES, LATENTS, MESSAGES = "compute", "exchanges", "latents", "messages"
 TO_HOST, FROM_HOST, HOST = "to host", "from host", "host"
 
 
@@ -141,12 +141,12 @@ class PassProgram:
 
     def _latents_ahead(self) -> None:
         if self.device.latents.seconds:
-            self._ahead(EXCHANGES, self.device.latents)
+            self._ahead(LATENTS, self.device.latents)
 
     def _latents_back(self) -> None:
         """Gathered once more, and their gradients sent."""
         if self.device.latents.seconds:
-            self._back(EXCHANGES, self.device.latents.times(2.0))
+            self._back(LATENTS, self.device.latents.times(2.0))
 
     def _exchange_ahead(self, node: Node) -> None:
         for stream, each in self._parts_of(node):

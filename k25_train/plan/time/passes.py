@@ -20,6 +20,7 @@ from k25_train.plan.time.pass_program import (
     EXCHANGES,
     FROM_HOST,
     HOST,
+    LATENTS,
     MESSAGES,
     TO_HOST,
     PassProgram,
@@ -151,7 +152,7 @@ def _causes(run: Run, nodes: list[Node], running: tuple[tuple[int, float], ...])
 
 def _order(stream: str) -> int:
     """Passes wait for exchanges most often; for messages never, which can only slow others down."""
-    return (EXCHANGES, TO_HOST, FROM_HOST, HOST, MESSAGES).index(stream)
+    return (EXCHANGES, LATENTS, TO_HOST, FROM_HOST, HOST, MESSAGES).index(stream)
 
 
 def _shares(node: Node, share: float) -> list[tuple[Cause, float]]:

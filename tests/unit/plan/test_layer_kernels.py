@@ -38,9 +38,7 @@ def flops_of(works: Iterable[Work], *phases: Phase) -> float:
 
 def bytes_of(works: Iterable[Work], cause: Cause) -> float:
     return sum(
-        each.kernel.total_bytes
-        for each in works
-        if each.cause is cause and isinstance(each.kernel, Moved)
+        each.kernel.total_bytes for each in works if each.cause is cause and isinstance(each.kernel, Moved)
     )
 
 
@@ -50,6 +48,7 @@ def bytes_of(works: Iterable[Work], cause: Cause) -> float:
         K25,
         KEPT,
         ("experiment=moonlight_16b",),
+        ("experiment=moonlight_16b", "model=qwen3_30b_a3b"),
         ("experiment=smoke",),
         ("experiment=k25_pretrain_4k", "parallelism.dispatcher=hybridep"),
     ],
@@ -145,7 +144,7 @@ def test_others_code_computes_in_fp8_and_fuses() -> None:
 
 @pytest.mark.parametrize("dispatcher", ["alltoall", "hybridep"])
 def test_exchanges_send_what_all_ranks_send_in_a_step(dispatcher: str) -> None:
-    """`communication` counts all copies that leave ranks; on nodes of one GPU all of them take the network."""
+    """`communication` counts all copies that leave ranks: where NVLink connects none, the network's."""
     config = compose([*K25, f"parallelism.dispatcher={dispatcher}"])
     rates = replace(config.cluster.rates, nvlink_ranks=1)
     alone = replace(config, cluster=replace(config.cluster, rates=rates))
