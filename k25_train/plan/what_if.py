@@ -6,11 +6,12 @@ same functions as the configuration itself. Rules of training are asked first.
 
 from dataclasses import dataclass
 
+from k25_train.plan.cause import Cause
 from k25_train.plan.memory.verdict import Fit, MemoryVerdict, judge_memory
 from k25_train.plan.offer import Offer
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.plan_step import plan_step
-from k25_train.plan.time.step_plan import Cause, StepPlan
+from k25_train.plan.time.step_plan import StepPlan
 from k25_train.plan.variants import Variant, WhatIfKind, title_of, variants_of, with_context_parallel
 from k25_train.units import GB
 

@@ -6,13 +6,14 @@ from enum import Enum
 
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import Assumptions
+from k25_train.plan.cause import Cause
 from k25_train.plan.memory.stage import fullest, stage_memories
 from k25_train.plan.memory.verdict import Fit, MemoryVerdict
 from k25_train.plan.offer import Offer
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.search.candidates import candidate_of, config_of
 from k25_train.plan.search.space import Candidate
-from k25_train.plan.time.step_plan import Cause, StepPlan
+from k25_train.plan.time.step_plan import StepPlan
 
 PlanStep = Callable[[PipelinePlan], StepPlan]
 JudgeMemory = Callable[[PipelinePlan], MemoryVerdict]

@@ -12,11 +12,11 @@ from k25_train.compose.resolve import compose
 from k25_train.errors import ConfigError
 from k25_train.plan.assumption_flags import FLAGS, add_flags, assumptions_of
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
+from k25_train.plan.cause import Cause
 from k25_train.plan.memory.verdict import Fit
 from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.report.as_json import plan_as_dict
 from k25_train.plan.report.planned import Planned
-from k25_train.plan.time.step_plan import Cause
 from tests.helpers.hand_made_plans import (
     SECONDS,
     hand_made_plan,
