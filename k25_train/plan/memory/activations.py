@@ -12,6 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from k25_train.config.schema import Config
+from k25_train.plan.assumptions import OURS, OtherCode
 from k25_train.plan.memory.kernels import configured_kernels
 from k25_train.plan.memory.saved_tensor import SavedTensor
 from k25_train.plan.memory.saved_tensors import SavedTensors
@@ -105,9 +106,9 @@ def num_held(stage: StagePlan) -> int:
     return peak_of_turns(stage, each, each)
 
 
-def saved_tensors(config: Config, sizes: PassSizes) -> SavedTensors:
+def saved_tensors(config: Config, sizes: PassSizes, code: OtherCode = OURS) -> SavedTensors:
     """The lists of what this configuration's passes save."""
-    kernels, policies = configured_kernels(config), config.activation.policies()
+    kernels, policies = configured_kernels(config, code), config.activation.policies()
     return SavedTensors(config.model, config.train.dtype, kernels, policies, sizes)
 
 
@@ -147,8 +148,12 @@ def _waiting(stage: StagePlan, part: tuple[Part, bool], sizes: PassSizes, offloa
 def _packed(
     stage: StagePlan, part: tuple[Part, bool], sizes: PassSizes, offloads: bool
 ) -> tuple[PackedTensor, ...]:
-    lists, (kind, has_experts) = saved_tensors(stage.config, sizes), part
-    model, runs_again = stage.config.model, stage.assumptions.code.recomputes_layers
+    code, (kind, has_experts) = stage.assumptions.code, part
+    lists, model, runs_again = (
+        saved_tensors(stage.config, sizes, code),
+        stage.config.model,
+        code.recomputes_layers,
+    )
     # A layer of its kind.
     layer = model.num_layers - 1 if has_experts else 0
     saved = {

@@ -1,11 +1,12 @@
 """Which kernels run, and what they keep for their backward pass, where that differs; torch-free."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
+from k25_train.plan.assumptions import OURS, OtherCode
 
 
 class AttentionKernel(Enum):
@@ -49,6 +50,9 @@ class Kernels:
     which keep that input in float32 and what it is normalised to. Both keep a float32 a row."""
     norm_statistics_in_float32: bool
     """Whether LayerNorm keeps means and deviations in float32; otherwise in the format of what it reads."""
+    swiglu_is_fused: bool
+    """Whether SwiGLU, with the router's weights, is one kernel, which keeps its inputs alone. Otherwise SiLU
+    of gates, and its product with values, are kept as well. Ours is not, megatron-core's may be."""
     permutation_is_fused: bool
     """Whether rows are sorted by expert with Transformer Engine's kernels, which keep a map of all pairs of a
     token and an expert. Otherwise those that are sent are kept, as indices of torch."""
@@ -68,17 +72,18 @@ def kernels_of(device: Device, dtype: DType, *, transformer_engine: bool) -> Ker
     return Kernels(
         norm_is_fused=device is Device.cuda,
         norm_statistics_in_float32=device is Device.cuda,
+        swiglu_is_fused=False,
         permutation_is_fused=transformer_engine,
         attention=attention_kernel(device, dtype, transformer_engine=transformer_engine),
         vision_attention=vision_attention_kernel(device, dtype),
     )
 
 
-def configured_kernels(config: Config) -> Kernels:
-    """The kernels of a run with this configuration."""
-    return kernels_of(
-        config.cluster.device, config.train.dtype, transformer_engine=config.train.transformer_engine
-    )
+def configured_kernels(config: Config, code: OtherCode = OURS) -> Kernels:
+    """The kernels of a run with this configuration, of ours or of others' code."""
+    train, device = config.train, config.cluster.device
+    kernels = kernels_of(device, train.dtype, transformer_engine=train.transformer_engine)
+    return replace(kernels, swiglu_is_fused=code.fused_elementwise)
 
 
 def kernel_line(config: Config) -> str:

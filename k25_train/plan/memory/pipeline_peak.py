@@ -66,7 +66,8 @@ def _in_chunk(stage: StagePlan, chunk: ChunkPlan, sizes: PassSizes) -> Iterator[
     config, model = stage.config, stage.config.model
     element_bytes = WEIGHT_BYTES[config.train.dtype]
     kept = dict.fromkeys(config.activation.policies(), Policy.keep)
-    lists = SavedTensors(model, config.train.dtype, configured_kernels(config), kept, sizes)
+    kernels = configured_kernels(config, stage.assumptions.code)
+    lists = SavedTensors(model, config.train.dtype, kernels, kept, sizes)
     num_passes = 2 if config.parallelism.overlap_expert_comm else 1
     # 1. Layers: the gradient of a layer's output is there from the start.
     made, output = 0, sizes.tokens * model.hidden_size * element_bytes

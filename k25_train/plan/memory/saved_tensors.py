@@ -143,7 +143,7 @@ class SavedTensors:
     def _swiglu(self, part: str, width: int) -> Iterator[SavedTensor]:
         tokens, inner = self._sizes.tokens, f"{part}.down_input"
         yield self._named(f"{part}.swiglu_input", (tokens, 1, 2 * width))
-        if not self._recomputes(inner):
+        if not (self._recomputes(inner) or self._kernels.swiglu_is_fused):
             yield exact(inner, (tokens, 1, width), self._element_bytes)
         yield self._made(inner, (tokens, 1, width))
 
@@ -189,9 +189,10 @@ class SavedTensors:
         rows, width = self._sizes.expert_rows, self._model.expert_ffn_hidden_size
         yield self._named("moe.up_input", (rows, self._model.hidden_size))
         yield self._named("moe.swiglu_input", (rows, 2 * width))
-        if self._recomputes("moe.down_input") or self._is_float32:
+        is_fused = self._kernels.swiglu_is_fused
+        if is_fused or self._recomputes("moe.down_input") or self._is_float32:
             yield exact("moe.probs", (rows,), FLOAT_BYTES)
-        if not self._recomputes("moe.down_input"):
+        if not (is_fused or self._recomputes("moe.down_input")):
             if not self._is_float32:
                 yield exact("moe.down_input", (rows, 1), self._element_bytes)
             # SiLU of the gates, and SwiGLU without the router's weights.
