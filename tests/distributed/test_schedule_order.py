@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from k25_train.compose.resolve import compose
-from k25_train.plan.memory.activations import peak_held
-from k25_train.plan.memory.stage import stage_memory
+from k25_train.plan.memory.activations import num_held, peak_held
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.step import step_times
 from parallel.pipeline.micro_batches import micro_batch_group_size
@@ -290,4 +289,4 @@ def check_plan(plan: PipelinePlan, orders: Sequence[Sequence[Pass]]) -> None:
         waiting = list(itertools.accumulate(1 if each.is_forward else -1 for each in order))
         assert waiting[-1] == 0 <= min(waiting), where
         held = peak_held(stage.passes, lambda _: 1)
-        assert stage_memory(stage).num_held == held == max(waiting), where
+        assert num_held(stage) == held == max(waiting), where
