@@ -22,7 +22,7 @@ def simulate(
     schedules: Sequence[Sequence[Pass]],
     seconds: Durations,
     *,
-    transfer_s: float | Sequence[float] = 0.0,
+    transfer_s: float = 0.0,
     before: WorkBefore | None = None,
     exchange_s: float = 0.0,
     num_replicas: int = 1,
@@ -31,9 +31,9 @@ def simulate(
 
     Args:
         schedules: [stage] -> its passes, from `schedule_of`.
-        seconds: durations of the passes.
+        seconds: durations of the passes and of what they send.
         transfer_s: time from the end of a pass until the next chunk, on another rank or not, has its output;
-            the same for all borders, or of the border after each chunk but the last.
+            in addition to what `seconds` say of its message.
         before: work between passes.
         exchange_s: time from the end of forward work until its features are at the first chunk, and from the
             end of the first chunk's backward until its gradients are where backward work needs them.
@@ -43,11 +43,7 @@ def simulate(
     if ranks wait for each other; it names what they wait for.
     """
     _check_positions(schedules, before or {}, num_replicas)
-    num_borders = seconds.num_chunks - 1
-    borders_s = [transfer_s] * num_borders if isinstance(transfer_s, float | int) else list(transfer_s)
-    if len(borders_s) != num_borders:
-        raise ScheduleError(f"{len(borders_s)} times of transfer for the {num_borders} borders of chunks")
-    run = _Run(schedules, seconds, borders_s, before or {}, exchange_s, num_replicas)
+    run = _Run(schedules, seconds, transfer_s, before or {}, exchange_s, num_replicas)
     waiting = list(range(len(schedules) * num_replicas))
     # Each rank in turn as far as it gets, until all are done or a whole round moves none.
     while waiting:
@@ -83,7 +79,7 @@ class _Run:
         self,
         schedules: Sequence[Sequence[Pass]],
         seconds: Durations,
-        borders_s: Sequence[float],
+        transfer_s: float,
         before: WorkBefore,
         exchange_s: float,
         num_replicas: int,
@@ -91,7 +87,7 @@ class _Run:
         self.schedules = schedules
         self.pp = len(schedules)
         self.seconds = seconds
-        self.borders_s = borders_s
+        self.transfer_s = transfer_s
         self.before = before
         self.exchange_s = exchange_s
         self.num_replicas = num_replicas
@@ -101,7 +97,9 @@ class _Run:
         self.work_starts_s: dict[tuple[int, int], list[float]] = {}
         self.free_s = [0.0] * num_ranks
         self.has_moved = False
-        self.num_chunks = seconds.num_chunks
+        self.last = seconds.num_chunks - 1
+        # (forward chunk, backward chunk) -> seconds of what runs them, and of its message.
+        self.known: dict[tuple[int | None, int | None], tuple[float, float]] = {}
         # [replica][chunk] -> micro-batch -> time from which the pass after this one may start.
         self.forward_at: list[list[dict[int, float]]] = self._empty()
         self.backward_at: list[list[dict[int, float]]] = self._empty()
@@ -115,7 +113,7 @@ class _Run:
                     self.num_missing[key] = self.num_missing.get(key, 0) + 1
 
     def _empty(self) -> list[list[dict[int, float]]]:
-        return [[{} for _ in range(self.num_chunks)] for _ in range(self.num_replicas)]
+        return [[{} for _ in range(self.last + 1)] for _ in range(self.num_replicas)]
 
     def advance(self, rank: int) -> bool:
         """Run a rank as far as its inputs are known; returns whether it has done everything."""
@@ -141,12 +139,15 @@ class _Run:
             # 3. Its times, from which the passes that wait for it start.
             start_s = max(self.free_s[rank], ready_s)
             together = passes[position : position + 1 + first.overlaps_next]
-            end_s = start_s + self._duration(stage, together)
+            seconds, message_s = self._times(stage, together)
+            end_s = start_s + seconds
             for each in together:
                 starts_s.append(start_s)
                 ends_s.append(end_s)
-                at = self.forward_at if each.is_forward else self.backward_at
-                at[replica][each.vp_stage * self.pp + stage][each.micro_batch] = end_s
+                chunk = each.vp_stage * self.pp + stage
+                at, last = (self.forward_at, self.last) if each.is_forward else (self.backward_at, 0)
+                # What an end of the pipeline gives stays on its rank.
+                at[replica][chunk][each.micro_batch] = end_s if chunk == last else end_s + message_s
             self.free_s[rank] = end_s
             self.has_moved = True
 
@@ -157,19 +158,30 @@ class _Run:
             if chunk == 0:
                 key = replica, number
                 return None if self.num_missing.get(key) else self.features_at.get(key, 0.0)
-            at_s, border = self.forward_at[replica][chunk - 1].get(number), chunk - 1
-        elif chunk == self.num_chunks - 1:
+            at_s = self.forward_at[replica][chunk - 1].get(number)
+        elif chunk == self.last:
             return self.forward_at[replica][chunk].get(number)
         else:
-            at_s, border = self.backward_at[replica][chunk + 1].get(number), chunk
-        return None if at_s is None else at_s + self.borders_s[border]
+            at_s = self.backward_at[replica][chunk + 1].get(number)
+        return at_s
 
-    def _duration(self, stage: int, together: Sequence[Pass]) -> float:
-        """Seconds of a pass, or of an overlapped forward pass and the backward pass behind it."""
-        chunks = [each.vp_stage * self.pp + stage for each in together]
-        if len(chunks) == 2:
-            return self.seconds.pair_s(*chunks)
-        return self.seconds.alone_s(*chunks, is_forward=together[0].is_forward)
+    def _times(self, stage: int, together: Sequence[Pass]) -> tuple[float, float]:
+        """Seconds of a pass, or of an overlapped forward pass and the backward pass behind it; and of its
+        message."""
+        first = together[0]
+        chunk = first.vp_stage * self.pp + stage
+        forward, backward = (chunk, None) if first.is_forward else (None, chunk)
+        if len(together) == 2:
+            backward = together[1].vp_stage * self.pp + stage
+        found = self.known.get((forward, backward))
+        if found is None:
+            if len(together) == 2:
+                seconds = self.seconds.pair_s(chunk, together[1].vp_stage * self.pp + stage)
+            else:
+                seconds = self.seconds.alone_s(chunk, is_forward=first.is_forward)
+            found = seconds, self.transfer_s + self.seconds.message_s(forward, backward)
+            self.known[forward, backward] = found
+        return found
 
     def _do_work(self, rank: int, position: int) -> bool:
         """Do the rest of the work before a pass, as far as inputs are known; returns whether it is done."""

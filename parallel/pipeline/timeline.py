@@ -61,6 +61,9 @@ class Durations(Protocol):
     def pair_s(self, forward_chunk: int, backward_chunk: int) -> float:
         """Seconds of a forward and a backward pass that run overlapped, as one."""
 
+    def message_s(self, forward_chunk: int | None, backward_chunk: int | None) -> float:
+        """Seconds from the end of a pass, or of two, until the other stage has what it gives."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkSeconds:
@@ -83,6 +86,10 @@ class ChunkSeconds:
     def pair_s(self, forward_chunk: int, backward_chunk: int) -> float:
         """See `Durations`."""
         return self.forward_s[forward_chunk] + self.backward_s[backward_chunk]
+
+    def message_s(self, forward_chunk: int | None, backward_chunk: int | None) -> float:
+        """See `Durations`: none."""
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,6 @@ from k25_train.plan.time.data_parallel import DataParallelTimes, data_parallel_t
 from k25_train.plan.time.encoder import EncoderPlan, encoder_plan, step_sizes
 from k25_train.plan.time.optimizer import optimizer_part
 from k25_train.plan.time.schedule import StepSchedule, step_schedule
-from k25_train.plan.time.step import message_s
 from k25_train.plan.time.step_durations import StepDurations, free_network_s
 from k25_train.plan.time.step_plan import Part, StepPlan
 
@@ -67,8 +66,6 @@ class _Passes:
     """How long they take."""
     schedule: StepSchedule
     """When they run."""
-    message_s: float
-    """How long a message between stages takes."""
     unhindered_s: float
     """What all passes would take without these messages."""
     busy_s: tuple[float, ...]
@@ -118,18 +115,36 @@ def _passes(pipeline: PipelinePlan) -> _Passes:
 
 def _simulated(pipeline: PipelinePlan, durations: StepDurations) -> _Passes:
     sizes, number = pipeline.config.parallelism, pipeline.num_micro_batches
-    of_message_s = message_s(pipeline)
-    schedule = step_schedule(sizes, number, durations, transfer_s=of_message_s)
+    schedule = step_schedule(sizes, number, durations)
     unhindered_s = schedule.makespan_s
-    if of_message_s:
-        unhindered_s = step_schedule(sizes, number, durations).makespan_s
+    if any(durations.message_s(*use) for uses in schedule.uses for use in uses):
+        unhindered_s = step_schedule(sizes, number, _Unhindered(durations)).makespan_s
     return _Passes(
         durations=durations,
         schedule=schedule,
-        message_s=of_message_s,
         unhindered_s=unhindered_s,
         busy_s=tuple(schedule.busy_s(stage, durations) for stage in range(sizes.pp)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Unhindered:
+    """`Durations` of passes whose messages take no time behind them."""
+
+    durations: StepDurations
+
+    @property
+    def num_chunks(self) -> int:
+        return self.durations.num_chunks
+
+    def alone_s(self, chunk: int, *, is_forward: bool) -> float:
+        return self.durations.alone_s(chunk, is_forward=is_forward)
+
+    def pair_s(self, forward_chunk: int, backward_chunk: int) -> float:
+        return self.durations.pair_s(forward_chunk, backward_chunk)
+
+    def message_s(self, forward_chunk: int | None, backward_chunk: int | None) -> float:
+        return 0.0
 
 
 HOW = {
@@ -156,7 +171,7 @@ def _parts(
     hindered_s = max(0.0, schedule.makespan_s - passes.unhindered_s)
     idle_s = schedule.makespan_s - busy_s - hindered_s
     filled_s = min(idle_s, encoder.in_idle_s)
-    how = f"{1e3 * passes.message_s:.2f} ms a message, as far as the schedule waits for it"
+    how = f"within passes {totals.get(Cause.pipeline, 0.0):.2f} s, behind them {hindered_s:.2f}"
     yield Part(Cause.pipeline, totals.get(Cause.pipeline, 0.0) + hindered_s, how)
     number = pipeline.num_micro_batches
     how = f"simulated schedule of {number:,} micro-batches, less stage {passes.stage}'s passes"

@@ -65,20 +65,13 @@ def use_s(use: PassUse, seconds: Durations) -> float:
     return seconds.alone_s(backward, is_forward=False)
 
 
-def step_schedule(
-    sizes: ParallelismConfig,
-    num_micro_batches: int,
-    seconds: Durations,
-    *,
-    transfer_s: float | Sequence[float] = 0.0,
-) -> StepSchedule:
+def step_schedule(sizes: ParallelismConfig, num_micro_batches: int, seconds: Durations) -> StepSchedule:
     """The schedule of a step.
 
     Args:
         sizes: of the pipeline.
         num_micro_batches: of the step, on each replica.
         seconds: durations of passes.
-        transfer_s: as `parallel.pipeline.simulator.simulate` takes it.
     """
     group_size = 1 if sizes.vpp == 1 else micro_batch_group_size(num_micro_batches, sizes.pp)
     linked, num_groups = _num_linked(sizes, group_size), num_micro_batches // group_size
@@ -90,7 +83,7 @@ def step_schedule(
         skipped = num_groups - kept
         number = num_micro_batches - skipped * group_size
         schedules = _schedules(sizes, number, group_size)
-        timeline = simulate(schedules, seconds, transfer_s=transfer_s)
+        timeline = simulate(schedules, seconds)
         # 2. What it repeats. Periods may not divide what is skipped.
         period = _period(timeline, group_size, linked, kept)
         if period is None:
@@ -109,7 +102,7 @@ def step_schedule(
                 ),
             )
     schedules = _schedules(sizes, num_micro_batches, group_size)
-    timeline = simulate(schedules, seconds, transfer_s=transfer_s)
+    timeline = simulate(schedules, seconds)
     return StepSchedule(
         timeline=timeline,
         num_simulated=num_micro_batches,

@@ -94,23 +94,6 @@ def network_bytes_per_s(config: Config) -> float:
     return GB * config.cluster.network_gb_per_s
 
 
-def message_s(pipeline: PipelinePlan) -> float:
-    """How long a micro-batch's activations are sent from a stage to the next; 0 if there is none.
-
-    Ranks of a stage are neighbours, so the next stage is in the node only if a stage is smaller than that.
-    """
-    config = pipeline.config
-    if len(pipeline.stages) == 1:
-        return 0.0
-    num_bytes = pipeline.stages[0].balanced_sizes.tokens * config.model.hidden_size
-    num_bytes *= WEIGHT_BYTES[config.train.dtype]
-    rates = config.cluster.rates
-    speed = network_bytes_per_s(config)
-    if config.world_size <= config.cluster.gpus_per_node and rates.nvlink_gb_per_s is not None:
-        speed = GB * rates.nvlink_gb_per_s
-    return rates.calibration.exchange * num_bytes / speed
-
-
 def vision_times(config: Config) -> VisionTimes:
     """How long images take."""
     gather_s, reduce_s = _weights_s(config, (WEIGHT_BYTES[config.train.dtype], GRADIENT_BYTES))

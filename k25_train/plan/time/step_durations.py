@@ -59,6 +59,10 @@ class StepDurations:
         """See `Durations`."""
         return self.of(PassUse(forward_chunk, backward_chunk)).seconds
 
+    def message_s(self, forward_chunk: int | None, backward_chunk: int | None) -> float:
+        """See `Durations`."""
+        return self.of(PassUse(forward_chunk, backward_chunk)).message_s
+
     def of(self, use: PassUse) -> PassTime:
         """A pass or pair, with what the step adds to it."""
         found = self._cache.get(use)
