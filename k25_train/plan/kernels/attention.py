@@ -86,7 +86,7 @@ def _key_value_heads(model: ModelConfig) -> int:
 def _over_documents(setting: Setting) -> Iterator[Work]:
     """Attention, forward and backward; and logits once more where QK-Clip takes their largest."""
     config, pairs, tokens = setting.config, setting.sizes.token_pairs, setting.tokens
-    model, precision = config.model, setting.plain
+    model, precision = config.model, setting.of_attention
     heads = model.num_attention_heads, model.q_head_dim, model.v_head_dim
     forward = Attention("attention", pairs, tokens, *heads)
     backward = Attention("attention, backward", pairs, tokens, *heads, is_backward=True)
@@ -96,4 +96,4 @@ def _over_documents(setting: Setting) -> Iterator[Work]:
         # On average over steps.
         every = config.optim.qk_clip_interval
         logits = Attention("largest logits", pairs / every, tokens / every, *heads[:2], 0)
-        yield Work(Phase.forward, Cause.recompute, logits, precision)
+        yield Work(Phase.forward, Cause.recompute, logits, setting.plain)

@@ -66,9 +66,11 @@ def experts(setting: Setting) -> Iterator[Work]:
     if received != rows or groups > 1:
         sort = _row_bytes(setting) * (received + rows)
         yield from setting.moved("rows by expert", sort, sort, launches=_permutation_launches(setting))
-    yield from setting.projected(up, rows / groups, groups=groups)
-    yield from _weighted_swiglu(setting, rows, down.inputs)
-    yield from setting.projected(down, rows / groups, groups=groups)
+    is_cast = not setting.assumptions.code.fuses_experts
+    yield from setting.projected(up, rows / groups, groups=groups, is_cast=is_cast)
+    if is_cast:
+        yield from _weighted_swiglu(setting, rows, down.inputs)
+    yield from setting.projected(down, rows / groups, groups=groups, is_cast=is_cast)
     if received != rows or groups > 1:
         yield from setting.moved("rows as received", sort, sort, launches=_permutation_launches(setting))
 

@@ -75,7 +75,7 @@ class Setting:
 
     @property
     def plain(self) -> Precision:
-        """Number format of attention, and of what is never computed in FP8."""
+        """Number format of what is never computed in FP8."""
         return Precision.of(self.config.train.dtype)
 
     @property
@@ -87,6 +87,11 @@ class Setting:
     def of_layers(self) -> Precision:
         """Number format of products of layers."""
         return Precision.fp8 if self.casts else self.plain
+
+    @property
+    def of_attention(self) -> Precision:
+        """Number format of attention."""
+        return Precision.fp8 if self.casts and self.assumptions.code.attention_in_fp8 else self.plain
 
     @property
     def fuses_elementwise(self) -> bool:
@@ -120,6 +125,7 @@ class Setting:
         *,
         groups: int = 1,
         is_plain: bool = False,
+        is_cast: bool = True,
         made_again: str = "",
     ) -> Iterator[Work]:
         """A product with weights, its gradients, and casts of its factors if it is in FP8.
@@ -129,6 +135,7 @@ class Setting:
             rows: rows that are multiplied by each of `groups` matrices.
             groups: matrices that run as one grouped product.
             is_plain: whether it is never in FP8.
+            is_cast: whether factors in FP8 are made by kernels of their own.
             made_again: name of the activation with whose policy the product is computed again; none if empty.
         """
         name, inputs, outputs = projection.name, projection.inputs, projection.outputs
@@ -137,10 +144,11 @@ class Setting:
         backward = Product(f"{name}, by input", rows, inputs, outputs, groups)
         of_weights = Product(f"{name}, by weights", outputs, inputs, rows, groups, accumulates=True)
         found = [Work(Phase.forward, Cause.compute, forward, precision)]
-        if precision is Precision.fp8:
+        is_cast &= precision is Precision.fp8
+        if is_cast:
             found += self.moved(f"{name}, in FP8", groups * rows * inputs * CAST_BYTES, 0, launches=(1, 0))
         yield from self.and_again(found, made_again)
-        if precision is Precision.fp8:
+        if is_cast:
             yield from self.moved(
                 f"{name}, gradient in FP8", 0, groups * rows * outputs * CAST_BYTES, launches=(0, 1)
             )

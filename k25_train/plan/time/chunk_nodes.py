@@ -114,26 +114,27 @@ class Device:
 
     def layers(self, kind: ChunkKind) -> list[LayerNodes]:
         """The decoder layers of a chunk, in order."""
-        found = [self.dense] * kind.num_dense + ([self.moe] * kind.num_moe if kind.num_moe else [])
-        return found
+        dense = [self.dense] * kind.num_dense if kind.num_dense else []
+        return dense + ([self.moe] * kind.num_moe if kind.num_moe else [])
 
     def _layer(self, kernels: LayerKernels) -> LayerNodes:
         setting, assumptions = self.setting, self.setting.assumptions
+        code = assumptions.code
         config, rates = setting.config, setting.config.cluster.rates
         has_exchange = kernels.is_moe and config.parallelism.ep > 1
         dispatch, combine = Node(), Node()
         if has_exchange:
             combine = exchange_node(setting, expert_exchange(config, assumptions))
-            sent_bytes = min(assumptions.code.dispatch_bytes, setting.element_bytes)
+            sent_bytes = min(code.dispatch_bytes, setting.element_bytes)
             sent = expert_exchange(config, assumptions, element_bytes=sent_bytes)
             dispatch = exchange_node(setting, sent)
         # NCCL EP's buffers have a fixed size, and graphs read numbers on the device.
         waits = has_exchange and config.parallelism.dispatcher is not Dispatcher.ncclep
-        waits = waits and not assumptions.code.cuda_graphs
+        waits = waits and not (code.cuda_graphs and code.graphs_experts)
         return LayerNodes(
             attention=self._part(kernels.attention),
-            experts=self._part(kernels.experts),
-            combined=self._part(kernels.combined),
+            experts=self._part(kernels.experts, in_graph=code.graphs_experts),
+            combined=self._part(kernels.combined, in_graph=code.graphs_experts),
             dispatch=dispatch,
             combine=combine,
             to_host=copy_node(setting, kernels.host_bytes, Resource.to_host),
@@ -141,9 +142,10 @@ class Device:
             wait_s=LAUNCHES_AFTER_WAIT * rates.launch_us / 1e6 if waits else 0.0,
         )
 
-    def _part(self, kernels: PartKernels) -> PartNodes:
+    def _part(self, kernels: PartKernels, *, in_graph: bool = True) -> PartNodes:
+        """`in_graph`: whether its kernels are in a graph, if there are graphs."""
         forward, backward, weights = (
-            kernel_node(self.setting, kernels.of(phase))
+            kernel_node(self.setting, kernels.of(phase), in_graph=in_graph)
             for phase in (Phase.forward, Phase.backward, Phase.weights)
         )
         return PartNodes(forward=forward, backward=backward, weights=weights)

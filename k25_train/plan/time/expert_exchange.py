@@ -17,8 +17,6 @@ from k25_train.units import GB
 from parallel.communicators import MAX_CTAS
 from parallel.dispatcher import Dispatcher
 
-NUM_SMS = 132
-"""SMs of an H100 or H800. Source: data sheet."""
 DISPATCHER_SMS = {
     Dispatcher.alltoall: MAX_CTAS["ep"],
     Dispatcher.deepep: 20,

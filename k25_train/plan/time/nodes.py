@@ -58,8 +58,8 @@ def joined(*nodes: Node) -> Node:
     return Node(seconds, causes, shares, {}, sum(each.launch_s for each in nodes))
 
 
-def kernel_node(setting: Setting, works: Iterable[Work]) -> Node:
-    """Kernels one after another."""
+def kernel_node(setting: Setting, works: Iterable[Work], *, in_graph: bool) -> Node:
+    """Kernels one after another; in a graph, if there are graphs, the host launches none."""
     config, rates = setting.config, setting.config.cluster.rates
     seconds = sms = memory = 0.0
     launches, causes = 0, dict[Cause, float]()
@@ -74,7 +74,8 @@ def kernel_node(setting: Setting, works: Iterable[Work]) -> Node:
         sms += kernel_seconds * (SMS_OF_MOVING if isinstance(kernel, Moved) else 1.0)
         memory += moved_s(kernel.num_bytes(each.precision), rates)
     shares = {Resource.sms: sms / seconds, Resource.memory: min(1.0, memory / seconds)} if seconds else {}
-    launch_s = 0.0 if setting.assumptions.code.cuda_graphs else launches * rates.launch_us / 1e6
+    is_launched = not (in_graph and setting.assumptions.code.cuda_graphs)
+    launch_s = launches * rates.launch_us / 1e6 * is_launched
     return Node(seconds, causes, shares, {}, launch_s)
 
 
