@@ -16,6 +16,8 @@ from k25_train.plan.calibrate.planned import planned_s
 TRUTH = CalibrationConfig(kernels=1.7, exchange=3.0, pass_ms=12.0, step_ms=150.0)
 SLOW = ("cluster.rates.float32_tflops=0.0004", "cluster.network_gb_per_s=0.002")
 """Passes last a fifth of a second, and messages a share of it that counts."""
+CHEAP = ("model.num_layers=8", "optim=adamw", "optim.warmup_steps=1", "optim.decay_steps=1")
+"""Planned fast."""
 
 
 def layout_config(*more: str, pp: int = 1, vpp: int = 1, ep: int = 1, dp: int = 1) -> Config:
@@ -23,7 +25,7 @@ def layout_config(*more: str, pp: int = 1, vpp: int = 1, ep: int = 1, dp: int = 
     from tests.helpers.runs import layout, overrides
 
     sizes = layout(pp=pp, vpp=vpp, ep=ep, dp=dp)
-    return compose(overrides(Path("shards"), Path("run"), "model.num_layers=8", *SLOW, *sizes, *more))
+    return compose(overrides(Path("shards"), Path("run"), *CHEAP, *SLOW, *sizes, *more))
 
 
 def planned_run(name: str, config: Config, truth: CalibrationConfig, shares: Sequence[float]) -> MeasuredRun:

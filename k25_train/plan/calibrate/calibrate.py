@@ -14,6 +14,7 @@ from k25_train.plan.calibrate.measured import CalibrationError, MeasuredRun, rea
 from k25_train.plan.calibrate.planned import Measurement, measurements, planned_s
 
 NAMES = tuple(field.name for field in fields(CalibrationConfig))
+FACTORS = ("kernels", "exchange")
 ABSURD_SHARE = 0.1
 """Of a step: what a constant that would be negative may amount to before it is an error. Our choice."""
 MOST_OFF = 0.5
@@ -139,7 +140,7 @@ def _common_rates(runs: Sequence[MeasuredRun]) -> RatesConfig:
 
 def _check_finite(found: Sequence[Measurement], before: Floats) -> None:
     for each, planned in zip(found, before.tolist(), strict=True):
-        if not (math.isfinite(planned) and planned > 0):
+        if not (math.isfinite(planned) and (planned > 0 or not each.is_step)):
             raise CalibrationError(
                 f"{each.run}: the plan says {planned} s for a {each.what}: check the rates of its device file"
             )
@@ -152,14 +153,14 @@ def _check_sense(fitted: Mapping[str, Fitted], compared: Sequence[Compared]) -> 
         "batches and stages"
     )
     for name, each in fitted.items():
-        if not math.isfinite(each.value):
-            raise CalibrationError(f"calibration.{name} would be {each.value}: {remedy}")
+        if not math.isfinite(each.value) or (name in FACTORS and each.value <= 0):
+            raise CalibrationError(f"calibration.{name} would be {each.value:.3g}: {remedy}")
         if each.wanted is not None and abs(each.wanted_share) > ABSURD_SHARE:
             raise CalibrationError(
                 f"calibration.{name} would be {each.wanted:.3g}, {abs(each.wanted_share):.0%} of a step less "
                 f"than nothing: {remedy}"
             )
-    worst = max(compared, key=lambda each: abs(each.error))
+    worst = max((each for each in compared if each.measured.is_step), key=lambda each: abs(each.error))
     if abs(worst.error) > MOST_OFF:
         raise CalibrationError(
             f"{worst.measured.run}: a {worst.measured.what} took {worst.measured.seconds:.3g} s, the best "

@@ -18,10 +18,16 @@ LEAST_NOISE = 0.005
 """Relative error that each duration has at least: plans leave out what takes as much. Our choice."""
 MOST_UNCERTAIN = 0.05
 """What a fitted constant adds to durations is known to that share of them. Our choice."""
-MOST_ROUNDS = 40
-MOST_HALVINGS = 12
+WIDTHS = (0.3, 0.03, 1e-4)
+"""Changes of constants by which slopes are taken, as shares of them, one after another: where predictions
+have a kink, a wide one sees both sides. Our choice."""
+MOST_ROUNDS = 8
+"""With slopes of each width."""
+MOST_HALVINGS = 5
 SETTLED = 1e-20
 """Sum of squared errors, in units of the noise, that counts as none."""
+GAINED = 1e-6
+"""Share of that sum by which another round has to make it smaller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,7 @@ def fit(predict: Predict, measured: Floats, noise: Floats, constants: Sequence[C
     """
     problem = _Problem(predict, measured, np.maximum(noise, LEAST_NOISE), constants)
     # 1. The first constant alone brings durations to their size; then whatever can be told apart.
-    values = problem.solved(np.array([each.start for each in constants]), [0])
+    values = problem.solved(np.array([each.start for each in constants]), [0], WIDTHS[:1])
     chosen = problem.told_apart(values)
     values = problem.solved(values, chosen)
     # 2. What would be negative makes no sense, and what changes durations by less than its error is noise.
@@ -89,16 +95,21 @@ class _Problem:
         self, predict: Predict, measured: Floats, noise: Floats, constants: Sequence[Constant]
     ) -> None:
         self.predict, self.measured, self.noise, self.constants = predict, measured, noise, constants
+        self._found: dict[bytes, Floats] = {}
 
     def offs(self, values: Floats) -> Floats:
         """[duration] -> how far off its prediction is."""
-        return (self.predict(values) / self.measured - 1) / self.noise
+        # Plans of large jobs take a second.
+        key = values.tobytes()
+        if key not in self._found:
+            self._found[key] = (self.predict(values) / self.measured - 1) / self.noise
+        return self._found[key]
 
-    def slopes(self, values: Floats, chosen: Sequence[int]) -> Floats:
+    def slopes(self, values: Floats, chosen: Sequence[int], width: float = WIDTHS[-1]) -> Floats:
         """[duration, chosen constant] -> how its prediction changes with the constant."""
         at, columns = self.offs(values), []
         for index in chosen:
-            moved, step = values.copy(), 1e-5 * max(self.constants[index].unit, abs(values[index]))
+            moved, step = values.copy(), width * max(self.constants[index].unit, abs(values[index]))
             moved[index] += step
             columns.append((self.offs(moved) - at) / step)
         return np.stack(columns, axis=1)
@@ -107,24 +118,29 @@ class _Problem:
         """How much longer a unit of a constant makes durations on average, as a share of them."""
         return float(np.mean(np.abs(self.slopes(values, [index])[:, 0]) * self.noise))
 
-    def solved(self, values: Floats, chosen: Sequence[int]) -> Floats:
+    def solved(self, values: Floats, chosen: Sequence[int], widths: Sequence[float] = WIDTHS) -> Floats:
         """Values after Gauss-Newton steps of the chosen constants, halved where they do not help."""
-        offs = self.offs(values)
-        for _ in range(MOST_ROUNDS):
-            slopes = self.slopes(values, chosen)
-            scale = np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
-            step = np.linalg.lstsq(slopes / scale, -offs, rcond=1e-12)[0] / scale
-            for halvings in range(MOST_HALVINGS):
-                tried = values.copy()
-                tried[list(chosen)] += step / 2**halvings
-                found = self.offs(tried)
-                if found @ found < offs @ offs:
+        for width in widths:
+            for _ in range(MOST_ROUNDS):
+                before = self.offs(values)
+                if before @ before < SETTLED:
+                    return values
+                values = self._stepped(values, before, self.slopes(values, chosen, width), chosen)
+                after = self.offs(values)
+                if after @ after > (1 - GAINED) * (before @ before):
                     break
-            else:
-                return values
-            values, offs = tried, found
-            if offs @ offs < SETTLED:
-                break
+        return values
+
+    def _stepped(self, values: Floats, offs: Floats, slopes: Floats, chosen: Sequence[int]) -> Floats:
+        """Values after one step, or as they were if none helps."""
+        scale = np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
+        step = np.linalg.lstsq(slopes / scale, -offs, rcond=1e-12)[0] / scale
+        for halvings in range(MOST_HALVINGS):
+            tried = values.copy()
+            tried[list(chosen)] += step / 2**halvings
+            found = self.offs(tried)
+            if found @ found < offs @ offs:
+                return tried
         return values
 
     def told_apart(self, values: Floats) -> list[int]:

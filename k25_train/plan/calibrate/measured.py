@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from k25_train.config.schema import Config
-from k25_train.errors import K25Error
+from k25_train.errors import ConfigError, K25Error
 from k25_train.plan.calibrate.traced import TracedPass, traced_passes
 from k25_train.run_folder.rows_file import METRICS_FILE, Row, number, read_rows
 
@@ -66,14 +66,17 @@ def read_run(folder: Path, load: Callable[[Path], Config], *, reads_trace: bool 
 
     Raises:
         CalibrationError: a file is missing or damaged, or there are too few steady steps.
-        ConfigError: `config.yaml` is none of a run.
+        TraceError: the trace is not one of this run.
     """
     for name in (CONFIG_FILE, METRICS_FILE):
         if not (folder / name).is_file():
             raise CalibrationError(
                 f"{folder}: has no {name}, so no run has trained here: give the run.dir of one that has"
             )
-    config = load(folder / CONFIG_FILE)
+    try:
+        config = load(folder / CONFIG_FILE)
+    except ConfigError as error:
+        raise CalibrationError(f"{folder / CONFIG_FILE}: is not what a run wrote: {error}") from error
     try:
         rows = read_rows(folder / METRICS_FILE)
     except OSError as error:

@@ -1,19 +1,21 @@
 """What plans say of the durations that a run has measured, with given constants; torch-free."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from k25_train.config.rates import CalibrationConfig
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import AS_CONFIGURED
 from k25_train.plan.calibrate.measured import MeasuredRun
-from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.time.step import chunk_seconds
-from parallel.pipeline.simulator import simulate
-from parallel.pipeline.timeline import ChunkSeconds
+from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
+from k25_train.plan.time.plan_step import plan_step
+from k25_train.plan.time.step_durations import StepDurations
+from k25_train.plan.time.step_plan import Cause
 
+LEFT_OUT = (Cause.data, Cause.checkpoint)
+"""What plans count in a step and runs do not: what they waited for data is told apart, and they save between
+steps."""
 PASS_NOISE = 0.02
-"""Relative error of a traced pass: its rank is profiled. Our choice."""
+"""Error of a traced pass, as a share of the mean one: its rank is profiled. Our choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,36 +26,25 @@ class Measurement:
     """Its folder."""
     what: str
     """In a few words."""
+    is_step: bool
+    """Whether it is of whole steps, and not of passes in one."""
     seconds: float
     noise: float
     """Its relative standard error."""
 
 
 def measurements(run: MeasuredRun) -> list[Measurement]:
-    """What a run has measured, in the order of `planned_s`.
-
-    The passes together weigh about as much as a duration whose error is theirs.
-    """
-    many = len(run.groups) > 1
-    found = [
-        Measurement(
-            run.name,
-            f"step of {group.vision_share:.0%} images" if many else "step",
-            group.step_s,
-            group.noise,
-        )
-        for group in run.groups
-    ]
-    noise = PASS_NOISE * len(run.passes) ** 0.5
-    return found + [
-        Measurement(
-            run.name,
-            f"{'forward' if each.is_forward else 'backward'} of chunk {each.chunk}",
-            each.seconds,
-            noise,
-        )
-        for each in run.passes
-    ]
+    """What a run has measured, in the order of `planned_s`."""
+    found = []
+    for group in run.groups:
+        what = f"step of {group.vision_share:.0%} images" if len(run.groups) > 1 else "step"
+        found.append(Measurement(run.name, what, True, group.step_s, group.noise))
+    # A chunk without layers takes almost nothing, of which no plan knows the half.
+    noise_s = PASS_NOISE * sum(each.seconds for each in run.passes) / max(len(run.passes), 1)
+    for each in run.passes:
+        what = f"{'forward' if each.is_forward else 'backward'} of chunk {each.chunk}"
+        found.append(Measurement(run.name, what, False, each.seconds, noise_s / each.seconds))
+    return found
 
 
 def with_calibration(config: Config, constants: CalibrationConfig) -> Config:
@@ -65,29 +56,17 @@ def with_calibration(config: Config, constants: CalibrationConfig) -> Config:
 def planned_s(run: MeasuredRun, constants: CalibrationConfig) -> list[float]:
     """Seconds that plans say for each of `measurements(run)`."""
     config = with_calibration(run.config, constants)
-    steps = [planned_step_s(config, group.vision_share) for group in run.groups]
+    steps = [planned_step_s(_pipeline(config, group.vision_share)) for group in run.groups]
     if not run.passes:
         return steps
-    seconds = _chunk_seconds(config)
-    of_direction = {True: seconds.forward_s, False: seconds.backward_s}
-    return steps + [of_direction[each.is_forward][each.chunk] for each in run.passes]
+    seconds = StepDurations(_pipeline(config, run.trace_vision_share))
+    return steps + [seconds.alone_s(each.chunk, is_forward=each.is_forward) for each in run.passes]
 
 
-def planned_step_s(config: Config, vision_share: float) -> float:
-    """Seconds of a step's computation, communication and optimizer."""
-    assumptions = replace(AS_CONFIGURED, vision_share=vision_share)
-    pipeline = plan_pipeline(config, assumptions=assumptions)
-    text = simulate([stage.passes for stage in pipeline.stages], _chunk_seconds(config))
-    return text.makespan_s + config.cluster.rates.calibration.step_ms / 1000
+def planned_step_s(pipeline: PipelinePlan) -> float:
+    """Seconds of a step, as runs measure it."""
+    return sum(part.seconds for part in plan_step(pipeline).parts if part.cause not in LEFT_OUT)
 
 
-def _chunk_seconds(config: Config) -> ChunkSeconds:
-    constants = config.cluster.rates.calibration
-    seconds = chunk_seconds(plan_pipeline(config))
-
-    def with_constants(each: Sequence[float]) -> tuple[float, ...]:
-        return tuple(constants.kernels * one + constants.pass_ms / 1000 for one in each)
-
-    return ChunkSeconds(
-        forward_s=with_constants(seconds.forward_s), backward_s=with_constants(seconds.backward_s)
-    )
+def _pipeline(config: Config, vision_share: float) -> PipelinePlan:
+    return plan_pipeline(config, assumptions=replace(AS_CONFIGURED, vision_share=vision_share))

@@ -66,6 +66,7 @@ def traced_passes(folder: Path, config: Config) -> tuple[TracedPass, ...]:
     return tuple(
         TracedPass(chunk, is_forward, median(found), len(found))
         for (chunk, is_forward), found in sorted(seconds.items())
+        if median(found) > 0
     )
 
 

@@ -54,7 +54,7 @@ def calibration_table(found: Calibrated) -> Table:
         table.add_row(
             measured.run,
             measured.what,
-            f"{measured.seconds:.4g} s ± {measured.noise:.1%}",
+            f"{measured.seconds:.4g} s" + (f" ± {measured.noise:.1%}" if measured.is_step else ""),
             f"{each.before_s:.4g} s",
             f"{each.after_s:.4g} s",
             f"{each.error:+.1%}",
@@ -65,5 +65,5 @@ def calibration_table(found: Calibrated) -> Table:
 def calibration_lines(found: Calibrated) -> list[str]:
     """The constants, where each comes from, and the overrides to paste."""
     lines = [f"{name}: {each.value:.6g} ({origin(each)})" for name, each in found.constants.items()]
-    worst = max(abs(each.error) for each in found.compared)
+    worst = max(abs(each.error) for each in found.compared if each.measured.is_step)
     return [*lines, f"plans of these runs are off by {worst:.1%} at most", "", " \\\n".join(overrides(found))]

@@ -86,7 +86,8 @@ def flops_per_s(config: Config) -> float:
     """Model FLOPs that a rank computes per second."""
     rates = config.cluster.rates
     peak_tflops = rates.float32_tflops if config.train.dtype is DType.float32 else rates.bf16_tflops
-    return 1e12 * peak_tflops * (MODEL_SHARE if config.cluster.device is Device.cuda else 1.0)
+    share = MODEL_SHARE if config.cluster.device is Device.cuda else 1.0
+    return 1e12 * peak_tflops * share / rates.calibration.kernels
 
 
 def network_bytes_per_s(config: Config) -> float:
@@ -124,8 +125,12 @@ def chunk_seconds(pipeline: PipelinePlan) -> ChunkSeconds:
         0,
         head_forward_flops(config.model, sum(documents)),
     )
-    forward_s = tuple(load / flops_per_s(config) for load in loads)
-    return ChunkSeconds(forward_s=forward_s, backward_s=tuple(BACKWARD_COST * each for each in forward_s))
+    forward_s = [load / flops_per_s(config) for load in loads]
+    more_s = config.cluster.rates.calibration.pass_ms / 1e3
+    return ChunkSeconds(
+        forward_s=tuple(each + more_s for each in forward_s),
+        backward_s=tuple(BACKWARD_COST * each + more_s for each in forward_s),
+    )
 
 
 def layers_s(stage: StagePlan) -> float:
