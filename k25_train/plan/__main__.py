@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from k25_train.compose.command_line import read_arguments
+from k25_train.compose.offer import offer
 from k25_train.compose.resolve import compose, describe, load, to_yaml
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
@@ -26,6 +27,7 @@ from k25_train.plan.memory.verdict import Fit
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.report.as_json import plan_as_dict
 from k25_train.plan.report.html.page import page
+from k25_train.plan.report.html.variants import mechanism_section, vision_section
 from k25_train.plan.report.optimizer import optimizer_as_dict
 from k25_train.plan.report.planned import Planned, planned_of
 from k25_train.plan.report.views import (
@@ -36,9 +38,15 @@ from k25_train.plan.report.views import (
     print_json,
     print_lines,
     print_screen,
+    print_what_if,
+    what_if_as_dict,
 )
+from k25_train.plan.variants import WhatIfKind
+from k25_train.plan.what_if import what_if
 from k25_train.terminal import table_width
+from parallel.config import Problem
 
+WHAT_IFS = tuple(kind.value for kind in WhatIfKind)
 CHECKED = {Fit.fits: 0, Fit.tight: 10, Fit.does_not_fit: 20}
 """Exit statuses with --check. Without, whatever could be planned ends with 0: what does not fit is an answer,
 and scripts that print or search would end at it."""
@@ -56,10 +64,13 @@ def _run() -> int:
     _check_files(options)
     config = compose(options.overrides)
     assumptions, problems = assumptions_of(options, config)
+    if options.what_if is not None and options.what_if not in WHAT_IFS:
+        remedy = f"one of {', '.join(WHAT_IFS)}"
+        problems.append(Problem("--what-if", options.what_if, "is not what can be otherwise", remedy))
     if problems:
         raise ConfigError(describe(problems, "the command line"))
     pipeline = plan_pipeline(config, assumptions=assumptions)
-    if options.activations or options.optimizer:
+    if options.activations or options.optimizer or options.what_if:
         _print_part(pipeline, options)
         return 0
     planned = planned_of(pipeline)
@@ -76,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, as for k25-train")
     views = parser.add_mutually_exclusive_group()
     views.add_argument("--details", action="store_true", help="print every table")
+    views.add_argument(
+        "--what-if", metavar="KIND", help=f"print what would be with other {', '.join(WHAT_IFS)}"
+    )
     views.add_argument("--optimizer", action="store_true", help="print rules and state of the optimizer")
     views.add_argument("--activations", action="store_true", help="print activations and memory by stage")
     parser.add_argument("--json", action="store_true", help="print JSON instead")
@@ -93,8 +107,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_part(pipeline: PipelinePlan, options: argparse.Namespace) -> None:
-    """One of the views that need no step."""
-    if options.json:
+    """One of the views that have no verdict on one plan."""
+    if options.what_if:
+        found = what_if(WhatIfKind(options.what_if), pipeline, offer())
+        if options.json:
+            print_json(what_if_as_dict(found))
+        else:
+            print_what_if(found)
+    elif options.json:
         as_dict = activations_as_dict if options.activations else optimizer_as_dict
         print_json(as_dict(pipeline))
     elif options.activations:
@@ -122,9 +142,9 @@ def _check_files(options: argparse.Namespace) -> None:
         path: Path | None = getattr(options, name)
         if path is None:
             continue
-        if options.activations or options.optimizer:
+        if options.activations or options.optimizer or options.what_if:
             raise ConfigError(
-                f"--{name} {path}: is of the whole plan: leave --activations and --optimizer out"
+                f"--{name} {path}: is of one whole plan: leave --activations, --optimizer and --what-if out"
             )
         if path.is_dir():
             raise ConfigError(f"--{name} {path}: is a folder: give the name of a file in it")
@@ -157,7 +177,13 @@ def _write_files(planned: Planned, options: argparse.Namespace) -> None:
 
 def _write_page(planned: Planned, path: Path) -> None:
     """The page, with what mechanisms are worth and what images cost."""
-    text = page(planned, planned_rows(planned.step), [], to_yaml(planned.pipeline.config))
+    pipeline, choices = planned.pipeline, offer()
+    mechanisms, images = (
+        what_if(kind, pipeline, choices, seeks_remedy=False)
+        for kind in (WhatIfKind.mechanisms, WhatIfKind.vision)
+    )
+    variants = [mechanism_section(mechanisms), vision_section(images)]
+    text = page(planned, planned_rows(planned.step), variants, to_yaml(pipeline.config))
     path.write_text(text, encoding="utf-8")
 
 

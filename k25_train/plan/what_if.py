@@ -76,19 +76,21 @@ class WhatIf:
     """One for each value."""
 
 
-def what_if(kind: WhatIfKind, pipeline: PipelinePlan, offer: Offer) -> WhatIf:
+def what_if(kind: WhatIfKind, pipeline: PipelinePlan, offer: Offer, *, seeks_remedy: bool = True) -> WhatIf:
     """Plan every value of what is otherwise.
 
     Args:
         kind: what that is.
         pipeline: what is configured.
         offer: devices to choose from, and the rules of training.
+        seeks_remedy: whether to look for what makes a value fit that does not; plots have no use for it.
     """
     columns = (kind.value, "tokens/s/GPU", "MFU", "step s", "peak GB", "verdict", "next to computation")
     rows = []
     for variant in variants_of(kind, pipeline, offer):
         # What a mechanism is worth says what is missing without it: no remedy has to be looked for.
-        row = planned(variant, offer, seeks_remedy=kind is not WhatIfKind.mechanisms)
+        seeks = seeks_remedy and kind is not WhatIfKind.mechanisms
+        row = planned(variant, offer, seeks_remedy=seeks)
         rows.append(row)
         if kind is WhatIfKind.length and not row.is_possible:
             rows += _shared_sequences(variant, offer)

@@ -28,9 +28,13 @@ from k25_train.plan.report.parameters import parameter_summary, parameter_table
 from k25_train.plan.report.planned import Planned
 from k25_train.plan.report.screen import screen
 from k25_train.plan.report.step_time import busy_table, time_table
+from k25_train.plan.report.what_ifs import what_if_as_dict, what_if_table
+from k25_train.plan.what_if import WhatIf
 from k25_train.terminal import table_width
 
 ANY_WIDTH = Console(width=1000)
+WHAT_IF_WIDTH = 100
+"""Columns in which what-ifs can be read."""
 
 
 def print_screen(planned: Planned) -> None:
@@ -86,6 +90,12 @@ def print_tables(tables: Sequence[Table]) -> None:
         console.print(table)
 
 
+def print_what_if(found: WhatIf) -> None:
+    """What would be; the columns of words wrap where the terminal is narrow."""
+    console = Console(width=table_width())
+    Console(width=max(console.width, WHAT_IF_WIDTH)).print(what_if_table(found))
+
+
 def print_lines(lines: Sequence[RenderableType]) -> None:
     """Lines of any length, as they are."""
     console = Console()
@@ -113,4 +123,6 @@ __all__ = [
     "print_json",
     "print_lines",
     "print_screen",
+    "print_what_if",
+    "what_if_as_dict",
 ]
