@@ -68,6 +68,15 @@ class LayerNodes:
     wait_s: float
     """How long the device has no work once the host has seen the numbers of tokens."""
 
+    @property
+    def forward_share(self) -> float:
+        """Share of its forward pass in the time of both, if nothing overlaps."""
+        parts = self.attention, self.experts, self.combined
+        exchanges_s = self.dispatch.seconds + self.combine.seconds
+        forward_s = exchanges_s + sum(each.forward.seconds for each in parts)
+        backward_s = exchanges_s + sum(each.backward.seconds + each.weights.seconds for each in parts)
+        return forward_s / (forward_s + backward_s) if forward_s else 0.5
+
 
 @dataclass(frozen=True)
 class Device:

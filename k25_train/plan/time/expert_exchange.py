@@ -73,7 +73,11 @@ def expert_exchange(
     num_nodes = ep // node_ranks
     row_bytes = model.hidden_size * (element_bytes or WEIGHT_BYTES[config.train.dtype])
     # 2. Copies over the network and within nodes, and rows that arrive.
-    network = tokens * copies_elsewhere(config, num_nodes, sizes.dispatcher)
+    leaving = copies_elsewhere(config, num_nodes, sizes.dispatcher)
+    most = assumptions.code.most_nodes
+    if most is not None and sizes.dispatcher.sends_once_per_node:
+        leaving = min(leaving, most * (num_nodes - 1) / num_nodes)
+    network = tokens * leaving
     rows = tokens * copies(config, ep, sizes.dispatcher)
     # What has come over the network once is spread in the node, too.
     nvlink = rows * (node_ranks - 1) / (node_ranks if sizes.dispatcher.sends_once_per_node else ep)

@@ -15,6 +15,12 @@ from k25_train.units import GB
 
 SMS_OF_MOVING = 0.5
 """Share of SMs that kernels need which only move data: fewer keep the memory busy. Assumed."""
+LOST_PER_SM = 1.3
+"""Share of their rate that products lose for each share of SMs that an exchange takes: tiles are spread over
+all SMs in waves, and those on busy ones come last. Source: Scalable Training of MoE Models with Megatron Core
+(arXiv 2603.07685), DeepEP with 20 of 132 SMs costs products a fifth."""
+MOST_HELD = 0.9
+"""No exchange takes more from products than that."""
 OF_CPU = frozenset([Cause.compute])
 """What a CPU's plan counts: the model's products, of which the rate is measured with all the rest in it."""
 
@@ -91,7 +97,8 @@ def exchange_node(setting: Setting, exchange: ExpertExchange) -> Node:
         Resource.memory: moved_s(moved, rates) / seconds,
         **pcie_shares(rates, exchange.network_bytes / seconds),
     }
-    return Node(seconds, {Cause.experts: seconds}, shares, {Resource.sms: exchange.sms / rates.num_sms})
+    held = min(MOST_HELD, LOST_PER_SM * exchange.sms / rates.num_sms)
+    return Node(seconds, {Cause.experts: seconds}, shares, {Resource.sms: held})
 
 
 def message_node(setting: Setting) -> Node:

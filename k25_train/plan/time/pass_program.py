@@ -13,6 +13,7 @@ wait for nothing and nobody waits for them. The first layer's last ones are comp
 sent. A pass alone is the same with one side left out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from k25_train.plan.cause import Cause
@@ -51,11 +52,8 @@ class PassProgram:
         device = self.device
         ahead = device.layers(forward) if forward else []
         back = device.layers(backward)[::-1] if backward else []
-        # 1. Copies of offloaded tensors go on all the time: those of other passes are as large.
-        for layer in ahead:
-            self._free(TO_HOST, layer.to_host)
-        for layer in back:
-            self._free(FROM_HOST, layer.from_host)
+        # 1. Copies of offloaded tensors go on all the time.
+        self._copies(ahead, back)
         # 2. Ends of the model before the first layers.
         if forward and forward.is_first:
             self._ahead(COMPUTE, device.first.forward)
@@ -81,6 +79,22 @@ class PassProgram:
         self._free(COMPUTE, late)
         if backward and backward.is_first:
             self._backward_of(device.first)
+
+    def _copies(self, ahead: Sequence[LayerNodes], back: Sequence[LayerNodes]) -> None:
+        """Copies while passes run: those of other passes, which are as large. Passes that take turns share both
+        directions by their durations: what a forward pass saves leaves during a backward pass, too."""
+        if self.is_overlapped:
+            shares = [(layer, TO_HOST, 1.0) for layer in ahead] + [(layer, FROM_HOST, 1.0) for layer in back]
+        else:
+            shares = [
+                (layer, stream, share)
+                for layers, is_forward in ((ahead, True), (back, False))
+                for layer in layers
+                for share in [layer.forward_share if is_forward else 1 - layer.forward_share]
+                for stream in (TO_HOST, FROM_HOST)
+            ]
+        for layer, stream, share in shares:
+            self._free(stream, (layer.to_host if stream == TO_HOST else layer.from_host).times(share))
 
     def _layers(self, ahead: LayerNodes | None, back: LayerNodes | None, *, is_last: bool) -> Node | None:
         """One layer of each pass; returns the weights' gradients that are left for after the message."""
