@@ -81,7 +81,7 @@ class PassProgram:
             self._backward_of(device.first)
 
     def _copies(self, ahead: Sequence[LayerNodes], back: Sequence[LayerNodes]) -> None:
-        """Copies while passes run: those of other passes, which are as large. Passes that take turns share both
+        """Copies while passes run: of other passes, which are as large. Passes that take turns share both
         directions by their durations: what a forward pass saves leaves during a backward pass, too."""
         if self.is_overlapped:
             shares = [(layer, TO_HOST, 1.0) for layer in ahead] + [(layer, FROM_HOST, 1.0) for layer in back]
