@@ -66,11 +66,13 @@ def experts(setting: Setting) -> Iterator[Work]:
     if received != rows or groups > 1:
         sort = _row_bytes(setting) * (received + rows)
         yield from setting.moved("rows by expert", sort, sort, launches=_permutation_launches(setting))
-    is_cast = not setting.assumptions.code.fuses_experts
-    yield from setting.projected(up, rows / groups, groups=groups, is_cast=is_cast)
-    if is_cast:
+    # Fused products round what SwiGLU gives, and its gradient; what comes from outside is cast as ever (TE,
+    # `ops/fused/grouped_mlp.py`).
+    fuses = setting.casts and setting.assumptions.code.fuses_experts
+    yield from setting.projected(up, rows / groups, groups=groups, casts_gradient=not fuses)
+    if not fuses:
         yield from _weighted_swiglu(setting, rows, down.inputs)
-    yield from setting.projected(down, rows / groups, groups=groups, is_cast=is_cast)
+    yield from setting.projected(down, rows / groups, groups=groups, casts_input=not fuses)
     if received != rows or groups > 1:
         yield from setting.moved("rows as received", sort, sort, launches=_permutation_launches(setting))
 

@@ -125,7 +125,8 @@ class Setting:
         *,
         groups: int = 1,
         is_plain: bool = False,
-        is_cast: bool = True,
+        casts_input: bool = True,
+        casts_gradient: bool = True,
         made_again: str = "",
     ) -> Iterator[Work]:
         """A product with weights, its gradients, and casts of its factors if it is in FP8.
@@ -135,7 +136,8 @@ class Setting:
             rows: rows that are multiplied by each of `groups` matrices.
             groups: matrices that run as one grouped product.
             is_plain: whether it is never in FP8.
-            is_cast: whether factors in FP8 are made by kernels of their own.
+            casts_input: whether its input in FP8 is made by a kernel of its own.
+            casts_gradient: the same of the gradient of its output.
             made_again: name of the activation with whose policy the product is computed again; none if empty.
         """
         name, inputs, outputs = projection.name, projection.inputs, projection.outputs
@@ -144,11 +146,11 @@ class Setting:
         backward = Product(f"{name}, by input", rows, inputs, outputs, groups)
         of_weights = Product(f"{name}, by weights", outputs, inputs, rows, groups, accumulates=True)
         found = [Work(Phase.forward, Cause.compute, forward, precision)]
-        is_cast &= precision is Precision.fp8
-        if is_cast:
+        is_fp8 = precision is Precision.fp8
+        if is_fp8 and casts_input:
             found += self.moved(f"{name}, in FP8", groups * rows * inputs * CAST_BYTES, 0, launches=(1, 0))
         yield from self.and_again(found, made_again)
-        if is_cast:
+        if is_fp8 and casts_gradient:
             yield from self.moved(
                 f"{name}, gradient in FP8", 0, groups * rows * outputs * CAST_BYTES, launches=(0, 1)
             )
