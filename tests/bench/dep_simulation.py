@@ -54,7 +54,7 @@ from k25_train.data.decode.items import grid_of
 from k25_train.data.mix.packing import pack_whole
 from k25_train.plan.flops import encoder_cost
 from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.time.step import StepTimes, flops_per_s, network_bytes_per_s, step_times
+from k25_train.plan.time.step import StepTimes, encoder_flops_per_s, network_bytes_per_s, step_times
 from parallel.dep.bubbles import BubblePlan, TimedItem, order_costly_to_middle, plan_bubbles, work_of
 from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
@@ -162,7 +162,7 @@ def upfront(job: StepTimes, batch: Batch, *, split: bool) -> Upfront:
     ]
     model = job.config.model
     cost = encoder_cost(model.vision, model.hidden_size)
-    copied = round(job.copy_s(Grid(1, 1, 1)) * flops_per_s(job.config))
+    copied = round(job.copy_s(Grid(1, 1, 1)) * encoder_flops_per_s(job.config))
     cost = replace(cost, per_patch=cost.per_patch + copied)
     num_ranks = job.config.world_size
     limit = model.vision.image_patch_limit

@@ -18,7 +18,7 @@ from torch import Tensor
 from k25_train.config.schema import Config
 from k25_train.plan.flops import encoder_cost
 from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.time.step import chunk_seconds, decoupled_cost, flops_per_s
+from k25_train.plan.time.step import chunk_seconds, decoupled_cost, encoder_flops_per_s
 from parallel.dep.grid import Grid
 
 
@@ -81,7 +81,7 @@ def _slow_chunk(
     forward: Callable[..., Tensor], forward_s: float, has_tower: bool, config: Config, clock: Clock
 ) -> Callable[..., Tensor]:
     """Forward of a chunk, a coupled tower included, which makes its backward slow as well."""
-    cost, rate = encoder_cost(config.model.vision, config.model.hidden_size), flops_per_s(config)
+    cost, rate = encoder_cost(config.model.vision, config.model.hidden_size), encoder_flops_per_s(config)
 
     def call(*args: Any, grid_thw: Sequence[Grid], **kwargs: Any) -> Tensor:
         tower_s = sum(map(cost.of_item, grid_thw)) / rate if has_tower else 0.0
@@ -106,7 +106,7 @@ def _slow_tower(config: Config, clock: Clock) -> None:
     from parallel.dep import bubble_engine, upfront_engine
     from parallel.dep.vision_pass import BackwardInSteps, Chunk, EncodeInSteps
 
-    cost, rate = decoupled_cost(config), flops_per_s(config)
+    cost, rate = decoupled_cost(config), encoder_flops_per_s(config)
 
     def forward_s(chunk: Chunk) -> float:
         return sum(map(cost.of_item, chunk.grid_thw)) / rate

@@ -27,7 +27,7 @@ from k25_train.plan.optimizer import stage_states
 from k25_train.plan.pass_sizes import balanced_sizes
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.report.text import format_gb, format_layers, format_shape
-from k25_train.plan.time.step import flops_per_s, layers_s
+from k25_train.plan.time.passes import pass_times
 from k25_train.units import GB, GIB
 from parallel.config import DepSchedule
 
@@ -239,11 +239,15 @@ def copy_line(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> str:
     cluster = pipeline.config.cluster
     most = max(memories, key=lambda memory: memory.copied)
     copy_s = most.copied / (GB * cluster.host_copy_gb_per_s)
-    compute_s = layers_s(pipeline.stages[most.stage])
+    passes = pass_times(pipeline)
+    chunks = range(most.stage, passes.num_chunks, len(pipeline.stages))
+    compute_s = sum(
+        passes.alone(chunk, is_forward).busy_s["compute"] for chunk in chunks for is_forward in (True, False)
+    )
     return (
         f"Copies: stage {most.stage} sends {format_gb(most.copied)} GB of a micro-batch to the host and "
         f"back, {1e3 * copy_s:.1f} ms each way at cluster.host_copy_gb_per_s={cluster.host_copy_gb_per_s:g}, "
-        f"and computes for {1e3 * compute_s:.1f} ms at {flops_per_s(pipeline.config) / 1e12:g} TFLOP/s"
+        f"and computes for {1e3 * compute_s:.1f} ms"
         + ("." if copy_s <= compute_s else ": it waits for copies. Offload less.")
     )
 

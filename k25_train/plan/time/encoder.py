@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from k25_train.plan.batch_sizes import BatchSizes, causal_pairs
 from k25_train.plan.flops import encoder_cost
 from k25_train.plan.pipeline import PipelinePlan
-from k25_train.plan.time.step import VisionTimes, flops_per_s, vision_times
+from k25_train.plan.time.step import VisionTimes, vision_times
 from parallel.config import DepSchedule
 from parallel.dep.grid import MERGE_EDGE, Grid
 from parallel.pipeline.schedule import BACKWARD_COST, RECOMPUTE_AND_BACKWARD_COST
@@ -75,7 +75,7 @@ def coupled_pass_s(pipeline: PipelinePlan) -> tuple[float, float]:
         return 0.0, 0.0
     times, grid = vision_times(config), item_grid(pipeline)
     model = config.model
-    item_s = encoder_cost(model.vision, model.hidden_size).of_item(grid) / flops_per_s(config)
+    item_s = encoder_cost(model.vision, model.hidden_size).of_item(grid) / times.flops_per_s
     density = max(assumed.media_density, assumed.vision_share)
     sequences = config.train.micro_batch_size * config.parallelism.ep
     share_with_images = 1 - (1 - assumed.vision_share / density) ** sequences

@@ -72,6 +72,14 @@ class PassTimes:
         """Seconds of two passes that run overlapped."""
         return self.pair(forward_chunk, backward_chunk).seconds
 
+    def message_s(self, forward_chunk: int | None, backward_chunk: int | None) -> float:
+        """Seconds from the end of a pass, or of two, until the other stage has what it gives."""
+        if forward_chunk is not None and backward_chunk is not None:
+            return self.pair(forward_chunk, backward_chunk).message_s
+        chunk = forward_chunk if backward_chunk is None else backward_chunk
+        assert chunk is not None, "a pass has a chunk"
+        return self.alone(chunk, is_forward=backward_chunk is None).message_s
+
     def alone(self, chunk: int, is_forward: bool) -> PassTime:
         """A pass that runs by itself."""
         kind = self.kind(chunk)

@@ -169,8 +169,8 @@ def _parts(
     # 2. What it waits for meanwhile; the encoder fills some of it.
     busy_s = passes.busy_s[passes.stage]
     hindered_s = max(0.0, schedule.makespan_s - passes.unhindered_s)
-    idle_s = schedule.makespan_s - busy_s - hindered_s
-    filled_s = min(idle_s, encoder.in_idle_s)
+    idle_s = max(0.0, schedule.makespan_s - busy_s - hindered_s)
+    filled_s = idle_s * min(1.0, encoder.in_idle_s / passes.mean_idle_s) if encoder.in_idle_s else 0.0
     how = f"within passes {totals.get(Cause.pipeline, 0.0):.2f} s, behind them {hindered_s:.2f}"
     yield Part(Cause.pipeline, totals.get(Cause.pipeline, 0.0) + hindered_s, how)
     number = pipeline.num_micro_batches

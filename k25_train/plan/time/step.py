@@ -1,9 +1,11 @@
 """How long the parts of a step take, as far as plans need to know; torch-free.
 
-Passes and the tower take their model FLOPs at one rate. Only proportions matter to
-a plan of what runs in the idle times of a pipeline, and it is the same on every rank and in every run.
+On GPUs passes and the tower take what their kernels do, and passes what no other work hides
+(`time/passes.py`, `kernels/encoder.py`); on CPUs both take their model FLOPs at one rate. Only
+proportions matter to a plan of what runs in the idle times of a pipeline, and it is the same on every rank.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,23 +15,24 @@ from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.flops import encoder_cost, head_forward_flops, layer_forward_flops, tower_cost
+from k25_train.plan.kernels.encoder import encoder_kernels
+from k25_train.plan.kernels.kernel import Precision
+from k25_train.plan.kernels.seconds import kernels_s
 from k25_train.plan.memory.tower import PIXEL_BYTES
-from k25_train.plan.pipeline import PipelinePlan, StagePlan
+from k25_train.plan.pipeline import PipelinePlan
+from k25_train.plan.time.passes import pass_times
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.units import GB
 from parallel.config import WireFormat
 from parallel.dep.cost import EncoderCost
-from parallel.dep.grid import Grid
+from parallel.dep.grid import MERGE_EDGE, Grid
 from parallel.pipeline.balance import chunk_loads
 from parallel.pipeline.schedule import BACKWARD_COST
 from parallel.pipeline.simulator import simulate
-from parallel.pipeline.timeline import ChunkSeconds, Timeline
+from parallel.pipeline.timeline import ChunkSeconds, Durations, Timeline
 
-NVLINK_GB_PER_S = 150.0
-"""GB per second and direction that a rank sends within a node of H800 (NVLink at 400 GB/s both ways). Source:
-DeepEP's README, dispatch and combine of 8 ranks: 153 and 158."""
-MODEL_SHARE = 0.4
-"""Share of the data sheet's rate at which a GPU computes model FLOPs. Source: our choice."""
+USUAL_ROWS = 25
+"""Rows and columns of tokens in an image of usual size, half a megapixel."""
 FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}
 
 
@@ -45,10 +48,12 @@ class VisionTimes:
     """How long the tower's gradients are reduced."""
     cost: EncoderCost
     """FLOPs of what every rank has of vision."""
+    flops_per_s: float
+    """At which rate it computes them."""
 
     def forward_s(self, grid: Grid) -> float:
         """How long an item is encoded."""
-        return self.cost.of_item(grid) / flops_per_s(self.config)
+        return self.cost.of_item(grid) / self.flops_per_s
 
     def copy_s(self, grid: Grid) -> float:
         """How long an item's pixels are copied to the device."""
@@ -82,12 +87,22 @@ def decoupled_cost(config: Config) -> EncoderCost:
     return tower_cost(vision)
 
 
-def flops_per_s(config: Config) -> float:
-    """Model FLOPs that a rank computes per second."""
+def encoder_flops_per_s(config: Config) -> float:
+    """FLOPs per second of the vision encoder: on GPUs what its kernels reach on images of usual size."""
+    if config.cluster.device is Device.cpu:
+        return _cpu_flops_per_s(config)
+    image = Grid(1, MERGE_EDGE * USUAL_ROWS, MERGE_EDGE * USUAL_ROWS)
+    num_images = max(1, config.dep.max_patches_per_chunk // image.num_patches)
+    kernels = encoder_kernels(config, image, num_images)
+    seconds = kernels_s(kernels, config.cluster.rates, Precision.of(config.train.dtype))
+    cost = encoder_cost(config.model.vision, config.model.hidden_size)
+    return num_images * cost.of_item(image) / seconds
+
+
+def _cpu_flops_per_s(config: Config) -> float:
     rates = config.cluster.rates
     peak_tflops = rates.float32_tflops if config.train.dtype is DType.float32 else rates.bf16_tflops
-    share = MODEL_SHARE if config.cluster.device is Device.cuda else 1.0
-    return 1e12 * peak_tflops * share / rates.calibration.kernels
+    return 1e12 * peak_tflops / rates.calibration.kernels
 
 
 def network_bytes_per_s(config: Config) -> float:
@@ -98,26 +113,42 @@ def network_bytes_per_s(config: Config) -> float:
 def vision_times(config: Config) -> VisionTimes:
     """How long images take."""
     gather_s, reduce_s = _weights_s(config, (WEIGHT_BYTES[config.train.dtype], GRADIENT_BYTES))
-    return VisionTimes(config=config, gather_s=gather_s, reduce_s=reduce_s, cost=decoupled_cost(config))
+    return VisionTimes(
+        config=config,
+        gather_s=gather_s,
+        reduce_s=reduce_s,
+        cost=decoupled_cost(config),
+        flops_per_s=encoder_flops_per_s(config),
+    )
 
 
 def step_times(pipeline: PipelinePlan) -> StepTimes:
     """The times of a step."""
     seconds, of_vision = chunk_seconds(pipeline), vision_times(pipeline.config)
+    is_cpu = pipeline.config.cluster.device is Device.cpu
+    durations: Durations = seconds if is_cpu else pass_times(pipeline)
     return StepTimes(
         config=pipeline.config,
         gather_s=of_vision.gather_s,
         reduce_s=of_vision.reduce_s,
         cost=of_vision.cost,
+        flops_per_s=of_vision.flops_per_s,
         num_micro_batches=pipeline.num_micro_batches,
         seconds=seconds,
-        text=simulate([stage.passes for stage in pipeline.stages], seconds),
+        text=simulate([stage.passes for stage in pipeline.stages], durations),
     )
 
 
 def chunk_seconds(pipeline: PipelinePlan) -> ChunkSeconds:
-    """How long a micro-batch computes in each chunk, its sequences as one document each."""
+    """How long a micro-batch takes in each chunk alone, its sequences as one document each."""
     config, documents = pipeline.config, pipeline.stages[0].balanced_sizes.documents
+    if config.cluster.device is Device.cuda:
+        passes = pass_times(pipeline)
+        forward_s, backward_s = (
+            tuple(passes.alone(chunk, is_forward).seconds for chunk in range(passes.num_chunks))
+            for is_forward in (True, False)
+        )
+        return ChunkSeconds(forward_s=forward_s, backward_s=backward_s)
     layers = range(config.model.num_layers)
     loads = chunk_loads(
         tuple(layer_forward_flops(config.model, layer, documents) for layer in layers),
@@ -125,23 +156,12 @@ def chunk_seconds(pipeline: PipelinePlan) -> ChunkSeconds:
         0,
         head_forward_flops(config.model, sum(documents)),
     )
-    forward_s = [load / flops_per_s(config) for load in loads]
+    forward_s = [load / _cpu_flops_per_s(config) for load in loads]
     more_s = config.cluster.rates.calibration.pass_ms / 1e3
     return ChunkSeconds(
         forward_s=tuple(each + more_s for each in forward_s),
         backward_s=tuple(BACKWARD_COST * each + more_s for each in forward_s),
     )
-
-
-def layers_s(stage: StagePlan) -> float:
-    """How long a micro-batch computes in a stage's layers, forward and backward."""
-    config, documents = stage.config, stage.balanced_sizes.documents
-    flops = sum(
-        layer_forward_flops(config.model, layer, documents)
-        for chunk in stage.chunks
-        for layer in chunk.layers
-    )
-    return (1 + BACKWARD_COST) * flops / flops_per_s(config)
 
 
 def _weights_s(config: Config, bytes_each: Sequence[int]) -> list[float]:
@@ -151,5 +171,6 @@ def _weights_s(config: Config, bytes_each: Sequence[int]) -> list[float]:
         return [0.0] * len(bytes_each)
     num_sent = count_parameters(config.model).vision * (config.world_size - 1) / config.world_size
     per_card = num_sent / (config.cluster.gpus_per_node if config.cluster.nodes > 1 else 1)
-    of_network, of_nvlink = network_bytes_per_s(config), GB * NVLINK_GB_PER_S
+    of_network, nvlink = network_bytes_per_s(config), config.cluster.rates.nvlink_gb_per_s
+    of_nvlink = GB * (math.inf if nvlink is None else nvlink)
     return [max(per_card * size / of_network, num_sent * size / of_nvlink) for size in bytes_each]
