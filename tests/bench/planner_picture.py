@@ -1,9 +1,10 @@
-"""The picture of README: planned throughput of the 1T model against the share of images' tokens.
+"""What the READMEs show of the planner: throughput of the 1T model against images, and the one screen.
 
     python -m tests.bench.planner_picture
 
-A curve for each place of the vision tower: in the first pipeline stage, ahead of the pipeline, in its bubbles.
-Writes tests/golden/planner_vision.json and .png, to which a test compares plans; prints what it plotted.
+The picture has a curve for each place of the vision tower: in the first pipeline stage, ahead of the
+pipeline, in its bubbles. Writes tests/golden/planner_vision.json and .png, and the screen in
+k25_train/plan/README.md, which a test compares with plans; prints what it plotted.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from pathlib import Path
 from k25_train.compose.offer import offer
 from k25_train.compose.resolve import compose
 from k25_train.plan.pipeline import plan_pipeline
+from k25_train.plan.report.planned import planned_of
+from k25_train.plan.report.screen import screen
 from k25_train.plan.variants import WhatIfKind
 from k25_train.plan.what_if import Row, what_if
 from tests.helpers.project_sources import REPO
 
 OVERRIDES = ("experiment=k25_pretrain_4k",)
 DATA, PICTURE = REPO / "tests/golden/planner_vision.json", REPO / "tests/golden/planner_vision.png"
+README, FENCE = REPO / "k25_train/plan/README.md", "```text\n"
 COLORS = {"coupled": "#b9502f", "upfront": "#1d6fb8", "bubbles": "#2f7d4e"}
 Points = dict[str, list[tuple[float, float, bool]]]
 """Place of the tower -> (share of vision tokens, tokens per second and GPU, whether it fits)."""
@@ -85,8 +89,23 @@ def ends(points: Points, least_apart: float) -> list[tuple[str, float, float]]:
     return found
 
 
+def shown_screen() -> str:
+    """The screen that the planner's README shows."""
+    text = README.read_text(encoding="utf-8")
+    return text[text.index(FENCE) + len(FENCE) : text.index("```", text.index(FENCE) + len(FENCE))]
+
+
+def planned_screen() -> str:
+    """The screen as it is now, 80 characters wide."""
+    lines = screen(planned_of(plan_pipeline(compose(OVERRIDES))), 80)
+    return "".join(f"{line.plain}\n" for line in lines)
+
+
 def main() -> None:
     """Plan, write, draw, print."""
+    text = README.read_text(encoding="utf-8")
+    text = text.replace(FENCE + shown_screen(), FENCE + planned_screen())
+    README.write_text(text, encoding="utf-8")
     points = planned_points()
     DATA.write_text(json.dumps({"overrides": OVERRIDES, "points": points}, indent=1) + "\n", encoding="utf-8")
     draw(points, PICTURE)
