@@ -22,22 +22,20 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from k25_train.compose.resolve import compose, load, to_yaml
-from k25_train.config.rates import CalibrationConfig
-from k25_train.config.schema import Config
 from k25_train.plan.calibrate.calibrate import calibrate
 from k25_train.plan.calibrate.device_file import device_file
 from k25_train.plan.calibrate.measured import CONFIG_FILE, MeasuredRun, read_run
 from k25_train.plan.calibrate.planned import planned_s
 from k25_train.plan.report.calibration import calibration_lines, calibration_table
 from k25_train.run_folder.rows_file import METRICS_FILE, as_line
-from tests.helpers.paced_ranks import Clock, slow_down
+from tests.helpers.paced_ranks import Clock, at_pace, slow_down
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
 from tests.helpers.smoke_mix import mix
@@ -101,7 +99,7 @@ def train(context: RankContext, arguments: Sequence[str]) -> float:
     from k25_train.training.step import train_step
 
     run, clock = start_run(context, arguments), Clock()
-    slow_down(run, clock, paced(run.config))
+    slow_down(run, clock, at_pace(run.config, PACE_TFLOPS))
     clock.is_slow, lines = True, list[bytes]()
     with run.data:
         for step in range(1, run.config.train.steps + 1):
@@ -113,16 +111,6 @@ def train(context: RankContext, arguments: Sequence[str]) -> float:
         (folder / CONFIG_FILE).write_text(to_yaml(run.config), encoding="utf-8")
         (folder / METRICS_FILE).write_bytes(b"".join(lines))
     return clock.computing_share
-
-
-def paced(config: Config) -> Config:
-    """The rates by which passes last."""
-    rates = replace(
-        config.cluster.rates,
-        float32_tflops=PACE_TFLOPS,
-        calibration=CalibrationConfig(kernels=1.0, exchange=1.0, pass_ms=0.0, step_ms=0.0),
-    )
-    return replace(config, cluster=replace(config.cluster, rates=rates))
 
 
 class Bench:

@@ -10,11 +10,14 @@ of it; `Clock.computing_share` says how small it was.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from k25_train.config.rates import CalibrationConfig
 from k25_train.config.schema import Config
 from k25_train.plan.flops import encoder_cost
 from k25_train.plan.pipeline import plan_pipeline
@@ -25,7 +28,9 @@ from parallel.dep.grid import Grid
 class Clock:
     """How long the parts of this rank's steps are to last, and what it did."""
 
-    def __init__(self) -> None:
+    def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """`sleep` lets so many seconds pass."""
+        self._sleep = sleep
         self.is_slow = False
         """Whether parts are stretched."""
         self.clear()
@@ -57,7 +62,27 @@ class Clock:
         self.text_s += text_s
         self.vision_s += vision_s
         if self.is_slow:
-            time.sleep(max(0.0, started_s + text_s + vision_s - time.perf_counter()))
+            self._sleep(max(0.0, started_s + text_s + vision_s - time.perf_counter()))
+
+
+@contextmanager
+def leaping_clock() -> Iterator[Callable[[float], None]]:
+    """Within: a `sleep` that takes no time, and is in `time.perf_counter` all the same. For a single rank:
+    others would not wait for it."""
+    real, slept = time.perf_counter, [0.0]
+
+    def sleep(seconds: float) -> None:
+        slept[0] += seconds
+
+    with patch.object(time, "perf_counter", lambda: real() + slept[0]):
+        yield sleep
+
+
+def at_pace(config: Config, tflops: float) -> Config:
+    """A configuration whose device computes float32 at that rate, and nothing else takes time."""
+    neutral = CalibrationConfig(kernels=1.0, exchange=1.0, pass_ms=0.0, step_ms=0.0)
+    rates = replace(config.cluster.rates, float32_tflops=tflops, calibration=neutral)
+    return replace(config, cluster=replace(config.cluster, rates=rates))
 
 
 def slow_down(run: Any, clock: Clock, pace: Config) -> None:
