@@ -60,7 +60,7 @@ def feed_forward_projections(model: ModelConfig, layer: int) -> tuple[Projection
 def moe_projections(model: ModelConfig) -> tuple[Projection, ...]:
     """Those of a layer's router, shared and routed experts."""
     hidden, width = model.hidden_size, model.expert_ffn_hidden_size
-    found = (Projection("router", hidden, model.num_experts),)
+    found: tuple[Projection, ...] = (Projection("router", hidden, model.num_experts),)
     if model.num_shared_experts:
         found += swiglu_projections("shared expert", hidden, model.num_shared_experts * width)
     return found + swiglu_projections("experts", hidden, width, model.num_experts_per_token)

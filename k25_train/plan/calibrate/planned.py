@@ -6,10 +6,10 @@ from k25_train.config.rates import CalibrationConfig
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import AS_CONFIGURED
 from k25_train.plan.calibrate.measured import MeasuredRun
+from k25_train.plan.cause import Cause
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.plan_step import plan_step
 from k25_train.plan.time.step_durations import StepDurations
-from k25_train.plan.time.step_plan import Cause
 
 LEFT_OUT = (Cause.data, Cause.checkpoint)
 """What plans count in a step and runs do not: what they waited for data is told apart, and they save between

@@ -168,7 +168,7 @@ class Setting:
     ) -> list[Work]:
         """Kernels that move so many bytes forward and backward; those forward are run again by the policy of
         `made_again`."""
-        found = []
+        found = list[Work]()
         if forward_bytes or launches[0]:
             found += self.and_again(
                 [self._moved(Phase.forward, name, forward_bytes, launches[0])], made_again

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from k25_train.config.cluster import Device
 from k25_train.config.rates import RatesConfig
@@ -120,14 +121,13 @@ def latents_node(setting: Setting) -> Node:
     if ranks == 1:
         return Node()
     model, rates = config.model, config.cluster.rates
-    width = model.kv_lora_rank + model.qk_rope_head_dim
+    # Compressed with the rotary key, or all heads' keys and values.
+    width = model.key_value_widths[1] + model.qk_rope_head_dim * model.has_latent_attention
     num_bytes = (ranks - 1) * setting.tokens * width * setting.element_bytes
-    is_near = nvlink_ranks(config, ranks) == ranks
-    if is_near and rates.nvlink_gb_per_s is None:
-        return Node()
-    gb_per_s = rates.nvlink_gb_per_s if is_near else config.cluster.network_gb_per_s
+    resource, gb_per_s = Resource.network, config.cluster.network_gb_per_s
+    if nvlink_ranks(config, ranks) == ranks:
+        resource, gb_per_s = Resource.nvlink, rates.nvlink_gb_per_s or inf
     seconds = message_factor(config) * num_bytes / (GB * gb_per_s)
-    resource = Resource.nvlink if is_near else Resource.network
     return Node(seconds, {Cause.context: seconds}, {resource: 1.0} if seconds else {})
 
 
