@@ -70,6 +70,9 @@ class OtherCode:
     """Whether segments of torch's allocator grow (`expandable_segments`), which leaves fewer gaps."""
     load_copies: float = 0.0
     """Copies of the optimizer's state on the device while a checkpoint is loaded."""
+    routes_in_turn: bool = False
+    """Whether a token's experts are neighbours, as benchmarks choose them that take all experts in turn: they
+    are on one node and few ranks."""
     overlapped_share: float = 1.0
     """Share of an overlapped pair's exchanges that may run during computation: 1 with every layer's."""
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from k25_train.config.model import ModelConfig
 from k25_train.plan.cause import Cause
-from k25_train.plan.kernels.kernel import Attention
-from k25_train.plan.kernels.work import Phase, Setting, Work
+from k25_train.plan.kernels.kernel import Attention, Precision
+from k25_train.plan.kernels.work import CAST_BYTES, Phase, Setting, Work
 from k25_train.plan.memory.kernels import AttentionKernel
 from k25_train.plan.projections import OUTPUT, attention_projections
 
@@ -91,6 +91,10 @@ def _over_documents(setting: Setting) -> Iterator[Work]:
     forward = Attention("attention", pairs, tokens, *heads)
     backward = Attention("attention, backward", pairs, tokens, *heads, is_backward=True)
     yield Work(Phase.forward, Cause.compute, forward, precision)
+    if precision is Precision.fp8:
+        width = 2 * model.q_head_dim + model.v_head_dim
+        num_bytes = tokens * model.num_attention_heads * width * CAST_BYTES
+        yield from setting.moved("attention in FP8", num_bytes, num_bytes)
     yield Work(Phase.backward, Cause.compute, backward, precision)
     if config.optim.qk_clip_threshold is not None:
         # On average over steps.

@@ -125,7 +125,8 @@ def _received_rows(setting: Setting) -> float:
     if not config.parallelism.dispatcher.sends_once_per_node:
         return sizes.expert_rows
     even = setting.tokens * config.model.num_experts_per_token
-    of_each = copies(config, config.parallelism.ep, config.parallelism.dispatcher)
+    in_turn, of_layout = setting.assumptions.code.routes_in_turn, config.parallelism
+    of_each = copies(config, of_layout.ep, of_layout.dispatcher, routes_in_turn=in_turn)
     return sizes.expert_rows * setting.tokens * of_each / even
 
 

@@ -33,9 +33,10 @@ WRITTEN_ALONE = 0.5
 """Share of a tile's result that is written while its multiprocessor computes nothing."""
 START_S = 1e-6
 """Before and after a product, while not all multiprocessors are busy."""
-FP8_ATTENTION = 1.35
-"""How many times faster attention is in FP8. Source: cudnn-frontend's benchmarks of DeepSeek-V3's shape,
-MXFP8 over bfloat16: 1.37 to 1.58 forward, 1.24 to 1.38 backward."""
+FP8_ATTENTION = (1.27, 0.65), (0.92, 1.5)
+"""Forward and backward: how many times faster attention is in FP8 with heads of 128, and the power with which
+that grows with width. Source: cudnn-frontend's benchmarks, MXFP8 over bfloat16: 1.2 to 1.4 and 0.9 to 1.0
+for Llama's heads of 128, 1.4 to 1.6 and 1.2 to 1.4 for DeepSeek-V3's of 192 and 128."""
 
 
 def kernel_s(kernel: Kernel, rates: RatesConfig, precision: Precision) -> float:
@@ -100,7 +101,10 @@ def _product_s(product: Product, memory_s: float, rates: RatesConfig, precision:
 
 def _attention_s(attention: Attention, rates: RatesConfig, precision: Precision) -> float:
     peak = rates.float32_tflops if precision is Precision.float32 else rates.bf16_tflops
-    rate = 1e12 * peak * (FP8_ATTENTION if precision is Precision.fp8 else 1.0)
+    rate = 1e12 * peak
+    if precision is Precision.fp8:
+        gain, power = FP8_ATTENTION[attention.is_backward]
+        rate *= gain * ((attention.qk_width + attention.v_width) / 256) ** power
     rate *= rates.attention_backward_efficiency if attention.is_backward else rates.attention_efficiency
     if rates.num_sms == 1:
         return attention.flops / rate

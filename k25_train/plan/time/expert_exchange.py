@@ -73,12 +73,13 @@ def expert_exchange(
     num_nodes = ep // node_ranks
     row_bytes = model.hidden_size * (element_bytes or WEIGHT_BYTES[config.train.dtype])
     # 2. Copies over the network and within nodes, and rows that arrive.
-    leaving = copies_elsewhere(config, num_nodes, sizes.dispatcher)
+    in_turn = assumptions.code.routes_in_turn
+    leaving = copies_elsewhere(config, num_nodes, sizes.dispatcher, routes_in_turn=in_turn)
     most = assumptions.code.most_nodes
     if most is not None and sizes.dispatcher.sends_once_per_node:
         leaving = min(leaving, most * (num_nodes - 1) / num_nodes)
     network = tokens * leaving
-    rows = tokens * copies(config, ep, sizes.dispatcher)
+    rows = tokens * copies(config, ep, sizes.dispatcher, routes_in_turn=in_turn)
     # What has come over the network once is spread in the node, too.
     nvlink = rows * (node_ranks - 1) / (node_ranks if sizes.dispatcher.sends_once_per_node else ep)
     # 3. Durations; the busiest rank's, for which the others wait.
