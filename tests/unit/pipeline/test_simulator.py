@@ -1,9 +1,12 @@
 """Order of passes and when they run: bubbles as the literature counts them, work in between, deadlocks."""
 
+import random
 import time
+from dataclasses import dataclass
+from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel.pipeline.micro_batches import micro_batch_group_size
@@ -147,3 +150,90 @@ def test_the_largest_pipeline_is_simulated_in_a_second() -> None:
     started = time.process_time()
     simulate(lists, even(32))
     assert time.process_time() - started < 1.0
+
+
+@dataclass(frozen=True)
+class Table:
+    """`Durations` in which every pass and pair has its own."""
+
+    num_chunks: int
+    known: dict[tuple[int | None, int | None], tuple[float, float]]
+
+    def alone_s(self, chunk: int, *, is_forward: bool) -> float:
+        return self.known[(chunk, None) if is_forward else (None, chunk)][0]
+
+    def pair_s(self, forward_chunk: int, backward_chunk: int) -> float:
+        return self.known[forward_chunk, backward_chunk][0]
+
+    def message_s(self, forward_chunk: int | None, backward_chunk: int | None) -> float:
+        return self.known[forward_chunk, backward_chunk][1]
+
+    @classmethod
+    def drawn(cls, num_chunks: int, seed: int) -> "Table":
+        generator, chunks = random.Random(seed), [None, *range(num_chunks)]
+        keys = product(chunks, chunks)
+        return cls(num_chunks, {key: (generator.uniform(0.5, 3), generator.choice([0, 0.4])) for key in keys})
+
+
+def ends_by_relaxation(lists: list[list[Pass]], seconds: Table, transfer_s: float) -> list[list[float]]:
+    """The same by the rules alone: every pass begins as early as it can, tried until nothing moves."""
+    pp, last = len(lists), seconds.num_chunks - 1
+    ends_s = [[0.0] * len(passes) for passes in lists]
+    units = [
+        (stage, [at, at + 1][: 1 + passes[at].overlaps_next])
+        for stage, passes in enumerate(lists)
+        for at in range(len(passes))
+        if not (at and passes[at - 1].overlaps_next)
+    ]
+    while True:
+        arrived, moved = arrivals(lists, ends_s, seconds, transfer_s), False
+        for stage, places in units:
+            start_s = ends_s[stage][places[0] - 1] if places[0] else 0.0
+            for each in (lists[stage][at] for at in places):
+                chunk = each.vp_stage * pp + stage
+                before = chunk - 1 if each.is_forward else chunk + 1
+                if not each.is_forward and chunk == last:
+                    start_s = max(start_s, arrived[True, last, each.micro_batch, True])
+                elif before >= 0:
+                    start_s = max(start_s, arrived[each.is_forward, before, each.micro_batch, False])
+            end_s = start_s + seconds.known[key_of(lists, stage, places[0])][0]
+            moved = moved or end_s != ends_s[stage][places[0]]
+            for at in places:
+                ends_s[stage][at] = end_s
+        if not moved:
+            return ends_s
+
+
+def key_of(lists: list[list[Pass]], stage: int, at: int) -> tuple[int | None, int | None]:
+    """(forward chunk, backward chunk) of what runs at a position."""
+    passes, pp = lists[stage], len(lists)
+    first = at - 1 if at and passes[at - 1].overlaps_next else at
+    together = passes[first : first + 1 + passes[first].overlaps_next]
+    found = {each.is_forward: each.vp_stage * pp + stage for each in together}
+    return found.get(True), found.get(False)
+
+
+def arrivals(
+    lists: list[list[Pass]], ends_s: list[list[float]], seconds: Table, transfer_s: float
+) -> dict[tuple[bool, int, int, bool], float]:
+    """(direction, chunk, micro-batch, whether on its own rank) -> when the result of a pass is there."""
+    found = {}
+    for stage, passes in enumerate(lists):
+        for at, each in enumerate(passes):
+            what = each.is_forward, each.vp_stage * len(lists) + stage, each.micro_batch
+            found[*what, True] = ends_s[stage][at]
+            sent_s = seconds.known[key_of(lists, stage, at)][1] + transfer_s
+            found[*what, False] = ends_s[stage][at] + sent_s
+    return found
+
+
+@given(sizes=SIZES, overlaps=st.booleans(), seed=st.integers(0, 99), transfer_s=st.sampled_from([0.0, 0.25]))
+@settings(max_examples=40)
+def test_passes_run_when_the_rules_alone_say(
+    sizes: tuple[int, int, int], overlaps: bool, seed: int, transfer_s: float
+) -> None:
+    pp, vpp, num_micro_batches = sizes
+    lists, seconds = schedules(pp, vpp, num_micro_batches, overlaps), Table.drawn(pp * vpp, seed)
+    run = simulate(lists, seconds, transfer_s=transfer_s)
+    for found, expected in zip(run.ends_s, ends_by_relaxation(lists, seconds, transfer_s), strict=True):
+        assert found == pytest.approx(expected)
