@@ -63,7 +63,7 @@ def _device(verdict: MemoryVerdict) -> Iterator[str]:
         return
     what = f"{format_gb(-margin)} GB too little" if margin < 0 else f"{format_gb(margin)} GB left"
     held = f"{format_gb(verdict.device_bytes)} of {format_gb(verdict.limit_bytes)}"
-    yield f"{what} on the fullest devices, of stage {verdict.stage}: {held}"
+    yield f"{what} on devices of stage {verdict.stage}, the fullest: {held}"
 
 
 def _host(verdict: MemoryVerdict) -> Iterator[str]:

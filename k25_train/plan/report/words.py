@@ -1,11 +1,15 @@
 """What was planned, in words: sizes, layout, assumptions."""
 
+import re
 from itertools import groupby
 
 from k25_train.plan.assumptions import AS_CONFIGURED
 from k25_train.plan.pipeline import PipelinePlan
 from parallel.config import DepMode
 from parallel.pipeline.layout import PipelineLayout
+
+LONG = re.compile("tttt+")
+"""Layers of a chunk that are counted rather than written out."""
 
 
 def title_text(pipeline: PipelinePlan) -> str:
@@ -19,11 +23,13 @@ def title_text(pipeline: PipelinePlan) -> str:
 
 
 def layout_text(layout: PipelineLayout) -> str:
-    """The layout in megatron-core's notation, repeated chunks written once: `Ett|(tt|)*28t|tL`.
+    """The layout in megatron-core's notation, what repeats written once: `Ett|(tt|)*28t|tL`, `Et*27L`.
 
     It is a value of `parallelism.layout`.
     """
-    chunks = layout.to_megatron().split("|")
+    chunks = [
+        LONG.sub(lambda match: f"t*{len(match[0])}", chunk) for chunk in layout.to_megatron().split("|")
+    ]
     written = []
     for chunk, alike in groupby(chunks[:-1]):
         number = len(list(alike))

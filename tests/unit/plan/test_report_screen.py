@@ -63,7 +63,7 @@ def test_it_fits_a_screen(pretrain: Planned, width: int, fit: Fit) -> None:
 
 def test_who_has_too_little_is_said(pretrain: Planned) -> None:
     of_device = hand_made_verdict(Fit.does_not_fit, device_gb=92.0)
-    assert "7.10 GB too little on the fullest devices" in lines_of(with_verdict(pretrain, of_device))[1]
+    assert "7.10 GB too little on devices of stage 0" in lines_of(with_verdict(pretrain, of_device))[1]
     assert any("--search" in line for line in lines_of(with_verdict(pretrain, of_device))[2:5])
     of_host = hand_made_verdict(Fit.does_not_fit, node_gb=2500.0)
     assert lines_of(with_verdict(pretrain, of_host))[2].startswith("host memory: 353 GB too little")
@@ -104,7 +104,14 @@ def test_bars_are_as_long_as_they_should() -> None:
 
 
 def test_a_layout_is_written_so_that_it_can_be_typed() -> None:
-    for sizes in ((2, 2, (2, 1, 2, 0)), (4, 4, (2,) + (1,) * 14 + (0,)), (1, 1, (9,)), (2, 1, (3, 3))):
+    for sizes in (
+        (2, 2, (2, 1, 2, 0)),
+        (4, 4, (2,) + (1,) * 14 + (0,)),
+        (1, 1, (9,)),
+        (2, 1, (3, 3)),
+        (4, 2, (5,) * 8),
+        (3, 1, (4, 12, 0)),
+    ):
         layout = PipelineLayout(pp=sizes[0], vpp=sizes[1], layers_per_chunk=sizes[2])
         text = layout_text(layout)
         assert parse_layout(text, layout.num_layers, layout.pp, layout.vpp) == layout, text
