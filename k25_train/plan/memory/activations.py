@@ -100,6 +100,26 @@ def peak_of_turns(stage: StagePlan, leaving: Sequence[int], staying: Sequence[in
     return peak
 
 
+def peak_on_device(stage: StagePlan, leaving: Sequence[int], staying: Sequence[int]) -> int:
+    """`peak_of_turns` of what is freed layer by layer: an overlapped pair's forward pass takes a layer where
+    its backward pass has just released one (megatron-core 0.19.2, `model_chunk_schedule_plan.py`), so that a
+    pair holds more than before it by what the one is larger than the other. The layer that both are in is
+    counted as work."""
+    held, peak, overlaps = 0, 0, stage.config.parallelism.overlap_expert_comm
+    turns = stage.sampled_turns
+    for turn, after in zip(turns, (*turns[1:], None), strict=True):
+        is_forward, vp_stage, stays = turn
+        num_bytes = staying[vp_stage] if stays else leaving[vp_stage]
+        held += num_bytes if is_forward else -num_bytes
+        if not is_forward:
+            continue
+        released = 0
+        if overlaps and after is not None and not after[0]:
+            released = staying[after[1]] if after[2] else leaving[after[1]]
+        peak = max(peak, held - released, held - num_bytes)
+    return peak
+
+
 def num_held(stage: StagePlan) -> int:
     """The most passes of a stage that are between forward and backward at a time."""
     each = [1] * len(stage.chunks)
