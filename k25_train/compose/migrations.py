@@ -193,7 +193,7 @@ _CPU_RATES: Values = {
     "attention_efficiency": 1.0, "attention_backward_efficiency": 1.0, "attention_half_keys": 0.0,
     "memory_efficiency": 1.0,
     "nvlink_gb_per_s": None, "nvlink_ranks": 1, "pcie_gb_per_s": None, "launch_us": 0.0, "gap_us": 0.0,
-    "calibration": _CALIBRATION,
+    "calibration": {**_CALIBRATION, "exchange": 0.0},
 }  # fmt: skip
 _H800_RATES: Values = {
     "device": "H800", "bf16_tflops": 989.0, "fp8_tflops": 1979.0, "float32_tflops": 67.0, "num_sms": 132,

@@ -22,7 +22,8 @@ class CalibrationConfig:
     kernels: float
     """Factor on the duration of every kernel: 1.0 is what data sheet and efficiencies say."""
     exchange: float
-    """Factor on the duration of every message between ranks."""
+    """Factor on the duration of every message between ranks. 0 on CPUs that were not calibrated: processes of
+    one machine send through memory that their arithmetic uses as well."""
     pass_ms: float
     """Milliseconds that each forward or backward pass of a chunk takes in addition, whatever its size."""
     step_ms: float
@@ -31,11 +32,11 @@ class CalibrationConfig:
     @property
     def is_neutral(self) -> bool:
         """Whether nothing was fitted: values are those of the device's file."""
-        return (self.kernels, self.exchange, self.pass_ms, self.step_ms) == (1, 1, 0, 0)
+        return self.exchange in (0, 1) and (self.kernels, self.pass_ms, self.step_ms) == (1, 0, 0)
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        return not_positive(self, ("kernels", "exchange")) + not_negative(self, ("pass_ms", "step_ms"))
+        return not_positive(self, ("kernels",)) + not_negative(self, ("exchange", "pass_ms", "step_ms"))
 
 
 @dataclass(slots=True, kw_only=True)

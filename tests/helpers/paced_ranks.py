@@ -80,7 +80,7 @@ def leaping_clock() -> Iterator[Callable[[float], None]]:
 
 def at_pace(config: Config, tflops: float) -> Config:
     """A configuration whose device computes float32 at that rate, and nothing else takes time."""
-    neutral = CalibrationConfig(kernels=1.0, exchange=1.0, pass_ms=0.0, step_ms=0.0)
+    neutral = CalibrationConfig(kernels=1.0, exchange=0.0, pass_ms=0.0, step_ms=0.0)
     rates = replace(config.cluster.rates, float32_tflops=tflops, calibration=neutral)
     return replace(config, cluster=replace(config.cluster, rates=rates))
 

@@ -14,7 +14,6 @@ from k25_train.plan.calibrate.measured import CalibrationError, MeasuredRun, rea
 from k25_train.plan.calibrate.planned import Measurement, measurements, planned_s
 
 NAMES = tuple(field.name for field in fields(CalibrationConfig))
-FACTORS = ("kernels", "exchange")
 ABSURD_SHARE = 0.1
 """Of a step: what a constant that would be negative may amount to before it is an error. Our choice."""
 MOST_OFF = 0.5
@@ -108,7 +107,7 @@ def _to_fit(start: CalibrationConfig, step_s: float) -> list[Constant]:
     ms = 1000 * step_s
     return [
         Constant(start=start.kernels, least=1e-9, unit=1.0),
-        Constant(start=start.exchange, least=1e-9, unit=1.0),
+        Constant(start=start.exchange, least=0.0, unit=1.0),
         Constant(start=start.pass_ms, least=0.0, unit=1e-3 * ms),
         Constant(start=start.step_ms, least=0.0, unit=ms),
     ]
@@ -153,7 +152,7 @@ def _check_sense(fitted: Mapping[str, Fitted], compared: Sequence[Compared]) -> 
         "batches and stages"
     )
     for name, each in fitted.items():
-        if not math.isfinite(each.value) or (name in FACTORS and each.value <= 0):
+        if not math.isfinite(each.value) or (name == "kernels" and each.value <= 0):
             raise CalibrationError(f"calibration.{name} would be {each.value:.3g}: {remedy}")
         if each.wanted is not None and abs(each.wanted_share) > ABSURD_SHARE:
             raise CalibrationError(

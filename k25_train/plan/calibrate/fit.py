@@ -116,7 +116,12 @@ class _Problem:
 
     def share(self, values: Floats, index: int) -> float:
         """How much longer a unit of a constant makes durations on average, as a share of them."""
-        return float(np.mean(np.abs(self.slopes(values, [index])[:, 0]) * self.noise))
+        return float(self._shares(self.slopes(values, [index]))[0])
+
+    def _shares(self, slopes: Floats) -> Floats:
+        """[constant] -> the same; durations count by how well they are known."""
+        found: Floats = np.sum(np.abs(slopes), axis=0) / np.sum(1 / self.noise)
+        return found
 
     def solved(self, values: Floats, chosen: Sequence[int], widths: Sequence[float] = WIDTHS) -> Floats:
         """Values after Gauss-Newton steps of the chosen constants, halved where they do not help."""
@@ -148,7 +153,7 @@ class _Problem:
         every = range(len(self.constants))
         slopes = self.slopes(values, every)
         # 1. Each in units of what makes durations twice as long on average.
-        mean = np.mean(np.abs(slopes) * self.noise[:, None], axis=0)
+        mean = self._shares(slopes)
         columns = slopes / np.where(mean > 0, mean, 1)
         chosen, left = [0], [index for index in every if index and mean[index] > 0]
         while left and len(chosen) < len(self.measured):

@@ -8,7 +8,6 @@ rack, counts as a node. A busiest rank gets as many times more as `Assumptions.e
 
 from dataclasses import dataclass
 
-from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
 from k25_train.plan.expert_copies import copies, copies_elsewhere
@@ -100,10 +99,8 @@ def expert_exchange(
 
 
 def message_factor(config: Config) -> float:
-    """Factor on the duration of messages. Processes of one machine send through memory that their arithmetic
-    uses as well: what they send takes no time until a calibration says so."""
-    factor = config.cluster.rates.calibration.exchange
-    return 0.0 if config.cluster.device is Device.cpu and factor == 1.0 else factor
+    """Factor on the duration of messages."""
+    return config.cluster.rates.calibration.exchange
 
 
 def nvlink_ranks(config: Config, group: int) -> int:
