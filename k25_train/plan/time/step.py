@@ -156,11 +156,13 @@ def chunk_seconds(pipeline: PipelinePlan) -> ChunkSeconds:
         0,
         head_forward_flops(config.model, sum(documents)),
     )
-    forward_s = [load / _cpu_flops_per_s(config) for load in loads]
-    more_s = config.cluster.rates.calibration.pass_ms / 1e3
+    computed_s, more_s = (
+        [load / _cpu_flops_per_s(config) for load in loads],
+        config.cluster.rates.calibration.pass_ms / 1e3,
+    )
     return ChunkSeconds(
-        forward_s=tuple(each + more_s for each in forward_s),
-        backward_s=tuple(BACKWARD_COST * each + more_s for each in forward_s),
+        forward_s=tuple(each + more_s for each in computed_s),
+        backward_s=tuple(BACKWARD_COST * each + more_s for each in computed_s),
     )
 
 
