@@ -156,10 +156,8 @@ def chunk_seconds(pipeline: PipelinePlan) -> ChunkSeconds:
         0,
         head_forward_flops(config.model, sum(documents)),
     )
-    computed_s, more_s = (
-        [load / _cpu_flops_per_s(config) for load in loads],
-        config.cluster.rates.calibration.pass_ms / 1e3,
-    )
+    more_s = config.cluster.rates.calibration.pass_ms / 1e3
+    computed_s = [load / _cpu_flops_per_s(config) for load in loads]
     return ChunkSeconds(
         forward_s=tuple(each + more_s for each in computed_s),
         backward_s=tuple(BACKWARD_COST * each + more_s for each in computed_s),

@@ -1,5 +1,6 @@
 """Constants that are fitted to runs made by the planner: known ones are found, what runs lack is told."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from k25_train.compose.resolve import compose, load
 from k25_train.config.rates import CalibrationConfig
 from k25_train.config.schema import Config
+from k25_train.plan.__main__ import main
 from k25_train.plan.calibrate.calibrate import NAMES, Calibrated, calibrate, calibrated
 from k25_train.plan.calibrate.device_file import device_file, overrides
 from k25_train.plan.calibrate.measured import CalibrationError, MeasuredRun, read_run, step_groups
@@ -80,6 +82,35 @@ def test_folders_are_read_with_noise_and_without_what_does_not_count(tmp_path: P
     # The slow first steps and the time that was waited for data are in none of them.
     assert found.rates.calibration.kernels == pytest.approx(1.7, rel=0.02)
     assert all(0 < run.groups[0].noise < 0.01 for run in found.runs)
+
+
+def test_the_command_writes_a_device_file_and_nothing_over_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def status(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["k25-plan", "calibrate", *map(str, words)])
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    truth = CalibrationConfig(kernels=1.7, exchange=0.0, pass_ms=0.0, step_ms=0.0)
+    run, device = write_run(tmp_path / "run", layout_config(dp=4), truth), tmp_path / "device.yaml"
+    assert status(run, "--out", device) == 0
+    printed = capsys.readouterr().out
+    assert "cluster.rates.calibration.kernels=1.7 " in printed
+    assert f"device={device}" in printed
+    assert "kernels: 1.7  # fitted" in device.read_text()
+    for out, told in (
+        (device, "exists already: give another name"),
+        (tmp_path / "device", "takes names that end with .yaml: use "),
+        (tmp_path / "nowhere" / "device.yaml", "give a path in a folder that is there"),
+    ):
+        assert status(run, "--out", out) == 2
+        assert told in capsys.readouterr().err.replace("\n", " ")
+    assert status(tmp_path / "typo") == 2
+    assert "so no run has trained here" in capsys.readouterr().err
 
 
 def test_a_constant_far_below_nothing_is_refused(runs: list[MeasuredRun]) -> None:
