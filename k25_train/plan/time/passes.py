@@ -144,7 +144,7 @@ def _pass_time(program: PassProgram, calibrated_s: float) -> PassTime:
 
 def _causes(run: Run, nodes: list[Node], running: tuple[tuple[int, float], ...]) -> list[tuple[Cause, float]]:
     """Cause -> share of a time: of the kernels that run, as far as they do; the rest of what slows them down
-    or keeps them waiting: exchanges, then copies, then the host."""
+    or keeps them waiting: exchanges, then the host, then copies."""
     found: list[tuple[Cause, float]] = []
     computing = [(at, rate) for at, rate in running if run.tasks[at].stream == COMPUTE]
     others = [at for at, _ in running if run.tasks[at].stream != COMPUTE]
@@ -159,8 +159,9 @@ def _causes(run: Run, nodes: list[Node], running: tuple[tuple[int, float], ...])
 
 
 def _order(stream: str) -> int:
-    """Passes wait for exchanges most often; for messages never, which can only slow others down."""
-    return (EXCHANGES, LATENTS, TO_HOST, FROM_HOST, HOST, MESSAGES).index(stream)
+    """What passes wait for, if several run: copies only where nothing else is left; messages never, which can
+    only slow others down."""
+    return (EXCHANGES, LATENTS, HOST, TO_HOST, FROM_HOST, MESSAGES).index(stream)
 
 
 def _shares(node: Node, share: float) -> list[tuple[Cause, float]]:

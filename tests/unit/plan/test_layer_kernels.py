@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -24,6 +25,7 @@ K25 = ("experiment=k25_pretrain_4k",)
 KEPT = (*K25, "activation=keep")
 
 
+@cache
 def pipeline_of(*overrides: str, assumptions: Assumptions = AS_CONFIGURED) -> PipelinePlan:
     return plan_pipeline(compose([*overrides]), assumptions=assumptions)
 
@@ -138,6 +140,14 @@ def test_others_code_computes_in_fp8_and_fuses() -> None:
     # Router and attention stay as they are.
     assert not [name for name in in_fp8 if "router" in name or name.startswith("attention,")]
     assert flops_of(others, *Phase) == flops_of(plain, *Phase)
+    # Experts of one kernel round and activate within it; attention may be in FP8, too.
+    code = replace(code, fuses_experts=True, attention_in_fp8=True)
+    assumed = Assumptions(code=code)
+    fused = works_of(layer_kernels(pipeline_of(*KEPT, assumptions=assumed).stages[0], 5))
+    names = {each.kernel.name for each in fused}
+    assert not names & {"experts: SwiGLU", "experts: down, in FP8"}
+    assert "attention" in {each.kernel.name for each in fused if each.precision is Precision.fp8}
+    assert bytes_of(fused, Cause.memory_bound) < bytes_of(others, Cause.memory_bound)
     launches, of_others = (sum(each.kernel.num_launches for each in works) for works in (plain, others))
     assert of_others < launches
 
@@ -176,6 +186,19 @@ def test_assumptions_change_exchanges() -> None:
     shared = expert_exchange(config, Assumptions(context_parallel=4))
     assert shared.network_bytes == even.network_bytes / 4
     assert expert_exchange(config, element_bytes=1).network_bytes == even.network_bytes / 2
+
+
+def test_a_router_that_chooses_among_few_nodes_sends_less() -> None:
+    config = compose([*K25, "parallelism.dispatcher=hybridep", "cluster.nodes=256", "parallelism.ep=128"])
+    any_node, few = (
+        expert_exchange(config, Assumptions(code=OtherCode(most_nodes=most))) for most in (None, 4)
+    )
+    # 16 nodes: of 4 all but a sixteenth are elsewhere.
+    assert few.network_bytes == 4096 * 4 * 15 / 16 * 7168 * 2
+    assert few.network_bytes < any_node.network_bytes
+    # What is sent to each expert is not bounded so.
+    alltoall = compose([*K25])
+    assert expert_exchange(alltoall, Assumptions(code=OtherCode(most_nodes=1))) == expert_exchange(alltoall)
 
 
 def test_grouped_experts_get_the_busiest_ranks_rows() -> None:

@@ -136,6 +136,18 @@ def test_offloading_costs_nothing_on_a_fast_bus_and_is_exposed_on_a_slow_one() -
     assert copied < slow.seconds
 
 
+def test_copies_of_passes_that_take_turns_go_on_through_both() -> None:
+    """A bus that needs two thirds of their time is hidden, though that is longer than a forward pass."""
+    plain = sum(each.seconds for each in alone("activation=keep", *SERIAL))
+    of_layers = times("activation=k2", *SERIAL)._device.moe.to_host.seconds
+    # At 20 GB/s; two layers.
+    rate = 20 * 2 * of_layers / (plain * 2 / 3)
+    forward, backward = alone("activation=k2", *SERIAL, f"cluster.host_copy_gb_per_s={rate}")
+    assert 2 * of_layers * 20 / rate > forward.seconds
+    assert forward.parts.get(Cause.offload, 0.0) == pytest.approx(0.0, abs=1e-6)
+    assert backward.parts.get(Cause.offload, 0.0) == pytest.approx(0.0, abs=1e-6)
+
+
 def test_network_and_copies_share_a_link_where_there_is_one() -> None:
     shared, apart = (
         pair("cluster.host_copy_gb_per_s=40", f"cluster.rates.pcie_gb_per_s={link}") for link in (44, "null")
@@ -155,6 +167,14 @@ def test_assumptions_make_passes_longer_or_shorter() -> None:
     # But for the order in which little things happen to run.
     assert graphs.seconds < 1.001 * plain.seconds
     assert Cause.host not in graphs.parts
+    of_attention = Assumptions(code=OtherCode(cuda_graphs=True, graphs_experts=False))
+    launched = "cluster.rates.launch_us=60"
+    times_s = [
+        pair("activation=keep", launched, assumptions=each).seconds
+        for each in (Assumptions(code=OtherCode(cuda_graphs=True)), of_attention, AS_CONFIGURED)
+    ]
+    assert times_s == sorted(times_s)
+    assert times_s[0] < times_s[-1]
     slow_host = pair("activation=keep", "cluster.rates.launch_us=200")
     assert slow_host.parts[Cause.host] > 0.3 * slow_host.seconds
     fast_code = Assumptions(code=OtherCode(fused_elementwise=True))
