@@ -4,8 +4,8 @@
 
 Prints a table for each size, the best of a few legal overrides that fit, and last how much longer a step
 takes than its model FLOPs at 40% of the data sheet's rate, next to its bar. About that rate is published for
-an architecture like ours: 386.6 TFLOP/s for Moonlight-16B-A3B on 16 H100 (Megatron-Bridge, July 2026). Nothing
-is measured.
+an architecture like ours, 386.6 TFLOP/s for Moonlight-16B-A3B on 16 H100 (Megatron-Bridge, July 2026).
+Nothing is measured.
 """
 
 import sys
