@@ -24,6 +24,7 @@ from k25_train.plan.optimizer import (
     weights_by_update,
 )
 from k25_train.plan.pipeline import PipelinePlan, StagePlan, distinct_stages
+from k25_train.plan.time.expert_exchange import NETWORK_SHARE, message_factor
 from k25_train.plan.time.step import network_bytes_per_s
 from k25_train.plan.time.step_plan import Part
 from k25_train.plan.weight_bytes import WEIGHT_BYTES, host_state_bytes
@@ -106,7 +107,7 @@ def optimizer_times(stage: StagePlan) -> OptimizerTimes:
         newton_schulz_flops=max(work, largest),
         newton_schulz_s=max(work_s, largest_s),
         largest_matrix_s=largest_s,
-        exchange_s=sent / network_bytes_per_s(config),
+        exchange_s=message_factor(config) * sent / (NETWORK_SHARE * network_bytes_per_s(config)),
         stream_bytes=stream_bytes,
         stream_s=stream_bytes / bus,
         edges_s=edge_bytes / bus,
