@@ -2,7 +2,8 @@
 
 A row is a flat mapping with `step`, the number of finished optimizer steps (0 is the evaluation before the
 first), and any of: loss, grad_norm, lr, tokens, text_tokens, vision_tokens, images, patches, step_time_s,
-tokens_per_s, flops; data_wait_s, in which the slowest rank waited for its inputs, and where they are not 0,
+planned_step_time_s (where plans know the device's rates: `metrics/pace.py`), tokens_per_s, flops;
+data_wait_s, in which the slowest rank waited for its inputs, and where they are not 0,
 of the reading of the rank that writes: data_retries, data_requests to object stores, and in blocks of the
 cache data_cache_hits and data_cache_misses; for each source of the step `source_tokens/NAME`, what it gave to
 the global batch, `source_epochs/NAME`, passes over its samples so far, and where other weights begin
