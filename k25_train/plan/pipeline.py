@@ -74,11 +74,22 @@ class StagePlan:
         return sample_of_passes(self.config.parallelism, self.num_micro_batches, self.stage)
 
     @cached_property
-    def sampled_turns(self) -> tuple[tuple[bool, int, bool], ...]:
-        """The same as (whether it is forward, virtual stage, whether its activations stay on the device)."""
+    def sampled_turns(self) -> tuple[tuple[int, bool, int, bool], ...]:
+        """The same, those that run as one together: virtual stage of a forward pass, whether its activations
+        stay on the device, and the same of a backward pass; -1 where there is none."""
         passes = self.sampled_passes
         stay = offload_order(passes, self.config.activation.passes_ahead).stay
-        return tuple((each.is_forward, each.vp_stage, each.key in stay) for each in passes)
+        found: list[tuple[int, bool, int, bool]] = []
+        for position, each in enumerate(passes):
+            stays = each.key in stay
+            if each.is_forward:
+                found.append((each.vp_stage, stays, -1, False))
+            elif position and passes[position - 1].overlaps_next:
+                forward, forward_stays, _, _ = found.pop()
+                found.append((forward, forward_stays, each.vp_stage, stays))
+            else:
+                found.append((-1, False, each.vp_stage, stays))
+        return tuple(found)
 
     @cached_property
     def text_parameters(self) -> tuple[TrainedParameter, ...]:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from k25_train.config.schema import Config
-from k25_train.plan.assumptions import OURS, OtherCode
+from k25_train.plan.assumptions import OURS, Compute, OtherCode
 from k25_train.plan.memory.kernels import configured_kernels
 from k25_train.plan.memory.saved_tensor import SavedTensor
 from k25_train.plan.memory.saved_tensors import SavedTensors
@@ -21,6 +21,11 @@ from k25_train.plan.pipeline import ChunkPlan, StagePlan
 from parallel.activations.policy import Policy
 from parallel.activations.sizes import SMALLEST_OFFLOADED_BYTES, block_bytes, fp8_bytes
 from parallel.pipeline.schedule import Pass, PassKey
+
+READ_BY_PRODUCTS = frozenset(
+    ("mla.up_input", "moe.up_input", "moe.down_input", "shared_expert.down_input", "dense.down_input")
+)
+"""Activations that only products read."""
 
 
 class PackedTensor(NamedTuple):
@@ -85,39 +90,31 @@ def peak_held(passes: Sequence[Pass], bytes_of: Callable[[PassKey], int]) -> int
     return peak
 
 
-def peak_of_turns(stage: StagePlan, leaving: Sequence[int], staying: Sequence[int]) -> int:
+def peak_of_turns(
+    stage: StagePlan, leaving: Sequence[int], staying: Sequence[int], *, frees_by_layer: bool = False
+) -> int:
     """The same of a stage's passes, each of which holds `leaving` or `staying` bytes of its virtual stage,
-    whichever it does."""
-    held, peak = 0, 0
-    for is_forward, vp_stage, stays in stage.sampled_turns:
-        num_bytes = staying[vp_stage] if stays else leaving[vp_stage]
-        if not is_forward:
-            held -= num_bytes
-            continue
-        held += num_bytes
-        if held > peak:
-            peak = held
-    return peak
+    whichever it does.
 
-
-def peak_on_device(stage: StagePlan, leaving: Sequence[int], staying: Sequence[int]) -> int:
-    """`peak_of_turns` of what is freed layer by layer: an overlapped pair's forward pass takes a layer where
-    its backward pass has just released one (megatron-core 0.19.2, `model_chunk_schedule_plan.py`), so that a
-    pair holds more than before it by what the one is larger than the other. The layer that both are in is
-    counted as work."""
-    held, peak, overlaps = 0, 0, stage.config.parallelism.overlap_expert_comm
-    turns = stage.sampled_turns
-    for turn, after in zip(turns, (*turns[1:], None), strict=True):
-        is_forward, vp_stage, stays = turn
-        num_bytes = staying[vp_stage] if stays else leaving[vp_stage]
-        held += num_bytes if is_forward else -num_bytes
-        if not is_forward:
-            continue
-        released = 0
-        if overlaps and after is not None and not after[0]:
-            released = staying[after[1]] if after[2] else leaving[after[1]]
-        peak = max(peak, held - released, held - num_bytes)
-    return peak
+    Where a forward pass runs overlapped with a backward pass, they go layer by layer: `frees_by_layer` says
+    that the one frees a layer's tensors before the other makes those of its next layer (megatron-core 0.19.2,
+    `model_chunk_schedule_plan.py`).
+    """
+    num_layers = [max(len(chunk.layers), 1) for chunk in stage.chunks]
+    held, peak = 0.0, 0.0
+    for forward, forward_stays, backward, backward_stays in stage.sampled_turns:
+        made = freed = 0
+        if forward >= 0:
+            made = staying[forward] if forward_stays else leaving[forward]
+        if backward >= 0:
+            freed = staying[backward] if backward_stays else leaving[backward]
+        most: float = made
+        if frees_by_layer and forward >= 0 and backward >= 0:
+            layers = min(num_layers[forward], num_layers[backward])
+            most = max(made / layers, made - freed * (layers - 1) / layers)
+        peak = max(peak, held + most)
+        held += made - freed
+    return round(peak)
 
 
 def num_held(stage: StagePlan) -> int:
@@ -183,7 +180,17 @@ def _packed(
         Part.layer: lists.layer_input if runs_again else lambda: lists.layer(is_moe=has_experts),
         Part.mtp: lambda: lists.mtp(is_moe=has_experts, runs_again=runs_again),
     }[kind]()
-    return tuple(pack_all(stage.config, saved, offloads=offloads))
+    packed = pack_all(stage.config, saved, offloads=offloads)
+    return tuple(map(_in_fp8, packed) if code.compute is Compute.fp8 else packed)
+
+
+def _in_fp8(packed: PackedTensor) -> PackedTensor:
+    """What products in FP8 keep of their inputs: the copy that they read, with a scale for each 32 numbers
+    (MXFP8). What others read as well, as the router does a norm's output, is kept as it is."""
+    tensor = packed.tensor
+    if packed.policy is not Policy.keep or tensor.name not in READ_BY_PRODUCTS or not tensor.may_be_rounded:
+        return packed
+    return packed._replace(device_bytes=math.ceil(math.prod(tensor.shape) * 33 / 32))
 
 
 def _parts(stage: StagePlan, chunk: ChunkPlan) -> Iterator[tuple[Part, bool]]:

@@ -68,8 +68,8 @@ def need_of(stage: StagePlan, sizes: PassSizes) -> OffloadNeed:
     nothing = [0] * len(chunks)
     copied = [
         0 if stays else chunks[vp_stage].host
-        for is_forward, vp_stage, stays in stage.sampled_turns
-        if is_forward
+        for vp_stage, stays, _, _ in stage.sampled_turns
+        if vp_stage >= 0
     ]
     return OffloadNeed(
         host_bytes=peak_of_turns(stage, [chunk.blocks for chunk in chunks], nothing),

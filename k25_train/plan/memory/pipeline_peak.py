@@ -9,7 +9,7 @@ from k25_train.config.model import LOSS_PIECE_BYTES
 from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter
 from k25_train.plan.assumptions import Sharding
-from k25_train.plan.memory.activations import peak_of_turns, peak_on_device, stage_waiting
+from k25_train.plan.memory.activations import peak_of_turns, stage_waiting
 from k25_train.plan.memory.kernels import configured_kernels
 from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
 from k25_train.plan.memory.saved_tensors import SavedTensors
@@ -27,7 +27,7 @@ def saved_bytes(stage: StagePlan, sizes: PassSizes) -> int:
     """The most bytes of activations that wait on the device."""
     leaving = [each.device for each in stage_waiting(stage, sizes)]
     staying = [each.device for each in stage_waiting(stage, sizes, offloads=False)]
-    return peak_on_device(stage, leaving, staying)
+    return peak_of_turns(stage, leaving, staying, frees_by_layer=True)
 
 
 def output_bytes(stage: StagePlan) -> int:

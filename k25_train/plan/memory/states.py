@@ -29,7 +29,8 @@ class StageStates:
     """What each rank of a stage keeps, in bytes."""
 
     weights: int
-    """Weights with their padding, frozen ones, and routers' buffers; a decoupled encoder's among them."""
+    """Weights with their padding, frozen ones, a decoupled encoder's among them; buffers of routers, and
+    tables of cosines and sines, which each layer has where RoPE is stretched."""
     gradients: int
     """Gradients of the trained weights, padding included."""
     optimizer: tuple[int, ...]
@@ -106,8 +107,11 @@ def _chunk(stage: StagePlan, chunk: ChunkPlan, *, has_buckets: bool) -> _Module:
     bucket_size = bucket_elements(config.dp) if has_buckets else None
     listed = list(chunk_parameters(stage, chunk))
     found = _module(config, stage.assumptions.code, listed, config.dp, bucket_size)
-    num_moe = sum(config.model.is_moe(layer) for layer in chunk.layers)
-    found.weights += num_moe * config.model.num_experts * ROUTER_BYTES
+    model = config.model
+    found.weights += sum(map(model.is_moe, chunk.layers)) * model.num_experts * ROUTER_BYTES
+    if model.rope.scaling_factor > 1:
+        table = model.rope.original_max_position * model.qk_rope_head_dim * FLOAT_BYTES
+        found.weights += len(chunk.layers) * 2 * table
     return found
 
 
