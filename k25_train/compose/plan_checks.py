@@ -1,10 +1,11 @@
 """Rules that plan a whole step: whether host memory holds what a configuration offloads to it."""
 
+from k25_train.config.cluster import Device
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
-from k25_train.plan.memory.checkpoint import snapshot_bytes
-from k25_train.plan.memory.offload import need_of, offload_budget
-from k25_train.plan.optimizer import stage_state
+from k25_train.plan.memory.node import fullest_node, node_memories
+from k25_train.plan.memory.offload import need_of
+from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.units import GIB
 from parallel.config import Problem
@@ -43,21 +44,17 @@ def host_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
 
 
 def node_holds_what_is_offloaded(pipeline: PipelinePlan) -> list[Problem]:
-    """A node has the memory that its ranks lock: all that is offloaded of activations and optimizer state,
-    and the copy that a checkpoint is written from."""
+    """A node has the memory for what its ranks keep there, most of which they lock: all that is offloaded of
+    activations and optimizer state, and the copy that a checkpoint is written from. Where the device is the
+    CPU only that counts: machines for trials are shared with others."""
     config, cluster, offloads = pipeline.config, pipeline.config.cluster, pipeline.config.activation.offloads
-    of_optimizer = _keeps_state(config)
-    most = max(
-        stage_state(stage).host_bytes
-        + snapshot_bytes(stage)
-        + (offload_budget(stage).host_bytes if offloads else 0)
-        for stage in pipeline.stages
-    )
-    node_gib = most * cluster.gpus_per_node / GIB
+    node = fullest_node(node_memories(pipeline, stage_memories(pipeline)))
+    is_cpu = cluster.device is Device.cpu
+    node_gib = (node.of_ranks.locked if is_cpu else node.total) / GIB
     if node_gib <= cluster.host_memory_gib:
         return []
     rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks"
-    rule += f" with{' optimizer state and' if of_optimizer else ''} the copy for checkpoints,"
+    rule += f" with{' optimizer state and' if _keeps_state(config) else ''} the copy for checkpoints,"
     if not offloads:
         rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks with the copy for "
         rule += "checkpoints,"

@@ -78,7 +78,10 @@ def _of_device(config: Config) -> Iterator[Change]:
     if config.optim.offload is OptimizerOffload.none:
         yield _change(config, "optim.offload", OptimizerOffload.cpu)
     if config.parallelism.overlap_expert_comm:
-        yield _change(config, "parallelism.overlap_expert_comm", False)
+        # Weight gradients can only be delayed in the overlapped schedule.
+        alone = _change(config, "parallelism.delay_wgrad", False)
+        change = _change(alone.config, "parallelism.overlap_expert_comm", False)
+        yield Change((*alone.overrides, *change.overrides), change.config)
     if config.vision_placement.encoder_parts:
         if config.dep.feature_buffer_gib:
             yield _change(config, "dep.feature_buffer_gib", 0.0)

@@ -53,9 +53,21 @@ class RankHost:
     """Tensors of a rank whose device is the CPU."""
 
     @property
+    def locked(self) -> float:
+        """What is page-locked: no other program gets it."""
+        return self.activations + self.optimizer + self.snapshot
+
+    @property
     def total(self) -> float:
         """All of it."""
         return sum(getattr(self, field.name) for field in fields(self))
+
+    @classmethod
+    def sum(cls, ranks: Iterable[tuple["RankHost", int]]) -> "RankHost":
+        """What so many ranks of each kind take together."""
+        each = list(ranks)
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: sum(getattr(rank, name) * count for rank, count in each) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +78,13 @@ class NodeMemory:
     """The first such node."""
     num_ranks: dict[int, int]
     """Stage -> ranks of it on the node."""
-    total: float
-    """Bytes of all its ranks."""
+    of_ranks: RankHost
+    """Bytes of all its ranks together."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.of_ranks.total
 
 
 def rank_host(stage: StagePlan, memory: StageMemory) -> RankHost:
@@ -108,17 +125,15 @@ def batch_bytes(stage: StagePlan) -> float:
 def node_memories(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> list[NodeMemory]:
     """Every different node of the job, in order. megatron-core numbers ranks stage by stage."""
     config, ranks_of_node = pipeline.config, pipeline.config.cluster.gpus_per_node
-    of_stage = [
-        rank_host(stage, memory).total for stage, memory in zip(pipeline.stages, memories, strict=True)
-    ]
+    of_stage = [rank_host(*each) for each in zip(pipeline.stages, memories, strict=True)]
     found: dict[tuple[tuple[int, int], ...], NodeMemory] = {}
     for node in range(config.cluster.nodes):
         ranks = range(node * ranks_of_node, (node + 1) * ranks_of_node)
         num_ranks = Counter(rank // config.dp for rank in ranks)
         key = tuple(sorted(num_ranks.items()))
         if key not in found:
-            total = sum(count * of_stage[stage] for stage, count in key)
-            found[key] = NodeMemory(node, dict(key), total)
+            of_ranks = RankHost.sum((of_stage[stage], count) for stage, count in key)
+            found[key] = NodeMemory(node, dict(key), of_ranks)
     return list(found.values())
 
 

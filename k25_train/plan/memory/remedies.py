@@ -1,13 +1,16 @@
 """Which overrides make a configuration fit, and the cheapest of them: tried, not guessed; torch-free."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from k25_train.config.schema import Config
 from k25_train.plan.memory.changes import Change, changes_of
 from k25_train.plan.memory.room import Fit, Room, room_of
+from k25_train.plan.memory.step_cost import gpu_seconds
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 
+NUM_PRICED = 3
+"""Of the changes that suffice, so many get a planned step."""
 MOST_CHANGES = 6
 """After so many, a configuration counts as one that does not fit."""
 
@@ -47,7 +50,7 @@ def find_remedy(pipeline: PipelinePlan, room: Room, cost: StepCost) -> Remedy:
         if not better:
             break
         enough = [each for each in better if each.room.fit is Fit.fits]
-        chosen = min(enough, key=lambda each: cost(each.pipeline)) if enough else min(better, key=_missing)
+        chosen = _cheapest(enough, cost) if enough else min(better, key=_missing)
         overrides += chosen.change.overrides
         pipeline, room = chosen.pipeline, chosen.room
     left = 0.0 if room.device_left is None else room.device_left
@@ -62,6 +65,12 @@ class _Tried:
     change: Change
     pipeline: PipelinePlan
     room: Room
+
+
+def _cheapest(tried: Sequence[_Tried], cost: StepCost) -> _Tried:
+    """The one with the cheapest step, of those that an estimate says are cheap: `cost` may take long."""
+    cheap = sorted(tried, key=lambda each: gpu_seconds(each.pipeline))[:NUM_PRICED]
+    return min(cheap, key=lambda each: cost(each.pipeline)) if len(cheap) > 1 else cheap[0]
 
 
 def _tried(pipeline: PipelinePlan, change: Change) -> _Tried:

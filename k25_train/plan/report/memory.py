@@ -18,12 +18,12 @@ from k25_train.plan.memory.activations import (
     saved_tensors,
 )
 from k25_train.plan.memory.checkpoint import checkpoint_bytes, fullest_shard, load_buffer_bytes
+from k25_train.plan.memory.node import fullest_node, node_memories
 from k25_train.plan.memory.outside import communicators_in
 from k25_train.plan.memory.stage import chunk_memory, fullest, most_imbalance, room_bytes
 from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.memory.tower import most_chunk_patches
 from k25_train.plan.memory.verdict import judge_memory
-from k25_train.plan.optimizer import stage_states
 from k25_train.plan.pass_sizes import balanced_sizes
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.report.text import format_gb, format_layers, format_shape
@@ -198,17 +198,21 @@ def checkpoint_line(pipeline: PipelinePlan) -> str:
 
 
 def host_line(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> str:
-    """All that the ranks of a node lock in its memory: activations, optimizer state, a checkpoint's copy."""
-    cluster = pipeline.config.cluster
-    states = stage_states(pipeline)
-    most = max(
-        memory.host + memory.snapshot + state.host_bytes
-        for memory, state in zip(memories, states, strict=True)
-    )
+    """All that the ranks of the fullest node keep in its memory, item by item."""
+    node, cluster = fullest_node(node_memories(pipeline, memories)), pipeline.config.cluster
+    items = {
+        "activations": node.of_ranks.activations,
+        "optimizer state": node.of_ranks.optimizer,
+        "a checkpoint's copy": node.of_ranks.snapshot,
+        "buffers of checkpoints": node.of_ranks.loading,
+        "steps read ahead": node.of_ranks.batches,
+        "processes": node.of_ranks.processes,
+        "tensors": node.of_ranks.tensors,
+    }
+    told = ", ".join(f"{format_gb(num_bytes)} GB of {what}" for what, num_bytes in items.items() if num_bytes)
     return (
-        f"In the host all together {format_gb(most)} GB per rank, and "
-        f"{format_gb(most * cluster.gpus_per_node)} on a node, which has "
-        f"{format_gb(cluster.host_memory_gib * GIB)}."
+        f"Node {node.first} has the most in its host memory, {format_gb(node.total)} GB of "
+        f"{format_gb(cluster.host_memory_gib * GIB)}: {told}."
     )
 
 

@@ -36,4 +36,9 @@ class Planned:
 
 def planned_of(pipeline: PipelinePlan) -> Planned:
     """Time and memory of a pipeline, with what would make it fit if it does not."""
-    return Planned(step=plan_step(pipeline), verdict=judge_memory(pipeline))
+    return Planned(step=plan_step(pipeline), verdict=judge_memory(pipeline, cost=gpu_s_of_step))
+
+
+def gpu_s_of_step(pipeline: PipelinePlan) -> float:
+    """What a step costs: its planned seconds on all ranks."""
+    return plan_step(pipeline).step_s * pipeline.config.world_size
