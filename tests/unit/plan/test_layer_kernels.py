@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 
 from k25_train.compose.resolve import compose
+from k25_train.config.schema import Config
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions, Compute, OtherCode
 from k25_train.plan.cause import Cause
 from k25_train.plan.expert_copies import EXCHANGES
@@ -26,8 +27,12 @@ KEPT = (*K25, "activation=keep")
 
 
 @cache
+def composed(*overrides: str) -> Config:
+    return compose([*overrides])
+
+
 def pipeline_of(*overrides: str, assumptions: Assumptions = AS_CONFIGURED) -> PipelinePlan:
-    return plan_pipeline(compose([*overrides]), assumptions=assumptions)
+    return plan_pipeline(composed(*overrides), assumptions=assumptions)
 
 
 def works_of(kernels: LayerKernels) -> list[Work]:
@@ -155,7 +160,7 @@ def test_others_code_computes_in_fp8_and_fuses() -> None:
 @pytest.mark.parametrize("dispatcher", ["alltoall", "hybridep"])
 def test_exchanges_send_what_all_ranks_send_in_a_step(dispatcher: str) -> None:
     """`communication` counts all copies that leave ranks: where NVLink connects none, the network's."""
-    config = compose([*K25, f"parallelism.dispatcher={dispatcher}"])
+    config = composed(*K25, f"parallelism.dispatcher={dispatcher}")
     rates = replace(config.cluster.rates, nvlink_ranks=1)
     alone = replace(config, cluster=replace(config.cluster, rates=rates))
     passes = config.model.num_moe_layers * config.train.global_batch_size
@@ -170,7 +175,7 @@ def test_exchanges_send_what_all_ranks_send_in_a_step(dispatcher: str) -> None:
 
 
 def test_a_rack_of_nvlink_leaves_the_network_alone() -> None:
-    config = compose([*K25])
+    config = composed(*K25)
     rates = replace(config.cluster.rates, nvlink_ranks=72)
     in_rack = expert_exchange(replace(config, cluster=replace(config.cluster, rates=rates)))
     assert in_rack.network_bytes == in_rack.network_s == 0.0
@@ -178,7 +183,7 @@ def test_a_rack_of_nvlink_leaves_the_network_alone() -> None:
 
 
 def test_assumptions_change_exchanges() -> None:
-    config = compose([*K25])
+    config = composed(*K25)
     even = expert_exchange(config)
     busiest = expert_exchange(config, Assumptions(expert_imbalance=1.5))
     assert busiest.network_s == pytest.approx(1.5 * even.network_s)
@@ -189,7 +194,7 @@ def test_assumptions_change_exchanges() -> None:
 
 
 def test_a_router_that_chooses_among_few_nodes_sends_less() -> None:
-    config = compose([*K25, "parallelism.dispatcher=hybridep", "cluster.nodes=256", "parallelism.ep=128"])
+    config = composed(*K25, "parallelism.dispatcher=hybridep", "cluster.nodes=256", "parallelism.ep=128")
     any_node, few = (
         expert_exchange(config, Assumptions(code=OtherCode(most_nodes=most))) for most in (None, 4)
     )
@@ -197,7 +202,7 @@ def test_a_router_that_chooses_among_few_nodes_sends_less() -> None:
     assert few.network_bytes == 4096 * 4 * 15 / 16 * 7168 * 2
     assert few.network_bytes < any_node.network_bytes
     # What is sent to each expert is not bounded so.
-    alltoall = compose([*K25])
+    alltoall = composed(*K25)
     assert expert_exchange(alltoall, Assumptions(code=OtherCode(most_nodes=1))) == expert_exchange(alltoall)
 
 
