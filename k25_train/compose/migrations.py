@@ -199,8 +199,8 @@ _H800_RATES: Values = {
     "device": "H800", "bf16_tflops": 989.0, "fp8_tflops": 1979.0, "float32_tflops": 67.0, "num_sms": 132,
     "memory_gb_per_s": 3350.0, "gemm_efficiency": 0.78, "fp8_efficiency": 0.78,
     "attention_efficiency": 0.7, "attention_backward_efficiency": 0.6, "attention_half_keys": 420.0,
-    "memory_efficiency": 0.85,
-    "nvlink_gb_per_s": 150.0, "nvlink_ranks": 8, "pcie_gb_per_s": 55.0, "launch_us": 5.0, "gap_us": 1.0,
+    "memory_efficiency": 0.72,
+    "nvlink_gb_per_s": 150.0, "nvlink_ranks": 8, "pcie_gb_per_s": 55.0, "launch_us": 25.0, "gap_us": 1.0,
     "calibration": _CALIBRATION,
 }  # fmt: skip
 _SLURM_OF_ANY_SITE: Values = {

@@ -31,6 +31,8 @@ TILE_START_S = 1e-6
 """Before a tile's first products have their factors."""
 WRITTEN_ALONE = 0.5
 """Share of a tile's result that is written while its multiprocessor computes nothing."""
+MEMORY_SHARE = 0.85
+"""Share of the memory's rate that products reach, which read in large pieces ahead of time."""
 START_S = 1e-6
 """Before and after a product, while not all multiprocessors are busy."""
 FP8_ATTENTION = (1.27, 0.65), (0.92, 1.5)
@@ -49,7 +51,7 @@ def kernel_s(kernel: Kernel, rates: RatesConfig, precision: Precision) -> float:
     """
     memory_s = moved_s(kernel.num_bytes(precision), rates)
     if isinstance(kernel, Product):
-        seconds = _product_s(kernel, memory_s, rates, precision)
+        seconds = _product_s(kernel, rates, precision)
     elif isinstance(kernel, Attention):
         seconds = max(_attention_s(kernel, rates, precision), memory_s)
     else:
@@ -84,19 +86,25 @@ def flops_per_s(rates: RatesConfig, precision: Precision) -> float:
     return 1e12 * rates.bf16_tflops * rates.gemm_efficiency
 
 
-def _product_s(product: Product, memory_s: float, rates: RatesConfig, precision: Precision) -> float:
+def _product_s(product: Product, rates: RatesConfig, precision: Precision) -> float:
     """The smooth roofline: where arithmetic and memory traffic take equally long, they hinder each other."""
     rate = flops_per_s(rates, precision)
+    memory_s = _streamed_s(product.num_bytes(precision), rates)
     if rates.num_sms == 1:
         return max(product.flops / rate, memory_s)
     of_one_sm = rate / rates.num_sms
-    written_s = WRITTEN_ALONE * moved_s(precision.result_bytes, rates) * rates.num_sms
+    written_s = WRITTEN_ALONE * _streamed_s(precision.result_bytes, rates) * rates.num_sms
     shortest = math.inf
     for rows, columns, share in TILINGS:
         tiles = math.ceil(product.m / rows) * math.ceil(product.n / columns) * product.count
         tile_s = TILE_START_S + rows * columns * (2 * product.k / (of_one_sm * share) + written_s)
         shortest = min(shortest, math.ceil(tiles / rates.num_sms) * tile_s)
     return START_S + math.hypot(shortest, memory_s)
+
+
+def _streamed_s(num_bytes: float, rates: RatesConfig) -> float:
+    """Seconds in which products read and write so many bytes."""
+    return moved_s(num_bytes, rates) * rates.memory_efficiency / max(rates.memory_efficiency, MEMORY_SHARE)
 
 
 def _attention_s(attention: Attention, rates: RatesConfig, precision: Precision) -> float:

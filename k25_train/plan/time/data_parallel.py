@@ -122,18 +122,25 @@ def _reduced_s(
     reduced: list[list[ChunkExchange]],
     free_share: list[float],
 ) -> float:
-    """A chunk's gradients are reduced once its last backward pass is over; what ends after the last pass of
+    """A layer's gradients are reduced once its last backward pass is over; what ends after the last pass of
     the step is waited for."""
     timeline, overlaps, ends_s = schedule.timeline, pipeline.config.parallelism.overlap_grad_reduce, []
     for stage, passes in enumerate(timeline.schedules):
-        last_s = [0.0] * len(reduced[stage])
-        for each, end_s in zip(passes, timeline.ends_s[stage], strict=True):
-            last_s[each.vp_stage] = max(last_s[each.vp_stage], end_s)
-        if not overlaps:
-            last_s = [timeline.rank_ends_s[stage]] * len(last_s)
-        done_s, passes_end_s = 0.0, timeline.rank_ends_s[stage]
-        for begin_s, exchange in sorted(zip(last_s, reduced[stage], strict=True), key=lambda pair: pair[0]):
-            done_s = _sent_at_s(max(done_s, begin_s), exchange.seconds, passes_end_s, free_share[stage])
+        last_s = [(0.0, 0.0)] * len(reduced[stage])
+        for each, *times_s in zip(passes, timeline.starts_s[stage], timeline.ends_s[stage], strict=True):
+            last_s[each.vp_stage] = max(last_s[each.vp_stage], (times_s[0], times_s[1]))
+        passes_end_s = timeline.rank_ends_s[stage]
+        ready = []
+        for chunk, (start_s, end_s), exchange in zip(
+            pipeline.stages[stage].chunks, last_s, reduced[stage], strict=True
+        ):
+            layers = max(1, len(chunk.layers))
+            for number in range(1, layers + 1):
+                begin_s = start_s + number / layers * (end_s - start_s) if overlaps else passes_end_s
+                ready.append((begin_s, exchange.seconds / layers))
+        done_s = 0.0
+        for begin_s, seconds in sorted(ready):
+            done_s = _sent_at_s(max(done_s, begin_s), seconds, passes_end_s, free_share[stage])
         ends_s.append(done_s)
     return max(0.0, max(ends_s) - timeline.makespan_s)
 
@@ -144,23 +151,26 @@ def _gathered_s(
     gathered: list[list[ChunkExchange]],
     free_share: list[float],
 ) -> float:
-    """Chunks' weights are gathered in the order of passes from the start of the step; each stage starts
+    """Layers' weights are gathered in the order of passes from the start of the step; each stage starts
     later by what its first passes wait for."""
     timeline, waits_s = schedule.timeline, [0.0]
     overlaps = pipeline.config.parallelism.overlap_param_gather
     for stage, passes in enumerate(timeline.schedules):
-        first_s = [timeline.makespan_s] * len(gathered[stage])
-        for each, start_s in zip(passes, timeline.starts_s[stage], strict=True):
-            first_s[each.vp_stage] = min(first_s[each.vp_stage], start_s)
-        start_s = min(first_s)
-        if not overlaps:
-            first_s = [0.0] * len(first_s)
-        done_s = 0.0
-        for need_s, exchange in zip(first_s, gathered[stage], strict=True):
-            # Free until the first pass starts, and shared with passes from then on.
-            before_s = min(exchange.seconds, max(0.0, start_s - done_s))
-            done_s += before_s + (exchange.seconds - before_s) / free_share[stage]
-            waits_s.append(done_s - need_s)
+        first_s = [(timeline.makespan_s, timeline.makespan_s)] * len(gathered[stage])
+        for each, *times_s in zip(passes, timeline.starts_s[stage], timeline.ends_s[stage], strict=True):
+            first_s[each.vp_stage] = min(first_s[each.vp_stage], (times_s[0], times_s[1]))
+        stage_start_s, done_s = min(first_s)[0], 0.0
+        for chunk, (start_s, end_s), exchange in zip(
+            pipeline.stages[stage].chunks, first_s, gathered[stage], strict=True
+        ):
+            layers = max(1, len(chunk.layers))
+            seconds = exchange.seconds / layers
+            for number in range(layers):
+                # Free until the first pass starts, and shared with passes from then on.
+                before_s = min(seconds, max(0.0, stage_start_s - done_s))
+                done_s += before_s + (seconds - before_s) / free_share[stage]
+                need_s = start_s + number / layers * (end_s - start_s) if overlaps else 0.0
+                waits_s.append(done_s - need_s)
     return max(waits_s)
 
 

@@ -101,19 +101,21 @@ class StepDurations:
 
     def _sharded_s(self, use: PassUse, plain: PassTime) -> float:
         """What a pass waits for weights that are cut over replicas: gathered for either direction, and their
-        gradients reduced, while other layers compute."""
+        gradients reduced, while other layers compute; while the first layer's are gathered, none does."""
         code = self._pipeline.assumptions.code
         if code.sharding is not Sharding.weights:
             return 0.0
         weight_bytes = WEIGHT_BYTES[self._pipeline.config.train.dtype]
-        total_s = 0.0
+        total_s = first_s = 0.0
         for chunk, bytes_each in (
             (use.forward_chunk, weight_bytes),
             (use.backward_chunk, weight_bytes + code.gradient_bytes),
         ):
             if chunk is not None:
-                total_s += chunk_exchange(self._pipeline, chunk, bytes_each).seconds
-        return max(0.0, total_s - free_network_s(plain.seconds, plain.busy_s))
+                seconds = chunk_exchange(self._pipeline, chunk, bytes_each).seconds
+                total_s += seconds
+                first_s += seconds / max(1, self._pipeline.layout.layers_per_chunk[chunk])
+        return max(first_s, total_s - free_network_s(plain.seconds, plain.busy_s))
 
 
 def free_network_s(seconds: float, busy_s: Mapping[str, float]) -> float:
