@@ -10,10 +10,15 @@ from k25_train.compose.resolve import compose, load
 from k25_train.config.rates import CalibrationConfig
 from k25_train.config.schema import Config
 from k25_train.plan.__main__ import main
+from k25_train.plan.assumptions import AS_CONFIGURED
 from k25_train.plan.calibrate.calibrate import NAMES, Calibrated, calibrate, calibrated
 from k25_train.plan.calibrate.device_file import device_file, overrides
 from k25_train.plan.calibrate.measured import CalibrationError, MeasuredRun, read_run, step_groups
+from k25_train.plan.calibrate.planned import with_calibration
+from k25_train.plan.cause import Cause
+from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.report.calibration import calibration_lines, calibration_table
+from k25_train.plan.time.plan_step import plan_step
 from tests.helpers.measured_runs import TRUTH, layout_config, planned_run, write_run
 
 LAYOUTS = ({"pp": 4}, {"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, {"dp": 4}, {"pp": 2, "ep": 2, "dp": 2})
@@ -57,6 +62,18 @@ def test_a_file_is_a_device_to_choose(found: Calibrated, tmp_path: Path) -> None
     pasted = compose(["experiment=smoke", *overrides(found)])
     assert pasted.cluster.rates.calibration == config.cluster.rates.calibration
     assert device_file(found).count("# fitted, +- ") == len(NAMES)
+
+
+def test_plans_are_of_what_runs_measure() -> None:
+    config = layout_config(pp=2, dp=2)
+    run = planned_run("run", config, TRUTH, [0.0, 0.3])
+    for group in run.groups:
+        assumed = replace(AS_CONFIGURED, vision_share=group.vision_share)
+        plan = plan_step(plan_pipeline(with_calibration(config, TRUTH), assumptions=assumed))
+        apart_s = sum(part.seconds for part in plan.parts if part.cause in (Cause.data, Cause.checkpoint))
+        assert group.step_s == pytest.approx(plan.step_s - apart_s)
+        assert apart_s > 0
+    assert run.groups[0].step_s < run.groups[1].step_s
 
 
 def test_the_table_has_every_measurement(found: Calibrated) -> None:
@@ -176,7 +193,9 @@ def test_steps_are_grouped_by_their_share_of_images() -> None:
         }
         for step in range(1, 31)
     ]
-    few, many = step_groups(rows, 7, "run")[0], step_groups(rows, 7, "run")[-1]
+    groups = step_groups(rows, 7, "run")
+    assert sum(group.num_steps for group in groups) == 30 - 3 - 1, "without the first and the traced one"
+    few, many = groups[0], groups[-1]
     assert (few.vision_share, few.step_s) == (0.0, 1.0)
     assert (many.vision_share, many.step_s) == (0.3, 2.0)
     alike = [row | {"vision_tokens": 30 + step % 3} for step, row in enumerate(rows)]
