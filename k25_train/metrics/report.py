@@ -100,7 +100,7 @@ class Report:
         if not self.is_main:
             return
         if "loss" in row:
-            row = row | self.pace.figures()
+            row = {**row, **self.pace.figures()}
         for sink in self.sinks:
             sink.write(row)
         if "loss" in row:

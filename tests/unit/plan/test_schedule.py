@@ -85,7 +85,7 @@ def test_a_few_micro_batches_tell_how_long_all_take(case: Drawn) -> None:
     found, full = step_schedule(case.sizes, case.number, case), case.full()
     assert found.makespan_s == pytest.approx(full.makespan_s, rel=1e-9)
     for stage, passes in enumerate(full.schedules):
-        number = Counter()
+        number = Counter[tuple[bool, int]]()
         for use, times in found.uses[stage].items():
             if use.forward_chunk is not None:
                 number[True, use.forward_chunk] += times

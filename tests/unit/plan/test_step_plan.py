@@ -82,7 +82,8 @@ def test_passes_and_idle_time_are_what_the_whole_simulated_schedule_takes(more: 
 def test_more_bandwidth_is_never_slower(more: tuple[str, ...]) -> None:
     config = plan(*FEW, *more).pipeline.config
     for key in ("network_gb_per_s", "host_copy_gb_per_s"):
-        clusters = [replace(config.cluster, **{key: rate}) for rate in (5.0, 50.0, 400.0)]
+        rates: list[dict[str, Any]] = [{key: rate} for rate in (5.0, 50.0, 400.0)]
+        clusters = [replace(config.cluster, **each) for each in rates]
         steps = [plan_step(plan_pipeline(replace(config, cluster=cluster))).step_s for cluster in clusters]
         assert steps == sorted(steps, reverse=True), key
     links = [with_rates(config, nvlink_gb_per_s=rate) for rate in (5.0, 50.0, 400.0)]
