@@ -16,10 +16,10 @@ from k25_train.config.schema import Config
 from k25_train.config.sources import SourceFormat, folder_of
 from k25_train.errors import ConfigError
 from k25_train.plan.memory.checkpoint import checkpoint_bytes
-from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.memory.verdict import judge_memory
 from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.report.memory import memory_lines
+from k25_train.plan.report.memory_lines import memory_lines
+from k25_train.plan.report.planned import gpu_s_of_step
 from k25_train.units import GIB, format_count
 
 
@@ -83,8 +83,8 @@ def memory_verdict(config: Config) -> tuple[bool, list[str]]:
     if config.cluster.gpu_memory_gb is None:
         return True, []
     pipeline = plan_pipeline(config)
-    fit = judge_memory(pipeline, seeks_remedy=False).fit
-    return fit.is_possible, list(memory_lines(pipeline, stage_memories(pipeline)))
+    verdict = judge_memory(pipeline, cost=gpu_s_of_step)
+    return verdict.fit.is_possible, list(memory_lines(pipeline, verdict))
 
 
 def check_memory(config: Config, nodes: list[int]) -> list[str]:

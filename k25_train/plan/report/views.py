@@ -10,6 +10,7 @@ from rich.table import Table
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.memory.kernels import kernel_line
 from k25_train.plan.memory.stage import fullest, stage_memories
+from k25_train.plan.memory.verdict import MemoryVerdict, judge_memory
 from k25_train.plan.optimizer import parameter_kinds
 from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.report.as_json import plan_as_dict
@@ -18,11 +19,11 @@ from k25_train.plan.report.host import host_table
 from k25_train.plan.report.memory import (
     item_table,
     memory_as_dict,
-    memory_lines,
     packed_by_part,
     part_table,
     stage_table,
 )
+from k25_train.plan.report.memory_lines import memory_lines
 from k25_train.plan.report.optimizer import optimizer_as_dict, rule_lines, state_lines, time_lines
 from k25_train.plan.report.parameters import parameter_summary, parameter_table
 from k25_train.plan.report.planned import Planned
@@ -61,16 +62,17 @@ def print_details(planned: Planned) -> None:
             f"\nlayout over pp {sizes.pp} x vpp {sizes.vpp}: {pipeline.layout.to_megatron()}\n",
         ]
     )
-    print_activations(pipeline)
+    print_activations(pipeline, planned.verdict)
     print_lines(["", *optimizer_lines(pipeline)])
 
 
-def print_activations(pipeline: PipelinePlan) -> None:
+def print_activations(pipeline: PipelinePlan, verdict: MemoryVerdict | None = None) -> None:
     """The saved tensors of each part of the model, and the memory of each stage."""
-    config, memories = pipeline.config, stage_memories(pipeline)
+    config, verdict = pipeline.config, verdict or judge_memory(pipeline)
+    memories = verdict.memories
     tables = [part_table(config, part, tensors) for part, tensors in packed_by_part(config).items()]
     print_tables([*tables, stage_table(config, memories), item_table(config, fullest(memories))])
-    print_lines([kernel_line(config), *memory_lines(pipeline, memories)])
+    print_lines([kernel_line(config), *memory_lines(pipeline, verdict)])
 
 
 def optimizer_lines(pipeline: PipelinePlan) -> Iterator[str]:

@@ -20,7 +20,7 @@ from k25_train.plan.optimizer import (
     stage_states,
 )
 from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.report.memory import host_line
+from k25_train.plan.report.memory_lines import host_line
 from k25_train.plan.report.optimizer import state_lines
 from k25_train.plan.time.optimizer import muon_matrices, optimizer_times, slowest_optimizer
 from parallel.muon.plan import newton_schulz_flops

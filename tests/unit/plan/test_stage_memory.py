@@ -24,7 +24,7 @@ from k25_train.plan.memory.stage import (
 )
 from k25_train.plan.memory.verdict import Fit, judge_memory
 from k25_train.plan.pipeline import passes_of_stage, plan_pipeline, sample_of_passes
-from k25_train.plan.report.memory import memory_lines
+from k25_train.plan.report.memory_lines import memory_lines
 from parallel.activations.order import offload_order
 from parallel.activations.sizes import BLOCK_BYTES, block_bytes
 from parallel.communicators import communicators_of
@@ -282,7 +282,7 @@ def test_command_prints_whether_the_plan_fits() -> None:
 def test_summary_says_whether_copies_are_hidden(gb_per_s: float, is_hidden: bool) -> None:
     config = compose(["experiment=k25_pretrain_4k", f"cluster.host_copy_gb_per_s={gb_per_s}"])
     pipeline = plan_pipeline(config)
-    text = "".join(memory_lines(pipeline, stage_memories(pipeline)))
+    text = "".join(memory_lines(pipeline, judge_memory(pipeline)))
     assert "Copies: stage 1 sends 1.89 GB of a micro-batch to the host and back" in text
     assert ("it waits for copies" not in text) == is_hidden
 
