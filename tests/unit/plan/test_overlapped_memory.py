@@ -3,59 +3,62 @@
 import pytest
 
 from k25_train.compose.resolve import compose
-from k25_train.plan.memory.activations import peak_of_turns, peak_on_device
+from k25_train.plan.memory.activations import peak_of_turns
 from k25_train.plan.pipeline import StagePlan, plan_pipeline
 
 LAYER_BYTES = 1000
-SHAPE = (
-    "experiment=moonlight_16b cluster.nodes=4 parallelism.pp=4 parallelism.vpp=2 activation=keep"
-).split()
+SHAPE = "experiment=moonlight_16b cluster.nodes=4 parallelism.pp=4 parallelism.vpp=2 activation=keep".split()
+EVEN = ("model.num_layers=32", "parallelism.layout=Et*4|(t*4|)*6t*4L")
 
 
-def stages(*changes: str) -> list[StagePlan]:
-    return list(plan_pipeline(compose([*SHAPE, *changes])).stages)
+def stages(*changes: str) -> tuple[StagePlan, ...]:
+    return plan_pipeline(compose([*SHAPE, *changes])).stages
 
 
 def layer_by_layer(stage: StagePlan) -> int:
-    """The most layers that wait at a time, apart from the one that is at work."""
+    """The most layers that wait at a time, the one that is at work included."""
     held, peak = 0, 0
     passes = list(stage.sampled_passes)
     while passes:
         first = passes.pop(0)
-        sizes = [len(stage.chunks[first.vp_stage].layers)]
+        forward = len(stage.chunks[first.vp_stage].layers)
+        backward = 0
         if first.overlaps_next:
-            sizes.append(len(stage.chunks[passes.pop(0).vp_stage].layers))
+            backward = len(stage.chunks[passes.pop(0).vp_stage].layers)
         elif not first.is_forward:
-            sizes.insert(0, 0)
-        forward, backward = (*sizes, 0)[:2]
+            forward, backward = 0, forward
         # A layer forward, then one backward, for as long as either pass has any.
         for number in range(max(forward, backward)):
             held += number < forward
-            held -= number < backward
             peak = max(peak, held)
+            held -= number < backward
     return LAYER_BYTES * peak
 
 
+def of_chunks(stage: StagePlan) -> list[int]:
+    return [LAYER_BYTES * len(chunk.layers) for chunk in stage.chunks]
+
+
+def test_pairs_of_like_chunks_hold_what_their_layers_do() -> None:
+    for stage in stages(*EVEN):
+        each = of_chunks(stage)
+        found = peak_of_turns(stage, each, each, frees_by_layer=True)
+        assert found == layer_by_layer(stage)
+        # Pass by pass, the forward pass of a pair comes before any layer is freed.
+        assert found == peak_of_turns(stage, each, each) - 3 * LAYER_BYTES
+
+
 @pytest.mark.parametrize("layout", ["null", "Et*3|(t*4|)*5tt|ttL", "E|(t*5|)*5tt|L"])
-def test_pairs_hold_what_their_layers_do(layout: str) -> None:
+def test_pairs_of_unlike_chunks_hold_no_more_than_planned(layout: str) -> None:
     for stage in stages(f"parallelism.layout={layout}"):
-        of_chunks = [LAYER_BYTES * len(chunk.layers) for chunk in stage.chunks]
-        assert peak_on_device(stage, of_chunks, of_chunks) == layer_by_layer(stage), stage.stage
-        # Pass by pass, a pair's forward pass comes first.
-        assert peak_on_device(stage, of_chunks, of_chunks) <= peak_of_turns(stage, of_chunks, of_chunks)
+        each = of_chunks(stage)
+        found = peak_of_turns(stage, each, each, frees_by_layer=True)
+        assert layer_by_layer(stage) <= found <= peak_of_turns(stage, each, each)
 
 
 def test_passes_that_take_turns_hold_whole_ones() -> None:
     alone = ("parallelism.overlap_expert_comm=false", "parallelism.delay_wgrad=false")
     for stage in stages(*alone):
-        of_chunks = [LAYER_BYTES * len(chunk.layers) for chunk in stage.chunks]
-        found = peak_on_device(stage, of_chunks, of_chunks)
-        assert found == peak_of_turns(stage, of_chunks, of_chunks) == layer_by_layer(stage)
-
-
-def test_what_stays_counts_as_such() -> None:
-    """Passes whose activations leave the device hold less; none of them is counted as staying."""
-    for stage in stages("activation=k2_fp8_offload"):
-        whole, rest = [LAYER_BYTES] * len(stage.chunks), [1] * len(stage.chunks)
-        assert peak_on_device(stage, rest, whole) < peak_on_device(stage, whole, whole)
-        assert peak_on_device(stage, rest, rest) * LAYER_BYTES == peak_on_device(stage, whole, whole)
+        each = of_chunks(stage)
+        found = peak_of_turns(stage, each, each, frees_by_layer=True)
+        assert found == peak_of_turns(stage, each, each) == layer_by_layer(stage)
