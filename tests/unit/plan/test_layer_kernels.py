@@ -171,6 +171,10 @@ def test_exchanges_send_what_all_ranks_send_in_a_step(dispatcher: str) -> None:
     if dispatcher == "alltoall":
         in_all = within.network_bytes + within.nvlink_bytes
         assert in_all == pytest.approx(expert_exchange(alone).network_bytes)
+    else:
+        # What has come over the network is spread in the node.
+        of_rank = within.received_rows * 7168 * 2
+        assert within.nvlink_bytes == pytest.approx(of_rank * 7 / 8)
     assert within.network_bytes < expert_exchange(alone).network_bytes
 
 
