@@ -1,4 +1,4 @@
-"""What a step waits for besides its passes and its optimizer: host work, data, checkpoints; torch-free."""
+"""What a step waits for next to its passes and its optimizer: host work, data, checkpoints; torch-free."""
 
 from k25_train.config.cluster import Device
 from k25_train.config.data import ReadIn

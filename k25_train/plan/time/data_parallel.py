@@ -47,7 +47,7 @@ class DataParallelTimes:
 def data_parallel_times(
     pipeline: PipelinePlan, schedule: StepSchedule, free_share: list[float]
 ) -> DataParallelTimes:
-    """What a step waits for, besides its passes.
+    """What a step waits for next to its passes.
 
     Args:
         pipeline: what is planned.
