@@ -63,6 +63,8 @@ class OtherCode:
     """Nodes at most that a token's experts are on, by the router's choice; None if they are on any."""
     mtp_layers: int = 0
     """Layers of multi-token prediction, each a MoE layer with a head, in the last chunk."""
+    fused_swiglu: bool = False
+    """Whether experts' SwiGLU is one kernel forward and one backward, whatever `fused_elementwise` says."""
     fused_elementwise: bool = False
     """Whether SwiGLU, rotary embedding, router and loss are a kernel each, forward and backward, instead of
     torch's operations one after the other."""

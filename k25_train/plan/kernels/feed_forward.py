@@ -111,7 +111,7 @@ def _swiglu(setting: Setting, part: str, rows: float, width: int) -> list[Work]:
 
 def _weighted_swiglu(setting: Setting, rows: float, width: int) -> list[Work]:
     times, launches = WEIGHTED_SWIGLU_BYTES, WEIGHTED_SWIGLU_LAUNCHES
-    if setting.fuses_elementwise:
+    if setting.fuses_swiglu:
         times, launches = FUSED_SWIGLU_BYTES, (1, 1)
     each = rows * width * setting.element_bytes
     return setting.moved(

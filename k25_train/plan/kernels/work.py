@@ -99,6 +99,11 @@ class Setting:
         return self.assumptions.code.fused_elementwise
 
     @property
+    def fuses_swiglu(self) -> bool:
+        """Whether experts' SwiGLU is one kernel."""
+        return self.fuses_elementwise or self.assumptions.code.fused_swiglu
+
+    @property
     def fuses_routing(self) -> bool:
         """Whether router and permutation are Transformer Engine's kernels."""
         return self.fuses_elementwise or self.config.train.transformer_engine

@@ -30,8 +30,10 @@ NETWORK_SHARE = 0.85
 50 GB/s; Scalable Training of MoE Models with Megatron Core (arXiv 2603.07685), 4,096 tokens of
 DeepSeek-V3's shape: all-to-all over 64 ranks 9.16 ms where the card needs 8.2, over 16 ranks 5.77 where it
 needs 4.7."""
-START_S = 20e-6
-"""Until all ranks take part and the first bytes arrive. Assumed."""
+START_S = 200e-6
+"""What an exchange takes whatever its size: ranks find out who sends what, and buffers are taken. Source:
+HybridEP's benchmarks (DeepEP, docs/README_Hybrid-EP.md), through torch less its kernel alone: 0.16 ms on 8
+B200, 0.2 on 32 GB200, 0.5 on 16 H100."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

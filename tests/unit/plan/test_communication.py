@@ -3,7 +3,7 @@
 import pytest
 
 from k25_train.compose.resolve import compose
-from k25_train.plan.expert_copies import bytes_between_nodes
+from k25_train.plan.expert_copies import bytes_between_nodes, copies, copies_elsewhere
 from k25_train.plan.time.communication import communication
 from parallel.dispatcher import Dispatcher
 
@@ -29,6 +29,18 @@ def test_the_reports_plan() -> None:
     assert volumes["all-gather"].sent_bytes == weights_sent * 2
     # All matrices go to their owners and back, in bfloat16.
     assert volumes["matrices"].payload_bytes == 1_024_523_726_848 * 2 * 2
+
+
+def test_experts_in_turn_are_neighbours() -> None:
+    """384 experts, eight each time: one of two nodes has all eight; of 32 ranks with twelve each, one has them
+    in two of three cases, and two in the third."""
+    config, kind = compose(["experiment=k25_pretrain_4k"]), Dispatcher.deepep
+    assert copies(config, 2, kind, routes_in_turn=True) == 1
+    assert copies_elsewhere(config, 2, kind, routes_in_turn=True) == 0.5
+    assert copies(config, 32, kind, routes_in_turn=True) == pytest.approx((2 * 1 + 1 * 2) / 3)
+    assert copies(config, 2, kind) > 1.9
+    # One for each expert wherever they are.
+    assert copies(config, 2, Dispatcher.alltoall, routes_in_turn=True) == 8
 
 
 def test_a_token_goes_once_to_each_node_or_once_for_each_expert() -> None:

@@ -1,6 +1,7 @@
 """Rows of published runs: they can be planned, say where they are from, and agree with themselves."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import yaml
 from k25_train.config.optimizer import TrainedVision
 from k25_train.plan.assumptions import Compute, Sharding
 from k25_train.plan.batch_sizes import BatchSizes
+from k25_train.plan.cause import Cause
 from k25_train.plan.flops import training_flops
+from k25_train.plan.time.plan_step import plan_step
 from tests.helpers.published import Published, Role, Row, read_published
+from tests.helpers.published_fit import chip, error, planned
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,26 @@ def test_every_row_can_be_planned(published: Published) -> None:
         assert len(row.source) > 20, row.name
         # What others do to devices is their code's; the plan's own corrections are left to calibration rows.
         assert config.cluster.rates.device.lower() in " ".join(row.overrides)
+
+
+def test_gradients_of_a_single_chunk_are_reduced_layer_by_layer(published: Published) -> None:
+    """All 48 layers are in one chunk: nearly all of its exchange is over before the last backward pass is."""
+    (row,) = [row for row in published.rows if row.name == "qwen3-30b-gb300-256"]
+    waited_s = {}
+    for overlaps in (True, False):
+        more = tuple(
+            f"parallelism.{key}={overlaps}" for key in ("overlap_grad_reduce", "overlap_param_gather")
+        )
+        step = plan_step(planned(replace(row, overrides=(*row.overrides, *more)), kernels=1.0))
+        waited_s[overlaps] = step.exposed_s[Cause.data_parallel]
+    assert 0 < waited_s[True] < 0.25 * waited_s[False]
+
+
+def test_a_constant_makes_up_for_its_device(published: Published) -> None:
+    """Kernels that take 1.25 times longer make a row of one device slower, by less than that."""
+    (row,) = [row for row in published.of(Role.calibration) if chip(row) == "H100"]
+    slowed = (1 + error(row, 1.25)) / (1 + error(row, 1.0))
+    assert 1 / 1.25 < slowed < 0.95
 
 
 def test_one_row_of_a_device_calibrates_it(published: Published) -> None:
