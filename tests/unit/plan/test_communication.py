@@ -32,7 +32,7 @@ def test_the_reports_plan() -> None:
 
 
 def test_experts_in_turn_are_neighbours() -> None:
-    """384 experts, eight each time: one of two nodes has all eight; of 32 ranks with twelve each, one has them
+    """384 experts, eight each time: one of two nodes has all; of 32 ranks with twelve each, one has them
     in two of three cases, and two in the third."""
     config, kind = compose(["experiment=k25_pretrain_4k"]), Dispatcher.deepep
     assert copies(config, 2, kind, routes_in_turn=True) == 1
