@@ -19,7 +19,7 @@ KINDS = {
 IDLE = "idle or not announced"
 RESOLUTION = 100_000
 """Units of the whole width; a page shows a few thousand."""
-NUM_TICKS = 5
+NUM_TICKS = 4
 
 Row = Sequence[tuple[str, float, float]]
 """(what a stage does, from, to), in seconds."""
