@@ -69,7 +69,7 @@ def output_to(stream: TextIO) -> Iterator[None]:
 
 PRINTING: dict[str, tuple[Main, list[str]]] = {
     "plan": (plan.main, [SMALL]),
-    "plan in detail": (plan.main, [LARGE, "--details"]),
+    "plan in detail": (plan.main, [SMALL, "--details"]),
     "plan of activations": (plan.main, [LARGE, "--activations"]),
     "plan of the optimizer": (plan.main, [SMALL, "--optimizer"]),
     "plan as JSON": (plan.main, [SMALL, "--json"]),
