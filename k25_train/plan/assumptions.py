@@ -58,7 +58,8 @@ class OtherCode:
     moment_bytes: int = 4
     """Bytes of each moment of the optimizer."""
     dispatch_bytes: int = 2
-    """Bytes of an element of a token on its way to experts; 1 is FP8. The way back is in bfloat16."""
+    """Bytes of an element of a token, or of an output's gradient, on its way to experts; 1 is FP8. The way
+    back is in bfloat16."""
     most_nodes: int | None = None
     """Nodes at most that a token's experts are on, by the router's choice; None if they are on any."""
     mtp_layers: int = 0

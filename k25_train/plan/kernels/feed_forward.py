@@ -50,7 +50,11 @@ def before_experts(setting: Setting) -> Iterator[Work]:
         times, launches = FUSED_ROUTER_BYTES, FUSED_ROUTER_LAUNCHES
     scores = tokens * model.num_experts * FLOAT32_BYTES
     yield from setting.moved("router", times[0] * scores, times[1] * scores, launches=launches)
-    # 3. A copy for each expert; other dispatchers read tokens as they are.
+    # 3. Tokens, and gradients of outputs, are rounded once if they are sent in FP8.
+    if setting.sends_fp8:
+        rounded = tokens * model.hidden_size * (setting.element_bytes + setting.sent_bytes)
+        yield from setting.moved("sent in FP8", rounded, rounded)
+    # 4. A copy for each expert; other dispatchers read tokens as they are.
     if setting.config.parallelism.dispatcher.sends_once_per_node:
         return
     rows = _row_bytes(setting) * (tokens + tokens * model.num_experts_per_token)
@@ -63,18 +67,27 @@ def experts(setting: Setting) -> Iterator[Work]:
     up, down = moe_projections(model)[-2:]
     rows, groups = sizes.expert_rows, sizes.local_experts
     received = _received_rows(setting)
-    if received != rows or groups > 1:
-        sort = _row_bytes(setting) * (received + rows)
-        yield from setting.moved("rows by expert", sort, sort, launches=_permutation_launches(setting))
+    # What is sent in FP8 is sorted and read as it comes.
+    arrives_in_fp8 = setting.sends_fp8
+    sort = _row_bytes(setting) * (received + rows)
+    arriving = sort * setting.sent_bytes / setting.element_bytes
+    is_sorted, launches = received != rows or groups > 1, _permutation_launches(setting)
+    if is_sorted:
+        yield from setting.moved("rows by expert", arriving, sort, launches=launches)
     # Fused products round what SwiGLU gives, and its gradient; what comes from outside is cast as ever (TE,
     # `ops/fused/grouped_mlp.py`).
     fuses = setting.casts and setting.assumptions.code.fuses_experts
-    yield from setting.projected(up, rows / groups, groups=groups, casts_gradient=not fuses)
+    is_cast = not arrives_in_fp8
+    yield from setting.projected(
+        up, rows / groups, groups=groups, casts_input=is_cast, casts_gradient=not fuses
+    )
     if not fuses:
         yield from _weighted_swiglu(setting, rows, down.inputs)
-    yield from setting.projected(down, rows / groups, groups=groups, casts_input=not fuses)
-    if received != rows or groups > 1:
-        yield from setting.moved("rows as received", sort, sort, launches=_permutation_launches(setting))
+    yield from setting.projected(
+        down, rows / groups, groups=groups, casts_input=not fuses, casts_gradient=is_cast
+    )
+    if is_sorted:
+        yield from setting.moved("rows as received", sort, arriving, launches=launches)
 
 
 def after_experts(setting: Setting) -> Iterator[Work]:

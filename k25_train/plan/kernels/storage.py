@@ -31,6 +31,9 @@ def casts(setting: Setting, tensors: Iterable[PackedTensor], *, in_experts: bool
     for each in tensors:
         if each.policy not in (Policy.fp8, Policy.fp8_offload):
             continue
+        if each.tensor.name == "moe.up_input" and setting.sends_fp8:
+            # It has arrived in FP8.
+            continue
         if each.tensor.name.startswith(IN_EXPERTS) is in_experts:
             num_bytes = each.tensor.num_bytes + fp8_bytes(each.tensor.shape)
             for work in setting.moved(f"{each.tensor.name} in FP8", num_bytes, num_bytes):

@@ -89,6 +89,16 @@ class Setting:
         return Precision.fp8 if self.casts else self.plain
 
     @property
+    def sent_bytes(self) -> int:
+        """Bytes of an element on its way to experts."""
+        return min(self.assumptions.code.dispatch_bytes, self.element_bytes)
+
+    @property
+    def sends_fp8(self) -> bool:
+        """Whether what goes to experts is in the format in which they compute, FP8."""
+        return self.casts and self.sent_bytes == 1
+
+    @property
     def of_attention(self) -> Precision:
         """Number format of attention."""
         return Precision.fp8 if self.casts and self.assumptions.code.attention_in_fp8 else self.plain

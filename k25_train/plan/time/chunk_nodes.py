@@ -58,9 +58,9 @@ class LayerNodes:
     experts: PartNodes
     combined: PartNodes
     dispatch: Node
-    """Tokens to experts; nothing in a dense layer."""
+    """To experts: tokens forward, gradients of outputs backward; nothing in a dense layer."""
     combine: Node
-    """Outputs back, and both directions of gradients."""
+    """From experts: outputs forward, gradients of tokens backward."""
     to_host: Node
     """What it saves in the host."""
     from_host: Node
@@ -134,8 +134,7 @@ class Device:
         dispatch, combine = Node(), Node()
         if has_exchange:
             combine = exchange_node(setting, expert_exchange(config, assumptions))
-            sent_bytes = min(code.dispatch_bytes, setting.element_bytes)
-            sent = expert_exchange(config, assumptions, element_bytes=sent_bytes)
+            sent = expert_exchange(config, assumptions, element_bytes=setting.sent_bytes)
             dispatch = exchange_node(setting, sent)
         # NCCL EP's buffers have a fixed size, and graphs read numbers on the device.
         waits = has_exchange and config.parallelism.dispatcher is not Dispatcher.ncclep

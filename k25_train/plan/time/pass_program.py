@@ -103,7 +103,8 @@ class PassProgram:
             self._again(back)
         if back:
             self._back(EXCHANGES, back.combined.backward)
-            self._exchange_back(back.combine)
+            # Gradients of outputs go to the experts, as tokens do.
+            self._exchange_back(back.dispatch)
         if ahead:
             self._latents_ahead()
             self._ahead(COMPUTE, ahead.attention.forward)

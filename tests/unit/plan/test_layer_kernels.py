@@ -153,6 +153,11 @@ def test_others_code_computes_in_fp8_and_fuses() -> None:
     assert not names & {"experts: SwiGLU", "experts: down, in FP8"}
     assert "attention" in {each.kernel.name for each in fused if each.precision is Precision.fp8}
     assert bytes_of(fused, Cause.memory_bound) < bytes_of(others, Cause.memory_bound)
+    # What is sent in FP8 needs no cast where it arrives.
+    code = replace(code, fuses_experts=False, dispatch_bytes=1)
+    sent = works_of(layer_kernels(pipeline_of(*KEPT, assumptions=Assumptions(code=code)).stages[0], 5))
+    assert "experts: up, in FP8" not in {each.kernel.name for each in sent}
+    assert bytes_of(sent, Cause.memory_bound) < bytes_of(others, Cause.memory_bound)
     launches, of_others = (sum(each.kernel.num_launches for each in works) for works in (plain, others))
     assert of_others < launches
 
