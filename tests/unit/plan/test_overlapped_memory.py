@@ -1,5 +1,7 @@
 """What waits on the device while passes overlap, against layers that come and go one by one."""
 
+from itertools import zip_longest
+
 import pytest
 
 from k25_train.compose.resolve import compose
@@ -15,24 +17,26 @@ def stages(*changes: str) -> tuple[StagePlan, ...]:
     return plan_pipeline(compose([*SHAPE, *changes])).stages
 
 
-def layer_by_layer(stage: StagePlan) -> int:
-    """The most layers that wait at a time, the one that is at work included."""
-    held, peak = 0, 0
+def layer_by_layer(stage: StagePlan, each: list[int]) -> float:
+    """The most bytes that wait at a time, those of the layer at work included, if each chunk's are spread
+    evenly over its layers."""
+    held, peak = 0.0, 0.0
+    of_layer = [size / max(len(chunk.layers), 1) for size, chunk in zip(each, stage.chunks, strict=True)]
     passes = list(stage.sampled_passes)
     while passes:
         first = passes.pop(0)
-        forward = len(stage.chunks[first.vp_stage].layers)
-        backward = 0
+        made, freed = [of_layer[first.vp_stage]] * len(stage.chunks[first.vp_stage].layers), list[float]()
         if first.overlaps_next:
-            backward = len(stage.chunks[passes.pop(0).vp_stage].layers)
+            after = passes.pop(0).vp_stage
+            freed = [of_layer[after]] * len(stage.chunks[after].layers)
         elif not first.is_forward:
-            forward, backward = 0, forward
+            made, freed = freed, made
         # A layer forward, then one backward, for as long as either pass has any.
-        for number in range(max(forward, backward)):
-            held += number < forward
+        for one, other in zip_longest(made, freed, fillvalue=0.0):
+            held += one
             peak = max(peak, held)
-            held -= number < backward
-    return LAYER_BYTES * peak
+            held -= other
+    return peak
 
 
 def of_chunks(stage: StagePlan) -> list[int]:
@@ -43,17 +47,24 @@ def test_pairs_of_like_chunks_hold_what_their_layers_do() -> None:
     for stage in stages(*EVEN):
         each = of_chunks(stage)
         found = peak_of_turns(stage, each, each, frees_by_layer=True)
-        assert found == layer_by_layer(stage)
+        assert found == layer_by_layer(stage, each)
         # Pass by pass, the forward pass of a pair comes before any layer is freed.
         assert found == peak_of_turns(stage, each, each) - 3 * LAYER_BYTES
 
 
-@pytest.mark.parametrize("layout", ["null", "Et*3|(t*4|)*5tt|ttL", "E|(t*5|)*5tt|L"])
+@pytest.mark.parametrize("layout", ["null", "E|(t*5|)*5tt|L", "Et|(t*8|)*2(ttt|)*2(t|)*2ttL"])
 def test_pairs_of_unlike_chunks_hold_no_more_than_planned(layout: str) -> None:
     for stage in stages(f"parallelism.layout={layout}"):
         each = of_chunks(stage)
         found = peak_of_turns(stage, each, each, frees_by_layer=True)
-        assert layer_by_layer(stage) <= found <= peak_of_turns(stage, each, each)
+        assert layer_by_layer(stage, each) <= found <= peak_of_turns(stage, each, each)
+
+
+@pytest.mark.parametrize("each", [[4000, 0], [0, 4000], [4000, 1000]])
+def test_pairs_of_chunks_that_hold_unlike_amounts(each: list[int]) -> None:
+    for stage in stages(*EVEN):
+        found = peak_of_turns(stage, each, each, frees_by_layer=True)
+        assert found == layer_by_layer(stage, each)
 
 
 def test_passes_that_take_turns_hold_whole_ones() -> None:
@@ -61,4 +72,4 @@ def test_passes_that_take_turns_hold_whole_ones() -> None:
     for stage in stages(*alone):
         each = of_chunks(stage)
         found = peak_of_turns(stage, each, each, frees_by_layer=True)
-        assert found == peak_of_turns(stage, each, each) == layer_by_layer(stage)
+        assert found == peak_of_turns(stage, each, each) == layer_by_layer(stage, each)
