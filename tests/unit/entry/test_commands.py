@@ -169,7 +169,7 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (plan.main, [SMALL, "--html", FOLDER], "--html FOLDER: is a folder"),
     (plan.main, [SMALL, "--perfetto", f"{NONE}/step.json"], "--perfetto NONE/step.json: NONE is no folder"),
     (plan.main, [SMALL, "--html", LOOP], "LOOP: cannot be written: Too many levels of symbolic links"),
-    (plan.main, [SMALL, "--html", FILE, "--optimizer"], "leave --activations, --optimizer and --what-if out"),
+    (plan.main, [SMALL, "--html", FILE, "--optimizer"], "--html FILE: is of one whole plan: leave"),
     (plan.main, [SMALL, "--vision-share", "1.5"], "--vision-share=1.5"),
     (plan.main, [SMALL, "--what-if", "weather"], "--what-if=weather"),
     (plan.main, ["calibrate", NONE], NONE),
