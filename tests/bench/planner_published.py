@@ -51,7 +51,7 @@ def compare_speed(steps: Mapping[str, StepPlan], rows: Iterable[Row], tally: Tal
         if measured is None or not row.measured.fits:
             continue
         error = step.tokens_per_s_per_gpu / measured - 1
-        told = "calibration"
+        told = row.role.value
         if row.role is Role.test:
             told = tally.add(row.name, is_good=abs(error) <= SPEED_BAR)
         print(f"{row.name:<52} {measured:>9,.0f} {step.tokens_per_s_per_gpu:>9,.0f} {error:>+7.1%}  {told}")
