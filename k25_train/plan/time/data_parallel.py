@@ -140,7 +140,7 @@ def _reduced_s(
                 ready.append((begin_s, exchange.seconds / layers))
         done_s = 0.0
         for begin_s, seconds in sorted(ready):
-            done_s = _sent_at_s(max(done_s, begin_s), seconds, passes_end_s, free_share[stage])
+            done_s = sent_at_s(max(done_s, begin_s), seconds, passes_end_s, free_share[stage])
         ends_s.append(done_s)
     return max(0.0, max(ends_s) - timeline.makespan_s)
 
@@ -174,7 +174,7 @@ def _gathered_s(
     return max(waits_s)
 
 
-def _sent_at_s(begin_s: float, seconds: float, passes_end_s: float, free_share: float) -> float:
+def sent_at_s(begin_s: float, seconds: float, passes_end_s: float, free_share: float) -> float:
     """When something is sent that takes so long alone, if passes run until then and then."""
     meanwhile_s = max(0.0, passes_end_s - begin_s) * free_share
     if seconds <= meanwhile_s:
