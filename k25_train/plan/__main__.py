@@ -39,8 +39,8 @@ from k25_train.plan.report.views import (
     print_lines,
     print_screen,
     print_what_if,
-    what_if_as_dict,
 )
+from k25_train.plan.report.what_ifs import what_if_as_dict
 from k25_train.plan.variants import WhatIfKind
 from k25_train.plan.what_if import what_if
 from k25_train.terminal import table_width

@@ -13,7 +13,6 @@ from k25_train.plan.memory.stage import fullest, stage_memories
 from k25_train.plan.memory.verdict import MemoryVerdict, judge_memory
 from k25_train.plan.optimizer import parameter_kinds
 from k25_train.plan.pipeline import PipelinePlan
-from k25_train.plan.report.as_json import plan_as_dict
 from k25_train.plan.report.communication import communication_table, dispatcher_table
 from k25_train.plan.report.host import host_table
 from k25_train.plan.report.memory import (
@@ -24,12 +23,12 @@ from k25_train.plan.report.memory import (
     stage_table,
 )
 from k25_train.plan.report.memory_lines import memory_lines
-from k25_train.plan.report.optimizer import optimizer_as_dict, rule_lines, state_lines, time_lines
+from k25_train.plan.report.optimizer import rule_lines, state_lines, time_lines
 from k25_train.plan.report.parameters import parameter_summary, parameter_table
 from k25_train.plan.report.planned import Planned
 from k25_train.plan.report.screen import screen
 from k25_train.plan.report.step_time import busy_table, time_table
-from k25_train.plan.report.what_ifs import what_if_as_dict, what_if_table
+from k25_train.plan.report.what_ifs import what_if_table
 from k25_train.plan.what_if import WhatIf
 from k25_train.terminal import table_width
 
@@ -113,18 +112,3 @@ def print_json(what: object) -> None:
 def activations_as_dict(pipeline: PipelinePlan) -> dict[str, object]:
     """`--activations --json`."""
     return memory_as_dict(pipeline.config, stage_memories(pipeline))
-
-
-__all__ = [
-    "activations_as_dict",
-    "optimizer_as_dict",
-    "optimizer_lines",
-    "plan_as_dict",
-    "print_activations",
-    "print_details",
-    "print_json",
-    "print_lines",
-    "print_screen",
-    "print_what_if",
-    "what_if_as_dict",
-]
