@@ -24,6 +24,7 @@ from tests.helpers.hand_made_plans import (
     hand_made_verdict,
     with_verdict,
 )
+from tests.helpers.project_sources import REPO
 
 SMALL = "experiment=smoke"
 
@@ -72,6 +73,12 @@ def test_json_has_what_scripts_ask_for(pretrain: Planned) -> None:
         assert sum(stage["items_gb"].values()) == pytest.approx(stage["peak_gb"])
     assert plan["stages"][0]["layers"] == [[0, 2], [31, 33]]
     assert plan["assumptions"]["code"]["compute"] == "as trained"
+
+
+def test_every_key_is_described(pretrain: Planned) -> None:
+    text = (REPO / "k25_train/plan/README.md").read_text(encoding="utf-8")
+    missing = [key for key in plan_as_dict(pretrain) if f"`{key}`" not in text]
+    assert missing == []
 
 
 def test_json_of_what_does_not_fit(pretrain: Planned) -> None:
