@@ -29,12 +29,12 @@ MODELS: dict[str, dict[str, float]] = {
 }
 POLICIES = {
     choice: compose(["experiment=smoke", f"activation={choice}"]).activation.policies()
-    for choice in ("keep", "k2")
+    for choice in ("keep", "selective", "k2", "k2_fp8_offload")
 }
 
 
 def choices() -> dict[str, dict[str, Policy]]:
-    """What to do with each activation: `keep`, `k2`, everything alike, and each name's every policy alone."""
+    """What to do with each activation: every recipe, everything alike, and each name's every policy alone."""
     found = dict(POLICIES)
     for policy in Policy:
         found[f"all {policy.value}"] = {

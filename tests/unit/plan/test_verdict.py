@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
@@ -113,10 +114,13 @@ def test_a_larger_micro_batch_is_made_smaller() -> None:
 
 def test_changes_are_those_that_the_command_line_makes() -> None:
     """Each override gives the configuration that was tried."""
-    for start in (["activation=keep"], ["activation=k2", "optim=muonclip", "dep.schedule=bubbles"]):
+    for start, few in (
+        (["activation=keep"], 2),
+        (["activation=k2", "optim=muonclip", "dep.schedule=bubbles"], 99),
+    ):
         config = with_memory(compose([PRETRAIN, *start]), 40.0)
         pipeline = plan_pipeline(config)
-        for change in changes_of(pipeline, room_of(pipeline)):
+        for change in islice(changes_of(pipeline, room_of(pipeline)), few):
             found = compose([PRETRAIN, *start, "cluster.rates.memory_gb=40", *change.overrides])
             assert found == change.config, change.overrides
 
