@@ -2,8 +2,9 @@
 
 What a rank holds from step to step is exact (`states.py`). On top of it come, one after another, the
 pipeline's passes, the encoder before and after them, and the optimizer's rounds: the largest counts. A
-checkpoint takes none, and an evaluation, which only goes forward, less than training. What is no tensor's is estimated (`outside.py`). Nothing of this was measured on a GPU;
-what ranks have at their peaks is in `metrics.jsonl`, next to the plan (`training/device_memory.py`).
+checkpoint takes none, an evaluation, which only goes forward, less than training. What is no tensor's is
+estimated (`outside.py`). Nothing of this was measured on a GPU; what ranks have at their peaks is in
+`metrics.jsonl`, next to the plan (`training/device_memory.py`).
 """
 
 from collections.abc import Iterable
