@@ -6,7 +6,8 @@ from k25_train.compose.resolve import compose
 from k25_train.plan.memory.checkpoint import checkpoint_bytes, fullest_shard, shard_bytes
 from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.report.memory import checkpoint_line, memory_as_dict
+from k25_train.plan.report.memory import memory_as_dict
+from k25_train.plan.report.memory_lines import checkpoint_line
 
 
 @pytest.mark.parametrize("nodes", [32, 512])
