@@ -73,6 +73,9 @@ class OtherCode:
     """Whether segments of torch's allocator grow (`expandable_segments`), which leaves fewer gaps."""
     load_copies: float = 0.0
     """Copies of the optimizer's state on the device while a checkpoint is loaded."""
+    waits_for_messages: bool = False
+    """Whether a stage computes nothing until the messages of its last pass are there, as in torch's pipelines
+    (2.13, `PipelineScheduleMulti`)."""
     routes_in_turn: bool = False
     """Whether a token's experts are neighbours, as benchmarks choose them that take all experts in turn: they
     are on one node and few ranks."""

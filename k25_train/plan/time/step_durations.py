@@ -81,14 +81,16 @@ class StepDurations:
         return passes.alone(chunk, forward is not None)
 
     def _with_more(self, use: PassUse, plain: PassTime) -> PassTime:
-        parts = dict(plain.parts)
+        parts, waits = dict(plain.parts), self._pipeline.assumptions.code.waits_for_messages
         for cause, seconds in (
             (Cause.encoder, self._coupled_s(use)),
             (Cause.data_parallel, self._sharded_s(use, plain)),
+            (Cause.pipeline, plain.message_s * waits),
         ):
             if seconds:
                 parts[cause] = parts.get(cause, 0.0) + seconds
-        return replace(plain, seconds=sum(parts.values()), parts=parts)
+        message_s = 0.0 if waits else plain.message_s
+        return replace(plain, seconds=sum(parts.values()), parts=parts, message_s=message_s)
 
     def _coupled_s(self, use: PassUse) -> float:
         """What a coupled tower takes in a pass through the first chunk."""
