@@ -75,7 +75,7 @@ def fit(predict: Predict, measured: Floats, noise: Floats, constants: Sequence[C
     while (index := problem.least_certain(values, chosen)) is not None:
         constant = constants[index]
         if values[index] < constant.least:
-            share = problem.share(values, index) * (values[index] - constant.least)
+            share = problem.share(values, index) * float(values[index] - constant.least)
             refused[index] = Fitted(value=constant.start, wanted=float(values[index]), wanted_share=share)
         chosen = [each for each in chosen if each != index]
         values[index] = constant.start

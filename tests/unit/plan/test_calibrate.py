@@ -131,8 +131,8 @@ def test_the_command_writes_a_device_file_and_nothing_over_another(
 
 
 def test_a_constant_far_below_nothing_is_refused(runs: list[MeasuredRun]) -> None:
-    absurd = CalibrationConfig(kernels=1.7, exchange=1.0, pass_ms=0.0, step_ms=-700.0)
-    faster = [planned_run(run.name, run.config, absurd, [0.0]) for run in runs[2:]]
+    absurd = CalibrationConfig(kernels=1.7, exchange=0.0, pass_ms=0.0, step_ms=-400.0)
+    faster = [planned_run(run.name, run.config, absurd, [0.0]) for run in runs]
     with pytest.raises(
         CalibrationError, match=r"step_ms would be -\d+.* of a step less than nothing: measure"
     ):
