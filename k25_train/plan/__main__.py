@@ -38,9 +38,9 @@ from k25_train.plan.report.views import (
     print_json,
     print_lines,
     print_screen,
-    print_what_if,
+    print_words,
 )
-from k25_train.plan.report.what_ifs import what_if_as_dict
+from k25_train.plan.report.what_ifs import what_if_as_dict, what_if_table
 from k25_train.plan.variants import WhatIfKind
 from k25_train.plan.what_if import what_if
 from k25_train.terminal import table_width
@@ -113,7 +113,7 @@ def _print_part(pipeline: PipelinePlan, options: argparse.Namespace) -> None:
         if options.json:
             print_json(what_if_as_dict(found))
         else:
-            print_what_if(found)
+            print_words(what_if_table(found))
     elif options.json:
         as_dict = activations_as_dict if options.activations else optimizer_as_dict
         print_json(as_dict(pipeline))

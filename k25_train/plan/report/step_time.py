@@ -23,9 +23,9 @@ def time_table(step: StepPlan) -> Table:
 
 
 def busy_table(step: StepPlan) -> Table:
-    """One row per resource of a rank: how long it is in use, whatever else is."""
+    """One row per resource of a rank of the busiest stage: how long it is in use, whatever else is."""
     table = Table(
-        title="In use during a step, on a rank of the stage that computes the longest",
+        title="In use during a step",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -28,13 +28,11 @@ from k25_train.plan.report.parameters import parameter_summary, parameter_table
 from k25_train.plan.report.planned import Planned
 from k25_train.plan.report.screen import screen
 from k25_train.plan.report.step_time import busy_table, time_table
-from k25_train.plan.report.what_ifs import what_if_table
-from k25_train.plan.what_if import WhatIf
 from k25_train.terminal import table_width
 
 ANY_WIDTH = Console(width=1000)
-WHAT_IF_WIDTH = 100
-"""Columns in which what-ifs can be read."""
+WIDTH_OF_WORDS = 100
+"""Columns in which tables with words can be read."""
 
 
 def print_screen(planned: Planned) -> None:
@@ -49,7 +47,8 @@ def print_details(planned: Planned) -> None:
     print_screen(planned)
     config, pipeline = planned.pipeline.config, planned.pipeline
     counts = count_parameters(config.model)
-    print_tables([time_table(planned.step), busy_table(planned.step), host_table(planned)])
+    print_words(time_table(planned.step))
+    print_tables([busy_table(planned.step), host_table(planned)])
     tables = [parameter_table(config.model.name, counts), communication_table(config)]
     if config.parallelism.ep > config.cluster.gpus_per_node:
         tables.append(dispatcher_table(config))
@@ -91,10 +90,10 @@ def print_tables(tables: Sequence[Table]) -> None:
         console.print(table)
 
 
-def print_what_if(found: WhatIf) -> None:
-    """What would be; the columns of words wrap where the terminal is narrow."""
+def print_words(table: Table) -> None:
+    """A table whose columns of words wrap where the terminal is narrow."""
     console = Console(width=table_width())
-    Console(width=max(console.width, WHAT_IF_WIDTH)).print(what_if_table(found))
+    Console(width=max(console.width, WIDTH_OF_WORDS)).print(table)
 
 
 def print_lines(lines: Sequence[RenderableType]) -> None:
