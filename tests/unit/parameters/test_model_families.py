@@ -15,7 +15,7 @@ from k25_train.parameters.megatron import iterate_parameters
 from k25_train.parameters.released import count_parameters, iterate_tensors
 from k25_train.parameters.update_rules import rule_of
 from k25_train.plan.batch_sizes import BatchSizes
-from k25_train.plan.flops import attention_multiply_adds, training_flops
+from k25_train.plan.flops import attention_multiply_adds, layer_forward_flops, training_flops
 from k25_train.plan.memory.activations import saved_tensors
 from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.pass_sizes import balanced_sizes
@@ -68,6 +68,18 @@ def test_flops_per_token_are_the_published_ones(
     sizes = BatchSizes.of([4096], [])
     flops = training_flops(models[family], sizes, TrainedVision.nothing, mtp_layers=mtp_layers)
     assert flops / 4096 / 1e9 == pytest.approx(GFLOP_PER_TOKEN[family, mtp_layers], rel=0.01)
+
+
+def test_a_layer_of_prediction_counted_by_hand(models: dict[str, ModelConfig]) -> None:
+    """What joins features and embedding, a decoder layer and a head more."""
+    model = models["deepseek_v3"]
+    joined, head = 2 * 7168 * 7168, 7168 * 129280
+    layer = layer_forward_flops(model, 60, [4096]) // 4096
+    sizes = BatchSizes.of([4096], [])
+    plain, more = (
+        training_flops(model, sizes, TrainedVision.nothing, mtp_layers=number) // 4096 for number in (0, 1)
+    )
+    assert more - plain == 3 * (2 * joined + layer + 2 * head)
 
 
 def test_grouped_heads_counted_by_hand(models: dict[str, ModelConfig]) -> None:
