@@ -7,11 +7,11 @@ of as many tokens, at the real 1T shapes, simulated for 256, 1,024 and 4,096 ran
 Each pass is laid out as megatron-core's schedule runs it (parallel/pipeline/schedule.py). Assumed is:
 
 - Text: the configuration `k25_pretrain_4k`, so PP16 x VPP2 x EP16 with overlapping expert exchanges, 16,384
-  sequences of 4,096 tokens, each one document. A pass takes its model FLOPs at 40 % of an H800's 989 TFLOP/s,
-  backward twice forward. Expert exchanges and transfers between stages take no time beyond that: both are
-  hidden, and what they took would only be more idle time. Ranks do not differ: no imbalance of experts.
-- Tower: its model FLOPs at the same 40 %; forward once with what leaves no activations, later recomputation
-  and backward, together three times forward. Coupled keeps activations and takes twice forward instead.
+  sequences of 4,096 tokens, each one document. A pass, alone or overlapped, takes what its kernels, exchanges
+  and messages do on an H800 (`k25_train/plan/time/passes.py`). Ranks do not differ: no imbalance of experts.
+- Tower: its kernels (`k25_train/plan/kernels/encoder.py`); forward once with what leaves no activations,
+  later recomputation and backward, together three times forward. Coupled keeps activations and takes twice
+  forward instead.
 - Items: images of log-normal area, median 0.5 megapixels, sigma 0.8, aspect ratios of log-normal sigma 0.3;
   10 % of the items are chunks of 4 video frames of 0.23 megapixels, sigma 0.3, three to a video. The model's
   own limits on patches. A sample is an image or video with log-normal 150 tokens of text, sigma 1. Sequences

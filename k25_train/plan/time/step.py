@@ -73,8 +73,8 @@ class StepTimes(VisionTimes):
 
     num_micro_batches: int
     """Micro-batches of the step on each replica."""
-    seconds: ChunkSeconds
-    """How long a micro-batch computes in each chunk."""
+    seconds: Durations
+    """How long passes take."""
     text: Timeline
     """When the passes of one replica run."""
 
@@ -124,18 +124,18 @@ def vision_times(config: Config) -> VisionTimes:
 
 def step_times(pipeline: PipelinePlan) -> StepTimes:
     """The times of a step."""
-    seconds, of_vision = chunk_seconds(pipeline), vision_times(pipeline.config)
-    is_cpu = pipeline.config.cluster.device is Device.cpu
-    durations: Durations = seconds if is_cpu else pass_times(pipeline)
+    config, of_vision = pipeline.config, vision_times(pipeline.config)
+    is_cpu = config.cluster.device is Device.cpu
+    seconds: Durations = chunk_seconds(pipeline) if is_cpu else pass_times(pipeline)
     return StepTimes(
-        config=pipeline.config,
+        config=config,
         gather_s=of_vision.gather_s,
         reduce_s=of_vision.reduce_s,
         cost=of_vision.cost,
         flops_per_s=of_vision.flops_per_s,
         num_micro_batches=pipeline.num_micro_batches,
         seconds=seconds,
-        text=simulate([stage.passes for stage in pipeline.stages], durations),
+        text=simulate([stage.passes for stage in pipeline.stages], seconds),
     )
 
 
