@@ -30,6 +30,7 @@ from k25_train.plan.report.html.page import page
 from k25_train.plan.report.html.variants import mechanism_section, vision_section
 from k25_train.plan.report.optimizer import optimizer_as_dict
 from k25_train.plan.report.planned import Planned, planned_of
+from k25_train.plan.report.ranking import Progress, print_ranking, ranking_as_dict
 from k25_train.plan.report.views import (
     activations_as_dict,
     optimizer_lines,
@@ -41,6 +42,8 @@ from k25_train.plan.report.views import (
     print_words,
 )
 from k25_train.plan.report.what_ifs import what_if_as_dict, what_if_table
+from k25_train.plan.search.ranking import ranking_of
+from k25_train.plan.search.search import search_layouts
 from k25_train.plan.variants import WhatIfKind
 from k25_train.plan.what_if import what_if
 from k25_train.terminal import table_width
@@ -70,6 +73,8 @@ def _run() -> int:
     if problems:
         raise ConfigError(describe(problems, "the command line"))
     pipeline = plan_pipeline(config, assumptions=assumptions)
+    if options.search:
+        return _search(pipeline, options)
     if options.activations or options.optimizer or options.what_if:
         _print_part(pipeline, options)
         return 0
@@ -90,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     views.add_argument(
         "--what-if", metavar="KIND", help=f"print what would be with other {', '.join(WHAT_IFS)}"
     )
+    views.add_argument(
+        "--search", action="store_true", help="find the fastest layouts that fit, and why others lose"
+    )
     views.add_argument("--optimizer", action="store_true", help="print rules and state of the optimizer")
     views.add_argument("--activations", action="store_true", help="print activations and memory by stage")
     parser.add_argument("--json", action="store_true", help="print JSON instead")
@@ -104,6 +112,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_flags(parser)
     return parser
+
+
+def _search(pipeline: PipelinePlan, options: argparse.Namespace) -> int:
+    """Print the fastest layouts; whether anything fits is an answer."""
+    result = search_layouts(pipeline, offer(), told=Progress())
+    ranking = ranking_of(result, lambda overrides: compose([*options.overrides, *overrides]))
+    if options.json:
+        print_json(ranking_as_dict(ranking))
+    else:
+        print_ranking(ranking)
+    return 0
 
 
 def _print_part(pipeline: PipelinePlan, options: argparse.Namespace) -> None:
@@ -142,10 +161,8 @@ def _check_files(options: argparse.Namespace) -> None:
         path: Path | None = getattr(options, name)
         if path is None:
             continue
-        if options.activations or options.optimizer or options.what_if:
-            raise ConfigError(
-                f"--{name} {path}: is of one whole plan: leave --activations, --optimizer and --what-if out"
-            )
+        if options.activations or options.optimizer or options.what_if or options.search:
+            raise ConfigError(f"--{name} {path}: is of one whole plan: leave out every other view")
         if path.is_dir():
             raise ConfigError(f"--{name} {path}: is a folder: give the name of a file in it")
         if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Branch and bound: what has the lowest bound is planned first, until no bound is low enough; torch-free.
+"""Branch and bound: what has the lowest bound comes first, until no bound is low enough; torch-free.
 
 It knows nothing of layouts. An item is either opened into others, each with a bound that is at least its
 own, or tried. Whatever the number of workers and the order in which they answer, the same items are among
@@ -14,15 +14,20 @@ from typing import Any, Protocol
 Answer = Sequence["Item"] | float
 """What an item was opened into, or the value of one that was tried; infinite if it is of no use."""
 
+NOTHING = float("inf"), ""
+"""Value and name of the best where there is none."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Item:
     """Something to open or to try."""
 
-    bound: float
-    """The least value that it, or any that it is opened into, can have."""
+    rank: float
+    """When its turn is: those with the lowest first."""
     name: str
-    """Decides the order of equal bounds."""
+    """Of equal values the one with the first name is the best; empty for what is opened."""
+    bound: float = field(compare=False)
+    """The least value that it, or any that it is opened into, can have."""
     group: Hashable = field(compare=False)
     """Of each group the best one counts."""
     what: Any = field(compare=False)
@@ -44,9 +49,11 @@ class Found:
     """The best values so far, and how the search went."""
 
     num_best: int
-    """How many groups are wanted."""
-    best: dict[Hashable, float] = field(default_factory=dict)
-    """Group -> its best value."""
+    """How many groups are wanted at most."""
+    window: float
+    """Share by which the last of them may be above the best."""
+    best: dict[Hashable, tuple[float, str]] = field(default_factory=dict)
+    """Group -> its best value, and the name of what has it."""
     num_answers: int = 0
     """Items that were opened or tried."""
     num_left: int = 0
@@ -57,17 +64,21 @@ class Found:
     @property
     def limit(self) -> float:
         """Value that an item has to reach to be among the best."""
-        values = sorted(self.best.values())
-        return values[self.num_best - 1] if len(values) >= self.num_best else float("inf")
+        values = sorted(value for value, _ in self.best.values())
+        if not values:
+            return float("inf")
+        within = values[0] * (1 + self.window)
+        return min(within, values[self.num_best - 1]) if len(values) >= self.num_best else within
 
     def needs(self, item: Item) -> bool:
         """Whether an item can still change what is best."""
-        return item.bound <= min(self.limit, self.best.get(item.group, float("inf")))
+        best = self.best.get(item.group, NOTHING)
+        return item.bound <= self.limit and (item.bound, item.name) <= best
 
     def take(self, item: Item, value: float) -> None:
         """Note the value of an item."""
-        if value < self.best.get(item.group, float("inf")):
-            self.best[item.group] = value
+        if value < float("inf"):
+            self.best[item.group] = min(self.best.get(item.group, NOTHING), (value, item.name))
 
 
 def search(
@@ -76,7 +87,8 @@ def search(
     on_answer: Callable[[Item, Any], Answer],
     *,
     num_best: int,
-    most_answers: int,
+    window: float,
+    gives_up: Callable[[int], bool],
     told: Callable[[Found, int], None] = lambda *_: None,
 ) -> Found:
     """Open and try items until the best of `num_best` groups are known.
@@ -85,11 +97,12 @@ def search(
         items: those to start with.
         workers: what opens and tries them.
         on_answer: turns a worker's answer into items or a value.
-        num_best: groups whose best value is wanted.
-        most_answers: where the search gives up; `is_complete` says so.
+        num_best: groups whose best value is wanted, at most.
+        window: share by which these may be above the best of all.
+        gives_up: asked with the number of answers so far; `is_complete` says whether it was.
         told: called after each answer with what is found, and how many items are open.
     """
-    heap, found = list(items), Found(num_best)
+    heap, found = list(items), Found(num_best, window)
     heapq.heapify(heap)
     waiting: dict[Future[Any], Item] = {}
     while True:
@@ -99,7 +112,7 @@ def search(
             if not found.needs(item):
                 found.num_left += 1
                 continue
-            if found.num_answers + len(waiting) >= most_answers:
+            if gives_up(found.num_answers + len(waiting)):
                 found.is_complete = False
                 heap.clear()
                 break

@@ -103,8 +103,8 @@ def overrides_of(base: Config, config: Config, offer: Offer) -> list[str]:
     found = []
     for key, value in changed.items():
         if not _is_policy(key, config):
-            found.append(f"{key}={_written(value)}")
-    policies = [f"{key}={_written(value)}" for key, value in changed.items() if _is_policy(key, config)]
+            found.append(f"{key}={written(value)}")
+    policies = [f"{key}={written(value)}" for key, value in changed.items() if _is_policy(key, config)]
     names = _name_of(base, offer), _name_of(config, offer)
     if policies and AS_CONFIGURED not in names:
         policies = [f"activation={names[1]}"]
@@ -143,7 +143,8 @@ def _is_policy(key: str, config: Config) -> bool:
     return section == "activation" and name in config.activation.policies()
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
+    """A value as an override has it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,76 +1,296 @@
-"""The least time that a step of a layout can take: what the simulation of it can only add to; torch-free.
+"""The least time that a step can take, without simulating its schedule; torch-free.
 
-A stage starts when the first micro-batch has passed all chunks before its first one, then computes its share
-of all micro-batches, and the last one still has to go back through the chunks before it.
+A stage starts when the first micro-batch has passed all chunks before its first one, then runs its passes,
+and the last micro-batch still has to go back through the chunks before it. What comes around the passes is
+added. Only waits in between are left out, and what is exposed of gradients and messages.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from k25_train.plan.assumptions import Compute
-from k25_train.plan.flops import head_forward_flops, layer_forward_flops
-from k25_train.plan.kernels.kernel import Precision
-from k25_train.plan.kernels.seconds import flops_per_s
-from k25_train.plan.pipeline import PipelinePlan
-from parallel.pipeline.balance import chunk_loads
-from parallel.pipeline.schedule import BACKWARD_COST
+from k25_train.config.basics import data_parallel_size
+from k25_train.config.model import ModelConfig
+from k25_train.config.optimizer import OptimizerOffload
+from k25_train.config.schema import Config
+from k25_train.parameters.megatron import (
+    TrainedParameter,
+    embedding_parameter,
+    head_parameters,
+    layer_parameters,
+)
+from k25_train.parameters.update_rules import rule_of
+from k25_train.plan.kernels.work import Setting
+from k25_train.plan.memory.pipeline_peak import saved_bytes
+from k25_train.plan.pipeline import PipelinePlan, layout_of, plan_pipeline
+from k25_train.plan.search.candidates import config_of
+from k25_train.plan.search.space import Candidate, Layout
+from k25_train.plan.search.trial import Planner
+from k25_train.plan.time.between_steps import host_part
+from k25_train.plan.time.chunk_nodes import ChunkKind, Device, PartNodes
+from k25_train.plan.time.encoder import coupled_pass_s, encoder_plan
+from k25_train.plan.time.optimizer import optimizer_part
+from k25_train.plan.time.passes import PassTimes, pass_times
+from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES, state_bytes
+from parallel.pipeline.micro_batches import micro_batch_group_size
+from parallel.pipeline.schedule import Pass, schedule_of
+
+JUST_BELOW = 1 - 1e-9
+"""Sums in another order differ by rounding."""
+Seconds = Callable[[int | None, int | None], float]
+"""The least that a forward pass of one chunk, a backward pass of another, or both overlapped, take; chunks
+are in pipeline order."""
+Uses = Sequence[Mapping[tuple[int | None, int | None], int]]
+"""[stage] -> chunks of a forward and a backward pass that run as one, or of one of them -> how often."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkFloor:
-    """The least that a micro-batch takes in a chunk, in seconds."""
-
-    forward_s: float
-    """Forward pass."""
-    backward_s: float
-    """Backward pass."""
-    back_s: float
-    """From the gradient of its output to that of its input: less than the backward pass if weight gradients
-    can be computed later."""
-
-
-def step_floor_s(chunks: Sequence[ChunkFloor], pp: int, num_micro_batches: int) -> float:
-    """The least seconds of a step.
+def step_floor_s(uses: Uses, seconds: Seconds, tower_s: float = 0.0) -> float:
+    """The least seconds of a step's passes.
 
     Args:
-        chunks: in pipeline order.
-        pp: pipeline ranks.
-        num_micro_batches: of a step on a replica.
+        uses: what stages run.
+        seconds: how long that takes at least.
+        tower_s: what a coupled tower adds to both passes of a micro-batch in the first chunk.
     """
     least_s = before_s = 0.0
-    for stage in range(pp):
-        own_s = sum(chunk.forward_s + chunk.backward_s for chunk in chunks[stage::pp])
-        least_s = max(least_s, before_s + num_micro_batches * own_s)
-        before_s += chunks[stage].forward_s + chunks[stage].back_s
+    for stage, of_stage in enumerate(uses):
+        own_s = sum(number * seconds(*use) for use, number in of_stage.items())
+        if stage == 0:
+            own_s += tower_s * sum(number for (forward, _), number in of_stage.items() if forward == 0)
+        least_s = max(least_s, before_s + own_s)
+        before_s += seconds(stage, None) + seconds(None, stage) + (tower_s if stage == 0 else 0.0)
     return least_s
 
 
-def flops_floor_s(pipeline: PipelinePlan) -> float:
-    """The floor if all that takes time were the model's FLOPs, at the rates of large products.
+@lru_cache(maxsize=1024)
+def uses_of(pp: int, vpp: int, number: int, *, overlaps: bool) -> Uses:
+    """What each stage runs in a step of so many micro-batches, in the order of `schedule_of`.
 
-    Weight gradients may come later than the gradient for the stage before, if they are delayed.
+    Groups of micro-batches repeat themselves, so that only the first ones are gone through.
     """
-    config, documents = pipeline.config, pipeline.stages[0].balanced_sizes.documents
-    layers = range(config.model.num_layers)
-    flops = chunk_loads(
-        tuple(layer_forward_flops(config.model, layer, documents) for layer in layers),
-        pipeline.layout.layers_per_chunk,
-        0,
-        head_forward_flops(config.model, sum(documents)),
-    )
-    each_s = [load / _fastest(pipeline) for load in flops]
-    back = 1 if config.parallelism.delay_wgrad else BACKWARD_COST
-    chunks = [ChunkFloor(each, BACKWARD_COST * each, back * each) for each in each_s]
-    return step_floor_s(chunks, config.parallelism.pp, pipeline.num_micro_batches)
+    if not overlaps or (pp > 1 and vpp == 1):
+        alone = ({(chunk, None): number, (None, chunk): number} for chunk in range(pp * vpp))
+        of_chunks = list(alone)
+        return [_added(of_chunks[stage::pp]) for stage in range(pp)]
+    group = micro_batch_group_size(number, pp) if vpp > 1 else 1
+    num_groups, rest = divmod(number, group)
+    found = []
+    for stage in range(pp):
+        few = min(num_groups, 4 * (vpp > 1) + 4)
+        passes = schedule_of(pp, vpp, few * group + rest, group, stage, overlaps=True)
+        counts = _counted(passes, stage, pp)
+        if few < num_groups:
+            # As often as groups are left out: what one more group adds.
+            longer = _counted(
+                schedule_of(pp, vpp, (few + 1) * group + rest, group, stage, overlaps=True), stage, pp
+            )
+            for use, times in longer.items():
+                counts[use] = counts.get(use, 0) + (num_groups - few) * (times - counts.get(use, 0))
+        found.append(counts)
+    return found
 
 
-def _fastest(pipeline: PipelinePlan) -> float:
-    """Operations a second of the fastest kernels that there are."""
-    rates = pipeline.config.cluster.rates
-    precision = Precision.of(pipeline.config.train.dtype)
-    if pipeline.assumptions.code.compute is Compute.fp8:
-        precision = Precision.fp8
-    fastest = flops_per_s(rates, precision)
-    peak = rates.float32_tflops if precision is Precision.float32 else rates.bf16_tflops
-    attention = 1e12 * peak * max(rates.attention_efficiency, rates.attention_backward_efficiency)
-    return max(fastest, attention) / rates.calibration.kernels
+def _counted(passes: Sequence[Pass], stage: int, pp: int) -> dict[tuple[int | None, int | None], int]:
+    counts: dict[tuple[int | None, int | None], int] = {}
+    ahead: int | None = None
+    for each in passes:
+        chunk = each.vp_stage * pp + stage
+        if each.overlaps_next:
+            ahead = chunk
+            continue
+        use = (chunk, None) if each.is_forward else (ahead, chunk)
+        counts[use] = counts.get(use, 0) + 1
+        ahead = None
+    return counts
+
+
+def _added(of_chunks: Sequence[Mapping[tuple[int | None, int | None], int]]) -> Any:
+    return {use: number for each in of_chunks for use, number in each.items()}
+
+
+def chunk_kinds(counts: Sequence[int], model: ModelConfig) -> list[ChunkKind]:
+    """What the time of each chunk depends on.
+
+    Args:
+        counts: [chunk, in pipeline order] -> its layers.
+        model: dimensions.
+    """
+    found, first = list[ChunkKind](), 0
+    for chunk, count in enumerate(counts):
+        num_dense = min(max(model.num_dense_layers - first, 0), count)
+        found.append(ChunkKind(num_dense, count - num_dense, chunk == 0, chunk == len(counts) - 1))
+        first += count
+    return found
+
+
+@dataclass
+class KernelFloors:
+    """Floors from the kernels and passes of a plan. What layouts have in common is kept."""
+
+    _counts: dict[object, list[ChunkKind]] = field(default_factory=dict)
+    _devices: dict[object, Device] = field(default_factory=dict)
+    _passes: dict[object, PassTimes] = field(default_factory=dict)
+    _around: dict[object, float] = field(default_factory=dict)
+    _steps: dict[object, float] = field(default_factory=dict)
+    _states: dict[object, tuple[float, float, float, float]] = field(default_factory=dict)
+    _layouts: dict[object, str] = field(default_factory=dict)
+    _optimizers: dict[object, float] = field(default_factory=dict)
+    _towers: dict[object, float] = field(default_factory=dict)
+
+    def of_layout(self, planner: Planner, layout: Layout, activation: str, context_parallel: int) -> float:
+        """See `Floors`: kernels of passes, and exchanges."""
+        choice = planner.least_choice._replace(activation=activation)
+        candidate = Candidate(layout, choice, context_parallel)
+        config = config_of(planner.config, candidate, planner.offer)
+        key = layout.ep, layout.micro_batch_size, layout.dispatcher, activation, context_parallel
+        if key not in self._devices:
+            self._devices[key] = Device(Setting.of(self._pipeline(planner, candidate).stages[0]))
+        of_kind = {kind: _of_nodes(self._devices[key], kind) for kind in set(self._kinds(config, layout))}
+        kinds = self._kinds(config, layout)
+
+        def seconds(forward: int | None, backward: int | None) -> float:
+            ahead = NOTHING if forward is None else of_kind[kinds[forward]][0]
+            back = NOTHING if backward is None else of_kind[kinds[backward]][1]
+            computed_s, exchanged_s = ahead.computed_s + back.computed_s, ahead.sent_s + back.sent_s
+            is_alone = forward is None or backward is None
+            return computed_s + exchanged_s if is_alone else max(computed_s, exchanged_s)
+
+        return step_floor_s(self._uses(config, layout, context_parallel), seconds)
+
+    def of_candidate(self, planner: Planner, candidate: Candidate) -> float:
+        """See `Floors`: the passes themselves, and the encoder around them."""
+        layout, choice, context_parallel = candidate
+        config = config_of(planner.config, candidate, planner.offer)
+        kinds = self._kinds(config, layout)
+        key = layout.ep, layout.micro_batch_size, layout.dispatcher, layout.delays, choice.activation
+        key_of_passes = (*key, layout.pp == 1, context_parallel)
+        if key_of_passes not in self._passes:
+            self._passes[key_of_passes] = pass_times(self._pipeline(planner, candidate))
+        passes = self._passes[key_of_passes]
+
+        def seconds(forward: int | None, backward: int | None) -> float:
+            ahead = None if forward is None else kinds[forward]
+            return passes.of_kinds(ahead, None if backward is None else kinds[backward]).seconds
+
+        around = (
+            layout.pp,
+            layout.micro_batch_size,
+            layout.ep,
+            choice.mode,
+            choice.schedule,
+            context_parallel,
+        )
+        if around not in self._around:
+            pipeline = self._pipeline(planner, candidate)
+            encoder = encoder_plan(pipeline, float("inf"))
+            self._towers[around] = sum(coupled_pass_s(pipeline))
+            self._around[around] = encoder.around_s + encoder.weights_s + host_part(pipeline).seconds
+        # What lies around passes changes nothing in them.
+        of_passes = (layout, choice.activation, choice.mode, context_parallel)
+        if of_passes not in self._steps:
+            uses = self._uses(config, layout, context_parallel)
+            self._steps[of_passes] = step_floor_s(uses, seconds, self._towers[around])
+        return (
+            self._steps[of_passes] + self._around[around] + self._optimizer_s(planner, candidate)
+        ) * JUST_BELOW
+
+    def _optimizer_s(self, planner: Planner, candidate: Candidate) -> float:
+        key = *candidate.layout.group, candidate.choice.offload, candidate.choice.mode
+        if key not in self._optimizers:
+            self._optimizers[key] = optimizer_part(self._pipeline(planner, candidate)).seconds
+        return self._optimizers[key]
+
+    def states_bytes(self, planner: Planner, candidate: Candidate) -> float:
+        """See `Floors`: the language model's weights, gradients, and optimizer state on the device, without
+        padding."""
+        layout, choice, _ = candidate
+        config, on_device = planner.config, choice.offload is OptimizerOffload.none
+        dp = data_parallel_size(config.world_size, layout.pp)
+        key = layout.ep, dp, on_device
+        if key not in self._states:
+            self._states[key] = _least_bytes(config, layout.ep, dp, on_device=on_device)
+        dense, moe, first, last = self._states[key]
+        kinds = self._kinds(config_of(config, candidate, planner.offer), layout)
+        of_chunks = [
+            kind.num_dense * dense + kind.num_moe * moe + kind.is_first * first + kind.is_last * last
+            for kind in kinds
+        ]
+        return max(sum(of_chunks[stage :: layout.pp]) for stage in range(layout.pp))
+
+    def saved_bytes(self, planner: Planner, candidate: Candidate) -> float:
+        """See `Floors`: of the first stage, which holds the most micro-batches."""
+        stage = self._pipeline(planner, candidate).stages[0]
+        return saved_bytes(stage, stage.balanced_sizes)
+
+    def _pipeline(self, planner: Planner, candidate: Candidate) -> PipelinePlan:
+        """That of a candidate, without balancing its layers once more."""
+        config = config_of(planner.config, candidate, planner.offer)
+        self._kinds(config, candidate.layout)
+        text = self._layouts[candidate.layout.group]
+        config = replace(config, parallelism=replace(config.parallelism, layout=text))
+        assumptions = replace(planner.assumptions, context_parallel=candidate.context_parallel)
+        return plan_pipeline(config, assumptions=assumptions)
+
+    def _kinds(self, config: Config, layout: Layout) -> list[ChunkKind]:
+        if layout.group not in self._counts:
+            found = layout_of(config)
+            self._layouts[layout.group] = found.to_megatron()
+            self._counts[layout.group] = chunk_kinds(found.layers_per_chunk, config.model)
+        return self._counts[layout.group]
+
+    def _uses(self, config: Config, layout: Layout, context_parallel: int) -> Uses:
+        number = config.num_micro_batches * context_parallel
+        return uses_of(layout.pp, layout.vpp, number, overlaps=layout.overlaps)
+
+
+def _least_bytes(config: Config, ep: int, dp: int, *, on_device: bool) -> tuple[float, float, float, float]:
+    """What a rank keeps of a dense layer, a layer with experts, the embedding and the head."""
+    model, dtype = config.model, config.train.dtype
+    each_bytes = WEIGHT_BYTES[dtype] + GRADIENT_BYTES
+
+    def bytes_of(parameters: Iterable[TrainedParameter]) -> float:
+        total = 0.0
+        for parameter in parameters:
+            size, replicas = (parameter.size / ep, dp / ep) if parameter.is_expert else (parameter.size, dp)
+            state = state_bytes(rule_of(*parameter, config.optim, model).update, dtype) if on_device else 0
+            total += size * (each_bytes + state / max(1.0, replicas))
+        return total
+
+    dense = bytes_of(layer_parameters(model, 0)) if model.num_dense_layers else 0.0
+    moe = bytes_of(layer_parameters(model, model.num_layers - 1)) if model.num_moe_layers else 0.0
+    return dense, moe, bytes_of([embedding_parameter(model)]), bytes_of(head_parameters(model))
+
+
+class _Half(NamedTuple):
+    """What one direction of a pass takes at least, in seconds."""
+
+    computed_s: float
+    """Kernels on the stream of computation."""
+    sent_s: float
+    """What is on that of the exchanges."""
+
+
+NOTHING = _Half(0.0, 0.0)
+
+
+def _of_nodes(device: Device, kind: ChunkKind) -> tuple[_Half, _Half]:
+    """Kernels and exchanges of a chunk, forward and backward."""
+    found = []
+    for is_forward in (True, False):
+        computed_s = sent_s = 0.0
+        for number, is_moe in ((kind.num_dense, False), (kind.num_moe, True)):
+            if number:
+                layer = device.moe if is_moe else device.dense
+                computed_s += number * _seconds(layer.attention, is_forward)
+                computed_s += number * _seconds(layer.experts, is_forward)
+                sent_s += number * (layer.dispatch if is_forward else layer.combine).seconds
+                sent_s += number * (layer.combine.seconds + _seconds(layer.combined, is_forward))
+        for is_there, ends in ((kind.is_first, device.first), (kind.is_last, device.last)):
+            computed_s += _seconds(ends, is_forward) if is_there else 0.0
+        found.append(_Half(computed_s, sent_s))
+    return found[0], found[1]
+
+
+def _seconds(nodes: PartNodes, is_forward: bool) -> float:
+    return nodes.forward.seconds if is_forward else nodes.backward.seconds + nodes.weights.seconds

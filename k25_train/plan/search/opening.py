@@ -3,20 +3,32 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from k25_train.plan.memory.room import MARGIN_SHARE
 from k25_train.plan.search.best_first import Item
 from k25_train.plan.search.candidates import activation_names, simplicity
 from k25_train.plan.search.space import Candidate, Choice, Group, Layout, choices, layouts_of
 from k25_train.plan.search.trial import Planner, Trial
+from k25_train.units import GB
+
+INFINITE = float("inf")
+SOONER = 0.93
+"""Our choice."""
 
 
 class Floors(Protocol):
     """The least seconds of a step."""
 
-    def of_layout(self, planner: Planner, layout: Layout, context_parallel: int) -> float:
-        """Of every candidate with a layout."""
+    def of_layout(self, planner: Planner, layout: Layout, activation: str, context_parallel: int) -> float:
+        """Of every candidate with a layout and activation policies."""
 
     def of_candidate(self, planner: Planner, candidate: Candidate) -> float:
         """Of one candidate; `of_layout` counts, too."""
+
+    def states_bytes(self, planner: Planner, candidate: Candidate) -> float:
+        """What a candidate's fullest device holds from step to step, whatever is done with activations."""
+
+    def saved_bytes(self, planner: Planner, candidate: Candidate) -> float:
+        """What else it holds at least: activations that wait for their backward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,8 @@ class Open:
     """What it is."""
     bound: float
     """What the items in it have at least."""
+    activations: tuple[str, ...] = ()
+    """Of a layout: policies of activations for which there may be room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +53,92 @@ class Work:
     """Bounds of candidates."""
     context_parallel: int
     """Ranks that share a sequence."""
+    is_tight: bool
+    """Whether candidates count that leave no margin."""
 
-    def __call__(self, what: Open | Candidate) -> list[Item] | Trial:
+    def __call__(self, what: Open | Candidate) -> "Opened | Trial":
         """The items in a group or layout, or the plan of a candidate."""
         if isinstance(what, Candidate):
             return self.planner.plan(what)
         if isinstance(what.what, Group):
             return self._layouts(what.what)
-        return self._candidates(what.what, what.bound)
+        return self._candidates(what.what, what.bound, what.activations)
 
     def num_candidates(self, group: Group) -> int:
         """Candidates of a group."""
         layouts = layouts_of(self.planner.config, group, self.context_parallel)
         return sum(1 for _ in layouts) * len(self._choices())
 
-    def _layouts(self, group: Group) -> list[Item]:
-        found = []
-        for layout in layouts_of(self.planner.config, group, self.context_parallel):
-            bound = self.floors.of_layout(self.planner, layout, self.context_parallel)
-            found.append(Item(bound, repr(layout), layout.group, Open(layout, bound)))
-        return found
+    def _layouts(self, group: Group) -> "Opened":
+        layouts = list(layouts_of(self.planner.config, group, self.context_parallel))
+        if not layouts:
+            return Opened([], 0.0)
+        # 1. What there is room for: the fewest micro-batches wait where nothing overlaps.
+        states_bytes = min(self._states(layouts[0], choice) for choice in self._choices())
+        first = {layout.micro_batch_size: layout for layout in reversed(layouts)}
+        least_bytes = {
+            (size, name): states_bytes + self._saved(layout, name)
+            for size, layout in first.items()
+            for name in self._names
+            if states_bytes <= self._limit
+        }
+        # 2. Bounds for what is left.
+        found = list[Item]()
+        for layout in layouts:
+            size = layout.micro_batch_size
+            names = [name for name in self._names if least_bytes.get((size, name), INFINITE) <= self._limit]
+            if names:
+                bounds = (
+                    self.floors.of_layout(self.planner, layout, name, self.context_parallel) for name in names
+                )
+                bound = min(bounds)
+                found.append(Item(bound, "", bound, layout.group, Open(layout, bound, tuple(names))))
+        return Opened(found, min(least_bytes.values(), default=states_bytes))
 
-    def _candidates(self, layout: Layout, least: float) -> list[Item]:
+    def _candidates(self, layout: Layout, least: float, names: tuple[str, ...]) -> "Opened":
         found = []
         for choice in self._choices():
+            if choice.activation not in names or self._states(layout, choice) > self._limit:
+                continue
             candidate = Candidate(layout, choice, self.context_parallel)
             bound = max(least, self.floors.of_candidate(self.planner, candidate))
-            number, name = simplicity(candidate)
-            found.append(Item(bound, f"{number:02} {name}", layout.group, candidate))
-        return found
+            found.append(item_of(candidate, bound))
+        return Opened(found, 0.0)
+
+    @property
+    def _limit(self) -> float:
+        memory_gb = self.planner.config.cluster.gpu_memory_gb
+        if memory_gb is None:
+            return INFINITE
+        return memory_gb * GB * (1 if self.is_tight else 1 - MARGIN_SHARE)
+
+    def _states(self, layout: Layout, choice: Choice) -> float:
+        return self.floors.states_bytes(self.planner, Candidate(layout, choice, self.context_parallel))
+
+    def _saved(self, layout: Layout, activation: str) -> float:
+        choice = self.planner.least_choice._replace(activation=activation)
+        return self.floors.saved_bytes(self.planner, Candidate(layout, choice, self.context_parallel))
+
+    @property
+    def _names(self) -> list[str]:
+        return activation_names(self.planner.config, self.planner.offer)
 
     def _choices(self) -> list[Choice]:
-        planner = self.planner
-        names = activation_names(planner.config, planner.offer)
-        return choices(planner.config, names, planner.assumptions.vision_share)
+        return choices(self.planner.config, self._names, self.planner.assumptions.vision_share)
+
+
+def item_of(candidate: Candidate, bound: float) -> Item:
+    """A candidate to try. Its bound is closer than those of layouts, so that its turn comes a little sooner,
+    and there is something to compare with."""
+    number, name = simplicity(candidate)
+    return Item(SOONER * bound, f"{number:02} {name}", bound, candidate.layout.group, candidate)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is in a group or in a layout."""
+
+    items: list[Item]
+    """Layouts or candidates; none of those whose states alone are too large."""
+    states_bytes: float
+    """Of a group: what its candidates hold on a device at least."""

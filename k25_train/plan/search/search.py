@@ -4,23 +4,31 @@ Exact within its space: whatever is not planned has a bound above the last layou
 fits, context parallelism is assumed, which training cannot do, and the result says so.
 """
 
+import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from k25_train.plan.memory.verdict import MemoryVerdict, judge_memory
 from k25_train.plan.offer import Offer
 from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.search import best_first, workers
-from k25_train.plan.search.best_first import Answer, Found, Item
-from k25_train.plan.search.candidates import simplicity
-from k25_train.plan.search.opening import Floors, Open, Work
-from k25_train.plan.search.space import Candidate, Group, groups
+from k25_train.plan.search.best_first import NOTHING, Answer, Found, Item
+from k25_train.plan.search.candidates import activation_names, candidate_of, simplicity
+from k25_train.plan.search.floor import KernelFloors
+from k25_train.plan.search.opening import Floors, Open, Opened, Work, item_of
+from k25_train.plan.search.space import Candidate, Group, choices, groups, layouts_of
 from k25_train.plan.search.trial import JudgeMemory, Outcome, Planner, PlanStep, Trial
+from k25_train.plan.time.plan_step import plan_step
 
 NUM_RANKED = 6
 """Layouts that are told, the winner among them."""
+WINDOW = 0.05
+"""Share by which their steps may take longer than the winner's."""
 MOST_ANSWERS = 20_000
-"""Where a search gives up."""
+MOST_S = 55.0
+"""Answers and seconds after which a search gives up, and says so."""
 CONTEXT_PARALLEL = (1, 2, 4, 8, 16, 32)
 """Ranks that share a sequence: tried one after the other until something fits."""
 
@@ -43,6 +51,8 @@ class SearchResult:
     """Every pp, vpp and ep, also those that are not possible."""
     floors: dict[tuple[int, int, int], float]
     """Group -> the least seconds of a step, by its bound."""
+    states: dict[tuple[int, int, int], float]
+    """Group -> the least bytes that its fullest device keeps from step to step."""
     trials: list[Trial]
     """Every plan that counts, whatever became of it: those whose bound is not above what is ranked."""
     num_candidates: int
@@ -62,6 +72,25 @@ Told = Callable[[int, int, float], None]
 """Called with the number of plans made, of items open, and the seconds of the best step so far."""
 
 
+def search_layouts(
+    pipeline: PipelinePlan,
+    offer: Offer,
+    *,
+    num_workers: int | None = None,
+    told: Told = lambda *_: None,
+) -> SearchResult:
+    """Search layouts for the nodes, model and batch of a pipeline's configuration, with the planner's own
+    functions; arguments as of `find_layouts`."""
+    return find_layouts(
+        pipeline, offer, KernelFloors(), plan_step, judge_quickly, num_workers=num_workers, told=told
+    )
+
+
+def judge_quickly(pipeline: PipelinePlan) -> MemoryVerdict:
+    """Whether a plan fits; nothing is tried to make it fit."""
+    return judge_memory(pipeline, seeks_remedy=False)
+
+
 def find_layouts(
     pipeline: PipelinePlan,
     offer: Offer,
@@ -72,6 +101,7 @@ def find_layouts(
     num_ranked: int = NUM_RANKED,
     num_workers: int | None = None,
     most_answers: int = MOST_ANSWERS,
+    most_s: float = MOST_S,
     told: Told = lambda *_: None,
 ) -> SearchResult:
     """Search layouts for the nodes, model and batch of a pipeline's configuration.
@@ -85,6 +115,7 @@ def find_layouts(
         num_ranked: how many layouts of different pp, vpp and ep are wanted.
         num_workers: processes; as many as there are cores if None.
         most_answers: where the search gives up.
+        most_s: seconds after which it gives up.
         told: hears of progress.
     """
     planner = Planner(
@@ -95,9 +126,9 @@ def find_layouts(
         judge_memory=judge_memory,
     )
     found: SearchResult | None = None
-    for context_parallel in CONTEXT_PARALLEL:
-        search = _Search(planner, floors, context_parallel, told)
-        result = search.run(pipeline, num_ranked, num_workers, most_answers)
+    for context_parallel, is_tight in itertools.product(CONTEXT_PARALLEL, (False, True)):
+        search = _Search(planner, floors, context_parallel, is_tight, told)
+        result = search.run(pipeline, num_ranked, num_workers, most_answers, most_s)
         found = found or result
         if result.ranked:
             return result
@@ -112,56 +143,85 @@ class _Search:
     planner: Planner
     floors: Floors
     context_parallel: int
+    is_tight: bool
     told: Told
     trials: dict[Candidate, tuple[Item, Trial]] = field(default_factory=dict)
     group_floors: dict[Any, float] = field(default_factory=dict)
+    group_states: dict[Any, float] = field(default_factory=dict)
 
     def run(
-        self, pipeline: PipelinePlan, num_ranked: int, num_workers: int | None, most_answers: int
+        self,
+        pipeline: PipelinePlan,
+        num_ranked: int,
+        num_workers: int | None,
+        most_answers: int,
+        most_s: float,
     ) -> SearchResult:
         """Search, and keep what does not depend on the order of answers."""
+        until_s = time.monotonic() + most_s
         every = groups(self.planner.config, self.context_parallel)
-        items = [Item(0.0, repr(group), group[:3], Open(group, 0.0)) for group in every if not group.why_not]
-        work = Work(self.planner, self.floors, self.context_parallel)
+        items = [Item(0.0, "", 0.0, group[:3], Open(group, 0.0)) for group in every if not group.why_not]
+        items += self.configured(pipeline)
+        work = Work(self.planner, self.floors, self.context_parallel, self.is_tight)
         with workers.started(work, num_workers) as started:
             found = best_first.search(
                 items,
                 started,
                 self.on_answer,
                 num_best=num_ranked,
-                most_answers=most_answers,
+                window=WINDOW,
+                gives_up=lambda number: number >= most_answers or time.monotonic() > until_s,
                 told=self.tell,
             )
         counted = [trial for item, trial in self.trials.values() if found.needs(item)]
         counted.sort(key=_order)
-        fitting = _best_of_groups(counted, Outcome.fits) or _best_of_groups(counted, Outcome.tight)
+        wanted = (Outcome.fits, Outcome.tight) if self.is_tight else (Outcome.fits,)
+        fitting = _best_of_groups(counted, wanted)
         too_large = [trial for trial in counted if trial.outcome is Outcome.too_large]
         return SearchResult(
             planner=self.planner,
             context_parallel=self.context_parallel,
             configured=self.planner.plan_configured(pipeline),
-            ranked=fitting[:num_ranked],
+            ranked=[trial for trial in fitting if trial.step_s <= found.limit][:num_ranked],
             closest=None if fitting else max(too_large, key=_margin, default=None),
             groups=every,
             floors=dict(self.group_floors),
+            states=dict(self.group_states),
             trials=counted,
             num_candidates=sum(map(work.num_candidates, every)),
             num_planned=len(self.trials),
             is_complete=found.is_complete,
         )
 
-    def on_answer(self, item: Item, answer: Any) -> Answer:
+    def configured(self, pipeline: PipelinePlan) -> list[Item]:
+        """The configured layout with every choice, to begin with: it may be good already."""
+        layout = candidate_of(pipeline.config, self.planner.offer).layout
+        every = groups(pipeline.config, self.context_parallel)
+        own = [each for each in every if each[:3] == layout.group]
+        if not any(layout in layouts_of(pipeline.config, group, self.context_parallel) for group in own):
+            return []
+        names = activation_names(pipeline.config, self.planner.offer)
+        found = choices(pipeline.config, names, self.planner.assumptions.vision_share)
+        candidates = (Candidate(layout, choice, self.context_parallel) for choice in found)
+        return [item_of(candidate, 0.0) for candidate in candidates]
+
+    def on_answer(self, item: Item, answer: Opened | Trial) -> Answer:
         """Note a plan, or hand on what an item was opened into."""
-        if not isinstance(answer, Trial):
+        if isinstance(answer, Opened):
             if isinstance(item.what.what, Group):
-                self.group_floors[item.group] = min((each.bound for each in answer), default=float("inf"))
-            return answer
-        self.trials[item.what] = item, answer
-        return answer.step_s if answer.outcome is Outcome.fits else float("inf")
+                self.group_states[item.group] = answer.states_bytes
+                self.group_floors[item.group] = min(
+                    (each.bound for each in answer.items), default=float("inf")
+                )
+            return answer.items
+        # One that was tried to begin with may have its turn again.
+        self.trials.setdefault(item.what, (item, answer))
+        wanted = (Outcome.fits, Outcome.tight) if self.is_tight else (Outcome.fits,)
+        return answer.step_s if answer.outcome in wanted else float("inf")
 
     def tell(self, found: Found, num_open: int) -> None:
         """Pass progress on."""
-        self.told(len(self.trials), num_open, min(found.best.values(), default=float("inf")))
+        self.told(len(self.trials), num_open, min(found.best.values(), default=NOTHING)[0])
 
 
 def _order(trial: Trial) -> tuple[float, int, str]:
@@ -169,11 +229,11 @@ def _order(trial: Trial) -> tuple[float, int, str]:
     return float(f"{trial.step_s:.9g}"), *simplicity(trial.candidate)
 
 
-def _best_of_groups(trials: list[Trial], outcome: Outcome) -> list[Trial]:
+def _best_of_groups(trials: list[Trial], outcomes: tuple[Outcome, ...]) -> list[Trial]:
     """The first of each group, of trials in their order."""
     best: dict[tuple[int, int, int], Trial] = {}
     for trial in trials:
-        if trial.outcome is outcome:
+        if trial.outcome in outcomes:
             best.setdefault(trial.candidate.layout.group, trial)
     return list(best.values())
 

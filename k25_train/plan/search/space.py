@@ -17,8 +17,12 @@ from parallel.config import DepMode, DepSchedule
 from parallel.dispatcher import Dispatcher
 from parallel.pipeline.layout import most_chunks
 
-MICRO_BATCH_SIZES = (1, 2, 4, 8)
+MICRO_BATCH_SIZES = (1, 2, 4)
 """Sequences of a micro-batch. Source: published runs of such models have 1 and 2."""
+
+
+MOST_VIRTUAL_STAGES = 8
+"""Chunks of a rank. Source: the most that published runs of such models have is 8 (DeepSeek-V3 on GB300)."""
 
 
 class Layout(NamedTuple):
@@ -79,7 +83,7 @@ def groups(config: Config, context_parallel: int = 1) -> list[Group]:
         if pp > most:
             break
         dp = data_parallel_size(world, pp)
-        for vpp in range(1, most // pp + 1 if pp > 1 else 2):
+        for vpp in range(1, min(MOST_VIRTUAL_STAGES, most // pp) + 1 if pp > 1 else 2):
             sizes = _divisors(math.gcd(model.num_experts, dp) if model.num_moe_layers else 1)
             found += [Group(pp, vpp, ep, _why_not(config, pp, vpp, ep, context_parallel)) for ep in sizes]
     return found

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import Assumptions
 from k25_train.plan.cause import Cause
@@ -12,8 +13,9 @@ from k25_train.plan.memory.verdict import Fit, MemoryVerdict
 from k25_train.plan.offer import Offer
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.search.candidates import candidate_of, config_of
-from k25_train.plan.search.space import Candidate
+from k25_train.plan.search.space import Candidate, Choice
 from k25_train.plan.time.step_plan import StepPlan
+from parallel.config import DepMode, DepSchedule
 
 PlanStep = Callable[[PipelinePlan], StepPlan]
 JudgeMemory = Callable[[PipelinePlan], MemoryVerdict]
@@ -76,6 +78,13 @@ class Planner:
     """The time of a step."""
     judge_memory: JudgeMemory
     """Whether it fits."""
+
+    @property
+    def least_choice(self) -> Choice:
+        """The choice with the fewest kernels: everything is kept, where it is."""
+        names = list(self.offer.activations)
+        kept = [name for name in names if self.offer.activations[name].keeps_all]
+        return Choice((kept or names)[0], OptimizerOffload.none, DepMode.decoupled, DepSchedule.bubbles)
 
     def pipeline_of(self, candidate: Candidate) -> PipelinePlan:
         """The pipeline of a legal candidate."""

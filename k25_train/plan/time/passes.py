@@ -83,13 +83,13 @@ class PassTimes:
     def alone(self, chunk: int, is_forward: bool) -> PassTime:
         """A pass that runs by itself."""
         kind = self.kind(chunk)
-        return self._time(kind, None) if is_forward else self._time(None, kind)
+        return self.of_kinds(kind, None) if is_forward else self.of_kinds(None, kind)
 
     def pair(self, forward_chunk: int, backward_chunk: int) -> PassTime:
         """A forward and a backward pass of one rank that run as one; without `overlap_expert_comm` one after
         the other."""
         if self.pipeline.config.parallelism.overlap_expert_comm:
-            return self._time(self.kind(forward_chunk), self.kind(backward_chunk))
+            return self.of_kinds(self.kind(forward_chunk), self.kind(backward_chunk))
         return _after(
             self.alone(forward_chunk, is_forward=True), self.alone(backward_chunk, is_forward=False)
         )
@@ -101,7 +101,8 @@ class PassTimes:
         is_moe = [self.pipeline.config.model.is_moe(layer) for layer in plan.layers]
         return ChunkKind(len(is_moe) - sum(is_moe), sum(is_moe), plan.is_first, plan.is_last)
 
-    def _time(self, forward: ChunkKind | None, backward: ChunkKind | None) -> PassTime:
+    def of_kinds(self, forward: ChunkKind | None, backward: ChunkKind | None) -> PassTime:
+        """A pass of a chunk of some kind, or two that run overlapped, whatever chunks the pipeline has."""
         key = forward, backward
         if key not in self._found:
             kinds = [kind for kind in key if kind is not None]

@@ -1,0 +1,103 @@
+"""What a search found, as rows and overrides; torch-free."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from k25_train.config.leaves import leaves, plain_values
+from k25_train.config.schema import Config
+from k25_train.plan.search.candidates import config_of, overrides_of, written
+from k25_train.plan.search.reasons import line_of, why_group_loses, why_not_possible, why_slower
+from k25_train.plan.search.search import SearchResult
+from k25_train.plan.search.trial import Outcome, Trial
+from k25_train.units import GB
+
+COLUMNS = ("layout", "tokens/s/GPU", "MFU", "step s", "GB left", "why not")
+"""Headings of `ranking_rows`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """What a search found, in words."""
+
+    overrides: list[str]
+    """What to add to the command line for the winner; nothing if nothing fits, or if it is configured."""
+    rows: list[tuple[str, ...]]
+    """The winner, those behind it, and the configured layout; texts of `COLUMNS`."""
+    losers: list[tuple[str, str]]
+    """Every other pp, vpp and ep, with the reason why it loses."""
+    notes: list[str]
+    """What else is to be known."""
+
+
+def ranking_of(result: SearchResult, compose: Callable[[Sequence[str]], Config] | None = None) -> Ranking:
+    """A search in words.
+
+    Args:
+        result: what it found.
+        compose: from overrides that are added to the command line to the configuration; it is asked whether
+            the winner's lead to the winner. Without it they are told key by key.
+    """
+    winner, configured = result.winner, result.configured
+    rows = [
+        _row(trial, "" if trial is result.ranked[0] else why_slower(trial, result.ranked[0]))
+        for trial in result.ranked
+    ]
+    note = ""
+    if configured.outcome not in (Outcome.fits, Outcome.tight):
+        note = why_not_possible(configured)
+    elif winner is not None:
+        note = why_slower(configured, winner)
+    first, *rest = _row(configured, note)
+    rows.append((f"as configured: {first}", *rest))
+    losers = [
+        (f"pp {group.pp}, vpp {group.vpp}, ep {group.ep}", why_group_loses(group, result))
+        for group in result.groups
+    ]
+    overrides = [] if winner is None else pasted(result, winner, compose)
+    return Ranking(
+        overrides=overrides, rows=rows, losers=[each for each in losers if each[1]], notes=_notes(result)
+    )
+
+
+def pasted(
+    result: SearchResult, trial: Trial, compose: Callable[[Sequence[str]], Config] | None = None
+) -> list[str]:
+    """Overrides that lead from what is configured to a candidate."""
+    planner = result.planner
+    config = config_of(planner.config, trial.candidate, planner.offer)
+    short = overrides_of(planner.config, config, planner.offer)
+    if compose is not None and compose(short) == config:
+        return short
+    before, after = dict(leaves(plain_values(planner.config))), dict(leaves(plain_values(config)))
+    return [f"{key}={written(value)}" for key, value in after.items() if before.get(key) != value]
+
+
+def _row(trial: Trial, note: str) -> tuple[str, ...]:
+    margin = "" if trial.margin_bytes is None else f"{trial.margin_bytes / GB:.1f}"
+    if not trial.tokens_per_s_per_gpu:
+        return line_of(trial), "", "", "", margin, note
+    speed = f"{trial.tokens_per_s_per_gpu:,.0f}"
+    return line_of(trial), speed, f"{trial.mfu:.1%}", f"{trial.step_s:,.2f}", margin, note
+
+
+def _notes(result: SearchResult) -> list[str]:
+    found = [f"{result.num_planned:,} of {result.num_candidates:,} candidates were planned"]
+    if not result.is_complete:
+        found.append("the search was given up: there may be something better")
+    if result.context_parallel > 1:
+        found.append(
+            f"nothing fits unless {result.context_parallel} ranks share a sequence (context parallelism), "
+            "which training cannot do yet"
+        )
+    if result.winner is not None and result.winner.outcome is Outcome.tight:
+        found.append("nothing fits with a margin")
+    if result.winner is None:
+        closest = result.closest
+        text = "nothing fits"
+        if closest is not None:
+            text += f"; the closest, {line_of(closest)}, {why_not_possible(closest)}"
+        elif result.states:
+            least = min(result.states.values()) / GB
+            text += f": a device would have to hold {least:.0f} GB at least"
+        found.append(text)
+    return found
