@@ -49,6 +49,9 @@ class OtherCode:
     are launched kernel by kernel, as rows of unknown number are."""
     attention_in_fp8: bool = False
     """Whether attention is in FP8 as well, where products are."""
+    scales_per_tensor: bool = False
+    """Whether FP8 has one scale for a tensor, of whose elements the largest is looked for first; otherwise
+    blocks have their own, which one kernel finds and uses. Each expert's rows are a tensor."""
     fuses_experts: bool = False
     """Whether SwiGLU and rounding to FP8 are a part of experts' products, and no kernels that move data."""
     recomputes_layers: bool = False

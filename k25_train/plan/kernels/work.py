@@ -23,6 +23,9 @@ layouts, one for each product that reads it. Weights are cast once per step and 
 CAST_LAUNCHES = 3
 """Kernels of a cast: the largest values, rounding, and the order that products read scales in. Source:
 Transformer Engine 2.x, `quantize` with current scaling, and `swizzle_scaling_factors` of MXFP8."""
+TENSOR_CAST_LAUNCHES = 4
+"""The same of a tensor with one scale: zero, the largest value, the scale, rounding. Source: Transformer
+Engine of August 2026, `common/recipe/current_scaling.cu`, `csrc/quantizer.cpp`; experts' one by one."""
 
 
 class Phase(Enum):
@@ -117,6 +120,12 @@ class Setting:
         return self.fuses_elementwise or self.assumptions.code.fused_swiglu
 
     @property
+    def cast_bytes(self) -> int:
+        """Bytes moved for an element that is cast to FP8: read once more where its tensor has one scale
+        (Transformer Engine 2.20, current scaling)."""
+        return CAST_BYTES + 2 * self.assumptions.code.scales_per_tensor
+
+    @property
     def fuses_routing(self) -> bool:
         """Whether router and permutation are Transformer Engine's kernels."""
         return self.fuses_elementwise or self.config.train.transformer_engine
@@ -165,17 +174,20 @@ class Setting:
         of_weights = Product(f"{name}, by weights", outputs, inputs, rows, groups, accumulates=True)
         found = [Work(Phase.forward, Cause.compute, forward, precision)]
         is_fp8 = precision is Precision.fp8
+        launches = CAST_LAUNCHES
+        if self.assumptions.code.scales_per_tensor:
+            launches = TENSOR_CAST_LAUNCHES * groups
         if is_fp8 and casts_input:
             found += self.moved(
-                f"{name}, in FP8", groups * rows * inputs * CAST_BYTES, 0, launches=(CAST_LAUNCHES, 0)
+                f"{name}, in FP8", groups * rows * inputs * self.cast_bytes, 0, launches=(launches, 0)
             )
         yield from self.and_again(found, made_again)
         if is_fp8 and casts_gradient:
             yield from self.moved(
                 f"{name}, gradient in FP8",
                 0,
-                groups * rows * outputs * CAST_BYTES,
-                launches=(0, CAST_LAUNCHES),
+                groups * rows * outputs * self.cast_bytes,
+                launches=(0, launches),
             )
         yield Work(Phase.backward, Cause.compute, backward, precision)
         yield Work(Phase.weights, Cause.compute, of_weights, precision)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from k25_train.plan.assumptions import Compute, Sharding
 from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.plan.cause import Cause
 from k25_train.plan.flops import training_flops
+from k25_train.plan.pipeline import plan_pipeline
+from k25_train.plan.time.plan_step import plan_step
 from k25_train.plan.time.plan_step import plan_step
 from tests.helpers.published import Published, Role, Row, read_published
 from tests.helpers.published_fit import chip, error, planned
@@ -161,3 +164,17 @@ def test_overrides_of_the_file_come_first(tmp_path: Path) -> None:
     assert isinstance(row, Row)
     assert row.overrides == ("model=deepseek_v3", "experiment=published")
     assert row.source == "a report: there"
+
+
+def test_scales_of_whole_tensors_cost_a_look_at_each(published: Published) -> None:
+    """A cast reads its tensor twice, and experts' tensors are cast one by one."""
+    [row] = [row for row in published.rows if row.name == "qwen3-30b-h100-fp8"]
+    assert row.assumptions.code.scales_per_tensor
+    blocks = replace(row.assumptions.code, scales_per_tensor=False)
+    found = {
+        of_tensor: plan_step(
+            plan_pipeline(row.config(), assumptions=replace(row.assumptions, code=code))
+        ).step_s
+        for of_tensor, code in ((True, row.assumptions.code), (False, blocks))
+    }
+    assert 1.05 * found[False] < found[True] < 1.3 * found[False]
