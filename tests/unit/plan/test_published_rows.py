@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import replace
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.plan.cause import Cause
 from k25_train.plan.flops import training_flops
 from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.time.plan_step import plan_step
 from k25_train.plan.time.plan_step import plan_step
 from tests.helpers.published import Published, Role, Row, read_published
 from tests.helpers.published_fit import chip, error, planned
