@@ -9,6 +9,8 @@ from k25_train.config.schema import Config
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions, OtherCode
 from k25_train.plan.cause import Cause
 from k25_train.plan.pipeline import plan_pipeline
+from k25_train.plan.time.lanes import Resource
+from k25_train.plan.time.nodes import copy_node
 from k25_train.plan.time.passes import PassTime, PassTimes, pass_times
 from k25_train.plan.time.step import chunk_seconds
 
@@ -152,6 +154,22 @@ def test_copies_of_passes_that_take_turns_go_on_through_both() -> None:
     assert 2 * of_layers * 20 / rate > forward.seconds
     assert forward.parts.get(Cause.offload, 0.0) == pytest.approx(0.0, abs=1e-6)
     assert backward.parts.get(Cause.offload, 0.0) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_exchange_keeps_its_sms_from_products() -> None:
+    few, many = (
+        pair("activation=keep", "parallelism.dispatcher=deepep", f"parallelism.dispatcher_sms={sms}")
+        for sms in (8, 48)
+    )
+    assert few.seconds < many.seconds
+    assert few.parts[Cause.experts] < many.parts[Cause.experts]
+
+
+def test_a_copy_takes_its_share_of_the_devices_link() -> None:
+    setting = times()._device.setting
+    copied = copy_node(setting, 20e9, Resource.to_host)
+    assert copied.seconds == pytest.approx(1.0)
+    assert copied.shares[Resource.to_host] == pytest.approx(20 / 55)
 
 
 def test_network_and_copies_share_a_link_where_there_is_one() -> None:
