@@ -55,15 +55,16 @@ def check_states(found: dict[str, Any], arguments: Sequence[str]) -> None:
         assert real == [planned.weights, planned.gradients, list(planned.optimizer)], stage["stage"]
 
 
+NOTHING_OVERLAPS = ["parallelism.overlap_expert_comm=false", "parallelism.delay_wgrad=false"]
 REAL_LAYOUTS = (
     ["optim=muonclip", "dep.mode=coupled"],
     ["cluster.nodes=64", "optim=muonclip_bf16_in_host", "optim.vision.trained=projector"],
     ["cluster.nodes=64", "optim=adamw", "dep.mode=coupled", "optim.vision.trained=nothing"],
     ["optim=muonclip", "parallelism.pp=8", "parallelism.vpp=4", "parallelism.ep=32"],
-    ["optim=muonclip", "parallelism.vpp=1", "parallelism.ep=8", "parallelism.overlap_expert_comm=false"],
+    ["optim=muonclip", "parallelism.vpp=1", "parallelism.ep=8", *NOTHING_OVERLAPS],
     ["optim=adamw", "parallelism.pp=4", "parallelism.vpp=8", "parallelism.ep=64"],
     ["optim=muonclip", "parallelism.overlap_grad_reduce=false", "parallelism.overlap_param_gather=false"],
-    ["dep.mode=coupled", "optim.vision.trained=projector", "parallelism.pp=8", "parallelism.vpp=8"],
+    ["dep.mode=coupled", "optim.vision.trained=projector", "parallelism.pp=8", "parallelism.vpp=7"],
     ["cluster.nodes=256", "optim=muonclip"],
 )
 """More layouts of the real model: stages, experts, nodes, update rules, what of vision is trained."""
