@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from k25_train.config.optimizer import OptimizerOffload
 from k25_train.plan.memory.room import MARGIN_SHARE
 from k25_train.plan.search.best_first import Item
 from k25_train.plan.search.candidates import activation_names, simplicity
@@ -74,19 +75,21 @@ class Work:
         if not layouts:
             return Opened([], 0.0)
         # 1. What there is room for: the fewest micro-batches wait where nothing overlaps.
-        states_bytes = min(self._states(layouts[0], choice) for choice in self._choices())
+        offloaded = self.planner.least_choice._replace(offload=OptimizerOffload.cpu)
+        states_bytes = self._states(layouts[0], offloaded)
+        every_name = self._names
         first = {layout.micro_batch_size: layout for layout in reversed(layouts)}
         least_bytes = {
             (size, name): states_bytes + self._saved(layout, name)
             for size, layout in first.items()
-            for name in self._names
+            for name in every_name
             if states_bytes <= self._limit
         }
         # 2. Bounds for what is left.
         found = list[Item]()
         for layout in layouts:
             size = layout.micro_batch_size
-            names = [name for name in self._names if least_bytes.get((size, name), INFINITE) <= self._limit]
+            names = [name for name in every_name if least_bytes.get((size, name), INFINITE) <= self._limit]
             if names:
                 bounds = (
                     self.floors.of_layout(self.planner, layout, name, self.context_parallel) for name in names
@@ -96,9 +99,14 @@ class Work:
         return Opened(found, min(least_bytes.values(), default=states_bytes))
 
     def _candidates(self, layout: Layout, least: float, names: tuple[str, ...]) -> "Opened":
-        found = []
+        found, limit = [], self._limit
+        places = [
+            offload
+            for offload in OptimizerOffload
+            if self._states(layout, self.planner.least_choice._replace(offload=offload)) <= limit
+        ]
         for choice in self._choices():
-            if choice.activation not in names or self._states(layout, choice) > self._limit:
+            if choice.activation not in names or choice.offload not in places:
                 continue
             candidate = Candidate(layout, choice, self.context_parallel)
             bound = max(least, self.floors.of_candidate(self.planner, candidate))

@@ -24,7 +24,7 @@ from k25_train.plan.time.plan_step import plan_step
 
 NUM_RANKED = 6
 """Layouts that are told, the winner among them."""
-WINDOW = 0.05
+WINDOW = 0.02
 """Share by which their steps may take longer than the winner's."""
 MOST_ANSWERS = 20_000
 MOST_S = 55.0
