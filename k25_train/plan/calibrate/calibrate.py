@@ -76,6 +76,9 @@ def calibrated(runs: Sequence[MeasuredRun]) -> Calibrated:
 
     def predict(values: Floats) -> Floats:
         constants = _constants(values)
+        if not (np.all(np.isfinite(values)) and constants.kernels > 0):
+            # Nothing runs backwards: a step of the fit that leads here is halved.
+            return np.full(len(found), np.inf)
         return np.array([seconds for run in runs for seconds in planned_s(run, constants)])
 
     # 1. The fit; a millisecond matters by its share of a step.
@@ -85,12 +88,13 @@ def calibrated(runs: Sequence[MeasuredRun]) -> Calibrated:
     noise = np.array([each.noise for each in found])
     fitted = dict(zip(NAMES, fit(predict, measured, noise, to_fit), strict=True))
     # 2. What makes no sense is an error, not a plan.
+    _check_constants(fitted)
     values = np.array([each.value for each in fitted.values()])
     compared = tuple(
         Compared(measured=each, before_s=before_s, after_s=after_s)
         for each, before_s, after_s in zip(found, before.tolist(), predict(values).tolist(), strict=True)
     )
-    _check_sense(fitted, compared)
+    _check_errors(compared)
     return Calibrated(
         runs=tuple(runs),
         rates=replace(rates, calibration=_constants(values)),
@@ -145,24 +149,30 @@ def _check_finite(found: Sequence[Measurement], before: Floats) -> None:
             )
 
 
-def _check_sense(fitted: Mapping[str, Fitted], compared: Sequence[Compared]) -> None:
-    """Raise `CalibrationError` if constants or residuals are absurd."""
-    remedy = (
-        "measure on a machine where nothing else runs, more steps, and runs whose layouts differ in micro-"
-        "batches and stages"
-    )
+REMEDY = (
+    "measure on a machine where nothing else runs, more steps, and runs whose layouts differ in micro-"
+    "batches and stages"
+)
+
+
+def _check_constants(fitted: Mapping[str, Fitted]) -> None:
+    """Raise `CalibrationError` for constants with which nothing can be planned."""
     for name, each in fitted.items():
         if not math.isfinite(each.value) or (name == "kernels" and each.value <= 0):
-            raise CalibrationError(f"calibration.{name} would be {each.value:.3g}: {remedy}")
+            raise CalibrationError(f"calibration.{name} would be {each.value:.3g}: {REMEDY}")
         if each.wanted is not None and abs(each.wanted_share) > ABSURD_SHARE:
             raise CalibrationError(
                 f"calibration.{name} would be {each.wanted:.3g}, {abs(each.wanted_share):.0%} of a step less "
-                f"than nothing: {remedy}"
+                f"than nothing: {REMEDY}"
             )
+
+
+def _check_errors(compared: Sequence[Compared]) -> None:
+    """Raise `CalibrationError` if the best plans are far off."""
     worst = max((each for each in compared if each.measured.is_step), key=lambda each: abs(each.error))
     if abs(worst.error) > MOST_OFF:
         raise CalibrationError(
             f"{worst.measured.run}: a {worst.measured.what} took {worst.measured.seconds:.3g} s, the best "
             f"constants say {worst.after_s:.3g} s: these runs are not of one machine, or it was disturbed: "
-            f"{remedy}, or leave this run out"
+            f"{REMEDY}, or leave this run out"
         )

@@ -1,5 +1,6 @@
 """Constants that are fitted to runs made by the planner: known ones are found, what runs lack is told."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from k25_train.plan.__main__ import main
 from k25_train.plan.assumptions import AS_CONFIGURED
 from k25_train.plan.calibrate.calibrate import NAMES, Calibrated, calibrate, calibrated
 from k25_train.plan.calibrate.device_file import device_file, overrides
+from k25_train.plan.calibrate.fit import Fitted
 from k25_train.plan.calibrate.measured import CalibrationError, MeasuredRun, read_run, step_groups
 from k25_train.plan.calibrate.planned import with_calibration
 from k25_train.plan.cause import Cause
@@ -130,13 +132,24 @@ def test_the_command_writes_a_device_file_and_nothing_over_another(
     assert "so no run has trained here" in capsys.readouterr().err
 
 
-def test_a_constant_far_below_nothing_is_refused(runs: list[MeasuredRun]) -> None:
-    absurd = CalibrationConfig(kernels=1.7, exchange=0.0, pass_ms=0.0, step_ms=-400.0)
-    faster = [planned_run(run.name, run.config, absurd, [0.0]) for run in runs]
-    with pytest.raises(
-        CalibrationError, match=r"step_ms would be -\d+.* of a step less than nothing: measure"
-    ):
-        calibrated(faster)
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            {"step_ms": Fitted(value=0.0, wanted=-400.0, wanted_share=-0.3)},
+            "step_ms would be -400, 30% of a step",
+        ),
+        ({"kernels": Fitted(value=-0.1, error=0.1)}, r"kernels would be -0\.1: measure on a machine"),
+        ({"exchange": Fitted(value=math.nan, error=0.1)}, "exchange would be nan: measure on a machine"),
+    ],
+)
+def test_absurd_constants_are_refused(
+    wrong: dict[str, Fitted], told: str, runs: list[MeasuredRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {name: Fitted(value=1.0, error=0.1) for name in NAMES} | wrong
+    monkeypatch.setattr("k25_train.plan.calibrate.calibrate.fit", lambda *_: list(found.values()))
+    with pytest.raises(CalibrationError, match=told):
+        calibrated(runs[1:2])
 
 
 def test_runs_that_contradict_each_other_are_refused(runs: list[MeasuredRun]) -> None:
