@@ -17,7 +17,7 @@ from parallel.config import DepMode, DepSchedule
 from parallel.dispatcher import Dispatcher
 from parallel.pipeline.layout import most_chunks
 
-MICRO_BATCH_SIZES = (1, 2, 4)
+MICRO_BATCH_SIZES = (1, 2)
 """Sequences of a micro-batch. Source: published runs of such models have 1 and 2."""
 
 

@@ -17,7 +17,7 @@ from k25_train.plan.offer import Offer
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.search import best_first
 from k25_train.plan.search.best_first import Found, Item
-from k25_train.plan.search.candidates import activation_names, config_of, simplicity
+from k25_train.plan.search.candidates import activation_names, candidate_of, config_of, simplicity
 from k25_train.plan.search.floor import KernelFloors, uses_of
 from k25_train.plan.search.ranking import pasted, ranking_of
 from k25_train.plan.search.reasons import why_not_possible
@@ -208,6 +208,7 @@ def test_candidates_are_what_the_overrides_compose() -> None:
         if planner.offer.find_problems(config) or planner.offer.find_plan_problems(config):
             continue
         num_legal += 1
+        assert candidate_of(config, planner.offer) == candidate
         result = SearchResult(
             planner=planner,
             context_parallel=1,
