@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from k25_train.config.schema import Config
-from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
+from k25_train.plan.assumptions import Assumptions, as_configured
 from parallel.config import Problem
 
 
@@ -44,7 +44,7 @@ FLAGS = (
     Flag(
         "vision_share",
         "SHARE",
-        "of all tokens, how many are images' (0.1)",
+        "of all tokens, how many are images' (data.vision_ratio, or 0.1; 0 for text)",
         _number,
         lambda _: (0.0, 1.0),
         "all tokens",
@@ -104,7 +104,7 @@ def assumptions_of(options: argparse.Namespace, config: Config) -> tuple[Assumpt
         else:
             problems.append(Problem(flag.name, text, rule, f"e.g. {flag.name} {_example(least, most)}"))
     # Fields have the types that the readers give.
-    return replace(AS_CONFIGURED, **given), problems  # type: ignore[arg-type]
+    return replace(as_configured(config), **given), problems  # type: ignore[arg-type]
 
 
 def _example(least: float, most: float) -> str:

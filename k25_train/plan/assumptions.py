@@ -4,11 +4,13 @@
 cluster do, plans of published runs what other code does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
+from k25_train.config.schema import Config
+
 VISION_SHARE = 0.1
-"""Share of tokens that count as images' tokens. Source: not disclosed, our choice."""
+"""Share of tokens that count as images' tokens where the configuration does not say. Source: our choice."""
 ITEM_TOKENS = 640
 """Vision tokens of an image of half a megapixel, at 784 pixels each. Source: not disclosed, our choice."""
 MEDIA_DENSITY = 0.8
@@ -113,3 +115,13 @@ class Assumptions:
 
 AS_CONFIGURED = Assumptions()
 """A healthy cluster, balanced experts, this project's code."""
+
+
+def as_configured(config: Config) -> Assumptions:
+    """The same with the share of vision tokens that the data have: `data.vision_ratio`, the largest that the
+    schedule comes to; none where no source can have images."""
+    if not any(source.may_have_media for source in config.data.sources.values()):
+        return replace(AS_CONFIGURED, vision_share=0.0)
+    ratios = [config.data.vision_ratio, *(mix.vision_ratio for mix in config.data.schedule.values())]
+    given = [ratio for ratio in ratios if ratio is not None]
+    return replace(AS_CONFIGURED, vision_share=max(given)) if given else AS_CONFIGURED

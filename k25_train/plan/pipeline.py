@@ -15,7 +15,7 @@ from k25_train.parameters.megatron import (
     head_parameters,
     layer_parameters,
 )
-from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
+from k25_train.plan.assumptions import Assumptions, as_configured
 from k25_train.plan.memo import Memo
 from k25_train.plan.parameters import ModelParameters
 from k25_train.plan.pass_sizes import PassSizes, balanced_sizes, largest_sizes
@@ -124,16 +124,16 @@ class PipelinePlan:
 
 
 def plan_pipeline(
-    config: Config, num_micro_batches: int | None = None, assumptions: Assumptions = AS_CONFIGURED
+    config: Config, num_micro_batches: int | None = None, assumptions: Assumptions | None = None
 ) -> PipelinePlan:
     """The pipeline of a configuration that satisfies its rules.
 
     Args:
         config: the configuration.
         num_micro_batches: of a step on each replica; what the global batch amounts to if None.
-        assumptions: what else the plan assumes.
+        assumptions: what else the plan assumes; what `as_configured` does if None.
     """
-    layout = layout_of(config)
+    layout, assumptions = layout_of(config), assumptions or as_configured(config)
     # Ranks that share sequences are so many fewer replicas.
     number = num_micro_batches or config.num_micro_batches * assumptions.context_parallel
     balanced, largest = balanced_sizes(config, assumptions), largest_sizes(config, assumptions)
