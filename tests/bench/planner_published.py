@@ -58,12 +58,13 @@ def compare_speed(steps: Mapping[str, StepPlan], rows: Iterable[Row], tally: Tal
 
 
 def compare_pairs(steps: Mapping[str, StepPlan], pairs: Iterable[Pair], tally: Tally) -> None:
-    """A line for each pair: what a change is worth, whose sign has to be right."""
+    """A line for each pair: what a change is worth, whose sign has to be right, or which has to be worth
+    nothing."""
     print(f"\n{'change':<70} {'measured':>9} {'planned':>9}")
     for pair in pairs:
         before, after = (steps[row.name].tokens_per_s_per_gpu for row in (pair.without, pair.changed))
         percent = 100 * (after / before - 1)
-        told = tally.add(pair.name, is_good=percent * pair.percent > 0)
+        told = tally.add(pair.name, is_good=pair.is_right(percent))
         print(f"{pair.name:<70} {pair.percent:>+8.1f}% {percent:>+8.1f}%  {told}")
 
 

@@ -108,6 +108,15 @@ class Pair:
     """The run that has it."""
     percent: float
     """By how much throughput changed."""
+    flat_percent: float | None
+    """Changes of up to so much have no sign, as where the container of a run alone is worth as much; None
+    where the sign was published."""
+
+    def is_right(self, percent: float) -> bool:
+        """Whether a planned change agrees with the published one: in sign, or in being none."""
+        if self.flat_percent is not None:
+            return abs(percent) <= self.flat_percent
+        return percent * self.percent > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +178,7 @@ def _assumptions(values: Mapping[str, Any], where: str) -> Assumptions:
 def _pair(values: Mapping[str, Any], rows: Mapping[str, Row], path: Path) -> Pair:
     where = f"{path}: {values.get('name', 'a pair without a name')}"
     keys = {"name", "source", "without", "with", "percent"}
-    _check_keys(values, keys, keys, where)
+    _check_keys(values, keys | {"flat_percent"}, keys, where)
     for end in ("without", "with"):
         if values[end] not in rows:
             raise ValueError(f"{where}: {end}: {values[end]}: is not a row of this file or one before it")
@@ -179,6 +188,7 @@ def _pair(values: Mapping[str, Any], rows: Mapping[str, Row], path: Path) -> Pai
         without=rows[values["without"]],
         changed=rows[values["with"]],
         percent=float(values["percent"]),
+        flat_percent=values.get("flat_percent"),
     )
 
 
