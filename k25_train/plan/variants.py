@@ -6,10 +6,10 @@ from enum import Enum
 
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import Assumptions
+from k25_train.plan.evaluations import with_evaluations
 from k25_train.plan.mechanisms import mechanisms_of
 from k25_train.plan.offer import Offer
 from k25_train.plan.pipeline import PipelinePlan
-from k25_train.plan.search.candidates import with_evaluations
 from parallel.config import DepMode, DepSchedule
 
 

@@ -1,13 +1,14 @@
 """Changes of a configuration that take less of a device or of a node; torch-free."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from k25_train.config.activation import CAN_RECOMPUTE
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
+from k25_train.plan.evaluations import with_evaluations
 from k25_train.plan.memory.activations import stage_tensors
 from k25_train.plan.memory.room import Fit, Room
 from k25_train.plan.pipeline import PipelinePlan
@@ -16,8 +17,22 @@ from parallel.config import DepSchedule
 
 NUM_TRIED = 3
 """Of the activations that hold the most, so many are tried."""
-SELECTIVE = dict.fromkeys(CAN_RECOMPUTE, Policy.recompute)
-"""`activation=selective`, on top of `keep`; a test holds it against the file."""
+IN_FP8 = frozenset("moe.up_input moe.swiglu_input shared_expert.swiglu_input dense.swiglu_input".split())
+"""What K2's recipe stores in FP8."""
+
+
+def recipes_of(names: Iterable[str]) -> dict[str, dict[str, Policy]]:
+    """The recipes of `conf/activation`, from the one that holds the most on; a test holds them against their
+    files."""
+    made_again = dict.fromkeys(CAN_RECOMPUTE, Policy.recompute)
+    keep = dict.fromkeys(names, Policy.keep)
+    k2 = dict.fromkeys(keep, Policy.offload) | dict.fromkeys(IN_FP8, Policy.fp8) | made_again
+    return {
+        "keep": keep,
+        "selective": keep | made_again,
+        "k2": k2,
+        "k2_fp8_offload": k2 | {"moe.up_input": Policy.fp8_offload},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +58,18 @@ def changes_of(pipeline: PipelinePlan, room: Room) -> Iterator[Change]:
     # 3. Fewer of everything for each rank.
     if config.train.micro_batch_size > 1 and config.train.micro_batch_size % 2 == 0:
         yield _change(config, "train.micro_batch_size", config.train.micro_batch_size // 2)
-    # Twice as many replicas share the optimizer's state, where the batch has sequences for all of them.
-    per_replica = config.train.micro_batch_size * 2 * config.dp
-    if config.train.global_batch_size % per_replica == 0:
-        yield _change(config, "cluster.nodes", 2 * config.cluster.nodes)
+    yield from _of_nodes(config)
 
 
 def _of_activations(pipeline: PipelinePlan, room: Room) -> Iterator[Change]:
     config, stage = pipeline.config, pipeline.stages[room.worst.stage]
     held = held_by_name([packed for chunk in stage_tensors(stage, stage.balanced_sizes) for packed in chunk])
     policies, largest = config.activation.policies(), [name for name, _ in held.most_common()]
-    # 1. A recipe, where nothing is chosen yet.
-    if config.activation.keeps_all:
-        yield Change(("activation=selective",), with_policies(config, SELECTIVE))
+    # 1. Another recipe, where policies are those of one: after it, policies set one by one would still count.
+    recipes = recipes_of(policies)
+    if policies in recipes.values():
+        for name in list(recipes)[list(recipes.values()).index(policies) + 1 :]:
+            yield Change((f"activation={name}",), with_policies(config, recipes[name]))
     # 2. Those that hold the most are made again, or wait in the host.
     for name in [name for name in largest if name in CAN_RECOMPUTE][:NUM_TRIED]:
         yield _change(config, f"activation.{name}", Policy.recompute)
@@ -87,6 +101,21 @@ def _of_device(config: Config) -> Iterator[Change]:
             yield _change(config, "dep.feature_buffer_gib", 0.0)
         if config.dep.schedule is DepSchedule.bubbles:
             yield _change(config, "dep.schedule", DepSchedule.upfront)
+
+
+def _of_nodes(config: Config) -> Iterator[Change]:
+    """Twice as many replicas share the optimizer's state, where the batch has micro-batches for all of them,
+    as many as the schedule needs."""
+    train, sizes = config.train, config.parallelism
+    of_all = train.micro_batch_size * 2 * config.dp
+    needed = sizes.pp if sizes.vpp > 1 else 2 if sizes.overlap_expert_comm else 1
+    if train.global_batch_size % of_all or train.global_batch_size < needed * of_all:
+        return
+    change = _change(config, "cluster.nodes", 2 * config.cluster.nodes)
+    changed, overrides = with_evaluations(change.config), [*change.overrides]
+    if changed.train.eval_sequences != train.eval_sequences:
+        overrides.append(f"train.eval_sequences={changed.train.eval_sequences}")
+    yield Change(tuple(overrides), changed)
 
 
 def _of_node(pipeline: PipelinePlan) -> Iterator[Change]:

@@ -43,19 +43,22 @@ def find_remedy(pipeline: PipelinePlan, room: Room, cost: StepCost) -> Remedy:
     At each turn the one that leaves the least missing; at the last, of those with which it fits, the one with
     the cheapest step. Where none makes it fit with a margin, one without is better than nothing.
     """
-    first, overrides = cost(pipeline), list[str]()
-    while room.fit is not Fit.fits and len(overrides) < MOST_CHANGES:
+    first, made = cost(pipeline), dict[str, str]()
+    for _ in range(MOST_CHANGES):
+        if room.fit is Fit.fits:
+            break
         tried = [_tried(pipeline, change) for change in changes_of(pipeline, room)]
         better = [each for each in tried if each.room.shortage < room.shortage]
         if not better:
             break
         enough = [each for each in better if each.room.fit is Fit.fits]
         chosen = _cheapest(enough, cost) if enough else min(better, key=_missing)
-        overrides += chosen.change.overrides
+        # Of two values of a key the later counts.
+        made |= {override.partition("=")[0]: override for override in chosen.change.overrides}
         pipeline, room = chosen.pipeline, chosen.room
     left = 0.0 if room.device_left is None else room.device_left
-    times_cost = cost(pipeline) / first if overrides else 1.0
-    return Remedy(overrides=overrides, fit=room.fit, left_bytes=left, times_cost=times_cost)
+    times_cost = cost(pipeline) / first if made else 1.0
+    return Remedy(overrides=list(made.values()), fit=room.fit, left_bytes=left, times_cost=times_cost)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,11 @@
 """A candidate as a configuration, and as the overrides that lead to it; torch-free."""
 
-import math
 from dataclasses import replace
 
 from k25_train.config.activation import ActivationConfig
-from k25_train.config.basics import data_parallel_size
 from k25_train.config.leaves import leaves, plain_values
 from k25_train.config.schema import Config
+from k25_train.plan.evaluations import with_evaluations
 from k25_train.plan.offer import Offer
 from k25_train.plan.search.space import Candidate, Choice, Layout
 from parallel.config import DepMode, DepSchedule
@@ -78,18 +77,6 @@ def config_of(config: Config, candidate: Candidate, offer: Offer) -> Config:
         optim=replace(config.optim, offload=choice.offload),
     )
     return with_evaluations(changed)
-
-
-def with_evaluations(config: Config) -> Config:
-    """The same with as many sequences of an evaluation as the layout divides: no fewer than configured."""
-    train, sizes = config.train, config.parallelism
-    unit = train.micro_batch_size * data_parallel_size(config.world_size, sizes.pp)
-    needed = (sizes.pp if sizes.vpp > 1 else 1) * unit
-    step = math.lcm(unit, 2)
-    if train.eval_sequences >= needed and train.eval_sequences % step == 0:
-        return config
-    sequences = -(-max(train.eval_sequences, needed) // step) * step
-    return replace(config, train=replace(train, eval_sequences=sequences))
 
 
 def overrides_of(base: Config, config: Config, offer: Offer) -> list[str]:

@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from k25_train.compose.conf_files import group_choices
 from k25_train.compose.resolve import compose
-from k25_train.config.activation import CAN_RECOMPUTE
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import Assumptions, OtherCode
 from k25_train.plan.memory.activations import peak_held, peak_of_turns
-from k25_train.plan.memory.changes import SELECTIVE, changes_of, with_policies
+from k25_train.plan.memory.changes import changes_of, recipes_of, with_policies
 from k25_train.plan.memory.node import batch_bytes, fullest_node, node_memories, rank_host
 from k25_train.plan.memory.outside import GAPS_OF_STREAMS
 from k25_train.plan.memory.room import MARGIN_IMBALANCE, MARGIN_SHARE, fit_of, room_of
 from k25_train.plan.memory.stage import stage_memories, with_imbalance
 from k25_train.plan.memory.verdict import Fit, judge_memory
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
-from parallel.activations.policy import Policy
+from k25_train.plan.report.planned import gpu_s_of_step
 from parallel.config import DepSchedule
 from parallel.pipeline.schedule import PassKey
 from tests.helpers.published import read_published
@@ -125,10 +125,41 @@ def test_changes_are_those_that_the_command_line_makes() -> None:
             assert found == change.config, change.overrides
 
 
-def test_the_recipe_is_its_file() -> None:
-    assert {name for name, policy in SELECTIVE.items() if policy is Policy.recompute} == set(CAN_RECOMPUTE)
-    keep, selective = (compose([PRETRAIN, f"activation={name}"]) for name in ("keep", "selective"))
-    assert with_policies(keep, SELECTIVE) == selective
+def test_recipes_are_their_files() -> None:
+    keep = compose([PRETRAIN, "activation=keep"])
+    recipes = recipes_of(keep.activation.policies())
+    assert set(recipes) == set(group_choices()["activation"])
+    for name, policies in recipes.items():
+        assert with_policies(keep, policies) == compose([PRETRAIN, f"activation={name}"]), name
+
+
+def test_where_all_is_kept_a_recipe_is_cheaper_than_policies_one_by_one() -> None:
+    keeping = plan_pipeline(compose([PRETRAIN, "activation=keep"]))
+    remedy = judge_memory(keeping, cost=gpu_s_of_step).remedy
+    assert remedy is not None and remedy.overrides[0].startswith("activation=k2")
+    assert remedy.fit is Fit.fits and remedy.times_cost < 1.1
+
+
+def test_more_nodes_are_proposed_as_long_as_the_schedule_has_micro_batches_for_them() -> None:
+    """The interleaved schedule needs one for each stage; evaluations follow, and a key is told once."""
+    for nodes, expected in ((64, ("cluster.nodes=128",)), (2048, ())):
+        sizes = [f"cluster.nodes={nodes}", f"train.eval_sequences={128 * nodes}"]
+        pipeline = plan_pipeline(compose([PRETRAIN, "optim.offload=none", *sizes]))
+        found = [each.overrides for each in changes_of(pipeline, room_of(pipeline))]
+        assert [each for each in found if "nodes" in each[0]] == [expected][: len(expected)]
+    start = [PRETRAIN, "cluster.nodes=512", "optim.offload=none"]
+    pipeline = plan_pipeline(compose(start))
+    [overrides] = [
+        each.overrides for each in changes_of(pipeline, room_of(pipeline)) if "nodes" in each.overrides[0]
+    ]
+    assert overrides == ("cluster.nodes=1024", "train.eval_sequences=8192")
+    compose([*start, *overrides])
+    poor = plan_pipeline(compose([PRETRAIN, "parallelism.ep=8"]))
+    remedy = judge_memory(poor).remedy
+    assert remedy is not None
+    keys = [override.partition("=")[0] for override in remedy.overrides]
+    assert len(keys) == len(set(keys))
+    compose([PRETRAIN, "parallelism.ep=8", *remedy.overrides])
 
 
 def test_nodes_hold_what_their_ranks_hold(fitting: PipelinePlan) -> None:
