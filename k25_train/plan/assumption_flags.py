@@ -46,8 +46,8 @@ FLAGS = (
         "SHARE",
         "of all tokens, how many are images' (data.vision_ratio, or 0.1; 0 for text)",
         _number,
-        lambda _: (0.0, 1.0),
-        "all tokens",
+        lambda config: (0.0, float(config.model.has_vision)),
+        "all tokens, or none without a vision tower",
     ),
     Flag(
         "expert_imbalance",

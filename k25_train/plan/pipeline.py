@@ -5,7 +5,7 @@ stage take its `StagePlan`, those for all stages take the `PipelinePlan`; all of
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from k25_train.config.schema import Config
@@ -131,9 +131,12 @@ def plan_pipeline(
     Args:
         config: the configuration.
         num_micro_batches: of a step on each replica; what the global batch amounts to if None.
-        assumptions: what else the plan assumes; what `as_configured` does if None.
+        assumptions: what else the plan assumes; what `as_configured` does if None. A model without a tower has
+            no images in any case.
     """
     layout, assumptions = layout_of(config), assumptions or as_configured(config)
+    if not config.model.has_vision:
+        assumptions = replace(assumptions, vision_share=0.0)
     # Ranks that share sequences are so many fewer replicas.
     number = num_micro_batches or config.num_micro_batches * assumptions.context_parallel
     balanced, largest = balanced_sizes(config, assumptions), largest_sizes(config, assumptions)

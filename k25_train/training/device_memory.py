@@ -194,7 +194,7 @@ def out_of_memory(error: torch.OutOfMemoryError, told: str, config: Config) -> T
     )
     if config.cluster.gpu_memory_gb is not None:
         verdict = judge_memory(plan_pipeline(config))
-        if verdict.remedy is not None and verdict.remedy.overrides:
+        if verdict.remedy is not None and verdict.remedy.overrides and verdict.remedy.fits:
             changes = " ".join(verdict.remedy.overrides)
             remedy = f"By the plan it is {verdict.fit.value!r}; with {changes} it would fit"
     return TrainingError(

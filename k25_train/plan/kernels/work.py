@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
-from k25_train.config.basics import DType
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import Assumptions, Compute
 from k25_train.plan.cause import Cause
@@ -139,11 +138,6 @@ class Setting:
     def policies(self) -> dict[str, Policy]:
         """Name -> policy of every activation."""
         return self.config.activation.policies()
-
-    @property
-    def is_float32(self) -> bool:
-        """Whether everything is float32."""
-        return self.config.train.dtype is DType.float32
 
     def projected(
         self,

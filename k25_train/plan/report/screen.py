@@ -18,7 +18,6 @@ NUM_LINES = 23
 """Of a screen of 24 the prompt takes one."""
 LEAST_WIDTH, MOST_WIDTH = 80, 100
 FEWEST_ROWS, MOST_ROWS = 5, 12
-INDENT = " " * len("DOES NOT FIT  ")
 COLORS = {Fit.fits: "bold green", Fit.tight: "bold yellow", Fit.does_not_fit: "bold red"}
 UNMEASURED = "Computed, nothing measured."
 MORE = f"{UNMEASURED} --details --html FILE --search --what-if KIND"

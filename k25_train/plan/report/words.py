@@ -70,8 +70,8 @@ def assumed_text(pipeline: PipelinePlan) -> str:
         assumptions.slow_node,
         assumptions.document_tokens,
     )
-    parts = [
-        f"{assumptions.vision_share:.0%} vision",
+    parts = [f"{assumptions.vision_share:.0%} vision"] if pipeline.config.model.has_vision else []
+    parts += [
         "experts balanced" if imbalance == 1.0 else f"experts imbalanced {imbalance:g} times",
         "no slow node" if slow == 1.0 else f"a node {slow:g} times as slow",
         "1 document per sequence" if tokens is None else f"documents of {tokens:,} tokens",

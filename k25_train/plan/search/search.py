@@ -7,7 +7,7 @@ fits, context parallelism is assumed, which training cannot do, and the result s
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from k25_train.plan.memory.verdict import MemoryVerdict, judge_memory
@@ -114,8 +114,8 @@ def find_layouts(
         judge_memory: whether it fits.
         num_ranked: how many layouts of different pp, vpp and ep are wanted.
         num_workers: processes; as many as there are cores if None.
-        most_answers: where the search gives up.
-        most_s: seconds after which it gives up.
+        most_answers: of each pass over the space, after which the search gives up.
+        most_s: seconds after which it gives up, whatever it has found to be too large until then.
         told: hears of progress.
     """
     planner = Planner(
@@ -126,12 +126,15 @@ def find_layouts(
         judge_memory=judge_memory,
     )
     found: SearchResult | None = None
+    until_s = time.monotonic() + most_s
     for context_parallel, is_tight in itertools.product(CONTEXT_PARALLEL, (False, True)):
         search = _Search(planner, floors, context_parallel, is_tight, told)
-        result = search.run(pipeline, num_ranked, num_workers, most_answers, most_s)
+        result = search.run(pipeline, num_ranked, num_workers, most_answers, until_s)
         found = found or result
         if result.ranked:
             return result
+        if time.monotonic() > until_s:
+            return replace(found, is_complete=False)
     assert found is not None
     return found
 
@@ -155,10 +158,9 @@ class _Search:
         num_ranked: int,
         num_workers: int | None,
         most_answers: int,
-        most_s: float,
+        until_s: float,
     ) -> SearchResult:
         """Search, and keep what does not depend on the order of answers."""
-        until_s = time.monotonic() + most_s
         every = groups(self.planner.config, self.context_parallel)
         items = [Item(0.0, "", 0.0, group[:3], Open(group, 0.0)) for group in every if not group.why_not]
         items += self.configured(pipeline)

@@ -2,6 +2,7 @@
 
 from k25_train.config.cluster import Device
 from k25_train.config.data import ReadIn
+from k25_train.plan.assumptions import ITEM_TOKENS
 from k25_train.plan.cause import Cause
 from k25_train.plan.memory.checkpoint import shard_bytes
 from k25_train.plan.pipeline import PipelinePlan, distinct_stages
@@ -11,10 +12,9 @@ from k25_train.units import GB
 HOST_WORK_S = 0.05
 """Work of the host between two steps, while a GPU waits: what `tests.bench.host_work` allows."""
 DECODE_S = 0.015
-"""Seconds of one core in which an image of half a megapixel becomes patches. Source: 12 ms of decoding,
-resizing and cutting with Pillow on a core of a machine without GPUs; what reading takes is our choice."""
-DECODED_TOKENS = 640
-"""Vision tokens of that image."""
+"""Seconds of one core in which an image of half a megapixel (`ITEM_TOKENS`) becomes patches. Source: 12 ms of
+decoding, resizing and cutting with Pillow on a core of a machine without GPUs; what reading takes is our
+choice."""
 
 
 def host_part(pipeline: PipelinePlan) -> Part:
@@ -39,8 +39,8 @@ def data_part(pipeline: PipelinePlan, step_s: float) -> Part:
     data = config.data
     tokens = assumed.vision_share * config.train.global_batch_size * config.train.seq_len / config.world_size
     cores = max(1, data.workers)
-    seconds = DECODE_S * tokens / DECODED_TOKENS / cores
-    images = tokens / DECODED_TOKENS * config.cluster.gpus_per_node
+    seconds = DECODE_S * tokens / ITEM_TOKENS / cores
+    images = tokens / ITEM_TOKENS * config.cluster.gpus_per_node
     how = f"{images:,.0f} images per node, {1e3 * DECODE_S:.0f} ms of a core each, {cores} cores per rank"
     is_ahead = data.read_in is ReadIn.process and data.prefetch_steps > 0
     return Part(Cause.data, max(0.0, seconds - step_s) if is_ahead else seconds, how)

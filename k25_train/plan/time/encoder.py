@@ -38,8 +38,7 @@ def step_sizes(pipeline: PipelinePlan) -> BatchSizes:
     config, assumed = pipeline.config, pipeline.assumptions
     documents = pipeline.stages[0].balanced_sizes.documents
     num_tokens = config.train.global_batch_size * config.train.seq_len
-    share = assumed.vision_share if config.model.has_vision else 0.0
-    num_vision_tokens, patches = round(share * num_tokens), item_grid(pipeline).num_patches
+    num_vision_tokens, patches = round(assumed.vision_share * num_tokens), item_grid(pipeline).num_patches
     num_items = num_vision_tokens / item_tokens(pipeline)
     return BatchSizes(
         num_tokens=num_tokens,
@@ -71,7 +70,7 @@ def coupled_pass_s(pipeline: PipelinePlan) -> tuple[float, float]:
     other wait for the one that encodes the most.
     """
     config, assumed = pipeline.config, pipeline.assumptions
-    if config.vision_placement.encoder_parts or not assumed.vision_share or not config.model.has_vision:
+    if config.vision_placement.encoder_parts or not assumed.vision_share:
         return 0.0, 0.0
     times, grid = vision_times(config), item_grid(pipeline)
     model = config.model
@@ -93,7 +92,7 @@ def encoder_plan(pipeline: PipelinePlan, idle_s: float) -> EncoderPlan:
         idle_s: how long ranks are idle while passes run, on average over stages.
     """
     config, assumed = pipeline.config, pipeline.assumptions
-    if not config.vision_placement.encoder_parts or not assumed.vision_share or not config.model.has_vision:
+    if not config.vision_placement.encoder_parts or not assumed.vision_share:
         return NO_ENCODER
     # 1. One image, either pass, and how many there are.
     times, grid = vision_times(config), item_grid(pipeline)
@@ -104,8 +103,15 @@ def encoder_plan(pipeline: PipelinePlan, idle_s: float) -> EncoderPlan:
         assumed.vision_share * config.train.global_batch_size * config.train.seq_len / item_tokens(pipeline)
     )
     of_rank = num_items / config.world_size
-    # 2. Around the pipeline.
-    upfront = _upfront_s(pipeline, times, forward_s + copy_s, backward_s, of_rank)
+    # 2. Around the pipeline, where all ranks wait for those of a slow node.
+    more = assumed.slow_node - 1
+    upfront = _upfront_s(
+        pipeline,
+        times,
+        (1 + more) * forward_s + copy_s,
+        backward_s + more * RECOMPUTE_AND_BACKWARD_COST * forward_s * is_trained,
+        of_rank,
+    )
     weights_s = times.gather_s + times.reduce_s
     if config.dep.schedule is DepSchedule.upfront:
         how = f"{of_rank:,.1f} images per rank before the pipeline, and again with backward after it"

@@ -30,6 +30,8 @@ NETWORK_SHARE = 0.85
 50 GB/s; Scalable Training of MoE Models with Megatron Core (arXiv 2603.07685), 4,096 tokens of
 DeepSeek-V3's shape: all-to-all over 64 ranks 9.16 ms where the card needs 8.2, over 16 ranks 5.77 where it
 needs 4.7."""
+MOST_OF_NODE = 8
+"""Devices that NVLink connects within one node at most; where it connects more, it connects nodes (NVL72)."""
 START_S = 200e-6
 """What an exchange takes whatever its size: ranks find out who sends what, and buffers are taken. Source:
 HybridEP's benchmarks (DeepEP, docs/README_Hybrid-EP.md), through torch less its kernel alone: 0.16 ms on 8
@@ -108,6 +110,6 @@ def message_factor(config: Config) -> float:
 def nvlink_ranks(config: Config, group: int) -> int:
     """Of neighbouring ranks in a group of this size, those that NVLink connects: the most that divide it."""
     rates, node = config.cluster.rates, config.cluster.gpus_per_node
-    # Where NVLink connects a rack, a node is a part of it.
-    domain = rates.nvlink_ranks if rates.nvlink_ranks > node else min(rates.nvlink_ranks, node)
+    # Where NVLink connects a rack, a node is a part of it; otherwise nodes may have fewer devices than usual.
+    domain = rates.nvlink_ranks if rates.nvlink_ranks > MOST_OF_NODE else min(rates.nvlink_ranks, node)
     return next(size for size in range(min(group, domain), 0, -1) if group % size == 0)

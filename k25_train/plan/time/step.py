@@ -18,7 +18,7 @@ from k25_train.plan.flops import encoder_cost, head_forward_flops, layer_forward
 from k25_train.plan.kernels.encoder import encoder_kernels
 from k25_train.plan.kernels.kernel import Precision
 from k25_train.plan.kernels.seconds import kernels_s
-from k25_train.plan.memory.tower import PIXEL_BYTES
+from k25_train.plan.memory.tower import FEATURE_BYTES, PIXEL_BYTES
 from k25_train.plan.pipeline import PipelinePlan
 from k25_train.plan.time.passes import pass_times
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
@@ -33,7 +33,6 @@ from parallel.pipeline.timeline import ChunkSeconds, Durations, Timeline
 
 USUAL_ROWS = 25
 """Rows and columns of tokens in an image of usual size, half a megapixel."""
-FEATURE_BYTES = {WireFormat.float32: 4, WireFormat.bfloat16: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

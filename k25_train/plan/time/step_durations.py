@@ -94,7 +94,8 @@ class StepDurations:
 
     def _coupled_s(self, use: PassUse) -> float:
         """What a coupled tower takes in a pass through the first chunk."""
-        forward_s, backward_s = self._tower_s
+        slow = self._pipeline.assumptions.slow_node if self._slow_stage == 0 else 1.0
+        forward_s, backward_s = (slow * each for each in self._tower_s)
         return (use.forward_chunk == 0) * forward_s + (use.backward_chunk == 0) * backward_s
 
     @cached_property

@@ -21,7 +21,7 @@ from k25_train.plan.search.candidates import activation_names, candidate_of, con
 from k25_train.plan.search.floor import KernelFloors, uses_of
 from k25_train.plan.search.ranking import pasted, ranking_of
 from k25_train.plan.search.reasons import why_not_possible
-from k25_train.plan.search.search import SearchResult, find_layouts, judge_quickly
+from k25_train.plan.search.search import SearchResult, _Search, find_layouts, judge_quickly
 from k25_train.plan.search.space import Candidate, choices, groups, layouts_of
 from k25_train.plan.search.trial import Outcome, Planner, Trial
 from k25_train.plan.search.workers import InProcess
@@ -265,6 +265,18 @@ def test_nothing_fits_a_small_cluster() -> None:
     assert result.winner is None
     assert "nothing fits" in ranking_of(result).notes[-1]
     assert all(reason for _, reason in ranking_of(result).losers)
+
+
+def test_the_time_of_a_search_is_that_of_all_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing fits in time, context parallelism is not tried for as long again."""
+    starts: list[int] = []
+    run = _Search.run
+    monkeypatch.setattr(
+        _Search, "run", lambda self, *given: (starts.append(self.context_parallel), run(self, *given))[1]
+    )
+    result = searched(plan_pipeline(compose(TINY)), most_s=0.0)
+    assert starts == [1]
+    assert not result.ranked and not result.is_complete
 
 
 def _unchecked(config: Any) -> PipelinePlan:

@@ -111,6 +111,23 @@ def test_what_goes_wrong_makes_steps_longer() -> None:
     assert 1.1 * healthy < plan(*FEW, assumed=Assumptions(slow_node=1.5)).step_s < 1.5 * healthy
 
 
+@pytest.mark.parametrize("more", [(), ("dep.mode=coupled",)])
+def test_a_slow_node_encodes_slowly(more: tuple[str, ...]) -> None:
+    """All wait for its images ahead of the pipeline, and in it if its stage is the one that has the tower."""
+    healthy, slow = (
+        seconds(plan(*FEW, *more, assumed=Assumptions(slow_node=times)))[Cause.encoder]
+        for times in (1.0, 1.5)
+    )
+    assert 1.3 * healthy < slow < 1.51 * healthy
+
+
+def test_a_model_without_a_tower_has_no_images() -> None:
+    for overrides in (("experiment=published", "model=qwen3_30b_a3b"), FEW):
+        pipeline = plan_pipeline(compose(overrides), assumptions=Assumptions(vision_share=0.3))
+        assert pipeline.assumptions.vision_share == 0.3 * pipeline.config.model.has_vision
+        assert all(stage.assumptions is pipeline.assumptions for stage in pipeline.stages)
+
+
 def test_images_cost_least_in_idle_time_and_most_in_the_first_stage() -> None:
     text = plan(*REAL, assumed=Assumptions(vision_share=0.0))
     steps = [plan(*REAL, *more).step_s for more in (("dep.schedule=bubbles",), (), ("dep.mode=coupled",))]
@@ -155,7 +172,13 @@ def test_a_copy_for_a_checkpoint_is_spread_over_the_steps_between() -> None:
 
 def test_data_that_are_not_read_ahead_are_waited_for() -> None:
     assert Cause.data not in seconds(plan(*FEW))
-    assert seconds(plan(*FEW, "data.prefetch_steps=0"))[Cause.data] > 0
+    by_workers = {
+        cores: seconds(plan(*FEW, "data.prefetch_steps=0", f"data.workers={cores}"))[Cause.data]
+        for cores in (2, 4)
+    }
+    assert by_workers[2] == pytest.approx(2 * by_workers[4])
+    # 1,024 sequences of 4,096 tokens over 512 ranks, a tenth of them images of 640 tokens and 15 ms each.
+    assert by_workers[4] == pytest.approx(0.1 * 8192 / 640 * 0.015 / 4)
 
 
 PROGRAM = """
