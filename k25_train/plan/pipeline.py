@@ -131,8 +131,8 @@ def plan_pipeline(
     Args:
         config: the configuration.
         num_micro_batches: of a step on each replica; what the global batch amounts to if None.
-        assumptions: what else the plan assumes; what `as_configured` does if None. A model without a tower has
-            no images in any case.
+        assumptions: what else the plan assumes; what `as_configured` does if None. A model without a tower
+            has no images in any case.
     """
     layout, assumptions = layout_of(config), assumptions or as_configured(config)
     if not config.model.has_vision:

@@ -191,6 +191,15 @@ def test_a_rack_of_nvlink_leaves_the_network_alone() -> None:
     assert in_rack.seconds < expert_exchange(config).seconds
 
 
+def test_nodes_of_half_the_usual_size_are_connected_by_the_network() -> None:
+    """A device's file has NVLink for 8; with 4 to a node, that is still within the node."""
+    config = composed(*K25)
+    halves = replace(config, cluster=replace(config.cluster, nodes=64, gpus_per_node=4))
+    of_halves, whole = expert_exchange(halves), expert_exchange(config)
+    assert of_halves.network_bytes == pytest.approx(whole.network_bytes * (3 / 4) / (1 / 2))
+    assert of_halves.nvlink_bytes == pytest.approx(whole.nvlink_bytes * 3 / 7)
+
+
 def test_assumptions_change_exchanges() -> None:
     config = composed(*K25)
     even = expert_exchange(config)
