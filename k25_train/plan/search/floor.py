@@ -5,10 +5,9 @@ and the last micro-batch still has to go back through the chunks before it. What
 added. Only waits in between are left out, and what is exposed of gradients and messages.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from k25_train.config.basics import data_parallel_size
 from k25_train.config.model import ModelConfig
@@ -27,22 +26,19 @@ from k25_train.plan.pipeline import PipelinePlan, layout_of, plan_pipeline
 from k25_train.plan.search.candidates import config_of
 from k25_train.plan.search.space import Candidate, Layout
 from k25_train.plan.search.trial import Planner
+from k25_train.plan.search.uses import Uses, uses_of
 from k25_train.plan.time.between_steps import host_part
 from k25_train.plan.time.chunk_nodes import ChunkKind, Device, PartNodes
 from k25_train.plan.time.encoder import coupled_pass_s, encoder_plan
 from k25_train.plan.time.optimizer import optimizer_part
 from k25_train.plan.time.passes import PassTimes, pass_times
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES, state_bytes
-from parallel.pipeline.micro_batches import micro_batch_group_size
-from parallel.pipeline.schedule import Pass, schedule_of
 
 JUST_BELOW = 1 - 1e-9
 """Sums in another order differ by rounding."""
 Seconds = Callable[[int | None, int | None], float]
 """The least that a forward pass of one chunk, a backward pass of another, or both overlapped, take; chunks
 are in pipeline order."""
-Uses = Sequence[Mapping[tuple[int | None, int | None], int]]
-"""[stage] -> chunks of a forward and a backward pass that run as one, or of one of them -> how often."""
 
 
 def step_floor_s(uses: Uses, seconds: Seconds, tower_s: float = 0.0) -> float:
@@ -61,52 +57,6 @@ def step_floor_s(uses: Uses, seconds: Seconds, tower_s: float = 0.0) -> float:
         least_s = max(least_s, before_s + own_s)
         before_s += seconds(stage, None) + seconds(None, stage) + (tower_s if stage == 0 else 0.0)
     return least_s
-
-
-@lru_cache(maxsize=1024)
-def uses_of(pp: int, vpp: int, number: int, *, overlaps: bool) -> Uses:
-    """What each stage runs in a step of so many micro-batches, in the order of `schedule_of`.
-
-    Groups of micro-batches repeat themselves, so that only the first ones are gone through.
-    """
-    if not overlaps or (pp > 1 and vpp == 1):
-        alone = ({(chunk, None): number, (None, chunk): number} for chunk in range(pp * vpp))
-        of_chunks = list(alone)
-        return [_added(of_chunks[stage::pp]) for stage in range(pp)]
-    group = micro_batch_group_size(number, pp) if vpp > 1 else 1
-    num_groups, rest = divmod(number, group)
-    found = []
-    for stage in range(pp):
-        few = min(num_groups, 4 * (vpp > 1) + 4)
-        passes = schedule_of(pp, vpp, few * group + rest, group, stage, overlaps=True)
-        counts = _counted(passes, stage, pp)
-        if few < num_groups:
-            # As often as groups are left out: what one more group adds.
-            longer = _counted(
-                schedule_of(pp, vpp, (few + 1) * group + rest, group, stage, overlaps=True), stage, pp
-            )
-            for use, times in longer.items():
-                counts[use] = counts.get(use, 0) + (num_groups - few) * (times - counts.get(use, 0))
-        found.append(counts)
-    return found
-
-
-def _counted(passes: Sequence[Pass], stage: int, pp: int) -> dict[tuple[int | None, int | None], int]:
-    counts: dict[tuple[int | None, int | None], int] = {}
-    ahead: int | None = None
-    for each in passes:
-        chunk = each.vp_stage * pp + stage
-        if each.overlaps_next:
-            ahead = chunk
-            continue
-        use = (chunk, None) if each.is_forward else (ahead, chunk)
-        counts[use] = counts.get(use, 0) + 1
-        ahead = None
-    return counts
-
-
-def _added(of_chunks: Sequence[Mapping[tuple[int | None, int | None], int]]) -> Any:
-    return {use: number for each in of_chunks for use, number in each.items()}
 
 
 def chunk_kinds(counts: Sequence[int], model: ModelConfig) -> list[ChunkKind]:

@@ -13,7 +13,7 @@ from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.chunk_nodes import ChunkKind, Device
 from k25_train.plan.time.data_parallel import chunk_exchange
 from k25_train.plan.time.nodes import latents_node
-from k25_train.plan.time.optimizer import optimizer_part, slowest_optimizer
+from k25_train.plan.time.optimizer import optimizer_part, optimizer_times, slowest_optimizer
 from k25_train.plan.time.pass_program import FROM_HOST, LATENTS, TO_HOST, PassProgram
 
 TOKENS, HIDDEN, CHOSEN, INNER = 4096, 7168, 8, 2048
@@ -108,3 +108,16 @@ def test_an_update_reads_and_writes_each_weights_state() -> None:
     assert updated == pytest.approx(4.26e9, rel=0.01)
     elementwise_s = optimizer_part(pipeline).seconds - slowest_optimizer(pipeline).total_s
     assert elementwise_s == pytest.approx((4 * held + 32 * updated) / (0.72 * 3350e9), rel=0.01)
+
+
+def test_the_longest_of_what_the_optimizer_does_counts() -> None:
+    """On the device, its exchange is: each rank's 4.26 billion weights go to owners and back in bfloat16. On
+    16,384 ranks an owner has less to orthogonalise than one of the largest matrices, which takes its time."""
+    roomy = ("optim.offload=none", "cluster.rates.memory_gb=1000")
+    times = slowest_optimizer(planned(*roomy))
+    assert times.exchange_s == pytest.approx(2 * 2 * 4.26e9 / (0.85 * 50e9), rel=0.01)
+    assert times.total_s == times.exchange_s > times.newton_schulz_s
+    many = planned(*roomy, "cluster.nodes=2048", "train.eval_sequences=16384")
+    last = optimizer_times(many.stages[-1])
+    assert last.newton_schulz_s == last.largest_matrix_s > 0
+    assert last.total_s == last.largest_matrix_s

@@ -18,12 +18,13 @@ from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.search import best_first
 from k25_train.plan.search.best_first import Found, Item
 from k25_train.plan.search.candidates import activation_names, candidate_of, config_of, simplicity
-from k25_train.plan.search.floor import KernelFloors, uses_of
+from k25_train.plan.search.floor import KernelFloors
 from k25_train.plan.search.ranking import pasted, ranking_of
 from k25_train.plan.search.reasons import why_not_possible
 from k25_train.plan.search.search import SearchResult, _Search, find_layouts, judge_quickly
 from k25_train.plan.search.space import Candidate, choices, groups, layouts_of
 from k25_train.plan.search.trial import Outcome, Planner, Trial
+from k25_train.plan.search.uses import uses_of
 from k25_train.plan.search.workers import InProcess
 from k25_train.plan.time.plan_step import plan_step
 from parallel.pipeline.schedule import schedule_of
@@ -271,9 +272,12 @@ def test_the_time_of_a_search_is_that_of_all_its_passes(monkeypatch: pytest.Monk
     """Where nothing fits in time, context parallelism is not tried for as long again."""
     starts: list[int] = []
     run = _Search.run
-    monkeypatch.setattr(
-        _Search, "run", lambda self, *given: (starts.append(self.context_parallel), run(self, *given))[1]
-    )
+
+    def noted(self: _Search, *given: Any) -> SearchResult:
+        starts.append(self.context_parallel)
+        return run(self, *given)
+
+    monkeypatch.setattr(_Search, "run", noted)
     result = searched(plan_pipeline(compose(TINY)), most_s=0.0)
     assert starts == [1]
     assert not result.ranked and not result.is_complete
