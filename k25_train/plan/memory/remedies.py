@@ -44,7 +44,7 @@ def find_remedy(pipeline: PipelinePlan, room: Room, cost: StepCost) -> Remedy:
     the cheapest step. Where none makes it fit with a margin, one without is better than nothing.
     """
     first, made = cost(pipeline), dict[str, str]()
-    for _ in range(MOST_CHANGES):
+    for turns_left in reversed(range(MOST_CHANGES)):
         if room.fit is Fit.fits:
             break
         tried = [_tried(pipeline, change) for change in changes_of(pipeline, room)]
@@ -55,7 +55,11 @@ def find_remedy(pipeline: PipelinePlan, room: Room, cost: StepCost) -> Remedy:
         chosen = _cheapest(enough, cost) if enough else min(better, key=_missing)
         # Of two values of a key the later counts.
         made |= {override.partition("=")[0]: override for override in chosen.change.overrides}
+        # Later changes help less than the one that helps the most: where as many of it are not enough, none are.
+        gained = room.shortage - chosen.room.shortage
         pipeline, room = chosen.pipeline, chosen.room
+        if room.shortage > turns_left * gained:
+            break
     left = 0.0 if room.device_left is None else room.device_left
     times_cost = cost(pipeline) / first if made else 1.0
     return Remedy(overrides=list(made.values()), fit=room.fit, left_bytes=left, times_cost=times_cost)

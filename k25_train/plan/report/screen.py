@@ -78,7 +78,7 @@ def remedy_lines(verdict: MemoryVerdict) -> Iterator[str]:
     if remedy is not None and remedy.overrides:
         left = f"{format_gb(abs(remedy.left_bytes))} GB"
         if not remedy.fits:
-            yield f"no change of memory alone fits; the most that helps leaves it {left} short:"
+            yield f"no change of memory alone fits; what helps most leaves it {left} short:"
         else:
             word = "cheapest" if remedy.fit is Fit.fits else "best, though tight,"
             yield f"{word} change that fits: {left} left, {remedy.times_cost - 1:+.1%} GPU-time:"

@@ -70,7 +70,7 @@ def test_who_has_too_little_is_said(pretrain: Planned) -> None:
     closest = hand_made_remedy("optim.offload=cpu", left_gb=-1, fit=Fit.does_not_fit)
     hopeless = hand_made_verdict(Fit.does_not_fit, device_gb=192.0, remedy=closest)
     text = "\n".join(lines_of(with_verdict(pretrain, hopeless)))
-    assert "no change of memory alone fits; the most that helps leaves it 1.00 GB short" in text
+    assert "no change of memory alone fits; what helps most leaves it 1.00 GB short" in text
 
 
 def test_the_cpu_has_no_limit_of_its_own(pretrain: Planned) -> None:

@@ -162,6 +162,13 @@ def test_more_nodes_are_proposed_as_long_as_the_schedule_has_micro_batches_for_t
     compose([PRETRAIN, "parallelism.ep=8", *remedy.overrides])
 
 
+def test_what_is_far_from_fitting_gets_no_list_of_changes_that_are_not_enough() -> None:
+    poor = plan_pipeline(compose([PRETRAIN, "parallelism.ep=2"]))
+    remedy = judge_memory(poor).remedy
+    assert remedy is not None and not remedy.fits and len(remedy.overrides) <= 2
+    assert remedy.left_bytes < -100e9
+
+
 def test_nodes_hold_what_their_ranks_hold(fitting: PipelinePlan) -> None:
     """Two stages of 4 ranks share a node where a stage has 4."""
     memories = stage_memories(fitting)
