@@ -3,7 +3,6 @@
 import math
 
 from k25_train.config.schema import Config
-from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from parallel.dispatcher import Dispatcher
 
 EXCHANGES = 4
@@ -36,13 +35,3 @@ def copies_elsewhere(
     """Those of them that leave the place where the token is."""
     in_all = copies(config, num_places, dispatcher, routes_in_turn=routes_in_turn)
     return in_all * (num_places - 1) / num_places
-
-
-def bytes_between_nodes(config: Config, dispatcher: Dispatcher) -> float:
-    """What a rank sends to other nodes in a step, of tokens on their way to experts and back."""
-    # Ranks of a group are neighbours (`parallel/topology.py`).
-    num_nodes = max(1, config.parallelism.ep // config.cluster.gpus_per_node)
-    tokens = config.train.global_batch_size * config.train.seq_len
-    width = config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
-    rows = tokens * config.model.num_moe_layers * copies_elsewhere(config, num_nodes, dispatcher)
-    return EXCHANGES * rows * width / config.world_size

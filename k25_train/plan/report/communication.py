@@ -3,8 +3,8 @@
 from rich.table import Table
 
 from k25_train.config.schema import Config
-from k25_train.plan.expert_copies import bytes_between_nodes
 from k25_train.plan.time.communication import communication
+from k25_train.plan.time.expert_exchange import between_nodes
 from k25_train.units import GB
 from parallel.dispatcher import Dispatcher
 
@@ -20,14 +20,14 @@ def communication_table(config: Config) -> Table:
 
 
 def dispatcher_table(config: Config) -> Table:
-    """One row per dispatcher: what a rank sends to other nodes for experts in a step, and how long it takes
-    a network card."""
+    """One row per dispatcher: what a rank sends over the network for experts in a step, and how long its
+    card takes for that."""
     table = Table(title="Tokens between nodes in a step", title_justify="left")
     table.add_column("dispatcher", no_wrap=True)
     for name in ("GB per rank", "seconds of its card"):
         table.add_column(name, justify="right", no_wrap=True)
     for kind in Dispatcher:
-        sent = bytes_between_nodes(config, kind) / GB
+        num_bytes, seconds = between_nodes(config, kind)
         mark = " ◄" if kind is config.parallelism.dispatcher else ""
-        table.add_row(kind.value + mark, f"{sent:,.0f}", f"{sent / config.cluster.network_gb_per_s:,.1f}")
+        table.add_row(kind.value + mark, f"{num_bytes / GB:,.0f}", f"{seconds:,.1f}")
     return table

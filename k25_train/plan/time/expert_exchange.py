@@ -6,11 +6,11 @@ and spread it there (DeepEP's README; megatron-core 0.19.2, `fused_a2a.py`). Wha
 rack, counts as a node. A busiest rank gets as many times more as `Assumptions.expert_imbalance` says.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
-from k25_train.plan.expert_copies import copies, copies_elsewhere
+from k25_train.plan.expert_copies import EXCHANGES, copies, copies_elsewhere
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from k25_train.units import GB
 from parallel.communicators import MAX_CTAS
@@ -100,6 +100,15 @@ def expert_exchange(
         seconds=longest_s + START_S * message_factor(config) if longest_s else 0.0,
         sms=sms,
     )
+
+
+def between_nodes(config: Config, dispatcher: Dispatcher) -> tuple[float, float]:
+    """Bytes that a rank sends over the network in a step, of tokens on their way to experts and back, and
+    seconds that its card takes for them; on average over stages."""
+    sizes = replace(config.parallelism, dispatcher=dispatcher, dispatcher_sms=None)
+    each = expert_exchange(replace(config, parallelism=sizes))
+    times = EXCHANGES * config.model.num_moe_layers * config.num_micro_batches / sizes.pp
+    return times * each.network_bytes, times * each.network_s
 
 
 def message_factor(config: Config) -> float:

@@ -3,8 +3,9 @@
 import pytest
 
 from k25_train.compose.resolve import compose
-from k25_train.plan.expert_copies import bytes_between_nodes, copies, copies_elsewhere
+from k25_train.plan.expert_copies import copies, copies_elsewhere
 from k25_train.plan.time.communication import communication
+from k25_train.plan.time.expert_exchange import between_nodes
 from parallel.dispatcher import Dispatcher
 
 
@@ -47,14 +48,17 @@ def test_a_token_goes_once_to_each_node_or_once_for_each_expert() -> None:
     """EP16 on two nodes of eight: four of eight experts are elsewhere, nearly always on the other node."""
     config = compose(["experiment=k25_pretrain_4k"])
     exchanged = 16384 * 4096 // 256 * 7168 * 2 * 60 * 4
-    assert bytes_between_nodes(config, Dispatcher.alltoall) == 4 * exchanged
+    assert between_nodes(config, Dispatcher.alltoall)[0] == 4 * exchanged
     # C(192, 8) / C(384, 8), 0.36% of all tokens, have all of their experts where they are.
     for kind in (Dispatcher.deepep, Dispatcher.hybridep, Dispatcher.ncclep):
-        assert bytes_between_nodes(config, kind) == pytest.approx(0.99637 * exchanged, rel=1e-5)
-    # 72 and 18 seconds of a card of 50 GB/s, in a step of 138; 77 and 19 on a stage of four such layers.
-    assert exchanged / 50e9 == pytest.approx(18.0, abs=0.1)
+        assert between_nodes(config, kind)[0] == pytest.approx(0.99637 * exchanged, rel=1e-5)
+    # At 85% of a card of 50 GB/s.
+    assert between_nodes(config, Dispatcher.alltoall)[1] == pytest.approx(4 * exchanged / (0.85 * 50e9))
+    # What NVLink connects needs no card.
+    rack = compose(["experiment=k25_pretrain_4k", "cluster.rates.nvlink_ranks=72"])
+    assert between_nodes(rack, Dispatcher.alltoall) == (0, 0)
     within = compose(["experiment=k25_pretrain_4k", "parallelism.ep=8"])
-    assert all(bytes_between_nodes(within, kind) == 0 for kind in Dispatcher)
+    assert all(between_nodes(within, kind) == (0, 0) for kind in Dispatcher)
     once = communication(compose(["experiment=k25_pretrain_4k", "parallelism.dispatcher=deepep"]))
     assert once["all-to-all"].sent_bytes < communication(config)["all-to-all"].sent_bytes
 
