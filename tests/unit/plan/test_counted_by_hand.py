@@ -121,3 +121,12 @@ def test_the_longest_of_what_the_optimizer_does_counts() -> None:
     last = optimizer_times(many.stages[-1])
     assert last.newton_schulz_s == last.largest_matrix_s > 0
     assert last.total_s == last.largest_matrix_s
+
+
+@pytest.mark.parametrize(("dispatcher", "expected_s"), [("alltoall", 250e-6), ("ncclep", 0.0)])
+def test_the_host_waits_for_numbers_of_tokens_where_it_needs_them(dispatcher: str, expected_s: float) -> None:
+    """Ten launches of 25 microseconds until the device has work again; buffers of a fixed size need none."""
+    more = () if dispatcher == "alltoall" else ("parallelism.dispatcher_capacity=2",)
+    setting = Setting.of(planned(f"parallelism.dispatcher={dispatcher}", *more).stages[1])
+    assert Device(setting).moe.wait_s == pytest.approx(expected_s)
+    assert Device(setting).dense.wait_s == 0.0

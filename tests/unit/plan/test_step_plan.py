@@ -16,8 +16,10 @@ from k25_train.metrics.timeline import Kind, segments, step_s
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions, OtherCode, Sharding
 from k25_train.plan.cause import Cause
 from k25_train.plan.pipeline import plan_pipeline
+from k25_train.plan.time.data_parallel import chunk_exchange
 from k25_train.plan.time.encoder import coupled_pass_s
 from k25_train.plan.time.plan_step import plan_step
+from k25_train.plan.time.schedule import PassUse
 from k25_train.plan.time.step_durations import StepDurations
 from k25_train.plan.time.step_plan import StepPlan
 from parallel.pipeline.simulator import simulate
@@ -153,6 +155,14 @@ def test_other_code_that_cuts_weights_sends_them_with_every_pass() -> None:
         "experiment=moonlight_16b", *layout, assumed=Assumptions(code=OtherCode(sharding=Sharding.weights))
     )
     assert seconds(sharded)[Cause.data_parallel] > seconds(ours)[Cause.data_parallel]
+    # On a fast network a pass waits for little more than its first layer's.
+    fast = replace(
+        sharded.pipeline.config, cluster=replace(sharded.pipeline.config.cluster, network_gb_per_s=400.0)
+    )
+    pipeline = plan_pipeline(fast, assumptions=sharded.pipeline.assumptions)
+    gathered_s = chunk_exchange(pipeline, 0, 2).seconds
+    waited_s = StepDurations(pipeline).of(PassUse(0, None)).parts[Cause.data_parallel]
+    assert gathered_s / fast.model.num_layers <= waited_s < 0.5 * gathered_s
 
 
 def test_constants_of_a_calibration_are_in_the_step() -> None:
