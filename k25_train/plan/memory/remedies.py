@@ -55,7 +55,8 @@ def find_remedy(pipeline: PipelinePlan, room: Room, cost: StepCost) -> Remedy:
         chosen = _cheapest(enough, cost) if enough else min(better, key=_missing)
         # Of two values of a key the later counts.
         made |= {override.partition("=")[0]: override for override in chosen.change.overrides}
-        # Later changes help less than the one that helps the most: where as many of it are not enough, none are.
+        # Later changes help less than the one that helps the most: where as many of it are not enough, none
+        # are.
         gained = room.shortage - chosen.room.shortage
         pipeline, room = chosen.pipeline, chosen.room
         if room.shortage > turns_left * gained:

@@ -91,6 +91,19 @@ def test_a_host_that_is_too_small_is_named_and_relieved() -> None:
     assert judge_memory(plan_pipeline(changed), seeks_remedy=False).node_bytes < 0.95 * 1090 * 2**30
 
 
+def test_a_node_should_leave_as_much_of_its_memory(fitting: PipelinePlan) -> None:
+    held = judge_memory(fitting).node_bytes
+    enough = held / (1 - MARGIN_SHARE) / 2**30
+    for gib, expected in (
+        (enough + 1, Fit.fits),
+        (enough - 1, Fit.tight),
+        (held / 2**30 - 1, Fit.does_not_fit),
+    ):
+        cluster = replace(fitting.config.cluster, host_memory_gib=gib)
+        pipeline = plan_pipeline(replace(fitting.config, cluster=cluster))
+        assert judge_memory(pipeline, seeks_remedy=False).fit is expected, gib
+
+
 def test_the_cheapest_change_is_chosen_by_the_cost_that_is_given() -> None:
     """Each of several changes suffices; which is taken is the cost's to say."""
     pipeline = plan_pipeline(compose([PRETRAIN, "activation=k2"]))
