@@ -92,10 +92,9 @@ def encoder_flops_per_s(config: Config) -> float:
         return _cpu_flops_per_s(config)
     image = Grid(1, MERGE_EDGE * USUAL_ROWS, MERGE_EDGE * USUAL_ROWS)
     num_images = max(1, config.dep.max_patches_per_chunk // image.num_patches)
-    kernels = encoder_kernels(config, image, num_images)
+    kernels = list(encoder_kernels(config, image, num_images))
     seconds = kernels_s(kernels, config.cluster.rates, Precision.of(config.train.dtype))
-    cost = encoder_cost(config.model.vision, config.model.hidden_size)
-    return num_images * cost.of_item(image) / seconds
+    return sum(kernel.flops for kernel in kernels) / seconds
 
 
 def _cpu_flops_per_s(config: Config) -> float:

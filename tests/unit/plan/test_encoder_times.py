@@ -9,6 +9,8 @@ from k25_train.compose.resolve import compose
 from k25_train.plan.assumptions import Assumptions
 from k25_train.plan.flops import encoder_cost
 from k25_train.plan.kernels.encoder import encoder_kernels
+from k25_train.plan.kernels.kernel import Precision
+from k25_train.plan.kernels.seconds import kernels_s
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.encoder import coupled_pass_s, encoder_plan, item_grid
 from k25_train.plan.time.plan_step import plan_step
@@ -124,6 +126,16 @@ def test_kernels_of_the_encoder_have_the_flops_of_the_model(experiment: str) -> 
     config, image = compose([f"experiment={experiment}"]), Grid(1, 10, 14)
     flops = sum(kernel.flops for kernel in encoder_kernels(config, image, 3))
     assert flops == pytest.approx(3 * decoupled_cost(config).of_item(image), rel=1e-9)
+
+
+@pytest.mark.parametrize("which", ["all", "nothing", "projector"])
+def test_an_image_takes_what_its_kernels_take_wherever_the_projector_is(which: str) -> None:
+    """A projector that is trained alone is with the first stage, and its kernels with it."""
+    config = compose([*REAL, f"optim.vision.trained={which}"])
+    image = Grid(1, 2 * 25, 2 * 25)
+    number = config.dep.max_patches_per_chunk // image.num_patches
+    chunk_s = kernels_s(encoder_kernels(config, image, number), config.cluster.rates, Precision.bfloat16)
+    assert vision_times(config).forward_s(image) == pytest.approx(chunk_s / number, rel=1e-9)
 
 
 def test_a_frozen_encoder_goes_forward_only() -> None:

@@ -91,6 +91,13 @@ def test_a_host_that_is_too_small_is_named_and_relieved() -> None:
     assert judge_memory(plan_pipeline(changed), seeks_remedy=False).node_bytes < 0.95 * 1090 * 2**30
 
 
+def test_room_for_experts_counts_where_it_is_more_than_the_margin() -> None:
+    pipeline = plan_pipeline(compose([PRETRAIN, "activation=keep"]))
+    room = room_of(pipeline)
+    uneven = with_imbalance(pipeline.stages[room.worst.stage], room.worst, MARGIN_IMBALANCE)
+    assert room.device_wanted == uneven.device - room.worst.device > MARGIN_SHARE * 84.9e9
+
+
 def test_a_node_should_leave_as_much_of_its_memory(fitting: PipelinePlan) -> None:
     held = judge_memory(fitting).node_bytes
     enough = held / (1 - MARGIN_SHARE) / 2**30
