@@ -84,8 +84,6 @@ class OtherCode:
     routes_in_turn: bool = False
     """Whether a token's experts are neighbours, as benchmarks choose them that take all experts in turn: they
     are on one node and few ranks."""
-    overlapped_share: float = 1.0
-    """Share of an overlapped pair's exchanges that may run during computation: 1 with every layer's."""
 
 
 OURS = OtherCode()

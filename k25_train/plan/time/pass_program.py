@@ -40,7 +40,6 @@ class PassProgram:
         code, sizes = self.device.setting.assumptions.code, self.device.setting.config.parallelism
         self.is_overlapped = False
         self._delays, self._recomputes = sizes.delay_wgrad, code.recomputes_layers
-        self._hidden_share = code.overlapped_share
         # Last task of the forward and of the backward pass, and of the host.
         self._forward: int | None = None
         self._backward: int | None = None
@@ -164,21 +163,12 @@ class PassProgram:
             self._back(LATENTS, self.device.latents.times(2.0))
 
     def _exchange_ahead(self, node: Node) -> None:
-        for stream, each in self._parts_of(node):
-            self._ahead(stream, each)
+        if node.seconds:
+            self._ahead(EXCHANGES, node)
 
     def _exchange_back(self, node: Node) -> None:
-        for stream, each in self._parts_of(node):
-            self._back(stream, each)
-
-    def _parts_of(self, node: Node) -> list[tuple[str, Node]]:
-        """An exchange, and the share of it during which nothing is computed."""
-        if not node.seconds:
-            return []
-        if not self.is_overlapped or self._hidden_share >= 1.0:
-            return [(EXCHANGES, node)]
-        shown = node.times(1 - self._hidden_share)
-        return [(COMPUTE, shown), (EXCHANGES, node.times(self._hidden_share))]
+        if node.seconds:
+            self._back(EXCHANGES, node)
 
     def _wait(self, layer: LayerNodes) -> None:
         """The host waits for the numbers of tokens before it launches anything else."""

@@ -110,8 +110,6 @@ def test_exchanges_are_exposed_in_passes_alone_and_hidden_in_pairs() -> None:
     assert overlapped < shown / 2
     # What is left is the SMs that they take, above all.
     assert overlapped > 0
-    half = Assumptions(code=OtherCode(overlapped_share=0.5))
-    assert pair("activation=keep", assumptions=half).seconds > pair("activation=keep").seconds
 
 
 def test_delayed_weight_gradients_hide_exchanges_and_messages() -> None:
