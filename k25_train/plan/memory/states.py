@@ -6,7 +6,6 @@ Held against the ranks that the dry run builds (tests/distributed/test_dryrun.py
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from k25_train.config.basics import DType
 from k25_train.config.optimizer import OptimName
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import OtherCode, Sharding
@@ -68,9 +67,7 @@ def pipeline_states(pipeline: PipelinePlan) -> list[StageStates]:
         on_device, in_host = (list(each) for each in states[tuple(keys)])
         first = stage.stage * config.dp
         for shards, update in of_encoder:
-            for rank, (elements, parts) in enumerate(shards[first : first + config.dp]):
-                on_device[rank] += _state(config.train.dtype, code, update, elements, parts)
-                in_host[rank] += _host_state(code, update, elements)
+            _add_state(config, code, update, shards[first : first + config.dp], on_device, in_host)
         found.append(
             StageStates(
                 weights=sum(each.weights for each in (*modules, encoder)),
@@ -153,18 +150,28 @@ def _optimizer(config: Config, code: OtherCode, modules: Sequence[_Module]) -> t
     on_device, in_host = [0] * config.dp, [0] * config.dp
     for module in modules:
         for buffer, update, is_expert in module.buffers:
-            ranks_per_shard = config.parallelism.ep if is_expert else 1
-            for shard, (elements, parts) in enumerate(buffer.shards()):
-                for rank in range(shard * ranks_per_shard, (shard + 1) * ranks_per_shard):
-                    on_device[rank] += _state(config.train.dtype, code, update, elements, parts)
-                    in_host[rank] += _host_state(code, update, elements)
+            shards = buffer.shards()
+            if is_expert:
+                # Ranks with other experts hold as much.
+                shards = [shard for shard in shards for _ in range(config.parallelism.ep)]
+            _add_state(config, code, update, shards, on_device, in_host)
     return on_device, in_host
 
 
-def _state(dtype: DType, code: OtherCode, update: OptimName, elements: int, parts: int) -> int:
-    each = MASTER_BYTES[dtype] + NUM_MOMENTS[update] * code.moment_bytes
-    return elements * each + parts * STEP_BYTES
-
-
-def _host_state(code: OtherCode, update: OptimName, elements: int) -> int:
-    return elements * (HOST_MASTER_BYTES + NUM_MOMENTS[update] * code.moment_bytes)
+def _add_state(
+    config: Config,
+    code: OtherCode,
+    update: OptimName,
+    shards: Sequence[tuple[int, int]],
+    on_device: list[int],
+    in_host: list[int],
+) -> None:
+    """Add the state of each rank's elements and parts of parameters."""
+    moments_bytes = NUM_MOMENTS[update] * code.moment_bytes
+    device_bytes, host_bytes = (
+        MASTER_BYTES[config.train.dtype] + moments_bytes,
+        HOST_MASTER_BYTES + moments_bytes,
+    )
+    for rank, (elements, parts) in enumerate(shards):
+        on_device[rank] += elements * device_bytes + parts * STEP_BYTES
+        in_host[rank] += elements * host_bytes

@@ -21,8 +21,11 @@ from k25_train.parameters.megatron import (
 )
 from k25_train.parameters.update_rules import rule_of
 from k25_train.plan.kernels.work import Setting
-from k25_train.plan.memory.pipeline_peak import saved_bytes
-from k25_train.plan.pipeline import PipelinePlan, layout_of, plan_pipeline
+from k25_train.plan.memory.expert_exchange import exchange_bytes
+from k25_train.plan.memory.offload import offload_budget
+from k25_train.plan.memory.outside import context_bytes, gaps_share, nccl_bytes
+from k25_train.plan.memory.pipeline_peak import output_bytes, saved_bytes, working_bytes
+from k25_train.plan.pipeline import PipelinePlan, StagePlan, layout_of, plan_pipeline
 from k25_train.plan.search.candidates import config_of
 from k25_train.plan.search.space import Candidate, Layout
 from k25_train.plan.search.trial import Planner
@@ -33,6 +36,8 @@ from k25_train.plan.time.encoder import coupled_pass_s, encoder_plan
 from k25_train.plan.time.optimizer import optimizer_part
 from k25_train.plan.time.passes import PassTimes, pass_times
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES, state_bytes
+from parallel.config import DepMode, DepSchedule
+from parallel.dispatcher import Dispatcher
 
 JUST_BELOW = 1 - 1e-9
 """Sums in another order differ by rounding."""
@@ -84,6 +89,7 @@ class KernelFloors:
     _around: dict[object, float] = field(default_factory=dict)
     _steps: dict[object, float] = field(default_factory=dict)
     _states: dict[object, tuple[float, float, float, float]] = field(default_factory=dict)
+    _of_passes: dict[object, dict[int, float]] = field(default_factory=dict)
     _layouts: dict[object, str] = field(default_factory=dict)
     _optimizers: dict[object, float] = field(default_factory=dict)
     _towers: dict[object, float] = field(default_factory=dict)
@@ -154,6 +160,9 @@ class KernelFloors:
     def states_bytes(self, planner: Planner, candidate: Candidate) -> float:
         """See `Floors`: the language model's weights, gradients, and optimizer state on the device, without
         padding."""
+        return max(self._stage_states(planner, candidate))
+
+    def _stage_states(self, planner: Planner, candidate: Candidate) -> list[float]:
         layout, choice, _ = candidate
         config, on_device = planner.config, choice.offload is OptimizerOffload.none
         dp = data_parallel_size(config.world_size, layout.pp)
@@ -166,12 +175,33 @@ class KernelFloors:
             kind.num_dense * dense + kind.num_moe * moe + kind.is_first * first + kind.is_last * last
             for kind in kinds
         ]
-        return max(sum(of_chunks[stage :: layout.pp]) for stage in range(layout.pp))
+        return [sum(of_chunks[stage :: layout.pp]) for stage in range(layout.pp)]
 
-    def saved_bytes(self, planner: Planner, candidate: Candidate) -> float:
-        """See `Floors`: of the first stage, which holds the most micro-batches."""
-        stage = self._pipeline(planner, candidate).stages[0]
-        return saved_bytes(stage, stage.balanced_sizes)
+    def device_bytes(self, planner: Planner, candidate: Candidate) -> float:
+        """See `Floors`: of the first two stages, which hold the most micro-batches, and the last one, in the
+        pipeline's passes, without padding, images' features and an encoder in bubbles."""
+        layout, choice, context_parallel = candidate
+        # Whether weights' gradients come later makes no difference, nor which library sends tokens.
+        has_library = layout.dispatcher is not Dispatcher.alltoall
+        key = layout.group, layout.micro_batch_size, has_library, layout.overlaps
+        key_of_passes = (*key, choice.activation, context_parallel)
+        if key_of_passes not in self._of_passes:
+            least = choice._replace(mode=DepMode.decoupled, schedule=DepSchedule.bubbles)
+            pipeline = self._pipeline(planner, Candidate(layout, least, context_parallel))
+            self._of_passes[key_of_passes] = {
+                stage.stage: _passes_bytes(stage)
+                for stage in {
+                    each.stage: each for each in (*pipeline.stages[:2], pipeline.stages[-1])
+                }.values()
+            }
+        config, code = planner.config, planner.assumptions.code
+        states = self._stage_states(planner, candidate)
+        tensors = max(
+            states[stage] + of_passes for stage, of_passes in self._of_passes[key_of_passes].items()
+        )
+        config = config_of(config, candidate, planner.offer)
+        outside = context_bytes(config) + nccl_bytes(config, code)
+        return (1 + gaps_share(config, code)) * tensors + outside
 
     def _pipeline(self, planner: Planner, candidate: Candidate) -> PipelinePlan:
         """That of a candidate, without balancing its layers once more."""
@@ -210,6 +240,15 @@ def _least_bytes(config: Config, ep: int, dp: int, *, on_device: bool) -> tuple[
     dense = bytes_of(layer_parameters(model, 0)) if model.num_dense_layers else 0.0
     moe = bytes_of(layer_parameters(model, model.num_layers - 1)) if model.num_moe_layers else 0.0
     return dense, moe, bytes_of([embedding_parameter(model)]), bytes_of(head_parameters(model))
+
+
+def _passes_bytes(stage: StagePlan) -> float:
+    """What a stage's passes hold, but for images' features and an encoder in bubbles."""
+    sizes, buffer = stage.balanced_sizes, 0
+    if stage.config.activation.offloads:
+        buffer = offload_budget(stage).device_bytes
+    passes = saved_bytes(stage, sizes) + output_bytes(stage) + working_bytes(stage, sizes)
+    return passes + exchange_bytes(stage, sizes) + buffer
 
 
 class _Half(NamedTuple):

@@ -1,5 +1,6 @@
 """What workers do: open groups into layouts, layouts into candidates, and plan those; torch-free."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,8 +29,8 @@ class Floors(Protocol):
     def states_bytes(self, planner: Planner, candidate: Candidate) -> float:
         """What a candidate's fullest device holds from step to step, whatever is done with activations."""
 
-    def saved_bytes(self, planner: Planner, candidate: Candidate) -> float:
-        """What else it holds at least: activations that wait for their backward pass."""
+    def device_bytes(self, planner: Planner, candidate: Candidate) -> float:
+        """What it holds at least in all, with a candidate's activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Work:
         every_name = self._names
         first = {layout.micro_batch_size: layout for layout in reversed(layouts)}
         least_bytes = {
-            (size, name): states_bytes + self._saved(layout, name)
+            (size, name): self._device(layout, offloaded._replace(activation=name))
             for size, layout in first.items()
             for name in every_name
             if states_bytes <= self._limit
@@ -101,12 +102,13 @@ class Work:
     def _candidates(self, layout: Layout, least: float, names: tuple[str, ...]) -> "Opened":
         found, limit = [], self._limit
         places = [
-            offload
-            for offload in OptimizerOffload
-            if self._states(layout, self.planner.least_choice._replace(offload=offload)) <= limit
+            (name, offload)
+            for name, offload in itertools.product(names, OptimizerOffload)
+            if self._device(layout, self.planner.least_choice._replace(activation=name, offload=offload))
+            <= limit
         ]
         for choice in self._choices():
-            if choice.activation not in names or choice.offload not in places:
+            if (choice.activation, choice.offload) not in places:
                 continue
             candidate = Candidate(layout, choice, self.context_parallel)
             bound = max(least, self.floors.of_candidate(self.planner, candidate))
@@ -123,9 +125,8 @@ class Work:
     def _states(self, layout: Layout, choice: Choice) -> float:
         return self.floors.states_bytes(self.planner, Candidate(layout, choice, self.context_parallel))
 
-    def _saved(self, layout: Layout, activation: str) -> float:
-        choice = self.planner.least_choice._replace(activation=activation)
-        return self.floors.saved_bytes(self.planner, Candidate(layout, choice, self.context_parallel))
+    def _device(self, layout: Layout, choice: Choice) -> float:
+        return self.floors.device_bytes(self.planner, Candidate(layout, choice, self.context_parallel))
 
     @property
     def _names(self) -> list[str]:

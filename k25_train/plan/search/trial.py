@@ -8,7 +8,7 @@ from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import Assumptions
 from k25_train.plan.cause import Cause
-from k25_train.plan.memory.stage import fullest, stage_memories
+from k25_train.plan.memory.stage import fullest
 from k25_train.plan.memory.verdict import Fit, MemoryVerdict
 from k25_train.plan.offer import Offer
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
@@ -121,7 +121,7 @@ class Planner:
             stage=verdict.stage,
         )
         if outcome is Outcome.too_large:
-            return replace(trial, note=what_fills(pipeline, verdict))
+            return replace(trial, note=what_fills(verdict))
         if self.offer.find_plan_problems(pipeline.config):
             return replace(trial, outcome=Outcome.too_large, note="host memory")
         # 2. Time.
@@ -143,10 +143,10 @@ def of_replicas(config: Config, context_parallel: int) -> Config:
     return replace(config, cluster=replace(cluster, nodes=cluster.nodes // context_parallel))
 
 
-def what_fills(pipeline: PipelinePlan, verdict: MemoryVerdict) -> str:
+def what_fills(verdict: MemoryVerdict) -> str:
     """What takes the most of the fullest device, or that it is the host that is full."""
     if verdict.margin_bytes is None or verdict.margin_bytes >= 0:
         return "host memory"
-    memory = fullest(stage_memories(pipeline))
+    memory = fullest(verdict.memories)
     largest = max(memory.phases, key=memory.phases.__getitem__)
     return "states" if memory.states > memory.phases[largest] else f"what the {largest} holds"
