@@ -6,7 +6,7 @@ from typing import Any
 
 from k25_train.compose.checks import find_problems
 from k25_train.compose.conf_files import choice_values, group_choices
-from k25_train.compose.plan_checks import find_plan_problems
+from k25_train.compose.plan_checks import find_plan_problems, problems_of_plan
 from k25_train.compose.resolve import describe
 from k25_train.compose.sections import build_section
 from k25_train.config.activation import ActivationConfig
@@ -24,6 +24,7 @@ def offer() -> Offer:
         devices=_built("device", RatesConfig),
         find_problems=problems_of,
         find_plan_problems=find_plan_problems,
+        problems_of_plan=problems_of_plan,
     )
 
 

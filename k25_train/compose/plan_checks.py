@@ -1,11 +1,14 @@
 """Rules that plan a whole step: whether host memory holds what a configuration offloads to it."""
 
+from collections.abc import Sequence
+
 from k25_train.config.cluster import Device
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.plan.memory.node import fullest_node, node_memories
 from k25_train.plan.memory.offload import need_of
 from k25_train.plan.memory.stage import stage_memories
+from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.units import GIB
 from parallel.config import Problem
@@ -13,11 +16,23 @@ from parallel.config import Problem
 
 def find_plan_problems(config: Config) -> list[Problem]:
     """Rules that plan a whole step; every other rule must hold."""
-    if not (config.activation.offloads or _keeps_state(config)):
+    if not _has_plan_rules(config):
         return []
     pipeline = plan_pipeline(config)
+    return problems_of_plan(pipeline, stage_memories(pipeline))
+
+
+def problems_of_plan(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> list[Problem]:
+    """The same for whoever has planned it already, as it is configured, and has the memory of its stages."""
+    config = pipeline.config
+    if not _has_plan_rules(config):
+        return []
     of_activations = host_holds_activations(pipeline) if config.activation.offloads else []
-    return [*of_activations, *node_holds_what_is_offloaded(pipeline)]
+    return [*of_activations, *node_holds_what_is_offloaded(pipeline, memories)]
+
+
+def _has_plan_rules(config: Config) -> bool:
+    return config.activation.offloads or _keeps_state(config)
 
 
 def _keeps_state(config: Config) -> bool:
@@ -43,12 +58,12 @@ def host_holds_activations(pipeline: PipelinePlan) -> list[Problem]:
     return [Problem("activation.host_gib", given, rule, remedy)]
 
 
-def node_holds_what_is_offloaded(pipeline: PipelinePlan) -> list[Problem]:
+def node_holds_what_is_offloaded(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> list[Problem]:
     """A node has the memory for what its ranks keep there, most of which they lock: all that is offloaded of
     activations and optimizer state, and the copy that a checkpoint is written from. Where the device is the
     CPU only that counts: machines for trials are shared with others."""
     config, cluster, offloads = pipeline.config, pipeline.config.cluster, pipeline.config.activation.offloads
-    node = fullest_node(node_memories(pipeline, stage_memories(pipeline)))
+    node = fullest_node(node_memories(pipeline, memories))
     is_cpu = cluster.device is Device.cpu
     node_gib = (node.of_ranks.locked if is_cpu else node.total) / GIB
     if node_gib <= cluster.host_memory_gib:

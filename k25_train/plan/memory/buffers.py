@@ -9,6 +9,7 @@ ranks (megatron-core 0.19.2, `optimizer/param_layout.py`, and `_compute_per_buff
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 START_ALIGNMENT = 64
 """Elements at whose multiples parameters begin."""
@@ -41,22 +42,9 @@ class BufferPlan:
         """Elements of the buffer, padding included."""
         return self.buckets[-1][1] if self.buckets else 0
 
-    def shards(self) -> list[tuple[int, int]]:
+    def shards(self) -> tuple[tuple[int, int], ...]:
         """[rank] -> elements of parameters in its stretches, and parameters of which it has some."""
-        elements, parts = [0] * self.num_shards, [0] * self.num_shards
-        position = 0
-        for first, last in self.buckets:
-            size = (last - first) // self.num_shards
-            while position < len(self.ranges) and self.ranges[position][1] <= last:
-                start, end = self.ranges[position]
-                position += 1
-                if start == end:
-                    continue
-                for shard in range((start - first) // size, (end - 1 - first) // size + 1):
-                    begin = first + shard * size
-                    elements[shard] += min(end, begin + size) - max(start, begin)
-                    parts[shard] += 1
-        return list(zip(elements, parts, strict=True))
+        return _shards(self)
 
 
 def plan_buffer(sizes: Sequence[int], num_shards: int, bucket_size: int | None = None) -> BufferPlan:
@@ -84,3 +72,22 @@ def plan_buffer(sizes: Sequence[int], num_shards: int, bucket_size: int | None =
     if is_open:
         buckets.append((first, -(-end // divisor) * divisor))
     return BufferPlan(tuple(buckets), tuple(ranges), num_shards)
+
+
+# Layouts that a search compares have many buffers in common.
+@lru_cache(maxsize=32)
+def _shards(buffer: BufferPlan) -> tuple[tuple[int, int], ...]:
+    elements, parts = [0] * buffer.num_shards, [0] * buffer.num_shards
+    position = 0
+    for first, last in buffer.buckets:
+        size = (last - first) // buffer.num_shards
+        while position < len(buffer.ranges) and buffer.ranges[position][1] <= last:
+            start, end = buffer.ranges[position]
+            position += 1
+            if start == end:
+                continue
+            for shard in range((start - first) // size, (end - 1 - first) // size + 1):
+                begin = first + shard * size
+                elements[shard] += min(end, begin + size) - max(start, begin)
+                parts[shard] += 1
+    return tuple(zip(elements, parts, strict=True))

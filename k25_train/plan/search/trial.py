@@ -6,7 +6,7 @@ from enum import Enum
 
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
-from k25_train.plan.assumptions import Assumptions
+from k25_train.plan.assumptions import Assumptions, as_configured
 from k25_train.plan.cause import Cause
 from k25_train.plan.memory.stage import fullest
 from k25_train.plan.memory.verdict import Fit, MemoryVerdict
@@ -122,7 +122,12 @@ class Planner:
         )
         if outcome is Outcome.too_large:
             return replace(trial, note=what_fills(verdict))
-        if self.offer.find_plan_problems(pipeline.config):
+        is_as_configured = pipeline.assumptions == as_configured(pipeline.config)
+        if (
+            self.offer.problems_of_plan(pipeline, verdict.memories)
+            if is_as_configured and verdict.memories
+            else self.offer.find_plan_problems(pipeline.config)
+        ):
             return replace(trial, outcome=Outcome.too_large, note="host memory")
         # 2. Time.
         step = self.plan_step(pipeline)

@@ -195,8 +195,10 @@ def test_no_device_holds_less_than_its_bound() -> None:
     planner, candidates = drawn(12, ["cluster.nodes=64"])
     floors = KernelFloors()
     for candidate in candidates:
-        least = floors.states_bytes(planner, candidate) + floors.saved_bytes(planner, candidate)
-        assert least <= judge_memory(planner.pipeline_of(candidate), seeks_remedy=False).device_bytes
+        held = judge_memory(planner.pipeline_of(candidate), seeks_remedy=False).device_bytes
+        assert floors.states_bytes(planner, candidate) <= held
+        # Close enough to leave out what does not fit without planning it.
+        assert 0.8 * held < floors.device_bytes(planner, candidate) <= held, candidate
 
 
 def test_candidates_are_what_the_overrides_compose() -> None:
