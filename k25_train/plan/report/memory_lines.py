@@ -118,7 +118,7 @@ def remedy_text(verdict: MemoryVerdict) -> str:
     found = verdict.remedy
     if found is None or not found.overrides:
         return "Use more nodes or larger GPUs."
-    what = "This fits" if found.fits else "No choice of memory alone makes it fit; the most that helps"
+    what = "This fits" if found.fits else "No choice of memory alone makes it fit; what helps most"
     what += f", with {format_gb(found.left_bytes)} GB to spare" if found.fits else ""
     return f"{what}: {' '.join(found.overrides)}"
 

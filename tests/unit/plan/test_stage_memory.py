@@ -290,7 +290,7 @@ def test_summary_says_whether_copies_are_hidden(gb_per_s: float, is_hidden: bool
 def test_command_prints_what_would_help() -> None:
     text = run_command(*AS_REPORTED, "cluster.rates.memory_gb=40", "--activations")
     assert "DOES NOT FIT: stage 1 has 65.88 GB of states" in text
-    assert "the most that helps: optim.offload=cpu activation." in text
+    assert "what helps most: optim.offload=cpu activation=k2_fp8_offload activation." in text
 
 
 def test_command_prints_json_of_the_same(pretrain: Config) -> None:
