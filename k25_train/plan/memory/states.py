@@ -150,7 +150,7 @@ def _optimizer(config: Config, code: OtherCode, modules: Sequence[_Module]) -> t
     on_device, in_host = [0] * config.dp, [0] * config.dp
     for module in modules:
         for buffer, update, is_expert in module.buffers:
-            shards = buffer.shards()
+            shards: Sequence[tuple[int, int]] = buffer.shards()
             if is_expert:
                 # Ranks with other experts hold as much.
                 shards = [shard for shard in shards for _ in range(config.parallelism.ep)]

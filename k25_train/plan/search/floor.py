@@ -109,8 +109,11 @@ class KernelFloors:
             ahead = NOTHING if forward is None else of_kind[kinds[forward]][0]
             back = NOTHING if backward is None else of_kind[kinds[backward]][1]
             computed_s, exchanged_s = ahead.computed_s + back.computed_s, ahead.sent_s + back.sent_s
-            is_alone = forward is None or backward is None
-            return computed_s + exchanged_s if is_alone else max(computed_s, exchanged_s)
+            if forward is not None and backward is not None:
+                return max(computed_s, exchanged_s)
+            # One after the other, but for weights' gradients if they may be late.
+            late_s = back.late_s if layout.delays else 0.0
+            return max(computed_s, computed_s - late_s + exchanged_s)
 
         return step_floor_s(self._uses(config, layout, context_parallel), seconds)
 
@@ -258,26 +261,29 @@ class _Half(NamedTuple):
     """Kernels on the stream of computation."""
     sent_s: float
     """What is on that of the exchanges."""
+    late_s: float
+    """Of the kernels, those that may run during exchanges of the same pass."""
 
 
-NOTHING = _Half(0.0, 0.0)
+NOTHING = _Half(0.0, 0.0, 0.0)
 
 
 def _of_nodes(device: Device, kind: ChunkKind) -> tuple[_Half, _Half]:
     """Kernels and exchanges of a chunk, forward and backward."""
     found = []
     for is_forward in (True, False):
-        computed_s = sent_s = 0.0
+        computed_s = sent_s = late_s = 0.0
         for number, is_moe in ((kind.num_dense, False), (kind.num_moe, True)):
             if number:
                 layer = device.moe if is_moe else device.dense
                 computed_s += number * _seconds(layer.attention, is_forward)
                 computed_s += number * _seconds(layer.experts, is_forward)
+                late_s += number * (layer.attention.weights.seconds + layer.experts.weights.seconds)
                 sent_s += number * (layer.dispatch if is_forward else layer.combine).seconds
                 sent_s += number * (layer.combine.seconds + _seconds(layer.combined, is_forward))
         for is_there, ends in ((kind.is_first, device.first), (kind.is_last, device.last)):
             computed_s += _seconds(ends, is_forward) if is_there else 0.0
-        found.append(_Half(computed_s, sent_s))
+        found.append(_Half(computed_s, sent_s, late_s))
     return found[0], found[1]
 
 

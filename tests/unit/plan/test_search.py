@@ -125,6 +125,14 @@ class TestBestFirst:
         assert not found.is_complete
         assert found.num_answers == 4
 
+    def test_the_limit_is_that_of_the_last_one_wanted(self) -> None:
+        found = Found(2, 1.0)
+        for group, value in enumerate((1.5, 1.9, 1.0)):
+            found.take(Item(0.0, "", 0.0, group, None), value)
+        assert found.limit == 1.5
+        found.window = 0.25
+        assert found.limit == 1.25
+
     def test_equal_values_are_decided_by_name(self) -> None:
         found = Found(1, 0.0)
         found.take(Item(0.0, "b", 0.0, 0, None), 2.0)
@@ -189,6 +197,18 @@ def test_no_step_takes_less_than_its_bound() -> None:
         step_s = plan_step(planner.pipeline_of(candidate)).step_s
         assert floors.of_candidate(planner, candidate) <= step_s, candidate
         assert floors.of_layout(planner, layout, choice.activation, shared) <= step_s, candidate
+
+
+def test_late_gradients_of_weights_are_no_part_of_the_bound_where_exchanges_hide_them() -> None:
+    """As few micro-batches as there can be, so that most passes run alone; nothing around them counts."""
+    sizes = ["cluster.nodes=512", "train.global_batch_size=4096", "activation=keep"]
+    pipeline = plan_pipeline(compose([*LARGE, *sizes]))
+    planner, floors = planner_of(pipeline), KernelFloors()
+    candidate = candidate_of(pipeline.config, planner.offer)
+    assert candidate.layout.delays and pipeline.num_micro_batches == 16
+    passes_s = plan_step(planner.pipeline_of(candidate)).timeline.makespan_s
+    bound_s = floors.of_layout(planner, candidate.layout, candidate.choice.activation, 1)
+    assert 0.7 * passes_s < bound_s <= passes_s
 
 
 def test_no_device_holds_less_than_its_bound() -> None:
