@@ -20,13 +20,14 @@ from k25_train.plan.search.best_first import Found, Item
 from k25_train.plan.search.candidates import activation_names, candidate_of, config_of, simplicity
 from k25_train.plan.search.floor import KernelFloors
 from k25_train.plan.search.ranking import pasted, ranking_of
-from k25_train.plan.search.reasons import why_not_possible
+from k25_train.plan.search.reasons import why_group_loses, why_not_possible
 from k25_train.plan.search.search import SearchResult, _Search, find_layouts, judge_quickly
-from k25_train.plan.search.space import Candidate, choices, groups, layouts_of
+from k25_train.plan.search.space import Candidate, Group, choices, groups, layouts_of
 from k25_train.plan.search.trial import Outcome, Planner, Trial
 from k25_train.plan.search.uses import uses_of
 from k25_train.plan.search.workers import InProcess
 from k25_train.plan.time.plan_step import plan_step
+from parallel.dispatcher import Dispatcher
 from parallel.pipeline.schedule import schedule_of
 
 TINY = ["experiment=smoke", "cluster.gpus_per_node=2", "parallelism.ep=1"]
@@ -173,6 +174,13 @@ class TestTiny:
         told = ranking_of(result)
         assert len(told.losers) == len(result.groups) - 1
         assert all(reason for _, reason in told.losers)
+        # Bounds speak where nothing of a group had to be planned.
+        assert result.winner is not None
+        slower = replace(
+            result, floors=dict.fromkeys(result.floors, 3 * result.winner.step_s), ranked=[result.winner]
+        )
+        bounded = [why_group_loses(group, slower) for group in result.groups if group[:3] in result.floors]
+        assert set(bounded) == {"", "at least 200.0% slower"}
 
     def test_workers_change_nothing(self) -> None:
         pipeline, alone = tiny()
@@ -253,6 +261,23 @@ def test_candidates_are_what_the_overrides_compose() -> None:
         ):
             assert compose([*base, *overrides]) == config
     assert num_legal > 3
+
+
+def test_experts_overlap_wherever_training_can_do_so() -> None:
+    config = plan_pipeline(compose(LARGE)).config
+    for pp, vpp, ep, expected in ((1, 1, 16, True), (4, 1, 16, False), (4, 2, 16, True), (4, 2, 1, False)):
+        layouts = list(layouts_of(config, Group(pp, vpp, ep, "")))
+        assert any(layout.overlaps for layout in layouts) is expected, (pp, vpp, ep)
+        assert all(layout.overlaps for layout in layouts if layout.delays)
+
+
+def test_sms_are_those_of_the_dispatcher_that_they_were_configured_for() -> None:
+    more = ("parallelism.dispatcher=hybridep", "parallelism.dispatcher_sms=24")
+    config = plan_pipeline(compose([*LARGE, *more])).config
+    own = candidate_of(config, few())
+    for dispatcher, expected in ((Dispatcher.hybridep, 24), (Dispatcher.deepep, None)):
+        candidate = own._replace(layout=own.layout._replace(dispatcher=dispatcher))
+        assert config_of(config, candidate, few()).parallelism.dispatcher_sms == expected
 
 
 @pytest.mark.parametrize(("pp", "vpp", "number"), [(1, 1, 7), (4, 3, 48), (4, 2, 18), (2, 5, 6), (8, 1, 20)])

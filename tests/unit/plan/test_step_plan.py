@@ -232,6 +232,19 @@ def test_the_planned_step_as_phases_of_ranks(more: tuple[str, ...]) -> None:
             assert segment.start_s >= ends_s[-1] - 1e-9
             ends_s.append(segment.end_s)
     assert step_s(records) == pytest.approx(step.step_s - _left_out_s(step), rel=0.01)
+    # In idle times the encoder has its share of them.
+    parts, last = seconds(step), records[-1]
+    encoded_s = sum(
+        each.end_s - each.start_s
+        for each in segments(last.spans)
+        if each.kind in (Kind.vision_forward, Kind.vision_backward)
+    )
+    if more:
+        idle_s = sum(slot.seconds for slot in step.timeline.slots(last.stage))
+        share = parts[Cause.encoder] / (parts[Cause.encoder] + parts[Cause.bubble])
+        assert encoded_s == pytest.approx(share * idle_s, rel=0.01)
+    else:
+        assert encoded_s == pytest.approx(parts[Cause.encoder])
 
 
 def _left_out_s(step: StepPlan) -> float:

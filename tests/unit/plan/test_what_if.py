@@ -1,16 +1,17 @@
 """What-ifs change what they are about alone, and say what limits."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
 
 from k25_train.compose.offer import offer
 from k25_train.compose.resolve import compose
-from k25_train.plan.memory.verdict import Fit
+from k25_train.plan.memory.verdict import Fit, judge_memory
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.plan_step import plan_step
 from k25_train.plan.variants import WhatIfKind
-from k25_train.plan.what_if import Row, WhatIf, planned, what_if
+from k25_train.plan.what_if import Row, WhatIf, fit_in_words, planned, what_if
 
 
 @lru_cache(maxsize=4)
@@ -81,3 +82,12 @@ def test_what_training_refuses_has_its_words() -> None:
         sizes.global_batch_size = before
     assert row.step is None
     assert row.verdict.startswith("train.global_batch_size must be a multiple of")
+
+
+def test_the_fuller_of_device_and_node_is_told() -> None:
+    memory = judge_memory(plan_pipeline(compose(["experiment=k25_pretrain_4k"])), seeks_remedy=False)
+    assert memory.margin_bytes is not None and memory.margin_bytes > 5e9
+    assert fit_in_words(memory) == f"fits: {memory.margin_bytes / 1e9:.1f} GB left of stage 0"
+    for left, expected in ((5e9, "5.0 GB left of a node"), (-5e9, "5.0 GB missing on a node")):
+        fuller = replace(memory, node_bytes=memory.node_limit_bytes - left)
+        assert fit_in_words(fuller) == f"fits: {expected}"
