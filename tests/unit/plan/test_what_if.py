@@ -10,7 +10,7 @@ from k25_train.compose.resolve import compose
 from k25_train.plan.memory.verdict import Fit, judge_memory
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.plan_step import plan_step
-from k25_train.plan.variants import WhatIfKind
+from k25_train.plan.variants import WhatIfKind, variants_of
 from k25_train.plan.what_if import Row, WhatIf, fit_in_words, planned, what_if
 
 
@@ -91,3 +91,17 @@ def test_the_fuller_of_device_and_node_is_told() -> None:
     for left, expected in ((5e9, "5.0 GB left of a node"), (-5e9, "5.0 GB missing on a node")):
         fuller = replace(memory, node_bytes=memory.node_limit_bytes - left)
         assert fit_in_words(fuller) == f"fits: {expected}"
+
+
+def test_what_is_not_asked_stays_as_configured() -> None:
+    """Longer sequences are fewer; a slower network leaves all else."""
+    base, every = large().config, offer()
+    tokens = base.train.global_batch_size * base.train.seq_len
+    for variant in variants_of(WhatIfKind.length, large(), every):
+        train = variant.config.train
+        assert train.global_batch_size * train.seq_len == tokens
+        assert variant.value == train.seq_len
+    for variant in variants_of(WhatIfKind.network, large(), every):
+        assert variant.config.cluster.network_gb_per_s == variant.value
+        cluster = replace(variant.config.cluster, network_gb_per_s=base.cluster.network_gb_per_s)
+        assert replace(variant.config, cluster=cluster) == base
