@@ -5,7 +5,7 @@ and the last micro-batch still has to go back through the chunks before it. What
 added. Only waits in between are left out, and what is exposed of gradients and messages.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -13,20 +13,10 @@ from k25_train.config.basics import data_parallel_size
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
-from k25_train.parameters.megatron import (
-    TrainedParameter,
-    embedding_parameter,
-    head_parameters,
-    layer_parameters,
-)
-from k25_train.parameters.update_rules import rule_of
 from k25_train.plan.kernels.work import Setting
-from k25_train.plan.memory.expert_exchange import exchange_bytes
-from k25_train.plan.memory.offload import offload_budget
-from k25_train.plan.memory.outside import context_bytes, gaps_share, nccl_bytes
-from k25_train.plan.memory.pipeline_peak import output_bytes, saved_bytes, working_bytes
-from k25_train.plan.pipeline import PipelinePlan, StagePlan, layout_of, plan_pipeline
+from k25_train.plan.pipeline import PipelinePlan, layout_of, plan_pipeline
 from k25_train.plan.search.candidates import config_of
+from k25_train.plan.search.memory_floor import least_bytes, passes_bytes, with_outside
 from k25_train.plan.search.space import Candidate, Layout
 from k25_train.plan.search.trial import Planner
 from k25_train.plan.search.uses import Uses, uses_of
@@ -35,7 +25,6 @@ from k25_train.plan.time.chunk_nodes import ChunkKind, Device, PartNodes
 from k25_train.plan.time.encoder import coupled_pass_s, encoder_plan
 from k25_train.plan.time.optimizer import optimizer_part
 from k25_train.plan.time.passes import PassTimes, pass_times
-from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES, state_bytes
 from parallel.config import DepMode, DepSchedule
 from parallel.dispatcher import Dispatcher
 
@@ -171,7 +160,7 @@ class KernelFloors:
         dp = data_parallel_size(config.world_size, layout.pp)
         key = layout.ep, dp, on_device
         if key not in self._states:
-            self._states[key] = _least_bytes(config, layout.ep, dp, on_device=on_device)
+            self._states[key] = least_bytes(config, layout.ep, dp, on_device=on_device)
         dense, moe, first, last = self._states[key]
         kinds = self._kinds(config_of(config, candidate, planner.offer), layout)
         of_chunks = [
@@ -182,7 +171,7 @@ class KernelFloors:
 
     def device_bytes(self, planner: Planner, candidate: Candidate) -> float:
         """See `Floors`: of the first two stages, which hold the most micro-batches, and the last one, in the
-        pipeline's passes, without padding, images' features and an encoder in bubbles."""
+        pipeline's passes, without padding, images' features and the encoder, wherever that is."""
         layout, choice, context_parallel = candidate
         # Whether weights' gradients come later makes no difference, nor which library sends tokens.
         has_library = layout.dispatcher is not Dispatcher.alltoall
@@ -192,19 +181,18 @@ class KernelFloors:
             least = choice._replace(mode=DepMode.decoupled, schedule=DepSchedule.bubbles)
             pipeline = self._pipeline(planner, Candidate(layout, least, context_parallel))
             self._of_passes[key_of_passes] = {
-                stage.stage: _passes_bytes(stage)
+                stage.stage: passes_bytes(stage)
                 for stage in {
                     each.stage: each for each in (*pipeline.stages[:2], pipeline.stages[-1])
                 }.values()
             }
-        config, code = planner.config, planner.assumptions.code
         states = self._stage_states(planner, candidate)
         tensors = max(
             states[stage] + of_passes for stage, of_passes in self._of_passes[key_of_passes].items()
         )
-        config = config_of(config, candidate, planner.offer)
-        outside = context_bytes(config) + nccl_bytes(config, code)
-        return (1 + gaps_share(config, code)) * tensors + outside
+        return with_outside(
+            config_of(planner.config, candidate, planner.offer), planner.assumptions.code, tensors
+        )
 
     def _pipeline(self, planner: Planner, candidate: Candidate) -> PipelinePlan:
         """That of a candidate, without balancing its layers once more."""
@@ -225,33 +213,6 @@ class KernelFloors:
     def _uses(self, config: Config, layout: Layout, context_parallel: int) -> Uses:
         number = config.num_micro_batches * context_parallel
         return uses_of(layout.pp, layout.vpp, number, overlaps=layout.overlaps)
-
-
-def _least_bytes(config: Config, ep: int, dp: int, *, on_device: bool) -> tuple[float, float, float, float]:
-    """What a rank keeps of a dense layer, a layer with experts, the embedding and the head."""
-    model, dtype = config.model, config.train.dtype
-    each_bytes = WEIGHT_BYTES[dtype] + GRADIENT_BYTES
-
-    def bytes_of(parameters: Iterable[TrainedParameter]) -> float:
-        total = 0.0
-        for parameter in parameters:
-            size, replicas = (parameter.size / ep, dp / ep) if parameter.is_expert else (parameter.size, dp)
-            state = state_bytes(rule_of(*parameter, config.optim, model).update, dtype) if on_device else 0
-            total += size * (each_bytes + state / max(1.0, replicas))
-        return total
-
-    dense = bytes_of(layer_parameters(model, 0)) if model.num_dense_layers else 0.0
-    moe = bytes_of(layer_parameters(model, model.num_layers - 1)) if model.num_moe_layers else 0.0
-    return dense, moe, bytes_of([embedding_parameter(model)]), bytes_of(head_parameters(model))
-
-
-def _passes_bytes(stage: StagePlan) -> float:
-    """What a stage's passes hold, but for images' features and an encoder in bubbles."""
-    sizes, buffer = stage.balanced_sizes, 0
-    if stage.config.activation.offloads:
-        buffer = offload_budget(stage).device_bytes
-    passes = saved_bytes(stage, sizes) + output_bytes(stage) + working_bytes(stage, sizes)
-    return passes + exchange_bytes(stage, sizes) + buffer
 
 
 class _Half(NamedTuple):

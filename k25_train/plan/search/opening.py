@@ -78,19 +78,18 @@ class Work:
         # 1. What there is room for: the fewest micro-batches wait where nothing overlaps.
         offloaded = self.planner.least_choice._replace(offload=OptimizerOffload.cpu)
         states_bytes = self._states(layouts[0], offloaded)
-        every_name = self._names
-        first = {layout.micro_batch_size: layout for layout in reversed(layouts)}
+        first = {(layout.micro_batch_size, layout.dispatcher): layout for layout in reversed(layouts)}
         least_bytes = {
-            (size, name): self._device(layout, offloaded._replace(activation=name))
-            for size, layout in first.items()
-            for name in every_name
+            (*key, name): self._device(layout, offloaded._replace(activation=name))
+            for key, layout in first.items()
+            for name in self._names
             if states_bytes <= self._limit
         }
         # 2. Bounds for what is left.
         found = list[Item]()
         for layout in layouts:
-            size = layout.micro_batch_size
-            names = [name for name in every_name if least_bytes.get((size, name), INFINITE) <= self._limit]
+            key = layout.micro_batch_size, layout.dispatcher
+            names = [name for name in self._names if least_bytes.get((*key, name), INFINITE) <= self._limit]
             if names:
                 bounds = (
                     self.floors.of_layout(self.planner, layout, name, self.context_parallel) for name in names
