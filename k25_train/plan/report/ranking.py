@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from k25_train.plan.search.ranking import COLUMNS, Ranking
+from k25_train.plan.search.reasons import summed_up
 from k25_train.terminal import table_width
 
 EVERY_S = 1.0
@@ -15,14 +16,18 @@ EVERY_S = 1.0
 
 
 def print_ranking(ranking: Ranking) -> None:
-    """Print the best layouts, why others lose, and the winner's overrides last."""
+    """Print whether it was given up, the best layouts, why others lose, and the winner's overrides."""
     console = Console(width=table_width(), highlight=False)
+    if ranking.gave_up:
+        console.print(ranking.gave_up, soft_wrap=True)
     table = Table(*COLUMNS)
     for row in ranking.rows:
         table.add_row(*row)
     console.print(table)
-    for name, reason in ranking.losers:
+    for name, reason in ranking.losers[: ranking.num_near]:
         console.print(f"{name}: {reason}", soft_wrap=True)
+    for line in summed_up(reason for _, reason in ranking.losers[ranking.num_near :]):
+        console.print(line, soft_wrap=True)
     for note in ranking.notes:
         console.print(note, soft_wrap=True)
     if ranking.overrides:
@@ -32,6 +37,7 @@ def print_ranking(ranking: Ranking) -> None:
 def ranking_as_dict(ranking: Ranking) -> dict[str, Any]:
     """The same as plain values."""
     return {
+        "is_complete": not ranking.gave_up,
         "overrides": ranking.overrides,
         "ranked": [dict(zip(COLUMNS, row, strict=True)) for row in ranking.rows],
         "losers": dict(ranking.losers),

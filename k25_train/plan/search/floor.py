@@ -179,13 +179,9 @@ class KernelFloors:
         key_of_passes = (*key, choice.activation, context_parallel)
         if key_of_passes not in self._of_passes:
             least = choice._replace(mode=DepMode.decoupled, schedule=DepSchedule.bubbles)
-            pipeline = self._pipeline(planner, Candidate(layout, least, context_parallel))
-            self._of_passes[key_of_passes] = {
-                stage.stage: passes_bytes(stage)
-                for stage in {
-                    each.stage: each for each in (*pipeline.stages[:2], pipeline.stages[-1])
-                }.values()
-            }
+            stages = self._pipeline(planner, Candidate(layout, least, context_parallel)).stages
+            fullest = {stage.stage: stage for stage in (*stages[:2], stages[-1])}
+            self._of_passes[key_of_passes] = {each: passes_bytes(stage) for each, stage in fullest.items()}
         states = self._stage_states(planner, candidate)
         tensors = max(
             states[stage] + of_passes for stage, of_passes in self._of_passes[key_of_passes].items()

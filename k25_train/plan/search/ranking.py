@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from k25_train.config.leaves import leaves, plain_values
 from k25_train.config.schema import Config
 from k25_train.plan.search.candidates import config_of, overrides_of, written
-from k25_train.plan.search.reasons import line_of, why_group_loses, why_not_possible, why_slower
+from k25_train.plan.search.reasons import line_of, nearness, why_group_loses, why_not_possible, why_slower
 from k25_train.plan.search.search import SearchResult
 from k25_train.plan.search.trial import Outcome, Trial
 from k25_train.units import GB
 
 COLUMNS = ("layout", "tokens/s/GPU", "MFU", "step s", "GB left", "why not")
-"""Headings of `ranking_rows`."""
+"""Headings of `Ranking.rows`."""
+MOST_NEAR = 12
+"""Losers that are told one by one."""
+GAVE_UP = "NOT COMPLETE: the search was given up, so there may be something better than what follows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,11 @@ class Ranking:
     rows: list[tuple[str, ...]]
     """The winner, those behind it, and the configured layout; texts of `COLUMNS`."""
     losers: list[tuple[str, str]]
-    """Every other pp, vpp and ep, with the reason why it loses."""
+    """Every other pp, vpp and ep, with the reason why it loses; the nearest first."""
+    num_near: int
+    """Of these, as many could be trained, and are near enough to be told one by one."""
+    gave_up: str
+    """What to know before anything else if the search was given up; empty if it was not."""
     notes: list[str]
     """What else is to be known."""
 
@@ -49,13 +56,18 @@ def ranking_of(result: SearchResult, compose: Callable[[Sequence[str]], Config] 
         note = why_slower(configured, winner)
     first, *rest = _row(configured, note)
     rows.append((f"as configured: {first}", *rest))
+    every = sorted(result.groups, key=lambda group: nearness(group, result))
     losers = [
-        (f"pp {group.pp}, vpp {group.vpp}, ep {group.ep}", why_group_loses(group, result))
-        for group in result.groups
+        (f"pp {group.pp}, vpp {group.vpp}, ep {group.ep}", why_group_loses(group, result)) for group in every
     ]
-    overrides = [] if winner is None else pasted(result, winner, compose)
+    num_possible = sum(nearness(group, result) < float("inf") for group in every)
     return Ranking(
-        overrides=overrides, rows=rows, losers=[each for each in losers if each[1]], notes=_notes(result)
+        overrides=[] if winner is None else pasted(result, winner, compose),
+        rows=rows,
+        losers=[each for each in losers if each[1]],
+        num_near=min(MOST_NEAR, max(0, num_possible - (winner is not None))),
+        gave_up="" if result.is_complete else GAVE_UP,
+        notes=_notes(result),
     )
 
 
@@ -82,8 +94,6 @@ def _row(trial: Trial, note: str) -> tuple[str, ...]:
 
 def _notes(result: SearchResult) -> list[str]:
     found = [f"{result.num_planned:,} of {result.num_candidates:,} candidates were planned"]
-    if not result.is_complete:
-        found.append("the search was given up: there may be something better")
     if result.context_parallel > 1:
         found.append(
             f"nothing fits unless {result.context_parallel} ranks share a sequence (context parallelism), "

@@ -1,6 +1,10 @@
 """Why layouts lose, one line each; torch-free."""
 
+import re
+from collections.abc import Iterable
+
 from k25_train.plan.cause import Cause
+from k25_train.plan.memory.room import MARGIN_SHARE
 from k25_train.plan.search.search import SearchResult
 from k25_train.plan.search.space import Group
 from k25_train.plan.search.trial import Outcome, Trial
@@ -65,7 +69,8 @@ def why_group_loses(group: Group, result: SearchResult) -> str:
         return "not looked at"
     if floor == float("inf"):
         limit = (result.planner.config.cluster.gpu_memory_gb or 0.0) * GB
-        what = f"{states / GB:.0f} GB at least, of {limit / GB:.1f}"
+        may_fill = limit * (1 if winner is None or winner.outcome is Outcome.tight else 1 - MARGIN_SHARE)
+        what = f"{states / GB:.0f} GB at least, and {may_fill / GB:.1f} of {limit / GB:.1f} may be filled"
         return f"does not fit: {what}, whatever is done with activations"
     if winner is None:
         return why_not_possible(own[0]) if own else "does not fit"
@@ -75,6 +80,36 @@ def why_group_loses(group: Group, result: SearchResult) -> str:
         "what fits is slower" if result.is_complete else "the search was given up before all of it was seen"
     )
     return f"{why_not_possible(own[0])}; {rest}" if own else rest
+
+
+def nearness(group: Group, result: SearchResult) -> float:
+    """How many seconds a step of a group's layouts takes, or takes at least; infinite if there is none."""
+    key = group[:3]
+    fitting = [trial.step_s for trial in result.ranked if trial.candidate.layout.group == key]
+    return min(fitting, default=result.floors.get(key, float("inf")))
+
+
+def summed_up(reasons: Iterable[str]) -> list[str]:
+    """A line for each kind of reason: how many there are, and the least and most of each number in it. The
+    most frequent first."""
+    kinds: dict[tuple[str, ...], list[list[str]]] = {}
+    for reason in reasons:
+        kinds.setdefault(tuple(NUMBER.split(reason)), []).append(NUMBER.findall(reason))
+    found = []
+    for words, numbers in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+        text = words[0]
+        for column, after in zip(zip(*numbers, strict=True), words[1:], strict=True):
+            least, most = min(column, key=_value), max(column, key=_value)
+            text += (least if least == most else f"{least} to {most}") + after
+        found.append(f"{len(numbers):,} other{'s' * (len(numbers) > 1)}: {text}")
+    return found
+
+
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", ""))
 
 
 def line_of(trial: Trial) -> str:

@@ -15,12 +15,13 @@ from k25_train.plan.assumptions import AS_CONFIGURED
 from k25_train.plan.memory.verdict import judge_memory
 from k25_train.plan.offer import Offer
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
-from k25_train.plan.search import best_first
+from k25_train.plan.report.ranking import print_ranking
+from k25_train.plan.search import best_first, search
 from k25_train.plan.search.best_first import Found, Item
 from k25_train.plan.search.candidates import activation_names, candidate_of, config_of, simplicity
 from k25_train.plan.search.floor import KernelFloors
 from k25_train.plan.search.ranking import pasted, ranking_of
-from k25_train.plan.search.reasons import why_group_loses, why_not_possible
+from k25_train.plan.search.reasons import summed_up, why_group_loses, why_not_possible
 from k25_train.plan.search.search import SearchResult, _Search, find_layouts, judge_quickly
 from k25_train.plan.search.space import Candidate, Group, choices, groups, layouts_of
 from k25_train.plan.search.trial import Outcome, Planner, Trial
@@ -198,7 +199,7 @@ def drawn(number: int, overrides: Sequence[str]) -> tuple[Planner, list[Candidat
 
 
 def test_no_step_takes_less_than_its_bound() -> None:
-    planner, candidates = drawn(10, ["cluster.nodes=64"])
+    planner, candidates = drawn(6, ["cluster.nodes=64"])
     floors = KernelFloors()
     for candidate in candidates:
         layout, choice, shared = candidate
@@ -232,7 +233,7 @@ def test_no_device_holds_less_than_its_bound() -> None:
 def test_candidates_are_what_the_overrides_compose() -> None:
     """Whatever is proposed passes the checks of training, and is the configuration that was planned."""
     base = [*LARGE, "cluster.nodes=64"]
-    planner, candidates = drawn(12, ["cluster.nodes=64"])
+    planner, candidates = drawn(9, ["cluster.nodes=64"])
     num_legal = 0
     for candidate in candidates:
         config = config_of(planner.config, candidate, planner.offer)
@@ -306,7 +307,8 @@ def test_too_few_micro_batches_are_told() -> None:
     assert reasons == {"needs 16 micro-batches per replica, and there are 4"}
 
 
-def test_nothing_fits_a_small_cluster() -> None:
+def test_nothing_fits_a_small_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "CONTEXT_PARALLEL", (1, 8))
     config = compose([*LARGE, "cluster.nodes=32"])
     small = replace(config, cluster=replace(config.cluster, nodes=1))
     result = searched(_unchecked(small))
@@ -334,6 +336,30 @@ def _unchecked(config: Any) -> PipelinePlan:
     """The plan of a layout that a node has ranks for."""
     sizes = replace(config.parallelism, pp=8, vpp=1, ep=1, overlap_expert_comm=False, delay_wgrad=False)
     return plan_pipeline(replace(config, parallelism=sizes))
+
+
+def test_reasons_are_summed_up_by_kind() -> None:
+    reasons = [
+        "at least 2.1% slower",
+        "needs 16 micro-batches",
+        "at least 1,013.5% slower",
+        "at least 4.0% slower",
+    ]
+    assert summed_up(reasons) == [
+        "3 others: at least 2.1 to 1,013.5% slower",
+        "1 other: needs 16 micro-batches",
+    ]
+    assert summed_up([]) == []
+
+
+def test_a_search_that_is_given_up_says_so_first(capsys: pytest.CaptureFixture[str]) -> None:
+    _, result = tiny()
+    print_ranking(ranking_of(replace(result, is_complete=False)))
+    assert capsys.readouterr().out.startswith("NOT COMPLETE")
+    print_ranking(ranking_of(result))
+    told = capsys.readouterr().out
+    assert "NOT COMPLETE" not in told
+    assert len(told.splitlines()) < 40
 
 
 def test_reasons_name_what_is_missing() -> None:
