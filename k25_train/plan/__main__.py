@@ -157,6 +157,8 @@ def _check_files(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: one of them has no folder, is one, or is not wanted with this view.
     """
+    if options.html is not None and options.html == options.perfetto:
+        raise ConfigError(f"--html and --perfetto {options.html}: are two files: give each a name of its own")
     for name in ("html", "perfetto"):
         path: Path | None = getattr(options, name)
         if path is None:

@@ -126,14 +126,15 @@ def _nodes(pipeline: PipelinePlan) -> Iterator[Variant]:
 
 
 def _lengths(pipeline: PipelinePlan) -> Iterator[Variant]:
-    """Lengths from the configured one on."""
-    config = pipeline.config
-    tokens = config.train.global_batch_size * config.train.seq_len
-    for length in LENGTHS:
-        if length < config.train.seq_len or tokens % length:
+    """Lengths from the configured one on, of a short one as many doublings; a step keeps its tokens."""
+    config, configured = pipeline.config, pipeline.config.train.seq_len
+    tokens, least = config.train.global_batch_size * configured, min(configured, LENGTHS[0])
+    for length in sorted({configured, *(length * least // LENGTHS[0] for length in LENGTHS)}):
+        if length < configured or tokens % length:
             continue
         changed = _of_length(config, length, tokens // length)
-        yield _variant(pipeline, f"{length // 1024}K tokens", length, config=changed)
+        name = f"{length // 1024}K tokens" if length % 1024 == 0 else f"{length:,} tokens"
+        yield _variant(pipeline, name, length, config=changed)
 
 
 def _of_length(config: Config, length: int, number: int) -> Config:

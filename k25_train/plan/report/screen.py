@@ -67,6 +67,9 @@ def _device(verdict: MemoryVerdict) -> Iterator[str]:
 
 def _host(verdict: MemoryVerdict) -> Iterator[str]:
     held, limit = format_gb(verdict.node_bytes), format_gb(verdict.node_limit_bytes)
+    if verdict.limit_bytes is None:
+        yield f"host memory: {held} GB on the fullest node, which has {limit}; not judged on CPUs"
+        return
     left = verdict.node_limit_bytes - verdict.node_bytes
     words = f"{format_gb(-left)} GB too little" if left < 0 else f"{format_gb(left)} GB left"
     yield f"host memory: {words} on the fullest node, {held} of {limit}"

@@ -179,6 +179,12 @@ def test_options_that_contradict_are_refused(
     assert "usage: k25-plan" in capsys.readouterr().err
 
 
+def test_a_page_and_a_trace_are_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "plan")
+    assert run(SMALL, "--html", path, "--perfetto", path) == 2
+    assert "are two files: give each a name of its own" in capsys.readouterr().err
+
+
 def test_a_contradictory_configuration_is_refused_as_by_training(capsys: pytest.CaptureFixture[str]) -> None:
     broken = [SMALL, "parallelism.pp=3", "train.micro_batch_size=0"]
     with pytest.raises(ConfigError) as of_training:

@@ -67,6 +67,8 @@ def test_who_has_too_little_is_said(pretrain: Planned) -> None:
     assert any("--search" in line for line in lines_of(with_verdict(pretrain, of_device))[2:5])
     of_host = hand_made_verdict(Fit.does_not_fit, node_gb=2500.0)
     assert lines_of(with_verdict(pretrain, of_host))[2].startswith("host memory: 353 GB too little")
+    trial = lines_of(with_verdict(pretrain, replace(of_host, fit=Fit.fits, limit_bytes=None)))[2]
+    assert trial == "host memory: 2,500 GB on the fullest node, which has 2,147; not judged on CPUs"
     closest = hand_made_remedy("optim.offload=cpu", left_gb=-1, fit=Fit.does_not_fit)
     hopeless = hand_made_verdict(Fit.does_not_fit, device_gb=192.0, remedy=closest)
     text = "\n".join(lines_of(with_verdict(pretrain, hopeless)))

@@ -105,3 +105,12 @@ def test_what_is_not_asked_stays_as_configured() -> None:
         assert variant.config.cluster.network_gb_per_s == variant.value
         cluster = replace(variant.config.cluster, network_gb_per_s=base.cluster.network_gb_per_s)
         assert replace(variant.config, cluster=cluster) == base
+
+
+def test_lengths_start_at_the_configured_one_however_short() -> None:
+    """As many doublings as for a long one, while a step's tokens can be cut into such sequences."""
+    smoke = plan_pipeline(compose(["experiment=smoke"]))
+    names = [variant.name for variant in variants_of(WhatIfKind.length, smoke, offer())]
+    assert names == ["256 tokens", "512 tokens", "1K tokens", "2K tokens"]
+    values = [variant.value for variant in variants_of(WhatIfKind.length, large(), offer())]
+    assert values == [4096 << doublings for doublings in range(7)]
