@@ -61,7 +61,7 @@ class Work:
     def __call__(self, what: Open | Candidate) -> "Opened | Trial":
         """The items in a group or layout, or the plan of a candidate."""
         if isinstance(what, Candidate):
-            return self.planner.plan(what)
+            return self.planner.plan(what, times_tight=self.is_tight)
         if isinstance(what.what, Group):
             return self._layouts(what.what)
         return self._candidates(what.what, what.bound, what.activations)

@@ -60,6 +60,8 @@ def why_group_loses(group: Group, result: SearchResult) -> str:
         for trial in result.trials
         if trial.candidate.layout.group == key and trial.outcome is not Outcome.fits
     ]
+    # What is missing the least comes first.
+    own.sort(key=lambda trial: float("inf") if trial.margin_bytes is None else -trial.margin_bytes)
     fitting = [trial for trial in result.ranked if trial.candidate.layout.group == key]
     if fitting and winner is not None:
         return why_slower(fitting[0], winner)

@@ -92,8 +92,8 @@ class Planner:
         assumptions = replace(self.assumptions, context_parallel=candidate.context_parallel)
         return plan_pipeline(config, assumptions=assumptions)
 
-    def plan(self, candidate: Candidate) -> Trial:
-        """Plan a candidate: rules first, then memory, then time.
+    def plan(self, candidate: Candidate, *, times_tight: bool = True) -> Trial:
+        """Plan a candidate: rules first, then memory, then time, of what is tight only if that is wanted.
 
         Ranks that share a sequence count as one where rules are about replicas and their batches.
         """
@@ -103,13 +103,13 @@ class Planner:
             first = problems[0]
             note = f"{first.key} {first.rule}"
             return Trial(candidate=candidate, outcome=Outcome.illegal, note=note)
-        return self._planned(candidate, self.pipeline_of(candidate))
+        return self._planned(candidate, self.pipeline_of(candidate), times_tight)
 
     def plan_configured(self, pipeline: PipelinePlan) -> Trial:
         """Plan what is configured, with its own layout of layers."""
-        return self._planned(candidate_of(pipeline.config, self.offer), pipeline)
+        return self._planned(candidate_of(pipeline.config, self.offer), pipeline, True)
 
-    def _planned(self, candidate: Candidate, pipeline: PipelinePlan) -> Trial:
+    def _planned(self, candidate: Candidate, pipeline: PipelinePlan, times_tight: bool) -> Trial:
         # 1. Memory.
         verdict = self.judge_memory(pipeline)
         outcome = {Fit.fits: Outcome.fits, Fit.tight: Outcome.tight}.get(verdict.fit, Outcome.too_large)
@@ -129,6 +129,8 @@ class Planner:
             else self.offer.find_plan_problems(pipeline.config)
         ):
             return replace(trial, outcome=Outcome.too_large, note="host memory")
+        if outcome is Outcome.tight and not times_tight:
+            return trial
         # 2. Time.
         step = self.plan_step(pipeline)
         return replace(
