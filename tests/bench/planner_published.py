@@ -105,7 +105,7 @@ def main(names: Sequence[str]) -> int:
     constants = fit_all(published.of(Role.calibration))
     for device, constant in constants.items():
         rows = [row.name for row in published.of(Role.calibration) if chip(row) == device]
-        print(f"{device}: kernels take {constant:.3f} times what its file says, by {', '.join(rows)}")
+        print(f"{device}: kernels take {constant:.3f} times what its data sheet says, by {', '.join(rows)}")
     # 2. Everything planned with them.
     steps = {row.name: plan_step(planned(row, constants[chip(row)])) for row in published.rows}
     if names:

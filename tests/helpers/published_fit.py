@@ -23,10 +23,10 @@ def chip(row: Row) -> str:
 
 
 def planned(row: Row, kernels: float) -> PipelinePlan:
-    """The plan of a row whose device's kernels take so many times longer than its file says."""
+    """The plan of a row whose device's kernels take so many times longer than its data sheet says."""
     config = row.config()
     rates = config.cluster.rates
-    calibration = replace(rates.calibration, kernels=kernels * rates.calibration.kernels)
+    calibration = replace(rates.calibration, kernels=kernels)
     cluster = replace(config.cluster, rates=replace(rates, calibration=calibration))
     return plan_pipeline(replace(config, cluster=cluster), assumptions=row.assumptions)
 

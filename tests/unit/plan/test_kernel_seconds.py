@@ -14,7 +14,9 @@ from k25_train.units import GB
 
 DEVICES = sorted(path.stem for path in (CONF_DIR / "device").glob("*.yaml"))
 RATES = {
-    name: compose(["experiment=smoke", f"device={name}", "cluster.device=cpu"]).cluster.rates
+    name: compose(
+        ["experiment=smoke", f"device={name}", "cluster.device=cpu", "cluster.rates.calibration.kernels=1"]
+    ).cluster.rates
     for name in DEVICES
 }
 H800, CPU = RATES["h800"], RATES["cpu"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from k25_train.compose.resolve import compose
 from k25_train.config.optimizer import TrainedVision
 from k25_train.plan.assumptions import Compute, Sharding
 from k25_train.plan.batch_sizes import BatchSizes
@@ -72,6 +73,20 @@ def test_one_row_of_a_device_calibrates_it(published: Published) -> None:
     tried = {row.config().cluster.rates.device for row in published.of(Role.test)}
     assert tried == {"H100", "H800", "B200", "B300", "GB200", "GB300"}
     assert all("Chosen" in row.notes for row in published.of(Role.calibration))
+
+
+def test_files_of_devices_have_the_constants_of_these_rows(published: Published) -> None:
+    for row in published.of(Role.calibration):
+        assert abs(error(row, row.config().cluster.rates.calibration.kernels)) < 0.005, row.name
+
+
+@pytest.mark.parametrize("device", ["h800", "h200"])
+def test_the_same_die_has_the_same_constant(device: str) -> None:
+    of_device, of_die = (
+        compose(["experiment=published", f"device={name}"]).cluster.rates.calibration
+        for name in (device, "h100")
+    )
+    assert of_device == of_die
 
 
 def test_tokens_and_flops_of_a_row_agree(published: Published) -> None:
