@@ -195,8 +195,8 @@ def test_the_optimizer_of_the_real_model_in_seconds() -> None:
     """2.0e14 FLOPs and 34 GB a rank on 256 ranks; in bfloat16 the bus is what takes longest."""
     times = slowest_optimizer(plan_pipeline(compose(["experiment=k25_pretrain_4k"])))
     assert times.newton_schulz_flops == pytest.approx(2.02e14, rel=0.01)
-    # 63% of the data sheet's 989 TFLOP/s.
-    assert times.newton_schulz_s == pytest.approx(0.324, rel=0.05)
+    # 53% of the data sheet's 989 TFLOP/s.
+    assert times.newton_schulz_s == pytest.approx(0.388, rel=0.05)
     assert times.stream_bytes == pytest.approx(34.1e9, rel=0.01)
     assert times.total_s == pytest.approx(times.stream_s + times.edges_s)
     # 4,096 ranks: the output projection, 7168 x 8192, takes as long as on one.

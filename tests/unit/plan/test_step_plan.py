@@ -167,7 +167,8 @@ def test_other_code_that_cuts_weights_sends_them_with_every_pass() -> None:
 
 def test_constants_of_a_calibration_are_in_the_step() -> None:
     plain = plan(*FEW)
-    calibration = replace(plain.pipeline.config.cluster.rates.calibration, step_ms=250, kernels=1.2)
+    before = plain.pipeline.config.cluster.rates.calibration
+    calibration = replace(before, step_ms=250, kernels=1.2 * before.kernels)
     fitted = plan_step(plan_pipeline(with_rates(plain.pipeline.config, calibration=calibration)))
     assert seconds(fitted)[Cause.between_steps] == pytest.approx(seconds(plain)[Cause.between_steps] + 0.25)
     assert seconds(fitted)[Cause.compute] == pytest.approx(1.2 * seconds(plain)[Cause.compute])
