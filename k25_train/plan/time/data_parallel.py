@@ -1,7 +1,6 @@
 """Gradients that are reduced and weights that are gathered over replicas of a stage; torch-free.
 
-A ring passes through all ranks that NVLink connects before it leaves them, and there are as many rings as
-cards: of what neighbours share, a card carries its part alone. Replicas of experts are `ep` ranks apart.
+Replicas of experts are `ep` ranks apart.
 While passes run, the exchange gets what these leave of network and NVLink.
 """
 
@@ -11,11 +10,10 @@ from k25_train.config.schema import Config
 from k25_train.parameters.megatron import embedding_parameter, head_parameters, layer_parameters
 from k25_train.plan.assumptions import Sharding
 from k25_train.plan.pipeline import ChunkPlan, PipelinePlan, StagePlan
-from k25_train.plan.time.expert_exchange import NETWORK_SHARE, message_factor, nvlink_ranks
+from k25_train.plan.time.expert_exchange import message_factor, nvlink_ranks
+from k25_train.plan.time.ring import ring
 from k25_train.plan.time.schedule import StepSchedule
-from k25_train.plan.time.step import network_bytes_per_s
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
-from k25_train.units import GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +81,17 @@ def _exchanges(pipeline: PipelinePlan, stage: StagePlan, bytes_each: int) -> lis
 
 
 def _exchange(config: Config, chunk: ChunkPlan, bytes_each: int) -> ChunkExchange:
-    sizes, rates, factor = config.parallelism, config.cluster.rates, message_factor(config)
+    sizes, factor = config.parallelism, message_factor(config)
     (dense, experts), near = _held(config, chunk), nvlink_ranks(config, config.dp)
     network_s, nvlink_s, total_s = 0.0, 0.0, 0.0
     for num_weights, replicas, in_node in (
         (dense, config.dp, near),
         (experts / sizes.ep, config.expert_dp, max(1, near // sizes.ep)),
     ):
-        sent = factor * num_weights * bytes_each * (replicas - 1) / replicas
-        over_network_s = over_nvlink_s = 0.0
-        if replicas > in_node:
-            over_network_s = sent / in_node / (NETWORK_SHARE * network_bytes_per_s(config))
-        if in_node > 1 and rates.nvlink_gb_per_s is not None:
-            over_nvlink_s = sent / (GB * rates.nvlink_gb_per_s)
-        network_s += over_network_s
-        nvlink_s += over_nvlink_s
-        total_s += max(over_network_s, over_nvlink_s)
+        found = ring(config, factor * num_weights * bytes_each, replicas, in_node)
+        network_s += found.network_s
+        nvlink_s += found.nvlink_s
+        total_s += found.seconds
     return ChunkExchange(network_s, nvlink_s, total_s)
 
 

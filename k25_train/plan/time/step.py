@@ -5,7 +5,6 @@ On GPUs passes and the tower take what their kernels do, and passes what no othe
 proportions matter to a plan of what runs in the idle times of a pipeline, and it is the same on every rank.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,9 @@ from k25_train.plan.kernels.kernel import Precision
 from k25_train.plan.kernels.seconds import kernels_s
 from k25_train.plan.memory.tower import FEATURE_BYTES, PIXEL_BYTES
 from k25_train.plan.pipeline import PipelinePlan
+from k25_train.plan.time.expert_exchange import NETWORK_SHARE, nvlink_ranks
 from k25_train.plan.time.passes import pass_times
+from k25_train.plan.time.ring import ring
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
 from k25_train.units import GB
 from parallel.config import WireFormat
@@ -163,12 +164,11 @@ def chunk_seconds(pipeline: PipelinePlan) -> ChunkSeconds:
 
 
 def _weights_s(config: Config, bytes_each: Sequence[int]) -> list[float]:
-    """How long all ranks exchange so many bytes of each of the tower's weights; 0 if it is frozen. A ring
-    passes through all ranks of a node before it leaves it, and has a card for each of them."""
+    """How long all ranks exchange so many bytes of each of the tower's weights; 0 if it is frozen."""
     if not config.vision_placement.trained_encoder_parts:
         return [0.0] * len(bytes_each)
-    num_sent = count_parameters(config.model).vision * (config.world_size - 1) / config.world_size
-    per_card = num_sent / (config.cluster.gpus_per_node if config.cluster.nodes > 1 else 1)
-    of_network, nvlink = network_bytes_per_s(config), config.cluster.rates.nvlink_gb_per_s
-    of_nvlink = GB * (math.inf if nvlink is None else nvlink)
-    return [max(per_card * size / of_network, num_sent * size / of_nvlink) for size in bytes_each]
+    num_weights, world = count_parameters(config.model).vision, config.world_size
+    # Rates between processes of the CPU are what they reach.
+    share = NETWORK_SHARE if config.cluster.device is Device.cuda else 1.0
+    near = nvlink_ranks(config, world)
+    return [ring(config, num_weights * size, world, near, network_share=share).seconds for size in bytes_each]
