@@ -68,10 +68,10 @@ def node_holds_what_is_offloaded(pipeline: PipelinePlan, memories: Sequence[Stag
     node_gib = (node.of_ranks.locked if is_cpu else node.total) / GIB
     if node_gib <= cluster.host_memory_gib:
         return []
-    rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks"
+    rule = f"takes {_whole(node_gib)} GiB on a node of {cluster.gpus_per_node} ranks"
     rule += f" with{' optimizer state and' if _keeps_state(config) else ''} the copy for checkpoints,"
     if not offloads:
-        rule = f"takes {node_gib:.4g} GiB on a node of {cluster.gpus_per_node} ranks with the copy for "
+        rule = f"takes {_whole(node_gib)} GiB on a node of {cluster.gpus_per_node} ranks with the copy for "
         rule += "checkpoints,"
         rule += f" and cluster.host_memory_gib is {cluster.host_memory_gib:g}"
         remedy = "use more nodes, which share the state, or correct the node's memory"
@@ -79,5 +79,10 @@ def node_holds_what_is_offloaded(pipeline: PipelinePlan, memories: Sequence[Stag
     rule += f" and cluster.host_memory_gib is {cluster.host_memory_gib:g}"
     remedy = "offload fewer activations, or correct the node's memory"
     if config.vision_placement.first_stage_parts and config.activation.host_gib is None:
-        remedy += ", or give what your data take: a tenth of tokens counts as images'"
+        remedy += ", or say how many tokens are images' (data.vision_ratio)"
     return [Problem("activation.host_gib", config.activation.host_gib, rule, remedy)]
+
+
+def _whole(number: float) -> str:
+    """Four digits, and no power of ten where there are more."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.4g}"
