@@ -76,8 +76,9 @@ class OtherCode:
     torch's operations one after the other."""
     grows_segments: bool = True
     """Whether segments of torch's allocator grow (`expandable_segments`), which leaves fewer gaps."""
-    load_copies: float = 0.0
-    """Copies of the optimizer's state on the device while a checkpoint is loaded."""
+    limits_channels: bool = True
+    """Whether each communicator of NCCL has the channels of `parallel/communicators.py`, instead of NCCL's
+    own choice."""
     waits_for_messages: bool = False
     """Whether a stage computes nothing until the messages of its last pass are there, as in torch's pipelines
     (2.13, `PipelineScheduleMulti`)."""

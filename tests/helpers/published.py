@@ -171,7 +171,8 @@ def _row(values: Mapping[str, Any], content: Mapping[str, Any], path: Path) -> R
 
 
 def _assumptions(values: Mapping[str, Any], where: str) -> Assumptions:
-    code = _built(OtherCode, values.get("code", {}), f"{where}.code")
+    # No published run limits the channels of its communicators.
+    code = _built(OtherCode, {"limits_channels": False, **values.get("code", {})}, f"{where}.code")
     return _built(Assumptions, {**values, "code": code, "vision_share": 0.0}, where)
 
 

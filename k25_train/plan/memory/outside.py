@@ -50,11 +50,11 @@ def communicators_in(config: Config, code: OtherCode = OURS) -> Mapping[str, int
     their channels to NCCL."""
     found: dict[str, int] = {}
     for each in communicators_of(config.parallelism, config.dep, config.world_size):
-        channels = each.max_ctas if code == OURS else OTHERS_CHANNELS
+        channels = each.max_ctas if code.limits_channels else OTHERS_CHANNELS
         if each.operations == (Operation.all_to_all,):
             found[each.name] = channels * ALL_TO_ALL_BYTES
             continue
-        sends_all = code == OURS and Operation.all_to_all in each.operations
+        sends_all = code.limits_channels and Operation.all_to_all in each.operations
         found[each.name] = channels * (CHANNEL_BYTES + ALL_TO_ALL_BYTES * sends_all)
         if each.sends is Sends.unbatched:
             for neighbour in ("previous stage", "next stage")[: config.parallelism.pp - 1]:

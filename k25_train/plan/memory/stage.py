@@ -92,7 +92,6 @@ def _stage_memory(stage: StagePlan, states: StageStates) -> StageMemory:
         encoding=upfront_bytes(config) + features.while_encoding if is_upfront else 0,
         updating=_updating(stage),
         gaps_share=gaps_share(config, code),
-        loaded_twice=0 if in_host else round(code.load_copies * max(states.optimizer)),
         context=context_bytes(config),
         nccl=nccl_bytes(config, code),
         host=budget.host_bytes,

@@ -43,9 +43,6 @@ class StageMemory:
     """Buffers of the optimizer's rounds."""
     gaps_share: float
     """Share of tensors' memory that the allocator holds between them; 0 where the device is the CPU."""
-    loaded_twice: int
-    """Copies of the optimizer's state while a checkpoint is loaded, which others make: megatron-core fills it
-    from another allocation (Megatron-LM pull request 7288, Megatron-Bridge 4936)."""
     context: int
     """CUDA's own memory."""
     nccl: int
@@ -99,5 +96,6 @@ class StageMemory:
 
     @property
     def loading(self) -> int:
-        """What is taken while a checkpoint is loaded. Ours is read through the host to where it belongs."""
-        return self.states + self.loaded_twice + self.context + self.nccl
+        """What is taken while a checkpoint is loaded. It is read through the host to where it belongs;
+        megatron-core holds the optimizer's state twice meanwhile (Megatron-LM pull request 7288)."""
+        return self.states + self.context + self.nccl

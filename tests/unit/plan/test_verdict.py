@@ -234,15 +234,17 @@ def test_dep_takes_memory_where_it_runs() -> None:
     assert compose([PRETRAIN, *modes[2]]).dep.schedule is DepSchedule.bubbles
 
 
-def test_a_resume_takes_states_and_what_the_code_copies(fitting: PipelinePlan) -> None:
+def test_a_resume_takes_states_and_nothing_twice(fitting: PipelinePlan) -> None:
     ours = judge_memory(fitting).load_bytes
     assert ours == max(memory.states + memory.context + memory.nccl for memory in stage_memories(fitting))
-    config = compose([PRETRAIN, "optim=muonclip"])
-    once, twice = (
-        judge_memory(plan_pipeline(config, assumptions=Assumptions(code=code)), seeks_remedy=False)
-        for code in (OtherCode(), OtherCode(load_copies=1.0))
-    )
-    assert twice.load_bytes - once.load_bytes == pytest.approx(36.7e9, rel=0.01), "stage 0 has AdamW's"
+
+
+def test_channels_are_nccl_s_choice_where_no_code_limits_them(fitting: PipelinePlan) -> None:
+    config = fitting.config
+    free = plan_pipeline(config, assumptions=Assumptions(code=OtherCode(limits_channels=False)))
+    other = plan_pipeline(config, assumptions=Assumptions(code=OtherCode(fused_swiglu=True)))
+    limited, left_to_nccl, also_limited = (stage_memories(each)[1].nccl for each in (fitting, free, other))
+    assert left_to_nccl != limited == also_limited
 
 
 @settings(max_examples=40, deadline=None)
