@@ -26,6 +26,7 @@ from k25_train.data import __main__ as data
 from k25_train.dryrun import __main__ as dryrun
 from k25_train.errors import DataError
 from launch import node, preflight_rank, rank, rendezvous, supervisor
+from tests.helpers.in_process import status_of_command
 from tests.helpers.project_sources import CODE, REPO, source_files
 from tests.helpers.smoke_mix import mix
 from tests.helpers.stored_checkpoints import tiny_tensors, write_stored
@@ -45,16 +46,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(main: Main, *arguments: str) -> int:
     """Run a command in this process; returns its exit status."""
-    before = sys.argv
-    sys.argv = ["command", *arguments]
-    try:
-        status = main()
-    except SystemExit as end:
-        status = end.code
-    finally:
-        sys.argv = before
-    assert status is None or isinstance(status, int), status
-    return status or 0
+    return status_of_command(main, *arguments)
 
 
 @contextlib.contextmanager

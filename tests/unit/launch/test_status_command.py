@@ -19,6 +19,7 @@ from launch.status.judging import State
 from launch.status.queue import parse
 from launch.status.report import RunStatus, status_of
 from launch.status.table import print_run
+from tests.helpers.in_process import status_of_command
 from tests.helpers.project_sources import REPO
 from tests.helpers.run_folders import JOB, NOW_S, RunFolder, queue_with
 
@@ -64,15 +65,7 @@ def status(run: RunFolder) -> RunStatus:
 
 def run_command(*arguments: str | Path) -> int:
     """Run the command in this process; its exit status."""
-    before, sys.argv = sys.argv, ["k25-status", *map(str, arguments)]
-    try:
-        command.main()
-    except SystemExit as end:
-        assert isinstance(end.code, int)
-        return end.code
-    finally:
-        sys.argv = before
-    return 0
+    return status_of_command(command.main, *arguments)
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])

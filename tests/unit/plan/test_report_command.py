@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from tests.helpers.hand_made_plans import (
     hand_made_verdict,
     with_verdict,
 )
+from tests.helpers.in_process import status_of_command
 from tests.helpers.project_sources import REPO
 
 SMALL = "experiment=smoke"
@@ -44,15 +44,7 @@ def answers(pretrain: Planned, monkeypatch: pytest.MonkeyPatch) -> Planned:
 
 def run(*arguments: str) -> int:
     """The command in this process; returns its exit status."""
-    before, sys.argv = sys.argv, ["k25-plan", *arguments]
-    try:
-        command.main()
-    except SystemExit as end:
-        assert isinstance(end.code, int)
-        return end.code
-    finally:
-        sys.argv = before
-    return 0
+    return status_of_command(command.main, *arguments)
 
 
 def test_json_has_what_scripts_ask_for(pretrain: Planned) -> None:
