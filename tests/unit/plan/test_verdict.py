@@ -16,7 +16,7 @@ from k25_train.plan.assumptions import Assumptions, OtherCode
 from k25_train.plan.memory.activations import peak_held, peak_of_turns
 from k25_train.plan.memory.changes import changes_of, recipes_of, with_policies
 from k25_train.plan.memory.node import batch_bytes, fullest_node, node_memories, rank_host
-from k25_train.plan.memory.outside import GAPS_OF_STREAMS
+from k25_train.plan.memory.outside import GAPS_OF_STREAMS, communicators_in
 from k25_train.plan.memory.room import MARGIN_IMBALANCE, MARGIN_SHARE, fit_of, room_of
 from k25_train.plan.memory.stage import stage_memories, with_imbalance
 from k25_train.plan.memory.verdict import Fit, judge_memory
@@ -245,6 +245,11 @@ def test_channels_are_nccl_s_choice_where_no_code_limits_them(fitting: PipelineP
     other = plan_pipeline(config, assumptions=Assumptions(code=OtherCode(fused_swiglu=True)))
     limited, left_to_nccl, also_limited = (stage_memories(each)[1].nccl for each in (fitting, free, other))
     assert left_to_nccl != limited == also_limited
+    # One that only reduces has no more than its channels' buffers.
+    ours, theirs = (
+        communicators_in(config, code)["weights"] for code in (OtherCode(), free.assumptions.code)
+    )
+    assert ours < theirs
 
 
 @settings(max_examples=40, deadline=None)
