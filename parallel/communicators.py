@@ -89,8 +89,12 @@ MAX_CTAS: Mapping[str, int] = {
     # A ring has one channel for each of the node's eight cards, and a second one to overlap its steps.
     "dp_cp": 16,
     "ep_dp": 16,
-    # A matrix and its update at a time, in the optimizer's part of the step.
+    # A matrix and its update at a time, in the optimizer's part of the step. The second is its name where
+    # ranks share sequences.
     "dp": 8,
+    "tp_dp_cp": 8,
+    # Latents of a layer's tokens: 576 numbers each, behind which attention waits.
+    "cp": 8,
     # 59 MB per pass and neighbour, over one card.
     "pp": 4,
     # 3 GB per rank and step, most of it concurrently with the pipeline.
@@ -109,15 +113,20 @@ def communicators_of(sizes: ParallelismConfig, dep: DepConfig, world_size: int) 
     ranks set them up. Others that megatron-core describes are never used, so NCCL never makes them."""
     if world_size == 1:
         return []
-    dp = world_size // sizes.pp
+    of_stage = world_size // sizes.pp
     found = [_world(sizes)]
     # 1. The backbone's.
-    if dp > 1:
+    if of_stage > 1:
         purpose = "gradients and weights that a stage shares"
         found.append(_of("weights", "dp_cp", "dp_cp", purpose, *COLLECTIVES))
         purpose = "Muon's matrices; counts of tokens, for which the host waits while weights are gathered"
-        found.append(_of("matrices", "dp", "dp", purpose, *OF_ALL_KINDS))
-    if dp > sizes.ep:
+        options = "dp" if sizes.cp == 1 else "tp_dp_cp"
+        found.append(_of("matrices", "tp_dp_cp", options, purpose, *OF_ALL_KINDS))
+    if sizes.cp > 1:
+        purpose = "latents of tokens that other ranks attend to, and their gradients; counts of the router"
+        contexts = _of("contexts", "cp", "cp", purpose, *COLLECTIVES)
+        found.append(replace(contexts, sends=Sends.batched))
+    if of_stage > sizes.ep:
         purpose = "the same of experts, which fewer ranks share"
         found.append(_of("experts' weights", "expt_dp", "ep_dp", purpose, *SHARDS))
     if sizes.ep > 1:

@@ -69,6 +69,15 @@ class DepSchedule(Enum):
     """Both in the times in which the pipeline's schedule leaves ranks idle, as far as these reach."""
 
 
+class ContextExchange(Enum):
+    """How ranks that share a sequence get each other's latents, from which keys and values are made."""
+
+    all_gather = "all_gather"
+    """All of them at once; a rank attends to all keys together."""
+    ring = "ring"
+    """From neighbour to neighbour, while a rank attends to the keys of those that it has."""
+
+
 class WireFormat(Enum):
     """Format of numbers in flight."""
 
@@ -87,6 +96,12 @@ class ParallelismConfig:
     section 2.4, which does not disclose the degree."""
     ep: int
     """Ranks that share the routed experts of a layer. Source: 16 in the K2 report, section 2.4."""
+    cp: int
+    """Ranks that share the tokens of a sequence (context parallelism). Source: whether K2.5 had it is not
+    disclosed; Kimi-VL and Kimi K3 do."""
+    cp_exchange: ContextExchange | None
+    """How they exchange latents; null is what the plan finds faster among what fits. Source: not disclosed,
+    our choice."""
     layout: str | None
     """Layers of each chunk in pipeline order, e.g. `Ett|tt|tt|tL` (`parallel.pipeline.layout`). Null balances
     the cost of the ranks (`parallel.pipeline.balance`). Source: not disclosed, our choice."""
@@ -125,13 +140,16 @@ class ParallelismConfig:
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        found = not_positive(self, ("pp", "vpp", "ep"))
+        found = not_positive(self, ("pp", "vpp", "ep", "cp"))
         if self.vpp > 1 and self.pp == 1:
             found.append(
                 Problem(
                     "vpp", self.vpp, "needs a pipeline (pp > 1) to interleave", "raise pp, or set vpp to 1"
                 )
             )
+        if self.cp == 1 and self.cp_exchange is not None:
+            rule = "is for ranks that share sequences (cp > 1)"
+            found.append(Problem("cp_exchange", self.cp_exchange.value, rule, "use null, or raise cp"))
         return found + self._dispatcher_problems() + self._overlap_problems()
 
     def _dispatcher_problems(self) -> list[Problem]:

@@ -1,8 +1,9 @@
 """All process groups of a run, built once into a frozen object that is passed to its users.
 
-Dense parameters are replicated over `dp` ranks. Experts are spread over `ep` of these `dp` ranks and
-replicated over the remaining `expert_dp = dp / ep`. Rank order is the one of megatron-core
-(tp-cp-ep-dp-pp): ranks of one pipeline stage are neighbours.
+The ranks of a stage, `dp * cp` of them, hold the same dense parameters: `dp` replicas of the pipeline with
+sequences of their own, each on `cp` ranks that share the tokens. Experts are spread over `ep` of a stage's
+ranks and replicated over the remaining `expert_dp = dp * cp / ep`. Rank order is the one of megatron-core
+(tp-cp-ep-dp-pp): ranks of one pipeline stage are neighbours, and among them those that share sequences.
 """
 
 import datetime
@@ -37,7 +38,11 @@ class Topology:
     layout: PipelineLayout
     pp_rank: int
     dp_rank: int
+    """Replica of the pipeline."""
     dp_size: int
+    cp_rank: int
+    """Place among the ranks that share the replica's sequences."""
+    cp_size: int
     ep_rank: int
     ep_size: int
     groups: "ProcessGroupCollection"
@@ -67,6 +72,16 @@ class Topology:
     @property
     def vpp_size(self) -> int:
         return self.layout.vpp
+
+    @property
+    def stage_size(self) -> int:
+        """Ranks of a stage, over which dense weights are replicated."""
+        return self.dp_size * self.cp_size
+
+    @property
+    def stage_rank(self) -> int:
+        """Place among the ranks of the stage."""
+        return self.dp_rank * self.cp_size + self.cp_rank
 
     @property
     def holds_first_chunk(self) -> bool:
@@ -182,9 +197,9 @@ def build_topology(
 ) -> Topology:
     """Fill megatron-core's parallel state, the only place that does, and read the groups back.
 
-    Needs a started process group whose size is a multiple of `pp`; `ep` must divide the rest. Groups do not
-    inherit its timeout: they get `timeout_s`, megatron-core's in whole minutes. `separates_gradients` says
-    whether gradients of features have a group of their own.
+    Needs a started process group whose size is a multiple of `pp * cp`; `ep` must divide a stage's ranks.
+    Groups do not inherit its timeout: they get `timeout_s`, megatron-core's in whole minutes.
+    `separates_gradients` says whether gradients of features have a group of their own.
     """
     from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -194,6 +209,7 @@ def build_topology(
             pipeline_model_parallel_size=sizes.pp,
             virtual_pipeline_model_parallel_size=sizes.vpp if sizes.vpp > 1 else None,
             expert_model_parallel_size=sizes.ep,
+            context_parallel_size=sizes.cp,
             create_gloo_process_groups=False,
             distributed_timeout_minutes=math.ceil(timeout_s / 60),
             nccl_communicator_config_path=options,
@@ -222,6 +238,8 @@ def build_topology(
         pp_rank=groups.pp.rank(),
         dp_rank=groups.dp.rank(),
         dp_size=groups.dp.size(),
+        cp_rank=groups.cp.rank(),
+        cp_size=groups.cp.size(),
         ep_rank=groups.ep.rank(),
         ep_size=groups.ep.size(),
         groups=groups,
@@ -236,10 +254,11 @@ def _share_groups(parallel_state: Any) -> None:
     become a communicator of its own, with buffers on the GPU and connections to its ranks.
 
     Expert biases follow the counts of their step, the gradient norm is a figure like others. Weights and
-    gradients keep their group apart from counts, for which the host waits while weights are gathered. Neither
-    tensors nor contexts are split here (tp, cp = 1).
+    gradients keep their group apart from counts, for which the host waits while weights are gathered. Tensors
+    are not split here (tp = 1); where contexts are, the group of replicas has fewer ranks than a stage.
     """
-    parallel_state._TENSOR_AND_DATA_PARALLEL_GROUP_WITH_CP = parallel_state._DATA_PARALLEL_GROUP
+    if parallel_state.get_context_parallel_world_size() == 1:
+        parallel_state._TENSOR_AND_DATA_PARALLEL_GROUP_WITH_CP = parallel_state._DATA_PARALLEL_GROUP
     everyone = dist.distributed_c10d._get_default_group()
     parallel_state._INTRA_DISTRIBUTED_OPTIMIZER_INSTANCE_GROUP = everyone
 

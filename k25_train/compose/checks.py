@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from k25_train.compose import dispatcher_checks
-from k25_train.config.basics import DType, data_parallel_size
+from k25_train.config.basics import DType, data_parallel_size, ranks_of_stage
 from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.data import DataConfig
 from k25_train.config.model import ModelConfig
@@ -114,10 +114,10 @@ def experts_divide(
         rule = f"must divide model.num_experts ({model.num_experts})"
         remedy = f"use one of {divisors(model.num_experts)}"
         found.append(Problem("parallelism.ep", parallelism.ep, rule, remedy))
-    dp = data_parallel_size(cluster.world_size, parallelism.pp)
-    if cluster.world_size >= parallelism.pp and dp % parallelism.ep:
-        rule = f"must divide the data-parallel size {dp} ({cluster.world_size} ranks / pp {parallelism.pp})"
-        remedy = f"use one of {divisors(dp)}, or change pp or the number of ranks"
+    of_stage = ranks_of_stage(cluster.world_size, parallelism.pp)
+    if cluster.world_size >= parallelism.pp and of_stage % parallelism.ep:
+        rule = f"must divide the {of_stage} ranks of a stage ({cluster.world_size} / pp {parallelism.pp})"
+        remedy = f"use one of {divisors(of_stage)}, or change pp or the number of ranks"
         found.append(Problem("parallelism.ep", parallelism.ep, rule, remedy))
     return found
 
@@ -140,7 +140,7 @@ def batches_divide(
 ) -> list[Problem]:
     """Global and evaluation batches are cut into equal micro-batches, as many as the schedule needs."""
     found = []
-    dp = data_parallel_size(cluster.world_size, parallelism.pp)
+    dp = data_parallel_size(cluster.world_size, parallelism.pp, parallelism.cp)
     unit = train.micro_batch_size * dp
     terms = f"micro_batch_size {train.micro_batch_size} x data-parallel size {dp}"
     for name in ("global_batch_size", "eval_sequences"):

@@ -311,6 +311,11 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Remove("cluster.model_tflops", "cluster.rates"),
         Remove("cluster.gpu_memory_gb", "cluster.rates.memory_gb"),
     ),
+    # 8 to 9. A rank had all tokens of its sequences.
+    (
+        Fill("parallelism.cp", 1),
+        Fill("parallelism.cp_exchange", None),
+    ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""
 SAID_BY = {

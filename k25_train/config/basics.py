@@ -13,13 +13,18 @@ class DType(Enum):
     bfloat16 = "bfloat16"
 
 
-def data_parallel_size(world_size: int, pp: int) -> int:
-    """Replicas of the pipeline that so many ranks form.
+def ranks_of_stage(world_size: int, pp: int) -> int:
+    """Ranks of a pipeline stage, which hold the same dense weights.
 
     At least 1, so that plans and rules can go on where there are too few ranks for one pipeline, which is a
     broken rule by itself.
     """
     return max(1, world_size // pp)
+
+
+def data_parallel_size(world_size: int, pp: int, cp: int) -> int:
+    """Replicas of the pipeline that so many ranks form, each with sequences of its own; at least 1."""
+    return max(1, world_size // (pp * cp))
 
 
 def is_url(path: str) -> bool:

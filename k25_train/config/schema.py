@@ -7,7 +7,7 @@ Values are in `conf/`, never here. Rules within a section are in its module, rul
 from dataclasses import dataclass
 
 from k25_train.config.activation import ActivationConfig
-from k25_train.config.basics import data_parallel_size
+from k25_train.config.basics import data_parallel_size, ranks_of_stage
 from k25_train.config.checkpoint import CheckpointConfig
 from k25_train.config.cluster import ClusterConfig
 from k25_train.config.data import DataConfig
@@ -50,13 +50,18 @@ class Config:
 
     @property
     def dp(self) -> int:
-        """Data-parallel size of all weights but the routed experts'."""
-        return data_parallel_size(self.world_size, self.parallelism.pp)
+        """Replicas of the pipeline, each with sequences of its own."""
+        return data_parallel_size(self.world_size, self.parallelism.pp, self.parallelism.cp)
+
+    @property
+    def dp_cp(self) -> int:
+        """Ranks of a stage, which hold the same weights but for the routed experts'."""
+        return ranks_of_stage(self.world_size, self.parallelism.pp)
 
     @property
     def expert_dp(self) -> int:
         """Data-parallel size of the routed experts' weights."""
-        return self.dp // self.parallelism.ep
+        return self.dp_cp // self.parallelism.ep
 
     @property
     def vision_placement(self) -> VisionPlacement:

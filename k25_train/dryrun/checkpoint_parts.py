@@ -28,7 +28,7 @@ def parts_by_rank(ranks: Sequence[BuiltRank], *, trains: bool = True) -> list[li
     by_rank: list[list[Part]] = [[] for _ in range(ranks[0].topology.world_size)]
     for built in ranks:
         topology, keys = built.topology, _state_keys(built, trains)
-        of_stage = by_rank[topology.pp_rank * topology.dp_size :][: topology.dp_size]
+        of_stage = by_rank[topology.pp_rank * topology.stage_size :][: topology.stage_size]
         for chunk in built.chunks:
             _add(of_stage, chunk, keys, topology.ep_size, trains)
     # Every rank has a replica of the encoder, and all of them share in each.

@@ -82,7 +82,7 @@ class DryRun:
 def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
     """Build the first rank of every stage, and hold all ranks against the configuration."""
     specs = {spec.name: spec for spec in iterate_tensors(config.model)}
-    ranks = [build_rank(config, layout, stage * config.dp) for stage in range(config.parallelism.pp)]
+    ranks = [build_rank(config, layout, stage * config.dp_cp) for stage in range(config.parallelism.pp)]
     sizes = Sizes(world=config.world_size, pp=config.parallelism.pp, ep=config.parallelism.ep)
     problems = check_groups(ranks, sizes) + check_layers(ranks, config.model.num_layers)
     # Every rank has the same encoder, and rank 0 a piece of each kind of its optimizer state.
@@ -129,7 +129,7 @@ def summarize(
         for buffer, _ in gradient_buffers(module)
         for start, end in buffer.bucket_indices
     ]
-    first = topology.pp_rank * topology.dp_size
+    first = topology.pp_rank * topology.stage_size
     updated = sum(of_one.elements for of_one in owned)
     owned = [of_one + encoder for of_one, encoder in zip(owned, of_encoder[first:], strict=False)]
     if updated != num_updated:
@@ -149,7 +149,7 @@ def summarize(
         largest_bucket_bytes=max(buckets, default=0),
         num_warmup_passes=built.num_warmup_passes,
     )
-    return summary, problems + check_buffers(built) + check_built_state(built, owned[topology.dp_rank])
+    return summary, problems + check_buffers(built) + check_built_state(built, owned[topology.stage_rank])
 
 
 def check_encoder(config: Config, owned: Sequence[Owned]) -> list[Problem]:

@@ -56,7 +56,7 @@ def owned_by_rank(
     """What every rank of a stage updates of its chunks, by data-parallel rank, and parameters that are not
     updated exactly once."""
     topology = built.topology
-    owned = [Owned() for _ in range(topology.dp_size)]
+    owned = [Owned() for _ in range(topology.stage_size)]
     problems = []
     for vp_stage, chunk in enumerate(built.chunks):
         where = f"pipeline stage {topology.pp_rank}, chunk {vp_stage}"

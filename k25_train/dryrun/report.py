@@ -27,8 +27,8 @@ def stage_table(config: Config, result: DryRun) -> Table:
         header = part.replace(", ", ",\n")
         table.add_column(header, footer=format_count(total), justify="right", no_wrap=True)
     sums = (
-        ("weights", sum(stage.weights_bytes for stage in stages) * config.dp),
-        ("gradients", sum(stage.gradients_bytes for stage in stages) * config.dp),
+        ("weights", sum(stage.weights_bytes for stage in stages) * config.dp_cp),
+        ("gradients", sum(stage.gradients_bytes for stage in stages) * config.dp_cp),
         ("optimizer", sum(sum(stage.optimizer_bytes) for stage in stages)),
     )
     for name, total in (*sums, ("rank", sum(total for _, total in sums))):
@@ -97,7 +97,7 @@ def summary_line(config: Config, result: DryRun) -> str:
     """The outcome of a dry run without problems."""
     total = sum(sum(stage.parameters.values()) for stage in result.stages)
     fullest = fullest_stage(result)
-    rank = fullest.stage * config.dp + fullest.fullest_dp_rank
+    rank = fullest.stage * config.dp_cp + fullest.fullest_dp_rank
     rank_gib = format_gib(fullest.rank_bytes)
     return (
         f"OK: {total:,} parameters, each built once, as the configuration counts; groups, buckets and shards "

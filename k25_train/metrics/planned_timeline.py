@@ -31,7 +31,7 @@ def planned_trace(step: StepPlan) -> list[RankRecord]:
     around = _around(step)
     return [
         RankRecord(
-            rank=stage.stage * step.pipeline.config.dp,
+            rank=stage.stage * step.pipeline.config.dp_cp,
             stage=stage.stage,
             replica=0,
             node="",

@@ -47,6 +47,7 @@ def backbone_config(
         # megatron-core asserts bfloat16 with the overlap, which works in float32 too: restored below.
         bf16=train.dtype is DType.bfloat16 or sizes.overlap_expert_comm,
         expert_model_parallel_size=sizes.ep,
+        context_parallel_size=sizes.cp,
         overlap_moe_expert_parallel_comm=sizes.overlap_expert_comm,
         delay_wgrad_compute=sizes.delay_wgrad,
         balance_sequence_tokens=train.seq_len,

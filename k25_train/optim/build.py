@@ -85,11 +85,13 @@ def build_optimizer(
         params_dtype=params_dtype,
     )
     place = _placement(optim, topology.device)
-    optimizers, work = _sharded(optim, rules, config, chunks, topology.groups.dp, topology.device, place)
+    optimizers, work = _sharded(
+        optim, rules, config, chunks, topology.groups.tp_dp_cp, topology.device, place
+    )
     for encoder in encoders:
         # A frozen encoder has no buffers, and nothing to update.
         if encoder.buffers:
-            own = work[topology.dp_rank] if work else 0
+            own = work[topology.stage_rank] if work else 0
             everyone, device = topology.everyone, topology.device
             busy = of_all_ranks(own, everyone, device)
             optimizers += _sharded(optim, rules, config, [encoder], everyone, device, place, busy)[0]

@@ -120,7 +120,7 @@ def stage_state(stage: StagePlan) -> StageState:
         stage=stage.stage,
         num_weights=num_weights,
         state_bytes=total,
-        rank_bytes=total / config.dp + of_encoder / config.world_size,
+        rank_bytes=total / config.dp_cp + of_encoder / config.world_size,
         host_bytes=_host_bytes(config, num_weights, encoder),
     )
 
@@ -135,7 +135,7 @@ def _host_bytes(
         sum(number * host_state_bytes(update) for update, number in weights.items())
         for weights in (num_weights, encoder)
     )
-    return of_stage / config.dp + of_encoder / config.world_size
+    return of_stage / config.dp_cp + of_encoder / config.world_size
 
 
 def weights_by_update(config: Config, parameters: Iterable[TrainedParameter]) -> dict[OptimName, int]:

@@ -6,7 +6,7 @@ spread over all ranks by the decoupled encoder instead (K2.5 report, section 4.5
 
 from collections.abc import Iterable
 
-from k25_train.config.basics import data_parallel_size
+from k25_train.config.basics import ranks_of_stage
 from k25_train.config.cluster import ClusterConfig
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig
@@ -38,13 +38,13 @@ def stack_cost(
     its forward pass, so it changes no balance. Where optimizer state is kept (`optim.offload`) is not
     considered.
     """
-    dp = data_parallel_size(cluster.world_size, parallelism.pp)
-    expert_dp = max(1, dp // parallelism.ep)
+    of_stage = ranks_of_stage(cluster.world_size, parallelism.pp)
+    expert_dp = max(1, of_stage // parallelism.ep)
 
     def bytes_of(parameters: Iterable[TrainedParameter]) -> int:
         total = 0
         for parameter in parameters:
-            num_weights, num_replicas = parameter.size, dp
+            num_weights, num_replicas = parameter.size, of_stage
             if parameter.is_expert:
                 num_weights, num_replicas = parameter.size // parallelism.ep, expert_dp
             state = state_bytes(rule_of(*parameter, optim, model).update, train.dtype)

@@ -175,7 +175,7 @@ def build_device_memory(pipeline: PipelinePlan, topology: Topology) -> DeviceMem
         return NoDeviceMemory()
     planned = [memory.tensors for memory in stage_memories(pipeline)]
     # megatron-core numbers ranks stage by stage.
-    stages = [rank // topology.dp_size for rank in range(topology.world_size)]
+    stages = [rank // topology.stage_size for rank in range(topology.world_size)]
     counters: Any = torch.cuda
     return DeviceMemory(planned, stages, topology.rank, topology.device, counters)
 

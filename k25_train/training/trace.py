@@ -25,7 +25,7 @@ def traced(run: Run, report: Report, step: int) -> Iterator[None]:
         return
     # 1. Profilers are set up first. All ranks begin together, so that clocks of different nodes can be
     #    aligned at this moment.
-    profiles = run.topology.dp_rank == 0
+    profiles = run.topology.stage_rank == 0
     device_trace: DeviceTrace = ProfiledTrace(run.topology.device) if profiles else NoDeviceTrace()
     with run.tracker.phase("start profiler", may_be_long=True):
         device_trace.start()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from k25_train.config.basics import data_parallel_size
+from k25_train.config.basics import ranks_of_stage
 
 Pair = tuple[int, int]
 
@@ -44,8 +44,8 @@ def expert_groups(world_size: int, ep: int) -> list[tuple[int, ...]]:
 
 def pipeline_groups(world_size: int, pp: int) -> list[tuple[int, ...]]:
     """Global ranks of every pipeline, by stage."""
-    dp = data_parallel_size(world_size, pp)
-    return [tuple(range(replica, world_size, dp)) for replica in range(dp)]
+    of_stage = ranks_of_stage(world_size, pp)
+    return [tuple(range(first, world_size, of_stage)) for first in range(of_stage)]
 
 
 def plan_rounds(world_size: int, *, pp: int, ep: int) -> list[Round]:

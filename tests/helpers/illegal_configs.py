@@ -221,7 +221,7 @@ def expert_groups_beyond_replicas(legal: Legal) -> Broken:
     wrong = [ep for ep in range(2, legal.dp + 4) if legal.dp % ep]
     ep = legal.pick(wrong)
     changes = {"parallelism.ep": ep, "model.num_experts": 2 * ep}
-    return changes, "parallelism.ep", f"must divide the data-parallel size {legal.dp}"
+    return changes, "parallelism.ep", f"must divide the {legal.dp_cp} ranks of a stage"
 
 
 def schedule_longer_than_the_run(legal: Legal) -> Broken:
@@ -314,6 +314,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "overlap with one micro-batch": overlap_with_one_micro_batch,
     "delay without overlap": delay_without_overlap,
     "gather without reduce": gather_without_reduce,
+    "exchange alone": value("parallelism.cp_exchange", ["ring", "all_gather"], "is for ranks that share"),
     "too few micro-batches": too_few_micro_batches("train.global_batch_size"),
     "too few to evaluate": too_few_micro_batches("train.eval_sequences"),
     "indivisible batch": indivisible_batch("train.global_batch_size"),

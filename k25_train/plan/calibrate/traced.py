@@ -51,7 +51,7 @@ def traced_passes(folder: Path, config: Config) -> tuple[TracedPass, ...]:
     schedules = [passes_of_stage(config.parallelism, config.num_micro_batches, stage) for stage in range(pp)]
     seconds: dict[tuple[int, bool], list[float]] = defaultdict(list)
     for rank, events in spans_by_rank(path).items():
-        stage = rank // config.dp
+        stage = rank // config.dp_cp
         passes = schedules[stage] if stage < pp else []
         calls = [each for position, each in enumerate(passes) if not _follows(passes, position)]
         names = [BOTH if each.overlaps_next else NAMES[not each.is_forward] for each in calls]

@@ -41,7 +41,7 @@ def shard_bytes(stage: StagePlan) -> float:
     config, dtype = stage.config, stage.config.train.dtype
     own = sum(_stored(each, dtype) for chunk in stage.chunks for each in chunk_parameters(stage, chunk))
     replicated = sum(_stored(each, dtype) for each in stage.parameters.encoder)
-    return own / config.dp + replicated / config.world_size
+    return own / config.dp_cp + replicated / config.world_size
 
 
 def snapshot_bytes(stage: StagePlan) -> float:

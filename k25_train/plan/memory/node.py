@@ -129,7 +129,7 @@ def node_memories(pipeline: PipelinePlan, memories: Sequence[StageMemory]) -> li
     found: dict[tuple[tuple[int, int], ...], NodeMemory] = {}
     for node in range(config.cluster.nodes):
         ranks = range(node * ranks_of_node, (node + 1) * ranks_of_node)
-        num_ranks = Counter(rank // config.dp for rank in ranks)
+        num_ranks = Counter(rank // config.dp_cp for rank in ranks)
         key = tuple(sorted(num_ranks.items()))
         if key not in found:
             of_ranks = RankHost.sum((of_stage[stage], count) for stage, count in key)

@@ -65,9 +65,9 @@ def pipeline_states(pipeline: PipelinePlan) -> list[StageStates]:
         if tuple(keys) not in states:
             states[tuple(keys)] = _optimizer(config, code, modules)
         on_device, in_host = (list(each) for each in states[tuple(keys)])
-        first = stage.stage * config.dp
+        first = stage.stage * config.dp_cp
         for shards, update in of_encoder:
-            _add_state(config, code, update, shards[first : first + config.dp], on_device, in_host)
+            _add_state(config, code, update, shards[first : first + config.dp_cp], on_device, in_host)
         found.append(
             StageStates(
                 weights=sum(each.weights for each in (*modules, encoder)),
@@ -101,9 +101,9 @@ def chunk_parameters(stage: StagePlan, chunk: ChunkPlan) -> Iterator[RuledParame
 
 def _chunk(stage: StagePlan, chunk: ChunkPlan, *, has_buckets: bool) -> _Module:
     config = stage.config
-    bucket_size = bucket_elements(config.dp) if has_buckets else None
+    bucket_size = bucket_elements(config.dp_cp) if has_buckets else None
     listed = list(chunk_parameters(stage, chunk))
-    found = _module(config, stage.assumptions.code, listed, config.dp, bucket_size)
+    found = _module(config, stage.assumptions.code, listed, config.dp_cp, bucket_size)
     model = config.model
     found.weights += sum(map(model.is_moe, chunk.layers)) * model.num_experts * ROUTER_BYTES
     if model.rope.scaling_factor > 1:
@@ -147,7 +147,7 @@ def _module(
 
 def _optimizer(config: Config, code: OtherCode, modules: Sequence[_Module]) -> tuple[list[int], list[int]]:
     """[data-parallel rank] -> bytes of optimizer state on the device, and in the host."""
-    on_device, in_host = [0] * config.dp, [0] * config.dp
+    on_device, in_host = [0] * config.dp_cp, [0] * config.dp_cp
     for module in modules:
         for buffer, update, is_expert in module.buffers:
             shards: Sequence[tuple[int, int]] = buffer.shards()

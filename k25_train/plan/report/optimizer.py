@@ -50,11 +50,11 @@ def state_lines(pipeline: PipelinePlan) -> Iterator[str]:
     """Optimizer state per parameter, then per stage and rank, then of the whole job."""
     yield from _lines_by_update(pipeline)
     config, of_encoder = pipeline.config, encoder_state_bytes(pipeline.config)
-    yield f"stage  {'GiB of state':>14}  {f'GiB per rank of {config.dp}':>20}"
+    yield f"stage  {'GiB of state':>14}  {f'GiB per rank of {config.dp_cp}':>20}"
     for total, alike in groupby(stage_states(pipeline), key=lambda state: state.state_bytes):
         first, *_, last = [state.stage for state in alike] * 2
         stages = f"{first}-{last}" if last > first else str(first)
-        yield f"{stages:>5}  {total / GIB:14,.3f}  {total / config.dp / GIB:20,.3f}"
+        yield f"{stages:>5}  {total / GIB:14,.3f}  {total / config.dp_cp / GIB:20,.3f}"
     if of_encoder:
         each = f"{of_encoder / config.world_size / GIB:20,.3f}"
         yield f"  DEP  {of_encoder / GIB:14,.3f}  {each}  (vision, on each of {config.world_size:,} ranks)"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from k25_train.config.basics import data_parallel_size
+from k25_train.config.basics import ranks_of_stage
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
@@ -157,7 +157,7 @@ class KernelFloors:
     def _stage_states(self, planner: Planner, candidate: Candidate) -> list[float]:
         layout, choice, _ = candidate
         config, on_device = planner.config, choice.offload is OptimizerOffload.none
-        dp = data_parallel_size(config.world_size, layout.pp)
+        dp = ranks_of_stage(config.world_size, layout.pp)
         key = layout.ep, dp, on_device
         if key not in self._states:
             self._states[key] = least_bytes(config, layout.ep, dp, on_device=on_device)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from k25_train.config.basics import data_parallel_size
+from k25_train.config.basics import ranks_of_stage
 from k25_train.config.cluster import Device
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
@@ -82,7 +82,7 @@ def groups(config: Config, context_parallel: int = 1) -> list[Group]:
     for pp in _divisors(world):
         if pp > most:
             break
-        dp = data_parallel_size(world, pp)
+        dp = ranks_of_stage(world, pp)
         for vpp in range(1, min(MOST_VIRTUAL_STAGES, most // pp) + 1 if pp > 1 else 2):
             sizes = _divisors(math.gcd(model.num_experts, dp) if model.num_moe_layers else 1)
             found += [Group(pp, vpp, ep, _why_not(config, pp, vpp, ep, context_parallel)) for ep in sizes]
@@ -94,7 +94,7 @@ def layouts_of(config: Config, group: Group, context_parallel: int = 1) -> Itera
     if group.why_not:
         return
     pp, vpp, ep, _ = group
-    dp = data_parallel_size(config.world_size, pp) // context_parallel
+    dp = ranks_of_stage(config.world_size, pp) // context_parallel
     batch = config.train.global_batch_size
     ways = [(False, False)]
     if ep > 1 and (vpp > 1 or pp == 1):
@@ -133,7 +133,7 @@ def choices(config: Config, activations: list[str], vision_share: float) -> list
 
 def _why_not(config: Config, pp: int, vpp: int, ep: int, context_parallel: int) -> str:
     """Why a group has no layout; empty if it has."""
-    dp = data_parallel_size(config.world_size, pp)
+    dp = ranks_of_stage(config.world_size, pp)
     if (dp // ep) % context_parallel:
         return f"{dp // ep} replicas of experts are not shared by context parallelism of {context_parallel}"
     dp, batch = dp // context_parallel, config.train.global_batch_size

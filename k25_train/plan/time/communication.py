@@ -94,7 +94,7 @@ def _over_replicas(config: Config, bytes_per_weight: int) -> Volume:
     dense = total - experts - encoder
     payload = sent = 0.0
     for num_weights, num_replicas in (
-        (dense, config.dp),
+        (dense, config.dp_cp),
         (experts, config.expert_dp),
         (encoder, config.world_size),
     ):
@@ -109,7 +109,7 @@ def _matrices(config: Config) -> Volume:
     data-parallel ranks, of an encoder's matrices among all ranks."""
     of_encoder = _muon_elements(config, encoder_parameters(config))
     elements = of_encoder if config.world_size > 1 else 0
-    if config.dp > 1:
+    if config.dp_cp > 1:
         elements += _muon_elements(config, updated_parameters(config)) - of_encoder
     total = 2 * elements * WEIGHT_BYTES[config.optim.muon.exchange_dtype]
     return Volume(total, total)

@@ -82,10 +82,10 @@ def _exchanges(pipeline: PipelinePlan, stage: StagePlan, bytes_each: int) -> lis
 
 def _exchange(config: Config, chunk: ChunkPlan, bytes_each: int) -> ChunkExchange:
     sizes, factor = config.parallelism, message_factor(config)
-    (dense, experts), near = _held(config, chunk), nvlink_ranks(config, config.dp)
+    (dense, experts), near = _held(config, chunk), nvlink_ranks(config, config.dp_cp)
     network_s, nvlink_s, total_s = 0.0, 0.0, 0.0
     for num_weights, replicas, in_node in (
-        (dense, config.dp, near),
+        (dense, config.dp_cp, near),
         (experts / sizes.ep, config.expert_dp, max(1, near // sizes.ep)),
     ):
         found = ring(config, factor * num_weights * bytes_each, replicas, in_node)

@@ -83,7 +83,7 @@ def optimizer_times(stage: StagePlan) -> OptimizerTimes:
     # 1. Newton-Schulz: owners are among the stage's replicas, of an encoder's matrices among all ranks.
     own, encoder = list(stage_parameters(stage)), encoder_parameters(config)
     work, work_s, largest, largest_s = 0.0, 0.0, 0, 0.0
-    for parameters, num_ranks in ((own, config.dp), (encoder, config.world_size)):
+    for parameters, num_ranks in ((own, config.dp_cp), (encoder, config.world_size)):
         for matrix in muon_matrices(config, parameters):
             flops = newton_schulz_flops(matrix.rows, matrix.cols, muon.newton_schulz_steps)
             seconds = newton_schulz_s(config, matrix)
@@ -93,7 +93,7 @@ def optimizer_times(stage: StagePlan) -> OptimizerTimes:
             largest, largest_s = max(largest, flops), max(largest_s, seconds)
     # 2. The exchange.
     held = {
-        update: number / config.dp + weights_by_update(config, encoder)[update] / config.world_size
+        update: number / config.dp_cp + weights_by_update(config, encoder)[update] / config.world_size
         for update, number in stage_state(stage).num_weights.items()
     }
     sent = 2 * held[OptimName.muonclip] * WEIGHT_BYTES[muon.exchange_dtype] if config.world_size > 1 else 0.0
@@ -143,7 +143,7 @@ def optimizer_part(pipeline: PipelinePlan) -> Part:
     # Gradients are cleared whole on each rank; norm and update go over the rank's share.
     stages = distinct_stages(pipeline)
     held = max(sum(rank_size(config, each) for each in stage_parameters(stage)) for stage in stages)
-    updated = max(sum(stage_state(stage).num_weights.values()) for stage in stages) / config.dp
+    updated = max(sum(stage_state(stage).num_weights.values()) for stage in stages) / config.dp_cp
     gradient_bytes = pipeline.assumptions.code.gradient_bytes
     elementwise_s = moved_s(gradient_bytes * held + UPDATE_BYTES * updated, config.cluster.rates)
     slow = pipeline.assumptions.slow_node

@@ -104,7 +104,7 @@ BROKEN_ACROSS = [
     ("parallelism.vpp=4", "parallelism.pp=2", "cuts 5 layers into pp x vpp = 8 chunks"),
     ("parallelism.layout='Et|t|t|tL'", "parallelism.layout=Et|t|t|tL", "it has 4 layers"),
     ("model.num_experts=9", "parallelism.ep=2", "must divide model.num_experts (9)"),
-    ("parallelism.ep=4", "parallelism.ep=4", "must divide the data-parallel size 2 (4 ranks / pp 2)"),
+    ("parallelism.ep=4", "parallelism.ep=4", "must divide the 2 ranks of a stage (4 / pp 2)"),
     (
         "model.num_dense_layers=5 parallelism.overlap_expert_comm=true",
         "parallelism.overlap_expert_comm=True",

@@ -79,6 +79,7 @@ FILLED: dict[str, dict[str, Any]] = {
         "cluster.rates.memory_gb": 84.9,
         "cluster.rates.calibration.kernels": 1.0,
     },
+    "whole_sequences": {"parallelism.cp": 1, "parallelism.cp_exchange": None},
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""
 
