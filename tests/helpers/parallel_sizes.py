@@ -11,9 +11,10 @@ from parallel.pipeline.layout import PipelineLayout
 def parallel_sizes(**overrides: Any) -> ParallelismConfig:
     """Nothing is cut and nothing overlaps, but for the overrides."""
     values: dict[str, Any] = {
-        "pp": 1, "vpp": 1, "ep": 1, "layout": None, "dispatcher": Dispatcher.alltoall,
-        "dispatcher_sms": None, "dispatcher_capacity": None, "overlap_expert_comm": False,
-        "delay_wgrad": False, "overlap_grad_reduce": False, "overlap_param_gather": False,
+        "pp": 1, "vpp": 1, "ep": 1, "cp": 1, "cp_exchange": None, "layout": None,
+        "dispatcher": Dispatcher.alltoall, "dispatcher_sms": None, "dispatcher_capacity": None,
+        "overlap_expert_comm": False, "delay_wgrad": False, "overlap_grad_reduce": False,
+        "overlap_param_gather": False,
     }  # fmt: skip
     return ParallelismConfig(**values | overrides)
 
