@@ -63,10 +63,10 @@ check_training() {
     local runs=$1
     # Eight sequences per step, as in the smoke job; two steps cover forward, backward, exchange, update and saving.
     two_ranks k25_train.train experiment=smoke run.dir="$runs/cpu" train.steps=2 train.eval_sequences=8 \
-        optim.warmup_steps=1 optim.decay_steps=1 checkpoint.interval=2
+        optim.warmup=1 optim.decay=1 checkpoint.interval=2
     if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
         python -m k25_train.train experiment=smoke_1gpu run.dir="$runs/gpu" \
-            train.steps=2 optim.warmup_steps=1 optim.decay_steps=1
+            train.steps=2 optim.warmup=1 optim.decay=1
     else
         echo "training on a GPU: skipped: no GPU is visible"
     fi

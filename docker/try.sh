@@ -33,7 +33,7 @@ inside() {
 inside self-test
 # In the default run folder, as a first user would.
 inside train experiment=smoke parallelism=serial cluster.gpus_per_node=1 train.steps=2 train.eval_sequences=8 \
-    optim.warmup_steps=1 optim.decay_steps=1 checkpoint.interval=2
+    optim.warmup=1 optim.decay=1 checkpoint.interval=2
 [ -d "$runs/smoke/checkpoints/step_2" ] || { echo "no checkpoint in /runs/smoke" >&2; exit 1; }
 inside revision
 echo "user $user on a read-only root file system: passed"

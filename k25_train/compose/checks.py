@@ -16,6 +16,7 @@ from k25_train.config.data import DataConfig
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig
 from k25_train.config.training import TrainConfig
+from k25_train.plan.schedule import Schedule
 from k25_train.plan.stack_cost import stack_cost
 from parallel.communicators import MAX_SPINNING_CTAS, communicators_of, spinning_ctas
 from parallel.config import DepConfig, ParallelismConfig, Problem
@@ -143,8 +144,11 @@ def batches_divide(
     dp = data_parallel_size(cluster.world_size, parallelism.pp, parallelism.cp)
     unit = train.micro_batch_size * dp
     terms = f"micro_batch_size {train.micro_batch_size} x data-parallel size {dp}"
-    for name in ("global_batch_size", "eval_sequences"):
-        size = getattr(train, name)
+    start = train.batch_ramp.start
+    sizes = {"global_batch_size": train.global_batch_size, "eval_sequences": train.eval_sequences}
+    if start is not None:
+        sizes |= {"batch_ramp.start": start, "batch_ramp.increment": train.batch_ramp.increment}
+    for name, size in sizes.items():
         needed, reason = needed_micro_batches(name, parallelism)
         # Half of the evaluation sequences are text, half have media.
         step = math.lcm(unit, 2) if name == "eval_sequences" else unit
@@ -162,23 +166,27 @@ def batches_divide(
 
 def needed_micro_batches(name: str, parallelism: ParallelismConfig) -> tuple[int, str]:
     """The fewest micro-batches of a step or of an evaluation on a data-parallel rank, and why."""
+    if name == "batch_ramp.increment":
+        return 1, ""
     if parallelism.vpp > 1:
         return parallelism.pp, "with vpp > 1 each of the pp ranks starts on its own micro-batch"
-    if parallelism.overlap_expert_comm and name == "global_batch_size":
+    if parallelism.overlap_expert_comm and name != "eval_sequences":
         return 2, "parallelism.overlap_expert_comm runs one micro-batch concurrently with another"
     return 1, ""
 
 
 def schedule_fits_run(optim: OptimConfig, train: TrainConfig) -> list[Problem]:
-    """Warm-up and decay do not overlap."""
-    if optim.warmup_steps + optim.decay_steps <= train.steps:
-        return []
-    rule = (
-        f"must leave room for optim.warmup_steps ({optim.warmup_steps}) + optim.decay_steps "
-        f"({optim.decay_steps})"
-    )
-    remedy = "train for more steps, or shorten warm-up and decay"
-    return [Problem("train.steps", train.steps, rule, remedy)]
+    """Warm-up and decay do not overlap, and biases are frozen within the run."""
+    schedule = Schedule(optim, train)
+    if not schedule.fits:
+        rule = f"must leave room for optim.warmup ({optim.warmup}) + optim.decay ({optim.decay})"
+        remedy = "train for more steps, or shorten warm-up and decay"
+        return [Problem("train.steps", train.steps, rule, remedy)]
+    if not schedule.fits_frozen_bias:
+        rule = f"must not be longer than the run ({train.steps:,} steps)"
+        remedy = "shorten it, or use 0 to let router biases move to the end"
+        return [Problem("optim.frozen_expert_bias", optim.frozen_expert_bias, rule, remedy)]
+    return []
 
 
 def reads_end_before_stalls(data: DataConfig, train: TrainConfig) -> list[Problem]:

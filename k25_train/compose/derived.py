@@ -16,7 +16,7 @@ def derived_sizes(config: Config) -> dict[str, int | str]:
         "layout": layout_of(config).to_megatron(),
         "num_micro_batches": config.num_micro_batches,
         "tokens_per_step": tokens_per_step,
-        "tokens_total": tokens_per_step * config.train.steps,
+        "tokens_total": config.train.batches.tokens_after(config.train.steps),
         "parameters_total": counts.total,
         "parameters_active": counts.active,
     }

@@ -149,6 +149,16 @@ def _read_timeout_s(values: Values) -> object:
     return stall_timeout_s / 10 if isinstance(stall_timeout_s, int | float) else 60.0
 
 
+def _of_vision(name: str) -> Callable[[Values], object]:
+    """A key of tower and projector together."""
+
+    def choose(values: Values) -> object:
+        return ((values.get("optim") or {}).get("vision") or {}).get(name)
+
+    return choose
+
+
+_VISION = ("vision_tower", "mm_projector")
 _KEEP_ALL = {
     "norm": {"input": "keep", "output": "keep"},
     "mla": {"latent": "keep", "up_input": "keep", "up_proj": "keep", "rotations": "keep"},
@@ -311,10 +321,27 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Remove("cluster.model_tflops", "cluster.rates"),
         Remove("cluster.gpu_memory_gb", "cluster.rates.memory_gb"),
     ),
-    # 8 to 9. A rank had all tokens of its sequences.
+    # 8 to 9. A rank had all tokens of its sequences; update rules were of the language model and of all of
+    # vision; schedules counted steps alone.
     (
         Fill("parallelism.cp", 1),
         Fill("parallelism.cp_exchange", None),
+        Rename("optim.name", "optim.language_model.name"),
+        *(Fill(f"optim.{part}.name", _of_vision("name")) for part in _VISION),
+        *(Fill(f"optim.{part}.lr_scale", _of_vision("lr_scale")) for part in _VISION),
+        Fill("optim.vision_tower.trained", lambda values: _of_vision("trained")(values) == "all"),
+        Fill("optim.mm_projector.trained", lambda values: _of_vision("trained")(values) != "nothing"),
+        Remove("optim.vision", "optim.vision_tower and optim.mm_projector"),
+        Fill("optim.language_model.trained", True),
+        Fill("optim.language_model.lr_scale", 1.0),
+        *(Fill(f"optim.{part}.grad_clip", None) for part in ("language_model", *_VISION)),
+        Fill("optim.start_lr", 0.0),
+        Rename("optim.warmup_steps", "optim.warmup"),
+        Rename("optim.decay_steps", "optim.decay"),
+        Fill("optim.frozen_expert_bias", 0),
+        Fill("train.tokens", None),
+        Fill("train.batch_ramp", {"start": None, "increment": 1, "length": 0}),
+        Fill("checkpoint.init_optimizer", False),
     ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""

@@ -16,6 +16,7 @@ from k25_train.compose.migrations import SAID_BY, VERSION, VERSION_KEY, migrate
 from k25_train.compose.overrides import apply, find_choices, parse
 from k25_train.compose.plan_checks import find_plan_problems
 from k25_train.compose.references import find_references, resolve_references
+from k25_train.compose.run_length import with_steps
 from k25_train.compose.sections import build_section, suggestion, unknown_keys
 from k25_train.compose.values import WHOLE
 from k25_train.compose.yaml_files import dump, read_file
@@ -80,7 +81,8 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Probl
 
 
 def resolve(values: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Config:
-    """Typed sections of nested values, all rules checked and no value changed.
+    """Typed sections of nested values, all rules checked and no value changed; `train.steps` follows from
+    `train.tokens` where it is null.
 
     Args:
         values: texts as typed (`values.read`), or values that have their types already.
@@ -90,6 +92,7 @@ def resolve(values: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Conf
         ConfigError: lists every unknown or missing key, wrong type and broken rule.
     """
     # 1. Each section by itself: known keys, all of them, of the right types.
+    values = with_steps(values)
     problems = [*problems, *unknown_keys(values, Config, "")]
     sections: dict[str, Any] = {}
     for field in fields(Config):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from k25_train.compose.resolve import compose, describe
 from k25_train.config.model import ModelConfig
+from k25_train.config.parts import ModelPart
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from parallel.config import Problem
@@ -19,8 +20,24 @@ def compose_trainable(overrides: Sequence[str]) -> Config:
 
 def check_trainable(config: Config) -> None:
     """Raise `ConfigError` with everything of the model that is for plans alone."""
-    if problems := planned_alone(config.model):
-        raise ConfigError(describe([problem.under("model") for problem in problems]))
+    problems = [problem.under("model") for problem in planned_alone(config.model)]
+    if problems := problems + not_yet(config):
+        raise ConfigError(describe(problems))
+
+
+def not_yet(config: Config) -> list[Problem]:
+    """Keys whose values nothing trains by so far."""
+    optim, train = config.optim, config.train
+    parts = [(f"optim.{part.value}.grad_clip", optim.of(part).grad_clip, None) for part in ModelPart]
+    keys = [
+        ("optim.language_model.trained", optim.language_model.trained, True),
+        ("optim.frozen_expert_bias", optim.frozen_expert_bias, 0),
+        ("train.batch_ramp.start", train.batch_ramp.start, None),
+        ("checkpoint.init_optimizer", config.checkpoint.init_optimizer, False),
+        *parts,
+    ]
+    rule, remedy = "can be planned, but not trained with so far", "leave it as it is in conf/train.yaml"
+    return [Problem(key, value, rule, remedy) for key, value, usual in keys if value != usual]
 
 
 def planned_alone(model: ModelConfig) -> list[Problem]:
@@ -36,8 +53,8 @@ def planned_alone(model: ModelConfig) -> list[Problem]:
     if not model.has_vision:
         rule = "must be positive: a model without vision can be planned (k25-plan), but not built"
         remedy = (
-            "give it a tower, e.g. 27 blocks as in model=moonlight_16b; with optim.vision.trained=nothing "
-            "and data without images, text alone is trained"
+            "give it a tower, e.g. 27 blocks as in model=moonlight_16b; with tower and projector "
+            "frozen (optim=adamw_text) and data without images, text alone is trained"
         )
         found.append(Problem("vision.num_layers", model.vision.num_layers, rule, remedy))
     return found

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from k25_train.config.basics import not_from_home, not_negative
+from k25_train.config.parts import ModelPart
 from parallel.config import Problem, not_positive
 
 MAX_UNSOUND = 2
@@ -12,7 +13,7 @@ MAX_UNSOUND = 2
 before it, whose weights turned out to be ruined."""
 EXTRA_CHECKPOINTS = 1 + MAX_UNSOUND
 """Checkpoints on disk, at most, in addition to `checkpoint.keep`: one is new and not proven yet."""
-INIT_PARTS = ("language_model", "vision_tower", "mm_projector")
+INIT_PARTS = tuple(part.value for part in ModelPart)
 """Parts of the model that can start from weights of their own: the first words of their tensors' names."""
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _TIME = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h)")
@@ -60,8 +61,13 @@ class CheckpointConfig:
     accept_unsound: bool
     """Whether a run resumes from its newest checkpoint even if that one was set aside as unsound."""
     init_from: str | None
-    """Checkpoint or import whose weights a new run starts from; null for random ones. Its optimizer state and
-    step are not taken over. A run that has a checkpoint of its own resumes from that."""
+    """Checkpoint or import whose weights a new run starts from; null for random ones. Its step is not taken
+    over, its optimizer state with `init_optimizer` alone. A run that has a checkpoint of its own resumes from
+    that."""
+    init_optimizer: bool
+    """Whether the moments and masters of the checkpoint `init_from` come along with its weights, for all that
+    both runs train; what starts fresh, from `init_parts` or `init_fresh`, has none yet. Source: not
+    disclosed, our choice."""
     init_parts: dict[str, str]
     """Part of the model (`language_model`, `vision_tower`, `mm_projector`) -> checkpoint or import that it
     starts from instead of `init_from`."""
@@ -99,6 +105,9 @@ class CheckpointConfig:
             key = "init_fresh" if self.init_fresh else "init_leave_out"
             rule = "says how weights of a file are taken, but no file is named"
             found.append(Problem(key, getattr(self, key), rule, "name one: checkpoint.init_from=DIR"))
+        if self.init_optimizer and self.init_from is None:
+            rule = "takes the optimizer state of a checkpoint, but none is named"
+            found.append(Problem("init_optimizer", True, rule, "name one: checkpoint.init_from=DIR"))
         for part in self.init_parts:
             if part not in INIT_PARTS:
                 rule = "is not a part of the model that can start from weights of its own"

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from k25_train.config.basics import DType, not_negative
-from k25_train.config.vision import PROJECTOR, TOWER, VisionPart
+from k25_train.config.parts import ModelPart
+from k25_train.config.span import SpanText, not_spans
+from k25_train.config.vision import TOWER, VisionPart
 from parallel.config import Problem, not_positive
 
 
@@ -24,24 +26,6 @@ class OptimizerOffload(Enum):
     """On the device."""
     cpu = "cpu"
     """In page-locked host memory; it passes through the device in each step."""
-
-
-class TrainedVision(Enum):
-    """Parts of vision that are trained; others keep their weights, without gradients or optimizer state."""
-
-    all = "all"
-    """Tower and projector."""
-    projector = "projector"
-    """The projector alone."""
-    nothing = "nothing"
-    """Neither of them."""
-
-    @property
-    def parts(self) -> frozenset[VisionPart]:
-        """The parts that are trained."""
-        return {"all": TOWER | PROJECTOR, "projector": PROJECTOR, "nothing": frozenset[VisionPart]()}[
-            self.value
-        ]
 
 
 class NewtonSchulzCoefficients(Enum):
@@ -102,30 +86,44 @@ class MuonConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class VisionOptimConfig:
-    """How vision tower and projector are updated; everything else is as for the language model."""
+class PartOptimConfig:
+    """How one part of the model is updated; everything else is as for the others."""
 
     name: OptimName
-    """Update rule of tower and projector. Source: Muon for all of them in Kimi-VL (arXiv 2504.07491); K2.5,
-    section 4.5.1, lets tower and language model differ and does not disclose how."""
+    """Update rule. Source: MuonClip for the language model in K2, section 2.5; Muon for tower and projector
+    in Kimi-VL (arXiv 2504.07491); K2.5, section 4.5.1, lets them differ and does not disclose how."""
+    trained: bool
+    """Whether its weights are updated. What is not has neither gradients nor optimizer state, nor do its
+    router biases move. Source: all parts in K2.5's joint training, the projector alone before it (section
+    4.3)."""
     lr_scale: float
-    """Learning rate as a multiple of the language model's. Source: not disclosed, our choice."""
-    trained: TrainedVision
-    """Parts whose weights are updated. Source: all of them in K2.5; the other values are our choice."""
+    """Learning rate as a multiple of `optim.lr`. Source: not disclosed, our choice."""
+    grad_clip: float | None
+    """Largest gradient norm of the part, to which its gradients are scaled before all of them are to
+    `optim.grad_clip`; null for no limit of its own. Source: the Kimi K3 report (arXiv 2607.24653) has towers
+    whose gradients spike; whether it limits them is not disclosed, our choice."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        return not_positive(self, ("lr_scale",))
+        limits = ("grad_clip",) if self.grad_clip is not None else ()
+        return not_positive(self, ("lr_scale", *limits))
 
 
 @dataclass(slots=True, kw_only=True)
 class OptimConfig:
     """Update rules and the warm-up, constant, cosine-decay schedule of the learning rate (WSD)."""
 
-    name: OptimName
-    """Update rule of the language model."""
+    language_model: PartOptimConfig
+    """Update of embedding, decoder layers and head."""
+    vision_tower: PartOptimConfig
+    """Update of the vision tower."""
+    mm_projector: PartOptimConfig
+    """Update of the projector."""
     lr: float
     """Learning rate between warm-up and decay, of Muon and AdamW alike. Source: 2e-4 in K2, section 2.5."""
+    start_lr: float
+    """Learning rate from which warm-up rises: 0, or where the stage before ended. Source: not disclosed, our
+    choice."""
     min_lr: float
     """Learning rate at the end of the decay. Source: 2e-5 in K2, section 2.5."""
     beta1: float
@@ -138,10 +136,15 @@ class OptimConfig:
     """Decoupled decay, multiplied by the learning rate. Source: 0.1 in K2, section 2.5."""
     grad_clip: float
     """Largest global gradient norm. Source: not disclosed, our choice."""
-    warmup_steps: int
-    """Steps of linear warm-up. Source: 500 in K2, section 2.5."""
-    decay_steps: int
-    """Number of last steps, in which the rate falls along a cosine. Source: K2, section 2.5."""
+    warmup: SpanText
+    """Steps or tokens of linear warm-up. Source: 500 steps in K2, section 2.5."""
+    decay: SpanText
+    """Last steps or tokens of the run, in which the rate falls along a cosine. Source: 5.5T tokens in K2,
+    section 2.5."""
+    frozen_expert_bias: SpanText
+    """Last steps or tokens of the run, in which the routers' expert biases stay as they are; 0 for none.
+    Source: update rate 0 in the cool-down of Moonlight (arXiv 2502.16982, appendix C); not disclosed for K2
+    and K2.5."""
     offload: OptimizerOffload
     """Where optimizer state and float32 masters are kept. Source: not disclosed, our choice."""
     qk_clip_threshold: float | None
@@ -156,19 +159,35 @@ class OptimConfig:
     disclosed, our choice."""
     muon: MuonConfig
     """Muon's own settings."""
-    vision: VisionOptimConfig
-    """Update of vision tower and projector."""
+
+    def of(self, part: ModelPart) -> PartOptimConfig:
+        """How that part is updated."""
+        return {
+            ModelPart.language_model: self.language_model,
+            ModelPart.vision_tower: self.vision_tower,
+            ModelPart.mm_projector: self.mm_projector,
+        }[part]
+
+    @property
+    def trained(self) -> frozenset[ModelPart]:
+        """The parts whose weights are updated."""
+        return frozenset(part for part in ModelPart if self.of(part).trained)
+
+    @property
+    def trained_vision(self) -> frozenset[VisionPart]:
+        """Those of vision."""
+        return frozenset(part for part in VisionPart if self.of(ModelPart(part.value)).trained)
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken, those of its sub-sections included."""
         found = not_positive(self, ("lr", "eps", "grad_clip", "qk_clip_interval"))
-        found += not_negative(
-            self, ("min_lr", "weight_decay", "warmup_steps", "decay_steps", "max_skipped_steps")
-        )
-        if self.min_lr > self.lr:
-            found.append(
-                Problem("min_lr", self.min_lr, f"must not exceed lr ({self.lr})", "lower min_lr or raise lr")
-            )
+        found += not_negative(self, ("start_lr", "min_lr", "weight_decay", "max_skipped_steps"))
+        found += not_spans(self, ("warmup", "decay", "frozen_expert_bias"))
+        for name in ("start_lr", "min_lr"):
+            rate = getattr(self, name)
+            if rate > self.lr:
+                rule = f"must not exceed lr ({self.lr})"
+                found.append(Problem(name, rate, rule, f"lower {name} or raise lr"))
         for name in ("beta1", "beta2"):
             beta = getattr(self, name)
             if not 0 <= beta < 1:
@@ -176,4 +195,18 @@ class OptimConfig:
         if self.qk_clip_threshold is not None:
             found += not_positive(self, ("qk_clip_threshold",))
         found += [problem.under("muon") for problem in self.muon.problems()]
-        return found + [problem.under("vision") for problem in self.vision.problems()]
+        for part in ModelPart:
+            found += [problem.under(part.value) for problem in self.of(part).problems()]
+        return found + self._untrained()
+
+    def _untrained(self) -> list[Problem]:
+        """Something is trained, and no tower behind a projector that is not."""
+        if not self.trained:
+            rule = "leaves nothing to train: no part of the model is"
+            remedy = "use true, or true for optim.vision_tower or optim.mm_projector"
+            return [Problem("language_model.trained", False, rule, remedy)]
+        if self.trained_vision == TOWER:
+            rule = "is not possible behind a projector that is not trained"
+            remedy = "use optim.mm_projector.trained=true, or false for both"
+            return [Problem("vision_tower.trained", True, rule, remedy)]
+        return []

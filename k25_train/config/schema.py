@@ -70,12 +70,12 @@ class Config:
             return VisionPlacement.without_vision()
         return VisionPlacement.of(
             self.dep.mode,
-            self.optim.vision.trained.parts,
+            self.optim.trained_vision,
             merged_size=self.model.vision.merged_size,
             hidden_size=self.model.hidden_size,
         )
 
     @property
     def num_micro_batches(self) -> int:
-        """Micro-batches of one step on each data-parallel rank."""
+        """Micro-batches of one step on each replica, the most of any step."""
         return self.train.global_batch_size // (self.train.micro_batch_size * self.dp)

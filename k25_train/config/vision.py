@@ -106,7 +106,7 @@ TOWER, PROJECTOR = frozenset([VisionPart.tower]), frozenset([VisionPart.projecto
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionPlacement:
-    """Where tower and projector are and what of them is trained (`dep.mode` and `optim.vision.trained`)."""
+    """Where tower and projector are and what of them is trained (`dep.mode` and `optim`)."""
 
     encoder_parts: frozenset[VisionPart]
     """Parts of the decoupled encoder, of which every rank has a replica; none if the tower is coupled."""

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from k25_train.config.cluster import Device
 from k25_train.config.optimizer import OptimizerOffload
+from k25_train.config.parts import ModelPart
 from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.dryrun.dry_run import DryRun, StageSummary
@@ -77,11 +78,8 @@ def note_lines(config: Config) -> Iterable[str]:
             f"dep.mode=decoupled: every rank has a replica of {what}; "
             "its bytes are in every row, its parameters in the first."
         )
-    if placement.frozen_parts:
-        yield (
-            f"optim.vision.trained={config.optim.vision.trained.value}: what is frozen has neither gradients "
-            "nor optimizer state."
-        )
+    if frozen := [part.value for part in ModelPart if part not in config.optim.trained]:
+        yield f"Not trained: {', '.join(frozen)}. What is frozen has neither gradients nor optimizer state."
     if config.train.transformer_engine:
         yield (
             "train.transformer_engine=true: built with megatron-core's own layers, whose weights have "

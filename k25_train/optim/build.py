@@ -33,7 +33,7 @@ Place = Callable[[ShardedOptimizer, OptimizerPartition], ShardedOptimizer]
 
 
 def freeze(modules: Iterable[nn.Module], optim: OptimConfig) -> None:
-    """Switch off gradients of what `optim.vision.trained` leaves out: it gets no buffer and no state."""
+    """Switch off gradients of the parts that are not trained: it gets no buffer and no state."""
     for module in modules:
         for name, parameter in module.named_parameters():
             if not is_trained(name, optim):
@@ -153,8 +153,9 @@ def parts(optim: OptimConfig, rules: Rules, *, is_encoder: bool) -> Iterator[Opt
     """
     for is_expert in (False,) if is_encoder else (False, True):
         for update in OptimName:
-            dense = (optim.name, optim.vision.name, OptimName.adamw)
-            if update in ((optim.name,) if is_expert else dense):
+            names = {optim.of(part).name for part in optim.trained}
+            of_experts = {optim.language_model.name} if optim.language_model.trained else set()
+            if update in (of_experts if is_expert else {*names, OptimName.adamw}):
                 chosen = {
                     parameter: rule
                     for parameter, rule in rules.items()
@@ -189,7 +190,7 @@ def _part(optim: OptimConfig, update: OptimName, rules: Rules, is_expert: bool) 
 
 def _groups(optim: OptimConfig, rules: Rules, is_expert: bool) -> Iterator[dict[str, Any]]:
     """One group per learning rate and decay, empty ones included: all ranks need the same groups."""
-    for lr_scale in sorted({1.0, optim.vision.lr_scale}):
+    for lr_scale in sorted({optim.of(part).lr_scale for part in optim.trained}):
         for decays in (True, False):
             yield {
                 "params": [

@@ -8,7 +8,7 @@ from math import prod
 
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig, OptimName
-from k25_train.config.vision import VisionPart
+from k25_train.config.parts import ModelPart
 from k25_train.parameters import table
 from k25_train.parameters.entry import Kind, pattern_of
 
@@ -37,8 +37,7 @@ def is_trained(name: str, optim: OptimConfig) -> bool:
 
     `name` may be the released checkpoint's as well as ours: those of the vision part are the same.
     """
-    part = VisionPart.of(name)
-    return part is None or part in optim.vision.trained.parts
+    return optim.of(ModelPart.of(name)).trained
 
 
 def rule_of(name: str, shape: tuple[int, ...], optim: OptimConfig, model: ModelConfig) -> ParameterRule:
@@ -55,9 +54,9 @@ def rule_of(name: str, shape: tuple[int, ...], optim: OptimConfig, model: ModelC
     entry = table.TABLE.by_stacked_name.get(pattern_of(name))
     if entry is None or entry.kind.is_buffer:
         raise ValueError(f"{name} {list(shape)}: no rule says how it is updated; add it to {TABLE_FILE}")
-    kind, is_vision = entry.kind, VisionPart.of(name) is not None
-    chosen = optim.vision.name if is_vision else optim.name
-    blocks = kind.blocks if chosen is OptimName.muonclip else None
+    kind, part = entry.kind, ModelPart.of(name)
+    settings = optim.of(part)
+    blocks = kind.blocks if settings.name is OptimName.muonclip else None
     num_matrices = 0 if blocks is None else blocks(shape, model, optim)
     if num_matrices and (len(shape) not in (2, 3) or prod(shape[:-1]) % num_matrices):
         raise ValueError(
@@ -68,14 +67,14 @@ def rule_of(name: str, shape: tuple[int, ...], optim: OptimConfig, model: ModelC
         update=OptimName.muonclip if num_matrices else OptimName.adamw,
         num_matrices=num_matrices,
         weight_decay=len(shape) > 1,
-        lr_scale=optim.vision.lr_scale if is_vision else 1.0,
-        reason=_reason(kind, optim, is_vision=is_vision, uses_muon=num_matrices > 0),
+        lr_scale=settings.lr_scale,
+        reason=_reason(kind, optim, part, uses_muon=num_matrices > 0),
     )
 
 
-def _reason(kind: Kind, optim: OptimConfig, *, is_vision: bool, uses_muon: bool) -> str:
+def _reason(kind: Kind, optim: OptimConfig, part: ModelPart, *, uses_muon: bool) -> str:
     if kind.blocks is None:
         return kind.reason
     if not uses_muon:
-        return f"optim.{'vision.' * is_vision}name=adamw"
+        return f"optim.{part.value}.name=adamw"
     return kind.reason_per_head if kind.reason_per_head and optim.muon.per_head else kind.reason

@@ -2,9 +2,9 @@
 
 Counted are the matrix products, two operations per multiply-add; norms, softmax, activations and rotations
 are not. Attention is counted over what the masks leave: half the square of each document, the square of
-each image. A backward pass costs twice the forward, and what is frozen has none; what is computed again to
-save memory is not counted, so these are the FLOPs of "model FLOPs utilisation" (MFU, arXiv 2204.02311,
-appendix B).
+each image. A backward pass costs twice the forward, without gradients of weights once; what is computed
+again to save memory is not counted, so these are the FLOPs of "model FLOPs utilisation" (MFU, arXiv
+2204.02311, appendix B).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from k25_train.config.model import ModelConfig
-from k25_train.config.optimizer import TrainedVision
-from k25_train.config.vision import VisionConfig, VisionPart
+from k25_train.config.parts import ModelPart
+from k25_train.config.vision import VisionConfig
 from k25_train.plan.batch_sizes import BatchSizes, causal_pairs
 from k25_train.plan.projections import attention_projections, feed_forward_projections, head_projection
 from parallel.dep.cost import EncoderCost
@@ -22,7 +22,7 @@ from parallel.pipeline.schedule import BACKWARD_COST
 
 
 def training_flops(
-    model: ModelConfig, sizes: BatchSizes, trained: TrainedVision, *, mtp_layers: int = 0
+    model: ModelConfig, sizes: BatchSizes, trained: frozenset[ModelPart], *, mtp_layers: int = 0
 ) -> int:
     """Forward and backward of the language model, tower and projector over a batch.
 
@@ -32,19 +32,26 @@ def training_flops(
     Args:
         model: dimensions.
         sizes: of the batch; attention does not cross documents or items.
-        trained: of tower and projector; what is frozen costs its forward pass alone.
+        trained: parts; what is frozen costs its forward pass alone, but the language model, through which
+            gradients go to vision.
         mtp_layers: layers of multi-token prediction, which others train.
     """
     layers = range(model.num_layers)
     text = sum(_layer_flops(model, layer, sizes.num_tokens, sizes.num_token_pairs) for layer in layers)
     text += head_forward_flops(model, sizes.num_tokens)
     text += mtp_layers * mtp_forward_flops(model, sizes.num_tokens, sizes.num_token_pairs)
+    # A frozen language model hands gradients on to vision: weights have none, queries, keys and values do.
+    if ModelPart.language_model in trained:
+        text_backward = BACKWARD_COST * text
+    else:
+        pairs = (model.num_layers + mtp_layers) * _pair_flops(model, sizes.num_token_pairs)
+        text_backward = text + (BACKWARD_COST - 1) * pairs
     tower = _of_sums(tower_cost(model.vision), sizes)
     projector = _of_sums(encoder_cost(model.vision, model.hidden_size), sizes) - tower
     # The projector's norm comes first and is trained, so a backward pass goes through all of it.
-    vision = {VisionPart.tower: tower, VisionPart.projector: projector}
-    trained_forward = text + sum(vision[part] for part in trained.parts)
-    return text + tower + projector + BACKWARD_COST * trained_forward
+    vision = {ModelPart.vision_tower: tower, ModelPart.mm_projector: projector}
+    vision_backward = BACKWARD_COST * sum(flops for part, flops in vision.items() if part in trained)
+    return text + tower + projector + text_backward + vision_backward
 
 
 def _of_sums(cost: EncoderCost, sizes: BatchSizes) -> int:
@@ -59,8 +66,12 @@ def layer_forward_flops(model: ModelConfig, layer: int, document_lengths: Sequen
 
 
 def _layer_flops(model: ModelConfig, layer: int, num_tokens: int, num_pairs: int) -> int:
-    attention = model.num_attention_heads * (model.q_head_dim + model.v_head_dim)
-    return 2 * (num_tokens * layer_multiply_adds(model, layer) + num_pairs * attention)
+    return 2 * num_tokens * layer_multiply_adds(model, layer) + _pair_flops(model, num_pairs)
+
+
+def _pair_flops(model: ModelConfig, num_pairs: int) -> int:
+    """One forward pass of a layer's attention between queries and keys."""
+    return 2 * num_pairs * model.num_attention_heads * (model.q_head_dim + model.v_head_dim)
 
 
 def head_forward_flops(model: ModelConfig, num_tokens: int) -> int:

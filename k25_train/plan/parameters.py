@@ -76,7 +76,7 @@ class ModelParameters:
         the next token's embedding, norms of both and of the result, and the embedding, if no other stage's
         copy is at hand (megatron-core 0.19.2, `multi_token_prediction.py`, `gpt_model.py`)."""
         hidden = self._config.model.hidden_size
-        update = self._config.optim.name
+        update = self._config.optim.language_model.name
         joins = RuledParameter(2 * hidden**2, False, update, 2 * hidden**2 * (update is OptimName.muonclip))
         norm = RuledParameter(hidden, False, OptimName.adamw, 0)
         copy = self.embedding if self._config.parallelism.pp > 1 else ()

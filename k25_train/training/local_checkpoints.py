@@ -190,5 +190,5 @@ def layout_of_pieces(config: Config) -> Mapping[str, Any]:
         "stages": parallelism.layout if parallelism.layout is None else str(parallelism.layout),
         "world_size": config.world_size,
         "dep": config.dep.mode.value,
-        "trained": str(config.optim.vision.trained),
+        "trained": sorted(part.value for part in config.optim.trained),
     }

@@ -30,7 +30,7 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_mixed_anew:
         "vision_tokens": sizes.num_vision_tokens,
         "images": sizes.num_items,
         "patches": sizes.num_patches,
-        "flops": training_flops(config.model, sizes, config.optim.vision.trained),
+        "flops": training_flops(config.model, sizes, config.optim.trained),
         "step_time_s": result.step_time_s,
         "tokens_per_s": sizes.num_tokens / result.step_time_s,
         "data_wait_s": result.data_wait_s,

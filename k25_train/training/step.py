@@ -16,8 +16,8 @@ from k25_train.data.storage.counts import COUNTS
 from k25_train.errors import TrainingError
 from k25_train.optim.build import set_learning_rate
 from k25_train.optim.qk_clip import ClipResult
-from k25_train.optim.schedule import learning_rate
 from k25_train.plan.batch_sizes import BatchSizes
+from k25_train.plan.schedule import Schedule
 from k25_train.training.device_memory import MemoryFigures, NoMemoryFigures
 from k25_train.training.forward import forward_micro_batch, sum_over_all_ranks
 from k25_train.training.run import Run
@@ -106,7 +106,7 @@ def train_step(run: Run, step: int) -> StepResult:
 
     # 5. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard. QK-Clip
     #    scales masters before they are copied to the model.
-    rate = learning_rate(run.config.optim, step, run.config.train.steps)
+    rate = Schedule(run.config.optim, run.config.train).learning_rate(step)
     set_learning_rate(run.optimizer, rate)
     with run.tracker.phase("optimizer"):
         run.qk_clip.gather()

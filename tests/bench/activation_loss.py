@@ -36,7 +36,7 @@ RUNS = {
 
 def losses(steps: int, seed: int, more: Sequence[str]) -> list[float]:
     """Training losses of the smoke experiment, the last three eighths of the steps in the decay."""
-    arguments = ["experiment=smoke", f"train.steps={steps}", f"optim.decay_steps={steps * 3 // 8}"]
+    arguments = ["experiment=smoke", f"train.steps={steps}", f"optim.decay={steps * 3 // 8}"]
     arguments += [f"train.seed={seed}", *more]
     return [loss for loss, _ in run_ranks(train, 2, arguments, timeout_s=3600.0)[0]]
 

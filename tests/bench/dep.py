@@ -53,8 +53,8 @@ DISTURBED = 0.2
 WORK = (
     "model.num_layers=8 model.expert_ffn_hidden_size=256 model.dense_ffn_hidden_size=768 "
     "model.vision.num_layers=3 model.vision.hidden_size=48 model.vision.ffn_hidden_size=96 "
-    "train.global_batch_size=16 train.micro_batch_size=1 optim=adamw optim.warmup_steps=1 "
-    f"optim.decay_steps=1 train.steps={NUM_STEPS}"
+    "train.global_batch_size=16 train.micro_batch_size=1 optim=adamw optim.warmup=1 "
+    f"optim.decay=1 train.steps={NUM_STEPS}"
 ).split()
 RATES = (
     # A forward pass of a rank then lasts 0.2 s, and takes some milliseconds to compute.

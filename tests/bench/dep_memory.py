@@ -53,7 +53,7 @@ BUFFER_KIB = 300
 STEPS = 3
 WORK = (
     f"train.seq_len={SEQ_LEN} train.global_batch_size={NUM_SEQUENCES} train.micro_batch_size=1 "
-    f"train.steps={STEPS} optim=adamw optim.warmup_steps=1 optim.decay_steps=1 data.prefetch_steps=0 "
+    f"train.steps={STEPS} optim=adamw optim.warmup=1 optim.decay=1 data.prefetch_steps=0 "
     "model.num_layers=8 model.hidden_size=128 model.num_attention_heads=4 model.q_lora_rank=64 "
     "model.kv_lora_rank=32 model.expert_ffn_hidden_size=256 model.dense_ffn_hidden_size=768 "
     "model.vision.num_layers=12 model.vision.hidden_size=64 model.vision.ffn_hidden_size=256 "

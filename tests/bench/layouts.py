@@ -27,7 +27,7 @@ from tests.helpers.tiny_shards import write_tiny_shard_set
 
 WORK = (
     "experiment=smoke model.vocab_size=320 train.global_batch_size=16 train.micro_batch_size=1 train.steps=8 "
-    "train.eval_sequences=64 optim.warmup_steps=1 optim.decay_steps=1 data.max_skipped_samples=0"
+    "train.eval_sequences=64 optim.warmup=1 optim.decay=1 data.max_skipped_samples=0"
 ).split()
 WARM_UP_STEPS = 2
 LAYOUTS: dict[str, dict[str, int]] = {

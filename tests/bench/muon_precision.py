@@ -74,10 +74,10 @@ def main() -> int:
     for dtype in DTYPES:
         arguments = [
             "experiment=smoke", "optim=muonclip", "parallelism=serial", "cluster.gpus_per_node=2",
-            f"train.steps={steps}", f"optim.decay_steps={steps * 3 // 8}", "train.eval_sequences=64",
+            f"train.steps={steps}", f"optim.decay={steps * 3 // 8}", "train.eval_sequences=64",
             f"optim.muon.newton_schulz_dtype={dtype}", f"optim.muon.exchange_dtype={dtype}",
         ]  # fmt: skip
-        arguments.append(f"optim.warmup_steps={max(1, steps // 10)}")
+        arguments.append(f"optim.warmup={max(1, steps // 10)}")
         by_rank = run_ranks(train_and_compare, 2, arguments, timeout_s=3600.0)
         losses, held_out, _ = results[dtype] = by_rank[0]
         table.add_row(dtype, f"{losses[0]:.4f}", f"{sum(losses[-10:]) / 10:.4f}", f"{held_out:.4f}")

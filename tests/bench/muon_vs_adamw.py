@@ -59,7 +59,7 @@ def trained(name: str, rate: float, steps: int) -> Trained:
     arguments = [
         "experiment=smoke", f"optim={name}", "parallelism=serial", "cluster.gpus_per_node=2",
         f"train.steps={steps}", f"optim.lr={rate}", f"optim.min_lr={rate / 25}",
-        f"optim.decay_steps={steps * 3 // 8}", "train.eval_sequences=64",
+        f"optim.decay={steps * 3 // 8}", "train.eval_sequences=64",
     ]  # fmt: skip
     losses, held_out = run_ranks(train_and_evaluate, 2, arguments, timeout_s=1800.0)[0]
     return Trained(name, rate, losses, held_out)

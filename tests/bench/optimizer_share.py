@@ -47,7 +47,7 @@ def main() -> None:
     table = Table("optimizer", "share of the smoke step", title="norm, clip, update, gather")
     for name in OptimName:
         arguments = ["experiment=smoke", f"optim={name.value}", f"train.steps={STEPS}"]
-        arguments += ["optim.warmup_steps=1", "optim.decay_steps=1"]
+        arguments += ["optim.warmup=1", "optim.decay=1"]
         by_rank = run_ranks(times, 4, arguments, timeout_s=900.0)
         shares = [min(optimizer for _, optimizer in rank) / min(step for step, _ in rank) for rank in by_rank]
         table.add_row(name.value, f"{max(shares):.1%}")

@@ -50,8 +50,8 @@ PACE_TFLOPS = 0.001
 WORK = (
     "model.num_layers=8 model.expert_ffn_hidden_size=256 model.dense_ffn_hidden_size=768 "
     "model.vision.num_layers=3 model.vision.hidden_size=48 model.vision.ffn_hidden_size=96 "
-    "train.global_batch_size=8 train.micro_batch_size=1 optim=adamw optim.warmup_steps=1 "
-    "optim.decay_steps=1 "
+    "train.global_batch_size=8 train.micro_batch_size=1 optim=adamw optim.warmup=1 "
+    "optim.decay=1 "
     # Pixels are where the tower is.
     "cluster.host_copy_gb_per_s=1000"
 ).split()

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from k25_train.compose.resolve import compose
-from k25_train.config.optimizer import TrainedVision
+from k25_train.config.parts import EVERY_PART
 from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.plan.flops import training_flops
 from tests.helpers.logits_cost import logits_cost
@@ -59,7 +59,7 @@ def real_model() -> int:
     table = Table("tokens a document", "of attention", "of a step", "MiB a layer", "launches", title=title)
     for length in DOCUMENT_LENGTHS:
         cost = logits_cost(config.model, [length])
-        step = training_flops(config.model, BatchSizes.of([length], []), TrainedVision.all)
+        step = training_flops(config.model, BatchSizes.of([length], []), EVERY_PART)
         of_step = config.model.num_layers * cost.flops / step / interval
         shares.append(cost.share / interval)
         memory.append(cost.memory_bytes)

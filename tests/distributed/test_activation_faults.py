@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.distributed
 
 NUM_RANKS = 2
-STEPS = "train.steps=6 checkpoint.interval=2 train.eval_interval=6 optim.warmup_steps=1 optim.decay_steps=2"
+STEPS = "train.steps=6 checkpoint.interval=2 train.eval_interval=6 optim.warmup=1 optim.decay=2"
 
 
 def arguments(data: Path, run: Path) -> list[str]:

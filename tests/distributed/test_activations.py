@@ -33,7 +33,7 @@ TOWERS = {
 
 
 def losses(data: Path, folder: Path, num_ranks: int, *more: str) -> list[tuple[float, float]]:
-    steps = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
+    steps = ("train.steps=3", "optim.warmup=1", "optim.decay=1")
     return losses_of(overrides(data, folder / "run", *steps, *more), num_ranks)
 
 

@@ -22,8 +22,8 @@ from tests.helpers.small_saves import SlowDisk
 pytestmark = pytest.mark.distributed
 
 SMALL = (
-    "train.global_batch_size=4", "train.eval_sequences=2", "train.eval_interval=100", "optim.warmup_steps=0",
-    "optim.decay_steps=0", "train.steps=8", "checkpoint.interval=4", "checkpoint.keep=9",
+    "train.global_batch_size=4", "train.eval_sequences=2", "train.eval_interval=100", "optim.warmup=0",
+    "optim.decay=0", "train.steps=8", "checkpoint.interval=4", "checkpoint.keep=9",
     "parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true",
 )  # fmt: skip
 RANKS = layout(ep=2, dp=2)

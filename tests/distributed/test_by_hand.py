@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 def test_one_command_per_node_trains_as_one_node_does(data: Path, tmp_path: Path) -> None:
-    few = ["train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2"]
+    few = ["train.steps=6", "optim.warmup=2", "optim.decay=2"]
     run_ranks(fit, 2, short_run(data, tmp_path / "alone", *layout(ep=2, dp=2), *few))
     two_nodes = [*layout(ep=2, dp=2), *few, "cluster.nodes=2", "cluster.gpus_per_node=1"]
     port = free_port()
@@ -62,7 +62,7 @@ def test_a_job_of_one_node_listens_on_loopback_alone(data: Path, tmp_path: Path)
 
 def test_nodes_with_other_settings_are_told_on_both(data: Path, tmp_path: Path) -> None:
     """Whose shell has variables of NCCL is no matter: they do not reach the ranks."""
-    few = ["train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2"]
+    few = ["train.steps=6", "optim.warmup=2", "optim.decay=2"]
     two_nodes = [*layout(ep=2, dp=2), *few, "cluster.nodes=2", "cluster.gpus_per_node=1"]
     command = [sys.executable, "-m", "launch.torchrun", "--first-node", f"127.0.0.1:{free_port()}"]
     arguments = short_run(data, tmp_path / "run", *two_nodes)

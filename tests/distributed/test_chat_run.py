@@ -27,7 +27,7 @@ def test_conversations_train_alike_on_one_rank_and_two(tmp_path: Path) -> None:
         f"data.tokenizer={vocabulary}",
         "model.vocab_size=640",
         "train.seq_len=512",
-        *"train.steps=2 optim.warmup_steps=1 optim.decay_steps=1".split(),
+        *"train.steps=2 optim.warmup=1 optim.decay=1".split(),
     )
     one = losses_of([*arguments, *layout()], 1)
     two = losses_of([*arguments, *layout(dp=2)], 2)

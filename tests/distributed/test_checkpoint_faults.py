@@ -317,6 +317,6 @@ def test_a_full_disk_leaves_nothing_behind_at_the_next_start(
     (run / f"checkpoints/step_{NEXT}.partial").mkdir()
     command = short_run(data, run, *ONE_RANK)
 
-    run_ranks(fit, 1, [*command, "train.steps=6", "optim.warmup_steps=0", "optim.decay_steps=0"])
+    run_ranks(fit, 1, [*command, "train.steps=6", "optim.warmup=0", "optim.decay=0"])
 
     assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == ["step_5", "step_6"]

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from k25_train.compose.resolve import compose
-from k25_train.config.optimizer import TrainedVision
+from k25_train.config.vision import PROJECTOR, TOWER
 from k25_train.plan.time.communication import communication
 from tests.helpers.runs import layout, overrides
 from tests.helpers.step_traffic import count
+from tests.helpers.trained import trained_vision
 
 pytestmark = pytest.mark.distributed
 
@@ -27,8 +28,14 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     # So many heads that their maxima are more than what single numbers may come to.
     "dp2, QK-Clip": ({"dp": 2}, ("optim.qk_clip_threshold=1", "model.num_attention_heads=16")),
     "dp2, AdamW": ({"dp": 2}, ("optim=adamw",)),
-    "pp2 x dp2, projector alone": ({"pp": 2, "dp": 2}, ("optim.vision.trained=projector",)),
-    "dp2, frozen tower and projector": ({"dp": 2}, ("optim.vision.trained=nothing",)),
+    "pp2 x dp2, projector alone": (
+        {"pp": 2, "dp": 2},
+        ("optim.vision_tower.trained=false",),
+    ),
+    "dp2, frozen tower and projector": (
+        {"dp": 2},
+        (*trained_vision("nothing"),),
+    ),
     "dp4, matrices in bfloat16": ({"dp": 4}, ("optim.muon.exchange_dtype=bfloat16",)),
 }
 
@@ -45,8 +52,8 @@ def test_counted_is_what_the_formula_says(name: str, data: Path, tmp_path: Path)
     assert set(counted.payload) - of_data == set(expected) - of_data
     # Each token's feature once and, for a trained tower, its gradient once, but for those that stay on their
     # rank.
-    is_trained = config.optim.vision.trained is TrainedVision.all
-    of_projector = config.optim.vision.trained is TrainedVision.projector
+    is_trained = config.optim.trained_vision == TOWER | PROJECTOR
+    of_projector = config.optim.trained_vision == PROJECTOR
     width = config.model.vision.merged_size if of_projector else config.model.hidden_size
     all_features = (1 + is_trained) * counted.vision_tokens * width * bytes_of_weight
     assert 0 < counted.payload["features"] == counted.features <= all_features

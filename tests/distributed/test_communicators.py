@@ -15,7 +15,7 @@ from tests.helpers.used_groups import recorded_groups
 
 pytestmark = pytest.mark.distributed
 
-SHORT = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1", "checkpoint.interval=2")
+SHORT = ("train.steps=3", "optim.warmup=1", "optim.decay=1", "checkpoint.interval=2")
 KINDS = {
     "allgather": "all_gather_single",
     "all_gather_single_coalesced": "all_gather_single",

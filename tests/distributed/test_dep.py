@@ -48,7 +48,7 @@ def check(parity: Parity, sizes: dict[str, int], way: Sequence[str], *changes: s
 @pytest.mark.parametrize("way", [pytest.param("upfront", marks=pytest.mark.slow), "bubbles"])
 @pytest.mark.parametrize("blend", [pytest.param("text", marks=pytest.mark.slow), "images", "video"])
 def test_batches_of_one_kind_train_as_in_one_process(blend: str, way: str, parity: Parity) -> None:
-    few = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
+    few = ("train.steps=3", "optim.warmup=1", "optim.decay=1")
     check(parity, SMOKE, WAYS[way], ONE_CHUNK_AN_ITEM, *BLENDS_OF_ONE_KIND[blend], *few)
 
 
@@ -56,7 +56,7 @@ def test_batches_of_one_kind_train_as_in_one_process(blend: str, way: str, parit
 def test_replicas_with_unequal_numbers_of_images_train_as_one_process(way: str, parity: Parity) -> None:
     """A gradient of the tower that is a mean over replicas, or over their images, would be off by far."""
     # With the seed of the other runs, a token of step 4 chooses between two experts of equal score.
-    few = ("train.steps=4", "optim.warmup_steps=1", "optim.decay_steps=1", "train.seed=1")
+    few = ("train.steps=4", "optim.warmup=1", "optim.decay=1", "train.seed=1")
     blend = mix(text=0.875, caption=0.125)
     case = Case(SMOKE, 8, 16, (*WAYS[way], *few, *blend))
     assert any(first != second for first, second in images_of_replicas(compose(parity.arguments(case))))
@@ -90,7 +90,7 @@ def test_every_layout_trains_as_one_process(
 
 @pytest.mark.parametrize("chunks", [ONE_CHUNK_AN_ITEM, ALL_FEATURES_ON_THE_HOST])
 def test_chunks_and_buffers_change_no_number(chunks: str, parity: Parity) -> None:
-    few = ("train.steps=4", "optim.warmup_steps=1", "optim.decay_steps=1")
+    few = ("train.steps=4", "optim.warmup=1", "optim.decay=1")
     plain, other = (parity.losses(Case({"pp": 2}, more=(*few, *more))) for more in ((), (chunks,)))
     assert worst_difference(other, plain) <= 1e-6
     assert other[0][0] == plain[0][0]

@@ -260,7 +260,7 @@ def train_and_evaluate(
 
 
 def test_training_with_split_items_is_training_in_one_process(data: Path, tmp_path: Path) -> None:
-    few = "train.steps=6 optim.warmup_steps=2 optim.decay_steps=2 train.global_batch_size=4".split()
+    few = "train.steps=6 optim.warmup=2 optim.decay=2 train.global_batch_size=4".split()
     arguments = overrides(data, tmp_path, *NARROW, *few)
     alone = [*arguments, *layout(), "dep.mode=coupled"]
     split = [*arguments, *layout(pp=2, dp=2), "dep.split_items=true"]
@@ -286,7 +286,7 @@ def test_media_of_several_ranks_that_do_not_decode_are_one_skipped_sample_each(t
         Sample(f"small-{n}", "caption", [make_image(28, 28, "png", n), "a small one"]) for n in range(48)
     ]
     folder = write_shard_set(tmp_path / "shards", {"train": samples, "heldout": samples[2:]})
-    few = "train.steps=1 optim.warmup_steps=0 optim.decay_steps=0 train.global_batch_size=4".split()
+    few = "train.steps=1 optim.warmup=0 optim.decay=0 train.global_batch_size=4".split()
     few += "data.max_skipped_samples=2 data.shuffle=false".split()
     few += mix(caption=1)
     arguments = overrides(folder, tmp_path, *NARROW, *few)

@@ -38,7 +38,7 @@ def train_over_the_twin(context: RankContext, arguments: Sequence[str]) -> list[
 
 def test_deepep_trains_as_the_all_to_all_does(data: Path, tmp_path: Path) -> None:
     """Sequences end with padding, which goes nowhere with either."""
-    sizes = [*layout(ep=2, dp=2), "train.steps=4", "optim.warmup_steps=1", "optim.decay_steps=1"]
+    sizes = [*layout(ep=2, dp=2), "train.steps=4", "optim.warmup=1", "optim.decay=1"]
     arguments = overrides(data, tmp_path, *sizes)
     plain = run_ranks(train, 2, arguments)[0]
     twin = run_ranks(train_over_the_twin, 2, arguments)[0]

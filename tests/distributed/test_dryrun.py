@@ -22,6 +22,7 @@ from tests.helpers.dry_runs import dry_dict, dry_dict_with
 from tests.helpers.project_sources import REPO
 from tests.helpers.ranks import RankContext, RankError, run_ranks
 from tests.helpers.runs import SHRUNK, layout, overrides, start_run
+from tests.helpers.trained import trained_vision
 
 pytestmark = pytest.mark.distributed
 
@@ -58,13 +59,27 @@ def check_states(found: dict[str, Any], arguments: Sequence[str]) -> None:
 NOTHING_OVERLAPS = ["parallelism.overlap_expert_comm=false", "parallelism.delay_wgrad=false"]
 REAL_LAYOUTS = (
     ["optim=muonclip", "dep.mode=coupled"],
-    ["cluster.nodes=64", "optim=muonclip_bf16_in_host", "optim.vision.trained=projector"],
-    ["cluster.nodes=64", "optim=adamw", "dep.mode=coupled", "optim.vision.trained=nothing"],
+    [
+        "cluster.nodes=64",
+        "optim=muonclip_bf16_in_host",
+        "optim.vision_tower.trained=false",
+    ],
+    [
+        "cluster.nodes=64",
+        "optim=adamw",
+        "dep.mode=coupled",
+        *trained_vision("nothing"),
+    ],
     ["optim=muonclip", "parallelism.pp=8", "parallelism.vpp=4", "parallelism.ep=32"],
     ["optim=muonclip", "parallelism.vpp=1", "parallelism.ep=8", *NOTHING_OVERLAPS],
     ["optim=adamw", "parallelism.pp=4", "parallelism.vpp=8", "parallelism.ep=64"],
     ["optim=muonclip", "parallelism.overlap_grad_reduce=false", "parallelism.overlap_param_gather=false"],
-    ["dep.mode=coupled", "optim.vision.trained=projector", "parallelism.pp=8", "parallelism.vpp=7"],
+    [
+        "dep.mode=coupled",
+        "optim.vision_tower.trained=false",
+        "parallelism.pp=8",
+        "parallelism.vpp=7",
+    ],
     ["cluster.nodes=256", "optim=muonclip"],
 )
 """More layouts of the real model: stages, experts, nodes, update rules, what of vision is trained."""
@@ -149,7 +164,7 @@ def test_any_layout_adds_up(arguments: list[str], optim: str, dep: str) -> None:
     ("trained", "dep"), [("projector", "decoupled"), ("nothing", "decoupled"), ("projector", "coupled")]
 )
 def test_what_is_frozen_is_built_and_not_updated(trained: str, dep: str) -> None:
-    every = [*AS_SMOKE, f"optim.vision.trained={trained}", f"dep.mode={dep}"]
+    every = [*AS_SMOKE, *trained_vision(trained), f"dep.mode={dep}"]
     found = dry(every)
     check_totals(found, every)
     check_states(found, every)
@@ -163,7 +178,7 @@ def test_what_is_frozen_is_built_and_not_updated(trained: str, dep: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["projector", "nothing"])
 def test_the_real_model_is_whole_with_a_frozen_tower(trained: str) -> None:
-    arguments = [*REAL, "cluster.nodes=32", f"optim.vision.trained={trained}"]
+    arguments = [*REAL, "cluster.nodes=32", *trained_vision(trained)]
     found = dry(arguments)
     check_totals(found, arguments)
     optimizer = sum(sum(stage["optimizer_bytes_by_dp_rank"]) for stage in found["stages"])
@@ -271,7 +286,11 @@ def bytes_after_a_step(context: RankContext, arguments: Sequence[str]) -> tuple[
     [
         [*layout(pp=2, vpp=2, ep=2, dp=2), "optim=adamw"],
         [*layout(pp=2, ep=2, dp=2), "optim=muonclip", "train.dtype=bfloat16"],
-        [*layout(pp=2, dp=2), "train.dtype=bfloat16", "optim.vision.trained=projector"],
+        [
+            *layout(pp=2, dp=2),
+            "train.dtype=bfloat16",
+            "optim.vision_tower.trained=false",
+        ],
         [
             *layout(ep=2, dp=4),
             "optim=muonclip",

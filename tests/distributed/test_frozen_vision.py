@@ -22,12 +22,13 @@ from tests.helpers.parity import (
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import fit, layout, overrides, start_run
 from tests.helpers.smoke_mix import mix
+from tests.helpers.trained import trained_vision
 
 pytestmark = pytest.mark.distributed
 
 FROZEN = ("projector", "nothing")
 DECOUPLED, COUPLED = "dep.mode=decoupled", "dep.mode=coupled"
-FEW = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
+FEW = ("train.steps=3", "optim.warmup=1", "optim.decay=1")
 ONE_IMAGE_IN_MANY = mix(text=0.94, caption=0.02, ocr=0.02, video=0.02)
 
 
@@ -50,12 +51,12 @@ def check(parity: Parity, sizes: dict[str, int], both: Sequence[str], *more: str
     ],
 )
 def test_training_is_that_of_one_process(trained: str, way: str, parity: Parity) -> None:
-    check(parity, SMOKE, (f"optim.vision.trained={trained}", *FEW), *WAYS[way])
+    check(parity, SMOKE, (*trained_vision(trained), *FEW), *WAYS[way])
 
 
 def test_gradients_are_complete_without_images(parity: Parity) -> None:
     """Most micro-batches have no image, and reductions wait for every parameter's gradient."""
-    both = ("optim.vision.trained=projector", *FEW, *ONE_IMAGE_IN_MANY)
+    both = ("optim.vision_tower.trained=false", *FEW, *ONE_IMAGE_IN_MANY)
     check(parity, SMOKE, both, DECOUPLED, *EVERYTHING_OVERLAPS)
 
 
@@ -66,7 +67,7 @@ def test_gradients_are_complete_without_images(parity: Parity) -> None:
 def test_every_layout_trains_as_one_process(
     sizes: dict[str, int], trained: str, way: str, parity: Parity
 ) -> None:
-    check(parity, sizes, (f"optim.vision.trained={trained}",), *WAYS[way], *DATA_OVERLAPS)
+    check(parity, sizes, trained_vision(trained), *WAYS[way], *DATA_OVERLAPS)
 
 
 # What is done, and what is not -----------------------------------------------------------------------------
@@ -136,12 +137,11 @@ def tokens_for_others(run: Any, step: int) -> int:
 
 @pytest.fixture(scope="module")
 def observed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Observed]]:
-    """Value of `optim.vision.trained` -> each rank of a short run with a decoupled encoder."""
-    few = ("train.steps=1", "optim.warmup_steps=0", "optim.decay_steps=0")
+    """Parts of vision that are trained -> each rank of a short run with a decoupled encoder."""
+    few = ("train.steps=1", "optim.warmup=0", "optim.decay=0")
     command = overrides(data, tmp_path_factory.mktemp("observed"), *layout(**SMOKE), *few, DECOUPLED)
     return {
-        trained: run_ranks(observe, 4, [*command, f"optim.vision.trained={trained}"])
-        for trained in ("all", *FROZEN)
+        trained: run_ranks(observe, 4, [*command, *trained_vision(trained)]) for trained in ("all", *FROZEN)
     }
 
 
@@ -180,7 +180,7 @@ def test_a_frozen_tower_has_no_backward_pass_and_is_sent_no_gradient(
 @pytest.mark.parametrize("trained", [FROZEN[0], pytest.param(FROZEN[1], marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_the_other_kind_of_tower(trained: str, data: Path, tmp_path: Path) -> None:
     middle, last = 2, 3
-    both = (f"optim.vision.trained={trained}", *FEW, f"train.eval_interval={last}", "checkpoint.interval=1")
+    both = (*trained_vision(trained), *FEW, f"train.eval_interval={last}", "checkpoint.interval=1")
     finished = tmp_path / "finished"
     run_ranks(fit, 1, short_run(data, finished, *ONE_RANK, COUPLED, *both))
 

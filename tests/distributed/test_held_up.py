@@ -18,8 +18,8 @@ pytestmark = pytest.mark.distributed
 
 LATER_EPOCHS = (
     "train.steps=6 data.limit_samples=3 checkpoint.interval=3 checkpoint.keep=9 train.eval_interval=6 "
-    "train.eval_sequences=2 train.global_batch_size=2 model.num_layers=3 optim.warmup_steps=1 "
-    "optim.decay_steps=1"
+    "train.eval_sequences=2 train.global_batch_size=2 model.num_layers=3 optim.warmup=1 "
+    "optim.decay=1"
 ).split()
 """Three samples of each kind are used up within a step or two."""
 SURROUNDINGS = {
@@ -86,7 +86,7 @@ def test_a_later_epoch_goes_on_bitwise_in_clumsy_surroundings(data: Path, tmp_pa
     assert left == ["step_3", "step_6"]
 
 
-FEW = "train.steps=3 optim.warmup_steps=1 optim.decay_steps=1 train.global_batch_size=4".split()
+FEW = "train.steps=3 optim.warmup=1 optim.decay=1 train.global_batch_size=4".split()
 TEXT = mix(text=1)
 SHAPES: dict[str, tuple[dict[str, int], list[str]]] = {
     "text alone, tower in bubbles": ({"pp": 2}, [*TEXT, "dep.schedule=bubbles"]),

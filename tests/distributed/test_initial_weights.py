@@ -26,7 +26,7 @@ from tests.helpers.runs import fit, layout, overrides, start_run
 pytestmark = pytest.mark.distributed
 
 TOLERANCE = 1e-5
-SCHEDULE = ["optim.warmup_steps=0", "optim.decay_steps=0"]
+SCHEDULE = ["optim.warmup=0", "optim.decay=0"]
 
 
 def start(context: RankContext, arguments: Sequence[str]) -> dict[str, Any]:

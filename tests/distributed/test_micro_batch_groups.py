@@ -12,7 +12,7 @@ from tests.helpers.runs import layout, overrides, start_run
 pytestmark = pytest.mark.distributed
 
 TOLERANCE = 1e-5
-SHORT = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1", "model.num_layers=6")
+SHORT = ("train.steps=3", "optim.warmup=1", "optim.decay=1", "model.num_layers=6")
 OVERLAP = ("parallelism.overlap_expert_comm=true", "parallelism.delay_wgrad=true")
 CASES: dict[str, tuple[dict[str, int], int, int, tuple[str, ...]]] = {
     "pp2 x vpp2, 3 micro-batches": ({"pp": 2, "vpp": 2}, 3, 8, ()),

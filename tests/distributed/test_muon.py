@@ -22,7 +22,7 @@ pytestmark = pytest.mark.distributed
 TOLERANCE = 1e-5
 MUON = ("optim=muonclip", "optim.qk_clip_threshold=null", "optim.lr=1e-3")
 SMOKE_LAYOUT = {"pp": 2, "vpp": 2, "ep": 2, "dp": 2}
-FEW = ("train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2")
+FEW = ("train.steps=6", "optim.warmup=2", "optim.decay=2")
 """For variations of the update, which every step shows."""
 LAYOUTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "one process": ({}, ()),

@@ -51,7 +51,7 @@ def train_and_look(
     return [(result.loss, result.grad_norm) for result in results], looks
 
 
-FEW = "train.steps=5 optim.warmup_steps=2 optim.decay_steps=2 optim.grad_clip=0.5".split()
+FEW = "train.steps=5 optim.warmup=2 optim.decay=2 optim.grad_clip=0.5".split()
 """The gradient norm is above 1: every step clips."""
 
 

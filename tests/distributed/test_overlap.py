@@ -12,7 +12,7 @@ from tests.helpers.runs import layout, losses_of, overrides, start_run
 
 pytestmark = pytest.mark.distributed
 
-SHORT = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
+SHORT = ("train.steps=3", "optim.warmup=1", "optim.decay=1")
 OVERLAP = "parallelism.overlap_expert_comm=true"
 BOTH = (OVERLAP, "parallelism.delay_wgrad=true")
 LAYOUTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {

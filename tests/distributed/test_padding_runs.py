@@ -24,7 +24,7 @@ STEPS = 3
 ONE_A_ROW = (
     mix(caption=1)
     + (
-        "train.eval_sequences=4 train.global_batch_size=4 optim.warmup_steps=1 optim.decay_steps=1 "
+        "train.eval_sequences=4 train.global_batch_size=4 optim.warmup=1 optim.decay=1 "
         "optim.lr=1e-3 "
         f"model.balance_loss_coeff=0.1 optim.qk_clip_threshold=0.3 train.steps={STEPS}"
     ).split()

@@ -149,7 +149,7 @@ def check_drawn(case: Case, parity: Parity, *more: str) -> None:
 @settings(max_examples=5, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
 @given(case=drawn_cases(max_ranks=4))
 def test_any_legal_layout_trains_like_one_process(case: Case, parity: Parity) -> None:
-    check_drawn(case, parity, "train.steps=6", "optim.warmup_steps=2", "optim.decay_steps=2")
+    check_drawn(case, parity, "train.steps=6", "optim.warmup=2", "optim.decay=2")
 
 
 @pytest.mark.slow

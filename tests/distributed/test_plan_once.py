@@ -21,11 +21,11 @@ LARGE_BATCH_OF_TEXT = (
     *mix(text=1),
     "train.eval_sequences=1024",
     "train.steps=2",
-    "optim.warmup_steps=1",
-    "optim.decay_steps=1",
+    "optim.warmup=1",
+    "optim.decay=1",
     "data.prefetch_steps=0",
 )
-FEW_STEPS = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1", "data.prefetch_steps=2")
+FEW_STEPS = ("train.steps=3", "optim.warmup=1", "optim.decay=1", "data.prefetch_steps=2")
 
 
 def plans_of_a_run(context: RankContext, arguments: list[str], num_steps: int) -> tuple[list[int], int]:

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.distributed
 LIMIT = 20.0
 CLIP_AT_LIMIT, ONLY_RECORD = f"optim.qk_clip_threshold={LIMIT}", "optim.qk_clip_threshold=1e9"
 STEADY = [
-    *"model.num_dense_layers=4 optim.warmup_steps=0 optim.decay_steps=1".split(),
+    *"model.num_dense_layers=4 optim.warmup=0 optim.decay=1".split(),
     *mix(text=1),
 ]
 """One layer has experts, and there is text only: tokens that change their expert make logits jump."""
@@ -100,14 +100,14 @@ def test_at_a_high_rate_logits_grow_without_clipping_and_stay_with_it(data: Path
 
 
 def test_recording_changes_no_bit(data: Path, tmp_path: Path) -> None:
-    command = overrides(data, tmp_path, *layout(), *MODEL, "train.steps=3", "optim.decay_steps=1")
-    command += ["optim.warmup_steps=1"]
+    command = overrides(data, tmp_path, *layout(), *MODEL, "train.steps=3", "optim.decay=1")
+    command += ["optim.warmup=1"]
     recorded, silent = (run_ranks(train, 1, [*command, how])[0] for how in (ONLY_RECORD, NO_CLIP))
     assert recorded == silent
 
 
 def test_clipped_runs_are_those_of_one_process(parity: Parity) -> None:
-    few = ("train.steps=6", "optim.decay_steps=2")
+    few = ("train.steps=6", "optim.decay=2")
     changes = (*CLIPPED, *few)
     case = Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, more=EVERYTHING_OVERLAPS)
     assert parity.difference(case, *changes) <= TOLERANCE
@@ -231,7 +231,7 @@ def weights_between_samples(context: RankContext, arguments: Sequence[str]) -> l
 def test_between_two_samples_nothing_is_clipped(data: Path, tmp_path: Path) -> None:
     """Though logits are beyond the threshold in every step: those of the step before are not this one's."""
     command = overrides(data, tmp_path, *layout(), *MODEL, "train.steps=6", "optim.lr=2e-4")
-    command += ["optim.warmup_steps=0", "optim.decay_steps=1", "optim.qk_clip_threshold=1e-4"]
+    command += ["optim.warmup=0", "optim.decay=1", "optim.qk_clip_threshold=1e-4"]
     found = run_ranks(weights_between_samples, 1, [*command, "optim.qk_clip_interval=3"])[0]
     everything = NUM_LAYERS * NUM_HEADS
     assert found == [(True, everything), (False, 0), (False, 0), (True, everything), (False, 0)]

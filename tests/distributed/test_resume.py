@@ -199,7 +199,7 @@ def test_eval_of_an_absent_checkpoint_names_those_that_exist(run_alone: Path) ->
 
 
 MIXED = " ".join(mix(text=0.31, caption=0.3, ocr=0.1, video=0.29))
-SHORTER = "train.steps=4 optim.warmup_steps=0 optim.decay_steps=0"
+SHORTER = "train.steps=4 optim.warmup=0 optim.decay=0"
 OUTCOMES = {
     "": "step 5, weight decay 0.5",
     "train.steps=30": "step 5, weight decay 0.5",

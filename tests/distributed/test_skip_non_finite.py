@@ -62,7 +62,7 @@ def spoil_gradients(context: RankContext, arguments: list[str], steps: list[int]
 def test_a_spoilt_step_is_left_out_on_every_rank(name: str, data: Path, tmp_path: Path) -> None:
     arguments = overrides(
         data, tmp_path / "run", *layout(**SMOKE_LAYOUT), f"optim={name}",
-        "train.steps=5", "optim.warmup_steps=1", "optim.decay_steps=1", "optim.max_skipped_steps=1",
+        "train.steps=5", "optim.warmup=1", "optim.decay=1", "optim.max_skipped_steps=1",
     )  # fmt: skip
     for changes, ended in run_ranks(spoil_gradients, 4, arguments, [2, 4]):
         assert changes == [True, False, True, False, True]
@@ -77,7 +77,7 @@ def test_too_many_in_a_row_end_the_run_which_goes_on_from_weights_that_a_step_wa
     run = tmp_path / "run"
     arguments = [
         *overrides(data, run, *layout(**SMOKE_LAYOUT), "optim.max_skipped_steps=1", "checkpoint.interval=1"),
-        *("train.steps=6", "optim.warmup_steps=1", "optim.decay_steps=1"),
+        *("train.steps=6", "optim.warmup=1", "optim.decay=1"),
     ]
     for changes, ended in run_ranks(spoil_gradients, 4, arguments, [3, 4]):
         assert changes == [True, True, False, False]

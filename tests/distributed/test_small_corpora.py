@@ -19,9 +19,7 @@ from tests.helpers.tar_shards import picture, tar_bytes
 from tests.helpers.text_corpus import prepare, texts, write_lines, write_tokenizer
 from tests.helpers.tiny_shards import tiny_data_config
 
-SHORT = (
-    "train.steps=2 train.eval_interval=2 optim.warmup_steps=1 optim.decay_steps=1 train.seq_len=256".split()
-)
+SHORT = "train.steps=2 train.eval_interval=2 optim.warmup=1 optim.decay=1 train.seq_len=256".split()
 NOTHING = "nothing is held out, so no held-out loss is reported"
 
 

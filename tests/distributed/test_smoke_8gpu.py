@@ -10,9 +10,7 @@ from tests.helpers.runs import SHRUNK, losses_of
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 ON_CPU = "cluster=local cluster.gpus_per_node=8 train.transformer_engine=false train.dtype=float32"
-SHORT = (
-    "train.steps=5 train.global_batch_size=16 train.trace_step=null optim.warmup_steps=1 optim.decay_steps=1"
-)
+SHORT = "train.steps=5 train.global_batch_size=16 train.trace_step=null optim.warmup=1 optim.decay=1"
 ALONE = "parallelism=serial cluster.gpus_per_node=1 dep.mode=coupled optim.offload=none"
 FP8_TOLERANCE = 1e-3
 """Largest relative difference of a loss or a gradient norm: a value near the middle of two FP8 numbers

@@ -226,7 +226,7 @@ def test_a_dead_interpreter_is_ended_with_its_stacks(tmp_path: Path) -> None:
 
 
 def test_a_slow_run_that_makes_progress_goes_on(data: Path, tmp_path: Path) -> None:
-    arguments = [*stall_after(4), "train.steps=1", "optim.warmup_steps=0", "optim.decay_steps=0"]
+    arguments = [*stall_after(4), "train.steps=1", "optim.warmup=0", "optim.decay=0"]
     command = short_run(data, tmp_path / "run", *FOUR_RANKS, *arguments)
 
     assert min(run_ranks(fit_with, 4, command, slow_in_forward, 2, str(tmp_path))) > 4

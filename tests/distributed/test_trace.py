@@ -21,7 +21,7 @@ pytestmark = pytest.mark.distributed
 
 NUM_RANKS, NUM_CHUNKS, NUM_MICRO_BATCHES, NUM_REPLICAS = 4, 2, 2, 2
 FIRST_OF_STAGES = (0, 2)
-NO_DECAY = ("train.steps=4", "optim.decay_steps=0")
+NO_DECAY = ("train.steps=4", "optim.decay=0")
 """As long as the learning rate is raised, a step does not depend on how many there are."""
 
 

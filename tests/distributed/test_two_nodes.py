@@ -25,7 +25,7 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((REPO / "docker" / "compose
     "services"
 ]
 TIMEOUT_S = 400.0
-SHORT = "train.steps=4 train.eval_interval=4 checkpoint.interval=4 optim.warmup_steps=1 optim.decay_steps=1"
+SHORT = "train.steps=4 train.eval_interval=4 checkpoint.interval=4 optim.warmup=1 optim.decay=1"
 
 
 def run_services(folder: Path, replace_module: str, *overrides: str) -> str:

@@ -19,8 +19,8 @@ from tests.helpers.runs import layout, overrides, start_run
 pytestmark = pytest.mark.distributed
 
 SMALL = (
-    "train.global_batch_size=4", "train.eval_sequences=4", "train.eval_interval=100", "optim.warmup_steps=0",
-    "optim.decay_steps=0", "optim.max_skipped_steps=2",
+    "train.global_batch_size=4", "train.eval_sequences=4", "train.eval_interval=100", "optim.warmup=0",
+    "optim.decay=0", "optim.max_skipped_steps=2",
 )  # fmt: skip
 
 

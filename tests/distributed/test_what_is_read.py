@@ -15,7 +15,7 @@ from tests.helpers.runs import layout, losses_of, overrides, start_run
 pytestmark = pytest.mark.distributed
 
 PP4 = layout(pp=4)
-FEW_STEPS = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1", "data.prefetch_steps=0")
+FEW_STEPS = ("train.steps=3", "optim.warmup=1", "optim.decay=1", "data.prefetch_steps=0")
 ALONE = ("parallelism=serial", "cluster.gpus_per_node=1", "dep.mode=coupled")
 
 
@@ -97,7 +97,7 @@ def test_stages_that_read_nothing_learn_of_words_that_fail(data: Path, tmp_path:
     """Such a sample is padding: for the balance of experts too, of which every stage has some."""
     folder = Path(shutil.copytree(data, tmp_path / "set"))
     limit = f"data.max_skipped_samples={break_words(folder)}"
-    steps = ("train.steps=6", "optim.warmup_steps=1", "optim.decay_steps=1", limit)
+    steps = ("train.steps=6", "optim.warmup=1", "optim.decay=1", limit)
     one = losses_of(overrides(folder, tmp_path / "one", *steps, *ALONE), 1)
     four = losses_of(overrides(folder, tmp_path / "four", *steps, *PP4), 4)
     sound = losses_of(overrides(data, tmp_path / "sound", *steps, *ALONE), 1)

@@ -14,7 +14,7 @@ from tests.helpers.runs import layout, overrides, start_run
 
 pytestmark = pytest.mark.distributed
 
-SHORT = "train.steps=3 train.global_batch_size=4 optim.warmup_steps=0 optim.decay_steps=0".split()
+SHORT = "train.steps=3 train.global_batch_size=4 optim.warmup=0 optim.decay=0".split()
 UNCLIPPED = "optim.grad_clip=1e9"
 """Otherwise the clipping factor carries the summation order of the norm into every parameter."""
 

@@ -204,8 +204,8 @@ def test_a_run_resumes_on_a_gpu(engine: str, data: Path, tmp_path: Path) -> None
         "checkpoint.interval=3",
         "optim.lr=1.0e-3",
         "optim.min_lr=1.0e-3",
-        "optim.warmup_steps=1",
-        "optim.decay_steps=1",
+        "optim.warmup=1",
+        "optim.decay=1",
     ]
     in_fresh_process(fit, alone(), on_gpu(data, whole, *options, "train.steps=6"))
     in_fresh_process(fit, alone(), on_gpu(data, cut, *options, "train.steps=3"))

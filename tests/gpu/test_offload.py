@@ -13,7 +13,7 @@ from tests.helpers.tiny_shards import write_tiny_shard_set
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
-STEPS = "train.steps=3 optim.warmup_steps=0 optim.decay_steps=0".split()
+STEPS = "train.steps=3 optim.warmup=0 optim.decay=0".split()
 
 
 @pytest.fixture(scope="module")

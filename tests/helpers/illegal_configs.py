@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.illegal_clusters import CLUSTER_BREAKS
 from tests.helpers.illegal_dispatchers import DISPATCHER_BREAKS
+from tests.helpers.illegal_schedules import SCHEDULE_BREAKS
 from tests.helpers.illegal_sources import SOURCE_BREAKS
 from tests.helpers.legal_config import Broken, Legal, Values
 
@@ -53,8 +54,8 @@ def legal_values(draw: st.DrawFn) -> Values:
         "train.global_batch_size": num_micro_batches * unit,
         "train.eval_sequences": 2 * fewest * unit,
         "train.seq_len": draw(st.sampled_from([64, 256, 1024])),
-        "optim.warmup_steps": warmup,
-        "optim.decay_steps": decay,
+        "optim.warmup": warmup,
+        "optim.decay": decay,
         "train.steps": max(1, warmup + decay + draw(st.integers(0, 5))),
     }
 
@@ -225,9 +226,9 @@ def expert_groups_beyond_replicas(legal: Legal) -> Broken:
 
 
 def schedule_longer_than_the_run(legal: Legal) -> Broken:
-    changes = {"optim.warmup_steps": legal.pick([0, 5]), "optim.decay_steps": legal.pick([9, 12])}
+    changes = {"optim.warmup": legal.pick([0, 5]), "optim.decay": legal.pick([9, 12])}
     changes["train.steps"] = legal.pick(range(1, sum(changes.values())))
-    return changes, "train.steps", "must leave room for optim.warmup_steps"
+    return changes, "train.steps", "must leave room for optim.warmup"
 
 
 def split_in_bubbles(legal: Legal) -> Broken:
@@ -247,13 +248,14 @@ POSITIVE = (
     "train.stall_timeout_s checkpoint.keep checkpoint.writers cluster.nodes cluster.gpus_per_node "
     "data.limit_samples data.sources.text.epochs data.read_timeout_s data.cache_gib "
     "data.requests_per_s optim.qk_clip_threshold optim.qk_clip_interval "
-    "optim.muon.newton_schulz_steps optim.muon.update_rms optim.muon.exchange_mib optim.vision.lr_scale "
+    "optim.muon.newton_schulz_steps optim.muon.update_rms optim.muon.exchange_mib "
+    "optim.mm_projector.lr_scale optim.vision_tower.grad_clip train.batch_ramp.increment "
     "dep.max_patches_per_chunk cluster.rates.bf16_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s "
     "cluster.host_memory_gib cluster.rates.memory_gb"
 ).split()
 NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "
-    "optim.weight_decay optim.warmup_steps optim.decay_steps optim.max_skipped_steps "
+    "optim.weight_decay optim.start_lr optim.max_skipped_steps "
     "data.prefetch_steps data.workers data.sources.text.weight data.sources.text.heldout train.seed "
     "dep.feature_buffer_gib checkpoint.keep_every"
 ).split()
@@ -269,7 +271,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("is not a part of the model", ["a"], "checkpoint.init_parts.tower"),
     **values("must be true or false", ["maybe", 1.5, None], "parallelism.delay_wgrad", "data.shuffle"),
     **values("must be one of", ["float8", None], "train.dtype", "cluster.device", "optim.offload"),
-    **values("must be one of", ["sgd", None], "optim.name", "optim.vision.name"),
+    **values("must be one of", ["sgd", None], "optim.language_model.name", "optim.vision_tower.name"),
     **values("must be one of", ["exact", "custom"], "optim.muon.newton_schulz_coefficients"),
     **values("must be a finite number", [".nan", ".inf", "fast"], "optim.lr"),
     **values("is not a key of", [1, "x"], "train.stpes", "parallelism.tp", "trian"),
@@ -302,6 +304,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "merge": value("model.vision.merge_size", [1, 3], "must be 2"),
     "side limit": value("model.vision.side_patch_limit", [513, 900], "must not exceed rope_max_grid"),
     "lowest rate": value("optim.min_lr", [1.0, 7.5], "must not exceed lr"),
+    **SCHEDULE_BREAKS,
     "context": value("train.seq_len", [1025, 8192], "must not exceed rope.original_max_position"),
     "Transformer Engine": value("train.transformer_engine", [True], "needs cluster.device=cuda"),
     "step of the timeline": value("train.trace_step", [0, -3, 10**6], "must be a step of the run"),

@@ -45,8 +45,8 @@ class RunLength:
             f"train.steps={self.num_steps}",
             f"train.eval_interval={self.saved_at}",
             f"checkpoint.interval={self.saved_at}",
-            f"optim.warmup_steps={self.warmup_steps}",
-            f"optim.decay_steps={self.decay_steps}",
+            f"optim.warmup={self.warmup_steps}",
+            f"optim.decay={self.decay_steps}",
         ]
 
 

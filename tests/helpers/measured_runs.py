@@ -16,7 +16,7 @@ from k25_train.plan.calibrate.planned import planned_s
 TRUTH = CalibrationConfig(kernels=1.7342, exchange=3.125, pass_ms=12.63, step_ms=153.7)
 SLOW = ("cluster.rates.float32_tflops=0.0004", "cluster.network_gb_per_s=0.01")
 """Passes last a fifth of a second, and messages a share of it that counts."""
-CHEAP = ("model.num_layers=4", "optim=adamw", "optim.warmup_steps=1", "optim.decay_steps=1")
+CHEAP = ("model.num_layers=4", "optim=adamw", "optim.warmup=1", "optim.decay=1")
 """Planned fast."""
 
 

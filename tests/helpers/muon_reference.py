@@ -92,7 +92,7 @@ class PlainMuon:
 
 def train_plainly(context: RankContext, arguments: Sequence[str]) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step of a run of one process whose optimizer is `PlainMuon`."""
-    from k25_train.optim.schedule import learning_rate
+    from k25_train.plan.schedule import Schedule
     from k25_train.training import step as steps
 
     # One module has all parameters, and what decouples the tower is not in the reference.
@@ -100,9 +100,10 @@ def train_plainly(context: RankContext, arguments: Sequence[str]) -> list[tuple[
     (chunk,) = run.chunks
     plain = PlainMuon(chunk.module, run.config.optim)
     norms: list[float] = []
+    schedule = Schedule(run.config.optim, run.config.train)
 
     def update() -> tuple[bool, float, None]:
-        norms.append(plain.step(learning_rate(run.config.optim, len(norms) + 1, run.config.train.steps)))
+        norms.append(plain.step(schedule.learning_rate(len(norms) + 1)))
         return True, norms[-1], None
 
     run.optimizer.step = update

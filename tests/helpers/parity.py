@@ -40,7 +40,7 @@ NARROW = (
 """Overrides that make many layers cheap."""
 
 
-FEW_STEPS = ("train.steps=8", "optim.warmup_steps=2", "optim.decay_steps=2")
+FEW_STEPS = ("train.steps=8", "optim.warmup=2", "optim.decay=2")
 """Overrides of the run that is compared by default; `make test-slow` compares all 20 steps."""
 FEW_OR_ALL_STEPS = pytest.mark.parametrize(
     "steps", [FEW_STEPS, pytest.param((), marks=pytest.mark.slow)], ids=["8 steps", "20 steps"]

@@ -14,8 +14,8 @@ SHRUNK = (
     "model.vision.hidden_size=32 model.vision.num_attention_heads=2 model.vision.ffn_hidden_size=64 "
     "model.vision.num_layers=2 model.vision.image_patch_limit=64 model.vision.frame_patch_limit=16 "
     "train.seq_len=128 train.global_batch_size=8 train.micro_batch_size=1 train.steps=20 "
-    "train.eval_interval=10 train.eval_sequences=8 optim.lr=5e-3 optim.min_lr=2e-4 optim.warmup_steps=4 "
-    "optim.decay_steps=8 "
+    "train.eval_interval=10 train.eval_sequences=8 optim.lr=5e-3 optim.min_lr=2e-4 optim.warmup=4 "
+    "optim.decay=8 "
     "checkpoint.interval=10 data.max_skipped_samples=0 data.read_in=thread"
 ).split()
 """Overrides of `experiment=smoke` that make a step take a fraction of a second."""

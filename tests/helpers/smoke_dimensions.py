@@ -11,6 +11,6 @@ SMOKE_LAYOUTS = {"pp2 dp2": {"pp": 2, "dp": 2}, "pp2 vpp2 ep2": {"pp": 2, "vpp":
 
 def smoke_overrides(data: Path, folder: Path, **sizes: int) -> list[str]:
     """Overrides of `experiment=smoke` that read the tiny shard set and change nothing of the model."""
-    length = ("train.steps=5", "optim.warmup_steps=2", "optim.decay_steps=2", "train.eval_sequences=8")
+    length = ("train.steps=5", "optim.warmup=2", "optim.decay=2", "train.eval_sequences=8")
     files = (f"data.dir={data}", f"run.dir={folder}")
     return ["experiment=smoke", *length, *files, *layout(**sizes)]

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from itertools import groupby
 
 from k25_train.config.optimizer import OptimName
+from k25_train.config.parts import ModelPart
 from k25_train.parameters.megatron import iterate_parameters
 from k25_train.plan.optimizer import (
     ParameterKind,
@@ -93,7 +94,8 @@ def _lines_by_update(pipeline: PipelinePlan) -> Iterator[str]:
     num_frozen = sum(parameter.size for parameter in iterate_parameters(config.model))
     num_frozen -= sum(parameter.size for parameter in updated_parameters(config))
     if num_frozen:
-        yield f"frozen: {num_frozen:,} parameters (optim.vision.trained={config.optim.vision.trained.value})"
+        frozen = ", ".join(part.value for part in ModelPart if part not in config.optim.trained)
+        yield f"frozen: {num_frozen:,} parameters ({frozen})"
 
 
 def optimizer_as_dict(pipeline: PipelinePlan) -> dict[str, object]:

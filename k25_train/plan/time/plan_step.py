@@ -43,7 +43,7 @@ def plan_step(pipeline: PipelinePlan) -> StepPlan:
         model_flops=training_flops(
             config.model,
             sizes,
-            config.optim.vision.trained,
+            config.optim.trained,
             mtp_layers=pipeline.assumptions.code.mtp_layers,
         ),
         busy_s=_busy_s(passes, replicas),

@@ -146,8 +146,8 @@ def small_run(data: Path, run: Path, layout_name: str, *more: str) -> list[str]:
         "model.num_layers=3",
         "checkpoint.interval=1",
         f"checkpoint.keep={KEEP}",
-        "optim.warmup_steps=1",
-        "optim.decay_steps=1",
+        "optim.warmup=1",
+        "optim.decay=1",
         *LAYOUTS[layout_name][1],
         *more,
     )

@@ -24,7 +24,7 @@ from k25_train.errors import CheckpointError, ConfigError
 
 BASE = (
     "experiment=smoke train.seed=7 train.seq_len=256 train.dtype=float32 data.shuffle=true "
-    "data.limit_samples=null optim.vision.trained=projector model.num_layers=5 model.vision.video_fps=2.0"
+    "data.limit_samples=null optim.vision_tower.trained=false model.num_layers=5 model.vision.video_fps=2.0"
 ).split()
 
 
@@ -44,8 +44,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train.dtype=bfloat16", "train.dtype=float32 in the checkpoint, bfloat16 now"),
         ("data.shuffle=false", "data.shuffle=True in the checkpoint, False now"),
         ("data.limit_samples=5", "data.limit_samples=None in the checkpoint, 5 now"),
-        ("optim.vision.trained=nothing", "optim.vision.trained=projector in the checkpoint, nothing now"),
-        ("optim.vision.trained=all", "optim.vision.trained=projector in the checkpoint, all now"),
+        ("optim.mm_projector.trained=false", "optim.mm_projector.trained=True in the checkpoint, False now"),
+        ("optim.vision_tower.trained=true", "optim.vision_tower.trained=False in the checkpoint, True now"),
         ("model.num_layers=4", "model.num_layers=5 in the checkpoint, 4 now"),
         ("model.vision.video_fps=1", "model.vision.video_fps=2.0 in the checkpoint, 1.0 now"),
     ],

@@ -54,7 +54,7 @@ BROKEN_WITHIN = [
     ("optim.min_lr=1", "optim.min_lr=1.0", "must not exceed lr"),
     ("optim.beta2=1", "optim.beta2=1.0", "must lie in [0, 1)"),
     ("optim.grad_clip=0", "optim.grad_clip=0.0", "must be positive"),
-    ("optim.warmup_steps=-1", "optim.warmup_steps=-1", "must not be negative"),
+    ("optim.warmup=-1", "optim.warmup=-1", "must be a number of steps, or one of tokens"),
     ("optim.max_skipped_steps=-1", "optim.max_skipped_steps=-1", "must not be negative"),
     ("optim.qk_clip_threshold=0", "optim.qk_clip_threshold=0.0", "must be positive"),
     ("optim.qk_clip_interval=0", "optim.qk_clip_interval=0", "must be positive"),
@@ -62,7 +62,11 @@ BROKEN_WITHIN = [
     ("optim.muon.newton_schulz_steps=0", "optim.muon.newton_schulz_steps=0", "must be positive"),
     ("optim.muon.update_rms=-1", "optim.muon.update_rms=-1.0", "must be positive"),
     ("optim.muon.exchange_mib=0", "optim.muon.exchange_mib=0", "must be positive"),
-    ("optim.vision.lr_scale=0", "optim.vision.lr_scale=0.0", "must be positive"),
+    (
+        "optim.mm_projector.lr_scale=0",
+        "optim.mm_projector.lr_scale=0.0",
+        "must be positive",
+    ),
     ("data.dir=''", "data.dir=", "must name a folder"),
     ("data.limit_samples=0", "data.limit_samples=0", "must be positive"),
     ("data.max_skipped_samples=-1", "data.max_skipped_samples=-1", "a share of them below 1"),
@@ -115,7 +119,7 @@ BROKEN_ACROSS = [
     ("train.eval_sequences=38", "train.eval_sequences=38", "must be a multiple of 4"),
     ("train.global_batch_size=4", "train.global_batch_size=4", "must be 8 or more (2 x micro_batch_size 2"),
     ("train.eval_sequences=4", "train.eval_sequences=4", "with vpp > 1 each of the pp ranks"),
-    ("train.steps=119", "train.steps=119", "room for optim.warmup_steps (20) + optim.decay_steps (100)"),
+    ("train.steps=119", "train.steps=119", "room for optim.warmup (20) + optim.decay (100)"),
     ("train.seq_len=1025", "train.seq_len=1025", "rope.original_max_position x rope.scaling_factor (1024)"),
     (
         f"{ON_CUDA} model.qk_nope_head_dim=18",
@@ -138,8 +142,8 @@ BROKEN_ACROSS = [
 ]
 SMOKE = [
     "experiment=smoke",
-    "optim.warmup_steps=20",
-    "optim.decay_steps=100",
+    "optim.warmup=20",
+    "optim.decay=100",
     "train.micro_batch_size=2",
     "data.sources.text.weight=0.45",
     "data.sources.caption.weight=0.4",
@@ -164,7 +168,7 @@ def test_broken_rule_is_reported(override: str, shown: str, rule: str) -> None:
         ["train.dtype=bfloat16"],
         ["parallelism.vpp=1", "train.global_batch_size=4", "train.eval_sequences=4"],
         ["train.steps=120"],
-        ["optim.min_lr=0", "optim.warmup_steps=0", "optim.decay_steps=0", "train.steps=1"],
+        ["optim.min_lr=0", "optim.warmup=0", "optim.decay=0", "train.steps=1"],
         ["model.rope.scaling_factor=1"],
         ["model.num_dense_layers=5"],
         ["parallelism.layout='Et|t|t|ttL'"],
@@ -174,7 +178,12 @@ def test_broken_rule_is_reported(override: str, shown: str, rule: str) -> None:
         ["parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true"],
         ["data.prefetch_steps=0"],
         ["optim=muonclip", "optim.muon.momentum=0", "optim.max_skipped_steps=0"],
-        ["optim=muonclip", "optim.qk_clip_threshold=null", "optim.vision.name=adamw"],
+        [
+            "optim=muonclip",
+            "optim.qk_clip_threshold=null",
+            "optim.vision_tower.name=adamw",
+            "optim.mm_projector.name=adamw",
+        ],
     ],
 )
 def test_legal_settings_pass(overrides: list[str]) -> None:

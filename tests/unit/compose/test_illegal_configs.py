@@ -20,6 +20,8 @@ from k25_train.compose import checks, dispatcher_checks, resolve
 from k25_train.compose.resolve import compose, load, to_yaml
 from k25_train.config import (
     basics,
+    batches,
+    checkpoint,
     cluster,
     fabric,
     forms,
@@ -29,6 +31,7 @@ from k25_train.config import (
     site,
     slurm,
     sources,
+    span,
     training,
 )
 from k25_train.config import data as data_section
@@ -40,7 +43,7 @@ from tests.helpers.project_sources import REPO
 
 WITH_RULES = (
     basics, checks, cluster, data_section, dispatcher_checks, fabric, forms, model, optimizer, resolve,
-    sbatch_options, site, slurm, sources, training, parallel.config,
+    sbatch_options, site, slurm, sources, span, batches, checkpoint, training, parallel.config,
 )  # fmt: skip
 """The modules that report problems."""
 PLAIN: Values = {
@@ -49,7 +52,7 @@ PLAIN: Values = {
     "parallelism.delay_wgrad": True, "parallelism.overlap_grad_reduce": True,
     "parallelism.overlap_param_gather": True, "model.num_layers": 9, "model.num_dense_layers": 1,
     "model.num_experts": 8, "train.micro_batch_size": 1, "train.global_batch_size": 16,
-    "train.eval_sequences": 8, "train.seq_len": 256, "optim.warmup_steps": 5, "optim.decay_steps": 5,
+    "train.eval_sequences": 8, "train.seq_len": 256, "optim.warmup": 5, "optim.decay": 5,
     "train.steps": 12,
 }  # fmt: skip
 """One legal configuration, with everything switched on."""

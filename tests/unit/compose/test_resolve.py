@@ -13,6 +13,7 @@ from k25_train.compose.resolve import CONF_DIR, compose, group_choices, load, re
 from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
 from k25_train.config.optimizer import OptimName
+from k25_train.config.parts import ModelPart
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from parallel.config import DepMode
@@ -283,7 +284,7 @@ def test_config_has_no_defaults_of_its_own() -> None:
 
 def test_adamw_differs_from_muonclip_in_its_rules_only() -> None:
     adamw, muonclip = (compose(["experiment=smoke", f"optim={name}"]).optim for name in OptimName.__members__)
-    assert (adamw.name, adamw.vision.name) == (OptimName.adamw, OptimName.adamw)
-    assert (muonclip.name, muonclip.vision.name) == (OptimName.muonclip, OptimName.muonclip)
-    rules = {"name": OptimName.muonclip, "qk_clip_threshold": 100.0, "vision": muonclip.vision}
-    assert replace(adamw, **rules) == muonclip
+    assert {adamw.of(part).name for part in ModelPart} == {OptimName.adamw}
+    assert {muonclip.of(part).name for part in ModelPart} == {OptimName.muonclip}
+    parts = {part.value: muonclip.of(part) for part in ModelPart}
+    assert replace(adamw, qk_clip_threshold=100.0, **parts) == muonclip

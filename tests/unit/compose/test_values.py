@@ -112,6 +112,7 @@ def text_fields(kind: type = Config, path: str = "") -> Iterator[tuple[str, Any]
 WITH_FORMS = (
     "parallelism.",
     "checkpoint.local_interval",
+    "train.tokens",
     "cluster.fabric.",
     "cluster.gpu.",
     "cluster.kubernetes.",

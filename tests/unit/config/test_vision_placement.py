@@ -1,10 +1,10 @@
-"""Where tower and projector are, for every value of `dep.mode` and `optim.vision.trained`."""
+"""Where tower and projector are, for every value of `dep.mode` and the trained parts."""
 
 import pytest
 
-from k25_train.config.optimizer import TrainedVision
 from k25_train.config.vision import VisionPart, VisionPlacement
 from parallel.config import DepMode
+from tests.helpers.trained import VISION
 
 MERGED, HIDDEN = 48, 64
 BOTH, TOWER, PROJECTOR, NONE = {*VisionPart}, {VisionPart.tower}, {VisionPart.projector}, set()
@@ -28,9 +28,7 @@ def test_every_mode_has_one_placement(
     first_stage: set[VisionPart],
     trained_parts: set[VisionPart],
 ) -> None:
-    found = VisionPlacement.of(
-        DepMode(mode), TrainedVision(trained).parts, merged_size=MERGED, hidden_size=HIDDEN
-    )
+    found = VisionPlacement.of(DepMode(mode), VISION[trained], merged_size=MERGED, hidden_size=HIDDEN)
     assert (found.encoder_parts, found.first_stage_parts, found.trained_parts) == (
         encoder,
         first_stage,

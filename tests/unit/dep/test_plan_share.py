@@ -13,6 +13,7 @@ from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, plan_vision, transfers_of
 from parallel.dep.plan_share import NO_SHARE, Receiver, plan_share, share_of
+from tests.helpers.trained import trained_vision
 
 COST = EncoderCost(per_patch=900, per_pair=3, per_token=50)
 
@@ -58,7 +59,7 @@ def test_planners_share_what_they_plan(trained: str) -> None:
             "train.global_batch_size=16",
             "cluster.gpus_per_node=8",
             "dep.schedule=bubbles",
-            f"optim.vision.trained={trained}",
+            *trained_vision(trained),
         ]
     )
     num_micro_batches = config.train.global_batch_size // config.train.micro_batch_size // config.dp

@@ -65,8 +65,8 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
             "experiment=smoke",
             f"run.dir={run}",
             f"train.steps={NUM_STEPS}",
-            "optim.decay_steps=2",
-            "optim.warmup_steps=2",
+            "optim.decay=2",
+            "optim.warmup=2",
             "train.eval_interval=5",
             "checkpoint.interval=5",
         ]

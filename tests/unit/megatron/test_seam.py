@@ -296,7 +296,7 @@ def test_stock_communication_swaps_messages_of_two_ranks_and_ours_does_not(tmp_p
     from tests.helpers.tiny_shards import write_tiny_shard_set
 
     data = write_tiny_shard_set(tmp_path / "shards")
-    one_step = ["train.steps=1", "optim.warmup_steps=0", "optim.decay_steps=0"]
+    one_step = ["train.steps=1", "optim.warmup=0", "optim.decay=0"]
     [(_, serial)] = losses_of(overrides(data, tmp_path / "a", *layout(), *one_step), num_ranks=1)
     arguments = overrides(data, tmp_path / "b", *layout(pp=2, vpp=2), *one_step)
     [(_, ours)] = losses_of(arguments, num_ranks=2)

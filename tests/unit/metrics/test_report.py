@@ -19,7 +19,7 @@ from parallel.watchdog.recorder import Span
 
 
 def config_for(folder: Path) -> Config:
-    schedule = ["train.steps=6", "optim.warmup_steps=1", "optim.decay_steps=2"]
+    schedule = ["train.steps=6", "optim.warmup=1", "optim.decay=2"]
     return compose(["experiment=smoke", f"run.dir={folder}", *schedule])
 
 

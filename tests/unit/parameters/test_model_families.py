@@ -8,7 +8,6 @@ import pytest
 from k25_train.compose.resolve import compose
 from k25_train.compose.trainable import compose_trainable
 from k25_train.config.model import ModelConfig
-from k25_train.config.optimizer import TrainedVision
 from k25_train.convert.hf_config import describe, model_of
 from k25_train.errors import CheckpointError, ConfigError
 from k25_train.parameters.megatron import iterate_parameters
@@ -21,6 +20,7 @@ from k25_train.plan.memory.stage import stage_memories
 from k25_train.plan.pass_sizes import balanced_sizes
 from k25_train.plan.pipeline import plan_pipeline
 from tests.helpers.hf_folders import text_config
+from tests.helpers.trained import LANGUAGE_MODEL
 
 TENTHS_OF_BILLIONS = {
     "qwen3_30b_a3b": (305, 33),
@@ -66,7 +66,7 @@ def test_flops_per_token_are_the_published_ones(
     family: str, mtp_layers: int, models: dict[str, ModelConfig]
 ) -> None:
     sizes = BatchSizes.of([4096], [])
-    flops = training_flops(models[family], sizes, TrainedVision.nothing, mtp_layers=mtp_layers)
+    flops = training_flops(models[family], sizes, LANGUAGE_MODEL, mtp_layers=mtp_layers)
     assert flops / 4096 / 1e9 == pytest.approx(GFLOP_PER_TOKEN[family, mtp_layers], rel=0.01)
 
 
@@ -77,7 +77,7 @@ def test_a_layer_of_prediction_counted_by_hand(models: dict[str, ModelConfig]) -
     layer = layer_forward_flops(model, 60, [4096]) // 4096
     sizes = BatchSizes.of([4096], [])
     plain, more = (
-        training_flops(model, sizes, TrainedVision.nothing, mtp_layers=number) // 4096 for number in (0, 1)
+        training_flops(model, sizes, LANGUAGE_MODEL, mtp_layers=number) // 4096 for number in (0, 1)
     )
     assert more - plain == 3 * (2 * joined + layer + 2 * head)
 

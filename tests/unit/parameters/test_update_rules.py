@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from k25_train.compose.resolve import compose
-from k25_train.config.optimizer import OptimConfig, OptimName, TrainedVision
+from k25_train.config.optimizer import OptimConfig, OptimName
 from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter, iterate_parameters
 from k25_train.parameters.update_rules import ParameterRule, is_trained, rule_of
@@ -75,20 +75,33 @@ def test_muon_updates_these_and_adamw_the_rest(pretrain: Config) -> None:
 
 
 def test_the_tower_has_a_choice_of_its_own(pretrain: Config) -> None:
-    vision = replace(pretrain.optim.vision, name=OptimName.adamw, lr_scale=0.5)
-    assert muon_matrices(pretrain, replace(pretrain.optim, vision=vision)) == MUON
-    assert muon_matrices(pretrain, replace(pretrain.optim, name=OptimName.adamw)) == MUON_OF_VISION
-    for _, parameter, rule in rules(pretrain, replace(pretrain.optim, vision=vision)):
-        is_vision = parameter.name.split(".")[0] in ("vision_tower", "mm_projector")
-        assert rule.lr_scale == (0.5 if is_vision else 1.0), parameter.name
+    tower = replace(pretrain.optim.vision_tower, name=OptimName.adamw, lr_scale=0.5)
+    projector = replace(pretrain.optim.mm_projector, name=OptimName.adamw, lr_scale=0.25)
+    language_model = replace(pretrain.optim.language_model, name=OptimName.adamw, lr_scale=2.0)
+    of_vision = replace(pretrain.optim, vision_tower=tower, mm_projector=projector)
+    assert muon_matrices(pretrain, of_vision) == MUON
+    assert muon_matrices(pretrain, replace(pretrain.optim, language_model=language_model)) == MUON_OF_VISION
+    every = replace(of_vision, language_model=language_model)
+    scales = {"vision_tower": 0.5, "mm_projector": 0.25, "language_model": 2.0}
+    for _, parameter, rule in rules(pretrain, every):
+        assert rule.lr_scale == scales[parameter.name.split(".")[0]], parameter.name
 
 
 @pytest.mark.parametrize(
-    ("trained", "frozen"),
-    [("all", set()), ("projector", {"vision_tower"}), ("nothing", {"vision_tower", "mm_projector"})],
+    ("changed", "frozen"),
+    [
+        ((), set()),
+        (("vision_tower",), {"vision_tower"}),
+        (("vision_tower", "mm_projector"), {"vision_tower", "mm_projector"}),
+        (("language_model",), {"language_model"}),
+        (("language_model", "vision_tower"), {"language_model", "vision_tower"}),
+    ],
 )
-def test_what_is_trained_is_said_by_name(trained: str, frozen: set[str], pretrain: Config) -> None:
-    optim = replace(pretrain.optim, vision=replace(pretrain.optim.vision, trained=TrainedVision(trained)))
+def test_what_is_trained_is_said_by_name(
+    changed: tuple[str, ...], frozen: set[str], pretrain: Config
+) -> None:
+    parts = {part: replace(getattr(pretrain.optim, part), trained=False) for part in changed}
+    optim = replace(pretrain.optim, **parts)
     names = {parameter.name for parameter in iterate_parameters(pretrain.model)}
     assert {name.split(".")[0] for name in names if not is_trained(name, optim)} == frozen
     assert {name.split(".")[0] for name in names if is_trained(name, optim)}.isdisjoint(frozen)

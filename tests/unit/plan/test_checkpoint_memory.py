@@ -12,7 +12,12 @@ from k25_train.plan.report.memory_lines import checkpoint_line
 
 @pytest.mark.parametrize("nodes", [32, 512])
 @pytest.mark.parametrize(
-    "choice", ["dep.mode=coupled dep.schedule=upfront", "optim.vision.trained=projector", ""]
+    "choice",
+    [
+        "dep.mode=coupled dep.schedule=upfront",
+        "optim.vision_tower.trained=false",
+        "",
+    ],
 )
 def test_all_ranks_write_everything_once(nodes: int, choice: str) -> None:
     config = compose(["experiment=k25_pretrain_4k", f"cluster.nodes={nodes}", *choice.split()])

@@ -19,6 +19,7 @@ from parallel.dep.bubbles import TimedItem, plan_bubbles
 from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, plan_vision
 from parallel.pipeline.schedule import RECOMPUTE_AND_BACKWARD_COST
+from tests.helpers.trained import trained_vision
 
 REAL = ("experiment=k25_pretrain_4k", "train.global_batch_size=512")
 """32 micro-batches on each replica."""
@@ -131,7 +132,7 @@ def test_kernels_of_the_encoder_have_the_flops_of_the_model(experiment: str) -> 
 @pytest.mark.parametrize("which", ["all", "nothing", "projector"])
 def test_an_image_takes_what_its_kernels_take_wherever_the_projector_is(which: str) -> None:
     """A projector that is trained alone is with the first stage, and its kernels with it."""
-    config = compose([*REAL, f"optim.vision.trained={which}"])
+    config = compose([*REAL, *trained_vision(which)])
     image = Grid(1, 2 * 25, 2 * 25)
     number = config.dep.max_patches_per_chunk // image.num_patches
     chunk_s = kernels_s(encoder_kernels(config, image, number), config.cluster.rates, Precision.bfloat16)
@@ -140,7 +141,7 @@ def test_an_image_takes_what_its_kernels_take_wherever_the_projector_is(which: s
 
 def test_a_frozen_encoder_goes_forward_only() -> None:
     trained, frozen = (
-        encoder_plan(planned(0.1, f"optim.vision.trained={which}"), 0.0) for which in ("all", "nothing")
+        encoder_plan(planned(0.1, *trained_vision(which)), 0.0) for which in ("all", "nothing")
     )
     assert 0 < frozen.around_s < 0.5 * trained.around_s
     assert frozen.weights_s == 0

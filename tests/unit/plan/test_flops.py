@@ -8,13 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from k25_train.compose.resolve import compose
-from k25_train.config.optimizer import TrainedVision
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.plan.flops import encoder_cost, tower_cost, training_flops
 from parallel.dep.grid import Grid
 from tests.helpers.forward_flops import text_forward_flops, token_multiply_adds, vision_forward_flops
 from tests.helpers.hf_reference import build_hf_reference, hf_image_features, hf_logits, tiny_model_config
+from tests.helpers.trained import TRAINED
 
 GRIDS = [Grid(1, 8, 4), Grid(3, 6, 4), Grid(1, 2, 2)]
 
@@ -52,10 +52,8 @@ def test_cost_of_the_real_tower_by_hand() -> None:
 def test_training_is_three_forward_passes() -> None:
     model = tiny_model_config()
     forward = text_forward_flops(model, [7]) + vision_forward_flops(model.vision, model.hidden_size, GRIDS)
-    assert training_flops(model, BatchSizes.of([7], GRIDS), TrainedVision.all) == 3 * forward
-    assert training_flops(model, BatchSizes.of([7], []), TrainedVision.all) == 3 * text_forward_flops(
-        model, [7]
-    )
+    assert training_flops(model, BatchSizes.of([7], GRIDS), TRAINED["all"]) == 3 * forward
+    assert training_flops(model, BatchSizes.of([7], []), TRAINED["all"]) == 3 * text_forward_flops(model, [7])
 
 
 def test_what_is_frozen_is_one_forward_pass() -> None:
@@ -66,12 +64,13 @@ def test_what_is_frozen_is_one_forward_pass() -> None:
     with FlopCounterMode(display=False) as counter:
         projector(torch.randn(num_tokens, 4, model.vision.hidden_size)).sum().backward()
     of_tower = sum(tower_cost(model.vision).of_item(grid) for grid in GRIDS)
-    text = training_flops(model, BatchSizes.of([7], []), TrainedVision.all)
+    text = training_flops(model, BatchSizes.of([7], []), TRAINED["all"])
     found = {
-        trained: training_flops(model, BatchSizes.of([7], GRIDS), trained) - text for trained in TrainedVision
+        which: training_flops(model, BatchSizes.of([7], GRIDS), trained) - text
+        for which, trained in TRAINED.items()
     }
-    assert found[TrainedVision.projector] == of_tower + counter.get_total_flops()
-    assert found[TrainedVision.nothing] == vision_forward_flops(model.vision, model.hidden_size, GRIDS)
+    assert found["projector"] == of_tower + counter.get_total_flops()
+    assert found["nothing"] == vision_forward_flops(model.vision, model.hidden_size, GRIDS)
 
 
 def test_the_sums_of_a_batch_give_what_its_documents_and_items_add_up_to() -> None:
@@ -84,12 +83,12 @@ def test_the_sums_of_a_batch_give_what_its_documents_and_items_add_up_to() -> No
     tower = sum(tower_cost(model.vision).of_item(grid) for grid in grids)
     vision = vision_forward_flops(model.vision, model.hidden_size, grids)
     expected = {
-        TrainedVision.all: 3 * (text + vision),
-        TrainedVision.projector: 3 * (text + vision - tower) + tower,
-        TrainedVision.nothing: 3 * text + vision,
+        "all": 3 * (text + vision),
+        "projector": 3 * (text + vision - tower) + tower,
+        "nothing": 3 * text + vision,
     }
     sizes = BatchSizes.of(lengths, grids)
-    assert {trained: training_flops(model, sizes, trained) for trained in TrainedVision} == expected
+    assert {which: training_flops(model, sizes, trained) for which, trained in TRAINED.items()} == expected
 
 
 def test_attention_counts_documents_apart() -> None:

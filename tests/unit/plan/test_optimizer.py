@@ -25,6 +25,7 @@ from k25_train.plan.report.optimizer import state_lines
 from k25_train.plan.time.optimizer import muon_matrices, optimizer_times, slowest_optimizer
 from parallel.muon.plan import newton_schulz_flops
 from tests.helpers.project_sources import REPO
+from tests.helpers.trained import trained_vision
 
 WITHOUT_TORCH = (
     "import sys; sys.modules['torch'] = sys.modules['megatron'] = None; sys.argv[1:] = {arguments}; "
@@ -100,7 +101,7 @@ def test_a_coupled_tower_is_the_first_stages() -> None:
 @pytest.mark.parametrize(("trained", "module"), [("projector", "projector"), ("nothing", None)])
 def test_what_is_frozen_has_neither_rule_nor_state(trained: str, module: str | None, dep: str) -> None:
     """A projector that is trained behind a frozen tower is the first stage's."""
-    frozen = [f"optim.vision.trained={trained}", f"dep.mode={dep}"]
+    frozen = [*trained_vision(trained), f"dep.mode={dep}"]
     config = compose(["experiment=k25_pretrain_4k", *frozen])
     counts = count_parameters(config.model)
     of = {each.module: each.total for each in counts.modules}
@@ -116,8 +117,9 @@ def test_what_is_frozen_has_neither_rule_nor_state(trained: str, module: str | N
     assert (first, set(others), encoder_state_bytes(config)) == (expected, {0}, 0)
     sizes = [kind.num_parameters * prod(kind.shape) for kind in parameter_kinds(config)]
     assert sum(sizes) == counts.total - counts.vision + expected
+    names = ["vision_tower"] if trained == "projector" else ["vision_tower", "mm_projector"]
     lines = list(state_lines(plan_pipeline(config)))
-    assert f"frozen: {counts.vision - expected:,} parameters (optim.vision.trained={trained})" in lines
+    assert f"frozen: {counts.vision - expected:,} parameters ({', '.join(names)})" in lines
 
 
 def test_float32_weights_are_their_own_masters() -> None:

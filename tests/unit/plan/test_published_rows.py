@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from k25_train.compose.resolve import compose
-from k25_train.config.optimizer import TrainedVision
 from k25_train.plan.assumptions import Compute, Sharding
 from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.plan.cause import Cause
@@ -18,6 +17,7 @@ from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.plan_step import plan_step
 from tests.helpers.published import Published, Role, Row, read_published
 from tests.helpers.published_fit import chip, error, planned
+from tests.helpers.trained import LANGUAGE_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_tokens_and_flops_of_a_row_agree(published: Published) -> None:
         config = row.config()
         sizes = BatchSizes.of([config.train.seq_len], [])
         flops = training_flops(
-            config.model, sizes, TrainedVision.nothing, mtp_layers=row.assumptions.code.mtp_layers
+            config.model, sizes, LANGUAGE_MODEL, mtp_layers=row.assumptions.code.mtp_layers
         )
         said = row.measured.tflops * 1e12 / row.measured.tokens_per_s_per_gpu
         assert flops / config.train.seq_len == pytest.approx(said, rel=0.015), row.name

@@ -8,6 +8,7 @@ from k25_train.plan.pipeline import plan_pipeline
 from k25_train.plan.time.data_parallel import chunk_exchange
 from k25_train.plan.time.ring import ring
 from k25_train.plan.time.step import vision_times
+from tests.helpers.trained import trained_vision
 
 
 def test_a_ring_leaves_neighbours_once_per_card() -> None:
@@ -27,7 +28,7 @@ def test_the_towers_weights_are_those_of_all_ranks() -> None:
     times = vision_times(config)
     assert times.gather_s == pytest.approx(470e6 * 2 * 255 / 256 / 150e9, rel=0.05)
     assert times.reduce_s == pytest.approx(2 * times.gather_s)
-    frozen = compose(["experiment=k25_pretrain_4k", "optim.vision.trained=nothing"])
+    frozen = compose(["experiment=k25_pretrain_4k", *trained_vision("nothing")])
     assert (vision_times(frozen).gather_s, vision_times(frozen).reduce_s) == (0, 0)
 
 

@@ -12,6 +12,7 @@ from k25_train.plan.assumptions import Assumptions, OtherCode, Sharding
 from k25_train.plan.memory.buffers import bucket_elements, plan_buffer
 from k25_train.plan.memory.states import pipeline_states
 from k25_train.plan.pipeline import plan_pipeline
+from tests.helpers.trained import trained_vision
 
 BUCKETS = (None, 1, 500, 4000)
 
@@ -61,7 +62,12 @@ def test_the_code_of_others_keeps_other_states() -> None:
 def test_ranks_that_share_weights_keep_a_shard_of_each() -> None:
     """Dense weights are cut over 16 ranks, the experts of each of 4 over 4; the last layer's prediction of
     another token is one layer more, with a copy of the embedding."""
-    sizes = ["parallelism.ep=4", "optim=adamw", "dep.mode=coupled", "optim.vision.trained=nothing"]
+    sizes = [
+        "parallelism.ep=4",
+        "optim=adamw",
+        "dep.mode=coupled",
+        *trained_vision("nothing"),
+    ]
     config = compose(["experiment=k25_pretrain_4k", *sizes])
     whole, cut, more = (
         pipeline_states(plan_pipeline(config, assumptions=Assumptions(code=code)))

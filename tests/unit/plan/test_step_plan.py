@@ -23,6 +23,7 @@ from k25_train.plan.time.schedule import PassUse
 from k25_train.plan.time.step_durations import StepDurations
 from k25_train.plan.time.step_plan import StepPlan
 from parallel.pipeline.simulator import simulate
+from tests.helpers.trained import trained_vision
 
 REAL = ("experiment=k25_pretrain_4k", "cluster.nodes=64")
 FEW = (*REAL, "train.global_batch_size=1024")
@@ -49,7 +50,7 @@ def with_rates(config: Config, **rates: Any) -> Config:
         REAL,
         (*REAL, "dep.schedule=bubbles"),
         (*REAL, "dep.mode=coupled"),
-        (*REAL, "optim.vision.trained=nothing"),
+        (*REAL, *trained_vision("nothing")),
         ("experiment=moonlight_16b",),
         ("experiment=smoke",),
         ("experiment=smoke", "parallelism=serial", "cluster.gpus_per_node=1"),

@@ -18,6 +18,7 @@ from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem
 from parallel.dep.program import Program
 from tests.helpers.runs import layout, overrides
+from tests.helpers.trained import trained_vision
 
 FAST_NETWORK = "cluster.network_gb_per_s=1000"
 GRIDS = (Grid(1, 4, 6), Grid(1, 8, 8), Grid(3, 2, 2))
@@ -87,7 +88,7 @@ def test_ranks_are_ready_to_receive_before_they_need_to() -> None:
 
 @pytest.mark.parametrize("way", [(), ("dep.schedule=bubbles",)])
 def test_a_frozen_tower_has_no_backward_work(way: Sequence[str]) -> None:
-    config = configured(4, 1, 1, FAST_NETWORK, *way, "optim.vision.trained=nothing")
+    config = configured(4, 1, 1, FAST_NETWORK, *way, *trained_vision("nothing"))
     items = items_of(config)
     planner = BubblePlanner(plan_pipeline(config), 0) if way else UpfrontPlanner(config)
     plan, program = planner.plan(items)
