@@ -113,6 +113,8 @@ def read_arguments(arguments: list[str]) -> tuple[Config, Place, Path | None, in
         "parallelism.pp": 1,
         "parallelism.vpp": 1,
         "parallelism.ep": 1,
+        "parallelism.cp": 1,
+        "parallelism.cp_exchange": "null",
         "parallelism.layout": "null",
         "parallelism.overlap_expert_comm": "false",
         "parallelism.delay_wgrad": "false",

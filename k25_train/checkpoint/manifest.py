@@ -90,8 +90,8 @@ class Manifest:
     kind: Kind = Kind.RUN
     """What it holds."""
     layout: Mapping[str, int | str] = field(default_factory=dict)
-    """What wrote it: pp, vpp, ep, dp, world_size, dep (mode). Loading asks for none of it; people do. Empty
-    before format 3."""
+    """What wrote it: pp, vpp, ep, cp, dp, world_size, dep (mode). Loading asks for none of it; people do.
+    Empty before format 3."""
     num_updates: int | None = None
     """Steps that the optimizers count, which skipped steps are not among; None before format 3, where it is
     among the tensors."""

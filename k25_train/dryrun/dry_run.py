@@ -83,7 +83,8 @@ def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
     """Build the first rank of every stage, and hold all ranks against the configuration."""
     specs = {spec.name: spec for spec in iterate_tensors(config.model)}
     ranks = [build_rank(config, layout, stage * config.dp_cp) for stage in range(config.parallelism.pp)]
-    sizes = Sizes(world=config.world_size, pp=config.parallelism.pp, ep=config.parallelism.ep)
+    cut = config.parallelism
+    sizes = Sizes(world=config.world_size, pp=cut.pp, ep=cut.ep, cp=cut.cp)
     problems = check_groups(ranks, sizes) + check_layers(ranks, config.model.num_layers)
     # Every rank has the same encoder, and rank 0 a piece of each kind of its optimizer state.
     of_encoder, uneven = encoder_owned_by_rank(ranks[0], state_costs(ranks[0])[0])

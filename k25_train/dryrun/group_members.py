@@ -1,7 +1,7 @@
 """The members of every process group, computed from the sizes alone, without megatron-core.
 
-Ranks are numbered stage by stage: the data-parallel ranks of a pipeline stage are neighbours, and within a
-stage so are the ranks that share a layer's experts (megatron-core's order tp-cp-ep-dp-pp).
+Ranks are numbered stage by stage: the ranks of a pipeline stage are neighbours, and within a stage so are
+those that share sequences, and those that share a layer's experts (megatron-core's order tp-cp-ep-dp-pp).
 """
 
 from collections.abc import Callable
@@ -19,22 +19,36 @@ class Sizes:
     """Pipeline stages."""
     ep: int
     """Ranks that share the experts of a layer."""
+    cp: int
+    """Ranks that share sequences."""
 
     @property
-    def dp(self) -> int:
+    def of_stage(self) -> int:
         """Ranks of a stage."""
         return self.world // self.pp
 
 
 def pipeline(rank: int, sizes: Sizes) -> tuple[int, ...]:
     """Ranks of the same pipeline, one per stage."""
-    return tuple(range(rank % sizes.dp, sizes.world, sizes.dp))
+    return tuple(range(rank % sizes.of_stage, sizes.world, sizes.of_stage))
 
 
 def stage(rank: int, sizes: Sizes) -> tuple[int, ...]:
     """Ranks of the same stage, over which shared weights are replicated."""
-    first = rank // sizes.dp * sizes.dp
-    return tuple(range(first, first + sizes.dp))
+    first = rank // sizes.of_stage * sizes.of_stage
+    return tuple(range(first, first + sizes.of_stage))
+
+
+def sequence_sharers(rank: int, sizes: Sizes) -> tuple[int, ...]:
+    """Ranks that hold tokens of the same sequences."""
+    first = rank // sizes.cp * sizes.cp
+    return tuple(range(first, first + sizes.cp))
+
+
+def replicas(rank: int, sizes: Sizes) -> tuple[int, ...]:
+    """Ranks of the stage with the same place in each replica; their sequences differ."""
+    first = rank // sizes.of_stage * sizes.of_stage
+    return tuple(range(first + rank % sizes.cp, first + sizes.of_stage, sizes.cp))
 
 
 def expert_sharers(rank: int, sizes: Sizes) -> tuple[int, ...]:
@@ -45,8 +59,8 @@ def expert_sharers(rank: int, sizes: Sizes) -> tuple[int, ...]:
 
 def expert_replicas(rank: int, sizes: Sizes) -> tuple[int, ...]:
     """Ranks of the stage that hold the same experts."""
-    first = rank // sizes.dp * sizes.dp
-    return tuple(range(first + rank % sizes.dp % sizes.ep, first + sizes.dp, sizes.ep))
+    first = rank // sizes.of_stage * sizes.of_stage
+    return tuple(range(first + rank % sizes.of_stage % sizes.ep, first + sizes.of_stage, sizes.ep))
 
 
 def everyone(rank: int, sizes: Sizes) -> tuple[int, ...]:
@@ -65,9 +79,11 @@ class GroupKind(NamedTuple):
 
 KINDS: dict[str, GroupKind] = {
     "pp": GroupKind("PIPELINE_MODEL_PARALLEL_GROUP", pipeline),
-    "dp": GroupKind("DATA_PARALLEL_GROUP", stage),
+    "cp": GroupKind("CONTEXT_PARALLEL_GROUP", sequence_sharers),
+    "dp": GroupKind("DATA_PARALLEL_GROUP", replicas),
     "dp_cp": GroupKind("DATA_PARALLEL_GROUP_WITH_CP", stage),
     "intra_dp_cp": GroupKind("DATA_PARALLEL_GROUP_WITH_CP", stage),
+    "tp_dp_cp": GroupKind("TENSOR_AND_DATA_PARALLEL_GROUP_WITH_CP", stage),
     "ep": GroupKind("EXPERT_MODEL_PARALLEL_GROUP", expert_sharers),
     "expt_dp": GroupKind("EXPERT_DATA_PARALLEL_GROUP", expert_replicas),
     "intra_expt_dp": GroupKind("EXPERT_DATA_PARALLEL_GROUP", expert_replicas),

@@ -29,7 +29,12 @@ def _of_rank(built: BuiltRank, sizes: Sizes) -> list[Problem]:
         for kind, (_, members_of) in KINDS.items()
         if built.groups[kind] != (members := members_of(topology.rank, sizes))
     ]
-    positions = {"pp": topology.pp_rank, "dp": topology.dp_rank, "ep": topology.ep_rank}
+    positions = {
+        "pp": topology.pp_rank,
+        "dp": topology.dp_rank,
+        "cp": topology.cp_rank,
+        "ep": topology.ep_rank,
+    }
     for kind, position in positions.items():
         expected = KINDS[kind].members_of(topology.rank, sizes).index(topology.rank)
         if position != expected:

@@ -92,8 +92,9 @@ class MultimodalModel(MegatronModule):
         pixels: Tensor | None = None,
         grid_thw: Sequence[Grid] = (),
         features: Tensor | None = None,
+        feature_rows: Tensor | None = None,
     ) -> Tensor:
-        """Run the chunk on one micro-batch of T packed tokens.
+        """Run the chunk on one micro-batch of T packed tokens, or on the T of it that this rank holds.
 
         Args:
             tokens: [T] int64 token ids.
@@ -104,12 +105,18 @@ class MultimodalModel(MegatronModule):
             grid_thw: (frames, rows, columns) in patches of every item, in placeholder order.
             features: [V, D] of all items, encoded elsewhere (first chunk, decoupled tower); [V, M] for a
                 chunk that has a projector, but no tower.
+            feature_rows: [V] int64, the rows that the placeholders take of the features that a coupled tower
+                makes of `pixels`; None if all of them, in order.
 
         Returns activations [T, 1, D]; from the last chunk losses [T] float32, or logits [T, vocabulary].
         Raises ValueError if the features do not fill the placeholders exactly.
         """
         inputs = self._language_model_inputs(
-            tokens, documents, labels, media_positions, self._features(pixels, grid_thw, features)
+            tokens,
+            documents,
+            labels,
+            media_positions,
+            self._features(pixels, grid_thw, features, feature_rows),
         )
         output = self.language_model(**inputs)
         return output.squeeze(0) if self.post_process else output
@@ -123,18 +130,27 @@ class MultimodalModel(MegatronModule):
         pixels: Tensor | None = None,
         grid_thw: Sequence[Grid] = (),
         features: Tensor | None = None,
+        feature_rows: Tensor | None = None,
     ) -> AbstractSchedulePlan:
         """The pass of `forward`, in pieces that megatron-core's overlapped schedule runs by itself.
 
         Embeddings and vision features are computed immediately; losses are returned as [1, T].
         """
         inputs = self._language_model_inputs(
-            tokens, documents, labels, media_positions, self._features(pixels, grid_thw, features)
+            tokens,
+            documents,
+            labels,
+            media_positions,
+            self._features(pixels, grid_thw, features, feature_rows),
         )
         return self.language_model.build_schedule_plan(**inputs)
 
     def _features(
-        self, pixels: Tensor | None, grid_thw: Sequence[Grid], features: Tensor | None
+        self,
+        pixels: Tensor | None,
+        grid_thw: Sequence[Grid],
+        features: Tensor | None,
+        feature_rows: Tensor | None,
     ) -> Tensor | None:
         """What replaces the embeddings of the placeholders, [V, D]."""
         if self.mm_projector is None:
@@ -142,7 +158,11 @@ class MultimodalModel(MegatronModule):
         with saves("vision.encoder"):
             if self.vision_tower is None:
                 return self.mm_projector.of_flat(features)
-            return features if pixels is None else self.encode(pixels, grid_thw)
+            if pixels is None:
+                return features
+            encoded = self.encode(pixels, grid_thw)
+            # Of an item that is cut, other ranks take the rest.
+            return encoded if feature_rows is None else encoded.index_select(0, feature_rows)
 
     def encode(self, pixels: Tensor, grid_thw: Sequence[Grid]) -> Tensor:
         """What `VisionEncoder` does, with a coupled tower: pixels [P, X] -> features [V, D]."""

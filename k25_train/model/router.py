@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
@@ -20,7 +21,11 @@ class SequenceBalancedRouter(TopKRouter):
     Padding has no expert and counts nowhere: not as load that moves the expert bias, and not in the balance
     loss, which is what it would be if the sequence ended before the padding.
 
-    Shapes: T tokens of a micro-batch, S sequences of L tokens, E experts of the layer.
+    With context parallelism a rank has some of a sequence's tokens: the numbers of tokens, and of those that
+    choose an expert, are added up over the ranks that share it; scores stay where they are, so that losses
+    and gradients of these ranks add up to those of one.
+
+    Shapes: T tokens of a micro-batch that the rank holds, S sequences of L tokens, E experts of the layer.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -31,6 +36,9 @@ class SequenceBalancedRouter(TopKRouter):
         self.register_buffer("local_tokens_per_expert", loads_E, persistent=False)
         self.is_padding = torch.zeros(1, 1, dtype=torch.bool, device=device)
         """Which tokens of the next micro-batch are padding, [T, 1] bool; [1, 1] stands for all of them."""
+        self.sequence_lengths: tuple[int, ...] = ()
+        """Tokens of each of its sequences that this rank holds, one sequence after another; read where ranks
+        share sequences."""
 
     def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> Any:
         """Route tokens [T, 1, D] as the base class does, and name what is saved."""
@@ -64,15 +72,30 @@ class SequenceBalancedRouter(TopKRouter):
         config = self.config
         # 1. Of each sequence: tokens, how many of them choose an expert, and the sums of their scores.
         counted_T1 = ~self.is_padding.expand(len(probs), 1)
-        tokens_S1, chosen_SE, scores_SE = (
-            each.unflatten(0, (-1, config.balance_sequence_tokens)).sum(1)
-            for each in (
+        tokens_S1, chosen_SE, scores_SE = map(
+            self._sums_of_sequences,
+            (
                 counted_T1,
                 routing_map & counted_T1,
                 scores_for_aux_loss.masked_fill(self.is_padding, 0.0),
-            )
+            ),
         )
+        if self.shares_sequences:
+            counts = torch.cat([tokens_S1, chosen_SE], dim=1)
+            dist.all_reduce(counts, group=self.cp_group)
+            tokens_S1, chosen_SE = counts[:, :1], counts[:, 1:]
         # 2. The loss, whose gradient the balance scale multiplies. A sequence of padding alone adds nothing.
         coefficient = self.get_aux_loss_coeff("seq_aux_loss") * config.num_moe_experts / self.topk
         frequencies_SE = chosen_SE * (coefficient / tokens_S1.clamp(min=1))
         return MoEAuxLossAutoScaler.apply(probs, (scores_SE * frequencies_SE).sum())
+
+    @property
+    def shares_sequences(self) -> bool:
+        """Whether other ranks hold tokens of the same sequences."""
+        return self.cp_group.size() > 1
+
+    def _sums_of_sequences(self, of_tokens: Tensor) -> Tensor:
+        """[T, N] -> [S, N], the sums over the tokens of each sequence that this rank holds."""
+        if not self.shares_sequences:
+            return of_tokens.unflatten(0, (-1, self.config.balance_sequence_tokens)).sum(1)
+        return torch.stack([each.sum(0) for each in of_tokens.split(self.sequence_lengths)])

@@ -1,6 +1,6 @@
-"""Micro-batches where the model is.
+"""Micro-batches where the model is, or with context parallelism the tokens of them that a rank holds.
 
-Shapes: T tokens of a micro-batch, V vision tokens, P patches.
+Shapes: T tokens that the rank holds of a micro-batch, V vision tokens, P patches.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from k25_train.data.step_batches import Documents, StepBatches
+from k25_train.data.context import ContextShare, HeldBatches
+from k25_train.data.step_batches import Documents
 from k25_train.objectives.base import Targets
 
 
@@ -26,27 +27,35 @@ class DeviceBatch:
     targets: Targets
     """[T] each: which labels count, and the source of each token; [0] as the labels."""
     document_lengths: tuple[int, ...]
-    """Tokens of each document; they sum to T."""
+    """Tokens of each document of the micro-batch, those of other ranks included."""
     padding: tuple[int, ...]
     """Positions in `document_lengths` of what is padding."""
+    share: ContextShare | None
+    """Which tokens of it the rank holds; None where it holds all of them."""
     media_positions: Tensor
     """[V] int64, where the vision placeholders are."""
+    feature_rows: Tensor | None
+    """[V] int64, the row of the features of `grid_thw` that each takes; None where it is all in order."""
     pixels: Tensor | None
     """[P, 588] uint8; None where the tower takes no pixels from micro-batches."""
     grid_thw: tuple[tuple[int, int, int], ...]
-    """Patch grid of each item in placeholder order."""
+    """Patch grid of each item of which the rank holds a token, in placeholder order."""
 
 
-def to_device(batches: StepBatches, device: torch.device) -> list[DeviceBatch]:
+def to_device(held: HeldBatches, device: torch.device) -> list[DeviceBatch]:
     """The micro-batches of a step on `device`: one copy of each kind of tensor, however many they are."""
     # 1. Small types cross the bus.
-    moved = [tensor.to(device, non_blocking=True) for tensor in batches.tensors()]
-    tokens, labels, loss_mask, source, media_positions, pixels = moved
+    batches = held.batches
+    moved = [tensor.to(device, non_blocking=True) for tensor in held.tensors()]
+    tokens, labels, loss_mask, source, media_positions, pixels, feature_rows = moved
     masks, sources = loss_mask.float().unbind(), source.long().unbind()
     all_tokens, all_labels = tokens.unbind(), labels.unbind()
 
     # 2. A view of each for every micro-batch.
     positions = media_positions.long().split(batches.num_media_positions)
+    rows: Sequence[Tensor | None] = [None] * len(batches.documents)
+    if held.is_shared:
+        rows = feature_rows.long().split(batches.num_media_positions)
     own_pixels: Sequence[Tensor | None] = [None] * len(batches.documents)
     if batches.has_pixels:
         own_pixels = pixels.split([_num_patches(each) for each in batches.documents])
@@ -58,11 +67,13 @@ def to_device(batches: StepBatches, device: torch.device) -> list[DeviceBatch]:
             targets=Targets(loss_mask=masks[number], source=sources[number]),
             document_lengths=documents.lengths,
             padding=documents.padding,
+            share=share,
             media_positions=positions[number],
+            feature_rows=rows[number],
             pixels=own_pixels[number],
             grid_thw=documents.grid_thw,
         )
-        for number, documents in enumerate(batches.documents)
+        for number, (documents, share) in enumerate(zip(batches.documents, held.shares, strict=True))
     ]
 
 

@@ -60,6 +60,7 @@ def forward_micro_batch(
         "media_positions": batch.media_positions,
         "pixels": batch.pixels,
         "grid_thw": batch.grid_thw,
+        "feature_rows": batch.feature_rows,
         "features": leaf(batch.number) if model.pre_process else None,
     }
     # 3. Run it, with what it saves for the backward pass stored by policy.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from k25_train.data.context import context_of
 from k25_train.data.served import Served
 from k25_train.data.share_reader import Failure, HostInputs
 from k25_train.data.source import DataSource
@@ -44,7 +45,7 @@ class Inputs:
     tokens: TokenCounts
     """Of the global batch, without what could not be read."""
     micro_batches: list[DeviceBatch]
-    """This replica's micro-batches, in the order in which they run."""
+    """This replica's micro-batches, or what this rank holds of them, in the order in which they run."""
     served: Mapping[str, Served]
     """What each source has given to the global batch."""
     loader_state: Mapping[str, Any]
@@ -55,14 +56,28 @@ class Inputs:
     """Seconds that the slowest rank has waited for what it reads (`slowest_term`)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What one rank has read, when all ranks know what could not be read."""
+
+    read: HostInputs
+    """Whole micro-batches, without the loss of what any rank could not use."""
+    tokens: TokenCounts
+    """Of the global batch."""
+    wait_s: float
+    """Seconds that the slowest rank has waited."""
+
+
 class InputReader:
-    """Takes what this rank has read, agrees on it with the other ranks, and brings it to the device."""
+    """Takes what this rank has read, agrees on it with the other ranks, and brings to the device what it
+    computes on."""
 
     def __init__(self, data: DataSource, topology: Topology, staging: Staging, tracker: PhaseTracker) -> None:
         self._data = data
         self._topology = topology
         self._staging = staging
         self._tracker = tracker
+        self._context = context_of(topology.cp_rank, topology.cp_size)
 
     def step(self, step: int) -> Inputs:
         """Inputs of a training step, counted from 1; the next ones are read in the background.
@@ -70,7 +85,7 @@ class InputReader:
         Called by every rank. Raises `DataError`, on every rank, if one of them could not read its share or
         has met too many samples that cannot be used.
         """
-        return self._prepare(lambda: self._data.step(step - 1))
+        return self.to_device(self._agreed(lambda: self._data.step(step - 1)))
 
     def evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> Inputs:
         """Inputs of the first `num_sequences` held-out sequences. Called by every rank, and raises as `step`.
@@ -78,15 +93,19 @@ class InputReader:
         With `shuffle_media_seed` every sample gets another sample's images: the rise of the loss is what the
         model gains from seeing the right ones.
         """
-        return self._prepare(lambda: self._data.evaluation(num_sequences, shuffle_media_seed))
+        return self.to_device(self.read_evaluation(num_sequences, shuffle_media_seed))
 
-    def _prepare(self, read: Callable[[], HostInputs]) -> Inputs:
+    def read_evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> Agreed:
+        """The same in host memory, where micro-batches are whole."""
+        return self._agreed(lambda: self._data.evaluation(num_sequences, shuffle_media_seed))
+
+    def _agreed(self, read: Callable[[], HostInputs]) -> Agreed:
         result, num_failures, counts, wait_s = self._agree(read)
         if num_failures:
             # What other ranks could not use has no loss here either. One may have met too many by this.
             own = result
             result, _, counts, _ = self._agree(lambda: self._without_failures(own))
-        return self._on_device(result, TokenCounts(*counts), wait_s)
+        return Agreed(result, TokenCounts(*counts), wait_s)
 
     def _agree(self, read: Callable[[], HostInputs]) -> tuple[HostInputs, int, list[int], float]:
         """What `read` gives, if it succeeds on every rank; and of all ranks, the samples that could not be
@@ -109,27 +128,31 @@ class InputReader:
             raise self._error_of(failures)
         return results[0], int(num_failures), [int(count) for count in counts], wait_s
 
-    def _on_device(self, read: HostInputs, tokens: TokenCounts, wait_s: float) -> Inputs:
-        """Move micro-batches to the device; pixels follow when their chunk is encoded."""
+    def to_device(self, agreed: Agreed) -> Inputs:
+        """Move what this rank holds of its micro-batches to the device; pixels of the decoupled encoder
+        follow when their chunk is encoded."""
+        read = agreed.read
         chunks = read.vision.chunks
-        batches = read.batches.tensors()
+        held = self._context.held(read.batches)
+        batches = held.tensors()
         staged = self._staging.stage([*batches, *(chunk.pixels for chunk in chunks)])
         pixels = staged[len(batches) :]
         vision = replace(
             read.vision,
             chunks=[chunk._replace(pixels=own) for chunk, own in zip(chunks, pixels, strict=True)],
         )
-        moved = to_device(read.batches.with_tensors(staged[: len(batches)]), self._topology.device)
-        return Inputs(read.sizes, tokens, moved, read.served, read.state_after, vision, wait_s)
+        moved = to_device(held.with_tensors(staged[: len(batches)]), self._topology.device)
+        return Inputs(read.sizes, agreed.tokens, moved, read.served, read.state_after, vision, agreed.wait_s)
 
     def _sum_over_ranks(self, results: Sequence[HostInputs], wait_s: float) -> list[float]:
-        """Over all ranks: those that could not read, samples that could not be used; over replicas, from
-        their first stages: tokens with a loss, and all tokens; last the seconds of the slowest rank."""
+        """Over all ranks: those that could not read, samples that could not be used; over replicas, from one
+        rank of each: tokens with a loss, and all tokens; last the seconds of the slowest rank."""
         topology = self._topology
         own: list[float] = [1, 0, 0, 0]
         for read in results:
             own = [0, len(read.failures), 0, 0]
-            if topology.holds_first_chunk:
+            # Ranks that share micro-batches have all read them whole.
+            if topology.holds_first_chunk and topology.cp_rank == 0:
                 own[2:] = read.batches.num_with_loss, read.batches.num_tokens
         # float64 counts exactly what a global batch of 67M tokens can have.
         own.append(slowest_term(wait_s))

@@ -203,7 +203,8 @@ def layout_of(config: Config) -> dict[str, int | str]:
         "pp": config.parallelism.pp,
         "vpp": config.parallelism.vpp,
         "ep": config.parallelism.ep,
-        "dp": config.world_size // config.parallelism.pp,
+        "cp": config.parallelism.cp,
+        "dp": config.dp,
         "world_size": config.world_size,
         "dep": config.dep.mode.value,
     }

@@ -125,7 +125,13 @@ def host_work(config: Config) -> Work:
     from parallel.watchdog.phases import PhaseTracker
 
     topology: Any = SimpleNamespace(
-        rank=0, world_size=1, dp_rank=0, holds_first_chunk=True, device=torch.device("cpu")
+        rank=0,
+        world_size=1,
+        dp_rank=0,
+        cp_rank=0,
+        cp_size=1,
+        holds_first_chunk=True,
+        device=torch.device("cpu"),
     )
     times: dict[str, list[float]] = {"receive": [], "step": [], "row": [], "made": []}
     with ReadingProcess(config) as source:

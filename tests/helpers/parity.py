@@ -58,7 +58,7 @@ class Case:
     """One layout of a model with `num_layers` layers."""
 
     sizes: Mapping[str, int]
-    """pp, vpp, ep, dp; those left out are 1."""
+    """pp, vpp, ep, dp, cp; those left out are 1."""
     num_layers: int = 5
     global_batch_size: int = 16
     more: tuple[str, ...] = field(default=())
@@ -66,7 +66,7 @@ class Case:
 
     @property
     def num_ranks(self) -> int:
-        return self.sizes.get("pp", 1) * self.sizes.get("dp", 1)
+        return math.prod(self.sizes.get(name, 1) for name in ("pp", "dp", "cp"))
 
     @property
     def name(self) -> str:

@@ -21,11 +21,11 @@ SHRUNK = (
 """Overrides of `experiment=smoke` that make a step take a fraction of a second."""
 
 
-def layout(pp: int = 1, vpp: int = 1, ep: int = 1, dp: int = 1) -> list[str]:
-    """Overrides for a parallel layout of pp * dp ranks."""
-    sizes = {"pp": pp, "vpp": vpp, "ep": ep}
+def layout(pp: int = 1, vpp: int = 1, ep: int = 1, dp: int = 1, cp: int = 1) -> list[str]:
+    """Overrides for a parallel layout of pp * dp * cp ranks."""
+    sizes = {"pp": pp, "vpp": vpp, "ep": ep, "cp": cp}
     return [f"parallelism.{name}={size}" for name, size in sizes.items()] + [
-        f"cluster.gpus_per_node={pp * dp}"
+        f"cluster.gpus_per_node={pp * dp * cp}"
     ]
 
 

@@ -99,7 +99,7 @@ def written_at_s(folder: Place) -> float:
 def _layout(config: Mapping[str, Any]) -> dict[str, Any]:
     parallelism, dep = config.get("parallelism", {}), config.get("dep", {})
     cluster = config.get("cluster", {})
-    found = {key: parallelism[key] for key in ("pp", "vpp", "ep") if key in parallelism}
+    found = {key: parallelism[key] for key in ("pp", "vpp", "ep", "cp") if key in parallelism}
     if "nodes" in cluster and "gpus_per_node" in cluster:
         found["world_size"] = cluster["nodes"] * cluster["gpus_per_node"]
     return found | ({"dep": dep["mode"]} if "mode" in dep else {})

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from k25_train.data.batch import MicroBatch, Reads, mask_failed, mask_unreadable
+from k25_train.data.context import WholeContext
 from k25_train.data.loader import DataLoader
 from k25_train.data.step_batches import StepBatches, stack, without_failures
 from k25_train.training.device_batch import to_device
@@ -69,7 +70,8 @@ def test_a_stack_is_its_micro_batches(loader: DataLoader) -> None:
     stacked = stack(batches)
     assert stacked.num_with_loss == sum(batch.loss_mask.sum() for batch in batches)
     assert stacked.num_tokens == sum((batch.tokens != loader.tokenizer.pad).sum() for batch in batches)
-    for moved, batch in zip(to_device(stacked, torch.device("cpu")), batches, strict=True):
+    held = WholeContext().held(stacked)
+    for moved, batch in zip(to_device(held, torch.device("cpu")), batches, strict=True):
         assert moved.tokens.dtype is moved.labels.dtype is torch.int32
         assert torch.equal(moved.tokens, batch.tokens)
         assert torch.equal(moved.labels, batch.labels)

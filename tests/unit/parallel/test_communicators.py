@@ -208,4 +208,4 @@ def test_a_pipeline_sends_unbatched_only_with_virtual_stages() -> None:
 
 
 def test_members_of_a_pipeline_are_those_of_the_dry_run() -> None:
-    assert neighbours(0, pipeline(0, Sizes(world=16, pp=4, ep=1))) == [4, 12]
+    assert neighbours(0, pipeline(0, Sizes(world=16, pp=4, ep=1, cp=1))) == [4, 12]
