@@ -8,8 +8,6 @@ Shapes: T tokens of a micro-batch (all documents one after another), D hidden, H
 (nope + rope), R rope part of it, V value head size.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,52 +17,10 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention, M
 from torch import Tensor, nn
 
 from k25_train.model.attention_kernels import HeadSizes, build_attention
-from k25_train.model.documents import DocumentBounds
 from k25_train.model.megatron_config import BackboneConfig
+from k25_train.model.packed_documents import PackedDocuments
 from k25_train.plan.memory.kernels import AttentionKernel
 from parallel.activations.annotate import named, recomputed
-from parallel.host.upload import upload
-
-
-@dataclass
-class PackedDocuments(PackedSeqParams):
-    """The documents of one micro-batch, as megatron-core passes them from layer to layer.
-
-    The base class's fields are filled in addition to ours, for megatron-core's own readers.
-    """
-
-    bounds: DocumentBounds = field(default_factory=lambda: DocumentBounds.of((), torch.device("cpu")))
-    """Where documents begin and end, for attention."""
-    is_padding: Tensor = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.bool))
-    """Which tokens are padding, [T, 1] bool."""
-    positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    """Position of each token inside its document, [T] int64."""
-    rotations: Tensor | None = None
-    """Rotations of the rotary pairs, [T, 1, R/2] complex64; set by the first layer that needs them."""
-
-    @classmethod
-    def of(
-        cls, lengths: Sequence[int], device: torch.device, padding: Collection[int] = ()
-    ) -> "PackedDocuments":
-        """Documents of these lengths, one after another without gaps; those at `padding` are padding."""
-        bounds = DocumentBounds.of(lengths, device, padding)
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        is_padding = torch.cat([torch.full((n, 1), i in padding) for i, n in enumerate(lengths)])
-        return cls(
-            qkv_format="thd",
-            cu_seqlens_q=bounds.boundaries,
-            cu_seqlens_kv=bounds.boundaries,
-            max_seqlen_q=bounds.longest,
-            max_seqlen_kv=bounds.longest,
-            bounds=bounds,
-            is_padding=upload(is_padding, device),
-            positions=upload(positions, device),
-        )
-
-    @property
-    def num_padding(self) -> int:
-        """Tokens that are padding."""
-        return sum(self.bounds.lengths[position] for position in self.bounds.padding)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:

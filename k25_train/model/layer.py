@@ -13,8 +13,8 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from k25_train.model.attention import PackedDocuments
 from k25_train.model.dispatcher import DISPATCHERS
+from k25_train.model.packed_documents import PackedDocuments
 
 
 class DocumentExperts(MoELayer):

@@ -16,11 +16,11 @@ from megatron.core.pipeline_parallel.utils import AbstractSchedulePlan
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
-from k25_train.model.attention import PackedDocuments
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.model.moonvit import MoonViT3D, chain
 from k25_train.model.moonvit_blocks import Layer
 from k25_train.model.moonvit_items import Grid, ItemPart
+from k25_train.model.packed_documents import PackedDocuments
 from k25_train.model.projector import PatchMergerProjector
 from parallel.activations.annotate import saves
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from k25_train.model.attention import PackedDocuments
+from k25_train.model.packed_documents import PackedDocuments
 from k25_train.objectives.base import NamedSums, Objective, total
 from k25_train.training.activations import Activations
 from k25_train.training.device_batch import DeviceBatch

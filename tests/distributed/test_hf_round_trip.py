@@ -28,7 +28,7 @@ def our_logits(context: RankContext, checkpoint: Path) -> dict[str, Tensor]:
     from k25_train.export.listing import released_tensors
     from k25_train.export.released import to_ours
     from k25_train.export.stream import stored_tensors
-    from k25_train.model.attention import PackedDocuments
+    from k25_train.model.packed_documents import PackedDocuments
     from k25_train.model.weights import load_global_state
     from tests.helpers.model_chunks import SERIAL, WHOLE_MODEL, build_whole_model, start, train_config
 

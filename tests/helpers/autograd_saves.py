@@ -125,9 +125,9 @@ def records_without_memory(
     """
     import torch.nn.functional as F
 
-    from k25_train.model.attention import PackedDocuments
     from k25_train.model.build import build_model
     from k25_train.model.megatron_config import backbone_config
+    from k25_train.model.packed_documents import PackedDocuments
     from k25_train.plan.pipeline import layout_of
     from parallel.activations import fp8
     from parallel.activations.saving_pass import SavingPass

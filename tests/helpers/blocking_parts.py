@@ -123,7 +123,7 @@ def in_step(seen: Seen, run: Any, train_step: Callable[..., Any]) -> ByPart:
 
 def in_modules(seen: Seen, run: Any) -> ByPart:
     """What blocks in one layer of each kind and in the encoder, forward and backward."""
-    from k25_train.model.attention import PackedDocuments
+    from k25_train.model.packed_documents import PackedDocuments
 
     config, device = run.config, run.topology.device
     layers = [layer for chunk in run.chunks for layer in chunk.module.language_model.decoder.layers]

@@ -39,7 +39,7 @@ def compare(context: RankContext, changes: dict[str, Any]) -> dict[str, dict[str
     `changes` are of the tiny model's configuration.
     """
     from k25_train.export.released import to_ours
-    from k25_train.model.attention import PackedDocuments
+    from k25_train.model.packed_documents import PackedDocuments
     from k25_train.model.weights import load_global_state
     from tests.helpers.hf_reference import build_hf_reference, hf_logits, tiny_model_config
     from tests.helpers.model_chunks import SERIAL, WHOLE_MODEL, build_whole_model, start, train_config
@@ -70,7 +70,7 @@ def compare(context: RankContext, changes: dict[str, Any]) -> dict[str, dict[str
 def attention_gradients(context: RankContext, changes: dict[str, Any]) -> dict[str, float]:
     """The largest relative difference of any element of attention's gradients, by the checkpoint's names."""
     from k25_train.export.released import to_hf, to_ours
-    from k25_train.model.attention import PackedDocuments
+    from k25_train.model.packed_documents import PackedDocuments
     from k25_train.model.weights import load_global_state
     from tests.helpers.hf_reference import build_hf_reference, hf_logits, tiny_model_config
     from tests.helpers.model_chunks import SERIAL, WHOLE_MODEL, build_whole_model, start, train_config

@@ -33,7 +33,7 @@ def random_tokens(num: int, seed: int = 3) -> Tensor:
 
 
 def documents(lengths: tuple[int, ...] = LENGTHS, padding: tuple[int, ...] = ()) -> Any:
-    from k25_train.model.attention import PackedDocuments
+    from k25_train.model.packed_documents import PackedDocuments
 
     return PackedDocuments.of(lengths, torch.device("cpu"), padding)
 

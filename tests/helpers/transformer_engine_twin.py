@@ -170,7 +170,7 @@ DOCUMENTS, NUM_REAL = (50, 58, 20), 108
 
 def run(chunk: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses of two documents, and the gradients of their sum as data parallelism would have them."""
-    from k25_train.model.attention import PackedDocuments
+    from k25_train.model.packed_documents import PackedDocuments
 
     tokens = torch.arange(128) % 300
     documents = PackedDocuments.of(DOCUMENTS, torch.device("cpu"), (2,))
@@ -191,7 +191,7 @@ def run(chunk: Any) -> tuple[Tensor, dict[str, Tensor]]:
 def records_of_attention(chunk: Any) -> list[tuple[str, tuple[int, ...], int]]:
     """What a pass saves of attention's own results: name, shape, bytes."""
     from k25_train.compose.resolve import compose
-    from k25_train.model.attention import PackedDocuments
+    from k25_train.model.packed_documents import PackedDocuments
     from parallel.activations.saving_pass import SaveRecord, SavingPass
     from parallel.activations.storage import weights_of
     from parallel.pipeline.schedule import PassKey

@@ -40,11 +40,11 @@ def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list
     """The most bytes of tensors that are no weights in a pass through each model, which takes no memory."""
     import torch.nn.functional as F
 
-    from k25_train.model.attention import PackedDocuments
     from k25_train.model.build import build_model
     from k25_train.model.dispatcher import AlltoAllDispatcher
     from k25_train.model.grouped_gemm import RowGroups
     from k25_train.model.megatron_config import backbone_config
+    from k25_train.model.packed_documents import PackedDocuments
     from k25_train.plan.pipeline import layout_of
     from parallel.fake_group import fake_rank
     from parallel.megatron.platform import use_platform
