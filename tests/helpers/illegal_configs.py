@@ -222,7 +222,7 @@ def expert_groups_beyond_replicas(legal: Legal) -> Broken:
     wrong = [ep for ep in range(2, legal.dp + 4) if legal.dp % ep]
     ep = legal.pick(wrong)
     changes = {"parallelism.ep": ep, "model.num_experts": 2 * ep}
-    return changes, "parallelism.ep", f"must divide the {legal.dp_cp} ranks of a stage"
+    return changes, "parallelism.ep", f"must divide the {legal.dp} ranks of a stage"
 
 
 def schedule_longer_than_the_run(legal: Legal) -> Broken:
