@@ -57,8 +57,9 @@ def meet(each: Communicator, group: dist.ProcessGroup, topology: Topology) -> No
         for operation in each.operations:
             _OPERATIONS[operation](group, rows, topology.device)
     if each.sends is not Sends.none:
-        pipeline = dist.get_process_group_ranks(topology.groups.pp)
-        for peer in neighbours(topology.rank, pipeline):
+        # All but what goes around among those that share sequences is the pipeline's.
+        ring = group if group is topology.groups.cp else topology.groups.pp
+        for peer in neighbours(topology.rank, dist.get_process_group_ranks(ring)):
             _send_both_ways(peer, group, topology, is_batched=each.sends is Sends.batched)
 
 

@@ -40,7 +40,7 @@ class ContextShare(NamedTuple):
     """A rank's share of a micro-batch."""
 
     plan: ContextPlan
-    """Who holds what of it."""
+    """Who holds what of it. Padding is here also what its words have made padding."""
     cp_rank: int
     """The rank's place among those that share it."""
 
@@ -157,7 +157,10 @@ class SharedContext:
                 documents=tuple(map(_with_items, batches.documents, held)),
             ),
             feature_rows=_joined([each.rows for each in held]),
-            shares=tuple(ContextShare(plan, self._cp_rank) for plan in plans),
+            shares=tuple(
+                ContextShare(replace(plan, padding=frozenset(each.padding)), self._cp_rank)
+                for plan, each in zip(plans, batches.documents, strict=True)
+            ),
         )
 
 

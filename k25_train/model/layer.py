@@ -31,6 +31,7 @@ class DocumentExperts(MoELayer):
     def expect(self, documents: PackedDocuments) -> None:
         """Say what the next micro-batch consists of."""
         self.router.is_padding = documents.is_padding
+        self.router.sequence_lengths = documents.tokens_of_sequences(self.config.balance_sequence_tokens)
         self.token_dispatcher.num_padding = documents.num_padding
 
 

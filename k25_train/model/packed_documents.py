@@ -81,6 +81,12 @@ class PackedDocuments(PackedSeqParams):
             places=torch.arange(len(positions), device=device),
         )
 
+    def tokens_of_sequences(self, sequence_tokens: int) -> tuple[int, ...]:
+        """Tokens here of each of the sequences, of `sequence_tokens` each, that make up the micro-batch, one
+        sequence after another. Without context parallelism nothing: all sequences are whole."""
+        shard = self.shard
+        return shard.plan.tokens_of_sequences(shard.rank, sequence_tokens)
+
     @property
     def num_padding(self) -> int:
         """Tokens that are padding."""

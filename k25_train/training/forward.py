@@ -55,7 +55,7 @@ def forward_micro_batch(
     #    the type of torch's operators, is this micro-batch's own.
     inputs = {
         "tokens": batch.tokens.long(),
-        "documents": PackedDocuments.of(batch.document_lengths, batch.tokens.device, batch.padding),
+        "documents": documents_of(batch),
         "labels": batch.labels.long(),
         "media_positions": batch.media_positions,
         "pixels": batch.pixels,
@@ -67,6 +67,14 @@ def forward_micro_batch(
     forward = activations.forward_plan if as_schedule_plan else activations.forward
     output = forward(partial(run, **inputs), model, batch.number)
     return output, partial(objective, targets=batch.targets)
+
+
+def documents_of(batch: DeviceBatch) -> PackedDocuments:
+    """The documents of a micro-batch, or what the rank holds of them."""
+    device, share = batch.tokens.device, batch.share
+    if share is None:
+        return PackedDocuments.of(batch.document_lengths, device, batch.padding)
+    return PackedDocuments.of_shard(share.plan, share.cp_rank, device)
 
 
 def sum_over_all_ranks(reported: Sequence[Tensor], objective: Objective, topology: Topology) -> NamedSums:

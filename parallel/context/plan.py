@@ -77,6 +77,11 @@ class ContextPlan:
         ]
         return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
 
+    def tokens_of_sequences(self, rank: int, sequence_tokens: int) -> tuple[int, ...]:
+        """How many tokens the rank holds of each of the sequences, of `sequence_tokens` each, that make up
+        the micro-batch. In the order in which it holds them, those of a sequence follow one another."""
+        return _tokens_of_sequences(self, rank, sequence_tokens)
+
     def num_pairs(self, rank: int) -> int:
         """Pairs of tokens that the rank's attention computes; padding has none."""
         return sum(each.num_pairs for each in self.pieces[rank] if each.document not in self.padding)
@@ -107,6 +112,14 @@ def _plan(lengths: tuple[int, ...], padding: frozenset[int], num_ranks: int) -> 
     for document in sorted(padding):
         shares.fill(Piece(document, 0, lengths[document]))
     return ContextPlan(lengths, padding, tuple(tuple(_joined(each)) for each in shares.pieces))
+
+
+@functools.lru_cache(maxsize=4096)
+def _tokens_of_sequences(plan: ContextPlan, rank: int, sequence_tokens: int) -> tuple[int, ...]:
+    counts = np.bincount(
+        plan.positions(rank) // sequence_tokens, minlength=sum(plan.document_lengths) // sequence_tokens
+    )
+    return tuple(counts.tolist())
 
 
 class _Shares:
