@@ -1,25 +1,26 @@
 """Multi-head latent attention over packed documents.
 
-Two subclasses of megatron-core's modules. `PackedLatentAttention` projects to queries, keys and values and
-applies rotary positions that restart with every document; `DocumentAttention` attends inside each document
-with one of `attention_kernels.py` and can record the largest logit of every head.
+`PackedLatentAttention` projects to queries, keys and values and applies rotary positions that restart with
+every document. Its core attends inside each document: `DocumentAttention` to the keys and values, with one of
+`attention_kernels.py`; `SharedDocumentAttention`, where ranks share micro-batches, to those that it makes
+from all ranks' latents.
 
 Shapes: T tokens of a micro-batch (all documents one after another), D hidden, H heads, Q query/key head size
 (nope + rope), R rope part of it, V value head size.
 """
 
+import copy
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.module import MegatronModule
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from torch import Tensor, nn
 
-from k25_train.model.attention_kernels import HeadSizes, build_attention
 from k25_train.model.megatron_config import BackboneConfig
 from k25_train.model.packed_documents import PackedDocuments
-from k25_train.plan.memory.kernels import AttentionKernel
 from parallel.activations.annotate import named, recomputed
 
 
@@ -29,6 +30,11 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)
 
 
+def _latents(kv_compressed: Tensor, k_rope: Tensor, rotations: Tensor) -> Tensor:
+    """What keys and values are made from: the normed compressed key-value and the rotary key, [T, C]."""
+    return torch.cat((kv_compressed, rotate(k_rope.unsqueeze(1), rotations).squeeze(1)), dim=-1)
+
+
 class PackedLatentAttention(MLASelfAttention):
     """MLA (K2 report, table 2) for packed documents.
 
@@ -36,8 +42,14 @@ class PackedLatentAttention(MLASelfAttention):
     and layer, and reads the lengths back from the device each time; here one table serves all layers.
     """
 
-    def __init__(self, config: BackboneConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+    def __init__(
+        self, config: BackboneConfig, *args: Any, pg_collection: ProcessGroupCollection, **kwargs: Any
+    ) -> None:
+        # Ranks that share micro-batches are the core's business: upstream would give each a part of the table
+        # of rotations, by cutting sequences evenly.
+        groups = copy.copy(pg_collection)
+        groups.cp = groups.tp
+        super().__init__(config, *args, pg_collection=groups, **kwargs)
         for norm in self._latent_norms():
             norm.eps = config.latent_norm_eps
 
@@ -62,8 +74,9 @@ class PackedLatentAttention(MLASelfAttention):
         inference_context: Any = None,
         *,
         inference_params: Any = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Project `hidden_states` [T, 1, D] to query [T, H, Q], key [T, H, Q] and value [T, H, V].
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        """Project `hidden_states` [T, 1, D] to query [T, H, Q], key [T, H, Q] and value [T, H, V]; for a core
+        that takes latents, to query, latents [T, C] and None.
 
         Also returns what they are projected from, the compressed query and key-value, as the base class does.
         """
@@ -72,7 +85,11 @@ class PackedLatentAttention(MLASelfAttention):
                 "PackedLatentAttention needs packed_seq_params=PackedDocuments.of(lengths, device)"
             )
         # 1. Compress. The latents are what is kept for the backward pass.
-        config = self.config
+        config, takes_latents = self.config, self.core_attention.takes_latents
+        if takes_latents and torch.is_grad_enabled() and not hidden_states.requires_grad:
+            # Ranks that share a micro-batch go backward together, also where one of them alone has the image
+            # whose tower is all that is trained before this layer.
+            hidden_states = hidden_states.detach().requires_grad_()
         rotations = self._rotations(packed_seq_params)
         q_compressed, kv_combined = self._qkv_down_projection(hidden_states.squeeze(1))
         named("mla.latent", kv_combined)
@@ -81,6 +98,10 @@ class PackedLatentAttention(MLASelfAttention):
         kv_compressed = self.kv_layernorm(kv_compressed)
 
         # 2. Expand into heads; the backward pass may do it again.
+        if takes_latents:
+            query = recomputed("mla.up_proj", self._queries, q_compressed, rotations)
+            latents = recomputed("mla.up_input", _latents, kv_compressed, k_rope, rotations)
+            return query, latents, None, q_compressed, kv_compressed
         query, key, value = recomputed(
             "mla.up_proj", self._up_projection, q_compressed, kv_compressed, k_rope, rotations
         )
@@ -91,20 +112,23 @@ class PackedLatentAttention(MLASelfAttention):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Query and key [T, H, Q] and value [T, H, V] from the normed latents and the rotary key [T, R]."""
         config, num_heads = self.config, self.num_attention_heads_per_partition
-        # 1. Up-projections, split into heads.
-        query, _ = self.query_projection(q_compressed)
-        q_THQ = query.unflatten(-1, (num_heads, self.q_head_dim))
-        q_nope, q_rope = q_THQ.split([config.qk_head_dim, config.qk_pos_emb_head_dim], dim=-1)
+        q_THQ = self._queries(q_compressed, rotations)
         key_value, _ = self.linear_kv_up_proj(kv_compressed)
         key_value = key_value.unflatten(-1, (num_heads, config.qk_head_dim + config.v_head_dim))
         k_nope, v_THV = key_value.split([config.qk_head_dim, config.v_head_dim], dim=-1)
-
-        # 2. Rotary positions. All heads share one rotary key.
+        # All heads share one rotary key.
         k_THR = rotate(k_rope.unsqueeze(1), rotations).expand(-1, num_heads, -1)
-        q_THQ = torch.cat((q_nope, rotate(q_rope, rotations)), dim=-1)
         k_THQ = torch.cat((k_nope, k_THR), dim=-1)
         # As a view, the saved values would keep the memory of the keys next to them.
         return q_THQ, k_THQ, v_THV.contiguous()
+
+    def _queries(self, q_compressed: Tensor, rotations: Tensor) -> Tensor:
+        """Query [T, H, Q] from its normed latent."""
+        config = self.config
+        query, _ = self.query_projection(q_compressed)
+        q_THQ = query.unflatten(-1, (self.num_attention_heads_per_partition, self.q_head_dim))
+        q_nope, q_rope = q_THQ.split([config.qk_head_dim, config.qk_pos_emb_head_dim], dim=-1)
+        return torch.cat((q_nope, rotate(q_rope, rotations)), dim=-1)
 
     def _rotations(self, documents: PackedDocuments) -> Tensor:
         """Rotations [T, 1, R/2] complex64, computed once per micro-batch."""
@@ -122,12 +146,15 @@ class PackedLatentAttention(MLASelfAttention):
         self,
         query: Tensor,
         key: Tensor,
-        value: Tensor,
+        value: Tensor | None,
         attention_mask: Tensor | None,
         packed_seq_params: PackedSeqParams | None = None,
         attn_mask_type: Any = None,
         **_: Any,
     ) -> Tensor:
+        if value is None:
+            attend = partial(self.core_attention, query, key, packed_seq_params)
+            return self.linear_kv_up_proj(attend)
         # The base class pads values to the query's head size, whether the kernel needs it or not.
         return self.core_attention(query, key, value, packed_seq_params)
 
@@ -155,47 +182,3 @@ class DirectQueryAttention(PackedLatentAttention):
     def _normed_query(self, q_compressed: Tensor) -> Tensor:
         # Upstream hands on the features, which the layer's own norm has normed.
         return q_compressed
-
-
-class DocumentAttention(MegatronModule):
-    """Causal attention inside each document; nothing attends across documents."""
-
-    def __init__(
-        self,
-        config: BackboneConfig,
-        layer_number: int,
-        *,
-        kernel: AttentionKernel,
-        softmax_scale: float,
-        **_: Any,
-    ) -> None:
-        super().__init__(config)
-        self.layer_number = layer_number
-        self.softmax_scale = softmax_scale
-        # Not registered as modules: the kernels have no weights.
-        self._kernel = build_attention(
-            kernel,
-            HeadSizes(
-                config.num_attention_heads,
-                config.qk_head_dim + config.qk_pos_emb_head_dim,
-                config.v_head_dim,
-            ),
-            softmax_scale,
-            layer_number=layer_number,
-            max_document_tokens=config.balance_sequence_tokens,
-        )
-        self.record_max_logits = False
-        self.max_logits: Tensor | None = None
-        """The largest q·k·scale of each head since this was last set to None, [H] float32: over the allowed
-        pairs of training passes, but for padding. Stays None unless `record_max_logits` is set. Source: K2
-        report, section 2.1."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
-        """Attend: query and key [T, H, Q], value [T, H, V] -> [T, H * V]."""
-        if not (self.record_max_logits and self.training):
-            return self._kernel.attend(query, key, value, documents.bounds)
-        attended, largest = self._kernel.attend_and_measure(query, key, value, documents.bounds)
-        if largest is not None:
-            before = self.max_logits
-            self.max_logits = largest if before is None else torch.maximum(before, largest)
-        return attended

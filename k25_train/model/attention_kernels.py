@@ -121,7 +121,8 @@ class Varlen:
         self, query: Tensor, key: Tensor, value: Tensor, documents: DocumentBounds
     ) -> tuple[Tensor, Tensor | None]:
         """See `DocumentAttend`."""
-        largest = largest_logits(query.detach(), key.detach(), documents.first_keys, self.scale)
+        keys = documents.first_keys, documents.last_keys
+        largest = largest_logits(query.detach(), key.detach(), *keys, self.scale)
         return self.attend(query, key, value, documents), largest
 
 
@@ -159,7 +160,8 @@ class TransformerEngine:
     ) -> tuple[Tensor, Tensor | None]:
         """See `DocumentAttend`."""
         if self.measuring is None:
-            largest = largest_logits(query.detach(), key.detach(), documents.first_keys, self.scale)
+            keys = documents.first_keys, documents.last_keys
+            largest = largest_logits(query.detach(), key.detach(), *keys, self.scale)
             return self.attend(query, key, value, documents), largest
         with saves("attention.output"):
             attended, largest = self.measuring(query, key, value, **self._where(documents))

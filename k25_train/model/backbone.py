@@ -20,7 +20,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from torch import Tensor, nn
 
 from k25_train.config.model import ModelConfig
-from k25_train.model.attention import DirectQueryAttention, DocumentAttention, PackedLatentAttention
+from k25_train.model.attention import DirectQueryAttention, PackedLatentAttention
+from k25_train.model.context_attention import SharedDocumentAttention, lend_weight
+from k25_train.model.document_attention import DocumentAttention
 from k25_train.model.experts import GroupedExperts
 from k25_train.model.grouped_gemm import GroupedGemm, grouped_gemm
 from k25_train.model.layer import DocumentExperts, DocumentLayer
@@ -30,6 +32,7 @@ from k25_train.model.swiglu import SwiGLU
 from k25_train.model.token_losses import token_losses
 from k25_train.plan.memory.kernels import AttentionKernel
 from parallel.activations.annotate import named, recomputed, saves
+from parallel.context.exchange import NOT_SHARED, LatentExchange
 from parallel.megatron.wgrad import accumulate_in_main_grad
 
 
@@ -64,7 +67,7 @@ def saved_norm(build: Callable[..., nn.Module], inputs: str, outputs: str) -> Ca
 
 
 def attention_spec(
-    backend: BackendSpecProvider, kernel: AttentionKernel, *, compresses_query: bool
+    backend: BackendSpecProvider, kernel: AttentionKernel, exchange: LatentExchange, *, compresses_query: bool
 ) -> ModuleSpec:
     """Multi-head latent attention, with queries compressed as keys and values are, or projected directly."""
     # 1. The query.
@@ -75,6 +78,9 @@ def attention_spec(
     if not compresses_query:
         module, query = DirectQueryAttention, {"linear_q_proj": column, "q_layernorm": IdentityOp}
     # 2. The rest.
+    core = ModuleSpec(module=DocumentAttention, params={"kernel": kernel})
+    if exchange.num_ranks > 1:
+        core = ModuleSpec(module=SharedDocumentAttention, params={"kernel": kernel, "exchange": exchange})
     return ModuleSpec(
         module=module,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -82,7 +88,7 @@ def attention_spec(
             **query,
             linear_kv_down_proj=column,
             linear_kv_up_proj=column,
-            core_attention=ModuleSpec(module=DocumentAttention, params={"kernel": kernel}),
+            core_attention=core,
             linear_proj=backend.row_parallel_linear(),
             kv_layernorm=norm,
         ),
@@ -145,6 +151,7 @@ def build_language_model(
     vp_stage: int | None,
     transformer_engine: bool = False,
     attention: AttentionKernel = AttentionKernel.cpu,
+    exchange: LatentExchange = NOT_SHARED,
 ) -> LanguageModel:
     """Build the part of the language model that holds the decoder layers `layer_ids`.
 
@@ -154,10 +161,11 @@ def build_language_model(
         vp_stage: its rank's virtual stage that it is; None without virtual stages.
         transformer_engine: whether to build with Transformer Engine's linear layers and norms.
         attention: the kernel that attends.
+        exchange: among the ranks that share micro-batches.
     """
     backend = linear_backend(transformer_engine=transformer_engine)
     gemm = grouped_gemm(transformer_engine=transformer_engine, dtype=config.params_dtype)
-    latent = attention_spec(backend, attention, compresses_query=model.compresses_query)
+    latent = attention_spec(backend, attention, exchange, compresses_query=model.compresses_query)
     kinds = {is_moe: layer_spec(backend, latent, gemm, is_moe=is_moe) for is_moe in (False, True)}
     block = TransformerBlockSubmodules(
         layer_specs=[kinds[model.is_moe(layer)] for layer in layer_ids],
@@ -178,4 +186,7 @@ def build_language_model(
     # The schedule calls `backward_dw` of layers, not of the output head.
     delays = config.delay_wgrad_compute
     accumulate_in_main_grad(language_model, later=lambda name: delays and name.startswith("decoder."))
+    for module in language_model.modules():
+        if isinstance(module, PackedLatentAttention) and module.core_attention.takes_latents:
+            lend_weight(module.linear_kv_up_proj, later=delays)
     return language_model

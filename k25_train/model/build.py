@@ -18,6 +18,8 @@ from k25_train.model.multimodal import MultimodalModel, VisionEncoder
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.model.weights import ChunkPlace, initialize
 from k25_train.plan.memory.kernels import configured_kernels
+from parallel.config import ContextExchange
+from parallel.context.exchange import LatentExchange, build_exchange
 from parallel.topology import Topology
 
 WHOLE = ChunkPlace(first_layer=0, first_expert=0)
@@ -59,8 +61,11 @@ def build_model(config: Config, backbone: BackboneConfig, topology: Topology) ->
     trained behind a frozen, decoupled tower.
     """
     vp_stages = range(topology.vpp_size)
+    kind = config.parallelism.cp_exchange or ContextExchange.all_gather
+    exchange = build_exchange(kind, topology.groups.cp)
     chunks = [
-        _build_chunk(config, backbone, topology, vp_stage).to(topology.device) for vp_stage in vp_stages
+        _build_chunk(config, backbone, topology, vp_stage, exchange).to(topology.device)
+        for vp_stage in vp_stages
     ]
     encoders = [encoder.to(topology.device) for encoder in _build_encoders(config, backbone)]
     places = {chunk: chunk_place(config, topology, vp_stage) for vp_stage, chunk in enumerate(chunks)}
@@ -84,7 +89,7 @@ def _build_encoders(config: Config, backbone: BackboneConfig) -> list[VisionEnco
 
 
 def _build_chunk(
-    config: Config, backbone: BackboneConfig, topology: Topology, vp_stage: int
+    config: Config, backbone: BackboneConfig, topology: Topology, vp_stage: int, exchange: LatentExchange
 ) -> MultimodalModel:
     layout, pp_rank = topology.layout, topology.pp_rank
     is_first = layout.is_first(pp_rank, vp_stage)
@@ -98,6 +103,7 @@ def _build_chunk(
         vp_stage=vp_stage if topology.vpp_size > 1 else None,
         transformer_engine=config.train.transformer_engine,
         attention=configured_kernels(config).attention,
+        exchange=exchange,
     )
     dtype = TORCH_DTYPE[config.train.dtype]
     parts = config.vision_placement.first_stage_parts if is_first else frozenset[VisionPart]()

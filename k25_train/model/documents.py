@@ -62,3 +62,8 @@ class DocumentBounds:
         document = torch.searchsorted(before, tokens, right=True) - 1
         is_padding = real[document + 1] == real[document]
         return torch.where(is_padding, num_tokens, before[document])
+
+    @functools.cached_property
+    def last_keys(self) -> Tensor:
+        """[T] int32: the last token that each token attends to, which is itself."""
+        return torch.arange(sum(self.lengths), device=self.table.device, dtype=torch.int32)

@@ -3,8 +3,8 @@
 Computed apart from attention, by products of queries and keys once more: on CUDA in one launch for all
 documents (`max_logits_triton.py`), elsewhere document by document.
 
-Shapes: T tokens of all documents, H heads, L tokens of a document, Q query/key head size, N queries of a
-block.
+Shapes: T queries and K keys of all documents, of which there are as many unless ranks share documents; H
+heads, L queries and M keys of a document, Q query/key head size, N queries of a block.
 """
 
 import functools
@@ -20,23 +20,27 @@ QUERY_BLOCK, KEY_BLOCK = 256, 4096
 
 
 @torch.library.custom_op(LARGEST_LOGITS, mutates_args=(), device_types="cuda")
-def largest_logits(query: Tensor, key: Tensor, first_keys: Tensor, scale: float) -> Tensor:
+def largest_logits(query: Tensor, key: Tensor, first_keys: Tensor, last_keys: Tensor, scale: float) -> Tensor:
     """The largest softmax input of each head over packed documents on CUDA, in float32.
 
     Args:
-        query: [T, H, Q], of any floating point; as is `key`.
-        first_keys: [T] int32, the first token that each token attends to (`DocumentBounds.first_keys`).
+        query: [T, H, Q], of any floating point.
+        key: [K, H, Q], of the same type.
+        first_keys: [T] int32, the first key that each query attends to; behind the last one if to none. Both
+            do not decrease, but for queries that attend to none (`DocumentBounds.first_keys`,
+            `KeyBlock.first_and_last_keys`).
+        last_keys: [T] int32, the last one.
 
     Returns [H] float32; infinite where a logit is NaN, minus infinity if all tokens are padding. It is an
     operator of torch's, so that tensors without memory can be sent through it.
     """
     from k25_train.model import max_logits_triton
 
-    return max_logits_triton.launch(query, key, first_keys, scale)
+    return max_logits_triton.launch(query, key, first_keys, last_keys, scale)
 
 
 @largest_logits.register_fake
-def _(query: Tensor, key: Tensor, first_keys: Tensor, scale: float) -> Tensor:
+def _(query: Tensor, key: Tensor, first_keys: Tensor, last_keys: Tensor, scale: float) -> Tensor:
     return query.new_empty(query.shape[1], dtype=torch.float32)
 
 
@@ -58,25 +62,30 @@ def max_logits_of_documents(
 
 
 @torch.no_grad()
-def max_logits_per_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """The largest causal softmax input of each head: query and key [H, L, Q] -> [H] float32.
+def max_logits_per_head(query: Tensor, key: Tensor, scale: float, *, is_causal: bool = True) -> Tensor:
+    """The largest softmax input of each head: query [H, L, Q] and key [H, M, Q] -> [H] float32.
 
+    If it is causal, the last keys are the queries' own, M >= L; otherwise all queries attend to all keys.
     Computed in blocks of queries and keys, so that memory does not grow with the document. In bfloat16 the
     result is rounded to that type, by up to 0.4%.
     """
-    length = query.shape[1]
+    length, num_keys = query.shape[1], key.shape[1]
     later_NN = _minus_infinity_for_later_keys(query.dtype, query.device)
-    key_HQL = key.transpose(1, 2)
+    key_HQM = key.transpose(1, 2)
     maxima = []
     for start in range(0, length, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, length)
         block_HNQ, size = query[:, start:stop], stop - start
-        # The diagonal block is masked; blocks of earlier keys are not.
-        own = torch.baddbmm(later_NN[:size, :size], block_HNQ, key_HQL[:, :, start:stop])
-        maxima.append(own.amax((1, 2)))
-        for first in range(0, start, KEY_BLOCK):
-            last = min(first + KEY_BLOCK, start)
-            maxima.append((block_HNQ @ key_HQL[:, :, first:last]).amax((1, 2)))
+        num_earlier = num_keys
+        if is_causal:
+            # The diagonal block is masked; blocks of earlier keys are not.
+            num_earlier += start - length
+            own_HQN = key_HQM[:, :, num_earlier : num_earlier + size]
+            own = torch.baddbmm(later_NN[:size, :size], block_HNQ, own_HQN)
+            maxima.append(own.amax((1, 2)))
+        for first in range(0, num_earlier, KEY_BLOCK):
+            last = min(first + KEY_BLOCK, num_earlier)
+            maxima.append((block_HNQ @ key_HQM[:, :, first:last]).amax((1, 2)))
     # A positive scale commutes with the maximum.
     return torch.stack(maxima).amax(0).float() * scale
 

@@ -1,14 +1,14 @@
 """The largest attention logits on CUDA: one launch for all documents, whose logits never reach memory.
 
-A program takes a block of queries of one head, and goes through the keys from where the block's earliest
-document begins to the block's own end. So a layer costs the products of queries and keys, a sixth of what
+A program takes a block of queries of one head, and goes through the keys from the first to the last that any
+of them attends to. So a layer costs the products of queries and keys, a sixth of what
 attention itself multiplies forward and backward with heads of 192 and 128, and memory for one number a block
 and head, whatever the documents.
 
 Triton's products want dimensions that are powers of two. A head's size is divided into the largest of them
 and a rest that is filled up, which for MLA's 128 + 64 wastes nothing.
 
-Shapes: T tokens, H heads, Q query/key head size, B blocks of queries.
+Shapes: T queries, K keys, H heads, Q query/key head size, B blocks of queries.
 """
 
 import torch
@@ -35,8 +35,10 @@ def max_logits_kernel(
     query: tl.tensor,
     key: tl.tensor,
     first_keys: tl.tensor,
+    last_keys: tl.tensor,
     maxima: tl.tensor,
-    num_tokens: tl.tensor,
+    num_queries: tl.tensor,
+    num_keys: tl.tensor,
     query_row: tl.tensor,
     query_head: tl.tensor,
     key_row: tl.tensor,
@@ -47,12 +49,13 @@ def max_logits_kernel(
     query_block: tl.constexpr,
     key_block: tl.constexpr,
 ) -> None:
-    """The largest q·k of each block of queries and head: [T, H, Q] twice and [T] -> [B, H] float32."""
+    """The largest q·k of a block of queries and head: [T, H, Q], [K, H, Q], [T] twice -> [B, H] float32."""
     # 1. This block's queries. The last blocks of long documents have most to do and begin first.
     block, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     rows = block * query_block + tl.arange(0, query_block)
-    row_exists = rows < num_tokens
-    first = tl.load(first_keys + rows, mask=row_exists, other=num_tokens)
+    row_exists = rows < num_queries
+    first = tl.load(first_keys + rows, mask=row_exists, other=num_keys)
+    last = tl.load(last_keys + rows, mask=row_exists, other=-1)
     columns = tl.arange(0, whole)
     # Offsets of elements exceed 32 bits; rows and columns do not.
     query_rows = query + head * query_head + rows.to(tl.int64)[:, None] * query_row
@@ -68,10 +71,10 @@ def max_logits_kernel(
     # 2. All keys that any of them attends to.
     best = tl.full([query_block], -float("inf"), tl.float32)
     begin = tl.min(first) // key_block * key_block
-    end = tl.minimum((block + 1) * query_block, num_tokens)
+    end = tl.minimum(tl.max(last) + 1, num_keys)
     for start in range(begin, end, key_block):
         keys = start + tl.arange(0, key_block)
-        exists = (keys < num_tokens)[None, :]
+        exists = (keys < num_keys)[None, :]
         key_rows = key_columns + keys.to(tl.int64)[None, :] * key_row
         other = tl.load(key_rows + columns[:, None], mask=exists & (columns < head_size)[:, None], other=0.0)
         logits = tl.dot(queries, other, input_precision="ieee")
@@ -80,16 +83,16 @@ def max_logits_kernel(
             logits = tl.dot(rest_queries, other, logits, input_precision="ieee")
         # A maximum would drop NaN.
         logits = tl.where(logits != logits, float("inf"), logits)
-        attends = exists & (keys[None, :] >= first[:, None]) & (keys[None, :] <= rows[:, None])
+        attends = exists & (keys[None, :] >= first[:, None]) & (keys[None, :] <= last[:, None])
         best = tl.maximum(best, tl.max(tl.where(attends, logits, -float("inf")), axis=1))
     # 3. One number for the block.
     tl.store(maxima + block * tl.num_programs(1) + head, tl.max(best))
 
 
-def launch(query: Tensor, key: Tensor, first_keys: Tensor, scale: float) -> Tensor:
+def launch(query: Tensor, key: Tensor, first_keys: Tensor, last_keys: Tensor, scale: float) -> Tensor:
     """The largest softmax input of each head, [H] float32: what `max_logits.largest_logits` returns."""
-    num_tokens, num_heads, head_size = query.shape
-    num_blocks = triton.cdiv(num_tokens, QUERY_BLOCK)
+    num_queries, num_heads, head_size = query.shape
+    num_blocks = triton.cdiv(num_queries, QUERY_BLOCK)
     maxima = torch.empty(num_blocks, num_heads, dtype=torch.float32, device=query.device)
     whole, rest = head_parts(head_size)
     # Elements of a head are neighbours.
@@ -98,8 +101,10 @@ def launch(query: Tensor, key: Tensor, first_keys: Tensor, scale: float) -> Tens
         query,
         key,
         first_keys,
+        last_keys,
         maxima,
-        num_tokens,
+        num_queries,
+        len(key),
         query.stride(0),
         query.stride(1),
         key.stride(0),

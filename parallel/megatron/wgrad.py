@@ -144,6 +144,18 @@ class _LinearGradient:
         add_product(total, self.output_gradient.flatten(0, -2), self.inputs.flatten(0, -2))
 
 
+@dataclass(frozen=True, slots=True)
+class SummedGradient:
+    """A gradient that is computed already, in parts."""
+
+    gradient: Tensor
+    """Of the weight's shape, float32."""
+
+    def add_to(self, total: Tensor) -> None:
+        """Add it to `total`."""
+        total.add_(self.gradient)
+
+
 class _Linear(torch.autograd.Function):
     """`F.linear` whose weight gradient goes to a `WeightGradients`."""
 

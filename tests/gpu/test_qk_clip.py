@@ -22,13 +22,14 @@ def clip_on_gpu(lengths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(3)
     query, key = (torch.randn(sum(lengths), 4, 24, generator=generator).bfloat16() for _ in range(2))
     on_device = [tensor.to(device) for tensor in (query, key)]
-    first_keys = DocumentBounds.of(lengths, device).first_keys
+    documents = DocumentBounds.of(lengths, device)
+    keys = documents.first_keys, documents.last_keys
     weight = torch.randn(4 * 24, 10, generator=generator)
     shard = weight.flatten()[35:901].clone().to(device)
     # The kernel is compiled at first use.
-    found_logits(*on_device, first_keys, 0.3)
+    found_logits(*on_device, *keys, 0.3)
     torch.cuda.set_sync_debug_mode("error")
-    largest = found_logits(*on_device, first_keys, 0.3)
+    largest = found_logits(*on_device, *keys, 0.3)
     scales = query_row_scales(clip_factors(largest, 5.0), nope=16, rope=8)
     scale_rows(shard, 35, scales, num_columns=10)
     torch.cuda.set_sync_debug_mode("default")

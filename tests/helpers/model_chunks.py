@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from k25_train.config.basics import DType
+from k25_train.config.batches import BatchRampConfig
 from k25_train.config.model import ModelConfig
 from k25_train.config.training import TrainConfig
 from k25_train.model.backbone import build_language_model
@@ -28,7 +29,8 @@ def train_config(**overrides: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "steps": 10, "seq_len": 64, "global_batch_size": 8, "micro_batch_size": 1, "seed": 7,
         "dtype": DType.float32, "eval_interval": 10, "eval_sequences": 2, "transformer_engine": False,
-        "deterministic": False, "stall_timeout_s": 60.0, "trace_step": None,
+        "deterministic": False, "stall_timeout_s": 60.0, "trace_step": None, "tokens": None,
+        "batch_ramp": BatchRampConfig(start=None, increment=1, length="0"),
     }  # fmt: skip
     return TrainConfig(**values | overrides)
 

@@ -196,7 +196,7 @@ def measured(kernel: AttentionKernel, monkeypatch: pytest.MonkeyPatch) -> tuple[
     """Largest logits by a kernel, and as they should be, of documents among padding with larger ones."""
     launched: list[Tensor] = []
 
-    def launch(query: Tensor, key: Tensor, first_keys: Tensor, scale: float) -> Tensor:
+    def launch(query: Tensor, key: Tensor, first_keys: Tensor, last_keys: Tensor, scale: float) -> Tensor:
         launched.append(first_keys)
         expected = max_logits_of_documents(query, key, documents, scale)
         assert expected is not None
@@ -283,4 +283,5 @@ def test_bounds_know_where_each_token_may_look() -> None:
     assert documents.table[1, :5].tolist() == [0, 2, 2, 3, 3]
     assert documents.table[:, 5:].unique(dim=1).tolist() == [[8], [3]]
     assert documents.first_keys.tolist() == [0, 0, 8, 8, 8, 5, 8, 8]
+    assert documents.last_keys.tolist() == [*range(8)]
     assert DocumentBounds.of((1,) * 33, CPU).table.shape == (2, 65)

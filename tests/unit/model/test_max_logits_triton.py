@@ -59,7 +59,7 @@ def interpret() -> dict[str, float]:
             query[0] = key[lengths[0] - 1] = 4.0
             if name == "negative":
                 query, key = query.abs(), -key.abs()
-            result = max_logits_triton.launch(query, key, documents.first_keys, 0.3)
+            result = max_logits_triton.launch(query, key, documents.first_keys, documents.last_keys, 0.3)
             expected = max_logits_of_documents(query.float(), key.float(), documents, 0.3)
             if expected is None:
                 expected = torch.full_like(result, -torch.inf)
@@ -68,8 +68,8 @@ def interpret() -> dict[str, float]:
     # A NaN that counts is not lost in a maximum.
     query[1, 2] = math.nan
     every = DocumentBounds.of((sum(lengths),), torch.device("cpu"))
-    ones = torch.ones_like(query)
-    found["NaN"] = float(max_logits_triton.launch(query, ones, every.first_keys, 1.0)[2])
+    ones, keys = torch.ones_like(query), (every.first_keys, every.last_keys)
+    found["NaN"] = float(max_logits_triton.launch(query, ones, *keys, 1.0)[2])
     return found
 
 
@@ -96,9 +96,10 @@ def compile_for_h800() -> dict[str, Any]:
         "query_block": module.QUERY_BLOCK,
         "key_block": module.KEY_BLOCK,
     }
-    pointers = {"query": "*bf16", "key": "*bf16", "first_keys": "*i32", "maxima": "*fp32"}
+    pointers = {"query": "*bf16", "key": "*bf16", "first_keys": "*i32", "last_keys": "*i32"}
+    pointers["maxima"] = "*fp32"
     signature = {name: pointers.get(name, "i32") for name in kernel.arg_names}
-    even = (*pointers, "query_row", "query_head", "key_row", "key_head", "num_tokens")
+    even = (*pointers, "query_row", "query_head", "key_row", "key_head", "num_queries", "num_keys")
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
     source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants, attributes)
     compiled = triton.compile(source, GPUTarget("cuda", 90, 32), module.COMPILE_OPTIONS)
@@ -121,5 +122,5 @@ def test_shapes_without_memory_go_through_it() -> None:
     with FakeTensorMode():
         rows = torch.empty(4096, 64, 192, dtype=torch.bfloat16, device="cuda")
         first_keys = torch.empty(4096, dtype=torch.int32, device="cuda")
-        found = largest_logits(rows, rows, first_keys, 0.1)
+        found = largest_logits(rows, rows, first_keys, first_keys, 0.1)
     assert found.shape == (64,) and found.dtype is torch.float32 and found.is_cuda
