@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from k25_train.compose.resolve import compose, describe
 from k25_train.config.model import ModelConfig
-from k25_train.config.parts import ModelPart
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
 from parallel.config import Problem
@@ -27,14 +26,8 @@ def check_trainable(config: Config) -> None:
 
 def not_yet(config: Config) -> list[Problem]:
     """Keys whose values nothing trains by so far."""
-    optim, train = config.optim, config.train
-    parts = [(f"optim.{part.value}.grad_clip", optim.of(part).grad_clip, None) for part in ModelPart]
     keys = [
-        ("optim.language_model.trained", optim.language_model.trained, True),
-        ("optim.frozen_expert_bias", optim.frozen_expert_bias, 0),
-        ("train.batch_ramp.start", train.batch_ramp.start, None),
         ("checkpoint.init_optimizer", config.checkpoint.init_optimizer, False),
-        *parts,
     ]
     rule, remedy = "can be planned, but not trained with so far", "leave it as it is in conf/train.yaml"
     return [Problem(key, value, rule, remedy) for key, value, usual in keys if value != usual]

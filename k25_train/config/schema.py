@@ -4,7 +4,7 @@ Values are in `conf/`, never here. Rules within a section are in its module, rul
 `k25_train/compose/checks.py` and `plan_checks.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from k25_train.config.activation import ActivationConfig
 from k25_train.config.basics import data_parallel_size, ranks_of_stage
@@ -74,6 +74,12 @@ class Config:
             merged_size=self.model.vision.merged_size,
             hidden_size=self.model.hidden_size,
         )
+
+    def of_batch(self, size: int) -> "Config":
+        """The configuration of a run whose batches all have so many sequences, for plans of such a step."""
+        ramp = replace(self.train.batch_ramp, start=None)
+        train = replace(self.train, global_batch_size=size, batch_ramp=ramp)
+        return replace(self, train=train)
 
     @property
     def num_micro_batches(self) -> int:

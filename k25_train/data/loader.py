@@ -78,7 +78,7 @@ class DataLoader:
 
         # 2. What plans batches. Several threads do.
         self._planner = Planner(
-            [self._planned(source, vision) for source in self.sources.values()], data, train.global_batch_size
+            [self._planned(source, vision) for source in self.sources.values()], data, train.batches.size_of
         )
         self._states: dict[int, LoaderState] = {0: LoaderState()}
         self._lock = threading.Lock()

@@ -15,8 +15,7 @@ from k25_train.data.served import Served
 from k25_train.data.step_batches import StepBatches, stack
 from k25_train.data.vision_reader import NoVision, VisionReader, VisionSource
 from k25_train.plan.batch_sizes import BatchSizes
-from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.vision_planner import BubblePlanner, UpfrontPlanner, VisionPlanner
+from k25_train.plan.vision_planner import BubblePlanners, UpfrontPlanner, VisionPlanner
 from parallel.config import DepMode, DepSchedule
 from parallel.dep.engine import VisionWork
 
@@ -136,4 +135,4 @@ def _vision_of(config: Config, loader: DataLoader, share: Share) -> tuple[Vision
     upfront = reader(UpfrontPlanner(config))
     if config.dep.schedule is DepSchedule.upfront:
         return upfront, upfront
-    return reader(BubblePlanner(plan_pipeline(config), share.rank)), upfront
+    return reader(BubblePlanners(config, share.rank)), upfront

@@ -5,6 +5,8 @@ calibrated mean nothing but proportions: their runs are held against no plan.
 """
 
 from collections import deque
+from collections.abc import Callable
+from functools import cache
 from statistics import median
 
 from k25_train.config.schema import Config
@@ -23,16 +25,21 @@ PLANNED = "planned_step_time_s"
 class Pace:
     """Compares the steps of this process with their plan."""
 
-    def __init__(self, planned_s: float | None) -> None:
-        """`planned_s` is None if there is no plan to compare with."""
-        self._planned_s = planned_s
+    def __init__(self, planned_s: Callable[[int], float | None]) -> None:
+        """`planned_s` gives the seconds of a step; None if there is no plan to compare with."""
+        self._planned_of = planned_s
+        self._planned_s: float | None = None
         self._num_steps = 0
         self._latest: deque[float] = deque(maxlen=COMPARED_STEPS)
         self._has_told = False
 
-    def figures(self) -> Row:
-        """What rows of steps have in addition."""
-        return {} if self._planned_s is None else {PLANNED: self._planned_s}
+    def figures(self, step: int) -> Row:
+        """What the row of a step has in addition, which `add` then accounts for."""
+        planned_s = self._planned_of(step)
+        if planned_s != self._planned_s:
+            self._latest.clear()
+        self._planned_s = planned_s
+        return {} if planned_s is None else {PLANNED: planned_s}
 
     def add(self, step_time_s: float) -> str:
         """Account for a finished step; what to say of it, once in a process, mostly nothing."""
@@ -55,4 +62,9 @@ class Pace:
 
 def pace_of(config: Config) -> Pace:
     """The pace of a run of this configuration."""
-    return Pace(expected_step_s(config))
+
+    @cache
+    def of_size(size: int) -> float | None:
+        return expected_step_s(config.of_batch(size))
+
+    return Pace(lambda step: of_size(config.train.batches.size_of(step)))

@@ -49,7 +49,7 @@ class Report:
         self.console = Console(width=table_width(), soft_wrap=True)
         self.progress = Progress(config.train.steps, self.console)
         self.throughput = Throughput(config.train.steps)
-        self.pace = Pace(None)
+        self.pace = Pace(lambda _step: None)
         self.sinks: list[SteadySink] = []
 
     def __enter__(self) -> Self:
@@ -89,8 +89,9 @@ class Report:
         if not self.is_main:
             return
         train = self.config.train
-        per_step = train.global_batch_size * train.seq_len
-        tokens = planned_tokens(self.config.data, with_media(sources), train.steps, per_step)
+        tokens = planned_tokens(
+            self.config.data, with_media(sources), train.steps, train.batches.tokens_after
+        )
         self.progress.console.print(table_before(sources, tokens))
         if not any(source.num_heldout for source in sources):
             self.progress.print(NOTHING_HELD_OUT)
@@ -100,7 +101,7 @@ class Report:
         if not self.is_main:
             return
         if "loss" in row:
-            row = {**row, **self.pace.figures()}
+            row = {**row, **self.pace.figures(int(number(row["step"])))}
         for sink in self.sinks:
             sink.write(row)
         if "loss" in row:

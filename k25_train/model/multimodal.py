@@ -11,6 +11,7 @@ width, M = S·C, D hidden size of the language model.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel.utils import AbstractSchedulePlan
 from megatron.core.transformer.module import MegatronModule
@@ -183,6 +184,10 @@ class MultimodalModel(MegatronModule):
             embeddings_T1D = self.language_model.embedding(tokens.unsqueeze(0), position_ids=None)
             if features is not None and media_positions is not None:
                 embeddings_T1D = put_features(embeddings_T1D, features, media_positions)
+            if torch.is_grad_enabled() and not embeddings_T1D.requires_grad:
+                # The pipeline goes backward through every micro-batch: through a language model that is not
+                # trained and has no features to hand gradients to as well.
+                embeddings_T1D.requires_grad_()
         return {
             "input_ids": tokens.unsqueeze(0),
             "position_ids": None,

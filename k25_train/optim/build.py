@@ -12,6 +12,7 @@ from torch import nn
 
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig, OptimizerOffload, OptimName
+from k25_train.config.parts import ModelPart
 from k25_train.errors import ConfigError
 from k25_train.optim.muon import STATE_KEYS as MUON_STATE_KEYS
 from k25_train.optim.muon import Muon, bind_matrices
@@ -95,7 +96,8 @@ def build_optimizer(
             everyone, device = topology.everyone, topology.device
             busy = of_all_ranks(own, everyone, device)
             optimizers += _sharded(optim, rules, config, [encoder], everyone, device, place, busy)[0]
-    return SkipNonFiniteOptimizer(optimizers, names)
+    limits = {part.value: optim.of(part).grad_clip for part in ModelPart if part in optim.trained}
+    return SkipNonFiniteOptimizer(optimizers, names, limits)
 
 
 def of_all_ranks(number: int, group: dist.ProcessGroup, device: torch.device) -> list[int]:

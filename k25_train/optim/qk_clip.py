@@ -195,9 +195,9 @@ def _weights(attentions: Iterable[Any]) -> Iterator[_Weight]:
 def build_qk_clip(
     chunks: Iterable[nn.Module], optimizer: MegatronOptimizer, config: Config, device: torch.device
 ) -> QkClip | NoClip:
-    """QK-Clip with `optim.qk_clip_threshold`, or `NoClip` if that is null."""
+    """QK-Clip with `optim.qk_clip_threshold`; `NoClip` if that is null, or the language model not trained."""
     threshold, interval = config.optim.qk_clip_threshold, config.optim.qk_clip_interval
-    if threshold is None:
+    if threshold is None or not config.optim.language_model.trained:
         return NoClip()
     return QkClip(chunks, optimizer, config.model, threshold, interval, device)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from k25_train.config.schema import Config
 from k25_train.plan.memory.stage import chunk_memory
-from k25_train.plan.pipeline import PipelinePlan
+from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.step import decoupled_cost, step_times
 from parallel.dep.bubbles import Placement, TimedItem, order_costly_to_middle, plan_bubbles
 from parallel.dep.grid import Grid
@@ -69,6 +69,35 @@ class UpfrontPlanner:
             split=self._config.dep.split_items,
         )
         return shared, None
+
+
+class BubblePlanners:
+    """A `BubblePlanner` for each size that the global batch has: the pipeline's idle times depend on it."""
+
+    def __init__(self, config: Config, rank: int) -> None:
+        """`rank` is the one whose programs are planned. Planners are made as steps need them."""
+        self._config, self._rank = config, rank
+        self._planners: dict[int, BubblePlanner] = {}
+        self._largest = self._of(config.num_micro_batches)
+
+    def order(self, micro_batches: Sequence[Sequence[Grid]]) -> Sequence[int]:
+        """See `VisionPlanner`; no idle time matters."""
+        return self._largest.order(micro_batches)
+
+    def plan(self, items: Sequence[VisionItem]) -> tuple[VisionPlan, Program | None]:
+        """See `VisionPlanner`; of a batch of the largest size."""
+        return self._largest.plan(items)
+
+    def share(self, items: Sequence[VisionItem], receiver: Receiver) -> tuple[Shared, Program | None]:
+        """See `VisionPlanner`; `receiver` is this rank."""
+        return self._of(receiver.num_micro_batches).share(items, receiver)
+
+    def _of(self, num_micro_batches: int) -> "BubblePlanner":
+        """The planner of steps of so many micro-batches on a replica."""
+        if num_micro_batches not in self._planners:
+            pipeline = plan_pipeline(self._config, num_micro_batches)
+            self._planners[num_micro_batches] = BubblePlanner(pipeline, self._rank)
+        return self._planners[num_micro_batches]
 
 
 class BubblePlanner:

@@ -4,15 +4,16 @@ Import this module only after `use_platform` has chosen the device: it imports m
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 from k25_train.errors import ConfigError
 from k25_train.model.multimodal import MultimodalModel
 from k25_train.plan.memory.offload import offload_budget
-from k25_train.plan.pipeline import StagePlan
+from k25_train.plan.pipeline import StagePlan, passes_of_stage
 from parallel.activations.manager import ActivationManager, build_engine
 from parallel.activations.offload import NoOffload, OffloadStats
-from parallel.activations.order import offload_order
+from parallel.activations.order import OffloadOrder, offload_order
 from parallel.activations.storage import deallocate_data
 from parallel.host.memory import HostMemoryError
 from parallel.megatron.ep_overlap_activations import save_by_policy
@@ -22,6 +23,9 @@ from parallel.topology import Topology
 
 class Activations(Protocol):
     """How a rank's passes save what their backward passes need."""
+
+    def start_step(self, num_micro_batches: int) -> None:
+        """Begin a step of so many micro-batches on each replica."""
 
     def forward(self, run: Callable[[], Any], model: MultimodalModel, micro_batch: int) -> Any:
         """The output of `run`, a forward pass of a micro-batch through a chunk."""
@@ -41,6 +45,9 @@ class Activations(Protocol):
 
 class KeepEverything:
     """Leaves all activations as torch saves them."""
+
+    def start_step(self, num_micro_batches: int) -> None:
+        """Do nothing."""
 
     def forward(self, run: Callable[[], Any], model: MultimodalModel, micro_batch: int) -> Any:
         """The output of `run`."""
@@ -62,8 +69,14 @@ class KeepEverything:
 class ByPolicy:
     """Saves each tensor by the policy of its name."""
 
-    def __init__(self, manager: ActivationManager) -> None:
+    def __init__(self, manager: ActivationManager, order_of: Callable[[int], OffloadOrder]) -> None:
+        """`order_of` gives the order of a step of so many micro-batches, which it may keep."""
         self.manager = manager
+        self._order_of = order_of
+
+    def start_step(self, num_micro_batches: int) -> None:
+        """Offload and prefetch in the order that suits the passes of the step."""
+        self.manager.start_step(self._order_of(num_micro_batches))
 
     def forward(self, run: Callable[[], Any], model: MultimodalModel, micro_batch: int) -> Any:
         """The output of `run`, whose saved tensors are stored by policy."""
@@ -113,6 +126,12 @@ def build_activations(stage: StagePlan, chunks: Sequence[MultimodalModel], topol
             engine = build_engine(topology.device, budget.host_bytes, budget.device_bytes)
         except HostMemoryError as error:
             raise ConfigError(str(error)) from error
+
     # 2. Which passes offload, and when each tensor comes back.
-    order = offload_order(stage.passes, activation.passes_ahead)
-    return ByPolicy(ActivationManager(activation.policies(), chunks, order, engine))
+    @cache
+    def order_of(num_micro_batches: int) -> OffloadOrder:
+        passes = passes_of_stage(stage.config.parallelism, num_micro_batches, stage.stage)
+        return offload_order(passes, activation.passes_ahead)
+
+    manager = ActivationManager(activation.policies(), chunks, order_of(stage.num_micro_batches), engine)
+    return ByPolicy(manager, order_of)

@@ -114,6 +114,12 @@ class Run:
             module.zero_grad_buffer()
         self.optimizer.zero_grad()
 
+    def move_expert_bias(self, moves: bool) -> None:
+        """Let the routers' expert biases follow the load of the next step, or stay as they are."""
+        for chunk in self.chunks:
+            # With rate 0 megatron-core adds exactly nothing.
+            chunk.config.moe_router_bias_update_rate = self.config.model.expert_bias_update_rate * moves
+
     @property
     def is_main(self) -> bool:
         """Whether this rank writes metrics and prints."""

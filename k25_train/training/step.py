@@ -42,6 +42,8 @@ class StepResult:
     """Mean loss per token of the global batch, in nats, before the update."""
     grad_norm: float
     """Global gradient norm before clipping."""
+    part_grad_norms: Mapping[str, float]
+    """The same of each trained part of the model: `language_model`, `vision_tower`, `mm_projector`."""
     learning_rate: float
     """Learning rate of the update, before the factors of parameter groups."""
     step_time_s: float
@@ -77,8 +79,11 @@ def train_step(run: Run, step: int) -> StepResult:
     with run.tracker.phase("read data"):
         inputs = run.reader.step(step)
     tokens = inputs.tokens
+    run.activations.start_step(len(inputs.micro_batches))
     run.zero_gradients()
     run.qk_clip.start(step)
+    schedule = Schedule(run.config.optim, run.config.train)
+    run.move_expert_bias(schedule.moves_expert_bias(step))
 
     # 2. Balanced vision forward: every rank encodes an equal share of all images, whoever owns them, and the
     #    features go to the first stages. In bubbles only what the first micro-batches need.
@@ -106,7 +111,7 @@ def train_step(run: Run, step: int) -> StepResult:
 
     # 5. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard. QK-Clip
     #    scales masters before they are copied to the model.
-    rate = Schedule(run.config.optim, run.config.train).learning_rate(step)
+    rate = schedule.learning_rate(step)
     set_learning_rate(run.optimizer, rate)
     with run.tracker.phase("optimizer"):
         run.qk_clip.gather()
@@ -122,6 +127,7 @@ def train_step(run: Run, step: int) -> StepResult:
         loader_state=inputs.loader_state,
         loss=loss,
         grad_norm=float(grad_norm),
+        part_grad_norms=run.optimizer.part_norms,
         learning_rate=rate,
         step_time_s=time.perf_counter() - started,
         data_wait_s=inputs.wait_s,

@@ -41,7 +41,7 @@ class ActivationManager:
         Args:
             policies: name -> policy, for every name.
             chunks: the rank's chunks of the model.
-            order: which passes to offload, and when to prefetch each.
+            order: which passes to offload, and when to prefetch each, unless a step begins with another.
             engine: offloads tensors; None if no policy does.
             observe: called for every packed tensor.
         """
@@ -50,6 +50,10 @@ class ActivationManager:
         self._weights: frozenset[int] | None = None
         self._position = 0
         self._outputs: deque[Tensor] = deque()
+
+    def start_step(self, order: OffloadOrder) -> None:
+        """Begin a step whose passes come in another number than before."""
+        self._order = order
 
     def forward_pass(self, key: PassKey) -> SavingPass:
         """How a forward pass saves; make it `active` wherever the pass computes."""

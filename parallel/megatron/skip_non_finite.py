@@ -8,8 +8,8 @@ import torch.distributed as dist
 from megatron.core.optimizer import ChainedOptimizer
 from torch import nn
 
+from parallel.megatron.part_norms import Limits, PartNorms
 from parallel.megatron.sharded_optimizer import ShardedOptimizer
-from parallel.norms import sum_of_squares
 
 _MOST_NAMED = 32
 """Parameters that a rank names: thousands of ranks may have thousands each."""
@@ -21,14 +21,24 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
     The norm is the same on every rank, so all of them skip the step, or none.
     """
 
-    def __init__(self, optimizers: Sequence[ShardedOptimizer], names: Mapping[nn.Parameter, str]) -> None:
-        """`names` are the names of the parameters in the whole model."""
+    def __init__(
+        self, optimizers: Sequence[ShardedOptimizer], names: Mapping[nn.Parameter, str], limits: Limits
+    ) -> None:
+        """
+        Args:
+            optimizers: of this rank.
+            names: of the parameters in the whole model.
+            limits: of the gradient norm of each trained part, in the same order on every rank.
+        """
         super().__init__(list(optimizers))
         for optimizer in optimizers:
             # Buckets of several optimizers may be gathered together: after the step of one, the others' are
             # stale. `step_with_ready_grads` gathers them when all have stepped.
             optimizer._defer_param_sync = True
         self._names = names
+        self._norms = PartNorms(optimizers, names, limits)
+        self.part_norms: Mapping[str, float] = dict.fromkeys(limits, 0.0)
+        """Trained part -> norm of its gradient in the last step, before anything was clipped."""
         self._is_finite = True
         self.before_update: Callable[[], None] = _nothing
         """Called before masters, moments and weights change: who still reads them has the update wait."""
@@ -36,18 +46,28 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
         """Names of parameters whose gradient was not finite in the last step, some of each rank."""
 
     @torch.no_grad()
+    def step(self) -> tuple[bool, float, int | None]:
+        """Whether weights changed, the global norm of the gradient before anything was clipped, to float32's
+        last digit in any layout, and None. Called by every rank."""
+        updated, _, num_zeros = super().step()
+        return updated, _joined(self.part_norms), num_zeros
+
+    @torch.no_grad()
     def get_grad_norm(self) -> float:
-        """The global norm of the gradient, before it is clipped, to float32's last digit in any layout."""
-        gradients = [each for part in self.chained_optimizers for each in part.get_grads_for_grad_norm()]
-        squares = torch.zeros(1, dtype=torch.float64, device="cuda")
-        if gradients:
-            squares += sum_of_squares(gradients)
-        dist.all_reduce(squares, group=self.get_grad_stats_parallel_group())
-        norm = math.sqrt(squares.item())
-        self._is_finite = math.isfinite(norm)
+        """The global norm of the gradient when parts are limited to norms of their own, which is then clipped
+        as a whole."""
+        self.part_norms = self._norms.of_gradients(self.get_grad_stats_parallel_group())
+        self._is_finite = math.isfinite(_joined(self.part_norms))
         # Clipping by such a norm spreads it to all gradients: its origin can be found only now.
         self.not_finite = [] if self._is_finite else self._find_not_finite()
-        return norm
+        return _joined(self._norms.limit(self.part_norms))
+
+    def weight_norms(self) -> dict[str, float]:
+        """Trained part -> norm of its float32 masters. Called by every rank."""
+        for part in self.chained_optimizers:
+            # Those in host memory may be on their way there.
+            part.shards()
+        return self._norms.of_weights(self.get_grad_stats_parallel_group())
 
     def step_with_ready_grads(self) -> bool:
         """Update and gather parameters, or return False if the gradient is not finite."""
@@ -67,6 +87,11 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
         by_rank: list[list[str]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(by_rank, sorted(found)[:_MOST_NAMED])
         return sorted({name for names in by_rank for name in names})
+
+
+def _joined(norms: Mapping[str, float]) -> float:
+    """The norm of all parts together."""
+    return math.sqrt(sum(norm**2 for norm in norms.values()))
 
 
 def _nothing() -> None:

@@ -103,7 +103,7 @@ def planner_over(num_items: int, folder: Path) -> Planner:
         )
         stream = SourceStream(number, documents, Windows(num_items, 0, name, shuffle=True), SEQ_LEN, None)
         planned.append(PlannedSource(stream, bool(number % 2), documents))
-    return Planner(planned, data, NUM_SEQUENCES)
+    return Planner(planned, data, lambda _step: NUM_SEQUENCES)
 
 
 def columns_of(number: int, num_items: int, path: Path) -> ItemColumns:

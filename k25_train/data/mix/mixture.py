@@ -1,6 +1,6 @@
 """Which weights hold at a step, by the configuration and its schedule. Pure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from k25_train.config.data import DataConfig
@@ -60,14 +60,16 @@ def first_weights(data: DataConfig) -> dict[str, float]:
 
 
 def planned_tokens(
-    data: DataConfig, with_media: Collection[str], num_steps: int, tokens_per_step: int
+    data: DataConfig, with_media: Collection[str], num_steps: int, tokens_after: Callable[[int], int]
 ) -> dict[str, float]:
-    """Source -> tokens that a run of `num_steps` draws from it, while none ends and nothing is padding."""
+    """Source -> tokens that a run of `num_steps` draws from it, while none ends and nothing is padding;
+    `tokens_after` gives those of the first so many steps."""
     tokens = dict.fromkeys(data.sources, 0.0)
     found = mixtures(data)
     ends = [*(each.first_step - 1 for each in found[1:]), num_steps]
     for each, end in zip(found, ends, strict=True):
-        steps = max(0, min(end, num_steps) - (each.first_step - 1))
+        start, end = each.first_step - 1, min(end, num_steps)
+        num_tokens = tokens_after(end) - tokens_after(start) if end > start else 0
         for name, share in each.shares(with_media).items():
-            tokens[name] += steps * tokens_per_step * share
+            tokens[name] += num_tokens * share
     return tokens

@@ -4,7 +4,7 @@ The same on every rank, from indexes alone. A step costs what its sequences cost
 sources have; going on from a state costs one window per source, whatever the step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,8 +32,10 @@ class PlannedSource:
 class Planner:
     """Plans step after step. Steps in order cost least; any other state is legal, too."""
 
-    def __init__(self, sources: Sequence[PlannedSource], data: DataConfig, num_sequences: int) -> None:
-        """`sources` in the order of `data.sources`; `num_sequences` are those of a step.
+    def __init__(
+        self, sources: Sequence[PlannedSource], data: DataConfig, num_sequences: Callable[[int], int]
+    ) -> None:
+        """`sources` in the order of `data.sources`; `num_sequences` gives those of a step, counted from 1.
 
         Raises DataError for a vision ratio that the sources cannot give, at whichever step it would hold.
         """
@@ -109,9 +111,10 @@ class Planner:
                 )
 
     def _draw(self, step: int, mix: Mix) -> np.ndarray:
-        """[num_sequences] int64: the source of each sequence of the step."""
+        """[sequences] int64: the source of each sequence of the step, counted from 0."""
+        num_sequences = self._num_sequences(step + 1)
         try:
-            while self._feed.num_ready < self._num_sequences:
+            while self._feed.num_ready < num_sequences:
                 if self._feed.more() is None:
                     raise DataError(self._used_up(step, "sources", sorted(mix.weights)))
         except DryError as error:
@@ -119,7 +122,7 @@ class Planner:
             names = [s.stream.name for s in self._sources if s.has_media == bool(error.feed)]
             names = [name for name in names if name in mix.weights]
             raise DataError(self._used_up(step, what, names)) from error
-        return self._feed.take(self._num_sequences)
+        return self._feed.take(num_sequences)
 
     def _used_up(self, step: int, what: str, names: Sequence[str]) -> str:
         caps = ", ".join(f"{name} (epochs={self._data.sources[name].epochs:g})" for name in names)

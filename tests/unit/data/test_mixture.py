@@ -36,9 +36,9 @@ def test_shares_follow_the_ratio_and_the_weights_within() -> None:
 
 def test_a_run_draws_what_its_steps_do() -> None:
     data = compose([*SMOKE, LATE]).data
-    tokens = planned_tokens(data, MEDIA, num_steps=100, tokens_per_step=1000)
+    tokens = planned_tokens(data, MEDIA, num_steps=100, tokens_after=lambda steps: 1000 * steps)
     assert tokens["text"] == pytest.approx(40 * 600 + 40 * 500)
     assert sum(tokens.values()) == pytest.approx(100_000)
-    assert sum(planned_tokens(data, MEDIA, num_steps=30, tokens_per_step=1000).values()) == pytest.approx(
-        30_000
-    )
+    assert sum(
+        planned_tokens(data, MEDIA, num_steps=30, tokens_after=lambda steps: 1000 * steps).values()
+    ) == pytest.approx(30_000)

@@ -52,7 +52,7 @@ def planner_of(
         windows = Windows(num_items, 3, name, shuffle=True)
         stream = SourceStream(number, documents, windows, SEQ_LEN, (epochs or {}).get(name))
         sources.append(PlannedSource(stream, name != "text", documents))
-    return Planner(sources, data, 16)
+    return Planner(sources, data, lambda _step: 16)
 
 
 def served_by(planner: Planner, state: LoaderState, num_steps: int) -> tuple[list[Any], LoaderState]:

@@ -10,8 +10,11 @@ from k25_train.plan.time.plan_step import expected_step_s
 
 
 def told(planned_s: float | None, step_times_s: list[float]) -> list[str]:
-    pace = Pace(planned_s)
-    return [text for text in map(pace.add, step_times_s) if text]
+    pace, texts = Pace(lambda _step: planned_s), []
+    for step, step_time_s in enumerate(step_times_s, 1):
+        pace.figures(step)
+        texts.append(pace.add(step_time_s))
+    return [text for text in texts if text]
 
 
 @pytest.mark.parametrize(("step_s", "word"), [(1.2, "20% longer"), (0.8, "20% shorter")])
@@ -29,8 +32,16 @@ def test_a_slow_beginning_and_single_slow_steps_are_not_told() -> None:
 
 def test_without_a_plan_nothing_is_told() -> None:
     assert not told(None, [9.0] * 100)
-    assert Pace(None).figures() == {}
-    assert Pace(2.0).figures() == {PLANNED: 2.0}
+    assert Pace(lambda _step: None).figures(1) == {}
+    assert Pace(lambda step: 2.0 * step).figures(3) == {PLANNED: 6.0}
+
+
+def test_steps_of_each_size_have_a_plan_of_their_own() -> None:
+    """Of a ramp that begins with batches half as large."""
+    pace = Pace(lambda step: 1.0 if step < 20 else 2.0)
+    for step in range(1, 40):
+        pace.figures(step)
+        assert not pace.add(1.0 if step < 20 else 2.0)
 
 
 def test_cpus_have_a_plan_once_they_are_calibrated() -> None:
