@@ -2,7 +2,8 @@
 
 `checkpoint.init_from` names a source for the whole model, `checkpoint.init_parts` others for parts of it. Of
 a source weights alone count, of the parts that come from it. Float32 masters are taken where it has
-them; moments, steps and data are those of a new run. Each byte is read once, by the rank that updates it.
+them; moments come along on request (`checkpoint.init_optimizer`), with the number of updates by which AdamW
+corrects them; steps and data are those of a new run. Each byte is read once, by the rank that updates it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from k25_train.checkpoint.pieces import OPTIMIZER_STATE, Piece, pieces
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.checkpoint.storage.places import place_of
 from k25_train.config.checkpoint import Verify
+from k25_train.config.parts import ModelPart
 from k25_train.config.schema import Config
 from k25_train.errors import CheckpointError
 
@@ -64,6 +66,8 @@ def start_from_weights(
     for source in sources:
         _read_from(source, [piece for piece in wanted if source.takes(_weight_of(piece))])
     complete(modules, trains=optimizer is not None)
+    if optimizer is not None:
+        notes += [note for source in sources for note in _count(source, optimizer, config)]
     facts = {f"{ORIGIN}{part}": _told(source) for source in sources for part in source.parts}
     return Started((*notes, *plan.lines), facts)
 
@@ -80,7 +84,10 @@ def _open(text: str, parts: tuple[str, ...], config: Config) -> tuple[Source, li
     differences = on_first_rank(lambda: check_model(folder, config.model, parts))
     if is_of_torch(manifest) and config.checkpoint.verify is Verify.full:
         check_content(folder, manifest)
-    return Source(folder, parts, open_together(folder, manifest, config.checkpoint)), differences
+    stored = open_together(folder, manifest, config.checkpoint)
+    settings = config.checkpoint
+    gives_state = settings.init_optimizer and text == settings.init_from
+    return Source(folder, parts, stored, gives_state=gives_state), differences
 
 
 def _weight_of(piece: Piece) -> str:
@@ -102,6 +109,9 @@ def _read_from(source: Source, wanted: Sequence[Piece]) -> None:
     for piece in wanted:
         part = piece.part
         if part.name.startswith(f"{OPTIMIZER_STATE}."):
+            # Masters are read below, and what the source did not train has no moments to come along.
+            if not part.name.startswith(MASTERS) and _weight_of(piece) in source.with_moments:
+                reads.append(piece)
             continue
         target = masters.get((f"{MASTERS}{part.name}", part.start), piece.tensor)
         name = source.name_of(part.name)
@@ -117,9 +127,27 @@ def _read_from(source: Source, wanted: Sequence[Piece]) -> None:
         weights.copy_(master)
 
 
+def _count(source: Source, optimizer: ChainedOptimizer, config: Config) -> list[str]:
+    """Go on with the number of updates of a source that gives its moments; lines for people. Called by every
+    rank."""
+    if not source.gives_state:
+        return []
+    num_updates = on_first_rank(lambda: source.stored.num_updates)
+    for part in optimizer.chained_optimizers:
+        part.count_from(num_updates)
+    trained = {name.split(".", 1)[0] for name in source.with_moments}
+    fresh = [part.value for part in ModelPart if part in config.optim.trained and part.value not in trained]
+    but = f"; fresh for {', '.join(fresh)}, which it has none of" if fresh else ""
+    return [f"optimizer state after {num_updates:,} updates from {source.folder}{but}"]
+
+
 def _check_fits(source: Source, found: Sequence[Sequence[str]]) -> None:
     if lines := sorted({line for each in found for line in each}):
-        raise CheckpointError("\n  ".join([f"{source.folder} does not fit the model:", *lines[:_MOST_TOLD]]))
+        remedy = "\n  -> choose the model and update rules of the source"
+        remedy += ", or checkpoint.init_optimizer=false" if source.gives_state else ""
+        raise CheckpointError(
+            "\n  ".join([f"{source.folder} does not fit the model:", *lines[:_MOST_TOLD]]) + remedy
+        )
 
 
 def _told(source: Source) -> str:

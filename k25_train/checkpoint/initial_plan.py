@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from k25_train.checkpoint import folders
@@ -39,7 +40,7 @@ MASTERS = f"{OPTIMIZER_STATE}.{MASTER}."
 _MOST_TOLD = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
     """A checkpoint, and the parts of the model that come from it."""
 
@@ -49,6 +50,17 @@ class Source:
     """First words of the names of tensors."""
     stored: StoredCheckpoint
     """What it holds."""
+    gives_state: bool = False
+    """Whether moments come along with the weights."""
+
+    @cached_property
+    def with_moments(self) -> frozenset[str]:
+        """Weights that come from it, of these parts, with moments of theirs."""
+        if not self.gives_state:
+            return frozenset()
+        states = (name for name in self.stored.tensors if name.startswith(f"{OPTIMIZER_STATE}."))
+        weights = (name.split(".", 3)[3] for name in states if not name.startswith(MASTERS))
+        return frozenset(weight for weight in weights if self.takes(weight))
 
     def takes(self, name: str) -> bool:
         """Whether a tensor of this name comes from it."""

@@ -19,18 +19,8 @@ def compose_trainable(overrides: Sequence[str]) -> Config:
 
 def check_trainable(config: Config) -> None:
     """Raise `ConfigError` with everything of the model that is for plans alone."""
-    problems = [problem.under("model") for problem in planned_alone(config.model)]
-    if problems := problems + not_yet(config):
-        raise ConfigError(describe(problems))
-
-
-def not_yet(config: Config) -> list[Problem]:
-    """Keys whose values nothing trains by so far."""
-    keys = [
-        ("checkpoint.init_optimizer", config.checkpoint.init_optimizer, False),
-    ]
-    rule, remedy = "can be planned, but not trained with so far", "leave it as it is in conf/train.yaml"
-    return [Problem(key, value, rule, remedy) for key, value, usual in keys if value != usual]
+    if problems := planned_alone(config.model):
+        raise ConfigError(describe([problem.under("model") for problem in problems]))
 
 
 def planned_alone(model: ModelConfig) -> list[Problem]:
