@@ -95,8 +95,8 @@ class Topology:
 
     @property
     def first_stage_ranks(self) -> range:
-        """[data-parallel rank] -> global rank of the first stage of that replica's pipeline."""
-        return range(self.dp_size)
+        """Global ranks of the first stage, those of a replica next to one another."""
+        return range(self.stage_size)
 
 
 def backend_of(device: torch.device) -> str:

@@ -127,9 +127,11 @@ def _vision_of(config: Config, loader: DataLoader, share: Share) -> tuple[Vision
             planner,
             vision=config.model.vision,
             micro_batch_size=size,
+            seq_len=config.train.seq_len,
             rank=share.rank,
             replica=share.dp_rank,
             num_replicas=share.dp_size,
+            cp=config.parallelism.cp,
         )
 
     upfront = reader(UpfrontPlanner(config))

@@ -13,13 +13,15 @@ from k25_train.data.decode.items import PlannedMedia
 from k25_train.data.decode.media import MediaPatches
 from k25_train.data.formats.records import MediaSegment
 from k25_train.data.mix.plan import SampleItem, StepPlan
+from k25_train.data.placeholders import runs_in
 from k25_train.data.sources import OpenSource
 from k25_train.data.units import MediaUnit, UnitReading
 from k25_train.plan.vision_planner import VisionPlanner
 from parallel.dep.engine import VisionWork
 from parallel.dep.grid import Grid
 from parallel.dep.plan import Part, VisionItem
-from parallel.dep.plan_share import NO_SHARE, PlanShare, Receiver
+from parallel.dep.plan_share import NO_SHARE, PlanShare
+from parallel.dep.transfers import Receiver
 from parallel.dep.vision_pass import Chunk
 
 
@@ -83,19 +85,24 @@ class VisionReader:
         *,
         vision: VisionConfig,
         micro_batch_size: int,
+        seq_len: int,
         rank: int,
         replica: int,
         num_replicas: int,
+        cp: int,
     ) -> None:
-        """`replica`: the one whose pipeline the rank belongs to, whichever stage it is."""
+        """`replica`: the one whose pipeline the rank belongs to, whichever stage it is; `cp`: ranks that each
+        of its stages has."""
         self._reading = reading
         self._sources = sources
         self._planner = planner
         self._patch_values = 3 * vision.patch_size**2
         self._micro_batch_size = micro_batch_size
+        self._seq_len = seq_len
         self._rank = rank
         self._replica = replica
         self._num_replicas = num_replicas
+        self._cp = cp
 
     def read(self, batch: StepPlan) -> StepVision:
         """Plan the items of a global batch, the same on every rank, and decode this rank's."""
@@ -116,9 +123,17 @@ class VisionReader:
                 numbers += own[number]
                 planned += [VisionItem(grids[item], replica, turn) for item in own[number]]
 
-        # 3. Who encodes what; this rank's share of it is decoded.
-        first_of = self._rank if self._rank < self._num_replicas else None
-        shared, program = self._planner.share(planned, Receiver(self._rank, first_of, share))
+        # 3. Who encodes what, and who receives it; this rank's share of it is decoded.
+        runs = runs_in(
+            batch,
+            orders,
+            self._sources,
+            micro_batch_size=self._micro_batch_size,
+            seq_len=self._seq_len,
+            cp=self._cp,
+        )
+        first_of = self._replica if self._rank < self._num_replicas * self._cp else None
+        shared, program = self._planner.share(planned, Receiver(self._rank, first_of, share, runs))
         parts = [[shared.plan.parts[number] for number in chunk] for chunk in shared.plan.chunks[self._rank]]
         own_items = sorted({part.item for of_chunk in parts for part in of_chunk})
         items = {item: batch.vision_item(numbers[item]) for item in own_items}

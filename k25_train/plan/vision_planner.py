@@ -15,8 +15,9 @@ from k25_train.plan.time.step import decoupled_cost, step_times
 from parallel.dep.bubbles import Placement, TimedItem, order_costly_to_middle, plan_bubbles
 from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
-from parallel.dep.plan_share import PlanShare, Receiver, Shared, plan_share, share_of_whole
+from parallel.dep.plan_share import PlanShare, Shared, plan_share, share_of_whole
 from parallel.dep.program import Program, chunks_of, chunks_of_rank, program_of
+from parallel.dep.transfers import Receiver
 from parallel.pipeline.schedule import RECOMPUTE_AND_BACKWARD_COST
 
 
@@ -140,7 +141,7 @@ class BubblePlanner:
 
     def _program(self, plan: VisionPlan | PlanShare, own: Sequence[Placement]) -> Program:
         times = self._times
-        return program_of(self._rank, plan, own, times.text, self._config.dp, times.reduce_s, self._memory)
+        return program_of(self._rank, plan, own, times.text, self._config.dp_cp, times.reduce_s, self._memory)
 
     def _place(self, items: Sequence[VisionItem]) -> Sequence[Placement]:
         """Where each item is encoded."""
@@ -154,7 +155,7 @@ class BubblePlanner:
         found = plan_bubbles(
             times.text,
             [self._timed(item) for item in items],
-            config.dp,
+            config.dp_cp,
             num_steps=config.model.vision.num_layers,
             exchange_s=times.exchange_s(max(num_tokens.values(), default=0)),
             gather_s=times.gather_s,

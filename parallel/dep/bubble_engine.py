@@ -35,7 +35,7 @@ class _Step:
     own_parts: Sequence[Sequence[int]]
     """[micro-batch] -> parts that this rank encodes."""
     receives: Sequence[bool]
-    """[micro-batch] -> whether this rank is the first stage of a replica that has items in it."""
+    """[micro-batch] -> whether this rank, of a first stage, takes any of its features."""
     tasks: deque[tuple[int, Task]]
     """(position, task) of the tasks that have not run yet, in order."""
     num_backward_tasks: int
@@ -57,7 +57,7 @@ class _Step:
     features: dict[int, Posted[Tensor | None]] = field(default_factory=dict)
     """Micro-batch -> its features, posted and not yet taken by the first stage."""
     leaf_gradients: dict[int, Tensor] = field(default_factory=dict)
-    """Micro-batch -> gradient [V, D] that is not posted yet."""
+    """Micro-batch -> gradient [v, D] that is not posted yet."""
     num_gradients_posted: int = 0
     """Leading micro-batches whose gradients this rank has posted, where it sends or receives any."""
     gradients: dict[int, Posted[dict[int, Tensor]]] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class BubbleEngine(Engine):
         self.before_pass(0)
 
     def _begin(self, work: VisionWork, program: Program) -> _Step:
-        rank, replica = self._exchange.rank, self._exchange.replica
+        rank = self._exchange.rank
         own_parts: list[list[int]] = [[] for _ in work.transfers]
         for parts in work.plan.chunks[rank]:
             own_parts[work.micro_batch_of(parts[0])] += parts
@@ -115,7 +115,7 @@ class BubbleEngine(Engine):
             work=work,
             program=program,
             own_parts=own_parts,
-            receives=[any(receiver == replica for _, receiver in transfer) for transfer in work.transfers],
+            receives=[work.is_received_by(rank, number) for number in range(work.num_micro_batches)],
             tasks=tasks,
             num_backward_tasks=sum(not task.is_forward for _, task in tasks),
             sent_before=self._exchange.sent_bytes,
@@ -137,7 +137,7 @@ class BubbleEngine(Engine):
         while step.tasks and step.tasks[0][0] <= step.num_done:
             position, task = step.tasks.popleft()
             # Work elsewhere may replace waiting, by how much is unknown: it does not count as exposed.
-            is_exposed = self._exchange.replica is not None and position in (0, step.program.num_passes)
+            is_exposed = self._exchange.is_first_stage and position in (0, step.program.num_passes)
             with self._stopwatch.timed(*["exposed_s"] * is_exposed):
                 self._run(step, task)
             self._post(step)
@@ -149,7 +149,7 @@ class BubbleEngine(Engine):
             self._after_backward()
 
     def leaf(self, micro_batch: int) -> Tensor | None:
-        """The features [V, D] of a micro-batch; waits until they have arrived."""
+        """The features [v, D] of a micro-batch; waits until they have arrived."""
         step = self._current_step()
         if not step.receives[micro_batch]:
             return None
@@ -241,7 +241,7 @@ class BubbleEngine(Engine):
             # Ranks without a share of the micro-batch have nothing to post.
             if parts or receives:
                 own = {part: step.encoded.pop(part) for part in parts}
-                posted = self._exchange.post_features(step.work.plan, step.work.transfers[number], own)
+                posted = self._exchange.post_features(step.work.transfers[number], own)
                 step.unfinished.append(posted)
                 if receives:
                     step.features[number] = posted

@@ -43,7 +43,7 @@ class Placement(NamedTuple):
     """Where one item is encoded, step by step."""
 
     rank: int
-    """stage * num_replicas + replica, as megatron-core numbers ranks."""
+    """stage * stage_size + place in the stage, as megatron-core numbers ranks."""
     forward: Shares
     """Position 0 is before the rank's first pass, and for the first stage before the pipeline starts."""
     backward: Shares
@@ -65,7 +65,7 @@ class BubblePlan:
 def plan_bubbles(
     text: Timeline,
     items: Sequence[TimedItem],
-    num_replicas: int,
+    stage_size: int,
     *,
     num_steps: int = 1,
     exchange_s: float = 0.0,
@@ -81,7 +81,8 @@ def plan_bubbles(
     Args:
         text: one replica's pipeline without other work.
         items: items of all replicas.
-        num_replicas: number of replicas, all with the pipeline `text`.
+        stage_size: ranks of a stage: replicas, all with the pipeline `text`, times those that share a
+            replica's tokens.
         num_steps: equal steps, such as layers of the tower, between which either pass of an item may be
             suspended for the rank's own passes.
         exchange_s: bound on the time that features take to the first stage, and gradients back.
@@ -94,7 +95,7 @@ def plan_bubbles(
     mean_step_s = sum(item.forward_s for item in items) / (len(items) * num_steps)
     windows = Windows(text, exchange_s, gather_s, reduce_s)
     stages = [
-        StageIdleTime(text, windows, stage, num_replicas, mean_step_s) for stage in range(len(text.schedules))
+        StageIdleTime(text, windows, stage, stage_size, mean_step_s) for stage in range(len(text.schedules))
     ]
     last = len(windows.deadlines_s) - 1
     placements = [Placement(0, (), ())] * len(items)
@@ -109,7 +110,7 @@ def plan_bubbles(
     plan = BubblePlan(placements, windows.start_delay_s, windows.end_delay_s)
 
     # 3. With more work than idle time, encoding everything around the pipeline can be shorter.
-    upfront = plan_upfront(text, items, num_replicas, num_steps=num_steps)
+    upfront = plan_upfront(text, items, stage_size, num_steps=num_steps)
     around_s = 2 * exchange_s + gather_s + reduce_s
     if plan.start_delay_s + plan.end_delay_s <= upfront.start_delay_s + upfront.end_delay_s + around_s:
         return plan
@@ -121,18 +122,18 @@ def plan_bubbles(
 
 
 def plan_upfront(
-    text: Timeline, items: Sequence[TimedItem], num_replicas: int, *, num_steps: int = 1
+    text: Timeline, items: Sequence[TimedItem], stage_size: int, *, num_steps: int = 1
 ) -> BubblePlan:
     """Encode everything before the pipeline starts and do all backward when it is done.
 
     The costliest item goes first, to the rank with the least work. The delays are those of the tower alone,
     without the time for weights, gradients and features.
     """
-    loads = [(0.0, 0.0, rank) for rank in range(num_replicas * len(text.schedules))]
+    loads = [(0.0, 0.0, rank) for rank in range(stage_size * len(text.schedules))]
     placements = [Placement(0, (), ())] * len(items)
     for index in sorted(range(len(items)), key=lambda index: (-items[index].backward_s, index)):
         backward_s, forward_s, rank = loads[0]
-        num_passes = len(text.schedules[rank // num_replicas])
+        num_passes = len(text.schedules[rank // stage_size])
         placements[index] = Placement(rank, ((0, num_steps),), ((num_passes, num_steps),))
         item = items[index]
         heapreplace(loads, (backward_s + item.backward_s, forward_s + item.forward_s, rank))
@@ -207,13 +208,13 @@ def _place(item: TimedItem, stages: Sequence[StageIdleTime], windows: Windows, n
 
 def _candidate_on(stage: StageIdleTime, item: TimedItem, windows: Windows, num_steps: int) -> _Candidate:
     """Where an item would go on the least loaded rank of a stage."""
-    replica, number = stage.least_loaded_replica, item.micro_batch
-    slots = stage.slots[replica]
+    place, number = stage.least_loaded, item.micro_batch
+    slots = stage.slots[place]
     forward = backward = None
     prologue_deadline_s, epilogue_deadline_s = _deadlines_s(item, stage, windows)
 
     # Forward: in the prologue as long as that delays nothing, otherwise in the earliest inner slots.
-    start_s = stage.prologues[replica].delay_s(prologue_deadline_s, item.forward_s)
+    start_s = stage.prologues[place].delay_s(prologue_deadline_s, item.forward_s)
     start_delay_s = start_s - windows.start_delay_s
     if start_delay_s > 0:
         allowed = stage.slots_until(windows.deadlines_s[number])
@@ -221,7 +222,7 @@ def _candidate_on(stage: StageIdleTime, item: TimedItem, windows: Windows, num_s
 
     # Backward in the first half of the micro-batches: in the earliest inner slots, otherwise in the epilogue.
     # In the second half: in the epilogue as long as that delays nothing, otherwise in the latest inner slots.
-    end_s = stage.epilogues[replica].delay_s(epilogue_deadline_s, item.backward_s)
+    end_s = stage.epilogues[place].delay_s(epilogue_deadline_s, item.backward_s)
     end_delay_s = end_s - windows.end_delay_s
     is_late = 2 * number >= len(windows.releases_s)
     if item.backward_s and (end_delay_s > 0 or not is_late):
@@ -246,20 +247,20 @@ def _deadlines_s(item: TimedItem, stage: StageIdleTime, windows: Windows) -> tup
 
 def _commit(candidate: _Candidate, item: TimedItem, windows: Windows, num_steps: int) -> Placement:
     """Use up the idle time that a candidate takes."""
-    stage, replica = candidate.stage, candidate.stage.least_loaded_replica
+    stage, place = candidate.stage, candidate.stage.least_loaded
     prologue_deadline_s, epilogue_deadline_s = _deadlines_s(item, stage, windows)
     forward, backward = [(0, num_steps)], [(stage.num_passes, num_steps)]
     if candidate.forward is None:
-        stage.prologues[replica].add(prologue_deadline_s, item.forward_s)
+        stage.prologues[place].add(prologue_deadline_s, item.forward_s)
         windows.start_delay_s += candidate.start_delay_s
     else:
-        stage.slots[replica].reserve(candidate.forward, item.forward_s / num_steps)
+        stage.slots[place].reserve(candidate.forward, item.forward_s / num_steps)
         forward = [(stage.positions[slot], steps) for slot, steps in candidate.forward]
     if candidate.backward is None:
-        stage.epilogues[replica].add(epilogue_deadline_s, item.backward_s)
+        stage.epilogues[place].add(epilogue_deadline_s, item.backward_s)
         windows.end_delay_s += candidate.end_delay_s
     else:
-        stage.slots[replica].reserve(candidate.backward, item.backward_s / num_steps)
+        stage.slots[place].reserve(candidate.backward, item.backward_s / num_steps)
         backward = sorted((stage.positions[slot], steps) for slot, steps in candidate.backward)
     stage.add_load(item.forward_s + item.backward_s)
-    return Placement(stage.num_replicas * stage.number + replica, tuple(forward), tuple(backward))
+    return Placement(stage.num_ranks * stage.number + place, tuple(forward), tuple(backward))

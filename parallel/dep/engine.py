@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from parallel.dep.feature_exchange import FeatureExchange
-from parallel.dep.plan import Transfer, VisionPlan
+from parallel.dep.plan import VisionPlan
 from parallel.dep.plan_share import PlanShare
 from parallel.dep.program import Program
 from parallel.dep.stats import VisionStats
+from parallel.dep.transfers import Transfer
 from parallel.dep.vision_pass import Chunk
 from parallel.stopwatch import Stopwatch
 
@@ -29,7 +30,7 @@ class VisionWork:
     chunks: Sequence[Chunk]
     """This rank's chunks of the plan."""
     transfers: Sequence[Transfer]
-    """[micro-batch] -> what this rank sends and receives of it (`parallel.dep.plan.transfers_of`)."""
+    """[micro-batch] -> what this rank sends and receives of it (`parallel.dep.transfers.transfers_of`)."""
     program: Program | None = None
     """When this rank encodes its chunks; None if everything is encoded upfront."""
 
@@ -37,6 +38,10 @@ class VisionWork:
     def num_micro_batches(self) -> int:
         """Micro-batches of each replica."""
         return len(self.transfers)
+
+    def is_received_by(self, rank: int, micro_batch: int) -> bool:
+        """Whether a rank, of a first stage, takes any features of a micro-batch."""
+        return any(receiver == rank for _, receiver in self.transfers[micro_batch])
 
     def micro_batch_of(self, part: int) -> int:
         """Number, within its replica, of the micro-batch of a part of the plan."""
@@ -94,10 +99,11 @@ class Engine(ABC):
 
     @abstractmethod
     def leaf(self, micro_batch: int) -> Tensor | None:
-        """The features [V, D] of a micro-batch of this rank's replica, as a leaf of the backbone's graph.
+        """The features [v, D] of those placeholders of a micro-batch that are on this rank, as a leaf of the
+        backbone's graph.
 
-        None if the micro-batch has no items. The first stage takes it once, when it runs forward; the engine
-        collects its gradient.
+        None if there are none. The first stage takes it once, when it runs forward; the engine collects
+        its gradient.
         """
 
     @abstractmethod

@@ -1,7 +1,8 @@
 """Features from the ranks that encoded them to the first stages, and their gradients back.
 
 This is all that ranks send to each other about items, apart from which ones did not decode and what the ranks
-of a split item exchange (`part_exchange.py`). One transfer covers the micro-batches of one number in all
+of a split item exchange (`part_exchange.py`). A rank of a first stage receives the rows whose placeholders it
+holds, and no others. One transfer covers the micro-batches of one number in all
 replicas at once. Both ends read their transfers from the plan and post them in the same order, each with
 everything that the rank sends and receives of it. Features and gradients use separate groups where transfers
 of one kind are posted between transfers of the other, as in bubbles.
@@ -18,13 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.dep.plan import Transfer, VisionPlan
+from parallel.dep.plan import VisionPlan
 from parallel.dep.plan_share import PlanShare
+from parallel.dep.transfers import Stretch, Transfer
 
 Phase = Callable[[str, Sequence[int]], AbstractContextManager[object]]
 """Context that announces what a rank waits for, and the global ranks that it waits for."""
-Message = tuple[list[int], Tensor]
-"""Parts that one sender sends to one receiver, and their rows [sum of n, D]."""
+Message = tuple[list[Stretch], Tensor]
+"""What one sender sends to one receiver of each part, and the rows of all of it, one after another."""
 
 
 class Posted[Result]:
@@ -94,8 +96,8 @@ class FeatureExchange:
         Args:
             feature_group: all ranks of the job; used for features, and for their gradients if both are one.
             gradient_group: all ranks of the job; used for gradients of features only.
-            first_stage_ranks: [replica] -> global rank of its first pipeline stage.
-            width: D of features [V, D].
+            first_stage_ranks: global ranks of the first pipeline stage.
+            width: D of features.
             wire_dtype: type of features and gradients in flight, and of those that stay on their rank, so
                 that no value depends on who encodes what.
             device: where features and gradients are.
@@ -104,16 +106,14 @@ class FeatureExchange:
         self._feature_group = feature_group
         self._gradient_group = gradient_group
         self.rank = dist.get_rank()
-        self._first_stage_ranks = first_stage_ranks
         self._width = width
         self._wire_dtype = wire_dtype
         self._device = device
         self._phase = phase
         self.sent_bytes = 0
         """Bytes that this rank has sent to others since it was created."""
-        is_first = self.rank in first_stage_ranks
-        self.replica = first_stage_ranks.index(self.rank) if is_first else None
-        """The replica whose first stage this rank is; None on later stages."""
+        self.is_first_stage = self.rank in first_stage_ranks
+        """Whether this rank takes features, of a replica's first stage."""
         self._groups = [feature_group] if feature_group is gradient_group else [feature_group, gradient_group]
         self._connected: set[int] = set()
 
@@ -127,12 +127,8 @@ class FeatureExchange:
         never exchange anything never meet.
         """
         # 1. Ranks that exchange something in this step for the first time.
-        pairs = [
-            (sender, self._first_stage_ranks[replica])
-            for transfer in transfers
-            for sender, replica in transfer
-        ]
-        peers = {rank for pair in pairs for rank in pair} - self._connected - {self.rank}
+        ranks = {rank for transfer in transfers for pair in transfer for rank in pair}
+        peers = ranks - self._connected - {self.rank}
         self._connected |= peers
         # 2. One byte each way, in both groups: NCCL connects two ranks per group, when they first meet.
         for group in self._groups:
@@ -143,69 +139,67 @@ class FeatureExchange:
                     operations.append(dist.P2POp(operation, number, peer, group))
             Posted("meet", operations, self._phase, lambda: None).wait()
 
-    def post_features(
-        self, plan: VisionPlan | PlanShare, transfer: Transfer, own: Mapping[int, Tensor]
-    ) -> Posted[Tensor | None]:
-        """Start sending this rank's features of a transfer, and receiving its replica's.
+    def post_features(self, transfer: Transfer, own: Mapping[int, Tensor]) -> Posted[Tensor | None]:
+        """Start sending this rank's features of a transfer, and receiving those of its placeholders.
 
         Args:
             own: number of a part -> its features [n, D], at least for the parts of this transfer.
 
-        The result is the features [V, D] of the replica's micro-batch, in placeholder order; None on later
-        stages, and where the micro-batch has no items.
+        The result is the features [v, D] of the micro-batch's placeholders on this rank, in their order; None
+        where it has none.
         """
         messages: list[Message] = []
         operations = []
-        for (sender, replica), parts in transfer.items():
-            receiver = self._first_stage_ranks[replica]
+        for (sender, receiver), stretches in transfer.items():
             # Own features leave, or stay here in the same type; those of others arrive.
             if sender == self.rank:
-                rows = torch.cat([own[part] for part in parts]).to(self._wire_dtype)
+                rows = torch.cat(
+                    [own[each.part].narrow(0, each.first, each.num_tokens) for each in stretches]
+                )
+                rows = rows.to(self._wire_dtype)
                 if receiver == self.rank:
-                    messages.append((parts, rows))
+                    messages.append((stretches, rows))
                 else:
                     operations.append(self._send(rows, receiver, self._feature_group))
             elif receiver == self.rank:
-                rows = self._empty(sum(_num_tokens(plan, parts)))
-                messages.append((parts, rows))
+                rows = self._empty(_sizes(stretches))
+                messages.append((stretches, rows))
                 operations.append(dist.P2POp(dist.irecv, rows, sender, self._feature_group))
-        return Posted("features", operations, self._phase, lambda: self._put_together(plan, messages))
+        return Posted("features", operations, self._phase, lambda: self._put_together(messages))
 
-    def _put_together(self, plan: VisionPlan | PlanShare, messages: Sequence[Message]) -> Tensor | None:
+    def _put_together(self, messages: Sequence[Message]) -> Tensor | None:
         if not messages:
             return None
-        # Parts of several senders alternate in the micro-batch: each goes to its own offset.
-        features = self._empty(sum(rows.shape[0] for _, rows in messages))
-        for parts, rows in messages:
-            for part, block in zip(parts, rows.split(_num_tokens(plan, parts)), strict=True):
-                offset = plan.parts[part].offset
-                features[offset : offset + block.shape[0]] = block
+        # Parts of several senders alternate in the micro-batch: each row goes to its own offset.
+        features = self._empty([rows.shape[0] for _, rows in messages])
+        for stretches, rows in messages:
+            for each, block in zip(stretches, rows.split(_sizes(stretches)), strict=True):
+                features[each.offset : each.offset + each.num_tokens] = block
         return features
 
     def post_gradients(
         self, plan: VisionPlan | PlanShare, transfer: Transfer, gradient: Tensor | None
     ) -> Posted[dict[int, Tensor]]:
-        """Start sending the gradient [V, D] of a replica's features, and receiving that of own parts.
+        """Start sending the gradient [v, D] of the features that this rank took, and receiving that of own
+        parts.
 
         The result maps the number of each part of the transfer that this rank encoded to its gradient [n, D].
         """
         messages: list[Message] = []
         operations = []
-        for (encoder, replica), parts in transfer.items():
-            owner = self._first_stage_ranks[replica]
-            # The reverse of `post_features`: the rows of each encoder's parts go back to it.
+        for (encoder, owner), stretches in transfer.items():
+            # The reverse of `post_features`: each encoder's rows go back to it.
             if owner == self.rank:
                 assert gradient is not None, "the first stage has run backward"
-                offsets = [(plan.parts[part].offset, plan.parts[part].num_tokens) for part in parts]
-                rows = torch.cat([gradient[start : start + size] for start, size in offsets])
+                rows = torch.cat([gradient.narrow(0, each.offset, each.num_tokens) for each in stretches])
                 rows = rows.to(self._wire_dtype)
                 if encoder == self.rank:
-                    messages.append((parts, rows))
+                    messages.append((stretches, rows))
                 else:
                     operations.append(self._send(rows, encoder, self._gradient_group))
             elif encoder == self.rank:
-                rows = self._empty(sum(_num_tokens(plan, parts)))
-                messages.append((parts, rows))
+                rows = self._empty(_sizes(stretches))
+                messages.append((stretches, rows))
                 operations.append(dist.P2POp(dist.irecv, rows, owner, self._gradient_group))
         return Posted("feature gradients", operations, self._phase, lambda: _by_part(plan, messages))
 
@@ -213,17 +207,24 @@ class FeatureExchange:
         self.sent_bytes += rows.nbytes
         return dist.P2POp(dist.isend, rows, receiver, group)
 
-    def _empty(self, num_tokens: int) -> Tensor:
-        return torch.empty(num_tokens, self._width, dtype=self._wire_dtype, device=self._device)
+    def _empty(self, sizes: Sequence[int]) -> Tensor:
+        return torch.empty(sum(sizes), self._width, dtype=self._wire_dtype, device=self._device)
 
 
 def _by_part(plan: VisionPlan | PlanShare, messages: Sequence[Message]) -> dict[int, Tensor]:
-    return {
-        part: block
-        for parts, rows in messages
-        for part, block in zip(parts, rows.split(_num_tokens(plan, parts)), strict=True)
-    }
+    """Part -> its gradient [n, D], put together of what each receiver of its rows has sent back."""
+    found: dict[int, Tensor] = {}
+    for stretches, rows in messages:
+        for each, block in zip(stretches, rows.split(_sizes(stretches)), strict=True):
+            num_tokens = plan.parts[each.part].num_tokens
+            if each.num_tokens == num_tokens:
+                found[each.part] = block
+                continue
+            if each.part not in found:
+                found[each.part] = block.new_empty(num_tokens, block.shape[1])
+            found[each.part][each.first : each.first + each.num_tokens] = block
+    return found
 
 
-def _num_tokens(plan: VisionPlan | PlanShare, parts: Sequence[int]) -> list[int]:
-    return [plan.parts[part].num_tokens for part in parts]
+def _sizes(stretches: Sequence[Stretch]) -> list[int]:
+    return [each.num_tokens for each in stretches]

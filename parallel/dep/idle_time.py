@@ -129,13 +129,13 @@ def _first_open(links: list[int], slot: int) -> int:
 
 
 class StageIdleTime:
-    """Idle time of a pipeline stage, and what each of its ranks, one per replica, has used of it."""
+    """Idle time of a pipeline stage, and what each of its ranks has used of it."""
 
     def __init__(
-        self, text: Timeline, windows: Windows, stage: int, num_replicas: int, min_free_s: float
+        self, text: Timeline, windows: Windows, stage: int, num_ranks: int, min_free_s: float
     ) -> None:
         self.number = stage
-        self.num_replicas = num_replicas
+        self.num_ranks = num_ranks
         self.num_passes = len(text.schedules[stage])
         slots = text.slots(stage)
         self._idle_s = sum(slot.seconds for slot in slots)
@@ -148,11 +148,11 @@ class StageIdleTime:
         self._ends_s = [slot.end_s for slot in inner]
         self._first_usable = bisect_left(self._starts_s, windows.gather_s)
         self._last_usable = bisect_right(self._ends_s, windows.end_s - windows.reduce_s)
-        self.slots = [IdleSlots([slot.seconds for slot in inner], min_free_s) for _ in range(num_replicas)]
-        self.prologues = [DeadlineQueue(windows.gather_s) for _ in range(num_replicas)]
-        self.epilogues = [DeadlineQueue(windows.reduce_s) for _ in range(num_replicas)]
-        # (share of the idle time that is used, replica), the least loaded first.
-        self._loads = [(0.0, replica) for replica in range(num_replicas)]
+        self.slots = [IdleSlots([slot.seconds for slot in inner], min_free_s) for _ in range(num_ranks)]
+        self.prologues = [DeadlineQueue(windows.gather_s) for _ in range(num_ranks)]
+        self.epilogues = [DeadlineQueue(windows.reduce_s) for _ in range(num_ranks)]
+        # (share of the idle time that is used, place), the least loaded first.
+        self._loads = [(0.0, place) for place in range(num_ranks)]
         heapify(self._loads)
 
     @property
@@ -161,14 +161,14 @@ class StageIdleTime:
         return self._loads[0][0]
 
     @property
-    def least_loaded_replica(self) -> int:
-        """Replica of that rank."""
+    def least_loaded(self) -> int:
+        """Place of that rank in the stage."""
         return self._loads[0][1]
 
     def add_load(self, seconds: float) -> None:
         """Count work of the least loaded rank."""
-        load, replica = self._loads[0]
-        heapreplace(self._loads, (load + seconds / max(self._idle_s, MIN_IDLE_S), replica))
+        load, place = self._loads[0]
+        heapreplace(self._loads, (load + seconds / max(self._idle_s, MIN_IDLE_S), place))
 
     def slots_until(self, deadline_s: float) -> range:
         """Inner slots that end by a deadline, once the tower's weights are gathered."""

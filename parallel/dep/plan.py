@@ -2,8 +2,9 @@
 
 Every rank of the job has a replica of the vision tower. In each training step an item, which is an image or
 a chunk of a video, is encoded by one rank, whichever has the least to do, or by several, and its features go
-to the first pipeline stage of the replica that owns the sample. All ranks know the sizes of all items and
-compute this plan locally, without any communication. That rests on these invariants:
+to the first pipeline stage of the replica that owns the sample, there to the ranks that hold its tokens
+(`transfers.py`). All ranks know the sizes of all items and compute this plan locally, without any
+communication. That rests on these invariants:
 
 1. Every row of patches of every item is encoded exactly once, and the parts of one item by different ranks.
 2. The features of the parts of a micro-batch, at their offsets, tile its features without gap or overlap.
@@ -31,9 +32,6 @@ from typing import NamedTuple
 from parallel.dep.assignment import assign_items, equal_rows
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import MERGE_EDGE, Grid
-
-Transfer = dict[tuple[int, int], list[int]]
-"""Whose features of a micro-batch go where: (sender's rank, receiving replica) -> part numbers, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,25 +161,6 @@ def build_plan(
         costs[part.rank] += part.num_rows // MERGE_EDGE * cost.of_row(items[part.item].grid_thw)
     frozen = tuple([tuple(map(tuple, of_rank)) for of_rank in chunks])
     return VisionPlan(tuple(items), len(chunks), parts, frozen, tuple(costs))
-
-
-def transfers_of(plan: VisionPlan, num_micro_batches: int, rank: int, replica: int | None) -> list[Transfer]:
-    """[micro-batch] -> who sends which features to which replica, as far as a rank takes part.
-
-    A transfer covers micro-batches of the same number in all replicas. Parts from one sender to one replica
-    are in the order of their offsets.
-
-    Args:
-        rank: the one that sends features.
-        replica: the one whose first stage the rank is and that receives features; None on later stages.
-    """
-    found: list[Transfer] = [{} for _ in range(num_micro_batches)]
-    for number, part in enumerate(plan.parts):
-        item = plan.items[part.item]
-        # What the rank sends, and what it receives as a first stage.
-        if part.rank == rank or item.replica == replica:
-            found[item.micro_batch].setdefault((part.rank, item.replica), []).append(number)
-    return found
 
 
 def check_items(items: Sequence[VisionItem], num_ranks: int, max_patches_per_chunk: int) -> None:

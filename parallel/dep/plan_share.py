@@ -16,14 +16,13 @@ from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import MERGE_EDGE
 from parallel.dep.plan import (
     Part,
-    Transfer,
     VisionItem,
     VisionPlan,
     build_plan,
     check_items,
     chunks_of_ranks,
-    transfers_of,
 )
+from parallel.dep.transfers import Receiver, Transfer, transfers_among, transfers_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class PlanShare:
     items: Mapping[int, VisionItem]
     """Items of the parts."""
     parts: Mapping[int, Part]
-    """Parts that the rank encodes or, as the first stage of a replica, receives."""
+    """Parts that the rank encodes or, in the first stage of a replica, receives rows of."""
     chunks: Mapping[int, tuple[tuple[int, ...], ...]]
     """{the rank: [chunk] -> numbers of the parts that it encodes together}."""
     split: Mapping[int, tuple[Part, ...]]
@@ -51,31 +50,19 @@ NO_SHARE = PlanShare(items={}, parts={}, chunks={}, split={}, is_split=False)
 """Where nothing is encoded."""
 
 
-class Receiver(NamedTuple):
-    """Whose share it is."""
-
-    rank: int
-    """The rank that encodes, and sends."""
-    replica: int | None
-    """The replica whose first stage it is, which receives; None on later stages."""
-    num_micro_batches: int
-    """Of each replica."""
-
-
 class Shared(NamedTuple):
     """A share of a plan, with what passes between ranks."""
 
     plan: PlanShare
     transfers: list[Transfer]
-    """As `transfers_of` gives them."""
+    """As `transfers_of` gives them, of which the rank is an end."""
 
 
 def share_of(plan: VisionPlan, receiver: Receiver) -> Shared:
     """A rank's share of a plan."""
     rank = receiver.rank
-    transfers = transfers_of(plan, receiver.num_micro_batches, rank, receiver.replica)
-    numbers = sorted(number for transfer in transfers for parts in transfer.values() for number in parts)
-    parts = {number: plan.parts[number] for number in numbers}
+    transfers = transfers_of(plan, receiver)
+    parts = {number: plan.parts[number] for number in _parts_in(transfers)}
     own = {part.item for part in parts.values() if part.rank == rank} if plan.is_split else set()
     split = {item: of_item for item in sorted(own) if len(of_item := plan.parts_of(item)) > 1}
     items = {part.item: plan.items[part.item] for part in parts.values()}
@@ -132,16 +119,21 @@ def share_of_whole(
     if receiver.replica is not None:
         takes_part |= sizes.replicas == receiver.replica
     offsets = sizes.offsets()
-    parts: dict[int, Part] = {}
-    transfers: list[Transfer] = [{} for _ in range(receiver.num_micro_batches)]
+    found: dict[int, Part] = {}
     for number in np.flatnonzero(takes_part).tolist():
         item, rank = items[number], int(rank_of[number])
         grid = item.grid_thw
-        parts[number] = Part(number, rank, 0, grid.h, int(offsets[number]), item.num_tokens, item.num_patches)
-        transfers[item.micro_batch].setdefault((rank, item.replica), []).append(number)
+        found[number] = Part(number, rank, 0, grid.h, int(offsets[number]), item.num_tokens, item.num_patches)
+    transfers = transfers_among(found.items(), items, receiver)
+    parts = {number: found[number] for number in _parts_in(transfers)}
     own_items = {number: items[number] for number in parts}
     frozen = {receiver.rank: tuple(map(tuple, chunks))}
     return Shared(PlanShare(own_items, parts, frozen, {}, is_split=False), transfers)
+
+
+def _parts_in(transfers: Sequence[Transfer]) -> list[int]:
+    """Numbers of the parts in transfers."""
+    return sorted({each.part for transfer in transfers for rows in transfer.values() for each in rows})
 
 
 class _Sizes:

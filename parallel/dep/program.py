@@ -107,18 +107,18 @@ def program_of(
     plan: VisionPlan | PlanShare,
     placements: Sequence[Placement],
     text: Timeline,
-    num_replicas: int,
+    stage_size: int,
     reduce_s: float = 0.0,
     memory: ChunkMemory = ROOM_FOR_ALL,
 ) -> Program:
     """The program of one rank.
 
     Args:
-        rank: stage * num_replicas + replica.
+        rank: stage * stage_size + place in the stage.
         plan: plan of the step.
         placements: [chunk of the rank] -> where it is encoded.
         text: one replica's pipeline without other work, by which the items were placed.
-        num_replicas: data-parallel size of the job.
+        stage_size: ranks of a stage.
         reduce_s: duration of the reduction of the encoder's gradients. Started much earlier than that before
             the end, it would only wait for ranks that are not ready, and slow passes down meanwhile.
         memory: what chunks take between their steps, and the room for them.
@@ -140,7 +140,7 @@ def program_of(
     keeps = tuple(map(memory.keeps, num_patches))
 
     # 3. Exchange: a first stage receives features one forward pass ahead, gradients when the plan has them.
-    stage = rank // num_replicas
+    stage = rank // stage_size
     passes, starts_s = text.schedules[stage], text.starts_s[stage]
     gradients_from = [bisect_left(starts_s, time_s) for time_s in text.gradient_times_s()]
     features_from = [bisect_left(starts_s, time_s) for time_s in sending_times_s(text)]

@@ -32,7 +32,7 @@ class _Step:
     work: VisionWork
     """Plan of the global batch and this rank's pixels."""
     store: FeatureStore
-    """Features of this first stage's replica, later their gradients."""
+    """Features that this rank takes in the first stage, later their gradients."""
     sent_before: int
     """Bytes that the exchange of features had sent before the step."""
     split_before: int
@@ -104,13 +104,12 @@ class UpfrontEngine(Engine):
         """Post a transfer, once those in flight leave space on the device; takes its parts out of `own`."""
         while _num_bytes(step.features_in_flight) > self._max_feature_bytes - step.store.device_bytes:
             self._receive_features(step)
-        posted = self._exchange.post_features(step.work.plan, step.work.transfers[micro_batch], own)
-        step.features_in_flight.append((micro_batch, posted))
+        transfer = step.work.transfers[micro_batch]
+        step.features_in_flight.append((micro_batch, self._exchange.post_features(transfer, own)))
         # The transfer holds copies of what it sends: free the features themselves.
-        for (sender, _), parts in step.work.transfers[micro_batch].items():
-            if sender == self._exchange.rank:
-                for part in parts:
-                    del own[part]
+        sent = [rows for (sender, _), rows in transfer.items() if sender == self._exchange.rank]
+        for part in {each.part for rows in sent for each in rows}:
+            del own[part]
 
     def _receive_features(self, step: _Step) -> None:
         """Wait for the oldest transfer of features, and keep what a first stage receives."""
@@ -124,7 +123,7 @@ class UpfrontEngine(Engine):
         """Do nothing: the pipeline runs as without images."""
 
     def leaf(self, micro_batch: int) -> Tensor | None:
-        """The features [V, D] of a micro-batch, brought back from host memory if they were there."""
+        """The features [v, D] of a micro-batch, brought back from host memory if they were there."""
         step = self._current_step()
         if not self._has_items(micro_batch):
             return None
@@ -190,9 +189,8 @@ class UpfrontEngine(Engine):
         return self._step
 
     def _has_items(self, micro_batch: int) -> bool:
-        """Whether this rank is a first stage, and the micro-batch of its replica has items."""
-        replica = self._exchange.replica
-        return any(receiver == replica for _, receiver in self._current_step().work.transfers[micro_batch])
+        """Whether this rank takes features of the micro-batch."""
+        return self._current_step().work.is_received_by(self._exchange.rank, micro_batch)
 
     def _parts(self, chunk: int) -> tuple[int, ...]:
         return self._current_step().work.plan.chunks[self._exchange.rank][chunk]

@@ -10,12 +10,14 @@ import torch.distributed as dist
 
 from parallel.dep.bubbles import TimedItem, plan_bubbles
 from parallel.dep.chunk_memory import ROOM_FOR_ALL, ChunkMemory
-from parallel.dep.plan import VisionItem, transfers_of
+from parallel.dep.plan import VisionItem
 from parallel.dep.program import chunks_of, program_of
+from parallel.dep.transfers import Receiver, transfers_of
 from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.pipeline.schedule import Pass, schedule_of
 from parallel.pipeline.simulator import simulate
 from parallel.pipeline.timeline import ChunkSeconds, Timeline
+from tests.helpers.held_rows import made_up_runs
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.toy_encoder import (
     BATCHES,
@@ -31,6 +33,7 @@ from tests.helpers.toy_encoder import (
     gradients_of,
     loss_of,
     start_exchange,
+    take,
 )
 
 pytestmark = pytest.mark.distributed
@@ -50,30 +53,33 @@ class Case(NamedTuple):
     """Seconds per unit of cost, where a pass takes one second."""
     has_little_room: bool = False
     """Whether chunks of more than 10 patches keep the inputs of layers alone, and one waits at a time."""
+    cp: int = 1
+    """Ranks of a stage that share the tokens of a micro-batch."""
 
     @property
-    def num_replicas(self) -> int:
+    def stage_size(self) -> int:
         return NUM_RANKS // self.pp
 
 
-def drawn(seed: int) -> Case:
+def drawn(seed: int, cp: int = 1) -> Case:
     """A pipeline with items that come to a tenth of a step, or to several."""
     generator = random.Random(seed)
-    pp = generator.choice((2, 4))
+    pp = generator.choice((2, 4)) if cp == 1 else 2
     num_micro_batches = pp + generator.randrange(5)
     places = sorted(
-        (generator.randrange(NUM_RANKS // pp), generator.randrange(num_micro_batches))
+        (generator.randrange(NUM_RANKS // pp // cp), generator.randrange(num_micro_batches))
         for _ in range(generator.randrange(40))
     )
     items = [VisionItem(generator.choice((SMALL, LARGE, VIDEO)), *place) for place in places]
     item_s = generator.choice((1e-4, 3e-4, 1e-3))
-    return Case(pp, generator.choice((1, 2)), num_micro_batches, items, item_s, bool(seed % 2))
+    return Case(pp, generator.choice((1, 2)), num_micro_batches, items, item_s, bool(seed % 2), cp)
 
 
 CASES = {name: Case(2, 1, 3, items, 1e-3) for name, items in BATCHES.items()}
 # The last stage has encoded its share long before the first one, which waits for it, can take it.
 CASES["needed late"] = Case(4, 1, 8, [VisionItem(LARGE, 0, 5)] * 8, 1e-4)
 CASES |= {f"drawn {seed}": drawn(seed) for seed in range(16)}
+CASES |= {f"on two ranks, drawn {seed}": drawn(seed, cp=2) for seed in range(6)}
 
 
 def text_of(case: Case) -> Timeline:
@@ -88,15 +94,15 @@ def text_of(case: Case) -> Timeline:
     )
 
 
-def run_cases(context: RankContext, num_replicas: int, is_trained: bool) -> dict[str, tuple[Part, int, int]]:
-    """Each case with so many replicas: what this rank has, tasks between its passes, and all its tasks."""
-    exchange = start_exchange(context, num_replicas)
+def run_cases(context: RankContext, stage_size: int, is_trained: bool) -> dict[str, tuple[Part, int, int]]:
+    """Each case with stages of so many ranks: what this rank has, tasks between its passes, all its tasks."""
+    exchange = start_exchange(context, stage_size)
     wait_where_ranks_first_meet(dist.new_group())
     pipeline = dist.new_group()
     return {
         name: run_case(exchange, pipeline, case, is_trained)
         for name, case in CASES.items()
-        if case.num_replicas == num_replicas
+        if case.stage_size == stage_size
     }
 
 
@@ -106,7 +112,7 @@ class Neighbours:
     def __init__(self, group: dist.ProcessGroup, case: Case, rank: int) -> None:
         self._group = group
         self._case = case
-        self._stage, self._replica = divmod(rank, case.num_replicas)
+        self._stage, self._place = divmod(rank, case.stage_size)
         self._sent: list[Any] = []
 
     def wait_for_input(self, each: Pass) -> None:
@@ -131,7 +137,7 @@ class Neighbours:
         return each.vp_stage * self._case.pp + self._stage
 
     def _rank(self, chunk: int) -> int:
-        return chunk % self._case.pp * self._case.num_replicas + self._replica
+        return chunk % self._case.pp * self._case.stage_size + self._place
 
     def _tag(self, each: Pass, chunk: int) -> int:
         """Of what a chunk receives."""
@@ -164,7 +170,8 @@ def run_case(
     from parallel.dep.bubble_engine import BubbleEngine
     from parallel.dep.engine import VisionWork
 
-    rank, replica, toy, text = exchange.rank, exchange.replica, Toy(), text_of(case)
+    rank, toy, text = exchange.rank, Toy(), text_of(case)
+    replica = rank // case.cp if exchange.is_first_stage else None
     timed = [
         TimedItem(
             item.replica,
@@ -174,31 +181,33 @@ def run_case(
         )
         for item in case.items
     ]
-    placements = plan_bubbles(text, timed, case.num_replicas, num_steps=3).placements
+    placements = plan_bubbles(text, timed, case.stage_size, num_steps=3).placements
     if not is_trained:
         placements = [place._replace(backward=()) for place in placements]
     plan, places = chunks_of(case.items, placements, NUM_RANKS, COST, 30)
     memory = LITTLE_ROOM if case.has_little_room else ROOM_FOR_ALL
-    program = program_of(rank, plan, places[rank], text, case.num_replicas, memory=memory)
+    program = program_of(rank, plan, places[rank], text, case.stage_size, memory=memory)
     ended: list[int] = []
     # Less than the gradients of one micro-batch: first stages wait for each to leave.
     setup = engine_setup(exchange, is_trained, device_bytes=100 if case.vpp == 1 else 1 << 30)
     engine = BubbleEngine(setup, toy, after_backward=lambda: ended.append(1))
-    own = transfers_of(plan, case.num_micro_batches, rank, replica)
+    runs = made_up_runs(case.items, case.cp)
+    own = transfers_of(plan, Receiver(rank, replica, case.num_micro_batches, runs))
     engine.start(VisionWork(plan, chunks_of_rank(rank, plan), own, program))
     pace, features, leaves = random.Random(rank), {}, {}
     neighbours = Neighbours(pipeline, case, rank)
-    for position, each in enumerate(text.schedules[rank // case.num_replicas]):
+    for position, each in enumerate(text.schedules[rank // case.stage_size]):
         engine.before_pass(position)
         neighbours.wait_for_input(each)
         time.sleep(pace.choice((0, 0, 0, 2e-3)))
         if replica is not None and each.vp_stage == 0:
+            place = replica, each.micro_batch
             if each.is_forward:
-                leaf = leaves[each.micro_batch] = engine.leaf(each.micro_batch)
-                if leaf is not None:
-                    features[replica, each.micro_batch] = leaf.detach().clone()
-            elif is_trained and (leaf := leaves.pop(each.micro_batch)) is not None:
-                loss_of(leaf, replica, each.micro_batch).backward()
+                found = take(engine, place, runs, rank)
+                if found is not None:
+                    leaves[place], features[place] = found
+            elif is_trained and place in leaves:
+                loss_of(leaves.pop(place), *place, features[place].rows).backward()
         neighbours.send_output(each)
     engine.finish()
     neighbours.finish()
@@ -207,9 +216,9 @@ def run_case(
     return (features, gradients_of(toy), engine.stats), between, sum(map(len, program.tasks.values()))
 
 
-@pytest.mark.parametrize("num_replicas", [1, 2])
-def test_all_ranks_together_are_one_process(num_replicas: int) -> None:
-    ranks = run_ranks(run_cases, NUM_RANKS, num_replicas, True)
+@pytest.mark.parametrize("stage_size", [1, 2])
+def test_all_ranks_together_are_one_process(stage_size: int) -> None:
+    ranks = run_ranks(run_cases, NUM_RANKS, stage_size, True)
     for name in ranks[0]:
         check_batch([rank[name][0] for rank in ranks], CASES[name].items)
     num_between = sum(between for rank in ranks for _, between, _ in rank.values())

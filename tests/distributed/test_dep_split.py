@@ -21,14 +21,16 @@ from k25_train.model.moonvit import MoonViT3D
 from k25_train.model.moonvit_items import ItemPart
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import Grid
-from parallel.dep.plan import VisionItem, VisionPlan, plan_vision, transfers_of
+from parallel.dep.plan import VisionItem, VisionPlan, plan_vision
+from parallel.dep.transfers import Receiver, transfers_of
+from tests.helpers.held_rows import made_up_runs
 from tests.helpers.hf_reference import tiny_vision_config
 from tests.helpers.parity import NARROW, TOLERANCE, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
 from tests.helpers.smoke_mix import mix
 from tests.helpers.tiny_shards import Media, Sample, make_image, make_video, write_shard_set
-from tests.helpers.toy_encoder import engine_setup, loss_of
+from tests.helpers.toy_encoder import Taken, engine_setup, loss_of, put_together, take
 
 pytestmark = pytest.mark.distributed
 
@@ -91,7 +93,7 @@ def plan_of(items: Sequence[VisionItem]) -> VisionPlan:
 class Found(NamedTuple):
     """Of one rank, or of one process that has everything."""
 
-    features: dict[tuple[int, int], Tensor]
+    features: dict[tuple[int, int], Taken]
     """By replica and micro-batch."""
     gradients: list[Tensor]
     stats: Any = None
@@ -108,17 +110,22 @@ def alone(items: Sequence[VisionItem]) -> Found:
             features[place] = tower(pixels, grids)
             loss_of(features[place], *place).backward()
     gradients = [each.grad for each in tower.parameters() if each.grad is not None]
-    return Found({place: value.detach() for place, value in features.items()}, gradients)
+    taken = {place: Taken(torch.arange(len(value)), value.detach()) for place, value in features.items()}
+    return Found(taken, gradients)
 
 
-def together(context: RankContext) -> dict[str, Found]:
-    """What one rank finds, batch after batch."""
+def together(context: RankContext) -> dict[tuple[int, str], Found]:
+    """What one rank finds, batch after batch, where replicas have one rank in the first stage, or two."""
     join(context)
     group = dist.new_group()
-    return {name: batch_on(context.rank, group, items) for name, items in BATCHES.items()}
+    return {
+        (cp, name): batch_on(context.rank, group, items, cp)
+        for cp in (1, 2)
+        for name, items in BATCHES.items()
+    }
 
 
-def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -> Found:
+def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem], cp: int) -> Found:
     from parallel.dep.engine import VisionWork
     from parallel.dep.feature_exchange import FeatureExchange
     from parallel.dep.part_exchange import PartExchange
@@ -129,7 +136,7 @@ def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -
     exchange = FeatureExchange(
         group,
         group,
-        range(NUM_REPLICAS),
+        range(NUM_REPLICAS * cp),
         width=WIDTH,
         wire_dtype=torch.float32,
         device=device,
@@ -147,14 +154,15 @@ def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -
             for part, grid in zip(of_chunk, grids, strict=True)
         ]
         chunks.append(Chunk(torch.cat(pixels), grids))
-    own = transfers_of(plan, NUM_MICRO_BATCHES, rank, exchange.replica)
+    runs, replica = made_up_runs(items, cp), rank // cp if exchange.is_first_stage else None
+    own = transfers_of(plan, Receiver(rank, replica, NUM_MICRO_BATCHES, runs))
     engine.start(VisionWork(plan, chunks, own))
     features = {}
-    for micro_batch in range(NUM_MICRO_BATCHES if rank < NUM_REPLICAS else 0):
-        leaf = engine.leaf(micro_batch)
-        if leaf is not None:
-            features[rank, micro_batch] = leaf.detach().clone()
-            loss_of(leaf, rank, micro_batch).backward()
+    for micro_batch in range(NUM_MICRO_BATCHES if replica is not None else 0):
+        taken = take(engine, place := (replica, micro_batch), runs, rank)
+        if taken is not None:
+            leaf, features[place] = taken
+            loss_of(leaf, *place, features[place].rows).backward()
     engine.finish()
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in tower.parameters()]
     return Found(features, gradients, engine.stats)
@@ -162,13 +170,14 @@ def batch_on(rank: int, group: dist.ProcessGroup, items: Sequence[VisionItem]) -
 
 def test_ranks_that_share_items_are_one_process() -> None:
     ranks = run_ranks(together, NUM_RANKS)
-    for name, items in BATCHES.items():
-        expected, by_rank = alone(items), [rank[name] for rank in ranks]
-        found = {place: value for rank in by_rank for place, value in rank.features.items()}
+    for cp, name in ranks[0]:
+        items = BATCHES[name]
+        expected, by_rank = alone(items), [rank[cp, name] for rank in ranks]
+        found = put_together([rank.features for rank in by_rank])
         assert found.keys() == expected.features.keys()
         for place, features in found.items():
-            difference = (features - expected.features[place]).norm() / expected.features[place].norm()
-            assert difference <= 1e-6, name
+            whole = expected.features[place].features
+            assert (features - whole).norm() / whole.norm() <= 1e-6, name
         for number, gradient in enumerate(expected.gradients):
             summed = torch.stack([rank.gradients[number] for rank in by_rank]).sum(dim=0)
             assert (summed - gradient).norm() <= 1e-5 * gradient.norm(), name

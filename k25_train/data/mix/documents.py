@@ -117,6 +117,21 @@ class DocumentBuilder:
         """Tokens of a vision item, with those around its placeholders."""
         return len(self._item_tokens(item))
 
+    def placeholders(self, record: SampleRecord, media: tuple[PlannedMedia, ...]) -> np.ndarray:
+        """[V] int64: where a document has the placeholders of vision tokens, from the index alone."""
+        position = self._frame_tokens
+        found = [np.zeros(0, dtype=np.int64)]
+        planned = iter(media)
+        for segment in record.segments:
+            if isinstance(segment, TextSegment):
+                position += segment.num_tokens
+                continue
+            for item in next(planned).items:
+                # The last of an item's tokens ends it.
+                position += len(self._item_tokens(item))
+                found.append(np.arange(position - 1 - item.num_tokens, position - 1))
+        return np.concatenate(found)
+
     def _item_tokens(self, item: MediaItem) -> tuple[int, ...]:
         tokenizer = self._tokenizer
         name = "image"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from parallel.dep.assignment import TARGET_PERCENT, assign_items, equal_rows
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import MERGE_EDGE, Grid
-from parallel.dep.plan import Part, VisionItem, VisionPlan, plan_vision, transfers_of
+from parallel.dep.plan import Part, VisionItem, VisionPlan, plan_vision
+from parallel.dep.transfers import Receiver, transfers_of
 from tests.helpers.project_sources import REPO
 
 SETTINGS = settings(derandomize=True, max_examples=200, deadline=None)
@@ -247,10 +248,11 @@ def test_5_ranks_that_meet_for_split_items_all_come_to_their_end(
 def test_6_plans_are_equal_whatever_the_hash_seed() -> None:
     code = (
         "import hashlib\n"
-        "from parallel.dep.plan import plan_vision, transfers_of\n"
+        "from parallel.dep.plan import plan_vision\n"
+        "from parallel.dep.transfers import Receiver, transfers_of\n"
         "from tests.unit.dep.test_plan import COST, realistic\n"
         "plan = plan_vision(realistic(300, 1), 64, COST, max_patches_per_chunk=9000, split=True)\n"
-        "print(hashlib.sha256(repr((plan, transfers_of(plan, 8, 3, 3))).encode()).hexdigest())\n"
+        "print(hashlib.sha256(repr((plan, transfers_of(plan, Receiver(3, 3, 8)))).encode()).hexdigest())\n"
     )
     digests = {
         subprocess.run(
@@ -274,34 +276,12 @@ def test_7_ranks_and_replicas_without_items_are_legal() -> None:
     empty = plan_vision([], 3, COST, max_patches_per_chunk=1, split=True)
     assert empty == VisionPlan((), 3, (), ((), (), ()), (0, 0, 0))
     assert empty.imbalance == 1.0
-    assert transfers_of(empty, 2, 0, 0) == [{}, {}]
+    assert transfers_of(empty, Receiver(0, 0, 2)) == [{}, {}]
     # Replica 1 and micro-batch 0 of replica 2 have no images, and there are more ranks than images.
     items = [VisionItem(Grid(1, 2, 2), 0, 0), VisionItem(Grid(1, 2, 2), 2, 1)]
     plan = plan_vision(items, 5, COST, max_patches_per_chunk=1, split=True)
     assert sorted(map(len, plan.chunks)) == [0, 0, 0, 1, 1]
     assert plan.imbalance == 2.5
-
-
-@SETTINGS
-@given(plans(), st.integers(0, 3), st.sampled_from((None, 0, 1, 3)))
-def test_transfers_hold_every_part_that_a_rank_sends_or_receives_in_order(
-    case: tuple[VisionPlan, EncoderCost], own: int, received: int | None
-) -> None:
-    plan, _ = case
-    found = transfers_of(plan, 4, own, received)
-    for micro_batch, transfer in enumerate(found):
-        for (rank, replica), numbers in transfer.items():
-            parts = [plan.parts[number] for number in numbers]
-            assert rank == own or replica == received
-            assert all(part.rank == rank for part in parts)
-            assert all(plan.items[part.item].replica == replica for part in parts)
-            assert [part.offset for part in parts] == sorted(part.offset for part in parts)
-        assert sorted(number for numbers in transfer.values() for number in numbers) == [
-            number
-            for number, part in enumerate(plan.parts)
-            if plan.items[part.item].micro_batch == micro_batch
-            and (part.rank == own or plan.items[part.item].replica == received)
-        ]
 
 
 @pytest.mark.parametrize(

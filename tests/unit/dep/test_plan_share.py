@@ -11,8 +11,9 @@ from k25_train.plan.vision_planner import BubblePlanner, UpfrontPlanner
 from parallel.dep.assignment import _assign, _assign_whole
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import Grid
-from parallel.dep.plan import VisionItem, plan_vision, transfers_of
-from parallel.dep.plan_share import NO_SHARE, Receiver, plan_share, share_of
+from parallel.dep.plan import VisionItem, plan_vision
+from parallel.dep.plan_share import NO_SHARE, plan_share, share_of
+from parallel.dep.transfers import Receiver, transfers_of
 from tests.helpers.trained import trained_vision
 
 COST = EncoderCost(per_patch=900, per_pair=3, per_token=50)
@@ -43,7 +44,7 @@ def test_a_share_is_what_the_plan_of_all_says_of_a_rank(seed: int, split: bool) 
         receiver = Receiver(rank, rank if rank < num_replicas else None, num_micro_batches)
         own = plan_share(items, num_ranks, COST, receiver, max_patches_per_chunk=limit, split=split)
         assert own == share_of(plan, receiver)
-        assert own.transfers == transfers_of(plan, num_micro_batches, rank, receiver.replica)
+        assert own.transfers == transfers_of(plan, receiver)
         assert own.plan.is_split == plan.is_split
         for number in (number for chunk in own.plan.chunks[rank] for number in chunk):
             part = own.plan.parts[number]

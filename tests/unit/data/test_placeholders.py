@@ -1,0 +1,104 @@
+"""Who holds a vision token: found in the index alone, it is what ranks find that have read the words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from k25_train.data import placeholders
+from k25_train.data.batch import MicroBatch
+from k25_train.data.loader import DataLoader
+from k25_train.data.mix.plan import StepPlan
+from k25_train.data.placeholders import runs_in
+from parallel.context.plan import plan_context
+from parallel.dep.transfers import RowRun, of_whole_replica
+from tests.helpers.held_rows import held_by
+from tests.helpers.tiny_shards import (
+    all_words,
+    tiny_data_config,
+    tiny_train_config,
+    tiny_vision_config,
+    write_tiny_shard_set,
+)
+
+DP = 2
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_shard_set(tmp_path_factory.mktemp("tiny"))
+
+
+def loader_of(folder: Path, micro_batch_size: int) -> DataLoader:
+    train = replace(tiny_train_config(), micro_batch_size=micro_batch_size)
+    return DataLoader(tiny_data_config(folder), train, tiny_vision_config())
+
+
+def plans_of(loader: DataLoader) -> Mapping[str, StepPlan]:
+    return {
+        "a step": loader.plan(0),
+        "another step": loader.plan(3),
+        "an evaluation": loader.plan_evaluation(8),
+        "one with others' images": loader.plan_evaluation(8, shuffle_media_seed=5),
+    }
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+@pytest.mark.parametrize("cp", [2, 4])
+def test_others_know_who_holds_which_vision_tokens(
+    tiny: Path, cp: int, micro_batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Documents of the tiny set are cut, too.
+    monkeypatch.setattr("parallel.context.plan.MIN_PIECE_TOKENS", 8)
+    num_shared = 0
+    for name, plan in plans_of(loader := loader_of(tiny, micro_batch_size)).items():
+        num_micro_batches = plan.num_sequences // micro_batch_size // DP
+        orders = [list(range(num_micro_batches))[::-1], range(num_micro_batches)]
+        runs = runs_in(plan, orders, loader.sources, micro_batch_size=micro_batch_size, seq_len=128, cp=cp)
+        for replica in range(DP):
+            batches = loader.micro_batches(
+                plan, dp_rank=replica, dp_size=DP, reads=all_words(with_pixels=False)
+            )
+            for turn, number in enumerate(orders[replica]):
+                found = runs(replica, turn)
+                assert held(found, replica, cp) == expected_of(batches[number], cp), name
+                assert len(found) == len(joined(found)), "neighbours of one rank are one run"
+                num_shared += len({run.rank for run in found}) > 1
+    assert num_shared > 4, "hardly any micro-batch has vision tokens on several ranks"
+
+
+def held(runs: Sequence[RowRun], replica: int, cp: int) -> list[list[int]]:
+    """[rank that shares the micro-batch] -> rows of its features that it holds."""
+    return [held_by(runs, replica * cp + rank, 10**6).tolist() for rank in range(cp)]
+
+
+def joined(runs: Sequence[RowRun]) -> list[int]:
+    ranks = [run.rank for run in runs]
+    return [rank for number, rank in enumerate(ranks) if not number or ranks[number - 1] != rank]
+
+
+def expected_of(batch: MicroBatch, cp: int) -> list[list[int]]:
+    """The same from a micro-batch that was read."""
+    plan = plan_context(batch.document_lengths, set(batch.padding) - set(batch.unreadable), cp)
+    positions = batch.media_positions.numpy()
+    return [np.flatnonzero(np.isin(positions, plan.positions(rank))).tolist() for rank in range(cp)]
+
+
+def test_one_rank_has_all_of_them_and_nothing_is_looked_up(tiny: Path) -> None:
+    loader = loader_of(tiny, 2)
+    runs = runs_in(loader.plan(0), [], loader.sources, micro_batch_size=2, seq_len=128, cp=1)
+    assert runs is of_whole_replica
+
+
+def test_documents_are_those_of_the_micro_batches(tiny: Path) -> None:
+    loader = loader_of(tiny, 2)
+    plan = loader.plan(1)
+    batches = loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=False))
+    for number, batch in enumerate(batches):
+        sequences = [plan.sequence(2 * number + each) for each in range(2)]
+        lengths, padding = placeholders.documents_of(sequences, 128)
+        assert (tuple(lengths), tuple(padding)) == (batch.document_lengths, batch.padding)
+        found = placeholders.placeholders_of(sequences, loader.sources, 128)
+        assert found.tolist() == batch.media_positions.tolist()
