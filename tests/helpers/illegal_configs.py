@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.helpers.illegal_clusters import CLUSTER_BREAKS
+from tests.helpers.illegal_contexts import CONTEXT_BREAKS
 from tests.helpers.illegal_dispatchers import DISPATCHER_BREAKS
 from tests.helpers.illegal_schedules import SCHEDULE_BREAKS
 from tests.helpers.illegal_sources import SOURCE_BREAKS
@@ -242,9 +243,9 @@ def heads_for_cuda(legal: Legal) -> Broken:
 
 
 POSITIVE = (
-    "parallelism.pp parallelism.vpp parallelism.ep model.num_layers model.num_experts model.vocab_size "
-    "model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps train.seq_len "
-    "train.global_batch_size train.micro_batch_size train.eval_sequences train.eval_interval "
+    "parallelism.pp parallelism.vpp parallelism.ep parallelism.cp model.num_layers model.num_experts "
+    "model.vocab_size model.rope.theta model.vision.patch_size optim.lr optim.grad_clip train.steps "
+    "train.seq_len train.global_batch_size train.micro_batch_size train.eval_sequences train.eval_interval "
     "train.stall_timeout_s checkpoint.keep checkpoint.writers cluster.nodes cluster.gpus_per_node "
     "data.limit_samples data.sources.text.epochs data.read_timeout_s data.cache_gib "
     "data.requests_per_s optim.qk_clip_threshold optim.qk_clip_interval "
@@ -332,6 +333,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "host memory": host_memory_below_what_is_offloaded,
     "memory of a node": node_without_memory,
     **CLUSTER_BREAKS,
+    **CONTEXT_BREAKS,
     **DISPATCHER_BREAKS,
 }
 """Name -> break; tests/unit/compose/test_illegal_configs.py finds every rule of the configuration in it."""

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parallel.config
-from k25_train.compose import checks, dispatcher_checks, resolve
+from k25_train.compose import checks, context_checks, dispatcher_checks, resolve
 from k25_train.compose.resolve import compose, load, to_yaml
 from k25_train.config import (
     basics,
@@ -42,8 +42,8 @@ from tests.helpers.legal_config import Legal, Values
 from tests.helpers.project_sources import REPO
 
 WITH_RULES = (
-    basics, checks, cluster, data_section, dispatcher_checks, fabric, forms, model, optimizer, resolve,
-    sbatch_options, site, slurm, sources, span, batches, checkpoint, training, parallel.config,
+    basics, checks, cluster, context_checks, data_section, dispatcher_checks, fabric, forms, model, optimizer,
+    resolve, sbatch_options, site, slurm, sources, span, batches, checkpoint, training, parallel.config,
 )  # fmt: skip
 """The modules that report problems."""
 PLAIN: Values = {
