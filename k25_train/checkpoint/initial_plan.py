@@ -1,6 +1,6 @@
 """Which tensors of a new run come from which source, and which may: by names and configuration alone."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -150,20 +150,29 @@ def check_model(folder: Place, model: ModelConfig, parts: Sequence[str]) -> list
     section = saved_config(folder / folders.CONFIG).get("model")
     if not isinstance(section, dict):
         raise CheckpointError(f"{folder / folders.CONFIG}: has no model section")
-    now: dict[str, Any] = dict(leaves(plain_values(model)))
-    takes_text, takes_vision = INIT_PARTS[0] in parts, bool(set(INIT_PARTS[1:]) & set(parts))
-    lines = {
-        key: f"model.{key}={value} in {folder}, {now.get(key)} now"
-        for key, value in leaves(section)
-        if now.get(key) != value and (takes_vision if key.startswith("vision.") else takes_text)
-    }
-    wrong = [line for key, line in lines.items() if key not in TRAINS_ON]
+    wrong, allowed = differences(section, model, parts, str(folder))
     if wrong:
         raise CheckpointError(
             "\n  ".join([f"{folder} holds weights of another model:", *wrong])
             + "\n  -> choose its model, or another source"
         )
-    return [line for key, line in lines.items() if key != "name"]
+    return allowed
+
+
+def differences(
+    section: Mapping[str, Any], model: ModelConfig, parts: Sequence[str], where: str
+) -> tuple[list[str], list[str]]:
+    """What a model has otherwise than the one whose `section` is in `where`: lines of what must not differ for
+    these parts to fit, and of what may."""
+    now: dict[str, Any] = dict(leaves(plain_values(model)))
+    takes_text, takes_vision = INIT_PARTS[0] in parts, bool(set(INIT_PARTS[1:]) & set(parts))
+    lines = {
+        key: f"model.{key}={value} in {where}, {now.get(key)} now"
+        for key, value in leaves(section)
+        if now.get(key) != value and (takes_vision if key.startswith("vision.") else takes_text)
+    }
+    wrong = [line for key, line in lines.items() if key not in TRAINS_ON]
+    return wrong, [line for key, line in lines.items() if key in TRAINS_ON and key != "name"]
 
 
 def _is_named(name: str, patterns: Sequence[str]) -> bool:

@@ -30,6 +30,8 @@ CONF_DIR = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 """Folder of the YAML files: inside the package in a wheel, next to it in a checkout."""
 CONFIG_NAME = "train"
 """The primary config file."""
+CHAINS = "chain"
+"""Folder of `conf/` that is no group: chains of experiments (`k25_train/recipes`)."""
 DEVICE = "device"
 """The group whose files a cluster names: they go to `cluster.rates`."""
 
@@ -54,7 +56,7 @@ class TextFiles(FileConfigSource):
 
 def group_choices() -> dict[str, list[str]]:
     """Config group -> its choices, from the files of `conf/`."""
-    groups = sorted(path for path in CONF_DIR.iterdir() if path.is_dir())
+    groups = sorted(path for path in CONF_DIR.iterdir() if path.is_dir() and path.name != CHAINS)
     return {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
 
 
