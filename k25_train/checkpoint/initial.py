@@ -19,7 +19,8 @@ from k25_train.checkpoint.checking import check_content
 from k25_train.checkpoint.continuity import ORIGIN
 from k25_train.checkpoint.files.parts import Part
 from k25_train.checkpoint.files.stored import is_of_torch
-from k25_train.checkpoint.initial_plan import MASTERS, Source, check_model, names_of, plan_of, sources_of
+from k25_train.checkpoint.initial_models import names_of
+from k25_train.checkpoint.initial_plan import MASTERS, Source, check_model, plan_of, sources_of
 from k25_train.checkpoint.integrity import verify
 from k25_train.checkpoint.loading import complete, fill, misfits, open_together
 from k25_train.checkpoint.manifest import read_manifest

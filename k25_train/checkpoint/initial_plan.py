@@ -1,41 +1,20 @@
 """Which tensors of a new run come from which source, and which may: by names and configuration alone."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
 
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.continuity import saved_config
 from k25_train.checkpoint.files.stored import StoredCheckpoint
+from k25_train.checkpoint.initial_models import differences
 from k25_train.checkpoint.pieces import MASTER, OPTIMIZER_STATE
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.config.checkpoint import INIT_PARTS, CheckpointConfig
-from k25_train.config.leaves import leaves, plain_values
 from k25_train.config.model import ModelConfig
 from k25_train.errors import CheckpointError
-from k25_train.parameters import table
-from k25_train.parameters.entry import fill
 
-TRAINS_ON = (
-    "name",
-    "init_std",
-    "balance_loss_coeff",
-    "expert_bias_update_rate",
-    "rope.scaling_factor",
-    "rope.original_max_position",
-    "rope.beta_fast",
-    "rope.beta_slow",
-    "rope.mscale",
-    "rope.mscale_all_dim",
-    "vision.image_patch_limit",
-    "vision.side_patch_limit",
-    "vision.frame_patch_limit",
-    "vision.video_fps",
-)
-"""Keys of the model that a run may have otherwise than the source of its weights: the context is stretched on
-purpose from stage to stage, and the others are of training or of the data. Differences are told."""
 MASTERS = f"{OPTIMIZER_STATE}.{MASTER}."
 _MOST_TOLD = 8
 
@@ -83,11 +62,6 @@ def sources_of(settings: CheckpointConfig) -> dict[str, tuple[str, ...]]:
         folder: tuple(part for part, source in chosen.items() if source == folder)
         for folder in folders_in_order
     }
-
-
-def names_of(model: ModelConfig) -> list[str]:
-    """All weights and buffers of a model, as checkpoints call them."""
-    return [fill(entry.stacked_name, number) for entry, number in table.TABLE.places(model)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,22 +131,6 @@ def check_model(folder: Place, model: ModelConfig, parts: Sequence[str]) -> list
             + "\n  -> choose its model, or another source"
         )
     return allowed
-
-
-def differences(
-    section: Mapping[str, Any], model: ModelConfig, parts: Sequence[str], where: str
-) -> tuple[list[str], list[str]]:
-    """What a model has otherwise than the one whose `section` is in `where`: lines of what must not differ for
-    these parts to fit, and of what may."""
-    now: dict[str, Any] = dict(leaves(plain_values(model)))
-    takes_text, takes_vision = INIT_PARTS[0] in parts, bool(set(INIT_PARTS[1:]) & set(parts))
-    lines = {
-        key: f"model.{key}={value} in {where}, {now.get(key)} now"
-        for key, value in leaves(section)
-        if now.get(key) != value and (takes_vision if key.startswith("vision.") else takes_text)
-    }
-    wrong = [line for key, line in lines.items() if key not in TRAINS_ON]
-    return wrong, [line for key, line in lines.items() if key in TRAINS_ON and key != "name"]
 
 
 def _is_named(name: str, patterns: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 
 from k25_train.compose.conf_files import CHAINS, CONF_DIR
 from k25_train.compose.resolve import describe
-from k25_train.compose.values import unquoted
+from k25_train.compose.values import NULL, unquoted
 from k25_train.compose.yaml_files import read_file
 from k25_train.config.checkpoint import INIT_PARTS
 from k25_train.config.data import FILL_IN
@@ -112,18 +112,21 @@ def load_chain(name: str, settings: Sequence[str] = ()) -> Chain:
     """
     path = Path(name) if name.endswith(".yaml") else CONF_DIR / CHAINS / f"{name}.yaml"
     if not name.endswith(".yaml") and name not in chain_names():
-        problem = Problem("chain", name, "is not a chain", f"use one of {', '.join(chain_names())}, or a FILE.yaml")
+        problem = Problem(
+            "chain", name, "is not a chain", f"use one of {', '.join(chain_names())}, or a FILE.yaml"
+        )
         raise ConfigError(describe([problem]))
     problems: list[Problem] = []
     values = unquoted(read_file(path))
     problems += _unknown(values, ("dir", "needles", "stages"), "")
     given = values.get("stages")
     stages = [
-        _stage(key, value, problems)
-        for key, value in (given.items() if isinstance(given, dict) else ())
+        _stage(key, value, problems) for key, value in (given.items() if isinstance(given, dict) else ())
     ]
     if not stages:
-        problems.append(Problem("stages", None, "must name at least one", "write stages: {NAME: {experiment: …}}"))
+        problems.append(
+            Problem("stages", None, "must name at least one", "write stages: {NAME: {experiment: …}}")
+        )
     chain = Chain(
         name=path.stem,
         dir=str(values.get("dir") or f"runs/{path.stem}"),
@@ -149,7 +152,7 @@ def _stage(name: str, values: Any, problems: list[Problem]) -> Stage:
     return Stage(
         name=name,
         experiment=str(values.get("experiment")),
-        start=values.get("start"),
+        start=None if values.get("start") == NULL else values.get("start"),
         parts=dict(values.get("parts") or {}),
         fresh=tuple(values.get("fresh") or ()),
         leave_out=tuple(values.get("leave_out") or ()),
@@ -213,7 +216,11 @@ def _reference_problems(chain: Chain) -> list[Problem]:
                 continue
             rule = f"is none of the stages before it: {', '.join(earlier) or 'there are none'}"
             if source in names:
-                rule = "is the stage itself" if source == stage.name else "comes later, so that neither can be first"
+                rule = (
+                    "is the stage itself"
+                    if source == stage.name
+                    else "comes later, so that neither can be first"
+                )
             found.append(Problem(where, source, rule, remedy))
         found += [
             Problem(f"stages.{stage.name}.parts.{part}", None, "is no part", f"use {', '.join(INIT_PARTS)}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from k25_train.checkpoint import folders
-from k25_train.checkpoint.initial_plan import differences, names_of
+from k25_train.checkpoint.initial_models import differences, names_of
 from k25_train.checkpoint.storage.places import checkpoints_of
 from k25_train.compose.filled import check_filled_in
 from k25_train.compose.resolve import compose

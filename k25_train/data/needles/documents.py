@@ -1,10 +1,15 @@
-"""Documents to learn retrieval from: real text, facts among its lines, and questions at the end.
+"""Documents to learn retrieval from, and to search for needles in.
 
-    … text …\nName: garden window.\n… text …\nName: water stone.\n… text …\nName: water stone.\nName: garden window.
+    … text …
+    Name: garden window.         a fact: key and value, words of one token each
+    … text …
+    Name: water stone.
+    … text …
+    Name: water stone.           questions: a fact once more, of which the value alone has a loss
+    Name: garden window.
 
-A fact is a pair of words, key and value, each a token of its own; a question repeats a fact up to its value,
-and only values behind questions have a loss. A recital is a passage or a list of words, and the same again,
-with a loss on the second time.
+A list is some words, and the same words again, with a loss on the second time. Short ones come first: with few
+words to choose from, looking back is worth something before the right one is found (README.md).
 """
 
 from collections.abc import Sequence
@@ -15,87 +20,88 @@ import numpy as np
 from k25_train.data.formats.shard_writer import TextPart
 from k25_train.data.tokenizer import Tokenizer
 
-MARK = "\nName:"
-"""What a fact, and a question, begins with."""
-END = ".\n"
+MARK, END = "\nName:", ".\n"
+"""What a fact, and a question, begins and ends with."""
+LIST = "\nList:"
+
+Part = tuple[str, bool]
+"""Text, and whether it has a loss."""
+Fact = tuple[str, str]
+"""Key and value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passages:
-    """Real text as token ids, from which stretches are taken."""
+    """Real text, of which stretches are taken."""
 
     ids: tuple[np.ndarray, ...]
-    """Ids of each text."""
+    """Token ids of each text."""
     tokenizer: Tokenizer
     """Whose ids they are."""
 
     @classmethod
     def of(cls, texts: Sequence[str], tokenizer: Tokenizer) -> "Passages":
-        """The texts' tokens."""
+        """Those of the texts."""
         return cls(tuple(np.array(ids) for ids in tokenizer.encode_batch(texts) if ids), tokenizer)
 
     def stretches(self, lengths: Sequence[int], random: np.random.Generator) -> list[str]:
-        """Texts of about these lengths in tokens, which follow one another in a real text (or in several,
-        where one is too short)."""
+        """Texts of about these lengths in tokens, which follow one another in a real text, or in several
+        where one is too short."""
         total = sum(lengths)
         found: list[np.ndarray] = []
         while sum(map(len, found)) < total:
             ids = self.ids[random.integers(len(self.ids))]
             start = random.integers(max(len(ids) - total, 0) + 1)
             found.append(ids[start : start + total])
-        pieces = np.split(np.concatenate(found)[:total], np.cumsum(lengths)[:-1])
+        joined = np.concatenate([*found, np.zeros(0, dtype=np.int64)])[:total]
+        pieces = np.split(joined, np.cumsum(lengths)[:-1])
         # A character that a cut goes through is left out.
         return [self.tokenizer.decode(piece.tolist()).replace("\ufffd", "") for piece in pieces]
 
 
 def fact_document(
     passages: Passages,
-    words: Sequence[str],
-    random: np.random.Generator,
-    *,
+    facts: Sequence[Fact],
+    depths: Sequence[float],
+    asked: Sequence[int],
     num_tokens: int,
-    num_facts: int,
-    num_questions: int,
-    spread: float = 1.0,
-    asked: Sequence[int] | None = None,
-    depths: Sequence[float] | None = None,
-    trains_on_text: bool = False,
-) -> list[tuple[str, bool]]:
-    """Parts of a document: text, and whether it has a loss."""
-    chosen = random.choice(len(words), 2 * num_facts, replace=False)
-    pairs = [(words[k], words[v]) for k, v in chosen.reshape(-1, 2)]
-    if depths is None:
-        depths = sorted(random.random(num_facts))
-    fact_tokens = len(passages.tokenizer.encode(MARK)) + 2 + len(passages.tokenizer.encode(END))
-    text_tokens = max(num_tokens - fact_tokens * (num_facts + num_questions) - 4, num_facts + 1)
-    ends = [round(text_tokens * depth) for depth in depths]
-    lengths = np.diff([0, *ends, text_tokens])
-    texts = passages.stretches(lengths.tolist(), random)
-    parts: list[tuple[str, bool]] = []
-    for text, (key, value) in zip(texts, pairs, strict=False):
-        parts += [(text, trains_on_text), (f"{MARK}{key}{value}{END}", False)]
-    parts.append((texts[-1], trains_on_text))
-    order = asked if asked is not None else random.permutation(num_facts)[:num_questions]
-    for number in order:
-        key, value = pairs[number]
-        parts += [(f"{MARK}{key}", False), (value, True), (END, False)]
-    return [part for part in parts if part[0]]
+    random: np.random.Generator,
+) -> list[Part]:
+    """A document of about `num_tokens` tokens.
+
+    Args:
+        facts: in the order in which they are told.
+        depths: where in the text each is told, from 0 to 1, ascending.
+        asked: numbers of the facts that are asked for, in order.
+    """
+    per_fact = len(passages.tokenizer.encode(f"{MARK}{END}")) + 2
+    num_text = max(num_tokens - per_fact * (len(facts) + len(asked)), 0)
+    ends = [round(num_text * depth) for depth in depths]
+    texts = passages.stretches(np.diff([0, *ends, num_text]).tolist(), random)
+    told = [f"{text}{MARK}{key}{value}{END}" for text, (key, value) in zip(texts, facts, strict=False)]
+    before = "".join([*told, texts[-1]])
+    parts: list[Part] = []
+    for number in asked:
+        key, value = facts[number]
+        parts += [(f"{before}{MARK}{key}", False), (value, True)]
+        before = END
+    return [*parts, (END, False)]
 
 
-def list_document(words: Sequence[str], random: np.random.Generator, num_words: int) -> list[tuple[str, bool]]:
-    """A list of words, and the same again."""
-    chosen = "".join(words[n] for n in random.choice(len(words), num_words, replace=num_words > len(words)))
-    return [(f"List:{chosen}{END}", False), (f"List:{chosen}{END}", True)]
+def random_facts(words: Sequence[str], count: int, random: np.random.Generator) -> list[Fact]:
+    """Facts of different words."""
+    chosen = random.choice(len(words), 2 * count, replace=False).reshape(-1, 2)
+    return [(words[key], words[value]) for key, value in chosen.tolist()]
 
 
-def recital_document(passages: Passages, random: np.random.Generator, num_tokens: int) -> list[tuple[str, bool]]:
-    """A passage, and the same again."""
-    (text,) = passages.stretches([num_tokens], random)
-    return [(f"{text}\n", False), (text, True)]
+def list_document(words: Sequence[str], count: int, random: np.random.Generator) -> list[Part]:
+    """A list of different words, and the same again."""
+    chosen = "".join(words[number] for number in random.choice(len(words), count, replace=False).tolist())
+    return [(f"{LIST}{chosen}{END}{LIST}", False), (chosen, True), (END, False)]
 
 
-def text_parts(parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> list[TextPart]:
-    """The same with their numbers of tokens."""
+def text_parts(parts: Sequence[Part], tokenizer: Tokenizer) -> list[TextPart]:
+    """The same with their numbers of tokens, as shards have them."""
     counts = [len(ids) for ids in tokenizer.encode_batch([text for text, _ in parts])]
     return [
         TextPart(text=text, num_tokens=count, loss=loss)

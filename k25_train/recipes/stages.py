@@ -1,0 +1,101 @@
+"""`python -m k25_train.recipes.stages [chain=smoke] [STAGE.KEY=VALUE …]`: train every stage of a chain in order.
+
+    chain=NAME|FILE.yaml     of conf/chain; smoke unless it is given
+    dir=FOLDER               where the stages' run folders are made, instead of where the chain says
+    --from STAGE             train this stage and all that follow again; their run folders are removed
+    --explain [--png FILE]   print the schedule of the whole chain, and draw it; nothing is trained
+    --commands               print the commands that submit the stages to SLURM, one after another
+
+Stages that are finished are skipped, one that was interrupted goes on from its newest checkpoint. At the end a
+table, and a picture of all losses, are written to the chain's folder.
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from k25_train.compose.command_line import read_arguments
+from k25_train.entry import run_command
+from k25_train.errors import ConfigError
+from k25_train.recipes.chain import Chain, load_chain
+from k25_train.recipes.closing import write_results
+from k25_train.recipes.composed import Composed, check_runnable, compose_chain
+from k25_train.recipes.needle_stages import search_needles
+from k25_train.recipes.running import check_order, remove_from, run_stage
+
+DEFAULT_CHAIN = "smoke"
+
+
+def main() -> None:
+    """Run the command with the process's arguments."""
+    run_command(_run, output_goes_on=True)
+
+
+def _run() -> None:
+    options = _options()
+    settings = list(options.settings)
+    names = [each.removeprefix("chain=") for each in settings if each.startswith("chain=")]
+    chain = load_chain(
+        names[-1] if names else DEFAULT_CHAIN, [each for each in settings if not each.startswith("chain=")]
+    )
+    stages = compose_chain(chain)
+    if options.explain:
+        from k25_train.recipes.explain import explain
+
+        explain(chain, stages, options.png)
+    elif options.png is not None:
+        raise ConfigError("--png: is for --explain\n  -> the losses of a chain that has run are drawn anyway")
+    elif options.commands:
+        for line in commands(stages):
+            print(line)
+    else:
+        train(chain, stages, options.first)
+
+
+def train(chain: Chain, stages: Sequence[Composed], first: str | None) -> None:
+    """Train what is not finished yet, look for needles, and write the results.
+
+    Raises ConfigError for stages that have to be completed first, or do not follow from each other, and
+    StageError where one does not reach its end.
+    """
+    check_runnable(stages)
+    if first is not None:
+        remove_from(stages, first, say)
+    check_order(stages)
+    for number, stage in enumerate(stages, start=1):
+        run_stage(stage, number, len(stages), say)
+        search_needles(chain, stage, say)
+    write_results(chain, stages, Console(soft_wrap=True))
+
+
+def commands(stages: Sequence[Composed]) -> list[str]:
+    """A line for each stage, to be given once the stage before has ended: the submission of its job."""
+    return [shlex.join(["python", "-m", "launch.slurm", *stage.arguments]) for stage in stages]
+
+
+def say(line: str) -> None:
+    """Print a line at once, before what a child process prints."""
+    print(line, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m k25_train.recipes.stages",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="STAGE.KEY=VALUE", help="settings of stages")
+    parser.add_argument("--from", dest="first", metavar="STAGE", help="train it and all that follow again")
+    parser.add_argument("--explain", action="store_true", help="print the schedule of the whole chain")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="with --explain: draw it")
+    parser.add_argument("--commands", action="store_true", help="print the commands that submit the stages")
+    options = read_arguments(parser)
+    options.settings = options.overrides
+    return options
+
+
+if __name__ == "__main__":
+    main()
