@@ -1,6 +1,6 @@
-"""Whether the weights of one model fit another, part by part: by their configurations alone, without torch."""
+"""Whether the weights of one model fit another, by their configurations alone; without torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from k25_train.config.checkpoint import INIT_PARTS
@@ -35,10 +35,10 @@ def names_of(model: ModelConfig) -> list[str]:
 
 
 def differences(
-    section: Mapping[str, Any], model: ModelConfig, parts: Sequence[str], where: str
+    section: dict[str, Any], model: ModelConfig, parts: Sequence[str], where: str
 ) -> tuple[list[str], list[str]]:
-    """What a model has otherwise than the one whose `section` is in `where`: lines of what must not differ for
-    these parts to fit, and of what may."""
+    """What a model has otherwise than the one whose `section` is in `where`: lines of what must not differ
+    for these parts to fit, and of what may."""
     now: dict[str, Any] = dict(leaves(plain_values(model)))
     takes_text, takes_vision = INIT_PARTS[0] in parts, bool(set(INIT_PARTS[1:]) & set(parts))
     # A projector is as wide as what it projects to.

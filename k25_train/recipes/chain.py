@@ -5,7 +5,7 @@
     stages:
       joint:
         experiment: smoke_joint
-        start: base                      a stage before, whose last checkpoint it starts from, or a path or URL
+        start: base                     a stage before, whose last checkpoint it starts from, or a path or URL
         parts: {vision_tower: vit}       the same for parts of the model
         fresh: [mm_projector.*]          checkpoint.init_fresh
         leave_out: []                    checkpoint.init_leave_out
@@ -53,7 +53,7 @@ class Stage:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Part of the model -> stage, path or URL that it starts from; parts that start at random have none."""
+        """Part of the model -> stage, path or URL that it starts from; parts at random have none."""
         chosen = {part: self.parts.get(part, self.start) for part in INIT_PARTS}
         return {part: source for part, source in chosen.items() if source is not None}
 
@@ -65,7 +65,7 @@ class Needles:
     data: str
     """Folder of the sets of needles, one for each length (`k25-data needles`)."""
     after: tuple[str, ...]
-    """Stages whose last checkpoints are searched; the first is before the long stages, the last behind them."""
+    """Stages whose last checkpoints are searched; first before the long stages, last behind them."""
     lengths: tuple[int, ...]
     """Tokens of the documents."""
     overrides: tuple[str, ...] = ()

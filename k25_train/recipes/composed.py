@@ -1,4 +1,4 @@
-"""A chain as a whole: every stage composed, and its first weights held against the models that they come from."""
+"""A chain as a whole: stages composed, their first weights held against the models that these come from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,7 +120,8 @@ def _check_complete(stage: Stage, config: Config) -> None:
     if lacking:
         parts = [part for part in INIT_PARTS if any(name.startswith(f"{part}.") for name in lacking)]
         raise ConfigError(
-            f"{len(lacking)} tensors of {', '.join(parts)} have no source: {', '.join(lacking[:_MOST_TOLD])}…\n"
+            f"{len(lacking)} tensors of {', '.join(parts)} have no source: "
+            f"{', '.join(lacking[:_MOST_TOLD])}…\n"
             f"  -> name a stage in parts, or let them start at random: fresh: [{parts[0]}.*]"
         )
 

@@ -1,13 +1,13 @@
 """`python -m k25_train.recipes.needle checkpoint=RUN [length=4096] [data=FOLDER] [out=FILE] [key=value …]`
 
-Needles in a haystack: how many facts in long documents of real text a checkpoint finds again. Of a run its
-newest checkpoint, or the one that is named. `length` is that of the documents in tokens, of which `k25-data
-needles` has made a set in `data` (datasets/needles); the facts' words are those of no document that is trained
-on. `out` takes the scores as JSON.
+Needles in a haystack: how many facts in long documents of real text a checkpoint finds again. Of a run
+its newest checkpoint, or the one that is named. `length` is that of the documents in tokens, of which
+`k25-data needles` has made a set in `data` (datasets/needles). `out` takes the scores as JSON.
 
-A needle is found if the answer is the most likely of all tokens behind its question; its margin is how far its
-log-probability is ahead of the likeliest other answer's. The run's own configuration is used, in any layout: by
-default every process is a data-parallel replica.
+A needle is found if its answer is the most likely of all tokens behind its question; its margin is how far
+it is ahead, in log-probability, of the likeliest other answer. No fact that is trained on is about the words
+of needles. The run's own configuration is used, in any layout: by default every process is a data-parallel
+replica.
 """
 
 import json

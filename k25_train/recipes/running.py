@@ -5,8 +5,8 @@
                       ▼
                       python -m launch.torchrun experiment=… checkpoint.init_from=…     (resumes where it was)
 
-A run resumes from its own checkpoints to the same losses, so a chain that was killed anywhere goes on where it
-was when it is started again.
+A run resumes from its own checkpoints to the same losses, so a chain that was killed anywhere goes on where
+it was when it is started again.
 """
 
 import shutil

@@ -43,9 +43,9 @@ class Listener:
 
 
 def scores(hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor, words_W: Tensor) -> Tensor:
-    """[W, 3] float64 by word: answers, how many are the most likely token of all, and the sum of their margins,
-    the log-probability of the answer less that of the likeliest other word. Answers that are none of the words
-    do not count."""
+    """[W, 3] float64 by word: answers, how many are the most likely token of all, and the sum of their
+    margins, the log-probability of the answer less that of the likeliest other word. Answers that are none of
+    the words do not count."""
     logits_NV = hidden_ND.float() @ head_VD.float().T
     found_N = logits_NV.argmax(dim=1) == labels_N
     is_word_NW = labels_N[:, None] == words_W

@@ -4,8 +4,8 @@
     OUT/long_lists           longer ones
     OUT/facts_1024           facts in real text of up to so many tokens, with questions at the end
     OUT/facts_4096
-    OUT/needles_1024         for the search alone: real text of the held-out split, and words that no fact that
-    OUT/needles_4096         is trained on is about
+    OUT/needles_1024         for the search alone: text of the held-out split, and words that no fact that is
+    OUT/needles_4096         trained on is about
 
 Equal text and options give equal bytes.
 """
@@ -38,8 +38,8 @@ LENGTHS = (1024, 4096)
 """Tokens of the longest documents with facts. Our choice: those of the shrunk long stages."""
 SHORT, LONG = (4, 11), (11, 100)
 """Words of short and of long lists, from and up to. Our choice."""
-TOKENS_PER_FACT = 48
-"""Of a document with facts: one fact each. Our choice."""
+SHORTEST, TOKENS_PER_FACT = 96, 32
+"""Tokens of the shortest document with facts, and for how many of any it has a fact. Our choice."""
 NUM_DEPTHS = 8
 """Needles of a document that is searched, evenly spread over its depth. Our choice."""
 SPARE = 8
@@ -71,8 +71,8 @@ class _Material:
 
 
 def build_needles(options: NeedleOptions) -> None:
-    """Make all sets; a folder that is there is replaced as a whole. Raises DataError for a set without text in
-    both splits, or with a vocabulary of too few whole words."""
+    """Make all sets; a folder that is there is replaced as a whole. Raises DataError for a set without text
+    in both splits, or with a vocabulary of too few whole words."""
     dataset = load_dataset(str(options.text))
     tokenizer = load_tokenizer(dataset.tokenizer_path)
     passages = {split: Passages.of(list(_texts(dataset, split)), tokenizer) for split in ("train", "heldout")}
@@ -103,17 +103,17 @@ def _sets(options: NeedleOptions, material: _Material) -> dict[str, tuple[Make, 
         ),
     }
     for length in options.lengths:
-        num_train = 2 * NUM_FACT_TOKENS // length
+        num_train = 4 * NUM_FACT_TOKENS // length
         sets[f"facts_{length}"] = (_facts(material, length), num_train, NUM_HELDOUT)
         sets[f"needles_{length}"] = (_needles(material, length), 1, options.num_searched)
     return sets
 
 
 def _facts(material: _Material, length: int) -> Make:
-    """Documents of a quarter of the length up to all of it."""
+    """Documents of all lengths up to this one, as many of any length as of twice that."""
 
     def make(random: np.random.Generator, split: str) -> list[Part]:
-        num_tokens = int(random.integers(length // 4, length - SPARE))
+        num_tokens = round(np.exp(random.uniform(np.log(SHORTEST), np.log(length - SPARE))))
         count = max(num_tokens // TOKENS_PER_FACT, 1)
         facts = random_facts(material.words.train, min(count, len(material.words.train) // 2), random)
         depths = np.sort(random.random(len(facts))).tolist()

@@ -8,8 +8,8 @@
     Name: water stone.           questions: a fact once more, of which the value alone has a loss
     Name: garden window.
 
-A list is some words, and the same words again, with a loss on the second time. Short ones come first: with few
-words to choose from, looking back is worth something before the right one is found (README.md).
+A list is some words, and the same words again, with a loss on the second time. Short ones come first: with
+few words to choose from, looking back is worth something before the right one is found (README.md).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,6 @@ from k25_train.data.tokenizer import Tokenizer
 
 MARK, END = "\nName:", ".\n"
 """What a fact, and a question, begins and ends with."""
-LIST = "\nList:"
 
 Part = tuple[str, bool]
 """Text, and whether it has a loss."""
@@ -97,7 +96,7 @@ def random_facts(words: Sequence[str], count: int, random: np.random.Generator) 
 def list_document(words: Sequence[str], count: int, random: np.random.Generator) -> list[Part]:
     """A list of different words, and the same again."""
     chosen = "".join(words[number] for number in random.choice(len(words), count, replace=False).tolist())
-    return [(f"{LIST}{chosen}{END}{LIST}", False), (chosen, True), (END, False)]
+    return [(f"{chosen}{END}", False), (chosen, True)]
 
 
 def text_parts(parts: Sequence[Part], tokenizer: Tokenizer) -> list[TextPart]:
