@@ -157,7 +157,8 @@ def _numerics(train: TrainConfig) -> dict:
         "pipeline_dtype": dtype,
         # Weights are set by name after the build (`model/weights.py`), not by megatron-core's generators.
         "perform_initialization": False,
-        # Micro-batches differ in unmasked tokens, so a mean of means would depend on how they are divided.
+        # Micro-batches differ in unmasked tokens, so a mean of means would depend on how they are divided; of
+        # ranks that share one, each would divide by its own (schedules.py:330; Megatron-LM #7452, #7513).
         "calculate_per_token_loss": True,
     }
 

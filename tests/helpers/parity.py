@@ -135,6 +135,23 @@ SLOW_CASES = (CASES[0], CASES[5], CASES[9], CASES[10])
 """Cases close to one that is always run: for `make test-slow`."""
 
 
+COUPLED = "dep.mode=coupled"
+CONTEXT_CASES = (
+    Case({"pp": 2, "vpp": 2, "ep": 2, "cp": 2}, more=(COUPLED,)),
+    Case({"ep": 4, "dp": 2, "cp": 2}, more=(COUPLED, *EVERYTHING_OVERLAPS, "parallelism.cp_exchange=ring")),
+    Case({"cp": 2}, more=(COUPLED, "parallelism.cp_exchange=all_gather", "train.micro_batch_size=2")),
+    Case({"cp": 4}, more=(COUPLED, "parallelism.cp_exchange=all_gather", "train.micro_batch_size=4")),
+    Case({"pp": 2, "ep": 4, "cp": 4}, more=(COUPLED, *DATA_OVERLAPS, "parallelism.cp_exchange=ring")),
+    Case(
+        {"pp": 2, "vpp": 2, "ep": 4, "dp": 2, "cp": 2},
+        more=(COUPLED, *EVERYTHING_OVERLAPS, "train.micro_batch_size=2"),
+    ),
+    Case({"pp": 4, "vpp": 2, "ep": 2, "cp": 2}, 16, more=(COUPLED, "parallelism.cp_exchange=ring")),
+    Case({"ep": 2, "dp": 2, "cp": 4}, more=(COUPLED, "optim.offload=cpu")),
+)
+"""Ranks that share sequences, alone and with each other kind of parallelism. The first two are always run."""
+
+
 CLIPPED = ("optim.qk_clip_threshold=0.02",)
 """A change with which QK-Clip scales heads in every step."""
 
