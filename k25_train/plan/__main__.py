@@ -23,6 +23,7 @@ from k25_train.entry import run_command
 from k25_train.errors import ConfigError, MachineError
 from k25_train.metrics.planned_timeline import planned_rows, write_planned_trace
 from k25_train.plan.assumption_flags import add_flags, assumptions_of
+from k25_train.plan.context import with_exchange
 from k25_train.plan.memory.verdict import Fit
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.report.as_json import plan_as_dict
@@ -72,7 +73,7 @@ def _run() -> int:
         problems.append(Problem("--what-if", options.what_if, "is not what can be otherwise", remedy))
     if problems:
         raise ConfigError(describe(problems, "the command line"))
-    pipeline = plan_pipeline(config, assumptions=assumptions)
+    pipeline = plan_pipeline(with_exchange(config), assumptions=assumptions)
     if options.search:
         return _search(pipeline, options)
     if options.activations or options.optimizer or options.what_if:

@@ -104,8 +104,6 @@ class Assumptions:
     """Load of the busiest rank's experts over their even share, in every layer and micro-batch."""
     slow_node: float = 1.0
     """How many times longer the kernels of one node take; 1 if none is slow."""
-    context_parallel: int = 1
-    """Ranks that share the tokens of a sequence, which training cannot do yet."""
     document_tokens: int | None = None
     """Tokens of a document; None if each sequence is one."""
     code: OtherCode = OURS

@@ -7,6 +7,7 @@ from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
 from k25_train.plan.batch_sizes import causal_pairs
+from parallel.config import ContextExchange
 
 FEWEST_DOCUMENTS = 32
 """Documents that there is room for in any micro-batch where a kernel's plan depends on their number. Source:
@@ -37,23 +38,43 @@ class PassSizes:
     """Patches that a trained tower in the first chunk encodes; 0 if there is none."""
     vision_tokens: int
     """Vision tokens that a trained projector in the first chunk makes; 0 if there is none."""
-    context_parallel: int = 1
+    cp: int = 1
     """Ranks that share the tokens of these documents evenly; all other fields are one rank's."""
+    exchange: ContextExchange = ContextExchange.ring
+    """How they get each other's latents; of no account where a rank has all tokens."""
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens of the micro-batch on all ranks that share it, padding included."""
+        return sum(self.documents)
 
     @property
     def tokens(self) -> int:
         """Tokens of the micro-batch on one rank, padding included."""
-        return -(-sum(self.documents) // self.context_parallel)
+        return -(-self.all_tokens // self.cp)
 
     @property
-    def token_pairs(self) -> float:
-        """Pairs of a token and one of its document up to itself, of one rank."""
-        return causal_pairs(self.documents) / self.context_parallel
+    def token_pairs(self) -> int:
+        """Pairs of a token and one of its document up to itself, of the rank that has the most."""
+        if self.cp == 1:
+            return causal_pairs(self.documents)
+        # It imports numpy, which takes longer than most plans.
+        from parallel.context.plan import plan_context
+
+        shared = plan_context(self.documents, (), self.cp)
+        return max(map(shared.num_pairs, range(self.cp)))
+
+    @property
+    def key_tokens(self) -> int:
+        """Tokens whose keys and values a rank has at a time: all of the micro-batch's, or those of one of the
+        ranks that share it."""
+        gathers = self.cp > 1 and self.exchange is ContextExchange.all_gather
+        return self.all_tokens if gathers else self.tokens
 
 
 def balanced_sizes(config: Config, assumptions: Assumptions = AS_CONFIGURED) -> PassSizes:
     """A micro-batch whose tokens are spread over experts as assumed; no more than all tokens arrive."""
-    even = _tokens(config, assumptions) * config.model.num_experts_per_token
+    even = _tokens(config) * config.model.num_experts_per_token
     largest = largest_sizes(config, assumptions).expert_rows
     expert_rows = min(round(even * assumptions.expert_imbalance), largest)
     return _pass_sizes(config, assumptions, expert_rows, assumptions.vision_share, num_frames=1)
@@ -64,20 +85,20 @@ def largest_sizes(config: Config, assumptions: Assumptions = AS_CONFIGURED) -> P
     experts as they can."""
     local_experts = config.model.num_experts // config.parallelism.ep
     each = min(config.model.num_experts_per_token, local_experts)
-    expert_rows = config.parallelism.ep * _tokens(config, assumptions) * each
+    expert_rows = config.parallelism.ep * _tokens(config) * each
     return _pass_sizes(config, assumptions, expert_rows, 1.0, config.model.vision.pos_emb_time)
 
 
-def _tokens(config: Config, assumptions: Assumptions) -> int:
+def _tokens(config: Config) -> int:
     """Tokens of a micro-batch on one rank."""
-    return -(-config.train.micro_batch_size * config.train.seq_len // assumptions.context_parallel)
+    return -(-config.train.micro_batch_size * config.train.seq_len // config.parallelism.cp)
 
 
 def _pass_sizes(
     config: Config, assumptions: Assumptions, expert_rows: int, vision_share: float, num_frames: int
 ) -> PassSizes:
     train, trained_parts = config.train, config.vision_placement.trained_first_stage_parts
-    vision_tokens = math.ceil(vision_share * _tokens(config, assumptions))
+    vision_tokens = math.ceil(vision_share * _tokens(config))
     patches = vision_tokens * num_frames * config.model.vision.merge_size**2
     return PassSizes(
         documents=_documents(train.seq_len, assumptions.document_tokens) * train.micro_batch_size,
@@ -87,7 +108,9 @@ def _pass_sizes(
         local_experts=config.model.num_experts // config.parallelism.ep,
         patches=patches if VisionPart.tower in trained_parts else 0,
         vision_tokens=vision_tokens if VisionPart.projector in trained_parts else 0,
-        context_parallel=assumptions.context_parallel,
+        cp=config.parallelism.cp,
+        # Where nothing is chosen yet (`plan/context.py`), what needs the least memory.
+        exchange=config.parallelism.cp_exchange or ContextExchange.ring,
     )
 
 

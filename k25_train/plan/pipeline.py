@@ -137,8 +137,7 @@ def plan_pipeline(
     layout, assumptions = layout_of(config), assumptions or as_configured(config)
     if not config.model.has_vision:
         assumptions = replace(assumptions, vision_share=0.0)
-    # Ranks that share sequences are so many fewer replicas.
-    number = num_micro_batches or config.num_micro_batches * assumptions.context_parallel
+    number = num_micro_batches or config.num_micro_batches
     balanced, largest = balanced_sizes(config, assumptions), largest_sizes(config, assumptions)
     parameters, memo = ModelParameters(config), Memo()
     stages = tuple(

@@ -58,7 +58,6 @@ VISION_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 SLOW_NODES = (1.0, 1.1, 1.2, 1.5, 2.0)
 NETWORK_SHARES = (1.0, 0.75, 0.5, 0.25)
 IMBALANCES = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
-MOST_CONTEXT_PARALLEL = 32
 PLACES = {
     "coupled": (DepMode.coupled, DepSchedule.upfront),
     "upfront": (DepMode.decoupled, DepSchedule.upfront),
@@ -157,15 +156,19 @@ def _shares(pipeline: PipelinePlan) -> Iterator[Variant]:
             yield _variant(pipeline, name, share, config=config, assumptions=assumptions, series=series)
 
 
-def with_context_parallel(variant: Variant) -> Iterator[Variant]:
-    """The same with sequences shared by 2, 4, … ranks, which training cannot do yet."""
-    shared, tokens = 2, variant.config.train.seq_len
-    while shared <= min(MOST_CONTEXT_PARALLEL, variant.config.dp) and tokens % shared == 0:
+def with_shared_sequences(variant: Variant) -> Iterator[Variant]:
+    """The same with sequences shared by more ranks: twice as many, four times, as far as there are ranks and
+    tokens."""
+    config = variant.config
+    sizes, tokens = config.parallelism, config.train.seq_len * config.train.micro_batch_size
+    shared = 2 * sizes.cp
+    while config.dp_cp % shared == 0 and tokens % shared == 0:
+        changed = replace(config, parallelism=replace(sizes, cp=shared, cp_exchange=None))
         yield replace(
             variant,
             name=f"{variant.name} over {shared} ranks",
-            assumptions=replace(variant.assumptions, context_parallel=shared),
-            note="context parallelism, which training cannot do yet",
+            config=with_evaluations(changed),
+            note=f"parallelism.cp={shared}",
         )
         shared *= 2
 

@@ -7,12 +7,13 @@ same functions as the configuration itself. Rules of training are asked first.
 from dataclasses import dataclass
 
 from k25_train.plan.cause import Cause
+from k25_train.plan.context import with_exchange
 from k25_train.plan.memory.verdict import Fit, MemoryVerdict, judge_memory
 from k25_train.plan.offer import Offer
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.plan_step import plan_step
 from k25_train.plan.time.step_plan import StepPlan
-from k25_train.plan.variants import Variant, WhatIfKind, title_of, variants_of, with_context_parallel
+from k25_train.plan.variants import Variant, WhatIfKind, title_of, variants_of, with_shared_sequences
 from k25_train.units import GB
 
 
@@ -98,8 +99,8 @@ def what_if(kind: WhatIfKind, pipeline: PipelinePlan, offer: Offer, *, seeks_rem
 
 
 def _shared_sequences(variant: Variant, offer: Offer) -> list[Row]:
-    """The least context parallelism with which it can be trained; nothing if none is enough."""
-    for shared in with_context_parallel(variant):
+    """The fewest ranks by which sequences have to be shared; nothing if none are enough."""
+    for shared in with_shared_sequences(variant):
         row = planned(shared, offer, seeks_remedy=False)
         if row.is_possible:
             return [row]
@@ -113,7 +114,7 @@ def planned(variant: Variant, offer: Offer, *, seeks_remedy: bool = True) -> Row
         first = problems[0]
         verdict = _joined(variant.note, f"{first.key} {first.rule}; {first.remedy}")
         return Row(variant=variant, step=None, memory=None, verdict=verdict, limit="")
-    pipeline = plan_pipeline(variant.config, assumptions=variant.assumptions)
+    pipeline = plan_pipeline(with_exchange(variant.config), assumptions=variant.assumptions)
     memory, step = judge_memory(pipeline, seeks_remedy=seeks_remedy), plan_step(pipeline)
     verdict = _joined(fit_in_words(memory), variant.note)
     return Row(variant=variant, step=step, memory=memory, verdict=verdict, limit=limit_in_words(step))

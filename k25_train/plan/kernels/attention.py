@@ -6,13 +6,15 @@ reads input and gradient and writes one.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from k25_train.config.model import ModelConfig
 from k25_train.plan.cause import Cause
-from k25_train.plan.kernels.kernel import Attention, Precision
-from k25_train.plan.kernels.work import CAST_BYTES, Phase, Setting, Work
+from k25_train.plan.kernels.kernel import FLOAT32_BYTES, Attention, Precision
+from k25_train.plan.kernels.work import CAST_BYTES, Phase, Setting, Work, again
 from k25_train.plan.memory.kernels import AttentionKernel
-from k25_train.plan.projections import OUTPUT, attention_projections
+from k25_train.plan.memory.latents import key_value_width
+from k25_train.plan.projections import OUTPUT, Projection, attention_projections
 
 NORM_BYTES = 2, 3
 """Times that a norm's features are moved, forward and backward."""
@@ -21,6 +23,10 @@ ROTATION_BYTES = 16
 converted back, next to reading and writing it in the model's format."""
 SHORT_KERNELS = 12
 """Launches of one rotary embedding, joined from parts."""
+MERGE_KERNELS = 4
+"""Launches in which the output of one block of keys is added to those before."""
+KEY_VALUE_UP = "key-value up"
+"""Name of the projection from latents to all heads' keys and values."""
 
 
 def norm(setting: Setting, name: str, width: int, *, made_again: str) -> list[Work]:
@@ -39,6 +45,9 @@ def attention_works(setting: Setting) -> Iterator[Work]:
     projections = {each.name: each for each in attention_projections(model)}
     output = projections.pop(OUTPUT)
     for name, each in projections.items():
+        if name == KEY_VALUE_UP and setting.sizes.cp > 1:
+            yield from _shared_keys(setting, each)
+            continue
         yield from setting.projected(each, tokens, made_again="mla.up_proj" if name.endswith(" up") else "")
     if model.has_latent_attention:
         latents = sum(model.query_widths[1:-1]) + sum(model.key_value_widths[1:-1])
@@ -57,8 +66,21 @@ def attention_works(setting: Setting) -> Iterator[Work]:
     yield from setting.moved("residual", 3 * tokens * model.hidden_size * element, 0, launches=(1, 0))
 
 
+def _shared_keys(setting: Setting, projection: Projection) -> Iterator[Work]:
+    """Keys and values where ranks share sequences: each makes those of all tokens that it attends to from
+    their latents, and in its backward pass again, whatever is kept."""
+    own, every = setting.tokens, setting.sizes.all_tokens
+    yield from setting.projected(projection, own)
+    # What other ranks compute as well, and all of it once more.
+    repeated = [*setting.projected(projection, every - own)]
+    yield from (replace(each, cause=Cause.recompute) for each in repeated)
+    yield from again(setting.projected(projection, every))
+
+
 def _heads(setting: Setting) -> list[Work]:
     """Queries and keys are rotated and joined, values copied."""
+    if setting.config.model.has_latent_attention and setting.sizes.cp > 1:
+        return _shared_heads(setting)
     model, element = setting.config.model, setting.element_bytes
     groups = _key_value_heads(model)
     # Elements of a token that are read or written.
@@ -78,6 +100,22 @@ def _heads(setting: Setting) -> list[Work]:
     )
 
 
+def _shared_heads(setting: Setting) -> list[Work]:
+    """The same where ranks share sequences: keys are rotated before they are sent, and made twice."""
+    model, element = setting.config.model, setting.element_bytes
+    rotated = model.num_attention_heads * model.qk_rope_head_dim
+    queries = 2 * model.num_attention_heads * model.q_head_dim * element + rotated * (
+        2 * element + ROTATION_BYTES
+    )
+    num_bytes = setting.tokens * queries
+    launches = (SHORT_KERNELS, SHORT_KERNELS)
+    found = setting.moved("heads", num_bytes, num_bytes, launches=launches, made_again="mla.up_proj")
+    num_bytes = setting.sizes.all_tokens * 2 * key_value_width(model) * element
+    blocks = setting.sizes.all_tokens // setting.sizes.key_tokens
+    keys = setting.moved("keys of other ranks", num_bytes, num_bytes, launches=(2 * blocks, 2 * blocks))
+    return [*found, *keys, *again(keys)]
+
+
 def _key_value_heads(model: ModelConfig) -> int:
     """Heads of keys and values: as many as of queries, unless queries share them in groups."""
     return model.num_key_value_heads or model.num_attention_heads
@@ -91,6 +129,7 @@ def _over_documents(setting: Setting) -> Iterator[Work]:
     forward = Attention("attention", pairs, tokens, *heads)
     backward = Attention("attention, backward", pairs, tokens, *heads, is_backward=True)
     yield Work(Phase.forward, Cause.compute, forward, precision)
+    yield from _merged(setting)
     if precision is Precision.fp8:
         width = 2 * model.q_head_dim + model.v_head_dim
         num_bytes = tokens * model.num_attention_heads * width * CAST_BYTES
@@ -101,3 +140,16 @@ def _over_documents(setting: Setting) -> Iterator[Work]:
         every = config.optim.qk_clip_interval
         logits = Attention("largest logits", pairs / every, tokens / every, *heads[:2], 0)
         yield Work(Phase.forward, Cause.recompute, logits, setting.plain)
+
+
+def _merged(setting: Setting) -> list[Work]:
+    """Outputs of the blocks of a ring, each weighted by its sum and added to those before, in float32; and
+    gradients of queries, which blocks add up."""
+    sizes, model, element = setting.sizes, setting.config.model, setting.element_bytes
+    blocks = sizes.all_tokens // sizes.key_tokens
+    if sizes.cp == 1 or blocks == 1:
+        return []
+    heads, each = setting.tokens * model.num_attention_heads, 2 * FLOAT32_BYTES + element
+    forward, backward = heads * model.v_head_dim * each, heads * model.q_head_dim * each
+    launches = MERGE_KERNELS * blocks, blocks
+    return setting.moved("merged blocks", blocks * forward, blocks * backward, launches=launches)

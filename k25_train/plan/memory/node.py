@@ -105,14 +105,16 @@ def rank_host(stage: StagePlan, memory: StageMemory) -> RankHost:
 def batch_bytes(stage: StagePlan) -> float:
     """Steps of input that wait in the host: words of first and last stages, pixels of what the rank encodes.
 
-    A decoupled encoder's items are spread over all ranks; a coupled one's are with the first stage.
+    A decoupled encoder's items are spread over all ranks; a coupled one's are with the first stage. Each of
+    the ranks that share sequences reads all of their words.
     """
     config, train = stage.config, stage.config.train
     of_replica = train.global_batch_size * train.seq_len / config.dp
     has_words = stage.chunks[0].is_first or stage.chunks[-1].is_last
     of_step = TOKEN_BYTES * of_replica if has_words else 0.0
-    # Patches of this rank in a step.
+    # Patches of this rank in a step: of the ranks that share a sequence, each has the images of its tokens.
     patches = stage.assumptions.vision_share * of_replica * config.model.vision.merge_size**2
+    patches /= config.parallelism.cp
     if VisionPart.tower in config.vision_placement.encoder_parts:
         patches /= config.parallelism.pp
     elif stage.stage > 0:

@@ -14,6 +14,7 @@ from k25_train.config.basics import DType
 from k25_train.config.model import ModelConfig
 from k25_train.plan.memory.attention_saves import attention_outputs, document_boundaries, normed_heads
 from k25_train.plan.memory.kernels import AttentionKernel, Kernels
+from k25_train.plan.memory.latents import latent_width
 from k25_train.plan.memory.saved_tensor import (
     BOOL_BYTES,
     COMPLEX_BYTES,
@@ -102,6 +103,9 @@ class SavedTensors:
             yield from self._latents()
         else:
             yield from normed_heads(model, tokens, self._element_bytes)
+        if self._sizes.cp > 1:
+            yield from self._over_shared_sequences()
+            return
         if pads_values and self._recomputes("mla.up_proj"):
             yield self._made("mla.up_proj", (tokens, heads, model.v_head_dim))
         pairs = model.num_key_value_heads or heads
@@ -111,6 +115,18 @@ class SavedTensors:
         yield from attention_outputs(kernel, self._sizes, heads, value_width, self._element_bytes)
         if kernel is not AttentionKernel.transformer_engine:
             yield self._made("attention.joined", (tokens, heads * model.v_head_dim))
+        yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
+
+    def _over_shared_sequences(self) -> Iterator[SavedTensor]:
+        """Attention where ranks share sequences: the rank's queries and latents, its output and sums'
+        logarithms; keys and values are made again, of whichever rank."""
+        model, tokens = self._model, self._sizes.tokens
+        heads = model.num_attention_heads
+        yield self._made("mla.up_proj", (tokens, heads, model.q_head_dim))
+        yield self._named("mla.up_input", (tokens, latent_width(model)))
+        yield exact("attention.output", (tokens, heads, model.v_head_dim), self._element_bytes)
+        yield exact("attention.output", (heads, tokens), FLOAT_BYTES)
+        yield self._made("attention.joined", (tokens, heads * model.v_head_dim))
         yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
 
     def _latents(self) -> Iterator[SavedTensor]:

@@ -19,6 +19,7 @@ from k25_train.plan.memory.offload import OffloadBudget, budget_for, offload_nee
 from k25_train.plan.memory.outside import GAPS, context_bytes, gaps_share, nccl_bytes
 from k25_train.plan.memory.pipeline_peak import output_bytes, saved_bytes, working_bytes
 from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
+from k25_train.plan.memory.shared_keys import shared_key_bytes
 from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.memory.states import StageStates, chunk_parameters, pipeline_states
 from k25_train.plan.memory.tower import bubble_bytes, bubble_memory, feature_bytes, upfront_bytes
@@ -87,6 +88,7 @@ def _stage_memory(stage: StagePlan, states: StageStates) -> StageMemory:
         buffer=budget.device_bytes,
         working=working_bytes(stage, sizes),
         exchanged=exchange_bytes(stage, sizes),
+        shared_keys=shared_key_bytes(config, sizes),
         features=features.in_pipeline,
         tower=0,
         encoding=upfront_bytes(config) + features.while_encoding if is_upfront else 0,

@@ -33,6 +33,9 @@ class StageMemory:
     """What one layer, or the head, needs in addition while it is computed."""
     exchanged: int
     """Tokens on their way to experts and back."""
+    shared_keys: int
+    """Keys and values that a layer makes of other ranks' latents, with their gradients; 0 where ranks have
+    whole sequences."""
     features: int
     """Features of images and their gradients, at rest and in flight while the pipeline runs."""
     tower: int
@@ -62,7 +65,7 @@ class StageMemory:
     @property
     def activations(self) -> int:
         """What the pipeline's passes have on the device, and what runs between them."""
-        passes = self.saved + self.outputs + self.buffer + self.working + self.exchanged
+        passes = self.saved + self.outputs + self.buffer + self.working + self.exchanged + self.shared_keys
         return passes + self.features + self.tower
 
     @property

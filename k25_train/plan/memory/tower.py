@@ -140,7 +140,7 @@ def feature_bytes(stage: StagePlan) -> FeatureBytes:
     wire_format = config.dep.exchange_dtype or WireFormat(config.train.dtype.value)
     of_token = config.vision_placement.feature_width * FEATURE_BYTES[wire_format]
     of_batch = stage.balanced_sizes.tokens * of_token
-    of_step = stage.num_micro_batches * of_batch * config.dp
+    of_step = stage.num_micro_batches * of_batch * config.dp_cp
     # What a rank has encoded waits until its micro-batch is sent.
     encoded = round(stage.assumptions.vision_share * of_step / config.world_size)
     if stage.stage > 0:

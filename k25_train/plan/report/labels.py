@@ -36,6 +36,7 @@ PHASES = {
         "buffer": "copies in flight",
         "working": "a layer at work",
         "exchanged": "tokens for experts",
+        "shared_keys": "other ranks' keys",
         "features": "image features",
         "tower": "encoder in bubbles",
     },

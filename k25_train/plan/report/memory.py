@@ -90,7 +90,8 @@ def stage_table(config: Config, memories: Sequence[StageMemory]) -> Table:
     table.add_column("", no_wrap=True)
     most = fullest(memories)
     for memory in memories:
-        passes = (memory.saved, memory.outputs, memory.buffer, memory.working, memory.exchanged)
+        working = memory.working + memory.shared_keys
+        passes = (memory.saved, memory.outputs, memory.buffer, working, memory.exchanged)
         outside = memory.device - memory.tensors
         held = (memory.states, *passes, memory.features + memory.tower, outside, memory.device)
         left = [room_bytes(config, memory)] if has_limit else []
@@ -127,6 +128,7 @@ def items_of(config: Config, memory: StageMemory) -> Iterator[tuple[str, str, fl
     yield "pipeline", "activations on their way to the host and back", memory.buffer
     yield "pipeline", "a layer or the head at work", memory.working
     yield "pipeline", "tokens on their way to experts and back", memory.exchanged
+    yield "pipeline", "keys and values of other ranks, with gradients", memory.shared_keys
     yield "pipeline", "features of images, and their gradients", memory.features
     yield "pipeline", "chunks of the encoder in bubbles", memory.tower
     yield "encoder", "a chunk with its activations, and features", memory.encoding

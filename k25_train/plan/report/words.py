@@ -76,8 +76,6 @@ def assumed_text(pipeline: PipelinePlan) -> str:
         "no slow node" if slow == 1.0 else f"a node {slow:g} times as slow",
         "1 document per sequence" if tokens is None else f"documents of {tokens:,} tokens",
     ]
-    if assumptions.context_parallel != AS_CONFIGURED.context_parallel:
-        parts.append(f"sequences over {assumptions.context_parallel} ranks")
     if assumptions.code != AS_CONFIGURED.code:
         parts.append("another system's code")
     return f"assumed: {', '.join(parts)}"

@@ -8,9 +8,11 @@ from k25_train.config.schema import Config
 from k25_train.plan.evaluations import with_evaluations
 from k25_train.plan.offer import Offer
 from k25_train.plan.search.space import Candidate, Choice, Layout
-from parallel.config import DepMode, DepSchedule
+from parallel.config import ContextExchange, DepMode, DepSchedule
 from parallel.dispatcher import Dispatcher
 
+EXCHANGE = "parallelism.cp_exchange"
+"""Key of how ranks that share sequences exchange latents."""
 AS_CONFIGURED = "as configured"
 """Activation policies that are no choice of `conf/activation`."""
 
@@ -32,6 +34,8 @@ def candidate_of(config: Config, offer: Offer) -> Candidate:
         dispatcher=sizes.dispatcher,
         overlaps=sizes.overlap_expert_comm,
         delays=sizes.delay_wgrad,
+        cp=sizes.cp,
+        exchange=sizes.cp_exchange,
     )
     choice = Choice(_name_of(config, offer), config.optim.offload, config.dep.mode, config.dep.schedule)
     return Candidate(layout, choice)
@@ -50,6 +54,8 @@ def config_of(config: Config, candidate: Candidate, offer: Offer) -> Config:
         pp=layout.pp,
         vpp=layout.vpp,
         ep=layout.ep,
+        cp=layout.cp,
+        cp_exchange=layout.exchange,
         layout=None,
         dispatcher=layout.dispatcher,
         dispatcher_sms=sizes.dispatcher_sms if is_same else None,
@@ -86,7 +92,9 @@ def overrides_of(base: Config, config: Config, offer: Offer) -> list[str]:
     after a choice, policies that were set one by one would still count.
     """
     before, after = dict(leaves(plain_values(base))), dict(leaves(plain_values(config)))
-    changed = {key: value for key, value in after.items() if before.get(key) != value}
+    # What the plan chose of exchanges, an override has to say: it may choose otherwise for another layout.
+    told = {EXCHANGE} if config.parallelism.cp > 1 else set()
+    changed = {key: value for key, value in after.items() if before.get(key) != value or key in told}
     found = []
     for key, value in changed.items():
         if not _is_policy(key, config):
@@ -100,9 +108,10 @@ def overrides_of(base: Config, config: Config, offer: Offer) -> list[str]:
 
 def simplicity(candidate: Candidate) -> tuple[int, str]:
     """What decides between candidates that take the same time: fewer mechanisms first, then their names."""
-    layout, choice, _ = candidate
+    layout, choice = candidate
     num_mechanisms = (layout.vpp > 1) + (layout.ep > 1) + layout.overlaps + layout.delays
     num_mechanisms += (layout.pp > 1) + (layout.dispatcher is not Dispatcher.alltoall)
+    num_mechanisms += (layout.cp > 1) + (layout.exchange is ContextExchange.ring)
     num_mechanisms += (choice.activation != "keep") + (choice.offload.value != "none")
     num_mechanisms += (choice.mode is DepMode.decoupled) + (choice.schedule is DepSchedule.bubbles)
     return num_mechanisms, repr(candidate)

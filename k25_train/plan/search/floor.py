@@ -83,12 +83,12 @@ class KernelFloors:
     _optimizers: dict[object, float] = field(default_factory=dict)
     _towers: dict[object, float] = field(default_factory=dict)
 
-    def of_layout(self, planner: Planner, layout: Layout, activation: str, context_parallel: int) -> float:
+    def of_layout(self, planner: Planner, layout: Layout, activation: str) -> float:
         """See `Floors`: kernels of passes, and exchanges."""
         choice = planner.least_choice._replace(activation=activation)
-        candidate = Candidate(layout, choice, context_parallel)
+        candidate = Candidate(layout, choice)
         config = config_of(planner.config, candidate, planner.offer)
-        key = layout.ep, layout.micro_batch_size, layout.dispatcher, activation, context_parallel
+        key = layout.ep, layout.micro_batch_size, layout.dispatcher, activation, layout.cp, layout.exchange
         if key not in self._devices:
             self._devices[key] = Device(Setting.of(self._pipeline(planner, candidate).stages[0]))
         of_kind = {kind: _of_nodes(self._devices[key], kind) for kind in set(self._kinds(config, layout))}
@@ -104,15 +104,15 @@ class KernelFloors:
             late_s = back.late_s if layout.delays else 0.0
             return max(computed_s, computed_s - late_s + exchanged_s)
 
-        return step_floor_s(self._uses(config, layout, context_parallel), seconds)
+        return step_floor_s(self._uses(config, layout), seconds)
 
     def of_candidate(self, planner: Planner, candidate: Candidate) -> float:
         """See `Floors`: the passes themselves, and the encoder around them."""
-        layout, choice, context_parallel = candidate
+        layout, choice = candidate
         config = config_of(planner.config, candidate, planner.offer)
         kinds = self._kinds(config, layout)
         key = layout.ep, layout.micro_batch_size, layout.dispatcher, layout.delays, choice.activation
-        key_of_passes = (*key, layout.pp == 1, context_parallel)
+        key_of_passes = (*key, layout.pp == 1, layout.cp, layout.exchange)
         if key_of_passes not in self._passes:
             self._passes[key_of_passes] = pass_times(self._pipeline(planner, candidate))
         passes = self._passes[key_of_passes]
@@ -127,7 +127,7 @@ class KernelFloors:
             layout.ep,
             choice.mode,
             choice.schedule,
-            context_parallel,
+            layout.cp,
         )
         if around not in self._around:
             pipeline = self._pipeline(planner, candidate)
@@ -135,9 +135,9 @@ class KernelFloors:
             self._towers[around] = sum(coupled_pass_s(pipeline))
             self._around[around] = encoder.around_s + encoder.weights_s + host_part(pipeline).seconds
         # What lies around passes changes nothing in them.
-        of_passes = (layout, choice.activation, choice.mode, context_parallel)
+        of_passes = (layout, choice.activation, choice.mode)
         if of_passes not in self._steps:
-            uses = self._uses(config, layout, context_parallel)
+            uses = self._uses(config, layout)
             self._steps[of_passes] = step_floor_s(uses, seconds, self._towers[around])
         return (
             self._steps[of_passes] + self._around[around] + self._optimizer_s(planner, candidate)
@@ -155,7 +155,7 @@ class KernelFloors:
         return max(self._stage_states(planner, candidate))
 
     def _stage_states(self, planner: Planner, candidate: Candidate) -> list[float]:
-        layout, choice, _ = candidate
+        layout, choice = candidate
         config, on_device = planner.config, choice.offload is OptimizerOffload.none
         dp = ranks_of_stage(config.world_size, layout.pp)
         key = layout.ep, dp, on_device
@@ -172,14 +172,14 @@ class KernelFloors:
     def device_bytes(self, planner: Planner, candidate: Candidate) -> float:
         """See `Floors`: of the first two stages, which hold the most micro-batches, and the last one, in the
         pipeline's passes, without padding, images' features and the encoder, wherever that is."""
-        layout, choice, context_parallel = candidate
+        layout, choice = candidate
         # Whether weights' gradients come later makes no difference, nor which library sends tokens.
         has_library = layout.dispatcher is not Dispatcher.alltoall
         key = layout.group, layout.micro_batch_size, has_library, layout.overlaps
-        key_of_passes = (*key, choice.activation, context_parallel)
+        key_of_passes = (*key, choice.activation, layout.exchange)
         if key_of_passes not in self._of_passes:
             least = choice._replace(mode=DepMode.decoupled, schedule=DepSchedule.bubbles)
-            stages = self._pipeline(planner, Candidate(layout, least, context_parallel)).stages
+            stages = self._pipeline(planner, Candidate(layout, least)).stages
             fullest = {stage.stage: stage for stage in (*stages[:2], stages[-1])}
             self._of_passes[key_of_passes] = {each: passes_bytes(stage) for each, stage in fullest.items()}
         states = self._stage_states(planner, candidate)
@@ -196,8 +196,7 @@ class KernelFloors:
         self._kinds(config, candidate.layout)
         text = self._layouts[candidate.layout.group]
         config = replace(config, parallelism=replace(config.parallelism, layout=text))
-        assumptions = replace(planner.assumptions, context_parallel=candidate.context_parallel)
-        return plan_pipeline(config, assumptions=assumptions)
+        return plan_pipeline(config, assumptions=planner.assumptions)
 
     def _kinds(self, config: Config, layout: Layout) -> list[ChunkKind]:
         if layout.group not in self._counts:
@@ -206,9 +205,8 @@ class KernelFloors:
             self._counts[layout.group] = chunk_kinds(found.layers_per_chunk, config.model)
         return self._counts[layout.group]
 
-    def _uses(self, config: Config, layout: Layout, context_parallel: int) -> Uses:
-        number = config.num_micro_batches * context_parallel
-        return uses_of(layout.pp, layout.vpp, number, overlaps=layout.overlaps)
+    def _uses(self, config: Config, layout: Layout) -> Uses:
+        return uses_of(layout.pp, layout.vpp, config.num_micro_batches, overlaps=layout.overlaps)
 
 
 class _Half(NamedTuple):

@@ -16,6 +16,7 @@ from k25_train.plan.memory.expert_exchange import exchange_bytes
 from k25_train.plan.memory.offload import offload_budget
 from k25_train.plan.memory.outside import context_bytes, gaps_share, nccl_bytes
 from k25_train.plan.memory.pipeline_peak import output_bytes, saved_bytes, working_bytes
+from k25_train.plan.memory.shared_keys import shared_key_bytes
 from k25_train.plan.pipeline import StagePlan
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES, state_bytes
 from parallel.config import DepMode
@@ -45,7 +46,8 @@ def passes_bytes(stage: StagePlan) -> float:
     if stage.config.activation.offloads:
         buffer = offload_budget(stage).device_bytes
     passes = saved_bytes(stage, sizes) + output_bytes(stage) + working_bytes(stage, sizes)
-    return passes + exchange_bytes(stage, sizes) + buffer
+    shared = shared_key_bytes(stage.config, sizes)
+    return passes + exchange_bytes(stage, sizes) + shared + buffer
 
 
 def with_outside(config: Config, code: OtherCode, tensors: float) -> float:

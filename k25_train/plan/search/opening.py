@@ -20,7 +20,7 @@ SOONER = 0.93
 class Floors(Protocol):
     """The least seconds of a step."""
 
-    def of_layout(self, planner: Planner, layout: Layout, activation: str, context_parallel: int) -> float:
+    def of_layout(self, planner: Planner, layout: Layout, activation: str) -> float:
         """Of every candidate with a layout and activation policies."""
 
     def of_candidate(self, planner: Planner, candidate: Candidate) -> float:
@@ -53,8 +53,6 @@ class Work:
     """Plans candidates."""
     floors: Floors
     """Bounds of candidates."""
-    context_parallel: int
-    """Ranks that share a sequence."""
     is_tight: bool
     """Whether candidates count that leave no margin."""
 
@@ -68,19 +66,19 @@ class Work:
 
     def num_candidates(self, group: Group) -> int:
         """Candidates of a group."""
-        layouts = layouts_of(self.planner.config, group, self.context_parallel)
+        layouts = layouts_of(self.planner.config, group)
         return sum(1 for _ in layouts) * len(self._choices())
 
     def _layouts(self, group: Group) -> "Opened":
-        layouts = list(layouts_of(self.planner.config, group, self.context_parallel))
+        layouts = list(layouts_of(self.planner.config, group))
         if not layouts:
             return Opened([], 0.0)
         # 1. What there is room for: the fewest micro-batches wait where nothing overlaps.
         offloaded = self.planner.least_choice._replace(offload=OptimizerOffload.cpu)
         states_bytes = self._states(layouts[0], offloaded)
-        first = {(layout.micro_batch_size, layout.dispatcher): layout for layout in reversed(layouts)}
+        first = {_of_memory(layout): layout for layout in reversed(layouts)}
         least_bytes = {
-            (*key, name): self._device(layout, offloaded._replace(activation=name))
+            (key, name): self._device(layout, offloaded._replace(activation=name))
             for key, layout in first.items()
             for name in self._names
             if states_bytes <= self._limit
@@ -88,13 +86,10 @@ class Work:
         # 2. Bounds for what is left.
         found = list[Item]()
         for layout in layouts:
-            key = layout.micro_batch_size, layout.dispatcher
-            names = [name for name in self._names if least_bytes.get((*key, name), INFINITE) <= self._limit]
+            key = _of_memory(layout)
+            names = [name for name in self._names if least_bytes.get((key, name), INFINITE) <= self._limit]
             if names:
-                bounds = (
-                    self.floors.of_layout(self.planner, layout, name, self.context_parallel) for name in names
-                )
-                bound = min(bounds)
+                bound = min(self.floors.of_layout(self.planner, layout, name) for name in names)
                 found.append(Item(bound, "", bound, layout.group, Open(layout, bound, tuple(names))))
         return Opened(found, min(least_bytes.values(), default=states_bytes))
 
@@ -109,7 +104,7 @@ class Work:
         for choice in self._choices():
             if (choice.activation, choice.offload) not in places:
                 continue
-            candidate = Candidate(layout, choice, self.context_parallel)
+            candidate = Candidate(layout, choice)
             bound = max(least, self.floors.of_candidate(self.planner, candidate))
             found.append(item_of(candidate, bound))
         return Opened(found, 0.0)
@@ -122,10 +117,10 @@ class Work:
         return memory_gb * GB * (1 if self.is_tight else 1 - MARGIN_SHARE)
 
     def _states(self, layout: Layout, choice: Choice) -> float:
-        return self.floors.states_bytes(self.planner, Candidate(layout, choice, self.context_parallel))
+        return self.floors.states_bytes(self.planner, Candidate(layout, choice))
 
     def _device(self, layout: Layout, choice: Choice) -> float:
-        return self.floors.device_bytes(self.planner, Candidate(layout, choice, self.context_parallel))
+        return self.floors.device_bytes(self.planner, Candidate(layout, choice))
 
     @property
     def _names(self) -> list[str]:
@@ -133,6 +128,11 @@ class Work:
 
     def _choices(self) -> list[Choice]:
         return choices(self.planner.config, self._names, self.planner.assumptions.vision_share)
+
+
+def _of_memory(layout: Layout) -> tuple[object, ...]:
+    """What bounds on memory depend on, of the layouts of a group."""
+    return layout.micro_batch_size, layout.dispatcher, layout.exchange
 
 
 def item_of(candidate: Candidate, bound: float) -> Item:

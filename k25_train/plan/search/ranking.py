@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from k25_train.config.leaves import leaves, plain_values
 from k25_train.config.schema import Config
-from k25_train.plan.search.candidates import config_of, overrides_of, written
+from k25_train.plan.search.candidates import EXCHANGE, config_of, overrides_of, written
 from k25_train.plan.search.reasons import line_of, nearness, why_group_loses, why_not_possible, why_slower
 from k25_train.plan.search.search import SearchResult
+from k25_train.plan.search.space import Group
 from k25_train.plan.search.trial import Outcome, Trial
 from k25_train.units import GB
 
@@ -57,9 +58,7 @@ def ranking_of(result: SearchResult, compose: Callable[[Sequence[str]], Config] 
     first, *rest = _row(configured, note)
     rows.append((f"as configured: {first}", *rest))
     every = sorted(result.groups, key=lambda group: nearness(group, result))
-    losers = [
-        (f"pp {group.pp}, vpp {group.vpp}, ep {group.ep}", why_group_loses(group, result)) for group in every
-    ]
+    losers = [(_name_of(group), why_group_loses(group, result)) for group in every]
     num_possible = sum(nearness(group, result) < float("inf") for group in every)
     return Ranking(
         overrides=[] if winner is None else pasted(result, winner, compose),
@@ -81,7 +80,15 @@ def pasted(
     if compose is not None and compose(short) == config:
         return short
     before, after = dict(leaves(plain_values(planner.config))), dict(leaves(plain_values(config)))
-    return [f"{key}={written(value)}" for key, value in after.items() if before.get(key) != value]
+    told = {EXCHANGE} if config.parallelism.cp > 1 else set()
+    return [
+        f"{key}={written(value)}" for key, value in after.items() if before.get(key) != value or key in told
+    ]
+
+
+def _name_of(group: Group) -> str:
+    name = f"pp {group.pp}, vpp {group.vpp}, ep {group.ep}"
+    return f"{name}, cp {group.cp}" if group.cp > 1 else name
 
 
 def _row(trial: Trial, note: str) -> tuple[str, ...]:
@@ -94,11 +101,6 @@ def _row(trial: Trial, note: str) -> tuple[str, ...]:
 
 def _notes(result: SearchResult) -> list[str]:
     found = [f"{result.num_planned:,} of {result.num_candidates:,} candidates were planned"]
-    if result.context_parallel > 1:
-        found.append(
-            f"nothing fits unless {result.context_parallel} ranks share a sequence (context parallelism), "
-            "which training cannot do yet"
-        )
     if result.winner is not None and result.winner.outcome is Outcome.tight:
         found.append("nothing fits with a margin")
     if result.winner is None:

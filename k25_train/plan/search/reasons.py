@@ -49,7 +49,7 @@ def why_not_possible(trial: Trial) -> str:
 
 def why_group_loses(group: Group, result: SearchResult) -> str:
     """Why a pp, vpp and ep is not the winner's; empty for the winner's own."""
-    key, winner = group[:3], result.winner
+    key, winner = group.key, result.winner
     if group.why_not:
         return group.why_not
     if winner is not None and winner.candidate.layout.group == key:
@@ -86,7 +86,7 @@ def why_group_loses(group: Group, result: SearchResult) -> str:
 
 def nearness(group: Group, result: SearchResult) -> float:
     """How many seconds a step of a group's layouts takes, or takes at least; infinite if there is none."""
-    key = group[:3]
+    key = group.key
     fitting = [trial.step_s for trial in result.ranked if trial.candidate.layout.group == key]
     return min(fitting, default=result.floors.get(key, float("inf")))
 
@@ -116,15 +116,15 @@ def _value(number: str) -> float:
 
 def line_of(trial: Trial) -> str:
     """A candidate in a few words."""
-    layout, choice, shared = trial.candidate
+    layout, choice = trial.candidate
     words = [f"pp {layout.pp}", f"vpp {layout.vpp}", f"ep {layout.ep}"]
+    if layout.exchange is not None:
+        words.append(f"cp {layout.cp} by {layout.exchange.value}")
     words += [f"micro-batch {layout.micro_batch_size}", layout.dispatcher.value]
     if layout.overlaps:
         words.append("overlapped, weights' gradients later" if layout.delays else "overlapped")
     words += [f"activation={choice.activation}", f"optimizer {_PLACES[choice.offload.value]}"]
     words.append(choice.schedule.value if choice.mode.value == "decoupled" else choice.mode.value)
-    if shared > 1:
-        words.append(f"sequences over {shared} ranks, which training cannot do yet")
     return ", ".join(words)
 
 

@@ -1,10 +1,8 @@
 """The fastest layouts that fit, out of all that training would take; torch-free.
 
-Exact within its space: whatever is not planned has a bound above the last layout that is told. Where nothing
-fits, context parallelism is assumed, which training cannot do, and the result says so.
+Exact within its space: whatever is not planned has a bound above the last layout that is told.
 """
 
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +16,7 @@ from k25_train.plan.search.best_first import NOTHING, Answer, Found, Item
 from k25_train.plan.search.candidates import activation_names, candidate_of, simplicity
 from k25_train.plan.search.floor import KernelFloors
 from k25_train.plan.search.opening import Floors, Open, Opened, Work, item_of
-from k25_train.plan.search.space import Candidate, Group, choices, groups, layouts_of
+from k25_train.plan.search.space import Candidate, Group, GroupKey, choices, groups, layouts_of
 from k25_train.plan.search.trial import JudgeMemory, Outcome, Planner, PlanStep, Trial
 from k25_train.plan.time.plan_step import plan_step
 
@@ -29,8 +27,6 @@ WINDOW = 0.02
 MOST_ANSWERS = 20_000
 MOST_S = 55.0
 """Answers and seconds after which a search gives up, and says so."""
-CONTEXT_PARALLEL = (1, 2, 4, 8, 16, 32)
-"""Ranks that share a sequence: tried one after the other until something fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +35,6 @@ class SearchResult:
 
     planner: Planner
     """What plans candidates, for whoever wants more than the numbers of a trial."""
-    context_parallel: int
-    """Ranks that share a sequence; 1 unless nothing fits otherwise."""
     configured: Trial
     """The plan of the configuration that the search started from."""
     ranked: list[Trial]
@@ -48,10 +42,10 @@ class SearchResult:
     closest: Trial | None
     """If nothing fits, what is missing the least."""
     groups: list[Group]
-    """Every pp, vpp and ep, also those that are not possible."""
-    floors: dict[tuple[int, int, int], float]
+    """Every pp, vpp, ep and cp, also those that are not possible."""
+    floors: dict[GroupKey, float]
     """Group -> the least seconds of a step, by its bound."""
-    states: dict[tuple[int, int, int], float]
+    states: dict[GroupKey, float]
     """Group -> the least bytes that its fullest device keeps from step to step."""
     trials: list[Trial]
     """Every plan that counts, whatever became of it: those whose bound is not above what is ranked."""
@@ -127,8 +121,8 @@ def find_layouts(
     )
     found: SearchResult | None = None
     until_s = time.monotonic() + most_s
-    for context_parallel, is_tight in itertools.product(CONTEXT_PARALLEL, (False, True)):
-        search = _Search(planner, floors, context_parallel, is_tight, told)
+    for is_tight in (False, True):
+        search = _Search(planner, floors, is_tight, told)
         result = search.run(pipeline, num_ranked, num_workers, most_answers, until_s)
         found = found or result
         if result.ranked:
@@ -145,7 +139,6 @@ class _Search:
 
     planner: Planner
     floors: Floors
-    context_parallel: int
     is_tight: bool
     told: Told
     trials: dict[Candidate, tuple[Item, Trial]] = field(default_factory=dict)
@@ -161,10 +154,10 @@ class _Search:
         until_s: float,
     ) -> SearchResult:
         """Search, and keep what does not depend on the order of answers."""
-        every = groups(self.planner.config, self.context_parallel)
-        items = [Item(0.0, "", 0.0, group[:3], Open(group, 0.0)) for group in every if not group.why_not]
+        every = groups(self.planner.config)
+        items = [Item(0.0, "", 0.0, group.key, Open(group, 0.0)) for group in every if not group.why_not]
         items += self.configured(pipeline)
-        work = Work(self.planner, self.floors, self.context_parallel, self.is_tight)
+        work = Work(self.planner, self.floors, self.is_tight)
         with workers.started(work, num_workers) as started:
             found = best_first.search(
                 items,
@@ -182,7 +175,6 @@ class _Search:
         too_large = [trial for trial in counted if trial.outcome is Outcome.too_large]
         return SearchResult(
             planner=self.planner,
-            context_parallel=self.context_parallel,
             configured=self.planner.plan_configured(pipeline),
             ranked=[trial for trial in fitting if trial.step_s <= found.limit][:num_ranked],
             closest=None if fitting else max(too_large, key=_margin, default=None),
@@ -198,13 +190,13 @@ class _Search:
     def configured(self, pipeline: PipelinePlan) -> list[Item]:
         """The configured layout with every choice, to begin with: it may be good already."""
         layout = candidate_of(pipeline.config, self.planner.offer).layout
-        every = groups(pipeline.config, self.context_parallel)
-        own = [each for each in every if each[:3] == layout.group]
-        if not any(layout in layouts_of(pipeline.config, group, self.context_parallel) for group in own):
+        every = groups(pipeline.config)
+        own = [each for each in every if each.key == layout.group]
+        if not any(layout in layouts_of(pipeline.config, group) for group in own):
             return []
         names = activation_names(pipeline.config, self.planner.offer)
         found = choices(pipeline.config, names, self.planner.assumptions.vision_share)
-        candidates = (Candidate(layout, choice, self.context_parallel) for choice in found)
+        candidates = (Candidate(layout, choice) for choice in found)
         return [item_of(candidate, 0.0) for candidate in candidates]
 
     def on_answer(self, item: Item, answer: Opened | Trial) -> Answer:
@@ -233,7 +225,7 @@ def _order(trial: Trial) -> tuple[float, int, str]:
 
 def _best_of_groups(trials: list[Trial], outcomes: tuple[Outcome, ...]) -> list[Trial]:
     """The first of each group, of trials in their order."""
-    best: dict[tuple[int, int, int], Trial] = {}
+    best: dict[GroupKey, Trial] = {}
     for trial in trials:
         if trial.outcome in outcomes:
             best.setdefault(trial.candidate.layout.group, trial)

@@ -4,16 +4,17 @@ The checks of training have the last word (`Offer.find_problems`). What is left 
 check would pass, and what is no matter of layout: rates, widths, formats, the global batch.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from k25_train.config.basics import ranks_of_stage
+from k25_train.config.basics import data_parallel_size, ranks_of_stage
 from k25_train.config.cluster import Device
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
-from parallel.config import DepMode, DepSchedule
+from parallel.config import ContextExchange, DepMode, DepSchedule
 from parallel.dispatcher import Dispatcher
 from parallel.pipeline.layout import most_chunks
 
@@ -23,6 +24,16 @@ MICRO_BATCH_SIZES = (1, 2)
 
 MOST_VIRTUAL_STAGES = 8
 """Chunks of a rank. Source: the most that published runs of such models have is 8 (DeepSeek-V3 on GB300)."""
+
+
+LEAST_SHARE_TOKENS = 4096
+"""Tokens of a micro-batch that a rank has at least where ranks share sequences, but for what is configured.
+Source: our choice, what ranks have in K2's 4K stage."""
+MOST_SHARING = 128
+"""Ranks that share sequences at most. Our choice."""
+
+GroupKey = tuple[int, int, int, int]
+"""Its pp, vpp, ep and cp."""
 
 
 class Layout(NamedTuple):
@@ -37,11 +48,14 @@ class Layout(NamedTuple):
     """`parallelism.overlap_expert_comm`."""
     delays: bool
     """`parallelism.delay_wgrad`."""
+    cp: int = 1
+    exchange: ContextExchange | None = None
+    """`parallelism.cp_exchange`; None where ranks have whole sequences."""
 
     @property
-    def group(self) -> tuple[int, int, int]:
-        """What a line of the ranking is for: pp, vpp and ep."""
-        return self.pp, self.vpp, self.ep
+    def group(self) -> GroupKey:
+        """What a line of the ranking is for: pp, vpp, ep and cp."""
+        return self.pp, self.vpp, self.ep, self.cp
 
 
 class Choice(NamedTuple):
@@ -62,8 +76,6 @@ class Candidate(NamedTuple):
 
     layout: Layout
     choice: Choice
-    context_parallel: int = 1
-    """Ranks that share a sequence, which training cannot do."""
 
 
 class Group(NamedTuple):
@@ -72,11 +84,29 @@ class Group(NamedTuple):
     pp: int
     vpp: int
     ep: int
+    cp: int
     why_not: str
 
+    @property
+    def key(self) -> GroupKey:
+        """Its sizes."""
+        return self.pp, self.vpp, self.ep, self.cp
 
-def groups(config: Config, context_parallel: int = 1) -> list[Group]:
-    """Every pp, vpp and ep that layers, experts and ranks allow, and what rules each out, if anything."""
+
+def sharing_sizes(config: Config) -> list[int]:
+    """How many ranks may share sequences: as many as are configured, and powers of two where sequences are
+    long."""
+    train = config.train
+    tokens, sizes = train.seq_len * train.micro_batch_size, {1, config.parallelism.cp}
+    if config.model.has_latent_attention:
+        doublings = (1 << number for number in range(1, MOST_SHARING.bit_length()))
+        sizes |= {size for size in doublings if tokens % size == 0 and tokens // size >= LEAST_SHARE_TOKENS}
+    return sorted(sizes)
+
+
+def groups(config: Config) -> list[Group]:
+    """Every pp, vpp, ep and cp that layers, experts, tokens and ranks allow, and what rules each out, if
+    anything."""
     world, model = config.world_size, config.model
     most, found = most_chunks(model.num_layers), list[Group]()
     for pp in _divisors(world):
@@ -85,16 +115,17 @@ def groups(config: Config, context_parallel: int = 1) -> list[Group]:
         dp = ranks_of_stage(world, pp)
         for vpp in range(1, min(MOST_VIRTUAL_STAGES, most // pp) + 1 if pp > 1 else 2):
             sizes = _divisors(math.gcd(model.num_experts, dp) if model.num_moe_layers else 1)
-            found += [Group(pp, vpp, ep, _why_not(config, pp, vpp, ep, context_parallel)) for ep in sizes]
+            for ep, cp in itertools.product(sizes, sharing_sizes(config)):
+                found.append(Group(pp, vpp, ep, cp, _why_not(config, pp, vpp, cp)))
     return found
 
 
-def layouts_of(config: Config, group: Group, context_parallel: int = 1) -> Iterator[Layout]:
+def layouts_of(config: Config, group: Group) -> Iterator[Layout]:
     """Every layout of a group."""
     if group.why_not:
         return
-    pp, vpp, ep, _ = group
-    dp = ranks_of_stage(config.world_size, pp) // context_parallel
+    pp, vpp, ep, cp, _ = group
+    dp = data_parallel_size(config.world_size, pp, cp)
     batch = config.train.global_batch_size
     ways = [(False, False)]
     if ep > 1 and (vpp > 1 or pp == 1):
@@ -104,8 +135,9 @@ def layouts_of(config: Config, group: Group, context_parallel: int = 1) -> Itera
         for overlaps, delays in ways:
             if rest or number < _least_micro_batches(pp, vpp, overlaps):
                 continue
-            for dispatcher in _dispatchers(config, ep):
-                yield Layout(pp, vpp, ep, size, dispatcher, overlaps, delays)
+            exchanges = list(ContextExchange) if cp > 1 else [None]
+            for dispatcher, exchange in itertools.product(_dispatchers(config, ep), exchanges):
+                yield Layout(pp, vpp, ep, size, dispatcher, overlaps, delays, cp, exchange)
 
 
 def choices(config: Config, activations: list[str], vision_share: float) -> list[Choice]:
@@ -131,12 +163,12 @@ def choices(config: Config, activations: list[str], vision_share: float) -> list
     ]
 
 
-def _why_not(config: Config, pp: int, vpp: int, ep: int, context_parallel: int) -> str:
+def _why_not(config: Config, pp: int, vpp: int, cp: int) -> str:
     """Why a group has no layout; empty if it has."""
-    dp = ranks_of_stage(config.world_size, pp)
-    if (dp // ep) % context_parallel:
-        return f"{dp // ep} replicas of experts are not shared by context parallelism of {context_parallel}"
-    dp, batch = dp // context_parallel, config.train.global_batch_size
+    of_stage = ranks_of_stage(config.world_size, pp)
+    if of_stage % cp:
+        return f"{of_stage:,} ranks of a stage are not shared by {cp} of each sequence"
+    dp, batch = of_stage // cp, config.train.global_batch_size
     if batch % dp:
         return f"{batch:,} sequences do not divide by {dp:,} replicas"
     least = _least_micro_batches(pp, vpp, overlaps=False)

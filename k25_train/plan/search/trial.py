@@ -89,16 +89,11 @@ class Planner:
     def pipeline_of(self, candidate: Candidate) -> PipelinePlan:
         """The pipeline of a legal candidate."""
         config = config_of(self.config, candidate, self.offer)
-        assumptions = replace(self.assumptions, context_parallel=candidate.context_parallel)
-        return plan_pipeline(config, assumptions=assumptions)
+        return plan_pipeline(config, assumptions=self.assumptions)
 
     def plan(self, candidate: Candidate, *, times_tight: bool = True) -> Trial:
-        """Plan a candidate: rules first, then memory, then time, of what is tight only if that is wanted.
-
-        Ranks that share a sequence count as one where rules are about replicas and their batches.
-        """
-        config = config_of(self.config, candidate, self.offer)
-        problems = self.offer.find_problems(of_replicas(config, candidate.context_parallel))
+        """Plan a candidate: rules first, then memory, then time, of what is tight only if that is wanted."""
+        problems = self.offer.find_problems(config_of(self.config, candidate, self.offer))
         if problems:
             first = problems[0]
             note = f"{first.key} {first.rule}"
@@ -140,14 +135,6 @@ class Planner:
             mfu=step.mfu,
             parts=tuple((part.cause, part.seconds) for part in step.parts),
         )
-
-
-def of_replicas(config: Config, context_parallel: int) -> Config:
-    """The configuration on as many ranks as there are groups that share sequences."""
-    if context_parallel == 1:
-        return config
-    cluster = config.cluster
-    return replace(config, cluster=replace(cluster, nodes=cluster.nodes // context_parallel))
 
 
 def what_fills(verdict: MemoryVerdict) -> str:

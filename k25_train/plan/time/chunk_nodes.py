@@ -12,6 +12,7 @@ from k25_train.plan.time.lanes import Resource
 from k25_train.plan.time.nodes import (
     Node,
     copy_node,
+    counts_node,
     exchange_node,
     joined,
     kernel_node,
@@ -65,6 +66,8 @@ class LayerNodes:
     """What it saves in the host."""
     from_host: Node
     """The same on its way back."""
+    has_router: bool
+    """Whether it has experts."""
     wait_s: float
     """How long the device has no work once the host has seen the numbers of tokens."""
 
@@ -117,9 +120,14 @@ class Device:
         return message_node(self.setting)
 
     @cached_property
-    def latents(self) -> Node:
-        """What ranks exchange that share a sequence, in each layer; twice as much backward."""
-        return latents_node(self.setting)
+    def latents(self) -> tuple[Node, Node]:
+        """What ranks exchange in each layer that share a sequence, forward and backward."""
+        return latents_node(self.setting, is_forward=True), latents_node(self.setting, is_forward=False)
+
+    @cached_property
+    def counts(self) -> Node:
+        """What their routers add up."""
+        return counts_node(self.setting)
 
     def layers(self, kind: ChunkKind) -> list[LayerNodes]:
         """The decoder layers of a chunk, in order."""
@@ -147,6 +155,7 @@ class Device:
             combine=combine,
             to_host=copy_node(setting, kernels.host_bytes, Resource.to_host),
             from_host=copy_node(setting, kernels.host_bytes, Resource.from_host),
+            has_router=kernels.is_moe,
             wait_s=LAUNCHES_AFTER_WAIT * rates.launch_us / 1e6 if waits else 0.0,
         )
 

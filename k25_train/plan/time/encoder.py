@@ -76,9 +76,10 @@ def coupled_pass_s(pipeline: PipelinePlan) -> tuple[float, float]:
     model = config.model
     item_s = encoder_cost(model.vision, model.hidden_size).of_item(grid) / times.flops_per_s
     density = max(assumed.media_density, assumed.vision_share)
-    sequences = config.train.micro_batch_size * config.parallelism.ep
+    sizes = config.parallelism
+    sequences = max(1.0, config.train.micro_batch_size * sizes.ep / sizes.cp)
     share_with_images = 1 - (1 - assumed.vision_share / density) ** sequences
-    items = density * config.train.seq_len / item_tokens(pipeline) * share_with_images
+    items = density * config.train.seq_len / sizes.cp / item_tokens(pipeline) * share_with_images
     forward_s = items * (item_s + times.copy_s(grid))
     trained = config.vision_placement.trained_parts
     return forward_s, BACKWARD_COST * items * item_s if trained else 0.0
@@ -136,8 +137,9 @@ def _upfront_s(
     most = num_images if config.dep.split_items else math.ceil(num_images)
     # 2. Features and their gradients travel while ranks encode, all but those of one micro-batch.
     train, density = config.train, max(assumed.media_density, assumed.vision_share)
-    tokens = train.micro_batch_size * train.seq_len * pipeline.num_micro_batches
+    of_micro_batch = train.micro_batch_size * train.seq_len / config.parallelism.cp
+    tokens = of_micro_batch * pipeline.num_micro_batches
     all_s = times.exchange_s(round(assumed.vision_share * tokens))
-    one_s = times.exchange_s(round(density * train.micro_batch_size * train.seq_len))
+    one_s = times.exchange_s(round(density * of_micro_batch))
     phases = (forward_s, backward_s) if backward_s else (forward_s,)
     return sum(most * each + one_s + max(0.0, all_s - most * each) for each in phases)

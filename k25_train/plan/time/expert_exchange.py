@@ -65,12 +65,12 @@ def expert_exchange(
 
     Args:
         config: the configuration.
-        assumptions: how uneven experts are, and how many ranks share a sequence.
+        assumptions: how uneven experts are.
         element_bytes: of what is sent; that of `train.dtype` if None.
     """
     # 1. Where a token's experts are.
     sizes, model, rates = config.parallelism, config.model, config.cluster.rates
-    tokens = config.train.micro_batch_size * config.train.seq_len / assumptions.context_parallel
+    tokens = config.train.micro_batch_size * config.train.seq_len / sizes.cp
     ep = sizes.ep
     node_ranks = nvlink_ranks(config, ep)
     num_nodes = ep // node_ranks

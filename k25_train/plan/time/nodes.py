@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import inf
 
 from k25_train.config.cluster import Device
 from k25_train.config.rates import RatesConfig
@@ -10,8 +9,9 @@ from k25_train.plan.cause import Cause
 from k25_train.plan.kernels.kernel import Moved
 from k25_train.plan.kernels.seconds import kernel_s, moved_s
 from k25_train.plan.kernels.work import Setting, Work
-from k25_train.plan.time.expert_exchange import ExpertExchange, message_factor, nvlink_ranks
+from k25_train.plan.time.expert_exchange import ExpertExchange, message_factor
 from k25_train.plan.time.lanes import Resource, Shares
+from k25_train.plan.time.sequence_exchange import HOP_S, sequence_exchange
 from k25_train.units import GB
 
 SMS_OF_MOVING = 0.5
@@ -115,20 +115,24 @@ def message_node(setting: Setting) -> Node:
     return Node(seconds, {Cause.pipeline: seconds}, shares)
 
 
-def latents_node(setting: Setting) -> Node:
-    """Compressed key-values of a sequence's other tokens, which its ranks exchange in each layer."""
-    config, ranks = setting.config, setting.assumptions.context_parallel
-    if ranks == 1:
+def latents_node(setting: Setting, *, is_forward: bool) -> Node:
+    """Latents of a layer, which ranks that share a sequence exchange, and backward their gradients."""
+    exchange = sequence_exchange(setting, is_forward=is_forward)
+    seconds = exchange.seconds
+    if not seconds:
         return Node()
-    model, rates = config.model, config.cluster.rates
-    # Compressed with the rotary key, or all heads' keys and values.
-    width = model.key_value_widths[1] + model.qk_rope_head_dim * model.has_latent_attention
-    num_bytes = (ranks - 1) * setting.tokens * width * setting.element_bytes
-    resource, gb_per_s = Resource.network, config.cluster.network_gb_per_s
-    if nvlink_ranks(config, ranks) == ranks:
-        resource, gb_per_s = Resource.nvlink, rates.nvlink_gb_per_s or inf
-    seconds = message_factor(config) * num_bytes / (GB * gb_per_s)
-    return Node(seconds, {Cause.context: seconds}, {resource: 1.0} if seconds else {})
+    shares = {
+        Resource.network: min(1.0, exchange.links.network_s / seconds),
+        Resource.nvlink: min(1.0, exchange.links.nvlink_s / seconds),
+    }
+    return Node(seconds, {Cause.context: seconds}, {key: share for key, share in shares.items() if share})
+
+
+def counts_node(setting: Setting) -> Node:
+    """How many tokens of each sequence a router sends to each expert, added up over ranks that share it."""
+    if setting.sizes.cp == 1 or not setting.config.model.balance_loss_coeff:
+        return Node()
+    return Node(HOP_S, {Cause.context: HOP_S})
 
 
 def copy_node(setting: Setting, num_bytes: float, resource: Resource) -> Node:

@@ -20,6 +20,7 @@ from k25_train.plan.cause import Cause
 from k25_train.plan.time.chunk_nodes import ChunkKind, Device, LayerNodes, PartNodes, without_delay
 from k25_train.plan.time.lanes import Task
 from k25_train.plan.time.nodes import Node
+from parallel.config import ContextExchange
 
 COMPUTE, EXCHANGES, LATENTS, MESSAGES = "compute", "exchanges", "latents", "messages"
 TO_HOST, FROM_HOST, HOST = "to host", "from host", "host"
@@ -40,9 +41,12 @@ class PassProgram:
         code, sizes = self.device.setting.assumptions.code, self.device.setting.config.parallelism
         self.is_overlapped = False
         self._delays, self._recomputes = sizes.delay_wgrad, code.recomputes_layers
-        # Last task of the forward and of the backward pass, and of the host.
-        self._forward: int | None = None
-        self._backward: int | None = None
+        # A ring sends latents while it attends to those that are there.
+        shared = self.device.setting.sizes
+        self._hides = shared.cp > 1 and shared.exchange is ContextExchange.ring
+        # What the forward and the backward pass, and the host, wait for next.
+        self._forward: tuple[int, ...] = ()
+        self._backward: tuple[int, ...] = ()
         self._host: int | None = None
 
     def run(self, forward: ChunkKind | None, backward: ChunkKind | None) -> None:
@@ -105,8 +109,7 @@ class PassProgram:
             # Gradients of outputs go to the experts, as tokens do.
             self._exchange_back(back.dispatch)
         if ahead:
-            self._latents_ahead()
-            self._ahead(COMPUTE, ahead.attention.forward)
+            self._attention_ahead(ahead)
             self._wait(ahead)
         if back:
             self._back(COMPUTE, back.experts.backward if self._delays else without_delay(back.experts))
@@ -121,8 +124,7 @@ class PassProgram:
             self._exchange_ahead(ahead.combine)
             self._ahead(EXCHANGES, ahead.combined.forward)
         if back:
-            self._latents_back()
-            self._back(COMPUTE, back.attention.backward if self._delays else without_delay(back.attention))
+            self._attention_back(back)
             if self._delays and is_last:
                 late = back.attention.weights
             elif self._delays:
@@ -153,14 +155,27 @@ class PassProgram:
     def _backward_of(self, nodes: PartNodes) -> None:
         self._back(COMPUTE, without_delay(nodes))
 
-    def _latents_ahead(self) -> None:
-        if self.device.latents.seconds:
-            self._ahead(LATENTS, self.device.latents)
+    def _attention_ahead(self, layer: LayerNodes) -> None:
+        before, latents = self._forward, self.device.latents[0]
+        if latents.seconds:
+            self._ahead(LATENTS, latents)
+        sent = self._forward
+        if self._hides:
+            self._forward = before
+        self._ahead(COMPUTE, layer.attention.forward)
+        self._forward += sent if self._hides else ()
+        if layer.has_router and self.device.counts.seconds:
+            self._ahead(LATENTS, self.device.counts)
 
-    def _latents_back(self) -> None:
-        """Gathered once more, and their gradients sent."""
-        if self.device.latents.seconds:
-            self._back(LATENTS, self.device.latents.times(2.0))
+    def _attention_back(self, layer: LayerNodes) -> None:
+        before, latents = self._backward, self.device.latents[1]
+        if latents.seconds:
+            self._back(LATENTS, latents)
+        sent = self._backward
+        if self._hides:
+            self._backward = before
+        self._back(COMPUTE, layer.attention.backward if self._delays else without_delay(layer.attention))
+        self._backward += sent if self._hides else ()
 
     def _exchange_ahead(self, node: Node) -> None:
         if node.seconds:
@@ -173,26 +188,23 @@ class PassProgram:
     def _wait(self, layer: LayerNodes) -> None:
         """The host waits for the numbers of tokens before it launches anything else."""
         if layer.wait_s:
-            before = () if self._forward is None else (self._forward,)
-            self._host = self._add(HOST, Node(layer.wait_s, {Cause.host: layer.wait_s}), before)
-            self._forward = self._host
+            self._host = self._add(HOST, Node(layer.wait_s, {Cause.host: layer.wait_s}), self._forward)
+            self._forward = (self._host,)
 
     def _ahead(self, stream: str, node: Node) -> None:
-        before = () if self._forward is None else (self._forward,)
-        self._forward = self._launch(stream, node, before)
+        self._forward = (self._launch(stream, node, self._forward),)
 
     def _back(self, stream: str, node: Node) -> None:
-        before = () if self._backward is None else (self._backward,)
-        self._backward = self._launch(stream, node, before)
+        self._backward = (self._launch(stream, node, self._backward),)
 
     def _free(self, stream: str, node: Node) -> None:
         """What waits for nothing but its stream."""
         if node.seconds:
             self._launch(stream, node, ())
 
-    def _message(self, source: int | None) -> None:
+    def _message(self, source: tuple[int, ...]) -> None:
         if self.device.message.seconds:
-            self._launch(MESSAGES, self.device.message, () if source is None else (source,))
+            self._launch(MESSAGES, self.device.message, source)
 
     def _launch(self, stream: str, node: Node, before: tuple[int, ...]) -> int:
         """A node, and the host's work for it, which takes place while earlier nodes run."""

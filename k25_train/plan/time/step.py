@@ -156,7 +156,9 @@ def chunk_seconds(pipeline: PipelinePlan) -> ChunkSeconds:
         head_forward_flops(config.model, sum(documents)),
     )
     more_s = config.cluster.rates.calibration.pass_ms / 1e3
-    computed_s = [load / _cpu_flops_per_s(config) for load in loads]
+    # Ranks that share sequences compute an even part each.
+    per_s = config.parallelism.cp * _cpu_flops_per_s(config)
+    computed_s = [load / per_s for load in loads]
     return ChunkSeconds(
         forward_s=tuple(each + more_s for each in computed_s),
         backward_s=tuple(BACKWARD_COST * each + more_s for each in computed_s),
