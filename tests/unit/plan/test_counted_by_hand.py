@@ -14,7 +14,9 @@ from k25_train.plan.time.chunk_nodes import ChunkKind, Device
 from k25_train.plan.time.data_parallel import chunk_exchange
 from k25_train.plan.time.nodes import latents_node
 from k25_train.plan.time.optimizer import optimizer_part, optimizer_times, slowest_optimizer
-from k25_train.plan.time.pass_program import FROM_HOST, LATENTS, TO_HOST, PassProgram
+from k25_train.plan.time.pass_program import COMPUTE, FROM_HOST, LATENTS, TO_HOST, PassProgram
+from k25_train.plan.time.sequence_exchange import HOP_S
+from parallel.config import ContextExchange
 
 TOKENS, HIDDEN, CHOSEN, INNER = 4096, 7168, 8, 2048
 TWO_LAYERS = ChunkKind(0, 2, False, False)
@@ -58,17 +60,33 @@ def test_kernels_of_experts_move_rows_as_often_as_they_touch_them() -> None:
         assert moved[name, Phase.forward] == moved[f"{name}, backward", Phase.backward] == rows
 
 
-def test_ranks_of_a_sequence_gather_each_others_latents_and_once_more_backward() -> None:
-    """512 numbers and a rotary key of 64 for each of the 3,072 tokens that the other three have."""
-    assumed = Assumptions(context_parallel=4)
-    setting = Setting.of(planned(assumed=assumed).stages[1])
-    seconds = latents_node(setting).seconds
-    assert seconds == pytest.approx(3 * 1024 * (512 + 64) * 2 / 150e9)
-    for forward, backward, times in ((TWO_LAYERS, None, 1), (None, TWO_LAYERS, 2)):
+@pytest.mark.parametrize("exchange", [each.value for each in ContextExchange])
+def test_ranks_of_a_sequence_get_each_others_latents_and_once_more_backward(exchange: str) -> None:
+    """512 numbers and a rotary key of 64 for each of the 3,072 tokens that the other three have; backward
+    their gradients as well, in float32."""
+    setting = Setting.of(planned("parallelism.cp=4", f"parallelism.cp_exchange={exchange}").stages[1])
+    num_waits = 3 if exchange == "ring" else 1
+    for forward, backward, each_bytes in ((TWO_LAYERS, None, 2), (None, TWO_LAYERS, 6)):
+        seconds = 3 * 1024 * (512 + 64) * each_bytes / 150e9 + num_waits * HOP_S
+        assert latents_node(setting, is_forward=backward is None).seconds == pytest.approx(seconds)
         program = PassProgram(Device(setting))
         program.run(forward, backward)
         sent_s = sum(task.seconds for task in program.tasks if task.stream == LATENTS)
-        assert sent_s == pytest.approx(2 * times * seconds)
+        # Forward, counts of the router are added up in each of two layers.
+        assert sent_s == pytest.approx(2 * seconds + 2 * HOP_S * (backward is None))
+
+
+def test_a_ring_sends_while_it_attends_and_a_gathering_before() -> None:
+    for exchange, waits in (("ring", False), ("all_gather", True)):
+        setting = Setting.of(planned("parallelism.cp=4", f"parallelism.cp_exchange={exchange}").stages[1])
+        program = PassProgram(Device(setting))
+        program.run(TWO_LAYERS, None)
+        latents = next(at for at, task in enumerate(program.tasks) if task.stream == LATENTS)
+        attention = next(task for task in program.tasks if task.stream == COMPUTE)
+        assert (latents in attention.after) is waits
+        # What follows waits for both.
+        counts = [task for task in program.tasks if task.stream == LATENTS][1]
+        assert latents in counts.after or waits
 
 
 def test_overlapped_passes_copy_what_one_saves_and_the_other_needs() -> None:

@@ -206,7 +206,7 @@ def test_assumptions_change_exchanges() -> None:
     busiest = expert_exchange(config, Assumptions(expert_imbalance=1.5))
     assert busiest.network_s == pytest.approx(1.5 * even.network_s)
     assert busiest.network_bytes == even.network_bytes
-    shared = expert_exchange(config, Assumptions(context_parallel=4))
+    shared = expert_exchange(composed(*K25, "parallelism.cp=4"))
     assert shared.network_bytes == even.network_bytes / 4
     assert expert_exchange(config, element_bytes=1).network_bytes == even.network_bytes / 2
 

@@ -180,7 +180,7 @@ class TestTiny:
         slower = replace(
             result, floors=dict.fromkeys(result.floors, 3 * result.winner.step_s), ranked=[result.winner]
         )
-        bounded = [why_group_loses(group, slower) for group in result.groups if group[:3] in result.floors]
+        bounded = [why_group_loses(group, slower) for group in result.groups if group.key in result.floors]
         assert set(bounded) == {"", "at least 200.0% slower"}
 
     def test_workers_change_nothing(self) -> None:
@@ -243,7 +243,6 @@ def test_candidates_are_what_the_overrides_compose() -> None:
         assert candidate_of(config, planner.offer) == candidate
         result = SearchResult(
             planner=planner,
-            context_parallel=1,
             configured=Trial(candidate=candidate, outcome=Outcome.fits),
             ranked=[],
             closest=None,
@@ -267,7 +266,7 @@ def test_candidates_are_what_the_overrides_compose() -> None:
 def test_experts_overlap_wherever_training_can_do_so() -> None:
     config = plan_pipeline(compose(LARGE)).config
     for pp, vpp, ep, expected in ((1, 1, 16, True), (4, 1, 16, False), (4, 2, 16, True), (4, 2, 1, False)):
-        layouts = list(layouts_of(config, Group(pp, vpp, ep, "")))
+        layouts = list(layouts_of(config, Group(pp, vpp, ep, 1, "")))
         assert any(layout.overlaps for layout in layouts) is expected, (pp, vpp, ep)
         assert all(layout.overlaps for layout in layouts if layout.delays)
 
@@ -318,17 +317,17 @@ def test_nothing_fits_a_small_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_time_of_a_search_is_that_of_all_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing fits in time, context parallelism is not tried for as long again."""
-    starts: list[int] = []
+    """Where nothing fits in time, what leaves no margin is not looked for as long again."""
+    starts: list[bool] = []
     run = _Search.run
 
     def noted(self: _Search, *given: Any) -> SearchResult:
-        starts.append(self.context_parallel)
+        starts.append(self.is_tight)
         return run(self, *given)
 
     monkeypatch.setattr(_Search, "run", noted)
     result = searched(plan_pipeline(compose(TINY)), most_s=0.0)
-    assert starts == [1]
+    assert starts == [False]
     assert not result.ranked and not result.is_complete
 
 

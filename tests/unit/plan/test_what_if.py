@@ -66,10 +66,11 @@ def test_mechanisms_say_what_is_missing_without_them() -> None:
 def test_longer_sequences_are_shared_where_nothing_else_fits() -> None:
     pipeline = large("activation=keep", "optim.offload=none", "cluster.nodes=64")
     rows = what_if(WhatIfKind.length, pipeline, offer(), seeks_remedy=False).rows
-    shared = [row for row in rows if row.variant.assumptions.context_parallel > 1]
+    shared = [row for row in rows if row.variant.config.parallelism.cp > 1]
     tokens = {row.variant.config.train.seq_len * row.variant.config.train.global_batch_size for row in rows}
     assert len(tokens) == 1
-    assert all("training cannot do yet" in row.verdict for row in shared)
+    assert shared
+    assert all(f"parallelism.cp={row.variant.config.parallelism.cp}" in row.verdict for row in shared)
 
 
 def test_what_training_refuses_has_its_words() -> None:
