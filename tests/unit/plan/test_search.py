@@ -23,11 +23,12 @@ from k25_train.plan.search.floor import KernelFloors
 from k25_train.plan.search.ranking import pasted, ranking_of
 from k25_train.plan.search.reasons import summed_up, why_group_loses, why_not_possible
 from k25_train.plan.search.search import SearchResult, _Search, find_layouts, judge_quickly
-from k25_train.plan.search.space import Candidate, Group, choices, groups, layouts_of
+from k25_train.plan.search.space import Candidate, Group, choices, groups, layouts_of, sharing_sizes
 from k25_train.plan.search.trial import Outcome, Planner, Trial
 from k25_train.plan.search.uses import uses_of
 from k25_train.plan.search.workers import InProcess
 from k25_train.plan.time.plan_step import plan_step
+from parallel.config import ContextExchange
 from parallel.dispatcher import Dispatcher
 from parallel.pipeline.schedule import schedule_of
 
@@ -198,14 +199,25 @@ def drawn(number: int, overrides: Sequence[str]) -> tuple[Planner, list[Candidat
     return planner_of(pipeline), every[:: max(1, len(every) // number)]
 
 
-def test_no_step_takes_less_than_its_bound() -> None:
-    planner, candidates = drawn(6, ["cluster.nodes=64"])
+SHARED = [
+    "cluster.nodes=64",
+    "train.seq_len=32768",
+    "train.global_batch_size=2048",
+    "parallelism.cp=8",
+    "model.rope.scaling_factor=8",
+]
+"""Sequences that ranks may share."""
+
+
+@pytest.mark.parametrize("overrides", [["cluster.nodes=64"], SHARED], ids=" ".join)
+def test_no_step_takes_less_than_its_bound(overrides: list[str]) -> None:
+    planner, candidates = drawn(6, overrides)
     floors = KernelFloors()
     for candidate in candidates:
-        layout, choice, shared = candidate
+        layout, choice = candidate
         step_s = plan_step(planner.pipeline_of(candidate)).step_s
         assert floors.of_candidate(planner, candidate) <= step_s, candidate
-        assert floors.of_layout(planner, layout, choice.activation, shared) <= step_s, candidate
+        assert floors.of_layout(planner, layout, choice.activation) <= step_s, candidate
 
 
 def test_late_gradients_of_weights_are_no_part_of_the_bound_where_exchanges_hide_them() -> None:
@@ -216,12 +228,13 @@ def test_late_gradients_of_weights_are_no_part_of_the_bound_where_exchanges_hide
     candidate = candidate_of(pipeline.config, planner.offer)
     assert candidate.layout.delays and pipeline.num_micro_batches == 16
     passes_s = plan_step(planner.pipeline_of(candidate)).timeline.makespan_s
-    bound_s = floors.of_layout(planner, candidate.layout, candidate.choice.activation, 1)
+    bound_s = floors.of_layout(planner, candidate.layout, candidate.choice.activation)
     assert 0.7 * passes_s < bound_s <= passes_s
 
 
-def test_no_device_holds_less_than_its_bound() -> None:
-    planner, candidates = drawn(12, ["cluster.nodes=64"])
+@pytest.mark.parametrize("overrides", [["cluster.nodes=64"], SHARED], ids=" ".join)
+def test_no_device_holds_less_than_its_bound(overrides: list[str]) -> None:
+    planner, candidates = drawn(12, overrides)
     floors = KernelFloors()
     for candidate in candidates:
         held = judge_memory(planner.pipeline_of(candidate), seeks_remedy=False).device_bytes
@@ -261,6 +274,17 @@ def test_candidates_are_what_the_overrides_compose() -> None:
         ):
             assert compose([*base, *overrides]) == config
     assert num_legal > 3
+
+
+def test_sequences_are_shared_where_they_are_long() -> None:
+    """A rank keeps as many tokens as it has in the 4K stage."""
+    config = plan_pipeline(compose(LARGE)).config
+    assert sharing_sizes(config) == [1]
+    long = plan_pipeline(compose([*LARGE, *SHARED])).config
+    assert sharing_sizes(long) == [1, 2, 4, 8]
+    found = {(layout.cp, layout.exchange) for layout in layouts_of(long, Group(16, 2, 16, 4, ""))}
+    assert found == {(4, exchange) for exchange in ContextExchange}
+    assert all(group.why_not for group in groups(long) if 512 // group.pp % group.cp)
 
 
 def test_experts_overlap_wherever_training_can_do_so() -> None:
@@ -307,7 +331,6 @@ def test_too_few_micro_batches_are_told() -> None:
 
 
 def test_nothing_fits_a_small_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "CONTEXT_PARALLEL", (1, 8))
     config = compose([*LARGE, "cluster.nodes=32"])
     small = replace(config, cluster=replace(config.cluster, nodes=1))
     result = searched(_unchecked(small))
