@@ -16,7 +16,7 @@ from k25_train.plan.memory.verdict import judge_memory
 from k25_train.plan.offer import Offer
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.report.ranking import print_ranking
-from k25_train.plan.search import best_first, search
+from k25_train.plan.search import best_first
 from k25_train.plan.search.best_first import Found, Item
 from k25_train.plan.search.candidates import activation_names, candidate_of, config_of, simplicity
 from k25_train.plan.search.floor import KernelFloors
@@ -28,7 +28,7 @@ from k25_train.plan.search.trial import Outcome, Planner, Trial
 from k25_train.plan.search.uses import uses_of
 from k25_train.plan.search.workers import InProcess
 from k25_train.plan.time.plan_step import plan_step
-from parallel.config import ContextExchange
+from parallel.config import ContextExchange, DepMode
 from parallel.dispatcher import Dispatcher
 from parallel.pipeline.schedule import schedule_of
 
@@ -239,8 +239,9 @@ def test_no_device_holds_less_than_its_bound(overrides: list[str]) -> None:
     for candidate in candidates:
         held = judge_memory(planner.pipeline_of(candidate), seeks_remedy=False).device_bytes
         assert floors.states_bytes(planner, candidate) <= held
-        # Close enough to leave out what does not fit without planning it.
-        assert 0.8 * held < floors.device_bytes(planner, candidate) <= held, candidate
+        # Close enough to leave out what does not fit without planning it, but for a coupled tower's images.
+        least = 0.8 if candidate.choice.mode is DepMode.decoupled or overrides is not SHARED else 0.7
+        assert least * held < floors.device_bytes(planner, candidate) <= held, candidate
 
 
 def test_candidates_are_what_the_overrides_compose() -> None:
@@ -330,7 +331,7 @@ def test_too_few_micro_batches_are_told() -> None:
     assert reasons == {"needs 16 micro-batches per replica, and there are 4"}
 
 
-def test_nothing_fits_a_small_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_fits_a_small_cluster() -> None:
     config = compose([*LARGE, "cluster.nodes=32"])
     small = replace(config, cluster=replace(config.cluster, nodes=1))
     result = searched(_unchecked(small))
