@@ -83,6 +83,8 @@ class Attention:
     """Width of a head's values."""
     is_backward: bool = False
     """Whether it computes gradients."""
+    rate_share: float = 1.0
+    """Share of the device's rate of attention that this kernel reaches."""
 
     @property
     def flops(self) -> float:

@@ -114,6 +114,7 @@ def _attention_s(attention: Attention, rates: RatesConfig, precision: Precision)
         gain, power = FP8_ATTENTION[attention.is_backward]
         rate *= gain * ((attention.qk_width + attention.v_width) / 256) ** power
     rate *= rates.attention_backward_efficiency if attention.is_backward else rates.attention_efficiency
+    rate *= attention.rate_share
     if rates.num_sms == 1:
         return attention.flops / rate
     computed = attention.computed_flops + rates.attention_half_keys * _per_key(attention)

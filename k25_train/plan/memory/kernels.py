@@ -36,6 +36,12 @@ def attention_kernel(device: Device, dtype: DType, *, transformer_engine: bool) 
     return AttentionKernel.transformer_engine if transformer_engine else AttentionKernel.varlen
 
 
+def block_kernel(kernel: AttentionKernel) -> AttentionKernel:
+    """What attends to the keys of one rank after another where ranks share sequences: cuDNN's plans are made
+    for numbers of queries and keys, which differ from block to block."""
+    return AttentionKernel.varlen if kernel is AttentionKernel.transformer_engine else kernel
+
+
 def vision_attention_kernel(device: Device, dtype: DType) -> AttentionKernel:
     """Which attention the tower is built with, where heads of queries, keys and values are of one width."""
     return attention_kernel(device, dtype, transformer_engine=False)
@@ -89,4 +95,8 @@ def configured_kernels(config: Config, code: OtherCode = OURS) -> Kernels:
 def kernel_line(config: Config) -> str:
     """Which attention runs, as a line of text."""
     kernels = configured_kernels(config)
-    return f"attention: {kernels.attention.value}; the tower's: {kernels.vision_attention.value}"
+    tower = kernels.vision_attention.value
+    if config.parallelism.cp > 1:
+        text = block_kernel(kernels.attention).value
+        return f"attention to latents of {config.parallelism.cp} ranks: {text}; the tower's: {tower}"
+    return f"attention: {kernels.attention.value}; the tower's: {tower}"

@@ -1,19 +1,20 @@
 """What attention holds at a time where ranks share a sequence: keys and values of other ranks; torch-free.
 
-Latents of all tokens, or of one rank's at a time, become keys and values, in the backward pass again, where
-gradients of both are added up; none of it is saved (`model/context_attention.py`).
+Latents of all tokens, or of one rank's at a time, become keys and values, in the backward pass again, with
+gradients of both; none of it is saved (`parallel/context/attention.py`, in whose order it is listed here).
 """
 
 from k25_train.config.schema import Config
-from k25_train.plan.memory.kernels import configured_kernels
+from k25_train.plan.memory.kernels import block_kernel, configured_kernels
 from k25_train.plan.memory.latents import latent_width
 from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
 from k25_train.plan.pass_sizes import PassSizes
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from parallel.config import ContextExchange
 
-RING_BLOCKS = 2
-"""Ranks' latents that a ring holds: those in use, and those on their way."""
+LATENT_BLOCKS = {ContextExchange.all_gather: (2, 2), ContextExchange.ring: (3, 3)}
+"""Blocks of latents, and of their float32 gradients. All-gathered, latents and those that a rank attends to,
+gradients and what is received; in a ring, those in use, on their way out and in."""
 
 
 def shared_key_bytes(config: Config, sizes: PassSizes) -> int:
@@ -24,14 +25,15 @@ def shared_key_bytes(config: Config, sizes: PassSizes) -> int:
     if sizes.cp == 1:
         return 0
     model, element = config.model, WEIGHT_BYTES[config.train.dtype]
-    is_ring = sizes.exchange is ContextExchange.ring
-    # 1. Latents, and their gradients, which are added up in float32.
-    blocks = RING_BLOCKS if is_ring else 1
-    found = blocks * sizes.key_tokens * latent_width(model) * (element + FLOAT_BYTES)
-    # 2. Keys and values with their gradients.
-    heads, width = model.num_attention_heads, model.q_head_dim + model.v_head_dim
-    if configured_kernels(config).attention.pads_values:
-        width = 2 * model.q_head_dim
-    found += 2 * sizes.key_tokens * heads * width * element
-    # 3. The gradient of queries, which each block adds to.
-    return found + sizes.tokens * heads * model.q_head_dim * (FLOAT_BYTES if is_ring else element)
+    heads, query, value = model.num_attention_heads, model.q_head_dim, model.v_head_dim
+    pads = block_kernel(configured_kernels(config).attention).pads_values
+    # 1. Latents, and their gradients, which ranks add up.
+    latents, gradients = LATENT_BLOCKS[sizes.exchange]
+    found = sizes.key_tokens * latent_width(model) * (latents * element + gradients * FLOAT_BYTES)
+    # 2. Keys and values, their gradients, and these side by side; a kernel may take heads of one size only.
+    width = 2 * (query + value) + model.qk_nope_head_dim + value + pads * (query + query - value)
+    found += sizes.key_tokens * heads * width * element
+    # 3. Gradients of queries: of one block, in its kernel's own float32, and added up over blocks.
+    added = FLOAT_BYTES if sizes.exchange is ContextExchange.ring else element
+    found += sizes.tokens * heads * query * (FLOAT_BYTES + element + added)
+    return found + pads * 2 * sizes.tokens * heads * query * element
