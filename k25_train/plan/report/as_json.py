@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from enum import Enum
 
+from k25_train.config.schema import Config
 from k25_train.parameters.released import count_parameters
 from k25_train.plan.assumptions import Assumptions
+from k25_train.plan.context import exchange_of, reason_of
 from k25_train.plan.memory.stage_memory import StageMemory
 from k25_train.plan.memory.verdict import Fit
 from k25_train.plan.report.labels import memory_amounts
@@ -29,11 +31,21 @@ def plan_as_dict(planned: Planned) -> dict[str, object]:
         **_memory(planned),
         **_time(planned.step),
         "layout": planned.pipeline.layout.to_megatron(),
+        "context": _context(config),
         "assumptions": assumptions_as_dict(planned.pipeline.assumptions),
         "stages": [_stage(memory, planned.verdict.limit_bytes) for memory in planned.memories],
         "parameters": dataclasses.asdict(count_parameters(config.model)),
         "communication": {kind: dataclasses.asdict(volume) for kind, volume in communication(config).items()},
     }
+
+
+def _context(config: Config) -> dict[str, object] | None:
+    sizes = config.parallelism
+    if sizes.cp == 1:
+        return None
+    exchange = exchange_of(config)
+    assert exchange is not None, "ranks that share sequences exchange latents"
+    return {"cp": sizes.cp, "exchange": exchange.value, "reason": reason_of(config)}
 
 
 def _memory(planned: Planned) -> dict[str, object]:

@@ -11,7 +11,14 @@ from k25_train.plan.report.bars import amount, bar_rows, largest, side_by_side
 from k25_train.plan.report.labels import LABEL_WIDTH, memory_amounts, time_amounts
 from k25_train.plan.report.planned import Planned
 from k25_train.plan.report.text import format_gb
-from k25_train.plan.report.words import assumed_text, layout_text, overlapped_text, sizes_text, title_text
+from k25_train.plan.report.words import (
+    assumed_text,
+    layout_text,
+    overlapped_text,
+    shared_text,
+    sizes_text,
+    title_text,
+)
 from k25_train.units import format_count, format_duration
 
 NUM_LINES = 23
@@ -115,6 +122,7 @@ def exposed_share(planned: Planned) -> float:
 def _bottom(planned: Planned) -> Iterator[str]:
     pipeline = planned.pipeline
     yield sizes_text(pipeline)
+    yield from shared_text(pipeline)
     yield f"layout {layout_text(pipeline.layout)}{overlapped_text(pipeline)}"
     yield assumed_text(pipeline)
     yield MORE

@@ -4,6 +4,7 @@ import re
 from itertools import groupby
 
 from k25_train.plan.assumptions import AS_CONFIGURED
+from k25_train.plan.context import reason_of
 from k25_train.plan.pipeline import PipelinePlan
 from parallel.config import DepMode
 from parallel.pipeline.layout import PipelineLayout
@@ -42,11 +43,18 @@ def sizes_text(pipeline: PipelinePlan) -> str:
     config, sizes = pipeline.config, pipeline.config.parallelism
     dep = config.dep
     vision = dep.schedule.value if dep.mode is DepMode.decoupled else dep.mode.value
+    shared = f"cp {sizes.cp}, " if sizes.cp > 1 else ""
     return (
-        f"pp {sizes.pp} x vpp {sizes.vpp}, ep {sizes.ep}, dp {config.dp}, "
+        f"pp {sizes.pp} x vpp {sizes.vpp}, ep {sizes.ep}, {shared}dp {config.dp}, "
         f"{pipeline.num_micro_batches:,} micro-batches of {config.train.micro_batch_size}, "
         f"{sizes.dispatcher.value}, vision {vision}"
     )
+
+
+def shared_text(pipeline: PipelinePlan) -> list[str]:
+    """How ranks exchange latents that share sequences, and why so; no line where none do."""
+    reason = reason_of(pipeline.config)
+    return [f"latents by {reason}"] if reason else []
 
 
 def overlapped_text(pipeline: PipelinePlan) -> str:

@@ -18,6 +18,7 @@ from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter
 from k25_train.parameters.update_rules import rule_of
 from k25_train.plan.expert_copies import EXCHANGES, copies, copies_elsewhere
+from k25_train.plan.memory.latents import latent_width
 from k25_train.plan.optimizer import encoder_parameters, updated_parameters
 from k25_train.plan.weight_bytes import GRADIENT_BYTES, WEIGHT_BYTES
 
@@ -48,13 +49,16 @@ def communication(config: Config) -> dict[str, Volume]:
     `pipeline`: activations forward and their gradients backward, between stages. `all-to-all`: tokens to
     their experts and back, forward and backward. `all-to-all of weights`: the router's weight of each of
     these, forward and backward. `reduce-scatter`: gradients over data-parallel ranks, float32. `all-gather`:
-    updated parameters. `matrices`: pieces of momentum to the owners that orthogonalise them, and of updates
-    back (Muon). `bookkeeping`: how many tokens each expert gets, the update of the routers' biases,
+    updated parameters. `latents`: of tokens of ranks that share sequences, forward and backward, and their
+    float32 gradients. `matrices`: pieces of momentum to the owners that orthogonalise them, and of updates
+    back (Muon). `bookkeeping`: how many tokens each expert gets, and of each shared sequence, the update of
+    the routers' biases,
     and the largest attention logits, for QK-Clip.
     """
     kinds = {
         "pipeline": _pipeline(config),
         **_expert_exchange(config),
+        "latents": _latents(config),
         "reduce-scatter": _over_replicas(config, GRADIENT_BYTES),
         "all-gather": _over_replicas(config, WEIGHT_BYTES[config.train.dtype]),
         "matrices": _matrices(config),
@@ -83,6 +87,17 @@ def _expert_exchange(config: Config) -> dict[str, Volume]:
     hidden = config.model.hidden_size * WEIGHT_BYTES[config.train.dtype]
     each = {"all-to-all": EXCHANGES * hidden, "all-to-all of weights": 2 * ROUTING_WEIGHT_BYTES}
     return {name: Volume(tokens * in_all * size, tokens * leaving * size) for name, size in each.items()}
+
+
+def _latents(config: Config) -> Volume:
+    """The latent of each token goes to all other ranks that share its sequence, in each layer, twice; the
+    gradient that each of them has for it comes back."""
+    ranks, model = config.parallelism.cp, config.model
+    element = WEIGHT_BYTES[config.train.dtype]
+    each = latent_width(model) * (2 * element + GRADIENT_BYTES)
+    passes = model.num_layers * config.num_micro_batches * config.dp
+    gathered = passes * _tokens(config) * each
+    return Volume(gathered * ranks if ranks > 1 else 0, gathered * (ranks - 1))
 
 
 def _over_replicas(config: Config, bytes_per_weight: int) -> Volume:
@@ -124,15 +139,19 @@ def _muon_elements(config: Config, parameters: Iterable[TrainedParameter]) -> in
 
 
 def _bookkeeping(config: Config) -> Volume:
-    ep, dp, model = config.parallelism.ep, config.dp, config.model
-    counts = _moe_passes(config) * ep * model.num_experts * TOKEN_COUNT_BYTES if ep > 1 else 0
+    ep, cp, dp, model = config.parallelism.ep, config.parallelism.cp, config.dp_cp, config.model
+    # A replica's ranks have as many passes together as one rank that has all of its tokens.
+    counts = _moe_passes(config) * cp * ep * model.num_experts * TOKEN_COUNT_BYTES if ep > 1 else 0
+    shared = _moe_passes(config) * cp * config.train.micro_batch_size * (model.num_experts + 1)
+    shared *= TOKEN_COUNT_BYTES if cp > 1 and model.balance_loss_coeff else 0
     biases = model.num_moe_layers * dp * model.num_experts * LOAD_BYTES if dp > 1 else 0
     world = config.world_size
     # Those of a step that is sampled.
     is_clipped = config.optim.qk_clip_threshold is not None and world > 1
     maxima = world * model.num_layers * model.num_attention_heads * 4 if is_clipped else 0
     sent = counts * (ep - 1) / ep + biases * 2 * (dp - 1) / dp + maxima * 2 * (world - 1) / world
-    return Volume(counts + biases + maxima, sent)
+    sent += shared * 2 * (cp - 1) / cp
+    return Volume(counts + biases + maxima + shared, sent)
 
 
 def _tokens(config: Config) -> int:

@@ -13,7 +13,14 @@ from k25_train.plan.report.labels import memory_amounts, time_amounts
 from k25_train.plan.report.planned import Planned
 from k25_train.plan.report.screen import exposed_share, remedy_lines, verdict_text
 from k25_train.plan.report.text import format_gb, format_layers
-from k25_train.plan.report.words import assumed_text, layout_text, overlapped_text, sizes_text, title_text
+from k25_train.plan.report.words import (
+    assumed_text,
+    layout_text,
+    overlapped_text,
+    shared_text,
+    sizes_text,
+    title_text,
+)
 from k25_train.plan.time.communication import communication
 from k25_train.units import GB
 
@@ -66,6 +73,7 @@ def _top(planned: Planned) -> Iterator[str]:
     yield f"<div class=cards>{''.join(written)}</div>"
     lines = [
         sizes_text(pipeline),
+        *shared_text(pipeline),
         f"layout {layout_text(pipeline.layout)}{overlapped_text(pipeline)}",
         assumed_text(pipeline),
         "Everything here is computed; nothing of it was measured on a GPU.",
