@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from k25_train.config.basics import DType
+from k25_train.config.batches import BatchRampConfig
 from k25_train.config.data import AugmentConfig, DataConfig, Decoder, ReadIn
 from k25_train.config.training import TrainConfig
 from k25_train.config.vision import VisionConfig
@@ -214,6 +215,8 @@ def tiny_train_config() -> TrainConfig:
     """Eight sequences of 128 tokens a step."""
     return TrainConfig(
         steps=100,
+        tokens=None,
+        batch_ramp=BatchRampConfig(start=None, increment=1, length=0),
         seq_len=128,
         global_batch_size=8,
         micro_batch_size=2,
