@@ -12,6 +12,7 @@ def derived_sizes(config: Config) -> dict[str, int | str]:
     return {
         "world_size": config.world_size,
         "dp": config.dp,
+        "dp_cp": config.dp_cp,
         "expert_dp": config.expert_dp,
         "layout": layout_of(config).to_megatron(),
         "num_micro_batches": config.num_micro_batches,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from k25_train.config.schema import Config
+from k25_train.config.sources import SourceFormat
 
 VISION_SHARE = 0.1
 """Share of tokens that count as images' tokens where the configuration does not say. Source: our choice."""
@@ -16,6 +17,10 @@ ITEM_TOKENS = 640
 MEDIA_DENSITY = 0.8
 """Share of vision tokens in a sequence that has any: images of that size, each with 150 tokens of text.
 Source: not disclosed, our choice."""
+
+
+TARS = (SourceFormat.webdataset, SourceFormat.energon)
+"""Formats of samples with images or video."""
 
 
 class Compute(Enum):
@@ -116,9 +121,13 @@ AS_CONFIGURED = Assumptions()
 
 def as_configured(config: Config) -> Assumptions:
     """The same with the share of vision tokens that the data have: `data.vision_ratio`, the largest that the
-    schedule comes to; none where no source can have images."""
-    if not any(source.may_have_media for source in config.data.sources.values()):
+    schedule comes to; none where no source can have images, and where all are of tars, as captions are, as
+    many as such sequences have."""
+    sources = config.data.sources.values()
+    if not any(source.may_have_media for source in sources):
         return replace(AS_CONFIGURED, vision_share=0.0)
+    if all(source.format in TARS and source.may_have_media for source in sources):
+        return replace(AS_CONFIGURED, vision_share=MEDIA_DENSITY)
     ratios = [config.data.vision_ratio, *(mix.vision_ratio for mix in config.data.schedule.values())]
     given = [ratio for ratio in ratios if ratio is not None]
     return replace(AS_CONFIGURED, vision_share=max(given)) if given else AS_CONFIGURED

@@ -7,7 +7,7 @@ its exchange behind attention, of which the blocks' outputs have to be merged.
 from dataclasses import dataclass, replace
 
 from k25_train.config.schema import Config
-from k25_train.plan.memory.stage import fullest, room_bytes, stage_memories
+from k25_train.plan.memory.room import Fit, room_of
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.plan.time.passes import pass_times
 from k25_train.units import GB
@@ -24,11 +24,8 @@ class ExchangePlan:
     """A micro-batch, forward and backward, in the chunk that takes longest."""
     left_bytes: float | None
     """What the fullest device has left; None where the device is the CPU."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether devices have room for it."""
-        return self.left_bytes is None or self.left_bytes >= 0
+    fit: Fit
+    """How it fits devices."""
 
 
 def exchange_of(config: Config) -> ContextExchange | None:
@@ -51,10 +48,11 @@ def exchange_plans(config: Config) -> list[ExchangePlan]:
 
 
 def best_of(plans: list[ExchangePlan]) -> ExchangePlan:
-    """The fastest that fits; if none does, the one that misses by the least."""
-    fitting = [plan for plan in plans if plan.fits]
-    if fitting:
-        return min(fitting, key=lambda plan: plan.seconds)
+    """The fastest that fits, or is tight if none does; if nothing has room, what misses by the least."""
+    for fit in (Fit.fits, Fit.tight):
+        found = [plan for plan in plans if plan.fit is fit]
+        if found:
+            return min(found, key=lambda plan: plan.seconds)
     return max(plans, key=lambda plan: plan.left_bytes or 0.0)
 
 
@@ -69,17 +67,23 @@ def reason_of(config: Config) -> str:
     by = plans[own].seconds / other.seconds - 1
     text = f"{own.value}: passes take {abs(by):.1%} {'less' if by < 0 else 'more'} than with "
     text += other.exchange.value
-    if not other.fits:
-        text += f", which lacks {-(other.left_bytes or 0.0) / GB:.1f} GB"
+    left_gb = (other.left_bytes or 0.0) / GB
+    if other.fit is Fit.does_not_fit:
+        text += f", which lacks {-left_gb:.1f} GB"
+    elif other.fit is Fit.tight:
+        text += f", which leaves {left_gb:.1f} GB"
     return text
 
 
 def _planned(config: Config, exchange: ContextExchange) -> ExchangePlan:
     pipeline = plan_pipeline(replace(config, parallelism=replace(config.parallelism, cp_exchange=exchange)))
-    left = None
-    if config.cluster.gpu_memory_gb is not None:
-        left = room_bytes(pipeline.config, fullest(stage_memories(pipeline)))
-    return ExchangePlan(exchange=exchange, seconds=_micro_batch_s(pipeline), left_bytes=left)
+    room = room_of(pipeline)
+    return ExchangePlan(
+        exchange=exchange,
+        seconds=_micro_batch_s(pipeline),
+        left_bytes=room.device_left,
+        fit=room.of_device,
+    )
 
 
 def _micro_batch_s(pipeline: PipelinePlan) -> float:

@@ -184,7 +184,8 @@ class Setting:
                 launches=(0, launches),
             )
         yield Work(Phase.backward, Cause.compute, backward, precision)
-        yield Work(Phase.weights, Cause.compute, of_weights, precision)
+        if self.config.optim.language_model.trained:
+            yield Work(Phase.weights, Cause.compute, of_weights, precision)
 
     def moved(
         self,

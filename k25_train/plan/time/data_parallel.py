@@ -96,8 +96,10 @@ def _exchange(config: Config, chunk: ChunkPlan, bytes_each: int) -> ChunkExchang
 
 
 def _held(config: Config, chunk: ChunkPlan) -> tuple[int, int]:
-    """Dense weights and experts of a chunk."""
+    """Dense weights and experts of a chunk, as far as they are trained."""
     model, dense, experts = config.model, 0, 0
+    if not config.optim.language_model.trained:
+        return 0, 0
     held = [each for layer in chunk.layers for each in layer_parameters(model, layer)]
     held += [embedding_parameter(model)] if chunk.is_first else []
     held += head_parameters(model) if chunk.is_last else []

@@ -212,8 +212,8 @@ def test_ranks_that_share_a_sequence_compute_less_each_and_exchange_latents() ->
     one = pair(*long)
     for exchange in ContextExchange:
         two = pair(*long, "parallelism.cp=2", f"parallelism.cp_exchange={exchange.value}")
-        # Keys and values are made by both, and again backward.
-        assert 0.5 * one.seconds < two.seconds < 0.65 * one.seconds
+        # Keys and values are made by both, and again backward; and FlashAttention 2 is slower than cuDNN.
+        assert 0.5 * one.seconds < two.seconds < 0.85 * one.seconds
     assert two.busy_s["nvlink"] > 0.5 * one.busy_s["nvlink"]
 
 
