@@ -3,6 +3,7 @@
 BIN    := .venv/bin
 STAMP  := .venv/.installed
 SMOKE  := datasets/smoke/dataset.json
+NEEDLES := datasets/needles/words.json
 ENGINE := .venv-engine
 
 # Tests run on this many processes at once, a file on one of them: what its tests share is built once.
@@ -31,7 +32,7 @@ NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup engine data smoke smoke-gpu test test-slow resharding test-gpu test-engine faults crashes check lint types test-fast format pins python clean
+.PHONY: help setup engine data smoke stages smoke-gpu test test-slow resharding test-gpu test-engine faults crashes check lint types test-fast format pins python clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +48,9 @@ smoke: $(STAMP) $(SMOKE)  ## train the shrunk model on real text, images and vid
 smoke-gpu: $(STAMP) $(SMOKE)  ## train the shrunk model on one GPU, in bfloat16 with Transformer Engine, into runs/smoke_1gpu
 	rm -rf runs/smoke_1gpu
 	$(BIN)/python -m k25_train.train experiment=smoke_1gpu $(OVERRIDES)
+
+stages: $(STAMP) $(SMOKE) $(NEEDLES)  ## train every stage of the recipe, shrunk, one after another, into runs/stages
+	OMP_NUM_THREADS=1 $(BIN)/python -m k25_train.recipes.stages $(OVERRIDES)
 
 data: $(SMOKE)  ## build the smoke set into datasets/smoke, unless it is there
 
@@ -121,3 +125,6 @@ $(ENGINE)/.installed: tests/engine/pins.txt tests/engine/vllm.txt docker/cuda_st
 
 $(SMOKE): | $(STAMP)
 	$(BIN)/python -m k25_train.data build
+
+$(NEEDLES): $(SMOKE) | $(STAMP)
+	$(BIN)/python -m k25_train.data needles
