@@ -13,12 +13,15 @@ from k25_train.config.basics import not_negative
 from parallel.activations.policy import Policy
 from parallel.config import Problem, not_positive
 
-CAN_RECOMPUTE = frozenset(
+CHEAP_TO_RECOMPUTE = frozenset(
     "norm.output mla.up_input mla.up_proj attention.joined moe.down_input shared_expert.down_input "
     "dense.down_input".split()
 )
-"""Activations that the model makes with `recomputed`; others are expensive to make, or need communication."""
-CAN_ROUND = CAN_RECOMPUTE | frozenset(
+"""Activations that the model makes with `recomputed`, and that K2's recipe recomputes."""
+CAN_RECOMPUTE = CHEAP_TO_RECOMPUTE | {"head.logits"}
+"""Activations that can be made again; others are expensive to make, or need communication. Logits cost a
+product, a third of the head's time, and are made in pieces (`k25_train/model/head.py`)."""
+CAN_ROUND = CHEAP_TO_RECOMPUTE | frozenset(
     "norm.input mla.latent moe.up_input moe.swiglu_input shared_expert.swiglu_input "
     "dense.swiglu_input".split()
 )
@@ -100,7 +103,8 @@ class HeadActivations:
     """Policy of the last chunk."""
 
     logits: Policy
-    """Logits, which the loss saves, [T, vocabulary]."""
+    """Logits, which the loss saves, [T, vocabulary]. With `recompute` they never exist as a whole: head
+    and loss go over pieces of the tokens, forward and backward (`HEAD_PIECE_BYTES`)."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,6 +13,10 @@ from parallel.config import Problem, not_positive
 LOSS_PIECE_BYTES = 128 * 2**20
 """Float32 logits for which the loss is computed at a time: little next to the logits of a micro-batch, and
 work enough for a GPU. Source: our choice."""
+HEAD_PIECE_BYTES = 2**30
+"""Logits that the output head makes at a time where `activation.head.logits` is `recompute`, in their own
+format: of K2.5's vocabulary 3,276 tokens in bfloat16. Each piece reads the head's weights and their gradient
+anew, so pieces of a few hundred tokens would be bound by memory. Source: our choice."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from k25_train.model.context_attention import SharedDocumentAttention, lend_weig
 from k25_train.model.document_attention import DocumentAttention
 from k25_train.model.experts import GroupedExperts
 from k25_train.model.grouped_gemm import GroupedGemm, grouped_gemm
+from k25_train.model.head import add_losses_by_pieces, goes_by_pieces
 from k25_train.model.layer import DocumentExperts, DocumentLayer
 from k25_train.model.megatron_config import BackboneConfig, check_transformer_engine
 from k25_train.model.router import SequenceBalancedRouter
@@ -128,7 +129,8 @@ def layer_spec(
 
 
 class LanguageModel(GPTModel):
-    """megatron-core's GPTModel with a cross entropy that takes little memory.
+    """megatron-core's GPTModel with a cross entropy that takes little memory, and none of it for logits where
+    head and loss go by pieces.
 
     Upstream's loss is split over tensor-parallel ranks, which this project does not have.
     """
@@ -138,6 +140,19 @@ class LanguageModel(GPTModel):
         with saves("head.logits"):
             losses = token_losses(logits.flatten(0, 1), labels.T.flatten())
         return losses.view(logits.shape[:2]).T
+
+    def _postprocess(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Logits, or losses; called in a whole pass and by a node of the overlapped schedule."""
+        if kwargs["labels"] is not None and goes_by_pieces():
+            kwargs["output_processor"] = _losses_by_pieces
+        return super()._postprocess(*args, **kwargs)
+
+
+def _losses_by_pieces(*, hidden_states: Tensor, output_layer: nn.Module, labels: Tensor, **_: Any) -> Tensor:
+    """Losses [B, S] float32 of features [S, B, D] against labels [B, S], without their logits."""
+    with saves("head.logits"):
+        losses = output_layer(hidden_states.flatten(0, 1), labels=labels.T.flatten())
+    return losses.view(hidden_states.shape[:2]).T
 
 
 def build_language_model(
@@ -189,4 +204,6 @@ def build_language_model(
     for module in language_model.modules():
         if isinstance(module, PackedLatentAttention) and module.core_attention.takes_latents:
             lend_weight(module.linear_kv_up_proj, later=delays)
+    if post_process:
+        add_losses_by_pieces(language_model.output_layer)
     return language_model

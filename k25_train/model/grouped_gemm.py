@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from k25_train.errors import ConfigError
-from parallel.megatron.wgrad import WeightGradients, add_product
+from parallel.megatron.weight_gradient import add_product
+from parallel.megatron.wgrad import WeightGradients
 
 
 class RowGroups(NamedTuple):

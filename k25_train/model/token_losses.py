@@ -26,27 +26,43 @@ def token_losses(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     return _TokenLosses.apply(logits_TV, labels_T)
 
 
+def write_losses(logits_TV: Tensor, labels_T: Tensor, losses_T: Tensor) -> None:
+    """Write what `token_losses` returns to `losses_T`, float32, without a graph."""
+    for rows in _pieces(logits_TV):
+        losses_T[rows] = F.nll_loss(_normalised(logits_TV[rows]), labels_T[rows], reduction="none")
+
+
+def write_gradient(logits_TV: Tensor, labels_T: Tensor, by_loss_T: Tensor, by_logits_TV: Tensor) -> None:
+    """Write the gradient of the logits to `by_logits_TV`, which may be the logits themselves.
+
+    Args:
+        logits_TV: logits, [T, V].
+        labels_T: labels, [T] int64.
+        by_loss_T: gradient of each token's loss, [T] float32.
+        by_logits_TV: where it goes, [T, V].
+    """
+    for rows in _pieces(logits_TV):
+        scores = _normalised(logits_TV[rows])
+        by_scores = torch.ops.aten.nll_loss_backward(
+            by_loss_T[rows], scores, labels_T[rows], None, 0, NO_LABEL, scores.new_zeros(())
+        )
+        by_logits_TV[rows] = torch.ops.aten._log_softmax_backward_data(by_scores, scores, 1, scores.dtype)
+
+
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_TV: Tensor, labels_T: Tensor) -> Tensor:
         ctx.save_for_backward(logits_TV, labels_T)
         losses_T = logits_TV.new_empty(labels_T.shape, dtype=torch.float32)
-        for rows in _pieces(logits_TV):
-            losses_T[rows] = F.nll_loss(_normalised(logits_TV[rows]), labels_T[rows], reduction="none")
+        write_losses(logits_TV, labels_T, losses_T)
         return losses_T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         logits_TV, labels_T = ctx.saved_tensors
-        (by_loss_T,) = gradients
         by_logits_TV = torch.empty_like(logits_TV)
-        for rows in _pieces(logits_TV):
-            scores = _normalised(logits_TV[rows])
-            by_scores = torch.ops.aten.nll_loss_backward(
-                by_loss_T[rows], scores, labels_T[rows], None, 0, NO_LABEL, scores.new_zeros(())
-            )
-            by_logits_TV[rows] = torch.ops.aten._log_softmax_backward_data(by_scores, scores, 1, scores.dtype)
+        write_gradient(logits_TV, labels_T, gradients[0], by_logits_TV)
         return by_logits_TV, None
 
 

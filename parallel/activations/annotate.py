@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
+from parallel.activations.policy import Policy
 from parallel.activations.recompute import call_apart
 from parallel.activations.saving_pass import SavingPass
 
@@ -34,6 +35,13 @@ def saves(name: str) -> AbstractContextManager[None]:
     """
     saving = SavingPass.current()
     return nullcontext() if saving is None else saving.naming(name)
+
+
+def makes_again(name: str) -> bool:
+    """Whether tensors of this name are not to be saved, but made again in the backward pass, by a model that
+    does so itself. Raises KeyError for an unknown name."""
+    saving = SavingPass.current()
+    return saving is not None and saving.policy_of(name) is Policy.recompute
 
 
 def recomputed[Outputs](name: str, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from parallel.context.blocks import KeyBlock
 from parallel.context.exchange import LatentExchange
 from parallel.context.merge import MergedAttention
-from parallel.megatron.wgrad import SummedGradient, WeightGradients
+from parallel.megatron.weight_gradient import SummedGradient
+from parallel.megatron.wgrad import WeightGradients
 
 
 class BlockKernel(Protocol):

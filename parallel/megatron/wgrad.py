@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +28,7 @@ from megatron.core.tensor_parallel.layers import (
 )
 from torch import Tensor, nn
 
-
-class WeightGradient(Protocol):
-    """The gradient of a weight from one micro-batch, not computed yet."""
-
-    def add_to(self, total: Tensor) -> None:
-        """Add it to `total`, which has the weight's shape, in the type of `total`."""
-        ...
+from parallel.megatron.weight_gradient import LinearGradient, WeightGradient
 
 
 class WeightGradients:
@@ -66,6 +60,12 @@ class WeightGradients:
         if self.later:
             self.pending.append((weight, gradient))
             return None
+        return self.add_now(weight, gradient)
+
+    def add_now(self, weight: nn.Parameter, gradient: WeightGradient) -> Tensor | None:
+        """The same, for a gradient whose computation cannot wait. Raises ValueError if others do wait."""
+        if self.later:
+            raise ValueError("a gradient cannot be added now where others of the same weight wait")
         if not hasattr(weight, "main_grad"):
             return _rounded(weight, gradient)
         self._accumulate(weight, gradient)
@@ -118,44 +118,6 @@ def own_weight_gradients(module: nn.Module, *weights: nn.Parameter, later: bool)
     return wgrads
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total [N, M] float32 += left [K, N] transposed, times right [K, M], in float32.
-
-    On CUDA one cuBLAS call with bfloat16 operands reads and writes `total`, as Apex's
-    `fused_weight_gradient_mlp_cuda` makes it; torch 2.13 has it as `addmm` with `out_dtype`. On the CPU the
-    product of the exact values in float32 is added to `total`.
-    """
-    if total.device.type == "cpu":
-        total.add_(left.T.to(total.dtype) @ right.to(total.dtype))
-    elif left.dtype is total.dtype:
-        total.addmm_(left.T, right)
-    else:
-        torch.addmm(total, left.T, right, out_dtype=total.dtype, out=total)
-
-
-@dataclass(frozen=True, slots=True)
-class _LinearGradient:
-    output_gradient: Tensor
-    """[..., Out]."""
-    inputs: Tensor
-    """[..., In]."""
-
-    def add_to(self, total: Tensor) -> None:
-        add_product(total, self.output_gradient.flatten(0, -2), self.inputs.flatten(0, -2))
-
-
-@dataclass(frozen=True, slots=True)
-class SummedGradient:
-    """A gradient that is computed already, in parts."""
-
-    gradient: Tensor
-    """Of the weight's shape, float32."""
-
-    def add_to(self, total: Tensor) -> None:
-        """Add it to `total`."""
-        total.add_(self.gradient)
-
-
 class _Linear(torch.autograd.Function):
     """`F.linear` whose weight gradient goes to a `WeightGradients`."""
 
@@ -172,7 +134,7 @@ class _Linear(torch.autograd.Function):
         of_inputs = gradients[0] @ weight if ctx.needs_input_grad[0] else None
         of_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight = ctx.wgrads.add(ctx.weight, _LinearGradient(gradients[0], inputs))
+            of_weight = ctx.wgrads.add(ctx.weight, LinearGradient(gradients[0], inputs))
         return of_inputs, of_weight, None
 
 
@@ -229,6 +191,7 @@ def accumulate_in_main_grad(model: nn.Module, *, later: Callable[[str], bool]) -
     for name, module in model.named_modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear):
             wgrads = own_weight_gradients(module, module.weight, later=later(name))
+            module.weight_gradients = wgrads
             module._forward_impl = partial(_forward_impl, wgrads)
             module.backward_dw = wgrads.compute
         elif isinstance(module, VocabParallelEmbedding):
@@ -237,6 +200,11 @@ def accumulate_in_main_grad(model: nn.Module, *, later: Callable[[str], bool]) -
             module.forward = partial(embedding, weight=module.weight, wgrads=wgrads)
         elif hasattr(module, "fuse_wgrad_accumulation"):
             module.fuse_wgrad_accumulation = True
+
+
+def weight_gradients_of(module: ColumnParallelLinear | RowParallelLinear) -> WeightGradients:
+    """Where the gradients of a linear layer's weight go, after `accumulate_in_main_grad`."""
+    return module.weight_gradients
 
 
 def _forward_impl(wgrads: WeightGradients, input: Tensor, weight: nn.Parameter, *_: Any, **__: Any) -> Tensor:

@@ -8,8 +8,11 @@ Torch-free.
 | backward | the same; 4 for the loss's gradient, 12 for its way through the norm, 6 for its rounding |
 """
 
+import math
 from collections.abc import Iterator
 
+from k25_train.config.model import LOSS_PIECE_BYTES
+from k25_train.plan.head_pieces import rows_of_head
 from k25_train.plan.kernels.attention import norm
 from k25_train.plan.kernels.kernel import FLOAT32_BYTES
 from k25_train.plan.kernels.work import Setting, Work
@@ -19,8 +22,6 @@ LOSS_BYTES = 8, 30
 """Bytes of float32 moved for each logit next to those in the model's format."""
 LOSS_LAUNCHES = 4, 6
 """Kernels of each piece of logits."""
-LOSS_PIECES = 20
-"""Pieces of a micro-batch's logits: 128 MiB each of 2.7 GB (`LOSS_PIECE_BYTES`)."""
 
 
 def embedding(setting: Setting) -> Iterator[Work]:
@@ -37,13 +38,21 @@ def head(setting: Setting) -> Iterator[Work]:
     """The last norm, logits, and their loss."""
     model, tokens = setting.config.model, setting.tokens
     yield from norm(setting, "last norm", model.hidden_size, made_again="norm.output")
-    yield from setting.projected(head_projection(model), tokens, is_plain=True)
+    num_pieces = 1
+    if setting.recomputes("head.logits"):
+        num_pieces = math.ceil(tokens / rows_of_head(tokens, model.vocab_size, setting.element_bytes))
+    # Each piece reads the weights, and adds to their gradient, anew.
+    for _ in range(num_pieces):
+        yield from setting.projected(
+            head_projection(model), tokens / num_pieces, is_plain=True, made_again="head.logits"
+        )
     logits, element = tokens * model.vocab_size, setting.element_bytes
     forward, backward = LOSS_BYTES
     if setting.fuses_elementwise:
         yield from setting.moved("loss", logits * 2 * element, logits * 2 * element)
         return
-    launches = LOSS_LAUNCHES[0] * LOSS_PIECES, LOSS_LAUNCHES[1] * LOSS_PIECES
+    loss_pieces = math.ceil(logits * FLOAT32_BYTES / LOSS_PIECE_BYTES)
+    launches = LOSS_LAUNCHES[0] * loss_pieces, LOSS_LAUNCHES[1] * loss_pieces
     yield from setting.moved(
         "loss", logits * (forward + element), logits * (backward + element), launches=launches
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from k25_train.config.activation import CAN_RECOMPUTE
+from k25_train.config.activation import CAN_RECOMPUTE, CHEAP_TO_RECOMPUTE
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.plan.evaluations import with_evaluations
@@ -24,7 +24,7 @@ IN_FP8 = frozenset("moe.up_input moe.swiglu_input shared_expert.swiglu_input den
 def recipes_of(names: Iterable[str]) -> dict[str, dict[str, Policy]]:
     """The recipes of `conf/activation`, from the one that holds the most on; a test holds them against their
     files."""
-    made_again = dict.fromkeys(CAN_RECOMPUTE, Policy.recompute)
+    made_again = dict.fromkeys(CHEAP_TO_RECOMPUTE, Policy.recompute)
     keep = dict.fromkeys(names, Policy.keep)
     k2 = dict.fromkeys(keep, Policy.offload) | dict.fromkeys(IN_FP8, Policy.fp8) | made_again
     return {

@@ -9,6 +9,7 @@ from k25_train.config.model import LOSS_PIECE_BYTES
 from k25_train.config.schema import Config
 from k25_train.parameters.megatron import TrainedParameter
 from k25_train.plan.assumptions import Sharding
+from k25_train.plan.head_pieces import rows_of_head
 from k25_train.plan.memory.activations import peak_of_turns, stage_waiting
 from k25_train.plan.memory.kernels import configured_kernels
 from k25_train.plan.memory.saved_tensor import FLOAT_BYTES
@@ -81,11 +82,20 @@ def _in_chunk(stage: StagePlan, chunk: ChunkPlan, sizes: PassSizes) -> Iterator[
     # 2. The rows that the embedding's gradient adds, in float32, while another layer runs.
     if chunk.is_first:
         yield made // 2 + sizes.tokens * model.hidden_size * FLOAT_BYTES
-    # 3. Logits and their gradient, and pieces of them in float32.
     if chunk.is_last:
-        logits = sizes.tokens * model.vocab_size
-        piece = min(LOSS_PIECE_BYTES, logits * FLOAT_BYTES)
-        yield 2 * logits * element_bytes + PIECES_AT_WORK * piece
+        yield _of_head(stage, sizes)
+
+
+def _of_head(stage: StagePlan, sizes: PassSizes) -> int:
+    """Logits and their gradient, or a piece of the logits, which its gradient replaces, and the gradient of
+    the head's input; and smaller pieces in float32."""
+    config, model = stage.config, stage.config.model
+    element_bytes = WEIGHT_BYTES[config.train.dtype]
+    rows, at_once = sizes.tokens, 2 * sizes.tokens * model.vocab_size * element_bytes
+    if config.activation.head.logits is Policy.recompute:
+        rows = rows_of_head(sizes.tokens, model.vocab_size, element_bytes)
+        at_once = (rows * model.vocab_size + sizes.tokens * model.hidden_size) * element_bytes
+    return at_once + PIECES_AT_WORK * min(LOSS_PIECE_BYTES, rows * model.vocab_size * FLOAT_BYTES)
 
 
 def rank_size(config: Config, parameter: TrainedParameter) -> int:

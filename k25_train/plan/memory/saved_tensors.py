@@ -89,9 +89,14 @@ class SavedTensors:
         tokens = self._sizes.tokens
         return [
             *self._norm("norm.input", "norm.output", (tokens, 1, self._model.hidden_size)),
-            exact("head.logits", (tokens, self._model.vocab_size), self._element_bytes),
+            *self._logits(),
             exact("head.logits", (tokens,), INDEX_BYTES),
         ]
+
+    def _logits(self) -> Iterator[SavedTensor]:
+        """None where pieces of them are made again, from the last norm's output and labels."""
+        if not self._recomputes("head.logits"):
+            yield exact("head.logits", (self._sizes.tokens, self._model.vocab_size), self._element_bytes)
 
     def _attention(self) -> Iterator[SavedTensor]:
         model, tokens = self._model, self._sizes.tokens

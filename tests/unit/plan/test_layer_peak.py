@@ -8,8 +8,9 @@ import torch
 
 from k25_train.compose.resolve import compose
 from k25_train.plan.memory.expert_exchange import exchange_bytes, row_bytes
-from k25_train.plan.memory.pipeline_peak import working_bytes
+from k25_train.plan.memory.pipeline_peak import saved_bytes, working_bytes
 from k25_train.plan.pipeline import plan_pipeline
+from parallel.pipeline.schedule import PassKey
 from tests.helpers.live_bytes import LiveBytes
 from tests.helpers.ranks import RankContext, run_ranks
 
@@ -19,7 +20,21 @@ REAL = [
     "model.num_experts=24",
 ]  # fmt: skip
 """One layer at the width, and with the rows and weights per rank, of 16 expert-parallel ranks."""
-KINDS = {"MoE": ["model.num_dense_layers=0"], "dense": ["model.num_dense_layers=1"]}
+BY_PIECES = "activation.head.logits=recompute"
+KINDS = {
+    "MoE": ["model.num_dense_layers=0"],
+    "dense": ["model.num_dense_layers=1"],
+}
+HEADS = {
+    "whole logits": ["model.num_dense_layers=1", "model.dense_ffn_hidden_size=64", "model.vocab_size=163840"],
+    "pieces": [
+        BY_PIECES,
+        "model.num_dense_layers=1",
+        "model.dense_ffn_hidden_size=64",
+        "model.vocab_size=163840",
+    ],
+}
+"""The whole vocabulary behind a small layer: the head takes more than that."""
 
 
 class FusedNorm(torch.autograd.Function):
@@ -46,6 +61,8 @@ def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list
     from k25_train.model.megatron_config import backbone_config
     from k25_train.model.packed_documents import PackedDocuments
     from k25_train.plan.pipeline import layout_of
+    from parallel.activations.saving_pass import SavingPass
+    from parallel.activations.storage import weights_of
     from parallel.fake_group import fake_rank
     from parallel.megatron.platform import use_platform
     from parallel.topology import build_topology
@@ -69,13 +86,17 @@ def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list
                 parameter.main_grad = torch.empty_like(parameter, dtype=torch.float32)
                 parameter.register_post_accumulate_grad_hook(lambda each: setattr(each, "grad", None))
             tokens = torch.empty(config.train.seq_len, dtype=torch.long, device=meta)
+            policies = config.activation.policies()
+            saving = SavingPass(policies, PassKey(0, 0), weights_of([chunk]), None)
             with LiveBytes([*chunk.parameters(), *(each.main_grad for each in chunk.parameters())]) as live:
-                losses = chunk(
-                    tokens=tokens,
-                    documents=PackedDocuments.of((config.train.seq_len,), meta),
-                    labels=tokens.clone(),
-                    media_positions=tokens[:0],
-                )
+                with saving.active():
+                    losses = chunk(
+                        tokens=tokens,
+                        documents=PackedDocuments.of((config.train.seq_len,), meta),
+                        labels=tokens.clone(),
+                        media_positions=tokens[:0],
+                    )
+                del saving
                 losses.sum().backward()
             found.append(live.peak)
             from megatron.core import parallel_state
@@ -86,8 +107,8 @@ def peaks(context: RankContext, configurations: Sequence[Sequence[str]]) -> list
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, int]:
-    configurations = [[*REAL, *more] for more in KINDS.values()]
-    return dict(zip(KINDS, run_ranks(peaks, 1, configurations)[0], strict=True))
+    configurations = [[*REAL, *more] for more in (KINDS | HEADS).values()]
+    return dict(zip(KINDS | HEADS, run_ranks(peaks, 1, configurations)[0], strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,3 +121,17 @@ def test_a_layer_takes_what_is_planned(measured: dict[str, int], kind: str) -> N
     spare = row_bytes(stage.config, sizes) if kind == "MoE" else 0
     least = 0.99 * (planned - spare)
     assert measured[kind] >= least, f"{measured[kind] / 1e9:.3f} GB, planned {planned / 1e9:.3f}"
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_takes_what_is_planned(measured: dict[str, int], kind: str) -> None:
+    """On top of what waits, its own logits among it."""
+    [stage] = plan_pipeline(compose([*REAL, *HEADS[kind]])).stages
+    sizes = stage.balanced_sizes
+    planned = saved_bytes(stage, sizes) + working_bytes(stage, sizes)
+    if kind == "whole logits":
+        # The logits wait until they are at work, so they are counted twice.
+        planned -= 2 * sizes.tokens * stage.config.model.vocab_size
+    assert 0.97 * planned <= measured[kind] <= 1.01 * planned, (
+        f"{measured[kind]:,} bytes, planned {planned:,}"
+    )
