@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parallel.megatron.wgrad import add_product
+from parallel.megatron.weight_gradient import add_product
 
 
 @dataclass(frozen=True)

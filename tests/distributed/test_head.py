@@ -160,7 +160,7 @@ def test_runs_train_alike(data: Path, tmp_path: Path, name: str) -> None:
     from tests.helpers.runs import losses_of
 
     num_ranks, more = LAYOUTS[name]
-    steps = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=1")
+    steps = ("train.steps=3", "optim.warmup=1", "optim.decay=1")
     whole = losses_of(overrides(data, tmp_path / "whole", *steps, *more), num_ranks)
     arguments = overrides(data, tmp_path / "pieces", *steps, *more, *EXACT_K2, BY_PIECES)
     for by_pieces in run_ranks(train_by_pieces, num_ranks, arguments):

@@ -8,7 +8,9 @@ import torch
 from tests.helpers.ranks import RankContext
 
 TOLERANCE = 1e-4
-BATCHES: dict[str, tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]] = {
+type Batches = dict[str, tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]]
+"""Name -> document lengths, and (t, h, w) of the items."""
+BATCHES: Batches = {
     "one document of text": ((48,), ()),
     "packed documents": ((20, 1, 33, 10), ()),
     "images of several sizes": ((64, 40), ((1, 4, 6), (1, 2, 2), (1, 10, 4))),
@@ -17,7 +19,7 @@ BATCHES: dict[str, tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]] = {
     "video chunk of 4 frames": ((40,), ((4, 4, 6),)),
     "images and video together": ((50, 60), ((1, 8, 4), (4, 2, 6), (2, 4, 4), (1, 2, 2))),
 }
-"""Name -> document lengths, and (t, h, w) of the items."""
+"""What is compared by default."""
 
 
 def make_batch(model: Any, lengths: tuple[int, ...], grids: tuple[tuple[int, int, int], ...]) -> tuple:
@@ -33,7 +35,9 @@ def make_batch(model: Any, lengths: tuple[int, ...], grids: tuple[tuple[int, int
     return tokens, places, pixels
 
 
-def compare(context: RankContext, changes: dict[str, Any]) -> dict[str, dict[str, float]]:
+def compare(
+    context: RankContext, changes: dict[str, Any], batches: Batches = BATCHES
+) -> dict[str, dict[str, float]]:
     """Worst logit difference, and share of router choices that agree, for every batch.
 
     `changes` are of the tiny model's configuration.
@@ -51,7 +55,7 @@ def compare(context: RankContext, changes: dict[str, Any]) -> dict[str, dict[str
     load_global_state(ours, WHOLE_MODEL, to_ours(weights))
     our_choices, their_choices = watch_routers(ours), watch_hf_routers(reference)
     results = {}
-    for name, (lengths, grids) in BATCHES.items():
+    for name, (lengths, grids) in batches.items():
         tokens, places, pixels = make_batch(model, lengths, grids)
         our_choices.clear()
         their_choices.clear()

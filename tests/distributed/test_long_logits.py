@@ -1,0 +1,39 @@
+"""Logits of sequences of 8,192 tokens, which YaRN stretches a shrunk context to, against transformers."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.helpers.hf_comparison import TOLERANCE, Batches, compare
+from tests.helpers.hf_reference import tiny_model_config
+from tests.helpers.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+IMAGES = ((1, 32, 32), (1, 6, 10), (1, 24, 40), (1, 2, 2))
+LONG: Batches = {
+    "one text": ((8192,), ()),
+    "texts": ((5000, 1, 3191), ()),
+    "text and images": ((8192,), IMAGES),
+}
+
+
+def stretched(num_layers: int) -> dict[str, Any]:
+    """Changes of the tiny model with which YaRN covers 8,192 positions, 32 times the original ones."""
+    rope = replace(tiny_model_config().rope, original_max_position=256, scaling_factor=32.0)
+    return {"rope": rope, "num_attention_heads": 2, "num_layers": num_layers}
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "names"),
+    [(2, ["text and images"]), pytest.param(4, list(LONG), marks=pytest.mark.slow)],
+    ids=["2 layers", "4 layers, all batches"],
+)
+def test_logits_equal_transformers(num_layers: int, names: list[str]) -> None:
+    batches = {name: LONG[name] for name in names}
+    found = run_ranks(compare, 1, stretched(num_layers), batches, timeout_s=300.0)[0]
+    for name, result in found.items():
+        assert result["scale"] > 0.5, "logits this small would hide a difference"
+        assert result["difference"] <= TOLERANCE, name
+        assert result["same_experts"] == 1.0, name
