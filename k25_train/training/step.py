@@ -78,12 +78,8 @@ def train_step(run: Run, step: int) -> StepResult:
     # 1. The plan of the global batch is the same on every rank; each reads its own share.
     with run.tracker.phase("read data"):
         inputs = run.reader.step(step)
-    tokens = inputs.tokens
-    run.activations.start_step(len(inputs.micro_batches))
-    run.zero_gradients()
-    run.qk_clip.start(step)
-    schedule = Schedule(run.config.optim, run.config.train)
-    run.move_expert_bias(schedule.moves_expert_bias(step))
+    tokens, schedule = inputs.tokens, Schedule(run.config.optim, run.config.train)
+    _begin(run, step, schedule, len(inputs.micro_batches))
 
     # 2. Balanced vision forward: every rank encodes an equal share of all images, whoever owns them, and the
     #    features go to the first stages. In bubbles only what the first micro-batches need.
@@ -139,6 +135,14 @@ def train_step(run: Run, step: int) -> StepResult:
         updated=bool(updated),
         not_finite=tuple(run.optimizer.not_finite),
     )
+
+
+def _begin(run: Run, step: int, schedule: Schedule, num_micro_batches: int) -> None:
+    """Have everything ready for the passes of a step."""
+    run.activations.start_step(num_micro_batches)
+    run.zero_gradients()
+    run.qk_clip.start(step)
+    run.move_expert_bias(schedule.moves_expert_bias(step))
 
 
 def _check_loss(step: int, loss: float) -> None:
