@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from parallel.context.plan import ContextPlan, Piece
 from tests.helpers.parity import CLIPPED, CONTEXT_CASES, COUPLED, TOLERANCE, Case, Parity, worst_difference
@@ -123,3 +125,29 @@ def test_ranks_without_targets_and_with_padding_alone_take_part(
         assert any(tokens == 0 for _, tokens in shared[3].counts), "no rank has padding alone"
         whole = [sum(each) for each in zip(*(sum(seen.counts, ()) for seen in shared), strict=True)]
         assert whole == list(sum(alone.counts, ())), "a token is counted twice, or not at all"
+
+
+def dump(context: RankContext, arguments: Sequence[str], folder: Path) -> None:
+    from k25_train.training.dump import dump_batches
+
+    run = start_run(context, arguments)
+    with run.data:
+        dump_batches(run, folder)
+
+
+def test_held_out_losses_of_tokens_are_put_together_in_order(data: Path, tmp_path: Path) -> None:
+    """Whoever reads the files sees micro-batches, whichever ranks have computed them."""
+    for name, sizes in {"alone": {}, "shared": {"dp": 2, "cp": 2}}.items():
+        command = overrides(data, tmp_path / name, *layout(**sizes), COUPLED, "train.eval_sequences=4")
+        run_ranks(dump, 4 if sizes else 1, command, tmp_path / name / "dump")
+    files = [f"batch_{replica}_{number}.safetensors" for replica in (0, 1) for number in (0, 1)]
+    assert sorted(each.name for each in (tmp_path / "shared/dump").iterdir()) == files
+    for number, name in enumerate(files):
+        found = load_file(tmp_path / "shared/dump" / name)
+        expected = load_file(tmp_path / f"alone/dump/batch_0_{number}.safetensors")
+        counts = found["loss_mask"] > 0
+        losses, alone = found.pop("losses")[counts], expected.pop("losses")[counts]
+        assert len(losses) > 20 and alone.std() > 0.1, "losses that are all alike would hide their order"
+        torch.testing.assert_close(losses, alone, rtol=1e-5, atol=1e-6)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[each], expected[each]) for each in found)

@@ -47,7 +47,7 @@ def test_the_pairs_have_every_change_of_every_setting() -> None:
     assert {name for name, *_ in changes(PAIRS)} == set(Layout._fields)
 
 
-def test_pipeline_and_decoupled_tower_go_on_as_replicas_with_state_in_the_host(
+def test_pipeline_and_decoupled_tower_go_on_as_ranks_that_share_sequences(
     data: Path, run_as_smoke: Path, finished: Finished, tmp_path: Path
 ) -> None:
     saved, loaded = PAIRS[0]

@@ -18,31 +18,37 @@ class Layout(NamedTuple):
     vpp: int
     ep: int
     dp: int
+    cp: int
     dep: str
     offload: bool
 
     @property
     def num_ranks(self) -> int:
-        return self.pp * self.dp
+        return self.pp * self.dp * self.cp
 
     @property
     def overrides(self) -> list[str]:
         place = ON_HOST if self.offload else ON_DEVICE
-        return [*layout(self.pp, self.vpp, self.ep, self.dp), f"dep.mode={self.dep}", place]
+        return [*layout(self.pp, self.vpp, self.ep, self.dp, self.cp), f"dep.mode={self.dep}", place]
 
 
-ALONE = Layout(1, 1, 1, 1, "decoupled", False)
-SMOKE = Layout(2, 2, 2, 2, "decoupled", False)
-EXPERTS = Layout(1, 1, 4, 4, "decoupled", True)
-COUPLED = Layout(1, 1, 2, 4, "coupled", True)
-STAGES = Layout(4, 1, 1, 1, "coupled", False)
-VIRTUAL = Layout(2, 2, 1, 2, "coupled", True)
-TWO = Layout(2, 1, 2, 2, "decoupled", True)
+ALONE = Layout(1, 1, 1, 1, 1, "decoupled", False)
+SMOKE = Layout(2, 2, 2, 2, 1, "decoupled", False)
+EXPERTS = Layout(1, 1, 4, 4, 1, "decoupled", True)
+COUPLED = Layout(1, 1, 2, 4, 1, "coupled", True)
+STAGES = Layout(4, 1, 1, 1, 1, "coupled", False)
+VIRTUAL = Layout(2, 2, 1, 2, 1, "coupled", True)
+TWO = Layout(2, 1, 2, 2, 1, "decoupled", True)
+SHARED = Layout(1, 1, 2, 2, 2, "coupled", True)
+SHARED_BY_FOUR = Layout(1, 1, 4, 1, 4, "coupled", False)
+SHARED_STAGES = Layout(2, 2, 1, 1, 2, "coupled", False)
 
 PAIRS = (
-    (SMOKE, COUPLED), (COUPLED, STAGES), (STAGES, EXPERTS), (EXPERTS, ALONE), (ALONE, VIRTUAL),
-    (VIRTUAL, TWO), (TWO, STAGES), (STAGES, SMOKE), (SMOKE, ALONE), (ALONE, EXPERTS), (EXPERTS, COUPLED),
-    (COUPLED, EXPERTS), (EXPERTS, VIRTUAL),
+    (SMOKE, SHARED), (SMOKE, COUPLED), (COUPLED, STAGES), (STAGES, EXPERTS), (EXPERTS, ALONE),
+    (ALONE, VIRTUAL), (VIRTUAL, TWO), (TWO, STAGES), (STAGES, SMOKE), (SMOKE, ALONE), (ALONE, EXPERTS),
+    (EXPERTS, COUPLED), (COUPLED, EXPERTS), (EXPERTS, VIRTUAL),
+    (SHARED, SHARED_BY_FOUR), (SHARED_BY_FOUR, SHARED_STAGES),
+    (SHARED_STAGES, ALONE), (ALONE, SHARED_BY_FOUR), (SHARED_BY_FOUR, STAGES), (STAGES, SHARED_STAGES),
 )  # fmt: skip
 """Saved in, loaded into."""
 
