@@ -3,6 +3,7 @@
     chain=NAME|FILE.yaml     of conf/chain; smoke unless it is given
     dir=FOLDER               where the stages' run folders are made, instead of where the chain says
     --from STAGE             train this stage and all that follow again; their run folders are removed
+    --explain [--png FILE]   print the schedule of the whole chain, and draw it; nothing is trained
     --commands               print the commands that submit the stages to SLURM, one after another
 
 Stages that are finished are skipped, one that was interrupted goes on from its newest checkpoint. At the end
@@ -12,14 +13,17 @@ a table, and a picture of all losses, are written to the chain's folder.
 import argparse
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from k25_train.compose.command_line import read_arguments
 from k25_train.entry import run_command
+from k25_train.errors import ConfigError
 from k25_train.recipes.chain import Chain, load_chain
 from k25_train.recipes.closing import write_results
 from k25_train.recipes.composed import Composed, check_runnable, compose_chain
+from k25_train.recipes.explain import draw, explain
 from k25_train.recipes.needle_stages import search_needles
 from k25_train.recipes.running import check_order, remove_from, run_stage
 
@@ -39,7 +43,15 @@ def _run() -> None:
         names[-1] if names else DEFAULT_CHAIN, [each for each in settings if not each.startswith("chain=")]
     )
     stages = compose_chain(chain)
-    if options.commands:
+    if options.explain:
+        named = [(each.stage.name, each.config) for each in stages]
+        print(explain(named), end="")
+        if options.png is not None:
+            draw(named, options.png, f"Chain {chain.name}, stage by stage")
+            print(f"picture: {options.png}")
+    elif options.png is not None:
+        raise ConfigError("--png: is for --explain\n  -> the losses of a chain are drawn when it has run")
+    elif options.commands:
         for line in commands(stages):
             print(line)
     else:
@@ -80,6 +92,8 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("overrides", nargs="*", metavar="STAGE.KEY=VALUE", help="settings of stages")
     parser.add_argument("--from", dest="first", metavar="STAGE", help="train it and all that follow again")
+    parser.add_argument("--explain", action="store_true", help="print the schedule of the whole chain")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="with --explain: draw it")
     parser.add_argument("--commands", action="store_true", help="print the commands that submit the stages")
     options = read_arguments(parser)
     options.settings = options.overrides

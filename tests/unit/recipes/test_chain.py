@@ -184,3 +184,13 @@ def test_one_chain_may_be_changed_in_code() -> None:
     chain = Chain(name="x", dir="runs/x", stages=(Stage(name="lm", experiment="smoke_lm"),))
     (stage,) = compose_chain(replace(chain, dir="runs/y/"))
     assert stage.config.run.dir == "runs/y/lm"
+
+
+def test_the_command_explains_a_chain(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "chain.png"
+    assert status_of_command(main, "chain=smoke", "--explain", "--png", picture) == 0
+    printed = capsys.readouterr().out
+    assert all(stage.name in printed for stage in load_chain("smoke").stages)
+    assert picture.stat().st_size > 10_000
+    assert status_of_command(main, "--png", picture) == 2
+    assert "--png: is for --explain" in capsys.readouterr().err

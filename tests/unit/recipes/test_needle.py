@@ -86,7 +86,7 @@ def test_a_document_tells_each_fact_before_it_asks(tokenizer: Letters, passages:
     for number, (value, loss) in enumerate(parts):
         if loss:
             before = parts[number - 1][0]
-            assert before.endswith(f"\nName:{ {v: k for k, v in facts}[value]}")
+            assert before.endswith(f"\nName:{ {v: k for k, v in facts}[value] }")
     num_tokens = sum(part.num_tokens for part in text_parts(parts, tokenizer))
     assert 380 <= num_tokens <= 400
     assert text.index(facts[0][0]) < 20, "the first fact is at depth 0"
