@@ -52,6 +52,9 @@ setup(
     extras_require={
         "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21", *DALI],
         "dali": DALI,
+        # Other places of a run's metrics; both are imported where they are asked for alone.
+        "wandb": ["wandb>=0.31,<0.32"],
+        "mlflow": ["mlflow>=3.17,<4"],
         "dev": [
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",

@@ -4,6 +4,7 @@ from k25_train.compose.command_line import hydra_app
 from k25_train.compose.filled import check_filled_in
 from k25_train.config.schema import Config
 from k25_train.joining.place import check_place, place_in
+from k25_train.metrics.trackers.build import check_trackers
 from k25_train.startup.interrupts import end_quietly_on_interrupt
 
 
@@ -39,8 +40,9 @@ def train(config: Config) -> None:
 
 
 def check_start(config: Config) -> None:
-    """Raise `ConfigError` for a data set that is still a template, and as `place_in`."""
+    """Raise `ConfigError` for a data set that is still a template, and as `check_trackers` and `place_in`."""
     check_filled_in(config.data)
+    check_trackers(config)
     place_in(config)
 
 

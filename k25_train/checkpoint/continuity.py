@@ -118,6 +118,7 @@ MAY_CHANGE = {
         "train.stall_timeout_s",
         "train.trace_step",
         "checkpoint",
+        "metrics",
         "run",
     ),
 }

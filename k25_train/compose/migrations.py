@@ -219,6 +219,17 @@ _SLURM_OF_ANY_SITE: Values = {
     "sbatch": [], "setup": [], "mpi": None, "container_setup": [], "container_credentials": None,
 }  # fmt: skip
 
+_METRICS = {
+    "weight_norm_interval": 20,
+    "wandb": None,
+    "mlflow": None,
+    "alarms": {
+        **dict.fromkeys(("loss_spike", "grad_spike", "expert_load", "throughput")),
+        "checkpoint": False,
+    },
+}
+"""Nothing raised an alarm; norms of weights were not taken, which no interval says."""
+
 MIGRATIONS: tuple[tuple[Change, ...], ...] = (
     # 0 to 1. Files without a version: keys were added over many commits, none was renamed.
     (
@@ -342,6 +353,7 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("train.tokens", None),
         Fill("train.batch_ramp", {"start": None, "increment": 1, "length": 0}),
         Fill("checkpoint.init_optimizer", False),
+        Fill("metrics", _METRICS),
     ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""

@@ -11,6 +11,7 @@ from k25_train.config.basics import data_parallel_size, ranks_of_stage
 from k25_train.config.checkpoint import CheckpointConfig
 from k25_train.config.cluster import ClusterConfig
 from k25_train.config.data import DataConfig
+from k25_train.config.metrics import MetricsConfig
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig
 from k25_train.config.training import RunConfig, TrainConfig
@@ -38,6 +39,8 @@ class Config:
     """Length, batch sizes and number format."""
     checkpoint: CheckpointConfig
     """Intervals and number of checkpoints."""
+    metrics: MetricsConfig
+    """What the run tells of itself while it trains."""
     run: RunConfig
     """Run folder."""
     cluster: ClusterConfig

@@ -14,10 +14,11 @@ from typing import Self
 from rich.console import Console
 
 from k25_train.compose.resolve import to_yaml
-from k25_train.config.cluster import Device
 from k25_train.config.schema import Config
 from k25_train.data.mix.mixture import planned_tokens
 from k25_train.data.served import SourceSummary, with_media
+from k25_train.metrics import utilisation
+from k25_train.metrics.alarms import Alarms
 from k25_train.metrics.chrome_trace import write_chrome_trace
 from k25_train.metrics.mix_plot import plot_mix
 from k25_train.metrics.pace import Pace, pace_of
@@ -29,9 +30,14 @@ from k25_train.metrics.summary import Peak, summary_table
 from k25_train.metrics.throughput import Throughput
 from k25_train.metrics.timeline import RankRecord, aligned, step_s
 from k25_train.metrics.timeline_plot import plot_timeline
-from k25_train.run_folder.rows_file import METRICS_FILE
+from k25_train.metrics.trackers.background import BackgroundSink
+from k25_train.metrics.trackers.build import build_trackers
+from k25_train.run_folder import alarm_rows
+from k25_train.run_folder.rows_file import METRICS_FILE, latest_rows
 from k25_train.terminal import table_width
 
+RECALLED_BYTES = 1 << 20
+"""What is read of the metrics' end when a run goes on: more rows than alarms compare with."""
 NOTHING_HELD_OUT = (
     "nothing is held out, so no held-out loss is reported; a run with data.sources.NAME.heldout=N "
     "keeps N items of a source for that"
@@ -50,7 +56,8 @@ class Report:
         self.progress = Progress(config.train.steps, self.console)
         self.throughput = Throughput(config.train.steps)
         self.pace = Pace(lambda _step: None)
-        self.sinks: list[SteadySink] = []
+        self.alarms = Alarms(config.metrics.alarms, config.model)
+        self.sinks: list[SteadySink | BackgroundSink] = []
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +85,8 @@ class Report:
         lines = SteadySink(str(metrics), lambda step: JsonlSink(metrics, step, self.warn), self.warn)
         lines.start(first)
         scalars = SteadySink(str(events), lambda step: TensorBoardSink(events, step), self.warn)
-        self.sinks = [lines, scalars]
+        self.sinks = [lines, scalars, *build_trackers(self.config, self.folder, self.warn)]
+        self.alarms.recall(latest_rows(metrics, RECALLED_BYTES))
         self.pace = pace_of(self.config)
         if finished_steps:
             self.progress.print(f"resuming after step {finished_steps} of {self.config.train.steps}")
@@ -96,20 +104,33 @@ class Report:
         if not any(source.num_heldout for source in sources):
             self.progress.print(NOTHING_HELD_OUT)
 
+    def alarms_of(self, row: Row, *, is_disturbed: bool) -> Row:
+        """Tell what in the row of a step is an alarm; returns what the row has of it, mostly nothing.
+
+        `is_disturbed`: whether an evaluation or a save has slowed the step down.
+        """
+        if not self.is_main:
+            return {}
+        found = self.alarms.judge(row, is_disturbed=is_disturbed)
+        for alarm in found:
+            self.progress.print(alarm.text)
+        return alarm_rows.figures(found)
+
     def add(self, row: Row) -> None:
         """One finished step, or the evaluation before the first."""
         if not self.is_main:
             return
-        if "loss" in row:
-            row = {**row, **self.pace.figures(int(number(row["step"])))}
-        for sink in self.sinks:
-            sink.write(row)
+        step, is_off = int(number(row["step"])), ""
         if "loss" in row:
             step_time_s = number(row["step_time_s"])
             self.throughput.add(step_time_s)
-            if is_off := self.pace.add(step_time_s):
-                self.progress.print(f"step {row['step']}: {is_off}")
-        self.progress.show(row, self.throughput.time_left_s(int(number(row["step"]))))
+            row = {**row, **self.pace.figures(step), "time_left_s": self.throughput.time_left_s(step)}
+            is_off = self.pace.add(step_time_s)
+        for sink in self.sinks:
+            sink.write(row)
+        if is_off:
+            self.progress.print(f"step {step}: {is_off}")
+        self.progress.show(row, self.throughput.time_left_s(step))
 
     def timeline(self, step: int, records: Sequence[RankRecord]) -> None:
         """Write what all ranks did in a step, as `trace/step_<N>.json` for Perfetto and as a picture."""
@@ -174,13 +195,13 @@ class Report:
 
 def peak_of(config: Config, device_name: str) -> Peak | None:
     """What all devices of a run compute at most, as `cluster.rates` has it; None where they are CPUs."""
-    cluster = config.cluster
-    if cluster.device is Device.cpu:
+    cluster, peak = config.cluster, utilisation.peak_of(config)
+    if peak is None:
         return None
     devices = f"{config.world_size:,} x {cluster.rates.device}"
     if cluster.rates.device.lower() not in device_name.lower():
         devices += f" as in cluster.rates, though the device is {device_name}"
-    return Peak(1e12 * cluster.rates.bf16_tflops * config.world_size, devices)
+    return Peak(peak, devices)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -58,6 +58,18 @@ def read_rows(path: Path) -> list[Row]:
     return [line.row for line in read_lines(path) if line.row is not None]
 
 
+def latest_rows(path: Path, num_bytes: int) -> list[Row]:
+    """The rows in the last bytes of a `metrics.jsonl`, in order; none if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - num_bytes))
+            lines = file.read(num_bytes).split(b"\n")
+    except FileNotFoundError:
+        return []
+    # The first may have lost its beginning, and is then no row.
+    return [row for line in lines if (row := parse(line)) is not None]
+
+
 def read_lines(path: Path) -> list[Line]:
     """The lines of a `metrics.jsonl`; what a kill cut short at its end is the last of them."""
     *lines, end = path.read_bytes().split(b"\n")

@@ -6,9 +6,11 @@ from dataclasses import asdict
 from k25_train.config.schema import Config
 from k25_train.data.mix.mixture import mixtures
 from k25_train.data.served import figures
+from k25_train.metrics.utilisation import peak_of
 from k25_train.optim.qk_clip import ClipResult
 from k25_train.plan.flops import training_flops
 from k25_train.run_folder.rows_file import Value
+from k25_train.training.expert_load import ExpertFigures
 from k25_train.training.step import StepResult
 
 MetricsRow = dict[str, Value | Sequence[Value]]
@@ -20,19 +22,27 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_mixed_anew:
     `is_mixed_anew`: the configuration's mixture is drawn from this step on, so it has the weights.
     """
     sizes = result.sizes
+    flops = training_flops(config.model, sizes, config.optim.trained)
     return {
         "step": step,
         "loss": result.loss,
+        **{f"loss/{source}": loss for source, loss in result.source_losses.items()},
         "grad_norm": result.grad_norm,
+        **{f"grad_norm/{part}": norm for part, norm in result.part_grad_norms.items()},
+        **{f"weight_norm/{part}": norm for part, norm in result.weight_norms.items()},
+        **expert_figures(result.experts),
         "lr": result.learning_rate,
+        **batch_figures(config, step, result),
         "tokens": sizes.num_tokens,
         "text_tokens": sizes.num_tokens - sizes.num_vision_tokens,
         "vision_tokens": sizes.num_vision_tokens,
         "images": sizes.num_items,
         "patches": sizes.num_patches,
-        "flops": training_flops(config.model, sizes, config.optim.trained),
+        "flops": flops,
         "step_time_s": result.step_time_s,
         "tokens_per_s": sizes.num_tokens / result.step_time_s,
+        "tokens_per_s_per_gpu": sizes.num_tokens / result.step_time_s / config.world_size,
+        **utilisation(config, flops, result.step_time_s),
         "data_wait_s": result.data_wait_s,
         **{f"data_{name}": count for name, count in result.reads.items() if count},
         **figures(result.served, result.loader_state),
@@ -41,6 +51,39 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_mixed_anew:
         **{f"offload_{name}": value for name, value in asdict(result.offload).items()},
         **{f"memory_{name}": value for name, value in asdict(result.memory).items()},
         **clip_figures(result.clip),
+    }
+
+
+def batch_figures(config: Config, step: int, result: StepResult) -> MetricsRow:
+    """Sizes of the global batch: sequences and their length, how much of them is padding, and the share of
+    the tokens that are of sources with images or video (`data.vision_ratio`)."""
+    batch, seq_len = config.train.batches.size_of(step), config.train.seq_len
+    with_media = [name for name, source in config.data.sources.items() if source.may_have_media]
+    of_media = sum(each.num_tokens for name, each in result.served.items() if name in with_media)
+    return {
+        "batch": batch,
+        "seq_len": seq_len,
+        "padding_share": 1 - result.sizes.num_tokens / (batch * seq_len),
+        "vision_ratio": of_media / max(result.sizes.num_tokens, 1),
+    }
+
+
+def utilisation(config: Config, flops: int, step_time_s: float) -> MetricsRow:
+    """Share of the devices' peak that the step has reached (MFU); none where they are CPUs."""
+    peak = peak_of(config)
+    return {} if peak is None else {"mfu": flops / step_time_s / peak}
+
+
+def expert_figures(experts: ExpertFigures) -> MetricsRow:
+    """Loads and biases of the experts; none where the model has none."""
+    if not experts.loads:
+        return {}
+    return {
+        "expert_load": max(experts.loads),
+        "expert_loads": [float(f"{load:.4g}") for load in experts.loads],
+        "dead_experts": experts.dead,
+        "expert_bias": experts.bias,
+        "expert_bias_change": experts.bias_change,
     }
 
 

@@ -36,9 +36,11 @@ from k25_train.training.activations import Activations, KeepEverything, build_ac
 from k25_train.training.assemble import assemble
 from k25_train.training.decoupled_tower import build_decoupled_tower
 from k25_train.training.device_memory import DeviceMemory, NoDeviceMemory, build_device_memory
+from k25_train.training.expert_load import ExpertLoad
 from k25_train.training.inputs import InputReader
 from k25_train.training.staging import build_staging, page_lock
 from k25_train.training.tower import CoupledTower, Tower
+from k25_train.training.weight_norms import WeightNorms, build_weight_norms
 from parallel.communicators import communicators_of
 from parallel.config import DepMode
 from parallel.megatron.patches.instrument import set_tracker
@@ -77,6 +79,10 @@ class Run:
     """The optimizer of all parameters, sharded."""
     qk_clip: QkClip | NoClip
     """Keeps attention logits from growing."""
+    expert_load: ExpertLoad
+    """Counts what the experts get."""
+    weight_norms: WeightNorms
+    """Sums up weights every so many steps."""
     data: DataSource
     """Training and held-out data, planned and read for this rank."""
     sources: tuple[SourceSummary, ...]
@@ -191,6 +197,8 @@ def build_run(config: Config, device: torch.device, data: DataSource, *, trains:
         objective=NextToken([source.name for source in sources], with_media(sources)),
         optimizer=optimizer,
         qk_clip=build_qk_clip(chunks, optimizer, config, device),
+        expert_load=ExpertLoad(chunks, config.model, topology),
+        weight_norms=build_weight_norms(model, optimizer, config.metrics, topology),
         data=data,
         sources=sources,
         reader=InputReader(data, topology, build_staging(device), tracker),

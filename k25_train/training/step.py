@@ -19,11 +19,15 @@ from k25_train.optim.qk_clip import ClipResult
 from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.plan.schedule import Schedule
 from k25_train.training.device_memory import MemoryFigures, NoMemoryFigures
-from k25_train.training.forward import forward_micro_batch, sum_over_all_ranks
+from k25_train.training.expert_load import ExpertFigures
+from k25_train.training.forward import forward_micro_batch
+from k25_train.training.inputs import Inputs
 from k25_train.training.run import Run
+from k25_train.training.step_totals import losses_by_source, step_totals
 from k25_train.training.tower import NoSummary
 from parallel.activations.offload import NoOffload, OffloadStats
 from parallel.dep.stats import VisionSummary
+from parallel.megatron.patches.pass_hooks import subscribed
 from parallel.megatron.replicas import start_gather
 from parallel.megatron.schedule import run_schedule
 
@@ -44,6 +48,12 @@ class StepResult:
     """Global gradient norm before clipping."""
     part_grad_norms: Mapping[str, float]
     """The same of each trained part of the model: `language_model`, `vision_tower`, `mm_projector`."""
+    source_losses: Mapping[str, float]
+    """Source -> mean loss per token of what it gave, in nats, before the update."""
+    experts: ExpertFigures
+    """How evenly the experts were loaded."""
+    weight_norms: Mapping[str, float]
+    """Part of the model -> norm of its weights before the update; empty in most steps."""
     learning_rate: float
     """Learning rate of the update, before the factors of parameter groups."""
     step_time_s: float
@@ -88,22 +98,13 @@ def train_step(run: Run, step: int) -> StepResult:
     # 3. Forward and backward of the pipeline: 1F1B, interleaved with virtual stages. It ends with the
     #    gradients reduced over data-parallel ranks and divided by the number of tokens with a loss. The
     #    balance loss is a mean over all tokens but padding, so its gradient gets their ratio beforehand.
-    reported = run_schedule(
-        partial(
-            forward_micro_batch, objective=run.objective, leaf=run.tower.leaf, activations=run.activations
-        ),
-        run.chunks,
-        inputs.micro_batches,
-        run.topology,
-        tokens_per_micro_batch=run.tokens_per_micro_batch,
-        balance_loss_scale=tokens.with_loss / max(tokens.total, 1),
-        before_pass=[run.activations.before_pass, run.tower.before_pass],
-    )
+    reported = _passes(run, inputs)
 
     # 4. Vision recompute and backward, with the gradients that the features have received; the encoder's own
     #    are summed over all ranks once, and divided like the backbone's.
     run.tower.finish(tokens.with_loss)
-    loss = run.objective.loss(sum_over_all_ranks(reported, run.objective, run.topology))
+    totals = step_totals(run, step, reported)
+    loss = run.objective.loss(totals.sums)
 
     # 5. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard. QK-Clip
     #    scales masters before they are copied to the model.
@@ -124,6 +125,9 @@ def train_step(run: Run, step: int) -> StepResult:
         loss=loss,
         grad_norm=float(grad_norm),
         part_grad_norms=run.optimizer.part_norms,
+        source_losses=losses_by_source(run.objective.figures(totals.sums)),
+        experts=totals.experts,
+        weight_norms=totals.weight_norms,
         learning_rate=rate,
         step_time_s=time.perf_counter() - started,
         data_wait_s=inputs.wait_s,
@@ -143,6 +147,23 @@ def _begin(run: Run, step: int, schedule: Schedule, num_micro_batches: int) -> N
     run.zero_gradients()
     run.qk_clip.start(step)
     run.move_expert_bias(schedule.moves_expert_bias(step))
+
+
+def _passes(run: Run, inputs: Inputs) -> list[Any]:
+    """All passes of the step, and the reduction of its gradients; what the last stages report."""
+    micro_batch = partial(
+        forward_micro_batch, objective=run.objective, leaf=run.tower.leaf, activations=run.activations
+    )
+    with subscribed(run.expert_load):
+        return run_schedule(
+            micro_batch,
+            run.chunks,
+            inputs.micro_batches,
+            run.topology,
+            tokens_per_micro_batch=run.tokens_per_micro_batch,
+            balance_loss_scale=inputs.tokens.with_loss / max(inputs.tokens.total, 1),
+            before_pass=[run.activations.before_pass, run.tower.before_pass],
+        )
 
 
 def _check_loss(step: int, loss: float) -> None:

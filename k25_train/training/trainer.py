@@ -37,6 +37,8 @@ class Trainer:
         """The latest step that was trained, here or before the run was resumed."""
         self.reported_step = 0
         """The latest step whose row, with its evaluation, is in the metrics."""
+        self.is_disturbed = False
+        """Whether something that followed the latest step may slow the next one down."""
         self.verdict = Verdict()
         """Whether it went well."""
         self.waited_to_stop = False
@@ -118,13 +120,15 @@ class Trainer:
                 self.keeper.trained(result.loader_state)
                 is_mixed_anew = step == self.keeper.data.mixtures[-1].from_step
                 row = row_of(run, step, result, is_mixed_anew=is_mixed_anew)
+            alarms = self.report.alarms_of(row, is_disturbed=self.is_disturbed)
             evaluation = self.evaluate() if is_last or step % cadence.eval_interval == 0 else {}
             verdict = self.verdict = self.soundness.judge_evaluation(self.verdict, evaluation)
             # 3. What the step says of the state before and after it; a save goes on, another begins.
             self.count_skipped(step, result, verdict)
-            stopping = self.save_or_stop(step, verdict, is_last=is_last)
+            stopping = self.save_or_stop(step, verdict, is_last=is_last, is_alarming=bool(alarms))
+            self.is_disturbed = bool(evaluation or self.keeper.saver.step or self.keeper.saved_step == step)
             with run.tracker.phase("report"):
-                self.report.add(row | evaluation | self.keeper.figures())
+                self.report.add({**row, **alarms, **evaluation, **self.keeper.figures()})
             self.reported_step = step
             if is_off := self.run.memory.warning():
                 self.report.notice(f"warning: step {step}: {is_off}")
@@ -149,20 +153,22 @@ class Trainer:
                 "optim.lr or look at the data of the last steps"
             )
 
-    def save_or_stop(self, step: int, verdict: Verdict, *, is_last: bool) -> bool:
+    def save_or_stop(self, step: int, verdict: Verdict, *, is_last: bool, is_alarming: bool) -> bool:
         """Go on with the save in progress, begin one that is due, and return whether the run stops here.
 
+        `is_alarming`: whether it gave an alarm, as the rank that writes metrics knows.
         Raises `CheckpointError` if a save has failed, `LockedError` if the run folder is another's by now.
         """
         # 1. All ranks have to agree, or some would wait forever in the next step.
         keeper, saver = self.keeper, self.keeper.saver
-        request, is_busy, has_failed, time_is_up, local_time_is_up = most_of_any_rank(
+        request, is_busy, has_failed, time_is_up, local_time_is_up, saves_alarm = most_of_any_rank(
             [
                 self.stop.wanted(is_lost=self.run.claim.is_lost),
                 saver.is_busy,
                 saver.has_failed,
                 keeper.cadence.time_is_up,
                 keeper.local.time_is_up,
+                is_alarming and self.run.config.metrics.alarms.checkpoint,
             ],
             self.run.topology.device,
         )
@@ -175,7 +181,8 @@ class Trainer:
         keeper.go_on(is_busy=bool(is_busy), has_failed=bool(has_failed))
         stopping = request > 0 and not is_last and self.may_stop(verdict)
         is_due = keeper.cadence.is_due(step, verdict, time_is_up=bool(time_is_up))
-        if (is_due or is_last or stopping) and not self.has_skipped_too_many:
+        saves_alarm = saves_alarm and not verdict.was_skipped
+        if (is_due or saves_alarm or is_last or stopping) and not self.has_skipped_too_many:
             keeper.begin(step, verdict, is_proven=is_last)
             if is_last or stopping or not self.run.config.checkpoint.asynchronous:
                 saver.write_to_the_end()

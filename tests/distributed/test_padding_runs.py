@@ -32,6 +32,8 @@ ONE_A_ROW = (
 """Overrides with which a document is a sequence, and the balance loss and QK-Clip count."""
 TIMES = ("step_time_s", "wait_s", "tokens_per_s", "work_s", "exposed_s")
 """Parts of the names of figures that measure time."""
+OF_PADDING = ("seq_len", "padding_share")
+"""Figures that say how much padding there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,9 @@ def observe(context: RankContext, arguments: Sequence[str]) -> Observed:
     with run.data:
         for step in range(1, STEPS + 1):
             row = metrics_row(run.config, step, train_step(run, step), is_mixed_anew=False)
-            rows.append({name: row[name] for name in row if not any(part in name for part in TIMES)})
+            rows.append(
+                {name: row[name] for name in row if not any(part in name for part in (*TIMES, *OF_PADDING))}
+            )
             for router in routers:
                 biases[router.layer_number].append(router.expert_bias.clone())
         evaluation = eval_losses(run, 4)

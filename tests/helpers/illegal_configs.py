@@ -77,6 +77,11 @@ def value(key: str, wrong: Sequence[Any], rule: str) -> Callable[[Legal], Broken
     return lambda legal: ({key: legal.pick(wrong)}, key, rule)
 
 
+def nested(section: str, wrong: Values, key: str, rule: str) -> Callable[[Legal], Broken]:
+    """A key of a section that is null otherwise."""
+    return lambda _legal: ({section: wrong}, f"{section}.{key}", rule)
+
+
 def values(rule: str, wrong: Sequence[Any], *keys: str) -> dict[str, Callable[[Legal], Broken]]:
     """The same rule of several keys."""
     return {f"{key} {rule}": value(key, wrong, rule) for key in keys}
@@ -252,7 +257,7 @@ POSITIVE = (
     "optim.muon.newton_schulz_steps optim.muon.update_rms optim.muon.exchange_mib "
     "optim.mm_projector.lr_scale optim.vision_tower.grad_clip train.batch_ramp.increment "
     "dep.max_patches_per_chunk cluster.rates.bf16_tflops cluster.network_gb_per_s cluster.host_copy_gb_per_s "
-    "cluster.host_memory_gib cluster.rates.memory_gb"
+    "cluster.host_memory_gib cluster.rates.memory_gb metrics.weight_norm_interval metrics.alarms.loss_spike"
 ).split()
 NOT_NEGATIVE = (
     "model.num_dense_layers model.balance_loss_coeff model.expert_bias_update_rate optim.min_lr "
@@ -310,6 +315,14 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "Transformer Engine": value("train.transformer_engine", [True], "needs cluster.device=cuda"),
     "step of the timeline": value("train.trace_step", [0, -3, 10**6], "must be a step of the run"),
     "heads for CUDA": heads_for_cuda,
+    "alarm below what is usual": value("metrics.alarms.grad_spike", [1, 0.5, -2], "must be greater than 1"),
+    "project without a name": nested("metrics.wandb", {"project": "' '"}, "project", "must not be empty"),
+    "user of a server": nested(
+        "metrics.mlflow",
+        {"uri": "'http://a:b@h'", "experiment": "x"},
+        "uri",
+        "holds a name or a password",
+    ),
     **SOURCE_BREAKS,
     "split in bubbles": split_in_bubbles,
     "interleaved alone": interleaved_alone,

@@ -52,8 +52,8 @@ def communication(config: Config) -> dict[str, Volume]:
     updated parameters. `latents`: of tokens of ranks that share sequences, forward and backward, and their
     float32 gradients. `matrices`: pieces of momentum to the owners that orthogonalise them, and of updates
     back (Muon). `bookkeeping`: how many tokens each expert gets, and of each shared sequence, the update of
-    the routers' biases,
-    and the largest attention logits, for QK-Clip.
+    the routers' biases, the largest attention logits, for QK-Clip, and the load of every expert, for the
+    metrics.
     """
     kinds = {
         "pipeline": _pipeline(config),
@@ -149,9 +149,12 @@ def _bookkeeping(config: Config) -> Volume:
     # Those of a step that is sampled.
     is_clipped = config.optim.qk_clip_threshold is not None and world > 1
     maxima = world * model.num_layers * model.num_attention_heads * 4 if is_clipped else 0
-    sent = counts * (ep - 1) / ep + biases * 2 * (dp - 1) / dp + maxima * 2 * (world - 1) / world
+    # Of all layers' experts, with their largest biases before and after: how evenly they are loaded.
+    loads = world * model.num_layers * (model.num_experts + 2) * LOAD_BYTES if world > 1 else 0
+    of_all = maxima + loads
+    sent = counts * (ep - 1) / ep + biases * 2 * (dp - 1) / dp + of_all * 2 * (world - 1) / world
     sent += shared * 2 * (cp - 1) / cp
-    return Volume(counts + biases + maxima + shared, sent)
+    return Volume(counts + biases + of_all + shared, sent)
 
 
 def _tokens(config: Config) -> int:

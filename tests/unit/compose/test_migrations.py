@@ -94,6 +94,9 @@ FILLED: dict[str, dict[str, Any]] = {
         "train.tokens": None,
         "train.batch_ramp.start": None,
         "checkpoint.init_optimizer": False,
+        "metrics.wandb": None,
+        "metrics.alarms.loss_spike": None,
+        "metrics.alarms.checkpoint": False,
     },
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""

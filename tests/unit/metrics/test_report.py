@@ -53,6 +53,10 @@ def test_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_for(tmp_path)
     run_steps(config, start=0, stop=6)
     rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row.pop("time_left_s", None) for row in rows] == [
+        None,
+        *map(pytest.approx, [2.5, 2.0, 1.5, 1.0, 0.5, 0.0]),
+    ]
     assert rows == [{"step": 0, "eval_text_loss": 8.0, "eval_caption_loss": 8.5}, *map(row_of, range(1, 7))]
     assert load(tmp_path / "config.yaml") == (config, [])
     assert (tmp_path / "loss.png").stat().st_size > 10_000

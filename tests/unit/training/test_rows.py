@@ -39,6 +39,7 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
     )
     nothing: Any = SimpleNamespace(max_logits=())
     from k25_train.training.device_memory import MemoryFigures, NoMemoryFigures
+    from k25_train.training.expert_load import NO_EXPERTS, ExpertFigures
     from k25_train.training.tower import NoSummary
     from parallel.activations.offload import NoOffload
 
@@ -48,6 +49,10 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
         loader_state={"sources": {"web": {"epochs_used": 1.25}, "gone": {"epochs_used": 3.0}}},
         loss=1.0,
         grad_norm=1.0,
+        part_grad_norms={"mm_projector": 0.5},
+        source_losses={"web": 2.0},
+        experts=ExpertFigures(loads=(1.5, 2.25), dead=1, bias=0.25, bias_change=0.125),
+        weight_norms={"mm_projector": 3.0},
         learning_rate=1.0,
         step_time_s=2.0,
         data_wait_s=0.5,
@@ -67,6 +72,14 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
     assert (row["source_tokens/web"], row["source_tokens/pages"]) == (60, 40)
     assert row["source_epochs/web"] == 1.25 and "source_epochs/gone" not in row
     assert (row["images"], row["patches"], row["tokens_per_s"]) == (3, 40, 50.0)
+    assert (row["loss/web"], row["weight_norm/mm_projector"]) == (2.0, 3.0)
+    assert row["grad_norm/mm_projector"] == 0.5
+    assert (row["expert_load"], row["expert_loads"], row["dead_experts"]) == (2.25, [1.5, 2.25], 1)
+    assert (row["expert_bias"], row["expert_bias_change"]) == (0.25, 0.125)
+    assert (row["batch"], row["seq_len"], row["vision_ratio"]) == (8, 256, 0.0)
+    assert row["padding_share"] == 1 - 100 / 2048 and row["tokens_per_s_per_gpu"] == 12.5
+    result.experts = NO_EXPERTS
+    assert not [key for key in metrics_row(CONFIG, 1, result, is_mixed_anew=True) if "expert" in key]
     result.memory = MemoryFigures(peak_allocated_bytes=70, peak_reserved_bytes=75, planned_bytes=65, rank=3)
     row = metrics_row(CONFIG, 1, result, is_mixed_anew=True)
     assert row["memory_peak_allocated_bytes"] == 70 and row["memory_peak_reserved_bytes"] == 75
