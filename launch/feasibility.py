@@ -113,7 +113,8 @@ def summary(config: Config, nodes: list[int]) -> Iterator[tuple[str, str]]:
     yield "model", f"{config.model.name}, {format_count(total)} parameters, {format_count(active)} active"
     ranks = f"{config.cluster.nodes} nodes x {config.cluster.gpus_per_node} = {config.world_size:,}"
     yield "ranks", f"{ranks} of cluster {config.cluster.name} ({config.cluster.device.value})"
-    cuts = f"pp {parallelism.pp} x vpp {parallelism.vpp}, ep {parallelism.ep}, dp {config.dp}"
+    shared = f", cp {parallelism.cp}" if parallelism.cp > 1 else ""
+    cuts = f"pp {parallelism.pp} x vpp {parallelism.vpp}, ep {parallelism.ep}{shared}, dp {config.dp}"
     yield "layout", f"{cuts}; {sizes['layout']}"
     yield (
         "step",

@@ -124,7 +124,7 @@ def communicators_of(sizes: ParallelismConfig, dep: DepConfig, world_size: int) 
         found.append(_of("matrices", "tp_dp_cp", options, purpose, *OF_ALL_KINDS))
     if sizes.cp > 1:
         purpose = "latents of tokens that other ranks attend to, and their gradients; counts of the router"
-        contexts = _of("contexts", "cp", "cp", purpose, *COLLECTIVES)
+        contexts = _of("contexts", "cp", "cp", purpose, *OF_ALL_KINDS)
         found.append(replace(contexts, sends=Sends.batched))
     if of_stage > sizes.ep:
         purpose = "the same of experts, which fewer ranks share"

@@ -51,7 +51,8 @@ def stage_table(config: Config, result: DryRun) -> Table:
 def format_sizes(config: Config) -> str:
     """The parallel sizes in one line."""
     cut = config.parallelism
-    return f"pp {cut.pp}, vpp {cut.vpp}, ep {cut.ep}, dp {config.dp} (experts {config.expert_dp})"
+    shared = f", cp {cut.cp}" if cut.cp > 1 else ""
+    return f"pp {cut.pp}, vpp {cut.vpp}, ep {cut.ep}{shared}, dp {config.dp} (experts {config.expert_dp})"
 
 
 def format_gib(num_bytes: int) -> str:

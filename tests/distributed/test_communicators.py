@@ -68,9 +68,17 @@ def trained(context: RankContext, arguments: Sequence[str]) -> Found:
     [
         (*layout(pp=2, vpp=2, ep=2, dp=2), "dep.schedule=bubbles", *EVERYTHING_OVERLAPS),
         pytest.param((*layout(ep=2, dp=4), "optim=adamw"), marks=pytest.mark.slow),
+        pytest.param(
+            (*layout(pp=2, vpp=2, ep=2, cp=2), *EVERYTHING_OVERLAPS, "parallelism.cp_exchange=ring"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (*layout(dp=2, cp=2), "dep.mode=coupled", "parallelism.cp_exchange=all_gather"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param((*layout(pp=4), "dep.mode=coupled"), marks=pytest.mark.slow),
     ],
-    ids=["everything overlaps", "one stage", "plain pipeline"],
+    ids=["everything overlaps", "one stage", "shared in a ring", "shared", "plain pipeline"],
 )
 def test_nothing_is_first_met_in_a_step(changes: Sequence[str], data: Path, tmp_path: Path) -> None:
     by_rank = run_ranks(trained, 4, overrides(data, tmp_path, *changes, *SHORT))

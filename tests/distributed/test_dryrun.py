@@ -126,7 +126,7 @@ LAYOUTS = (
     layout(dp=3),
     layout(pp=3, dp=1),
     layout(pp=2, vpp=2, ep=2, dp=4),
-    layout(ep=4, dp=4),
+    layout(ep=4, dp=2, cp=2),
     [*layout(pp=4, dp=2, ep=2), "parallelism.layout=Et|tttt||L"],
     [*layout(pp=2, vpp=2, ep=2, dp=2), "train.dtype=bfloat16", "parallelism.overlap_grad_reduce=true"],
 )
