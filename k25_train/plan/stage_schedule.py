@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from k25_train.config.data import DataConfig
 from k25_train.config.optimizer import OptimConfig
 from k25_train.config.parts import ModelPart
 from k25_train.config.schema import Config
@@ -28,8 +29,9 @@ class Point:
     """Part of the model that is trained -> learning rate of its update."""
     batch_tokens: int
     """Tokens of the step."""
-    vision_ratio: float | None
-    """Share of tokens in sequences with media; None where weights of sources decide."""
+    vision_ratio: float
+    """Share of tokens in sequences with media: `data.vision_ratio`, or by the weights of sources that may
+    have media as far as the configuration tells."""
     moves_expert_bias: bool
     """Whether router biases follow the load."""
 
@@ -81,18 +83,22 @@ def _point(config: Config, step: int, start: int) -> Point:
         tokens=start + batches.tokens_after(step),
         rates={part: rate * optim.of(part).lr_scale for part in parts},
         batch_tokens=batches.size_of(step) * batches.seq_len,
-        vision_ratio=_vision_ratio(config, step),
+        vision_ratio=_vision_ratio(config.data, step),
         moves_expert_bias=schedule.moves_expert_bias(step),
     )
 
 
-def _vision_ratio(config: Config, step: int) -> float | None:
-    """The ratio that holds at a step; a change of the mixture without one leaves it as it was."""
-    ratio = config.data.vision_ratio
-    for change in sorted(config.data.schedule.values(), key=lambda change: change.from_step):
-        if change.from_step <= step and change.vision_ratio is not None:
-            ratio = change.vision_ratio
-    return ratio
+def _vision_ratio(data: DataConfig, step: int) -> float:
+    """The share that holds at a step; a change of the mixture leaves what it does not name as it was."""
+    ratio, weights = data.vision_ratio, {name: source.weight for name, source in data.sources.items()}
+    for change in sorted(data.schedule.values(), key=lambda change: change.from_step):
+        if change.from_step <= step:
+            weights |= change.weights
+            ratio = ratio if change.vision_ratio is None else change.vision_ratio
+    if ratio is not None:
+        return ratio
+    media = sum(weights[name] for name, source in data.sources.items() if source.may_have_media)
+    return media / sum(weights.values())
 
 
 def _steps_of(config: Config) -> list[int]:

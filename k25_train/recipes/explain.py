@@ -14,7 +14,7 @@ from rich.console import Console
 from k25_train.config.parts import ModelPart
 from k25_train.config.schema import Config
 from k25_train.config.span import Span
-from k25_train.plan.stage_schedule import Point, StageCurve, chain_curves
+from k25_train.plan.stage_schedule import StageCurve, chain_curves
 from k25_train.tables import fitting_table
 
 Stages = Sequence[tuple[str, Config]]
@@ -65,7 +65,7 @@ def _row(curve: StageCurve) -> dict[str, str]:
         "RoPE x": f"{curve.config.model.rope.scaling_factor:g}",
         "batch": _range([each.batch_tokens for each in curve.points], in_words),
         "learning rate": _rates(curve),
-        "vision": _ratios(curve.points),
+        "vision": _range([each.vision_ratio for each in curve.points], lambda share: f"{share:.0%}"),
         "trained": ", ".join(_trained(curve)) + ("; biases stay" if _biases_stay(curve) else ""),
         "optimizer": "/".join(dict.fromkeys(optim.of(part).name.value for part in _parts(curve))),
     }
@@ -102,11 +102,6 @@ def _rates(curve: StageCurve) -> str:
 def _span(text: int | str) -> str:
     span = Span.of(text)
     return in_words(span.number) if span.is_tokens else f"{span.number:,} steps"
-
-
-def _ratios(points: Sequence[Point]) -> str:
-    known = [point.vision_ratio for point in points if point.vision_ratio is not None]
-    return _range(known, lambda ratio: f"{ratio:.0%}") if known else "by weights"
 
 
 def _range[Value: (int, float)](values: Sequence[Value], text: Callable[[Value], str]) -> str:
@@ -151,14 +146,7 @@ def draw(stages: Stages, path: Path, title: str = "The recipe, stage by stage") 
             x, [each.batch_tokens for each in curve.points], color=_LINE, linewidth=2.5, drawstyle="steps-pre"
         )
         shares = [each.vision_ratio for each in curve.points]
-        if any(share is not None for share in shares):
-            ratio.fill_between(
-                x, [share or 0.0 for share in shares], color="#d1600d", alpha=0.55, step="post", linewidth=0
-            )
-        else:
-            ratio.text(
-                (left + right) / 2, 0.5, "by weights", ha="center", va="center", color=_TEXT, fontsize=8
-            )
+        ratio.fill_between(x, shares, color="#d1600d", alpha=0.55, step="post", linewidth=0)
         length.plot([left, right], [curve.config.train.seq_len] * 2, color=_LINE, linewidth=3)
         _label_stage(rate, curve, left, right)
     _style_scales(rate, batch, ratio, length, curves)
