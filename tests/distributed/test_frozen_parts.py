@@ -1,4 +1,4 @@
-"""A language model that is not trained, and router biases that stay: what moves, what does not, and parity."""
+"""A language model that is not trained, and router biases that stay: what moves, what does not, parity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
