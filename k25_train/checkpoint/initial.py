@@ -107,12 +107,14 @@ def _read_from(source: Source, wanted: Sequence[Piece]) -> None:
     }
     reads: list[Piece] = []
     copies: list[tuple[Tensor, Tensor]] = []
+    keys: dict[str, set[str]] = {}
     for piece in wanted:
         part = piece.part
         if part.name.startswith(f"{OPTIMIZER_STATE}."):
             # Masters are read below, and what the source did not train has no moments to come along.
-            if not part.name.startswith(MASTERS) and _weight_of(piece) in source.with_moments:
+            if not part.name.startswith(MASTERS) and (weight := _weight_of(piece)) in source.moments:
                 reads.append(piece)
+                keys.setdefault(weight, set()).add(part.name.split(".", 3)[2])
             continue
         target = masters.get((f"{MASTERS}{part.name}", part.start), piece.tensor)
         name = source.name_of(part.name)
@@ -121,11 +123,23 @@ def _read_from(source: Source, wanted: Sequence[Piece]) -> None:
         )
         if piece.tensor.data_ptr() != target.data_ptr():
             copies.append((piece.tensor, target))
-    found = on_every_rank(lambda: misfits(source.stored, reads))
+    found = on_every_rank(lambda: _other_rules(source, keys) or misfits(source.stored, reads))
     on_first_rank(lambda: _check_fits(source, found))
     on_every_rank(lambda: fill(source.stored, reads))
     for weights, master in copies:
         weights.copy_(master)
+
+
+def _other_rules(source: Source, keys: Mapping[str, set[str]]) -> list[str]:
+    """A line for each weight that another rule has updated in the source, some of them: its moments are of
+    another kind, whatever they are called."""
+    lines = [
+        f"{weight}: updated by another rule there, with {', '.join(sorted(source.moments[weight]))}, not "
+        f"{', '.join(sorted(own))}"
+        for weight, own in sorted(keys.items())
+        if source.moments[weight] != own
+    ]
+    return lines[:_MOST_TOLD]
 
 
 def _count(source: Source, optimizer: ChainedOptimizer, config: Config) -> list[str]:
@@ -136,7 +150,7 @@ def _count(source: Source, optimizer: ChainedOptimizer, config: Config) -> list[
     num_updates = on_first_rank(lambda: source.stored.num_updates)
     for part in optimizer.chained_optimizers:
         part.count_from(num_updates)
-    trained = {name.split(".", 1)[0] for name in source.with_moments}
+    trained = {name.split(".", 1)[0] for name in source.moments}
     fresh = [part.value for part in ModelPart if part in config.optim.trained and part.value not in trained]
     but = f"; fresh for {', '.join(fresh)}, which it has none of" if fresh else ""
     return [f"optimizer state after {num_updates:,} updates from {source.folder}{but}"]

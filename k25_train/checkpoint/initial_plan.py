@@ -33,13 +33,15 @@ class Source:
     """Whether moments come along with the weights."""
 
     @cached_property
-    def with_moments(self) -> frozenset[str]:
-        """Weights that come from it, of these parts, with moments of theirs."""
-        if not self.gives_state:
-            return frozenset()
-        states = (name for name in self.stored.tensors if name.startswith(f"{OPTIMIZER_STATE}."))
-        weights = (name.split(".", 3)[3] for name in states if not name.startswith(MASTERS))
-        return frozenset(weight for weight in weights if self.takes(weight))
+    def moments(self) -> dict[str, set[str]]:
+        """Weight that comes from it with moments -> the keys of these."""
+        found: dict[str, set[str]] = {}
+        for name in self.stored.tensors if self.gives_state else ():
+            if name.startswith(f"{OPTIMIZER_STATE}.") and not name.startswith(MASTERS):
+                _, _, key, weight = name.split(".", 3)
+                if self.takes(weight):
+                    found.setdefault(weight, set()).add(key)
+        return found
 
     def takes(self, name: str) -> bool:
         """Whether a tensor of this name comes from it."""

@@ -81,6 +81,9 @@ def read_run(folder: Path, load: Callable[[Path], Config], *, reads_trace: bool 
         rows = read_rows(folder / METRICS_FILE)
     except OSError as error:
         raise CalibrationError(f"{folder / METRICS_FILE}: cannot be read ({error.strerror})") from error
+    # A plan is of a whole batch, and a ramp begins with smaller ones.
+    size_of, whole = config.train.batches.size_of, config.train.global_batch_size
+    rows = [row for row in rows if size_of(max(1, int(number(row["step"])))) == whole]
     groups = step_groups(rows, config.train.trace_step, str(folder))
     traced = [row for row in rows if row["step"] == config.train.trace_step and is_timed(row)]
     passes: tuple[TracedPass, ...] = ()
