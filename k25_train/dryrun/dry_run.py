@@ -30,6 +30,7 @@ from k25_train.dryrun.tensors import (
 from k25_train.errors import CheckpointError
 from k25_train.model.megatron_config import TORCH_DTYPE
 from k25_train.parameters.released import iterate_tensors
+from k25_train.plan.context import with_exchange
 from k25_train.plan.optimizer import encoder_parameters
 from parallel.config import Problem
 from parallel.pipeline.layout import PipelineLayout
@@ -82,6 +83,8 @@ class DryRun:
 def dry_run(config: Config, layout: PipelineLayout) -> DryRun:
     """Build the first rank of every stage, and hold all ranks against the configuration."""
     specs = {spec.name: spec for spec in iterate_tensors(config.model)}
+    # Chosen once, not by each rank.
+    config = with_exchange(config)
     ranks = [build_rank(config, layout, stage * config.dp_cp) for stage in range(config.parallelism.pp)]
     cut = config.parallelism
     sizes = Sizes(world=config.world_size, pp=cut.pp, ep=cut.ep, cp=cut.cp)

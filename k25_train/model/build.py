@@ -17,6 +17,7 @@ from k25_train.model.moonvit import MoonViT3D
 from k25_train.model.multimodal import MultimodalModel, VisionEncoder
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.model.weights import ChunkPlace, initialize
+from k25_train.plan.context import exchange_of
 from k25_train.plan.memory.kernels import configured_kernels
 from parallel.config import ContextExchange
 from parallel.context.exchange import LatentExchange, build_exchange
@@ -61,8 +62,8 @@ def build_model(config: Config, backbone: BackboneConfig, topology: Topology) ->
     trained behind a frozen, decoupled tower.
     """
     vp_stages = range(topology.vpp_size)
-    kind = config.parallelism.cp_exchange or ContextExchange.all_gather
-    exchange = build_exchange(kind, topology.groups.cp)
+    # One rank by itself has no exchange.
+    exchange = build_exchange(exchange_of(config) or ContextExchange.ring, topology.groups.cp)
     chunks = [
         _build_chunk(config, backbone, topology, vp_stage, exchange).to(topology.device)
         for vp_stage in vp_stages

@@ -2,12 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from k25_train.config.schema import Config
 from k25_train.config.vision import VisionPart
 from k25_train.plan.assumptions import AS_CONFIGURED, Assumptions
 from k25_train.plan.batch_sizes import causal_pairs
 from parallel.config import ContextExchange
+
+if TYPE_CHECKING:
+    from parallel.context.plan import ContextPlan
 
 FEWEST_DOCUMENTS = 32
 """Documents that there is room for in any micro-batch where a kernel's plan depends on their number. Source:
@@ -58,18 +62,39 @@ class PassSizes:
         """Pairs of a token and one of its document up to itself, of the rank that has the most."""
         if self.cp == 1:
             return causal_pairs(self.documents)
-        # It imports numpy, which takes longer than most plans.
-        from parallel.context.plan import plan_context
-
-        shared = plan_context(self.documents, (), self.cp)
+        shared = self._shared
         return max(map(shared.num_pairs, range(self.cp)))
 
     @property
-    def key_tokens(self) -> int:
-        """Tokens whose keys and values a rank has at a time: all of the micro-batch's, or those of one of the
-        ranks that share it."""
-        gathers = self.cp > 1 and self.exchange is ContextExchange.all_gather
-        return self.all_tokens if gathers else self.tokens
+    def num_blocks(self) -> int:
+        """Blocks of keys that a rank attends to one after another."""
+        return self.cp if self.exchange is ContextExchange.ring else 1
+
+    @property
+    def made_keys(self) -> int:
+        """Tokens whose keys and values a rank makes in a pass, of the rank that makes the most: each piece of
+        a document needs those of the document up to its end."""
+        if self.cp == 1:
+            return self.tokens
+        return max(sum(piece.stop for piece in pieces) for pieces in self._shared.pieces)
+
+    @property
+    def held_keys(self) -> int:
+        """Of these, as many as it has at a time. Of its own block, the later half of its tokens attends to
+        all, the earlier one to itself."""
+        return self.made_keys if self.num_blocks == 1 else min(self.made_keys, 3 * self.tokens // 2)
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens whose latents a rank has at a time: all of the micro-batch's, or those of one rank."""
+        return self.all_tokens // self.num_blocks
+
+    @property
+    def _shared(self) -> "ContextPlan":
+        # It imports numpy, which takes longer than most plans.
+        from parallel.context.plan import plan_context
+
+        return plan_context(self.documents, (), self.cp)
 
 
 def balanced_sizes(config: Config, assumptions: Assumptions = AS_CONFIGURED) -> PassSizes:

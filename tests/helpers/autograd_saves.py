@@ -1,7 +1,7 @@
 """What autograd saves of the tiny model, as a pass by policy stores it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ from parallel.activations.manager import ActivationManager, build_engine
 from parallel.activations.order import OffloadOrder
 from parallel.activations.policy import Policy
 from parallel.activations.saving_pass import SaveRecord
+from parallel.config import ContextExchange
+from parallel.context.plan import plan_context
 from parallel.pipeline.schedule import PassKey
 from tests.helpers.ranks import RankContext
 from tests.helpers.tiny_model import build_random_model, documents, random_tokens
@@ -43,6 +45,38 @@ def records_of_cases(
 ) -> list[Counter[Record]]:
     """What one pass through the whole tiny model stores in each case; backward passes are run too."""
     model = build_random_model(context, **model_overrides)
+    return _stored_in_passes(
+        model, cases, lambda case: (random_tokens(sum(case.lengths)), documents(case.lengths, case.padding))
+    )
+
+
+def records_of_shared_cases(
+    context: RankContext, cases: Sequence[Case], exchange: ContextExchange
+) -> list[Counter[Record]]:
+    """The same on a rank that shares micro-batches with the other ranks of the test."""
+    from k25_train.model.packed_documents import PackedDocuments
+    from k25_train.model.weights import initialize
+    from tests.helpers.hf_reference import tiny_model_config
+    from tests.helpers.model_chunks import WHOLE_MODEL, build_shared_model, start
+    from tests.helpers.parallel_sizes import parallel_sizes
+
+    config, sizes = tiny_model_config(), parallel_sizes(cp=context.world_size, cp_exchange=exchange)
+    topology = start(context, sizes, config.num_layers)
+    model = build_shared_model(config, sizes, topology)
+    initialize(model, WHOLE_MODEL, seed=5, std=0.1)
+
+    def inputs(case: Case) -> tuple[torch.Tensor, Any]:
+        plan = plan_context(case.lengths, case.padding, context.world_size)
+        places = torch.from_numpy(plan.positions(topology.cp_rank))
+        of_shard = PackedDocuments.of_shard(plan, topology.cp_rank, torch.device("cpu"))
+        return random_tokens(sum(case.lengths))[places], of_shard
+
+    return _stored_in_passes(model, cases, inputs)
+
+
+def _stored_in_passes(
+    model: Any, cases: Sequence[Case], inputs: Callable[[Case], tuple[torch.Tensor, Any]]
+) -> list[Counter[Record]]:
     engine = build_engine(torch.device("cpu"), 16 << 20, 4 << 20)
     found = []
     for case in cases:
@@ -52,12 +86,12 @@ def records_of_cases(
         key = PassKey(0, 0)
         order = OffloadOrder(frozenset([key]), {}) if case.stays else NO_OFFLOAD_ORDER
         manager = ActivationManager(case.policies, [model], order, engine, stored.append)
-        tokens = random_tokens(sum(case.lengths))
+        tokens, of_case = inputs(case)
         saving = manager.forward_pass(key)
         with saving.active():
             losses = model(
                 tokens=tokens,
-                documents=documents(case.lengths, case.padding),
+                documents=of_case,
                 labels=tokens.roll(-1),
                 media_positions=torch.empty(0, dtype=torch.long),
             )

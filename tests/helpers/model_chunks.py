@@ -63,4 +63,26 @@ def build_whole_model(model: ModelConfig, train: TrainConfig, topology: Topology
     return MultimodalModel(backbone, language_model, tower, projector)
 
 
+def build_shared_model(
+    model: ModelConfig, sizes: ParallelismConfig, topology: Topology, train: TrainConfig | None = None
+) -> MultimodalModel:
+    """The same on each of the ranks that share micro-batches."""
+    from parallel.context.exchange import build_exchange
+
+    backbone = backbone_config(model, train or train_config(), sizes, topology.layout)
+    assert sizes.cp_exchange is not None, "tests say how latents are exchanged"
+    language_model = build_language_model(
+        model,
+        backbone,
+        topology.groups,
+        range(model.num_layers),
+        pre_process=True,
+        post_process=True,
+        vp_stage=None,
+        exchange=build_exchange(sizes.cp_exchange, topology.groups.cp),
+    )
+    tower, projector = MoonViT3D(model.vision), PatchMergerProjector(model.vision, model.hidden_size)
+    return MultimodalModel(backbone, language_model, tower, projector)
+
+
 SERIAL = parallel_sizes()

@@ -73,7 +73,7 @@ def attention_works(setting: Setting) -> Iterator[Work]:
 def _shared_keys(setting: Setting, projection: Projection) -> Iterator[Work]:
     """Keys and values where ranks share sequences: each makes those of all tokens that it attends to from
     their latents, and in its backward pass again, whatever is kept."""
-    own, every = setting.tokens, setting.sizes.all_tokens
+    own, every = setting.tokens, setting.sizes.made_keys
     yield from setting.projected(projection, own)
     # What other ranks compute as well, and all of it once more.
     repeated = [*setting.projected(projection, every - own)]
@@ -114,8 +114,8 @@ def _shared_heads(setting: Setting) -> list[Work]:
     num_bytes = setting.tokens * queries
     launches = (SHORT_KERNELS, SHORT_KERNELS)
     found = setting.moved("heads", num_bytes, num_bytes, launches=launches, made_again="mla.up_proj")
-    num_bytes = setting.sizes.all_tokens * 2 * key_value_width(model) * element
-    blocks = setting.sizes.all_tokens // setting.sizes.key_tokens
+    num_bytes = setting.sizes.made_keys * 2 * key_value_width(model) * element
+    blocks = setting.sizes.num_blocks
     keys = setting.moved("keys of other ranks", num_bytes, num_bytes, launches=(2 * blocks, 2 * blocks))
     return [*found, *keys, *again(keys)]
 
@@ -162,7 +162,7 @@ def _merged(setting: Setting) -> list[Work]:
     """Outputs of the blocks of a ring, each weighted by its sum and added to those before, in float32; and
     gradients of queries, which blocks add up."""
     sizes, model, element = setting.sizes, setting.config.model, setting.element_bytes
-    blocks = sizes.all_tokens // sizes.key_tokens
+    blocks = sizes.num_blocks
     if sizes.cp == 1 or blocks == 1:
         return []
     heads, each = setting.tokens * model.num_attention_heads, 2 * FLOAT32_BYTES + element

@@ -124,21 +124,20 @@ class SavedTensors:
 
     def _over_shared_sequences(self) -> Iterator[SavedTensor]:
         """Attention where ranks share sequences: the rank's queries and latents, its output and sums'
-        logarithms; keys and values are made again, of whichever rank."""
+        logarithms; keys and values are made again, of whichever rank's tokens."""
         model, tokens = self._model, self._sizes.tokens
         heads = model.num_attention_heads
         yield self._made("mla.up_proj", (tokens, heads, model.q_head_dim))
-        yield self._named("mla.up_input", (tokens, latent_width(model)))
+        yield self._made("mla.up_input", (tokens, latent_width(model)))
         yield exact("attention.output", (tokens, heads, model.v_head_dim), self._element_bytes)
-        yield exact("attention.output", (heads, tokens), FLOAT_BYTES)
-        yield self._made("attention.joined", (tokens, heads * model.v_head_dim))
+        yield exact("attention.output", (tokens, heads), FLOAT_BYTES)
         yield from self._norm("norm.input", "norm.output", (tokens, 1, model.hidden_size))
 
     def _latents(self) -> Iterator[SavedTensor]:
         """Norms of the compressed query and key-value of latent attention."""
         model, tokens = self._model, self._sizes.tokens
         # A query that is not compressed is projected from the first norm's output, as the key-value is.
-        latent = model.key_value_widths[-2]
+        latent, is_shared = model.key_value_widths[-2], self._sizes.cp > 1
         for compressed in model.query_widths[1:-1]:
             yield from self._norm("mla.latent", "mla.up_input", (tokens, compressed))
         yield from self._norm(
@@ -147,7 +146,9 @@ class SavedTensors:
             (tokens, latent),
             # The rotary key is in the same tensor as the compressed key-value, and recomputed keys need it.
             read_from=(tokens, latent + model.qk_rope_head_dim),
-            has_other_reader=self._recomputes("mla.up_proj"),
+            has_other_reader=self._recomputes("mla.up_proj") and not is_shared,
+            # Latents are copies.
+            is_read=not is_shared or self._recomputes("mla.up_input"),
         )
 
     def _dense(self) -> Iterator[SavedTensor]:
@@ -256,8 +257,10 @@ class SavedTensors:
         *,
         read_from: tuple[int, ...] | None = None,
         has_other_reader: bool = False,
+        is_read: bool = True,
     ) -> Iterator[SavedTensor]:
-        """A norm of `shape`; its input is a view of `read_from`, always saved if it `has_other_reader`."""
+        """A norm of `shape`; its input is a view of `read_from`, always saved if it `has_other_reader`. Its
+        output is saved by what reads it, if anything does."""
         fused, is_made_again = self._kernels.norm_is_fused, self._recomputes(outputs)
         if fused or is_made_again or self._is_float32 or has_other_reader:
             yield self._named(inputs, read_from or shape)
@@ -267,7 +270,8 @@ class SavedTensors:
                 yield exact(outputs, shape, FLOAT_BYTES)
             if not fused and not self._is_float32:
                 yield exact(outputs, shape, FLOAT_BYTES)
-        yield self._made(outputs, shape)
+        if is_read:
+            yield self._made(outputs, shape)
 
     def _recomputes(self, name: str) -> bool:
         return self._policies[name] is Policy.recompute

@@ -12,9 +12,9 @@ from k25_train.plan.pass_sizes import PassSizes
 from k25_train.plan.weight_bytes import WEIGHT_BYTES
 from parallel.config import ContextExchange
 
-LATENT_BLOCKS = {ContextExchange.all_gather: (2, 2), ContextExchange.ring: (3, 3)}
-"""Blocks of latents, and of their float32 gradients. All-gathered, latents and those that a rank attends to,
-gradients and what is received; in a ring, those in use, on their way out and in."""
+BLOCKS = {ContextExchange.all_gather: (1, 2), ContextExchange.ring: (2, 3)}
+"""Blocks of latents, and of their float32 gradients. All-gathered, gradients and what is received of them; in
+a ring, latents in use and on their way, and gradients of this rank, on their way out and in."""
 
 
 def shared_key_bytes(config: Config, sizes: PassSizes) -> int:
@@ -27,12 +27,13 @@ def shared_key_bytes(config: Config, sizes: PassSizes) -> int:
     model, element = config.model, WEIGHT_BYTES[config.train.dtype]
     heads, query, value = model.num_attention_heads, model.q_head_dim, model.v_head_dim
     pads = block_kernel(configured_kernels(config).attention).pads_values
-    # 1. Latents, and their gradients, which ranks add up.
-    latents, gradients = LATENT_BLOCKS[sizes.exchange]
-    found = sizes.key_tokens * latent_width(model) * (latents * element + gradients * FLOAT_BYTES)
+    # 1. Latents, and their gradients, which ranks add up; and those that queries attend to.
+    latents, gradients = BLOCKS[sizes.exchange]
+    found = sizes.block_tokens * latent_width(model) * (latents * element + gradients * FLOAT_BYTES)
+    found += sizes.held_keys * latent_width(model) * (element + FLOAT_BYTES)
     # 2. Keys and values, their gradients, and these side by side; a kernel may take heads of one size only.
     width = 2 * (query + value) + model.qk_nope_head_dim + value + pads * (query + query - value)
-    found += sizes.key_tokens * heads * width * element
+    found += sizes.held_keys * heads * width * element
     # 3. Gradients of queries: of one block, in its kernel's own float32, and added up over blocks.
     added = FLOAT_BYTES if sizes.exchange is ContextExchange.ring else element
     found += sizes.tokens * heads * query * (FLOAT_BYTES + element + added)

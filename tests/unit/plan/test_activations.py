@@ -16,7 +16,16 @@ from k25_train.plan.memory.kernels import kernels_of
 from k25_train.plan.memory.saved_tensors import SavedTensors
 from k25_train.plan.pass_sizes import PassSizes
 from parallel.activations.policy import Policy
-from tests.helpers.autograd_saves import Case, Record, records_of_cases, records_without_memory, vision_bytes
+from parallel.config import ContextExchange
+from parallel.context.plan import plan_context
+from tests.helpers.autograd_saves import (
+    Case,
+    Record,
+    records_of_cases,
+    records_of_shared_cases,
+    records_without_memory,
+    vision_bytes,
+)
 from tests.helpers.hf_reference import tiny_model_config
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny_model import LENGTHS
@@ -59,16 +68,21 @@ def planned(
     device: Device = Device.cpu,
     transformer_engine: bool = False,
     sequence_tokens: int = 64,
+    cp: int = 1,
+    padding_tokens: int | None = None,
 ) -> Counter[Record]:
     """What the plan says that a pass through the whole model stores."""
+    # Of the rank, one of `cp` that share the micro-batch.
+    padding = case.num_padding if padding_tokens is None else padding_tokens
     sizes = PassSizes(
         documents=case.lengths,
-        padding_tokens=case.num_padding,
+        padding_tokens=padding,
         num_sequences=sum(case.lengths) // sequence_tokens,
-        expert_rows=(sum(case.lengths) - case.num_padding) * model.num_experts_per_token,
+        expert_rows=(sum(case.lengths) // cp - padding) * model.num_experts_per_token,
         local_experts=model.num_experts,
         patches=0,
         vision_tokens=0,
+        cp=cp,
     )
     kernels = kernels_of(device, DTYPES[case.dtype], transformer_engine=transformer_engine)
     lists = SavedTensors(model, DTYPES[case.dtype], kernels, case.policies, sizes)
@@ -121,6 +135,23 @@ def test_plan_holds_for_other_models_documents_and_padding(overrides: dict[str, 
     for case, saved in zip(cases, found, strict=True):
         what = f"{case.dtype}, documents of {case.lengths}, padding {case.padding}"
         assert_alike(planned(model, case), saved, what)
+
+
+@pytest.mark.parametrize("exchange", ContextExchange, ids=lambda each: each.value)
+def test_plan_lists_what_ranks_save_that_share_sequences(exchange: ContextExchange) -> None:
+    cases = [
+        Case(policies, dtype, lengths, False, padding)
+        for dtype in DTYPES
+        for policies in POLICIES.values()
+        for lengths, padding in ((LENGTHS, ()), ((512,), ()), ((470, 42), (1,)))
+    ]
+    by_rank = run_ranks(records_of_shared_cases, 2, cases, exchange)
+    for number, case in enumerate(cases):
+        plan = plan_context(case.lengths, case.padding, 2)
+        for rank, found in enumerate(by_rank):
+            padding = sum(each.num_tokens for each in plan.pieces[rank] if each.document in case.padding)
+            expected = planned(tiny_model_config(), case, cp=2, padding_tokens=padding)
+            assert_alike(expected, found[number], f"rank {rank}, {case.dtype}, documents of {case.lengths}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
