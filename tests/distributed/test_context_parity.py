@@ -43,6 +43,8 @@ class Seen(NamedTuple):
     """Held-out losses after the last one."""
     counts: list[tuple[int, int]]
     """Of each micro-batch, the rank's tokens with a loss, and all but padding."""
+    totals: list[tuple[int, int]]
+    """Of each step, these tokens of the global batch."""
 
 
 def in_order(lengths: Sequence[int], padding: Sequence[int], num_ranks: int) -> ContextPlan:
@@ -67,10 +69,12 @@ def train_in_order(context: RankContext, arguments: Sequence[str]) -> Seen:
     shares.plan_context = in_order
     run = start_run(context, arguments)
     counts: list[tuple[int, int]] = []
+    totals: list[tuple[int, int]] = []
     read, pad = run.reader.step, run.data.loader.tokenizer.pad
 
     def counted(step: int) -> object:
         inputs = read(step)
+        totals.append(tuple(inputs.tokens))
         counts.extend(
             (int(batch.targets.loss_mask.sum()), int((batch.tokens != pad).sum()))
             for batch in inputs.micro_batches
@@ -81,7 +85,7 @@ def train_in_order(context: RankContext, arguments: Sequence[str]) -> Seen:
     with run.data:
         results = [train_step(run, step) for step in range(1, run.config.train.steps + 1)]
         evaluation = eval_losses(run, run.config.train.eval_sequences)
-    return Seen([(each.loss, each.grad_norm) for each in results], evaluation, counts)
+    return Seen([(each.loss, each.grad_norm) for each in results], evaluation, counts, totals)
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +123,13 @@ def test_ranks_without_targets_and_with_padding_alone_take_part(
     shared = run_ranks(train_in_order, num_ranks, command, timeout_s=240.0)
     for seen in shared:
         assert worst_difference(seen.losses, alone.losses) <= TOLERANCE
+        assert seen.totals == alone.totals, "a token is counted by several ranks, or by none"
         assert seen.evaluation == pytest.approx(alone.evaluation, rel=TOLERANCE)
     if num_ranks == 4 and "pp" not in sizes:
         assert all(targets == 0 < tokens for targets, tokens in shared[0].counts), "images have no loss"
         assert any(tokens == 0 for _, tokens in shared[3].counts), "no rank has padding alone"
         whole = [sum(each) for each in zip(*(sum(seen.counts, ()) for seen in shared), strict=True)]
-        assert whole == list(sum(alone.counts, ())), "a token is counted twice, or not at all"
+        assert whole == list(sum(alone.counts, ())), "a token is computed on twice, or not at all"
 
 
 def dump(context: RankContext, arguments: Sequence[str], folder: Path) -> None:

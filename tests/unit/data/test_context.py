@@ -180,3 +180,15 @@ def test_tensors_elsewhere(loader: DataLoader) -> None:
     moved: HeldBatches = held.with_tensors([each.clone() for each in held.tensors()])
     assert all(torch.equal(a, b) for a, b in zip(moved.tensors(), held.tensors(), strict=True))
     assert moved.shares == replace(held).shares
+
+
+def test_tokens_of_sequences_follow_one_another(loader: DataLoader) -> None:
+    (documents, *_) = stack(read(loader, 1, all_words(with_pixels=False))).documents
+    shared = context_plan(documents._replace(lengths=documents.lengths * 3), 4)
+    length = sum(documents.lengths)
+    for rank in range(4):
+        sequences = shared.positions(rank) // length
+        assert sorted(sequences) == sequences.tolist()
+        counts = [(sequences == number).sum() for number in range(3)]
+        assert shared.tokens_of_sequences(rank, length) == tuple(counts)
+    assert shared.tokens_of_sequences(0, 3 * length) == (shared.num_tokens,)
