@@ -72,8 +72,9 @@ def placeholders_of(
     for row, sequence in enumerate(sequences):
         position, documents = row * seq_len, sources[sequence.source].documents
         for piece in sequence.pieces:
+            # Documents with media are never cut.
             if piece.media:
-                found.append(position - piece.start + documents.placeholders(piece.record, piece.media))
+                found.append(position + documents.placeholders(piece.record, piece.media))
             position += piece.length
     return np.concatenate(found)
 

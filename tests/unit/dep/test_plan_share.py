@@ -14,6 +14,7 @@ from parallel.dep.grid import Grid
 from parallel.dep.plan import VisionItem, plan_vision
 from parallel.dep.plan_share import NO_SHARE, plan_share, share_of
 from parallel.dep.transfers import Receiver, transfers_of
+from tests.helpers.held_rows import made_up_runs
 from tests.helpers.trained import trained_vision
 
 COST = EncoderCost(per_patch=900, per_pair=3, per_token=50)
@@ -52,21 +53,23 @@ def test_a_share_is_what_the_plan_of_all_says_of_a_rank(seed: int, split: bool) 
             assert own.plan.parts_of(part.item) == plan.parts_of(part.item)
 
 
-@pytest.mark.parametrize("trained", ["all", "nothing"])
-def test_planners_share_what_they_plan(trained: str) -> None:
+@pytest.mark.parametrize(("trained", "cp"), [("all", 1), ("nothing", 1), ("all", 2)])
+def test_planners_share_what_they_plan(trained: str, cp: int) -> None:
     config = compose(
         [
             "experiment=smoke",
             "train.global_batch_size=16",
             "cluster.gpus_per_node=8",
             "dep.schedule=bubbles",
+            f"parallelism.cp={cp}",
             *trained_vision(trained),
         ]
     )
     num_micro_batches = config.train.global_batch_size // config.train.micro_batch_size // config.dp
     items = random_items(random.Random(3), 60, config.dp, num_micro_batches)
     for rank in range(config.world_size):
-        receiver = Receiver(rank, rank if rank < config.dp else None, num_micro_batches)
+        replica = rank // cp if rank < config.dp_cp else None
+        receiver = Receiver(rank, replica, num_micro_batches, made_up_runs(items, cp))
         for planner in (UpfrontPlanner(config), BubblePlanner(plan_pipeline(config), rank)):
             plan, program = planner.plan(items)
             assert planner.share(items, receiver) == (share_of(plan, receiver), program)

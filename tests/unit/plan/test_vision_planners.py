@@ -24,8 +24,8 @@ FAST_NETWORK = "cluster.network_gb_per_s=1000"
 GRIDS = (Grid(1, 4, 6), Grid(1, 8, 8), Grid(3, 2, 2))
 
 
-def configured(pp: int, vpp: int, dp: int, *more: str) -> Config:
-    sizes = layout(pp=pp, vpp=vpp, dp=dp)
+def configured(pp: int, vpp: int, dp: int, *more: str, cp: int = 1) -> Config:
+    sizes = layout(pp=pp, vpp=vpp, dp=dp, cp=cp)
     batch = f"train.global_batch_size={dp * 4 * pp}"
     return compose(overrides(Path("data"), Path("run"), *sizes, batch, "model.num_layers=8", *more))
 
@@ -49,9 +49,12 @@ def num_steps(program: Program, *, is_forward: bool) -> Counter[int]:
     return found
 
 
-@pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 2), (2, 1, 2), (1, 1, 2)], ids=str)
-def test_every_rank_plans_the_same_and_all_of_its_share(sizes: tuple[int, int, int]) -> None:
-    config = configured(*sizes, "dep.schedule=bubbles", FAST_NETWORK)
+@pytest.mark.parametrize(
+    "sizes", [(4, 1, 1, 1), (2, 2, 2, 1), (2, 1, 2, 1), (1, 1, 2, 1), (2, 2, 2, 2), (4, 1, 1, 2)], ids=str
+)
+def test_every_rank_plans_the_same_and_all_of_its_share(sizes: tuple[int, int, int, int]) -> None:
+    *others, cp = sizes
+    config = configured(*others, "dep.schedule=bubbles", FAST_NETWORK, cp=cp)
     items, num_layers = items_of(config), config.model.vision.num_layers
     plans = [BubblePlanner(plan_pipeline(config), rank).plan(items) for rank in range(config.world_size)]
     assert all(plan == plans[0][0] for plan, _ in plans)
@@ -66,6 +69,12 @@ def test_every_rank_plans_the_same_and_all_of_its_share(sizes: tuple[int, int, i
             assert len(numbers) == 1, "features of a micro-batch do not wait for another one's"
         places += [position for position in program.tasks if 0 < position < program.num_passes]
     assert bool(places) is (config.parallelism.pp > 1), "only a pipeline leaves ranks idle between passes"
+    passes = step_times(plan_pipeline(config)).text.schedules
+    for rank, (_, program) in enumerate(plans):
+        assert program is not None
+        assert program.num_passes == len(passes[rank // config.dp_cp])
+        # Ranks that share sequences are as idle as any others.
+        assert plans[rank][0].chunks[rank], "a rank encodes nothing"
 
 
 def test_ranks_are_ready_to_receive_before_they_need_to() -> None:
