@@ -1,7 +1,7 @@
 """Which connections are measured: the configuration's groups, split into rounds of disjoint pairs; pure.
 
 Ranks are in megatron-core's order: ranks of one pipeline stage are consecutive, and so are ranks that share
-the experts of a layer.
+sequences, and those that share the experts of a layer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,8 @@ class Exchange(Enum):
 
     experts = "experts"
     """Tokens, all to all, within an expert-parallel group."""
+    contexts = "contexts"
+    """Latents, around the ring of ranks that share sequences."""
     pipeline = "pipeline"
     """Activations and gradients, between neighbouring stages."""
 
@@ -42,22 +44,33 @@ def expert_groups(world_size: int, ep: int) -> list[tuple[int, ...]]:
     return [tuple(range(first, first + ep)) for first in range(0, world_size, ep)]
 
 
+def context_groups(world_size: int, cp: int) -> list[tuple[int, ...]]:
+    """Global ranks of every group that shares sequences."""
+    return [tuple(range(first, first + cp)) for first in range(0, world_size, cp)]
+
+
 def pipeline_groups(world_size: int, pp: int) -> list[tuple[int, ...]]:
     """Global ranks of every pipeline, by stage."""
     of_stage = ranks_of_stage(world_size, pp)
     return [tuple(range(first, world_size, of_stage)) for first in range(of_stage)]
 
 
-def plan_rounds(world_size: int, *, pp: int, ep: int) -> list[Round]:
-    """Rounds in which every pair of an expert-parallel group, and of neighbouring stages, is measured once.
+def plan_rounds(world_size: int, *, pp: int, ep: int, cp: int) -> list[Round]:
+    """Rounds in which every pair of an expert-parallel group, of neighbours among those that share sequences,
+    and of neighbouring stages, is measured once.
 
     The last and the first stage are neighbours, too: with virtual stages, activations go from one to the
     other.
     """
     experts = [list(_all_pairs(group)) for group in expert_groups(world_size, ep)]
+    contexts = [list(ring_rounds(group)) for group in context_groups(world_size, cp)]
     pipelines = [list(ring_rounds(group)) for group in pipeline_groups(world_size, pp)]
     rounds = []
-    for exchange, by_group in ((Exchange.experts, experts), (Exchange.pipeline, pipelines)):
+    for exchange, by_group in (
+        (Exchange.experts, experts),
+        (Exchange.contexts, contexts),
+        (Exchange.pipeline, pipelines),
+    ):
         # All groups of a kind have the same number of rounds, and their rounds run at the same time.
         for concurrent in zip(*by_group, strict=True):
             pairs = tuple(pair for pairs in concurrent for pair in pairs)

@@ -167,7 +167,7 @@ def measure_connections(
     """Add the rates of this rank's connections to `measured`. Raises `StuckError` if one does not answer."""
     sizes = config.parallelism
     measure.open_group(coordinator.store, coordinator.rank, coordinator.world_size, device)
-    rounds = plan_rounds(coordinator.world_size, pp=sizes.pp, ep=sizes.ep)
+    rounds = plan_rounds(coordinator.world_size, pp=sizes.pp, ep=sizes.ep, cp=sizes.cp)
     for link in measure.measure_pairs(rounds, device):
         # One by one, so that those before a fault are reported, too.
         measured.links.append(link)

@@ -18,7 +18,7 @@ def measured_links(slowdown: dict[int, float], bad: dict[tuple[int, int], float]
     `slowdown` divides all of a rank's rates, `bad` those of a pair."""
     draw = random.Random(1)
     links = []
-    for one_round in plan_rounds(64, pp=4, ep=16):
+    for one_round in plan_rounds(64, pp=4, ep=16, cp=1):
         for pair in one_round.pairs:
             rate = (150.0 if NODES[pair[0]] == NODES[pair[1]] else 45.0) * draw.uniform(0.98, 1.02)
             for rank in pair:
