@@ -1,6 +1,8 @@
 """Any legal layout in which ranks share sequences trains like one process, with whatever else is drawn."""
 
 import random
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,8 @@ from tests.helpers.parity import (
     Case,
     Parity,
 )
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.runs import layout, overrides, start_run
 
 pytestmark = pytest.mark.distributed
 
@@ -84,3 +88,26 @@ def test_drawn_layouts_train_like_one_process(number: int, parity: Parity) -> No
     difference = parity.difference(case, *RULES[rule])
     print(f"{difference:.1e}  {rule}  {case.name}")
     assert difference <= TOLERANCE
+
+
+def exchange_in_use(context: RankContext, arguments: Sequence[str]) -> tuple[str, str]:
+    """What the layers exchange latents by, and what the plan says."""
+    run = start_run(context, arguments)
+    from k25_train.model.context_attention import SharedDocumentAttention
+    from k25_train.plan.context import exchange_of
+
+    (kind,) = {
+        type(module._exchange).__name__
+        for chunk in run.chunks
+        for module in chunk.modules()
+        if isinstance(module, SharedDocumentAttention)
+    }
+    return {"AllGather": "all_gather", "Ring": "ring"}[kind], exchange_of(run.config).value
+
+
+@pytest.mark.parametrize("kind", ["null", "all_gather"])
+def test_layers_exchange_as_planned(kind: str, data: Path, tmp_path: Path) -> None:
+    arguments = overrides(data, tmp_path, *layout(cp=2), f"parallelism.cp_exchange={kind}")
+    found = run_ranks(exchange_in_use, 2, arguments)
+    planned = "ring" if kind == "null" else kind
+    assert found == [(planned, planned)] * 2

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from parallel.config import ContextExchange
 from tests.helpers.ranks import RankContext
 
 TOLERANCE = 1e-4
@@ -69,6 +70,61 @@ def compare(
             "same_experts": same_choices(our_choices, their_choices),
         }
     return results
+
+
+def compare_shared(
+    context: RankContext, changes: dict[str, Any], batch: str, batches: Batches, kind: ContextExchange
+) -> float:
+    """Worst logit difference of a batch whose tokens all ranks share, the same on each of them."""
+    import torch.distributed as dist
+
+    from k25_train.data.context import held_items
+    from k25_train.export.released import to_ours
+    from k25_train.model.packed_documents import PackedDocuments
+    from k25_train.model.weights import load_global_state
+    from parallel.context.exchange import build_exchange
+    from parallel.context.plan import plan_context
+    from tests.helpers.hf_reference import build_hf_reference, hf_logits, random_checkpoint, tiny_model_config
+    from tests.helpers.model_chunks import WHOLE_MODEL, build_whole_model, start, train_config
+    from tests.helpers.parallel_sizes import parallel_sizes
+
+    # 1. The model of a rank, its tokens, and the items whose features they take.
+    model, cp, (lengths, grids) = tiny_model_config(**changes), context.world_size, batches[batch]
+    topology = start(context, parallel_sizes(cp=cp), model.num_layers)
+    exchange = build_exchange(kind, topology.groups.cp)
+    ours = build_whole_model(model, train_config(), topology, exchange).eval()
+    weights = random_checkpoint(model)
+    load_global_state(ours, WHOLE_MODEL, to_ours(weights))
+    tokens, places, pixels = make_batch(model, lengths, grids)
+    documents = PackedDocuments.of_shard(plan_context(lengths, (), cp), topology.cp_rank, tokens.device)
+    own = documents.places
+    positions, items, rows = held_items(places.numpy(), [h * w // 4 for _, h, w in grids], own.numpy())
+    by_item = pixels.split([math.prod(grid) for grid in grids])
+    # 2. Its logits, and those of the others.
+    with torch.no_grad():
+        logits = ours(
+            tokens=tokens[own],
+            documents=documents,
+            media_positions=torch.from_numpy(positions),
+            pixels=torch.cat([by_item[item] for item in items]) if len(items) else None,
+            grid_thw=[grids[item] for item in items],
+            feature_rows=torch.from_numpy(rows),
+        )
+    shares = [torch.empty_like(logits) for _ in range(cp)]
+    dist.all_gather(shares, logits, group=topology.groups.cp)
+    # 3. transformers' on the first rank; a rank has as long as others take.
+    difference = torch.zeros(())
+    if topology.rank == 0:
+        reference, _ = build_hf_reference(model, weights)
+        with torch.no_grad():
+            expected = hf_logits(reference, tokens, lengths, pixels if grids else None, grids)
+        plan = plan_context(lengths, (), cp)
+        found = torch.empty_like(expected)
+        for rank, share in enumerate(shares):
+            found[torch.from_numpy(plan.positions(rank))] = share
+        difference = (found - expected).abs().max()
+    dist.broadcast(difference, 0)
+    return difference.item()
 
 
 def attention_gradients(context: RankContext, changes: dict[str, Any]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from k25_train.model.multimodal import MultimodalModel
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.model.weights import ChunkPlace
 from parallel.config import ParallelismConfig
+from parallel.context.exchange import NOT_SHARED, LatentExchange
 from parallel.megatron.platform import use_platform
 from parallel.topology import Topology, build_topology, start_process_group
 from tests.helpers.parallel_sizes import even_layout, parallel_sizes
@@ -43,9 +44,11 @@ def start(context: RankContext, sizes: ParallelismConfig, num_layers: int) -> To
     return build_topology(sizes, even_layout(num_layers, sizes.pp, sizes.vpp), device)
 
 
-def build_whole_model(model: ModelConfig, train: TrainConfig, topology: Topology) -> MultimodalModel:
-    """The whole model on one rank, weights as allocated."""
-    sizes = parallel_sizes(ep=topology.ep_size)
+def build_whole_model(
+    model: ModelConfig, train: TrainConfig, topology: Topology, exchange: LatentExchange = NOT_SHARED
+) -> MultimodalModel:
+    """The whole model on one rank, weights as allocated; `exchange` is among the ranks that share tokens."""
+    sizes = parallel_sizes(ep=topology.ep_size, cp=topology.cp_size)
     backbone = backbone_config(model, train, sizes, topology.layout)
     language_model = build_language_model(
         model,
@@ -55,6 +58,7 @@ def build_whole_model(model: ModelConfig, train: TrainConfig, topology: Topology
         pre_process=True,
         post_process=True,
         vp_stage=None,
+        exchange=exchange,
     )
     tower, projector = MoonViT3D(model.vision), PatchMergerProjector(model.vision, model.hidden_size)
     with torch.no_grad():
