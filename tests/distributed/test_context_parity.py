@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from parallel.context.plan import ContextPlan, Piece
+from tests.helpers.exported_run import evaluate_alone
 from tests.helpers.parity import CLIPPED, CONTEXT_CASES, COUPLED, TOLERANCE, Case, Parity, worst_difference
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.runs import layout, overrides, start_run
@@ -132,27 +133,22 @@ def test_ranks_without_targets_and_with_padding_alone_take_part(
         assert whole == list(sum(alone.counts, ())), "a token is computed on twice, or not at all"
 
 
-def dump(context: RankContext, arguments: Sequence[str], folder: Path) -> None:
-    from k25_train.training.dump import dump_batches
-
-    run = start_run(context, arguments)
-    with run.data:
-        dump_batches(run, folder)
-
-
-def test_held_out_losses_of_tokens_are_put_together_in_order(data: Path, tmp_path: Path) -> None:
-    """Whoever reads the files sees micro-batches, whichever ranks have computed them."""
-    for name, sizes in {"alone": {}, "shared": {"dp": 2, "cp": 2}}.items():
-        command = overrides(data, tmp_path / name, *layout(**sizes), COUPLED, "train.eval_sequences=4")
-        run_ranks(dump, 4 if sizes else 1, command, tmp_path / name / "dump")
+def test_a_checkpoint_is_evaluated_by_ranks_that_share_sequences(run_alone: Path, tmp_path: Path) -> None:
+    """Losses of tokens are put together in order: whoever reads the files sees whole micro-batches."""
+    checkpoint, few = str(run_alone / "checkpoints/step_10"), "train.eval_sequences=4"
+    [expected] = run_ranks(evaluate_alone, 1, checkpoint, few, f"dump={tmp_path / 'alone'}")
+    shared = run_ranks(
+        evaluate_alone, 4, checkpoint, few, "parallelism.cp=2", f"dump={tmp_path / 'shared'}", timeout_s=240.0
+    )
+    assert shared == [pytest.approx(expected, rel=TOLERANCE)] * 4
     files = [f"batch_{replica}_{number}.safetensors" for replica in (0, 1) for number in (0, 1)]
-    assert sorted(each.name for each in (tmp_path / "shared/dump").iterdir()) == files
+    assert sorted(each.name for each in (tmp_path / "shared").iterdir()) == files
     for number, name in enumerate(files):
-        found = load_file(tmp_path / "shared/dump" / name)
-        expected = load_file(tmp_path / f"alone/dump/batch_0_{number}.safetensors")
+        found = load_file(tmp_path / "shared" / name)
+        alone = load_file(tmp_path / f"alone/batch_0_{number}.safetensors")
         counts = found["loss_mask"] > 0
-        losses, alone = found.pop("losses")[counts], expected.pop("losses")[counts]
-        assert len(losses) > 20 and alone.std() > 0.1, "losses that are all alike would hide their order"
-        torch.testing.assert_close(losses, alone, rtol=1e-5, atol=1e-6)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[each], expected[each]) for each in found)
+        losses, as_alone = found.pop("losses")[counts], alone.pop("losses")[counts]
+        assert len(losses) > 20 and as_alone.std() > 0.1, "losses that are all alike would hide their order"
+        torch.testing.assert_close(losses, as_alone, rtol=1e-5, atol=1e-6)
+        assert found.keys() == alone.keys()
+        assert all(torch.equal(found[each], alone[each]) for each in found)

@@ -69,7 +69,7 @@ def test_modules_and_checkpoint_give_the_same_tensors(data: Path, tmp_path: Path
 
     short = "train.steps=2 checkpoint.interval=2 optim.warmup=1 optim.decay=1 train.eval_sequences=4"
     more = ("train.dtype=bfloat16", *short.split())
-    arguments = overrides(data, tmp_path / "run", *more, *layout(pp=2, vpp=2, ep=2, dp=2))
+    arguments = overrides(data, tmp_path / "run", *more, *layout(pp=2, vpp=2, ep=2, cp=2))
     by_rank = run_ranks(fit_and_stream, 4, arguments, timeout_s=240.0)
 
     model = compose(arguments).model

@@ -94,7 +94,10 @@ def assemble(by_rank: Sequence[Sequence[tuple[Any, Tensor]]]) -> dict[str, Tenso
 FROZEN = ("optim.vision_tower.trained=false", "optim=adamw")
 LAYOUTS = {
     "pp2 vpp2 ep2": (layout(pp=2, vpp=2, ep=2, dp=2), ("train.dtype=bfloat16",)),
-    "ep2 dp4, frozen tower, no stage of its own": (layout(ep=2, dp=4), ("dep.mode=coupled", *FROZEN)),
+    "ep2 dp2 cp2, frozen tower, no stage of its own": (
+        layout(ep=2, dp=2, cp=2),
+        ("dep.mode=coupled", *FROZEN),
+    ),
 }
 
 
