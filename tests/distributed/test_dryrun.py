@@ -175,6 +175,19 @@ def test_what_is_frozen_is_built_and_not_updated(trained: str, dep: str) -> None
         check_step_counts(sum(by_rank) - state.state_bytes, len(by_rank))
 
 
+@pytest.mark.parametrize("tower", [True, False])
+def test_a_frozen_language_model_is_built_and_not_updated(tower: bool) -> None:
+    """With the decoupled encoder trained, and with the first stage's projector alone."""
+    frozen = ["optim.language_model.trained=false", f"optim.vision_tower.trained={str(tower).lower()}"]
+    every = [*AS_SMOKE, *frozen]
+    found = dry(every)
+    check_totals(found, every)
+    check_states(found, every)
+    stages = found["stages"]
+    assert bool(encoder_state_bytes(compose(every))) is tower
+    assert [sum(stage["optimizer_bytes_by_dp_rank"]) > 0 for stage in stages] == [True, tower]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["projector", "nothing"])
 def test_the_real_model_is_whole_with_a_frozen_tower(trained: str) -> None:

@@ -42,6 +42,17 @@ def test_passes_that_stay_are_not_offloaded() -> None:
     assert manager.forward_pass(leaves)._engine is engine
 
 
+def test_a_step_of_another_length_has_an_order_of_its_own() -> None:
+    engine = Prefetches()
+    first, second = PassKey(0, 0), PassKey(0, 1)
+    long = OffloadOrder(frozenset(), {1: (first, second)})
+    manager = ActivationManager({"rest": Policy.offload}, [], long, engine)  # type: ignore[arg-type]
+    manager.start_step(OffloadOrder(frozenset({second}), {1: (first,)}))
+    manager.before_pass(3)
+    assert engine.asked == [first]
+    assert manager.forward_pass(second)._engine is None
+
+
 def test_outputs_are_freed_once_two_more_are_made() -> None:
     manager = ActivationManager({"rest": Policy.offload}, [], OffloadOrder(frozenset(), {}), None)
     outputs = [(torch.ones(4, 4, requires_grad=True) * 2) for _ in range(OUTPUTS_IN_FLIGHT + 1)]

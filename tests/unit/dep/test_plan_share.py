@@ -7,7 +7,7 @@ import pytest
 
 from k25_train.compose.resolve import compose
 from k25_train.plan.pipeline import plan_pipeline
-from k25_train.plan.vision_planner import BubblePlanner, UpfrontPlanner
+from k25_train.plan.vision_planner import BubblePlanner, BubblePlanners, UpfrontPlanner
 from parallel.dep.assignment import _assign, _assign_whole
 from parallel.dep.cost import EncoderCost
 from parallel.dep.grid import Grid
@@ -73,6 +73,23 @@ def test_planners_share_what_they_plan(trained: str, cp: int) -> None:
         for planner in (UpfrontPlanner(config), BubblePlanner(plan_pipeline(config), rank)):
             plan, program = planner.plan(items)
             assert planner.share(items, receiver) == (share_of(plan, receiver), program)
+
+
+def test_each_size_of_batch_has_idle_times_of_its_own() -> None:
+    """Of a ramp from two micro-batches to six."""
+    ramp = [f"train.batch_ramp.{key}=16" for key in ("start", "increment")]
+    sizes = ["train.global_batch_size=48", "cluster.gpus_per_node=8", "dep.schedule=bubbles"]
+    config = compose(["experiment=smoke", *sizes, *ramp, "cluster.network_gb_per_s=1000"])
+    planners, programs = BubblePlanners(config, 5), []
+    for num_micro_batches in (2, 4, 6, 2):
+        items = random_items(random.Random(3), 60, config.dp, num_micro_batches)
+        receiver = Receiver(5, None, num_micro_batches)
+        alone = BubblePlanner(plan_pipeline(config.of_batch(8 * num_micro_batches)), 5)
+        assert planners.share(items, receiver) == alone.share(items, receiver)
+        programs.append(planners.share(items, receiver)[1])
+    assert programs[0] == programs[3]
+    assert all(program is not None for program in programs)
+    assert len({program.num_passes for program in programs if program is not None}) == 3
 
 
 @pytest.mark.parametrize(
