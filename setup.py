@@ -89,6 +89,7 @@ setup(
             "k25-convert=k25_train.convert.__main__:main",
             "k25-data=k25_train.data.__main__:main",
             "k25-dryrun=k25_train.dryrun.__main__:main",
+            "k25-metrics=k25_train.metrics.__main__:main",
             "k25-plan=k25_train.plan.__main__:main",
             "k25-preflight=launch.preflight.__main__:main",
             "k25-status=launch.status.__main__:main",

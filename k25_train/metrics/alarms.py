@@ -127,7 +127,7 @@ class Alarms:
             return
         load, dead = number(row["expert_load"]), number(row["dead_experts"])
         mean = number(row.get("tokens", 0)) * self._choices_per_token / self._num_experts
-        if limit is not None and known.is_known:
+        if limit is not None and known.is_known and is_finite(load):
             yield Signal(AlarmKind.expert_load, "", load, known.usual, load > limit)
             yield Signal(AlarmKind.dead_experts, "", dead, 0.0, dead > 0 and mean >= FEWEST_TOKENS)
         known.add(load)

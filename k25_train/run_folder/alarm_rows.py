@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -97,7 +98,17 @@ def alarms_of(row: Row) -> Iterator[Alarm]:
     kinds = {kind.value: kind for kind in AlarmKind}
     for key, value in row.items():
         kind, _, part = key.removeprefix(VALUE).partition("/")
-        usual, step = row.get(f"{USUAL}{key.removeprefix(VALUE)}"), row["step"]
-        if key.startswith(VALUE) and kind in kinds and is_number(value) and is_number(usual):
-            assert is_number(step)
-            yield Alarm(int(step), kinds[kind], part, value, usual)
+        if not key.startswith(VALUE) or kind not in kinds:
+            continue
+        raised, usual = _finite(value), _finite(row.get(f"{USUAL}{key.removeprefix(VALUE)}"))
+        step = _finite(row.get("step"))
+        if raised is not None and usual is not None and step is not None:
+            yield Alarm(int(step), kinds[kind], part, raised, usual)
+
+
+def _finite(value: object) -> float | None:
+    """A number that can be shown; None for anything else, as a damaged file may hold it."""
+    try:
+        return float(value) if is_number(value) and math.isfinite(value) else None
+    except OverflowError:
+        return None

@@ -33,6 +33,7 @@ GAUGES = {
     "k25_run_next_checkpoint_timestamp_seconds": "When the next checkpoint is expected.",
     "k25_run_end_timestamp_seconds": "When the run is expected to end.",
     "k25_run_nodes": "Nodes that run its ranks, or did in its newest attempt.",
+    "k25_run_alarm_step": "Step of the latest alarm of each kind, among the latest steps.",
     "k25_run_left_out_node": "1 for each node of its job that runs no ranks.",
     "k25_run_attempts": "Starts of its ranks, by outcome.",
     "k25_run_unreadable_files": "Files of the run folder that could not be read.",
@@ -82,6 +83,8 @@ def samples(status: RunStatus) -> Iterator[tuple[str, Mapping[str, str], float]]
             yield name, {}, float(value)
     if pace is not None:
         yield "k25_run_expected_step_seconds", {"by": pace.expected_by}, pace.expected_step_s
+    for alarm in {alarm.name: alarm for alarm in reversed(status.alarms)}.values():
+        yield "k25_run_alarm_step", {"alarm": alarm.name}, float(alarm.step)
     for node in status.left_out:
         yield "k25_run_left_out_node", {"node": node}, 1.0
     for outcome, count in Counter(each.outcome or "none" for each in status.attempts).items():

@@ -3,9 +3,11 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from k25_train.run_folder.alarm_rows import alarms_of
 from launch.history import Outcome
 from launch.status.blamed_log import BlamedLog, blamed_log
 from launch.status.facts import Facts, Record, look
@@ -16,6 +18,7 @@ from launch.status.queue import Queue, QueuedJob
 FORMAT_VERSION = 1
 """Of the JSON. It changes when a field goes or changes its meaning; new fields may come at any time."""
 RECENT_STEPS = 20
+MOST_ALARMS = 3
 PLAN, OWN_MEDIAN = "plan", "own median"
 
 
@@ -67,6 +70,19 @@ class AttemptStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmStatus:
+    """A step that the run itself has told as an alarm (`metrics.alarms`)."""
+
+    step: int
+    name: str
+    """`loss_spike`, `grad_spike/vision_tower`, and so on."""
+    value: float
+    usual: float
+    text: str
+    """What happened, in one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """Everything that is known of a run."""
 
@@ -95,6 +111,8 @@ class RunStatus:
     attempts: list[AttemptStatus]
     left_out: dict[str, str]
     """Node of the job that runs no ranks, or was excluded -> why."""
+    alarms: list[AlarmStatus]
+    """The latest 3 among the latest steps, newest first."""
     blamed_log: BlamedLog | None
     """The end of the log that says what went wrong; None if nothing did."""
     troubles: list[str]
@@ -138,6 +156,7 @@ def conclude(facts: Facts, queue: Queue) -> RunStatus:
         ends_at_s=ends_at_s,
         attempts=attempts,
         left_out=left_out(facts, job, attempts),
+        alarms=latest_alarms(facts),
         blamed_log=blamed_log(facts, found.state),
         troubles=facts.troubles,
     )
@@ -223,6 +242,15 @@ def left_out(facts: Facts, job: QueuedJob | None, attempts: Sequence[AttemptStat
             if node == attempt.blamed_node:
                 found.setdefault(node, f"attempt {attempt.number} {attempt.outcome}: {attempt.reason}")
     return {node: why for node, why in found.items() if node not in current}
+
+
+def latest_alarms(facts: Facts) -> list[AlarmStatus]:
+    """Alarms of the newest rows."""
+    found = (alarm for row in facts.rows for alarm in alarms_of(row))
+    return [
+        AlarmStatus(step=each.step, name=each.name, value=each.value, usual=each.usual, text=each.short)
+        for each in islice(found, MOST_ALARMS)
+    ]
 
 
 def mapping(value: object) -> dict[str, Any]:

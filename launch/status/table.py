@@ -79,6 +79,8 @@ def rows(status: RunStatus) -> Iterator[tuple[str, str]]:
     yield "checkpoint", checkpoint_text(status)
     if status.ends_at_s is not None:
         yield "end", f"{ahead(status.at_s, status.ends_at_s)}, {clock(status.ends_at_s)}"
+    for alarm in status.alarms:
+        yield "alarm", f"step {alarm.step:,}: {alarm.text}"
     for node, why in status.left_out.items():
         yield "left out", f"{node}: {why}"
     for trouble in status.troubles[:MAX_TROUBLES]:

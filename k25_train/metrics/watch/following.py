@@ -55,19 +55,19 @@ class Followed:
             if was_there:
                 self._begin(0)
             return was_there
-        is_first, self.exists = not self.exists, True
+        is_other, self.exists = not self.exists or size < self._offset, True
         if size < self._offset:
             self._begin(0)
         if not self._mark:
             self._begin(max(0, size - MOST_BYTES))
         elif size == self._offset and self._is_known():
-            return is_first
+            return is_other
         read = self.file.read(self._offset - len(self._mark), size)
         if not read.startswith(self._mark):
             # Another file under this name.
             self._begin(max(0, size - MOST_BYTES))
             read = self.file.read(self._offset, size)
-        return self._take(read) or is_first
+        return self._take(read) or is_other
 
     def _is_known(self) -> bool:
         start = self._offset - len(self._mark)

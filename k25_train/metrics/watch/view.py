@@ -55,7 +55,8 @@ def lines(found: Seen, curve: int, encoding: str) -> Iterator[Line]:
         yield "loss", with_curve(f"{found.losses[-1]:.4f}", found.losses, curve, encoding)
     for name, losses in found.held_out.items():
         if losses:
-            title = f"held-out {name.removesuffix('_loss').removeprefix('loss/')}"
+            source = name.removeprefix("loss/")
+            title = f"held-out {name.removesuffix('_loss')}" if source == name else f"  of source {source}"
             yield title, with_curve(f"{losses[-1]:.4f}", losses, curve, encoding)
     for title, numbers, form in (
         ("loss by source", found.source_losses, ".4f"),
@@ -151,8 +152,9 @@ def pace_lines(found: Seen) -> Iterator[Line]:
     latest, step_s, planned_s = found.latest, found.step_s, found.planned_step_s
     if found.tokens_per_s is not None:
         text = f"{found.tokens_per_s:,.0f} tokens/s"
-        if "tokens_per_s_per_gpu" in latest:
-            text += f", {latest['tokens_per_s_per_gpu']:,.0f} per GPU"
+        if latest.get("tokens_per_s_per_gpu"):
+            num_gpus = latest["tokens_per_s"] / latest["tokens_per_s_per_gpu"]
+            text += f", {found.tokens_per_s / num_gpus:,.0f} per GPU"
         if "mfu" in latest:
             text += f", MFU {latest['mfu']:.1%}"
         yield "throughput", Text(text)
@@ -163,6 +165,6 @@ def pace_lines(found: Seen) -> Iterator[Line]:
             step.append(f", {off:+.0%} of {planned_s:.3g} s planned", "yellow" if off > MISTRUSTED else "")
         if (wait_s := latest.get("data_wait_s")) is not None:
             step.append(
-                f", {wait_s:.2g} s waiting for data", "yellow" if wait_s > WAIT_SHOWN * step_s else ""
+                f", {wait_s:.2f} s waiting for data", "yellow" if wait_s > WAIT_SHOWN * step_s else ""
             )
         yield "time of a step", step

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from k25_train.convert import __main__ as convert
 from k25_train.data import __main__ as data
 from k25_train.dryrun import __main__ as dryrun
 from k25_train.errors import DataError
+from k25_train.metrics import __main__ as metrics
 from launch import node, preflight_rank, rank, rendezvous, supervisor
 from tests.helpers.in_process import status_of_command
 from tests.helpers.project_sources import CODE, REPO, source_files
@@ -79,6 +81,9 @@ PRINTING: dict[str, tuple[Main, list[str]]] = {
     "a checkpoint's faults": (checkpoint.main, ["verify", "CHECKPOINT"]),
     "checkpoint's help": (checkpoint.main, ["--help"]),
     "convert's help": (convert.main, ["import", "--help"]),
+    "a run": (metrics.main, ["watch", "RUN", "--once"]),
+    "runs": (metrics.main, ["compare", "RUN", "RUN", "--json"]),
+    "metrics' help": (metrics.main, ["compare", "--help"]),
     "status's help": (status.main, ["--help"]),
     "submission": (slurm.main, [*FOLDERS, "--dry-run"]),
     "submission's help": (slurm.main, ["--help", "--dry-run"]),
@@ -96,11 +101,20 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_stored(tmp_path_factory.mktemp("checkpoints") / "step_5", tiny_tensors())
 
 
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a few steps."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = ({"step": step, "loss": 9.0 - step, "step_time_s": 1.0} for step in range(1, 5))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
 @pytest.fixture(params=PRINTING)
-def printing(request: pytest.FixtureRequest, tiny: Path, stored: Path) -> tuple[Main, list[str]]:
+def printing(request: pytest.FixtureRequest, tiny: Path, stored: Path, told: Path) -> tuple[Main, list[str]]:
     """A command and its arguments."""
     main, arguments = PRINTING[request.param]
-    places = {"TINY": str(tiny), "CHECKPOINT": str(stored)}
+    places = {"TINY": str(tiny), "CHECKPOINT": str(stored), "RUN": str(told)}
     return main, [places.get(each, each) for each in arguments]
 
 
@@ -191,6 +205,12 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (status.main, [FILE], "FILE: is not the folder of a run"),
     (status.main, [FOLDER], "FOLDER: is not the folder of a run"),
     (status.main, [LOOP, "--json"], "LOOP: is not the folder of a run"),
+    *((metrics.main, ["watch", where, "--once"], where) for where in (NONE, FOLDER, LOOP)),
+    (metrics.main, ["watch", f"{FILE}/metrics.jsonl", "--once"], "is not there yet"),
+    (metrics.main, ["watch", "nonsense://x", "--once"], "nonsense://x/metrics.jsonl: no file system"),
+    (metrics.main, ["watch", FOLDER, "--interval", "0"], "--interval 0: must be within"),
+    *((metrics.main, ["compare", where], where) for where in (NONE, FOLDER, LOOP)),
+    (metrics.main, ["compare", FOLDER, "--png", "x.jpg"], "--png x.jpg: must end in .png"),
     (torchrun.main, [SMALL, "--node", "7", "--first-node", "h"], "--node 7"),
 ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.status import prometheus, table
 from launch.status.judging import State
 from launch.status.queue import Queue
 from launch.status.report import RunStatus, status_of
@@ -375,3 +376,22 @@ def test_a_folder_that_may_not_be_read_is_shown_as_such(tmp_path: Path) -> None:
     finally:
         run.folder.chmod(0o700)
     assert found.state == State.unknown and found.troubles
+
+
+def test_the_latest_alarms_are_shown(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run").submitted().steps(1, 5)
+    rows = [
+        {"step": 6, "loss": 9.0, "alarm/loss_spike": 9.0, "alarm_usual/loss_spike": 3.0},
+        {"step": 7, "alarm/grad_spike/vision_tower": 5.0, "alarm_usual/grad_spike/vision_tower": 1.0},
+        {"step": 8, "alarm/loss_spike": 10**400, "alarm_usual/loss_spike": 1.0, "alarm/throughput": "x"},
+    ]
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    status = look(run, FORGOTTEN)
+    assert [(each.step, each.name, each.value) for each in status.alarms] == [
+        (7, "grad_spike/vision_tower", 5.0),
+        (6, "loss_spike", 9.0),
+    ]
+    assert ("alarm", "step 6: loss spike: the loss is 9 nats, 3 is usual") in list(table.rows(status))
+    assert status.as_json()["alarms"][1]["usual"] == 3.0
+    assert 'k25_run_alarm_step{run="' in prometheus.as_text([status])

@@ -1,0 +1,1 @@
+"""`k25-metrics compare`: several runs next to each other."""
