@@ -23,6 +23,7 @@ class Kind(Enum):
     reading = "read data"
     features = "exchange of features"
     experts = "exchange among experts"
+    contexts = "exchange of latents"
     pipeline = "wait for pipeline neighbour"
     collective = "gradients, weights, other collectives"
     other = "idle or not announced"
@@ -42,6 +43,7 @@ _KINDS = {
     "feature gradients": Kind.features,
     "keys and values": Kind.features,
     "meet": Kind.features,
+    "latents": Kind.contexts,
     "pipeline send/recv": Kind.pipeline,
     "pipeline send": Kind.pipeline,
     "pipeline recv": Kind.pipeline,
@@ -124,7 +126,7 @@ def kind_of(path: Sequence[Span]) -> Kind:
         kind = _KINDS.get(span.name)
         if kind is None:
             communicates = communicates or bool(span.peers)
-        elif not communicates or kind in (Kind.features, Kind.pipeline):
+        elif not communicates or kind in (Kind.features, Kind.contexts, Kind.pipeline):
             return kind
         else:
             return Kind.experts if kind in PASSES else Kind.collective

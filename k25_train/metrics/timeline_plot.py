@@ -22,6 +22,7 @@ COLORS = {
     Kind.reading: "#b58a63",
     Kind.features: "#f0a3c4",
     Kind.experts: "#c9b8e6",
+    Kind.contexts: "#8fd0c4",
     Kind.pipeline: "#d4d7dc",
     Kind.collective: "#a394bd",
     Kind.other: "#f3f4f6",

@@ -25,6 +25,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.config import ContextExchange
+from parallel.megatron.patches.instrument import waiting_for
+
+PHASE = "latents"
+"""What a rank is doing while it waits for others of a group."""
 
 
 class LatentExchange(Protocol):
@@ -52,6 +56,7 @@ class AllGather:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group, self.num_ranks = group, group.size()
+        self._members = dist.get_process_group_ranks(group)
         self.order: tuple[tuple[int, ...], ...] = (tuple(range(self.num_ranks)),)
         self.sent_bytes = 0
 
@@ -63,14 +68,16 @@ class AllGather:
         """See `LatentExchange`."""
         gradients = visit(0, self._gather(own))
         received = torch.empty_like(gradients)
-        dist.all_to_all_single(received, gradients, group=self._group)
+        with waiting_for(self._members, PHASE):
+            dist.all_to_all_single(received, gradients, group=self._group)
         self.sent_bytes += gradients.nbytes // self.num_ranks * (self.num_ranks - 1)
         return received.view(self.num_ranks, *own.shape).sum(0)
 
     def _gather(self, own: Tensor) -> Tensor:
         own = own.contiguous()
         latents = own.new_empty(self.num_ranks * own.shape[0], *own.shape[1:])
-        dist.all_gather_into_tensor(latents, own, group=self._group)
+        with waiting_for(self._members, PHASE):
+            dist.all_gather_into_tensor(latents, own, group=self._group)
         self.sent_bytes += own.nbytes * (self.num_ranks - 1)
         return latents
 
@@ -128,19 +135,24 @@ class Ring:
             dist.P2POp(dist.isend, tensor, self._next, self._group),
             dist.P2POp(dist.irecv, received, self._previous, self._group),
         ]
-        return _Passing(dist.batch_isend_irecv(operations), tensor, received)
+        neighbours = (self._previous, self._next)
+        return _Passing(dist.batch_isend_irecv(operations), tensor, received, neighbours)
 
 
 class _Passing:
     """A tensor on its way to the next rank, and one on its way here. Both live until they have arrived."""
 
-    def __init__(self, works: Sequence[Any], sent: Tensor, received: Tensor) -> None:
+    def __init__(
+        self, works: Sequence[Any], sent: Tensor, received: Tensor, neighbours: tuple[int, int]
+    ) -> None:
         self._works, self._sent, self._received = works, sent, received
+        self._neighbours = neighbours
 
     def wait(self) -> Tensor:
         """The tensor that has arrived, for what is computed from now on."""
-        for work in self._works:
-            work.wait()
+        with waiting_for(self._neighbours, PHASE):
+            for work in self._works:
+                work.wait()
         return self._received
 
 

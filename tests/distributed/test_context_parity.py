@@ -152,3 +152,23 @@ def test_a_checkpoint_is_evaluated_by_ranks_that_share_sequences(run_alone: Path
         torch.testing.assert_close(losses, as_alone, rtol=1e-5, atol=1e-6)
         assert found.keys() == alone.keys()
         assert all(torch.equal(found[each], alone[each]) for each in found)
+
+
+def waits_for_latents(context: RankContext, arguments: Sequence[str]) -> set[str]:
+    """Whom a rank waits for in phases of that name, in a step."""
+    from k25_train.training.step import train_step
+    from parallel.watchdog.recorder import Recorder
+
+    run = start_run(context, arguments)
+    with run.data:
+        recorder = run.tracker.recorder = Recorder()
+        train_step(run, 1)
+    return {span.peers for span in recorder.spans if span.name == "latents"}
+
+
+@pytest.mark.parametrize("exchange", ["ring", pytest.param("all_gather", marks=pytest.mark.slow)])
+def test_whoever_waits_for_latents_says_for_whom(exchange: str, data: Path, tmp_path: Path) -> None:
+    """The report of a stall names the ranks that nobody waits for; the timeline has a colour for it."""
+    short = ("model.num_layers=2", COUPLED, *FOUR_STEPS, f"parallelism.cp_exchange={exchange}")
+    command = overrides(data, tmp_path, *layout(cp=2), *short)
+    assert run_ranks(waits_for_latents, 2, command) == [{"rank 1"}, {"rank 0"}]

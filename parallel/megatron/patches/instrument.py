@@ -134,6 +134,11 @@ def traced_buffer(method: Callable[..., Any], phase: str) -> Callable[..., Any]:
     return call
 
 
+def waiting_for(peers: Peers, name: str) -> AbstractContextManager[Any]:
+    """A phase in which code that is passed no tracker waits for other ranks."""
+    return _phase(name, peers)
+
+
 def _phase(name: str, peers: Peers = ()) -> AbstractContextManager[Any]:
     return nullcontext() if _tracker is None else _tracker.phase(name, peers)
 

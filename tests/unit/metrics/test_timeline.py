@@ -86,6 +86,8 @@ def any_spans(draw: st.DrawFn) -> list[Span]:
         ("train > read data > all-reduce*", Kind.collective),
         ("train > pipeline recv* > broadcast*", Kind.pipeline),
         ("train > forward and backward > all-to-all*", Kind.experts),
+        ("train > forward > latents* > all-gather*", Kind.contexts),
+        ("train > backward > latents*", Kind.contexts),
     ],
 )
 def test_the_innermost_phase_says_what_a_rank_does(names: str, kind: Kind) -> None:
