@@ -17,6 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from k25_train.checkpoint import folders
+from k25_train.checkpoint.commands.choice import chosen
+from k25_train.checkpoint.continuity import saved_config
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
 from k25_train.data.source import ThreadSource
@@ -169,10 +172,24 @@ def _run() -> None:
     answers = json.loads((folder / WORDS).read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(folder / f"needles_{length}" / TOKENIZER)
     words = [tokenizer.encode(word)[0] for word in answers["values"]]
-    config, checkpoint, *_ = read_arguments([*settings(folder, length), *rest])
+    config, checkpoint, *_ = read_arguments([*settings(folder, length), *stretched(rest, int(length)), *rest])
     score = search(config, checkpoint, words, answers["depths"])
     if (out := own.get("out")) and speaks():
         Path(out).write_text(json.dumps(score.to_json(), indent=1) + "\n", encoding="utf-8")
+
+
+def stretched(arguments: Sequence[str], length: int) -> list[str]:
+    """By how much YaRN has to stretch the context for documents of this length, if the run's own is too
+    short: how far it gets without training. Raises as `chosen`."""
+    named = [each.removeprefix("checkpoint=") for each in arguments if each.startswith("checkpoint=")]
+    if not named or not named[-1]:
+        return []
+    model = saved_config(chosen(named[-1]).folder / folders.CONFIG).get("model", {})
+    rope = model.get("rope", {})
+    original = int(rope.get("original_max_position", length))
+    if length <= original * float(rope.get("scaling_factor", 1.0)):
+        return []
+    return [f"model.rope.scaling_factor={length / original}"]
 
 
 def settings(folder: Path, length: str) -> list[str]:

@@ -11,7 +11,9 @@ a table, and a picture of all losses, are written to the chain's folder.
 """
 
 import argparse
+import resource
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +45,10 @@ def _run() -> None:
         names[-1] if names else DEFAULT_CHAIN, [each for each in settings if not each.startswith("chain=")]
     )
     stages = compose_chain(chain)
+    if options.first is not None and (options.explain or options.commands):
+        raise ConfigError(
+            "--from: is for training\n  -> leave it out to explain a chain, or to print commands"
+        )
     if options.explain:
         named = [(each.stage.name, each.config) for each in stages]
         print(explain(named), end="")
@@ -68,10 +74,14 @@ def train(chain: Chain, stages: Sequence[Composed], first: str | None) -> None:
     if first is not None:
         remove_from(stages, first, say)
     check_order(stages)
+    started_s = time.monotonic()
     for number, stage in enumerate(stages, start=1):
         run_stage(stage, number, len(stages), say)
         search_needles(chain, stage, say)
     write_results(chain, stages, Console(soft_wrap=True))
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_min = (children.ru_utime + children.ru_stime) / 60
+    say(f"{(time.monotonic() - started_s) / 60:.1f} minutes, {cpu_min:.1f} of which the processors computed")
 
 
 def commands(stages: Sequence[Composed]) -> list[str]:

@@ -9,7 +9,7 @@
     Name: garden window.
 
 A list is some words, and the same words again, with a loss on the second time. Short ones come first: with
-few words to choose from, looking back is worth something before the right one is found (README.md).
+few words to choose from, looking back is worth something before the right one is found (`k25_train/recipes`).
 """
 
 from collections.abc import Sequence

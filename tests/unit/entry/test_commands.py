@@ -27,6 +27,7 @@ from k25_train.data import __main__ as data
 from k25_train.dryrun import __main__ as dryrun
 from k25_train.errors import DataError
 from k25_train.metrics import __main__ as metrics
+from k25_train.recipes import needle, stages, vision_ratio
 from launch import node, preflight_rank, rank, rendezvous, supervisor
 from tests.helpers.in_process import status_of_command
 from tests.helpers.project_sources import CODE, REPO, source_files
@@ -85,6 +86,10 @@ PRINTING: dict[str, tuple[Main, list[str]]] = {
     "runs": (metrics.main, ["compare", "RUN", "RUN", "--json"]),
     "metrics' help": (metrics.main, ["compare", "--help"]),
     "status's help": (status.main, ["--help"]),
+    "a chain": (stages.main, ["--commands"]),
+    "stages' help": (stages.main, ["--help"]),
+    "needle's help": (needle.main, ["--help"]),
+    "vision ratio's help": (vision_ratio.main, ["--help"]),
     "submission": (slurm.main, [*FOLDERS, "--dry-run"]),
     "submission's help": (slurm.main, ["--help", "--dry-run"]),
 }
@@ -211,6 +216,13 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (metrics.main, ["watch", FOLDER, "--interval", "0"], "--interval 0: must be within"),
     *((metrics.main, ["compare", where], where) for where in (NONE, FOLDER, LOOP)),
     (metrics.main, ["compare", FOLDER, "--png", "x.jpg"], "--png x.jpg: must end in .png"),
+    (stages.main, ["chain=none"], "is not a chain"),
+    (stages.main, [f"chain={NONE}.yaml"], "NONE.yaml"),
+    (stages.main, ["--from", "nothing", "--explain"], "--from: is for training"),
+    (stages.main, ["lm.train.steps=0"], "stage lm"),
+    (needle.main, ["checkpoint=x", f"data={FOLDER}"], "has needles of no length"),
+    (needle.main, ["checkpoint=x", "length=long"], "length=long"),
+    (vision_ratio.main, ["train.steps=none"], "train.steps=none"),
     (torchrun.main, [SMALL, "--node", "7", "--first-node", "h"], "--node 7"),
 ]
 
