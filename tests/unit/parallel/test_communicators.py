@@ -42,9 +42,10 @@ def listed(config: Config) -> list[Communicator]:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("nodes", [32, 256, 512])
-def test_all_kernels_that_can_spin_fit_a_gpu_together(nodes: int, schedule: str) -> None:
-    found = listed(flagship(nodes, f"dep.schedule={schedule}"))
+@pytest.mark.parametrize(("nodes", "cp"), [(32, 1), (256, 1), (512, 1), (256, 8)])
+def test_all_kernels_that_can_spin_fit_a_gpu_together(nodes: int, cp: int, schedule: str) -> None:
+    found = listed(flagship(nodes, f"dep.schedule={schedule}", f"parallelism.cp={cp}"))
+    assert ("cp" in {each.group for each in found}) is (cp > 1)
     assert 0 < spinning_ctas(found) <= MAX_SPINNING_CTAS
 
 
@@ -133,11 +134,14 @@ def test_each_group_gets_options_of_its_own() -> None:
     assert first.config.max_ctas == MAX_CTAS["features"] == 4
 
 
-@pytest.fixture
-def formed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[topology.Topology, dict[str, list[Any]]]]:
+@pytest.fixture(params=[1, 2], ids=["whole sequences", "shared sequences"])
+def formed(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[topology.Topology, dict[str, list[Any]]]]:
     """Rank 5 of 16 as it is on CUDA, and description of a group -> options of those that were formed."""
     sizes = ["parallelism.pp=4", "parallelism.vpp=2", "parallelism.ep=2", "cluster.gpus_per_node=16"]
-    config = compose(["experiment=smoke", *sizes, "model.num_layers=8", "train.global_batch_size=32"])
+    sizes += ["model.num_layers=8", "train.global_batch_size=32", f"parallelism.cp={request.param}"]
+    config = compose(["experiment=smoke", *sizes])
     use_platform("cpu")
     options: dict[str, list[Any]] = {}
     with fake_rank(5, 16):
@@ -173,6 +177,8 @@ def test_every_communicator_in_use_has_its_limit(
         "VISION_FEATURES_GROUP": "features",
         "VISION_FEATURE_GRADIENTS_GROUP": "feature_gradients",
     }
+    if built.cp_size > 1:
+        limits |= {"CONTEXT_PARALLEL_GROUP": "cp", "TENSOR_AND_DATA_PARALLEL_GROUP_WITH_CP": "tp_dp_cp"}
     for description, key in limits.items():
         assert {each.config.max_ctas for each in options[description]} == {MAX_CTAS[key]}, description
     # torch writes a group's ranks into its options.
@@ -183,10 +189,11 @@ def test_every_communicator_in_use_has_its_limit(
 
 def test_groups_of_the_same_ranks_are_one(formed: tuple[topology.Topology, dict[str, list[Any]]]) -> None:
     groups = formed[0].groups
-    assert groups.dp is groups.tp_dp_cp
+    # Replicas are all ranks of a stage, unless ranks share sequences.
+    assert (groups.dp is groups.tp_dp_cp) is (formed[0].cp_size == 1)
     # The host waits for counts while weights are gathered.
     assert groups.dp_cp is groups.intra_dp_cp
-    assert groups.dp is not groups.dp_cp
+    assert groups.tp_dp_cp is not groups.dp_cp
     assert groups.intra_dist_opt is formed[0].group("world")
 
 
