@@ -103,8 +103,13 @@ def by_depth(length: int, num_depths: int, sums: Sequence[Sequence[float]]) -> N
     return NeedleScore(length=length, depths=tuple(found))
 
 
-def search(config: Config, checkpoint: Any, words: Sequence[int], num_depths: int) -> NeedleScore:
-    """Search the held-out documents of `config`. Called by every rank, all of which get the score."""
+def search(
+    config: Config, checkpoint: Any, words: Sequence[int], num_depths: int, trained_with: float
+) -> NeedleScore:
+    """Search the held-out documents of `config`. Called by every rank, all of which get the score.
+
+    `trained_with` is YaRN's factor of the checkpoint, which `config` may exceed.
+    """
     data = ThreadSource(config)
     prepare_determinism(config.train, config.cluster)
     device = prepare_device(config.cluster)
@@ -119,7 +124,9 @@ def search(config: Config, checkpoint: Any, words: Sequence[int], num_depths: in
     run = build_run(config, device, data, trains=False)
     checkpoint = on_first_rank(lambda: checkpoint)
     with run.data:
-        step = load(checkpoint, config, run.modules, optimizer=None)
+        rope = replace(config.model.rope, scaling_factor=trained_with)
+        trained = replace(config, model=replace(config.model, rope=rope))
+        step = load(checkpoint, trained, run.modules, optimizer=None)
         sums = needle_sums(run, config.train.eval_sequences, words)
     score = by_depth(config.train.seq_len, num_depths, sums.tolist())
     if run.is_main:
@@ -172,24 +179,25 @@ def _run() -> None:
     answers = json.loads((folder / WORDS).read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(folder / f"needles_{length}" / TOKENIZER)
     words = [tokenizer.encode(word)[0] for word in answers["values"]]
-    config, checkpoint, *_ = read_arguments([*settings(folder, length), *stretched(rest, int(length)), *rest])
-    score = search(config, checkpoint, words, answers["depths"])
+    stretch, original = trained_stretch(rest)
+    more = settings(folder, length)
+    if original and int(length) > original * stretch:
+        # How far a model gets whose context is stretched without training.
+        more.append(f"model.rope.scaling_factor={int(length) / original}")
+    config, checkpoint, *_ = read_arguments([*more, *rest])
+    score = search(config, checkpoint, words, answers["depths"], stretch)
     if (out := own.get("out")) and speaks():
         Path(out).write_text(json.dumps(score.to_json(), indent=1) + "\n", encoding="utf-8")
 
 
-def stretched(arguments: Sequence[str], length: int) -> list[str]:
-    """By how much YaRN has to stretch the context for documents of this length, if the run's own is too
-    short: how far it gets without training. Raises as `chosen`."""
+def trained_stretch(arguments: Sequence[str]) -> tuple[float, int]:
+    """By how much YaRN stretched the context of the checkpoint that the arguments name, and how long it was;
+    1 and 0 where no checkpoint is named. Raises as `chosen`."""
     named = [each.removeprefix("checkpoint=") for each in arguments if each.startswith("checkpoint=")]
     if not named or not named[-1]:
-        return []
-    model = saved_config(chosen(named[-1]).folder / folders.CONFIG).get("model", {})
-    rope = model.get("rope", {})
-    original = int(rope.get("original_max_position", length))
-    if length <= original * float(rope.get("scaling_factor", 1.0)):
-        return []
-    return [f"model.rope.scaling_factor={length / original}"]
+        return 1.0, 0
+    rope = saved_config(chosen(named[-1]).folder / folders.CONFIG).get("model", {}).get("rope", {})
+    return float(rope.get("scaling_factor", 1.0)), int(rope.get("original_max_position", 0))
 
 
 def settings(folder: Path, length: str) -> list[str]:
