@@ -108,9 +108,11 @@ def speed_lines(planned: Planned) -> Iterator[str]:
         f"{amount(step.step_s)} s per step of {format_count(step.tokens)} tokens   "
         f"bubble {step.bubble_share:.1%}   exposed communication {exposed_share(planned):.1%}"
     )
+    # Smaller steps, those of a ramp, take about as much less.
+    whole_batches = config.train.batches.sequences_after(config.train.steps) / config.train.global_batch_size
     yield (
         f"15T tokens: {amount(step.days())} days, {_millions(step.gpu_hours())} GPU-hours   "
-        f"the run's {config.train.steps:,} steps: {format_duration(step.step_s * config.train.steps)}"
+        f"the run's {config.train.steps:,} steps: {format_duration(step.step_s * whole_batches)}"
     )
 
 
