@@ -38,6 +38,8 @@ class PackedDocuments(PackedSeqParams):
     sequence."""
     shard: ContextShard = field(default_factory=ContextShard.none)
     """Which pieces the rank has, and what they attend to; without context parallelism there is nothing."""
+    sequences: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """What `tokens_of_sequences` has found: every layer asks for it."""
     rotations: Tensor | None = None
     """Rotations of the rotary pairs, [T, 1, R/2] complex64; set by the first layer that needs them."""
 
@@ -84,8 +86,10 @@ class PackedDocuments(PackedSeqParams):
     def tokens_of_sequences(self, sequence_tokens: int) -> tuple[int, ...]:
         """Tokens here of each of the sequences, of `sequence_tokens` each, that make up the micro-batch, one
         sequence after another. Without context parallelism nothing: all sequences are whole."""
-        shard = self.shard
-        return shard.plan.tokens_of_sequences(shard.rank, sequence_tokens)
+        if sequence_tokens not in self.sequences:
+            found = self.shard.plan.tokens_of_sequences(self.shard.rank, sequence_tokens)
+            self.sequences[sequence_tokens] = found
+        return self.sequences[sequence_tokens]
 
     @property
     def num_padding(self) -> int:

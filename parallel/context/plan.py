@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+CACHED_PLANS = 256
+"""Plans that a process keeps: of 32 ranks and some long documents, one takes hundreds of KB."""
 MIN_PIECE_TOKENS = 128
 """Tokens of the smallest piece that a document is cut into for balance: a block of attention's kernels. Our
 choice."""
@@ -80,7 +82,9 @@ class ContextPlan:
     def tokens_of_sequences(self, rank: int, sequence_tokens: int) -> tuple[int, ...]:
         """How many tokens the rank holds of each of the sequences, of `sequence_tokens` each, that make up
         the micro-batch. In the order in which it holds them, those of a sequence follow one another."""
-        return _tokens_of_sequences(self, rank, sequence_tokens)
+        sequences = self.positions(rank) // sequence_tokens
+        num_sequences = sum(self.document_lengths) // sequence_tokens
+        return tuple(np.bincount(sequences, minlength=num_sequences).tolist())
 
     def num_pairs(self, rank: int) -> int:
         """Pairs of tokens that the rank's attention computes; padding has none."""
@@ -95,7 +99,7 @@ def plan_context(document_lengths: Sequence[int], padding: Collection[int], num_
     return _plan(tuple(document_lengths), frozenset(padding), num_ranks)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=CACHED_PLANS)
 def _plan(lengths: tuple[int, ...], padding: frozenset[int], num_ranks: int) -> ContextPlan:
     share, rest = divmod(sum(lengths), num_ranks)
     if rest:
@@ -112,14 +116,6 @@ def _plan(lengths: tuple[int, ...], padding: frozenset[int], num_ranks: int) -> 
     for document in sorted(padding):
         shares.fill(Piece(document, 0, lengths[document]))
     return ContextPlan(lengths, padding, tuple(tuple(_joined(each)) for each in shares.pieces))
-
-
-@functools.lru_cache(maxsize=4096)
-def _tokens_of_sequences(plan: ContextPlan, rank: int, sequence_tokens: int) -> tuple[int, ...]:
-    counts = np.bincount(
-        plan.positions(rank) // sequence_tokens, minlength=sum(plan.document_lengths) // sequence_tokens
-    )
-    return tuple(counts.tolist())
 
 
 class _Shares:
