@@ -104,8 +104,8 @@ class MultimodalModel(MegatronModule):
             media_positions: [V] int64, indices of the placeholders of vision features (first chunk only).
             pixels: [P, X] patches of all items, one after another (first chunk, coupled tower).
             grid_thw: (frames, rows, columns) in patches of every item, in placeholder order.
-            features: [V, D] of all items, encoded elsewhere (first chunk, decoupled tower); [V, M] for a
-                chunk that has a projector, but no tower.
+            features: [V, D] of the placeholders, encoded elsewhere (first chunk, decoupled tower); [V, M] for
+                a chunk that has a projector, but no tower.
             feature_rows: [V] int64, the rows that the placeholders take of the features that a coupled tower
                 makes of `pixels`; None if all of them, in order.
 

@@ -45,7 +45,8 @@ def forward_micro_batch(
         as_schedule_plan: the chunk does not run, but returns megatron-core's plan of its pass, which the
             overlapped schedule runs.
         objective: scores the losses of the last chunk.
-        leaf: from a micro-batch's number to the features [V, D] that a decoupled tower has encoded for it.
+        leaf: from a micro-batch's number to the features [V, D] that a decoupled tower has encoded for the
+            placeholders of it that this rank holds.
         activations: saves what the backward pass needs.
     """
     # 1. What runs: the chunk, or megatron-core's plan of its pass.

@@ -29,7 +29,7 @@ class Evaluating(Protocol):
         """Do what comes before the pipeline. Called by every rank."""
 
     def leaf(self, micro_batch: int) -> Tensor | None:
-        """Features [V, D] of a micro-batch of this rank's replica; None if nothing was encoded for it."""
+        """Features [V, D] of a micro-batch's placeholders on this rank; None if nothing was encoded."""
 
     def release(self) -> None:
         """Free pixels and features after the pipeline."""
@@ -53,8 +53,8 @@ class Tower(Protocol):
         """Do what comes before the pass that follows the first `num_done` ones of this rank."""
 
     def leaf(self, micro_batch: int) -> Tensor | None:
-        """Features [V, D] of a micro-batch of this rank's replica, whose gradient the tower collects; None if
-        nothing was encoded for it."""
+        """Features [V, D] of a micro-batch's placeholders on this rank, whose gradient the tower collects;
+        None if nothing was encoded."""
 
     def finish(self, num_tokens: int) -> None:
         """Do what comes after the pipeline, and divide gradients by `num_tokens`. Called by every rank."""

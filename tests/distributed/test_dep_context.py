@@ -71,7 +71,7 @@ def test_every_layout_trains_as_one_process(sizes: dict[str, int], way: str, par
 )
 def test_options_of_the_encoder_change_no_number(changes: Sequence[str], parity: Parity) -> None:
     sizes = {"pp": 2, "vpp": 2, "ep": 2, "cp": 2}
-    check(parity, sizes, *changes, of_all=IMAGES)
+    check(parity, sizes, *changes, of_all=(*FEW, *IMAGES))
 
 
 @pytest.mark.slow
@@ -86,6 +86,9 @@ class Step(NamedTuple):
 
     loss: float
     grad_norm: float
+    held_out: dict[str, float]
+    """Losses after the step."""
+    first_stage: list[int]
     skipped: list[str]
     """Samples left out."""
     num_failed: int
@@ -95,11 +98,13 @@ class Step(NamedTuple):
 
 
 def step_of(context: RankContext, arguments: Sequence[str]) -> Step:
+    from k25_train.training.evaluation import eval_losses
     from k25_train.training.step import train_step
 
     run = start_run(context, arguments)
     with run.data:
         found = train_step(run, 1)
+        held_out = eval_losses(run, 8)
         planned = run.data.reader.training.read(run.data.loader.plan(0))
     plan = planned.work.plan
     takers = {
@@ -110,7 +115,9 @@ def step_of(context: RankContext, arguments: Sequence[str]) -> Step:
         and any(plan.items[plan.parts[each.part].item].grid_thw == BROKEN_GRID for each in rows)
     }
     skipped = sorted(run.data.skip_log.skipped)
-    return Step(found.loss, found.grad_norm, skipped, len(planned.failures), takers)
+    first_stage = list(run.topology.first_stage_ranks)
+    failed = len(planned.failures)
+    return Step(found.loss, found.grad_norm, held_out, first_stage, skipped, failed, takers)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +153,8 @@ def test_what_cannot_be_used_changes_nothing_for_ranks_that_share_sequences(
         assert rank.skipped == alone.skipped
         assert rank.loss == pytest.approx(alone.loss, rel=1e-6)
         assert rank.grad_norm == pytest.approx(alone.grad_norm, rel=TOLERANCE)
+        assert rank.held_out == pytest.approx(alone.held_out, rel=TOLERANCE)
+        assert rank.first_stage == [0, 1]
     encoders = [rank for rank in ranks if rank.takers]
     assert len(encoders) > 1, "several ranks encode the image"
     assert [rank.num_failed for rank in encoders] == [1] * len(encoders)
