@@ -32,7 +32,7 @@ NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup engine data smoke stages smoke-gpu test test-slow resharding test-gpu test-engine faults crashes check lint types test-fast format pins python clean
+.PHONY: help setup engine data smoke stages smoke-gpu test test-slow resharding context test-gpu test-engine faults crashes check lint types test-fast format pins python clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ test-slow: $(STAMP)  ## run the slow tests
 
 resharding: $(STAMP)  ## resume a run in every change of its layout, with both optimizers
 	$(TEST) tests/distributed/test_resharding.py
+
+context: $(STAMP)  ## train 60 drawn layouts in which ranks share sequences like one process; an hour
+	$(TEST) -s -k drawn tests/distributed/test_context_draws.py
 
 test-gpu: $(STAMP)  ## run the tests that need GPUs: one, or two, four and eight over NCCL as far as there are
 	$(TEST) -m gpu

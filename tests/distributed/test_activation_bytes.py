@@ -27,7 +27,10 @@ pytestmark = pytest.mark.distributed
 OVERLAP = ["parallelism.overlap_expert_comm=true", "parallelism.delay_wgrad=true"]
 LAYOUTS = {
     "pp2 vpp2": (2, layout(pp=2, vpp=2)),
-    "pp2 vpp2 direct query": (2, [*layout(pp=2, vpp=2), "model.q_lora_rank=null"]),
+    "pp2 vpp2 direct query, head by pieces": (
+        2,
+        [*layout(pp=2, vpp=2), "model.q_lora_rank=null", "activation.head.logits=recompute"],
+    ),
     "pp2 vpp2 ep2 overlap": (4, [*layout(pp=2, vpp=2, ep=2, dp=2), *OVERLAP]),
 }
 OFFLOADING = ["activation=k2", "activation.moe.up_input=fp8+offload", "activation.moe.swiglu_input=offload"]

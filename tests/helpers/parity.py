@@ -137,7 +137,7 @@ SLOW_CASES = (CASES[0], CASES[5], CASES[9], CASES[10])
 
 COUPLED = "dep.mode=coupled"
 CONTEXT_CASES = (
-    Case({"pp": 2, "vpp": 2, "ep": 2, "cp": 2}, more=(COUPLED,)),
+    Case({"pp": 2, "vpp": 2, "ep": 2, "cp": 2}, more=(COUPLED, "parallelism.cp_exchange=all_gather")),
     Case(
         {"ep": 4, "dp": 2, "cp": 2},
         more=(COUPLED, *EVERYTHING_OVERLAPS, "parallelism.cp_exchange=ring", "train.micro_batch_size=2"),

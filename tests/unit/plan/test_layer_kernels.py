@@ -135,6 +135,18 @@ def test_logits_are_taken_once_more_in_the_steps_that_clip() -> None:
     ]
 
 
+def test_a_head_by_pieces_makes_its_logits_once_more() -> None:
+    config = composed(*K25)
+    whole, by_pieces = (
+        list(head(Setting.of(pipeline_of(*K25, *more).stages[-1])))
+        for more in ((), ("activation.head.logits=recompute",))
+    )
+    assert flops_of(by_pieces, *Phase) == pytest.approx(flops_of(whole, *Phase))
+    again = [each.kernel.flops for each in by_pieces if each.cause is Cause.recompute and each.kernel.flops]
+    # 1 GiB of logits is less than 4,096 tokens have.
+    assert again == [head_forward_flops(config.model, config.train.seq_len) / 2] * 2
+
+
 def test_others_code_computes_in_fp8_and_fuses() -> None:
     plain = works_of(layer_kernels(pipeline_of(*KEPT).stages[0], 5))
     code = OtherCode(compute=Compute.fp8, fused_elementwise=True)
