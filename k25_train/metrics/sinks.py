@@ -1,19 +1,8 @@
-"""Where a run's metrics go: `metrics.jsonl`, one object per step, and TensorBoard. Only rank 0 makes sinks.
+"""Where a run's metrics go: `metrics.jsonl`, one object per step, and TensorBoard; `trackers` has others.
+Only rank 0 makes sinks.
 
-A row is a flat mapping with `step`, the number of finished optimizer steps (0 is the evaluation before the
-first), and any of: loss, grad_norm, lr, tokens, text_tokens, vision_tokens, images, patches, step_time_s,
-planned_step_time_s (where plans know the device's rates: `metrics/pace.py`), tokens_per_s, flops;
-data_wait_s, in which the slowest rank waited for its inputs, and where they are not 0,
-of the reading of the rank that writes: data_retries, data_requests to object stores, and in blocks of the
-cache data_cache_hits and data_cache_misses; for each source of the step `source_tokens/NAME`, what it gave to
-the global batch, `source_epochs/NAME`, passes over its samples so far, and where other weights begin
-`source_weight/NAME`; in
-steps that QK-Clip samples max_logit, heads_clipped and the list max_logits, one per layer; with a decoupled
-encoder the fields of `parallel.dep.stats.VisionSummary`, each behind `vision_`; with offloaded activations
-those of `parallel.activations.offload.OffloadStats`, the largest of any rank, behind `offload_`; on GPUs
-those of `k25_train.training.device_memory.MemoryFigures` behind `memory_`; and at evaluations eval_text_loss
-and eval_caption_loss, the means over sources of text alone and over those with media, and `eval_loss/NAME`
-for each source.
+A row is a flat mapping of numbers, and of lists of numbers, with `step`: the number of finished optimizer
+steps, 0 for the evaluation before the first. Its names are in the README of this folder.
 """
 
 from __future__ import annotations

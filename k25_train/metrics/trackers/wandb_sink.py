@@ -3,6 +3,7 @@ WANDB_API_KEY, WANDB_MODE=offline."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class WandbSink:
         import wandb  # type: ignore[import-not-found, unused-ignore]
 
         kept = RunId(folder, "wandb", f"{config.entity or ''}/{config.project}")
-        name = kept.load() or wandb.util.generate_id()
+        name = kept.load() or secrets.token_hex(4)
         self._run = wandb.init(
             project=config.project,
             entity=config.entity,
