@@ -38,7 +38,7 @@ LENGTHS = (1024, 4096)
 """Tokens of the longest documents with facts. Our choice: those of the shrunk long stages."""
 SHORT, LONG = (4, 11), (11, 100)
 """Words of short and of long lists, from and up to. Our choice."""
-SHORTEST, TOKENS_PER_FACT = 96, 32
+SHORTEST, TOKENS_PER_FACT = 64, 20
 """Tokens of the shortest document with facts, and for how many of any it has a fact. Our choice."""
 NUM_DEPTHS = 8
 """Needles of a document that is searched, evenly spread over its depth. Our choice."""

@@ -8,26 +8,24 @@ from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
 
 _WORD = re.compile(r" [a-z]{3,}")
-NUM_TRAIN, NUM_HELDOUT = 192, 64
-"""Words of each kind. Our choice: enough that copying one from the context is worth learning at once, and few
-enough that each is seen often."""
+NUM_WORDS, NUM_TRAIN, NUM_HELDOUT = 256, 144, 48
+"""Words of lists, and of these the keys and values of facts that are trained on, and of needles. Our choice:
+enough that copying one from the context is worth learning at once, few enough that each is seen often, and
+facts are about the rarer ones, which real text seldom has besides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
     """Words, each with the space before it."""
 
+    every: tuple[str, ...]
+    """All of them, which lists are made of."""
     train: tuple[str, ...]
     """Keys and values of the facts that are trained on."""
     heldout_keys: tuple[str, ...]
     """Keys of the needles that are searched for: no fact that is trained on has one of them."""
     heldout_values: tuple[str, ...]
     """Their values, likewise."""
-
-    @property
-    def every(self) -> tuple[str, ...]:
-        """All of them, which lists are made of."""
-        return self.train + self.heldout_keys + self.heldout_values
 
 
 def words_of(tokenizer: Tokenizer) -> Words:
@@ -39,17 +37,18 @@ def words_of(tokenizer: Tokenizer) -> Words:
     found = sorted({word for word in spelled if _WORD.fullmatch(word)}, key=_order)
     lengths = [len(ids) for ids in tokenizer.encode_batch(found)]
     alone = [word for word, length in zip(found, lengths, strict=True) if length == 1]
-    if len(alone) < NUM_TRAIN + NUM_HELDOUT:
+    if len(alone) < NUM_WORDS:
         raise DataError(
-            f"the vocabulary has {len(alone)} words that are one token each, needles need "
-            f"{NUM_TRAIN + NUM_HELDOUT}. Use a tokenizer with a larger vocabulary."
+            f"the vocabulary has {len(alone)} words that are one token each, needles need {NUM_WORDS}. Use a "
+            "tokenizer with a larger vocabulary."
         )
+    every = alone[:NUM_WORDS]
+    # Tokens are numbered by when they were merged, the most frequent first.
+    number = {word: ids[0] for word, ids in zip(every, tokenizer.encode_batch(every), strict=True)}
+    rare = sorted(every, key=number.__getitem__)[-(NUM_TRAIN + NUM_HELDOUT) :]
+    rare.sort(key=_order)
     middle = NUM_TRAIN + NUM_HELDOUT // 2
-    return Words(
-        tuple(alone[:NUM_TRAIN]),
-        tuple(alone[NUM_TRAIN:middle]),
-        tuple(alone[middle : NUM_TRAIN + NUM_HELDOUT]),
-    )
+    return Words(tuple(every), tuple(rare[:NUM_TRAIN]), tuple(rare[NUM_TRAIN:middle]), tuple(rare[middle:]))
 
 
 def _order(word: str) -> bytes:

@@ -8,7 +8,7 @@ import torch
 
 from k25_train.data.needles.build import NUM_DEPTHS
 from k25_train.data.needles.documents import Passages, fact_document, list_document, random_facts, text_parts
-from k25_train.data.needles.words import NUM_HELDOUT, NUM_TRAIN, words_of
+from k25_train.data.needles.words import NUM_HELDOUT, NUM_TRAIN, NUM_WORDS, words_of
 from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
 from k25_train.recipes.needle import NeedleScore, by_depth, lines_of, settings
@@ -46,7 +46,7 @@ class Letters(Tokenizer):
         return [text]
 
 
-def letters(count: int = NUM_TRAIN + NUM_HELDOUT) -> Letters:
+def letters(count: int = NUM_WORDS) -> Letters:
     """A vocabulary with so many words."""
     return Letters([f" w{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(count)])
 
@@ -63,7 +63,10 @@ def passages(tokenizer: Letters) -> Passages:
 
 def test_no_word_of_a_needle_is_one_of_a_fact(tokenizer: Letters) -> None:
     words = words_of(tokenizer)
-    assert len(set(words.every)) == NUM_TRAIN + NUM_HELDOUT
+    assert len(set(words.every)) == NUM_WORDS
+    assert {*words.train, *words.heldout_keys, *words.heldout_values} <= set(words.every)
+    assert len(words.train) == NUM_TRAIN
+    assert len(words.heldout_keys) == len(words.heldout_values) == NUM_HELDOUT // 2
     assert not set(words.train) & {*words.heldout_keys, *words.heldout_values}
     assert not set(words.heldout_keys) & set(words.heldout_values)
     assert len(words.heldout_values) % NUM_DEPTHS == 0
