@@ -87,3 +87,30 @@ def test_a_part_is_limited_before_all_are(data: Path, tmp_path: Path) -> None:
     assert whole > 0.1
     expected = [0.1 / whole * norm for norm in (text[0], 0.02, projector[0])]
     assert [text[1], tower[1], projector[1]] == pytest.approx(expected, rel=1e-4)
+
+
+def move(context: RankContext, arguments: list[str]) -> dict[str, float]:
+    """Part -> how far one step moves its weights."""
+    import torch
+
+    from k25_train.training.step import train_step
+
+    run = start_run(context, arguments)
+    named = {name: each for module in run.modules for name, each in module.module.named_parameters()}
+    before = {name: each.detach().clone() for name, each in named.items()}
+    with run.data:
+        train_step(run, 1)
+    squares = dict.fromkeys(PARTS, 0.0)
+    for name, each in named.items():
+        squares[name.split(".", 1)[0]] += float(torch.sum((each.detach() - before[name]).double() ** 2))
+    return {part: math.sqrt(square) for part, square in squares.items()}
+
+
+def test_each_part_has_a_rate_of_its_own(data: Path, tmp_path: Path) -> None:
+    few = ("train.steps=1", "optim.warmup=0", "optim.decay=0", "optim.weight_decay=0", "dep.mode=coupled")
+    scales = dict(zip(PARTS, (0.5, 0.25, 2.0), strict=True))
+    scaled = [f"optim.{part}.lr_scale={scale}" for part, scale in scales.items()]
+    arguments = overrides(data, tmp_path, *layout(), *few)
+    alike, apart = (run_ranks(move, 1, [*arguments, *more])[0] for more in ((), scaled))
+    for part, scale in scales.items():
+        assert apart[part] == pytest.approx(scale * alike[part], rel=1e-3), part

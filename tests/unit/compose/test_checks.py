@@ -109,6 +109,12 @@ BROKEN_ACROSS = [
     ("parallelism.layout='Et|t|t|tL'", "parallelism.layout=Et|t|t|tL", "it has 4 layers"),
     ("model.num_experts=9", "parallelism.ep=2", "must divide model.num_experts (9)"),
     ("parallelism.ep=4", "parallelism.ep=4", "must divide the 2 ranks of a stage (4 / pp 2)"),
+    ("parallelism.cp=4", "parallelism.cp=4", "must divide the 2 ranks of a stage (4 / pp 2)"),
+    (
+        "parallelism.cp=2 train.seq_len=255 train.micro_batch_size=1",
+        "parallelism.cp=2",
+        "must divide the 255 tokens of a micro-batch",
+    ),
     (
         "model.num_dense_layers=5 parallelism.overlap_expert_comm=true",
         "parallelism.overlap_expert_comm=True",

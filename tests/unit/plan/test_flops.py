@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from k25_train.compose.resolve import compose
+from k25_train.config.parts import EVERY_PART, ModelPart
 from k25_train.model.projector import PatchMergerProjector
 from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.plan.flops import encoder_cost, tower_cost, training_flops
@@ -54,6 +55,17 @@ def test_training_is_three_forward_passes() -> None:
     forward = text_forward_flops(model, [7]) + vision_forward_flops(model.vision, model.hidden_size, GRIDS)
     assert training_flops(model, BatchSizes.of([7], GRIDS), TRAINED["all"]) == 3 * forward
     assert training_flops(model, BatchSizes.of([7], []), TRAINED["all"]) == 3 * text_forward_flops(model, [7])
+
+
+def test_a_frozen_language_model_hands_gradients_on_alone() -> None:
+    """Weights have none, a product less each; attention has none of these."""
+    model = tiny_model_config()
+    forward, of_pairs = text_forward_flops(model, [7]), 28 - 7
+    attention = (forward - text_forward_flops(model, [1] * 7)) // of_pairs * 28
+    vision = vision_forward_flops(model.vision, model.hidden_size, GRIDS)
+    trained = EVERY_PART - {ModelPart.language_model}
+    found = training_flops(model, BatchSizes.of([7], GRIDS), trained)
+    assert found == 2 * forward + attention + 3 * vision
 
 
 def test_what_is_frozen_is_one_forward_pass() -> None:
