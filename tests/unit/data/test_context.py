@@ -14,7 +14,7 @@ from k25_train.data.context import HeldBatches, SharedContext, context_of, conte
 from k25_train.data.loader import DataLoader
 from k25_train.data.step_batches import StepBatches, stack, without_failures
 from k25_train.training.device_batch import DeviceBatch, to_device
-from parallel.context import plan
+from parallel.context import plan, shares
 from tests.helpers.tiny_shards import (
     all_words,
     tiny_data_config,
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The documents of the tiny set are cut, too."""
-    monkeypatch.setattr(plan, "MIN_PIECE_TOKENS", 4)
+    monkeypatch.setattr(shares, "MIN_PIECE_TOKENS", 4)
     plan._plan.cache_clear()
 
 

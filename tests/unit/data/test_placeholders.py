@@ -58,7 +58,7 @@ def test_others_know_who_holds_which_vision_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Documents of the tiny set are cut, too.
-    monkeypatch.setattr("parallel.context.plan.MIN_PIECE_TOKENS", 8)
+    monkeypatch.setattr("parallel.context.shares.MIN_PIECE_TOKENS", 8)
     num_shared = 0
     for name, plan in plans_of(loader := loader_of(tiny, micro_batch_size, **weights)).items():
         num_micro_batches = plan.num_sequences // micro_batch_size // DP
