@@ -3,8 +3,9 @@
 Imports megatron-core only inside the functions: the process that collects the tests does without it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,14 +30,15 @@ class Documents:
 
 @dataclass(frozen=True)
 class Compared:
-    """How far attention of several ranks is from that of one, relative to the largest number of each."""
+    """How far attention of several ranks is from that of one, relative to the numbers of each."""
 
     output: float
     of_hidden: float
     of_weights: dict[str, float]
     max_logits: float
-    sent_bytes: tuple[int, int]
-    """Bytes that this rank sent, in the forward and in the backward pass."""
+    """Absolute."""
+    sent_bytes: int
+    """Bytes that this rank sent in both passes."""
 
 
 def build_attention(exchange: Any, model: Any, kernel: Any) -> Any:
@@ -63,8 +65,8 @@ def build_attention(exchange: Any, model: Any, kernel: Any) -> Any:
     for number, (name, weight) in enumerate(sorted(attention.named_parameters())):
         generator = torch.Generator().manual_seed(number)
         with torch.no_grad():
-            spread = 0.1 if "norm" in name else 0.2
-            weight.copy_(torch.randn(weight.shape, generator=generator) * spread + ("norm" in name))
+            is_norm = "norm" in name
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2 + is_norm)
     attention.core_attention.record_max_logits = True
     return attention.train()
 
@@ -88,63 +90,90 @@ def compare(
     context: RankContext,
     cases: Sequence[Documents],
     kinds: Sequence[ContextExchange],
-    overrides: dict[str, Any],
+    kernel: str = "cpu",
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Compared]:
-    """Each case with each exchange, on a rank of those that share the micro-batch."""
-    import torch.distributed as dist
+    """Each case with each exchange, on a rank of those that share the micro-batch.
 
-    from k25_train.model.packed_documents import PackedDocuments
+    `kernel` is the name of an `AttentionKernel`, of which those for CUDA run as their twins.
+    """
     from k25_train.plan.memory.kernels import AttentionKernel
     from parallel.context.exchange import NOT_SHARED, build_exchange
     from tests.helpers.hf_reference import tiny_model_config
     from tests.helpers.model_chunks import start
     from tests.helpers.parallel_sizes import parallel_sizes
 
-    model, cp, device = tiny_model_config(**overrides), context.world_size, torch.device("cpu")
-    topology = start(context, parallel_sizes(cp=cp), model.num_layers)
+    model = tiny_model_config(**overrides)
+    topology = start(context, parallel_sizes(cp=context.world_size), model.num_layers)
+    kernels_on_cpu()
     whole = build_attention(NOT_SHARED, model, AttentionKernel.cpu)
     found = []
     for kind in kinds:
         exchange = build_exchange(kind, topology.groups.cp)
-        shared = build_attention(exchange, model, AttentionKernel.cpu)
-        for case in cases:
-            generator = torch.Generator().manual_seed(case.tokens)
-            hidden, gradient = torch.randn(2, case.tokens, model.hidden_size, generator=generator)
-            expected_documents = PackedDocuments.of(case.lengths, device, case.padding)
-            # Nobody reads what padding gets.
-            gradient[expected_documents.is_padding.squeeze(1)] = 0.0
-            expected = run(whole, hidden, gradient, expected_documents)
-            plan = plan_context(case.lengths, case.padding, cp)
-            documents = PackedDocuments.of_shard(plan, topology.cp_rank, device)
-            places, sent = documents.places, exchange.sent_bytes
-            result = run(shared, hidden[places], gradient[places], documents)
-            sent = exchange.sent_bytes - sent
-            for weight in result["weights"].values():
-                dist.all_reduce(weight, group=topology.groups.cp)
-            largest = result["max_logits"]
-            if largest is None:
-                largest = torch.full((model.num_attention_heads,), -torch.inf)
-            dist.all_reduce(largest, dist.ReduceOp.MAX, group=topology.groups.cp)
-            is_real = ~documents.is_padding.squeeze(1)
-            found.append(
-                Compared(
-                    output=far(result["output"][is_real], expected["output"][places][is_real]),
-                    of_hidden=far(result["hidden"], expected["hidden"][places]),
-                    of_weights={
-                        name: far(each, expected["weights"][name]) for name, each in result["weights"].items()
-                    },
-                    max_logits=0.0
-                    if expected["max_logits"] is None
-                    else far(largest, expected["max_logits"]),
-                    sent_bytes=(sent, 0),
-                )
-            )
+        shared = build_attention(exchange, model, AttentionKernel[kernel])
+        found += [compare_case(case, whole, shared, exchange, topology) for case in cases]
     return found
 
 
+def kernels_on_cpu() -> None:
+    """Let kernels for CUDA run here."""
+    from k25_train.model import context_kernels
+    from tests.helpers.packed_attention import efficient_on_cpu, varlen_on_cpu
+
+    varlen_on_cpu()
+    efficient_on_cpu()
+    context_kernels.largest_logits = dense_largest_logits
+
+
+def dense_largest_logits(
+    query: Tensor, key: Tensor, first_keys: Tensor, last_keys: Tensor, scale: float
+) -> Tensor:
+    """What the kernel for CUDA computes."""
+    keys = torch.arange(len(key))
+    attends = (keys >= first_keys[:, None]) & (keys <= last_keys[:, None])
+    logits = torch.einsum("qhc,khc->hqk", query, key) * scale
+    return logits.masked_fill(~attends, -torch.inf).amax((1, 2))
+
+
+def compare_case(case: Documents, whole: Any, shared: Any, exchange: Any, topology: Any) -> Compared:
+    """One case on this rank."""
+    import torch.distributed as dist
+
+    from k25_train.model.packed_documents import PackedDocuments
+
+    # 1. On one rank, which has it all. Nobody reads what padding gets.
+    device, heads = torch.device("cpu"), whole.config.num_attention_heads
+    generator = torch.Generator().manual_seed(case.tokens)
+    hidden, gradient = torch.randn(2, case.tokens, whole.config.hidden_size, generator=generator)
+    documents = PackedDocuments.of(case.lengths, device, case.padding)
+    gradient[documents.is_padding.squeeze(1)] = 0.0
+    expected = run(whole, hidden, gradient, documents)
+    # 2. On all ranks together.
+    plan = plan_context(case.lengths, case.padding, topology.cp_size)
+    documents = PackedDocuments.of_shard(plan, topology.cp_rank, device)
+    places, before = documents.places, exchange.sent_bytes
+    found = run(shared, hidden[places], gradient[places], documents)
+    for weight in found["weights"].values():
+        dist.all_reduce(weight, group=topology.groups.cp)
+    minus_infinity = torch.full((heads,), -torch.inf)
+    largest = minus_infinity if found["max_logits"] is None else found["max_logits"]
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=topology.groups.cp)
+    is_real = ~documents.is_padding.squeeze(1)
+    assert found["output"].isfinite().all() and found["hidden"].isfinite().all()
+    return Compared(
+        output=far(found["output"][is_real], expected["output"][places][is_real]),
+        of_hidden=far(found["hidden"], expected["hidden"][places]),
+        of_weights={name: far(each, expected["weights"][name]) for name, each in found["weights"].items()},
+        max_logits=(largest - (minus_infinity if expected["max_logits"] is None else expected["max_logits"]))
+        .nan_to_num()
+        .abs()
+        .max()
+        .item(),
+        sent_bytes=exchange.sent_bytes - before,
+    )
+
+
 def far(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest number."""
-    if not found.numel():
-        return 0.0
-    largest = expected.abs().max().item()
-    return (found - expected).abs().max().item() / (largest or 1.0)
+    """How far all numbers are from those expected, relative to these."""
+    distance, size = (found - expected).norm().item(), expected.norm().item()
+    return distance / (size or 1.0)

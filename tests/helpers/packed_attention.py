@@ -26,9 +26,10 @@ def spans(bounds_q: Tensor, bounds_k: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def logits_of(query: Tensor, key: Tensor, scale: float, is_causal: bool) -> Tensor:
-    """[H, L, M] float64 of queries [L, H, Q] and keys [M, H, Q]; minus infinity where nothing is attended."""
+    """[H, L, M] float64 of queries [L, H, Q] and keys [M, H, Q]; minus infinity where nothing is attended. If
+    it is causal, the last key is the last query's own."""
     logits = torch.einsum("lhq,mhq->hlm", query.double(), key.double()) * scale
-    later = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
+    later = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1 + len(key) - len(query))
     return logits.masked_fill(later, -torch.inf) if is_causal else logits
 
 
@@ -74,14 +75,16 @@ def backward(
     *_: Any,
     **__: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments and results of `torch_attn::_varlen_attn_backward`."""
+    """The arguments and results of `torch_attn::_varlen_attn_backward`; as in the kernel, output and
+    log-sum-exps may be those of more keys."""
     gradients = [torch.zeros_like(each) for each in (query, key, value)]
     factor = scale or query.shape[-1] ** -0.5
     for rows, keys in spans(cu_seq_q, cu_seq_k):
-        weights = logits_of(query[rows], key[keys], factor, is_causal).softmax(2)
+        logits = logits_of(query[rows], key[keys], factor, is_causal)
+        weights = (logits - lse[:, rows].double().unsqueeze(2)).exp()
         of_output = grad_out[rows].double()
         of_weights = torch.einsum("lhv,mhv->hlm", of_output, value[keys].double())
-        mean = (weights * of_weights).sum(2, keepdim=True)
+        mean = (of_output * out[rows].double()).sum(2).T.unsqueeze(2)
         of_logits = weights * (of_weights - mean) * factor
         found = (
             (rows, torch.einsum("hlm,mhq->lhq", of_logits, key[keys].double())),
@@ -97,6 +100,45 @@ def varlen_on_cpu() -> None:
     """Let `varlen_attn` take CPU tensors in this process."""
     varlen._varlen_attn.register_kernel("cpu")(forward)
     varlen._varlen_attn_backward.register_kernel("cpu")(backward)
+
+
+def efficient_forward(
+    query: Tensor, key: Tensor, value: Tensor, *more: Any, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
+    """The arguments and results of `aten::_efficient_attention_forward` of one document, [1, L, H, Q] and so
+    on: log-sum-exps are filled up to 32 rows."""
+    bias, *bounds, dropout, mask, wants_sums = more
+    assert (bias, bounds, dropout, wants_sums) == (None, [None] * 4, 0.0, True) and mask in (0, 2)
+    logits = logits_of(query[0], key[0], scale, mask == 2)
+    output = torch.einsum("hlm,mhv->lhv", logits.softmax(2), value[0].double()).to(query.dtype)
+    sums = F.pad(logits.logsumexp(2).float(), (0, -query.shape[1] % 32), value=torch.inf)
+    seed = torch.zeros((), dtype=torch.int64)
+    return output.unsqueeze(0), sums.unsqueeze(0), seed, seed, query.shape[1], key.shape[1]
+
+
+def efficient_backward(
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, *more: Any, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The arguments and results of `aten::_efficient_attention_backward` of one document."""
+    bias, output, bounds_q, bounds_k, max_q, max_k, sums, dropout, _seed, _offset, mask, bias_needs = more
+    assert (bias, bounds_q, bounds_k, dropout, bias_needs) == (None, None, None, 0.0, False)
+    assert (max_q, max_k) == (query.shape[1], key.shape[1]) and sums.shape[2] % 32 == 0
+    assert sums[:, :, max_q:].isinf().all() and sums.is_contiguous() and output.shape == grad_out.shape
+    whole = [torch.tensor([0, size]) for size in (max_q, max_k)]
+    found = backward(
+        grad_out[0], query[0], key[0], value[0], output[0], sums[0, :, :max_q], *whole, max_q, max_k,
+        mask == 2, _seed, scale,
+    )  # fmt: skip
+    return *(each.unsqueeze(0) for each in found), torch.empty(0)
+
+
+def efficient_on_cpu() -> None:
+    """Let memory-efficient attention take CPU tensors in this process."""
+    for name, twin in (("forward", efficient_forward), ("backward", efficient_backward)):
+        _LIBRARY.impl(f"_efficient_attention_{name}", twin, "CPU")
+
+
+_LIBRARY = torch.library.Library("aten", "IMPL")
 
 
 class DotProductAttention(nn.Module):
