@@ -51,7 +51,9 @@ class ContextPlan:
     def tokens_of_sequences(self, rank: int, sequence_tokens: int) -> tuple[int, ...]:
         """How many tokens the rank holds of each of the sequences, of `sequence_tokens` each, that make up
         the micro-batch. In the order in which it holds them, those of a sequence follow one another."""
-        return _tokens_of_sequences(self, rank, sequence_tokens)
+        sequences = self.positions(rank) // sequence_tokens
+        num_sequences = sum(self.document_lengths) // sequence_tokens
+        return tuple(np.bincount(sequences, minlength=num_sequences).tolist())
 
     def num_pairs(self, rank: int) -> int:
         """Pairs of tokens that the rank's attention computes; padding has none."""
@@ -69,11 +71,3 @@ def plan_context(document_lengths: Sequence[int], padding: Collection[int], num_
 @functools.lru_cache(maxsize=CACHED_PLANS)
 def _plan(lengths: tuple[int, ...], padding: frozenset[int], num_ranks: int) -> ContextPlan:
     return ContextPlan(lengths, padding, share_documents(lengths, padding, num_ranks))
-
-
-@functools.lru_cache(maxsize=4096)
-def _tokens_of_sequences(plan: ContextPlan, rank: int, sequence_tokens: int) -> tuple[int, ...]:
-    counts = np.bincount(
-        plan.positions(rank) // sequence_tokens, minlength=sum(plan.document_lengths) // sequence_tokens
-    )
-    return tuple(counts.tolist())

@@ -43,10 +43,10 @@ def start_run(context: RankContext, arguments: Sequence[str]) -> Any:
 
     config = compose(arguments)
     from k25_train.data.start import start_source
-    from parallel.context import plan
+    from parallel.context import shares
 
     # Documents of tests are short; of ranks that share them, each gets pieces all the same.
-    plan.MIN_PIECE_TOKENS = 8
+    shares.MIN_PIECE_TOKENS = 8
 
     data = start_source(config)
     prepare_determinism(config.train, config.cluster)
