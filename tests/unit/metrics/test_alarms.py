@@ -179,3 +179,17 @@ def test_a_report_tells_and_recalls_them(tmp_path: Path, capsys: pytest.CaptureF
     assert [row["step"] for row in rows if "alarm/loss_spike" in row] == [25, 35]
     other = Report(config, is_main=False, device_name="CPU")
     assert other.alarms_of({}, is_disturbed=False) == {}
+
+
+@pytest.mark.parametrize(("loss", "told"), [(3.2, []), (3.3, [50])])
+def test_a_loss_that_never_moved_may_move_a_little(loss: float, told: list[int]) -> None:
+    rows = [row_of(step, loss=loss if step == 50 else 3.0) for step in range(1, 60)]
+    assert [alarm.step for alarm in judged(rows)] == told
+
+
+@pytest.mark.parametrize("slow", [{41, 42, 43}, {44}, {43, 44}])
+def test_the_first_steps_after_a_resume_are_no_drop(slow: set[int]) -> None:
+    alarms = Alarms(LIMITS, CONFIG.model)
+    alarms.recall([row_of(step) for step in range(1, 41)])
+    rows = [row_of(step, tokens_per_s=100.0 if step in slow else 1000.0) for step in range(41, 50)]
+    assert [alarm for row in rows for alarm in alarms.judge(row, is_disturbed=False)] == []

@@ -125,6 +125,9 @@ def test_of_a_long_file_the_end_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     followed = Followed(file_of(str(tmp_path / "metrics.jsonl")))
     followed.poll()
     assert steps_of(followed)[-1] == 99 and 1 < len(followed.rows) < 5 and followed.num_damaged == 0
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"garbage\n")
+    assert followed.poll() and followed.num_damaged == 1
 
 
 def test_a_server_that_fails_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
