@@ -14,6 +14,9 @@ from k25_train.metrics.sinks import Row, number
 
 NEEDLE_COLORS = ("#0f766e", "#7c3aed", "#be185d", "#4b5563")
 """Of lengths, the shortest first."""
+TEXT, REAL_TEXT = "eval_text_loss", "eval_loss/text"
+"""Held-out loss of the source `text`, drawn in place of that of all text where a stage has it: facts and
+lists are text, too."""
 _BORDER_COLOR = "#9ca3af"
 
 
@@ -51,6 +54,7 @@ def plot_chain(
             if each is not None and name != stages[-1].name:
                 each.axvline(border, color=_BORDER_COLOR, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     style(axes, title)
+    axes.legend(frameon=False, labelcolor=TEXT_COLOR, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 0.99))
     _count_in_thousands(axes)
     if below is not None:
         _draw_needles(below, needles, ends)
@@ -74,7 +78,8 @@ def _draw_stage(axes: Axes, stage: StageRows, start: float, *, is_first: bool) -
     axes.plot(places, losses, color=TRAIN_COLOR, alpha=0.25, linewidth=0.8)
     axes.plot(places, means, color=TRAIN_COLOR, linewidth=1.6, label="training" if is_first else None)
     drawn = {text.get_label() for text in axes.get_lines()}
-    for key, (label, color) in EVAL_LINES.items():
+    for name, (label, color) in EVAL_LINES.items():
+        key = text_key(stage.rows) if name == TEXT else name
         rows = [row for row in stage.rows if key in row]
         if rows:
             axes.plot(
@@ -87,6 +92,11 @@ def _draw_stage(axes: Axes, stage: StageRows, start: float, *, is_first: bool) -
                 label=label if label not in drawn else None,
             )
     return max(after.values())
+
+
+def text_key(rows: Sequence[Row]) -> str:
+    """The held-out loss that tells of real text in the rows of a run."""
+    return REAL_TEXT if any(REAL_TEXT in row for row in rows) else TEXT
 
 
 def _name_stage(axes: Axes, name: str, start: float, end: float, position: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from k25_train.metrics.chain_plot import StageRows, plot_chain
+from k25_train.metrics.chain_plot import StageRows, plot_chain, text_key
 from k25_train.metrics.sinks import Row, number, read_rows
 from k25_train.recipes.chain import Chain
 from k25_train.recipes.composed import Composed
@@ -89,7 +89,7 @@ def table_rows(results: Sequence[Result]) -> list[dict[str, str]]:
             "stage": each.name,
             "tokens": f"{each.tokens:,}",
             "loss": _pair(each.before_and_after("loss")),
-            "held-out text": _pair(each.before_and_after("eval_text_loss")),
+            "held-out text": _pair(each.before_and_after(text_key(each.rows))),
             "held-out captions": _pair(each.before_and_after("eval_caption_loss")),
             **{
                 f"needles {length:,}": f"{each.needles[length].found:.0%}"

@@ -26,7 +26,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", text: P
         type=int,
         action="append",
         metavar="TOKENS",
-        help="of documents with facts; may be repeated (1024 and 4096)",
+        help="of documents with facts; may be repeated (256, 1024, 4096)",
     )
     parser.add_argument(
         "--searched", type=int, default=16, help="documents to search in, of each length (16)"

@@ -34,8 +34,8 @@ from k25_train.errors import DataError
 
 NUM_LISTS, NUM_LONG_LISTS, NUM_FACT_TOKENS, NUM_HELDOUT = 12_000, 1_500, 1_000_000, 32
 """Documents, or tokens, of a set, and held-out documents. Our choice."""
-LENGTHS = (1024, 4096)
-"""Tokens of the longest documents with facts. Our choice: those of the shrunk long stages."""
+LENGTHS = (256, 1024, 4096)
+"""Tokens of the longest documents with facts. Our choice: those of the shrunk stages."""
 SHORT, LONG = (4, 11), (11, 100)
 """Words of short and of long lists, from and up to. Our choice."""
 SHORTEST, TOKENS_PER_FACT = 64, 20
