@@ -65,11 +65,32 @@ def interpret() -> dict[str, float]:
                 expected = torch.full_like(result, -torch.inf)
             same = result == expected
             found[f"{name}, {head_size}"] = float((result - expected).masked_fill(same, 0.0).abs().max())
+    found |= shared()
     # A NaN that counts is not lost in a maximum.
     query[1, 2] = math.nan
     every = DocumentBounds.of((sum(lengths),), torch.device("cpu"))
     ones, keys = torch.ones_like(query), (every.first_keys, every.last_keys)
     found["NaN"] = float(max_logits_triton.launch(query, ones, *keys, 1.0)[2])
+    return found
+
+
+def shared() -> dict[str, float]:
+    """The same for blocks of keys of ranks that share documents."""
+    from k25_train.model import max_logits_triton
+    from k25_train.model.context_kernels import CpuBlocks
+    from parallel.context.blocks import ContextShard
+    from parallel.context.plan import plan_context
+
+    plan, found = plan_context((150, 3, 60, 20, 23), (3,), 2), {}
+    for order in (((0, 1),), ((1,), (0,))):
+        for block in ContextShard(plan, 1, torch.device("cpu")).blocks(order):
+            query, key = (torch.randn(size, 3, 24) for size in (block.num_queries, len(block.keys)))
+            # Later keys of the queries' own, and those of other documents, do not count.
+            key[-1] = 4.0
+            query[0] = 4.0
+            result = max_logits_triton.launch(query, key, *block.first_and_last_keys, 0.3)
+            expected = CpuBlocks(0.3).largest_logits(query, key, block)
+            found[f"shared, {block.sources}"] = float((result - expected).abs().max())
     return found
 
 
