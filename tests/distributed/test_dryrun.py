@@ -94,6 +94,22 @@ def test_states_of_the_real_model_are_planned_to_the_byte(arguments: list[str]) 
     check_states(found, every)
 
 
+STAGES = (
+    *("k25_vit", "k25_projector", "k25_anneal_4k"),
+    *(f"k25_midtrain_{name}" for name in ("32k", "64k", "128k", "262k")),
+)
+"""Stages of the recipe; `k25_pretrain_4k` is dry run below."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_is_whole_on_every_rank_and_planned_to_the_byte(stage: str) -> None:
+    every = [f"experiment={stage}"]
+    found = dry(every)
+    check_totals(found, every)
+    check_states(found, every)
+
+
 @pytest.mark.parametrize(
     ("nodes", "optim"),
     [
@@ -123,6 +139,9 @@ def test_the_real_model_is_whole_on_every_rank(nodes: int, optim: str) -> None:
 
 LAYOUTS = (
     layout(),
+    layout(cp=2, dp=2),
+    layout(pp=2, vpp=2, ep=4, cp=2, dp=2),
+    layout(pp=2, cp=4, ep=2),
     layout(dp=3),
     layout(pp=3, dp=1),
     layout(pp=2, vpp=2, ep=2, dp=4),

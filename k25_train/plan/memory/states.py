@@ -101,7 +101,8 @@ def chunk_parameters(stage: StagePlan, chunk: ChunkPlan) -> Iterator[RuledParame
 
 def _chunk(stage: StagePlan, chunk: ChunkPlan, *, has_buckets: bool) -> _Module:
     config = stage.config
-    bucket_size = bucket_elements(config.dp_cp) if has_buckets else None
+    # Its size follows from replicas alone (`distributed_data_parallel.py`), its shards from all of a stage.
+    bucket_size = bucket_elements(config.dp) if has_buckets else None
     listed = list(chunk_parameters(stage, chunk))
     found = _module(config, stage.assumptions.code, listed, config.dp_cp, bucket_size)
     model = config.model

@@ -154,6 +154,7 @@ HOW = {
     Cause.storage: "by bytes",
     Cause.host: "launches that no kernel hides",
     Cause.experts: "what computation does not hide",
+    Cause.context: "latents that are waited for",
     Cause.offload: "copies that computation does not hide",
 }
 
