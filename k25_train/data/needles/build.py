@@ -4,8 +4,8 @@
     OUT/long_lists           longer ones
     OUT/facts_1024           facts in real text of up to so many tokens, with questions at the end
     OUT/facts_4096
-    OUT/needles_1024         for the search alone: text of the held-out split, and words that no fact that is
-    OUT/needles_4096         trained on is about
+    OUT/needles_1024         for the search alone: text of the held-out split, and facts, pairs of a key and
+    OUT/needles_4096         a value, that no document that is trained on has
 
 Equal text and options give equal bytes.
 """
@@ -21,6 +21,7 @@ import numpy as np
 from k25_train.data.formats.dataset import Dataset, SourceInfo, load_dataset, write_manifest
 from k25_train.data.formats.shard_writer import ShardWriter
 from k25_train.data.needles.documents import (
+    Fact,
     Part,
     Passages,
     fact_document,
@@ -28,7 +29,7 @@ from k25_train.data.needles.documents import (
     random_facts,
     text_parts,
 )
-from k25_train.data.needles.words import Words, words_of
+from k25_train.data.needles.words import Words, is_heldout, words_of
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import DataError
 
@@ -85,7 +86,7 @@ def build_needles(options: NeedleOptions) -> None:
     for name, (make, num_train, num_heldout) in _sets(options, material).items():
         _write(partial / name, dataset.tokenizer_path, material, make, num_train, num_heldout)
     (partial / "words.json").write_text(
-        json.dumps({"values": material.words.heldout_values, "depths": NUM_DEPTHS}) + "\n", encoding="utf-8"
+        json.dumps({"values": material.words.of_facts, "depths": NUM_DEPTHS}) + "\n", encoding="utf-8"
     )
     shutil.rmtree(options.out, ignore_errors=True)
     partial.rename(options.out)
@@ -115,7 +116,8 @@ def _facts(material: _Material, length: int) -> Make:
     def make(random: np.random.Generator, split: str) -> list[Part]:
         num_tokens = round(np.exp(random.uniform(np.log(SHORTEST), np.log(length - SPARE))))
         count = max(num_tokens // TOKENS_PER_FACT, 1)
-        facts = random_facts(material.words.train, min(count, len(material.words.train) // 2), random)
+        words = material.words.of_facts
+        facts = random_facts(words, min(count, len(words) // 2), random)
         depths = np.sort(random.random(len(facts))).tolist()
         asked = random.permutation(len(facts)).tolist()
         return fact_document(material.passages[split], facts, depths, asked, num_tokens, random)
@@ -126,15 +128,16 @@ def _facts(material: _Material, length: int) -> Make:
 def _needles(material: _Material, length: int) -> Make:
     """Documents of the whole length with a needle at each depth. A value tells at which depth it was: the
     search sees nothing of a document but the words that it asks for."""
-    words = material.words
+    words = material.words.of_facts
 
     def make(random: np.random.Generator, split: str) -> list[Part]:
-        keys = random.choice(len(words.heldout_keys), NUM_DEPTHS, replace=False).tolist()
-        turns = random.integers(len(words.heldout_values) // NUM_DEPTHS, size=NUM_DEPTHS).tolist()
-        facts = [
-            (words.heldout_keys[key], words.heldout_values[turn * NUM_DEPTHS + depth])
-            for depth, (key, turn) in enumerate(zip(keys, turns, strict=True))
-        ]
+        facts: list[Fact] = []
+        for depth in range(NUM_DEPTHS):
+            used = {word for fact in facts for word in fact}
+            values = [word for word in words[depth::NUM_DEPTHS] if word not in used]
+            value = values[random.integers(len(values))]
+            keys = [w for w in words if w not in used and w != value and is_heldout(w, value)]
+            facts.append((keys[random.integers(len(keys))], value))
         depths = [depth / (NUM_DEPTHS - 1) for depth in range(NUM_DEPTHS)]
         asked = random.permutation(NUM_DEPTHS).tolist()
         return fact_document(material.passages[split], facts, depths, asked, length - SPARE, random)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from k25_train.data.formats.shard_writer import TextPart
+from k25_train.data.needles.words import is_heldout
 from k25_train.data.tokenizer import Tokenizer
 
 MARK, END = "\nName:", ".\n"
@@ -88,9 +89,10 @@ def fact_document(
 
 
 def random_facts(words: Sequence[str], count: int, random: np.random.Generator) -> list[Fact]:
-    """Facts of different words."""
+    """At most so many facts of different words, none of which is held out."""
     chosen = random.choice(len(words), 2 * count, replace=False).reshape(-1, 2)
-    return [(words[key], words[value]) for key, value in chosen.tolist()]
+    facts = [(words[key], words[value]) for key, value in chosen.tolist()]
+    return [fact for fact in facts if not is_heldout(*fact)]
 
 
 def list_document(words: Sequence[str], count: int, random: np.random.Generator) -> list[Part]:

@@ -8,10 +8,12 @@ from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
 
 _WORD = re.compile(r" [a-z]{3,}")
-NUM_WORDS, NUM_TRAIN, NUM_HELDOUT = 256, 144, 48
-"""Words of lists, and of these the keys and values of facts that are trained on, and of needles. Our choice:
-enough that copying one from the context is worth learning at once, few enough that each is seen often, and
-facts are about the rarer ones, which real text seldom has besides."""
+NUM_WORDS, NUM_OF_FACTS = 256, 192
+"""Words of lists, and of these the keys and values of facts. Our choice: enough that copying one from the
+context is worth learning at once, few enough that each is seen often, and facts are about the rarer ones,
+which real text seldom has besides."""
+HELDOUT_SHARE = 0.2
+"""Of the pairs of a key and a value. Our choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +22,8 @@ class Words:
 
     every: tuple[str, ...]
     """All of them, which lists are made of."""
-    train: tuple[str, ...]
-    """Keys and values of the facts that are trained on."""
-    heldout_keys: tuple[str, ...]
-    """Keys of the needles that are searched for: no fact that is trained on has one of them."""
-    heldout_values: tuple[str, ...]
-    """Their values, likewise."""
+    of_facts: tuple[str, ...]
+    """Keys and values."""
 
 
 def words_of(tokenizer: Tokenizer) -> Words:
@@ -35,20 +33,22 @@ def words_of(tokenizer: Tokenizer) -> Words:
     """
     spelled = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
     found = sorted({word for word in spelled if _WORD.fullmatch(word)}, key=_order)
-    lengths = [len(ids) for ids in tokenizer.encode_batch(found)]
-    alone = [word for word, length in zip(found, lengths, strict=True) if length == 1]
-    if len(alone) < NUM_WORDS:
+    ids = dict(zip(found, tokenizer.encode_batch(found), strict=True))
+    every = [word for word in found if len(ids[word]) == 1][:NUM_WORDS]
+    if len(every) < NUM_WORDS:
         raise DataError(
-            f"the vocabulary has {len(alone)} words that are one token each, needles need {NUM_WORDS}. Use a "
+            f"the vocabulary has {len(every)} words that are one token each, needles need {NUM_WORDS}. Use a "
             "tokenizer with a larger vocabulary."
         )
-    every = alone[:NUM_WORDS]
     # Tokens are numbered by when they were merged, the most frequent first.
-    number = {word: ids[0] for word, ids in zip(every, tokenizer.encode_batch(every), strict=True)}
-    rare = sorted(every, key=number.__getitem__)[-(NUM_TRAIN + NUM_HELDOUT) :]
-    rare.sort(key=_order)
-    middle = NUM_TRAIN + NUM_HELDOUT // 2
-    return Words(tuple(every), tuple(rare[:NUM_TRAIN]), tuple(rare[NUM_TRAIN:middle]), tuple(rare[middle:]))
+    rare = sorted(every, key=lambda word: ids[word][0])[-NUM_OF_FACTS:]
+    return Words(tuple(every), tuple(sorted(rare, key=_order)))
+
+
+def is_heldout(key: str, value: str) -> bool:
+    """Whether no document that is trained on has this fact; by the spelling of both alone."""
+    digest = hashlib.sha256(f"needle{key}{value}".encode()).digest()
+    return int.from_bytes(digest[:8]) < HELDOUT_SHARE * 2**64
 
 
 def _order(word: str) -> bytes:

@@ -8,7 +8,7 @@ import torch
 
 from k25_train.data.needles.build import NUM_DEPTHS
 from k25_train.data.needles.documents import Passages, fact_document, list_document, random_facts, text_parts
-from k25_train.data.needles.words import NUM_HELDOUT, NUM_TRAIN, NUM_WORDS, words_of
+from k25_train.data.needles.words import HELDOUT_SHARE, NUM_OF_FACTS, NUM_WORDS, is_heldout, words_of
 from k25_train.data.tokenizer import Tokenizer
 from k25_train.errors import DataError
 from k25_train.recipes.needle import NeedleScore, by_depth, lines_of, settings
@@ -61,16 +61,21 @@ def passages(tokenizer: Letters) -> Passages:
     return Passages.of(["the quick brown fox " * 40, "lorem ipsum dolor " * 50], tokenizer)
 
 
-def test_no_word_of_a_needle_is_one_of_a_fact(tokenizer: Letters) -> None:
+def test_facts_are_about_the_rarer_words(tokenizer: Letters) -> None:
     words = words_of(tokenizer)
     assert len(set(words.every)) == NUM_WORDS
-    assert {*words.train, *words.heldout_keys, *words.heldout_values} <= set(words.every)
-    assert len(words.train) == NUM_TRAIN
-    assert len(words.heldout_keys) == len(words.heldout_values) == NUM_HELDOUT // 2
-    assert not set(words.train) & {*words.heldout_keys, *words.heldout_values}
-    assert not set(words.heldout_keys) & set(words.heldout_values)
-    assert len(words.heldout_values) % NUM_DEPTHS == 0
+    assert len(words.of_facts) == NUM_OF_FACTS and NUM_OF_FACTS % NUM_DEPTHS == 0
+    assert set(words.of_facts) == set(tokenizer.pieces[7 + NUM_WORDS - NUM_OF_FACTS : 7 + NUM_WORDS])
     assert words_of(tokenizer) == words
+
+
+def test_no_needle_is_a_fact_that_is_trained_on(tokenizer: Letters) -> None:
+    words = words_of(tokenizer).of_facts
+    share = np.mean([is_heldout(key, value) for key in words[:40] for value in words[40:80]])
+    assert share == pytest.approx(HELDOUT_SHARE, abs=0.03)
+    random = np.random.default_rng(2)
+    facts = [fact for _ in range(20) for fact in random_facts(words, 30, random)]
+    assert len(facts) > 400 and not any(is_heldout(*fact) for fact in facts)
 
 
 def test_a_vocabulary_of_too_few_words() -> None:
@@ -80,7 +85,7 @@ def test_a_vocabulary_of_too_few_words() -> None:
 
 def test_a_document_tells_each_fact_before_it_asks(tokenizer: Letters, passages: Passages) -> None:
     random = np.random.default_rng(3)
-    facts = random_facts(words_of(tokenizer).train, 5, random)
+    facts = random_facts(words_of(tokenizer).of_facts, 9, random)[:5]
     parts = fact_document(passages, facts, [0.0, 0.2, 0.5, 0.9, 1.0], [4, 0, 2], 400, random)
     text = "".join(text for text, _ in parts)
     for key, value in facts:
@@ -97,7 +102,7 @@ def test_a_document_tells_each_fact_before_it_asks(tokenizer: Letters, passages:
 
 def test_questions_have_answers_of_one_token(tokenizer: Letters, passages: Passages) -> None:
     random = np.random.default_rng(4)
-    facts = random_facts(words_of(tokenizer).train, 8, random)
+    facts = random_facts(words_of(tokenizer).of_facts, 16, random)[:8]
     parts = text_parts(fact_document(passages, facts, [0.5] * 8, range(8), 300, random), tokenizer)
     assert [part.num_tokens for part in parts if part.loss] == [1] * 8
 
