@@ -16,8 +16,9 @@ pytestmark = pytest.mark.distributed
 BALANCED = 0.15
 """Routing of few tokens among few experts is not balanced: what leaves a rank may differ so much from the
 expected value. What is handed over does not depend on it."""
-SCALARS = 160
-"""Bytes a rank of single numbers a step: losses, tokens with a loss, the gradient norm, encoders' figures."""
+SCALARS = 208
+"""Bytes a rank of single numbers a step: losses, tokens with a loss, norms of gradients and weights by part,
+encoders' figures."""
 OVERLAP = ("parallelism.overlap_grad_reduce=true", "parallelism.overlap_param_gather=true")
 CASES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     "dp2": ({"dp": 2}, ()),
