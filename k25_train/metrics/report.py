@@ -54,7 +54,7 @@ class Report:
         self.folder = Path(config.run.dir)
         self.console = Console(width=table_width(), soft_wrap=True)
         self.progress = Progress(config.train.steps, self.console)
-        self.throughput = Throughput(config.train.steps)
+        self.throughput = Throughput(config.train.steps, config.train.batches)
         self.pace = Pace(lambda _step: None)
         self.alarms = Alarms(config.metrics.alarms, config.model)
         self.sinks: list[SteadySink | BackgroundSink] = []
@@ -123,7 +123,7 @@ class Report:
         step, is_off = int(number(row["step"])), ""
         if "loss" in row:
             step_time_s = number(row["step_time_s"])
-            self.throughput.add(step_time_s)
+            self.throughput.add(step, step_time_s)
             row = {**row, **self.pace.figures(step), "time_left_s": self.throughput.time_left_s(step)}
             is_off = self.pace.add(step_time_s)
         for sink in self.sinks:
