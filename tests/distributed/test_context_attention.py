@@ -3,7 +3,7 @@
 import pytest
 
 from parallel.config import ContextExchange
-from tests.helpers.context_ranks import Compared, Documents, compare
+from tests.helpers.context_ranks import Compared, Documents, compare, gradient_of_one_ranks_input
 from tests.helpers.hf_reference import tiny_model_config
 from tests.helpers.ranks import run_ranks
 
@@ -63,3 +63,10 @@ def test_latents_alone_travel() -> None:
         for found in run_ranks(compare, num_ranks, cases, KINDS):
             tokens = 64 // num_ranks
             assert {each.sent_bytes for each in found} == {(num_ranks - 1) * tokens * width * 4 * 3}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_go_backward_together_where_one_alone_needs_a_gradient(kind: ContextExchange) -> None:
+    """As where all but the tower is frozen, and one rank has the image."""
+    first, second = run_ranks(gradient_of_one_ranks_input, 2, kind)
+    assert first == 0 and second > 0

@@ -182,3 +182,24 @@ def far(found: Tensor, expected: Tensor, least_size: float = 0.0) -> float:
     token have no gradient for their queries, but for rounding."""
     distance, size = (found - expected).norm().item(), expected.norm().item()
     return distance / (max(size, least_size) or 1.0)
+
+
+def gradient_of_one_ranks_input(context: RankContext, kind: ContextExchange) -> float:
+    """Size of the gradient that the second rank's input gets, which alone needs any; 0 on the others."""
+    from k25_train.model.packed_documents import PackedDocuments
+    from k25_train.plan.memory.kernels import AttentionKernel
+    from parallel.context.exchange import build_exchange
+    from tests.helpers.hf_reference import tiny_model_config
+    from tests.helpers.model_chunks import start
+    from tests.helpers.parallel_sizes import parallel_sizes
+
+    model = tiny_model_config()
+    topology = start(context, parallel_sizes(cp=context.world_size), model.num_layers)
+    exchange = build_exchange(kind, topology.groups.cp)
+    attention = build_attention(exchange, model, AttentionKernel.cpu).requires_grad_(False)
+    plan = plan_context((256,), (), context.world_size)
+    documents = PackedDocuments.of_shard(plan, topology.cp_rank, torch.device("cpu"))
+    hidden = torch.randn(plan.num_tokens, 1, model.hidden_size, requires_grad=topology.cp_rank == 1)
+    output, _ = attention(hidden, None, packed_seq_params=documents)
+    output.sum().backward()
+    return 0.0 if hidden.grad is None else hidden.grad.norm().item()
