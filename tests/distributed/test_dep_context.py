@@ -142,7 +142,7 @@ def with_faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_cannot_be_used_changes_nothing_for_ranks_that_share_sequences(
     with_faults: Path, tmp_path: Path
 ) -> None:
-    """Items are split among encoders, and their rows among the ranks of a first stage."""
+    """An image that several ranks encode, and a document without words, both among those that are shared."""
     few = "train.steps=1 optim.warmup=0 optim.decay=0 train.global_batch_size=4 data.shuffle=false".split()
     few += ["data.max_skipped_samples=2", *mix(caption=1)]
     arguments = overrides(with_faults, tmp_path, *NARROW, *few)
@@ -158,4 +158,4 @@ def test_what_cannot_be_used_changes_nothing_for_ranks_that_share_sequences(
     encoders = [rank for rank in ranks if rank.takers]
     assert len(encoders) > 1, "several ranks encode the image"
     assert [rank.num_failed for rank in encoders] == [1] * len(encoders)
-    assert set.union(*(rank.takers for rank in encoders)) == {0, 1}, "two ranks take its features"
+    assert set.union(*(rank.takers for rank in encoders)) <= {0, 1}, "the first stage takes its features"
