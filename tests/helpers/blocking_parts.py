@@ -29,10 +29,10 @@ ONCE_A_STEP = {
         "k25_train/training/inputs.py",  # whether all ranks could read their share, and how many tokens
         "k25_train/training/staging.py",  # copies of the step before last, which are done
     ),
-    OPTIMIZER: ("parallel/megatron/skip_non_finite.py",),  # whether the gradient is finite
+    OPTIMIZER: ("parallel/megatron/part_norms.py",),  # whether the gradient is finite, and how large
     # Figures of the step, once it is done.
     "end of step": (
-        "k25_train/objectives/base.py",
+        "k25_train/training/step_totals.py",
         "k25_train/optim/qk_clip.py",
         "parallel/dep/stats.py",
         "parallel/activations/manager.py",
