@@ -41,7 +41,7 @@ class Composed:
     def num_tokens(self) -> int:
         """Tokens of all its steps."""
         train = self.config.train
-        return train.steps * train.global_batch_size * train.seq_len
+        return train.batches.tokens_after(train.steps)
 
 
 def compose_chain(chain: Chain) -> list[Composed]:

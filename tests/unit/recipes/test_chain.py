@@ -136,6 +136,16 @@ def test_settings_of_a_stage_come_last(tmp_path: Path) -> None:
     assert stage.config.run.dir == str(tmp_path / "there" / "lm")
 
 
+def test_a_stage_has_the_tokens_of_its_ramp(tmp_path: Path) -> None:
+    ramp = {"train.batch_ramp.start": 8, "train.batch_ramp.increment": 8, "train.batch_ramp.length": 10}
+    batches = {"train.global_batch_size": 16, **ramp}
+    (stage,) = compose_chain(load_chain(written(tmp_path, {"lm": {**LM, "overrides": batches}})))
+    train = stage.config.train
+    sizes = [train.batches.size_of(step) for step in range(1, train.steps + 1)]
+    assert sizes[0] == 8 < sizes[-1] == train.global_batch_size
+    assert stage.num_tokens == sum(sizes) * train.seq_len
+
+
 def test_needles_behind_a_stage_that_there_is_not(tmp_path: Path) -> None:
     needles = {"data": "x", "after": ["vit"], "lengths": [1024]}
     with pytest.raises(ConfigError, match=r"needles.after=vit"):
