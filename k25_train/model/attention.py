@@ -133,7 +133,9 @@ class PackedLatentAttention(MLASelfAttention):
     def _rotations(self, documents: PackedDocuments) -> Tensor:
         """Rotations [T, 1, R/2] complex64, computed once per micro-batch."""
         if documents.rotations is None:
-            frequencies = self.rotary_pos_emb(documents.max_seqlen_q, packed_seq=True)
+            # Upstream keeps 32 tables: one for all micro-batches, of 64 MB at 262,144 tokens, is enough.
+            num_positions = max(documents.max_seqlen_q, self.config.balance_sequence_tokens)
+            frequencies = self.rotary_pos_emb(num_positions, packed_seq=True)
             scale = 1.0
             if isinstance(frequencies, tuple):
                 frequencies, scale = frequencies

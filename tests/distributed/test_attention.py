@@ -62,6 +62,20 @@ def test_rotary_positions_restart_with_every_document() -> None:
         assert not torch.equal(longest[0], longest[1])
 
 
+def tables_of_rotations(context: RankContext) -> int:
+    model = build_random_model(context).eval()
+    [attention, *_] = modules_of(model, "PackedLatentAttention")
+    tables = type(attention.rotary_pos_emb).forward
+    before = tables.cache_info().currsize
+    for longest in (10, 20, 40, 64):
+        model(random_tokens(64), documents((64 - longest, longest) if longest < 64 else (64,)))
+    return tables.cache_info().currsize - before
+
+
+def test_one_table_of_rotations_is_kept_for_documents_of_all_lengths() -> None:
+    assert run_ranks(tables_of_rotations, 1)[0] == 1
+
+
 def dense_max_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Reference: query and key [H, L, Q] -> [H]."""
     logits = query.double() @ key.double().transpose(1, 2) * scale
