@@ -53,4 +53,5 @@ class MergedAttention:
         if self._output is None or self._logsum is None:
             shape = like.shape[:2]
             return like.new_zeros(*shape, value_size), torch.full_like(like[..., 0], -torch.inf).float()
-        return self._output.to(like.dtype), self._logsum
+        # It is saved: a view would keep what a kernel has filled values up with.
+        return self._output.to(like.dtype).contiguous(), self._logsum
