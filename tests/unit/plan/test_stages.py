@@ -94,6 +94,7 @@ def test_the_faster_exchange_is_chosen_of_those_that_fit() -> None:
     gather, ring = ContextExchange.all_gather, ContextExchange.ring
     for of_gather, of_ring, expected in (
         ((1.0, Fit.fits, 5.0), (2.0, Fit.fits, 9.0), gather),
+        ((2.0, Fit.fits, 9.0), (1.0, Fit.fits, 5.0), ring),
         ((1.0, Fit.tight, 1.0), (2.0, Fit.fits, 9.0), ring),
         ((1.0, Fit.tight, 1.0), (2.0, Fit.tight, 2.0), gather),
         ((1.0, Fit.does_not_fit, -9.0), (2.0, Fit.tight, 2.0), ring),
