@@ -16,7 +16,7 @@ work enough for a GPU. Source: our choice."""
 HEAD_PIECE_BYTES = 2**30
 """Logits that the output head makes at a time where `activation.head.logits` is `recompute`, in their own
 format: of K2.5's vocabulary 3,276 tokens in bfloat16. Each piece reads the head's weights and their gradient
-anew, so pieces of a few hundred tokens would be bound by memory. Source: our choice."""
+again, so pieces of a few hundred tokens would be bound by memory. Source: our choice."""
 
 
 @dataclass(slots=True, kw_only=True)

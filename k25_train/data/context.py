@@ -36,6 +36,10 @@ def context_plan(documents: Documents, cp: int) -> ContextPlan:
     return plan_context(documents.lengths, planned, cp)
 
 
+class WholeShare(NamedTuple):
+    """All of a micro-batch: no other rank shares it."""
+
+
 class ContextShare(NamedTuple):
     """A rank's share of a micro-batch."""
 
@@ -86,13 +90,13 @@ class HeldBatches:
     feature_rows: Tensor
     """[V] int32, which row of its micro-batch's features each vision token takes; [0] where all are taken in
     order."""
-    shares: tuple[ContextShare | None, ...]
-    """[micro-batch] -> what the rank holds of it; None where micro-batches are whole."""
+    shares: tuple[ContextShare | WholeShare, ...]
+    """[micro-batch] -> what the rank holds of it."""
 
     @property
     def is_shared(self) -> bool:
         """Whether other ranks hold parts of the micro-batches."""
-        return any(share is not None for share in self.shares)
+        return any(isinstance(share, ContextShare) for share in self.shares)
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order in which `with_tensors` takes them."""
@@ -116,7 +120,7 @@ class WholeContext:
 
     def held(self, batches: StepBatches) -> HeldBatches:
         """The micro-batches as they are."""
-        shares = (None,) * len(batches.documents)
+        shares = (WholeShare(),) * len(batches.documents)
         return HeldBatches(batches=batches, feature_rows=torch.zeros(0, dtype=torch.int32), shares=shares)
 
 

@@ -140,7 +140,7 @@ def draw(stages: Stages, path: Path, title: str = "The recipe, stage by stage") 
         for part in _parts(curve):
             order = list(ModelPart).index(part)
             rates = [each.rates[part] for each in curve.points]
-            # Where parts have one rate, each is seen beside those drawn before it.
+            # Where parts have one rate, all of them are seen.
             rate.plot(x, rates, color=COLORS[part], linewidth=5.0 - 1.7 * order, zorder=3 + order)
         batch.plot(
             x, [each.batch_tokens for each in curve.points], color=_LINE, linewidth=2.5, drawstyle="steps-pre"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from k25_train.data.context import ContextShare, HeldBatches
+from k25_train.data.context import ContextShare, HeldBatches, WholeShare
 from k25_train.data.step_batches import Documents
 from k25_train.objectives.base import Targets
 
@@ -30,8 +30,8 @@ class DeviceBatch:
     """Tokens of each document of the micro-batch, those of other ranks included."""
     padding: tuple[int, ...]
     """Positions in `document_lengths` of what is padding."""
-    share: ContextShare | None
-    """Which tokens of it the rank holds; None where it holds all of them."""
+    share: ContextShare | WholeShare
+    """Which tokens of it the rank holds."""
     media_positions: Tensor
     """[V] int64, where the vision placeholders are."""
     feature_rows: Tensor | None

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from k25_train.data.context import ContextShare, WholeContext
+from k25_train.data.context import ContextShare, WholeContext, WholeShare
 from k25_train.errors import ConfigError
 from k25_train.model.moonvit_positions import normalised
 from k25_train.training.activations import KeepEverything
@@ -56,10 +56,10 @@ def dump_batches(run: Run, folder: Path) -> None:
             save_file(contents(whole, losses), folder / f"batch_{run.topology.dp_rank}_{index}.safetensors")
 
 
-def put_together(losses: Tensor, share: ContextShare | None, group: dist.ProcessGroup) -> Tensor:
+def put_together(losses: Tensor, share: ContextShare | WholeShare, group: dist.ProcessGroup) -> Tensor:
     """The losses [T] of a whole micro-batch, in its order, out of those [T / cp] that each rank of the group
     has. Called by every one of them."""
-    if share is None:
+    if isinstance(share, WholeShare):
         return losses
     of_ranks = losses.new_empty(group.size(), losses.numel())
     dist.all_gather_into_tensor(of_ranks.view(-1), losses, group=group)

@@ -52,7 +52,7 @@ class ExpertLoad(PassHooks):
             module
             for chunk in chunks
             for module in chunk.modules()
-            if getattr(module, "local_tokens_per_expert", None) is not None
+            if isinstance(getattr(module, "local_tokens_per_expert", ""), Tensor)
         ]
         # Ranks of a stage have the same biases: one of them tells.
         self._tells_biases = topology.groups.dp_cp.rank() == 0

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from k25_train.data.context import WholeShare
 from k25_train.model.packed_documents import PackedDocuments
 from k25_train.objectives.base import NamedSums, Objective, total
 from k25_train.training.activations import Activations
@@ -73,7 +74,7 @@ def forward_micro_batch(
 def documents_of(batch: DeviceBatch) -> PackedDocuments:
     """The documents of a micro-batch, or what the rank holds of them."""
     device, share = batch.tokens.device, batch.share
-    if share is None:
+    if isinstance(share, WholeShare):
         return PackedDocuments.of(batch.document_lengths, device, batch.padding)
     return PackedDocuments.of_shard(share.plan, share.cp_rank, device)
 

@@ -29,14 +29,13 @@ class Listener:
         """`head`: rows [V, D] of the output layer; `words`: ids of all that may be an answer."""
         self._head = head
         self._words = torch.tensor(words, device=device)
-        self.batch: DeviceBatch | None = None
+        self.batch: DeviceBatch
         """The micro-batch whose pass comes next."""
         self.sums = torch.zeros(len(words), 3, dtype=torch.float64, device=device)
         """[W, 3]: answers, those found, and the sum of their margins."""
 
     def __call__(self, _module: nn.Module, _inputs: Any, hidden: Tensor) -> None:
         """Take the hidden states [T, 1, D] of the pass of `batch`."""
-        assert self.batch is not None, "a pass without a micro-batch"
         at_N = self.batch.targets.loss_mask.nonzero().flatten()
         labels_N = self.batch.labels.long()[at_N]
         self.sums += scores(hidden.flatten(0, 1)[at_N], self._head, labels_N, self._words)
@@ -70,14 +69,15 @@ def needle_sums(run: Run, num_sequences: int, words: Sequence[int]) -> Tensor:
     forward = partial(
         forward_micro_batch, objective=run.objective, leaf=tower.leaf, activations=KeepEverything()
     )
-    listener: Listener | None = None
+    # The last stage listens; others have no head.
+    listeners: list[Listener] = []
     if run.topology.holds_last_chunk:
         model: Any = getattr(run.chunks[-1], "module", run.chunks[-1]).language_model
-        listener = Listener(model.output_layer.weight, words, device)
-        model.decoder.final_layernorm.register_forward_hook(listener)
+        listeners.append(Listener(model.output_layer.weight, words, device))
+        model.decoder.final_layernorm.register_forward_hook(listeners[0])
 
     def listened(batch: DeviceBatch, chunk: nn.Module, as_plan: bool) -> ForwardOutput:
-        if listener is not None:
+        for listener in listeners:
             listener.batch = batch
         return forward(batch, chunk, as_plan)
 
@@ -90,7 +90,7 @@ def needle_sums(run: Run, num_sequences: int, words: Sequence[int]) -> Tensor:
         forward_only=True,
     )
     tower.release()
-    if listener is not None:
+    for listener in listeners:
         total += listener.sums
     dist.all_reduce(total)
     return total.cpu()

@@ -71,7 +71,7 @@ def batch_figures(config: Config, step: int, result: StepResult) -> MetricsRow:
 def utilisation(config: Config, flops: int, step_time_s: float) -> MetricsRow:
     """Share of the devices' peak that the step has reached (MFU); none where they are CPUs."""
     peak = peak_of(config)
-    return {} if peak is None else {"mfu": flops / step_time_s / peak}
+    return {"mfu": flops / step_time_s / peak} if peak else {}
 
 
 def expert_figures(experts: ExpertFigures) -> MetricsRow:

@@ -11,7 +11,7 @@ _WORD = re.compile(r" [a-z]{3,}")
 NUM_WORDS, NUM_OF_FACTS = 256, 192
 """Words of lists, and of these the keys and values of facts. Our choice: enough that copying one from the
 context is worth learning at once, few enough that each is seen often, and facts are about the rarer ones,
-which real text seldom has besides."""
+which real text seldom has."""
 HELDOUT_SHARE = 0.2
 """Of the pairs of a key and a value. Our choice."""
 

@@ -11,7 +11,7 @@ ASCII = "_.-=+*#@"
 
 
 def sparkline(values: Sequence[float], width: int, encoding: str = "utf-8") -> str:
-    """At most `width` characters, each the mean of as many values; higher ones stand higher.
+    """At most `width` characters, each the mean of as many values; higher ones are taller.
 
     Outliers do not flatten the rest: what is above or below the middle nine tenths of the means is drawn at
     the edge.

@@ -41,7 +41,7 @@ def head(setting: Setting) -> Iterator[Work]:
     num_pieces = 1
     if setting.recomputes("head.logits"):
         num_pieces = math.ceil(tokens / rows_of_head(tokens, model.vocab_size, setting.element_bytes))
-    # Each piece reads the weights, and adds to their gradient, anew.
+    # Each piece reads the weights again, and adds to their gradient.
     for _ in range(num_pieces):
         yield from setting.projected(
             head_projection(model), tokens / num_pieces, is_plain=True, made_again="head.logits"
