@@ -93,7 +93,8 @@ def test_chunks_and_buffers_change_no_number(chunks: str, parity: Parity) -> Non
     few = ("train.steps=4", "optim.warmup=1", "optim.decay=1")
     plain, other = (parity.losses(Case({"pp": 2}, more=(*few, *more))) for more in ((), (chunks,)))
     assert worst_difference(other, plain) <= 1e-6
-    assert other[0][0] == plain[0][0]
+    # Kernels of some CPUs add up rows by blocks, which depend on how many there are.
+    assert other[0][0] == pytest.approx(plain[0][0], rel=1e-9)
 
 
 def test_a_run_goes_on_with_the_other_kind_of_tower(data: Path, run_as_smoke: Path, tmp_path: Path) -> None:
