@@ -118,7 +118,9 @@ class Alarms:
             part = key.removeprefix(GRAD_NORM).removeprefix("/")
             factor, norm, known = self._config.grad_spike, number(row[key]), self._norms[part]
             if factor is not None and known.is_known and is_finite(norm):
-                yield Signal(AlarmKind.grad_spike, part, norm, known.usual, norm > factor * known.usual)
+                # A part that nothing has reached, as a tower before the first images, has no usual norm.
+                is_beyond = 0 < factor * known.usual < norm
+                yield Signal(AlarmKind.grad_spike, part, norm, known.usual, is_beyond)
             known.add(norm)
 
     def _of_experts(self, row: Row) -> Iterator[Signal]:

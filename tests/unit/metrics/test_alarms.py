@@ -63,6 +63,11 @@ def test_a_planted_spike_is_told_with_its_step_value_and_what_is_usual(name: str
     assert judged(rows, off) == []
 
 
+def test_the_first_images_are_no_spike_of_the_tower() -> None:
+    rows = [row_of(step, **{"grad_norm/vision_tower": 2.0 * (step > 40)}) for step in range(1, 61)]
+    assert judged(rows) == []
+
+
 def test_a_drop_of_throughput_is_told_once_while_it_lasts() -> None:
     rows = [row_of(step) for step in range(1, 41)] + [row_of(s, tokens_per_s=500.0) for s in range(41, 200)]
     [alarm] = judged(rows)
@@ -81,6 +86,12 @@ def test_single_slow_steps_and_those_beside_evaluations_and_saves_are_no_drop() 
 def test_a_spike_is_told_again_after_a_rest() -> None:
     rows = [row_of(step, **({"loss": 6.0} if step in (40, 41, 43, 60) else {})) for step in range(1, 70)]
     assert [alarm.step for alarm in judged(rows)] == [40, 60]
+
+
+def test_a_large_spike_does_not_hide_the_next() -> None:
+    rows = [row_of(step, **({"loss": 1e4} if step == 40 else {})) for step in range(1, 70)]
+    rows[59] = {**rows[59], "loss": 6.0}
+    assert [(alarm.step, alarm.usual < 3.1) for alarm in judged(rows)] == [(40, True), (60, True)]
 
 
 def test_nothing_is_usual_at_the_beginning() -> None:
