@@ -65,9 +65,9 @@ class CheckpointConfig:
     over, its optimizer state with `init_optimizer` alone. A run that has a checkpoint of its own resumes from
     that."""
     init_optimizer: bool
-    """Whether the moments and masters of the checkpoint `init_from` come along with its weights, for all that
-    both runs train; what starts fresh, from `init_parts` or `init_fresh`, has none yet. Source: not
-    disclosed, our choice."""
+    """Whether the moments of the checkpoint `init_from` come along with its weights, for all that both runs
+    train; what starts fresh, from `init_parts` or `init_fresh`, has none yet. Source: not disclosed, our
+    choice."""
     init_parts: dict[str, str]
     """Part of the model (`language_model`, `vision_tower`, `mm_projector`) -> checkpoint or import that it
     starts from instead of `init_from`."""

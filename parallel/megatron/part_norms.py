@@ -1,15 +1,15 @@
-"""Gradient and weight norms of parts of a model, exact in any layout, and limits of the former.
+"""Gradient norms of parts of a model, exact in any layout, and limits of them.
 
 A part is the first component of its parameters' names in the whole model. Sums are in float64, so that a norm
 is the same to float32's last digit however shards cut the parameters.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from parallel.megatron.sharded_optimizer import ParameterShard, ShardedOptimizer
 from parallel.norms import sum_of_squares
@@ -37,15 +37,12 @@ class PartNorms:
     @torch.no_grad()
     def of_gradients(self, group: dist.ProcessGroup) -> dict[str, float]:
         """Part -> norm of its gradient. Called by every rank, of which each pair shares no element."""
-        return self._norms(
-            {part: [each.gradient for each in own] for part, own in self._shards.items()}, group
-        )
-
-    @torch.no_grad()
-    def of_weights(self, group: dist.ProcessGroup) -> dict[str, float]:
-        """Part -> norm of its float32 masters, as the last step left them. Called by every rank."""
-        own = {part: [shard.master for shard in shards] for part, shards in self._shards.items()}
-        return self._norms(own, group)
+        squares = torch.zeros(len(self._shards), dtype=torch.float64, device="cuda")
+        for number, own in enumerate(self._shards.values()):
+            if own:
+                squares[number] = sum_of_squares([each.gradient for each in own])
+        dist.all_reduce(squares, group=group)
+        return {part: math.sqrt(each) for part, each in zip(self._shards, squares.tolist(), strict=True)}
 
     @torch.no_grad()
     def limit(self, norms: Mapping[str, float]) -> dict[str, float]:
@@ -62,11 +59,3 @@ class PartNorms:
             if gradients := [each.gradient for each in self._shards[part]]:
                 torch._foreach_mul_(gradients, most / (norm + _EPSILON))
         return after
-
-    def _norms(self, tensors: Mapping[str, Sequence[Tensor]], group: dist.ProcessGroup) -> dict[str, float]:
-        squares = torch.zeros(len(tensors), dtype=torch.float64, device="cuda")
-        for number, own in enumerate(tensors.values()):
-            if own:
-                squares[number] = sum_of_squares(own)
-        dist.all_reduce(squares, group=group)
-        return {part: math.sqrt(each) for part, each in zip(tensors, squares.tolist(), strict=True)}

@@ -40,7 +40,8 @@ def run_schedule[Batch](
             (`parallelism.overlap_expert_comm`).
         chunks: this rank's model chunks.
         micro_batches: this data-parallel rank's micro-batches; every chunk sees each of them.
-        tokens_per_micro_batch: length of the activations that stages receive, padding included.
+        tokens_per_micro_batch: of a whole one, padding included; ranks that share it send each other their
+            even parts.
         forward_only: no backward passes, as in an evaluation.
         balance_loss_scale: what the gradient of the router's balance loss is multiplied by.
         before_pass: called in turn where this rank is about to wait, with the number of passes that it has

@@ -62,13 +62,6 @@ class SkipNonFiniteOptimizer(ChainedOptimizer):
         self.not_finite = [] if self._is_finite else self._find_not_finite()
         return _joined(self._norms.limit(self.part_norms))
 
-    def weight_norms(self) -> dict[str, float]:
-        """Trained part -> norm of its float32 masters. Called by every rank."""
-        for part in self.chained_optimizers:
-            # Those in host memory may be on their way there.
-            part.shards()
-        return self._norms.of_weights(self.get_grad_stats_parallel_group())
-
     def step_with_ready_grads(self) -> bool:
         """Update and gather parameters, or return False if the gradient is not finite."""
         if not self._is_finite:

@@ -27,12 +27,13 @@ def train(context: RankContext, arguments: list[str]) -> list[Norms]:
     with run.data:
         for step in range(1, run.config.train.steps + 1):
             result = train_step(run, step)
-            found.append((result.grad_norm, dict(result.part_grad_norms), run.optimizer.weight_norms()))
+            weights = {part: result.weight_norms[part] for part in result.part_grad_norms}
+            found.append((result.grad_norm, dict(result.part_grad_norms), weights))
     return found
 
 
 def norms(data: Path, folder: Path, sizes: dict[str, int], *more: str) -> list[Norms]:
-    model = ("model.num_layers=8", "train.global_batch_size=16", *FEW_STEPS)
+    model = ("model.num_layers=8", "train.global_batch_size=16", "metrics.weight_norm_interval=1", *FEW_STEPS)
     arguments = overrides(data, folder, *layout(**sizes), *NARROW, *model, *more)
     by_rank: list[Any] = run_ranks(train, sizes.get("pp", 1) * sizes.get("dp", 1), arguments)
     assert all(found == by_rank[0] for found in by_rank)
