@@ -75,15 +75,23 @@ def check_order(stages: Sequence[Composed]) -> None:
 
 
 def remove_from(stages: Sequence[Composed], first: str, say: Say) -> None:
-    """Remove the run folders of a stage and of all that follow. Raises ConfigError for an unknown stage."""
+    """Remove the run folders of a stage and of all that follow. Raises ConfigError for an unknown stage, and
+    where checkpoints are elsewhere: a run would go on from them."""
     names = [each.stage.name for each in stages]
     if first not in names:
         raise ConfigError(f"--from {first}: is not a stage\n  -> use one of {', '.join(names)}")
-    for each in stages[names.index(first) :]:
-        folder = Path(each.config.run.dir)
-        if folder.exists():
-            say(f"{each.stage.name}: removing {folder}")
-            shutil.rmtree(folder)
+    removed = stages[names.index(first) :]
+    for each in removed:
+        if (folder := each.config.checkpoint.dir) is not None:
+            raise ConfigError(
+                f"--from {first}: checkpoints of {each.stage.name} are in checkpoint.dir={folder}, which is "
+                "not removed\n  -> remove them, and the run folder, and leave --from out"
+            )
+    for each in removed:
+        run_folder = Path(each.config.run.dir)
+        if run_folder.exists():
+            say(f"{each.stage.name}: removing {run_folder}")
+            shutil.rmtree(run_folder)
 
 
 def run_stage(stage: Composed, number: int, total: int, say: Say) -> bool:
