@@ -128,6 +128,11 @@ def test_scores_of_a_model_made_by_hand() -> None:
     assert found[2].tolist() == [0, 0, 0]
 
 
+def test_margins_are_from_other_answers_where_all_logits_are_negative() -> None:
+    found = scores(torch.tensor([[0.0, -3, -1]]), HEAD, torch.tensor([1]), torch.tensor([1, 2]))
+    assert found[0].tolist() == [1, 0, pytest.approx(-3 - -1)]
+
+
 def test_answers_that_are_no_words_do_not_count() -> None:
     assert scores(torch.ones(2, 3), HEAD, torch.tensor([0, 5]), WORDS).sum() == 0
 

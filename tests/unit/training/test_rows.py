@@ -86,6 +86,16 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
     assert (row["memory_planned_bytes"], row["memory_rank"]) == (65, 3)
 
 
+def test_a_smaller_step_of_a_ramp_is_no_padding() -> None:
+    from k25_train.training.rows import batch_figures
+
+    ramp = ("train.batch_ramp.start=8", "train.batch_ramp.increment=8", "train.batch_ramp.length=4")
+    config = compose(["experiment=smoke", "train.global_batch_size=16", *ramp])
+    result: Any = SimpleNamespace(sizes=SimpleNamespace(num_tokens=8 * 256), served={})
+    assert [batch_figures(config, step, result)["batch"] for step in (1, 4, 5)] == [8, 8, 16]
+    assert batch_figures(config, 1, result)["padding_share"] == 0
+
+
 def test_weights_are_told_where_a_mixture_begins() -> None:
     from k25_train.training.rows import weights
 
