@@ -103,6 +103,19 @@ def test_folders_are_read_with_noise_and_without_what_does_not_count(tmp_path: P
     assert all(0 < run.groups[0].noise < 0.01 for run in found.runs)
 
 
+def test_smaller_steps_of_a_ramp_do_not_count(tmp_path: Path) -> None:
+    def with_ramp(path: Path) -> Config:
+        config = read(path)
+        ramp = replace(config.train.batch_ramp, start=config.train.global_batch_size // 2, length=10)
+        ramp = replace(ramp, increment=config.train.global_batch_size // 2)
+        return replace(config, train=replace(config.train, batch_ramp=ramp))
+
+    folder = write_run(tmp_path / "run", layout_config(dp=4), TRUTH)
+    whole, ramped = (read_run(folder, load_config).groups[0].num_steps for load_config in (read, with_ramp))
+    # Of either, the first ones are left out, too.
+    assert whole - ramped == 10
+
+
 def test_the_command_writes_a_device_file_and_nothing_over_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
