@@ -141,6 +141,8 @@ def batches_divide(
 ) -> list[Problem]:
     """Global and evaluation batches are cut into equal micro-batches, as many as the schedule needs."""
     found = []
+    if cluster.world_size % (parallelism.pp * parallelism.cp):
+        return []  # There are no whole replicas: advice on batches would be for a wrong number of them.
     dp = data_parallel_size(cluster.world_size, parallelism.pp, parallelism.cp)
     unit = train.micro_batch_size * dp
     terms = f"micro_batch_size {train.micro_batch_size} x data-parallel size {dp}"
@@ -176,7 +178,7 @@ def needed_micro_batches(name: str, parallelism: ParallelismConfig) -> tuple[int
 
 
 def schedule_fits_run(optim: OptimConfig, train: TrainConfig) -> list[Problem]:
-    """Warm-up and decay do not overlap, and biases are frozen within the run."""
+    """Warm-up and decay do not overlap; the ramp, and the part with frozen biases, lie within the run."""
     schedule = Schedule(optim, train)
     if not schedule.fits:
         rule = f"must leave room for optim.warmup ({optim.warmup}) + optim.decay ({optim.decay})"
@@ -186,6 +188,10 @@ def schedule_fits_run(optim: OptimConfig, train: TrainConfig) -> list[Problem]:
         rule = f"must not be longer than the run ({train.steps:,} steps)"
         remedy = "shorten it, or use 0 to let router biases move to the end"
         return [Problem("optim.frozen_expert_bias", optim.frozen_expert_bias, rule, remedy)]
+    if train.batches.stretches[-1].first_step > train.steps:
+        rule = f"must end within the run ({train.steps:,} steps), with batches of {train.global_batch_size}"
+        remedy = "shorten it, train for more steps, or use train.batch_ramp.start=null for no ramp"
+        return [Problem("train.batch_ramp.length", train.batch_ramp.length, rule, remedy)]
     return []
 
 

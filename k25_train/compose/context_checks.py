@@ -12,7 +12,8 @@ def contexts_divide_stages(cluster: ClusterConfig, parallelism: ParallelismConfi
     if cluster.world_size % parallelism.pp or of_stage % parallelism.cp == 0:
         return []
     rule = f"must divide the {of_stage} ranks of a stage ({cluster.world_size} / pp {parallelism.pp})"
-    remedy = "use a divisor of these, or change pp or the number of ranks"
+    sizes = ", ".join(str(size) for size in range(1, of_stage + 1) if of_stage % size == 0)
+    remedy = f"use one of {sizes}, or change pp or the number of ranks"
     return [Problem("parallelism.cp", parallelism.cp, rule, remedy)]
 
 

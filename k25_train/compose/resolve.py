@@ -115,8 +115,10 @@ def _of_earlier_version(problem: Problem) -> Problem:
     """The same with what says it now, if it is an unknown key that earlier versions had."""
     if problem.key not in SAID_BY or "is not a key" not in problem.rule:
         return problem
-    rule = "was a key of earlier versions"
-    return problem._replace(rule=rule, remedy=f"leave it out: {SAID_BY[problem.key]} says it now")
+    rule, now = "was a key of earlier versions", SAID_BY[problem.key]
+    return problem._replace(
+        rule=rule, remedy=f"leave it out: {now} {'say' if ' and ' in now else 'says'} it now"
+    )
 
 
 class Loaded(NamedTuple):

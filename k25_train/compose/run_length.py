@@ -8,19 +8,30 @@ from k25_train.compose.values import MISSING, NULL
 from k25_train.config.span import Span
 from k25_train.config.training import TrainConfig
 
+_UNSET = (None, NULL, MISSING)
+_NEEDED = ("seq_len", "global_batch_size", "batch_ramp", "tokens")
+"""Keys of `train` that a number of steps follows from."""
+
 
 def with_steps(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same values with `train.steps` as `train.tokens` says, where it is null or left out.
 
-    Nothing changes where tokens are null as well, or where other keys of the section are broken: they are
-    reported then.
+    Nothing changes where tokens are null as well. Where keys that it follows from are broken, steps are 1, so
+    that those keys are reported and not the steps.
     """
     train = values.get("train")
-    if not isinstance(train, Mapping) or train.get("steps", NULL) not in (None, NULL, MISSING):
+    if not isinstance(train, Mapping) or train.get("steps", NULL) not in _UNSET:
         return values
-    section, problems = build_section({**train, "steps": 1}, TrainConfig, "train")
+    if train.get("tokens", NULL) in _UNSET:
+        return values
+    return {**values, "train": {**train, "steps": _steps_of({**train, "steps": 1})}}
+
+
+def _steps_of(train: Mapping[str, Any]) -> int:
+    section, problems = build_section(train, TrainConfig, "train")
     tokens = None if problems else section.tokens
     length = Span.read(tokens) if tokens is not None else None
-    if length is None or not length.is_tokens or {each.key for each in section.problems()} - {"steps"}:
-        return values
-    return {**values, "train": {**train, "steps": section.batches.steps_for(length.number)}}
+    if length is None or not length.is_tokens:
+        return 1
+    broken = {problem.key.split(".")[0] for problem in section.problems()}
+    return 1 if broken.intersection(_NEEDED) else section.batches.steps_for(length.number)

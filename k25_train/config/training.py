@@ -1,6 +1,5 @@
 """The run's configuration: length, batch sizes, number format and folder."""
 
-import math
 from dataclasses import dataclass
 
 from k25_train.config.basics import DType, is_url, not_from_home, not_negative
@@ -99,7 +98,9 @@ class TrainConfig:
             found.append(Problem("batch_ramp.start", ramp.start, rule, "use less, or null for no ramp"))
         elif ramp.start is not None and (self.global_batch_size - ramp.start) % ramp.increment:
             rule = f"must divide what the batch grows by, {ramp.start} to {self.global_batch_size} sequences"
-            remedy = f"e.g. {math.gcd(self.global_batch_size - ramp.start, ramp.increment)}"
+            growth = self.global_batch_size - ramp.start
+            divisors = (size for size in range(1, growth + 1) if growth % size == 0)
+            remedy = f"e.g. {min(divisors, key=lambda size: abs(size - ramp.increment))}"
             found.append(Problem("batch_ramp.increment", ramp.increment, rule, remedy))
         if self.tokens is None or found:
             return found

@@ -14,7 +14,7 @@ def broken(key: str, wrong: Sequence[Any], rule: str, **more: object) -> Break:
     return lambda legal: (changes | {key: legal.pick(wrong)}, key, rule)
 
 
-def ramp(key: str, rule: str, start: int, increment: int, size: int) -> Break:
+def ramp(key: str, rule: str, start: int, increment: int, size: int, length: int | str = 5) -> Break:
     """A ramp in units of a micro-batch on every replica, where a pipeline has enough of them."""
 
     def changes(legal: Legal) -> Broken:
@@ -25,7 +25,7 @@ def ramp(key: str, rule: str, start: int, increment: int, size: int) -> Break:
             "train.global_batch_size": size,
         }
         unit = legal.unit * 20
-        return {name: number * unit for name, number in sizes.items()} | {f"{ramp}.length": 5}, key, rule
+        return {name: number * unit for name, number in sizes.items()} | {f"{ramp}.length": length}, key, rule
 
     return changes
 
@@ -41,6 +41,7 @@ SCHEDULE_BREAKS: dict[str, Break] = {
     ),
     "ramp above": ramp("train.batch_ramp.start", "must be below train.global_batch_size", 4, 1, 4),
     "ramp in uneven parts": ramp("train.batch_ramp.increment", "must divide what the batch", 1, 2, 4),
+    "ramp for longer than the run": ramp("train.batch_ramp.length", "must end within the run", 1, 1, 4, "9T"),
     "nothing trained": broken("optim.language_model.trained", [False], "leaves nothing to train", **NOTHING),
     "tower behind a frozen projector": broken(
         "optim.vision_tower.trained", [True], "is not possible behind a projector",

@@ -170,6 +170,33 @@ def test_wrong_or_missing_value(override: str, shown: str, rule: str) -> None:
     assert "-> " in text
 
 
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("train.tokens=500", "must be a positive number of tokens"),
+        ("train.tokens=-1B", "must be a positive number of tokens"),
+        ("train.seq_len=0", "must be positive"),
+        ("train.seq_len=long", "must be a whole number"),
+        ("train.eval_sequences=63", "must be even"),
+        ("train.batch_ramp={start: 4, increment: 0, length: 9}", "must be positive"),
+        ("train.batch_ramp={start: 4, increment: 7, length: 9}", "must divide what the batch grows by"),
+        ("train.batch_ramp={start: 4, increment: 4, length: 9X}", "must be a number of steps"),
+    ],
+)
+def test_steps_that_follow_from_tokens_hide_no_other_mistake(override: str, rule: str) -> None:
+    answer = refusal("train.steps=null", "train.tokens=300K", override)
+    assert answer.startswith("1 problem ")
+    assert rule in answer
+    assert "train.steps" not in answer
+
+
+def test_ranks_that_make_no_whole_replicas_are_the_only_problem() -> None:
+    answer = refusal("parallelism.cp=3", "train.seq_len=255")
+    assert answer.startswith("1 problem ")
+    assert "parallelism.cp=3\n" in answer
+    assert "use one of 1, 2," in answer
+
+
 def test_all_failures_stand_in_one_report() -> None:
     text = refusal(
         "foo=1",
