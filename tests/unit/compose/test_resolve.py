@@ -220,7 +220,7 @@ def test_unknown_choices_list_the_known() -> None:
 
 
 def test_experiment_must_be_chosen() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)experiment\n.*must be chosen.*k25_pretrain_4k, moonlight"):
+    with pytest.raises(ConfigError, match=r"(?s)experiment\n.*must be chosen.*k25_pretrain_4k, .*moonlight"):
         compose(["train.steps=3"])
 
 
@@ -289,7 +289,7 @@ def test_the_report_plan_is_derived_as_the_reports_say() -> None:
     assert (config.world_size, config.dp, config.expert_dp) == (256, 16, 1)
     derived = yaml.safe_load(to_yaml(config))["derived"]
     assert derived["tokens_per_step"] == 67_108_864
-    assert round(derived["tokens_total"] / 1e11) == 155
+    assert round(derived["tokens_total"] / 1e11) == 150  # K2.5, table 3
 
 
 @pytest.mark.parametrize(
