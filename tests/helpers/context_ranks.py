@@ -131,7 +131,7 @@ def dense_largest_logits(
     """What the kernel for CUDA computes."""
     keys = torch.arange(len(key))
     attends = (keys >= first_keys[:, None]) & (keys <= last_keys[:, None])
-    logits = torch.einsum("qhc,khc->hqk", query, key) * scale
+    logits = torch.einsum("qhc,khc->hqk", query.float(), key.float()) * scale
     return logits.masked_fill(~attends, -torch.inf).amax((1, 2))
 
 

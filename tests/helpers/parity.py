@@ -177,6 +177,10 @@ CUDA_CASES = (
     Case({"pp": 2, "vpp": 2}, more=BUBBLES),
     Case({"pp": 2, "vpp": 2, "ep": 2, "dp": 2}, more=(*EVERYTHING_OVERLAPS, *BUBBLES)),
     Case({"pp": 4, "vpp": 2, "ep": 2, "dp": 2}, 8, more=(*EVERYTHING_OVERLAPS, *BUBBLES)),
+    Case({"cp": 2}, more=(COUPLED, "parallelism.cp_exchange=all_gather")),
+    Case({"ep": 2, "cp": 2}, more=("parallelism.cp_exchange=ring", "train.micro_batch_size=2")),
+    Case({"cp": 4}, more=(COUPLED, "parallelism.cp_exchange=ring")),
+    Case({"pp": 2, "ep": 2, "cp": 2}, more=(*DATA_OVERLAPS, "parallelism.cp_exchange=all_gather")),
 )
 """What is compared over NCCL, on two, four and eight GPUs: each kind of communicator, then all together."""
 
