@@ -1,6 +1,7 @@
 """Nothing makes the host wait for a GPU within a step's passes but the token dispatcher, and outside of them
 only what the host decides by, once a step: seen on fake CUDA tensors."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,10 @@ from tests.helpers.runs import layout, overrides
 pytestmark = pytest.mark.distributed
 
 
-def observe(data: Path, folder: Path, *more: str, ranks: int = 2) -> ByPart:
+def observe(data: Path, folder: Path, *more: str, ranks: int = 2, kernels: Sequence[str] = ()) -> ByPart:
     """What blocks on the first rank."""
     arguments = overrides(data, folder, *GPU, *more)
-    return run_ranks(blocking_by_part, ranks, arguments, timeout_s=400.0)[0]
+    return run_ranks(blocking_by_part, ranks, arguments, kernels, timeout_s=400.0)[0]
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +59,26 @@ def test_other_mechanisms_block_only_where_they_may(
 ) -> None:
     ranks = 4 if "parallelism.pp=2" in more else 2
     assert not_allowed(observe(data, tmp_path, *more, ranks=ranks)) == []
+
+
+ATTENTION = {
+    "bfloat16": ["torch_attn._varlen_attn", "torch_attn._varlen_attn_backward", "k25.largest_logits"],
+    "float32": ["aten._efficient_attention_forward", "aten._efficient_attention_backward"],
+}
+"""What attends where ranks share sequences."""
+
+
+@pytest.mark.parametrize("exchange", ["ring", pytest.param("all_gather", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+def test_ranks_that_share_sequences_block_only_where_they_may(
+    exchange: str, dtype: str, data: Path, tmp_path: Path
+) -> None:
+    shared = (
+        "cluster=local_gpu",
+        *layout(ep=2, cp=2),
+        f"parallelism.cp_exchange={exchange}",
+        f"train.dtype={dtype}",
+        "model.num_layers=3",
+        "train.global_batch_size=2",
+    )
+    assert not_allowed(observe(data, tmp_path, *shared, kernels=ATTENTION[dtype])) == []

@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 
+from parallel.context.plan import plan_context
 from tests.helpers.fake_cuda import fake_cuda
 from tests.helpers.fake_cuda_seen import Blocking, Seen
 from tests.helpers.ranks import RankContext
@@ -69,8 +70,11 @@ def is_allowed(part: str, blocking: Blocking) -> bool:
     return blocking.where.startswith(tuple(allowed)) if allowed else False
 
 
-def blocking_by_part(context: RankContext, arguments: Sequence[str]) -> ByPart:
-    """Train two steps of a run with a faked GPU; what blocks in the second, and in modules alone."""
+def blocking_by_part(context: RankContext, arguments: Sequence[str], kernels: Sequence[str] = ()) -> ByPart:
+    """Train two steps of a run with a faked GPU; what blocks in the second, and in modules alone.
+
+    `kernels` are operators that must have run by then.
+    """
     os.environ.update(context.environment() | {"LOCAL_RANK": "0"})
     from k25_train.compose.resolve import compose
     from k25_train.data.start import start_source
@@ -88,7 +92,10 @@ def blocking_by_part(context: RankContext, arguments: Sequence[str]) -> ByPart:
             with seen.paused():
                 train_step(run, 1)
             found = in_step(seen, run, train_step)
-            return found | in_modules(seen, run)
+            found |= in_modules(seen, run)
+            missing = [name for name in kernels if not seen.kernels[f"{name}.default"]]
+            assert not missing, (missing, [name for name in seen.kernels if "att" in name])
+            return found
 
 
 def in_step(seen: Seen, run: Any, train_step: Callable[..., Any]) -> ByPart:
@@ -125,7 +132,7 @@ def in_modules(seen: Seen, run: Any) -> ByPart:
     """What blocks in one layer of each kind and in the encoder, forward and backward."""
     from k25_train.model.packed_documents import PackedDocuments
 
-    config, device = run.config, run.topology.device
+    config, topology, device = run.config, run.topology, run.topology.device
     layers = [layer for chunk in run.chunks for layer in chunk.module.language_model.decoder.layers]
     moe = next(layer for layer in layers if hasattr(layer.mlp, "router"))
     dense = [layer for layer in layers if layer is not moe and not hasattr(layer.mlp, "router")]
@@ -134,8 +141,14 @@ def in_modules(seen: Seen, run: Any) -> ByPart:
     def through_layer(layer: Any) -> None:
         with seen.paused():
             dtype = next(layer.parameters()).dtype
-            hidden = torch.randn(length, 1, config.model.hidden_size, device=device, dtype=dtype)
-        documents = PackedDocuments.of([length - 40, 30, 10], device, padding=[2])
+            shape = length // topology.cp_size, 1, config.model.hidden_size
+            hidden = torch.randn(shape, device=device, dtype=dtype)
+        lengths, padding = (length - 40, 30, 10), (2,)
+        if topology.cp_size > 1:
+            plan = plan_context(lengths, padding, topology.cp_size)
+            documents = PackedDocuments.of_shard(plan, topology.cp_rank, device)
+        else:
+            documents = PackedDocuments.of(lengths, device, padding)
         output = layer(hidden.requires_grad_(), attention_mask=None, packed_seq_params=documents)[0]
         output.backward(torch.ones_like(output))
 
