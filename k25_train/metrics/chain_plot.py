@@ -95,8 +95,10 @@ def _draw_stage(axes: Axes, stage: StageRows, start: float, *, is_first: bool) -
 
 
 def text_key(rows: Sequence[Row]) -> str:
-    """The held-out loss that tells of real text in the rows of a run."""
-    return REAL_TEXT if any(REAL_TEXT in row for row in rows) else TEXT
+    """The held-out loss that tells of real text in the rows of a run; those of sources that were made for the
+    chain would hide it."""
+    by_source = any(key.startswith("eval_loss/") for row in rows for key in row)
+    return REAL_TEXT if by_source else TEXT
 
 
 def _name_stage(axes: Axes, name: str, start: float, end: float, position: int) -> None:
