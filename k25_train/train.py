@@ -1,7 +1,7 @@
 """`python -m k25_train.train experiment=… [overrides]`: train, under torchrun for several ranks."""
 
 from k25_train.compose.command_line import hydra_app
-from k25_train.compose.filled import check_filled_in
+from k25_train.compose.filled import check_filled_in, check_weights_filled_in
 from k25_train.config.schema import Config
 from k25_train.joining.place import check_place, place_in
 from k25_train.metrics.trackers.build import check_trackers
@@ -40,7 +40,9 @@ def train(config: Config) -> None:
 
 
 def check_start(config: Config) -> None:
-    """Raise `ConfigError` for a data set that is still a template, and as `check_trackers` and `place_in`."""
+    """Raise `ConfigError` for weights or data that are still a template, and as `check_trackers` and
+    `place_in`."""
+    check_weights_filled_in(config.checkpoint)
     check_filled_in(config.data)
     check_trackers(config)
     place_in(config)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from k25_train.compose.command_line import read_arguments
+from k25_train.compose.filled import check_weights_filled_in
 from k25_train.compose.resolve import to_yaml
 from k25_train.compose.trainable import compose_trainable
 from k25_train.config.basics import is_url
@@ -82,7 +83,10 @@ def _run() -> None:
         f"stay; 0 for never ({MAX_LOG_MIB})",
     )
     arguments = read_arguments(parser)
-    config = with_absolute_paths(compose_trainable(arguments.overrides))
+    config = compose_trainable(arguments.overrides)
+    # Before paths are made absolute, which these are not.
+    check_weights_filled_in(config.checkpoint)
+    config = with_absolute_paths(config)
     submission, script = prepare(config, arguments.max_restarts, arguments.max_log_mib)
     print(*format_summary(config, submission), sep="\n")
     memory = memory_verdict(config)[1] if arguments.force else check_memory(config, submission.legal_nodes)

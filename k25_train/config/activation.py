@@ -5,9 +5,11 @@ experts per token, D: hidden size, H: heads, Q, V: widths of a head's query and 
 feed-forward part.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from functools import cache
+from operator import attrgetter
+from typing import Any, get_type_hints
 
 from k25_train.config.basics import not_negative
 from parallel.activations.policy import Policy
@@ -156,7 +158,9 @@ class ActivationConfig:
 
     def policies(self) -> dict[str, Policy]:
         """Name -> policy of every activation."""
-        return {name: value for name, value in _values(self) if isinstance(value, Policy)}
+        section: Any = type(self)
+        values = ((name, value_of(self)) for name, value_of in _getters(section))
+        return {name: value for name, value in values if isinstance(value, Policy)}
 
     @property
     def keeps_all(self) -> bool:
@@ -197,11 +201,15 @@ def _why_not(name: str, policy: Policy) -> str | None:
     return None
 
 
-def _values(section: Any, path: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted name and value of everything in a section and those below it."""
+@cache
+def _getters(section: type, path: str = "") -> tuple[tuple[str, Callable[[Any], object]], ...]:
+    """Dotted name of everything in a section and those below it, and what gets its value."""
+    found = list[tuple[str, Callable[[Any], object]]]()
+    types = get_type_hints(section)
     for each in fields(section):
-        value = getattr(section, each.name)
-        if is_dataclass(value):
-            yield from _values(value, f"{path}{each.name}.")
+        name = f"{path}{each.name}"
+        if is_dataclass(types[each.name]):
+            found += _getters(types[each.name], f"{name}.")
         else:
-            yield f"{path}{each.name}", value
+            found.append((name, attrgetter(name)))
+    return tuple(found)

@@ -5,6 +5,9 @@ from enum import Enum
 
 from parallel.config import Problem
 
+FILL_IN = "<"
+"""What a path starts with that a template leaves to the user."""
+
 
 class DType(Enum):
     """Number formats of training: of weights, activations and what optimizers compute and exchange."""

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from k25_train.config.basics import not_from_home, not_negative
+from k25_train.config.basics import FILL_IN, not_from_home, not_negative
 from k25_train.config.parts import ModelPart
 from parallel.config import Problem, not_positive
 
@@ -92,6 +92,12 @@ class CheckpointConfig:
     def has_initial_weights(self) -> bool:
         """Whether a new run starts from weights of a file, in part at least."""
         return self.init_from is not None or bool(self.init_parts)
+
+    def open_sources(self) -> dict[str, str]:
+        """Key -> what a template says in the place of weights that the user has to name."""
+        places = {"checkpoint.init_from": self.init_from or ""}
+        places |= {f"checkpoint.init_parts.{part}": path for part, path in self.init_parts.items()}
+        return {key: path for key, path in places.items() if path.startswith(FILL_IN)}
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from k25_train.config.basics import not_from_home, not_negative
+from k25_train.config.basics import FILL_IN, not_from_home, not_negative
 from k25_train.config.sources import MixFrom, SourceConfig, folder_of, source_path, sources_problems
 from parallel.config import Problem, not_positive
 
@@ -15,8 +15,6 @@ UNIT_READ_TIMEOUTS = 4
 MAX_WORKERS_LOST = 2
 """Workers that may die of, or hang in, the same unit. Our choice: the kernel ends whatever process it likes
 when memory runs out, but hardly twice the same."""
-FILL_IN = "<"
-"""What a path starts with that a template leaves to the user."""
 
 
 class ReadIn(Enum):

@@ -23,8 +23,8 @@ from k25_train.compose.conf_files import CHAINS, CONF_DIR
 from k25_train.compose.resolve import describe
 from k25_train.compose.values import NULL, unquoted
 from k25_train.compose.yaml_files import read_file
+from k25_train.config.basics import FILL_IN
 from k25_train.config.checkpoint import INIT_PARTS
-from k25_train.config.data import FILL_IN
 from k25_train.errors import ConfigError
 from parallel.config import Problem
 

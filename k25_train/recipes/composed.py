@@ -7,11 +7,10 @@ from fnmatch import fnmatchcase
 from k25_train.checkpoint import folders
 from k25_train.checkpoint.initial_models import differences, names_of
 from k25_train.checkpoint.storage.places import checkpoints_of
-from k25_train.compose.filled import check_filled_in
+from k25_train.compose.filled import check_filled_in, check_weights_filled_in
 from k25_train.compose.resolve import compose
 from k25_train.compose.trainable import check_trainable
 from k25_train.config.checkpoint import INIT_PARTS
-from k25_train.config.data import FILL_IN
 from k25_train.config.leaves import plain_values
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
@@ -132,14 +131,12 @@ def check_runnable(stages: Sequence[Composed]) -> None:
     problems = []
     for each in stages:
         try:
+            check_weights_filled_in(each.config.checkpoint)
+        except ConfigError as error:
+            problems.append(f"stage {each.stage.name}: {error}")
+        try:
             check_filled_in(each.config.data)
         except ConfigError as error:
             problems.append(f"stage {each.stage.name}: {error}")
-        problems += [
-            f"stage {each.stage.name}: {part} starts from {source}\n"
-            f"  -> name an import of it: {each.stage.name}.checkpoint.init_parts={{{part}: FOLDER}}"
-            for part, source in each.stage.sources.items()
-            if source.startswith(FILL_IN)
-        ]
     if problems:
         raise ConfigError("\n".join(["the chain has to be completed before it runs:", *problems]))

@@ -4,7 +4,8 @@
     dir=FOLDER               where the stages' run folders are made, instead of where the chain says
     --from STAGE             train this stage and all that follow again; their run folders are removed
     --explain [--png FILE]   print the schedule of the whole chain, and draw it; nothing is trained
-    --commands               print the commands that submit the stages to SLURM, one after another
+    --commands               print the commands that submit the stages to SLURM, one after another, and what
+                             has to be filled in before, as comments
 
 Stages that are finished are skipped, one that was interrupted goes on from its newest checkpoint. At the end
 a table, and a picture of all losses, are written to the chain's folder.
@@ -20,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from k25_train.compose.command_line import read_arguments
+from k25_train.compose.filled import open_places
 from k25_train.entry import run_command
 from k25_train.errors import ConfigError
 from k25_train.recipes.chain import Chain, load_chain
@@ -58,7 +60,7 @@ def _run() -> None:
     elif options.png is not None:
         raise ConfigError("--png: is for --explain\n  -> the losses of a chain are drawn when it has run")
     elif options.commands:
-        for line in commands(stages):
+        for line in (*to_fill_in(stages), *commands(stages)):
             print(line)
     else:
         train(chain, stages, options.first)
@@ -87,6 +89,15 @@ def train(chain: Chain, stages: Sequence[Composed], first: str | None) -> None:
 def commands(stages: Sequence[Composed]) -> list[str]:
     """A line for each stage, to be given once the stage before has ended: the submission of its job."""
     return [shlex.join(["python", "-m", "launch.slurm", *stage.arguments]) for stage in stages]
+
+
+def to_fill_in(stages: Sequence[Composed]) -> list[str]:
+    """Comments, a line for each value that a user has to fill in before the stage's command is given."""
+    return [
+        f"# {each.stage.name}: {key}={value} has to be filled in"
+        for each in stages
+        for key, value in open_places(each.config).items()
+    ]
 
 
 def say(line: str) -> None:

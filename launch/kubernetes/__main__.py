@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from k25_train.compose.command_line import read_arguments
-from k25_train.compose.filled import check_filled_in
+from k25_train.compose.filled import check_filled_in, check_weights_filled_in
 from k25_train.compose.trainable import compose_trainable
 from k25_train.config.schema import Config
 from k25_train.entry import run_command
@@ -42,6 +42,7 @@ def _run() -> None:
     )
     arguments = read_arguments(parser)
     config = compose_trainable(arguments.overrides)
+    check_weights_filled_in(config.checkpoint)
     section(config)
     name = name_of(config, arguments.name)
     check_paths(config)

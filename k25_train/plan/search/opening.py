@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from k25_train.config.optimizer import OptimizerOffload
@@ -43,9 +44,11 @@ class Open:
     """What the items in it have at least."""
     activations: tuple[str, ...] = ()
     """Of a layout: policies of activations for which there may be room."""
+    is_bounded: bool = False
+    """Of a group: whether its bound is known; whether it has the room takes longer to find."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Work:
     """Does what an item is for. Can be sent to another process."""
 
@@ -61,18 +64,31 @@ class Work:
         if isinstance(what, Candidate):
             return self.planner.plan(what, times_tight=self.is_tight)
         if isinstance(what.what, Group):
-            return self._layouts(what.what)
+            return self._layouts(what.what) if what.is_bounded else self._bounded(what.what)
         return self._candidates(what.what, what.bound, what.activations)
 
     def num_candidates(self, group: Group) -> int:
         """Candidates of a group."""
         layouts = layouts_of(self.planner.config, group)
-        return sum(1 for _ in layouts) * len(self._choices())
+        return sum(1 for _ in layouts) * len(self._choices)
 
-    def _layouts(self, group: Group) -> "Opened":
+    def _bounded(self, group: Group) -> "Opened":
+        """The group itself, with the least seconds that its layouts take, if its states have room."""
         layouts = list(layouts_of(self.planner.config, group))
         if not layouts:
             return Opened([], 0.0)
+        offloaded = self.planner.least_choice._replace(offload=OptimizerOffload.cpu)
+        states_bytes = self._states(layouts[0], offloaded)
+        if states_bytes > self._limit:
+            return Opened([], states_bytes)
+        # Other activation policies only add kernels.
+        name = self.planner.least_choice.activation
+        bound = min(self.floors.of_layout(self.planner, layout, name) for layout in layouts)
+        item = Item(bound, "", bound, group.key, Open(group, bound, is_bounded=True))
+        return Opened([item], states_bytes)
+
+    def _layouts(self, group: Group) -> "Opened":
+        layouts = list(layouts_of(self.planner.config, group))
         # 1. What there is room for: the fewest micro-batches wait where nothing overlaps.
         offloaded = self.planner.least_choice._replace(offload=OptimizerOffload.cpu)
         states_bytes = self._states(layouts[0], offloaded)
@@ -101,7 +117,7 @@ class Work:
             if self._device(layout, self.planner.least_choice._replace(activation=name, offload=offload))
             <= limit
         ]
-        for choice in self._choices():
+        for choice in self._choices:
             if (choice.activation, choice.offload) not in places:
                 continue
             candidate = Candidate(layout, choice)
@@ -122,10 +138,11 @@ class Work:
     def _device(self, layout: Layout, choice: Choice) -> float:
         return self.floors.device_bytes(self.planner, Candidate(layout, choice))
 
-    @property
+    @cached_property
     def _names(self) -> list[str]:
         return activation_names(self.planner.config, self.planner.offer)
 
+    @cached_property
     def _choices(self) -> list[Choice]:
         return choices(self.planner.config, self._names, self.planner.assumptions.vision_share)
 

@@ -104,12 +104,22 @@ def _notes(result: SearchResult) -> list[str]:
     if result.winner is not None and result.winner.outcome is Outcome.tight:
         found.append("nothing fits with a margin")
     if result.winner is None:
-        closest = result.closest
-        text = "nothing fits"
-        if closest is not None:
-            text += f"; the closest, {line_of(closest)}, {why_not_possible(closest)}"
-        elif result.states:
-            least = min(result.states.values()) / GB
-            text += f": a device would have to hold {least:.0f} GB at least"
-        found.append(text)
+        found.append(_what_is_known(result))
     return found
+
+
+def _what_is_known(result: SearchResult) -> str:
+    """What can be said where no candidate is known that fits."""
+    closest = result.closest
+    near = "" if closest is None else f"the closest, {line_of(closest)}, {why_not_possible(closest)}"
+    if not result.is_complete:
+        fits = (
+            "whether anything fits is not known: the search was given up before it had planned what may fit"
+        )
+        if result.configured.outcome in (Outcome.fits, Outcome.tight):
+            fits = "what is configured fits; whether anything is faster is not known"
+        return f"{fits}; {near}" if near else fits
+    if near:
+        return f"nothing fits; {near}"
+    least = min(result.states.values(), default=0.0) / GB
+    return f"nothing fits: a device would have to hold {least:.0f} GB at least" if least else "nothing fits"

@@ -24,6 +24,8 @@ EXPOSED = {
 }
 """What a layout can lose by -> parts of its step."""
 
+_UNSEEN = "the search was given up before all of it was seen"
+
 
 def why_slower(trial: Trial, winner: Trial) -> str:
     """By how much a layout that fits is slower than the winner, and what that is due to."""
@@ -75,12 +77,10 @@ def why_group_loses(group: Group, result: SearchResult) -> str:
         what = f"{states / GB:.0f} GB at least, and {may_fill / GB:.1f} of {limit / GB:.1f} may be filled"
         return f"does not fit: {what}, whatever is done with activations"
     if winner is None:
-        return why_not_possible(own[0]) if own else "does not fit"
+        return why_not_possible(own[0]) if own else _UNSEEN if not result.is_complete else "does not fit"
     if floor > winner.step_s:
         return f"at least {floor / winner.step_s - 1:.1%} slower"
-    rest = (
-        "what fits is slower" if result.is_complete else "the search was given up before all of it was seen"
-    )
+    rest = "what fits is slower" if result.is_complete else _UNSEEN
     return f"{why_not_possible(own[0])}; {rest}" if own else rest
 
 

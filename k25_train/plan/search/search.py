@@ -27,6 +27,8 @@ WINDOW = 0.02
 MOST_ANSWERS = 20_000
 MOST_S = 55.0
 """Answers and seconds after which a search gives up, and says so."""
+FIRST = -1.0
+"""Turn of what is tried before all bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,8 @@ class _Search:
                 self.on_answer,
                 num_best=num_ranked,
                 window=WINDOW,
-                gives_up=lambda number: number >= most_answers or time.monotonic() > until_s,
+                # What is configured comes first, and is planned whatever the time.
+                gives_up=lambda number: number > 0 and (number >= most_answers or time.monotonic() > until_s),
                 told=self.tell,
             )
         counted = [trial for item, trial in self.trials.values() if found.needs(item)]
@@ -188,16 +191,20 @@ class _Search:
         )
 
     def configured(self, pipeline: PipelinePlan) -> list[Item]:
-        """The configured layout with every choice, to begin with: it may be good already."""
-        layout = candidate_of(pipeline.config, self.planner.offer).layout
-        every = groups(pipeline.config)
+        """What is configured, before anything else, and then its layout with every choice: they may be good
+        already."""
+        candidate = candidate_of(pipeline.config, self.planner.offer)
+        layout, every = candidate.layout, groups(pipeline.config)
         own = [each for each in every if each.key == layout.group]
         if not any(layout in layouts_of(pipeline.config, group) for group in own):
             return []
         names = activation_names(pipeline.config, self.planner.offer)
         found = choices(pipeline.config, names, self.planner.assumptions.vision_share)
-        candidates = (Candidate(layout, choice) for choice in found)
-        return [item_of(candidate, 0.0) for candidate in candidates]
+        others = [Candidate(layout, choice) for choice in found if choice != candidate.choice]
+        return [
+            replace(item_of(candidate, 0.0), rank=2 * FIRST),
+            *(replace(item_of(each, 0.0), rank=FIRST) for each in others),
+        ]
 
     def on_answer(self, item: Item, answer: Opened | Trial) -> Answer:
         """Note a plan, or hand on what an item was opened into."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 
 from k25_train.config.optimizer import OptimizerOffload
 from k25_train.config.schema import Config
@@ -64,7 +65,7 @@ class Trial:
         return sum(seconds for cause, seconds in self.parts if cause in causes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Planner:
     """Plans candidates of one configuration. Everything in it can be sent to another process."""
 
@@ -79,7 +80,7 @@ class Planner:
     judge_memory: JudgeMemory
     """Whether it fits."""
 
-    @property
+    @cached_property
     def least_choice(self) -> Choice:
         """The choice with the fewest kernels: everything is kept, where it is."""
         names = list(self.offer.activations)

@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import is_dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from k25_train.compose.filled import check_filled_in
+from k25_train.compose.filled import check_filled_in, check_weights_filled_in
 from k25_train.compose.resolve import CONF_DIR, compose, group_choices, load, resolve, to_yaml
 from k25_train.config.basics import DType
 from k25_train.config.cluster import Device
@@ -17,6 +18,7 @@ from k25_train.config.optimizer import OptimName
 from k25_train.config.parts import ModelPart
 from k25_train.config.schema import Config
 from k25_train.errors import ConfigError
+from k25_train.train import check_start
 from parallel.config import DepMode
 from tests.helpers.project_sources import REPO
 from tests.helpers.smoke_mix import mix
@@ -126,6 +128,24 @@ def test_a_template_composes_but_does_not_run() -> None:
         check_filled_in(config.data)
     assert "data=smoke" in str(raised.value)
     check_filled_in(compose(["experiment=k25_pretrain_4k", "data=smoke"]).data)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("checkpoint.init_from=<an import>", "checkpoint.init_from"),
+        ("checkpoint.init_parts={vision_tower: <an import>}", "checkpoint.init_parts.vision_tower"),
+    ],
+)
+def test_weights_that_are_a_template_do_not_run(override: str, key: str) -> None:
+    base = ["experiment=smoke", "checkpoint.init_fresh=['*']"]
+    config = compose([*base, override])
+    for check in (partial(check_weights_filled_in, config.checkpoint), partial(check_start, config)):
+        with pytest.raises(ConfigError, match="1 problem in the weights to start from") as raised:
+            check()
+        for text in (f"{key}=<an import>", "has to be filled in", "-> name a checkpoint or an import"):
+            assert text in str(raised.value)
+    check_weights_filled_in(compose([*base, "checkpoint.init_from=runs/x"]).checkpoint)
 
 
 def test_a_layout_is_read_from_the_command_line() -> None:

@@ -87,6 +87,14 @@ def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return Login(tmp_path, monkeypatch, capsys)
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--force"]], ids=str)
+def test_first_weights_of_a_template_have_to_be_filled_in(login: Login, more: list[str]) -> None:
+    parts = "checkpoint.init_parts={vision_tower: <import of SigLIP>}"
+    told = login.refusal(parts, "checkpoint.init_fresh=['*']", *more)
+    assert "checkpoint.init_parts.vision_tower=<import of SigLIP>" in told
+    assert "has to be filled in" in told and "-> name a checkpoint or an import" in told
+
+
 def test_what_a_submission_leaves(login: Login) -> None:
     printed = login.submit(
         "train.seed=7", "--max-restarts", "5", "cluster.slurm.min_nodes=1", "parallelism.ep=1"

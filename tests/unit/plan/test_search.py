@@ -20,10 +20,11 @@ from k25_train.plan.search import best_first
 from k25_train.plan.search.best_first import Found, Item
 from k25_train.plan.search.candidates import activation_names, candidate_of, config_of, simplicity
 from k25_train.plan.search.floor import KernelFloors
+from k25_train.plan.search.opening import Open, Work
 from k25_train.plan.search.ranking import pasted, ranking_of
 from k25_train.plan.search.reasons import summed_up, why_group_loses, why_not_possible
 from k25_train.plan.search.search import SearchResult, _Search, find_layouts, judge_quickly
-from k25_train.plan.search.space import Candidate, Group, choices, groups, layouts_of, sharing_sizes
+from k25_train.plan.search.space import Candidate, Group, GroupKey, choices, groups, layouts_of, sharing_sizes
 from k25_train.plan.search.trial import Outcome, Planner, Trial
 from k25_train.plan.search.uses import uses_of
 from k25_train.plan.search.workers import InProcess
@@ -341,7 +342,7 @@ def test_nothing_fits_a_small_cluster() -> None:
 
 
 def test_the_time_of_a_search_is_that_of_all_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing fits in time, what leaves no margin is not looked for as long again."""
+    """Where nothing is found in time, what leaves no margin is not looked for as long again."""
     starts: list[bool] = []
     run = _Search.run
 
@@ -350,9 +351,51 @@ def test_the_time_of_a_search_is_that_of_all_its_passes(monkeypatch: pytest.Monk
         return run(self, *given)
 
     monkeypatch.setattr(_Search, "run", noted)
-    result = searched(plan_pipeline(compose(TINY)), most_s=0.0)
+    config = compose([*LARGE, "activation=keep", "optim.offload=none"])
+    result = searched(plan_pipeline(config), most_s=0.0)
     assert starts == [False]
     assert not result.ranked and not result.is_complete
+    assert [trial.candidate for trial in result.trials] == [candidate_of(config, few())]
+    note = ranking_of(result).notes[-1]
+    assert note.startswith("whether anything fits is not known") and "the closest, pp 16" in note
+    assert "nothing fits" not in " ".join(ranking_of(result).notes)
+
+
+def test_what_is_configured_is_planned_whatever_the_time() -> None:
+    pipeline, _ = tiny()
+    result = searched(pipeline, most_s=0.0)
+    assert not result.is_complete and result.num_planned == 1
+    assert result.winner is not None
+    assert result.winner.candidate == candidate_of(pipeline.config, few())
+    # A layout of layers of one's own is no candidate, but its plan is known.
+    alone = ranking_of(replace(result, ranked=[], trials=[]))
+    assert alone.notes[-1].startswith("what is configured fits; whether anything is faster is not known")
+    told = {reason for _, reason in alone.losers}
+    assert not any("does not fit" in reason for reason in told)
+
+
+def test_a_group_is_held_against_time_before_memory() -> None:
+    """What is known to be slower needs no bound on its memory, which takes longest to find."""
+    pipeline, _ = tiny()
+    asked: list[GroupKey] = []
+
+    class Noted(KernelFloors):
+        def device_bytes(self, planner: Planner, candidate: Candidate) -> float:
+            asked.append(candidate.layout.group)
+            return super().device_bytes(planner, candidate)
+
+    work = Work(planner_of(pipeline), Noted(), is_tight=False)
+    num_possible = 0
+    for group in groups(pipeline.config):
+        if group.why_not:
+            continue
+        (bounded,) = work(Open(group, 0.0)).items
+        assert not asked and bounded.bound > 0
+        layouts = work(bounded.what).items
+        assert asked and all(bounded.bound <= each.bound for each in layouts)
+        asked.clear()
+        num_possible += 1
+    assert num_possible > 1
 
 
 def _unchecked(config: Any) -> PipelinePlan:

@@ -9,7 +9,7 @@ import yaml
 from k25_train.errors import ConfigError
 from k25_train.recipes.chain import Chain, Stage, chain_names, load_chain
 from k25_train.recipes.composed import check_runnable, compose_chain
-from k25_train.recipes.stages import commands, main
+from k25_train.recipes.stages import commands, main, to_fill_in
 from k25_train.recipes.vision_ratio import INJECTIONS, chain_of
 from tests.helpers.in_process import status_of_command
 
@@ -163,9 +163,20 @@ def test_templates_have_to_be_completed(tmp_path: Path) -> None:
     stages = {"lm": {**LM, "start": "<an import>"}, "vit": {**VIT, "parts": {"language_model": "lm"}}}
     chain = load_chain(written(tmp_path, stages))
     composed = compose_chain(chain)
-    with pytest.raises(ConfigError, match="language_model starts from <an import>"):
+    with pytest.raises(ConfigError, match=r"checkpoint\.init_from=<an import>\s+has to be filled in"):
         check_runnable(composed)
     check_runnable(composed[1:])
+    check_runnable(compose_chain(load_chain(written(tmp_path, stages), ["lm.checkpoint.init_from=runs/x"])))
+
+
+def test_commands_tell_what_has_to_be_filled_in(capsys: pytest.CaptureFixture[str]) -> None:
+    """As comments, so that what is printed is a script still."""
+    assert status_of_command(main, "chain=k25", "--commands") == 0
+    told, *_ = lines = capsys.readouterr().out.splitlines()
+    key = "checkpoint.init_parts.language_model"
+    assert told == f"# vit: {key}=<import of Moonlight-16B-A3B> has to be filled in"
+    assert sum(line.startswith("python -m launch.slurm") for line in lines) == len(load_chain("k25").stages)
+    assert to_fill_in(compose_chain(load_chain("smoke"))) == []
 
 
 def test_commands_submit_each_stage() -> None:
