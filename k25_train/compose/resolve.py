@@ -16,7 +16,7 @@ from k25_train.compose.migrations import SAID_BY, VERSION, VERSION_KEY, migrate
 from k25_train.compose.overrides import apply, find_choices, parse
 from k25_train.compose.plan_checks import find_plan_problems
 from k25_train.compose.references import find_references, resolve_references
-from k25_train.compose.run_length import with_steps
+from k25_train.compose.run_length import with_steps, without_length
 from k25_train.compose.sections import build_section, suggestion, unknown_keys
 from k25_train.compose.values import WHOLE
 from k25_train.compose.yaml_files import dump, read_file
@@ -97,7 +97,7 @@ def resolve(values: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Conf
     sections: dict[str, Any] = {}
     for field in fields(Config):
         section, found = build_section(values.get(field.name, {}), cast(type, field.type), field.name)
-        problems += found
+        problems += [without_length(problem, values) for problem in found]
         if section is not None:
             sections[field.name] = section
     # 2. Rules within the sections that could be built, and across them.

@@ -7,6 +7,7 @@ from k25_train.compose.sections import build_section
 from k25_train.compose.values import MISSING, NULL
 from k25_train.config.span import Span
 from k25_train.config.training import TrainConfig
+from parallel.config import Problem
 
 _UNSET = (None, NULL, MISSING)
 _NEEDED = ("seq_len", "global_batch_size", "batch_ramp", "tokens")
@@ -25,6 +26,16 @@ def with_steps(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if train.get("tokens", NULL) in _UNSET:
         return values
     return {**values, "train": {**train, "steps": _steps_of({**train, "steps": 1})}}
+
+
+def without_length(problem: Problem, values: Mapping[str, Any]) -> Problem:
+    """The same with both remedies, if it is that neither `train.steps` nor `train.tokens` is given."""
+    train = values.get("train")
+    if problem.key != "train.steps" or not isinstance(train, Mapping):
+        return problem
+    if any(train.get(key, NULL) not in _UNSET for key in ("steps", "tokens")):
+        return problem
+    return problem._replace(remedy="give it, e.g. 1000, or give the length as train.tokens, e.g. 67M")
 
 
 def _steps_of(train: Mapping[str, Any]) -> int:

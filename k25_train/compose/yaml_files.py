@@ -69,7 +69,10 @@ def dump(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
-def read_file(path: "Path | UPath") -> dict[str, Any]:
+RUN_CONFIG = "the config.yaml of a run folder"
+
+
+def read_file(path: "Path | UPath", expected: str = RUN_CONFIG) -> dict[str, Any]:
     """The mapping that a file holds: names to texts as typed, None, lists and mappings.
 
     A scalar in quotes is in quotes here too (`values.quote`); one that is empty is None.
@@ -83,10 +86,10 @@ def read_file(path: "Path | UPath") -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as a configuration: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read as a configuration: is not UTF-8 ({error})") from error
-    return read_text(text, str(path))
+    return read_text(text, str(path), expected)
 
 
-def read_text(text: str, where: str) -> dict[str, Any]:
+def read_text(text: str, where: str, expected: str = RUN_CONFIG) -> dict[str, Any]:
     """As `read_file`, of a text that came from `where`."""
     try:
         node = _Texts(text).get_single_node()
@@ -94,9 +97,7 @@ def read_text(text: str, where: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: cannot be read as a configuration: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{where}: is not a configuration but {_kind(values)}; expected the config.yaml of a run folder"
-        )
+        raise ConfigError(f"{where}: is not a configuration but {_kind(values)}; expected {expected}")
     return values
 
 

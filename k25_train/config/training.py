@@ -108,6 +108,10 @@ class TrainConfig:
         if length is None or not length.is_tokens or not length.number:
             rule = "must be a positive number of tokens with K, M, B or T"
             return [Problem("tokens", self.tokens, rule, "e.g. 67M or 15.5T, or null")]
+        least = (ramp.start or self.global_batch_size) * self.seq_len
+        if length.number < least:
+            rule = f"must be at least the tokens of a step ({least:,})"
+            return [Problem("tokens", self.tokens, rule, "train on more tokens, or use smaller batches")]
         steps = self.batches.steps_for(length.number)
         if steps != self.steps:
             rule = f"must be {steps}, which train.tokens={self.tokens} comes to"

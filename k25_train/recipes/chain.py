@@ -117,7 +117,7 @@ def load_chain(name: str, settings: Sequence[str] = ()) -> Chain:
         )
         raise ConfigError(describe([problem]))
     problems: list[Problem] = []
-    values = unquoted(read_file(path))
+    values = unquoted(read_file(path, "a chain of stages, as in conf/chain"))
     problems += _unknown(values, ("dir", "needles", "stages"), "")
     given = values.get("stages")
     stages = [

@@ -30,28 +30,37 @@ COLORS = {
     ModelPart.mm_projector: "#2f8f4e",
 }
 _TEXT, _GRID, _LINE, _SHADE = "#374151", "#e5e7eb", "#4b5563", "#f3f4f6"
+_SEVERAL = "#4338ca"
+"""Of parts that have one rate."""
+_TABLES = {
+    "The chain by tokens": ("tokens", "end", "steps", "sequence", "RoPE x", "batch", "vision"),
+    "What its stages train": ("learning rate", "trained", "optimizer"),
+}
+"""Title -> columns besides the stage."""
+_WORDS = ("stage", "trained", "learning rate", "batch", "optimizer")
 _WIDTH_POWER = 0.3
 """A stage's width in the picture is this power of its tokens: the shortest is not a line."""
 _LEAST_WIDTH = 0.55
-"""Least width of a stage, as a share of the mean: its name has room."""
+"""Least width, as a share of the mean: its name has room."""
 
 
 def explain(stages: Stages, width: int | None = None) -> str:
-    """A table of the stages; what there is no room for in `width` characters is left out, and told."""
+    """Two tables of the stages, of their sizes and of what they train; no line ends in blanks.
+
+    Args:
+        stages: name and configuration of each.
+        width: characters of a line; None for those of the terminal.
+    """
     width = width or shutil.get_terminal_size((140, 24)).columns
     console = Console(width=width, highlight=False, color_system=None)
     rows = [_row(curve) for curve in chain_curves(stages)]
-    table = fitting_table(
-        "The chain by tokens; each stage starts from the one before",
-        rows,
-        width,
-        least=("optimizer", "steps", "RoPE x", "end"),
-        left=("stage", "trained", "learning rate", "batch"),
-        wraps=("trained", "learning rate"),
-    )
     with console.capture() as captured:
-        console.print(table)
-    return captured.get()
+        for title, names in _TABLES.items():
+            shown = [{name: row[name] for name in ("stage", *names)} for row in rows]
+            console.print(
+                fitting_table(title, shown, width, least=("steps", "end"), left=_WORDS, wraps=_WORDS[1:3])
+            )
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def _row(curve: StageCurve) -> dict[str, str]:
@@ -132,29 +141,46 @@ def draw(stages: Stages, path: Path, title: str = "The recipe, stage by stage") 
     widths = _widths(curves)
     figure = Figure(figsize=(max(9.0, 1.55 * len(curves)), 9.5), dpi=150, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_TEXT)
-    axes: Sequence[Axes] = figure.subplots(4, 1, sharex=True, height_ratios=[2.2, 1, 1, 1])
-    rate, batch, ratio, length = axes
+    sees = any(point.vision_ratio for curve in curves for point in curve.points)
+    axes: Sequence[Axes] = figure.subplots(3 + sees, 1, sharex=True, height_ratios=[2.2, *([1] * (2 + sees))])
+    rate, batch, *vision, length = axes
     for curve, left, right in zip(curves, widths, widths[1:], strict=False):
         x = [left + (right - left) * (point.tokens - curve.start) / curve.tokens for point in curve.points]
         x[0] = left
-        for part in _parts(curve):
-            order = list(ModelPart).index(part)
-            rates = [each.rates[part] for each in curve.points]
-            # Where parts have one rate, all of them are seen.
-            rate.plot(x, rates, color=COLORS[part], linewidth=5.0 - 1.7 * order, zorder=3 + order)
+        for parts, rates in rate_groups(curve).items():
+            color = COLORS[parts[0]] if len(parts) == 1 else _SEVERAL
+            style = "--" if 1 < len(parts) < len(ModelPart) else "-"
+            rate.plot(x, rates, color=color, linewidth=2.5, linestyle=style, label=_label(parts))
         batch.plot(
             x, [each.batch_tokens for each in curve.points], color=_LINE, linewidth=2.5, drawstyle="steps-pre"
         )
-        shares = [each.vision_ratio for each in curve.points]
-        ratio.fill_between(x, shares, color="#d1600d", alpha=0.55, step="post", linewidth=0)
+        for ratio in vision:
+            shares = [each.vision_ratio for each in curve.points]
+            ratio.fill_between(x, shares, color="#d1600d", alpha=0.55, step="post", linewidth=0)
         length.plot([left, right], [curve.config.train.seq_len] * 2, color=_LINE, linewidth=3)
         _label_stage(rate, curve, left, right)
-    _style_scales(rate, batch, ratio, length, curves)
+    _style_scales(rate, batch, length, curves)
+    for ratio in vision:
+        ratio.set(ylabel="vision", ylim=(0, 1))
+        ratio.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
     for each in axes:
         _style(each, widths)
     length.set_xticks(widths, ["0", *(in_words(curve.end) for curve in curves)], fontsize=8)
     length.set_xlabel("tokens of the chain (stages not to scale)", color=_TEXT)
     figure.savefig(path)
+
+
+def rate_groups(curve: StageCurve) -> dict[tuple[ModelPart, ...], list[float]]:
+    """Parts of one learning rate -> that rate at each point of the stage."""
+    groups: dict[tuple[float, ...], tuple[ModelPart, ...]] = {}
+    for part in _parts(curve):
+        rates = tuple(point.rates[part] for point in curve.points)
+        groups[rates] = (*groups.get(rates, ()), part)
+    return {parts: list(rates) for rates, parts in groups.items()}
+
+
+def _label(parts: Sequence[ModelPart]) -> str:
+    return "all parts" if len(parts) == len(ModelPart) else " and ".join(SHORT[part] for part in parts)
 
 
 def _widths(curves: Sequence[StageCurve]) -> list[float]:
@@ -181,22 +207,22 @@ def _label_stage(axes: Axes, curve: StageCurve, left: float, right: float) -> No
     )
 
 
-def _style_scales(rate: Axes, batch: Axes, ratio: Axes, length: Axes, curves: Sequence[StageCurve]) -> None:
+def _style_scales(rate: Axes, batch: Axes, length: Axes, curves: Sequence[StageCurve]) -> None:
     """Scales, labels and the legend."""
     rates = [each for curve in curves for point in curve.points for each in point.rates.values() if each > 0]
     rate.set(
         yscale="log", ylabel="learning rate", ylim=(max(min(rates), max(rates) / 3e3) / 1.5, max(rates) * 1.6)
     )
     rate.minorticks_off()
-    for part, color in COLORS.items():
-        rate.plot([], [], color=color, linewidth=3, label=SHORT[part])
-    rate.legend(frameon=False, labelcolor=_TEXT, loc="lower right", ncols=3, fontsize=9)
+    handles, labels = rate.get_legend_handles_labels()
+    lines = dict(zip(labels, handles, strict=True))
+    rate.legend(
+        lines.values(), lines, frameon=False, labelcolor=_TEXT, loc="lower right", ncols=4, fontsize=9
+    )
     sizes = [point.batch_tokens for curve in curves for point in curve.points]
     batch.set(yscale="log", ylabel="tokens of a step", ylim=(min(sizes) / 1.6, max(sizes) * 1.6))
     marks = sorted({*(curve.points[0].batch_tokens for curve in curves), max(sizes)})
     _ticks(batch, marks, in_words)
-    ratio.set(ylabel="vision", ylim=(0, 1))
-    ratio.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
     lengths = sorted({curve.config.train.seq_len for curve in curves})
     length.set(yscale="log", ylabel="sequence", ylim=(lengths[0] / 1.8, lengths[-1] * 1.8))
     _ticks(length, lengths, lambda tokens: f"{tokens:,}")

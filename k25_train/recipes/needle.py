@@ -172,8 +172,9 @@ def _run() -> None:
     folder = Path(own.get("data", DATA))
     if not length.isdecimal() or not (folder / f"needles_{length}").is_dir():
         known = sorted(path.name.removeprefix("needles_") for path in folder.glob("needles_*"))
+        found = f"has needles of {', '.join(known)}" if known else "has no needles"
         raise ConfigError(
-            f"length={length}: {folder} has needles of {', '.join(known) or 'no length'}\n"
+            f"length={length}: {folder} {found if folder.is_dir() else 'is no folder'}\n"
             f"  -> make them: python -m k25_train.data needles --out {folder} --length {length}"
         )
     answers = json.loads((folder / WORDS).read_text(encoding="utf-8"))

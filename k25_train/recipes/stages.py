@@ -41,29 +41,40 @@ def main() -> None:
 
 def _run() -> None:
     options = _options()
+    _check(options)
     settings = list(options.settings)
     names = [each.removeprefix("chain=") for each in settings if each.startswith("chain=")]
     chain = load_chain(
         names[-1] if names else DEFAULT_CHAIN, [each for each in settings if not each.startswith("chain=")]
     )
     stages = compose_chain(chain)
-    if options.first is not None and (options.explain or options.commands):
-        raise ConfigError(
-            "--from: is for training\n  -> leave it out to explain a chain, or to print commands"
-        )
     if options.explain:
         named = [(each.stage.name, each.config) for each in stages]
         print(explain(named), end="")
         if options.png is not None:
             draw(named, options.png, f"Chain {chain.name}, stage by stage")
             print(f"picture: {options.png}")
-    elif options.png is not None:
-        raise ConfigError("--png: is for --explain\n  -> the losses of a chain are drawn when it has run")
     elif options.commands:
         for line in (*to_fill_in(stages), *commands(stages)):
             print(line)
     else:
         train(chain, stages, options.first)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together, before anything is read. Raises ConfigError."""
+    if options.explain and options.commands:
+        raise ConfigError("--explain, --commands: each prints something else\n  -> give one of them")
+    if options.first is not None and (options.explain or options.commands):
+        raise ConfigError(
+            "--from: is for training\n  -> leave it out to explain a chain, or to print commands"
+        )
+    if options.png is None:
+        return
+    if not options.explain:
+        raise ConfigError("--png: is for --explain\n  -> the losses of a chain are drawn when it has run")
+    if not options.png.parent.is_dir():
+        raise ConfigError(f"--png {options.png}: {options.png.parent} is no folder\n  -> make it first")
 
 
 def train(chain: Chain, stages: Sequence[Composed], first: str | None) -> None:

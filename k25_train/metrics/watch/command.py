@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "where",
         metavar="RUN",
-        help="run folder or its metrics.jsonl, as a path or a URL that fsspec knows (s3://…)",
+        help="run folder or a file of JSON lines, as a path or a URL that fsspec knows (s3://…)",
     )
     parser.add_argument("--once", action="store_true", help="show it once, as it is now")
     parser.add_argument("--json", action="store_true", help="print JSON, an object per change")

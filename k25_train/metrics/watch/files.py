@@ -88,19 +88,25 @@ def file_of(run: str, name: str = METRICS_FILE) -> File:
     """A file of a run.
 
     Args:
-        run: its folder, path or URL, or its `metrics.jsonl`.
+        run: its folder, path or URL, or its file of rows: a local file, or any name that ends in `.jsonl`.
         name: of the file.
 
-    Raises `ConfigError` for a URL that no installed file system is for.
+    Raises `ConfigError` for a URL that names nothing, or that no installed file system is for.
     """
-    folder = (
-        run.removesuffix(METRICS_FILE) if run.endswith(f"/{METRICS_FILE}") or run == METRICS_FILE else run
-    )
+    if is_url(run) and not run.partition("://")[2].strip("/"):
+        raise ConfigError(f"{run}: names no run\n  -> write {run.rstrip('/')}//BUCKET/FOLDER")
+    folder, own = run, name
+    # A local folder may have any name.
+    is_file = run.endswith(".jsonl") and (is_url(run) or not Path(run).is_dir())
+    if is_file or (not is_url(run) and Path(run).is_file()):
+        folder, _, last = run.rpartition("/")
+        folder = folder or ("/" if run.startswith("/") else ".")
+        own = last if name == METRICS_FILE else name
     if not is_url(run):
-        return LocalFile(Path(folder) / name)
+        return LocalFile(Path(folder) / own)
     import fsspec  # type: ignore[import-untyped]
 
-    url = f"{folder.rstrip('/')}/{name}"
+    url = f"{folder.rstrip('/')}/{own}"
     try:
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ValueError, ImportError) as error:

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from rich.console import Console
 
-from k25_train.errors import MachineError
+from k25_train.errors import ConfigError, MachineError
 from k25_train.metrics import __main__ as metrics
 from k25_train.metrics.watch import files, following
 from k25_train.metrics.watch.command import Watched
@@ -241,3 +241,19 @@ def test_it_follows_until_the_last_step(tmp_path: Path, capsys: pytest.CaptureFi
     later.join()
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["step"] == 3
+
+
+def test_any_file_of_rows_is_followed(tmp_path: Path) -> None:
+    for name in ("other.jsonl", "rows.log"):
+        path = tmp_path / name
+        path.write_bytes(b'{"step": 1, "loss": 2.5}\nnonsense\n')
+        watched = Watched(str(path))
+        assert watched.look()
+        assert (watched.seen().num_rows, watched.seen().num_damaged) == (1, 1)
+    assert file_of("memory://bucket/other.jsonl").name == "memory://bucket/other.jsonl"
+    assert file_of("memory://bucket/other.jsonl", "config.yaml").name == "memory://bucket/config.yaml"
+
+
+def test_a_url_without_a_place_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"s3://: names no run\n  -> write s3://BUCKET/FOLDER"):
+        file_of("s3://")

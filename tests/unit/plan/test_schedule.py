@@ -187,7 +187,14 @@ def test_a_saved_run_of_tokens_loads_as_it_was(tmp_path: pytest.TempPathFactory)
 
 
 def test_a_run_has_steps_or_tokens() -> None:
-    with pytest.raises(ConfigError, match=r"train\.steps=null\n\s+must be a whole number"):
+    with pytest.raises(
+        ConfigError, match=r"train\.steps=null\n\s+must be a whole number(.|\n)*as train\.tokens"
+    ):
         compose(["experiment=smoke", "train.steps=null"])
+    with pytest.raises(
+        ConfigError, match=r"train\.tokens=1K\n\s+must be at least the tokens of a step"
+    ) as short:
+        compose(["experiment=smoke", "train.steps=null", "train.tokens=1K"])
+    assert "train.steps=" not in str(short.value)
     both = compose(["experiment=smoke", "train.tokens=1M", "train.steps=null"])
     assert compose(["experiment=smoke", "train.tokens=1M", f"train.steps={both.train.steps}"]) == both
