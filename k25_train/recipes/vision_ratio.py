@@ -33,7 +33,8 @@ LOSSES = {
 }
 """Kind of data -> its held-out loss in the rows of a run."""
 ALMOST_NONE = 1e-9
-"""Weight of images while there are none: with none, they would not be evaluated either."""
+"""Factor on the weights of images while there are none: with none, they would not be evaluated either, and in
+other proportions, other images would be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ def mixture(injection: Injection, num_steps: int, weights: dict[str, float]) -> 
     """
     if not injection.start:
         return [f"data.vision_ratio={injection.ratio}"]
-    before = [f"data.sources.{name}.weight={ALMOST_NONE}" for name in weights]
+    before = [f"data.sources.{name}.weight={ALMOST_NONE * weight}" for name, weight in weights.items()]
     step = round(num_steps * injection.start) + 1
     then = ", ".join(f"{name}: {weight}" for name, weight in weights.items())
     mix = f"from_step: {step}, vision_ratio: {injection.ratio}, weights: {{{then}}}"

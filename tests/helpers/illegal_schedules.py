@@ -36,6 +36,7 @@ SCHEDULE_BREAKS: dict[str, Break] = {
     **{f"span {key}": broken(key, [-1, "1X", "0.5"], "must be a number of steps, or one") for key in SPANS},
     "biases frozen for longer": broken("optim.frozen_expert_bias", [10**6, "9T"], "longer than the run"),
     "tokens": broken("train.tokens", ["many", "0K", "12"], "must be a positive number of tokens"),
+    "less than a step": broken("train.tokens", ["0.001K"], "must be at least the tokens of a step"),
     "steps and tokens": lambda _legal: (
         {"train.tokens": "9T"}, "train.steps", "which train.tokens=9T comes to"
     ),

@@ -220,7 +220,7 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (stages.main, [f"chain={NONE}.yaml"], "NONE.yaml"),
     (stages.main, ["--from", "nothing", "--explain"], "--from: is for training"),
     (stages.main, ["lm.train.steps=0"], "stage lm"),
-    (needle.main, ["checkpoint=x", f"data={FOLDER}"], "is no folder"),
+    (needle.main, ["checkpoint=x", f"data={FOLDER}"], "has no needles"),
     (needle.main, ["checkpoint=x", "length=long"], "length=long"),
     (vision_ratio.main, ["train.steps=none"], "train.steps=none"),
     (torchrun.main, [SMALL, "--node", "7", "--first-node", "h"], "--node 7"),

@@ -37,8 +37,13 @@ def experiment_of(cluster: str) -> list[str]:
         return ["experiment=k25_pretrain_4k", "cluster.nodes=64", "cluster.slurm.min_nodes=32"]
     if cluster.startswith("site_"):
         return ["experiment=k25_pretrain_4k", f"cluster={cluster}"]
-    on_gpus = {"local_gpu": "smoke_1gpu", "local_8gpu": "smoke_8gpu", "h100_2nodes": "moonlight_16b"}
-    return [f"experiment={on_gpus.get(cluster, 'smoke')}", f"cluster={cluster}"]
+    of_size = {
+        "local_2ranks": "smoke_lm",
+        "local_gpu": "smoke_1gpu",
+        "local_8gpu": "smoke_8gpu",
+        "h100_2nodes": "moonlight_16b",
+    }
+    return [f"experiment={of_size.get(cluster, 'smoke')}", f"cluster={cluster}"]
 
 
 def assert_sound(script: str, folder: Path) -> None:

@@ -92,7 +92,7 @@ def test_json_has_the_documented_fields(full: RunFolder, capsys: pytest.CaptureF
             "format_version", "run", "at_s", "state", "why", "model", "job", "step", "steps", "loss",
             "grad_norm",
             "learning_rate", "last_step_at_s", "pace", "checkpoints", "ends_at_s", "attempts", "left_out",
-            "blamed_log", "troubles",
+            "blamed_log", "troubles", "alarms",
         )
     )  # fmt: skip
     assert found["format_version"] == 1 and found["step"] == 45 and found["left_out"]["n2"]
