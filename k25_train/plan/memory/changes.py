@@ -22,8 +22,8 @@ IN_FP8 = frozenset("moe.up_input moe.swiglu_input shared_expert.swiglu_input den
 
 
 def recipes_of(names: Iterable[str]) -> dict[str, dict[str, Policy]]:
-    """The recipes of `conf/activation`, from the one that holds the most on; a test holds them against their
-    files."""
+    """The recipes of `conf/activation` but that of long stages, from the one that holds the most on; a test
+    holds them against their files."""
     made_again = dict.fromkeys(CHEAP_TO_RECOMPUTE, Policy.recompute)
     keep = dict.fromkeys(names, Policy.keep)
     k2 = dict.fromkeys(keep, Policy.offload) | dict.fromkeys(IN_FP8, Policy.fp8) | made_again

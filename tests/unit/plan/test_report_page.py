@@ -151,7 +151,7 @@ def test_the_timeline_draws_what_ranks_do_to_scale() -> None:
 
 
 def test_the_timeline_knows_what_ranks_do() -> None:
-    waits = {Kind.features, Kind.experts, Kind.pipeline}
+    waits = {Kind.features, Kind.experts, Kind.contexts, Kind.pipeline}
     assert set(KINDS) == {kind.value for kind in Kind if kind not in waits}
     assert Kind.other.value == IDLE
 

@@ -148,7 +148,8 @@ def test_changes_are_those_that_the_command_line_makes() -> None:
 def test_recipes_are_their_files() -> None:
     keep = compose([PRETRAIN, "activation=keep"])
     recipes = recipes_of(keep.activation.policies())
-    assert set(recipes) == set(group_choices()["activation"])
+    # That of long stages is k2_fp8_offload with the head by pieces, which the last stage alone sees.
+    assert set(recipes) == set(group_choices()["activation"]) - {"k2_fp8_offload_long"}
     for name, policies in recipes.items():
         assert with_policies(keep, policies) == compose([PRETRAIN, f"activation={name}"]), name
 
