@@ -63,7 +63,7 @@ test-slow: $(STAMP)  ## run the slow tests
 resharding: $(STAMP)  ## resume a run in every change of its layout, with both optimizers
 	$(TEST) tests/distributed/test_resharding.py
 
-context: $(STAMP)  ## train 60 drawn layouts in which ranks share sequences like one process; an hour
+context: $(STAMP)  ## train 60 drawn layouts in which ranks share sequences like one process
 	$(TEST) -s -k drawn tests/distributed/test_context_draws.py
 
 test-gpu: $(STAMP)  ## run the tests that need GPUs: one, or two, four and eight over NCCL as far as there are

@@ -24,7 +24,8 @@ class AlarmConfig:
     """How many times the median of the latest steps' seconds per token a step's raise an alarm; null for
     none. Source: our choice."""
     checkpoint: bool
-    """Whether the state after a step that raised an alarm is saved."""
+    """Whether the state after a step that raised an alarm is saved, unless a save is in progress. It counts
+    among those that `checkpoint.keep` keeps."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""

@@ -9,6 +9,8 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from parallel.activations.annotate import saves
+from parallel.context.exchange import PHASE
+from parallel.megatron.patches.instrument import waiting_for
 
 
 class SequenceBalancedRouter(TopKRouter):
@@ -82,7 +84,8 @@ class SequenceBalancedRouter(TopKRouter):
         )
         if self.shares_sequences:
             counts = torch.cat([tokens_S1, chosen_SE], dim=1)
-            dist.all_reduce(counts, group=self.cp_group)
+            with waiting_for(dist.get_process_group_ranks(self.cp_group), PHASE):
+                dist.all_reduce(counts, group=self.cp_group)
             tokens_S1, chosen_SE = counts[:, :1], counts[:, 1:]
         # 2. The loss, whose gradient the balance scale multiplies. A sequence of padding alone adds nothing.
         coefficient = self.get_aux_loss_coeff("seq_aux_loss") * config.num_moe_experts / self.topk

@@ -41,6 +41,8 @@ WITHOUT_EFFECT = (
 WAIT_FOR_END_S = 120.0
 """How long ranks of a chain that was killed may take to save and end. Our choice."""
 _MOST_TOLD = 6
+_NOTHING = object()
+"""In the place of a setting that is not there."""
 
 
 class StageError(K25Error):
@@ -149,11 +151,14 @@ def _is_held(folder: Path) -> bool:
 def _changed(stage: Composed) -> list[str]:
     """Settings that the finished stage was trained with, and the chain's."""
     saved = dict(leaves(saved_config(place_of(stage.last_checkpoint) / folders.CONFIG)))
-    now = dict(leaves(plain_values(stage.config)))
+    values = plain_values(stage.config)
+    now = dict(leaves(values))
+    # What has a name of its own, such as a source, may be on one side only.
+    keys = [*now, *(key for key in saved if key not in now and key.split(".")[0] in values)]
     return [
-        f"{key}={saved[key]} then, {now[key]} now"
-        for key in now
-        if key in saved and saved[key] != now[key] and not _has_no_effect(key)
+        f"{key}={saved.get(key, 'nothing')} then, {now.get(key, 'nothing')} now"
+        for key in keys
+        if saved.get(key, _NOTHING) != now.get(key, _NOTHING) and not _has_no_effect(key)
     ][:_MOST_TOLD]
 
 

@@ -181,7 +181,8 @@ class Trainer:
         keeper.go_on(is_busy=bool(is_busy), has_failed=bool(has_failed))
         stopping = request > 0 and not is_last and self.may_stop(verdict)
         is_due = keeper.cadence.is_due(step, verdict, time_is_up=bool(time_is_up))
-        saves_alarm = saves_alarm and not verdict.was_skipped
+        # A save in progress has about the same state: nobody waits for it to begin another.
+        saves_alarm = saves_alarm and not verdict.was_skipped and not saver.step
         if (is_due or saves_alarm or is_last or stopping) and not self.has_skipped_too_many:
             keeper.begin(step, verdict, is_proven=is_last)
             if is_last or stopping or not self.run.config.checkpoint.asynchronous:

@@ -28,7 +28,8 @@ from parallel.config import ContextExchange
 from parallel.megatron.patches.instrument import waiting_for
 
 PHASE = "latents"
-"""What a rank is doing while it waits for others of a group."""
+"""What a rank is doing while it waits for others that share its sequences: for latents, or, in routers, for
+counts."""
 
 
 class LatentExchange(Protocol):

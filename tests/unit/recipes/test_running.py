@@ -88,6 +88,20 @@ def test_a_stage_that_was_trained_otherwise_is_refused(stages: list[Composed]) -
         check_order([replace(stages[0], config=faster), stages[1]])
 
 
+def test_a_source_that_came_or_went_is_a_change(stages: list[Composed]) -> None:
+    finish(stages[0])
+    config = stages[0].config
+    sources = config.data.sources
+    more = {**sources, "other": replace(sources["text"])}
+    for changed, words in (
+        (more, "other.format=nothing then, shards now"),
+        ({}, "text.format=shards then, nothing"),
+    ):
+        other = replace(config, data=replace(config.data, sources=changed))
+        with pytest.raises(ConfigError, match=words):
+            check_order([replace(stages[0], config=other), stages[1]])
+
+
 def test_stages_are_removed_with_all_that_follow(stages: list[Composed]) -> None:
     for each in stages:
         finish(each)
