@@ -1,29 +1,13 @@
 """Logits of sequences of 8,192 tokens, which YaRN stretches a shrunk context to, against transformers."""
 
-from dataclasses import replace
-from typing import Any
-
 import pytest
 
 from parallel.config import ContextExchange
 from tests.helpers.hf_comparison import TOLERANCE, Batches, compare, compare_shared
-from tests.helpers.hf_reference import tiny_model_config
+from tests.helpers.long_logits import LONG, stretched
 from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
-
-IMAGES = ((1, 32, 32), (1, 6, 10), (1, 24, 40), (1, 2, 2))
-LONG: Batches = {
-    "one text": ((8192,), ()),
-    "texts": ((5000, 1, 3191), ()),
-    "text and images": ((8192,), IMAGES),
-}
-
-
-def stretched(num_layers: int) -> dict[str, Any]:
-    """Changes of the tiny model with which YaRN covers 8,192 positions, 32 times the original ones."""
-    rope = replace(tiny_model_config().rope, original_max_position=256, scaling_factor=32.0)
-    return {"rope": rope, "num_attention_heads": 2, "num_layers": num_layers}
 
 
 @pytest.mark.parametrize(
