@@ -34,7 +34,7 @@ Place = Callable[[ShardedOptimizer, OptimizerPartition], ShardedOptimizer]
 
 
 def freeze(modules: Iterable[nn.Module], optim: OptimConfig) -> None:
-    """Switch off gradients of the parts that are not trained: it gets no buffer and no state."""
+    """Switch off gradients of the parts that are not trained: they get no buffers and no state."""
     for module in modules:
         for name, parameter in module.named_parameters():
             if not is_trained(name, optim):
