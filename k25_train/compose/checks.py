@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from k25_train.compose import context_checks, dispatcher_checks
+from k25_train.compose import context_checks, dispatcher_checks, reinforcement_checks
 from k25_train.config.basics import DType, data_parallel_size, ranks_of_stage
 from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.data import DataConfig
@@ -34,14 +34,16 @@ class Section(Protocol):
         """Every rule of this section that is broken."""
 
 
-def find_problems(sections: Mapping[str, Section]) -> list[Problem]:
+def find_problems(sections: Mapping[str, Section | None]) -> list[Problem]:
     """Every broken rule within and across the sections that could be built.
 
     Args:
-        sections: name of a section -> the section; those that could not be built are left out.
+        sections: name of a section -> the section, None where the configuration has none; those that could
+            not be built are left out. Rules that read a section which is None are given None.
     """
     found = {
-        name: [problem.under(name) for problem in section.problems()] for name, section in sections.items()
+        name: [] if section is None else [problem.under(name) for problem in section.problems()]
+        for name, section in sections.items()
     }
     sound = {name: section for name, section in sections.items() if not found[name]}
     problems = [problem for of_section in found.values() for problem in of_section]
@@ -283,4 +285,5 @@ RULES: tuple[Callable[..., list[Problem]], ...] = (
     attention_takes_heads,
     *context_checks.RULES,
     *dispatcher_checks.RULES,
+    *reinforcement_checks.RULES,
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from k25_train.compose.conf_files import group_choices
 from k25_train.compose.overrides import not_a_setting
 from k25_train.compose.resolve import compose, compose_values, describe, load
+from k25_train.compose.sections import section_of
 from k25_train.compose.trainable import check_trainable
 from k25_train.compose.values import unquoted
 from k25_train.compose.yaml_files import dump
@@ -125,6 +126,8 @@ def usage(task: Callable[[Config], None]) -> str:
     lines += [f"  {group}={'|'.join(choices)}" for group, choices in group_choices().items()]
     lines += ["", "Sections"]
     for section in fields(Config):
-        keys = ", ".join(field.name for field in fields(section.type))  # type: ignore[arg-type]
+        kind = section_of(section.type)
+        assert kind is not None, "every field of the configuration is a section"
+        keys = ", ".join(field.name for field in fields(kind))
         lines.append(f"  {section.name}: {keys}")
     return "\n".join([*lines, "", "`experiment=NAME --cfg job` prints the values that an experiment gives."])

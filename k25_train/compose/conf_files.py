@@ -22,6 +22,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from k25_train.compose.values import NULL
 from k25_train.compose.yaml_files import read_file
 from k25_train.errors import ConfigError
 
@@ -48,6 +49,10 @@ class TextFiles(FileConfigSource):
         """One file. Raises `ConfigError` if it cannot be read."""
         path = Path(self.path, self._normalize_file_name(config_path))
         values = read_file(path)
+        # A group without a choice: hydra's own lists have no texts.
+        for choice in values.get("defaults", ()):
+            if isinstance(choice, dict):
+                choice.update({group: None for group, name in choice.items() if name == NULL})
         header = self._get_header_dict(path.read_text(encoding="utf-8-sig"))
         return ConfigResult(
             config=OmegaConf.create(values), path=self.full_path(), provider=self.provider, header=header

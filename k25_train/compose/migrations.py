@@ -355,6 +355,12 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("checkpoint.init_optimizer", False),
         Fill("metrics", _METRICS),
     ),
+    # 9 to 10. There was no reinforcement learning.
+    (
+        Fill("algorithm", None),
+        Fill("rollout", None),
+        Fill("environment", None),
+    ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""
 SAID_BY = {

@@ -17,8 +17,8 @@ from k25_train.compose.overrides import apply, find_choices, parse
 from k25_train.compose.plan_checks import find_plan_problems
 from k25_train.compose.references import find_references, resolve_references
 from k25_train.compose.run_length import with_steps, without_length
-from k25_train.compose.sections import build_section, suggestion, unknown_keys
-from k25_train.compose.values import WHOLE
+from k25_train.compose.sections import build_section, may_be_null, section_of, suggestion, unknown_keys
+from k25_train.compose.values import NULL, WHOLE
 from k25_train.compose.yaml_files import dump, read_file
 from k25_train.config.leaves import plain, plain_values
 from k25_train.config.schema import Config
@@ -96,7 +96,11 @@ def resolve(values: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Conf
     problems = [*problems, *unknown_keys(values, Config, "")]
     sections: dict[str, Any] = {}
     for field in fields(Config):
-        section, found = build_section(values.get(field.name, {}), cast(type, field.type), field.name)
+        if may_be_null(field.type) and values.get(field.name) in (None, NULL):
+            sections[field.name] = None
+            continue
+        section_type = cast(type, section_of(field.type))
+        section, found = build_section(values.get(field.name, {}), section_type, field.name)
         problems += [without_length(problem, values) for problem in found]
         if section is not None:
             sections[field.name] = section

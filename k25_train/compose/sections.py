@@ -26,7 +26,7 @@ def build_section(values: object, section: type, path: str) -> tuple[Any, list[P
     typed: dict[str, Any] = {}
     for field in fields(section):
         key, value = f"{path}.{field.name}", values.get(field.name, MISSING)
-        nested, may_be_null = section_of(field.type), types.NoneType in get_args(field.type)
+        nested, nullable = section_of(field.type), may_be_null(field.type)
         entry = entry_section_of(field.type)
         if field.name not in values and has_default(field):
             continue
@@ -35,10 +35,10 @@ def build_section(values: object, section: type, path: str) -> tuple[Any, list[P
             typed[field.name], found = build_entries(value, entry, key)
             problems += found
         # A section within this one, unless it may be null and is.
-        elif nested is not None and not (may_be_null and value in (None, NULL)):
+        elif nested is not None and not (nullable and value in (None, NULL)):
             typed[field.name], found = build_section({} if value == MISSING else value, nested, key)
             problems += found
-        elif value == MISSING or (value is None and not may_be_null):
+        elif value == MISSING or (value is None and not nullable):
             problems.append(Problem(key, None, "must be given", f"{key}=VALUE, {expectation(field)}"))
         # A value, read as the field's type says.
         else:
@@ -70,6 +70,11 @@ def build_entries(values: object, section: type, path: str) -> tuple[dict[str, A
 def has_default(field: "Field[Any]") -> bool:
     """Whether a key may be left out."""
     return field.default is not DATACLASS_MISSING or field.default_factory is not DATACLASS_MISSING
+
+
+def may_be_null(kind: Any) -> bool:
+    """Whether null may be in the place of a value or section of a type."""
+    return types.NoneType in get_args(kind)
 
 
 def entry_section_of(kind: Any) -> type | None:

@@ -7,13 +7,16 @@ Values are in `conf/`, never here. Rules within a section are in its module, rul
 from dataclasses import dataclass, replace
 
 from k25_train.config.activation import ActivationConfig
+from k25_train.config.algorithm import AlgorithmConfig
 from k25_train.config.basics import data_parallel_size, ranks_of_stage
 from k25_train.config.checkpoint import CheckpointConfig
 from k25_train.config.cluster import ClusterConfig
 from k25_train.config.data import DataConfig
+from k25_train.config.environment import EnvironmentConfig
 from k25_train.config.metrics import MetricsConfig
 from k25_train.config.model import ModelConfig
 from k25_train.config.optimizer import OptimConfig
+from k25_train.config.rollout import RolloutConfig
 from k25_train.config.training import RunConfig, TrainConfig
 from k25_train.config.vision import VisionPlacement
 from parallel.config import DepConfig, ParallelismConfig
@@ -41,6 +44,12 @@ class Config:
     """Intervals and number of checkpoints."""
     metrics: MetricsConfig
     """What the run tells of itself while it trains."""
+    algorithm: AlgorithmConfig | None
+    """Reinforcement learning; null for training on `data`."""
+    rollout: RolloutConfig | None
+    """What generates responses; null without reinforcement learning."""
+    environment: EnvironmentConfig | None
+    """What they respond to; null without reinforcement learning."""
     run: RunConfig
     """Run folder."""
     cluster: ClusterConfig

@@ -15,6 +15,28 @@ import torch
 from torch import Tensor
 
 
+class PolicyTargets(NamedTuple):
+    """What reinforcement learning knows of each label; nothing is known, [0], in next-token prediction.
+
+    As of a label, an entry stands where the token is that predicts it. The weights have all normalisation in
+    them: of the tokens of a prompt's responses, of prompts, and the step's number of tokens, by which
+    megatron-core divides. Zero where a token was not generated.
+    """
+
+    rollout_logprobs: Tensor
+    """[T] float32, log-probability of the label when it was drawn."""
+    advantages: Tensor
+    """[T] float32, reward of its response less the mean of its group."""
+    policy_weights: Tensor
+    """[T] float32, weight of the term with the advantage."""
+    ratio_weights: Tensor
+    """[T] float32, weight of the penalty on the ratio."""
+    ptx_weights: Tensor
+    """[T] float32, weight of the next-token loss."""
+    responses: Tensor
+    """[T] int64, number of the response in the micro-batch; -1 where there is none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
     """Which tokens of a micro-batch count, and as what."""
@@ -23,6 +45,8 @@ class Targets:
     """[T] float32, 0 or 1."""
     source: Tensor
     """[T] int64, index into the objective's sources of tokens."""
+    policy: PolicyTargets
+    """What is known of labels that a policy has generated."""
 
 
 class ObjectiveOutput(NamedTuple):
@@ -80,3 +104,9 @@ def total(outputs: Iterable[Tensor], num_sums: int, device: torch.device) -> Ten
     for sums in outputs:
         added += sums
     return added
+
+
+def no_policy(device: torch.device) -> PolicyTargets:
+    """What next-token prediction knows of a policy: nothing."""
+    nothing = torch.zeros(0, device=device)
+    return PolicyTargets(nothing, nothing, nothing, nothing, nothing, nothing.long())

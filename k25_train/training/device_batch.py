@@ -11,7 +11,7 @@ from torch import Tensor
 
 from k25_train.data.context import ContextShare, HeldBatches, WholeShare
 from k25_train.data.step_batches import Documents
-from k25_train.objectives.base import Targets
+from k25_train.objectives.base import Targets, no_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ def to_device(held: HeldBatches, device: torch.device) -> list[DeviceBatch]:
             number=number,
             tokens=all_tokens[number],
             labels=all_labels[number],
-            targets=Targets(loss_mask=masks[number], source=sources[number]),
+            targets=Targets(loss_mask=masks[number], source=sources[number], policy=no_policy(device)),
             document_lengths=documents.lengths,
             padding=documents.padding,
             share=share,

@@ -10,6 +10,7 @@ from k25_train.errors import CheckpointError, DataError, TrainingError
 from k25_train.metrics.report import Report
 from k25_train.training.device_memory import out_of_memory
 from k25_train.training.evaluation import eval_losses
+from k25_train.training.hooks import NO_HOOKS, StepHooks
 from k25_train.training.keeper import CheckpointKeeper
 from k25_train.training.rows import MetricsRow, metrics_row
 from k25_train.training.run import Run, stall_watchdog
@@ -23,9 +24,10 @@ from parallel.activations.pool import HostBudgetError
 class Trainer:
     """Trains a run from its newest checkpoint, or from the start, to its last step."""
 
-    def __init__(self, run: Run, report: Report) -> None:
+    def __init__(self, run: Run, report: Report, hooks: StepHooks = NO_HOOKS) -> None:
         self.run = run
         self.report = report
+        self.hooks = hooks
         self.stop = StopRequest()
         self.soundness = Soundness(run.config.model.vocab_size)
         self.keeper = CheckpointKeeper(run, report, self.soundness)
@@ -69,6 +71,7 @@ class Trainer:
                 # A run that ends in good order has nothing in progress. Otherwise no thread may write into a
                 # folder that the next job has by then, or still run when the interpreter ends.
                 self.keeper.saver.abandon()
+                self.hooks.close()
 
     def keep_progress(self) -> str:
         """Save the last finished step before the run ends, if it is not saved yet; says where it is.
@@ -109,19 +112,22 @@ class Trainer:
             return
         self.report.start(start)
         self.report.sources(run.sources)
+        self.hooks.resumed(start)
         if start == 0:
-            self.report.add({"step": 0, **self.evaluate()})
+            self.report.add({"step": 0, **self.evaluate(0)})
         # 2. Step after step. A step and its evaluation share a row.
         for step in range(start + 1, cadence.steps + 1):
             is_last = step == cadence.steps
+            self.hooks.before(step)
             with traced(run, self.report, step), run.tracker.training(step):
                 result = train_step(run, step)
                 self.finished_step, self.verdict = step, self.soundness.judge(result)
                 self.keeper.trained(result.loader_state)
                 is_mixed_anew = step == self.keeper.data.mixtures[-1].from_step
                 row = row_of(run, step, result, is_mixed_anew=is_mixed_anew)
+            row |= self.hooks.after(step, result)
             alarms = self.report.alarms_of(row, is_disturbed=self.is_disturbed)
-            evaluation = self.evaluate() if is_last or step % cadence.eval_interval == 0 else {}
+            evaluation = self.evaluate(step) if is_last or step % cadence.eval_interval == 0 else {}
             verdict = self.verdict = self.soundness.judge_evaluation(self.verdict, evaluation)
             # 3. What the step says of the state before and after it; a save goes on, another begins.
             self.count_skipped(step, result, verdict)
@@ -234,15 +240,17 @@ class Trainer:
             newest = self.keeper.newest() or "no checkpoint"
             self.report.notice(f"{name}: step {step} is not sound; the same command goes on from {newest}")
 
-    def evaluate(self) -> dict[str, float]:
-        """Held-out losses, text apart from samples with media; a kind that the blend lacks has none.
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Held-out losses, text apart from samples with media, and what the hooks evaluate after a step; a
+        kind that the blend lacks has no loss.
 
-        There are none at all where no source holds anything out.
+        There are no losses at all where no source holds anything out.
         """
         if not any(source.num_heldout for source in self.run.sources):
-            return {}
+            return self.hooks.evaluate(step)
         with self.run.tracker.phase("evaluate"):
-            return eval_losses(self.run, self.run.config.train.eval_sequences)
+            losses = eval_losses(self.run, self.run.config.train.eval_sequences)
+        return {**losses, **self.hooks.evaluate(step)}
 
 
 def row_of(run: Run, step: int, result: StepResult, *, is_mixed_anew: bool) -> MetricsRow:

@@ -98,6 +98,7 @@ FILLED: dict[str, dict[str, Any]] = {
         "metrics.alarms.loss_spike": None,
         "metrics.alarms.checkpoint": False,
     },
+    "no_reinforcement": {"algorithm": None, "rollout": None, "environment": None},
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""
 RENAMED = {"name": ("language_model", "name"), "warmup_steps": ("warmup",), "decay_steps": ("decay",)}

@@ -2,11 +2,14 @@
 
 import torch
 
-from k25_train.objectives.base import NamedSums, Targets, total
+from k25_train.objectives.base import NamedSums, Targets, no_policy, total
 from k25_train.objectives.next_token import NextToken
 
 LOSSES = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]])
-TARGETS = Targets(loss_mask=torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0]), source=torch.tensor([0, 0, 1, 1, 0]))
+NO_POLICY = no_policy(torch.device("cpu"))
+TARGETS = Targets(
+    loss_mask=torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0]), source=torch.tensor([0, 0, 1, 1, 0]), policy=NO_POLICY
+)
 PLAIN = NextToken(("web", "alt_texts"), {"alt_texts"})
 
 
@@ -47,7 +50,7 @@ def test_micro_batches_add_up_and_a_silent_rank_adds_nothing() -> None:
 
 def test_text_and_captions_are_means_over_the_tokens_of_their_sources() -> None:
     objective = NextToken(("web", "code", "alt_texts", "pages", "unread"), {"alt_texts", "pages", "unread"})
-    targets = Targets(loss_mask=torch.ones(5), source=torch.tensor([0, 1, 1, 2, 3]))
+    targets = Targets(loss_mask=torch.ones(5), source=torch.tensor([0, 1, 1, 2, 3]), policy=NO_POLICY)
     sums = named(objective, objective(LOSSES, targets).sums)
     assert objective.figures(sums) == {
         "text_loss": 7.0 / 3,

@@ -1,0 +1,57 @@
+"""Rules of reinforcement learning that read more than one section, one small function each."""
+
+from collections.abc import Callable
+
+from k25_train.config.algorithm import AlgorithmConfig, PolicyForm
+from k25_train.config.environment import EnvironmentConfig
+from k25_train.config.rollout import RolloutConfig
+from k25_train.config.training import TrainConfig
+from parallel.config import ParallelismConfig, Problem
+
+
+def sections_come_together(
+    algorithm: AlgorithmConfig | None, rollout: RolloutConfig | None, environment: EnvironmentConfig | None
+) -> list[Problem]:
+    """Reinforcement learning has an algorithm, something that rolls out, and tasks."""
+    sections = {"algorithm": algorithm, "rollout": rollout, "environment": environment}
+    missing = [name for name, section in sections.items() if section is None]
+    if len(missing) in (0, len(sections)):
+        return []
+    given = ", ".join(name for name in sections if name not in missing)
+    rule = f"must be given together with {given}"
+    return [Problem(name, None, rule, f"choose one, {name}=NAME, or leave all three out") for name in missing]
+
+
+def responses_fit_sequences(
+    algorithm: AlgorithmConfig | None, rollout: RolloutConfig | None, train: TrainConfig
+) -> list[Problem]:
+    """A prompt with its response is a document, which is never cut."""
+    if algorithm is None or rollout is None:
+        return []
+    longest = rollout.max_prompt_tokens + rollout.max_tokens
+    if longest <= train.seq_len:
+        return []
+    rule = f"must leave room for a prompt: with rollout.max_prompt_tokens={rollout.max_prompt_tokens}, "
+    rule += f"{longest} tokens do not fit train.seq_len={train.seq_len}"
+    remedy = f"use train.seq_len={longest} or more, or shorter responses"
+    return [Problem("rollout.max_tokens", rollout.max_tokens, rule, remedy)]
+
+
+def whole_responses_have_one_rank(
+    algorithm: AlgorithmConfig | None, parallelism: ParallelismConfig
+) -> list[Problem]:
+    """The form with the log-ratio of a whole response needs all its tokens on one rank."""
+    if algorithm is None or algorithm.form is PolicyForm.token or parallelism.cp == 1:
+        return []
+    rule = (
+        f"needs parallelism.cp=1, not {parallelism.cp}: ranks that share a response know parts of its ratio"
+    )
+    remedy = "use algorithm.form=token, or parallelism.cp=1"
+    return [Problem("algorithm.form", algorithm.form.value, rule, remedy)]
+
+
+RULES: tuple[Callable[..., list[Problem]], ...] = (
+    sections_come_together,
+    responses_fit_sequences,
+    whole_responses_have_one_rank,
+)

@@ -1,0 +1,100 @@
+"""Which engine rolls out, how it samples, and how weights get there. Values are our choice."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from k25_train.config.basics import not_negative
+from parallel.config import Problem, not_positive
+
+
+class EngineKind(Enum):
+    """What generates."""
+
+    in_process = "in_process"
+    """transformers' model in the first rank's process, without a server."""
+    vllm = "vllm"
+    """vLLM servers over HTTP."""
+    sglang = "sglang"
+    """SGLang servers over HTTP."""
+
+
+class Transport(Enum):
+    """How weights get from the trainer to the engines."""
+
+    shared_memory = "shared_memory"
+    """safetensors files in memory that both see; the in-process engine takes tensors themselves."""
+    nccl = "nccl"
+    """Broadcast over NCCL, CUDA only."""
+    checkpoint_engine = "checkpoint_engine"
+    """Moonshot's checkpoint-engine, CUDA only."""
+
+
+class EngineWeights(Enum):
+    """Number format of the weights that engines get."""
+
+    float32 = "float32"
+    """As a float32 run has them: nothing is rounded."""
+    bf16 = "bf16"
+    """bfloat16."""
+    int4 = "int4"
+    """The release: routed experts in INT4, by the rule that they are trained with."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RolloutConfig:
+    """How responses are generated."""
+
+    engine: EngineKind
+    """What generates."""
+    urls: list[str]
+    """Base URLs of the servers; none for the engine in process."""
+    weights: EngineWeights
+    """Number format of the weights that engines get."""
+    transport: Transport
+    """How they get there."""
+    max_prompt_tokens: int
+    """Longest prompt, placeholders of images included; longer ones are refused by name."""
+    max_tokens: int
+    """Longest response; one that reaches it ends there (`finish_reason` length)."""
+    temperature: float
+    """Of sampling. Log-probabilities are those of the distribution that was sampled from."""
+    max_running: int
+    """Responses that one engine generates at once."""
+    threads: int
+    """Threads of the engine in process; 0 for as many as torch has."""
+    request_timeout_s: float
+    """Seconds after which a request without an answer counts as failed."""
+    max_attempts: int
+    """Tries of a response before its task is given up, which ends the run with its name."""
+    judge_timeout_s: float
+    """Seconds after which a judge without a verdict counts as failed."""
+    update_timeout_s: float
+    """Seconds after which an engine that has not taken new weights is fenced off."""
+    probe_sequences: int
+    """Sequences whose log-probabilities are compared with the trainer's after every push."""
+    probe_tolerance: float
+    """Largest difference of a log-probability of the probe, in nats; beyond it the engine is fenced off."""
+    eval_tasks: int
+    """Held-out tasks of one evaluation, each answered once."""
+
+    def problems(self) -> list[Problem]:
+        """Every rule of this section that is broken."""
+        names = (
+            "max_prompt_tokens", "max_tokens", "temperature", "max_running", "request_timeout_s",
+            "max_attempts", "judge_timeout_s", "update_timeout_s", "probe_sequences", "probe_tolerance",
+        )  # fmt: skip
+        found = not_positive(self, names) + not_negative(self, ("threads", "eval_tasks"))
+        is_embedded = self.engine is EngineKind.in_process
+        if is_embedded and self.urls:
+            rule = "must be empty with rollout.engine=in_process, which has no server"
+            found.append(Problem("urls", self.urls, rule, "use rollout.urls=[], or rollout=vllm"))
+        if not is_embedded and not self.urls:
+            rule = f"must name the servers of rollout.engine={self.engine.value}"
+            remedy = "e.g. rollout.urls=[http://node1:8000]; `python -m k25_train.rollout serve` starts one"
+            found.append(Problem("urls", self.urls, rule, remedy))
+        found += [
+            Problem("urls", url, "must be http:// or https:// URLs", "e.g. http://node1:8000")
+            for url in self.urls
+            if not url.startswith(("http://", "https://"))
+        ]
+        return found

@@ -1,0 +1,1 @@
+"""Responses of a policy: engines that generate them, the journal that keeps them."""

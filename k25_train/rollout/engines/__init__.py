@@ -1,0 +1,1 @@
+"""Engines behind one protocol; nothing else imports transformers' generation or an engine's client."""
