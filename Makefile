@@ -4,6 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/.installed
 SMOKE  := datasets/smoke/dataset.json
 NEEDLES := datasets/needles/words.json
+CHAT   := datasets/chat/chat.json
 ENGINE := .venv-engine
 
 # Tests run on this many processes at once, a file on one of them: what its tests share is built once.
@@ -131,3 +132,6 @@ $(SMOKE): | $(STAMP)
 
 $(NEEDLES): $(SMOKE) | $(STAMP)
 	$(BIN)/python -m k25_train.data needles
+
+$(CHAT): $(SMOKE) | $(STAMP)
+	$(BIN)/python -m k25_train.data chat

@@ -43,7 +43,8 @@ CHAT_TOKENS = (
     "<think>",
     "</think>",
 )
-"""Special tokens of conversations, in Kimi's order; a trained vocabulary that has them has them last."""
+"""Special tokens of conversations, in Kimi's order. A vocabulary trained with them has them last; in one that
+got them later (`chat_set/vocabulary.py`) they have the ids of merges."""
 
 KIMI_NUM_SPECIAL_TOKENS = 256
 KIMI_SPECIAL_OFFSETS = {
