@@ -35,15 +35,8 @@ class Task:
     """What the judge compares with, as JSON has it: each judge says what it needs."""
     judge: str
     """Name of the judge."""
-
-
-class FinishReason(StrEnum):
-    """Why a response ended."""
-
-    STOP = "stop"
-    """The model ended its turn."""
-    LENGTH = "length"
-    """The limit of tokens."""
+    thinking: bool = False
+    """Whether the prompt ends with an open thought, so that a response begins with reasoning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +44,12 @@ class Response:
     """What the model generated for a task, whole."""
 
     text: str
-    """All generated tokens as text, special tokens by name; an open thought of the prompt is not in it."""
+    """All generated tokens as text, special tokens by name. What the prompt ends with, such as `<think>`, is
+    not in it."""
     num_tokens: int
     """Number of generated tokens, the final one included."""
-    finish_reason: FinishReason
-    """Why it ended."""
+    ended: bool
+    """Whether the model ended it; False where it reached its limit of tokens."""
 
 
 class Status(StrEnum):
@@ -77,7 +71,8 @@ class Verdict:
     parts: Mapping[str, float] = field(default_factory=dict)
     """What the reward is made of, by name, for the log; finite."""
     reason: str = ""
-    """Why it failed or is unscored, or what was unusual; empty for nothing to say."""
+    """Why it failed or is unscored, or what was unusual: its kind, a colon, and what it was; empty for
+    nothing to say."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a reward that does not go with the status: a fault of the judge's code."""
@@ -100,6 +95,11 @@ class Verdict:
     def accuracy(self) -> float:
         """What the answer itself is worth, 0 to 1: Toggle's gate. The reward, where no part says so."""
         return self.parts.get(ACCURACY, self.reward)
+
+    @property
+    def kind(self) -> str:
+        """What reasons are counted by: the reason up to its colon."""
+        return self.reason.partition(":")[0]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a journal; the reward of an unscored verdict is null."""
