@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.helpers.illegal_clusters import CLUSTER_BREAKS
 from tests.helpers.illegal_contexts import CONTEXT_BREAKS
 from tests.helpers.illegal_dispatchers import DISPATCHER_BREAKS
+from tests.helpers.illegal_reinforcement import REINFORCEMENT_BREAKS
 from tests.helpers.illegal_schedules import SCHEDULE_BREAKS
 from tests.helpers.illegal_sources import SOURCE_BREAKS
 from tests.helpers.legal_config import Broken, Legal, Values
@@ -348,6 +349,7 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **CLUSTER_BREAKS,
     **CONTEXT_BREAKS,
     **DISPATCHER_BREAKS,
+    **REINFORCEMENT_BREAKS,
 }
 """Name -> break; tests/unit/compose/test_illegal_configs.py finds every rule of the configuration in it."""
 

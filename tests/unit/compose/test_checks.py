@@ -103,7 +103,15 @@ BROKEN_WITHIN = [
     ("cluster.nodes=0", "cluster.nodes=0", "must be positive"),
 ]
 ON_CUDA = "cluster.device=cuda cluster.rates.memory_gb=80 train.dtype=bfloat16"
+RL = "algorithm=k25 rollout=in_process environment=sums"
 BROKEN_ACROSS = [
+    ("algorithm=k25", "rollout", "must be given together with algorithm"),
+    (f"{RL} rollout.max_tokens=200", "rollout.max_tokens=200", "must leave room for a prompt"),
+    (
+        f"{RL} algorithm.form=sequence parallelism.cp=2 parallelism.ep=1",
+        "algorithm.form=sequence",
+        "needs parallelism.cp=1",
+    ),
     ("parallelism.pp=3", "parallelism.pp=3", "must divide the 4 ranks (nodes 1 x 4)"),
     ("parallelism.vpp=4", "parallelism.pp=2", "cuts 5 layers into pp x vpp = 8 chunks"),
     ("parallelism.layout='Et|t|t|tL'", "parallelism.layout=Et|t|t|tL", "it has 4 layers"),

@@ -16,17 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parallel.config
-from k25_train.compose import checks, context_checks, dispatcher_checks, resolve
+from k25_train.compose import checks, context_checks, dispatcher_checks, reinforcement_checks, resolve
 from k25_train.compose.resolve import compose, load, to_yaml
 from k25_train.config import (
+    algorithm,
     basics,
     batches,
     checkpoint,
     cluster,
+    environment,
     fabric,
     forms,
     model,
     optimizer,
+    rollout,
     sbatch_options,
     site,
     slurm,
@@ -38,12 +41,14 @@ from k25_train.config import data as data_section
 from k25_train.errors import ConfigError
 from parallel.config import Problem
 from tests.helpers.illegal_configs import BREAKS, as_arguments, legal_values
+from tests.helpers.illegal_reinforcement import REINFORCEMENT_BREAKS
 from tests.helpers.legal_config import Legal, Values
 from tests.helpers.project_sources import REPO
 
 WITH_RULES = (
-    basics, checks, cluster, context_checks, data_section, dispatcher_checks, fabric, forms, model, optimizer,
-    resolve, sbatch_options, site, slurm, sources, span, batches, checkpoint, training, parallel.config,
+    algorithm, basics, batches, checkpoint, checks, cluster, context_checks, data_section, dispatcher_checks,
+    environment, fabric, forms, model, optimizer, parallel.config, reinforcement_checks, resolve, rollout,
+    sbatch_options, site, slurm, sources, span, training,
 )  # fmt: skip
 """The modules that report problems."""
 PLAIN: Values = {
@@ -121,9 +126,12 @@ def test_every_place_that_reports_a_problem_is_reached(
     for module in WITH_RULES:
         monkeypatch.setattr(module, "Problem", problem)
     legal = Legal(PLAIN, lambda wrong: wrong[0])
-    for broken in BREAKS.values():
+    for name in BREAKS.keys() - REINFORCEMENT_BREAKS.keys():
         with pytest.raises(ConfigError):
-            load(saved, as_arguments(broken(legal)[0]))
+            load(saved, as_arguments(BREAKS[name](legal)[0]))
+    for broken in REINFORCEMENT_BREAKS.values():
+        with pytest.raises(ConfigError):
+            compose(["experiment=smoke", *as_arguments(PLAIN | broken(legal)[0])])
     for arguments in ([], ["experiment=none"]):
         with pytest.raises(ConfigError):
             compose(arguments)

@@ -1,0 +1,51 @@
+"""Ways to break one rule of reinforcement learning."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tests.helpers.legal_config import Broken, Legal, Values
+
+CHOICES: Values = {"algorithm": "k25", "rollout": "in_process", "environment": "sums", "train.seq_len": 256}
+"""What makes a legal configuration one of reinforcement learning; its sequences have room for a response."""
+
+
+def broken(key: str, wrong: Sequence[Any], rule: str, **more: object) -> Callable[[Legal], Broken]:
+    """A wrong value; `more` are other changes, `section__key`."""
+    changes = CHOICES | {name.replace("__", "."): to for name, to in more.items()}
+    return lambda legal: (changes | {key: legal.pick(wrong)}, key, rule)
+
+
+def alone(legal: Legal) -> Broken:
+    """One of the three groups without the others."""
+    group = legal.pick(["algorithm", "rollout", "environment"])
+    other = legal.pick([each for each in ("algorithm", "rollout", "environment") if each != group])
+    return {group: CHOICES[group]}, other, f"must be given together with {group}"
+
+
+REINFORCEMENT_BREAKS: dict[str, Callable[[Legal], Broken]] = {
+    "one group alone": alone,
+    "share of Toggle": broken("algorithm.toggle.percentile", [-0.1, 1.5, 25], "must be between 0 and 1"),
+    "phase of Toggle": broken("algorithm.toggle.interval", [0, -3], "must be positive"),
+    "ratio without 1": broken("algorithm.ratio_low", [1.5, 2], "must hold 1"),
+    "one response": broken("algorithm.group_size", [1], "must be 2 or more"),
+    "no tokens": broken("algorithm.token_cap", [0, -5], "must be positive"),
+    "penalty": broken("algorithm.ratio_penalty", [-1, -0.5], "must not be negative"),
+    "embedded server": broken("rollout.urls", [["http://a:1"]], "must be empty with"),
+    "no server": lambda legal: (
+        CHOICES | {"rollout.engine": legal.pick(["vllm", "sglang"])}, "rollout.urls", "must name the servers"
+    ),
+    "no URL": broken("rollout.urls", [["node1:8000"]], "must be http", rollout__engine="sglang"),
+    "temperature": broken("rollout.temperature", [0, -1], "must be positive"),
+    "responses beyond sequences": broken("rollout.max_tokens", [10**6, 4096], "do not fit train.seq_len"),
+    "no weight": lambda _legal: (
+        CHOICES | {"environment.tasks.sums.weight": 0}, "environment.tasks", "must have a source"
+    ),
+    "epochs": broken("environment.epochs", [0, -1], "must be positive"),
+    "no family": broken("environment.tasks.sums.family", ["' '"], "must name a family"),
+    "shared responses": broken(
+        "algorithm.form", ["sequence"], "needs parallelism.cp=1", parallelism__cp=2, parallelism__pp=1,
+        parallelism__vpp=1, parallelism__ep=1, cluster__nodes=1, cluster__gpus_per_node=2,
+        parallelism__overlap_expert_comm=False, parallelism__delay_wgrad=False, train__micro_batch_size=2,
+        train__global_batch_size=8, train__eval_sequences=8,
+    ),
+}  # fmt: skip
