@@ -35,6 +35,9 @@ class Task:
     """What the judge compares with, as JSON has it: each judge says what it needs."""
     judge: str
     """Name of the judge."""
+    problem: str = ""
+    """What tasks of equal difficulty have in common, which share a budget of tokens (`rl/toggle.py`); empty
+    for a task that is alone."""
     thinking: bool = False
     """Whether the prompt ends with an open thought, so that a response begins with reasoning."""
 

@@ -1,0 +1,1 @@
+"""Reinforcement learning: tasks, engines, judges and the trainer put together."""
