@@ -2,9 +2,9 @@
 
     4+7+5?    thought: 4+7=1+5=6    answer: 6
 
-The demonstrations check themselves again and again, `4+7=1+5=6;4+7=1+5=6`, more often than they need to: there
-is length to be saved. `wrong` has a share of the demonstrations go wrong at a partial sum and on from there, in
-every check alike: whoever imitates them is often wrong, and can do better by what is rewarded.
+The demonstrations check themselves again and again, `4+7=1+5=6;4+7=1+5=6`, more often than they need to:
+there is length to be saved. `wrong` has a share of them go wrong at one addition and on from there, in every
+check alike: whoever imitates them is often wrong, and can do better by what is rewarded.
 """
 
 import random
@@ -34,7 +34,8 @@ class Sums(Family[tuple[int, ...]]):
         given.end()
         if self._digits[0] < 2:
             raise ConfigError(
-                f"options.digits of the family {self.name}: a sum has two digits or more\n  -> e.g. digits: '2-5'"
+                f"options.digits of the family {self.name}: a sum has two digits or more\n"
+                "  -> e.g. digits: '2-5'"
             )
 
     def draw(self, rng: random.Random) -> tuple[int, ...]:
@@ -60,5 +61,7 @@ class Sums(Family[tuple[int, ...]]):
             place = rng.randrange(1, len(digits))
             digits[place] += rng.randrange(1, MODULUS)
         partial = [total % MODULUS for total in accumulate(digits)]
-        line = ",".join(map(str, partial))
-        return Demonstration(reasoning=";".join([line] * rng.choice(self._passes)), content=str(partial[-1]))
+        steps = (f"+{digit}={total}" for digit, total in zip(content[1:], partial[1:], strict=True))
+        line = f"{content[0]}{''.join(steps)}"
+        reasoning = ";".join([line] * rng.choice(self._passes))
+        return Demonstration(reasoning=reasoning, content=str(partial[-1]))
