@@ -1,0 +1,1 @@
+"""Ways of weights from the trainer to engines."""

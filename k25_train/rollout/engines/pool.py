@@ -1,0 +1,180 @@
+"""Several engines as one: requests go to the one with the least to do, new weights to all of them at once.
+
+    update:  stage ─► stage ─► stage      every engine has the new weights next to the old
+                      │  one fails: it is fenced off, the others go on
+             pause ─► pause ─► pause      between two tokens
+             commit ► commit ► commit     none generates before all of them are of one version
+             resume ► resume ► resume
+
+An engine that has missed an update is fenced: it gets no request until it has been brought to the version of
+the others (`rebuild`), so tokens are never those of weights that nobody knows of. Source: posttrain practice
+of checkpoint-engine and vLLM's four phases; two-phase with fencing is our choice.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from k25_train.export.stream import NamedTensor
+from k25_train.rollout.engines.base import (
+    Engine,
+    EngineError,
+    EngineState,
+    Generated,
+    PauseMode,
+    ProbeSequence,
+    Request,
+)
+
+Weights = Path | Sequence[NamedTensor]
+"""A folder of safetensors, or tensors that several engines may read."""
+
+
+@dataclass(slots=True)
+class Member:
+    """One engine of a pool."""
+
+    engine: Engine
+    """What generates."""
+    running: int = 0
+    """Requests that it has."""
+    why_fenced: str = ""
+    """Why it gets none; empty if it does."""
+
+
+@dataclass(slots=True)
+class EnginePool:
+    """Engines of one policy. All methods are for one event loop."""
+
+    members: list[Member]
+    """Fenced ones included."""
+    timeout_s: float
+    """Of every step of an update, per engine."""
+    version: int = -1
+    """Of the weights that all engines sample from; -1 before the first update."""
+    staged: Weights | None = None
+    """What `version` was made from, for engines that come back."""
+    told: list[str] = field(default_factory=list)
+    """What has happened to engines and was not taken yet (`take_events`)."""
+
+    @classmethod
+    def of(cls, engines: Sequence[Engine], timeout_s: float) -> "EnginePool":
+        """A pool of engines that have no weights yet."""
+        return cls([Member(engine) for engine in engines], timeout_s)
+
+    @property
+    def serving(self) -> list[Member]:
+        """Engines that get requests."""
+        return [member for member in self.members if not member.why_fenced]
+
+    async def generate(self, request: Request) -> Generated:
+        """Generate on the engine with the fewest requests. Raises `EngineError` as it does, or if there is
+        none."""
+        member = min(self._some(), key=lambda each: each.running)
+        member.running += 1
+        try:
+            return await member.engine.generate(request)
+        finally:
+            member.running -= 1
+
+    async def update(self, weights: Weights, version: int) -> None:
+        """Bring every engine to `version`, all at one point between two tokens.
+
+        Those that fail are fenced. Raises `EngineError` naming all of them if none is left; then none samples
+        from the new weights.
+        """
+        await self._on_all("stage", lambda engine: engine.stage(weights, version))
+        await self._on_all("pause", lambda engine: engine.pause(PauseMode.keep))
+        await self._on_all("commit", lambda engine: engine.commit(version))
+        self.version, self.staged = version, weights
+        await self._on_all("resume", lambda engine: engine.resume())
+
+    async def rebuild(self) -> None:
+        """Bring fenced engines to the version of the others; those that fail again stay fenced."""
+        if self.staged is None:
+            return
+        weights, version = self.staged, self.version
+        for member in self.members:
+            if not member.why_fenced:
+                continue
+            engine, why = member.engine, member.why_fenced
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    await engine.stage(weights, version)
+                    await engine.pause(PauseMode.abort)
+                    await engine.commit(version)
+                    await engine.resume()
+            except (EngineError, TimeoutError) as error:
+                member.why_fenced = f"{why}; then {_why(error, self.timeout_s)}"
+            else:
+                member.why_fenced = ""
+                self.told.append(f"{engine.name} serves version {version} again; it was fenced off: {why}")
+
+    async def probe(self, sequences: Sequence[ProbeSequence]) -> dict[str, list[np.ndarray]]:
+        """Name of each serving engine -> log-probabilities of the sequences (`Engine.probe`)."""
+        found: dict[str, list[np.ndarray]] = {}
+
+        async def ask(engine: Engine) -> None:
+            found[engine.name] = await engine.probe(sequences)
+
+        await self._on_all("probe", ask)
+        return found
+
+    def fence(self, name: str, why: str) -> None:
+        """Give an engine no more requests. Raises `EngineError` if it was the last one."""
+        for member in self.members:
+            if member.engine.name == name and not member.why_fenced:
+                member.why_fenced = why
+                self.told.append(f"{name} is fenced off: {why}")
+        self._some()
+
+    async def states(self) -> dict[str, EngineState]:
+        """Name of each serving engine -> how it is."""
+        found: dict[str, EngineState] = {}
+
+        async def ask(engine: Engine) -> None:
+            found[engine.name] = await engine.state()
+
+        await self._on_all("state", ask)
+        return found
+
+    def take_events(self) -> list[str]:
+        """What has happened to engines since this was asked last."""
+        told, self.told = self.told, []
+        return told
+
+    async def close(self) -> None:
+        """End all engines, fenced ones too."""
+        await asyncio.gather(*(member.engine.close() for member in self.members), return_exceptions=True)
+
+    async def _on_all(self, what: str, call: Callable[[Engine], Awaitable[None]]) -> None:
+        """The call on every serving engine, at once; those that fail or do not answer in time are fenced."""
+
+        async def one(member: Member) -> None:
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    await call(member.engine)
+            except (EngineError, TimeoutError) as error:
+                member.why_fenced = f"{what} failed: {_why(error, self.timeout_s)}"
+                self.told.append(f"{member.engine.name} is fenced off: {member.why_fenced}")
+
+        await asyncio.gather(*(one(member) for member in self.serving))
+        self._some()
+
+    def _some(self) -> list[Member]:
+        if serving := self.serving:
+            return serving
+        reasons = "; ".join(f"{member.engine.name}: {member.why_fenced}" for member in self.members)
+        raise EngineError(
+            f"no engine is left to generate: {reasons or 'there are none'}. Start them again, and then the "
+            "run: it goes on where it was"
+        )
+
+
+def _why(error: Exception, timeout_s: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout_s:g} s (rollout.update_timeout_s)"
+    return str(error)
