@@ -68,7 +68,7 @@ class Counting(Family[Picture]):
     def make(self, key: str, content: Picture) -> Task:
         """See `Family`."""
         parts: list[dict[str, Any]] = [
-            {"type": "image"},
+            {"type": "image", "image": "0"},
             {"type": "text", "text": f"How many are {content.colour}?"},
         ]
         return Task(
