@@ -3,6 +3,7 @@
     python -m k25_train.plan experiment=k25_pretrain_4k [SECTION.KEY=VALUE ...]     one screen
     python -m k25_train.plan experiment=k25_pretrain_4k --html plan.html            a page with plots
     python -m k25_train.plan calibrate RUN [RUN ...]                                constants from short runs
+    python -m k25_train.plan rl experiment=k25_pretrain_4k                          weights to engines
 
 Everything is computed; nothing of it was measured on a GPU. A configuration that training would refuse is
 refused with the same words.
@@ -42,6 +43,7 @@ from k25_train.plan.report.views import (
     print_screen,
     print_words,
 )
+from k25_train.plan.report.weight_push import add_push_arguments, show_pushes
 from k25_train.plan.report.what_ifs import what_if_as_dict, what_if_table
 from k25_train.plan.search.ranking import ranking_of
 from k25_train.plan.search.search import search_layouts
@@ -64,6 +66,8 @@ def main() -> None:
 def _run() -> int:
     if sys.argv[1:2] == ["calibrate"]:
         return _calibrate(sys.argv[2:])
+    if sys.argv[1:2] == ["rl"]:
+        return _plan_pushes(sys.argv[2:])
     options = read_arguments(_parser())
     _check_files(options)
     config = compose(options.overrides)
@@ -217,6 +221,16 @@ def _calibrate(arguments: Sequence[str]) -> int:
     add_arguments(parser)
     console = Console(width=table_width(), highlight=False)
     return run_calibrate(parser.parse_args(arguments), console, _loaded)
+
+
+def _plan_pushes(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="k25-plan rl", description="Plan pushes of weights from the trainer to its engines."
+    )
+    add_push_arguments(parser)
+    options = parser.parse_args(arguments)
+    show_pushes(compose(options.overrides), options, Console(width=table_width(), highlight=False))
+    return 0
 
 
 def _loaded(path: Path) -> Config:

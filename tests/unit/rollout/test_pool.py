@@ -1,4 +1,4 @@
-"""Engines as one: all have new weights before one samples from them, and those that miss an update are out."""
+"""Engines as one: all have new weights before one samples from them; those that miss an update are out."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
