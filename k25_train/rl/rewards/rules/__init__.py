@@ -1,0 +1,1 @@
+"""One rule a file, each a pure function of structures, without torch: workers import nothing else."""
