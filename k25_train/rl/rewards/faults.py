@@ -41,7 +41,7 @@ def needed(reference: Any, key: str) -> Any:
 
 def number_of(reference: Any, key: str, otherwise: float | None = None) -> float:
     """A finite number of the reference. Raises TaskFaultError without one, and without `otherwise`."""
-    if otherwise is not None and isinstance(reference, dict) and key not in reference:
+    if otherwise is not None and not (isinstance(reference, dict) and key in reference):
         return otherwise
     value = needed(reference, key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

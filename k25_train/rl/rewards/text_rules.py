@@ -30,6 +30,17 @@ Rule = Callable[[str, Any], Verdict]
 """From the content of an answer and the reference of its task."""
 
 
+def answer(content: str, reference: Any) -> Verdict:
+    """`"12"`, `12` or `["Paris", …]`: a number exactly, in whatever form, and a text normalised."""
+    if isinstance(reference, list):
+        return text(content, {"answers": reference})
+    try:
+        number_in(str(reference))
+    except ResponseFaultError:
+        return text(content, {"answers": [str(reference)]})
+    return number(content, {"answer": reference})
+
+
 def number(content: str, reference: Any) -> Verdict:
     """`{"answer": 7 or "3/4", "absolute_tolerance": 0, "relative_tolerance": 0}`; tolerances are optional."""
     stated = needed(reference, "answer")
@@ -97,7 +108,7 @@ def count(content: str, reference: Any) -> Verdict:
 
 
 RULES: Mapping[str, Rule] = {
-    rule.__name__: rule for rule in (number, text, choice, boxes, points, polygons, ocr, count)
+    rule.__name__: rule for rule in (answer, number, text, choice, boxes, points, polygons, ocr, count)
 }
 """Name -> rule. `unit_tests` needs a sandbox and is in `unit_tests.py`."""
 

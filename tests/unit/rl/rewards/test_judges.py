@@ -12,6 +12,7 @@ from k25_train.environments.base import Response, Status, Task, Verdict, scored
 from k25_train.errors import ConfigError
 from k25_train.rl.rewards.composite import Recipe
 from k25_train.rl.rewards.judges import Judges, open_judges
+from k25_train.rl.rewards.text_rules import apply_rule
 from k25_train.rl.rewards.workers import RuleWorkers
 
 
@@ -104,6 +105,22 @@ def test_responses_get_the_verdicts_that_they_deserve() -> None:
     verdicts = with_judges(judged)
     found = [(verdict.status, verdict.reward, verdict.kind) for verdict in verdicts]
     assert found == list(RESPONSES.values())
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "reward"),
+    [
+        ("7", "7", 1.0),
+        (7, "7.0", 1.0),
+        ("7", "17", 0.0),
+        (["Paris", "City of Light"], "**Answer:** paris.", 1.0),
+        ("red", "Red", 1.0),
+        ("red", "green", 0.0),
+    ],
+)
+def test_a_plain_reference_is_an_answer(reference: Any, text: str, reward: float) -> None:
+    assert apply_rule("answer", text, reference).reward == reward
+    assert apply_rule("answer", text, reference).status is Status.SCORED
 
 
 def test_a_response_at_the_limit_has_failed_whatever_it_says() -> None:
