@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from k25_train.environments.base import Task
 from k25_train.environments.family import Demonstration, Family, Options, read_range, user
+from k25_train.errors import ConfigError
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 220)}
 SHAPES = ("disc", "square")
@@ -55,8 +56,11 @@ class Counting(Family[Picture]):
         sides = given.take("side", "3", read_range, "must be a number of 1 or more")
         given.end()
         self._side = sides[-1]
-        fitting = range(self._shapes[0], min(self._shapes[-1], self._side**2) + 1)
-        self._shapes = fitting or range(1, 2)
+        if self._shapes[-1] > self._side**2:
+            raise ConfigError(
+                f"options.shapes of the family {self.name}: up to {self._shapes[-1]} shapes do not fit the "
+                f"{self._side**2} places of side={self._side}\n  -> use fewer, or a wider side"
+            )
 
     def draw(self, rng: random.Random) -> Picture:
         """See `Family`."""

@@ -1,8 +1,8 @@
 """`python -m k25_train.rl.demonstrations experiment=NAME --out FILE`: what to fine-tune on before.
 
-Writes a demonstration of each training task of the experiment's `environment` as a line of JSON, in the form of
-`format: chat` (`k25_train/data/chat`), which fine-tuning reads; images are in the lines. None shows a held-out
-task. Equal settings give equal bytes; the file appears under its name only when it is complete.
+Writes a demonstration of each training task of the experiment's `environment` as a line of JSON, in the form
+of `format: chat` (`k25_train/data/chat`), which fine-tuning reads; images are in the lines. None shows a
+held-out task. Equal settings give equal bytes; the file appears under its name only when it is complete.
 """
 
 import argparse
@@ -49,8 +49,9 @@ def write_demonstrations(config: EnvironmentConfig, out: Path) -> int:
     partial = out.with_name(f".{out.name}.partial")
     count = 0
     with partial.open("w", encoding="utf-8") as file:
-        for count, line in enumerate(conversations(config), start=1):
+        for line in conversations(config):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            count += 1
     partial.replace(out)
     return count
 
