@@ -48,6 +48,8 @@ setup(
         "rich>=15,<16",
         "tensorboard>=2.21,<2.22",
         "matplotlib>=3.11,<3.12",
+        # The engine in process writes to this very release's model: where weights go, what a cache is asked.
+        "transformers==5.23.0",
     ],
     extras_require={
         "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21", *DALI],
@@ -68,7 +70,6 @@ setup(
             # S3 over HTTP on localhost, for tests of object stores.
             "moto[server]>=5.2,<6",
             "pre-commit>=4,<5",
-            "transformers==5.23.0",
             # What INT4 weights are compared with; reads them in transformers.
             "compressed-tensors>=0.20.1,<0.21",
             "torchvision>=0.28,<0.29",
