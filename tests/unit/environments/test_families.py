@@ -133,7 +133,7 @@ def test_too_few_different_tasks_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     )
     monkeypatch.setattr(Sums, "draw", lambda self, rng: only)
     assert Sums({}).task(Split.TRAIN, 0).reference == str(sum(only) % 10)
-    with pytest.raises(ConfigError, match="none of 10,000 draws is a heldout task.*\n.*use wider options"):
+    with pytest.raises(ConfigError, match=r"none of 10,000 draws is a heldout task.*\n.*use wider options"):
         Sums({}).task(Split.HELDOUT, 0)
 
 
