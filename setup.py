@@ -19,6 +19,7 @@ setup(
         "k25_train.conf": ["**/*.yaml"],
         "launch": ["templates/*"],
         "k25_train.data": ["overview/*.css"],
+        "k25_train.metrics": ["*.css"],
         "k25_train.plan": ["report/html/*.css"],
     },
     python_requires=">=3.12",

@@ -1,0 +1,103 @@
+"""A run of reinforcement learning in one picture: reward, accuracy, tokens, and the gap between engine and
+trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from k25_train.metrics.plots import TRAIN_COLOR, style
+from k25_train.metrics.sinks import Row, is_finite, number
+
+HELDOUT_COLOR = "#1d6fb8"
+BUDGET_COLOR = "#d1600d"
+SHADE = "#f3e3d3"
+PHASE = "toggle/phase"
+"""0 in steps with a budget, 1 in free ones; between them if a step has groups of both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One of the figures over steps."""
+
+    title: str
+    trained: str
+    """Key of rows of steps."""
+    heldout: str = ""
+    """Key of rows of evaluations; empty for none."""
+    budget: str = ""
+    """Key of rows of steps, what it should come to; empty for none."""
+    is_logarithmic: bool = False
+
+
+PANELS = (
+    Panel(title="reward", trained="reward", heldout="eval_reward"),
+    Panel(title="accuracy", trained="accuracy", heldout="eval_accuracy"),
+    Panel(
+        title="tokens per answer",
+        trained="response_tokens",
+        heldout="eval_response_tokens",
+        budget="toggle/budget_tokens",
+    ),
+    Panel(title="|Δ log-prob| of a token, engine to trainer", trained="logprob_gap", is_logarithmic=True),
+)
+
+
+def plot_run(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Draw the panels into a PNG file, an existing one is replaced.
+
+    Args:
+        rows: as `sinks.read_rows` gives them; a panel of which they know nothing stays empty.
+        title: printed above the panels.
+    """
+    figure = Figure(figsize=(11, 7), dpi=150, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color="#374151")
+    for axes, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        _draw(axes, panel, rows)
+    figure.savefig(path)
+
+
+def budget_phases(rows: Sequence[Row]) -> Iterator[tuple[float, float]]:
+    """First and last step of each stretch of steps whose groups were held against a budget."""
+    first: float | None = None
+    last = 0.0
+    for row in rows:
+        if PHASE not in row:
+            continue
+        step = number(row["step"])
+        if number(row[PHASE]) < 0.5:
+            first, last = step if first is None else first, step
+        elif first is not None:
+            yield first, last
+            first = None
+    if first is not None:
+        yield first, last
+
+
+def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
+    for number_of_phase, (first, last) in enumerate(budget_phases(rows)):
+        label = "steps with a budget" if not number_of_phase else None
+        axes.axvspan(first - 0.5, last + 0.5, color=SHADE, linewidth=0, zorder=0, label=label)
+    _line(axes, rows, panel.trained, "sampled in training", TRAIN_COLOR)
+    if panel.budget:
+        _line(axes, rows, panel.budget, "budget", BUDGET_COLOR)
+    if panel.heldout:
+        _line(axes, rows, panel.heldout, "held-out tasks", HELDOUT_COLOR, marker="o")
+    if panel.is_logarithmic and any(number(row[panel.trained]) > 0 for row in rows if panel.trained in row):
+        axes.set_yscale("log")
+    style(axes, panel.title)
+    axes.set_ylabel("")
+
+
+def _line(axes: Axes, rows: Sequence[Row], key: str, label: str, color: str, marker: str = "") -> None:
+    points = [
+        (number(row["step"]), number(row[key])) for row in rows if key in row and is_finite(number(row[key]))
+    ]
+    if points:
+        steps, values = zip(*points, strict=True)
+        width = 1.8 if marker else 1.1
+        axes.plot(steps, values, color=color, linewidth=width, marker=marker, markersize=4.5, label=label)
