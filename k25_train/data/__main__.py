@@ -14,14 +14,14 @@ from k25_train.compose.filled import check_filled_in
 from k25_train.compose.resolve import compose
 from k25_train.config.data import DataConfig
 from k25_train.config.schema import Config
-from k25_train.data.commands import chat, index, inspect, needles, prepare, stats, verify
+from k25_train.data.commands import chat, index, inspect, needles, prepare, stats, traces, verify
 from k25_train.data.formats.dataset import load_dataset
 from k25_train.data.smoke_set.build import BuildOptions, build_dataset
 from k25_train.data.smoke_set.overview import print_tables
 from k25_train.subcommands import parser_of, run_subcommand
 
 DEFAULT_DIRECTORY = Path("datasets/smoke")
-MAKING = ("build", "needles", "chat", "prepare", "index")
+MAKING = ("build", "needles", "chat", "traces", "prepare", "index")
 """Commands that make something."""
 
 
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         prepare.add,
         lambda commands: needles.add(commands, DEFAULT_DIRECTORY),
         lambda commands: chat.add(commands, DEFAULT_DIRECTORY),
+        traces.add,
         lambda commands: index.add(commands, _compose_data),
     )
 

@@ -7,11 +7,14 @@ from tests.helpers.project_sources import CODE, REPO, relative, source_files
 
 _OWN_RANKS = "between ranks of one job, which trust each other"
 _OWN_NAME = "the name is written in the code"
+_OWN_CELLS = "cells that this project's families of traces write, in a process of its own"
 ALLOWED = {
     ("k25_train/checkpoint/agreement.py", "torch.distributed.broadcast_object_list"): _OWN_RANKS,
     ("k25_train/checkpoint/agreement.py", "torch.distributed.all_gather_object"): _OWN_RANKS,
     ("k25_train/export/live.py", "torch.distributed.gather_object"): _OWN_RANKS,
     ("k25_train/startup/packages.py", "importlib.import_module"): _OWN_NAME,
+    ("k25_train/data/traces/session_process.py", "compile"): _OWN_CELLS,
+    ("k25_train/data/traces/session_process.py", "exec"): _OWN_CELLS,
     ("k25_train/data/channel.py", "pickle.loads"): "between a rank and the process that it forked",
     ("k25_train/training/inputs.py", "torch.distributed.all_gather_object"): _OWN_RANKS,
     ("k25_train/training/trace.py", "torch.distributed.gather_object"): _OWN_RANKS,

@@ -1,0 +1,1 @@
+"""Zero-vision traces: questions about images that the model never sees, answered by code that was run."""

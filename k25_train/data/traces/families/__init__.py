@@ -1,0 +1,1 @@
+"""What is asked about images: one module for each kind of skill, families by name in `registry`."""
