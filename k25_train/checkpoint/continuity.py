@@ -119,6 +119,7 @@ MAY_CHANGE = {
         "algorithm.skip_equal_rewards",
         "algorithm.other_versions",
         "algorithm.ptx_coeff",
+        "algorithm.ptx_sequences",
         "algorithm.max_staleness",
         "algorithm.token_cap",
         "algorithm.toggle",

@@ -22,6 +22,7 @@ from parallel.communicators import MAX_SPINNING_CTAS, communicators_of, spinning
 from parallel.config import DepConfig, ParallelismConfig, Problem
 from parallel.pipeline.balance import plan_layout
 from parallel.pipeline.layout import LayoutError, fitting_sizes, most_chunks, parse_layout
+from parallel.pipeline.micro_batches import fewest_micro_batches
 
 HEAD_MULTIPLE, LARGEST_HEAD = 8, 256
 """Head sizes that FlashAttention 2 takes (torch 2.13), and cuDNN on Hopper (Transformer Engine 2.20)."""
@@ -172,11 +173,13 @@ def needed_micro_batches(name: str, parallelism: ParallelismConfig) -> tuple[int
     """The fewest micro-batches of a step or of an evaluation on a data-parallel rank, and why."""
     if name == "batch_ramp.increment":
         return 1, ""
+    overlaps = parallelism.overlap_expert_comm and name != "eval_sequences"
+    fewest = fewest_micro_batches(parallelism.pp, parallelism.vpp, overlaps=overlaps)
     if parallelism.vpp > 1:
-        return parallelism.pp, "with vpp > 1 each of the pp ranks starts on its own micro-batch"
-    if parallelism.overlap_expert_comm and name != "eval_sequences":
-        return 2, "parallelism.overlap_expert_comm runs one micro-batch concurrently with another"
-    return 1, ""
+        return fewest, "with vpp > 1 each of the pp ranks starts on its own micro-batch"
+    if overlaps:
+        return fewest, "parallelism.overlap_expert_comm runs one micro-batch concurrently with another"
+    return fewest, ""
 
 
 def schedule_fits_run(optim: OptimConfig, train: TrainConfig) -> list[Problem]:

@@ -84,6 +84,8 @@ class AlgorithmConfig:
     """What becomes of tokens of earlier weights, which partial rollouts and asynchronous steps have."""
     ptx_coeff: float
     """Weight of the next-token loss on sequences of `data` in every step, K2's PTX loss; 0 for none."""
+    ptx_sequences: int
+    """Sequences of `data` in every step, where `ptx_coeff` is above 0."""
     steps_per_rollout: int
     """Optimizer steps on the groups of one rollout phase, which are divided among them; weights are pushed
     after the last one."""
@@ -98,7 +100,14 @@ class AlgorithmConfig:
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        sizes = ("prompts_per_step", "group_size", "steps_per_rollout", "ratio_low", "ratio_high")
+        sizes = (
+            "prompts_per_step",
+            "group_size",
+            "ptx_sequences",
+            "steps_per_rollout",
+            "ratio_low",
+            "ratio_high",
+        )
         found = not_positive(self, sizes)
         found += not_negative(self, ("ratio_penalty", "ptx_coeff", "max_staleness"))
         found += [problem.under("toggle") for problem in self.toggle.problems()]

@@ -14,9 +14,10 @@ from torch import Tensor
 from k25_train.config.vision import VisionConfig
 from k25_train.data.decode.media import MediaPatches
 from k25_train.data.mix.plan import PlannedPiece, SequencePlan, media_of
+from k25_train.data.policy_rows import NO_POLICY, PolicyRows, PolicySource
+from k25_train.data.readable_source import ReadableSource
 from k25_train.data.reused_memory import ReusedMemory
 from k25_train.data.skip_log import SkipLog
-from k25_train.data.sources import OpenSource
 from parallel.dep.grid import Grid
 
 
@@ -49,6 +50,11 @@ class MicroBatch:
     """[T] float32, 0 or 1; 0 where the next token is padding, of media, of text without loss, or absent."""
     source: Tensor
     """[T] int16, position of each token's source in `data.sources`: evaluations report losses by source."""
+    policy: Tensor
+    """[C, T] float32, what reinforcement learning knows of each label (`policy_rows.py`); [0, 0] if nothing.
+    Where `loss_mask` is 0 it has no meaning."""
+    responses: Tensor
+    """[T] int32, number of the trajectory that each label is of; [0] if there are no such columns."""
     media_positions: Tensor
     """[V] int64, where the placeholders of vision tokens are; asked for with the tokens."""
     document_lengths: tuple[int, ...]
@@ -111,27 +117,30 @@ class _Rows:
     labels: np.ndarray
     loss_mask: np.ndarray
     source: np.ndarray
+    policy: PolicyRows
 
     @classmethod
-    def of(cls, num_tokens: int, pad_token: int) -> "_Rows":
+    def of(cls, num_tokens: int, pad_token: int, num_columns: int) -> "_Rows":
         return cls(
             np.full(num_tokens, pad_token, dtype=np.int64),
             np.zeros(num_tokens, dtype=np.int64),
             np.zeros(num_tokens, dtype=np.float32),
             np.zeros(num_tokens, dtype=np.int16),
+            PolicyRows.of(num_columns, num_tokens),
         )
 
     def put(
         self, position: int, source: int, piece: PlannedPiece, tokens: np.ndarray, is_target: np.ndarray
-    ) -> None:
+    ) -> slice:
         """Each position's label is the next token of its own piece: across a cut, and across documents,
-        nothing is predicted."""
+        nothing is predicted. Gives the positions that have labels."""
         span = slice(position, position + piece.length)
         targets = slice(position, position + piece.length - 1)
         self.tokens[span] = tokens
         self.labels[targets] = np.where(is_target[1:], self.tokens[position + 1 : position + piece.length], 0)
         self.loss_mask[targets] = is_target[1:]
         self.source[span] = source
+        return targets
 
 
 class MicroBatchAssembler:
@@ -145,14 +154,17 @@ class MicroBatchAssembler:
         pad_token: int,
         media_pad: int,
         skip_log: SkipLog,
-        sources: Mapping[str, OpenSource],
+        sources: Mapping[str, ReadableSource],
+        policy: PolicySource = NO_POLICY,
     ) -> None:
         """
         Args:
             media_pad: the placeholder of a vision token.
             skip_log: counts samples whose words or media cannot be used, and may stop the run.
             sources: by name, in the order of the numbers that tokens are marked with.
+            policy: what reinforcement learning knows of labels.
         """
+        self._policy = policy
         self._sources = sources
         self._memory = ReusedMemory()
         self._vision = vision
@@ -169,7 +181,8 @@ class MicroBatchAssembler:
         those pass the limit, or when a shard cannot be read.
         """
         # 1. Pieces one after another, in rows with padding at their ends.
-        rows = _Rows.of(len(sequences) * self._seq_len if reads.words else 0, self._pad_token)
+        num_tokens = len(sequences) * self._seq_len if reads.words else 0
+        rows = _Rows.of(num_tokens, self._pad_token, self._policy.num_columns)
         lengths: list[int] = []
         num_targets: list[int] = []
         paddings: list[int] = []
@@ -196,12 +209,17 @@ class MicroBatchAssembler:
 
         # 2. What was asked for.
         (tokens,) = _asked_for(reads.tokens, rows.tokens)
-        labels, loss_mask, source = _asked_for(reads.labels, rows.labels, rows.loss_mask, rows.source)
+        labels, loss_mask, source, responses = _asked_for(
+            reads.labels, rows.labels, rows.loss_mask, rows.source, rows.policy.responses
+        )
+        columns = torch.from_numpy(rows.policy.columns)
         return MicroBatch(
             tokens=tokens,
             labels=labels,
             loss_mask=loss_mask,
             source=source,
+            policy=columns if reads.labels else columns[:, :0],
+            responses=responses,
             media_positions=torch.from_numpy(np.flatnonzero(tokens.numpy() == self._media_pad)),
             document_lengths=tuple(lengths),
             padding=tuple(paddings),
@@ -252,7 +270,7 @@ class MicroBatchAssembler:
     def _read_piece(
         self,
         piece: PlannedPiece,
-        source: OpenSource,
+        source: ReadableSource,
         number: int,
         position: int,
         rows: _Rows,
@@ -266,7 +284,8 @@ class MicroBatchAssembler:
         document = source.documents.tokens(piece.record, piece.media, piece.start, stop)
         if document.failure is not None:
             self._skip_log.add_named(source.where(piece.record), document.failure, log=True)
-        rows.put(position, number, piece, document.tokens, document.is_target)
+        labels = rows.put(position, number, piece, document.tokens, document.is_target)
+        self._policy.fill(rows.policy, labels, source.name, piece)
         return int(document.is_target[1:].sum()), document.failure is None
 
 

@@ -138,10 +138,15 @@ class SharedContext:
         positions = [plan.positions(self._cp_rank) for plan in plans]
         # 1. Tokens, and what is said of each.
         where = torch.from_numpy(np.stack(positions))
-        tokens, labels, loss_mask, source = (
-            each.gather(1, where) if each.shape[1] else each
-            for each in (batches.tokens, batches.labels, batches.loss_mask, batches.source)
+        of_tokens = (
+            batches.tokens, batches.labels, batches.loss_mask, batches.source, batches.responses,
+        )  # fmt: skip
+        tokens, labels, loss_mask, source, responses = (
+            each.gather(1, where) if each.shape[1] else each for each in of_tokens
         )
+        policy = batches.policy
+        if policy.numel():
+            policy = policy.gather(2, where[:, None].expand(-1, policy.shape[1], -1))
         # 2. Vision tokens, and the items to encode for them.
         split = batches.media_positions.split(batches.num_media_positions)
         held = [
@@ -155,6 +160,8 @@ class SharedContext:
                 labels=labels,
                 loss_mask=loss_mask,
                 source=source,
+                policy=policy,
+                responses=responses,
                 media_positions=_joined([each.positions for each in held]),
                 num_media_positions=tuple(len(each.positions) for each in held),
                 pixels=_pixels_of(batches, held) if batches.has_pixels else batches.pixels,

@@ -8,8 +8,7 @@ before; a run that goes on has it from its checkpoint, or plans the steps before
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,10 +18,8 @@ from k25_train.config.vision import VisionConfig
 from k25_train.data.augment.draws import keys_of
 from k25_train.data.batch import MicroBatch, MicroBatchAssembler, Reads
 from k25_train.data.decode.decoder import decoder_versions
-from k25_train.data.decode.media import MediaPatches, Wanted
 from k25_train.data.evaluation_plan import EvaluationPlanner
 from k25_train.data.fingerprint import common_facts
-from k25_train.data.formats.reader import SourceReader
 from k25_train.data.formats.source_index import SourceIndex
 from k25_train.data.micro_batches import read_micro_batches
 from k25_train.data.mix.mixture import first_weights
@@ -37,8 +34,8 @@ from k25_train.data.served import SourceSummary
 from k25_train.data.skip_log import SkipLog
 from k25_train.data.sources import OpenSource, training_documents
 from k25_train.data.storage.options import use_options
-from k25_train.data.storage.ranges import Range
-from k25_train.data.units import GroupedReading, MediaGroup, ReadHere, Result, Unit, UnitReading, WordsUnit
+from k25_train.data.units import GroupedReading, ReadHere, Result, Unit, UnitReading
+from k25_train.data.units_here import UnitsHere
 from k25_train.errors import ConfigError, DataError
 
 MOST_STATES = 64
@@ -74,6 +71,7 @@ class DataLoader:
             sources=self.sources,
         )
 
+        self._units = UnitsHere(self.sources, self._assembler)
         self.reading: UnitReading = GroupedReading(workers or ReadHere(self.read_unit), vision)
 
         # 2. What plans batches. Several threads do.
@@ -226,20 +224,4 @@ class DataLoader:
 
     def read_unit(self, unit: Unit) -> Result:
         """Read, tokenise and decode in this process. Raises as `micro_batches`."""
-        # Sources of one shard set share its reader.
-        planned: dict[SourceReader, list[Range]] = {}
-        for name, each in unit.stretches():
-            planned.setdefault(self.sources[name].reader, []).append(each)
-        for reader, ranges in planned.items():
-            reader.plan(ranges)
-        if isinstance(unit, WordsUnit):
-            return self._assembler.assemble(unit.sequences, unit.reads)
-        if isinstance(unit, MediaGroup):
-            return tuple(self._read_group(unit))
-        return self.sources[unit.source].media_reader.load(unit.media, unit.positions)
-
-    def _read_group(self, group: MediaGroup) -> Iterator[MediaPatches]:
-        """Neighbours of one source are decoded together."""
-        for name, units in groupby(group.units, key=lambda unit: unit.source):
-            wanted = [Wanted(unit.media, unit.positions) for unit in units]
-            yield from self.sources[name].media_reader.load_all(wanted)
+        return self._units.read(unit)

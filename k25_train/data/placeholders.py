@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from k25_train.data.mix.plan import SequencePlan, StepPlan
-from k25_train.data.sources import OpenSource
+from k25_train.data.readable_source import ReadableSource
 from parallel.context.plan import ContextPlan, plan_context
 from parallel.dep.transfers import RowRun, RowRuns, of_whole_replica, runs_of
 
@@ -22,7 +22,7 @@ CACHED_MICRO_BATCHES = 2**14
 def runs_in(
     batch: StepPlan,
     orders: Sequence[Sequence[int]],
-    sources: Mapping[str, OpenSource],
+    sources: Mapping[str, ReadableSource],
     *,
     micro_batch_size: int,
     seq_len: int,
@@ -65,7 +65,7 @@ def documents_of(sequences: Sequence[SequencePlan], seq_len: int) -> tuple[list[
 
 
 def placeholders_of(
-    sequences: Sequence[SequencePlan], sources: Mapping[str, OpenSource], seq_len: int
+    sequences: Sequence[SequencePlan], sources: Mapping[str, ReadableSource], seq_len: int
 ) -> np.ndarray:
     """[V] int64: positions of the placeholders in a micro-batch, ascending."""
     found = [np.zeros(0, dtype=np.int64)]

@@ -5,14 +5,15 @@ Knows the configuration and the rank's place, and no process group: it runs in w
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from k25_train.config.schema import Config
-from k25_train.data.batch import Reads
-from k25_train.data.loader import DataLoader
+from k25_train.data.batch import MicroBatch, Reads
 from k25_train.data.mix.plan import StepPlan
+from k25_train.data.readable_source import ReadableSource
 from k25_train.data.served import Served
 from k25_train.data.step_batches import StepBatches, stack
+from k25_train.data.units import UnitReading
 from k25_train.data.vision_reader import NoVision, VisionReader, VisionSource
 from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.plan.vision_planner import BubblePlanners, UpfrontPlanner, VisionPlanner
@@ -70,10 +71,31 @@ class HostInputs:
     for an evaluation."""
 
 
+class PlanReader(Protocol):
+    """Plans batches and reads them: a `DataLoader`, or what reads trajectories beside one."""
+
+    @property
+    def sources(self) -> Mapping[str, ReadableSource]:
+        """By name, in the order of their numbers."""
+
+    @property
+    def reading(self) -> UnitReading:
+        """Who reads and decodes."""
+
+    def plan_evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> StepPlan:
+        """Held-out sequences, the same every time."""
+
+    def state_after(self, plan: StepPlan) -> dict[str, Any]:
+        """Where the loader is after a step that was planned lately."""
+
+    def micro_batches(self, plan: StepPlan, *, dp_rank: int, dp_size: int, reads: Reads) -> list[MicroBatch]:
+        """The micro-batches of one replica in a planned batch."""
+
+
 class ShareReader:
     """Plans and reads one rank's share; each batch is planned once."""
 
-    def __init__(self, config: Config, loader: DataLoader, share: Share) -> None:
+    def __init__(self, config: Config, loader: PlanReader, share: Share) -> None:
         self._loader = loader
         self._share = share
         self.training, self.heldout = _vision_of(config, loader, share)
@@ -113,7 +135,7 @@ class ShareReader:
         return found
 
 
-def _vision_of(config: Config, loader: DataLoader, share: Share) -> tuple[VisionSource, VisionSource]:
+def _vision_of(config: Config, loader: PlanReader, share: Share) -> tuple[VisionSource, VisionSource]:
     """What plans and reads vision items, in training and in evaluations, which encode upfront."""
     size = config.train.micro_batch_size
     if config.dep.mode is DepMode.coupled:

@@ -30,6 +30,10 @@ class StepBatches:
     """[M, T] bool."""
     source: Tensor
     """[M, T] int16."""
+    policy: Tensor
+    """[M, C, T] float32; [M, 0, 0] in next-token prediction."""
+    responses: Tensor
+    """[M, T] int32; [M, 0] in next-token prediction."""
     media_positions: Tensor
     """[V] int32, within their micro-batch."""
     pixels: Tensor
@@ -57,18 +61,21 @@ class StepBatches:
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order in which `with_tensors` takes them."""
         return [
-            self.tokens, self.labels, self.loss_mask, self.source, self.media_positions, self.pixels,
+            self.tokens, self.labels, self.loss_mask, self.source, self.policy, self.responses,
+            self.media_positions, self.pixels,
         ]  # fmt: skip
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "StepBatches":
         """The same with its tensors elsewhere."""
-        tokens, labels, loss_mask, source, media_positions, pixels = tensors
+        tokens, labels, loss_mask, source, policy, responses, media_positions, pixels = tensors
         return replace(
             self,
             tokens=tokens,
             labels=labels,
             loss_mask=loss_mask,
             source=source,
+            policy=policy,
+            responses=responses,
             media_positions=media_positions,
             pixels=pixels,
         )
@@ -102,6 +109,8 @@ def stack(batches: Sequence[MicroBatch]) -> StepBatches:
         labels=rows(lambda batch: batch.labels, torch.int32),
         loss_mask=rows(lambda batch: batch.loss_mask, torch.bool),
         source=rows(lambda batch: batch.source, torch.int16),
+        policy=rows(lambda batch: batch.policy, torch.float32),
+        responses=rows(lambda batch: batch.responses, torch.int32),
         media_positions=torch.cat([batch.media_positions for batch in batches]).to(torch.int32),
         pixels=_joined(pixels) if pixels else torch.zeros(0, 0, dtype=torch.uint8),
         has_pixels=bool(pixels),
@@ -152,6 +161,8 @@ def _one_of(batches: StepBatches, number: int) -> MicroBatch:
         labels=batches.labels[number],
         loss_mask=batches.loss_mask[number].float(),
         source=batches.source[number],
+        policy=batches.policy[number],
+        responses=batches.responses[number],
         media_positions=batches.media_positions[:0],
         document_lengths=own.lengths,
         padding=own.padding,

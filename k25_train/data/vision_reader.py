@@ -14,7 +14,7 @@ from k25_train.data.decode.media import MediaPatches
 from k25_train.data.formats.records import MediaSegment
 from k25_train.data.mix.plan import SampleItem, StepPlan
 from k25_train.data.placeholders import runs_in
-from k25_train.data.sources import OpenSource
+from k25_train.data.readable_source import ReadableSource
 from k25_train.data.units import MediaUnit, UnitReading
 from k25_train.plan.vision_planner import VisionPlanner
 from parallel.dep.engine import VisionWork
@@ -80,7 +80,7 @@ class VisionReader:
     def __init__(
         self,
         reading: UnitReading,
-        sources: Mapping[str, OpenSource],
+        sources: Mapping[str, ReadableSource],
         planner: VisionPlanner,
         *,
         vision: VisionConfig,

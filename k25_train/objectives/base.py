@@ -34,7 +34,8 @@ class PolicyTargets(NamedTuple):
     ptx_weights: Tensor
     """[T] float32, weight of the next-token loss."""
     responses: Tensor
-    """[T] int64, number of the response in the micro-batch; -1 where there is none."""
+    """[T] int64, number of the trajectory in the step, a response or a branch of one; -1 where there is
+    none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from k25_train.data.context import ContextShare, HeldBatches, WholeShare
 from k25_train.data.step_batches import Documents
-from k25_train.objectives.base import Targets, no_policy
+from k25_train.objectives.base import PolicyTargets, Targets, no_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def to_device(held: HeldBatches, device: torch.device) -> list[DeviceBatch]:
     # 1. Small types cross the bus.
     batches = held.batches
     moved = [tensor.to(device, non_blocking=True) for tensor in held.tensors()]
-    tokens, labels, loss_mask, source, media_positions, pixels, feature_rows = moved
+    tokens, labels, loss_mask, source, policy, responses, media_positions, pixels, feature_rows = moved
     masks, sources = loss_mask.float().unbind(), source.long().unbind()
     all_tokens, all_labels = tokens.unbind(), labels.unbind()
 
@@ -56,6 +56,13 @@ def to_device(held: HeldBatches, device: torch.device) -> list[DeviceBatch]:
     rows: Sequence[Tensor | None] = [None] * len(batches.documents)
     if held.is_shared:
         rows = feature_rows.long().split(batches.num_media_positions)
+    policies = [no_policy(device)] * len(batches.documents)
+    if policy.shape[1]:
+        numbers = responses.long().unbind()
+        policies = [
+            PolicyTargets._make([*columns.unbind(), of])
+            for columns, of in zip(policy.unbind(), numbers, strict=True)
+        ]
     own_pixels: Sequence[Tensor | None] = [None] * len(batches.documents)
     if batches.has_pixels:
         own_pixels = pixels.split([_num_patches(each) for each in batches.documents])
@@ -64,7 +71,7 @@ def to_device(held: HeldBatches, device: torch.device) -> list[DeviceBatch]:
             number=number,
             tokens=all_tokens[number],
             labels=all_labels[number],
-            targets=Targets(loss_mask=masks[number], source=sources[number], policy=no_policy(device)),
+            targets=Targets(loss_mask=masks[number], source=sources[number], policy=policies[number]),
             document_lengths=documents.lengths,
             padding=documents.padding,
             share=share,

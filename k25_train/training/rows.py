@@ -32,7 +32,7 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_mixed_anew:
         **{f"weight_norm/{part}": norm for part, norm in result.weight_norms.items()},
         **expert_figures(result.experts),
         "lr": result.learning_rate,
-        **batch_figures(config, step, result),
+        **batch_figures(config, result),
         "tokens": sizes.num_tokens,
         "text_tokens": sizes.num_tokens - sizes.num_vision_tokens,
         "vision_tokens": sizes.num_vision_tokens,
@@ -54,10 +54,10 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_mixed_anew:
     }
 
 
-def batch_figures(config: Config, step: int, result: StepResult) -> MetricsRow:
+def batch_figures(config: Config, result: StepResult) -> MetricsRow:
     """Sizes of the global batch: sequences and their length, how much of them is padding, and the share of
     the tokens that are of sources with images or video (`data.vision_ratio`)."""
-    batch, seq_len = config.train.batches.size_of(step), config.train.seq_len
+    batch, seq_len = result.num_sequences, config.train.seq_len
     with_media = [name for name, source in config.data.sources.items() if source.may_have_media]
     of_media = sum(each.num_tokens for name, each in result.served.items() if name in with_media)
     return {

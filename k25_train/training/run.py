@@ -14,6 +14,7 @@ from k25_train.checkpoint.agreement import on_first_rank
 from k25_train.checkpoint.owner import own_checkpoints
 from k25_train.checkpoint.storage.kinds import Place
 from k25_train.checkpoint.storage.places import checkpoints_of
+from k25_train.config.algorithm import AlgorithmConfig, PolicyForm
 from k25_train.config.schema import Config
 from k25_train.data.batch import Reads
 from k25_train.data.regions import leave_pageable
@@ -30,6 +31,7 @@ from k25_train.model.build import build_model
 from k25_train.model.megatron_config import backbone_config
 from k25_train.objectives.base import Objective
 from k25_train.objectives.next_token import NextToken
+from k25_train.objectives.policy_gradient import PolicyGradient
 from k25_train.optim.qk_clip import NoClip, QkClip, build_qk_clip
 from k25_train.plan.pipeline import PipelinePlan, plan_pipeline
 from k25_train.training.activations import Activations, KeepEverything, build_activations
@@ -194,7 +196,7 @@ def build_run(config: Config, device: torch.device, data: DataSource, *, trains:
         activations=build_activations(stage, model.chunks, topology) if trains else KeepEverything(),
         memory=build_device_memory(pipeline, topology) if trains else NoDeviceMemory(),
         tower=tower,
-        objective=NextToken([source.name for source in sources], with_media(sources)),
+        objective=objective_of(config.algorithm, sources),
         optimizer=optimizer,
         qk_clip=build_qk_clip(chunks, optimizer, config, device),
         expert_load=ExpertLoad(chunks, config.model, topology),
@@ -204,6 +206,21 @@ def build_run(config: Config, device: torch.device, data: DataSource, *, trains:
         reader=InputReader(data, topology, build_staging(device), tracker),
         tracker=tracker,
         claim=claim,
+    )
+
+
+def objective_of(algorithm: AlgorithmConfig | None, sources: Sequence[SourceSummary]) -> Objective:
+    """What the run is trained for: the next token, or what its algorithm says."""
+    names, media = [source.name for source in sources], with_media(sources)
+    if algorithm is None:
+        return NextToken(names, media)
+    return PolicyGradient(
+        names,
+        media,
+        ratio_low=algorithm.ratio_low,
+        ratio_high=algorithm.ratio_high,
+        ratio_penalty=algorithm.ratio_penalty,
+        is_sequence=algorithm.form is PolicyForm.sequence,
     )
 
 

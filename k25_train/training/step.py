@@ -38,18 +38,22 @@ class StepResult:
 
     sizes: BatchSizes
     """Of the global batch that was trained on."""
+    num_sequences: int
+    """Sequences of the global batch, those of padding alone included."""
     served: Mapping[str, Served]
     """What each source has given to it."""
     loader_state: Mapping[str, Any]
     """Where the loader is after it, for a checkpoint (`HostInputs.state_after`)."""
     loss: float
-    """Mean loss per token of the global batch, in nats, before the update."""
+    """Mean loss per token of the global batch before the update: in nats, or whatever the objective has."""
     grad_norm: float
     """Global gradient norm before clipping."""
     part_grad_norms: Mapping[str, float]
     """The same of each trained part of the model: `language_model`, `vision_tower`, `mm_projector`."""
     source_losses: Mapping[str, float]
     """Source -> mean loss per token of what it gave, in nats, before the update."""
+    figures: Mapping[str, float]
+    """Everything that the objective reports of the global batch (`Objective.figures`)."""
     experts: ExpertFigures
     """How evenly the experts were loaded."""
     weight_norms: Mapping[str, float]
@@ -104,7 +108,7 @@ def train_step(run: Run, step: int) -> StepResult:
     #    are summed over all ranks once, and divided like the backbone's.
     run.tower.finish(tokens.with_loss)
     totals = step_totals(run, step, reported)
-    loss = run.objective.loss(totals.sums)
+    loss, figures = run.objective.loss(totals.sums), run.objective.figures(totals.sums)
 
     # 5. One gradient norm over all parameters, clip, and the optimizer step on this rank's shard. QK-Clip
     #    scales masters before they are copied to the model.
@@ -120,12 +124,14 @@ def train_step(run: Run, step: int) -> StepResult:
         _check_loss(step, loss)
     return StepResult(
         sizes=inputs.sizes,
+        num_sequences=len(inputs.micro_batches) * run.config.train.micro_batch_size * run.config.dp,
         served=inputs.served,
         loader_state=inputs.loader_state,
         loss=loss,
         grad_norm=float(grad_norm),
         part_grad_norms=run.optimizer.part_norms,
-        source_losses=losses_by_source(run.objective.figures(totals.sums)),
+        source_losses=losses_by_source(figures),
+        figures=figures,
         experts=totals.experts,
         weight_norms=totals.weight_norms,
         learning_rate=rate,

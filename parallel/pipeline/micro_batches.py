@@ -1,4 +1,13 @@
-"""How the interleaved schedule groups micro-batches. Pure; standard library only."""
+"""How many micro-batches a schedule needs, and how the interleaved one groups them. Pure; standard library
+only."""
+
+
+def fewest_micro_batches(pp: int, vpp: int, *, overlaps: bool) -> int:
+    """The fewest micro-batches of a step on a replica: with virtual stages each of the `pp` ranks starts on
+    its own one, and `overlaps` runs one concurrently with another."""
+    if vpp > 1:
+        return pp
+    return 2 if overlaps else 1
 
 
 def micro_batch_group_size(num_micro_batches: int, pp: int) -> int:

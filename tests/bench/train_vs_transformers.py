@@ -280,6 +280,8 @@ def synthetic_batches(config: Config) -> list[MicroBatch]:
                 labels=(labels * loss_mask.long()).flatten(),
                 loss_mask=loss_mask.flatten(),
                 source=torch.zeros(tokens.numel(), dtype=torch.int16),
+                policy=torch.zeros(0, 0),
+                responses=torch.zeros(0, dtype=torch.int32),
                 document_lengths=(config.train.seq_len,) * rows,
                 media_positions=is_media.flatten().nonzero().squeeze(1),
                 padding=(),

@@ -51,6 +51,7 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
         grad_norm=1.0,
         part_grad_norms={"mm_projector": 0.5},
         source_losses={"web": 2.0},
+        num_sequences=8,
         experts=ExpertFigures(loads=(1.5, 2.25), dead=1, bias=0.25, bias_change=0.125),
         weight_norms={"mm_projector": 3.0},
         learning_rate=1.0,
@@ -89,11 +90,10 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
 def test_a_smaller_step_of_a_ramp_is_no_padding() -> None:
     from k25_train.training.rows import batch_figures
 
-    ramp = ("train.batch_ramp.start=8", "train.batch_ramp.increment=8", "train.batch_ramp.length=4")
-    config = compose(["experiment=smoke", "train.global_batch_size=16", *ramp])
-    result: Any = SimpleNamespace(sizes=SimpleNamespace(num_tokens=8 * 256), served={})
-    assert [batch_figures(config, step, result)["batch"] for step in (1, 4, 5)] == [8, 8, 16]
-    assert batch_figures(config, 1, result)["padding_share"] == 0
+    config = compose(["experiment=smoke", "train.global_batch_size=16"])
+    result: Any = SimpleNamespace(sizes=SimpleNamespace(num_tokens=8 * 256), num_sequences=8, served={})
+    assert batch_figures(config, result)["batch"] == 8
+    assert batch_figures(config, result)["padding_share"] == 0
 
 
 def test_weights_are_told_where_a_mixture_begins() -> None:
