@@ -5,6 +5,8 @@ STAMP  := .venv/.installed
 SMOKE  := datasets/smoke/dataset.json
 NEEDLES := datasets/needles/words.json
 CHAT   := datasets/chat/chat.json
+SUMS   := datasets/sums/demonstrations.jsonl.chat.k25index
+SMOKE_RUN := runs/smoke/checkpoints/step_160/manifest.json
 ENGINE := .venv-engine
 
 # Tests run on this many processes at once, a file on one of them: what its tests share is built once.
@@ -33,7 +35,7 @@ NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup engine data smoke stages smoke-gpu test test-slow resharding context test-gpu test-engine faults crashes check lint types test-fast format pins python clean
+.PHONY: help setup engine data smoke rl-smoke stages smoke-gpu test test-slow resharding context test-gpu test-engine faults crashes check lint types test-fast format pins python clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +47,12 @@ engine: $(ENGINE)/.installed  ## make .venv-engine with vLLM for the CPU, to ser
 smoke: $(STAMP) $(SMOKE)  ## train the shrunk model on real text, images and video, into runs/smoke
 	rm -rf runs/smoke
 	OMP_NUM_THREADS=1 $(BIN)/python -m launch.torchrun experiment=smoke
+
+rl-smoke: $(STAMP) $(SUMS) $(SMOKE_RUN)  ## fine-tune the smoke run's model, then reinforce it with Toggle, into runs/rl_smoke
+	rm -rf runs/rl_sft_smoke runs/rl_smoke
+	OMP_NUM_THREADS=1 $(BIN)/python -m launch.torchrun experiment=rl_sft_smoke
+	OMP_NUM_THREADS=1 $(BIN)/python -m k25_train.rl experiment=rl_smoke
+	$(BIN)/python -m k25_train.rl.report runs/rl_smoke
 
 smoke-gpu: $(STAMP) $(SMOKE)  ## train the shrunk model on one GPU, in bfloat16 with Transformer Engine, into runs/smoke_1gpu
 	rm -rf runs/smoke_1gpu
@@ -135,3 +143,12 @@ $(NEEDLES): $(SMOKE) | $(STAMP)
 
 $(CHAT): $(SMOKE) | $(STAMP)
 	$(BIN)/python -m k25_train.data chat
+
+# What the shrunk model is fine-tuned on before it is reinforced.
+$(SUMS): conf/environment/sums.yaml $(CHAT) | $(STAMP)
+	$(BIN)/python -m k25_train.rl.demonstrations experiment=rl_smoke --out datasets/sums/demonstrations.jsonl
+	$(BIN)/python -m k25_train.data index data=sums
+	@touch $@
+
+$(SMOKE_RUN):
+	@$(MAKE) --no-print-directory smoke

@@ -34,6 +34,11 @@ class Panel:
     is_logarithmic: bool = False
 
 
+ARM_COLORS = ("#4b5563", "#d1600d", "#1d6fb8", "#0f766e")
+COMPARED = (
+    Panel(title="tokens per answer", trained="response_tokens", heldout="eval_response_tokens"),
+    Panel(title="accuracy", trained="accuracy", heldout="eval_accuracy"),
+)
 PANELS = (
     Panel(title="reward", trained="reward", heldout="eval_reward"),
     Panel(title="accuracy", trained="accuracy", heldout="eval_accuracy"),
@@ -58,6 +63,35 @@ def plot_run(rows: Sequence[Row], path: Path, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color="#374151")
     for axes, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         _draw(axes, panel, rows)
+    figure.savefig(path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A run among others."""
+
+    label: str
+    """For the legend; runs with the same have one colour."""
+    rows: Sequence[Row]
+    """Its metrics."""
+
+
+def plot_arms(arms: Sequence[Arm], path: Path) -> None:
+    """Draw tokens per answer and accuracy of several runs over steps into a PNG file; an existing one is
+    replaced. Lines are of what was sampled in training, markers of held-out tasks."""
+    labels = list(dict.fromkeys(arm.label for arm in arms))
+    figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
+    for axes, panel in zip(figure.subplots(1, 2), COMPARED, strict=True):
+        phases = next((list(budget_phases(arm.rows)) for arm in reversed(arms)), [])
+        for first, last in phases:
+            axes.axvspan(first - 0.5, last + 0.5, color=SHADE, linewidth=0, zorder=0)
+        for number_of_arm, arm in enumerate(arms):
+            color = ARM_COLORS[labels.index(arm.label) % len(ARM_COLORS)]
+            is_first = arm.label not in [each.label for each in arms[:number_of_arm]]
+            _line(axes, arm.rows, panel.trained, arm.label if is_first else "_", color)
+            _line(axes, arm.rows, panel.heldout, "_", color, marker="o", linestyle="none")
+        style(axes, panel.title)
+        axes.set_ylabel("")
     figure.savefig(path)
 
 
@@ -93,11 +127,28 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
     axes.set_ylabel("")
 
 
-def _line(axes: Axes, rows: Sequence[Row], key: str, label: str, color: str, marker: str = "") -> None:
+def _line(
+    axes: Axes,
+    rows: Sequence[Row],
+    key: str,
+    label: str,
+    color: str,
+    marker: str = "",
+    linestyle: str = "-",
+) -> None:
     points = [
         (number(row["step"]), number(row[key])) for row in rows if key in row and is_finite(number(row[key]))
     ]
     if points:
         steps, values = zip(*points, strict=True)
         width = 1.8 if marker else 1.1
-        axes.plot(steps, values, color=color, linewidth=width, marker=marker, markersize=4.5, label=label)
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            linewidth=width,
+            linestyle=linestyle,
+            marker=marker,
+            markersize=4.5,
+            label=label,
+        )
