@@ -57,6 +57,11 @@ class LiveTensors:
             first = tensor.start - own.held.start
             yield named(tensor, own.held.flat[first : first + tensor.size])
 
+    @property
+    def held(self) -> list[ReleasedTensor]:
+        """What this rank yields, in the same order."""
+        return [self._tensors[own.number] for own in self._own]
+
     def gathered(self, group: dist.ProcessGroup, destination: int) -> Iterator[NamedTensor]:
         """All tensors on one rank of the group, in the order of the release; nothing on the others.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,7 @@ def push_checkpoint(
     """Load a checkpoint and push it twice to two engines, of which one misses the first push; what both have,
     and what is told."""
     from k25_train.checkpoint.loading import load
+    from k25_train.rl.transports.gathered import GatheredWay
     from k25_train.rl.transports.in_memory import InMemory
     from k25_train.rl.transports.shared_memory import SharedMemory
     from k25_train.rl.weight_sync import WeightSync
@@ -48,8 +50,9 @@ def push_checkpoint(
     run = start_run(context, arguments)
     engines = [RecordingEngine("first"), RecordingEngine("second", fails_at=1)]
     pool = EnginePool.of(engines, timeout_s=60) if run.is_main else None  # type: ignore[arg-type]
-    way = InMemory() if transport == "in_memory" else SharedMemory(shard_bytes=2**16)
-    sync = WeightSync(run, way, pool, asyncio.run)  # type: ignore[arg-type]
+    made = InMemory() if transport == "in_memory" else SharedMemory(shard_bytes=2**16)
+    way = GatheredWay(made, pool, asyncio.run)  # type: ignore[arg-type]
+    sync = WeightSync(run, run.config.rollout.weights, way)
     with run.data, run.claim:
         load(checkpoint, run.config, run.modules, optimizer=None)
         first = sync.push(1)
@@ -86,7 +89,7 @@ def expected(checkpoint: Path, arguments: Sequence[str]) -> Digests:
     return digests(as_stored(stored_tensors(StoredCheckpoint.open(checkpoint), tensors), tensors, weights))
 
 
-@pytest.mark.parametrize("transport", ["in_memory", "shared_memory"])
+@pytest.mark.parametrize("transport", [pytest.param("in_memory", marks=pytest.mark.slow), "shared_memory"])
 @pytest.mark.parametrize(
     "name", [name if name == "pp vpp ep" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )
@@ -103,3 +106,98 @@ def test_engines_get_the_bits_of_the_checkpoint(
         "second is fenced off", "second serves version 1 again; it was fenced off",
     ]  # fmt: skip
     assert all(not others[0] for others in by_rank[1:])
+
+
+class NotedSender:
+    """vLLM's sender: announces what it then sends; engines must be paused while they load."""
+
+    def __init__(self, source: Any, engine: RecordingEngine) -> None:
+        self.source = source
+        self.engine = engine
+
+    def send_weights(self) -> None:
+        from k25_train.export.stream import NamedTensor
+
+        assert self.engine.is_paused
+        announced = self.source.metadata()
+        sent = [NamedTensor(name, tensor) for name, tensor in self.source]
+        assert [(each.name, each.dtype, each.shape) for each in sent] == [
+            (each.name, each.dtype, each.shape) for each in announced
+        ]
+        self.engine.staged = -1, digests(sent)
+
+
+class NotedServer:
+    """checkpoint-engine's parameter server of one rank, which keeps what is registered."""
+
+    def __init__(self, engine: RecordingEngine) -> None:
+        self.engine = engine
+        self.calls: list[str] = []
+        self.registered: Digests = {}
+
+    def register_checkpoint(self, checkpoint_name: str, *, named_tensors: dict[str, Any]) -> None:
+        from k25_train.export.stream import NamedTensor
+
+        self.registered = digests(NamedTensor(name, tensor) for name, tensor in named_tensors.items())
+        self.calls.append(f"register {checkpoint_name}")
+
+    def gather_metas(self, checkpoint_name: str) -> None:
+        self.calls.append("gather_metas")
+
+    def update(self, checkpoint_name: str, req_func: Any) -> None:
+        import torch.distributed as dist
+
+        by_rank: list[Digests] = [{}] * dist.get_world_size()
+        dist.all_gather_object(by_rank, self.registered)
+        assert self.engine.is_paused or dist.get_rank()
+        names = [name for each in by_rank for name in each]
+        assert len(names) == len(set(names))
+        self.engine.staged = -1, {name: each[name] for each in by_rank for name in each}
+        self.calls.append("update")
+        req_func([])
+
+    def unregister_checkpoint(self, checkpoint_name: str) -> None:
+        self.calls.append("unregister")
+
+
+def push_from_gpus(
+    context: RankContext, arguments: Sequence[str], checkpoint: Path, kind: str
+) -> tuple[Digests, int, list[str]]:
+    """Push a checkpoint by one of the ways of GPUs, with what takes notes at their ends."""
+    from k25_train.checkpoint.loading import load
+    from k25_train.rl.transports.checkpoint_engine import CheckpointEngineWay
+    from k25_train.rl.transports.nccl import NcclWay, StreamSource
+    from k25_train.rl.weight_sync import WeightSync
+    from k25_train.rollout.engines.pool import EnginePool
+
+    run = start_run(context, arguments)
+    engine = RecordingEngine()
+    pool: Any = EnginePool.of([engine], timeout_s=60) if run.is_main else None  # type: ignore[list-item]
+    server = NotedServer(engine)
+    if kind == "nccl":
+        source = StreamSource(run.topology.device)
+        way: Any = NcclWay(pool, asyncio.run, source, lambda each: NotedSender(each, engine))
+    else:
+        way = CheckpointEngineWay(server, lambda sockets: server.calls.append("asked"), pool, asyncio.run)
+    sync = WeightSync(run, run.config.rollout.weights, way)
+    with run.data, run.claim:
+        load(checkpoint, run.config, run.modules, optimizer=None)
+        sync.push(1)
+        pushed = sync.push(2)
+    assert pool is None or (pool.version == 2 and not engine.is_paused)
+    return engine.committed[1], pushed.num_bytes, server.calls
+
+
+@pytest.mark.parametrize("kind", [pytest.param("nccl", marks=pytest.mark.slow), "checkpoint_engine"])
+def test_ways_of_gpus_bring_the_same_bits_to_paused_engines(
+    data: Path, tmp_path: Path, checkpoint: Path, kind: str
+) -> None:
+    sizes = layout(pp=2, ep=1)
+    arguments = overrides(data, tmp_path / "run", *SHORT, *REINFORCED, *sizes, "rollout.weights=int4")
+    by_rank = run_ranks(push_from_gpus, 2, arguments, checkpoint, kind, timeout_s=240.0)
+    found, num_bytes, _ = by_rank[0]
+    assert found == expected(checkpoint, arguments) and num_bytes == by_rank[1][1] > 0
+    if kind == "checkpoint_engine":
+        calls = ["gather_metas", "update", "asked", "unregister"]
+        for _, _, of_rank in by_rank:
+            assert of_rank == ["register version_1", *calls, "register version_2", *calls]

@@ -46,6 +46,7 @@ class RecordingEngine:
         self.name = name
         self.staged: tuple[int, Digests] = (-1, {})
         self.committed: tuple[int, Digests] = (-1, {})
+        self.is_paused = False
         self._fails_at = fails_at
 
     async def stage(self, tensors: Any, version: int) -> None:
@@ -61,9 +62,16 @@ class RecordingEngine:
         assert self.staged[0] == version
         self.committed = self.staged
 
-    async def pause(self, mode: Any) -> None: ...
+    async def pause(self, mode: Any) -> None:
+        self.is_paused = True
 
-    async def resume(self) -> None: ...
+    async def resume(self) -> None:
+        self.is_paused = False
+
+    async def adopt(self, version: int) -> None:
+        """Other ways have left what came with them in `staged`."""
+        assert self.is_paused
+        self.committed = version, self.staged[1]
 
     async def close(self) -> None: ...
 

@@ -158,6 +158,10 @@ class Engine(Protocol):
         """Sample from what was staged as `version`, with no cached keys of other weights. Paused engines
         only. Raises `EngineError` if another version, or none, is staged."""
 
+    async def adopt(self, version: int) -> None:
+        """Sample from weights that have come by another way (NCCL, checkpoint-engine), as `version`, with no
+        cached keys of others. Paused engines only. Raises `EngineError` where there is no such way."""
+
     async def probe(self, sequences: Sequence[ProbeSequence]) -> list[np.ndarray]:
         """[n - 1] float32 each: the log-probability of every token but the first, given those before it, at
         temperature 1 with all ids allowed; sequences have every placeholder by then."""

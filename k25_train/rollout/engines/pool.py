@@ -92,6 +92,26 @@ class EnginePool:
         self.version, self.staged = version, weights
         await self._on_all("resume", lambda engine: engine.resume())
 
+    async def update_by(self, send: Callable[[], None], version: int) -> None:
+        """Bring every engine to `version`, which `send` loads into all of them while they are paused.
+
+        Raises as `update`, and what `send` does; then engines stay paused, with weights that nobody knows.
+        """
+        await self.pause()
+        await asyncio.to_thread(send)
+        await self.adopt(version)
+
+    async def pause(self) -> None:
+        """Stop all engines between two tokens."""
+        await self._on_all("pause", lambda engine: engine.pause(PauseMode.keep))
+
+    async def adopt(self, version: int) -> None:
+        """Go on with weights that have come to all engines by another way (`Engine.adopt`)."""
+        await self._on_all("adopt", lambda engine: engine.adopt(version))
+        # Who missed this cannot be brought back: there is nothing to stage.
+        self.version, self.staged = version, None
+        await self._on_all("resume", lambda engine: engine.resume())
+
     async def rebuild(self) -> None:
         """Bring fenced engines to the version of the others; those that fail again stay fenced."""
         if self.staged is None:

@@ -75,6 +75,10 @@ class Told:
             raise EngineError(f"{self.name} has staged {self.staged}")
         self.version = version
 
+    async def adopt(self, version: int) -> None:
+        await self._note("adopt")
+        self.version = version
+
     async def probe(self, sequences: Sequence[ProbeSequence]) -> list[np.ndarray]:
         await self._note("probe")
         return [np.full(len(each.token_ids) - 1, self.version, dtype=np.float32) for each in sequences]
@@ -174,3 +178,13 @@ def test_the_one_with_the_least_to_do_is_asked() -> None:
         assert all(log.count(f"{name} generate") == 3 for name in "abc")
 
     run(body)
+
+
+def test_weights_that_come_by_another_way_come_while_all_are_paused() -> None:
+    async def body(pool: EnginePool, engines: list[Told], log: list[str]) -> None:
+        await pool.update_by(lambda: log.append("- sent"), 3)
+
+    pool, engines, log = run(body)
+    phases = [line.split()[1] for line in log]
+    assert phases == [*["pause"] * 3, "sent", *["adopt"] * 3, *["resume"] * 3]
+    assert pool.version == 3 and [engine.version for engine in engines] == [3, 3, 3]

@@ -156,6 +156,10 @@ class InProcessEngine:
         await asyncio.wrap_future(self._worker.call(swap))
         self._staged = None
 
+    async def adopt(self, version: int) -> None:
+        """See `Engine`: weights come by `stage` alone."""
+        raise EngineError(f"{self._name}: has no other way of weights than rollout.transport=shared_memory")
+
     async def probe(self, sequences: Sequence[ProbeSequence]) -> list[np.ndarray]:
         """See `Engine`: a forward of each whole sequence, without a cache."""
         expanded = [
