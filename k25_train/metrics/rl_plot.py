@@ -14,7 +14,7 @@ from k25_train.metrics.plots import TRAIN_COLOR, style
 from k25_train.metrics.sinks import Row, is_finite, number
 
 HELDOUT_COLOR = "#1d6fb8"
-BUDGET_COLOR = "#d1600d"
+BESIDE_COLOR = "#d1600d"
 SHADE = "#f3e3d3"
 PHASE = "toggle/phase"
 """0 in steps with a budget, 1 in free ones; between them if a step has groups of both."""
@@ -29,8 +29,10 @@ class Panel:
     """Key of rows of steps."""
     heldout: str = ""
     """Key of rows of evaluations; empty for none."""
-    budget: str = ""
-    """Key of rows of steps, what it should come to; empty for none."""
+    beside: str = ""
+    """Key of rows of steps that is drawn with it; empty for none."""
+    words: str = ""
+    """What that is, for the legend."""
     is_logarithmic: bool = False
 
 
@@ -46,9 +48,16 @@ PANELS = (
         title="tokens per answer",
         trained="response_tokens",
         heldout="eval_response_tokens",
-        budget="toggle/budget_tokens",
+        beside="toggle/budget_tokens",
+        words="budget",
     ),
-    Panel(title="|Δ log-prob| of a token, engine to trainer", trained="logprob_gap", is_logarithmic=True),
+    Panel(
+        title="|Δ log-prob| of a token, engine to trainer",
+        trained="policy/gap",
+        beside="policy/gap_max",
+        words="largest, rounded up",
+        is_logarithmic=True,
+    ),
 )
 
 
@@ -117,8 +126,8 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
         label = "steps with a budget" if not number_of_phase else None
         axes.axvspan(first - 0.5, last + 0.5, color=SHADE, linewidth=0, zorder=0, label=label)
     _line(axes, rows, panel.trained, "sampled in training", TRAIN_COLOR)
-    if panel.budget:
-        _line(axes, rows, panel.budget, "budget", BUDGET_COLOR)
+    if panel.beside:
+        _line(axes, rows, panel.beside, panel.words, BESIDE_COLOR)
     if panel.heldout:
         _line(axes, rows, panel.heldout, "held-out tasks", HELDOUT_COLOR, marker="o")
     if panel.is_logarithmic and any(number(row[panel.trained]) > 0 for row in rows if panel.trained in row):

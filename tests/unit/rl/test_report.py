@@ -33,7 +33,8 @@ def rows() -> list[dict[str, float]]:
                 "reward": 0.5 + step / 100,
                 "accuracy": 0.6 + step / 100,
                 "response_tokens": 30 - step / 2,
-                "logprob_gap": 1e-6,
+                "policy/gap": 1e-6,
+                "policy/gap_max": 1e-5,
                 "toggle/phase": float((step - 1) // 10 % 2),
                 "toggle/budget_tokens": 12.0,
             }
