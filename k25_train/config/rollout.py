@@ -57,7 +57,7 @@ class RolloutConfig:
     max_tokens: int
     """Longest response; one that reaches it ends there (`finish_reason` length)."""
     temperature: float
-    """Of sampling. Log-probabilities are those of the distribution that was sampled from."""
+    """Of sampling. Only 1 can be trained on: ratios are of the model's own probabilities."""
     max_running: int
     """Responses that one engine generates at once."""
     threads: int
@@ -84,6 +84,10 @@ class RolloutConfig:
             "max_attempts", "judge_timeout_s", "update_timeout_s", "probe_sequences", "probe_tolerance",
         )  # fmt: skip
         found = not_positive(self, names) + not_negative(self, ("threads", "eval_tasks"))
+        if self.temperature > 0 and self.temperature != 1:
+            rule = "must be 1: what is trained are ratios of the model's own probabilities, so its responses "
+            rule += "have to be drawn from these"
+            found.append(Problem("temperature", self.temperature, rule, "use rollout.temperature=1.0"))
         is_embedded = self.engine is EngineKind.in_process
         if is_embedded and self.urls:
             rule = "must be empty with rollout.engine=in_process, which has no server"

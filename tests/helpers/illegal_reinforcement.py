@@ -36,6 +36,7 @@ REINFORCEMENT_BREAKS: dict[str, Callable[[Legal], Broken]] = {
     ),
     "no URL": broken("rollout.urls", [["node1:8000"]], "must be http", rollout__engine="sglang"),
     "temperature": broken("rollout.temperature", [0, -1], "must be positive"),
+    "other temperature": broken("rollout.temperature", [0.7, 1.2], "must be 1: what is trained"),
     "responses beyond sequences": broken("rollout.max_tokens", [10**6, 4096], "do not fit train.seq_len"),
     "no weight": lambda _legal: (
         CHOICES | {"environment.tasks.sums.weight": 0}, "environment.tasks", "must have a source"

@@ -8,8 +8,9 @@ Text does not pass: what is trained are the very ids that an engine returned. Im
 one `<|media_pad|>` in the prompt for each; they come back as the placeholders that the trainer expects,
 (h/2)(w/2) for each image.
 
-Log-probabilities are those of the distribution that was sampled from, at the sampling temperature, over the
-whole vocabulary but the forbidden ids, in nats and float32.
+Log-probabilities are the model's own, at temperature 1 over the whole vocabulary, in nats and float32: what
+a trainer makes of the same tokens, and what vLLM and SGLang report. Temperature and forbidden ids change
+which token is drawn, and nothing of what is reported of it.
 """
 
 from collections.abc import Iterable, Sequence

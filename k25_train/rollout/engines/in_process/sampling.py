@@ -44,19 +44,22 @@ def draw(logits_BV: Tensor, temperatures: Tensor, forbidden: Tensor, uniforms: T
 
     Args:
         logits_BV: [b, V] of the model, before any temperature.
-        temperatures: [b] float32; 0 for the most probable token, whose log-probability is that at
-            temperature 1.
-        forbidden: [b, V] or [1, V] bool: what is taken out of the distribution.
+        temperatures: [b] float32; 0 for the most probable token.
+        forbidden: [b, V] or [1, V] bool: what is never drawn.
         uniforms: [b] float64 in (0, 1).
+
+    Log-probabilities are those of the logits, whatever the temperature and what is forbidden.
     """
+    logprobs = torch.log_softmax(logits_BV.float(), dim=-1)
+    # What is drawn from: powers of the probabilities, of what is allowed.
     is_greedy = temperatures == 0
-    scaled = logits_BV.float() / torch.where(is_greedy, 1.0, temperatures).unsqueeze(1)
-    logprobs = torch.log_softmax(scaled.masked_fill(forbidden, -torch.inf), dim=-1)
-    cumulated = logprobs.double().exp_().cumsum_(dim=-1)
+    scaled = logprobs / torch.where(is_greedy, 1.0, temperatures).unsqueeze(1)
+    allowed = torch.log_softmax(scaled.masked_fill(forbidden, -torch.inf), dim=-1)
+    cumulated = allowed.double().exp_().cumsum_(dim=-1)
     # Rounding leaves the sum next to 1; the place is one of the sum that there is, so that none is missed.
     places = uniforms.unsqueeze(1) * cumulated[:, -1:]
     sampled = torch.searchsorted(cumulated, places, right=True).squeeze(1)
-    ids = torch.where(is_greedy, logprobs.argmax(-1), sampled.clamp_(max=logprobs.shape[1] - 1))
+    ids = torch.where(is_greedy, allowed.argmax(-1), sampled.clamp_(max=logprobs.shape[1] - 1))
     return Drawn(ids, logprobs.gather(1, ids.unsqueeze(1)).squeeze(1))
 
 
