@@ -11,6 +11,7 @@ from k25_train.checkpoint import folders
 from k25_train.checkpoint.agreement import on_every_rank, on_first_rank
 from k25_train.checkpoint.continuity import (
     NOT_OF_WEIGHTS,
+    OF_COMPUTATION,
     SAME_MODEL,
     SAME_RUN,
     changed_facts,
@@ -41,7 +42,7 @@ def check(folder: Place, config: Config, facts: Mapping[str, str], *, resumes: b
     if resumes:
         check_same_run(folder, config, facts)
     else:
-        but = NOT_OF_WEIGHTS if manifest.kind is Kind.WEIGHTS else ()
+        but = NOT_OF_WEIGHTS if manifest.kind is Kind.WEIGHTS else OF_COMPUTATION
         check_continuity(folder, config, SAME_MODEL, but=but)
     return manifest
 

@@ -17,7 +17,10 @@ from k25_train.errors import CheckpointError, ConfigError
 
 SAME_MODEL = ("model",)
 """Sections that must be unchanged for the weights to mean the same."""
+OF_COMPUTATION = ("model.quantization",)
+"""Keys of the model that say how its weights are computed with: an evaluation may choose."""
 NOT_OF_WEIGHTS = (
+    *OF_COMPUTATION,
     "model.name",
     "model.init_std",
     "model.balance_loss_coeff",

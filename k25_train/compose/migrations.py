@@ -355,8 +355,9 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("checkpoint.init_optimizer", False),
         Fill("metrics", _METRICS),
     ),
-    # 9 to 10. There was no reinforcement learning.
+    # 9 to 10. There was no reinforcement learning, and experts computed with their weights as they are.
     (
+        Fill("model.quantization", "none"),
         Fill("algorithm", None),
         Fill("rollout", None),
         Fill("environment", None),

@@ -5,6 +5,7 @@ Sources: "checkpoint" is the config of the released moonshotai/Kimi-K2.5, "Moonl
 """
 
 from dataclasses import dataclass
+from enum import Enum
 
 from k25_train.config.basics import not_negative
 from k25_train.config.vision import VisionConfig
@@ -17,6 +18,20 @@ HEAD_PIECE_BYTES = 2**30
 """Logits that the output head makes at a time where `activation.head.logits` is `recompute`, in their own
 format: of K2.5's vocabulary 3,276 tokens in bfloat16. Each piece reads the head's weights and their gradient
 again, so pieces of a few hundred tokens would be bound by memory. Source: our choice."""
+
+INT4_GROUP = 32
+"""Inputs of an expert that share a scale where its weights are INT4. Source: checkpoint,
+`quantization_config`."""
+
+
+class Quantization(Enum):
+    """What the weights of routed experts are rounded to in every pass."""
+
+    none = "none"
+    """Nothing."""
+    int4_qat = "int4_qat"
+    """What INT4 stands for, as `k25-convert export --dtype int4` writes it; gradients go straight through to
+    the weights that are kept (quantisation-aware training)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,6 +121,9 @@ class ModelConfig:
     """Rows of the embedding and of the untied output head. Source: checkpoint."""
     init_std: float
     """Standard deviation of initial weights. Source: checkpoint, `initializer_range`."""
+    quantization: Quantization
+    """What routed experts compute with. Source: K2.5's post-training has INT4 (K2-Thinking's model card); at
+    which stage it begins is not disclosed. Pre-training: none."""
     rope: RopeConfig
     """Rotary position embedding."""
     vision: VisionConfig
@@ -220,6 +238,13 @@ class ModelConfig:
             if size % 8:
                 rule = "must be a multiple of 8: grouped expert products need rows of whole 16 bytes in bf16"
                 found.append(Problem(name, size, rule, f"use {size - size % 8 + 8}"))
+            elif size % INT4_GROUP and self.quantization is Quantization.int4_qat:
+                rule = f"must be a multiple of {INT4_GROUP} with int4_qat: so many inputs share a scale"
+                remedy = f"use {size - size % INT4_GROUP + INT4_GROUP}, or quantization=none"
+                found.append(Problem(name, size, rule, remedy))
+        if self.quantization is Quantization.int4_qat and not self.num_moe_layers > 0:
+            rule = "rounds routed experts, of which there are none: every layer is dense"
+            found.append(Problem("quantization", self.quantization.value, rule, "use none"))
         if self.num_experts_per_token > self.num_experts:
             rule = f"must not exceed num_experts ({self.num_experts})"
             remedy = "send a token to fewer experts"

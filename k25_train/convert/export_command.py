@@ -52,6 +52,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     # torch is not needed to print the help.
     from k25_train.checkpoint.files.stored import StoredCheckpoint
     from k25_train.checkpoint.integrity import check_is_checkpoint
+    from k25_train.config.model import Quantization
     from k25_train.export.folder import ExportOrder, export_folder
     from k25_train.export.like import ReleasedFolder
     from k25_train.export.listing import Contents, WeightFormat
@@ -69,6 +70,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     like = options.like
     if like is None and options.tokenizer is None and (like := source_of(checkpoint)):
         console.print(f"tokenizer and other small files: from {like}, of which it is an import")
+    if model.quantization is Quantization.int4_qat and weights is not WeightFormat.int4:
+        console.print("experts were trained as INT4: --dtype int4 alone writes what they computed with")
     order = ExportOrder(
         checkpoint=options.checkpoint,
         out=options.out,

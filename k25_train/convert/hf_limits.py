@@ -11,7 +11,7 @@ from typing import Any
 
 from k25_train.convert.number_formats import FP8_BLOCK
 from k25_train.errors import CheckpointError
-from k25_train.export.int4 import GROUP_SIZE
+from k25_train.int4 import GROUP_SIZE
 
 Fixed = Mapping[str, tuple[object, ...]]
 TIED: Fixed = {"tie_word_embeddings": (False, None)}

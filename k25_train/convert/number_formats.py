@@ -5,7 +5,7 @@
   As in DeepSeek-V3 and Kimi-K2 (`weight_dequant` of DeepSeek's inference code; `weight_block_size`).
 - INT4: `NAME_packed` int32, eight codes each, code i in bits 4i to 4i+3, stored as code + 8; `NAME_scale`
   bfloat16, one per group of 32 in a row; `NAME_shape`, the weight's shape. As in Kimi-K2-Thinking and K2.5
-  (compressed-tensors, `pack-quantized`, symmetric; `k25_train/export/int4.py`).
+  (compressed-tensors, `pack-quantized`, symmetric; `k25_train/int4.py`).
 
 Products are taken in float32: a code of 4 bits times 8 bits of a bfloat16 mantissa is exact there.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from k25_train.convert.hf_files import StoredTensor, read_bytes
 from k25_train.errors import CheckpointError
-from k25_train.export.int4 import CODES_PER_WORD, GROUP_SIZE, Int4Weight, dequantize
+from k25_train.int4 import CODES_PER_WORD, GROUP_SIZE, Int4Weight, dequantize
 
 FP8_BLOCK = 128
 """Rows and columns that share a scale."""

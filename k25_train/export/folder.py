@@ -25,10 +25,10 @@ from pathlib import Path
 
 import torch
 
+from k25_train import int4
 from k25_train.checkpoint.files.stored import StoredCheckpoint
-from k25_train.config.model import ModelConfig
+from k25_train.config.model import ModelConfig, Quantization
 from k25_train.errors import CheckpointError
-from k25_train.export import int4
 from k25_train.export.files import PlannedFile, index_text, plan_files
 from k25_train.export.like import INDEX, ReleasedFolder
 from k25_train.export.listing import Contents, WeightFormat, released_tensors
@@ -93,7 +93,10 @@ class FileExport:
         self.order = order
         self.files = order.files()
         self.checkpoint = StoredCheckpoint.open(order.checkpoint)
-        self.requantize: Requantize = _plain if order.like is None else ReleasedFolder(order.like).requantize
+        self.requantize: Requantize = _plain
+        # What was trained as INT4 gets the codes of its forward pass, whatever a released folder has.
+        if order.like is not None and order.model.quantization is Quantization.none:
+            self.requantize = ReleasedFolder(order.like).requantize
 
     def write(self, index: int) -> str:
         """Write a file and return its name."""

@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from k25_train import int4
 from k25_train.errors import CheckpointError
-from k25_train.export import int4
-from k25_train.export.int4 import Int4Weight
 from k25_train.export.listing import Contents
 from k25_train.export.writer import placed
+from k25_train.int4 import Int4Weight
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 _COPIED = (".json", ".jinja", ".model", ".py", ".txt", ".tiktoken")

@@ -14,7 +14,7 @@ from enum import Enum
 from math import prod
 from typing import NamedTuple
 
-from k25_train.config.model import ModelConfig
+from k25_train.config.model import INT4_GROUP, ModelConfig
 from k25_train.config.vision import VisionPart
 from k25_train.parameters import table
 from k25_train.parameters.entry import ParameterEntry, Site, fill
@@ -23,7 +23,7 @@ TEXT_PREFIX = "language_model."
 """What the language model's names begin with where there is a vision part; text models have them without."""
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "int32": "I32"}
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "I32": 4}
-INT4_GROUP, INT4_PER_WORD = 32, 8
+INT4_PER_WORD = 8
 
 
 class WeightFormat(Enum):

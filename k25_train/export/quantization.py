@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from k25_train.export.listing import INT4_GROUP
+from k25_train.config.model import INT4_GROUP
 
 NOT_QUANTIZED = (
     "lm_head",

@@ -2,11 +2,11 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from k25_train.config.model import ModelConfig
+from k25_train.config.model import INT4_GROUP, ModelConfig, Quantization
 from k25_train.data.kimi_tokens import KIMI_NUM_SPECIAL_TOKENS, KIMI_SPECIAL_OFFSETS
 from k25_train.data.tokenizer import Tokenizer, TrainedTokenizer, load_tokenizer
 from k25_train.errors import CheckpointError
@@ -24,6 +24,8 @@ KIMI_VOCAB_SIZE = 163840
 DTYPES = {WeightFormat.bf16: "bfloat16", WeightFormat.int4: "bfloat16", WeightFormat.float32: "float32"}
 """What is not packed."""
 QUANTIZATION = "quantization_config"
+_PACKED_KEYS = ("num_bits", "group_size", "symmetric")
+"""What makes packed weights another thing."""
 TOKENIZER_FACT = "data.tokenizer"
 """Of `k25_train/data/fingerprint.py`."""
 _SAME_MODEL = (
@@ -56,6 +58,8 @@ def files_like(
     config = copy.deepcopy(released.config)
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     is_packed = any(_is_as_packed_here(part.get(QUANTIZATION)) for part in parts)
+    if model.quantization is Quantization.int4_qat and not is_packed:
+        _check_not_packed(parts, released.folder / CONFIG)
     if weights is not WeightFormat.int4 or not is_packed:
         for part in parts:
             part.pop(QUANTIZATION, None)
@@ -94,9 +98,27 @@ def _is_as_packed_here(scheme: object) -> bool:
     if not isinstance(scheme, dict) or scheme.get("format") != "pack-quantized":
         return False
     written = int4_config()["config_groups"]["group_0"]["weights"]
-    keys = ("num_bits", "group_size", "symmetric")
     groups = scheme.get("config_groups") or {}
-    return all(group.get("weights", {}).get(key) == written[key] for group in groups.values() for key in keys)
+    return all(
+        group.get("weights", {}).get(key) == written[key] for group in groups.values() for key in _PACKED_KEYS
+    )
+
+
+def _check_not_packed(parts: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Raise `CheckpointError` if a released folder has integers in another form than experts trained as INT4
+    have: who serves it is set up for these."""
+    for scheme in filter(None, (part.get(QUANTIZATION) for part in parts)):
+        if scheme.get("quant_method") == "compressed-tensors":
+            groups = scheme.get("config_groups") or {}
+            told = [
+                {key: weights.get(key) for key in _PACKED_KEYS}
+                for weights in (group.get("weights") or {} for group in groups.values())
+            ]
+            raise CheckpointError(
+                f"{path}: {QUANTIZATION} has {scheme.get('format')} {told}, but the checkpoint's experts "
+                f"were trained as symmetric INT4 in groups of {INT4_GROUP} (model.quantization=int4_qat); "
+                "name a folder with such weights, or with plain ones"
+            )
 
 
 def own_files(

@@ -5,7 +5,8 @@ that who takes them needs the memory of a few tensors, never of a model. An expo
 inference engine can take it as weights of the next policy.
 
 `stored_tensors` reads a checkpoint of any layout; `live.py` has the twin that takes modules of a trainer.
-`quantized` packs the routed experts of either.
+`as_stored` packs the routed experts of either; `as_computed` gives the weights that a model of this
+`model.quantization` computes with, which is what engines that hold no packed weights serve.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,11 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from k25_train import int4
 from k25_train.checkpoint.files.stored import StoredCheckpoint, Wanted
+from k25_train.config.model import Quantization
 from k25_train.errors import CheckpointError
-from k25_train.export import int4
-from k25_train.export.int4 import Int4Weight
 from k25_train.export.listing import ReleasedTensor, WeightFormat
+from k25_train.int4 import Int4Weight
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -126,12 +128,7 @@ def as_stored(
 
     Raises `CheckpointError` if the two are of different tensors, or an expert cannot be packed.
     """
-    for each, tensor in zip(stream, tensors, strict=True):
-        if each.name != tensor.name or each.shape != tensor.shape:
-            raise CheckpointError(
-                f"the stream has {each.name} {list(each.shape)} where {tensor.name} {list(tensor.shape)} "
-                "is due; give both in the order of the release"
-            )
+    for each, tensor in _matched(stream, tensors):
         if not (tensor.is_expert and weights is WeightFormat.int4):
             yield each
             continue
@@ -142,3 +139,38 @@ def as_stored(
         parts = (packed.packed, packed.scale, packed.shape_tensor())
         for entry, part in zip(tensor.entries(weights), parts, strict=True):
             yield NamedTensor(entry.name, part)
+
+
+def as_computed(
+    stream: Iterable[NamedTensor], tensors: Iterable[ReleasedTensor], quantization: Quantization
+) -> Iterator[NamedTensor]:
+    """A stream with the routed experts as training computes with them, in the number formats of the stream.
+
+    With `int4_qat` these are the numbers that the bytes of `as_stored` stand for, bit for bit, so that an
+    engine without INT4 kernels serves what the trainer has in its forward pass.
+
+    Args:
+        stream: of the release's tensors before packing, bfloat16 or float32.
+        tensors: what they are, in the same order.
+        quantization: `model.quantization` of the run.
+
+    Raises `CheckpointError` if the two are of different tensors.
+    """
+    for each, tensor in _matched(stream, tensors):
+        if tensor.is_expert and quantization is Quantization.int4_qat:
+            yield NamedTensor(each.name, int4.fake_quantize(each.tensor))
+        else:
+            yield each
+
+
+def _matched(
+    stream: Iterable[NamedTensor], tensors: Iterable[ReleasedTensor]
+) -> Iterator[tuple[NamedTensor, ReleasedTensor]]:
+    """Each tensor with what it is. Raises `CheckpointError` if the two are of different tensors."""
+    for each, tensor in zip(stream, tensors, strict=True):
+        if each.name != tensor.name or each.shape != tensor.shape:
+            raise CheckpointError(
+                f"the stream has {each.name} {list(each.shape)} where {tensor.name} {list(tensor.shape)} "
+                "is due; give both in the order of the release"
+            )
+        yield each, tensor

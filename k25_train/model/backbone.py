@@ -24,7 +24,7 @@ from k25_train.model.attention import DirectQueryAttention, PackedLatentAttentio
 from k25_train.model.context_attention import SharedDocumentAttention, lend_weight
 from k25_train.model.document_attention import DocumentAttention
 from k25_train.model.experts import GroupedExperts
-from k25_train.model.grouped_gemm import GroupedGemm, grouped_gemm
+from k25_train.model.grouped_gemm import grouped_gemm
 from k25_train.model.head import add_losses_by_pieces, goes_by_pieces
 from k25_train.model.layer import DocumentExperts, DocumentLayer
 from k25_train.model.megatron_config import BackboneConfig, check_transformer_engine
@@ -97,7 +97,11 @@ def attention_spec(
 
 
 def layer_spec(
-    backend: BackendSpecProvider, attention: ModuleSpec, gemm: GroupedGemm, *, is_moe: bool
+    backend: BackendSpecProvider,
+    attention: ModuleSpec,
+    experts: Callable[..., GroupedExperts],
+    *,
+    is_moe: bool,
 ) -> ModuleSpec:
     """One decoder layer: pre-norm attention, then a dense SwiGLU or the mixture of experts."""
     # 1. Linear layers and norms of the backend.
@@ -110,7 +114,7 @@ def layer_spec(
     # 2. Our router and experts in megatron-core's layer.
     moe = MoESubmodules(
         router=SequenceBalancedRouter,
-        experts=partial(GroupedExperts, gemm=gemm),
+        experts=experts,
         shared_experts=partial(SharedExpertMLP, submodules=mlp("shared_expert")),
     )
     return ModuleSpec(
@@ -181,7 +185,8 @@ def build_language_model(
     backend = linear_backend(transformer_engine=transformer_engine)
     gemm = grouped_gemm(transformer_engine=transformer_engine, dtype=config.params_dtype)
     latent = attention_spec(backend, attention, exchange, compresses_query=model.compresses_query)
-    kinds = {is_moe: layer_spec(backend, latent, gemm, is_moe=is_moe) for is_moe in (False, True)}
+    experts = partial(GroupedExperts, gemm=gemm, quantization=model.quantization)
+    kinds = {is_moe: layer_spec(backend, latent, experts, is_moe=is_moe) for is_moe in (False, True)}
     block = TransformerBlockSubmodules(
         layer_specs=[kinds[model.is_moe(layer)] for layer in layer_ids],
         layer_norm=layer_norm(backend),

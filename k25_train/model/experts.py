@@ -2,7 +2,7 @@
 
 megatron-core has grouped experts only with Transformer Engine. Without it, every expert is a separate module,
 which on a CPU costs 40% (8 experts) to 65% (64 experts) of a training step. Which kernels multiply is up to
-`grouped_gemm.py`.
+`grouped_gemm.py`, with which weights up to `quantization.py`.
 
 Shapes: T tokens sent to this rank's experts, E experts of this rank, D hidden, F expert width.
 """
@@ -15,7 +15,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from k25_train.config.model import Quantization
 from k25_train.model.grouped_gemm import GroupedGemm, RowGroups, grouped_linear
+from k25_train.model.quantization import computed_weights
 from k25_train.model.swiglu import weighted_swiglu
 from parallel.activations.annotate import named, recomputed
 from parallel.megatron.wgrad import own_weight_gradients
@@ -36,6 +38,7 @@ class GroupedExperts(MegatronModule):
         # Megatron-core gives it; nothing here communicates.
         pg_collection: ProcessGroupCollection,
         gemm: GroupedGemm,
+        quantization: Quantization = Quantization.none,
         name: str | None = None,
     ) -> None:
         super().__init__(config)
@@ -48,6 +51,10 @@ class GroupedExperts(MegatronModule):
             # Marks expert weights for megatron-core: reduced over the expert-data-parallel group only. Set
             # with EP=1 too, so that the optimizer has the same two parts in every layout.
             parameter.allreduce = False
+        # A module of its own: buffers without a place in checkpoints.
+        self.computed = computed_weights(
+            quantization, gate_up_proj=self.gate_up_proj, down_proj=self.down_proj
+        )
         later = config.delay_wgrad_compute
         self.wgrads = own_weight_gradients(self, self.gate_up_proj, self.down_proj, later=later)
 
@@ -66,17 +73,20 @@ class GroupedExperts(MegatronModule):
         groups = self.gemm.groups(tokens_per_expert, tokens.device)
         if tokens.shape[0] == 0:
             return self._no_tokens(tokens, groups, weights), None
-        gate_up_T2F = self._product(named("moe.up_input", tokens), self.gate_up_proj, groups)
+        gate_up_T2F = self._product(named("moe.up_input", tokens), "gate_up_proj", groups)
         hidden_TF = recomputed(
             "moe.down_input",
             weighted_swiglu,
             named("moe.swiglu_input", gate_up_T2F),
             named("moe.probs", weights),
         )
-        return self._product(hidden_TF, self.down_proj, groups), None
+        return self._product(hidden_TF, "down_proj", groups), None
 
-    def _product(self, tokens: Tensor, weights: nn.Parameter, groups: RowGroups) -> Tensor:
-        return grouped_linear(tokens, weights, groups, self.gemm, self.wgrads)
+    def _product(self, tokens: Tensor, name: str, groups: RowGroups) -> Tensor:
+        weights: nn.Parameter = getattr(self, name)
+        return grouped_linear(
+            tokens, weights, groups, self.gemm, self.wgrads, computed=self.computed.of(name, weights)
+        )
 
     def _no_tokens(self, tokens: Tensor, groups: RowGroups, weights: Tensor) -> Tensor:
         """An empty output [0, D] that depends on everything that an output of tokens depends on.
@@ -85,8 +95,8 @@ class GroupedExperts(MegatronModule):
         weights get one without rows, which makes this rank take part in the exchange in which all ranks send
         such gradients back. Nothing is named: there is nothing to save.
         """
-        gate_up_T2F = self._product(tokens, self.gate_up_proj, groups)
-        return self._product(weighted_swiglu(gate_up_T2F, weights), self.down_proj, groups)
+        gate_up_T2F = self._product(tokens, "gate_up_proj", groups)
+        return self._product(weighted_swiglu(gate_up_T2F, weights), "down_proj", groups)
 
     def backward_dw(self) -> None:
         """Compute the weight gradients that backward has left pending, if they are delayed."""

@@ -184,43 +184,56 @@ class _GroupedGradient:
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """Rows times their group's matrix; the gradient of the matrices goes to a `WeightGradients`."""
+    """Rows times their group's matrix; the gradient of the matrices goes to a `WeightGradients`.
+
+    `computed` is what is multiplied with; its gradient is taken for that of `weights`.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         rows: Tensor,
         weights: nn.Parameter,
+        computed: Tensor,
         groups: RowGroups,
         gemm: GroupedGemm,
         wgrads: WeightGradients,
     ) -> Tensor:
-        ctx.save_for_backward(rows, weights, *groups.on_device)
+        ctx.save_for_backward(rows, computed, *groups.on_device)
         # Saved tensors come back without Python attributes, such as `main_grad`, where hooks pack them.
         ctx.weights, ctx.counts, ctx.gemm, ctx.wgrads = weights, groups.counts, gemm, wgrads
         # Kernels need not take nothing.
-        return gemm.outputs(rows, weights, groups) if len(rows) else rows.new_empty(0, weights.shape[1])
+        return gemm.outputs(rows, computed, groups) if len(rows) else rows.new_empty(0, weights.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weights, *on_device = ctx.saved_tensors
+        rows, computed, *on_device = ctx.saved_tensors
         groups = RowGroups(ctx.counts, tuple(on_device))
         gradient, of_rows, of_weights = gradients[0].contiguous(), None, None
         if ctx.needs_input_grad[0]:
             of_rows = (
-                ctx.gemm.row_gradients(gradient, weights, groups) if len(rows) else torch.zeros_like(rows)
+                ctx.gemm.row_gradients(gradient, computed, groups) if len(rows) else torch.zeros_like(rows)
             )
         if ctx.needs_input_grad[1]:
             of_weights = ctx.wgrads.add(ctx.weights, _GroupedGradient(ctx.gemm, gradient, rows, groups))
-        return of_rows, of_weights, None, None, None
+        return of_rows, of_weights, None, None, None, None
 
 
 def grouped_linear(
-    rows: Tensor, weights: nn.Parameter, groups: RowGroups, gemm: GroupedGemm, wgrads: WeightGradients
+    rows: Tensor,
+    weights: nn.Parameter,
+    groups: RowGroups,
+    gemm: GroupedGemm,
+    wgrads: WeightGradients,
+    *,
+    computed: Tensor,
 ) -> Tensor:
-    """rows [T, In], grouped, times weights [E, Out, In]: [T, Out]; the weights' gradient goes to `wgrads`.
+    """rows [T, In], grouped, times `computed` [E, Out, In]: [T, Out].
+
+    `computed` is the parameter `weights`, or what stands for it; the gradient, straight through to `weights`,
+    goes to `wgrads`.
 
     A group may be empty, and there may be no rows at all: its matrix then gets no gradient, but `wgrads` is
     told all the same.
     """
-    return _GroupedLinear.apply(rows, weights, groups, gemm, wgrads)
+    return _GroupedLinear.apply(rows, weights, computed.detach(), groups, gemm, wgrads)

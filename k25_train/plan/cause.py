@@ -19,6 +19,7 @@ class Cause(Enum):
     bubble = "pipeline's idle time"
     encoder = "vision encoder"
     optimizer = "optimizer"
+    quantization = "experts rounded to INT4"
     between_steps = "between steps"
     data = "data not there in time"
     checkpoint = "checkpoints"

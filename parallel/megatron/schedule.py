@@ -10,6 +10,7 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from parallel.megatron.before_pass import BeforePass, WorkBeforePasses
+from parallel.megatron.held_weights import held_weights
 from parallel.megatron.patches.pass_hooks import subscribed
 from parallel.pipeline.micro_batches import micro_batch_group_size
 from parallel.topology import Topology
@@ -67,7 +68,7 @@ def run_schedule[Batch](
         pp_size=topology.pp_size, vp_size=topology.vpp_size if topology.vpp_size > 1 else None
     )
     iterators = [iter(micro_batches) for _ in chunks]
-    with subscribed(WorkBeforePasses(before_pass)):
+    with subscribed(WorkBeforePasses(before_pass)), held_weights(chunks):
         return schedule(
             forward_step_func=forward_step,
             data_iterator=iterators if len(iterators) > 1 else iterators[0],

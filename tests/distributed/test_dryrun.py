@@ -53,7 +53,8 @@ def check_states(found: dict[str, Any], arguments: Sequence[str]) -> None:
     states = pipeline_states(plan_pipeline(compose(arguments)))
     for stage, planned in zip(found["stages"], states, strict=True):
         real = [stage["weights_bytes"], stage["gradients_bytes"], stage["optimizer_bytes_by_dp_rank"]]
-        assert real == [planned.weights, planned.gradients, list(planned.optimizer)], stage["stage"]
+        weights = planned.weights + planned.quantized
+        assert real == [weights, planned.gradients, list(planned.optimizer)], stage["stage"]
 
 
 NOTHING_OVERLAPS = ["parallelism.overlap_expert_comm=false", "parallelism.delay_wgrad=false"]
@@ -81,6 +82,7 @@ REAL_LAYOUTS = (
         "parallelism.vpp=7",
     ],
     ["cluster.nodes=256", "optim=muonclip"],
+    ["optim=muonclip", "model.quantization=int4_qat"],
 )
 """More layouts of the real model: stages, experts, nodes, update rules, what of vision is trained."""
 

@@ -142,7 +142,7 @@ def grouped_gradients(
         # 2. Ours, at once and later, into float32.
         def run(wgrads: Any, gemm: Any = gemm, groups: Any = groups, name: str = name) -> None:
             rows.grad = None
-            ours = grouped_linear(rows, weights, groups, gemm, wgrads)
+            ours = grouped_linear(rows, weights, groups, gemm, wgrads, computed=weights)
             ours.backward(weighting)
             found[f"{name} output"] = ours.detach(), output.detach()
             found[f"{name} rows"] = rows.grad, of_rows
@@ -158,7 +158,7 @@ def grouped_gradients(
         del weights.main_grad
         wgrads = own_weight_gradients(nn.Identity(), weights, later=False)
         (alone,) = torch.autograd.grad(
-            grouped_linear(rows, weights, groups, gemm, wgrads), weights, weighting
+            grouped_linear(rows, weights, groups, gemm, wgrads, computed=weights), weights, weighting
         )
         assert alone.dtype is dtype
         found[f"{name} alone"] = alone, (at_once / 2).to(dtype)
@@ -190,7 +190,7 @@ def transformer_engine_calls(_context: RankContext) -> tuple[list[Any], list[int
 
     def run(wgrads: Any) -> None:
         rows = draw(20, 16, dtype=torch.bfloat16).requires_grad_()
-        grouped_linear(rows, weights, groups, gemm, wgrads).sum().backward()
+        grouped_linear(rows, weights, groups, gemm, wgrads, computed=weights).sum().backward()
 
     total, _ = add_up(weights, run, later=False)
     return te_grouped_gemm.calls, [each.data_ptr() for each in total], counts
@@ -335,8 +335,10 @@ def allocated_in_backward(_context: RankContext) -> tuple[dict[str, list[str]], 
             wgrads = own_weight_gradients(nn.Identity(), weights, later=later)
             context = Context()
             with torch.no_grad(), Allocations() as allocations:
-                output = _GroupedLinear.forward(context, rows, weights, groups, TorchGroupedGemm(), wgrads)
-                assert _GroupedLinear.backward(context, torch.ones_like(output))[1:] == (None,) * 4
+                output = _GroupedLinear.forward(
+                    context, rows, weights, weights, groups, TorchGroupedGemm(), wgrads
+                )
+                assert _GroupedLinear.backward(context, torch.ones_like(output))[1:] == (None,) * 5
                 wgrads.compute()
             found[name] = allocations.larger_than(weights.numel() // 2)
     return found, sorted(set(allocations.names))

@@ -136,7 +136,9 @@ def sums_of_weight_gradients(transformer_engine: bool) -> tuple[Tensor, Tensor]:
             torch.randn(sum(counts), width, device=device, dtype=torch.bfloat16) for width in (64, 128)
         )
         groups = gemm.groups(torch.tensor(counts), device)
-        grouped_linear(rows.requires_grad_(), weights, groups, gemm, wgrads).backward(gradient)
+        grouped_linear(rows.requires_grad_(), weights, groups, gemm, wgrads, computed=weights).backward(
+            gradient
+        )
         split = zip(gradient.double().split(counts), rows.detach().double().split(counts), strict=True)
         exact += torch.stack([of_output.T @ part for of_output, part in split])
     return weights.main_grad.double().cpu(), exact.cpu()  # type: ignore[union-attr]

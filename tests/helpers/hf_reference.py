@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from k25_train.config.model import ModelConfig, RopeConfig
+from k25_train.config.model import ModelConfig, Quantization, RopeConfig
 from k25_train.config.vision import VisionConfig
 from k25_train.parameters.released import iterate_tensors
 
@@ -59,6 +59,7 @@ def tiny_model_config(**overrides: Any) -> ModelConfig:
         "latent_norm_eps": 1e-6,
         "vocab_size": 256,
         "init_std": 0.02,
+        "quantization": Quantization.none,
         "rope": RopeConfig(
             theta=50000.0,
             scaling_factor=64.0,

@@ -290,6 +290,16 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("must be even", [15, 17], "model.qk_nope_head_dim", "model.qk_rope_head_dim"),
     **values("must be even", [7, 31], "train.eval_sequences"),
     **values("must be a multiple of 8", [100, 130], "model.hidden_size", "model.expert_ffn_hidden_size"),
+    "inputs of an INT4 expert": lambda legal: (
+        {"model.quantization": "int4_qat", "model.expert_ffn_hidden_size": legal.pick([16, 40, 104])},
+        "model.expert_ffn_hidden_size",
+        "must be a multiple of 32 with int4_qat",
+    ),
+    "INT4 without experts": lambda legal: (
+        {"model.quantization": "int4_qat", "model.num_dense_layers": legal.values["model.num_layers"]},
+        "model.quantization",
+        "of which there are none",
+    ),
     **values("must lie in [0, 1)", [1, 2, -0.5], "optim.beta1", "optim.beta2", "optim.muon.momentum"),
     **values("room for one merged token", [1, 3], "model.vision.image_patch_limit"),
     **values("is not a kind of sample", ["[vidoe]"], "data.sources.text.kinds"),

@@ -79,6 +79,7 @@ def _stage_memory(stage: StagePlan, states: StageStates) -> StageMemory:
         layers=tuple(chunk.layers for chunk in stage.chunks),
         num_held=num_held(stage),
         weights=states.weights,
+        quantized=states.quantized,
         gradients=states.gradients,
         optimizer=max(states.optimizer),
         optimizer_on_device=0 if in_host else max(states.optimizer),

@@ -15,6 +15,8 @@ class StageMemory:
     """Passes between forward and backward at the peak."""
     weights: int
     """Weights, a decoupled encoder's among them."""
+    quantized: int
+    """Copies of routed experts as INT4 has them, which passes compute with (`model.quantization`)."""
     gradients: int
     """Gradients of the trained weights."""
     optimizer: int
@@ -60,7 +62,7 @@ class StageMemory:
     @property
     def states(self) -> int:
         """What is on the device from step to step."""
-        return self.weights + self.gradients + self.optimizer_on_device
+        return self.weights + self.quantized + self.gradients + self.optimizer_on_device
 
     @property
     def activations(self) -> int:

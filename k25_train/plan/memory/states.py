@@ -6,6 +6,7 @@ Held against the ranks that the dry run builds (tests/distributed/test_dryrun.py
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from k25_train.config.model import Quantization
 from k25_train.config.optimizer import OptimName
 from k25_train.config.schema import Config
 from k25_train.plan.assumptions import OtherCode, Sharding
@@ -30,6 +31,8 @@ class StageStates:
     weights: int
     """Weights with their padding, frozen ones, a decoupled encoder's among them; buffers of routers, and
     tables of cosines and sines, which each layer has where RoPE is stretched."""
+    quantized: int
+    """Copies of routed experts as INT4 has them (`model.quantization`)."""
     gradients: int
     """Gradients of the trained weights, padding included."""
     optimizer: tuple[int, ...]
@@ -43,6 +46,7 @@ class _Module:
     """A chunk, or an encoder."""
 
     weights: int = 0
+    quantized: int = 0
     gradients: int = 0
     buffers: list[tuple[BufferPlan, OptimName, bool]] = field(default_factory=list)
 
@@ -71,6 +75,7 @@ def pipeline_states(pipeline: PipelinePlan) -> list[StageStates]:
         found.append(
             StageStates(
                 weights=sum(each.weights for each in (*modules, encoder)),
+                quantized=sum(each.quantized for each in modules),
                 gradients=sum(each.gradients for each in (*modules, encoder)),
                 optimizer=tuple(on_device),
                 in_host=tuple(in_host),
@@ -106,6 +111,9 @@ def _chunk(stage: StagePlan, chunk: ChunkPlan, *, has_buckets: bool) -> _Module:
     listed = list(chunk_parameters(stage, chunk))
     found = _module(config, stage.assumptions.code, listed, config.dp_cp, bucket_size)
     model = config.model
+    if model.quantization is Quantization.int4_qat:
+        of_rank = sum(each.size // config.parallelism.ep for each in listed if each.is_expert)
+        found.quantized = of_rank * WEIGHT_BYTES[config.train.dtype]
     found.weights += sum(map(model.is_moe, chunk.layers)) * model.num_experts * ROUTER_BYTES
     if model.rope.scaling_factor > 1:
         table = model.rope.original_max_position * model.qk_rope_head_dim * FLOAT_BYTES

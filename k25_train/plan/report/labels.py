@@ -24,11 +24,17 @@ CAUSES = {
     Cause.bubble: "pipeline idle",
     Cause.encoder: "vision encoder",
     Cause.optimizer: "optimizer",
+    Cause.quantization: "experts to INT4",
     Cause.between_steps: "between steps",
     Cause.data: "data not there",
     Cause.checkpoint: "checkpoints",
 }
-STATES = {"weights": "weights", "gradients": "gradients", "optimizer_on_device": "masters, moments"}
+STATES = {
+    "weights": "weights",
+    "quantized": "experts as INT4",
+    "gradients": "gradients",
+    "optimizer_on_device": "masters, moments",
+}
 PHASES = {
     "pipeline": {
         "saved": "saved activations",

@@ -121,6 +121,8 @@ def item_table(config: Config, memory: StageMemory) -> Table:
 def items_of(config: Config, memory: StageMemory) -> Iterator[tuple[str, str, float]]:
     """(when, what, bytes) of everything on a stage's device, the total and what is left."""
     yield "always", "weights, with the encoder's", memory.weights
+    if memory.quantized:
+        yield "always", "experts as INT4 has them", memory.quantized
     yield "always", "gradients in float32", memory.gradients
     yield "always", "masters and moments", memory.optimizer_on_device
     yield "pipeline", f"activations of {memory.num_held} passes", memory.saved

@@ -22,6 +22,7 @@ from k25_train.plan.time.between_steps import checkpoint_part, data_part, host_p
 from k25_train.plan.time.data_parallel import DataParallelTimes, data_parallel_times
 from k25_train.plan.time.encoder import EncoderPlan, encoder_plan, step_sizes
 from k25_train.plan.time.optimizer import optimizer_part
+from k25_train.plan.time.quantization import quantization_part
 from k25_train.plan.time.schedule import StepSchedule, step_schedule
 from k25_train.plan.time.step_durations import StepDurations, free_network_s
 from k25_train.plan.time.step_plan import Part, StepPlan
@@ -187,6 +188,7 @@ def _parts(
     how += f"weights {replicas.gathered_s:.2f} before the first"
     yield Part(Cause.data_parallel, waited_s, how)
     yield optimizer_part(pipeline)
+    yield quantization_part(pipeline)
     yield host_part(pipeline)
 
 

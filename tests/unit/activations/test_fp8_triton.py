@@ -3,8 +3,6 @@
 Triton decides while it is imported whether it interprets, so each way has a process of its own.
 """
 
-import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,26 +15,13 @@ from torch import Tensor
 
 from parallel.activations import fp8
 from tests.helpers.fp8_reference import KINDS, hostile
-
-
-def set_environment(variables: dict[str, str]) -> None:
-    os.environ.update(variables)
-
-
-def process(variables: dict[str, str]) -> ProcessPoolExecutor:
-    """A process that imports Triton under these environment variables."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, initializer=set_environment, initargs=(variables,))
+from tests.helpers.triton_processes import bits, process
 
 
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
     with process({"TRITON_INTERPRET": "1"}) as pool:
         yield pool
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def check_same_bits(rows: Tensor) -> None:

@@ -98,7 +98,12 @@ FILLED: dict[str, dict[str, Any]] = {
         "metrics.alarms.loss_spike": None,
         "metrics.alarms.checkpoint": False,
     },
-    "no_reinforcement": {"algorithm": None, "rollout": None, "environment": None},
+    "no_reinforcement": {
+        "algorithm": None,
+        "rollout": None,
+        "environment": None,
+        "model.quantization": "none",
+    },
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""
 RENAMED = {"name": ("language_model", "name"), "warmup_steps": ("warmup",), "decay_steps": ("decay",)}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from k25_train.convert.__main__ import main
-from k25_train.export.int4 import Int4Weight, dequantize, quantize
+from k25_train.int4 import Int4Weight, dequantize, quantize
 from tests.helpers.hf_reference import plain_rope, tiny_model_config
 from tests.helpers.released_checkpoints import released_state, stacked, write_weights
 from tests.helpers.tiny_shards import VOCAB_SIZE, make_text

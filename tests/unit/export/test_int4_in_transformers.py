@@ -8,7 +8,7 @@ import torch
 
 from k25_train.convert.__main__ import main
 from k25_train.data.tokenizer import train_tokenizer
-from k25_train.export.int4 import dequantize, quantize
+from k25_train.int4 import dequantize, quantize
 from tests.helpers.hf_losses import load_exported
 from tests.helpers.hf_reference import tiny_model_config
 from tests.helpers.released_checkpoints import released_state, stacked, write_weights

@@ -48,7 +48,11 @@ TORCH_FREE = (
     "launch",
 )
 """Folders and modules that a login node imports, which has no torch."""
-TRITON_KERNELS = ("parallel.activations.fp8_triton", "k25_train.model.max_logits_triton")
+TRITON_KERNELS = (
+    "parallel.activations.fp8_triton",
+    "k25_train.model.max_logits_triton",
+    "k25_train.int4_triton",
+)
 """Modules that may import Triton, which the CPU does without."""
 TORCH_IN_LAUNCH = {
     "launch.agent",

@@ -14,6 +14,10 @@ Both do where a group has no other codes than 0 and ±7: then nothing in the wei
 group does not occur among weights that are spread over 32 inputs, but it does where all but one are 0. With
 the released folder at hand, `keep_released` takes its bytes for every group that still has its weights,
 whatever rule they were made by.
+
+**In training** (`model.quantization=int4_qat`, `model/quantization.py`) the weights that experts compute with
+are those that the bytes of an export stand for: `fake_quantize`, which shares every step of the arithmetic
+with `requantize` and `dequantize` and never leaves the device.
 """
 
 from dataclasses import dataclass
@@ -21,12 +25,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from k25_train.config.model import INT4_GROUP
 from k25_train.errors import CheckpointError
 
-GROUP_SIZE = 32
+GROUP_SIZE = INT4_GROUP
 MAX_CODE = 7
 CODES_PER_WORD = 8
 _OFFSET = 8
+_PIECE_ELEMENTS = 2**22
+"""Weights that the CPU fake-quantises at once: temporaries take some 30 bytes of each."""
 _BF16_STEP = 1 << 16
 """Distance, as float32 bits, of a bfloat16 from the next one."""
 
@@ -90,19 +97,54 @@ def requantize(weight: Tensor) -> Int4Weight:
     groups = _groups_of(weight)
     scale = _scale_of(groups)
     codes = _codes_of(groups, scale)
-    missed = ~_gives_back(codes, scale, groups, weight.dtype)
-    largest = groups.abs().amax(-1)
-    for direction in (-1, 1):
-        # The rule can miss the scale of such a group by one step of bfloat16, and 7 of these are its largest
-        # weight. That leaves few of the groups that were trained.
-        other = _step(scale, direction)
-        maybe = missed & ((MAX_CODE * other.float()).to(weight.dtype).float() == largest)
-        found = maybe.nonzero(as_tuple=True)
-        found_codes = _codes_of(groups[found], other[found])
-        fits = _gives_back(found_codes, other[found], groups[found], weight.dtype)
-        places = tuple(index[fits] for index in found)
-        scale[places], codes[places] = other[places], found_codes[fits]
+    other = _other_scale(scale, groups, weight.dtype)
+    # That leaves few of the groups that were trained.
+    maybe = (other != scale) & ~_gives_back(codes, scale, groups, weight.dtype)
+    found = maybe.nonzero(as_tuple=True)
+    found_codes = _codes_of(groups[found], other[found])
+    fits = _gives_back(found_codes, other[found], groups[found], weight.dtype)
+    places = tuple(index[fits] for index in found)
+    scale[places], codes[places] = other[places], found_codes[fits]
     return Int4Weight(pack(codes.flatten(-2)), scale)
+
+
+def fake_quantize(weight: Tensor) -> Tensor:
+    """`dequantize(requantize(weight in bfloat16))` in the number format of `weight`, bit for bit.
+
+    Nothing waits for the device: a group with a number that is not finite is not finite either.
+
+    Args:
+        weight: [..., out, in], inputs in whole groups, float32 or bfloat16.
+    """
+    result = torch.empty_like(weight, requires_grad=False, memory_format=torch.contiguous_format)
+    return fake_quantize_into(result, weight)
+
+
+@torch.no_grad()
+def fake_quantize_into(result: Tensor, weight: Tensor) -> Tensor:
+    """The same, into a contiguous tensor of the shape and number format of `weight`; returns it."""
+    if weight.is_cuda:
+        # Triton need not be installed where there is no CUDA device.
+        from k25_train import int4_triton
+
+        int4_triton.fake_quantize_into(result, weight.detach().contiguous())
+        return result
+    inputs = weight.shape[-1]
+    rows = max(1, _PIECE_ELEMENTS // inputs)
+    pieces = weight.reshape(-1, inputs).split(rows)
+    for into, piece in zip(result.view(-1, inputs).split(rows), pieces, strict=True):
+        into.copy_(_fake_quantize_rows(piece))
+    return result
+
+
+def _fake_quantize_rows(weight: Tensor) -> Tensor:
+    """The twin of `int4_triton.fake_quantize_into`, [rows, in] in bfloat16 or float32 -> float32."""
+    groups = weight.to(torch.bfloat16).float().unflatten(-1, (-1, GROUP_SIZE))
+    scale = _scale_of(groups)
+    other = _other_scale(scale, groups, torch.bfloat16)
+    weights, others = _rounded(groups, scale), _rounded(groups, other)
+    is_other = (others == groups).all(-1) & ~(weights == groups).all(-1)
+    return torch.where(is_other.unsqueeze(-1), others, weights).flatten(-2)
 
 
 def keep_released(ours: Int4Weight, weight: Tensor, released: Int4Weight) -> Int4Weight:
@@ -144,10 +186,30 @@ def _codes_of(groups: Tensor, scale: Tensor) -> Tensor:
     return torch.where(divisor == 0, 0, codes).to(torch.int8)
 
 
+def _rounded(groups: Tensor, scale: Tensor) -> Tensor:
+    """code · scale, rounded to bfloat16, in float32; of groups [..., 32] and their scales [...]."""
+    weights = _codes_of(groups, scale).float().mul_(scale.float().unsqueeze(-1))
+    return weights.to(torch.bfloat16).float()
+
+
 def _gives_back(codes: Tensor, scale: Tensor, groups: Tensor, dtype: torch.dtype) -> Tensor:
     """[...] bool: whether code · scale is, in `dtype`, every weight of a group."""
     weights = codes.float().mul_(scale.float().unsqueeze(-1)).to(dtype).float()
     return (weights == groups).all(-1)
+
+
+def _other_scale(scale: Tensor, groups: Tensor, dtype: torch.dtype) -> Tensor:
+    """The neighbour of each scale 7 of which are, in `dtype`, the largest weight; or the scale itself.
+
+    The rule can miss the scale of a dequantised group by one step of bfloat16. Only one neighbour can be
+    meant: 7 times these are 14 steps of the scale apart, and 7 scales are rounded to multiples of 4 or 8.
+    """
+    largest, found = groups.abs().amax(-1), scale
+    for direction in (-1, 1):
+        neighbour = _step(scale, direction)
+        is_meant = (MAX_CODE * neighbour.float()).to(dtype).float() == largest
+        found = torch.where(is_meant, neighbour, found)
+    return found
 
 
 def _step(scale: Tensor, direction: int) -> Tensor:
