@@ -1,0 +1,1 @@
+"""vLLM over HTTP: its wire, and the extension that its workers need to take new weights."""
