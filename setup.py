@@ -40,6 +40,8 @@ setup(
         "resvg-py>=0.5,<0.6",
         "fsspec>=2026.9",
         "s3fs>=2026.9",
+        # Speaks to inference engines.
+        "aiohttp>=3.14,<4",
         "universal-pathlib>=0.3.10,<0.4",
         "xxhash>=4.1,<5",
         "pyarrow>=26,<27",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from k25_train.errors import DataError
 from k25_train.rollout.engines.base import FinishReason, Generated, Request, VersionSpan
 from k25_train.rollout.engines.faults import FaultKind, FaultLog
 from k25_train.rollout.engines.served_model import ServedModel
@@ -55,7 +56,7 @@ class AnswerCheck:
 
         Raises `EngineError` for the first thing that is wrong with it.
         """
-        prompt_ids = self._model.expanded(request.prompt_ids, request.images)
+        prompt_ids = self.asked(request.key, request.prompt_ids, request.images)
         self._prompt(request, prompt_ids, answer.prompt_ids)
         self._tokens(request, answer.token_ids)
         logprobs = self.logprobs(request.key, answer.logprobs, len(answer.token_ids))
@@ -68,6 +69,15 @@ class AnswerCheck:
             spans=tuple(answer.spans),
             finish_reason=answer.finish_reason,
         )
+
+    def asked(self, subject: str, token_ids: Sequence[int], images: Sequence[bytes]) -> np.ndarray:
+        """The ids with every placeholder. Raises `EngineError` for a request that no engine could answer."""
+        try:
+            return self._model.expanded(token_ids, images)
+        except (ValueError, DataError) as error:
+            raise self._faults.error(
+                FaultKind.request, subject, str(error), "correct the task whose request this is"
+            ) from error
 
     def expanded(self, subject: str, expected: np.ndarray, got: Sequence[int]) -> None:
         """Raises `EngineError` unless the engine saw these ids, every placeholder included."""

@@ -12,6 +12,8 @@ MOST_QUOTED = 300
 class FaultKind(StrEnum):
     """What was wrong; the name under which it is counted."""
 
+    request = "request"
+    """None of the engine: it was asked for what cannot be answered."""
     unreachable = "unreachable"
     """No connection, or one that was closed before the answer was whole."""
     status = "status"

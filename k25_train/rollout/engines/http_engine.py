@@ -49,7 +49,7 @@ class HttpEngine:
 
     def __init__(self, wire: Wire, http: HttpClient, model: ServedModel, limits: HttpLimits) -> None:
         """Call `connect` before anything else."""
-        self._wire, self._http, self._model, self._limits = wire, http, model, limits
+        self._wire, self._http, self._limits = wire, http, limits
         self._faults: FaultLog = http.faults
         self._check = AnswerCheck(self._faults, model)
         self._clocks, self._busy = PausableLimits(), BusyClock()
@@ -75,18 +75,17 @@ class HttpEngine:
         self._version = await self._wire.prepare()
 
     async def generate(self, request: Request) -> Generated:
-        """As `Engine.generate`. Raises ValueError for a request with nothing to generate, or with other than
-        one placeholder for each image."""
-        self._model.expanded(request.prompt_ids, request.images)
-        if len(request.response_ids) >= request.sampling.max_tokens:
-            raise ValueError(f"{request.key}: has {len(request.response_ids)} tokens, its limit, already")
+        """As `Engine.generate`. A response that has ended already comes back as it is."""
+        nothing = self._nothing(request)
+        if nothing.finish_reason is not FinishReason.aborted:
+            return nothing
         await self._may_send.wait()
         aborts = self._num_aborts
         async with self._slots:
             while not self._may_send.is_set() and aborts == self._num_aborts:
                 await self._may_send.wait()
             if aborts != self._num_aborts:
-                return self._nothing(request)
+                return nothing
             return await self._send(request)
 
     async def _send(self, request: Request) -> Generated:
@@ -189,7 +188,7 @@ class HttpEngine:
 
     async def _probe(self, number: int, sequence: ProbeSequence) -> np.ndarray:
         subject = f"probe {number}"
-        expected = self._model.expanded(sequence.token_ids, sequence.images)
+        expected = self._check.asked(subject, sequence.token_ids, sequence.images)
         ids, values = await self._wire.probe(sequence, subject)
         self._check.expanded(subject, expected, ids)
         return self._check.logprobs(subject, values, len(expected) - 1)
@@ -229,13 +228,18 @@ class HttpEngine:
             raise self._faults.error(FaultKind.weights, subject, self._why_lost, remedy)
 
     def _nothing(self, request: Request) -> Generated:
-        """For a request that a pause ended before it was sent."""
+        """For a request that gets no new token: it has ended already, or a pause ends it before it is sent."""
+        last, reason = request.response_ids[-1:], FinishReason.aborted
+        if last and last[0] in request.sampling.stop_ids:
+            reason = FinishReason.stop
+        elif len(request.response_ids) >= request.sampling.max_tokens:
+            reason = FinishReason.length
         return Generated(
-            prompt_ids=self._model.expanded(request.prompt_ids, request.images),
+            prompt_ids=self._check.asked(request.key, request.prompt_ids, request.images),
             token_ids=np.zeros(0, dtype=np.int32),
             logprobs=np.zeros(0, dtype=np.float32),
             spans=(),
-            finish_reason=FinishReason.aborted,
+            finish_reason=reason,
         )
 
     def _drop_staged(self) -> None:
