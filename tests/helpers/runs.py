@@ -36,6 +36,11 @@ def overrides(data: Path, run: Path, *more: str) -> list[str]:
 
 def start_run(context: RankContext, arguments: Sequence[str]) -> Any:
     """Build the run of these overrides on a test rank."""
+    return start_run_on(context, arguments, None)
+
+
+def start_run_on(context: RankContext, arguments: Sequence[str], source: Any) -> Any:
+    """The same with data of `source`, from a configuration; None for those of `start_source`."""
     os.environ.update(context.environment())
     from k25_train.compose.resolve import compose
     from k25_train.startup.determinism import prepare_determinism
@@ -48,7 +53,7 @@ def start_run(context: RankContext, arguments: Sequence[str]) -> Any:
     # Documents of tests are short; of ranks that share them, each gets pieces all the same.
     shares.MIN_PIECE_TOKENS = 8
 
-    data = start_source(config)
+    data = (source or start_source)(config)
     prepare_determinism(config.train, config.cluster)
     device = use_platform(config.cluster.device.value)
     from k25_train.training.run import build_run

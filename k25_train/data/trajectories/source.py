@@ -34,9 +34,10 @@ class TrajectorySource:
     `data.prefetch_steps` have no say.
     """
 
-    def __init__(self, config: Config) -> None:
-        """Nothing is read before `open`."""
+    def __init__(self, config: Config, folder: Path | None = None) -> None:
+        """Nothing is read before `open`. `folder`: of the step files; by default where the run has them."""
         self._config = config
+        self._folder = folder or rollouts_of(config)
         self._open = ExitStack()
         self._data: DataLoader
         self._loader: TrajectoryLoader
@@ -53,7 +54,7 @@ class TrajectorySource:
         assert config.algorithm is not None
         beside = config.of_batch(config.algorithm.ptx_sequences)
         self._data = self._open.enter_context(DataLoader(config.data, beside.train, config.model.vision))
-        self._loader = TrajectoryLoader(config, self._data, rollouts_of(config))
+        self._loader = TrajectoryLoader(config, self._data, self._folder)
         tokenizer = self._data.tokenizer
         rollouts = SourceSummary(
             name=NAME,

@@ -47,6 +47,11 @@ def image_segment(data: bytes) -> MediaSegment:
     )
 
 
+def num_image_tokens(data: bytes, vision: VisionConfig) -> int:
+    """Vision tokens of an encoded image, which is not decoded. Raises `DataError` if it is none."""
+    return plan_media(image_segment(data), vision).items[0].num_tokens
+
+
 def load_image(data: bytes, vision: VisionConfig) -> ImagePatches:
     """Decode an image as training does. Raises `DataError` with the reason if it does not decode."""
     segment = image_segment(data)
