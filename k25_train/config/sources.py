@@ -49,7 +49,7 @@ class SourceConfig:
     """How often its samples may be read; null is as often as the run wants."""
     heldout: int = 0
     """Samples that are held out of training for evaluations, evenly spread. Shard sets and energon's folders
-    have splits of their own."""
+    have splits of their own, and so have conversations of which some are in a file or folder `heldout`."""
     licence: str = ""
     """A note on what its licence allows."""
 

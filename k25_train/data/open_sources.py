@@ -126,6 +126,11 @@ def _of_index(name: str, data: DataConfig, vision: VisionConfig, tokenizer: Toke
 
     # 2. What is held out: a split of its own, or every n-th item.
     num_items = training.columns.num_items
+    if source.heldout and "heldout" in index.header.splits:
+        raise DataError(
+            f"data.sources.{name}.heldout={source.heldout}, but the names of its files say what is held out: "
+            "use 0"
+        )
     if 2 * source.heldout > num_items:
         raise DataError(
             f"data.sources.{name}.heldout={source.heldout}, but it has {num_items} items: hold out half of "

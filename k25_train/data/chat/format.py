@@ -20,15 +20,44 @@ STRETCH_BYTES = 2**28
 """A larger file is indexed by several processes at once, each a stretch of it. Our choice."""
 
 
+HELDOUT = "heldout"
+"""Folder, or file but for its suffix, whose conversations are held out."""
+
+
 def list_shards(files: SourceFiles) -> list[ShardInfo]:
-    """Every file with conversations that the path names, once for each of its stretches."""
+    """Every file with conversations that the path names, once for each of its stretches.
+
+    If some are called `heldout`, or lie in a folder of that name, these are a split of their own. Raises
+    DataError if all are, or if the configuration holds out conversations of the others, too.
+    """
     named = tuple(suffix for suffix in LINE_SUFFIXES if files.path.endswith(suffix))
-    found = [files.info(name) for name in files.find(named or LINE_SUFFIXES)]
+    names = files.find(named or LINE_SUFFIXES)
+    of_split = {"train": [name for name in names if not _is_heldout(name)]}
+    of_split[HELDOUT] = [name for name in names if _is_heldout(name)]
+    has_splits = bool(of_split[HELDOUT])
+    if has_splits and (files.config.heldout or not of_split["train"]):
+        problem = (
+            f"data.sources.{files.name}.heldout is {files.config.heldout}, but its files say what is held "
+            f"out, {of_split[HELDOUT][0]} the first: use 0"
+            if files.config.heldout
+            else f"{files.key}={files.path}: all of its files are held out by their names; name others, too"
+        )
+        raise DataError(f"{problem}.")
+    found = [
+        files.info(name, split=split if has_splits else "")
+        for split, each in of_split.items()
+        for name in each
+    ]
     return [
         replace(shard, facts={"start": start, "stop": min(start + STRETCH_BYTES, shard.num_bytes)})
         for shard in found
         for start in range(0, shard.num_bytes or 1, STRETCH_BYTES)
     ]
+
+
+def _is_heldout(name: str) -> bool:
+    *folders, file = name.split("/")
+    return HELDOUT in folders or file.partition(".")[0] == HELDOUT
 
 
 def index_shard(files: SourceFiles, shard: ShardInfo, tokenizer: Tokenizer, writer: IndexWriter) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from k25_train.data.chat.fields import objects, optional, required
+from k25_train.data.chat.learned import check_learned, is_learned
 from k25_train.data.formats.sample_json import SampleError, parse_sample
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -90,7 +91,8 @@ def parse_conversation(line: bytes) -> Conversation:
     """The conversation in one line of JSON.
 
     Raises SampleError, with the reason alone: no strict JSON in UTF-8, a key twice, an unknown role or part,
-    a tool's result without its call, no turn of the assistant to learn from, and wrong types.
+    a tool's result without its call, no turn of the assistant to learn from, answers that are empty or cut
+    off and calls with arguments that are no JSON object, if they are to be learned, and wrong types.
     """
     content = parse_sample(line, "is not valid JSON")
     where = "the conversation"
@@ -132,6 +134,12 @@ def _message(value: dict[str, Any], where: str) -> Message:
         if value.get("content") is None:
             raise SampleError(f"{where} has no `content`")
     answered = required(value, "tool_call_id", str, where) if role == "tool" else ""
+
+    # 3. What is learned.
+    learned = is_learned(value, is_assistant, where)
+    if learned:
+        texts = [part for part in content if isinstance(part, str)]
+        check_learned(value, texts, [call.arguments for call in calls], where)
     return Message(
         role=role,
         name=optional(value, "name", str, where) or role,
@@ -139,7 +147,7 @@ def _message(value: dict[str, Any], where: str) -> Message:
         reasoning=reasoning,
         tool_calls=calls,
         tool_call_id=answered,
-        learned=_is_learned(value, is_assistant, where),
+        learned=learned,
     )
 
 
@@ -191,17 +199,6 @@ def _call(value: dict[str, Any], where: str) -> ToolCall:
     if not isinstance(arguments, str):
         raise SampleError(f"the arguments of {where} are neither an object nor JSON text")
     return ToolCall(id=optional(value, "id", str, where) or "", name=name, arguments=arguments)
-
-
-def _is_learned(value: dict[str, Any], is_assistant: bool, where: str) -> bool:
-    loss = optional(value, "loss", bool, where)
-    weight = value.get("weight")
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise SampleError(f"`weight` of {where} is {weight!r}; it may be 0 or 1")
-    asked = loss if loss is not None else weight if weight is None else weight == 1
-    if asked and not is_assistant:
-        raise SampleError(f"{where} is not the assistant's, whose words alone are learned")
-    return is_assistant if asked is None else asked
 
 
 def _name_calls(messages: tuple[Message, ...]) -> tuple[Message, ...]:

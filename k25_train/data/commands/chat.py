@@ -22,6 +22,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", smoke: 
         "--smoke", type=Path, default=smoke, help="shard set whose vocabulary is taken (%(default)s)"
     )
     parser.add_argument("--out", type=Path, help=f"folder to make ({DEFAULT_OUT} next to --smoke)")
+    parser.add_argument("--downloads", type=Path, help="folder that keeps the packages (next to --out)")
+    parser.add_argument("--traces", type=int, default=1_500, help="traces to make (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that make them (%(default)s)")
     parser.add_argument("--force", action="store_true", help="build again even if the set exists")
     parser.set_defaults(run=_run)
 
@@ -29,8 +32,16 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", smoke: 
 def _run(options: argparse.Namespace, console: Console) -> int:
     started_s = time.monotonic()
     out = options.out or options.smoke.parent / DEFAULT_OUT
-    asked = ChatSetOptions(smoke=options.smoke, out=out, force=options.force)
-    built = build_chat_set(asked, lambda line: console.print(escape(line)))
+    asked = ChatSetOptions(
+        smoke=options.smoke,
+        out=out,
+        downloads=options.downloads or out.parent / "downloads",
+        num_traces=options.traces,
+        workers=options.workers,
+        force=options.force,
+    )
+    with console.status("building"):
+        built = build_chat_set(asked, lambda line: console.print(escape(line)))
     num_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     took = (
         f"built in {time.monotonic() - started_s:.0f} s"

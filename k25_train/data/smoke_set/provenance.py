@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from k25_train.data.formats.dataset import SourceInfo
+from k25_train.data.smoke_set.sources.archive import Archive
 from k25_train.data.smoke_set.sources.base import Sample, Source
 
 LICENCES_FILE = "LICENSES.md"
@@ -24,14 +26,34 @@ def source_info(source: Source, samples: Sequence[Sample]) -> SourceInfo:
     )
 
 
-def write_licences(path: Path, sources: Sequence[Source]) -> None:
+class Licensed(Protocol):
+    """A source, as far as licences are concerned."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def archives(self) -> Sequence[Archive]:
+        """The packages it reads."""
+
+    @property
+    def licence(self) -> str:
+        """SPDX expression."""
+
+    @property
+    def attribution(self) -> str:
+        """Who made it."""
+
+
+def write_licences(
+    path: Path,
+    sources: Sequence[Licensed],
+    title: str = "# Licences of this shard set",
+    note: str = "Each sample's own licence is in its `.json` member, too.",
+) -> None:
     """Write the licence and the packages of each source as Markdown."""
-    lines = [
-        "# Licences of this shard set",
-        "",
-        "Each sample's own licence is in its `.json` member, too.",
-        "",
-    ]
+    lines = [title, "", note, ""]
     for source in sources:
         lines += [
             f"## {source.name}",

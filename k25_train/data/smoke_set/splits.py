@@ -20,9 +20,14 @@ MAX_SHARD_BYTES = 16 * 2**20
 
 def split_of(sample: Sample) -> str:
     """`train` or `heldout`, fixed by the sample's group alone."""
-    digest = hashlib.sha256(f"{SPLIT_SALT} {sample.group}".encode()).digest()
+    return split_of_group(sample.group, HELDOUT_FRACTION[sample.kind])
+
+
+def split_of_group(group: str, heldout: float) -> str:
+    """The split of a group, of which a share is held out."""
+    digest = hashlib.sha256(f"{SPLIT_SALT} {group}".encode()).digest()
     share = int.from_bytes(digest[:8]) / 2**64
-    return "heldout" if share < HELDOUT_FRACTION[sample.kind] else "train"
+    return "heldout" if share < heldout else "train"
 
 
 def write_split(

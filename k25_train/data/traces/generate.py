@@ -1,6 +1,6 @@
 """Any number of traces by seed, made by many workers, as files of JSON lines.
 
-    OUT/train/traces-00000.jsonl      conversations of the numbers 0 to 999, in order
+    OUT/train/traces-00000.jsonl      conversations of the numbers 0 to 499, in order
     OUT/heldout/traces-00000.jsonl    those of them that are held out
     OUT/parts/00000.json              what was made of them; appears last
 
@@ -23,7 +23,7 @@ from k25_train.data.traces.families.registry import FAMILIES
 from k25_train.data.traces.session import Session
 from k25_train.errors import DataError
 
-PART_TRACES = 1_000
+PART_TRACES = 500
 """Numbers of one part. Our choice: a part takes seconds to make and a few megabytes."""
 SPLITS = ("train", "heldout")
 

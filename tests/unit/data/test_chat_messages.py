@@ -53,6 +53,17 @@ def called(function: object, **fields: Any) -> dict[str, Any]:
             "message 1 is the result of call 'y', which nobody has made",
         ),
         ([USER, {"role": "tool", "content": "r"}, ASSISTANT], "message 1 has no `tool_call_id`"),
+        ([USER, {**ASSISTANT, "content": ""}], "message 1 is an empty answer"),
+        ([USER, {**ASSISTANT, "content": " \n", "reasoning_content": "t"}], "message 1 is an empty answer"),
+        ([USER, {**ASSISTANT, "content": []}], "message 1 is an empty answer"),
+        (
+            [USER, called({"name": "f", "arguments": "{'x': 1}"})],
+            "the arguments of message 1, tool call 0 are not valid JSON",
+        ),
+        ([USER, called({"name": "f", "arguments": ""})], "tool call 0 are not valid JSON"),
+        ([USER, called({"name": "f", "arguments": "[1]"})], "tool call 0 are JSON, but no object"),
+        ([USER, {**ASSISTANT, "finish_reason": "length"}], "message 1 was cut off at a limit of tokens"),
+        ([USER, {**ASSISTANT, "finish_reason": 3}], "`finish_reason` of message 1 is a whole number"),
     ],
 )
 def test_no_conversation(messages: object, reason: str) -> None:
@@ -72,18 +83,18 @@ def test_no_conversation(messages: object, reason: str) -> None:
         (b'{"messages": "\xff"}', "its JSON is not UTF-8"),
         (b'{"messages": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"conversations": []}', "the conversation has no `messages`"),
-        (b'{"messages": [{"role": "assistant", "content": ""}], "tools": {}}', "its `tools` are a dict"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}], "tools": {}}', "its `tools` are a dict"),
         (
-            b'{"messages": [{"role": "assistant", "content": ""}], "tools": "["}',
+            b'{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}',
             "text that is not valid JSON",
         ),
-        (b'{"messages": [{"role": "assistant", "content": ""}], "tools": [1]}', "tool 0 is a whole number"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}], "tools": [1]}', "tool 0 is a whole number"),
         (
-            b'{"messages": [{"role": "assistant", "content": ""}], "tools": [{"type": "function"}]}',
+            b'{"messages": [{"role": "assistant", "content": "a"}], "tools": [{"type": "function"}]}',
             "tool 0 has no `function`",
         ),
         (
-            b'{"messages": [{"role": "assistant", "content": ""}], "chat_template_kwargs": {"thinking": 1}}',
+            b'{"messages": [{"role": "assistant", "content": "a"}], "chat_template_kwargs": {"thinking": 1}}',
             "`thinking` of `chat_template_kwargs` is a whole number, not true or false",
         ),
     ],
@@ -92,6 +103,20 @@ def test_no_line_of_conversation(line: bytes, reason: str) -> None:
     with pytest.raises(SampleError) as caught:
         parse_conversation(line)
     assert reason in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "to be conti", "finish_reason": "length"},
+        called({"name": "f", "arguments": "{'x'"}),
+    ],
+)
+def test_what_is_only_shown_may_be_anything(message: dict[str, Any]) -> None:
+    shown = {**message, "loss": False}
+    conversation = parse_conversation(json.dumps({"messages": [USER, shown, ASSISTANT]}).encode())
+    assert [each.learned for each in conversation.messages] == [False, False, True]
 
 
 def test_null_is_as_good_as_nothing_and_other_keys_are_passed_over() -> None:
