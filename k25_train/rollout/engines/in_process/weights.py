@@ -14,9 +14,9 @@ from torch import Tensor
 
 from k25_train.config.model import ModelConfig
 from k25_train.errors import CheckpointError
-from k25_train.export.int4 import GROUP_SIZE, Int4Weight, dequantize
 from k25_train.export.listing import ReleasedTensor, released_tensors
 from k25_train.export.stream import NamedTensor
+from k25_train.int4 import GROUP_SIZE, Int4Weight, dequantize
 from k25_train.rollout.engines.base import EngineError
 
 _EXPERT = re.compile(
