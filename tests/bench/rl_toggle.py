@@ -29,7 +29,7 @@ from tests.helpers.bench_runs import BenchRuns, Job
 
 MIN_SAVED, MIN_SAVED_BY_TOGGLE, MAX_LOST = 0.30, 0.15, 0.01
 MIN_GAINED, MOST_BEFORE = 0.2, 0.6
-STEPS, SFT_STEPS, WRONG_STEPS, LEARNING_STEPS = 40, 120, 30, 40
+STEPS, SFT_STEPS, WRONG_STEPS, LEARNING_STEPS = 40, 140, 30, 40
 HELDOUT = 1024
 """Tasks of an evaluation: half a point of standard error at an accuracy of 0.97."""
 WRONG = 0.5
@@ -58,7 +58,7 @@ def demonstrations(bench: BenchRuns, name: str, wrong: float) -> list[str]:
     """Write and index demonstrations; settings of a run that is fine-tuned on them."""
     path = bench.folder / f"{name}.jsonl"
     if not path.with_name(f"{path.name}.chat.k25index").exists():
-        options = f"environment.tasks.sums.options={{digits: 2-5, passes: 1-3, wrong: '{wrong}'}}"
+        options = f"environment.tasks.sums.options={{digits: 2-4, passes: 1-4, wrong: '{wrong}'}}"
         bench.python("-m", "k25_train.rl.demonstrations", "experiment=rl_smoke", options, "--out", str(path))
         source = f"{{dir: {bench.folder}, tokenizer: {Path('datasets/chat/tokenizer.json').resolve()}, "
         source += f"sources: {{sums: {{format: chat, path: {path.name}, heldout: 128}}}}}}\n"
