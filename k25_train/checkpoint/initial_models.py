@@ -14,6 +14,7 @@ TRAINS_ON = (
     "init_std",
     "balance_loss_coeff",
     "expert_bias_update_rate",
+    "quantization",
     "rope.scaling_factor",
     "rope.original_max_position",
     "rope.beta_fast",
@@ -26,7 +27,8 @@ TRAINS_ON = (
     "vision.video_fps",
 )
 """Keys of the model that a run may have otherwise than the source of its weights: the context is stretched on
-purpose from stage to stage, and the others are of training or of the data. Differences are told."""
+purpose from stage to stage, experts are rounded from some stage on, and the others are of training or of the
+data. Differences are told."""
 
 
 def names_of(model: ModelConfig) -> list[str]:
