@@ -228,7 +228,7 @@ class HttpEngine:
             raise self._faults.error(FaultKind.weights, subject, self._why_lost, remedy)
 
     def _nothing(self, request: Request) -> Generated:
-        """For a request that gets no new token: it has ended already, or a pause ends it before it is sent."""
+        """For a request without a new token: it has ended already, or a pause ends it before it is sent."""
         last, reason = request.response_ids[-1:], FinishReason.aborted
         if last and last[0] in request.sampling.stop_ids:
             reason = FinishReason.stop

@@ -1,0 +1,1 @@
+"""Starts an inference engine on a checkpoint: vLLM in its own environment, or the in-process one alone."""
