@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import re
 import signal
 import tempfile
@@ -80,8 +81,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
             log=options.log or folder.path.with_name(f"{folder.path.name}.vllm.log"),
             more=options.more.split(),
         )
+        # What is in brackets is a URL, no style.
+        say = functools.partial(console.print, markup=False)
         serve = serve_vllm if options.engine == "vllm" else serve_in_process
-        return serve(order, lambda: console.print(how_to_use(order, str(options.checkpoint))))
+        return serve(order, lambda: say(how_to_use(order, str(options.checkpoint))))
 
 
 def step_of(checkpoint: Path) -> int:
