@@ -1,10 +1,10 @@
-"""What every engine promises, put to each of them: directly, behind a server, and to vLLM itself."""
+"""What every engine promises, put to each of them; to vLLM itself in `tests/engine/test_conformance.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,19 +30,12 @@ from tests.helpers.engine_subjects import (
 from tests.helpers.tiny_shards import tiny_vision_config
 
 THROUGH = {"direct": directly, "served": over_vllm_wire}
-KINDS = [*THROUGH, pytest.param("vllm", marks=pytest.mark.engine)]
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+@pytest.fixture(scope="module", params=THROUGH)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     work = tmp_path_factory.mktemp("engine")
-    if request.param in THROUGH:
-        yield table_subject(tiny_vision_config(), table_weights(work), THROUGH[request.param])
-        return
-    from tests.helpers.vllm_engine import vllm_subject
-
-    with vllm_subject(work) as real:
-        yield real
+    return table_subject(tiny_vision_config(), table_weights(work), THROUGH[request.param])
 
 
 def run(subject: Subject, body: Callable[[Engine], Awaitable[None]]) -> None:
