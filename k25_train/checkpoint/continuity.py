@@ -145,6 +145,7 @@ MAY_CHANGE = {
     "what is tolerated, prepared, saved, evaluated and told": (
         "optim.max_skipped_steps",
         "data.max_skipped_samples",
+        "data.zero_vision",
         "data.prefetch_steps",
         "data.read_in",
         "data.workers",

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from k25_train.compose import context_checks, dispatcher_checks, reinforcement_checks
+from k25_train.compose import context_checks, data_checks, dispatcher_checks, reinforcement_checks
 from k25_train.config.basics import DType, data_parallel_size, ranks_of_stage
 from k25_train.config.cluster import ClusterConfig, Device
 from k25_train.config.data import DataConfig
@@ -287,6 +287,7 @@ RULES: tuple[Callable[..., list[Problem]], ...] = (
     transformer_engine_has_cuda,
     attention_takes_heads,
     *context_checks.RULES,
+    *data_checks.RULES,
     *dispatcher_checks.RULES,
     *reinforcement_checks.RULES,
 )

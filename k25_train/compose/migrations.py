@@ -361,6 +361,7 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("algorithm", None),
         Fill("rollout", None),
         Fill("environment", None),
+        Fill("data.zero_vision", False),
     ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""

@@ -75,6 +75,9 @@ class DataConfig:
     vision_ratio: float | None
     """Share of the tokens in sequences with images or video, held constant; null leaves it to the weights.
     Source: constant through training, value not disclosed (K2.5, section 4.1)."""
+    zero_vision: bool
+    """Whether a source with images or video is refused and nothing can decode any: K2.5's text-only
+    fine-tuning that activates visual tool use (section 4.4)."""
     schedule: dict[str, MixFrom]
     """Changes of the mixture by a name of their own, each from a step on."""
     shuffle: bool
@@ -112,6 +115,13 @@ class DataConfig:
     def path_of(self, source: SourceConfig) -> str:
         """Where a source is: its path below `dir`, or itself if it is absolute or a URL."""
         return source_path(self.dir, source.path)
+
+    @property
+    def with_media(self) -> list[str]:
+        """Names of the sources that may have images or video, as far as the configuration tells."""
+        if self.zero_vision:
+            return []
+        return [name for name, source in self.sources.items() if source.may_have_media]
 
     def paths(self) -> dict[str, str]:
         """Key -> path or URL of all that is read: sources, their indexes, the tokenizer; none that a template
@@ -158,7 +168,25 @@ class DataConfig:
             rule = "must be a whole number of samples, or a share of them below 1"
             found.append(Problem("max_skipped_samples", skipped, rule, "use 100, or 0.001"))
         found += [each._replace(key=f"augment.{each.key}") for each in self.augment.problems()]
+        if self.zero_vision:
+            found += self._vision_problems()
         return found + sources_problems(self.sources, self.vision_ratio, self.schedule)
+
+    def _vision_problems(self) -> list[Problem]:
+        """What asks for images or video though there are none."""
+        ratios = {"vision_ratio": self.vision_ratio}
+        ratios |= {f"schedule.{name}.vision_ratio": mix.vision_ratio for name, mix in self.schedule.items()}
+        found = [
+            Problem(key, ratio, "must be null with data.zero_vision, which has no images", "use null")
+            for key, ratio in ratios.items()
+            if ratio is not None
+        ]
+        for name, source in self.sources.items():
+            media = [kind for kind in source.kinds if kind != "text"]
+            if media:
+                rule = "has images or video, and data.zero_vision refuses them"
+                found.append(Problem(f"sources.{name}.kinds", media, rule, "use [text]"))
+        return found
 
 
 def _is_given(path: str) -> bool:

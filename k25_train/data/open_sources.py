@@ -1,7 +1,7 @@
 """Opens the sources of a configuration."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,9 +19,10 @@ from k25_train.data.formats.shards import check_small
 from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.mix.windows import Selection
 from k25_train.data.open_source import open_source
-from k25_train.data.source_items import IndexItems, RecordItems
+from k25_train.data.source_items import IndexItems, Items, RecordItems
 from k25_train.data.sources import OpenSource
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
+from k25_train.data.zero_vision import NoPixels, check_no_media
 from k25_train.errors import ConfigError, DataError
 
 
@@ -100,17 +101,24 @@ def _of_set(
 ) -> OpenSource:
     source = data.sources[name]
     training = _items(dataset, "train", source.kinds)
+    heldout = _items(dataset, "heldout", source.kinds)
     augmentation = build_augmentation(data.augment, reader.words, tokenizer.encode)
     limited = data.limit_samples is not None
     return OpenSource(
         name=name,
         place=dataset.directory,
         documents=DocumentBuilder(reader, tokenizer, vision, augmentation=augmentation),
-        media_reader=MediaReader(reader, vision, data.decoder, augmentation.view),
+        media_reader=_media_reader(
+            name,
+            dataset.directory,
+            data,
+            (training, heldout),
+            lambda: MediaReader(reader, vision, data.decoder, augmentation.view),
+        ),
         stays_whole=training.columns.has_media,
         num_frame_tokens=2,
         training=training,
-        heldout=training if limited else _items(dataset, "heldout", source.kinds),
+        heldout=training if limited else heldout,
         selection=Selection(training.columns.num_items, 0),
         reader=reader,
     )
@@ -137,20 +145,39 @@ def _of_index(name: str, data: DataConfig, vision: VisionConfig, tokenizer: Toke
             "them at most"
         )
     has_split = "heldout" in index.header.splits and data.limit_samples is None
+    heldout = IndexItems(index, *opened.items_of("heldout")) if has_split else training
     return OpenSource(
         name=name,
         place=reader.directory,
         documents=DocumentBuilder(
             reader, tokenizer, vision, frame=index.header.frame, augmentation=augmentation
         ),
-        media_reader=MediaReader(reader, vision, data.decoder, augmentation.view),
+        media_reader=_media_reader(
+            name,
+            reader.directory,
+            data,
+            (training, heldout),
+            lambda: MediaReader(reader, vision, data.decoder, augmentation.view),
+        ),
         stays_whole=index.has_media or source.format is SourceFormat.chat,
         num_frame_tokens=2 if index.header.frame else 0,
         training=training,
-        heldout=IndexItems(index, *opened.items_of("heldout")) if has_split else training,
+        heldout=heldout,
         selection=Selection(num_items, source.heldout),
         reader=reader,
     )
+
+
+def _media_reader(
+    name: str, place: str, data: DataConfig, items: Sequence[Items], decoding: Callable[[], MediaReader]
+) -> MediaReader:
+    """What decodes the media of a source, made by `decoding`. With zero vision nothing does, and a source
+    whose `items` have any is refused."""
+    if not data.zero_vision:
+        return decoding()
+    for each in items:
+        check_no_media(name, place, each)
+    return NoPixels(name)
 
 
 def _words(dataset: Dataset, record: SampleRecord) -> Sequence[Words]:

@@ -124,7 +124,7 @@ def as_configured(config: Config) -> Assumptions:
     schedule comes to; none where no source can have images, and where all are of tars, as captions are, as
     many as such sequences have."""
     sources = config.data.sources.values()
-    if not any(source.may_have_media for source in sources):
+    if not config.data.with_media:
         return replace(AS_CONFIGURED, vision_share=0.0)
     if all(source.format in TARS and source.may_have_media for source in sources):
         return replace(AS_CONFIGURED, vision_share=MEDIA_DENSITY)

@@ -97,7 +97,7 @@ def _vision_ratio(data: DataConfig, step: int) -> float:
             ratio = ratio if change.vision_ratio is None else change.vision_ratio
     if ratio is not None:
         return ratio
-    media = sum(weights[name] for name, source in data.sources.items() if source.may_have_media)
+    media = sum(weights[name] for name in data.with_media)
     return media / sum(weights.values())
 
 

@@ -16,6 +16,7 @@ from k25_train.data.served import Served
 from k25_train.data.share_reader import Failure, HostInputs
 from k25_train.data.source import DataSource
 from k25_train.data.step_batches import without_failures
+from k25_train.data.storage.counts import COUNTS, PIXELS
 from k25_train.errors import DataError, K25Error
 from k25_train.plan.batch_sizes import BatchSizes
 from k25_train.training.device_batch import DeviceBatch, to_device
@@ -54,6 +55,8 @@ class Inputs:
     """What the decoupled encoder does; nothing with a coupled tower."""
     wait_s: float
     """Seconds that the slowest rank has waited for what it reads (`slowest_term`)."""
+    pixels_read: int
+    """Pixels that all ranks have decoded since the inputs of the step before were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class InputReader:
         self._staging = staging
         self._tracker = tracker
         self._context = context_of(topology.cp_rank, topology.cp_size)
+        self._pixels_read = 0
 
     def step(self, step: int) -> Inputs:
         """Inputs of a training step, counted from 1; the next ones are read in the background.
@@ -85,7 +89,9 @@ class InputReader:
         Called by every rank. Raises `DataError`, on every rank, if one of them could not read its share or
         has met too many samples that cannot be used.
         """
-        return self.to_device(self._agreed(lambda: self._data.step(step - 1)))
+        inputs = self.to_device(self._agreed(lambda: self._data.step(step - 1)))
+        self._pixels_read = 0
+        return inputs
 
     def evaluation(self, num_sequences: int, shuffle_media_seed: int | None = None) -> Inputs:
         """Inputs of the first `num_sequences` held-out sequences. Called by every rank, and raises as `step`.
@@ -121,9 +127,10 @@ class InputReader:
             results.append(read())
         except K25Error as error:
             failures.append(error)
-        num_failed, num_failures, *counts, wait_s = self._sum_over_ranks(
+        num_failed, num_failures, num_pixels, *counts, wait_s = self._sum_over_ranks(
             results, time.perf_counter() - started
         )
+        self._pixels_read += int(num_pixels)
         if num_failed:
             raise self._error_of(failures)
         return results[0], int(num_failures), [int(count) for count in counts], wait_s
@@ -142,18 +149,29 @@ class InputReader:
             chunks=[chunk._replace(pixels=own) for chunk, own in zip(chunks, pixels, strict=True)],
         )
         moved = to_device(held.with_tensors(staged[: len(batches)]), self._topology.device)
-        return Inputs(read.sizes, agreed.tokens, moved, read.served, read.state_after, vision, agreed.wait_s)
+        return Inputs(
+            sizes=read.sizes,
+            tokens=agreed.tokens,
+            micro_batches=moved,
+            served=read.served,
+            loader_state=read.state_after,
+            vision=vision,
+            wait_s=agreed.wait_s,
+            pixels_read=self._pixels_read,
+        )
 
     def _sum_over_ranks(self, results: Sequence[HostInputs], wait_s: float) -> list[float]:
-        """Over all ranks: those that could not read, samples that could not be used; over replicas, from one
-        rank of each: tokens with a loss, and all tokens; last the seconds of the slowest rank."""
+        """Over all ranks: those that could not read, samples that could not be used, pixels that were
+        decoded; over replicas, from one rank of each: tokens with a loss, and all tokens; last the seconds of
+        the slowest rank."""
         topology = self._topology
-        own: list[float] = [1, 0, 0, 0]
+        num_pixels = COUNTS.take((PIXELS,)).get(PIXELS, 0)
+        own: list[float] = [1, 0, num_pixels, 0, 0]
         for read in results:
-            own = [0, len(read.failures), 0, 0]
+            own = [0, len(read.failures), num_pixels, 0, 0]
             # Ranks that share micro-batches have all read them whole.
             if topology.holds_first_chunk and topology.cp_rank == 0:
-                own[2:] = read.batches.num_with_loss, read.batches.num_tokens
+                own[3:] = read.batches.num_with_loss, read.batches.num_tokens
         # float64 counts exactly what a global batch of 67M tokens can have.
         own.append(slowest_term(wait_s))
         summed = upload(torch.tensor(own, dtype=torch.float64), topology.device)

@@ -45,6 +45,7 @@ def metrics_row(config: Config, step: int, result: StepResult, *, is_mixed_anew:
         **utilisation(config, flops, result.step_time_s),
         "data_wait_s": result.data_wait_s,
         **{f"data_{name}": count for name, count in result.reads.items() if count},
+        **({"pixels_read": result.pixels_read} if config.data.zero_vision else {}),
         **figures(result.served, result.loader_state),
         **weights(config, step, is_mixed_anew=is_mixed_anew),
         **{f"vision_{name}": value for name, value in asdict(result.vision).items()},
@@ -58,7 +59,7 @@ def batch_figures(config: Config, result: StepResult) -> MetricsRow:
     """Sizes of the global batch: sequences and their length, how much of them is padding, and the share of
     the tokens that are of sources with images or video (`data.vision_ratio`)."""
     batch, seq_len = result.num_sequences, config.train.seq_len
-    with_media = [name for name, source in config.data.sources.items() if source.may_have_media]
+    with_media = config.data.with_media
     of_media = sum(each.num_tokens for name, each in result.served.items() if name in with_media)
     return {
         "batch": batch,

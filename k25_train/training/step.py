@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from k25_train.data.served import Served
-from k25_train.data.storage.counts import COUNTS
+from k25_train.data.storage.counts import COSTS, COUNTS
 from k25_train.errors import TrainingError
 from k25_train.optim.build import set_learning_rate
 from k25_train.optim.qk_clip import ClipResult
@@ -66,6 +66,8 @@ class StepResult:
     """Seconds of it in which the slowest rank waited for its inputs."""
     reads: Mapping[str, int]
     """What this rank's reading has cost since the step before (`k25_train.data.storage.counts`)."""
+    pixels_read: int
+    """Pixels that all ranks have decoded since the step before, for evaluations, too."""
     updated: bool
     """Whether weights changed; not if the gradient norm was not finite."""
     not_finite: tuple[str, ...]
@@ -137,7 +139,8 @@ def train_step(run: Run, step: int) -> StepResult:
         learning_rate=rate,
         step_time_s=time.perf_counter() - started,
         data_wait_s=inputs.wait_s,
-        reads=COUNTS.take(),
+        reads=COUNTS.take(COSTS),
+        pixels_read=inputs.pixels_read,
         clip=clip,
         vision=run.tower.summary(),
         offload=run.activations.finish_step(),

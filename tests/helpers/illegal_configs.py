@@ -267,6 +267,8 @@ NOT_NEGATIVE = (
     "dep.feature_buffer_gib checkpoint.keep_every"
 ).split()
 
+_TEXT_ALONE = {f"data.sources.{name}.kinds": "[text]" for name in ("caption", "ocr", "video")}
+
 BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("must be positive", [0, -1, -64], *POSITIVE),
     **values("must not be negative", [-1, -7], *NOT_NEGATIVE),
@@ -305,6 +307,21 @@ BREAKS: dict[str, Callable[[Legal], Broken]] = {
     **values("is not a kind of sample", ["[vidoe]"], "data.sources.text.kinds"),
     **values("must name files or a folder", ["''"], "data.sources.text.path"),
     **values("must be between 0 and 1", [0, 1, -0.5], "data.vision_ratio"),
+    "zero vision of images": lambda legal: (
+        {"data.zero_vision": True},
+        "data.sources.caption.kinds",
+        "has images or video, and data.zero_vision refuses them",
+    ),
+    "zero vision at a ratio": lambda legal: (
+        {**_TEXT_ALONE, "data.zero_vision": True, "data.vision_ratio": 0.5},
+        "data.vision_ratio",
+        "must be null with data.zero_vision",
+    ),
+    "zero vision of a trained tower": lambda legal: (
+        {**_TEXT_ALONE, "data.zero_vision": True, "optim.vision_tower.trained": True},
+        "optim.vision_tower.trained",
+        "must be false with data.zero_vision",
+    ),
     **values("must be a whole number of samples, or", [-1, 1.5], "data.max_skipped_samples"),
     **values("must be at least 0 and below 1", [-1, 1], "data.augment.flip", "data.augment.crop"),
     "v_head_dim": value("model.v_head_dim", [64, 48], "must not exceed qk_nope_head_dim"),

@@ -195,6 +195,7 @@ def tiny_data_config(directory: Path) -> DataConfig:
         tokenizer=None,
         sources=shard_sources(text=0.4, caption=0.3, ocr=0.1, video=0.2),
         vision_ratio=None,
+        zero_vision=False,
         schedule={},
         shuffle=True,
         limit_samples=None,

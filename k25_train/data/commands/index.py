@@ -14,9 +14,14 @@ from k25_train.config.sources import SourceFormat
 from k25_train.data.commands.choice import add_choice, chosen_sources, num_workers
 from k25_train.data.commands.indexing import index_source
 from k25_train.data.formats.dataset import load_manifest
+from k25_train.data.formats.index_layout import SourceHeader
 from k25_train.data.formats.left_out import left_out_of
 from k25_train.data.formats.source_files import SourceFiles
 from k25_train.data.formats.source_index import SourceIndex
+from k25_train.data.open_source import open_index
+from k25_train.data.source_items import IndexItems
+from k25_train.data.tokenizer import load_tokenizer
+from k25_train.data.zero_vision import check_no_media
 from k25_train.errors import ConfigError
 
 PRINTED = 10
@@ -66,7 +71,15 @@ def _index(name: str, data: DataConfig, workers: int, force: bool, console: Cons
         header = index_source(name, data, tokenizer_path(data), workers, progress, force=force)
     if header is None:
         console.print(f"{escape(name)}: has an index of its files as they are now")
-        return
+    else:
+        _print_index(name, header, data, console)
+    if data.zero_vision:
+        files = SourceFiles(name, data)
+        index = open_index(files, load_tokenizer(tokenizer_path(data)), data.cache_dir)
+        check_no_media(name, files.root, IndexItems(index, 0, len(index)))
+
+
+def _print_index(name: str, header: SourceHeader, data: DataConfig, console: Console) -> None:
     console.print(
         f"{escape(name)}: {header.num_items:,} samples, {header.num_tokens:,} text tokens, "
         f"{header.num_media:,} images and videos in {header.num_shards:,} files; index "

@@ -15,6 +15,7 @@ from k25_train.data.decode.items import Drawn, PlannedMedia
 from k25_train.data.decode.view import AS_IT_IS, View
 from k25_train.data.formats.reader import Files
 from k25_train.data.formats.shard_reader import check_crc32
+from k25_train.data.storage.counts import COUNTS, PIXELS
 from k25_train.errors import DataError
 
 
@@ -97,4 +98,6 @@ class MediaReader:
             patches = torch.zeros(sum(sizes), 3 * self._vision.patch_size**2, dtype=torch.uint8)
             place = f"its {segment.type} (.{segment.format} at byte {segment.offset} of {segment.shard})"
             reason = f"{place} {failure}"
+        else:
+            COUNTS.add(PIXELS, patches.numel() // 3)
         return MediaPatches(dict(zip(positions, patches.split(sizes), strict=True)), reason, by)

@@ -2,12 +2,16 @@
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+COSTS = ("retries", "requests", "cache_hits", "cache_misses")
+"""What reading has cost: `requests` of object stores, and the cache in blocks."""
+PIXELS = "pixels"
+"""Pixels that were decoded and handed on, those of padding to whole patches included."""
 
 
 class ReadCounts:
-    """`retries`, `requests` of object stores, `cache_hits` and `cache_misses` in blocks. Safe across
-    threads."""
+    """`COSTS` and `PIXELS`. Safe across threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,11 +32,10 @@ class ReadCounts:
         with self._lock:
             return dict(self._counts)
 
-    def take(self) -> dict[str, int]:
-        """All counts, which begin at 0 again: they are told to another process."""
+    def take(self, names: Collection[str] = (*COSTS, PIXELS)) -> dict[str, int]:
+        """The counts of these names, which begin at 0 again: they are told to somebody else."""
         with self._lock:
-            found, self._counts = dict(self._counts), Counter()
-            return found
+            return {name: self._counts.pop(name) for name in names if name in self._counts}
 
 
 COUNTS = ReadCounts()

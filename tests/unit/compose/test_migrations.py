@@ -103,6 +103,7 @@ FILLED: dict[str, dict[str, Any]] = {
         "rollout": None,
         "environment": None,
         "model.quantization": "none",
+        "data.zero_vision": False,
     },
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""

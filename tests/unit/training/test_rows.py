@@ -1,5 +1,6 @@
 """A step's row costs nothing where nobody writes it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
         step_time_s=2.0,
         data_wait_s=0.5,
         reads={"retries": 2, "cache_hits": 0},
+        pixels_read=0,
         vision=NoSummary(),
         offload=NoOffload(),
         memory=NoMemoryFigures(),
@@ -69,6 +71,9 @@ def test_a_row_has_what_the_batch_amounts_to() -> None:
         "data_wait_s": 0.5,
         "data_retries": 2,
     }
+    assert "pixels_read" not in row
+    without = replace(CONFIG, data=replace(CONFIG.data, zero_vision=True))
+    assert metrics_row(without, 1, result, is_mixed_anew=True)["pixels_read"] == 0
     assert (row["tokens"], row["text_tokens"], row["vision_tokens"]) == (100, 90, 10)
     assert (row["source_tokens/web"], row["source_tokens/pages"]) == (60, 40)
     assert row["source_epochs/web"] == 1.25 and "source_epochs/gone" not in row
