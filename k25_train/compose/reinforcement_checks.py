@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from k25_train.config.algorithm import AlgorithmConfig, PolicyForm
 from k25_train.config.environment import EnvironmentConfig
-from k25_train.config.rollout import RolloutConfig
+from k25_train.config.model import ModelConfig, Quantization
+from k25_train.config.rollout import EngineWeights, RolloutConfig
 from k25_train.config.training import TrainConfig
 from parallel.config import ParallelismConfig, Problem
 
@@ -50,8 +51,23 @@ def whole_responses_have_one_rank(
     return [Problem("algorithm.form", algorithm.form.value, rule, remedy)]
 
 
+def engines_have_the_trainers_experts(rollout: RolloutConfig | None, model: ModelConfig) -> list[Problem]:
+    """Engines sample from rounded experts only if the trainer computes with the same ones."""
+    if rollout is None or rollout.weights is not EngineWeights.int4:
+        return []
+    if model.quantization is Quantization.int4_qat:
+        return []
+    rule = (
+        f"needs model.quantization={Quantization.int4_qat.value}: the trainer's experts are not rounded, and "
+        "log-probabilities of the two would differ"
+    )
+    remedy = f"use model.quantization={Quantization.int4_qat.value}, or rollout.weights=bf16"
+    return [Problem("rollout.weights", rollout.weights.value, rule, remedy)]
+
+
 RULES: tuple[Callable[..., list[Problem]], ...] = (
     sections_come_together,
     responses_fit_sequences,
     whole_responses_have_one_rank,
+    engines_have_the_trainers_experts,
 )

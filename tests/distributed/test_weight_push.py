@@ -26,12 +26,14 @@ SHORT = (
     "optim.decay=1",
     "train.eval_sequences=4",
 )
+INT4 = "model.quantization=int4_qat"
 LAYOUTS = {
     "serial, coupled": (layout(), "dep.mode=coupled", "rollout.weights=float32"),
     "pp vpp ep": (layout(pp=2, vpp=2, ep=2, dp=2), "dep.mode=decoupled", "rollout.weights=float32"),
-    "cp": (layout(cp=2), "dep.mode=coupled", "rollout.weights=int4"),
-    "pp cp": (layout(pp=2, cp=2), "dep.mode=decoupled", "rollout.weights=int4"),
+    "cp": (layout(cp=2), "dep.mode=coupled", "rollout.weights=int4", INT4),
+    "pp cp": (layout(pp=2, cp=2), "dep.mode=decoupled", "rollout.weights=int4", INT4),
     "dp ep": (layout(dp=2, ep=2), "dep.mode=decoupled", "rollout.weights=bf16"),
+    "experts rounded": (layout(dp=2, ep=2), "dep.mode=coupled", "rollout.weights=float32", INT4),
 }
 
 
@@ -78,7 +80,7 @@ def expected(checkpoint: Path, arguments: Sequence[str]) -> Digests:
     from k25_train.compose.resolve import compose
     from k25_train.config.rollout import EngineWeights
     from k25_train.export.listing import WeightFormat, released_tensors
-    from k25_train.export.stream import as_stored, stored_tensors
+    from k25_train.export.stream import as_computed, as_stored, stored_tensors
 
     config = compose(arguments)
     assert config.rollout is not None
@@ -86,7 +88,10 @@ def expected(checkpoint: Path, arguments: Sequence[str]) -> Digests:
     tensors = list(released_tensors(config.model))
     if config.rollout.weights is EngineWeights.float32:
         tensors = [replace(tensor, dtype="float32") for tensor in tensors]
-    return digests(as_stored(stored_tensors(StoredCheckpoint.open(checkpoint), tensors), tensors, weights))
+    stream = stored_tensors(StoredCheckpoint.open(checkpoint), tensors)
+    if config.rollout.weights is not EngineWeights.int4:
+        stream = as_computed(stream, tensors, config.model.quantization)
+    return digests(as_stored(stream, tensors, weights))
 
 
 @pytest.mark.parametrize("transport", [pytest.param("in_memory", marks=pytest.mark.slow), "shared_memory"])
@@ -193,7 +198,7 @@ def test_ways_of_gpus_bring_the_same_bits_to_paused_engines(
     data: Path, tmp_path: Path, checkpoint: Path, kind: str
 ) -> None:
     sizes = layout(pp=2, ep=1)
-    arguments = overrides(data, tmp_path / "run", *SHORT, *REINFORCED, *sizes, "rollout.weights=int4")
+    arguments = overrides(data, tmp_path / "run", *SHORT, *REINFORCED, *sizes, "rollout.weights=int4", INT4)
     by_rank = run_ranks(push_from_gpus, 2, arguments, checkpoint, kind, timeout_s=240.0)
     found, num_bytes, _ = by_rank[0]
     assert found == expected(checkpoint, arguments) and num_bytes == by_rank[1][1] > 0

@@ -43,6 +43,7 @@ REINFORCEMENT_BREAKS: dict[str, Callable[[Legal], Broken]] = {
     ),
     "epochs": broken("environment.epochs", [0, -1], "must be positive"),
     "no family": broken("environment.tasks.sums.family", ["' '"], "must name a family"),
+    "rounded engines": broken("rollout.weights", ["int4"], "needs model.quantization=int4_qat"),
     "shared responses": broken(
         "algorithm.form", ["sequence"], "needs parallelism.cp=1", parallelism__cp=2, parallelism__pp=1,
         parallelism__vpp=1, parallelism__ep=1, cluster__nodes=1, cluster__gpus_per_node=2,

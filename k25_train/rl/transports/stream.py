@@ -3,11 +3,11 @@
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from k25_train.export.listing import ReleasedTensor, StoredEntry, WeightFormat
 from k25_train.export.live import LiveTensors
-from k25_train.export.stream import NamedTensor, as_stored
+from k25_train.export.stream import NamedTensor, as_computed, as_stored
 from k25_train.training.run import Run
 
 
@@ -29,7 +29,7 @@ class PushedStream:
 
     def own(self) -> Iterator[NamedTensor]:
         """This rank's share; all ranks together have every tensor once."""
-        return as_stored(self._live, self._live.held, self._weights)
+        return self._stored(self._live, self._live.held)
 
     def gathered(self) -> Iterator[NamedTensor]:
         """All tensors on the first rank; others send theirs, and have none.
@@ -38,9 +38,17 @@ class PushedStream:
         """
         self._sent = sent = self._live.gathered(self._run.topology.group("world"), 0)
         if self._run.is_main:
-            return as_stored(sent, self._tensors, self._weights)
+            return self._stored(sent, self._tensors)
         self.drain()
         return iter(())
+
+    def _stored(
+        self, stream: Iterable[NamedTensor], tensors: Sequence[ReleasedTensor]
+    ) -> Iterator[NamedTensor]:
+        """As engines get them; plain weights of experts are those that the trainer computes with."""
+        if self._weights is not WeightFormat.int4:
+            stream = as_computed(stream, tensors, self._run.config.model.quantization)
+        return as_stored(stream, tensors, self._weights)
 
     def drain(self) -> None:
         """Let other ranks send what is left, or all of it if nobody has asked for it."""

@@ -181,7 +181,7 @@ class StagedWeights:
             )
         del self._packed[name]
         try:
-            values = dequantize(weight, torch.float32)
+            values = dequantize(weight)
         except (CheckpointError, RuntimeError) as error:
             raise EngineError(f"{name}: {error}") from error
         self.take(NamedTensor(name, values))
