@@ -96,6 +96,7 @@ setup(
             "k25-metrics=k25_train.metrics.__main__:main",
             "k25-plan=k25_train.plan.__main__:main",
             "k25-preflight=launch.preflight.__main__:main",
+            "k25-rl=k25_train.rl.__main__:main",
             "k25-rollout=k25_train.rollout.__main__:main",
             "k25-status=launch.status.__main__:main",
             "k25-submit=launch.slurm:main",

@@ -53,3 +53,7 @@ class TrainingError(K25Error):
 
 class MachineError(K25Error):
     """This machine refused something that was asked of it: a file, memory, room, a package, a connection."""
+
+
+class RolloutError(K25Error):
+    """A response or its verdict could not be had, or what was rolled out cannot be kept or read."""

@@ -1,15 +1,38 @@
 """`python -m k25_train.train experiment=… [overrides]`: train, under torchrun for several ranks."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from k25_train.compose.command_line import hydra_app
 from k25_train.compose.filled import check_filled_in, check_weights_filled_in
 from k25_train.config.schema import Config
+from k25_train.errors import ConfigError
 from k25_train.joining.place import check_place, place_in
 from k25_train.metrics.trackers.build import check_trackers
 from k25_train.startup.interrupts import end_quietly_on_interrupt
 
+if TYPE_CHECKING:
+    from k25_train.metrics.report import Report
+    from k25_train.training.hooks import StepHooks
+    from k25_train.training.run import Run
+
 
 def train(config: Config) -> None:
     """Train the configured run from its newest checkpoint, or from the start."""
+
+    def no_hooks(run: "Run", report: "Report") -> "StepHooks":
+        from k25_train.training.hooks import NO_HOOKS
+
+        return NO_HOOKS
+
+    fit(config, no_hooks)
+
+
+def fit(config: Config, build_hooks: "Callable[[Run, Report], StepHooks]") -> None:
+    """Train the configured run, with what else happens around its steps.
+
+    `build_hooks` may import megatron-core: the platform is chosen by then.
+    """
     # Imported late: torch takes seconds.
     check_place(config)
     import torch
@@ -32,7 +55,7 @@ def train(config: Config) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     # The claim ends last: what waits for the metrics is written on the way out.
     with run.claim, Report(config, is_main=run.is_main, device_name=name) as report, run.data:
-        trainer = Trainer(run, report)
+        trainer = Trainer(run, report, build_hooks(run, report))
         trainer.fit()
     run.activations.close()
     stop_process_group()
@@ -40,8 +63,18 @@ def train(config: Config) -> None:
 
 
 def check_start(config: Config) -> None:
-    """Raise `ConfigError` for weights or data that are still a template, and as `check_trackers` and
-    `place_in`."""
+    """Raise `ConfigError` for weights or data that are still a template, as `check_trackers` and `place_in`,
+    and for reinforcement learning, which is another command's."""
+    if config.algorithm is not None:
+        raise ConfigError(
+            "algorithm: is given, so this is reinforcement learning, which k25-train does not do\n"
+            "  -> start it with `python -m k25_train.rl` (k25-rl) and the same settings"
+        )
+    check_parts(config)
+
+
+def check_parts(config: Config) -> None:
+    """The same for any run."""
     check_weights_filled_in(config.checkpoint)
     check_filled_in(config.data)
     check_trackers(config)

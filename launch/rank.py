@@ -1,6 +1,6 @@
 """Started by torchrun as a rank of a submitted run: trains, with all its output in a separate file.
 
-python -m launch.rank ATTEMPT_FOLDER [arguments of k25_train.train]
+python -m launch.rank ATTEMPT_FOLDER [arguments of k25_train.train or k25_train.rl]
 """
 
 import runpy
@@ -28,7 +28,7 @@ def _run() -> None:
     # launch.node left SIGTERM ignored; until the trainer handles it, it must end the rank.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.argv[1:] = arguments
-    runpy.run_module("k25_train.train", run_name="__main__", alter_sys=True)
+    runpy.run_module("k25_train.any_run", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def _run() -> int:
     )
     parser.add_argument("--preflight", action="store_true", help="check the nodes instead of training")
     arguments = read_arguments(parser)
-    module = "launch.preflight" if arguments.preflight else "k25_train.train"
+    module = "launch.preflight" if arguments.preflight else "k25_train.any_run"
     if arguments.node is not None:
         # Reading the configuration takes seconds, on a cold file system more.
         network.say(

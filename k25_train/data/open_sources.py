@@ -40,13 +40,7 @@ def open_sources(data: DataConfig, vision: VisionConfig) -> OpenSources:
     """Open and check every source. Raises DataError for what its files get wrong."""
     # 1. The vocabulary: that of a shard set, unless another is named.
     sets = _ShardSets(data)
-    paths = [data.tokenizer, *sets.tokenizer_paths()]
-    path = next((path for path in paths if path is not None), None)
-    if path is None:
-        raise ConfigError(
-            "data.tokenizer is null and no source is a shard set, which has one of its own: name the "
-            "vocabulary that the sources' tokens were counted with"
-        )
+    path = _path_of_tokenizer(data, sets)
     tokenizer = load_tokenizer(path)
 
     # 2. Each by its index; shard sets without one are small and read into memory.
@@ -59,6 +53,22 @@ def open_sources(data: DataConfig, vision: VisionConfig) -> OpenSources:
                 raise
             found[name] = _of_set(name, data, vision, tokenizer, *sets.opened(name, tokenizer, path))
     return OpenSources(tokenizer, tokenizer.sha256, found)
+
+
+def tokenizer_path(data: DataConfig) -> str:
+    """Where the vocabulary of a configuration is. Raises `ConfigError` if it has none."""
+    return _path_of_tokenizer(data, _ShardSets(data))
+
+
+def _path_of_tokenizer(data: DataConfig, sets: "_ShardSets") -> str:
+    paths = [data.tokenizer, *sets.tokenizer_paths()]
+    path = next((path for path in paths if path is not None), None)
+    if path is None:
+        raise ConfigError(
+            "data.tokenizer is null and no source is a shard set, which has one of its own: name the "
+            "vocabulary that the sources' tokens were counted with"
+        )
+    return path
 
 
 class _ShardSets:

@@ -64,7 +64,13 @@ class Progress:
 
 def status_text(row: Row, time_left_s: float) -> str:
     """The live line of one step."""
-    formats = {"loss": "loss {:.4f}", "grad_norm": "grad norm {:.3f}", "tokens_per_s": "{:,.0f} tokens/s"}
+    formats = {
+        "reward": "reward {:.3f}",
+        "response_tokens": "{:.1f} tokens an answer",
+        "loss": "loss {:.4f}",
+        "grad_norm": "grad norm {:.3f}",
+        "tokens_per_s": "{:,.0f} tokens/s",
+    }
     parts = [formats[key].format(number(row[key])) for key in formats if key in row]
     wait_s, step_s = (number(row.get(key, 0.0)) for key in ("data_wait_s", "step_time_s"))
     if wait_s > WAIT_SHOWN * step_s:
@@ -73,6 +79,12 @@ def status_text(row: Row, time_left_s: float) -> str:
 
 
 def evaluation_text(row: Row) -> str:
-    """The held-out losses of a row; empty where it has none."""
-    names = {"eval_text_loss": "text", "eval_caption_loss": "caption"}
-    return "  ".join(f"{name} {number(row[key]):.4f}" for key, name in names.items() if key in row)
+    """What a row says of held-out data and tasks; empty where it has nothing."""
+    names = {
+        "eval_text_loss": "text {:.4f}",
+        "eval_caption_loss": "caption {:.4f}",
+        "eval_reward": "reward {:.3f}",
+        "eval_accuracy": "accuracy {:.3f}",
+        "eval_response_tokens": "{:.1f} tokens an answer",
+    }
+    return "  ".join(form.format(number(row[key])) for key, form in names.items() if key in row)

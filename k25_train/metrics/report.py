@@ -94,7 +94,8 @@ class Report:
 
     def sources(self, sources: Sequence[SourceSummary]) -> None:
         """What the data are made of, and how often the run draws them."""
-        if not self.is_main:
+        # Rollouts have no number of documents beforehand, and it is them that are trained on.
+        if not self.is_main or self.config.algorithm is not None:
             return
         train = self.config.train
         tokens = planned_tokens(

@@ -77,7 +77,8 @@ class Soundness:
     def judge_evaluation(self, verdict: Verdict, evaluation: Mapping[str, float]) -> Verdict:
         """The verdict on a step, with what the evaluation of the weights after it adds, if there was one."""
         for name, loss in evaluation.items():
-            # One source may be noise; all of them together are not.
-            if verdict.is_sound and "/" not in name and not loss <= 2 * self._guessing:
+            # One source may be noise; all of them together are not. Figures of rollouts are no losses.
+            is_loss = name.endswith("loss")
+            if verdict.is_sound and is_loss and not loss <= 2 * self._guessing:
                 return Verdict(f"after it {name} was {loss:.4g} nats, more than guessing would give")
         return verdict

@@ -98,7 +98,7 @@ def run_ranks(
             return UNFIT
     # Another port: a pod that comes early would otherwise find the store of the preflight.
     place = replace(place, port=place.port + 1)
-    status = start(config, place, forwarding, "k25_train.train", arguments)
+    status = start(config, place, forwarding, "k25_train.any_run", arguments)
     if status == 0 and has_finished(config, 0.0 if is_first else SEEN_WITHIN_S):
         return FINISHED
     if status == 0 or forwarding.received:

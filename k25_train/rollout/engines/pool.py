@@ -75,10 +75,22 @@ class EnginePool:
         none."""
         member = min(self._some(), key=lambda each: each.running)
         member.running += 1
+        before = self.version
         try:
-            return await member.engine.generate(request)
+            generated = await member.engine.generate(request)
         finally:
             member.running -= 1
+        others = [span.version for span in generated.spans if not before <= span.version <= self.version]
+        if others:
+            # Its label, or its weights: neither can be trained on, and the next answer would be no better.
+            why = f"it generates with version {others[0]} where {before} is due"
+            self.fence(member.engine.name, why)
+            raise EngineError(f"{member.engine.name}: {why}")
+        return generated
+
+    async def resume(self) -> None:
+        """Have every engine generate again. Fences as `update` does."""
+        await self._on_all("resume", lambda engine: engine.resume())
 
     async def update(self, weights: Weights, version: int) -> None:
         """Bring every engine to `version`, all at one point between two tokens.

@@ -32,7 +32,7 @@ class Ranks:
         self.run = run
         self.started: list[tuple[str, int]] = []
         self.met_at: list[int] = []
-        self.statuses = {"launch.preflight": 0, "k25_train.train": 0}
+        self.statuses = {"launch.preflight": 0, "k25_train.any_run": 0}
         self.last_step = NUM_STEPS
         self.signal_during = ""
         monkeypatch.setattr(Forwarding, "run", self.start)
@@ -46,7 +46,7 @@ class Ranks:
     def start(self, command: list[str], environment: object) -> int:
         module = command[command.index("--max-restarts=0") + 2]
         self.started.append((module, int(next(a for a in command if "port" in a).split("=")[1])))
-        if module == "k25_train.train":
+        if module == "k25_train.any_run":
             (self.run / "metrics.jsonl").write_text(json.dumps({"step": self.last_step, "loss": 1.0}) + "\n")
         self._perhaps_signal(module)
         return self.statuses[module]
@@ -86,7 +86,7 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
 
 def test_it_checks_and_then_trains_at_another_port(ranks: Ranks) -> None:
     assert exit_status(pod._run) == FINISHED
-    assert ranks.started == [("launch.preflight", 29500), ("k25_train.train", 29501)]
+    assert ranks.started == [("launch.preflight", 29500), ("k25_train.any_run", 29501)]
     assert ranks.met_at == [29500, 29501]
 
 
@@ -97,13 +97,13 @@ def test_it_checks_and_then_trains_at_another_port(ranks: Ranks) -> None:
         ("launch.preflight", 143, 0, "launch.preflight", STOPPED),
         ("launch.preflight", 0, 0, "launch.preflight", STOPPED),
         ("launch.preflight", 0, 0, "meeting", STOPPED),
-        ("k25_train.train", 1, 3, "", FAILED),
-        ("k25_train.train", 137, NUM_STEPS, "", FAILED),
-        ("k25_train.train", 0, 3, "k25_train.train", STOPPED),
+        ("k25_train.any_run", 1, 3, "", FAILED),
+        ("k25_train.any_run", 137, NUM_STEPS, "", FAILED),
+        ("k25_train.any_run", 0, 3, "k25_train.any_run", STOPPED),
         # Told to end on another node: its ranks agree with those here.
-        ("k25_train.train", 0, 3, "", STOPPED),
-        ("k25_train.train", 1, 3, "k25_train.train", STOPPED),
-        ("k25_train.train", 0, NUM_STEPS, "k25_train.train", FINISHED),
+        ("k25_train.any_run", 0, 3, "", STOPPED),
+        ("k25_train.any_run", 1, 3, "k25_train.any_run", STOPPED),
+        ("k25_train.any_run", 0, NUM_STEPS, "k25_train.any_run", FINISHED),
     ],
 )
 def test_how_it_ended(
@@ -112,7 +112,7 @@ def test_how_it_ended(
     ranks.statuses[module], ranks.last_step, ranks.signal_during = status, last_step, signal_during
     assert exit_status(pod._run) == expected
     if expected == UNFIT or signal_during in ("launch.preflight", "meeting"):
-        assert "k25_train.train" not in [module for module, _ in ranks.started]
+        assert "k25_train.any_run" not in [module for module, _ in ranks.started]
 
 
 @pytest.mark.parametrize("error", [NetworkError, RendezvousError, GatheringError])

@@ -1,0 +1,128 @@
+"""Puts together what reinforcement learning adds to a run.
+
+Import this module only after `use_platform` has chosen the device: it imports megatron-core.
+"""
+
+import os
+from collections.abc import Awaitable
+from typing import Any
+
+import torch
+
+from k25_train.checkpoint.agreement import on_first_rank
+from k25_train.config.rollout import EngineKind, EngineWeights
+from k25_train.config.schema import Config
+from k25_train.data.open_sources import tokenizer_path
+from k25_train.data.tokenizer import Tokenizer, load_tokenizer
+from k25_train.errors import ConfigError
+from k25_train.export.hf_config import SpecialIds
+from k25_train.metrics.report import Report
+from k25_train.rl.event_loop import EventLoop
+from k25_train.rl.loop import Reinforcement
+from k25_train.rl.probe import Probe
+from k25_train.rl.rewards.judges import open_judges
+from k25_train.rl.room import Parts, Room
+from k25_train.rl.tasks import TaskOrder
+from k25_train.rl.transports.build import build_way
+from k25_train.rl.weight_sync import WeightSync
+from k25_train.rollout.engines.base import Engine
+from k25_train.rollout.engines.pool import EnginePool
+from k25_train.rollout.engines.served_model import ServedModel
+from k25_train.rollout.engines.vllm.client import connect_vllm
+from k25_train.rollout.engines.wire import HttpLimits
+from k25_train.rollout.prompts import Prompts
+from k25_train.training.run import Run
+
+MOST_WORKERS = 8
+"""Processes that apply rules; more where a site's rules are slow. Our choice."""
+
+
+def build_reinforcement(run: Run, report: Report) -> Reinforcement:
+    """The hooks of a run of reinforcement learning. Called by every rank; the first one starts engines."""
+    config = run.config
+    assert config.rollout is not None, "a run of reinforcement learning"
+    # 1. What the first rank alone has; if it cannot be had, no rank waits for it.
+    rooms: list[Room] = []
+    on_first_rank(lambda: rooms.append(_room(run, report)))
+    (room,) = rooms or (None,)
+    pool, wait = (room.pool, room.wait) if room else (None, _no_engines)
+
+    # 2. What all ranks take part in.
+    sync = WeightSync(run, config.rollout.weights, build_way(config, run.topology, pool, wait))
+    sequences = room.probe_sequences() if room else []
+    media_pad = load_tokenizer(tokenizer_path(config.data)).media_pad
+    return Reinforcement(run, room, sync, Probe(run, sequences, media_pad, pool, wait))
+
+
+def _room(run: Run, report: Report) -> Room:
+    loop = EventLoop()
+    parts = loop.wait(_furnish(run.config, run.topology.device))
+    return Room(run.config, loop, parts, run.checkpoints, report.notice)
+
+
+async def _furnish(config: Config, device: torch.device) -> Parts:
+    rollout, environment = config.rollout, config.environment
+    assert rollout is not None and environment is not None
+    path = tokenizer_path(config.data)
+    tokenizer = load_tokenizer(path)
+    tasks = TaskOrder(environment, config.train.seed)
+    judges = open_judges(rollout.judge_timeout_s, min(MOST_WORKERS, os.cpu_count() or 1))
+    engines = await open_engines(config, tokenizer, device)
+    pool = EnginePool.of(engines, rollout.update_timeout_s)
+
+    async def close() -> None:
+        await judges.close()
+        await pool.close()
+
+    return Parts(
+        pool=pool,
+        prompts=Prompts(tokenizer, path, config.model.vocab_size, rollout.max_prompt_tokens),
+        judges=judges,
+        tasks=tasks,
+        close=close,
+    )
+
+
+async def open_engines(config: Config, tokenizer: Tokenizer, device: torch.device) -> list[Engine]:
+    """The engines of a run, without weights yet. Raises `EngineError` for what does not answer."""
+    rollout = config.rollout
+    assert rollout is not None
+    if rollout.engine is EngineKind.in_process:
+        # transformers takes seconds.
+        from k25_train.rollout.engines.in_process.engine import InProcessEngine
+
+        is_float32 = rollout.weights is EngineWeights.float32
+        return [
+            InProcessEngine(
+                config.model,
+                ids=special_ids(tokenizer),
+                max_running=rollout.max_running,
+                device=device,
+                dtype=torch.float32 if is_float32 else torch.bfloat16,
+                threads=rollout.threads,
+            )
+        ]
+    if rollout.engine is EngineKind.sglang:
+        raise ConfigError("rollout.engine=sglang: there is no client for it yet; use rollout=vllm")
+    model = ServedModel(
+        vocab_size=config.model.vocab_size, media_pad=tokenizer.media_pad, vision=config.model.vision
+    )
+    limits = HttpLimits.of(rollout)
+    return [await connect_vllm(url, model, limits) for url in rollout.urls]
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """Ids that a model's configuration names."""
+    return SpecialIds(
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        pad=tokenizer.pad,
+        media_begin=tokenizer.media_begin,
+        media_end=tokenizer.media_end,
+        media_pad=tokenizer.media_pad,
+        turn_end=tokenizer.chat_ids.get("<|im_end|>"),
+    )
+
+
+def _no_engines(call: Awaitable[Any]) -> Any:
+    raise AssertionError("the first rank alone has engines")

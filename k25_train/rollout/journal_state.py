@@ -1,0 +1,204 @@
+"""What the records of a journal amount to: groups that are open, and how far tasks were given out.
+
+Each record has a key and counts once, however often it is read: `admitted` by its group, `segment` by group,
+sample and segment, `judged` by group and sample, `consumed` by its step. Only open groups are kept, so that
+memory does not grow with the run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from k25_train.environments.base import Verdict
+from k25_train.errors import RolloutError
+from k25_train.rollout.engines.base import FinishReason, VersionSpan
+from k25_train.rollout.records import Record
+from k25_train.rollout.trajectory import Group, Response, Segment
+
+BASE, ADMITTED, SEGMENT, JUDGED, GROUPED, CONSUMED = (
+    "base", "admitted", "segment", "judged", "grouped", "consumed",
+)  # fmt: skip
+"""Kinds of records. `base` begins each file and says how many groups were admitted before it."""
+
+
+def every_step(_step: int) -> bool:
+    """Every step has the data that were made for it."""
+    return True
+
+
+class JournalState:
+    """Open groups by number; every number below `num_admitted` that is not open was consumed."""
+
+    def __init__(self, has_data: Callable[[int], bool] = every_step) -> None:
+        """`has_data`: whether what a step was given is still there. Groups of one that lost it are open."""
+        self._has_data = has_data
+        self._settled = 0
+        """Groups below were consumed before the first record that there is."""
+        self.num_admitted = 0
+        """Groups that were given out: the place of the next one."""
+        self.open: dict[int, Group] = {}
+        """Number -> group that no step has consumed."""
+        self.consumed: dict[int, tuple[int, ...]] = {}
+        """Step -> its groups, of the steps since the last `forget`."""
+
+    @property
+    def num_consumed(self) -> int:
+        """Groups that a step has been given."""
+        return self.num_admitted - len(self.open)
+
+    def apply(self, record: Record) -> None:
+        """Take a record in. Raises `RolloutError` for one that cannot follow those before it."""
+        header = record.header
+        try:
+            match header["kind"]:
+                case "base":
+                    self._begin(header["admitted"])
+                case "admitted":
+                    self._admit(header)
+                case "segment":
+                    self._extend(record)
+                case "judged":
+                    self._judge(header)
+                case "consumed":
+                    self._consume(header["step"], tuple(header["groups"]))
+                case "grouped":
+                    pass
+                case kind:
+                    raise RolloutError(f"a record of kind {kind!r}, which this version does not know")
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise RolloutError(
+                f"a record that makes no sense: {dict(header)} ({type(error).__name__}: {error})"
+            ) from error
+
+    def forget(self, last_step: int) -> None:
+        """Forget which groups steps up to `last_step` have consumed, which nobody asks for any more."""
+        self.consumed = {step: groups for step, groups in self.consumed.items() if step > last_step}
+
+    def settled_below(self, last_step: int) -> int:
+        """Every group below was consumed by a step up to `last_step`."""
+        later = [group for step, groups in self.consumed.items() if step > last_step for group in groups]
+        return min([*later, *self.open, self.num_admitted])
+
+    def _begin(self, num_admitted: int) -> None:
+        # Of the first file alone this is news: what came before is gone because nobody needs it.
+        if self.num_admitted == 0:
+            self.num_admitted = self._settled = num_admitted
+        elif num_admitted != self.num_admitted:
+            raise RolloutError(
+                f"{self.num_admitted} groups were admitted, but the next file begins behind {num_admitted}"
+            )
+
+    def _admit(self, header: dict[str, Any] | Any) -> None:
+        number = header["group"]
+        if number < self.num_admitted:
+            return
+        if number > self.num_admitted:
+            raise RolloutError(f"group {number} follows group {self.num_admitted - 1}")
+        self.open[number] = Group(
+            number=number,
+            task=header["task"],
+            epoch=header["epoch"],
+            version=header["version"],
+            stamp=header["stamp"],
+            responses=[Response() for _ in range(header["size"])],
+        )
+        self.num_admitted += 1
+
+    def _extend(self, record: Record) -> None:
+        header = record.header
+        group = self._group(header)
+        if group is None:
+            return
+        response = group.responses[header["sample"]]
+        if header["segment"] < response.num_segments:
+            return
+        if header["segment"] > response.num_segments:
+            raise RolloutError(
+                f"group {group.number}, response {header['sample']}: segment {header['segment']} follows "
+                f"segment {response.num_segments - 1}"
+            )
+        response.add(
+            Segment(
+                round=header["round"],
+                prompt_ids=record.arrays["prompt_ids"],
+                token_ids=record.arrays["token_ids"],
+                logprobs=record.arrays["logprobs"],
+                spans=tuple(VersionSpan(*span) for span in header["spans"]),
+                finish_reason=FinishReason(header["finish_reason"]),
+            )
+        )
+
+    def _judge(self, header: Any) -> None:
+        group = self._group(header)
+        if group is not None and not group.responses[header["sample"]].is_judged:
+            group.responses[header["sample"]].verdict = Verdict.from_json(header["verdict"])
+
+    def _consume(self, step: int, groups: tuple[int, ...]) -> None:
+        if not self._has_data(step):
+            return
+        again = [each for each in groups if self._settled <= each and each not in self.open]
+        if again and self.consumed.get(step) != groups:
+            raise RolloutError(f"step {step} would be given groups {again} that another step has had")
+        for number in groups:
+            self.open.pop(number, None)
+        self.consumed[step] = groups
+
+    def _group(self, header: Any) -> Group | None:
+        """The group of a record; None for one that was consumed already."""
+        if header["group"] >= self.num_admitted:
+            raise RolloutError(f"a record of group {header['group']}, which was not admitted")
+        return self.open.get(header["group"])
+
+
+def admitted(group: Group) -> Record:
+    """A group was given out."""
+    return Record(
+        {
+            "kind": ADMITTED,
+            "group": group.number,
+            "task": group.task,
+            "epoch": group.epoch,
+            "version": group.version,
+            "stamp": dict(group.stamp),
+            "size": len(group.responses),
+        }
+    )
+
+
+def extended(group: int, sample: int, number: int, segment: Segment) -> Record:
+    """A response has got its segment `number`, from 0."""
+    return Record(
+        {
+            "kind": SEGMENT,
+            "group": group,
+            "sample": sample,
+            "segment": number,
+            "round": segment.round,
+            "spans": [list(span) for span in segment.spans],
+            "finish_reason": segment.finish_reason.value,
+        },
+        {
+            "prompt_ids": segment.prompt_ids,
+            "token_ids": segment.token_ids,
+            "logprobs": segment.logprobs,
+        },
+    )
+
+
+def judged(group: int, sample: int, verdict: Verdict) -> Record:
+    """A response has a verdict with a reward."""
+    return Record({"kind": JUDGED, "group": group, "sample": sample, "verdict": verdict.as_json()})
+
+
+def grouped(group: int) -> Record:
+    """All responses of a group have a reward."""
+    return Record({"kind": GROUPED, "group": group})
+
+
+def consumed(step: int, groups: tuple[int, ...]) -> Record:
+    """The data of a step are on disk, made of these groups."""
+    return Record({"kind": CONSUMED, "step": step, "groups": list(groups)})
+
+
+def base(num_admitted: int) -> Record:
+    """How a file begins."""
+    return Record({"kind": BASE, "admitted": num_admitted})

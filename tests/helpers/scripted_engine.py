@@ -1,0 +1,151 @@
+"""An engine without a model: tokens and log-probabilities are hashes of version, seed and position.
+
+What it answers depends on nothing else, so whatever is killed, paused or cut, the same response comes out.
+`faults` are what it does wrong, each once: the next request takes the next one.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from k25_train.export.stream import NamedTensor
+from k25_train.rollout.engines.base import (
+    EngineError,
+    EngineState,
+    FinishReason,
+    Generated,
+    PauseMode,
+    ProbeSequence,
+    Request,
+    VersionSpan,
+)
+
+FAULTS = ("raise", "hang", "nan", "truncated", "empty", "old", "forbidden")
+"""What it can do wrong."""
+
+
+class ScriptedEngine:
+    """See `Engine`. Text ids are 0 to `num_ids` - 1; about one in `mean_length` ends a response."""
+
+    def __init__(
+        self,
+        *,
+        num_ids: int = 200,
+        mean_length: int = 6,
+        pause_s: float = 0.0,
+        faults: Sequence[str] = (),
+        name: str = "scripted",
+    ) -> None:
+        """`pause_s`: seconds that a token takes."""
+        self._num_ids, self._mean_length, self._pause_s = num_ids, mean_length, pause_s
+        self._name = name
+        self._may_run = asyncio.Event()
+        self._may_run.set()
+        self.faults = list(faults)
+        self.version = -1
+        self.staged: int | None = None
+        self.asked: list[Request] = []
+        """Every request, in order."""
+        self.running = 0
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def generate(self, request: Request) -> Generated:
+        self.asked.append(request)
+        fault = self.faults.pop(0) if self.faults else ""
+        self.running += 1
+        try:
+            return await self._generate(request, fault)
+        finally:
+            self.running -= 1
+
+    async def _generate(self, request: Request, fault: str) -> Generated:
+        if fault == "raise":
+            raise EngineError(f"{self._name}: status 500")
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        versions: list[int] = []
+        reason = FinishReason.length
+        for position in range(len(request.response_ids), request.sampling.max_tokens):
+            await self._may_run.wait()
+            await asyncio.sleep(self._pause_s)
+            drawn = drawn_at(self.version, request.sampling.seed, position)
+            ends = position > 0 and drawn % self._mean_length == 0
+            tokens.append(request.sampling.stop_ids[0] if ends else drawn // 64 % self._num_ids)
+            logprobs.append(-(drawn % 977) / 300)
+            versions.append(self.version)
+            if ends:
+                reason = FinishReason.stop
+                break
+        return self._answer(request, fault, tokens, logprobs, versions, reason)
+
+    def _answer(
+        self,
+        request: Request,
+        fault: str,
+        tokens: list[int],
+        logprobs: list[float],
+        versions: list[int],
+        reason: FinishReason,
+    ) -> Generated:
+        if fault == "nan":
+            logprobs[-1] = float("nan")
+        if fault == "truncated":
+            logprobs.pop()
+        if fault == "empty":
+            tokens, logprobs, versions = [], [], []
+        if fault == "old":
+            versions = [version - 1 for version in versions]
+        if fault == "forbidden":
+            tokens[0] = request.sampling.forbidden_ids[0]
+        return Generated(
+            prompt_ids=np.array(request.prompt_ids, np.int32),
+            token_ids=np.array(tokens, np.int32),
+            logprobs=np.array(logprobs, np.float32),
+            spans=tuple(_spans(versions)),
+            finish_reason=reason,
+        )
+
+    async def pause(self, mode: PauseMode) -> None:
+        self._may_run.clear()
+
+    async def resume(self) -> None:
+        self._may_run.set()
+
+    async def stage(self, tensors: Iterable[NamedTensor] | Path, version: int) -> None:
+        self.staged = version
+
+    async def commit(self, version: int) -> None:
+        if self.staged != version:
+            raise EngineError(f"{self._name}: {self.staged} is staged, not {version}")
+        self.version = version
+
+    async def probe(self, sequences: Sequence[ProbeSequence]) -> list[np.ndarray]:
+        return [np.zeros(len(each.token_ids) - 1, np.float32) for each in sequences]
+
+    async def state(self) -> EngineState:
+        return EngineState(version=self.version, running=self.running, waiting=0, busy_share=0.5)
+
+    async def close(self) -> None:
+        pass
+
+
+def drawn_at(version: int, seed: int, position: int) -> int:
+    """What is drawn for a token."""
+    text = f"{version} {seed} {position}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest())
+
+
+def _spans(versions: Sequence[int]) -> Iterator[VersionSpan]:
+    start = 0
+    for stop in range(1, len(versions) + 1):
+        if stop == len(versions) or versions[stop] != versions[start]:
+            yield VersionSpan(versions[start], start, stop)
+            start = stop
