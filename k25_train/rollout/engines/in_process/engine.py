@@ -94,6 +94,7 @@ class InProcessEngine:
         check_request(
             request,
             prompt,
+            name,
             vocab_size=self._network.vocab_size,
             media_pad=self._network.media_pad,
             longest=self._network.max_length,

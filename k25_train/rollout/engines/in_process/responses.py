@@ -121,7 +121,7 @@ def expand(sequence: Request | ProbeSequence, name: str, vision: VisionConfig, m
 
 
 def check_request(
-    request: Request, prompt: Sequence, *, vocab_size: int, media_pad: int, longest: int
+    request: Request, prompt: Sequence, name: str, *, vocab_size: int, media_pad: int, longest: int
 ) -> None:
     """Raises `EngineError` that names a request which cannot be answered."""
     sampling = request.sampling
@@ -144,4 +144,4 @@ def check_request(
     elif len(set(sampling.forbidden_ids)) >= vocab_size:
         wrong = "forbids every id"
     if wrong:
-        raise EngineError(f"{request.key}: {wrong}")
+        raise EngineError(f"{name}: {wrong}")
