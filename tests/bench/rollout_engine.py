@@ -5,7 +5,8 @@
 The same random model (`model=k25_tiny`, float32), prompts of 64 tokens, 64 new ones, at 1, 16 and 64 in
 flight; `generate` with the faster of its ways to compute experts. Rounds alternate and the fastest counts;
 processor seconds, because other work on the machine stretches those of the clock. Then 128 prompts of 16 to
-112 tokens with answers of 8 to 120 in 64 slots, where `generate` waits for the longest of each batch. Last, log-probabilities against a full forward.
+112 tokens with answers of 8 to 120 in 64 slots, where `generate` waits for the longest of each batch.
+Last, log-probabilities against a full forward.
 
 Bars: at least as fast at 16 and at 64, 1.5 times on uneven lengths; mean ≤ 2e-6 and max ≤ 1e-5 nats.
 """

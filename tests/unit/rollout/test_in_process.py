@@ -19,7 +19,8 @@ from k25_train.rollout.engines.base import (
     VersionSpan,
 )
 from k25_train.rollout.engines.in_process.engine import InProcessEngine
-from tests.helpers.hf_reference import random_checkpoint, tiny_model_config
+from k25_train.rollout.engines.in_process.responses import expand
+from tests.helpers.hf_reference import build_hf_reference, hf_logits, random_checkpoint, tiny_model_config
 from tests.helpers.sampled_engine import END, build_engine, forbidden_ids, picture, push, request, stream
 
 MODEL = tiny_model_config()
@@ -94,44 +95,29 @@ def test_alone_and_among_others_and_with_more_than_there_are_slots(engine: InPro
 
 
 def test_logprobs_are_those_of_a_full_forward(engine: InProcessEngine) -> None:
-    """Of the distribution at its temperature, without what is forbidden."""
+    """At temperature 1 over all ids, however they were drawn; of transformers' model called as a whole."""
+    reference, _ = build_hf_reference(MODEL, WEIGHTS[0])
 
     async def body() -> None:
-        wanted = requests(6, forbidden_ids=(), stop_ids=()) + requests(
-            6, forbidden_ids=(5, 9), temperature=0.7
-        )
-        got = await together(engine, wanted)
-        for each, one in list(zip(wanted, got, strict=True))[:6]:
-            (expected,) = await engine.probe([whole(each, one)])
-            assert len(expected) == len(one.prompt_ids) + len(one.token_ids) - 1
-            np.testing.assert_allclose(one.logprobs, expected[-len(one.token_ids) :], rtol=0, atol=TOLERANCE)
-        # At another temperature the sum over the allowed ids is needed: greedy at 1 against it.
-        for each, one in list(zip(wanted, got, strict=True))[6:]:
-            logits = full_logits(engine, whole(each, one))[-len(one.token_ids) - 1 : -1] / 0.7
-            logits[:, [5, 9]] = -torch.inf
-            expected = torch.log_softmax(logits, -1)[range(len(one.token_ids)), one.token_ids.tolist()]
-            np.testing.assert_allclose(one.logprobs, expected.numpy(), rtol=0, atol=TOLERANCE)
+        wanted = requests(6) + requests(3, forbidden_ids=(5, 9), temperature=0.6) + requests(2, temperature=0)
+        for each, got in zip(wanted, await together(engine, wanted), strict=True):
+            expected = full_logprobs(reference, whole(each, got))
+            np.testing.assert_allclose(got.logprobs, expected[-len(got.token_ids) :], rtol=0, atol=TOLERANCE)
+            (probed,) = await engine.probe([whole(each, got)])
+            np.testing.assert_allclose(probed, expected, rtol=0, atol=TOLERANCE)
 
     run(engine, body())
 
 
-def full_logits(engine: InProcessEngine, sequence: ProbeSequence) -> torch.Tensor:
-    """[n, V] by transformers' own model, called as a whole."""
-    from k25_train.rollout.engines.in_process.responses import expand
-    from tests.helpers.hf_reference import build_hf_reference, hf_logits
-
+def full_logprobs(reference: torch.nn.Module, sequence: ProbeSequence) -> np.ndarray:
+    """[n - 1] of every token but the first."""
     expanded = expand(sequence, "test", MODEL.vision, MODEL.vocab_size - 2)
-    pixels = [image.patches.float() / 127.5 - 1 for image in expanded.images]
-    grids = [tuple(image.grid) for image in expanded.images]
-    model, _ = build_hf_reference(MODEL, WEIGHTS[0])
+    ids = torch.tensor(expanded.ids)
+    pixels = [image.patches / 127.5 - 1 for image in expanded.images]
+    grids = [(1, image.grid.h, image.grid.w) for image in expanded.images]
     with torch.no_grad():
-        return hf_logits(
-            model,
-            torch.tensor(expanded.ids),
-            [len(expanded.ids)],
-            torch.cat(pixels) if pixels else None,
-            grids,
-        )
+        logits = hf_logits(reference, ids, [len(ids)], torch.cat(pixels) if pixels else None, grids)
+    return torch.log_softmax(logits, -1)[range(len(ids) - 1), ids[1:]].numpy()
 
 
 def test_placeholders_come_back_expanded(engine: InProcessEngine) -> None:
@@ -281,7 +267,7 @@ def test_versions_are_committed_as_they_were_staged_and_in_a_pause(engine: InPro
         ({"prompt_ids": ()}, "has an empty prompt"),
         ({"prompt_ids": (3, MODEL.vocab_size - 2)}, "has 1 placeholder.* for 0 image"),
         ({"images": (b"no image",)}, "is no image"),
-        ({"images": (PICTURES[0][:300],), "prompt_ids": (MODEL.vocab_size - 2,)}, "task 3"),
+        ({"images": (PICTURES[0][:300],), "prompt_ids": (MODEL.vocab_size - 2,)}, "does not decode"),
         ({"response_ids": (MODEL.vocab_size - 2,)}, "placeholder in its response"),
         ({"sampling": request(MODEL, 3, max_tokens=0).sampling}, "max_tokens=0"),
         ({"sampling": request(MODEL, 3, max_tokens=4000).sampling}, "positions end at 2048"),

@@ -51,12 +51,11 @@ def draw(logits_BV: Tensor, temperatures: Tensor, forbidden: Tensor, uniforms: T
     Log-probabilities are those of the logits, whatever the temperature and what is forbidden.
     """
     logprobs = torch.log_softmax(logits_BV.float(), dim=-1)
-    # What is drawn from: powers of the probabilities, of what is allowed.
+    # What is drawn from: powers of the probabilities, of what is allowed; the sum needs not be 1.
     is_greedy = temperatures == 0
     scaled = logprobs / torch.where(is_greedy, 1.0, temperatures).unsqueeze(1)
-    allowed = torch.log_softmax(scaled.masked_fill(forbidden, -torch.inf), dim=-1)
-    cumulated = allowed.double().exp_().cumsum_(dim=-1)
-    # Rounding leaves the sum next to 1; the place is one of the sum that there is, so that none is missed.
+    allowed = scaled.masked_fill(forbidden, -torch.inf)
+    cumulated = (allowed - allowed.amax(-1, keepdim=True)).double().exp_().cumsum_(dim=-1)
     places = uniforms.unsqueeze(1) * cumulated[:, -1:]
     sampled = torch.searchsorted(cumulated, places, right=True).squeeze(1)
     ids = torch.where(is_greedy, allowed.argmax(-1), sampled.clamp_(max=logprobs.shape[1] - 1))
