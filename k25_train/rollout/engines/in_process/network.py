@@ -20,6 +20,7 @@ from k25_train.config.model import ModelConfig
 from k25_train.export.hf_config import SpecialIds, config_json, context_length
 from k25_train.rollout.engines.base import EngineError
 from k25_train.rollout.engines.images import ImagePatches
+from k25_train.rollout.engines.in_process.attention import use_latent_attention
 from k25_train.rollout.engines.in_process.cache import SlotCache
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -50,6 +51,7 @@ class Network:
                 module.e_score_correction_bias = module.e_score_correction_bias.float()
         self._network = network.to(device).eval().requires_grad_(False)
         self._text = self._network.model.language_model
+        use_latent_attention(self._text)
         self.weights: dict[str, Tensor] = self._network.state_dict()
         """Parameters and kept buffers by transformers' names; they stay the same tensors."""
 

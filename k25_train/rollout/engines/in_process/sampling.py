@@ -54,14 +54,15 @@ def draw(logits_BV: Tensor, temperatures: Tensor, forbidden: Tensor, uniforms: T
     # What is drawn from: powers of the probabilities, of what is allowed; the sum needs not be 1.
     is_greedy = temperatures == 0
     scaled = logprobs / torch.where(is_greedy, 1.0, temperatures).unsqueeze(1)
-    allowed = scaled.masked_fill(forbidden, -torch.inf)
-    cumulated = (allowed - allowed.amax(-1, keepdim=True)).double().exp_().cumsum_(dim=-1)
+    allowed = scaled.masked_fill_(forbidden, -torch.inf)
+    largest = allowed.max(dim=-1, keepdim=True)
+    cumulated = (allowed - largest.values).double().exp_().cumsum_(dim=-1)
     # Rounding must not lead to the sum itself, behind which nothing is allowed.
     total = cumulated[:, -1:]
     places = (uniforms.unsqueeze(1) * total).minimum(total.nextafter(torch.zeros_like(total)))
     sampled = torch.searchsorted(cumulated, places, right=True).squeeze(1)
     # Without sense, a distribution is all NaN, and what is drawn is out of range.
-    ids = torch.where(is_greedy, allowed.argmax(-1), sampled.clamp_(max=logprobs.shape[1] - 1))
+    ids = torch.where(is_greedy, largest.indices.squeeze(1), sampled.clamp_(max=logprobs.shape[1] - 1))
     return Drawn(ids, logprobs.gather(1, ids.unsqueeze(1)).squeeze(1))
 
 
