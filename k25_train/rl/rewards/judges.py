@@ -7,50 +7,75 @@ judge and error. Its caller has it judged again, or drops the group with a recor
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from k25_train.environments.base import Judge, Response, Task, Verdict, unscored
+from k25_train.environments.base import Judge, Response, Status, Task, Verdict, unscored
+from k25_train.environments.bubblewrap import Limits
+from k25_train.environments.sandbox import open_sandbox
 from k25_train.errors import ConfigError
 from k25_train.rl.rewards.answer import Answer
 from k25_train.rl.rewards.composite import Check, CompositeJudge, Recipe, RubricCheck
 from k25_train.rl.rewards.text_rules import RULES
+from k25_train.rl.rewards.unit_tests import UnitTests
 from k25_train.rl.rewards.workers import RuleWorkers
 
+UNIT_TESTS = "unit_tests"
 LENGTH_PENALTY = 0.5
 """Share of the reward that is lost at twice a task's budget; tasks without a budget have no penalty. Source:
 not disclosed, our choice."""
-RECIPES: Mapping[str, Recipe] = {
-    rule: Recipe(rules={rule: 1.0}, length_penalty=LENGTH_PENALTY, rubrics={}) for rule in RULES
-}
-"""Name of a judge -> what it consists of: one judge for each rule. `open_judges` takes more."""
+LIMITS = Limits(
+    wall_s=10.0,
+    cpu_s=10,
+    memory_bytes=512 << 20,
+    disk_bytes=64 << 20,
+    output_bytes=1 << 20,
+    processes=32,
+)
+"""Of code under test. Source: our choice."""
 
 
 class Judges:
     """All judges of a run. Belongs to one event loop; to be closed."""
 
-    def __init__(self, judges: Iterable[Judge], timeout_s: float, workers: RuleWorkers) -> None:
-        """`timeout_s`: seconds for one verdict, with everything that it waits for."""
+    def __init__(
+        self,
+        judges: Iterable[Judge],
+        timeout_s: float,
+        workers: RuleWorkers,
+        needs: Mapping[str, Callable[[], object]],
+    ) -> None:
+        """A run's judges; `open_judges` makes them.
+
+        Args:
+            judges: each under its name.
+            timeout_s: seconds for one verdict, with everything that it waits for.
+            workers: to be closed with the judges.
+            needs: judge -> what to call before the run; raises K25Error where this machine lacks something.
+        """
         self._judges = {judge.name: judge for judge in judges}
         self._timeout_s = timeout_s
         self._workers = workers
+        self._needs = needs
         self.unscored: Counter[str] = Counter()
         """Kind of reason -> how often no verdict could be given, since the start."""
 
     def check(self, tasks: Iterable[Task]) -> None:
-        """Raises ConfigError for a task whose judge there is not."""
+        """Before a run. Raises ConfigError for a task whose judge there is not, K25Error for one whose judge
+        cannot judge on this machine."""
         for task in tasks:
             if task.judge not in self._judges:
                 known = ", ".join(sorted(self._judges))
                 raise ConfigError(
-                    f"task {task.key} asks for the judge {task.judge!r}. Use one of: {known}. "
-                    "k25_train/rl/rewards/judges.py:RECIPES has them."
+                    f"task {task.key} asks for the judge {task.judge!r}. Use one of: {known} "
+                    "(k25_train/rl/rewards/README.md)."
                 )
+            self._needs.get(task.judge, _nothing)()
 
     async def judge(self, task: Task, response: Response) -> Verdict:
         """The verdict of the task's judge; raises nothing but CancelledError."""
         verdict = await self._judged(task, response)
-        if verdict.reason and verdict.reward != verdict.reward:
+        if verdict.status is Status.UNSCORED:
             self.unscored[verdict.kind] += 1
         return verdict
 
@@ -73,7 +98,7 @@ class Judges:
 def open_judges(
     timeout_s: float,
     num_workers: int,
-    checks: Mapping[str, Check] | None = None,
+    limits: Limits = LIMITS,
     rubrics: Mapping[str, RubricCheck] | None = None,
     recipes: Mapping[str, Recipe] | None = None,
     others: Iterable[Judge] = (),
@@ -82,8 +107,8 @@ def open_judges(
 
     Args:
         timeout_s: seconds for one verdict.
-        num_workers: processes that apply rules.
-        checks: rules in addition to `RULES`, such as unit tests in a sandbox; each is a judge, too.
+        num_workers: processes that apply rules, and responses whose code is tested at once.
+        limits: of each sandbox.
         rubrics: rubric sets that recipes may name.
         recipes: further judges by name.
         others: judges that are made otherwise.
@@ -91,22 +116,32 @@ def open_judges(
     Raises ConfigError for a recipe that names what there is not.
     """
     workers = RuleWorkers(num_workers)
-    all_checks = {**{rule: _in_worker(workers, rule) for rule in RULES}, **(checks or {})}
-    alone = {
-        name: Recipe(rules={name: 1.0}, length_penalty=LENGTH_PENALTY, rubrics={}) for name in checks or {}
-    }
-    judges: list[Judge] = []
-    for name, recipe in {**RECIPES, **alone, **(recipes or {})}.items():
-        missing = [*(recipe.rules.keys() - all_checks), *(recipe.rubrics.keys() - (rubrics or {}).keys())]
-        if missing or not recipe.rules:
-            what = f"names {', '.join(sorted(missing))}, which there is not" if missing else "has no rule"
-            raise ConfigError(f"the recipe of judge {name} {what}. Rules: {', '.join(sorted(all_checks))}.")
-        judges.append(CompositeJudge(name, recipe, all_checks, rubrics or {}))
-    return Judges([*judges, *others], timeout_s, workers)
+    sandbox = functools.cache(lambda: open_sandbox(limits))
+    checks: dict[str, Check] = {rule: _in_worker(workers, rule) for rule in RULES}
+    checks[UNIT_TESTS] = UnitTests(sandbox, num_workers)
+    alone = {rule: Recipe(rules={rule: 1.0}, length_penalty=LENGTH_PENALTY, rubrics={}) for rule in checks}
+    all_recipes = {**alone, **(recipes or {})}
+    judges = [_composite(name, recipe, checks, rubrics or {}) for name, recipe in all_recipes.items()]
+    needs = {name: sandbox for name, recipe in all_recipes.items() if UNIT_TESTS in recipe.rules}
+    return Judges([*judges, *others], timeout_s, workers, needs)
+
+
+def _composite(
+    name: str, recipe: Recipe, checks: Mapping[str, Check], rubrics: Mapping[str, RubricCheck]
+) -> CompositeJudge:
+    missing = sorted((recipe.rules.keys() - checks) | (recipe.rubrics.keys() - rubrics))
+    if missing or not recipe.rules:
+        what = f"names {', '.join(missing)}, which there is not" if missing else "has no rule"
+        raise ConfigError(f"the recipe of judge {name} {what}. Rules: {', '.join(sorted(checks))}.")
+    return CompositeJudge(name, recipe, checks, rubrics)
 
 
 def _in_worker(workers: RuleWorkers, rule: str) -> Check:
     async def check(answer: Answer, reference: Any) -> Verdict:
         return await workers.apply(rule, answer.content, reference)
 
-    return functools.update_wrapper(check, RULES[rule], assigned=("__doc__",), updated=())
+    return check
+
+
+def _nothing() -> None:
+    """A judge that needs nothing."""

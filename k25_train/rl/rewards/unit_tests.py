@@ -1,0 +1,205 @@
+"""Unit tests: code of a response runs in a sandbox, and what it does is judged outside of it.
+
+    cases     {"function": "add", "cases": [{"args": [1, 2], "expect": 3}, …], "tolerance": 0}
+    programs  {"programs": [{"stdin": "1 2", "stdout": "3"}, …]}
+    tests     {"tests": "from solution import add\\n\\ndef test_small():\\n    assert add(1, 2) == 3\\n"}
+
+Expected values of cases and programs never enter the sandbox; tests run in a second one (`in_sandbox.py`).
+Code that prints that it has passed, exits with 0, or kills what runs it has answered nothing, so it earns 0.
+
+`"partial_credit": true` rewards the share of what passed; otherwise all has to pass. Source: K2,
+section 3.2, and K2.5 reward code by its tests; everything else is our choice.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from k25_train.environments import in_sandbox
+from k25_train.environments.base import ACCURACY, Verdict, failed, scored, unscored
+from k25_train.environments.in_sandbox import from_plain, to_plain
+from k25_train.environments.sandbox import Ending, Finished, Sandbox
+from k25_train.rl.rewards.answer import Answer
+from k25_train.rl.rewards.extraction import last_code
+from k25_train.rl.rewards.faults import ResponseFaultError, TaskFaultError, needed, number_of
+
+LANGUAGES = ("python", "python3", "py")
+_PYTHON = [os.path.realpath(sys.executable), "-I", "-S", "/judge/in_sandbox.py"]
+_RUNNER = Path(in_sandbox.__file__).read_bytes()
+_SOLUTION = "/judge/solution.py"
+_MAX_REPLIES = 4 << 20
+"""Bytes that are read from a channel."""
+
+
+class UnitTests:
+    """The rule `unit_tests`, a `Check` of `composite.py`."""
+
+    def __init__(self, sandbox: Callable[[], Sandbox], max_running: int) -> None:
+        """`sandbox` is called for each response; `max_running` are judged at once, further ones wait."""
+        self._open = sandbox
+        # Whole responses: half of the two sandboxes that tests need could wait for ever.
+        self._room = asyncio.Semaphore(max_running)
+
+    async def __call__(self, answer: Answer, reference: Any) -> Verdict:
+        """The verdict; `failed` without code. Raises MachineError without a working sandbox."""
+        async with self._room:
+            try:
+                return await self._judged(answer, reference)
+            except ResponseFaultError as error:
+                return failed(str(error))
+            except TaskFaultError as error:
+                return unscored(str(error))
+
+    async def _judged(self, answer: Answer, reference: Any) -> Verdict:
+        code = last_code(answer.content, LANGUAGES).encode(errors="replace")
+        files = {_SOLUTION: code, "/judge/in_sandbox.py": _RUNNER}
+        if not isinstance(reference, dict):
+            raise TaskFaultError("malformed reference: it is no object with cases, programs or tests")
+        if "tests" in reference:
+            passed, why = await self._tests(files, str(reference["tests"]))
+        elif "programs" in reference:
+            passed, why = await self._programs(files, _listed(reference, "programs"))
+        else:
+            passed, why = await self._cases(files, reference)
+        share = sum(passed) / len(passed)
+        reward = share if reference.get("partial_credit", False) else float(all(passed))
+        return scored(reward, {ACCURACY: reward, "passed_share": share}, why)
+
+    async def _cases(self, files: Mapping[str, bytes], reference: Any) -> tuple[list[bool], str]:
+        name, cases = str(needed(reference, "function")), _listed(reference, "cases")
+        tolerance = number_of(reference, "tolerance", 0.0)
+        expected = [needed(case, "expect") for case in cases]
+        calls = [
+            json.dumps({"name": name, "arguments": [to_plain(value) for value in _listed(case, "args", 0)]})
+            for case in cases
+        ]
+        requests = _file("\n".join(calls))
+        replies, written = os.pipe()
+        command = [*_PYTHON, "serve", _SOLUTION, str(requests), str(written)]
+        run = self._open().run(command, files, descriptors=[requests, written])
+        finished, lines = await asyncio.gather(run, _read_lines(replies))
+        passed = [
+            number < len(lines) and _answers(lines[number], value, tolerance)
+            for number, value in enumerate(expected)
+        ]
+        return passed, _why(passed, finished)
+
+    async def _programs(self, files: Mapping[str, bytes], programs: list[Any]) -> tuple[list[bool], str]:
+        passed: list[bool] = []
+        why = ""
+        for program in programs:
+            given, expected = (str(needed(program, key)) for key in ("stdin", "stdout"))
+            run = await self._open().run([*_PYTHON, "program", _SOLUTION], files, given.encode())
+            ended_well = run.ending is Ending.EXITED and run.status == 0
+            passed.append(ended_well and _trimmed(run.stdout.decode(errors="replace")) == _trimmed(expected))
+            why = why or _why(passed, run)
+        return passed, why
+
+    async def _tests(self, files: Mapping[str, bytes], tests: str) -> tuple[list[bool], str]:
+        hidden = {"/judge/in_sandbox.py": _RUNNER, "/judge/hidden_tests.py": tests.encode()}
+        (asked, asks), (answered, answers), (results, reports) = os.pipe(), os.pipe(), os.pipe()
+        serve = [*_PYTHON, "serve", _SOLUTION, str(asked), str(answers)]
+        test = [*_PYTHON, "test", "/judge/hidden_tests.py", str(answered), str(asks), str(reports)]
+        served, tested, lines = await asyncio.gather(
+            self._open().run(serve, files, descriptors=[asked, answers]),
+            self._open().run(test, hidden, descriptors=[answered, asks, reports]),
+            _read_lines(results),
+        )
+        first: dict[str, Any] = lines[0] if lines else {"tests": ["all"]}
+        if not first.get("tests"):
+            if "gone" in first:
+                return [False], _why([False], served, "the code does not load, or ends the process")
+            raise TaskFaultError(
+                f"malformed reference: its tests do not load: {first.get('broken', 'none in it')}"
+            )
+        results_of = {line["test"]: line for line in lines[1:]}
+        passed = [bool(results_of.get(name, {}).get("passed")) for name in first["tests"]]
+        reason = next((line["reason"] for line in lines[1:] if not line["passed"]), "")
+        return passed, _why(passed, served if served.ending is not Ending.EXITED else tested, reason)
+
+
+def same(found: Any, expected: Any, tolerance: float) -> bool:
+    """Whether a value is what JSON says: tuples are lists, and numbers may differ by `tolerance`."""
+    if isinstance(expected, bool) or expected is None or isinstance(expected, str):
+        return type(found) is type(expected) and bool(found == expected)
+    if isinstance(expected, int | float):
+        is_number = isinstance(found, int | float) and not isinstance(found, bool)
+        return is_number and (found == expected or abs(found - expected) <= tolerance)
+    if isinstance(expected, list):
+        return (
+            isinstance(found, list | tuple)
+            and len(found) == len(expected)
+            and all(same(one, other, tolerance) for one, other in zip(found, expected, strict=True))
+        )
+    return (
+        isinstance(found, dict)
+        and found.keys() == expected.keys()
+        and all(same(found[key], value, tolerance) for key, value in expected.items())
+    )
+
+
+def _answers(line: Any, expected: Any, tolerance: float) -> bool:
+    """Whether a line of untrusted code holds the value."""
+    try:
+        return "value" in line and same(from_plain(line["value"]), expected, tolerance)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return False
+
+
+def _listed(reference: Any, key: str, least: int = 1) -> list[Any]:
+    values = needed(reference, key)
+    if not isinstance(values, list) or len(values) < least:
+        raise TaskFaultError(f"malformed reference: its {key!r} are no list of {least} or more")
+    return values
+
+
+def _trimmed(text: str) -> list[str]:
+    """Lines without white space at their ends, and without empty ones behind the last."""
+    return [line.rstrip() for line in text.rstrip().splitlines()]
+
+
+def _why(passed: list[bool], finished: Finished, reason: str = "") -> str:
+    if all(passed):
+        return ""
+    if finished.ending is not Ending.EXITED:
+        return f"{finished.ending}: the code was ended"
+    last = finished.stderr.decode(errors="replace").strip().splitlines()[-1:]
+    said = reason or " ".join(last)[:200]
+    return f"tests failed: {sum(passed)} of {len(passed)} passed" + (f"; {said}" if said else "")
+
+
+def _file(text: str) -> int:
+    """A file without a name that has the text, open at its start."""
+    descriptor = os.memfd_create("k25")
+    with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
+        file.write(text)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+async def _read_lines(descriptor: int) -> list[dict[str, Any]]:
+    """The objects that come out of a pipe, one a line, up to the first line that is none; closes it."""
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    pipe = os.fdopen(descriptor, "rb")
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    content = b""
+    try:
+        while len(content) < _MAX_REPLIES and (piece := await reader.read(1 << 16)):
+            content += piece
+    finally:
+        transport.close()
+    lines = []
+    for line in content.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(value, dict):
+            break
+        lines.append(value)
+    return lines
