@@ -17,8 +17,10 @@ from k25_train.config.vision import VisionConfig
 from k25_train.rollout.engines.base import Engine, Request, Sampling
 from k25_train.rollout.engines.served_model import ServedModel
 from k25_train.rollout.engines.server import EngineServer
+from k25_train.rollout.engines.sglang.client import connect_sglang
 from k25_train.rollout.engines.vllm.client import connect_vllm
 from k25_train.rollout.engines.wire import HttpLimits
+from tests.helpers.sglang_stub import SglangStub
 from tests.helpers.table_engine import MEDIA_PAD, TableEngine, served_model, table_tensors
 
 LIMITS = HttpLimits(request_s=60.0, update_s=30.0, max_running=4, attempts=3)
@@ -71,7 +73,11 @@ def table_weights(work: Path) -> tuple[Path, Path]:
 
 
 def table_subject(
-    vision: VisionConfig, weights: tuple[Path, Path], through: Callable[[Engine, ServedModel], object]
+    vision: VisionConfig,
+    weights: tuple[Path, Path],
+    through: Callable[[Engine, ServedModel], object],
+    *,
+    same_draws: bool,
 ) -> Subject:
     """The table engine behind what `through` puts between."""
     model = served_model(vision)
@@ -87,7 +93,7 @@ def table_subject(
         image_prompt=(1, MEDIA_PAD, 5),
         num_tokens=60,
         tolerance=1e-6,
-        same_draws=True,
+        same_draws=same_draws,
     )
 
 
@@ -118,3 +124,14 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def over_sglang_wire(engine: Engine, model: ServedModel) -> AsyncIterator[Engine]:
+    """A stub of SGLang and its client."""
+    async with serving(SglangStub(engine, model).app()) as url:
+        client = await connect_sglang(url, model, LIMITS)
+        try:
+            yield client
+        finally:
+            await client.close()

@@ -1,8 +1,19 @@
-"""What an encoded image is called on the wire."""
+"""What an encoded image is on the wire."""
+
+import base64
 
 _MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
 
 
-def mime_type(image: bytes) -> str:
-    """MIME type by the first bytes; PNG for what is none of the usual ones, since readers look themselves."""
-    return next((name for magic, name in _MAGIC.items() if image.startswith(magic)), "image/png")
+def data_uri(image: bytes) -> str:
+    """The file as a `data:` URI; PNG for what is none of the usual ones, since readers look themselves."""
+    mime = next((name for magic, name in _MAGIC.items() if image.startswith(magic)), "image/png")
+    return f"data:{mime};base64,{base64.b64encode(image).decode()}"
+
+
+def of_data_uri(uri: str) -> bytes:
+    """The file of a `data:` URI. Raises ValueError if it is none."""
+    head, found, text = uri.partition(";base64,")
+    if not found or not head.startswith("data:"):
+        raise ValueError(f"{uri[:40]}: no data: URI in Base64")
+    return base64.b64decode(text, validate=True)

@@ -7,7 +7,6 @@ It answers what `vllm/wire.py` asks, in the words of vLLM 0.32.0, and no more. T
 and the seed come in `extra_args`, so that tokens are drawn as if the engine was called directly.
 """
 
-import base64
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from k25_train.rollout.engines.base import (
     Request,
     Sampling,
 )
+from k25_train.rollout.engines.image_types import of_data_uri
 from k25_train.rollout.engines.served_model import ServedModel
 from k25_train.rollout.engines.vllm.wire import FINISH_REASONS, GENERATE, POSITION, SEED
 
@@ -149,9 +149,7 @@ def answer_to(request: Request, generated: Generated) -> dict[str, Any]:
 
 
 def _images(body: dict[str, Any]) -> tuple[bytes, ...]:
-    return tuple(
-        base64.b64decode(part["url"].partition("base64,")[2]) for part in body.get("content_parts", ())
-    )
+    return tuple(of_data_uri(part["url"]) for part in body.get("content_parts", ()))
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

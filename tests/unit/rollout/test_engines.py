@@ -22,6 +22,7 @@ from k25_train.rollout.engines.base import (
 from tests.helpers.engine_subjects import (
     Subject,
     directly,
+    over_sglang_wire,
     over_vllm_wire,
     picture,
     table_subject,
@@ -29,13 +30,18 @@ from tests.helpers.engine_subjects import (
 )
 from tests.helpers.tiny_shards import tiny_vision_config
 
-THROUGH = {"direct": directly, "served": over_vllm_wire}
+THROUGH = {"direct": directly, "served": over_vllm_wire, "sglang": over_sglang_wire}
 
 
 @pytest.fixture(scope="module", params=THROUGH)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     work = tmp_path_factory.mktemp("engine")
-    return table_subject(tiny_vision_config(), table_weights(work), THROUGH[request.param])
+    return table_subject(
+        tiny_vision_config(),
+        table_weights(work),
+        THROUGH[request.param],
+        same_draws=request.param != "sglang",
+    )
 
 
 def run(subject: Subject, body: Callable[[Engine], Awaitable[None]]) -> None:

@@ -13,8 +13,6 @@ The first needs `--enable-scale-out`, most others `VLLM_SERVER_DEV_MODE=1`; log-
 distribution that is drawn from with `--logprobs-mode processed_logprobs`. `serve` sets all of these.
 """
 
-import base64
-import hashlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
@@ -31,7 +29,9 @@ from k25_train.rollout.engines.base import (
 from k25_train.rollout.engines.checks import Answer
 from k25_train.rollout.engines.faults import FaultKind
 from k25_train.rollout.engines.http_client import HttpClient
-from k25_train.rollout.engines.image_types import mime_type
+from k25_train.rollout.engines.image_types import data_uri
+from k25_train.rollout.engines.metrics_text import gauge
+from k25_train.rollout.engines.seeds import seed_at
 
 GENERATE = "/inference/v1/generate"
 FORBIDDING_BIAS = -100.0
@@ -39,6 +39,7 @@ FORBIDDING_BIAS = -100.0
 POSITION = "k25_position"
 SEED = "k25_seed"
 """Keys of `sampling_params.extra_args`, which vLLM hands on unread; ours draws by them."""
+COUNTED = ("running", "waiting")
 FINISH_REASONS = {
     "stop": FinishReason.stop,
     "length": FinishReason.length,
@@ -99,7 +100,9 @@ class VllmWire:
     async def counts(self) -> tuple[int, int, int]:
         """As `Wire.counts`."""
         text = await self._http.get_text("/metrics", seconds=self._seconds)
-        running, waiting = (_gauge(text, f"vllm:num_requests_{what}") for what in ("running", "waiting"))
+        running, waiting = self._parsed(
+            "/metrics", text, lambda found: [gauge(found, f"vllm:num_requests_{name}") for name in COUNTED]
+        )
         return await self._version(), running, waiting
 
     async def _version(self) -> int:
@@ -195,21 +198,5 @@ def probed_of(answer: Any) -> tuple[list[int], list[float]]:
     return ids, [of[str(token)]["logprob"] for of, token in of_tokens]
 
 
-def seed_at(seed: int, position: int) -> int:
-    """A seed for what follows `position` tokens: vLLM begins anew with each request, and would draw the same
-    for another part of the response."""
-    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 def _parts(images: tuple[bytes, ...]) -> list[dict[str, str]]:
-    return [
-        {"type": "image_url", "url": f"data:{mime_type(image)};base64,{base64.b64encode(image).decode()}"}
-        for image in images
-    ]
-
-
-def _gauge(metrics: str, name: str) -> int:
-    """Sum of a gauge over a server's engines, from Prometheus text."""
-    lines = (line for line in metrics.splitlines() if line.startswith((f"{name}{{", f"{name} ")))
-    return int(sum(float(line.rpartition(" ")[2]) for line in lines))
+    return [{"type": "image_url", "url": data_uri(image)} for image in images]
