@@ -70,6 +70,8 @@ def test_a_stack_is_its_micro_batches(loader: DataLoader) -> None:
     stacked = stack(batches)
     assert stacked.num_with_loss == sum(batch.loss_mask.sum() for batch in batches)
     assert stacked.num_tokens == sum((batch.tokens != loader.tokenizer.pad).sum() for batch in batches)
+    # Nothing is known of a policy: no column is made, shared among ranks or copied.
+    assert stacked.policy.shape == (len(batches), 0, 0) and not stacked.responses.numel()
     held = WholeContext().held(stacked)
     for moved, batch in zip(to_device(held, torch.device("cpu")), batches, strict=True):
         assert moved.tokens.dtype is moved.labels.dtype is torch.int32
@@ -80,6 +82,7 @@ def test_a_stack_is_its_micro_batches(loader: DataLoader) -> None:
         assert torch.equal(moved.media_positions, batch.media_positions)
         assert moved.pixels is not None and batch.pixels is not None
         assert torch.equal(moved.pixels, batch.pixels)
+        assert [column.numel() for column in moved.targets.policy] == [0] * 6
         assert (moved.document_lengths, moved.padding) == (batch.document_lengths, batch.padding)
 
 
