@@ -99,6 +99,7 @@ def test_states_of_the_real_model_are_planned_to_the_byte(arguments: list[str]) 
 STAGES = (
     *("k25_vit", "k25_projector", "k25_anneal_4k"),
     *(f"k25_midtrain_{name}" for name in ("32k", "64k", "128k", "262k")),
+    "sft_zero_vision",
 )
 """Stages of the recipe; `k25_pretrain_4k` is dry run below."""
 

@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import takewhile
 
 from PIL import Image
 
@@ -81,7 +82,7 @@ def _sequence(number: int, sequence: ShownSequence, seq_len: int) -> str:
 
 def _document(number: int, document: ShownDocument) -> str:
     images = iter(document.images)
-    tokens = "".join(_token(token, images) for token in document.tokens)
+    tokens = "".join(_turn(turn, images) for turn in _turns(document.tokens))
     cut = f", from token {document.start:,} on" if document.start else ""
     unusable = "" if document.is_usable else ' <strong class="bad">cannot be used: no loss</strong>'
     return (
@@ -89,6 +90,30 @@ def _document(number: int, document: ShownDocument) -> str:
         f"<small>{document.length:,} tokens{cut}</small>{unusable}</h3>"
         f'<div class="tokens">{tokens}</div></article>'
     )
+
+
+def _turns(tokens: Sequence[ShownToken]) -> Iterator[list[ShownToken]]:
+    """Turns of a conversation, each from its opening token on; what is none is in one piece."""
+    turn: list[ShownToken] = []
+    for token in tokens:
+        if token.opens_turn and turn:
+            yield turn
+            turn = []
+        turn.append(token)
+    yield turn
+
+
+def _turn(turn: Sequence[ShownToken], images: Iterator[ShownImage]) -> str:
+    tokens = "".join(_token(token, images) for token in turn)
+    if not turn or not turn[0].opens_turn:
+        return tokens
+    # Its heading ends with the next special token.
+    heading = list(takewhile(lambda token: not token.is_special, turn[1:]))
+    name = "".join(token.text for token in heading)
+    num_targets = sum(token.is_target for token in turn)
+    told = f"{len(turn):,} tokens" + (f", {num_targets:,} learned" if num_targets else "")
+    role = turn[0].text.strip("<|>").removeprefix("im_")
+    return f'<div class="turn {_text(role)}"><b>{_text(name)}</b> <small>{told}</small>\n{tokens}</div>'
 
 
 def _token(token: ShownToken, images: Iterator[ShownImage]) -> str:

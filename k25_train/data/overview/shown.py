@@ -14,6 +14,8 @@ from k25_train.data.batch import MicroBatch
 from k25_train.data.mix.plan import SequencePlan
 from k25_train.data.tokenizer import Tokenizer
 
+OPENINGS = ("<|im_user|>", "<|im_assistant|>", "<|im_system|>")
+"""Chat tokens with which a turn begins."""
 LONGEST_CHARACTER_TOKENS = 4
 """Byte tokens that a character of UTF-8 may take."""
 
@@ -28,6 +30,8 @@ class ShownToken:
     """Whether predicting it counts in the loss."""
     is_special: bool
     """Whether it structures the document."""
+    opens_turn: bool = False
+    """Whether a turn of a conversation begins with it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +101,8 @@ def show(
 def _tokens(ids: Sequence[int], is_target: Sequence[bool], tokenizer: Tokenizer) -> Iterator[ShownToken]:
     """Tokens in order; placeholders of one image are one, and so are those of one character."""
     special = {tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.media_begin, tokenizer.media_content}
-    special |= {tokenizer.media_end, tokenizer.media_pad}
+    special |= {tokenizer.media_end, tokenizer.media_pad, *tokenizer.chat_ids.values()}
+    openings = {tokenizer.chat_ids[name] for name in OPENINGS if name in tokenizer.chat_ids}
     position = 0
     while position < len(ids):
         end = position + 1
@@ -111,7 +116,9 @@ def _tokens(ids: Sequence[int], is_target: Sequence[bool], tokenizer: Tokenizer)
                 longer = tokenizer.decode(ids[position : end + 1])
                 end += 1
                 text = longer
-        yield ShownToken(text, tuple(ids[position:end]), is_target[position], ids[position] in special)
+        first = ids[position]
+        own = tuple(ids[position:end])
+        yield ShownToken(text, own, is_target[position], first in special, first in openings)
         position = end
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from k25_train.config.sources import SourceConfig, SourceFormat
 from k25_train.data.batch import Reads
+from k25_train.data.commands.indexing import index_source
 from k25_train.data.loader import DataLoader
 from k25_train.data.overview.page import PageTop, page
 from k25_train.data.overview.shown import ShownSequence, show
+from k25_train.data.tokenizer import train_tokenizer
 from tests.helpers.browser import opened
 from tests.helpers.tiny_shards import (
     tiny_data_config,
@@ -98,3 +101,41 @@ def test_a_browser_shows_documents_mask_and_media(shown: list[ShownSequence], tm
         assert np.allclose(np.array(widths) / sum(widths), np.array(lengths) / sum(lengths), atol=0.03)
     assert seen["colour"] != seen["other"]
     assert float(seen["dimmed"]) < 0.5
+
+
+def test_turns_of_a_conversation_are_told_apart(tmp_path: Path) -> None:
+    texts = ["the quick brown fox jumps over the lazy dog"] * 9
+    train_tokenizer(texts, 300, tmp_path / "tokenizer.json", chat_tokens=True)
+    call = {"id": "functions.look:0", "function": {"name": "look", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "Where is <b>it</b>?"},
+        {"role": "assistant", "content": "", "reasoning_content": "I look.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "functions.look:0", "content": "a dog"},
+        {"role": "assistant", "content": "Here."},
+    ]
+    (tmp_path / "a.jsonl").write_text((json.dumps({"messages": messages}) + "\n") * 3)
+    data = replace(
+        tiny_data_config(tmp_path),
+        tokenizer=str(tmp_path / "tokenizer.json"),
+        sources={"chat": SourceConfig(format=SourceFormat.chat, path="a.jsonl", heldout=1)},
+    )
+    index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
+    train, vision = replace(tiny_train_config(), seq_len=2 * SEQ_LEN), tiny_vision_config()
+    with DataLoader(data, train, vision) as loader:
+        sequence = loader.plan(0).sequences[0]
+        [batch] = loader.read_sequences([sequence], EVERYTHING)
+        found = show(sequence, batch, loader.tokenizer, vision, "chat")
+    text = written(tmp_path, [found]).read_text(encoding="utf-8")
+    [article, *_] = re.findall("<article.*?</article>", text, re.DOTALL)
+    turns = re.findall(r'<div class="turn (\w+)"><b>(\w+)</b> <small>(.*?)</small>', article)
+    assert [turn[:2] for turn in turns] == [
+        ("user", "user"),
+        ("assistant", "assistant"),
+        ("system", "tool"),
+        ("assistant", "assistant"),
+    ]
+    assert ["learned" in told for *_, told in turns] == [False, True, False, True]
+    assert "<b>it" not in article
+    assert '<span class="t" title="' in article
+    first = article[article.index("turn user") : article.index("turn assistant")]
+    assert 'class="t"' not in first

@@ -23,6 +23,7 @@ STAGES = (
     "k25_pretrain_4k",
     "k25_anneal_4k",
     *(f"k25_midtrain_{name}" for name in LONG),
+    "sft_zero_vision",
 )
 
 
