@@ -29,9 +29,9 @@ from tests.helpers.bench_runs import BenchRuns, Job
 
 MIN_SAVED, MIN_SAVED_BY_TOGGLE, MAX_LOST = 0.30, 0.15, 0.01
 MIN_GAINED, MOST_BEFORE = 0.2, 0.6
-STEPS, SFT_STEPS, WRONG_STEPS, LEARNING_STEPS = 40, 140, 30, 40
-HELDOUT = 1024
-"""Tasks of an evaluation: half a point of standard error at an accuracy of 0.97."""
+STEPS, SFT_STEPS, WRONG_STEPS, LEARNING_STEPS = 30, 200, 30, 25
+HELDOUT = 512
+"""Tasks of an evaluation: half a point of standard error at an accuracy of 0.99."""
 WRONG = 0.5
 """Share of the demonstrations of the second fine-tuning that are wrong."""
 RATE_FACTOR = 10

@@ -84,6 +84,8 @@ def test_as_many_demonstrations_are_wrong_as_asked_for_and_no_task_is() -> None:
         assert task == Sums({}).task(Split.TRAIN, number)
         wrong += shown.content != task.reference
         assert shown.reasoning[-1] == shown.content
+        copied = re.sub(r"=\d", "", shown.reasoning.split(";")[0])
+        assert f"{copied}?" == task.messages[0]["content"]
     assert 0.3 < wrong / 400 < 0.5
 
 
@@ -163,6 +165,8 @@ def test_a_file_of_demonstrations_holds_training_tasks_alone(tmp_path: Path) -> 
     family = make_family("sums", config.tasks["sums"].options)
     asked = [family.task(Split.TRAIN, number).messages[0] for number in range(30)]
     assert [line["messages"][0] for line in lines] == asked
+    answered = [family.demonstration(Split.TRAIN, number).reasoning for number in range(30)]
+    assert [line["messages"][1]["reasoning_content"] for line in lines] == answered
     write_demonstrations(config, out)
     assert out.read_bytes() == first
     assert [path.name for path in out.parent.iterdir()] == ["sums.jsonl"]

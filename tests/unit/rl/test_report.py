@@ -15,7 +15,7 @@ from k25_train.environments.family import Split
 from k25_train.environments.registry import make_family
 from k25_train.errors import DataError
 from k25_train.metrics.conversations_page import page
-from k25_train.metrics.rl_plot import budget_phases, plot_run
+from k25_train.metrics.rl_plot import Arm, budget_phases, plot_arms, plot_run
 from k25_train.rl.conversations import Answer, answers_path, evaluations, read_answers, write_answers
 from k25_train.rl.report import ROLLOUTS, write_report
 from tests.helpers.browser import opened
@@ -66,6 +66,12 @@ def test_any_rows_give_a_picture(kept: list[dict[str, float]], tmp_path: Path) -
     assert pixels.shape == (1050, 1650, 3)
 
 
+def test_runs_are_drawn_on_top_of_one_another(tmp_path: Path) -> None:
+    arms = [Arm(label=label, rows=rows()) for label in ("alone", "with", "alone")]
+    plot_arms([*arms, Arm(label="nothing yet", rows=[])], tmp_path / "arms.png")
+    assert Image.open(tmp_path / "arms.png").size == (1650, 675)
+
+
 def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
     answers = [
         answer(0, "<think>…</think>7<|im_end|>", scored(1.0, {"accuracy": 1.0})),
@@ -109,7 +115,7 @@ def test_a_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     write_report(tmp_path, Console(file=out, width=100))
     assert (tmp_path / "rl.png").is_file()
     text = (tmp_path / "conversations.html").read_text()
-    assert "after 0" in text and "after 40" in text and "after 20" not in text
+    assert 0 < text.index("after 0") < text.index("after 40") and "after 20" not in text
     assert "accuracy" in out.getvalue() and "+0.400" in out.getvalue()
     assert "-20.000" in out.getvalue()
     assert "conversations.html" in capsys.readouterr().out

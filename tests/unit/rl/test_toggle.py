@@ -96,6 +96,10 @@ def test_budgets_are_of_correct_responses_and_need_enough_of_them() -> None:
     assert toggle.budget("never seen") == math.inf
 
 
+def test_a_budget_may_be_used_up() -> None:
+    assert estimated().rewards(group([1.0, 1.0], [5, 6])) == [1.0, 0.0]
+
+
 def test_phases_alternate_and_begin_with_the_budget() -> None:
     toggle = estimated()
     assert [toggle.phase(step) is Phase.BUDGET for step in range(1, 10)] == [True] * 3 + [False] * 3 + [
