@@ -51,7 +51,7 @@ smoke: $(STAMP) $(SMOKE)  ## train the shrunk model on real text, images and vid
 rl-smoke: $(STAMP) $(SUMS) $(SMOKE_RUN)  ## fine-tune the smoke run's model, then reinforce it with Toggle, into runs/rl_smoke
 	rm -rf runs/rl_sft_smoke runs/rl_smoke
 	OMP_NUM_THREADS=1 $(BIN)/python -m launch.torchrun experiment=rl_sft_smoke
-	OMP_NUM_THREADS=1 $(BIN)/python -m k25_train.rl experiment=rl_smoke
+	OMP_NUM_THREADS=1 $(BIN)/python -m launch.torchrun experiment=rl_smoke
 	$(BIN)/python -m k25_train.rl.report runs/rl_smoke
 
 smoke-gpu: $(STAMP) $(SMOKE)  ## train the shrunk model on one GPU, in bfloat16 with Transformer Engine, into runs/smoke_1gpu

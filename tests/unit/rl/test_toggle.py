@@ -6,7 +6,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k25_train.config.algorithm import ToggleConfig
@@ -59,6 +59,7 @@ def reference(
     return [r * float(not solved or y <= budget) for r, y in zip(rewards, tokens, strict=True)]
 
 
+@settings(max_examples=60)
 @given(
     step=st.integers(1, 40),
     interval=st.integers(1, 7),
