@@ -16,7 +16,6 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "k25-sandbox"
-_SWAP_LIMITS = ("memory.memsw.limit_in_bytes", "memory.swap.max")
 _NUMBER = itertools.count()
 
 
@@ -45,14 +44,12 @@ class Group:
 
     def was_out_of_memory(self) -> bool:
         """Whether the kernel killed a process of it for memory."""
+        lines: list[str] = []
         for folder in self.folders:
             for name in ("memory.oom_control", "memory.events"):
                 with contextlib.suppress(OSError):
-                    for line in (folder / name).read_text(encoding="utf-8").splitlines():
-                        key, _, number = line.partition(" ")
-                        if key == "oom_kill" and int(number):
-                            return True
-        return False
+                    lines += (folder / name).read_text(encoding="utf-8").splitlines()
+        return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in lines)
 
     def kill(self) -> None:
         """Kill all that is in it now."""
@@ -71,12 +68,14 @@ class Group:
 
 def _kill(folder: Path) -> None:
     kill = folder / "cgroup.kill"
+    members: list[str] = []
     with contextlib.suppress(OSError):
         if kill.exists():
             kill.write_text("1", encoding="utf-8")
-        for line in (folder / "cgroup.procs").read_text(encoding="utf-8").split():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(int(line), signal.SIGKILL)
+        members = (folder / "cgroup.procs").read_text(encoding="utf-8").split()
+    for member in members:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(int(member), signal.SIGKILL)
 
 
 def _removed(folder: Path) -> bool:
@@ -135,21 +134,24 @@ def make_group(where: list[Hierarchy], memory_bytes: int, processes: int) -> Gro
             folder = hierarchy.parent / name
             folder.mkdir()
             made.append(folder)
-            if "memory" in hierarchy.limits:
-                limit = "memory.max" if hierarchy.version == 2 else "memory.limit_in_bytes"
-                (folder / limit).write_text(str(memory_bytes), encoding="utf-8")
-                for swap in _SWAP_LIMITS:
-                    # Not there without swap accounting; version 1 counts memory and swap together.
-                    with contextlib.suppress(OSError):
-                        (folder / swap).write_text(
-                            "0" if hierarchy.version == 2 else str(memory_bytes), encoding="utf-8"
-                        )
-            if "pids" in hierarchy.limits:
-                (folder / "pids.max").write_text(str(processes), encoding="utf-8")
+            _limit(folder, hierarchy, memory_bytes, processes)
     except OSError:
         Group(tuple(made)).remove()
         raise
     return Group(tuple(made))
+
+
+def _limit(folder: Path, hierarchy: Hierarchy, memory_bytes: int, processes: int) -> None:
+    is_second = hierarchy.version == 2
+    if "pids" in hierarchy.limits:
+        (folder / "pids.max").write_text(str(processes), encoding="utf-8")
+    if "memory" in hierarchy.limits:
+        limit = "memory.max" if is_second else "memory.limit_in_bytes"
+        (folder / limit).write_text(str(memory_bytes), encoding="utf-8")
+        # Not there without swap accounting; version 1 counts memory and swap together.
+        swap, most = ("memory.swap.max", 0) if is_second else ("memory.memsw.limit_in_bytes", memory_bytes)
+        with contextlib.suppress(OSError):
+            (folder / swap).write_text(str(most), encoding="utf-8")
 
 
 def remove_orphans(where: list[Hierarchy]) -> int:
