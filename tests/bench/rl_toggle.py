@@ -29,19 +29,39 @@ from tests.helpers.bench_runs import BenchRuns, Job
 
 MIN_SAVED, MIN_SAVED_BY_TOGGLE, MAX_LOST = 0.30, 0.15, 0.01
 MIN_GAINED, MOST_BEFORE = 0.2, 0.6
-STEPS, SFT_STEPS, WRONG_STEPS, LEARNING_STEPS = 30, 200, 30, 25
+STEPS, LEARNING_STEPS = 30, 25
 HELDOUT = 512
 """Tasks of an evaluation: half a point of standard error at an accuracy of 0.99."""
-WRONG = 0.5
-"""Share of the demonstrations of the second fine-tuning that are wrong."""
 RATE_FACTOR = 10
 FREE = "algorithm.toggle.enabled=false"
 KINDS = {"r": FREE, "toggle": "algorithm.toggle.enabled=true"}
 LABELS = {"r": "reward alone", "toggle": "with Toggle"}
 PARTS = ("toggle", "learning", "rate")
 SMOKE = "runs/smoke/checkpoints/step_160"
+OPTIONS = "environment.tasks.sums.options={{digits: {}, passes: {}, wrong: '{}'}}"
+TRAIN = ("-m", "k25_train.train")
 RL = ("-m", "k25_train.rl")
 SHUFFLED = ("-m", "tests.helpers.shuffled_rewards")
+
+
+class Tuning(NamedTuple):
+    """A run of fine-tuning."""
+
+    name: str
+    steps: int
+    options: str
+    """Setting of its demonstrations."""
+    settings: tuple[str, ...]
+
+
+FIRST = Tuning("sft_first", 150, OPTIONS.format("2-5", "1-3", 0), ())
+"""As `make rl-smoke`: what it takes to learn the sums."""
+REDUNDANT = Tuning(
+    "sft", 45, OPTIONS.format("2-4", "1-4", 0), ("optim.lr=5.0e-3", "optim.warmup=3", "optim.decay=30")
+)
+"""Then checked up to four times: what r alone leaves, since it makes nothing worse."""
+WRONG = Tuning("sft_wrong", 30, OPTIONS.format("2-4", "1-4", 0.5), ("optim.warmup=2", "optim.decay=10"))
+"""Then by a demonstrator who is wrong half of the time."""
 
 
 class Verdict(NamedTuple):
@@ -54,34 +74,29 @@ class Verdict(NamedTuple):
     is_kept: bool
 
 
-def demonstrations(bench: BenchRuns, name: str, wrong: float) -> list[str]:
-    """Write and index demonstrations; settings of a run that is fine-tuned on them."""
-    path = bench.folder / f"{name}.jsonl"
+def demonstrations(bench: BenchRuns, name: str, options: str) -> str:
+    """Write and index demonstrations; the setting of a run that is fine-tuned on them."""
+    path, data = bench.folder / f"{name}.jsonl", bench.folder / f"{name}.yaml"
     if not path.with_name(f"{path.name}.chat.k25index").exists():
-        options = f"environment.tasks.sums.options={{digits: 2-4, passes: 1-4, wrong: '{wrong}'}}"
-        bench.python("-m", "k25_train.rl.demonstrations", "experiment=rl_smoke", options, "--out", str(path))
+        told = ("experiment=rl_smoke", options, "--out", str(path))
+        bench.python("-m", "k25_train.rl.demonstrations", *told)
         source = f"{{dir: {bench.folder}, tokenizer: {Path('datasets/chat/tokenizer.json').resolve()}, "
         source += f"sources: {{sums: {{format: chat, path: {path.name}, heldout: 128}}}}}}\n"
-        (bench.folder / f"{name}.yaml").write_text(source, encoding="utf-8")
-        bench.python("-m", "k25_train.data", "index", f"data={bench.folder / name}.yaml")
-    return [f"data={bench.folder / name}.yaml"]
+        data.write_text(source, encoding="utf-8")
+        bench.python("-m", "k25_train.data", "index", f"data={data}")
+    return f"data={data}"
 
 
-def fine_tune(
-    bench: BenchRuns, name: str, steps: int, start: str | Path, wrong: float, *settings: str
-) -> Path:
+def fine_tune(bench: BenchRuns, tuning: Tuning, start: str | Path) -> Path:
     """Fine-tune, and where the weights are then."""
-    data = demonstrations(bench, f"demonstrations_{name}", wrong)
-    one = ["cluster=local", "cluster.gpus_per_node=1", f"train.eval_interval={steps}"]
-    own = [*data, *one, f"checkpoint.init_from={start}", f"checkpoint.interval={steps}", *settings]
-    job = Job(
-        name=name,
-        command=("-m", "k25_train.train"),
-        settings=("experiment=rl_sft_smoke", *own),
-        steps=steps,
+    steps = tuning.steps
+    settings = (
+        *("experiment=rl_sft_smoke", demonstrations(bench, f"demonstrations_{tuning.name}", tuning.options)),
+        *("cluster=local", "cluster.gpus_per_node=1", f"train.eval_interval={steps}"),
+        *(f"checkpoint.init_from={start}", f"checkpoint.interval={steps}", *tuning.settings),
     )
-    bench.run([job])
-    return bench.checkpoint(name, steps)
+    bench.run([Job(name=tuning.name, command=TRAIN, settings=settings, steps=steps)])
+    return bench.checkpoint(tuning.name, steps)
 
 
 def arm(name: str, start: Path, steps: int, seed: int, *settings: str, shuffled: bool = False) -> Job:
@@ -90,6 +105,7 @@ def arm(name: str, start: Path, steps: int, seed: int, *settings: str, shuffled:
         *("experiment=rl_smoke", "cluster=local", "cluster.gpus_per_node=1", f"train.seed={seed}"),
         *(f"checkpoint.init_from={start}", f"train.eval_interval={steps}", f"checkpoint.interval={steps}"),
         *(f"rollout.eval_tasks={HELDOUT}", f"environment.tasks.sums.num_heldout={HELDOUT}", *settings),
+        REDUNDANT.options,
     ]
     return Job(name=name, command=SHUFFLED if shuffled else RL, settings=tuple(own), steps=steps)
 
@@ -121,7 +137,7 @@ def toggle(bench: BenchRuns, start: Path, seeds: int) -> list[Verdict]:
 
 def learning(bench: BenchRuns, start: Path) -> list[Verdict]:
     """Reinforced, and with shuffled rewards."""
-    wrong = fine_tune(bench, "sft_wrong", WRONG_STEPS, start, WRONG, "optim.warmup=2", "optim.decay=10")
+    wrong = fine_tune(bench, WRONG, start)
     jobs = [
         arm("learning", wrong, LEARNING_STEPS, 1, FREE),
         arm("control", wrong, LEARNING_STEPS, 1, FREE, shuffled=True),
@@ -176,7 +192,7 @@ def main() -> None:
     folder = options.dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     bench = BenchRuns(folder, options.jobs)
-    start = fine_tune(bench, "sft", SFT_STEPS, options.smoke, 0.0)
+    start = fine_tune(bench, REDUNDANT, fine_tune(bench, FIRST, options.smoke))
     parts = options.parts.split(",")
     found: list[Verdict] = []
     if "toggle" in parts:
