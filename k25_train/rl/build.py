@@ -14,7 +14,6 @@ from k25_train.config.rollout import EngineKind, EngineWeights
 from k25_train.config.schema import Config
 from k25_train.data.open_sources import tokenizer_path
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
-from k25_train.errors import ConfigError
 from k25_train.export.hf_config import SpecialIds
 from k25_train.metrics.report import Report
 from k25_train.rl.event_loop import EventLoop
@@ -27,9 +26,8 @@ from k25_train.rl.transports.build import build_way
 from k25_train.rl.weight_sync import WeightSync
 from k25_train.rollout.engines.base import Engine
 from k25_train.rollout.engines.pool import EnginePool
+from k25_train.rollout.engines.remote import connect_engines
 from k25_train.rollout.engines.served_model import ServedModel
-from k25_train.rollout.engines.vllm.client import connect_vllm
-from k25_train.rollout.engines.wire import HttpLimits
 from k25_train.rollout.prompts import Prompts
 from k25_train.training.run import Run
 
@@ -102,13 +100,10 @@ async def open_engines(config: Config, tokenizer: Tokenizer, device: torch.devic
                 threads=rollout.threads,
             )
         ]
-    if rollout.engine is EngineKind.sglang:
-        raise ConfigError("rollout.engine=sglang: there is no client for it yet; use rollout=vllm")
     model = ServedModel(
         vocab_size=config.model.vocab_size, media_pad=tokenizer.media_pad, vision=config.model.vision
     )
-    limits = HttpLimits.of(rollout)
-    return [await connect_vllm(url, model, limits) for url in rollout.urls]
+    return await connect_engines(rollout, model)
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:

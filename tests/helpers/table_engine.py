@@ -117,6 +117,9 @@ class TableEngine:
             )
         (self._table, self._version), self._staged = self._staged, None
 
+    async def adopt(self, version: int) -> None:
+        raise EngineError(f"{self.name}: weights come by commit alone")
+
     async def probe(self, sequences: Sequence[ProbeSequence]) -> list[np.ndarray]:
         plain = Sampling(max_tokens=1, temperature=1.0, seed=0, stop_ids=(), forbidden_ids=())
         found = []

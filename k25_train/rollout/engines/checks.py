@@ -74,10 +74,26 @@ class AnswerCheck:
         """The ids with every placeholder. Raises `EngineError` for a request that no engine could answer."""
         try:
             return self._model.expanded(token_ids, images)
-        except (ValueError, DataError) as error:
+        except DataError as error:
             raise self._faults.error(
                 FaultKind.request, subject, str(error), "correct the task whose request this is"
             ) from error
+
+    def nothing(self, request: Request) -> Generated:
+        """For a request without a new token: it has ended already, or a pause ends it before it is sent.
+        Raises `EngineError` for a request that no engine could answer."""
+        last, reason = request.response_ids[-1:], FinishReason.aborted
+        if last and last[0] in request.sampling.stop_ids:
+            reason = FinishReason.stop
+        elif len(request.response_ids) >= request.sampling.max_tokens:
+            reason = FinishReason.length
+        return Generated(
+            prompt_ids=self.asked(request.key, request.prompt_ids, request.images),
+            token_ids=np.zeros(0, dtype=np.int32),
+            logprobs=np.zeros(0, dtype=np.float32),
+            spans=(),
+            finish_reason=reason,
+        )
 
     def expanded(self, subject: str, expected: np.ndarray, got: Sequence[int]) -> None:
         """Raises `EngineError` unless the engine saw these ids, every placeholder included."""

@@ -76,7 +76,7 @@ class HttpEngine:
 
     async def generate(self, request: Request) -> Generated:
         """As `Engine.generate`. A response that has ended already comes back as it is."""
-        nothing = self._nothing(request)
+        nothing = self._check.nothing(request)
         if nothing.finish_reason is not FinishReason.aborted:
             return nothing
         await self._may_send.wait()
@@ -163,15 +163,21 @@ class HttpEngine:
             raise self._faults.error(
                 FaultKind.weights, subject, f"{staged} is staged", "stage this version before it is committed"
             )
-        if self._may_send.is_set():
-            raise self._faults.error(
-                FaultKind.weights, subject, "it is not paused", "pause it before new weights are committed"
-            )
+        self._refuse_unpaused(subject)
         with self._lost_unless_done(subject):
             async with self._within(subject):
                 await self._wire.load(self._staged.folder.resolve(), version)
         self._version, self._why_lost = version, ""
         self._drop_staged()
+
+    async def adopt(self, version: int) -> None:
+        """As `Engine.adopt`. If it fails, it is as with `commit`."""
+        subject = f"version {version}, which came by another way,"
+        self._refuse_unpaused(subject)
+        with self._lost_unless_done(subject):
+            async with self._within(subject):
+                await self._wire.adopt(version)
+        self._version, self._why_lost = version, ""
 
     async def probe(self, sequences: Sequence[ProbeSequence]) -> list[np.ndarray]:
         """As `Engine.probe`. A paused server would not answer: it goes on for the time of the probe, and
@@ -222,25 +228,15 @@ class HttpEngine:
             self._clocks.expire()
             raise
 
+    def _refuse_unpaused(self, subject: str) -> None:
+        if self._may_send.is_set():
+            remedy = "pause it before it gets new weights"
+            raise self._faults.error(FaultKind.weights, subject, "it is not paused", remedy)
+
     def _refuse_lost(self, subject: str) -> None:
         if self._why_lost:
             remedy = "push weights again, which takes it back, or start it again"
             raise self._faults.error(FaultKind.weights, subject, self._why_lost, remedy)
-
-    def _nothing(self, request: Request) -> Generated:
-        """For a request without a new token: it has ended already, or a pause ends it before it is sent."""
-        last, reason = request.response_ids[-1:], FinishReason.aborted
-        if last and last[0] in request.sampling.stop_ids:
-            reason = FinishReason.stop
-        elif len(request.response_ids) >= request.sampling.max_tokens:
-            reason = FinishReason.length
-        return Generated(
-            prompt_ids=self._check.asked(request.key, request.prompt_ids, request.images),
-            token_ids=np.zeros(0, dtype=np.int32),
-            logprobs=np.zeros(0, dtype=np.float32),
-            spans=(),
-            finish_reason=reason,
-        )
 
     def _drop_staged(self) -> None:
         if self._staged is not None and self._staged.is_ours:

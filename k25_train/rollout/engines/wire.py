@@ -51,6 +51,9 @@ class Wire(Protocol):
     async def load(self, folder: Path, version: int) -> None:
         """Take weights and label, and forget all keys that others made. It is paused."""
 
+    async def adopt(self, version: int) -> None:
+        """Take a label for weights that are there already, and forget all keys that others made."""
+
     async def probe(self, sequence: ProbeSequence, subject: str) -> tuple[list[int], list[float]]:
         """Ids with all placeholders, and the log-probability of each but the first."""
 

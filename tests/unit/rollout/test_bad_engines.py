@@ -205,7 +205,7 @@ def test_a_server_that_is_not_there_is_named_with_what_starts_it() -> None:
 
 def test_an_image_that_does_not_fit_its_prompt_is_the_requests_fault() -> None:
     async def body(engine: HttpEngine) -> None:
-        with pytest.raises(EngineError, match="sums/17#3: 0 placeholders for 1 images"):
+        with pytest.raises(EngineError, match=r"sums/17#3: has 0 placeholder\(s\) for 1 image"):
             await engine.generate(replace(REQUEST, images=(picture(9),)))
         with pytest.raises(EngineError, match="sums/17#3"):
             await engine.generate(replace(REQUEST, prompt_ids=(1, MEDIA_PAD), images=(b"no image",)))

@@ -11,6 +11,7 @@ answers are refused.
 | `POST /pause_generation` | `retract`, by which requests lose their keys and stay; `abort` |
 | `POST /continue_generation` | on |
 | `POST /update_weights_from_disk` | weights and label; with `flush_cache` all keys of older weights go |
+| `POST /flush_cache`, `/update_weight_version` | the same for weights that came by another way |
 | `GET /model_info` | the label |
 | `GET /metrics` | running and waiting requests, with `--enable-metrics` |
 
@@ -83,8 +84,14 @@ class SglangWire:
         answer = await self._http.post("/update_weights_from_disk", body, seconds=self._seconds)
         if not (isinstance(answer, Mapping) and answer.get("success") is True):
             raise self._no_weights(f"/update_weights_from_disk answered {json.dumps(answer)}")
-        if (label := await self._version()) != version:
-            raise self._no_weights(f"says version {label} after version {version} was committed")
+        await self._check_label(version)
+
+    async def adopt(self, version: int) -> None:
+        """As `Wire.adopt`."""
+        await self._http.post("/flush_cache", {}, seconds=self._seconds)
+        body = {"new_version": str(version), "abort_all_requests": False}
+        await self._http.post("/update_weight_version", body, seconds=self._seconds)
+        await self._check_label(version)
 
     async def probe(self, sequence: ProbeSequence, subject: str) -> tuple[list[int], list[float]]:
         """As `Wire.probe`."""
@@ -99,6 +106,10 @@ class SglangWire:
             "/metrics", text, lambda found: [gauge(found, name) for name in COUNTED]
         )
         return await self._version(), running, waiting
+
+    async def _check_label(self, version: int) -> None:
+        if (label := await self._version()) != version:
+            raise self._no_weights(f"says version {label} after version {version} was committed")
 
     async def _version(self) -> int:
         answer = await self._http.get("/model_info", seconds=self._seconds)

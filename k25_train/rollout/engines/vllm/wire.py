@@ -75,12 +75,16 @@ class VllmWire:
         await self._http.post("/resume", seconds=self._seconds)
 
     async def load(self, folder: Path, version: int) -> None:
-        """As `Wire.load`. The label is set last, so that weights are never older than it says."""
+        """As `Wire.load`."""
         for worker in await self._rpc("k25_reload", str(folder), str(version)):
             if int(worker["experts"]) != self._num_experts:
                 raise self._no_weights(
                     f"{worker['experts']} of {self._num_experts} layers of experts were prepacked"
                 )
+        await self.adopt(version)
+
+    async def adopt(self, version: int) -> None:
+        """As `Wire.adopt`. The label is set last, so that weights are never older than it says."""
         answer = await self._http.post(
             "/reset_prefix_cache?reset_running_requests=true", seconds=self._seconds
         )
