@@ -36,7 +36,9 @@ async def roll_out(room: Room, step: int) -> None:
     shares = room.shares(groups)
     rows = [room.weighted(step + number, share) for number, share in enumerate(shares)]
 
-    # 4. A file for each step. The first is written last: once it is there, the phase is.
+    # 4. A file for each step, of nothing that the journal has not. The first is written last: once it is
+    #    there, the phase is.
+    room.journal.flush()
     for number in reversed(range(len(shares))):
         room.write(step + number, shares[number], rows[number])
     room.consumed(step, shares)

@@ -1,4 +1,4 @@
-"""An engine without a model: tokens and log-probabilities are hashes of version, seed and position.
+"""An engine without a model: tokens and log-probabilities are hashes of weights, version, seed and position.
 
 What it answers depends on nothing else, so whatever is killed, paused or cut, the same response comes out.
 `faults` are what it does wrong, each once: the next request takes the next one.
@@ -6,6 +6,7 @@ What it answers depends on nothing else, so whatever is killed, paused or cut, t
 
 import asyncio
 import hashlib
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -46,7 +47,9 @@ class ScriptedEngine:
         self._may_run.set()
         self.faults = list(faults)
         self.version = -1
-        self.staged: int | None = None
+        self.weights = 0
+        """CRC-32 of what was committed: other weights give other tokens."""
+        self.staged: tuple[int, int] | None = None
         self.asked: list[Request] = []
         """Every request, in order."""
         self.running = 0
@@ -76,7 +79,7 @@ class ScriptedEngine:
         for position in range(len(request.response_ids), request.sampling.max_tokens):
             await self._may_run.wait()
             await asyncio.sleep(self._pause_s)
-            drawn = drawn_at(self.version, request.sampling.seed, position)
+            drawn = drawn_at(self.version, self.weights, request.sampling.seed, position)
             ends = position > 0 and drawn % self._mean_length == 0
             tokens.append(request.sampling.stop_ids[0] if ends else drawn // 64 % self._num_ids)
             logprobs.append(-(drawn % 977) / 300)
@@ -120,11 +123,17 @@ class ScriptedEngine:
         self._may_run.set()
 
     async def stage(self, tensors: Iterable[NamedTensor] | Path, version: int) -> None:
-        self.staged = version
+        crc = 0
+        for tensor in [] if isinstance(tensors, Path) else tensors:
+            crc = zlib.crc32(tensor.tensor.contiguous().numpy().tobytes(), crc)
+        self.staged = version, crc
 
     async def commit(self, version: int) -> None:
-        if self.staged != version:
+        if self.staged is None or self.staged[0] != version:
             raise EngineError(f"{self._name}: {self.staged} is staged, not {version}")
+        self.version, self.weights = self.staged
+
+    async def adopt(self, version: int) -> None:
         self.version = version
 
     async def probe(self, sequences: Sequence[ProbeSequence]) -> list[np.ndarray]:
@@ -137,9 +146,9 @@ class ScriptedEngine:
         pass
 
 
-def drawn_at(version: int, seed: int, position: int) -> int:
+def drawn_at(version: int, weights: int, seed: int, position: int) -> int:
     """What is drawn for a token."""
-    text = f"{version} {seed} {position}".encode()
+    text = f"{version} {weights} {seed} {position}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest())
 
 

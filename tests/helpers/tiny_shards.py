@@ -113,12 +113,18 @@ def make_video(width: int, height: int, file_format: str, num_frames: int, fps: 
 
 
 def write_shard_set(
-    directory: Path, splits: dict[str, Sequence[Sample]], samples_per_shard: int = 16
+    directory: Path,
+    splits: dict[str, Sequence[Sample]],
+    samples_per_shard: int = 16,
+    *,
+    chat_tokens: bool = False,
 ) -> Path:
     """Write a complete shard set with a tokenizer trained on its texts; returns `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer_path = directory / "tokenizer.json"
-    train_tokenizer([make_text(400, seed) for seed in range(4)], VOCAB_SIZE, tokenizer_path)
+    train_tokenizer(
+        [make_text(400, seed) for seed in range(4)], VOCAB_SIZE, tokenizer_path, chat_tokens=chat_tokens
+    )
     tokenizer = load_tokenizer(tokenizer_path)
     shards: dict[str, list[str]] = {}
     for split, samples in splits.items():

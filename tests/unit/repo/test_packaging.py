@@ -71,7 +71,9 @@ def test_console_scripts_exist(wheel: zipfile.ZipFile) -> None:
     parser = configparser.ConfigParser()
     parser.read_string(wheel.read(metadata).decode())
     commands = dict(parser["console_scripts"])
-    names = "train eval checkpoint convert data dryrun metrics plan preflight status submit".split()
+    names = (
+        "train eval checkpoint convert data dryrun metrics plan preflight rl rollout status submit".split()
+    )
     assert set(commands) == {f"k25-{name}" for name in names}
     for target in commands.values():
         module, _, function = target.partition(":")
