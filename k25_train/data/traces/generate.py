@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -54,20 +54,18 @@ def generate(options: TraceOptions, count: int, out: Path, workers: int, progres
             (out / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be made ({error}). Choose another folder with --out.") from error
-    parts = [
-        (number, min(PART_TRACES, count - number * PART_TRACES)) for number in range(-(-count // PART_TRACES))
-    ]
+    starts = range(0, count, PART_TRACES)
+    parts = [range(start, min(start + PART_TRACES, count)) for start in starts]
     done: dict[int, Counts] = {}
-    for number, size in parts:
-        found = _made(options, out, number, size)
+    for number, traces in enumerate(parts):
+        found = _made(options, out, number, len(traces))
         if found is not None:
             done[number] = found
-    missing = [part for part in parts if part[0] not in done]
-    sizes = dict(parts)
-    progress(sum(sizes[number] for number in done), count)
+    missing = {number: traces for number, traces in enumerate(parts) if number not in done}
+    progress(sum(len(parts[number]) for number in done), count)
     for number, counts in _make_parts(options, out, missing, workers):
         done[number] = counts
-        progress(sum(sizes[each] for each in done), count)
+        progress(sum(len(parts[each]) for each in done), count)
     return _sum(list(done.values()))
 
 
@@ -91,14 +89,16 @@ def _check(options: TraceOptions, count: int, workers: int) -> None:
 
 
 def _make_parts(
-    options: TraceOptions, out: Path, missing: list[tuple[int, int]], workers: int
+    options: TraceOptions, out: Path, missing: Mapping[int, range], workers: int
 ) -> Iterator[tuple[int, Counts]]:
     if workers == 0 or len(missing) < 2:
-        for number, size in missing:
-            yield number, make_part(options, out, number, size)
+        for number, traces in missing.items():
+            yield number, make_part(options, out, number, traces)
         return
     with ProcessPoolExecutor(min(workers, len(missing)), multiprocessing.get_context("spawn")) as pool:
-        jobs = {pool.submit(make_part, options, out, number, size): number for number, size in missing}
+        jobs = {
+            pool.submit(make_part, options, out, number, traces): number for number, traces in missing.items()
+        }
         try:
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
@@ -107,8 +107,8 @@ def _make_parts(
             raise
 
 
-def make_part(options: TraceOptions, out: Path, number: int, size: int) -> Counts:
-    """Make one part in a session of its own; it appears when it is complete."""
+def make_part(options: TraceOptions, out: Path, number: int, traces: range) -> Counts:
+    """Make the part of a number, these traces, in a session of its own; it appears when it is complete."""
     written, by_family, discarded = Counter[str](), Counter[str](), Counter[str]()
     files = {split: out / split / f"traces-{number:05d}.jsonl" for split in SPLITS}
     partial = {split: path.with_suffix(".partial") for split, path in files.items()}
@@ -117,7 +117,7 @@ def make_part(options: TraceOptions, out: Path, number: int, size: int) -> Count
         streams = {
             split: stack.enter_context(open(path, "w", encoding="utf-8")) for split, path in partial.items()
         }
-        for each in range(number * PART_TRACES, number * PART_TRACES + size):
+        for each in traces:
             trace = make_trace(options, each, session)
             if trace.conversation is None:
                 discarded[trace.discarded] += 1
@@ -129,7 +129,7 @@ def make_part(options: TraceOptions, out: Path, number: int, size: int) -> Count
     for split, path in files.items():
         os.replace(partial[split], path)
     counts = Counts(dict(written), dict(by_family), dict(discarded))
-    facts = {"options": asdict(options), "size": size, "counts": asdict(counts)}
+    facts = {"options": asdict(options), "size": len(traces), "counts": asdict(counts)}
     place = _part_file(out, number)
     place.with_suffix(".partial").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     os.replace(place.with_suffix(".partial"), place)

@@ -18,7 +18,7 @@ from k25_train.data.mix.documents import DocumentBuilder
 from k25_train.data.open_source import open_source
 from k25_train.data.tokenizer import load_tokenizer, train_tokenizer
 from k25_train.errors import DataError
-from tests.helpers.chat_goldens import CLOSE, OPEN, without_mask, write_chat_source
+from tests.helpers.chat_goldens import CLOSE, OPEN, without_mask, write_chat_source, write_kimi_vocabulary
 from tests.helpers.tiny_shards import (
     all_words,
     tiny_data_config,
@@ -113,3 +113,68 @@ def test_an_exact_name_is_that_file_alone(tmp_path: Path) -> None:
     data = data_of(tmp_path, "chat/2.jsonl")
     header = index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
     assert header is not None and header.num_items == 2
+
+
+def asked(*answers: dict[str, object], user: str = "Hi") -> str:
+    return json.dumps({"messages": [{"role": "user", "content": user}, *answers]}) + "\n"
+
+
+def test_bad_answers_and_calls_are_told_by_file_and_line_and_counted(tmp_path: Path) -> None:
+    write_kimi_vocabulary(tmp_path / "tiktoken.model")
+    (tmp_path / "chat").mkdir()
+    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": "{'x': 1}"}}
+    bad = [
+        asked({"role": "assistant", "content": None, "tool_calls": [call]}),
+        asked({"role": "tool", "tool_call_id": "functions.f:0", "content": "r"}),
+        asked({"role": "assistant", "content": ""}),
+        asked({"role": "assistant", "content": "It is", "finish_reason": "length"}),
+        asked({"role": "narrator", "content": "He left."}),
+    ]
+    good = asked({"role": "assistant", "content": "Hello."})
+    (tmp_path / "chat" / "a.jsonl").write_text(good + "".join(bad) + good)
+    data = data_of(tmp_path)
+    header = index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
+    assert header is not None and header.num_items == 2
+    tokenizer = load_tokenizer(tmp_path / "tiktoken.model")
+    source = open_source("chat", data, tokenizer, checks_shards=True)
+    number, told = left_out_of(source.index.shards())
+    assert number == len(bad)
+    for line, (text, reason) in enumerate(
+        zip(
+            told,
+            (
+                "the arguments of message 1, tool call 0 are not valid JSON",
+                "is the result of call 'functions.f:0', which nobody has made",
+                "message 1 is an empty answer",
+                "message 1 was cut off at a limit of tokens",
+                "message 1 has the role 'narrator'; known ones",
+            ),
+            strict=True,
+        ),
+        start=2,
+    ):
+        assert text.startswith(f"a.jsonl, line {line}: ") and reason in text
+
+
+def test_an_answer_that_just_fits_is_whole_and_a_longer_one_is_told(tmp_path: Path) -> None:
+    write_kimi_vocabulary(tmp_path / "tiktoken.model")
+    (tmp_path / "chat").mkdir()
+    talks = [asked({"role": "assistant", "content": "a " * words}, user="count") for words in (3, 20, 200)]
+    (tmp_path / "chat" / "a.jsonl").write_text("".join(talks) * 4)
+    data = replace(data_of(tmp_path), max_skipped_samples=9)
+    index_source("chat", data, str(data.tokenizer), 0, lambda *_: None)
+    tokenizer = load_tokenizer(tmp_path / "tiktoken.model")
+    source = open_source("chat", data, tokenizer, checks_shards=True)
+    length = sum(segment.num_tokens for segment in source.index.record(1).segments)  # type: ignore[union-attr]
+    train = replace(tiny_train_config(), seq_len=length, global_batch_size=8, micro_batch_size=1)
+    with DataLoader(data, train, tiny_vision_config()) as loader:
+        plan = loader.plan(0)
+        batches = loader.micro_batches(plan, dp_rank=0, dp_size=1, reads=all_words(with_pixels=False))
+        served = {each.pieces[0].length: batch for each, batch in zip(plan.sequences, batches, strict=True)}
+        assert max(served) == length
+        told = loader.skip_log.skipped
+    assert len(told) == 4
+    assert all("is not cut, train.seq_len is" in reason for reason in told.values())
+    # Of the one that just fits, the end of the answer is learned.
+    end = tokenizer.chat_ids["<|im_end|>"]
+    assert int(served[length].labels[served[length].loss_mask > 0][-1]) == end
