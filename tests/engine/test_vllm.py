@@ -95,7 +95,7 @@ def test_an_image_is_seen_as_transformers_sees_it(served: ServedRun) -> None:
 @torch.no_grad()
 def expected_logprobs(model: torch.nn.Module, tokens: list[int], image: Image.Image) -> np.ndarray:
     """What transformers gives the tokens, with the patches of an image whose sides are multiples of 28."""
-    pixels = torch.from_numpy(np.asarray(image)).float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(image)).float() / 127.5 - 1
     height, width = pixels.shape[0] // 14, pixels.shape[1] // 14
     patches = pixels.view(height, 14, width, 14, 3).permute(0, 2, 4, 1, 3).reshape(height * width, -1)
     ids = torch.tensor(tokens)

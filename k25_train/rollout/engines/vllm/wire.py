@@ -9,8 +9,8 @@
 | `POST /update_weight_version`, `GET /weight_info` | the label |
 | `GET /metrics` | running and waiting requests |
 
-The first needs `--enable-scale-out`, most others `VLLM_SERVER_DEV_MODE=1`; log-probabilities are those of the
-distribution that is drawn from with `--logprobs-mode processed_logprobs`. `serve` sets all of these.
+The first needs `--enable-scale-out`, most others `VLLM_SERVER_DEV_MODE=1`; log-probabilities are the
+model's own with `--logprobs-mode raw_logprobs`. `serve` sets all of these.
 """
 
 import json
