@@ -79,7 +79,7 @@ def assert_same(ones: list[Generated], others: list[Generated]) -> None:
 
 def test_alone_and_among_others_and_with_more_than_there_are_slots(engine: InProcessEngine) -> None:
     async def body() -> None:
-        wanted = requests(11)
+        wanted = requests(7)
         crowd = await together(engine, wanted)
         assert_same(crowd, [await engine.generate(each) for each in wanted])
         assert_same(crowd, (await together(engine, wanted[::-1]))[::-1])
@@ -94,12 +94,27 @@ def test_alone_and_among_others_and_with_more_than_there_are_slots(engine: InPro
     run(engine, body())
 
 
+def test_responses_to_one_prompt_share_its_keys_and_nothing_else(engine: InProcessEngine) -> None:
+    async def body() -> None:
+        group = [
+            replace(each, sampling=replace(each.sampling, seed=seed))
+            for each in (request(MODEL, 2), request(MODEL, 4, images=PICTURES))
+            for seed in range(3)
+        ]
+        other_pictures = replace(group[3], images=PICTURES[::-1])
+        crowd = await together(engine, [*group, other_pictures])
+        assert_same(crowd, [await engine.generate(each) for each in [*group, other_pictures]])
+        assert len({tuple(got.token_ids) for got in crowd[:3]}) == 3
+
+    run(engine, body())
+
+
 def test_logprobs_are_those_of_a_full_forward(engine: InProcessEngine) -> None:
     """At temperature 1 over all ids, however they were drawn; of transformers' model called as a whole."""
     reference, _ = build_hf_reference(MODEL, WEIGHTS[0])
 
     async def body() -> None:
-        wanted = requests(6) + requests(3, forbidden_ids=(5, 9), temperature=0.6) + requests(2, temperature=0)
+        wanted = requests(4) + requests(3, forbidden_ids=(5, 9), temperature=0.6) + requests(2, temperature=0)
         for each, got in zip(wanted, await together(engine, wanted), strict=True):
             expected = full_logprobs(reference, whole(each, got))
             np.testing.assert_allclose(got.logprobs, expected[-len(got.token_ids) :], rtol=0, atol=TOLERANCE)
@@ -148,7 +163,7 @@ def test_forbidden_ids_are_never_drawn(engine: InProcessEngine) -> None:
 
 def test_a_pause_in_the_middle_changes_nothing(engine: InProcessEngine) -> None:
     async def body() -> None:
-        wanted = requests(7, max_tokens=20, stop_ids=())
+        wanted = requests(5, max_tokens=12, stop_ids=())
         expected = await together(engine, wanted)
         running = [asyncio.create_task(engine.generate(each)) for each in wanted]
         while (await engine.state()).running == 0:
@@ -167,14 +182,14 @@ def test_a_pause_in_the_middle_changes_nothing(engine: InProcessEngine) -> None:
 
 def test_aborted_responses_go_on_where_they_were(engine: InProcessEngine) -> None:
     async def body() -> None:
-        wanted = requests(7, max_tokens=30, stop_ids=())
+        wanted = requests(5, max_tokens=16, stop_ids=())
         expected = await together(engine, wanted)
         running = [asyncio.create_task(engine.generate(each)) for each in wanted]
         while (await engine.state()).running < 4:
             await asyncio.sleep(0)
         await engine.pause(PauseMode.abort)
         first = await asyncio.gather(*running)
-        assert any(0 < len(one.token_ids) < 30 for one in first)
+        assert any(0 < len(one.token_ids) < 16 for one in first)
         assert any(one.finish_reason is FinishReason.aborted for one in first)
         await engine.resume()
         again = [
@@ -202,7 +217,7 @@ def test_a_response_that_is_over_gets_no_more(engine: InProcessEngine) -> None:
 
 def test_kept_responses_go_on_with_new_weights_and_no_old_keys(engine: InProcessEngine) -> None:
     async def body() -> None:
-        wanted = requests(6, max_tokens=24, stop_ids=())
+        wanted = requests(5, max_tokens=12, stop_ids=())
         running = [asyncio.create_task(engine.generate(each)) for each in wanted]
         while (await engine.state()).running < 4:
             await asyncio.sleep(0)
@@ -211,9 +226,14 @@ def test_kept_responses_go_on_with_new_weights_and_no_old_keys(engine: InProcess
         assert {name: tensor.data_ptr() for name, tensor in engine._network.weights.items()} == live
         got = await asyncio.gather(*running)
         assert {span.version for one in got for span in one.spans} == {0, 5}
+        # What is left of the old weights would be there in a second try as well: here is a model without.
+        reference, _ = build_hf_reference(MODEL, WEIGHTS[1])
+        start, stop = got[1].spans[-1][1:]
+        expected = full_logprobs(reference, whole(wanted[1], got[1]))[-12:]
+        np.testing.assert_allclose(got[1].logprobs[start:stop], expected[start:stop], rtol=0, atol=TOLERANCE)
         for each, one in zip(wanted, got, strict=True):
             assert [span.start for span in one.spans] == [0, *(span.stop for span in one.spans[:-1])]
-            assert one.spans[-1].stop == 24
+            assert one.spans[-1].stop == 12
             for version, start, stop in one.spans:
                 await push(engine, WEIGHTS[version > 0], version)
                 already = tuple(one.token_ids[:start].tolist())
@@ -245,7 +265,7 @@ def test_cancelled_requests_free_their_slots(engine: InProcessEngine) -> None:
 def test_versions_are_committed_as_they_were_staged_and_in_a_pause(engine: InProcessEngine) -> None:
     async def body() -> None:
         await engine.stage(stream(WEIGHTS[1]), 7)
-        with pytest.raises(EngineError, match=r"version 7 cannot be committed: pause"):
+        with pytest.raises(EngineError, match=r"version 7 cannot be committed: the engine has to be paused"):
             await engine.commit(7)
         await engine.pause(PauseMode.keep)
         with pytest.raises(EngineError, match=r"version 8 cannot be committed: version 7 is staged"):

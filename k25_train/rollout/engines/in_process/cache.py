@@ -67,7 +67,7 @@ class SlotCache(Cache):
                 part[rows, 0, places] = new[:, 0, 0]
         return parts[0][:, :, : self._num_keys], parts[1][:, :, : self._num_keys]
 
-    def move(self, source: int, target: int) -> None:
+    def copy(self, source: int, target: int) -> None:
         """Give a slot what another has."""
         for part in self._parts:
             part[:, target] = part[:, source]

@@ -149,7 +149,7 @@ class InProcessEngine:
         def swap() -> None:
             if not self._worker.paused:
                 raise EngineError(
-                    f"{self._name}: version {version} cannot be committed: pause the engine first"
+                    f"{self._name}: version {version} cannot be committed: the engine has to be paused"
                 )
             staged.put_into(self._network.weights)
             self._slots.weights_changed(version)

@@ -1,8 +1,10 @@
 """Slots: responses that are generated together, one token each in every forward.
 
-waiting ─► prefill (batches of whole prompts) ─► slots 0 … b-1 ─► one token each ─► ends: the last slot
-           ▲                                                                        moves up, b sinks
-           └── all of them again after a commit, whose keys would be of other weights
+Those in use are always the first ones, so that a forward is over rows 0 to b-1 of the cache:
+
+    waiting ─► prefill, equal prompts once ─► slots 0 … b-1 ─► one token each ─► one ends: the last moves up
+       ▲                                        │
+       └──── all of them after a commit ◄───────┘   what older weights have made of their tokens is not used
 """
 
 from collections import OrderedDict, deque
@@ -88,24 +90,35 @@ class Slots:
         if any(response.future.cancelled() for response in self.waiting):
             self.waiting = deque(each for each in self.waiting if not each.future.cancelled())
 
-    def _next_prompts(self) -> list[Response]:
-        """Those whose turn it is, as many as fit in the slots and in one forward."""
+    def _next_prompts(self) -> dict[tuple[object, ...], list[Response]]:
+        """Those whose turn it is, as many as fit in the slots and in one forward; equal ones together."""
         free = self._max_running - len(self.running)
-        chosen, longest = [self.waiting.popleft()], 0
-        while self.waiting and len(chosen) < free:
-            longest = max(longest, len(chosen[-1].ids), len(self.waiting[0].ids))
-            if longest * (len(chosen) + 1) > PREFILL_TOKENS:
+        chosen: dict[tuple[object, ...], list[Response]] = {}
+        longest = 0
+        while self.waiting and free:
+            following = self.waiting[0]
+            longest = max(longest, len(following.ids))
+            key = (tuple(following.ids), following.request.images)
+            if chosen and key not in chosen and longest * (len(chosen) + 1) > PREFILL_TOKENS:
                 break
-            chosen.append(self.waiting.popleft())
+            chosen.setdefault(key, []).append(self.waiting.popleft())
+            free -= 1
         return chosen
 
-    def _prefill(self, responses: list[Response]) -> None:
+    def _prefill(self, groups: dict[tuple[object, ...], list[Response]]) -> None:
+        """Fill slots; the responses of a group begin with the same tokens, of which keys are made once."""
         first = len(self.running)
-        rows = slice(first, first + len(responses))
-        self.running += responses
-        prompts = [self.embed(response.prompt, response.ids) for response in responses]
-        hidden = self._network.prompts(prompts, self._cache, rows)
-        self._add_tokens(first, torch.stack([each[-1] for each in hidden]))
+        leaders = [group[0] for group in groups.values()]
+        self.running += leaders
+        prompts = [self.embed(response.prompt, response.ids) for response in leaders]
+        rows = slice(first, first + len(leaders))
+        hidden = [each[-1] for each in self._network.prompts(prompts, self._cache, rows)]
+        for place, group in enumerate(groups.values()):
+            for response in group[1:]:
+                self._cache.copy(first + place, len(self.running))
+                self.running.append(response)
+                hidden.append(hidden[place])
+        self._add_tokens(first, torch.stack(hidden))
 
     def _decode(self) -> None:
         ids = [response.ids[-1] for response in self.running]
@@ -149,7 +162,7 @@ class Slots:
         last = self.running.pop()
         if slot < len(self.running):
             self.running[slot] = last
-            self._cache.move(len(self.running), slot)
+            self._cache.copy(len(self.running), slot)
 
     def _forbidden_of(self, responses: list[Response], device: torch.device) -> Tensor:
         """[b, V] or [1, V] bool."""
