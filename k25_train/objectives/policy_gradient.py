@@ -24,7 +24,8 @@ from torch import Tensor
 from k25_train.objectives.base import NamedSums, ObjectiveOutput, Targets
 from k25_train.objectives.next_token import NextToken
 
-GAP_EDGES = tuple(10.0 ** (half / 2) for half in range(-14, 5))
+_LOWEST_EDGE, _HIGHEST_EDGE = -7, 2
+GAP_EDGES = tuple(10.0 ** (half / 2) for half in range(2 * _LOWEST_EDGE, 2 * _HIGHEST_EDGE + 1))
 """Edges of the buckets of |log ρ| in nats, two a decade from 1e-7 to 100."""
 _TERMS = ("loss", "tokens", "trained", "below", "above", "ratio", "log_ratio", "gap", "square")
 """Sums over tokens of the policy, before those of buckets."""
@@ -119,7 +120,10 @@ class PolicyGradient:
         """What the rewards have no part in but for the loss: [len(_TERMS) + len(GAP_EDGES)] float64."""
         is_trained = is_drawn & (targets.policy.policy_weights > 0)
         gap = log_ratio.abs().double()
-        edges = torch.tensor(GAP_EDGES, dtype=torch.float64, device=gap.device)
+        # Made on the device: a copy from the host would wait for it.
+        edges = torch.logspace(
+            _LOWEST_EDGE, _HIGHEST_EDGE, len(GAP_EDGES), dtype=torch.float64, device=gap.device
+        )
         # A ratio of e^20 stands for all larger ones: one token would hide all others in the mean.
         values = torch.stack(
             [

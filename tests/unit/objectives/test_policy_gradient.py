@@ -53,7 +53,7 @@ def scored(
     return output, -losses.grad
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(RATIOS, SIGNED)
 def test_outside_of_the_interval_a_reward_has_no_gradient_of_either_sign(
     log_ratio: float, advantage: float
@@ -66,7 +66,7 @@ def test_outside_of_the_interval_a_reward_has_no_gradient_of_either_sign(
         assert gradient.item() == pytest.approx(-advantage * math.exp(log_ratio), rel=1e-5)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(RATIOS, SIGNED)
 def test_the_penalty_brings_back_what_is_masked(log_ratio: float, advantage: float) -> None:
     with_both, _ = scored(objective(0.1), [log_ratio], [advantage])

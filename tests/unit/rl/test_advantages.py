@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k25_train.config.algorithm import OtherVersions
@@ -45,6 +45,7 @@ def test_rewards_are_held_against_the_mean_of_their_group() -> None:
     assert of_deviation[3:].tolist() == [0.0, 0.0]
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(2, 7))
 def test_equal_rewards_have_no_advantage_at_all(rewards: list[float], size: int) -> None:
     """0.1 three times has a mean that is not 0.1."""
