@@ -21,6 +21,10 @@ from parallel.dep.transfers import Receiver
 from parallel.pipeline.schedule import RECOMPUTE_AND_BACKWARD_COST
 
 
+MOST_PLANNERS = 64
+"""Sizes of the global batch that planners are kept for: a step of rollouts has any size. Our choice."""
+
+
 class VisionPlanner(Protocol):
     """Plans the vision work of a step."""
 
@@ -96,6 +100,8 @@ class BubblePlanners:
     def _of(self, num_micro_batches: int) -> "BubblePlanner":
         """The planner of steps of so many micro-batches on a replica."""
         if num_micro_batches not in self._planners:
+            if len(self._planners) == MOST_PLANNERS:
+                del self._planners[next(iter(self._planners))]
             pipeline = plan_pipeline(self._config, num_micro_batches)
             self._planners[num_micro_batches] = BubblePlanner(pipeline, self._rank)
         return self._planners[num_micro_batches]
