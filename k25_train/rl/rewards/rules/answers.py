@@ -23,7 +23,9 @@ _NUMBER = re.compile(
     re.ASCII,
 )
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)].*)?", re.DOTALL)
-_STATED = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?:?\s*\(?([A-Z])\b", re.ASCII)
+_FIRST = re.compile(r"\(?([A-Za-z])\)?(?=\s*,|\s+(?:or|and)\b)", re.ASCII)
+_NEXT = re.compile(r"(?:,|\b(?:or|and)\b)\s*\(?([A-Z])\b", re.ASCII)
+_STATED = re.compile(r"\b(?i:answer|option|choice)(?:\s+is)?:?\s*\(?([A-Z])\b", re.ASCII)
 
 
 def number_match(found: Fraction, expected: Fraction, absolute: Fraction, relative: Fraction) -> Verdict:
@@ -91,7 +93,12 @@ def choice_in(text: str, letters: str) -> str:
     """
     text = text.strip().strip("*$ ")
     whole = _CHOICE.fullmatch(text)
-    stated = {whole[1]} if whole else set(_STATED.findall(text))
+    first = _FIRST.match(text)
+    stated = (
+        {whole[1]}
+        if whole
+        else {*_STATED.findall(text), *(first.groups() if first else ()), *_NEXT.findall(text)}
+    )
     found = {letter.upper() for letter in stated}
     if len(found) != 1 or not found <= set(letters.upper()):
         kind = "several choices" if len(found) > 1 else "no choice"
