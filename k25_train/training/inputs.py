@@ -165,6 +165,7 @@ class InputReader:
         decoded; over replicas, from one rank of each: tokens with a loss, and all tokens; last the seconds of
         the slowest rank."""
         topology = self._topology
+        # Of all that was decoded for what has arrived by now, even if it is not used in the end.
         num_pixels = COUNTS.take((PIXELS,)).get(PIXELS, 0)
         own: list[float] = [1, 0, num_pixels, 0, 0]
         for read in results:

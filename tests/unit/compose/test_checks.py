@@ -103,9 +103,16 @@ BROKEN_WITHIN = [
     ("cluster.nodes=0", "cluster.nodes=0", "must be positive"),
 ]
 ON_CUDA = "cluster.device=cuda cluster.rates.memory_gb=80 train.dtype=bfloat16"
+UNSEEN = "data.zero_vision=true ~data.sources.caption ~data.sources.ocr ~data.sources.video"
 RL = "algorithm=k25 rollout=in_process environment=sums"
 BROKEN_ACROSS = [
     ("algorithm=k25", "rollout", "must be given together with algorithm"),
+    (UNSEEN, "optim.vision_tower.trained=True", "must be false with data.zero_vision"),
+    (
+        f"{UNSEEN} {RL} optim.vision_tower.trained=false optim.mm_projector.trained=false",
+        "data.zero_vision=True",
+        "is for fine-tuning on data",
+    ),
     (f"{RL} rollout.max_tokens=200", "rollout.max_tokens=200", "must leave room for a prompt"),
     (
         f"{RL} algorithm.form=sequence parallelism.cp=2 parallelism.ep=1",
